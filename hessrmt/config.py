@@ -1,0 +1,127 @@
+"""Run settings: TOML files and command-line options become one validated, frozen object."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from hessrmt.errors import ConfigError
+
+Dtype = Literal["float32", "float64"]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SpectrumConfig(_Settings):
+    """Settings of ``hessrmt spectrum``.
+
+    Attributes:
+        model: Registry name or ``file.py:factory``.
+        data: Registry name, an ``.npz`` file or a directory of IDX files.
+        batch: Samples in a batch.
+        split: ``train`` or ``test``.
+        batches: How many batches from the start of the split, or ``"all"``.
+        loss: Registry name or ``file.py:function``.
+        checkpoint: State dict to start from; None for the random initialisation of ``seed``.
+        operator: ``hessian`` or ``ggn``.
+        device: ``auto``, ``cpu`` or ``cuda[:i]``.
+        dtype: Precision of the whole computation.
+        seed: The run's seed.
+    """
+
+    model: str = "mlp3"
+    data: str = "mnist"
+    batch: int = Field(64, ge=1)
+    split: Literal["train", "test"] = "test"
+    batches: int | Literal["all"] = 4
+    loss: str = "cross-entropy"
+    checkpoint: Path | None = None
+    operator: Literal["hessian", "ggn"] = "hessian"
+    device: str = "auto"
+    dtype: Dtype = "float64"
+    seed: int = Field(0, ge=0)
+
+    @field_validator("batches")
+    @classmethod
+    def _positive(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 1:
+            raise ValueError("should be a positive number, or 'all'")
+        return value
+
+
+class TrainConfig(_Settings):
+    """Settings of ``hessrmt train``; the defaults are the protocol of [B] §4 (PHYSICS §1).
+
+    The learning rate is ``lr`` up to epoch ``decay_start``, falls linearly to ``final_lr`` at
+    ``decay_end`` and stays there.
+    """
+
+    model: str = "mlp3"
+    data: str = "mnist"
+    loss: str = "cross-entropy"
+    epochs: int = Field(300, ge=1)
+    batch: int = Field(128, ge=1)
+    lr: float = Field(0.003, gt=0, allow_inf_nan=False)
+    final_lr: float = Field(0.00003, ge=0, allow_inf_nan=False)
+    decay_start: int = Field(150, ge=0)
+    decay_end: int = Field(270, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0, allow_inf_nan=False)
+    device: str = "auto"
+    dtype: Dtype = "float32"
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _decay_in_order(self) -> Self:
+        if self.decay_end < self.decay_start:
+            raise ValueError("decay_end comes before decay_start")
+        return self
+
+
+SettingsT = TypeVar("SettingsT", bound=_Settings)
+
+
+def load_settings(
+    kind: type[SettingsT], file: Path | None = None, **options: Any
+) -> SettingsT:
+    """Settings from a TOML file, overridden by the options that are not None.
+
+    Args:
+        kind: Which settings class to build.
+        file: TOML file with the class's field names as keys, or None.
+        options: Values given on the command line; None means "not given".
+
+    Returns:
+        The validated settings.
+
+    Raises:
+        ConfigError: If the file is unreadable, a name is unknown or a value cannot be used.
+    """
+    values: dict[str, Any] = {}
+    if file is not None:
+        try:
+            values = tomllib.loads(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"cannot read the settings file {file}: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{file} is not valid TOML: {error}") from error
+    values |= {name: value for name, value in options.items() if value is not None}
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_in_words(error)) from error
+
+
+def _in_words(error: ValidationError) -> str:
+    lines: dict[str, str] = {}
+    for item in error.errors():
+        name = str(item["loc"][0]) if item["loc"] else "settings"
+        given = f" (got {item['input']!r})" if item["loc"] else ""
+        message = item["msg"].removeprefix("Value error, ")
+        lines[name] = f"{name}: {message}{given}" if name not in lines else lines[name]
+    return "; ".join(lines.values())

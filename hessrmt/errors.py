@@ -1,0 +1,49 @@
+"""The exception tree: every error this package raises on purpose.
+
+An error says what was given, what was expected and what to try. ``exit_code`` is what the
+command line returns for it: 2 for bad usage or bad input, 1 for a run that failed.
+"""
+
+
+class HessrmtError(Exception):
+    """Base class of every error raised on purpose by hessrmt."""
+
+    exit_code = 2
+
+
+class ConfigError(HessrmtError):
+    """A setting or option has a value that cannot be used."""
+
+
+class ProblemError(HessrmtError):
+    """A model or loss cannot be differentiated as asked, or a checkpoint does not fit it."""
+
+
+class DataError(HessrmtError):
+    """A data set is missing, unreadable, or holds values that cannot be used."""
+
+
+class DeviceError(HessrmtError):
+    """The requested device is not there, or has too little memory for the work."""
+
+
+class StoreError(HessrmtError):
+    """A spectrum file cannot be written, read or resumed."""
+
+
+class WriteError(StoreError):
+    """Writing to a file failed in the middle of a run (disk full, file system gone)."""
+
+    exit_code = 1
+
+
+class NonFiniteError(HessrmtError):
+    """A loss, gradient or Hessian came out as NaN or infinity; no level is reported."""
+
+    exit_code = 1
+
+
+class ConvergenceError(HessrmtError):
+    """An iteration (eigensolver, optimiser) did not converge."""
+
+    exit_code = 1

@@ -1,0 +1,91 @@
+"""Frozen results: what a computation hands to its user and to the file store."""
+
+from __future__ import annotations
+
+import datetime as dt
+import platform
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from hessrmt.arrays import Levels
+
+_RECORDED_PACKAGES = ("hessrmt", "torch", "numpy", "scipy", "h5py")
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _RECORDED_PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a result came from.
+
+    Attributes:
+        config: The run's full settings, as plain values.
+        device: The device in words, e.g. ``"cpu (2 threads)"``.
+        versions: Package name to version.
+        created: UTC time of creation, ISO 8601.
+        notes: Anything a reader must know, e.g. that embedded data were used.
+    """
+
+    config: Mapping[str, Any] = field(default_factory=dict)
+    device: str = "cpu"
+    versions: Mapping[str, str] = field(default_factory=_versions)
+    created: str = field(
+        default_factory=lambda: dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
+    )
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """All eigenvalues of one curvature matrix, with what is needed to trust them.
+
+    Attributes:
+        eigenvalues: (P,) float64, ascending; eigenvalues known exactly to be zero are 0.0.
+        noise_floor: Absolute bound below which an eigenvalue cannot be told from round-off, in
+            the units of the eigenvalues.
+        dimension: P, the number of trainable parameters.
+        reduced_dimension: Dimension n of the matrix that was diagonalised, n <= P.
+        loss: Mean loss of the batch at the point of expansion.
+        gradient_norm: Euclidean norm of the gradient there.
+        operator: ``"hessian"`` or ``"ggn"``.
+        dtype: Precision of the computation.
+        solver: Eigenvalue routine used.
+        seconds: Phase name to wall-clock seconds.
+        provenance: Where it came from.
+    """
+
+    eigenvalues: Levels
+    noise_floor: float
+    dimension: int
+    reduced_dimension: int
+    loss: float = float("nan")
+    gradient_norm: float = float("nan")
+    operator: str = "hessian"
+    dtype: str = "float64"
+    solver: str = "unknown"
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    provenance: Provenance = field(default_factory=Provenance)
+
+    @property
+    def resolved(self) -> Levels:
+        """The certified levels, ascending: every eigenvalue with |λ| above the noise floor."""
+        return self.eigenvalues[np.abs(self.eigenvalues) > self.noise_floor]
+
+    @property
+    def rank(self) -> int:
+        """Number of certified levels: the numerical rank."""
+        return int(np.count_nonzero(np.abs(self.eigenvalues) > self.noise_floor))

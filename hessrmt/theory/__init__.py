@@ -1,0 +1,1 @@
+"""Laws of random matrix theory, each with its citation."""
