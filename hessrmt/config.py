@@ -24,7 +24,7 @@ class SpectrumConfig(_Settings):
         model: Registry name or ``file.py:factory``.
         data: Registry name, an ``.npz`` file or a directory of IDX files.
         batch: Samples in a batch.
-        split: ``train`` or ``test``.
+        split: ``train`` or ``test``; None means test, or everything where data have no splits.
         batches: How many batches from the start of the split, or ``"all"``.
         loss: Registry name or ``file.py:function``.
         checkpoint: State dict to start from; None for the random initialisation of ``seed``.
@@ -37,7 +37,7 @@ class SpectrumConfig(_Settings):
     model: str = "mlp3"
     data: str = "mnist"
     batch: int = Field(64, ge=1)
-    split: Literal["train", "test"] = "test"
+    split: Literal["train", "test"] | None = None
     batches: int | Literal["all"] = 4
     loss: str = "cross-entropy"
     checkpoint: Path | None = None
@@ -86,9 +86,7 @@ class TrainConfig(_Settings):
 SettingsT = TypeVar("SettingsT", bound=_Settings)
 
 
-def load_settings(
-    kind: type[SettingsT], file: Path | None = None, **options: Any
-) -> SettingsT:
+def load_settings(kind: type[SettingsT], file: Path | None = None, **options: Any) -> SettingsT:
     """Settings from a TOML file, overridden by the options that are not None.
 
     Args:
@@ -123,5 +121,5 @@ def _in_words(error: ValidationError) -> str:
         name = str(item["loc"][0]) if item["loc"] else "settings"
         given = f" (got {item['input']!r})" if item["loc"] else ""
         message = item["msg"].removeprefix("Value error, ")
-        lines[name] = f"{name}: {message}{given}" if name not in lines else lines[name]
+        lines.setdefault(name, f"{name}: {message}{given}")
     return "; ".join(lines.values())

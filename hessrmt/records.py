@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import datetime as dt
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from hessrmt.arrays import Levels
+    from hessrmt.arrays import Indices, Levels, Stack
 
 _RECORDED_PACKAGES = ("hessrmt", "torch", "numpy", "scipy", "h5py")
 
@@ -89,3 +90,37 @@ class Spectrum:
     def rank(self) -> int:
         """Number of certified levels: the numerical rank."""
         return int(np.count_nonzero(np.abs(self.eigenvalues) > self.noise_floor))
+
+
+@dataclass(frozen=True)
+class Spectra(Sequence[Spectrum]):
+    """The complete spectra of one file, in batch order.
+
+    Indexing and iteration give :class:`Spectrum` objects; a slice gives a tuple of them.
+
+    Attributes:
+        items: The spectra.
+        batch_indices: (batches, B) positions of each batch's samples in its split.
+        planned: Batches that the run was to compute; more than ``len`` if it was cut short.
+        provenance: Where they came from.
+    """
+
+    items: tuple[Spectrum, ...]
+    batch_indices: Indices
+    planned: int
+    provenance: Provenance
+
+    @property
+    def eigenvalues(self) -> Stack:
+        """All eigenvalues, one row for each spectrum, (batches, P) float64."""
+        return np.stack([item.eigenvalues for item in self.items])
+
+    @overload
+    def __getitem__(self, index: int) -> Spectrum: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Spectrum, ...]: ...
+    def __getitem__(self, index: int | slice) -> Spectrum | tuple[Spectrum, ...]:
+        return self.items[index]
+
+    def __len__(self) -> int:
+        return len(self.items)

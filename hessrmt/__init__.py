@@ -1,0 +1,54 @@
+"""Exact, certified Hessian spectra of neural networks, compared with random matrix theory.
+
+>>> import hessrmt as hr
+>>> problem = hr.Problem(model, "cross-entropy", (x, y))
+>>> spectrum = hr.spectrum(problem)
+
+Names are loaded on first use, so that importing the package (as the command line's ``--help``
+does) does not import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hessrmt import levels as levels
+    from hessrmt.curvature.ggn import ggn as ggn
+    from hessrmt.curvature.hessian import hessian as hessian
+    from hessrmt.curvature.spectrum import spectrum as spectrum
+    from hessrmt.problems.problem import Problem as Problem
+    from hessrmt.records import Provenance as Provenance
+    from hessrmt.records import Spectrum as Spectrum
+    from hessrmt.store.hdf5 import load as load
+
+_HOME = {
+    "Problem": "hessrmt.problems.problem",
+    "Provenance": "hessrmt.records",
+    "Spectrum": "hessrmt.records",
+    "ggn": "hessrmt.curvature.ggn",
+    "hessian": "hessrmt.curvature.hessian",
+    "load": "hessrmt.store.hdf5",
+    "spectrum": "hessrmt.curvature.spectrum",
+}
+_PACKAGES = ("levels",)
+
+__all__ = ["Problem", "Provenance", "Spectrum", "ggn", "hessian", "levels", "load", "spectrum"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(importlib.import_module(_HOME[name]), name)
+    elif name in _PACKAGES:
+        value = importlib.import_module(f"hessrmt.{name}")
+    elif name == "__version__":
+        value = importlib.import_module("importlib.metadata").version("hessrmt")
+    else:
+        raise AttributeError(f"module 'hessrmt' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,0 +1,1 @@
+"""Devices and the few verbs of linear algebra that run on them."""

@@ -1,0 +1,71 @@
+"""``hessrmt info``: this installation, its devices and data; or what a spectrum file holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hessrmt.cli import console
+from hessrmt.cli.options import JsonOption
+
+
+def info(
+    file: Annotated[
+        Path | None, typer.Argument(help="A spectrum file; without it, this installation.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Show versions, devices and data; or the contents and provenance of a spectrum file."""
+    found = _about_file(file) if file else _about_installation()
+    if json:
+        console.emit_json(found)
+        return
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None)
+    for key, value in found.items():
+        shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        table.add_row(f"[bold]{key}[/bold]", console.escape(shown))
+    console.err.print(table)
+
+
+def _about_installation() -> dict[str, Any]:
+    import torch
+
+    from hessrmt.backend.memory import free_host_memory
+    from hessrmt.backend.select import select
+    from hessrmt.problems.data import NAMES, locate
+    from hessrmt.problems.losses import LOSSES
+    from hessrmt.problems.models import MODELS
+    from hessrmt.records import Provenance
+
+    devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    return {
+        **Provenance().versions,
+        "devices": [select(device).name for device in devices],
+        "free memory GiB": round(free_host_memory() / 2**30, 1),
+        "models": list(MODELS),
+        "losses": list(LOSSES),
+        "data on disk": [name for name in NAMES if locate(name)] or ["embedded subset of mnist"],
+    }
+
+
+def _about_file(file: Path) -> dict[str, Any]:
+    from hessrmt.store.hdf5 import load
+
+    spectra = load(file)
+    source = spectra.provenance
+    return {
+        "file": str(file),
+        "batches done": len(spectra),
+        "batches planned": spectra.planned,
+        "parameters": spectra[0].dimension if spectra else None,
+        "rank": [item.rank for item in spectra],
+        "created": source.created,
+        "device": source.device,
+        **{f"config {key}": value for key, value in source.config.items()},
+        **{f"version {key}": value for key, value in source.versions.items()},
+        "notes": list(source.notes),
+    }

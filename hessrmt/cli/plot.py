@@ -1,0 +1,40 @@
+"""``hessrmt plot``: pictures of a spectrum file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hessrmt.cli import console
+
+
+def plot(
+    file: Annotated[Path, typer.Argument(help="A spectrum file.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Picture to write (.png, .pdf, .svg). \\[default: FILE.png]"),
+    ] = None,
+) -> None:
+    """Draw |λ| against index with the noise floor: which levels are real."""
+    from hessrmt.errors import ConfigError, StoreError
+    from hessrmt.plots.certification import certification
+    from hessrmt.store.hdf5 import load
+
+    spectra = load(file)
+    if not spectra:
+        raise StoreError(f"{file} holds no finished batch yet; continue it with --resume")
+    target = out or file.with_suffix(".png")
+    settings = spectra.provenance.config
+    title = (
+        f"{settings['model']}, {settings['data']} ({settings['split']}), batch "
+        f"{settings['batch']}, {settings['operator']}, {settings['dtype']}"
+    )
+    try:
+        certification(spectra, title).savefig(target, dpi=150)
+    except OSError as error:
+        raise StoreError(f"cannot write {target}: {error.strerror}") from error
+    except ValueError as error:  # an ending matplotlib does not know
+        raise ConfigError(f"cannot write {target}: {error}") from error
+    console.note(f"written: {target}")

@@ -1,0 +1,208 @@
+"""``hessrmt spectrum``: the main job."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hessrmt.cli import console
+from hessrmt.cli.options import (
+    ConfigOption,
+    DataDirOption,
+    DataOption,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    LossOption,
+    ModelOption,
+    SeedOption,
+)
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from hessrmt.records import Spectra, Spectrum
+
+
+def spectrum(
+    model: ModelOption = None,
+    data: DataOption = None,
+    batch: Annotated[
+        int | None, typer.Option("--batch", help="Samples in a batch. \\[default: 64]")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option("--split", help="train or test. \\[default: test]")
+    ] = None,
+    batches: Annotated[
+        str | None,
+        typer.Option(
+            "--batches", help="Number of batches from the start, or 'all'. \\[default: 4]"
+        ),
+    ] = None,
+    loss: LossOption = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            "--checkpoint",
+            help="State dict (.pt, .pth, .safetensors). \\[default: random initialisation of --seed]",
+        ),
+    ] = None,
+    operator: Annotated[
+        str | None,
+        typer.Option(
+            "--operator", help="hessian, or ggn for generalised Gauss-Newton. \\[default: hessian]"
+        ),
+    ] = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    seed: SeedOption = None,
+    out: Annotated[Path, typer.Option("--out", help="Spectrum file to write (HDF5).")] = Path(
+        "spectra.h5"
+    ),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the file if it is there.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the file if it is there.")
+    ] = False,
+    config: ConfigOption = None,
+    data_dir: DataDirOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Compute all eigenvalues of the loss Hessian, batch by batch, and certify them.
+
+    Batches are taken in file order, unshuffled.
+
+    Each finished batch is on disk at once; a run that was killed continues with --resume.
+    """
+    from hessrmt.config import SpectrumConfig, load_settings
+    from hessrmt.workflows.spectrum import prepare, run
+
+    settings = load_settings(
+        SpectrumConfig,
+        config,
+        model=model,
+        data=data,
+        batch=batch,
+        split=split,
+        batches=int(batches) if batches and batches.lstrip("-").isdigit() else batches,
+        loss=loss,
+        checkpoint=checkpoint,
+        operator=operator,
+        device=device,
+        dtype=dtype,
+        seed=seed,
+    )
+    prepared = prepare(settings, data_dir)
+    for line in prepared.notes:
+        console.note(line)
+    with console.progress() as display:
+        found = run(
+            prepared,
+            out,
+            resume=resume,
+            overwrite=overwrite,
+            observer=_Meter(display, len(prepared.batch_indices)),
+        )
+    _show(found, out)
+    if json:
+        console.emit_json(_as_json(found, out))
+
+
+class _Meter:
+    """Two bars: batches of the run, and steps of the phase that is running."""
+
+    def __init__(self, display: Progress, batches: int) -> None:
+        self._display = display
+        self._batches: TaskID = display.add_task("batches", total=batches, rate="")
+        self._phase: TaskID = display.add_task("starting", total=None, rate="")
+        self._seen: tuple[str, int] | None = None
+        self._since = time.perf_counter()
+
+    def __call__(self, batch: int, phase: str, done: int, total: int) -> None:
+        if phase == "stored":
+            self._display.advance(self._batches)
+            return
+        if self._seen != (phase, batch):
+            self._seen = (phase, batch)
+            self._since = time.perf_counter()
+            self._display.reset(self._phase, total=total, description=f"batch {batch}: {phase}")
+        elapsed = time.perf_counter() - self._since
+        rate = f"{done / elapsed:,.0f} rows/s" if phase == "matrix" and elapsed > 0 else ""
+        # LAPACK reports nothing until it is done: a pulsing bar, not a bar stuck at zero
+        steps = None if total == 1 and done == 0 else total
+        self._display.update(self._phase, completed=done, total=steps, rate=rate)
+
+
+def _mean_ratio(item: Spectrum) -> float:
+    from hessrmt.levels.ratios import mean_ratio
+
+    return mean_ratio(item.resolved)
+
+
+def _show(found: Spectra, out: Path) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    from hessrmt.theory.ratios import MEAN_RATIO_GOE, MEAN_RATIO_POISSON
+
+    first = found[0]
+    name = {"hessian": "Hessian", "ggn": "Gauss-Newton matrix"}[first.operator]
+    table = Table(
+        box=SIMPLE_HEAD,
+        padding=(0, 1),
+        title=f"{name}, P = {first.dimension:,}: {len(found)} of {found.planned} batches",
+        title_justify="left",
+    )
+    for heading in ("batch", "λ min", "λ max", "noise floor", "certified", "⟨r̃⟩"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for phase in first.seconds:
+        table.add_column(f"{phase} s", justify="right", no_wrap=True)
+    for number, item in enumerate(found):
+        table.add_row(
+            str(number),
+            f"{item.eigenvalues[0]:.4g}",
+            f"{item.eigenvalues[-1]:.4g}",
+            f"{item.noise_floor:.2g}",
+            f"{item.rank:,}",
+            f"{_mean_ratio(item):.4f}",
+            *(f"{seconds:.1f}" for seconds in item.seconds.values()),
+        )
+    console.err.print(table)
+    console.err.print(
+        f"⟨r̃⟩ of the certified levels; GOE {MEAN_RATIO_GOE}, Poisson {MEAN_RATIO_POISSON:.4f}. "
+        f"{first.solver}, {first.dtype}, {found.provenance.device}."
+    )
+    console.err.print(f"written: {console.escape(str(out))}", soft_wrap=True)
+
+
+def _as_json(found: Spectra, out: Path) -> dict[str, Any]:
+    return {
+        "file": str(out),
+        "dimension": found[0].dimension,
+        "batches_planned": found.planned,
+        "config": dict(found.provenance.config),
+        "device": found.provenance.device,
+        "versions": dict(found.provenance.versions),
+        "created": found.provenance.created,
+        "notes": list(found.provenance.notes),
+        "batches": [
+            {
+                "batch": number,
+                "rank": item.rank,
+                "noise_floor": item.noise_floor,
+                "reduced_dimension": item.reduced_dimension,
+                "n_resolved": len(item.resolved),
+                "mean_ratio": _mean_ratio(item),
+                "lambda_min": item.eigenvalues[0],
+                "lambda_max": item.eigenvalues[-1],
+                "loss": item.loss,
+                "gradient_norm": item.gradient_norm,
+                "seconds": dict(item.seconds),
+            }
+            for number, item in enumerate(found)
+        ],
+    }

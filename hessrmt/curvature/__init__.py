@@ -1,0 +1,1 @@
+"""Exact curvature matrices and their certified spectra."""

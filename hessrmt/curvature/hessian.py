@@ -1,0 +1,132 @@
+"""The exact dense Hessian ∇²_θ L of a problem, in blocks of rows.
+
+Source: [B] §2 (Baskerville, Granziol, Keating), H = ∇²_θ (1/|B|) Σ_b ℓ(f(x_b; θ), y_b).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from hessrmt.backend.select import select
+from hessrmt.curvature.plan import dense_block, require_dense
+from hessrmt.curvature.products import Product, hessian_product
+from hessrmt.errors import NonFiniteError, ProblemError
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+    from hessrmt.arrays import Matrix
+    from hessrmt.backend.base import Backend
+    from hessrmt.problems.problem import Problem
+
+Tick = Callable[[str, int, int], None]
+"""Progress: phase, steps done, steps in all."""
+
+
+def hessian(
+    problem: Problem, device: str = "auto", dtype: str = "float64"
+) -> Float[np.ndarray, "P P"]:
+    """The exact Hessian of the mean loss with respect to the trainable parameters.
+
+    Args:
+        problem: Model, loss and batch.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+        dtype: ``"float64"`` or ``"float32"``, the precision of the whole computation.
+
+    Returns:
+        (P, P) symmetric array of that dtype, parameters in ``model.parameters()`` order.
+
+    Raises:
+        ProblemError: If the loss is random, not a scalar or not twice differentiable by torch.
+        NonFiniteError: If the loss or an entry is NaN or infinite.
+        DeviceError: If the device is not there or the matrix does not fit in its memory.
+    """
+    backend = select(device)
+    local = problem.at(torch_dtype(dtype), backend.device)
+    require_dense(local, backend)
+    local.evaluate()
+    block = dense_block(local, backend)
+    return assemble(hessian_product(local), local.theta, block, backend).cpu().numpy()
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The torch type of ``"float64"`` or ``"float32"``.
+
+    Args:
+        name: One of the two.
+
+    Returns:
+        The type.
+
+    Raises:
+        ProblemError: For any other name.
+    """
+    types = {"float64": torch.float64, "float32": torch.float32}
+    if name not in types:
+        raise ProblemError(f"unknown dtype {name!r}; known are float64 and float32")
+    return types[name]
+
+
+def assemble(
+    product: Product,
+    theta: torch.Tensor,
+    block: int,
+    backend: Backend,
+    tick: Tick | None = None,
+) -> Matrix:
+    """Dense symmetric matrix from products with unit vectors.
+
+    Args:
+        product: Maps (k, P) to (k, P).
+        theta: (P,) parameters; fixes dimension, type and place.
+        block: Rows computed together.
+        backend: Does the symmetrisation.
+        tick: Called with phase, rows done and rows in all.
+
+    Returns:
+        (P, P) symmetric tensor.
+
+    Raises:
+        NonFiniteError: If any entry is NaN or infinite.
+        ProblemError: If the matrix is not symmetric to half the digits of its type.
+    """
+    size = theta.numel()
+    matrix = torch.empty(size, size, dtype=theta.dtype, device=theta.device)
+    for start in range(0, size, block):
+        rows = min(block, size - start)
+        unit = torch.zeros(rows, size, dtype=theta.dtype, device=theta.device)
+        unit[:, start : start + rows].fill_diagonal_(1)
+        matrix[start : start + rows] = product(unit).detach()
+        if tick:
+            tick("matrix", start + rows, size)
+    make_symmetric(matrix, backend)
+    return matrix
+
+
+def make_symmetric(matrix: Matrix, backend: Backend) -> None:
+    """Average a computed curvature matrix with its transpose, after checking that it may be.
+
+    Args:
+        matrix: (n, n), symmetric up to rounding; overwritten.
+        backend: Where it lives.
+
+    Raises:
+        NonFiniteError: If any entry is NaN or infinite.
+        ProblemError: If it is not symmetric to half the digits of its type: second derivatives do
+            not exist here, or an operation differentiates wrongly.
+    """
+    asymmetry = backend.symmetrize_(matrix)
+    if not math.isfinite(asymmetry):
+        raise NonFiniteError("the curvature matrix has NaN or infinite entries")
+    scale = float(torch.linalg.matrix_norm(matrix, ord=torch.inf)) if asymmetry else 0.0
+    if asymmetry > torch.finfo(matrix.dtype).eps ** 0.5 * scale:
+        raise ProblemError(
+            f"the computed curvature matrix is not symmetric: |H_ij - H_ji| reaches "
+            f"{asymmetry:.3g} where the norm is {scale:.3g}. Some operation of the model has a wrong second derivative "
+            "in torch, or none at this point; replace it"
+        )

@@ -1,0 +1,121 @@
+"""Curvature-vector products, many vectors at a time, by double automatic differentiation.
+
+Forward-over-reverse (Pearlmutter 1994) under ``vmap`` is the fast way. Operations for which torch
+has no forward-mode rule go reverse-over-reverse; those it cannot batch go vector by vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.func import grad, jvp, vjp, vmap
+
+from hessrmt.errors import ProblemError
+
+if TYPE_CHECKING:
+    from hessrmt.arrays import Vector, Vectors
+    from hessrmt.problems.problem import Problem
+
+Product = Callable[["Vectors"], "Vectors"]
+"""Maps k vectors (k, P) to k products (k, P)."""
+
+
+def hessian_product(problem: Problem) -> Product:
+    """Products V ↦ V·H with the Hessian at the problem's parameters.
+
+    Args:
+        problem: In its final precision and place.
+
+    Returns:
+        The batched product; its way of differentiating has been tried on one vector.
+    """
+    theta = problem.theta
+    gradient = grad(problem.loss)
+
+    def forward(v: Vector) -> Vector:
+        return jvp(gradient, (theta,), (v,))[1]
+
+    def reverse(v: Vector) -> Vector:
+        return vjp(gradient, theta)[1](v)[0]
+
+    def eager(block: Vectors) -> Vectors:
+        point = theta.clone().requires_grad_()
+        loss = problem.loss(point)
+        if not loss.requires_grad:
+            return torch.zeros_like(block)
+        first = torch.autograd.grad(loss, point, create_graph=True)[0]
+        if not first.requires_grad:  # piecewise linear loss: no curvature at all
+            return torch.zeros_like(block)
+        rows = [
+            torch.autograd.grad(first, point, v, retain_graph=True, materialize_grads=True)[0]
+            for v in block
+        ]
+        return torch.stack(rows)
+
+    return _first_that_works(
+        theta,
+        (
+            vmap(forward, randomness="error"),
+            vmap(reverse, randomness="error"),
+            eager,
+        ),
+    )
+
+
+def ggn_product(problem: Problem) -> Product:
+    """Products V ↦ V·G with the generalised Gauss-Newton matrix G = Jᵀ S J.
+
+    J is the Jacobian of the outputs, S the Hessian of the loss in the outputs (Schraudolph 2002).
+
+    Args:
+        problem: In its final precision and place.
+
+    Returns:
+        The batched product.
+    """
+    theta = problem.theta
+    outputs, pullback = vjp(problem.outputs, theta)
+    loss_gradient = grad(problem.loss_of_outputs)
+
+    def forward(v: Vector) -> Vector:
+        tangent = jvp(problem.outputs, (theta,), (v,))[1]
+        curved = jvp(loss_gradient, (outputs,), (tangent,))[1]
+        return pullback(curved)[0]
+
+    def reverse(v: Vector) -> Vector:
+        # J v as the derivative of u ↦ Jᵀu, which is linear, so any point u will do
+        transpose = vjp(lambda u: vjp(problem.outputs, theta)[1](u)[0], outputs)[1]
+        curved = vjp(loss_gradient, outputs)[1](transpose(v)[0])[0]
+        return pullback(curved)[0]
+
+    return _first_that_works(
+        theta,
+        (
+            vmap(forward, randomness="error"),
+            vmap(reverse, randomness="error"),
+            lambda block: torch.stack([reverse(v) for v in block]),
+        ),
+    )
+
+
+def _first_that_works(theta: Vector, ways: tuple[Product, ...]) -> Product:
+    """The first way that can multiply two vectors."""
+    probe = torch.zeros(2, theta.numel(), dtype=theta.dtype, device=theta.device)
+    probe[:, 0] = 1
+    reasons: list[str] = []
+    for way in ways:
+        try:
+            result = way(probe)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, NotImplementedError, TypeError) as error:
+            reasons.append(str(error).strip().split("\n")[0])
+            continue
+        if isinstance(result, Tensor):
+            return way
+    raise ProblemError(
+        "the loss cannot be differentiated twice by torch: " + "; ".join(dict.fromkeys(reasons))
+    )

@@ -1,0 +1,1 @@
+"""Pictures of results; they draw what other modules computed and define no science."""

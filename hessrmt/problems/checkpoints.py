@@ -1,0 +1,267 @@
+"""Checkpoints: read a state dict safely, put it into a model strictly, write files atomically."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import os
+import pickle
+import re
+import warnings
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from hessrmt.errors import ProblemError, StoreError, WriteError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+TORCH_SUFFIXES = (".pt", ".pth")
+SAFETENSORS_SUFFIX = ".safetensors"
+_NESTED_UNDER = ("state_dict", "model_state_dict", "model")
+_WRAPPERS = ("module.", "_orig_mod.")  # DataParallel and torch.compile prefix every name
+_LISTED = 8
+_DISK_FAILED = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG}
+
+
+def load_state(path: Path) -> dict[str, Tensor]:
+    """State dict of a checkpoint file, on the CPU, every value finite.
+
+    Nothing stored in the file is executed: ``.pt`` and ``.pth`` files are read by
+    ``torch.load(weights_only=True)``.
+
+    Args:
+        path: ``.pt``, ``.pth`` or ``.safetensors`` file holding a state dict, or a dict with one
+            under ``state_dict``, ``model_state_dict`` or ``model``.
+
+    Returns:
+        Entry name to tensor, without the prefix of DataParallel or torch.compile.
+
+    Raises:
+        ProblemError: If the file is missing, unreadable, refused or foreign, holds no tensors, or
+            a tensor holds NaN or infinity.
+    """
+    state = _unwrap(_tensors(read(path), path))
+    for name, tensor in state.items():
+        bad = _count_nonfinite(tensor)
+        if bad:
+            raise ProblemError(
+                f"{path} holds {bad} values that are NaN or infinite, of {tensor.numel()}, "
+                f"in {name!r}; the training diverged or the file is damaged"
+            )
+    return state
+
+
+def read(path: Path) -> Any:
+    """Content of a checkpoint file as it was saved, tensors on the CPU; executes nothing in it.
+
+    Args:
+        path: ``.pt``, ``.pth`` or ``.safetensors`` file.
+
+    Returns:
+        The saved object: tensors in containers of plain Python types.
+
+    Raises:
+        ProblemError: If the file is missing, unreadable, refused or foreign.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in {*TORCH_SUFFIXES, SAFETENSORS_SUFFIX}:
+        raise ProblemError(
+            f"cannot tell what kind of checkpoint {path} is: "
+            f"expected a name ending in .pt, .pth or .safetensors, got {path.suffix or 'none'!r}"
+        )
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise ProblemError(f"the checkpoint {path} {what}; expected a file holding a state dict")
+    try:
+        if suffix == SAFETENSORS_SUFFIX:
+            return load_file(path, device="cpu")
+        with warnings.catch_warnings():  # torch's remarks on foreign files; ours are errors
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise ProblemError(
+            f"cannot read the checkpoint {path}: {error.strerror or error}"
+        ) from error
+    except safetensors.SafetensorError as error:
+        raise ProblemError(
+            f"{path} is not a complete safetensors file ({error}); copy or save it again"
+        ) from error
+    except Exception as error:  # a foreign file makes torch.load raise almost anything
+        raise ProblemError(_why_unreadable(path, error)) from error
+
+
+def apply_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Put a state dict into a model; every entry must match in name and shape.
+
+    Args:
+        model: The model; unchanged if the state does not fit.
+        state: Entry name to tensor; cast to the model's dtype and device.
+
+    Raises:
+        ProblemError: If entries are missing, unexpected or of another shape.
+    """
+    own = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    missing = [name for name in own if name not in state]
+    unexpected = [name for name in state if name not in own]
+    misshapen = [
+        f"{name} {tuple(state[name].shape)} where the model has {tuple(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    faults = [
+        f"{what}: {_listed(names)}"
+        for what, names in (
+            ("missing from the checkpoint", missing),
+            ("not in the model", unexpected),
+            ("of another shape", misshapen),
+        )
+        if names
+    ]
+    if faults:
+        raise ProblemError(
+            f"the checkpoint does not fit the model ({type(model).__name__}): "
+            f"{'; '.join(faults)}. Give the model that was trained"
+        )
+    try:
+        model.load_state_dict(dict(state), strict=True)
+    except RuntimeError as error:
+        raise ProblemError(f"the checkpoint does not fit the model: {error}") from error
+
+
+def load_into(model: nn.Module, path: Path) -> str:
+    """Put the state dict of a checkpoint file into a model.
+
+    Args:
+        model: The model; unchanged on failure.
+        path: Checkpoint file, as for :func:`load_state`.
+
+    Returns:
+        The file's sha256, hexadecimal.
+    """
+    apply_state(model, load_state(path))
+    return sha256(path)
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal sha256 of a file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        ProblemError: If the file cannot be read.
+    """
+    try:
+        with path.open("rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+    except OSError as error:
+        raise ProblemError(f"cannot read {path}: {error.strerror}") from error
+
+
+def save_atomic(obj: object, path: Path) -> None:
+    """Write a checkpoint so that the file is always either the old one or the new one, complete.
+
+    Args:
+        obj: Tensors in containers of plain Python types.
+        path: The file to write or replace.
+
+    Raises:
+        WriteError: If the disk is full or fails (the old file is left as it was).
+        StoreError: If the folder cannot be written to (likewise).
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        buffer = io.BytesIO()  # so that the bytes do not depend on the file's name
+        torch.save(obj, buffer)
+        with temporary.open("xb") as handle:
+            handle.write(buffer.getbuffer())
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if error.errno in _DISK_FAILED:
+            raise WriteError(
+                f"writing {path} failed: {reason}; what the file held before is untouched"
+            ) from error
+        raise StoreError(
+            f"cannot write {path}: {reason}; give a path in a folder you can write to"
+        ) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
+    for key in _NESTED_UNDER:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    if not isinstance(content, dict):
+        raise ProblemError(
+            f"{path} holds no state dict but a {type(content).__name__}; "
+            "save one with torch.save(model.state_dict(), path)"
+        )
+    found = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    if not found:
+        raise ProblemError(
+            f"{path} holds no tensors (its keys: {_listed(map(str, content)) or 'none'}); expected "
+            f"a state dict, at the top or under {', '.join(map(repr, _NESTED_UNDER))}"
+        )
+    return found
+
+
+def _unwrap(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    for prefix in _WRAPPERS:
+        if all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return state
+
+
+def _count_nonfinite(tensor: Tensor) -> int:
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return 0
+    wide = tensor if tensor.element_size() >= 4 else tensor.float()  # float8 has no isfinite
+    return wide.numel() - int(torch.isfinite(wide).sum())
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    save_instead = (
+        "nothing in it was executed. In the program that made it, save only its tensors: "
+        "torch.save(model.state_dict(), path)"
+    )
+    named = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if named:
+        return f"{path} holds pickled Python objects ({named[1]}), not only tensors; {save_instead}"
+    if "TorchScript" in str(error):
+        return f"{path} is a TorchScript archive, not a state dict; {save_instead}"
+    with path.open("rb") as handle:
+        start = handle.read(4)
+    if start == b"PK\x03\x04":
+        return (
+            f"{path} is cut short or damaged, or is a zip file of another program; "
+            "copy or save it again"
+        )
+    if start[:1] == b"\x80" and isinstance(error, pickle.UnpicklingError):
+        return f"{path} is a pickle that was not written by torch.save; {save_instead}"
+    return (
+        f"{path} is not a PyTorch checkpoint, or is damaged ({path.stat().st_size} bytes); "
+        "expected a file written by torch.save(model.state_dict(), path)"
+    )
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    rest = len(names) - _LISTED
+    return ", ".join(names[:_LISTED]) + (f" and {rest} more" if rest > 0 else "")

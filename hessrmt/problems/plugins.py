@@ -1,0 +1,55 @@
+"""Load a user's own object given as ``file.py:name``."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+from hessrmt.errors import ProblemError
+
+
+def is_plugin(spec: str) -> bool:
+    """Whether a specification has the form ``file.py:name``.
+
+    Returns:
+        True if the part before the last colon ends in ``.py``.
+    """
+    return spec.rpartition(":")[0].endswith(".py")
+
+
+def load_object(spec: str) -> Any:
+    """Object named by ``file.py:name``; the file is executed as a module.
+
+    Args:
+        spec: Path of a Python file, a colon, and a name defined in it.
+
+    Returns:
+        The object.
+
+    Raises:
+        ProblemError: If the file is missing, fails to run, or lacks the name.
+    """
+    file, _, name = spec.rpartition(":")
+    path = Path(file).expanduser()
+    if not is_plugin(spec) or not name:
+        raise ProblemError(f"{spec!r} is not of the form file.py:name")
+    if not path.is_file():
+        raise ProblemError(f"{spec!r}: there is no file {file}")
+    module_name = f"_hessrmt_user_{path.stem}"
+    module_spec = importlib.util.spec_from_file_location(module_name, path)
+    if module_spec is None or module_spec.loader is None:
+        raise ProblemError(f"{spec!r}: {file} cannot be loaded as a Python module")
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[module_name] = module
+    try:
+        module_spec.loader.exec_module(module)
+    except Exception as error:
+        raise ProblemError(
+            f"{spec!r}: running {file} failed with {type(error).__name__}: {error}"
+        ) from error
+    if not hasattr(module, name):
+        public = sorted(n for n in vars(module) if not n.startswith("_"))
+        raise ProblemError(f"{spec!r}: {file} defines no {name!r}; it has {', '.join(public)}")
+    return getattr(module, name)

@@ -1,0 +1,281 @@
+"""A model, a loss and a batch of data as one function θ ↦ loss of the flat parameter vector."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+from torch.utils import _pytree
+
+from hessrmt.errors import DataError, NonFiniteError, ProblemError
+from hessrmt.problems.losses import LOSSES, Loss, resolve
+
+if TYPE_CHECKING:
+    from hessrmt.arrays import Vector
+
+_EVALUATION_ULPS = 64
+"""Two evaluations may differ by so many ulps (summation order); randomness differs by far more."""
+
+
+class Problem:
+    """The loss of a network on a batch, as a function of its trainable parameters.
+
+    The user's model is copied, never changed. Parameters with ``requires_grad=False`` are
+    constants. Parameters that the loss does not use are kept: their curvature is exactly zero.
+
+    Args:
+        model: Any ``torch.nn.Module``.
+        loss: ``"cross-entropy"``, ``"mse"``, ``"file.py:function"`` or a callable
+            (outputs, targets) -> scalar mean over the batch.
+        data: Inputs and targets, each a tensor or NumPy array with the batch first. Inputs may
+            also be a tuple or dict of them, passed as positional or keyword arguments.
+
+    Attributes:
+        dimension: P, the number of trainable parameters.
+        names: Names of the trainable parameters, in ``model.parameters()`` order.
+        loss_name: The loss in words.
+
+    Raises:
+        ProblemError: If nothing is trainable, or a parameter is NaN or infinite.
+        DataError: If inputs and targets are empty, of different lengths, NaN or infinite, or
+            labels do not fit the outputs.
+    """
+
+    def __init__(self, model: nn.Module, loss: str | Loss, data: tuple[Any, Any]) -> None:
+        if not isinstance(model, nn.Module):
+            raise ProblemError(f"the model is a {type(model).__name__}, not a torch.nn.Module")
+        try:
+            inputs, targets = data
+        except (TypeError, ValueError) as error:
+            raise DataError("data must be a pair (inputs, targets)") from error
+        self.model = copy.deepcopy(model)
+        self.loss_name = loss if isinstance(loss, str) else getattr(loss, "__name__", repr(loss))
+        self._loss = resolve(loss)
+        self.inputs = _pytree.tree_map(_tensor, inputs)
+        self.targets = _pytree.tree_map(_tensor, targets)
+        trainable = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        if not trainable:
+            raise ProblemError(
+                "the model has no trainable parameters; set requires_grad=True on those whose "
+                "curvature you want"
+            )
+        self.names = tuple(trainable)
+        self._shapes = [p.shape for p in trainable.values()]
+        self._sizes = [p.numel() for p in trainable.values()]
+        self.dimension = sum(self._sizes)
+        _check_finite_parameters(self.model)
+        self.samples = _check_data(self.inputs, self.targets)
+
+    @property
+    def theta(self) -> Vector:
+        """The trainable parameters as one flat vector (P,), a copy."""
+        found = dict(self.model.named_parameters())
+        return torch.cat([found[name].detach().reshape(-1) for name in self.names])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of the parameters."""
+        return dict(self.model.named_parameters())[self.names[0]].dtype
+
+    def at(self, dtype: torch.dtype, device: torch.device) -> Problem:
+        """A copy of the problem in another precision and on another device.
+
+        Args:
+            dtype: Floating-point type of parameters, buffers, inputs and real targets.
+            device: Where the copy lives.
+
+        Returns:
+            The copy.
+        """
+        moved = copy.copy(self)
+        moved.model = copy.deepcopy(self.model).to(device=device, dtype=dtype)
+
+        def move(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor):
+                return leaf
+            return leaf.to(device=device, dtype=dtype if leaf.is_floating_point() else leaf.dtype)
+
+        moved.inputs = _pytree.tree_map(move, self.inputs)
+        moved.targets = _pytree.tree_map(move, self.targets)
+        return moved
+
+    def unflatten(self, theta: Vector) -> dict[str, Tensor]:
+        """Flat vector (P,) to named parameters.
+
+        Returns:
+            Parameter name to tensor, views of ``theta``.
+        """
+        pieces = theta.split(self._sizes)
+        return {
+            name: piece.view(shape)
+            for name, piece, shape in zip(self.names, pieces, self._shapes, strict=True)
+        }
+
+    def outputs(self, theta: Vector) -> Tensor:
+        """The network's outputs on the batch at parameters ``theta`` (P,).
+
+        Returns:
+            Whatever the model returns, usually (B, K).
+        """
+        arguments, keywords = (self.inputs,), {}
+        if isinstance(self.inputs, tuple | list):
+            arguments = tuple(self.inputs)
+        elif isinstance(self.inputs, dict):
+            arguments, keywords = (), self.inputs
+        with _twice_differentiable():
+            return functional_call(self.model, self.unflatten(theta), arguments, keywords)
+
+    def loss_of_outputs(self, outputs: Tensor) -> Tensor:
+        """The scalar loss of given outputs on the batch's targets.
+
+        Returns:
+            A scalar tensor.
+        """
+        return self._loss(outputs, self.targets)
+
+    def loss(self, theta: Vector) -> Tensor:
+        """The scalar mean loss of the batch at parameters ``theta`` (P,).
+
+        Returns:
+            A scalar tensor.
+        """
+        return self.loss_of_outputs(self.outputs(theta))
+
+    def evaluate(self) -> tuple[float, float]:
+        """Loss and gradient norm at the current parameters, after checking that both exist.
+
+        Returns:
+            The mean loss and the Euclidean norm of its gradient.
+
+        Raises:
+            ProblemError: If the loss is random, changes the model, is not a scalar, or fails.
+            DataError: If class labels do not fit the outputs.
+            NonFiniteError: If the loss or its gradient is NaN or infinite.
+        """
+        _refuse_random_layers(self.model)
+        theta = self.theta.requires_grad_()
+        try:
+            outputs = self.outputs(theta)
+            self._check_labels(outputs)
+            loss = self.loss_of_outputs(outputs)
+            again = self.loss(theta.detach())
+        except (DataError, ProblemError):
+            raise
+        except Exception as error:
+            raise ProblemError(
+                f"evaluating the loss failed with {type(error).__name__}: {error}"
+            ) from error
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise ProblemError(
+                f"the loss {self.loss_name!r} returned {shape}; it must return one number, "
+                "the mean over the batch"
+            )
+        value, second = float(loss.detach()), float(again.detach())
+        if not math.isfinite(value):
+            raise NonFiniteError(f"the loss is {value} at these parameters")
+        if abs(value - second) > _EVALUATION_ULPS * torch.finfo(loss.dtype).eps * abs(value):
+            raise ProblemError(
+                f"the loss is not deterministic: two evaluations gave {value!r} and "
+                f"{second!r}. Call model.eval(), and remove dropout, noise and random "
+                "augmentation: a Hessian needs one fixed function"
+            )
+        gradient = (
+            torch.autograd.grad(loss, theta, allow_unused=True)[0] if loss.requires_grad else None
+        )
+        norm = 0.0 if gradient is None else float(gradient.norm())
+        if not math.isfinite(norm):
+            raise NonFiniteError(f"the gradient's norm is {norm} at these parameters")
+        return value, norm
+
+    def _check_labels(self, outputs: Any) -> None:
+        """Refuse class labels that cross-entropy would index out of bounds."""
+        if self._loss is not LOSSES["cross-entropy"] or not isinstance(self.targets, Tensor):
+            return
+        if self.targets.is_floating_point() or not isinstance(outputs, Tensor):
+            return
+        if outputs.dim() < 2:
+            raise ProblemError(
+                f"cross-entropy needs outputs (batch, classes), got shape {tuple(outputs.shape)}"
+            )
+        low, high = int(self.targets.min()), int(self.targets.max())
+        if low < 0 or high >= outputs.shape[1]:
+            raise DataError(
+                f"labels run from {low} to {high}, but the model has {outputs.shape[1]} outputs; "
+                f"labels must lie in 0..{outputs.shape[1] - 1}"
+            )
+
+
+@contextmanager
+def _twice_differentiable() -> Iterator[None]:
+    """Attention through torch's math kernel: the fused ones have no second derivative.
+
+    Yields:
+        None.
+    """
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+
+
+def _tensor(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor):
+        return leaf.detach()
+    return torch.from_numpy(leaf) if isinstance(leaf, np.ndarray) else leaf
+
+
+def _check_finite_parameters(model: nn.Module) -> None:
+    for name, value in [*model.named_parameters(), *model.named_buffers()]:
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            bad = int((~torch.isfinite(value)).sum())
+            raise ProblemError(f"{name} has {bad} NaN or infinite values out of {value.numel()}")
+
+
+def _check_data(inputs: Any, targets: Any) -> int:
+    """Number of samples, after checking lengths and finiteness."""
+    lengths: set[int] = set()
+    for what, tree in (("inputs", inputs), ("targets", targets)):
+        for leaf in _pytree.tree_leaves(tree):
+            if not isinstance(leaf, Tensor):
+                continue
+            if leaf.dim() == 0 or leaf.numel() == 0:
+                raise DataError(f"the {what} are empty (shape {tuple(leaf.shape)})")
+            if leaf.is_floating_point() and not torch.isfinite(leaf).all():
+                row = int((~torch.isfinite(leaf)).nonzero()[0, 0])
+                raise DataError(f"the {what} have NaN or infinite values, first in sample {row}")
+            lengths.add(leaf.shape[0])
+    if len(lengths) != 1:
+        raise DataError(
+            f"inputs and targets must have one common batch length, found {sorted(lengths)}"
+        )
+    return lengths.pop()
+
+
+def _refuse_random_layers(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if not module.training:
+            continue
+        if isinstance(module, _BatchNorm):
+            raise ProblemError(
+                f"{name or 'the model'} is BatchNorm in training mode: it couples the samples of "
+                "a batch and updates its statistics at every evaluation. Call model.eval() first"
+            )
+        if isinstance(module, _DropoutNd) and module.p > 0:
+            raise ProblemError(
+                f"{name or 'the model'} is Dropout (p = {module.p}) in training mode: the loss is "
+                "random. Call model.eval() first"
+            )

@@ -1,0 +1,46 @@
+"""The layout of a spectrum file, ``hessrmt/spectra`` version 1.
+
+Every dataset has its full size from the start and is contiguous, so that writing a row never
+changes the file's structure: a process may die at any moment and the file stays valid.
+
+``hessian_evals`` keeps the name and layout of the published code of [B], (batches, P) float64
+ascending per row; rows with ``done == 0`` are NaN.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+SCHEMA = "hessrmt/spectra"
+VERSION = 1
+
+EIGENVALUES = "hessian_evals"
+INDICES = "batch_indices"
+DONE = "done"
+
+PHASES = ("matrix", "eigenvalues")
+"""Timed phases; each is stored as ``seconds_<phase>``."""
+
+
+class Column(NamedTuple):
+    """One number for each batch.
+
+    Attributes:
+        dtype: NumPy type on disk.
+        units: What it is, stored as the dataset's ``long_name``.
+    """
+
+    dtype: type
+    units: str
+
+
+COLUMNS: dict[str, Column] = {
+    "noise_floor": Column(np.float64, "|eigenvalue| below which it is round-off"),
+    "rank": Column(np.int64, "eigenvalues above the noise floor"),
+    "reduced_dimension": Column(np.int64, "dimension of the matrix diagonalised"),
+    "loss": Column(np.float64, "mean loss of the batch"),
+    "gradient_norm": Column(np.float64, "Euclidean norm of the gradient"),
+    **{f"seconds_{phase}": Column(np.float64, f"wall-clock seconds: {phase}") for phase in PHASES},
+}

@@ -1,0 +1,1 @@
+"""Conductors: one for each command, from settings to a result."""

@@ -1,0 +1,461 @@
+"""Data sets: where they are found, what they hold, what is refused, and real HTTP downloads."""
+
+import gzip
+import hashlib
+import json
+import struct
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from hessrmt.cli.data import app
+from hessrmt.errors import DataError
+from hessrmt.problems import data, fetch
+
+RNG = np.random.default_rng(0)
+FASHION = Path("/usr/share/datasets/fashion-mnist")
+
+
+@pytest.fixture(autouse=True)
+def bare_machine(monkeypatch, tmp_path_factory):
+    """No data sets anywhere but in the package."""
+    monkeypatch.delenv("HESSRMT_DATA", raising=False)
+    monkeypatch.setattr(data, "_DEBIAN", tmp_path_factory.mktemp("no-debian"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+def write_idx(path, array):
+    head = struct.pack(f">BBBB{array.ndim}I", 0, 0, 0x08, array.ndim, *array.shape)
+    raw = head + array.astype(np.uint8).tobytes()
+    path.write_bytes(gzip.compress(raw, mtime=0) if path.suffix == ".gz" else raw)
+
+
+def write_set(folder, train=12, test=5, top=9, end=".gz"):
+    """Four IDX files of random images; labels count down from ``top``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for stem, n in (("train", train), ("t10k", test)):
+        images = RNG.integers(0, 256, (n, 28, 28))
+        write_idx(folder / f"{stem}-images-idx3-ubyte{end}", images)
+        write_idx(folder / f"{stem}-labels-idx1-ubyte{end}", (top - np.arange(n)) % (top + 1))
+    return folder
+
+
+def savez(path, **arrays):
+    np.savez(path, **arrays)
+    return str(path)
+
+
+# The embedded subset
+
+
+def test_embedded_mnist_is_the_default_and_says_so():
+    train, test = data.load("mnist", "train"), data.load("mnist")
+    assert (len(train), len(test), test.split) == (8_000, 2_000, "test")
+    assert train.embedded
+    assert test.embedded
+    assert "embedded subset of MNIST" in test.origin
+    assert test.input_shape == (1, 28, 28)
+    assert test.outputs == test.classes == 10
+    assert (test.x.dtype, test.y.dtype) == (np.uint8, np.int64)
+
+
+def test_embedded_splits_partition_the_ten_thousand_digits():
+    parts = [data.load("mnist", split) for split in ("train", "test")]
+    y = np.concatenate([part.y for part in parts])
+    counts = [1001, 1127, 991, 1032, 980, 863, 1014, 1070, 944, 978]  # from the licence notice
+    assert np.bincount(y).tolist() == counts
+    images = np.concatenate([part.x for part in parts]).reshape(len(y), -1)
+    assert len(np.unique(images, axis=0)) == len(y)  # no image in both, none twice
+    # Hypergeometric: 2,000 of 10,000 drawn from a class of about 1,000 has σ < 12.7; 6 σ.
+    assert np.abs(np.bincount(parts[1].y) - 0.2 * np.array(counts)).max() < 6 * 12.7
+
+
+def test_embedded_split_never_changes():
+    # Published numbers depend on this split: a change of it must be deliberate.
+    y = data.load("mnist", "test").y
+    assert hashlib.sha256(y.astype("<i8").tobytes()).hexdigest()[:16] == "8ccd6de9427965a1"
+
+
+# Tensors
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_pixels_are_scaled_in_the_requested_precision(tmp_path, dtype):
+    pixels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
+    x, y = data.load(savez(tmp_path / "a.npz", x=pixels, y=np.array([0]))).tensors(
+        slice(None), dtype
+    )
+    exact = 2 * np.arange(256, dtype=np.longdouble) / 255 - 1
+    # Three roundings of numbers at most 1, then an exact doubling: under 4 eps.
+    assert np.abs(x.numpy().ravel() - exact).max() < 4 * torch.finfo(dtype).eps
+    assert (x.shape, x.dtype, y.dtype) == ((1, 1, 16, 16), dtype, torch.int64)
+
+
+def test_tensors_are_copies_in_the_order_asked(tmp_path):
+    x, y = RNG.normal(size=(6, 3)), np.arange(6) % 3
+    loaded = data.load(savez(tmp_path / "a.npz", x=x, y=y))
+    order = np.array([4, 0, 4])
+    inputs, labels = loaded.tensors(order, torch.float64)
+    np.testing.assert_array_equal(inputs.numpy(), x[order])
+    np.testing.assert_array_equal(labels.numpy(), y[order])
+    everything, targets = loaded.tensors(slice(None), torch.float64)
+    everything.zero_()
+    targets.zero_()
+    np.testing.assert_array_equal(loaded.x, x)
+    np.testing.assert_array_equal(loaded.y, y)
+
+
+# Names: where they are searched
+
+
+@pytest.mark.parametrize("name", data.NAMES)
+@pytest.mark.parametrize("layout", ["torchvision", "named", "direct"])
+@pytest.mark.parametrize("place", ["folder", "environment", "cache"])
+def test_names_are_found_in_every_place_and_layout(tmp_path, monkeypatch, name, layout, place):
+    root = tmp_path / "root"
+    below = {"torchvision": data._TORCHVISION[name], "named": name, "direct": "."}[layout]
+    if place == "cache":
+        root = data.user_cache()
+    elif place == "environment":
+        monkeypatch.setenv("HESSRMT_DATA", str(root))
+    write_set(root / below, end="" if layout == "torchvision" else ".gz")
+    found = data.load(name, folder=root if place == "folder" else None)
+    assert (found.name, len(found), found.classes, found.embedded) == (name, 5, 10, False)
+    assert str(root / below) in found.origin
+    assert len(data.load(name, "train", folder=root if place == "folder" else None)) == 12
+
+
+def test_the_folder_wins_over_the_environment_over_the_cache(tmp_path, monkeypatch):
+    write_set(data.user_cache() / "mnist", test=3)
+    assert len(data.load("mnist")) == 3
+    write_set(tmp_path / "env" / "mnist", test=4)
+    monkeypatch.setenv("HESSRMT_DATA", str(tmp_path / "env"))
+    assert len(data.load("mnist")) == 4
+    write_set(tmp_path / "given" / "mnist", test=5)
+    assert len(data.load("mnist", folder=tmp_path / "given")) == 5
+    # A folder that lacks the set, or is not there, does not end the search.
+    assert len(data.load("mnist", folder=tmp_path)) == 4
+    assert len(data.load("mnist", folder=tmp_path / "absent")) == 4
+
+
+def test_debian_folder_is_searched_for_fashion_mnist_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "_DEBIAN", write_set(tmp_path))
+    assert str(tmp_path) in data.load("fashion-mnist").origin
+    assert data.load("mnist").embedded
+
+
+def test_incomplete_set_is_not_taken(tmp_path):
+    write_set(tmp_path)
+    (tmp_path / "train-labels-idx1-ubyte.gz").unlink()
+    assert data.load("mnist", folder=tmp_path).embedded
+
+
+def test_fashion_files_are_not_taken_for_mnist(tmp_path):
+    write_set(tmp_path, test=10)
+    write_idx(tmp_path / "t10k-labels-idx1-ubyte.gz", np.array([9, 2, 1, 1, 6, 1, 4, 6, 5, 7]))
+    assert len(data.load("fashion-mnist", folder=tmp_path)) == 10
+    with pytest.raises(DataError, match="are Fashion-MNIST, not MNIST"):
+        data.load("mnist", folder=tmp_path)
+
+
+def test_missing_fashion_mnist_names_places_and_remedies(tmp_path, monkeypatch):
+    monkeypatch.setenv("HESSRMT_DATA", str(tmp_path / "elsewhere"))
+    with pytest.raises(DataError) as error:
+        data.load("fashion-mnist", folder=tmp_path / "given")
+    for part in ("given", "elsewhere", str(data.user_cache()), "hessrmt data fetch fashion-mnist"):
+        assert part in str(error.value)
+    assert "dataset-fashion-mnist" in str(error.value)
+
+
+@pytest.mark.parametrize("spec", ["cifar", "nowhere/file.npz", "file.npz", ""])
+def test_unknown_data_lists_what_is_valid(spec, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=r"IDX files") as error:
+        data.load(spec)
+    if spec:
+        assert "mnist, fashion-mnist" in str(error.value)
+
+
+def test_unknown_split():
+    with pytest.raises(DataError, match=r"'validation'.*train or test"):
+        data.load("mnist", "validation")
+
+
+@pytest.mark.skipif(not FASHION.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
+def test_real_fashion_mnist(monkeypatch):
+    monkeypatch.setattr(data, "_DEBIAN", FASHION)
+    train, test = data.load("fashion-mnist", "train"), data.load("fashion-mnist")
+    assert train.x.shape == (60_000, 1, 28, 28)
+    assert np.bincount(train.y).tolist() == [6_000] * 10
+    assert np.bincount(test.y).tolist() == [1_000] * 10
+    with pytest.raises(DataError, match="not MNIST"):
+        data.load("mnist", folder=FASHION)
+
+
+# Folders of IDX files
+
+
+def test_folder_counts_classes_over_both_splits(tmp_path):
+    write_set(tmp_path / "letters", train=30, test=3, top=25)
+    write_idx(tmp_path / "letters" / "t10k-labels-idx1-ubyte.gz", np.array([0, 1, 2]))
+    loaded = data.load(str(tmp_path / "letters"))
+    assert (loaded.name, loaded.split, loaded.classes) == ("letters", "test", 26)
+
+
+def test_folder_errors(tmp_path):
+    folder = write_set(tmp_path / "set")
+    write_idx(folder / "t10k-labels-idx1-ubyte.gz", np.zeros(4))
+    with pytest.raises(DataError, match="5 images but"):
+        data.load(str(folder), "test")
+    (folder / "train-images-idx3-ubyte.gz").unlink()
+    with pytest.raises(DataError, match=r"lacks train-images-idx3-ubyte"):
+        data.load(str(folder))
+
+
+def test_labels_beyond_ten_are_refused_for_the_names(tmp_path):
+    write_set(tmp_path / "mnist", top=30)
+    with pytest.raises(DataError, match="the label in row 0 is 30; with 10 classes"):
+        data.load("mnist", folder=tmp_path)
+
+
+# npz files
+
+
+def test_unsplit_npz(tmp_path):
+    x = RNG.normal(size=(7, 2, 3)).astype(">f4")
+    loaded = data.load(savez(tmp_path / "feat.npz", x=x, y=np.arange(7)[:, None] % 4))
+    assert (loaded.name, loaded.split, loaded.classes) == ("feat.npz", "all", 4)
+    assert (loaded.input_shape, loaded.y.shape) == ((2, 3), (7,))
+    np.testing.assert_array_equal(loaded.tensors(slice(None), torch.float32)[0].numpy(), x)
+    with pytest.raises(DataError, match="no splits"):
+        data.load(str(tmp_path / "feat.npz"), "test")
+
+
+def test_split_npz_counts_classes_over_both_splits(tmp_path):
+    x = np.eye(4)
+    path = savez(
+        tmp_path / "a.npz", x_train=x, y_train=[0, 1, 2, 7], x_test=x[:2], y_test=np.uint8([0, 1])
+    )
+    test, train = data.load(path), data.load(path, "train")
+    assert (test.split, len(test), test.classes) == ("test", 2, 8)
+    assert (train.split, len(train), train.classes) == ("train", 4, 8)
+
+
+def test_stored_number_of_classes(tmp_path):
+    x, y = np.eye(3), np.array([0, 1, 2])
+    assert data.load(savez(tmp_path / "a.npz", x=x, y=y, classes=100)).classes == 100
+    with pytest.raises(DataError, match="row 2 is 2; with 2 classes"):
+        data.load(savez(tmp_path / "b.npz", x=x, y=y, classes=2))
+    for wrong in (0, 2.5, [3, 3]):
+        with pytest.raises(DataError, match="one integer"):
+            data.load(savez(tmp_path / "c.npz", x=x, y=y, classes=wrong))
+
+
+@pytest.mark.parametrize(
+    ("shape", "outputs"), [((5,), 1), ((5, 1), 1), ((5, 3), 3), ((5, 2, 2), 4)]
+)
+def test_float_targets_are_regression(tmp_path, shape, outputs):
+    y = RNG.normal(size=shape)
+    loaded = data.load(savez(tmp_path / "a.npz", x=np.eye(5), y=y))
+    assert (loaded.classes, loaded.outputs) == (None, outputs)
+    target = loaded.tensors(slice(0, 2), torch.float32)[1]
+    assert target.dtype == torch.float32
+    np.testing.assert_array_equal(target.numpy(), y[:2].astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("x", "shape", "kind"),
+    [
+        (np.zeros((4, 8, 9), np.uint8), (1, 8, 9), np.uint8),
+        (np.zeros((4, 3, 8, 9), np.uint8), (3, 8, 9), np.uint8),
+        (np.zeros((4, 5), np.uint8), (5,), np.uint8),
+        (np.zeros((4, 8, 9), np.int16), (8, 9), np.float64),
+        (np.ones((4, 5), bool), (5,), np.float64),
+        (np.zeros((4, 5), np.float16), (5,), np.float16),
+        (np.zeros((4, 5), np.longdouble), (5,), np.float64),
+    ],
+)
+def test_kinds_of_samples(tmp_path, x, shape, kind):
+    loaded = data.load(savez(tmp_path / "a.npz", x=x, y=np.array([True, False, True, False])))
+    assert (loaded.input_shape, loaded.x.dtype, loaded.classes) == (shape, kind, 2)
+    assert loaded.tensors(slice(None), torch.float64)[0].dtype == torch.float64
+
+
+def test_channels_last_images_are_turned(tmp_path):
+    x = RNG.integers(0, 256, (4, 32, 32, 3), np.uint8)
+    loaded = data.load(savez(tmp_path / "a.npz", x=x, y=np.arange(4)))
+    np.testing.assert_array_equal(loaded.x, x.transpose(0, 3, 1, 2))
+
+
+X, Y = np.eye(4), np.arange(4)
+NAN = np.where(np.arange(8).reshape(4, 2) >= 5, np.nan, 1.0)  # 3 of 8, from row 2
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"x": X}, "holds x; expected either x and y"),
+        ({"x_train": X, "y_train": Y, "x_test": X}, "expected either x and y"),
+        ({"x": X, "y": Y, "x_train": X}, "expected either x and y"),
+        ({"images": X}, "holds nothing"),
+        ({"x": X, "y": Y[:3]}, "4 samples but 3 targets"),
+        ({"x": X[:0], "y": Y[:0]}, "empty"),
+        ({"x": X[:, :0], "y": Y}, "empty"),
+        ({"x": NAN, "y": Y}, "3 of 8 values of x are NaN or infinite, the first in row 2"),
+        ({"x": X, "y": np.array([1, np.inf, 2, -np.inf])}, "2 of 4 values of y .* in row 1"),
+        ({"x": X, "y": np.array([0, 1, -1, 2])}, "row 2 is -1"),
+        ({"x": X, "y": np.array([0, 1, 2, 2**63], np.uint64)}, "row 3 is 9223372036854775808"),
+        ({"x": X, "y": np.eye(4, dtype=int)}, "argmax of one-hot"),
+        ({"x": X, "y": np.float64(1)}, r"shape \(\)"),
+        ({"x": X * 1j, "y": Y}, "x has dtype complex128"),
+        ({"x": X, "y": np.array(list("abcd"))}, "y has dtype <U1"),
+        ({"x": X, "y": np.array([1, None, 2, 3], object)}, "object arrays are refused"),
+        ({"x": X, "y": Y * 0.5, "classes": 4}, "means regression"),
+        ({"x_train": X, "y_train": Y, "x_test": X[:, :2], "y_test": Y}, "splits do not match"),
+        ({"x_train": X, "y_train": Y, "x_test": X, "y_test": Y * 0.5}, "splits do not match"),
+    ],
+)
+def test_unusable_npz_is_refused(tmp_path, arrays, words):
+    with pytest.raises(DataError, match=words) as error:
+        data.load(savez(tmp_path / "bad.npz", **arrays))
+    assert "bad.npz" in str(error.value)
+
+
+def test_files_that_are_not_npz(tmp_path):
+    path = tmp_path / "a.npz"
+    np.save(tmp_path / "a.npy", X)
+    for content in (b"", b"x,y\n1,2\n", (tmp_path / "a.npy").read_bytes()):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=r"a\.npz is not an \.npz file"):
+            data.load(str(path))
+
+
+def test_damaged_npz_never_escapes_as_another_error(tmp_path):
+    whole = Path(savez(tmp_path / "a.npz", x=X, y=Y)).read_bytes()
+    clean = data.load(str(tmp_path / "a.npz"))
+    path = tmp_path / "damaged.npz"
+    refused = 0
+    for position in range(0, len(whole), 3):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 0xFF]) + whole[position + 1 :])
+        try:
+            loaded = data.load(str(path))
+        except DataError:
+            refused += 1
+        else:  # bytes that carry nothing, such as a date
+            np.testing.assert_array_equal(loaded.x, clean.x)
+            np.testing.assert_array_equal(loaded.y, clean.y)
+    assert refused > len(whole) // 6
+
+
+# Downloads
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, format, *args):
+        pass
+
+
+@pytest.fixture
+def mirror(tmp_path, monkeypatch):
+    """A web server on this machine with a small MNIST-like set, its hashes taken as published."""
+    folder = write_set(tmp_path / "web")
+    md5 = {
+        file: hashlib.md5((folder / file).read_bytes()).hexdigest()
+        for file in fetch.SOURCES["mnist"].md5
+    }
+    monkeypatch.setitem(fetch.SOURCES, "mnist", fetch.SOURCES["mnist"]._replace(md5=md5))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder)))
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/", folder
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_fetch_then_load(mirror, capfd):
+    url, web = mirror
+    folder = fetch.fetch("mnist", mirrors=[url])
+    assert folder == data.user_cache() / "mnist"
+    out, err = capfd.readouterr()
+    assert not out
+    assert "100%" in err
+    loaded = data.load("mnist", "train")
+    assert not loaded.embedded
+    assert len(loaded) == 12
+    for file in web.iterdir():
+        file.unlink()
+    assert fetch.fetch("mnist", progress=False, mirrors=[url]) == folder  # nothing fetched again
+
+
+def test_fetch_goes_on_after_a_dead_mirror_and_a_wrong_file(mirror, tmp_path):
+    url, web = mirror
+    (web / "stale").mkdir()
+    for file in fetch.SOURCES["mnist"].md5:
+        (web / "stale" / file).write_bytes(b"an older file")
+    dead = "http://127.0.0.1:1/"
+    folder = fetch.fetch("mnist", progress=False, mirrors=[dead, f"{url}stale", f"{url}none", url])
+    for file in fetch.SOURCES["mnist"].md5:
+        assert (folder / file).read_bytes() == (web / file).read_bytes()
+
+
+def test_fetch_refuses_a_wrong_hash(mirror):
+    url, web = mirror
+    with (web / "t10k-labels-idx1-ubyte.gz").open("ab") as file:
+        file.write(b"!")
+    with pytest.raises(DataError, match="published hash") as error:
+        fetch.fetch("mnist", progress=False, mirrors=[url])
+    for part in ("t10k-labels-idx1-ubyte.gz", str(data.user_cache() / "mnist"), "HESSRMT_DATA"):
+        assert part in str(error.value)
+    assert not (data.user_cache() / "mnist" / "t10k-labels-idx1-ubyte.gz").exists()
+    assert data.load("mnist").embedded  # three files of four are no set
+
+
+def test_fetch_without_network():
+    with pytest.raises(DataError, match="Check the network"):
+        fetch.fetch("mnist", progress=False, mirrors=["http://127.0.0.1:1/"])
+
+
+def test_fetch_unknown_name():
+    with pytest.raises(DataError, match="mnist, fashion-mnist"):
+        fetch.fetch("cifar10")
+
+
+# The command
+
+
+def test_command_list(tmp_path):
+    write_set(tmp_path / "fashion-mnist")
+    result = CliRunner().invoke(app, ["list", "--json"])
+    assert json.loads(result.stdout) == {
+        "datasets": [
+            {"name": "mnist", "status": "embedded subset", "path": None},
+            {"name": "fashion-mnist", "status": "not on disk", "path": None},
+        ]
+    }
+    result = CliRunner().invoke(app, ["list"], env={"HESSRMT_DATA": str(tmp_path)})
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert lines == [
+        ["mnist", "embedded", "subset"],
+        ["fashion-mnist", str(tmp_path / "fashion-mnist")],
+    ]
+
+
+def test_command_fetch(mirror, monkeypatch):
+    source = fetch.SOURCES["mnist"]._replace(mirrors=(mirror[0],))
+    monkeypatch.setitem(fetch.SOURCES, "mnist", source)
+    result = CliRunner().invoke(app, ["fetch", "mnist", "--json", "--no-progress"])
+    assert json.loads(result.stdout) == {
+        "name": "mnist",
+        "path": str(data.user_cache() / "mnist"),
+    }
+    result = CliRunner().invoke(app, ["fetch", "cifar10"])
+    assert isinstance(result.exception, DataError)
+    assert not result.stdout

@@ -1,0 +1,184 @@
+"""The embedding script, run as a user runs it, and its output read back."""
+
+import importlib.util
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hessrmt.problems import data
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "embed.py"
+RNG = np.random.default_rng(1)
+
+NETWORKS = """
+import torch
+from torch import nn
+
+class Moments(nn.Module):  # its features are easy to compute by hand
+    def forward(self, x):
+        return torch.stack([x.mean((1, 2, 3)), x.amax((1, 2, 3)), x[:, 0, 0, 0]], 1)
+
+def moments():
+    return Moments()
+
+def colour():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+def broken():
+    return nn.Linear(3, 2)
+
+def undefined():
+    return Nan()
+
+def constant():
+    return nn.Flatten(0)
+
+NUMBER = 3
+
+class Nan(nn.Module):
+    def forward(self, x):
+        return x * float("nan")
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "nets.py").write_text(NETWORKS)
+    pixels = RNG.integers(0, 256, (10, 8, 8), np.uint8)
+    labels = np.arange(10) % 3
+    np.savez(
+        tmp_path / "images.npz",
+        x_train=pixels[:7],
+        y_train=labels[:7],
+        x_test=pixels[7:],
+        y_test=labels[7:],
+        classes=5,
+    )
+    return tmp_path
+
+
+@pytest.fixture
+def embed(folder, monkeypatch, capsys):
+    """The script's main function, called in ``folder``: exit code and standard error."""
+    spec = importlib.util.spec_from_file_location("embed", SCRIPT)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    monkeypatch.chdir(folder)
+
+    def call(model, *options, data="images.npz"):
+        code = script.main(["--data", data, "--model", model, "--out", "features.npz", *options])
+        return code, capsys.readouterr().err
+
+    return call
+
+
+def test_both_splits_are_written_and_read_back(folder):
+    words = ["--data", "images.npz", "--model", "nets.py:moments", "--out", "features.npz"]
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), *words, "--batch", "3"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not done.stdout
+    assert "100%" in done.stderr
+    for split, n in (("train", 7), ("test", 3)):
+        images = data.load(str(folder / "images.npz"), split)
+        features = data.load(str(folder / "features.npz"), split)
+        assert (len(features), features.input_shape, features.classes) == (n, (3,), 5)
+        np.testing.assert_array_equal(features.y, images.y)
+        x = images.x.astype(np.float64) / 127.5 - 1
+        exact = np.stack([x.mean((1, 2, 3)), x.max((1, 2, 3)), x[:, 0, 0, 0]], 1)
+        # Values up to 1 in float32; a mean of 64 of them adds at most 64 roundings.
+        assert np.abs(features.x - exact).max() < 64 * np.finfo(np.float32).eps
+    assert sorted(p.name for p in folder.glob("features*")) == ["features.npz"]
+
+
+def test_gray_images_become_three_channels_resized_in_eval_mode(folder, embed):
+    assert embed("nets.py:colour", "--split", "test", "--size", "16")[0] == 0
+    written = data.load(str(folder / "features.npz"))
+    assert (written.split, written.x.shape) == ("all", (3, 4))
+    scope: dict = {}
+    exec(NETWORKS, scope)
+    x, _ = data.load(str(folder / "images.npz")).tensors(slice(None), torch.float32)
+    x = torch.nn.functional.interpolate(
+        x.repeat(1, 3, 1, 1), (16, 16), mode="bilinear", align_corners=False, antialias=True
+    )
+    with torch.no_grad():
+        expected = scope["colour"]().eval()(x)
+    # One convolution of 27 terms and a mean of 196, in float32.
+    np.testing.assert_allclose(written.x, expected.numpy(), rtol=0, atol=223 * 1.2e-7)
+
+
+def test_channels_last_colour_regression_without_splits(folder, embed):
+    x, y = RNG.integers(0, 256, (4, 8, 8, 3), np.uint8), RNG.normal(size=(4, 2))
+    np.savez(folder / "cifar.npz", x=x, y=y)
+    assert embed("nets.py:colour", data="cifar.npz")[0] == 0
+    written = data.load(str(folder / "features.npz"))
+    assert (written.split, written.x.shape, written.classes) == ("all", (4, 4), None)
+    np.testing.assert_array_equal(written.y, y)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "words"),
+    [
+        ("no-such-network", [], "file.py:factory"),
+        ("nets.py:broken", [], "failed on samples of shape"),
+        ("nets.py:undefined", [], "NaN or infinity in samples 0 to 6"),
+        ("nets.py:constant", [], "expected a tensor (7, ...)"),
+        ("nets.py:NUMBER", [], "gave a int"),
+        ("nets.py:moments", ["--data", "absent.npz"], "no file or folder absent.npz"),
+        ("nets.py:moments", ["--device", "gpu"], "cannot use the device 'gpu'"),
+        ("nets.py:moments", ["--out", "features.txt"], "ending in .npz"),
+    ],
+)
+def test_failures_are_one_paragraph_with_code_2_and_no_file(folder, embed, model, options, words):
+    code, stderr = embed(model, *options)
+    assert code == 2
+    assert words in stderr.rpartition("error: ")[2]
+    assert not list(folder.glob("features*"))
+
+
+def test_named_networks_are_cut_before_the_classifier(folder, embed, monkeypatch):
+    # A stand-in for torchvision, which is no dependency: the same three functions.
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Flatten()
+            self.head = nn.Sequential(nn.Dropout(), nn.Linear(3 * 64, 10))
+
+        def forward(self, x):
+            return self.head(self.body(x))
+
+    models = types.ModuleType("torchvision.models")
+    models.list_models = lambda module: ["net"]  # pyright: ignore
+    models.get_model = lambda name, weights: Net()  # pyright: ignore
+    monkeypatch.setitem(sys.modules, "torchvision", types.ModuleType("torchvision"))
+    monkeypatch.setitem(sys.modules, "torchvision.models", models)
+    assert embed("net")[0] == 0
+    images = data.load(str(folder / "images.npz"))
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    scaled = (images.x / 255 - mean[:, None, None]) / std[:, None, None]
+    written = data.load(str(folder / "features.npz")).x
+    # Six roundings of numbers up to 1, divided by the smallest deviation.
+    bound = 6 * np.finfo(np.float32).eps / 0.224
+    np.testing.assert_allclose(written, scaled.reshape(3, -1), rtol=0, atol=bound)
+
+
+def test_an_existing_file_is_kept_unless_told(folder, embed):
+    (folder / "features.npz").write_bytes(b"precious")
+    code, stderr = embed("nets.py:moments")
+    assert code == 2
+    assert "--overwrite" in stderr
+    assert (folder / "features.npz").read_bytes() == b"precious"
+    assert embed("nets.py:moments", "--overwrite")[0] == 0
+    assert len(data.load(str(folder / "features.npz"))) == 3
