@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hessrmt import levels as levels
     from hessrmt.curvature.ggn import ggn as ggn
     from hessrmt.curvature.hessian import hessian as hessian
+    from hessrmt.curvature.reduction import reduction as reduction
     from hessrmt.curvature.spectrum import spectrum as spectrum
     from hessrmt.problems.problem import Problem as Problem
     from hessrmt.records import Provenance as Provenance
@@ -29,12 +30,23 @@ _HOME = {
     "Spectrum": "hessrmt.records",
     "ggn": "hessrmt.curvature.ggn",
     "hessian": "hessrmt.curvature.hessian",
+    "reduction": "hessrmt.curvature.reduction",
     "load": "hessrmt.store.hdf5",
     "spectrum": "hessrmt.curvature.spectrum",
 }
 _PACKAGES = ("levels",)
 
-__all__ = ["Problem", "Provenance", "Spectrum", "ggn", "hessian", "levels", "load", "spectrum"]
+__all__ = [
+    "Problem",
+    "Provenance",
+    "Spectrum",
+    "ggn",
+    "hessian",
+    "levels",
+    "load",
+    "reduction",
+    "spectrum",
+]
 
 
 def __getattr__(name: str) -> Any:

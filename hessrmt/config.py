@@ -23,12 +23,14 @@ class SpectrumConfig(_Settings):
     Attributes:
         model: Registry name or ``file.py:factory``.
         data: Registry name, an ``.npz`` file or a directory of IDX files.
-        batch: Samples in a batch.
+        batch: Samples in a batch, or ``"all"`` for one batch of the whole split.
         split: ``train`` or ``test``; None means test, or everything where data have no splits.
         batches: How many batches from the start of the split, or ``"all"``.
         loss: Registry name or ``file.py:function``.
         checkpoint: State dict to start from; None for the random initialisation of ``seed``.
         operator: ``hessian`` or ``ggn``.
+        reduce: ``auto`` removes exact null directions first, ``none`` does not.
+        only: Pattern of the parameter names to take, e.g. ``7.*``; None for all trainable ones.
         device: ``auto``, ``cpu`` or ``cuda[:i]``.
         dtype: Precision of the whole computation.
         seed: The run's seed.
@@ -36,17 +38,19 @@ class SpectrumConfig(_Settings):
 
     model: str = "mlp3"
     data: str = "mnist"
-    batch: int = Field(64, ge=1)
+    batch: int | Literal["all"] = 64
     split: Literal["train", "test"] | None = None
     batches: int | Literal["all"] = 4
     loss: str = "cross-entropy"
     checkpoint: Path | None = None
     operator: Literal["hessian", "ggn"] = "hessian"
+    reduce: Literal["auto", "none"] = "auto"
+    only: str | None = None
     device: str = "auto"
     dtype: Dtype = "float64"
     seed: int = Field(0, ge=0)
 
-    @field_validator("batches")
+    @field_validator("batch", "batches")
     @classmethod
     def _positive(cls, value: int | str) -> int | str:
         if isinstance(value, int) and value < 1:

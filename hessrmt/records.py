@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 
     from hessrmt.arrays import Indices, Levels, Stack
 
+PAPER_CUTOFF_SPACINGS = 1e-20
+"""[B] §6: eigenvalues of smaller magnitude are dropped before unfolding."""
+
+PAPER_CUTOFF_RATIOS = 1e-10
+"""The published code of [B]: eigenvalues of smaller magnitude are dropped before taking ratios."""
+
 _RECORDED_PACKAGES = ("hessrmt", "torch", "numpy", "scipy", "h5py")
 
 
@@ -65,6 +71,8 @@ class Spectrum:
         operator: ``"hessian"`` or ``"ggn"``.
         dtype: Precision of the computation.
         solver: Eigenvalue routine used.
+        check: ‖Hv - Q(QᵀHQ)Qᵀv‖ / (‖H‖₂ ‖v‖) for a random v, Hv by an independent differentiation;
+            NaN where no such check applies.
         seconds: Phase name to wall-clock seconds.
         provenance: Where it came from.
     """
@@ -78,6 +86,7 @@ class Spectrum:
     operator: str = "hessian"
     dtype: str = "float64"
     solver: str = "unknown"
+    check: float = float("nan")
     seconds: Mapping[str, float] = field(default_factory=dict)
     provenance: Provenance = field(default_factory=Provenance)
 
@@ -89,7 +98,43 @@ class Spectrum:
     @property
     def rank(self) -> int:
         """Number of certified levels: the numerical rank."""
-        return int(np.count_nonzero(np.abs(self.eigenvalues) > self.noise_floor))
+        return self.count_above(self.noise_floor)
+
+    def count_above(self, cutoff: float) -> int:
+        """Number of eigenvalues with |λ| > cutoff (cutoff in the units of the eigenvalues).
+
+        Returns:
+            A count.
+        """
+        return int(np.count_nonzero(np.abs(self.eigenvalues) > cutoff))
+
+    @property
+    def n_paper_cutoff(self) -> int:
+        """Levels that the cutoff of [B] §6 for spacings, 1e-20, keeps of these eigenvalues."""
+        return self.count_above(PAPER_CUTOFF_SPACINGS)
+
+    @property
+    def n_paper_cutoff_ratios(self) -> int:
+        """Levels that the published code's cutoff for ratios, 1e-10, keeps of these eigenvalues."""
+        return self.count_above(PAPER_CUTOFF_RATIOS)
+
+    @property
+    def resolved_spacings(self) -> int:
+        """Spacings between neighbouring certified levels that exceed the noise floor."""
+        return int(np.count_nonzero(np.diff(self.resolved) > self.noise_floor))
+
+    @property
+    def gap_decades(self) -> float:
+        """Width in decades of the gap in log|λ| at the noise floor.
+
+        From the largest nonzero |λ| below the floor to the smallest certified one; infinite if
+        nothing but exact zeros lies below, NaN if nothing is certified.
+        """
+        size = np.abs(self.eigenvalues)
+        above, below = size[size > self.noise_floor], size[(size <= self.noise_floor) & (size > 0)]
+        if not len(above):
+            return float("nan")
+        return float(np.log10(above.min() / below.max())) if len(below) else float("inf")
 
 
 @dataclass(frozen=True)

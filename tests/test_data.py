@@ -22,14 +22,6 @@ RNG = np.random.default_rng(0)
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 
 
-@pytest.fixture(autouse=True)
-def bare_machine(monkeypatch, tmp_path_factory):
-    """No data sets anywhere but in the package."""
-    monkeypatch.delenv("HESSRMT_DATA", raising=False)
-    monkeypatch.setattr(data, "_DEBIAN", tmp_path_factory.mktemp("no-debian"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-
-
 def write_idx(path, array):
     head = struct.pack(f">BBBB{array.ndim}I", 0, 0, 0x08, array.ndim, *array.shape)
     raw = head + array.astype(np.uint8).tobytes()

@@ -69,6 +69,6 @@ class CpuBackend:
         """
         try:
             levels = torch.linalg.eigvalsh(matrix)
-        except torch.linalg.LinAlgError as error:
+        except RuntimeError as error:
             raise ConvergenceError(f"the eigenvalue solver failed: {error}") from error
         return levels.numpy().astype(np.float64)

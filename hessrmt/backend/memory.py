@@ -6,6 +6,7 @@ import os
 import resource
 from pathlib import Path
 
+_PROC = Path("/proc")
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -23,7 +24,7 @@ def free_host_memory() -> int:
 
 def _available() -> int:
     try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        for line in (_PROC / "meminfo").read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     except OSError:
@@ -35,7 +36,7 @@ def _cgroup_left() -> list[int]:
     """Memory left in this process's control group and its parents; empty where there is none."""
     left = []
     try:
-        entries = Path("/proc/self/cgroup").read_text(encoding="ascii").splitlines()
+        entries = (_PROC / "self" / "cgroup").read_text(encoding="ascii").splitlines()
     except OSError:
         return []
     for entry in entries:
@@ -81,7 +82,7 @@ def _address_space_left() -> int:
     if soft == resource.RLIM_INFINITY:
         return 2**63 - 1
     try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+        pages = int((_PROC / "self" / "statm").read_text(encoding="ascii").split()[0])
     except OSError:
         return soft
     return soft - pages * os.sysconf("SC_PAGE_SIZE")

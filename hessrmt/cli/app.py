@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
-import click
 import typer
 
 from hessrmt.cli import console
@@ -15,6 +15,11 @@ from hessrmt.cli.plot import plot
 from hessrmt.cli.spectrum import spectrum
 from hessrmt.cli.train import train
 from hessrmt.errors import HessrmtError
+
+_UsageError: Any = typer.BadParameter.__bases__[0]
+"""Bad usage as typer raises it: click's class, or that of the copy of click inside newer typer."""
+
+_INTERRUPTED = 130
 
 app = typer.Typer(
     name="hessrmt",
@@ -54,21 +59,30 @@ app.command("info")(info)
 def main() -> None:
     """Run the command line; exit 0 on success, 1 if the run failed, 2 on bad usage or input."""
     try:
-        app(standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
-        sys.exit(2)
-    except click.ClickException as error:
+        code = app(standalone_mode=False)
+        if code == _INTERRUPTED:  # newer typer swallows the interrupt
+            raise KeyboardInterrupt
+    except _UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()
+            sys.exit(2)
         console.fail(error.format_message())
-        context = getattr(error, "ctx", None)
-        if context is not None:
-            console.note(f"try: {context.command_path} --help")
-        sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
+        if error.ctx is not None:
+            console.note(f"try: {error.ctx.command_path} --help")
+        sys.exit(2)
+    except (KeyboardInterrupt, typer.Abort):
         console.fail("interrupted; what was finished is on disk, --resume continues it")
-        sys.exit(130)
+        sys.exit(_INTERRUPTED)
     except HessrmtError as error:
         console.fail(str(error))
         sys.exit(error.exit_code)
     except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing left to flush
+        sys.exit(1)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        console.fail(f"{where}{error.strerror or error}")
+        sys.exit(1)
+    except MemoryError:
+        console.fail("out of memory; take a smaller model or batch, or --dtype float32")
         sys.exit(1)

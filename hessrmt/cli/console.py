@@ -56,6 +56,7 @@ def progress() -> Progress:
         TextColumn("left"),
         TimeRemainingColumn(),
         console=err,
+        disable=not err.is_terminal,
     )
 
 

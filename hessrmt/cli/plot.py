@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -26,6 +27,9 @@ def plot(
     if not spectra:
         raise StoreError(f"{file} holds no finished batch yet; continue it with --resume")
     target = out or file.with_suffix(".png")
+    if os.path.isdir(target):
+        raise ConfigError(f"{target} is a folder; --out takes the name of a picture")
+    target = target if target.suffix else target.with_suffix(".png")
     settings = spectra.provenance.config
     title = (
         f"{settings['model']}, {settings['data']} ({settings['split']}), batch "
@@ -34,7 +38,7 @@ def plot(
     try:
         certification(spectra, title).savefig(target, dpi=150)
     except OSError as error:
-        raise StoreError(f"cannot write {target}: {error.strerror}") from error
+        raise StoreError(f"cannot write {target}: {error.strerror or error}") from error
     except ValueError as error:  # an ending matplotlib does not know
         raise ConfigError(f"cannot write {target}: {error}") from error
     console.note(f"written: {target}")

@@ -21,6 +21,8 @@ from hessrmt.cli.options import (
     SeedOption,
 )
 
+_SHORT = {"reduction": "reduce", "matrix": "matrix", "eigenvalues": "eigen"}
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
@@ -31,7 +33,11 @@ def spectrum(
     model: ModelOption = None,
     data: DataOption = None,
     batch: Annotated[
-        int | None, typer.Option("--batch", help="Samples in a batch. \\[default: 64]")
+        str | None,
+        typer.Option(
+            "--batch",
+            help="Samples in a batch, or 'all' for one Hessian of the whole split. \\[default: 64]",
+        ),
     ] = None,
     split: Annotated[
         str | None, typer.Option("--split", help="train or test. \\[default: test]")
@@ -47,13 +53,27 @@ def spectrum(
         Path | None,
         typer.Option(
             "--checkpoint",
-            help="State dict (.pt, .pth, .safetensors). \\[default: random initialisation of --seed]",
+            help="State dict (.pt, .pth, .safetensors). \\[default: random initial values]",
         ),
     ] = None,
     operator: Annotated[
         str | None,
         typer.Option(
             "--operator", help="hessian, or ggn for generalised Gauss-Newton. \\[default: hessian]"
+        ),
+    ] = None,
+    reduce: Annotated[
+        str | None,
+        typer.Option(
+            "--reduce",
+            help="auto removes exact null directions before diagonalising; none diagonalises the "
+            "full matrix. \\[default: auto]",
+        ),
+    ] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(
+            "--only", help="Pattern of the parameters to take, e.g. '7.*'. \\[default: all]"
         ),
     ] = None,
     device: DeviceOption = None,
@@ -86,12 +106,14 @@ def spectrum(
         config,
         model=model,
         data=data,
-        batch=batch,
+        batch=_number_or_all("batch", batch),
         split=split,
-        batches=int(batches) if batches and batches.lstrip("-").isdigit() else batches,
+        batches=_number_or_all("batches", batches),
         loss=loss,
         checkpoint=checkpoint,
         operator=operator,
+        reduce=reduce,
+        only=only,
         device=device,
         dtype=dtype,
         seed=seed,
@@ -110,6 +132,19 @@ def spectrum(
     _show(found, out)
     if json:
         console.emit_json(_as_json(found, out))
+
+
+def _number_or_all(name: str, value: str | None) -> int | str | None:
+    if value is None or value == "all":
+        return value
+    try:
+        return int(value)
+    except ValueError:
+        from hessrmt.errors import ConfigError
+
+        raise ConfigError(
+            f"{name}: should be a positive number, or 'all' (got {value!r})"
+        ) from None
 
 
 class _Meter:
@@ -153,20 +188,21 @@ def _show(found: Spectra, out: Path) -> None:
     name = {"hessian": "Hessian", "ggn": "Gauss-Newton matrix"}[first.operator]
     table = Table(
         box=SIMPLE_HEAD,
-        padding=(0, 1),
+        padding=(0, 1, 0, 0),
         title=f"{name}, P = {first.dimension:,}: {len(found)} of {found.planned} batches",
         title_justify="left",
     )
-    for heading in ("batch", "λ min", "λ max", "noise floor", "certified", "⟨r̃⟩"):
+    for heading in ("batch", "λ min", "λ max", "noise\nfloor", "rows", "certified", "⟨r̃⟩"):
         table.add_column(heading, justify="right", no_wrap=True)
     for phase in first.seconds:
-        table.add_column(f"{phase} s", justify="right", no_wrap=True)
+        table.add_column(f"{_SHORT[phase]}\n(s)", justify="right", no_wrap=True)
     for number, item in enumerate(found):
         table.add_row(
             str(number),
-            f"{item.eigenvalues[0]:.4g}",
-            f"{item.eigenvalues[-1]:.4g}",
-            f"{item.noise_floor:.2g}",
+            f"{item.eigenvalues[0]:.3g}",
+            f"{item.eigenvalues[-1]:.3g}",
+            f"{item.noise_floor:.1g}",
+            f"{item.reduced_dimension:,}",
             f"{item.rank:,}",
             f"{_mean_ratio(item):.4f}",
             *(f"{seconds:.1f}" for seconds in item.seconds.values()),
@@ -176,7 +212,25 @@ def _show(found: Spectra, out: Path) -> None:
         f"⟨r̃⟩ of the certified levels; GOE {MEAN_RATIO_GOE}, Poisson {MEAN_RATIO_POISSON:.4f}. "
         f"{first.solver}, {first.dtype}, {found.provenance.device}."
     )
+    console.err.print(_round_off(first))
     console.err.print(f"written: {console.escape(str(out))}", soft_wrap=True)
+
+
+def _round_off(item: Spectrum) -> str:
+    """What the published cutoff would have taken for levels in the first batch."""
+    if item.reduced_dimension == item.dimension:
+        false = max(0, item.n_paper_cutoff - item.rank)
+        return (
+            f"The published cutoff |λ| > 1e-20 keeps {item.n_paper_cutoff:,} levels of batch 0; "
+            f"{false:,} of them ({false / max(1, item.n_paper_cutoff):.0%}) are round-off."
+        )
+    false = item.dimension - item.rank
+    return (
+        f"Batch 0 has {item.dimension - item.reduced_dimension:,} exact null directions, removed "
+        f"before diagonalising. Without that the published cutoff |λ| > 1e-20 takes round-off for "
+        f"up to {false:,} more levels ({false / item.dimension:.0%} of {item.dimension:,}); "
+        "--reduce none counts them."
+    )
 
 
 def _as_json(found: Spectra, out: Path) -> dict[str, Any]:
@@ -196,6 +250,11 @@ def _as_json(found: Spectra, out: Path) -> dict[str, Any]:
                 "noise_floor": item.noise_floor,
                 "reduced_dimension": item.reduced_dimension,
                 "n_resolved": len(item.resolved),
+                "resolved_spacings": item.resolved_spacings,
+                "n_paper_cutoff": item.n_paper_cutoff,
+                "n_paper_cutoff_ratios": item.n_paper_cutoff_ratios,
+                "gap_decades": item.gap_decades,
+                "check": item.check,
                 "mean_ratio": _mean_ratio(item),
                 "lambda_min": item.eigenvalues[0],
                 "lambda_max": item.eigenvalues[-1],

@@ -9,9 +9,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+
+from hessrmt import rng
+from hessrmt.curvature.products import eager_hessian_product
+from hessrmt.errors import ProblemError
 
 if TYPE_CHECKING:
     from hessrmt.arrays import Levels
+    from hessrmt.curvature.blocks import Blocks
+    from hessrmt.curvature.reduction import Reduction
+    from hessrmt.problems.problem import Problem
+
+_AGREEMENT = 10
+"""Multiple of √P·ε·‖H‖₂ up to which two differentiations may differ along a unit vector."""
 
 
 def noise_floor(eigenvalues: Levels, dimension: int, dtype: str = "float64") -> float:
@@ -30,3 +41,52 @@ def noise_floor(eigenvalues: Levels, dimension: int, dtype: str = "float64") -> 
     """
     largest = float(np.abs(eigenvalues).max(initial=0.0))
     return dimension * float(np.finfo(dtype).eps) * largest
+
+
+def probe_product(problem: Problem, reduction: Reduction, blocks: Blocks) -> float:
+    """‖Hv - Q(QᵀHQ)Qᵀv‖ for a random unit vector v.
+
+    Hv comes from plain reverse-over-reverse differentiation, which shares no code with the way the
+    matrix was built; a direction wrongly removed, a wrong block or a wrong derivative shows here.
+
+    Args:
+        problem: In its final precision and place.
+        reduction: Q.
+        blocks: QᵀHQ.
+
+    Returns:
+        The residual, in the units of the eigenvalues.
+    """
+    theta = problem.theta
+    generator = rng.torch_generator(0, "agreement")
+    v = torch.randn(problem.dimension, generator=generator, dtype=torch.float64)
+    v = (v / v.norm()).to(dtype=theta.dtype, device=theta.device)
+    expected = eager_hessian_product(problem)(v[None])[0]
+    return float((reduction.lift(blocks.apply(reduction.project(v))) - expected).norm())
+
+
+def require_agreement(residual: float, eigenvalues: Levels, size: int, dtype: str) -> float:
+    """Refuse a spectrum whose matrix does not act as the Hessian does.
+
+    Args:
+        residual: From :func:`probe_product`.
+        eigenvalues: (n,) what was found.
+        size: P.
+        dtype: Precision of the matrix.
+
+    Returns:
+        The residual relative to ‖H‖₂.
+
+    Raises:
+        ProblemError: If it exceeds what rounding explains, 10 √P ε.
+    """
+    norm = float(np.abs(eigenvalues).max(initial=0.0))
+    allowed = _AGREEMENT * size**0.5 * float(np.finfo(dtype).eps)
+    if not residual <= allowed * norm:
+        raise ProblemError(
+            f"the matrix does not act as the Hessian: along a random unit vector they differ by "
+            f"{residual:.3g}, rounding explains {allowed * norm:.3g}. No level is reported. Either "
+            "the loss changes along directions that this model's structure seems to leave free "
+            "(try --reduce none), or torch differentiates one of its operations wrongly"
+        )
+    return residual / norm if norm else 0.0

@@ -122,7 +122,7 @@ def _gram(problem: Problem, root: Tensor, backend: Backend, tick: Tick | None) -
     per_row = row_bytes(problem)
     left = _require_gram(problem, count, per_row, backend)
     block = block_size(count, per_row, left)
-    outputs, pullback = vjp(problem.outputs, problem.theta)
+    outputs, pullback = vjp(problem.outputs, problem.theta)[:2]
 
     def row(v: Tensor) -> Tensor:
         return pullback(v.view(outputs.shape))[0]

@@ -127,6 +127,6 @@ def make_symmetric(matrix: Matrix, backend: Backend) -> None:
     if asymmetry > torch.finfo(matrix.dtype).eps ** 0.5 * scale:
         raise ProblemError(
             f"the computed curvature matrix is not symmetric: |H_ij - H_ji| reaches "
-            f"{asymmetry:.3g} where the norm is {scale:.3g}. Some operation of the model has a wrong second derivative "
-            "in torch, or none at this point; replace it"
+            f"{asymmetry:.3g} where the norm is {scale:.3g}. Some operation of the model has a "
+            "wrong second derivative in torch, or none at this point; replace it"
         )

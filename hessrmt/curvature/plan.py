@@ -34,53 +34,73 @@ def require_dense(problem: Problem, backend: Backend) -> None:
     Args:
         problem: In its final precision and place.
         backend: Where the work is to be done.
-
-    Raises:
-        DeviceError: If the matrix and the solver's copy do not fit in the free memory.
     """
-    rows_that_fit(problem, backend, per_row=0)
+    size = problem.dimension
+    require(SYMMETRIC_COPIES * problem.dtype.itemsize * size**2, size, problem, backend)
 
 
 def dense_block(problem: Problem, backend: Backend) -> int:
-    """Rows of the dense P x P matrix to compute together.
+    """Rows of a dense P x P matrix to compute together.
 
     Args:
         problem: In its final precision and place; its loss is evaluated once.
         backend: Where the work is done.
 
     Returns:
-        At least 1, at most P; raises DeviceError as :func:`require_dense` does.
+        At least 1, at most P; raises DeviceError if not even one row fits.
     """
-    return rows_that_fit(problem, backend, per_row=row_bytes(problem))
+    size = problem.dimension
+    fixed = SYMMETRIC_COPIES * problem.dtype.itemsize * size**2
+    return rows_beside(fixed, row_bytes(problem), size, backend)
 
 
-def rows_that_fit(problem: Problem, backend: Backend, per_row: int) -> int:
-    """Rows in flight beside a dense P x P matrix and the solver's copy of it.
+def require(fixed: int, size: int, problem: Problem, backend: Backend) -> None:
+    """Refuse an eigenvalue problem whose matrices cannot fit.
 
     Args:
+        fixed: Bytes of all matrices at the fullest moment.
+        size: Dimension n of the matrix to be diagonalised.
         problem: In its final precision and place.
-        backend: Where the work is done.
-        per_row: Working bytes of one row in flight; 0 if not known yet.
-
-    Returns:
-        At least 1, at most P.
+        backend: Where the work is to be done.
 
     Raises:
-        DeviceError: If matrix, copy and one row do not fit.
+        DeviceError: If they do not fit in the free memory.
     """
-    size, itemsize = problem.dimension, problem.dtype.itemsize
-    usable = usable_memory(backend)
-    fixed = SYMMETRIC_COPIES * itemsize * size**2
-    if fixed + per_row > usable:
-        fits = math.isqrt(max(0, usable - per_row) // (SYMMETRIC_COPIES * itemsize))
+    usable, itemsize = usable_memory(backend), problem.dtype.itemsize
+    if fixed > usable:
+        fits = math.isqrt(usable // (SYMMETRIC_COPIES * itemsize))
         raise DeviceError(
             f"the dense {size:,} x {size:,} matrix and the eigenvalue solver's copy of it need "
-            f"{gib(fixed + per_row)} and {backend.name} has {gib(usable)} free; the largest that "
-            f"fits here has P = {fits:,}. Otherwise:{_SINGLE if itemsize == 8 else ''} --operator "
-            "ggn diagonalises at most (samples x outputs) squared; or take a device with more "
-            "memory"
+            f"{gib(fixed)} and {backend.name} has {gib(usable)} free; the largest that fits here "
+            f"has {fits:,} rows. Otherwise:{_SINGLE if itemsize == 8 else ''} --operator ggn "
+            "diagonalises at most (samples x outputs) squared; or take a smaller batch, or a "
+            "device with more memory"
         )
-    return block_size(size, per_row, usable - fixed)
+
+
+def rows_beside(fixed: int, per_row: int, rows: int, backend: Backend) -> int:
+    """Rows to compute together beside matrices of a given size.
+
+    Args:
+        fixed: Bytes of the matrices.
+        per_row: Working bytes of one row in flight.
+        rows: Rows in all.
+        backend: Where the work is done.
+
+    Returns:
+        At least 1, at most ``rows``.
+
+    Raises:
+        DeviceError: If not even one row fits.
+    """
+    left = usable_memory(backend) - fixed
+    if per_row > left:
+        raise DeviceError(
+            f"one row of the Hessian takes {gib(per_row)} of working memory beside {gib(fixed)} "
+            f"of matrices, and {backend.name} has {gib(usable_memory(backend))} free; take a "
+            "smaller batch, or a device with more memory"
+        )
+    return block_size(rows, per_row, left)
 
 
 def block_size(rows: int, per_row: int, left: int) -> int:

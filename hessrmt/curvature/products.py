@@ -41,13 +41,36 @@ def hessian_product(problem: Problem) -> Product:
     def reverse(v: Vector) -> Vector:
         return vjp(gradient, theta)[1](v)[0]
 
-    def eager(block: Vectors) -> Vectors:
+    return _first_that_works(
+        theta,
+        (
+            vmap(forward, randomness="error"),
+            vmap(reverse, randomness="error"),
+            eager_hessian_product(problem),
+        ),
+    )
+
+
+def eager_hessian_product(problem: Problem) -> Product:
+    """The Hessian's product by plain reverse-over-reverse, one vector at a time.
+
+    Shares nothing with ``torch.func``, so it also serves as an independent check.
+
+    Args:
+        problem: In its final precision and place.
+
+    Returns:
+        The product.
+    """
+    theta = problem.theta
+
+    def product(block: Vectors) -> Vectors:
         point = theta.clone().requires_grad_()
         loss = problem.loss(point)
         if not loss.requires_grad:
             return torch.zeros_like(block)
         first = torch.autograd.grad(loss, point, create_graph=True)[0]
-        if not first.requires_grad:  # piecewise linear loss: no curvature at all
+        if not first.requires_grad:  # a loss linear in the parameters: no curvature at all
             return torch.zeros_like(block)
         rows = [
             torch.autograd.grad(first, point, v, retain_graph=True, materialize_grads=True)[0]
@@ -55,14 +78,7 @@ def hessian_product(problem: Problem) -> Product:
         ]
         return torch.stack(rows)
 
-    return _first_that_works(
-        theta,
-        (
-            vmap(forward, randomness="error"),
-            vmap(reverse, randomness="error"),
-            eager,
-        ),
-    )
+    return product
 
 
 def ggn_product(problem: Problem) -> Product:
@@ -77,7 +93,7 @@ def ggn_product(problem: Problem) -> Product:
         The batched product.
     """
     theta = problem.theta
-    outputs, pullback = vjp(problem.outputs, theta)
+    outputs, pullback = vjp(problem.outputs, theta)[:2]
     loss_gradient = grad(problem.loss_of_outputs)
 
     def forward(v: Vector) -> Vector:

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hessrmt.backend.select import select
-from hessrmt.curvature.certify import noise_floor
+from hessrmt.curvature.assembly import assemble_reduced
+from hessrmt.curvature.certify import noise_floor, probe_product, require_agreement
 from hessrmt.curvature.ggn import smallest_ggn
-from hessrmt.curvature.hessian import Tick, assemble, torch_dtype
-from hessrmt.curvature.plan import dense_block, require_dense
-from hessrmt.curvature.products import hessian_product
+from hessrmt.curvature.hessian import Tick, torch_dtype
+from hessrmt.curvature.plan import require_dense
+from hessrmt.curvature.reduction import identity, reduce_problem
+from hessrmt.curvature.trace import trace
 from hessrmt.errors import ProblemError
 from hessrmt.records import Provenance, Spectrum
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from hessrmt.problems.problem import Problem
 
 OPERATORS = ("hessian", "ggn")
+REDUCTIONS = ("auto", "none")
 
 
 def spectrum(
@@ -28,6 +31,7 @@ def spectrum(
     device: str = "auto",
     dtype: str = "float64",
     operator: str = "hessian",
+    reduce: str = "auto",
 ) -> Spectrum:
     """All eigenvalues of a problem's Hessian (or Gauss-Newton matrix), certified.
 
@@ -36,6 +40,8 @@ def spectrum(
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
         dtype: ``"float64"`` or ``"float32"``, the precision of the whole computation.
         operator: ``"hessian"``, or ``"ggn"`` for Jᵀ S J.
+        reduce: ``"auto"`` removes exact null directions before diagonalising, ``"none"`` builds
+            the full P x P matrix by double automatic differentiation.
 
     Returns:
         The spectrum: P eigenvalues, those known exactly to be zero as 0.0, and the noise floor.
@@ -49,10 +55,15 @@ def spectrum(
     """
     backend = select(device)
     provenance = Provenance(
-        config={"loss": problem.loss_name, "operator": operator, "dtype": dtype},
+        config={
+            "loss": problem.loss_name,
+            "operator": operator,
+            "dtype": dtype,
+            "reduce": reduce,
+        },
         device=backend.name,
     )
-    return compute(problem, backend, dtype, operator, provenance=provenance)
+    return compute(problem, backend, dtype, operator, reduce, provenance=provenance)
 
 
 def compute(
@@ -60,6 +71,7 @@ def compute(
     backend: Backend,
     dtype: str,
     operator: str,
+    reduce: str = "auto",
     *,
     tick: Tick | None = None,
     provenance: Provenance | None = None,
@@ -71,6 +83,7 @@ def compute(
         backend: Where the work is done.
         dtype: ``"float64"`` or ``"float32"``.
         operator: ``"hessian"`` or ``"ggn"``.
+        reduce: ``"auto"`` or ``"none"``; the Gauss-Newton matrix always takes its smaller form.
         tick: Called with phase, steps done and steps in all.
         provenance: Stored in the result.
 
@@ -80,39 +93,47 @@ def compute(
     Raises:
         ProblemError: See :func:`spectrum`; so for the other errors.
     """
-    if operator not in OPERATORS:
-        raise ProblemError(f"unknown operator {operator!r}; known are {', '.join(OPERATORS)}")
+    for given, known in ((operator, OPERATORS), (reduce, REDUCTIONS)):
+        if given not in known:
+            raise ProblemError(f"unknown choice {given!r}; known are {', '.join(known)}")
     tick = tick or _silent
     clock = _Clock()
     local = problem.at(torch_dtype(dtype), backend.device)
-    size = local.dimension
-    if operator == "hessian":
-        require_dense(local, backend)
-        loss, gradient_norm = local.evaluate()
-        matrix = assemble(
-            hessian_product(local), local.theta, dense_block(local, backend), backend, tick
-        )
-    else:
+    probe = None
+    if operator == "ggn":
         loss, gradient_norm = local.evaluate()
         matrix = smallest_ggn(local, backend, tick)
-    clock.mark("matrix")
+        clock.mark("matrix")
+    else:
+        if reduce == "none":
+            require_dense(local, backend)
+        loss, gradient_norm = local.evaluate()
+        basis = identity(local) if reduce == "none" else reduce_problem(local, trace(local))
+        clock.mark("reduction")
+        blocks = assemble_reduced(local, basis, backend, tick)
+        probe = probe_product(local, basis, blocks)
+        matrix = blocks.matrix()
+        del blocks
+        clock.mark("matrix")
     reduced = matrix.shape[0]
     tick("eigenvalues", 0, 1)
     found = backend.eigvalsh(matrix)
     del matrix
     clock.mark("eigenvalues")
     tick("eigenvalues", 1, 1)
-    floor = noise_floor(found, reduced, dtype)
     return Spectrum(
-        eigenvalues=np.sort(np.concatenate([found, np.zeros(size - reduced)])),
-        noise_floor=floor,
-        dimension=size,
+        eigenvalues=np.sort(np.concatenate([found, np.zeros(local.dimension - reduced)])),
+        noise_floor=noise_floor(found, reduced, dtype),
+        dimension=local.dimension,
         reduced_dimension=reduced,
         loss=loss,
         gradient_norm=gradient_norm,
         operator=operator,
         dtype=dtype,
         solver=backend.solver,
+        check=float("nan")
+        if probe is None
+        else require_agreement(probe, found, local.dimension, dtype),
         seconds=clock.seconds,
         provenance=provenance or Provenance(device=backend.name),
     )

@@ -64,7 +64,7 @@ def resolve(loss: str | Loss) -> Loss:
             raise ProblemError(
                 f"unknown loss {loss!r}; known are {', '.join(LOSSES)}, or give file.py:function"
             )
-        found = load_object(loss)
+        found: Loss = load_object(loss)
     else:
         found = loss
     if not callable(found):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import fnmatch
+import itertools
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,19 +41,30 @@ class Problem:
             (outputs, targets) -> scalar mean over the batch.
         data: Inputs and targets, each a tensor or NumPy array with the batch first. Inputs may
             also be a tuple or dict of them, passed as positional or keyword arguments.
+        only: Pattern (``*``, ``?``) of the parameter names to take; all others are constants, so
+            that the Hessian is that block's.
 
     Attributes:
         dimension: P, the number of trainable parameters.
         names: Names of the trainable parameters, in ``model.parameters()`` order.
         loss_name: The loss in words.
+        loss_function: The callable.
+        samples: B, the length of the batch.
 
     Raises:
-        ProblemError: If nothing is trainable, or a parameter is NaN or infinite.
+        ProblemError: If nothing is trainable or matches, or a parameter is NaN or infinite.
         DataError: If inputs and targets are empty, of different lengths, NaN or infinite, or
             labels do not fit the outputs.
     """
 
-    def __init__(self, model: nn.Module, loss: str | Loss, data: tuple[Any, Any]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: str | Loss,
+        data: tuple[Any, Any],
+        *,
+        only: str | None = None,
+    ) -> None:
         if not isinstance(model, nn.Module):
             raise ProblemError(f"the model is a {type(model).__name__}, not a torch.nn.Module")
         try:
@@ -60,7 +73,7 @@ class Problem:
             raise DataError("data must be a pair (inputs, targets)") from error
         self.model = copy.deepcopy(model)
         self.loss_name = loss if isinstance(loss, str) else getattr(loss, "__name__", repr(loss))
-        self._loss = resolve(loss)
+        self.loss_function = resolve(loss)
         self.inputs = _pytree.tree_map(_tensor, inputs)
         self.targets = _pytree.tree_map(_tensor, targets)
         trainable = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
@@ -69,6 +82,15 @@ class Problem:
                 "the model has no trainable parameters; set requires_grad=True on those whose "
                 "curvature you want"
             )
+        if only is not None:
+            matching = fnmatch.filter(trainable, only)
+            if not matching:
+                raise ProblemError(
+                    f"no trainable parameter matches {only!r}; there are {', '.join(trainable)}"
+                )
+            for name in trainable.keys() - matching:
+                trainable[name].requires_grad_(False)
+            trainable = {name: trainable[name] for name in matching}
         self.names = tuple(trainable)
         self._shapes = [p.shape for p in trainable.values()]
         self._sizes = [p.numel() for p in trainable.values()]
@@ -121,8 +143,16 @@ class Problem:
             for name, piece, shape in zip(self.names, pieces, self._shapes, strict=True)
         }
 
-    def outputs(self, theta: Vector) -> Tensor:
+    def outputs(self, theta: Vector) -> Any:
         """The network's outputs on the batch at parameters ``theta`` (P,).
+
+        Returns:
+            Whatever the model returns, usually (B, K).
+        """
+        return self.call(self.unflatten(theta))
+
+    def call(self, parameters: dict[str, Tensor]) -> Any:
+        """The network's outputs on the batch at named trainable parameters.
 
         Returns:
             Whatever the model returns, usually (B, K).
@@ -133,15 +163,44 @@ class Problem:
         elif isinstance(self.inputs, dict):
             arguments, keywords = (), self.inputs
         with _twice_differentiable():
-            return functional_call(self.model, self.unflatten(theta), arguments, keywords)
+            return functional_call(self.model, parameters, arguments, keywords)
 
-    def loss_of_outputs(self, outputs: Tensor) -> Tensor:
+    def places(self) -> dict[str, slice]:
+        """Where each trainable parameter lies in θ.
+
+        Returns:
+            Parameter name to its slice of the flat vector.
+        """
+        ends = itertools.accumulate(self._sizes)
+        pairs = zip(self.names, ends, self._sizes, strict=True)
+        return {name: slice(end - size, end) for name, end, size in pairs}
+
+    def part(self, samples: slice) -> Problem:
+        """The problem of some of the batch's samples.
+
+        Args:
+            samples: Which.
+
+        Returns:
+            A problem that shares the model.
+        """
+        part = copy.copy(self)
+
+        def take(leaf: Any) -> Any:
+            return leaf[samples] if isinstance(leaf, Tensor) else leaf
+
+        part.inputs = _pytree.tree_map(take, self.inputs)
+        part.targets = _pytree.tree_map(take, self.targets)
+        part.samples = len(range(*samples.indices(self.samples)))
+        return part
+
+    def loss_of_outputs(self, outputs: Any) -> Tensor:
         """The scalar loss of given outputs on the batch's targets.
 
         Returns:
             A scalar tensor.
         """
-        return self._loss(outputs, self.targets)
+        return self.loss_function(outputs, self.targets)
 
     def loss(self, theta: Vector) -> Tensor:
         """The scalar mean loss of the batch at parameters ``theta`` (P,).
@@ -200,7 +259,9 @@ class Problem:
 
     def _check_labels(self, outputs: Any) -> None:
         """Refuse class labels that cross-entropy would index out of bounds."""
-        if self._loss is not LOSSES["cross-entropy"] or not isinstance(self.targets, Tensor):
+        if self.loss_function is not LOSSES["cross-entropy"] or not isinstance(
+            self.targets, Tensor
+        ):
             return
         if self.targets.is_floating_point() or not isinstance(outputs, Tensor):
             return

@@ -20,7 +20,7 @@ EIGENVALUES = "hessian_evals"
 INDICES = "batch_indices"
 DONE = "done"
 
-PHASES = ("matrix", "eigenvalues")
+PHASES = ("reduction", "matrix", "eigenvalues")
 """Timed phases; each is stored as ``seconds_<phase>``."""
 
 
@@ -40,6 +40,11 @@ COLUMNS: dict[str, Column] = {
     "noise_floor": Column(np.float64, "|eigenvalue| below which it is round-off"),
     "rank": Column(np.int64, "eigenvalues above the noise floor"),
     "reduced_dimension": Column(np.int64, "dimension of the matrix diagonalised"),
+    "n_paper_cutoff": Column(np.int64, "eigenvalues above 1e-20 in magnitude, the cutoff of [B]"),
+    "n_paper_cutoff_ratios": Column(np.int64, "eigenvalues above 1e-10 in magnitude"),
+    "resolved_spacings": Column(np.int64, "spacings of certified levels above the noise floor"),
+    "gap_decades": Column(np.float64, "decades between round-off and the smallest certified level"),
+    "check": Column(np.float64, "relative residual of H v for a random v"),
     "loss": Column(np.float64, "mean loss of the batch"),
     "gradient_norm": Column(np.float64, "Euclidean norm of the gradient"),
     **{f"seconds_{phase}": Column(np.float64, f"wall-clock seconds: {phase}") for phase in PHASES},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ from hessrmt.errors import ConfigError, HessrmtError
 from hessrmt.problems import checkpoints, data, losses, models
 from hessrmt.problems.problem import Problem
 from hessrmt.records import Provenance, Spectra
-from hessrmt.store.hdf5 import SpectrumWriter, load
+from hessrmt.store.hdf5 import load
+from hessrmt.store.writer import SpectrumWriter
 
 if TYPE_CHECKING:
     from hessrmt.config import SpectrumConfig
@@ -57,7 +59,7 @@ class Prepared:
             Model, loss and that batch's samples in double precision.
         """
         pair = self.dataset.tensors(self.batch_indices[batch], torch.float64)
-        return Problem(self.model, self.loss, pair)
+        return Problem(self.model, self.loss, pair, only=self.config.only)
 
 
 def prepare(config: SpectrumConfig, folder: Path | None = None) -> Prepared:
@@ -74,21 +76,24 @@ def prepare(config: SpectrumConfig, folder: Path | None = None) -> Prepared:
         ConfigError: If the batch does not fit the split.
     """
     dataset = data.load(config.data, config.split, folder)
-    available = len(dataset) // config.batch
+    size = len(dataset) if config.batch == "all" else config.batch
+    available = len(dataset) // size
     if available == 0:
         raise ConfigError(
-            f"batch {config.batch} is larger than the {dataset.split} split of {dataset.name} "
+            f"batch {size} is larger than the {dataset.split} split of {dataset.name} "
             f"({len(dataset):,} samples)"
         )
-    count = available if config.batches == "all" else config.batches
+    count = config.batches if isinstance(config.batches, int) else available
+    if config.batch == "all":
+        count = 1
     if count > available:
         raise ConfigError(
-            f"{count} batches of {config.batch} need {count * config.batch:,} samples; the "
+            f"{count} batches of {size} need {count * size:,} samples; the "
             f"{dataset.split} split of {dataset.name} has {len(dataset):,}, enough for "
             f"{available} (--batches all)"
         )
     notes = [f"data: {dataset.origin}"]
-    left = len(dataset) - available * config.batch
+    left = len(dataset) - available * size
     if config.batches == "all" and left:
         notes.append(
             f"the last {left} samples do not fill a batch and are left out: a smaller batch has "
@@ -108,7 +113,7 @@ def prepare(config: SpectrumConfig, folder: Path | None = None) -> Prepared:
         dataset=dataset,
         model=model,
         loss=config.loss if config.loss in losses.LOSSES else losses.resolve(config.loss),
-        batch_indices=np.arange(count * config.batch).reshape(count, config.batch),
+        batch_indices=np.arange(count * size).reshape(count, size),
         notes=tuple(notes),
         identity={
             **settings,
@@ -152,16 +157,17 @@ def run(
         raise ConfigError("--resume and --overwrite exclude each other")
     config = prepared.config
     backend = select(config.device)
-    with _naming_batch(0):
-        dimension = prepared.problem(0).dimension
-    if resume and out.exists():
+    with _naming_batch(0):  # a model that cannot be evaluated must not cost an existing file
+        first = prepared.problem(0).at(getattr(torch, config.dtype), backend.device)
+        first.evaluate()
+    if resume and os.path.exists(out):
         writer = SpectrumWriter.resume(out, prepared.identity)
     else:
         writer = SpectrumWriter.create(
             out,
             identity=prepared.identity,
             solver=backend.solver,
-            dimension=dimension,
+            dimension=first.dimension,
             batch_indices=prepared.batch_indices,
             provenance=Provenance(
                 config={
@@ -185,6 +191,7 @@ def run(
                     backend,
                     config.dtype,
                     config.operator,
+                    config.reduce,
                     tick=partial(observer, number) if observer else None,
                 )
             writer.write(number, found)

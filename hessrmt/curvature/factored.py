@@ -1,0 +1,288 @@
+"""Factored assembly: second derivatives in the pre-activations, then matrix products.
+
+Where every trainable parameter sits in a linear layer applied once per sample, a change dW_l acts
+only through dz_l = dW_l a_l. With δ_l added to each pre-activation z_l, for l before m (PHYSICS §3)
+
+    H[(l,i,p),(m,j,q)] = Σ_b S_b[li,mj] a_l[b,p] a_m[b,q] + Σ_b g_m[b,j] A_m[b,q,li] a_l[b,p],
+
+S_b = ∂²L/∂δ[b]∂δ[b], g_m = ∂L/∂δ_m, A_m[b,q,li] = ∂a_m[b,q]/∂δ_l[b,i]. Double automatic
+differentiation supplies S, g and A for any activation in Σ_l d_l products (220 for mlp3) instead
+of P (20,060); each block is then one matrix product over samples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.func import grad, jvp, vmap
+
+from hessrmt import rng
+from hessrmt.curvature.trace import hooked
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from hessrmt.curvature.reduction import LayerBasis
+    from hessrmt.curvature.trace import Hook, Site
+    from hessrmt.problems.problem import Problem
+
+_WORK_BYTES = 2**28
+"""Memory of the factors of one chunk of samples, and of one block in flight."""
+
+_TANGENT_COPIES = 12
+"""Arrays of the size of the pre-activations that one direction of differentiation holds."""
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Derivatives of the loss of some samples in the pre-activations, in reduced coordinates.
+
+    e_l and k_l are the rows and columns of layer l's coordinates that are not wholly zero.
+
+    Attributes:
+        curvature: (B, D, D) second derivatives S_b, D = Σ_l e_l.
+        gradient: Per layer (B, e_l), g_l.
+        features: Per layer (B, k_l), coordinates of [a_l; 1].
+        flow: Per layer m, (B, k_m, D) derivatives A_m; None if the layer is fed by the data.
+        spans: Per layer, its place in D.
+    """
+
+    curvature: Tensor
+    gradient: tuple[Tensor, ...]
+    features: tuple[Tensor, ...]
+    flow: tuple[Tensor | None, ...]
+    spans: tuple[slice, ...]
+
+
+def samples_are_independent(problem: Problem, sites: tuple[Site, ...]) -> bool:
+    """Whether each sample's loss depends on that sample's pre-activations alone.
+
+    Args:
+        problem: In its final precision and place.
+        sites: Once-per-sample sites.
+
+    Returns:
+        False also if torch cannot differentiate forward here.
+    """
+    shifts = _zero_shifts(problem, sites)
+    some = rng.stream(0, "independence").random(problem.samples) < 0.5
+    moved = torch.from_numpy(some).to(shifts[0].device)
+    direction = tuple(torch.ones_like(shift) * moved[:, None] for shift in shifts)
+    gradient = grad(lambda d: _shifted_loss(problem, sites, d)[0])
+    try:
+        tangents = jvp(gradient, (shifts,), (direction,))[1]
+    except (RuntimeError, NotImplementedError):
+        return False
+    # a change of some samples must leave the gradients of the others exactly alone
+    return not any(bool(tangent[~moved].count_nonzero()) for tangent in tangents)
+
+
+def sample_chunks(problem: Problem, layers: tuple[LayerBasis, ...]) -> list[slice]:
+    """Slices of the batch whose factors fit in a fixed working memory.
+
+    Args:
+        problem: In its final precision and place.
+        layers: Bases of the sites.
+
+    Returns:
+        Slices in order; one if the loss of a part is not a mean like that of the whole.
+    """
+    length = max(1, _WORK_BYTES // factor_bytes(problem, layers))
+    starts = range(0, problem.samples, length)
+    chunks = [slice(start, min(start + length, problem.samples)) for start in starts]
+    return chunks if _parts_add_up(problem, chunks) else [slice(0, problem.samples)]
+
+
+def factor_bytes(problem: Problem, layers: tuple[LayerBasis, ...]) -> int:
+    """Memory of one sample's factors.
+
+    Args:
+        problem: In its final precision and place.
+        layers: Bases of the sites.
+
+    Returns:
+        Bytes.
+    """
+    outputs = sum(len(layer.rows) for layer in layers)
+    inputs = sum(len(layer.columns) for layer in layers)
+    return problem.dtype.itemsize * outputs * (2 * outputs + inputs)
+
+
+def factors(problem: Problem, layers: tuple[LayerBasis, ...], samples: slice) -> Factors:
+    """Factors of a slice of the batch, weighted so that slices add up to the whole.
+
+    Args:
+        problem: In its final precision and place.
+        layers: Bases of once-per-sample sites.
+        samples: Which samples.
+
+    Returns:
+        The factors.
+    """
+    part = problem.part(samples)
+    weight = part.samples / problem.samples
+    sites = tuple(layer.site for layer in layers)
+    shifts = _zero_shifts(part, sites)
+    widths = [shift.shape[1] for shift in shifts]
+    gradient = grad(lambda d: _shifted_loss(part, sites, d), has_aux=True)
+    slopes, inputs = gradient(shifts)
+
+    def column(direction: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        pieces = direction.split(widths)
+        tangent = tuple(v.expand_as(s) for v, s in zip(pieces, shifts, strict=True))
+        curved, moved = jvp(gradient, (shifts,), (tangent,))[1]
+        rows = [layer.turn_outputs(t) for layer, t in zip(layers, curved, strict=True)]
+        return torch.cat(rows, dim=1), tuple(
+            layer.turn_inputs(layer.site.features(t, constant=0.0))
+            for layer, t in zip(layers, moved, strict=True)
+            if not layer.site.fed_by_data
+        )
+
+    directions = torch.block_diag(*(layer.output_directions() for layer in layers))
+    per_direction = _TANGENT_COPIES * problem.dtype.itemsize * part.samples * sum(widths)
+    chunk = max(1, _WORK_BYTES // per_direction)
+    curvature, moved = vmap(column, chunk_size=chunk)(directions)  # (D, B, D), (D, B, k) ...
+    curvature = curvature.permute(1, 2, 0)
+    flow = iter(moved)
+    ends = torch.tensor([len(layer.rows) for layer in layers]).cumsum(0).tolist()
+    return Factors(
+        curvature=weight * (curvature + curvature.mT) / 2,
+        gradient=tuple(
+            weight * layer.turn_outputs(g) for layer, g in zip(layers, slopes, strict=True)
+        ),
+        features=tuple(
+            layer.turn_inputs(layer.site.features(a))
+            for layer, a in zip(layers, inputs, strict=True)
+        ),
+        flow=tuple(
+            None if layer.site.fed_by_data else next(flow).permute(1, 2, 0) for layer in layers
+        ),
+        spans=tuple(
+            slice(end - len(layer.rows), end) for end, layer in zip(ends, layers, strict=True)
+        ),
+    )
+
+
+def block(found: Factors, first: int, second: int) -> Iterator[tuple[slice, Tensor]]:
+    """Rows of the Hessian block between two layers, ``first`` not after ``second``.
+
+    Args:
+        found: The factors.
+        first: Layer l.
+        second: Layer m.
+
+    Yields:
+        A slice of l's outputs i, and their rows ((i, p), (j, q)) of the block.
+    """
+    a, c = found.features[first], found.features[second]
+    (samples, left), right = a.shape, c.shape[1]
+    rows, columns = found.spans[first], found.spans[second]
+    outputs, width = rows.stop - rows.start, columns.stop - columns.start
+    entries = max(1, left * width * max(right, samples))
+    step = max(1, _WORK_BYTES // (a.element_size() * entries))
+    flow = found.flow[second] if first < second else None
+    for start in range(0, outputs, step):
+        chosen = slice(rows.start + start, min(rows.start + start + step, rows.stop))
+        count = chosen.stop - chosen.start
+        curvature = found.curvature[:, chosen, columns]
+        if left <= right:
+            spread = torch.einsum("bij,bp->bijp", curvature, a).reshape(samples, -1)
+            result = (spread.T @ c).view(count, width, left, right).permute(0, 2, 1, 3)
+        else:
+            spread = torch.einsum("bij,bq->bijq", curvature, c).reshape(samples, -1)
+            result = (a.T @ spread).view(left, count, width, right).permute(1, 0, 2, 3)
+        if flow is not None:
+            slopes = torch.einsum("bj,bp->bjp", found.gradient[second], a).reshape(samples, -1)
+            moved = flow[:, :, chosen].reshape(samples, -1)
+            extra = (slopes.T @ moved).view(width, left, right, count)
+            result = result + extra.permute(3, 1, 0, 2)
+        yield (
+            slice(start, start + count),
+            result.reshape(count * left, width * right),
+        )
+
+
+@dataclass(frozen=True)
+class OwnCurvature:
+    """A layer's own block as A Σ Aᵀ = Σ_c signs_c (v_c ⊗ a_c)(v_c ⊗ a_c)ᵀ.
+
+    Attributes:
+        outputs: (c, e_l) eigenvectors of the S_b[ll], scaled by √|w|.
+        features: (c, k_l) features of the sample each belongs to.
+        signs: (c,) signs of w.
+    """
+
+    outputs: Tensor
+    features: Tensor
+    signs: Tensor
+
+    def columns(self) -> Tensor:
+        """A.
+
+        Returns:
+            (e_l·k_l, c).
+        """
+        return torch.einsum("ci,cp->ipc", self.outputs, self.features).reshape(-1, len(self.signs))
+
+
+def own_curvature(found: Factors, layer: int) -> OwnCurvature:
+    """A layer's own block by the eigenvectors of its per-sample second derivatives.
+
+    Eigenvalues below the rounding of S are left out. Piecewise-linear units leave at most as many
+    for each sample as the network has outputs; others up to e_l.
+
+    Args:
+        found: The factors.
+        layer: Which layer.
+
+    Returns:
+        The block's factors.
+    """
+    span = found.spans[layer]
+    values, vectors = torch.linalg.eigh(found.curvature[:, span, span])
+    size = span.stop - span.start
+    tolerance = size * torch.finfo(values.dtype).eps * float(values.abs().max())
+    sample, which = (values.abs() > tolerance).nonzero(as_tuple=True)
+    kept = values[sample, which]
+    scaled = vectors[sample, :, which] * kept.abs().sqrt()[:, None]
+    return OwnCurvature(scaled, found.features[layer][sample], kept.sign())
+
+
+def _zero_shifts(problem: Problem, sites: tuple[Site, ...]) -> tuple[Tensor, ...]:
+    like = problem.theta
+    return tuple(like.new_zeros(problem.samples, site.fan_out) for site in sites)
+
+
+def _shifted_loss(
+    problem: Problem, sites: tuple[Site, ...], shifts: tuple[Tensor, ...]
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The loss with δ_l added to each site's output, and the sites' inputs."""
+    inputs: dict[str, Tensor] = {}
+    shift = {site.name: value for site, value in zip(sites, shifts, strict=True)}
+
+    def add(name: str) -> Hook:
+        def hook(entering: Tensor, leaving: Tensor) -> Tensor:
+            inputs[name] = entering
+            return leaving + shift[name]
+
+        return hook
+
+    modules = dict(problem.model.named_modules())
+    with hooked({site.name: modules[site.name] for site in sites}, add):
+        loss = problem.loss(problem.theta)
+    return loss, tuple(inputs[site.name] for site in sites)
+
+
+def _parts_add_up(problem: Problem, chunks: list[slice]) -> bool:
+    """Whether the loss is the mean of its parts' losses, weighted by length."""
+    if len(chunks) == 1:
+        return True
+    theta = problem.theta
+    with torch.no_grad():
+        whole = problem.loss(theta)
+        parts = [(p.samples, p.loss(theta)) for p in map(problem.part, chunks)]
+    total = sum(count * value for count, value in parts) / problem.samples
+    return bool((whole - total).abs() <= 1e3 * torch.finfo(theta.dtype).eps * whole.abs())

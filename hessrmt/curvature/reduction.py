@@ -1,0 +1,314 @@
+"""Exact null directions, removed before diagonalising: θ = θ₀ + Q z with QᵀQ = I.
+
+spectrum(H) = spectrum(QᵀHQ) ∪ {0 with multiplicity P - r} whenever the loss is invariant along the
+orthogonal complement of range(Q). Q is block-structured: for each linear layer [W, b] = E Z Uᵀ
+
+- U spans the inputs [a; 1] of a layer fed by the data: other directions never meet the data;
+- E drops the direction (1, ..., 1) of a last layer under cross-entropy, which softmax ignores;
+- entries of Z whose rows of H are exactly 0.0 (dead pixels, dead units, units never active
+  together) are dropped; so are such parameters outside linear layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from hessrmt import rng
+from hessrmt.backend.select import select
+from hessrmt.curvature.hessian import torch_dtype
+from hessrmt.curvature.products import eager_hessian_product
+from hessrmt.curvature.trace import Site, Trace, trace
+
+if TYPE_CHECKING:
+    from hessrmt.problems.problem import Problem
+
+_PROBES = 2
+
+
+@dataclass(frozen=True)
+class LayerBasis:
+    """Basis of one linear layer's trainable matrix: [W, b] = E Z Uᵀ, some entries of Z kept.
+
+    Attributes:
+        site: The layer.
+        left: (d, e) orthonormal E; None for the identity.
+        right: (width, k) orthonormal U; None for the identity.
+        keep: (r,) kept entries of Z, positions in row-major (e, k) order.
+        weight: Positions of the weight in θ, None if not trainable.
+        bias: Positions of the bias in θ, None if not trainable.
+    """
+
+    site: Site
+    left: Tensor | None
+    right: Tensor | None
+    keep: Tensor
+    weight: slice | None
+    bias: slice | None
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """Rows of Z of which anything is kept."""
+        return (self.keep // self.shape[1]).unique()
+
+    @cached_property
+    def columns(self) -> Tensor:
+        """Columns of Z of which anything is kept."""
+        return (self.keep % self.shape[1]).unique()
+
+    @cached_property
+    def keep_within(self) -> Tensor:
+        """Kept entries as positions in the part of Z made of :attr:`rows` and :attr:`columns`."""
+        row = torch.searchsorted(self.rows, self.keep // self.shape[1])
+        return row * len(self.columns) + torch.searchsorted(self.columns, self.keep % self.shape[1])
+
+    def turn_outputs(self, values: Tensor) -> Tensor:
+        """Derivatives in the layer's outputs (..., d) to its kept rows (..., e)."""
+        turned = values if self.left is None else values @ self.left
+        return turned.index_select(-1, self.rows)
+
+    def turn_inputs(self, features: Tensor) -> Tensor:
+        """Features [a; 1] (..., width) to the layer's kept columns (..., k)."""
+        turned = features if self.right is None else features @ self.right
+        return turned.index_select(-1, self.columns)
+
+    def output_directions(self) -> Tensor:
+        """(e, d), the layer's kept rows as directions of its outputs."""
+        like = self.site.inputs
+        size = self.site.fan_out
+        eye = torch.eye(size, dtype=like.dtype, device=like.device)
+        return (eye if self.left is None else self.left.T).index_select(0, self.rows)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(e, k), the shape of Z."""
+        rows = self.site.fan_out if self.left is None else self.left.shape[1]
+        return rows, self.site.width if self.right is None else self.right.shape[1]
+
+    def gather(self, theta: Tensor) -> Tensor:
+        """Flat parameter vectors (..., P) to this layer's kept coordinates (..., r).
+
+        Returns:
+            The part of Qᵀθ that belongs to the layer.
+        """
+        fan_out, parts = self.site.fan_out, []
+        if self.weight:
+            parts.append(theta[..., self.weight].unflatten(-1, (fan_out, -1)))
+        if self.bias:
+            parts.append(theta[..., self.bias].unsqueeze(-1))
+        matrix = torch.cat(parts, dim=-1)
+        if self.right is not None:
+            matrix = matrix @ self.right
+        if self.left is not None:
+            matrix = self.left.T @ matrix
+        return matrix.flatten(-2)[..., self.keep]
+
+    def scatter(self, z: Tensor, theta: Tensor) -> None:
+        """Write this layer's coordinates (..., r) into flat parameter vectors (..., P)."""
+        rows, columns = self.shape
+        matrix = z.new_zeros(*z.shape[:-1], rows * columns)
+        matrix[..., self.keep] = z
+        matrix = matrix.unflatten(-1, (rows, columns))
+        if self.left is not None:
+            matrix = self.left @ matrix
+        if self.right is not None:
+            matrix = matrix @ self.right.T
+        if self.weight:
+            theta[..., self.weight] = matrix[..., : self.site.fan_in].flatten(-2)
+        if self.bias:
+            theta[..., self.bias] = matrix[..., -1]
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """An orthonormal basis of the directions in which the loss can vary.
+
+    Coordinates are ordered: layers in the order of execution, then other parameters.
+
+    Attributes:
+        dimension: P.
+        layers: Bases of the linear layers.
+        others: Kept positions in θ of parameters outside those layers.
+    """
+
+    dimension: int
+    layers: tuple[LayerBasis, ...]
+    others: Tensor
+
+    @property
+    def reduced_dimension(self) -> int:
+        """Number of columns of Q."""
+        return sum(len(layer.keep) for layer in self.layers) + len(self.others)
+
+    def project(self, v: Tensor) -> Tensor:
+        """Qᵀv.
+
+        Args:
+            v: (..., P).
+
+        Returns:
+            (..., r).
+        """
+        return torch.cat([layer.gather(v) for layer in self.layers] + [v[..., self.others]], dim=-1)
+
+    def lift(self, z: Tensor) -> Tensor:
+        """Q z.
+
+        Args:
+            z: (..., r).
+
+        Returns:
+            (..., P).
+        """
+        theta = z.new_zeros(*z.shape[:-1], self.dimension)
+        start = 0
+        for layer in self.layers:
+            end = start + len(layer.keep)
+            layer.scatter(z[..., start:end], theta)
+            start = end
+        theta[..., self.others] = z[..., start:]
+        return theta
+
+
+def reduction(problem: Problem, device: str = "auto", dtype: str = "float64") -> Reduction:
+    """The basis in which :func:`hessrmt.spectrum` works, before any block-range step.
+
+    Args:
+        problem: Model, loss and batch.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+        dtype: ``"float64"`` or ``"float32"``.
+
+    Returns:
+        The basis, with ``dimension``, ``reduced_dimension``, ``lift`` and ``project``.
+
+    Raises:
+        ProblemError: If the loss is random, not a scalar or not twice differentiable by torch.
+        NonFiniteError: If the loss is NaN or infinite.
+    """
+    local = problem.at(torch_dtype(dtype), select(device).device)
+    local.evaluate()
+    return reduce_problem(local, trace(local))
+
+
+def identity(problem: Problem) -> Reduction:
+    """No reduction: Q = I.
+
+    Args:
+        problem: In its final place.
+
+    Returns:
+        The basis of all parameters.
+    """
+    device = problem.theta.device
+    return Reduction(problem.dimension, (), torch.arange(problem.dimension, device=device))
+
+
+def reduce_problem(problem: Problem, traced: Trace) -> Reduction:
+    """Basis of a traced problem.
+
+    Args:
+        problem: In its final precision and place, already evaluated once.
+        traced: Its sites.
+
+    Returns:
+        The basis.
+    """
+    zero = _zero_rows(problem)
+    places = problem.places()
+    layers = tuple(_layer_basis(site, problem, zero, places) for site in traced.sites)
+    device = zero.device
+    others = [
+        torch.arange(places[name].start, places[name].stop, device=device) for name in traced.others
+    ]
+    free = torch.cat(others) if others else torch.zeros(0, dtype=torch.long, device=device)
+    return Reduction(problem.dimension, layers, free[~zero[free]])
+
+
+def input_basis(features: Tensor) -> Tensor | None:
+    """Orthonormal basis of the span of some rows, to rounding.
+
+    Directions whose singular value is below max(m, p)·ε·σ₁ are left out: they change H by no more
+    than its own rounding.
+
+    Args:
+        features: (m, p) rows.
+
+    Returns:
+        (p, k) with k < p, or None if the rows span everything.
+    """
+    rows, columns = features.shape
+    if rows > columns:  # same row space and singular values, smaller
+        features = torch.linalg.qr(features, mode="r").R
+    mixing, sizes, _ = torch.linalg.svd(features, full_matrices=False)
+    tolerance = max(rows, columns) * torch.finfo(sizes.dtype).eps * float(sizes.max())
+    rank = int((sizes > tolerance).sum())
+    # the right singular vectors themselves are orthonormal to a few digits less than a QR's
+    return None if rank == columns else torch.linalg.qr(features.T @ mixing[:, :rank]).Q
+
+
+def softmax_basis(classes: int, like: Tensor) -> Tensor:
+    """Orthonormal basis of the vectors whose entries sum to zero.
+
+    Args:
+        classes: K.
+        like: Gives type and place.
+
+    Returns:
+        (K, K - 1), the columns of a Householder reflection that maps 1/√K to an axis.
+    """
+    u = torch.full((classes,), classes**-0.5, dtype=like.dtype, device=like.device)
+    u[0] += 1
+    eye = torch.eye(classes, dtype=like.dtype, device=like.device)
+    return (eye - 2 * torch.outer(u, u) / (u @ u))[:, 1:].contiguous()
+
+
+def ignores_softmax_shift(problem: Problem) -> bool:
+    """Whether the loss is torch's cross-entropy of class scores, unchanged by a common shift.
+
+    Args:
+        problem: Model, loss and batch.
+
+    Returns:
+        True for ``torch.nn.functional.cross_entropy`` and ``torch.nn.CrossEntropyLoss``.
+    """
+    return problem.loss_function is F.cross_entropy or isinstance(
+        problem.loss_function, nn.CrossEntropyLoss
+    )
+
+
+def _zero_rows(problem: Problem) -> Tensor:
+    """(P,) bool: rows of the Hessian that are exactly 0.0, by random Hessian-vector products."""
+    # a row that is not zero gives 0.0 for a random vector with probability zero; the second,
+    # independent vector verifies the first
+    theta = problem.theta
+    generator = rng.torch_generator(0, "structural-zeros")
+    probes = torch.randn(_PROBES, problem.dimension, generator=generator, dtype=torch.float64)
+    probes = probes.to(dtype=theta.dtype, device=theta.device)
+    return (eager_hessian_product(problem)(probes) == 0).all(dim=0)
+
+
+def _layer_basis(
+    site: Site, problem: Problem, zero: Tensor, places: dict[str, slice]
+) -> LayerBasis:
+    weight = places[site.weight] if site.weight else None
+    bias = places[site.bias] if site.bias else None
+    right = input_basis(site.features(site.inputs)) if site.fed_by_data else None
+    left = None
+    if site.is_output and site.fan_out > 1 and ignores_softmax_shift(problem):
+        left = softmax_basis(site.fan_out, site.inputs)
+    parts = [zero[weight].view(site.fan_out, site.fan_in)] if weight else []
+    if bias:
+        parts.append(zero[bias].view(-1, 1))
+    dead = torch.cat(parts, dim=1)
+    # a rotated side keeps or drops whole rows or columns of the matrix
+    if right is not None:
+        dead = dead.all(dim=1, keepdim=True).expand(-1, right.shape[1])
+    if left is not None:
+        dead = dead.all(dim=0, keepdim=True).expand(left.shape[1], -1)
+    keep = (~dead).flatten().nonzero().squeeze(-1)
+    return LayerBasis(site, left, right, keep, weight, bias)

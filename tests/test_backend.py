@@ -1,0 +1,230 @@
+"""Backends: how one is chosen, the CPU's verbs against NumPy, and how much memory is free."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+
+from hessrmt.backend import memory
+from hessrmt.backend.cpu import _TILE, CpuBackend
+from hessrmt.backend.select import select
+from hessrmt.errors import ConvergenceError, DeviceError
+
+CPU = CpuBackend()
+NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+
+
+# Choosing
+
+
+@pytest.mark.parametrize("word", ["gpu", "cuda:", "cuda:x", "cuda:-1", "CPU", "cpu:0", "", "mps"])
+def test_unknown_devices(word):
+    with pytest.raises(DeviceError, match=r"unknown device .*; known are auto, cpu, cuda"):
+        select(word)
+
+
+@NO_CUDA
+@pytest.mark.parametrize("word", ["cuda", "cuda:0", "cuda:3"])
+def test_absent_gpu(word):
+    with pytest.raises(DeviceError, match=f"'{word}': torch sees no CUDA device; use --device cpu"):
+        select(word)
+
+
+def test_gpu_number_out_of_range(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(DeviceError, match="'cuda:2': there are 2, numbered from 0"):
+        select("cuda:2")
+
+
+@NO_CUDA
+def test_auto_is_the_cpu_without_a_gpu():
+    for word in ("auto", "cpu"):
+        backend = select(word)
+        assert backend.device == torch.device("cpu")
+        assert backend.name.startswith("cpu (")
+
+
+# Verbs
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("n", [1, 2, 511, 512, 513, 1100])
+def test_symmetrize(n, dtype):
+    assert _TILE == 512  # so that the sizes lie around one tile and beyond two
+    a = torch.randn(n, n, dtype=dtype, generator=torch.Generator().manual_seed(n))
+    before = a.numpy().copy()
+    assert CPU.symmetrize_(a) == np.abs(before - before.T).max()
+    assert np.array_equal(a.numpy(), (before + before.T) / 2)
+    assert CPU.symmetrize_(a) == 0
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [(0, 0), (0, 513), (513, 0), (600, 3), (513, 513)])
+def test_symmetrize_reports_what_is_not_finite(value, place):
+    a = torch.zeros(700, 700, dtype=torch.float64)
+    a[place] = value
+    assert not np.isfinite(CPU.symmetrize_(a))
+
+
+def test_symmetrize_reports_infinities_in_both_halves():
+    a = torch.zeros(600, 600, dtype=torch.float64)
+    a[599, 0] = a[0, 599] = torch.inf  # inf - inf
+    assert np.isnan(CPU.symmetrize_(a))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("n", [1, 2, 17, 300])
+def test_eigvalsh(n, dtype):
+    a = torch.randn(n, n, dtype=dtype, generator=torch.Generator().manual_seed(n))
+    a = (a + a.T) / 2
+    expected = scipy.linalg.eigvalsh(a.double().numpy(), driver="ev")
+    found = CPU.eigvalsh(a.clone())
+    assert (found.dtype, found.shape) == (np.float64, (n,))
+    assert np.all(np.diff(found) >= 0)
+    # backward stability: ‖E‖₂ ≤ p(n) ε ‖A‖₂ with p(n) a low multiple of n, then Weyl
+    tolerance = 10 * n * torch.finfo(dtype).eps * np.abs(expected).max()
+    assert np.abs(found - expected).max() <= tolerance
+
+
+def test_eigvalsh_of_a_known_spectrum():
+    n = 200
+    levels = np.concatenate([np.zeros(150), np.geomspace(1e-6, 1, 50)])
+    q, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(n, n)))
+    a = (q * levels) @ q.T
+    found = CPU.eigvalsh(torch.from_numpy((a + a.T) / 2))
+    # building A rounds too: at most n ε ‖A‖ in norm for each of two products
+    assert np.abs(found - levels).max() <= 12 * n * np.finfo(float).eps
+
+
+def test_solver_failure_is_a_convergence_error(monkeypatch):
+    def fail(matrix):
+        raise torch.linalg.LinAlgError("the algorithm failed to converge")
+
+    monkeypatch.setattr(torch.linalg, "eigvalsh", fail)
+    with pytest.raises(ConvergenceError, match="failed to converge"):
+        CPU.eigvalsh(torch.eye(2))
+
+
+# Memory
+
+
+def test_free_memory_is_positive_and_at_most_the_machines():
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 0 < CPU.free_memory() <= physical
+
+
+def test_address_space_limit():
+    code = """
+        import resource
+        from hessrmt.backend.memory import free_host_memory
+        free = free_host_memory()
+        limit = 512 * 2**20
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        left = free_host_memory()
+        assert 0 < left < min(limit, free + 1), (left, free)
+        room = bytearray(int(0.9 * left))
+        assert free_host_memory() <= left - len(room)
+        try:
+            bytearray(left + 2**20)
+        except MemoryError:
+            print("good")
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "good\n", done.stderr
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """A made-up /proc and /sys/fs/cgroup with 8 GiB available and no address-space limit."""
+    proc, groups = tmp_path / "proc", tmp_path / "cgroup"
+    (proc / "self").mkdir(parents=True)
+    groups.mkdir()
+    monkeypatch.setattr(memory, "_PROC", proc)
+    monkeypatch.setattr(memory, "_CGROUP", groups)
+    monkeypatch.setattr(memory, "_address_space_left", lambda: 2**63 - 1)
+    (proc / "meminfo").write_text(f"MemTotal: 999 kB\nMemAvailable:   {8 * 2**20} kB\n")
+
+    def group(path, **files):
+        folder = groups / path
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            (folder / name.replace("__", ".")).write_text(f"{content}\n")
+
+    def member(text):
+        (proc / "self" / "cgroup").write_text(text)
+
+    group.member, group.proc = member, proc
+    return group
+
+
+GIB = 2**30
+
+
+def test_no_control_group(machine):
+    assert memory.free_host_memory() == 8 * GIB
+
+
+def test_no_meminfo(machine):
+    (machine.proc / "meminfo").unlink()
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert memory.free_host_memory() == physical
+
+
+def test_control_group_v2(machine):
+    machine("slurm/job_1", memory__max=4 * GIB, memory__current=GIB)
+    machine.member("0::/slurm/job_1\n")
+    assert memory.free_host_memory() == 3 * GIB
+
+
+def test_control_group_v2_file_cache_can_be_reclaimed(machine):
+    stat = f"anon 5\ninactive_file {GIB // 2}\nactive_file {GIB // 4}"
+    machine("job", memory__max=4 * GIB, memory__current=2 * GIB, memory__stat=stat)
+    machine.member("0::/job\n")
+    assert memory.free_host_memory() == 2.5 * GIB
+
+
+def test_control_group_parents_count(machine):
+    machine("slurm", memory__max=2 * GIB, memory__current=GIB)
+    machine("slurm/job", memory__max="max", memory__current=GIB)
+    machine("slurm/job/step", memory__max=7 * GIB, memory__current=GIB)
+    machine.member("0::/slurm/job/step\n")
+    assert memory.free_host_memory() == GIB
+
+
+def test_control_group_without_a_limit(machine):
+    machine("job", memory__max="max", memory__current=GIB)
+    machine.member("0::/job\n")
+    assert memory.free_host_memory() == 8 * GIB
+
+
+def test_control_group_of_a_container(machine):
+    """The path may name a group that the container cannot see; its own limit is at the root."""
+    machine(".", memory__max=2 * GIB, memory__current=GIB)
+    machine.member("0::/../../outside/scope\n")
+    assert memory.free_host_memory() == GIB
+
+
+def test_control_group_v1(machine):
+    machine("memory/job", memory__limit_in_bytes=5 * GIB, memory__usage_in_bytes=GIB)
+    machine.member("12:cpu,cpuacct:/other\n4:memory:/job\n0::/\n")
+    assert memory.free_host_memory() == 4 * GIB
+
+
+def test_control_group_v1_without_a_limit(machine):
+    machine("memory", memory__limit_in_bytes=2**63 - 4096, memory__usage_in_bytes=GIB)
+    machine.member("4:memory:/\n")
+    assert memory.free_host_memory() == 8 * GIB
+
+
+def test_control_group_over_its_limit_leaves_nothing(machine):
+    machine("job", memory__max=GIB, memory__current=2 * GIB)
+    machine.member("0::/job\n")
+    assert memory.free_host_memory() == 0

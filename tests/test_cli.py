@@ -1,0 +1,443 @@
+"""The command line: what it prints where, its exit codes, and one clear error for each mistake."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import textwrap
+import time
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from hessrmt.cli import console
+from hessrmt.store.hdf5 import load
+
+COMMANDS = [
+    [],
+    ["spectrum"],
+    ["train"],
+    ["plot"],
+    ["info"],
+    ["data"],
+    ["data", "fetch"],
+    ["data", "list"],
+]
+
+USER_CODE = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+class Crashing(Net):
+    def forward(self, x):
+        raise KeyError("who knows")
+
+
+class Infinite(Net):
+    def forward(self, x):  # infinite only for data with a value above 99
+        return self.layer(x) * torch.where(x.max() > 99, torch.inf, 1.0)
+
+
+class Stateful(Net):
+    def forward(self, x):
+        return self.layer(x) * torch.rand(())
+
+
+def narrow():
+    return nn.Linear(6, 2)
+
+
+def flat():
+    return nn.Sequential(nn.Linear(6, 1), nn.Flatten(0))
+
+
+def wrong_input():
+    return nn.Linear(5, 3)
+
+
+def frozen():
+    return Net().requires_grad_(False)
+
+
+def failing():
+    raise RuntimeError("no luck")
+
+
+def number():
+    return 3
+
+
+constant = 3
+
+
+def loss_per_sample(outputs, targets):
+    return nn.functional.cross_entropy(outputs, targets, reduction="none")
+"""
+
+
+@pytest.fixture
+def place(tmp_path, tiny_npz):
+    """A folder with everything that can be wrong in it."""
+    (tmp_path / "user.py").write_text(USER_CODE)
+    (tmp_path / "broken.py").write_text("import no_such_module_here\n")
+    (tmp_path / "syntax.py").write_text("def f(:\n")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "taken.h5").write_text("precious")
+    (tmp_path / "bad.toml").write_text("batch = = 3\n")
+    (tmp_path / "unknown.toml").write_text('modle = "mlp2"\n')
+    (tmp_path / "type.toml").write_text('batch = "many"\n')
+    with np.load(tiny_npz) as tiny:
+        x, y = tiny["x"], tiny["y"]
+    for name, value in (("nan", np.nan), ("inf", np.inf)):
+        bad = x.copy()
+        bad[17, 2] = value
+        np.savez(tmp_path / f"{name}.npz", x=bad, y=y)
+    np.savez(tmp_path / "classes.npz", x=x, y=y, classes=2)
+    late = x.copy()
+    late[25, 0] = 100
+    np.savez(tmp_path / "late.npz", x=late, y=y)
+    net = nn.Linear(6, 3).state_dict()
+    good = {f"1.{name}": value for name, value in net.items()}
+    torch.save(good, tmp_path / "good.pt")
+    torch.save(net, tmp_path / "names.pt")
+    torch.save({"1.weight": torch.zeros(4, 6), "1.bias": torch.zeros(4)}, tmp_path / "shape.pt")
+    save_file({**good, "1.bias": torch.tensor([0, np.nan, 0])}, tmp_path / "nan.safetensors")
+    return tmp_path
+
+
+RUN = ["spectrum", "--model", "logistic", "--data", "tiny.npz", "--batch", "10", "--batches", "2"]
+
+BAD = {
+    "command": (["spektrum"], ["spektrum"]),
+    "option": ([*RUN, "--tpyo", "1"], ["--tpyo", "--help"]),
+    "argument": ([*RUN, "stray"], ["stray"]),
+    "model": ([*RUN, "--model", "resnet"], ["'resnet'", "mlp3", "file.py:factory"]),
+    "data": ([*RUN, "--data", "cifar"], ["cifar", "mnist", "npz"]),
+    "data file": ([*RUN, "--data", "absent.npz"], ["absent.npz"]),
+    "device": ([*RUN, "--device", "tpu"], ["'tpu'", "cpu"]),
+    "device number": ([*RUN, "--device", "cuda:99"], ["'cuda:99'"]),
+    "loss": ([*RUN, "--loss", "hinge"], ["'hinge'", "cross-entropy"]),
+    "operator": ([*RUN, "--operator", "fisher"], ["operator", "'hessian'", "'ggn'", "fisher"]),
+    "dtype": ([*RUN, "--dtype", "float16"], ["dtype", "'float64'", "float16"]),
+    "split": ([*RUN, "--split", "validation"], ["split", "'test'", "validation"]),
+    "absent split": ([*RUN, "--split", "test"], ["no splits", "test"]),
+    "seed": ([*RUN, "--seed", "-1"], ["seed", "-1"]),
+    "seed word": ([*RUN, "--seed", "x"], ["--seed", "integer"]),
+    "batch 0": ([*RUN, "--batch", "0"], ["batch", "got 0"]),
+    "batch -3": ([*RUN, "--batch", "-3"], ["batch", "got -3"]),
+    "batch large": ([*RUN, "--batch", "61"], ["61", "60 samples"]),
+    "batch word": ([*RUN, "--batch", "many"], ["--batch", "integer"]),
+    "batch fraction": ([*RUN, "--batch", "2.5"], ["--batch", "integer"]),
+    "batches 0": ([*RUN, "--batches", "0"], ["batches", "'all'", "got 0"]),
+    "batches -1": ([*RUN, "--batches", "-1"], ["batches", "'all'", "got -1"]),
+    "batches many": ([*RUN, "--batches", "7"], ["7 batches of 10", "60", "enough for 6"]),
+    "batches word": ([*RUN, "--batches", "some"], ["batches", "'all'", "'some'"]),
+    "batches odd": ([*RUN, "--batches", "²"], ["batches", "'all'", "'²'"]),
+    "batches dashes": ([*RUN, "--batches=--5"], ["batches", "'--5'"]),
+    "checkpoint missing": ([*RUN, "--checkpoint", "no.pt"], ["no.pt", "does not exist"]),
+    "checkpoint names": ([*RUN, "--checkpoint", "names.pt"], ["does not fit", "1.weight"]),
+    "checkpoint shape": ([*RUN, "--checkpoint", "shape.pt"], ["(4, 6)", "(3, 6)"]),
+    "checkpoint NaN": ([*RUN, "--checkpoint", "nan.safetensors"], ["NaN", "'1.bias'"]),
+    "checkpoint kind": ([*RUN, "--checkpoint", "user.py"], ["user.py", ".safetensors"]),
+    "NaN data": ([*RUN, "--data", "nan.npz"], ["nan.npz", "NaN", "row 17"]),
+    "inf data": ([*RUN, "--data", "inf.npz"], ["inf.npz", "infinite", "row 17"]),
+    "labels": ([*RUN, "--data", "classes.npz"], ["classes.npz", "2 classes"]),
+    "out folder": ([*RUN, "--out", "absent/a.h5"], ["absent/a.h5", "No such file"]),
+    "out is folder": ([*RUN, "--out", "folder"], ["folder", "is a folder"]),
+    "out is folder, overwrite": ([*RUN, "--out", "folder", "--overwrite"], ["is a folder"]),
+    "out is folder, resume": ([*RUN, "--out", "folder", "--resume"], ["folder"]),
+    "out taken": ([*RUN, "--out", "taken.h5"], ["taken.h5 exists", "--resume", "--overwrite"]),
+    "out foreign": ([*RUN, "--out", "taken.h5", "--resume"], ["taken.h5", "HDF5"]),
+    "out long": ([*RUN, "--out", "x" * 300], ["too long"]),
+    "both": ([*RUN, "--resume", "--overwrite"], ["--resume and --overwrite"]),
+    "toml": ([*RUN, "--config", "bad.toml"], ["bad.toml", "TOML", "line 1"]),
+    "toml key": ([*RUN, "--config", "unknown.toml"], ["modle"]),
+    "toml type": (["spectrum", "--config", "type.toml"], ["batch", "integer", "'many'"]),
+    "toml missing": ([*RUN, "--config", "no.toml"], ["no.toml", "No such file"]),
+    "plugin file": ([*RUN, "--model", "no.py:Net"], ["no.py"]),
+    "plugin name": ([*RUN, "--model", "user.py:Nett"], ["user.py", "'Nett'", "Net"]),
+    "plugin no name": ([*RUN, "--model", "user.py:"], ["file.py:name"]),
+    "plugin import": ([*RUN, "--model", "broken.py:f"], ["broken.py", "no_such_module_here"]),
+    "plugin syntax": ([*RUN, "--model", "syntax.py:f"], ["syntax.py", "SyntaxError"]),
+    "factory raises": ([*RUN, "--model", "user.py:failing"], ["RuntimeError", "no luck"]),
+    "factory number": ([*RUN, "--model", "user.py:number"], ["int", "torch.nn.Module"]),
+    "factory constant": ([*RUN, "--model", "user.py:constant"], ["not callable"]),
+    "few outputs": ([*RUN, "--model", "user.py:narrow"], ["labels run from 0 to 2", "2 outputs"]),
+    "flat outputs": ([*RUN, "--model", "user.py:flat"], ["(batch, classes)", "(10,)"]),
+    "wrong input": ([*RUN, "--model", "user.py:wrong_input"], ["RuntimeError", "10x6"]),
+    "frozen": ([*RUN, "--model", "user.py:frozen"], ["no trainable parameters"]),
+    "forward raises": ([*RUN, "--model", "user.py:Crashing"], ["batch 0", "KeyError", "who knows"]),
+    "random": ([*RUN, "--model", "user.py:Stateful"], ["batch 0", "deterministic", "eval()"]),
+    "loss vector": ([*RUN, "--loss", "user.py:loss_per_sample"], ["one number", "(10,)"]),
+    "lenet on features": ([*RUN, "--model", "lenet5"], ["lenet5", "images", "(6,)"]),
+    "info foreign": (["info", "user.py"], ["user.py", "HDF5"]),
+    "info missing": (["info", "no.h5"], ["no.h5"]),
+    "plot foreign": (["plot", "user.py"], ["user.py", "HDF5"]),
+    "plot missing": (["plot", "no.h5"], ["no.h5"]),
+    "plot no file": (["plot"], ["file", "plot --help"]),
+    "fetch unknown": (["data", "fetch", "cifar"], ["cifar", "mnist"]),
+}
+
+
+def one_error(result):
+    """The text of the one error on standard error."""
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    paragraphs = re.findall(r"^error: (.+)$", result.stderr, re.MULTILINE)
+    assert len(paragraphs) == 1, result.stderr
+    assert result.stderr.count("error:") == 1
+    return result.stderr[result.stderr.index("error:") :]
+
+
+@pytest.mark.parametrize("mistake", BAD)
+def test_bad_input(place, cli, mistake):
+    arguments, words = BAD[mistake]
+    before = sorted(os.listdir(place))
+    result = cli(*arguments, *(["--json"] if arguments[0] == "spectrum" else []))
+    assert result.returncode == 2, result.stderr
+    said = one_error(result)
+    for word in words:
+        assert word.lower() in said.lower(), said
+    # no file was made, so that the corrected command runs as it is
+    made = set(os.listdir(place)) - set(before) - {"__pycache__"}
+    assert not made
+    assert (place / "taken.h5").read_text() == "precious"
+
+
+def test_bad_input_in_a_process_of_its_own(place, run_cli):
+    for arguments, word in ((["--tpyo"], "--tpyo"), (["--batch", "x"], "integer")):
+        result = run_cli(*RUN, *arguments)
+        assert result.returncode == 2
+        assert word in one_error(result)
+
+
+def test_no_command_shows_the_help(run_cli):
+    result = run_cli()
+    assert result.returncode == 2
+    assert "spectrum" in result.stdout + result.stderr
+    assert "error:" not in result.stderr
+
+
+def test_version(cli):
+    result = cli("--version")
+    assert result.returncode == 0
+    assert re.fullmatch(r"hessrmt \d+\.\d+\.\d+\S*\n", result.stdout)
+
+
+# Help
+
+
+def test_help_imports_no_torch(tmp_path):
+    code = """
+        import sys
+        from hessrmt.cli.app import main
+        for words in sys.argv[1:]:
+            sys.argv = ["hessrmt", *words.split(), "--help"]
+            try:
+                main()
+            except SystemExit as end:
+                assert not end.code, words
+            heavy = {"torch", "scipy", "h5py", "matplotlib", "numpy"} & set(sys.modules)
+            assert not heavy, (words, heavy)
+    """
+    commands = [" ".join(words) for words in COMMANDS]
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), *commands],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for words in COMMANDS:
+        assert f"Usage: hessrmt {' '.join(words)}".rstrip() in done.stdout
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_help_takes_less_than_half_a_second(run_cli, words):
+    best = np.inf
+    for _ in range(5):  # the best of five: the machine may be busy
+        start = time.perf_counter()
+        assert run_cli(*words, "--help").returncode == 0
+        best = min(best, time.perf_counter() - start)
+        if best < 0.5:
+            return
+    pytest.fail(f"{best:.2f} s")
+
+
+# Output
+
+
+def test_json_is_one_object_and_all_else_is_on_standard_error(place, run_cli):
+    result = run_cli(*RUN, "--json", "--out", "a.h5")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("\n") == 1
+    found = json.loads(result.stdout)
+    stored = load(place / "a.h5")
+    assert (found["file"], found["dimension"], found["batches_planned"]) == ("a.h5", 21, 2)
+    assert found["config"]["model"] == "logistic"
+    for entry, item in zip(found["batches"], stored, strict=True):
+        assert entry["rank"] == entry["n_resolved"] == item.rank
+        assert entry["lambda_max"] == item.eigenvalues[-1]
+        assert entry["loss"] == item.loss
+    assert "written: a.h5" in result.stderr
+    assert "error" not in result.stderr
+
+
+def test_without_json_standard_output_is_empty(place, cli):
+    result = cli(*RUN, "--out", "a.h5")
+    assert (result.returncode, result.stdout) == (0, "")
+    rows = [line.split() for line in result.stderr.splitlines() if re.match(r"\s+[01]\s", line)]
+    assert len(rows) == 2
+    for row, item in zip(rows, load(place / "a.h5"), strict=True):
+        # nothing is cut off at 80 columns
+        assert f"{item.eigenvalues[-1]:.3g}" in row
+        assert str(item.rank) in row
+    assert "…" not in result.stderr
+
+
+def test_json_has_no_nan(capsys):
+    console.emit_json({"a": float("nan"), "b": [np.float64("inf"), np.arange(2)], "c": (1, None)})
+    assert json.loads(capsys.readouterr().out) == {"a": None, "b": [None, [0, 1]], "c": [1, None]}
+
+
+def test_error_text_is_not_markup(capsys):
+    console.fail("outputs [bold] and [/nothing] of a.h5")
+    assert capsys.readouterr().err == "error: outputs [bold] and [/nothing] of a.h5\n"
+
+
+def test_closed_standard_output(place):
+    hessrmt = f"{sys.executable.rpartition('/')[0]}/hessrmt"
+    command = f"({hessrmt} {' '.join(RUN)} --json; echo code $? >&2) | true"
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=place, capture_output=True, text=True, check=False
+    )
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+    assert done.stderr.endswith("code 1\n")
+
+
+# Runs that fail on the way
+
+
+def test_non_finite_loss_in_a_later_batch(place, cli):
+    run = ["spectrum", "--model", "user.py:Infinite", "--data", "late.npz", "--batch", "10"]
+    result = cli(*run, "--batches", "all", "--out", "a.h5")
+    assert result.returncode == 1
+    said = one_error(result)
+    assert "batch 2" in said
+    assert "inf" in said or "nan" in said
+    with h5py.File(place / "a.h5") as file:
+        assert file["done"][:].tolist() == [1, 1, 0, 0, 0, 0]
+        assert np.isnan(file["hessian_evals"][2:]).all()
+    assert len(load(place / "a.h5")) == 2
+
+
+def test_a_failing_model_does_not_cost_the_file_it_was_to_replace(place, cli):
+    assert cli(*RUN, "--out", "a.h5").returncode == 0
+    before = (place / "a.h5").read_bytes()
+    result = cli(*RUN, "--model", "user.py:Crashing", "--out", "a.h5", "--overwrite")
+    assert result.returncode == 2
+    assert (place / "a.h5").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (["--seed", "3"], ["seed (0 in the file, 3 now)"]),
+        (["--batch", "12"], ["batch (10 in the file, 12 now)"]),
+        (["--batches", "3"], ["batches (2 in the file, 3 now)"]),
+        (["--dtype", "float32"], ["dtype ('float64' in the file, 'float32' now)"]),
+        (["--operator", "ggn"], ["operator ('hessian' in the file, 'ggn' now)"]),
+        (["--checkpoint", "good.pt"], ["checkpoint_sha256 (''", "parameters_sha256"]),
+        (["--data", "late.npz"], ["data_sha256", "'late.npz' now"]),
+        (["--loss", "mse"], ["'mse' now"]),
+    ],
+)
+def test_resume_with_another_configuration(place, cli, change, words):
+    assert cli(*RUN, "--out", "a.h5").returncode == 0
+    before = (place / "a.h5").read_bytes()
+    result = cli(*RUN, *change, "--out", "a.h5", "--resume")
+    assert result.returncode == 2
+    said = one_error(result)
+    for word in [*words, "a.h5", "--out"]:
+        assert word in said
+    assert (place / "a.h5").read_bytes() == before
+
+
+def test_resume_without_a_file_starts_one(place, cli):
+    assert cli(*RUN, "--out", "a.h5", "--resume").returncode == 0
+    assert len(load(place / "a.h5")) == 2
+
+
+def test_checkpoint_is_used_and_recorded(place, cli):
+    result = cli(*RUN, "--checkpoint", "good.pt", "--out", "a.h5", "--json")
+    assert result.returncode == 0, result.stderr
+    config = json.loads(result.stdout)["config"]
+    assert config["checkpoint"] == "good.pt"
+    assert len(config["checkpoint_sha256"]) == 64
+    with h5py.File(place / "a.h5") as file:
+        assert file.attrs["checkpoint_sha256"] == config["checkpoint_sha256"]
+    assert cli(*RUN, "--out", "b.h5").returncode == 0
+    assert load(place / "a.h5")[0].loss != load(place / "b.h5")[0].loss
+
+
+# info and plot
+
+
+def test_info(place, cli):
+    assert cli(*RUN, "--out", "a.h5").returncode == 0
+    shown = cli("info", "a.h5")
+    assert (shown.returncode, shown.stdout) == (0, "")
+    found = json.loads(cli("info", "a.h5", "--json").stdout)
+    assert (found["batches done"], found["batches planned"], found["parameters"]) == (2, 2, 21)
+    assert found["config model"] == "logistic"
+    assert found["rank"] == [item.rank for item in load(place / "a.h5")]
+    for part in ("logistic", "parameters", "21"):
+        assert part in shown.stderr
+    machine = json.loads(cli("info", "--json").stdout)
+    assert machine["devices"][0].startswith("cpu")
+    assert machine["models"] == ["logistic", "mlp2", "mlp3", "lenet5"]
+
+
+def test_plot(place, cli):
+    assert cli(*RUN, "--out", "a.h5").returncode == 0
+    for arguments, name in (
+        (["--out", "x.png"], "x.png"),
+        ([], "a.png"),
+        (["--out", "noending"], "noending.png"),
+    ):
+        result = cli("plot", "a.h5", *arguments)
+        assert result.returncode == 0, result.stderr
+        assert (place / name).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+        assert f"written: {name}" in result.stderr
+    assert cli("plot", "a.h5", "--out", "x.svg").returncode == 0
+    assert b"<svg" in (place / "x.svg").read_bytes()
+    for out, word in (("x.foo", "foo"), ("absent/x.png", "No such file"), ("folder", "a folder")):
+        result = cli("plot", "a.h5", "--out", out)
+        assert result.returncode == 2
+        assert word in one_error(result)
+
+
+def test_plot_of_a_file_without_a_finished_batch(place, cli):
+    assert cli(*RUN, "--out", "a.h5").returncode == 0
+    with h5py.File(place / "a.h5", "r+") as file:
+        file["done"][:] = 0
+    result = cli("plot", "a.h5")
+    assert result.returncode == 2
+    assert "no finished batch" in one_error(result)
+    assert json.loads(cli("info", "a.h5", "--json").stdout)["batches done"] == 0

@@ -1,0 +1,196 @@
+"""What is installed: complete, typed, honest about its dependencies, and silent at import."""
+
+import ast
+import importlib.metadata
+import json
+import pkgutil
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+import hessrmt
+from hessrmt.config import SpectrumConfig, TrainConfig, load_settings
+
+ROOT = Path(__file__).parents[1]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PINS = re.findall(r"^([\w.-]+)==", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.M)
+CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
+KINDS = {"spectrum": SpectrumConfig, "train": TrainConfig}
+"""First word of a settings file's name: the command it is for."""
+
+OPTIONAL = {"cupy"}
+"""Imported only where it is installed; an extra."""
+
+
+def normal(requirement):
+    """The canonical name (PEP 503) of the distribution that a requirement asks for."""
+    return re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", requirement)[0]).lower()
+
+
+def python(code):
+    """What a fresh interpreter prints for some code, as JSON."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def imported():
+    """Names of everything outside the standard library that some module of hessrmt imports."""
+    found = set()
+    for path in Path(hessrmt.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                found.add(node.module.partition(".")[0])
+    return found - sys.stdlib_module_names - {"hessrmt"}
+
+
+def test_version_is_the_metadata_version():
+    assert hessrmt.__version__ == importlib.metadata.version("hessrmt")
+    assert hessrmt.__version__ == PYPROJECT["project"]["version"]
+
+
+@pytest.mark.parametrize("name", hessrmt.__all__)
+def test_public_name_resolves(name):
+    assert getattr(hessrmt, name) is not None
+    assert name in dir(hessrmt)
+
+
+def test_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = hessrmt.nonsense
+
+
+def test_what_is_imported_is_declared():
+    # a package that is only there because another one brought it may be gone tomorrow
+    owners = importlib.metadata.packages_distributions()
+    declared = {normal(item) for item in PYPROJECT["project"]["dependencies"]}
+    undeclared = {
+        name
+        for name in imported() - OPTIONAL
+        if not declared & {normal(owner) for owner in owners.get(name, [])}
+    }
+    assert not undeclared
+
+
+def test_direct_dependencies_are_pinned():
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    wanted = [*PYPROJECT["project"]["dependencies"], *extras["test"], *extras["dev"]]
+    assert {normal(item) for item in wanted} - {"hessrmt"} <= {normal(pin) for pin in PINS}
+    assert len(PINS) == len(set(PINS))
+
+
+def test_import_brings_no_torch():
+    heavy = {"torch", "numpy", "scipy", "h5py", "matplotlib", "cupy"}
+    loaded = python("import hessrmt, json, sys; print(json.dumps(list(sys.modules)))")
+    assert not heavy & set(loaded)
+
+
+@pytest.mark.parametrize(
+    "words", ["", "spectrum", "train", "plot", "info", "data", "data fetch", "data list"]
+)
+def test_help_brings_no_torch(words):
+    loaded = python(
+        "import contextlib, io, json, sys\n"
+        f"sys.argv = {['hessrmt', *words.split(), '--help']!r}\n"
+        "from hessrmt.cli.app import main\n"
+        "shown = io.StringIO()\n"
+        "with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):\n"
+        "    main()\n"
+        "assert 'Usage:' in shown.getvalue(), shown.getvalue()\n"
+        "print(json.dumps(list(sys.modules)))"
+    )
+    assert not {"torch", "scipy", "h5py", "matplotlib", "cupy"} & set(loaded)
+
+
+def test_nothing_happens_at_import():
+    modules = [module.name for module in pkgutil.walk_packages(hessrmt.__path__, prefix="hessrmt.")]
+    assert len(modules) > 20
+    before, after = python(
+        "import importlib, json, logging, os\n"
+        "import matplotlib, numpy, torch\n"
+        "def state():\n"
+        "    return {\n"
+        "        'dtype': str(torch.get_default_dtype()),\n"
+        "        'threads': torch.get_num_threads(),\n"
+        "        'deterministic': torch.are_deterministic_algorithms_enabled(),\n"
+        "        'gradients': torch.is_grad_enabled(),\n"
+        "        'float32 products': torch.get_float32_matmul_precision(),\n"
+        "        'torch generator': torch.random.initial_seed(),\n"
+        "        'torch draws': hash(torch.get_rng_state().numpy().tobytes()),\n"
+        "        'numpy draws': hash(str(numpy.random.get_state())),\n"
+        "        'cuda': torch.cuda.is_initialized(),\n"
+        "        'log handlers': list(map(str, logging.getLogger().handlers)),\n"
+        "        'log level': logging.getLogger().level,\n"
+        "        'numpy errors': numpy.geterr(),\n"
+        "        'matplotlib': hash(str(matplotlib.rcParams)),\n"
+        "        'environment': hash(str(sorted(os.environ.items()))),\n"
+        "        'folder': os.getcwd(),\n"
+        "    }\n"
+        "before = state()\n"
+        f"for name in {modules!r}:\n"
+        "    importlib.import_module(name)\n"
+        "print(json.dumps([before, state()]))"
+    )
+    assert after == before
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_settings_file_loads(path):
+    kind = KINDS[path.name.partition("-")[0]]
+    settings = load_settings(kind, path)
+    assert isinstance(settings, kind)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("spectrum-mlp3-mnist.toml", SpectrumConfig(split="test")),
+        ("train-mlp3-mnist.toml", TrainConfig()),
+    ],
+)
+def test_settings_file_spells_out_the_defaults(name, expected):
+    path = ROOT / "configs" / name
+    assert load_settings(type(expected), path) == expected
+    given = tomllib.loads(path.read_text(encoding="utf-8"))
+    fields = type(expected).model_fields.items()
+    # TOML has no null: what is None by default can only be left out
+    assert {name for name, field in fields if field.default is not None} <= set(given)
+
+
+@pytest.mark.slow
+def test_wheel_is_complete(tmp_path):
+    pytest.importorskip("build", reason="the dev extra is not installed")
+    # hatchling from this environment if it is here, else from the package index
+    isolation = ["--no-isolation"] if find_spec("hatchling") else []
+    command = [sys.executable, "-m", "build", *isolation, "--outdir", tmp_path, ROOT]
+    subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        inside = {name: archive.read(name) for name in archive.namelist()}
+    # the same bytes as in the source tree, by way of the source distribution
+    for folder in ("csrc", "hessrmt"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.is_file() and "__pycache__" not in path.parts:
+                name = path.relative_to(ROOT).as_posix()
+                name = f"hessrmt/{name}" if folder == "csrc" else name
+                assert inside.pop(name) == path.read_bytes(), name
+    info = f"hessrmt-{hessrmt.__version__}.dist-info"
+    assert f"{info}/licenses/LICENSE" in inside
+    assert f"{info}/licenses/hessrmt/problems/assets/mnist10k.LICENSE.md" in inside
+    assert {name.partition("/")[0] for name in inside} == {info}
+
+
+def test_source_tree_has_what_the_wheel_ships():
+    assert (ROOT / "csrc" / "common.cuh").is_file()
+    assert list((ROOT / "csrc").glob("*.cu"))
+    package = Path(hessrmt.__file__).parent
+    for name in ("py.typed", "problems/assets/mnist10k.npz", "problems/assets/mnist10k.LICENSE.md"):
+        assert (package / name).is_file(), name

@@ -1,0 +1,140 @@
+"""README.md is true: its Python runs, its set-up commands are the promised ones, its options exist.
+
+The set-up commands themselves are run by .ci/run, word for word, in an empty environment.
+"""
+
+import re
+import shlex
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from typer.testing import CliRunner
+
+from hessrmt.cli.app import app
+
+README = Path(__file__).parents[1] / "README.md"
+SETUP = (
+    "pip install -c constraints.txt . && hessrmt spectrum --model mlp3 --data mnist --batch 64",
+    'pip install -c constraints.txt ".[test]" && pytest',
+)
+
+
+class Block(NamedTuple):
+    language: str
+    line: int
+    """Line of README.md, from 1, on which the text starts."""
+    text: str
+
+
+def blocks(text, language):
+    """Fenced code blocks of one language, in order."""
+    fenced = re.finditer(r"^```(\w+)[^\n]*\n(.*?)^```\s*$", text, re.DOTALL | re.MULTILINE)
+    return [
+        Block(found[1], text.count("\n", 0, found.start(2)) + 1, found[2])
+        for found in fenced
+        if found[1] == language
+    ]
+
+
+def commands(script):
+    """Words of every ``hessrmt ...`` command of a bash script, redirections left out."""
+    found = []
+    for line in script.replace("\\\n", " ").splitlines():
+        plain = re.sub(r"(?<=\s)\d(?=>)", "", line)  # without the 2 of 2>
+        lexer = shlex.shlex(plain, posix=True, punctuation_chars=";&|<>")
+        words, redirected = [], False
+        for token in [*lexer, ";"]:
+            if set(token) <= set(";&|"):
+                # variables set for one command come before its name
+                while words and re.match(r"\w+=", words[0]):
+                    words.pop(0)
+                if words and words[0] == "hessrmt":
+                    found.append(words)
+                words = []
+            elif set(token) <= set("<>"):
+                redirected = True
+            elif redirected:
+                redirected = False
+            else:
+                words.append(token)
+    return found
+
+
+TEXT = README.read_text(encoding="utf-8")
+PYTHON = blocks(TEXT, "python")
+COMMANDS = [words for block in blocks(TEXT, "bash") for words in commands(block.text)]
+
+
+class Script:
+    """One namespace in which the README's Python is run from the top."""
+
+    def __init__(self):
+        self.namespace = {"__name__": "readme"}
+        self.done = 0
+
+    def run_through(self, number):
+        """Run every block up to this one that has not run yet, so that one test can run alone."""
+        while self.done <= number:
+            block = PYTHON[self.done]
+            # line numbers of README.md in tracebacks
+            code = compile("\n" * (block.line - 1) + block.text, str(README), "exec")
+            exec(code, self.namespace)
+            self.done += 1
+
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory):
+    """The script in an empty folder; pictures are drawn without a screen."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("readme"))
+        patch.setenv("MPLBACKEND", "agg")
+        yield Script()
+
+
+def test_there_is_python():
+    assert PYTHON, "README.md has no ```python block"
+
+
+@pytest.mark.parametrize("number", range(len(PYTHON)), ids=lambda n: f"line-{PYTHON[n].line}")
+def test_python_runs(script, number):
+    script.run_through(number)
+
+
+@pytest.mark.parametrize("command", SETUP, ids=["run", "test"])
+def test_setup_command_is_there_word_for_word(command):
+    lines = [line for block in blocks(TEXT, "bash") for line in block.text.splitlines()]
+    assert lines.count(command) == 1
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_command_parses(words):
+    # --help ends the command after its words were parsed and before it runs
+    result = CliRunner().invoke(app, [*words[1:], "--help"])
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize(
+    "words", ["spectrum --no-such-option", "no-such-command", "info --model x"]
+)
+def test_wrong_command_is_noticed(words):
+    assert CliRunner().invoke(app, [*words.split(), "--help"]).exit_code == 2
+
+
+def test_commands_are_found():
+    script = """
+    pip install x && hessrmt spectrum --model "a b.py:f" --batch 64  # hessrmt not this
+    HESSRMT_DATA=~/data hessrmt info \\
+        spectra.h5 --json > out.json 2> log.txt; hessrmt --version | cat
+    echo hessrmt
+    """
+    assert commands(script) == [
+        ["hessrmt", "spectrum", "--model", "a b.py:f", "--batch", "64"],
+        ["hessrmt", "info", "spectra.h5", "--json"],
+        ["hessrmt", "--version"],
+    ]
+
+
+def test_blocks_are_found():
+    text = "a\n```python\nx = 1\n\n```\n```bash\nls\n```\n```python title\ny\n```\n"
+    assert blocks(text, "python") == [Block("python", 3, "x = 1\n\n"), Block("python", 10, "y\n")]
