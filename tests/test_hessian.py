@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import labelled
+from samples import labelled
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -19,8 +19,20 @@ from hessrmt.problems import data, models
 EPS = float(np.finfo(np.float64).eps)
 
 
+class WrittenOutNorm(nn.LayerNorm):
+    """LayerNorm by elementary operations: torch.func.hessian is wrong for torch's own kernel."""
+
+    def forward(self, input):
+        centred = input - input.mean(-1, keepdim=True)
+        scaled = centred * (centred.square().mean(-1, keepdim=True) + self.eps).rsqrt()
+        return scaled * self.weight + self.bias
+
+
 def oracle(problem: hr.Problem) -> np.ndarray:
     exact = problem.at(torch.float64, torch.device("cpu"))
+    for module in exact.model.modules():
+        if type(module) is nn.LayerNorm:
+            module.__class__ = WrittenOutNorm
     return torch.func.hessian(exact.loss)(exact.theta).numpy()
 
 
@@ -79,11 +91,17 @@ def small_lenet() -> nn.Module:
 CASES = {
     "logistic": (lambda: nn.Linear(6, 3), (9, 6), "cross-entropy"),
     "relu": (
-        lambda: nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)),
+        lambda: nn.Sequential(
+            nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)
+        ),
         (9, 6),
         "cross-entropy",
     ),
-    "tanh": (lambda: nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3)), (9, 6), "cross-entropy"),
+    "tanh": (
+        lambda: nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3)),
+        (9, 6),
+        "cross-entropy",
+    ),
     "mse": (lambda: nn.Sequential(nn.Linear(6, 4), nn.GELU(), nn.Linear(4, 3)), (9, 6), "mse"),
     "lenet": (small_lenet, (4, 1, 12, 12), "cross-entropy"),
     "layernorm": (
@@ -113,7 +131,7 @@ def test_hessian_equals_torch_func_hessian(name):
 
 
 def test_fused_attention_equals_plain_double_backward_and_differences():
-    """torch.func.hessian is wrong (not even symmetric) for fused attention in torch 2.13."""
+    """Not torch.func.hessian: it has no rule for fused attention, and a wrong one for LayerNorm."""
     torch.manual_seed(0)
     problem = hr.Problem(FusedAttention(), "cross-entropy", labelled((5, 6, 4), 3))
     exact = problem.at(torch.float64, torch.device("cpu"))
@@ -250,7 +268,7 @@ def test_a_wrong_second_derivative_is_refused():
         return Wrong.apply(outputs).square().mean() * 1.0
 
     torch.manual_seed(0)
-    with pytest.raises(ProblemError, match="symmetric|does not act as the Hessian"):
+    with pytest.raises(ProblemError, match=r"symmetric|does not act as the Hessian"):
         hr.spectrum(hr.Problem(nn.Linear(4, 3), loss, labelled((5, 4), 3)), reduce="none")
 
 
@@ -286,7 +304,7 @@ def test_bad_problems_are_refused():
     with pytest.raises(ProblemError, match="must return one number"):
         hr.spectrum(hr.Problem(nn.Linear(6, 3), lambda f, y: f.square(), pair))
     with pytest.raises(NonFiniteError, match="loss is inf"):
-        hr.spectrum(hr.Problem(nn.Linear(6, 3), lambda f, y: f.sum() / 0.0 * 0 + 1e400, pair))
+        hr.spectrum(hr.Problem(nn.Linear(6, 3), lambda f, y: f.sum() + math.inf, pair))
     with pytest.raises(DeviceError, match="unknown device"):
         hr.spectrum(hr.Problem(nn.Linear(6, 3), "cross-entropy", pair), device="tpu")
     for option in ({"dtype": "float16"}, {"operator": "fisher"}, {"reduce": "some"}):

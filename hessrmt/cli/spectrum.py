@@ -192,7 +192,7 @@ def _show(found: Spectra, out: Path) -> None:
         title=f"{name}, P = {first.dimension:,}: {len(found)} of {found.planned} batches",
         title_justify="left",
     )
-    for heading in ("batch", "λ min", "λ max", "noise\nfloor", "rows", "certified", "⟨r̃⟩"):
+    for heading in ("#", "λ min", "λ max", "noise\nfloor", "rows", "certified", "⟨r̃⟩"):
         table.add_column(heading, justify="right", no_wrap=True)
     for phase in first.seconds:
         table.add_column(f"{_SHORT[phase]}\n(s)", justify="right", no_wrap=True)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from hessrmt.backend.select import select
+from hessrmt.curvature.certify import probe_product, require_agreement
 from hessrmt.curvature.plan import dense_block, require_dense
 from hessrmt.curvature.products import Product, hessian_product
 from hessrmt.errors import NonFiniteError, ProblemError
@@ -51,7 +52,10 @@ def hessian(
     require_dense(local, backend)
     local.evaluate()
     block = dense_block(local, backend)
-    return assemble(hessian_product(local), local.theta, block, backend).cpu().numpy()
+    matrix = assemble(hessian_product(local), local.theta, block, backend)
+    norm = float(torch.linalg.matrix_norm(matrix))  # Frobenius, no less than the 2-norm
+    require_agreement(probe_product(local, matrix.matmul), norm, local.dimension, dtype)
+    return matrix.cpu().numpy()
 
 
 def torch_dtype(name: str) -> torch.dtype:

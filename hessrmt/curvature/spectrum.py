@@ -111,7 +111,7 @@ def compute(
         basis = identity(local) if reduce == "none" else reduce_problem(local, trace(local))
         clock.mark("reduction")
         blocks = assemble_reduced(local, basis, backend, tick)
-        probe = probe_product(local, basis, blocks)
+        probe = probe_product(local, lambda v: basis.lift(blocks.apply(basis.project(v))))
         matrix = blocks.matrix()
         del blocks
         clock.mark("matrix")
@@ -121,6 +121,10 @@ def compute(
     del matrix
     clock.mark("eigenvalues")
     tick("eigenvalues", 1, 1)
+    agreement = float("nan")
+    if probe is not None:
+        norm = float(np.abs(found).max(initial=0.0))
+        agreement = require_agreement(probe, norm, local.dimension, dtype)
     return Spectrum(
         eigenvalues=np.sort(np.concatenate([found, np.zeros(local.dimension - reduced)])),
         noise_floor=noise_floor(found, reduced, dtype),
@@ -131,9 +135,7 @@ def compute(
         operator=operator,
         dtype=dtype,
         solver=backend.solver,
-        check=float("nan")
-        if probe is None
-        else require_agreement(probe, found, local.dimension, dtype),
+        check=agreement,
         seconds=clock.seconds,
         provenance=provenance or Provenance(device=backend.name),
     )

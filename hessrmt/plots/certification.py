@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.figure import Figure
 
+from hessrmt.records import PAPER_CUTOFF_SPACINGS
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from hessrmt.records import Spectrum
 
-_CERTIFIED, _NOISE = "#1f5fa8", "#c8c8c8"
-_DECADES_BELOW = 6
+_CERTIFIED, _NOISE, _FLOOR = "#1f5fa8", "#9a9a9a", "#b3341d"
 
 
 def certification(spectra: Sequence[Spectrum], title: str = "") -> Figure:
@@ -28,23 +29,29 @@ def certification(spectra: Sequence[Spectrum], title: str = "") -> Figure:
     """
     figure = Figure(figsize=(7.5, 4.4), layout="constrained")
     axes = figure.subplots()
-    floors = [item.noise_floor for item in spectra]
-    for item in spectra:
-        size = np.sort(np.abs(item.eigenvalues))[::-1]
-        size = size[size > 0]
+    sizes = [np.sort(np.abs(item.eigenvalues))[::-1] for item in spectra]
+    for item, size in zip(spectra, (all_[all_ > 0] for all_ in sizes), strict=True):
         index = np.arange(1, len(size) + 1)
         real = size > item.noise_floor
         axes.plot(index[~real], size[~real], color=_NOISE, lw=1)
         axes.plot(index[real], size[real], color=_CERTIFIED, lw=1.2)
-    floor = float(np.median(floors))
-    axes.axhline(floor, color="#b3341d", ls="--", lw=1)
+    floor = float(np.median([item.noise_floor for item in spectra]))
+    axes.axhline(floor, color=_FLOOR, ls="--", lw=1)
+    if any(item.count_above(0) > item.rank for item in spectra):
+        axes.axhline(PAPER_CUTOFF_SPACINGS, color="#444444", ls=":", lw=1)
+        axes.plot([], [], color="#444444", ls=":", label="published cutoff 1e-20")
     first = spectra[0]
     axes.plot([], [], color=_CERTIFIED, label=f"certified: {_range([s.rank for s in spectra])}")
-    axes.plot([], [], color=_NOISE, label="indistinguishable from round-off")
-    axes.plot([], [], color="#b3341d", ls="--", label=f"noise floor {floor:.1e}")
+    axes.plot([], [], color=_FLOOR, ls="--", label=f"noise floor {floor:.1e}")
+    if any(item.rank < item.count_above(0) for item in spectra):
+        axes.plot([], [], color=_NOISE, label="indistinguishable from round-off")
+    null = [int(np.count_nonzero(item.eigenvalues == 0)) for item in spectra]
+    if any(null):
+        axes.plot([], [], alpha=0, label=f"exact zeros, not drawn: {_range(null)}")
     axes.set(yscale="log", xlabel=f"index by magnitude (of {first.dimension:,})", ylabel="|λ|")
-    if floor > 0:
-        axes.set_ylim(bottom=floor * 10.0**-_DECADES_BELOW)
+    smallest = min((size[size > 0].min() for size in sizes if size.any()), default=floor)
+    if floor > 0 and smallest < PAPER_CUTOFF_SPACINGS:
+        axes.set_ylim(bottom=PAPER_CUTOFF_SPACINGS / 10)
     axes.set_title(title, loc="left", fontsize=10)
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
@@ -53,4 +60,4 @@ def certification(spectra: Sequence[Spectrum], title: str = "") -> Figure:
 
 def _range(counts: list[int]) -> str:
     low, high = min(counts), max(counts)
-    return f"{low:,}" if low == high else f"{low:,} to {high:,} levels"
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"

@@ -82,7 +82,9 @@ class Dataset:
         """Outputs a model needs: the number of classes, or of regression targets per sample."""
         return math.prod(self.y.shape[1:]) if self.classes is None else self.classes
 
-    def tensors(self, indices: slice | np.ndarray, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def tensors(
+        self, indices: slice | np.ndarray, dtype: torch.dtype = torch.float64
+    ) -> tuple[Tensor, Tensor]:
         """Some samples, ready for a model.
 
         Args:

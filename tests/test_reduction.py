@@ -1,0 +1,406 @@
+"""The reduction is exact: nonzero eigenvalues with it equal those without it."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from samples import labelled
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+
+import hessrmt as hr
+from hessrmt.backend.cpu import CpuBackend
+from hessrmt.curvature import assembly, certify, factored, reduction
+from hessrmt.curvature.assembly import assemble_reduced
+from hessrmt.curvature.blocks import range_pays
+from hessrmt.curvature.reduction import input_basis, reduce_problem, softmax_basis
+from hessrmt.curvature.trace import trace
+from hessrmt.errors import ConvergenceError, ProblemError
+from hessrmt.problems import data, models
+
+EPS = float(np.finfo(np.float64).eps)
+CPU = torch.device("cpu")
+
+
+def exact(problem):
+    return problem.at(torch.float64, CPU)
+
+
+def assert_same_spectrum(problem):
+    """Issue's contract: within 10·n·ε·‖H‖, and no more exact zeros than the true nullity."""
+    full, small = hr.spectrum(problem, reduce="none"), hr.spectrum(problem)
+    norm = float(np.abs(full.eigenvalues).max())
+    tolerance = 10 * full.dimension * EPS * norm
+    assert len(small.eigenvalues) == full.dimension == small.dimension
+    assert np.abs(small.eigenvalues - full.eigenvalues).max() <= tolerance
+    # dimension - reduced_dimension zeros are exact; the unreduced spectrum must have as many
+    nullity = int((np.abs(full.eigenvalues) <= tolerance).sum())
+    assert small.dimension - small.reduced_dimension <= nullity
+    return full, small
+
+
+def layer_names(problem):
+    local = exact(problem)
+    return {layer.site.name: layer for layer in reduce_problem(local, trace(local)).layers}
+
+
+ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU, "leaky": nn.LeakyReLU}
+
+
+@st.composite
+def nets(draw):
+    widths = draw(st.lists(st.integers(1, 9), min_size=2, max_size=4))
+    widths.append(draw(st.integers(2, 4)))
+    activation = ACTIVATIONS[draw(st.sampled_from(sorted(ACTIVATIONS)))]
+    bias = draw(st.booleans())
+    torch.manual_seed(draw(st.integers(0, 10**6)))
+    layers = []
+    for fan_in, fan_out in pairwise(widths):
+        layers += [nn.Linear(fan_in, fan_out, bias=bias), activation()]
+    model = nn.Sequential(*layers[:-1])
+    batch = draw(st.integers(1, 20))
+    x, y = labelled((batch, widths[0]), widths[-1], draw(st.integers(0, 10**6)))
+    if draw(st.booleans()):  # constant and dead pixels
+        x[:, 0] = draw(st.sampled_from([0.0, -1.0]))
+    if draw(st.booleans()) and batch > 1:  # duplicate samples
+        x[1], y[1] = x[0], y[0]
+    if draw(st.booleans()):  # a unit that is never active
+        model[0].weight.data[0] = 0
+        if bias:
+            model[0].bias.data[0] = -1
+    return model, draw(st.sampled_from(["cross-entropy", "mse"])), (x, y)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(nets())
+def test_random_small_nets(case):
+    model, loss, pair = case
+    assert_same_spectrum(hr.Problem(model, loss, pair))
+
+
+@pytest.mark.parametrize("name", ["logistic", "mlp2", "mlp3"])
+def test_the_papers_models_on_small_inputs(name):
+    problem = hr.Problem(models.build(name, (40,), 4, 0), "cross-entropy", labelled((8, 40), 4))
+    if name == "mlp3":  # reduced width
+        problem = hr.Problem(
+            models.mlp((40,), 4, (10, 30, 30)), "cross-entropy", labelled((8, 40), 4)
+        )
+    _, small = assert_same_spectrum(problem)
+    assert small.reduced_dimension < 0.7 * problem.dimension
+    assert small.check < 10 * problem.dimension**0.5 * EPS
+
+
+def test_more_samples_than_inputs():
+    model = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3))
+    x, y = labelled((900, 5), 3)
+    x[:, 2] = -1.0  # a constant pixel is collinear with the bias
+    _, small = assert_same_spectrum(hr.Problem(model, "cross-entropy", (x, y)))
+    assert small.reduced_dimension == 6 * 5 + 2 * 7
+
+
+def test_logistic_on_mnist_is_reduced_to_its_rank():
+    split = data.load("mnist", "test")
+    model = models.build("logistic", split.input_shape, 10, 0)
+    for start in (0, 64):
+        pair = split.tensors(slice(start, start + 64), torch.float64)
+        found = hr.spectrum(hr.Problem(model, "cross-entropy", pair))
+        assert found.reduced_dimension == found.rank == 576
+        assert np.count_nonzero(found.eigenvalues == 0.0) == 7850 - 576
+
+
+def test_a_frozen_extractor_counts_as_data():
+    body = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten()).requires_grad_(False)
+    model = nn.Sequential(body, nn.Linear(48, 3))
+    _, small = assert_same_spectrum(hr.Problem(model, "cross-entropy", labelled((7, 1, 6, 6), 3)))
+    assert small.reduced_dimension == 7 * 2
+
+
+def test_a_data_fed_layer_of_a_net_that_is_not_factored():
+    """Convolution behind a linear layer, and a linear layer applied at every position."""
+
+    class Patches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = nn.Linear(20, 4)
+            self.mix = nn.Conv1d(4, 3, 2)
+
+        def forward(self, x):
+            return self.mix(torch.tanh(self.embed(x)).mT).mean(dim=-1)
+
+    torch.manual_seed(0)
+    problem = hr.Problem(Patches(), "cross-entropy", labelled((3, 4, 20), 3))
+    assert layer_names(problem)["embed"].shape == (4, 12)
+    _, small = assert_same_spectrum(problem)
+    assert small.reduced_dimension == 4 * 12 + 3 * 4 * 2 + 3
+
+
+def test_convolutional_net_uses_the_range_of_its_largest_layer():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 3)
+    )
+    problem = hr.Problem(model, "cross-entropy", labelled((4, 1, 6, 6), 3))
+    local = exact(problem)
+    basis = reduce_problem(local, trace(local))
+    blocks = assemble_reduced(local, basis, CpuBackend())
+    assert blocks.ranged is not None
+    assert len(blocks.ranged.signs) <= 4 * 2
+    _, small = assert_same_spectrum(problem)
+    assert small.reduced_dimension == blocks.matrix().shape[0] < basis.reduced_dimension
+
+
+def test_range_of_a_layer_that_is_not_piecewise_linear():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(3, 2),
+        nn.Tanh(),
+        nn.Linear(2, 8),
+        nn.Tanh(),
+        nn.Linear(8, 60),
+        nn.Tanh(),
+        nn.Linear(60, 2),
+    )
+    assert_same_spectrum(hr.Problem(model, "cross-entropy", labelled((2, 3), 2)))
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.second = nn.Linear(4, 4)
+        self.second.weight = self.first.weight
+
+    def forward(self, x):
+        return self.second(torch.tanh(self.first(x)))
+
+
+class Penalised(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.layer(x) + self.layer.weight.square().sum()
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(9, 5), nn.Linear(5, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        h = torch.relu_(self.a(input=x))
+        return self.c(h + F.softmax(self.b(h), dim=-1))
+
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.b(torch.tanh(self.a(torch.tanh(self.a(x)))))
+
+
+class OffsetBySum(nn.Module):
+    """Cross-entropy whose scores are not the last layer's output itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Linear(6, 3)
+
+    def forward(self, x):
+        return torch.relu_(self.last(x))
+
+
+@pytest.mark.parametrize(
+    ("build", "width", "sites"),
+    [
+        (Tied, 4, set()),
+        (Penalised, 6, set()),
+        (Residual, 9, {"a", "b", "c"}),
+        (Twice, 4, {"a", "b"}),
+        (OffsetBySum, 6, {"last"}),
+    ],
+)
+def test_structure_is_found_by_running_the_network(build, width, sites):
+    torch.manual_seed(0)
+    problem = hr.Problem(build(), "cross-entropy", labelled((5, width), 3))
+    assert {site.name for site in trace(exact(problem)).sites} == sites
+    assert_same_spectrum(problem)
+    if build is OffsetBySum:
+        assert layer_names(problem)["last"].left is None
+
+
+def test_a_loss_that_couples_samples_takes_the_general_path(monkeypatch):
+    def spread(outputs, targets):
+        return F.cross_entropy(outputs, targets) + outputs.std(dim=0).sum()
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(9, 4), nn.Tanh(), nn.Linear(4, 3))
+    problem = hr.Problem(model, spread, labelled((6, 9), 3))
+    local = exact(problem)
+    assert not factored.samples_are_independent(local, trace(local).sites)
+    assert_same_spectrum(problem)
+
+
+def test_streaming_over_samples_changes_nothing(monkeypatch):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(9, 4), nn.ReLU(), nn.Linear(4, 3))
+    problem = hr.Problem(model, "cross-entropy", labelled((50, 9), 3))
+    whole = hr.spectrum(problem)
+    monkeypatch.setattr(factored, "_WORK_BYTES", 4000)
+    local = exact(problem)
+    layers = reduce_problem(local, trace(local)).layers
+    assert len(factored.sample_chunks(local, layers)) > 5
+    streamed = hr.spectrum(problem)
+    norm = np.abs(whole.eigenvalues).max()
+    assert np.abs(whole.eigenvalues - streamed.eigenvalues).max() <= 1e-13 * norm
+
+
+def test_a_loss_that_is_no_mean_is_not_streamed(monkeypatch):
+    monkeypatch.setattr(factored, "_WORK_BYTES", 4000)
+    torch.manual_seed(0)
+    weights = torch.tensor([1.0, 5.0, 20.0], dtype=torch.float64)
+    problem = hr.Problem(nn.Linear(9, 3), nn.CrossEntropyLoss(weight=weights), labelled((50, 9), 3))
+    local = exact(problem)
+    layers = reduce_problem(local, trace(local)).layers
+    assert len(factored.sample_chunks(local, layers)) == 1
+    assert_same_spectrum(problem)
+
+
+def test_only_a_part_of_the_parameters_is_that_block_of_the_hessian():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3))
+    pair = labelled((9, 6), 3)
+    full = hr.hessian(hr.Problem(model, "cross-entropy", pair))
+    head = hr.Problem(model, "cross-entropy", pair, only="2.*")
+    np.testing.assert_allclose(hr.hessian(head), full[28:, 28:], atol=1e-15)
+    assert_same_spectrum(head)
+    weights = hr.Problem(model, "cross-entropy", pair, only="*.weight")
+    keep = np.r_[0:24, 28:40]
+    np.testing.assert_allclose(hr.hessian(weights), full[np.ix_(keep, keep)], atol=1e-15)
+    assert_same_spectrum(weights)
+    assert_same_spectrum(hr.Problem(model, "cross-entropy", pair, only="*.bias"))
+
+
+def test_the_basis_is_orthonormal_and_reproduces_the_hessian():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(30, 4), nn.ReLU(), nn.Linear(4, 3))
+    problem = hr.Problem(model, "cross-entropy", labelled((7, 30), 3))
+    basis = hr.reduction(problem)
+    assert basis.dimension == problem.dimension
+    q = basis.lift(torch.eye(basis.reduced_dimension, dtype=torch.float64)).T
+    assert (q.T @ q - torch.eye(q.shape[1], dtype=torch.float64)).abs().max() <= 64 * EPS
+    assert torch.allclose(
+        basis.project(q.T), torch.eye(q.shape[1], dtype=torch.float64), atol=1e-14
+    )
+    full = torch.from_numpy(hr.hessian(problem))
+    assert (full - q @ (q.T @ full @ q) @ q.T).abs().max() <= 64 * EPS * full.abs().max()
+
+
+def test_bases_of_inputs_and_outputs():
+    rows = torch.randn(5, 9, dtype=torch.float64)
+    rows[4] = rows[0] + rows[1]
+    basis = input_basis(rows)
+    assert basis is not None
+    assert basis.shape == (9, 4)
+    assert (rows - rows @ basis @ basis.T).abs().max() <= 64 * EPS * rows.abs().max()
+    assert input_basis(torch.randn(20, 9, dtype=torch.float64)) is None
+    for classes in (2, 3, 10):
+        turned = softmax_basis(classes, rows)
+        assert turned.sum(dim=0).abs().max() <= 8 * EPS
+        eye = torch.eye(classes - 1, dtype=torch.float64)
+        assert (turned.T @ turned - eye).abs().max() <= 8 * EPS
+
+
+@pytest.mark.parametrize("wrong", ["span", "shift", "zeros", "block"])
+def test_a_wrong_reduction_is_caught(monkeypatch, wrong):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 5), nn.ReLU(), nn.Linear(5, 3))
+    problem = hr.Problem(model, "mse", labelled((6, 12), 3))
+    if wrong == "span":
+        real = reduction.input_basis
+        monkeypatch.setattr(reduction, "input_basis", lambda f: real(f)[:, :-1])
+    elif wrong == "shift":  # mean squared error is not indifferent to a common shift
+        monkeypatch.setattr(reduction, "ignores_softmax_shift", lambda problem: True)
+    elif wrong == "zeros":
+        real = reduction._zero_rows
+        monkeypatch.setattr(
+            reduction, "_zero_rows", lambda p: real(p).index_fill(0, torch.tensor([66]), True)
+        )
+    else:
+        real = assembly._mirror
+        monkeypatch.setattr(assembly, "_mirror", lambda m, p: (real(m, p), m[0, 1].mul_(1 + 1e-9)))
+    with pytest.raises(ProblemError, match="does not act as the Hessian"):
+        hr.spectrum(problem)
+
+
+def test_a_wrong_qr_is_caught(monkeypatch):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(4, 3),
+        nn.ReLU(),
+        nn.Linear(3, 20),
+        nn.ReLU(),
+        nn.Linear(20, 30),
+        nn.ReLU(),
+        nn.Linear(30, 3),
+    )
+    problem = hr.Problem(model, "cross-entropy", labelled((4, 4), 3))
+    real = torch.linalg.qr
+
+    def spoiled(a, mode="reduced"):
+        result = real(a, mode=mode)
+        if mode == "r" and a.shape[0] > 100:
+            result.R[0, 0] *= 1 + 1e-8
+        return result
+
+    hr.spectrum(problem)
+    monkeypatch.setattr(torch.linalg, "qr", spoiled)
+    with pytest.raises(ConvergenceError, match="orthogonality"):
+        hr.spectrum(problem)
+
+
+def test_the_range_pays_only_where_it_makes_the_problem_smaller():
+    assert range_pays(5055, 576, 2048)
+    assert range_pays(48120, 576, 13586)
+    assert not range_pays(640, 576, 1400)
+    assert not range_pays(1000, 900, 90)
+
+
+def test_certificate_of_the_published_protocol():
+    """DESIGN.md: in float32 and with |λ| > 1e-20, 93 % of the levels are round-off."""
+    split = data.load("mnist", "test")
+    pair = split.tensors(slice(0, 64), torch.float64)
+    model = models.build("logistic", split.input_shape, 10, 0)
+    problem = hr.Problem(model, "cross-entropy", pair)
+    double = hr.spectrum(problem)
+    assert double.rank == 576
+    # the published code diagonalises with NumPy, whose LAPACK leaves every null direction nonzero
+    levels = np.linalg.eigvalsh(hr.hessian(problem, dtype="float32")).astype(np.float64)
+    floor = certify.noise_floor(levels, len(levels), "float32")
+    single = hr.Spectrum(levels, floor, len(levels), len(levels), dtype="float32")
+    assert single.n_paper_cutoff >= 7840
+    false = single.n_paper_cutoff - double.rank
+    assert round(100 * false / single.n_paper_cutoff) == 93
+    assert 250 < single.rank < 450  # what float32 itself can certify
+    assert single.noise_floor > 1e6 * double.noise_floor
+    assert double.gap_decades == np.inf
+    assert double.resolved_spacings == 575
+
+
+def test_noise_floor_is_numpys_rank_convention():
+    levels = np.array([-3.0, 0.5, 2.0])
+    assert certify.noise_floor(levels, 3) == 3 * EPS * 3.0
+    assert certify.noise_floor(np.zeros(0), 0) == 0.0
+    matrix = np.diag([1.0, 1e-17, 0.0])
+    spectrum = hr.Spectrum(np.array([0.0, 1e-17, 1.0]), certify.noise_floor(np.ones(1), 3), 3, 3)
+    assert spectrum.rank == np.linalg.matrix_rank(matrix) == 1
+    assert spectrum.n_paper_cutoff == 2
+    assert spectrum.n_paper_cutoff_ratios == 1
+    assert spectrum.gap_decades == pytest.approx(17)
+    np.testing.assert_array_equal(spectrum.resolved, [1.0])
