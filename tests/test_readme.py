@@ -3,8 +3,10 @@
 The set-up commands themselves are run by .ci/run, word for word, in an empty environment.
 """
 
+import os
 import re
 import shlex
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -89,6 +91,7 @@ def script(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("readme"))
         patch.setenv("MPLBACKEND", "agg")
+        patch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
         yield Script()
 
 

@@ -287,12 +287,16 @@ def test_only_a_part_of_the_parameters_is_that_block_of_the_hessian():
     assert_same_spectrum(hr.Problem(model, "cross-entropy", pair, only="*.bias"))
 
 
-def test_the_basis_is_orthonormal_and_reproduces_the_hessian():
+@pytest.mark.parametrize(
+    ("shape", "hidden", "ranged"), [((30,), (), False), ((5,), (3, 30, 30), True)]
+)
+def test_the_basis_is_orthonormal_and_reproduces_the_hessian(shape, hidden, ranged):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(30, 4), nn.ReLU(), nn.Linear(4, 3))
-    problem = hr.Problem(model, "cross-entropy", labelled((7, 30), 3))
+    problem = hr.Problem(models.mlp(shape, 3, hidden), "cross-entropy", labelled((7, *shape), 3))
     basis = hr.reduction(problem)
     assert basis.dimension == problem.dimension
+    assert basis.reduced_dimension == hr.spectrum(problem).reduced_dimension < problem.dimension
+    assert isinstance(basis, reduction.RangedReduction) == ranged
     q = basis.lift(torch.eye(basis.reduced_dimension, dtype=torch.float64)).T
     assert (q.T @ q - torch.eye(q.shape[1], dtype=torch.float64)).abs().max() <= 64 * EPS
     assert torch.allclose(

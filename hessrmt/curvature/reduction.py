@@ -21,6 +21,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from hessrmt import rng
 from hessrmt.backend.select import select
+from hessrmt.curvature.assembly import assemble_reduced
 from hessrmt.curvature.hessian import torch_dtype
 from hessrmt.curvature.products import eager_hessian_product
 from hessrmt.curvature.trace import Site, Trace, trace
@@ -175,8 +176,69 @@ class Reduction:
         return theta
 
 
-def reduction(problem: Problem, device: str = "auto", dtype: str = "float64") -> Reduction:
-    """The basis in which :func:`hessrmt.spectrum` works, before any block-range step.
+@dataclass(frozen=True)
+class RangedReduction:
+    """A reduction whose largest layer has been narrowed to the range of its rows of H.
+
+    Coordinates are ordered: the layer's, then all others in their former order.
+
+    Attributes:
+        base: The reduction before.
+        where_block: (m,) positions of the layer's coordinates in ``base``.
+        where: Positions of all others.
+        basis: (m, w) orthonormal columns.
+    """
+
+    base: Reduction
+    where_block: Tensor
+    where: Tensor
+    basis: Tensor
+
+    @property
+    def dimension(self) -> int:
+        """P."""
+        return self.base.dimension
+
+    @property
+    def reduced_dimension(self) -> int:
+        """Number of columns of Q."""
+        return self.basis.shape[1] + len(self.where)
+
+    def project(self, v: Tensor) -> Tensor:
+        """Qᵀv.
+
+        Args:
+            v: (..., P).
+
+        Returns:
+            (..., r).
+        """
+        z = self.base.project(v)
+        return torch.cat([z[..., self.where_block] @ self.basis, z[..., self.where]], dim=-1)
+
+    def lift(self, z: Tensor) -> Tensor:
+        """Q z.
+
+        Args:
+            z: (..., r).
+
+        Returns:
+            (..., P).
+        """
+        width = self.basis.shape[1]
+        inner = z.new_empty(*z.shape[:-1], self.base.reduced_dimension)
+        inner[..., self.where_block] = z[..., :width] @ self.basis.T
+        inner[..., self.where] = z[..., width:]
+        return self.base.lift(inner)
+
+
+def reduction(
+    problem: Problem, device: str = "auto", dtype: str = "float64"
+) -> Reduction | RangedReduction:
+    """The basis Q in which :func:`hessrmt.spectrum` diagonalises a problem's Hessian.
+
+    Where the spectrum uses the range of a layer, that layer's part of the Hessian is built and
+    factorised here too, since the basis depends on it.
 
     Args:
         problem: Model, loss and batch.
@@ -189,10 +251,17 @@ def reduction(problem: Problem, device: str = "auto", dtype: str = "float64") ->
     Raises:
         ProblemError: If the loss is random, not a scalar or not twice differentiable by torch.
         NonFiniteError: If the loss is NaN or infinite.
+        DeviceError: If the device is not there or the work does not fit in its memory.
     """
-    local = problem.at(torch_dtype(dtype), select(device).device)
+    backend = select(device)
+    local = problem.at(torch_dtype(dtype), backend.device)
     local.evaluate()
-    return reduce_problem(local, trace(local))
+    base = reduce_problem(local, trace(local))
+    blocks = assemble_reduced(local, base, backend)
+    if blocks.ranged is None:
+        return base
+    basis = torch.linalg.qr(blocks.ranged.stacked).Q
+    return RangedReduction(base, blocks.ranged.where, blocks.where, basis)
 
 
 def identity(problem: Problem) -> Reduction:
