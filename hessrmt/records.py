@@ -22,6 +22,9 @@ PAPER_CUTOFF_SPACINGS = 1e-20
 PAPER_CUTOFF_RATIOS = 1e-10
 """The published code of [B]: eigenvalues of smaller magnitude are dropped before taking ratios."""
 
+_NEAR = 1e4
+"""Factor within which a gap counts as near the noise floor."""
+
 _RECORDED_PACKAGES = ("hessrmt", "torch", "numpy", "scipy", "h5py")
 
 
@@ -124,17 +127,32 @@ class Spectrum:
         return int(np.count_nonzero(np.diff(self.resolved) > self.noise_floor))
 
     @property
-    def gap_decades(self) -> float:
-        """Width in decades of the gap in log|λ| at the noise floor.
+    def log_gap(self) -> tuple[float, float]:
+        """The widest gap in log|λ| near the noise floor: largest |λ| below it, smallest above.
 
-        From the largest nonzero |λ| below the floor to the smallest certified one; infinite if
-        nothing but exact zeros lies below, NaN if nothing is certified.
+        Near means that the gap reaches within four decades of the floor. If the floor lies outside
+        the widest gap, round-off and levels are not clearly apart. Exact zeros count as one
+        magnitude, 0.0; both ends are NaN if nothing is certified.
         """
-        size = np.abs(self.eigenvalues)
-        above, below = size[size > self.noise_floor], size[(size <= self.noise_floor) & (size > 0)]
-        if not len(above):
-            return float("nan")
-        return float(np.log10(above.min() / below.max())) if len(below) else float("inf")
+        size = np.unique(np.abs(self.eigenvalues))
+        if not len(size) or size[-1] <= self.noise_floor:
+            return float("nan"), float("nan")
+        size = np.concatenate([[0.0], size[size > 0]])
+        low, high = size[:-1], size[1:]
+        near = (low <= self.noise_floor * _NEAR) & (high >= self.noise_floor / _NEAR)
+        with np.errstate(divide="ignore"):
+            width = np.where(near, np.log(high) - np.log(low), -np.inf)
+        # the step from exact zero to the smallest magnitude is no gap if that is round-off itself
+        if size[1] <= self.noise_floor:
+            width[0] = -np.inf
+        widest = int(np.argmax(width))
+        return float(low[widest]), float(high[widest])
+
+    @property
+    def gap_decades(self) -> float:
+        """Width of :attr:`log_gap` in decades; infinite if only exact zeros lie below it."""
+        low, high = self.log_gap
+        return float("inf") if low == 0 else float(np.log10(high) - np.log10(low))
 
 
 @dataclass(frozen=True)

@@ -406,5 +406,10 @@ def test_noise_floor_is_numpys_rank_convention():
     assert spectrum.rank == np.linalg.matrix_rank(matrix) == 1
     assert spectrum.n_paper_cutoff == 2
     assert spectrum.n_paper_cutoff_ratios == 1
+    assert spectrum.log_gap == (1e-17, 1.0)
     assert spectrum.gap_decades == pytest.approx(17)
+    # a floor in the wrong place shows as a gap elsewhere
+    crowded = hr.Spectrum(np.array([1e-16, 1e-9, 2e-9, 4e-9, 1.0]), 3e-9, 5, 5)
+    assert crowded.log_gap == (4e-9, 1.0)
+    assert hr.Spectrum(np.zeros(3), 0.0, 3, 0).log_gap == pytest.approx((np.nan,) * 2, nan_ok=True)
     np.testing.assert_array_equal(spectrum.resolved, [1.0])

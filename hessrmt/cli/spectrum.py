@@ -219,10 +219,13 @@ def _show(found: Spectra, out: Path) -> None:
 def _round_off(item: Spectrum) -> str:
     """What the published cutoff would have taken for levels in the first batch."""
     if item.reduced_dimension == item.dimension:
+        low, high = item.log_gap
         false = max(0, item.n_paper_cutoff - item.rank)
         return (
             f"The published cutoff |λ| > 1e-20 keeps {item.n_paper_cutoff:,} levels of batch 0; "
-            f"{false:,} of them ({false / max(1, item.n_paper_cutoff):.0%}) are round-off."
+            f"{false:,} of them ({false / max(1, item.n_paper_cutoff):.0%}) are round-off. "
+            f"Round-off ends at {low:.1e} and levels begin at {high:.1e}, {item.gap_decades:.1f} "
+            "decades apart."
         )
     false = item.dimension - item.rank
     return (

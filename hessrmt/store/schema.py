@@ -43,7 +43,7 @@ COLUMNS: dict[str, Column] = {
     "n_paper_cutoff": Column(np.int64, "eigenvalues above 1e-20 in magnitude, the cutoff of [B]"),
     "n_paper_cutoff_ratios": Column(np.int64, "eigenvalues above 1e-10 in magnitude"),
     "resolved_spacings": Column(np.int64, "spacings of certified levels above the noise floor"),
-    "gap_decades": Column(np.float64, "decades between round-off and the smallest certified level"),
+    "gap_decades": Column(np.float64, "width of the widest gap in log|eigenvalue| near the floor"),
     "check": Column(np.float64, "relative residual of H v for a random v"),
     "loss": Column(np.float64, "mean loss of the batch"),
     "gradient_norm": Column(np.float64, "Euclidean norm of the gradient"),
