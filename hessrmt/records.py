@@ -6,7 +6,9 @@ import datetime as dt
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import metadata
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -28,14 +30,15 @@ _NEAR = 1e4
 _RECORDED_PACKAGES = ("hessrmt", "torch", "numpy", "scipy", "h5py")
 
 
-def _versions() -> dict[str, str]:
+@cache
+def _versions() -> Mapping[str, str]:
     found = {"python": platform.python_version()}
     for name in _RECORDED_PACKAGES:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             found[name] = "not installed"
-    return found
+    return MappingProxyType(found)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 The set-up commands themselves are run by .ci/run, word for word, in an empty environment.
 """
 
+import json
 import os
 import re
 import shlex
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 from hessrmt.cli.app import app
 
 README = Path(__file__).parents[1] / "README.md"
+NOTEBOOKS = sorted((README.parent / "examples").glob("*.ipynb"))
 SETUP = (
     "pip install -c constraints.txt . && hessrmt spectrum --model mlp3 --data mnist --batch 64",
     'pip install -c constraints.txt ".[test]" && pytest',
@@ -141,3 +143,17 @@ def test_commands_are_found():
 def test_blocks_are_found():
     text = "a\n```python\nx = 1\n\n```\n```bash\nls\n```\n```python title\ny\n```\n"
     assert blocks(text, "python") == [Block("python", 3, "x = 1\n\n"), Block("python", 10, "y\n")]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_notebook_runs(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    namespace: dict = {}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), namespace)
+
+
+def test_there_are_notebooks():
+    assert NOTEBOOKS

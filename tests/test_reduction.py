@@ -264,7 +264,7 @@ def test_streaming_over_samples_changes_nothing(monkeypatch):
 def test_a_loss_that_is_no_mean_is_not_streamed(monkeypatch):
     monkeypatch.setattr(factored, "_WORK_BYTES", 4000)
     torch.manual_seed(0)
-    weights = torch.tensor([1.0, 5.0, 20.0], dtype=torch.float64)
+    weights = torch.tensor([1.0, 5.0, 20.0])
     problem = hr.Problem(nn.Linear(9, 3), nn.CrossEntropyLoss(weight=weights), labelled((50, 9), 3))
     local = exact(problem)
     layers = reduce_problem(local, trace(local)).layers

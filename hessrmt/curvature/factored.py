@@ -69,6 +69,7 @@ def samples_are_independent(problem: Problem, sites: tuple[Site, ...]) -> bool:
     """
     shifts = _zero_shifts(problem, sites)
     some = rng.stream(0, "independence").random(problem.samples) < 0.5
+    some[0], some[-1] = True, problem.samples == 1
     moved = torch.from_numpy(some).to(shifts[0].device)
     direction = tuple(torch.ones_like(shift) * moved[:, None] for shift in shifts)
     gradient = grad(lambda d: _shifted_loss(problem, sites, d)[0])

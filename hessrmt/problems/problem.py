@@ -129,6 +129,8 @@ class Problem:
 
         moved.inputs = _pytree.tree_map(move, self.inputs)
         moved.targets = _pytree.tree_map(move, self.targets)
+        if isinstance(self.loss_function, nn.Module):  # class weights move along
+            moved.loss_function = copy.deepcopy(self.loss_function).to(device=device, dtype=dtype)
         return moved
 
     def unflatten(self, theta: Vector) -> dict[str, Tensor]:
