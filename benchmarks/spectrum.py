@@ -139,7 +139,7 @@ def machine() -> dict[str, object]:
 
 def main() -> None:
     """Measure, print a table, store the result."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("models", nargs="+", choices=["logistic", "mlp2", "mlp3"])
     parser.add_argument("--route", choices=ROUTES)
     parser.add_argument("--repeat", type=int, default=5, help="runs of hessrmt")

@@ -54,7 +54,7 @@ class SpectrumConfig(_Settings):
     @classmethod
     def _positive(cls, value: int | str) -> int | str:
         if isinstance(value, int) and value < 1:
-            raise ValueError("should be a positive number, or 'all'")
+            raise ValueError("should be a positive integer, or 'all'")
         return value
 
 

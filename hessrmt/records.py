@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -38,7 +37,7 @@ def _versions() -> Mapping[str, str]:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             found[name] = "not installed"
-    return MappingProxyType(found)
+    return found
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Provenance:
 
     config: Mapping[str, Any] = field(default_factory=dict)
     device: str = "cpu"
-    versions: Mapping[str, str] = field(default_factory=_versions)
+    versions: Mapping[str, str] = field(default_factory=lambda: dict(_versions()))
     created: str = field(
         default_factory=lambda: dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
     )

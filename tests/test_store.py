@@ -164,10 +164,12 @@ def test_round_trip(levels, floor, loss, norm, seconds):
     assert found.provenance.notes == ("a", "b")
 
 
-def test_missing_timing_is_nan(path):
+def test_a_phase_that_was_not_timed_is_nan_on_disk_and_absent_in_memory(path):
     with create(path) as writer:
         writer.write(0, Spectrum(np.zeros(P), 0.0, P, P))
-    assert np.isnan(load(path)[0].seconds["matrix"])
+    assert load(path)[0].seconds == {}
+    with h5py.File(path) as file:
+        assert np.isnan(file["seconds_matrix"][0])
 
 
 # One row is complete or absent

@@ -42,4 +42,6 @@ DataDirOption = Annotated[
     Path | None,
     typer.Option("--data-dir", help="Folder searched first for data sets (also $HESSRMT_DATA)."),
 ]
-DtypeOption = Annotated[str | None, typer.Option("--dtype", help="float64 or float32.")]
+DtypeOption = Annotated[
+    str | None, typer.Option("--dtype", help="float64 or float32. \\[default: float64]")
+]

@@ -106,9 +106,9 @@ def spectrum(
         config,
         model=model,
         data=data,
-        batch=_number_or_all("batch", batch),
+        batch=_number_or_all("--batch", batch),
         split=split,
-        batches=_number_or_all("batches", batches),
+        batches=_number_or_all("--batches", batches),
         loss=loss,
         checkpoint=checkpoint,
         operator=operator,
@@ -143,7 +143,7 @@ def _number_or_all(name: str, value: str | None) -> int | str | None:
         from hessrmt.errors import ConfigError
 
         raise ConfigError(
-            f"{name}: should be a positive number, or 'all' (got {value!r})"
+            f"{name}: should be a positive integer, or 'all' (got {value!r})"
         ) from None
 
 

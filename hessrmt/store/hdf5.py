@@ -63,7 +63,11 @@ def _read(file: h5py.File) -> Spectra:
             dtype=settings["dtype"],
             solver=text(attributes["solver"]),
             check=float(columns["check"][row]),
-            seconds={phase: float(columns[f"seconds_{phase}"][row]) for phase in PHASES},
+            seconds={
+                phase: float(columns[f"seconds_{phase}"][row])
+                for phase in PHASES
+                if not np.isnan(columns[f"seconds_{phase}"][row])
+            },
             provenance=provenance,
         )
         for row in done
