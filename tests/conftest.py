@@ -7,7 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from store_samples import BATCHES, create, spectrum
 
+from hessrmt import rng
 from hessrmt.cli.app import main
 from hessrmt.problems import data
 
@@ -94,3 +96,27 @@ def cli(tmp_path, monkeypatch, capsys):
         return Result(code, *capsys.readouterr())
 
     return call
+
+
+@pytest.fixture
+def digits(tmp_path):
+    """Two noisy clouds, 150 + 30 samples: small, and not a multiple of the batch size."""
+    draw = rng.stream(0, "test clouds")
+    y = draw.integers(0, 2, 180)
+    x = draw.normal(size=(180, 6)) + 2.0 * y[:, None]
+    path = tmp_path / "clouds.npz"
+    np.savez(path, x_train=x[:150], y_train=y[:150], x_test=x[150:], y_test=y[150:])
+    return path
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "spectra.h5"
+
+
+@pytest.fixture
+def full(path):
+    with create(path) as writer:
+        for row in range(BATCHES):
+            writer.write(row, spectrum(row))
+    return path

@@ -1,6 +1,12 @@
 """Small problems that several test files build."""
 
+import gzip
+import struct
+
+import numpy as np
 import torch
+
+RNG = np.random.default_rng(0)
 
 
 def labelled(shape, classes, seed=0):
@@ -8,3 +14,19 @@ def labelled(shape, classes, seed=0):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(shape, generator=generator, dtype=torch.float64)
     return x, torch.randint(0, classes, (shape[0],), generator=generator)
+
+
+def write_idx(path, array):
+    head = struct.pack(f">BBBB{array.ndim}I", 0, 0, 0x08, array.ndim, *array.shape)
+    raw = head + array.astype(np.uint8).tobytes()
+    path.write_bytes(gzip.compress(raw, mtime=0) if path.suffix == ".gz" else raw)
+
+
+def write_set(folder, train=12, test=5, top=9, end=".gz"):
+    """Four IDX files of random images; labels count down from ``top``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for stem, n in (("train", train), ("t10k", test)):
+        images = RNG.integers(0, 256, (n, 28, 28))
+        write_idx(folder / f"{stem}-images-idx3-ubyte{end}", images)
+        write_idx(folder / f"{stem}-labels-idx1-ubyte{end}", (top - np.arange(n)) % (top + 1))
+    return folder

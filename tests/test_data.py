@@ -1,41 +1,18 @@
 """Data sets: where they are found, what they hold, what is refused, and real HTTP downloads."""
 
-import gzip
 import hashlib
-import json
-import struct
-import threading
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
+from samples import write_idx, write_set
 
-from hessrmt.cli.data import app
 from hessrmt.errors import DataError
-from hessrmt.problems import data, fetch
+from hessrmt.problems import data
 
 RNG = np.random.default_rng(0)
 FASHION = Path("/usr/share/datasets/fashion-mnist")
-
-
-def write_idx(path, array):
-    head = struct.pack(f">BBBB{array.ndim}I", 0, 0, 0x08, array.ndim, *array.shape)
-    raw = head + array.astype(np.uint8).tobytes()
-    path.write_bytes(gzip.compress(raw, mtime=0) if path.suffix == ".gz" else raw)
-
-
-def write_set(folder, train=12, test=5, top=9, end=".gz"):
-    """Four IDX files of random images; labels count down from ``top``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for stem, n in (("train", train), ("t10k", test)):
-        images = RNG.integers(0, 256, (n, 28, 28))
-        write_idx(folder / f"{stem}-images-idx3-ubyte{end}", images)
-        write_idx(folder / f"{stem}-labels-idx1-ubyte{end}", (top - np.arange(n)) % (top + 1))
-    return folder
 
 
 def savez(path, **arrays):
@@ -343,111 +320,3 @@ def test_damaged_npz_never_escapes_as_another_error(tmp_path):
             np.testing.assert_array_equal(loaded.x, clean.x)
             np.testing.assert_array_equal(loaded.y, clean.y)
     assert refused > len(whole) // 6
-
-
-# Downloads
-
-
-class _Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, format, *args):
-        pass
-
-
-@pytest.fixture
-def mirror(tmp_path, monkeypatch):
-    """A web server on this machine with a small MNIST-like set, its hashes taken as published."""
-    folder = write_set(tmp_path / "web")
-    md5 = {
-        file: hashlib.md5((folder / file).read_bytes()).hexdigest()
-        for file in fetch.SOURCES["mnist"].md5
-    }
-    monkeypatch.setitem(fetch.SOURCES, "mnist", fetch.SOURCES["mnist"]._replace(md5=md5))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder)))
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/", folder
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-def test_fetch_then_load(mirror, capfd):
-    url, web = mirror
-    folder = fetch.fetch("mnist", mirrors=[url])
-    assert folder == data.user_cache() / "mnist"
-    out, err = capfd.readouterr()
-    assert not out
-    assert "100%" in err
-    loaded = data.load("mnist", "train")
-    assert not loaded.embedded
-    assert len(loaded) == 12
-    for file in web.iterdir():
-        file.unlink()
-    assert fetch.fetch("mnist", progress=False, mirrors=[url]) == folder  # nothing fetched again
-
-
-def test_fetch_goes_on_after_a_dead_mirror_and_a_wrong_file(mirror, tmp_path):
-    url, web = mirror
-    (web / "stale").mkdir()
-    for file in fetch.SOURCES["mnist"].md5:
-        (web / "stale" / file).write_bytes(b"an older file")
-    dead = "http://127.0.0.1:1/"
-    folder = fetch.fetch("mnist", progress=False, mirrors=[dead, f"{url}stale", f"{url}none", url])
-    for file in fetch.SOURCES["mnist"].md5:
-        assert (folder / file).read_bytes() == (web / file).read_bytes()
-
-
-def test_fetch_refuses_a_wrong_hash(mirror):
-    url, web = mirror
-    with (web / "t10k-labels-idx1-ubyte.gz").open("ab") as file:
-        file.write(b"!")
-    with pytest.raises(DataError, match="published hash") as error:
-        fetch.fetch("mnist", progress=False, mirrors=[url])
-    for part in ("t10k-labels-idx1-ubyte.gz", str(data.user_cache() / "mnist"), "HESSRMT_DATA"):
-        assert part in str(error.value)
-    assert not (data.user_cache() / "mnist" / "t10k-labels-idx1-ubyte.gz").exists()
-    assert data.load("mnist").embedded  # three files of four are no set
-
-
-def test_fetch_without_network():
-    with pytest.raises(DataError, match="Check the network"):
-        fetch.fetch("mnist", progress=False, mirrors=["http://127.0.0.1:1/"])
-
-
-def test_fetch_unknown_name():
-    with pytest.raises(DataError, match="mnist, fashion-mnist"):
-        fetch.fetch("cifar10")
-
-
-# The command
-
-
-def test_command_list(tmp_path):
-    write_set(tmp_path / "fashion-mnist")
-    result = CliRunner().invoke(app, ["list", "--json"])
-    assert json.loads(result.stdout) == {
-        "datasets": [
-            {"name": "mnist", "status": "embedded subset", "path": None},
-            {"name": "fashion-mnist", "status": "not on disk", "path": None},
-        ]
-    }
-    result = CliRunner().invoke(app, ["list"], env={"HESSRMT_DATA": str(tmp_path)})
-    lines = [line.split() for line in result.stdout.splitlines()]
-    assert lines == [
-        ["mnist", "embedded", "subset"],
-        ["fashion-mnist", str(tmp_path / "fashion-mnist")],
-    ]
-
-
-def test_command_fetch(mirror, monkeypatch):
-    source = fetch.SOURCES["mnist"]._replace(mirrors=(mirror[0],))
-    monkeypatch.setitem(fetch.SOURCES, "mnist", source)
-    result = CliRunner().invoke(app, ["fetch", "mnist", "--json", "--no-progress"])
-    assert json.loads(result.stdout) == {
-        "name": "mnist",
-        "path": str(data.user_cache() / "mnist"),
-    }
-    result = CliRunner().invoke(app, ["fetch", "cifar10"])
-    assert isinstance(result.exception, DataError)
-    assert not result.stdout

@@ -1,6 +1,5 @@
 """Training: the published schedule, exact resumption, honest failures."""
 
-import json
 import math
 import os
 import signal
@@ -11,12 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import typer
 from torch import nn
-from typer.testing import CliRunner
 
 from hessrmt import rng
-from hessrmt.cli.train import train as train_command
 from hessrmt.config import TrainConfig, load_settings
 from hessrmt.errors import (
     ConfigError,
@@ -32,17 +28,6 @@ from hessrmt.workflows.train import run
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture
-def digits(tmp_path):
-    """Two noisy clouds, 150 + 30 samples: small, and not a multiple of the batch size."""
-    draw = rng.stream(0, "test clouds")
-    y = draw.integers(0, 2, 180)
-    x = draw.normal(size=(180, 6)) + 2.0 * y[:, None]
-    path = tmp_path / "clouds.npz"
-    np.savez(path, x_train=x[:150], y_train=y[:150], x_test=x[150:], y_test=y[150:])
-    return path
 
 
 def settings_for(digits, **changes) -> TrainConfig:
@@ -379,47 +364,3 @@ def test_checkpoint_says_where_it_came_from(digits, tmp_path):
     assert [entry["epoch"] for entry in content["history"]] == [1, 2]
     assert str(digits) in content["provenance"]["data"]
     assert {"versions", "created", "device"} <= content["provenance"].keys()
-
-
-# the command
-
-
-@pytest.fixture
-def command():
-    app = typer.Typer()
-    app.command("train")(train_command)
-    return app
-
-
-def test_command_prints_one_json_object(digits, tmp_path, command):
-    (tmp_path / "run.toml").write_text(f'model = "logistic"\ndata = "{digits}"\nepochs = 5\n')
-    out = tmp_path / "c.pt"
-    options = ["--config", str(tmp_path / "run.toml"), "--epochs", "2", "--out", str(out), "--json"]
-    result = CliRunner().invoke(command, options, catch_exceptions=False)
-    assert result.exit_code == 0
-    answer = json.loads(result.stdout)
-    assert answer["epochs"] == answer["config"]["epochs"] == 2
-    assert answer["sha256"] == checkpoints.sha256(out)
-    assert str(digits) in result.stderr
-
-
-def test_command_names_the_checkpoint_after_the_model(digits, tmp_path, command, monkeypatch):
-    (tmp_path / "mine.py").write_text(
-        "import torch\ndef tiny():\n    return torch.nn.Linear(6, 2)\n"
-    )
-    monkeypatch.chdir(tmp_path)
-    for model, name in (("logistic", "logistic.pt"), ("mine.py:tiny", "tiny.pt")):
-        options = ["--model", model, "--data", str(digits), "--epochs", "1"]
-        CliRunner().invoke(command, options, catch_exceptions=False)
-        assert (tmp_path / name).is_file()
-
-
-def test_command_lets_package_errors_through(digits, command, tmp_path):
-    options = ["--data", str(digits), "--lr", "-1", "--out", str(tmp_path / "c.pt")]
-    with pytest.raises(ConfigError, match="lr"):
-        CliRunner().invoke(command, options, catch_exceptions=False)
-
-
-def test_importing_the_command_does_not_import_torch():
-    code = "import sys, hessrmt.cli.train; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

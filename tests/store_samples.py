@@ -1,0 +1,38 @@
+"""A small spectrum file, for the tests of the store."""
+
+import errno
+import os
+
+import numpy as np
+
+from hessrmt.records import Provenance, Spectrum
+from hessrmt.store.writer import SpectrumWriter
+
+P, BATCHES, SIZE = 7, 3, 4
+IDENTITY = {"model": "mlp3", "batch": SIZE, "checkpoint_sha256": "ab" * 32}
+CONFIG = {"model": "mlp3", "operator": "hessian", "dtype": "float64", "seed": 11, "batch": SIZE}
+DISK_FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def create(path, dimension=P, **changes):
+    arguments = {
+        "identity": IDENTITY,
+        "solver": "LAPACK syevd",
+        "dimension": dimension,
+        "batch_indices": np.arange(BATCHES * SIZE).reshape(BATCHES, SIZE),
+        "provenance": Provenance(config=CONFIG, device="cpu (2 threads)", notes=("a", "b")),
+    }
+    return SpectrumWriter.create(path, **{**arguments, **changes})
+
+
+def spectrum(row, dimension=P):
+    levels = np.sort(np.random.default_rng(row).normal(size=dimension))
+    return Spectrum(
+        eigenvalues=levels,
+        noise_floor=0.1,
+        dimension=dimension,
+        reduced_dimension=dimension - 1,
+        loss=1.5 + row,
+        gradient_norm=0.25,
+        seconds={"matrix": 0.5, "eigenvalues": 0.125},
+    )

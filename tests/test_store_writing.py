@@ -1,0 +1,299 @@
+"""Writing a spectrum file: rows complete or absent, one writer, full disks."""
+
+import errno
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from store_samples import (
+    BATCHES,
+    DISK_FULL,
+    IDENTITY,
+    P,
+    create,
+    spectrum,
+)
+
+from hessrmt.errors import StoreError, WriteError
+from hessrmt.store import writer as writer_module
+from hessrmt.store.hdf5 import load
+from hessrmt.store.writer import SpectrumWriter
+
+# One row is complete or absent
+
+
+def test_rows_in_any_order(path):
+    with create(path) as writer:
+        writer.write(2, spectrum(2))
+        assert writer.done.tolist() == [False, False, True]
+    with SpectrumWriter.resume(path, IDENTITY) as writer:
+        assert writer.done.tolist() == [False, False, True]
+        writer.write(0, spectrum(0))
+    found = load(path)
+    assert np.array_equal(found.eigenvalues, [spectrum(r).eigenvalues for r in (0, 2)])
+    assert found.batch_indices.tolist() == [[0, 1, 2, 3], [8, 9, 10, 11]]
+
+
+@pytest.mark.parametrize("stored", range(9))
+def test_row_abandoned_before_its_flag_is_absent(path, monkeypatch, stored):
+    """The process dies after any number of the row's nine writes but the last, the flag's."""
+    real, count = os.pwrite, 0
+
+    def dying(*args):
+        nonlocal count
+        count += 1
+        if count > stored:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    writer = create(path)
+    writer.write(0, spectrum(0))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", dying)
+        with pytest.raises(KeyboardInterrupt):
+            writer.write(1, spectrum(1))
+    assert count == stored + 1
+    assert len(load(path)) == 1
+    writer.close()
+    with SpectrumWriter.resume(path, IDENTITY) as again:
+        assert again.done.tolist() == [True, False, False]
+        again.write(1, spectrum(1))
+    assert np.array_equal(load(path).eigenvalues, [spectrum(r).eigenvalues for r in (0, 1)])
+
+
+def test_the_flag_is_the_last_write(path, monkeypatch):
+    """... and everything else is on disk before it."""
+    real, order = os.pwrite, []
+    with create(path) as writer, monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", lambda *args: order.append(args[2]) or real(*args))
+        patch.setattr(os, "fsync", lambda descriptor: order.append("sync"))
+        writer.write(1, spectrum(1))
+    with h5py.File(path) as file:
+        flag = file["done"].id.get_offset() + 1
+    assert order.count("sync") == 2
+    assert order[-3:] == ["sync", flag, "sync"]
+
+
+WRITE_FOREVER = """
+    import sys
+    from pathlib import Path
+    sys.path.insert(0, sys.argv[2])
+    import numpy as np
+    from test_store import create, spectrum
+    n, p = 400, 3000
+    rows = [spectrum(row, p) for row in range(20)]
+    with create(Path(sys.argv[1]), p, batch_indices=np.arange(n).reshape(n, 1)) as writer:
+        print("ready", flush=True)
+        while True:  # a second time the same numbers
+            for row in range(n):
+                writer.write(row, rows[row % 20])
+"""
+
+
+def python(code, *args):
+    """A Python process that runs a piece of code."""
+    command = [sys.executable, "-c", textwrap.dedent(code), *map(str, args)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd="/"
+    )
+
+
+@pytest.mark.parametrize("delay", [0.003, 0.021, 0.047])
+def test_killed_while_writing_rows(path, delay):
+    process = python(WRITE_FOREVER, path, Path(__file__).parent)
+    assert process.stdout.readline() == "ready\n"
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(delay)
+    seen = len(load(path))  # while it is being written
+    process.kill()
+    process.communicate()
+    found = load(path)
+    assert seen <= len(found) <= found.planned == 400
+    for row, item in enumerate(found):
+        assert np.array_equal(item.eigenvalues, spectrum(row % 20, 3000).eigenvalues)
+        assert item.loss == 1.5 + row % 20
+    SpectrumWriter.resume(path, IDENTITY).close()  # the lock died with the process
+
+
+# One writer
+
+
+def test_second_writer_in_this_process_is_refused(path):
+    with create(path) as writer:
+        with pytest.raises(StoreError, match="another process is writing"):
+            SpectrumWriter.resume(path, IDENTITY)
+        with pytest.raises(StoreError, match="another process is writing"):
+            create(path, overwrite=True)
+        writer.write(0, spectrum(0))
+        assert len(load(path)) == 1
+    SpectrumWriter.resume(path, IDENTITY).close()
+
+
+def test_second_writer_in_another_process_is_refused(path):
+    code = """
+        import sys
+        from pathlib import Path
+        from hessrmt.errors import StoreError
+        from hessrmt.store.hdf5 import load
+        from hessrmt.store.writer import SpectrumWriter
+        try:
+            SpectrumWriter.resume(Path(sys.argv[1]), {})
+        except StoreError as error:
+            print(error)
+        print(len(load(sys.argv[1])))
+    """
+    with create(path) as writer:
+        writer.write(0, spectrum(0))
+        out, err = python(code, path).communicate()
+    said, rows = out.splitlines()
+    assert "another process is writing" in said, err
+    assert rows == "1"
+
+
+def test_any_hdf5_program_respects_the_lock(path):
+    with create(path), pytest.raises(BlockingIOError):
+        h5py.File(path, "r+", locking=True)
+
+
+def test_file_system_without_locks(path, monkeypatch):
+    def unsupported(*args):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with create(path) as writer:
+        writer.write(0, spectrum(0))
+    SpectrumWriter.resume(path, IDENTITY).close()
+    assert len(load(path)) == 1
+
+
+# Resuming
+
+
+def test_resume_names_what_differs(full):
+    before = full.read_bytes()
+    with pytest.raises(StoreError) as error:
+        SpectrumWriter.resume(full, {**IDENTITY, "batch": 32, "extra": 1})
+    for part in ("batch (4 in the file, 32 now)", "extra (None in the file, 1 now)", "--out"):
+        assert part in str(error.value)
+    assert "mlp3" not in str(error.value)
+    assert full.read_bytes() == before
+
+
+def test_resume_of_a_rewritten_layout_is_refused(full, tmp_path):
+    """Another program may store the rows compressed: readable, but rows have no fixed place."""
+    packed = tmp_path / "packed.h5"
+    with h5py.File(full) as old, h5py.File(packed, "w") as new:
+        new.attrs.update(old.attrs)
+        for name in old:
+            new.create_dataset(name, data=old[name][:], chunks=True)
+    assert np.array_equal(load(packed).eigenvalues, load(full).eigenvalues)
+    with pytest.raises(StoreError, match="stored anew"):
+        SpectrumWriter.resume(packed, IDENTITY)
+
+
+def test_row_of_the_wrong_size_is_refused(path):
+    with create(path) as writer:
+        before = path.read_bytes()
+        with pytest.raises(StoreError, match="does not fit"):
+            writer.write(0, spectrum(0, P + 1))
+        with pytest.raises(StoreError, match="does not fit"):
+            writer.write(BATCHES, spectrum(0))
+    assert path.read_bytes() == before
+
+
+# Full disks
+
+
+def test_disk_full_at_creation(full, monkeypatch):
+    def refuse(*args):
+        raise DISK_FULL
+
+    before = full.read_bytes()
+    monkeypatch.setattr(os, "pwrite", refuse)
+    for path in (full, full.with_name("new.h5")):
+        with pytest.raises(StoreError, match=f"cannot write .*{path.name}: No space left") as error:
+            create(path, overwrite=True)
+        assert error.value.exit_code == 2
+    assert full.read_bytes() == before
+    assert os.listdir(full.parent) == [full.name]
+
+
+@pytest.mark.parametrize("verb", ["pwrite", "fsync"])
+def test_disk_full_during_the_run(path, monkeypatch, verb):
+    def refuse(*args):
+        raise DISK_FULL
+
+    with create(path) as writer:
+        writer.write(0, spectrum(0))
+        with monkeypatch.context() as patch:
+            patch.setattr(writer_module.os, verb, refuse)
+            with pytest.raises(WriteError, match=r"batch 1 .*No space left on device") as error:
+                writer.write(1, spectrum(1))
+        assert error.value.exit_code == 1
+        assert writer.done.tolist() == [True, False, False]
+    assert np.array_equal(load(path).eigenvalues, [spectrum(0).eigenvalues])
+
+
+def test_short_writes_are_continued(path, monkeypatch):
+    real = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: real(fd, bytes(data[:100]), at))
+    with create(path, dimension=50) as writer:
+        writer.write(2, spectrum(2, 50))
+    assert np.array_equal(load(path)[0].eigenvalues, spectrum(2, 50).eigenvalues)
+
+
+LIMITED = """
+    import resource, signal, sys
+    from pathlib import Path
+    sys.path.insert(0, sys.argv[2])
+    from test_store import SpectrumWriter, create, spectrum
+    path, limit, when = Path(sys.argv[1]), int(sys.argv[3]), sys.argv[4]
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    writer = create(path, 2000) if when == "run" else None
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        if writer is None:
+            create(path, 2000)
+        for row in range(3):
+            writer.write(row, spectrum(row, 2000))
+    except Exception as error:
+        print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.parametrize("limit", [0, 100, 30_000])
+def test_a_disk_that_is_really_full_at_creation(path, limit):
+    """A limit on file sizes is a full disk that needs no privilege."""
+    process = python(LIMITED, path, Path(__file__).parent, limit, "creation")
+    out, err = process.communicate()
+    assert out == f"StoreError cannot write {path}: File too large\n", err
+    assert (process.returncode, err) == (0, "")
+    assert os.listdir(path.parent) == []
+
+
+def test_a_disk_that_is_really_full_during_the_run(path):
+    with create(path, dimension=2000):
+        pass
+    with h5py.File(path) as file:
+        limit = file["hessian_evals"].id.get_offset() + 2000 * 8 + 100  # within the second row
+    path.unlink()
+    process = python(LIMITED, path, Path(__file__).parent, limit, "run")
+    out, err = process.communicate()
+    said = {-signal.SIGSEGV: "crashed"}.get(process.returncode, out)
+    assert said.startswith("WriteError writing batch "), err
+    assert said.endswith("File too large\n")
+    assert (process.returncode, err) == (0, "")
+    found = load(path)
+    for row, item in enumerate(found):
+        assert np.array_equal(item.eigenvalues, spectrum(row, 2000).eigenvalues)
+    with SpectrumWriter.resume(path, IDENTITY) as writer:
+        for row in np.flatnonzero(~writer.done):
+            writer.write(int(row), spectrum(int(row), 2000))
+    assert len(load(path)) == BATCHES
