@@ -204,6 +204,55 @@ def test_eager_product_agrees_with_forward_over_reverse():
     assert (a - b).abs().max() <= 1e-13 * a.abs().max()
 
 
+class CubeWithWrongForwardRule(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x**3
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return 3 * x**2 * g
+
+    @staticmethod
+    def jvp(ctx, tangent):
+        (x,) = ctx.saved_tensors
+        return 4 * x**2 * tangent
+
+
+def test_an_operation_with_a_wrong_forward_rule_takes_a_slower_way():
+    def cubed(operation):
+        return lambda f, y: operation(f).square().mean()
+
+    torch.manual_seed(0)
+    net, pair = nn.Linear(4, 3), labelled((5, 4), 3)
+    right = hr.hessian(hr.Problem(net, cubed(lambda x: x**3), pair))
+    found = hr.hessian(hr.Problem(net, cubed(CubeWithWrongForwardRule.apply), pair))
+    assert np.abs(found - right).max() <= 1e-14 * np.abs(right).max()
+
+
+def test_an_operation_without_a_right_second_derivative_is_refused():
+    """weight_norm's double backward is wrong in torch 2.13: not symmetric, whatever the way."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 5)), nn.Linear(5, 3))
+    problem = hr.Problem(net, "cross-entropy", labelled((9, 6), 3))
+    exact = problem.at(torch.float64, torch.device("cpu"))
+    plain = torch.autograd.functional.hessian(exact.loss, exact.theta)
+    if (plain - plain.T).abs().max() <= 1e-12 * plain.abs().max():  # a torch without that bug
+        np.testing.assert_allclose(hr.hessian(problem), plain.numpy(), atol=1e-14)
+        return
+    for reduce in ("auto", "none"):
+        with pytest.raises(ProblemError, match="not symmetric"):
+            hr.spectrum(problem, reduce=reduce)
+
+
 def test_ggn_is_the_hessian_of_a_linear_model_and_the_dual_has_its_spectrum():
     logistic = make("logistic")
     np.testing.assert_allclose(hr.ggn(logistic), hr.hessian(logistic), atol=1e-15)

@@ -166,6 +166,29 @@ def test_range_of_a_layer_that_is_not_piecewise_linear():
     assert_same_spectrum(hr.Problem(model, "cross-entropy", labelled((2, 3), 2)))
 
 
+@pytest.mark.parametrize(
+    "between",
+    [
+        nn.LayerNorm(8, elementwise_affine=False),
+        nn.Softmax(dim=-1),
+        nn.GLU(),
+        nn.Sequential(nn.Unflatten(1, (2, 4)), nn.MaxPool1d(2), nn.Flatten()),
+        nn.BatchNorm1d(8, affine=False).eval(),
+    ],
+    ids=lambda module: type(module).__name__,
+)
+def test_parameter_free_operations_between_linear_layers_are_factored(between):
+    torch.manual_seed(0)
+    width = between(torch.zeros(2, 8)).shape[1]
+    model = nn.Sequential(nn.Linear(12, 8), between, nn.Linear(width, 3))
+    problem = hr.Problem(model, "cross-entropy", labelled((5, 12), 3))
+    local = exact(problem)
+    traced = trace(local)
+    assert not traced.others
+    assert factored.samples_are_independent(local, traced.sites)
+    assert_same_spectrum(problem)
+
+
 class Tied(nn.Module):
     def __init__(self):
         super().__init__()
