@@ -281,6 +281,22 @@ def test_non_finite_loss_in_a_later_batch(place, cli):
     assert len(load(place / "a.h5")) == 2
 
 
+def test_too_little_memory_makes_no_file_and_costs_none(place, cli):
+    (place / "wide.py").write_text(
+        "from torch import nn\n"
+        "def wide():\n"
+        "    hidden = 600_000\n"
+        "    return nn.Sequential(nn.Linear(6, hidden), nn.Tanh(), nn.Linear(hidden, 3))\n"
+    )
+    for extra in ([], ["--reduce", "none"]):
+        result = cli(*RUN, "--model", "wide.py:wide", *extra, "--out", "new.h5")
+        assert result.returncode == 2
+        assert "GiB free; the largest that fits" in one_error(result)
+        assert not (place / "new.h5").exists()
+        cli(*RUN, "--model", "wide.py:wide", *extra, "--out", "taken.h5", "--overwrite")
+        assert (place / "taken.h5").read_text() == "precious"
+
+
 def test_a_failing_model_does_not_cost_the_file_it_was_to_replace(place, cli):
     assert cli(*RUN, "--out", "a.h5").returncode == 0
     before = (place / "a.h5").read_bytes()

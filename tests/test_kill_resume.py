@@ -68,8 +68,8 @@ def wait_for_rows(path, count, process):
         try:
             if len(load(path)) >= count:
                 return
-        except HessrmtError:
-            assert not path.exists()  # from its first moment the file is valid
+        except HessrmtError as error:  # from its first moment the file is valid
+            assert str(error) == f"there is no file {path}", error
         time.sleep(0.01)
     pytest.fail("the run is too slow")
 

@@ -164,9 +164,10 @@ class _Meter:
         if self._seen != (phase, batch):
             self._seen = (phase, batch)
             self._since = time.perf_counter()
-            self._display.reset(self._phase, total=total, description=f"batch {batch}: {phase}")
+            title = f"batch {batch}: {phase}"
+            self._display.reset(self._phase, total=total, description=title, rate="")
         elapsed = time.perf_counter() - self._since
-        rate = f"{done / elapsed:,.0f} rows/s" if phase == "matrix" and elapsed > 0 else ""
+        rate = f"{done / elapsed:,.0f}/s" if total > 1 and elapsed > 0 else ""
         # LAPACK reports nothing until it is done: a pulsing bar, not a bar stuck at zero
         steps = None if total == 1 and done == 0 else total
         self._display.update(self._phase, completed=done, total=steps, rate=rate)

@@ -81,6 +81,7 @@ def assemble_reduced(
         DeviceError: If they do not fit in memory.
     """
     route = _choose(problem, reduction)
+    fixed = _require(route, problem, reduction, backend)
     places = _places(reduction)
     inside = torch.zeros(reduction.reduced_dimension, dtype=torch.bool)
     if route.ranged is not None:
@@ -88,11 +89,6 @@ def assemble_reduced(
     inside = inside.to(problem.theta.device)
     where, where_block = (~inside).nonzero().squeeze(1), inside.nonzero().squeeze(1)
     count = 0 if route.own is None else len(route.own.signs)
-    longest = max((chunk.stop - chunk.start for chunk in route.chunks), default=0)
-    fixed = problem.dtype.itemsize * _numbers_held(len(where), len(where_block), count)
-    fixed += longest * factor_bytes(problem, route.layers)
-    require(fixed, len(where) + count, problem, backend)
-
     rest = problem.theta.new_zeros(len(where), len(where))
     stacked = problem.theta.new_zeros(len(where_block), count + len(where) if count else 0)
     coupling = stacked[:, count:]
@@ -116,6 +112,30 @@ def assemble_reduced(
     if route.own is None:
         return Blocks(rest, where)
     return Blocks(rest, where, RangeBlock(where_block, stacked, route.own.signs))
+
+
+def require_reduced(problem: Problem, reduction: Reduction, backend: Backend) -> None:
+    """Refuse, before the main work, a problem whose blocks cannot fit in memory.
+
+    Args:
+        problem: In its final precision and place, already evaluated once.
+        reduction: The coordinates.
+        backend: Where the work is to be done.
+    """
+    _require(_choose(problem, reduction), problem, reduction, backend)
+
+
+def _require(route: _Route, problem: Problem, reduction: Reduction, backend: Backend) -> int:
+    """Bytes held at the fullest moment; DeviceError if there are not so many."""
+    block_rows = len(route.ranged.keep) if route.ranged else 0
+    count = len(route.own.signs) if route.own else 0
+    rest = reduction.reduced_dimension - block_rows
+    longest = max((chunk.stop - chunk.start for chunk in route.chunks), default=0)
+    fixed = problem.dtype.itemsize * _numbers_held(rest, block_rows, count)
+    fixed += longest * factor_bytes(problem, route.layers)
+    size = rest + (count + rest if route.ranged else 0)
+    require(fixed, size, problem, backend)
+    return fixed
 
 
 def _choose(problem: Problem, reduction: Reduction) -> _Route:

@@ -81,6 +81,21 @@ def smallest_ggn(problem: Problem, backend: Backend, tick: Tick | None = None) -
     return _dense(problem, backend, tick)
 
 
+def require_ggn(problem: Problem, backend: Backend) -> None:
+    """Refuse, before the main work, a Gauss-Newton spectrum that cannot fit in memory.
+
+    Args:
+        problem: In its final precision and place.
+        backend: Where the work is to be done.
+    """
+    with torch.no_grad():
+        count = problem.outputs(problem.theta).numel()
+    if count < problem.dimension:
+        _require_gram(problem, count, 0, backend)
+    else:
+        require_dense(problem, backend)
+
+
 def _dense(problem: Problem, backend: Backend, tick: Tick | None) -> Matrix:
     block = dense_block(problem, backend)
     return assemble(ggn_product(problem), problem.theta, block, backend, tick)

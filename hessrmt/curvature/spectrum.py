@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hessrmt.backend.select import select
-from hessrmt.curvature.assembly import assemble_reduced
+from hessrmt.curvature.assembly import assemble_reduced, require_reduced
 from hessrmt.curvature.certify import noise_floor, probe_product, require_agreement
-from hessrmt.curvature.ggn import smallest_ggn
+from hessrmt.curvature.ggn import require_ggn, smallest_ggn
 from hessrmt.curvature.hessian import Tick, torch_dtype
 from hessrmt.curvature.plan import require_dense
 from hessrmt.curvature.reduction import identity, reduce_problem
@@ -64,6 +64,28 @@ def spectrum(
         device=backend.name,
     )
     return compute(problem, backend, dtype, operator, reduce, provenance=provenance)
+
+
+def require_feasible(
+    problem: Problem, backend: Backend, dtype: str, operator: str, reduce: str = "auto"
+) -> None:
+    """Raise what :func:`compute` would raise before its main work: bad input, too little memory.
+
+    Args:
+        problem: Model, loss and batch.
+        backend: Where the work is to be done.
+        dtype: ``"float64"`` or ``"float32"``.
+        operator: ``"hessian"`` or ``"ggn"``.
+        reduce: ``"auto"`` or ``"none"``.
+    """
+    local = problem.at(torch_dtype(dtype), backend.device)
+    if operator == "hessian" and reduce == "none":
+        require_dense(local, backend)
+    local.evaluate()
+    if operator == "ggn":
+        require_ggn(local, backend)
+    elif reduce == "auto":
+        require_reduced(local, reduce_problem(local, trace(local)), backend)
 
 
 def compute(

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from hessrmt.backend.select import select
-from hessrmt.curvature.spectrum import compute
+from hessrmt.curvature.spectrum import compute, require_feasible
 from hessrmt.errors import ConfigError, HessrmtError
 from hessrmt.problems import checkpoints, data, losses, models
 from hessrmt.problems.problem import Problem
@@ -157,9 +157,9 @@ def run(
         raise ConfigError("--resume and --overwrite exclude each other")
     config = prepared.config
     backend = select(config.device)
-    with _naming_batch(0):  # a model that cannot be evaluated must not cost an existing file
-        first = prepared.problem(0).at(getattr(torch, config.dtype), backend.device)
-        first.evaluate()
+    with _naming_batch(0):  # what cannot be computed must not cost an existing file
+        first = prepared.problem(0)
+        require_feasible(first, backend, config.dtype, config.operator, config.reduce)
     if resume and os.path.exists(out):
         writer = SpectrumWriter.resume(out, prepared.identity)
     else:
