@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure
 
+from hessrmt.plots.picture import Picture
 from hessrmt.records import PAPER_CUTOFF_SPACINGS
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _CERTIFIED, _NOISE, _FLOOR = "#1f5fa8", "#9a9a9a", "#b3341d"
 
 
-def certification(spectra: Sequence[Spectrum], title: str = "") -> Figure:
+def certification(spectra: Sequence[Spectrum], title: str = "") -> Picture:
     """Magnitudes of all nonzero eigenvalues in descending order, one line for each spectrum.
 
     Args:
@@ -27,7 +27,7 @@ def certification(spectra: Sequence[Spectrum], title: str = "") -> Figure:
     Returns:
         The figure; save it with ``figure.savefig``.
     """
-    figure = Figure(figsize=(7.5, 4.4), layout="constrained")
+    figure = Picture(figsize=(7.5, 4.4), layout="constrained")
     axes = figure.subplots()
     sizes = [np.sort(np.abs(item.eigenvalues))[::-1] for item in spectra]
     for item, size in zip(spectra, (all_[all_ > 0] for all_ in sizes), strict=True):
