@@ -14,7 +14,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hessrmt import ensembles as ensembles
     from hessrmt import levels as levels
+    from hessrmt import theory as theory
     from hessrmt.curvature.ggn import ggn as ggn
     from hessrmt.curvature.hessian import hessian as hessian
     from hessrmt.curvature.reduction import reduction as reduction
@@ -34,18 +36,20 @@ _HOME = {
     "load": "hessrmt.store.hdf5",
     "spectrum": "hessrmt.curvature.spectrum",
 }
-_PACKAGES = ("levels",)
+_PACKAGES = ("ensembles", "levels", "theory")
 
 __all__ = [
     "Problem",
     "Provenance",
     "Spectrum",
+    "ensembles",
     "ggn",
     "hessian",
     "levels",
     "load",
     "reduction",
     "spectrum",
+    "theory",
 ]
 
 

@@ -87,6 +87,129 @@ class TrainConfig(_Settings):
         return self
 
 
+class LevelsConfig(_Settings):
+    """Settings of ``hessrmt levels``.
+
+    Attributes:
+        cutoff: ``certified``, ``paper`` (|λ| > 1e-20) or a number: |λ| must exceed it.
+        compare: Do it with the cutoffs ``paper`` and ``certified`` and put them side by side.
+        unfold: ``auto`` or a method of unfolding, options after a colon: ``polynomial:degree=7``.
+        rotate: Pooled unfolding: use every spectrum; false is the published ⅔/⅓ split.
+        window: ``LOW:HIGH``, the lowest and highest level taken; None for all.
+        surrogates: Surrogate data sets for each p-value; 0 for none.
+        seed: Of folds and surrogates.
+    """
+
+    cutoff: float | Literal["certified", "paper"] = "certified"
+    compare: bool = False
+    unfold: str = "auto"
+    rotate: bool = True
+    window: str | None = None
+    surrogates: int = Field(200, ge=0, le=100_000)
+    seed: int = Field(0, ge=0)
+
+    @property
+    def range(self) -> tuple[float, float] | None:
+        """The window as two numbers."""
+        if self.window is None:
+            return None
+        low, _, high = self.window.partition(":")
+        return float(low or "-inf"), float(high or "inf")
+
+    @property
+    def method(self) -> tuple[str, dict[str, int | float | str]]:
+        """Unfolding method and its options."""
+        name, _, rest = self.unfold.partition(":")
+        options: dict[str, int | float | str] = {}
+        for part in filter(None, rest.split(",")):
+            key, _, value = part.partition("=")
+            options[key.strip()] = _number_or_text(value.strip())
+        return name.strip(), options
+
+    @field_validator("window")
+    @classmethod
+    def _two_numbers(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        low, colon, high = value.partition(":")
+        try:
+            numbers = float(low or "-inf"), float(high or "inf")
+        except ValueError:
+            numbers = (0.0, 0.0)
+        if not (colon and numbers[0] < numbers[1]):
+            raise ValueError("should be LOW:HIGH with LOW < HIGH, e.g. 1e-6:0.1 or 1e-6:")
+        return value
+
+    @field_validator("unfold")
+    @classmethod
+    def _pairs(cls, value: str) -> str:
+        parts = filter(None, value.partition(":")[2].split(","))
+        if not all(part.partition("=")[0] and part.partition("=")[2] for part in parts):
+            raise ValueError("should be METHOD or METHOD:OPTION=VALUE,..., e.g. spline:knots=20")
+        return value
+
+
+class Unreduced(_Settings):
+    """Spectra by the published protocol: the whole matrix, nothing removed.
+
+    Attributes:
+        model: Registry name or ``file.py:factory``.
+        dtype: Precision.
+        batches: How many batches of the first split.
+    """
+
+    model: str
+    dtype: Dtype = "float32"
+    batches: int | Literal["all"] = "all"
+
+
+class SpacingsPreset(_Settings):
+    """One size of the experiment ``hessian-spacings``.
+
+    Attributes:
+        models: Networks; each untrained and trained.
+        epochs: Of training.
+        splits: Splits of the data, the one for the figures first.
+        batch: Samples in a batch.
+        batches: Batches of each split, or ``"all"``.
+        whole: Also one Hessian of each whole split.
+        unreduced: Runs of the published protocol.
+    """
+
+    models: tuple[str, ...] = Field(min_length=1)
+    epochs: int = Field(300, ge=1)
+    splits: tuple[Literal["train", "test"], ...] = Field(("test",), min_length=1)
+    batch: int = Field(64, ge=1)
+    batches: int | Literal["all"] = "all"
+    whole: bool = True
+    unreduced: tuple[Unreduced, ...] = ()
+
+
+class SpacingsConfig(_Settings):
+    """Settings of ``hessrmt reproduce hessian-spacings``.
+
+    Attributes:
+        experiment: Its name.
+        data: Registry name, ``.npz`` file or directory of IDX files.
+        seed: Of everything random.
+        presets: Name to size.
+    """
+
+    experiment: Literal["hessian-spacings"]
+    data: str = "mnist"
+    seed: int = Field(0, ge=0)
+    presets: dict[str, SpacingsPreset] = Field(min_length=1)
+
+
+def _number_or_text(value: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(value)
+        except ValueError:
+            continue
+    return value
+
+
 SettingsT = TypeVar("SettingsT", bound=_Settings)
 
 

@@ -47,3 +47,11 @@ class ConvergenceError(HessrmtError):
     """An iteration (eigensolver, optimiser) did not converge."""
 
     exit_code = 1
+
+
+class LevelsError(HessrmtError, ValueError):
+    """Levels that a statistic cannot be computed from."""
+
+
+class EnsembleError(HessrmtError, ValueError):
+    """An ensemble of random matrices cannot be sampled as asked."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import datetime as dt
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cache
-from importlib import metadata
+from html import escape
+from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -25,6 +26,9 @@ PAPER_CUTOFF_RATIOS = 1e-10
 
 _NEAR = 1e4
 """Factor within which a gap counts as near the noise floor."""
+
+_PLOTS = "hessrmt.plots.certification"
+"""Drawn by name: pictures lie on a higher floor and need not be loaded to hold a result."""
 
 _RECORDED_PACKAGES = ("hessrmt", "torch", "numpy", "scipy", "h5py")
 
@@ -156,6 +160,26 @@ class Spectrum:
         low, high = self.log_gap
         return float("inf") if low == 0 else float(np.log10(high) - np.log10(low))
 
+    def plot(self) -> Any:
+        """Draw |λ| against index with the noise floor.
+
+        Returns:
+            A matplotlib figure, which a notebook shows; ``figure.savefig`` writes it.
+        """
+        return _certification([self])
+
+    def _repr_html_(self) -> str:
+        rows = {
+            "eigenvalues": f"{self.dimension:,}, from {self.eigenvalues[0]:.3g} to "
+            f"{self.eigenvalues[-1]:.3g}",
+            "diagonalised": f"{self.reduced_dimension:,} rows, {self.solver}, {self.dtype}",
+            "certified levels": f"{self.rank:,}",
+            "noise floor": f"{self.noise_floor:.2g}",
+            "loss": f"{self.loss:.6g}",
+            "gradient norm": f"{self.gradient_norm:.4g}",
+        }
+        return _html(rows, f"Spectrum ({self.operator})")
+
 
 @dataclass(frozen=True)
 class Spectra(Sequence[Spectrum]):
@@ -180,6 +204,24 @@ class Spectra(Sequence[Spectrum]):
         """All eigenvalues, one row for each spectrum, (batches, P) float64."""
         return np.stack([item.eigenvalues for item in self.items])
 
+    def plot(self) -> Any:
+        """Draw |λ| against index with the noise floor, one line for each spectrum.
+
+        Returns:
+            A matplotlib figure, which a notebook shows; ``figure.savefig`` writes it.
+        """
+        return _certification(self.items)
+
+    def _repr_html_(self) -> str:
+        ranks = [item.rank for item in self.items]
+        rows = {
+            "spectra": f"{len(self)} of {self.planned} planned",
+            "eigenvalues of each": f"{self.items[0].dimension:,}" if self.items else "",
+            "certified levels": f"{min(ranks):,} to {max(ranks):,}" if ranks else "",
+            **{name: str(value) for name, value in self.provenance.config.items()},
+        }
+        return _html(rows, "Spectra of one file")
+
     @overload
     def __getitem__(self, index: int) -> Spectrum: ...
     @overload
@@ -189,3 +231,130 @@ class Spectra(Sequence[Spectrum]):
 
     def __len__(self) -> int:
         return len(self.items)
+
+
+@dataclass(frozen=True)
+class LawFit:
+    """How level statistics compare with one law of random matrix theory.
+
+    Distances lie in [0, 1]. A p-value is the share of surrogate data sets of the law (same sizes,
+    same cutoff and unfolding) that lie at least as far from the law as the data; None where not
+    computed.
+
+    Attributes:
+        mean_ratio: ⟨r̃⟩ of the law, dimensionless.
+        sigmas: (measured ⟨r̃⟩ - that of the law)/standard error; NaN where there is no error.
+        ratio_distance: Kolmogorov-Smirnov distance of the ratios r̃.
+        ratio_anderson_darling: ∫(F_n - F)²/(F(1-F)) dF of the ratios.
+        ratio_p_value: Of ``ratio_distance``.
+        spacing_distance: Kolmogorov-Smirnov distance of the unfolded spacings.
+        spacing_anderson_darling: As for the ratios.
+        spacing_p_value: Of ``spacing_distance``.
+        log_likelihood_ratio: Mean of ln(p_law/p_GOE) for one ratio r̃; positive favours the law.
+        log_likelihood_ratio_error: Its standard error from resampling spectra.
+    """
+
+    mean_ratio: float
+    sigmas: float
+    ratio_distance: float
+    ratio_anderson_darling: float
+    ratio_p_value: float | None
+    spacing_distance: float
+    spacing_anderson_darling: float
+    spacing_p_value: float | None
+    log_likelihood_ratio: float
+    log_likelihood_ratio_error: float
+
+
+@dataclass(frozen=True)
+class LevelStatistics:
+    """Local statistics of the levels of one or several spectra, and what they agree with.
+
+    Attributes:
+        n_spectra: Spectra used.
+        n_levels: Levels used, of all spectra together.
+        n_discarded: Eigenvalues that cutoff and window left out, exact zeros included.
+        n_zeros: How many of those are exactly 0.0.
+        n_ties: Spacings that are exactly zero.
+        n_unresolved: Spacings no larger than the noise floor.
+        n_ratios: Ratios r̃ used.
+        n_spacings: Unfolded spacings used.
+        mean_ratio: ⟨r̃⟩, dimensionless.
+        mean_ratio_error: Its standard error from resampling whole spectra (stretches of each
+            spectrum where there are fewer than ten).
+        mean_ratio_density: ⟨r̃⟩ expected of GOE levels that follow the density of these spectra;
+            0.5307 less what the curvature of the density takes. NaN where not computed.
+        mean_spacing: Mean unfolded spacing, which should be 1.
+        brody: Brody parameter, 0 for Poisson and about 0.95 for GOE.
+        brody_error: Its standard error.
+        superposition: Share of levels in the smaller of two independent GOE blocks, 0 to 0.5.
+        superposition_error: Its standard error; NaN if the share lies on an end of that range.
+        laws: Law name (``goe``, ``gue``, ``gse``, ``poisson``, ``goe2``: two superposed GOE blocks)
+            to the comparison with it.
+        conclusion: One sentence.
+        not_computable: Quantity to the reason why it could not be computed.
+        cutoff: ``"certified"``, ``"paper"``, a value, or None.
+        window: Lowest and highest level taken, or None.
+        unfolding: Method and options in words.
+        surrogates: Surrogate data sets for each p-value.
+        seed: Of folds and surrogates.
+        notes: Anything a reader must know.
+    """
+
+    n_spectra: int
+    n_levels: int
+    n_discarded: int
+    n_zeros: int
+    n_ties: int
+    n_unresolved: int
+    n_ratios: int
+    n_spacings: int
+    mean_ratio: float
+    mean_ratio_error: float
+    mean_ratio_density: float
+    mean_spacing: float
+    brody: float
+    brody_error: float
+    superposition: float
+    superposition_error: float
+    laws: Mapping[str, LawFit]
+    conclusion: str
+    not_computable: Mapping[str, str]
+    cutoff: str | float | None
+    window: tuple[float, float] | None
+    unfolding: str
+    surrogates: int
+    seed: int
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain values, e.g. for JSON.
+
+        Returns:
+            Attribute name to value; ``laws`` as a dictionary of dictionaries.
+        """
+        return asdict(self)
+
+    def _repr_html_(self) -> str:
+        rows = {
+            "⟨r̃⟩": f"{self.mean_ratio:.4f} ± {self.mean_ratio_error:.4f}",
+            "levels": f"{self.n_levels:,} of {self.n_spectra} spectra",
+            "discarded": f"{self.n_discarded:,}",
+            **{
+                name: f"D = {law.ratio_distance:.4f}"
+                + ("" if law.ratio_p_value is None else f", p = {law.ratio_p_value:.3g}")
+                for name, law in self.laws.items()
+            },
+        }
+        return _html(rows, self.conclusion)
+
+
+def _certification(spectra: Sequence[Spectrum]) -> Any:
+    return import_module(_PLOTS).certification(spectra)
+
+
+def _html(rows: Mapping[str, str], caption: str) -> str:
+    cells = "".join(
+        f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in rows.items()
+    )
+    return f"<table><caption>{escape(caption)}</caption>{cells}</table>"

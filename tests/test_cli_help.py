@@ -13,6 +13,7 @@ COMMANDS = [
     [],
     ["spectrum"],
     ["train"],
+    ["levels"],
     ["plot"],
     ["info"],
     ["data"],

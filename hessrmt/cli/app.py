@@ -11,6 +11,7 @@ import typer
 from hessrmt.cli import console
 from hessrmt.cli import data as data_command
 from hessrmt.cli.info import info
+from hessrmt.cli.levels import levels
 from hessrmt.cli.plot import plot
 from hessrmt.cli.spectrum import spectrum
 from hessrmt.cli.train import train
@@ -51,6 +52,7 @@ def _main(
 
 app.command("spectrum")(spectrum)
 app.command("train")(train)
+app.command("levels")(levels)
 app.command("plot")(plot)
 app.add_typer(data_command.app, name="data")
 app.command("info")(info)

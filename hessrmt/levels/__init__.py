@@ -1,5 +1,27 @@
-"""Statistics of levels."""
+"""Statistics of levels: unfolding, spacings, ratios, long-range correlations, tests of laws."""
 
+from hessrmt.levels.analysis import analyze, unfold_selection
+from hessrmt.levels.fits import brody, superposition
+from hessrmt.levels.formfactor import form_factor
+from hessrmt.levels.numbervariance import number_variance
 from hessrmt.levels.ratios import mean_ratio, ratios
+from hessrmt.levels.rigidity import rigidity
+from hessrmt.levels.selection import select
+from hessrmt.levels.spacings import spacings
+from hessrmt.levels.unfolding import pooled, unfold
 
-__all__ = ["mean_ratio", "ratios"]
+__all__ = [
+    "analyze",
+    "brody",
+    "form_factor",
+    "mean_ratio",
+    "number_variance",
+    "pooled",
+    "ratios",
+    "rigidity",
+    "select",
+    "spacings",
+    "superposition",
+    "unfold",
+    "unfold_selection",
+]

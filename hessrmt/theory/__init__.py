@@ -1,1 +1,105 @@
 """Laws of random matrix theory, each with its citation."""
+
+from hessrmt.theory.densities import (
+    marchenko_pastur,
+    marchenko_pastur_cdf,
+    marchenko_pastur_support,
+    semicircle,
+    semicircle_cdf,
+    semicircle_radius,
+)
+from hessrmt.theory.formfactor import form_factor
+from hessrmt.theory.gap import (
+    gap_probability,
+)
+from hessrmt.theory.law import (
+    Law,
+)
+from hessrmt.theory.laws import (
+    brody_law,
+    ratio_law_folded,
+    ratio_law_unfolded,
+    spacing_law,
+    superposed_law,
+    wigner_law,
+)
+from hessrmt.theory.longrange import (
+    cluster_function,
+    number_variance,
+    number_variance_asymptotic,
+    rigidity,
+    rigidity_asymptotic,
+)
+from hessrmt.theory.ratios import (
+    block_ratio_law,
+    block_ratio_law_cdf,
+    mean_ratio,
+    poisson_ratio_law,
+    poisson_ratio_law_cdf,
+    ratio_law,
+    ratio_law_cdf,
+)
+from hessrmt.theory.spacings import (
+    brody,
+    brody_cdf,
+    exact_spacing,
+    exact_spacing_cdf,
+    goe_spacing,
+    goe_spacing_cdf,
+    gse_spacing,
+    gse_spacing_cdf,
+    gue_spacing,
+    gue_spacing_cdf,
+    poisson_spacing,
+    poisson_spacing_cdf,
+    superposed_spacing,
+    superposed_spacing_cdf,
+    wigner_surmise,
+    wigner_surmise_cdf,
+)
+
+__all__ = [
+    "Law",
+    "block_ratio_law",
+    "block_ratio_law_cdf",
+    "brody",
+    "brody_cdf",
+    "brody_law",
+    "cluster_function",
+    "exact_spacing",
+    "exact_spacing_cdf",
+    "form_factor",
+    "gap_probability",
+    "goe_spacing",
+    "goe_spacing_cdf",
+    "gse_spacing",
+    "gse_spacing_cdf",
+    "gue_spacing",
+    "gue_spacing_cdf",
+    "marchenko_pastur",
+    "marchenko_pastur_cdf",
+    "marchenko_pastur_support",
+    "mean_ratio",
+    "number_variance",
+    "number_variance_asymptotic",
+    "poisson_ratio_law",
+    "poisson_ratio_law_cdf",
+    "poisson_spacing",
+    "poisson_spacing_cdf",
+    "ratio_law",
+    "ratio_law_cdf",
+    "ratio_law_folded",
+    "ratio_law_unfolded",
+    "rigidity",
+    "rigidity_asymptotic",
+    "semicircle",
+    "semicircle_cdf",
+    "semicircle_radius",
+    "spacing_law",
+    "superposed_law",
+    "superposed_spacing",
+    "superposed_spacing_cdf",
+    "wigner_law",
+    "wigner_surmise",
+    "wigner_surmise_cdf",
+]

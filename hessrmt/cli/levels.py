@@ -1,0 +1,288 @@
+"""``hessrmt levels``: from a spectrum file to a statement about random matrix theory."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hessrmt.cli import console
+from hessrmt.cli.options import ConfigOption, JsonOption, SeedOption
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+    from rich.table import Table
+
+    from hessrmt.config import LevelsConfig
+    from hessrmt.records import LawFit, LevelStatistics, Spectra
+
+
+def levels(
+    file: Annotated[Path, typer.Argument(help="A spectrum file.")],
+    cutoff: Annotated[
+        str | None,
+        typer.Option(
+            "--cutoff",
+            help="certified (|λ| above the noise floor), paper (|λ| > 1e-20) or a number. "
+            "\\[default: certified]",
+        ),
+    ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Both cutoffs, paper and certified, side by side.")
+    ] = False,
+    unfold: Annotated[
+        str | None,
+        typer.Option(
+            "--unfold",
+            help="auto, pooled, window, kernel, spline, polynomial or analytic; with options: "
+            "polynomial:degree=7. auto is pooled from 12 spectra on, else window. "
+            "\\[default: auto]",
+        ),
+    ] = None,
+    rotate: Annotated[
+        bool | None,
+        typer.Option(
+            "--rotate/--no-rotate",
+            help="Pooled unfolding: every spectrum against the other groups, or the published "
+            "split (⅔ pool, ⅓ unfolded).",
+        ),
+    ] = None,
+    window: Annotated[
+        str | None,
+        typer.Option(
+            "--window",
+            metavar="LOW:HIGH",
+            help="Levels taken, in the units of the eigenvalues, e.g. 1e-6:0.1. \\[default: all]",
+        ),
+    ] = None,
+    surrogates: Annotated[
+        int | None,
+        typer.Option(
+            "--surrogates",
+            help="Surrogate data sets for each p-value, 0 for none. \\[default: 200]",
+        ),
+    ] = None,
+    seed: SeedOption = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="DIR", help="Draw pictures into this folder.")
+    ] = None,
+    picture: Annotated[
+        str, typer.Option("--format", help="Of the pictures: png, svg or pdf.")
+    ] = "png",
+    config: ConfigOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Compare the levels of a spectrum file with the laws of random matrix theory.
+
+    Ratios of neighbouring spacings, unfolded spacings, their distance to each law, p-values from
+    surrogate spectra, and one sentence of conclusion.
+    """
+    from hessrmt.config import LevelsConfig, load_settings
+    from hessrmt.workflows.levels import open_spectra, run
+
+    _require_one_choice(compare, cutoff)
+    settings = load_settings(
+        LevelsConfig,
+        config,
+        cutoff=cutoff,
+        compare=compare or None,
+        unfold=unfold,
+        rotate=rotate,
+        window=window,
+        surrogates=surrogates,
+        seed=seed,
+    )
+    spectra = open_spectra(file)
+    with console.progress() as display:
+        found = run(settings, spectra, _Meter(display))
+    for statistics in found.values():
+        for note in statistics.notes:
+            console.note(note)
+    if settings.compare:
+        _show_comparison(found, spectra)
+    else:
+        _show(next(iter(found.values())), spectra)
+    if plot is not None:
+        _draw(settings, spectra, file, plot, picture)
+    if json:
+        plain = {name: statistics.to_dict() for name, statistics in found.items()}
+        console.emit_json(plain if settings.compare else next(iter(plain.values())))
+
+
+def _require_one_choice(compare: bool, cutoff: str | None) -> None:
+    from hessrmt.errors import ConfigError
+
+    if compare and cutoff is not None:
+        raise ConfigError("--compare takes the cutoffs paper and certified; leave out --cutoff")
+
+
+class _Meter:
+    """One bar: the surrogates of each law."""
+
+    def __init__(self, display: Progress) -> None:
+        self._display = display
+        self._tasks: dict[str, TaskID] = {}
+
+    def __call__(self, cutoff: str, phase: str, done: int, total: int) -> None:
+        if cutoff not in self._tasks:
+            self._tasks[cutoff] = self._display.add_task(cutoff, total=total, rate="")
+        self._display.update(
+            self._tasks[cutoff], completed=done, total=total, description=f"{cutoff}: {phase}"
+        )
+
+
+def _show(found: LevelStatistics, spectra: Spectra) -> None:
+    from hessrmt.levels.conclusion import SHORT
+
+    table = _table(f"{_title(spectra)}, cutoff {_cutoff_in_words(found)}")
+    for heading in ("⟨r̃⟩", "σ away", "D(r̃)", "p", "D(s)", "p"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, law in found.laws.items():
+        table.add_row(
+            SHORT[name],
+            f"{law.mean_ratio:.4f}",
+            _number(law.sigmas, "+.1f"),
+            _number(law.ratio_distance, ".4f"),
+            _p(law.ratio_p_value, found),
+            _number(law.spacing_distance, ".4f"),
+            _p(law.spacing_p_value, found),
+        )
+    console.err.print(table)
+    for name, value in _facts(found).items():
+        console.err.print(f"{name}: {console.escape(value)}", soft_wrap=True)
+    console.err.print(f"[bold]{console.escape(_sentence(found))}[/bold]", soft_wrap=True)
+    _show_reasons(found)
+
+
+def _show_comparison(found: dict[str, LevelStatistics], spectra: Spectra) -> None:
+    from hessrmt.levels.conclusion import SHORT
+
+    table = _table(_title(spectra))
+    for statistics in found.values():
+        table.add_column(
+            f"{statistics.cutoff}\n{_cutoff_in_words(statistics)}", justify="right", no_wrap=True
+        )
+    facts = [_facts(statistics) for statistics in found.values()]
+    for name in facts[0]:
+        table.add_row(name, *(fact[name] for fact in facts))
+    for law in next(iter(found.values())).laws:
+        table.add_row(
+            f"{SHORT[law]}: D(r̃), p",
+            *(_ratio_cell(item.laws[law], item) for item in found.values()),
+        )
+    for law in ("goe", "poisson"):
+        table.add_row(
+            f"{SHORT[law]}: D(s), p",
+            *(_spacing_cell(item.laws[law], item) for item in found.values()),
+        )
+    console.err.print(table)
+    for name, statistics in found.items():
+        console.err.print(
+            f"[bold]{name}[/bold]: {console.escape(_sentence(statistics))}", soft_wrap=True
+        )
+    console.err.print(console.escape(_round_off(found)), soft_wrap=True)
+    for statistics in found.values():
+        _show_reasons(statistics)
+
+
+def _table(title: str) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(
+        box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title=console.escape(title), title_justify="left"
+    )
+    table.add_column("")
+    return table
+
+
+def _title(spectra: Spectra) -> str:
+    settings = spectra.provenance.config
+    parts = [str(settings[key]) for key in ("model", "data", "split") if settings.get(key)]
+    if settings.get("batch"):
+        parts.append(f"batch {settings['batch']}")
+    return f"Levels of {', '.join(parts) or 'a file'}: {len(spectra)} spectra"
+
+
+def _cutoff_in_words(found: LevelStatistics) -> str:
+    if found.cutoff == "certified":
+        return "|λ| > noise floor"
+    return "|λ| > 1e-20" if found.cutoff == "paper" else f"|λ| > {found.cutoff:g}"
+
+
+def _facts(found: LevelStatistics) -> dict[str, str]:
+    return {
+        "levels used": f"{found.n_levels:,}",
+        "discarded (exact zeros)": f"{found.n_discarded:,} ({found.n_zeros:,})",
+        "ties, unresolved spacings": f"{found.n_ties:,}, {found.n_unresolved:,}",
+        "⟨r̃⟩": _with_error(found.mean_ratio, found.mean_ratio_error),
+        "⟨r̃⟩ of GOE with this density": _number(found.mean_ratio_density, ".4f"),
+        "unfolding": found.unfolding,
+        "mean unfolded spacing": _number(found.mean_spacing, ".4f"),
+        "Brody parameter": _with_error(found.brody, found.brody_error),
+        "share of a second block": _with_error(found.superposition, found.superposition_error),
+    }
+
+
+def _sentence(found: LevelStatistics) -> str:
+    text = found.conclusion
+    return text[0].upper() + text[1:] + "."
+
+
+def _round_off(found: dict[str, LevelStatistics]) -> str:
+    paper, certified = found["paper"], found["certified"]
+    false = paper.n_levels - certified.n_levels
+    if false > 0:
+        return (
+            f"{false:,} of the {paper.n_levels:,} levels that the published cutoff keeps "
+            f"({false / paper.n_levels:.0%}) lie below the noise floor: they are round-off, whose "
+            "statistics are no property of the network."
+        )
+    return (
+        f"Both cutoffs keep the same levels: the {certified.n_zeros:,} null directions of this "
+        "file were found exactly and removed before diagonalising. A file made with --reduce none "
+        "shows what the published protocol takes for levels."
+    )
+
+
+def _show_reasons(found: LevelStatistics) -> None:
+    for name, reason in found.not_computable.items():
+        console.note(f"not computable: {name}: {reason}")
+
+
+def _ratio_cell(law: LawFit, found: LevelStatistics) -> str:
+    return f"{_number(law.ratio_distance, '.4f')}, {_p(law.ratio_p_value, found)}"
+
+
+def _spacing_cell(law: LawFit, found: LevelStatistics) -> str:
+    return f"{_number(law.spacing_distance, '.4f')}, {_p(law.spacing_p_value, found)}"
+
+
+def _p(value: float | None, found: LevelStatistics) -> str:
+    if value is None:
+        return "not computable"
+    smallest = 1 / (1 + found.surrogates)
+    return f"≤ {smallest:.1g}" if value <= smallest else f"{value:.2g}"
+
+
+def _number(value: float, form: str) -> str:
+    return format(value, form) if math.isfinite(value) else "not computable"
+
+
+def _with_error(value: float, error: float) -> str:
+    shown = _number(value, ".4f")
+    return f"{shown} ± {error:.4f}" if math.isfinite(error) else shown
+
+
+def _draw(settings: LevelsConfig, spectra: Spectra, file: Path, folder: Path, ending: str) -> None:
+    from hessrmt.plots.files import draw_all
+    from hessrmt.workflows.levels import unfolded
+
+    for name, levels_ in unfolded(settings, spectra).items():
+        target = folder / name if settings.compare else folder
+        for item in draw_all(levels_, target, ending, title=f"{file.stem}, {name}"):
+            console.note(
+                f"written: {item.path}" if item.path else f"not drawn: {item.name}: {item.reason}"
+            )
