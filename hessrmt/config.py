@@ -190,12 +190,14 @@ class SpacingsConfig(_Settings):
 
     Attributes:
         experiment: Its name.
+        title: One line about it.
         data: Registry name, ``.npz`` file or directory of IDX files.
         seed: Of everything random.
         presets: Name to size.
     """
 
     experiment: Literal["hessian-spacings"]
+    title: str = ""
     data: str = "mnist"
     seed: int = Field(0, ge=0)
     presets: dict[str, SpacingsPreset] = Field(min_length=1)

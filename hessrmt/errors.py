@@ -53,5 +53,9 @@ class LevelsError(HessrmtError, ValueError):
     """Levels that a statistic cannot be computed from."""
 
 
+class OptionError(LevelsError):
+    """An option of a method has a name or a value that it never can have, whatever the levels."""
+
+
 class EnsembleError(HessrmtError, ValueError):
     """An ensemble of random matrices cannot be sampled as asked."""

@@ -15,6 +15,7 @@ COMMANDS = [
     ["train"],
     ["levels"],
     ["plot"],
+    ["reproduce"],
     ["info"],
     ["data"],
     ["data", "fetch"],

@@ -15,13 +15,24 @@ from pathlib import Path
 import pytest
 
 import hessrmt
-from hessrmt.config import SpectrumConfig, TrainConfig, load_settings
+from hessrmt.config import (
+    LevelsConfig,
+    SpacingsConfig,
+    SpectrumConfig,
+    TrainConfig,
+    load_settings,
+)
 
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PINS = re.findall(r"^([\w.-]+)==", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.M)
 CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
-KINDS = {"spectrum": SpectrumConfig, "train": TrainConfig}
+KINDS = {
+    "spectrum": SpectrumConfig,
+    "train": TrainConfig,
+    "levels": LevelsConfig,
+    "hessian": SpacingsConfig,
+}
 """First word of a settings file's name: the command it is for."""
 
 OPTIONAL = {"cupy"}
@@ -94,7 +105,8 @@ def test_import_brings_no_torch():
 
 
 @pytest.mark.parametrize(
-    "words", ["", "spectrum", "train", "plot", "info", "data", "data fetch", "data list"]
+    "words",
+    ["", "spectrum", "train", "levels", "plot", "reproduce", "info", "data", "data fetch"],
 )
 def test_help_brings_no_torch(words):
     loaded = python(

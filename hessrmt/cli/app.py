@@ -13,6 +13,7 @@ from hessrmt.cli import data as data_command
 from hessrmt.cli.info import info
 from hessrmt.cli.levels import levels
 from hessrmt.cli.plot import plot
+from hessrmt.cli.reproduce import reproduce
 from hessrmt.cli.spectrum import spectrum
 from hessrmt.cli.train import train
 from hessrmt.errors import HessrmtError
@@ -54,6 +55,7 @@ app.command("spectrum")(spectrum)
 app.command("train")(train)
 app.command("levels")(levels)
 app.command("plot")(plot)
+app.command("reproduce")(reproduce)
 app.add_typer(data_command.app, name="data")
 app.command("info")(info)
 

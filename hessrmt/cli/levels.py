@@ -282,7 +282,14 @@ def _draw(settings: LevelsConfig, spectra: Spectra, file: Path, folder: Path, en
 
     for name, levels_ in unfolded(settings, spectra).items():
         target = folder / name if settings.compare else folder
-        for item in draw_all(levels_, target, ending, title=f"{file.stem}, {name}"):
+        for item in draw_all(
+            levels_,
+            target,
+            ending,
+            title=f"{file.stem}, {name}",
+            surrogates=settings.surrogates,
+            seed=settings.seed,
+        ):
             console.note(
                 f"written: {item.path}" if item.path else f"not drawn: {item.name}: {item.reason}"
             )

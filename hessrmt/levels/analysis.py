@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.interpolate import PchipInterpolator
 
 from hessrmt import rng
-from hessrmt.errors import LevelsError
+from hessrmt.errors import LevelsError, OptionError
 from hessrmt.levels import fits
 from hessrmt.levels.conclusion import conclude
 from hessrmt.levels.goodness import LAWS, distance, likelihood_ratio, p_value, statistic_law
 from hessrmt.levels.ratios import of_spacings
 from hessrmt.levels.resampling import mean_and_error
 from hessrmt.levels.selection import Selection, select
+from hessrmt.levels.staircase import at_least
 from hessrmt.levels.surrogates import Plan, bulk, nulls, plan
-from hessrmt.levels.unfolding import METHODS, pooled, unfold
+from hessrmt.levels.unfolding import check_options, pooled, unfold
 from hessrmt.records import LawFit, LevelStatistics
 from hessrmt.theory.ratios import mean_ratio
 
@@ -124,21 +126,21 @@ def unfold_selection(
         The unfolded levels.
 
     Raises:
+        OptionError: If an option has a value that it cannot have.
         LevelsError: If the method is unknown or cannot follow the density of some spectrum.
     """
     if method == "auto":
         method = "pooled" if len(selection.levels) >= POOL_FROM else "window"
-    if method not in METHODS:
-        raise LevelsError(f"unknown unfolding {method!r}; known are auto, {', '.join(METHODS)}")
+    check_options(method, options)
     if method == "pooled":
-        if options:
-            raise LevelsError(f"pooled unfolding has no option {next(iter(options))!r}")
         found = pooled(selection.levels, rotate=rotate, seed=seed)
         return Unfolded(selection, found.levels, found.resolution, method, {}, rotate)
     unfolded = []
     for number, levels in enumerate(selection.levels):
         try:
             unfolded.append(unfold(levels, method, **options))
+        except OptionError:
+            raise
         except LevelsError as error:
             raise LevelsError(f"spectrum {number}: {error}") from error
     return Unfolded(selection, tuple(unfolded), 0.0, method, options, rotate)
@@ -169,7 +171,7 @@ def analyze(
             (what it takes for plain eigenvalues); see :func:`hessrmt.levels.selection.select`.
         unfold: Method, or ``"auto"``; see :func:`unfold_selection`. One that cannot be used leaves
             the spacings not computable, with its reason, and the ratios untouched; but a method
-            asked for by name that does not exist, or ``"pooled"`` for one spectrum, is an error.
+            or option that does not exist, or ``"pooled"`` for one spectrum, is an error.
         window: Lowest and highest level taken, in the units of the eigenvalues.
         rotate: For pooled unfolding.
         surrogates: Surrogate data sets for each p-value; 0 for none.
@@ -184,8 +186,7 @@ def analyze(
         LevelsError: If an eigenvalue is not finite, an option cannot be used, or fewer than three
             levels are left.
     """
-    if surrogates < 0:
-        raise LevelsError(f"surrogates must be at least 0, got {surrogates}")
+    surrogates, seed = at_least("surrogates", surrogates, 0), at_least("seed", seed, 0)
     selection = select(spectra, cutoff, window)
     why: dict[str, str] = {}
     unfolded = _unfolded(selection, unfold, rotate, seed, options, why)
@@ -252,11 +253,11 @@ def _unfolded(
     options: dict[str, Any],
     why: dict[str, str],
 ) -> Unfolded | None:
-    if method not in ("auto", *METHODS) or (method == "pooled" and len(selection.levels) < 2):
-        return unfold_selection(selection, method, rotate=rotate, seed=seed, **options)  # raises
     try:
         return unfold_selection(selection, method, rotate=rotate, seed=seed, **options)
     except LevelsError as error:
+        if isinstance(error, OptionError) or (method == "pooled" and len(selection.levels) < 2):
+            raise
         why["spacings"] = str(error)
         return None
 
@@ -318,8 +319,8 @@ def _fitted(
 def _density_mean(selection: Selection, seed: int, why: dict[str, str]) -> float:
     """⟨r̃⟩ of GOE levels moved to the smoothed density of the data, spectrum by spectrum."""
     # the same levels before and after they are moved, so that their own fluctuations cancel
-    generator = rng.stream(seed, "levels of the same density")
-    stretches = np.array([bulk(_STRETCH, 1, generator) for _ in range(_STRETCHES)])
+    stretches = _stretches(seed)
+    generator = rng.stream(seed, "levels of the same density", "order")
     change = count = 0.0
     for levels in selection.levels:
         distinct, first = np.unique(levels, return_index=True)
@@ -338,6 +339,13 @@ def _density_mean(selection: Selection, seed: int, why: dict[str, str]) -> float
         why["mean_ratio_density"] = f"no spectrum has {2 * _SMOOTH + 1} distinct levels"
         return float("nan")
     return mean_ratio("goe") + change / count
+
+
+@lru_cache(maxsize=4)
+def _stretches(seed: int) -> np.ndarray:
+    """Stretches of GOE levels of mean spacing 1, one in each row."""
+    generator = rng.stream(seed, "levels of the same density")
+    return np.array([bulk(_STRETCH, 1, generator) for _ in range(_STRETCHES)])
 
 
 def _notes(selection: Selection, unfolded: Unfolded | None) -> tuple[str, ...]:

@@ -69,7 +69,7 @@ def positive_grid(
         LevelsError: If the values are anything else.
     """
     wanted = "non-negative" if zero else "positive"
-    array = _real(values, name)
+    array = real_array(values, name)
     if array.ndim > 1:
         raise LevelsError(f"{name} must be a number or one-dimensional, got shape {array.shape}")
     bad = ~np.isfinite(array) | (array < 0 if zero else array <= 0)
@@ -115,7 +115,7 @@ def _first(unfolded: Any) -> Any:
 
 
 def _sorted(levels: ArrayLike, where: str) -> Float64[np.ndarray, " levels"]:
-    array = _real(levels, f"{where}levels")
+    array = real_array(levels, f"{where}levels")
     if array.ndim != 1:
         raise LevelsError(
             f"{where}levels must be one-dimensional, got shape {array.shape}; "
@@ -135,7 +135,19 @@ def _sorted(levels: ArrayLike, where: str) -> Float64[np.ndarray, " levels"]:
     return np.sort(array, kind="stable")  # quick where they are sorted already
 
 
-def _real(values: ArrayLike, name: str) -> Float64[np.ndarray, "*shape"]:
+def real_array(values: ArrayLike, name: str) -> Float64[np.ndarray, "*shape"]:
+    """Numbers as float64; complex numbers, truth values and text are refused, never converted.
+
+    Args:
+        values: Real numbers of any shape.
+        name: What an error calls them.
+
+    Returns:
+        The same numbers.
+
+    Raises:
+        LevelsError: If they are anything else.
+    """
     try:
         array = np.asarray(values)
     except (TypeError, ValueError) as error:

@@ -80,4 +80,6 @@ def conclude(mean: float, error: float, laws: Mapping[str, LawFit], n_ratios: in
         names = " and ".join(WORDS[name] for name in fitting)
         return f"{start}; {names} {'fits' if len(fitting) == 1 and fitting != ['goe2'] else 'fit'}"
     nearest = min(laws, key=lambda name: laws[name].ratio_distance)
+    if nearest == "goe":
+        return f"{start}; no other reference law comes nearer"
     return f"{start}; no reference law fits, the nearest is {WORDS[nearest]}"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hessrmt.errors import LevelsError
+from hessrmt.levels.spacings import ascending
 from hessrmt.records import PAPER_CUTOFF_SPACINGS, Spectrum
 
 if TYPE_CHECKING:
@@ -155,16 +156,8 @@ def _items(spectra: Any) -> list[tuple[Float64[np.ndarray, " n"], float]]:
     found = []
     for number, item in enumerate(spectra):
         floor = item.noise_floor if isinstance(item, Spectrum) else float("nan")
-        try:
-            raw = item.eigenvalues if isinstance(item, Spectrum) else item
-            values = np.sort(np.asarray(raw, dtype=np.float64))
-        except (TypeError, ValueError) as error:
-            raise LevelsError(f"spectrum {number} is not an array of real numbers") from error
-        if values.ndim != 1:
-            raise LevelsError(f"spectrum {number} has shape {values.shape}; expected (n,)")
-        if not np.isfinite(values).all():
-            raise LevelsError(f"spectrum {number} holds an eigenvalue that is NaN or infinite")
-        found.append((values, floor))
+        raw = item.eigenvalues if isinstance(item, Spectrum) else item
+        found.append((ascending(raw, f"eigenvalues of spectrum {number}"), floor))
     return found
 
 
@@ -200,7 +193,10 @@ def _thresholds(
 def _checked_window(window: tuple[float, float] | None) -> tuple[float, float] | None:
     if window is None:
         return None
-    low, high = map(float, window)
+    try:
+        low, high = map(float, window)
+    except (TypeError, ValueError) as error:
+        raise LevelsError(f"window {window!r} cannot be used; give (LOW, HIGH)") from error
     if not low < high:  # also refuses NaN
         raise LevelsError(f"window {low:g}:{high:g} is empty; give LOW < HIGH")
     return low, high

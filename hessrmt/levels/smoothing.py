@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.special import ndtr
 
-from hessrmt.errors import LevelsError
+from hessrmt.errors import OptionError
 from hessrmt.levels.staircase import at_least, number
 
 if TYPE_CHECKING:
@@ -42,10 +42,10 @@ def kernel(levels: Levels, *, width: float = 5.0, neighbours: int = 15) -> Level
         (n,) unfolded levels.
 
     Raises:
-        LevelsError: If the width is not positive or there are fewer than two neighbours.
+        OptionError: If the width is not positive or there are fewer than two neighbours.
     """
     if not number("width", width) > 0:
-        raise LevelsError(f"width must be positive, in mean spacings, got {width}")
+        raise OptionError(f"width must be positive, in mean spacings, got {width}")
     n = len(levels)
     h = min(width, (n - 1) / 8) * _mean_spacings(levels, _enough(neighbours, n))
     low, high, reach = levels[0], levels[-1], _REACH * h

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from hessrmt.errors import LevelsError
+from hessrmt.levels.arguments import real_array
 
 if TYPE_CHECKING:
     from jaxtyping import Float64
@@ -36,31 +37,31 @@ def spacings(unfolded: ArrayLike, order: int = 1) -> Float64[np.ndarray, " m"]:
     return ordered[order:] - ordered[:-order]
 
 
-def ascending(levels: ArrayLike) -> Float64[np.ndarray, " n"]:
+def ascending(levels: ArrayLike, name: str = "levels") -> Float64[np.ndarray, " n"]:
     """Levels of one spectrum, checked and sorted.
 
     Args:
         levels: (n,) in any order.
+        name: What an error calls them.
 
     Returns:
         (n,) float64, ascending.
 
     Raises:
-        LevelsError: If they are not one-dimensional or not all finite.
+        LevelsError: If they are not real, not one-dimensional, not all finite, or so far apart that
+            their distance is not.
     """
-    try:
-        ordered = np.sort(np.asarray(levels, dtype=np.float64))
-    except (TypeError, ValueError) as error:
-        raise LevelsError("levels must be real numbers; give one array for each spectrum") from (
-            error
-        )
-    if ordered.ndim != 1:
+    values = real_array(levels, name)
+    if values.ndim != 1:
         raise LevelsError(
-            f"levels must be one-dimensional, got shape {ordered.shape}; give one spectrum at a "
-            "time"
+            f"{name} must be one-dimensional, got shape {values.shape}; give one array for each "
+            "spectrum"
         )
-    if not np.isfinite(ordered).all():
-        raise LevelsError("levels must be finite, got NaN or infinity")
+    if not np.isfinite(values).all():
+        raise LevelsError(f"{name} must be finite, got NaN or infinity")
+    ordered = np.sort(values)
+    if len(ordered) and not ordered[-1] / 2 - ordered[0] / 2 <= np.finfo(np.float64).max / 2:
+        raise LevelsError(f"{name} span more than float64 holds; rescale them")
     return ordered
 
 

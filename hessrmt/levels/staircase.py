@@ -18,7 +18,7 @@ from numpy.polynomial import Chebyshev
 from scipy.interpolate import BSpline, make_lsq_spline
 from scipy.optimize import nnls
 
-from hessrmt.errors import LevelsError
+from hessrmt.errors import LevelsError, OptionError
 from hessrmt.theory import densities
 
 if TYPE_CHECKING:
@@ -133,19 +133,20 @@ def analytic(
         (n,) unfolded levels.
 
     Raises:
-        LevelsError: If the law is unknown, has no such parameter or is not the levels' law.
+        OptionError: If the law is unknown or has no such parameter.
+        LevelsError: If it is not the levels' law.
     """
     given = {"centre": centre, "radius": radius, "ratio": ratio, "scale": scale}
     known = {"semicircle": ("centre", "radius"), "marchenko-pastur": ("ratio", "scale")}
     cdf = getattr(law, "cdf", law)
     name = f"law {getattr(law, 'name', law)!r}"
     if not callable(cdf) and (not isinstance(law, str) or law not in known):
-        raise LevelsError(f"unknown {name}; known: {', '.join(known)}, or a distribution function")
+        raise OptionError(f"unknown {name}; known: {', '.join(known)}, or a distribution function")
     takes = () if callable(cdf) else known[law]
     values = {key: number(key, value) for key, value in given.items() if value is not None}
     foreign = [key for key in values if key not in takes]
     if foreign:
-        raise LevelsError(
+        raise OptionError(
             f"{name} has no parameter {foreign[0]!r}; known: {', '.join(takes) or 'none'}"
         )
     if callable(cdf):
@@ -176,10 +177,10 @@ def number(name: str, value: object) -> float:
         The value.
 
     Raises:
-        LevelsError: If it is no finite real number.
+        OptionError: If it is no finite real number.
     """
     if not isinstance(value, numbers.Real) or not np.isfinite(float(value)):
-        raise LevelsError(f"{name} must be a finite number, got {value!r}")
+        raise OptionError(f"{name} must be a finite number, got {value!r}")
     return float(value)
 
 
@@ -195,10 +196,10 @@ def at_least(name: str, value: object, bound: int) -> int:
         The value.
 
     Raises:
-        LevelsError: If it is no integer or is smaller.
+        OptionError: If it is no integer or is smaller.
     """
     if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < bound:
-        raise LevelsError(f"{name} must be an integer of at least {bound}, got {value!r}")
+        raise OptionError(f"{name} must be an integer of at least {bound}, got {value!r}")
     return int(value)
 
 

@@ -8,14 +8,14 @@ in deep learning, eq. (10); the other methods are in :mod:`hessrmt.levels.smooth
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from hessrmt import rng
-from hessrmt.errors import LevelsError
+from hessrmt.errors import LevelsError, OptionError
 from hessrmt.levels import smoothing, staircase
 
 if TYPE_CHECKING:
@@ -89,10 +89,10 @@ def unfold(
 
     Raises:
         LevelsError: If the levels are not at least three finite numbers in one dimension, all
-            coincide, or the method does not exist, lacks an option or cannot follow their density.
+            coincide, or the method cannot follow their density; an ``OptionError``, which is one
+            too, if the method does not exist or lacks an option.
     """
-    if method not in METHODS:
-        raise LevelsError(f"unknown unfolding method {method!r}; known: {', '.join(METHODS)}")
+    check_options(method, options)
     if (pool is not None) != (method == "pooled"):
         raise LevelsError(
             f"method {method!r} takes no pool; only 'pooled' does"
@@ -100,20 +100,34 @@ def unfold(
             else "method 'pooled' needs the other spectra: pool=[levels, ...]; for one spectrum "
             "try method='window'"
         )
-    function = _SINGLE.get(method)
-    known = [] if function is None else list(inspect.signature(function).parameters)[1:]
-    foreign = sorted(set(options) - set(known))
-    if foreign:
-        raise LevelsError(
-            f"method {method!r} has no option {foreign[0]!r}; known: {', '.join(known) or 'none'}"
-        )
     ordered = ordered_levels(levels)
-    if function is not None:
-        return function(ordered, **options)
+    if method in _SINGLE:
+        return _SINGLE[method](ordered, **options)
     others = [_finite(other, f"pool[{i}]") for i, other in enumerate(() if pool is None else pool)]
     if not others:
         raise LevelsError("the pool is empty; give at least one other spectrum")
     return np.searchsorted(np.sort(np.concatenate(others)), ordered) / len(others)
+
+
+def check_options(method: str, options: Collection[str]) -> None:
+    """Refuse a method or the name of an option that does not exist.
+
+    Args:
+        method: One of :data:`METHODS`.
+        options: Names given.
+
+    Raises:
+        OptionError: If one is unknown.
+    """
+    if method not in METHODS:
+        raise OptionError(f"unknown unfolding method {method!r}; known: {', '.join(METHODS)}")
+    function = _SINGLE.get(method)
+    known = [] if function is None else list(inspect.signature(function).parameters)[1:]
+    foreign = sorted(set(options) - set(known))
+    if foreign:
+        raise OptionError(
+            f"method {method!r} has no option {foreign[0]!r}; known: {', '.join(known) or 'none'}"
+        )
 
 
 def pooled(

@@ -147,8 +147,8 @@ def _panels(picture: Picture, count: int, sharex: bool = False) -> list[Axes]:
 def _mean_counts(rows: Levels, edges: Float64[np.ndarray, " k+1"]) -> Float64[np.ndarray, "2 k"]:
     """Values of one spectrum per unit of the axis, and their standard error over the spectra."""
     counts = np.array([np.histogram(row, edges)[0] for row in rows]) / np.diff(edges)
-    if len(rows) < 2:
-        return np.array([counts[0], np.full(len(edges) - 1, np.nan)])
+    if len(rows) < style.FEWEST_UNITS:
+        return np.array([counts.mean(axis=0), np.full(len(edges) - 1, np.nan)])
     return np.array([counts.mean(axis=0), counts.std(axis=0, ddof=1) / len(rows) ** 0.5])
 
 

@@ -12,12 +12,12 @@ from hessrmt import theory
 from hessrmt.errors import LevelsError
 from hessrmt.levels.formfactor import BLOCK
 from hessrmt.levels.formfactor import form_factor as measured_form_factor
+from hessrmt.levels.jackknife import with_error
 from hessrmt.levels.numbervariance import number_variance as measured_variance
 from hessrmt.levels.resampling import ENOUGH
 from hessrmt.levels.rigidity import rigidity as measured_rigidity
 from hessrmt.levels.smoothing import window
 from hessrmt.plots import style
-from hessrmt.plots.jackknife import with_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable

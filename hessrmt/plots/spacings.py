@@ -87,7 +87,7 @@ def spacing_histogram(
     return picture
 
 
-def _edges(count: int, resolution: float) -> Float64[np.ndarray, " k+1"]:
+def _edges(count: float, resolution: float) -> Float64[np.ndarray, " k+1"]:
     width = float(np.clip(2.5 * count ** (-1 / 3), _NARROWEST, _WIDEST))
     if resolution > 0:
         width = math.ceil(width / resolution - 1e-9) * resolution
@@ -119,9 +119,10 @@ def _unfolded_alike(
     points = quantiles(law)
     below = np.asarray(law.cdf(points)) + null.bias
     if unfolded.resolution == 0:
-        edges = np.linspace(0, LARGEST, 41)
+        edges = _edges(null.bank, 0.0)
+    edges = edges[edges <= points[-1]]  # the last quantile
     s = np.subtract.outer(edges, _step(unfolded.resolution))
-    share = np.where(s <= 0, 0.0, np.interp(s, points, below, left=below[0], right=1.0))
+    share = np.where(s <= 0, 0.0, np.interp(s, points, below))
     if unfolded.resolution == 0:  # a continuous law: nothing at zero itself
         share = np.where(s < points[0], below[0] * (s / points[0]) ** 2, share)
     return (edges[1:] + edges[:-1]) / 2, np.diff(share.mean(axis=1)) / np.diff(edges)

@@ -76,7 +76,8 @@ def _scale(axes: Axes, levels: Float64[np.ndarray, " n"]) -> None:
     low, high = np.log10(np.quantile(sizes, 0.01)), np.log10(sizes.max())
     axes.set_xscale("symlog", linthresh=10.0 ** np.floor(low))
     step = int(np.ceil((high - low) / _TICKS))
-    powers = 10.0 ** np.arange(np.floor(high), np.floor(low) - 0.5, -step)
+    # none so close to the linear part that its label meets that of zero
+    powers = 10.0 ** np.arange(np.floor(high), np.floor(low) + step / 2 - 1, -step)
     axes.set_xticks([*-powers, 0, *powers[::-1]])
     axes.set_xticks([], minor=True)
     axes.set_xlim(1.5 * min(levels[0], 0), 1.5 * max(levels[-1], 0))

@@ -64,7 +64,7 @@ _TITLE_CHARACTERS, _LEGEND_CHARACTERS, _HANDLE = 84, 84, 7
 """How much text fits: in a line of the title, and side by side in the columns
 of a legend, where a line's sample and margin take the place of seven."""
 
-_FEWEST_UNITS = 5
+FEWEST_UNITS = 5
 """Spectra, or stretches of them, below which a standard error is not worth drawing."""
 
 
@@ -132,7 +132,7 @@ def histogram(
         Density and standard error in each bin; errors of NaN from fewer than five units.
     """
     density, error = resampling.histogram(samples, edges)
-    few = len(resampling.units(samples)) < _FEWEST_UNITS
+    few = len(resampling.units(samples)) < FEWEST_UNITS
     return density, np.full_like(error, np.nan) if few else error
 
 

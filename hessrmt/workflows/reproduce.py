@@ -52,14 +52,11 @@ def names() -> dict[str, str]:
     """Experiments that come with the package.
 
     Returns:
-        Name to the first line of its settings file.
+        Name to title.
     """
-    found = {}
-    for file in sorted(folder().glob("*.toml")):
-        text = file.read_text(encoding="utf-8")
-        if tomllib.loads(text).get("experiment"):
-            found[file.stem] = text.partition("\n")[0].lstrip("# ")
-    return found
+    texts = {file.stem: file.read_text("utf-8") for file in sorted(folder().glob("*.toml"))}
+    settings = {name: tomllib.loads(text) for name, text in texts.items()}
+    return {name: item["title"] for name, item in settings.items() if "experiment" in item}
 
 
 def settings_file(name: str) -> Path:

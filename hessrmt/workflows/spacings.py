@@ -99,7 +99,7 @@ def table(entries: list[Entry]) -> list[dict[str, Any]]:
         entries: From :func:`run`.
 
     Returns:
-        One row for each entry and cutoff, as plain values.
+        One row for each entry, as plain values; ``paper`` and ``certified`` hold the numbers.
     """
     return [
         {
@@ -110,13 +110,39 @@ def table(entries: list[Entry]) -> list[dict[str, Any]]:
             "batch": entry.batch,
             "precision": entry.precision,
             "reduced": entry.reduced,
-            "spectra": found.n_spectra,
-            "cutoff": cutoff,
-            **_numbers(found),
+            "spectra": len(entry.spectra),
+            **{cutoff: _numbers(found) for cutoff, found in entry.statistics.items()},
         }
         for entry in entries
-        for cutoff, found in entry.statistics.items()
     ]
+
+
+def columns(entry: Entry) -> dict[str, str]:
+    """One row of the table for people.
+
+    Args:
+        entry: One spectrum file.
+
+    Returns:
+        Heading to cell.
+    """
+    paper, certified = entry.statistics["paper"], entry.statistics["certified"]
+    goe = certified.laws["goe"]
+    return {
+        "network": f"{entry.model}, {entry.parameters}",
+        "batch": f"{entry.batch}, {entry.split}",
+        "matrix": f"{'reduced' if entry.reduced else 'whole'}, {entry.precision}",
+        "spectra": str(certified.n_spectra),
+        "levels: published": f"{paper.n_levels:,}",
+        "certified": f"{certified.n_levels:,}",
+        "⟨r̃⟩ published": _with_error(paper),
+        "⟨r̃⟩ certified": _with_error(certified),
+        "GOE, this density": f"{certified.mean_ratio_density:.4f}",
+        "σ from GOE": f"{goe.sigmas:+.1f}",
+        "p(r̃)": _p(goe.ratio_p_value, certified.surrogates),
+        "p(s)": _p(goe.spacing_p_value, certified.surrogates),
+        "Brody": f"{certified.brody:.3f}",
+    }
 
 
 def markdown(entries: list[Entry]) -> str:
@@ -128,33 +154,13 @@ def markdown(entries: list[Entry]) -> str:
     Returns:
         Markdown.
     """
-    lines = [
-        "| network | parameters | batch, split | matrix | spectra | cutoff | levels | discarded | "
-        "⟨r̃⟩ | with GOE's local statistics | σ from GOE | p(r̃) GOE | p(r̃) two blocks | Brody |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for entry in entries:
-        for cutoff, found in entry.statistics.items():
-            goe, two = found.laws["goe"], found.laws["goe2"]
-            matrix = "reduced" if entry.reduced else "whole"
-            cells = (
-                entry.model,
-                entry.parameters,
-                f"{entry.batch}, {entry.split}",
-                f"{matrix}, {entry.precision}",
-                str(found.n_spectra),
-                cutoff,
-                f"{found.n_levels:,}",
-                f"{found.n_discarded:,}",
-                f"{found.mean_ratio:.4f} ± {found.mean_ratio_error:.4f}",
-                f"{found.mean_ratio_density:.4f}",
-                f"{goe.sigmas:+.1f}",
-                _p(goe.ratio_p_value, found.surrogates),
-                _p(two.ratio_p_value, found.surrogates),
-                f"{found.brody:.3f} ± {found.brody_error:.3f}",
-            )
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    rows = [columns(entry) for entry in entries]
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def _with_error(found: LevelStatistics) -> str:
+    return f"{found.mean_ratio:.4f} ± {found.mean_ratio_error:.4f}"
 
 
 def _p(value: float | None, surrogates: int) -> str:
