@@ -292,7 +292,8 @@ class LevelStatistics:
         laws: Law name (``goe``, ``gue``, ``gse``, ``poisson``, ``goe2``: two superposed GOE blocks)
             to the comparison with it.
         conclusion: One sentence.
-        not_computable: Quantity to the reason why it could not be computed.
+        not_computable: Quantity, by the name of its attribute here or in :class:`LawFit` (for one
+            law only: ``goe.spacing_p_value``), to the reason why it could not be computed.
         cutoff: ``"certified"``, ``"paper"``, a value, or None.
         window: Lowest and highest level taken, or None.
         unfolding: Method and options in words.
@@ -337,7 +338,8 @@ class LevelStatistics:
 
     def _repr_html_(self) -> str:
         rows = {
-            "⟨r̃⟩": f"{self.mean_ratio:.4f} ± {self.mean_ratio_error:.4f}",
+            "⟨r̃⟩": f"{self.mean_ratio:.4f}"
+            + (f" ± {self.mean_ratio_error:.4f}" if np.isfinite(self.mean_ratio_error) else ""),
             "levels": f"{self.n_levels:,} of {self.n_spectra} spectra",
             "discarded": f"{self.n_discarded:,}",
             **{

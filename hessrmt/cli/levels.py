@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -83,6 +84,8 @@ def levels(
     from hessrmt.workflows.levels import open_spectra, run
 
     _require_one_choice(compare, cutoff)
+    if plot is not None:
+        _require_folder(plot, picture)
     settings = load_settings(
         LevelsConfig,
         config,
@@ -116,6 +119,17 @@ def _require_one_choice(compare: bool, cutoff: str | None) -> None:
 
     if compare and cutoff is not None:
         raise ConfigError("--compare takes the cutoffs paper and certified; leave out --cutoff")
+
+
+def _require_folder(folder: Path, ending: str) -> None:
+    """Refuse what pictures cannot be written to before minutes of work."""
+    from hessrmt.errors import ConfigError
+    from hessrmt.plots.files import checked_ending
+
+    checked_ending(ending)
+    nearest = next(p for p in (folder, *folder.absolute().parents) if os.path.exists(p))
+    if not os.path.isdir(nearest):
+        raise ConfigError(f"{nearest} is no folder; --plot takes the name of a folder")
 
 
 class _Meter:
@@ -166,7 +180,8 @@ def _show_comparison(found: dict[str, LevelStatistics], spectra: Spectra) -> Non
         )
     facts = [_facts(statistics) for statistics in found.values()]
     for name in facts[0]:
-        table.add_row(name, *(fact[name] for fact in facts))
+        if name != "unfolding":  # long, and the same for both
+            table.add_row(name, *(fact[name] for fact in facts))
     for law in next(iter(found.values())).laws:
         table.add_row(
             f"{SHORT[law]}: D(r̃), p",
@@ -178,6 +193,7 @@ def _show_comparison(found: dict[str, LevelStatistics], spectra: Spectra) -> Non
             *(_spacing_cell(item.laws[law], item) for item in found.values()),
         )
     console.err.print(table)
+    console.err.print(f"unfolding: {console.escape(facts[0]['unfolding'])}", soft_wrap=True)
     for name, statistics in found.items():
         console.err.print(
             f"[bold]{name}[/bold]: {console.escape(_sentence(statistics))}", soft_wrap=True
@@ -194,7 +210,7 @@ def _table(title: str) -> Table:
     table = Table(
         box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title=console.escape(title), title_justify="left"
     )
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     return table
 
 
@@ -216,13 +232,13 @@ def _facts(found: LevelStatistics) -> dict[str, str]:
     return {
         "levels used": f"{found.n_levels:,}",
         "discarded (exact zeros)": f"{found.n_discarded:,} ({found.n_zeros:,})",
-        "ties, unresolved spacings": f"{found.n_ties:,}, {found.n_unresolved:,}",
+        "ties, spacings below floor": f"{found.n_ties:,}, {found.n_unresolved:,}",
         "⟨r̃⟩": _with_error(found.mean_ratio, found.mean_ratio_error),
-        "⟨r̃⟩ of GOE with this density": _number(found.mean_ratio_density, ".4f"),
+        "⟨r̃⟩ of GOE, this density": _number(found.mean_ratio_density, ".4f"),
         "unfolding": found.unfolding,
         "mean unfolded spacing": _number(found.mean_spacing, ".4f"),
         "Brody parameter": _with_error(found.brody, found.brody_error),
-        "share of a second block": _with_error(found.superposition, found.superposition_error),
+        "share of a 2nd block": _with_error(found.superposition, found.superposition_error),
     }
 
 
@@ -248,7 +264,10 @@ def _round_off(found: dict[str, LevelStatistics]) -> str:
 
 
 def _show_reasons(found: LevelStatistics) -> None:
+    named: dict[str, str] = {}
     for name, reason in found.not_computable.items():
+        named.setdefault(reason, name)  # one line for each reason
+    for reason, name in named.items():
         console.note(f"not computable: {name}: {reason}")
 
 
@@ -277,10 +296,16 @@ def _with_error(value: float, error: float) -> str:
 
 
 def _draw(settings: LevelsConfig, spectra: Spectra, file: Path, folder: Path, ending: str) -> None:
+    from hessrmt.errors import LevelsError
     from hessrmt.plots.files import draw_all
     from hessrmt.workflows.levels import unfolded
 
-    for name, levels_ in unfolded(settings, spectra).items():
+    try:
+        found = unfolded(settings, spectra)
+    except LevelsError as error:
+        console.note(f"not drawn: {error}")
+        return
+    for name, levels_ in found.items():
         target = folder / name if settings.compare else folder
         for item in draw_all(
             levels_,

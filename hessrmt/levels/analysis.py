@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,19 @@ _SMOOTH = 20
 """Levels over which a density is smoothed for ``mean_ratio_density``."""
 
 _STRETCHES, _STRETCH = 40, 400
+
+_OF_SPACINGS = (
+    "spacings",
+    "mean_spacing",
+    "brody",
+    "brody_error",
+    "superposition",
+    "superposition_error",
+    "spacing_distance",
+    "spacing_anderson_darling",
+    "spacing_p_value",
+)
+"""What cannot be computed without unfolded spacings."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +211,10 @@ def analyze(
     all_spacings = np.concatenate(spacings) if spacings else np.empty(0)
     mean, error = mean_and_error(ratios)
     if not np.isfinite(error):
-        why["mean_ratio_error"] = "too few levels to resample"
+        of_error = ("mean_ratio_error", "sigmas", "log_likelihood_ratio_error")
+        why |= dict.fromkeys(of_error, "too few levels to resample")
+    elif error == 0:
+        why["sigmas"] = "the ratios do not scatter, so ⟨r̃⟩ has no standard error"
     scheme = None
     if surrogates:
         method = unfolded.method if unfolded else "window"
@@ -206,7 +222,8 @@ def analyze(
         sizes = [len(levels) for levels in selection.levels]
         scheme = plan(sizes, method, used, rotate, surrogates, seed)
     else:
-        why["p_values"] = "no surrogates were asked for"
+        of_surrogates = ("p_values", "ratio_p_value", "spacing_p_value")
+        why |= dict.fromkeys(of_surrogates, "no surrogates were asked for")
     laws = {}
     for number, name in enumerate(LAWS):
         if tick:
@@ -234,7 +251,9 @@ def analyze(
         superposition=f.value,
         superposition_error=f.error,
         laws=laws,
-        conclusion=conclude(mean, error, laws, len(all_ratios)),
+        conclusion=conclude(
+            mean, error, laws, len(all_ratios), selection.n_unresolved / selection.n_spacings
+        ),
         not_computable=why,
         cutoff=selection.cutoff,
         window=selection.window,
@@ -258,7 +277,7 @@ def _unfolded(
     except LevelsError as error:
         if isinstance(error, OptionError) or (method == "pooled" and len(selection.levels) < 2):
             raise
-        why["spacings"] = str(error)
+        why |= dict.fromkeys(_OF_SPACINGS, str(error))
         return None
 
 
@@ -266,8 +285,8 @@ def _nulls(name: str, scheme: Plan, spaced: bool, why: dict[str, str]) -> dict[s
     try:
         found = nulls(name, scheme)
     except LevelsError as error:  # an unfolding that follows the data but not this law's spectra
-        why[f"{name} p-values"] = f"the unfolding cannot follow surrogates: {error}"
-        return {}
+        why[f"{name}.spacing_p_value"] = f"the unfolding cannot follow surrogates: {error}"
+        found, spaced = nulls(name, replace(scheme, method="window", options=())), False
     return found if spaced else {"ratio": found["ratio"]}
 
 
@@ -309,11 +328,24 @@ def _fitted(
     nothing = fits.Fit(float("nan"), float("nan"), float("nan"))
     if unfolded is None:
         return nothing, nothing
-    try:
-        return fits.brody(spacings, unfolded.resolution), fits.superposition(spacings)
-    except LevelsError as error:
-        why["brody"] = why["superposition"] = str(error)
-        return nothing, nothing
+    resolution = unfolded.resolution
+    found = {}
+    for name, fit in (
+        ("brody", lambda: fits.brody(spacings, resolution)),
+        ("superposition", lambda: fits.superposition(spacings)),
+    ):
+        try:
+            found[name] = fit()
+        except LevelsError as error:
+            why[name] = why[f"{name}_error"] = str(error)
+            found[name] = nothing
+            continue
+        if not np.isfinite(found[name].error):
+            why[f"{name}_error"] = (
+                "the estimate lies on an end of its range, or there are too few spacings to "
+                "resample"
+            )
+    return found["brody"], found["superposition"]
 
 
 def _density_mean(selection: Selection, seed: int, why: dict[str, str]) -> float:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+import struct
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pooch import os_cache
 
-from hessrmt.levels.goodness import Null
+from hessrmt.levels.goodness import POINTS, Null
 
 _STATISTICS = ("ratio", "spacing")
 
@@ -51,9 +53,18 @@ def read(path: Path, surrogates: int) -> dict[str, Null] | None:
                 )
                 for name in _STATISTICS
             }
-    except (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile):
+    except (OSError, LookupError, ValueError, TypeError, EOFError, RuntimeError, MemoryError):
         return None
-    whole = all(len(null.deviations) == surrogates for null in found.values())
+    except (OverflowError, SyntaxError, struct.error, zipfile.BadZipFile, zlib.error):
+        return None
+    whole = all(
+        null.bias.shape == (POINTS,)
+        and null.deviations.shape == (surrogates, POINTS)
+        and np.isfinite(null.bias).all()
+        and np.isfinite(null.deviations).all()
+        and 0 < null.size < null.bank
+        for null in found.values()
+    )
     return found if whole else None
 
 

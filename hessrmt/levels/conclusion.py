@@ -16,6 +16,9 @@ SIGNIFICANT = 0.01
 FAR = 3.0
 """Standard errors beyond which a law is excluded."""
 
+MANY = 0.02
+"""Share of spacings below the noise floor from which the sentence mentions them."""
+
 WORDS = {
     "goe": "GOE",
     "gue": "GUE",
@@ -42,7 +45,9 @@ def consistent(law: LawFit) -> bool:
     return by_mean and (law.ratio_p_value is None or law.ratio_p_value >= SIGNIFICANT)
 
 
-def conclude(mean: float, error: float, laws: Mapping[str, LawFit], n_ratios: int) -> str:
+def conclude(
+    mean: float, error: float, laws: Mapping[str, LawFit], n_ratios: int, unresolved: float = 0.0
+) -> str:
     """One sentence about the ratios.
 
     Args:
@@ -50,12 +55,22 @@ def conclude(mean: float, error: float, laws: Mapping[str, LawFit], n_ratios: in
         error: Its standard error, NaN if unknown.
         laws: Law name to comparison; ``goe`` is among them.
         n_ratios: Ratios used.
+        unresolved: Share of the spacings that are no larger than the noise floor.
 
     Returns:
         The sentence.
     """
+    sentence = _verdict(mean, error, laws, n_ratios)
+    if unresolved > MANY:
+        return f"{sentence}; but {unresolved:.0%} of the spacings lie below the noise floor"
+    return sentence
+
+
+def _verdict(mean: float, error: float, laws: Mapping[str, LawFit], n_ratios: int) -> str:
     goe = laws["goe"]
     measured = f"⟨r̃⟩ = {mean:.4f} ± {error:.4f}" if error > 0 else f"⟨r̃⟩ = {mean:.4f}"
+    if error == 0:
+        return f"no conclusion: {measured} from {n_ratios} ratios that do not scatter"
     if not error > 0:
         return f"no conclusion: {measured} from {n_ratios} ratios, too few for a standard error"
     # without p-values the mean alone decides

@@ -15,7 +15,9 @@ from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar
 
 from hessrmt.errors import LevelsError
+from hessrmt.levels.arguments import real_array
 from hessrmt.levels.resampling import units
+from hessrmt.levels.staircase import number
 from hessrmt.theory.spacings import brody as brody_law
 from hessrmt.theory.spacings import superposed_spacing
 
@@ -59,6 +61,7 @@ def brody(spacings: Samples | ArrayLike, resolution: float = 0.0) -> Fit:
     Raises:
         LevelsError: If there are fewer than three positive spacings.
     """
+    resolution = number("resolution", resolution)
     samples = [_positive(values, resolution) for values in _samples(spacings)]
     _require_some(samples)
 
@@ -137,7 +140,7 @@ def _samples(spacings: Samples | ArrayLike) -> list[np.ndarray]:
     given: list[Any] = list(spacings) if isinstance(spacings, Sequence) else [spacings]
     if not any(np.ndim(item) == 1 for item in given):
         given = [spacings]
-    found = [np.asarray(values, dtype=np.float64) for values in given]
+    found = [real_array(values, "spacings") for values in given]
     for values in found:
         if values.ndim != 1 or not np.isfinite(values).all() or (values < 0).any():
             raise LevelsError(

@@ -56,6 +56,11 @@ class Selection:
         return sum(map(len, self.levels))
 
     @property
+    def n_spacings(self) -> int:
+        """Spacings between neighbouring levels, of all usable spectra together."""
+        return sum(int(np.count_nonzero(adjacent)) for adjacent in self.neighbours)
+
+    @property
     def n_ties(self) -> int:
         """Spacings that are exactly zero."""
         return sum(

@@ -38,6 +38,9 @@ _ADVICE = "try method='window', which follows any density, or method='pooled' wi
 def polynomial(levels: Levels, *, degree: int = 9) -> Levels:
     """N̄ as a least-squares polynomial, in the Chebyshev basis of the levels' range.
 
+    Where the best polynomial falls between two levels, the best one whose Bernstein coefficients
+    rise, and which rises with them, takes its place.
+
     Args:
         levels: (n,) ascending.
         degree: Of the polynomial.
@@ -62,8 +65,12 @@ def polynomial(levels: Levels, *, degree: int = 9) -> Levels:
             "crowd in a small part of their range; try method='window' or 'spline'"
         )
     unfolded, name = fit(levels), f"the polynomial of degree {degree}"
+    if not _rises(levels, unfolded):
+        x, first, counts = np.unique(levels, return_index=True, return_counts=True)
+        ends = np.repeat([x[0], x[-1]], degree + 1)  # a spline without knots between them
+        unfolded = _rising_spline(x, first + counts / 2, ends, np.sqrt(counts), degree)(levels)
     _rising(levels, unfolded, name)
-    return _checked(levels, unfolded, name)
+    return _of_mean_one(_checked(levels, unfolded, name))
 
 
 def spline(levels: Levels, *, knots: int | None = None) -> Levels:
@@ -97,7 +104,7 @@ def spline(levels: Levels, *, knots: int | None = None) -> Levels:
     try:
         fit = make_lsq_spline(x, y, t, k=3, w=weights)
         if not _rises(x, fit(x)):
-            fit = _rising_spline(x, y, t, weights)
+            fit = _rising_spline(x, y, t, weights, 3)
     except (np.linalg.LinAlgError, RuntimeError) as error:
         raise LevelsError(
             f"the spline with {knots} interior knots has no unique fit ({error}), its knots lie "
@@ -105,7 +112,7 @@ def spline(levels: Levels, *, knots: int | None = None) -> Levels:
         ) from error
     unfolded, name = fit(levels), f"the spline with {knots} knots"
     _rising(levels, unfolded, name)
-    return _checked(levels, unfolded, name)
+    return _of_mean_one(_checked(levels, unfolded, name))
 
 
 def analytic(
@@ -231,13 +238,18 @@ def _rises(levels: Levels, unfolded: Levels) -> bool:
     return not ((step < -rounding).any() or (step[apart] <= 0).any())
 
 
-def _rising_spline(x: Levels, y: Levels, t: Levels, weights: Levels) -> BSpline:
-    design = BSpline.design_matrix(x, t, 3).toarray() * weights[:, None]
+def _of_mean_one(unfolded: Levels) -> Levels:
+    """A fit runs through the staircase's ends only about: stretched to n - 1 mean spacings."""
+    return 0.5 + (unfolded - unfolded[0]) * ((len(unfolded) - 1) / (unfolded[-1] - unfolded[0]))
+
+
+def _rising_spline(x: Levels, y: Levels, t: Levels, weights: Levels, degree: int) -> BSpline:
+    design = BSpline.design_matrix(x, t, degree).toarray() * weights[:, None]
     # column k: the spline whose coefficients are 0 before the k-th and 1 from there on
     increments = np.cumsum(design[:, ::-1], axis=1)[:, ::-1]
     q, r = np.linalg.qr(increments)
     steps, _ = nnls(r, q.T @ (weights * y))
-    return BSpline(t, np.cumsum(steps), 3)
+    return BSpline(t, np.cumsum(steps), degree)
 
 
 def _semicircle(x: Levels, centre: float | None = None, radius: float | None = None) -> Levels:
@@ -255,7 +267,8 @@ def _marchenko_pastur(x: Levels, ratio: float | None = None, scale: float | None
             "a positive matrix; leave the others out or try method='window'"
         )
     scale = float(x.mean()) if scale is None else scale
-    ratio = float(x.var() / x.mean() ** 2) if ratio is None else ratio
+    # at 1 the estimate falls on both sides; the fit is checked against the levels in any case
+    ratio = min(1.0, float(x.var() / x.mean() ** 2)) if ratio is None else ratio
     if not (0 < ratio <= 1 and scale > 0):
         raise LevelsError(
             f"Marchenko-Pastur needs a ratio in (0, 1] and a positive scale, got {ratio:.3g} and "

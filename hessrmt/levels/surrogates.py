@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     Rows = Float64[np.ndarray, "spectra n"]
 
-_VERSION = 1
+_VERSION = 2
 """Part of the cache's key: raise it whenever the numbers would change."""
 
 _WHOLE = 1_000
@@ -50,7 +50,14 @@ _MOST_POOLED = 200
 """Spectra in such a data set: a pool of 133 spectra already unfolds to a hundredth of a spacing."""
 
 _BANK = 3
-"""Spectra in the bank for each one of a data set."""
+"""Spectra in the bank for each one of a data set, if that is enough levels."""
+
+_BANK_LEVELS, _BANK_MOST = 30_000, 600
+"""Levels that a bank has at least, unless it takes too many spectra.
+
+A smaller bank knows the spread of small data sets, and what unfolding does to them, too badly: with
+3 × 6 spectra of 200 levels, tests at the level of 5 % reject 2 to 17 % of GOE data.
+"""
 
 _MARGIN = 8
 """Levels at each end of a stretch that are dropped after unfolding."""
@@ -245,7 +252,9 @@ def _ratios(levels: np.ndarray) -> np.ndarray:
 def _draw(law: str, plan: Plan) -> tuple[Rows, Rows]:
     """The bank, and the same spectra unfolded with the density they were drawn with."""
     generator = rng.stream(plan.seed, "surrogates", law, "bank")
-    rows = [_spectrum(law, plan, generator) for _ in range(_BANK * plan.spectra)]
+    enough = min(-(-_BANK_LEVELS // plan.levels), _BANK_MOST)
+    count = max(_BANK * plan.spectra, enough)
+    rows = [_spectrum(law, plan, generator) for _ in range(count)]
     return np.array([row for row, _ in rows]), np.array([straight for _, straight in rows])
 
 

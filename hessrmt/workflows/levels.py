@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from hessrmt.errors import LevelsError, StoreError
 from hessrmt.levels.analysis import Unfolded, analyze, unfold_selection
 from hessrmt.levels.selection import select
+from hessrmt.levels.unfolding import check_options
 from hessrmt.store.hdf5 import load
 
 if TYPE_CHECKING:
@@ -54,9 +55,10 @@ def run(
         Cutoff name to statistics: one entry, or ``paper`` and ``certified``.
 
     Raises:
-        LevelsError: If a cutoff leaves nothing, or an option cannot be used; it names the cutoff.
+        LevelsError: If a cutoff leaves nothing, which it names, or an option cannot be used.
     """
     method, options = settings.method
+    check_options("window" if method == "auto" else method, options)
     found = {}
     for cutoff in COMPARED if settings.compare else (settings.cutoff,):
         name = str(cutoff)
