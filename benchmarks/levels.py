@@ -303,7 +303,7 @@ def write_spectra(file: Path) -> None:
         solver="LAPACK stebz",
         dimension=size,
         batch_indices=np.arange(batches)[:, None],
-        provenance=Provenance(config={"benchmark": "levels"}),
+        provenance=Provenance(config={"operator": "ensemble", "dtype": "float64"}),
     ) as writer:
         for row in range(batches):
             levels = 3 + bank[row % BANK] * draw.uniform(0.98, 1.02) + draw.normal(scale=0.01)

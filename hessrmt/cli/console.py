@@ -18,8 +18,17 @@ err = Console(stderr=True, highlight=False)
 
 def emit_json(result: dict[str, Any]) -> None:
     """Print one JSON object on standard output; NaN and infinity become null."""
-    sys.stdout.write(json.dumps(_plain(result), allow_nan=False) + "\n")
+    sys.stdout.write(to_json(result) + "\n")
     sys.stdout.flush()
+
+
+def to_json(result: Any, indent: int | None = None) -> str:
+    """JSON that every reader takes: NaN and infinity become null.
+
+    Returns:
+        The text.
+    """
+    return json.dumps(_plain(result), allow_nan=False, indent=indent)
 
 
 def note(text: str) -> None:

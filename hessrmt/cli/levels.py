@@ -207,9 +207,8 @@ def _table(title: str) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(
-        box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title=console.escape(title), title_justify="left"
-    )
+    console.err.print(console.escape(title), soft_wrap=True)
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
     return table
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as encoder
 import os
 import uuid
 from pathlib import Path
@@ -60,7 +59,7 @@ def reproduce(
         entries = spacings.run(settings, preset, folder, folder=data_dir, observer=_Meter(display))
     rows = spacings.table(entries)
     _write(folder / "results.md", spacings.markdown(entries))
-    _write(folder / "results.json", encoder.dumps(rows, indent=1) + "\n")
+    _write(folder / "results.json", console.to_json(rows, indent=1) + "\n")
     _draw(entries, folder / "figures", picture, settings.seed)
     _show(entries)
     if json:

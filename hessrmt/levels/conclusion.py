@@ -69,10 +69,9 @@ def conclude(
 def _verdict(mean: float, error: float, laws: Mapping[str, LawFit], n_ratios: int) -> str:
     goe = laws["goe"]
     measured = f"⟨r̃⟩ = {mean:.4f} ± {error:.4f}" if error > 0 else f"⟨r̃⟩ = {mean:.4f}"
-    if error == 0:
-        return f"no conclusion: {measured} from {n_ratios} ratios that do not scatter"
     if not error > 0:
-        return f"no conclusion: {measured} from {n_ratios} ratios, too few for a standard error"
+        reason = "which do not scatter" if error == 0 else "too few for a standard error"
+        return f"no conclusion: {measured} from {n_ratios} ratios, {reason}"
     # without p-values the mean alone decides
     fitting = [name for name, law in laws.items() if consistent(law)]
     if "goe" in fitting:
