@@ -97,7 +97,9 @@ def test_an_estimate_at_the_end_of_its_range_has_no_error():
 def test_one_array_or_one_for_each_spectrum_have_the_same_estimate():
     rows = spectra(wigner_law(), 30, 50, rng.stream(5, "fits"))
     for fit in (brody, superposition):
-        assert fit(list(rows)).value == pytest.approx(fit(rows.ravel()).value, abs=1e-4)
+        assert fit(list(rows)) == fit(rows)
+        # the search stops within 1e-5 of the maximum
+        assert fit(rows).value == pytest.approx(fit(rows.ravel()).value, abs=2e-5)
 
 
 def test_resolution_of_a_pooled_unfolding():

@@ -1,11 +1,12 @@
-"""CUDA kernels as text: csrc/ files with ``common.cuh`` inlined, ready for a compiler.
+"""CUDA kernels as text: csrc/ files with their headers inlined, ready for a compiler.
 
-CuPy's cache key ignores headers found through ``-I``, so the one header is inlined. The same text
-is compiled at run time by NVRTC, ahead of time by nvcc and, through a shim, by a host compiler.
+CuPy's cache key ignores headers found through ``-I``, so headers are inlined. The same text is
+compiled at run time by NVRTC, ahead of time by nvcc and, through a shim, by a host compiler.
 """
 
 from __future__ import annotations
 
+import re
 from importlib import resources
 from pathlib import Path
 
@@ -15,6 +16,7 @@ OPTIONS = ("--std=c++17", "-ftz=false", "-prec-div=true", "-prec-sqrt=true", "-f
 """Compiler options shared by NVRTC and nvcc; no fast-math."""
 
 _HEADER = "common.cuh"
+_INCLUDE = re.compile(r'^#include "(\w+\.cuh)"$', re.MULTILINE)
 
 
 def csrc() -> Path:
@@ -40,9 +42,19 @@ def source(name: str) -> str:
         name: File name without its ending, e.g. ``"symmetrize"``.
 
     Returns:
-        The file's text with ``common.cuh`` in place of its include line.
+        The file's text with every header of csrc/ in place of its first include line.
     """
     folder = csrc()
-    header = (folder / _HEADER).read_text(encoding="utf-8")
-    text = (folder / f"{name}.cu").read_text(encoding="utf-8")
-    return text.replace(f'#include "{_HEADER}"', header)
+    seen: set[str] = set()
+
+    def inlined(file: str) -> str:
+        text = (folder / file).read_text(encoding="utf-8")
+        return _INCLUDE.sub(header, text)
+
+    def header(match: re.Match[str]) -> str:
+        if match[1] in seen:
+            return ""
+        seen.add(match[1])
+        return inlined(match[1])
+
+    return inlined(f"{name}.cu")

@@ -173,8 +173,9 @@ def analyze(
 ) -> LevelStatistics:
     """Compare the levels of spectra with the laws of random matrix theory.
 
-    Ratios r̃ come from the raw levels, spacings from the unfolded ones ([B] §5). Laws: the exact large-matrix spacing laws and the corrected ratio laws
-    of Atas et al. (2013) for GOE, GUE and GSE, Poisson, and two superposed GOE blocks.
+    Ratios r̃ come from the raw levels, spacings from the unfolded ones ([B] §5). Laws: the exact
+    large-matrix spacing laws and the corrected ratio laws of Atas et al. (2013) for GOE, GUE and
+    GSE, Poisson, and two superposed GOE blocks.
 
     Args:
         spectra: :class:`~hessrmt.records.Spectrum` objects, a loaded file, or plain eigenvalues

@@ -51,7 +51,8 @@ def brody(spacings: Samples | ArrayLike, resolution: float = 0.0) -> Fit:
     """Brody parameter q of p(s) = (q+1) b s^q exp(-b s^{q+1}): 0 for Poisson, 0.95 for GOE.
 
     Args:
-        spacings: Nearest-neighbour spacings of mean 1: one array, or one for each spectrum.
+        spacings: Nearest-neighbour spacings of mean 1: one array, or one (a row of a 2-D array)
+            for each spectrum.
         resolution: Smallest spacing that the unfolding can tell from zero (``1/pool``), in mean
             spacings; shorter ones are taken as half of it. Zero spacings are left out if it is 0.
 
@@ -137,7 +138,8 @@ def _maximise(by_unit: Callable[[float], np.ndarray], bounds: tuple[float, float
 
 
 def _samples(spacings: Samples | ArrayLike) -> list[np.ndarray]:
-    given: list[Any] = list(spacings) if isinstance(spacings, Sequence) else [spacings]
+    several = isinstance(spacings, Sequence) or np.ndim(spacings) == 2
+    given: Any = spacings if several else [spacings]
     if not any(np.ndim(item) == 1 for item in given):
         given = [spacings]
     found = [real_array(values, "spacings") for values in given]

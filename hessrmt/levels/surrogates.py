@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.special import ndtr
+from scipy.special import ndtr, pdtr
 
 from hessrmt import rng
 from hessrmt.ensembles import block_levels, gaussian_levels, poisson_levels
@@ -195,6 +195,7 @@ def pooled_cdf(s: Float64[np.ndarray, " g"], law: str, pool: int) -> Float64[np.
 
     An interval of true length t holds K levels of the m pooled spectra, of mean m t and variance
     m Σ²(t); K is a sum of many independent counts and taken as normal, rounded to whole numbers.
+    For independent levels K is Poisson's exactly.
 
     Args:
         s: Unfolded spacings.
@@ -208,8 +209,10 @@ def pooled_cdf(s: Float64[np.ndarray, " g"], law: str, pool: int) -> Float64[np.
     end = 12.0 if law != "poisson" else 40.0
     t = (nodes + 1) * end / 2
     density = weights * end / 2 * np.asarray(statistic_law(law, "spacing").pdf(t))
-    spread = np.sqrt(pool * np.asarray(number_variance(t, law)))
     whole = np.floor(pool * s * (1 + 1e-12))
+    if law == "poisson":
+        return pdtr(whole[:, None], pool * t) @ density
+    spread = np.sqrt(pool * np.asarray(number_variance(t, law)))
     return ndtr((whole[:, None] + 0.5 - pool * t) / spread) @ density
 
 

@@ -1,0 +1,350 @@
+"""From levels to statistics and a conclusion: controls, calibration, repeatability, bad input."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from level_samples import keep_surrogates
+from scipy import stats
+
+from hessrmt import rng
+from hessrmt.ensembles import goe, goe2, gue, poisson
+from hessrmt.errors import LevelsError
+from hessrmt.levels import analyze, ratios
+from hessrmt.levels.goodness import LAWS
+from hessrmt.levels.resampling import mean_and_error
+from hessrmt.levels.surrogates import bulk
+from hessrmt.records import Provenance, Spectra, Spectrum
+from hessrmt.theory.ratios import MEAN_RATIO_GOE
+
+
+@pytest.fixture
+def kept(monkeypatch, tmp_path_factory):
+    keep_surrogates(monkeypatch, tmp_path_factory)
+
+
+def draw(ensemble, count, n, seed=0):
+    return [ensemble(n, seed, index=index) for index in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("ensemble", "law", "sentence"),
+    [
+        (goe, "goe", "consistent with GOE ("),
+        (gue, "gue", "; GUE fits"),
+        (poisson, "poisson", "fits"),
+    ],
+)
+def test_controls_are_recognised(kept, ensemble, law, sentence):
+    """30 spectra of 100 levels: ⟨r̃⟩ is known to 0.005, the nearest laws are 0.037 apart."""
+    found = analyze(draw(ensemble, 30, 100))
+    assert sentence in found.conclusion
+    fit = found.laws[law]
+    assert abs(fit.sigmas) < 3
+    assert fit.ratio_p_value > 0.01
+    assert fit.spacing_p_value > 0.01
+    for other in LAWS:
+        if other != law:
+            assert abs(found.laws[other].sigmas) > 3
+            assert found.laws[other].ratio_p_value < 0.01
+            assert found.laws[other].spacing_p_value < 0.01
+            assert found.laws[other].log_likelihood_ratio < fit.log_likelihood_ratio
+    assert found.mean_spacing == pytest.approx(1, abs=0.05)
+    assert not found.not_computable.keys() - {"superposition_error"}
+
+
+def p_values(count, n, seeds, law="goe", ensemble=goe, **options):
+    found = []
+    for seed in range(seeds):
+        fit = analyze(draw(ensemble, count, n, 100 + seed), **options).laws[law]
+        found.append((fit.ratio_p_value, fit.spacing_p_value))
+    return np.array(found).T
+
+
+@pytest.mark.parametrize(
+    ("count", "n", "law", "ensemble"),
+    [(30, 100, "goe", goe), (6, 200, "goe", goe), (6, 200, "poisson", poisson)],
+)
+def test_p_values_of_a_few_data_sets_are_even(kept, count, n, law, ensemble):
+    """Their mean is 1/2 ± 1/√(12·20): within four of these, beside 0.1 for the surrogates' bank.
+
+    The bank of 30,000 levels misses the law by σ/√30,000, data of n levels by σ/√n: for 3,000
+    levels the distances of all data sets shift together by a third of their spread, p by 0.1.
+    """
+    for values in p_values(count, n, 20, law, ensemble):
+        assert abs(values.mean() - 0.5) < 4 / (12 * 20) ** 0.5 + 0.1
+        assert values.min() < 0.5 < values.max()
+
+
+@pytest.mark.slow
+def test_p_values_are_uniform(kept):
+    """50 seeds of 200 GOE matrices of 400 levels, ratios and spacings."""
+    for values in p_values(200, 400, 50):
+        assert stats.kstest(values, "uniform").pvalue > 0.01, np.sort(values)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [6, 30])
+def test_p_values_of_small_data_are_uniform(kept, count):
+    """A surrogate bank of its own for each data set: then its chance averages out."""
+    found = []
+    for seed in range(50):
+        fit = analyze(draw(goe, count, 100, 100 + seed), seed=seed).laws["goe"]
+        found.append((fit.ratio_p_value, fit.spacing_p_value))
+    for values in np.array(found).T:
+        assert stats.kstest(values, "uniform").pvalue > 0.01, np.sort(values)
+
+
+def errors_and_means(rows):
+    found = np.array([mean_and_error(row) for row in rows])
+    return found[:, 0], found[:, 1]
+
+
+@pytest.mark.parametrize(("count", "n"), [(20, 60), (4, 300), (1, 600)])
+def test_the_error_of_the_mean_ratio_is_its_scatter(count, n):
+    """Spectra, or stretches of fewer than ten, resampled; 80 data sets know a scatter to 8 %.
+
+    The mean of the squared errors, each from u units, is known to √(2/(80 (u - 1))).
+    """
+    repeats = 80
+    means, errors = errors_and_means(
+        [
+            [ratios(goe(n, seed, index).eigenvalues) for index in range(count)]
+            for seed in range(repeats)
+        ]
+    )
+    scatter = means.std(ddof=1)
+    tolerance = 4 * (1 / (2 * repeats) + 1 / (2 * repeats * 18)) ** 0.5
+    assert np.sqrt(np.mean(errors**2)) == pytest.approx(scatter, rel=tolerance)
+    # and ⟨r̃⟩ itself has no bias: the published mean is known to 0.0001, and matrices of 60 levels
+    # differ from the limit by less than their ends make up, 2/58 of them at most 0.03 off
+    assert abs(means.mean() - MEAN_RATIO_GOE) < 4 * scatter / repeats**0.5 + 0.001
+
+
+def test_a_flat_density_leaves_the_mean_ratio_alone():
+    """The smoothed density of GOE levels varies by 6 % over 20 levels, 0.3 % from one spacing to
+    the next: first orders cancel, second ones are 1e-5, and so is the sampling of the former."""
+    found = analyze(draw(goe, 40, 200), surrogates=0)
+    assert found.mean_ratio_density == pytest.approx(MEAN_RATIO_GOE, abs=5e-4)
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.1])
+def test_a_curved_density_lowers_the_mean_ratio_as_predicted(rate):
+    """Levels exp(rate·ξ): 200 over 4 or 9 decades. The change of ⟨r̃⟩ is compared on the same GOE
+    levels before and after, whose own fluctuations cancel."""
+    generator = rng.stream(1, "curved")
+    before = [bulk(200, 1, generator) for _ in range(100)]
+    after = [np.exp(rate * levels) for levels in before]
+    changes = [
+        ratios(one).mean() - ratios(other).mean() for one, other in zip(after, before, strict=True)
+    ]
+    found = analyze(after, surrogates=0)
+    predicted = found.mean_ratio_density - MEAN_RATIO_GOE
+    # twice the error of the change: the prediction moves 40 stretches of 400 levels, about as many
+    error = 2 * stats.sem(changes)
+    assert abs(predicted - np.mean(changes)) < 4 * error
+    assert abs(found.mean_ratio - found.mean_ratio_density) < 4 * found.mean_ratio_error
+    if rate == 0.1:
+        assert predicted < -4 * error  # lowered for certain
+
+
+def test_the_same_call_gives_the_same_statistics(kept):
+    levels = draw(goe, 3, 60)
+    one, other = (json.dumps(analyze(levels, seed=3).to_dict()) for _ in range(2))
+    assert one == other
+    # another seed draws other surrogates, and nothing else
+    changed = analyze(levels, seed=4)
+    assert changed.mean_ratio == json.loads(one)["mean_ratio"]
+    assert json.dumps(changed.to_dict()) != one
+
+
+def test_forms_of_spectra_give_equal_statistics():
+    rows = draw(goe, 3, 60)
+    stack = np.array([row.eigenvalues for row in rows])
+    file = Spectra(tuple(rows), np.zeros((3, 1), int), 3, Provenance())
+    found = [
+        analyze(form, 0.0, surrogates=0).to_dict() for form in (rows, file, stack, list(stack))
+    ]
+    texts = {json.dumps(one) for one in found}
+    assert len(texts) <= 2  # spectra know a noise floor, so which spacings are unresolved
+    assert {one["n_levels"] for one in found} == {180}
+    assert len({json.dumps(one["laws"]) for one in found}) == 1
+
+
+def nulls_of(found):
+    """Names of quantities that are NaN or None: of the statistics, and of the comparisons."""
+    plain = found.to_dict()
+    missing = {
+        name
+        for name, value in plain.items()
+        if isinstance(value, float) and math.isnan(value) and name != "cutoff"
+    }
+    for law, fit in plain["laws"].items():
+        missing |= {
+            f"{law}.{name}" for name, value in fit.items() if value is None or math.isnan(value)
+        }
+    return missing
+
+
+def explained(found):
+    """Each quantity that was not computed has a reason under its name."""
+    reasons = found.not_computable
+    assert all(reasons.values())
+    return all(name in reasons or name.split(".")[-1] in reasons for name in nulls_of(found))
+
+
+CURVED = np.exp(np.linspace(0, 40, 300) + 0.01 * np.sin(np.arange(300.0)))
+
+
+def test_an_unfolding_that_cannot_follow_leaves_the_ratios(kept):
+    found = analyze(CURVED, unfold="polynomial", surrogates=20)
+    assert "spectrum 0" in found.not_computable["spacings"]
+    assert found.n_spacings == 0
+    assert explained(found)
+    assert {"mean_spacing", "brody", "superposition", "goe.spacing_p_value"} <= nulls_of(found)
+    # the ratios are those of an unfolding that can
+    good = analyze(CURVED, unfold="window", surrogates=20)
+    assert found.mean_ratio == good.mean_ratio
+    for law in LAWS:
+        assert found.laws[law].ratio_p_value == good.laws[law].ratio_p_value
+    assert explained(good)
+
+
+def test_surrogates_that_the_unfolding_cannot_follow_leave_the_ratios(kept):
+    """Levels of a positive matrix by Marchenko-Pastur's law, which no GOE spectrum follows."""
+    levels = np.linalg.svd(rng.stream(1, "wishart").normal(size=(60, 120)))[1] ** 2
+    found = analyze(levels, unfold="analytic", law="marchenko-pastur", surrogates=20)
+    assert found.n_spacings == 59
+    assert found.laws["goe"].spacing_p_value is None
+    assert found.laws["goe"].ratio_p_value is not None
+    assert "goe.spacing_p_value" in found.not_computable
+    assert explained(found)
+
+
+@pytest.mark.parametrize(
+    "levels",
+    [[0.0, 1.0, 3.0], [0.0, 0.0, 1.0, 1.0, 2.0], np.arange(200.0), [[1, 2, 4], [3, 5, 6]]],
+    ids=["three", "ties", "picket fence", "two of three"],
+)
+@pytest.mark.parametrize("surrogates", [0, 5])
+def test_what_little_data_cannot_tell_has_a_reason(kept, levels, surrogates):
+    found = analyze(levels, surrogates=surrogates)
+    assert explained(found)
+
+
+def test_no_conclusion_from_nothing(kept):
+    assert analyze([0.0, 1.0, 3.0], surrogates=0).conclusion.startswith("no conclusion")
+    fence = analyze(np.arange(200.0), surrogates=5)
+    assert fence.conclusion.startswith("no conclusion")
+    assert "do not scatter" in fence.conclusion
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("unfold", ["window", "pooled", "kernel"])
+def test_ties_are_counted_and_divide_nothing(kept, unfold):
+    rows = np.round(rng.stream(2, "ties").normal(size=(12, 60)), 1)
+    found = analyze(rows, unfold=unfold, surrogates=5)
+    assert found.n_ties == sum(60 - len(np.unique(row)) for row in rows)
+    assert found.n_spacings == 12 * 59
+    assert found.n_ratios < 12 * 58
+    assert any("exactly zero" in note for note in found.notes)
+    assert explained(found)
+
+
+def test_unusable_spectra_are_said():
+    found = analyze([np.arange(9.0) ** 2, [1.0, 2.0]], surrogates=0)
+    assert found.n_spectra == 1
+    assert any("fewer than three" in note for note in found.notes)
+
+
+WELL = np.arange(30.0) ** 1.5
+
+BAD = {
+    "two levels": (([1.0, 2.0],), {}, "2 of 2"),
+    "all equal": ((np.ones(30),), {}, "equal"),
+    "NaN": (([1.0, np.nan, 2.0, 3.0],), {}, "NaN"),
+    "infinite": (([1.0, -np.inf, 2.0, 3.0],), {}, "infinity"),
+    "complex": ((WELL + 1j,), {}, "complex"),
+    "none": (([],), {}, "no spectrum"),
+    "text": (("spectra.h5",), {}, "str"),
+    "three dimensions": ((np.zeros((2, 3, 4)),), {}, "one-dimensional"),
+    "cutoff above all": ((WELL,), {"cutoff": 1e9}, "0 of 30"),
+    "negative cutoff": ((WELL,), {"cutoff": -1.0}, "-1"),
+    "certified arrays": ((WELL,), {"cutoff": "certified"}, "noise floor"),
+    "empty window": ((WELL,), {"window": (1e6, 1e7)}, "window"),
+    "one batch pooled": ((WELL,), {"unfold": "pooled"}, "several batches"),
+    "unknown unfolding": ((WELL,), {"unfold": "foo"}, "'foo'; known"),
+    "unfolding None": ((WELL,), {"unfold": None}, "None; known"),
+    "unknown option": ((WELL,), {"unfold": "window", "degree": 3}, "'degree'; known"),
+    "unknown option of auto": ((WELL,), {"degree": 3}, "'degree'; known"),
+    "option of pooled": (([WELL, WELL + 1],), {"unfold": "pooled", "degree": 3}, "'degree'"),
+    "option of auto's pooled": (([WELL] * 12,), {"neighbours": 3}, "'pooled' has no option"),
+    "option's value": ((WELL,), {"unfold": "window", "neighbours": -3}, "neighbours"),
+    "option's kind": ((WELL,), {"unfold": "polynomial", "degree": "x"}, "degree"),
+    "width": ((WELL,), {"unfold": "kernel", "width": 0}, "width"),
+    "unknown law": ((WELL,), {"unfold": "analytic", "law": "foo"}, "'foo'"),
+    "negative surrogates": ((WELL,), {"surrogates": -1}, "surrogates"),
+    "half a surrogate": ((WELL,), {"surrogates": 2.5}, "surrogates"),
+    "negative seed": ((WELL,), {"seed": -1}, "seed"),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_gives_no_statistics(name):
+    arguments, options, words = BAD[name]
+    with pytest.raises(LevelsError, match=words):
+        analyze(*arguments, **options)
+
+
+def test_a_spectrum_without_certified_levels():
+    noise = Spectrum(1e-18 * WELL, noise_floor=1e-12, dimension=30, reduced_dimension=30)
+    with pytest.raises(LevelsError, match="certified: 0 of 30"):
+        analyze(noise)
+
+
+def test_html_names_the_main_numbers(kept):
+    found = analyze(draw(goe, 3, 60), surrogates=20)
+    page = found._repr_html_()
+    assert f"{found.mean_ratio:.4f} ± {found.mean_ratio_error:.4f}" in page
+    assert "180 of 3 spectra" in page
+    assert found.conclusion.replace("<", "&lt;") in page
+    for name, fit in found.laws.items():
+        assert name in page
+        assert f"D = {fit.ratio_distance:.4f}, p = {fit.ratio_p_value:.3g}" in page
+    small = analyze([0.0, 1.0, 3.0], surrogates=0)._repr_html_()
+    assert "0.5000" in small
+    assert "nan" not in small
+
+
+def test_html_of_spectra_is_escaped():
+    config = {"model": "<script>alert(1)</script>", "data": "a&b"}
+    spectrum = Spectrum(
+        np.array([-2.0, 0.0, 1e-15, 1.0, 3.0]),
+        noise_floor=1e-12,
+        dimension=5,
+        reduced_dimension=4,
+        loss=0.25,
+        operator="<b>",
+    )
+    page = spectrum._repr_html_()
+    assert "<b>" not in page
+    assert "5, from -2 to 3" in page
+    assert "<td>3</td>" in page  # certified levels
+    assert "0.25" in page
+    several = Spectra((spectrum,) * 2, np.zeros((2, 1), int), 7, Provenance(config=config))
+    page = several._repr_html_()
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+    assert "a&amp;b" in page
+    assert "2 of 7 planned" in page
+    assert "3 to 3" in page
+    empty = Spectra((), np.zeros((0, 1), int), 7, Provenance())
+    assert "0 of 7 planned" in empty._repr_html_()
+
+
+def test_two_blocks_and_a_half(kept):
+    found = analyze(draw(goe2, 60, 100))
+    assert "two superposed GOE blocks fit" in found.conclusion
+    assert found.laws["goe2"].ratio_p_value > 0.01

@@ -1,0 +1,425 @@
+"""Distances from laws, surrogates and their p-values, the cache, and the sentence."""
+
+import dataclasses
+import os
+
+import numpy as np
+import pytest
+from level_samples import keep_surrogates
+from scipy import stats
+
+from hessrmt import rng
+from hessrmt.ensembles import block_levels, gaussian_levels, poisson_levels
+from hessrmt.errors import LevelsError
+from hessrmt.levels import cache, pooled, ratios, surrogates, unfold
+from hessrmt.levels.conclusion import conclude, consistent
+from hessrmt.levels.goodness import (
+    LAWS,
+    POINTS,
+    Null,
+    distance,
+    empirical,
+    likelihood_ratio,
+    p_value,
+    quantiles,
+    statistic_law,
+)
+from hessrmt.levels.surrogates import bulk, nulls, plan, pooled_cdf
+from hessrmt.records import LawFit
+from hessrmt.theory.longrange import number_variance
+
+
+@pytest.fixture
+def kept(monkeypatch, tmp_path_factory):
+    keep_surrogates(monkeypatch, tmp_path_factory)
+
+
+def test_distances_are_those_of_kolmogorov_and_of_anderson_and_darling():
+    law = statistic_law("poisson", "spacing")
+    values = law.sample(60, rng.stream(1, "distance"))
+    found = distance(values, law)
+    assert found.kolmogorov_smirnov == pytest.approx(stats.kstest(values, stats.expon.cdf)[0])
+    # A² by its sum over the sample (Anderson, Darling, JASA 49, 765, 1954). The package takes the
+    # integral by 512 midpoints, which miss each step of F_n by up to half an interval: an error of
+    # at most Σ |change of the integrand|/1024. The two end intervals, a thousandth of F, count
+    # the integrand F/(1 - F) ≤ 0.001 there
+    n, f = len(values), np.sort(law.cdf(values))
+    k = np.arange(1, n + 1)
+    expected = -1 - ((2 * k - 1) * (np.log(f) + np.log(1 - f[::-1]))).sum() / n**2
+    jumps = np.abs((k / n - f) ** 2 - ((k - 1) / n - f) ** 2) / (f * (1 - f))
+    assert abs(found.anderson_darling - expected) < (jumps.sum() + 2) / 1024
+
+
+def test_ties_are_one_step():
+    law = statistic_law("poisson", "spacing")
+    tied = np.repeat(np.log(2.0), 10)  # the median: F_n jumps from 0 to 1 where F = 1/2
+    assert distance(tied, law).kolmogorov_smirnov == pytest.approx(0.5)
+    with pytest.raises(LevelsError, match="at least one value"):
+        distance(np.empty(0), law)
+
+
+@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize("statistic", ["ratio", "spacing"])
+def test_samples_of_a_law_lie_near_it_and_far_from_the_others(name, statistic):
+    """Independent values: 1.95/√n is exceeded once in a thousand (Kolmogorov)."""
+    law = statistic_law(name, statistic)
+    n = 4000
+    values = law.sample(n, rng.stream(2, "laws", name, statistic))
+    assert distance(values, law).kolmogorov_smirnov < 1.95 / n**0.5
+    others = [distance(values, statistic_law(o, statistic)) for o in LAWS if o != name]
+    assert min(o.kolmogorov_smirnov for o in others) > 1.95 / n**0.5
+
+
+def test_unknown_statistic():
+    with pytest.raises(LevelsError, match="ratio and spacing"):
+        statistic_law("goe", "gap")
+
+
+def test_likelihood_ratio_is_the_relative_entropy():
+    """Mean of ln(p/q) over samples of p, within four of its own standard errors."""
+    goe, gue = statistic_law("goe", "ratio"), statistic_law("gue", "ratio")
+    rows = gue.sample(40_000, rng.stream(3, "likelihood")).reshape(40, -1)
+    gain, error = likelihood_ratio(list(rows), gue, goe)
+    x = (np.arange(4000) + 0.5) / 4000
+    entropy = np.mean(gue.pdf(x) * np.log(gue.pdf(x) / goe.pdf(x)))
+    assert abs(gain - entropy) < 4 * error
+    assert gain > 10 * error
+    assert likelihood_ratio(list(rows), goe, goe) == (0.0, 0.0)
+    # a value that a law excludes costs much, but no infinity and no warning
+    assert np.isfinite(likelihood_ratio([np.array([0.0, 0.0, 0.5])], gue, goe)[0])
+
+
+def test_p_value_by_hand():
+    """Independent uniform values, for which the distance has Kolmogorov's law."""
+    draw = rng.stream(4, "p")
+    law = statistic_law("poisson", "ratio")
+    points = quantiles(law)
+    sets = np.array([empirical(np.sort(law.sample(200, draw)), points) for _ in range(2000)])
+    expected = (np.arange(POINTS) + 0.5) / POINTS
+    null = Null(np.zeros(POINTS), sets - expected, 200.0, np.inf)
+    for n in (200, 800):  # the surrogates' fluctuations are brought to the size of the data
+        for _ in range(5):
+            values = law.sample(n, draw)
+            p = p_value(values, law, null)
+            exact = stats.kstwo.sf(distance(values, law).kolmogorov_smirnov, n)
+            # 2000 surrogates; and the distance is taken at 512 points, which miss up to half of
+            # 1/512 of it, at a slope of the p-value of at most 1.7 √n for each unit
+            assert abs(p - exact) < 4 * 0.5 / 2000**0.5 + 1.7 * n**0.5 / (2 * POINTS)
+    assert p_value(np.full(200, 0.5), law, null) == 1 / 2001
+
+
+def test_surrogates_chosen_from_a_bank_have_the_spread_of_fresh_data():
+    """Sets of n' from a bank of N' vary as σ²(1/n' - 1/N'); p_value undoes it."""
+    draw = rng.stream(5, "p")
+    law = statistic_law("poisson", "ratio")
+    points = quantiles(law)
+    bank = np.array([surrogates._counts(law.sample(50, draw), points) for _ in range(400)])
+    chosen = [draw.choice(400, 100, replace=False) for _ in range(1000)]
+    null = surrogates._null(bank, chosen)
+    assert (null.size, null.bank) == (5000, 20_000)
+    scale = ((1 / 5000) / (1 / null.size - 1 / null.bank)) ** 0.5
+    f = (np.arange(POINTS) + 0.5) / POINTS
+    spread = scale * null.deviations.std(axis=0)
+    # relative error 1/√800 from the bank's 400 rows and 1/√2000 from the choice, at the middle
+    expected = (f * (1 - f) / 5000) ** 0.5
+    assert spread[POINTS // 2] == pytest.approx(expected[POINTS // 2], rel=4 * 0.042)
+
+
+DRAW = {
+    "goe": lambda n, draw: gaussian_levels(1, n, draw),
+    "gue": lambda n, draw: gaussian_levels(2, n, draw),
+    "poisson": poisson_levels,
+    "goe2": lambda n, draw: block_levels([n // 2, n - n // 2], draw),
+}
+
+
+def literal(law, count, n, method, sets):
+    """Distances of data sets drawn afresh at full size: ratio and spacing, (2, sets)."""
+    draw = rng.stream(7, "literal", law)
+    found = []
+    for number in range(sets):
+        rows = [DRAW[law](n, draw) for _ in range(count)]
+        if method == "pooled":
+            levels = pooled(rows, seed=number).levels
+        else:
+            levels = [unfold(row, method) for row in rows]
+        found.append(
+            [
+                farthest(np.concatenate([ratios(row) for row in rows]), law, "ratio"),
+                farthest(np.concatenate([np.diff(row) for row in levels]), law, "spacing"),
+            ]
+        )
+    return np.array(found).T, len(rows) * (n - 1)
+
+
+def farthest(values, law, statistic):
+    points = quantiles(statistic_law(law, statistic))
+    steps = (np.arange(POINTS) + 0.5) / POINTS
+    return np.abs(empirical(np.sort(values), points) - steps).max()
+
+
+def compare(law, count, n, method, sets, banks=6):
+    """Median and 90 % quantile of the distance: fresh data sets against surrogates.
+
+    The error of the former from the binomial law of ranks, that of the latter from the scatter
+    over independent banks.
+    """
+    fresh, _ = literal(law, count, n, method, sets)
+    sizes = {"ratio": count * (n - 2), "spacing": count * (n - 1)}
+    plans = [plan([n] * count, method, {}, True, 200, seed) for seed in range(banks)]
+    found = [nulls(law, one) for one in plans]
+    for row, (statistic, size) in zip(fresh, sizes.items(), strict=True):
+        simulated = np.array([largest(null[statistic], size) for null in found])
+        for q in (0.5, 0.9):
+            spread = stats.norm.ppf(0.8413) * (q * (1 - q) / sets) ** 0.5
+            low, value, high = np.quantile(row, [q - spread, q, q + spread])
+            each = np.quantile(simulated, q, axis=1)
+            error = np.hypot((high - low) / 2, each.std(ddof=1) / banks**0.5)
+            assert abs(each.mean() - value) < 4 * error, (statistic, q, each.mean() / value)
+
+
+def largest(null, size):
+    scale = ((1 / size) / (1 / null.size - 1 / null.bank)) ** 0.5
+    return np.abs(null.bias + scale * null.deviations).max(axis=1)
+
+
+@pytest.mark.parametrize(
+    ("law", "count", "n", "method"),
+    [
+        ("goe", 12, 60, "pooled"),
+        ("goe", 5, 100, "window"),
+        ("poisson", 5, 100, "window"),
+    ],
+)
+def test_surrogates_are_as_far_as_fresh_data(kept, law, count, n, method):
+    compare(law, count, n, method, 200)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("law", "count", "n", "method"),
+    [
+        ("goe", 12, 300, "pooled"),
+        ("gue", 12, 300, "pooled"),
+        ("goe", 6, 300, "window"),
+        ("goe", 6, 300, "kernel"),
+        ("poisson", 6, 300, "spline"),
+    ],
+)
+def test_surrogates_are_as_far_as_fresh_data_of_full_size(kept, law, count, n, method):
+    compare(law, count, n, method, 400)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["window", "pooled"])
+def test_stretches_stand_for_long_spectra(kept, method):
+    """Above 1,000 levels surrogates are stretches from the bulk."""
+    count = 3 if method == "window" else 12
+    assert not plan([1500] * count, method, {}, True, 200, 0).whole
+    compare("goe", count, 1500, method, 150 if method == "window" else 60)
+
+
+def test_plans_imitate_small_data_whole_and_large_data_by_stretches():
+    small = plan([300] * 12, "pooled", {}, True, 200, 0)
+    assert (small.spectra, small.levels, small.whole) == (12, 300, True)
+    assert plan([300], "window", {}, True, 200, 0).spectra == 5
+    assert plan([1, 2, 1], "window", {}, True, 200, 0).levels == 3
+    large = plan([5000] * 400, "pooled", {}, True, 200, 0)
+    assert (large.spectra, large.levels, large.whole) == (200, 150, False)
+    long = plan([20_000], "window", {}, True, 200, 0)
+    assert (long.levels, long.whole) == (400, False)
+    assert long.spectra * long.levels >= 30_000
+
+
+@pytest.mark.parametrize("law", ["goe", "poisson", "goe2"])
+def test_distribution_of_pooled_spacings(law):
+    """∫ p(t) P(K ≤ m s | t) dt against spectra of which m others are the pool, in the bulk."""
+    draw = rng.stream(8, "pooled", law)
+    m, n, repeats = 8, 60, 150
+    s = np.array([0.05, 0.3, 0.5, 1.0, 1.7, 2.5])
+    shares = []
+    for _ in range(repeats):
+        rows = [stretch(law, n, draw) for _ in range(m + 1)]
+        unfolded = unfold(rows[0], "pooled", pool=rows[1:])
+        inner = np.diff(unfolded)[12:-12]
+        shares.append((inner[:, None] <= s).mean(axis=0))
+    found, error = np.mean(shares, axis=0), stats.sem(shares, axis=0)
+    # beside the Monte-Carlo error, counts of m levels are taken as normal: Edgeworth's first term
+    # is the skewness/6 ~ 1/(6 √(m Σ²)), here on a share of at most 0.4 of it
+    normal = 0.4 / (6 * np.sqrt(m * number_variance(1.0, law))) / 2
+    assert (np.abs(found - pooled_cdf(s, law, m)) < 4 * error + normal).all()
+
+
+def stretch(law, n, draw):
+    if law == "poisson":
+        return poisson_levels(n, draw)
+    if law == "goe":
+        return bulk(n, 1, draw)
+    return np.sort(np.concatenate([2 * bulk(n // 2, 1, draw) for _ in range(2)]))
+
+
+def test_a_large_pool_gives_the_law_itself():
+    s = np.linspace(0.1, 3, 30)
+    for law in LAWS:
+        exact = statistic_law(law, "spacing").cdf(s)
+        far = [np.abs(pooled_cdf(s, law, pool) - exact).max() for pool in (10, 100, 1000)]
+        assert far[0] > far[1] > far[2]
+        # steps of 1/m count up to half a step beyond s, p/(2m), and lengths that scatter by
+        # √(Σ²/m) add (p Σ²)'/(2m); no density p exceeds 1.3, no (p Σ²)' one
+        assert far[2] < (1.3 + 1) / 2000
+
+
+SMALL = plan([20] * 4, "window", {}, True, 7, 0)
+
+
+def same(one, other):
+    return all(
+        np.array_equal(a, b)
+        for name in ("ratio", "spacing")
+        for a, b in zip(one[name], other[name], strict=True)
+    )
+
+
+def files(folder):
+    return sorted((folder / "hessrmt" / "surrogates").iterdir())
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    place = tmp_path / "kept"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place))
+    return place
+
+
+def test_surrogates_are_kept_and_found_again(folder, monkeypatch):
+    first = nulls("goe", SMALL)
+    assert len(files(folder)) == 1
+    with monkeypatch.context() as without:
+        without.setattr(surrogates, "_simulate", None)  # calling it would fail
+        assert same(nulls("goe", SMALL), first)
+    # everything that the numbers depend on makes another file
+    changes = {"seed": 1, "surrogates": 8, "levels": 21, "spectra": 6, "method": "kernel"}
+    for number, (name, value) in enumerate(changes.items()):
+        other = nulls("goe", dataclasses.replace(SMALL, **{name: value}))
+        assert len(files(folder)) == 2 + number
+        assert not same(other, first)
+    nulls("goe", dataclasses.replace(SMALL, options=(("passes", 1),)))
+    nulls("gue", SMALL)
+    assert len(files(folder)) == 8
+    assert not any(path.suffix != ".npz" for path in files(folder))  # no draft is left
+
+
+def test_damaged_surrogates_are_drawn_again(folder):
+    first = nulls("goe", SMALL)
+    (path,) = files(folder)
+    whole = path.read_bytes()
+    draw = rng.stream(9, "damage")
+    for size in (0, 1, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        assert cache.read(path, 7) is None
+    for place in [*range(0, 400, 3), *draw.integers(len(whole), size=200)]:
+        damaged = bytearray(whole)
+        damaged[place] ^= 0xFF
+        path.write_bytes(damaged)
+        found = cache.read(path, 7)  # some bytes of a zip file mean nothing
+        assert found is None or same(found, first)
+    path.write_bytes(b"precious")
+    assert same(nulls("goe", SMALL), first)
+    assert path.read_bytes() == whole
+
+
+def test_foreign_content_under_the_right_name_is_not_used(folder):
+    first = nulls("goe", SMALL)
+    (path,) = files(folder)
+    null = first["ratio"]
+    wrong = {
+        "fewer sets": null._replace(deviations=null.deviations[:3]),
+        "another grid": null._replace(bias=null.bias[:100], deviations=null.deviations[:, :100]),
+        "NaN": null._replace(bias=null.bias * np.nan),
+        "no bank": null._replace(bank=0.0),
+    }
+    for content in wrong.values():
+        cache.write(path, {**first, "ratio": content})
+        assert cache.read(path, 7) is None
+        assert same(nulls("goe", SMALL), first)
+    np.save(path.with_suffix(".npy"), np.zeros(3))
+    os.replace(path.with_suffix(".npy"), path)
+    assert cache.read(path, 7) is None
+
+
+@pytest.mark.parametrize("kind", ["a file", "read-only", "absent device"])
+def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path, monkeypatch, kind):
+    expected = nulls("goe", SMALL)
+    place = tmp_path / "place"
+    if kind == "a file":
+        place.write_text("precious")
+    elif kind == "read-only":
+        place.mkdir()
+        place.chmod(0o500)  # means nothing to root, whose run then fills the cache
+    else:
+        place = "/dev/null/cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place))
+    for _ in range(2):
+        assert same(nulls("goe", SMALL), expected)
+    if kind == "a file":
+        assert place.read_text() == "precious"
+
+
+def test_a_cache_on_a_full_disk_leaves_no_draft(folder, monkeypatch):
+    def full(file, **arrays):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    nulls("goe", SMALL)
+    assert files(folder) == []
+
+
+def test_a_law_without_a_name_is_not_kept(folder):
+    """A Python function has no name that outlives the process."""
+    nulls("poisson", plan([20] * 4, "analytic", {"law": lambda x: x / 20}, True, 3, 0))
+    assert not folder.exists()
+
+
+def fit(mean_ratio, sigmas, p=0.5, far=0.01):
+    return LawFit(mean_ratio, sigmas, far, 0.0, p, far, 0.0, p, 0.0, 0.1)
+
+
+def laws(**changed):
+    none = {name: fit(0.5, 20.0, 0.001, 0.1) for name in LAWS}
+    return none | changed
+
+
+def test_a_law_is_excluded_by_its_mean_or_by_its_shape():
+    assert consistent(fit(0.5, 2.9))
+    assert consistent(fit(0.5, -2.9, None))
+    assert consistent(fit(0.5, float("nan")))
+    assert not consistent(fit(0.5, 3.1))
+    assert not consistent(fit(0.5, -3.1, None))
+    assert not consistent(fit(0.5, 0.0, 0.009))
+    assert consistent(fit(0.5, 0.0, 0.01))
+
+
+def test_the_sentence():
+    def say(error=0.001, **changed):
+        return conclude(0.53, error, laws(**changed), 1000)
+
+    assert (
+        say(goe=fit(0.5307, -0.7))
+        == "consistent with GOE (⟨r̃⟩ = 0.5300 ± 0.0010, 0.7 σ from 0.5307)"
+    )
+    both = say(goe=fit(0.5307, -0.7), gue=fit(0.5996, 1.0))
+    assert "also with GUE" in both
+    assert "too few levels to tell them apart" in both
+    assert say().startswith("GOE excluded at 20.0 σ")
+    assert say(gue=fit(0.5996, 0.3)).endswith("; GUE fits")
+    assert say(goe2=fit(0.4234, 0.3)).endswith("; two superposed GOE blocks fit")
+    assert "excluded by the shape of P(r̃) (p = 0.002" in say(goe=fit(0.5307, 0.7, 0.002))
+    assert "nearest is Poisson" in say(poisson=fit(0.3863, 9.0, 0.001, 0.05))
+    assert "no other reference law comes nearer" in say(goe=fit(0.5307, 9.0, 0.001, 0.05))
+    # without p-values the mean decides, without an error nothing does
+    assert say(goe=fit(0.5307, -0.7, None)).startswith("consistent with GOE")
+    assert "too few for a standard error" in say(float("nan"))
+    assert "do not scatter" in say(0.0)
+    text = conclude(0.53, 0.001, laws(goe=fit(0.5307, -0.7)), 1000, 0.13)
+    assert text.endswith("but 13% of the spacings lie below the noise floor")
