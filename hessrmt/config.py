@@ -126,6 +126,18 @@ class LevelsConfig(_Settings):
             options[key.strip()] = _number_or_text(value.strip())
         return name.strip(), options
 
+    @field_validator("cutoff", mode="before")
+    @classmethod
+    def _name_or_number(cls, value: Any) -> Any:
+        known = ("certified", "paper")
+        if (
+            isinstance(value, str)
+            and isinstance(_number_or_text(value), str)
+            and value not in known
+        ):
+            raise ValueError("should be certified, paper or a number")
+        return value
+
     @field_validator("window")
     @classmethod
     def _two_numbers(cls, value: str | None) -> str | None:

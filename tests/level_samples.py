@@ -14,7 +14,8 @@ def keep_surrogates(monkeypatch, tmp_path_factory):
 
 def write_file(path, spectra):
     """A spectrum file that holds some spectra of equal dimension."""
-    config = {"model": "control", "data": "none", "split": "test", "batch": 1, "seed": 0}
+    settings = {"model": "control", "data": "none", "split": "test", "batch": 1, "seed": 0}
+    config = {**settings, "operator": spectra[0].operator, "dtype": spectra[0].dtype}
     with SpectrumWriter.create(
         path,
         identity=config,

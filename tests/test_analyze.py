@@ -33,7 +33,8 @@ def draw(ensemble, count, n, seed=0):
     [
         (goe, "goe", "consistent with GOE ("),
         (gue, "gue", "; GUE fits"),
-        (poisson, "poisson", "fits"),
+        (poisson, "poisson", "; Poisson (independent levels) fits"),
+        (goe2, "goe2", "; two superposed GOE blocks fit"),
     ],
 )
 def test_controls_are_recognised(kept, ensemble, law, sentence):
@@ -87,10 +88,10 @@ def test_p_values_are_uniform(kept):
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [6, 30])
 def test_p_values_of_small_data_are_uniform(kept, count):
-    """A surrogate bank of its own for each data set: then its chance averages out."""
+    """Ten surrogate banks in turn, so that the chance of a single one averages out."""
     found = []
     for seed in range(50):
-        fit = analyze(draw(goe, count, 100, 100 + seed), seed=seed).laws["goe"]
+        fit = analyze(draw(goe, count, 100, 100 + seed), seed=seed % 10).laws["goe"]
         found.append((fit.ratio_p_value, fit.spacing_p_value))
     for values in np.array(found).T:
         assert stats.kstest(values, "uniform").pvalue > 0.01, np.sort(values)
@@ -150,7 +151,7 @@ def test_a_curved_density_lowers_the_mean_ratio_as_predicted(rate):
 
 
 def test_the_same_call_gives_the_same_statistics(kept):
-    levels = draw(goe, 3, 60)
+    levels = draw(goe, 3, 20)
     one, other = (json.dumps(analyze(levels, seed=3).to_dict()) for _ in range(2))
     assert one == other
     # another seed draws other surrogates, and nothing else
@@ -243,11 +244,11 @@ def test_no_conclusion_from_nothing(kept):
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("unfold", ["window", "pooled", "kernel"])
 def test_ties_are_counted_and_divide_nothing(kept, unfold):
-    rows = np.round(rng.stream(2, "ties").normal(size=(12, 60)), 1)
+    rows = np.round(rng.stream(2, "ties").normal(size=(12, 20)), 1)
     found = analyze(rows, unfold=unfold, surrogates=5)
-    assert found.n_ties == sum(60 - len(np.unique(row)) for row in rows)
-    assert found.n_spacings == 12 * 59
-    assert found.n_ratios < 12 * 58
+    assert found.n_ties == sum(20 - len(np.unique(row)) for row in rows)
+    assert found.n_spacings == 12 * 19
+    assert found.n_ratios < 12 * 18
     assert any("exactly zero" in note for note in found.notes)
     assert explained(found)
 
@@ -342,9 +343,3 @@ def test_html_of_spectra_is_escaped():
     assert "3 to 3" in page
     empty = Spectra((), np.zeros((0, 1), int), 7, Provenance())
     assert "0 of 7 planned" in empty._repr_html_()
-
-
-def test_two_blocks_and_a_half(kept):
-    found = analyze(draw(goe2, 60, 100))
-    assert "two superposed GOE blocks fit" in found.conclusion
-    assert found.laws["goe2"].ratio_p_value > 0.01

@@ -200,7 +200,8 @@ def test_surrogates_are_as_far_as_fresh_data(kept, law, count, n, method):
     ("law", "count", "n", "method"),
     [
         ("goe", 12, 300, "pooled"),
-        ("gue", 12, 300, "pooled"),
+        ("gue", 40, 100, "pooled"),
+        ("goe2", 40, 100, "pooled"),
         ("goe", 6, 300, "window"),
         ("goe", 6, 300, "kernel"),
         ("poisson", 6, 300, "spline"),
@@ -216,7 +217,7 @@ def test_stretches_stand_for_long_spectra(kept, method):
     """Above 1,000 levels surrogates are stretches from the bulk."""
     count = 3 if method == "window" else 12
     assert not plan([1500] * count, method, {}, True, 200, 0).whole
-    compare("goe", count, 1500, method, 150 if method == "window" else 60)
+    compare("goe", count, 1500, method, 120 if method == "window" else 40)
 
 
 def test_plans_imitate_small_data_whole_and_large_data_by_stretches():

@@ -166,6 +166,9 @@ def _show(found: LevelStatistics, spectra: Spectra) -> None:
     console.err.print(table)
     for name, value in _facts(found).items():
         console.err.print(f"{name}: {console.escape(value)}", soft_wrap=True)
+    fifths = zip(found.mean_ratio_fifths, found.mean_ratio_fifths_error, strict=True)
+    shown = ", ".join(_with_error(value, error) for value, error in fifths)
+    console.err.print(f"⟨r̃⟩ by fifths, lowest levels first: {shown}", soft_wrap=True)
     console.err.print(f"[bold]{console.escape(_sentence(found))}[/bold]", soft_wrap=True)
     _show_reasons(found)
 

@@ -40,6 +40,8 @@ _SMOOTH = 20
 
 _STRETCHES, _STRETCH = 40, 400
 
+_PARTS = 5
+
 _OF_SPACINGS = (
     "spacings",
     "mean_spacing",
@@ -215,6 +217,10 @@ def analyze(
         why |= dict.fromkeys(of_error, "too few levels to resample")
     elif error == 0:
         why["sigmas"] = "the ratios do not scatter, so ⟨r̃⟩ has no standard error"
+    fifths = [
+        mean_and_error([np.array_split(values, _PARTS)[part] for values in ratios])
+        for part in range(_PARTS)
+    ]
     scheme = None
     if surrogates:
         method = unfolded.method if unfolded else "window"
@@ -245,6 +251,8 @@ def analyze(
         mean_ratio=mean,
         mean_ratio_error=error,
         mean_ratio_density=_density_mean(selection, seed, why),
+        mean_ratio_fifths=tuple(value for value, _ in fifths),
+        mean_ratio_fifths_error=tuple(part_error for _, part_error in fifths),
         mean_spacing=float(all_spacings.mean()) if len(all_spacings) else float("nan"),
         brody=q.value,
         brody_error=q.error,

@@ -181,6 +181,8 @@ def _numbers(found: LevelStatistics) -> dict[str, Any]:
         "mean_ratio": found.mean_ratio,
         "mean_ratio_error": found.mean_ratio_error,
         "mean_ratio_density": found.mean_ratio_density,
+        "mean_ratio_fifths": found.mean_ratio_fifths,
+        "mean_ratio_fifths_error": found.mean_ratio_fifths_error,
         "sigmas_from_goe": goe.sigmas,
         "goe_ratio_distance": goe.ratio_distance,
         "goe_ratio_p_value": goe.ratio_p_value,

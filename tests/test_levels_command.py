@@ -1,0 +1,363 @@
+"""``hessrmt levels``: its JSON, what it says, and one clear error for each mistake."""
+
+import json
+import re
+import shutil
+
+import h5py
+import numpy as np
+import pytest
+from level_samples import keep_surrogates, write_file
+from store_samples import create
+
+from hessrmt.ensembles import goe, goe2, gue, poisson
+from hessrmt.records import Spectrum
+from hessrmt.store.hdf5 import load
+
+CONTRACT = {
+    "n_levels",
+    "n_discarded",
+    "n_ties",
+    "mean_ratio",
+    "mean_ratio_error",
+    "brody",
+    "brody_error",
+    "laws",
+    "conclusion",
+    "not_computable",
+}
+
+OF_A_LAW = {"ratio_distance", "ratio_p_value", "spacing_distance", "spacing_p_value"}
+
+LAWS = ["goe", "gue", "gse", "poisson", "goe2"]
+
+SETTINGS = {"cutoff", "window"}
+"""Null where none was given."""
+
+
+@pytest.fixture
+def kept(monkeypatch, tmp_path_factory):
+    keep_surrogates(monkeypatch, tmp_path_factory)
+
+
+def make(path, ensemble, count, n, seed=0):
+    return write_file(path, [ensemble(n, seed, index=index) for index in range(count)])
+
+
+def parsed(result):
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def recognised(cli, path, ensemble, count, n):
+    """What is true of controls of any size: the right law fits, GOE only if it is that."""
+    make(path, ensemble, count, n)
+    found = parsed(cli("levels", path, "--json"))
+    name = ensemble.__name__
+    assert found["n_levels"] == count * n
+    assert found["n_discarded"] == found["n_ties"] == 0
+    fit = found["laws"][name]
+    assert abs(found["mean_ratio"] - fit["mean_ratio"]) < 3 * found["mean_ratio_error"]
+    assert fit["ratio_p_value"] > 0.01
+    assert fit["spacing_p_value"] > 0.01
+    for other in set(LAWS) - {name}:
+        assert found["laws"][other]["ratio_p_value"] < 0.01
+        assert abs(found["laws"][other]["sigmas"]) > 3
+        gain = found["laws"][other]["log_likelihood_ratio"]
+        assert gain < fit["log_likelihood_ratio"]
+    if name == "goe":
+        assert fit["mean_ratio"] == 0.5307
+        assert found["conclusion"].startswith("consistent with GOE (")
+    else:
+        assert found["conclusion"].startswith("GOE excluded")
+        assert fit["log_likelihood_ratio"] > 5 * fit["log_likelihood_ratio_error"]
+    words = {"poisson": "Poisson", "goe2": "two superposed GOE blocks fit", "gue": "GUE fits"}
+    assert words.get(name, "") in found["conclusion"]
+    return found
+
+
+ENSEMBLES = [goe, poisson, goe2, gue]
+
+
+@pytest.mark.parametrize("ensemble", ENSEMBLES, ids=lambda e: e.__name__)
+def test_controls_are_recognised(kept, cli, path, ensemble):
+    """40 matrices of 100 levels: ⟨r̃⟩ to 0.004, the nearest two laws are 0.037 apart."""
+    recognised(cli, path, ensemble, 40, 100)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ensemble", ENSEMBLES, ids=lambda e: e.__name__)
+def test_controls_of_full_size_are_recognised(kept, cli, path, ensemble):
+    """200 matrices of 400 levels."""
+    found = recognised(cli, path, ensemble, 200, 400)
+    if ensemble is goe2:
+        # 79,800 spacings tell shares below 0.45 from two equal blocks at three standard errors
+        # (the likelihood is flat at 1/2: test_level_fits.py)
+        assert 0.45 < found["superposition"] <= 0.5
+    if ensemble is goe:
+        # the published q of exact GOE spacings is 0.953 to 0.957 (test_level_fits.py); steps of
+        # 1/133 leave it within a few errors
+        assert abs(found["brody"] - 0.955) < 5 * found["brody_error"]
+
+
+def test_the_json(kept, cli, path):
+    make(path, goe, 3, 60)
+    found = parsed(cli("levels", path, "--json", "--surrogates", "20"))
+    assert found.keys() >= CONTRACT
+    assert list(found["laws"]) == LAWS
+    for law in found["laws"].values():
+        assert law.keys() >= OF_A_LAW
+        assert all(0 < law[name] <= 1 for name in OF_A_LAW)
+        assert law["ratio_p_value"] >= 1 / 21
+    assert (found["cutoff"], found["window"], found["seed"]) == ("certified", None, 0)
+    assert (found["n_spectra"], found["n_levels"], found["n_ratios"]) == (3, 180, 174)
+    assert found["surrogates"] == 20
+    assert found["unfolding"].startswith("window")
+
+
+def nulls_have_reasons(found):
+    reasons = found["not_computable"]
+    assert all(reasons.values())
+    flat = {name: value for name, value in found.items() if name not in SETTINGS}
+    for law, fit in found["laws"].items():
+        flat |= {f"{law}.{name}": value for name, value in fit.items()}
+    missing = [name for name, value in flat.items() if value is None]
+    assert all(name in reasons or name.split(".")[-1] in reasons for name in missing)
+    return missing
+
+
+def test_a_quantity_that_was_not_computed_is_null_with_a_reason(kept, cli, path):
+    make(path, goe, 2, 4)
+    missing = nulls_have_reasons(parsed(cli("levels", path, "--json", "--surrogates", "0")))
+    assert {"goe.ratio_p_value", "goe.spacing_p_value", "mean_ratio_density"} <= set(missing)
+
+
+def test_an_unfolding_that_cannot_follow(kept, cli, path, tmp_path):
+    """Levels over 17 decades: no polynomial of degree 9 is their staircase."""
+    levels = np.exp(np.linspace(0, 40, 300) + 0.01 * np.sin(np.arange(300.0)))
+    curved = Spectrum(levels, noise_floor=0.0, dimension=300, reduced_dimension=300)
+    write_file(path, [curved])
+    options = ["--unfold", "polynomial", "--surrogates", "10", "--plot", tmp_path / "pictures"]
+    result = cli("levels", path, "--json", *options)
+    found = parsed(result)
+    missing = nulls_have_reasons(found)
+    assert {"mean_spacing", "brody", "superposition", "goe.spacing_distance"} <= set(missing)
+    assert found["mean_ratio"] is not None
+    assert found["laws"]["goe"]["ratio_p_value"] is not None
+    # one line for all of it, and no picture of what there is not
+    assert result.stderr.count("not computable: spacings: spectrum 0:") == 1
+    assert "not drawn: spectrum 0:" in result.stderr
+    assert "nan" not in result.stderr
+
+
+def test_the_same_command_writes_the_same_json(run_cli, cli, path):
+    """The second process finds its surrogates in the cache; another seed draws others."""
+    make(path, goe, 3, 20)
+    command = ["levels", path, "--json", "--surrogates", "20", "--seed"]
+    first, again = run_cli(*command, 5), run_cli(*command, 5)
+    assert parsed(first)["seed"] == 5
+    assert again.stdout == first.stdout
+    other = parsed(cli(*command, 6))
+    p_values = [
+        [law["ratio_p_value"] for law in found["laws"].values()] for found in (parsed(first), other)
+    ]
+    assert p_values[0] != p_values[1]
+
+
+def test_a_cache_that_cannot_be_written(cli, path, tmp_path, monkeypatch):
+    make(path, goe, 3, 20)
+    command = ["levels", path, "--json", "--surrogates", "5"]
+    expected = cli(*command)
+    (tmp_path / "file").write_text("precious")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert cli(*command) == expected
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_comparison_of_cutoffs_on_an_unreduced_spectrum(kept, cli, tmp_path, tiny_npz):
+    """Softmax regression: shifts of all classes are null directions, which round-off fills."""
+    made = ["--model", "logistic", "--data", "tiny.npz", "--batch", "20", "--batches", "3"]
+    assert cli("spectrum", *made, "--reduce", "none", "--out", "tiny.h5").returncode == 0
+    result = cli("levels", "tiny.h5", "--compare", "--json", "--surrogates", "10")
+    found = parsed(result)
+    assert list(found) == ["paper", "certified"]
+    assert found["paper"].keys() == found["certified"].keys() >= CONTRACT
+    for law in LAWS:
+        assert found["paper"]["laws"][law].keys() == found["certified"]["laws"][law].keys()
+    spectra = load(tmp_path / "tiny.h5")
+    values = np.abs(spectra.eigenvalues)
+    floors = np.array([[item.noise_floor] for item in spectra])
+    assert found["paper"]["n_discarded"] == np.count_nonzero(values <= 1e-20)
+    assert found["certified"]["n_discarded"] == np.count_nonzero(values <= floors)
+    # 7 of the 21 directions of each batch: 6 weights and a bias
+    assert found["certified"]["n_discarded"] == 3 * 7
+    for name in found:
+        assert found[name]["n_levels"] + found[name]["n_discarded"] == values.size
+        assert found[name]["n_zeros"] == np.count_nonzero(values == 0)
+        assert found[name]["cutoff"] == name
+    false = found["paper"]["n_levels"] - found["certified"]["n_levels"]
+    assert f"{false} of the {found['paper']['n_levels']} levels" in result.stderr
+    assert "round-off" in result.stderr
+
+
+def test_cutoff_and_window(kept, cli, path):
+    levels = np.concatenate(
+        [-(np.arange(1.0, 9.0) ** 1.3), [0.0, 1e-9], np.arange(1.0, 9.0) ** 1.7]
+    )
+    spectrum = Spectrum(np.sort(levels), noise_floor=1e-6, dimension=18, reduced_dimension=18)
+    write_file(path, [spectrum])
+
+    def counts(*options):
+        found = parsed(cli("levels", path, "--json", "--surrogates", "0", *options))
+        return found["n_levels"], found["n_discarded"], found["n_zeros"], found["n_ratios"]
+
+    # no ratio bridges the two in the middle
+    assert counts() == (16, 2, 1, 6 + 6)
+    assert counts("--cutoff", "paper") == (17, 1, 1, 6 + 7)
+    assert counts("--cutoff", "0.5") == (16, 2, 1, 6 + 6)
+    assert counts("--window", "0.5:") == (8, 10, 1, 6)
+    assert counts("--window=-100:-2") == (7, 11, 1, 5)
+
+
+def test_a_conclusion_is_shown(kept, cli, path):
+    make(path, goe, 3, 60)
+    found = parsed(cli("levels", path, "--json", "--surrogates", "20"))
+    shown = cli("levels", path, "--surrogates", "20")
+    assert shown.returncode == 0
+    assert shown.stdout == ""
+    assert found["conclusion"][1:] in shown.stderr
+    assert "2 GOE blocks" in shown.stderr
+    assert f"{found['mean_ratio']:.4f} ± {found['mean_ratio_error']:.4f}" in shown.stderr
+
+
+def test_settings_from_a_file(kept, cli, path, tmp_path):
+    make(path, goe, 3, 60)
+    (tmp_path / "settings.toml").write_text(
+        'cutoff = 0.5\nunfold = "window:neighbours=10"\nsurrogates = 0\nseed = 9\n'
+    )
+    found = parsed(cli("levels", path, "--config", "settings.toml", "--json"))
+    assert (found["cutoff"], found["surrogates"], found["seed"]) == (0.5, 0, 9)
+    assert found["unfolding"] == "window (neighbours=10)"
+    found = parsed(cli("levels", path, "--config", "settings.toml", "--seed", "3", "--json"))
+    assert found["seed"] == 3
+
+
+@pytest.mark.parametrize("rotate", [True, False])
+def test_pooled_by_rotation_or_by_the_published_split(kept, cli, path, rotate):
+    make(path, goe, 12, 60)
+    option = "--rotate" if rotate else "--no-rotate"
+    found = parsed(cli("levels", path, option, "--json", "--surrogates", "10"))
+    assert found["unfolding"].startswith("pooled")
+    assert found["n_spacings"] == (12 if rotate else 4) * 59
+
+
+@pytest.fixture(scope="module")
+def wrong(tmp_path_factory):
+    """A folder with everything that can be wrong in it, made once."""
+    tmp_path = tmp_path_factory.mktemp("wrong")
+    make(tmp_path / "spectra.h5", goe, 3, 20)
+    make(tmp_path / "one.h5", goe, 1, 20)
+    make(tmp_path / "two-levels.h5", goe, 3, 2)
+    create(tmp_path / "begun.h5").close()
+    equal = Spectrum(np.ones(20), noise_floor=0.0, dimension=20, reduced_dimension=20)
+    write_file(tmp_path / "equal.h5", [equal])
+    noise = Spectrum(np.arange(20) * 1e-9, noise_floor=1.0, dimension=20, reduced_dimension=20)
+    write_file(tmp_path / "noise.h5", [noise])
+    for name, value in (("nan", np.nan), ("inf", np.inf)):
+        write_file(tmp_path / f"{name}.h5", [goe(20, 0)])
+        with h5py.File(tmp_path / f"{name}.h5", "r+") as file:
+            file["hessian_evals"][0, 7] = value
+    with h5py.File(tmp_path / "foreign.h5", "w") as file:
+        file["x"] = np.arange(3.0)
+    (tmp_path / "text.h5").write_text("precious")
+    (tmp_path / "taken").write_text("precious")
+    (tmp_path / "bad.toml").write_text('cutof = "paper"\n')
+    (tmp_path / "window.toml").write_text('window = "5"\n')
+    return tmp_path
+
+
+@pytest.fixture
+def place(tmp_path, wrong):
+    shutil.copytree(wrong, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+RUN = ["levels", "spectra.h5"]
+
+BAD = {
+    "no file given": (["levels"], ["file"]),
+    "missing": (["levels", "no.h5"], ["no file no.h5"]),
+    "folder": (["levels", "."], ["."]),
+    "text": (["levels", "text.h5"], ["text.h5", "HDF5"]),
+    "foreign": (["levels", "foreign.h5"], ["foreign.h5"]),
+    "begun": (["levels", "begun.h5"], ["begun.h5", "no finished batch", "--resume"]),
+    "two levels": (["levels", "two-levels.h5"], ["neighbouring levels", "6 of 6"]),
+    "all equal": (["levels", "equal.h5"], ["equal", "distinct"]),
+    "all below the floor": (["levels", "noise.h5"], ["certified", "0 of 20"]),
+    "compare of noise": (["levels", "noise.h5", "--compare"], ["certified", "0 of 20"]),
+    "NaN": (["levels", "nan.h5"], ["NaN"]),
+    "infinite": (["levels", "inf.h5"], ["inf"]),
+    "cutoff": ([*RUN, "--cutoff", "foo"], ["cutoff", "certified", "'foo'"]),
+    "cutoff above all": ([*RUN, "--cutoff", "1e9"], ["0 of 60"]),
+    "negative cutoff": ([*RUN, "--cutoff", "-1"], ["cutoff", "-1"]),
+    "cutoff NaN": ([*RUN, "--cutoff", "nan"], ["cutoff", "nan"]),
+    "cutoff inf": ([*RUN, "--cutoff", "inf"], ["cutoff", "inf"]),
+    "compare and cutoff": ([*RUN, "--compare", "--cutoff", "paper"], ["--compare", "--cutoff"]),
+    "window of one": ([*RUN, "--window", "3"], ["window", "LOW:HIGH", "'3'"]),
+    "window reversed": ([*RUN, "--window", "2:1"], ["window", "LOW < HIGH"]),
+    "window word": ([*RUN, "--window", "a:b"], ["window", "LOW:HIGH"]),
+    "window of three": ([*RUN, "--window", "1:2:3"], ["window", "LOW:HIGH"]),
+    "window beside": ([*RUN, "--window", "1e6:1e7"], ["0 of 60", "window"]),
+    "surrogates": ([*RUN, "--surrogates", "-1"], ["surrogates", "-1"]),
+    "surrogates word": ([*RUN, "--surrogates", "many"], ["--surrogates", "integer"]),
+    "surrogates many": ([*RUN, "--surrogates", "1000000000"], ["surrogates"]),
+    "seed": ([*RUN, "--seed", "-1"], ["seed", "-1"]),
+    "unfolding": ([*RUN, "--unfold", "foo"], ["'foo'", "window"]),
+    "unfolding empty": ([*RUN, "--unfold", ""], ["''", "window"]),
+    "option": ([*RUN, "--unfold", "window:degree=3"], ["'degree'", "neighbours"]),
+    "option of auto": ([*RUN, "--unfold", "auto:degree=3"], ["'degree'", "neighbours"]),
+    "option of pooled": ([*RUN, "--unfold", "pooled:degree=3"], ["'degree'"]),
+    "option seed": ([*RUN, "--unfold", "window:seed=3"], ["'seed'"]),
+    "option surrogates": ([*RUN, "--unfold", "auto:surrogates=3"], ["'surrogates'"]),
+    "option levels": ([*RUN, "--unfold", "kernel:levels=3"], ["'levels'"]),
+    "option pool": ([*RUN, "--unfold", "pooled:pool=3"], ["'pool'"]),
+    "option value": ([*RUN, "--unfold", "window:neighbours=-3"], ["neighbours", "-3"]),
+    "option word": ([*RUN, "--unfold", "polynomial:degree=two"], ["degree", "'two'"]),
+    "option without value": ([*RUN, "--unfold", "window:neighbours"], ["METHOD:OPTION=VALUE"]),
+    "law": ([*RUN, "--unfold", "analytic:law=foo"], ["'foo'", "semicircle"]),
+    "pooled of one": (["levels", "one.h5", "--unfold", "pooled"], ["several batches"]),
+    "plot": ([*RUN, "--plot", "taken"], ["taken", "folder"]),
+    "plot below a file": ([*RUN, "--plot", "taken/pictures"], ["taken", "folder"]),
+    "format": ([*RUN, "--plot", "pictures", "--format", "docx"], ["docx", "png"]),
+    "config": ([*RUN, "--config", "no.toml"], ["no.toml"]),
+    "config key": ([*RUN, "--config", "bad.toml"], ["cutof"]),
+    "config window": ([*RUN, "--config", "window.toml"], ["window", "LOW:HIGH"]),
+    "tpyo": ([*RUN, "--tpyo"], ["--tpyo"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input(place, cli, name):
+    """Nothing on standard output, one error, and nothing written."""
+    arguments, words = BAD[name]
+    before = sorted(place.iterdir())
+    result = cli(*arguments, "--json")
+    assert result.returncode == 2, result.stderr
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    (said,) = re.findall(r"^error: (.+)$", result.stderr, re.MULTILINE)
+    for word in words:
+        assert word in said + result.stderr
+    assert sorted(place.iterdir()) == before
+    assert (place / "taken").read_text() == "precious"
+
+
+def test_pictures(kept, cli, path, tmp_path):
+    make(path, goe, 3, 60)
+    options = ["--compare", "--surrogates", "0", "--plot", "new/pictures", "--format", "svg"]
+    result = cli("levels", path, *options)
+    assert result.returncode == 0, result.stderr
+    for cutoff in ("paper", "certified"):
+        drawn = {item.name for item in (tmp_path / "new" / "pictures" / cutoff).iterdir()}
+        assert {"spacings.svg", "ratios.svg"} <= drawn
+        assert f"{cutoff}/spacings.svg" in result.stderr
