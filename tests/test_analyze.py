@@ -12,6 +12,7 @@ from hessrmt import rng
 from hessrmt.ensembles import goe, goe2, gue, poisson
 from hessrmt.errors import LevelsError
 from hessrmt.levels import analyze, ratios
+from hessrmt.levels.analysis import POOL_FROM
 from hessrmt.levels.goodness import LAWS
 from hessrmt.levels.resampling import mean_and_error
 from hessrmt.levels.surrogates import bulk
@@ -280,7 +281,7 @@ BAD = {
     "unknown option": ((WELL,), {"unfold": "window", "degree": 3}, "'degree'; known"),
     "unknown option of auto": ((WELL,), {"degree": 3}, "'degree'; known"),
     "option of pooled": (([WELL, WELL + 1],), {"unfold": "pooled", "degree": 3}, "'degree'"),
-    "option of auto's pooled": (([WELL] * 12,), {"neighbours": 3}, "'pooled' has no option"),
+    "option of auto's pooled": (([WELL] * POOL_FROM,), {"neighbours": 3}, "'pooled' has no option"),
     "option's value": ((WELL,), {"unfold": "window", "neighbours": -3}, "neighbours"),
     "option's kind": ((WELL,), {"unfold": "polynomial", "degree": "x"}, "degree"),
     "width": ((WELL,), {"unfold": "kernel", "width": 0}, "width"),

@@ -38,7 +38,7 @@ def levels(
         typer.Option(
             "--unfold",
             help="auto, pooled, window, kernel, spline, polynomial or analytic; with options: "
-            "polynomial:degree=7. auto is pooled from 12 spectra on, else window. "
+            "polynomial:degree=7. auto is pooled from 30 spectra on, else window. "
             "\\[default: auto]",
         ),
     ] = None,

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     Samples = list[Float64[np.ndarray, " n"]]
 
-POOL_FROM = 12
+POOL_FROM = 30
 """Spectra from which ``unfold="auto"`` pools; a smaller pool's staircase is too coarse."""
 
 _SMOOTH = 20
@@ -130,7 +130,7 @@ def unfold_selection(
 
     Args:
         selection: From :func:`hessrmt.levels.selection.select`.
-        method: One of :data:`hessrmt.levels.unfolding.METHODS`, or ``"auto"``: pooled from twelve
+        method: One of :data:`hessrmt.levels.unfolding.METHODS`, or ``"auto"``: pooled from thirty
             spectra on, else window.
         rotate: For ``pooled``: deal the spectra into three groups and unfold each with the other
             two, so that all are used; False is the single split of [B], ⅔ pool and ⅓ unfolded.
