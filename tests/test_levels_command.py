@@ -246,7 +246,8 @@ def test_settings_from_a_file(kept, cli, path, tmp_path):
 def test_pooled_by_rotation_or_by_the_published_split(kept, cli, path, rotate):
     make(path, goe, 12, 60)
     option = "--rotate" if rotate else "--no-rotate"
-    found = parsed(cli("levels", path, option, "--json", "--surrogates", "10"))
+    words = ("--unfold", "pooled", option, "--json", "--surrogates", "10")
+    found = parsed(cli("levels", path, *words))
     assert found["unfolding"].startswith("pooled")
     assert found["n_spacings"] == (12 if rotate else 4) * 59
 

@@ -56,8 +56,8 @@ def raw(kind):
 @cache
 def unfolded(kind):
     if kind == "split":  # only a third of the spectra is unfolded, with the others
-        return unfold_selection(select(raw("goe")), rotate=False)
-    return unfold_selection(select(raw(kind)))
+        return unfold_selection(select(raw("goe")), "pooled", rotate=False)
+    return unfold_selection(select(raw(kind)), "pooled" if len(raw(kind)) > 1 else "window")
 
 
 def law(axes, label):
