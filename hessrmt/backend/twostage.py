@@ -1,0 +1,212 @@
+"""All eigenvalues of a dense symmetric matrix in two stages: dense to band, band to tridiagonal.
+
+A one-stage reduction streams the matrix through memory once for every column. Here the first stage
+is matrix products, and the second works on a band that fits into a cache (:mod:`.chase`). Bischof,
+Lang & Sun, ACM TOMS 26, 581 (2000); collecting several panels before an update of the matrix is
+the double blocking of Wang et al., arXiv:2410.02170.
+
+The first stage is written once over an array namespace: ``torch`` (on any device), ``numpy`` or
+``cupy``. The method is backward stable: |λ̂ - λ| ≤ c n ε ‖A‖₂ with ε of the matrix's own type, which
+says nothing about the relative error of small eigenvalues.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import linalg
+
+from hessrmt.backend.chase import HALF_WIDTH, chase_band
+from hessrmt.errors import ConfigError, ConvergenceError, NonFiniteError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from hessrmt.arrays import Levels
+
+
+def two_stage_eigenvalues(
+    a: Any,
+    xp: Any,
+    b: int = HALF_WIDTH,
+    *,
+    outer: int | None = None,
+    chase: Callable[[Any, int], tuple[Any, Any]] = chase_band,
+    tridiagonal: Callable[[Any, Any], Any] | None = None,
+) -> Levels:
+    """All eigenvalues of a symmetric matrix.
+
+    Args:
+        a: (n, n) symmetric, float64 or float32, contiguous; overwritten.
+        xp: The namespace of ``a``: ``torch``, ``numpy`` or ``cupy``.
+        b: Half-width of the band in between.
+        outer: Columns collected before an update of the matrix (:func:`to_band`).
+        chase: Second stage, (band, b) to (diagonal, subdiagonal); by default the plain one, on the
+            CPU.
+        tridiagonal: Third stage, (diagonal, subdiagonal) to eigenvalues; by default LAPACK's.
+
+    Returns:
+        (n,) float64, ascending.
+
+    Raises:
+        ConvergenceError: If an eigenvalue is not finite: a stage failed, or the eigenvalue is
+            larger than the largest float64.
+    """
+    factor = prescale_(a)
+    d, e = chase(to_band(a, b, xp, outer=outer), b)
+    levels = np.sort(np.asarray((tridiagonal or _tridiagonal)(d, e), dtype=np.float64))
+    with np.errstate(over="ignore"):
+        levels /= factor
+    if not np.all(np.isfinite(levels)):
+        raise ConvergenceError(
+            "the two-stage eigenvalue solver gave eigenvalues that are not finite though every "
+            "entry of the matrix is; try the library's solver, or a smaller scale"
+        )
+    return levels
+
+
+def prescale_(a: Any) -> float:
+    """Bring the largest |a_ij| near 1 where squares could overflow or vanish, in place.
+
+    As LAPACK's dsyevd does, which scales to the edge of the safe range; a power of two to its
+    middle rounds nothing.
+
+    Args:
+        a: (n, n), overwritten.
+
+    Returns:
+        The factor; divide eigenvalues by it.
+
+    Raises:
+        ConfigError: If the matrix is not square, empty, or not float64 or float32.
+        NonFiniteError: If an entry is NaN or infinite.
+    """
+    if a.ndim != 2 or a.shape[0] != a.shape[1] or a.shape[0] == 0:
+        raise ConfigError(f"a matrix of shape {tuple(a.shape)}; give an (n, n) matrix with n >= 1")
+    kind = str(a.dtype).removeprefix("torch.")
+    if kind not in {"float64", "float32"}:
+        raise ConfigError(f"a matrix of {kind}; give float64 or float32")
+    top, bottom = float(a.max()), float(a.min())
+    if not (math.isfinite(top) and math.isfinite(bottom)):
+        raise NonFiniteError(
+            "the matrix has entries that are NaN or infinite, so it has no eigenvalues; look for "
+            "an overflow in what it was computed from, e.g. with float64 instead of float32"
+        )
+    largest, of = max(top, -bottom), np.finfo(kind)
+    smallest = math.sqrt(float(of.tiny) / float(of.eps))
+    if largest == 0 or smallest <= largest <= 1 / smallest:
+        return 1.0
+    exponent = -math.frexp(largest)[1]
+    factor = math.ldexp(1.0, max(int(of.minexp), min(exponent, int(of.maxexp) - 2)))
+    a *= factor
+    return factor
+
+
+def to_band(a: Any, b: int, xp: Any, *, outer: int | None = None) -> Any:
+    """Reduce a dense symmetric matrix to a band by orthogonal similarity, in place.
+
+    For every panel of b columns below the band: A_panel = (I - V T Vᵀ) R, W = V T,
+    Z = A W - ½ V (Wᵀ A W), A ← A - V Zᵀ - Z Vᵀ. With double blocking V and Z are collected up to
+    ``outer`` columns before the trailing matrix is updated; until then panels and products A W are
+    corrected by what is collected.
+
+    About 2 n³ operations in products of the whole trailing matrix, which is kept explicitly
+    symmetric, and 2 n² b in panels. Workspace: 6 n outer + O(n b) numbers, nothing of size n².
+
+    Args:
+        a: (n, n) symmetric and contiguous, scaled (:func:`prescale_`); overwritten.
+        b: Half-width of the band, at least 1.
+        xp: The namespace of ``a``: ``torch``, ``numpy`` or ``cupy``.
+        outer: Columns of V collected before an update; b, the default, is single blocking.
+
+    Returns:
+        (n, 2b+1) band, ``band[j, k] = A[j+k, j]``; zeros for k > b, where bulge chasing needs room.
+
+    Raises:
+        ConfigError: If ``b`` or ``outer`` cannot be used.
+    """
+    outer = b if outer is None else outer
+    if b < 1 or outer < b:
+        raise ConfigError(
+            f"half-width {b} with {outer} columns at once; give 1 <= half-width <= columns"
+        )
+    n = a.shape[0]
+    # left rightᵀ = Σ V Zᵀ + Z Vᵀ, so that an update is one product
+    left, right = _zeros(a, 2 * outer, xp), _zeros(a, 2 * outer, xp)
+    used, low = 0, 0
+    for i in range(0, n - b - 1, b):
+        low = i + b
+        if used:
+            _subtract(a[i:, i:low], left[i:, :used], right[i:low, :used])
+        V, T, R = _panel(a[low:, i:low], xp)
+        k = V.shape[1]
+        a[low : low + k, i:low] = R
+        W = V @ T
+        AW = a[low:, low:] @ W
+        if used:
+            _subtract(AW, left[low:, :used], W.T @ right[low:, :used])
+        Z = AW - V @ ((W.T @ AW) / 2)
+        for columns, x, y in ((slice(used, used + k), V, Z), (slice(used + k, used + 2 * k), Z, V)):
+            left[low:, columns], right[low:, columns] = x, y
+        used += 2 * k
+        if used + 2 * b > 2 * outer:
+            _subtract(a[low:, low:], left[low:, :used], right[low:, :used])
+            used = 0
+    if used:
+        _subtract(a[low:, low:], left[low:, :used], right[low:, :used])
+
+    band = _zeros(a, 2 * b + 1, xp)
+    for k in range(min(b + 1, n)):
+        band[: n - k, k] = xp.diagonal(a, -k)
+    return band
+
+
+def _panel(panel: Any, xp: Any) -> tuple[Any, Any, Any]:
+    """QR of a panel, Q = I - V T Vᵀ with V unit lower trapezoidal, by the namespace's LAPACK.
+
+    T⁻¹ has 1/tau on its diagonal and above it VᵀV (Puglisi, SIAM J. Sci. Stat. Comput. 13, 723
+    (1992)). A reflector with tau = 0 is the identity, as in panels of deficient rank: its v is set
+    to zero.
+
+    Args:
+        panel: (m, b).
+        xp: Its namespace.
+
+    Returns:
+        V (m, k), T (k, k) and R (k, b), k = min(m, b).
+    """
+    if hasattr(xp, "geqrf"):
+        h, tau = xp.geqrf(panel)
+    else:
+        h, tau = xp.linalg.qr(panel, mode="raw")
+        h = h.T
+    k = tau.shape[0]
+    one = (tau != 0) * (tau * 0 + 1)
+    V = xp.tril(h[:, :k], -1)
+    V[:k] += xp.diag(one)
+    inverse = xp.triu(V.T @ V, 1) + xp.diag(1 / (tau + (1 - one)))
+    return V, xp.linalg.inv(inverse), xp.triu(h[:k])
+
+
+def _subtract(c: Any, x: Any, y: Any) -> None:
+    """In place c - x yᵀ, without a temporary of c's size where that is large."""
+    if hasattr(c, "addmm_"):
+        c.addmm_(x, y.T, alpha=-1)
+        return
+    for j in range(0, c.shape[1], x.shape[1]):
+        tile = slice(j, j + x.shape[1])
+        c[:, tile] -= x @ y[tile].T
+
+
+def _zeros(a: Any, columns: int, xp: Any) -> Any:
+    """Zeros of the type and on the device of ``a``, as many rows as it has."""
+    shape = (a.shape[0], columns)
+    return a.new_zeros(shape) if hasattr(a, "new_zeros") else xp.zeros(shape, dtype=a.dtype)
+
+
+def _tridiagonal(d: Any, e: Any) -> Any:
+    """LAPACK's eigenvalues of a tridiagonal matrix, in float64."""
+    d, e = np.asarray(d, dtype=np.float64), np.asarray(e, dtype=np.float64)
+    return linalg.eigvalsh_tridiagonal(d, e) if len(d) > 1 else d

@@ -1,0 +1,54 @@
+"""Dense symmetric matrices that are hard on eigenvalue solvers."""
+
+import numpy as np
+from scipy import linalg
+
+
+def similar(levels, seed):
+    """Dense matrix with these eigenvalues (to rounding) and random eigenvectors."""
+    n = len(levels)
+    Q = linalg.qr(np.random.default_rng([n, seed]).normal(size=(n, n)))[0]
+    return (Q * levels) @ Q.T
+
+
+def families(n, b, dtype=np.float64, seed=0):
+    """Every kind at order n; "banded" of half-width below b."""
+    rng = np.random.default_rng([n, b, seed])
+    noise = rng.normal(size=(n, n))
+    noise = noise + noise.T
+    distance = np.abs(np.subtract.outer(np.arange(n), np.arange(n)))
+    factor = rng.normal(size=(n, max(1, n // 4)))
+    grades = np.logspace(0, -16, n)
+    kinds = {
+        "random": noise,
+        "toeplitz": 1.0 / (1 + distance),
+        "second difference": np.where(distance == 0, 2.0, np.where(distance == 1, -1.0, 0.0)),
+        "clustered": similar(np.where(np.arange(n) < n // 2, 1.0, 1 + 1e-12), seed),
+        "two levels": similar(np.where(np.arange(n) < n // 3, -1.0, 1.0), seed),
+        "graded": noise * np.sqrt(np.outer(grades, grades)),
+        "graded up": noise * np.sqrt(np.outer(grades, grades))[::-1, ::-1],
+        "graded spectrum": similar(grades, seed),
+        "diagonal": np.diag(rng.normal(size=n)),
+        "identity": np.eye(n),
+        "banded": np.where(distance < b, noise, 0.0),
+        "zero": np.zeros((n, n)),
+        "ones": np.ones((n, n)),
+        "rank-deficient": factor @ factor.T,
+        "rank 1": np.outer(factor[:, 0], factor[:, 0]),
+        "null blocks": np.where(
+            np.add.outer(np.arange(n) % 7 == 0, np.arange(n) % 7 == 0), 0, noise
+        ),
+    }
+    return {kind: ((a + a.T) / 2).astype(dtype) for kind, a in kinds.items()}
+
+
+def error(levels, expected, dtype=np.float64):
+    """Largest error of eigenvalues in units of n ε ‖A‖₂; of a zero matrix, the error itself."""
+    unit = len(expected) * float(np.finfo(dtype).eps) * np.abs(expected).max()
+    gap = np.abs(np.asarray(levels, dtype=np.float64) - expected).max()
+    return gap / unit if unit else gap
+
+
+def sizes(b):
+    """Orders at which something changes for half-width b."""
+    return sorted({1, 2, 3, b - 1, b, b + 1, b + 2, 2 * b, 2 * b + 1, 5 * b + 3} - {0})

@@ -1,0 +1,198 @@
+"""csrc/batched_small.cu executed on the CPU: one block per symmetric matrix, against LAPACK."""
+
+import numpy as np
+import pytest
+from host_kernels import build, call
+from scipy.linalg import toeplitz
+from tridiagonals import families, glued, wilkinson
+
+GUARD = 7.25  # around every output: nothing else may change
+
+LAUNCHERS = """
+#define LAUNCH(kind, T)                                                                        \\
+    extern "C" void run_##kind(long long threads, long long bytes, const T *a, long long n,    \\
+                               long long lda, long long stride, long long batch,               \\
+                               double *eigenvalues, long long ld, int *info) {                 \\
+        const unsigned blocks = batch < 2 ? batch : 2;                                         \\
+        launch_in_flight(1, dim3{blocks, 1, 1}, dim3{unsigned(threads), 1, 1}, bytes,          \\
+                         batched_small_##kind, a, n, lda, stride, batch, eigenvalues, ld, info); \\
+    }
+LAUNCH(f64, double)
+LAUNCH(f32, float)
+"""
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("small"), "batched_small", LAUNCHERS)
+
+
+def shared_bytes(n, itemsize):
+    """As batched_small.cu says; the shim aborts if a kernel writes behind it."""
+    return 16 * n + itemsize * (2 * n + n * (n + 1) // 2)
+
+
+def stack(library, a, n=None, threads=8):
+    """Levels and info of (batch, n, n) or of the leading n x n of each matrix."""
+    batch, n = len(a), n or a.shape[1]
+    lda, stride = a.strides[1] // a.itemsize, a.strides[0] // a.itemsize
+    assert a.strides[2] == a.itemsize
+    levels, info = np.full((batch + 1, n + 2), GUARD), np.full(batch + 1, 99, np.int32)
+    before = a.copy()
+    function = {8: library.run_f64, 4: library.run_f32}[a.itemsize]
+    bytes_ = shared_bytes(n, a.itemsize)
+    call(function, threads, bytes_, a, n, lda, stride, batch, levels, n + 2, info)
+    assert np.array_equal(a, before, equal_nan=True)
+    assert np.all(levels[:-1, n:] == GUARD)
+    assert np.all(levels[-1] == GUARD)
+    assert info[-1] == 99
+    return levels[:-1, :n], info[:-1]
+
+
+def dense(d, e):
+    return np.diag(d) + np.diag(e, 1) + np.diag(e, -1)
+
+
+def rotated(levels, rng):
+    """A full matrix with these eigenvalues."""
+    q = np.linalg.qr(rng.normal(size=(len(levels),) * 2))[0]
+    a = (q * levels) @ q.T
+    return (a + a.T) / 2
+
+
+def faint(a, factor):
+    """A block of order 1 all but uncoupled from the first row."""
+    scale = np.where(np.arange(len(a)) == 0, factor, 1.0)
+    return a * np.minimum.outer(scale, scale)
+
+
+def matrices(n):
+    rng = np.random.default_rng(n)
+    made = {f"tridiagonal, {name}": dense(*pair) for name, pair in families(n).items()}
+    low = rng.normal(size=(n, max(n // 3, 1)))
+    normal = rng.normal(size=(n, n))
+    grades = np.logspace(0, -12, n)
+    odd = np.arange(n) % 2 == 1
+    return made | {
+        "random": normal + normal.T,
+        "positive": normal @ normal.T,
+        "toeplitz": toeplitz(1.0 / np.arange(1, n + 1)),
+        "rank-deficient": low @ low.T,
+        "ones": np.ones((n, n)),
+        "clustered": rotated(1 + 1e-14 * rng.normal(size=n), rng),
+        "equal": rotated(np.where(odd, 2.0, -1.0), rng),
+        "graded levels": rotated(grades, rng),
+        "graded": grades[:, None] * (normal + normal.T) * grades,
+        "graded up": grades[::-1, None] * (normal + normal.T) * grades[::-1],
+        "full, huge": 1e150 * (normal + normal.T),
+        "full, tiny": 1e-150 * (normal + normal.T),
+        # a column whose squares are subnormal beside a block of order 1
+        "faint": faint(normal + normal.T, 1e-161),
+        "faint in float32": faint(normal + normal.T, 1e-22),
+        "arrow": np.diag(normal[0]) + np.outer(np.eye(n)[0], normal[1 % n] * 1e-9)
+        + np.outer(normal[1 % n] * 1e-9, np.eye(n)[0]),
+        "banded": np.triu(np.tril(normal + normal.T, 2), -2),
+        "blocks": np.where(odd[:, None] == odd, normal + normal.T, 0),
+        "dyadic": np.round(normal + normal.T),
+    }  # fmt: skip
+
+
+def check(library, stack_of, names, dtype):
+    with np.errstate(over="ignore", under="ignore"):
+        a = np.array(stack_of).astype(dtype)
+    fits = np.all(np.isfinite(a), axis=(1, 2))  # some are too large for float32
+    a, names = a[fits], np.array(names)[fits]
+    n = a.shape[1]
+    # LAPACK in float64 on the same numbers, times a power of two: near 1
+    q = np.frexp(np.abs(a.astype(np.float64)).max(axis=(1, 2)))[1]
+    exact = np.linalg.eigvalsh(np.ldexp(a.astype(np.float64), -q[:, None, None]))
+    # only the lower triangle is read
+    a[:, *np.triu_indices(n, 1)] = np.nan
+    levels, info = stack(library, a)
+    assert np.all(info == 0)
+    assert np.all(np.diff(levels) >= 0)
+    scale = np.abs(exact).max(axis=1)
+    scaled = np.ldexp(levels, -q[:, None])
+    # an eigenvalue that is subnormal in float64 loses what its exponent can't hold
+    limit = 20 * n * np.finfo(dtype).eps * scale + np.ldexp(1.0, np.maximum(-1074 - q, -1074))
+    error = np.abs(scaled - exact).max(axis=1)
+    assert np.all(error <= limit), names[error > limit]
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 31, 32, 33])
+def test_every_family_agrees_with_lapack(library, n, dtype):
+    made = matrices(n)
+    check(library, list(made.values()), list(made), dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("n", [64, 100, 160])
+def test_larger_matrices_agree_with_lapack(library, n, dtype):
+    made = matrices(n)
+    names = ["random", "rank-deficient", "graded", "equal", "tridiagonal, diagonal"]
+    check(library, [made[name] for name in names], names, dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("n", [64, 100, 159, 160])
+def test_every_family_at_larger_sizes(library, n, dtype):
+    made = matrices(n)
+    check(library, list(made.values()), list(made), dtype)
+
+
+def test_wilkinson(library):
+    check(library, [dense(*wilkinson(10))], ["W21+"], np.float64)
+    for glue in (1e-8, 1e-14):
+        check(library, [dense(*glued(4, glue))], [f"glued, {glue}"], np.float64)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_a_zero_matrix_has_zeros(library, dtype):
+    levels, info = stack(library, np.zeros((2, 9, 9), dtype))
+    assert np.all(info == 0)
+    assert np.all(levels == 0)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_the_bits_do_not_depend_on_the_block(library, dtype):
+    a = np.random.default_rng(2).normal(size=(1, 37, 37)).astype(dtype)
+    levels = [stack(library, a, threads=threads)[0] for threads in (1, 5, 32, 40, 64)]
+    assert all(np.array_equal(levels[0], other) for other in levels)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_a_batch_gives_each_matrix_its_own_levels(library, dtype):
+    room = np.random.default_rng(4).normal(size=(5, 20, 23)).astype(dtype)
+    levels, info = stack(library, room, n=17)
+    assert np.all(info == 0)
+    for row in range(5):
+        alone, _ = stack(library, np.ascontiguousarray(room[row : row + 1, :17, :17]))
+        assert np.array_equal(levels[row], alone[0])
+
+
+def test_float32_levels_near_zero_stay_apart(library):
+    # noise of float32 about 30 zeros: far below 2^-24 ‖A‖, and no two alike
+    low = np.random.default_rng(6).normal(size=(40, 10)).astype(np.float32)
+    levels, _ = stack(library, (low @ low.T)[None])
+    assert len(np.unique(levels)) == 40
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_refused(library, dtype, value):
+    for n, place in [(1, (0, 0)), (2, (1, 0)), (33, (32, 0)), (33, (32, 32)), (33, (20, 11))]:
+        a = np.random.default_rng(0).normal(size=(3, n, n)).astype(dtype)
+        a[1][place] = value
+        levels, info = stack(library, a)
+        assert list(info) == [0, -1, 0]
+        assert np.all(np.isnan(levels[1]))
+        assert np.all(np.isfinite(levels[[0, 2]]))
+
+
+def test_an_eigenvalue_beyond_float64_is_reported(library):
+    levels, info = stack(library, np.full((1, 3, 3), 1.5e308))
+    assert info[0] == 3  # 0, 0 and 4.5e308
+    assert np.all(np.abs(levels[0, :2]) <= 20 * 3 * np.finfo(float).eps * 1.5e308 * 3)
+    assert np.isnan(levels[0, 2])
