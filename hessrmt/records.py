@@ -284,8 +284,8 @@ class LevelStatistics:
             spectrum where there are fewer than ten).
         mean_ratio_density: ⟨r̃⟩ expected of GOE levels that follow the density of these spectra;
             0.5307 less what the curvature of the density takes. NaN where not computed.
-        mean_ratio_fifths: ⟨r̃⟩ of the lowest fifth of the ratios of each spectrum, of the next, and so
-            on to the highest: where in the spectrum a deviation comes from.
+        mean_ratio_fifths: ⟨r̃⟩ of the lowest fifth of the ratios of each spectrum, of the next, and
+            so on to the highest: where in the spectrum a deviation comes from.
         mean_ratio_fifths_error: Their standard errors.
         mean_spacing: Mean unfolded spacing, which should be 1.
         brody: Brody parameter, 0 for Poisson and about 0.95 for GOE.
