@@ -111,7 +111,9 @@ def save(picture: Picture, path: Path) -> None:
     kind = checked_ending(path.suffix)
     content = io.BytesIO()
     with mpl.rc_context({"svg.hashsalt": "hessrmt"}):
-        picture.savefig(content, format=kind, dpi=_DPI, metadata=_UNDATED.get(kind))
+        picture.savefig(
+            content, format=kind, dpi=_DPI, bbox_inches="tight", metadata=_UNDATED.get(kind)
+        )
     draft = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}.part")
     try:
         draft.write_bytes(content.getbuffer())

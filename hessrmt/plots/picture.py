@@ -10,5 +10,5 @@ class Picture(Figure):
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
-        self.savefig(buffer, format="png", dpi=120)
+        self.savefig(buffer, format="png", dpi=120, bbox_inches="tight")
         return buffer.getvalue()
