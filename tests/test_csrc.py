@@ -10,7 +10,7 @@ import pytest
 
 from hessrmt.backend import kernels
 
-TILE, BLOCK = 32, (32, 8)  # as backend/cuda.py launches it
+TILE, BLOCK = 32, (32, 8)  # as backend/cuda_kernels.py launches it
 SIZES = [1, 2, 31, 32, 33, 100]
 
 LAUNCHERS = """
@@ -25,7 +25,7 @@ extern "C" void run_f32(unsigned tiles, float *a, long long n, u64 *worst) {
 
 @pytest.fixture(scope="module")
 def symmetrize(tmp_path_factory):
-    """The kernel's launch on the CPU: array in place, returns what backend/cuda.py returns."""
+    """The kernel's launch on the CPU: array in place, returns what the backend returns."""
     if not shutil.which("g++"):
         pytest.skip("no g++")
     folder = tmp_path_factory.mktemp("csrc")
@@ -82,9 +82,9 @@ def test_symmetrize_writes_nothing_outside(symmetrize):
 
 
 def test_the_grid_is_the_backends():
-    from hessrmt.backend import cuda
+    from hessrmt.backend import cuda_kernels
 
-    assert (cuda._TILE, cuda._BLOCK) == (TILE, BLOCK)
+    assert (cuda_kernels.TILE, cuda_kernels.TILE_BLOCK) == (TILE, BLOCK)
 
 
 def test_source_is_self_contained():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,14 +27,24 @@ def info(
 
     table = Table(show_header=False, box=None)
     for key, value in found.items():
-        shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-        table.add_row(f"[bold]{key}[/bold]", console.escape(shown))
+        for label, shown in _rows(key, value):
+            table.add_row(f"[bold]{console.escape(label)}[/bold]", console.escape(shown))
     console.err.print(table)
+
+
+def _rows(key: str, value: Any) -> Iterator[tuple[str, str]]:
+    """One row for a value or a list, one for each entry of a nested dictionary."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _rows(f"{key}, {name}", inner)
+    else:
+        yield key, ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _about_installation() -> dict[str, Any]:
     import torch
 
+    from hessrmt.backend.compiling import compile_report
     from hessrmt.backend.memory import free_host_memory
     from hessrmt.backend.select import select
     from hessrmt.problems.data import NAMES, locate
@@ -41,10 +52,14 @@ def _about_installation() -> dict[str, Any]:
     from hessrmt.problems.models import MODELS
     from hessrmt.records import Provenance
 
-    devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    words = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    backends = {word: select(word) for word in words}
+    kernels = {word: compile_report(backends[word].device) for word in words[1:]}
     return {
         **Provenance().versions,
-        "devices": [select(device).name for device in devices],
+        "devices": [backend.name for backend in backends.values()],
+        "eigenvalue solvers": {word: b.solver_table() for word, b in backends.items()},
+        "CUDA kernels": kernels or compile_report(backends["cpu"].device)["all"],
         "free memory GiB": round(free_host_memory() / 2**30, 1),
         "models": list(MODELS),
         "losses": list(LOSSES),

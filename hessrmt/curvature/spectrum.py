@@ -140,6 +140,7 @@ def compute(
     reduced = matrix.shape[0]
     tick("eigenvalues", 0, 1)
     found = backend.eigvalsh(matrix)
+    solver = backend.solver  # the route that was taken
     del matrix
     clock.mark("eigenvalues")
     tick("eigenvalues", 1, 1)
@@ -156,7 +157,7 @@ def compute(
         gradient_norm=gradient_norm,
         operator=operator,
         dtype=dtype,
-        solver=backend.solver,
+        solver=solver,
         check=agreement,
         seconds=clock.seconds,
         provenance=provenance or Provenance(device=backend.name),
