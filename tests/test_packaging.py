@@ -156,7 +156,7 @@ def test_nothing_happens_at_import():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_settings_file_loads(path):
-    kind = KINDS[path.name.partition("-")[0]]
+    kind = KINDS[path.stem.partition("-")[0]]
     settings = load_settings(kind, path)
     assert isinstance(settings, kind)
 

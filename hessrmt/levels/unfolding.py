@@ -162,33 +162,16 @@ def pooled(
     order = rng.stream(seed, "unfold", "folds").permutation(count)
     group = np.empty(count, dtype=np.intp)
     group[order] = np.arange(count) % groups
-    sizes = np.array([len(levels) for levels in rows])
-    every = np.concatenate(rows)
-    # one sort for all ranks; kind="stable" merges the rows, which are sorted already
-    place = np.argsort(every, kind="stable")
-    rank = _count_below(every[place])
-    owner = np.repeat(group, sizes)[place]
-    unfolded = np.empty(len(every))
+    unfolded: list[Levels | None] = [None] * count
     for own in range(groups if rotate else 1):
-        mine = np.flatnonzero(owner == own)
-        # rank in the pool = rank among all - rank in the own group
-        in_pool = rank[mine] - _count_below(rank[mine])
-        unfolded[place[mine]] = in_pool / (count - np.count_nonzero(group == own))
-    found = np.split(unfolded, np.cumsum(sizes)[:-1])
+        outside = [row for row, g in zip(rows, group, strict=True) if g != own]
+        # kind="stable" merges the rows, which are sorted already
+        pool = np.sort(np.concatenate(outside), kind="stable")
+        for i in np.flatnonzero(group == own):
+            unfolded[i] = np.searchsorted(pool, rows[i]) / len(outside)
     # the first group is never smaller than the others, so its pool is the coarsest
     resolution = 1 / (count - np.count_nonzero(group == 0))
-    return Pooled(
-        tuple(x if rotate or own == 0 else None for x, own in zip(found, group, strict=True)),
-        float(resolution),
-        tuple(map(int, group)),
-    )
-
-
-def _count_below(ascending: np.ndarray) -> np.ndarray:
-    """How many of ascending values are less than each: the position of the first that equals it."""
-    first = np.zeros(len(ascending), dtype=np.intp)
-    first[1:] = np.where(ascending[1:] != ascending[:-1], np.arange(1, len(ascending)), 0)
-    return np.maximum.accumulate(first)
+    return Pooled(tuple(unfolded), float(resolution), tuple(map(int, group)))
 
 
 def ordered_levels(levels: ArrayLike, name: str = "levels") -> Levels:
@@ -205,7 +188,9 @@ def ordered_levels(levels: ArrayLike, name: str = "levels") -> Levels:
         LevelsError: If they are not at least three finite numbers in one dimension, or all
             coincide.
     """
-    ordered = np.sort(_finite(levels, name))
+    ordered = _finite(levels, name)
+    if not (ordered[1:] >= ordered[:-1]).all():
+        ordered = np.sort(ordered)
     if len(ordered) < 3:
         raise LevelsError(f"{name}: unfolding needs at least 3 levels, got {len(ordered)}")
     if ordered[0] == ordered[-1]:

@@ -1,0 +1,268 @@
+"""Which eigenvalue solver a GPU takes at which size, and the memory that each needs.
+
+The one table of thresholds. None of it has been measured on a GPU yet: until
+``scripts/gpu_check.py`` has run on one and its record is in ``benchmarks/results``, every size goes
+to the library (cuSOLVER) unless the two-stage solver is asked for (``HESSRMT_SOLVER=two-stage``).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+
+from hessrmt.backend.chase import HALF_WIDTH, chase_launch
+from hessrmt.errors import ConfigError, DeviceError
+
+Policy = Literal["auto", "two-stage", "library"]
+Route = Literal["two-stage", "library"]
+
+VARIABLE = "HESSRMT_SOLVER"
+"""Environment variable that holds the policy."""
+
+TWO_STAGE_FROM: dict[str, int | None] = {"float64": None, "float32": None}
+"""Smallest n at which the two-stage solver is faster; None: not measured, the library is taken."""
+
+HALF_WIDTHS = (HALF_WIDTH, 32, 16)
+"""Half-widths of the band; the first whose two blocks fit in shared memory is taken."""
+
+COLLECTED = 512
+"""Columns that stage 1 collects before it updates the matrix (double blocking); not measured."""
+
+SMALL_LIMIT = 160
+"""Largest n of one block per matrix, where shared memory holds it; not measured."""
+
+LIBRARY_NUMBERS = 2**31 - 1
+"""Numbers in one call of torch's solver on a GPU, n · lda · batch (torch 2.12 and later)."""
+
+_OPT_IN = 48 * 1024
+_STATIC_SHARED = 896
+"""Static shared memory of csrc/batched_small.cu, 800 bytes in float64, and some room."""
+
+_FIXED = 64 * 2**20
+"""What cuBLAS, cuSOLVER and small temporaries are allowed beside what is counted."""
+
+
+class Plan(NamedTuple):
+    """Memory of one eigenvalue problem, in bytes.
+
+    Attributes:
+        matrix: The matrix itself, which the caller holds already.
+        workspace: What the solver allocates beside it. cuSOLVER's own workspace is known only
+            through the fixed allowance.
+    """
+
+    matrix: int
+    workspace: int
+
+
+def checked_policy(word: str) -> Policy:
+    """A policy from the outside.
+
+    Args:
+        word: From a constructor or the environment.
+
+    Returns:
+        The same word.
+
+    Raises:
+        ConfigError: If there is no such policy.
+    """
+    for policy in get_args(Policy):
+        if word == policy:
+            return policy
+    raise ConfigError(
+        f"unknown eigenvalue solver {word!r} ({VARIABLE}); known are {', '.join(get_args(Policy))}"
+    )
+
+
+def route(policy: Policy, n: int, dtype: str) -> Route:
+    """The solver for one matrix.
+
+    Args:
+        policy: What was asked for.
+        n: Dimension.
+        dtype: ``"float64"`` or ``"float32"``.
+
+    Returns:
+        Its name.
+    """
+    if policy != "auto":
+        return policy
+    threshold = TWO_STAGE_FROM[dtype]
+    return "library" if threshold is None or n < threshold else "two-stage"
+
+
+def table(policy: Policy, library: str, two_stage: str, *, kernels: bool) -> dict[str, str]:
+    """The routes in words, for people.
+
+    Args:
+        policy: What was asked for.
+        library: The library's solver in words.
+        two_stage: The two-stage solver in words.
+        kernels: Whether kernels can be compiled at all.
+
+    Returns:
+        From a range of sizes to its route.
+    """
+    rows = {}
+    for dtype, threshold in TWO_STAGE_FROM.items():
+        if not kernels or policy == "library":
+            rows[f"{dtype}, any n"] = library
+        elif policy == "two-stage":
+            rows[f"{dtype}, any n"] = f"{two_stage}, forced by {VARIABLE}"
+        elif threshold is None:
+            rows[f"{dtype}, any n"] = f"{library}; two-stage not measured yet on a GPU"
+        else:
+            rows[f"{dtype}, n < {threshold:,}"] = library
+            rows[f"{dtype}, n >= {threshold:,}"] = two_stage
+    small = kernels and policy != "library"
+    rows[f"batches, n <= {SMALL_LIMIT}"] = (
+        "one block per matrix, where shared memory holds it; not measured yet on a GPU"
+        if small
+        else "torch.linalg.eigvalsh"
+    )
+    return rows
+
+
+def small_shared_bytes(n: int, itemsize: int) -> int:
+    """Dynamic shared memory of a block of csrc/batched_small.cu.
+
+    Args:
+        n: Dimension.
+        itemsize: Bytes of a number.
+
+    Returns:
+        A number of bytes.
+    """
+    return 16 * n + itemsize * (2 * n + n * (n + 1) // 2)
+
+
+def small_limit(shared: int, itemsize: int) -> int:
+    """Largest n of csrc/batched_small.cu.
+
+    Args:
+        shared: Bytes of shared memory that a block may ask for.
+        itemsize: Bytes of a number.
+
+    Returns:
+        A dimension, at most :data:`SMALL_LIMIT`; 0 if none fits.
+    """
+    fits = (
+        n
+        for n in range(SMALL_LIMIT, 0, -1)
+        if small_shared_bytes(n, itemsize) <= shared - _STATIC_SHARED
+    )
+    return next(fits, 0)
+
+
+def half_width(shared: int, itemsize: int, threads: int) -> int:
+    """Half-width of the band between the stages.
+
+    Args:
+        shared: Bytes of shared memory that a block may ask for.
+        itemsize: Bytes of a number.
+        threads: Threads of a block of the bulge chase.
+
+    Returns:
+        The first of :data:`HALF_WIDTHS` whose blocks fit, else the last.
+    """
+    for b in HALF_WIDTHS:
+        if chase_launch(1, b, itemsize, resident=1, threads=threads).shared_bytes <= shared:
+            return b
+    return HALF_WIDTHS[-1]
+
+
+def collected(b: int) -> int:
+    """Columns that stage 1 collects.
+
+    Args:
+        b: Half-width of the band.
+
+    Returns:
+        At least b.
+    """
+    return max(b, COLLECTED)
+
+
+def plan(solver: Route, n: int, itemsize: int) -> Plan:
+    """Memory of one eigenvalue problem.
+
+    Two-stage: V and Z on both sides of an update, a panel with its products, the band, d and e,
+    flags, and stage 3 in float64. Library: a copy of the matrix, which it overwrites.
+
+    Args:
+        solver: Which.
+        n: Dimension.
+        itemsize: Bytes of a number: 8 or 4.
+
+    Returns:
+        Bytes of the matrix and of the workspace beside it.
+    """
+    matrix = n * n * itemsize
+    if solver == "library":
+        return Plan(matrix, matrix + 8 * n + _FIXED)
+    b = max(HALF_WIDTHS)
+    numbers = 4 * collected(b) + 8 * b + (2 * b + 1) + 2
+    return Plan(matrix, n * numbers * itemsize + 8 * (3 * n + 2) + 4 * (n + 2) + _FIXED)
+
+
+def largest(solver: Route, total: int, itemsize: int) -> int:
+    """Largest n whose matrix and workspace fit.
+
+    Args:
+        solver: Which.
+        total: Bytes for both.
+        itemsize: Bytes of a number.
+
+    Returns:
+        A dimension; 0 if none fits.
+    """
+    low, high = 0, 2 + int(np.sqrt(max(total, 0) / itemsize))
+    while high - low > 1:
+        middle = (low + high) // 2
+        if sum(plan(solver, middle, itemsize)) <= total:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def require_memory(solver: Route, n: int, itemsize: int, free: int, device: str) -> None:
+    """Refuse, before anything is allocated, a workspace that cannot fit.
+
+    Args:
+        solver: Which.
+        n: Dimension of the matrix, which is on the device already.
+        itemsize: Bytes of a number.
+        free: Bytes free beside it.
+        device: Its name.
+
+    Raises:
+        DeviceError: If the workspace does not fit.
+    """
+    matrix, workspace = plan(solver, n, itemsize)
+    if workspace <= free:
+        return
+    fits = largest(solver, matrix + free, itemsize)
+    hint = ""
+    if solver == "library" and plan("two-stage", n, itemsize).workspace <= free:
+        hint = f" {VARIABLE}=two-stage works in place and would fit;"
+    raise DeviceError(
+        f"the eigenvalues of a {n:,} x {n:,} matrix by the {solver} solver need {workspace:,} "
+        f"bytes beside the matrix's {matrix:,}, and {device} has {free:,} free; the largest that "
+        f"fits has {fits:,} rows. Otherwise:{hint} take a smaller problem, float32, or a device "
+        "with more memory"
+    )
+
+
+def needs_opt_in(shared: int) -> bool:
+    """Whether a block must ask for its dynamic shared memory.
+
+    Args:
+        shared: Bytes.
+
+    Returns:
+        True above 48 KB.
+    """
+    return shared > _OPT_IN

@@ -1,0 +1,263 @@
+"""The GPU backend's own logic without a GPU: its kernels run on the CPU through fake_cupy.
+
+What this shows: arguments, types, routes, fallbacks, refusals and results. What it cannot show:
+that CuPy and the driver take the launches, and speed; for that there are tests/test_gpu.py and
+scripts/gpu_check.py.
+"""
+
+import warnings
+from itertools import chain
+
+import numpy as np
+import pytest
+import torch
+from cuda_samples import DTYPES, LIBRARY, close, fails, lower_only, symmetric
+from dense_symmetric import families
+
+from hessrmt.backend import chase, cuda_kernels, solvers
+from hessrmt.backend.cuda import CudaBackend, cuda_backend
+from hessrmt.backend.cuda_eigen import TWO_STAGE
+from hessrmt.errors import ConfigError, ConvergenceError, DeviceError, NonFiniteError
+
+pytest_plugins = ["fake_gpu"]
+
+BLOCKS = dict(cuda_kernels.THREADS)
+
+
+# The two-stage route
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [1, 2, 4, 5, 9, 23])
+def test_two_stage(make, cupy, n, dtype):
+    backend = make("two-stage")
+    matrix = symmetric(n, dtype)
+    assert close(backend.eigvalsh(lower_only(matrix)), matrix)
+    assert backend.solver == TWO_STAGE
+    assert cupy.solved == 0
+    kind = {torch.float64: "f64", torch.float32: "f32"}[dtype]
+    assert {f"bulge_chase_{kind}", f"sturm_prepare_{kind}"} <= {*chain(*cupy.compiled)}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_two_stage_on_matrices_of_every_kind(make, dtype):
+    backend = make("two-stage")
+    for kind, a in families(11, 4).items():
+        matrix = torch.from_numpy(a).to(dtype)
+        assert close(backend.eigvalsh(matrix.clone()), matrix), kind
+        assert backend.solver == TWO_STAGE, kind
+
+
+def test_two_stage_of_extreme_scales(make):
+    backend = make("two-stage")
+    for factor in (1e-300, 1e300):
+        matrix = symmetric(17) * factor
+        assert close(backend.eigvalsh(matrix.clone()), matrix)
+
+
+def test_a_matrix_that_is_not_contiguous(make):
+    backend = make("two-stage")
+    large = symmetric(40)
+    assert close(backend.eigvalsh(large[::2, ::2]), large[::2, ::2].clone())
+
+
+@pytest.mark.parametrize("solver", ["two-stage", "library"])
+def test_an_empty_matrix_has_no_levels(make, solver):
+    assert make(solver).eigvalsh(torch.empty(0, 0)).shape == (0,)
+
+
+# Which route
+
+
+def test_nothing_is_measured_yet_so_auto_is_the_library(make, cupy):
+    assert solvers.TWO_STAGE_FROM == {"float64": None, "float32": None}
+    backend = make()
+    for dtype in DTYPES:
+        assert close(backend.eigvalsh(symmetric(23, dtype)), symmetric(23, dtype))
+        assert backend.solver == LIBRARY
+    assert cupy.solved == 2
+    assert cupy.compiled == []
+    assert "not measured" in backend.solver_table()["float64, any n"]
+
+
+def test_thresholds(make, monkeypatch):
+    monkeypatch.setitem(solvers.TWO_STAGE_FROM, "float64", 10)
+    backend = make()
+    for n, dtype, expected in (
+        (9, torch.float64, LIBRARY),
+        (10, torch.float64, TWO_STAGE),
+        (10, torch.float32, LIBRARY),
+    ):
+        assert close(backend.eigvalsh(symmetric(n, dtype)), symmetric(n, dtype))
+        assert backend.solver == expected
+    table = backend.solver_table()
+    assert (table["float64, n < 10"], table["float64, n >= 10"]) == (LIBRARY, TWO_STAGE)
+
+
+def test_policy_from_the_environment(monkeypatch, cupy):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    device = torch.device("cuda")
+    monkeypatch.delenv("HESSRMT_SOLVER", raising=False)
+    assert cuda_backend(device).solver.startswith("auto")
+    monkeypatch.setenv("HESSRMT_SOLVER", "two-stage")
+    assert "forced by HESSRMT_SOLVER" in cuda_backend(device).solver_table()["float64, any n"]
+    assert cuda_backend(device, "library").solver_table()["float64, any n"] == LIBRARY
+    monkeypatch.setenv("HESSRMT_SOLVER", "fast")
+    with pytest.raises(ConfigError, match=r"'fast'.*auto, two-stage, library"):
+        cuda_backend(device)
+
+
+def test_torch_s_limit_is_explained(torch_only, monkeypatch):
+    def fail(matrix):
+        raise RuntimeError("CUSOLVER_STATUS_INVALID_VALUE")
+
+    monkeypatch.setattr(torch.linalg, "eigvalsh", fail)
+    with pytest.raises(ConvergenceError, match=r"INVALID_VALUE$"):
+        torch_only.eigvalsh(symmetric(5))
+    monkeypatch.setattr(solvers, "LIBRARY_NUMBERS", 24)
+    with pytest.raises(ConvergenceError, match=r"n > 4 .* install CuPy"):
+        torch_only.eigvalsh(symmetric(5))
+
+
+def test_without_cupy_torch_does_it(torch_only):
+    matrix = symmetric(23)
+    assert close(torch_only.eigvalsh(lower_only(matrix)), matrix)
+    assert torch_only.solver == "torch.linalg.eigvalsh (cuSOLVER, cuda)"
+    forced = CudaBackend(torch.device("cpu"), "two-stage")
+    with pytest.warns(RuntimeWarning, match="two-stage not used: CuPy is not installed"):
+        assert close(forced.eigvalsh(matrix.clone()), matrix)
+    assert forced.solver == "torch.linalg.eigvalsh (cuSOLVER, cuda)"
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("solver", ["two-stage", "library"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("place", [(0, 0), (7, 3)])
+def test_what_is_not_finite(make, solver, value, place):
+    matrix = symmetric(9)
+    matrix[place] = value
+    with pytest.raises(NonFiniteError, match="NaN or infinite"):
+        make(solver).eigvalsh(matrix)
+
+
+def test_shapes_and_types(make):
+    backend = make()
+    with pytest.raises(ConfigError, match=r"\(2, 3\)"):
+        backend.eigvalsh(torch.zeros(2, 3))
+    with pytest.raises(ConfigError, match="float16"):
+        backend.eigvalsh(torch.zeros(2, 2, dtype=torch.float16))
+    with pytest.raises(ConfigError, match=r"matrix 1 .*\(2, 3\)"):
+        backend.eigvalsh_batch([torch.zeros(2, 2), torch.zeros(2, 3)])
+
+
+# What if a kernel fails
+
+
+def test_two_stage_does_not_compile(make, monkeypatch, cupy):
+    fails(monkeypatch, cupy, "sturm_bisect")
+    backend = make("two-stage")
+    matrix = symmetric(23)
+    with pytest.warns(RuntimeWarning, match="two-stage not used: .*could not be compiled.*nvrtc"):
+        assert close(backend.eigvalsh(matrix.clone()), matrix)
+    assert backend.solver == LIBRARY
+    attempts = len(cupy.compiled)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # said once
+        assert close(backend.eigvalsh(matrix.clone()), matrix)
+    assert len(cupy.compiled) == attempts  # and tried once
+
+
+def test_float32_products_of_fewer_bits(make, cupy):
+    backend = make("two-stage")
+    try:
+        torch.set_float32_matmul_precision("high")
+        with pytest.warns(RuntimeWarning, match="two-stage not used: .* TF32"):
+            assert close(backend.eigvalsh(symmetric(9, torch.float32)), symmetric(9, torch.float32))
+        assert backend.solver == LIBRARY
+        assert close(backend.eigvalsh(symmetric(9)), symmetric(9))
+        assert backend.solver == TWO_STAGE
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def nobody_waits(monkeypatch):
+    """Blocks that never look at their predecessor: the bulge chase gives up."""
+    monkeypatch.setattr(chase, "SPIN_LIMIT", 0)
+
+
+def test_the_bulge_chase_gives_up(make, monkeypatch, cupy):
+    nobody_waits(monkeypatch)
+    backend = make("two-stage")
+    matrix = symmetric(23)
+    with pytest.warns(RuntimeWarning, match="two-stage not used: the bulge chase stopped"):
+        assert close(backend.eigvalsh(matrix.clone()), matrix)
+    assert (backend.solver, cupy.solved) == (LIBRARY, 1)
+
+
+def test_the_bisection_reports_failure(make, monkeypatch, cupy):
+    backend = make("two-stage")
+    ours = backend.kernels.chase
+
+    def broken(band, b):
+        d, e = ours(band, b)
+        d[3] = torch.nan
+        return d, e
+
+    monkeypatch.setattr(backend.kernels, "chase", broken)
+    matrix = symmetric(23)
+    with pytest.warns(RuntimeWarning, match="the bisection reports -1"):
+        assert close(backend.eigvalsh(matrix.clone()), matrix)
+    assert (backend.solver, cupy.solved) == (LIBRARY, 1)
+
+
+def test_failure_without_room_for_a_copy(make, monkeypatch, cupy, memory):
+    n = 23
+    size, workspace = solvers.plan("two-stage", n, 8)
+    memory.free = workspace + size - 1
+    backend = make("two-stage")
+    assert close(backend.eigvalsh(symmetric(n)), symmetric(n))
+    nobody_waits(monkeypatch)
+    with pytest.raises(ConvergenceError, match="HESSRMT_SOLVER=library"):
+        backend.eigvalsh(symmetric(n))
+    assert cupy.solved == 0
+
+
+def test_the_library_fails(make, monkeypatch, cupy):
+    def fail(matrix, UPLO):
+        raise np.linalg.LinAlgError("did not converge")
+
+    monkeypatch.setattr(cupy.linalg, "eigvalsh", fail)
+    with pytest.raises(ConvergenceError, match="did not converge"):
+        make().eigvalsh(symmetric(5))
+    monkeypatch.setattr(cupy.linalg, "eigvalsh", lambda a, UPLO: np.full(len(a), np.nan))
+    with pytest.raises(ConvergenceError, match="not finite"):
+        make().eigvalsh(symmetric(5))
+
+
+@pytest.mark.parametrize("error_type", [MemoryError, torch.cuda.OutOfMemoryError])
+def test_out_of_memory_after_all(make, monkeypatch, cupy, error_type):
+    def fail(*_, **__):
+        raise error_type("out of memory")
+
+    monkeypatch.setattr(cupy.linalg, "eigvalsh", fail)
+    with pytest.raises(DeviceError, match=r"library .* ran out of memory.* bytes"):
+        make().eigvalsh(symmetric(5))
+    backend = make("two-stage")
+    monkeypatch.setattr(backend.kernels, "chase", fail)
+    with pytest.raises(DeviceError, match=r"two-stage .* ran out of memory.* bytes"):
+        backend.eigvalsh(symmetric(5))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_two_stage_with_the_gpu_s_blocks(make, monkeypatch, dtype):
+    monkeypatch.setattr(solvers, "HALF_WIDTHS", (64, 32, 16))
+    monkeypatch.setattr(solvers, "COLLECTED", 128)
+    for name, threads in BLOCKS.items():
+        monkeypatch.setitem(cuda_kernels.THREADS, name, threads)
+    backend = make("two-stage")
+    assert close(backend.eigvalsh(symmetric(200, dtype)), symmetric(200, dtype))
+    assert backend.solver == TWO_STAGE
