@@ -207,10 +207,10 @@ def analyze(
     unfolded = _unfolded(selection, unfold, rotate, seed, options, why)
     ratios = ratio_samples(selection)
     spacings = unfolded.spacings if unfolded else []
-    all_ratios = np.concatenate(ratios)
+    all_ratios = np.sort(np.concatenate(ratios))  # once for all laws
     if not len(all_ratios):
         raise LevelsError("every spacing is zero: no ratio is defined; are the levels degenerate?")
-    all_spacings = np.concatenate(spacings) if spacings else np.empty(0)
+    all_spacings = np.sort(np.concatenate(spacings)) if spacings else np.empty(0)
     mean, error = mean_and_error(ratios)
     if not np.isfinite(error):
         of_error = ("mean_ratio_error", "sigmas", "log_likelihood_ratio_error")

@@ -60,15 +60,18 @@ def distance(values: Float64[np.ndarray, " n"], law: Law) -> Distance:
     n = len(values)
     if n == 0:
         raise LevelsError("a distance needs at least one value, got none")
-    ordered = np.sort(values)
+    ordered = _ascending(values)
     below = np.asarray(law.cdf(ordered))
-    # the steps of F_n at each value, ties included
-    upper = np.searchsorted(ordered, ordered, side="right") / n
-    lower = np.searchsorted(ordered, ordered, side="left") / n
-    largest = float(np.maximum(upper - below, below - lower).max())
+    # at each value F_n rises from i/n to (i + 1)/n; of tied values the first and last decide
+    steps = np.arange(n + 1) / n
+    largest = float(np.maximum(steps[1:] - below, below - steps[:-1]).max())
     difference = empirical(ordered, quantiles(law)) - _LEVELS
     weighted = difference**2 / (_LEVELS * (1 - _LEVELS))
     return Distance(largest, float(weighted.mean()))
+
+
+def _ascending(values: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
+    return values if (values[1:] >= values[:-1]).all() else np.sort(values)
 
 
 @cache
@@ -177,5 +180,5 @@ def p_value(values: Float64[np.ndarray, " n"], law: Law, null: Null) -> float:
     """
     scale = ((1 / len(values)) / (1 / null.size - 1 / null.bank)) ** 0.5
     surrogate = np.abs(null.bias + scale * null.deviations).max(axis=1)
-    found = np.abs(empirical(np.sort(values), quantiles(law)) - _LEVELS).max()
+    found = np.abs(empirical(_ascending(values), quantiles(law)) - _LEVELS).max()
     return float((1 + np.count_nonzero(surrogate >= found)) / (1 + len(surrogate)))
