@@ -261,3 +261,10 @@ def test_two_stage_with_the_gpu_s_blocks(make, monkeypatch, dtype):
     backend = make("two-stage")
     assert close(backend.eigvalsh(symmetric(200, dtype)), symmetric(200, dtype))
     assert backend.solver == TWO_STAGE
+
+
+def test_what_a_run_must_have_free_is_the_routes_own(make):
+    itemsize, n = 8, 100_000
+    assert make("library").eigen_bytes(n, itemsize) > 141e9
+    two_stage = make("two-stage").eigen_bytes(n, itemsize)
+    assert itemsize * n**2 < two_stage < 0.9 * 141e9  # in place: one GPU of 141 GB will do

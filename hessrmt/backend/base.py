@@ -14,9 +14,6 @@ if TYPE_CHECKING:
 
     from hessrmt.arrays import Levels, Matrix
 
-SYMMETRIC_COPIES = 2
-"""Matrices alive at once while one is diagonalised: the matrix and the solver's own copy."""
-
 
 class Backend(Protocol):
     """A device plus verbs; the only place where hardware makes a difference.
@@ -39,6 +36,15 @@ class Backend(Protocol):
 
     def free_memory(self) -> int:
         """Bytes that can be allocated now."""
+        ...
+
+    def eigen_bytes(self, n: int, itemsize: int) -> int:
+        """Bytes held while an (n, n) matrix is diagonalised: the matrix and the solver's workspace.
+
+        Args:
+            n: Dimension.
+            itemsize: Bytes of a number.
+        """
         ...
 
     def solver_table(self) -> dict[str, str]:

@@ -74,6 +74,18 @@ class CpuBackend:
                 upper.copy_(mean)
         return float(worst)
 
+    def eigen_bytes(self, n: int, itemsize: int) -> int:
+        """Bytes held while an (n, n) matrix is diagonalised: itself and LAPACK's copy of it.
+
+        Args:
+            n: Dimension.
+            itemsize: Bytes of a number.
+
+        Returns:
+            A number of bytes.
+        """
+        return 2 * itemsize * n**2
+
     def solver_table(self) -> dict[str, str]:
         """Which solver is taken at which size.
 

@@ -54,6 +54,18 @@ class CudaBackend:
         self._warned: set[str] = set()
         self._eigen = CudaEigen(self, policy)
 
+    def eigen_bytes(self, n: int, itemsize: int) -> int:
+        """Bytes held while an (n, n) matrix is diagonalised, by the route that its size takes.
+
+        Args:
+            n: Dimension.
+            itemsize: Bytes of a number.
+
+        Returns:
+            A number of bytes.
+        """
+        return self._eigen.bytes(n, itemsize)
+
     def solver_table(self) -> dict[str, str]:
         """Which solver is taken at which size.
 

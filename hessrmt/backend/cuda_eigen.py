@@ -50,6 +50,13 @@ class CudaEigen:
         kernels = self._owner.kernels is not None
         return solvers.table(self._policy, self._library_words(), TWO_STAGE, kernels=kernels)
 
+    def bytes(self, n: int, itemsize: int) -> int:
+        """See :meth:`.cuda.CudaBackend.eigen_bytes`."""
+        route = solvers.route(self._policy, n, "float64" if itemsize == 8 else "float32")
+        if self._owner.kernels is None:
+            route = "library"
+        return sum(solvers.plan(route, n, itemsize))
+
     def eigvalsh(self, matrix: Matrix) -> Levels:
         """See :meth:`.cuda.CudaBackend.eigvalsh`.
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from hessrmt.backend.base import SYMMETRIC_COPIES
 from hessrmt.curvature.blocks import Blocks, RangeBlock, range_pays
 from hessrmt.curvature.factored import (
     block,
@@ -131,7 +130,7 @@ def _require(route: _Route, problem: Problem, reduction: Reduction, backend: Bac
     count = len(route.own.signs) if route.own else 0
     rest = reduction.reduced_dimension - block_rows
     longest = max((chunk.stop - chunk.start for chunk in route.chunks), default=0)
-    fixed = problem.dtype.itemsize * _numbers_held(rest, block_rows, count)
+    fixed = _bytes_held(rest, block_rows, count, problem.dtype.itemsize, backend)
     fixed += longest * factor_bytes(problem, route.layers)
     size = rest + (count + rest if route.ranged else 0)
     require(fixed, size, problem, backend)
@@ -187,12 +186,13 @@ def _inner_places(route: _Route, places: dict[str, slice]) -> dict[str, slice]:
     return inner
 
 
-def _numbers_held(rest: int, block_rows: int, columns: int) -> int:
-    """Numbers in memory at the fullest moment: during the QR, or while diagonalising."""
+def _bytes_held(rest: int, block_rows: int, columns: int, itemsize: int, backend: Backend) -> int:
+    """Bytes in memory at the fullest moment: during the QR, or while diagonalising."""
     if not columns:
-        return SYMMETRIC_COPIES * rest**2
+        return backend.eigen_bytes(rest, itemsize)
     width = columns + rest
-    return rest**2 + max(2 * block_rows * width, SYMMETRIC_COPIES * (width + rest) ** 2)
+    solving = backend.eigen_bytes(width + rest, itemsize)
+    return itemsize * rest**2 + max(2 * itemsize * block_rows * width, solving)
 
 
 def _add_factors(

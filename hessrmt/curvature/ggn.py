@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch.func import grad, jvp, vjp, vmap
 
-from hessrmt.backend.base import SYMMETRIC_COPIES
 from hessrmt.backend.select import select
 from hessrmt.curvature.hessian import Tick, assemble, make_symmetric, torch_dtype
 from hessrmt.curvature.plan import (
@@ -156,7 +155,8 @@ def _gram(problem: Problem, root: Tensor, backend: Backend, tick: Tick | None) -
 def _require_gram(problem: Problem, count: int, per_row: int, backend: Backend) -> int:
     """Memory left beside LᵀJ, S and K; refuses if there is not enough."""
     itemsize = problem.dtype.itemsize
-    fixed = itemsize * (count * problem.dimension + (1 + SYMMETRIC_COPIES) * count**2)
+    fixed = itemsize * (count * problem.dimension + count**2)
+    fixed += backend.eigen_bytes(count, itemsize)
     usable = usable_memory(backend)
     if fixed + per_row > usable:
         raise DeviceError(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from typing import TYPE_CHECKING
 
 import torch
 
-from hessrmt.backend.base import SYMMETRIC_COPIES
 from hessrmt.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def require_dense(problem: Problem, backend: Backend) -> None:
         backend: Where the work is to be done.
     """
     size = problem.dimension
-    require(SYMMETRIC_COPIES * problem.dtype.itemsize * size**2, size, problem, backend)
+    require(backend.eigen_bytes(size, problem.dtype.itemsize), size, problem, backend)
 
 
 def dense_block(problem: Problem, backend: Backend) -> int:
@@ -50,7 +50,7 @@ def dense_block(problem: Problem, backend: Backend) -> int:
         At least 1, at most P; raises DeviceError if not even one row fits.
     """
     size = problem.dimension
-    fixed = SYMMETRIC_COPIES * problem.dtype.itemsize * size**2
+    fixed = backend.eigen_bytes(size, problem.dtype.itemsize)
     return rows_beside(fixed, row_bytes(problem), size, backend)
 
 
@@ -68,9 +68,14 @@ def require(fixed: int, size: int, problem: Problem, backend: Backend) -> None:
     """
     usable, itemsize = usable_memory(backend), problem.dtype.itemsize
     if fixed > usable:
-        fits = math.isqrt(usable // (SYMMETRIC_COPIES * itemsize))
+        # at least the matrix itself must fit
+        sizes = range(math.isqrt(max(0, usable) // itemsize) + 1)
+        fits = max(
+            0,
+            bisect.bisect_right(sizes, usable, key=lambda n: backend.eigen_bytes(n, itemsize)) - 1,
+        )
         raise DeviceError(
-            f"the dense {size:,} x {size:,} matrix and the eigenvalue solver's copy of it need "
+            f"the dense {size:,} x {size:,} matrix and the eigenvalue solver's workspace need "
             f"{gib(fixed)} and {backend.name} has {gib(usable)} free; the largest that fits here "
             f"has {fits:,} rows. Otherwise:{_SINGLE if itemsize == 8 else ''} --operator ggn "
             "diagonalises at most (samples x outputs) squared; or take a smaller batch, or a "
