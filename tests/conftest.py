@@ -1,5 +1,6 @@
 """What tests share: a machine without data sets, a small data set, and the command line."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,8 @@ def run_cli(tmp_path):
 def start_cli(tmp_path):
     """The console script started in tmp_path and left running; killed when the test ends."""
     running = []
+    # a shell that runs the tests in the background lets them and their children ignore Ctrl-C
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def start(*args):
         process = subprocess.Popen(
@@ -77,6 +80,7 @@ def start_cli(tmp_path):
     for process in running:
         process.kill()
         process.communicate()
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
