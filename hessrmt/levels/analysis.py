@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.interpolate import PchipInterpolator
 
-from hessrmt import rng
 from hessrmt.errors import LevelsError, OptionError
 from hessrmt.levels import fits
 from hessrmt.levels.conclusion import conclude
+from hessrmt.levels.density import SMOOTH, mean_ratio_of_density
 from hessrmt.levels.goodness import LAWS, distance, likelihood_ratio, p_value, statistic_law
 from hessrmt.levels.ratios import of_spacings
 from hessrmt.levels.resampling import mean_and_error
 from hessrmt.levels.selection import Selection, select
 from hessrmt.levels.staircase import at_least
-from hessrmt.levels.surrogates import Plan, bulk, nulls, plan
+from hessrmt.levels.surrogates import Plan, nulls, plan
 from hessrmt.levels.unfolding import check_options, pooled, unfold
 from hessrmt.records import LawFit, LevelStatistics
 from hessrmt.theory.ratios import mean_ratio
@@ -34,11 +32,6 @@ if TYPE_CHECKING:
 
 POOL_FROM = 30
 """Spectra from which ``unfold="auto"`` pools; a smaller pool's staircase is too coarse."""
-
-_SMOOTH = 20
-"""Levels over which a density is smoothed for ``mean_ratio_density``."""
-
-_STRETCHES, _STRETCH = 40, 400
 
 _PARTS = 5
 
@@ -239,6 +232,9 @@ def analyze(
     if tick:
         tick("surrogates", len(LAWS), len(LAWS))
     q, f = _fitted(spacings, unfolded, why)
+    expected = mean_ratio_of_density(selection.levels, seed)
+    if np.isnan(expected):
+        why["mean_ratio_density"] = f"no spectrum has {2 * SMOOTH + 1} distinct levels"
     return LevelStatistics(
         n_spectra=len(selection.levels),
         n_levels=selection.n_levels,
@@ -250,7 +246,7 @@ def analyze(
         n_spacings=len(all_spacings),
         mean_ratio=mean,
         mean_ratio_error=error,
-        mean_ratio_density=_density_mean(selection, seed, why),
+        mean_ratio_density=expected,
         mean_ratio_fifths=tuple(value for value, _ in fifths),
         mean_ratio_fifths_error=tuple(part_error for _, part_error in fifths),
         mean_spacing=float(all_spacings.mean()) if len(all_spacings) else float("nan"),
@@ -354,38 +350,6 @@ def _fitted(
                 "resample"
             )
     return found["brody"], found["superposition"]
-
-
-def _density_mean(selection: Selection, seed: int, why: dict[str, str]) -> float:
-    """⟨r̃⟩ of GOE levels moved to the smoothed density of the data, spectrum by spectrum."""
-    # the same levels before and after they are moved, so that their own fluctuations cancel
-    stretches = _stretches(seed)
-    generator = rng.stream(seed, "levels of the same density", "order")
-    change = count = 0.0
-    for levels in selection.levels:
-        distinct, first = np.unique(levels, return_index=True)
-        knots = np.arange(0, len(distinct), _SMOOTH)
-        if len(knots) < 3:
-            continue
-        pieces = -(-len(levels) // _STRETCH)
-        order = generator.integers(_STRETCHES, size=pieces)
-        places = np.sort((stretches[order] + _STRETCH * np.arange(pieces)[:, None]).ravel())
-        places = places[(places >= 0) & (places <= first[knots[-1]])]
-        moved = PchipInterpolator(first[knots], distinct[knots])(places)
-        for sign, values in ((1, np.diff(moved)), (-1, np.diff(places))):
-            change += sign * float(of_spacings(values[:-1], values[1:]).sum())
-        count += len(places) - 2
-    if not count:
-        why["mean_ratio_density"] = f"no spectrum has {2 * _SMOOTH + 1} distinct levels"
-        return float("nan")
-    return mean_ratio("goe") + change / count
-
-
-@lru_cache(maxsize=4)
-def _stretches(seed: int) -> np.ndarray:
-    """Stretches of GOE levels of mean spacing 1, one in each row."""
-    generator = rng.stream(seed, "levels of the same density")
-    return np.array([bulk(_STRETCH, 1, generator) for _ in range(_STRETCHES)])
 
 
 def _notes(selection: Selection, unfolded: Unfolded | None) -> tuple[str, ...]:
