@@ -21,7 +21,7 @@ from hessrmt.plots.spacings import spacing_histogram
 from hessrmt.plots.staircase import staircase
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from hessrmt.levels.analysis import Unfolded
 
@@ -84,8 +84,24 @@ def draw_all(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(f"cannot make the folder {folder}: {error.strerror or error}") from error
+    return draw_each(_pictures(unfolded, title, surrogates, seed), folder, kind)
+
+
+def draw_each(
+    pictures: Mapping[str, Callable[[], Picture]], folder: Path, kind: str
+) -> list[Drawn]:
+    """Draw pictures into an existing folder, each complete or absent.
+
+    Args:
+        pictures: Name of a file, without its ending, to what draws it.
+        folder: Where.
+        kind: Ending of the files.
+
+    Returns:
+        For each picture its file, or the reason why it could not be computed.
+    """
     drawn = []
-    for name, draw in _pictures(unfolded, title, surrogates, seed).items():
+    for name, draw in pictures.items():
         try:
             picture = draw()
         except LevelsError as error:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from hessrmt.errors import LevelsError
 from hessrmt.plots.density import density_per_decade, spectral_density
-from hessrmt.plots.files import Drawn, checked_ending, save
+from hessrmt.plots.files import Drawn, checked_ending, draw_each
 from hessrmt.plots.ratios import ratio_histogram
 from hessrmt.plots.spacings import spacing_histogram
 from hessrmt.plots.surmise import surmise
@@ -43,7 +42,7 @@ def spacings_figures(
     Returns:
         For each picture its file, or the reason why there is none.
     """
-    checked_ending(ending)
+    kind = checked_ending(ending)
     densities = {"GOE": [item.eigenvalues for item in control]}
     densities |= {name: list(item.selection.levels) for name, item in unfolded.items()}
     pictures: dict[str, Callable[[], Picture]] = {
@@ -64,14 +63,4 @@ def spacings_figures(
                 ratio_histogram, item.selection, folded=False, title=name
             ),
         }
-    drawn = []
-    for name, draw in pictures.items():
-        try:
-            picture = draw()
-        except LevelsError as error:
-            drawn.append(Drawn(name, None, str(error)))
-            continue
-        path = folder / f"{name}.{ending}"
-        save(picture, path)
-        drawn.append(Drawn(name, path))
-    return drawn
+    return draw_each(pictures, folder, kind)
