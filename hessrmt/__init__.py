@@ -14,8 +14,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hessrmt import capacity as capacity
     from hessrmt import ensembles as ensembles
+    from hessrmt import generalization as generalization
     from hessrmt import levels as levels
+    from hessrmt import lossmodel as lossmodel
     from hessrmt import theory as theory
     from hessrmt.curvature.ggn import ggn as ggn
     from hessrmt.curvature.hessian import hessian as hessian
@@ -36,17 +39,20 @@ _HOME = {
     "load": "hessrmt.store.hdf5",
     "spectrum": "hessrmt.curvature.spectrum",
 }
-_PACKAGES = ("ensembles", "levels", "theory")
+_PACKAGES = ("capacity", "ensembles", "generalization", "levels", "lossmodel", "theory")
 
 __all__ = [
     "Problem",
     "Provenance",
     "Spectrum",
+    "capacity",
     "ensembles",
+    "generalization",
     "ggn",
     "hessian",
     "levels",
     "load",
+    "lossmodel",
     "reduction",
     "spectrum",
     "theory",

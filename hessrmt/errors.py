@@ -59,3 +59,15 @@ class OptionError(LevelsError):
 
 class EnsembleError(HessrmtError, ValueError):
     """An ensemble of random matrices cannot be sampled as asked."""
+
+
+class LossModelError(HessrmtError, ValueError):
+    """A model of a loss surface cannot exist or be sampled as asked."""
+
+
+class CapacityError(HessrmtError, ValueError):
+    """A network's weights cannot be read or measured as asked."""
+
+
+class GeneralizationError(HessrmtError, ValueError):
+    """A network cannot be normalised or followed as asked."""

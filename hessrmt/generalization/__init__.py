@@ -1,0 +1,1 @@
+"""Normalised networks: margins, gradient flow, what training losses say about test losses."""
