@@ -7,6 +7,8 @@ from hessrmt.theory.densities import (
     semicircle,
     semicircle_cdf,
     semicircle_radius,
+    smeared_semicircle,
+    smeared_semicircle_cdf,
 )
 from hessrmt.theory.formfactor import form_factor
 from hessrmt.theory.gap import (
@@ -29,6 +31,11 @@ from hessrmt.theory.longrange import (
     number_variance_asymptotic,
     rigidity,
     rigidity_asymptotic,
+)
+from hessrmt.theory.outliers import (
+    bbp_deviation,
+    bbp_position,
+    bbp_threshold,
 )
 from hessrmt.theory.ratios import (
     block_ratio_law,
@@ -60,6 +67,9 @@ from hessrmt.theory.spacings import (
 
 __all__ = [
     "Law",
+    "bbp_deviation",
+    "bbp_position",
+    "bbp_threshold",
     "block_ratio_law",
     "block_ratio_law_cdf",
     "brody",
@@ -95,6 +105,8 @@ __all__ = [
     "semicircle",
     "semicircle_cdf",
     "semicircle_radius",
+    "smeared_semicircle",
+    "smeared_semicircle_cdf",
     "spacing_law",
     "superposed_law",
     "superposed_spacing",
