@@ -1,0 +1,331 @@
+"""Sampled loss surfaces against automatic differentiation, their covariances and their spectra."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch.func import grad, jacfwd
+
+import hessrmt as hr
+from hessrmt import rng
+from hessrmt.errors import HessrmtError, LossModelError
+from hessrmt.levels import mean_ratio, ratios
+from hessrmt.lossmodel import (
+    features,
+    jets,
+    matern,
+    mixture,
+    paper,
+    rational_quadratic,
+    rbf,
+    stationary,
+    surfaces,
+)
+from hessrmt.lossmodel.jets import covariance_root, sample_jets
+from hessrmt.lossmodel.sampler import sample_spectra
+from hessrmt.lossmodel.surfaces import quadratic, random_surface
+from hessrmt.theory.outliers import bbp_deviation, bbp_position
+from hessrmt.theory.ratios import MEAN_RATIO_GOE
+
+EPS = np.finfo(float).eps
+
+KERNELS = {
+    "rbf": rbf(2.0, 1.5),
+    "rational_quadratic": rational_quadratic(1.5, 0.8, 6.0),
+    "matern": matern(12.0, 0.7, 1.2),
+    "mixture": mixture(
+        [rbf(1.0, 0.7), rbf(2.0, 2.0), rational_quadratic(1.0, 1.0, 9.0)], [1, 2, 3]
+    ),
+}
+
+
+def point(n, scale=1.0):
+    return torch.from_numpy(scale * rng.stream(0, "point", n).normal(size=n))
+
+
+def rounding(surface, w, power):
+    """Error of a sum of waves: its terms', that of the phases, and those of the summation."""
+    size = surface.frequencies.norm(dim=1)
+    phase = surface.dimension * float(size.max() * w.norm())
+    total = float((surface.amplitudes.abs().sum(1) * size**power).sum())
+    return EPS * (surface.features + phase) * total
+
+
+@pytest.mark.parametrize("true_loss", [None, quadratic([3.0, -1.0], 9), torch.sin])
+def test_derivatives_of_a_surface_are_those_of_autodiff_and_of_the_problem(true_loss):
+    loss = (lambda w: torch.sin(w).prod()) if true_loss is torch.sin else true_loss
+    surface = random_surface(KERNELS["matern"], 9, 50, seed=1, true_loss=loss)
+    w = point(9)
+    exact = torch.func.hessian(surface)(w)
+    # L_true is differentiated twice by torch in either case, with O(1) terms; the margin is 10
+    allowed = 10 * (rounding(surface, w, 2) + 9 * EPS)
+    np.testing.assert_allclose(surface.hessian(w), exact, atol=allowed, rtol=0)
+    problem = surface.problem(w)
+    np.testing.assert_allclose(hr.hessian(problem, device="cpu"), exact, atol=allowed, rtol=0)
+    np.testing.assert_allclose(surface.gradient(w), grad(surface)(w), atol=allowed, rtol=0)
+    spectrum = hr.spectrum(problem, device="cpu")
+    expected = np.linalg.eigvalsh(exact.numpy())
+    np.testing.assert_allclose(spectrum.eigenvalues, expected, atol=9 * allowed, rtol=0)
+    assert spectrum.loss == pytest.approx(float(surface(w)), abs=10 * rounding(surface, w, 0))
+    assert problem.dimension == 9
+
+
+def test_batches_of_points_give_the_same_as_one_by_one():
+    surface = random_surface(rbf(), 4, 30, true_loss=quadratic([1.0], 4))
+    w = torch.stack([point(4), 2 * point(4), -point(4)])
+    one = torch.stack([surface(x) for x in w])
+    np.testing.assert_allclose(surface(w), one, rtol=1e-13)
+    slopes = torch.stack([surface.gradient(x) for x in w])
+    np.testing.assert_allclose(surface.gradient(w), slopes, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("count", "width"), [(100, 30), (12, 12)])
+def test_only_directions_that_no_wave_has_are_removed(count, width):
+    problem = random_surface(rbf(), 30, count, seed=2).problem(point(30))
+    assert hr.reduction(problem, device="cpu").reduced_dimension == width
+    spectrum = hr.spectrum(problem, device="cpu")
+    assert spectrum.rank == width
+    assert (spectrum.eigenvalues == 0).sum() == 30 - width
+
+
+@pytest.mark.parametrize("name", list(KERNELS))
+def test_rates_have_the_kernel_as_their_transform(name):
+    cov, size = KERNELS[name], 200_000
+    rates = features.draw_rates(cov, size, rng.stream(3, name))
+    for q in (-0.05, -0.5, -4.0):
+        for order in range(3):
+            terms = rates**order * np.exp(rates * q)
+            wanted = cov.derivative(order, q) / cov.derivative(0, 0.0)
+            error = terms.std() / np.sqrt(size)
+            # the squared exponential has one rate: only rounding
+            assert abs(terms.mean() - wanted) < 4 * error + 1e3 * EPS * wanted, (q, order)
+
+
+@pytest.mark.parametrize("name", ["matern", "mixture"])
+def test_surfaces_have_the_covariance_of_value_gradient_and_hessian(name):
+    cov, samples = KERNELS[name], 2000
+    points = np.array([[0.3, -0.2], [0.9, 0.5]])
+    at, upper = torch.from_numpy(points), np.triu_indices(2)
+    rows = []
+    for index in range(samples):
+        surface = random_surface(cov, 2, 16, seed=4, index=index)
+        values, slopes = surface(at), surface.gradient(at)
+        parts = [
+            (float(values[i]), *slopes[i].tolist(), *surface.hessian(at[i]).numpy()[upper])
+            for i in range(2)
+        ]
+        rows.append(np.concatenate(parts))
+    found = np.array(rows)
+    products = found[:, :, None] * found[:, None, :]
+    error = products.std(axis=0) / np.sqrt(samples)
+    deviation = np.abs(products.mean(axis=0) - cov.joint(points)) / error
+    assert deviation.max() < 4  # 78 different numbers, each beyond 4 with probability 6e-5
+
+
+def test_mixing_serves_kernels_given_as_functions_and_is_checked():
+    cov = stationary(lambda q: torch.exp(4 * q))
+    with pytest.raises(LossModelError, match="give mixing"):
+        random_surface(cov, 3)
+    surface = random_surface(cov, 3, 100, seed=5, mixing=lambda _, size: np.full(size, 4.0))
+    expected = random_surface(rbf(length=0.5), 3, 100, seed=5)
+    assert torch.equal(surface.frequencies, expected.frequencies)
+    with pytest.raises(LossModelError, match="another kernel"):
+        random_surface(cov, 3, mixing=lambda _, size: np.full(size, 2.0))
+    with pytest.raises(LossModelError, match="finite rates"):
+        random_surface(cov, 3, mixing=lambda _, size: np.full(size, -1.0))
+
+
+def centred(spectra):
+    """Levels less their mean, which takes ξ away."""
+    return [s.eigenvalues - s.eigenvalues.mean() for s in spectra]
+
+
+def distance(levels, reference):
+    """Kolmogorov's distance of two sets of pooled levels."""
+    return stats.ks_2samp(np.concatenate(levels), np.concatenate(reference)).statistic
+
+
+@pytest.fixture(scope="module")
+def surface_spectra():
+    n, count = 200, 12
+    drawn = [random_surface(rbf(1.0, 0.8), n, seed=6, index=i) for i in range(count)]
+    return drawn, [hr.spectrum(s.problem(point(n)), device="cpu") for s in drawn]
+
+
+def test_spectra_of_surfaces_have_the_density_of_sampled_hessians(surface_spectra):
+    drawn, spectra = surface_spectra
+    n, count, cov = 200, len(spectra), rbf(1.0, 0.8)
+    samples = centred(sample_spectra(cov, n, samples=count * 41, seed=7))
+    reference = samples[: count * 20]
+    groups = [samples[i : i + count] for i in range(count * 20, count * 41, count)]
+    null = np.array([distance(group, reference) for group in groups])
+    # finite F shifts the density by κ₄/(4πκ₂²), and lets the mean square Σ_j c_j²|ω_j|⁴ vary by
+    # √(2/F) relatively: a radius off by half of that moves the distribution by max|xρ(x)| = 1/π
+    surface = drawn[0]
+    radius = 0.5 * np.sqrt(2 / surface.features / count)
+    allowed = null.mean() + 4 * null.std(ddof=1) + surface.density_error + 4 * radius / np.pi
+    found = distance(centred(spectra), reference)
+    assert found < allowed
+    # the test would see a variance of the Hessian that is wrong by a tenth
+    assert distance([1.1**0.5 * x for x in centred(spectra)], reference) > allowed
+
+
+def test_spectra_of_surfaces_have_the_ratios_of_the_orthogonal_ensemble(surface_spectra):
+    _, spectra = surface_spectra
+    means = np.array([mean_ratio(s.resolved) for s in spectra])
+    assert all(s.rank == 200 for s in spectra)
+    error = means.std(ddof=1) / np.sqrt(len(means))
+    assert abs(means.mean() - MEAN_RATIO_GOE) < 4 * error
+    assert error < 0.01  # Poisson levels are 0.14 away, independent blocks 0.1
+    sampled = sample_spectra(rbf(1.0, 0.8), 200, samples=60, seed=8)
+    ours = np.concatenate([ratios(s.resolved) for s in spectra])
+    theirs = np.concatenate([ratios(s.eigenvalues) for s in sampled])
+    assert stats.ks_2samp(ours, theirs).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("features_per_dimension", [20, 40])
+def test_few_features_shift_the_density_by_what_they_say(features_per_dimension):
+    n, found = 200, []
+    for index in range(8):
+        surface = random_surface(rbf(), n, features_per_dimension * n, seed=9, index=index)
+        levels = np.linalg.eigvalsh(surface.hessian(torch.zeros(n, dtype=torch.float64)).numpy())
+        levels = levels - levels.mean()
+        theta = np.arccos(np.clip(levels / (2 * np.sqrt(np.mean(levels**2))), -1, 1))
+        semicircle = 1 - (theta - np.sin(2 * theta) / 2) / np.pi
+        shift = (np.arange(n) + 0.5) / n - semicircle
+        # Im G⁴ makes it -error·sin 4θ; ∫ sin² 4θ dθ = π/2
+        order = np.argsort(theta)
+        projected = np.trapezoid((shift * np.sin(4 * theta))[order], theta[order])
+        found.append(-2 / np.pi * projected / surface.density_error)
+    # next order: κ₆/κ₂³ = 15 n²/F² against κ₄/κ₂² = 3 n/F
+    allowed = 5 / features_per_dimension + 4 * np.std(found, ddof=1) / np.sqrt(len(found))
+    assert abs(np.mean(found) - 1) < allowed < 0.5
+
+
+def test_true_loss_puts_its_outlier_beside_the_bulk():
+    n, theta = 200, 45.0
+    true_loss = quadratic([theta], n, seed=10)
+    surface = random_surface(rbf(), n, 4000, seed=10, true_loss=true_loss)
+    levels = np.linalg.eigvalsh(surface.hessian(point(n)).numpy())
+    largest = levels[-1] - levels[:-1].mean()
+    deviation = float(bbp_deviation(theta, n))
+    # κ₄/θ³ is the waves' share at finite F
+    allowed = 4 * deviation + 3 * n**3 / surface.features / theta**3
+    assert abs(largest - float(bbp_position(theta, n))) < allowed
+    np.testing.assert_allclose(
+        torch.func.hessian(true_loss)(point(n)), true_loss.hessian(), atol=n * EPS * theta
+    )
+    eigenvalues = np.linalg.eigvalsh(quadratic([2.0, -3.0], 6, seed=1).hessian())
+    np.testing.assert_allclose(eigenvalues, [-3, 0, 0, 0, 0, 2], atol=100 * EPS)
+
+
+def test_a_surface_is_a_function_of_seed_and_index():
+    one, same = (random_surface(rbf(), 3, 20, seed=11, index=2) for _ in range(2))
+    assert torch.equal(one.frequencies, same.frequencies)
+    assert torch.equal(one.amplitudes, same.amplitudes)
+    for seed, index in ((11, 3), (12, 2)):
+        other = random_surface(rbf(), 3, 20, seed=seed, index=index)
+        assert not torch.equal(one.frequencies, other.frequencies)
+    assert one.settings["kernel"] == "rbf"
+    assert one.settings["features"] == 20
+
+
+def test_surfaces_refuse_what_they_cannot_do(monkeypatch):
+    surface = random_surface(rbf(), 3, 20)
+    bad_points = (torch.zeros(4), torch.zeros(3), np.zeros(3), torch.zeros(1, 1, 3).double())
+    for w in bad_points:
+        with pytest.raises(LossModelError, match="points must be"):
+            surface(w)
+    with pytest.raises(LossModelError, match="one point"):
+        surface.hessian(torch.zeros(2, 3).double())
+    with pytest.raises(LossModelError, match="stationary"):
+        random_surface(paper(1.0, 1.0), 3)
+    with pytest.raises(LossModelError, match="stationary"):
+        random_surface(rbf().given_loss(1.0), 3)
+    for arguments in ({"n": 0}, {"n": True}, {"n": 3, "features": 0}, {"n": 3, "true_loss": 1.0}):
+        with pytest.raises(LossModelError):
+            random_surface(rbf(), **arguments)
+    with pytest.raises(LossModelError, match="do not fit"):
+        quadratic([1.0, 2.0], 1)
+    with pytest.raises(HessrmtError, match="NaN"):
+        surface.problem([np.nan, 0.0, 0.0])
+    monkeypatch.setattr(surfaces, "free_host_memory", lambda: 2**20)
+    with pytest.raises(LossModelError, match="at most 65 features fit"):
+        random_surface(rbf(), 1000)
+
+
+def kernel_derivatives(k, points):
+    """Joint covariance by automatic differentiation of k(-½|w - v|²), the order of ``joint``."""
+    n = points.shape[1]
+    rows, columns = np.triu_indices(n)
+
+    def jet(function, argument):
+        """Value, gradient and upper Hessian of a function of (w, v) in one argument."""
+        first = jacfwd(function, argument)
+        second = jacfwd(first, argument)
+
+        def parts(w, v):
+            value = function(w, v)
+            lead = value.shape
+            hessian = second(w, v)[..., rows, columns]
+            pieces = [value.reshape(*lead, 1), first(w, v), hessian]
+            return torch.cat(pieces, dim=-1)
+
+        return parts
+
+    def kernel(w, v):
+        return k(-(w - v).square().sum() / 2)
+
+    both = jet(jet(kernel, 0), 1)
+    at = torch.from_numpy(points)
+    return np.block([[both(w, v).numpy() for v in at] for w in at])
+
+
+@pytest.mark.parametrize("name", ["rbf", "rational_quadratic"])
+def test_jets_have_the_covariance_of_autodiff(name):
+    cov = {"rbf": rbf(2.0, 1.5), "rational_quadratic": rational_quadratic(1.5, 0.8, 2.0)}[name]
+    k = {
+        "rbf": lambda q: 2 * torch.exp(q / 1.5**2),
+        "rational_quadratic": lambda q: 1.5 * (1 - q / (2 * 0.8**2)) ** -2.0,
+    }[name]
+    points, samples = np.array([[0.1, 0.4], [-0.5, 0.9], [1.0, 1.0]]), 20_000
+    values, gradients, hessians = sample_jets(cov, points, samples, seed=12)
+    assert (hessians == hessians.swapaxes(-1, -2)).all()
+    rows, columns = np.triu_indices(2)
+    flat = np.concatenate(
+        [values[..., None], gradients, hessians[..., rows, columns]], axis=-1
+    ).reshape(samples, -1)
+    exact = kernel_derivatives(k, points)
+    diagonal = np.diag(exact)
+    error = np.sqrt((np.outer(diagonal, diagonal) + exact**2) / samples)
+    assert (np.abs(flat.T @ flat / samples - exact) / error).max() < 4
+
+
+def test_coincident_points_share_their_jet():
+    values, gradients, hessians = sample_jets(matern(2.5), [[0.2, 0.1], [0.2, 0.1]], 5, seed=13)
+    # directions of variance below 4mε of the largest are left out, so √(4mε) of a deviation
+    allowed = 10 * np.sqrt(4 * 12 * EPS) * np.abs(hessians).max()
+    for found in (values, gradients, hessians):
+        np.testing.assert_allclose(found[:, 0], found[:, 1], atol=allowed)
+    assert not np.allclose(values[0], values[1])
+
+
+def test_small_components_keep_their_digits():
+    # lengths of 1e-4: Hessian elements are 1e8 times larger than the loss
+    jet = sample_jets(rbf(length=1e-4), [[0.0, 0.0], [0.0, 0.0]], 2000, seed=14)
+    variance = (jet.values**2).mean()
+    assert abs(variance - 1) < 4 * np.sqrt(2 / 2000)
+    np.testing.assert_allclose(jet.values[:, 0], jet.values[:, 1], atol=1e-5)
+
+
+def test_jets_refuse_what_they_cannot_do(monkeypatch):
+    with pytest.raises(LossModelError, match="stationary"):
+        sample_jets(paper(1.0, 1.0), [[0.0]])
+    for arguments in (([[0.0]], 0), ([0.0], 1), ([[np.nan]], 1), ([], 1)):
+        with pytest.raises(LossModelError):
+            sample_jets(rbf(), *arguments)
+    with pytest.raises(LossModelError, match="not positive semi-definite"):
+        covariance_root(np.array([[1.0, 2.0], [2.0, 1.0]]))
+    monkeypatch.setattr(jets, "free_host_memory", lambda: 48 * 100**2)
+    with pytest.raises(LossModelError, match="enough for 100"):
+        sample_jets(rbf(), np.zeros((2, 12)))
