@@ -10,7 +10,7 @@ import pickle
 import re
 import warnings
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import safetensors
 import torch
@@ -23,9 +23,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
+ValueT = TypeVar("ValueT")
+
 TORCH_SUFFIXES = (".pt", ".pth")
 SAFETENSORS_SUFFIX = ".safetensors"
-_NESTED_UNDER = ("state_dict", "model_state_dict", "model")
+NESTED_UNDER = ("state_dict", "model_state_dict", "model")
+"""Keys under which programs keep a state dict inside a checkpoint."""
+
 _WRAPPERS = ("module.", "_orig_mod.")  # DataParallel and torch.compile prefix every name
 _LISTED = 8
 _DISK_FAILED = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG}
@@ -48,7 +52,7 @@ def load_state(path: Path) -> dict[str, Tensor]:
         ProblemError: If the file is missing, unreadable, refused or foreign, holds no tensors, or
             a tensor holds NaN or infinity.
     """
-    state = _unwrap(_tensors(read(path), path))
+    state = unwrap(tensors(read(path), path))
     for name, tensor in state.items():
         bad = _count_nonfinite(tensor)
         if bad:
@@ -87,6 +91,8 @@ def read(path: Path) -> Any:
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
+        if error.errno == errno.EINVAL:  # torch on some files that were cut short
+            raise ProblemError(_why_unreadable(path, error)) from error
         raise ProblemError(
             f"cannot read the checkpoint {path}: {error.strerror or error}"
         ) from error
@@ -203,8 +209,20 @@ def save_atomic(obj: object, path: Path) -> None:
             temporary.unlink()
 
 
-def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
-    for key in _NESTED_UNDER:
+def tensors(content: Any, path: Path) -> dict[str, Tensor]:
+    """The state dict in what :func:`read` found.
+
+    Args:
+        content: The saved object.
+        path: The file, for messages.
+
+    Returns:
+        Entry name to tensor, as named in the file.
+
+    Raises:
+        ProblemError: If there is none, or it holds no tensors.
+    """
+    for key in NESTED_UNDER:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
             break
@@ -217,12 +235,20 @@ def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
     if not found:
         raise ProblemError(
             f"{path} holds no tensors (its keys: {_listed(map(str, content)) or 'none'}); expected "
-            f"a state dict, at the top or under {', '.join(map(repr, _NESTED_UNDER))}"
+            f"a state dict, at the top or under {', '.join(map(repr, NESTED_UNDER))}"
         )
     return found
 
 
-def _unwrap(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def unwrap(state: dict[str, ValueT]) -> dict[str, ValueT]:
+    """Entry names without the prefix of DataParallel or torch.compile.
+
+    Args:
+        state: Entry name to anything.
+
+    Returns:
+        The same values, renamed where every name has the prefix.
+    """
     for prefix in _WRAPPERS:
         if all(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): value for name, value in state.items()}
