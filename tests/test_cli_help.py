@@ -15,6 +15,7 @@ COMMANDS = [
     ["train"],
     ["levels"],
     ["plot"],
+    ["simulate"],
     ["reproduce"],
     ["info"],
     ["data"],

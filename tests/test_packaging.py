@@ -17,6 +17,8 @@ import pytest
 import hessrmt
 from hessrmt.config import (
     LevelsConfig,
+    LossModelConfig,
+    SimulateConfig,
     SpacingsConfig,
     SpectrumConfig,
     TrainConfig,
@@ -31,7 +33,9 @@ KINDS = {
     "spectrum": SpectrumConfig,
     "train": TrainConfig,
     "levels": LevelsConfig,
+    "simulate": SimulateConfig,
     "hessian": SpacingsConfig,
+    "gp": LossModelConfig,
 }
 """First word of a settings file's name: the command it is for."""
 
@@ -106,7 +110,18 @@ def test_import_brings_no_torch():
 
 @pytest.mark.parametrize(
     "words",
-    ["", "spectrum", "train", "levels", "plot", "reproduce", "info", "data", "data fetch"],
+    [
+        "",
+        "spectrum",
+        "train",
+        "levels",
+        "plot",
+        "simulate",
+        "reproduce",
+        "info",
+        "data",
+        "data fetch",
+    ],
 )
 def test_help_brings_no_torch(words):
     loaded = python(

@@ -5,7 +5,8 @@ import os
 
 import pytest
 
-from hessrmt.config import SpacingsConfig, load_settings
+from hessrmt.cli.experiments import EXPERIMENTS
+from hessrmt.config import SpacingsConfig
 from hessrmt.store.hdf5 import load
 from hessrmt.workflows import reproduce, spacings
 
@@ -106,7 +107,7 @@ def test_a_folder_of_another_experiment_is_left_alone(cli, experiment, tmp_path)
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["nonsense"], "there is no experiment 'nonsense'; known are hessian-spacings"),
+        (["nonsense"], "no experiment 'nonsense'; known are gp-loss-model, hessian-spacings"),
         (["hessian-spacings", "--preset", "huge"], "no preset 'huge'; it has small, full"),
         (["mine.toml", "--format", "bmp3"], "no picture format 'bmp3'"),
         (["mine.toml", "--out", "mine.toml"], "cannot make mine.toml/checkpoints"),
@@ -130,10 +131,11 @@ def test_the_list(cli):
 
 
 def test_shipped_settings_are_valid():
-    for name in reproduce.names():
-        settings = load_settings(SpacingsConfig, reproduce.settings_file(name))
+    assert set(reproduce.names()) == set(EXPERIMENTS)
+    for name, title in reproduce.names().items():
+        settings = EXPERIMENTS[name].load(reproduce.settings_file(name))
         assert {"small", "full"} <= set(settings.presets)
-        assert settings.title
+        assert settings.title == title != ""
 
 
 def test_seed_reaches_everything(tmp_path, digits, monkeypatch):

@@ -14,6 +14,7 @@ from hessrmt.cli.info import info
 from hessrmt.cli.levels import levels
 from hessrmt.cli.plot import plot
 from hessrmt.cli.reproduce import reproduce
+from hessrmt.cli.simulate import simulate
 from hessrmt.cli.spectrum import spectrum
 from hessrmt.cli.train import train
 from hessrmt.errors import HessrmtError
@@ -55,6 +56,7 @@ app.command("spectrum")(spectrum)
 app.command("train")(train)
 app.command("levels")(levels)
 app.command("plot")(plot)
+app.command("simulate")(simulate)
 app.command("reproduce")(reproduce)
 app.add_typer(data_command.app, name="data")
 app.command("info")(info)

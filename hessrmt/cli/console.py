@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from rich.progress import Progress
 
 err = Console(stderr=True, highlight=False)
@@ -67,6 +69,27 @@ def progress() -> Progress:
         console=err,
         disable=not err.is_terminal,
     )
+
+
+def source_in_words(settings: Mapping[str, Any]) -> str:
+    """What a spectrum file is about.
+
+    Args:
+        settings: Configuration stored in the file.
+
+    Returns:
+        E.g. ``"mlp3, mnist, test, batch 64"``; ``"a file"`` if it doesn't say.
+    """
+    if settings.get("ensemble") == "loss-model":
+        outliers = settings.get("outliers") or 0
+        count = outliers if isinstance(outliers, int) else len(outliers)
+        parts = [f"loss model, kernel {settings['kernel']}", f"n = {settings['n']:,}"]
+        parts += [f"{count} outliers"] if count else []
+        parts += [f"{settings['degenerate']:,} degenerate"] if settings["degenerate"] else []
+        return ", ".join(parts)
+    parts = [str(settings[key]) for key in ("model", "data", "split") if settings.get(key)]
+    parts += [f"batch {settings['batch']}"] if settings.get("batch") else []
+    return ", ".join(parts) or "a file"
 
 
 def escape(text: str) -> str:

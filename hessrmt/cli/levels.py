@@ -217,11 +217,8 @@ def _table(title: str) -> Table:
 
 
 def _title(spectra: Spectra) -> str:
-    settings = spectra.provenance.config
-    parts = [str(settings[key]) for key in ("model", "data", "split") if settings.get(key)]
-    if settings.get("batch"):
-        parts.append(f"batch {settings['batch']}")
-    return f"Levels of {', '.join(parts) or 'a file'}: {len(spectra)} spectra"
+    source = console.source_in_words(spectra.provenance.config)
+    return f"Levels of {source}: {len(spectra)} spectra"
 
 
 def _cutoff_in_words(found: LevelStatistics) -> str:

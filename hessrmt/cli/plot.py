@@ -31,10 +31,7 @@ def plot(
         raise ConfigError(f"{target} is a folder; --out takes the name of a picture")
     target = target if target.suffix else target.with_suffix(".png")
     settings = spectra.provenance.config
-    title = (
-        f"{settings['model']}, {settings['data']} ({settings['split']}), batch "
-        f"{settings['batch']}, {settings['operator']}, {settings['dtype']}"
-    )
+    title = f"{console.source_in_words(settings)}, {settings['operator']}, {settings['dtype']}"
     try:
         certification(spectra, title).savefig(target, dpi=150)
     except OSError as error:

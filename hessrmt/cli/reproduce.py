@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hessrmt.cli import console
+from hessrmt.cli.experiments import experiment_of
 from hessrmt.cli.options import DataDirOption, JsonOption
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from hessrmt.workflows.reproduce import Entry
+    from hessrmt.cli.experiments import Conductor
 
 
 def reproduce(
@@ -36,13 +37,11 @@ def reproduce(
     data_dir: DataDirOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Run a published experiment: training, spectra, level statistics, table and figures.
+    """Run a published experiment from nothing to spectra, statistics, table and figures.
 
     What is in the folder already is not computed again, so a run that was killed continues.
     """
-    from hessrmt.config import SpacingsConfig, load_settings
     from hessrmt.plots.files import checked_ending
-    from hessrmt.workflows import spacings
     from hessrmt.workflows.reproduce import names, settings_file
 
     if name is None:
@@ -53,17 +52,25 @@ def reproduce(
         return
     checked_ending(picture)
     file = settings_file(name)
-    settings = load_settings(SpacingsConfig, file)
+    experiment = experiment_of(file)
+    settings, conductor = experiment.load(file), experiment.conductor
     folder = out if out is not None else Path(file.stem)
     with console.progress() as display:
-        entries = spacings.run(settings, preset, folder, folder=data_dir, observer=_Meter(display))
-    rows = spacings.table(entries)
-    _write(folder / "results.md", spacings.markdown(entries))
+        entries = conductor.run(settings, preset, folder, folder=data_dir, observer=_Meter(display))
+    rows = conductor.table(entries)
+    _write(folder / "results.md", conductor.markdown(entries))
     _write(folder / "results.json", console.to_json(rows, indent=1) + "\n")
-    _draw(entries, folder / "figures", picture, settings.seed)
-    _show(entries)
+    figures = folder / "figures"
+    figures.mkdir(exist_ok=True)
+    for item in experiment.draw(settings, entries, figures, picture):
+        if item.path is None:
+            console.note(f"not drawn: {item.name}: {item.reason}")
+    console.note(f"written: {figures}, {folder / 'results.md'} and results.json")
+    _show(conductor, entries)
     if json:
-        console.emit_json({"experiment": settings.experiment, "preset": preset, "runs": rows})
+        result = {"experiment": settings.experiment, "preset": preset, "runs": rows}
+        fits = getattr(conductor, "fits", None)
+        console.emit_json(result | ({"fits": fits(entries)} if fits else {}))
 
 
 class _Meter:
@@ -77,49 +84,22 @@ class _Meter:
         self._display.update(self._task, description=phase, completed=done, total=total)
 
 
-def _show(entries: list[Entry]) -> None:
+def _show(conductor: Conductor, entries: list[Any]) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    from hessrmt.workflows.spacings import columns
-
-    shown = {
-        "⟨r̃⟩ published": "⟨r̃⟩\n(1e-20)",
-        "certified": "levels\n(certified)",
-        "⟨r̃⟩ certified": "⟨r̃⟩\n(certified)",
-        "σ from GOE": "σ from\nGOE",
-    }
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_lines=False)
-    table.add_column("")
-    for heading in shown.values():
+    table.add_column("", no_wrap=True)
+    for heading in conductor.SHOWN.values():
         table.add_column(heading, justify="right", no_wrap=True)
     for entry in entries:
-        cells = columns(entry)
-        table.add_row(entry.name, *(cells[name].replace(" ± ", "±") for name in shown))
+        cells = conductor.columns(entry)
+        table.add_row(entry.name, *(cells[name].replace(" ± ", "±") for name in conductor.SHOWN))
     console.err.print(table)
-    for entry in entries:
-        certified = entry.statistics["certified"]
+    for name, sentence in conductor.sentences(entries).items():
         console.err.print(
-            f"[bold]{console.escape(entry.name)}[/bold]: {console.escape(certified.conclusion)}",
-            soft_wrap=True,
+            f"[bold]{console.escape(name)}[/bold]: {console.escape(sentence)}", soft_wrap=True
         )
-
-
-def _draw(entries: list[Entry], folder: Path, ending: str, seed: int) -> None:
-    from hessrmt.ensembles import goe
-    from hessrmt.plots.reproduction import spacings_figures
-
-    folder.mkdir(exist_ok=True)
-    unfolded = {}
-    for entry in entries:
-        unfolded[entry.name] = entry.unfolded["certified"]
-        if not entry.reduced:
-            unfolded[f"{entry.name}-published"] = entry.unfolded["paper"]
-    control = [goe(1000, seed, index) for index in range(20)]
-    for item in spacings_figures(unfolded, control, folder, ending, seed=seed):
-        if item.path is None:
-            console.note(f"not drawn: {item.name}: {item.reason}")
-    console.note(f"written: {folder}, {folder.parent / 'results.md'} and results.json")
 
 
 def _write(path: Path, text: str) -> None:

@@ -13,6 +13,7 @@ module                          pictures
 :mod:`~.density`                ``spectral_density``, ``density_per_decade``
 :mod:`~.staircase`              ``staircase``
 :mod:`~.longrange`              ``number_variance``, ``rigidity``, ``form_factor``
+:mod:`~.lossmodel`              ``densities``, ``ratios`` of sampled Hessians, panel by panel
 :mod:`~.files`                  ``draw_all``: all of them for one set of unfolded levels, as files
 ==============================  ==================================================================
 """

@@ -156,22 +156,33 @@ class SpectrumWriter:
         Args:
             row: Batch number.
             spectrum: The result.
+        """
+        self.write_all({row: spectrum})
+
+    def write_all(self, rows: Mapping[int, Spectrum]) -> None:
+        """Store several complete rows with one wait for the disk; none is done before all are.
+
+        Args:
+            rows: Batch number to result.
 
         Raises:
             WriteError: If the disk refuses.
         """
+        row = -1
         try:
-            self._put(EIGENVALUES, row, spectrum.eigenvalues)
-            for name in COLUMNS:
-                self._put(name, row, _value(spectrum, name))
+            for row, spectrum in rows.items():
+                self._put(EIGENVALUES, row, spectrum.eigenvalues)
+                for name in COLUMNS:
+                    self._put(name, row, _value(spectrum, name))
             os.fsync(self._descriptor)
-            self._put(DONE, row, 1)
+            for row in rows:
+                self._put(DONE, row, 1)
             os.fsync(self._descriptor)
         except OSError as error:
             raise WriteError(
                 f"writing batch {row} to {self.path} failed: {reason(error)}"
             ) from error
-        self.done[row] = True
+        self.done[list(rows)] = True
 
     def close(self) -> None:
         """Release the file."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hessrmt.errors import ConfigError
+from hessrmt.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
     from hessrmt.levels.analysis import Unfolded
@@ -113,3 +113,37 @@ def preset_of(settings: Any, preset: str) -> Any:
             f"{settings.experiment} has no preset {preset!r}; it has {', '.join(settings.presets)}"
         )
     return settings.presets[preset]
+
+
+def make_folders(out: Path, *names: str) -> None:
+    """Make the folders of an experiment where they are not there yet.
+
+    Args:
+        out: Of the experiment.
+        names: Of folders in it.
+
+    Raises:
+        StoreError: If one cannot be made.
+    """
+    for name in names:
+        try:
+            (out / name).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"cannot make {out / name}: {error.strerror or error}") from error
+
+
+def table_in_markdown(rows: Sequence[Mapping[str, str]]) -> str:
+    """A table.
+
+    Args:
+        rows: Heading to cell; all have the same headings.
+
+    Returns:
+        Markdown.
+    """
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def silent(phase: str, done: int, total: int) -> None:
+    """An observer that reports nothing."""

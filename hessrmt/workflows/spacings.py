@@ -6,9 +6,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hessrmt.config import LevelsConfig, SpectrumConfig, TrainConfig, load_settings
-from hessrmt.errors import StoreError
 from hessrmt.workflows import levels, spectrum, train
-from hessrmt.workflows.reproduce import Entry, Observer, preset_of
+from hessrmt.workflows.reproduce import (
+    Entry,
+    Observer,
+    make_folders,
+    preset_of,
+    silent,
+    table_in_markdown,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,6 +23,14 @@ if TYPE_CHECKING:
     from hessrmt.records import LevelStatistics
 
 PARAMETERS = ("untrained", "trained")
+
+SHOWN = {
+    "⟨r̃⟩ published": "⟨r̃⟩\n(1e-20)",
+    "certified": "levels\n(certified)",
+    "⟨r̃⟩ certified": "⟨r̃⟩\n(certified)",
+    "σ from GOE": "σ from\nGOE",
+}
+"""Columns for the terminal, and their headings there."""
 
 
 @dataclass(frozen=True)
@@ -54,17 +68,10 @@ def run(
 
     Returns:
         One entry for each spectrum file, in the order of the table.
-
-    Raises:
-        StoreError: If the folder cannot be made or holds files of another configuration.
     """
     size = preset_of(settings, preset)
-    observer = observer or _silent
-    for sub in ("checkpoints", "spectra"):
-        try:
-            (out / sub).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreError(f"cannot make {out / sub}: {error.strerror or error}") from error
+    observer = observer or silent
+    make_folders(out, "checkpoints", "spectra")
     for number, model in enumerate(size.models):
         observer(f"training {model}", number, len(size.models))
         train.run(
@@ -154,9 +161,19 @@ def markdown(entries: list[Entry]) -> str:
     Returns:
         Markdown.
     """
-    rows = [columns(entry) for entry in entries]
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    return table_in_markdown([columns(entry) for entry in entries])
+
+
+def sentences(entries: list[Entry]) -> dict[str, str]:
+    """What was found, in a sentence each.
+
+    Args:
+        entries: From :func:`run`.
+
+    Returns:
+        Name of a run to its conclusion.
+    """
+    return {entry.name: entry.statistics["certified"].conclusion for entry in entries}
 
 
 def _with_error(found: LevelStatistics) -> str:
@@ -257,7 +274,3 @@ def _entry(item: _Run, file: Path, seed: int) -> Entry:
         statistics=levels.run(settings, spectra),
         unfolded=levels.unfolded(settings, spectra),
     )
-
-
-def _silent(phase: str, done: int, total: int) -> None:
-    """Report nothing."""

@@ -1,23 +1,16 @@
-"""Run settings: TOML files and command-line options become one validated, frozen object."""
+"""Settings of the commands that work on networks and on spectrum files."""
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from hessrmt.errors import ConfigError
-
-Dtype = Literal["float32", "float64"]
+from hessrmt.config.settings import Dtype, Settings, number_or_text
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class SpectrumConfig(_Settings):
+class SpectrumConfig(Settings):
     """Settings of ``hessrmt spectrum``.
 
     Attributes:
@@ -58,7 +51,7 @@ class SpectrumConfig(_Settings):
         return value
 
 
-class TrainConfig(_Settings):
+class TrainConfig(Settings):
     """Settings of ``hessrmt train``; the defaults are the protocol of [B] §4 (PHYSICS §1).
 
     The learning rate is ``lr`` up to epoch ``decay_start``, falls linearly to ``final_lr`` at
@@ -87,7 +80,7 @@ class TrainConfig(_Settings):
         return self
 
 
-class LevelsConfig(_Settings):
+class LevelsConfig(Settings):
     """Settings of ``hessrmt levels``.
 
     Attributes:
@@ -123,18 +116,14 @@ class LevelsConfig(_Settings):
         options: dict[str, int | float | str] = {}
         for part in filter(None, rest.split(",")):
             key, _, value = part.partition("=")
-            options[key.strip()] = _number_or_text(value.strip())
+            options[key.strip()] = number_or_text(value.strip())
         return name.strip(), options
 
     @field_validator("cutoff", mode="before")
     @classmethod
     def _name_or_number(cls, value: Any) -> Any:
         known = ("certified", "paper")
-        if (
-            isinstance(value, str)
-            and isinstance(_number_or_text(value), str)
-            and value not in known
-        ):
+        if isinstance(value, str) and isinstance(number_or_text(value), str) and value not in known:
             raise ValueError("should be certified, paper or a number")
         return value
 
@@ -159,108 +148,3 @@ class LevelsConfig(_Settings):
         if not all(part.partition("=")[0] and part.partition("=")[2] for part in parts):
             raise ValueError("should be METHOD or METHOD:OPTION=VALUE,..., e.g. spline:knots=20")
         return value
-
-
-class Unreduced(_Settings):
-    """Spectra by the published protocol: the whole matrix, nothing removed.
-
-    Attributes:
-        model: Registry name or ``file.py:factory``.
-        dtype: Precision.
-        batches: How many batches of the first split.
-    """
-
-    model: str
-    dtype: Dtype = "float32"
-    batches: int | Literal["all"] = "all"
-
-
-class SpacingsPreset(_Settings):
-    """One size of the experiment ``hessian-spacings``.
-
-    Attributes:
-        models: Networks; each untrained and trained.
-        epochs: Of training.
-        splits: Splits of the data, the one for the figures first.
-        batch: Samples in a batch.
-        batches: Batches of each split, or ``"all"``.
-        whole: Also one Hessian of each whole split.
-        unreduced: Runs of the published protocol.
-    """
-
-    models: tuple[str, ...] = Field(min_length=1)
-    epochs: int = Field(300, ge=1)
-    splits: tuple[Literal["train", "test"], ...] = Field(("test",), min_length=1)
-    batch: int = Field(64, ge=1)
-    batches: int | Literal["all"] = "all"
-    whole: bool = True
-    unreduced: tuple[Unreduced, ...] = ()
-
-
-class SpacingsConfig(_Settings):
-    """Settings of ``hessrmt reproduce hessian-spacings``.
-
-    Attributes:
-        experiment: Its name.
-        title: One line about it.
-        data: Registry name, ``.npz`` file or directory of IDX files.
-        seed: Of everything random.
-        presets: Name to size.
-    """
-
-    experiment: Literal["hessian-spacings"]
-    title: str = ""
-    data: str = "mnist"
-    seed: int = Field(0, ge=0)
-    presets: dict[str, SpacingsPreset] = Field(min_length=1)
-
-
-def _number_or_text(value: str) -> int | float | str:
-    for kind in (int, float):
-        try:
-            return kind(value)
-        except ValueError:
-            continue
-    return value
-
-
-SettingsT = TypeVar("SettingsT", bound=_Settings)
-
-
-def load_settings(kind: type[SettingsT], file: Path | None = None, **options: Any) -> SettingsT:
-    """Settings from a TOML file, overridden by the options that are not None.
-
-    Args:
-        kind: Which settings class to build.
-        file: TOML file with the class's field names as keys, or None.
-        options: Values given on the command line; None means "not given".
-
-    Returns:
-        The validated settings.
-
-    Raises:
-        ConfigError: If the file is unreadable, a name is unknown or a value cannot be used.
-    """
-    values: dict[str, Any] = {}
-    if file is not None:
-        try:
-            values = tomllib.loads(file.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"cannot read the settings file {file}: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{file} is not valid TOML: {error}") from error
-    values |= {name: value for name, value in options.items() if value is not None}
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(_in_words(error)) from error
-
-
-def _in_words(error: ValidationError) -> str:
-    lines: dict[str, str] = {}
-    for item in error.errors():
-        name = str(item["loc"][0]) if item["loc"] else "settings"
-        given = f" (got {item['input']!r})" if item["loc"] else ""
-        message = item["msg"].removeprefix("Value error, ")
-        lines.setdefault(name, f"{name}: {message}{given}")
-    return "; ".join(lines.values())

@@ -1,0 +1,332 @@
+"""``hessrmt simulate``: a spectrum file like any other, its summary, and one error per mistake."""
+
+import json
+import re
+import time
+
+import h5py
+import numpy as np
+import pytest
+from scipy import stats
+from store_samples import DISK_FULL
+
+from hessrmt import lossmodel
+from hessrmt.config import SimulateConfig, load_settings
+from hessrmt.lossmodel.bulk import bulk, centre, expected_outside, mean_density
+from hessrmt.lossmodel.sampler import sample_spectra
+from hessrmt.records import Spectrum
+from hessrmt.store.hdf5 import load
+from hessrmt.store.writer import SpectrumWriter
+from hessrmt.workflows import simulate
+from hessrmt.workflows.simulate import covariance, run, summary
+
+SMALL = ["simulate", "--dimension", 40, "--samples", 12, "--out", "sim.h5"]
+
+
+def parsed(result):
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def numbers(path):
+    """All numbers of a file but its timings."""
+    with h5py.File(path) as file:
+        return {name: file[name][()] for name in file if not name.startswith("seconds_")}
+
+
+def same(left, right):
+    assert left.keys() == right.keys()
+    for name, values in left.items():
+        assert np.array_equal(values, right[name], equal_nan=values.dtype.kind == "f"), name
+    return True
+
+
+def test_what_is_in_the_file(cli, tmp_path):
+    words = ["--kernel", "paper", "--k1", 2, "--k2", 0.5, "--outlier-values", "30,-20"]
+    found = parsed(cli(*SMALL, *words, "--degenerate", 10, "--seed", 4, "--json"))
+    path = tmp_path / "sim.h5"
+    spectra = load(path)
+    wanted = sample_spectra(lossmodel.paper(2, 0.5), 40, 12, [30, -20], degenerate=10, seed=4)
+    np.testing.assert_array_equal(spectra.eigenvalues, [item.eigenvalues for item in wanted])
+    assert spectra[0].dimension == found["dimension"] == 50
+    assert {item.rank for item in spectra} == {40}
+    assert {item.operator for item in spectra} == {"ensemble"}
+    np.testing.assert_array_equal(spectra.batch_indices, np.arange(12)[:, None])
+    assert all(np.isnan(item.loss) for item in spectra)
+    settings = spectra.provenance.config
+    assert (settings["kernel"], settings["samples"], settings["seed"]) == ("paper", 12, 4)
+    assert settings["covariance"]["a"] == 0.5
+    assert "index" not in settings
+    assert (found["a"], found["c"], found["mean"]) == (0.5, 4.0, 0.0)
+    assert found["radius"] == pytest.approx(2 * (40 * 0.5) ** 0.5)
+    assert [item["value"] for item in found["outliers"]] == [-20, 30]
+    assert found["lambda_max"] == spectra.eigenvalues.max()
+    assert found["samples"] == found["samples_planned"] == 12
+
+
+def test_a_known_loss_moves_and_narrows(cli, tmp_path):
+    found = parsed(cli(*SMALL, "--given-loss", 0.5, "--json"))
+    # squared exponential of length 1: k(0) = k'(0) = k''(0) = 1
+    assert (found["a"], found["c"], found["mean"]) == (1.0, 0.0, -0.5)
+    assert {item.loss for item in load(tmp_path / "sim.h5")} == {0.5}
+
+
+KERNELS = [
+    (["rbf", "--variance", 2, "--length", 2], lossmodel.rbf(2, 2)),
+    (["rational-quadratic", "--alpha", 3], lossmodel.rational_quadratic(alpha=3)),
+    (["matern"], lossmodel.matern(2.5)),
+    (["matern", "--nu", 3.5, "--length", 2], lossmodel.matern(3.5, length=2)),
+    (["p-spin", "--p", 4], lossmodel.p_spin(4)),
+    (["mixed-spherical", "--coefficients", "1,0.5"], lossmodel.mixed_spherical([1, 0.5])),
+    (["paper", "--k1", 0, "--k2", 3], lossmodel.paper(0, 3)),
+]
+
+
+@pytest.mark.parametrize(("words", "cov"), KERNELS, ids=lambda item: str(item)[:40])
+def test_every_kernel(cli, words, cov):
+    found = parsed(cli(*SMALL, "--kernel", *words, "--json"))
+    assert (found["a"], found["c"], found["mean"]) == (cov.a, cov.c, cov.mean)
+
+
+def test_outliers_where_large_matrices_have_them(tmp_path):
+    config = load_settings(SimulateConfig, outlier_values="100,-60", samples=60, seed=2)
+    found = summary(config, run(config, tmp_path / "sim.h5"))
+    assert [item.value for item in found.outliers] == [-60, 100]
+    for item in found.outliers:
+        expected = item.value + 300 / item.value
+        assert item.position == pytest.approx(expected)
+        # second order of 1/n: the mean is off by O(a/θ), far below the standard error
+        assert abs(item.seen - expected) < 4 * item.spread / 60**0.5 + 1 / abs(item.value)
+        # normal with variance 2a (1 - n a/θ²); a standard deviation from 60 is known to 1/√120
+        width = (2 * (1 - 300 / item.value**2)) ** 0.5
+        assert abs(item.spread / width - 1) < 4 / 120**0.5
+    assert found.outside_expected == 2
+    # both, and by chance one of 120 ends of the bulk, at 0.001 each
+    assert found.outside_seen in {2, 2 + 1 / 60}
+
+
+def test_an_outlier_below_the_transition_stays_at_the_edge(tmp_path):
+    config = load_settings(SimulateConfig, outlier_values="5", samples=30)
+    found = summary(config, run(config, tmp_path / "sim.h5"))
+    (item,) = found.outliers
+    assert item.position == pytest.approx(2 * 300**0.5)
+    # Tracy-Widom: the largest level scatters by n^(-1/6) about an edge that is off by as much
+    assert abs(item.seen - item.position) < 3 * 300 ** (-1 / 6)
+    assert found.outside_expected == 0
+
+
+def test_mean_density_is_a_density_and_that_of_dense_samples():
+    cov = lossmodel.HessianCovariance(1.0, 4.0, 0.5)
+    x = np.linspace(-80, 160, 48_001)
+    density = mean_density(x, cov, 100, [60.0, 3.0], degenerate=25)
+    assert np.trapezoid(density, x) == pytest.approx(100 / 125, abs=1e-6)
+    spectra = sample_spectra(cov, 100, 150, [60.0, 3.0], degenerate=25, method="dense", seed=1)
+    cdf = np.concatenate([[0], np.cumsum((density[1:] + density[:-1]) / 2)]) * (x[1] - x[0]) * 1.25
+    levels = np.array([item.eigenvalues[item.eigenvalues != 0] for item in spectra])
+    # of each spectrum the share below a point: their mean has the error of the common shift
+    for point in np.linspace(-20, 20, 9):
+        shares = (levels <= point).mean(axis=1)
+        expected = np.interp(point, x, cdf)
+        # the outlier pushes the bulk by a/θ and the density is off by O(1/n)
+        assert abs(shares.mean() - expected) < 4 * stats.sem(shares) + 1 / 100
+
+
+def test_expected_outside_is_the_chance_of_a_large_outlier():
+    cov = lossmodel.paper(0, 1)
+    below, above = expected_outside(cov, 300, 20, 10.0)
+    # θ > √300 means g² > √300/10 - 1
+    assert above == pytest.approx(20 * stats.chi2.sf(300**0.5 / 10 - 1, 1), abs=20 / 2000)
+    assert below == 0
+    assert expected_outside(cov, 300, [-18.0, 17.0, 18.0]) == (1, 1)
+
+
+def test_bulk_and_centre():
+    levels = np.array([-9.0, -2.0, -1.0, 0.0, 0.0, 1.0, 4.0, 20.0])
+    item = Spectrum(levels, noise_floor=0.0, dimension=8, reduced_dimension=6)
+    np.testing.assert_array_equal(bulk(item, 1, 1).eigenvalues, [-2, -1, 0, 0, 1, 4])
+    np.testing.assert_array_equal(bulk(item).eigenvalues, levels)
+    assert centre(item, 1, 1) == 0.0
+    assert centre(item, 2, 2) == 0.0
+    assert len(bulk(item, 4, 4).eigenvalues) == 0
+    assert np.isnan(centre(item, 4, 4))
+
+
+@pytest.mark.parametrize("method", ["tridiagonal", "dense"])
+def test_resumed_is_bit_for_bit_the_same(cli, tmp_path, monkeypatch, method):
+    words = [*SMALL, "--kernel", "matern", "--outliers", 3, "--method", method]
+    assert cli(*words).returncode == 0
+    whole = numbers(tmp_path / "sim.h5")
+    monkeypatch.setattr(simulate, "_GROUP", 5)
+    stored = SpectrumWriter.write_all
+
+    def full(self, rows):
+        if 5 in rows:
+            raise DISK_FULL
+        stored(self, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SpectrumWriter, "write_all", full)
+        result = cli(*words, "--overwrite")
+    assert result.returncode == 1
+    assert len(load(tmp_path / "sim.h5")) == 5
+    assert cli(*words).returncode == 2
+    assert cli(*words, "--resume").returncode == 0
+    assert same(numbers(tmp_path / "sim.h5"), whole)
+    before = (tmp_path / "sim.h5").read_bytes()
+    assert cli(*words, "--resume").returncode == 0
+    assert (tmp_path / "sim.h5").read_bytes() == before
+
+
+def test_killed_and_resumed(tmp_path, start_cli, cli):
+    words = ["simulate", "--dimension", 2200, "--samples", 40]  # too large to be stored in groups
+    process = start_cli(*words, "--out", "killed.h5")
+    path = tmp_path / "killed.h5"
+    while process.poll() is None and not (path.exists() and len(load(path)) > 1):
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    kept = load(path).eigenvalues
+    assert 1 < len(kept) < 40, process.stderr.read()
+    refused = cli(*words, "--seed", 1, "--out", "killed.h5", "--resume")
+    assert refused.returncode == 2
+    assert "seed (0 in the file, 1 now)" in refused.stderr
+    assert cli(*words, "--out", "killed.h5", "--resume").returncode == 0
+    whole = load(path).eigenvalues
+    assert len(whole) == 40
+    np.testing.assert_array_equal(whole[: len(kept)], kept)
+    wanted = sample_spectra(lossmodel.rbf(), 2200, 1, first=39)
+    np.testing.assert_array_equal(whole[-1], wanted[0].eigenvalues)
+
+
+def test_other_settings_do_not_resume(cli, tmp_path):
+    assert cli(*SMALL).returncode == 0
+    before = (tmp_path / "sim.h5").read_bytes()
+    for change, said in (
+        (["--seed", 1], "seed"),
+        (["--variance", 2], "variance"),
+        (["--samples", 13], "samples"),
+        (["--kernel", "p-spin"], "kernel"),
+        (["--degenerate", 1], "degenerate"),
+    ):
+        result = cli(*SMALL, *change, "--resume")
+        assert result.returncode == 2
+        assert "made with another configuration" in result.stderr
+        assert said in result.stderr
+    assert (tmp_path / "sim.h5").read_bytes() == before
+
+
+def test_a_bad_run_does_not_cost_the_old_file(cli, tmp_path):
+    assert cli(*SMALL).returncode == 0
+    before = (tmp_path / "sim.h5").read_bytes()
+    assert cli(*SMALL, "--overwrite", "--outliers", 41).returncode == 2
+    assert (tmp_path / "sim.h5").read_bytes() == before
+
+
+def test_other_commands_take_the_file(cli, tmp_path):
+    words = ["--degenerate", 7, "--kernel", "p-spin", "--outliers", 2]
+    assert cli(*SMALL, *words).returncode == 0
+    result = cli("levels", "sim.h5", "--json", "--surrogates", 0)
+    found = parsed(result)
+    assert found["n_levels"] == 12 * 40
+    assert found["n_zeros"] == found["n_discarded"] == 12 * 7
+    # no ratio bridges the zeros: where they lie between two levels, two ratios fewer
+    assert found["n_ratios"] == 12 * 36
+    assert "loss model, kernel p-spin, n = 40, 2 outliers, 7 degenerate: 12 spectra" in (
+        result.stderr
+    )
+    assert cli("plot", "sim.h5").returncode == 0
+    assert (tmp_path / "sim.png").stat().st_size > 1000
+    assert cli("info", "sim.h5").returncode == 0
+
+
+def test_what_people_read(cli):
+    result = cli(*SMALL, "--outlier-values", "50")
+    assert result.stdout == ""
+    said = " ".join(result.stderr.split())
+    for part in (
+        "loss model, kernel rbf, n = 40, 1 outliers: 12 of 12 samples",
+        "c = Cov(H₁₁, H₂₂) 1",
+        "σ from GOE 0.5307",
+        "levels outside 1.00 in a sample, 1.00 expected",
+        "50.8 for large matrices",
+        "written: sim.h5",
+    ):
+        assert part in said
+    few = cli(*SMALL[:1], "--dimension", 2, "--samples", 1, "--out", "few.h5", "--json")
+    assert parsed(few)["mean_ratio"] is None
+    assert "not computable: too few levels" in few.stderr
+
+
+BAD = {
+    "another kernel's option": (["--nu", 3], ["the kernel rbf has no option nu", "length"]),
+    "option of paper": (["--kernel", "p-spin", "--k1", 1], ["p-spin has no option k1; it has p"]),
+    "kernel": (["--kernel", "foo"], ["kernel", "'foo'", "'matern'"]),
+    "no coefficients": (["--kernel", "mixed-spherical"], ["mixed-spherical needs coefficients"]),
+    "coefficients": (
+        ["--kernel", "mixed-spherical", "--coefficients", "1;2"],
+        ["coefficients", "commas", "'1;2'"],
+    ),
+    "negative coefficient": (
+        ["--kernel", "mixed-spherical", "--coefficients", "1,-1"],
+        ["must not be negative"],
+    ),
+    "rough": (["--kernel", "matern", "--nu", 2], ["nu must be above 2"]),
+    "length": (["--length", 0], ["length must be positive"]),
+    "k1": (["--kernel", "paper", "--k1", -1], ["k1"]),
+    "variance NaN": (["--variance", "nan"], ["variance"]),
+    "p": (["--kernel", "p-spin", "--p", 1], ["p must be an integer of at least 2"]),
+    "dimension": (["--dimension", 0], ["dimension", "(got 0)"]),
+    "samples": (["--samples", 0], ["samples", "(got 0)"]),
+    "outliers twice": (["--outliers", 2, "--outlier-values", 3], ["outlier_values", "leave one"]),
+    "too many outliers": (["--outliers", 41], ["41 outliers", "n = 40"]),
+    "outlier values": (["--outlier-values", "a"], ["outlier_values", "commas"]),
+    "outlier NaN": (["--outlier-values", "3,nan"], ["outliers", "NaN"]),
+    "scale of none": (["--outlier-scale", 3], ["outlier_scale", "outliers"]),
+    "scale": (["--outliers", 1, "--outlier-scale", 0], ["outlier_scale", "(got 0.0)"]),
+    "degenerate": (["--degenerate", -1], ["degenerate", "(got -1)"]),
+    "loss": (["--given-loss", "nan"], ["loss value u"]),
+    "loss of paper": (
+        ["--kernel", "paper", "--k0", 0.5, "--given-loss", 1],
+        ["the variance of the loss must be at least 1"],
+    ),
+    "method": (["--method", "lanczos"], ["method", "'tridiagonal'", "'lanczos'"]),
+    "device": (["--device", "tpu"], ["tpu"]),
+    "seed": (["--seed", -1], ["seed", "(got -1)"]),
+    "folder": (["--out", "."], ["folder"]),
+    "no folder": (["--out", "no/sim.h5"], ["no/sim.h5"]),
+    "both": (["--resume", "--overwrite"], ["--resume and --overwrite"]),
+    "config": (["--config", "no.toml"], ["no.toml"]),
+    "typo": (["--kernal", "rbf"], ["--kernal"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input(cli, tmp_path, name):
+    words, said = BAD[name]
+    result = cli(*SMALL, *words, "--json")
+    assert result.returncode == 2, result.stderr
+    assert result.stdout == ""
+    (error,) = re.findall(r"^error: (.+)$", result.stderr, re.MULTILINE)
+    for part in said:
+        assert part in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_settings_from_a_file(cli, tmp_path):
+    (tmp_path / "mine.toml").write_text(
+        'kernel = "mixed-spherical"\ncoefficients = [1, 0.5]\noutlier_values = [90.0]\nseed = 3\n'
+    )
+    found = parsed(cli(*SMALL, "--config", "mine.toml", "--seed", 5, "--json"))
+    assert found["config"]["seed"] == 5
+    assert found["outliers"][0]["value"] == 90
+    assert found["a"] == lossmodel.mixed_spherical([1, 0.5]).a
+
+
+def test_defaults_of_the_settings():
+    cov = covariance(SimulateConfig())
+    assert (cov.a, cov.c) == (1.0, 1.0)
+    assert SimulateConfig(kernel="matern").kernel_options == {
+        "nu": 2.5,
+        "variance": 1.0,
+        "length": 1.0,
+    }
