@@ -102,9 +102,9 @@ def _scan_distinct(
     Returns:
         (d - 1,) α and D.
     """
-    depth = _log_ratio(x[-1], x)
+    depth = log_ratio(x[-1], x)
     # Σ over a tail = Σ over the next one + its size · the ratio between them, all positive
-    sums = np.cumsum((size[1:] * _log_ratio(x[1:], x[:-1]))[::-1])[::-1]
+    sums = np.cumsum((size[1:] * log_ratio(x[1:], x[:-1]))[::-1])[::-1]
     slope = size[:-1] / sums
     share = 1 / size[:-1]
     lower, upper = size.astype(np.float64), (size - counts).astype(np.float64)
@@ -132,7 +132,7 @@ def _scan_distinct(
     return 1 + slope, distance
 
 
-def _log_ratio(high: Any, low: np.ndarray) -> np.ndarray:
+def log_ratio(high: Any, low: np.ndarray) -> np.ndarray:
     """ln(high/low), high ≥ low, with an error relative to itself also where the two are close."""
     with np.errstate(over="ignore"):
         excess = (high - low) / low
