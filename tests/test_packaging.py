@@ -18,6 +18,7 @@ import hessrmt
 from hessrmt.config import (
     LevelsConfig,
     LossModelConfig,
+    NormalizeConfig,
     SimulateConfig,
     SpacingsConfig,
     SpectrumConfig,
@@ -36,6 +37,7 @@ KINDS = {
     "simulate": SimulateConfig,
     "hessian": SpacingsConfig,
     "gp": LossModelConfig,
+    "normalize": NormalizeConfig,
 }
 """First word of a settings file's name: the command it is for."""
 
@@ -181,6 +183,7 @@ def test_settings_file_loads(path):
     [
         ("spectrum-mlp3-mnist.toml", SpectrumConfig(split="test")),
         ("train-mlp3-mnist.toml", TrainConfig()),
+        ("normalize-mlp3-mnist.toml", NormalizeConfig()),
     ],
 )
 def test_settings_file_spells_out_the_defaults(name, expected):
