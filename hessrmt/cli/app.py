@@ -12,6 +12,7 @@ from hessrmt.cli import console
 from hessrmt.cli import data as data_command
 from hessrmt.cli.info import info
 from hessrmt.cli.levels import levels
+from hessrmt.cli.normalize import normalize
 from hessrmt.cli.plot import plot
 from hessrmt.cli.reproduce import reproduce
 from hessrmt.cli.simulate import simulate
@@ -57,6 +58,7 @@ app.command("train")(train)
 app.command("levels")(levels)
 app.command("plot")(plot)
 app.command("simulate")(simulate)
+app.command("normalize")(normalize)
 app.command("reproduce")(reproduce)
 app.add_typer(data_command.app, name="data")
 app.command("info")(info)

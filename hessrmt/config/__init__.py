@@ -10,6 +10,7 @@ from hessrmt.config.experiments import (
     SpacingsPreset,
     Unreduced,
 )
+from hessrmt.config.normalize import NormalizeConfig
 from hessrmt.config.settings import Dtype, Settings, SettingsT, load_settings
 from hessrmt.config.simulate import SimulateConfig
 
@@ -20,6 +21,7 @@ __all__ = [
     "LossModelConfig",
     "LossModelPanel",
     "LossModelPreset",
+    "NormalizeConfig",
     "Settings",
     "SettingsT",
     "SimulateConfig",

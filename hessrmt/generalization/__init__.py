@@ -1,1 +1,35 @@
-"""Normalised networks: margins, gradient flow, what training losses say about test losses."""
+"""Normalised networks: margins, gradient flow, what training losses say about test losses.
+
+>>> net = hr.generalization.normalize(model, x)
+>>> net.model, net.factors, net.product  # f = Πρ_k f̃
+>>> hr.generalization.margins(model, x, y, product=net.product).normalized_minimum
+
+==============================  ==================================================================
+module                          contents
+==============================  ==================================================================
+:mod:`~.normalize`              ``normalize``, and ``output_normalize`` for other networks
+:mod:`~.layers`                 layers in the order of depth, by running the network
+:mod:`~.batchnorm`              BatchNorm folded into the layer next to it
+:mod:`~.homogeneity`            the check that outputs scale with the weights
+:mod:`~.margins`                margins, their quantiles, support examples, 1/η
+:mod:`~.evaluation`             both losses and margins in one pass over data
+:mod:`~.callback`               ``NormalizedLoss``, for a training loop of one's own
+==============================  ==================================================================
+"""
+
+from hessrmt.generalization.callback import Measurement, NormalizedLoss
+from hessrmt.generalization.evaluation import Evaluation, evaluate
+from hessrmt.generalization.margins import MarginSummary, margins
+from hessrmt.generalization.normalize import Normalized, normalize, output_normalize
+
+__all__ = [
+    "Evaluation",
+    "MarginSummary",
+    "Measurement",
+    "Normalized",
+    "NormalizedLoss",
+    "evaluate",
+    "margins",
+    "normalize",
+    "output_normalize",
+]
