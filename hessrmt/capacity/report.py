@@ -1,0 +1,372 @@
+"""Results of a capacity analysis: one record for each layer, and what they give for the network."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields
+from html import escape
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hessrmt.errors import CapacityError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from hessrmt.arrays import Levels
+    from hessrmt.capacity.likelihoods import Comparison
+
+NAN = float("nan")
+
+_MOST_ROWS = 200
+"""Of the table in a notebook."""
+
+
+@dataclass(frozen=True)
+class MatrixFit:
+    """What is fitted to one spectrum of a layer. Logarithms are natural.
+
+    Attributes:
+        label: Which matrix of the layer, e.g. ``"0,2"`` for a kernel position, ``"q"`` for the
+            queries of an attention; empty if the layer has one spectrum.
+        alpha: Power-law exponent of the tail, NaN if the fit failed; so are all of the fit below.
+        x_min: Where the tail begins, in units of λ.
+        x_max: Where it ends; infinite without an upper cut-off.
+        ks_distance: Kolmogorov-Smirnov distance of the tail to the law.
+        sigma: Standard error of ``alpha``.
+        n_tail: Eigenvalues in the tail.
+        p_value: Of the fit, from a bootstrap; NaN where not computed.
+        lambda_max: Largest eigenvalue of X = WᵀW/N.
+        alpha_log_lambda: α ln λ_max, the matrix's term in α̂.
+        alpha_log10_norm: α log10 of weightwatcher's λ_max, the term of ``alpha_weighted``.
+        log_alpha_norm: ln Σ λ^α.
+        mp_variance: σ² of the Marchenko-Pastur bulk.
+        mp_edge: λ₊, where the bulk ends.
+        mp_distance: Kolmogorov-Smirnov distance of the bulk to its law.
+        spikes: Eigenvalues above the bulk's edge and its fluctuations; None without a bulk.
+        soft_rank: λ₊/λ_max.
+        traps: Spikes that stay when the entries are permuted; None where not computed, or without a
+            bulk then.
+        random_lambda_max: Largest eigenvalue with the entries permuted; NaN where not computed.
+        comparisons: Alternative to the comparison with it.
+        fit_failed: Why there is no power law, else None.
+        mp_failed: Why there is no bulk, else None.
+        eigenvalues: (n,) of X, ascending; exactly zero below the noise floor.
+    """
+
+    label: str
+    alpha: float
+    x_min: float
+    x_max: float
+    ks_distance: float
+    sigma: float
+    n_tail: int
+    p_value: float
+    lambda_max: float
+    alpha_log_lambda: float
+    alpha_log10_norm: float
+    log_alpha_norm: float
+    mp_variance: float
+    mp_edge: float
+    mp_distance: float
+    spikes: int | None
+    soft_rank: float
+    traps: int | None
+    random_lambda_max: float
+    comparisons: Mapping[str, Comparison]
+    fit_failed: str | None
+    mp_failed: str | None
+    eigenvalues: Levels = field(repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All but the eigenvalues, as plain values."""
+        plain = _plain(self, {"eigenvalues", "comparisons"})
+        plain["comparisons"] = {
+            name: {
+                "log_likelihood_ratio": item.log_likelihood_ratio,
+                "normalized_ratio": item.normalized_ratio,
+                "p_value": item.p_value,
+                "parameters": dict(item.parameters),
+            }
+            for name, item in self.comparisons.items()
+        }
+        return plain
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One tensor of a network. Logarithms are natural unless the name says otherwise.
+
+    Norms, ranks and entropy are those of all weights together: of the direct sum, where a layer is
+    analysed as several matrices (the k² slices of a convolution). What is fitted is fitted to each
+    matrix; the layer has the mean over the matrices whose fit succeeded, unless said otherwise
+    below, and ``matrices`` the single values. Every number of a skipped layer is NaN or 0.
+
+    Attributes:
+        name: In the network's state dict.
+        kind: Linear, Conv2d, Embedding and so on.
+        shape: Of the stored tensor.
+        alpha: Power-law exponent of the tail of the spectrum.
+        x_min: Where the tail begins, in units of λ.
+        ks_distance: Kolmogorov-Smirnov distance of the tail to the law.
+        sigma: Standard error of ``alpha``: √(Σσ_i²)/k for k matrices.
+        n_tail: Eigenvalues in the tails, of all matrices.
+        p_value: Of the fit, from a bootstrap; NaN where not computed.
+        lambda_max: Largest eigenvalue of X = WᵀW/N, of all matrices.
+        log_frobenius: ln ‖W‖_F.
+        log_spectral: ln ‖W‖₂.
+        stable_rank: ‖W‖_F²/‖W‖₂².
+        log_stable_rank: ln ‖W‖_F²/ln λ_max, [M] eq. (6).
+        log_alpha_norm: ln Σ λ^α, summed over the matrices.
+        entropy: -Σ p ln p/ln R of p = λ/Σλ; between 0 and 1.
+        skipped: Why the tensor was not analysed, else None.
+        dtype: Of the stored tensor.
+        inferred: Whether ``kind`` was inferred from name and shape, for lack of modules.
+        alpha_hat: The layer's term in α̂: α ln λ_max, summed over the matrices.
+        alpha_weighted: α log10 of weightwatcher's λ_max, which has no 1/N.
+        rank: Eigenvalues above the noise floor.
+        mp_variance: σ² of the Marchenko-Pastur bulk.
+        mp_edge: λ₊, where the bulk ends.
+        spikes: Eigenvalues above the bulk, of all matrices that have one; None if none has.
+        soft_rank: λ₊/λ_max.
+        traps: Spikes that stay when the entries are permuted, of all matrices; None where not
+            computed, or without a bulk then.
+        distance_frobenius: ‖W - W₀‖_F/‖W₀‖_F, W₀ the initial weights; NaN where none were given.
+        distance_spectral: ‖W - W₀‖₂/‖W₀‖₂.
+        n_matrices: Spectra of the layer.
+        n_failed: Those without a power law.
+        fit_failed: The reason, or the most frequent one, else None.
+        matrices: One entry for each spectrum.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    alpha: float = NAN
+    x_min: float = NAN
+    ks_distance: float = NAN
+    sigma: float = NAN
+    n_tail: int = 0
+    p_value: float = NAN
+    lambda_max: float = NAN
+    log_frobenius: float = NAN
+    log_spectral: float = NAN
+    stable_rank: float = NAN
+    log_stable_rank: float = NAN
+    log_alpha_norm: float = NAN
+    entropy: float = NAN
+    skipped: str | None = None
+    dtype: str = ""
+    inferred: bool = False
+    alpha_hat: float = NAN
+    alpha_weighted: float = NAN
+    rank: int = 0
+    mp_variance: float = NAN
+    mp_edge: float = NAN
+    spikes: int | None = None
+    soft_rank: float = NAN
+    traps: int | None = None
+    distance_frobenius: float = NAN
+    distance_spectral: float = NAN
+    n_matrices: int = 0
+    n_failed: int = 0
+    fit_failed: str | None = None
+    matrices: tuple[MatrixFit, ...] = field(default=(), repr=False)
+
+    def row(self) -> dict[str, Any]:
+        """Everything but the single matrices, as plain values: a row of a table."""
+        return _plain(self, {"matrices"}) | {"shape": "x".join(map(str, self.shape))}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the eigenvalues, as plain values."""
+        matrices = [item.to_dict() for item in self.matrices]
+        return _plain(self, {"matrices"}) | {"shape": list(self.shape), "matrices": matrices}
+
+
+@dataclass(frozen=True)
+class CapacityReport:
+    """Capacity metrics of a network, layer by layer.
+
+    An average is over the analysed layers for which its quantity exists; layers that were skipped
+    and fits that failed enter none.
+
+    Attributes:
+        source: Where the weights came from, in words.
+        conv: How convolutions were cut: ``slices``, ``pooled`` or ``unfolded``.
+        seed: Of everything random.
+        layers: Every tensor of the source, in its order.
+        device: Where it was computed, in words.
+        notes: Anything a reader must know.
+    """
+
+    source: str
+    conv: str
+    seed: int
+    layers: tuple[Layer, ...]
+    device: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def analyzed(self) -> tuple[Layer, ...]:
+        """Layers that were not skipped."""
+        return tuple(layer for layer in self.layers if layer.skipped is None)
+
+    @property
+    def alpha_hat(self) -> float:
+        """α̂ = Σ α ln λ_max over layers, and over the slices of convolutions; [M] eq. (3), (6)."""
+        terms = _finite(layer.alpha_hat for layer in self.layers)
+        return math.fsum(terms) if terms else NAN
+
+    @property
+    def alpha_hat_log10(self) -> float:
+        """α̂ with logarithms to the base of ten."""
+        return self.alpha_hat / math.log(10)
+
+    @property
+    def alpha_weighted(self) -> float:
+        """Mean over layers of α log10 λ_max as weightwatcher has it: λ_max without 1/N."""
+        return self.mean("alpha_weighted")
+
+    @property
+    def mean_alpha(self) -> float:
+        """Mean of α over layers."""
+        return self.mean("alpha")
+
+    @property
+    def mean_log_norm(self) -> float:
+        """⟨ln ‖W‖_F⟩ over layers, [M] below eq. (5)."""
+        return self.mean("log_frobenius")
+
+    def mean(self, name: str) -> float:
+        """Mean over layers of one of their quantities.
+
+        Args:
+            name: Attribute of :class:`Layer`, e.g. ``"entropy"``.
+
+        Returns:
+            The mean; NaN if no layer has it.
+
+        Raises:
+            CapacityError: If layers have no number of that name.
+        """
+        if name not in _AVERAGED:
+            raise CapacityError(f"no mean of {name!r}; choose from {', '.join(_AVERAGED)}")
+        values = _finite(getattr(layer, name) for layer in self.layers)
+        return math.fsum(values) / len(values) if values else NAN
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many tensors, layers analysed and skipped, spectra, and fits that failed."""
+        analyzed = self.analyzed
+        return {
+            "tensors": len(self.layers),
+            "analyzed": len(analyzed),
+            "skipped": len(self.layers) - len(analyzed),
+            "spectra": sum(layer.n_matrices for layer in analyzed),
+            "fits_failed": sum(layer.n_failed for layer in analyzed),
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """The network's numbers without its layers, as plain values."""
+        return {
+            "source": self.source,
+            "conv": self.conv,
+            "seed": self.seed,
+            "device": self.device,
+            "alpha_hat": self.alpha_hat,
+            "alpha_hat_log10": self.alpha_hat_log10,
+            "alpha_weighted": self.alpha_weighted,
+            "mean_alpha": self.mean_alpha,
+            "mean_log_norm": self.mean_log_norm,
+            "means": {name: self.mean(name) for name in _AVERAGED},
+            "counts": self.counts,
+            "notes": list(self.notes),
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain values, e.g. for JSON.
+
+        Returns:
+            :meth:`summary`, and ``layers`` as a list of dictionaries.
+        """
+        return self.summary() | {"layers": [layer.to_dict() for layer in self.layers]}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A table of all tensors, the skipped ones included.
+
+        Returns:
+            One flat dictionary for each, all with the same keys.
+        """
+        return [layer.row() for layer in self.layers]
+
+    def to_pandas(self) -> Any:
+        """A table of all tensors for pandas.
+
+        Returns:
+            A ``pandas.DataFrame`` of :meth:`rows`.
+
+        Raises:
+            CapacityError: If pandas is not installed.
+        """
+        try:
+            pandas = import_module("pandas")
+        except ImportError as error:
+            raise CapacityError(
+                "pandas is not installed; install it, or take report.rows() or --csv"
+            ) from error
+        return pandas.DataFrame(self.rows())
+
+    def _repr_html_(self) -> str:
+        names = ("name", "kind", "shape", "alpha", "ks_distance", "lambda_max", "log_frobenius")
+        head = "".join(f"<th>{name}</th>" for name in (*names, "stable_rank", "remark"))
+        body = "".join(
+            "<tr>"
+            + "".join(f"<td>{_cell(row[name])}</td>" for name in (*names, "stable_rank"))
+            + f"<td>{_cell(row['skipped'] or row['fit_failed'] or '')}</td></tr>"
+            for row in (layer.row() for layer in self.layers[:_MOST_ROWS])
+        )
+        counts = self.counts
+        caption = (
+            f"{self.source}: α̂ = {self.alpha_hat:.4g}, ⟨α⟩ = {self.mean_alpha:.4g}, "
+            f"⟨ln‖W‖⟩ = {self.mean_log_norm:.4g}; {counts['analyzed']} layers, "
+            f"{counts['skipped']} tensors skipped, {counts['fits_failed']} fits failed"
+        )
+        more = len(self.layers) - _MOST_ROWS
+        rest = f"<tr><td>{more} more</td></tr>" if more > 0 else ""
+        return f"<table><caption>{escape(caption)}</caption><tr>{head}</tr>{body}{rest}</table>"
+
+
+_AVERAGED = (
+    "alpha",
+    "alpha_weighted",
+    "log_frobenius",
+    "log_spectral",
+    "stable_rank",
+    "log_stable_rank",
+    "log_alpha_norm",
+    "entropy",
+    "soft_rank",
+    "lambda_max",
+    "ks_distance",
+    "distance_frobenius",
+    "distance_spectral",
+)
+
+
+def _finite(values: Iterable[float]) -> list[float]:
+    return [value for value in values if math.isfinite(value)]
+
+
+def _plain(record: Any, without: set[str]) -> dict[str, Any]:
+    found = {}
+    for item in fields(record):
+        if item.name not in without:
+            value = getattr(record, item.name)
+            found[item.name] = value.item() if isinstance(value, np.generic) else value
+    return found
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else escape(str(value))

@@ -1,0 +1,397 @@
+"""``hessrmt capacity``: JSON, tables, pictures, series, and one clear error for each mistake."""
+
+import csv
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.cells import cell_len
+from test_capacity import CONTRACT, heavy
+
+import hessrmt as hr
+from hessrmt.capacity import correlate
+from hessrmt.errors import ConfigError
+from hessrmt.workflows import accuracies
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+NETWORK = ("alpha_hat", "alpha_hat_log10", "alpha_weighted", "mean_alpha", "mean_log_norm")
+
+
+def parsed(result):
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def save(path, seed=0, **more):
+    state = {
+        "features.0.weight": heavy(24, 20 * 9, seed).reshape(24, 20, 3, 3),
+        "features.0.bias": np.ones(24),
+        "encoder.layers.11.attention.output_projection.weight": heavy(40, 60, seed),
+        "head.weight": heavy(12, 50, seed + 1),
+        **more,
+    }
+    torch.save({name: torch.as_tensor(value) for name, value in state.items()}, path)
+    return path
+
+
+@pytest.fixture
+def net(tmp_path):
+    return save(tmp_path / "net.pt")
+
+
+def test_json_is_the_report(cli, net):
+    result = cli("capacity", "net.pt", "--json", "--seed", "3", "--conv", "pooled")
+    found = parsed(result)
+    report = hr.capacity.analyze("net.pt", "pooled", 3)
+    assert set(NETWORK) <= set(found)
+    for name in NETWORK:
+        assert found[name] == getattr(report, name)
+    assert found["source"] == "net.pt"
+    assert found["counts"]["skipped"] == 1
+    for row, layer in zip(found["layers"], report.layers, strict=True):
+        assert set(CONTRACT) <= set(row)
+        for name in set(CONTRACT) - {"shape"}:
+            value = getattr(layer, name)
+            lost = isinstance(value, float) and not math.isfinite(value)
+            assert row[name] == (None if lost else value), name
+        assert row["shape"] == list(layer.shape)
+
+
+def test_what_the_terminal_shows(cli, net):
+    result = cli("capacity", "net.pt")
+    assert result.returncode == 0
+    assert result.stdout == ""
+    report = hr.capacity.analyze("net.pt")
+    lines = result.stderr.splitlines()
+    table = lines[: next(i for i, line in enumerate(lines) if line.startswith("skipped"))]
+    assert max(map(cell_len, table)) <= 80
+    rows = [line for line in table if "±" in line]
+    for layer, row in zip(report.analyzed, rows, strict=True):
+        name, shape, alpha, distance, largest, norm, rank = row.split()
+        assert layer.name.removesuffix(".weight").endswith(name.lstrip("…"))
+        assert len(name) >= 14 or not name.startswith("…")
+        assert shape == "×".join(map(str, layer.shape))
+        assert alpha == f"{layer.alpha:.2f}±{layer.sigma:.2f}"
+        values = (layer.ks_distance, layer.lambda_max, layer.log_frobenius, layer.stable_rank)
+        for shown, value in zip((distance, largest, norm, rank), values, strict=True):
+            assert float(shown) == pytest.approx(value, rel=0.006, abs=0.006)
+    assert "skipped: features.0.bias: 1-D" in result.stderr
+    assert f"{report.alpha_hat:.4g} ({report.alpha_hat_log10:.4g} with log10)" in result.stderr
+    assert "4: 3 analysed in 11 spectra, 1 skipped; 0 fits failed" in result.stderr
+
+
+def test_csv_has_every_tensor(cli, net, tmp_path):
+    assert cli("capacity", "net.pt", "--csv", "out.csv", "--randomize").returncode == 0
+    with (tmp_path / "out.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    layers = hr.capacity.analyze("net.pt", randomize=True).layers
+    assert [row["name"] for row in rows] == [layer.name for layer in layers]
+    assert {"source", *CONTRACT} <= set(rows[0])
+    for row, layer in zip(rows, layers, strict=True):
+        for name in ("alpha", "log_frobenius", "soft_rank"):
+            value = getattr(layer, name)
+            assert row[name] == ("" if math.isnan(value) else repr(value))
+        assert row["skipped"] == (layer.skipped or "")
+        assert row["traps"] == ("" if layer.traps is None else str(layer.traps))
+    assert rows[0]["shape"] == "24x20x3x3"
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["net.pt", "out.csv"]
+
+
+def test_options_reach_the_analysis(cli, net, tmp_path):
+    save(tmp_path / "before.pt", seed=5)
+    options = ["--p-values", "5", "--only", "*.weight", "--min-size", "20", "--exact"]
+    options += ["--initial", "before.pt", "--conv", "unfolded", "--json"]
+    found = parsed(cli("capacity", "net.pt", "--x-max", "max", *options))
+    layers = {layer["name"]: layer for layer in found["layers"]}
+    assert "*.weight" in layers["features.0.bias"]["skipped"]
+    assert "12 eigenvalues" in layers["head.weight"]["skipped"]
+    kept = layers["features.0.weight"]
+    (part,) = kept["matrices"]
+    assert part["x_max"] == part["lambda_max"]
+    assert kept["p_value"] in {0, 0.2, 0.4, 0.6, 0.8, 1}
+    assert kept["distance_frobenius"] > 0
+    assert kept["traps"] is None
+    assert found["conv"] == "unfolded"
+    laws = ["--compare", "lognormal", "--compare", "exponential"]
+    found = parsed(cli("capacity", "net.pt", *laws, "--randomize", *options))
+    layers = {layer["name"]: layer for layer in found["layers"]}
+    (part,) = layers["features.0.weight"]["matrices"]
+    assert list(part["comparisons"]) == ["lognormal", "exponential"]
+    assert part["traps"] is not None
+
+
+def test_settings_from_a_file(cli, net, tmp_path):
+    (tmp_path / "settings.toml").write_text('conv = "pooled"\nseed = 9\ncompare = ["lognormal"]\n')
+    found = parsed(cli("capacity", "net.pt", "--config", "settings.toml", "--json"))
+    assert (found["conv"], found["seed"]) == ("pooled", 9)
+    assert list(found["layers"][0]["matrices"][0]["comparisons"]) == ["lognormal"]
+    found = parsed(cli("capacity", "net.pt", "--config", "settings.toml", "--seed", "2", "--json"))
+    assert found["seed"] == 2
+
+
+def test_what_cannot_be_analysed_is_named(cli, tmp_path):
+    nan = heavy(20, 30)
+    nan[3, 4] = np.nan
+    save(
+        tmp_path / "mixed.pt",
+        zero=np.zeros((8, 9)),
+        row=heavy(1, 30),
+        nan=nan,
+        quantised=np.ones((9, 9), dtype=np.int8),
+        pair=heavy(2, 30),
+    )
+    result = cli("capacity", "mixed.pt", "--json")
+    found = {layer["name"]: layer for layer in parsed(result)["layers"]}
+    for name, word in {
+        "zero": "zero",
+        "row": "single row",
+        "nan": "1 of 600 weights are NaN",
+        "quantised": "int8",
+    }.items():
+        assert word in found[name]["skipped"]
+        assert found[name]["alpha"] is None
+        assert re.search(rf"^skipped: {name}: .*{word}", result.stderr, re.MULTILINE)
+    assert found["pair"]["skipped"] is None
+    assert "distinct values" in found["pair"]["fit_failed"]
+    assert re.search(r"^no power law: pair: 2 distinct", result.stderr, re.MULTILINE)
+    assert "1 fits failed" in result.stderr
+
+
+def test_many_skipped_tensors_are_summarised(cli, tmp_path):
+    save(tmp_path / "deep.pt", **{f"norm.{i}.weight": np.ones(8) for i in range(30)})
+    result = cli("capacity", "deep.pt")
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("skipped")]
+    assert line.startswith(
+        "skipped: features.0.bias, norm.0.weight, norm.1.weight and 28 more: 1-D"
+    )
+
+
+# series
+
+
+@pytest.mark.parametrize("series", ["vgg", "resnet"])
+def test_published_series(cli, tmp_path, series):
+    """The weight files of torchvision by their names, here with other weights in them."""
+    with (CONFIGS / f"capacity-{series}.csv").open(newline="") as file:
+        rows = list(csv.DictReader(line for line in file if not line.startswith("#")))
+    for number, row in enumerate(rows):
+        assert re.fullmatch(rf"{row['name']}-[0-9a-f]{{8}}\.pth", row["source"])
+        save(tmp_path / row["source"], seed=number)
+    files = [row["source"] for row in rows]
+    result = cli("capacity", *files, "--against", CONFIGS / f"capacity-{series}.csv", "--json",
+                 "--plot", "pictures", "--csv", "all.csv")  # fmt: skip
+    found = parsed(result)
+    assert [network["source"] for network in found["networks"]] == files
+    assert found["accuracies"] == {
+        name: [float(row[name]) for row in rows] for name in ("top1", "top5")
+    }
+    assert found["notes"] == []
+    metrics = ["alpha_hat", "alpha_weighted", "mean_alpha", "mean_log_norm"]
+    pairs = [(item["accuracy"], item["metric"]) for item in found["correlations"]]
+    assert pairs == [(name, metric) for name in ("top1", "top5") for metric in metrics]
+    for item in found["correlations"]:
+        expected = correlate(
+            [network[item["metric"]] for network in found["networks"]],
+            found["accuracies"][item["accuracy"]],
+        )
+        for name in ("slope", "r_squared", "kendall", "spearman"):
+            assert item[name] == pytest.approx(getattr(expected, name))
+        assert item["n"] == len(rows)
+    drawn = {item.name for item in (tmp_path / "pictures").iterdir()}
+    assert drawn == {"alpha.png", "against-top1.png", "against-top5.png"}
+    for row in rows:
+        assert re.search(rf"^ {row['name']} .* {row['top1']} +{row['top5']}$",
+                         re.sub(" +\n", "\n", result.stderr), re.MULTILINE)  # fmt: skip
+    assert max(map(cell_len, result.stderr.splitlines())) <= 80
+    assert len((tmp_path / "all.csv").read_text().splitlines()) == 1 + 4 * len(rows)
+
+
+def test_published_accuracies():
+    """The top-1 and top-5 of torchvision's table for IMAGENET1K_V1."""
+    with (CONFIGS / "capacity-vgg.csv").open(newline="") as file:
+        vgg = list(csv.DictReader(line for line in file if not line.startswith("#")))
+    found = {row["name"]: (float(row["top1"]), float(row["top5"])) for row in vgg}
+    assert len(found) == 8
+    assert found["vgg11"] == (69.020, 88.628)
+    assert found["vgg19_bn"] == (74.218, 91.842)
+    # deeper is better, and batch normalisation too
+    for suffix in ("", "_bn"):
+        tops = [found[f"vgg{depth}{suffix}"][0] for depth in (11, 13, 16, 19)]
+        assert tops == sorted(tops)
+    assert all(found[f"vgg{depth}_bn"] > found[f"vgg{depth}"] for depth in (11, 13, 16, 19))
+
+
+def test_a_series_without_accuracies(cli, net, tmp_path):
+    save(tmp_path / "other.pt", seed=4)
+    result = cli("capacity", "net.pt", "other.pt", "--json", "--plot", "pictures")
+    found = parsed(result)
+    assert [network["source"] for network in found["networks"]] == ["net.pt", "other.pt"]
+    assert found["correlations"] == []
+    assert [item.name for item in (tmp_path / "pictures").iterdir()] == ["alpha.png"]
+
+
+def test_tables_of_accuracies(tmp_path):
+    table = tmp_path / "table.csv"
+    table.write_text("model,remark,top1,top5\na,good,70,90\nb,,75,\nc,bad,80,95\n")
+    found = accuracies.read(table, ["runs/a.pt", "b-0123abcd.pth", "d.pt"])
+    np.testing.assert_equal(dict(found.columns), {"top1": (70.0, 75.0, math.nan),
+                                                  "top5": (90.0, math.nan, math.nan)})  # fmt: skip
+    assert found.notes == (f"d.pt is not in {table}", f"of {table} not given: c")
+    assert accuracies.labels(["x/a.pt", "x/b-0123abcd.pth"]) == ("a", "b")
+    assert accuracies.labels(["a.pt", "a.pth"]) == ("a.pt", "a.pth")
+    assert accuracies.labels(["x/a.pt", "y/a.pt"]) == ("x/a.pt", "y/a.pt")
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("net,top1\na,70\n", "columns net, top1"),
+        ("name,top1\na,high\n", "no column of numbers"),
+        ("name,top1\n", "no rows"),
+        ("", "no rows"),
+        ("name,top1\nz,70\n", "first rows are about z"),
+        ("name,top1\na,70\na,71\n", "2 rows about a.pt"),
+    ],
+)
+def test_unusable_tables(tmp_path, text, match):
+    table = tmp_path / "table.csv"
+    table.write_text(text)
+    with pytest.raises(ConfigError, match=match):
+        accuracies.read(table, ["a.pt"])
+
+
+# pictures
+
+
+@pytest.mark.parametrize("conv", ["slices", "pooled"])
+def test_pictures_of_layers(cli, net, tmp_path, conv):
+    options = ["--plot", "new/pictures", "--format", "svg", "--conv", conv]
+    result = cli("capacity", "net.pt", *options)
+    assert result.returncode == 0, result.stderr
+    drawn = {item.name for item in (tmp_path / "new" / "pictures").iterdir()}
+    assert drawn == {
+        "alpha.svg",
+        "layer-features.0.weight.svg",
+        "layer-encoder.layers.11.attention.output_projection.weight.svg",
+        "layer-head.weight.svg",
+    }
+    assert "written: 4 pictures" in result.stderr
+
+
+def test_the_picture_shows_the_fit():
+    from hessrmt.plots.capacity import layer_density
+
+    draw = np.random.default_rng(0)
+    planted = draw.normal(size=(400, 200))
+    planted[:, 0] *= 30
+    (layer,) = hr.capacity.analyze({"w": planted}).layers
+    (axes,) = layer_density(layer).axes
+    lines = {line.get_label().partition(",")[0]: line for line in axes.lines}
+    tail, bulk = lines["power law"], lines["Marchenko-Pastur"]
+    x, y = (np.asarray(values, dtype=float) for values in tail.get_data())
+    x, y = x[np.isfinite(y)], y[np.isfinite(y)]
+    assert np.allclose(np.diff(np.log(y)) / np.diff(np.log(x)), -layer.alpha)
+    # the area under a curve is the share of the eigenvalues that it stands for
+    assert np.trapezoid(y, x) == pytest.approx(
+        layer.n_tail / 200 * (1 - (x[-1] / x[0]) ** (1 - layer.alpha)), rel=0.01
+    )
+    x, y = (np.asarray(values, dtype=float) for values in bulk.get_data())
+    inside = np.isfinite(y)
+    assert np.trapezoid(y[inside], x[inside]) == pytest.approx(1 - layer.spikes / 200, rel=0.02)
+    assert "1 spikes" in bulk.get_label()
+
+
+def test_layers_that_cannot_be_drawn_are_named(cli, tmp_path):
+    save(tmp_path / "flat.pt", equal=np.eye(9))
+    result = cli("capacity", "flat.pt", "--plot", "pictures")
+    assert result.returncode == 0, result.stderr
+    assert "not drawn: layer-equal" in result.stderr
+    assert "written: 4 pictures" in result.stderr
+
+
+# mistakes
+
+
+@pytest.fixture
+def place(tmp_path):
+    save(tmp_path / "net.pt")
+    torch.save({"a.weight": torch.full((4, 5), torch.nan)}, tmp_path / "nan.pt")
+    torch.save({"a.weight": torch.zeros(4, 5)}, tmp_path / "zero.pt")
+    torch.save([1, 2, 3], tmp_path / "list.pt")
+    torch.save({"x": torch.ones(6, 7)}, tmp_path / "foreign.pt")
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "net.pt").read_bytes()[:900])
+    (tmp_path / "text.pt").write_text("precious")
+    (tmp_path / "taken").write_text("precious")
+    (tmp_path / "table.csv").write_text("name,top1\nother,70\n")
+    (tmp_path / "bad.toml").write_text('convolutions = "slices"\n')
+    (tmp_path / "folder").mkdir()
+    return tmp_path
+
+
+RUN = ["capacity", "net.pt"]
+
+BAD = {
+    "no source": (["capacity"], ["source"]),
+    "missing": (["capacity", "no.pt"], ["no.pt"]),
+    "second missing": ([*RUN, "no.pt"], ["no.pt"]),
+    "empty folder": (["capacity", "folder"], ["folder", "safetensors"]),
+    "text": (["capacity", "text.pt"], ["text.pt"]),
+    "truncated": (["capacity", "cut.pt"], ["cut.pt"]),
+    "no state dict": (["capacity", "list.pt"], ["list.pt"]),
+    "ending": (["capacity", "taken"], ["taken", "safetensors"]),
+    "NaN": (["capacity", "nan.pt"], ["nan.pt", "a.weight", "20 of 20 weights are NaN"]),
+    "zeros": (["capacity", "zero.pt"], ["zero.pt", "a.weight", "zero"]),
+    "twice": ([*RUN, "net.pt"], ["net.pt", "twice"]),
+    "factory": (["capacity", "no.py:make"], ["no.py"]),
+    "conv": ([*RUN, "--conv", "sliced"], ["conv", "'slices'", "'sliced'"]),
+    "only": ([*RUN, "--only", "decoder.*"], ["decoder", "features.0.weight"]),
+    "min size": ([*RUN, "--min-size", "0"], ["min_size", "0"]),
+    "too small": (
+        [*RUN, "--min-size", "1000"],
+        ["net.pt", "head.weight", "12 eigenvalues", "1000"],
+    ),
+    "p-values": ([*RUN, "--p-values", "-1"], ["p_values", "-1"]),
+    "x-max": ([*RUN, "--x-max", "least"], ["x_max", "none, max", "'least'"]),
+    "x-max negative": ([*RUN, "--x-max=-2"], ["x_max", "-2"]),
+    "x-max nan": ([*RUN, "--x-max", "nan"], ["x_max", "nan"]),
+    "compare": ([*RUN, "--compare", "cauchy"], ["compare", "cauchy", "lognormal"]),
+    "compare to an end": (
+        [*RUN, "--compare", "lognormal", "--x-max", "max"],
+        ["x_max", "compare"],
+    ),
+    "initial": ([*RUN, "--initial", "no.pt"], ["no.pt"]),
+    "foreign initial": ([*RUN, "--initial", "foreign.pt"], ["foreign.pt", "same network"]),
+    "against": ([*RUN, "--against", "no.csv"], ["no.csv"]),
+    "against others": ([*RUN, "--against", "table.csv"], ["table.csv", "other"]),
+    "against weights": ([*RUN, "--against", "net.pt"], ["net.pt"]),
+    "csv": ([*RUN, "--csv", "folder"], ["folder", "--csv"]),
+    "csv nowhere": ([*RUN, "--csv", "no/out.csv"], ["no/out.csv", "folder"]),
+    "plot": ([*RUN, "--plot", "taken"], ["taken", "folder"]),
+    "plot below a file": ([*RUN, "--plot", "taken/pictures"], ["taken", "folder"]),
+    "format": ([*RUN, "--plot", "pictures", "--format", "docx"], ["docx", "png"]),
+    "seed": ([*RUN, "--seed", "-1"], ["seed", "-1"]),
+    "device": ([*RUN, "--device", "tpu"], ["tpu", "cpu"]),
+    "config": ([*RUN, "--config", "no.toml"], ["no.toml"]),
+    "config key": ([*RUN, "--config", "bad.toml"], ["convolutions"]),
+    "tpyo": ([*RUN, "--tpyo"], ["--tpyo"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input(place, cli, name):
+    """Nothing on standard output, one error, and nothing written."""
+    arguments, words = BAD[name]
+    before = sorted(place.iterdir())
+    result = cli(*arguments, "--json")
+    assert result.returncode == 2, result.stderr
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    (said,) = re.findall(r"^error: (.+)$", result.stderr, re.MULTILINE)
+    for word in words:
+        assert word.lower() in (said + result.stderr).lower()
+    assert sorted(place.iterdir()) == before
+    assert (place / "taken").read_text() == "precious"
