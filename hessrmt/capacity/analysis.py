@@ -15,6 +15,7 @@ from hessrmt import rng
 from hessrmt.backend.select import select
 from hessrmt.capacity import powerlaw
 from hessrmt.capacity.assemble import LayerSpectra, Options, record
+from hessrmt.capacity.layers import nonfinite
 from hessrmt.capacity.likelihoods import ALTERNATIVES
 from hessrmt.capacity.report import CapacityReport, Layer
 from hessrmt.capacity.sources import Source, open_source, pairs
@@ -23,9 +24,12 @@ from hessrmt.capacity.spectra import (
     SMALLEST,
     Gram,
     MatrixSpectrum,
+    Range,
     from_grams,
     from_singular_values,
     gram,
+    streamed_grams,
+    streams,
 )
 from hessrmt.capacity.splitting import Conv
 from hessrmt.errors import CapacityError
@@ -163,12 +167,19 @@ class _Run:
         task = _Task(matrix, skipped=matrix.skipped)
         if task.skipped is not None:
             return task
+        if self._streams(matrix):
+            grams, found = streamed_grams(matrix.view(), self._backend.device)
+            task.skipped = _unusable(found, matrix.size)
+            if task.skipped is None:
+                task.grams["weights"] = grams
+            return task
         try:
             stack = torch.from_numpy(matrix.load())
         except CapacityError as error:
             task.skipped = str(error)
             return task
-        task.skipped = _out_of_range(stack)
+        low, high = map(float, torch.aminmax(stack))
+        task.skipped = _unusable(Range(0, max(-low, high)), matrix.size)
         if task.skipped is not None:
             return task
         self._add(task, "weights", stack)
@@ -180,6 +191,11 @@ class _Run:
                 draw.shuffle(part.numpy().reshape(-1))  # in place: the array is ours
             self._add(task, "permuted", stack)
         return task
+
+    def _streams(self, matrix: Matrix) -> bool:
+        """Whether a layer is large, and nothing is wanted for which its weights must be held."""
+        wanted = self._options.exact or self._options.randomize or self._initial is not None
+        return streams(matrix.part_shape) and not wanted
 
     def _add(self, task: _Task, role: str, stack: Tensor) -> None:
         there = stack.to(self._backend.device)
@@ -227,13 +243,13 @@ class _Run:
         tasks.clear()
 
 
-def _out_of_range(stack: Tensor) -> str | None:
-    low, high = map(float, torch.aminmax(stack))
-    peak = max(-low, high)
-    if peak == 0:
+def _unusable(found: Range, count: int) -> str | None:
+    if found.nonfinite:
+        return nonfinite(found.nonfinite, count)
+    if found.peak == 0:
         return "all weights are zero"
-    if not SMALLEST < peak < LARGEST:
-        return f"weights as large as {peak:.1e}, whose squares leave the range of float64"
+    if not SMALLEST < found.peak < LARGEST:
+        return f"weights as large as {found.peak:.1e}, whose squares leave the range of float64"
     return None
 
 

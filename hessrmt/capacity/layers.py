@@ -14,7 +14,7 @@ from hessrmt.errors import CapacityError
 
 if TYPE_CHECKING:
     import numpy as np
-    from jaxtyping import Float64
+    from jaxtyping import Float64, Num
 
     from hessrmt.capacity.splitting import Split
 
@@ -73,23 +73,59 @@ class Matrix:
                 is the reason to list the layer with. (A file that can't be read is a ProblemError:
                 it ends the run.)
         """
-        if self.skipped is not None or self._read is None or self._split is None:
-            raise CapacityError(self.skipped or "there is nothing to read")
-        view = self._split.view(self._read())
+        view = self._cut()
         stack = torch.empty(view.shape, dtype=torch.float64)
         stack.copy_(view)  # casts and reorders in one pass, without a second copy
         del view
         stack = stack.view(len(self.parts), *self.part_shape)
-        _refuse_nonfinite(stack)
+        bad = count_nonfinite(stack)
+        if bad:
+            raise CapacityError(nonfinite(bad, stack.numel()))
         return stack.numpy()
 
+    def view(self) -> Num[Tensor, "parts rows columns"]:
+        """The same matrices as they are stored, not copied where the file is mapped.
 
-def _refuse_nonfinite(stack: Tensor) -> None:
-    if bool(torch.isfinite(stack.sum())):  # quick, and without a second array
-        return
-    bad = sum(part.numel() - int(torch.isfinite(part).sum()) for part in stack)
-    if bad:
-        raise CapacityError(
-            f"{bad} of {stack.numel()} weights are NaN or infinite; the training diverged or the "
-            "file is damaged"
-        )
+        Returns:
+            (parts, rows, columns) in the stored precision and order; not to be written to, and
+            unchecked: weights may be NaN or infinite.
+
+        Raises:
+            CapacityError: If the layer is skipped.
+        """
+        return self._cut().reshape(len(self.parts), *self.part_shape)
+
+    def _cut(self) -> Tensor:
+        if self.skipped is not None or self._read is None or self._split is None:
+            raise CapacityError(self.skipped or "there is nothing to read")
+        return self._split.view(self._read())
+
+
+def count_nonfinite(values: Tensor) -> int:
+    """How many values are NaN or infinite.
+
+    Args:
+        values: (..., n), float64 or float32.
+
+    Returns:
+        A count.
+    """
+    if bool(torch.isfinite(values.sum())):  # quick, and without a second array
+        return 0
+    return sum(part.numel() - int(torch.isfinite(part).sum()) for part in values)
+
+
+def nonfinite(bad: int, count: int) -> str:
+    """Why a layer with such weights is skipped.
+
+    Args:
+        bad: How many are NaN or infinite.
+        count: Of how many.
+
+    Returns:
+        The reason.
+    """
+    return (
+        f"{bad} of {count} weights are NaN or infinite; the training diverged or the file is "
+        "damaged"
+    )

@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from hessrmt.capacity.layers import count_nonfinite
 from hessrmt.errors import ConvergenceError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from jaxtyping import Float64
+    from jaxtyping import Float64, Num
     from torch import Tensor
 
     from hessrmt.arrays import Levels, Matrix
@@ -38,6 +39,12 @@ _EPS = float(np.finfo(np.float64).eps)
 _TILE = 192
 """Rows of a tile of a Gram matrix, of which only the tiles on and below the diagonal are computed:
 up to 1.7 times faster than the whole (M = 384 to 2,048)."""
+
+_STREAM_FROM = 2**22
+"""Weights of a matrix that is cast to float64 block by block: no copy of 32 MB or more."""
+
+_BLOCK = 1024
+"""Rows of such a block."""
 
 LARGEST, SMALLEST = 1e70, 1e-70
 """Weights must lie between them: their squares' sums stay far inside float64's range."""
@@ -121,6 +128,64 @@ def _products(tall: Float64[Tensor, "parts n m"]) -> Sequence[Matrix]:
             torch.mm(matrix[:, rows].T, matrix[:, : rows.stop], out=product[rows, : rows.stop])
         found.append(product)
     return found
+
+
+@dataclass(frozen=True)
+class Range:
+    """What the weights of a layer are like.
+
+    Attributes:
+        nonfinite: How many are NaN or infinite.
+        peak: The largest |weight| of the others.
+    """
+
+    nonfinite: int
+    peak: float
+
+
+def streams(part_shape: tuple[int, int]) -> bool:
+    """Whether matrices are large enough for :func:`streamed_grams`.
+
+    Args:
+        part_shape: (rows, columns).
+
+    Returns:
+        Whether they are.
+    """
+    return part_shape[0] * part_shape[1] >= _STREAM_FROM
+
+
+def streamed_grams(
+    view: Num[Tensor, "parts rows columns"], device: torch.device
+) -> tuple[list[Gram], Range]:
+    """Gram matrices of large matrices without a float64 copy of them.
+
+    Args:
+        view: The matrices in any precision and order.
+        device: Where the Gram matrices are wanted.
+
+    Returns:
+        One for each, and what the weights are like; Gram matrices of weights that are not finite,
+        or too large or small, are of no use.
+    """
+    grams, bad, peak = [], 0, 0.0
+    for part in view:
+        tall = part if part.shape[0] >= part.shape[1] else part.mT
+        n, m = tall.shape
+        product = torch.zeros(m, m, dtype=torch.float64, device=device)
+        for begin in range(0, n, _BLOCK):
+            block = tall[begin : begin + _BLOCK].to(device, torch.float64)
+            here = count_nonfinite(block)
+            bad += here
+            if not here:
+                peak = max(peak, *(abs(float(end)) for end in torch.aminmax(block)))
+            if bad:
+                continue
+            for first in range(0, m, _TILE):
+                rows = slice(first, first + _TILE)
+                product[rows, : rows.stop].addmm_(block[:, rows].T, block[:, : rows.stop])
+        grams.append(Gram(product, n))
+    return grams, Range(bad, peak)
 
 
 def from_grams(grams: Sequence[Gram], backend: Backend) -> list[MatrixSpectrum]:
