@@ -43,7 +43,7 @@ up to 1.7 times faster than the whole (M = 384 to 2,048)."""
 _STREAM_FROM = 2**22
 """Weights of a matrix that is cast to float64 block by block: no copy of 32 MB or more."""
 
-_BLOCK = 1024
+_BLOCK = 512
 """Rows of such a block."""
 
 LARGEST, SMALLEST = 1e70, 1e-70
@@ -173,8 +173,10 @@ def streamed_grams(
         tall = part if part.shape[0] >= part.shape[1] else part.mT
         n, m = tall.shape
         product = torch.zeros(m, m, dtype=torch.float64, device=device)
+        buffer = torch.empty(m, min(n, _BLOCK), dtype=torch.float64, device=device).T
         for begin in range(0, n, _BLOCK):
-            block = tall[begin : begin + _BLOCK].to(device, torch.float64)
+            rows = tall[begin : begin + _BLOCK]
+            block = buffer[: len(rows)].copy_(rows)
             here = count_nonfinite(block)
             bad += here
             if not here:
@@ -182,8 +184,8 @@ def streamed_grams(
             if bad:
                 continue
             for first in range(0, m, _TILE):
-                rows = slice(first, first + _TILE)
-                product[rows, : rows.stop].addmm_(block[:, rows].T, block[:, : rows.stop])
+                tile = slice(first, first + _TILE)
+                product[tile, : tile.stop].addmm_(block[:, tile].T, block[:, : tile.stop])
         grams.append(Gram(product, n))
     return grams, Range(bad, peak)
 
