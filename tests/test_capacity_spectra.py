@@ -79,8 +79,9 @@ def test_small_singular_values_need_the_exact_route():
     )
 
 
-@pytest.mark.parametrize("shape", [(1100, 3900), (3900, 1100)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [((1100, 3900), torch.float32), ((3900, 1100), torch.bfloat16)]
+)
 def test_large_layers_are_never_copied_but_measured_alike(shape, dtype):
     draw = np.random.default_rng(3)
     values = torch.from_numpy(draw.standard_normal(shape)).to(dtype)
