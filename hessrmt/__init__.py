@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from hessrmt.records import Provenance as Provenance
     from hessrmt.records import Spectrum as Spectrum
     from hessrmt.store.hdf5 import load as load
+    from hessrmt.store.history import load_history as load_history
 
 _HOME = {
     "Problem": "hessrmt.problems.problem",
@@ -37,6 +38,7 @@ _HOME = {
     "hessian": "hessrmt.curvature.hessian",
     "reduction": "hessrmt.curvature.reduction",
     "load": "hessrmt.store.hdf5",
+    "load_history": "hessrmt.store.history",
     "spectrum": "hessrmt.curvature.spectrum",
 }
 _PACKAGES = ("capacity", "ensembles", "generalization", "levels", "lossmodel", "theory")
@@ -52,6 +54,7 @@ __all__ = [
     "hessian",
     "levels",
     "load",
+    "load_history",
     "lossmodel",
     "reduction",
     "spectrum",

@@ -1,4 +1,4 @@
-"""``hessrmt plot``: pictures of a spectrum file."""
+"""``hessrmt plot``: the picture of a spectrum file, or of the history of a training run."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ def plot(
         typer.Option("--out", help="Picture to write (.png, .pdf, .svg). \\[default: FILE.png]"),
     ] = None,
 ) -> None:
-    """Draw |λ| against index with the noise floor: which levels are real."""
+    """Draw |λ| with the noise floor: which levels are real; a training history against epochs."""
     from hessrmt.errors import ConfigError, StoreError
     from hessrmt.plots.certification import certification
+    from hessrmt.plots.history import history
     from hessrmt.store.hdf5 import load
+    from hessrmt.store.history import holds_history, load_history
 
     spectra = load(file)
     if not spectra:
@@ -33,7 +35,11 @@ def plot(
     settings = spectra.provenance.config
     title = f"{console.source_in_words(settings)}, {settings['operator']}, {settings['dtype']}"
     try:
-        certification(spectra, title).savefig(target, dpi=150)
+        if holds_history(file):
+            picture = history(load_history(file), title)
+        else:
+            picture = certification(spectra, title)
+        picture.savefig(target, dpi=150)
     except OSError as error:
         raise StoreError(f"cannot write {target}: {error.strerror or error}") from error
     except ValueError as error:  # an ending matplotlib does not know

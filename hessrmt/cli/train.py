@@ -18,9 +18,12 @@ from hessrmt.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from rich.progress import Progress, TaskID
 
+    from hessrmt.workflows.history import Recording
     from hessrmt.workflows.train import TrainResult
+
+_HISTORY = "History of the network while it is trained"
 
 
 def train(
@@ -75,6 +78,49 @@ def train(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the checkpoint in --out.")
     ] = False,
+    history: Annotated[
+        Path | None,
+        typer.Option(
+            "--history",
+            metavar="F",
+            help="Spectrum file to record Hessian spectra, α, norms and losses in.",
+            rich_help_panel=_HISTORY,
+        ),
+    ] = None,
+    history_epochs: Annotated[
+        str | None,
+        typer.Option(
+            "--history-epochs",
+            help="At which epochs: 0,1,5 (0 is the untrained network), or N for every N-th; the "
+            "last one always. \\[default: 0,1,2,5,10,20,50 and so on]",
+            rich_help_panel=_HISTORY,
+        ),
+    ] = None,
+    history_batch: Annotated[
+        int | None,
+        typer.Option(
+            "--history-batch",
+            help="Samples of the Hessian's batch, the first of the test split. \\[default: 64]",
+            rich_help_panel=_HISTORY,
+        ),
+    ] = None,
+    history_only: Annotated[
+        str | None,
+        typer.Option(
+            "--history-only",
+            help="Pattern of the parameters whose Hessian it is, e.g. '7.*'. \\[default: all]",
+            rich_help_panel=_HISTORY,
+        ),
+    ] = None,
+    history_conv: Annotated[
+        str | None,
+        typer.Option(
+            "--history-conv",
+            help="Convolutions as slices, pooled or unfolded; see hessrmt capacity. "
+            "\\[default: slices]",
+            rich_help_panel=_HISTORY,
+        ),
+    ] = None,
     config: ConfigOption = None,
     data_dir: DataDirOption = None,
     json: JsonOption = False,
@@ -83,6 +129,9 @@ def train(
 
     The defaults are the published protocol: 300 epochs of SGD, batch 128, learning rate 0.003
     falling to 0.00003 between epochs 150 and 270, momentum 0.9, weight decay 0.0005.
+
+    With --history the Hessian's certified spectrum and the capacity metrics of the weights are
+    recorded at chosen epochs, in one file.
     """
     from hessrmt.cli import console
     from hessrmt.config import TrainConfig, load_settings
@@ -107,6 +156,14 @@ def train(
     )
     path = out if out is not None else Path(_name(settings.model) + ".pt")
 
+    recorded = _recording(
+        history,
+        epochs=history_epochs,
+        batch=history_batch,
+        only=history_only,
+        conv=history_conv,
+    )
+
     from hessrmt.workflows.train import run
 
     with console.progress() as bar:
@@ -116,18 +173,42 @@ def train(
             resume=resume,
             overwrite=overwrite,
             folder=data_dir,
+            history=recorded,
             observer=_Bar(bar, settings.model),
         )
     _show(result)
+    if result.history is not None:
+        _show_history(result.history)
     if json:
         console.emit_json(_as_dict(result, settings.model_dump(mode="json")))
 
 
+def _recording(file: Path | None, **options: Any) -> "Recording | None":
+    from hessrmt.config import load_settings
+    from hessrmt.config.history import HistoryConfig
+    from hessrmt.errors import ConfigError
+
+    if file is None:
+        given = [f"--history-{name}" for name, value in options.items() if value is not None]
+        if given:
+            raise ConfigError(f"{given[0]} says what to record; say where with --history F")
+        return None
+    try:
+        settings = load_settings(HistoryConfig, **options)
+    except ConfigError as error:
+        raise ConfigError(f"--history-{error}") from error
+
+    from hessrmt.workflows.history import Recording
+
+    return Recording(file, settings)
+
+
 class _Bar:
-    """Shows a run as one bar of epochs."""
+    """A bar of epochs; for a history another one, of what is measured at an epoch."""
 
     def __init__(self, bar: "Progress", model: str) -> None:
         self.bar, self.model = bar, model
+        self.measured: TaskID | None = None
 
     def begin(self, origin: str, device: str, done: int, epochs: int) -> None:
         from hessrmt.cli.console import note
@@ -143,6 +224,14 @@ class _Bar:
     def epoch(self, entry: dict[str, float]) -> None:
         shown = f"loss {entry['train_loss']:.4f}  lr {entry['lr']:.2g}"
         self.bar.update(self.task, completed=entry["epoch"], rate=shown)
+
+    def measuring(self, epoch: int, phase: str, done: int, total: int) -> None:
+        if self.measured is None:
+            self.measured = self.bar.add_task("", total=None, rate="")
+        steps = None if total == 1 and done == 0 else total  # one long step: a pulsing bar
+        self.bar.update(
+            self.measured, completed=done, total=steps, description=f"epoch {epoch}: {phase}"
+        )
 
 
 def _name(model: str) -> str:
@@ -171,6 +260,38 @@ def _show(result: "TrainResult") -> None:
     note(f"checkpoint: {result.checkpoint} (sha256 {result.sha256[:16]}...)")
 
 
+def _show_history(file: Path) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    from hessrmt.cli.console import err, note
+    from hessrmt.levels.ratios import mean_ratio
+    from hessrmt.store.history import load_history
+
+    found = load_history(file)
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    headings = ("epoch", "test\nloss", "⟨α⟩", "α̂", "⟨ln‖W‖⟩", "λ min", "λ max", "certified", "⟨r̃⟩")
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row, item in enumerate(found.spectra):
+        numbers = {
+            ".4f": found.training["test_loss"][row],
+            ".3f": found.network["mean_alpha"][row],
+            ".2f": found.network["alpha_hat"][row],
+            ".4g": found.network["mean_log_norm"][row],
+        }
+        table.add_row(
+            str(found.epochs[row]),
+            *(format(value, form) for form, value in numbers.items()),
+            f"{item.eigenvalues[0]:.3g}",
+            f"{item.eigenvalues[-1]:.3g}",
+            f"{item.rank:,}",
+            f"{mean_ratio(item.resolved):.4f}",
+        )
+    err.print(table)
+    note(f"history: {file}; hessrmt plot draws it, hessrmt.load_history reads it")
+
+
 def _as_dict(result: "TrainResult", settings: dict[str, Any]) -> dict[str, Any]:
     return {
         "checkpoint": str(result.checkpoint),
@@ -183,5 +304,6 @@ def _as_dict(result: "TrainResult", settings: dict[str, Any]) -> dict[str, Any]:
         "seconds": result.seconds,
         "data": result.data,
         "notes": list(result.notes),
+        "history": None if result.history is None else str(result.history),
         "config": settings,
     }

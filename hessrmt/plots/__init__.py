@@ -14,6 +14,7 @@ module                          pictures
 :mod:`~.staircase`              ``staircase``
 :mod:`~.longrange`              ``number_variance``, ``rigidity``, ``form_factor``
 :mod:`~.lossmodel`              ``densities``, ``ratios`` of sampled Hessians, panel by panel
+:mod:`~.history`                ``history``, ``side_by_side``: a network against training epochs
 :mod:`~.files`                  ``draw_all``: all of them for one set of unfolded levels, as files
 ==============================  ==================================================================
 """

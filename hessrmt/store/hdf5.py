@@ -33,12 +33,30 @@ def load(path: str | Path) -> Spectra:
     path = Path(path)
     with open_checked(path) as file:
         try:
-            return _read(file)
+            return read_rows(file, done_rows(file))
         except DAMAGE as error:
             raise StoreError(f"{path} is damaged: {reason(error)}") from error
 
 
-def _read(file: h5py.File) -> Spectra:
+def done_rows(file: h5py.File) -> np.ndarray:
+    """Which rows of an open file are complete; to be read before the rows themselves.
+
+    Returns:
+        Their numbers, ascending; these rows never change again.
+    """
+    return np.flatnonzero(np.asarray(file[DONE]))
+
+
+def read_rows(file: h5py.File, done: np.ndarray) -> Spectra:
+    """Some complete spectra of an open file.
+
+    Args:
+        file: From :func:`open_checked`.
+        done: Numbers of complete rows.
+
+    Returns:
+        Their spectra, with the provenance.
+    """
     attributes = file.attrs
     settings = json.loads(text(attributes["config"]))
     provenance = Provenance(
@@ -48,7 +66,6 @@ def _read(file: h5py.File) -> Spectra:
         created=text(attributes["created"]),
         notes=tuple(json.loads(text(attributes["notes"]))),
     )
-    done = np.flatnonzero(np.asarray(file[DONE]))  # first: a row that is done stays as it is
     levels = np.asarray(file[EIGENVALUES])
     columns = {name: np.asarray(file[name]) for name in COLUMNS}
     items = tuple(

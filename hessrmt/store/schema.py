@@ -9,6 +9,7 @@ ascending per row; rows with ``done == 0`` are NaN.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -49,3 +50,31 @@ COLUMNS: dict[str, Column] = {
     "gradient_norm": Column(np.float64, "Euclidean norm of the gradient"),
     **{f"seconds_{phase}": Column(np.float64, f"wall-clock seconds: {phase}") for phase in PHASES},
 }
+
+
+class ExtraColumn(NamedTuple):
+    """A further number, or row of numbers, for each batch: float64.
+
+    Attributes:
+        units: What it is, stored as the dataset's ``long_name``.
+        along: Name of the labels that say what the numbers of a row belong to; None for one number.
+    """
+
+    units: str
+    along: str | None = None
+
+
+class Extra(NamedTuple):
+    """Datasets that a file has beside those of every spectrum file; names may have a group.
+
+    Attributes:
+        labels: Name to values known from the start: of the rows, or of what columns lie along.
+        columns: Name to what is written with every row, complete or absent like the row itself.
+    """
+
+    labels: Mapping[str, np.ndarray | Sequence[str]]
+    columns: Mapping[str, ExtraColumn]
+
+
+NOTHING = Extra({}, {})
+"""What most files have beside their spectra."""

@@ -23,13 +23,17 @@ import numpy as np
 
 from hessrmt.errors import StoreError, WriteError
 from hessrmt.store.hdf5 import DAMAGE, open_checked, reason, text
-from hessrmt.store.schema import COLUMNS, DONE, EIGENVALUES, INDICES, SCHEMA, VERSION
+from hessrmt.store.layout import array, lay_out
+from hessrmt.store.schema import COLUMNS, DONE, EIGENVALUES, NOTHING
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from hessrmt.arrays import Indices
     from hessrmt.records import Provenance, Spectrum
+    from hessrmt.store.schema import Extra
+
+    ExtraRow = Mapping[str, Any]
 
 
 class _Slot(NamedTuple):
@@ -56,7 +60,9 @@ class SpectrumWriter:
         with open_checked(path) as file:
             try:
                 stored = json.loads(text(file.attrs["identity"]))
-                self._slots = {name: _slot(file, name) for name in (EIGENVALUES, DONE, *COLUMNS)}
+                self._extra = frozenset(json.loads(text(file.attrs.get("extra", "[]"))))
+                names = (EIGENVALUES, DONE, *COLUMNS, *self._extra)
+                self._slots = {name: _slot(file, name) for name in names}
                 self.done = np.asarray(file[DONE]).astype(bool)
             except DAMAGE as error:
                 raise StoreError(f"{path} cannot be continued: {reason(error)}") from error
@@ -72,6 +78,7 @@ class SpectrumWriter:
         dimension: int,
         batch_indices: Indices,
         provenance: Provenance,
+        extra: Extra = NOTHING,
         overwrite: bool = False,
     ) -> Self:
         """Make a new file with every row absent, and lock it.
@@ -83,6 +90,7 @@ class SpectrumWriter:
             dimension: P.
             batch_indices: (batches, B) positions of each batch's samples.
             provenance: Stored as attributes.
+            extra: What the file holds beside spectra.
             overwrite: Replace an existing file, unless it is being written.
 
         Returns:
@@ -97,7 +105,7 @@ class SpectrumWriter:
             raise StoreError(_exists(path))
         image = io.BytesIO()
         with h5py.File(image, "w", track_order=True) as file:
-            _fill(file, identity, solver, dimension, batch_indices, provenance)
+            lay_out(file, identity, solver, dimension, batch_indices, provenance, extra)
         draft = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}.part")
         descriptor = -1
         try:
@@ -150,20 +158,24 @@ class SpectrumWriter:
                 raise StoreError(f"cannot write {path}: {reason(error)}") from error
             raise
 
-    def write(self, row: int, spectrum: Spectrum) -> None:
+    def write(self, row: int, spectrum: Spectrum, extra: ExtraRow | None = None) -> None:
         """Store one complete row; it counts as done only once all of it is on disk.
 
         Args:
             row: Batch number.
             spectrum: The result.
+            extra: Value of every extra column of the file, if it has any.
         """
-        self.write_all({row: spectrum})
+        self.write_all({row: spectrum}, {row: extra or {}})
 
-    def write_all(self, rows: Mapping[int, Spectrum]) -> None:
+    def write_all(
+        self, rows: Mapping[int, Spectrum], extra: Mapping[int, ExtraRow] | None = None
+    ) -> None:
         """Store several complete rows with one wait for the disk; none is done before all are.
 
         Args:
             rows: Batch number to result.
+            extra: Batch number to the value of every extra column, if the file has any.
 
         Raises:
             WriteError: If the disk refuses.
@@ -174,6 +186,7 @@ class SpectrumWriter:
                 self._put(EIGENVALUES, row, spectrum.eigenvalues)
                 for name in COLUMNS:
                     self._put(name, row, _value(spectrum, name))
+                self._put_extra(row, (extra or {}).get(row, {}))
             os.fsync(self._descriptor)
             for row in rows:
                 self._put(DONE, row, 1)
@@ -201,6 +214,13 @@ class SpectrumWriter:
     ) -> None:
         self.close()
 
+    def _put_extra(self, row: int, extra: ExtraRow) -> None:
+        if extra.keys() != self._extra:
+            names = ", ".join(sorted(extra.keys() ^ self._extra))
+            raise StoreError(f"row {row} and {self.path} have different extra columns: {names}")
+        for name, value in extra.items():
+            self._put(name, row, value)
+
     def _put(self, name: str, row: int, value: Any) -> None:
         slot = self._slots[name]
         data = np.ascontiguousarray(value, dtype=slot.dtype)
@@ -212,7 +232,7 @@ class SpectrumWriter:
 
 
 def _slot(file: h5py.File, name: str) -> _Slot:
-    dataset = _array(file, name)
+    dataset = array(file, name)
     offset = dataset.id.get_offset()
     if offset is None:
         raise ValueError(f"{name} was stored anew in pieces by another program")
@@ -265,7 +285,8 @@ def _publish(draft: Path, path: Path) -> None:
 
 def _exists(path: Path) -> str:
     return (
-        f"{path} exists; --resume continues it, --overwrite replaces it, --out takes another name"
+        f"{path} exists; --resume continues it, --overwrite replaces it; "
+        "or name another file (--out, --history)"
     )
 
 
@@ -279,60 +300,8 @@ def _check_identity(path: Path, stored: Mapping[str, Any], asked: Mapping[str, A
     if differing:
         raise StoreError(
             f"{path} was made with another configuration: {'; '.join(differing)}. Use the same "
-            "settings to resume, or --out for a new file"
+            "settings to resume, or a new file (--out, --history)"
         )
-
-
-def _fill(
-    file: h5py.File,
-    identity: Mapping[str, Any],
-    solver: str,
-    dimension: int,
-    batch_indices: Indices,
-    provenance: Provenance,
-) -> None:
-    batches, size = batch_indices.shape
-    attributes = {
-        "schema": SCHEMA,
-        "schema_version": VERSION,
-        "library": f"hessrmt {provenance.versions.get('hessrmt', '')}",
-        "created": provenance.created,
-        "device": provenance.device,
-        "versions": json.dumps(dict(provenance.versions)),
-        "config": json.dumps(dict(provenance.config)),
-        "notes": json.dumps(list(provenance.notes)),
-        "identity": json.dumps(dict(identity)),
-        "solver": solver,
-        "seed": provenance.config.get("seed", 0),
-        "checkpoint_sha256": identity.get("checkpoint_sha256", ""),
-    }
-    for name, value in attributes.items():
-        file.attrs[name] = value
-    for name, length in (("batch", batches), ("level", dimension), ("sample", size)):
-        file[name] = np.arange(length)
-        _array(file, name).make_scale(name)
-    _add(file, EIGENVALUES, np.full((batches, dimension), np.nan), ("batch", "level"))
-    _array(file, EIGENVALUES).attrs["long_name"] = (
-        "eigenvalues of the mean loss's Hessian, ascending"
-    )
-    _add(file, INDICES, np.asarray(batch_indices, dtype=np.int64), ("batch", "sample"))
-    _add(file, DONE, np.zeros(batches, dtype=np.uint8), ("batch",))
-    for name, column in COLUMNS.items():
-        blank = np.nan if column.dtype is np.float64 else -1
-        _add(file, name, np.full(batches, blank, dtype=column.dtype), ("batch",))
-        _array(file, name).attrs["long_name"] = column.units
-
-
-def _array(file: h5py.File, name: str) -> h5py.Dataset:
-    found = file[name]
-    assert isinstance(found, h5py.Dataset)
-    return found
-
-
-def _add(file: h5py.File, name: str, values: np.ndarray, dimensions: tuple[str, ...]) -> None:
-    data = file.create_dataset(name, data=values)
-    for axis, scale in enumerate(dimensions):
-        data.dims[axis].attach_scale(_array(file, scale))
 
 
 def _value(spectrum: Spectrum, name: str) -> float:

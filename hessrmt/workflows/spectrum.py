@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from hessrmt.problems.problem import Problem
 from hessrmt.records import Provenance, Spectra
 from hessrmt.store.hdf5 import load
 from hessrmt.store.writer import SpectrumWriter
+from hessrmt.workflows.digest import digest
 
 if TYPE_CHECKING:
     from hessrmt.config import SpectrumConfig
@@ -120,8 +120,8 @@ def prepare(config: SpectrumConfig, folder: Path | None = None) -> Prepared:
             "split": dataset.split,
             "batches": count,
             "checkpoint_sha256": sha256,
-            "data_sha256": _digest([dataset.x, dataset.y]),
-            "parameters_sha256": _digest(
+            "data_sha256": digest([dataset.x, dataset.y]),
+            "parameters_sha256": digest(
                 [value.detach().numpy() for value in model.state_dict().values()]
             ),
         },
@@ -207,12 +207,3 @@ def _naming_batch(batch: int) -> Iterator[None]:
         yield
     except HessrmtError as error:
         raise type(error)(f"batch {batch}: {error}") from error
-
-
-def _digest(arrays: list[np.ndarray]) -> str:
-    """SHA-256 of the bytes, shapes and types of some arrays."""
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(f"{array.dtype.str}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 import tempfile
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
-
-import numpy as np
 
 from hessrmt.backend.select import select
 from hessrmt.errors import ConfigError, DataError, StoreError
 from hessrmt.problems import checkpoints, data, losses, models
 from hessrmt.records import Provenance
 from hessrmt.training.protocol import TrainState, evaluate, train
+from hessrmt.workflows.digest import digest
+from hessrmt.workflows.history import Measurement, Record, Recording, recording
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from hessrmt.config import TrainConfig
@@ -49,6 +50,10 @@ class Observer(Protocol):
         """An epoch is complete: ``{"epoch", "lr", "train_loss"}``."""
         ...
 
+    def measuring(self, epoch: int, phase: str, done: int, total: int) -> None:
+        """An epoch is measured for the history: steps done and steps in all of a phase."""
+        ...
+
 
 @dataclass(frozen=True)
 class TrainResult:
@@ -60,11 +65,12 @@ class TrainResult:
         train_accuracy: Fraction of them classified correctly; None where there are no classes.
         test_loss: Mean loss over the test samples; None where there are none.
         test_accuracy: Fraction of them classified correctly, or None.
-        seconds: Wall-clock time spent on training in this run.
+        seconds: Wall-clock time spent on training in this run, its history included.
         checkpoint: The file written.
         sha256: Its sha256, hexadecimal.
         data: Where the samples came from, in words.
         notes: Anything a reader must know.
+        history: The file of spectra and capacity metrics epoch by epoch; None without one.
     """
 
     epochs: int
@@ -77,6 +83,7 @@ class TrainResult:
     sha256: str
     data: str
     notes: tuple[str, ...] = ()
+    history: Path | None = None
 
 
 def run(
@@ -87,6 +94,7 @@ def run(
     overwrite: bool = False,
     save_every: int = 1,
     folder: Path | None = None,
+    history: Recording | None = None,
     observer: Observer | None = None,
 ) -> TrainResult:
     """Train a model and write its checkpoint.
@@ -98,6 +106,8 @@ def run(
         overwrite: Replace an existing ``out``.
         save_every: Epochs between saves; the last epoch is always saved.
         folder: Folder searched first for data sets.
+        history: Spectra and capacity metrics to record at some epochs; the file is continued or
+            replaced as ``out`` is.
         observer: Told when the run begins and when an epoch is complete.
 
     Returns:
@@ -112,11 +122,13 @@ def run(
     if save_every < 1:
         raise ConfigError(f"save_every must be at least 1, got {save_every}")
     _require_writable(out, may_exist=resume or overwrite)
+    if history is not None and history.path.resolve() == out.resolve():
+        raise ConfigError(f"history and checkpoint cannot both be {out}; give two names")
     earlier = _read(out, settings) if resume and out.exists() else None
 
     backend = select(settings.device)
     train_set, test_set = _splits(settings.data, folder)
-    fingerprint = _fingerprint(train_set)
+    fingerprint = digest([train_set.x, train_set.y])
     notes = [train_set.origin] if train_set.embedded else []
     loss = losses.resolve(settings.loss)
     model = models.build(settings.model, train_set.input_shape, train_set.outputs, settings.seed)
@@ -125,8 +137,23 @@ def run(
         start, carried = _resumed(earlier, out, fingerprint, backend.name)
         notes += [note for note in carried if note not in notes]
         checkpoints.apply_state(model, start.model)
+    done = start.epoch if start else 0
+
+    recorder: AbstractContextManager[Record] = nullcontext(lambda *_: None)
+    if history is not None:
+        measurement = Measurement(settings, history.settings, train_set, test_set, backend)
+        recorder = recording(
+            history,
+            measurement,
+            done,
+            resume=resume,
+            overwrite=overwrite,
+            notes=(f"data: {train_set.origin}",),
+            tick=observer.measuring if observer is not None else None,
+        )
 
     def save(state: TrainState) -> None:
+        record(state.epoch, state.model)  # before the checkpoint, so that it is never behind
         if state.epoch % save_every == 0 or state.epoch == settings.epochs:
             provenance = dataclasses.asdict(
                 Provenance(settings.model_dump(mode="json"), backend.name, notes=tuple(notes))
@@ -136,13 +163,14 @@ def run(
         if observer is not None:
             observer.epoch(state.history[-1])
 
-    if observer is not None:
-        done = start.epoch if start else 0
-        observer.begin(train_set.origin, backend.name, done, settings.epochs)
     clock = time.perf_counter()
-    state = train(
-        model, loss, train_set, settings, device=backend.device, start=start, on_epoch=save
-    )
+    with recorder as record:
+        if observer is not None:
+            observer.begin(train_set.origin, backend.name, done, settings.epochs)
+        record(done, start.model if start else model.state_dict())
+        state = train(
+            model, loss, train_set, settings, device=backend.device, start=start, on_epoch=save
+        )
     seconds = time.perf_counter() - clock
 
     def measure(samples: Dataset | None) -> tuple[float, float | None] | tuple[None, None]:
@@ -163,6 +191,7 @@ def run(
         sha256=checkpoints.sha256(out),
         data=train_set.origin,
         notes=tuple(notes),
+        history=history.path if history is not None else None,
     )
 
 
@@ -195,14 +224,6 @@ def _splits(spec: str, folder: Path | None) -> tuple[Dataset, Dataset | None]:
     if found.split == "all":
         return found, None
     return data.load(spec, "train", folder=folder), found
-
-
-def _fingerprint(samples: Dataset) -> str:
-    digest = hashlib.sha256()
-    for array in (samples.x, samples.y):
-        digest.update(f"{array.dtype.str}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
 
 
 def _content(state: TrainState, provenance: dict[str, Any]) -> dict[str, Any]:

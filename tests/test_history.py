@@ -1,0 +1,493 @@
+"""``hessrmt train --history``: Hessian and capacity of the same weights, epoch by epoch."""
+
+import json
+import os
+import signal
+import time
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from store_samples import IDENTITY, create, spectrum
+
+import hessrmt as hr
+from hessrmt.config import TrainConfig, load_settings
+from hessrmt.config.history import HistoryConfig
+from hessrmt.errors import CapacityError, ConfigError, NonFiniteError, StoreError
+from hessrmt.plots.history import history as draw
+from hessrmt.plots.history import side_by_side
+from hessrmt.problems import checkpoints, data, losses, models
+from hessrmt.store.history import CAPACITY, NETWORK, holds_history
+from hessrmt.store.schema import COLUMNS, Extra, ExtraColumn
+from hessrmt.store.writer import SpectrumWriter
+from hessrmt.training.protocol import evaluate
+from hessrmt.workflows.history import Recording
+from hessrmt.workflows.train import run
+
+COLUMNS_OF_A_ROW = len(COLUMNS) + 2
+"""Writes of a row before its flag: eigenvalues, the columns, one extra column."""
+
+NET = """
+import os
+import time
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2))
+
+    def forward(self, x):
+        time.sleep(float(os.environ.get("PAUSE", 0)))
+        return self.layers(x)
+
+
+def zero_first():
+    net = Net()
+    nn.init.zeros_(net.layers[0].weight)
+    return net
+
+
+def narrow():
+    return nn.Linear(6, 1)
+"""
+
+
+@pytest.fixture
+def net(tmp_path):
+    (tmp_path / "net.py").write_text(NET)
+    return f"{tmp_path / 'net.py'}:Net"
+
+
+@pytest.fixture
+def settings(digits, net):
+    return TrainConfig(model=net, data=str(digits), epochs=6, batch=16, device="cpu", lr=0.05)
+
+
+def recorded(settings, folder, name="whole", epochs=(0, 1, 3, 6), batch=12, **options):
+    history = HistoryConfig(epochs=epochs, batch=batch)
+    options = {"history": Recording(folder / f"{name}.h5", history)} | options
+    result = run(settings, folder / f"{name}.pt", **options)
+    return hr.load_history(result.history)
+
+
+def same_file(one, other):
+    """All numbers of two files but the timings, and what identifies them."""
+    with h5py.File(one) as a, h5py.File(other) as b:
+        names = []
+        a.visit(names.append)
+        others = []
+        b.visit(others.append)
+        assert names == others
+        assert a.attrs["identity"] == b.attrs["identity"]
+        compared = 0
+        for name in names:
+            if isinstance(a[name], h5py.Dataset) and not name.startswith("seconds_"):
+                left, right = a[name][()], b[name][()]
+                assert np.array_equal(left, right, equal_nan=left.dtype.kind == "f"), name
+                compared += 1
+    # 4 scales, epoch, layer, eigenvalues, indices, done, 10 columns that are not timings
+    return compared >= len(CAPACITY) + len(NETWORK) + 4
+
+
+# What is recorded
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_rows_are_the_spectrum_and_the_capacity_of_the_checkpoints(
+    settings, digits, net, tmp_path, dtype
+):
+    """Every number equals that of the public functions on the weights of that epoch alone."""
+    settings = settings.model_copy(update={"dtype": dtype})
+    found = recorded(settings, tmp_path)
+    assert found.epochs.tolist() == [0, 1, 3, 6]
+    assert found.layers == ("layers.0.weight", "layers.2.weight")
+    assert found.spectra.planned == len(found) == 4
+    test = data.load(str(digits), "test")
+    train_set = data.load(str(digits), "train")
+    initial = models.build(net, (6,), 2, 0).to(dtype=getattr(torch, dtype))
+    for row, epoch in enumerate(found.epochs):
+        model = models.build(net, (6,), 2, 0).to(dtype=getattr(torch, dtype))
+        if epoch:
+            alone = settings.model_copy(update={"epochs": int(epoch)})
+            run(alone, tmp_path / f"{epoch}.pt")
+            checkpoints.load_into(model, tmp_path / f"{epoch}.pt")
+        pair = test.tensors(np.arange(12), torch.float64)
+        direct = hr.spectrum(hr.Problem(model, "cross-entropy", pair), device="cpu")
+        item = found.spectra[row]
+        assert np.array_equal(item.eigenvalues, direct.eigenvalues)
+        assert (item.loss, item.noise_floor) == (direct.loss, direct.noise_floor)
+        report = hr.capacity.analyze(model, initial=initial, device="cpu")
+        for place, name in enumerate(found.layers):
+            layer = next(one for one in report.layers if one.name == name)
+            for key, values in found.capacity.items():
+                wanted = getattr(layer, key)
+                wanted = np.nan if wanted is None else wanted
+                assert np.array_equal(values[row, place], wanted, equal_nan=True), key
+        for key, values in found.network.items():
+            assert np.array_equal(values[row], getattr(report, key), equal_nan=True), key
+        for split, samples in (("train", train_set), ("test", test)):
+            entropy, cpu = losses.resolve("cross-entropy"), torch.device("cpu")
+            loss, accuracy = evaluate(model, entropy, samples, device=cpu, dtype=dtype)
+            assert found.training[f"{split}_loss"][row] == loss
+            assert found.training[f"{split}_accuracy"][row] == accuracy
+    assert found.capacity["distance_frobenius"][0].tolist() == [0, 0]
+    assert (found.capacity["distance_frobenius"][1:] > 0).all()
+    assert found.row(3) == 2
+    with pytest.raises(StoreError, match="epoch 2 was not recorded; recorded are 0, 1, 3, 6"):
+        found.row(2)
+
+
+def test_recording_does_not_change_the_training(settings, tmp_path):
+    recorded(settings, tmp_path)
+    run(settings, tmp_path / "plain.pt")
+    a, b = (checkpoints.read(tmp_path / f"{name}.pt") for name in ("whole", "plain"))
+    assert a["history"] == b["history"]
+    for name, value in a["state_dict"].items():
+        assert torch.equal(value, b["state_dict"][name])
+
+
+def test_layer_of_zeros_has_no_numbers_until_it_has_weights(settings, net, tmp_path):
+    settings = settings.model_copy(update={"model": net.replace("Net", "zero_first")})
+    found = recorded(settings, tmp_path, epochs=(0, 6))
+    assert found.layers == ("layers.0.weight", "layers.2.weight")
+    norms = found.capacity["log_frobenius"]
+    assert np.isnan(norms[0]).tolist() == [True, False]
+    assert np.isfinite(norms[1]).all()
+    assert np.isnan(found.capacity["rank"][0, 0])  # no zero that looks measured
+    assert found.network["mean_log_norm"][0] == norms[0, 1]
+
+
+def test_hessian_of_a_block(settings, digits, tmp_path):
+    history = HistoryConfig(epochs=(6,), batch=12, only="layers.2.*")
+    result = run(settings, tmp_path / "c.pt", history=Recording(tmp_path / "h.h5", history))
+    found = hr.load_history(result.history)
+    model = models.build(settings.model, (6,), 2, 0)
+    checkpoints.load_into(model, tmp_path / "c.pt")
+    pair = data.load(str(digits), "test").tensors(np.arange(12), torch.float64)
+    problem = hr.Problem(model, "cross-entropy", pair, only="layers.2.*")
+    assert found.spectra[0].dimension == problem.dimension == 8 * 2 + 2
+    assert np.array_equal(found.spectra.eigenvalues[0], hr.spectrum(problem, "cpu").eigenvalues)
+    assert len(found.layers) == 2  # the metrics are still those of all weights
+
+
+def test_data_without_a_test_split(settings, tiny_npz, tmp_path):
+    settings = settings.model_copy(update={"data": str(tiny_npz), "model": "logistic"})
+    found = recorded(settings, tmp_path, epochs=(0, 6))
+    assert np.isnan(found.training["test_loss"]).all()
+    assert (found.training["train_loss"] > 0).all()
+    assert found.spectra.provenance.config["split"] == "all"
+
+
+# Which epochs
+
+
+@pytest.mark.parametrize(
+    ("asked", "last", "epochs"),
+    [
+        ("auto", 60, (0, 1, 2, 5, 10, 20, 50, 60)),
+        ("auto", 1, (0, 1)),
+        ("auto", 100, (0, 1, 2, 5, 10, 20, 50, 100)),
+        ("4", 10, (0, 4, 8, 10)),
+        (7, 3, (0, 3)),
+        ("0, 3", 5, (0, 3, 5)),
+        ("3,", 5, (3, 5)),
+        ((2, 5), 5, (2, 5)),
+    ],
+)
+def test_schedule(asked, last, epochs):
+    assert load_settings(HistoryConfig, epochs=asked).schedule(last) == epochs
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ("1,1", "ascend"),
+        ("5,2", "ascend"),
+        ("-1,2", "numbers such as"),
+        ("1.5,2", "numbers such as"),
+        ("all", "numbers such as"),
+        ("", "numbers such as"),
+        (",", "numbers such as"),
+        ((), "numbers such as"),
+        ((0, True), "numbers such as"),
+        (True, "numbers such as"),
+        (2.0, "numbers such as"),
+        (0, "N of at least 1"),
+        (-3, "N of at least 1"),
+    ],
+)
+def test_epochs_that_cannot_be(asked, message):
+    with pytest.raises(ConfigError, match=message):
+        load_settings(HistoryConfig, epochs=asked)
+
+
+def test_epoch_after_the_last(settings, tmp_path):
+    with pytest.raises(ConfigError, match=r"epoch 7 cannot be recorded.* after 6"):
+        recorded(settings, tmp_path, epochs=(0, 7))
+    assert not list(tmp_path.glob("whole*"))
+
+
+# Interrupted and continued
+
+
+class Stop:
+    """Dies in the middle of a measurement, or when an epoch is complete."""
+
+    def __init__(self, epoch, phase=None):
+        self.at, self.phase = epoch, phase
+
+    def begin(self, *_):
+        pass
+
+    def epoch(self, entry):
+        if self.phase is None and entry["epoch"] == self.at:
+            raise KeyboardInterrupt
+
+    def measuring(self, epoch, phase, *_):
+        if epoch == self.at and phase == self.phase:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("stop", "save_every", "rows"),
+    [
+        (Stop(0, "stored"), 1, [0]),
+        (Stop(3, "eigenvalues"), 1, [0, 1]),  # in the middle of a measurement
+        (Stop(3, "stored"), 1, [0, 1, 3]),  # the row is there, its checkpoint is not
+        (Stop(3), 1, [0, 1, 3]),
+        (Stop(5), 4, [0, 1, 3]),  # back to epoch 4
+        (Stop(3), 4, [0, 1, 3]),  # back to the start: no checkpoint yet
+        (Stop(6, "stored"), 1, [0, 1, 3, 6]),
+    ],
+)
+def test_stopped_and_resumed_is_the_same_file(settings, tmp_path, stop, save_every, rows):
+    recorded(settings, tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        recorded(settings, tmp_path, "part", observer=stop, save_every=save_every)
+    assert hr.load_history(tmp_path / "part.h5").epochs.tolist() == rows
+    recorded(settings, tmp_path, "part", resume=True)
+    assert same_file(tmp_path / "whole.h5", tmp_path / "part.h5")
+    a, b = (checkpoints.read(tmp_path / f"{name}.pt") for name in ("whole", "part"))
+    assert all(torch.equal(v, b["state_dict"][name]) for name, v in a["state_dict"].items())
+    before = (tmp_path / "part.h5").read_bytes()
+    recorded(settings, tmp_path, "part", resume=True)
+    assert (tmp_path / "part.h5").read_bytes() == before
+
+
+def test_killed_and_resumed(settings, tmp_path, start_cli, cli, monkeypatch):
+    """The real command, SIGKILL while it measures or trains."""
+    recorded(settings, tmp_path)
+    options = ["train", "--model", settings.model, "--data", settings.data, "--epochs", 6]
+    options += ["--batch", 16, "--device", "cpu", "--lr", 0.05, "--out", "killed.pt"]
+    options += ["--history", "killed.h5", "--history-epochs", "0,1,3,6", "--history-batch", 12]
+    monkeypatch.setenv("PAUSE", "0.02")
+    process = start_cli(*options)
+    path = tmp_path / "killed.h5"
+    deadline = time.monotonic() + 60
+    while not (path.exists() and len(hr.load_history(path)) >= 2):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert 2 <= len(hr.load_history(path)) < 4
+    monkeypatch.setenv("PAUSE", "0")
+    done = cli(*options, "--resume", "--json")
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["history"] == "killed.h5"
+    assert same_file(tmp_path / "whole.h5", path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch": 13}, "history_batch"),
+        ({"epochs": (0, 1, 6)}, "history_epochs"),
+    ],
+)
+def test_other_history_settings_are_refused(settings, tmp_path, changes, message):
+    recorded(settings, tmp_path)
+    before = (tmp_path / "whole.h5").read_bytes()
+    with pytest.raises(StoreError, match=message):
+        recorded(settings, tmp_path, resume=True, **changes)
+    assert (tmp_path / "whole.h5").read_bytes() == before
+
+
+def test_other_network_is_refused(settings, tmp_path):
+    """The factory's file was changed: same name, other initial weights."""
+    recorded(settings, tmp_path)
+    (tmp_path / "whole.pt").unlink()
+    (tmp_path / "net.py").write_text(NET.replace("self.layers =", "nn.Linear(2, 2); self.layers ="))
+    with pytest.raises(StoreError, match="parameters_sha256"):
+        recorded(settings, tmp_path, resume=True)
+
+
+def test_epochs_that_have_passed_unrecorded(settings, tmp_path):
+    """... are named, and nothing is lost; later ones can go to a file of their own."""
+    half = settings.model_copy(update={"epochs": 3})
+    run(half, tmp_path / "late.pt")
+    checkpoint = (tmp_path / "late.pt").read_bytes()
+    with pytest.raises(ConfigError, match=r"completed 3 .* lacks epochs 0, 1: .*--overwrite"):
+        recorded(settings, tmp_path, "late", resume=True)
+    assert not (tmp_path / "late.h5").exists()
+    assert (tmp_path / "late.pt").read_bytes() == checkpoint
+    late = recorded(settings, tmp_path, "late", epochs=(3,), resume=True)
+    whole = recorded(settings, tmp_path)
+    assert late.epochs.tolist() == [3, 6]
+    assert np.array_equal(late.spectra.eigenvalues, whole.spectra.eigenvalues[2:])
+    assert np.array_equal(late.capacity["alpha"], whole.capacity["alpha"][2:], equal_nan=True)
+
+
+def test_existing_files_are_never_lost_by_accident(settings, tmp_path):
+    recorded(settings, tmp_path)
+    kept = [(tmp_path / name).read_bytes() for name in ("whole.h5", "whole.pt")]
+    with pytest.raises(ConfigError, match=r"whole\.pt exists"):
+        recorded(settings, tmp_path)
+    history = Recording(tmp_path / "whole.h5", HistoryConfig(epochs=(0, 1, 3, 6), batch=12))
+    with pytest.raises(StoreError, match=r"whole\.h5 exists"):
+        run(settings, tmp_path / "other.pt", history=history)
+    with pytest.raises(ConfigError, match="larger than the test split"):
+        recorded(settings, tmp_path, batch=31, overwrite=True)
+    with pytest.raises(ConfigError, match="two names"):
+        run(
+            settings,
+            tmp_path / "whole.pt",
+            history=Recording(tmp_path / "." / "whole.pt", history.settings),
+            overwrite=True,
+        )
+    assert kept == [(tmp_path / name).read_bytes() for name in ("whole.h5", "whole.pt")]
+    assert not (tmp_path / "other.pt").exists()
+    recorded(settings, tmp_path, overwrite=True)
+
+
+def test_what_cannot_be_measured_is_found_before_training(settings, net, tmp_path):
+    narrow = settings.model_copy(update={"model": net.replace("Net", "narrow"), "loss": "mse"})
+    with pytest.raises(CapacityError, match=r"no weight matrix to analyse.*weight"):
+        recorded(narrow, tmp_path)
+    assert not list(tmp_path.glob("whole*"))
+
+
+def test_failed_measurement_names_its_epoch(settings, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise NonFiniteError("the Hessian has NaN")
+
+    monkeypatch.setattr("hessrmt.workflows.history.compute", fail)
+    with pytest.raises(NonFiniteError, match="history of epoch 0: the Hessian has NaN"):
+        recorded(settings, tmp_path)
+
+
+# The file is a spectrum file
+
+
+EXTRA = Extra({"run": np.arange(3), "g/name": ("a", "b")}, {"g/x": ExtraColumn("x", "g/name")})
+
+
+def test_extra_columns_are_complete_or_absent_with_their_row(path, monkeypatch):
+    """The process dies before each of a row's writes in turn: there is no row until the last."""
+    real = os.pwrite
+    with create(path, extra=EXTRA) as writer:
+        for written in range(COLUMNS_OF_A_ROW + 1):
+            left = written
+
+            def dying(*args):
+                nonlocal left
+                if not left:
+                    raise KeyboardInterrupt
+                left -= 1
+                return real(*args)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "pwrite", dying)
+                with pytest.raises(KeyboardInterrupt):
+                    writer.write(1, spectrum(1), {"g/x": [3.0, 4.0]})
+            assert not len(hr.load(path))
+    with SpectrumWriter.resume(path, IDENTITY) as writer:
+        writer.write(1, spectrum(1), {"g/x": [1.0, 2.0]})
+    with h5py.File(path) as file:
+        assert np.array_equal(file["g/x"], [[np.nan] * 2, [1, 2], [np.nan] * 2], equal_nan=True)
+        assert [file["g/x"].dims[axis][0].name for axis in (0, 1)] == ["/batch", "/g/name"]
+        assert file["run"].dims[0][0].name == "/batch"
+        assert file["g/name"].asstr()[()].tolist() == ["a", "b"]
+    assert np.array_equal(hr.load(path).eigenvalues, [spectrum(1).eigenvalues])
+
+
+@pytest.mark.parametrize("extra", [None, {}, {"g/y": [1.0, 2.0]}, {"g/x": [1.0]}])
+def test_extra_columns_that_do_not_fit(path, extra):
+    with create(path, extra=EXTRA) as writer:
+        with pytest.raises(StoreError, match=r"extra columns: g/x|1 values does not fit g/x"):
+            writer.write(0, spectrum(0), extra)
+        assert not writer.done.any()
+    assert not len(hr.load(path))
+
+
+def test_other_commands_read_it(settings, tmp_path, cli):
+    found = recorded(settings, tmp_path)
+    plain = hr.load(tmp_path / "whole.h5")
+    assert np.array_equal(plain.eigenvalues, found.spectra.eigenvalues)
+    assert plain.batch_indices.tolist() == [list(range(12))] * 4
+    levels = cli("levels", "whole.h5", "--json", "--surrogates", 0)
+    assert levels.returncode == 0
+    assert json.loads(levels.stdout)["n_spectra"] == 4
+    assert cli("info", "whole.h5").returncode == 0
+    assert cli("plot", "whole.h5").returncode == 0
+    assert (tmp_path / "whole.png").stat().st_size > 10_000
+
+
+def test_picture_shows_every_epoch(settings, tmp_path):
+    found = recorded(settings, tmp_path)
+    panels = draw(found, "a title").axes
+    assert len(panels) == 6
+    largest = panels[3].get_lines()[0]
+    assert np.array_equal(largest.get_xdata(), found.epochs)
+    assert np.array_equal(largest.get_ydata(), found.spectra.eigenvalues[:, -1])
+    with pytest.raises(KeyboardInterrupt):
+        recorded(settings, tmp_path, "none", observer=Stop(0, "eigenvalues"))
+    with pytest.raises(StoreError, match="no finished epoch"):
+        draw(hr.load_history(tmp_path / "none.h5"))
+
+
+def test_networks_side_by_side(settings, tmp_path):
+    found = recorded(settings, tmp_path)
+    panels = np.reshape(side_by_side({"one": found, "other": found}).axes, (4, 2))
+    ends = panels[2, 1].get_lines()[0]
+    assert np.array_equal(ends.get_ydata(), found.spectra.eigenvalues[:, -1])
+    assert [axes.get_xlabel().split(", ")[1] for axes in panels[-1]] == ["one", "other"]
+    with pytest.raises(StoreError, match="no finished epoch of any network"):
+        side_by_side({})
+
+
+def test_spectra_of_batches_are_no_history(full):
+    assert not holds_history(full)
+    with pytest.raises(StoreError, match="spectra of batches, not of epochs"):
+        hr.load_history(full)
+
+
+def test_history_that_lacks_a_column_is_damaged(settings, tmp_path):
+    recorded(settings, tmp_path)
+    with h5py.File(tmp_path / "whole.h5", "a") as file:
+        del file["capacity/alpha"]
+    assert len(hr.load(tmp_path / "whole.h5")) == 4  # spectra need none of it
+    with pytest.raises(StoreError, match="damaged"):
+        hr.load_history(tmp_path / "whole.h5")
+
+
+# The command
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--history-epochs", "1,2"], "say where with --history"),
+        (["--history", "h.h5", "--history-epochs", "2,1"], "--history-epochs: should ascend"),
+        (["--history", "h.h5", "--history-batch", 0], "--history-batch"),
+        (["--history", "h.h5", "--history-conv", "sliced"], "--history-conv"),
+    ],
+)
+def test_bad_options(cli, digits, tmp_path, options, message):
+    done = cli("train", "--model", "logistic", "--data", digits, "--epochs", 2, *options)
+    assert done.returncode == 2
+    assert message in " ".join(done.stderr.split())
+    assert not (tmp_path / "logistic.pt").exists()
