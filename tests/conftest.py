@@ -1,5 +1,6 @@
 """What tests share: a machine without data sets, a small data set, and the command line."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -13,6 +14,9 @@ from store_samples import BATCHES, create, spectrum
 from hessrmt import rng
 from hessrmt.cli.app import main
 from hessrmt.problems import data
+
+# as the command line does, before the first call of MKL: the same numbers in this process as in its
+os.environ.setdefault("MKL_CBWR", "AUTO")
 
 HESSRMT = Path(sys.executable).parent / "hessrmt"
 

@@ -226,7 +226,10 @@ class OwnCurvature:
         Returns:
             (e_l·k_l, c).
         """
-        return torch.einsum("ci,cp->ipc", self.outputs, self.features).reshape(-1, len(self.signs))
+        rows = self.outputs.shape[1] * self.features.shape[1]  # -1 is undefined where c = 0
+        return torch.einsum("ci,cp->ipc", self.outputs, self.features).reshape(
+            rows, len(self.signs)
+        )
 
 
 def own_curvature(found: Factors, layer: int) -> OwnCurvature:
