@@ -399,14 +399,7 @@ def test_the_range_pays_only_where_it_makes_the_problem_smaller():
     assert not range_pays(1000, 900, 90)
 
 
-def test_a_last_layer_of_zeros_has_a_hessian_all_the_same():
-    # nothing before it has curvature of its own then
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(30, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
-    nn.init.zeros_(net[-1].weight)
-    x, y = torch.randn(6, 30, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1, 2])
-    problem = hr.Problem(net, "cross-entropy", (x, y))
-    reduced, whole = hr.spectrum(problem), hr.spectrum(problem, reduce="none")
-    np.testing.assert_allclose(
-        reduced.eigenvalues, whole.eigenvalues, rtol=0, atol=4 * whole.noise_floor
-    )
+def test_a_layer_without_curvature_of_its_own_has_no_columns():
+    # as before a last layer whose weights are all zero
+    own = factored.OwnCurvature(torch.empty(0, 3), torch.empty(0, 5), torch.empty(0))
+    assert own.columns().shape == (15, 0)

@@ -226,10 +226,8 @@ class OwnCurvature:
         Returns:
             (e_l·k_l, c).
         """
-        rows = self.outputs.shape[1] * self.features.shape[1]  # -1 is undefined where c = 0
-        return torch.einsum("ci,cp->ipc", self.outputs, self.features).reshape(
-            rows, len(self.signs)
-        )
+        product = torch.einsum("ci,cp->ipc", self.outputs, self.features)
+        return product.flatten(0, 1)
 
 
 def own_curvature(found: Factors, layer: int) -> OwnCurvature:
