@@ -14,6 +14,8 @@ module                          contents
 :mod:`~.margins`                margins, their quantiles, support examples, 1/η
 :mod:`~.evaluation`             both losses and margins in one pass over data
 :mod:`~.callback`               ``NormalizedLoss``, for a training loop of one's own
+:mod:`~.flow`                   ``gradient_flow`` of bias-free networks, three kinds
+:mod:`~.approximation`          ``study``: deep tree networks against shallow ones
 ==============================  ==================================================================
 """
 
