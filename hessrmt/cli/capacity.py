@@ -124,8 +124,8 @@ def capacity(
     """
     from hessrmt.config import load_settings
     from hessrmt.config.capacity import CapacityConfig
-    from hessrmt.plots.files import checked_ending
-    from hessrmt.workflows.capacity import require_file, require_folder, run, write_csv
+    from hessrmt.plots.files import checked_ending, require_folder
+    from hessrmt.workflows.capacity import require_file, run, write_csv
 
     settings = load_settings(
         CapacityConfig,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -85,7 +84,10 @@ def levels(
 
     _require_one_choice(compare, cutoff)
     if plot is not None:
-        _require_folder(plot, picture)
+        from hessrmt.plots.files import checked_ending, require_folder
+
+        checked_ending(picture)
+        require_folder(plot)
     settings = load_settings(
         LevelsConfig,
         config,
@@ -119,17 +121,6 @@ def _require_one_choice(compare: bool, cutoff: str | None) -> None:
 
     if compare and cutoff is not None:
         raise ConfigError("--compare takes the cutoffs paper and certified; leave out --cutoff")
-
-
-def _require_folder(folder: Path, ending: str) -> None:
-    """Refuse what pictures cannot be written to before minutes of work."""
-    from hessrmt.errors import ConfigError
-    from hessrmt.plots.files import checked_ending
-
-    checked_ending(ending)
-    nearest = next(p for p in (folder, *folder.absolute().parents) if os.path.exists(p))
-    if not os.path.isdir(nearest):
-        raise ConfigError(f"{nearest} is no folder; --plot takes the name of a folder")
 
 
 class _Meter:

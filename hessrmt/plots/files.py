@@ -141,6 +141,20 @@ def save(picture: Picture, path: Path) -> None:
             draft.unlink()
 
 
+def require_folder(folder: Path) -> None:
+    """Refuse a folder that cannot be made before minutes of work.
+
+    Args:
+        folder: For pictures.
+
+    Raises:
+        ConfigError: If it, or one that it is to lie in, is a file.
+    """
+    nearest = next(p for p in (folder, *folder.absolute().parents) if os.path.exists(p))
+    if not os.path.isdir(nearest):
+        raise ConfigError(f"{nearest} is no folder; --plot takes the name of a folder")
+
+
 def checked_ending(ending: str) -> str:
     """The format of an ending, with or without its dot.
 

@@ -177,20 +177,6 @@ def require_file(file: Path) -> None:
         raise ConfigError(f"{file} {problem}; --csv takes the name of a file")
 
 
-def require_folder(folder: Path) -> None:
-    """Refuse a folder that cannot be made before minutes of work.
-
-    Args:
-        folder: For pictures.
-
-    Raises:
-        ConfigError: If it, or one that it is to lie in, is a file.
-    """
-    nearest = next(p for p in (folder, *folder.absolute().parents) if os.path.exists(p))
-    if not os.path.isdir(nearest):
-        raise ConfigError(f"{nearest} is no folder; --plot takes the name of a folder")
-
-
 def write_csv(series: Series, file: Path) -> None:
     """Write all tensors of all networks as a table, completely or not at all.
 
