@@ -83,7 +83,7 @@ def test_tensors_are_copies_in_the_order_asked(tmp_path):
 # Names: where they are searched
 
 
-@pytest.mark.parametrize("name", data.NAMES)
+@pytest.mark.parametrize("name", data._TORCHVISION)
 @pytest.mark.parametrize("layout", ["torchvision", "named", "direct"])
 @pytest.mark.parametrize("place", ["folder", "environment", "cache"])
 def test_names_are_found_in_every_place_and_layout(tmp_path, monkeypatch, name, layout, place):

@@ -7,6 +7,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from cifar_samples import pack, write_batches
 from samples import write_set
 from typer.testing import CliRunner
 
@@ -83,8 +84,26 @@ def test_fetch_without_network():
 
 
 def test_fetch_unknown_name():
-    with pytest.raises(DataError, match="mnist, fashion-mnist"):
-        fetch.fetch("cifar10")
+    with pytest.raises(DataError, match="mnist, fashion-mnist, cifar10, cifar100"):
+        fetch.fetch("imagenet")
+
+
+def test_every_name_has_a_source():
+    assert tuple(fetch.SOURCES) == data.NAMES
+
+
+def test_fetch_an_archive_then_load(mirror, monkeypatch):
+    url, web = mirror
+    archive = web / "cifar-10-python.tar.gz"
+    write_batches(web / "made", "cifar10")
+    pack(archive, web / "made", "cifar-10-batches-py")
+    md5 = {archive.name: hashlib.md5(archive.read_bytes()).hexdigest()}
+    source = fetch.SOURCES["cifar10"]._replace(md5=md5)
+    monkeypatch.setitem(fetch.SOURCES, "cifar10", source)
+    folder = fetch.fetch("cifar10", progress=False, mirrors=[url])
+    assert [path.name for path in folder.iterdir()] == [archive.name]
+    assert data.locate("cifar10") == folder / archive.name
+    assert len(data.load("cifar10", "train")) == 35
 
 
 # The command
@@ -96,7 +115,10 @@ def test_command_list(tmp_path):
     assert json.loads(result.stdout) == {
         "datasets": [
             {"name": "mnist", "status": "embedded subset", "path": None},
-            {"name": "fashion-mnist", "status": "not on disk", "path": None},
+            *(
+                {"name": name, "status": "not on disk", "path": None}
+                for name in ("fashion-mnist", "cifar10", "cifar100")
+            ),
         ]
     }
     result = CliRunner().invoke(app, ["list"], env={"HESSRMT_DATA": str(tmp_path)})
@@ -104,6 +126,8 @@ def test_command_list(tmp_path):
     assert lines == [
         ["mnist", "embedded", "subset"],
         ["fashion-mnist", str(tmp_path / "fashion-mnist")],
+        ["cifar10", "not", "on", "disk"],
+        ["cifar100", "not", "on", "disk"],
     ]
 
 
@@ -115,6 +139,6 @@ def test_command_fetch(mirror, monkeypatch):
         "name": "mnist",
         "path": str(data.user_cache() / "mnist"),
     }
-    result = CliRunner().invoke(app, ["fetch", "cifar10"])
+    result = CliRunner().invoke(app, ["fetch", "imagenet"])
     assert isinstance(result.exception, DataError)
     assert not result.stdout

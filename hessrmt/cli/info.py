@@ -47,9 +47,9 @@ def _about_installation() -> dict[str, Any]:
     from hessrmt.backend.compiling import compile_report
     from hessrmt.backend.memory import free_host_memory
     from hessrmt.backend.select import select
+    from hessrmt.problems import models
     from hessrmt.problems.data import NAMES, locate
     from hessrmt.problems.losses import LOSSES
-    from hessrmt.problems.models import MODELS
     from hessrmt.records import Provenance
 
     words = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
@@ -61,7 +61,7 @@ def _about_installation() -> dict[str, Any]:
         "eigenvalue solvers": {word: b.solver_table() for word, b in backends.items()},
         "CUDA kernels": kernels or compile_report(backends["cpu"].device)["all"],
         "free memory GiB": round(free_host_memory() / 2**30, 1),
-        "models": list(MODELS),
+        "models": list(models.NAMES),
         "losses": list(LOSSES),
         "data on disk": [name for name in NAMES if locate(name)] or ["embedded subset of mnist"],
     }

@@ -1,4 +1,4 @@
-"""Downloads MNIST and Fashion-MNIST into the user cache, checked against published hashes."""
+"""Downloads the named data sets into the user cache, checked against published hashes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ class Source(NamedTuple):
 
     Attributes:
         mirrors: Base addresses, tried in order for each file.
-        md5: File name to MD5, as torchvision publishes them.
+        md5: File name to MD5, as torchvision or, for CIFAR, the authors publish them.
     """
 
     mirrors: tuple[str, ...]
@@ -47,14 +47,22 @@ SOURCES = {
             "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
         },
     ),
+    "cifar10": Source(
+        ("https://www.cs.toronto.edu/~kriz/",),
+        {"cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a"},
+    ),
+    "cifar100": Source(
+        ("https://www.cs.toronto.edu/~kriz/",),
+        {"cifar-100-python.tar.gz": "eb9058c3a382ffc7106e4002c42a8d85"},
+    ),
 }
 
 
 def fetch(name: str, progress: bool = True, mirrors: Sequence[str] | None = None) -> Path:
-    """Download the four files of a set; files already there with the right hash are kept.
+    """Download the files of a set; files already there with the right hash are kept.
 
     Args:
-        name: ``mnist`` or ``fashion-mnist``.
+        name: One of :data:`~hessrmt.problems.data.NAMES`.
         progress: Show a progress bar on standard error.
         mirrors: Base addresses to try, in order, instead of the published ones.
 

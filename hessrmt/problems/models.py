@@ -1,13 +1,15 @@
 """The networks of the papers, built for any input shape and number of outputs.
 
 Widths follow [B] §4 (Baskerville, Granziol, Keating): on MNIST the parameter counts are 7,850
-(logistic), 9,960 (mlp2; the paper prints 9,860), 20,060 (mlp3) and 61,706 (lenet5).
+(logistic), 9,960 (mlp2; the paper prints 9,860), 20,060 (mlp3) and 61,706 (lenet5). The networks of
+[G] (Liao et al.) are in :mod:`~hessrmt.problems.convolutional` and :mod:`~hessrmt.problems.resnet`.
 """
 
 from __future__ import annotations
 
 import inspect
 import math
+import re
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -15,7 +17,10 @@ from torch import nn
 
 from hessrmt import rng
 from hessrmt.errors import ProblemError
+from hessrmt.problems import convolutional
+from hessrmt.problems.convolutional import require_images
 from hessrmt.problems.plugins import is_plugin, load_object
+from hessrmt.problems.resnet import resnet
 
 
 def mlp(input_shape: tuple[int, ...], outputs: int, hidden: tuple[int, ...]) -> nn.Sequential:
@@ -47,17 +52,8 @@ def lenet5(input_shape: tuple[int, ...], outputs: int) -> nn.Sequential:
 
     Returns:
         The network, mapping (B, channels, height, width) to (B, K).
-
-    Raises:
-        ProblemError: If samples are not images of at least 12 x 12 pixels.
     """
-    smallest = 12
-    if len(input_shape) != 3 or min(input_shape[1:]) < smallest:
-        raise ProblemError(
-            f"lenet5 needs images (channels, height, width) of at least {smallest} x {smallest} "
-            f"pixels, but samples have shape {input_shape}; use an mlp for plain features"
-        )
-    channels, height, width = input_shape
+    channels, height, width = require_images("lenet5", input_shape, 12)
     rows, columns = ((size // 2 - 4) // 2 for size in (height, width))
     return nn.Sequential(
         nn.Conv2d(channels, 6, 5, padding=2),
@@ -80,15 +76,31 @@ MODELS: dict[str, Callable[[tuple[int, ...], int], nn.Module]] = {
     "mlp2": lambda shape, outputs: mlp(shape, outputs, (10, 100)),
     "mlp3": lambda shape, outputs: mlp(shape, outputs, (10, 100, 100)),
     "lenet5": lenet5,
+    "conv5": convolutional.conv5,
 }
+"""Name to a function of the input shape and the number of outputs."""
+
+NUMBERED: dict[str, Callable[[tuple[int, ...], int, int], nn.Module]] = {
+    "conv3-": convolutional.conv3,
+    "conv3s2-": convolutional.conv3s2,
+    "conv5-": convolutional.conv5_narrow,
+    "resnet": resnet,
+}
+"""What stands before a number in a name, to a function that also takes the number."""
+
+NAMES = (*MODELS, *(f"{name}N" for name in NUMBERED))
+"""All names, N for a number."""
+
+_NUMBERED = re.compile(f"({'|'.join(NUMBERED)})([0-9]{{1,9}})")
 
 
 def build(spec: str, input_shape: tuple[int, ...], outputs: int, seed: int) -> nn.Module:
     """Build a network and initialise it (torch's default law) from a seed.
 
     Args:
-        spec: A registry name, or ``file.py:factory``. A factory is called without arguments, or
-            with those of ``input_shape`` and ``outputs`` that it names.
+        spec: One of ``NAMES`` with a number for N, e.g. ``mlp3``, ``conv3-24`` (24 filters) or
+            ``resnet20`` (depth 6n + 2); or ``file.py:factory``. A factory is called without
+            arguments, or with those of ``input_shape`` and ``outputs`` that it names.
         input_shape: Shape of one sample.
         outputs: Number of outputs (classes, or targets per sample).
         seed: The run's seed.
@@ -97,14 +109,18 @@ def build(spec: str, input_shape: tuple[int, ...], outputs: int, seed: int) -> n
         The initialised network.
 
     Raises:
-        ProblemError: If the name is unknown, or the factory fails or returns no module.
+        ProblemError: If the name is unknown, the network does not fit the samples, or the factory
+            fails or returns no module.
     """
     with rng.torch_seeded(seed, "init"):
         if spec in MODELS:
             return MODELS[spec](input_shape, outputs)
+        if numbered := _NUMBERED.fullmatch(spec):
+            return NUMBERED[numbered[1]](input_shape, outputs, int(numbered[2]))
         if not is_plugin(spec):
             raise ProblemError(
-                f"unknown model {spec!r}; known are {', '.join(MODELS)}, or give file.py:factory"
+                f"unknown model {spec!r}; known are {', '.join(NAMES)} (N: filters per layer, for "
+                "resnetN the depth 8, 14, 20, ...), or give file.py:factory"
             )
         return _from_factory(spec, {"input_shape": input_shape, "outputs": outputs})
 
