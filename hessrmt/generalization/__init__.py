@@ -14,6 +14,7 @@ module                          contents
 :mod:`~.margins`                margins, their quantiles, support examples, 1/η
 :mod:`~.evaluation`             both losses and margins in one pass over data
 :mod:`~.callback`               ``NormalizedLoss``, for a training loop of one's own
+:mod:`~.lines`                  ``fit_line``: test losses against training losses of a family
 :mod:`~.flow`                   ``gradient_flow`` of bias-free networks, three kinds
 :mod:`~.approximation`          ``study``: deep tree networks against shallow ones
 ==============================  ==================================================================
@@ -21,16 +22,19 @@ module                          contents
 
 from hessrmt.generalization.callback import Measurement, NormalizedLoss
 from hessrmt.generalization.evaluation import Evaluation, evaluate
+from hessrmt.generalization.lines import LineFit, fit_line
 from hessrmt.generalization.margins import MarginSummary, margins
 from hessrmt.generalization.normalize import Normalized, normalize, output_normalize
 
 __all__ = [
     "Evaluation",
+    "LineFit",
     "MarginSummary",
     "Measurement",
     "Normalized",
     "NormalizedLoss",
     "evaluate",
+    "fit_line",
     "margins",
     "normalize",
     "output_normalize",
