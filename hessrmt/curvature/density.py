@@ -1,0 +1,291 @@
+"""Spectral density, certified edge levels and traces of a matrix that is never formed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from hessrmt.curvature.edges import EdgeLevels, check_request, edge_levels
+from hessrmt.curvature.operator import CurvatureOperator
+from hessrmt.curvature.plan import gib, usable_memory
+from hessrmt.curvature.quadrature import LAWS, Quadrature, probe_rows
+from hessrmt.curvature.traces import Traces, check_products, traces
+from hessrmt.errors import ConfigError, DeviceError, LevelsError
+from hessrmt.problems.problem import Problem
+from hessrmt.records import Provenance, Spectra, Spectrum
+
+Tick = Callable[[str, int, int], None]
+
+_TOGETHER = 8
+"""Probes that share passes over data which are read anew for every product, if memory allows."""
+
+
+@dataclass(frozen=True)
+class DensityPlan:
+    """What is to be computed.
+
+    Attributes:
+        probes: Random vectors of the quadrature.
+        steps: Lanczos steps from each.
+        law: ``"rademacher"`` or ``"gaussian"``.
+        top: Largest levels.
+        bottom: Smallest levels.
+        largest: Levels of largest magnitude instead.
+        tolerance: Largest residual of a level over ‖H‖₂.
+        trace: ``"hutch++"`` or ``"xtrace"``; None for no trace.
+        trace_products: Products for it.
+        seed: Of all random vectors.
+    """
+
+    probes: int = 10
+    steps: int = 100
+    law: str = "rademacher"
+    top: int = 0
+    bottom: int = 0
+    largest: int = 0
+    tolerance: float = 1e-10
+    trace: str | None = None
+    trace_products: int = 60
+    seed: int = 0
+
+    @property
+    def levels(self) -> int:
+        """Edge levels that are asked for."""
+        return self.top + self.bottom + self.largest
+
+
+@dataclass(frozen=True)
+class DensityResult:
+    """The density of a spectrum, and what is known of its ends.
+
+    Attributes:
+        quadrature: Gauss quadratures, one for each probe that is done.
+        planned: Probes that the run was to do.
+        dimension: P.
+        samples: N, samples that the loss is a mean over.
+        loss: Mean loss.
+        gradient_norm: Euclidean norm of its gradient.
+        operator: ``"hessian"`` or ``"ggn"``.
+        dtype: Precision.
+        edges: Edge levels; None if not asked for or not done.
+        traces: tr H and ‖H‖_F; None if not asked for or not done.
+        check: ‖Hv - H'v‖/‖H‖₂ for a random v and another way of differentiating.
+        provenance: Where it came from.
+    """
+
+    quadrature: Quadrature
+    planned: int
+    dimension: int
+    samples: int
+    loss: float
+    gradient_norm: float
+    operator: str
+    dtype: str
+    edges: EdgeLevels | None = None
+    traces: Traces | None = None
+    check: float = float("nan")
+    provenance: Provenance = field(default_factory=Provenance)
+
+    def spectra(self) -> Spectra:
+        """The resolved edge levels as spectra for :mod:`hessrmt.levels`.
+
+        Every stretch of resolved neighbours is a spectrum of its own, whose noise floor is twice
+        the largest bound: a spacing above it is certain.
+
+        Returns:
+            One spectrum for each stretch of three or more levels.
+
+        Raises:
+            LevelsError: If there is none.
+        """
+        runs = () if self.edges is None else self.edges.runs()
+        if self.edges is None or not runs:
+            raise LevelsError(
+                "there are no three resolved neighbouring levels; ask for edge levels (--top K)"
+            )
+        floor = 2 * float(self.edges.bounds.max())
+        items = tuple(
+            Spectrum(
+                eigenvalues=run,
+                noise_floor=floor,
+                dimension=self.dimension,
+                reduced_dimension=len(run),
+                loss=self.loss,
+                gradient_norm=self.gradient_norm,
+                operator=self.operator,
+                dtype=self.dtype,
+                solver="thick-restart Lanczos",
+                check=self.edges.check,
+                provenance=self.provenance,
+            )
+            for run in runs
+        )
+        nobody = np.zeros((len(items), 0), dtype=np.int64)
+        return Spectra(items, nobody, planned=len(items), provenance=self.provenance)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its numbers as plain values, e.g. for JSON.
+
+        Returns:
+            Name to value; nodes and weights are left to the file.
+        """
+        moments, errors = self.quadrature.moments()
+        low, high = self.quadrature.range
+        return {
+            "dimension": self.dimension,
+            "samples": self.samples,
+            "operator": self.operator,
+            "dtype": self.dtype,
+            "loss": self.loss,
+            "gradient_norm": self.gradient_norm,
+            "probes": len(self.quadrature),
+            "probes_planned": self.planned,
+            "steps": self.quadrature.nodes.shape[1],
+            "moments": moments.tolist(),
+            "moments_error": errors.tolist(),
+            "node_min": low,
+            "node_max": high,
+            "check": self.check,
+            "edges": None if self.edges is None else self.edges.to_dict(),
+            "traces": None if self.traces is None else self.traces.to_dict(),
+        }
+
+
+def density(
+    problem: Problem | CurvatureOperator,
+    probes: int = 10,
+    steps: int = 100,
+    *,
+    operator: str = "hessian",
+    device: str = "auto",
+    dtype: str = "float64",
+    batch: int | None = None,
+    tick: Tick | None = None,
+    **options: Any,
+) -> DensityResult:
+    """The spectral density of a network's curvature by stochastic Lanczos quadrature.
+
+    Args:
+        problem: Model, loss and samples; or an operator, which may stream its data from a loader.
+        probes: Random vectors.
+        steps: Lanczos steps from each.
+        operator: ``"hessian"`` or ``"ggn"``; like the next three, for a problem.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+        dtype: ``"float64"`` or ``"float32"``.
+        batch: Samples differentiated at a time; all if None.
+        tick: Told of progress: phase, steps done, steps in all.
+        options: Further fields of :class:`DensityPlan`, e.g. ``top=50``, ``trace="hutch++"``.
+
+    Returns:
+        Density, and edge levels and traces if asked for. Raises TypeError for an unknown option.
+    """
+    if isinstance(problem, Problem):
+        problem = CurvatureOperator.of(problem, operator, batch=batch, device=device, dtype=dtype)
+    return complete(problem, DensityPlan(probes, steps, **options), tick=tick)
+
+
+def complete(
+    operator: CurvatureOperator,
+    plan: DensityPlan,
+    found: DensityResult | None = None,
+    *,
+    save: Callable[[DensityResult], None] | None = None,
+    tick: Tick | None = None,
+    provenance: Provenance | None = None,
+) -> DensityResult:
+    """Do what of a plan has not been done.
+
+    Args:
+        operator: H.
+        plan: What to compute.
+        found: What an earlier run with the same plan has done.
+        save: Called whenever a probe, the trace or the edge levels are complete.
+        tick: Told of progress.
+        provenance: Stored in a new result.
+
+    Returns:
+        The complete result.
+    """
+    together = _plan(operator, plan)
+    save = save or _keep
+    steps = plan.steps
+    if found is None:
+        empty = np.empty((0, steps))
+        found = DensityResult(
+            quadrature=Quadrature(empty, empty, operator.dimension),
+            planned=plan.probes,
+            dimension=operator.dimension,
+            samples=operator.samples,
+            loss=operator.loss,
+            gradient_norm=operator.gradient_norm,
+            operator=operator.kind,
+            dtype=operator.precision,
+            provenance=provenance or Provenance(device=operator.backend.name),
+        )
+    for first in range(len(found.quadrature), plan.probes, together):
+        numbers = range(first, min(first + together, plan.probes))
+
+        def progress(step: int, first: int = first, group: int = len(numbers)) -> None:
+            if tick:
+                tick("density", first * steps + step * group, plan.probes * steps)
+
+        rows = probe_rows(operator, numbers, steps, law=plan.law, seed=plan.seed, progress=progress)
+        nodes, weights = (np.array(part) for part in zip(*rows, strict=True))
+        before = found.quadrature
+        now = Quadrature(
+            np.concatenate([before.nodes, nodes]),
+            np.concatenate([before.weights, weights]),
+            operator.dimension,
+        )
+        if np.isnan(found.check):
+            check = operator.agreement(max(map(abs, now.range)))
+            found = replace(found, check=check)
+        found = replace(found, quadrature=now)
+        save(found)
+    if plan.trace and found.traces is None:
+        traced = traces(operator, plan.trace_products, plan.trace, seed=plan.seed, tick=tick)
+        found = replace(found, traces=traced)
+        save(found)
+    if plan.levels and found.edges is None:
+        edges = edge_levels(
+            operator,
+            plan.top,
+            plan.bottom,
+            plan.largest,
+            tolerance=plan.tolerance,
+            seed=plan.seed,
+            tick=tick,
+        )
+        found = replace(found, edges=edges)
+        save(found)
+    return found
+
+
+def _plan(operator: CurvatureOperator, plan: DensityPlan) -> int:
+    """Probes that go together; refuses what cannot be done before anything is."""
+    for name, value in (("probes", plan.probes), ("steps", plan.steps)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ConfigError(f"{name} must be a whole number from 1 on, got {value!r}")
+    if plan.law not in LAWS:
+        raise ConfigError(f"unknown law of probes {plan.law!r}; known are {', '.join(LAWS)}")
+    if plan.levels:
+        check_request(operator, plan.top, plan.bottom, plan.largest, plan.tolerance)
+    if plan.trace:
+        check_products(plan.trace, plan.trace_products)
+    each = operator.dimension * operator.dtype.itemsize * (min(plan.steps, operator.dimension) + 4)
+    usable = usable_memory(operator.backend)
+    if each > usable:
+        raise DeviceError(
+            f"{plan.steps:,} Lanczos vectors of {operator.dimension:,} numbers take {gib(each)} "
+            f"and there are {gib(usable)}; take fewer steps"
+        )
+    if operator.kept == operator.parts:  # nothing is shared then
+        return 1
+    return max(1, min(_TOGETHER, plan.probes, usable // 2 // each))
+
+
+def _keep(found: DensityResult) -> None:
+    """Store nothing."""

@@ -1,0 +1,304 @@
+"""K = M Mᵀ for M = LᵀJ, summed layer by layer so that M is never held.
+
+One backward pass for each row of Lᵀ serves all samples at once where samples do not mix. Layers of
+:mod:`hessrmt.curvature.affine` are treated in groups that fit a fixed memory, from the last to the
+first: of each is kept the smaller of its rows of M and of the signals they are products of. All
+other parameters follow in ranges of coordinates, by one backward pass for each row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from hessrmt.curvature.taps import IrregularError, find_layers, tapped
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from jaxtyping import Float
+
+    from hessrmt.arrays import Matrix
+    from hessrmt.curvature.affine import Layer
+    from hessrmt.problems.problem import Problem
+
+WORK_BYTES = 2**28
+"""Memory of the rows of one group of layers, of what one chunk of samples saves for backward, and
+of the rows formed at once; more does not run faster."""
+
+_TILE = 512
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of M: cotangents of the outputs of some samples.
+
+    Attributes:
+        samples: Which samples.
+        cotangents: (r, numbers of output of these samples).
+        index: (r,) their rows in K.
+    """
+
+    samples: slice
+    cotangents: Float[Tensor, "r outputs"]
+    index: Tensor
+
+
+def gram_by_samples(
+    problem: Problem,
+    cotangents: Float[Tensor, "r B c"],
+    saved: int,
+    work: int = WORK_BYTES,
+    tick: Callable[[int, int], None] | None = None,
+) -> Matrix:
+    """K of a network whose samples do not mix.
+
+    Args:
+        problem: In its final precision and place.
+        cotangents: (r, B, c) r cotangents for each sample.
+        saved: Bytes that reverse mode keeps for one sample.
+        work: Bytes of working memory.
+        tick: Called with parameters done and parameters in all.
+
+    Returns:
+        (r·B, r·B) symmetric, row k·B + b for cotangent k of sample b.
+    """
+    count, samples, _ = cotangents.shape
+    rows = [
+        Rows(slice(b, b + 1), cotangents[:, b], torch.arange(count) * samples + b)
+        for b in range(samples)
+    ]
+    gram = _Gram(cotangents, count * samples, problem.dimension, tick)
+    layers = find_layers(problem)
+    try:
+        for group in _groups(layers, count * samples, cotangents.element_size(), work):
+            _add_group(gram, problem, group, cotangents, saved, work)
+    except IrregularError:
+        gram, layers = _Gram(cotangents, count * samples, problem.dimension, tick), ()
+    claimed = {name for layer in layers for name in layer.parameters}
+    names = tuple(name for name in problem.names if name not in claimed)
+    _add_parameters(gram, problem, names, rows, work)
+    return gram.full()
+
+
+def gram_of_whole(
+    problem: Problem,
+    cotangents: Float[Tensor, "n outputs"],
+    work: int = WORK_BYTES,
+    tick: Callable[[int, int], None] | None = None,
+) -> Matrix:
+    """K of any network, by one backward pass over the whole batch for each row.
+
+    Args:
+        problem: In its final precision and place.
+        cotangents: (n, numbers of output) rows of Lᵀ.
+        work: Bytes of working memory.
+        tick: Called with parameters done and parameters in all.
+
+    Returns:
+        (n, n) symmetric.
+    """
+    count = len(cotangents)
+    rows = [Rows(slice(0, problem.samples), cotangents, torch.arange(count))]
+    gram = _Gram(cotangents, count, problem.dimension, tick)
+    _add_parameters(gram, problem, problem.names, rows, work)
+    return gram.full()
+
+
+def saved_for_backward(problem: Problem) -> int:
+    """Memory that reverse mode keeps for the outputs, parameters left out.
+
+    Args:
+        problem: In its final precision and place.
+
+    Returns:
+        Bytes, at least 1.
+    """
+    theta = problem.theta.requires_grad_()
+    fixed = theta.untyped_storage().data_ptr()
+    seen: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage().data_ptr() != fixed:
+            seen[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        problem.outputs(theta)
+    return max(1, sum(seen.values()))
+
+
+def sample_chunks(samples: int, each: int, work: int) -> Iterator[slice]:
+    """Slices of the batch that fit in a working memory.
+
+    Args:
+        samples: B.
+        each: Bytes of one sample.
+        work: Bytes in all.
+
+    Yields:
+        Slices in order, of at least one sample.
+    """
+    length = max(1, min(samples, work // each))
+    for start in range(0, samples, length):
+        yield slice(start, min(start + length, samples))
+
+
+class _Gram:
+    """The lower triangle of K by tiles, and how many parameters have been summed."""
+
+    def __init__(
+        self, like: Tensor, size: int, total: int, tick: Callable[[int, int], None] | None
+    ) -> None:
+        self.matrix = like.new_zeros(size, size)
+        self._total, self._done, self._tick = total, 0, tick
+
+    def add(self, rows: Float[Tensor, "n w"]) -> None:
+        for start in range(0, len(rows), _TILE):
+            stop = start + _TILE
+            self.matrix[start:stop, :stop].addmm_(rows[start:stop], rows[:stop].T)
+
+    def advance(self, parameters: int) -> None:
+        self._done += parameters
+        if self._tick:
+            self._tick(self._done, self._total)
+
+    def full(self) -> Matrix:
+        lower = self.matrix.tril_()
+        return lower.add_(lower.tril(-1).T)
+
+
+def _groups(
+    layers: tuple[Layer, ...], rows: int, itemsize: int, work: int
+) -> Iterator[tuple[Layer, ...]]:
+    """Consecutive layers whose rows or signals fit in ``work``, from the last to the first."""
+    group: list[Layer] = []
+    held = 0
+    for layer in reversed(layers):
+        size = rows * min(layer.row, layer.signal) * itemsize
+        if group and held + size > work:
+            yield tuple(group)
+            group, held = [], 0
+        group.append(layer)
+        held += size
+    if group:
+        yield tuple(group)
+
+
+def _add_group(
+    gram: _Gram,
+    problem: Problem,
+    layers: tuple[Layer, ...],
+    cotangents: Float[Tensor, "r B c"],
+    saved: int,
+    work: int,
+) -> None:
+    """Add the layers' part of K: backward passes chunk by chunk, then one product a layer."""
+    count, samples, _ = cotangents.shape
+    held = {}
+    for layer in layers:
+        shape = (layer.row,) if layer.keeps_rows else (layer.signal,)
+        held[layer.name] = cotangents.new_empty(count, samples, *shape)
+    entering = {layer.name: [] for layer in layers if not layer.keeps_rows}
+    itemsize = cotangents.element_size()
+    spread = sum(
+        layer.groups * layer.positions * layer.width for layer in layers if layer.keeps_rows
+    )
+    each = saved + itemsize * spread
+    for chunk in sample_chunks(samples, each, work):
+        part = problem.part(chunk)
+        with tapped(layers, part.samples) as taps:
+            outputs = part.outputs(part.theta)
+        seen = {}
+        for layer in layers:
+            if layer.keeps_rows:
+                seen[layer.name] = layer.features(taps.entering[layer.name])
+            else:
+                entering[layer.name].append(taps.entering[layer.name])
+        for k in range(count):
+            deltas = taps.pull(outputs, cotangents[k, chunk].reshape(outputs.shape))
+            for layer, delta in zip(layers, deltas, strict=True):
+                signal = layer.signals(delta)
+                if layer.keeps_rows:
+                    signal = signal @ seen[layer.name]
+                held[layer.name][k, chunk] = signal.flatten(1)
+    for layer in layers:
+        mine = held.pop(layer.name)
+        if layer.keeps_rows:
+            gram.add(mine.flatten(0, 1))
+        else:
+            _add_signals(gram, layer, mine, torch.cat(entering.pop(layer.name)), work)
+        gram.advance(layer.row)
+
+
+def _add_signals(
+    gram: _Gram, layer: Layer, signals: Float[Tensor, "r B signal"], entering: Tensor, work: int
+) -> None:
+    """Add K of one layer from signals δ (d, T) and features u (T, p) of each sample."""
+    count, samples, _ = signals.shape
+    shape = (layer.groups, layer.outputs, layer.positions)
+    signals = signals.view(count, samples, *shape)
+    features = layer.features(entering)
+    if layer.groups == 1 and layer.positions**2 <= layer.width:
+        # Σ_st (u_s · u_t)(δ_s · δ_t): no row is formed
+        total = gram.matrix.view(count, samples, count, samples)
+        for s in range(layer.positions):
+            for t in range(layer.positions):
+                inputs = features[:, 0, s] @ features[:, 0, t].T
+                left = signals[:, :, 0, :, s].flatten(0, 1)
+                right = signals[:, :, 0, :, t].flatten(0, 1)
+                product = (left @ right.T).view(total.shape)
+                total += product.mul_(inputs[None, :, None, :])
+        return
+    column = signals.element_size() * count * samples * layer.groups * layer.width
+    step = max(1, work // column)
+    for start in range(0, layer.outputs, step):
+        rows = signals[:, :, :, start : start + step] @ features
+        gram.add(rows.flatten(2).flatten(0, 1))
+
+
+def _add_parameters(
+    gram: _Gram, problem: Problem, names: tuple[str, ...], rows: list[Rows], work: int
+) -> None:
+    """Add the part of any other parameters, coordinate range by coordinate range."""
+    pieces = problem.unflatten(problem.theta)
+    size = sum(pieces[name].numel() for name in names)
+    width = max(1, work // (gram.matrix.element_size() * len(gram.matrix)))
+    for start in range(0, size, width):
+        stop = min(start + width, size)
+        chosen, offset, before = [], 0, 0
+        for name in names:
+            after = before + pieces[name].numel()
+            if after > start and before < stop:
+                offset = before if not chosen else offset
+                chosen.append(name)
+            before = after
+        found = gram.matrix.new_zeros(len(gram.matrix), stop - start)
+        inside = slice(start - offset, stop - offset)
+        for some in rows:
+            _fill(found, problem.part(some.samples), chosen, inside, some)
+        gram.add(found)
+        gram.advance(stop - start)
+
+
+def _fill(found: Tensor, part: Problem, names: list[str], inside: slice, rows: Rows) -> None:
+    """Rows of M in a range of the coordinates of some parameters."""
+    leaves = part.unflatten(part.theta)
+    for name in names:
+        leaves[name] = leaves[name].detach().requires_grad_()
+    wanted = [leaves[name] for name in names]
+    outputs = part.call(leaves)
+    if not outputs.requires_grad:
+        return
+    for cotangent, row in zip(rows.cotangents, rows.index.tolist(), strict=True):
+        gradients = torch.autograd.grad(
+            outputs,
+            wanted,
+            cotangent.reshape(outputs.shape),
+            retain_graph=True,
+            materialize_grads=True,
+        )
+        found[row] = torch.cat([g.reshape(-1) for g in gradients])[inside]

@@ -1,0 +1,290 @@
+"""Stochastic Lanczos quadrature: the density of all eigenvalues from a few dozen random vectors.
+
+For a random unit vector v, v^T f(H) v has the mean tr f(H)/P. Lanczos from v gives the Gauss
+quadrature of that form: nodes are the eigenvalues of the tridiagonal matrix, weights the squared
+first components of its eigenvectors, exact for polynomials of degree 2m - 1 (Golub & Meurant 2010;
+Ubaru, Chen & Saad, SIAM J. Matrix Anal. Appl. 38 (2017) 1075).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from scipy.linalg import eigh_tridiagonal
+
+from hessrmt import rng
+from hessrmt.curvature.lanczos import tridiagonal
+from hessrmt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from jaxtyping import Float64
+
+    from hessrmt.curvature.operator import SymmetricOperator
+
+    Grid = Float64[np.ndarray, " n"]
+    Table = Float64[np.ndarray, "probes steps"]
+
+LAWS = ("rademacher", "gaussian")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A density with its error.
+
+    Attributes:
+        x: (n,) eigenvalues, ascending.
+        density: (n,) share of the eigenvalues per unit of ``asinh(x/scale)``, or of ``x`` if
+            ``scale`` is infinite; its integral is 1.
+        error: (n,) standard error over the probes; NaN from one probe.
+        scale: Below it the axis is linear in x, above it logarithmic.
+        width: Standard deviation of the kernel on that axis.
+    """
+
+    x: Grid
+    density: Grid
+    error: Grid
+    scale: float
+    width: float
+
+
+@dataclass(frozen=True)
+class Quadrature:
+    """Gauss quadratures of the spectral density, one for each random vector.
+
+    Attributes:
+        nodes: (probes, steps) float64, ascending; NaN behind the last node of a probe whose Krylov
+            space was exhausted before.
+        weights: (probes, steps), positive, with sum 1; 0 there.
+        dimension: P.
+    """
+
+    nodes: Table
+    weights: Table
+    dimension: int
+
+    def __len__(self) -> int:
+        return len(self.nodes)
+
+    def mean(self, function: Callable[[Table], Table]) -> tuple[float, float]:
+        """Mean of f over the spectrum, tr f(H)/P.
+
+        Args:
+            function: f, elementwise.
+
+        Returns:
+            Mean over the probes and its standard error; NaN from one probe.
+        """
+        values = np.where(np.isnan(self.nodes), 0.0, function(np.nan_to_num(self.nodes)))
+        return _mean_and_error((self.weights * values).sum(axis=1))
+
+    def moments(self, count: int = 4) -> tuple[Grid, Grid]:
+        """Moments tr(H^k)/P, k = 1 to ``count``.
+
+        Args:
+            count: Of them; at most 2m - 1 are exact for each probe.
+
+        Returns:
+            (count,) means and standard errors over the probes, in powers of the eigenvalues' unit.
+        """
+        found = [self.mean(lambda x, k=k: x**k) for k in range(1, count + 1)]
+        return np.array([m for m, _ in found]), np.array([e for _, e in found])
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """Smallest and largest node."""
+        return float(np.nanmin(self.nodes)), float(np.nanmax(self.nodes))
+
+    @property
+    def resolution(self) -> float:
+        """Distance of the neighbours of the node nearest to zero, the widest of all probes."""
+        low, high = self.range
+        least = 1e-6 * (max(abs(low), abs(high)) or 1.0)
+        found = [least]
+        for row in self.nodes:
+            nodes = row[~np.isnan(row)]
+            middle = int(np.argmin(np.abs(nodes)))
+            near = nodes[max(0, middle - 1) : middle + 2]
+            # as many nodes as eigenvalues that differ: nothing lies between them
+            if len(nodes) == len(row):
+                found.append(float(near[-1] - near[0]))
+        return max(found)
+
+    def density(
+        self, points: int = 1001, *, scale: float | None = None, width: float | None = None
+    ) -> Curve:
+        """A smooth density on an axis that is linear near zero and logarithmic beyond.
+
+        Every node becomes a Gaussian of its weight on the axis u = asinh(λ/scale).
+
+        Args:
+            points: Of the curve.
+            scale: In the units of the eigenvalues; infinite for an axis that is linear everywhere.
+                If None, what the nodes next to zero can resolve: the quadrature knows of no
+                structure below that.
+            width: Standard deviation of the Gaussian on that axis; 1/80 of its length if None.
+
+        Returns:
+            The curve.
+
+        Raises:
+            ConfigError: If a number is not positive.
+        """
+        low, high = self.range
+        scale = self.resolution if scale is None else float(scale)
+        if not scale > 0 or points < 2 or (width is not None and not width > 0):
+            raise ConfigError(
+                f"scale, width and points of a density must be positive, got {scale!r}, {width!r} "
+                f"and {points!r}"
+            )
+
+        def axis(x: np.ndarray) -> np.ndarray:
+            return x if np.isinf(scale) else np.arcsinh(x / scale)
+
+        ends = axis(np.array([low, high]))
+        length = float(ends[1] - ends[0]) or 1.0
+        width = length / 80 if width is None else float(width)
+        u = np.linspace(ends[0] - 4 * width, ends[1] + 4 * width, points)
+        centres = axis(np.nan_to_num(self.nodes))
+        rows = np.array(
+            [_smooth(u, c, w, width) for c, w in zip(centres, self.weights, strict=True)]
+        )
+        mean, error = _mean_and_error(rows)
+        x = u if np.isinf(scale) else scale * np.sinh(u)
+        return Curve(x, mean, error, scale, width)
+
+    def share_above(self, cutoff: float) -> tuple[float, float]:
+        """Share of the eigenvalues with |λ| > cutoff.
+
+        A step is no polynomial: besides the error over probes the share carries that of the
+        quadrature, at most the weight of the nodes next to ±cutoff.
+
+        Args:
+            cutoff: In the units of the eigenvalues.
+
+        Returns:
+            The share and its standard error over the probes.
+        """
+        return self.mean(lambda x: (np.abs(x) > cutoff).astype(np.float64))
+
+
+def probe(
+    operator: SymmetricOperator, seed: int, number: int, law: str, purpose: str = "probe"
+) -> torch.Tensor:
+    """A random vector of independent entries with mean 0 and variance 1.
+
+    Args:
+        operator: Says of what size, type and place.
+        seed: The run's.
+        number: Of the probe.
+        law: ``"rademacher"`` or ``"gaussian"``.
+        purpose: Vectors for different purposes are independent.
+
+    Returns:
+        (P,).
+
+    Raises:
+        ConfigError: If the law is unknown.
+    """
+    if law not in LAWS:
+        raise ConfigError(f"unknown law of probes {law!r}; known are {', '.join(LAWS)}")
+    generator = rng.torch_generator(seed, purpose, law, number)
+    if law == "gaussian":
+        drawn = torch.randn(operator.dimension, generator=generator, dtype=torch.float64)
+    else:
+        drawn = torch.randint(0, 2, (operator.dimension,), generator=generator)
+        drawn = 2.0 * drawn.to(torch.float64) - 1.0
+    return drawn.to(dtype=operator.dtype, device=operator.device)
+
+
+def quadrature(
+    operator: SymmetricOperator,
+    probes: int = 10,
+    steps: int = 100,
+    *,
+    law: str = "rademacher",
+    seed: int = 0,
+    together: int = 1,
+    tick: Callable[[str, int, int], None] | None = None,
+) -> Quadrature:
+    """Stochastic Lanczos quadrature.
+
+    Args:
+        operator: H.
+        probes: Random vectors; from two on there are standard errors.
+        steps: m of each; P if that is less.
+        law: Of their entries: ``"rademacher"`` (±1) or ``"gaussian"``.
+        seed: Of the probes. A probe depends on its number and on nothing else.
+        together: Probes that share the passes over the data; changes no result.
+        tick: Told of progress.
+
+    Returns:
+        Nodes and weights.
+
+    Raises:
+        ConfigError: If a number is not positive.
+    """
+    for name, value in (("probes", probes), ("steps", steps), ("together", together)):
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+            raise ConfigError(f"{name} must be a whole number from 1 on, got {value!r}")
+    rows = []
+    for first in range(0, probes, together):
+        numbers = range(first, min(first + together, probes))
+
+        def progress(step: int, first: int = first, group: int = len(numbers)) -> None:
+            if tick:
+                tick("density", first * steps + step * group, probes * steps)
+
+        rows += probe_rows(operator, numbers, steps, law=law, seed=seed, progress=progress)
+    return Quadrature(
+        np.array([nodes for nodes, _ in rows]),
+        np.array([weights for _, weights in rows]),
+        operator.dimension,
+    )
+
+
+def probe_rows(
+    operator: SymmetricOperator,
+    numbers: range,
+    steps: int,
+    *,
+    law: str,
+    seed: int,
+    progress: Callable[[int], None] | None = None,
+) -> list[tuple[Grid, Grid]]:
+    """Nodes and weights of some probes.
+
+    Args:
+        operator: H.
+        numbers: Which probes.
+        steps: m.
+        law: Of their entries.
+        seed: The run's.
+        progress: Told of the steps done.
+
+    Returns:
+        For each (m,) nodes, filled up with NaN, and weights, filled up with 0.
+    """
+    starts = torch.stack([probe(operator, seed, number, law) for number in numbers])
+    found = []
+    for diagonal, beside in tridiagonal(operator, starts, min(steps, operator.dimension), progress):
+        values, vectors = eigh_tridiagonal(diagonal, beside)
+        nodes, weights = np.full(steps, np.nan), np.zeros(steps)
+        nodes[: len(values)], weights[: len(values)] = values, vectors[0] ** 2
+        found.append((nodes, weights))
+    return found
+
+
+def _smooth(u: Grid, centres: Grid, weights: Grid, width: float) -> Grid:
+    gaussian = np.exp(-(((u[:, None] - centres) / width) ** 2) / 2)
+    return gaussian @ weights / (width * np.sqrt(2 * np.pi))
+
+
+def _mean_and_error(values: np.ndarray) -> tuple:
+    mean, count = values.mean(axis=0), len(values)
+    if count < 2:
+        return mean, np.full_like(mean, np.nan)
+    return mean, values.std(axis=0, ddof=1) / count**0.5

@@ -1,0 +1,87 @@
+"""Small sets in the layout of CIFAR-10 and CIFAR-100, as Python 2 and Python 3 write them."""
+
+import pickle
+import struct
+import tarfile
+
+import numpy as np
+
+from hessrmt.problems import cifar
+
+LABELS = {"cifar10": ("labels", 10), "cifar100": ("fine_labels", 100)}
+PYTHON3 = ["bytes-2", "str-2", "str-3", "str-4", "str-5"]
+FORMS = ["python2", *PYTHON3]
+
+
+def images(samples, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (samples, 3072), np.uint8)
+
+
+def python2(x, y, key):
+    """As cPickle of Python 2 and numpy of its time write a batch, instruction by instruction."""
+
+    def text(value):
+        return b"U" + bytes([len(value)]) + value
+
+    array = (
+        b"cnumpy.core.multiarray\n_reconstruct\nq\x07cnumpy\nndarray\nq\x08K\x00\x85q\x09"
+        + text(b"b")
+        + b"q\x0a\x87q\x0bRq\x0c(K\x01"
+        + b"".join(b"J" + struct.pack("<i", n) for n in x.shape)
+        + b"\x86q\x0dcnumpy\ndtype\nq\x0e"
+        + text(b"u1")
+        + b"q\x0fK\x00K\x01\x87q\x10Rq\x11(K\x03"
+        + text(b"|")
+        + b"q\x12NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tq\x13b\x89T"
+        + struct.pack("<i", x.size)
+        + x.tobytes()
+        + b"q\x14tq\x15b"
+    )
+    labels = b"]q\x05(" + b"".join(b"K" + bytes([label]) for label in y) + b"e"
+    return (
+        b"\x80\x02}q\x01("
+        + text(b"batch_label")
+        + text(b"testing batch 1 of 1")
+        + text(key.encode())
+        + labels
+        + text(b"data")
+        + array
+        + text(b"filenames")
+        + b"]q\x16"
+        + text(b"a.png")
+        + b"au."
+    )
+
+
+def batch(form, x, y, key):
+    if form == "python2":
+        return python2(x, y, key)
+    kind, protocol = form.split("-")
+    content = {"batch_label": "a batch", key: list(map(int, y)), "data": x, "filenames": ["a.png"]}
+    if kind == "bytes":
+        content = {name.encode(): value for name, value in content.items()}
+    return pickle.dumps(content, int(protocol))
+
+
+def write_batches(folder, name, form="python2"):
+    """All batches of a small set: 7 samples each; returns what the two splits hold."""
+    folder.mkdir(parents=True, exist_ok=True)
+    key, classes = LABELS[name]
+    splits = {}
+    for split, files in cifar.SETS[name].batches.items():
+        parts = []
+        for i, file in enumerate(files):
+            seed = 10 * i + (split == "test")
+            x = images(7, seed)
+            y = np.random.default_rng(seed).integers(0, classes, 7)
+            (folder / file).write_bytes(batch(form, x, y, key))
+            parts.append((x.reshape(7, 3, 32, 32), y))
+        splits[split] = tuple(np.concatenate(part) for part in zip(*parts, strict=True))
+    return splits
+
+
+def pack(archive, folder, prefix, mode="w:gz"):
+    with tarfile.open(archive, mode) as file:
+        for path in sorted(folder.iterdir(), reverse=True):
+            file.add(path, f"{prefix}/{path.name}")
+    return archive

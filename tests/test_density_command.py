@@ -1,0 +1,253 @@
+"""``hessrmt density``: numbers against the dense spectrum, files that survive, refusals."""
+
+import json
+import signal
+import time
+
+import h5py
+import numpy as np
+import pytest
+
+import hessrmt as hr
+from hessrmt.config import DensityConfig, load_settings
+from hessrmt.curvature.density import DensityPlan, complete
+from hessrmt.curvature.operator import CurvatureOperator
+from hessrmt.errors import ConfigError, DeviceError, LevelsError, StoreError
+from hessrmt.plots.slq import spectral_density
+from hessrmt.store.density import DensityWriter, is_density
+from hessrmt.workflows import density as workflow
+
+WORDS = ["--model", "mlp2", "--batch", "40", "--probes", "4", "--steps", "12", "--device", "cpu"]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Products differentiated anew: tracing takes longer than these few dozen of them."""
+    plain = CurvatureOperator.__init__
+
+    def init(self, *args, **options):
+        plain(self, *args, **{**options, "linearise": False})
+
+    monkeypatch.setattr(CurvatureOperator, "__init__", init)
+
+
+def settings(digits, **options):
+    return load_settings(
+        DensityConfig, model="mlp2", data=str(digits), batch=40, probes=4, steps=12, **options
+    )
+
+
+def test_json_agrees_with_the_dense_spectrum(cli, digits, tmp_path):
+    extra = ["--top", 12, "--bottom", 6, "--trace", "hutch++", "--plot", "d.png"]
+    done = cli("density", *WORDS, "--data", digits, *extra, "--split", "train", "--json")
+    assert done.returncode == 0
+    answer = json.loads(done.stdout)
+    words = ["--model", "mlp2", "--data", digits, "--split", "train", "--batch", "all"]
+    assert cli("spectrum", *words, "--device", "cpu").returncode == 0
+    (exact,) = hr.load(tmp_path / "spectra.h5")
+    levels, edges, traced = exact.eigenvalues, answer["edges"], answer["traces"]
+    assert answer["dimension"] == len(levels)
+    assert answer["samples"] == 150
+    assert answer["loss"] == pytest.approx(exact.loss, rel=1e-12)
+    assert answer["gradient_norm"] == pytest.approx(exact.gradient_norm, rel=1e-12)
+    own = np.concatenate([levels[:6], levels[-12:]])
+    assert (np.abs(edges["values"] - own) <= np.array(edges["bounds"]) + exact.noise_floor).all()
+    moments = [np.mean(levels**k) for k in (1, 2, 3, 4)]
+    away = np.abs(np.array(answer["moments"]) - moments) / answer["moments_error"]
+    assert (away < 6).all()  # 4 probes: Student's t with 3 degrees of freedom, 1 % beyond 5.8
+    assert abs(traced["trace"] - levels.sum()) < 4 * traced["trace_error"] + exact.noise_floor
+    assert abs(traced["square"] - levels @ levels) < 4 * traced["square_error"] + 1e-12
+    assert answer["probes"] == answer["probes_planned"] == 4
+    assert answer["check"] < 1e-12
+    assert answer["config"]["samples"] == 150
+    assert (tmp_path / "d.png").stat().st_size > 10_000
+    for word in ("edge levels", "Frobenius", "written: density.h5", "resolved"):
+        assert word in done.stderr
+    found = hr.load_density(tmp_path / "density.h5")
+    assert found.edges.values.tolist() == edges["values"]
+    assert found.to_dict()["moments"] == answer["moments"]
+    assert found.to_dict()["traces"] == traced
+    with h5py.File(tmp_path / "density.h5") as file:
+        assert file.attrs["schema"] == "hessrmt/density"
+        assert file["nodes"].shape == file["weights"].shape == (4, 12)
+        assert file["done"][:].tolist() == [1, 1, 1, 1]
+        assert file["edges"].attrs["n_lower"] == 6
+
+
+def test_edge_levels_go_to_level_statistics(cli, digits, tmp_path):
+    words = [*WORDS, "--data", digits, "--top", 20, "--probes", 1, "--steps", 3]
+    assert cli("density", *words).returncode == 0
+    found = hr.load_density(tmp_path / "density.h5")
+    (spectrum,) = found.spectra()
+    assert spectrum.eigenvalues.tolist() == found.edges.resolved.tolist()
+    assert spectrum.noise_floor == 2 * found.edges.bounds.max()
+    done = cli("levels", "density.h5", "--surrogates", 0, "--json")
+    assert done.returncode == 0
+    ratios = hr.levels.ratios(found.edges.resolved)
+    assert json.loads(done.stdout)["mean_ratio"] == pytest.approx(np.mean(ratios), rel=1e-12)
+    bare = cli("density", *WORDS, "--data", digits, "--out", "bare.h5")
+    assert bare.returncode == 0
+    refused = cli("levels", "bare.h5")
+    assert refused.returncode == 2
+    assert "--top K" in refused.stderr
+
+
+class StopError(Exception):
+    pass
+
+
+def test_a_run_that_died_goes_on_with_the_first_missing_probe(digits, tmp_path):
+    options = {"top": 3, "trace": "xtrace"}
+    whole, torn = tmp_path / "whole.h5", tmp_path / "torn.h5"
+    prepared = workflow.prepare(settings(digits, **options))
+    expected = workflow.run(prepared, whole)
+    # streamed probes go in groups; one by one here, so that there is something to interrupt
+    seen = []
+
+    def die(phase, done, total):
+        seen.append((phase, done))
+        if phase == "trace":
+            raise StopError
+
+    with pytest.raises(StopError):
+        workflow.run(prepared, torn, observer=die)
+    half = hr.load_density(torn)
+    assert len(half.quadrature) == half.planned == 4
+    assert half.traces is half.edges is None
+    later = []
+    found = workflow.run(prepared, torn, resume=True, observer=lambda *what: later.append(what[0]))
+    assert "density" not in later
+    assert np.array_equal(found.quadrature.nodes, expected.quadrature.nodes)
+    assert found.traces == expected.traces
+    assert np.array_equal(found.edges.values, expected.edges.values)
+    with h5py.File(whole) as a, h5py.File(torn) as b:
+        for name in ("nodes", "weights", "done", "edges/values", "edges/residuals"):
+            assert np.array_equal(a[name], b[name])
+    # nothing is left to do
+    again = workflow.run(prepared, torn, resume=True, observer=die)
+    assert again.edges.values.tolist() == found.edges.values.tolist()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_probes_are_stored_one_by_one(digits, monkeypatch):
+    x, y = np.load(digits)["x_test"], np.load(digits)["y_test"]
+    from hessrmt.curvature import density as module
+    from hessrmt.problems import models
+
+    problem = hr.Problem(models.build("logistic", (6,), 2, 0).double(), "cross-entropy", (x, y))
+    operator = CurvatureOperator.of(problem, device="cpu")
+    monkeypatch.setattr(module, "_TOGETHER", 1)
+    plan = DensityPlan(probes=3, steps=4)
+    stages = []
+    whole = complete(operator, plan, save=stages.append)
+    assert [len(stage.quadrature) for stage in stages] == [1, 2, 3]
+    resumed = complete(operator, plan, stages[0])
+    assert np.array_equal(resumed.quadrature.weights, whole.quadrature.weights)
+    grouped = hr.density(operator, 3, 4)
+    assert np.array_equal(grouped.quadrature.nodes, whole.quadrature.nodes)
+
+
+def test_killed_for_real(start_cli, run_cli, digits, tmp_path):
+    words = ["density", *WORDS[:-6], "--probes", "2000", "--steps", "30", "--data", digits]
+    process = start_cli(*words)
+    path = tmp_path / "density.h5"
+    deadline = time.monotonic() + 100
+    while not is_density(path) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = hr.load_density(path)
+    assert 1 <= len(before.quadrature) < 2000
+    process = start_cli(*words, "--resume")
+    while time.monotonic() < deadline:
+        after = hr.load_density(path)
+        if len(after.quadrature) > len(before.quadrature):
+            break
+        time.sleep(0.05)
+    other = run_cli(*words, "--resume")
+    assert other.returncode == 2
+    assert "another process is writing" in other.stderr
+    kept = len(before.quadrature)
+    assert len(after.quadrature) > kept
+    assert np.array_equal(after.quadrature.nodes[:kept], before.quadrature.nodes)
+
+
+def test_files_are_not_overwritten_by_accident(cli, digits, tmp_path):
+    words = [*WORDS, "--data", digits]
+    assert cli("density", *words).returncode == 0
+    assert "--overwrite" in cli("density", *words).stderr
+    other = cli("density", *words, "--resume", "--seed", 1)
+    assert other.returncode == 2
+    assert "seed" in other.stderr
+    assert cli("density", *words, "--resume", "--overwrite").returncode == 2
+    assert cli("density", *words, "--overwrite", "--seed", 1).returncode == 0
+    # a damaged file
+    path = tmp_path / "density.h5"
+    path.write_bytes(path.read_bytes()[:2000])
+    refused = cli("density", *words, "--resume")
+    assert refused.returncode == 2
+    assert "truncated" in refused.stderr
+    cli("spectrum", "--data", digits, "--model", "logistic", "--batches", 1, "--batch", 20)
+    with pytest.raises(StoreError, match="no density file"):
+        hr.load_density(tmp_path / "spectra.h5")
+    with pytest.raises(StoreError, match="there is no file"):
+        hr.load_density(tmp_path / "nothing.h5")
+    with pytest.raises(StoreError, match="is a folder"):
+        DensityWriter(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--probes", "0"], "probes"),
+        (["--samples", "none"], "--samples"),
+        (["--samples", "1000"], "1,000 samples are asked for"),
+        (["--operator", "fisher"], "operator"),
+        (["--trace", "plain"], "trace"),
+        (["--largest", "3", "--top", "2"], "both ends"),
+        (["--top", "100000"], "100,000 levels"),
+        (["--tolerance", "0"], "tolerance"),
+        (["--plot", "picture"], "ending"),
+        (["--plot", "picture.nonsense"], "nonsense"),
+        (["--plot", "nowhere/p.png"], "no folder"),
+        (["--checkpoint", "nothing.pt"], "nothing.pt"),
+    ],
+)
+def test_bad_usage_exits_with_2_and_leaves_no_file(cli, digits, tmp_path, options, why):
+    done = cli("density", *WORDS, "--data", digits, *options)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert why in done.stderr
+    assert not (tmp_path / "density.h5").exists()
+
+
+def test_more_steps_than_parameters_and_one_probe(digits, tmp_path):
+    config = load_settings(
+        DensityConfig, model="logistic", data=str(digits), probes=1, steps=50, samples=1
+    )
+    found = workflow.run(workflow.prepare(config), tmp_path / "d.h5")
+    assert found.dimension == 14
+    assert found.samples == 1
+    assert np.isnan(found.quadrature.nodes).any()
+    assert spectral_density(found).axes
+    with pytest.raises(LevelsError, match="--top K"):
+        found.spectra()
+
+
+def test_memory_is_refused_before_the_work(digits, tmp_path, monkeypatch):
+    from hessrmt.curvature import density as module
+
+    monkeypatch.setattr(module, "usable_memory", lambda _: 10_000)
+    with pytest.raises(DeviceError, match="fewer steps"):
+        workflow.run(workflow.prepare(settings(digits)), tmp_path / "d.h5")
+    assert not (tmp_path / "d.h5").exists()
+
+
+def test_plans_are_checked_before_the_work():
+    x, y = np.random.default_rng(0).normal(size=(9, 4)), np.arange(9) % 2
+    from hessrmt.problems import models
+
+    problem = hr.Problem(models.build("logistic", (4,), 2, 0).double(), "cross-entropy", (x, y))
+    for options in ({"law": "x"}, {"trace": "x"}, {"top": 11}, {"steps": 0}, {"probes": True}):
+        with pytest.raises(ConfigError):
+            hr.density(problem, **options)

@@ -1,0 +1,275 @@
+"""Lanczos and edge levels against matrices whose spectrum is known."""
+
+import numpy as np
+import pytest
+import torch
+from dense_operator import DenseOperator, hessian_like, with_spectrum
+from samples import labelled
+from scipy.sparse.linalg import LinearOperator, eigsh
+from torch import nn
+
+import hessrmt as hr
+from hessrmt.curvature.edges import EdgeLevels, edge_levels
+from hessrmt.curvature.lanczos import Wanted, extreme_pairs, orthogonalise, round_off, tridiagonal
+from hessrmt.curvature.operator import CurvatureOperator
+from hessrmt.errors import ConfigError, ConvergenceError, DeviceError
+from hessrmt.problems import data, models
+
+EPS = np.finfo(float).eps
+
+
+def within_bounds(found, exact):
+    """Whether every level lies as near to the exact one of its rank as its bound says.
+
+    The exact ones come from LAPACK on the dense matrix: n ε ‖H‖ more.
+    """
+    exact = np.sort(exact)
+    lower, upper = found.n_lower, len(found) - found.n_lower
+    own = np.concatenate([exact[:lower], exact[len(exact) - upper :]])
+    slack = len(exact) * EPS * np.abs(exact).max()
+    return (np.abs(found.values - own) <= found.bounds + slack).all()
+
+
+def test_both_ends_lie_within_their_bounds():
+    values = hessian_like()
+    operator = DenseOperator(with_spectrum(values))
+    found = edge_levels(operator, top=30, bottom=12)
+    assert len(found) == 42
+    assert found.n_lower == 12
+    assert found.converged
+    assert not found.exhausted
+    assert within_bounds(found, values)
+    assert found.norm == pytest.approx(7.0, rel=1e-12)
+    assert (found.residuals <= 1e-10 * found.norm + found.round_off).all()
+    assert found.round_off == 10 * 20 * EPS * found.norm
+    assert found.products == operator.count
+    # far fewer vectors than the matrix has
+    assert operator.count < 250
+
+
+def test_largest_magnitudes_are_those_of_arpack():
+    matrix = with_spectrum(hessian_like())
+    found = edge_levels(DenseOperator(matrix), largest=25)
+    peer = np.sort(eigsh(matrix, 25, which="LM")[0])
+    assert np.abs(found.values - peer).max() <= found.bounds.max() + 400 * EPS * 7
+    assert found.n_lower == np.count_nonzero(peer < 0)
+
+
+def test_multiple_levels_show_all_their_copies():
+    values = np.concatenate([[3, 3, 3, 2, 2, 1.5], np.linspace(-1, 1, 294)])
+    found = edge_levels(DenseOperator(with_spectrum(values)), top=7)
+    assert within_bounds(found, values)
+    assert np.allclose(found.values, [1, 1.5, 2, 2, 3, 3, 3], rtol=0, atol=1e-9)
+    # copies can't be told apart: their spacings are not certain and they are not resolved
+    assert found.certain_spacings.tolist() == [True, True, False, True, False, False]
+    assert found.is_resolved.tolist() == [True, True, False, False, False, False, False]
+    assert found.joint_bound >= found.bounds.max()
+    (run,) = found.runs(smallest=2)
+    assert run.tolist() == found.values[:2].tolist()
+
+
+@pytest.mark.parametrize("request_", [{"largest": 40}, {"top": 20, "bottom": 5}])
+def test_a_low_rank_ends_at_its_rank(request_):
+    values = np.concatenate([np.linspace(1, 2, 7), [-2.0, -1.0], np.zeros(191)])
+    found = edge_levels(DenseOperator(with_spectrum(values)), **request_)
+    assert found.exhausted
+    assert found.converged
+    assert len(found) == 9
+    assert found.n_lower == 2
+    assert within_bounds(found, values)
+    assert found.certified.all()
+
+
+def test_the_zero_matrix_has_no_level():
+    found = edge_levels(DenseOperator(np.zeros((30, 30))), top=3)
+    assert found.exhausted
+    assert len(found) == 0
+    assert found.to_dict()["values"] == []
+    assert found.joint_bound == 0
+    assert found.runs() == ()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 9])
+def test_all_levels_of_a_small_matrix(size):
+    values = np.linspace(1, 2, size)
+    found = edge_levels(DenseOperator(with_spectrum(values)), top=size)
+    assert within_bounds(found, values)
+    assert len(found) == size
+
+
+def test_an_inexact_product_widens_the_bounds():
+    # the bound comes from products with the vectors that were found, not from the recurrence
+    class Noisy(DenseOperator):
+        def __call__(self, block):
+            noise = 1e-6 * torch.sin(1e6 * block)
+            return super().__call__(block) + noise
+
+    values = hessian_like()
+    found = edge_levels(Noisy(with_spectrum(values)), top=5, tolerance=1e-4)
+    assert found.bounds.max() > 1e-8
+    assert within_bounds(found, values)
+
+
+def test_single_precision_has_wider_bounds():
+    values = hessian_like()
+    operator = DenseOperator(with_spectrum(values), torch.float32)
+    found = edge_levels(operator, top=10, bottom=3)
+    assert within_bounds(found, values)
+    assert found.round_off == pytest.approx(10 * 20 * 2.0**-23 * 7, rel=1e-5)
+
+
+def test_vectors_stay_orthonormal_through_restarts():
+    operator = DenseOperator(with_spectrum(np.random.default_rng(0).normal(size=500)))
+    found = extreme_pairs(operator, Wanted(top=20, bottom=20), width=60)
+    assert operator.count > 120  # several restarts
+    gram = (found.vectors @ found.vectors.T).numpy()
+    # each vector is orthogonalised to √P ε or so; restarts rotate them by orthogonal matrices
+    assert np.abs(gram - np.eye(len(gram))).max() <= 10 * 500**0.5 * EPS
+
+
+def test_too_few_products_keep_what_converged_or_say_so():
+    values = np.random.default_rng(0).normal(size=500)
+    values[0] = 50.0
+    operator = DenseOperator(with_spectrum(values))
+    found = extreme_pairs(operator, Wanted(top=20), width=30, limit=35)
+    assert not found.converged
+    assert 1 <= len(found.values) < 20
+    assert found.values[-1] == pytest.approx(50, rel=1e-12)
+    with pytest.raises(ConvergenceError, match="no extreme level"):
+        extreme_pairs(operator, Wanted(bottom=1), width=3, tolerance=1e-13, limit=3)
+
+
+def test_resolved_levels_go_to_level_statistics():
+    draw = np.random.default_rng(1).normal(size=(300, 300))
+    matrix = (draw + draw.T) / 2
+    found = edge_levels(DenseOperator(matrix), top=40, bottom=30)
+    exact = np.linalg.eigvalsh(matrix)
+    lower, upper = found.runs()
+    assert (len(lower), len(upper)) == (30, 40)
+    # a ratio moves by no more than the bounds over the spacings that it is of
+    gaps = np.diff(exact[-40:])
+    slack = 8 * found.bounds.max() / gaps.min()
+    ours, theirs = hr.levels.ratios(upper), hr.levels.ratios(exact[-40:])
+    assert np.abs(ours - theirs).max() <= slack < 1e-3
+
+
+def test_close_levels_are_not_resolved():
+    found = EdgeLevels(
+        values=np.array([-2.0, -1.0, 1e-12, 1.0, 1.0 + 1e-9, 2.0, 3.0, 4.0]),
+        residuals=np.full(8, 1e-9),
+        round_off=1e-11,
+        n_lower=2,
+        dimension=100,
+        norm=4.0,
+        asked="",
+    )
+    assert found.certified.tolist() == [True, True, False, True, True, True, True, True]
+    assert found.is_resolved.tolist() == [True, True, False, False, False, True, True, True]
+    # nothing is known of what lies between the two ends
+    assert found.certain_spacings.tolist() == [True, False, True, False, True, True, True]
+    assert [run.tolist() for run in found.runs(smallest=2)] == [[-2.0, -1.0], [2.0, 3.0, 4.0]]
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({}, "no level"),
+        ({"top": -1}, "from 0 on"),
+        ({"top": True}, "from 0 on"),
+        ({"top": 2.0}, "from 0 on"),
+        ({"top": 30, "bottom": 11}, "41 levels are asked for, the matrix has 40"),
+        ({"largest": 3, "top": 1}, "of both ends"),
+        ({"top": 1, "tolerance": 0.0}, "tolerance"),
+    ],
+)
+def test_what_cannot_be_asked_for(options, why):
+    with pytest.raises(ConfigError, match=why):
+        edge_levels(DenseOperator(np.eye(40)), **options)
+
+
+def test_memory_is_planned_before_any_work():
+    operator = DenseOperator(with_spectrum(hessian_like()))
+    with pytest.raises(DeviceError, match=r"100 levels need a basis of 116 vectors of 400"):
+        edge_levels(operator, top=100, memory=300_000)
+    assert operator.count == 0
+    # little memory: a smaller basis, more products, the same levels
+    found = edge_levels(operator, top=60, memory=700_000)
+    assert within_bounds(found, hessian_like())
+
+
+def test_the_tridiagonal_matrix_is_that_of_the_krylov_space():
+    matrix = with_spectrum(hessian_like(60, zeros=20), seed=4)
+    start = torch.from_numpy(np.random.default_rng(2).normal(size=(2, 60)))
+    for vector, (diagonal, beside) in zip(
+        start, tridiagonal(DenseOperator(matrix), start, 12), strict=True
+    ):
+        krylov = [vector.numpy()]
+        for _ in range(11):
+            krylov.append(matrix @ (krylov[-1] / np.linalg.norm(krylov[-1])))
+        basis = np.linalg.qr(np.array(krylov).T)[0]
+        expected = np.linalg.eigvalsh(basis.T @ matrix @ basis)
+        t = np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1)
+        # the QR of a power basis loses digits with its condition number: outer values are sharp
+        assert np.linalg.eigvalsh(t)[-3:] == pytest.approx(expected[-3:], rel=1e-9)
+
+
+def test_an_invariant_space_ends_the_iteration():
+    values = np.concatenate([[3.0, -1.0], np.zeros(20)])
+    operator = DenseOperator(with_spectrum(values))
+    vectors = torch.linalg.eigh(operator.matrix)[1].T
+    # well in all three eigenspaces, so that no small step magnifies rounding
+    start = torch.stack([vectors[0] + vectors[9] + vectors[-1], vectors[-1]])
+    (many, _), (one, none) = tridiagonal(operator, start, 22)
+    assert len(many) == 3  # three distinct eigenvalues
+    assert (len(one), len(none)) == (1, 0)
+    assert one[0] == pytest.approx(3.0, rel=1e-14)
+
+
+def test_orthogonalisation_is_complete_where_almost_nothing_is_left():
+    basis = torch.linalg.qr(torch.randn(50, 9, dtype=torch.float64))[0].T
+    direction = torch.randn(50, dtype=torch.float64)
+    direction -= (direction @ basis.T) @ basis
+    direction /= direction.norm()
+    inner, rest = orthogonalise(basis.sum(0) + 1e-9 * direction, basis)
+    assert float((basis @ rest).norm() / rest.norm()) <= 50 * EPS
+    assert inner.numpy() == pytest.approx(np.ones(9), abs=50 * EPS)
+
+
+def test_a_network_against_its_dense_spectrum():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 10), nn.Tanh(), nn.Linear(10, 3)).double()
+    problem = hr.Problem(model, "cross-entropy", labelled((40, 12), 3))
+    spectrum = hr.spectrum(problem, device="cpu")
+    operator = CurvatureOperator.of(problem, batch=15, device="cpu", linearise=False)
+    found = edge_levels(operator, top=25, bottom=15)
+    assert within_bounds(found, spectrum.eigenvalues)
+    assert found.check <= round_off(1.0, problem.dimension, torch.float64)
+    assert len(found.resolved) == 40
+
+
+def test_a_loss_without_curvature_has_no_level():
+    def linear(outputs, targets):
+        return (outputs.squeeze(1) * targets).mean()
+
+    x, _ = labelled((10, 4), 2)
+    problem = hr.Problem(nn.Linear(4, 1).double(), linear, (x, x[:, 0]))
+    found = hr.edge_levels(problem, top=2)
+    assert found.exhausted
+    assert len(found) == 0
+
+
+@pytest.mark.slow
+def test_fifty_levels_of_lenet5_agree_with_arpack():
+    split = data.load("mnist", "test")
+    model = models.build("lenet5", split.input_shape, 10, 0)
+    problem = hr.Problem(model, "cross-entropy", split.tensors(slice(64)))
+    operator = CurvatureOperator.of(problem, device="cpu")
+    found = edge_levels(operator, top=50)
+
+    def product(v):
+        return operator(torch.from_numpy(np.array(v, ndmin=2)))[0].numpy()
+
+    size = operator.dimension
+    peer = eigsh(LinearOperator((size, size), product, dtype=float), 50, which="LA")[0]
+    assert found.values == pytest.approx(np.sort(peer), rel=1e-8)
+    assert len(found.resolved) == 50
