@@ -71,3 +71,15 @@ class CapacityError(HessrmtError, ValueError):
 
 class GeneralizationError(HessrmtError, ValueError):
     """A network cannot be normalised or followed as asked."""
+
+
+class ClusterError(HessrmtError):
+    """A Dask cluster cannot be reached, lost its workers, or doesn't match this installation."""
+
+    exit_code = 1
+
+
+class DistributedError(HessrmtError):
+    """One process of an MPI run failed, so that the others gave up."""
+
+    exit_code = 1

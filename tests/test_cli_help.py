@@ -15,6 +15,7 @@ COMMANDS = [
     ["train"],
     ["levels"],
     ["plot"],
+    ["density"],
     ["simulate"],
     ["capacity"],
     ["normalize"],

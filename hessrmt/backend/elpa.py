@@ -35,7 +35,7 @@ _TWO_STAGE = 2
 
 _COPIES = 5
 """Memory in units of a process's part, that itself included: measured 3.7 on one process and 5.0
-on two (benchmarks/distributed.py); not measured on more."""
+on two (benchmarks/processes.py); not measured on more."""
 
 _LETTER = {torch.float64: "d", torch.float32: "f"}
 _LARGEST = 2**31 - 1

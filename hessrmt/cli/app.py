@@ -11,6 +11,7 @@ import typer
 from hessrmt.cli import console
 from hessrmt.cli import data as data_command
 from hessrmt.cli.capacity import capacity
+from hessrmt.cli.density import density
 from hessrmt.cli.info import info
 from hessrmt.cli.levels import levels
 from hessrmt.cli.normalize import normalize
@@ -58,6 +59,7 @@ app.command("spectrum")(spectrum)
 app.command("train")(train)
 app.command("levels")(levels)
 app.command("plot")(plot)
+app.command("density")(density)
 app.command("simulate")(simulate)
 app.command("capacity")(capacity)
 app.command("normalize")(normalize)

@@ -12,7 +12,10 @@ app = typer.Typer(help="List and download data sets.", no_args_is_help=True)
 
 @app.command()
 def fetch(
-    name: Annotated[str, typer.Argument(help="mnist or fashion-mnist.", show_default=False)],
+    name: Annotated[
+        str,
+        typer.Argument(help="mnist, fashion-mnist, cifar10 or cifar100.", show_default=False),
+    ],
     progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True,
     json: JsonOption = False,
 ) -> None:

@@ -131,9 +131,37 @@ def _draw_loss_model(
     return loss_model_figures(figures(settings, entries), folder, ending)
 
 
+def _draw_puzzles(settings: Any, entries: Sequence[Any], folder: Path, ending: str) -> list[Drawn]:
+    from hessrmt.plots.puzzles import puzzles_figures
+
+    return puzzles_figures(settings, entries, folder, ending)
+
+
+def _draw_averaging(
+    _settings: Any, entries: Sequence[Any], folder: Path, ending: str
+) -> list[Drawn]:
+    from hessrmt.plots.averaging import averaging_figures
+
+    return averaging_figures(entries, folder, ending)
+
+
+def _draw_budget(_settings: Any, entries: Sequence[Any], folder: Path, ending: str) -> list[Drawn]:
+    from hessrmt.plots.averaging import budget_figures
+    from hessrmt.workflows.training_budget import curves, fitted
+
+    return budget_figures(curves(list(entries)), fitted(list(entries))[0], folder, ending)
+
+
 EXPERIMENTS = {
     "hessian-spacings": Experiment("SpacingsConfig", "hessrmt.workflows.spacings", _draw_spacings),
     "gp-loss-model": Experiment(
         "LossModelConfig", "hessrmt.workflows.gp_loss_model", _draw_loss_model
     ),
+    "iterate-averaging": Experiment(
+        "IterateAveragingConfig", "hessrmt.workflows.iterate_averaging", _draw_averaging
+    ),
+    "training-budget": Experiment(
+        "BudgetConfig", "hessrmt.workflows.training_budget", _draw_budget
+    ),
+    "puzzles": Experiment("PuzzlesConfig", "hessrmt.workflows.puzzles", _draw_puzzles),
 }

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hessrmt.cli import console
-from hessrmt.cli.options import ConfigOption, JsonOption, SeedOption
+from hessrmt.cli.options import (
+    ConfigOption,
+    JsonOption,
+    SchedulerOption,
+    SeedOption,
+    WorkersOption,
+    pool_of,
+)
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -71,6 +78,8 @@ def levels(
     picture: Annotated[
         str, typer.Option("--format", help="Of the pictures: png, svg or pdf.")
     ] = "png",
+    workers: WorkersOption = None,
+    scheduler: SchedulerOption = None,
     config: ConfigOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -100,8 +109,8 @@ def levels(
         seed=seed,
     )
     spectra = open_spectra(file)
-    with console.progress() as display:
-        found = run(settings, spectra, _Meter(display))
+    with pool_of(workers, scheduler, "cpu") as pool, console.progress() as display:
+        found = run(settings, spectra, _Meter(display), pool)
     for statistics in found.values():
         for note in statistics.notes:
             console.note(note)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import uuid
 from pathlib import Path
@@ -11,7 +12,13 @@ import typer
 
 from hessrmt.cli import console
 from hessrmt.cli.experiments import experiment_of
-from hessrmt.cli.options import DataDirOption, JsonOption
+from hessrmt.cli.options import (
+    DataDirOption,
+    JsonOption,
+    SchedulerOption,
+    WorkersOption,
+    pool_of,
+)
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -34,6 +41,8 @@ def reproduce(
     picture: Annotated[
         str, typer.Option("--format", help="Of the figures: png, svg or pdf.")
     ] = "png",
+    workers: WorkersOption = None,
+    scheduler: SchedulerOption = None,
     data_dir: DataDirOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -55,8 +64,13 @@ def reproduce(
     experiment = experiment_of(file)
     settings, conductor = experiment.load(file), experiment.conductor
     folder = out if out is not None else Path(file.stem)
-    with console.progress() as display:
-        entries = conductor.run(settings, preset, folder, folder=data_dir, observer=_Meter(display))
+    if workers is not None or scheduler is not None:
+        _require_parts(conductor, settings.experiment)
+    with pool_of(workers, scheduler) as pool, console.progress() as display:
+        given = {} if pool.local else {"pool": pool}
+        entries = conductor.run(
+            settings, preset, folder, folder=data_dir, observer=_Meter(display), **given
+        )
     rows = conductor.table(entries)
     _write(folder / "results.md", conductor.markdown(entries))
     _write(folder / "results.json", console.to_json(rows, indent=1) + "\n")
@@ -71,6 +85,15 @@ def reproduce(
         result = {"experiment": settings.experiment, "preset": preset, "runs": rows}
         fits = getattr(conductor, "fits", None)
         console.emit_json(result | ({"fits": fits(entries)} if fits else {}))
+
+
+def _require_parts(conductor: Conductor, name: str) -> None:
+    from hessrmt.errors import ConfigError
+
+    if "pool" not in inspect.signature(conductor.run).parameters:
+        raise ConfigError(
+            f"the experiment {name} has no independent parts: leave out --workers and --scheduler"
+        )
 
 
 class _Meter:

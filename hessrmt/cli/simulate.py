@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hessrmt.cli import console
-from hessrmt.cli.options import ConfigOption, DeviceOption, JsonOption, SeedOption
+from hessrmt.cli.options import (
+    ConfigOption,
+    DeviceOption,
+    JsonOption,
+    SchedulerOption,
+    SeedOption,
+    WorkersOption,
+    pool_of,
+)
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -127,6 +135,8 @@ def simulate(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the file if it is there.")
     ] = False,
+    workers: WorkersOption = None,
+    scheduler: SchedulerOption = None,
     config: ConfigOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -162,8 +172,15 @@ def simulate(
         seed=seed,
         device=device,
     )
-    with console.progress() as display:
-        spectra = run(settings, out, resume=resume, overwrite=overwrite, observer=_Meter(display))
+    with pool_of(workers, scheduler, settings.device) as pool, console.progress() as display:
+        spectra = run(
+            settings,
+            out,
+            resume=resume,
+            overwrite=overwrite,
+            observer=_Meter(display),
+            pool=pool,
+        )
     found = summary(settings, spectra)
     _show(found, spectra, out)
     if json:

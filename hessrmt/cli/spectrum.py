@@ -18,7 +18,10 @@ from hessrmt.cli.options import (
     JsonOption,
     LossOption,
     ModelOption,
+    SchedulerOption,
     SeedOption,
+    WorkersOption,
+    pool_of,
 )
 
 _SHORT = {"reduction": "reduce", "matrix": "matrix", "eigenvalues": "eigen"}
@@ -88,6 +91,8 @@ def spectrum(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the file if it is there.")
     ] = False,
+    workers: WorkersOption = None,
+    scheduler: SchedulerOption = None,
     config: ConfigOption = None,
     data_dir: DataDirOption = None,
     json: JsonOption = False,
@@ -121,13 +126,14 @@ def spectrum(
     prepared = prepare(settings, data_dir)
     for line in prepared.notes:
         console.note(line)
-    with console.progress() as display:
+    with pool_of(workers, scheduler, settings.device) as pool, console.progress() as display:
         found = run(
             prepared,
             out,
             resume=resume,
             overwrite=overwrite,
-            observer=_Meter(display, len(prepared.batch_indices)),
+            observer=_Meter(display, len(prepared.batch_indices), phases=pool.local),
+            pool=pool,
         )
     _show(found, out)
     if json:
@@ -148,12 +154,12 @@ def _number_or_all(name: str, value: str | None) -> int | str | None:
 
 
 class _Meter:
-    """Two bars: batches of the run, and steps of the phase that is running."""
+    """Two bars: batches of the run, and steps of the phase that is running here."""
 
-    def __init__(self, display: Progress, batches: int) -> None:
+    def __init__(self, display: Progress, batches: int, phases: bool) -> None:
         self._display = display
         self._batches: TaskID = display.add_task("batches", total=batches, rate="")
-        self._phase: TaskID = display.add_task("starting", total=None, rate="")
+        self._phase: TaskID = display.add_task("starting", total=None, rate="", visible=phases)
         self._seen: tuple[str, int] | None = None
         self._since = time.perf_counter()
 

@@ -74,6 +74,7 @@ def eager_hessian_product(problem: Problem) -> Product:
         first = torch.autograd.grad(loss, point, create_graph=True)[0]
         if not first.requires_grad:  # a loss linear in the parameters: no curvature at all
             return torch.zeros_like(block)
+        _require_twice_differentiable(first)
         rows = [
             torch.autograd.grad(first, point, v, retain_graph=True, materialize_grads=True)[0]
             for v in block
@@ -81,6 +82,26 @@ def eager_hessian_product(problem: Problem) -> Product:
         return torch.stack(rows)
 
     return product
+
+
+def _require_twice_differentiable(gradient: Vector) -> None:
+    """Refuse a gradient that torch would take for a constant.
+
+    An operation marked ``once_differentiable`` leaves an error in the graph of the gradient, but no
+    way from there to the parameters, so that torch never runs into it: its curvature is lost.
+    """
+    seen, waiting = set(), [gradient.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        if "DelayedError" in node.name():
+            raise ProblemError(
+                "the loss cannot be differentiated twice by torch: one of its operations can be "
+                "differentiated only once (once_differentiable, a custom kernel); replace it"
+            )
+        seen.add(node)
+        waiting += [following for following, _ in node.next_functions]
 
 
 def ggn_product(problem: Problem) -> Product:

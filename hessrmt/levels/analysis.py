@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from hessrmt.levels.ratios import of_spacings
 from hessrmt.levels.resampling import mean_and_error
 from hessrmt.levels.selection import Selection, select
 from hessrmt.levels.staircase import at_least
-from hessrmt.levels.surrogates import Plan, nulls, plan
+from hessrmt.levels.surrogates import Plan, in_turn, nulls, plan
 from hessrmt.levels.unfolding import check_options, pooled, unfold
 from hessrmt.records import LawFit, LevelStatistics
 from hessrmt.theory.ratios import mean_ratio
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float64
 
     from hessrmt.levels.goodness import Null
+    from hessrmt.levels.surrogates import MapUnordered
 
     Samples = list[Float64[np.ndarray, " n"]]
 
@@ -164,6 +166,7 @@ def analyze(
     surrogates: int = 200,
     seed: int = 0,
     tick: Callable[[str, int, int], None] | None = None,
+    map_unordered: MapUnordered = in_turn,
     **options: Any,
 ) -> LevelStatistics:
     """Compare the levels of spectra with the laws of random matrix theory.
@@ -185,6 +188,8 @@ def analyze(
         surrogates: Surrogate data sets for each p-value; 0 for none.
         seed: Of folds and surrogates.
         tick: Called with phase, steps done and steps in all.
+        map_unordered: Draws the surrogates of the laws, which are independent of each other; here
+            and in turn, or another function like :func:`hessrmt.levels.surrogates.in_turn`.
         **options: Of the unfolding method.
 
     Returns:
@@ -223,12 +228,11 @@ def analyze(
     else:
         of_surrogates = ("p_values", "ratio_p_value", "spacing_p_value")
         why |= dict.fromkeys(of_surrogates, "no surrogates were asked for")
-    laws = {}
-    for number, name in enumerate(LAWS):
-        if tick:
-            tick(f"surrogates of {name}", number, len(LAWS))
-        null = _nulls(name, scheme, bool(len(all_spacings)), why) if scheme else {}
-        laws[name] = _compare(name, ratios, all_ratios, all_spacings, mean, error, null)
+    found = _nulls(scheme, bool(len(all_spacings)), why, map_unordered, tick) if scheme else {}
+    laws = {
+        name: _compare(name, ratios, all_ratios, all_spacings, mean, error, found.get(name, {}))
+        for name in LAWS
+    }
     if tick:
         tick("surrogates", len(LAWS), len(LAWS))
     q, f = _fitted(spacings, unfolded, why)
@@ -285,13 +289,37 @@ def _unfolded(
         return None
 
 
-def _nulls(name: str, scheme: Plan, spaced: bool, why: dict[str, str]) -> dict[str, Null]:
+def _nulls(
+    scheme: Plan,
+    spaced: bool,
+    why: dict[str, str],
+    map_unordered: MapUnordered,
+    tick: Callable[[str, int, int], None] | None,
+) -> dict[str, dict[str, Null]]:
+    """Surrogates of every law, those of spacings left out where nothing compares with them."""
+    if tick:
+        tick("surrogates", 0, len(LAWS))
+    names = list(LAWS)
+    drawn: dict[str, tuple[dict[str, Null], str]] = {}
+    for index, result in map_unordered(partial(_nulls_of, scheme), names):
+        drawn[names[index]] = result
+        if tick:
+            tick("surrogates", len(drawn), len(LAWS))
+    found = {}
+    for name in names:
+        null, reason = drawn[name]
+        if reason:
+            why[f"{name}.spacing_p_value"] = f"the unfolding cannot follow surrogates: {reason}"
+        found[name] = null if spaced and not reason else {"ratio": null["ratio"]}
+    return found
+
+
+def _nulls_of(scheme: Plan, name: str) -> tuple[dict[str, Null], str]:
+    """Surrogates of one law, and why those of its spacings cannot be used, if so."""
     try:
-        found = nulls(name, scheme)
+        return nulls(name, scheme), ""
     except LevelsError as error:  # an unfolding that follows the data but not this law's spectra
-        why[f"{name}.spacing_p_value"] = f"the unfolding cannot follow surrogates: {error}"
-        found, spaced = nulls(name, replace(scheme, method="window", options=())), False
-    return found if spaced else {"ratio": found["ratio"]}
+        return nulls(name, replace(scheme, method="window", options=())), str(error)
 
 
 def _compare(

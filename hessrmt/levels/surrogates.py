@@ -26,11 +26,12 @@ from hessrmt.theory.laws import BETA_OF
 from hessrmt.theory.longrange import number_variance
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from jaxtyping import Float64
 
     Rows = Float64[np.ndarray, "spectra n"]
+    MapUnordered = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[tuple[int, Any]]]
 
 _VERSION = 2
 """Part of the cache's key: raise it whenever the numbers would change."""
@@ -146,6 +147,19 @@ def nulls(law: str, plan: Plan) -> dict[str, Null]:
         found = _simulate(law, plan)
         cache.write(path, found)
     return found
+
+
+def in_turn(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[tuple[int, Any]]:
+    """Apply a function to every item here and now; a pool of workers has a method like this.
+
+    Args:
+        function: Of one item.
+        items: Its arguments.
+
+    Yields:
+        Index of an item, and the result.
+    """
+    yield from enumerate(map(function, items))
 
 
 def _simulate(law: str, plan: Plan) -> dict[str, Null]:

@@ -17,6 +17,7 @@ from hessrmt import rng
 from hessrmt.config import SimulateConfig
 from hessrmt.theory.ratios import MEAN_RATIO_GOE
 from hessrmt.workflows import simulate
+from hessrmt.workflows.cluster import SERIAL
 from hessrmt.workflows.reproduce import (
     Observer,
     make_folders,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from hessrmt.config import LossModelConfig, LossModelPanel, LossModelPreset
     from hessrmt.lossmodel import HessianCovariance
     from hessrmt.records import Spectra
+    from hessrmt.workflows.cluster import Pool
     from hessrmt.workflows.simulate import Summary
 
 SHOWN = {
@@ -143,6 +145,7 @@ def run(
     *,
     folder: Path | None = None,  # noqa: ARG001 (no data are needed)
     observer: Observer | None = None,
+    pool: Pool = SERIAL,
 ) -> list[Entry]:
     """Sample everything that is not there yet, and analyse all of it.
 
@@ -152,6 +155,7 @@ def run(
         out: Folder for spectra; a folder of an earlier run is continued.
         folder: Not used.
         observer: Told of progress.
+        pool: Where Hessians are sampled.
 
     Returns:
         One entry for each spectrum file, in the order of the table.
@@ -163,7 +167,8 @@ def run(
     found = []
     for number, item in enumerate(runs):
         observer(item.name, number, len(runs))
-        spectra = simulate.run(item.settings, out / "spectra" / f"{item.name}.h5", resume=True)
+        file = out / "spectra" / f"{item.name}.h5"
+        spectra = simulate.run(item.settings, file, resume=True, pool=pool)
         found.append(
             Entry(
                 item.name,

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from hessrmt.curvature.density_file import load_density
 from hessrmt.errors import LevelsError, StoreError
 from hessrmt.levels.analysis import Unfolded, analyze, unfold_selection
 from hessrmt.levels.selection import select
 from hessrmt.levels.unfolding import check_options
+from hessrmt.store.density import is_density
 from hessrmt.store.hdf5 import load
+from hessrmt.workflows.cluster import SERIAL
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
 
     from hessrmt.config import LevelsConfig
     from hessrmt.records import LevelStatistics, Spectra
+    from hessrmt.workflows.cluster import Pool
 
 COMPARED = ("paper", "certified")
 """What ``--compare`` puts side by side."""
@@ -25,7 +29,7 @@ def open_spectra(file: Path) -> Spectra:
     """The finished spectra of a file.
 
     Args:
-        file: A spectrum file.
+        file: A spectrum file, or a density file with edge levels.
 
     Returns:
         At least one spectrum.
@@ -33,6 +37,8 @@ def open_spectra(file: Path) -> Spectra:
     Raises:
         StoreError: If the file cannot be read or holds no finished batch.
     """
+    if is_density(file):
+        return load_density(file).spectra()
     spectra = load(file)
     if not spectra:
         raise StoreError(f"{file} holds no finished batch yet; continue it with --resume")
@@ -43,6 +49,7 @@ def run(
     settings: LevelsConfig,
     spectra: Spectra,
     observer: Callable[[str, str, int, int], None] | None = None,
+    pool: Pool = SERIAL,
 ) -> dict[str, LevelStatistics]:
     """Analyse spectra.
 
@@ -50,6 +57,7 @@ def run(
         settings: Cutoff, unfolding, surrogates.
         spectra: From :func:`open_spectra`.
         observer: Told of progress: cutoff, phase, steps done, steps in all.
+        pool: Where surrogates are drawn.
 
     Returns:
         Cutoff name to statistics: one entry, or ``paper`` and ``certified``.
@@ -77,6 +85,7 @@ def run(
                 surrogates=settings.surrogates,
                 seed=settings.seed,
                 tick=tick,
+                map_unordered=pool.map_unordered,
                 **options,
             )
         except LevelsError as error:

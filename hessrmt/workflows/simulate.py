@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from hessrmt.records import Provenance
 from hessrmt.store.hdf5 import load
 from hessrmt.store.writer import SpectrumWriter
 from hessrmt.theory.outliers import bbp_position, bbp_threshold
+from hessrmt.workflows.cluster import SERIAL, only
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -30,12 +32,16 @@ if TYPE_CHECKING:
     from hessrmt.config import SimulateConfig
     from hessrmt.lossmodel import HessianCovariance
     from hessrmt.records import Spectra, Spectrum
+    from hessrmt.workflows.cluster import Pool
 
 Observer = Callable[[int, int], None]
 """Progress: samples done and wanted."""
 
 _GROUP, _GROUP_WORK = 256, 10**10
 """Largest number of samples, and of samples times n³, that are drawn before they are stored."""
+
+_TASKS = 8
+"""Groups for each worker of a pool, at least, where there are as many samples."""
 
 
 _FURTHEST = 3.27
@@ -128,6 +134,7 @@ def run(
     resume: bool = False,
     overwrite: bool = False,
     observer: Observer | None = None,
+    pool: Pool = SERIAL,
 ) -> Spectra:
     """Sample every Hessian that the file lacks and store their spectra.
 
@@ -137,6 +144,7 @@ def run(
         resume: Continue the file if it is there.
         overwrite: Replace the file if it is there.
         observer: Told of progress.
+        pool: Where Hessians are sampled. This process alone writes the file.
 
     Returns:
         The spectra of the whole file.
@@ -146,25 +154,8 @@ def run(
     """
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite exclude each other")
-    cov = covariance(config)
-    loss = float("nan") if config.given_loss is None else config.given_loss
-
-    def sample(first: int, count: int) -> list[Spectrum]:
-        found = sample_spectra(
-            cov,
-            config.dimension,
-            count,
-            outliers(config),
-            scale(config),
-            config.degenerate,
-            config.method,
-            config.seed,
-            device=config.device,
-            first=first,
-        )
-        return [replace(item, loss=loss) for item in found]
-
-    (first,) = sample(0, 1)  # what cannot be sampled must not cost an existing file
+    sample = partial(_sample, config)
+    (first,) = only(pool, sample, (0, 1))  # what cannot be sampled must not cost an existing file
     identity = config.model_dump(mode="json")
     if resume and os.path.exists(out):
         writer = SpectrumWriter.resume(out, identity)
@@ -175,15 +166,35 @@ def run(
             solver=first.solver,
             dimension=first.dimension,
             batch_indices=np.arange(config.samples)[:, None],
-            provenance=_provenance(config, first),
+            provenance=_provenance(config, first, pool),
             overwrite=overwrite,
         )
     with writer:
-        for start, stop in _groups(np.flatnonzero(~writer.done), config.dimension):
-            writer.write_all(dict(enumerate(sample(start, stop - start), start)))
+        groups = list(_groups(np.flatnonzero(~writer.done), config.dimension, pool))
+        for index, found in pool.map_unordered(sample, groups):
+            writer.write_all(dict(enumerate(found, groups[index][0])))
             if observer:
                 observer(int(writer.done.sum()), config.samples)
     return load(out)
+
+
+def _sample(config: SimulateConfig, rows: tuple[int, int]) -> list[Spectrum]:
+    """Samples from a first one up to one past the last; each depends on its number alone."""
+    start, stop = rows
+    found = sample_spectra(
+        covariance(config),
+        config.dimension,
+        stop - start,
+        outliers(config),
+        scale(config),
+        config.degenerate,
+        config.method,
+        config.seed,
+        device=config.device,
+        first=start,
+    )
+    loss = float("nan") if config.given_loss is None else config.given_loss
+    return [replace(item, loss=loss) for item in found]
 
 
 def outliers(config: SimulateConfig) -> int | Sequence[float]:
@@ -249,16 +260,18 @@ def _outliers(given: Levels, places: Stack, n: int, cov: HessianCovariance) -> t
     return tuple(found)
 
 
-def _groups(rows: Indices, n: int) -> Iterator[tuple[int, int]]:
+def _groups(rows: Indices, n: int, pool: Pool) -> Iterator[tuple[int, int]]:
     """Stretches of rows that are sampled together: first, and one past the last."""
     size = max(1, min(_GROUP, _GROUP_WORK // n**3))
+    if not pool.local:
+        size = min(size, -(-max(1, len(rows)) // (_TASKS * pool.width)))
     for stretch in np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1):
         for start in range(0, len(stretch), size):
             part = stretch[start : start + size]
             yield int(part[0]), int(part[-1]) + 1
 
 
-def _provenance(config: SimulateConfig, first: Spectrum) -> Provenance:
+def _provenance(config: SimulateConfig, first: Spectrum, pool: Pool) -> Provenance:
     """Settings of the sampler, without what belongs to its first sample alone."""
     sampled = {
         name: value
@@ -266,4 +279,5 @@ def _provenance(config: SimulateConfig, first: Spectrum) -> Provenance:
         if name not in {"index", "drawn"}
     }
     kernel = {"kernel": config.kernel, "samples": config.samples, "given_loss": config.given_loss}
-    return Provenance(config={**sampled, **kernel}, device=first.provenance.device)
+    notes = (f"computed by {pool.words}",) if pool.words else ()
+    return Provenance(config={**sampled, **kernel}, device=first.provenance.device, notes=notes)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hessrmt.config import LevelsConfig, SpectrumConfig, TrainConfig, load_settings
 from hessrmt.workflows import levels, spectrum, train
+from hessrmt.workflows.cluster import SERIAL
 from hessrmt.workflows.reproduce import (
     Entry,
     Observer,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from hessrmt.config import SpacingsConfig, SpacingsPreset
     from hessrmt.records import LevelStatistics
+    from hessrmt.workflows.cluster import Pool
 
 PARAMETERS = ("untrained", "trained")
 
@@ -56,6 +58,7 @@ def run(
     *,
     folder: Path | None = None,
     observer: Observer | None = None,
+    pool: Pool = SERIAL,
 ) -> list[Entry]:
     """Do everything that is not done yet, and analyse all of it.
 
@@ -65,6 +68,7 @@ def run(
         out: Folder for checkpoints and spectra; a folder of an earlier run is continued.
         folder: Where to look for data first.
         observer: Told of progress.
+        pool: Where spectra are computed and surrogates drawn.
 
     Returns:
         One entry for each spectrum file, in the order of the table.
@@ -90,11 +94,11 @@ def run(
     for number, item in enumerate(runs):
         observer(f"spectra of {item.name}", number, len(runs))
         prepared = spectrum.prepare(item.settings, folder)
-        spectrum.run(prepared, _file(out, item), resume=True)
+        spectrum.run(prepared, _file(out, item), resume=True, pool=pool)
     found = []
     for number, item in enumerate(runs):
         observer(f"levels of {item.name}", number, len(runs))
-        found.append(_entry(item, _file(out, item), settings.seed))
+        found.append(_entry(item, _file(out, item), settings.seed, pool))
     observer("done", len(runs), len(runs))
     return found
 
@@ -258,7 +262,7 @@ def _file(out: Path, item: _Run) -> Path:
     return out / "spectra" / f"{item.name}.h5"
 
 
-def _entry(item: _Run, file: Path, seed: int) -> Entry:
+def _entry(item: _Run, file: Path, seed: int, pool: Pool) -> Entry:
     spectra = levels.open_spectra(file)
     settings = load_settings(LevelsConfig, compare=True, seed=seed)
     chosen = item.settings
@@ -271,6 +275,6 @@ def _entry(item: _Run, file: Path, seed: int) -> Entry:
         precision=chosen.dtype,
         reduced=chosen.reduce == "auto",
         spectra=spectra,
-        statistics=levels.run(settings, spectra),
+        statistics=levels.run(settings, spectra, pool=pool),
         unfolded=levels.unfolded(settings, spectra),
     )

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Callable, Iterator
+import socket
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 
 from hessrmt.backend.select import select
 from hessrmt.curvature.spectrum import compute, require_feasible
-from hessrmt.errors import ConfigError, HessrmtError
+from hessrmt.errors import ClusterError, ConfigError, HessrmtError
 from hessrmt.problems import checkpoints, data, losses, models
+from hessrmt.problems.plugins import is_plugin
 from hessrmt.problems.problem import Problem
 from hessrmt.records import Provenance, Spectra
 from hessrmt.store.hdf5 import load
 from hessrmt.store.writer import SpectrumWriter
+from hessrmt.workflows.cluster import SERIAL, only
 from hessrmt.workflows.digest import digest
 
 if TYPE_CHECKING:
+    from hessrmt.backend.base import Backend
     from hessrmt.config import SpectrumConfig
+    from hessrmt.records import Spectrum
+    from hessrmt.workflows.cluster import Pool
 
 Observer = Callable[[int, str, int, int], None]
 """Progress: batch number, phase, steps done and steps in all of that phase."""
@@ -42,6 +49,8 @@ class Prepared:
         batch_indices: (batches, B) positions in the split.
         notes: What the user must be told.
         identity: What a resumed run must share.
+        folder: Where data were looked for first.
+        sources: Of the user's own model and loss, SHA-256 of the file.
     """
 
     config: SpectrumConfig
@@ -51,6 +60,8 @@ class Prepared:
     batch_indices: np.ndarray
     notes: tuple[str, ...]
     identity: dict[str, Any]
+    folder: Path | None = None
+    sources: Mapping[str, str] = field(default_factory=dict)
 
     def problem(self, batch: int) -> Problem:
         """The problem of one batch.
@@ -125,6 +136,58 @@ def prepare(config: SpectrumConfig, folder: Path | None = None) -> Prepared:
                 [value.detach().numpy() for value in model.state_dict().values()]
             ),
         },
+        folder=folder,
+        sources=_sources(config),
+    )
+
+
+class _Facts(NamedTuple):
+    """What the file says of a run, known where it is done."""
+
+    solver: str
+    dimension: int
+    device: str
+
+
+class Job(NamedTuple):
+    """What a worker prepares a run from, and what must come out the same there.
+
+    Attributes:
+        config: The settings, paths absolute.
+        folder: Where to look for data first.
+        digests: Of data, parameters and checkpoint, and of the files of the user's own objects.
+    """
+
+    config: SpectrumConfig
+    folder: Path | None
+    digests: tuple[tuple[str, str], ...]
+
+
+def job(prepared: Prepared) -> Job:
+    """A run as it is sent to workers: settings and digests, no tensors.
+
+    Args:
+        prepared: From :func:`prepare`.
+
+    Returns:
+        Something small that can be hashed and pickled.
+    """
+    config, folder = prepared.config, prepared.folder
+    paths: dict[str, Any] = {
+        name: os.path.abspath(os.path.expanduser(value))
+        for name, value in (("model", config.model), ("loss", config.loss))
+        if is_plugin(value)
+    }
+    if config.data in data.NAMES:
+        folder = data.locate(config.data, folder)
+    else:
+        paths["data"] = os.path.abspath(os.path.expanduser(config.data))
+    if config.checkpoint is not None:
+        paths["checkpoint"] = config.checkpoint.absolute()
+    return Job(
+        config.model_copy(update=paths),
+        folder.absolute() if folder else None,
+        tuple(_digests(prepared).items()),
     )
 
 
@@ -135,6 +198,7 @@ def run(
     resume: bool = False,
     overwrite: bool = False,
     observer: Observer | None = None,
+    pool: Pool = SERIAL,
 ) -> Spectra:
     """Compute every batch that the file lacks and store each as it is done.
 
@@ -143,31 +207,37 @@ def run(
         out: The spectrum file.
         resume: Continue the file if it is there.
         overwrite: Replace the file if it is there.
-        observer: Told of progress.
+        observer: Told of progress; by a pool that is not local only of batches that are stored.
+        pool: Where batches are computed. This process alone writes the file.
 
     Returns:
         The spectra of the whole file.
 
     Raises:
         ConfigError: If both resume and overwrite are asked for.
+        ClusterError: If the pool fails, or a worker prepares another problem than this process.
         DataError: If the batch cannot be used; the message names it.
         NonFiniteError: If a loss or Hessian is not finite; the message names the batch.
     """
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite exclude each other")
     config = prepared.config
-    backend = select(config.device)
-    with _naming_batch(0):  # what cannot be computed must not cost an existing file
-        first = prepared.problem(0)
-        require_feasible(first, backend, config.dtype, config.operator, config.reduce)
+    if pool.local:
+        backend = select(config.device)
+        compute_batch = partial(_compute, prepared, backend, observer=observer)
+        facts = _examine(prepared, backend)
+    else:
+        sent = job(prepared)
+        compute_batch = partial(_compute_there, sent)
+        facts = only(pool, _examine_there, sent)
     if resume and os.path.exists(out):
         writer = SpectrumWriter.resume(out, prepared.identity)
     else:
         writer = SpectrumWriter.create(
             out,
             identity=prepared.identity,
-            solver=backend.solver,
-            dimension=first.dimension,
+            solver=facts.solver,
+            dimension=facts.dimension,
             batch_indices=prepared.batch_indices,
             provenance=Provenance(
                 config={
@@ -177,27 +247,88 @@ def run(
                     "checkpoint_sha256": prepared.identity["checkpoint_sha256"],
                     "embedded_data": prepared.dataset.embedded,
                 },
-                device=backend.name,
-                notes=prepared.notes,
+                device=facts.device,
+                notes=(*prepared.notes, *([f"computed by {pool.words}"] if pool.words else [])),
             ),
             overwrite=overwrite,
         )
     with writer:
-        for batch in np.flatnonzero(~writer.done):
-            number = int(batch)
-            with _naming_batch(number):
-                found = compute(
-                    prepared.problem(number),
-                    backend,
-                    config.dtype,
-                    config.operator,
-                    config.reduce,
-                    tick=partial(observer, number) if observer else None,
-                )
+        missing = np.flatnonzero(~writer.done).tolist()
+        for index, found in pool.map_unordered(compute_batch, missing):
+            number = missing[index]
             writer.write(number, found)
             if observer:
                 observer(number, "stored", 1, 1)
     return load(out)
+
+
+def _examine(prepared: Prepared, backend: Backend) -> _Facts:
+    """Raise what computing would raise at once: what cannot be computed must not cost a file."""
+    config = prepared.config
+    with _naming_batch(0):
+        first = prepared.problem(0)
+        require_feasible(first, backend, config.dtype, config.operator, config.reduce)
+    return _Facts(backend.solver, first.dimension, backend.name)
+
+
+def _compute(
+    prepared: Prepared, backend: Backend, batch: int, observer: Observer | None = None
+) -> Spectrum:
+    config = prepared.config
+    with _naming_batch(batch):
+        return compute(
+            prepared.problem(batch),
+            backend,
+            config.dtype,
+            config.operator,
+            config.reduce,
+            tick=partial(observer, batch) if observer else None,
+        )
+
+
+def _examine_there(sent: Job) -> _Facts:
+    return _examine(*_prepared(sent))
+
+
+def _compute_there(sent: Job, batch: int) -> Spectrum:
+    return _compute(*_prepared(sent), batch)
+
+
+@lru_cache(maxsize=1)
+def _prepared(sent: Job) -> tuple[Prepared, Backend]:
+    """The run and its device, prepared once in each worker."""
+    host = socket.gethostname()
+    shared = "workers read model, data and checkpoint themselves, from a file system they share"
+    try:
+        found = prepare(sent.config, sent.folder)
+    except HessrmtError as error:
+        raise type(error)(f"worker on {host}: {error} ({shared})") from error
+    wanted, here = dict(sent.digests), _digests(found)
+    other = [name for name in wanted if here.get(name) != wanted[name]]
+    if other:
+        raise ClusterError(
+            f"the worker on {host} has other {', '.join(other)} than the machine where the command "
+            f"runs: {shared}"
+        )
+    return found, select(sent.config.device)
+
+
+def _digests(prepared: Prepared) -> dict[str, str]:
+    """What tells two preparations of the same settings apart."""
+    found = {
+        name: str(prepared.identity[f"{name}_sha256"])
+        for name in ("data", "parameters", "checkpoint")
+    }
+    return found | {f"source of the {name}": sha256 for name, sha256 in prepared.sources.items()}
+
+
+def _sources(config: SpectrumConfig) -> dict[str, str]:
+    specs = {"model": config.model, "loss": config.loss}
+    return {
+        name: hashlib.sha256(Path(spec.rpartition(":")[0]).expanduser().read_bytes()).hexdigest()
+        for name, spec in specs.items()
+        if is_plugin(spec)
+    }
 
 
 @contextmanager

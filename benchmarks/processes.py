@@ -1,6 +1,6 @@
 """A distributed eigenvalue problem on one, two, ... MPI processes of one machine.
 
-    python benchmarks/distributed.py --n 4000 --processes 1 2 --repeat 3
+    python benchmarks/processes.py --n 4000 --processes 1 2 --repeat 3
 
 Every process has one thread. Each timing is an ``mpirun`` of its own, after a small matrix that
 loads the libraries; the routes take turns. The matrix is symmetric, standard normal; each process

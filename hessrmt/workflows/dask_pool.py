@@ -1,0 +1,371 @@
+"""Tasks done by the workers of a Dask cluster: processes of this machine, or any cluster there is.
+
+Dask moves tasks and repeats those of lost workers. What is added: a bounded number of tasks in
+flight, one task at a time for each worker with a known number of threads, worker processes of this
+machine that are started again if they die, and errors that say what to do.
+
+Neither functions nor items are unpickled by the scheduler, which needs no hessrmt. Only someone who
+may run code on the workers anyway can send them tasks: Dask's own rule.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from importlib import metadata
+from queue import Empty, SimpleQueue
+from typing import Any, TypeVar
+
+import dask.config
+import torch
+from dask.system import CPU_COUNT
+from distributed import Client, Future, LocalCluster, get_worker
+from distributed.protocol.pickle import dumps
+from distributed.scheduler import KilledWorker
+from distributed.utils import silence_logging_cmgr
+
+from hessrmt.backend.share import environments
+from hessrmt.errors import ClusterError, ConfigError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+TIMEOUT = 10.0
+"""Seconds within which a scheduler must answer."""
+
+_AHEAD = 2
+"""Tasks in flight for each worker: one that is done, and one that waits beside it."""
+
+_LOOK = 0.5
+"""Seconds between two looks at the workers while nothing happens."""
+
+_ATTEMPTS = 3
+"""How often a task is given to the scheduler, which repeats it on other workers (three times by
+default) before it gives up."""
+
+_DEATHS = 5
+"""Deaths for each worker process of this machine, without a single task done, that end a run."""
+
+_SCHEDULER_ONLY: dict[str, Any] = {
+    "n_workers": 0,
+    "host": "127.0.0.1",
+    "dashboard_address": "127.0.0.1:0",
+    "scheduler_kwargs": {"dashboard": False},
+    "silence_logs": logging.CRITICAL,
+}
+
+_EQUAL = ("hessrmt", "torch", "numpy", "scipy")
+"""Packages that client and workers must have the same version of."""
+
+_one_task = threading.Lock()
+"""Held by the task that a worker is at; Dask may hand it several."""
+
+
+class DaskPool:
+    """The workers of a Dask cluster; see :class:`hessrmt.workflows.cluster.Pool`.
+
+    Args:
+        client: Connected.
+        processes: Worker processes of this machine, if the cluster is made of these.
+    """
+
+    local = False
+
+    def __init__(self, client: Client, processes: _Processes | None = None) -> None:
+        self._client = client
+        self._processes = processes
+        self._threads = processes.threads if processes else None
+        self._versions = _versions()
+        self._width, self._counted = 1, -float("inf")
+
+    @property
+    def width(self) -> int:
+        """Workers that are there now, at least 1."""
+        if self._processes:
+            return self._processes.count
+        if time.monotonic() > self._counted + _LOOK:
+            self._width = max(1, len(self._ask_threads()))
+            self._counted = time.monotonic()
+        return self._width
+
+    @property
+    def words(self) -> str:
+        """What it is, with the number of threads of each worker."""
+        if self._processes:
+            count, threads = self._processes.count, self._processes.threads
+            return f"{count} local Dask worker(s), threads of each: {threads}"
+        found = self._ask_threads()
+        threads = ", ".join(map(str, sorted(set(found.values())))) or "none has started yet"
+        address = self._client.scheduler.address if self._client.scheduler else "?"
+        return f"{len(found)} worker(s) of the Dask cluster {address}, threads of each: {threads}"
+
+    def map_unordered(
+        self, function: Callable[[T], R], items: Iterable[T]
+    ) -> Iterator[tuple[int, R]]:
+        """See :class:`hessrmt.workflows.cluster.Pool`.
+
+        Yields:
+            Index of an item and its result.
+
+        Raises:
+            ClusterError: If the cluster is lost or cannot do the work.
+        """
+        given = enumerate(items)
+        done: SimpleQueue[Future] = SimpleQueue()
+        running: dict[str, tuple[int, Callable[[], Any], int]] = {}
+        futures: dict[str, Future] = {}
+
+        def submit(index: int, task: Callable[[], Any], attempt: int) -> None:
+            future = self._submit(task)
+            running[str(future.key)], futures[str(future.key)] = (index, task, attempt), future
+            future.add_done_callback(done.put)
+
+        try:
+            while True:
+                while len(running) < _AHEAD * self.width and (found := next(given, None)):
+                    index, item = found
+                    submit(index, partial(_perform, function, item, **self._expected()), 1)
+                if not running:
+                    return
+                future = self._next(done)
+                index, task, attempt = running.pop(str(future.key))
+                del futures[str(future.key)]
+                if attempt < _ATTEMPTS and isinstance(_error_of(future), KilledWorker):
+                    submit(index, task, attempt + 1)
+                    continue
+                result = self._result(future)
+                future.release()
+                if self._processes:
+                    self._processes.deaths = 0
+                yield index, result
+        finally:
+            if futures and self._client.status == "running":
+                self._client.cancel(list(futures.values()), force=True)
+
+    def _expected(self) -> dict[str, Any]:
+        return {"threads": self._threads, "versions": self._versions}
+
+    def _submit(self, task: Callable[[], Any]) -> Future:
+        try:
+            return self._client.submit(
+                _opener(), dumps(task), key=f"hessrmt-{uuid.uuid4().hex}", pure=False
+            )
+        except Exception as error:
+            raise self._lost(error) from error
+
+    def _next(self, done: SimpleQueue[Future]) -> Future:
+        """The next future that is done; dead processes are replaced while it is waited for."""
+        while True:
+            if self._processes:
+                self._processes.revive()
+            try:
+                return done.get(timeout=_LOOK)
+            except Empty:
+                if self._client.status in {"closed", "closing"}:
+                    raise self._lost() from None
+
+    def _result(self, future: Future) -> Any:
+        error = _error_of(future)
+        if error is None and future.status == "finished":
+            try:
+                return future.result()
+            except Exception as lost:  # whatever the wire raises: the task itself succeeded
+                raise self._lost(lost) from lost
+        if error is None or future.cancelled():
+            raise self._lost()
+        if isinstance(error, KilledWorker):
+            raise ClusterError(
+                f"every worker that took a certain task died ({error.args[-1] + 1} of them, "
+                f"{_ATTEMPTS} times); if for lack of memory, take fewer workers of more memory"
+            ) from error
+        if isinstance(error, ModuleNotFoundError):
+            raise ClusterError(
+                f"a worker has no module {(error.name or str(error)).partition('.')[0]}: install "
+                "hessrmt in the environment of the workers, in the version of this machine"
+            ) from error
+        raise error
+
+    def _ask_threads(self) -> Mapping[str, int]:
+        try:
+            found: Any = self._client.nthreads()
+        except Exception as error:
+            raise self._lost(error) from error
+        return found
+
+    def _lost(self, error: Exception | None = None) -> ClusterError:
+        why = f" ({error})" if error else ""
+        return ClusterError(
+            f"the connection to the Dask scheduler was lost{why}; finished batches are on disk, "
+            "start again with --resume"
+        )
+
+
+class _Processes:
+    """Worker processes of this machine, each with an environment of its own."""
+
+    def __init__(self, address: str, environment: list[dict[str, str]]) -> None:
+        self.count = len(environment)
+        self.threads = int(environment[0]["OMP_NUM_THREADS"])
+        self.deaths = 0
+        # -P: what lies in the current folder is nothing to import, as for the console script
+        self._command = [sys.executable, "-P", "-m", "hessrmt.workflows.dask_worker", address]
+        self._environment = environment
+        self._running = [self._start(number) for number in range(self.count)]
+
+    def revive(self) -> None:
+        """Start again what has died.
+
+        Raises:
+            ClusterError: If they die one after the other.
+        """
+        for number, process in enumerate(self._running):
+            code = process.poll()
+            if code is None:
+                continue
+            self.deaths += 1
+            if self.deaths > _DEATHS * self.count:
+                raise ClusterError(
+                    f"the worker processes end as soon as they start, the last one with code "
+                    f"{code}; if they are killed for lack of memory, take fewer of them"
+                )
+            _close(process)
+            self._running[number] = self._start(number)
+
+    def close(self) -> None:
+        """End them."""
+        for process in self._running:
+            process.kill()
+        for process in self._running:
+            process.wait()
+            _close(process)
+
+    def _start(self, number: int) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            self._command,
+            env=os.environ | self._environment[number],
+            stdin=subprocess.PIPE,  # its end tells a worker that this process is no more
+            stdout=2,
+            start_new_session=True,  # Ctrl-C is this process's business alone
+        )
+
+
+def _close(process: subprocess.Popen[bytes]) -> None:
+    if process.stdin:
+        process.stdin.close()
+
+
+@contextmanager
+def open_pool(
+    workers: int | None = None, scheduler: str | None = None, device: str = "auto"
+) -> Iterator[DaskPool]:
+    """A pool of Dask workers, closed at the end.
+
+    Args:
+        workers: Processes of this machine: one a GPU, or the cores divided among them.
+        scheduler: Address of a scheduler that is there, e.g. ``tcp://node:8786``; its workers are
+            used, one task at a time each with as many threads as the worker has.
+        device: What ``workers`` will compute on; see :func:`hessrmt.backend.share.environments`.
+
+    Yields:
+        The pool.
+
+    Raises:
+        ConfigError: If not exactly one of both is given, or it cannot be used.
+        ClusterError: If the scheduler cannot be reached.
+    """
+    if (workers is None) == (scheduler is None):
+        raise ConfigError("give either a number of workers on this machine, or a scheduler")
+    with ExitStack() as stack:
+        for name in ("distributed", "distributed.client", "tornado.application", "asyncio"):
+            stack.enter_context(silence_logging_cmgr(logging.CRITICAL, root=name))
+        if scheduler is not None:
+            yield DaskPool(stack.enter_context(_connected(scheduler)))
+            return
+        assert workers is not None
+        if workers < 1:
+            raise ConfigError(f"workers: {workers}; give at least 1")
+        environment = environments(workers, CPU_COUNT, device)
+        # a worker that is busy is not lost
+        stack.enter_context(dask.config.set({"distributed.scheduler.worker-ttl": None}))
+        cluster: Any = LocalCluster(**_SCHEDULER_ONLY)
+        stack.callback(cluster.close)
+        client = stack.enter_context(_connected(cluster.scheduler_address))
+        processes = _Processes(cluster.scheduler_address, environment)
+        stack.callback(processes.close)
+        yield DaskPool(client, processes)
+
+
+@contextmanager
+def _connected(address: str) -> Iterator[Client]:
+    try:
+        client = Client(address, timeout=TIMEOUT, set_as_default=False)
+    except (OSError, TimeoutError) as error:
+        raise ClusterError(
+            f"there is no Dask scheduler at {address} ({error}); start one with `dask scheduler`, "
+            "or use --workers for processes of this machine"
+        ) from error
+    except Exception as error:
+        raise ConfigError(
+            f"scheduler: {address!r} cannot be used ({error}); give the address that `dask "
+            "scheduler` prints, e.g. tcp://node:8786"
+        ) from error
+    with client:
+        yield client
+
+
+def _error_of(future: Future) -> BaseException | None:
+    """What a task that is done raised."""
+    if future.status != "error":
+        return None
+    error = future.exception()
+    assert error is None or isinstance(error, BaseException)
+    return error
+
+
+def _versions() -> dict[str, str]:
+    """Versions of :data:`_EQUAL`, without the local part, which names a build."""
+    return {name: metadata.version(name).partition("+")[0] for name in _EQUAL}
+
+
+def _opener() -> Callable[[bytes], Any]:
+    """A function that opens and calls a pickled function; pickled itself by value.
+
+    Returns:
+        What neither the scheduler nor a worker needs hessrmt for, until it is called.
+    """
+
+    def open_and_call(task: bytes) -> Any:
+        return pickle.loads(task)()
+
+    return open_and_call
+
+
+def _perform(
+    function: Callable[[T], R], item: T, threads: int | None, versions: Mapping[str, str]
+) -> R:
+    """A task, as a worker does it."""
+    here = _versions()
+    if here != dict(versions):
+        differing = [
+            f"{name} {here[name]} ({versions[name]} where the command runs)"
+            for name in _EQUAL
+            if here[name] != versions[name]
+        ]
+        raise ClusterError(
+            f"the worker on {socket.gethostname()} has {', '.join(differing)}: install the same "
+            "versions, or results would not be those of one machine"
+        )
+    os.environ.setdefault("MKL_CBWR", "AUTO")  # before MKL's first use, as the command line does
+    with _one_task:
+        torch.set_num_threads(threads or get_worker().state.nthreads)
+        return function(item)

@@ -1,0 +1,449 @@
+"""Workers of a Dask cluster: the same numbers as one process, whatever happens to the workers."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from level_samples import write_file
+
+from hessrmt.config import LevelsConfig, LossModelConfig, SimulateConfig, SpectrumConfig
+from hessrmt.ensembles import goe
+from hessrmt.errors import ClusterError, NonFiniteError, ProblemError
+from hessrmt.store.hdf5 import load
+from hessrmt.workflows import gp_loss_model, levels, simulate, spectrum
+from hessrmt.workflows.cluster import SERIAL
+
+dask_pool = pytest.importorskip("hessrmt.workflows.dask_pool", reason="needs the extra cluster")
+
+BATCHES = 6
+SLOW = """
+import time
+from torch import nn
+
+
+class Slow(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
+
+    def forward(self, x):
+        time.sleep(0.02)
+        return self.layers(x)
+"""
+PID = "__import__('os').getpid()"
+
+# A scheduler or a worker that is nobody's child but the test's: arguments are the address of the
+# scheduler (a worker's) and its number of threads
+SERVER = """
+import asyncio, sys
+if {bare}:
+    sys.modules["hessrmt"] = None
+from distributed import Scheduler, Worker
+
+async def main():
+    if len(sys.argv) > 1:
+        server = Worker(sys.argv[1], nthreads=int(sys.argv[2]), host="127.0.0.1",
+                        dashboard_address="127.0.0.1:0")
+    else:
+        server = Scheduler(host="127.0.0.1", port=0, dashboard=False,
+                           dashboard_address="127.0.0.1:0")
+    async with server:
+        print(server.address, flush=True)
+        await server.finished()
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        # not the folder of this process: nothing that it keeps is found by the workers
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache of the workers")))
+        with dask_pool.open_pool(2, device="cpu") as opened:
+            yield opened
+
+
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def servers():
+    """Starts a scheduler, or a worker of one; all end with the test."""
+    running = []
+
+    def start(*args, bare=False):
+        process = subprocess.Popen(
+            [sys.executable, "-c", SERVER.format(bare=bare), *map(str, args)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        running.append(process)
+        return process.stdout.readline().strip(), process
+
+    yield start
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def slow(tmp_path, tiny_npz):
+    (tmp_path / "slow.py").write_text(SLOW)
+    return SpectrumConfig(
+        model=f"{tmp_path}/slow.py:Slow", data=str(tiny_npz), batch=10, batches="all", device="cpu"
+    )
+
+
+def contents(path):
+    """Bytes of every dataset but the timings."""
+    with h5py.File(path) as file:
+        return {name: file[name][()].tobytes() for name in file if not name.startswith("seconds_")}
+
+
+def worker_processes(parent):
+    """Worker processes that a process started."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            mother = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if mother == parent and "dask_worker" in (folder / "cmdline").read_text():
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return found
+
+
+def gone(pids, seconds):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if not any(Path(f"/proc/{pid}").exists() for pid in pids):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def wait_for_rows(path, count, process):
+    deadline = time.monotonic() + 100
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.stderr.read()
+        if path.exists() and len(load(path)) >= count:
+            return
+        time.sleep(0.02)
+    pytest.fail("the run is too slow")
+
+
+# Bit for bit
+
+
+def test_workers_killed_mid_run_change_nothing_in_the_file(tmp_path, slow, pool, one_thread):
+    prepared = spectrum.prepare(slow)
+    spectrum.run(prepared, tmp_path / "serial.h5")
+    victims = []
+
+    def kill(batch, phase, done, total):
+        assert phase == "stored"
+        if not victims:  # both have a task in hand, and others wait beside it
+            victims.extend(worker_processes(os.getpid()))
+            for pid in victims:
+                os.kill(pid, signal.SIGKILL)
+
+    spectrum.run(prepared, tmp_path / "killed.h5", observer=kill, pool=pool)
+    assert len(victims) == 2
+    assert contents(tmp_path / "killed.h5") == contents(tmp_path / "serial.h5")
+    assert not set(victims) & set(worker_processes(os.getpid()))
+
+
+@pytest.mark.parametrize("choice", [{}, {"operator": "ggn"}, {"dtype": "float32"}], ids=str)
+def test_spectra_equal_those_of_one_process(tmp_path, pool, one_thread, choice):
+    config = SpectrumConfig(model="logistic", data="mnist", batch=12, batches=3, **choice)
+    prepared = spectrum.prepare(config)
+    spectrum.run(prepared, tmp_path / "serial.h5")
+    spectrum.run(prepared, tmp_path / "pool.h5", pool=pool)
+    assert contents(tmp_path / "pool.h5") == contents(tmp_path / "serial.h5")
+    found = load(tmp_path / "pool.h5").provenance
+    assert "computed by 2 local Dask worker(s), threads of each: 1" in found.notes
+    assert found.device == "cpu (1 threads)"
+
+
+@pytest.mark.parametrize("method", ["tridiagonal", "dense"])
+def test_simulated_spectra_equal_those_of_one_process(tmp_path, pool, one_thread, method):
+    # groups of one process hold all 40 samples, those of two workers three of them
+    config = SimulateConfig(dimension=30, samples=40, outliers=2, method=method, device="cpu")
+    counts = []
+    simulate.run(config, tmp_path / "serial.h5")
+    simulate.run(
+        config, tmp_path / "pool.h5", observer=lambda done, _: counts.append(done), pool=pool
+    )
+    assert contents(tmp_path / "pool.h5") == contents(tmp_path / "serial.h5")
+    assert len(counts) == 14
+    assert counts[-1] == 40
+
+
+def test_a_file_begun_by_one_is_finished_by_the_other(tmp_path, slow, pool, one_thread):
+    class EnoughError(Exception):
+        pass
+
+    def stop(batch, phase, done, total):
+        if phase == "stored":
+            raise EnoughError
+
+    prepared = spectrum.prepare(slow)
+    spectrum.run(prepared, tmp_path / "serial.h5")
+    for first, second in ((pool, SERIAL), (SERIAL, pool)):
+        path = tmp_path / f"{first.width}.h5"
+        with pytest.raises(EnoughError):
+            spectrum.run(prepared, path, observer=stop, pool=first)
+        assert len(load(path)) == 1
+        spectrum.run(prepared, path, resume=True, pool=second)
+        assert contents(path) == contents(tmp_path / "serial.h5")
+
+
+def test_statistics_equal_those_of_one_process(tmp_path, pool, one_thread):
+    spectra = load(write_file(tmp_path / "goe.h5", [goe(40, 0, index=i) for i in range(6)]))
+    # this unfolding follows the data, but not the surrogates of every law
+    for unfold in ("auto", "polynomial:degree=9"):
+        settings = LevelsConfig(compare=True, unfold=unfold, surrogates=10, seed=3)
+        seen = []
+
+        def observe(*step, seen=seen):
+            seen.append(step[2:])
+
+        here = levels.run(settings, spectra)
+        there = levels.run(settings, spectra, observe, pool)
+        assert list(there) == list(here)
+        for cutoff, statistics in here.items():
+            np.testing.assert_equal(there[cutoff].to_dict(), statistics.to_dict())
+        assert seen[-1] == (5, 5)
+
+
+def test_an_experiment_takes_a_pool(tmp_path, pool, one_thread):
+    settings = LossModelConfig.model_validate(
+        {
+            "experiment": "gp-loss-model",
+            "title": "small",
+            "panels": [{"k2": 0.1, "outliers": 2}],
+            "presets": {"small": {"dimension": 20, "samples": 6}},
+        }
+    )
+    here = gp_loss_model.run(settings, "small", tmp_path / "here")
+    there = gp_loss_model.run(settings, "small", tmp_path / "there", pool=pool)
+    np.testing.assert_equal(gp_loss_model.table(there), gp_loss_model.table(here))
+
+
+# Tasks
+
+
+def test_results_come_with_the_index_of_their_item(pool):
+    found = list(pool.map_unordered(partial(pow, 3), range(9)))
+    assert sorted(found) == [(k, 3**k) for k in range(9)]
+    assert list(SERIAL.map_unordered(partial(pow, 3), range(3))) == [(0, 1), (1, 3), (2, 9)]
+    assert list(pool.map_unordered(eval, [])) == []
+
+
+def test_items_are_taken_as_they_are_needed(pool):
+    taken = []
+
+    def items():
+        for number in range(10_000):
+            taken.append(number)
+            yield number
+
+    results = pool.map_unordered(partial(pow, 2), items())
+    for _ in range(5):
+        next(results)
+    results.close()
+    assert len(taken) <= 5 + dask_pool._AHEAD * pool.width
+
+
+def test_work_is_done_by_two_processes_of_one_thread(pool):
+    code = f"({PID}, __import__('torch').get_num_threads(), __import__('time').sleep(0.2))"
+    found = [result[:2] for _, result in pool.map_unordered(eval, [code] * 8)]
+    assert {pid for pid, _ in found} == set(worker_processes(os.getpid()))
+    assert {threads for _, threads in found} == {1}
+
+
+# Errors
+
+
+def test_an_error_of_a_task_is_that_of_one_process(tmp_path, pool):
+    x = np.random.default_rng(0).normal(size=(40, 4))
+    x[25] = 1e300  # the squared error of its batch overflows
+    np.savez(tmp_path / "large.npz", x=x, y=np.arange(40) % 2)
+    config = SpectrumConfig(
+        model="logistic", data=str(tmp_path / "large.npz"), batch=10, loss="mse", device="cpu"
+    )
+    prepared = spectrum.prepare(config)
+    messages = []
+    for number, where in enumerate((SERIAL, pool)):
+        with pytest.raises(NonFiniteError, match="batch 2: ") as caught:
+            spectrum.run(prepared, tmp_path / f"{number}.h5", pool=where)
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+    assert list(pool.map_unordered(eval, ["1"])) == [(0, 1)]  # the workers are as before
+
+
+def test_a_worker_that_finds_other_files_says_so(tmp_path, slow, pool):
+    prepared = spectrum.prepare(slow)
+    (tmp_path / "slow.py").write_text(SLOW + "\n# edited\n")
+    with pytest.raises(ClusterError, match=r"other source of the model than .* file system"):
+        spectrum.run(prepared, tmp_path / "out.h5", pool=pool)
+    (tmp_path / "slow.py").unlink()
+    sent = spectrum.Job(slow, None, (("data", "nothing"),))
+    with pytest.raises(ProblemError, match=r"worker on .*there is no file.*file system"):
+        list(pool.map_unordered(spectrum._examine_there, [sent]))
+    assert not (tmp_path / "out.h5").exists()
+
+
+def test_relative_paths_are_made_absolute(tmp_path, slow, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    relative = slow.model_copy(update={"model": "slow.py:Slow", "data": "tiny.npz"})
+    sent = spectrum.job(spectrum.prepare(relative, Path("data")))
+    assert sent.config == slow
+    assert sent.folder == tmp_path / "data"
+
+
+def test_other_versions_are_refused(pool, monkeypatch):
+    monkeypatch.setattr(pool, "_versions", pool._versions | {"torch": "1.0.0"})
+    with pytest.raises(ClusterError, match=r"torch \S+ \(1\.0\.0 where the command runs\)"):
+        list(pool.map_unordered(eval, ["1"]))
+
+
+# The command line
+
+
+def test_no_scheduler_is_one_clear_error(cli, monkeypatch, tiny_npz, tmp_path):
+    monkeypatch.setattr(dask_pool, "TIMEOUT", 1.0)
+    command = ["spectrum", "--model", "logistic", "--data", tiny_npz, "--batch", 10]
+    result = cli(*command, "--scheduler", "tcp://127.0.0.1:9")
+    assert result.returncode == 1
+    assert "error: there is no Dask scheduler at tcp://127.0.0.1:9" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "spectra.h5").exists()
+    result = cli(*command, "--scheduler", "nonsense://there")
+    assert result.returncode == 2
+    assert "error: scheduler: 'nonsense://there' cannot be used" in result.stderr
+
+
+@pytest.mark.slow
+def test_no_scheduler_is_an_error_within_half_a_minute(run_cli):
+    begin = time.monotonic()
+    # an address of the block that is reserved for documentation: nobody answers, nobody refuses
+    result = run_cli("simulate", "--samples", 2, "--scheduler", "tcp://192.0.2.1:8786")
+    assert result.returncode == 1
+    assert "there is no Dask scheduler" in result.stderr
+    assert time.monotonic() - begin < 30
+
+
+@pytest.mark.parametrize("command", [["simulate"], ["levels", "any.h5"], ["reproduce", "any"]])
+def test_workers_of_no_use_are_usage_errors(cli, command):
+    assert cli(*command, "--workers", 0).returncode == 2
+
+
+def test_both_kinds_of_workers_exclude_each_other(cli):
+    result = cli("simulate", "--workers", 2, "--scheduler", "tcp://127.0.0.1:9")
+    assert result.returncode == 2
+    assert "give one" in result.stderr
+
+
+def test_without_dask_the_extra_is_named(cli, monkeypatch):
+    monkeypatch.delitem(sys.modules, "hessrmt.workflows.dask_pool")
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    result = cli("simulate", "--samples", 2, "--workers", 2)
+    assert result.returncode == 2
+    assert 'pip install "hessrmt[cluster]"' in result.stderr
+
+
+def test_interrupted_from_the_keyboard_and_resumed(tmp_path, slow, cli, start_cli, one_thread):
+    options = ["spectrum", "--model", slow.model, "--data", slow.data, "--batch", 10]
+    options += ["--batches", "all", "--device", "cpu"]
+    path = tmp_path / "stopped.h5"
+    process = start_cli(*options, "--out", path, "--workers", 2)
+    wait_for_rows(path, 1, process)
+    workers = worker_processes(process.pid)
+    assert len(workers) == 2
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert err.count("error:") == 1
+    assert "--resume" in err
+    assert gone(workers, 5)
+    assert 1 <= len(load(path)) < BATCHES
+    assert cli(*options, "--out", path, "--resume").returncode == 0
+    assert cli(*options, "--out", "serial.h5").returncode == 0
+    assert contents(path) == contents(tmp_path / "serial.h5")
+
+
+def test_workers_end_with_the_command(slow, tmp_path, start_cli):
+    path = tmp_path / "killed.h5"
+    (tmp_path / "distributed.py").write_text("1 / 0")  # no business of a worker started here
+    process = start_cli(
+        *("spectrum", "--model", slow.model, "--data", slow.data, "--batch", 10, "--batches", 6),
+        *("--out", path, "--workers", 1, "--device", "cpu"),
+    )
+    wait_for_rows(path, 1, process)
+    workers = worker_processes(process.pid)
+    assert len(workers) == 1
+    process.kill()
+    process.wait()
+    assert gone(workers, 10)
+
+
+# A cluster that is there
+
+
+def test_a_cluster_that_is_there(tmp_path, servers, slow):
+    address, scheduler = servers(bare=True)  # the scheduler needs no hessrmt
+    with dask_pool.open_pool(scheduler=address) as pool:
+        assert pool.words.startswith("0 worker(s) of the Dask cluster tcp://127.0.0.1:")
+        _, worker = servers(address, 1, bare=True)
+        with pytest.raises(ClusterError, match="a worker has no module hessrmt: install"):
+            list(pool.map_unordered(eval, ["1"]))
+        worker.kill()
+        worker.wait()
+
+        servers(address, 2)
+        # one task at a time, with the threads that the worker has
+        code = "(t := __import__('time')) and (t.monotonic(), t.sleep(0.1), t.monotonic())"
+        spans = sorted(found for _, found in pool.map_unordered(eval, [code] * 3))
+        assert all(earlier[2] <= later[0] for earlier, later in pairwise(spans))
+        before = torch.get_num_threads()
+        torch.set_num_threads(2)
+        prepared = spectrum.prepare(slow)
+        spectrum.run(prepared, tmp_path / "serial.h5")
+        torch.set_num_threads(before)
+        spectrum.run(prepared, tmp_path / "pool.h5", pool=pool)
+        assert contents(tmp_path / "pool.h5") == contents(tmp_path / "serial.h5")
+        assert load(tmp_path / "pool.h5").provenance.device == "cpu (2 threads)"
+
+        results = pool.map_unordered(eval, ["1", "__import__('time').sleep(60)"])
+        assert next(results) == (0, 1)
+        scheduler.kill()
+        with pytest.raises(ClusterError, match="connection to the Dask scheduler was lost"):
+            next(results)
+
+
+@pytest.mark.slow
+def test_workers_that_die_at_every_start_end_the_run():
+    with (
+        dask_pool.open_pool(1, device="cpu") as pool,
+        pytest.raises(ClusterError, match=r"worker that took a certain task died|end as soon as"),
+    ):
+        list(pool.map_unordered(eval, ["__import__('os')._exit(3)"]))
