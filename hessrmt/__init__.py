@@ -20,8 +20,12 @@ if TYPE_CHECKING:
     from hessrmt import levels as levels
     from hessrmt import lossmodel as lossmodel
     from hessrmt import theory as theory
+    from hessrmt.curvature.density import density as density
+    from hessrmt.curvature.density_file import load_density as load_density
+    from hessrmt.curvature.edges import edge_levels as edge_levels
     from hessrmt.curvature.ggn import ggn as ggn
     from hessrmt.curvature.hessian import hessian as hessian
+    from hessrmt.curvature.operator import CurvatureOperator as CurvatureOperator
     from hessrmt.curvature.reduction import reduction as reduction
     from hessrmt.curvature.spectrum import spectrum as spectrum
     from hessrmt.problems.problem import Problem as Problem
@@ -31,29 +35,37 @@ if TYPE_CHECKING:
     from hessrmt.store.history import load_history as load_history
 
 _HOME = {
+    "CurvatureOperator": "hessrmt.curvature.operator",
     "Problem": "hessrmt.problems.problem",
     "Provenance": "hessrmt.records",
     "Spectrum": "hessrmt.records",
+    "density": "hessrmt.curvature.density",
+    "edge_levels": "hessrmt.curvature.edges",
     "ggn": "hessrmt.curvature.ggn",
     "hessian": "hessrmt.curvature.hessian",
     "reduction": "hessrmt.curvature.reduction",
     "load": "hessrmt.store.hdf5",
+    "load_density": "hessrmt.curvature.density_file",
     "load_history": "hessrmt.store.history",
     "spectrum": "hessrmt.curvature.spectrum",
 }
 _PACKAGES = ("capacity", "ensembles", "generalization", "levels", "lossmodel", "theory")
 
 __all__ = [
+    "CurvatureOperator",
     "Problem",
     "Provenance",
     "Spectrum",
     "capacity",
+    "density",
+    "edge_levels",
     "ensembles",
     "generalization",
     "ggn",
     "hessian",
     "levels",
     "load",
+    "load_density",
     "load_history",
     "lossmodel",
     "reduction",

@@ -16,9 +16,13 @@ import pytest
 
 import hessrmt
 from hessrmt.config import (
+    BudgetConfig,
+    DensityConfig,
+    IterateAveragingConfig,
     LevelsConfig,
     LossModelConfig,
     NormalizeConfig,
+    PuzzlesConfig,
     SimulateConfig,
     SpacingsConfig,
     SpectrumConfig,
@@ -37,12 +41,16 @@ KINDS = {
     "simulate": SimulateConfig,
     "hessian": SpacingsConfig,
     "gp": LossModelConfig,
+    "iterate": IterateAveragingConfig,
+    "training": BudgetConfig,
     "normalize": NormalizeConfig,
+    "density": DensityConfig,
+    "puzzles": PuzzlesConfig,
 }
 """First word of a settings file's name: the command it is for."""
 
-OPTIONAL = {"cupy"}
-"""Imported only where it is installed; an extra."""
+OPTIONAL = {"cupy", "dask", "distributed", "mpi4py", "nccl", "nvmath"}
+"""Imported only where they are installed; extras."""
 
 
 def normal(requirement):

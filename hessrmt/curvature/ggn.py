@@ -2,38 +2,61 @@
 
 J is the Jacobian of the outputs in the parameters and S the Hessian of the loss in the outputs
 (Schraudolph 2002). With S = L Lᵀ (a loss convex in the outputs), G = (LᵀJ)ᵀ(LᵀJ) has the nonzero
-eigenvalues of K = (LᵀJ)(LᵀJ)ᵀ, which has at most one row for each output of each sample: 640 for
-a batch of 64 with ten classes, whatever P is. All other eigenvalues of G are exactly zero.
+eigenvalues of K = (LᵀJ)(LᵀJ)ᵀ, which has at most one row for each output of each sample: 576 for
+a batch of 64 under cross-entropy with ten classes, whatever P is. All other eigenvalues of G are
+exactly zero.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
-from torch.func import grad, jvp, vjp, vmap
+from torch import Tensor
 
+from hessrmt import rng
 from hessrmt.backend.select import select
+from hessrmt.curvature.gradients import pull, push
+from hessrmt.curvature.gram import WORK_BYTES, gram_by_samples, gram_of_whole, saved_for_backward
 from hessrmt.curvature.hessian import Tick, assemble, make_symmetric, torch_dtype
-from hessrmt.curvature.plan import (
-    block_size,
-    dense_block,
-    gib,
-    require_dense,
-    row_bytes,
-    usable_memory,
-)
+from hessrmt.curvature.plan import dense_block, gib, require_dense, usable_memory
 from hessrmt.curvature.products import ggn_product
-from hessrmt.errors import DeviceError
+from hessrmt.curvature.roots import curved, root_of_loss_curvature
+from hessrmt.curvature.taps import samples_are_apart
+from hessrmt.errors import DeviceError, ProblemError
 
 if TYPE_CHECKING:
-    import numpy as np
     from jaxtyping import Float
-    from torch import Tensor
 
     from hessrmt.arrays import Matrix
     from hessrmt.backend.base import Backend
+    from hessrmt.curvature.roots import Root
     from hessrmt.problems.problem import Problem
+
+_AGREEMENT = 10
+"""Multiple of √P·ε·‖G‖₂ up to which two differentiations may differ along a unit vector."""
+
+_SHARES = 8
+"""Working memories held at once: rows, what is saved for backward, products, and room."""
+
+
+@dataclass(frozen=True)
+class SmallestGgn:
+    """A matrix with the nonzero eigenvalues of G.
+
+    Attributes:
+        matrix: (n, n) symmetric, n <= P; the spectrum of G is its spectrum and P - n zeros.
+        rounding: What forming the matrix may have moved an eigenvalue by, in their units.
+        residual: ‖G v - what the matrix says of G v‖ for a random unit vector v in the range of G;
+            NaN if torch cannot differentiate the network in both directions.
+    """
+
+    matrix: Matrix
+    rounding: float
+    residual: float
 
 
 def ggn(problem: Problem, device: str = "auto", dtype: str = "float64") -> Float[np.ndarray, "P P"]:
@@ -59,25 +82,27 @@ def ggn(problem: Problem, device: str = "auto", dtype: str = "float64") -> Float
     return _dense(local, backend, None).cpu().numpy()
 
 
-def smallest_ggn(problem: Problem, backend: Backend, tick: Tick | None = None) -> Matrix:
+def smallest_ggn(problem: Problem, backend: Backend, tick: Tick | None = None) -> SmallestGgn:
     """A matrix with the nonzero eigenvalues of G: the dual Gram matrix if it is smaller, else G.
 
     Args:
         problem: In its final precision and place, already evaluated once.
         backend: Where the work is done.
-        tick: Called with phase, rows done and rows in all.
+        tick: Called with phase, steps done and steps in all.
 
     Returns:
-        (n, n) symmetric with n <= P; the spectrum of G is its spectrum and P - n zeros. Raises
-        DeviceError if even the smaller matrix does not fit, NonFiniteError if it is not finite.
+        The matrix and what is known of its errors. Raises DeviceError if even the smaller matrix
+        does not fit, NonFiniteError if it is not finite.
     """
     with torch.no_grad():
         outputs = problem.outputs(problem.theta)
-    if outputs.numel() < problem.dimension:
-        root = _root_of_loss_curvature(problem, outputs, backend)
+    if isinstance(outputs, Tensor) and outputs.numel() < problem.dimension:
+        plan = _require_dual(problem, outputs, backend)
+        root = root_of_loss_curvature(problem, outputs)
         if root is not None:
-            return _gram(problem, root, backend, tick)
-    return _dense(problem, backend, tick)
+            return _dual(problem, outputs, root, plan, backend, tick)
+        _require_dense_saddle(problem, backend)
+    return SmallestGgn(_dense(problem, backend, tick), 0.0, float("nan"))
 
 
 def require_ggn(problem: Problem, backend: Backend) -> None:
@@ -88,11 +113,59 @@ def require_ggn(problem: Problem, backend: Backend) -> None:
         backend: Where the work is to be done.
     """
     with torch.no_grad():
-        count = problem.outputs(problem.theta).numel()
-    if count < problem.dimension:
-        _require_gram(problem, count, 0, backend)
+        outputs = problem.outputs(problem.theta)
+    if isinstance(outputs, Tensor) and outputs.numel() < problem.dimension:
+        _require_dual(problem, outputs, backend)
     else:
         require_dense(problem, backend)
+
+
+def require_ggn_agreement(residual: float, norm: float, size: int, dtype: str) -> float:
+    """Refuse a matrix that does not act as two automatic differentiations do.
+
+    Args:
+        residual: From :func:`smallest_ggn`.
+        norm: ‖G‖₂.
+        size: P.
+        dtype: Precision of the matrix.
+
+    Returns:
+        The residual relative to ‖G‖₂; NaN if there is none.
+
+    Raises:
+        ProblemError: If it exceeds what rounding explains, 10 √P ε.
+    """
+    allowed = _AGREEMENT * size**0.5 * float(np.finfo(dtype).eps)
+    if residual > allowed * norm:
+        raise ProblemError(
+            f"the Gram matrix does not act as the Gauss-Newton matrix: along a random unit vector "
+            f"they differ by {residual:.3g}, rounding explains {allowed * norm:.3g}. No level is "
+            "reported. Either the network mixes the samples of a batch where a trial did not show "
+            "it, or torch differentiates one of its operations wrongly"
+        )
+    return residual / norm if norm else residual
+
+
+def rounding_of_gram(gram: Matrix, parameters: int) -> float:
+    """What the rounding of K = M Mᵀ may move an eigenvalue by.
+
+    An entry of K is a sum of P products. With independent roundings its error is at most about
+    √P ε ‖m_i‖ ‖m_j‖ (Higham and Mary, SIAM J. Sci. Comput. 41, A2815 (2019)); a matrix of
+    independent errors of that profile has a 2-norm of at most twice the largest norm of a row
+    (Latala, Proc. AMS 133, 1273 (2005)), 2 √P ε max_i ‖m_i‖ ‖M‖_F; Weyl's inequality does the rest.
+
+    Args:
+        gram: (n, n).
+        parameters: P.
+
+    Returns:
+        2 √P ε (max_i K_ii · tr K)^½, in the units of the eigenvalues.
+    """
+    diagonal = gram.diagonal().double()
+    if not len(diagonal):
+        return 0.0
+    scale = float((diagonal.max() * diagonal.sum()).clamp(min=0).sqrt())
+    return 2 * parameters**0.5 * torch.finfo(gram.dtype).eps * scale
 
 
 def _dense(problem: Problem, backend: Backend, tick: Tick | None) -> Matrix:
@@ -100,68 +173,101 @@ def _dense(problem: Problem, backend: Backend, tick: Tick | None) -> Matrix:
     return assemble(ggn_product(problem), problem.theta, block, backend, tick)
 
 
-def _root_of_loss_curvature(problem: Problem, outputs: Tensor, backend: Backend) -> Tensor | None:
-    """Lᵀ of S = L Lᵀ, one row per nonzero eigenvalue of S; None if S has a negative one."""
-    flat, count = outputs.reshape(-1), outputs.numel()
-    _require_gram(problem, count, 0, backend)
-    gradient = grad(lambda f: problem.loss_of_outputs(f.view(outputs.shape)))
-    unit = torch.eye(count, dtype=flat.dtype, device=flat.device)
-    curvature = vmap(lambda v: jvp(gradient, (flat,), (v,))[1])(unit)
-    curvature = (curvature + curvature.T) / 2
+def _dual(
+    problem: Problem,
+    outputs: Tensor,
+    root: Root,
+    plan: _Plan,
+    backend: Backend,
+    tick: Tick | None,
+) -> SmallestGgn:
+    report = partial(tick, "matrix") if tick else None
     samples = problem.samples
-    # diagonalised sample by sample where the loss does not couple samples
-    blocks = curvature[None]
-    if outputs.shape[0] == samples:
-        each = count // samples
-        tiled = curvature.view(samples, each, samples, each)
-        diagonal = torch.stack([tiled[b, :, b] for b in range(samples)])
-        if torch.count_nonzero(curvature) == torch.count_nonzero(diagonal):
-            blocks = diagonal
-    values, vectors = torch.linalg.eigh(blocks)
-    size = blocks.shape[-1]
-    tolerance = size * torch.finfo(values.dtype).eps * float(values.abs().max())
-    if float(values.min()) < -tolerance:
-        return None
-    roots = (vectors * values.clamp(min=0).sqrt()[:, None, :]).mT  # rows √w uᵀ of each block
-    keep = (values > tolerance).reshape(-1)
-    full = torch.zeros(len(blocks), size, len(blocks), size, dtype=flat.dtype, device=flat.device)
-    for b, rows in enumerate(roots):
-        full[b, :, b] = rows
-    return full.view(count, count)[keep]
-
-
-def _gram(problem: Problem, root: Tensor, backend: Backend, tick: Tick | None) -> Matrix:
-    """K = (LᵀJ)(LᵀJ)ᵀ, the rows of LᵀJ by reverse mode in blocks."""
-    count = root.shape[0]
-    per_row = row_bytes(problem)
-    left = _require_gram(problem, count, per_row, backend)
-    block = block_size(count, per_row, left)
-    outputs, pullback = vjp(problem.outputs, problem.theta)[:2]
-
-    def row(v: Tensor) -> Tensor:
-        return pullback(v.view(outputs.shape))[0]
-
-    rows = torch.empty(count, problem.dimension, dtype=root.dtype, device=root.device)
-    for start in range(0, count, block):
-        chunk = root[start : start + block]
-        rows[start : start + block] = vmap(row, randomness="error")(chunk).detach()
-        if tick:
-            tick("matrix", start + len(chunk), count)
-    gram = rows @ rows.T
+    if not plan.apart:
+        gram = gram_of_whole(problem, root.dense(), plan.work, report)
+        rounding = rounding_of_gram(gram, problem.dimension)
+    elif root.rows is not None and root.keep is not None:
+        gram = gram_by_samples(problem, root.rows, plan.saved, plan.work, report)
+        kept = root.keep.reshape(-1)
+        gram = gram if bool(kept.all()) else gram[kept][:, kept]
+        rounding = rounding_of_gram(gram, problem.dimension)
+    else:  # the loss couples samples but the network does not: Lᵀ(J Jᵀ)L
+        each = outputs.numel() // samples
+        unit = torch.eye(each, dtype=outputs.dtype, device=outputs.device)
+        units = unit[:, None].expand(each, samples, each)
+        inner = gram_by_samples(problem, units, plan.saved, plan.work, report)
+        rounding = root.norm * rounding_of_gram(inner, problem.dimension)
+        order = torch.arange(len(inner), device=inner.device).view(each, samples).T.reshape(-1)
+        lower = root.dense()
+        gram = lower @ inner[order][:, order] @ lower.T
     make_symmetric(gram, backend)
-    return gram
+    chunk = max(1, plan.work // plan.saved) if plan.apart else samples
+    return SmallestGgn(gram, rounding, _residual(problem, outputs, root, gram, chunk))
 
 
-def _require_gram(problem: Problem, count: int, per_row: int, backend: Backend) -> int:
-    """Memory left beside LᵀJ, S and K; refuses if there is not enough."""
-    itemsize = problem.dtype.itemsize
-    fixed = itemsize * (count * problem.dimension + count**2)
-    fixed += backend.eigen_bytes(count, itemsize)
+def _residual(problem: Problem, outputs: Tensor, root: Root, gram: Matrix, chunk: int) -> float:
+    """‖G v - Mᵀ K u‖ for v = Mᵀu of norm 1, G v by two automatic differentiations.
+
+    M = LᵀJ gives G v = MᵀM Mᵀu = Mᵀ K u. No code is shared with the way K was built.
+
+    Returns:
+        The norm; NaN if torch cannot differentiate the network in both directions.
+    """
+    generator = rng.torch_generator(0, "agreement")
+    u = torch.randn(len(gram), generator=generator, dtype=torch.float64).to(gram)
+    lower = root.dense()
+    v = pull(problem, (u @ lower).view(outputs.shape), chunk)
+    norm = float(v.norm())
+    if norm == 0:
+        return 0.0
+    u, v = u / norm, v / norm
+    tangent = push(problem, v, chunk)
+    if tangent is None:
+        return float("nan")
+    missing = curved(problem, outputs, tangent) - ((gram @ u) @ lower).view(outputs.shape)
+    return float(pull(problem, missing, chunk).norm())
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How K is to be formed.
+
+    Attributes:
+        apart: Whether parts of the batch can be run alone.
+        saved: Bytes that reverse mode keeps for one part: a sample, or the whole batch.
+        work: Bytes of working memory beside K.
+    """
+
+    apart: bool
+    saved: int
+    work: int
+
+
+def _require_dual(problem: Problem, outputs: Tensor, backend: Backend) -> _Plan:
+    """How K is to be formed; refuses if there is not enough memory."""
+    itemsize, count = problem.dtype.itemsize, outputs.numel()
+    apart = samples_are_apart(problem, outputs)
+    saved = saved_for_backward(problem.part(slice(0, 1)) if apart else problem)
+    fixed = 2 * itemsize * (count**2 + problem.dimension) + backend.eigen_bytes(count, itemsize)
     usable = usable_memory(backend)
-    if fixed + per_row > usable:
+    if fixed + _SHARES * saved > usable:
         raise DeviceError(
-            f"the Gauss-Newton Gram matrix ({count:,} x {count:,}) and the {count:,} x "
-            f"{problem.dimension:,} Jacobian need {gib(fixed + per_row)} and {backend.name} has "
-            f"{gib(usable)} free; take a smaller batch, or a device with more memory"
+            f"the Gauss-Newton Gram matrix ({count:,} x {count:,}), the eigenvalue solver and the "
+            f"derivatives of {'one sample' if apart else 'the batch'} need "
+            f"{gib(fixed + _SHARES * saved)} and {backend.name} has {gib(usable)} free; take a "
+            "smaller batch, or a device with more memory"
         )
-    return usable - fixed
+    work = WORK_BYTES
+    while _SHARES * work > usable - fixed and work > 1:
+        work //= 2
+    return _Plan(apart, saved, work)
+
+
+def _require_dense_saddle(problem: Problem, backend: Backend) -> None:
+    try:
+        require_dense(problem, backend)
+    except DeviceError as error:
+        raise DeviceError(
+            f"the loss {problem.loss_name!r} is not convex in the outputs, so that only the dense "
+            f"Gauss-Newton matrix has its spectrum: {error}"
+        ) from error

@@ -10,7 +10,7 @@ import numpy as np
 from hessrmt.backend.select import select
 from hessrmt.curvature.assembly import assemble_reduced, require_reduced
 from hessrmt.curvature.certify import noise_floor, probe_product, require_agreement
-from hessrmt.curvature.ggn import require_ggn, smallest_ggn
+from hessrmt.curvature.ggn import require_ggn, require_ggn_agreement, smallest_ggn
 from hessrmt.curvature.hessian import Tick, torch_dtype
 from hessrmt.curvature.plan import require_dense
 from hessrmt.curvature.reduction import identity, reduce_problem
@@ -121,10 +121,12 @@ def compute(
     tick = tick or _silent
     clock = _Clock()
     local = problem.at(torch_dtype(dtype), backend.device)
-    probe = None
+    rounding = 0.0
     if operator == "ggn":
         loss, gradient_norm = local.evaluate()
-        matrix = smallest_ggn(local, backend, tick)
+        smallest = smallest_ggn(local, backend, tick)
+        matrix, rounding, probe = smallest.matrix, smallest.rounding, smallest.residual
+        del smallest
         clock.mark("matrix")
     else:
         if reduce == "none":
@@ -144,13 +146,12 @@ def compute(
     del matrix
     clock.mark("eigenvalues")
     tick("eigenvalues", 1, 1)
-    agreement = float("nan")
-    if probe is not None:
-        norm = float(np.abs(found).max(initial=0.0))
-        agreement = require_agreement(probe, norm, local.dimension, dtype)
+    agrees = require_ggn_agreement if operator == "ggn" else require_agreement
+    norm = float(np.abs(found).max(initial=0.0))
+    agreement = agrees(probe, norm, local.dimension, dtype)
     return Spectrum(
         eigenvalues=np.sort(np.concatenate([found, np.zeros(local.dimension - reduced)])),
-        noise_floor=noise_floor(found, reduced, dtype),
+        noise_floor=max(rounding, noise_floor(found, reduced, dtype)),
         dimension=local.dimension,
         reduced_dimension=reduced,
         loss=loss,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Fetch = Callable[[np.ndarray], tuple[Tensor, Tensor]]
+Augment = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,12 @@ def train(
     *,
     device: torch.device,
     start: TrainState | None = None,
+    rate: Callable[[int], float] | None = None,
+    augment: Augment | None = None,
+    stop: Callable[[TrainState], bool] | None = None,
     on_epoch: Callable[[TrainState], None] | None = None,
     on_batch: Callable[[int, int, int], None] | None = None,
+    on_step: Callable[[nn.Module], None] | None = None,
 ) -> TrainState:
     """Train a model by momentum SGD on shuffled minibatches; the last, smaller batch is used too.
 
@@ -82,8 +87,13 @@ def train(
         settings: Epochs, batch size, learning rates, momentum, weight decay, dtype and seed.
         device: Where to compute.
         start: State to continue from; None starts at epoch 0 from the model as given.
+        rate: Epoch, counted from 0, to its learning rate; None for :func:`learning_rate`.
+        augment: Makes the inputs of a batch anew in every step; random numbers are to come from
+            torch's global generator of the CPU, which is seeded for every epoch.
+        stop: Called with the state after ``on_epoch``; training ends where it is true.
         on_epoch: Called with the state after each epoch.
         on_batch: Called with epoch (from 0), batches done in it, and batches in it.
+        on_step: Called with the model after each step of the optimiser.
 
     Returns:
         The state after the last epoch.
@@ -107,29 +117,36 @@ def train(
     state, was_training = start, model.training
     model.train()
     for epoch in range(start.epoch, settings.epochs):
-        rate = learning_rate(epoch, settings)
+        speed = learning_rate(epoch, settings) if rate is None else rate(epoch)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = speed
         order = rng.stream(settings.seed, "shuffle", epoch).permutation(len(data))
         chunks = [order[i : i + settings.batch] for i in range(0, len(order), settings.batch)]
         losses = []
         with rng.torch_seeded(settings.seed, "train", epoch):
             for done, chunk in enumerate(chunks, 1):
-                losses.append(_step(model, loss, optimizer, *fetch(chunk)))
+                inputs, targets = fetch(chunk)
+                if augment is not None:
+                    inputs = augment(inputs)
+                losses.append(_step(model, loss, optimizer, inputs, targets))
+                if on_step is not None:
+                    on_step(model)
                 if on_batch is not None:
                     on_batch(epoch, done, len(chunks))
         values = torch.stack(losses).cpu().double().numpy()  # read once: no wait in every step
         fault = _divergence(values, model)
         if fault:
             raise NonFiniteError(
-                f"{fault} in epoch {epoch + 1} (learning rate {rate:g}); "
+                f"{fault} in epoch {epoch + 1} (learning rate {speed:g}); "
                 "try a smaller learning rate"
             )
         mean = float(np.average(values, weights=[len(chunk) for chunk in chunks]))
-        entry = {"epoch": epoch + 1, "lr": rate, "train_loss": mean}
+        entry = {"epoch": epoch + 1, "lr": speed, "train_loss": mean}
         state = _state(epoch + 1, model, optimizer, (*state.history, entry))
         if on_epoch is not None:
             on_epoch(state)
+        if stop is not None and stop(state):
+            break
     model.train(was_training)
     return state
 
