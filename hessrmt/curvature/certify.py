@@ -66,7 +66,9 @@ def probe_product(problem: Problem, product: Callable[[Tensor], Tensor]) -> floa
     return float((product(v) - expected).norm())
 
 
-def require_agreement(residual: float, norm: float, size: int, dtype: str) -> float:
+def require_agreement(
+    residual: float, norm: float, size: int, dtype: str, rounding: float = 0.0
+) -> float:
     """Refuse a matrix that does not act as the Hessian does.
 
     Args:
@@ -74,18 +76,19 @@ def require_agreement(residual: float, norm: float, size: int, dtype: str) -> fl
         norm: ‖H‖₂.
         size: P.
         dtype: Precision of the matrix.
+        rounding: What rounding in the loss's derivatives may add, in the units of the eigenvalues.
 
     Returns:
         The residual relative to ‖H‖₂.
 
     Raises:
-        ProblemError: If it exceeds what rounding explains, 10 √P ε.
+        ProblemError: If it exceeds what rounding explains, 10 (√P ε ‖H‖₂ + ``rounding``).
     """
-    allowed = _AGREEMENT * size**0.5 * float(np.finfo(dtype).eps)
-    if not residual <= allowed * norm:
+    allowed = _AGREEMENT * (size**0.5 * float(np.finfo(dtype).eps) * norm + rounding)
+    if not residual <= allowed:
         raise ProblemError(
             f"the matrix does not act as the Hessian: along a random unit vector they differ by "
-            f"{residual:.3g}, rounding explains {allowed * norm:.3g}. No level is reported. Either "
+            f"{residual:.3g}, rounding explains {allowed:.3g}. No level is reported. Either "
             "the loss changes along directions that this model's structure seems to leave free "
             "(try --reduce none), or torch differentiates one of its operations wrongly"
         )

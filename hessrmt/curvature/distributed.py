@@ -23,6 +23,7 @@ from hessrmt.curvature.hessian import torch_dtype
 from hessrmt.curvature.plan import block_size, gib, row_bytes
 from hessrmt.curvature.products import hessian_product
 from hessrmt.curvature.reduction import Reduction, identity, reduce_problem
+from hessrmt.curvature.saturation import loss_rounding
 from hessrmt.curvature.trace import trace
 from hessrmt.errors import DeviceError, NonFiniteError, ProblemError
 from hessrmt.records import Provenance, Spectrum
@@ -91,6 +92,7 @@ def distributed_spectrum(
                 "second derivative in torch, or none at this point; replace it"
             )
     residual = world.share(_residual(local, basis, part, layout, world))
+    rounding = world.share(loss_rounding(local) if world.rank == 0 else 0.0)
     seconds["matrix"] = time.perf_counter() - started - sum(seconds.values())
     if tick:
         tick("eigenvalues", 0, 1)
@@ -101,10 +103,10 @@ def distributed_spectrum(
         tick("eigenvalues", 1, 1)
     with world.together():
         norm = float(np.abs(levels).max(initial=0.0))
-        agreement = require_agreement(residual, norm, local.dimension, dtype)
+        agreement = require_agreement(residual, norm, local.dimension, dtype, rounding)
     return Spectrum(
         eigenvalues=np.sort(np.concatenate([levels, np.zeros(local.dimension - layout.n)])),
-        noise_floor=noise_floor(levels, layout.n, dtype),
+        noise_floor=max(rounding, noise_floor(levels, layout.n, dtype)),
         dimension=local.dimension,
         reduced_dimension=layout.n,
         loss=loss,

@@ -16,6 +16,7 @@ from hessrmt.backend.select import select
 from hessrmt.curvature.certify import probe_product, require_agreement
 from hessrmt.curvature.plan import dense_block, require_dense
 from hessrmt.curvature.products import Product, hessian_product
+from hessrmt.curvature.saturation import loss_rounding
 from hessrmt.errors import NonFiniteError, ProblemError
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ def hessian(
     block = dense_block(local, backend)
     matrix = assemble(hessian_product(local), local.theta, block, backend)
     norm = float(torch.linalg.matrix_norm(matrix))  # Frobenius, no less than the 2-norm
-    require_agreement(probe_product(local, matrix.matmul), norm, local.dimension, dtype)
+    residual = probe_product(local, matrix.matmul)
+    require_agreement(residual, norm, local.dimension, dtype, loss_rounding(local))
     return matrix.cpu().numpy()
 
 

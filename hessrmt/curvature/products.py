@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.func import grad, jvp, vjp, vmap
 
 from hessrmt import rng
@@ -20,6 +21,9 @@ from hessrmt.errors import ProblemError
 if TYPE_CHECKING:
     from hessrmt.arrays import Vector, Vectors
     from hessrmt.problems.problem import Problem
+
+_ONCE = once_differentiable(lambda _: None).__code__
+"""Code of every backward pass that is marked so."""
 
 Product = Callable[["Vectors"], "Vectors"]
 """Maps k vectors (k, P) to k products (k, P)."""
@@ -71,10 +75,10 @@ def eager_hessian_product(problem: Problem) -> Product:
         loss = problem.loss(point)
         if not loss.requires_grad:
             return torch.zeros_like(block)
+        _require_twice_differentiable(loss)
         first = torch.autograd.grad(loss, point, create_graph=True)[0]
         if not first.requires_grad:  # a loss linear in the parameters: no curvature at all
             return torch.zeros_like(block)
-        _require_twice_differentiable(first)
         rows = [
             torch.autograd.grad(first, point, v, retain_graph=True, materialize_grads=True)[0]
             for v in block
@@ -84,21 +88,28 @@ def eager_hessian_product(problem: Problem) -> Product:
     return product
 
 
-def _require_twice_differentiable(gradient: Vector) -> None:
-    """Refuse a gradient that torch would take for a constant.
+def _require_twice_differentiable(loss: Tensor) -> None:
+    """Refuse a loss of which torch would take a part of the gradient for a constant.
 
-    An operation marked ``once_differentiable`` leaves an error in the graph of the gradient, but no
-    way from there to the parameters, so that torch never runs into it: its curvature is lost.
+    An operation marked ``once_differentiable`` leaves no way from its gradient to the parameters:
+    its curvature is lost, without a word where the gradient that enters it is a constant.
+
+    Args:
+        loss: With its graph.
+
+    Raises:
+        ProblemError: If there is such an operation.
     """
-    seen, waiting = set(), [gradient.grad_fn]
+    seen, waiting = set(), [loss.grad_fn]
     while waiting:
         node = waiting.pop()
         if node is None or node in seen:
             continue
-        if "DelayedError" in node.name():
+        backward = getattr(getattr(node, "_forward_cls", None), "backward", None)
+        if getattr(backward, "__code__", None) is _ONCE:
             raise ProblemError(
-                "the loss cannot be differentiated twice by torch: one of its operations can be "
-                "differentiated only once (once_differentiable, a custom kernel); replace it"
+                f"the loss cannot be differentiated twice by torch: {node.name()} is marked "
+                "once_differentiable (a custom kernel); replace that operation"
             )
         seen.add(node)
         waiting += [following for following, _ in node.next_functions]

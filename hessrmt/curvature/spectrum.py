@@ -14,6 +14,7 @@ from hessrmt.curvature.ggn import require_ggn, require_ggn_agreement, smallest_g
 from hessrmt.curvature.hessian import Tick, torch_dtype
 from hessrmt.curvature.plan import require_dense
 from hessrmt.curvature.reduction import identity, reduce_problem
+from hessrmt.curvature.saturation import loss_rounding
 from hessrmt.curvature.trace import trace
 from hessrmt.errors import ProblemError
 from hessrmt.records import Provenance, Spectrum
@@ -136,6 +137,7 @@ def compute(
         clock.mark("reduction")
         blocks = assemble_reduced(local, basis, backend, tick)
         probe = probe_product(local, lambda v: basis.lift(blocks.apply(basis.project(v))))
+        rounding = loss_rounding(local)
         matrix = blocks.matrix()
         del blocks
         clock.mark("matrix")
@@ -146,9 +148,11 @@ def compute(
     del matrix
     clock.mark("eigenvalues")
     tick("eigenvalues", 1, 1)
-    agrees = require_ggn_agreement if operator == "ggn" else require_agreement
     norm = float(np.abs(found).max(initial=0.0))
-    agreement = agrees(probe, norm, local.dimension, dtype)
+    if operator == "ggn":
+        agreement = require_ggn_agreement(probe, norm, local.dimension, dtype)
+    else:
+        agreement = require_agreement(probe, norm, local.dimension, dtype, rounding)
     return Spectrum(
         eigenvalues=np.sort(np.concatenate([found, np.zeros(local.dimension - reduced)])),
         noise_floor=max(rounding, noise_floor(found, reduced, dtype)),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor
+from torch import Tensor, nn
 
 from hessrmt.errors import ProblemError
 from hessrmt.problems.plugins import is_plugin, load_object
@@ -39,6 +40,54 @@ def mean_squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
             f"shape {tuple(targets.shape)}; they must agree"
         )
     return (outputs - targets).square().sum() / outputs.shape[0]
+
+
+def cross_entropy_in_full_digits(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy, in a form whose derivatives lose no digits where the network is certain.
+
+    With m the likeliest class, L = log(1 + Σ_{j≠m} exp(f_j - f_m)) + f_m - f_y: every second
+    derivative is made of small numbers that are small from the start. In the usual form they are
+    differences p_m - p_m² of numbers near one, with an error of ε however small they are.
+
+    Args:
+        outputs: (B, K) scores.
+        labels: (B,) integer labels.
+
+    Returns:
+        Scalar, equal to ``torch.nn.functional.cross_entropy`` up to rounding.
+    """
+    likeliest = outputs.detach().argmax(dim=1, keepdim=True)
+    others = torch.ones_like(outputs).scatter(1, likeliest, 0.0)
+    shifted = outputs - outputs.gather(1, likeliest)
+    rest = torch.log1p((others * torch.exp(shifted)).sum(dim=1))
+    return (rest - shifted.gather(1, labels[:, None])[:, 0]).mean()
+
+
+def is_plain_cross_entropy(loss: Loss, outputs: Tensor, labels: Tensor) -> bool:
+    """Whether a loss is the mean of cross-entropy over samples, without weights or left-out labels.
+
+    Args:
+        loss: The callable.
+        outputs: What the network gives.
+        labels: Targets.
+
+    Returns:
+        Whether :func:`cross_entropy_in_full_digits` is the same function.
+    """
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dtype == torch.bool:
+        return False
+    if not isinstance(outputs, Tensor) or outputs.dim() != 2 or labels.shape != outputs.shape[:1]:
+        return False
+    if loss is F.cross_entropy:
+        return bool((labels >= 0).all())
+    return (
+        isinstance(loss, nn.CrossEntropyLoss)
+        and type(loss) is nn.CrossEntropyLoss
+        and loss.weight is None
+        and loss.reduction == "mean"
+        and loss.label_smoothing == 0
+        and bool((labels >= 0).all())
+    )
 
 
 LOSSES: dict[str, Loss] = {"cross-entropy": F.cross_entropy, "mse": mean_squared_error}

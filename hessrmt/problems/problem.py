@@ -20,7 +20,13 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.utils import _pytree
 
 from hessrmt.errors import DataError, NonFiniteError, ProblemError
-from hessrmt.problems.losses import LOSSES, Loss, resolve
+from hessrmt.problems.losses import (
+    LOSSES,
+    Loss,
+    cross_entropy_in_full_digits,
+    is_plain_cross_entropy,
+    resolve,
+)
 
 if TYPE_CHECKING:
     from hessrmt.arrays import Vector
@@ -199,9 +205,13 @@ class Problem:
     def loss_of_outputs(self, outputs: Any) -> Tensor:
         """The scalar loss of given outputs on the batch's targets.
 
+        Plain cross-entropy is computed in a form whose derivatives keep all digits.
+
         Returns:
             A scalar tensor.
         """
+        if is_plain_cross_entropy(self.loss_function, outputs, self.targets):
+            return cross_entropy_in_full_digits(outputs, self.targets)
         return self.loss_function(outputs, self.targets)
 
     def loss(self, theta: Vector) -> Tensor:

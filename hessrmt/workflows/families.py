@@ -1,102 +1,64 @@
-"""One family of networks: trained one after the other into one HDF5 file."""
+"""Families of networks: each trained into one HDF5 file, here or by the workers of a pool.
+
+This process alone writes the files. A worker trains one network at a time and saves it on its way
+where this process would, so that any process can go on with it.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import json
+import socket
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from hessrmt import rng
 from hessrmt.backend.select import select
-from hessrmt.errors import ConfigError, DataError, GeneralizationError, NonFiniteError
-from hessrmt.problems import data
+from hessrmt.config import Family
+from hessrmt.errors import ClusterError, GeneralizationError, HessrmtError, NonFiniteError
 from hessrmt.records import Provenance
 from hessrmt.store.family import load_family
 from hessrmt.store.familywriter import FamilyWriter
-from hessrmt.training.labels import drawn
-from hessrmt.workflows.digest import digest
-from hessrmt.workflows.memberplan import Plan
+from hessrmt.workflows.cluster import SERIAL, only
+from hessrmt.workflows.memberplan import Samples, checkpoint_of, plan_of, samples_of
 from hessrmt.workflows.members import make
+from hessrmt.workflows.paths import absolute
 from hessrmt.workflows.reproduce import Observer, make_folders, silent
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable, Sequence
 
-    from hessrmt.config import Family
-    from hessrmt.problems.data import Dataset
-    from hessrmt.store.family import FamilyResult
+    from hessrmt.backend.base import Backend
+    from hessrmt.store.family import FamilyResult, Member
+    from hessrmt.workflows.cluster import Pool
+    from hessrmt.workflows.memberplan import Plan
+
+_FAILS = (NonFiniteError, GeneralizationError)
+"""What may happen to a network whose settings are right."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Samples:
-    """The samples of a family, the training samples in a random order of their own.
+@dataclass(frozen=True)
+class Job:
+    """A family as it is sent to workers: settings and a digest, no samples.
 
     Attributes:
-        train: All training samples, with the family's labels.
-        test: All test samples, with the family's labels.
-        fixed: (1, ...) float64, the first training sample of the data set.
-        sha256: Of the data set as it was found.
+        family: Its settings with absolute paths.
+        given: Its settings as they were given, in JSON: a network in training may be continued only
+            with the same.
+        seed: Of the experiment.
+        device: As it was asked for.
+        out: Absolute folder of ``checkpoints/``.
+        folder: Absolute folder searched first for data sets.
+        sha256: Of the data set where the command runs.
     """
 
-    train: Dataset
-    test: Dataset
-    fixed: torch.Tensor
+    family: Family
+    given: str
+    seed: int
+    device: str
+    out: Path
+    folder: Path | None
     sha256: str
-
-    def first(self, count: int) -> Dataset:
-        """Some training samples.
-
-        Args:
-            count: How many.
-
-        Returns:
-            The first.
-        """
-        chosen = self.train.x[:count], self.train.y[:count]
-        return dataclasses.replace(self.train, x=chosen[0], y=chosen[1])
-
-
-def samples_of(family: Family, seed: int, folder: Path | None = None) -> Samples:
-    """The samples of a family.
-
-    Args:
-        family: Its settings.
-        seed: Of the experiment; all families of one experiment share samples and random labels.
-        folder: Folder searched first for data sets.
-
-    Returns:
-        Its samples.
-
-    Raises:
-        DataError: If the data are missing or have no classes or no test split.
-        ConfigError: If more samples are asked for than there are.
-    """
-    test = data.load(family.data, "test", folder)
-    train = data.load(family.data, "train", folder)
-    if train.classes is None:
-        raise DataError(f"{family.data} has no classes; families need class labels")
-    most = max(_sizes(family, len(train)))
-    if most > len(train):
-        raise ConfigError(
-            f"{family.name} asks for {most:,} training samples, but there are {len(train):,} "
-            f"({train.origin})"
-        )
-    sha256 = digest([train.x, train.y, test.x, test.y])
-    fixed = train.tensors(slice(1))[0]
-    if family.labels == "random":
-        train, test = (
-            dataclasses.replace(
-                part,
-                y=drawn(len(part), train.classes, rng.stream(seed, "random-labels", part.split)),
-            )
-            for part in (train, test)
-        )
-    order = rng.stream(seed, "samples").permutation(len(train))
-    return Samples(
-        dataclasses.replace(train, x=train.x[order], y=train.y[order]), test, fixed, sha256
-    )
 
 
 def run(
@@ -107,8 +69,9 @@ def run(
     device: str = "auto",
     folder: Path | None = None,
     observer: Observer | None = None,
+    pool: Pool = SERIAL,
 ) -> FamilyResult:
-    """Train what is not trained yet of a family, and read all of it.
+    """Train what is not trained yet of a family, and read all of it; see :func:`run_all`.
 
     Args:
         family: Its settings.
@@ -117,72 +80,217 @@ def run(
         device: ``auto``, ``cpu`` or ``cuda[:i]``.
         folder: Folder searched first for data sets.
         observer: Told of progress.
+        pool: Where networks are trained.
 
     Returns:
         The family, complete.
+    """
+    (found,) = run_all(
+        [family], out, seed=seed, device=device, folder=folder, observer=observer, pool=pool
+    )
+    return found
+
+
+def run_all(
+    families: Sequence[Family],
+    out: Path,
+    *,
+    seed: int = 0,
+    device: str = "auto",
+    folder: Path | None = None,
+    observer: Observer | None = None,
+    pool: Pool = SERIAL,
+) -> list[FamilyResult]:
+    """Train what is not trained yet of some families, and read all of them.
+
+    Args:
+        families: Their settings; their names differ.
+        out: Folder for ``families/`` and ``checkpoints/``; an earlier run in it is continued.
+        seed: Of everything random.
+        device: ``auto``, ``cpu`` or ``cuda[:i]``.
+        folder: Folder searched first for data sets.
+        observer: Told of progress; by a pool that is not local only of networks that are stored.
+        pool: Where networks are trained, those of all families together. Its workers need ``out``
+            under the same path. This process alone writes the families.
+
+    Returns:
+        The families, complete.
 
     Raises:
-        NonFiniteError: If the training of a network diverges; those before it are kept.
-        GeneralizationError: If a network cannot be normalised; those before it are kept.
+        NonFiniteError: If the training of a network diverges; those that are done are kept.
+        GeneralizationError: If a network cannot be normalised; those that are done are kept.
+        ClusterError: If the pool fails, or a worker finds other data than this process.
     """
+    observer = observer or silent
+    if not pool.local:
+        _run_there(families, out, seed, device, folder, observer, pool)
+        return [load_family(_file(out, family)) for family in families]
+    found = []
+    for family in families:
+        _run_here(family, out, seed, device, folder, observer)
+        found.append(load_family(_file(out, family)))
+    return found
+
+
+def _run_here(
+    family: Family, out: Path, seed: int, device: str, folder: Path | None, observer: Observer
+) -> None:
     backend = select(device)
     samples = samples_of(family, seed, folder)
     make_folders(out, "families", "checkpoints")
-    path = out / "families" / f"{family.name}.h5"
-    identity: dict[str, Any] = {
-        "family": family.model_dump(),
-        "seed": seed,
-        "data_sha256": samples.sha256,
-    }
-    notes = (samples.train.origin,) if samples.train.embedded else ()
-    about = Provenance({"data": samples.train.origin}, backend.name, notes=notes)
-    observer = observer or silent
-    with FamilyWriter(path, family.values, identity, about) as writer:
+    identity = _identity(family, seed, samples.sha256)
+    with _writer(
+        family, out, identity, samples.train.origin, _notes(samples), backend.name
+    ) as file:
         for index, value in enumerate(family.values):
-            plan = _plan(family, index, samples, seed, out, backend.device, identity)
-            if index not in writer.members:
+            if index not in file.members:
+                plan = plan_of(
+                    family,
+                    index,
+                    samples,
+                    seed=seed,
+                    out=out,
+                    device=backend.device,
+                    identity=identity,
+                )
                 phase = f"{family.name} {index + 1}/{len(family.values)} ({value:g}), epochs"
                 try:
-                    member = make(plan, lambda *steps, phase=phase: observer(phase, *steps))
-                except (NonFiniteError, GeneralizationError) as error:
+                    member = _named(
+                        plan, index, lambda *steps, phase=phase: observer(phase, *steps)
+                    )
+                except _FAILS as error:
                     raise type(error)(
-                        f"network {index + 1} of {family.name} ({family.vary} {value:g}): {error}"
-                        f". {len(writer.members)} of {len(family.values)} networks are in {path}"
+                        f"{error}. {len(file.members)} of {len(family.values)} networks are in "
+                        f"{file.path}"
                     ) from error
-                writer.write(index, member)
-            plan.checkpoint.unlink(missing_ok=True)
-    return load_family(path)
+                file.write(index, member)
+            checkpoint_of(family, index, out).unlink(missing_ok=True)
 
 
-def _sizes(family: Family, there: int) -> list[int]:
-    if family.vary == "samples":
-        return [int(value) for value in family.values]
-    return [there if family.samples == "all" else family.samples]
-
-
-def _plan(
-    family: Family,
-    index: int,
-    samples: Samples,
-    seed: int,
+def _run_there(
+    families: Sequence[Family],
     out: Path,
-    device: torch.device,
-    identity: dict[str, Any],
-) -> Plan:
-    value = family.values[index]
-    again = family.values[:index].count(value)  # equal values have random numbers of their own
-    words = rng.seed_sequence(seed, "puzzles", family.name, repr(value), again)
-    sizes = _sizes(family, len(samples.train))
-    stem = f"{family.name}-{index}"
-    return Plan(
-        family=family,
-        value=value,
-        seed=int(words.generate_state(1)[0]),
-        train=samples.first(sizes[index] if family.vary == "samples" else sizes[0]),
-        test=samples.test,
-        fixed=samples.fixed,
-        device=device,
-        identity=json.dumps({"member": index, **identity}, sort_keys=True),
-        checkpoint=out / "checkpoints" / f"{stem}.pt",
-        final=out / "checkpoints" / f"{stem}.final.pt",
+    seed: int,
+    device: str,
+    folder: Path | None,
+    observer: Observer,
+    pool: Pool,
+) -> None:
+    jobs, about = [], []
+    for family in families:
+        samples = samples_of(family, seed, folder)
+        jobs.append(_job(family, out, seed, device, folder, samples.sha256))
+        about.append((samples.train.origin, (*_notes(samples), f"computed by {pool.words}")))
+    make_folders(out, "families", "checkpoints")
+    name = only(pool, _examine_there, jobs[0])
+    with ExitStack() as stack:
+        files = [
+            stack.enter_context(
+                _writer(family, out, _identity(family, seed, job.sha256), *words, name)
+            )
+            for family, job, words in zip(families, jobs, about, strict=True)
+        ]
+        planned = [(k, i) for k, family in enumerate(families) for i in range(len(family.values))]
+        missing = []
+        for number, index in planned:
+            if index in files[number].members:
+                checkpoint_of(families[number], index, out).unlink(missing_ok=True)
+            else:
+                missing.append((number, index))
+        done = len(planned) - len(missing)
+        observer("networks", done, len(planned))
+        results = pool.map_unordered(_make_there, [(jobs[k], index) for k, index in missing])
+        try:
+            for task, member in results:
+                number, index = missing[task]
+                files[number].write(index, member)
+                checkpoint_of(families[number], index, out).unlink(missing_ok=True)
+                done += 1
+                observer("networks", done, len(planned))
+        except _FAILS as error:
+            raise type(error)(
+                f"{error}. {done} of {len(planned)} networks are in {out / 'families'}"
+            ) from error
+
+
+def _job(
+    family: Family, out: Path, seed: int, device: str, folder: Path | None, sha256: str
+) -> Job:
+    there, place = absolute(family, folder)
+    return Job(there, family.model_dump_json(), seed, device, out.absolute(), place, sha256)
+
+
+def _examine_there(job: Job) -> str:
+    return _opened(job)[1].name
+
+
+def _make_there(task: tuple[Job, int]) -> Member:
+    """Train one network; its checkpoint is left to the process that stores its numbers."""
+    job, index = task
+    samples, backend = _opened(job)
+    plan = plan_of(
+        job.family,
+        index,
+        samples,
+        seed=job.seed,
+        out=job.out,
+        device=backend.device,
+        identity=_identity(Family.model_validate_json(job.given), job.seed, samples.sha256),
     )
+    return _named(plan, index, lambda *_: None)
+
+
+@lru_cache(maxsize=1)
+def _opened(job: Job) -> tuple[Samples, Backend]:
+    """Samples and device, found once in each worker for each family."""
+    host = socket.gethostname()
+    shared = "workers read the data and save networks in training on a file system that they share"
+    if not (job.out / "checkpoints").is_dir():
+        raise ClusterError(
+            f"the worker on {host} has no folder {job.out / 'checkpoints'}: {shared}; give a "
+            "folder (--out) that it has"
+        )
+    try:
+        samples = samples_of(job.family, job.seed, job.folder)
+    except HessrmtError as error:
+        raise type(error)(f"worker on {host}: {error} ({shared})") from error
+    if samples.sha256 != job.sha256:
+        raise ClusterError(
+            f"the worker on {host} has other data than the machine where the command runs: {shared}"
+        )
+    return samples, select(job.device)
+
+
+def _named(plan: Plan, index: int, tick: Callable[[int, int], None]) -> Member:
+    """Train a network, and say in an error which."""
+    try:
+        return make(plan, tick)
+    except _FAILS as error:
+        family = plan.family
+        raise type(error)(
+            f"network {index + 1} of {family.name} ({family.vary} {plan.value:g}): {error}"
+        ) from error
+
+
+def _writer(
+    family: Family,
+    out: Path,
+    identity: dict[str, Any],
+    origin: str,
+    notes: tuple[str, ...],
+    device: str,
+) -> FamilyWriter:
+    about = Provenance({"data": origin}, device, notes=notes)
+    return FamilyWriter(_file(out, family), family.values, identity, about)
+
+
+def _file(out: Path, family: Family) -> Path:
+    return out / "families" / f"{family.name}.h5"
+
+
+def _identity(family: Family, seed: int, sha256: str) -> dict[str, Any]:
+    return {"family": family.model_dump(), "seed": seed, "data_sha256": sha256}
+
+
+def _notes(samples: Samples) -> tuple[str, ...]:
+    return (samples.train.origin,) if samples.train.embedded else ()

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from hessrmt.workflows import families
+from hessrmt.workflows.cluster import SERIAL
 from hessrmt.workflows.familyfits import Entry, Line, gap_law, gaps_of, lines
 from hessrmt.workflows.reproduce import Observer, preset_of, silent, table_in_markdown
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from hessrmt.config import PuzzlesConfig
     from hessrmt.store.family import Member
+    from hessrmt.workflows.cluster import Pool
 
 __all__ = ["SHOWN", "Entry", "columns", "fits", "markdown", "run", "sentences", "table"]
 
@@ -45,6 +47,7 @@ def run(
     *,
     folder: Path | None = None,
     observer: Observer | None = None,
+    pool: Pool = SERIAL,
 ) -> list[Entry]:
     """Train every network that is not trained yet, and read all of them.
 
@@ -54,25 +57,28 @@ def run(
         out: Folder for families and checkpoints; a folder of an earlier run is continued.
         folder: Where to look for data first.
         observer: Told of progress.
+        pool: Where networks are trained; see :func:`hessrmt.workflows.families.run_all`.
 
     Returns:
         One entry for each family, in the order of the settings.
     """
     size = preset_of(settings, preset)
     observer = observer or silent
-    found = []
     for family in size.families:
         families.samples_of(family, settings.seed, folder)  # what is missing is said at once
-    for family in size.families:
-        result = families.run(
-            family,
-            out,
-            seed=settings.seed,
-            device=settings.device,
-            folder=folder,
-            observer=observer,
-        )
-        found.append(Entry(family.name, family, result, settings.reference))
+    results = families.run_all(
+        size.families,
+        out,
+        seed=settings.seed,
+        device=settings.device,
+        folder=folder,
+        observer=observer,
+        pool=pool,
+    )
+    found = [
+        Entry(family.name, family, result, settings.reference)
+        for family, result in zip(size.families, results, strict=True)
+    ]
     observer("done", len(found), len(found))
     return found
 

@@ -1,0 +1,148 @@
+"""Networks that are certain of every sample: a Hessian of tiny numbers, and no digit lost."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+import hessrmt as hr
+from hessrmt.curvature.saturation import loss_rounding
+from hessrmt.errors import ProblemError
+from hessrmt.problems.losses import cross_entropy_in_full_digits
+
+SAMPLES, FEATURES, CLASSES = 12, 30, 4
+
+
+def usual(outputs, labels):
+    """The same loss, of which hessrmt knows nothing."""
+    return F.cross_entropy(outputs, labels)
+
+
+def certain(scale):
+    """Softmax regression that fits its samples, with all scores multiplied by a number."""
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(SAMPLES, FEATURES, generator=generator, dtype=torch.float64)
+    y = torch.arange(SAMPLES) % CLASSES
+    model = torch.nn.Linear(FEATURES, CLASSES, bias=False).double()
+    wanted = 8.0 * F.one_hot(y, CLASSES).double() + torch.rand(
+        SAMPLES, CLASSES, generator=generator, dtype=torch.float64
+    )
+    with torch.no_grad():
+        model.weight.copy_(scale * torch.linalg.lstsq(x, wanted).solution.T)
+    return model, x, y
+
+
+def exact_levels(model, x):
+    """Nonzero levels of XᵀSX/B by the dual, S in extended precision without cancellation."""
+    outputs = (x @ model.weight.detach().T).numpy().astype(np.longdouble)
+    e = np.exp(outputs - outputs.max(axis=1, keepdims=True))
+    p = e / e.sum(axis=1, keepdims=True)
+    lower = np.linalg.cholesky((x @ x.T).numpy() / SAMPLES)
+    curvature = np.zeros((SAMPLES, CLASSES, CLASSES))
+    for i in range(SAMPLES):
+        block = -np.outer(p[i], p[i])
+        for k in range(CLASSES):
+            block[k, k] = p[i, k] * np.delete(e[i], k).sum() / e[i].sum()
+        curvature[i] = block
+    dual = np.einsum("ia,icd,ib->acbd", lower, curvature, lower)
+    return np.linalg.eigvalsh(dual.reshape(SAMPLES * CLASSES, -1))[SAMPLES:]
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0, 3.0, 4.0])
+@pytest.mark.parametrize("loss", ["cross-entropy", usual])
+def test_every_error_is_below_the_floor(scale, loss):
+    model, x, y = certain(scale)
+    found = hr.spectrum(hr.Problem(model, loss, (x, y)))
+    expected = exact_levels(model, x)
+    # the reference's own rounding: n ε of its largest level
+    slack = SAMPLES * CLASSES * np.finfo(float).eps * expected[-1]
+    top = found.eigenvalues[-len(expected) :]
+    assert np.abs(top - expected).max() <= found.noise_floor + slack
+
+
+def test_built_in_cross_entropy_keeps_all_digits():
+    model, x, y = certain(3.0)
+    found = hr.spectrum(hr.Problem(model, "cross-entropy", (x, y)))
+    assert found.loss < 1e-9
+    assert found.rank == SAMPLES * (CLASSES - 1)
+    assert found.noise_floor < 1e-13 * found.eigenvalues[-1]
+
+
+def test_another_loss_gets_a_higher_floor():
+    model, x, y = certain(3.0)
+    known = hr.spectrum(hr.Problem(model, "cross-entropy", (x, y)))
+    other = hr.spectrum(hr.Problem(model, usual, (x, y)))
+    assert other.noise_floor > 1e3 * known.noise_floor
+    model, x, y = certain(4.0)
+    known = hr.spectrum(hr.Problem(model, "cross-entropy", (x, y)))
+    other = hr.spectrum(hr.Problem(model, usual, (x, y)))
+    assert other.rank < known.rank
+
+
+def test_a_loss_with_relative_precision_is_not_punished():
+    """The exponential loss loses no digits however small it is."""
+    model, x, y = certain(1.0)
+    signs = torch.where(y % 2 == 0, 1.0, -1.0).double()
+
+    def exponential(outputs, targets):
+        return torch.exp(-20 - targets * outputs[:, 0] * 0).mul(outputs.square().sum(1)).mean()
+
+    problem = hr.Problem(model, exponential, (x, signs))
+    found = hr.spectrum(problem)
+    assert 0 < loss_rounding(problem) <= found.noise_floor
+    assert found.rank == model.weight.numel() * SAMPLES // FEATURES
+
+
+def test_same_value_and_derivatives_as_torch():
+    generator = torch.Generator().manual_seed(0)
+    outputs = 5 * torch.randn(40, 6, generator=generator, dtype=torch.float64)
+    outputs[0] = 0  # all equal: any class may count as the likeliest
+    labels = torch.randint(0, 6, (40,), generator=generator)
+    ours = lambda f: cross_entropy_in_full_digits(f, labels)  # noqa: E731
+    theirs = lambda f: F.cross_entropy(f, labels)  # noqa: E731
+    eps, size = np.finfo(float).eps, float(outputs.abs().max())
+    assert abs(ours(outputs) - theirs(outputs)) < 40 * eps * size
+    for derivative in (torch.func.grad, torch.func.hessian):
+        difference = derivative(ours)(outputs) - derivative(theirs)(outputs)
+        assert difference.abs().max() < 40 * eps * size / 40
+
+
+def test_extreme_scores_give_finite_derivatives():
+    outputs = torch.tensor([[1e4, -1e4, 0.0], [-1e300, 1e300, 0.0]], dtype=torch.float64)
+    labels = torch.tensor([1, 0])
+    gradient = torch.func.grad(lambda f: cross_entropy_in_full_digits(f, labels))(outputs)
+    expected = torch.func.grad(lambda f: F.cross_entropy(f, labels))(outputs)
+    torch.testing.assert_close(gradient, expected)
+
+
+class Once(torch.autograd.Function):
+    """A square whose backward pass cannot be differentiated."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return 2 * x * gradient
+
+
+def test_an_operation_without_second_derivative_is_refused():
+    class Square(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
+
+        def forward(self, x):
+            return Once.apply(self.weight) * x
+
+    x = torch.ones(2, 3, dtype=torch.float64)
+    problem = hr.Problem(Square(), lambda outputs, targets: outputs.mean(), (x, x))
+    for reduce in ("auto", "none"):
+        with pytest.raises(ProblemError, match="once_differentiable"):
+            hr.spectrum(problem, reduce=reduce)
