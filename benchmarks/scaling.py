@@ -83,7 +83,7 @@ def one_spectrum(model: str, batch: int, reduce: str) -> dict[str, Any]:
     }
 
 
-def one_row(model: str, batch: int, reduce: str, block: int = 8) -> dict[str, Any]:
+def one_row(model: str, batch: int, reduce: str, block: int = 4) -> dict[str, Any]:
     """Rows of the matrix and seconds of one Hessian-vector product in a block, in this process."""
     local = problem(model, batch).at(torch.float64, torch.device("cpu"))
     rows = local.dimension

@@ -4,7 +4,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from family_samples import DEFAULTS, entry
+from drawn_families import DEFAULTS, entry
 from matplotlib.collections import PathCollection, PolyCollection
 from matplotlib.text import Text
 

@@ -93,6 +93,15 @@ def spectrum(
     ] = False,
     workers: WorkersOption = None,
     scheduler: SchedulerOption = None,
+    mpi: Annotated[
+        str | None,
+        typer.Option(
+            "--mpi",
+            metavar="SOLVER",
+            help="Spread each Hessian over the processes of mpirun or srun: auto, elpa, scalapack "
+            "or cusolvermp.",
+        ),
+    ] = None,
     config: ConfigOption = None,
     data_dir: DataDirOption = None,
     json: JsonOption = False,
@@ -104,6 +113,7 @@ def spectrum(
     Each finished batch is on disk at once; a run that was killed continues with --resume.
     """
     from hessrmt.config import SpectrumConfig, load_settings
+    from hessrmt.errors import ConfigError
     from hessrmt.workflows.spectrum import prepare, run
 
     settings = load_settings(
@@ -123,6 +133,25 @@ def spectrum(
         dtype=dtype,
         seed=seed,
     )
+    if mpi is not None:
+        if workers is not None or scheduler is not None:
+            raise ConfigError("--mpi excludes --workers and --scheduler; give one of them")
+        from hessrmt.workflows.distributed import run_distributed
+
+        shared = run_distributed(
+            settings,
+            out,
+            folder=data_dir,
+            solver=mpi,
+            resume=resume,
+            overwrite=overwrite,
+            tell=console.note,
+        )
+        if shared is not None:  # the first process
+            _show(shared, out)
+            if json:
+                console.emit_json(_as_json(shared, out))
+        return
     prepared = prepare(settings, data_dir)
     for line in prepared.notes:
         console.note(line)
