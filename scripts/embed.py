@@ -2,7 +2,7 @@
 
 The paper computes Hessians of small heads on features of a ResNet-34 for CIFAR-10:
 
-    python scripts/embed.py --data cifar10.npz --model resnet34 --size 224 --out features.npz
+    python scripts/embed.py --data cifar10 --model resnet34 --size 224 --out features.npz
     hessrmt spectrum --model logistic --data features.npz
 """
 
@@ -264,7 +264,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         description="Turn images into features; write them as an .npz that hessrmt reads."
     )
     parser.add_argument(
-        "--data", required=True, help="mnist, fashion-mnist, an .npz file or a folder of IDX files"
+        "--data",
+        required=True,
+        help="mnist, fashion-mnist, cifar10, cifar100, an .npz file with x and y, or a folder of "
+        "IDX files or CIFAR batches",
     )
     parser.add_argument(
         "--model",

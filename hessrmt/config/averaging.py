@@ -96,7 +96,8 @@ class IterateAveragingConfig(Settings):
     Attributes:
         experiment: Its name.
         title: One line about it.
-        data: Registry name, ``.npz`` file or directory of IDX files; with a test split.
+        data: Registry name, ``.npz`` file or directory of IDX files or CIFAR batches; with a test
+            split.
         device: ``auto``, ``cpu`` or ``cuda[:i]``.
         seed: Of everything random.
         presets: Name to size.
@@ -146,7 +147,8 @@ class BudgetConfig(Settings):
     Attributes:
         experiment: Its name.
         title: One line about it.
-        data: Registry name, ``.npz`` file or directory of IDX files; its test split validates.
+        data: Registry name, ``.npz`` file or directory of IDX files or CIFAR batches; its test
+            split validates.
         device: ``auto``, ``cpu`` or ``cuda[:i]``.
         seed: Of everything random.
         presets: Name to size.

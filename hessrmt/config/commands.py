@@ -15,7 +15,7 @@ class SpectrumConfig(Settings):
 
     Attributes:
         model: Registry name or ``file.py:factory``.
-        data: Registry name, an ``.npz`` file or a directory of IDX files.
+        data: Registry name, an ``.npz`` file or a directory of IDX files or CIFAR batches.
         batch: Samples in a batch, or ``"all"`` for one batch of the whole split.
         split: ``train`` or ``test``; None means test, or everything where data have no splits.
         batches: How many batches from the start of the split, or ``"all"``.

@@ -15,7 +15,7 @@ class DensityConfig(Settings):
 
     Attributes:
         model: Registry name or ``file.py:factory``.
-        data: Registry name, an ``.npz`` file or a directory of IDX files.
+        data: Registry name, an ``.npz`` file or a directory of IDX files or CIFAR batches.
         split: ``train`` or ``test``; None means test, or everything where data have no splits.
         samples: The loss is the mean over so many samples from the start of the split, or ``all``.
         batch: Samples differentiated at a time.

@@ -63,7 +63,7 @@ class SpacingsConfig(Settings):
     Attributes:
         experiment: Its name.
         title: One line about it.
-        data: Registry name, ``.npz`` file or directory of IDX files.
+        data: Registry name, ``.npz`` file or directory of IDX files or CIFAR batches.
         seed: Of everything random.
         presets: Name to size.
     """

@@ -15,7 +15,7 @@ class NormalizeConfig(Settings):
 
     Attributes:
         model: Registry name or ``file.py:factory``.
-        data: Registry name, an ``.npz`` file or a directory of IDX files.
+        data: Registry name, an ``.npz`` file or a directory of IDX files or CIFAR batches.
         loss: Registry name or ``file.py:function``.
         checkpoint: State dict of the trained network; None for the random initialisation of
             ``seed``.

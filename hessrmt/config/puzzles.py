@@ -30,7 +30,7 @@ class Family(Settings):
             were permuted in pre-training, the width of the network, the number of samples.
         values: Of what differs, one for each network.
         model: Registry name or ``file.py:factory``; for widths with the placeholder ``{width}``.
-        data: Registry name, ``.npz`` file or directory of IDX files.
+        data: Registry name, ``.npz`` file or directory of IDX files or CIFAR batches.
         labels: ``random``: training and test labels are drawn at random.
         samples: Training samples, the first of a fixed permutation; the test split is used whole.
         initial_scale: Standard deviation s of the initial weights, N(0, s²) with biases 0; None

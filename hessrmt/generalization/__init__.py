@@ -15,8 +15,13 @@ module                          contents
 :mod:`~.evaluation`             both losses and margins in one pass over data
 :mod:`~.callback`               ``NormalizedLoss``, for a training loop of one's own
 :mod:`~.lines`                  ``fit_line``: test losses against training losses of a family
+:mod:`~.budget`                 ``fit_budgets``: best validation losses against the training budget
 :mod:`~.flow`                   ``gradient_flow`` of bias-free networks, three kinds
+:mod:`~.trajectory`             ``Flow``: norms, directions and margins along it
+:mod:`~.svm`                    ``maximum_margin``: where flows on separable data should end
+:mod:`~.separable`              ``linear_task``, ``quadrant_task``: tasks whose answer is known
 :mod:`~.approximation`          ``study``: deep tree networks against shallow ones
+:mod:`~.trees`                  compositional functions on binary trees, and those networks
 ==============================  ==================================================================
 """
 

@@ -15,6 +15,16 @@ module                          pictures
 :mod:`~.longrange`              ``number_variance``, ``rigidity``, ``form_factor``
 :mod:`~.lossmodel`              ``densities``, ``ratios`` of sampled Hessians, panel by panel
 :mod:`~.history`                ``history``, ``side_by_side``: a network against training epochs
-:mod:`~.files`                  ``draw_all``: all of them for one set of unfolded levels, as files
+:mod:`~.slq`                    ``spectral_density`` from Lanczos quadrature, with certified levels
+:mod:`~.capacity`               ``layer_density``, ``alpha_histogram``, ``against`` accuracies
+:mod:`~.puzzle_losses`          ``losses``: test against training losses of a family, with the line
+:mod:`~.puzzle_families`        ``capacity``, ``product_at_loss``, ``outputs``, ``margins``
+:mod:`~.puzzle_trends`          ``against_value``, ``width``, ``sample_errors``, ``sample_losses``
+:mod:`~.averaging`              ``losses``, ``spectra`` of averaged iterates; ``budget``
+:mod:`~.flow`                   ``margin_growth``, ``norms``, ``distances``, ``curvature`` of flows
+:mod:`~.approximation`          ``approximation_errors``: deep trees against shallow networks
+:mod:`~.files`                  ``draw_all``: all of one set of unfolded levels, as files
+:mod:`~.reproduction`           ``spacings_figures``: the experiment ``hessian-spacings``
+:mod:`~.puzzles`                ``puzzles_figures``: the experiments ``puzzles-*``
 ==============================  ==================================================================
 """

@@ -45,7 +45,7 @@ COLUMNS: dict[str, Column] = {
     "n_paper_cutoff_ratios": Column(np.int64, "eigenvalues above 1e-10 in magnitude"),
     "resolved_spacings": Column(np.int64, "spacings of certified levels above the noise floor"),
     "gap_decades": Column(np.float64, "width of the widest gap in log|eigenvalue| near the floor"),
-    "check": Column(np.float64, "relative residual of H v for a random v"),
+    "check": Column(np.float64, "relative residual of the matrix times a random v"),
     "loss": Column(np.float64, "mean loss of the batch"),
     "gradient_norm": Column(np.float64, "Euclidean norm of the gradient"),
     **{f"seconds_{phase}": Column(np.float64, f"wall-clock seconds: {phase}") for phase in PHASES},
