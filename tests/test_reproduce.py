@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from hessrmt.cli.experiments import EXPERIMENTS
+from hessrmt.cli.experiments import EXPERIMENTS, experiment_of
 from hessrmt.config import SpacingsConfig
 from hessrmt.store.hdf5 import load
 from hessrmt.workflows import reproduce, spacings
@@ -131,11 +131,14 @@ def test_the_list(cli):
 
 
 def test_shipped_settings_are_valid():
-    assert set(reproduce.names()) == set(EXPERIMENTS)
+    found = {}
     for name, title in reproduce.names().items():
-        settings = EXPERIMENTS[name].load(reproduce.settings_file(name))
+        file = reproduce.settings_file(name)
+        settings = experiment_of(file).load(file)
+        found[settings.experiment] = name
         assert {"small", "full"} <= set(settings.presets)
         assert settings.title == title != ""
+    assert found.keys() == EXPERIMENTS.keys()
 
 
 def test_seed_reaches_everything(tmp_path, digits, monkeypatch):

@@ -164,7 +164,7 @@ def _number(value: float) -> str:
 
 def _reference_words(line: ReferenceLine) -> str:
     r2 = "" if line.r2 is None else f", R² {line.r2:.4f}"
-    return f"{line.label}: slope {line.slope:.5g}, intercept {line.intercept:.5g}{r2}"
+    return f"{line.label}:\nslope {line.slope:.5g}, intercept {line.intercept:.5g}{r2}"
 
 
 def _limits(values: Values) -> tuple[float, float]:
