@@ -1,4 +1,4 @@
-"""Workers of a Dask cluster: the same numbers as one process, whatever happens to the workers."""
+"""Workers of a Dask cluster: their tasks, errors, the command line, clusters that are there."""
 
 import os
 import signal
@@ -9,36 +9,26 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 import torch
-from level_samples import write_file
+from cluster_samples import (
+    SLOW,
+    as_one_worker,
+    contents,
+    dask_pool,
+    slow_spectrum,
+    two_workers,
+    worker_processes,
+)
 
-from hessrmt.config import LevelsConfig, LossModelConfig, SimulateConfig, SpectrumConfig
-from hessrmt.ensembles import goe
+from hessrmt.config import SpectrumConfig
 from hessrmt.errors import ClusterError, NonFiniteError, ProblemError
 from hessrmt.store.hdf5 import load
-from hessrmt.workflows import gp_loss_model, levels, simulate, spectrum
+from hessrmt.workflows import spectrum
 from hessrmt.workflows.cluster import SERIAL
 
-dask_pool = pytest.importorskip("hessrmt.workflows.dask_pool", reason="needs the extra cluster")
-
 BATCHES = 6
-SLOW = """
-import time
-from torch import nn
-
-
-class Slow(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layers = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
-
-    def forward(self, x):
-        time.sleep(0.02)
-        return self.layers(x)
-"""
 PID = "__import__('os').getpid()"
 
 # A scheduler or a worker that is nobody's child but the test's: arguments are the address of the
@@ -66,20 +56,14 @@ asyncio.run(main())
 
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        # not the folder of this process: nothing that it keeps is found by the workers
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache of the workers")))
-        with dask_pool.open_pool(2, device="cpu") as opened:
-            yield opened
+    with two_workers(tmp_path_factory) as opened:
+        yield opened
 
 
 @pytest.fixture
 def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with as_one_worker():
+        yield
 
 
 @pytest.fixture
@@ -105,29 +89,7 @@ def servers():
 
 @pytest.fixture
 def slow(tmp_path, tiny_npz):
-    (tmp_path / "slow.py").write_text(SLOW)
-    return SpectrumConfig(
-        model=f"{tmp_path}/slow.py:Slow", data=str(tiny_npz), batch=10, batches="all", device="cpu"
-    )
-
-
-def contents(path):
-    """Bytes of every dataset but the timings."""
-    with h5py.File(path) as file:
-        return {name: file[name][()].tobytes() for name in file if not name.startswith("seconds_")}
-
-
-def worker_processes(parent):
-    """Worker processes that a process started."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            mother = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            if mother == parent and "dask_worker" in (folder / "cmdline").read_text():
-                found.append(int(folder.name))
-        except OSError:
-            continue
-    return found
+    return slow_spectrum(tmp_path, tiny_npz)
 
 
 def gone(pids, seconds):
@@ -147,104 +109,6 @@ def wait_for_rows(path, count, process):
             return
         time.sleep(0.02)
     pytest.fail("the run is too slow")
-
-
-# Bit for bit
-
-
-def test_workers_killed_mid_run_change_nothing_in_the_file(tmp_path, slow, pool, one_thread):
-    prepared = spectrum.prepare(slow)
-    spectrum.run(prepared, tmp_path / "serial.h5")
-    victims = []
-
-    def kill(batch, phase, done, total):
-        assert phase == "stored"
-        if not victims:  # both have a task in hand, and others wait beside it
-            victims.extend(worker_processes(os.getpid()))
-            for pid in victims:
-                os.kill(pid, signal.SIGKILL)
-
-    spectrum.run(prepared, tmp_path / "killed.h5", observer=kill, pool=pool)
-    assert len(victims) == 2
-    assert contents(tmp_path / "killed.h5") == contents(tmp_path / "serial.h5")
-    assert not set(victims) & set(worker_processes(os.getpid()))
-
-
-@pytest.mark.parametrize("choice", [{}, {"operator": "ggn"}, {"dtype": "float32"}], ids=str)
-def test_spectra_equal_those_of_one_process(tmp_path, pool, one_thread, choice):
-    config = SpectrumConfig(model="logistic", data="mnist", batch=12, batches=3, **choice)
-    prepared = spectrum.prepare(config)
-    spectrum.run(prepared, tmp_path / "serial.h5")
-    spectrum.run(prepared, tmp_path / "pool.h5", pool=pool)
-    assert contents(tmp_path / "pool.h5") == contents(tmp_path / "serial.h5")
-    found = load(tmp_path / "pool.h5").provenance
-    assert "computed by 2 local Dask worker(s), threads of each: 1" in found.notes
-    assert found.device == "cpu (1 threads)"
-
-
-@pytest.mark.parametrize("method", ["tridiagonal", "dense"])
-def test_simulated_spectra_equal_those_of_one_process(tmp_path, pool, one_thread, method):
-    # groups of one process hold all 40 samples, those of two workers three of them
-    config = SimulateConfig(dimension=30, samples=40, outliers=2, method=method, device="cpu")
-    counts = []
-    simulate.run(config, tmp_path / "serial.h5")
-    simulate.run(
-        config, tmp_path / "pool.h5", observer=lambda done, _: counts.append(done), pool=pool
-    )
-    assert contents(tmp_path / "pool.h5") == contents(tmp_path / "serial.h5")
-    assert len(counts) == 14
-    assert counts[-1] == 40
-
-
-def test_a_file_begun_by_one_is_finished_by_the_other(tmp_path, slow, pool, one_thread):
-    class EnoughError(Exception):
-        pass
-
-    def stop(batch, phase, done, total):
-        if phase == "stored":
-            raise EnoughError
-
-    prepared = spectrum.prepare(slow)
-    spectrum.run(prepared, tmp_path / "serial.h5")
-    for first, second in ((pool, SERIAL), (SERIAL, pool)):
-        path = tmp_path / f"{first.width}.h5"
-        with pytest.raises(EnoughError):
-            spectrum.run(prepared, path, observer=stop, pool=first)
-        assert len(load(path)) == 1
-        spectrum.run(prepared, path, resume=True, pool=second)
-        assert contents(path) == contents(tmp_path / "serial.h5")
-
-
-def test_statistics_equal_those_of_one_process(tmp_path, pool, one_thread):
-    spectra = load(write_file(tmp_path / "goe.h5", [goe(40, 0, index=i) for i in range(6)]))
-    # this unfolding follows the data, but not the surrogates of every law
-    for unfold in ("auto", "polynomial:degree=9"):
-        settings = LevelsConfig(compare=True, unfold=unfold, surrogates=10, seed=3)
-        seen = []
-
-        def observe(*step, seen=seen):
-            seen.append(step[2:])
-
-        here = levels.run(settings, spectra)
-        there = levels.run(settings, spectra, observe, pool)
-        assert list(there) == list(here)
-        for cutoff, statistics in here.items():
-            np.testing.assert_equal(there[cutoff].to_dict(), statistics.to_dict())
-        assert seen[-1] == (5, 5)
-
-
-def test_an_experiment_takes_a_pool(tmp_path, pool, one_thread):
-    settings = LossModelConfig.model_validate(
-        {
-            "experiment": "gp-loss-model",
-            "title": "small",
-            "panels": [{"k2": 0.1, "outliers": 2}],
-            "presets": {"small": {"dimension": 20, "samples": 6}},
-        }
-    )
-    here = gp_loss_model.run(settings, "small", tmp_path / "here")
-    there = gp_loss_model.run(settings, "small", tmp_path / "there", pool=pool)
-    np.testing.assert_equal(gp_loss_model.table(there), gp_loss_model.table(here))
 
 
 # Tasks

@@ -64,29 +64,27 @@ def cross_entropy_in_full_digits(outputs: Tensor, labels: Tensor) -> Tensor:
 
 
 def is_plain_cross_entropy(loss: Loss, outputs: Tensor, labels: Tensor) -> bool:
-    """Whether a loss is the mean of cross-entropy over samples, without weights or left-out labels.
+    """Whether a loss is the mean of cross-entropy over samples, for labels from 0 on.
 
     Args:
         loss: The callable.
         outputs: What the network gives.
-        labels: Targets.
+        labels: Targets; their values are not looked at.
 
     Returns:
-        Whether :func:`cross_entropy_in_full_digits` is the same function.
+        Whether :func:`cross_entropy_in_full_digits` is the same function if no label is negative.
     """
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dtype == torch.bool:
         return False
     if not isinstance(outputs, Tensor) or outputs.dim() != 2 or labels.shape != outputs.shape[:1]:
         return False
-    if loss is F.cross_entropy:
-        return bool((labels >= 0).all())
-    return (
+    return loss is F.cross_entropy or (
         isinstance(loss, nn.CrossEntropyLoss)
         and type(loss) is nn.CrossEntropyLoss
         and loss.weight is None
         and loss.reduction == "mean"
         and loss.label_smoothing == 0
-        and bool((labels >= 0).all())
+        and loss.ignore_index < 0
     )
 
 

@@ -103,6 +103,10 @@ class Problem:
         self.dimension = sum(self._sizes)
         _check_finite_parameters(self.model)
         self.samples = _check_data(self.inputs, self.targets)
+        # seen once: losses are also traced, where no decision may depend on values
+        self._no_label_left_out = isinstance(self.targets, Tensor) and bool(
+            (self.targets >= 0).all()
+        )
 
     @property
     def theta(self) -> Vector:
@@ -210,7 +214,9 @@ class Problem:
         Returns:
             A scalar tensor.
         """
-        if is_plain_cross_entropy(self.loss_function, outputs, self.targets):
+        if self._no_label_left_out and is_plain_cross_entropy(
+            self.loss_function, outputs, self.targets
+        ):
             return cross_entropy_in_full_digits(outputs, self.targets)
         return self.loss_function(outputs, self.targets)
 

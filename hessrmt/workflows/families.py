@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hessrmt.backend.select import select
-from hessrmt.config import Family
 from hessrmt.errors import ClusterError, GeneralizationError, HessrmtError, NonFiniteError
 from hessrmt.records import Provenance
 from hessrmt.store.family import load_family
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from hessrmt.backend.base import Backend
+    from hessrmt.config import Family
     from hessrmt.store.family import FamilyResult, Member
     from hessrmt.workflows.cluster import Pool
     from hessrmt.workflows.memberplan import Plan
@@ -43,8 +43,7 @@ class Job:
 
     Attributes:
         family: Its settings with absolute paths.
-        given: Its settings as they were given, in JSON: a network in training may be continued only
-            with the same.
+        given: Its settings as they were given; a network in training is continued with no others.
         seed: Of the experiment.
         device: As it was asked for.
         out: Absolute folder of ``checkpoints/``.
@@ -53,7 +52,7 @@ class Job:
     """
 
     family: Family
-    given: str
+    given: Family
     seed: int
     device: str
     out: Path
@@ -176,19 +175,21 @@ def _run_there(
     observer: Observer,
     pool: Pool,
 ) -> None:
-    jobs, about = [], []
+    jobs: list[Job] = []
+    about: list[tuple[str, tuple[str, ...]]] = []
+    computed = f"computed by {pool.words}"
     for family in families:
         samples = samples_of(family, seed, folder)
         jobs.append(_job(family, out, seed, device, folder, samples.sha256))
-        about.append((samples.train.origin, (*_notes(samples), f"computed by {pool.words}")))
+        about.append((samples.train.origin, (*_notes(samples), computed)))
     make_folders(out, "families", "checkpoints")
     name = only(pool, _examine_there, jobs[0])
     with ExitStack() as stack:
         files = [
             stack.enter_context(
-                _writer(family, out, _identity(family, seed, job.sha256), *words, name)
+                _writer(family, out, _identity(family, seed, job.sha256), origin, notes, name)
             )
-            for family, job, words in zip(families, jobs, about, strict=True)
+            for family, job, (origin, notes) in zip(families, jobs, about, strict=True)
         ]
         planned = [(k, i) for k, family in enumerate(families) for i in range(len(family.values))]
         missing = []
@@ -217,7 +218,7 @@ def _job(
     family: Family, out: Path, seed: int, device: str, folder: Path | None, sha256: str
 ) -> Job:
     there, place = absolute(family, folder)
-    return Job(there, family.model_dump_json(), seed, device, out.absolute(), place, sha256)
+    return Job(there, family, seed, device, out.absolute(), place, sha256)
 
 
 def _examine_there(job: Job) -> str:
@@ -235,7 +236,7 @@ def _make_there(task: tuple[Job, int]) -> Member:
         seed=job.seed,
         out=job.out,
         device=backend.device,
-        identity=_identity(Family.model_validate_json(job.given), job.seed, samples.sha256),
+        identity=_identity(job.given, job.seed, samples.sha256),
     )
     return _named(plan, index, lambda *_: None)
 

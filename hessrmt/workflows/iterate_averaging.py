@@ -7,7 +7,7 @@ the first seeds the Hessians are computed at all three, on the same training sam
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from hessrmt.workflows.averaged import (
     estimate,
     gains,
 )
+from hessrmt.workflows.cluster import SERIAL
 from hessrmt.workflows.reproduce import (
     Observer,
     make_folders,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
         IterateAveragingPreset,
     )
     from hessrmt.records import Spectra
+    from hessrmt.workflows.cluster import Pool
 
 SHOWN = {
     "test loss": "test loss",
@@ -61,6 +63,7 @@ def run(
     *,
     folder: Path | None = None,
     observer: Observer | None = None,
+    pool: Pool = SERIAL,
 ) -> list[Entry]:
     """Do everything that is not done yet, and read all of it.
 
@@ -70,6 +73,8 @@ def run(
         out: Folder for checkpoints and spectra; a folder of an earlier run is continued.
         folder: Where to look for data first.
         observer: Told of progress.
+        pool: Where networks are trained and the batches of each spectrum file computed; see
+            :func:`hessrmt.workflows.trajectory.run_all`.
 
     Returns:
         One entry for each network, learning rate and point.
@@ -77,18 +82,20 @@ def run(
     size = preset_of(settings, preset)
     observer = observer or silent
     make_folders(out, "checkpoints", "spectra")
-    runs = {}
-    for network in size.networks:
-        for rate in size.rates:
-            found = []
-            for seed in range(size.seeds):
-                plan = _plan(settings, size, network, rate, seed)
-                tick = _ticking(observer, f"training {plan.name}", size.epochs)
-                tick(0)
-                found.append(
-                    trajectory.run(plan, out / "checkpoints", folder=folder, on_epoch=tick)
-                )
-            runs[network.model, rate.name] = found
+    plans = [
+        _plan(settings, size, network, rate, seed)
+        for network in size.networks
+        for rate in size.rates
+        for seed in range(size.seeds)
+    ]
+    done = iter(
+        trajectory.run_all(plans, out / "checkpoints", folder=folder, observer=observer, pool=pool)
+    )
+    runs = {
+        (network.model, rate.name): list(islice(done, size.seeds))
+        for network in size.networks
+        for rate in size.rates
+    }
     entries = []
     for network in size.networks:
         for rate in size.rates:
@@ -98,7 +105,7 @@ def run(
                 spectra = []
                 for number, item in enumerate(found[: network.spectra]):
                     observer(f"spectra of {name}", number, min(network.spectra, len(found)))
-                    spectra.append(_spectra(settings, network, item, point, out, folder))
+                    spectra.append(_spectra(settings, network, item, point, out, folder, pool))
                 entries.append(
                     Entry(
                         name,
@@ -273,6 +280,7 @@ def _spectra(
     point: str,
     out: Path,
     folder: Path | None,
+    pool: Pool,
 ) -> Spectra:
     prepared = spectrum.prepare(
         SpectrumConfig(
@@ -289,11 +297,7 @@ def _spectra(
         folder,
     )
     file = out / "spectra" / f"{item.plan.name}-{point}.h5"
-    return spectrum.run(prepared, file, resume=True)
-
-
-def _ticking(observer: Observer, phase: str, total: int) -> Callable[[int], None]:
-    return lambda done: observer(phase, done, total)
+    return spectrum.run(prepared, file, resume=True, pool=pool)
 
 
 def _stem(model: str) -> str:

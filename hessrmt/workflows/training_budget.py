@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from hessrmt.config import TrainConfig
 from hessrmt.errors import GeneralizationError
 from hessrmt.generalization.budget import BudgetFit, fit_budgets
 from hessrmt.workflows import trajectory
+from hessrmt.workflows.cluster import SERIAL
 from hessrmt.workflows.reproduce import (
     Observer,
     make_folders,
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from hessrmt.config import BudgetConfig, BudgetPreset
+    from hessrmt.workflows.cluster import Pool
 
 QUANTITIES = ("loss", "error")
 _FEWEST_SEEDS = 3
@@ -109,6 +112,7 @@ def run(
     *,
     folder: Path | None = None,
     observer: Observer | None = None,
+    pool: Pool = SERIAL,
 ) -> list[Entry]:
     """Train what is not trained yet, and read all of it.
 
@@ -118,6 +122,7 @@ def run(
         out: Folder for checkpoints; a folder of an earlier run is continued.
         folder: Where to look for data first.
         observer: Told of progress.
+        pool: Where networks are trained; see :func:`hessrmt.workflows.trajectory.run_all`.
 
     Returns:
         One entry for each budget, ascending.
@@ -125,18 +130,19 @@ def run(
     size = preset_of(settings, preset)
     observer = observer or silent
     make_folders(out, "checkpoints")
-    total = size.seeds * sum(size.budgets)
-    done, entries = 0, []
-    for budget in size.budgets:
-        found = []
-        for number in range(size.seeds):
-            plan = _plan(settings, size, budget, number)
-            tick = partial(_tick, observer, f"{budget} epochs, run {number + 1}", done, total)
-            tick(0)
-            found.append(trajectory.run(plan, out / "checkpoints", folder=folder, on_epoch=tick))
-            done += budget
-        entries.append(Entry(f"{budget} epochs", budget, size.model, found))
-    observer("done", total, total)
+    plans = [
+        _plan(settings, size, budget, number)
+        for budget in size.budgets
+        for number in range(size.seeds)
+    ]
+    found = iter(
+        trajectory.run_all(plans, out / "checkpoints", folder=folder, observer=observer, pool=pool)
+    )
+    entries = [
+        Entry(f"{budget} epochs", budget, size.model, list(islice(found, size.seeds)))
+        for budget in size.budgets
+    ]
+    observer("done", 1, 1)
     return entries
 
 
@@ -333,10 +339,6 @@ def scaled_rate(lr: float, budget: int, epoch: int) -> float:
     Source: [B] §8.1, scaling the schedule of He et al. (CVPR 2016), §3.4.
     """
     return lr / 10 ** (3 * epoch // budget)
-
-
-def _tick(observer: Observer, phase: str, before: int, total: int, epoch: int) -> None:
-    observer(phase, before + epoch, total)
 
 
 def _error(values: np.ndarray) -> float | None:

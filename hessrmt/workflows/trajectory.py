@@ -8,24 +8,32 @@ numbers as one that was not.
 from __future__ import annotations
 
 import copy
+import dataclasses
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from hessrmt.backend.select import select
-from hessrmt.errors import ConfigError, HessrmtError, StoreError
+from hessrmt.errors import ClusterError, ConfigError, HessrmtError, StoreError
 from hessrmt.problems import checkpoints, data, losses, models
 from hessrmt.training.averaging import IterateAverage, recompute_batchnorm
 from hessrmt.training.protocol import TrainState, evaluate, train
+from hessrmt.workflows.cluster import SERIAL
 from hessrmt.workflows.digest import digest
+from hessrmt.workflows.paths import absolute
+from hessrmt.workflows.reproduce import Observer, silent
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from hessrmt.config import TrainConfig
     from hessrmt.problems.data import Dataset
+    from hessrmt.workflows.cluster import Pool
 
 FORMAT, VERSION = "hessrmt/trajectory", 1
 LAST = "last"
@@ -122,18 +130,124 @@ def run(
         raise type(error)(f"{plan.name}: {error}") from error
 
 
+@dataclass(frozen=True)
+class Job:
+    """A run as it is sent to a worker.
+
+    Attributes:
+        plan: What to do; a run in training is continued with no other settings.
+        found: The plan's settings with absolute paths.
+        out: Absolute folder of the checkpoints.
+        folder: Absolute folder where to look for data first.
+        sha256: Of the data where the command runs.
+    """
+
+    plan: Plan
+    found: TrainConfig
+    out: Path
+    folder: Path | None
+    sha256: str
+
+
+def run_all(
+    plans: Sequence[Plan],
+    out: Path,
+    *,
+    folder: Path | None = None,
+    observer: Observer | None = None,
+    pool: Pool = SERIAL,
+) -> list[Trajectory]:
+    """Several runs, each as :func:`run` does it.
+
+    Args:
+        plans: What to do; their names differ.
+        out: Existing folder of the checkpoints; the workers of a pool need it under the same path.
+        folder: Where to look for data first.
+        observer: Told of the completed epochs of all runs; by a pool that is not local only of
+            finished runs.
+        pool: Where networks are trained.
+
+    Returns:
+        The finished runs, in the order of the plans.
+    """
+    observer = observer or silent
+    total, done = sum(plan.settings.epochs for plan in plans), 0
+    if pool.local:
+        found = []
+        for plan in plans:
+            tick = partial(_tick, observer, f"training {plan.name}", done, total)
+            tick(0)
+            found.append(run(plan, out, folder=folder, on_epoch=tick))
+            done += plan.settings.epochs
+        return found
+    known: dict[tuple[str, tuple[str, ...]], tuple[str, str]] = {}
+    for plan in plans:
+        key = plan.settings.data, plan.splits
+        if key not in known:
+            read = _Data(*key, folder)
+            known[key] = read.sha256, read.train.origin
+    facts = [known[plan.settings.data, plan.splits] for plan in plans]
+    jobs = [
+        Job(plan, found, out.absolute(), place, sha256)
+        for plan, (sha256, _) in zip(plans, facts, strict=True)
+        for found, place in [absolute(plan.settings, folder)]
+    ]
+    results: dict[int, Trajectory] = {}
+    observer("training", 0, total)
+    for index, result in pool.map_unordered(_run_there, jobs):
+        files = {point: out / file.name for point, file in result.files.items()}
+        results[index] = dataclasses.replace(result, files=files, origin=facts[index][1])
+        done += plans[index].settings.epochs
+        observer("training", done, total)
+    return [results[index] for index in range(len(plans))]
+
+
+def _tick(observer: Observer, phase: str, before: int, total: int, epoch: int) -> None:
+    observer(phase, before + epoch, total)
+
+
+def _run_there(job: Job) -> Trajectory:
+    host = socket.gethostname()
+    shared = "workers read the data and keep checkpoints on a file system that they share"
+    if not job.out.is_dir():
+        raise ClusterError(
+            f"the worker on {host} has no folder {job.out}: {shared}; give a folder (--out) that "
+            "it has"
+        )
+    try:
+        there = _Run(job.plan, job.out, job.folder, job.found)
+        if there.identity["data_sha256"] != job.sha256:
+            raise ClusterError(
+                f"the worker on {host} has other data than the machine where the command runs: "
+                f"{shared}"
+            )
+        return there.finish(None)
+    except HessrmtError as error:
+        raise type(error)(f"{job.plan.name}: {error}") from error
+
+
+class _Data:
+    """What a run reads."""
+
+    def __init__(self, name: str, splits: tuple[str, ...], folder: Path | None) -> None:
+        self.sets = {split: data.load(name, split, folder) for split in splits}
+        self.train: Dataset = self.sets.get("train") or data.load(name, "train", folder)
+        self.sha256 = digest(a for s in (self.train, *self.sets.values()) for a in (s.x, s.y))
+
+
 class _Run:
-    def __init__(self, plan: Plan, out: Path, folder: Path | None) -> None:
+    def __init__(
+        self, plan: Plan, out: Path, folder: Path | None, found: TrainConfig | None = None
+    ) -> None:
         self.plan, self.settings = plan, plan.settings
+        found = found or self.settings  # the same with paths that hold in this process
         self.path, self.out = out / f"{plan.name}.pt", out
         self.device = select(self.settings.device).device
-        self.sets = {split: data.load(self.settings.data, split, folder) for split in plan.splits}
-        self.train_set: Dataset = self.sets.get("train") or data.load(
-            self.settings.data, "train", folder
-        )
+        read = _Data(found.data, plan.splits, folder)
+        self.sets, self.train_set = read.sets, read.train
         self.loss = losses.resolve(self.settings.loss)
         self.model = models.build(
-            self.settings.model,
+            found.model,
             self.train_set.input_shape,
             self.train_set.outputs,
             self.settings.seed,
@@ -148,9 +262,7 @@ class _Run:
             "splits": list(plan.splits),
             "measure_every": plan.measure_every,
             "rate": plan.rate_name,
-            "data_sha256": digest(
-                a for s in (self.train_set, *self.sets.values()) for a in (s.x, s.y)
-            ),
+            "data_sha256": read.sha256,
         }
         self.measured: list[Measured] = []
 

@@ -1,0 +1,197 @@
+"""Networks of families and training runs on workers: bit for bit those of one process."""
+
+import os
+import signal
+import threading
+import time
+from functools import partial
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from cluster_samples import as_one_worker, two_workers, worker_processes
+from family_samples import family_on, write_images
+
+from hessrmt.config import BudgetConfig, IterateAveragingConfig, PuzzlesConfig
+from hessrmt.errors import ClusterError, NonFiniteError
+from hessrmt.problems import checkpoints
+from hessrmt.store.family import load_family
+from hessrmt.workflows import families, iterate_averaging, members, puzzles, training_budget
+
+# Waits and keeps its weights after every epoch, wherever it is built; each building leaves a mark
+SLOW = """
+import os, time, uuid
+from pathlib import Path
+from hessrmt.problems import models
+from hessrmt.workflows import members
+
+members.SAVE_SECONDS = 0
+
+def slow(input_shape, outputs):
+    (Path(__file__).parent / "built" / uuid.uuid4().hex).touch()
+    model = models.NUMBERED["conv3s2-"](input_shape, outputs, 2)
+    model.register_forward_pre_hook(lambda *_: time.sleep(0.004))
+    return model
+"""
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory):
+    with two_workers(tmp_path_factory) as opened:
+        yield opened
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    with as_one_worker():
+        yield
+
+
+@pytest.fixture
+def family(tmp_path):
+    return partial(family_on, write_images(tmp_path / "images.npz"))
+
+
+def contents(out, name):
+    """Bytes of a family's numbers but the timings, and of its trained networks."""
+    found = {}
+
+    def keep(name, item):
+        if isinstance(item, h5py.Dataset) and name != "seconds":
+            found[name] = item[()].tobytes()
+
+    with h5py.File(out / "families" / f"{name}.h5") as file:
+        file.visititems(keep)
+    finals = sorted((out / "checkpoints").glob(f"{name}-*"))
+    return found | {file.name: plain(checkpoints.read(file)) for file in finals}
+
+
+def plain(content):
+    """What a checkpoint holds, with bytes for tensors; a file also depends on shared strings."""
+    if isinstance(content, torch.Tensor):
+        return str(content.dtype), tuple(content.shape), content.numpy().tobytes()
+    if isinstance(content, dict):
+        return {key: plain(value) for key, value in content.items()}
+    return [plain(value) for value in content] if isinstance(content, list | tuple) else content
+
+
+def test_families_are_those_of_one_process(tmp_path, family, pool, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # but the workers are elsewhere
+    natural = family(data="images.npz", values=(0.1, 0.3, 0.1), reference_loss=0.9, augment=True)
+    corrupted = family(name="wrong", vary="corruption", values=(0.5, 1.0), pretraining=2)
+    random = family(name="random", values=(0.2,), labels="random", norm=float("inf"))
+    settings = PuzzlesConfig.model_validate(
+        {
+            "experiment": "puzzles",
+            "title": "small",
+            "device": "cpu",
+            "presets": {"small": {"families": (natural, corrupted, random)}},
+        }
+    )
+    here, there = tmp_path / "here", tmp_path / "there"
+    puzzles.run(settings, "small", here)
+    seen = []
+    # one network is there already; the command was killed before it tidied up
+    with pytest.raises(KeyboardInterrupt):
+        families.run(natural, there, device="cpu", observer=stop_at("2/3"))
+    (there / "checkpoints" / "scales-0.pt").touch()
+    puzzles.run(settings, "small", there.relative_to(tmp_path), observer=watch(seen), pool=pool)
+    assert seen == [("networks", k, 6) for k in range(1, 7)] + [("done", 3, 3)]
+    for item in (natural, corrupted, random):
+        assert contents(there, item.name) == contents(here, item.name)
+        assert contents(here, item.name).keys() >= {"test_loss", "history/margin", "factors"}
+        assert len(list((there / "checkpoints").glob(f"{item.name}-*"))) == len(item.values)
+    words = "computed by 2 local Dask worker(s), threads of each: 1"
+    assert words in load_family(there / "families" / "wrong.h5").notes
+    before = (there / "families" / "wrong.h5").read_bytes()
+    puzzles.run(settings, "small", there, pool=pool)
+    assert (there / "families" / "wrong.h5").read_bytes() == before  # nothing was left to do
+
+
+def test_workers_killed_in_the_middle_of_networks(tmp_path, family, pool, monkeypatch):
+    monkeypatch.setattr(members, "SAVE_SECONDS", 0)  # undone for the networks of this process
+    (tmp_path / "slow.py").write_text(SLOW)
+    (tmp_path / "built").mkdir()
+    settings = family(model=f"{tmp_path}/slow.py:slow", values=(0.1, 0.3, 0.2), epochs=8)
+    out, saved, victims = tmp_path / "there", [], []
+
+    def kill():
+        deadline = time.monotonic() + 60
+        while len(saved) < 2 and time.monotonic() < deadline:
+            saved[:] = [file.name for file in (out / "checkpoints").glob("scales-?.pt")]
+            time.sleep(0.005)
+        victims.extend(worker_processes(os.getpid()))
+        for pid in victims:
+            os.kill(pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    families.run(settings, out, device="cpu", pool=pool)
+    killer.join()
+    assert len(victims) == len(saved) == 2  # two networks in training, saved on their way
+    assert len(list((tmp_path / "built").iterdir())) == 3 + 2
+    families.run(settings, tmp_path / "here", device="cpu")
+    assert contents(out, "scales") == contents(tmp_path / "here", "scales")
+
+
+def test_errors_of_workers(tmp_path, family, pool):
+    settings = family(values=(0.1, 1e30), epochs=1, rates=(0.1,))
+    messages = []
+    for given in ({}, {"pool": pool}):
+        with pytest.raises(
+            NonFiniteError, match=r"network 2 of scales \(.*: .* 2 networks"
+        ) as caught:
+            families.run(settings, tmp_path / "out", device="cpu", **given)
+        messages.append(str(caught.value).partition(" networks are in ")[0])
+    assert messages[0] == messages[1]  # the first network is in the file both times
+    job = families._job(settings, tmp_path / "elsewhere", 0, "cpu", None, "other")
+    with pytest.raises(ClusterError, match=r"worker on \S+ has no folder .*elsewhere"):
+        families._make_there((job, 0))
+    (tmp_path / "elsewhere" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(ClusterError, match="has other data"):
+        families._make_there((job, 0))
+
+
+@pytest.mark.parametrize("kind", ["training-budget", "iterate-averaging"])
+def test_training_runs_are_those_of_one_process(tmp_path, digits, pool, kind, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    common = {"experiment": kind, "title": "small", "data": digits.name, "device": "cpu"}
+    if kind == "training-budget":
+        module, size = training_budget, {"budgets": (1, 3), "seeds": 2, "lr": 0.02, "batch": 30}
+        settings = BudgetConfig.model_validate(
+            common | {"presets": {"small": size | {"model": "logistic"}}}
+        )
+    else:
+        module = iterate_averaging
+        size = {
+            "networks": [{"model": "logistic", "spectra": 1, "batch": 20}],
+            "rates": [{"name": "high", "lr": 0.05}],
+            "epochs": 3,
+            "tail_start": 1,
+            "batch": 32,
+            "seeds": 2,
+        }
+        settings = IterateAveragingConfig.model_validate(common | {"presets": {"small": size}})
+    here = module.run(settings, "small", tmp_path / "here")
+    there = module.run(settings, "small", tmp_path / "there", pool=pool)
+    np.testing.assert_equal(module.table(there), module.table(here))
+    files = sorted((tmp_path / "here" / "checkpoints").iterdir())
+    assert len(files) == 8  # a run leaves one, and one for each of its points
+    for file in files:
+        other = tmp_path / "there" / "checkpoints" / file.name
+        assert plain(checkpoints.read(other)) == plain(checkpoints.read(file))
+    for run in there[0].runs:
+        assert all(path.is_relative_to(tmp_path / "there") for path in run.files.values())
+
+
+def watch(seen):
+    return lambda *step: seen.append(step)
+
+
+def stop_at(word):
+    def observer(phase, done, total):
+        if word in phase:
+            raise KeyboardInterrupt
+
+    return observer
