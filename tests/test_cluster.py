@@ -255,6 +255,7 @@ def test_interrupted_from_the_keyboard_and_resumed(tmp_path, slow, cli, start_cl
     assert contents(path) == contents(tmp_path / "serial.h5")
 
 
+@pytest.mark.slow
 def test_workers_end_with_the_command(slow, tmp_path, start_cli):
     path = tmp_path / "killed.h5"
     (tmp_path / "distributed.py").write_text("1 / 0")  # no business of a worker started here
@@ -273,6 +274,7 @@ def test_workers_end_with_the_command(slow, tmp_path, start_cli):
 # A cluster that is there
 
 
+@pytest.mark.slow
 def test_a_cluster_that_is_there(tmp_path, servers, slow):
     address, scheduler = servers(bare=True)  # the scheduler needs no hessrmt
     with dask_pool.open_pool(scheduler=address) as pool:

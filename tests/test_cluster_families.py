@@ -109,6 +109,7 @@ def test_families_are_those_of_one_process(tmp_path, family, pool, monkeypatch):
     assert (there / "families" / "wrong.h5").read_bytes() == before  # nothing was left to do
 
 
+@pytest.mark.slow
 def test_workers_killed_in_the_middle_of_networks(tmp_path, family, pool, monkeypatch):
     monkeypatch.setattr(members, "SAVE_SECONDS", 0)  # undone for the networks of this process
     (tmp_path / "slow.py").write_text(SLOW)
@@ -135,6 +136,7 @@ def test_workers_killed_in_the_middle_of_networks(tmp_path, family, pool, monkey
     assert contents(out, "scales") == contents(tmp_path / "here", "scales")
 
 
+@pytest.mark.slow
 def test_errors_of_workers(tmp_path, family, pool):
     settings = family(values=(0.1, 1e30), epochs=1, rates=(0.1,))
     messages = []
@@ -153,6 +155,7 @@ def test_errors_of_workers(tmp_path, family, pool):
         families._make_there((job, 0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["training-budget", "iterate-averaging"])
 def test_training_runs_are_those_of_one_process(tmp_path, digits, pool, kind, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -119,6 +119,7 @@ def test_statistics_equal_those_of_one_process(tmp_path, pool, one_thread):
         assert seen[-1] == (5, 5)
 
 
+@pytest.mark.slow
 def test_an_experiment_takes_a_pool(tmp_path, pool, one_thread):
     settings = LossModelConfig.model_validate(
         {
