@@ -113,7 +113,6 @@ def spectrum(
     Each finished batch is on disk at once; a run that was killed continues with --resume.
     """
     from hessrmt.config import SpectrumConfig, load_settings
-    from hessrmt.errors import ConfigError
     from hessrmt.workflows.spectrum import prepare, run
 
     settings = load_settings(
@@ -134,8 +133,7 @@ def spectrum(
         seed=seed,
     )
     if mpi is not None:
-        if workers is not None or scheduler is not None:
-            raise ConfigError("--mpi excludes --workers and --scheduler; give one of them")
+        _require_alone(workers, scheduler)
         from hessrmt.workflows.distributed import run_distributed
 
         shared = run_distributed(
@@ -167,6 +165,18 @@ def spectrum(
     _show(found, out)
     if json:
         console.emit_json(_as_json(found, out))
+
+
+def _require_alone(workers: int | None, scheduler: str | None) -> None:
+    """Refuse workers beside the processes of MPI.
+
+    Raises:
+        ConfigError: If there are any.
+    """
+    from hessrmt.errors import ConfigError
+
+    if workers is not None or scheduler is not None:
+        raise ConfigError("--mpi excludes --workers and --scheduler; give one of them")
 
 
 def _number_or_all(name: str, value: str | None) -> int | str | None:
