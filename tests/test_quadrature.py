@@ -145,6 +145,7 @@ def test_a_density_needs_positive_widths():
             found.density(**options)
 
 
+@pytest.mark.slow
 def test_mlp2_against_its_exact_spectrum():
     split = data.load("mnist", "test")
     model = models.build("mlp2", split.input_shape, 10, 0)

@@ -154,7 +154,7 @@ def line_words(line: LineFit) -> str:
     return (
         f"slope {_number(line.slope)} ± {_number(line.slope_error)}, "
         f"intercept {_number(line.intercept)},\n"
-        f"R² {line.r2:.4f}, adjusted R² {line.adjusted_r2:.4f}, RMSE {line.rmse:.2g}"
+        f"R² {line.r2:.6g}, adjusted R² {line.adjusted_r2:.6g}, RMSE {line.rmse:.2g}"
     )
 
 
