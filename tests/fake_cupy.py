@@ -110,9 +110,15 @@ class Kernel:
         return c(int(x))
 
 
-@contextmanager
-def _entered(*_, **__):
-    yield
+class Stream:
+    """As in CuPy 14, which deprecates ``ExternalStream``: made from what has the protocol."""
+
+    @classmethod
+    @contextmanager
+    def from_external(cls, stream):
+        version, pointer = stream.__cuda_stream__()
+        assert (version, type(pointer)) == (0, int)
+        yield
 
 
 class Device:
@@ -141,7 +147,7 @@ class FakeCupy:
     def __init__(self, folder, built):
         self.folder, self.built = folder, built
         self.compiled, self.solved = [], 0
-        self.cuda = SimpleNamespace(Device=Device, ExternalStream=_entered)
+        self.cuda = SimpleNamespace(Device=Device, Stream=Stream)
         self.linalg = SimpleNamespace(eigvalsh=self.eigvalsh)
 
     def RawModule(self, *, code, options):  # noqa: N802

@@ -108,9 +108,12 @@ T *dynamic_shared() {
     return reinterpret_cast<T *>(host_block->shared.get());
 }
 
+inline std::atomic<unsigned long long> host_atomics{0};  // how many there were, set it back yourself
+
 template <typename T, typename Change>
 T host_atomic(T *address, Change change) {
     jitter();
+    host_atomics.fetch_add(1, std::memory_order_relaxed);
     std::atomic_ref<T> shared(*address);
     T old = shared.load(std::memory_order_relaxed);
     while (!shared.compare_exchange_weak(old, change(old), std::memory_order_relaxed)) {

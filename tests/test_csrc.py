@@ -20,6 +20,7 @@ extern "C" void run_f64(unsigned tiles, double *a, long long n, u64 *worst) {
 extern "C" void run_f32(unsigned tiles, float *a, long long n, u64 *worst) {
     launch(dim3{tiles, tiles, 1}, dim3{32, 8, 1}, symmetrize_f32, a, n, worst);
 }
+extern "C" unsigned long long atomics() { return host_atomics.exchange(0); }
 """
 
 
@@ -50,6 +51,8 @@ def symmetrize(tmp_path_factory):
         )
         return worst.view(np.float64)[0]
 
+    run.atomics = loaded.atomics
+    run.atomics.restype = ctypes.c_ulonglong
     return run
 
 
@@ -63,6 +66,13 @@ def test_symmetrize(symmetrize, n, dtype):
     assert np.array_equal(a, expected)
     assert symmetrize(a) == 0
     assert np.array_equal(a, expected)
+
+
+def test_symmetrize_takes_one_atomic_a_block(symmetrize):
+    symmetrize.atomics()
+    symmetrize(np.random.default_rng(0).normal(size=(100, 100)))
+    tiles = -(-100 // TILE)
+    assert symmetrize.atomics() <= tiles * (tiles + 1) // 2
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
@@ -108,6 +118,7 @@ def test_compiles_for_every_architecture(tmp_path, file, architecture):
     command = [
         "nvcc",
         *kernels.OPTIONS,
+        "-ftz=true",  # as CuPy adds
         "-Werror",
         "all-warnings",
         "-cubin",

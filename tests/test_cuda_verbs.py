@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 import torch
 from cuda_samples import DTYPES, close, fails, lower_only, symmetric
+from torch import nn
 
-from hessrmt import rng
+import hessrmt as hr
+from hessrmt import capacity, rng
 from hessrmt.backend import cuda_kernels, kernels, reference, solvers
 from hessrmt.backend.cpu import CpuBackend
+from hessrmt.curvature.spectrum import compute
 from hessrmt.errors import ConfigError, DeviceError, NonFiniteError
 
 pytest_plugins = ["fake_gpu"]
@@ -144,6 +147,16 @@ def test_symmetrize(backend, n, dtype):
     assert not np.isfinite(backend.symmetrize_(there))
 
 
+def test_a_hessian_without_rows(backend):
+    """A reduction may leave nothing: no launch of an empty grid, no maximum of nothing."""
+    assert backend.symmetrize_(torch.empty(0, 0, dtype=torch.float64)) == 0
+    model = nn.Linear(4, 3, bias=False)
+    batch = torch.zeros(5, 4), torch.arange(5) % 3
+    found = compute(hr.Problem(model, "cross-entropy", batch), backend, "float64", "hessian")
+    assert (found.reduced_dimension, found.rank) == (0, 0)
+    np.testing.assert_array_equal(found.eigenvalues, np.zeros(12))
+
+
 @pytest.mark.parametrize(("m", "n"), [(0, 3), (50, 0), (50, 30)])
 def test_staircase(backend, m, n):
     draw = rng.stream(0, "staircase", m, n)
@@ -170,6 +183,21 @@ def test_powerlaw_scan(backend):
         np.testing.assert_allclose(alpha, ours[0], rtol=tolerance)
         np.testing.assert_allclose(distance, ours[1], rtol=0, atol=tolerance)
     assert backend.powerlaw_scan([]) == []
+
+
+def test_power_laws_of_layers_are_those_of_the_cpu(backend):
+    draw = rng.stream(1, "layers")
+    layers = [draw.pareto(2.5, n) + 1 for n in (60, 1, 150)] + [np.full(9, 2.0)]
+    for found, expected in zip(
+        capacity.fit_all(layers, backend=backend), capacity.fit_all(layers), strict=True
+    ):
+        assert (found.n_tail, found.x_min) == (expected.n_tail, expected.x_min) or (
+            np.isnan(found.x_min) and np.isnan(expected.x_min)
+        )
+        # as in test_powerlaw_scan, n <= 150
+        tolerance = 20 * 150 * np.finfo(float).eps
+        np.testing.assert_allclose(found.ks_distance, expected.ks_distance, rtol=0, atol=tolerance)
+        np.testing.assert_array_equal(found.alpha, expected.alpha)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

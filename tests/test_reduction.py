@@ -403,3 +403,17 @@ def test_a_layer_without_curvature_of_its_own_has_no_columns():
     # as before a last layer whose weights are all zero
     own = factored.OwnCurvature(torch.empty(0, 3), torch.empty(0, 5), torch.empty(0))
     assert own.columns().shape == (15, 0)
+
+
+def test_small_batches_of_eigenvectors_are_lapacks():
+    """A GPU's library takes them one by one: they go to main memory, which "meta" can't."""
+    span = slice(0, 73)
+    found = factored.Factors(
+        curvature=torch.empty(64, 73, 73, device="meta"),
+        gradient=(),
+        features=(),
+        flow=(),
+        spans=(span,),
+    )
+    with pytest.raises(NotImplementedError, match="meta tensor"):
+        factored.own_curvature(found, 0)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from dense_symmetric import error, families, sizes
 from scipy import linalg
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hessrmt.backend.chase import chase_band
 from hessrmt.backend.twostage import prescale_, to_band, two_stage_eigenvalues
@@ -145,6 +146,28 @@ def test_what_is_not_finite_is_refused(xp, dtype, value, place):
     a[place] = value
     with pytest.raises(NonFiniteError, match="NaN or infinite"):
         two_stage_eigenvalues(array(a, xp), xp, 4)
+
+
+class Operations(TorchDispatchMode):
+    """Names of torch's operations, as they are dispatched to a device."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        self.names.add(function.overloadpacket.__name__)
+        return function(*arguments, **(options or {}))
+
+
+def test_no_panel_waits_for_the_device():
+    """On a GPU each of these copies a number to the host, hundreds of times for one matrix."""
+    waiting = {"_local_scalar_dense", "_linalg_check_errors", "nonzero", "masked_select"}
+    a = array(families(60, 4)["random"], torch)
+    with Operations() as seen:
+        to_band(a, 4, torch, outer=8)
+    assert "geqrf" in seen.names
+    assert not waiting & seen.names
 
 
 def test_bad_arguments(xp):

@@ -95,7 +95,7 @@ class CudaBackend:
         """
 
         def by_torch() -> float:
-            worst = float((matrix - matrix.T).abs().max())
+            worst = float((matrix - matrix.T).abs().amax()) if len(matrix) else 0.0
             matrix.add_(matrix.T.clone()).div_(2)
             return worst
 

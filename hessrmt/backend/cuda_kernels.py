@@ -7,7 +7,7 @@ allocator knows all memory; CuPy compiles and launches. Functions trust their ar
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -191,11 +191,9 @@ class Kernels:
         """How many of an ascending pool are less than each query."""
         n, threads = queries.shape[0], THREADS["staircase"]
         counts = torch.empty(n, dtype=torch.int64, device=self._device)
-        if n:
-            kernel = self._kernel("staircase", f"staircase_{_kind(pool)}")
-            sizes = np.int64(pool.shape[0]), np.int64(n)
-            arguments = (pool, sizes[0], queries, sizes[1], counts)
-            self._launch(kernel, (-(-n // threads),), (threads,), *arguments)
+        kernel = self._kernel("staircase", f"staircase_{_kind(pool)}")
+        arguments = (pool, np.int64(pool.shape[0]), queries, np.int64(n), counts)
+        self._launch(kernel, (-(-n // threads),), (threads,), *arguments)
         return counts.cpu().numpy()
 
     def powerlaw_scan(
@@ -204,13 +202,12 @@ class Kernels:
         """Power-law fits of ragged layers at every x_min: α and distance, one-sided."""
         alpha = torch.empty(values.shape[0], dtype=torch.float64, device=self._device)
         distance = torch.empty_like(alpha)
-        if values.shape[0]:
-            layers, longest = len(offsets) - 1, int(np.diff(offsets).max())
-            kernel = self._kernel("powerlaw_scan", f"powerlaw_scan_{_kind(values)}")
-            starts = torch.from_numpy(offsets).to(self._device)
-            grid = (-(-longest // SCAN_THREADS), min(layers, _GRID_LIMIT))
-            arguments = (values, starts, np.int64(layers), np.int32(0), alpha, distance)
-            self._launch(kernel, grid, (SCAN_THREADS,), *arguments)
+        layers, longest = len(offsets) - 1, int(np.diff(offsets).max())
+        kernel = self._kernel("powerlaw_scan", f"powerlaw_scan_{_kind(values)}")
+        starts = torch.from_numpy(offsets).to(self._device)
+        grid = (-(-longest // SCAN_THREADS), min(layers, _GRID_LIMIT))
+        arguments = (values, starts, np.int64(layers), np.int32(0), alpha, distance)
+        self._launch(kernel, grid, (SCAN_THREADS,), *arguments)
         return alpha.cpu().numpy(), distance.cpu().numpy()
 
     def goe(
@@ -218,12 +215,11 @@ class Kernels:
     ) -> Float[Tensor, "count n n"]:
         """GOE matrices ``first`` ... of a key's sequence."""
         matrices = torch.empty((count, n, n), dtype=dtype, device=self._device)
-        if matrices.numel():
-            tiles = -(-n // TILE)
-            kernel = self._kernel("goe_fill", f"goe_fill_{_kind(matrices)}")
-            sizes = (np.int64(n), np.int64(count), np.uint64(key), np.uint64(first))
-            grid = (tiles, tiles, min(count, _GRID_LIMIT))
-            self._launch(kernel, grid, TILE_BLOCK, matrices, *sizes)
+        tiles = -(-n // TILE)
+        kernel = self._kernel("goe_fill", f"goe_fill_{_kind(matrices)}")
+        sizes = (np.int64(n), np.int64(count), np.uint64(key), np.uint64(first))
+        grid = (tiles, tiles, min(count, _GRID_LIMIT))
+        self._launch(kernel, grid, TILE_BLOCK, matrices, *sizes)
         return matrices
 
     # Compiling and launching
@@ -250,6 +246,8 @@ class Kernels:
     def _launch(
         self, kernel: Any, grid: tuple[int, ...], block: tuple[int, ...], *arguments: Any, shared=0
     ) -> None:
+        if 0 in grid:  # nothing to do, which CUDA calls an invalid configuration
+            return
         with self._current(), _as_kernel_error("a kernel could not be launched"):
             given = tuple(
                 self._cupy.from_dlpack(x.detach()) if isinstance(x, torch.Tensor) else x
@@ -277,11 +275,21 @@ class Kernels:
     @contextmanager
     def _current(self) -> Iterator[None]:
         """CuPy on torch's device and stream, so that both see each other's work in order."""
-        index = self._device.index or 0
-        pointer = torch.cuda.current_stream(self._device).cuda_stream
-        stream = self._cupy.cuda.ExternalStream(pointer, device_id=index)
-        with self._cupy.cuda.Device(index), stream:
+        stream = _TorchStream(torch.cuda.current_stream(self._device).cuda_stream)
+        with (
+            self._cupy.cuda.Device(self._device.index or 0),
+            self._cupy.cuda.Stream.from_external(stream),
+        ):
             yield
+
+
+class _TorchStream(NamedTuple):
+    """A stream by CUDA's stream protocol, which torch's own class has in newer versions only."""
+
+    pointer: int
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self.pointer
 
 
 _KINDS = {torch.float64: "f64", torch.float32: "f32"}

@@ -12,8 +12,10 @@ from pathlib import Path
 
 from hessrmt.errors import DeviceError
 
-OPTIONS = ("--std=c++17", "-ftz=false", "-prec-div=true", "-prec-sqrt=true", "-fmad=true")
-"""Compiler options shared by NVRTC and nvcc; no fast-math."""
+OPTIONS = ("--std=c++17", "-prec-div=true", "-prec-sqrt=true", "-fmad=true")
+"""Compiler options shared by NVRTC and nvcc; no fast-math. CuPy adds ``-ftz=true`` by itself, which
+NVRTC up to 12.8 refuses to see twice, with whatever value; it concerns float32 alone: numbers below
+1.2e-38 become 0, far below the n ε ‖A‖ that every kernel allows for a scaled matrix."""
 
 _HEADER = "common.cuh"
 _INCLUDE = re.compile(r'^#include "(\w+\.cuh)"$', re.MULTILINE)

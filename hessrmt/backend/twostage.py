@@ -5,8 +5,8 @@ is matrix products, and the second works on a band that fits into a cache (:mod:
 Lang & Sun, ACM TOMS 26, 581 (2000); collecting several panels before an update of the matrix is
 the double blocking of Wang et al., arXiv:2410.02170.
 
-The first stage is written once over an array namespace: ``torch`` (on any device), ``numpy`` or
-``cupy``. The method is backward stable: |λ̂ - λ| ≤ c n ε ‖A‖₂ with ε of the matrix's own type, which
+The first stage is written once over an array namespace: ``torch`` (on any device) or ``numpy``; on
+a GPU nothing in its loop waits for the device. The method is backward stable: |λ̂ - λ| ≤ c n ε ‖A‖₂ with ε of the matrix's own type, which
 says nothing about the relative error of small eigenvalues.
 """
 
@@ -40,7 +40,7 @@ def two_stage_eigenvalues(
 
     Args:
         a: (n, n) symmetric, float64 or float32, contiguous; overwritten.
-        xp: The namespace of ``a``: ``torch``, ``numpy`` or ``cupy``.
+        xp: The namespace of ``a``: ``torch`` or ``numpy``.
         b: Half-width of the band in between.
         outer: Columns collected before an update of the matrix (:func:`to_band`).
         chase: Second stage, (band, b) to (diagonal, subdiagonal); by default the plain one, on the
@@ -118,7 +118,7 @@ def to_band(a: Any, b: int, xp: Any, *, outer: int | None = None) -> Any:
     Args:
         a: (n, n) symmetric and contiguous, scaled (:func:`prescale_`); overwritten.
         b: Half-width of the band, at least 1.
-        xp: The namespace of ``a``: ``torch``, ``numpy`` or ``cupy``.
+        xp: The namespace of ``a``: ``torch`` or ``numpy``.
         outer: Columns of V collected before an update; b, the default, is single blocking.
 
     Returns:
@@ -140,10 +140,9 @@ def to_band(a: Any, b: int, xp: Any, *, outer: int | None = None) -> Any:
         low = i + b
         if used:
             _subtract(a[i:, i:low], left[i:, :used], right[i:low, :used])
-        V, T, R = _panel(a[low:, i:low], xp)
+        V, W, R = _panel(a[low:, i:low], xp)
         k = V.shape[1]
         a[low : low + k, i:low] = R
-        W = V @ T
         AW = a[low:, low:] @ W
         if used:
             _subtract(AW, left[low:, :used], W.T @ right[low:, :used])
@@ -175,7 +174,7 @@ def _panel(panel: Any, xp: Any) -> tuple[Any, Any, Any]:
         xp: Its namespace.
 
     Returns:
-        V (m, k), T (k, k) and R (k, b), k = min(m, b).
+        V (m, k), W = V T (m, k) and R (k, b), k = min(m, b).
     """
     if hasattr(xp, "geqrf"):
         h, tau = xp.geqrf(panel)
@@ -187,7 +186,11 @@ def _panel(panel: Any, xp: Any) -> tuple[Any, Any, Any]:
     V = xp.tril(h[:, :k], -1)
     V[:k] += xp.diag(one)
     inverse = xp.triu(V.T @ V, 1) + xp.diag(1 / (tau + (1 - one)))
-    return V, xp.linalg.inv(inverse), xp.triu(h[:k])
+    if xp is np:
+        W = linalg.solve_triangular(inverse, V.T, trans="T").T
+    else:  # unlike an inverse, which reports singular matrices, it does not wait for the device
+        W = xp.linalg.solve_triangular(inverse, V, upper=True, left=False)
+    return V, W, xp.triu(h[:k])
 
 
 def _subtract(c: Any, x: Any, y: Any) -> None:

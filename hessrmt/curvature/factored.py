@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 _WORK_BYTES = 2**28
 """Memory of the factors of one chunk of samples, and of one block in flight."""
 
+_BY_LAPACK = 160
+"""Largest matrices of a batch whose eigenvectors LAPACK computes wherever they lie: a GPU's library
+takes such a batch one matrix after the other, some milliseconds each."""
+
 _TANGENT_COPIES = 12
 """Arrays of the size of the pre-activations that one direction of differentiation holds."""
 
@@ -244,8 +248,10 @@ def own_curvature(found: Factors, layer: int) -> OwnCurvature:
         The block's factors.
     """
     span = found.spans[layer]
-    values, vectors = torch.linalg.eigh(found.curvature[:, span, span])
     size = span.stop - span.start
+    curvature = found.curvature[:, span, span]
+    pair = torch.linalg.eigh(curvature.cpu() if size <= _BY_LAPACK else curvature)
+    values, vectors = (part.to(curvature.device) for part in pair)
     tolerance = size * torch.finfo(values.dtype).eps * float(values.abs().max())
     sample, which = (values.abs() > tolerance).nonzero(as_tuple=True)
     kept = values[sample, which]
