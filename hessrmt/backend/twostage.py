@@ -6,8 +6,8 @@ Lang & Sun, ACM TOMS 26, 581 (2000); collecting several panels before an update 
 the double blocking of Wang et al., arXiv:2410.02170.
 
 The first stage is written once over an array namespace: ``torch`` (on any device) or ``numpy``; on
-a GPU nothing in its loop waits for the device. The method is backward stable: |λ̂ - λ| ≤ c n ε ‖A‖₂ with ε of the matrix's own type, which
-says nothing about the relative error of small eigenvalues.
+a GPU nothing in its loop waits for the device. The method is backward stable: |λ̂ - λ| ≤ c n ε ‖A‖₂
+with ε of the matrix's own type, which says nothing about the relative error of small eigenvalues.
 """
 
 from __future__ import annotations
