@@ -1,294 +1,380 @@
-"""Check this machine's GPU against its CPU, and time it against other libraries.
+"""What can be learnt of a GPU in seven minutes: are the kernels right on it, and how fast.
 
-    python scripts/gpu_check.py
+    PYTHONPATH=. python scripts/gpu_check.py
 
-Runs the parity tests, compares every verb with its CPU twin, repeats that on small sizes under
-compute-sanitizer where it is installed, times every verb against torch, CuPy and nvmath, compares
-the ratios with the targets, suggests thresholds for ``hessrmt/backend/solvers.py`` and writes
-``benchmarks/results/gpu_check-<device>.json``, also when a part failed: the reason is in it. Exit
-code 0 if all comparisons agree and no kernel was replaced by another route, 1 if not, 2 without a
-GPU.
+Runs from a source tree; beside torch and CuPy it needs numpy, scipy, h5py, typer and rich. Every
+step is a process with a time limit of its own, and the record is written anew after each, so that
+one that hangs or crashes costs only itself and a run that is cut off leaves what it has. Steps that
+need more (pytest, compute-sanitizer, ...) say what is missing.
+
+The record is DIR/gpu_check-<device>.json, by default in benchmarks/results. Exit code 0 if no step
+failed, 1 if one did, 2 without a GPU. ``--stand-in`` goes through the same steps at small sizes
+without a GPU: kernels run on the CPU, and nothing is said about speed.
+
+This process imports neither torch nor CuPy: scripts/gpu_steps.py does.
 """
 
+from __future__ import annotations
+
 import argparse
+import contextlib
 import datetime as dt
 import json
 import os
 import platform
 import re
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
-import warnings
-from importlib import metadata
+import tempfile
+import time
+import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import gpu_parity
-import gpu_peers
-import gpu_timing
-import torch
-from gpu_parity import DTYPES, Entry, Log, Machine
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
-from hessrmt.backend.compiling import compile_report
-from hessrmt.backend.cpu import CpuBackend
-from hessrmt.backend.memory import free_host_memory
-from hessrmt.errors import DeviceError
-
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
-PACKAGES = ("hessrmt", "torch", "numpy", "cupy-cuda12x", "cupy-cuda13x", "nvmath-python")
-PARITY_SIZES = (1, 2, 33, 64, 65, 160, 161, 325, 1000, 2000)
-SANITIZED_SIZES = (1, 2, 33, 64, 65)
-SIZES = (1000, 2000, 3000, 5000, 8000, 10_000, 15_000, 20_060, 30_000, 40_000)
-BATCHES = ((100, 32), (100, 64), (100, 128), (100, 160), (100, 300), (32, 2750))
+ROOT = Path(__file__).resolve().parent.parent
+Entry = dict[str, Any]
 
 
-def gpu_machine(log: Log) -> Machine:
-    """The first GPU, with every policy of its eigenvalue solver.
+class Step(NamedTuple):
+    """One process.
 
-    Args:
-        log: Told which peers are missing.
-
-    Returns:
-        What is checked.
+    Attributes:
+        name: Of the step, known to scripts/gpu_steps.py too.
+        limit: Seconds it may take.
+        needs: Python packages and programs without which it is skipped.
     """
-    from hessrmt.backend.cuda import cuda_backend
 
-    policies = ("auto", "two-stage", "library")
-    routes = {policy: cuda_backend(torch.device("cuda"), policy) for policy in policies}
-    name = torch.cuda.get_device_name(routes["auto"].device)
-    return Machine(name, CpuBackend(), routes, *gpu_peers.gpu_peers(log))
+    name: str
+    limit: float
+    needs: tuple[str, ...] = ()
 
 
-def run(command: list[str], limit: float) -> Entry:
-    """Run a program.
+_TESTS = ("pytest", "hypothesis", "pydantic", "jaxtyping", "pooch", "safetensors")
+STEPS = (
+    Step("versions", 60),
+    Step("compile", 90),
+    Step("symmetrize", 30),
+    Step("goe", 30),
+    Step("power-law scan", 30),
+    Step("staircase", 30),
+    Step("small batches", 40),
+    Step("sturm", 30),
+    Step("bulge chase", 60),
+    Step("two-stage", 60),
+    Step("n = 20,060", 90),
+    Step("n = 10,000", 45),
+    Step("n = 5,000", 30),
+    Step("tuning", 60),
+    Step("batches", 75),
+    Step("spectrum", 75),
+    Step("memcheck", 75, ("compute-sanitizer",)),
+    Step("racecheck", 75, ("compute-sanitizer",)),
+    Step("parity tests", 120, _TESTS),
+    Step("n = 40,000", 60),
+)
+PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
+LEAST = 5.0
+"""Seconds under which a step is not begun."""
+PLANTED = 2.0
+"""Seconds that a step is given which was told to hang."""
 
-    Args:
-        command: Program and arguments.
-        limit: Seconds.
 
-    Returns:
-        Exit code and the end of what it said.
+# One step
+
+
+class Process:
+    """A step's process: its imports go on while the step before runs, then it waits for the word.
+
+    Python, torch and CuPy take seconds to load, which a GPU would idle through a dozen times.
     """
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=limit, check=False
-    )
-    said = f"{done.stdout}\n{done.stderr}".strip().splitlines()
-    return {"command": " ".join(command), "exit_code": done.returncode, "tail": said[-30:]}
 
-
-def run_tests() -> Entry:
-    """The parity tests.
-
-    Returns:
-        Exit code and the end of pytest's report.
-    """
-    return run([sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/test_gpu.py"], 3600)
-
-
-def sanitize(tool: str) -> Entry:
-    """Small comparisons of this script under compute-sanitizer.
-
-    Args:
-        tool: ``"memcheck"`` or ``"racecheck"``.
-
-    Returns:
-        Exit code and report; without the program why it did not run.
-    """
-    program = shutil.which("compute-sanitizer")
-    if program is None:
-        return {"tool": tool, "exit_code": None, "tail": ["not run: no compute-sanitizer on PATH"]}
-    script = [sys.executable, str(Path(__file__)), "--compare-only", "--parity-sizes"]
-    sizes = [str(n) for n in SANITIZED_SIZES]
-    options = ["--tool", tool, "--error-exitcode", "9"]
-    return {"tool": tool, **run([program, *options, *script, *sizes], 3600)}
-
-
-def compare(machine: Machine, options: argparse.Namespace, log: Log) -> list[Entry]:
-    """All comparisons with the CPU.
-
-    Args:
-        machine: What is checked.
-        options: Sizes, models.
-        log: Where failures go.
-
-    Returns:
-        Comparisons.
-    """
-    checks: list[Entry] = []
-    for what, found in (
-        ("eigenvalues", gpu_parity.check_eigenvalues(machine, options.parity_sizes, log)),
-        ("other verbs", gpu_parity.check_other_verbs(machine, log)),
-    ):
-        if log.guarded(what, lambda found=found: checks.extend(found) or True) is None:
-            checks.append({"what": what, "agrees": False})
-    for model in options.models:
-        checks.append(
-            gpu_parity.compared(
-                log,
-                f"spectrum of {model}",
-                lambda model=model: gpu_parity.check_spectrum(machine, model, options.batch),
+    def __init__(self, step: Step, folder: Path, options: argparse.Namespace) -> None:
+        self.step = step
+        stem = re.sub(r"\W+", "-", step.name)
+        self.record, self._log = folder / f"{stem}.json", folder / f"{stem}.log"
+        command = [sys.executable, str(Path(__file__).with_name("gpu_steps.py")), step.name]
+        command += ["--record", str(self.record), "--folder", str(folder)]
+        command += ["--stand-in"] if options.stand_in else []
+        if step.name in options.plant:
+            command += ["--plant", options.plant[step.name]]
+        places = [str(folder / "wheels"), str(ROOT), os.environ.get("PYTHONPATH", "")]
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join(filter(None, places)),
+            "CUPY_CACHE_DIR": str(folder / "cupy"),
+            "PYTHONUNBUFFERED": "1",
+        }
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                cwd=ROOT,
+                env=environment,
+                start_new_session=True,
             )
-        )
-    return checks
 
+    def run(self, limit: float) -> Entry:
+        """Give the word and wait.
 
-def measure(
-    machine: Machine, options: argparse.Namespace, log: Log
-) -> tuple[list[Entry], list[Entry]]:
-    """All timings.
+        Args:
+            limit: Seconds.
 
-    Args:
-        machine: What is timed.
-        options: Sizes, repetitions.
-        log: Where failures go.
-
-    Returns:
-        Timings, and comparisons of the eigenvalues on the way.
-    """
-    rows: list[Entry] = []
-    checks: list[Entry] = []
-    repeats = options.repeats
-    races = [
-        *((gpu_timing.time_eigvalsh, (n, dtype)) for dtype in DTYPES for n in options.sizes),
-        *((gpu_timing.time_batch, (*b, dtype)) for dtype in DTYPES for b in options.batches),
-    ]
-    for time_it, about in races:
-        done = log.guarded(
-            f"{time_it.__name__} {about}",
-            lambda time_it=time_it, about=about: time_it(machine, *about, repeats, log),
-        )
-        if done is not None:
-            rows.append(done[0])
-            checks += done[1]
-    log.guarded(
-        "other verbs, timed",
-        lambda: rows.extend(gpu_timing.time_other_verbs(machine, repeats, log)),
-    )
-    model = options.timed_model
-    row = log.guarded(
-        f"spectrum of {model}, timed",
-        lambda: gpu_timing.time_spectrum(machine, model, options.batch, repeats),
-    )
-    return rows + ([row] if row else []), checks
-
-
-def versions() -> dict[str, str | None]:
-    """Versions of what takes part.
-
-    Returns:
-        From a name to a version, None where it is not installed.
-    """
-    found: dict[str, str | None] = {"cuda (torch)": torch.version.cuda}
-    for name in PACKAGES:
+        Returns:
+            Status, seconds, entries, and what went wrong if anything did.
+        """
+        start = time.monotonic()
         try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+            self._process.communicate(b"go\n", timeout=limit)
+            ended = True
+        except subprocess.TimeoutExpired:
+            ended = False
+        self.stop()
+        found = {"name": self.step.name, "limit": limit, "seconds": time.monotonic() - start}
+        try:
+            found |= json.loads(self.record.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            found |= {"status": None, "entries": []}
+        code = self._process.returncode
+        if not ended:
+            found |= {"status": "timed out", "error": f"stopped after {limit:.0f} s"}
+        elif found["status"] not in {PASSED, FAILED, SKIPPED}:
+            found |= {"status": "crashed", "error": f"exit code {code}"}
+        if found["status"] not in {PASSED, SKIPPED}:
+            said = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
+            found["tail"] = said[-30:]
+        return found
+
+    def stop(self) -> None:
+        """End the process and all that it started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
 
 
-def show(result: dict[str, Any], console: Console) -> None:
-    """Print a short report.
-
-    Args:
-        result: What is written to the file.
-        console: Where to.
-    """
-    differ = [check for check in result["checks"] if not check["agrees"]]
-    console.print(f"{len(result['checks'])} comparisons, {len(differ)} differ")
-    for check in differ:
-        gap, allowed = check.get("difference"), check.get("tolerance")
-        console.print(f"  DIFFERS: {check['what']}: {gap} > {allowed}", markup=False)
-    table = Table("timed", "seconds (medians)", "ratio", title=escape(result["device"]))
-    for row in result["timings"]:
-        reached = gpu_timing.ratio(row)
-        times = ", ".join(f"{name} {value:.4g}" for name, value in row["median"].items())
-        words = "" if reached is None else f"{reached[0]:.2f} ({reached[1]} to {reached[2]})"
-        table.add_row(escape(row["what"]), escape(times), escape(words))
-    console.print(table)
-    verdict = {True: "met", False: "MISSED", None: "not timed"}
-    table = Table("target", "wanted", "found", "")
-    for target in result["targets"]:
-        found = "" if target["found"] is None else f"{target['found']:.3g}"
-        table.add_row(target["what"], target["wanted"], found, verdict[target["met"]])
-    console.print(table)
-    for title in ("suggestions", "kernels"):
-        for name, value in result[title].items():
-            console.print(f"{title}: {name} = {value}", markup=False)
-    for failure in result["failures"]:
-        console.print(f"failed: {failure['what']}: {failure['reason']}", markup=False)
-    for words in result["fallbacks"]:
-        console.print(f"not used: {words}", markup=False)
-
-
-def check(
-    machine: Machine, options: argparse.Namespace, log: Log, console: Console
-) -> tuple[int, Path | None]:
-    """Compare, measure, judge, write.
+def missing(step: Step, wheels: Path) -> str:
+    """What a step needs and this machine lacks.
 
     Args:
-        machine: What is checked.
-        options: See ``--help``.
-        log: Where failures go.
-        console: Where the report is printed.
+        step: The step.
+        wheels: Folder of packages that travelled along.
 
     Returns:
-        The exit code, and the file if one was written.
+        A name; empty if it can run.
     """
-    with warnings.catch_warnings(record=True) as heard:
-        warnings.simplefilter("always", RuntimeWarning)
-        checks = compare(machine, options, log)
-        rows: list[Entry] = []
-        if not options.compare_only:
-            rows, more = measure(machine, options, log)
-            checks += more
-    fallbacks = [str(w.message) for w in heard if issubclass(w.category, RuntimeWarning)]
-    backend = machine.routes["auto"]
-    outside: dict[str, Any] = {"tests": None, "sanitizer": []}
-    passed = True
-    if not (options.compare_only or options.inside_only):
-        outside["tests"] = log.guarded("parity tests", run_tests)
-        outside["sanitizer"] = [
-            log.guarded(tool, lambda tool=tool: sanitize(tool))
-            for tool in ("memcheck", "racecheck")
-        ]
-        tests, reports = outside["tests"], outside["sanitizer"]
-        passed = tests is not None and tests["exit_code"] == 0
-        passed = passed and not any(report and report["exit_code"] for report in reports)
-    result = {
-        "device": machine.name,
-        "cpu": {
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.platform()}",
-            "free_memory_bytes": free_host_memory(),
-        },
-        "device_free_memory_bytes": log.guarded("free memory", backend.free_memory),
-        "solver_table": log.guarded("solver table", backend.solver_table),
-        "kernels": log.guarded("kernels", lambda: compile_report(backend.device)) or {},
-        "created": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "versions": versions(),
-        **outside,
-        "checks": checks,
-        "fallbacks": sorted(set(fallbacks)),
-        "timings": rows,
-        "targets": gpu_timing.judge(rows),
-        "suggestions": gpu_timing.suggest(rows),
-        "failures": log.failures,
+    from importlib.machinery import PathFinder
+
+    for name in step.needs:
+        if not (PathFinder.find_spec(name, [str(wheels), *sys.path]) or shutil.which(name)):
+            return name
+    return ""
+
+
+# The record
+
+
+def write(path: Path, result: Entry) -> None:
+    """Replace the record; a reader sees the old one or the new one.
+
+    Args:
+        path: Its file.
+        result: What it says.
+    """
+    draft = path.with_suffix(".draft")
+    with draft.open("w", encoding="utf-8") as file:
+        json.dump(result, file, indent=1)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+OURS, PEERS = ("two-stage", "ours"), ("torch", "cupy", "XsyevBatched")
+
+
+def conclusions(steps: list[Entry]) -> Entry:
+    """What the timings say.
+
+    Args:
+        steps: Of the record.
+
+    Returns:
+        For each race the fastest of ours and of the peers; the smallest n from which the two-stage
+        solver beats the best peer at every larger size timed (``TWO_STAGE_FROM``); the largest n of
+        one block per matrix that beats the best peer for it and all smaller ones (``SMALL_LIMIT``);
+        the versions of cuSOLVER, the peer.
+    """
+    entries = [entry for step in steps for entry in step["entries"]]
+    races: dict[str, dict[str, float]] = {}
+    sizes: dict[str, tuple[int, int]] = {}
+    for entry in entries:
+        if "race" in entry and entry.get("median"):
+            races.setdefault(entry["race"], {})[entry["route"]] = entry["median"]
+            sizes[entry["race"]] = (entry.get("count", 1), entry["n"])
+    rows, single, small = [], {}, {}
+    for race, median in races.items():
+        ours = min((name for name in OURS if name in median), key=median.__getitem__, default=None)
+        peer = min((name for name in PEERS if name in median), key=median.__getitem__, default=None)
+        if ours is None or peer is None:
+            continue
+        faster = median[peer] / median[ours]
+        rows.append({"race": race, "ours": ours, "peer": peer, "times faster": faster})
+        count, n = sizes[race]
+        (small if count > 1 else single)[n] = faster > 1
+    start = limit = None
+    for n in sorted(single, reverse=True):
+        if not single[n]:
+            break
+        start = n
+    for n in sorted(n for n in small if n <= 160):
+        if not small[n]:
+            break
+        limit = n
+    return {
+        "races": rows,
+        "TWO_STAGE_FROM": start,
+        "SMALL_LIMIT": limit,
+        "cuSOLVER": next((e["cuSOLVER"] for e in entries if "cuSOLVER" in e), None),
     }
-    show(result, console)
-    good = passed and all(entry["agrees"] for entry in checks) and not fallbacks
-    target = None
-    if not options.compare_only:
-        slug = re.sub(r"[^a-z0-9]+", "-", machine.name.lower()).strip("-")
-        target = options.out / f"gpu_check-{slug}.json"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        console.print(f"written: {target}", markup=False)
-    return (0 if good else 1), target
+
+
+def device_name(options: argparse.Namespace) -> str | None:
+    """The first GPU's name, asked of the driver's own program.
+
+    Args:
+        options: The command line.
+
+    Returns:
+        A name; None if there is no GPU.
+    """
+    if options.stand_in:
+        return "stand-in"
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    names = done.stdout.strip().splitlines()
+    return names[0].strip() if done.returncode == 0 and names else None
+
+
+def line(step: Entry) -> str:
+    """A step in one line of the terminal.
+
+    Args:
+        step: Of the record.
+
+    Returns:
+        Status, name, seconds, and what went wrong.
+    """
+    checks = [entry for entry in step["entries"] if "agrees" in entry]
+    wrong = [entry["what"] for entry in checks if not entry["agrees"]]
+    about = f"{len(checks)} checks" if checks else ""
+    if wrong:
+        about += f", {len(wrong)} differ: {wrong[0]}"
+    reason = step.get("error") or ""
+    words = "; ".join(filter(None, (about, reason.strip().splitlines()[-1] if reason else "")))
+    return f"{step['status']:<10} {step['name']:<15} {step['seconds']:6.1f} s  {words}"
+
+
+def check(device: str, options: argparse.Namespace, folder: Path) -> int:
+    """Run the steps.
+
+    Args:
+        device: Its name.
+        options: The command line.
+        folder: For the steps' own files.
+
+    Returns:
+        The exit code.
+    """
+    slug = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+    path = options.out / f"gpu_check-{slug}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for wheel in sorted(options.wheels.glob("*.whl")) if options.wheels else ():
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(folder / "wheels")
+    start = time.monotonic()
+    result: Entry = {
+        "schema": "hessrmt/gpu-check",
+        "device": device,
+        "stand_in": options.stand_in,
+        "created": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.platform()}",
+        "command": shlex.join(sys.argv),
+        "complete": False,
+        "steps": [],
+    }
+    chosen = [s for s in STEPS if not options.only or s.name in options.only]
+    lacking = {step: missing(step, folder / "wheels") for step in chosen}
+    waiting = [step for step in chosen if not lacking[step]]
+    processes: dict[Step, Process] = {}
+
+    def begin(step: Step) -> Process:
+        if step not in processes:
+            processes[step] = Process(step, folder, options)
+        return processes[step]
+
+    try:
+        for step in chosen:
+            left = options.seconds - (time.monotonic() - start)
+            if lacking[step]:
+                reason = f"skipped: {lacking[step]} is missing"
+                done = {"status": SKIPPED, "seconds": 0.0, "error": reason, "entries": []}
+                done = {"name": step.name, **done}
+            elif left < LEAST:
+                reason = f"the {options.seconds:.0f} s are over"
+                done = {"status": "not run", "seconds": 0.0, "error": reason, "entries": []}
+                done = {"name": step.name, **done}
+            else:
+                process = begin(step)
+                place = waiting.index(step) + 1
+                if place < len(waiting) and left > step.limit / 2:
+                    begin(waiting[place])
+                limit = PLANTED if options.plant.get(step.name) == "hang" else step.limit
+                done = process.run(min(limit, left))
+            result["steps"].append(done)
+            result["seconds"] = time.monotonic() - start
+            result["conclusions"] = {} if options.stand_in else conclusions(result["steps"])
+            write(path, result)
+            print(line(done), flush=True)
+    finally:
+        for process in processes.values():
+            process.stop()
+    result["complete"] = True
+    write(path, result)
+    for name, found in result["conclusions"].items():
+        for row in found if isinstance(found, list) else [found]:
+            print(f"{name}: {row}")
+    print(f"written: {path}")
+    good = all(step["status"] in {PASSED, SKIPPED, "not run"} for step in result["steps"])
+    return 0 if good else 1
+
+
+def planted(word: str) -> tuple[str, str]:
+    """``STEP=hang`` or ``STEP=crash``.
+
+    Args:
+        word: From the command line.
+
+    Returns:
+        The step's name and what it does.
+
+    Raises:
+        argparse.ArgumentTypeError: If it is neither.
+    """
+    name, _, fault = word.rpartition("=")
+    if name not in {step.name for step in STEPS} or fault not in {"hang", "crash"}:
+        raise argparse.ArgumentTypeError(f"{word!r}: give STEP=hang or STEP=crash")
+    return name, fault
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -302,24 +388,22 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     """
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     add = parser.add_argument
-    add("--sizes", nargs="*", type=int, default=SIZES, help="n of the timings of one matrix")
-    add("--parity-sizes", nargs="*", type=int, default=PARITY_SIZES, help="n of the comparisons")
-    add("--models", nargs="*", default=["logistic", "mlp2"], help="spectra that are compared")
-    add("--timed-model", default="mlp3", help="spectrum that is timed")
-    add("--batch", type=int, default=64, help="samples in a batch")
-    add("--repeats", type=int, default=3, help="of every timing, after one that warms up")
-    add("--out", type=Path, default=RESULTS, help="folder of the result file")
-    add("--compare-only", action="store_true", help="no timings, no tests, no file")
-    add("--inside-only", action="store_true", help="no pytest, no compute-sanitizer")
+    names = [step.name for step in STEPS]
+    results = ROOT / "benchmarks" / "results"
+    add("--out", type=Path, default=results, help="folder of the record")
+    add("--seconds", type=float, default=430, help="for everything (430)")
+    add("--only", nargs="+", metavar="STEP", choices=names, help=f"some of: {', '.join(names)}")
+    add("--stand-in", action="store_true", help="without a GPU: kernels run on the CPU, small")
+    add("--wheels", type=Path, help="folder with wheels of packages that the machine lacks")
+    add("--plant", type=planted, action="append", default=[], metavar="STEP=hang|crash",
+        help="make a step fail: a test of this program")  # fmt: skip
     options = parser.parse_args(arguments)
-    options.batches = BATCHES
-    if options.compare_only:
-        options.models = []
+    options.plant = dict(options.plant)
     return options
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run all checks.
+    """Run all steps.
 
     Args:
         arguments: Command line without the program's name; None takes the process's own.
@@ -327,13 +411,13 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    options, log = parse(arguments), Log()
-    try:
-        machine = gpu_machine(log)
-    except DeviceError as error:
-        print(f"error: {error}", file=sys.stderr)
+    options = parse(arguments)
+    device = device_name(options)
+    if device is None:
+        print("error: nvidia-smi finds no GPU here (--stand-in needs none)", file=sys.stderr)
         return 2
-    return check(machine, options, log, Console())[0]
+    with tempfile.TemporaryDirectory(prefix="gpu_check-") as folder:
+        return check(device, options, Path(folder))
 
 
 if __name__ == "__main__":

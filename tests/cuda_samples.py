@@ -4,7 +4,6 @@ import numpy as np
 import torch
 from dense_symmetric import error
 
-GB = 10**9
 DTYPES = [torch.float64, torch.float32]
 LIBRARY = "cupy.linalg.eigvalsh (cuSOLVER, cuda)"
 

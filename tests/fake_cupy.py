@@ -74,7 +74,7 @@ class Module:
 
 
 class Kernel:
-    num_regs = 64
+    num_regs, local_size_bytes, shared_size_bytes = 64, 0, 0
 
     def __init__(self, module, name):
         self.name, self.kinds = name, module.kinds[name]

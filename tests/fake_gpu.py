@@ -6,14 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from cuda_samples import GB
 from fake_cupy import FakeCupy
+from stand_in import GB, replacements
 
-from hessrmt.backend import chase, cuda_kernels, solvers
 from hessrmt.backend.cuda import CudaBackend
-
-# of launches whose number of threads the kernel leaves open: here each is one of the machine's
-FEW = {"bulge_chase": 4, "sturm_prepare": 4, "sturm_bisect": 8, "staircase": 8}
 
 
 @pytest.fixture(scope="session")
@@ -30,16 +26,8 @@ def memory():
 @pytest.fixture
 def no_gpu(monkeypatch, memory):
     """torch.cuda's answers, for a device that is main memory."""
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "fake")
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: SimpleNamespace(cuda_stream=0))
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (memory.free, 80 * GB))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 0)
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 0)
-    monkeypatch.setattr(chase, "SPIN_LIMIT", 1 << 28)
-    monkeypatch.setattr(solvers, "HALF_WIDTHS", (4,))
-    monkeypatch.setattr(solvers, "COLLECTED", 8)
-    for name, threads in FEW.items():
-        monkeypatch.setitem(cuda_kernels.THREADS, name, threads)
+    for where, name, value in replacements(memory):
+        monkeypatch.setattr(where, name, value)
 
 
 @pytest.fixture

@@ -11,14 +11,10 @@ process would take each other's symbols.
 import ctypes
 import json
 import os
-import re
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-KERNEL = re.compile(
-    r'extern "C" __global__ void\s+(?:__launch_bounds__\(\d+\)\s+)?(\w+)\(', re.MULTILINE
-)
 VARIABLE = "HESSRMT_NVRTC"
 """Environment variable: a folder with NVRTC packages unpacked below it (scripts/nvrtc.sh)."""
 
@@ -100,7 +96,7 @@ def main(library, architecture, *given):
     for name, text in texts.items():
         found = compile_text(nvrtc, name, text, options)
         if isinstance(found, bytes):
-            missing = [k for k in KERNEL.findall(text) if k.encode() not in found]
+            missing = [k for k in kernels.names(text) if k.encode() not in found]
             found = f"not in the machine code: {missing}" if missing else "ok"
         files[name] = found
     print(json.dumps({"version": [major.value, minor.value], "options": options, "files": files}))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hessrmt.backend.cuda_kernels import import_kernels
-from hessrmt.backend.kernels import OPTIONS, csrc, source
+from hessrmt.backend.cuda_kernels import KernelError, import_kernels
+from hessrmt.backend.kernels import csrc
 
 if TYPE_CHECKING:
     import torch
@@ -29,10 +29,9 @@ def compile_report(device: torch.device) -> dict[str, str]:
     found = {}
     for file in sorted(csrc().glob("*.cu")):
         try:
-            with kernels._current():
-                kernels._cupy.RawModule(code=source(file.stem), options=OPTIONS).compile()
-        except Exception as error:  # of the compiler, the driver or a library that is missing
-            found[file.stem] = f"{type(error).__name__}: {error}".strip()
+            kernels.compiled(file.stem)
+        except KernelError as error:
+            found[file.stem] = str(error).strip()
         else:
             found[file.stem] = "ok"
     return found

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from hessrmt.backend import chase, solvers
-from hessrmt.backend.kernels import OPTIONS, source
+from hessrmt.backend.kernels import OPTIONS, names, source
 from hessrmt.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -223,6 +223,26 @@ class Kernels:
         return matrices
 
     # Compiling and launching
+
+    def compiled(self, file: str) -> dict[str, dict[str, int]]:
+        """Compile a file of csrc/, without its ending; what each of its kernels takes.
+
+        Args:
+            file: E.g. ``"sturm"``.
+
+        Returns:
+            From a kernel's name to its registers, and its bytes of local and of static shared
+            memory, all for one thread or block.
+        """
+        found = {name: self._kernel(file, name) for name in names(source(file))}
+        return {
+            name: {
+                "registers": kernel.num_regs,
+                "local bytes": kernel.local_size_bytes,
+                "static shared bytes": kernel.shared_size_bytes,
+            }
+            for name, kernel in found.items()
+        }
 
     def _kernel(self, file: str, name: str, shared: int = 0) -> Any:
         with self._current(), _as_kernel_error(f"{name} could not be compiled"):

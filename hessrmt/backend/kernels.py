@@ -18,6 +18,9 @@ NVRTC up to 12.8 refuses to see twice, with whatever value; it concerns float32 
 1.2e-38 become 0, far below the n ε ‖A‖ that every kernel allows for a scaled matrix."""
 
 _HEADER = "common.cuh"
+_ENTRY = re.compile(
+    r'^extern "C" __global__ void\s(?:\s*__launch_bounds__\(\d+\))?\s*(\w+)\(', re.M
+)
 _INCLUDE = re.compile(r'^#include "(\w+\.cuh)"$', re.MULTILINE)
 
 
@@ -35,6 +38,18 @@ def csrc() -> Path:
         if (folder / _HEADER).is_file():
             return folder
     raise DeviceError("the CUDA sources (csrc/) are missing; reinstall hessrmt from its wheel")
+
+
+def names(text: str) -> list[str]:
+    """Kernels that a source offers.
+
+    Args:
+        text: Of a file of csrc/.
+
+    Returns:
+        Names by which they are launched, in order.
+    """
+    return _ENTRY.findall(text)
 
 
 def source(name: str) -> str:

@@ -187,7 +187,7 @@ def _panel(panel: Any, xp: Any) -> tuple[Any, Any, Any]:
     V[:k] += xp.diag(one)
     inverse = xp.triu(V.T @ V, 1) + xp.diag(1 / (tau + (1 - one)))
     if xp is np:
-        W = linalg.solve_triangular(inverse, V.T, trans="T").T
+        W = linalg.solve_triangular(inverse, V.T, trans=1).T
     else:  # unlike an inverse, which reports singular matrices, it does not wait for the device
         W = xp.linalg.solve_triangular(inverse, V, upper=True, left=False)
     return V, W, xp.triu(h[:k])

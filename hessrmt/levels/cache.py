@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pooch import os_cache
 
 from hessrmt.levels.goodness import POINTS, Null
 
@@ -25,6 +24,8 @@ def path_of(key: str) -> Path:
     Returns:
         A file in the user's cache folder; it need not exist.
     """
+    from pooch import os_cache
+
     name = hashlib.sha256(key.encode()).hexdigest()[:24]
     return Path(os_cache("hessrmt")) / "surrogates" / f"{name}.npz"
 

@@ -9,7 +9,6 @@ from importlib import resources
 from pathlib import Path
 
 import numpy as np
-from pooch import os_cache
 
 from hessrmt import rng
 from hessrmt.errors import DataError
@@ -35,6 +34,8 @@ def user_cache() -> Path:
     Returns:
         This user's cache folder for hessrmt; it need not exist.
     """
+    from pooch import os_cache  # a package that GPU machines without a network may lack
+
     return Path(os_cache("hessrmt"))
 
 

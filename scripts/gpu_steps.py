@@ -1,0 +1,721 @@
+"""The steps of ``gpu_check.py``, one in each process; nothing here is called by hand.
+
+A step yields entries, plain dictionaries, which are written as they come: comparisons have
+``agrees``, timings ``race``, ``route`` and ``median`` seconds. Matrices are those of the tests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module, metadata, resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+import dense_symmetric  # noqa: E402
+import gpu_libraries as libraries  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+import tridiagonals  # noqa: E402
+
+import hessrmt as hr  # noqa: E402
+from hessrmt import rng  # noqa: E402
+from hessrmt.backend import cuda_kernels, kernels, solvers  # noqa: E402
+from hessrmt.backend.cpu import CpuBackend  # noqa: E402
+from hessrmt.backend.cuda import CudaBackend  # noqa: E402
+from hessrmt.backend.cuda_kernels import KernelError, Kernels  # noqa: E402
+from hessrmt.backend.twostage import two_stage_eigenvalues  # noqa: E402
+from hessrmt.curvature.spectrum import compute  # noqa: E402
+from hessrmt.problems import data, models  # noqa: E402
+
+Entry = dict[str, Any]
+ROUTES = ("auto", "two-stage")
+DTYPES = (torch.float64, torch.float32)
+_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
+EPS = float(np.finfo(np.float64).eps)
+
+
+class Sizes(NamedTuple):
+    """How large; the second set is for main memory in place of a GPU.
+
+    Attributes:
+        few: n of kernels that are one launch.
+        small: n of one block per matrix.
+        chased: n of bulge chases.
+        two_stage: n of whole problems.
+        timed: Names of the steps of one matrix, and its n.
+        tuned: n of the tuning.
+        batches: Matrices of a batch, and their n.
+        model: Whose spectra are computed.
+        samples: Of a batch of such a spectrum.
+        repeats: Of a timing, after one that warms up.
+    """
+
+    few: tuple[int, ...]
+    small: tuple[int, ...]
+    chased: tuple[int, ...]
+    two_stage: tuple[int, ...]
+    timed: dict[str, int]
+    tuned: int
+    batches: tuple[tuple[int, int], ...]
+    model: str
+    samples: int
+    repeats: int
+
+
+TIMED = {"n = 20,060": 20_060, "n = 10,000": 10_000, "n = 5,000": 5_000, "n = 40,000": 40_000}
+GPU = Sizes(
+    few=(1, 2, 31, 33, 65, 1000),
+    small=(1, 2, 31, 32, 33, 64, 100, 160),
+    chased=(1, 2, 65, 130, 500),
+    two_stage=(1, 2, 65, 200, 1000),
+    timed=TIMED,
+    tuned=10_000,
+    batches=((100, 32), (100, 64), (100, 160), (100, 300), (32, 2750)),
+    model="mlp3",
+    samples=64,
+    repeats=2,
+)
+STAND_IN = Sizes(
+    few=(1, 2, 31, 33, 65),
+    small=(1, 2, 5, 33),
+    chased=(1, 2, 33, 70),
+    two_stage=(1, 2, 9, 30),
+    timed=dict(zip(TIMED, (50, 40, 20, 60), strict=True)),
+    tuned=40,
+    batches=((4, 5), (4, 8), (4, 12), (4, 16), (2, 20)),
+    model="logistic",
+    samples=3,
+    repeats=1,
+)
+SANITIZED = GPU._replace(
+    few=(1, 33, 70), small=(1, 33, 70), chased=(1, 70), two_stage=(2, 70), repeats=1
+)
+
+
+class Machine:
+    """The device, its kernels and the sizes."""
+
+    def __init__(self, folder: Path, *, stand_in: bool, sanitized: bool = False) -> None:
+        self.folder, self.stand_in = folder, stand_in
+        self.cpu = CpuBackend()
+        if stand_in:
+            import_module("stand_in").install(folder)
+            self.device, self.sizes = torch.device("cpu"), STAND_IN
+        else:
+            self.device, self.sizes = torch.device("cuda", 0), SANITIZED if sanitized else GPU
+            torch.cuda.set_device(self.device)
+
+        self.routes = {policy: CudaBackend(self.device, policy) for policy in ROUTES}
+
+    @property
+    def kernels(self) -> Kernels:
+        """The kernels themselves: unlike a backend they raise where they fail."""
+        found = self.routes["auto"].kernels
+        if found is None:
+            raise RuntimeError("CuPy is not installed: there are no kernels to check")
+        return found
+
+    def there(self, a: Any, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """A copy on the device."""
+        return torch.as_tensor(np.asarray(a)).to(device=self.device, dtype=dtype, copy=True)
+
+    def wait(self) -> None:
+        """Until the device has done all that it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def release(self) -> None:
+        """Give back what torch and CuPy keep: each is blind to the other's cache."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+            cupy = sys.modules.get("cupy")
+            if cupy is not None:
+                cupy.get_default_memory_pool().free_all_blocks()
+
+    def random(self, n: int, count: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+        """Symmetric matrices on the device, (count, n, n), drawn there."""
+        key = int(rng.seed_sequence(0, "gpu_check", n).generate_state(1, np.uint64)[0])
+        draw = torch.Generator(self.device).manual_seed(key >> 1)
+        stack = torch.randn(count, n, n, dtype=dtype, device=self.device, generator=draw)
+        for matrix in stack:
+            self.kernels.symmetrize_(matrix)
+        return stack
+
+    def seconds(self, work: Callable[[], Any]) -> tuple[list[float], Any]:
+        """Wall-clock times of a call, after one that warms up; what the last one returned."""
+        self.release()
+        times: list[float] = []
+        found: Any = None
+        for _ in range(1 + self.sizes.repeats):
+            self.wait()
+            start = time.perf_counter()
+            found = work()
+            self.wait()
+            times.append(time.perf_counter() - start)
+            if times[0] > 3:  # a long call needs no warming up, and nobody has the time
+                return times, found
+        return times[1:], found
+
+
+class Stages:
+    """Seconds between marks on the device's own clock."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._marks: list[tuple[str, Any]] = []
+
+    def mark(self, name: str) -> None:
+        """What ends here."""
+        if self._machine.device.type == "cuda":
+            event: Any = torch.cuda.Event(enable_timing=True)
+            event.record()
+        else:
+            event = time.perf_counter()
+        self._marks.append((name, event))
+
+    def seconds(self) -> dict[str, float]:
+        """From each mark but the first to the seconds since the one before."""
+        self._machine.wait()
+        found = {}
+        for (_, before), (name, after) in zip(self._marks, self._marks[1:], strict=False):
+            if isinstance(after, float):
+                found[name] = after - before
+            else:
+                found[name] = before.elapsed_time(after) / 1000
+        return found
+
+
+# Comparisons
+
+
+def compared(what: str, found: Any, expected: Any, allowed: float) -> Entry:
+    """Two arrays; NaN at the same places agree, others never."""
+    found, expected = (np.atleast_1d(np.asarray(x, np.float64)) for x in (found, expected))
+    difference = float("nan")
+    if found.shape == expected.shape:
+        gap = np.abs(found - expected)
+        gap[np.isnan(found) & np.isnan(expected)] = 0
+        difference = float(gap.max(initial=0.0))
+    agrees = bool(difference <= allowed)
+    return {"what": what, "difference": difference, "allowed": allowed, "agrees": agrees}
+
+
+def allowance(levels: np.ndarray, dtype: torch.dtype = torch.float64) -> float:
+    """Backward stability of two solvers: 20 n ε ‖A‖₂, at least n times the smallest number."""
+    of, n = torch.finfo(dtype), max(1, len(levels))
+    return max(20 * n * of.eps * float(np.abs(levels).max(initial=0.0)), n * of.tiny)
+
+
+def kind_of(dtype: torch.dtype) -> str:
+    """``float64`` or ``float32``."""
+    return str(dtype).removeprefix("torch.")
+
+
+# Versions, and whether the kernels compile
+
+
+def versions(machine: Machine) -> Iterator[Entry]:
+    """What takes part; cuSOLVER is the peer of every claim of speed."""
+    found: Entry = {"python": sys.version.split()[0], "torch's CUDA": torch.version.cuda}
+    for name in ("torch", "cupy-cuda12x", "cupy-cuda13x", "numpy", "scipy", "h5py", "hessrmt"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    yield {"versions": found}
+    if machine.stand_in:
+        return
+    of = torch.cuda.get_device_properties(machine.device)
+    yield {
+        "device": of.name,
+        "compute capability": f"{of.major}.{of.minor}",
+        "multiprocessors": of.multi_processor_count,
+        "memory": of.total_memory,
+        "free": machine.routes["auto"].free_memory(),
+    }
+    cupy = import_module("cupy")
+    yield {
+        "driver's CUDA": cupy.cuda.runtime.driverGetVersion(),
+        "CuPy's CUDA": cupy.cuda.runtime.runtimeGetVersion(),
+        "NVRTC": list(cupy.cuda.nvrtc.getVersion()),
+    }
+    eye = torch.eye(40, dtype=torch.float64, device=machine.device)
+    torch.linalg.eigvalsh(eye)
+    cupy.linalg.eigvalsh(cupy.from_dlpack(eye))
+    yield {"cuSOLVER": libraries.cusolver_versions()}
+
+
+def compile_all(machine: Machine) -> Iterator[Entry]:
+    """Every source at the same time; registers and local memory of every kernel."""
+    names = sorted(file.stem for file in kernels.csrc().glob("*.cu"))
+    ours = machine.kernels
+
+    def one(name: str) -> Entry:
+        start = time.perf_counter()
+        try:
+            found: Entry = {"kernels": ours.compiled(name), "agrees": True}
+        except KernelError as error:
+            found = {"error": str(error), "agrees": False}
+        return {"what": f"compile {name}", "seconds": time.perf_counter() - start, **found}
+
+    with ThreadPoolExecutor(len(names)) as pool:
+        yield from pool.map(one, names)
+
+
+# The ladder, from the simplest kernel to the whole solver
+
+
+def symmetrize(machine: Machine) -> Iterator[Entry]:
+    """The same bits as the CPU's."""
+    for dtype in DTYPES:
+        for n in machine.sizes.few:
+            draw = rng.torch_generator(0, "gpu_check", n)
+            here = torch.randn(n, n, dtype=dtype, generator=draw)
+            there = machine.there(here)
+            worst = [machine.kernels.symmetrize_(there), machine.cpu.symmetrize_(here)]
+            found, expected = (
+                np.append(a.cpu().double().numpy(), w)
+                for a, w in zip((there, here), worst, strict=True)
+            )
+            yield compared(f"symmetrize, n = {n}, {kind_of(dtype)}", found, expected, 0.0)
+    broken = torch.eye(33, dtype=torch.float64)
+    broken[32, 1] = torch.nan
+    seen = machine.kernels.symmetrize_(machine.there(broken))
+    yield compared("symmetrize sees NaN", seen, np.nan, 0.0)
+
+
+def goe(machine: Machine) -> Iterator[Entry]:
+    """The same draws as the CPU's, up to a few ulp of logarithm and cosine; |x| < 9 √2."""
+    key, first = 2**63 + 12345, 2**32 - 1
+    for dtype in DTYPES:
+        for n in machine.sizes.few:
+            found = machine.kernels.goe(n, 3, key, dtype, first).cpu().numpy()
+            expected = machine.cpu.sample_goe(n, 3, key, dtype, first).numpy()
+            allowed = 32 * torch.finfo(dtype).eps * 13
+            yield compared(f"goe, n = {n}, {kind_of(dtype)}", found, expected, allowed)
+
+
+def scan(machine: Machine) -> Iterator[Entry]:
+    """Power laws at every x_min; layers of no, one, equal and many values."""
+    draw = rng.stream(0, "gpu_check", "scan")
+    layers = [np.sort(1 + draw.pareto(2, size=n)) for n in (1, 2, 33, 0, 1000)] + [np.ones(5)]
+    offsets = np.cumsum([0, *map(len, layers)], dtype=np.int64)
+    values = np.concatenate(layers)
+    found = machine.kernels.powerlaw_scan(machine.there(values), offsets)
+    expected = machine.cpu.powerlaw_scan([torch.from_numpy(layer) for layer in layers])
+    for number, name in enumerate(("alpha", "distance")):
+        wanted = np.concatenate([fit[number] for fit in expected])
+        # sums of at most 1,000 positive terms; relative to alpha, distances are at most 1
+        scale = max(1.0, float(np.nanmax(np.abs(wanted))))
+        yield compared(f"scan, {name}", found[number], wanted, 2 * 1000 * EPS * scale)
+
+
+def staircase(machine: Machine) -> Iterator[Entry]:
+    """Whole numbers, equal levels among them."""
+    draw = rng.stream(0, "gpu_check", "staircase")
+    for m, n in ((0, 5), (5, 0), (1, 1), (5000, 3001)):
+        pool, queries = (np.sort(np.round(draw.normal(size=k), 2)) for k in (m, n))
+        found = machine.kernels.staircase(machine.there(pool), machine.there(queries))
+        expected = machine.cpu.staircase(torch.from_numpy(pool), torch.from_numpy(queries))
+        yield compared(f"staircase, {m} levels, {n} queries", found, expected, 0.0)
+
+
+def small(machine: Machine) -> Iterator[Entry]:
+    """One block per matrix, matrices of every kind."""
+    for dtype in DTYPES:
+        for n in machine.sizes.small:
+            if n > machine.kernels.small_limit(dtype.itemsize):
+                continue
+            kinds = dense_symmetric.families(n, 8)
+            stack = machine.there(np.stack(list(kinds.values())), dtype)
+            found, info = machine.kernels.small(stack)
+            for kind, levels, failed, a in zip(kinds, found, info, stack, strict=True):
+                expected = machine.cpu.eigvalsh(a.cpu().double())
+                entry = compared(
+                    f"small, {kind}, n = {n}, {kind_of(dtype)}",
+                    levels,
+                    expected,
+                    allowance(expected, dtype),
+                )
+                yield entry | {"agrees": entry["agrees"] and not failed, "info": int(failed)}
+
+
+def sturm(machine: Machine) -> Iterator[Entry]:
+    """Tridiagonal matrices of every kind, one large."""
+    from scipy.linalg import eigvalsh_tridiagonal
+
+    for n in machine.sizes.few:
+        for kind, (d, e) in tridiagonals.families(n).items():
+            if "overflow" in kind:
+                continue  # LAPACK overflows where the kernel doesn't; the tests have closed forms
+            found = machine.kernels.tridiagonal(machine.there(d), machine.there(np.append(e, 0)))
+            expected = np.asarray(eigvalsh_tridiagonal(d, e) if n > 1 else d)
+            allowed = allowance(expected)
+            yield compared(f"sturm, {kind}, n = {n}", found, expected, allowed)
+
+
+def bulge_chase(machine: Machine) -> Iterator[Entry]:
+    """Bands of half-width 16, 32 and 64, zero ones and such as are tridiagonal already."""
+    from scipy.linalg import eigvals_banded, eigvalsh_tridiagonal
+
+    for dtype in DTYPES:
+        for b in (16, 32, 64):
+            for n in machine.sizes.chased:
+                draw = rng.stream(0, "gpu_check", "band", n)
+                full = np.zeros((n, 2 * b + 1))
+                for k in range(min(b + 1, n)):
+                    full[: n - k, k] = draw.normal(size=n - k)
+                for kind, upto in (("full", b), ("tridiagonal", 1), ("diagonal", 0), ("zero", -1)):
+                    band = np.where(np.arange(2 * b + 1) <= upto, full, 0)
+                    there = machine.there(band, dtype)
+                    lower = there.cpu().double().numpy()[:, : min(b + 1, n)].T
+                    d, e = machine.kernels.chase(there, b)
+                    d, e = d.cpu().double().numpy(), e.cpu().double().numpy()[:-1]
+                    found = eigvalsh_tridiagonal(d, e) if n > 1 else d
+                    expected = np.asarray(eigvals_banded(lower, lower=True))
+                    what = f"chase, {kind}, b = {b}, n = {n}, {kind_of(dtype)}"
+                    yield compared(what, found, expected, allowance(expected, dtype))
+
+
+def two_stage(machine: Machine) -> Iterator[Entry]:
+    """Dense matrices of every kind through all three stages."""
+    backend = machine.routes["two-stage"]
+    for dtype in DTYPES:
+        for n in machine.sizes.two_stage:
+            for kind, a in dense_symmetric.families(n, 8).items():
+                there = machine.there(a, dtype)
+                expected = machine.cpu.eigvalsh(there.cpu().double())
+                found = backend.eigvalsh(there)
+                what = f"two-stage, {kind}, n = {n}, {kind_of(dtype)}"
+                yield compared(what, found, expected, allowance(expected, dtype))
+                if not backend.solver.startswith("two-stage"):
+                    yield {"what": f"{what}: {backend.solver}", "agrees": False}
+
+
+# Timings
+
+
+def staged(machine: Machine, a: torch.Tensor, b: int, outer: int) -> tuple[np.ndarray, Entry]:
+    """The two-stage solver with a mark after each stage.
+
+    Args:
+        machine: Where.
+        a: (n, n), overwritten.
+        b: Half-width of the band.
+        outer: Columns collected before an update.
+
+    Returns:
+        Eigenvalues, and the seconds of each stage.
+    """
+    stages, ours = Stages(machine), machine.kernels
+
+    def chased(band: torch.Tensor, b: int) -> tuple[torch.Tensor, torch.Tensor]:
+        stages.mark("dense to band")
+        found = ours.chase(band, b)
+        stages.mark("band to tridiagonal")
+        return found
+
+    def bisected(d: torch.Tensor, e: torch.Tensor) -> np.ndarray:
+        found = ours.tridiagonal(d, e)
+        stages.mark("tridiagonal to eigenvalues")
+        return found
+
+    stages.mark("start")
+    found = two_stage_eigenvalues(a, torch, b, outer=outer, chase=chased, tridiagonal=bisected)
+    return found, stages.seconds()
+
+
+def timing(race: str, route: str, times: list[float], **about: Any) -> Entry:
+    """An entry of a race."""
+    return {
+        "race": race,
+        "route": route,
+        "seconds": times,
+        "median": statistics.median(times),
+        **about,
+    }
+
+
+def no_peer(race: str, route: str, error: Exception) -> Entry:
+    """A peer that could not be timed: no fault of ours."""
+    return {"race": race, "route": route, "not timed": f"{type(error).__name__}: {error}"[:500]}
+
+
+def single(machine: Machine, n: int) -> Iterator[Entry]:
+    """One matrix: ours stage by stage, then torch, CuPy, and cuSOLVER's tridiagonalisation."""
+    race = f"n = {n:,}"
+    a = machine.random(n, 1)[0]
+    b = machine.kernels.half_width(8)
+    for number in range(1 + machine.sizes.repeats):
+        _, stages = staged(machine, a.clone(), b, solvers.collected(b))
+        yield {"what": f"stages, run {number}", "n": n, "b": b, "stages": stages}
+    backend = machine.routes["two-stage"]
+    times, levels = machine.seconds(lambda: backend.eigvalsh(a.clone()))
+    yield timing(race, "two-stage", times, n=n, solver=backend.solver)
+    each = allowance(levels)
+    norm = float(np.abs(levels).max())
+    yield compared(f"{race}, trace", levels.sum(), float(a.trace()), n * each)
+    squares = float((a**2).sum())
+    yield compared(f"{race}, sum of squares", (levels**2).sum(), squares, 2 * norm * n * each)
+    if n == max(machine.sizes.timed.values()):
+        return  # minutes that a peer would need are not there
+    for route, solve in libraries.single(machine.stand_in).items():
+        try:
+            solve(a[:64, :64].clone())  # so that a single long call is not its first
+            times, found = machine.seconds(lambda solve=solve: solve(a.clone()))
+        except Exception as error:
+            yield no_peer(race, route, error)
+            continue
+        yield timing(race, route, times, n=n)
+        if found is not None:
+            expected = found.cpu().numpy()
+            yield compared(f"{race}, against {route}", levels, expected, allowance(expected))
+
+
+def tuning(machine: Machine) -> Iterator[Entry]:
+    """Half-width, columns collected and threads, one at a time around the defaults."""
+    n = machine.sizes.tuned
+    a = machine.random(n, 1)[0]
+    b = machine.kernels.half_width(8)
+    chosen = {"b": b, "outer": solvers.collected(b), "threads": cuda_kernels.THREADS["bulge_chase"]}
+    tried = [chosen]
+    tried += [chosen | {"b": k, "outer": max(k, chosen["outer"])} for k in (b // 2, b // 4) if k]
+    tried += [chosen | {"outer": k * b} for k in (1, 2, 4, 8, 16) if k * b != chosen["outer"]]
+    tried += [chosen | {"threads": k} for k in (64, 128, 256) if k != chosen["threads"]]
+    for one in tried:
+        threads = dict(cuda_kernels.THREADS)
+        if not machine.stand_in:
+            cuda_kernels.THREADS["bulge_chase"] = one["threads"]
+        try:
+            runs = [staged(machine, a.clone(), one["b"], one["outer"])[1] for _ in range(2)]
+        finally:
+            cuda_kernels.THREADS.update(threads)
+        yield {"what": "tuning", "n": n, **one, "stages": runs[-1], "total": sum(runs[-1].values())}
+
+
+def batches(machine: Machine) -> Iterator[Entry]:
+    """Stacks of matrices of one size."""
+    for count, n in machine.sizes.batches:
+        race = f"{count} x n = {n:,}"
+        stack = machine.random(n, count)
+        backend = machine.routes["auto"]
+        times, levels = machine.seconds(lambda b=backend, s=stack: b.eigvalsh_batch(s.clone()))
+        yield timing(race, "ours", times, n=n, count=count)
+        for route, solve in libraries.stacked(machine.stand_in).items():
+            try:
+                times, found = machine.seconds(lambda solve=solve, s=stack: solve(s.clone()))
+            except Exception as error:
+                yield no_peer(race, route, error)
+                continue
+            yield timing(race, route, times, n=n, count=count)
+            expected = found.cpu().numpy()
+            allowed = max(allowance(row) for row in expected)
+            yield compared(f"{race}, against {route}", np.stack(levels), expected, allowed)
+
+
+# Whole spectra, and what runs in programs of its own
+
+
+def problem(model: str, samples: int, number: int) -> hr.Problem:
+    """A batch of the embedded digits, the model at its initialisation of seed 0."""
+    # by its path: finding a data set by name needs the package pooch
+    digits = data.load(str(resources.files("hessrmt") / "problems" / "assets" / "mnist10k.npz"))
+    network = models.build(model, input_shape=digits.input_shape, outputs=digits.outputs, seed=0)
+    pair = digits.tensors(slice(samples * number, samples * (number + 1)), torch.float64)
+    return hr.Problem(network.eval(), "cross-entropy", pair)
+
+
+def spectrum(machine: Machine) -> Iterator[Entry]:
+    """Three batches by each route, the first against the CPU; what the time goes into."""
+    from torch.profiler import ProfilerActivity, profile
+
+    model = machine.sizes.model
+    given = [problem(model, machine.sizes.samples, number) for number in range(3)]
+    here = compute(given[0], machine.cpu, "float64", "hessian")
+    for policy, backend in machine.routes.items():
+        for number, one in enumerate(given):
+            start = time.perf_counter()
+            found = compute(one, backend, "float64", "hessian")
+            machine.wait()
+            yield {
+                "what": f"spectrum of {model}, batch {number}, {policy}",
+                "seconds": time.perf_counter() - start,
+                "phases": dict(found.seconds),
+                "solver": found.solver,
+                "rows": found.reduced_dimension,
+                "rank": found.rank,
+            }
+            if number == 0:
+                what = f"spectrum of {model}, {policy}, against the CPU"
+                yield compared(what, found.eigenvalues, here.eigenvalues, 20 * here.noise_floor)
+    on_gpu = [] if machine.stand_in else [ProfilerActivity.CUDA]
+    with profile(activities=[ProfilerActivity.CPU, *on_gpu]) as profiled:
+        compute(given[2], machine.routes["auto"], "float64", "hessian")
+        machine.wait()
+    rows = profiled.key_averages()
+
+    def cost(row: Any) -> float:
+        return row.self_cpu_time_total if machine.stand_in else row.self_device_time_total
+
+    yield {
+        "what": f"profile of {model}, auto",
+        "top": [
+            {
+                "name": row.key[:100],
+                "calls": row.count,
+                "device ms": getattr(row, "self_device_time_total", 0) / 1000,
+                "cpu ms": row.self_cpu_time_total / 1000,
+            }
+            for row in sorted(rows, key=cost, reverse=True)[:15]
+        ],
+    }
+
+
+def everything_small(machine: Machine) -> Iterator[Entry]:
+    """All kernels on matrices of at most 70 rows, for compute-sanitizer."""
+    for step in (symmetrize, goe, scan, staircase, small, sturm, bulge_chase, two_stage):
+        yield from step(machine)
+
+
+def sanitized(tool: str) -> Callable[[Machine], Iterator[Entry]]:
+    """The step that runs everything small under one of compute-sanitizer's tools."""
+
+    def step(machine: Machine) -> Iterator[Entry]:
+        record = machine.folder / f"under-{tool}.json"
+        this = [sys.executable, __file__, "sanitized", "--record", str(record), "--now"]
+        command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *this]
+        # each tensor an allocation of its own, or a step over its end stays inside torch's pool
+        alone = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+        yield ran(tool, [*command, "--folder", str(machine.folder)], alone)
+        yield from json.loads(record.read_text(encoding="utf-8"))["entries"]
+
+    return step
+
+
+def parity_tests(_: Machine) -> Iterator[Entry]:
+    """tests/test_gpu.py."""
+    options = ["-q", "-o", "addopts=", "-m", "gpu", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    yield ran("pytest", [sys.executable, "-m", "pytest", *options, "tests/test_gpu.py"], {})
+
+
+def ran(what: str, command: list[str], environment: dict[str, str]) -> Entry:
+    """A program: it agrees if it exits with 0."""
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=os.environ | environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    said = f"{done.stdout}\n{done.stderr}".strip().splitlines()
+    return {
+        "what": what,
+        "exit code": done.returncode,
+        "said": said[-40:],
+        "agrees": done.returncode == 0,
+    }
+
+
+STEPS: dict[str, Callable[[Machine], Iterator[Entry]]] = {
+    "versions": versions,
+    "compile": compile_all,
+    "symmetrize": symmetrize,
+    "goe": goe,
+    "power-law scan": scan,
+    "staircase": staircase,
+    "small batches": small,
+    "sturm": sturm,
+    "bulge chase": bulge_chase,
+    "two-stage": two_stage,
+    **{
+        name: lambda machine, name=name: single(machine, machine.sizes.timed[name])
+        for name in TIMED
+    },
+    "tuning": tuning,
+    "batches": batches,
+    "spectrum": spectrum,
+    "memcheck": sanitized("memcheck"),
+    "racecheck": sanitized("racecheck"),
+    "parity tests": parity_tests,
+    "sanitized": everything_small,
+}
+
+
+def run(name: str, machine: Callable[[], Machine], write: Callable[..., None]) -> None:
+    """Run a step; what it yields is written as it comes.
+
+    Args:
+        name: Of the step.
+        machine: Makes what it is given.
+        write: Takes the status, the entries and, by name, an error.
+    """
+    entries: list[Entry] = []
+    try:
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always", RuntimeWarning)
+            for entry in STEPS[name](machine()):
+                entries.append(entry)
+                write("running", entries)
+        fallbacks = {str(w.message) for w in heard if " not used: " in str(w.message)}
+        entries += [{"what": words, "agrees": False} for words in sorted(fallbacks)]
+    except Exception:
+        write("failed", entries, error=traceback.format_exc(limit=6))
+    else:
+        good = all(entry.get("agrees", True) for entry in entries)
+        write("passed" if good else "failed", entries)
+
+
+def main() -> None:
+    """One step, when the word comes."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("step", choices=STEPS)
+    parser.add_argument("--record", type=Path, required=True)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--stand-in", action="store_true")
+    parser.add_argument("--plant", choices=["hang", "crash"])
+    parser.add_argument("--now", action="store_true", help="don't wait for the word")
+    options = parser.parse_args()
+    with contextlib.suppress(AttributeError):  # end with the parent, where the system is Linux
+        ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL)
+    if not options.now and not sys.stdin.readline():
+        return  # nobody is there any more
+
+    def write(status: str, entries: list[Entry], **more: Any) -> None:
+        draft = options.record.with_suffix(".draft")
+        draft.write_text(json.dumps({"status": status, "entries": entries, **more}))
+        draft.replace(options.record)
+
+    def machine() -> Machine:
+        return Machine(
+            options.folder, stand_in=options.stand_in, sanitized=options.step == "sanitized"
+        )
+
+    if options.plant == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if options.plant == "hang":
+        time.sleep(1e6)
+    run(options.step, machine, write)
+    if options.now:  # under compute-sanitizer, whose exit code says whether it found anything
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()
