@@ -242,7 +242,7 @@ def conclusions(steps: list[Entry]) -> Entry:
 
 
 def device_name(options: argparse.Namespace) -> str | None:
-    """The first GPU's name, asked of the driver's own program.
+    """The first GPU's name, asked of the driver's own program, or else of torch.
 
     Args:
         options: The command line.
@@ -252,18 +252,17 @@ def device_name(options: argparse.Namespace) -> str | None:
     """
     if options.stand_in:
         return "stand-in"
-    try:
-        done = subprocess.run(
-            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    names = done.stdout.strip().splitlines()
-    return names[0].strip() if done.returncode == 0 and names else None
+    driver = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    torch = [sys.executable, "-c", "import torch; print(torch.cuda.get_device_name(0))"]
+    for command in (driver, torch):
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        except (OSError, subprocess.TimeoutExpired):
+            continue
+        names = done.stdout.strip().splitlines()
+        if done.returncode == 0 and names:
+            return names[0].strip()
+    return None
 
 
 def line(step: Entry) -> str:
@@ -414,7 +413,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     device = device_name(options)
     if device is None:
-        print("error: nvidia-smi finds no GPU here (--stand-in needs none)", file=sys.stderr)
+        print("error: nvidia-smi and torch find no GPU (--stand-in needs none)", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory(prefix="gpu_check-") as folder:
         return check(device, options, Path(folder))

@@ -249,6 +249,14 @@ def test_other_kernels_that_do_not_compile(make, monkeypatch, cupy):
         assert backend.symmetrize_(torch.eye(3)) == 0
 
 
+def test_what_kernels_take_is_told_by_name(make):
+    for file in kernels.csrc().glob("*.cu"):
+        found = make().kernels.compiled(file.stem)
+        assert list(found) == kernels.names(kernels.source(file.stem))
+        assert all(kernel["registers"] > 0 for kernel in found.values())
+    assert "bulge_chase_f32" in make().kernels.compiled("bulge_chase")
+
+
 # Facts that the fake's launches rest on
 
 

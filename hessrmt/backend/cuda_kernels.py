@@ -235,14 +235,15 @@ class Kernels:
             memory, all for one thread or block.
         """
         found = {name: self._kernel(file, name) for name in names(source(file))}
-        return {
-            name: {
-                "registers": kernel.num_regs,
-                "local bytes": kernel.local_size_bytes,
-                "static shared bytes": kernel.shared_size_bytes,
+        with self._current():
+            return {
+                name: {
+                    "registers": kernel.num_regs,
+                    "local bytes": kernel.local_size_bytes,
+                    "static shared bytes": kernel.shared_size_bytes,
+                }
+                for name, kernel in found.items()
             }
-            for name, kernel in found.items()
-        }
 
     def _kernel(self, file: str, name: str, shared: int = 0) -> Any:
         with self._current(), _as_kernel_error(f"{name} could not be compiled"):
