@@ -19,12 +19,12 @@ VARIABLE = "HESSRMT_NVRTC"
 """Environment variable: a folder with NVRTC packages unpacked below it (scripts/nvrtc.sh)."""
 
 
-def cupy_options(given, architecture):
-    """The options that NVRTC gets for ``RawModule(code=..., options=given)``.
+def cupy_options(given):
+    """What NVRTC gets for ``RawModule(code=..., options=given)`` before the architecture.
 
     As in CuPy 14.0 to 14.2: cupy/_core/core.pyx, ``assemble_cupy_compiler_options`` (places of
     headers, at which our self-contained text never looks), then cupy/cuda/compiler.py,
-    ``_compile_with_cache_cuda`` and ``_compile_using_nvrtc_no_warning``.
+    ``_compile_with_cache_cuda``.
     """
     headers = "/nowhere/cupy/_core/include"
     cccl = [f"-I{headers}/cupy/_cccl/{name}" for name in ("cub", "thrust", "libcudacxx")]
@@ -36,8 +36,6 @@ def cupy_options(given, architecture):
         f"-I{headers}",
         "-I/nowhere/cuda/include",
         "-ftz=true",
-        f"-arch=sm_{architecture}",
-        "--device-as-default-execution-space",
     ]
 
 
@@ -89,17 +87,19 @@ def main(library, architecture, *given):
     nvrtc = ctypes.CDLL(library)
     major, minor = ctypes.c_int(), ctypes.c_int()
     nvrtc.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
-    options = cupy_options(given, architecture)
-    # CuPy compiles an empty text first, which goes into its cache's key
-    texts = {"empty": "", **{f.stem: kernels.source(f.stem) for f in kernels.csrc().glob("*.cu")}}
-    files = {}
-    for name, text in texts.items():
-        found = compile_text(nvrtc, name, text, options)
+    options = cupy_options(given)
+    ours = [*options, f"-arch=sm_{architecture}", "--device-as-default-execution-space"]
+    # CuPy compiles an empty text first, for the key of its cache (_preprocess)
+    said = compile_text(nvrtc, "empty", "", [*options, f"-arch=compute_{architecture}"])
+    files = {"empty": said if isinstance(said, str) else "ok"}
+    for file in kernels.csrc().glob("*.cu"):
+        name, text = file.stem, kernels.source(file.stem)
+        found = compile_text(nvrtc, name, text, ours)
         if isinstance(found, bytes):
             missing = [k for k in kernels.names(text) if k.encode() not in found]
             found = f"not in the machine code: {missing}" if missing else "ok"
         files[name] = found
-    print(json.dumps({"version": [major.value, minor.value], "options": options, "files": files}))
+    print(json.dumps({"version": [major.value, minor.value], "options": ours, "files": files}))
 
 
 if __name__ == "__main__":
