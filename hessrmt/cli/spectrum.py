@@ -320,22 +320,22 @@ def _conclude(found: Spectra, out: Path, to: Console) -> None:
 
 
 def _round_off(item: Spectrum) -> str:
-    """What the published cutoff would have taken for levels in the first batch."""
+    """What the published cutoff would have kept of the first batch beside real eigenvalues."""
     if item.reduced_dimension == item.dimension:
         low, high = item.log_gap
         false = max(0, item.n_paper_cutoff - item.rank)
         return (
-            f"The published cutoff |λ| > 1e-20 keeps {item.n_paper_cutoff:,} levels of batch 0; "
-            f"{false:,} of them ({false / max(1, item.n_paper_cutoff):.0%}) are round-off. "
-            f"Round-off ends at {low:.1e} and levels begin at {high:.1e}, {item.gap_decades:.1f} "
-            "decades apart."
+            f"The published cutoff |λ| > 1e-20 keeps {item.n_paper_cutoff:,} eigenvalues of batch "
+            f"0; {false:,} of them ({false / max(1, item.n_paper_cutoff):.0%}) are round-off. "
+            f"Round-off ends at {low:.1e} and real eigenvalues begin at {high:.1e}, "
+            f"{item.gap_decades:.1f} decades apart."
         )
     false = item.dimension - item.rank
     return (
         f"Batch 0 has {item.dimension - item.reduced_dimension:,} exact null directions, removed "
-        f"before diagonalising. Without that the published cutoff |λ| > 1e-20 takes round-off for "
-        f"up to {false:,} more levels ({false / item.dimension:.0%} of {item.dimension:,}); "
-        "--reduce none counts them."
+        f"before diagonalising. Without that the published cutoff |λ| > 1e-20 would keep up to "
+        f"{false:,} eigenvalues that are round-off ({false / item.dimension:.0%} of "
+        f"{item.dimension:,}); --reduce none counts them."
     )
 
 
