@@ -303,6 +303,7 @@ def test_results_of_other_commands(cli, digits, command, result):
     assert result not in done.stderr
     assert "written: " not in done.stdout
     assert "data: " not in done.stdout
+    assert not re.search(r"[ \t]$", done.stdout, re.MULTILINE)
     again = ["--overwrite"] if command[0] in {"density", "train", "simulate"} else []
     done = cli(*command, *data, *again, "--json")
     assert len(done.stdout.splitlines()) == 1

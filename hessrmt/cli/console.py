@@ -19,8 +19,20 @@ if TYPE_CHECKING:
 err = Console(stderr=True, highlight=False)
 """Progress, notes and errors."""
 
-_UNLIMITED = 10_000
-"""Width of a file or a pipe: nothing is wrapped or cut off."""
+
+class _Plain(Console):
+    """A file or a pipe: no line is wrapped, cut off, or filled up with blanks."""
+
+    def __init__(self) -> None:
+        super().__init__(highlight=False, width=10_000)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print without blanks at the ends of lines."""
+        with self.capture() as captured:
+            super().print(*objects, **options)
+        lines = captured.get().split("\n")
+        self.file.write("\n".join(line.rstrip() for line in lines))
+        self.file.flush()
 
 
 def results(json: bool = False) -> Console:
@@ -34,7 +46,8 @@ def results(json: bool = False) -> Console:
     """
     if json:
         return err
-    return Console(highlight=False, width=None if sys.stdout.isatty() else _UNLIMITED)
+    terminal = sys.stdout is not None and sys.stdout.isatty()
+    return Console(highlight=False) if terminal else _Plain()
 
 
 def accept_any_text() -> None:
@@ -102,18 +115,21 @@ def progress(transient: bool = False) -> Progress:
 
 
 @contextmanager
-def paused(display: Progress) -> Iterator[None]:
+def paused(display: Progress | None) -> Iterator[None]:
     """Take a transient display off the terminal while something is printed, then put it back.
 
     Standard output and standard error are mostly the same terminal, and what is printed between
     two drawings of the bars would be overwritten.
 
     Args:
-        display: From :func:`progress`.
+        display: From :func:`progress`, if there is one.
 
     Yields:
         Nothing.
     """
+    if display is None:
+        yield
+        return
     from rich.live import Live
 
     display.stop()

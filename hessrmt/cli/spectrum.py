@@ -108,8 +108,11 @@ def spectrum(
 ) -> None:
     """Compute all eigenvalues of the loss Hessian, batch by batch, and certify them.
 
-    Batches are taken in file order, unshuffled. A batch that is finished is on disk, and its row
-    of the table on standard output, at once; a run that was killed continues with --resume.
+    Batches are taken in file order, unshuffled.
+
+    The row of a finished batch is printed at once, on standard output.
+
+    It is on disk, too: a run that was killed continues with --resume.
     """
     from hessrmt.config import SpectrumConfig, load_settings
     from hessrmt.workflows.spectrum import prepare, run
@@ -132,7 +135,13 @@ def spectrum(
         seed=seed,
     )
     to = console.results(json)
-    rows = _Rows(to, console.source_in_words(settings.model_dump(mode="json")))
+    rows = _Rows(console.source_in_words(settings.model_dump(mode="json")))
+
+    def show(batch: int, item: Spectrum, display: Progress | None = None) -> None:
+        text = rows.text(batch, item)
+        with console.paused(display):
+            to.print(text, markup=False, soft_wrap=True)
+
     if mpi is not None:
         _require_alone(workers, scheduler)
         from hessrmt.workflows.distributed import run_distributed
@@ -145,7 +154,7 @@ def spectrum(
             resume=resume,
             overwrite=overwrite,
             tell=console.note,
-            finished=rows.add,
+            finished=show,
         )
         if shared is not None:  # the first process
             _conclude(shared, out, to)
@@ -163,8 +172,7 @@ def spectrum(
 
         def finished(batch: int, item: Spectrum) -> None:
             meter.advance()
-            with console.paused(display):
-                rows.add(batch, item)
+            show(batch, item, display)
 
         found = run(
             prepared,
@@ -247,27 +255,16 @@ _PHASES = {"reduction": "reduce", "matrix": "matrix", "eigenvalues": "eigen"}
 class _Rows:
     """The table of results, a row for each batch as it comes; at most 80 characters wide."""
 
-    def __init__(self, to: Console, source: str) -> None:
-        self._to = to
+    def __init__(self, source: str) -> None:
         self._source = source
         self._widths: tuple[int, ...] = ()
 
-    def add(self, batch: int, item: Spectrum) -> None:
-        """Print the row of a batch, before the first one also the heading."""
-        if not self._widths:
-            self._begin(item)
-        self._print(
-            str(batch),
-            f"{item.eigenvalues[0]:.3g}",
-            f"{item.eigenvalues[-1]:.3g}",
-            f"{item.noise_floor:.1g}",
-            f"{item.reduced_dimension:,}",
-            f"{item.rank:,}",
-            _or_dash(_mean_ratio(item), ".4f"),
-            *(_or_dash(item.seconds.get(phase, math.nan), ".1f") for phase in _PHASES),
-        )
+    def text(self, batch: int, item: Spectrum) -> str:
+        """The row of a batch, the first one below the heading."""
+        lines = [] if self._widths else self._heading(item)
+        return "\n".join([*lines, self._line(*self._cells(batch, item))])
 
-    def _begin(self, item: Spectrum) -> None:
+    def _heading(self, item: Spectrum) -> list[str]:
         """Columns as wide as their longest possible entry: later rows are not known yet."""
         count = len(f"{item.dimension:,}")
         widths = {
@@ -282,19 +279,27 @@ class _Rows:
         }
         self._widths = tuple(widths.values())
         name = {"hessian": "Hessian", "ggn": "Gauss-Newton matrix"}[item.operator]
-        self._to.print(
-            f"{name} of {self._source}, P = {item.dimension:,}", markup=False, soft_wrap=True
-        )
-        self._print(*widths)
+        return [f"{name} of {self._source}, P = {item.dimension:,}", self._line(*widths)]
 
-    def _print(self, *cells: str) -> None:
+    def _cells(self, batch: int, item: Spectrum) -> tuple[str, ...]:
+        return (
+            str(batch),
+            f"{item.eigenvalues[0]:.3g}",
+            f"{item.eigenvalues[-1]:.3g}",
+            f"{item.noise_floor:.1g}",
+            f"{item.reduced_dimension:,}",
+            f"{item.rank:,}",
+            _or_dash(_mean_ratio(item), ".4f"),
+            *(_or_dash(item.seconds.get(phase, math.nan), ".1f") for phase in _PHASES),
+        )
+
+    def _line(self, *cells: str) -> str:
         from rich.cells import cell_len
 
-        padded = (
+        return " ".join(
             " " * (width - cell_len(cell)) + cell
             for cell, width in zip(cells, self._widths, strict=True)
         )
-        self._to.print(" ".join(padded), markup=False, soft_wrap=True)
 
 
 def _or_dash(value: float, form: str) -> str:
