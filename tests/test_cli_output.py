@@ -58,12 +58,15 @@ def numbers(text):
 def held(tmp_path, tiny_npz):
     """Start a run that stops before its second batch."""
     started = []
+    # with buffers, as people have them
+    environment = {name: v for name, v in os.environ.items() if name != "PYTHONUNBUFFERED"}
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def start(*words):
         process = subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(HELD), *RUN, *words],
             cwd=tmp_path,
+            env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
