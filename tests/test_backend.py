@@ -293,7 +293,7 @@ def test_nothing_is_compiled_without_a_gpu(cli):
         found = json.loads(cli("info", "--json").stdout)
         assert found["CUDA kernels"] == reason
         assert found["eigenvalue solvers"] == {"cpu": CPU.solver_table()}
-        shown = " ".join(cli("info").stderr.split())
+        shown = " ".join(cli("info").stdout.split())
         for words in (reason, "eigenvalue solvers, cpu, any n", "syevd"):
             assert words in shown
 

@@ -64,24 +64,31 @@ def test_json_is_the_report(cli, net):
 def test_what_the_terminal_shows(cli, net):
     result = cli("capacity", "net.pt")
     assert result.returncode == 0
-    assert result.stdout == ""
     report = hr.capacity.analyze("net.pt")
-    lines = result.stderr.splitlines()
-    table = lines[: next(i for i, line in enumerate(lines) if line.startswith("skipped"))]
-    assert max(map(cell_len, table)) <= 80
-    rows = [line for line in table if "±" in line]
+    rows = [line for line in result.stdout.splitlines() if "±" in line]
     for layer, row in zip(report.analyzed, rows, strict=True):
         name, shape, alpha, distance, largest, norm, rank = row.split()
-        assert layer.name.removesuffix(".weight").endswith(name.lstrip("…"))
-        assert len(name) >= 14 or not name.startswith("…")
+        assert name == layer.name.removesuffix(".weight")
         assert shape == "×".join(map(str, layer.shape))
         assert alpha == f"{layer.alpha:.2f}±{layer.sigma:.2f}"
         values = (layer.ks_distance, layer.lambda_max, layer.log_frobenius, layer.stable_rank)
         for shown, value in zip((distance, largest, norm, rank), values, strict=True):
             assert float(shown) == pytest.approx(value, rel=0.006, abs=0.006)
     assert "skipped: features.0.bias: 1-D" in result.stderr
-    assert f"{report.alpha_hat:.4g} ({report.alpha_hat_log10:.4g} with log10)" in result.stderr
-    assert "4: 3 analysed in 11 spectra, 1 skipped; 0 fits failed" in result.stderr
+    assert f"{report.alpha_hat:.4g} ({report.alpha_hat_log10:.4g} with log10)" in result.stdout
+    assert "4: 3 analysed in 11 spectra, 1 skipped; 0 fits failed" in result.stdout
+    assert "±" not in result.stderr
+
+
+def test_long_names_are_shortened_for_a_terminal(cli, net):
+    # with --json the table is shown on standard error, 80 columns wide
+    table = cli("capacity", "net.pt", "--json").stderr.splitlines()
+    rows = [line for line in table if "±" in line]
+    assert max(map(cell_len, rows)) <= 80
+    for layer, row in zip(hr.capacity.analyze("net.pt").analyzed, rows, strict=True):
+        name = row.split()[0]
+        assert layer.name.removesuffix(".weight").endswith(name.lstrip("…"))
+        assert len(name) >= 14 or not name.startswith("…")
 
 
 def test_csv_has_every_tensor(cli, net, tmp_path):

@@ -139,6 +139,8 @@ def test_command_fetch(mirror, monkeypatch):
         "name": "mnist",
         "path": str(data.user_cache() / "mnist"),
     }
+    result = CliRunner().invoke(app, ["fetch", "mnist", "--no-progress"])
+    assert result.stdout == f"mnist is in {data.user_cache() / 'mnist'}\n"
     result = CliRunner().invoke(app, ["fetch", "imagenet"])
     assert isinstance(result.exception, DataError)
     assert not result.stdout

@@ -224,10 +224,10 @@ def test_a_conclusion_is_shown(kept, cli, path):
     found = parsed(cli("levels", path, "--json", "--surrogates", "20"))
     shown = cli("levels", path, "--surrogates", "20")
     assert shown.returncode == 0
-    assert shown.stdout == ""
-    assert found["conclusion"][1:] in shown.stderr
-    assert "2 GOE blocks" in shown.stderr
-    assert f"{found['mean_ratio']:.4f} ± {found['mean_ratio_error']:.4f}" in shown.stderr
+    assert found["conclusion"][1:] not in shown.stderr
+    assert found["conclusion"][1:] in shown.stdout
+    assert "2 GOE blocks" in shown.stdout
+    assert f"{found['mean_ratio']:.4f} ± {found['mean_ratio_error']:.4f}" in shown.stdout
 
 
 def test_settings_from_a_file(kept, cli, path, tmp_path):

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import yaml
 
 import hessrmt
 from hessrmt.config import (
@@ -80,6 +81,24 @@ def imported():
 def test_version_is_the_metadata_version():
     assert hessrmt.__version__ == importlib.metadata.version("hessrmt")
     assert hessrmt.__version__ == PYPROJECT["project"]["version"]
+
+
+def test_citation():
+    found = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    project = PYPROJECT["project"]
+    # what CFF 1.2.0 requires, of the software and of each reference
+    assert {"cff-version", "message", "title", "authors"} <= set(found)
+    assert found["cff-version"] == "1.2.0"
+    for item in found["references"]:
+        assert {"type", "title", "authors"} <= set(item)
+        for author in item["authors"]:
+            assert "name" in author or {"given-names", "family-names"} <= set(author)
+    assert found["authors"] == project["authors"]
+    for name in ("version", "license", "keywords"):
+        assert found[name] == project[name]
+    assert found["title"] == project["name"]
+    # in the source distribution
+    assert "/CITATION.cff" in PYPROJECT["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
 
 
 @pytest.mark.parametrize("name", hessrmt.__all__)

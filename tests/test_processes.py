@@ -280,7 +280,8 @@ def test_what_all_agreed_on_passes_the_guard(capfd):
 
 def run(tmp_path, monkeypatch, size=2, **settings):
     monkeypatch.setattr(distributed, "select_distributed", lambda *a: Gathering(a[2]))
-    options = {name: settings.pop(name) for name in ("resume", "overwrite") if name in settings}
+    names = ("resume", "overwrite", "finished")
+    options = {name: settings.pop(name) for name in names if name in settings}
     config = SpectrumConfig(model="logistic", batch=8, device="cpu", **settings)
     return on_each(
         size,
@@ -295,19 +296,27 @@ told = []
 
 def test_process_0_writes_the_file_and_continues_it(tmp_path, monkeypatch):
     told.clear()
-    first, *others = run(tmp_path, monkeypatch, size=3, batches=2)
+    rows = []
+
+    def finished(batch, found):
+        rows.append((batch, found.rank))
+
+    first, *others = run(tmp_path, monkeypatch, size=3, batches=2, finished=finished)
     assert others == [None, None]
     assert [item.rank for item in first] == [item.rank for item in hr.load(tmp_path / "x.h5")]
     assert first[0].rank > 8
-    assert sum("done" in line for line in told) == 2  # process 0 alone tells
+    # process 0 alone tells
+    assert rows == [(0, first[0].rank), (1, first[1].rank)]
+    assert sum("data: " in line for line in told) == 1
 
     again, leaves = run(tmp_path, monkeypatch, batches=2)
     assert type(again) is StoreError
     assert isinstance(leaves, SystemExit)
     assert leaves.code == again.exit_code == 2
 
-    resumed, _ = run(tmp_path, monkeypatch, batches=2, resume=True)
+    resumed, _ = run(tmp_path, monkeypatch, batches=2, resume=True, finished=finished)
     assert np.array_equal(resumed.eigenvalues, first.eigenvalues)
+    assert rows[2:] == rows[:2]  # those that were there are told, too
     other, _ = run(tmp_path, monkeypatch, batches=2, resume=True, seed=1)
     assert type(other) is StoreError
 

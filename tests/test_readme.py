@@ -112,6 +112,23 @@ def test_setup_command_is_there_word_for_word(command):
     assert lines.count(command) == 1
 
 
+def test_cpu_build_of_torch_is_the_pinned_one():
+    # another version would be replaced by the next command
+    (asked,) = re.findall(r"^pip install torch==(\S+) --index-url \S+/cpu$", TEXT, re.MULTILINE)
+    pins = (README.parent / "constraints.txt").read_text(encoding="utf-8")
+    assert f"\ntorch=={asked}\n" in pins
+
+
+def test_sample_of_the_table_has_the_columns_that_are_printed(tmp_path):
+    (sample,) = (block.text.splitlines() for block in blocks(TEXT, "text"))
+    words = ["spectrum", "--model", "logistic", "--batches", "1", "--out", str(tmp_path / "a.h5")]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    _, heading, _, *legend = result.stdout.splitlines()
+    assert sample[1].split() == heading.split()
+    assert sample[-2:] == legend[1:3]
+
+
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_command_parses(words):
     # --help ends the command after its words were parsed and before it runs

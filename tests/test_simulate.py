@@ -241,15 +241,14 @@ def test_other_commands_take_the_file(cli, tmp_path):
 
 def test_what_people_read(cli):
     result = cli(*SMALL, "--outlier-values", "50")
-    assert result.stdout == ""
-    said = " ".join(result.stderr.split())
+    assert result.stderr == "written: sim.h5\n"
+    said = " ".join(result.stdout.split())
     for part in (
         "loss model, kernel rbf, n = 40, 1 outliers: 12 of 12 samples",
         "c = Cov(H₁₁, H₂₂) 1",
         "σ from GOE 0.5307",
         "levels outside 1.00 in a sample, 1.00 expected",
         "50.8 for large matrices",
-        "written: sim.h5",
     ):
         assert part in said
     few = cli(*SMALL[:1], "--dimension", 2, "--samples", 1, "--out", "few.h5", "--json")

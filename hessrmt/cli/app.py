@@ -72,6 +72,7 @@ def main() -> None:
     """Run the command line; exit 0 on success, 1 if the run failed, 2 on bad usage or input."""
     # the same file, bit for bit, from the same seed: see hessrmt/backend/cpu.py
     os.environ.setdefault("MKL_CBWR", "AUTO")
+    console.accept_any_text()
     try:
         code = app(standalone_mode=False)
         if code == _INTERRUPTED:  # newer typer swallows the interrupt

@@ -14,6 +14,7 @@ from hessrmt.cli.options import ConfigOption, DeviceOption, JsonOption, SeedOpti
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from rich.console import Console
     from rich.progress import Progress, TaskID
     from rich.table import Table
 
@@ -152,11 +153,12 @@ def capacity(
         series = run(settings, sources, _Meter(display))
     for note in series.notes:
         console.note(note)
+    to = console.results(json)
     if len(series.reports) == 1:
-        _show(series.reports[0])
+        _show(series.reports[0], to)
     else:
-        _show_series(series)
-    _show_correlations(series)
+        _show_series(series, to)
+    _show_correlations(series, to)
     if table is not None:
         write_csv(series, table)
         console.note(f"written: {table}")
@@ -181,15 +183,15 @@ class _Meter:
         self._display.update(self._tasks[source], completed=done, total=total, description=name)
 
 
-def _show(report: CapacityReport) -> None:
+def _show(report: CapacityReport, to: Console) -> None:
     from hessrmt.workflows.capacity import failed, named, skipped
 
     rows = [_cells(layer) for layer in report.analyzed]
-    shown, width = _table(("shape", "α", "D", "λ max", "ln‖W‖", "stable\nrank"), rows)
+    shown, width = _table(("shape", "α", "D", "λ max", "ln‖W‖", "stable\nrank"), rows, to)
     for layer, row in zip(report.analyzed, rows, strict=True):
         shown.add_row(console.escape(_short(layer.name.removesuffix(".weight"), width)), *row)
-    console.err.print(f"Weights of {console.escape(report.source)}", soft_wrap=True)
-    console.err.print(shown)
+    to.print(f"Weights of {console.escape(report.source)}", soft_wrap=True)
+    to.print(shown)
     for reason, names in failed(report).items():
         console.note(f"no power law: {named(names)}: {reason}")
     for reason, names in skipped(report).items():
@@ -208,7 +210,7 @@ def _show(report: CapacityReport) -> None:
         f"{counts['fits_failed']:,} fits failed",
     }
     for name, value in lines.items():
-        console.err.print(f"{name}: {value}", soft_wrap=True)
+        to.print(f"{name}: {value}", soft_wrap=True)
 
 
 def _cells(layer: Layer) -> tuple[str, ...]:
@@ -223,7 +225,7 @@ def _cells(layer: Layer) -> tuple[str, ...]:
     )
 
 
-def _show_series(series: Series) -> None:
+def _show_series(series: Series, to: Console) -> None:
     accuracies = list(series.accuracies)[:2]
     rows = [
         (
@@ -238,16 +240,16 @@ def _show_series(series: Series) -> None:
         for number, report in enumerate(series.reports)
     ]
     headings = ("layers", "α̂", "⟨α log λ⟩", "⟨α⟩", "⟨ln‖W‖⟩", "fits\nfailed", *accuracies)
-    shown, width = _table(headings, rows)
+    shown, width = _table(headings, rows, to)
     for label, row in zip(series.labels, rows, strict=True):
         shown.add_row(console.escape(_short(label, width)), *row)
-    console.err.print(shown)
+    to.print(shown)
     for report in series.reports:
         for note in report.notes:
             console.note(f"{report.source}: {note}")
 
 
-def _show_correlations(series: Series) -> None:
+def _show_correlations(series: Series, to: Console) -> None:
     if not series.correlations:
         return
     forms = {
@@ -262,10 +264,10 @@ def _show_correlations(series: Series) -> None:
         (str(item.n), *(_number(getattr(item, name), form) for name, form in forms.items()))
         for item in series.correlations
     ]
-    shown, _ = _table(("n", "slope", "R²", "Kendall τ", "p", "Spearman ρ", "p"), rows)
+    shown, _ = _table(("n", "slope", "R²", "Kendall τ", "p", "Spearman ρ", "p"), rows, to)
     for item, row in zip(series.correlations, rows, strict=True):
         shown.add_row(console.escape(f"{item.accuracy}, {item.metric}"), *row)
-    console.err.print(shown)
+    to.print(shown)
     for item in series.correlations:
         if item.failed is not None:
             console.note(f"{item.accuracy}, {item.metric}: {item.failed}")
@@ -286,7 +288,9 @@ def _draw(series: Series, folder: Path, ending: str) -> None:
     console.note(f"written: {len(drawn) - len(missing)} pictures in {folder}")
 
 
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[Table, int]:
+def _table(
+    headings: Sequence[str], rows: Sequence[Sequence[str]], to: Console
+) -> tuple[Table, int]:
     """A table of names and what is said of them; how wide names can be."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
@@ -300,7 +304,7 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[Tabl
         2 + max(len(line) for row in columns for line in row[i].splitlines())
         for i in range(len(headings))
     )
-    return shown, max(_LEAST_NAME, console.err.width - others - 4)
+    return shown, max(_LEAST_NAME, to.width - others - 4)
 
 
 def _short(name: str, width: int) -> str:

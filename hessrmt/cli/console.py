@@ -1,21 +1,59 @@
-"""What the terminal shows: people read standard error, programs read standard output."""
+"""What is printed where: results on standard output, progress and notes on standard error."""
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from rich.progress import Progress
 
 err = Console(stderr=True, highlight=False)
-"""Everything for people: progress, notes, tables, errors."""
+"""Progress, notes and errors."""
+
+
+class _Plain(Console):
+    """A file or a pipe: no line is wrapped, cut off, or filled up with blanks."""
+
+    def __init__(self) -> None:
+        super().__init__(highlight=False, width=10_000)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print without blanks at the ends of lines."""
+        with self.capture() as captured:
+            super().print(*objects, **options)
+        lines = captured.get().split("\n")
+        self.file.write("\n".join(line.rstrip() for line in lines))
+        self.file.flush()
+
+
+def results(json: bool = False) -> Console:
+    """Where the tables and sentences of a result go.
+
+    Args:
+        json: Whether standard output is kept for one JSON object.
+
+    Returns:
+        Standard output; standard error if that is for JSON.
+    """
+    if json:
+        return err
+    terminal = sys.stdout is not None and sys.stdout.isatty()
+    return Console(highlight=False) if terminal else _Plain()
+
+
+def accept_any_text() -> None:
+    """Let a character that standard output cannot encode be escaped, as standard error does."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def emit_json(result: dict[str, Any]) -> None:
@@ -43,11 +81,15 @@ def fail(text: str) -> None:
     err.print(f"[bold red]error:[/bold red] {escape(text)}", soft_wrap=True)
 
 
-def progress() -> Progress:
+def progress(transient: bool = False) -> Progress:
     """A progress display on standard error: task, bar, count, time left.
 
+    Args:
+        transient: Whether it disappears at the end.
+
     Returns:
-        A ``rich.progress.Progress``; silent where standard error is not a terminal.
+        A ``rich.progress.Progress``; silent where standard error is not a terminal that can
+        redraw a line.
     """
     from rich.progress import (
         BarColumn,
@@ -67,8 +109,41 @@ def progress() -> Progress:
         TextColumn("left"),
         TimeRemainingColumn(),
         console=err,
-        disable=not err.is_terminal,
+        transient=transient,
+        disable=not err.is_interactive,
     )
+
+
+@contextmanager
+def paused(display: Progress | None) -> Iterator[None]:
+    """Take a transient display off the terminal while something is printed, then put it back.
+
+    Standard output and standard error are mostly the same terminal, and what is printed between
+    two drawings of the bars would be overwritten.
+
+    Args:
+        display: From :func:`progress`, if there is one.
+
+    Yields:
+        Nothing.
+    """
+    if display is None:
+        yield
+        return
+    from rich.live import Live
+
+    display.stop()
+    try:
+        yield
+    finally:
+        # one that was stopped would, if started again, erase the lines printed meanwhile
+        display.live = Live(
+            console=display.console,
+            get_renderable=display.get_renderable,
+            transient=display.live.transient,
+            refresh_per_second=display.live.refresh_per_second,
+        )
+        display.start()
 
 
 def source_in_words(settings: Mapping[str, Any]) -> str:

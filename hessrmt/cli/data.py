@@ -26,7 +26,7 @@ def fetch(
     if json:
         emit_json({"name": name, "path": str(folder)})
     else:
-        note(f"{name} is in {folder}")
+        typer.echo(f"{name} is in {folder}")
 
 
 @app.command("list")

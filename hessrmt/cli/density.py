@@ -21,6 +21,7 @@ from hessrmt.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress, TaskID
 
     from hessrmt.curvature.density import DensityResult
@@ -174,7 +175,8 @@ def density(
         console.note(line)
     with console.progress() as display:
         found = run(prepared, out, resume=resume, overwrite=overwrite, observer=_Meter(display))
-    _show(found, out)
+    _show(found, console.results(json))
+    console.note(f"written: {out}")
     if plot is not None:
         _draw(found, plot)
     if json:
@@ -219,12 +221,12 @@ class _Meter:
         self._display.update(self._tasks[phase], completed=done, total=total)
 
 
-def _show(found: DensityResult, out: Path) -> None:
+def _show(found: DensityResult, to: Console) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     name = {"hessian": "Hessian", "ggn": "Gauss-Newton matrix"}[found.operator]
-    console.err.print(f"{name}, P = {found.dimension:,}, mean over {found.samples:,} samples")
+    to.print(f"{name}, P = {found.dimension:,}, mean over {found.samples:,} samples")
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in ("", "value", "± standard error"):
         table.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
@@ -244,23 +246,22 @@ def _show(found: DensityResult, out: Path) -> None:
             f"{found.traces.frobenius:.7g}",
             _error(found.traces.frobenius_error),
         )
-    console.err.print(table)
+    to.print(table)
     if found.edges is not None:
-        _show_edges(found.edges)
-    console.err.print(
+        _show_edges(found.edges, to)
+    to.print(
         f"{len(found.quadrature)} probes, {found.quadrature.nodes.shape[1]} steps; loss "
         f"{found.loss:.6g}; two ways of differentiating agree to {found.check:.1g} of the norm; "
         f"{found.dtype}, {found.provenance.device}",
         soft_wrap=True,
     )
-    console.err.print(f"written: {console.escape(str(out))}", soft_wrap=True)
 
 
-def _show_edges(edges: EdgeLevels) -> None:
+def _show_edges(edges: EdgeLevels, to: Console) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    console.err.print(f"{len(edges):,} edge levels (asked for: {edges.asked})")
+    to.print(f"{len(edges):,} edge levels (asked for: {edges.asked})")
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in ("end", "#", "λ", "|λ - eigenvalue| ≤", ""):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -278,7 +279,7 @@ def _show_edges(edges: EdgeLevels) -> None:
                 f"{edges.bounds[place]:.1g}",
                 "" if clear[place] else "not resolved",
             )
-    console.err.print(table)
+    to.print(table)
     lines = [
         f"{clear.sum():,} of {len(edges):,} levels are resolved: certainly not zero, and apart "
         "from their neighbours by more than both bounds. A bound holds for some eigenvalue; "
@@ -293,7 +294,7 @@ def _show_edges(edges: EdgeLevels) -> None:
     if not edges.converged:
         lines.append("Not all that were asked for converged; allow a larger --tolerance.")
     for line in lines:
-        console.err.print(line, soft_wrap=True)
+        to.print(line, soft_wrap=True)
 
 
 def _error(value: float) -> str:

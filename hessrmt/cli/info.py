@@ -29,7 +29,7 @@ def info(
     for key, value in found.items():
         for label, shown in _rows(key, value):
             table.add_row(f"[bold]{console.escape(label)}[/bold]", console.escape(shown))
-    console.err.print(table)
+    console.results().print(table)
 
 
 def _rows(key: str, value: Any) -> Iterator[tuple[str, str]]:

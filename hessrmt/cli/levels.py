@@ -19,6 +19,7 @@ from hessrmt.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress, TaskID
     from rich.table import Table
 
@@ -114,10 +115,11 @@ def levels(
     for statistics in found.values():
         for note in statistics.notes:
             console.note(note)
+    to = console.results(json)
     if settings.compare:
-        _show_comparison(found, spectra)
+        _show_comparison(found, spectra, to)
     else:
-        _show(next(iter(found.values())), spectra)
+        _show(next(iter(found.values())), spectra, to)
     if plot is not None:
         _draw(settings, spectra, file, plot, picture)
     if json:
@@ -147,10 +149,10 @@ class _Meter:
         )
 
 
-def _show(found: LevelStatistics, spectra: Spectra) -> None:
+def _show(found: LevelStatistics, spectra: Spectra, to: Console) -> None:
     from hessrmt.levels.conclusion import SHORT
 
-    table = _table(f"{_title(spectra)}, cutoff {_cutoff_in_words(found)}")
+    table = _table(f"{_title(spectra)}, cutoff {_cutoff_in_words(found)}", to)
     for heading in ("⟨r̃⟩", "σ away", "D(r̃)", "p", "D(s)", "p"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, law in found.laws.items():
@@ -163,20 +165,20 @@ def _show(found: LevelStatistics, spectra: Spectra) -> None:
             _number(law.spacing_distance, ".4f"),
             _p(law.spacing_p_value, found),
         )
-    console.err.print(table)
+    to.print(table)
     for name, value in _facts(found).items():
-        console.err.print(f"{name}: {console.escape(value)}", soft_wrap=True)
+        to.print(f"{name}: {console.escape(value)}", soft_wrap=True)
     fifths = zip(found.mean_ratio_fifths, found.mean_ratio_fifths_error, strict=True)
     shown = ", ".join(_with_error(value, error) for value, error in fifths)
-    console.err.print(f"⟨r̃⟩ by fifths, lowest levels first: {shown}", soft_wrap=True)
-    console.err.print(f"[bold]{console.escape(_sentence(found))}[/bold]", soft_wrap=True)
+    to.print(f"⟨r̃⟩ by fifths, lowest levels first: {shown}", soft_wrap=True)
+    to.print(f"[bold]{console.escape(_sentence(found))}[/bold]", soft_wrap=True)
     _show_reasons(found)
 
 
-def _show_comparison(found: dict[str, LevelStatistics], spectra: Spectra) -> None:
+def _show_comparison(found: dict[str, LevelStatistics], spectra: Spectra, to: Console) -> None:
     from hessrmt.levels.conclusion import SHORT
 
-    table = _table(_title(spectra))
+    table = _table(_title(spectra), to)
     for statistics in found.values():
         table.add_column(
             f"{statistics.cutoff}\n{_cutoff_in_words(statistics)}", justify="right", no_wrap=True
@@ -195,22 +197,20 @@ def _show_comparison(found: dict[str, LevelStatistics], spectra: Spectra) -> Non
             f"{SHORT[law]}: D(s), p",
             *(_spacing_cell(item.laws[law], item) for item in found.values()),
         )
-    console.err.print(table)
-    console.err.print(f"unfolding: {console.escape(facts[0]['unfolding'])}", soft_wrap=True)
+    to.print(table)
+    to.print(f"unfolding: {console.escape(facts[0]['unfolding'])}", soft_wrap=True)
     for name, statistics in found.items():
-        console.err.print(
-            f"[bold]{name}[/bold]: {console.escape(_sentence(statistics))}", soft_wrap=True
-        )
-    console.err.print(console.escape(_round_off(found)), soft_wrap=True)
+        to.print(f"[bold]{name}[/bold]: {console.escape(_sentence(statistics))}", soft_wrap=True)
+    to.print(console.escape(_round_off(found)), soft_wrap=True)
     for statistics in found.values():
         _show_reasons(statistics)
 
 
-def _table(title: str) -> Table:
+def _table(title: str, to: Console) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    console.err.print(console.escape(title), soft_wrap=True)
+    to.print(console.escape(title), soft_wrap=True)
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
     return table

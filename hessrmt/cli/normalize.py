@@ -17,6 +17,7 @@ from hessrmt.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress, TaskID
 
     from hessrmt.config.normalize import NormalizeConfig
@@ -89,7 +90,7 @@ def normalize(
 
     with console.progress() as bar:
         result = run(settings, folder=data_dir, observer=_Bar(bar))
-    _show(result, settings)
+    _show(result, settings, console.results(json))
     if json:
         console.emit_json(
             {**result.to_dict(), "norm": _number(settings.norm), "config": _plain(settings)}
@@ -109,10 +110,10 @@ class _Bar:
         self.bar.update(self.tasks[split], completed=done)
 
 
-def _show(result: "NormalizeResult", settings: "NormalizeConfig") -> None:
+def _show(result: "NormalizeResult", settings: "NormalizeConfig", to: "Console") -> None:
     from rich.table import Table
 
-    from hessrmt.cli.console import err, escape, note
+    from hessrmt.cli.console import escape, note
 
     for line in result.notes:
         note(line)
@@ -135,13 +136,13 @@ def _show(result: "NormalizeResult", settings: "NormalizeConfig") -> None:
         }
     for name, values in rows.items():
         table.add_row(name, *values)
-    err.print(table)
+    to.print(table)
     norms = Table("layer", f"ρ (L{_number(settings.norm)})", title="norms")
     for name, factor in result.factors.items():
         norms.add_row(escape(name), f"{factor:.6g}")
     norms.add_section()
     norms.add_row("product", f"{result.product:.6g}")
-    err.print(norms)
+    to.print(norms)
     if result.folded:
         note(f"folded into the layers next to them: {', '.join(result.folded)}")
     note(f"the normalised network times the product equals the network to {result.deviation:.1e}")

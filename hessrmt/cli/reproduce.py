@@ -21,6 +21,7 @@ from hessrmt.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress
 
     from hessrmt.cli.experiments import Conductor
@@ -54,8 +55,9 @@ def reproduce(
     from hessrmt.workflows.reproduce import names, settings_file
 
     if name is None:
+        to = console.results(json)
         for known, title in names().items():
-            console.err.print(f"[bold]{known}[/bold]: {console.escape(title)}", soft_wrap=True)
+            to.print(f"[bold]{known}[/bold]: {console.escape(title)}", soft_wrap=True)
         if json:
             console.emit_json({"experiments": names()})
         return
@@ -80,7 +82,7 @@ def reproduce(
         if item.path is None:
             console.note(f"not drawn: {item.name}: {item.reason}")
     console.note(f"written: {figures}, {folder / 'results.md'} and results.json")
-    _show(conductor, entries)
+    _show(conductor, entries, console.results(json))
     if json:
         result = {"experiment": settings.experiment, "preset": preset, "runs": rows}
         fits = getattr(conductor, "fits", None)
@@ -107,7 +109,7 @@ class _Meter:
         self._display.update(self._task, description=phase, completed=done, total=total)
 
 
-def _show(conductor: Conductor, entries: list[Any]) -> None:
+def _show(conductor: Conductor, entries: list[Any], to: Console) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -118,11 +120,9 @@ def _show(conductor: Conductor, entries: list[Any]) -> None:
     for entry in entries:
         cells = conductor.columns(entry)
         table.add_row(entry.name, *(cells[name].replace(" ± ", "±") for name in conductor.SHOWN))
-    console.err.print(table)
+    to.print(table)
     for name, sentence in conductor.sentences(entries).items():
-        console.err.print(
-            f"[bold]{console.escape(name)}[/bold]: {console.escape(sentence)}", soft_wrap=True
-        )
+        to.print(f"[bold]{console.escape(name)}[/bold]: {console.escape(sentence)}", soft_wrap=True)
 
 
 def _write(path: Path, text: str) -> None:

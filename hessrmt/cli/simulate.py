@@ -20,6 +20,7 @@ from hessrmt.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress
 
     from hessrmt.records import Spectra
@@ -182,7 +183,8 @@ def simulate(
             pool=pool,
         )
     found = summary(settings, spectra)
-    _show(found, spectra, out)
+    _show(found, spectra, console.results(json))
+    console.note(f"written: {out}")
     if json:
         console.emit_json(_as_json(found, spectra, out))
 
@@ -198,12 +200,12 @@ class _Meter:
         self._display.update(self._task, completed=done, total=total)
 
 
-def _show(found: Summary, spectra: Spectra, out: Path) -> None:
+def _show(found: Summary, spectra: Spectra, to: Console) -> None:
     from rich.table import Table
 
     from hessrmt.theory.ratios import MEAN_RATIO_GOE
 
-    console.err.print(
+    to.print(
         f"{console.escape(console.source_in_words(spectra.provenance.config))}: "
         f"{len(spectra):,} of {spectra.planned:,} samples",
         soft_wrap=True,
@@ -227,15 +229,14 @@ def _show(found: Summary, spectra: Spectra, out: Path) -> None:
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, value in rows.items():
         table.add_row(name, value)
-    console.err.print(table)
+    to.print(table)
     for item in found.outliers:
         spread = f" ± {item.spread:.2g}" if math.isfinite(item.spread) else ""
-        console.err.print(
+        to.print(
             f"outlier {item.value:g}: at {item.seen:.4g}{spread} from the middle of the bulk, "
             f"{item.position:.4g} for large matrices",
             soft_wrap=True,
         )
-    console.err.print(f"written: {console.escape(str(out))}", soft_wrap=True)
 
 
 def _ratio(mean: float, error: float, law: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,9 +25,8 @@ from hessrmt.cli.options import (
     pool_of,
 )
 
-_SHORT = {"reduction": "reduce", "matrix": "matrix", "eigenvalues": "eigen"}
-
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress, TaskID
 
     from hessrmt.records import Spectra, Spectrum
@@ -110,7 +110,9 @@ def spectrum(
 
     Batches are taken in file order, unshuffled.
 
-    Each finished batch is on disk at once; a run that was killed continues with --resume.
+    The row of a finished batch is printed at once, on standard output.
+
+    It is on disk, too: a run that was killed continues with --resume.
     """
     from hessrmt.config import SpectrumConfig, load_settings
     from hessrmt.workflows.spectrum import prepare, run
@@ -132,6 +134,14 @@ def spectrum(
         dtype=dtype,
         seed=seed,
     )
+    to = console.results(json)
+    rows = _Rows(console.source_in_words(settings.model_dump(mode="json")))
+
+    def show(batch: int, item: Spectrum, display: Progress | None = None) -> None:
+        text = rows.text(batch, item)
+        with console.paused(display):
+            to.print(text, markup=False, soft_wrap=True)
+
     if mpi is not None:
         _require_alone(workers, scheduler)
         from hessrmt.workflows.distributed import run_distributed
@@ -144,25 +154,36 @@ def spectrum(
             resume=resume,
             overwrite=overwrite,
             tell=console.note,
+            finished=show,
         )
         if shared is not None:  # the first process
-            _show(shared, out)
+            _conclude(shared, out, to)
             if json:
                 console.emit_json(_as_json(shared, out))
         return
     prepared = prepare(settings, data_dir)
     for line in prepared.notes:
         console.note(line)
-    with pool_of(workers, scheduler, settings.device) as pool, console.progress() as display:
+    with (
+        pool_of(workers, scheduler, settings.device) as pool,
+        console.progress(transient=True) as display,
+    ):
+        meter = _Meter(display, len(prepared.batch_indices), phases=pool.local)
+
+        def finished(batch: int, item: Spectrum) -> None:
+            meter.advance()
+            show(batch, item, display)
+
         found = run(
             prepared,
             out,
             resume=resume,
             overwrite=overwrite,
-            observer=_Meter(display, len(prepared.batch_indices), phases=pool.local),
+            observer=meter,
+            finished=finished,
             pool=pool,
         )
-    _show(found, out)
+    _conclude(found, out, to)
     if json:
         console.emit_json(_as_json(found, out))
 
@@ -202,9 +223,12 @@ class _Meter:
         self._seen: tuple[str, int] | None = None
         self._since = time.perf_counter()
 
+    def advance(self) -> None:
+        """Count one more batch."""
+        self._display.advance(self._batches)
+
     def __call__(self, batch: int, phase: str, done: int, total: int) -> None:
         if phase == "stored":
-            self._display.advance(self._batches)
             return
         if self._seen != (phase, batch):
             self._seen = (phase, batch)
@@ -224,61 +248,99 @@ def _mean_ratio(item: Spectrum) -> float:
     return mean_ratio(item.resolved)
 
 
-def _show(found: Spectra, out: Path) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
+_PHASES = {"reduction": "reduce", "matrix": "matrix", "eigenvalues": "eigen"}
+"""Headings of the columns of seconds."""
 
-    from hessrmt.theory.ratios import MEAN_RATIO_GOE, MEAN_RATIO_POISSON
 
-    first = found[0]
-    name = {"hessian": "Hessian", "ggn": "Gauss-Newton matrix"}[first.operator]
-    table = Table(
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        title=f"{name}, P = {first.dimension:,}: {len(found)} of {found.planned} batches",
-        title_justify="left",
-    )
-    for heading in ("#", "λ min", "λ max", "noise\nfloor", "rows", "certified", "⟨r̃⟩"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for phase in first.seconds:
-        table.add_column(f"{_SHORT[phase]}\n(s)", justify="right", no_wrap=True)
-    for number, item in enumerate(found):
-        table.add_row(
-            str(number),
+class _Rows:
+    """The table of results, a row for each batch as it comes; at most 80 characters wide."""
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self._widths: tuple[int, ...] = ()
+
+    def text(self, batch: int, item: Spectrum) -> str:
+        """The row of a batch, the first one below the heading."""
+        lines = [] if self._widths else self._heading(item)
+        return "\n".join([*lines, self._line(*self._cells(batch, item))])
+
+    def _heading(self, item: Spectrum) -> list[str]:
+        """Columns as wide as their longest possible entry: later rows are not known yet."""
+        count = len(f"{item.dimension:,}")
+        widths = {
+            "batch": 5,
+            "λ min": len("-1.23e-05"),
+            "λ max": len("-1.23e-05"),
+            "floor": len("1e-15"),
+            "rows": max(4, count),
+            "certified": max(9, count),
+            "⟨r̃⟩": len("0.5307"),
+            **dict.fromkeys(_PHASES.values(), len("1234.5")),
+        }
+        self._widths = tuple(widths.values())
+        name = {"hessian": "Hessian", "ggn": "Gauss-Newton matrix"}[item.operator]
+        return [f"{name} of {self._source}, P = {item.dimension:,}", self._line(*widths)]
+
+    def _cells(self, batch: int, item: Spectrum) -> tuple[str, ...]:
+        return (
+            str(batch),
             f"{item.eigenvalues[0]:.3g}",
             f"{item.eigenvalues[-1]:.3g}",
             f"{item.noise_floor:.1g}",
             f"{item.reduced_dimension:,}",
             f"{item.rank:,}",
-            f"{_mean_ratio(item):.4f}",
-            *(f"{seconds:.1f}" for seconds in item.seconds.values()),
+            _or_dash(_mean_ratio(item), ".4f"),
+            *(_or_dash(item.seconds.get(phase, math.nan), ".1f") for phase in _PHASES),
         )
-    console.err.print(table)
-    console.err.print(
-        f"⟨r̃⟩ of the certified levels; GOE {MEAN_RATIO_GOE}, Poisson {MEAN_RATIO_POISSON:.4f}. "
-        f"{first.solver}, {first.dtype}, {found.provenance.device}."
+
+    def _line(self, *cells: str) -> str:
+        from rich.cells import cell_len
+
+        return " ".join(
+            " " * (width - cell_len(cell)) + cell
+            for cell, width in zip(cells, self._widths, strict=True)
+        )
+
+
+def _or_dash(value: float, form: str) -> str:
+    return format(value, form) if math.isfinite(value) else "-"
+
+
+def _conclude(found: Spectra, out: Path, to: Console) -> None:
+    """Print what the columns mean and what was found, below the rows."""
+    from hessrmt.theory.ratios import MEAN_RATIO_GOE, MEAN_RATIO_POISSON
+
+    first = found[0]
+    lines = (
+        f"{len(found)} {'batch' if len(found) == 1 else 'batches'}, {first.dtype}, "
+        f"{found.provenance.device}, {first.solver}",
+        "floor: what is smaller in magnitude is round-off; certified: how many are not",
+        f"⟨r̃⟩: their mean spacing ratio (GOE {MEAN_RATIO_GOE}, Poisson {MEAN_RATIO_POISSON:.4f}); "
+        "last three: seconds",
     )
-    console.err.print(_round_off(first))
-    console.err.print(f"written: {console.escape(str(out))}", soft_wrap=True)
+    for line in lines:
+        to.print(line, markup=False)
+    to.print(_round_off(first), markup=False)
+    console.note(f"written: {out}")
 
 
 def _round_off(item: Spectrum) -> str:
-    """What the published cutoff would have taken for levels in the first batch."""
+    """What the published cutoff would have kept of the first batch beside real eigenvalues."""
     if item.reduced_dimension == item.dimension:
         low, high = item.log_gap
         false = max(0, item.n_paper_cutoff - item.rank)
         return (
-            f"The published cutoff |λ| > 1e-20 keeps {item.n_paper_cutoff:,} levels of batch 0; "
-            f"{false:,} of them ({false / max(1, item.n_paper_cutoff):.0%}) are round-off. "
-            f"Round-off ends at {low:.1e} and levels begin at {high:.1e}, {item.gap_decades:.1f} "
-            "decades apart."
+            f"The published cutoff |λ| > 1e-20 keeps {item.n_paper_cutoff:,} eigenvalues of batch "
+            f"0; {false:,} of them ({false / max(1, item.n_paper_cutoff):.0%}) are round-off. "
+            f"Round-off ends at {low:.1e} and real eigenvalues begin at {high:.1e}, "
+            f"{item.gap_decades:.1f} decades apart."
         )
     false = item.dimension - item.rank
     return (
         f"Batch 0 has {item.dimension - item.reduced_dimension:,} exact null directions, removed "
-        f"before diagonalising. Without that the published cutoff |λ| > 1e-20 takes round-off for "
-        f"up to {false:,} more levels ({false / item.dimension:.0%} of {item.dimension:,}); "
-        "--reduce none counts them."
+        f"before diagonalising. Without that the published cutoff |λ| > 1e-20 would keep up to "
+        f"{false:,} eigenvalues that are round-off ({false / item.dimension:.0%} of "
+        f"{item.dimension:,}); --reduce none counts them."
     )
 
 

@@ -18,6 +18,7 @@ from hessrmt.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress, TaskID
 
     from hessrmt.workflows.history import Recording
@@ -176,9 +177,10 @@ def train(
             history=recorded,
             observer=_Bar(bar, settings.model),
         )
-    _show(result)
+    to = console.results(json)
+    _show(result, to)
     if result.history is not None:
-        _show_history(result.history)
+        _show_history(result.history, to)
     if json:
         console.emit_json(_as_dict(result, settings.model_dump(mode="json")))
 
@@ -239,10 +241,10 @@ def _name(model: str) -> str:
     return re.sub(r"\W", "_", model.rpartition(":")[2]) or "model"
 
 
-def _show(result: "TrainResult") -> None:
+def _show(result: "TrainResult", to: "Console") -> None:
     from rich.table import Table
 
-    from hessrmt.cli.console import err, note
+    from hessrmt.cli.console import note
 
     table = Table("", "loss", "accuracy", title=f"after {result.epochs} epochs")
     rows = {
@@ -253,18 +255,18 @@ def _show(result: "TrainResult") -> None:
         if loss is not None:
             shown = "" if accuracy is None else f"{accuracy:.4f}"
             table.add_row(split, f"{loss:.6f}", shown)
-    err.print(table)
+    to.print(table)
     for line in result.notes:
         if line != result.data:  # shown at the start
             note(f"note: {line}")
     note(f"checkpoint: {result.checkpoint} (sha256 {result.sha256[:16]}...)")
 
 
-def _show_history(file: Path) -> None:
+def _show_history(file: Path, to: "Console") -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    from hessrmt.cli.console import err, note
+    from hessrmt.cli.console import note
     from hessrmt.levels.ratios import mean_ratio
     from hessrmt.store.history import load_history
 
@@ -288,7 +290,7 @@ def _show_history(file: Path) -> None:
             f"{item.rank:,}",
             f"{mean_ratio(item.resolved):.4f}",
         )
-    err.print(table)
+    to.print(table)
     note(f"history: {file}; hessrmt plot draws it, hessrmt.load_history reads it")
 
 

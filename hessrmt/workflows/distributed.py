@@ -14,7 +14,7 @@ from hessrmt.errors import ConfigError, HessrmtError
 from hessrmt.records import Provenance
 from hessrmt.store.hdf5 import load
 from hessrmt.store.writer import SpectrumWriter
-from hessrmt.workflows.spectrum import Prepared, prepare
+from hessrmt.workflows.spectrum import Prepared, prepare, tell_stored
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from hessrmt.config import SpectrumConfig
     from hessrmt.records import Spectra
+    from hessrmt.workflows.spectrum import Finished
 
 
 def run_distributed(
@@ -33,6 +34,7 @@ def run_distributed(
     resume: bool = False,
     overwrite: bool = False,
     tell: Callable[[str], None] | None = None,
+    finished: Finished | None = None,
     world: World | None = None,
 ) -> Spectra | None:
     """Compute every batch that the file lacks, on all processes; process 0 writes the file.
@@ -48,6 +50,8 @@ def run_distributed(
         overwrite: Replace the file if it is there.
         tell: Told, on process 0, what the user must know, and progress twice a minute: what
             mpirun passes on is a log, not a terminal.
+        finished: Given, on process 0, every spectrum of the file: of a file that is continued first
+            those that it holds, then each as soon as it is stored.
         world: The processes; by default those that ``mpirun`` or ``srun`` started.
 
     Returns:
@@ -71,6 +75,7 @@ def run_distributed(
                 resume=resume,
                 overwrite=overwrite,
                 tell=tell if first else None,
+                finished=finished,
             )
     except HessrmtError as error:
         if first:
@@ -88,6 +93,7 @@ def _run(
     resume: bool,
     overwrite: bool,
     tell: Callable[[str], None] | None,
+    finished: Finished | None,
 ) -> Spectra | None:
     with world.together():
         if resume and overwrite:
@@ -112,6 +118,9 @@ def _run(
         if world.rank == 0:
             writer = _writer(prepared, out, backend.name, backend.solver, resume, overwrite)
     try:
+        with world.together():
+            if writer is not None:
+                tell_stored(writer, finished)
         done = world.share(None if writer is None else writer.done.copy())
         for batch in np.flatnonzero(~done):
             number = int(batch)
@@ -130,8 +139,8 @@ def _run(
             with world.together():
                 if writer is not None:
                     writer.write(number, found)
-            if tell:
-                tell(f"batch {number}: done, {found.rank:,} certified levels")
+                    if finished:
+                        finished(number, found)
     finally:
         if writer is not None:
             writer.close()

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 Observer = Callable[[int, str, int, int], None]
 """Progress: batch number, phase, steps done and steps in all of that phase."""
 
+Finished = Callable[[int, "Spectrum"], None]
+"""Results as they come: batch number and spectrum."""
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -198,6 +201,7 @@ def run(
     resume: bool = False,
     overwrite: bool = False,
     observer: Observer | None = None,
+    finished: Finished | None = None,
     pool: Pool = SERIAL,
 ) -> Spectra:
     """Compute every batch that the file lacks and store each as it is done.
@@ -208,6 +212,9 @@ def run(
         resume: Continue the file if it is there.
         overwrite: Replace the file if it is there.
         observer: Told of progress; by a pool that is not local only of batches that are stored.
+        finished: Given every spectrum of the file: of a file that is continued first those that it
+            holds, then each as soon as it is stored. A pool of several workers stores batches in
+            the order in which they are done.
         pool: Where batches are computed. This process alone writes the file.
 
     Returns:
@@ -253,13 +260,29 @@ def run(
             overwrite=overwrite,
         )
     with writer:
+        tell_stored(writer, finished)
         missing = np.flatnonzero(~writer.done).tolist()
         for index, found in pool.map_unordered(compute_batch, missing):
             number = missing[index]
             writer.write(number, found)
             if observer:
                 observer(number, "stored", 1, 1)
+            if finished:
+                finished(number, found)
     return load(out)
+
+
+def tell_stored(writer: SpectrumWriter, finished: Finished | None) -> None:
+    """Pass on the spectra that a file holds before the run adds to it.
+
+    Args:
+        writer: Of the file.
+        finished: Given each of them, in the order of batches.
+    """
+    stored = np.flatnonzero(writer.done).tolist()
+    if finished and stored:
+        for number, found in zip(stored, load(writer.path), strict=True):
+            finished(number, found)
 
 
 def _examine(prepared: Prepared, backend: Backend) -> _Facts:
