@@ -1,6 +1,8 @@
 """Kernels of csrc/ compiled for the CPU, from the same text, through host_shim.hpp."""
 
 import ctypes
+import fcntl
+import hashlib
 import shutil
 import subprocess
 from pathlib import Path
@@ -25,14 +27,30 @@ FLAGS = [
 ]
 
 
+_shared = {}
+
+
+def share_builds(folder):
+    """Where the processes that run tests keep their libraries, so that each is compiled once."""
+    _shared["folder"] = folder
+
+
 def build(folder, name, launchers):
     """Library with csrc/NAME.cu and ``launchers``, C++ functions that call ``launch``."""
     if not shutil.which("g++"):
         pytest.skip("no g++")
-    text, library = folder / f"{name}.cpp", folder / f"{name}.so"
-    text.write_text('#include "host_shim.hpp"\n' + kernels.source(name) + launchers)
-    include = f"-I{Path(__file__).parent}"
-    subprocess.run(["g++", *FLAGS, include, text, "-o", library], check=True)
+    code = '#include "host_shim.hpp"\n' + kernels.source(name) + launchers
+    folder = _shared.get("folder", folder)
+    stem = f"{name}-{hashlib.sha256(code.encode()).hexdigest()[:16]}"
+    text, library = folder / f"{stem}.cpp", folder / f"{stem}.so"
+    with (folder / f"{stem}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not library.exists():
+            text.write_text(code)
+            begun = folder / f"{stem}.begun"
+            include = f"-I{Path(__file__).parent}"
+            subprocess.run(["g++", *FLAGS, include, text, "-o", begun], check=True)
+            begun.rename(library)
     return ctypes.CDLL(str(library))
 
 

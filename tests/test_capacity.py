@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from properties import examples
 from torch import nn
 from weight_samples import weights
 
@@ -166,7 +167,7 @@ def test_alpha_hat_is_a_sum_and_alpha_weighted_a_mean():
 shapes = st.tuples(st.integers(12, 40), st.integers(12, 40))
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=examples(30))
 @given(shapes, st.integers(0, 1000), st.floats(1e-6, 1e6))
 def test_scaling(shape, seed, scale):
     """α does not move, α̂ moves by Σ α · 2 ln s, norms by ln s."""
@@ -190,7 +191,7 @@ def test_scaling(shape, seed, scale):
         assert new.spikes == old.spikes
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=examples(30))
 @given(shapes, st.integers(0, 1000))
 def test_transposition_and_permutation(shape, seed):
     """Nothing changes when a matrix is transposed, or its rows and columns change places."""

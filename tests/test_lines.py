@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from properties import examples
 from scipy import stats
 
 from hessrmt import rng
@@ -132,7 +133,7 @@ def test_bands_cover_what_they_promise():
 NUMBERS = st.integers(-(2**40), 2**40).map(lambda k: k * 2.0**-30)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80))
 @given(
     st.lists(st.tuples(NUMBERS, NUMBERS), min_size=3, max_size=12),
     st.sampled_from([-64.0, 2.0, 1024.0]),

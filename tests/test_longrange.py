@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from properties import examples
 from scipy import stats
 from scipy.linalg import eigvalsh_tridiagonal
 
@@ -242,7 +243,7 @@ def test_shapes(statistic):
     np.testing.assert_array_equal(given_levels, levels[::-1])
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=examples(60))
 @given(
     spacings=st.lists(st.integers(0, 24), min_size=8, max_size=40).filter(lambda s: sum(s) > 32),
     length=st.integers(1, 16),

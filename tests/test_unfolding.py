@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
+from properties import examples
 from scipy import integrate, stats
 
 import hessrmt as hr
@@ -290,7 +291,7 @@ def moved_spacings(levels, move, method, **options):
     return np.diff(hr.levels.unfold(moved, method, **options))[::sign]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50))
 @given(
     levels=st.lists(st.integers(-(2**20), 2**20), min_size=4, max_size=120, unique=True),
     move=moves(2**30),
@@ -306,7 +307,7 @@ def test_units_do_not_matter_for_local_methods(levels, move, method):
     np.testing.assert_allclose(after, before, rtol=0, atol=20 * n * EPS * n)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50))
 @given(
     spacings=st.lists(st.integers(1, 8), min_size=40, max_size=120),
     move=moves(2**20),
@@ -326,7 +327,7 @@ def test_units_do_not_matter_for_fits(spacings, move, method):
     np.testing.assert_allclose(after, before, rtol=0, atol=100 * n * (loss + EPS))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40))
 @given(
     levels=st.lists(st.integers(0, 12), min_size=3, max_size=60),
     method=st.sampled_from(SELF),
