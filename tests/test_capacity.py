@@ -101,6 +101,14 @@ def spectrum_of(values, larger=50):
     return MatrixSpectrum(values, 0.0, larger, len(values), float(larger * values.sum()))
 
 
+def test_the_stable_rank_is_at_least_one():
+    draw = np.random.default_rng(1)
+    for _ in range(60):
+        one = np.outer(*(draw.normal(size=draw.integers(2, 30)) for _ in range(2)))
+        (layer,) = hr.capacity.analyze({"w": one}).layers
+        assert 1 <= layer.stable_rank < 1 + 1e-12  # a matrix of rank one
+
+
 def test_metrics_of_known_spectra():
     values = [0.5, 1.0, 2.5]
     spectrum = spectrum_of(values)
@@ -116,6 +124,8 @@ def test_metrics_of_known_spectra():
     assert metrics.entropy(spectrum) == pytest.approx(-(share @ np.log(share)) / math.log(3))
     assert metrics.entropy(spectrum_of([2.0] * 9)) == pytest.approx(1.0, abs=1e-14)
     assert metrics.entropy(spectrum_of([0, 0, 2.0])) == 0.0
+    # bounds hold in spite of rounding
+    assert all(metrics.entropy(spectrum_of([2.0] * n)) <= 1 for n in range(2, 60))
     zero = spectrum_of([0.0, 0.0])
     for metric in (metrics.entropy, metrics.stable_rank, metrics.log_frobenius):
         assert math.isnan(metric(zero))

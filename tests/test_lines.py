@@ -160,6 +160,16 @@ def test_invariances(points, shift, power):
     assert abs(moved.rmse - fit.rmse) <= unit * size
 
 
+def test_r2_is_never_negative():
+    draw = rng.stream(6, "no slope")
+    for _ in range(300):
+        x, y = draw.normal(size=(2, 5))
+        x -= x.mean()
+        y -= y.mean()
+        y -= (x @ y) / (x @ x) * x  # uncorrelated but for rounding, of 5 terms
+        assert 0 <= fit_line(x, y).r2 <= (10 * EPS) ** 2
+
+
 def test_equal_values_have_no_r2():
     fit = fit_line([1, 2, 3, 4], [7, 7, 7, 7])
     assert (fit.slope, fit.intercept, fit.rmse) == (0, 7, 0)
