@@ -195,7 +195,7 @@ def test_rigidity_of_windows_without_a_level_is_zero():
         spacings = draw.choice([0, 0, 0, 0, 24, 24, 24, 12, 1], size=draw.integers(8, 40))
         levels = np.cumsum(spacings) / 8
         for L in (0.125, 0.25, 0.5, 1.0, 1.875):
-            if L < levels[-1] - levels[0] and levels[-1] - levels[0] > 0.1 * len(levels):
+            if levels[-1] - levels[0] > L and levels[-1] - levels[0] > 0.1 * len(levels):
                 assert rigidity(levels, L) >= 0
 
 
