@@ -64,14 +64,22 @@ def deviation(levels, x, L):
 
 
 def exact_deviation(levels, x, L):
-    """The same in rational arithmetic."""
-    x, L = Fraction(float(x)), Fraction(L)
-    t = [Fraction(float(level)) - x - L / 2 for level in levels if x < level < x + L]
-    edges = [-L / 2, *t, L / 2]
+    """The same in whole numbers, of which 2^60 are one."""
+
+    def whole(value):
+        top, bottom = float(value).as_integer_ratio()
+        return top * 2**60 // bottom  # exact for bottoms up to 2^60
+
+    center = whole(x) + whole(L / 2)
+    t = [whole(level) - center for level in levels if x < level < x + L]
+    edges = [-whole(L / 2), *t, whole(L / 2)]
     one = sum(k * (b - a) for k, (a, b) in enumerate(pairwise(edges)))
-    two = sum(k * (b * b - a * a) / 2 for k, (a, b) in enumerate(pairwise(edges)))
+    two = sum(k * (b * b - a * a) for k, (a, b) in enumerate(pairwise(edges)))
     square = sum(k * k * (b - a) for k, (a, b) in enumerate(pairwise(edges)))
-    return float(square / L - (one / L) ** 2 - 12 * two**2 / L**4)
+    unit = whole(L)
+    return float(
+        Fraction(square, unit) - Fraction(one, unit) ** 2 - 3 * Fraction(two, unit**2) ** 2
+    )
 
 
 # every window, by hand
