@@ -19,7 +19,7 @@ def net():
     return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
 """
 
-# In a worker: all batches but the first say that they have begun, and wait for the file "go"
+# In a worker: all batches but one say that they have begun, and wait for the file "go"
 HELD = (
     NET
     + f"""
@@ -32,15 +32,17 @@ if "dask_worker" in sys.argv[0]:
     import gate
     from hessrmt.workflows import spectrum
 
-    folder, compute = Path(__file__).parent, spectrum._compute
+    folder, compute = Path(__file__).parent, spectrum.compute
 
-    def held(prepared, backend, batch, observer=None):
-        if batch:
+    def held(*arguments, **options):
+        try:
+            (folder / "first").touch(exist_ok=False)
+        except FileExistsError:
             (folder / f"begun-{{os.getpid()}}").touch()
             gate.wait_for((folder / "go").exists)
-        return compute(prepared, backend, batch, observer)
+        return compute(*arguments, **options)
 
-    spectrum._compute = held
+    spectrum.compute = held
 """
 )
 

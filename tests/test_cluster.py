@@ -141,6 +141,17 @@ def test_work_is_done_by_two_processes_of_one_thread(pool, tmp_path):
     assert {threads for _, threads in found} == {1}
 
 
+def test_results_that_workers_take_with_them_are_computed_again(pool):
+    results = pool.map_unordered(partial(pow, 3), range(4))  # all are given out at once
+    found = [next(results)]
+    held = pool._client.futures
+    wait_for(lambda: len(held) == 3 and all(one.status == "finished" for one in held.values()))
+    for pid in worker_processes(os.getpid()):
+        os.kill(pid, signal.SIGKILL)
+    found += results  # the pool starts other workers, which do the three again
+    assert sorted(found) == [(k, 3**k) for k in range(4)]
+
+
 # Errors
 
 

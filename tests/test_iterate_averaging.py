@@ -151,21 +151,21 @@ def test_averages_with_batchnorm_have_statistics_of_their_own(tmp_path, digits):
     found = trajectory.run(trajectory.Plan("run", settings, {"polyak": 0}), tmp_path)
     state = checkpoints.load_state(found.files["polyak"])
     samples = data.load(str(digits), "train")
-    inputs = samples.x @ state["1.weight"].double().numpy().T + state["1.bias"].double().numpy()
+    inputs = samples.x @ state["0.weight"].double().numpy().T + state["0.bias"].double().numpy()
     # products of six terms in float32
     eps = 8 * np.finfo(np.float32).eps * np.abs(inputs).max()
-    np.testing.assert_allclose(state["2.running_mean"], inputs.mean(0), rtol=0, atol=eps)
+    np.testing.assert_allclose(state["1.running_mean"], inputs.mean(0), rtol=0, atol=eps)
     variance = inputs.var(0, ddof=1)
     atol = 4 * eps * np.abs(inputs).max()
-    np.testing.assert_allclose(state["2.running_var"], variance, rtol=0, atol=atol)
+    np.testing.assert_allclose(state["1.running_var"], variance, rtol=0, atol=atol)
     last = checkpoints.load_state(found.files["last"])
-    assert not torch.equal(last["2.running_mean"], state["2.running_mean"])
+    assert not torch.equal(last["1.running_mean"], state["1.running_mean"])
     # the last iterate is measured alike, and training goes on with its own statistics
-    inputs = samples.x @ last["1.weight"].double().numpy().T + last["1.bias"].double().numpy()
-    np.testing.assert_allclose(last["2.running_mean"], inputs.mean(0), rtol=0, atol=eps)
+    inputs = samples.x @ last["0.weight"].double().numpy().T + last["0.bias"].double().numpy()
+    np.testing.assert_allclose(last["1.running_mean"], inputs.mean(0), rtol=0, atol=eps)
     trained = checkpoints.load_state(tmp_path / "run.pt")
-    assert not torch.equal(trained["2.running_mean"], last["2.running_mean"])
-    assert torch.equal(trained["1.weight"], last["1.weight"])
+    assert not torch.equal(trained["1.running_mean"], last["1.running_mean"])
+    assert torch.equal(trained["0.weight"], last["0.weight"])
 
 
 def test_gains_compare_runs_of_the_same_seed():
