@@ -11,20 +11,40 @@ from hessrmt.config import SpectrumConfig
 
 dask_pool = pytest.importorskip("hessrmt.workflows.dask_pool", reason="needs the extra cluster")
 
-SLOW = """
-import time
+NET = """
 from torch import nn
 
 
-class Slow(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layers = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
-
-    def forward(self, x):
-        time.sleep(0.02)
-        return self.layers(x)
+def net():
+    return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
 """
+
+# In a worker: all batches but one say that they have begun, and wait for the file "go"
+HELD = (
+    NET
+    + f"""
+import os
+import sys
+from pathlib import Path
+
+if "dask_worker" in sys.argv[0]:
+    sys.path.append({str(Path(__file__).parent)!r})
+    import gate
+    from hessrmt.workflows import spectrum
+
+    folder, compute = Path(__file__).parent, spectrum.compute
+
+    def held(*arguments, **options):
+        try:
+            (folder / "first").touch(exist_ok=False)
+        except FileExistsError:
+            (folder / f"begun-{{os.getpid()}}").touch()
+            gate.wait_for((folder / "go").exists)
+        return compute(*arguments, **options)
+
+    spectrum.compute = held
+"""
+)
 
 
 @contextmanager
@@ -47,11 +67,11 @@ def as_one_worker():
     torch.set_num_threads(before)
 
 
-def slow_spectrum(folder, data):
-    """Settings of a spectrum of six batches that takes a while without keeping a core busy."""
-    (folder / "slow.py").write_text(SLOW)
+def six_batches(folder, data, source=NET):
+    """Settings of a spectrum of six batches, of a network in a file of its own."""
+    (folder / "net.py").write_text(source)
     return SpectrumConfig(
-        model=f"{folder}/slow.py:Slow", data=str(data), batch=10, batches="all", device="cpu"
+        model=f"{folder}/net.py:net", data=str(data), batch=10, batches="all", device="cpu"
     )
 
 

@@ -7,18 +7,68 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-import pytest
-from store_samples import BATCHES, create, spectrum
+import gate
 
-from hessrmt import rng
-from hessrmt.cli.app import main
-from hessrmt.problems import data
-
-# as the command line does, before the first call of MKL: the same numbers in this process as in its
+# one thread a process, in this one and those that tests start: several run tests at the same time,
+# and sums come out the same whatever the machine has. As the command line does, MKL is told to
+# repeat itself before its first call. All of it is read when the libraries are loaded, below.
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
 os.environ.setdefault("MKL_CBWR", "AUTO")
 
+import numpy as np  # noqa: E402
+import properties  # noqa: E402
+import pytest  # noqa: E402
+from host_kernels import share_builds  # noqa: E402
+from store_samples import BATCHES, create, spectrum  # noqa: E402
+
+from hessrmt import rng  # noqa: E402
+from hessrmt.cli.app import main  # noqa: E402
+from hessrmt.problems import data  # noqa: E402
+
 HESSRMT = Path(sys.executable).parent / "hessrmt"
+
+MOST_PROCESSES = 8
+"""Each holds torch and a few hundred MiB."""
+
+
+# How the tests are run
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    """As many processes as there are cores, unless the command line says otherwise (-n, --dist).
+
+    Not in ``addopts``, where they would make ``-p no:xdist`` an error. Benchmarks and a debugger
+    want one process.
+    """
+    options = config.option
+    if "PYTEST_XDIST_WORKER" in os.environ or not config.pluginmanager.hasplugin("xdist"):
+        return
+    alone = options.usepdb or options.benchmark_enable or options.benchmark_only
+    if options.numprocesses is None and options.dist == "no" and not options.tx and not alone:
+        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+        options.numprocesses = min(cores, MOST_PROCESSES) if cores > 1 else 0
+        options.dist = "worksteal"
+
+
+def pytest_configure(config):
+    properties.load_profile(config)
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items):
+    properties.mark(items)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def builds(tmp_path_factory):
+    """Kernels of csrc/ are compiled once, whichever process needs them first."""
+    folder = tmp_path_factory.getbasetemp()
+    share_builds(folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder)
+
+
+# Fixtures
 
 
 class Result(NamedTuple):
@@ -54,7 +104,7 @@ def run_cli(tmp_path):
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,  # only what hangs takes so long
             check=False,
         )
         return Result(done.returncode, done.stdout, done.stderr)
@@ -64,20 +114,26 @@ def run_cli(tmp_path):
 
 @pytest.fixture
 def start_cli(tmp_path):
-    """The console script started in tmp_path and left running; killed when the test ends."""
+    """The console script started in tmp_path and left running; killed when the test ends.
+
+    ``stop=("module:function", n)`` stops it before the n-th call of that function: see gate.py.
+    """
     running = []
     # a shell that runs the tests in the background lets them and their children ignore Ctrl-C
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def start(*args):
+    def start(*args, stop=None):
+        program = [HESSRMT] if stop is None else gate.program(tmp_path, *stop)
         process = subprocess.Popen(
-            [HESSRMT, *map(str, args)],
+            [*map(str, program), *map(str, args)],
             cwd=tmp_path,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
         running.append(process)
+        if stop is not None:
+            gate.wait(tmp_path, process)
         return process
 
     yield start

@@ -42,7 +42,7 @@ class Communicator:
     def _wait(self):
         RUNNING.release()
         try:
-            self.hub.barrier.wait(60)
+            self.hub.barrier.wait(600)
         finally:
             RUNNING.acquire()
 
@@ -88,6 +88,6 @@ def run(size, function):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(120)
+        thread.join(900)
         assert not thread.is_alive(), "a process waits for ever"
     return found

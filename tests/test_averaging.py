@@ -176,6 +176,19 @@ def test_waves_of_signs_on_a_line_exceed_the_bound_without_limit():
     assert factors[2] > 3 * factors[1]
 
 
+@pytest.mark.parametrize("cov", COVARIANCES, ids=lambda cov: cov.name)
+def test_gradients_that_cancel_have_no_variance(cov):
+    draw = rng.stream(9, "cancel")
+    for T in (2, 3, 5, 8):
+        for _ in range(20):
+            factors = draw.normal(size=T)
+            factors[-1] = -factors[:-1].sum()
+            points = np.tile(draw.normal(size=3), (T, 1))  # one point, T times
+            found = averaged_gradient_covariance(cov, points, factors)
+            # T² terms of at most max a² k'(0), each rounded a few times
+            assert 0 <= found <= 8 * EPS * T**2 * (factors**2).max() * cov.derivative(1, 0.0)
+
+
 def test_bound_is_the_exact_value_for_multiples_of_the_identity_and_tight_beside_it():
     cov, T, P = rbf(2.0, 3.0), 20, 50
     points = walk(T, P, 0.15, "tight")

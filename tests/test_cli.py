@@ -279,7 +279,7 @@ def test_too_little_memory_makes_no_file_and_costs_none(place, cli):
     (place / "wide.py").write_text(
         "from torch import nn\n"
         "def wide():\n"
-        "    hidden = 600_000\n"
+        "    hidden = 100_000\n"
         "    return nn.Sequential(nn.Linear(6, hidden), nn.Tanh(), nn.Linear(hidden, 3))\n"
     )
     for extra in ([], ["--reduce", "none"]):

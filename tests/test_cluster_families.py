@@ -3,8 +3,8 @@
 import os
 import signal
 import threading
-import time
 from functools import partial
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -12,6 +12,7 @@ import pytest
 import torch
 from cluster_samples import as_one_worker, two_workers, worker_processes
 from family_samples import family_on, write_images
+from gate import open_gate, wait_for
 
 from hessrmt.config import BudgetConfig, IterateAveragingConfig, PuzzlesConfig
 from hessrmt.errors import ClusterError, NonFiniteError
@@ -19,20 +20,32 @@ from hessrmt.problems import checkpoints
 from hessrmt.store.family import load_family
 from hessrmt.workflows import families, iterate_averaging, members, puzzles, training_budget
 
-# Waits and keeps its weights after every epoch, wherever it is built; each building leaves a mark
-SLOW = """
-import os, time, uuid
+# Keeps its weights after every epoch, wherever it is built, and in a worker waits for the file "go"
+# after the first; each building leaves a mark
+HELD = f"""
+import sys, uuid
 from pathlib import Path
 from hessrmt.problems import models
 from hessrmt.workflows import members
 
 members.SAVE_SECONDS = 0
+folder = Path(__file__).parent
 
-def slow(input_shape, outputs):
-    (Path(__file__).parent / "built" / uuid.uuid4().hex).touch()
-    model = models.NUMBERED["conv3s2-"](input_shape, outputs, 2)
-    model.register_forward_pre_hook(lambda *_: time.sleep(0.004))
-    return model
+if "dask_worker" in sys.argv[0]:
+    sys.path.append({str(Path(__file__).parent)!r})
+    import gate
+
+    write = members._write
+
+    def held(plan, progress):
+        write(plan, progress)
+        gate.wait_for((folder / "go").exists)
+
+    members._write = held
+
+def net(input_shape, outputs):
+    (folder / "built" / uuid.uuid4().hex).touch()
+    return models.NUMBERED["conv3s2-"](input_shape, outputs, 2)
 """
 
 
@@ -112,25 +125,23 @@ def test_families_are_those_of_one_process(tmp_path, family, pool, monkeypatch):
 @pytest.mark.slow
 def test_workers_killed_in_the_middle_of_networks(tmp_path, family, pool, monkeypatch):
     monkeypatch.setattr(members, "SAVE_SECONDS", 0)  # undone for the networks of this process
-    (tmp_path / "slow.py").write_text(SLOW)
+    (tmp_path / "net.py").write_text(HELD)
     (tmp_path / "built").mkdir()
-    settings = family(model=f"{tmp_path}/slow.py:slow", values=(0.1, 0.3, 0.2), epochs=8)
-    out, saved, victims = tmp_path / "there", [], []
+    settings = family(model=f"{tmp_path}/net.py:net", values=(0.1, 0.3, 0.2), epochs=8)
+    out, victims = tmp_path / "there", []
 
     def kill():
-        deadline = time.monotonic() + 60
-        while len(saved) < 2 and time.monotonic() < deadline:
-            saved[:] = [file.name for file in (out / "checkpoints").glob("scales-?.pt")]
-            time.sleep(0.005)
+        wait_for(lambda: len(list((out / "checkpoints").glob("scales-?.pt"))) == 2)
         victims.extend(worker_processes(os.getpid()))
         for pid in victims:
             os.kill(pid, signal.SIGKILL)
+        open_gate(tmp_path)
 
     killer = threading.Thread(target=kill)
     killer.start()
     families.run(settings, out, device="cpu", pool=pool)
     killer.join()
-    assert len(victims) == len(saved) == 2  # two networks in training, saved on their way
+    assert len(victims) == 2  # each with a network in training, saved on its way
     assert len(list((tmp_path / "built").iterdir())) == 3 + 2
     families.run(settings, tmp_path / "here", device="cpu")
     assert contents(out, "scales") == contents(tmp_path / "here", "scales")

@@ -6,12 +6,14 @@ import signal
 import numpy as np
 import pytest
 from cluster_samples import (
+    HELD,
     as_one_worker,
     contents,
-    slow_spectrum,
+    six_batches,
     two_workers,
     worker_processes,
 )
+from gate import open_gate, wait_for
 from level_samples import write_file
 
 from hessrmt.config import LevelsConfig, LossModelConfig, SimulateConfig, SpectrumConfig
@@ -33,22 +35,20 @@ def one_thread():
         yield
 
 
-@pytest.fixture
-def slow(tmp_path, tiny_npz):
-    return slow_spectrum(tmp_path, tiny_npz)
-
-
-def test_workers_killed_mid_run_change_nothing_in_the_file(tmp_path, slow, pool, one_thread):
-    prepared = spectrum.prepare(slow)
+def test_workers_killed_mid_run_change_nothing_in_the_file(tmp_path, tiny_npz, pool, one_thread):
+    prepared = spectrum.prepare(six_batches(tmp_path, tiny_npz, HELD))
     spectrum.run(prepared, tmp_path / "serial.h5")
     victims = []
 
     def kill(batch, phase, done, total):
         assert phase == "stored"
-        if not victims:  # both have a task in hand, and others wait beside it
+        if not victims:
+            # both have a task in hand, and others wait beside it
+            wait_for(lambda: len(list(tmp_path.glob("begun-*"))) == 2)
             victims.extend(worker_processes(os.getpid()))
             for pid in victims:
                 os.kill(pid, signal.SIGKILL)
+            open_gate(tmp_path)
 
     spectrum.run(prepared, tmp_path / "killed.h5", observer=kill, pool=pool)
     assert len(victims) == 2
@@ -82,7 +82,7 @@ def test_simulated_spectra_equal_those_of_one_process(tmp_path, pool, one_thread
     assert counts[-1] == 40
 
 
-def test_a_file_begun_by_one_is_finished_by_the_other(tmp_path, slow, pool, one_thread):
+def test_a_file_begun_by_one_is_finished_by_the_other(tmp_path, tiny_npz, pool, one_thread):
     class EnoughError(Exception):
         pass
 
@@ -90,7 +90,7 @@ def test_a_file_begun_by_one_is_finished_by_the_other(tmp_path, slow, pool, one_
         if phase == "stored":
             raise EnoughError
 
-    prepared = spectrum.prepare(slow)
+    prepared = spectrum.prepare(six_batches(tmp_path, tiny_npz))
     spectrum.run(prepared, tmp_path / "serial.h5")
     for first, second in ((pool, SERIAL), (SERIAL, pool)):
         path = tmp_path / f"{first.width}.h5"

@@ -2,7 +2,6 @@
 
 import json
 import signal
-import time
 
 import h5py
 import numpy as np
@@ -14,7 +13,7 @@ from hessrmt.curvature.density import DensityPlan, complete
 from hessrmt.curvature.operator import CurvatureOperator
 from hessrmt.errors import ConfigError, DeviceError, LevelsError, StoreError
 from hessrmt.plots.slq import spectral_density
-from hessrmt.store.density import DensityWriter, is_density
+from hessrmt.store.density import DensityWriter
 from hessrmt.workflows import density as workflow
 
 WORDS = ["--model", "mlp2", "--batch", "40", "--probes", "4", "--steps", "12", "--device", "cpu"]
@@ -147,27 +146,21 @@ def test_probes_are_stored_one_by_one(digits, monkeypatch):
     assert np.array_equal(grouped.quadrature.nodes, whole.quadrature.nodes)
 
 
-def test_killed_for_real(start_cli, run_cli, digits, tmp_path):
+def test_killed_for_real(start_cli, cli, digits, tmp_path):
     words = ["density", *WORDS[:-6], "--probes", "2000", "--steps", "30", "--data", digits]
-    process = start_cli(*words)
     path = tmp_path / "density.h5"
-    deadline = time.monotonic() + 100
-    while not is_density(path) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    process = start_cli(*words, stop=("hessrmt.store.density:DensityWriter.write", 2))
     process.send_signal(signal.SIGKILL)
     process.wait()
     before = hr.load_density(path)
-    assert 1 <= len(before.quadrature) < 2000
-    process = start_cli(*words, "--resume")
-    while time.monotonic() < deadline:
-        after = hr.load_density(path)
-        if len(after.quadrature) > len(before.quadrature):
-            break
-        time.sleep(0.05)
-    other = run_cli(*words, "--resume")
+    kept = len(before.quadrature)
+    assert 1 <= kept < 2000
+    (tmp_path / "stopped").unlink()
+    start_cli(*words, "--resume", stop=("hessrmt.store.density:DensityWriter.write", 2))
+    after = hr.load_density(path)
+    other = cli(*words, "--resume")
     assert other.returncode == 2
     assert "another process is writing" in other.stderr
-    kept = len(before.quadrature)
     assert len(after.quadrature) > kept
     assert np.array_equal(after.quadrature.nodes[:kept], before.quadrature.nodes)
 

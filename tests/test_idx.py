@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from properties import examples
 
 from hessrmt.errors import DataError
 from hessrmt.problems import idx
@@ -35,9 +36,7 @@ arrays = st.sampled_from(sorted(CODES)).flatmap(
 )
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=examples(60), suppress_health_check=list(HealthCheck))
 @given(array=arrays, zipped=st.booleans())
 def test_round_trip(tmp_path, array, zipped):
     path = tmp_path / "file"
@@ -48,9 +47,7 @@ def test_round_trip(tmp_path, array, zipped):
     np.testing.assert_array_equal(back, array)
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=examples(60), suppress_health_check=list(HealthCheck))
 @given(cut=st.integers(0, 400), zipped=st.booleans())
 def test_every_truncation_is_refused(tmp_path, cut, zipped):
     noise = np.random.default_rng(0).integers(0, 256, (5, 8, 8), np.uint8)  # incompressible

@@ -2,38 +2,34 @@
 
 import json
 import signal
-import time
 
 import h5py
 import numpy as np
 import pytest
+from gate import PATIENCE, open_gate
 
 from hessrmt.store.hdf5 import load
+from hessrmt.store.schema import COLUMNS
 
 BATCHES = 6
-# Waiting in the forward pass makes a batch take long without keeping the machine busy.
-SLOW = """
-import os
-import time
+NET = """
 from torch import nn
 
 
-class Slow(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layers = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
-
-    def forward(self, x):
-        time.sleep(float(os.environ.get("PAUSE", 0)))
-        return self.layers(x)
+def net():
+    return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
 """
+COMPUTE = "hessrmt.workflows.spectrum:compute"
+WRITE = "hessrmt.store.writer:_write_at"
+A_ROW = len(COLUMNS) + 2
+"""Writes of a row: eigenvalues, the columns, and last that it is done."""
 
 
 @pytest.fixture
 def options(tmp_path, tiny_npz):
-    (tmp_path / "slow.py").write_text(SLOW)
+    (tmp_path / "net.py").write_text(NET)
     data = ["--data", tiny_npz, "--batch", 10, "--batches", "all", "--device", "cpu"]
-    return ["spectrum", "--model", "slow.py:Slow", *data]
+    return ["spectrum", "--model", "net.py:net", *data]
 
 
 @pytest.fixture
@@ -59,43 +55,30 @@ def same(left, right):
     return True
 
 
-def wait_for_rows(path, count, process):
-    """Until ``count`` rows are done; fails if the run ends before."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        assert process.poll() is None, process.stderr.read()
-        # from its first moment the file is valid
-        if path.exists() and len(load(path)) >= count:
-            return
-        time.sleep(0.01)
-    pytest.fail("the run is too slow")
-
-
-@pytest.fixture
-def pause(monkeypatch):
-    monkeypatch.setenv("PAUSE", "0.05")
-
-
-@pytest.mark.parametrize(("rows", "later"), [(1, 0.03), (2, 0.21), (4, 0.11)])
+@pytest.mark.parametrize(
+    ("stop", "rows"),
+    [
+        ((COMPUTE, 2), 1),
+        ((WRITE, 2 * A_ROW + 3), 2),  # the third row is begun
+        ((WRITE, 5 * A_ROW), 4),  # the fifth lacks only the mark that it is done
+    ],
+)
 def test_killed_and_resumed_is_bit_for_bit_the_same(
-    tmp_path, options, uninterrupted, cli, start_cli, pause, monkeypatch, rows, later
+    tmp_path, options, uninterrupted, cli, start_cli, stop, rows
 ):
     path = tmp_path / "killed.h5"
-    process = start_cli(*options, "--out", path)
-    wait_for_rows(path, rows, process)
-    time.sleep(later)
+    process = start_cli(*options, "--out", path, stop=stop)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert process.returncode == -signal.SIGKILL
     kept = load(path)
-    assert rows <= len(kept) < BATCHES
+    assert len(kept) == rows
     done = np.flatnonzero(datasets(path)["done"])
     assert np.array_equal(kept.eigenvalues, uninterrupted["hessian_evals"][done])
 
     refused = cli(*options, "--out", path)
     assert refused.returncode == 2
     assert "--resume" in refused.stderr
-    monkeypatch.setenv("PAUSE", "0")
     resumed = cli(*options, "--out", path, "--resume", "--json")
     assert resumed.returncode == 0
     assert len(json.loads(resumed.stdout)["batches"]) == BATCHES
@@ -105,34 +88,30 @@ def test_killed_and_resumed_is_bit_for_bit_the_same(
     assert path.read_bytes() == before  # nothing was left to do
 
 
-def test_interrupted_from_the_keyboard(
-    tmp_path, options, uninterrupted, cli, start_cli, pause, monkeypatch
-):
+def test_interrupted_from_the_keyboard(tmp_path, options, uninterrupted, cli, start_cli):
     path = tmp_path / "stopped.h5"
-    process = start_cli(*options, "--out", path, "--json")
-    wait_for_rows(path, 1, process)
+    process = start_cli(*options, "--out", path, "--json", stop=(COMPUTE, 3))
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert out == ""
     assert "Traceback" not in err
     assert err.count("error:") == 1
     assert "--resume" in err
-    assert 1 <= len(load(path)) < BATCHES
-    monkeypatch.setenv("PAUSE", "0")
+    assert len(load(path)) == 2
     assert cli(*options, "--out", path, "--resume").returncode == 0
     assert same(datasets(path), uninterrupted)
 
 
-def test_second_run_on_the_same_file_is_refused(tmp_path, options, cli, start_cli, pause):
+def test_second_run_on_the_same_file_is_refused(tmp_path, options, cli, start_cli):
     path = tmp_path / "shared.h5"
-    process = start_cli(*options, "--out", path)
-    wait_for_rows(path, 1, process)
+    process = start_cli(*options, "--out", path, stop=(COMPUTE, 2))
     for choice in ("--resume", "--overwrite"):
         second = cli(*options, "--out", path, choice)
         assert second.returncode == 2
         assert "another process is writing" in second.stderr
     assert cli("info", path).returncode == 0
-    assert process.poll() is None  # it was still at work, so both were refused by its lock
-    assert process.wait(timeout=60) == 0
+    open_gate(tmp_path)
+    _, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, err
     assert len(load(path)) == BATCHES

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from properties import examples
 from scipy import stats
 
 import hessrmt as hr
@@ -71,7 +72,7 @@ def test_spacings_by_hand():
     assert len(spacings(levels, order=5)) == 0
 
 
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 @given(arrays(np.float64, st.integers(3, 40), elements=st.integers(-1000, 1000)))
 def test_ratios_know_neither_unit_origin_nor_sign(levels):
     """Whole numbers, so that all spacings are exact."""

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from properties import examples
 from scipy import stats
 
 from hessrmt import rng
@@ -132,7 +133,7 @@ def test_bands_cover_what_they_promise():
 NUMBERS = st.integers(-(2**40), 2**40).map(lambda k: k * 2.0**-30)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80))
 @given(
     st.lists(st.tuples(NUMBERS, NUMBERS), min_size=3, max_size=12),
     st.sampled_from([-64.0, 2.0, 1024.0]),
@@ -157,6 +158,16 @@ def test_invariances(points, shift, power):
     size = 1 + (np.abs(x).max() + abs(shift)) * EPS / fit.x_spread
     assert abs(moved.slope - fit.slope) <= unit * size / fit.x_spread
     assert abs(moved.rmse - fit.rmse) <= unit * size
+
+
+def test_r2_is_never_negative():
+    draw = rng.stream(6, "no slope")
+    for _ in range(300):
+        x, y = draw.normal(size=(2, 5))
+        x -= x.mean()
+        y -= y.mean()
+        y -= (x @ y) / (x @ x) * x  # uncorrelated but for rounding, of 5 terms
+        assert 0 <= fit_line(x, y).r2 <= (10 * EPS) ** 2
 
 
 def test_equal_values_have_no_r2():

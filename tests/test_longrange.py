@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from properties import examples
 from scipy import stats
 from scipy.linalg import eigvalsh_tridiagonal
 
@@ -53,7 +54,8 @@ def count(levels, x, L):
 
 def deviation(levels, x, L):
     """Least squares by its normal equations: N, 1 and t integrated piece by piece over a window."""
-    t = levels[(levels > x) & (levels < x + L)] - (x + L / 2)
+    first, last = np.searchsorted(levels, x, side="right"), np.searchsorted(levels, x + L)
+    t = levels[first:last] - (x + L / 2)
     edges = [-L / 2, *t, L / 2]
     height = np.arange(len(t) + 1) - (len(t) + 1) // 2
     one, two = np.diff(edges), np.diff(np.square(edges)) / 2
@@ -62,14 +64,22 @@ def deviation(levels, x, L):
 
 
 def exact_deviation(levels, x, L):
-    """The same in rational arithmetic."""
-    x, L = Fraction(float(x)), Fraction(L)
-    t = [Fraction(float(level)) - x - L / 2 for level in levels if x < level < x + L]
-    edges = [-L / 2, *t, L / 2]
+    """The same in whole numbers, of which 2^60 are one."""
+
+    def whole(value):
+        top, bottom = float(value).as_integer_ratio()
+        return top * 2**60 // bottom  # exact for bottoms up to 2^60
+
+    center = whole(x) + whole(L / 2)
+    t = [whole(level) - center for level in levels if x < level < x + L]
+    edges = [-whole(L / 2), *t, whole(L / 2)]
     one = sum(k * (b - a) for k, (a, b) in enumerate(pairwise(edges)))
-    two = sum(k * (b * b - a * a) / 2 for k, (a, b) in enumerate(pairwise(edges)))
+    two = sum(k * (b * b - a * a) for k, (a, b) in enumerate(pairwise(edges)))
     square = sum(k * k * (b - a) for k, (a, b) in enumerate(pairwise(edges)))
-    return float(square / L - (one / L) ** 2 - 12 * two**2 / L**4)
+    unit = whole(L)
+    return float(
+        Fraction(square, unit) - Fraction(one, unit) ** 2 - 3 * Fraction(two, unit**2) ** 2
+    )
 
 
 # every window, by hand
@@ -165,6 +175,48 @@ def test_form_factor_of_equally_spaced_levels_is_the_windows_alone():
     assert np.all(form_factor(levels, tau) < 2 * T * (tau * T) ** -6.0 / 12 + EPS)
 
 
+# what is a sum of squares is not negative, and not lost either
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e3, 1e9])
+@pytest.mark.parametrize("spacing", [0.3, 1.9, 9.9])
+def test_numbers_that_never_change_have_no_variance(spacing, offset):
+    levels = offset + spacing * np.arange(80)
+    for cells in (1, 3, 7, 17, 41):
+        found = number_variance(levels, cells * spacing)
+        # N is `cells` but where a level, rounded by ε of its size, is early or late: 80 of these
+        # differ by 1, over a share 2 ε (offset + T)/T · 80 of the range T - L > T/3
+        end = 80 * spacing
+        assert 0 <= found <= 80 * 3 * 4 * EPS * (offset + end) / end
+
+
+def test_rigidity_of_windows_without_a_level_is_zero():
+    # clusters of levels far apart, where no window of this length that begins at a level, or 0.25
+    # later, and so on, has a level inside: a straight line fits each of them
+    levels = np.repeat(6.0 * np.arange(10), 6)
+    assert rigidity(levels, 0.5 - 2.0**-40) >= 0
+    spacings = [0, 0, 24, 24, 0, 24, 0, 0]
+    assert rigidity(np.cumsum(spacings) / 8, 0.125) == 0
+    # spectra of clusters: large deviations in one window of a hundred, none in the others
+    draw = rng.stream(0, "clusters")
+    for _ in range(300):
+        spacings = draw.choice([0, 0, 0, 0, 24, 24, 24, 12, 1], size=draw.integers(8, 40))
+        levels = np.cumsum(spacings) / 8
+        for L in (0.125, 0.25, 0.5, 1.0, 1.875):
+            if levels[-1] - levels[0] > L and levels[-1] - levels[0] > 0.1 * len(levels):
+                assert rigidity(levels, L) >= 0
+
+
+def test_number_variance_far_from_zero():
+    # 1e16 + 0.5 is no float64: windows that begin at the first level must not shrink to nothing
+    levels = np.array([0.0, 2.0, 4.0])
+    expected = number_variance(levels, 3.5)
+    assert expected == 0  # (0, 0.5], both levels are inside
+    assert number_variance(levels + 1e16, 3.5) == expected
+    levels = 2 * poisson(50, "far").round()
+    assert number_variance(levels + 2.0**53, 2.5) == number_variance(levels, 2.5)
+
+
 # ensembles
 
 
@@ -242,7 +294,7 @@ def test_shapes(statistic):
     np.testing.assert_array_equal(given_levels, levels[::-1])
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=examples(60))
 @given(
     spacings=st.lists(st.integers(0, 24), min_size=8, max_size=40).filter(lambda s: sum(s) > 32),
     length=st.integers(1, 16),

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from properties import examples
 from torch import nn
 from torch.nn.utils import fusion, parametrizations
 
@@ -105,9 +106,7 @@ def networks(draw):
     return randomized(nn.Sequential(*layers), draw(st.integers(0, 10**6))), shape
 
 
-@settings(
-    max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
-)
+@settings(max_examples=examples(120), suppress_health_check=list(HealthCheck))
 @given(networks(), st.sampled_from([1, 1.5, 2, 3, math.inf]))
 def test_the_normalised_network_times_the_product_is_the_network(drawn, norm):
     model, shape = drawn

@@ -137,35 +137,6 @@ def test_import_brings_no_torch():
     assert not heavy & set(loaded)
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        "",
-        "spectrum",
-        "train",
-        "levels",
-        "plot",
-        "simulate",
-        "reproduce",
-        "info",
-        "data",
-        "data fetch",
-    ],
-)
-def test_help_brings_no_torch(words):
-    loaded = python(
-        "import contextlib, io, json, sys\n"
-        f"sys.argv = {['hessrmt', *words.split(), '--help']!r}\n"
-        "from hessrmt.cli.app import main\n"
-        "shown = io.StringIO()\n"
-        "with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):\n"
-        "    main()\n"
-        "assert 'Usage:' in shown.getvalue(), shown.getvalue()\n"
-        "print(json.dumps(list(sys.modules)))"
-    )
-    assert not {"torch", "scipy", "h5py", "matplotlib", "cupy"} & set(loaded)
-
-
 def test_nothing_happens_at_import():
     modules = [module.name for module in pkgutil.walk_packages(hessrmt.__path__, prefix="hessrmt.")]
     assert len(modules) > 20

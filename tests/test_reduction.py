@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from properties import examples
 from samples import labelled
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
@@ -74,7 +75,7 @@ def nets(draw):
     return model, draw(st.sampled_from(["cross-entropy", "mse"])), (x, y)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(60), suppress_health_check=list(HealthCheck))
 @given(nets())
 def test_random_small_nets(case):
     model, loss, pair = case

@@ -5,6 +5,7 @@ import pytest
 from host_kernels import build, call
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from properties import examples
 
 import hessrmt as hr
 from hessrmt import rng
@@ -67,7 +68,7 @@ numbers = st.lists(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100))
 @given(numbers, numbers, st.booleans(), st.sampled_from([np.float64, np.float32]))
 def test_counts_of_any_numbers(kernel, pool, queries, ascending, dtype):
     pool = np.sort(np.array(pool, dtype))

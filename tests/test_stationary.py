@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_samples import SMOOTH, STATIONARY, derivative
+from properties import examples
 from scipy.integrate import quad
 
 from hessrmt import lossmodel, rng
@@ -121,7 +122,7 @@ KERNELS = [sample.cov for sample in STATIONARY.values()] + [
 ]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 @given(
     st.sampled_from(KERNELS),
     st.integers(0, 2**31),
@@ -173,7 +174,7 @@ def test_matern_at_distance_zero(nu):
             cov.derivative(3, 0.0)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40))
 @given(
     st.floats(0.1, 10),
     st.floats(0.1, 10),

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import xarray
 from hypothesis import strategies as st
+from properties import examples
 from store_samples import (
     BATCHES,
     CONFIG,
@@ -92,7 +93,7 @@ def test_xarray_sees_named_dimensions(full):
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 
 
-@hypothesis.settings(max_examples=25, deadline=None)
+@hypothesis.settings(max_examples=examples(25))
 @hypothesis.given(
     levels=hnp.arrays(np.float64, st.integers(1, 9), elements=FINITE).map(np.sort),
     floor=st.floats(0, 1e300),

@@ -5,6 +5,7 @@ import pytest
 from host_kernels import build, call
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from properties import examples
 from scipy.linalg import eigvalsh_tridiagonal
 from tridiagonals import families, glued, wilkinson
 
@@ -229,7 +230,7 @@ ENTRY = st.one_of(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200))
 @given(
     st.integers(1, 12).flatmap(lambda n: st.tuples(*[st.lists(ENTRY, min_size=n, max_size=n)] * 2)),
     st.lists(st.floats(-3, 3), max_size=10),

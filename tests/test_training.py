@@ -3,8 +3,6 @@
 import math
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -206,39 +204,17 @@ def test_logistic_regression_learns_the_embedded_digits(tmp_path, monkeypatch):
 
 # interruption
 
-KILLED = """
-import sys, time
-from pathlib import Path
-import torch
-from hessrmt.config import TrainConfig
-from hessrmt.workflows.train import run
 
-class Slow:
-    def begin(self, *_):
-        pass
-    def epoch(self, entry):
-        print(entry["epoch"], flush=True)
-        time.sleep(0.3)
-
-torch.set_num_threads(int(sys.argv[3]))
-run(TrainConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2]), observer=Slow())
-"""
-
-
-def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(digits, tmp_path):
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(digits, tmp_path, start_cli):
     settings, killed, whole = settings_for(digits), tmp_path / "killed.pt", tmp_path / "whole.pt"
-    arguments = [settings.model_dump_json(), str(killed), str(torch.get_num_threads())]
-    with subprocess.Popen(
-        [sys.executable, "-c", KILLED, *arguments], stdout=subprocess.PIPE, text=True
-    ) as child:
-        assert child.stdout is not None
-        for line in child.stdout:
-            if line.strip() == "3":
-                break
-        child.send_signal(signal.SIGKILL)
+    options = ["--model", "logistic", "--data", digits, "--epochs", 8, "--batch", 16]
+    # in the fourth epoch, of ten steps
+    step = ("hessrmt.training.protocol:_step", 35)
+    child = start_cli("train", *options, "--device", "cpu", "--out", killed, stop=step)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
     assert child.returncode == -signal.SIGKILL
-    completed = checkpoints.read(killed)["epoch"]
-    assert 3 <= completed < settings.epochs
+    assert checkpoints.read(killed)["epoch"] == 3
     run(settings, whole)
     run(settings, killed, resume=True)
     assert_same_run(killed, whole)

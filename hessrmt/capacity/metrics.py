@@ -36,7 +36,8 @@ def stable_rank(spectrum: MatrixSpectrum) -> float:
     """‖W‖_F²/‖W‖₂², between 1 and the rank."""
     if spectrum.lambda_max <= 0:
         return NAN
-    return spectrum.frobenius_squared / spectrum.spectral_squared
+    # the sum of squares holds the largest one: less than 1 is round-off of the two
+    return max(1.0, spectrum.frobenius_squared / spectrum.spectral_squared)
 
 
 def log_stable_rank(spectrum: MatrixSpectrum) -> float:
@@ -67,7 +68,8 @@ def entropy(spectrum: MatrixSpectrum) -> float:
     if len(values) == 1:
         return 0.0
     share = values / values.sum()
-    return max(0.0, -float(xlogy(share, share).sum())) / math.log(len(values))
+    # by Jensen's inequality at most ln R: what lies outside of [0, 1] is round-off
+    return min(1.0, max(0.0, -float(xlogy(share, share).sum())) / math.log(len(values)))
 
 
 def log_alpha_norm(eigenvalues: Levels, alpha: float) -> float:

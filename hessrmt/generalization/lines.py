@@ -178,7 +178,8 @@ def _fit(x: Values, y: Values) -> LineFit:
     correlation = float(dx @ dy)
     residuals = dy - correlation * dx
     rest = float(np.linalg.norm(residuals))  # relative to y_spread
-    r2 = 1 - rest**2 if y_spread else math.nan
+    # the sum of these squares is 1: the smaller one is free of cancellation, and R² in [0, 1]
+    r2 = (correlation**2 if rest > 0.8 else 1 - rest**2) if y_spread else math.nan
     slope = correlation * y_spread / x_spread
     deviation = y_spread * rest / math.sqrt(n - 2)
     slope_error = deviation / x_spread

@@ -58,20 +58,25 @@ def number_variance(
 
 
 def _variance(spectra: list[Float64[np.ndarray, " levels"]], length: float) -> float:
-    center = round(length)  # N - center is small, so its square loses no digits
-    measure = first = second = 0.0
+    # range of x, mean of N and integral of its squared deviation, merged piece by piece as by Chan,
+    # Golub, LeVeque, Am. Stat. 37, 242 (1983): a sum of squares, where ⟨N²⟩ - ⟨N⟩² would cancel
+    measure = mean = spread = 0.0
     for levels in spectra:
-        end = float(levels[-1]) - length
-        cuts = [*levels[: np.searchsorted(levels, end) : _CHUNK].tolist(), end]
+        positions = levels - levels[0]  # N is the same, and windows far from zero are no shorter
+        end = float(positions[-1]) - length
+        cuts = [*positions[: np.searchsorted(positions, end) : _CHUNK].tolist(), end]
         for start, stop in pairwise(cuts):
-            widths, counts = _staircase(levels, length, start, stop)
-            counts -= center
-            widths_counts = widths * counts
-            first += float(widths_counts.sum())
-            widths_counts *= counts
-            second += float(widths_counts.sum())
-        measure += end - float(levels[0])
-    return second / measure - (first / measure) ** 2
+            widths, counts = _staircase(positions, length, start, stop)
+            part = float(widths.sum())
+            if part == 0:
+                continue  # between degenerate levels
+            own = float((widths * counts).sum()) / part
+            counts -= own
+            away, total = own - mean, measure + part
+            spread += float((widths * counts * counts).sum()) + away * away * measure / total * part
+            mean += away * part / total
+            measure = total
+    return spread / measure
 
 
 def _staircase(
@@ -80,7 +85,8 @@ def _staircase(
     """Widths and values of the constant pieces of N(x) for x from start to stop."""
     low, high = np.searchsorted(levels, [start, stop], side="right").tolist()
     near, far = np.searchsorted(levels, [start + length, stop + length], side="right").tolist()
-    leaving, entering = levels[low:high], levels[near:far] - length
+    # a level that round-off puts outside enters at the end of the range: no width is negative
+    leaving, entering = levels[low:high], np.clip(levels[near:far] - length, start, stop)
     edges = np.concatenate([leaving, entering])  # two ascending runs: a stable sort merges them
     order = edges.argsort(kind="stable")
     counts = np.empty(len(edges) + 1)

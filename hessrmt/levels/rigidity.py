@@ -124,11 +124,13 @@ def _deviations(
     if grid.parts > 1:
         moments = _windows(moments, before, grid, stretch)
     length = grid.length
-    return (
-        moments.square / length
-        - (moments.zeroth / length) ** 2
-        - 12 * (moments.first / length / length) ** 2
-    )
+    found = moments.square / length
+    found -= (moments.zeroth / length) ** 2
+    found -= 12 * (moments.first / length / length) ** 2
+    # 1/√L and t √(12/L³) are orthonormal on the window, so that by Bessel's inequality the exact
+    # value is not negative, whatever the levels: what lies below zero is round-off of terms that
+    # cancel, and zero is nearer to the truth
+    return np.maximum(found, 0.0, out=found)
 
 
 def _windows(

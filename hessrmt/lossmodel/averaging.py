@@ -33,6 +33,7 @@ import numpy as np
 
 from hessrmt.errors import LossModelError
 from hessrmt.lossmodel.arguments import positive, real, real_array, whole
+from hessrmt.lossmodel.covariance import ROUNDING
 from hessrmt.lossmodel.jets import require_stationary
 from hessrmt.lossmodel.weights import Weights
 
@@ -72,6 +73,10 @@ def averaged_gradient_covariance(
     for i, d, first, second in _pairs(cov, at):
         inner, bent = weights.traces(i, d)
         total += 2 * float(first @ inner - second @ bent)
+    # a variance: where the A_i cancel, round-off of the terms, which are k'(0)·‖A_i‖·‖A_j‖ or less
+    size = cov.derivative(1, 0.0) * float(np.sqrt(weights.squares()).sum()) ** 2
+    if -ROUNDING * size <= total < 0:
+        total = 0.0
     return total / (P * T**2)
 
 

@@ -175,12 +175,21 @@ class DaskPool:
                     raise self._lost() from None
 
     def _result(self, future: Future) -> Any:
-        error = _error_of(future)
-        if error is None and future.status == "finished":
+        """What a task gave; if its worker dies before that is here, the task is done again."""
+        patience = _LOOK
+        while future.status != "error" and not future.cancelled():
+            if self._processes:
+                self._processes.revive()
             try:
-                return future.result()
-            except Exception as lost:  # whatever the wire raises: the task itself succeeded
-                raise self._lost(lost) from lost
+                return future.result(timeout=patience)
+            except TimeoutError as error:
+                if self._client.status in {"closed", "closing"}:
+                    raise self._lost() from error
+                patience *= 2  # a large result may take long
+            except Exception as lost:  # whatever the wire raises, unless the task failed this time
+                if future.status != "error":
+                    raise self._lost(lost) from lost
+        error = _error_of(future)
         if error is None or future.cancelled():
             raise self._lost()
         if isinstance(error, KilledWorker):
