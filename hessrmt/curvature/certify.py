@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from hessrmt import rng
-from hessrmt.curvature.products import eager_hessian_product
+from hessrmt.curvature.fidelity import require_second_derivative
 from hessrmt.errors import ProblemError
 
 if TYPE_CHECKING:
@@ -49,7 +49,8 @@ def probe_product(problem: Problem, product: Callable[[Tensor], Tensor]) -> floa
     """‖Hv - product(v)‖ for a random unit vector v.
 
     Hv comes from plain reverse-over-reverse differentiation, which shares no code with the way the
-    matrix was built; a direction wrongly removed, a wrong block or a wrong derivative shows here.
+    matrix was built, and which is itself compared with differences of the gradient; a direction
+    wrongly removed, a wrong block or a wrong derivative shows here.
 
     Args:
         problem: In its final precision and place.
@@ -58,12 +59,23 @@ def probe_product(problem: Problem, product: Callable[[Tensor], Tensor]) -> floa
     Returns:
         The residual, in the units of the eigenvalues.
     """
+    v = random_direction(problem)
+    return float((product(v) - require_second_derivative(problem, v)).norm())
+
+
+def random_direction(problem: Problem) -> Tensor:
+    """The unit vector along which products are checked.
+
+    Args:
+        problem: In its final precision and place.
+
+    Returns:
+        (P,).
+    """
     theta = problem.theta
     generator = rng.torch_generator(0, "agreement")
     v = torch.randn(problem.dimension, generator=generator, dtype=torch.float64)
-    v = (v / v.norm()).to(dtype=theta.dtype, device=theta.device)
-    expected = eager_hessian_product(problem)(v[None])[0]
-    return float((product(v) - expected).norm())
+    return (v / v.norm()).to(dtype=theta.dtype, device=theta.device)
 
 
 def require_agreement(

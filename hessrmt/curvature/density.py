@@ -14,7 +14,7 @@ from hessrmt.curvature.plan import gib, usable_memory
 from hessrmt.curvature.quadrature import LAWS, Quadrature, probe_rows
 from hessrmt.curvature.traces import Traces, check_products, traces
 from hessrmt.errors import ConfigError, DeviceError, LevelsError
-from hessrmt.problems.problem import Problem
+from hessrmt.problems.problem import Problem, ordinary_mode
 from hessrmt.records import Provenance, Spectra, Spectrum
 
 Tick = Callable[[str, int, int], None]
@@ -154,6 +154,7 @@ class DensityResult:
         }
 
 
+@ordinary_mode()
 def density(
     problem: Problem | CurvatureOperator,
     probes: int = 10,
@@ -187,6 +188,7 @@ def density(
     return complete(problem, DensityPlan(probes, steps, **options), tick=tick)
 
 
+@ordinary_mode()
 def complete(
     operator: CurvatureOperator,
     plan: DensityPlan,

@@ -26,6 +26,7 @@ from hessrmt.curvature.reduction import Reduction, identity, reduce_problem
 from hessrmt.curvature.saturation import loss_rounding
 from hessrmt.curvature.trace import trace
 from hessrmt.errors import DeviceError, NonFiniteError, ProblemError
+from hessrmt.problems.problem import ordinary_mode
 from hessrmt.records import Provenance, Spectrum
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ _MARGIN = 0.95
 REDUCTIONS = ("auto", "none")
 
 
+@ordinary_mode()
 def distributed_spectrum(
     problem: Problem,
     backend: DistributedBackend,
@@ -120,6 +122,7 @@ def distributed_spectrum(
     )
 
 
+@ordinary_mode()
 def require_feasible(
     problem: Problem, backend: DistributedBackend, dtype: str, reduce: str = "auto"
 ) -> None:

@@ -23,7 +23,7 @@ from hessrmt.curvature.lanczos import Wanted, extreme_pairs, round_off, vectors_
 from hessrmt.curvature.operator import CurvatureOperator
 from hessrmt.curvature.plan import gib, usable_memory
 from hessrmt.errors import ConfigError, DeviceError
-from hessrmt.problems.problem import Problem
+from hessrmt.problems.problem import Problem, ordinary_mode
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float64
@@ -162,6 +162,7 @@ class EdgeLevels:
         }
 
 
+@ordinary_mode()
 def edge_levels(
     operator: SymmetricOperator | Problem,
     top: int = 0,

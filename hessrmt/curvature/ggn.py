@@ -27,6 +27,7 @@ from hessrmt.curvature.products import ggn_product
 from hessrmt.curvature.roots import curved, root_of_loss_curvature
 from hessrmt.curvature.taps import samples_are_apart
 from hessrmt.errors import DeviceError, ProblemError
+from hessrmt.problems.problem import ordinary_mode
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -59,6 +60,7 @@ class SmallestGgn:
     residual: float
 
 
+@ordinary_mode()
 def ggn(problem: Problem, device: str = "auto", dtype: str = "float64") -> Float[np.ndarray, "P P"]:
     """The exact dense Gauss-Newton matrix Jᵀ S J.
 

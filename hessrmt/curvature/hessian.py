@@ -18,6 +18,7 @@ from hessrmt.curvature.plan import dense_block, require_dense
 from hessrmt.curvature.products import Product, hessian_product
 from hessrmt.curvature.saturation import loss_rounding
 from hessrmt.errors import NonFiniteError, ProblemError
+from hessrmt.problems.problem import ordinary_mode
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -30,6 +31,7 @@ Tick = Callable[[str, int, int], None]
 """Progress: phase, steps done, steps in all."""
 
 
+@ordinary_mode()
 def hessian(
     problem: Problem, device: str = "auto", dtype: str = "float64"
 ) -> Float[np.ndarray, "P P"]:

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
-from hessrmt import rng
 from hessrmt.backend.select import select
-from hessrmt.curvature.certify import require_agreement
+from hessrmt.curvature.certify import random_direction, require_agreement
+from hessrmt.curvature.fidelity import require_second_derivative
 from hessrmt.curvature.hessian import torch_dtype
 from hessrmt.curvature.linearise import choose
 from hessrmt.curvature.plan import gib, row_bytes, saved_bytes, usable_memory
 from hessrmt.errors import DataError, DeviceError, NonFiniteError, ProblemError
-from hessrmt.problems.problem import Problem
+from hessrmt.problems.problem import Problem, ordinary_mode
 
 if TYPE_CHECKING:
     from torch import nn
@@ -101,6 +101,7 @@ class CurvatureOperator:
         DataError: If there is no batch, or batches that can be read only once.
     """
 
+    @ordinary_mode()
     def __init__(
         self,
         model: nn.Module,
@@ -139,7 +140,7 @@ class CurvatureOperator:
                 self._linear.append((problem.samples / self.samples, product))
         self.kept = len(self._linear)
         if operator == "hessian":
-            _require_curvature(self._base, ways.first or ways.plain(self._base))
+            require_second_derivative(self._base, random_direction(self._base))
 
     @classmethod
     def of(
@@ -171,6 +172,8 @@ class CurvatureOperator:
         step = problem.samples if batch is None else batch
         if step < 1:
             raise DataError(f"micro-batches must hold at least one sample, got {batch!r}")
+        device_of = select(device).device
+        problem.part(slice(step)).at(torch_dtype(dtype), device_of).evaluate()
         parts = [problem.part(slice(i, i + step)) for i in range(0, problem.samples, step)]
         return cls(
             problem.model,  # what the problem holds constant requires no gradient in it
@@ -182,6 +185,7 @@ class CurvatureOperator:
             linearise=linearise,
         )
 
+    @ordinary_mode()
     def __call__(self, block: Vectors) -> Vectors:
         """Products of the rows of a block with the mean curvature.
 
@@ -204,6 +208,7 @@ class CurvatureOperator:
         self.products += len(block)
         return total
 
+    @ordinary_mode()
     def agreement(self, norm: float, v: Vector | None = None) -> float:
         """How far another way of differentiating, from data read anew, leads from the product.
 
@@ -216,9 +221,7 @@ class CurvatureOperator:
             or data that changed.
         """
         if v is None:
-            generator = rng.torch_generator(0, "agreement")
-            drawn = torch.randn(self.dimension, generator=generator, dtype=torch.float64)
-            v = (drawn / drawn.norm()).to(dtype=self.dtype, device=self.device)
+            v = random_direction(self._base)
         expected = torch.zeros_like(v[None])
         self._add(expected, v[None], self._check)
         residual = float((self(v[None]) - expected).norm())
@@ -269,7 +272,9 @@ class CurvatureOperator:
         self._sizes: list[int] = []
         loss, self._saved = 0.0, 0
         total = torch.zeros(self.dimension, dtype=self.dtype, device=self.device)
-        for problem in self._problems():
+        for number, problem in enumerate(self._problems()):
+            if number:
+                problem.own = None  # compared with the user's own model once
             usable, needed = usable_memory(self.backend), row_bytes(problem)
             if needed > usable:
                 raise DeviceError(
@@ -312,38 +317,4 @@ def _require_mean(problem: Problem) -> None:
             f"the loss {problem.loss_name!r} is no mean over samples: {whole!r} over a batch, but "
             f"{pieces!r} from its halves, so micro-batches don't add up to the loss of all data. "
             "Take one batch that holds everything, or a loss without weights and coupled samples"
-        )
-
-
-def _require_curvature(problem: Problem, product: Product) -> None:
-    """Refuse a zero product where the gradient does change.
-
-    Torch takes an operation whose backward pass cannot be differentiated (``once_differentiable``)
-    for a constant.
-
-    Raises:
-        ProblemError: If the gradient a little further on is another one.
-    """
-    theta = problem.theta
-    generator = rng.torch_generator(0, "curvature")
-    v = torch.randn(problem.dimension, generator=generator, dtype=torch.float64)
-    v = v.to(dtype=theta.dtype, device=theta.device)
-    if bool(product(v[None]).any()):
-        return
-
-    def slope(point: Vector) -> Vector:
-        point = point.clone().requires_grad_()
-        loss = problem.loss(point)
-        if not loss.requires_grad:
-            return torch.zeros_like(point)
-        found = torch.autograd.grad(loss, point, allow_unused=True)[0]
-        return torch.zeros_like(point) if found is None else found
-
-    here = slope(theta)
-    moved = float((slope(theta + 1e-3 * v) - here).norm())
-    if moved > torch.finfo(theta.dtype).eps ** 0.5 * float(here.norm()):
-        raise ProblemError(
-            "the loss cannot be differentiated twice by torch: its gradient changes with the "
-            "parameters, but torch's second derivative is zero. Some operation's backward pass "
-            "(once_differentiable, a custom kernel) has no derivative; replace it"
         )

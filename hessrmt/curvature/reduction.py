@@ -25,6 +25,7 @@ from hessrmt.curvature.assembly import assemble_reduced
 from hessrmt.curvature.hessian import torch_dtype
 from hessrmt.curvature.products import eager_hessian_product
 from hessrmt.curvature.trace import Site, Trace, trace
+from hessrmt.problems.problem import ordinary_mode
 
 if TYPE_CHECKING:
     from hessrmt.problems.problem import Problem
@@ -232,6 +233,7 @@ class RangedReduction:
         return self.base.lift(inner)
 
 
+@ordinary_mode()
 def reduction(
     problem: Problem, device: str = "auto", dtype: str = "float64"
 ) -> Reduction | RangedReduction:

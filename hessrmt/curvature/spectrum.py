@@ -17,6 +17,7 @@ from hessrmt.curvature.reduction import identity, reduce_problem
 from hessrmt.curvature.saturation import loss_rounding
 from hessrmt.curvature.trace import trace
 from hessrmt.errors import ProblemError
+from hessrmt.problems.problem import ordinary_mode
 from hessrmt.records import Provenance, Spectrum
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def spectrum(
     return compute(problem, backend, dtype, operator, reduce, provenance=provenance)
 
 
+@ordinary_mode()
 def require_feasible(
     problem: Problem, backend: Backend, dtype: str, operator: str, reduce: str = "auto"
 ) -> None:
@@ -89,6 +91,7 @@ def require_feasible(
         require_reduced(local, reduce_problem(local, trace(local)), backend)
 
 
+@ordinary_mode()
 def compute(
     problem: Problem,
     backend: Backend,

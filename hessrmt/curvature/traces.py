@@ -19,6 +19,7 @@ import torch
 
 from hessrmt.curvature.quadrature import probe
 from hessrmt.errors import ConfigError
+from hessrmt.problems.problem import ordinary_mode
 
 if TYPE_CHECKING:
     from hessrmt.arrays import Vectors
@@ -74,6 +75,7 @@ class Traces:
         }
 
 
+@ordinary_mode()
 def traces(
     operator: SymmetricOperator,
     products: int = 60,

@@ -6,7 +6,7 @@ import copy
 import fnmatch
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils import _pytree
 
+from hessrmt import rng
 from hessrmt.errors import DataError, NonFiniteError, ProblemError
 from hessrmt.problems.losses import (
     LOSSES,
@@ -33,6 +34,24 @@ if TYPE_CHECKING:
 
 _EVALUATION_ULPS = 64
 """Two evaluations may differ by so many ulps (summation order); randomness differs by far more."""
+
+
+@contextmanager
+def ordinary_mode() -> Iterator[None]:
+    """Gradients on, inference mode and mixed precision off, whatever mode the caller is in.
+
+    Also a decorator. Under ``torch.no_grad()`` every second derivative would silently be zero.
+
+    Yields:
+        None.
+    """
+    with (
+        torch.inference_mode(mode=False),
+        torch.enable_grad(),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False),
+    ):
+        yield
 
 
 class Problem:
@@ -63,6 +82,7 @@ class Problem:
             labels do not fit the outputs.
     """
 
+    @ordinary_mode()
     def __init__(
         self,
         model: nn.Module,
@@ -103,6 +123,7 @@ class Problem:
         self.dimension = sum(self._sizes)
         _check_finite_parameters(self.model)
         self.samples = _check_data(self.inputs, self.targets)
+        self.own: Own | None = Own(model, self.loss_function)
         # seen once: losses are also traced, where no decision may depend on values
         self._no_label_left_out = isinstance(self.targets, Tensor) and bool(
             (self.targets >= 0).all()
@@ -119,6 +140,7 @@ class Problem:
         """Floating-point type of the parameters."""
         return dict(self.model.named_parameters())[self.names[0]].dtype
 
+    @ordinary_mode()
     def at(self, dtype: torch.dtype, device: torch.device) -> Problem:
         """A copy of the problem in another precision and on another device.
 
@@ -130,17 +152,16 @@ class Problem:
             The copy.
         """
         moved = copy.copy(self)
-        moved.model = copy.deepcopy(self.model).to(device=device, dtype=dtype)
 
         def move(leaf: Any) -> Any:
-            if not isinstance(leaf, Tensor):
-                return leaf
-            return leaf.to(device=device, dtype=dtype if leaf.is_floating_point() else leaf.dtype)
+            return _moved(leaf, dtype, device) if isinstance(leaf, Tensor) else leaf
 
+        # Module.to would drop the imaginary part of complex buffers
+        moved.model = copy.deepcopy(self.model)._apply(move)
         moved.inputs = _pytree.tree_map(move, self.inputs)
         moved.targets = _pytree.tree_map(move, self.targets)
         if isinstance(self.loss_function, nn.Module):  # class weights move along
-            moved.loss_function = copy.deepcopy(self.loss_function).to(device=device, dtype=dtype)
+            moved.loss_function = copy.deepcopy(self.loss_function)._apply(move)
         return moved
 
     def unflatten(self, theta: Vector) -> dict[str, Tensor]:
@@ -169,13 +190,11 @@ class Problem:
         Returns:
             Whatever the model returns, usually (B, K).
         """
-        arguments, keywords = (self.inputs,), {}
-        if isinstance(self.inputs, tuple | list):
-            arguments = tuple(self.inputs)
-        elif isinstance(self.inputs, dict):
-            arguments, keywords = (), self.inputs
-        with _twice_differentiable():
+
+        def model(*arguments: Any, **keywords: Any) -> Any:
             return functional_call(self.model, parameters, arguments, keywords)
+
+        return _call(model, self.inputs)
 
     def places(self) -> dict[str, slice]:
         """Where each trainable parameter lies in θ.
@@ -228,14 +247,18 @@ class Problem:
         """
         return self.loss_of_outputs(self.outputs(theta))
 
+    @ordinary_mode()
     def evaluate(self) -> tuple[float, float]:
         """Loss and gradient norm at the current parameters, after checking that both exist.
+
+        Before anything else the copy that is differentiated is compared with the user's own model.
 
         Returns:
             The mean loss and the Euclidean norm of its gradient.
 
         Raises:
-            ProblemError: If the loss is random, changes the model, is not a scalar, or fails.
+            ProblemError: If the loss is random, changes the model, is not a scalar, fails, does not
+                depend on the parameters as far as torch sees, or is not that of the user's model.
             DataError: If class labels do not fit the outputs.
             NonFiniteError: If the loss or its gradient is NaN or infinite.
         """
@@ -267,13 +290,76 @@ class Problem:
                 f"{second!r}. Call model.eval(), and remove dropout, noise and random "
                 "augmentation: a Hessian needs one fixed function"
             )
+        if not loss.requires_grad and self._changes(value):
+            raise ProblemError(
+                "the loss changes with the parameters, but torch sees no way from them to it: the "
+                "forward pass runs under torch.no_grad(), detaches its result, works on .data "
+                "or goes through NumPy. So it has no derivatives; take that out"
+            )
         gradient = (
             torch.autograd.grad(loss, theta, allow_unused=True)[0] if loss.requires_grad else None
         )
         norm = 0.0 if gradient is None else float(gradient.norm())
         if not math.isfinite(norm):
             raise NonFiniteError(f"the gradient's norm is {norm} at these parameters")
+        self._require_own_loss(value)
         return value, norm
+
+    def _changes(self, value: float) -> bool:
+        """Whether the loss is another one at other parameters."""
+        theta = self.theta
+        draw = rng.torch_generator(0, "other parameters")
+        other = torch.randn(len(theta), generator=draw, dtype=torch.float64)
+        with torch.no_grad():
+            return float(self.loss(other.to(theta))) != value
+
+    def _require_own_loss(self, value: float) -> None:
+        """Refuse a copy that is another function than the user's own model and loss.
+
+        Both are evaluated in the model's own precision, by the same kernels: what differs then is
+        no rounding.
+
+        Args:
+            value: The loss in the precision of the computation.
+
+        Raises:
+            ProblemError: If loss or gradient differ.
+        """
+        found = None if self.own is None else self.own.beside(self)
+        if self.own is None or found is None:
+            return
+        loss, theirs, mine = found
+        digits = max(torch.finfo(kind).eps for kind in (self.own.dtype, self.dtype)) ** 0.5
+        if abs(loss - value) > digits * (1 + abs(loss)):
+            raise ProblemError(
+                f"the loss of the model as it is given is {loss!r}; computed on a copy of it in "
+                f"{str(self.dtype).removeprefix('torch.')} it is {value!r}. The copy is another "
+                "function: some part of the model does not survive being copied or cast"
+            )
+        allowed = digits * max(float(theirs.norm()), float(mine.norm()))
+        gap = float((theirs - mine).norm())
+        if not gap > allowed:
+            return
+        again = self.own.beside(self)
+        if again is None or gap <= 10 * float((again[1] - theirs).norm()):
+            return  # sums in another order every time, of a gradient that is all round-off
+        parts = zip(self.unflatten(theirs).items(), self.unflatten(mine).values(), strict=True)
+        name, one, other = max(
+            ((name, one, other) for (name, one), other in parts),
+            key=lambda part: float((part[1] - part[2]).norm()),
+        )
+        why = (
+            "the loss depends on it in another way than through the model's outputs"
+            if bool(other.any())
+            else "it is reached by another way than as a parameter of its module: through a list, "
+            "a dict, an attribute of another object, or by the loss itself"
+        )
+        raise ProblemError(
+            f"the gradient of the loss in {name} is another one for the model as it is given (norm "
+            f"{float(one.norm()):.6g}) than for the copy that is differentiated "
+            f"({float(other.norm()):.6g}): {why}. Register parameters in nn.ParameterList or "
+            "nn.ModuleList, and give the loss as a function of outputs and targets alone"
+        )
 
     def _check_labels(self, outputs: Any) -> None:
         """Refuse class labels that cross-entropy would index out of bounds."""
@@ -293,6 +379,91 @@ class Problem:
                 f"labels run from {low} to {high}, but the model has {outputs.shape[1]} outputs; "
                 f"labels must lie in 0..{outputs.shape[1] - 1}"
             )
+
+
+class Own:
+    """The user's own model and loss: called, never changed.
+
+    Args:
+        model: As it was given.
+        loss: The callable.
+    """
+
+    def __init__(self, model: nn.Module, loss: Loss) -> None:
+        self._model, self._loss = model, loss
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of the model."""
+        return next(p.dtype for p in self._model.parameters() if p.is_floating_point())
+
+    def beside(self, problem: Problem) -> tuple[float, Vector, Vector] | None:
+        """What the user's model and a problem's copy of it say of the problem's data.
+
+        Both in the precision and the place of the user's, by the user's form of the loss.
+
+        Args:
+            problem: Whose parameters are asked for.
+
+        Returns:
+            The loss, and the gradient (P,) of the user's model and of the copy. None if the model
+            can't be run as it is, is no longer what was copied, or its numbers overflow.
+
+        Raises:
+            OutOfMemoryError: If the device has no room for it.
+        """
+        parameters = dict(self._model.named_parameters())
+        copies = dict(problem.model.named_parameters())
+        if parameters.keys() != copies.keys() or not all(
+            bool((parameters[name].detach().to(copy.device, copy.dtype) == copy).all())
+            for name, copy in copies.items()
+        ):
+            return None  # trained further since
+        wanted = [parameters[name] for name in problem.names]
+        if not all(p.requires_grad and not p.is_inference() for p in wanted):
+            return None
+        try:
+            copied = problem.at(self.dtype, wanted[0].device)
+            loss = self._loss(_call(self._model, copied.inputs), copied.targets)
+            theta = copied.theta.requires_grad_()
+            again = copied.loss_function(copied.outputs(theta), copied.targets)
+            slopes = [_gradient(loss, wanted), _gradient(again, [theta])]
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # as it is given it can't be run: there is nothing to compare with
+            return None
+        if not all(bool(torch.isfinite(part).all()) for part in (loss, *slopes)):
+            return None
+        return float(loss.detach()), slopes[0], slopes[1]
+
+
+def _gradient(loss: Tensor, parameters: Sequence[Tensor]) -> Vector:
+    """The gradient as one vector; zeros where there is no way to a parameter."""
+    found = [torch.zeros_like(p) for p in parameters]
+    if loss.requires_grad:
+        found = torch.autograd.grad(loss, parameters, materialize_grads=True, allow_unused=True)
+    return torch.cat([part.detach().reshape(-1) for part in found])
+
+
+def _call(model: Callable[..., Any], inputs: Any) -> Any:
+    """A network on a batch: a tuple is positional, a dict keyword arguments."""
+    arguments, keywords = (inputs,), {}
+    if isinstance(inputs, tuple | list):
+        arguments = tuple(inputs)
+    elif isinstance(inputs, dict):
+        arguments, keywords = (), inputs
+    with _twice_differentiable():
+        return model(*arguments, **keywords)
+
+
+def _moved(leaf: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor in another precision and place; integers stay integers, complex numbers complex."""
+    if leaf.is_complex():
+        dtype = torch.complex(*torch.zeros(2, dtype=dtype)).dtype
+    elif not leaf.is_floating_point():
+        dtype = leaf.dtype
+    found = leaf.to(device=device, dtype=dtype)
+    return found.clone() if found.is_inference() else found
 
 
 @contextmanager

@@ -1,0 +1,115 @@
+"""Does the product with the Hessian belong to the gradient? Differences of the gradient say.
+
+They need first derivatives alone, so they share no formula with double differentiation and see an
+operation whose second derivative is wrong: an ``autograd.Function`` that keeps an intermediate
+result, a backward pass that cannot be differentiated, a rule that torch has wrong.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from hessrmt.curvature.products import eager_hessian_product
+from hessrmt.errors import ProblemError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hessrmt.arrays import Vector
+    from hessrmt.problems.problem import Problem
+
+_STEPS = 4
+"""Steps tried, each a quarter of the one before: a kink of ReLU at distance d along the direction
+spoils all steps longer than d."""
+
+_DIGITS = 1e-4
+"""Relative difference up to which a product and a difference quotient agree: of a wrong rule both
+differ in the first digits, of a right one by the error that is estimated, and this much more."""
+
+
+def gradient(problem: Problem, theta: Vector) -> Vector:
+    """The gradient of the loss, by plain reverse mode.
+
+    Args:
+        problem: In its final precision and place.
+        theta: (P,).
+
+    Returns:
+        (P,).
+    """
+    point = theta.detach().clone().requires_grad_()
+    loss = problem.loss(point)
+    if not loss.requires_grad:
+        return torch.zeros_like(point)
+    return torch.autograd.grad(loss, point, allow_unused=True, materialize_grads=True)[0]
+
+
+def require_second_derivative(problem: Problem, v: Vector) -> Tensor:
+    """Refuse second derivatives by which the gradient does not change.
+
+    A problem in float32 is checked in float64: it is the rule that may be wrong, not the digits.
+
+    Args:
+        problem: In its final precision and place.
+        v: (P,) unit vector.
+
+    Returns:
+        (P,) H v, by plain reverse-over-reverse differentiation. Raises ProblemError if the gradient
+        changes otherwise.
+    """
+    product = eager_hessian_product(problem)(v[None])[0]
+    exact, theirs = problem, product
+    if problem.dtype != torch.float64:
+        exact = problem.at(torch.float64, v.device)
+        v = v.double()
+        try:
+            theirs = eager_hessian_product(exact)(v[None])[0]
+        except RuntimeError:  # some part is of float32 and stays so: there is nothing to compare
+            return product
+    require_difference(exact, v, theirs)
+    return product
+
+
+def require_difference(problem: Problem, v: Vector, product: Tensor) -> None:
+    """Refuse a product that is not the change of the gradient along a direction.
+
+    The central quotient (g(θ + hv) - g(θ - hv))/2h differs from Hv by truncation, by the rounding
+    of the gradients, and by jumps of the gradient at kinks between the two points. The second
+    difference g(θ + hv) - 2 g(θ) + g(θ - hv), divided by h, bounds all three: of a smooth loss it
+    is h ‖∂³L‖, much more than the truncation h² ‖∂⁴L‖/6; of rounding and of jumps it holds as much
+    as the quotient does, at a kink in θ itself too. Where it is large nothing is said.
+
+    Args:
+        problem: In float64.
+        v: (P,) unit vector.
+        product: (P,) H v.
+
+    Raises:
+        ProblemError: If they differ by more than that bound at every step.
+    """
+    theta = problem.theta
+    here = gradient(problem, theta)
+    size = float(theta.norm()) or 1.0
+    step = torch.finfo(theta.dtype).eps ** (1 / 3) * size
+    reports = []
+    for _ in range(_STEPS):
+        up, down = (gradient(problem, theta + sign * step * v) for sign in (1, -1))
+        quotient = (up - down) / (2 * step)
+        bound = float((up - 2 * here + down).norm()) / step
+        scale = max(float(product.norm()), float(quotient.norm()))
+        gap = float((quotient - product).norm())
+        if not gap > bound + _DIGITS * scale:  # what is not finite is for others to judge
+            return
+        reports.append((gap, bound, float(quotient.norm())))
+        step /= 4
+    gap, bound, found = min(reports, key=lambda report: report[0] - report[1])
+    raise ProblemError(
+        f"torch's second derivative of this loss is wrong: along a random unit vector the gradient "
+        f"changes by {found:.3g}, the product with the Hessian differs from that by {gap:.3g}, and "
+        f"differencing explains {bound:.3g}. Some operation (an autograd.Function that keeps an "
+        "intermediate result for its backward pass, or one marked once_differentiable; a custom "
+        "kernel; weight_norm of some versions of torch) has a backward pass that torch "
+        "differentiates wrongly; replace it"
+    )
