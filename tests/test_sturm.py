@@ -145,7 +145,7 @@ def test_glued_wilkinson(library, glue):
     assert np.max(np.abs(spectrum(library, d, e) - exact)) <= 20 * len(d) * ULP * norm
 
 
-@pytest.mark.parametrize("n", [2, 511, 512, 513, 100_000])
+@pytest.mark.parametrize("n", [2, 511, 512, 513, 20_000])
 def test_the_error_does_not_grow_with_n(library, n):
     # eigenvalues of the second difference; its row sums are at most 4
     d, e = np.full((1, n), 2.0), np.full((1, n), -1.0)
