@@ -111,5 +111,6 @@ def require_difference(problem: Problem, v: Vector, product: Tensor) -> None:
         f"differencing explains {bound:.3g}. Some operation (an autograd.Function that keeps an "
         "intermediate result for its backward pass, or one marked once_differentiable; a custom "
         "kernel; weight_norm of some versions of torch) has a backward pass that torch "
-        "differentiates wrongly; replace it"
+        "differentiates wrongly; replace it. Or a detach() or straight-through estimator makes "
+        "what torch calls the gradient the gradient of no function"
     )

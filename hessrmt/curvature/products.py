@@ -162,7 +162,7 @@ def _first_that_works(theta: Vector, ways: tuple[Product, ...]) -> Product:
         result = _attempt(way, probe, reasons)
         if result is None:
             continue
-        if expected is None or _close(result, expected):
+        if expected is None or close(result, expected):
             return way
     if expected is not None:
         return ways[-1]
@@ -181,8 +181,17 @@ def _attempt(way: Product, probe: Vectors, reasons: list[str]) -> Tensor | None:
         return None
 
 
-def _close(a: Tensor, b: Tensor) -> bool:
-    """Whether two products agree to half the digits; NaN and infinity are for others to judge."""
-    if not bool(torch.isfinite(a).all()) or not bool(torch.isfinite(b).all()):
-        return True
+def close(a: Tensor, b: Tensor) -> bool:
+    """Whether two products agree to half the digits; if neither is finite, others judge.
+
+    Args:
+        a: A product.
+        b: The same one by a plainer way.
+
+    Returns:
+        Whether ``a``'s way can be taken.
+    """
+    finite = [bool(torch.isfinite(x).all()) for x in (a, b)]
+    if not all(finite):
+        return not any(finite)
     return float((a - b).norm()) <= torch.finfo(a.dtype).eps ** 0.5 * float(b.norm())

@@ -14,9 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn import functional as F  # noqa: N812
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 
 from hessrmt import rng
@@ -40,18 +42,31 @@ _EVALUATION_ULPS = 64
 def ordinary_mode() -> Iterator[None]:
     """Gradients on, inference mode and mixed precision off, whatever mode the caller is in.
 
-    Also a decorator. Under ``torch.no_grad()`` every second derivative would silently be zero.
+    Also a decorator, of every public function that differentiates. Under ``torch.no_grad()`` every
+    second derivative would silently be zero. What torch cannot do becomes an error of ours here.
 
     Yields:
         None.
+
+    Raises:
+        ProblemError: If torch raises an error.
+        OutOfMemoryError: If a device has no room.
     """
-    with (
-        torch.inference_mode(mode=False),
-        torch.enable_grad(),
-        torch.autocast("cpu", enabled=False),
-        torch.autocast("cuda", enabled=False),
-    ):
-        yield
+    try:
+        with (
+            torch.inference_mode(mode=False),
+            torch.enable_grad(),
+            torch.autocast("cpu", enabled=False),
+            torch.autocast("cuda", enabled=False),
+        ):
+            yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # NotImplementedError is one
+        said = str(error).strip().split("\n")[0]
+        raise ProblemError(
+            f"torch cannot differentiate this loss as it must be: {type(error).__name__}: {said}"
+        ) from error
 
 
 class Problem:
@@ -97,7 +112,15 @@ class Problem:
             inputs, targets = data
         except (TypeError, ValueError) as error:
             raise DataError("data must be a pair (inputs, targets)") from error
-        self.model = copy.deepcopy(model)
+        try:
+            self.model = copy.deepcopy(model)
+        except RuntimeError as error:
+            raise ProblemError(
+                "the model cannot be copied, since it holds a tensor that was computed from others "
+                "(a pruned layer, weight_norm of older kind, a kept activation): make that "
+                "permanent (torch.nn.utils.prune.remove, remove_weight_norm) or don't keep it: "
+                f"{str(error).splitlines()[0]}"
+            ) from error
         self.loss_name = loss if isinstance(loss, str) else getattr(loss, "__name__", repr(loss))
         self.loss_function = resolve(loss)
         self.inputs = _pytree.tree_map(_tensor, inputs)
@@ -237,7 +260,8 @@ class Problem:
             self.loss_function, outputs, self.targets
         ):
             return cross_entropy_in_full_digits(outputs, self.targets)
-        return self.loss_function(outputs, self.targets)
+        with _Equivalents():
+            return self.loss_function(outputs, self.targets)
 
     def loss(self, theta: Vector) -> Tensor:
         """The scalar mean loss of the batch at parameters ``theta`` (P,).
@@ -466,9 +490,54 @@ def _moved(leaf: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
     return found.clone() if found.is_inference() else found
 
 
+class _Equivalents(TorchFunctionMode):
+    """Operations that torch cannot differentiate twice in every way, by those that it can."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, arguments: Any = (), keywords: Any = None
+    ) -> Any:
+        return _EQUIVALENT.get(function, function)(*arguments, **(keywords or {}))
+
+
+def _squared_error(
+    input: Tensor,
+    target: Tensor,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    **more: Any,
+) -> Tensor:
+    """``F.mse_loss``, whose own derivative has a tangent that kills torch's tracer."""
+    if any(option is not None for option in (size_average, reduce, *more.values())):
+        return F.mse_loss(input, target, size_average, reduce, reduction, **more)
+    if input.shape != target.shape:
+        raise ProblemError(
+            f"mean squared error of outputs of shape {tuple(input.shape)} against targets of shape "
+            f"{tuple(target.shape)}: torch would compare every output with every target; give both "
+            "the same shape"
+        )
+    squares = (input - target).square()
+    return {"mean": squares.mean, "sum": squares.sum}.get(reduction, lambda: squares)()
+
+
+def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:  # noqa: ARG001
+    return F.relu6(input + 3) / 6
+
+
+def _hardswish(input: Tensor, inplace: bool = False) -> Tensor:  # noqa: ARG001
+    return input * F.relu6(input + 3) / 6
+
+
+_EQUIVALENT = {
+    F.mse_loss: _squared_error,
+    F.hardsigmoid: _hardsigmoid,
+    F.hardswish: _hardswish,
+}
+
+
 @contextmanager
 def _twice_differentiable() -> Iterator[None]:
-    """Attention through torch's math kernel: the fused ones have no second derivative.
+    """Attention through torch's math kernel: the fused ones have no second derivative; and others.
 
     Yields:
         None.
@@ -476,7 +545,7 @@ def _twice_differentiable() -> Iterator[None]:
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH), _Equivalents():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)

@@ -1,0 +1,189 @@
+"""What torch does wrongly, in place or not at all, in networks that people have."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+from torch.nn.utils import parametrize, prune
+
+import hessrmt as hr
+from hessrmt.errors import ProblemError
+
+EPS = float(np.finfo(np.float64).eps)
+
+
+def by_double_backward(model, loss, x, y):
+    """The Hessian from the module itself: no copy, no functional call."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    first = torch.autograd.grad(loss(model(x), y), parameters, create_graph=True)
+    rows = [
+        torch.autograd.grad(value, parameters, retain_graph=True, materialize_grads=True)
+        for value in torch.cat([g.reshape(-1) for g in first])
+    ]
+    return torch.stack([torch.cat([g.reshape(-1) for g in row]) for row in rows]).detach()
+
+
+def agree(problem, H):
+    """Spectrum, repeated products and edge of the density against the matrix."""
+    expected = np.linalg.eigvalsh(((H + H.T) / 2).numpy())
+    n, norm = len(expected), float(np.abs(expected).max())
+    allowed = 50 * n * EPS * norm  # three ways of differentiating, and of adding up
+    assert np.abs(hr.spectrum(problem).eigenvalues - expected).max() <= allowed
+    operator = hr.CurvatureOperator.of(problem)
+    v = torch.randn(3, n, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    for _ in range(3):
+        gap = (operator(v) - v @ H).norm(dim=1) / v.norm(dim=1)
+        assert float(gap.max()) <= allowed
+    edges = hr.edge_levels(problem, top=1)
+    assert abs(edges.values[-1] - expected[-1]) <= edges.bounds[-1] + allowed
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind, **options):
+        super().__init__()
+        self.net = kind(2, 3, batch_first=True, **options)
+        self.last = nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.last(self.net(x)[0][:, -1])
+
+
+class Accumulates(nn.Module):
+    """Writes into a tensor that it made, as many hand-written networks do."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.first, self.last, self.way = nn.Linear(6, 4), nn.Linear(4, 3), way
+
+    def forward(self, x):
+        hidden = torch.tanh(self.first(x.flatten(1)))
+        if self.way == "sum":
+            total = torch.zeros(len(x), 4, dtype=x.dtype)
+            for k in range(2):
+                total += hidden * (k + 1)
+            hidden = total
+        elif self.way == "multiply":
+            hidden = hidden.clone()
+            hidden.mul_(x.flatten(1)[:, :4])
+        else:
+            hidden = F.silu(hidden * 1.0, inplace=True)
+        return self.last(hidden)
+
+
+NETWORKS = {
+    "RNN": lambda: Recurrent(nn.RNN),
+    "LSTM": lambda: Recurrent(nn.LSTM),
+    "GRU": lambda: Recurrent(nn.GRU),
+    "sum": lambda: Accumulates("sum"),
+    "multiply": lambda: Accumulates("multiply"),
+    "SiLU": lambda: Accumulates("silu"),
+    "hard": lambda: nn.Sequential(
+        nn.Flatten(), nn.Linear(6, 4), nn.Hardswish(), nn.Linear(4, 4), nn.Hardsigmoid(),
+        nn.Linear(4, 3),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_products_are_right_and_the_same_every_time(kind):
+    torch.manual_seed(0)
+    model = NETWORKS[kind]().double()
+    x = torch.randn(5, 3, 2, dtype=torch.float64)
+    y = torch.arange(5) % 3
+    # torch has no second derivative of hardsigmoid to compare with
+    plain = nn.Sequential(
+        nn.Flatten(), model[1], Hard(6), model[3], Hard(1), model[5]
+    ) if kind == "hard" else model  # fmt: skip
+    agree(
+        hr.Problem(model, "cross-entropy", (x, y)), by_double_backward(plain, F.cross_entropy, x, y)
+    )
+
+
+class Hard(nn.Module):
+    """Hardswish (6) and Hardsigmoid (1) from what torch can differentiate."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x):
+        gate = torch.clamp(x + 3, 0, 6) / 6
+        return x * gate if self.kind == 6 else gate
+
+
+LOSSES = {
+    "MSE": nn.MSELoss(),
+    "MSE, sum": nn.MSELoss(reduction="sum"),
+    "mse_loss": F.mse_loss,
+    "BCE with logits": nn.BCEWithLogitsLoss(),
+    "Huber": nn.HuberLoss(),
+    "smooth L1": nn.SmoothL1Loss(),
+    "Poisson": nn.PoissonNLLLoss(),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_of_regression(name):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    x, y = torch.randn(9, 5, dtype=torch.float64), torch.rand(9, 3, dtype=torch.float64).round()
+    agree(hr.Problem(model, LOSSES[name], (x, y)), by_double_backward(model, LOSSES[name], x, y))
+
+
+def test_gauss_newton_of_torchs_mean_squared_error():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3))
+    data = torch.randn(6, 5), torch.randn(6, 3)
+    found = hr.spectrum(hr.Problem(model, nn.MSELoss(), data), operator="ggn")
+    summed = hr.spectrum(hr.Problem(model, "mse", data), operator="ggn")  # over outputs
+    assert found.rank == summed.rank == 18
+    gap = np.abs(3 * found.eigenvalues - summed.eigenvalues).max()
+    assert gap <= 10 * 18 * EPS * summed.eigenvalues.max()
+
+
+def test_outputs_and_targets_that_torch_would_broadcast():
+    model = nn.Linear(5, 1)
+    with pytest.raises(ProblemError, match=r"\(9, 1\) against targets of shape \(9,\)"):
+        hr.spectrum(hr.Problem(model, nn.MSELoss(), (torch.randn(9, 5), torch.randn(9))))
+
+
+class Distances(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.centres, self.last = nn.Parameter(torch.randn(4, 5)), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.last(torch.cdist(x, self.centres))
+
+
+@pytest.mark.parametrize("road", ["reduced", "none", "matrix", "edges", "density"])
+def test_what_torch_cannot_differentiate_is_an_error_of_ours(road):
+    torch.manual_seed(0)
+    roads = {
+        "reduced": hr.spectrum,
+        "none": lambda p: hr.spectrum(p, reduce="none"),
+        "matrix": hr.hessian,
+        "edges": lambda p: hr.edge_levels(p, top=1),
+        "density": lambda p: hr.density(p, probes=1, steps=3),
+    }
+    problem = hr.Problem(Distances(), "cross-entropy", (torch.randn(6, 5), torch.arange(6) % 3))
+    with pytest.raises(ProblemError) as caught:
+        roads[road](problem)
+    assert "_cdist_backward" in str(caught.value)
+
+
+class Doubled(nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+def test_what_cannot_be_copied_is_said():
+    model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3))
+    prune.random_unstructured(model[0], "weight", 0.4)
+    data = torch.randn(6, 5), torch.arange(6) % 3
+    with pytest.raises(ProblemError, match=r"cannot be copied.*prune\.remove"):
+        hr.Problem(model, "cross-entropy", data)
+    prune.remove(model[0], "weight")
+    parametrize.register_parametrization(model[2], "weight", Doubled())
+    assert hr.spectrum(hr.Problem(model, "cross-entropy", data)).rank > 0
