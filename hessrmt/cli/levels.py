@@ -252,8 +252,8 @@ def _round_off(found: dict[str, LevelStatistics]) -> str:
     if false > 0:
         return (
             f"{false:,} of the {paper.n_levels:,} levels that the published cutoff keeps "
-            f"({false / paper.n_levels:.0%}) lie below the noise floor: they are round-off, whose "
-            "statistics are no property of the network."
+            f"({false / paper.n_levels:.0%}) lie below the noise floor: they can't be told from "
+            "round-off, whose statistics are no property of the network."
         )
     return (
         f"Both cutoffs keep the same levels: the {certified.n_zeros:,} null directions of this "

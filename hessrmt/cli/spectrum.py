@@ -314,7 +314,7 @@ def _conclude(found: Spectra, out: Path, to: Console) -> None:
     lines = (
         f"{len(found)} {'batch' if len(found) == 1 else 'batches'}, {first.dtype}, "
         f"{found.provenance.device}, {first.solver}",
-        "floor: what is smaller in magnitude is round-off; certified: how many are not",
+        "floor: what is smaller can't be told from round-off; certified: how many are larger",
         f"⟨r̃⟩: their mean spacing ratio (GOE {MEAN_RATIO_GOE}, Poisson {MEAN_RATIO_POISSON:.4f}); "
         "last three: seconds",
     )
@@ -331,9 +331,9 @@ def _round_off(item: Spectrum) -> str:
         false = max(0, item.n_paper_cutoff - item.rank)
         return (
             f"The published cutoff |λ| > 1e-20 keeps {item.n_paper_cutoff:,} eigenvalues of batch "
-            f"0; {false:,} of them ({false / max(1, item.n_paper_cutoff):.0%}) are round-off. "
-            f"Round-off ends at {low:.1e} and real eigenvalues begin at {high:.1e}, "
-            f"{item.gap_decades:.1f} decades apart."
+            f"0; {false:,} of them ({false / max(1, item.n_paper_cutoff):.0%}) lie below the noise "
+            f"floor, where none can be told from round-off. The widest gap in |λ| is from {low:.1e} "
+            f"to {high:.1e}, {item.gap_decades:.1f} decades."
         )
     false = item.dimension - item.rank
     return (

@@ -284,10 +284,7 @@ def _publish(draft: Path, path: Path) -> None:
 
 
 def _exists(path: Path) -> str:
-    return (
-        f"{path} exists; --resume continues it, --overwrite replaces it; "
-        "or name another file (--out, --history)"
-    )
+    return f"{path} exists; --resume continues it, --overwrite replaces it; or name another file"
 
 
 def _check_identity(path: Path, stored: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
