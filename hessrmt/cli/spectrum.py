@@ -332,8 +332,8 @@ def _round_off(item: Spectrum) -> str:
         return (
             f"The published cutoff |λ| > 1e-20 keeps {item.n_paper_cutoff:,} eigenvalues of batch "
             f"0; {false:,} of them ({false / max(1, item.n_paper_cutoff):.0%}) lie below the noise "
-            f"floor, where none can be told from round-off. The widest gap in |λ| is from {low:.1e} "
-            f"to {high:.1e}, {item.gap_decades:.1f} decades."
+            "floor, where none can be told from round-off. The widest gap in |λ| is from "
+            f"{low:.1e} to {high:.1e}, {item.gap_decades:.1f} decades."
         )
     false = item.dimension - item.rank
     return (
