@@ -612,7 +612,7 @@ def parity_tests(machine: Machine) -> Iterator[Entry]:
     """tests/test_gpu.py."""
     options = ["-q", "-o", "addopts=", "-m", "gpu", "-p", "no:cacheprovider", "-p", "no:xdist"]
     entry = ran("pytest", [sys.executable, "-m", "pytest", *options, "tests/test_gpu.py"], {})
-    some = machine.stand_in or any(" passed" in line for line in entry["said"][-1:])
+    some = machine.stand_in or any(" passed" in line for line in entry["said"])
     yield entry | {"agrees": entry["agrees"] and some}  # all skipped is no success on a GPU
 
 

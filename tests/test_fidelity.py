@@ -281,6 +281,72 @@ def test_a_kink_in_the_parameters_themselves_is_no_error():
     assert hr.spectrum(problem).rank > 0
 
 
+@pytest.mark.parametrize("scale", [1e-8, 1e-11, 1e-15, 1e-20])
+@pytest.mark.parametrize("kind", [nn.Tanh, nn.ReLU])
+def test_tiny_parameters_are_no_error(kind, scale):
+    model = net(kind)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(scale)
+    assert hr.spectrum(hr.Problem(model, "cross-entropy", batch())).rank > 0
+
+
+@pytest.mark.parametrize("scale", [1e-13, 1e-18])
+def test_a_tiny_block_is_no_error(scale):
+    model = net()
+    with torch.no_grad():
+        model[2].bias.mul_(scale)
+    assert hr.spectrum(hr.Problem(model, "cross-entropy", batch(), only="2.bias")).rank == 2
+
+
+@pytest.mark.parametrize("size", [1e3, 1e6, 1e8])
+def test_one_huge_parameter_is_no_error(size):
+    class Divided(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.scale = net(), nn.Parameter(torch.tensor(size, dtype=torch.float64))
+
+        def forward(self, x):
+            return self.net(x) * (self.scale / size)
+
+    assert hr.spectrum(hr.Problem(Divided(), "cross-entropy", batch())).rank > 0
+
+
+@pytest.mark.parametrize("kind", [nn.Tanh, nn.ReLU])
+@pytest.mark.parametrize("factor", [3, 10, 30, 50, 100])
+def test_networks_that_are_certain_pass_the_differences(kind, factor):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 40), kind(), nn.Linear(40, 3)).double()
+    x, y = batch(20)
+    descent = torch.optim.Adam(model.parameters(), lr=0.05)
+    for _ in range(200):
+        descent.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        descent.step()
+    with torch.no_grad():
+        model[2].weight.mul_(factor)
+        model[2].bias.mul_(factor)
+    problem = hr.Problem(model, "cross-entropy", (x, y)).at(torch.float64, torch.device("cpu"))
+    v = random_direction(problem)
+    require_difference(problem, v, eager_hessian_product(problem)(v[None])[0])
+
+
+def test_a_network_that_computes_in_bfloat16_inside():
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net().float()
+
+        def forward(self, x):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                return self.net(x).to(x.dtype)
+
+    x, y = batch()
+    found = hr.spectrum(hr.Problem(Mixed(), "cross-entropy", (x.float(), y)))
+    expected = by_double_backward(net().float().double(), F.cross_entropy, x.float().double(), y)
+    assert close(found.eigenvalues, expected)
+
+
 @pytest.mark.parametrize("amount", [1e-3, 0.1])
 def test_how_small_an_error_is_seen(amount):
     """A product that is off by a thousandth of itself, on a smooth loss."""

@@ -10,7 +10,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch.utils import _pytree
 
+from hessrmt import rng
 from hessrmt.curvature.products import eager_hessian_product
 from hessrmt.errors import ProblemError
 
@@ -20,9 +22,14 @@ if TYPE_CHECKING:
     from hessrmt.arrays import Vector
     from hessrmt.problems.problem import Problem
 
-_STEPS = 4
-"""Steps tried, each a quarter of the one before: a kink of ReLU at distance d along the direction
-spoils all steps longer than d."""
+_STEPS = 7
+_SHORTER = 8
+"""Steps tried, and how much shorter each is than the one before. A kink of ReLU at distance d along
+the direction spoils all steps longer than d, and one huge parameter makes the first step too long
+for the others."""
+
+_ROUNDING = 10
+"""Multiple of ε that is taken for the rounding of a gradient and of a curvature."""
 
 _DIGITS = 1e-4
 """Relative difference up to which a product and a difference quotient agree: of a wrong rule both
@@ -44,6 +51,33 @@ def gradient(problem: Problem, theta: Vector) -> Vector:
     if not loss.requires_grad:
         return torch.zeros_like(point)
     return torch.autograd.grad(loss, point, allow_unused=True, materialize_grads=True)[0]
+
+
+def _outputs_size(problem: Problem) -> float:
+    """‖J‖_F² over the number of samples, J the derivative of all outputs, by one random vector.
+
+    A loss whose second derivatives in the outputs are of order 1 has curvature of this order.
+
+    Args:
+        problem: In float64.
+
+    Returns:
+        The size.
+    """
+    point = problem.theta.requires_grad_()
+    outputs = [
+        leaf
+        for leaf in _pytree.tree_leaves(problem.outputs(point))
+        if isinstance(leaf, torch.Tensor) and leaf.requires_grad
+    ]
+    if not outputs:
+        return 0.0
+    draw = rng.torch_generator(0, "signs of outputs")
+    signs = [torch.randn(leaf.shape, generator=draw, dtype=torch.float64) for leaf in outputs]
+    slope = torch.autograd.grad(
+        outputs, point, [sign.to(leaf) for sign, leaf in zip(signs, outputs, strict=True)]
+    )[0]
+    return float(slope.norm()) ** 2 / problem.samples
 
 
 def require_second_derivative(problem: Problem, v: Vector) -> Tensor:
@@ -79,7 +113,8 @@ def require_difference(problem: Problem, v: Vector, product: Tensor) -> None:
     of the gradients, and by jumps of the gradient at kinks between the two points. The second
     difference g(θ + hv) - 2 g(θ) + g(θ - hv), divided by h, bounds all three: of a smooth loss it
     is h ‖∂³L‖, much more than the truncation h² ‖∂⁴L‖/6; of rounding and of jumps it holds as much
-    as the quotient does, at a kink in θ itself too. Where it is large nothing is said.
+    as the quotient does, at a kink in θ itself too. Where it is large nothing is said, nor where
+    the network is so certain that its curvature is less than rounding in its outputs can bring.
 
     Args:
         problem: In float64.
@@ -89,21 +124,23 @@ def require_difference(problem: Problem, v: Vector, product: Tensor) -> None:
     Raises:
         ProblemError: If they differ by more than that bound at every step.
     """
-    theta = problem.theta
+    theta, epsilon = problem.theta, torch.finfo(problem.dtype).eps
     here = gradient(problem, theta)
-    size = float(theta.norm()) or 1.0
-    step = torch.finfo(theta.dtype).eps ** (1 / 3) * size
+    step = epsilon ** (1 / 3) * max(1.0, float(theta.norm()))
+    rounding = _ROUNDING * epsilon * _outputs_size(problem)
     reports = []
     for _ in range(_STEPS):
         up, down = (gradient(problem, theta + sign * step * v) for sign in (1, -1))
         quotient = (up - down) / (2 * step)
-        bound = float((up - 2 * here + down).norm()) / step
+        slopes = max(float(here.norm()), float(up.norm()), float(down.norm()))
+        bound = float((up - 2 * here + down).norm()) / step + rounding
+        bound += _ROUNDING * epsilon * slopes / step  # where both sides are rounded alike
         scale = max(float(product.norm()), float(quotient.norm()))
         gap = float((quotient - product).norm())
         if not gap > bound + _DIGITS * scale:  # what is not finite is for others to judge
             return
         reports.append((gap, bound, float(quotient.norm())))
-        step /= 4
+        step /= _SHORTER
     gap, bound, found = min(reports, key=lambda report: report[0] - report[1])
     raise ProblemError(
         f"torch's second derivative of this loss is wrong: along a random unit vector the gradient "
