@@ -7,9 +7,10 @@ step is a process with a time limit of its own, and the record is written anew a
 one that hangs or crashes costs only itself and a run that is cut off leaves what it has. Steps that
 need more (pytest, compute-sanitizer, ...) say what is missing.
 
-The record is DIR/gpu_check-<device>.json, by default in benchmarks/results. Exit code 0 if no step
-failed, 1 if one did, 2 without a GPU. ``--stand-in`` goes through the same steps at small sizes
-without a GPU: kernels run on the CPU, and nothing is said about speed.
+The record is DIR/gpu_check-<device>-<time>.json, by default in benchmarks/results. Exit code 0 if
+no step failed, 1 if one did, 2 without a GPU, 3 if time ran out before all were run. ``--stand-in``
+goes through the same steps at small sizes without a GPU: kernels run on the CPU, and nothing is
+said about speed.
 
 This process imports neither torch nor CuPy: scripts/gpu_steps.py does.
 """
@@ -75,7 +76,7 @@ STEPS = (
     Step("parity tests", 120, _TESTS),
     Step("n = 40,000", 60),
 )
-PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
+PASSED, FAILED, SKIPPED, NOT_RUN = "passed", "failed", "skipped", "not run"
 LEAST = 5.0
 """Seconds under which a step is not begun."""
 PLANTED = 2.0
@@ -296,7 +297,8 @@ def check(device: str, options: argparse.Namespace, folder: Path) -> int:
         The exit code.
     """
     slug = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
-    path = options.out / f"gpu_check-{slug}.json"
+    created = dt.datetime.now(dt.UTC)
+    path = options.out / f"gpu_check-{slug}-{created:%Y%m%dT%H%M%S}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     for wheel in sorted(options.wheels.glob("*.whl")) if options.wheels else ():
         with zipfile.ZipFile(wheel) as archive:
@@ -306,7 +308,7 @@ def check(device: str, options: argparse.Namespace, folder: Path) -> int:
         "schema": "hessrmt/gpu-check",
         "device": device,
         "stand_in": options.stand_in,
-        "created": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        "created": created.isoformat(timespec="seconds"),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.platform()}",
         "command": shlex.join(sys.argv),
         "complete": False,
@@ -316,6 +318,7 @@ def check(device: str, options: argparse.Namespace, folder: Path) -> int:
     lacking = {step: missing(step, folder / "wheels") for step in chosen}
     waiting = [step for step in chosen if not lacking[step]]
     processes: dict[Step, Process] = {}
+    over = f"the {options.seconds:.0f} s are over"
 
     def begin(step: Step) -> Process:
         if step not in processes:
@@ -330,8 +333,7 @@ def check(device: str, options: argparse.Namespace, folder: Path) -> int:
                 done = {"status": SKIPPED, "seconds": 0.0, "error": reason, "entries": []}
                 done = {"name": step.name, **done}
             elif left < LEAST:
-                reason = f"the {options.seconds:.0f} s are over"
-                done = {"status": "not run", "seconds": 0.0, "error": reason, "entries": []}
+                done = {"status": NOT_RUN, "seconds": 0.0, "error": over, "entries": []}
                 done = {"name": step.name, **done}
             else:
                 process = begin(step)
@@ -340,6 +342,8 @@ def check(device: str, options: argparse.Namespace, folder: Path) -> int:
                     begin(waiting[place])
                 limit = PLANTED if options.plant.get(step.name) == "hang" else step.limit
                 done = process.run(min(limit, left))
+                if done["status"] == "timed out" and left < limit:
+                    done |= {"status": NOT_RUN, "error": f"cut: {over}"}
             result["steps"].append(done)
             result["seconds"] = time.monotonic() - start
             result["conclusions"] = {} if options.stand_in else conclusions(result["steps"])
@@ -354,8 +358,10 @@ def check(device: str, options: argparse.Namespace, folder: Path) -> int:
         for row in found if isinstance(found, list) else [found]:
             print(f"{name}: {row}")
     print(f"written: {path}")
-    good = all(step["status"] in {PASSED, SKIPPED, "not run"} for step in result["steps"])
-    return 0 if good else 1
+    found = {step["status"] for step in result["steps"]}
+    if found - {PASSED, SKIPPED, NOT_RUN}:
+        return 1
+    return 3 if NOT_RUN in found else 0
 
 
 def planted(word: str) -> tuple[str, str]:
@@ -415,6 +421,9 @@ def main(arguments: list[str] | None = None) -> int:
     if device is None:
         print("error: nvidia-smi and torch find no GPU (--stand-in needs none)", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that all processes are ended
+    cuda = [str(place) for place in Path("/usr/local").glob("cuda*/bin")]  # compute-sanitizer
+    os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", ""), *cuda])
     with tempfile.TemporaryDirectory(prefix="gpu_check-") as folder:
         return check(device, options, Path(folder))
 

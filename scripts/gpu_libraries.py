@@ -30,8 +30,10 @@ def single(stand_in: bool) -> dict[str, Solve]:
         From a name to a function of (n, n), which may be overwritten; None is returned by what
         gives no eigenvalues.
     """
-    known: dict[str, Solve] = {"torch": torch.linalg.eigvalsh, "cupy": _by_cupy}
-    return known if stand_in else known | {"sytrd alone": tridiagonalise}
+    known: dict[str, Solve] = {"torch": torch.linalg.eigvalsh}
+    # before CuPy, which may load a cuSOLVER of its own
+    ours = {} if stand_in else {"sytrd alone": tridiagonalise}
+    return known | ours | {"cupy": _by_cupy}
 
 
 def stacked(stand_in: bool) -> dict[str, Solve]:
@@ -44,7 +46,7 @@ def stacked(stand_in: bool) -> dict[str, Solve]:
         From a name to a function of (batch, n, n), which may be overwritten.
     """
     known: dict[str, Solve] = {"torch": torch.linalg.eigvalsh}
-    return known if stand_in else known | {"cupy": _by_cupy, "XsyevBatched": xsyev_batched}
+    return known if stand_in else known | {"XsyevBatched": xsyev_batched, "cupy": _by_cupy}
 
 
 def _by_cupy(a: torch.Tensor) -> torch.Tensor:

@@ -191,6 +191,29 @@ def test_the_users_model_is_left_as_it_was():
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
 
 
+def test_buffers_that_a_forward_pass_changes_are_put_back():
+    class Counts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x):
+            self.calls.add_(1)
+            return self.net(x)
+
+    model = Counts()
+    hr.spectrum(hr.Problem(model, "cross-entropy", batch()))
+    assert model.calls == 0
+
+
+def test_a_hook_that_clips_gradients_changes_nothing():
+    model, (x, y) = net(), batch()
+    expected = by_double_backward(model, F.cross_entropy, x, y)
+    model[0].weight.register_hook(lambda g: g.clamp(-1e-3, 1e-3))
+    assert close(hr.spectrum(hr.Problem(model, "cross-entropy", (x, y))).eigenvalues, expected)
+
+
 # A graph that reaches no parameter
 
 

@@ -235,7 +235,7 @@ class Kernels:
             memory, all for one thread or block.
         """
         found = {name: self._kernel(file, name) for name in names(source(file))}
-        with self._current():
+        with self._current(), _as_kernel_error(f"{file} can't be asked what it takes"):
             return {
                 name: {
                     "registers": kernel.num_regs,

@@ -412,7 +412,7 @@ class Problem:
 
 
 class Own:
-    """The user's own model and loss: called, never changed.
+    """The user's own model and loss: called, its buffers put back, never changed.
 
     Args:
         model: As it was given.
@@ -452,6 +452,9 @@ class Own:
         wanted = [parameters[name] for name in problem.names]
         if not all(p.requires_grad and not p.is_inference() for p in wanted):
             return None
+        if any(p._backward_hooks for p in wanted):
+            return None  # what the user makes of a gradient is no gradient
+        kept = [(b, b.clone()) for b in self._model.buffers() if not b.is_inference()]
         try:
             copied = problem.at(self.dtype, wanted[0].device)
             loss = self._loss(_call(self._model, copied.inputs), copied.targets)
@@ -462,6 +465,10 @@ class Own:
             raise
         except Exception:  # as it is given it can't be run: there is nothing to compare with
             return None
+        finally:
+            with torch.no_grad():
+                for buffer, before in kept:
+                    buffer.copy_(before)
         if not all(bool(torch.isfinite(part).all()) for part in (loss, *slopes)):
             return None
         return float(loss.detach()), float(again.detach()), slopes[0], slopes[1]
