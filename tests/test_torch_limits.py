@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from samples import by_double_backward
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils import parametrize, prune
@@ -11,17 +12,6 @@ import hessrmt as hr
 from hessrmt.errors import ProblemError
 
 EPS = float(np.finfo(np.float64).eps)
-
-
-def by_double_backward(model, loss, x, y):
-    """The Hessian from the module itself: no copy, no functional call."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    first = torch.autograd.grad(loss(model(x), y), parameters, create_graph=True)
-    rows = [
-        torch.autograd.grad(value, parameters, retain_graph=True, materialize_grads=True)
-        for value in torch.cat([g.reshape(-1) for g in first])
-    ]
-    return torch.stack([torch.cat([g.reshape(-1) for g in row]) for row in rows]).detach()
 
 
 def agree(problem, H):
