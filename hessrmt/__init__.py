@@ -26,8 +26,14 @@ if TYPE_CHECKING:
     from hessrmt.curvature.ggn import ggn as ggn
     from hessrmt.curvature.hessian import hessian as hessian
     from hessrmt.curvature.operator import CurvatureOperator as CurvatureOperator
+    from hessrmt.curvature.operator import EmpiricalFisher as EmpiricalFisher
+    from hessrmt.curvature.operator import GaussNewton as GaussNewton
+    from hessrmt.curvature.operator import Hessian as Hessian
+    from hessrmt.curvature.operator import Identity as Identity
+    from hessrmt.curvature.operator import Operator as Operator
     from hessrmt.curvature.reduction import reduction as reduction
     from hessrmt.curvature.spectrum import spectrum as spectrum
+    from hessrmt.problems.batches import shared as shared
     from hessrmt.problems.problem import Problem as Problem
     from hessrmt.records import Provenance as Provenance
     from hessrmt.records import Spectrum as Spectrum
@@ -36,6 +42,11 @@ if TYPE_CHECKING:
 
 _HOME = {
     "CurvatureOperator": "hessrmt.curvature.operator",
+    "EmpiricalFisher": "hessrmt.curvature.operator",
+    "GaussNewton": "hessrmt.curvature.operator",
+    "Hessian": "hessrmt.curvature.operator",
+    "Identity": "hessrmt.curvature.operator",
+    "Operator": "hessrmt.curvature.operator",
     "Problem": "hessrmt.problems.problem",
     "Provenance": "hessrmt.records",
     "Spectrum": "hessrmt.records",
@@ -47,12 +58,18 @@ _HOME = {
     "load": "hessrmt.store.hdf5",
     "load_density": "hessrmt.curvature.density_file",
     "load_history": "hessrmt.store.history",
+    "shared": "hessrmt.problems.batches",
     "spectrum": "hessrmt.curvature.spectrum",
 }
 _PACKAGES = ("capacity", "ensembles", "generalization", "levels", "lossmodel", "theory")
 
 __all__ = [
     "CurvatureOperator",
+    "EmpiricalFisher",
+    "GaussNewton",
+    "Hessian",
+    "Identity",
+    "Operator",
     "Problem",
     "Provenance",
     "Spectrum",
@@ -69,6 +86,7 @@ __all__ = [
     "load_history",
     "lossmodel",
     "reduction",
+    "shared",
     "spectrum",
     "theory",
 ]

@@ -6,7 +6,7 @@ from samples import labelled
 from torch import nn
 
 import hessrmt as hr
-from hessrmt.curvature import affine, taps
+from hessrmt.curvature import taps
 
 CPU = torch.device("cpu")
 
@@ -202,7 +202,7 @@ NETWORKS = {
     "in place": (InPlace, (6,), 5, {"first", "second", "head"}),
     "sequence first": (SequenceFirst, (3, 4), 3, {"head"}),
     "experts": (Experts, (6,), 9, None),
-    "hook": (Scaled, (6,), 5, {"head", "idle"}),
+    "hook": (Scaled, (6,), 5, {"first", "head", "idle"}),
     "recurrent": (
         lambda: nn.Sequential(nn.RNN(4, 5, batch_first=True), Last(), nn.Linear(5, 3)),
         (3, 4), 4, {"2"},
@@ -223,7 +223,7 @@ def network(name):
     with torch.no_grad():
         net(x.float())  # lazy layers
     for module in net.modules():
-        if isinstance(module, affine.BATCH_NORMS):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.running_mean.normal_()
             module.running_var.uniform_(0.5, 2)
     for parameter in net.parameters():

@@ -35,9 +35,14 @@ def write_set(folder, train=12, test=5, top=9, end=".gz"):
 def by_double_backward(model, loss, x, y):
     """The Hessian from the module itself: no copy, no functional call."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    first = torch.autograd.grad(loss(model(x), y), parameters, create_graph=True)
+    outputs = model(*x) if isinstance(x, tuple) else model(x)
+    first = torch.autograd.grad(
+        loss(outputs, y), parameters, create_graph=True, materialize_grads=True
+    )
     rows = [
         torch.autograd.grad(value, parameters, retain_graph=True, materialize_grads=True)
+        if value.requires_grad
+        else [torch.zeros_like(p) for p in parameters]
         for value in torch.cat([g.reshape(-1) for g in first])
     ]
     return torch.stack([torch.cat([g.reshape(-1) for g in row]) for row in rows]).detach()

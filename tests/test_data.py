@@ -238,13 +238,23 @@ def test_float_targets_are_regression(tmp_path, shape, outputs):
     np.testing.assert_array_equal(target.numpy(), y[:2].astype(np.float32))
 
 
+def test_integers_stay_ids_for_networks_that_take_them(tmp_path):
+    ids = np.arange(20).reshape(5, 4) % 6
+    loaded = data.load(savez(tmp_path / "ids.npz", x=ids, y=np.arange(5) % 3))
+    embedding, linear = torch.nn.Embedding(6, 2), torch.nn.Linear(4, 3)
+    for model, kind in ((embedding, torch.int64), (linear, torch.float32), (None, torch.float32)):
+        x = loaded.tensors(slice(0, 3), torch.float32, model)[0]
+        assert x.dtype == kind
+        np.testing.assert_array_equal(x.numpy(), ids[:3])
+
+
 @pytest.mark.parametrize(
     ("x", "shape", "kind"),
     [
         (np.zeros((4, 8, 9), np.uint8), (1, 8, 9), np.uint8),
         (np.zeros((4, 3, 8, 9), np.uint8), (3, 8, 9), np.uint8),
         (np.zeros((4, 5), np.uint8), (5,), np.uint8),
-        (np.zeros((4, 8, 9), np.int16), (8, 9), np.float64),
+        (np.zeros((4, 8, 9), np.int16), (8, 9), np.int64),
         (np.ones((4, 5), bool), (5,), np.float64),
         (np.zeros((4, 5), np.float16), (5,), np.float16),
         (np.zeros((4, 5), np.longdouble), (5,), np.float64),

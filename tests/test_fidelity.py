@@ -143,20 +143,46 @@ class ThroughDict(ThroughList):
 
 @pytest.mark.parametrize("kind", [ThroughList, ThroughDict])
 @pytest.mark.parametrize("road", ROADS)
-def test_a_parameter_that_is_reached_another_way_is_refused_by_name(kind, road):
-    with pytest.raises(ProblemError, match=r"layer\.weight .*through a list"):
-        ROADS[road](hr.Problem(kind(), "cross-entropy", batch()))
+def test_a_parameter_that_is_reached_another_way_is_the_same_parameter(kind, road):
+    model, (x, y) = kind(), batch()
+    found = ROADS[road](hr.Problem(model, "cross-entropy", (x, y)))
+    assert close(found, exact(model, F.cross_entropy, x, y))
 
 
-def test_a_loss_that_holds_the_models_parameters_is_refused():
-    model = net()
+def test_a_parameter_reached_another_way_after_the_users_model_was_trained_further():
+    model, (x, y) = ThroughList(), batch()
+    expected = exact(model, F.cross_entropy, x, y)
+    problem = hr.Problem(model, "cross-entropy", (x, y))
+    with torch.no_grad():
+        model.layer.weight.add_(1)
+    assert close(hr.spectrum(problem).eigenvalues, expected)
 
-    def decayed(outputs, targets):
+
+def decayed(model):
+    def loss(outputs, targets):
         squares = sum(p.square().sum() for p in model.parameters())
         return F.cross_entropy(outputs, targets) + 0.1 * squares
 
-    with pytest.raises(ProblemError, match="function of outputs and targets alone"):
-        hr.spectrum(hr.Problem(model, decayed, batch()))
+    return loss
+
+
+@pytest.mark.parametrize("road", ROADS)
+def test_a_loss_that_holds_the_models_parameters_keeps_its_term(road):
+    model, (x, y) = net(), batch()
+    found = ROADS[road](hr.Problem(model, decayed(model), (x, y)))
+    assert close(found, exact(model, decayed(model), x, y))
+
+
+def test_a_loss_that_holds_parameters_has_no_gauss_newton_matrix():
+    model = net()
+    problem = hr.Problem(model, decayed(model), batch())
+    for road in (lambda p: hr.spectrum(p, operator="ggn"), hr.ggn, hr.GaussNewton):
+        with pytest.raises(ProblemError, match="holds parameters of the model itself"):
+            road(problem)
+    with torch.no_grad():
+        model[0].weight.add_(1)
+    with pytest.raises(ProblemError, match="make the problem anew"):
+        hr.spectrum(problem)
 
 
 def test_a_model_that_was_trained_further_is_measured_as_it_was():

@@ -18,7 +18,6 @@ from hessrmt.curvature import assembly, factored, reduction
 from hessrmt.curvature.assembly import assemble_reduced
 from hessrmt.curvature.blocks import range_pays
 from hessrmt.curvature.reduction import input_basis, reduce_problem, softmax_basis
-from hessrmt.curvature.trace import trace
 from hessrmt.errors import ConvergenceError, ProblemError
 from hessrmt.problems import data, models
 
@@ -45,7 +44,7 @@ def assert_same_spectrum(problem):
 
 def layer_names(problem):
     local = exact(problem)
-    return {layer.site.name: layer for layer in reduce_problem(local, trace(local)).layers}
+    return {basis.layer.name: basis for basis in reduce_problem(local).layers}
 
 
 ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU, "leaky": nn.LeakyReLU}
@@ -145,7 +144,7 @@ def test_convolutional_net_uses_the_range_of_its_largest_layer():
     )
     problem = hr.Problem(model, "cross-entropy", labelled((4, 1, 6, 6), 3))
     local = exact(problem)
-    basis = reduce_problem(local, trace(local))
+    basis = reduce_problem(local)
     blocks = assemble_reduced(local, basis, CpuBackend())
     assert blocks.ranged is not None
     assert len(blocks.ranged.signs) <= 4 * 2
@@ -184,9 +183,9 @@ def test_parameter_free_operations_between_linear_layers_are_factored(between):
     model = nn.Sequential(nn.Linear(12, 8), between, nn.Linear(width, 3))
     problem = hr.Problem(model, "cross-entropy", labelled((5, 12), 3))
     local = exact(problem)
-    traced = trace(local)
-    assert not traced.others
-    assert factored.samples_are_independent(local, traced.sites)
+    found = local.structure
+    assert not found.others
+    assert factored.samples_are_independent(local, found.layers)
     assert_same_spectrum(problem)
 
 
@@ -253,7 +252,7 @@ class OffsetBySum(nn.Module):
 def test_structure_is_found_by_running_the_network(build, width, sites):
     torch.manual_seed(0)
     problem = hr.Problem(build(), "cross-entropy", labelled((5, width), 3))
-    assert {site.name for site in trace(exact(problem)).sites} == sites
+    assert {layer.name for layer in exact(problem).structure.linear().layers} == sites
     assert_same_spectrum(problem)
     if build is OffsetBySum:
         assert layer_names(problem)["last"].left is None
@@ -267,7 +266,7 @@ def test_a_loss_that_couples_samples_takes_the_general_path(monkeypatch):
     model = nn.Sequential(nn.Linear(9, 4), nn.Tanh(), nn.Linear(4, 3))
     problem = hr.Problem(model, spread, labelled((6, 9), 3))
     local = exact(problem)
-    assert not factored.samples_are_independent(local, trace(local).sites)
+    assert not factored.samples_are_independent(local, local.structure.layers)
     assert_same_spectrum(problem)
 
 
@@ -278,7 +277,7 @@ def test_streaming_over_samples_changes_nothing(monkeypatch):
     whole = hr.spectrum(problem)
     monkeypatch.setattr(factored, "_WORK_BYTES", 4000)
     local = exact(problem)
-    layers = reduce_problem(local, trace(local)).layers
+    layers = reduce_problem(local).layers
     assert len(factored.sample_chunks(local, layers)) > 5
     streamed = hr.spectrum(problem)
     norm = np.abs(whole.eigenvalues).max()
@@ -291,7 +290,7 @@ def test_a_loss_that_is_no_mean_is_not_streamed(monkeypatch):
     weights = torch.tensor([1.0, 5.0, 20.0])
     problem = hr.Problem(nn.Linear(9, 3), nn.CrossEntropyLoss(weight=weights), labelled((50, 9), 3))
     local = exact(problem)
-    layers = reduce_problem(local, trace(local)).layers
+    layers = reduce_problem(local).layers
     assert len(factored.sample_chunks(local, layers)) == 1
     assert_same_spectrum(problem)
 

@@ -13,11 +13,12 @@ if TYPE_CHECKING:
     from hessrmt.backend.base import Backend
 
 
-def select(device: str = "auto") -> Backend:
+def select(device: str | torch.device = "auto") -> Backend:
     """Backend for a device specification.
 
     Args:
-        device: ``"auto"`` (the first GPU, else the CPU), ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+        device: ``"auto"`` (the first GPU, else the CPU), ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; or
+            a ``torch.device``.
 
     Returns:
         The backend; decided once, then passed on.
@@ -25,6 +26,7 @@ def select(device: str = "auto") -> Backend:
     Raises:
         DeviceError: If the word is unknown or the device is not there.
     """
+    device = str(device)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":

@@ -55,7 +55,7 @@ class _Route:
     @property
     def ranged_name(self) -> str | None:
         """Name of the layer treated through its range."""
-        return self.ranged.site.name if self.ranged else None
+        return self.ranged.layer.name if self.ranged else None
 
 
 def assemble_reduced(
@@ -84,12 +84,13 @@ def assemble_reduced(
     places = _places(reduction)
     inside = torch.zeros(reduction.reduced_dimension, dtype=torch.bool)
     if route.ranged is not None:
-        inside[places[route.ranged.site.name]] = True
+        inside[places[route.ranged.layer.name]] = True
     inside = inside.to(problem.theta.device)
     where, where_block = (~inside).nonzero().squeeze(1), inside.nonzero().squeeze(1)
     count = 0 if route.own is None else len(route.own.signs)
     rest = problem.theta.new_zeros(len(where), len(where))
-    stacked = problem.theta.new_zeros(len(where_block), count + len(where) if count else 0)
+    width = 0 if route.ranged is None else count + len(where)
+    stacked = problem.theta.new_zeros(len(where_block), width)
     coupling = stacked[:, count:]
     if route.own is not None and route.ranged is not None:
         stacked[:, :count] = route.own.columns()[route.ranged.keep_within]
@@ -100,7 +101,7 @@ def assemble_reduced(
             _add_factors(found, route, inner, rest, coupling)
             if tick:
                 tick("matrix", number + 1, len(route.chunks))
-        names = [layer.site.name for layer in route.layers]
+        names = [layer.layer.name for layer in route.layers]
         _mirror(rest, [inner[name] for name in names if name != route.ranged_name])
     else:
         rows = rows_beside(fixed, row_bytes(problem), len(where), backend)
@@ -139,8 +140,8 @@ def _require(route: _Route, problem: Problem, reduction: Reduction, backend: Bac
 
 def _choose(problem: Problem, reduction: Reduction) -> _Route:
     kept = tuple(layer for layer in reduction.layers if len(layer.keep))
-    single = tuple(layer for layer in kept if layer.site.once_per_sample)
-    if not single or not samples_are_independent(problem, tuple(s.site for s in single)):
+    single = tuple(layer for layer in kept if layer.layer.once_per_sample)
+    if not single or not samples_are_independent(problem, tuple(basis.layer for basis in single)):
         return _Route()
     complete = len(single) == len(kept) and not len(reduction.others)
     largest = max(single, key=lambda layer: len(layer.keep))
@@ -169,7 +170,7 @@ def _places(reduction: Reduction) -> dict[str, slice]:
     """Where each layer's coordinates lie among all."""
     places, start = {}, 0
     for layer in reduction.layers:
-        places[layer.site.name] = slice(start, start + len(layer.keep))
+        places[layer.layer.name] = slice(start, start + len(layer.keep))
         start += len(layer.keep)
     return places
 
@@ -178,17 +179,17 @@ def _inner_places(route: _Route, places: dict[str, slice]) -> dict[str, slice]:
     """Where each layer's coordinates lie among those of the rest (or within the ranged layer)."""
     if route.ranged is None:
         return places
-    hole = places[route.ranged.site.name]
+    hole = places[route.ranged.layer.name]
     width = hole.stop - hole.start
     shift = {name: width if place.start >= hole.stop else 0 for name, place in places.items()}
     inner = {n: slice(p.start - shift[n], p.stop - shift[n]) for n, p in places.items()}
-    inner[route.ranged.site.name] = slice(0, width)
+    inner[route.ranged.layer.name] = slice(0, width)
     return inner
 
 
 def _bytes_held(rest: int, block_rows: int, columns: int, itemsize: int, backend: Backend) -> int:
     """Bytes in memory at the fullest moment: during the QR, or while diagonalising."""
-    if not columns:
+    if not block_rows:
         return backend.eigen_bytes(rest, itemsize)
     width = columns + rest
     solving = backend.eigen_bytes(width + rest, itemsize)
@@ -203,7 +204,7 @@ def _add_factors(
     for first, upper in enumerate(layers):
         for second in range(first, len(layers)):
             lower = layers[second]
-            names = (upper.site.name, lower.site.name)
+            names = (upper.layer.name, lower.layer.name)
             if names == (route.ranged_name, route.ranged_name):
                 continue
             if names[0] == route.ranged_name:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from hessrmt.curvature.traces import Traces, check_products, traces
 from hessrmt.errors import ConfigError, DeviceError, LevelsError
 from hessrmt.problems.problem import Problem, ordinary_mode
 from hessrmt.records import Provenance, Spectra, Spectrum
+
+if TYPE_CHECKING:
+    import torch
 
 Tick = Callable[[str, int, int], None]
 
@@ -161,8 +164,8 @@ def density(
     steps: int = 100,
     *,
     operator: str = "hessian",
-    device: str = "auto",
-    dtype: str = "float64",
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "float64",
     batch: int | None = None,
     tick: Tick | None = None,
     **options: Any,

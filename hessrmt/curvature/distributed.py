@@ -24,7 +24,6 @@ from hessrmt.curvature.plan import block_size, gib, row_bytes
 from hessrmt.curvature.products import hessian_product
 from hessrmt.curvature.reduction import Reduction, identity, reduce_problem
 from hessrmt.curvature.saturation import loss_rounding
-from hessrmt.curvature.trace import trace
 from hessrmt.errors import DeviceError, NonFiniteError, ProblemError
 from hessrmt.problems.problem import ordinary_mode
 from hessrmt.records import Provenance, Spectrum
@@ -200,7 +199,7 @@ def _plan(
             raise ProblemError(f"unknown choice {reduce!r}; known are {', '.join(REDUCTIONS)}")
         local = problem.at(torch_dtype(dtype), backend.device)
         evaluated = local.evaluate()
-        found = identity(local) if reduce == "none" else reduce_problem(local, trace(local))
+        found = identity(local) if reduce == "none" else reduce_problem(local)
     _require_one_problem(local, world)
     basis = _share_basis(found, world)
     with world.together():

@@ -20,14 +20,14 @@ from torch import Tensor
 from torch.func import grad, jvp, vmap
 
 from hessrmt import rng
-from hessrmt.curvature.trace import hooked
+from hessrmt.problems.structure import hooked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from hessrmt.curvature.reduction import LayerBasis
-    from hessrmt.curvature.trace import Hook, Site
     from hessrmt.problems.problem import Problem
+    from hessrmt.problems.structure import Hook, Layer
 
 _WORK_BYTES = 2**28
 """Memory of the factors of one chunk of samples, and of one block in flight."""
@@ -35,6 +35,9 @@ _WORK_BYTES = 2**28
 _BY_LAPACK = 160
 """Largest matrices of a batch whose eigenvectors LAPACK computes wherever they lie: a GPU's library
 takes such a batch one matrix after the other, some milliseconds each."""
+
+_ELSEWHERE = 0.1
+"""Distance of other parameters, in units of their size, where the samples are looked at too."""
 
 _TANGENT_COPIES = 12
 """Arrays of the size of the pre-activations that one direction of differentiation holds."""
@@ -61,28 +64,40 @@ class Factors:
     spans: tuple[slice, ...]
 
 
-def samples_are_independent(problem: Problem, sites: tuple[Site, ...]) -> bool:
+def samples_are_independent(problem: Problem, layers: tuple[Layer, ...]) -> bool:
     """Whether each sample's loss depends on that sample's pre-activations alone.
+
+    Tried at the parameters and at others near them: a head of zeros hides what the network does.
 
     Args:
         problem: In its final precision and place.
-        sites: Once-per-sample sites.
+        layers: Layers that are called once for each sample.
 
     Returns:
         False also if torch cannot differentiate forward here.
     """
-    shifts = _zero_shifts(problem, sites)
+    theta = problem.theta
+    draw = rng.torch_generator(0, "independence")
+
+    def random(shape: torch.Size) -> Tensor:
+        return torch.randn(shape, generator=draw, dtype=torch.float64).to(theta)
+
     some = rng.stream(0, "independence").random(problem.samples) < 0.5
     some[0], some[-1] = True, problem.samples == 1
-    moved = torch.from_numpy(some).to(shifts[0].device)
-    direction = tuple(torch.ones_like(shift) * moved[:, None] for shift in shifts)
-    gradient = grad(lambda d: _shifted_loss(problem, sites, d)[0])
-    try:
-        tangents = jvp(gradient, (shifts,), (direction,))[1]
-    except (RuntimeError, NotImplementedError):
-        return False
-    # a change of some samples must leave the gradients of the others exactly alone
-    return not any(bool(tangent[~moved].count_nonzero()) for tangent in tangents)
+    moved = torch.from_numpy(some).to(theta.device)
+    shifts = _zero_shifts(problem, layers)
+    direction = tuple(random(shift.shape) * moved[:, None] for shift in shifts)
+    size = float(theta.square().mean().sqrt()) or 1.0
+    for point in (theta, theta + _ELSEWHERE * size * random(theta.shape)):
+        gradient = grad(lambda d, point=point: _shifted_loss(problem, layers, d, point)[0])
+        try:
+            tangents = jvp(gradient, (shifts,), (direction,))[1]
+        except (RuntimeError, NotImplementedError):
+            return False
+        # a change of some samples must leave the gradients of the others exactly alone
+        if any(bool(tangent[~moved].count_nonzero()) for tangent in tangents):
+            return False
+    return True
 
 
 def sample_chunks(problem: Problem, layers: tuple[LayerBasis, ...]) -> list[slice]:
@@ -90,7 +105,7 @@ def sample_chunks(problem: Problem, layers: tuple[LayerBasis, ...]) -> list[slic
 
     Args:
         problem: In its final precision and place.
-        layers: Bases of the sites.
+        layers: Bases of its layers.
 
     Returns:
         Slices in order; one if the loss of a part is not a mean like that of the whole.
@@ -106,7 +121,7 @@ def factor_bytes(problem: Problem, layers: tuple[LayerBasis, ...]) -> int:
 
     Args:
         problem: In its final precision and place.
-        layers: Bases of the sites.
+        layers: Bases of its layers.
 
     Returns:
         Bytes.
@@ -121,7 +136,7 @@ def factors(problem: Problem, layers: tuple[LayerBasis, ...], samples: slice) ->
 
     Args:
         problem: In its final precision and place.
-        layers: Bases of once-per-sample sites.
+        layers: Bases of layers that are called once for each sample.
         samples: Which samples.
 
     Returns:
@@ -129,10 +144,10 @@ def factors(problem: Problem, layers: tuple[LayerBasis, ...], samples: slice) ->
     """
     part = problem.part(samples)
     weight = part.samples / problem.samples
-    sites = tuple(layer.site for layer in layers)
-    shifts = _zero_shifts(part, sites)
+    called = tuple(basis.layer for basis in layers)
+    shifts = _zero_shifts(part, called)
     widths = [shift.shape[1] for shift in shifts]
-    gradient = grad(lambda d: _shifted_loss(part, sites, d), has_aux=True)
+    gradient = grad(lambda d: _shifted_loss(part, called, d), has_aux=True)
     slopes, inputs = gradient(shifts)
 
     def column(direction: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -141,9 +156,9 @@ def factors(problem: Problem, layers: tuple[LayerBasis, ...], samples: slice) ->
         curved, moved = jvp(gradient, (shifts,), (tangent,))[1]
         rows = [layer.turn_outputs(t) for layer, t in zip(layers, curved, strict=True)]
         return torch.cat(rows, dim=1), tuple(
-            layer.turn_inputs(layer.site.features(t, constant=0.0))
+            layer.turn_inputs(layer.layer.augmented(t, constant=0.0))
             for layer, t in zip(layers, moved, strict=True)
-            if not layer.site.fed_by_data
+            if layer.layer.inputs is None
         )
 
     directions = torch.block_diag(*(layer.output_directions() for layer in layers))
@@ -159,11 +174,11 @@ def factors(problem: Problem, layers: tuple[LayerBasis, ...], samples: slice) ->
             weight * layer.turn_outputs(g) for layer, g in zip(layers, slopes, strict=True)
         ),
         features=tuple(
-            layer.turn_inputs(layer.site.features(a))
+            layer.turn_inputs(layer.layer.augmented(a))
             for layer, a in zip(layers, inputs, strict=True)
         ),
         flow=tuple(
-            None if layer.site.fed_by_data else next(flow).permute(1, 2, 0) for layer in layers
+            next(flow).permute(1, 2, 0) if layer.layer.inputs is None else None for layer in layers
         ),
         spans=tuple(
             slice(end - len(layer.rows), end) for end, layer in zip(ends, layers, strict=True)
@@ -259,17 +274,20 @@ def own_curvature(found: Factors, layer: int) -> OwnCurvature:
     return OwnCurvature(scaled, found.features[layer][sample], kept.sign())
 
 
-def _zero_shifts(problem: Problem, sites: tuple[Site, ...]) -> tuple[Tensor, ...]:
+def _zero_shifts(problem: Problem, layers: tuple[Layer, ...]) -> tuple[Tensor, ...]:
     like = problem.theta
-    return tuple(like.new_zeros(problem.samples, site.fan_out) for site in sites)
+    return tuple(like.new_zeros(problem.samples, layer.outputs) for layer in layers)
 
 
 def _shifted_loss(
-    problem: Problem, sites: tuple[Site, ...], shifts: tuple[Tensor, ...]
+    problem: Problem,
+    layers: tuple[Layer, ...],
+    shifts: tuple[Tensor, ...],
+    theta: Tensor | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The loss with δ_l added to each site's output, and the sites' inputs."""
+    """The loss with δ_l added to each layer's output, and the layers' inputs."""
     inputs: dict[str, Tensor] = {}
-    shift = {site.name: value for site, value in zip(sites, shifts, strict=True)}
+    shift = {layer.name: value for layer, value in zip(layers, shifts, strict=True)}
 
     def add(name: str) -> Hook:
         def hook(entering: Tensor, leaving: Tensor) -> Tensor:
@@ -278,10 +296,9 @@ def _shifted_loss(
 
         return hook
 
-    modules = dict(problem.model.named_modules())
-    with hooked({site.name: modules[site.name] for site in sites}, add):
-        loss = problem.loss(problem.theta)
-    return loss, tuple(inputs[site.name] for site in sites)
+    with hooked({layer.name: layer.module for layer in layers}, add):
+        loss = problem.loss(problem.theta if theta is None else theta)
+    return loss, tuple(inputs[layer.name] for layer in layers)
 
 
 def _parts_add_up(problem: Problem, chunks: list[slice]) -> bool:

@@ -61,7 +61,11 @@ class SmallestGgn:
 
 
 @ordinary_mode()
-def ggn(problem: Problem, device: str = "auto", dtype: str = "float64") -> Float[np.ndarray, "P P"]:
+def ggn(
+    problem: Problem,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "float64",
+) -> Float[np.ndarray, "P P"]:
     """The exact dense Gauss-Newton matrix Jᵀ S J.
 
     Args:
@@ -81,6 +85,7 @@ def ggn(problem: Problem, device: str = "auto", dtype: str = "float64") -> Float
     local = problem.at(torch_dtype(dtype), backend.device)
     require_dense(local, backend)
     local.evaluate()
+    local.require_loss_of_outputs_alone()
     return _dense(local, backend, None).cpu().numpy()
 
 

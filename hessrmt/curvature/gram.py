@@ -1,8 +1,8 @@
 """K = M Mᵀ for M = LᵀJ, summed layer by layer so that M is never held.
 
 One backward pass for each row of Lᵀ serves all samples at once where samples do not mix. Layers of
-:mod:`hessrmt.curvature.affine` are treated in groups that fit a fixed memory, from the last to the
-first: of each is kept the smaller of its rows of M and of the signals they are products of. All
+:mod:`hessrmt.problems.structure` are treated in groups that fit a fixed memory, from the last to
+the first: of each is kept the smaller of its rows of M and of the signals they are products of. All
 other parameters follow in ranges of coordinates, by one backward pass for each row.
 """
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
     from hessrmt.arrays import Matrix
-    from hessrmt.curvature.affine import Layer
     from hessrmt.problems.problem import Problem
+    from hessrmt.problems.structure import Layer
 
 WORK_BYTES = 2**28
 """Memory of the rows of one group of layers, of what one chunk of samples saves for backward, and

@@ -33,7 +33,9 @@ Tick = Callable[[str, int, int], None]
 
 @ordinary_mode()
 def hessian(
-    problem: Problem, device: str = "auto", dtype: str = "float64"
+    problem: Problem,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "float64",
 ) -> Float[np.ndarray, "P P"]:
     """The exact Hessian of the mean loss with respect to the trainable parameters.
 
@@ -58,15 +60,15 @@ def hessian(
     matrix = assemble(hessian_product(local), local.theta, block, backend)
     norm = float(torch.linalg.matrix_norm(matrix))  # Frobenius, no less than the 2-norm
     residual = probe_product(local, matrix.matmul)
-    require_agreement(residual, norm, local.dimension, dtype, loss_rounding(local))
+    require_agreement(residual, norm, local.dimension, dtype_name(dtype), loss_rounding(local))
     return matrix.cpu().numpy()
 
 
-def torch_dtype(name: str) -> torch.dtype:
+def torch_dtype(name: str | torch.dtype) -> torch.dtype:
     """The torch type of ``"float64"`` or ``"float32"``.
 
     Args:
-        name: One of the two.
+        name: One of the two, or the type itself.
 
     Returns:
         The type.
@@ -75,9 +77,19 @@ def torch_dtype(name: str) -> torch.dtype:
         ProblemError: For any other name.
     """
     types = {"float64": torch.float64, "float32": torch.float32}
-    if name not in types:
+    given = str(name).removeprefix("torch.")
+    if given not in types:
         raise ProblemError(f"unknown dtype {name!r}; known are float64 and float32")
-    return types[name]
+    return types[given]
+
+
+def dtype_name(dtype: str | torch.dtype) -> str:
+    """The name under which a precision is stored.
+
+    Returns:
+        ``"float64"`` or ``"float32"``.
+    """
+    return str(torch_dtype(dtype)).removeprefix("torch.")
 
 
 def assemble(

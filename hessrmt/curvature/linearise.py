@@ -19,6 +19,8 @@ from hessrmt.curvature.products import (
     Product,
     close,
     eager_hessian_product,
+    fisher_by_samples,
+    fisher_product,
     ggn_product,
     hessian_product,
 )
@@ -116,12 +118,14 @@ def choose(problem: Problem, operator: str, *, linearise: bool) -> Ways:
 
     Args:
         problem: To try them on.
-        operator: ``"hessian"`` or ``"ggn"``.
+        operator: ``"hessian"``, ``"ggn"`` or ``"fisher"``.
         linearise: Whether to try linearisation at all.
 
     Returns:
         The ways.
     """
+    if operator == "fisher":
+        return Ways(fisher_product, None, fisher_product, fisher_by_samples)
     careful = hessian_product if operator == "hessian" else ggn_product
     theta = problem.theta
     generator = rng.torch_generator(0, "product-probe")

@@ -1,30 +1,33 @@
-"""The Hessian or Gauss-Newton matrix of a whole data set, as an operator that is never formed.
+"""Curvature matrices as operators: known by their products, never formed.
 
-H v = Σ_j (n_j/N) H_j v over micro-batches of n_j samples, each linearised once as far as memory
-allows and read anew for every product otherwise.
+H v = Σ_j w_j H_j v over micro-batches j, whose weights w_j make the losses of the micro-batches add
+up to the loss of all data; each is linearised once as far as memory allows and read anew for every
+product otherwise.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils import _pytree
 
 from hessrmt.backend.select import select
 from hessrmt.curvature.certify import random_direction, require_agreement
-from hessrmt.curvature.fidelity import require_second_derivative
+from hessrmt.curvature.fidelity import gradient, require_second_derivative
 from hessrmt.curvature.hessian import torch_dtype
 from hessrmt.curvature.linearise import choose
 from hessrmt.curvature.plan import gib, row_bytes, saved_bytes, usable_memory
-from hessrmt.errors import DataError, DeviceError, NonFiniteError, ProblemError
+from hessrmt.errors import ConfigError, DataError, DeviceError, NonFiniteError, ProblemError
+from hessrmt.problems.batches import Batch, join, read_batch
 from hessrmt.problems.problem import Problem, ordinary_mode
 
 if TYPE_CHECKING:
+    import re
+
+    from scipy.sparse.linalg import LinearOperator
     from torch import nn
 
     from hessrmt.arrays import Vector, Vectors
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
     from hessrmt.curvature.products import Product
     from hessrmt.problems.losses import Loss
 
-OPERATORS = ("hessian", "ggn")
+OPERATORS = ("hessian", "ggn", "fisher")
 
 _KEPT_BYTES = 4 * 2**30
 """Memory for linearised micro-batches; fixed, so that the rounding of a run rarely depends on what
@@ -43,7 +46,10 @@ _TRACED_COPIES = 8
 measured on LeNet-5 (docs/density.md)."""
 
 _MEAN_ULPS = 256
-"""How far, in ulps, the mean over a batch may lie from that of its two halves."""
+"""How far, in ulps, a loss may lie from the weighted mean of its parts."""
+
+_TOGETHER = 8
+"""Unit vectors multiplied at a time."""
 
 
 class SymmetricOperator(Protocol):
@@ -64,83 +70,202 @@ class SymmetricOperator(Protocol):
         ...
 
 
-class CurvatureOperator:
-    """The curvature of the mean loss over batches of data.
+class Operator:
+    """A symmetric matrix known by its products: ``H @ v``, ``H + 0.1 * hr.Identity(n)``.
 
-    The product of one vector does not depend on what is multiplied together with it.
+    Attributes:
+        dimension: n.
+        dtype: Of its vectors.
+        device: Where they live.
+    """
+
+    dimension: int
+    dtype: torch.dtype
+    device: torch.device
+
+    def __call__(self, block: Vectors) -> Vectors:
+        """Products with the rows of a block.
+
+        Args:
+            block: (k, n) in the operator's precision and place.
+
+        Returns:
+            (k, n).
+        """
+        raise NotImplementedError
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n, n)."""
+        return self.dimension, self.dimension
+
+    def __matmul__(self, other: Any) -> Any:
+        """The product with a vector or with columns.
+
+        Args:
+            other: (n,) or (n, k), a tensor or an array.
+
+        Returns:
+            Of the same shape; an array for an array.
+
+        Raises:
+            ConfigError: If the shape is another one.
+        """
+        given = torch.as_tensor(other)
+        if given.dim() not in (1, 2) or len(given) != self.dimension:
+            raise ConfigError(
+                f"a matrix of shape {self.shape} can multiply a vector ({self.dimension},) or "
+                f"columns ({self.dimension}, k), not shape {tuple(given.shape)}"
+            )
+        rows = given.reshape(self.dimension, -1).T.to(device=self.device, dtype=self.dtype)
+        found = self(rows.contiguous()).T.reshape(given.shape)
+        return found.cpu().numpy() if isinstance(other, np.ndarray) else found
+
+    def __add__(self, other: Operator) -> Operator:
+        return _Sum([(1.0, self), (1.0, other)])
+
+    def __sub__(self, other: Operator) -> Operator:
+        return _Sum([(1.0, self), (-1.0, other)])
+
+    def __mul__(self, factor: float) -> Operator:
+        return _Sum([(float(factor), self)])
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> Operator:
+        return -1.0 * self
+
+    def diagonal(self) -> Vector:
+        """The diagonal, from n products.
+
+        Returns:
+            (n,).
+        """
+        found = torch.empty(self.dimension, dtype=self.dtype, device=self.device)
+        for start in range(0, self.dimension, _TOGETHER):
+            rows = torch.arange(start, min(start + _TOGETHER, self.dimension), device=self.device)
+            unit = found.new_zeros(len(rows), self.dimension)
+            unit[torch.arange(len(rows), device=self.device), rows] = 1
+            found[rows] = self(unit)[:, rows].diagonal()
+        return found
+
+    def to_scipy(self) -> LinearOperator:
+        """The same matrix for ``scipy.sparse.linalg``.
+
+        Returns:
+            An operator on NumPy vectors and columns, in the precision of this one.
+        """
+        from scipy.sparse.linalg import LinearOperator
+
+        def multiply(columns: np.ndarray) -> np.ndarray:
+            return self @ np.ascontiguousarray(columns)
+
+        kind = torch.zeros(0, dtype=self.dtype).numpy().dtype
+        return LinearOperator(
+            self.shape, matvec=multiply, rmatvec=multiply, matmat=multiply, dtype=kind
+        )
+
+
+class Identity(Operator):
+    """The identity matrix, to be added to others.
+
+    Args:
+        n: Its dimension.
+        dtype: Of its vectors.
+        device: Where they live.
+    """
+
+    def __init__(
+        self,
+        n: int,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.dimension, self.dtype, self.device = n, dtype, torch.device(device)
+
+    def __call__(self, block: Vectors) -> Vectors:
+        """The block itself, (k, n)."""
+        return block.clone()
+
+
+class _Sum(Operator):
+    """A linear combination of operators, in the precision and place of the first proper one."""
+
+    def __init__(self, terms: Sequence[tuple[float, Operator]]) -> None:
+        if len({term.dimension for _, term in terms}) != 1:
+            shapes = ", ".join(str(term.shape) for _, term in terms)
+            raise ConfigError(f"matrices of shapes {shapes} cannot be added")
+        self._terms = tuple(terms)
+        leading = next((t for _, t in terms if not isinstance(t, Identity)), terms[0][1])
+        self.dimension = leading.dimension
+        self.dtype, self.device = leading.dtype, leading.device
+
+    def __call__(self, block: Vectors) -> Vectors:
+        """Products with the rows of a block, (k, n)."""
+        total = torch.zeros_like(block)
+        for factor, term in self._terms:
+            total.add_(term(block), alpha=factor)
+        return total
+
+
+class CurvatureOperator(Operator):
+    """The curvature of the mean loss over batches of data, which are read one by one.
+
+    The product of one vector does not depend on what is multiplied together with it. For samples
+    that are in memory use :class:`Hessian`, :class:`GaussNewton` or :class:`EmpiricalFisher`.
 
     Args:
         model: Any ``torch.nn.Module`` in evaluation mode; copied, never changed.
         loss: As for :class:`~hessrmt.problems.problem.Problem`: a mean over samples.
-        batches: Pairs (inputs, targets), the same ones whenever it is iterated over: a list, or a
-            ``DataLoader`` without shuffling and random augmentation.
-        operator: ``"hessian"``, or ``"ggn"`` for Jᵀ S J.
+        batches: Pairs (inputs, targets) or dict-like batches, the same ones whenever it is iterated
+            over: a list, or a ``DataLoader`` without shuffling and random augmentation.
+        operator: ``"hessian"``, ``"ggn"`` for Jᵀ S J, or ``"fisher"`` for the mean of the outer
+            products of the samples' gradients.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
         dtype: ``"float64"`` or ``"float32"``.
-        only: Pattern of the parameters to take.
+        only: The parameters to take.
         linearise: Keep micro-batches linearised as far as memory allows. False differentiates anew
             for every product, which is quicker for a few dozen of them.
 
     Attributes:
-        dimension: P.
         samples: N.
         parts: Micro-batches.
         kept: How many of them are kept linearised.
         loss: Mean loss.
         gradient_norm: Euclidean norm of its gradient.
-        kind: ``"hessian"`` or ``"ggn"``.
+        kind: ``"hessian"``, ``"ggn"`` or ``"fisher"``.
         precision: ``"float64"`` or ``"float32"``.
-        dtype: The same as torch's type.
-        device: Where vectors live.
-        backend: Its backend.
+        backend: Where vectors live.
         products: Products so far.
 
     Raises:
         ProblemError: If the operator's name is unknown, the loss is random, no mean over samples or
             not twice differentiable by torch.
-        DataError: If there is no batch, or batches that can be read only once.
+        DataError: If there is no batch, or batches that can be read only once or change.
     """
 
-    @ordinary_mode()
     def __init__(
         self,
         model: nn.Module,
         loss: str | Loss,
-        batches: Iterable[tuple[Any, Any]],
+        batches: Iterable[Any],
         operator: str = "hessian",
         *,
-        device: str = "auto",
-        dtype: str = "float64",
-        only: str | None = None,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "float64",
+        only: str | re.Pattern[str] | Sequence[str] | None = None,
         linearise: bool = True,
     ) -> None:
-        if operator not in OPERATORS:
-            raise ProblemError(f"unknown operator {operator!r}; known are {', '.join(OPERATORS)}")
-        self.backend: Backend = select(device)
-        self.device, self.dtype = self.backend.device, torch_dtype(dtype)
-        self.kind, self.precision, self.products = operator, dtype, 0
         if isinstance(batches, Iterator):
             raise DataError(
                 "the batches can be read only once, and every product reads them again; give a "
                 "list or a DataLoader"
             )
-        self._batches = batches
         first = next(iter(batches), None)
         if first is None:
             raise DataError("there is no batch of data")
-        self._base = Problem(model, loss, first, only=only).at(self.dtype, self.device)
-        self.dimension = self._base.dimension
-        self._survey()
-        ways = choose(self._base, operator, linearise=linearise)
-        self._plain, self._check = ways.plain, ways.check
-        self._linear: list[tuple[float, Product]] = []
-        if ways.first is not None:
-            for number, problem in enumerate(self._problems(stop=self._room())):
-                product = ways.linear(problem) if number else ways.first
-                self._linear.append((problem.samples / self.samples, product))
-        self.kept = len(self._linear)
-        if operator == "hessian":
-            require_second_derivative(self._base, random_direction(self._base))
+        problem = Problem(model, loss, read_batch(first), only=only)
+        self._set_up(problem, lambda: map(read_batch, batches), operator, device, dtype, linearise)
 
     @classmethod
     def of(
@@ -149,15 +274,15 @@ class CurvatureOperator:
         operator: str = "hessian",
         *,
         batch: int | None = None,
-        device: str = "auto",
-        dtype: str = "float64",
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "float64",
         linearise: bool = True,
     ) -> CurvatureOperator:
         """The operator of a problem whose samples are in memory.
 
         Args:
             problem: Model, loss and samples.
-            operator: ``"hessian"`` or ``"ggn"``.
+            operator: ``"hessian"``, ``"ggn"`` or ``"fisher"``.
             batch: Samples differentiated at a time; all if None.
             device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
             dtype: ``"float64"`` or ``"float32"``.
@@ -172,18 +297,74 @@ class CurvatureOperator:
         step = problem.samples if batch is None else batch
         if step < 1:
             raise DataError(f"micro-batches must hold at least one sample, got {batch!r}")
-        device_of = select(device).device
-        problem.part(slice(step)).at(torch_dtype(dtype), device_of).evaluate()
-        parts = [problem.part(slice(i, i + step)) for i in range(0, problem.samples, step)]
-        return cls(
-            problem.model,  # what the problem holds constant requires no gradient in it
-            problem.loss_function,
-            [(part.inputs, part.targets) for part in parts],
+        places = [slice(i, i + step) for i in range(0, problem.samples, step)]
+        found = cls.__new__(cls)
+        found._set_up(
+            problem.part(places[0]),
+            lambda: (problem.batch.part(place) for place in places),
             operator,
-            device=device,
-            dtype=dtype,
-            linearise=linearise,
+            device,
+            dtype,
+            linearise,
         )
+        return found
+
+    @ordinary_mode()
+    def _set_up(
+        self,
+        problem: Problem,
+        batches: Callable[[], Iterable[Batch]],
+        kind: str,
+        device: str | torch.device,
+        dtype: str | torch.dtype,
+        linearise: bool,
+    ) -> None:
+        if kind not in OPERATORS:
+            raise ProblemError(f"unknown operator {kind!r}; known are {', '.join(OPERATORS)}")
+        self.backend: Backend = select(device)
+        self.device, self.dtype = self.backend.device, torch_dtype(dtype)
+        self.kind, self.products, self._options = kind, 0, (kind, device, dtype, linearise)
+        self.precision = str(self.dtype).removeprefix("torch.")
+        self._batches = batches
+        self._base = problem.at(self.dtype, self.device)
+        self.dimension = self._base.dimension
+        self._survey()
+        if kind == "ggn":
+            self._base.require_loss_of_outputs_alone()
+        ways = choose(self._base, kind, linearise=linearise)
+        self._plain, self._check = ways.plain, ways.check
+        self._linear: list[tuple[float, Product]] = []
+        if ways.first is not None:
+            for number, part in enumerate(self._problems(stop=self._room())):
+                product = ways.linear(part) if number else ways.first
+                self._linear.append((self._weights[number], product))
+        self.kept = len(self._linear)
+        if kind == "hessian":
+            require_second_derivative(self._base, random_direction(self._base))
+
+    def block(self, only: str | re.Pattern[str] | Sequence[str]) -> CurvatureOperator:
+        """The block of some parameters, all others held constant.
+
+        Args:
+            only: A pattern of their names, a regular expression, or a list of either.
+
+        Returns:
+            An operator of fewer dimensions.
+        """
+        found = CurvatureOperator.__new__(CurvatureOperator)
+        found._set_up(self._base.restricted(only), self._batches, *self._options)
+        return found
+
+    def unflatten(self, vector: Vector) -> dict[str, Tensor]:
+        """A vector as named parameters.
+
+        Args:
+            vector: (P,).
+
+        Returns:
+            Parameter name to tensor.
+        """
+        return self._base.unflatten(vector)
 
     @ordinary_mode()
     def __call__(self, block: Vectors) -> Vectors:
@@ -228,71 +409,60 @@ class CurvatureOperator:
         return require_agreement(residual, norm, self.dimension, self.precision)
 
     def _add(self, total: Vectors, block: Vectors, way: Any, start: int = 0) -> None:
-        samples = 0
-        for problem in self._problems(start):
-            total.add_(way(problem)(block).detach(), alpha=problem.samples / self.samples)
-            samples += problem.samples
-        if samples != self._samples_from(start):
-            raise DataError(
-                f"the batches held {self.samples:,} samples when first read and hold other "
-                "numbers now; every pass must give the same data"
-            )
-
-    def _samples_from(self, start: int) -> int:
-        return sum(self._sizes[start:])
+        for number, problem in enumerate(self._problems(start), start):
+            total.add_(way(problem)(block).detach(), alpha=self._weights[number])
 
     def _problems(self, start: int = 0, stop: int | None = None) -> Iterator[Problem]:
         """The problems of the micro-batches in their final precision and place."""
-        for number, (inputs, targets) in enumerate(self._batches):
+        number = -1
+        for number, batch in enumerate(self._batches()):
             if stop is not None and number >= stop:
                 return
-            if number >= start:
-                yield self._with(inputs, targets)
-
-    def _with(self, inputs: Any, targets: Any) -> Problem:
-        found = copy.copy(self._base)
-
-        def move(leaf: Any) -> Any:
-            if isinstance(leaf, np.ndarray):
-                leaf = torch.from_numpy(leaf)
-            if not isinstance(leaf, Tensor):
-                return leaf
-            return leaf.detach().to(
-                device=self.device, dtype=self.dtype if leaf.is_floating_point() else leaf.dtype
+            if number < start:
+                continue
+            if number >= len(self._seen) or _fingerprint(batch) != self._seen[number]:
+                raise DataError(
+                    "the batches are other ones than when they were first read; every pass must "
+                    "give the same data in the same order: take shuffle=False and no random "
+                    "augmentation"
+                )
+            yield self._base.on(batch)
+        if stop is None and number + 1 != len(self._seen):
+            raise DataError(
+                f"there were {len(self._seen):,} batches when they were first read and there are "
+                f"{number + 1:,} now; every pass must give the same data"
             )
-
-        found.inputs = _pytree.tree_map(move, inputs)
-        found.targets = _pytree.tree_map(move, targets)
-        leaves = [leaf for leaf in _pytree.tree_leaves(found.targets) if isinstance(leaf, Tensor)]
-        found.samples = len(leaves[0])
-        return found
 
     def _survey(self) -> None:
         """Read all data once: sizes, loss and gradient, and everything that can be wrong."""
-        self._sizes: list[int] = []
-        loss, self._saved = 0.0, 0
+        self._seen: list[tuple] = []
+        self._saved = self.samples = 0
+        masses, losses = [], []
         total = torch.zeros(self.dimension, dtype=self.dtype, device=self.device)
-        for number, problem in enumerate(self._problems()):
-            if number:
-                problem.own = None  # compared with the user's own model once
+        self._base.evaluate()
+        before: Problem | None = None
+        for batch in self._batches():
+            self._seen.append(_fingerprint(batch))
+            problem = self._base.on(batch)
             usable, needed = usable_memory(self.backend), row_bytes(problem)
             if needed > usable:
                 raise DeviceError(
                     f"a product over {problem.samples:,} samples takes {gib(needed)} and "
                     f"{self.backend.name} has {gib(usable)} free; take smaller micro-batches"
                 )
-            loss += problem.samples * problem.evaluate()[0]
-            theta = problem.theta.requires_grad_()
-            here = problem.loss(theta)
-            if here.requires_grad:
-                slope = torch.autograd.grad(here, theta, allow_unused=True)[0]
-                total += 0 if slope is None else problem.samples * slope
-            self._sizes.append(problem.samples)
+            losses.append(problem.evaluate(compare=False)[0])
+            masses.append(problem.mass())
+            total += masses[-1] * gradient(problem, problem.theta)
+            self.samples += problem.samples
             self._saved = max(self._saved, saved_bytes(problem))
-        self.parts, self.samples = len(self._sizes), sum(self._sizes)
-        if self.parts > 1:
-            _require_mean(self._base)
-        self.loss, self.gradient_norm = loss / self.samples, float(total.norm()) / self.samples
+            if before is not None:
+                _require_sum(before, problem)
+            before = problem
+        mass = sum(masses)
+        self._weights = [part / mass for part in masses]
+        self.parts = len(masses)
+        self.loss = sum(w * value for w, value in zip(self._weights, losses, strict=True))
+        self.gradient_norm = float(total.norm()) / mass
 
     def _room(self) -> int:
         """Micro-batches whose linearisations fit beside everything else."""
@@ -302,19 +472,87 @@ class CurvatureOperator:
         return budget // max(1, _TRACED_COPIES * self._saved)
 
 
-def _require_mean(problem: Problem) -> None:
-    """Refuse a loss that is no mean over samples: micro-batches would not add up to it."""
-    half = problem.samples // 2
-    if not half:
-        return
-    parts = [problem.part(slice(half)), problem.part(slice(half, None))]
-    theta = problem.theta
-    with torch.no_grad():
-        whole = float(problem.loss(theta))
-        pieces = sum(part.samples * float(part.loss(theta)) for part in parts) / problem.samples
-    if abs(whole - pieces) > _MEAN_ULPS * torch.finfo(problem.dtype).eps * abs(whole):
-        raise ProblemError(
-            f"the loss {problem.loss_name!r} is no mean over samples: {whole!r} over a batch, but "
-            f"{pieces!r} from its halves, so micro-batches don't add up to the loss of all data. "
-            "Take one batch that holds everything, or a loss without weights and coupled samples"
+class Hessian(CurvatureOperator):
+    """The Hessian of a problem's loss.
+
+    Args:
+        problem: Model, loss and samples.
+        batch: Samples differentiated at a time; all if None.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+        dtype: ``"float64"`` or ``"float32"``.
+        linearise: As for :class:`CurvatureOperator`.
+
+    Raises:
+        ProblemError: See :class:`CurvatureOperator`; so for the other errors.
+    """
+
+    _kind = "hessian"
+
+    def __init__(
+        self,
+        problem: Problem,
+        *,
+        batch: int | None = None,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "float64",
+        linearise: bool = True,
+    ) -> None:
+        made = CurvatureOperator.of(
+            problem, self._kind, batch=batch, device=device, dtype=dtype, linearise=linearise
         )
+        self.__dict__.update(made.__dict__)
+
+
+class GaussNewton(Hessian):
+    """The generalised Gauss-Newton matrix Jᵀ S J of a problem.
+
+    J is the Jacobian of the outputs in the parameters and S the Hessian of the loss in the outputs
+    (Schraudolph 2002). Arguments as for :class:`Hessian`.
+    """
+
+    _kind = "ggn"
+
+
+class EmpiricalFisher(Hessian):
+    """The weighted mean of g_b g_bᵀ over samples b, g_b the gradient of that sample's loss.
+
+    Arguments as for :class:`Hessian`.
+    """
+
+    _kind = "fisher"
+
+
+def _fingerprint(batch: Batch) -> tuple:
+    """Numbers that other data would not share."""
+    found: list = [batch.samples]
+    for leaf in batch.tensors():
+        flat = leaf.detach().reshape(-1).to(torch.float64)
+        place = torch.arange(1, len(flat) + 1, dtype=flat.dtype, device=flat.device)
+        found += [tuple(leaf.shape), float(flat.sum()), float(flat @ place)]
+    return tuple(map(str, found))  # NaN of a mask equals itself
+
+
+def _require_sum(first: Problem, second: Problem) -> None:
+    """Refuse micro-batches whose losses do not add up to the loss of both together."""
+    joined = join([first.batch, second.batch])
+    pairs = [(first, second, None if joined is None else first.on(joined))]
+    for problem in (first, second):
+        half = problem.samples // 2
+        if half:
+            pairs.append((problem.part(slice(half)), problem.part(slice(half, None)), problem))
+    with torch.no_grad():
+        for one, other, both in pairs:
+            if both is None:
+                continue
+            masses = [part.mass() for part in (one, other)]
+            values = [float(part.loss(part.theta)) for part in (one, other)]
+            whole = float(both.loss(both.theta))
+            pieces = sum(m * v for m, v in zip(masses, values, strict=True) if m) / sum(masses)
+            largest = max(abs(whole), *map(abs, values))
+            if abs(whole - pieces) > _MEAN_ULPS * torch.finfo(both.dtype).eps * largest:
+                raise ProblemError(
+                    f"the loss {first.loss_name!r} is no mean over samples: {whole!r} over a "
+                    f"batch, but {pieces!r} from its parts, so micro-batches don't add up to the "
+                    "loss of all data. Take one batch that holds everything, or a loss without "
+                    "weights and coupled samples"
+                )

@@ -151,6 +151,75 @@ def ggn_product(problem: Problem) -> Product:
     )
 
 
+class PerSample:
+    """A problem whose outputs are the losses of its samples, so that S is diagonal.
+
+    Its Gauss-Newton matrix is the weighted mean of g_b g_bᵀ, the empirical Fisher matrix.
+
+    Args:
+        problem: In its final precision and place.
+
+    Raises:
+        ProblemError: If the losses of the samples do not add up to the loss.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self._problem, self.theta = problem, problem.theta
+        masses = [problem.part(slice(b, b + 1)).mass() for b in range(problem.samples)]
+        self.weights = self.theta.new_tensor(masses) / problem.mass()
+        with torch.no_grad():
+            whole, sum_ = problem.loss(self.theta), self.weights @ problem.losses(self.theta)
+        if not close(sum_, whole):
+            raise ProblemError(
+                f"the loss {problem.loss_name!r} is no mean over samples: it is {float(whole)!r} "
+                f"and the samples' own losses add up to {float(sum_)!r}; so a sample has no "
+                "gradient of its own"
+            )
+
+    def outputs(self, theta: Vector) -> Tensor:
+        """The losses of the samples, (B,)."""
+        return self._problem.losses(theta)
+
+    def loss_of_outputs(self, losses: Tensor) -> Tensor:
+        """½ Σ w_b ℓ_b², whose second derivatives are the weights."""
+        return 0.5 * (self.weights * losses.square()).sum()
+
+
+def fisher_product(problem: Problem) -> Product:
+    """Products V ↦ V·E with the empirical Fisher matrix E = Σ_b w_b g_b g_bᵀ.
+
+    Args:
+        problem: In its final precision and place.
+
+    Returns:
+        The batched product.
+    """
+    return ggn_product(PerSample(problem))  # type: ignore[arg-type]
+
+
+def fisher_by_samples(problem: Problem) -> Product:
+    """The same, by the gradient of one sample after the other.
+
+    Args:
+        problem: In its final precision and place.
+
+    Returns:
+        The product.
+    """
+    weights = PerSample(problem).weights
+
+    def product(block: Vectors) -> Vectors:
+        total = torch.zeros_like(block)
+        for number, weight in enumerate(weights):
+            point = problem.theta.requires_grad_()
+            loss = problem.part(slice(number, number + 1)).loss(point)
+            slope = torch.autograd.grad(loss, point, materialize_grads=True)[0]
+            total += weight * torch.outer(block @ slope, slope)
+        return total
+
+    return product
+
+
 def _first_that_works(theta: Vector, ways: tuple[Product, ...]) -> Product:
     """The first way that multiplies two random vectors as the last, plainest way does."""
     generator = rng.torch_generator(0, "product-probe")

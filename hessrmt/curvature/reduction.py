@@ -24,11 +24,11 @@ from hessrmt.backend.select import select
 from hessrmt.curvature.assembly import assemble_reduced
 from hessrmt.curvature.hessian import torch_dtype
 from hessrmt.curvature.products import eager_hessian_product
-from hessrmt.curvature.trace import Site, Trace, trace
 from hessrmt.problems.problem import ordinary_mode
 
 if TYPE_CHECKING:
     from hessrmt.problems.problem import Problem
+    from hessrmt.problems.structure import Layer
 
 _PROBES = 2
 
@@ -38,7 +38,7 @@ class LayerBasis:
     """Basis of one linear layer's trainable matrix: [W, b] = E Z Uᵀ, some entries of Z kept.
 
     Attributes:
-        site: The layer.
+        layer: The layer.
         left: (d, e) orthonormal E; None for the identity.
         right: (width, k) orthonormal U; None for the identity.
         keep: (r,) kept entries of Z, positions in row-major (e, k) order.
@@ -46,7 +46,7 @@ class LayerBasis:
         bias: Positions of the bias in θ, None if not trainable.
     """
 
-    site: Site
+    layer: Layer
     left: Tensor | None
     right: Tensor | None
     keep: Tensor
@@ -81,16 +81,15 @@ class LayerBasis:
 
     def output_directions(self) -> Tensor:
         """(e, d), the layer's kept rows as directions of its outputs."""
-        like = self.site.inputs
-        size = self.site.fan_out
-        eye = torch.eye(size, dtype=like.dtype, device=like.device)
+        like = self.layer.module.weight
+        eye = torch.eye(self.layer.outputs, dtype=like.dtype, device=like.device)
         return (eye if self.left is None else self.left.T).index_select(0, self.rows)
 
     @property
     def shape(self) -> tuple[int, int]:
         """(e, k), the shape of Z."""
-        rows = self.site.fan_out if self.left is None else self.left.shape[1]
-        return rows, self.site.width if self.right is None else self.right.shape[1]
+        rows = self.layer.outputs if self.left is None else self.left.shape[1]
+        return rows, self.layer.width if self.right is None else self.right.shape[1]
 
     def gather(self, theta: Tensor) -> Tensor:
         """Flat parameter vectors (..., P) to this layer's kept coordinates (..., r).
@@ -98,9 +97,9 @@ class LayerBasis:
         Returns:
             The part of Qᵀθ that belongs to the layer.
         """
-        fan_out, parts = self.site.fan_out, []
+        outputs, parts = self.layer.outputs, []
         if self.weight:
-            parts.append(theta[..., self.weight].unflatten(-1, (fan_out, -1)))
+            parts.append(theta[..., self.weight].unflatten(-1, (outputs, -1)))
         if self.bias:
             parts.append(theta[..., self.bias].unsqueeze(-1))
         matrix = torch.cat(parts, dim=-1)
@@ -121,7 +120,8 @@ class LayerBasis:
         if self.right is not None:
             matrix = matrix @ self.right.T
         if self.weight:
-            theta[..., self.weight] = matrix[..., : self.site.fan_in].flatten(-2)
+            kept = matrix[..., :-1] if self.bias else matrix
+            theta[..., self.weight] = kept.flatten(-2)
         if self.bias:
             theta[..., self.bias] = matrix[..., -1]
 
@@ -235,7 +235,9 @@ class RangedReduction:
 
 @ordinary_mode()
 def reduction(
-    problem: Problem, device: str = "auto", dtype: str = "float64"
+    problem: Problem,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "float64",
 ) -> Reduction | RangedReduction:
     """The basis Q in which :func:`hessrmt.spectrum` diagonalises a problem's Hessian.
 
@@ -258,7 +260,7 @@ def reduction(
     backend = select(device)
     local = problem.at(torch_dtype(dtype), backend.device)
     local.evaluate()
-    base = reduce_problem(local, trace(local))
+    base = reduce_problem(local)
     blocks = assemble_reduced(local, base, backend)
     if blocks.ranged is None:
         return base
@@ -279,22 +281,21 @@ def identity(problem: Problem) -> Reduction:
     return Reduction(problem.dimension, (), torch.arange(problem.dimension, device=device))
 
 
-def reduce_problem(problem: Problem, traced: Trace) -> Reduction:
-    """Basis of a traced problem.
+def reduce_problem(problem: Problem) -> Reduction:
+    """Basis of the directions that can matter, from the network's structure.
 
     Args:
         problem: In its final precision and place, already evaluated once.
-        traced: Its sites.
 
     Returns:
         The basis.
     """
-    zero = _zero_rows(problem)
+    zero, found = _zero_rows(problem), problem.structure.linear()
     places = problem.places()
-    layers = tuple(_layer_basis(site, problem, zero, places) for site in traced.sites)
+    layers = tuple(_layer_basis(layer, problem, zero, places) for layer in found.layers)
     device = zero.device
     others = [
-        torch.arange(places[name].start, places[name].stop, device=device) for name in traced.others
+        torch.arange(places[name].start, places[name].stop, device=device) for name in found.others
     ]
     free = torch.cat(others) if others else torch.zeros(0, dtype=torch.long, device=device)
     return Reduction(problem.dimension, layers, free[~zero[free]])
@@ -364,15 +365,15 @@ def _zero_rows(problem: Problem) -> Tensor:
 
 
 def _layer_basis(
-    site: Site, problem: Problem, zero: Tensor, places: dict[str, slice]
+    layer: Layer, problem: Problem, zero: Tensor, places: dict[str, slice]
 ) -> LayerBasis:
-    weight = places[site.weight] if site.weight else None
-    bias = places[site.bias] if site.bias else None
-    right = input_basis(site.features(site.inputs)) if site.fed_by_data else None
+    weight = places[layer.weight] if layer.weight else None
+    bias = places[layer.bias] if layer.bias else None
+    right = None if layer.inputs is None else input_basis(layer.augmented(layer.inputs))
     left = None
-    if site.is_output and site.fan_out > 1 and ignores_softmax_shift(problem):
-        left = softmax_basis(site.fan_out, site.inputs)
-    parts = [zero[weight].view(site.fan_out, site.fan_in)] if weight else []
+    if layer.is_output and layer.outputs > 1 and ignores_softmax_shift(problem):
+        left = softmax_basis(layer.outputs, layer.module.weight)
+    parts = [zero[weight].view(layer.outputs, -1)] if weight else []
     if bias:
         parts.append(zero[bias].view(-1, 1))
     dead = torch.cat(parts, dim=1)
@@ -382,4 +383,4 @@ def _layer_basis(
     if left is not None:
         dead = dead.all(dim=0, keepdim=True).expand(left.shape[1], -1)
     keep = (~dead).flatten().nonzero().squeeze(-1)
-    return LayerBasis(site, left, right, keep, weight, bias)
+    return LayerBasis(layer, left, right, keep, weight, bias)

@@ -11,16 +11,17 @@ from hessrmt.backend.select import select
 from hessrmt.curvature.assembly import assemble_reduced, require_reduced
 from hessrmt.curvature.certify import noise_floor, probe_product, require_agreement
 from hessrmt.curvature.ggn import require_ggn, require_ggn_agreement, smallest_ggn
-from hessrmt.curvature.hessian import Tick, torch_dtype
+from hessrmt.curvature.hessian import Tick, dtype_name, torch_dtype
 from hessrmt.curvature.plan import require_dense
 from hessrmt.curvature.reduction import identity, reduce_problem
 from hessrmt.curvature.saturation import loss_rounding
-from hessrmt.curvature.trace import trace
 from hessrmt.errors import ProblemError
 from hessrmt.problems.problem import ordinary_mode
 from hessrmt.records import Provenance, Spectrum
 
 if TYPE_CHECKING:
+    import torch
+
     from hessrmt.backend.base import Backend
     from hessrmt.problems.problem import Problem
 
@@ -30,8 +31,8 @@ REDUCTIONS = ("auto", "none")
 
 def spectrum(
     problem: Problem,
-    device: str = "auto",
-    dtype: str = "float64",
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "float64",
     operator: str = "hessian",
     reduce: str = "auto",
 ) -> Spectrum:
@@ -55,7 +56,7 @@ def spectrum(
         DeviceError: If the device is not there or the matrix does not fit in its memory.
         ConvergenceError: If the eigenvalue solver fails.
     """
-    backend = select(device)
+    backend, dtype = select(device), dtype_name(dtype)
     provenance = Provenance(
         config={
             "loss": problem.loss_name,
@@ -88,7 +89,7 @@ def require_feasible(
     if operator == "ggn":
         require_ggn(local, backend)
     elif reduce == "auto":
-        require_reduced(local, reduce_problem(local, trace(local)), backend)
+        require_reduced(local, reduce_problem(local), backend)
 
 
 @ordinary_mode()
@@ -128,6 +129,7 @@ def compute(
     rounding = 0.0
     if operator == "ggn":
         loss, gradient_norm = local.evaluate()
+        local.require_loss_of_outputs_alone()
         smallest = smallest_ggn(local, backend, tick)
         matrix, rounding, probe = smallest.matrix, smallest.rounding, smallest.residual
         del smallest
@@ -136,7 +138,7 @@ def compute(
         if reduce == "none":
             require_dense(local, backend)
         loss, gradient_norm = local.evaluate()
-        basis = identity(local) if reduce == "none" else reduce_problem(local, trace(local))
+        basis = identity(local) if reduce == "none" else reduce_problem(local)
         clock.mark("reduction")
         blocks = assemble_reduced(local, basis, backend, tick)
         probe = probe_product(local, lambda v: basis.lift(blocks.apply(basis.project(v))))

@@ -1,8 +1,4 @@
-"""What enters some layers of a network, and what comes back to them from its outputs.
-
-Which layers are used as :mod:`hessrmt.curvature.affine` has it, and in no other way, is found by
-running the network, not by its name.
-"""
+"""What enters some layers of a network, and what comes back to them from its outputs."""
 
 from __future__ import annotations
 
@@ -10,18 +6,16 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hessrmt import rng
-from hessrmt.curvature.affine import BATCH_NORMS, TYPES, describe
-from hessrmt.curvature.trace import hooked
+from hessrmt.problems.structure import find_structure, hooked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from hessrmt.curvature.affine import Layer
-    from hessrmt.curvature.trace import Hook
     from hessrmt.problems.problem import Problem
+    from hessrmt.problems.structure import Hook, Layer
 
 _TRIAL = 3
 """Samples on which the network is tried out."""
@@ -42,7 +36,7 @@ def find_layers(problem: Problem) -> tuple[Layer, ...]:
         other way. Parameters outside them are for others to treat.
     """
     part = problem.part(slice(0, min(problem.samples, _TRIAL)))
-    found = _called_once(part)
+    found = tuple(layer for layer in find_structure(part).layers if layer.positions)
     while found:  # a layer that mixes samples can only be seen once layers are no longer cut
         with tapped(found, part.samples) as taps:
             outputs = part.outputs(part.theta)
@@ -169,61 +163,3 @@ def _outputs_alone(part: Problem) -> Tensor | None:
         raise
     except (RuntimeError, ValueError, IndexError, TypeError):
         return None
-
-
-def _called_once(part: Problem) -> tuple[Layer, ...]:
-    """Layers called once whose parameters do not reach the outputs when their outputs are cut."""
-    candidates, owned = _candidates(part.model)
-    calls: dict[str, list[tuple[Tensor, Tensor]]] = {}
-
-    def cut(name: str) -> Hook:
-        def hook(entering: Tensor, leaving: Tensor) -> Tensor:
-            calls.setdefault(name, []).append((entering, leaving))
-            return leaving.detach().requires_grad_().clone()
-
-        return hook
-
-    pieces = part.unflatten(part.theta.requires_grad_())
-    with hooked(candidates, cut):
-        outputs = part.call(pieces)
-    elsewhere = set()
-    if outputs.requires_grad:
-        gradients = torch.autograd.grad(outputs.sum(), list(pieces.values()), allow_unused=True)
-        elsewhere = {n for n, g in zip(pieces, gradients, strict=True) if g is not None}
-    found = []
-    for name, made in calls.items():
-        entering, leaving = made[0]
-        if len(made) > 1 or elsewhere & set(owned[name].values()):
-            continue
-        if leaving.dim() < 2 or not len(entering) == len(leaving) == part.samples:
-            continue
-        layer = describe(name, candidates[name], owned[name], entering, leaving)
-        if layer is not None:
-            found.append(layer)
-    return tuple(found)
-
-
-def _candidates(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, dict[str, str]]]:
-    """Modules of known types that share no parameter; the names of their trainable parameters."""
-    names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
-    uses: dict[int, int] = {}
-    for module in model.modules():
-        for parameter in module._parameters.values():
-            uses[id(parameter)] = uses.get(id(parameter), 0) + 1
-    modules, owned = {}, {}
-    for name, module in model.named_modules():
-        mine = {
-            kind: names[id(p)]
-            for kind, p in module._parameters.items()
-            if p is not None and id(p) in names
-        }
-        if type(module) not in TYPES or not mine or not mine.keys() <= {"weight", "bias"}:
-            continue
-        if module._forward_hooks or module._forward_pre_hooks:
-            continue
-        if any(uses[id(module._parameters[kind])] > 1 for kind in mine):
-            continue
-        if isinstance(module, BATCH_NORMS) and (module.training or module.running_mean is None):
-            continue
-        modules[name], owned[name] = module, mine
-    return modules, owned

@@ -1,11 +1,12 @@
 """Samples and targets in memory, and the checks that they pass through."""
 
+import copy
 import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hessrmt.errors import DataError
 
@@ -23,7 +24,7 @@ class Dataset:
         name: Registry name such as ``mnist``, or the name of the file or folder.
         split: ``train``, ``test``, or ``all`` for data without splits.
         x: (N, ...) samples: uint8 pixels, images as (N, channels, height, width), or float
-            features of any shape.
+            or int64 features of any shape.
         y: (N,) int64 class labels, or float targets (N, ...) for regression.
         classes: Number of classes, labels being 0 to ``classes - 1``; None for regression.
         origin: One sentence saying where the data came from.
@@ -57,13 +58,18 @@ class Dataset:
         return math.prod(self.y.shape[1:]) if self.classes is None else self.classes
 
     def tensors(
-        self, indices: slice | np.ndarray, dtype: torch.dtype = torch.float64
+        self,
+        indices: slice | np.ndarray,
+        dtype: torch.dtype = torch.float64,
+        model: nn.Module | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Some samples, ready for a model.
 
         Args:
             indices: Slice, or (B,) integer positions.
             dtype: Floating-point type to compute and return in.
+            model: Whose inputs they are to be: integer features stay integers, such as ids of
+                tokens, if it can take them.
 
         Returns:
             (B, ...) inputs, where uint8 pixels v have become (v / 255 - 0.5) / 0.5 in ``dtype``
@@ -72,10 +78,23 @@ class Dataset:
         x = torch.from_numpy(np.array(self.x[indices], order="C"))
         y = torch.from_numpy(np.array(self.y[indices], order="C"))
         pixels = x.dtype == torch.uint8
-        x = x.to(dtype)
+        if x.dtype != torch.int64 or not _takes(model, x[:1]):
+            x = x.to(dtype)
         if pixels:
             x = x.div_(255).sub_(0.5).div_(0.5)
         return x, y.to(dtype) if self.classes is None else y
+
+
+def _takes(model: nn.Module | None, x: Tensor) -> bool:
+    """Whether a network can be run on some samples as they are."""
+    if model is None:
+        return False
+    try:
+        with torch.no_grad():
+            copy.deepcopy(model).eval()(x.to(next(model.parameters()).device))
+    except Exception:  # whatever the user's network raises
+        return False
+    return True
 
 
 def checked_dataset(
@@ -140,7 +159,7 @@ def _features(x: np.ndarray, label: str) -> np.ndarray:
         # (N, height, width, channels), as Keras stores CIFAR-10
         last = x.ndim == 4 and x.shape[3] in {1, 3, 4} and x.shape[1] not in {1, 3, 4}
         return np.ascontiguousarray(np.moveaxis(x, 3, 1)) if last else x
-    return _floats(x, label, "x")
+    return x.astype(np.int64) if x.dtype.kind in "iu" else _floats(x, label, "x")
 
 
 def _targets(y: np.ndarray, label: str) -> np.ndarray:

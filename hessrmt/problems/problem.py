@@ -6,11 +6,12 @@ import copy
 import fnmatch
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -23,6 +24,7 @@ from torch.utils import _pytree
 
 from hessrmt import rng
 from hessrmt.errors import DataError, NonFiniteError, ProblemError
+from hessrmt.problems.batches import Batch, read_data
 from hessrmt.problems.losses import (
     LOSSES,
     Loss,
@@ -30,6 +32,7 @@ from hessrmt.problems.losses import (
     is_plain_cross_entropy,
     resolve,
 )
+from hessrmt.problems.structure import Structure, find_structure, reached
 
 if TYPE_CHECKING:
     from hessrmt.arrays import Vector
@@ -83,16 +86,21 @@ class Problem:
         loss: ``"cross-entropy"``, ``"mse"``, ``"file.py:function"`` or a callable
             (outputs, targets) -> scalar mean over the batch.
         data: Inputs and targets, each a tensor or NumPy array with the batch first. Inputs may
-            also be a tuple or dict of them, passed as positional or keyword arguments.
-        only: Pattern (``*``, ``?``) of the parameter names to take; all others are constants, so
-            that the Hessian is that block's.
+            also be a tuple or a dict-like object of them, passed as positional or keyword
+            arguments; tensors whose first axis is not the batch's belong to all samples (see
+            :func:`hessrmt.shared`). Or a ``DataLoader`` of such pairs, or of dict-like batches with
+            their targets under ``labels``: it is read once and kept in memory as one batch.
+        only: The parameters to take: a pattern (``*``, ``?``) of their names, a regular expression
+            that matches them as a whole, or a list of either; all others are constants, so that the
+            Hessian is that block's.
 
     Attributes:
         dimension: P, the number of trainable parameters.
         names: Names of the trainable parameters, in ``model.parameters()`` order.
         loss_name: The loss in words.
         loss_function: The callable.
-        samples: B, the length of the batch.
+        batch: The samples.
+        held_elsewhere: Whether parameters are reached in other ways than through their modules.
 
     Raises:
         ProblemError: If nothing is trainable or matches, or a parameter is NaN or infinite.
@@ -105,16 +113,13 @@ class Problem:
         self,
         model: nn.Module,
         loss: str | Loss,
-        data: tuple[Any, Any],
+        data: Any,
         *,
-        only: str | None = None,
+        only: str | re.Pattern[str] | Sequence[str] | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise ProblemError(f"the model is a {type(model).__name__}, not a torch.nn.Module")
-        try:
-            inputs, targets = data
-        except (TypeError, ValueError) as error:
-            raise DataError("data must be a pair (inputs, targets)") from error
+        self.batch = read_data(data)
         try:
             self.model = copy.deepcopy(model)
         except RuntimeError as error:
@@ -126,8 +131,17 @@ class Problem:
             ) from error
         self.loss_name = loss if isinstance(loss, str) else getattr(loss, "__name__", repr(loss))
         self.loss_function = resolve(loss)
-        self.inputs = _pytree.tree_map(_tensor, inputs)
-        self.targets = _pytree.tree_map(_tensor, targets)
+        self._take(only)
+        _check_finite_parameters(self.model)
+        self.own: Own | None = Own(model, self.loss_function)
+        self.held_elsewhere = False
+        # seen once: losses are also traced, where no decision may depend on values
+        self._no_label_left_out = isinstance(self.targets, Tensor) and bool(
+            (self.targets >= 0).all()
+        )
+
+    def _take(self, only: str | re.Pattern[str] | Sequence[str] | None) -> None:
+        """Make the parameters that match the trainable ones."""
         trainable = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         if not trainable:
             raise ProblemError(
@@ -135,25 +149,54 @@ class Problem:
                 "curvature you want"
             )
         if only is not None:
-            matching = fnmatch.filter(trainable, only)
+            matching = _matching(only, trainable)
             if not matching:
                 raise ProblemError(
                     f"no trainable parameter matches {only!r}; there are {', '.join(trainable)}"
                 )
             for name in trainable.keys() - matching:
                 trainable[name].requires_grad_(False)
-            trainable = {name: trainable[name] for name in matching}
+            trainable = {name: p for name, p in trainable.items() if name in matching}
         self.names = tuple(trainable)
         self._shapes = [p.shape for p in trainable.values()]
         self._sizes = [p.numel() for p in trainable.values()]
         self.dimension = sum(self._sizes)
-        _check_finite_parameters(self.model)
-        self.samples = _check_data(self.inputs, self.targets)
-        self.own: Own | None = Own(model, self.loss_function)
-        # seen once: losses are also traced, where no decision may depend on values
-        self._no_label_left_out = isinstance(self.targets, Tensor) and bool(
-            (self.targets >= 0).all()
-        )
+
+    @ordinary_mode()
+    def restricted(self, only: str | re.Pattern[str] | Sequence[str]) -> Problem:
+        """The problem in which some of the parameters are constants.
+
+        Args:
+            only: Which are not, as for the class.
+
+        Returns:
+            A problem of fewer dimensions.
+        """
+        found = self._twin()
+        found.model = copy.deepcopy(self.model)
+        found._take(only)
+        return found
+
+    @cached_property
+    def structure(self) -> Structure:
+        """The layers that own the trainable parameters, found by running the network once."""
+        with ordinary_mode():
+            return find_structure(self)
+
+    @property
+    def inputs(self) -> Any:
+        """What the network is called with: a dict holds keyword arguments, a tuple positional."""
+        return self.batch.inputs
+
+    @property
+    def targets(self) -> Any:
+        """What the loss compares the outputs with."""
+        return self.batch.targets
+
+    @property
+    def samples(self) -> int:
+        """B, the length of the batch."""
+        return self.batch.samples
 
     @property
     def theta(self) -> Vector:
@@ -177,15 +220,14 @@ class Problem:
         Returns:
             The copy.
         """
-        moved = copy.copy(self)
+        moved = self._twin()
 
         def move(leaf: Any) -> Any:
             return _moved(leaf, dtype, device) if isinstance(leaf, Tensor) else leaf
 
         # Module.to would drop the imaginary part of complex buffers
         moved.model = copy.deepcopy(self.model)._apply(move)
-        moved.inputs = _pytree.tree_map(move, self.inputs)
-        moved.targets = _pytree.tree_map(move, self.targets)
+        moved.batch = self.batch.map(move)
         if isinstance(self.loss_function, nn.Module):  # class weights move along
             moved.loss_function = copy.deepcopy(self.loss_function)._apply(move)
         return moved
@@ -220,7 +262,37 @@ class Problem:
         def model(*arguments: Any, **keywords: Any) -> Any:
             return functional_call(self.model, parameters, arguments, keywords)
 
-        return _call(model, self.inputs)
+        with self.reached_everywhere(parameters):
+            return _call(model, self.inputs)
+
+    @contextmanager
+    def reached_everywhere(self, parameters: dict[str, Tensor]) -> Iterator[None]:
+        """Replace parameters that are held in lists, in other objects or by the loss too.
+
+        Args:
+            parameters: Name of a trainable parameter to what takes its place.
+
+        Yields:
+            None.
+        """
+        if not self.held_elsewhere:
+            yield
+            return
+        models = [self.model] if self.own is None else [self.model, self.own.model]
+        others = {
+            id(value): parameters[name]
+            for model in models
+            for name, value in model.named_parameters()
+            if name in parameters
+        }
+        with _Replaced(others):
+            yield
+
+    def _twin(self) -> Problem:
+        """A copy that shares everything but what was found out by running the network."""
+        twin = copy.copy(self)
+        twin.__dict__.pop("structure", None)
+        return twin
 
     def places(self) -> dict[str, slice]:
         """Where each trainable parameter lies in θ.
@@ -241,15 +313,27 @@ class Problem:
         Returns:
             A problem that shares the model.
         """
-        part = copy.copy(self)
+        found = self._twin()
+        found.batch = self.batch.part(samples)
+        return found
 
-        def take(leaf: Any) -> Any:
-            return leaf[samples] if isinstance(leaf, Tensor) else leaf
+    def on(self, batch: Batch) -> Problem:
+        """The problem of other samples.
 
-        part.inputs = _pytree.tree_map(take, self.inputs)
-        part.targets = _pytree.tree_map(take, self.targets)
-        part.samples = len(range(*samples.indices(self.samples)))
-        return part
+        Args:
+            batch: In any precision and place.
+
+        Returns:
+            A problem that shares the model.
+        """
+        found = self._twin()
+        device = self.theta.device
+        found.batch = batch.map(lambda leaf: _moved(leaf, self.dtype, device))
+        return found
+
+    def mass(self) -> float:
+        """m, so that the loss of several batches together is Σ m_j L_j / Σ m_j."""
+        return float(self.samples)
 
     def loss_of_outputs(self, outputs: Any) -> Tensor:
         """The scalar loss of given outputs on the batch's targets.
@@ -266,19 +350,43 @@ class Problem:
         with _Equivalents():
             return self.loss_function(outputs, self.targets)
 
+    def losses(self, theta: Vector) -> Tensor:
+        """The losses of the samples, each as if it were a batch of its own, at ``theta`` (P,).
+
+        Returns:
+            (B,).
+        """
+        parts = [self.part(slice(b, b + 1)) for b in range(self.samples)]
+        with self.reached_everywhere(self.unflatten(theta)):
+            outputs = self.outputs(theta)
+            if isinstance(outputs, Tensor) and outputs.dim() and len(outputs) == self.samples:
+                rows = zip(parts, outputs.split(1), strict=True)
+                return torch.stack([part.loss_of_outputs(row).reshape(()) for part, row in rows])
+        return torch.stack([part.loss(theta).reshape(()) for part in parts])
+
     def loss(self, theta: Vector) -> Tensor:
         """The scalar mean loss of the batch at parameters ``theta`` (P,).
 
         Returns:
             A scalar tensor.
         """
-        return self.loss_of_outputs(self.outputs(theta))
+        return self.loss_with(self.unflatten(theta))
+
+    def loss_with(self, parameters: dict[str, Tensor]) -> Tensor:
+        """The scalar mean loss of the batch at named trainable parameters.
+
+        Returns:
+            A scalar tensor.
+        """
+        with self.reached_everywhere(parameters):
+            return self.loss_of_outputs(self.call(parameters))
 
     @ordinary_mode()
-    def evaluate(self) -> tuple[float, float]:
+    def evaluate(self, *, compare: bool = True) -> tuple[float, float]:
         """Loss and gradient norm at the current parameters, after checking that both exist.
 
-        Before anything else the copy that is differentiated is compared with the user's own model.
+        Args:
+            compare: Whether the copy that is differentiated is compared with the user's own model.
 
         Returns:
             The mean loss and the Euclidean norm of its gradient.
@@ -317,6 +425,8 @@ class Problem:
                 f"{second!r}. Call model.eval(), and remove dropout, noise and random "
                 "augmentation: a Hessian needs one fixed function"
             )
+        if compare and self._require_own_loss(value):
+            loss = self.loss(theta)
         if not loss.requires_grad and self._changes(value):
             raise ProblemError(
                 "the loss changes with the parameters, but torch sees no way from them to it: the "
@@ -329,7 +439,6 @@ class Problem:
         norm = 0.0 if gradient is None else float(gradient.norm())
         if not math.isfinite(norm):
             raise NonFiniteError(f"the gradient's norm is {norm} at these parameters")
-        self._require_own_loss(value)
         return value, norm
 
     def _changes(self, value: float) -> bool:
@@ -340,7 +449,7 @@ class Problem:
         with torch.no_grad():
             return float(self.loss(other.to(theta))) != value
 
-    def _require_own_loss(self, value: float) -> None:
+    def _require_own_loss(self, value: float) -> bool:
         """Refuse a copy that is another function than the user's own model and loss.
 
         Both are evaluated in the model's own precision, by the same kernels: what differs then is
@@ -349,14 +458,28 @@ class Problem:
         Args:
             value: The loss in the precision of the computation.
 
+        Returns:
+            Whether parameters turned out to be held elsewhere than in their modules, and from now
+            on are replaced there too.
+
         Raises:
             ProblemError: If loss or gradient differ.
         """
-        found = None if self.own is None else self.own.beside(self)
-        if self.own is None or found is None:
-            return
+        if self.own is None:
+            return False
+        own, found = self.own, self.own.beside(self)
+        if found is None:  # what the copy itself does can still be asked
+            if self._loss_reaches(own.model):
+                raise ProblemError(
+                    "the loss holds parameters of the model, which has changed since the problem "
+                    "was made; make the problem anew"
+                )
+            own = Own(self.model, self.loss_function)
+            found = own.beside(self)
+        if found is None:
+            return False
         loss, again, theirs, mine = found
-        digits = max(torch.finfo(kind).eps for kind in (self.own.dtype, self.dtype)) ** 0.5
+        digits = max(torch.finfo(kind).eps for kind in (own.dtype, self.dtype)) ** 0.5
         same = abs(loss - again) <= digits * (1 + abs(loss))
         # where the copy agrees in the model's own precision, a part may have still fewer digits
         most = max(digits, _FEWEST_DIGITS) if same else digits
@@ -369,10 +492,16 @@ class Problem:
         allowed = digits * max(float(theirs.norm()), float(mine.norm()))
         gap = float((theirs - mine).norm())
         if not gap > allowed:
-            return
-        repeated = self.own.beside(self)
+            return False
+        repeated = own.beside(self)
         if repeated is None or gap <= 10 * float((repeated[2] - theirs).norm()):
-            return  # sums in another order every time, of a gradient that is all round-off
+            return False  # sums in another order every time, of a gradient that is all round-off
+        if not self.held_elsewhere:
+            self.held_elsewhere = True
+            everywhere = own.beside(self)
+            if everywhere and float((everywhere[2] - everywhere[3]).norm()) <= allowed:
+                return True
+            self.held_elsewhere = False
         parts = zip(self.unflatten(theirs).items(), self.unflatten(mine).values(), strict=True)
         name, one, other = max(
             ((name, one, other) for (name, one), other in parts),
@@ -381,8 +510,7 @@ class Problem:
         why = (
             "the loss depends on it in another way than through the model's outputs"
             if bool(other.any())
-            else "it is reached by another way than as a parameter of its module: through a list, "
-            "a dict, an attribute of another object, or by the loss itself"
+            else "it is reached by another way than as a parameter of its module"
         )
         raise ProblemError(
             f"the gradient of the loss in {name} is another one for the model as it is given (norm "
@@ -390,6 +518,26 @@ class Problem:
             f"({float(other.norm()):.6g}): {why}. Register parameters in nn.ParameterList or "
             "nn.ModuleList, and give the loss as a function of outputs and targets alone"
         )
+
+    def _loss_reaches(self, model: nn.Module) -> set[str]:
+        """Names of the parameters of a model that the loss holds itself."""
+        with torch.no_grad():
+            outputs = self.outputs(self.theta)
+        loss = self.loss_of_outputs(outputs)
+        return reached([loss], dict(model.named_parameters()))
+
+    def require_loss_of_outputs_alone(self) -> None:
+        """Refuse a loss that is no function of the outputs, for what is defined by them.
+
+        Raises:
+            ProblemError: If the loss holds parameters of the model.
+        """
+        if self.held_elsewhere and self.own and self._loss_reaches(self.own.model):
+            raise ProblemError(
+                "the Gauss-Newton matrix belongs to a loss that depends on the parameters through "
+                "the outputs alone, and this one holds parameters of the model itself; take its "
+                "Hessian, or leave that term out and add its Hessian to the matrix"
+            )
 
     def _check_labels(self, outputs: Any) -> None:
         """Refuse class labels that cross-entropy would index out of bounds."""
@@ -420,12 +568,12 @@ class Own:
     """
 
     def __init__(self, model: nn.Module, loss: Loss) -> None:
-        self._model, self._loss = model, loss
+        self.model, self._loss = model, loss
 
     @property
     def dtype(self) -> torch.dtype:
         """Floating-point type of the model."""
-        return next(p.dtype for p in self._model.parameters() if p.is_floating_point())
+        return next(p.dtype for p in self.model.parameters() if p.is_floating_point())
 
     def beside(self, problem: Problem) -> tuple[float, float, Vector, Vector] | None:
         """What the user's model and a problem's copy of it say of the problem's data.
@@ -442,7 +590,7 @@ class Own:
         Raises:
             OutOfMemoryError: If the device has no room for it.
         """
-        parameters = dict(self._model.named_parameters())
+        parameters = dict(self.model.named_parameters())
         copies = dict(problem.model.named_parameters())
         if parameters.keys() != copies.keys() or not all(
             bool((parameters[name].detach().to(copy.device, copy.dtype) == copy).all())
@@ -454,12 +602,14 @@ class Own:
             return None
         if any(p._backward_hooks for p in wanted):
             return None  # what the user makes of a gradient is no gradient
-        kept = [(b, b.clone()) for b in self._model.buffers() if not b.is_inference()]
+        kept = [(b, b.clone()) for b in self.model.buffers() if not b.is_inference()]
         try:
             copied = problem.at(self.dtype, wanted[0].device)
-            loss = self._loss(_call(self._model, copied.inputs), copied.targets)
+            loss = self._loss(_call(self.model, copied.inputs), copied.targets)
             theta = copied.theta.requires_grad_()
-            again = copied.loss_function(copied.outputs(theta), copied.targets)
+            pieces = copied.unflatten(theta)
+            with copied.reached_everywhere(pieces):
+                again = copied.loss_function(copied.call(pieces), copied.targets)
             slopes = [_gradient(loss, wanted), _gradient(again, [theta])]
         except torch.OutOfMemoryError:
             raise
@@ -501,6 +651,26 @@ def _moved(leaf: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
         dtype = leaf.dtype
     found = leaf.to(device=device, dtype=dtype)
     return found.clone() if found.is_inference() else found
+
+
+class _Replaced(TorchFunctionMode):
+    """Tensors replaced by others in whatever operation they are met.
+
+    Args:
+        others: The identity of a tensor to what takes its place.
+    """
+
+    def __init__(self, others: dict[int, Tensor]) -> None:
+        super().__init__()
+        self._others = others
+
+    def __torch_function__(
+        self, function: Any, types: Any, arguments: Any = (), keywords: Any = None
+    ) -> Any:
+        arguments, keywords = _pytree.tree_map(
+            lambda leaf: self._others.get(id(leaf), leaf), (arguments, keywords or {})
+        )
+        return function(*arguments, **keywords)
 
 
 class _Equivalents(TorchFunctionMode):
@@ -564,10 +734,19 @@ def _twice_differentiable() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fastpath)
 
 
-def _tensor(leaf: Any) -> Any:
-    if isinstance(leaf, Tensor):
-        return leaf.detach()
-    return torch.from_numpy(leaf) if isinstance(leaf, np.ndarray) else leaf
+def _matching(only: str | re.Pattern[str] | Sequence[str], names: Iterable[str]) -> set[str]:
+    """Names that a pattern, a regular expression or a list of them stands for."""
+    if isinstance(only, re.Pattern):
+        return {name for name in names if only.fullmatch(name)}
+    if not isinstance(only, str):
+        return set().union(*(_matching(part, names) for part in only))
+    found = set(fnmatch.filter(names, only))
+    if found:
+        return found
+    try:
+        return _matching(re.compile(only), names)
+    except re.error:
+        return set()
 
 
 def _check_finite_parameters(model: nn.Module) -> None:
@@ -575,26 +754,6 @@ def _check_finite_parameters(model: nn.Module) -> None:
         if value.is_floating_point() and not torch.isfinite(value).all():
             bad = int((~torch.isfinite(value)).sum())
             raise ProblemError(f"{name} has {bad} NaN or infinite values out of {value.numel()}")
-
-
-def _check_data(inputs: Any, targets: Any) -> int:
-    """Number of samples, after checking lengths and finiteness."""
-    lengths: set[int] = set()
-    for what, tree in (("inputs", inputs), ("targets", targets)):
-        for leaf in _pytree.tree_leaves(tree):
-            if not isinstance(leaf, Tensor):
-                continue
-            if leaf.dim() == 0 or leaf.numel() == 0:
-                raise DataError(f"the {what} are empty (shape {tuple(leaf.shape)})")
-            if leaf.is_floating_point() and not torch.isfinite(leaf).all():
-                row = int((~torch.isfinite(leaf)).nonzero()[0, 0])
-                raise DataError(f"the {what} have NaN or infinite values, first in sample {row}")
-            lengths.add(leaf.shape[0])
-    if len(lengths) != 1:
-        raise DataError(
-            f"inputs and targets must have one common batch length, found {sorted(lengths)}"
-        )
-    return lengths.pop()
 
 
 def _refuse_random_layers(model: nn.Module) -> None:

@@ -113,7 +113,7 @@ def train(
             optimizer.load_state_dict(start.optimizer)
         except (RuntimeError, ValueError, KeyError) as error:
             raise ProblemError(f"the state to continue from does not fit: {error}") from error
-    fetch = _fetcher(data, settings.dtype, device)
+    fetch = _fetcher(model, data, settings.dtype, device)
     state, was_training = start, model.training
     model.train()
     for epoch in range(start.epoch, settings.epochs):
@@ -178,7 +178,7 @@ def evaluate(
     Raises:
         NonFiniteError: If the mean loss is NaN or infinite.
     """
-    fetch = _fetcher(data, dtype, device)
+    fetch = _fetcher(model, data, dtype, device)
     total, correct, labelled = 0.0, 0, data.classes is not None
     was_training = model.training
     model.eval()
@@ -211,10 +211,10 @@ def _optimizer(model: nn.Module, settings: TrainConfig) -> torch.optim.SGD:
     )
 
 
-def _fetcher(data: Dataset, dtype: str, device: torch.device) -> Fetch:
+def _fetcher(model: nn.Module, data: Dataset, dtype: str, device: torch.device) -> Fetch:
     # one copy of the whole set on the device; left on the host if the device cannot hold it
     precision = getattr(torch, dtype)
-    inputs, targets = data.tensors(np.arange(len(data)), precision)
+    inputs, targets = data.tensors(np.arange(len(data)), precision, model)
     with suppress(torch.OutOfMemoryError):
         inputs, targets = inputs.to(device), targets.to(device)
 

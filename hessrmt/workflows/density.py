@@ -22,7 +22,7 @@ from hessrmt.workflows.digest import digest
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from hessrmt.config.density import DensityConfig
 
@@ -38,16 +38,18 @@ class Batches:
         dataset: The split.
         samples: How many from its start.
         size: Of a micro-batch.
+        model: Whose inputs they are to be.
     """
 
     dataset: data.Dataset
     samples: int
     size: int
+    model: nn.Module | None = None
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for first in range(0, self.samples, self.size):
             part = slice(first, min(first + self.size, self.samples))
-            yield self.dataset.tensors(part, torch.float64)
+            yield self.dataset.tensors(part, torch.float64, self.model)
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def prepare(config: DensityConfig, folder: Path | None = None) -> Prepared:
     settings = config.model_dump(mode="json", exclude={"checkpoint"})
     return Prepared(
         config=config,
-        batches=Batches(dataset, samples, config.batch),
+        batches=Batches(dataset, samples, config.batch, model),
         model=model,
         notes=tuple(notes),
         identity={

@@ -103,11 +103,11 @@ class Measurement:
             )
         self.epochs = settings.schedule(training.epochs)
         self.split, self.indices = dataset.split, np.arange(settings.batch)
-        self._batch = dataset.tensors(self.indices, torch.float64)
         model = models.build(
             training.model, train_set.input_shape, train_set.outputs, training.seed
         ).to(dtype=getattr(torch, training.dtype))
         self._initial = model.eval()
+        self._batch = dataset.tensors(self.indices, torch.float64, model)
         self._model = copy.deepcopy(model).to(backend.device)
         with open_source(model, conv=settings.conv) as source:
             self.layers = tuple(layer.name for layer in source if layer.skipped is None)

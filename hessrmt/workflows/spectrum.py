@@ -72,7 +72,7 @@ class Prepared:
         Returns:
             Model, loss and that batch's samples in double precision.
         """
-        pair = self.dataset.tensors(self.batch_indices[batch], torch.float64)
+        pair = self.dataset.tensors(self.batch_indices[batch], torch.float64, self.model)
         return Problem(self.model, self.loss, pair, only=self.config.only)
 
 

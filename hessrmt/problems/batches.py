@@ -1,0 +1,287 @@
+"""Data as people have them: a pair, a dict-like batch, a data set, or a loader of batches."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils.data import Dataset, IterableDataset, default_collate
+
+from hessrmt.errors import DataError
+
+_LABELS = ("labels", "label", "targets", "target", "y")
+"""Where a dict-like batch keeps its targets."""
+
+_PAIR = "data must be a pair (inputs, targets), or a DataLoader of such pairs"
+
+
+class _Mapped(TorchFunctionMode):
+    """Copies of tensors, as ``copy.deepcopy`` asks for them, are made by a function."""
+
+    def __init__(self, change: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self._change = change
+
+    def __torch_function__(
+        self, function: Any, types: Any, arguments: Any = (), keywords: Any = None
+    ) -> Any:
+        if function is not Tensor.__deepcopy__:
+            return function(*arguments, **(keywords or {}))
+        tensor, memo = arguments
+        if id(tensor) not in memo:
+            memo[id(tensor)] = self._change(tensor)
+        return memo[id(tensor)]
+
+
+def map_tensors(tree: Any, change: Callable[[Tensor], Any]) -> Any:
+    """A copy of any Python object in which every tensor is replaced.
+
+    Args:
+        tree: Containers, dataclasses and other objects that hold tensors, or a tensor.
+        change: Called once for each tensor, always in the same order.
+
+    Returns:
+        The copy; ``tree`` stays as it is.
+    """
+    if isinstance(tree, Tensor):  # also of classes that copy themselves
+        return change(tree)
+    with _Mapped(change):
+        return copy.deepcopy(tree)
+
+
+def tensors_in(tree: Any) -> list[Tensor]:
+    """The tensors that any Python object holds, in the order of :func:`map_tensors`.
+
+    Returns:
+        Each once.
+    """
+    found: list[Tensor] = []
+    map_tensors(tree, lambda leaf: found.append(leaf) or leaf)
+    return found
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A tensor that belongs to all samples alike; see :func:`shared`."""
+
+    value: Any
+
+
+def shared(tensor: Tensor | np.ndarray) -> Shared:
+    """Mark a part of the inputs or targets that has no batch axis: a mask, a graph's edges.
+
+    Tensors whose first axis is not as long as the batch are recognised without it.
+
+    Args:
+        tensor: Of any shape.
+
+    Returns:
+        The mark, to be put in its place.
+    """
+    return Shared(tensor)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs and targets of some samples.
+
+    Attributes:
+        inputs: Tensors in any structure; a dict holds keyword arguments of the network.
+        targets: Likewise.
+        samples: B.
+        batched: For each tensor of (inputs, targets) whether its first axis is the batch.
+    """
+
+    inputs: Any
+    targets: Any
+    samples: int
+    batched: tuple[bool, ...]
+
+    @classmethod
+    def of(cls, inputs: Any, targets: Any) -> Batch:
+        """Check a pair.
+
+        Args:
+            inputs: Tensors or NumPy arrays in any structure, some of them perhaps shared.
+            targets: Likewise.
+
+        Returns:
+            The batch.
+
+        Raises:
+            DataError: If a part is empty, NaN or infinite, or the lengths differ.
+        """
+        marked: set[int] = set()
+        inputs, targets = _opened(inputs, marked), _opened(targets, marked)
+        parts = [("inputs", leaf) for leaf in tensors_in(inputs)]
+        parts += [("targets", leaf) for leaf in tensors_in(targets)]
+        own = [(what, leaf) for what, leaf in parts if id(leaf) not in marked and leaf.dim()]
+        lengths = {what: [len(leaf) for kind, leaf in own if kind == what] for what, _ in own}
+        samples = (lengths.get("targets") or lengths.get("inputs") or [0])[0]
+        if not lengths.get("inputs") or samples not in lengths["inputs"]:
+            given = sorted({length for found in lengths.values() for length in found})
+            raise DataError(f"inputs and targets must have one common batch length, found {given}")
+        if any(length != samples for length in lengths.get("targets", [])):
+            raise DataError(
+                f"the targets have lengths {sorted(set(lengths['targets']))}: give all of them the "
+                "batch's length, or mark what belongs to all samples with hr.shared(tensor)"
+            )
+        batched = tuple(
+            id(leaf) not in marked and leaf.dim() > 0 and len(leaf) == samples for _, leaf in parts
+        )
+        alone = sum(what == "inputs" for what, _ in parts) == 1
+        for (what, leaf), is_batched in zip(parts, batched, strict=True):
+            _check_values(what, leaf, is_batched, alone or what == "targets")
+        return cls(inputs, targets, samples, batched)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """Every tensor replaced, all of them keeping their first axis."""
+        inputs, targets = (map_tensors(tree, change) for tree in (self.inputs, self.targets))
+        return replace(self, inputs=inputs, targets=targets)
+
+    def part(self, samples: slice) -> Batch:
+        """Some of the samples.
+
+        Returns:
+            A batch whose shared tensors are the same.
+        """
+        flags = iter(self.batched)
+        taken = self.map(lambda leaf: leaf[samples] if next(flags) else leaf)
+        return replace(taken, samples=len(range(*samples.indices(self.samples))))
+
+    def tensors(self) -> list[Tensor]:
+        """All tensors, inputs first."""
+        return [*tensors_in(self.inputs), *tensors_in(self.targets)]
+
+
+def read_batch(item: Any) -> Batch:
+    """One batch from what people hold it in.
+
+    Args:
+        item: A pair, or a dict-like batch with its targets under ``labels`` or the like.
+
+    Returns:
+        The batch.
+
+    Raises:
+        DataError: If it is neither.
+    """
+    if isinstance(item, Batch):
+        return item
+    if isinstance(item, Mapping):
+        names = [name for name in _LABELS if name in item]
+        if len(names) != 1:
+            raise DataError(
+                f"a batch with the entries {', '.join(map(str, item))} has no targets that could "
+                f"be told from inputs: one of {', '.join(_LABELS)} is expected, or a pair"
+            )
+        return Batch.of({k: v for k, v in item.items() if k != names[0]}, item[names[0]])
+    if not isinstance(item, tuple | list) or len(item) != 2:
+        raise DataError(_PAIR)
+    return Batch.of(*item)
+
+
+def read_data(data: Any) -> Batch:
+    """All samples of a pair, a data set or a loader, as one batch in memory.
+
+    Args:
+        data: What :func:`read_batch` takes, a map-style data set, or an iterable of batches.
+
+    Returns:
+        The batch.
+
+    Raises:
+        DataError: If there are no samples, or batches that cannot be joined.
+    """
+    if isinstance(data, list) and all(isinstance(part, tuple | list) for part in data):
+        if [len(part) for part in data] == [2, 2]:
+            raise DataError(
+                "a list of two pairs may be two batches or one; give a tuple (inputs, targets), "
+                "or a DataLoader"
+            )
+    elif isinstance(data, Batch | Mapping) or _is_pair(data):
+        return read_batch(data)
+    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
+        size = len(data)  # type: ignore[arg-type]
+        return read_batch(default_collate([data[i] for i in range(size)]))
+    if isinstance(data, Tensor | np.ndarray | str) or not isinstance(data, Iterable):
+        raise DataError(_PAIR)
+    batches = [read_batch(item) for item in data]
+    if not batches:
+        raise DataError("there is no batch of data")
+    whole = join(batches)
+    if whole is None:
+        raise DataError(
+            "the batches of the loader have different shapes and cannot be joined into one; give "
+            "the loader to hr.CurvatureOperator(model, loss, loader), which reads them one by one"
+        )
+    return whole
+
+
+def join(batches: list[Batch]) -> Batch | None:
+    """Batches one after the other, as one.
+
+    Args:
+        batches: At least one.
+
+    Returns:
+        The batch; None if their tensors do not fit together.
+    """
+    flags = batches[0].batched
+    if any(batch.batched != flags for batch in batches):
+        return None
+    columns = list(zip(*(batch.tensors() for batch in batches), strict=True))
+    for flag, (first, *others) in zip(flags, columns, strict=True):
+        for leaf in others:
+            same = first.shape[1:] == leaf.shape[1:] if flag else torch.equal(first, leaf)
+            if not same or first.dtype != leaf.dtype:
+                return None
+    joined = iter(
+        torch.cat(column) if flag else column[0]
+        for flag, column in zip(flags, columns, strict=True)
+    )
+    whole = batches[0].map(lambda _: next(joined))
+    return replace(whole, samples=sum(batch.samples for batch in batches))
+
+
+def _is_pair(data: Any) -> bool:
+    """Whether something is (inputs, targets), not two dict-like batches."""
+    if not isinstance(data, tuple | list) or len(data) != 2:
+        return False
+    return not all(isinstance(part, Mapping) and set(_LABELS) & part.keys() for part in data)
+
+
+def _opened(tree: Any, marked: set[int]) -> Any:
+    """Arrays as tensors, dict-like containers as dicts, marks of shared tensors noted."""
+    if isinstance(tree, Shared):
+        found = _opened(tree.value, marked)
+        marked.update(id(leaf) for leaf in tensors_in(found))
+        return found
+    if isinstance(tree, np.ndarray):
+        return torch.from_numpy(tree)
+    if isinstance(tree, Tensor):
+        return tree.detach()
+    if isinstance(tree, Mapping):
+        return {name: _opened(part, marked) for name, part in tree.items()}
+    if isinstance(tree, tuple | list):
+        parts = [_opened(part, marked) for part in tree]
+        return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
+    return map_tensors(tree, lambda leaf: leaf.detach())
+
+
+def _check_values(what: str, leaf: Tensor, batched: bool, finite: bool) -> None:
+    """Refuse what cannot be data; a mask beside the inputs may be infinite."""
+    if batched and not leaf.numel():
+        raise DataError(f"the {what} are empty (shape {tuple(leaf.shape)})")
+    if not leaf.is_floating_point():
+        return
+    bad = ~torch.isfinite(leaf) if finite and batched else torch.isnan(leaf)
+    if bool(bad.any()):
+        where = f"first in sample {int(bad.nonzero()[0, 0])}" if batched else "in a shared tensor"
+        raise DataError(f"the {what} have NaN or infinite values, {where}")

@@ -1,0 +1,160 @@
+"""Data as people have them: pairs, loaders, dict-like batches, tensors that all samples share."""
+
+import collections
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from samples import by_double_backward, labelled
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+from torch.utils.data import DataLoader, TensorDataset
+
+import hessrmt as hr
+from hessrmt.errors import DataError, ProblemError
+from hessrmt.problems.batches import map_tensors, read_data, tensors_in
+
+
+def net():
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+
+
+X, Y = labelled((6, 5), 3)
+
+
+def close(found, expected):
+    return np.abs(np.asarray(found) - np.asarray(expected)).max() <= 1e-13
+
+
+LOADERS = {
+    "loader": lambda: DataLoader(TensorDataset(X, Y), batch_size=4),
+    "shuffled": lambda: DataLoader(TensorDataset(X, Y), batch_size=2, shuffle=True),
+    "data set": lambda: TensorDataset(X, Y),
+    "three pairs": lambda: [(X[:1], Y[:1]), (X[1:5], Y[1:5]), (X[5:], Y[5:])],
+    "generator": lambda: ((X[i : i + 3], Y[i : i + 3]) for i in (0, 3)),
+    "dicts": lambda: [{"input": X[i : i + 3], "labels": Y[i : i + 3]} for i in (0, 3)],
+    "one dict": lambda: {"input": X, "labels": Y},
+    "user dict": lambda: (collections.UserDict(input=X), Y),
+    "arrays": lambda: (X.numpy(), Y.numpy()),
+}
+
+
+class Named(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = net()
+
+    def forward(self, input):
+        return self.net(input)
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+def test_data_of_every_kind_are_the_same_samples(kind):
+    problem = hr.Problem(Named(), "cross-entropy", LOADERS[kind]())
+    assert problem.samples == 6
+    assert close(hr.hessian(problem), by_double_backward(net(), F.cross_entropy, X, Y))
+
+
+def test_what_is_no_data():
+    for data in (
+        X,
+        "mnist",
+        (X, Y, Y),
+        [],
+        [(X, Y), (X, Y)],
+        {"input": X},
+        {"labels": Y, "y": Y, "input": X},
+    ):
+        with pytest.raises(DataError):
+            hr.Problem(net(), "cross-entropy", data)
+    with pytest.raises(DataError, match="reads them one by one"):
+        read_data([(torch.ones(2, 3), Y[:2]), (torch.ones(2, 4), Y[:2]), (X, Y)])
+    with pytest.raises(DataError, match=r"hr\.shared"):
+        hr.Problem(net(), lambda o, t: F.cross_entropy(o, t[0], t[1]), (X, (Y, torch.ones(3))))
+
+
+class Graph(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(5, 4).double(), nn.Linear(4, 3).double()
+
+    def forward(self, x, edges):
+        hidden = self.first(x)
+        gathered = torch.zeros_like(hidden).index_add(0, edges[1], hidden[edges[0]].tanh())
+        return self.last(gathered)
+
+
+class Masked(Graph):
+    def forward(self, x, mask):
+        weights = torch.softmax(x[:, :, None] * x[:, None] + mask, -1)
+        return self.last(torch.tanh(self.first((weights * x[:, None]).sum(-1))))
+
+
+GENERATOR = torch.Generator().manual_seed(1)
+EDGES = torch.randint(0, 6, (2, 11), generator=GENERATOR)
+SQUARE = torch.randint(0, 6, (6, 11), generator=GENERATOR)  # as long as the batch by accident
+MASK = torch.full((5, 5), -torch.inf, dtype=torch.float64).triu(1)
+SCALE = torch.tensor(0.5, dtype=torch.float64)
+
+
+class Scaled(Graph):
+    def forward(self, x, scale):
+        return self.last(torch.tanh(scale * self.first(x)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "other", "given"),
+    [
+        (Graph, EDGES, EDGES),
+        (Graph, SQUARE, hr.shared(SQUARE)),
+        (Graph, SQUARE, SQUARE),  # never taken apart, since the samples are not independent
+        (Masked, MASK, MASK),
+        (Masked, MASK, hr.shared(MASK)),
+        (Scaled, SCALE, SCALE),
+    ],
+)
+def test_tensors_without_a_batch_axis(kind, other, given):
+    model = kind()
+    problem = hr.Problem(model, "cross-entropy", ((X, given), Y))
+    exact = by_double_backward(model, F.cross_entropy, (X, other), Y)
+    assert close(hr.spectrum(problem).eigenvalues, np.linalg.eigvalsh(exact))
+    assert close(hr.Hessian(problem) @ np.eye(len(exact)), exact)
+    if kind is not Graph:
+        assert close(hr.Hessian(problem, batch=4) @ np.eye(len(exact)), exact)
+    else:
+        with pytest.raises((ProblemError, DataError)):
+            hr.Hessian(problem, batch=4)
+
+
+def test_shared_weights_of_a_loss():
+    def loss(outputs, targets):
+        return F.cross_entropy(outputs, targets[0], targets[1], reduction="sum") / len(outputs)
+
+    weights, model = torch.tensor([1.0, 2, 3], dtype=torch.float64), net()
+    problem = hr.Problem(model, loss, (X, (Y, hr.shared(weights))))
+    expected = by_double_backward(model, loss, X, (Y, weights))
+    assert close(hr.hessian(problem), expected)
+    assert close(hr.Hessian(problem, batch=4) @ np.eye(len(expected)), expected)
+
+
+@dataclasses.dataclass
+class Held:
+    first: torch.Tensor
+    rest: dict
+    number: int = 3
+
+
+def test_tensors_of_any_object_can_be_replaced():
+    tensors = [torch.ones(2), torch.zeros(3, requires_grad=True) * 1, torch.arange(2)]
+    held = Held(tensors[0], {"a": [tensors[1], None], "b": (tensors[2], tensors[0])})
+    assert [id(t) for t in tensors_in(held)] == [id(t) for t in tensors]
+    twice = map_tensors(held, lambda t: 2 * t)
+    assert isinstance(twice, Held)
+    assert twice.number == 3
+    assert torch.equal(twice.first, torch.full((2,), 2.0))
+    assert twice.rest["b"][1] is twice.first
+    assert twice.rest["a"][0].requires_grad
+    assert held.first is tensors[0]
