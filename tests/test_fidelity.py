@@ -302,6 +302,31 @@ def test_a_wrong_second_derivative_is_refused(road):
         roads[road](problem)
 
 
+class Direct(nn.Module):
+    """The wrong rule is in its own forward pass, beside right layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = net()
+
+    def forward(self, x):
+        return Saved.apply(self.net(x))
+
+
+@pytest.mark.parametrize(
+    ("model", "loss", "where"),
+    [
+        (lambda: net(Swish), "cross-entropy", r"wrong in 1 \(Swish\)"),
+        (lambda: nn.Sequential(net(), Swish()), "cross-entropy", r"wrong in 1 \(Swish\)"),
+        (lambda: nn.Sequential(Direct(), nn.Tanh()), "cross-entropy", r"wrong in 0 \(Direct\)"),
+        (net, lambda o, t: F.cross_entropy(Saved.apply(o), t), r"wrong in the loss '<lambda>'"),
+    ],
+)
+def test_the_part_that_is_wrong_is_named(model, loss, where):
+    with pytest.raises(ProblemError, match=where):
+        hr.spectrum(hr.Problem(model(), loss, batch()))
+
+
 @pytest.mark.parametrize("kind", [nn.Tanh, nn.ReLU, nn.GELU, nn.Softplus, nn.Hardtanh, nn.ELU])
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0])
 @pytest.mark.parametrize("dtype", ["float64", "float32"])

@@ -1,19 +1,22 @@
 """The streamed operator against the dense matrix of all data at once."""
 
+import re
 import warnings
 
 import numpy as np
 import pytest
 import torch
-from samples import labelled
+from samples import by_double_backward, labelled
+from scipy.sparse.linalg import eigsh
 from torch import nn
+from torch.nn import functional as F  # noqa: N812
 from torch.utils.data import DataLoader, TensorDataset
 
 import hessrmt as hr
 from hessrmt.curvature import operator as module
 from hessrmt.curvature.lanczos import round_off
 from hessrmt.curvature.operator import CurvatureOperator
-from hessrmt.errors import DataError, DeviceError, NonFiniteError, ProblemError
+from hessrmt.errors import ConfigError, DataError, DeviceError, NonFiniteError, ProblemError
 
 
 def tanh_network():
@@ -138,8 +141,21 @@ def summed(outputs, targets):
     return nn.functional.cross_entropy(outputs, targets, reduction="sum")
 
 
-def test_a_loss_that_is_no_mean_needs_one_batch():
+def test_a_loss_that_is_a_sum_adds_up():
     problem = hr.Problem(tanh_network(), summed, labelled((20, 5), 3))
+    whole, parted = hr.Hessian(problem), hr.Hessian(problem, batch=7)
+    eye = np.eye(whole.dimension)
+    assert np.abs(whole @ eye - parted @ eye).max() <= 1e-13 * np.abs(whole @ eye).max()
+    assert abs(whole.loss - parted.loss) <= 1e-13 * whole.loss
+    assert abs(whole.gradient_norm - parted.gradient_norm) <= 1e-13 * whole.gradient_norm
+
+
+def coupled(outputs, targets):
+    return F.cross_entropy(outputs - outputs.mean(0), targets)
+
+
+def test_a_loss_that_is_no_mean_needs_one_batch():
+    problem = hr.Problem(tanh_network(), coupled, labelled((20, 5), 3))
     with pytest.raises(ProblemError, match="no mean over samples"):
         CurvatureOperator.of(problem, batch=10, device="cpu")
     assert CurvatureOperator.of(problem, device="cpu", linearise=False).parts == 1
@@ -155,6 +171,85 @@ class Wandering:
         self.passes += 1
         for size in self.sizes(self.passes):
             yield labelled((size, 5), 3, seed=self.passes)
+
+
+def dense_of(model, pair):
+    return by_double_backward(model, F.cross_entropy, *pair).numpy()
+
+
+def test_operators_are_matrices():
+    model, pair = tanh_network(), labelled((8, 5), 3)
+    problem, exact = hr.Problem(model, "cross-entropy", pair), dense_of(model, pair)
+    n = len(exact)
+    for batch in (None, 3):
+        hessian = hr.Hessian(problem, batch=batch)
+        assert hessian.shape == (n, n)
+        v = torch.randn(n, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        assert np.abs((hessian @ v).numpy() - exact @ v.numpy()).max() < 1e-14
+        assert np.abs((hessian @ v[:, 0].numpy()) - exact @ v[:, 0].numpy()).max() < 1e-14
+        assert np.abs(hessian.diagonal().numpy() - exact.diagonal()).max() < 1e-14
+        shifted = 2 * hessian - hr.GaussNewton(problem) + 0.1 * hr.Identity(n)
+        expected = 2 * exact - hr.ggn(problem) + 0.1 * np.eye(n)
+        assert np.abs(shifted @ np.eye(n) - expected).max() < 1e-14
+        values = eigsh(hessian.to_scipy(), 3, which="LA")[0]
+        assert np.abs(values - np.linalg.eigvalsh(exact)[-3:]).max() < 1e-12
+    for bad in (np.ones(n + 1), np.ones((2, n)), np.ones((n, 1, 1))):
+        with pytest.raises(ConfigError, match="can multiply"):
+            hessian @ bad
+    with pytest.raises(ConfigError, match="cannot be added"):
+        hessian + hr.Identity(n + 1)
+
+
+def test_blocks_of_an_operator_and_of_the_spectrum():
+    model, pair = tanh_network(), labelled((8, 5), 3)
+    problem, exact = hr.Problem(model, "cross-entropy", pair), dense_of(model, pair)
+    hessian, places = hr.Hessian(problem), problem.places()
+    layers = {name.rpartition(".")[0] for name in problem.names}
+    blocks = hr.spectrum(problem, blocks="layer")
+    assert blocks.keys() == layers
+    for layer in layers:
+        inside = [p for name, p in places.items() if name.startswith(f"{layer}.")]
+        part = slice(inside[0].start, inside[-1].stop)
+        for only in (
+            f"{layer}.*",
+            re.compile(rf"{layer}\..*"),
+            [f"{layer}.weight", f"{layer}.bias"],
+        ):
+            found = hessian.block(only)
+            assert np.abs(found @ np.eye(found.dimension) - exact[part, part]).max() < 1e-14
+        levels = np.linalg.eigvalsh(exact[part, part])
+        assert np.abs(blocks[layer].eigenvalues - levels).max() < 1e-14
+    named = hr.spectrum(problem, blocks={"weights": ["*.weight"]})["weights"]
+    assert named.dimension == sum(p.stop - p.start for n, p in places.items() if "weight" in n)
+    with pytest.raises(ProblemError, match="unknown blocks"):
+        hr.spectrum(problem, blocks="layers")
+    with pytest.raises(ProblemError, match="no trainable parameter matches"):
+        hessian.block("nothing.*")
+
+
+@pytest.mark.parametrize("loss", ["cross-entropy", "mse", nn.CrossEntropyLoss(reduction="sum")])
+def test_the_empirical_fisher_matrix(loss):
+    model, (x, y) = tanh_network(), labelled((7, 5), 3)
+    problem = hr.Problem(model, loss, (x, y))
+    parameters = list(model.parameters())
+    rows = [
+        torch.autograd.grad(problem.loss_function(model(x[b : b + 1]), y[b : b + 1]), parameters)
+        for b in range(7)
+    ]
+    slopes = torch.stack([torch.cat([g.reshape(-1) for g in row]) for row in rows])
+    expected = (slopes.T @ slopes).numpy() / (1 if isinstance(loss, nn.Module) else 7)
+    fisher = hr.EmpiricalFisher(problem)
+    assert np.abs(fisher @ np.eye(len(expected)) - expected).max() <= 1e-13 * abs(expected).max()
+    assert fisher.agreement(float(np.linalg.norm(expected, 2))) < 1e-14
+    parted = hr.EmpiricalFisher(problem, batch=3)
+    assert np.abs(parted @ np.eye(len(expected)) - expected).max() <= 1e-13 * abs(expected).max()
+
+
+def test_a_loss_that_couples_samples_has_no_gradient_for_each():
+    pair = labelled((8, 5), 3)
+    problem = hr.Problem(tanh_network(), lambda o, t: o.mean(0).square().sum(), pair)
+    with pytest.raises(ProblemError, match="no mean over samples"):
+        hr.EmpiricalFisher(problem)
 
 
 def test_data_that_change_are_noticed():

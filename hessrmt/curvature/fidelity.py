@@ -7,18 +7,20 @@ result, a backward pass that cannot be differentiated, a rule that torch has wro
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils import _pytree
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from hessrmt import rng
 from hessrmt.curvature.products import eager_hessian_product
 from hessrmt.errors import ProblemError
+from hessrmt.problems.batches import map_tensors, tensors_in
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from hessrmt.arrays import Vector
     from hessrmt.problems.problem import Problem
 
@@ -36,7 +38,7 @@ _DIGITS = 1e-4
 differ in the first digits, of a right one by the error that is estimated, and this much more."""
 
 
-def gradient(problem: Problem, theta: Vector) -> Vector:
+def gradient(problem: Problem | _Scalar, theta: Vector) -> Vector:
     """The gradient of the loss, by plain reverse mode.
 
     Args:
@@ -65,11 +67,7 @@ def _outputs_size(problem: Problem) -> float:
         The size.
     """
     point = problem.theta.requires_grad_()
-    outputs = [
-        leaf
-        for leaf in _pytree.tree_leaves(problem.outputs(point))
-        if isinstance(leaf, torch.Tensor) and leaf.requires_grad
-    ]
+    outputs = [leaf for leaf in tensors_in(problem.outputs(point)) if leaf.requires_grad]
     if not outputs:
         return 0.0
     draw = rng.torch_generator(0, "signs of outputs")
@@ -124,10 +122,31 @@ def require_difference(problem: Problem, v: Vector, product: Tensor) -> None:
     Raises:
         ProblemError: If they differ by more than that bound at every step.
     """
-    theta, epsilon = problem.theta, torch.finfo(problem.dtype).eps
+    rounding = _ROUNDING * torch.finfo(problem.dtype).eps * _outputs_size(problem)
+    found = _disagreement(problem, v, product, rounding)
+    if found is None:
+        return
+    gap, bound, size = found
+    where = _wrong_part(problem)
+    raise ProblemError(
+        f"torch's second derivative of this loss is wrong{where and f' in {where}'}: along a "
+        f"random unit vector the gradient changes by {size:.3g}, the product with the Hessian "
+        f"differs from that by {gap:.3g}, and differencing explains {bound:.3g}. Some operation "
+        "(an autograd.Function that keeps an intermediate result for its backward pass, or one "
+        "marked once_differentiable; a custom kernel) has a backward pass that torch "
+        "differentiates wrongly; replace it. Or a detach() or straight-through estimator makes "
+        "what torch calls the gradient the gradient of no function"
+    )
+
+
+def _disagreement(
+    problem: Problem | _Scalar, v: Vector, product: Tensor, rounding: float
+) -> tuple[float, float, float] | None:
+    """Gap, its bound and the size of the quotient where they agree best; None if they do."""
+    theta = problem.theta
+    epsilon = torch.finfo(theta.dtype).eps
     here = gradient(problem, theta)
     step = epsilon ** (1 / 3) * max(1.0, float(theta.norm()))
-    rounding = _ROUNDING * epsilon * _outputs_size(problem)
     reports = []
     for _ in range(_STEPS):
         up, down = (gradient(problem, theta + sign * step * v) for sign in (1, -1))
@@ -138,16 +157,88 @@ def require_difference(problem: Problem, v: Vector, product: Tensor) -> None:
         scale = max(float(product.norm()), float(quotient.norm()))
         gap = float((quotient - product).norm())
         if not gap > bound + _DIGITS * scale:  # what is not finite is for others to judge
-            return
+            return None
         reports.append((gap, bound, float(quotient.norm())))
         step /= _SHORTER
-    gap, bound, found = min(reports, key=lambda report: report[0] - report[1])
-    raise ProblemError(
-        f"torch's second derivative of this loss is wrong: along a random unit vector the gradient "
-        f"changes by {found:.3g}, the product with the Hessian differs from that by {gap:.3g}, and "
-        f"differencing explains {bound:.3g}. Some operation (an autograd.Function that keeps an "
-        "intermediate result for its backward pass, or one marked once_differentiable; a custom "
-        "kernel; weight_norm of some versions of torch) has a backward pass that torch "
-        "differentiates wrongly; replace it. Or a detach() or straight-through estimator makes "
-        "what torch calls the gradient the gradient of no function"
-    )
+    return min(reports, key=lambda report: report[0] - report[1])
+
+
+class _Scalar:
+    """A random combination of a function's outputs, of its tensor arguments and parameters.
+
+    Args:
+        function: Called with the arguments and with its parameters by name.
+        arguments: Positional and keyword arguments.
+        parameters: By name.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        arguments: tuple[tuple, dict],
+        parameters: dict[str, Tensor],
+    ) -> None:
+        self._function = function
+        self._given = arguments, parameters
+        floats = [t for t in tensors_in(self._given) if t.is_floating_point()]
+        self.theta = torch.cat([t.detach().reshape(-1) for t in floats])
+
+    def loss(self, theta: Vector) -> Tensor:
+        """The combination at other arguments and parameters, (n,)."""
+        pieces = iter(theta.split([t.numel() for t in tensors_in(self._given) if _is_float(t)]))
+        (arguments, keywords), parameters = map_tensors(
+            self._given, lambda t: next(pieces).view(t.shape) if _is_float(t) else t
+        )
+        outputs = tensors_in(self._function(parameters, arguments, keywords))
+        draw = rng.torch_generator(0, "combination of outputs")
+        total = theta.new_zeros(())
+        for leaf in filter(_is_float, outputs):
+            weights = torch.randn(leaf.shape, generator=draw, dtype=torch.float64)
+            total = total + (weights.to(leaf) * leaf).sum()
+        return total
+
+
+def _is_float(tensor: Tensor) -> bool:
+    return tensor.is_floating_point()
+
+
+def _wrong_part(problem: Problem) -> str:
+    """The innermost module whose second derivative is wrong, or the loss, in words."""
+    calls: list[tuple[str, nn.Module, tuple[tuple, dict]]] = []
+
+    def noted(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, arguments: tuple, keywords: dict, _outputs: Any) -> None:
+            given = map_tensors((arguments, keywords), lambda t: t.detach().clone())
+            calls.append((name, module, given))
+
+        return hook
+
+    with ExitStack() as stack, torch.no_grad():
+        for name, module in problem.model.named_modules():
+            handle = module.register_forward_hook(noted(name), with_kwargs=True)
+            stack.callback(handle.remove)
+        outputs = problem.outputs(problem.theta)
+    for name, module, given in calls:  # those inside a module come before it
+        inside = dict(module.named_parameters())
+        if _is_wrong(lambda p, a, k, m=module: functional_call(m, p, a, k), given, inside):
+            return f"{name} ({type(module).__name__})" if name else type(module).__name__
+    if _is_wrong(lambda _p, a, _k: problem.loss_of_outputs(*a), ((outputs,), {}), {}):
+        return f"the loss {problem.loss_name!r}"
+    return ""
+
+
+def _is_wrong(
+    function: Callable[..., Any], arguments: tuple[tuple, dict], parameters: dict[str, Tensor]
+) -> bool:
+    """Whether torch's second derivative of a part disagrees with differences of its gradient."""
+    try:
+        part = _Scalar(function, arguments, parameters)
+        draw = rng.torch_generator(0, "agreement")
+        v = torch.randn(len(part.theta), generator=draw, dtype=torch.float64).to(part.theta)
+        v = v / v.norm()
+        product = eager_hessian_product(part)(v[None])[0]  # type: ignore[arg-type]
+        return _disagreement(part, v, product, 0.0) is not None
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # a part that cannot be run alone says nothing
+        return False

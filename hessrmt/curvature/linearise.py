@@ -16,6 +16,7 @@ from torch.func import grad, jvp, linearize, vjp
 
 from hessrmt import rng
 from hessrmt.curvature.products import (
+    PerSample,
     Product,
     close,
     eager_hessian_product,
@@ -125,6 +126,7 @@ def choose(problem: Problem, operator: str, *, linearise: bool) -> Ways:
         The ways.
     """
     if operator == "fisher":
+        PerSample(problem)  # refuses what is no mean over samples
         return Ways(fisher_product, None, fisher_product, fisher_by_samples)
     careful = hessian_product if operator == "hessian" else ggn_product
     theta = problem.theta

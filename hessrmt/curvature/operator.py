@@ -334,11 +334,13 @@ class CurvatureOperator(Operator):
         ways = choose(self._base, kind, linearise=linearise)
         self._plain, self._check = ways.plain, ways.check
         self._linear: list[tuple[float, Product]] = []
+        self.kept = 0
         if ways.first is not None:
             for number, part in enumerate(self._problems(stop=self._room())):
-                product = ways.linear(part) if number else ways.first
-                self._linear.append((self._weights[number], product))
-        self.kept = len(self._linear)
+                if self._weights[number]:
+                    product = ways.linear(part) if number else ways.first
+                    self._linear.append((self._weights[number], product))
+                self.kept = number + 1
         if kind == "hessian":
             require_second_derivative(self._base, random_direction(self._base))
 
@@ -410,7 +412,8 @@ class CurvatureOperator(Operator):
 
     def _add(self, total: Vectors, block: Vectors, way: Any, start: int = 0) -> None:
         for number, problem in enumerate(self._problems(start), start):
-            total.add_(way(problem)(block).detach(), alpha=self._weights[number])
+            if self._weights[number]:
+                total.add_(way(problem)(block).detach(), alpha=self._weights[number])
 
     def _problems(self, start: int = 0, stop: int | None = None) -> Iterator[Problem]:
         """The problems of the micro-batches in their final precision and place."""
@@ -437,8 +440,8 @@ class CurvatureOperator(Operator):
         """Read all data once: sizes, loss and gradient, and everything that can be wrong."""
         self._seen: list[tuple] = []
         self._saved = self.samples = 0
-        masses, losses = [], []
-        total = torch.zeros(self.dimension, dtype=self.dtype, device=self.device)
+        masses, loss = [], 0.0
+        slope = torch.zeros(self.dimension, dtype=self.dtype, device=self.device)
         self._base.evaluate()
         before: Problem | None = None
         for batch in self._batches():
@@ -450,19 +453,19 @@ class CurvatureOperator(Operator):
                     f"a product over {problem.samples:,} samples takes {gib(needed)} and "
                     f"{self.backend.name} has {gib(usable)} free; take smaller micro-batches"
                 )
-            losses.append(problem.evaluate(compare=False)[0])
             masses.append(problem.mass())
-            total += masses[-1] * gradient(problem, problem.theta)
+            if masses[-1]:  # else no sample of it counts
+                loss += masses[-1] * problem.evaluate(compare=False)[0]
+                slope += masses[-1] * gradient(problem, problem.theta)
             self.samples += problem.samples
             self._saved = max(self._saved, saved_bytes(problem))
             if before is not None:
                 _require_sum(before, problem)
             before = problem
-        mass = sum(masses)
-        self._weights = [part / mass for part in masses]
+        total = self._base.total(masses)
+        self._weights = [mass / total for mass in masses]
         self.parts = len(masses)
-        self.loss = sum(w * value for w, value in zip(self._weights, losses, strict=True))
-        self.gradient_norm = float(total.norm()) / mass
+        self.loss, self.gradient_norm = loss / total, float(slope.norm()) / total
 
     def _room(self) -> int:
         """Micro-batches whose linearisations fit beside everything else."""
@@ -547,7 +550,9 @@ def _require_sum(first: Problem, second: Problem) -> None:
             masses = [part.mass() for part in (one, other)]
             values = [float(part.loss(part.theta)) for part in (one, other)]
             whole = float(both.loss(both.theta))
-            pieces = sum(m * v for m, v in zip(masses, values, strict=True) if m) / sum(masses)
+            pieces = sum(m * v for m, v in zip(masses, values, strict=True) if m)
+            pieces /= both.total(masses) or 1.0
+            values = [value for mass, value in zip(masses, values, strict=True) if mass]
             largest = max(abs(whole), *map(abs, values))
             if abs(whole - pieces) > _MEAN_ULPS * torch.finfo(both.dtype).eps * largest:
                 raise ProblemError(

@@ -166,7 +166,7 @@ class PerSample:
     def __init__(self, problem: Problem) -> None:
         self._problem, self.theta = problem, problem.theta
         masses = [problem.part(slice(b, b + 1)).mass() for b in range(problem.samples)]
-        self.weights = self.theta.new_tensor(masses) / problem.mass()
+        self.weights = self.theta.new_tensor(masses) / problem.total(masses)
         with torch.no_grad():
             whole, sum_ = problem.loss(self.theta), self.weights @ problem.losses(self.theta)
         if not close(sum_, whole):

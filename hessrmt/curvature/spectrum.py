@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
@@ -29,13 +30,39 @@ OPERATORS = ("hessian", "ggn")
 REDUCTIONS = ("auto", "none")
 
 
+@overload
 def spectrum(
     problem: Problem,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "float64",
     operator: str = "hessian",
     reduce: str = "auto",
-) -> Spectrum:
+    *,
+    blocks: None = None,
+) -> Spectrum: ...
+
+
+@overload
+def spectrum(
+    problem: Problem,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "float64",
+    operator: str = "hessian",
+    reduce: str = "auto",
+    *,
+    blocks: str | Mapping[str, Sequence[str]],
+) -> dict[str, Spectrum]: ...
+
+
+def spectrum(
+    problem: Problem,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "float64",
+    operator: str = "hessian",
+    reduce: str = "auto",
+    *,
+    blocks: str | Mapping[str, Sequence[str]] | None = None,
+) -> Spectrum | dict[str, Spectrum]:
     """All eigenvalues of a problem's Hessian (or Gauss-Newton matrix), certified.
 
     Args:
@@ -45,9 +72,12 @@ def spectrum(
         operator: ``"hessian"``, or ``"ggn"`` for Jᵀ S J.
         reduce: ``"auto"`` removes exact null directions before diagonalising, ``"none"`` builds
             the full P x P matrix by double automatic differentiation.
+        blocks: ``"layer"`` for the own block of every module that has trainable parameters, all
+            others held constant; or names of blocks to the parameters of each.
 
     Returns:
-        The spectrum: P eigenvalues, those known exactly to be zero as 0.0, and the noise floor.
+        The :class:`~hessrmt.records.Spectrum`: P eigenvalues, those known exactly to be zero as
+        0.0, and the noise floor. With ``blocks``, a dict of name to spectrum.
 
     Raises:
         ProblemError: If the loss is random, not a scalar or not twice differentiable by torch, or
@@ -56,6 +86,14 @@ def spectrum(
         DeviceError: If the device is not there or the matrix does not fit in its memory.
         ConvergenceError: If the eigenvalue solver fails.
     """
+    if blocks is not None:
+        chosen = _layers(problem) if blocks == "layer" else blocks
+        if isinstance(chosen, str):
+            raise ProblemError(f"unknown blocks {blocks!r}; known is layer, or name the blocks")
+        return {
+            name: spectrum(problem.restricted(only), device, dtype, operator, reduce)
+            for name, only in chosen.items()
+        }
     backend, dtype = select(device), dtype_name(dtype)
     provenance = Provenance(
         config={
@@ -67,6 +105,14 @@ def spectrum(
         device=backend.name,
     )
     return compute(problem, backend, dtype, operator, reduce, provenance=provenance)
+
+
+def _layers(problem: Problem) -> dict[str, list[str]]:
+    """Names of modules to those of the trainable parameters that they hold themselves."""
+    found: dict[str, list[str]] = {}
+    for name in problem.names:
+        found.setdefault(name.rpartition(".")[0], []).append(name)
+    return found
 
 
 @ordinary_mode()

@@ -24,7 +24,7 @@ from torch.utils import _pytree
 
 from hessrmt import rng
 from hessrmt.errors import DataError, NonFiniteError, ProblemError
-from hessrmt.problems.batches import Batch, read_data
+from hessrmt.problems.batches import Batch, join, read_data
 from hessrmt.problems.losses import (
     LOSSES,
     Loss,
@@ -332,8 +332,28 @@ class Problem:
         return found
 
     def mass(self) -> float:
-        """m, so that the loss of several batches together is Σ m_j L_j / Σ m_j."""
-        return float(self.samples)
+        """m, so that the loss of several batches together is Σ m_j L_j / Σ m_j; 1 for a sum."""
+        return 1.0 if self.is_sum else float(self.samples)
+
+    @cached_property
+    def is_sum(self) -> bool:
+        """Whether the loss of the same samples taken twice is twice as large, that of no mean."""
+        few = self.part(slice(0, min(self.samples, 2)))
+        twice = join([few.batch, few.batch])
+        if twice is None:
+            return False
+        try:
+            with torch.no_grad():
+                once, both = (float(p.loss(self.theta)) for p in (few, few.on(twice)))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # it cannot be run on a part of the batch
+            return False
+        return once != 0 and abs(both - 2 * once) < abs(both - once)
+
+    def total(self, masses: Sequence[float]) -> float:
+        """What the sum Σ m_j L_j over batches has to be divided by."""
+        return 1.0 if self.is_sum else sum(masses)
 
     def loss_of_outputs(self, outputs: Any) -> Tensor:
         """The scalar loss of given outputs on the batch's targets.
@@ -740,7 +760,7 @@ def _matching(only: str | re.Pattern[str] | Sequence[str], names: Iterable[str])
         return {name for name in names if only.fullmatch(name)}
     if not isinstance(only, str):
         return set().union(*(_matching(part, names) for part in only))
-    found = set(fnmatch.filter(names, only))
+    found = {only} & set(names) or set(fnmatch.filter(names, only))
     if found:
         return found
     try:
