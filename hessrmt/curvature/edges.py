@@ -1,13 +1,13 @@
-"""Extreme eigenvalues with a bound each, of a matrix that is only known through products.
+"""Extreme eigenvalues with a bound each, and eigenvectors, of a matrix known through products.
 
 For a unit vector x and any θ some eigenvalue of a symmetric H lies within ‖Hx - θx‖ of θ (Parlett
 1998, §4.5). Residuals come from products with the vectors that were found, not from the iteration;
 what rounding may have done to these products is added.
 
-A bound holds for *some* eigenvalue. Levels whose intervals are disjoint belong to different
-eigenvalues, so the intervals hold at least as many eigenvalues as levels. That none was missed is
-not proved: no iteration that sees H through products can prove it. A search from a second random
-vector finds further copies of a multiple level as far as it can.
+A bound holds for *some* eigenvalue. Eigenvalues whose intervals are disjoint are different ones, so
+the intervals hold at least as many eigenvalues of H as were found. That none was missed is not
+proved: no iteration that sees H through products can prove it. A search from a second random
+vector (``check_multiplicity``) finds further copies of a multiple eigenvalue as far as it can.
 """
 
 from __future__ import annotations
@@ -19,20 +19,27 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from hessrmt.curvature.lanczos import Wanted, extreme_pairs, round_off, vectors_needed
-from hessrmt.curvature.operator import CurvatureOperator
+from hessrmt.curvature.lanczos import (
+    Pairs,
+    Wanted,
+    as_operator,
+    extreme_pairs,
+    round_off,
+    vectors_needed,
+)
 from hessrmt.curvature.plan import gib, usable_memory
+from hessrmt.curvature.quadrature import Tick, require_whole
 from hessrmt.errors import ConfigError, DeviceError
-from hessrmt.problems.problem import Problem, ordinary_mode
+from hessrmt.problems.problem import ordinary_mode
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float64
+    from torch import Tensor
 
     from hessrmt.curvature.operator import SymmetricOperator
+    from hessrmt.problems.problem import Problem
 
     Levels = Float64[np.ndarray, " n"]
-
-Tick = Callable[[str, int, int], None]
 
 _BLOCK = 8
 """Vectors whose residuals are computed together."""
@@ -162,14 +169,169 @@ class EdgeLevels:
         }
 
 
+@dataclass(frozen=True, eq=False)
+class Eigenpairs:
+    """Some eigenvalues of a symmetric matrix and their eigenvectors.
+
+    Attributes:
+        values: (k,) float64, ascending.
+        vectors: (n, k) orthonormal columns, in the operator's precision and place.
+        residuals: (k,) ‖Hx - λx‖ of each.
+        round_off: What rounding may add to a residual.
+        which: ``"LA"``, ``"SA"`` or ``"LM"``.
+        norm: ‖H‖₂ as far as it was seen.
+        converged: Whether all that was asked for was found; else there are fewer pairs.
+        check: ‖Hx - H'x‖/‖H‖₂ for the eigenvalue of largest magnitude and another way of
+            differentiating; NaN where there is none.
+        products: Products with H that it took.
+        unflatten: From a vector (n,) to parameter name and tensor; None where there are no names.
+    """
+
+    values: Levels
+    vectors: Tensor
+    residuals: Levels
+    round_off: float
+    which: str
+    norm: float
+    converged: bool
+    check: float
+    products: int
+    unflatten: Callable[[Tensor], dict[str, Tensor]] | None = None
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __repr__(self) -> str:
+        size, shown = self.vectors.shape[0], ", ".join(f"{value:.6g}" for value in self.values[-3:])
+        return (
+            f"Eigenpairs({len(self)} {self.which} of n = {size:,}: "
+            f"{'…, ' if len(self) > 3 else ''}{shown}; bounds up to "
+            f"{self.bounds.max(initial=0.0):.1g}, {self.products:,} products"
+            f"{'' if self.converged else ', not all converged'})"
+        )
+
+    @property
+    def bounds(self) -> Levels:
+        """(k,) an eigenvalue of H lies within this distance of the value."""
+        return self.residuals + self.round_off
+
+    def as_parameters(self, index: int) -> dict[str, Tensor]:
+        """An eigenvector as one tensor for each parameter.
+
+        Args:
+            index: Of the eigenvalue in :attr:`values`.
+
+        Returns:
+            Parameter name to tensor of the parameter's shape.
+
+        Raises:
+            ConfigError: If the operator has no parameters, or there is no such pair.
+        """
+        if self.unflatten is None:
+            raise ConfigError(
+                "these eigenvectors belong to a matrix without named parameters; take eigsh of a "
+                "problem or of its operator"
+            )
+        if not -len(self) <= index < len(self):
+            raise ConfigError(f"there are {len(self)} eigenvectors, got index {index!r}")
+        return self.unflatten(self.vectors[:, index])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its numbers as plain values, e.g. for JSON.
+
+        Returns:
+            Name to value; the vectors are left out.
+        """
+        return {
+            "which": self.which,
+            "dimension": self.vectors.shape[0],
+            "found": len(self),
+            "values": self.values.tolist(),
+            "residuals": self.residuals.tolist(),
+            "bounds": self.bounds.tolist(),
+            "round_off": self.round_off,
+            "norm": self.norm,
+            "converged": self.converged,
+            "check": self.check,
+            "products": self.products,
+        }
+
+
 @ordinary_mode()
-def edge_levels(
-    operator: SymmetricOperator | Problem,
+def eigsh(
+    operator: SymmetricOperator | Problem | tuple[Callable[[Tensor], Tensor], int],
+    k: int = 6,
+    which: str = "LA",
+    *,
+    tolerance: float = 1e-8,
+    check_multiplicity: bool = False,
+    seed: int = 0,
+    memory: int | None = None,
+    tick: Tick | None = None,
+) -> Eigenpairs:
+    """k eigenvalues at one end of a symmetric matrix with their eigenvectors, by Lanczos.
+
+    Source: thick restarts, Wu & Simon (2000).
+
+    Args:
+        operator: H: an operator; a problem, whose Hessian is then taken in float64 on the device
+            that is there; or a pair (matvec, n) of a function from (n,) to H v, in float64.
+        k: How many, at most n.
+        which: ``"LA"`` for the largest, ``"SA"`` for the smallest, ``"LM"`` for those of largest
+            magnitude.
+        tolerance: Largest residual ‖Hx - λx‖ over ‖H‖₂; never below what rounding adds.
+        check_multiplicity: Search once more from a fresh random vector: an eigenvalue of higher
+            multiplicity may have shown only one of its copies to the first.
+        seed: Of the start vectors.
+        memory: Bytes for the basis; what is free if None.
+        tick: Told of progress: phase, steps done, steps in all.
+
+    Returns:
+        The pairs; zero eigenvalues are pairs like others.
+
+    Raises:
+        ConfigError: If k, which or the tolerance is out of range, or H is nothing of these.
+        DeviceError: If the basis does not fit in memory.
+        ConvergenceError: If none converged within 100 times the basis' size.
+        ProblemError: If the matrix is not symmetric.
+    """
+    end = {"LA": "top", "SA": "bottom", "LM": "largest"}.get(which)
+    if end is None:
+        raise ConfigError(f"unknown end {which!r}; known are LA, SA and LM")
+    operator = as_operator(operator)
+    require_whole(k=k)
+    if k > operator.dimension:
+        raise ConfigError(f"k = {k:,} pairs are asked for, the matrix has {operator.dimension:,}")
+    wanted = check_request(operator, tolerance=tolerance, **{end: k})
+    found, vectors, common = _search(
+        operator,
+        wanted,
+        memory,
+        tick,
+        tolerance=tolerance,
+        seed=seed,
+        check_multiplicity=check_multiplicity,
+        stop_at_zero=False,
+    )
+    # the sign of an eigenvector is free: its entry of largest magnitude is positive
+    largest = vectors.gather(1, vectors.abs().argmax(dim=1, keepdim=True))
+    return Eigenpairs(
+        vectors=(vectors * largest.sign()).T.contiguous(),
+        which=which,
+        unflatten=getattr(operator, "unflatten", None),
+        **common,
+    )
+
+
+@ordinary_mode()
+def extremal_eigenvalues(
+    operator: SymmetricOperator | Problem | tuple[Callable[[Tensor], Tensor], int],
     top: int = 0,
     bottom: int = 0,
     largest: int = 0,
     *,
     tolerance: float = 1e-10,
+    check_multiplicity: bool = True,
     seed: int = 0,
     memory: int | None = None,
     tick: Tick | None = None,
@@ -180,54 +342,77 @@ def edge_levels(
     eigenvalues are round-off.
 
     Args:
-        operator: H, e.g. a :class:`~hessrmt.curvature.operator.CurvatureOperator`; or a problem,
-            whose Hessian is then taken in float64 on the device that is there.
-        top: How many of the largest levels.
+        operator: H, as for :func:`eigsh`.
+        top: How many of the largest eigenvalues.
         bottom: How many of the smallest.
         largest: How many of the largest magnitude instead.
         tolerance: Largest residual over ‖H‖₂; never below what rounding adds.
+        check_multiplicity: As for :func:`eigsh`.
         seed: Of the start vectors.
         memory: Bytes for the basis; what is free if None.
         tick: Told of progress.
 
     Returns:
-        The levels; fewer than asked for where an end is exhausted. Raises ConvergenceError if none
-        converged within 100 times the basis' size; ConfigError and DeviceError as
+        The eigenvalues; fewer than asked for where an end is exhausted. Raises ConvergenceError if
+        none converged within 100 times the basis' size; ConfigError and DeviceError as
         :func:`check_request` and :func:`plan_width`.
     """
-    if isinstance(operator, Problem):
-        operator = CurvatureOperator.of(operator)
+    operator = as_operator(operator)
     wanted = check_request(operator, top, bottom, largest, tolerance)
-    width = plan_width(operator, wanted.levels, memory)
-    found = extreme_pairs(operator, wanted, width=width, tolerance=tolerance, seed=seed, tick=tick)
-    residuals = np.empty(len(found.values))
-    theta = torch.from_numpy(found.values).to(found.vectors)
-    for first in range(0, len(residuals), _BLOCK):
-        part = slice(first, first + _BLOCK)
-        block = found.vectors[part]
-        block = block / block.norm(dim=1, keepdim=True)
-        rest = operator(block) - theta[part, None] * block
-        residuals[part] = rest.norm(dim=1).to(torch.float64).cpu().numpy()
-        if tick:
-            tick("residuals", min(first + _BLOCK, len(residuals)), len(residuals))
-    check = float("nan")
-    agreement = getattr(operator, "agreement", None)
-    if agreement is not None and len(residuals):
-        top_vector = found.vectors[int(np.argmax(np.abs(found.values)))]
-        check = agreement(found.norm, top_vector / top_vector.norm())
+    found, _, common = _search(
+        operator,
+        wanted,
+        memory,
+        tick,
+        tolerance=tolerance,
+        seed=seed,
+        check_multiplicity=check_multiplicity,
+    )
     return EdgeLevels(
-        values=found.values,
-        residuals=residuals,
-        round_off=round_off(found.norm, operator.dimension, operator.dtype),
         n_lower=found.n_lower,
         dimension=operator.dimension,
-        norm=found.norm,
         asked=", ".join(f"{name} {count}" for name, count in wanted._asdict().items() if count),
         exhausted=found.exhausted,
-        converged=found.converged,
-        check=check,
-        products=found.products + len(residuals),
+        **common,
     )
+
+
+edge_levels = extremal_eigenvalues
+"""The former name."""
+
+
+def _search(
+    operator: Any, wanted: Wanted, memory: int | None, tick: Tick | None, **options: Any
+) -> tuple[Pairs, Tensor, dict[str, Any]]:
+    """Ritz pairs, their unit vectors as rows, and what every result says of them.
+
+    Residuals come from products with the vectors; another way of differentiating is compared along
+    the leading one.
+    """
+    width = plan_width(operator, wanted.levels, memory)
+    found = extreme_pairs(operator, wanted, width=width, tick=tick, **options)
+    vectors = found.vectors / found.vectors.norm(dim=1, keepdim=True)
+    residuals, check = np.empty(len(vectors)), float("nan")
+    theta = torch.from_numpy(found.values).to(vectors)
+    for first in range(0, len(vectors), _BLOCK):
+        part = slice(first, first + _BLOCK)
+        rest = operator(vectors[part]) - theta[part, None] * vectors[part]
+        residuals[part] = rest.norm(dim=1).to(torch.float64).cpu().numpy()
+        if tick:
+            tick("residuals", min(first + _BLOCK, len(vectors)), len(vectors))
+    agreement = getattr(operator, "agreement", None)
+    if agreement is not None and len(vectors):
+        check = agreement(found.norm, vectors[int(np.argmax(np.abs(found.values)))])
+    common = {
+        "values": found.values,
+        "residuals": residuals,
+        "round_off": round_off(found.norm, operator.dimension, operator.dtype),
+        "norm": found.norm,
+        "converged": found.converged,
+        "check": check,
+        "products": found.products + len(residuals),
+    }
+    return found, vectors, common
 
 
 def plan_width(operator: SymmetricOperator, count: int, memory: int | None = None) -> int:
@@ -270,13 +455,17 @@ def plan_width(operator: SymmetricOperator, count: int, memory: int | None = Non
 
 
 def check_request(
-    operator: SymmetricOperator, top: int, bottom: int, largest: int, tolerance: float = 1e-10
+    operator: SymmetricOperator,
+    top: int = 0,
+    bottom: int = 0,
+    largest: int = 0,
+    tolerance: float = 1e-10,
 ) -> Wanted:
     """Refuse levels that cannot be asked for, before anything is computed.
 
     Args:
         operator: H.
-        top: As for :func:`edge_levels`.
+        top: As for :func:`extremal_eigenvalues`.
         bottom: Likewise.
         largest: Likewise.
         tolerance: Likewise.
@@ -287,9 +476,7 @@ def check_request(
     Raises:
         ConfigError: If nothing, or more than P levels are asked for, or a number is out of range.
     """
-    for name, value in (("top", top), ("bottom", bottom), ("largest", largest)):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
-            raise ConfigError(f"{name} must be a whole number from 0 on, got {value!r}")
+    require_whole(0, top=top, bottom=bottom, largest=largest)
     if not 0 < tolerance < 1:
         raise ConfigError(f"the tolerance must lie between 0 and 1, got {tolerance!r}")
     wanted = Wanted(int(top), int(bottom), int(largest))

@@ -19,7 +19,7 @@ from hessrmt.backend.select import select
 from hessrmt.curvature.certify import random_direction, require_agreement
 from hessrmt.curvature.fidelity import require_second_derivative
 from hessrmt.curvature.hessian import torch_dtype
-from hessrmt.curvature.linearise import choose
+from hessrmt.curvature.linearise import TRACED_FROM, KeptProduct, choose
 from hessrmt.curvature.plan import gib, row_bytes, saved_bytes, usable_memory
 from hessrmt.errors import DataError, DeviceError, NonFiniteError, ProblemError
 from hessrmt.problems.problem import Problem, ordinary_mode
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     from hessrmt.arrays import Vector, Vectors
     from hessrmt.backend.base import Backend
-    from hessrmt.curvature.products import Product
     from hessrmt.problems.losses import Loss
 
 OPERATORS = ("hessian", "ggn")
@@ -78,14 +77,15 @@ class CurvatureOperator:
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
         dtype: ``"float64"`` or ``"float32"``.
         only: Pattern of the parameters to take.
-        linearise: Keep micro-batches linearised as far as memory allows. False differentiates anew
-            for every product, which is quicker for a few dozen of them.
+        linearise: Keep micro-batches, as far as memory allows, linearised from the start; False
+            differentiates anew for every product. If None, the graphs of their gradients are kept,
+            and they are linearised when :meth:`expect` hears of enough products.
 
     Attributes:
         dimension: P.
         samples: N.
         parts: Micro-batches.
-        kept: How many of them are kept linearised.
+        kept: How many of them are kept as graphs.
         loss: Mean loss.
         gradient_norm: Euclidean norm of its gradient.
         kind: ``"hessian"`` or ``"ggn"``.
@@ -112,7 +112,7 @@ class CurvatureOperator:
         device: str = "auto",
         dtype: str = "float64",
         only: str | None = None,
-        linearise: bool = True,
+        linearise: bool | None = None,
     ) -> None:
         if operator not in OPERATORS:
             raise ProblemError(f"unknown operator {operator!r}; known are {', '.join(OPERATORS)}")
@@ -131,14 +131,16 @@ class CurvatureOperator:
         self._base = Problem(model, loss, first, only=only).at(self.dtype, self.device)
         self.dimension = self._base.dimension
         self._survey()
-        ways = choose(self._base, operator, linearise=linearise)
+        ways = choose(self._base, operator)
         self._plain, self._check = ways.plain, ways.check
-        self._linear: list[tuple[float, Product]] = []
-        if ways.first is not None:
-            for number, problem in enumerate(self._problems(stop=self._room())):
-                product = ways.linear(problem) if number else ways.first
-                self._linear.append((problem.samples / self.samples, product))
-        self.kept = len(self._linear)
+        room = 0 if linearise is False else self._room()
+        self._kept: list[tuple[float, KeptProduct]] = [
+            (problem.samples / self.samples, ways.kept(problem))
+            for problem in self._problems(stop=room)
+        ]
+        self.kept = len(self._kept)
+        if linearise:
+            self.expect(TRACED_FROM)
         if operator == "hessian":
             require_second_derivative(self._base, random_direction(self._base))
 
@@ -151,7 +153,7 @@ class CurvatureOperator:
         batch: int | None = None,
         device: str = "auto",
         dtype: str = "float64",
-        linearise: bool = True,
+        linearise: bool | None = None,
     ) -> CurvatureOperator:
         """The operator of a problem whose samples are in memory.
 
@@ -186,6 +188,28 @@ class CurvatureOperator:
         )
 
     @ordinary_mode()
+    def expect(self, products: int) -> None:
+        """Prepare for a number of products: what is kept is linearised if that pays.
+
+        Args:
+            products: How many there will be at least.
+        """
+        if products >= TRACED_FROM:
+            for _, product in self._kept:
+                product.trace()
+
+    def unflatten(self, vector: Vector) -> dict[str, Tensor]:
+        """A vector as one tensor for each parameter.
+
+        Args:
+            vector: (P,).
+
+        Returns:
+            Parameter name to tensor of the parameter's shape.
+        """
+        return self._base.unflatten(vector)
+
+    @ordinary_mode()
     def __call__(self, block: Vectors) -> Vectors:
         """Products of the rows of a block with the mean curvature.
 
@@ -199,7 +223,7 @@ class CurvatureOperator:
             NonFiniteError: If an entry comes out as NaN or infinite.
         """
         total = torch.zeros_like(block)
-        for weight, product in self._linear:
+        for weight, product in self._kept:
             total.add_(product(block), alpha=weight)
         if self.kept < self.parts:
             self._add(total, block, self._plain, self.kept)
@@ -223,7 +247,9 @@ class CurvatureOperator:
         if v is None:
             v = random_direction(self._base)
         expected = torch.zeros_like(v[None])
-        self._add(expected, v[None], self._check)
+        # traced products are forward-over-reverse, all others reverse-over-reverse
+        traced = any(product.traced for _, product in self._kept)
+        self._add(expected, v[None], self._plain if traced else self._check)
         residual = float((self(v[None]) - expected).norm())
         return require_agreement(residual, norm, self.dimension, self.precision)
 
