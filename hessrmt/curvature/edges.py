@@ -269,7 +269,7 @@ def eigsh(
     memory: int | None = None,
     tick: Tick | None = None,
 ) -> Eigenpairs:
-    """k eigenvalues at one end of a symmetric matrix with their eigenvectors, by Lanczos.
+    """Some eigenvalues at one end of a symmetric matrix with their eigenvectors, by Lanczos.
 
     Source: thick restarts, Wu & Simon (2000).
 
@@ -303,7 +303,7 @@ def eigsh(
     if k > operator.dimension:
         raise ConfigError(f"k = {k:,} pairs are asked for, the matrix has {operator.dimension:,}")
     wanted = check_request(operator, tolerance=tolerance, **{end: k})
-    found, vectors, common = _search(
+    _, vectors, common = _search(
         operator,
         wanted,
         memory,
@@ -384,11 +384,7 @@ edge_levels = extremal_eigenvalues
 def _search(
     operator: Any, wanted: Wanted, memory: int | None, tick: Tick | None, **options: Any
 ) -> tuple[Pairs, Tensor, dict[str, Any]]:
-    """Ritz pairs, their unit vectors as rows, and what every result says of them.
-
-    Residuals come from products with the vectors; another way of differentiating is compared along
-    the leading one.
-    """
+    """Ritz pairs, their unit vectors as rows, and what every result says of them."""
     width = plan_width(operator, wanted.levels, memory)
     found = extreme_pairs(operator, wanted, width=width, tick=tick, **options)
     vectors = found.vectors / found.vectors.norm(dim=1, keepdim=True)

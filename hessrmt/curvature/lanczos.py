@@ -8,7 +8,8 @@ Appl. 22 (2000) 602.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -338,17 +339,9 @@ def extreme_pairs(
         ConvergenceError: If none converged.
         ProblemError: If the matrix is not symmetric.
     """
-    size, levels, draws = operator.dimension, wanted.levels, 0
+    size, levels, fresh = operator.dimension, wanted.levels, _directions(operator, seed)
     limit = limit or 100 * width
-
-    def fresh() -> Vector:
-        nonlocal draws
-        generator = rng.torch_generator(seed, "lanczos", draws)
-        draws += 1
-        drawn = torch.randn(size, generator=generator, dtype=torch.float64)
-        return drawn.to(dtype=operator.dtype, device=operator.device)
-
-    space = _Space(fresh(), width, tolerance)
+    space = _Space(next(fresh), width, tolerance)
     stop, tested, products = width, 0, 0
     looked: Numbers | None = None
     while True:
@@ -357,7 +350,7 @@ def extreme_pairs(
         products += 1
         invariant, have = not space.beta, space.have
         if invariant and have < size:
-            space.turn_to(fresh())
+            space.turn_to(next(fresh))
         due = have >= min(stop, size) or products >= limit
         if looked is None and have >= levels:
             longer = have - tested >= (1 if have <= _TESTED_EACH_STEP else have // 8)
@@ -376,12 +369,12 @@ def extreme_pairs(
         now = values[found.chosen]
         if tick:
             tick("edge levels", len(now), levels)
-        same = looked is not None and len(looked) == len(now)
-        same = same and bool((np.abs(looked - now) <= goal).all())
         done = not found.more
-        # an invariant space: some eigenvalue has more copies than it holds
-        check_multiplicity |= space.beta <= goal
-        complete = have == size or (done and (same or not check_multiplicity))
+        # an invariant space, up to rounding: some eigenvalue has more copies than it holds
+        rounding = torch.finfo(operator.dtype).eps ** 0.5 * space.norm
+        check_multiplicity |= space.beta <= min(goal, rounding)
+        final = not check_multiplicity or _same(looked, now, goal)
+        complete = have == size or (done and final)
         if complete or products >= limit:
             if not complete and not len(now):
                 raise ConvergenceError(
@@ -401,7 +394,7 @@ def extreme_pairs(
             looked = now
             space.beta = 0.0  # what has converged has no part in the next direction
             space.restart(values[found.settled], rotation[:, found.settled])
-            space.turn_to(fresh())
+            space.turn_to(next(fresh))
             stop, tested = min(width, space.have + _SECOND_LOOK), space.have
         elif looked is not None or have >= width:
             looked, stop = None, width
@@ -409,6 +402,20 @@ def extreme_pairs(
                 kept = _kept(wanted, values, min(levels + (have - levels) // 3, width - 2))
                 space.restart(values[kept], rotation[:, kept])
                 tested = space.have
+
+
+def _directions(operator: SymmetricOperator, seed: int) -> Iterator[Vector]:
+    """Random vectors, one after another."""
+    for number in itertools.count():
+        generator = rng.torch_generator(seed, "lanczos", number)
+        drawn = torch.randn(operator.dimension, generator=generator, dtype=torch.float64)
+        yield drawn.to(dtype=operator.dtype, device=operator.device)
+
+
+def _same(before: Numbers | None, now: Numbers, goal: float) -> bool:
+    if before is None or len(before) != len(now):
+        return False
+    return bool((np.abs(before - now) <= goal).all())
 
 
 def _judge(

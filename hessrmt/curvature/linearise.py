@@ -158,7 +158,7 @@ def checking_hessian(problem: Problem) -> Product:
                 return found
         except (torch.OutOfMemoryError, MemoryError):
             raise
-        except Exception:  # noqa: S110, torch has no such rule, or a wrong one
+        except Exception:  # torch has no such rule, or a wrong one
             pass
         return hessian_product(problem)(block)
 
