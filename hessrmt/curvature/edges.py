@@ -12,6 +12,7 @@ vector (``check_multiplicity``) finds further copies of a multiple eigenvalue as
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -48,21 +49,18 @@ _FEWEST_SPARE = 16
 """Vectors beside the wanted ones below which restarts hardly advance."""
 
 
-@dataclass(frozen=True)
-class EdgeLevels:
-    """Levels at the ends of a spectrum.
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """Eigenvalues with a bound each.
 
     Attributes:
-        values: (n,) float64, ascending; those of the lower end first.
+        values: (n,) float64, ascending.
         residuals: (n,) ‖Hx - λx‖ of each, x a unit vector.
         round_off: What rounding may add to a residual.
-        n_lower: How many of the levels belong to the lower end.
         dimension: P.
         norm: ‖H‖₂ as far as it was seen.
-        asked: What was asked for, in words.
-        exhausted: Whether an end has no more levels that can be told from zero.
         converged: Whether all that was asked for and exists was found.
-        check: ‖Hx - H'x‖/‖H‖₂ for the level of largest magnitude and another way of
+        check: ‖Hx - H'x‖/‖H‖₂ for the eigenvalue of largest magnitude and another way of
             differentiating; NaN where there is none.
         products: Products with H that it took.
     """
@@ -70,11 +68,8 @@ class EdgeLevels:
     values: Levels
     residuals: Levels
     round_off: float
-    n_lower: int
     dimension: int
     norm: float
-    asked: str
-    exhausted: bool = False
     converged: bool = True
     check: float = float("nan")
     products: int = 0
@@ -84,8 +79,34 @@ class EdgeLevels:
 
     @property
     def bounds(self) -> Levels:
-        """(n,) an eigenvalue of H lies within this distance of the level."""
+        """(n,) an eigenvalue of H lies within this distance of the value."""
         return self.residuals + self.round_off
+
+    def to_dict(self) -> dict[str, Any]:
+        """All numbers as plain values, e.g. for JSON; eigenvectors are left out.
+
+        Returns:
+            Name to value.
+        """
+        fields = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        plain = {k: v for k, v in fields.items() if isinstance(v, str | int | float)}
+        arrays = {k: getattr(self, k).tolist() for k in ("values", "residuals", "bounds")}
+        return {"found": len(self), **plain, **arrays}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EdgeLevels(_Found):
+    """Levels at the ends of a spectrum; those of the lower end come first.
+
+    Attributes:
+        n_lower: How many of the levels belong to the lower end.
+        asked: What was asked for, in words.
+        exhausted: Whether an end has no more levels that can be told from zero.
+    """
+
+    n_lower: int
+    asked: str
+    exhausted: bool = False
 
     @property
     def joint_bound(self) -> float:
@@ -149,71 +170,38 @@ class EdgeLevels:
         Returns:
             Name to value.
         """
-        return {
-            "asked": self.asked,
-            "found": len(self),
-            "n_lower": self.n_lower,
-            "values": self.values.tolist(),
-            "residuals": self.residuals.tolist(),
-            "bounds": self.bounds.tolist(),
-            "round_off": self.round_off,
-            "joint_bound": self.joint_bound,
-            "certified": int(np.count_nonzero(self.certified)),
-            "resolved": int(np.count_nonzero(self.is_resolved)),
-            "certain_spacings": int(np.count_nonzero(self.certain_spacings)),
-            "norm": self.norm,
-            "exhausted": self.exhausted,
-            "converged": self.converged,
-            "check": self.check,
-            "products": self.products,
+        marks = {
+            "certified": self.certified,
+            "resolved": self.is_resolved,
+            "certain_spacings": self.certain_spacings,
         }
+        counts = {name: int(np.count_nonzero(mark)) for name, mark in marks.items()}
+        return super().to_dict() | counts | {"joint_bound": self.joint_bound}
 
 
-@dataclass(frozen=True, eq=False)
-class Eigenpairs:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Eigenpairs(_Found):
     """Some eigenvalues of a symmetric matrix and their eigenvectors.
 
+    If not all have converged, there are fewer than were asked for.
+
     Attributes:
-        values: (k,) float64, ascending.
-        vectors: (n, k) orthonormal columns, in the operator's precision and place.
-        residuals: (k,) ‖Hx - λx‖ of each.
-        round_off: What rounding may add to a residual.
+        vectors: (P, n) orthonormal columns, in the operator's precision and place.
         which: ``"LA"``, ``"SA"`` or ``"LM"``.
-        norm: ‖H‖₂ as far as it was seen.
-        converged: Whether all that was asked for was found; else there are fewer pairs.
-        check: ‖Hx - H'x‖/‖H‖₂ for the eigenvalue of largest magnitude and another way of
-            differentiating; NaN where there is none.
-        products: Products with H that it took.
-        unflatten: From a vector (n,) to parameter name and tensor; None where there are no names.
+        unflatten: From a vector (P,) to parameter name and tensor; None where there are no names.
     """
 
-    values: Levels
     vectors: Tensor
-    residuals: Levels
-    round_off: float
     which: str
-    norm: float
-    converged: bool
-    check: float
-    products: int
     unflatten: Callable[[Tensor], dict[str, Tensor]] | None = None
 
-    def __len__(self) -> int:
-        return len(self.values)
-
     def __repr__(self) -> str:
-        size, shown = self.vectors.shape[0], ", ".join(f"{value:.6g}" for value in self.values[-3:])
+        shown = ", ".join(f"{value:.6g}" for value in self.values[:: max(1, len(self) - 1)])
         return (
-            f"Eigenpairs({len(self)} {self.which} of n = {size:,}: "
-            f"{'…, ' if len(self) > 3 else ''}{shown}; bounds up to "
-            f"{self.bounds.max(initial=0.0):.1g}, {self.products:,} products"
-            f"{'' if self.converged else ', not all converged'})"
+            f"Eigenpairs({len(self)} {self.which} of {self.dimension:,}: {shown}; bounds up to "
+            f"{self.bounds.max(initial=0.0):.1g}; {self.products:,} products"
+            f"{'' if self.converged else '; not all converged'})"
         )
-
-    @property
-    def bounds(self) -> Levels:
-        """(k,) an eigenvalue of H lies within this distance of the value."""
-        return self.residuals + self.round_off
 
     def as_parameters(self, index: int) -> dict[str, Tensor]:
         """An eigenvector as one tensor for each parameter.
@@ -235,26 +223,6 @@ class Eigenpairs:
         if not -len(self) <= index < len(self):
             raise ConfigError(f"there are {len(self)} eigenvectors, got index {index!r}")
         return self.unflatten(self.vectors[:, index])
-
-    def to_dict(self) -> dict[str, Any]:
-        """Its numbers as plain values, e.g. for JSON.
-
-        Returns:
-            Name to value; the vectors are left out.
-        """
-        return {
-            "which": self.which,
-            "dimension": self.vectors.shape[0],
-            "found": len(self),
-            "values": self.values.tolist(),
-            "residuals": self.residuals.tolist(),
-            "bounds": self.bounds.tolist(),
-            "round_off": self.round_off,
-            "norm": self.norm,
-            "converged": self.converged,
-            "check": self.check,
-            "products": self.products,
-        }
 
 
 @ordinary_mode()
@@ -298,13 +266,13 @@ def eigsh(
     end = {"LA": "top", "SA": "bottom", "LM": "largest"}.get(which)
     if end is None:
         raise ConfigError(f"unknown end {which!r}; known are LA, SA and LM")
-    operator = as_operator(operator)
+    matrix = as_operator(operator)
     require_whole(k=k)
-    if k > operator.dimension:
-        raise ConfigError(f"k = {k:,} pairs are asked for, the matrix has {operator.dimension:,}")
-    wanted = check_request(operator, tolerance=tolerance, **{end: k})
+    if k > matrix.dimension:
+        raise ConfigError(f"k = {k:,} pairs are asked for, the matrix has {matrix.dimension:,}")
+    wanted = check_request(matrix, tolerance=tolerance, **{end: k})
     _, vectors, common = _search(
-        operator,
+        matrix,
         wanted,
         memory,
         tick,
@@ -318,7 +286,7 @@ def eigsh(
     return Eigenpairs(
         vectors=(vectors * largest.sign()).T.contiguous(),
         which=which,
-        unflatten=getattr(operator, "unflatten", None),
+        unflatten=getattr(matrix, "unflatten", None),
         **common,
     )
 
@@ -357,10 +325,10 @@ def extremal_eigenvalues(
         none converged within 100 times the basis' size; ConfigError and DeviceError as
         :func:`check_request` and :func:`plan_width`.
     """
-    operator = as_operator(operator)
-    wanted = check_request(operator, top, bottom, largest, tolerance)
+    matrix = as_operator(operator)
+    wanted = check_request(matrix, top, bottom, largest, tolerance)
     found, _, common = _search(
-        operator,
+        matrix,
         wanted,
         memory,
         tick,
@@ -370,7 +338,6 @@ def extremal_eigenvalues(
     )
     return EdgeLevels(
         n_lower=found.n_lower,
-        dimension=operator.dimension,
         asked=", ".join(f"{name} {count}" for name, count in wanted._asdict().items() if count),
         exhausted=found.exhausted,
         **common,
@@ -403,6 +370,7 @@ def _search(
         "values": found.values,
         "residuals": residuals,
         "round_off": round_off(found.norm, operator.dimension, operator.dtype),
+        "dimension": operator.dimension,
         "norm": found.norm,
         "converged": found.converged,
         "check": check,

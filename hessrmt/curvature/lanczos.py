@@ -340,7 +340,7 @@ def extreme_pairs(
         ProblemError: If the matrix is not symmetric.
     """
     size, levels, fresh = operator.dimension, wanted.levels, _directions(operator, seed)
-    limit = limit or 100 * width
+    limit, digits = limit or 100 * width, torch.finfo(operator.dtype).eps ** 0.5
     space = _Space(next(fresh), width, tolerance)
     stop, tested, products = width, 0, 0
     looked: Numbers | None = None
@@ -348,13 +348,13 @@ def extreme_pairs(
         announce(operator, max(2 * levels, products))
         space.add(operator(space.basis[space.have][None])[0])
         products += 1
-        invariant, have = not space.beta, space.have
-        if invariant and have < size:
-            space.turn_to(next(fresh))
+        have = space.have
         due = have >= min(stop, size) or products >= limit
         if looked is None and have >= levels:
-            longer = have - tested >= (1 if have <= _TESTED_EACH_STEP else have // 8)
-            due = due or invariant or longer
+            stride = 1 if have <= _TESTED_EACH_STEP else have // 8
+            due = due or not space.beta or have - tested >= stride
+        if not space.beta and have < size:
+            space.turn_to(next(fresh))
         if tick and products % 16 == 0:
             tick("products", have, stop)
         if not due:
@@ -371,8 +371,7 @@ def extreme_pairs(
             tick("edge levels", len(now), levels)
         done = not found.more
         # an invariant space, up to rounding: some eigenvalue has more copies than it holds
-        rounding = torch.finfo(operator.dtype).eps ** 0.5 * space.norm
-        check_multiplicity |= space.beta <= min(goal, rounding)
+        check_multiplicity |= space.beta <= min(goal, digits * space.norm)
         final = not check_multiplicity or _same(looked, now, goal)
         complete = have == size or (done and final)
         if complete or products >= limit:

@@ -235,11 +235,11 @@ def quadrature(
         ProblemError: If the matrix is not symmetric.
     """
     require_whole(probes=probes, steps=steps, together=together)
-    operator = as_operator(operator)
-    announce(operator, probes * min(steps, operator.dimension))
+    matrix = as_operator(operator)
+    announce(matrix, probes * min(steps, matrix.dimension))
     *_, found = extended(
-        operator,
-        Quadrature(np.empty((0, steps)), np.empty((0, steps)), operator.dimension),
+        matrix,
+        Quadrature(np.empty((0, steps)), np.empty((0, steps)), matrix.dimension),
         probes,
         law=law,
         seed=seed,

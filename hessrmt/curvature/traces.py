@@ -100,8 +100,8 @@ def traces(
         the number of vectors. Raises ConfigError if the method is unknown or the products too few.
     """
     check_products(method, products)
-    operator = as_operator(operator)
-    announce(operator, products)
+    matrix = as_operator(operator)
+    announce(matrix, products)
     done = 0
 
     def apply(block: Vectors) -> Vectors:
@@ -110,15 +110,15 @@ def traces(
             return block
         found = []
         for part in block.split(_BLOCK):
-            found.append(operator(part))
+            found.append(matrix(part))
             done += len(part)
             if tick:
                 tick("trace", min(done, products), products)
         return torch.cat(found)
 
     law = "gaussian" if method == "xtrace" else "rademacher"
-    count = min(products // (2 if method == "xtrace" else 3), operator.dimension)
-    draw = [probe(operator, seed, number, law, "trace") for number in range(2 * count)]
+    count = min(products // (2 if method == "xtrace" else 3), matrix.dimension)
+    draw = [probe(matrix, seed, number, law, "trace") for number in range(2 * count)]
     vectors = torch.stack(draw)
     if method == "hutch++":
         first, second = _hutchpp(apply, vectors[:count], vectors[count:])
