@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from hessrmt.curvature.density import density as density
     from hessrmt.curvature.density_file import load_density as load_density
     from hessrmt.curvature.edges import edge_levels as edge_levels
+    from hessrmt.curvature.edges import eigsh as eigsh
+    from hessrmt.curvature.edges import extremal_eigenvalues as extremal_eigenvalues
     from hessrmt.curvature.ggn import ggn as ggn
     from hessrmt.curvature.hessian import hessian as hessian
     from hessrmt.curvature.operator import CurvatureOperator as CurvatureOperator
@@ -52,6 +54,8 @@ _HOME = {
     "Spectrum": "hessrmt.records",
     "density": "hessrmt.curvature.density",
     "edge_levels": "hessrmt.curvature.edges",
+    "eigsh": "hessrmt.curvature.edges",
+    "extremal_eigenvalues": "hessrmt.curvature.edges",
     "ggn": "hessrmt.curvature.ggn",
     "hessian": "hessrmt.curvature.hessian",
     "reduction": "hessrmt.curvature.reduction",
@@ -76,7 +80,9 @@ __all__ = [
     "capacity",
     "density",
     "edge_levels",
+    "eigsh",
     "ensembles",
+    "extremal_eigenvalues",
     "generalization",
     "ggn",
     "hessian",

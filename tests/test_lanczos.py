@@ -135,7 +135,7 @@ def test_too_few_products_keep_what_converged_or_say_so():
     assert not found.converged
     assert 1 <= len(found.values) < 20
     assert found.values[-1] == pytest.approx(50, rel=1e-12)
-    with pytest.raises(ConvergenceError, match="no extreme level"):
+    with pytest.raises(ConvergenceError, match="no extreme eigenvalue"):
         extreme_pairs(operator, Wanted(bottom=1), width=3, tolerance=1e-13, limit=3)
 
 

@@ -105,6 +105,13 @@ def density(
             help="Largest residual of these levels over the norm. \\[default: 1e-10]",
         ),
     ] = None,
+    check_multiplicity: Annotated[
+        bool | None,
+        typer.Option(
+            "--check-multiplicity/--no-check-multiplicity",
+            help="Search again for further copies of multiple levels. \\[default: yes]",
+        ),
+    ] = None,
     trace: Annotated[
         str | None,
         typer.Option(
@@ -162,6 +169,7 @@ def density(
         bottom=bottom,
         largest=largest,
         tolerance=tolerance,
+        check_multiplicity=check_multiplicity,
         trace=trace,
         trace_products=trace_products,
         device=device,

@@ -30,6 +30,7 @@ class DensityConfig(Settings):
         bottom: How many of the smallest levels.
         largest: How many levels of largest magnitude instead.
         tolerance: Largest residual of a level over the norm of the matrix.
+        check_multiplicity: Search for further copies of multiple levels.
         trace: ``hutch++`` or ``xtrace`` for trace and Frobenius norm; None for neither.
         trace_products: Products that they may take.
         device: ``auto``, ``cpu`` or ``cuda[:i]``.
@@ -53,6 +54,7 @@ class DensityConfig(Settings):
     bottom: int = Field(0, ge=0)
     largest: int = Field(0, ge=0)
     tolerance: float = Field(1e-10, gt=0, lt=1)
+    check_multiplicity: bool = True
     trace: Literal["hutch++", "xtrace"] | None = None
     trace_products: int = Field(60, ge=6)
     device: str = "auto"

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hessrmt.curvature.edges import EdgeLevels, check_request, edge_levels
+from hessrmt.curvature.edges import EdgeLevels, check_request, extremal_eigenvalues
+from hessrmt.curvature.lanczos import announce
 from hessrmt.curvature.operator import CurvatureOperator
 from hessrmt.curvature.plan import gib, usable_memory
-from hessrmt.curvature.quadrature import LAWS, Quadrature, probe_rows
+from hessrmt.curvature.quadrature import LAWS, Quadrature, Tick, extended, require_whole
 from hessrmt.curvature.traces import Traces, check_products, traces
 from hessrmt.errors import ConfigError, DeviceError, LevelsError
 from hessrmt.problems.problem import Problem, ordinary_mode
@@ -19,8 +20,6 @@ from hessrmt.records import Provenance, Spectra, Spectrum
 
 if TYPE_CHECKING:
     import torch
-
-Tick = Callable[[str, int, int], None]
 
 _TOGETHER = 8
 """Probes that share passes over data which are read anew for every product, if memory allows."""
@@ -38,6 +37,7 @@ class DensityPlan:
         bottom: Smallest levels.
         largest: Levels of largest magnitude instead.
         tolerance: Largest residual of a level over ‖H‖₂.
+        check_multiplicity: Search for further copies of multiple levels.
         trace: ``"hutch++"`` or ``"xtrace"``; None for no trace.
         trace_products: Products for it.
         seed: Of all random vectors.
@@ -50,6 +50,7 @@ class DensityPlan:
     bottom: int = 0
     largest: int = 0
     tolerance: float = 1e-10
+    check_multiplicity: bool = True
     trace: str | None = None
     trace_products: int = 60
     seed: int = 0
@@ -58,6 +59,15 @@ class DensityPlan:
     def levels(self) -> int:
         """Edge levels that are asked for."""
         return self.top + self.bottom + self.largest
+
+    def products(self, size: int) -> int:
+        """Products that it takes at least, with a matrix of that size.
+
+        Returns:
+            A number that depends on the plan alone, whatever of it has been done.
+        """
+        traced = self.trace_products if self.trace else 0
+        return self.probes * min(self.steps, size) + traced + 2 * self.levels
 
 
 @dataclass(frozen=True)
@@ -216,9 +226,8 @@ def complete(
     """
     together = _plan(operator, plan)
     save = save or _keep
-    steps = plan.steps
     if found is None:
-        empty = np.empty((0, steps))
+        empty = np.empty((0, plan.steps))
         found = DensityResult(
             quadrature=Quadrature(empty, empty, operator.dimension),
             planned=plan.probes,
@@ -230,24 +239,18 @@ def complete(
             dtype=operator.precision,
             provenance=provenance or Provenance(device=operator.backend.name),
         )
-    for first in range(len(found.quadrature), plan.probes, together):
-        numbers = range(first, min(first + together, plan.probes))
-
-        def progress(step: int, first: int = first, group: int = len(numbers)) -> None:
-            if tick:
-                tick("density", first * steps + step * group, plan.probes * steps)
-
-        rows = probe_rows(operator, numbers, steps, law=plan.law, seed=plan.seed, progress=progress)
-        nodes, weights = (np.array(part) for part in zip(*rows, strict=True))
-        before = found.quadrature
-        now = Quadrature(
-            np.concatenate([before.nodes, nodes]),
-            np.concatenate([before.weights, weights]),
-            operator.dimension,
-        )
+    announce(operator, plan.products(operator.dimension))
+    for now in extended(
+        operator,
+        found.quadrature,
+        plan.probes,
+        law=plan.law,
+        seed=plan.seed,
+        together=together,
+        tick=tick,
+    ):
         if np.isnan(found.check):
-            check = operator.agreement(max(map(abs, now.range)))
-            found = replace(found, check=check)
+            found = replace(found, check=operator.agreement(max(map(abs, now.range))))
         found = replace(found, quadrature=now)
         save(found)
     if plan.trace and found.traces is None:
@@ -255,12 +258,13 @@ def complete(
         found = replace(found, traces=traced)
         save(found)
     if plan.levels and found.edges is None:
-        edges = edge_levels(
+        edges = extremal_eigenvalues(
             operator,
             plan.top,
             plan.bottom,
             plan.largest,
             tolerance=plan.tolerance,
+            check_multiplicity=plan.check_multiplicity,
             seed=plan.seed,
             tick=tick,
         )
@@ -271,9 +275,7 @@ def complete(
 
 def _plan(operator: CurvatureOperator, plan: DensityPlan) -> int:
     """Probes that go together; refuses what cannot be done before anything is."""
-    for name, value in (("probes", plan.probes), ("steps", plan.steps)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigError(f"{name} must be a whole number from 1 on, got {value!r}")
+    require_whole(probes=plan.probes, steps=plan.steps)
     if plan.law not in LAWS:
         raise ConfigError(f"unknown law of probes {plan.law!r}; known are {', '.join(LAWS)}")
     if plan.levels:

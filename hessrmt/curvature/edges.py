@@ -1,17 +1,18 @@
-"""Extreme eigenvalues with a bound each, of a matrix that is only known through products.
+"""Extreme eigenvalues with a bound each, and eigenvectors, of a matrix known through products.
 
 For a unit vector x and any θ some eigenvalue of a symmetric H lies within ‖Hx - θx‖ of θ (Parlett
 1998, §4.5). Residuals come from products with the vectors that were found, not from the iteration;
 what rounding may have done to these products is added.
 
-A bound holds for *some* eigenvalue. Levels whose intervals are disjoint belong to different
-eigenvalues, so the intervals hold at least as many eigenvalues as levels. That none was missed is
-not proved: no iteration that sees H through products can prove it. A search from a second random
-vector finds further copies of a multiple level as far as it can.
+A bound holds for *some* eigenvalue. Eigenvalues whose intervals are disjoint are different ones, so
+the intervals hold at least as many eigenvalues of H as were found. That none was missed is not
+proved: no iteration that sees H through products can prove it. A search from a second random
+vector (``check_multiplicity``) finds further copies of a multiple eigenvalue as far as it can.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,20 +20,27 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from hessrmt.curvature.lanczos import Wanted, extreme_pairs, round_off, vectors_needed
-from hessrmt.curvature.operator import CurvatureOperator
+from hessrmt.curvature.lanczos import (
+    Pairs,
+    Wanted,
+    as_operator,
+    extreme_pairs,
+    round_off,
+    vectors_needed,
+)
 from hessrmt.curvature.plan import gib, usable_memory
+from hessrmt.curvature.quadrature import Tick, require_whole
 from hessrmt.errors import ConfigError, DeviceError
-from hessrmt.problems.problem import Problem, ordinary_mode
+from hessrmt.problems.problem import ordinary_mode
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float64
+    from torch import Tensor
 
     from hessrmt.curvature.operator import SymmetricOperator
+    from hessrmt.problems.problem import Problem
 
     Levels = Float64[np.ndarray, " n"]
-
-Tick = Callable[[str, int, int], None]
 
 _BLOCK = 8
 """Vectors whose residuals are computed together."""
@@ -41,21 +49,18 @@ _FEWEST_SPARE = 16
 """Vectors beside the wanted ones below which restarts hardly advance."""
 
 
-@dataclass(frozen=True)
-class EdgeLevels:
-    """Levels at the ends of a spectrum.
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """Eigenvalues with a bound each.
 
     Attributes:
-        values: (n,) float64, ascending; those of the lower end first.
+        values: (n,) float64, ascending.
         residuals: (n,) ‖Hx - λx‖ of each, x a unit vector.
         round_off: What rounding may add to a residual.
-        n_lower: How many of the levels belong to the lower end.
         dimension: P.
         norm: ‖H‖₂ as far as it was seen.
-        asked: What was asked for, in words.
-        exhausted: Whether an end has no more levels that can be told from zero.
         converged: Whether all that was asked for and exists was found.
-        check: ‖Hx - H'x‖/‖H‖₂ for the level of largest magnitude and another way of
+        check: ‖Hx - H'x‖/‖H‖₂ for the eigenvalue of largest magnitude and another way of
             differentiating; NaN where there is none.
         products: Products with H that it took.
     """
@@ -63,11 +68,8 @@ class EdgeLevels:
     values: Levels
     residuals: Levels
     round_off: float
-    n_lower: int
     dimension: int
     norm: float
-    asked: str
-    exhausted: bool = False
     converged: bool = True
     check: float = float("nan")
     products: int = 0
@@ -77,8 +79,34 @@ class EdgeLevels:
 
     @property
     def bounds(self) -> Levels:
-        """(n,) an eigenvalue of H lies within this distance of the level."""
+        """(n,) an eigenvalue of H lies within this distance of the value."""
         return self.residuals + self.round_off
+
+    def to_dict(self) -> dict[str, Any]:
+        """All numbers as plain values, e.g. for JSON; eigenvectors are left out.
+
+        Returns:
+            Name to value.
+        """
+        fields = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        plain = {k: v for k, v in fields.items() if isinstance(v, str | int | float)}
+        arrays = {k: getattr(self, k).tolist() for k in ("values", "residuals", "bounds")}
+        return {"found": len(self), **plain, **arrays}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EdgeLevels(_Found):
+    """Levels at the ends of a spectrum; those of the lower end come first.
+
+    Attributes:
+        n_lower: How many of the levels belong to the lower end.
+        asked: What was asked for, in words.
+        exhausted: Whether an end has no more levels that can be told from zero.
+    """
+
+    n_lower: int
+    asked: str
+    exhausted: bool = False
 
     @property
     def joint_bound(self) -> float:
@@ -142,34 +170,136 @@ class EdgeLevels:
         Returns:
             Name to value.
         """
-        return {
-            "asked": self.asked,
-            "found": len(self),
-            "n_lower": self.n_lower,
-            "values": self.values.tolist(),
-            "residuals": self.residuals.tolist(),
-            "bounds": self.bounds.tolist(),
-            "round_off": self.round_off,
-            "joint_bound": self.joint_bound,
-            "certified": int(np.count_nonzero(self.certified)),
-            "resolved": int(np.count_nonzero(self.is_resolved)),
-            "certain_spacings": int(np.count_nonzero(self.certain_spacings)),
-            "norm": self.norm,
-            "exhausted": self.exhausted,
-            "converged": self.converged,
-            "check": self.check,
-            "products": self.products,
+        marks = {
+            "certified": self.certified,
+            "resolved": self.is_resolved,
+            "certain_spacings": self.certain_spacings,
         }
+        counts = {name: int(np.count_nonzero(mark)) for name, mark in marks.items()}
+        return super().to_dict() | counts | {"joint_bound": self.joint_bound}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Eigenpairs(_Found):
+    """Some eigenvalues of a symmetric matrix and their eigenvectors.
+
+    If not all have converged, there are fewer than were asked for.
+
+    Attributes:
+        vectors: (P, n) orthonormal columns, in the operator's precision and place.
+        which: ``"LA"``, ``"SA"`` or ``"LM"``.
+        unflatten: From a vector (P,) to parameter name and tensor; None where there are no names.
+    """
+
+    vectors: Tensor
+    which: str
+    unflatten: Callable[[Tensor], dict[str, Tensor]] | None = None
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{value:.6g}" for value in self.values[:: max(1, len(self) - 1)])
+        return (
+            f"Eigenpairs({len(self)} {self.which} of {self.dimension:,}: {shown}; bounds up to "
+            f"{self.bounds.max(initial=0.0):.1g}; {self.products:,} products"
+            f"{'' if self.converged else '; not all converged'})"
+        )
+
+    def as_parameters(self, index: int) -> dict[str, Tensor]:
+        """An eigenvector as one tensor for each parameter.
+
+        Args:
+            index: Of the eigenvalue in :attr:`values`.
+
+        Returns:
+            Parameter name to tensor of the parameter's shape.
+
+        Raises:
+            ConfigError: If the operator has no parameters, or there is no such pair.
+        """
+        if self.unflatten is None:
+            raise ConfigError(
+                "these eigenvectors belong to a matrix without named parameters; take eigsh of a "
+                "problem or of its operator"
+            )
+        if not -len(self) <= index < len(self):
+            raise ConfigError(f"there are {len(self)} eigenvectors, got index {index!r}")
+        return self.unflatten(self.vectors[:, index])
 
 
 @ordinary_mode()
-def edge_levels(
-    operator: SymmetricOperator | Problem,
+def eigsh(
+    operator: SymmetricOperator | Problem | tuple[Callable[[Tensor], Tensor], int],
+    k: int = 6,
+    which: str = "LA",
+    *,
+    tolerance: float = 1e-8,
+    check_multiplicity: bool = False,
+    seed: int = 0,
+    memory: int | None = None,
+    tick: Tick | None = None,
+) -> Eigenpairs:
+    """Some eigenvalues at one end of a symmetric matrix with their eigenvectors, by Lanczos.
+
+    Source: thick restarts, Wu & Simon (2000).
+
+    Args:
+        operator: H: an operator; a problem, whose Hessian is then taken in float64 on the device
+            that is there; or a pair (matvec, n) of a function from (n,) to H v, in float64.
+        k: How many, at most n.
+        which: ``"LA"`` for the largest, ``"SA"`` for the smallest, ``"LM"`` for those of largest
+            magnitude.
+        tolerance: Largest residual ‖Hx - λx‖ over ‖H‖₂; never below what rounding adds.
+        check_multiplicity: Search once more from a fresh random vector: an eigenvalue of higher
+            multiplicity may have shown only one of its copies to the first.
+        seed: Of the start vectors.
+        memory: Bytes for the basis; what is free if None.
+        tick: Told of progress: phase, steps done, steps in all.
+
+    Returns:
+        The pairs; zero eigenvalues are pairs like others.
+
+    Raises:
+        ConfigError: If k, which or the tolerance is out of range, or H is nothing of these.
+        DeviceError: If the basis does not fit in memory.
+        ConvergenceError: If none converged within 100 times the basis' size.
+        ProblemError: If the matrix is not symmetric.
+    """
+    end = {"LA": "top", "SA": "bottom", "LM": "largest"}.get(which)
+    if end is None:
+        raise ConfigError(f"unknown end {which!r}; known are LA, SA and LM")
+    matrix = as_operator(operator)
+    require_whole(k=k)
+    if k > matrix.dimension:
+        raise ConfigError(f"k = {k:,} pairs are asked for, the matrix has {matrix.dimension:,}")
+    wanted = check_request(matrix, tolerance=tolerance, **{end: k})
+    _, vectors, common = _search(
+        matrix,
+        wanted,
+        memory,
+        tick,
+        tolerance=tolerance,
+        seed=seed,
+        check_multiplicity=check_multiplicity,
+        stop_at_zero=False,
+    )
+    # the sign of an eigenvector is free: its entry of largest magnitude is positive
+    largest = vectors.gather(1, vectors.abs().argmax(dim=1, keepdim=True))
+    return Eigenpairs(
+        vectors=(vectors * largest.sign()).T.contiguous(),
+        which=which,
+        unflatten=getattr(matrix, "unflatten", None),
+        **common,
+    )
+
+
+@ordinary_mode()
+def extremal_eigenvalues(
+    operator: SymmetricOperator | Problem | tuple[Callable[[Tensor], Tensor], int],
     top: int = 0,
     bottom: int = 0,
     largest: int = 0,
     *,
     tolerance: float = 1e-10,
+    check_multiplicity: bool = True,
     seed: int = 0,
     memory: int | None = None,
     tick: Tick | None = None,
@@ -180,54 +310,73 @@ def edge_levels(
     eigenvalues are round-off.
 
     Args:
-        operator: H, e.g. a :class:`~hessrmt.curvature.operator.CurvatureOperator`; or a problem,
-            whose Hessian is then taken in float64 on the device that is there.
-        top: How many of the largest levels.
+        operator: H, as for :func:`eigsh`.
+        top: How many of the largest eigenvalues.
         bottom: How many of the smallest.
         largest: How many of the largest magnitude instead.
         tolerance: Largest residual over ‖H‖₂; never below what rounding adds.
+        check_multiplicity: As for :func:`eigsh`.
         seed: Of the start vectors.
         memory: Bytes for the basis; what is free if None.
         tick: Told of progress.
 
     Returns:
-        The levels; fewer than asked for where an end is exhausted. Raises ConvergenceError if none
-        converged within 100 times the basis' size; ConfigError and DeviceError as
+        The eigenvalues; fewer than asked for where an end is exhausted. Raises ConvergenceError if
+        none converged within 100 times the basis' size; ConfigError and DeviceError as
         :func:`check_request` and :func:`plan_width`.
     """
-    if isinstance(operator, Problem):
-        operator = CurvatureOperator.of(operator)
-    wanted = check_request(operator, top, bottom, largest, tolerance)
-    width = plan_width(operator, wanted.levels, memory)
-    found = extreme_pairs(operator, wanted, width=width, tolerance=tolerance, seed=seed, tick=tick)
-    residuals = np.empty(len(found.values))
-    theta = torch.from_numpy(found.values).to(found.vectors)
-    for first in range(0, len(residuals), _BLOCK):
-        part = slice(first, first + _BLOCK)
-        block = found.vectors[part]
-        block = block / block.norm(dim=1, keepdim=True)
-        rest = operator(block) - theta[part, None] * block
-        residuals[part] = rest.norm(dim=1).to(torch.float64).cpu().numpy()
-        if tick:
-            tick("residuals", min(first + _BLOCK, len(residuals)), len(residuals))
-    check = float("nan")
-    agreement = getattr(operator, "agreement", None)
-    if agreement is not None and len(residuals):
-        top_vector = found.vectors[int(np.argmax(np.abs(found.values)))]
-        check = agreement(found.norm, top_vector / top_vector.norm())
+    matrix = as_operator(operator)
+    wanted = check_request(matrix, top, bottom, largest, tolerance)
+    found, _, common = _search(
+        matrix,
+        wanted,
+        memory,
+        tick,
+        tolerance=tolerance,
+        seed=seed,
+        check_multiplicity=check_multiplicity,
+    )
     return EdgeLevels(
-        values=found.values,
-        residuals=residuals,
-        round_off=round_off(found.norm, operator.dimension, operator.dtype),
         n_lower=found.n_lower,
-        dimension=operator.dimension,
-        norm=found.norm,
         asked=", ".join(f"{name} {count}" for name, count in wanted._asdict().items() if count),
         exhausted=found.exhausted,
-        converged=found.converged,
-        check=check,
-        products=found.products + len(residuals),
+        **common,
     )
+
+
+edge_levels = extremal_eigenvalues
+"""The former name."""
+
+
+def _search(
+    operator: Any, wanted: Wanted, memory: int | None, tick: Tick | None, **options: Any
+) -> tuple[Pairs, Tensor, dict[str, Any]]:
+    """Ritz pairs, their unit vectors as rows, and what every result says of them."""
+    width = plan_width(operator, wanted.levels, memory)
+    found = extreme_pairs(operator, wanted, width=width, tick=tick, **options)
+    vectors = found.vectors / found.vectors.norm(dim=1, keepdim=True)
+    residuals, check = np.empty(len(vectors)), float("nan")
+    theta = torch.from_numpy(found.values).to(vectors)
+    for first in range(0, len(vectors), _BLOCK):
+        part = slice(first, first + _BLOCK)
+        rest = operator(vectors[part]) - theta[part, None] * vectors[part]
+        residuals[part] = rest.norm(dim=1).to(torch.float64).cpu().numpy()
+        if tick:
+            tick("residuals", min(first + _BLOCK, len(vectors)), len(vectors))
+    agreement = getattr(operator, "agreement", None)
+    if agreement is not None and len(vectors):
+        check = agreement(found.norm, vectors[int(np.argmax(np.abs(found.values)))])
+    common = {
+        "values": found.values,
+        "residuals": residuals,
+        "round_off": round_off(found.norm, operator.dimension, operator.dtype),
+        "dimension": operator.dimension,
+        "norm": found.norm,
+        "converged": found.converged,
+        "check": check,
+        "products": found.products + len(residuals),
+    }
+    return found, vectors, common
 
 
 def plan_width(operator: SymmetricOperator, count: int, memory: int | None = None) -> int:
@@ -270,13 +419,17 @@ def plan_width(operator: SymmetricOperator, count: int, memory: int | None = Non
 
 
 def check_request(
-    operator: SymmetricOperator, top: int, bottom: int, largest: int, tolerance: float = 1e-10
+    operator: SymmetricOperator,
+    top: int = 0,
+    bottom: int = 0,
+    largest: int = 0,
+    tolerance: float = 1e-10,
 ) -> Wanted:
     """Refuse levels that cannot be asked for, before anything is computed.
 
     Args:
         operator: H.
-        top: As for :func:`edge_levels`.
+        top: As for :func:`extremal_eigenvalues`.
         bottom: Likewise.
         largest: Likewise.
         tolerance: Likewise.
@@ -287,9 +440,7 @@ def check_request(
     Raises:
         ConfigError: If nothing, or more than P levels are asked for, or a number is out of range.
     """
-    for name, value in (("top", top), ("bottom", bottom), ("largest", largest)):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
-            raise ConfigError(f"{name} must be a whole number from 0 on, got {value!r}")
+    require_whole(0, top=top, bottom=bottom, largest=largest)
     if not 0 < tolerance < 1:
         raise ConfigError(f"the tolerance must lie between 0 and 1, got {tolerance!r}")
     wanted = Wanted(int(top), int(bottom), int(largest))

@@ -8,15 +8,18 @@ Appl. 22 (2000) 602.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 
 from hessrmt import rng
-from hessrmt.errors import ConvergenceError
+from hessrmt.curvature.operator import CurvatureOperator
+from hessrmt.errors import ConfigError, ConvergenceError, NonFiniteError, ProblemError
+from hessrmt.problems.problem import Problem
 
 if TYPE_CHECKING:
     from jaxtyping import Float64
@@ -34,7 +37,65 @@ _COLUMNS = 4096
 """Parameters whose part of the basis is rotated at a time."""
 
 _SECOND_LOOK = 24
-"""Steps from a fresh random vector that look for levels which the first one could not see."""
+"""Steps from a fresh random vector that look for eigenvalues which the first could not see."""
+
+_TESTED_EACH_STEP = 48
+"""Vectors up to which the eigenvalues of T cost less than a product; beyond, they are computed
+whenever there are an eighth more vectors."""
+
+
+_SMALL_BASIS = 2**24
+"""Numbers in a basis (128 MiB) up to which it gets more vectors, so that it restarts less often."""
+
+
+def as_operator(given: Any) -> Any:
+    """What the algorithms take: an operator, a problem, or a function with its dimension.
+
+    Args:
+        given: Anything with ``dimension``, ``dtype``, ``device`` and a call for blocks of rows; a
+            problem, whose Hessian is then taken in float64; or a pair (matvec, n) of a function
+            that maps a float64 vector (n,) to H v, and n.
+
+    Returns:
+        The operator.
+
+    Raises:
+        ConfigError: If it is nothing of these.
+    """
+    if isinstance(given, Problem):
+        return CurvatureOperator.of(given)
+    if isinstance(given, tuple) and len(given) == 2:
+        return _Function(*given)
+    if not callable(given) or not all(hasattr(given, name) for name in ("dimension", "dtype")):
+        raise ConfigError(
+            f"expected an operator, a problem, or a pair (matvec, n), got {type(given).__name__}"
+        )
+    return given
+
+
+class _Function:
+    """A symmetric matrix known as a function of one vector, in float64."""
+
+    dtype, device = torch.float64, torch.device("cpu")
+
+    def __init__(self, matvec: Callable[[Vector], Any], size: int) -> None:
+        whole = isinstance(size, int | np.integer) and not isinstance(size, bool)
+        if not callable(matvec) or not whole or size < 1:
+            raise ConfigError(f"(matvec, n) must be a function and its dimension, got n = {size!r}")
+        self.matvec, self.dimension = matvec, int(size)
+
+    def __call__(self, block: Vectors) -> Vectors:
+        found = [torch.as_tensor(self.matvec(row.clone())).detach() for row in block]
+        for one in found:
+            if one.shape != (self.dimension,):
+                raise ConfigError(
+                    f"matvec must map ({self.dimension},) to ({self.dimension},), it gave "
+                    f"{tuple(one.shape)}"
+                )
+        product = torch.stack(found).to(block)
+        if not bool(torch.isfinite(product).all()):
+            raise NonFiniteError("a product of matvec is NaN or infinite")
+        return product
 
 
 def round_off(norm: float, size: int, dtype: torch.dtype) -> float:
@@ -55,51 +116,16 @@ def round_off(norm: float, size: int, dtype: torch.dtype) -> float:
     return 10 * size**0.5 * torch.finfo(dtype).eps * norm
 
 
-def tridiagonal(
-    operator: SymmetricOperator,
-    starts: Vectors,
-    steps: int,
-    tick: Callable[[int], None] | None = None,
-) -> list[tuple[Numbers, Numbers]]:
-    """Lanczos from several vectors at once, which share the passes over the data.
+def announce(operator: SymmetricOperator, products: int) -> None:
+    """Tell an operator that can prepare for many products how many there will be.
 
     Args:
-        operator: H.
-        starts: (g, P) nonzero vectors.
-        steps: m, at most P.
-        tick: Told of the steps done.
-
-    Returns:
-        For each start the diagonal (m,) and off-diagonal (m - 1,) of VᵀHV; shorter if the Krylov
-        space is invariant before.
+        operator: H; what has no method ``expect`` is left alone.
+        products: At least so many.
     """
-    count, size = starts.shape
-    bases = starts.new_empty(count, steps, size)
-    bases[:, 0] = starts / starts.norm(dim=1, keepdim=True)
-    alphas: list[list[float]] = [[] for _ in range(count)]
-    betas: list[list[float]] = [[] for _ in range(count)]
-    norms = [0.0] * count
-    running = list(range(count))
-    for step in range(steps):
-        found = operator(bases[running, step])
-        for row, index in zip(found, list(running), strict=True):
-            norms[index] = max(norms[index], float(row.norm()))  # ‖Hv‖ <= ‖H‖
-            basis = bases[index, : step + 1]
-            inner, rest = orthogonalise(row, basis)
-            alphas[index].append(float(inner[-1]))
-            beta = float(rest.norm())
-            if step + 1 == steps:
-                continue
-            if beta <= round_off(norms[index], size, row.dtype):
-                running.remove(index)
-                continue
-            betas[index].append(beta)
-            bases[index, step + 1] = rest / beta
-        if tick:
-            tick(step + 1)
-        if not running:
-            break
-    return [(np.array(a), np.array(b)) for a, b in zip(alphas, betas, strict=True)]
+    expect = getattr(operator, "expect", None)
+    if expect is not None:
+        expect(products)
 
 
 def orthogonalise(w: Vector, basis: Vectors) -> tuple[Tensor, Vector]:
@@ -129,6 +155,97 @@ def orthogonalise(w: Vector, basis: Vectors) -> tuple[Tensor, Vector]:
     return inner, rest
 
 
+class _Space:
+    """A Krylov space: orthonormal rows V, T = VᵀHV, and the next direction behind the last row."""
+
+    def __init__(self, start: Vector, width: int, slack: float = 0.0) -> None:
+        self.size, self.width = len(start), width
+        self.basis = start.new_empty(min(width + 1, self.size), self.size)
+        self.basis[0] = start / start.norm()
+        self.small = np.zeros((width, width))
+        self.have, self.beta, self.norm = 0, 0.0, 0.0
+        self.coupling = np.zeros(0)  # of the next direction to all rows, known by symmetry
+        self.slack = max(slack, torch.finfo(start.dtype).eps ** 0.5)
+
+    def add(self, w: Vector) -> None:
+        """Take H times the next direction; β = 0 says that the space is invariant."""
+        j = self.have
+        self.norm = max(self.norm, float(w.norm()))  # ‖Hv‖ <= ‖H‖
+        inner, rest = orthogonalise(w, self.basis[: j + 1])
+        column = inner.to(torch.float64).cpu().numpy()
+        gap = float(np.abs(column[:j] - self.coupling).max(initial=0.0))
+        if gap > self.slack * self.norm:
+            raise ProblemError(
+                f"the matrix is not symmetric: wᵀ(Hv) and vᵀ(Hw) differ by {gap:.3g} for unit "
+                f"vectors, its norm is {self.norm:.3g}. Eigenvalues by Lanczos need H = Hᵀ; an "
+                "operation of a model with a wrong second derivative in torch must be replaced"
+            )
+        column[:j] = self.coupling
+        self.small[: j + 1, j] = self.small[j, : j + 1] = column
+        self.have, beta = j + 1, float(rest.norm())
+        invariant = self.have == self.size or beta <= round_off(self.norm, self.size, w.dtype)
+        self.beta = 0.0 if invariant else beta
+        self.coupling = np.append(np.zeros(j), self.beta)
+        if not invariant:
+            self.basis[self.have] = rest / beta
+
+    def turn_to(self, direction: Vector) -> None:
+        """Go on in a direction that has nothing to do with the space."""
+        for _ in range(2):
+            direction = orthogonalise(direction / direction.norm(), self.basis[: self.have])[1]
+        self.basis[self.have] = direction / direction.norm()
+        self.beta, self.coupling = 0.0, np.zeros(self.have)
+
+    def rotate(self, columns: Numbers) -> Vectors:
+        """Replace the first rows of V by combinations of all of them, (have, k) coefficients."""
+        turn = torch.from_numpy(columns.T.copy()).to(self.basis)
+        for first in range(0, self.size, _COLUMNS):
+            part = slice(first, first + _COLUMNS)
+            self.basis[: len(turn), part] = turn @ self.basis[: self.have, part]
+        return self.basis[: len(turn)]
+
+    def restart(self, values: Numbers, rotation: Numbers) -> None:
+        """Keep some Ritz pairs only; the next direction stays."""
+        following = self.basis[self.have].clone()
+        self.rotate(rotation)
+        self.coupling, self.have = self.beta * rotation[-1], len(values)
+        self.basis[self.have] = following
+        self.small[: self.have, : self.have] = np.diag(values)
+
+
+def tridiagonal(
+    operator: SymmetricOperator,
+    starts: Vectors,
+    steps: int,
+    tick: Callable[[int], None] | None = None,
+) -> list[tuple[Numbers, Numbers]]:
+    """Lanczos from several vectors at once, which share the passes over the data.
+
+    Args:
+        operator: H.
+        starts: (g, P) nonzero vectors.
+        steps: m, at most P.
+        tick: Told of the steps done.
+
+    Returns:
+        For each start the diagonal (m,) and off-diagonal (m - 1,) of VᵀHV; shorter if the Krylov
+        space is invariant before.
+    """
+    spaces = [_Space(start, steps) for start in starts]
+    running = spaces
+    for step in range(steps):
+        products = operator(torch.stack([space.basis[step] for space in running]))
+        for space, product in zip(running, products, strict=True):
+            space.add(product)
+        if tick:
+            tick(step + 1)
+        running = [space for space in running if space.beta]
+        if not running:
+            break
+    found = [space.small[: space.have, : space.have] for space in spaces]
+    return [(np.diag(small).copy(), np.diag(small, 1).copy()) for small in found]
+
+
 class Wanted(NamedTuple):
     """Which eigenvalues are wanted.
 
@@ -149,12 +266,9 @@ class Wanted(NamedTuple):
 
     def ends(self, values: Numbers) -> list[tuple[int, np.ndarray]]:
         """For each end how many are wanted, and the order in which its values come."""
-        orders = (
-            (self.top, -values),
-            (self.bottom, values),
-            (self.largest, -np.abs(values)),
-        )
-        return [(count, np.argsort(key, kind="stable")) for count, key in orders if count]
+        keys = (-values, values, -np.abs(values))
+        pairs = zip(self, keys, strict=True)
+        return [(count, np.argsort(key, kind="stable")) for count, key in pairs if count]
 
 
 @dataclass(frozen=True)
@@ -181,6 +295,16 @@ class Pairs:
     products: int
 
 
+class _Verdict(NamedTuple):
+    """Ritz pairs by position: those to report, all that converged, and what is still to come."""
+
+    chosen: np.ndarray
+    settled: np.ndarray
+    n_lower: int
+    more: bool
+    exhausted: bool
+
+
 def extreme_pairs(
     operator: SymmetricOperator,
     wanted: Wanted,
@@ -189,12 +313,11 @@ def extreme_pairs(
     tolerance: float = 1e-10,
     seed: int = 0,
     limit: int | None = None,
+    check_multiplicity: bool = True,
+    stop_at_zero: bool = True,
     tick: Callable[[str, int, int], None] | None = None,
 ) -> Pairs:
-    """Extreme eigenpairs by thick-restart Lanczos.
-
-    Converged spaces are searched once more from a fresh random vector: a level of higher
-    multiplicity shows only one of its copies to the first.
+    """Extreme eigenpairs by thick-restart Lanczos, which stops as soon as they have converged.
 
     Args:
         operator: H.
@@ -203,190 +326,145 @@ def extreme_pairs(
         tolerance: Largest residual ‖Hx - θx‖ over ‖H‖₂; never below what rounding adds.
         seed: Of the start vectors.
         limit: Products after which to stop with what has converged; 100 m if None.
-        tick: Told of progress: phase, levels that converged, levels wanted.
+        check_multiplicity: Search once more from a fresh random vector: an eigenvalue of higher
+            multiplicity shows only one of its copies to the first. Where the Krylov space is
+            invariant this is done in any case.
+        stop_at_zero: Whether an end stops where its eigenvalues can't be told from zero.
+        tick: Told of progress: phase, eigenvalues that converged, eigenvalues wanted.
 
     Returns:
-        The pairs; raises ConvergenceError if none converged.
+        The pairs.
+
+    Raises:
+        ConvergenceError: If none converged.
+        ProblemError: If the matrix is not symmetric.
     """
-    return _Restarted(operator, wanted, width, tolerance, seed, tick).run(limit or 100 * width)
+    size, levels, fresh = operator.dimension, wanted.levels, _directions(operator, seed)
+    limit, digits = limit or 100 * width, torch.finfo(operator.dtype).eps ** 0.5
+    space = _Space(next(fresh), width, tolerance)
+    stop, tested, products = width, 0, 0
+    looked: Numbers | None = None
+    while True:
+        announce(operator, max(2 * levels, products))
+        space.add(operator(space.basis[space.have][None])[0])
+        products += 1
+        have = space.have
+        due = have >= min(stop, size) or products >= limit
+        if looked is None and have >= levels:
+            stride = 1 if have <= _TESTED_EACH_STEP else have // 8
+            due = due or not space.beta or have - tested >= stride
+        if not space.beta and have < size:
+            space.turn_to(next(fresh))
+        if tick and products % 16 == 0:
+            tick("products", have, stop)
+        if not due:
+            continue
+        tested = have
+        values, rotation = np.linalg.eigh(space.small[:have, :have])
+        space.norm = max(space.norm, float(np.abs(values).max()))
+        floor = round_off(space.norm, size, operator.dtype)
+        goal = max(tolerance * space.norm, floor)
+        zero = floor if stop_at_zero else -1.0
+        found = _judge(wanted, values, space.beta * np.abs(rotation[-1]), goal, zero, size)
+        now = values[found.chosen]
+        if tick:
+            tick("edge levels", len(now), levels)
+        done = not found.more
+        # an invariant space, up to rounding: some eigenvalue has more copies than it holds
+        check_multiplicity |= space.beta <= min(goal, digits * space.norm)
+        final = not check_multiplicity or _same(looked, now, goal)
+        complete = have == size or (done and final)
+        if complete or products >= limit:
+            if not complete and not len(now):
+                raise ConvergenceError(
+                    f"no extreme eigenvalue has converged after {products:,} products; allow a "
+                    "larger residual (tolerance), or more vectors (ask for more eigenvalues)"
+                )
+            return Pairs(
+                values=now,
+                vectors=space.rotate(rotation[:, found.chosen]),
+                n_lower=0 if len(now) == size else found.n_lower,
+                norm=space.norm,
+                exhausted=found.exhausted,
+                converged=complete,
+                products=products,
+            )
+        if done:
+            looked = now
+            space.beta = 0.0  # what has converged has no part in the next direction
+            space.restart(values[found.settled], rotation[:, found.settled])
+            space.turn_to(next(fresh))
+            stop, tested = min(width, space.have + _SECOND_LOOK), space.have
+        elif looked is not None or have >= width:
+            looked, stop = None, width
+            if have >= width:
+                kept = _kept(wanted, values, min(levels + (have - levels) // 3, width - 2))
+                space.restart(values[kept], rotation[:, kept])
+                tested = space.have
 
 
-class _Restarted:
-    """State of a thick-restart Lanczos iteration: basis V, T = VᵀHV, and the next direction."""
+def _directions(operator: SymmetricOperator, seed: int) -> Iterator[Vector]:
+    """Random vectors, one after another."""
+    for number in itertools.count():
+        generator = rng.torch_generator(seed, "lanczos", number)
+        drawn = torch.randn(operator.dimension, generator=generator, dtype=torch.float64)
+        yield drawn.to(dtype=operator.dtype, device=operator.device)
 
-    def __init__(
-        self,
-        operator: SymmetricOperator,
-        wanted: Wanted,
-        width: int,
-        tolerance: float,
-        seed: int,
-        tick: Callable[[str, int, int], None] | None,
-    ) -> None:
-        self.operator, self.wanted, self.width = operator, wanted, width
-        self.tolerance, self.seed, self.tick = tolerance, seed, tick
-        self.size = operator.dimension
-        self.basis = torch.empty(
-            min(width + 1, self.size), self.size, dtype=operator.dtype, device=operator.device
-        )
-        self.small = np.zeros((width, width))
-        self.norm = 0.0
-        self.products = self.draws = 0
-        self.have = self.lower = 0
-        self.beta = 0.0
-        self.basis[0] = self._random()
 
-    def run(self, limit: int) -> Pairs:
-        """Iterate until everything has converged and a second look finds nothing more."""
-        looked: Numbers | None = None
-        while True:
-            fill = self.width if looked is None else min(self.width, self.have + _SECOND_LOOK)
-            self._fill(fill)
-            values, rotation = np.linalg.eigh(self.small[: self.have, : self.have])
-            self.norm = max(self.norm, float(np.abs(values).max()))
-            floor = round_off(self.norm, self.size, self.operator.dtype)
-            goal = max(self.tolerance * self.norm, floor)
-            residuals = self.beta * np.abs(rotation[-1])
-            complete = self.have == self.size
-            chosen, more, exhausted = self._judge(values, residuals, goal, floor)
-            if self.tick:
-                self.tick("edge levels", min(len(chosen), self.wanted.levels), self.wanted.levels)
-            done = not more
-            if complete or (done and looked is not None and _same(looked, values[chosen], goal)):
-                return self._pairs(values, rotation, chosen, exhausted, True)
-            if self.products >= limit:
-                if not len(chosen):
-                    raise ConvergenceError(
-                        f"no extreme level has converged after {self.products:,} products; allow "
-                        "a larger residual (tolerance), or more vectors (ask for more levels)"
-                    )
-                return self._pairs(values, rotation, chosen, exhausted, False)
-            looked = values[chosen] if done else None
-            self._restart(values, rotation, fresh=done)
+def _same(before: Numbers | None, now: Numbers, goal: float) -> bool:
+    if before is None or len(before) != len(now):
+        return False
+    return bool((np.abs(before - now) <= goal).all())
 
-    def _judge(
-        self, values: Numbers, residuals: Numbers, goal: float, floor: float
-    ) -> tuple[np.ndarray, bool, bool]:
-        """Positions that have converged, whether more are to come, whether an end met zero."""
-        chosen: set[int] = set()
-        more = exhausted = False
-        self.lower = 0
-        for count, order in self.wanted.ends(values):
-            got = 0
-            # the order begins with the smallest value at the lower end only
-            lower = order[0] == 0 and not self.wanted.largest
-            while got < min(count, len(order)):
-                position = int(order[got])
-                if residuals[position] > goal:
-                    more = True
-                    break
-                if abs(values[position]) <= floor:
-                    exhausted = True
-                    break
-                chosen.add(position)
-                got += 1
-                self.lower += bool(lower or (self.wanted.largest and values[position] < 0))
-            else:
-                if got < count:
-                    more |= self.have < self.size
-                    exhausted |= self.have == self.size
-        return np.array(sorted(chosen), dtype=np.int64), more, exhausted
 
-    def _fill(self, stop: int) -> None:
-        """Extend the basis to ``stop`` vectors, the next direction stored behind them."""
-        while self.have < stop:
-            j = self.have
-            w = self.operator(self.basis[j : j + 1])[0]
-            self.products += 1
-            self.norm = max(self.norm, float(w.norm()))
-            inner, rest = orthogonalise(w, self.basis[: j + 1])
-            column = inner.to(torch.float64).cpu().numpy()
-            self.small[: j + 1, j] = self.small[j, : j + 1] = column
-            self.have, self.beta = j + 1, float(rest.norm())
-            if self.have == self.size:
-                self.beta = 0.0
-                return
-            if self.beta <= round_off(self.norm, self.size, w.dtype):  # an invariant space
-                self.beta, rest = 0.0, self._random(self.basis[: self.have])
-                self.basis[self.have] = rest
-            else:
-                self.basis[self.have] = rest / self.beta
-            if self.tick and j % 16 == 0:
-                self.tick("products", j, stop)
-
-    def _restart(self, values: Numbers, rotation: np.ndarray, *, fresh: bool) -> None:
-        """Keep the wanted Ritz vectors and some next to them; go on from the last direction."""
-        spare = self.have - self.wanted.levels
-        keep = self.wanted.levels + (0 if fresh else spare // 3)
-        keep = max(1, min(keep, self.have - 1, self.width - 2))
-        ends = self.wanted.ends(values)
-        chosen: set[int] = set()
-        for place in range(self.have):
-            for count, order in ends:
-                # each end gets its share
-                if len(chosen) < keep and place < -(-keep * count // self.wanted.levels):
-                    chosen.add(int(order[place]))
-        kept = np.array(sorted(chosen), dtype=np.int64)
-        turn = torch.from_numpy(rotation[:, kept].T.copy()).to(self.basis)
-        for first in range(0, self.size, _COLUMNS):
-            part = slice(first, first + _COLUMNS)
-            self.basis[: len(kept), part] = turn @ self.basis[: self.have, part]
-        if fresh:
-            self.beta = 0.0
-            self.basis[len(kept)] = self._random(self.basis[: len(kept)])
+def _judge(
+    wanted: Wanted, values: Numbers, residuals: Numbers, goal: float, zero: float, size: int
+) -> _Verdict:
+    chosen: set[int] = set()
+    settled: set[int] = set()
+    more = exhausted = False
+    for count, order in wanted.ends(values):
+        for position in map(int, order[:count]):
+            if residuals[position] > goal:
+                more = True
+                break
+            settled.add(position)
+            if abs(values[position]) <= zero:
+                exhausted = True
+                break
+            chosen.add(position)
         else:
-            self.basis[len(kept)] = self.basis[self.have].clone()
-        self.have = len(kept)
-        self.small[: self.have, : self.have] = np.diag(values[kept])
-
-    def _random(self, basis: Vectors | None = None) -> Vector:
-        """A random unit vector orthogonal to some others."""
-        generator = rng.torch_generator(self.seed, "lanczos", self.draws)
-        self.draws += 1
-        drawn = torch.randn(self.size, generator=generator, dtype=torch.float64)
-        drawn = drawn.to(dtype=self.operator.dtype, device=self.operator.device)
-        if basis is not None:
-            drawn = orthogonalise(drawn / drawn.norm(), basis)[1]
-            drawn = orthogonalise(drawn / drawn.norm(), basis)[1]
-        return drawn / drawn.norm()
-
-    def _pairs(
-        self,
-        values: Numbers,
-        rotation: np.ndarray,
-        chosen: np.ndarray,
-        exhausted: bool,
-        converged: bool,
-    ) -> Pairs:
-        turn = torch.from_numpy(rotation[:, chosen].T.copy()).to(self.basis)
-        for first in range(0, self.size, _COLUMNS):
-            part = slice(first, first + _COLUMNS)
-            self.basis[: len(chosen), part] = turn @ self.basis[: self.have, part]
-        return Pairs(
-            values=values[chosen],
-            vectors=self.basis[: len(chosen)],
-            n_lower=0 if len(chosen) == self.size else self.lower,
-            norm=self.norm,
-            exhausted=exhausted,
-            converged=converged,
-            products=self.products,
-        )
+            more |= len(order) < min(count, size)
+    where = np.array(sorted(chosen), dtype=np.int64)
+    if wanted.largest:
+        lower = int(np.count_nonzero(values[where] < 0))
+    else:  # values ascend: those of the lower end come first
+        lower = int(np.count_nonzero(where < wanted.bottom))
+    return _Verdict(where, np.array(sorted(settled), dtype=np.int64), lower, more, exhausted)
 
 
-def _same(before: Numbers, now: Numbers, goal: float) -> bool:
-    return len(before) == len(now) and bool((np.abs(before - now) <= goal).all())
+def _kept(wanted: Wanted, values: Numbers, keep: int) -> np.ndarray:
+    """Positions of the wanted Ritz values and of some next to them, each end with its share."""
+    chosen: set[int] = set()
+    ends = wanted.ends(values)
+    for place in range(len(values)):
+        for count, order in ends:
+            if len(chosen) < keep and place < -(-keep * count // wanted.levels):
+                chosen.add(int(order[place]))
+    return np.array(sorted(chosen), dtype=np.int64)
 
 
 def vectors_needed(wanted: int, size: int, spare: int | None = None) -> int:
-    """Width of the basis for a number of levels.
+    """Width of the basis for a number of eigenvalues.
 
     Args:
-        wanted: Levels.
+        wanted: Eigenvalues.
         size: P.
-        spare: Vectors beside them; as many as levels, within limits, if None.
+        spare: Vectors beside them; as many as eigenvalues, within limits, if None.
 
     Returns:
         m.
     """
-    beside = max(40, min(wanted, 1000)) if spare is None else spare
-    return min(size, wanted + beside)
+    if spare is None:
+        spare = max(40, min(wanted, 1000), min(300, _SMALL_BASIS // size))
+    return min(size, wanted + spare)

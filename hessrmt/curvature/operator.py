@@ -18,7 +18,7 @@ from hessrmt.backend.select import select
 from hessrmt.curvature.certify import random_direction, require_agreement
 from hessrmt.curvature.fidelity import gradient, require_second_derivative
 from hessrmt.curvature.hessian import torch_dtype
-from hessrmt.curvature.linearise import choose
+from hessrmt.curvature.linearise import TRACED_FROM, KeptProduct, choose
 from hessrmt.curvature.plan import gib, row_bytes, saved_bytes, usable_memory
 from hessrmt.errors import ConfigError, DataError, DeviceError, NonFiniteError, ProblemError
 from hessrmt.problems.batches import Batch, join, read_batch
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
     from hessrmt.arrays import Vector, Vectors
     from hessrmt.backend.base import Backend
-    from hessrmt.curvature.products import Product
     from hessrmt.problems.losses import Loss
 
 OPERATORS = ("hessian", "ggn", "fisher")
@@ -224,13 +223,14 @@ class CurvatureOperator(Operator):
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
         dtype: ``"float64"`` or ``"float32"``.
         only: The parameters to take.
-        linearise: Keep micro-batches linearised as far as memory allows. False differentiates anew
-            for every product, which is quicker for a few dozen of them.
+        linearise: Keep micro-batches, as far as memory allows, linearised from the start; False
+            differentiates anew for every product. If None, the graphs of their gradients are kept,
+            and they are linearised when :meth:`expect` hears of enough products.
 
     Attributes:
         samples: N.
         parts: Micro-batches.
-        kept: How many of them are kept linearised.
+        kept: How many of them are kept as graphs.
         loss: Mean loss.
         gradient_norm: Euclidean norm of its gradient.
         kind: ``"hessian"``, ``"ggn"`` or ``"fisher"``.
@@ -254,7 +254,7 @@ class CurvatureOperator(Operator):
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "float64",
         only: str | re.Pattern[str] | Sequence[str] | None = None,
-        linearise: bool = True,
+        linearise: bool | None = None,
     ) -> None:
         if isinstance(batches, Iterator):
             raise DataError(
@@ -276,7 +276,7 @@ class CurvatureOperator(Operator):
         batch: int | None = None,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "float64",
-        linearise: bool = True,
+        linearise: bool | None = None,
     ) -> CurvatureOperator:
         """The operator of a problem whose samples are in memory.
 
@@ -317,7 +317,7 @@ class CurvatureOperator(Operator):
         kind: str,
         device: str | torch.device,
         dtype: str | torch.dtype,
-        linearise: bool,
+        linearise: bool | None,
     ) -> None:
         if kind not in OPERATORS:
             raise ProblemError(f"unknown operator {kind!r}; known are {', '.join(OPERATORS)}")
@@ -331,16 +331,16 @@ class CurvatureOperator(Operator):
         self._survey()
         if kind == "ggn":
             self._base.require_loss_of_outputs_alone()
-        ways = choose(self._base, kind, linearise=linearise)
+        ways = choose(self._base, kind)
         self._plain, self._check = ways.plain, ways.check
-        self._linear: list[tuple[float, Product]] = []
-        self.kept = 0
-        if ways.first is not None:
-            for number, part in enumerate(self._problems(stop=self._room())):
-                if self._weights[number]:
-                    product = ways.linear(part) if number else ways.first
-                    self._linear.append((self._weights[number], product))
-                self.kept = number + 1
+        room = 0 if linearise is False else self._room()
+        self._kept: list[tuple[float, KeptProduct]] = [
+            (weight, ways.kept(part))
+            for part, weight in zip(self._problems(stop=room), self._weights, strict=False)
+        ]
+        self.kept = len(self._kept)
+        if linearise:
+            self.expect(TRACED_FROM)
         if kind == "hessian":
             require_second_derivative(self._base, random_direction(self._base))
 
@@ -357,14 +357,25 @@ class CurvatureOperator(Operator):
         found._set_up(self._base.restricted(only), self._batches, *self._options)
         return found
 
+    @ordinary_mode()
+    def expect(self, products: int) -> None:
+        """Prepare for a number of products: what is kept is linearised if that pays.
+
+        Args:
+            products: How many there will be at least.
+        """
+        if products >= TRACED_FROM:
+            for _, product in self._kept:
+                product.trace()
+
     def unflatten(self, vector: Vector) -> dict[str, Tensor]:
-        """A vector as named parameters.
+        """A vector as one tensor for each parameter.
 
         Args:
             vector: (P,).
 
         Returns:
-            Parameter name to tensor.
+            Parameter name to tensor of the parameter's shape.
         """
         return self._base.unflatten(vector)
 
@@ -382,8 +393,9 @@ class CurvatureOperator(Operator):
             NonFiniteError: If an entry comes out as NaN or infinite.
         """
         total = torch.zeros_like(block)
-        for weight, product in self._linear:
-            total.add_(product(block), alpha=weight)
+        for weight, product in self._kept:
+            if weight:
+                total.add_(product(block), alpha=weight)
         if self.kept < self.parts:
             self._add(total, block, self._plain, self.kept)
         if not bool(torch.isfinite(total).all()):
@@ -406,7 +418,9 @@ class CurvatureOperator(Operator):
         if v is None:
             v = random_direction(self._base)
         expected = torch.zeros_like(v[None])
-        self._add(expected, v[None], self._check)
+        # traced products are forward-over-reverse, all others reverse-over-reverse
+        traced = self.kind != "fisher" and any(product.traced for _, product in self._kept)
+        self._add(expected, v[None], self._plain if traced else self._check)
         residual = float((self(v[None]) - expected).norm())
         return require_agreement(residual, norm, self.dimension, self.precision)
 
@@ -498,7 +512,7 @@ class Hessian(CurvatureOperator):
         batch: int | None = None,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "float64",
-        linearise: bool = True,
+        linearise: bool | None = None,
     ) -> None:
         made = CurvatureOperator.of(
             problem, self._kind, batch=batch, device=device, dtype=dtype, linearise=linearise

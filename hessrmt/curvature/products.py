@@ -57,27 +57,36 @@ def hessian_product(problem: Problem) -> Product:
     )
 
 
-def eager_hessian_product(problem: Problem) -> Product:
+def eager_hessian_product(problem: Problem, *, keep: bool = False) -> Product:
     """The Hessian's product by plain reverse-over-reverse, one vector at a time.
 
     Shares nothing with ``torch.func``, so it also serves as an independent check.
 
     Args:
         problem: In its final precision and place.
+        keep: Build the graph of the gradient once, at the first product, and keep it.
 
     Returns:
         The product.
     """
     theta = problem.theta
+    kept: tuple[Tensor, Tensor | None] | None = None
 
-    def product(block: Vectors) -> Vectors:
+    def slope() -> tuple[Tensor, Tensor | None]:
         point = theta.clone().requires_grad_()
         loss = problem.loss(point)
         if not loss.requires_grad:
-            return torch.zeros_like(block)
+            return point, None
         _require_twice_differentiable(loss)
         first = torch.autograd.grad(loss, point, create_graph=True)[0]
-        if not first.requires_grad:  # a loss linear in the parameters: no curvature at all
+        return point, first if first.requires_grad else None
+
+    def product(block: Vectors) -> Vectors:
+        nonlocal kept
+        point, first = kept or slope()
+        if keep:
+            kept = point, first
+        if first is None:  # a loss linear in the parameters: no curvature at all
             return torch.zeros_like(block)
         rows = [
             torch.autograd.grad(first, point, v, retain_graph=True, materialize_grads=True)[0]

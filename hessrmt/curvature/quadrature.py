@@ -8,25 +8,30 @@ Ubaru, Chen & Saad, SIAM J. Matrix Anal. Appl. 38 (2017) 1075).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from scipy.linalg import eigh_tridiagonal
 
 from hessrmt import rng
-from hessrmt.curvature.lanczos import tridiagonal
+from hessrmt.curvature.lanczos import announce, as_operator, tridiagonal
 from hessrmt.errors import ConfigError
+from hessrmt.problems.problem import ordinary_mode
 
 if TYPE_CHECKING:
     from jaxtyping import Float64
 
+    from hessrmt.arrays import Vector
     from hessrmt.curvature.operator import SymmetricOperator
+    from hessrmt.problems.problem import Problem
 
     Grid = Float64[np.ndarray, " n"]
     Table = Float64[np.ndarray, "probes steps"]
+
+Tick = Callable[[str, int, int], None]
 
 LAWS = ("rademacher", "gaussian")
 
@@ -200,20 +205,21 @@ def probe(
     return drawn.to(dtype=operator.dtype, device=operator.device)
 
 
+@ordinary_mode()
 def quadrature(
-    operator: SymmetricOperator,
+    operator: SymmetricOperator | Problem | tuple[Callable[[Vector], Vector], int],
     probes: int = 10,
     steps: int = 100,
     *,
     law: str = "rademacher",
     seed: int = 0,
     together: int = 1,
-    tick: Callable[[str, int, int], None] | None = None,
+    tick: Tick | None = None,
 ) -> Quadrature:
     """Stochastic Lanczos quadrature.
 
     Args:
-        operator: H.
+        operator: H: an operator, a problem, or a pair (matvec, n).
         probes: Random vectors; from two on there are standard errors.
         steps: m of each; P if that is less.
         law: Of their entries: ``"rademacher"`` (±1) or ``"gaussian"``.
@@ -226,56 +232,82 @@ def quadrature(
 
     Raises:
         ConfigError: If a number is not positive.
+        ProblemError: If the matrix is not symmetric.
     """
-    for name, value in (("probes", probes), ("steps", steps), ("together", together)):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            raise ConfigError(f"{name} must be a whole number from 1 on, got {value!r}")
-    rows = []
-    for first in range(0, probes, together):
+    require_whole(probes=probes, steps=steps, together=together)
+    matrix = as_operator(operator)
+    announce(matrix, probes * min(steps, matrix.dimension))
+    *_, found = extended(
+        matrix,
+        Quadrature(np.empty((0, steps)), np.empty((0, steps)), matrix.dimension),
+        probes,
+        law=law,
+        seed=seed,
+        together=together,
+        tick=tick,
+    )
+    return found
+
+
+def extended(
+    operator: SymmetricOperator,
+    found: Quadrature,
+    probes: int,
+    *,
+    law: str,
+    seed: int,
+    together: int,
+    tick: Tick | None = None,
+) -> Iterator[Quadrature]:
+    """A quadrature that has ever more probes.
+
+    Args:
+        operator: H.
+        found: What there is already.
+        probes: How many there are to be.
+        law: Of their entries.
+        seed: The run's.
+        together: Probes that share the passes over the data.
+        tick: Told of progress.
+
+    Yields:
+        The quadrature after every group of probes.
+    """
+    steps = found.nodes.shape[1]
+    for first in range(len(found), probes, together):
         numbers = range(first, min(first + together, probes))
 
         def progress(step: int, first: int = first, group: int = len(numbers)) -> None:
             if tick:
                 tick("density", first * steps + step * group, probes * steps)
 
-        rows += probe_rows(operator, numbers, steps, law=law, seed=seed, progress=progress)
-    return Quadrature(
-        np.array([nodes for nodes, _ in rows]),
-        np.array([weights for _, weights in rows]),
-        operator.dimension,
-    )
+        starts = torch.stack([probe(operator, seed, number, law) for number in numbers])
+        nodes, weights = np.full((len(starts), steps), np.nan), np.zeros((len(starts), steps))
+        length = min(steps, operator.dimension)
+        for row, small in enumerate(tridiagonal(operator, starts, length, progress)):
+            values, vectors = eigh_tridiagonal(*small)
+            nodes[row, : len(values)], weights[row, : len(values)] = values, vectors[0] ** 2
+        found = Quadrature(
+            np.concatenate([found.nodes, nodes]),
+            np.concatenate([found.weights, weights]),
+            operator.dimension,
+        )
+        yield found
 
 
-def probe_rows(
-    operator: SymmetricOperator,
-    numbers: range,
-    steps: int,
-    *,
-    law: str,
-    seed: int,
-    progress: Callable[[int], None] | None = None,
-) -> list[tuple[Grid, Grid]]:
-    """Nodes and weights of some probes.
+def require_whole(least: int = 1, **numbers: Any) -> None:
+    """Refuse what is no whole number from some number on.
 
     Args:
-        operator: H.
-        numbers: Which probes.
-        steps: m.
-        law: Of their entries.
-        seed: The run's.
-        progress: Told of the steps done.
+        least: That number.
+        numbers: Name to value.
 
-    Returns:
-        For each (m,) nodes, filled up with NaN, and weights, filled up with 0.
+    Raises:
+        ConfigError: If one is not.
     """
-    starts = torch.stack([probe(operator, seed, number, law) for number in numbers])
-    found = []
-    for diagonal, beside in tridiagonal(operator, starts, min(steps, operator.dimension), progress):
-        values, vectors = eigh_tridiagonal(diagonal, beside)
-        nodes, weights = np.full(steps, np.nan), np.zeros(steps)
-        nodes[: len(values)], weights[: len(values)] = values, vectors[0] ** 2
-        found.append((nodes, weights))
-    return found
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+            raise ConfigError(f"{name} must be a whole number from {least} on, got {value!r}")
 
 
 def _smooth(u: Grid, centres: Grid, weights: Grid, width: float) -> Grid:

@@ -17,13 +17,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from hessrmt.curvature.quadrature import probe
+from hessrmt.curvature.lanczos import announce, as_operator
+from hessrmt.curvature.quadrature import Tick, probe, require_whole
 from hessrmt.errors import ConfigError
 from hessrmt.problems.problem import ordinary_mode
 
 if TYPE_CHECKING:
-    from hessrmt.arrays import Vectors
+    from hessrmt.arrays import Vector, Vectors
     from hessrmt.curvature.operator import SymmetricOperator
+    from hessrmt.problems.problem import Problem
 
 METHODS = ("hutch++", "xtrace")
 
@@ -77,17 +79,17 @@ class Traces:
 
 @ordinary_mode()
 def traces(
-    operator: SymmetricOperator,
+    operator: SymmetricOperator | Problem | tuple[Callable[[Vector], Vector], int],
     products: int = 60,
     method: str = "hutch++",
     *,
     seed: int = 0,
-    tick: Callable[[str, int, int], None] | None = None,
+    tick: Tick | None = None,
 ) -> Traces:
     """Estimate tr H and ‖H‖_F² from a number of products.
 
     Args:
-        operator: H.
+        operator: H: an operator, a problem, or a pair (matvec, n).
         products: m; no more than P are of use.
         method: ``"xtrace"`` or ``"hutch++"``.
         seed: Of the random vectors.
@@ -98,6 +100,8 @@ def traces(
         the number of vectors. Raises ConfigError if the method is unknown or the products too few.
     """
     check_products(method, products)
+    matrix = as_operator(operator)
+    announce(matrix, products)
     done = 0
 
     def apply(block: Vectors) -> Vectors:
@@ -106,15 +110,15 @@ def traces(
             return block
         found = []
         for part in block.split(_BLOCK):
-            found.append(operator(part))
+            found.append(matrix(part))
             done += len(part)
             if tick:
                 tick("trace", min(done, products), products)
         return torch.cat(found)
 
     law = "gaussian" if method == "xtrace" else "rademacher"
-    count = min(products // (2 if method == "xtrace" else 3), operator.dimension)
-    draw = [probe(operator, seed, number, law, "trace") for number in range(2 * count)]
+    count = min(products // (2 if method == "xtrace" else 3), matrix.dimension)
+    draw = [probe(matrix, seed, number, law, "trace") for number in range(2 * count)]
     vectors = torch.stack(draw)
     if method == "hutch++":
         first, second = _hutchpp(apply, vectors[:count], vectors[count:])
@@ -135,11 +139,9 @@ def check_products(method: str, products: int) -> None:
     """
     if method not in METHODS:
         raise ConfigError(f"unknown method {method!r}; known are {', '.join(METHODS)}")
-    fewest = _FEWEST[method]
-    if isinstance(products, bool) or not isinstance(products, int | np.integer):
-        raise ConfigError(f"products must be a whole number, got {products!r}")
-    if products < fewest:
-        raise ConfigError(f"{method} needs at least {fewest} products, got {products}")
+    require_whole(products=products)
+    if products < _FEWEST[method]:
+        raise ConfigError(f"{method} needs at least {_FEWEST[method]} products, got {products}")
 
 
 def _hutchpp(

@@ -188,6 +188,7 @@ def run(
 
 
 def _check_identity(path: Path, stored: dict[str, Any], asked: dict[str, Any]) -> None:
+    stored = {"check_multiplicity": True} | stored  # older files don't say so: there was no choice
     differing = [
         f"{key} ({stored.get(key)!r} in the file, {asked.get(key)!r} now)"
         for key in sorted({*stored, *asked})

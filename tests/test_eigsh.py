@@ -1,0 +1,240 @@
+"""Eigenpairs against matrices whose spectrum is known, SciPy, and dense double backward."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from dense_operator import DenseOperator, hessian_like, with_spectrum
+from samples import by_double_backward, labelled
+from scipy.sparse.linalg import LinearOperator, eigsh
+from torch import nn
+
+import hessrmt as hr
+from hessrmt.curvature.operator import CurvatureOperator
+from hessrmt.curvature.quadrature import quadrature
+from hessrmt.curvature.traces import traces
+from hessrmt.errors import ConfigError, NonFiniteError, ProblemError
+
+EPS = np.finfo(float).eps
+SPECTRA = {
+    "gaps": hessian_like(),
+    "indefinite": np.sort(np.random.default_rng(0).normal(size=200)),
+    "zero": np.zeros(50),
+    "identity": np.ones(50),
+    "low rank": np.concatenate([np.zeros(90), [1.0, 2.0, 4.0]]),
+    "negative": -np.geomspace(1e-6, 3.0, 80),
+    "cluster": np.concatenate([np.linspace(0, 1, 90), 2 + 1e-6 * np.arange(3)]),
+    "one": np.array([-2.5]),
+    "tiny numbers": 1e-100 * np.arange(1.0, 30.0),
+}
+
+
+def leading(values, k, which):
+    """The k eigenvalues of an end, ascending."""
+    order = {"LA": -values, "SA": values, "LM": -np.abs(values)}[which]
+    return np.sort(values[np.argsort(order, kind="stable")[:k]])
+
+
+def check(found, matrix, k, which):
+    """Values within their bounds, residuals as stated, columns orthonormal to rounding."""
+    size = len(matrix)
+    exact = np.linalg.eigvalsh(matrix)
+    norm = np.abs(exact).max()
+    assert found.vectors.shape == (size, k)
+    assert (np.diff(found.values) >= 0).all()
+    slack = size * EPS * norm  # LAPACK's own
+    assert (np.abs(found.values - leading(exact, k, which)) <= found.bounds + slack).all()
+    vectors = found.vectors.double().numpy()
+    digits = torch.finfo(found.vectors.dtype).eps
+    # every vector is orthogonalised to √P ε or so; restarts rotate them by orthogonal matrices
+    assert np.abs(vectors.T @ vectors - np.eye(k)).max() <= 10 * size**0.5 * digits
+    residuals = np.linalg.norm(matrix @ vectors - vectors * found.values, axis=0)
+    assert (residuals <= found.bounds + slack).all()
+    assert (vectors[np.abs(vectors).argmax(axis=0), np.arange(k)] > 0).all()
+
+
+@pytest.mark.parametrize("which", ["LA", "SA", "LM"])
+@pytest.mark.parametrize("kind", SPECTRA)
+def test_pairs_of_known_spectra(kind, which):
+    matrix = with_spectrum(SPECTRA[kind])
+    operator = DenseOperator(matrix)
+    k = min(3, len(matrix))
+    found = hr.eigsh(operator, k, which)
+    assert found.converged
+    check(found, matrix, k, which)
+    assert found.products == operator.count
+    assert (found.residuals <= 1e-8 * found.norm + found.round_off).all()
+    assert found.norm <= np.abs(SPECTRA[kind]).max() * (1 + 10 * len(matrix) * EPS)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 9])
+@pytest.mark.parametrize("short", [0, 1])
+def test_all_pairs_of_a_small_matrix(size, short):
+    k = max(1, size - short)
+    matrix = with_spectrum(np.linspace(-1, 2, size))
+    check(hr.eigsh(DenseOperator(matrix), k, "LM"), matrix, k, "LM")
+
+
+def test_copies_of_a_multiple_eigenvalue_are_looked_for_on_demand():
+    matrix = with_spectrum(np.concatenate([[3.0, 3.0, 3.0, 2.0], np.linspace(-1, 1, 196)]))
+    plain = hr.eigsh(DenseOperator(matrix), 3)
+    searched = hr.eigsh(DenseOperator(matrix), 3, check_multiplicity=True)
+    check(searched, matrix, 3, "LA")
+    assert np.allclose(searched.values, 3, rtol=0, atol=1e-7)
+    assert plain.products < searched.products
+    # without it every bound still holds for some eigenvalue
+    exact = np.linalg.eigvalsh(matrix)
+    assert all(
+        np.abs(exact - v).min() <= b for v, b in zip(plain.values, plain.bounds, strict=True)
+    )
+
+
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-4, 1e-6, 1e-10])
+def test_no_more_products_than_arpack(tolerance):
+    matrix = with_spectrum(hessian_like())
+    ours, peer = DenseOperator(matrix), DenseOperator(matrix)
+    found = hr.eigsh(ours, 4, "LM", tolerance=tolerance)
+    check(found, matrix, 4, "LM")
+    assert (found.residuals <= tolerance * found.norm).all()
+
+    def product(v):
+        return peer(torch.from_numpy(np.array(v, ndmin=2)))[0].numpy()
+
+    start = np.random.default_rng(0).normal(size=400)
+    eigsh(LinearOperator((400, 400), product, dtype=float), 4, which="LM", tol=tolerance, v0=start)
+    assert ours.count <= peer.count
+
+
+def test_a_looser_tolerance_costs_less():
+    matrix = with_spectrum(np.random.default_rng(1).normal(size=300))
+    counts = [hr.eigsh((torch.from_numpy(matrix).mv, 300), 2, tolerance=t).products
+              for t in (1e-2, 1e-6, 1e-12)]  # fmt: skip
+    assert counts[0] < counts[1] < counts[2]
+
+
+def test_single_precision():
+    matrix = with_spectrum(hessian_like())
+    found = hr.eigsh(DenseOperator(matrix, torch.float32), 5)
+    assert found.vectors.dtype == torch.float32
+    check(found, matrix, 5, "LA")
+
+
+def test_a_function_with_its_dimension_is_an_operator():
+    matrix = with_spectrum(SPECTRA["indefinite"])
+    product = torch.from_numpy(matrix).mv
+    pair = (product, len(matrix))
+    check(hr.eigsh(pair, 2), matrix, 2, "LA")
+    edges = hr.extremal_eigenvalues((lambda v: matrix @ v.numpy(), len(matrix)), bottom=2)
+    assert np.abs(edges.values - SPECTRA["indefinite"][:2]).max() <= edges.bounds.max()
+    assert traces(pair, 600).trace == pytest.approx(np.trace(matrix), abs=1e-10)
+    assert quadrature(pair, 1, 200).nodes[0, 0] == pytest.approx(SPECTRA["indefinite"][0])
+    assert hr.edge_levels is hr.extremal_eigenvalues
+
+
+def mlp():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+
+
+def test_pairs_of_a_network_have_its_parameters():
+    model, (x, y) = mlp(), labelled((30, 6), 3)
+    dense = by_double_backward(model, nn.functional.cross_entropy, x, y)
+    problem = hr.Problem(model, "cross-entropy", (x, y))
+    found = hr.eigsh(problem, 4, "LM")
+    check(found, dense.numpy(), 4, "LM")
+    assert found.check <= 10 * len(dense) ** 0.5 * EPS
+    named = found.as_parameters(-1)
+    assert {k: v.shape for k, v in named.items()} == {
+        k: v.shape for k, v in model.named_parameters()
+    }
+    assert torch.equal(torch.cat([v.reshape(-1) for v in named.values()]), found.vectors[:, -1])
+    again = hr.eigsh(problem, 4, "LM")
+    assert torch.equal(again.vectors, found.vectors)
+    numbers = json.loads(json.dumps(found.to_dict()))
+    assert numbers["values"] == found.values.tolist()
+    assert len(repr(found)) < 160
+    streamed = CurvatureOperator.of(problem, batch=7)
+    check(hr.eigsh(streamed, 4, "LM"), dense.numpy(), 4, "LM")
+    gauss = CurvatureOperator.of(problem, "ggn")
+    check(hr.eigsh(gauss, 2), hr.ggn(problem), 2, "LA")
+
+
+def test_few_products_are_not_traced_and_many_are():
+    problem = hr.Problem(mlp(), "cross-entropy", labelled((30, 6), 3))
+    operator = CurvatureOperator.of(problem, batch=20)
+    before = hr.eigsh(operator, 1, tolerance=1e-4)
+    assert not any(product.traced for _, product in operator._kept)
+    assert operator.products < 40
+    hr.density(operator, 2, 50)
+    assert all(product.traced for _, product in operator._kept)
+    assert hr.eigsh(operator, 1, tolerance=1e-4).values == pytest.approx(before.values, rel=1e-10)
+
+
+def test_a_kept_graph_that_fails_later_is_left():
+    problem = hr.Problem(mlp(), "cross-entropy", labelled((30, 6), 3))
+    operator = CurvatureOperator.of(problem, linearise=True)
+    v = torch.randn(2, operator.dimension, dtype=torch.float64)
+    expected = operator(v)
+    (_, product), = operator._kept  # fmt: skip
+
+    def broken(block):
+        raise RuntimeError("view size is not compatible")
+
+    assert product.traced
+    product._quick = broken
+    assert torch.allclose(operator(v), expected, rtol=1e-12, atol=1e-14)
+    assert not product.traced
+
+
+@pytest.mark.parametrize("search", [
+    lambda pair: hr.eigsh(pair, 2),
+    lambda pair: hr.extremal_eigenvalues(pair, top=2),
+    lambda pair: quadrature(pair, 2, 9),
+])  # fmt: skip
+def test_a_matrix_that_is_not_symmetric_is_refused(search):
+    matrix = torch.from_numpy(np.random.default_rng(0).normal(size=(40, 40)))
+    with pytest.raises(ProblemError, match="not symmetric"):
+        search((matrix.mv, 40))
+    almost = torch.from_numpy(with_spectrum(hessian_like())).clone()
+    almost[0, 1] += 1e-3
+    with pytest.raises(ProblemError, match="not symmetric"):
+        search((almost.mv, 400))
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ({"k": 0}, "k must be a whole number from 1 on"),
+        ({"k": True}, "whole number"),
+        ({"k": 2.0}, "whole number"),
+        ({"k": 41}, "k = 41 pairs are asked for, the matrix has 40"),
+        ({"which": "LR"}, "known are LA, SA and LM"),
+        ({"tolerance": 0.0}, "tolerance"),
+        ({"tolerance": float("nan")}, "tolerance"),
+        ({"operator": np.eye(3)}, "a pair"),
+        ({"operator": (torch.sin, 0)}, "n = 0"),
+        ({"operator": (lambda v: v[:2], 3)}, "matvec must map"),
+    ],
+)
+def test_what_cannot_be_asked_for(words, why):
+    with pytest.raises(ConfigError, match=why):
+        hr.eigsh(**{"operator": DenseOperator(np.eye(40)), "k": 1, **words})
+
+
+def test_pairs_without_parameters_and_products_that_are_not_finite():
+    found = hr.eigsh(DenseOperator(np.diag([1.0, 2.0])), 1)
+    with pytest.raises(ConfigError, match="without named parameters"):
+        found.as_parameters(0)
+    with pytest.raises(NonFiniteError, match="matvec"):
+        hr.eigsh((lambda v: v * np.nan, 4), 1)
+    problem = hr.Problem(mlp(), "cross-entropy", labelled((30, 6), 3))
+    with pytest.raises(ConfigError, match="index 1"):
+        hr.eigsh(problem, 1).as_parameters(1)
+
+
+def test_the_name_is_there_before_torch():
+    code = "import sys, hessrmt; assert 'torch' not in sys.modules; assert 'eigsh' in dir(hessrmt)"
+    subprocess.run([sys.executable, "-c", code], check=True)
