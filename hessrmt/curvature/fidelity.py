@@ -10,13 +10,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch.utils import _pytree
 
 from hessrmt import rng
 from hessrmt.curvature.products import eager_hessian_product
 from hessrmt.errors import ProblemError
+from hessrmt.problems.trees import tensors_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from hessrmt.arrays import Vector
@@ -67,8 +69,8 @@ def _outputs_size(problem: Problem) -> float:
     point = problem.theta.requires_grad_()
     outputs = [
         leaf
-        for leaf in _pytree.tree_leaves(problem.outputs(point))
-        if isinstance(leaf, torch.Tensor) and leaf.requires_grad
+        for leaf in tensors_of(problem.outputs(point))
+        if leaf.requires_grad and leaf.is_floating_point()
     ]
     if not outputs:
         return 0.0
@@ -124,13 +126,33 @@ def require_difference(problem: Problem, v: Vector, product: Tensor) -> None:
     Raises:
         ProblemError: If they differ by more than that bound at every step.
     """
-    theta, epsilon = problem.theta, torch.finfo(problem.dtype).eps
-    here = gradient(problem, theta)
+    require_changes_of(
+        lambda theta: gradient(problem, theta), problem.theta, v, product, _outputs_size(problem)
+    )
+
+
+def require_changes_of(
+    slope: Callable[[Vector], Vector], theta: Vector, v: Vector, product: Vector, size: float
+) -> None:
+    """:func:`require_difference` of the gradient of any function.
+
+    Args:
+        slope: Gives the gradient at a point.
+        theta: (n,) where.
+        v: (n,) unit vector.
+        product: (n,) what the second derivative makes of it.
+        size: Of second derivatives where the loss has some of order 1 in the outputs.
+
+    Raises:
+        ProblemError: If they differ by more than that bound at every step.
+    """
+    epsilon = torch.finfo(theta.dtype).eps
+    here = slope(theta)
     step = epsilon ** (1 / 3) * max(1.0, float(theta.norm()))
-    rounding = _ROUNDING * epsilon * _outputs_size(problem)
+    rounding = _ROUNDING * epsilon * size
     reports = []
     for _ in range(_STEPS):
-        up, down = (gradient(problem, theta + sign * step * v) for sign in (1, -1))
+        up, down = (slope(theta + sign * step * v) for sign in (1, -1))
         quotient = (up - down) / (2 * step)
         slopes = max(float(here.norm()), float(up.norm()), float(down.norm()))
         bound = float((up - 2 * here + down).norm()) / step + rounding

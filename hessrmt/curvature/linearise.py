@@ -18,10 +18,12 @@ from hessrmt import rng
 from hessrmt.curvature.products import (
     Product,
     close,
+    eager_ggn_product,
     eager_hessian_product,
     ggn_product,
     hessian_product,
 )
+from hessrmt.problems.outputs import in_one_tensor
 
 if TYPE_CHECKING:
     from hessrmt.arrays import Vector, Vectors
@@ -73,6 +75,7 @@ def linearised_ggn(problem: Problem) -> Product:
     Returns:
         The product; it keeps the linearisations.
     """
+    problem = in_one_tensor(problem)
     outputs, push = _linear(problem.outputs, problem.theta)
     pull = vjp(problem.outputs, problem.theta)[1]
     curve = _linear(grad(problem.loss_of_outputs), outputs)[1]
@@ -88,6 +91,7 @@ def plain_ggn(problem: Problem) -> Product:
     Returns:
         The product; it keeps the graph of one evaluation.
     """
+    problem = in_one_tensor(problem)
     outputs, pull = vjp(problem.outputs, problem.theta)[:2]
     slope = grad(problem.loss_of_outputs)
 
@@ -147,7 +151,7 @@ def choose(problem: Problem, operator: str, *, linearise: bool) -> Ways:
     if operator == "ggn":
         first = works(linearised_ggn) if linearise else None
         plain = plain_ggn if works(plain_ggn) else ggn_product
-        return Ways(linearised_ggn, first, plain, ggn_product)
+        return Ways(linearised_ggn, first, plain, eager_ggn_product)
     first = works(linearised_hessian) if linearise else None
     other = forward_hessian if works(forward_hessian) else hessian_product
     # reverse-over-reverse runs what forward mode cannot, and is as quick for a vector

@@ -93,6 +93,9 @@ def trace(problem: Problem) -> Trace:
 
     Returns:
         The sites, and the parameters outside them.
+
+    Raises:
+        OutOfMemoryError: If a device has no room.
     """
     owners = {id(p): name for name, p in problem.model.named_parameters() if p.requires_grad}
     candidates: dict[str, nn.Linear] = {}
@@ -115,9 +118,14 @@ def trace(problem: Problem) -> Trace:
         return hook
 
     pieces = problem.unflatten(problem.theta.requires_grad_())
-    with hooked(candidates, cut):
-        outputs = problem.call(pieces)
-        loss = problem.loss_of_outputs(outputs)
+    try:
+        with hooked(candidates, cut):
+            outputs = problem.call(pieces)
+            loss = problem.loss_of_outputs(outputs)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:  # a network that differentiates itself misses what is cut
+        return Trace((), problem.names)
     elsewhere = _reaching(loss, pieces)
     sites = []
     for name, made in calls.items():
