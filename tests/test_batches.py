@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import hessrmt as hr
 from hessrmt.errors import DataError, ProblemError
-from hessrmt.problems.batches import map_tensors, read_data, tensors_in
+from hessrmt.problems.batches import read_data
+from hessrmt.problems.trees import map_tensors, tensors_of
 
 
 def net():
@@ -150,7 +151,7 @@ class Held:
 def test_tensors_of_any_object_can_be_replaced():
     tensors = [torch.ones(2), torch.zeros(3, requires_grad=True) * 1, torch.arange(2)]
     held = Held(tensors[0], {"a": [tensors[1], None], "b": (tensors[2], tensors[0])})
-    assert [id(t) for t in tensors_in(held)] == [id(t) for t in tensors]
+    assert [id(t) for t in tensors_of(held)] == [id(t) for t in tensors]
     twice = map_tensors(held, lambda t: 2 * t)
     assert isinstance(twice, Held)
     assert twice.number == 3

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +19,7 @@ from torch.func import functional_call
 from hessrmt import rng
 from hessrmt.curvature.products import eager_hessian_product
 from hessrmt.errors import ProblemError
-from hessrmt.problems.batches import map_tensors, tensors_in
+from hessrmt.problems.trees import map_tensors, tensors_of
 
 if TYPE_CHECKING:
     from hessrmt.arrays import Vector
@@ -67,7 +68,11 @@ def _outputs_size(problem: Problem) -> float:
         The size.
     """
     point = problem.theta.requires_grad_()
-    outputs = [leaf for leaf in tensors_in(problem.outputs(point)) if leaf.requires_grad]
+    outputs = [
+        leaf
+        for leaf in tensors_of(problem.outputs(point))
+        if leaf.requires_grad and leaf.is_floating_point()
+    ]
     if not outputs:
         return 0.0
     draw = rng.torch_generator(0, "signs of outputs")
@@ -123,33 +128,55 @@ def require_difference(problem: Problem, v: Vector, product: Tensor) -> None:
         ProblemError: If they differ by more than that bound at every step.
     """
     rounding = _ROUNDING * torch.finfo(problem.dtype).eps * _outputs_size(problem)
-    found = _disagreement(problem, v, product, rounding)
-    if found is None:
-        return
+    found = _disagreement(partial(gradient, problem), problem.theta, v, product, rounding)
+    if found is not None:
+        raise ProblemError(_words(found, _wrong_part(problem)))
+
+
+def require_changes_of(
+    slope: Callable[[Vector], Vector], theta: Vector, v: Vector, product: Vector, size: float
+) -> None:
+    """:func:`require_difference` of the gradient of the loss in the outputs.
+
+    Args:
+        slope: Gives the gradient at a point.
+        theta: (n,) where.
+        v: (n,) unit vector.
+        product: (n,) what the second derivative makes of it.
+        size: Of second derivatives where the loss has some of order 1 in the outputs.
+
+    Raises:
+        ProblemError: If they differ by more than that bound at every step.
+    """
+    rounding = _ROUNDING * torch.finfo(theta.dtype).eps * size
+    found = _disagreement(slope, theta, v, product, rounding)
+    if found is not None:
+        raise ProblemError(_words(found, "the loss"))
+
+
+def _words(found: tuple[float, float, float], where: str) -> str:
     gap, bound, size = found
-    where = _wrong_part(problem)
-    raise ProblemError(
+    return (
         f"torch's second derivative of this loss is wrong{where and f' in {where}'}: along a "
-        f"random unit vector the gradient changes by {size:.3g}, the product with the Hessian "
-        f"differs from that by {gap:.3g}, and differencing explains {bound:.3g}. Some operation "
-        "(an autograd.Function that keeps an intermediate result for its backward pass, or one "
-        "marked once_differentiable; a custom kernel) has a backward pass that torch "
+        f"random unit vector the gradient changes by {size:.3g}, the product with the second "
+        f"derivative differs from that by {gap:.3g}, and differencing explains {bound:.3g}. Some "
+        "operation (an autograd.Function that keeps an intermediate result for its backward pass, "
+        "or one marked once_differentiable; a custom kernel) has a backward pass that torch "
         "differentiates wrongly; replace it. Or a detach() or straight-through estimator makes "
         "what torch calls the gradient the gradient of no function"
     )
 
 
 def _disagreement(
-    problem: Problem | _Scalar, v: Vector, product: Tensor, rounding: float
+    slope: Callable[[Vector], Vector], theta: Vector, v: Vector, product: Vector, rounding: float
 ) -> tuple[float, float, float] | None:
     """Gap, its bound and the size of the quotient where they agree best; None if they do."""
-    theta = problem.theta
     epsilon = torch.finfo(theta.dtype).eps
-    here = gradient(problem, theta)
+    here = slope(theta)
     step = epsilon ** (1 / 3) * max(1.0, float(theta.norm()))
     reports = []
     for _ in range(_STEPS):
-        up, down = (gradient(problem, theta + sign * step * v) for sign in (1, -1))
+        up, down = (slope(theta + sign * step * v) for sign in (1, -1))
         quotient = (up - down) / (2 * step)
         slopes = max(float(here.norm()), float(up.norm()), float(down.norm()))
         bound = float((up - 2 * here + down).norm()) / step + rounding
@@ -180,16 +207,16 @@ class _Scalar:
     ) -> None:
         self._function = function
         self._given = arguments, parameters
-        floats = [t for t in tensors_in(self._given) if t.is_floating_point()]
+        floats = [t for t in tensors_of(self._given) if t.is_floating_point()]
         self.theta = torch.cat([t.detach().reshape(-1) for t in floats])
 
     def loss(self, theta: Vector) -> Tensor:
         """The combination at other arguments and parameters, (n,)."""
-        pieces = iter(theta.split([t.numel() for t in tensors_in(self._given) if _is_float(t)]))
+        pieces = iter(theta.split([t.numel() for t in tensors_of(self._given) if _is_float(t)]))
         (arguments, keywords), parameters = map_tensors(
             self._given, lambda t: next(pieces).view(t.shape) if _is_float(t) else t
         )
-        outputs = tensors_in(self._function(parameters, arguments, keywords))
+        outputs = tensors_of(self._function(parameters, arguments, keywords))
         draw = rng.torch_generator(0, "combination of outputs")
         total = theta.new_zeros(())
         for leaf in filter(_is_float, outputs):
@@ -237,7 +264,8 @@ def _is_wrong(
         v = torch.randn(len(part.theta), generator=draw, dtype=torch.float64).to(part.theta)
         v = v / v.norm()
         product = eager_hessian_product(part)(v[None])[0]  # type: ignore[arg-type]
-        return _disagreement(part, v, product, 0.0) is not None
+        slope = partial(gradient, part)
+        return _disagreement(slope, part.theta, v, product, 0.0) is not None
     except torch.OutOfMemoryError:
         raise
     except Exception:  # a part that cannot be run alone says nothing

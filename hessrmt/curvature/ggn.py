@@ -1,10 +1,11 @@
-"""The generalised Gauss-Newton matrix G = Jᵀ S J, and its dual Gram matrix.
+"""The generalised Gauss-Newton matrix G = Jᵀ S J, and smaller matrices with its spectrum.
 
 J is the Jacobian of the outputs in the parameters and S the Hessian of the loss in the outputs
 (Schraudolph 2002). With S = L Lᵀ (a loss convex in the outputs), G = (LᵀJ)ᵀ(LᵀJ) has the nonzero
 eigenvalues of K = (LᵀJ)(LᵀJ)ᵀ, which has at most one row for each output of each sample: 576 for
 a batch of 64 under cross-entropy with ten classes, whatever P is. All other eigenvalues of G are
-exactly zero.
+exactly zero. Where S has negative eigenvalues, S = L diag(±1) Lᵀ, they are those of R diag(±1) Rᵀ
+with R from the QR factorisation of (LᵀJ)ᵀ.
 """
 
 from __future__ import annotations
@@ -19,22 +20,28 @@ from torch import Tensor
 
 from hessrmt import rng
 from hessrmt.backend.select import select
+from hessrmt.curvature.certify import random_direction
 from hessrmt.curvature.gradients import pull, push
 from hessrmt.curvature.gram import WORK_BYTES, gram_by_samples, gram_of_whole, saved_for_backward
 from hessrmt.curvature.hessian import Tick, assemble, make_symmetric, torch_dtype
 from hessrmt.curvature.plan import dense_block, gib, require_dense, usable_memory
 from hessrmt.curvature.products import ggn_product
 from hessrmt.curvature.roots import curved, root_of_loss_curvature
+from hessrmt.curvature.saturation import loss_rounding, squared_norm
 from hessrmt.curvature.taps import samples_are_apart
 from hessrmt.errors import DeviceError, ProblemError
+from hessrmt.problems.outputs import in_one_tensor, softmax_rows
 from hessrmt.problems.problem import ordinary_mode
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from jaxtyping import Float
 
     from hessrmt.arrays import Matrix
     from hessrmt.backend.base import Backend
     from hessrmt.curvature.roots import Root
+    from hessrmt.problems.outputs import InOneTensor
     from hessrmt.problems.problem import Problem
 
 _AGREEMENT = 10
@@ -42,6 +49,10 @@ _AGREEMENT = 10
 
 _SHARES = 8
 """Working memories held at once: rows, what is saved for backward, products, and room."""
+
+_TRIANGLES = 8
+"""Arrays of the size of R held at once when it is updated: itself, what waits, all of it as one
+array, as LAPACK wants it, and room."""
 
 
 @dataclass(frozen=True)
@@ -86,11 +97,14 @@ def ggn(
     require_dense(local, backend)
     local.evaluate()
     local.require_loss_of_outputs_alone()
-    return _dense(local, backend, None).cpu().numpy()
+    found = _dense(in_one_tensor(local), backend, None)
+    norm = float(torch.linalg.matrix_norm(found.matrix))  # Frobenius, no less than the 2-norm
+    require_ggn_agreement(found.residual, norm, local.dimension, dtype, found.rounding)
+    return found.matrix.cpu().numpy()
 
 
 def smallest_ggn(problem: Problem, backend: Backend, tick: Tick | None = None) -> SmallestGgn:
-    """A matrix with the nonzero eigenvalues of G: the dual Gram matrix if it is smaller, else G.
+    """A matrix with the nonzero eigenvalues of G: one of the size of the outputs if smaller, or G.
 
     Args:
         problem: In its final precision and place, already evaluated once.
@@ -101,15 +115,17 @@ def smallest_ggn(problem: Problem, backend: Backend, tick: Tick | None = None) -
         The matrix and what is known of its errors. Raises DeviceError if even the smaller matrix
         does not fit, NonFiniteError if it is not finite.
     """
-    with torch.no_grad():
-        outputs = problem.outputs(problem.theta)
-    if isinstance(outputs, Tensor) and outputs.numel() < problem.dimension:
-        plan = _require_dual(problem, outputs, backend)
-        root = root_of_loss_curvature(problem, outputs)
-        if root is not None:
-            return _dual(problem, outputs, root, plan, backend, tick)
-        _require_dense_saddle(problem, backend)
-    return SmallestGgn(_dense(problem, backend, tick), 0.0, float("nan"))
+    problem = in_one_tensor(problem)
+    outputs = problem.here()
+    if _rows(problem, outputs) >= problem.dimension:
+        return _dense(problem, backend, tick)
+    plan = _require_dual(problem, outputs, backend)
+    root = root_of_loss_curvature(problem, outputs)
+    if not root.norm:  # linear in the outputs
+        return SmallestGgn(outputs.new_zeros(0, 0), 0.0, 0.0)
+    if root.indefinite:
+        _require_triangle(problem, outputs, plan, backend)
+    return _dual(problem, outputs, root, plan, backend, tick)
 
 
 def require_ggn(problem: Problem, backend: Backend) -> None:
@@ -119,15 +135,17 @@ def require_ggn(problem: Problem, backend: Backend) -> None:
         problem: In its final precision and place.
         backend: Where the work is to be done.
     """
-    with torch.no_grad():
-        outputs = problem.outputs(problem.theta)
-    if isinstance(outputs, Tensor) and outputs.numel() < problem.dimension:
+    problem = in_one_tensor(problem)
+    outputs = problem.here()
+    if _rows(problem, outputs) < problem.dimension:
         _require_dual(problem, outputs, backend)
     else:
         require_dense(problem, backend)
 
 
-def require_ggn_agreement(residual: float, norm: float, size: int, dtype: str) -> float:
+def require_ggn_agreement(
+    residual: float, norm: float, size: int, dtype: str, rounding: float = 0.0
+) -> float:
     """Refuse a matrix that does not act as two automatic differentiations do.
 
     Args:
@@ -135,18 +153,19 @@ def require_ggn_agreement(residual: float, norm: float, size: int, dtype: str) -
         norm: ‖G‖₂.
         size: P.
         dtype: Precision of the matrix.
+        rounding: What rounding may have moved the matrix by.
 
     Returns:
         The residual relative to ‖G‖₂; NaN if there is none.
 
     Raises:
-        ProblemError: If it exceeds what rounding explains, 10 √P ε.
+        ProblemError: If it exceeds what rounding explains, 10 (√P ε ‖G‖₂ + ``rounding``).
     """
-    allowed = _AGREEMENT * size**0.5 * float(np.finfo(dtype).eps)
-    if residual > allowed * norm:
+    allowed = _AGREEMENT * (size**0.5 * float(np.finfo(dtype).eps) * norm + rounding)
+    if residual > allowed:
         raise ProblemError(
-            f"the Gram matrix does not act as the Gauss-Newton matrix: along a random unit vector "
-            f"they differ by {residual:.3g}, rounding explains {allowed * norm:.3g}. No level is "
+            f"the matrix does not act as the Gauss-Newton matrix: along a random unit vector "
+            f"they differ by {residual:.3g}, rounding explains {allowed:.3g}. No level is "
             "reported. Either the network mixes the samples of a batch where a trial did not show "
             "it, or torch differentiates one of its operations wrongly"
         )
@@ -175,54 +194,121 @@ def rounding_of_gram(gram: Matrix, parameters: int) -> float:
     return 2 * parameters**0.5 * torch.finfo(gram.dtype).eps * scale
 
 
-def _dense(problem: Problem, backend: Backend, tick: Tick | None) -> Matrix:
+def rounding_of_triangle(triangle: Matrix, parameters: int) -> float:
+    """What the rounding of R in Mᵀ = QR may move an eigenvalue of a form R C Rᵀ with ‖C‖ = 1 by.
+
+    R belongs to M + δM with ‖δM‖_F of at most about √(Pn) ε ‖M‖_F for independent roundings
+    (Connolly and Higham, SIAM J. Matrix Anal. Appl. 44, 1146 (2023)), and ‖R‖₂² ≤ ‖R‖₁ ‖R‖_∞.
+
+    Args:
+        triangle: (m, n) with RᵀR = M Mᵀ.
+        parameters: P.
+
+    Returns:
+        2 √(Pn) ε ‖R‖_F ‖R‖₂, in the units of the eigenvalues.
+    """
+    if not triangle.numel():
+        return 0.0
+    norms = [float(torch.linalg.matrix_norm(triangle, ord=kind)) for kind in ("fro", 1, torch.inf)]
+    size = (parameters * triangle.shape[1]) ** 0.5 * torch.finfo(triangle.dtype).eps
+    return 2 * size * norms[0] * min(norms[0], (norms[1] * norms[2]) ** 0.5)
+
+
+def _dense(problem: InOneTensor, backend: Backend, tick: Tick | None) -> SmallestGgn:
+    """G itself, compared with another way of differentiating along a random unit vector."""
     block = dense_block(problem, backend)
-    return assemble(ggn_product(problem), problem.theta, block, backend, tick)
+    matrix = assemble(ggn_product(problem), problem.theta, block, backend, tick)
+    v, outputs = random_direction(problem), problem.here()
+    tangent = push(problem, v, problem.samples)
+    residual = float("nan")
+    if tangent is not None:
+        expected = pull(problem, curved(problem, outputs, tangent), problem.samples)
+        residual = float((matrix @ v - expected).norm())
+    # an entry is a sum over all outputs, as one of a Gram matrix over all parameters
+    rounding = rounding_of_gram(matrix, outputs.numel()) + loss_rounding(problem)
+    return SmallestGgn(matrix, rounding, residual)
+
+
+def _rows(problem: InOneTensor, outputs: Tensor) -> int:
+    """Rows of LᵀJ at most."""
+    softmax = softmax_rows(problem, outputs)
+    if softmax is None:
+        return outputs.numel()
+    return int(softmax.weights.count_nonzero()) * (softmax.index.shape[1] - 1)
 
 
 def _dual(
-    problem: Problem,
+    problem: InOneTensor,
     outputs: Tensor,
     root: Root,
     plan: _Plan,
     backend: Backend,
     tick: Tick | None,
 ) -> SmallestGgn:
+    """A matrix of at most the number of outputs: K = M Mᵀ, or T diag(±1) Tᵀ with Mᵀ = Q T.
+
+    M has the rows l_kᵀJ. Where S has negative eigenvalues K does not do: the eigenvalues of
+    K^½ diag(±1) K^½ would lose half the digits.
+
+    Returns:
+        The matrix and what is known of its errors.
+    """
     report = partial(tick, "matrix") if tick else None
-    samples = problem.samples
+    samples, size, signed = problem.samples, problem.dimension, root.indefinite
+    lower, signs = root.dense()
+    bound = rounding_of_triangle if signed else rounding_of_gram
     if not plan.apart:
-        gram = gram_of_whole(problem, root.dense(), plan.work, report)
-        rounding = rounding_of_gram(gram, problem.dimension)
-    elif root.rows is not None and root.keep is not None:
-        gram = gram_by_samples(problem, root.rows, plan.saved, plan.work, report)
-        kept = root.keep.reshape(-1)
-        gram = gram if bool(kept.all()) else gram[kept][:, kept]
-        rounding = rounding_of_gram(gram, problem.dimension)
-    else:  # the loss couples samples but the network does not: Lᵀ(J Jᵀ)L
+        found = gram_of_whole(problem, lower, plan.work, report, signed)
+        rounding = bound(found, size)
+    elif root.rows is not None:
+        found = gram_by_samples(problem, root.rows, plan.saved, plan.work, report, signed)
+        kept = root.signs.reshape(-1) != 0
+        if not bool(kept.all()):
+            found = found[:, kept] if signed else found[kept][:, kept]
+        rounding = bound(found, size)
+    else:  # the loss couples samples but the network does not: Lᵀ(J Jᵀ)L, or T = R L
         each = outputs.numel() // samples
         unit = torch.eye(each, dtype=outputs.dtype, device=outputs.device)
         units = unit[:, None].expand(each, samples, each)
-        inner = gram_by_samples(problem, units, plan.saved, plan.work, report)
-        rounding = root.norm * rounding_of_gram(inner, problem.dimension)
+        inner = gram_by_samples(problem, units, plan.saved, plan.work, report, signed)
+        rounding = root.norm * bound(inner, size)
         order = torch.arange(len(inner), device=inner.device).view(each, samples).T.reshape(-1)
-        lower = root.dense()
-        gram = lower @ inner[order][:, order] @ lower.T
-    make_symmetric(gram, backend)
+        inner = inner[:, order] if signed else lower @ inner[order][:, order]
+        found = inner @ lower.T
+    matrix = found
+    if signed:
+        if len(found) > found.shape[1]:
+            found = torch.linalg.qr(found, mode="r").R
+        matrix = (found * signs) @ found.T
+    make_symmetric(matrix, backend)
+    if root.error:
+        rounding += root.error * squared_norm(problem)
     chunk = max(1, plan.work // plan.saved) if plan.apart else samples
-    return SmallestGgn(gram, rounding, _residual(problem, outputs, root, gram, chunk))
+
+    def gram(u: Tensor) -> Tensor:
+        return found.T @ (found @ u) if signed else matrix @ u
+
+    residual = _residual(problem, outputs, (lower, signs), gram, chunk)
+    return SmallestGgn(matrix, rounding, residual)
 
 
-def _residual(problem: Problem, outputs: Tensor, root: Root, gram: Matrix, chunk: int) -> float:
-    """‖G v - Mᵀ K u‖ for v = Mᵀu of norm 1, G v by two automatic differentiations.
+def _residual(
+    problem: InOneTensor,
+    outputs: Tensor,
+    root: tuple[Tensor, Tensor],
+    gram: Callable[[Tensor], Tensor],
+    chunk: int,
+) -> float:
+    """‖G v - Mᵀ diag(±1) K u‖ for v = Mᵀu of norm 1, G v by two automatic differentiations.
 
-    M = LᵀJ gives G v = MᵀM Mᵀu = Mᵀ K u. No code is shared with the way K was built.
+    G v = Mᵀ diag(±1) M Mᵀu. No code is shared with the way K = M Mᵀ was built.
 
     Returns:
         The norm; NaN if torch cannot differentiate the network in both directions.
     """
+    lower, signs = root
     generator = rng.torch_generator(0, "agreement")
-    u = torch.randn(len(gram), generator=generator, dtype=torch.float64).to(gram)
-    lower = root.dense()
+    u = torch.randn(len(signs), generator=generator, dtype=torch.float64).to(lower)
     v = pull(problem, (u @ lower).view(outputs.shape), chunk)
     norm = float(v.norm())
     if norm == 0:
@@ -231,7 +317,8 @@ def _residual(problem: Problem, outputs: Tensor, root: Root, gram: Matrix, chunk
     tangent = push(problem, v, chunk)
     if tangent is None:
         return float("nan")
-    missing = curved(problem, outputs, tangent) - ((gram @ u) @ lower).view(outputs.shape)
+    expected = ((signs * gram(u)) @ lower).view(outputs.shape)
+    missing = curved(problem, outputs, tangent) - expected
     return float(pull(problem, missing, chunk).norm())
 
 
@@ -250,7 +337,7 @@ class _Plan:
     work: int
 
 
-def _require_dual(problem: Problem, outputs: Tensor, backend: Backend) -> _Plan:
+def _require_dual(problem: InOneTensor, outputs: Tensor, backend: Backend) -> _Plan:
     """How K is to be formed; refuses if there is not enough memory."""
     itemsize, count = problem.dtype.itemsize, outputs.numel()
     apart = samples_are_apart(problem, outputs)
@@ -270,11 +357,15 @@ def _require_dual(problem: Problem, outputs: Tensor, backend: Backend) -> _Plan:
     return _Plan(apart, saved, work)
 
 
-def _require_dense_saddle(problem: Problem, backend: Backend) -> None:
-    try:
-        require_dense(problem, backend)
-    except DeviceError as error:
+def _require_triangle(problem: InOneTensor, outputs: Tensor, plan: _Plan, backend: Backend) -> None:
+    """Refuse a loss that is not convex in the outputs if R and its update do not fit."""
+    itemsize, count = problem.dtype.itemsize, outputs.numel()
+    needed = _TRIANGLES * itemsize * count**2 + _SHARES * plan.work
+    usable = usable_memory(backend)
+    if needed > usable:
         raise DeviceError(
-            f"the loss {problem.loss_name!r} is not convex in the outputs, so that only the dense "
-            f"Gauss-Newton matrix has its spectrum: {error}"
-        ) from error
+            f"the loss {problem.loss_name!r} is not convex in the outputs, so that the "
+            f"Gauss-Newton matrix needs a QR factorisation of size {count:,}, which takes "
+            f"{gib(needed)} where {backend.name} has {gib(usable)} free; take a smaller batch, or "
+            "a device with more memory"
+        )

@@ -1,4 +1,4 @@
-"""J v and Jᵀu by torch's plain forward and reverse mode, a chunk of samples at a time.
+"""J v, Jᵀu and S t by torch's plain forward and reverse mode.
 
 Nothing here uses ``torch.func``'s transforms or a layer's structure, so that it can serve as a
 check of what does.
@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from hessrmt.arrays import Vector
+    from hessrmt.problems.outputs import InOneTensor
     from hessrmt.problems.problem import Problem
 
 
@@ -35,7 +36,9 @@ def pull(problem: Problem, cotangent: Tensor, chunk: int) -> Vector:
         point = part.theta.requires_grad_()
         outputs = part.outputs(point)
         if outputs.requires_grad:
-            total += torch.autograd.grad(outputs, point, cotangent[place])[0]
+            total += torch.autograd.grad(
+                outputs, point, cotangent[place], materialize_grads=True, allow_unused=True
+            )[0]
     return total
 
 
@@ -59,6 +62,45 @@ def push(problem: Problem, v: Vector, chunk: int) -> Tensor | None:
             return None
         found.append(tangent)
     return torch.cat(found)
+
+
+def curvature_of_loss(problem: InOneTensor, outputs: Tensor) -> Callable[[Tensor], Tensor]:
+    """Products with S by differentiating twice in reverse.
+
+    Args:
+        problem: In its final precision and place.
+        outputs: Of the batch, at the problem's parameters.
+
+    Returns:
+        Maps (k, numbers of output) to the same; it keeps the graph of one evaluation of the loss.
+    """
+    point = outputs.detach().reshape(-1).requires_grad_()
+    loss = problem.loss_of_outputs(point.view(outputs.shape).clone())
+    slope = torch.zeros_like(outputs)
+    if loss.requires_grad:
+        slope = torch.autograd.grad(
+            loss, point, create_graph=True, materialize_grads=True, allow_unused=True
+        )[0]
+
+    def product(block: Tensor) -> Tensor:
+        if not slope.requires_grad:  # a loss linear in the outputs
+            return torch.zeros_like(block)
+
+        def backward(v: Tensor, *, batched: bool) -> Tensor:
+            return torch.autograd.grad(
+                slope, point, v, retain_graph=True, materialize_grads=True, is_grads_batched=batched
+            )[0].detach()
+
+        if len(block) > 1:
+            try:
+                return backward(block, batched=True)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError:  # an operation that cannot be batched
+                pass
+        return torch.stack([backward(v, batched=False) for v in block])
+
+    return product
 
 
 def _parts(problem: Problem, length: int, chunk: int) -> Iterator[tuple[Problem, slice]]:

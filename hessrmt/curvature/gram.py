@@ -1,4 +1,4 @@
-"""K = M Mᵀ for M = LᵀJ, summed layer by layer so that M is never held.
+"""K = M Mᵀ for M = LᵀJ, or R of Mᵀ = QR, layer by layer so that M is never held.
 
 One backward pass for each row of Lᵀ serves all samples at once where samples do not mix. Layers of
 :mod:`hessrmt.problems.structure` are treated in groups that fit a fixed memory, from the last to
@@ -53,6 +53,7 @@ def gram_by_samples(
     saved: int,
     work: int = WORK_BYTES,
     tick: Callable[[int, int], None] | None = None,
+    triangle: bool = False,
 ) -> Matrix:
     """K of a network whose samples do not mix.
 
@@ -62,22 +63,32 @@ def gram_by_samples(
         saved: Bytes that reverse mode keeps for one sample.
         work: Bytes of working memory.
         tick: Called with parameters done and parameters in all.
+        triangle: Whether R is wanted instead.
 
     Returns:
-        (r·B, r·B) symmetric, row k·B + b for cotangent k of sample b.
+        (r·B, r·B), row and column k·B + b of K, column of R, for cotangent k of sample b.
+
+    Raises:
+        OutOfMemoryError: If a device has no room.
     """
     count, samples, _ = cotangents.shape
     rows = [
         Rows(slice(b, b + 1), cotangents[:, b], torch.arange(count) * samples + b)
         for b in range(samples)
     ]
-    gram = _Gram(cotangents, count * samples, problem.dimension, tick)
-    layers = find_layers(problem)
+    make = _Triangle if triangle else _Gram
+    gram = make(cotangents, count * samples, problem.dimension, tick)
+    layers = ()
     try:
+        layers = find_layers(problem)
         for group in _groups(layers, count * samples, cotangents.element_size(), work):
             _add_group(gram, problem, group, cotangents, saved, work)
-    except IrregularError:
-        gram, layers = _Gram(cotangents, count * samples, problem.dimension, tick), ()
+    except torch.OutOfMemoryError:
+        raise
+    except (IrregularError, RuntimeError):
+        # also where layers are computed again in the backward pass, without their taps, and in a
+        # network that differentiates itself
+        gram, layers = make(cotangents, count * samples, problem.dimension, tick), ()
     claimed = {name for layer in layers for name in layer.parameters}
     names = tuple(name for name in problem.names if name not in claimed)
     _add_parameters(gram, problem, names, rows, work)
@@ -89,6 +100,7 @@ def gram_of_whole(
     cotangents: Float[Tensor, "n outputs"],
     work: int = WORK_BYTES,
     tick: Callable[[int, int], None] | None = None,
+    triangle: bool = False,
 ) -> Matrix:
     """K of any network, by one backward pass over the whole batch for each row.
 
@@ -97,13 +109,14 @@ def gram_of_whole(
         cotangents: (n, numbers of output) rows of Lᵀ.
         work: Bytes of working memory.
         tick: Called with parameters done and parameters in all.
+        triangle: Whether R is wanted instead.
 
     Returns:
-        (n, n) symmetric.
+        (n, n).
     """
     count = len(cotangents)
     rows = [Rows(slice(0, problem.samples), cotangents, torch.arange(count))]
-    gram = _Gram(cotangents, count, problem.dimension, tick)
+    gram = (_Triangle if triangle else _Gram)(cotangents, count, problem.dimension, tick)
     _add_parameters(gram, problem, problem.names, rows, work)
     return gram.full()
 
@@ -150,6 +163,8 @@ def sample_chunks(samples: int, each: int, work: int) -> Iterator[slice]:
 class _Gram:
     """The lower triangle of K by tiles, and how many parameters have been summed."""
 
+    sums = True
+
     def __init__(
         self, like: Tensor, size: int, total: int, tick: Callable[[int, int], None] | None
     ) -> None:
@@ -169,6 +184,32 @@ class _Gram:
     def full(self) -> Matrix:
         lower = self.matrix.tril_()
         return lower.add_(lower.tril(-1).T)
+
+
+class _Triangle(_Gram):
+    """R of Mᵀ = QR, updated by as many rows of Mᵀ at a time as it has itself."""
+
+    sums = False
+
+    def __init__(
+        self, like: Tensor, size: int, total: int, tick: Callable[[int, int], None] | None
+    ) -> None:
+        super().__init__(like, size, total, tick)
+        self._waiting: list[Tensor] = []
+
+    def add(self, rows: Float[Tensor, "n w"]) -> None:
+        self._waiting.append(rows.T)
+        if sum(map(len, self._waiting)) >= len(self.matrix):
+            self._update()
+
+    def full(self) -> Matrix:
+        self._update()
+        return self.matrix
+
+    def _update(self) -> None:
+        if self._waiting:
+            self.matrix = torch.linalg.qr(torch.cat([self.matrix, *self._waiting]), mode="r").R
+            self._waiting = []
 
 
 def _groups(
@@ -242,7 +283,7 @@ def _add_signals(
     shape = (layer.groups, layer.outputs, layer.positions)
     signals = signals.view(count, samples, *shape)
     features = layer.features(entering)
-    if layer.groups == 1 and layer.positions**2 <= layer.width:
+    if gram.sums and layer.groups == 1 and layer.positions**2 <= layer.width:
         # Σ_st (u_s · u_t)(δ_s · δ_t): no row is formed
         total = gram.matrix.view(count, samples, count, samples)
         for s in range(layer.positions):

@@ -21,12 +21,14 @@ from hessrmt.curvature.products import (
     PerSample,
     Product,
     close,
+    eager_ggn_product,
     eager_hessian_product,
     fisher_by_samples,
     fisher_product,
     ggn_product,
     hessian_product,
 )
+from hessrmt.problems.outputs import in_one_tensor
 
 if TYPE_CHECKING:
     from hessrmt.arrays import Vector, Vectors
@@ -128,7 +130,7 @@ def choose(problem: Problem, operator: str) -> Ways:
         # reverse-over-reverse runs what forward mode cannot, and is as quick for a vector
         keep, plain = partial(eager_hessian_product, keep=True), eager_hessian_product
     else:
-        traced, check, probe = linearised_ggn, ggn_product, _probe(problem)
+        traced, check, probe = linearised_ggn, eager_ggn_product, _probe(problem)
         works = _works(plain_ggn, problem, probe, ggn_product(problem)(probe))
         keep = plain = plain_ggn if works else ggn_product
     return Ways(lambda part: KeptProduct(part, traced, keep, plain), plain, check)
@@ -181,6 +183,7 @@ def linearised_ggn(problem: Problem) -> Product:
     Returns:
         The product; it keeps the linearisations.
     """
+    problem = in_one_tensor(problem)
     outputs, push = _linear(problem.outputs, problem.theta)
     pull = vjp(problem.outputs, problem.theta)[1]
     curve = _linear(grad(problem.loss_of_outputs), outputs)[1]
@@ -196,6 +199,7 @@ def plain_ggn(problem: Problem) -> Product:
     Returns:
         The product; it keeps the graph of one evaluation.
     """
+    problem = in_one_tensor(problem)
     outputs, pull = vjp(problem.outputs, problem.theta)[:2]
     slope = grad(problem.loss_of_outputs)
 

@@ -22,6 +22,7 @@ from hessrmt.curvature.linearise import TRACED_FROM, KeptProduct, choose
 from hessrmt.curvature.plan import gib, row_bytes, saved_bytes, usable_memory
 from hessrmt.errors import ConfigError, DataError, DeviceError, NonFiniteError, ProblemError
 from hessrmt.problems.batches import Batch, join, read_batch
+from hessrmt.problems.outputs import loss_mass
 from hessrmt.problems.problem import Problem, ordinary_mode
 
 if TYPE_CHECKING:
@@ -467,7 +468,7 @@ class CurvatureOperator(Operator):
                     f"a product over {problem.samples:,} samples takes {gib(needed)} and "
                     f"{self.backend.name} has {gib(usable)} free; take smaller micro-batches"
                 )
-            masses.append(problem.mass())
+            masses.append(loss_mass(problem))
             if masses[-1]:  # else no sample of it counts
                 loss += masses[-1] * problem.evaluate(compare=False)[0]
                 slope += masses[-1] * gradient(problem, problem.theta)
@@ -557,21 +558,20 @@ def _require_sum(first: Problem, second: Problem) -> None:
         half = problem.samples // 2
         if half:
             pairs.append((problem.part(slice(half)), problem.part(slice(half, None)), problem))
-    with torch.no_grad():
-        for one, other, both in pairs:
-            if both is None:
-                continue
-            masses = [part.mass() for part in (one, other)]
-            values = [float(part.loss(part.theta)) for part in (one, other)]
+    for one, other, both in pairs:
+        if both is None:
+            continue
+        masses = [loss_mass(part) for part in (one, other)]
+        with torch.no_grad():
             whole = float(both.loss(both.theta))
-            pieces = sum(m * v for m, v in zip(masses, values, strict=True) if m)
-            pieces /= both.total(masses) or 1.0
-            values = [value for mass, value in zip(masses, values, strict=True) if mass]
-            largest = max(abs(whole), *map(abs, values))
-            if abs(whole - pieces) > _MEAN_ULPS * torch.finfo(both.dtype).eps * largest:
-                raise ProblemError(
-                    f"the loss {first.loss_name!r} is no mean over samples: {whole!r} over a "
-                    f"batch, but {pieces!r} from its parts, so micro-batches don't add up to the "
-                    "loss of all data. Take one batch that holds everything, or a loss without "
-                    "weights and coupled samples"
-                )
+            values = [float(part.loss(part.theta)) for part in (one, other)]
+        counted = [(mass, value) for mass, value in zip(masses, values, strict=True) if mass]
+        pieces = sum(mass * value for mass, value in counted) / (both.total(masses) or 1.0)
+        largest = max(abs(whole), *(abs(value) for _, value in counted), 0.0)
+        if abs(whole - pieces) > _MEAN_ULPS * torch.finfo(both.dtype).eps * largest:
+            raise ProblemError(
+                f"the loss {first.loss_name!r} is no mean over samples: {whole!r} over a "
+                f"batch, but {pieces!r} from its parts, so micro-batches don't add up to the "
+                "loss of all data. Take one batch that holds everything, or a loss without "
+                "weights and coupled samples"
+            )

@@ -16,7 +16,9 @@ from torch.autograd.function import once_differentiable
 from torch.func import grad, jvp, vjp, vmap
 
 from hessrmt import rng
+from hessrmt.curvature.gradients import curvature_of_loss, pull, push
 from hessrmt.errors import ProblemError
+from hessrmt.problems.outputs import InOneTensor, in_one_tensor, loss_mass
 
 if TYPE_CHECKING:
     from hessrmt.arrays import Vector, Vectors
@@ -134,33 +136,67 @@ def ggn_product(problem: Problem) -> Product:
 
     Returns:
         The batched product.
+
+    Raises:
+        OutOfMemoryError: If a device has no room.
     """
+    problem = in_one_tensor(problem)
     theta = problem.theta
-    outputs, pullback = vjp(problem.outputs, theta)[:2]
-    loss_gradient = grad(problem.loss_of_outputs)
+    plain = eager_ggn_product(problem)
+    try:
+        outputs, pullback = vjp(problem.outputs, theta)[:2]
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:  # a network that differentiates itself
+        return plain
+    slope = grad(problem.loss_of_outputs)
 
     def forward(v: Vector) -> Vector:
         tangent = jvp(problem.outputs, (theta,), (v,))[1]
-        curved = jvp(loss_gradient, (outputs,), (tangent,))[1]
-        return pullback(curved)[0]
+        return pullback(jvp(slope, (outputs,), (tangent,))[1])[0]
 
     def reverse(v: Vector) -> Vector:
         # J v as the derivative of u ↦ Jᵀu, which is linear, so any point u will do
         transpose = vjp(lambda u: vjp(problem.outputs, theta)[1](u)[0], outputs)[1]
-        curved = vjp(loss_gradient, outputs)[1](transpose(v)[0])[0]
-        return pullback(curved)[0]
+        return pullback(vjp(slope, outputs)[1](transpose(v)[0])[0])[0]
 
-    return _first_that_works(
-        theta,
-        (
-            vmap(forward, randomness="error"),
-            vmap(reverse, randomness="error"),
-            lambda block: torch.stack([reverse(v) for v in block]),
-        ),
-    )
+    ways = (vmap(forward, randomness="error"), vmap(reverse, randomness="error"), plain)
+    return _first_that_works(theta, ways)
 
 
-class PerSample:
+def eager_ggn_product(problem: Problem) -> Product:
+    """Products with Jᵀ S J by plain differentiation, one vector at a time.
+
+    Shares nothing with ``torch.func``, so it also serves as an independent check.
+
+    Args:
+        problem: In its final precision and place.
+
+    Returns:
+        The product. Raises ProblemError at a vector if torch can multiply by J neither in forward
+        mode nor by differentiating twice in reverse.
+    """
+    problem = in_one_tensor(problem)
+
+    def product(block: Vectors) -> Vectors:
+        curve = curvature_of_loss(problem, problem.here())
+        rows = []
+        for v in block:
+            tangent = push(problem, v, problem.samples)
+            if tangent is None:
+                raise ProblemError(
+                    "the outputs of this network can be differentiated by torch neither in forward "
+                    "mode nor twice in reverse, so that the Gauss-Newton matrix cannot multiply a "
+                    "vector; replace the operation that is marked once_differentiable"
+                )
+            curved = curve(tangent.reshape(1, -1)).view_as(tangent)
+            rows.append(pull(problem, curved, problem.samples))
+        return torch.stack(rows)
+
+    return product
+
+
+class PerSample(InOneTensor):
     """A problem whose outputs are the losses of its samples, so that S is diagonal.
 
     Its Gauss-Newton matrix is the weighted mean of g_b g_bᵀ, the empirical Fisher matrix.
@@ -173,11 +209,12 @@ class PerSample:
     """
 
     def __init__(self, problem: Problem) -> None:
-        self._problem, self.theta = problem, problem.theta
-        masses = [problem.part(slice(b, b + 1)).mass() for b in range(problem.samples)]
+        super().__init__(problem)
+        self._problem = problem
+        masses = [loss_mass(problem.part(slice(b, b + 1))) for b in range(problem.samples)]
         self.weights = self.theta.new_tensor(masses) / problem.total(masses)
         with torch.no_grad():
-            whole, sum_ = problem.loss(self.theta), self.weights @ problem.losses(self.theta)
+            whole, sum_ = problem.loss(self.theta), self.weights @ self.here()
         if not close(sum_, whole):
             raise ProblemError(
                 f"the loss {problem.loss_name!r} is no mean over samples: it is {float(whole)!r} "
@@ -185,13 +222,17 @@ class PerSample:
                 "gradient of its own"
             )
 
-    def outputs(self, theta: Vector) -> Tensor:
+    def call(self, parameters: dict[str, Tensor]) -> Tensor:
         """The losses of the samples, (B,)."""
-        return self._problem.losses(theta)
+        return self._problem.losses(parameters)
 
-    def loss_of_outputs(self, losses: Tensor) -> Tensor:
+    def here(self) -> Tensor:
+        """The losses of the samples at the problem's parameters, (B,)."""
+        return self.outputs(self.theta).detach()
+
+    def loss_of_outputs(self, outputs: Tensor) -> Tensor:
         """½ Σ w_b ℓ_b², whose second derivatives are the weights."""
-        return 0.5 * (self.weights * losses.square()).sum()
+        return 0.5 * (self.weights * outputs.square()).sum()
 
 
 def fisher_product(problem: Problem) -> Product:
@@ -203,7 +244,7 @@ def fisher_product(problem: Problem) -> Product:
     Returns:
         The batched product.
     """
-    return ggn_product(PerSample(problem))  # type: ignore[arg-type]
+    return ggn_product(PerSample(problem))
 
 
 def fisher_by_samples(problem: Problem) -> Product:

@@ -16,14 +16,16 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch import Tensor
 
 from hessrmt import rng
 from hessrmt.backend.select import select
 from hessrmt.curvature.assembly import assemble_reduced
+from hessrmt.curvature.certify import probe_product, require_agreement
 from hessrmt.curvature.hessian import torch_dtype
 from hessrmt.curvature.products import eager_hessian_product
+from hessrmt.curvature.saturation import loss_rounding
+from hessrmt.problems.outputs import ignores_shift, in_one_tensor
 from hessrmt.problems.problem import ordinary_mode
 
 if TYPE_CHECKING:
@@ -253,7 +255,8 @@ def reduction(
         The basis, with ``dimension``, ``reduced_dimension``, ``lift`` and ``project``.
 
     Raises:
-        ProblemError: If the loss is random, not a scalar or not twice differentiable by torch.
+        ProblemError: If the loss is random, not a scalar or not twice differentiable by torch, or
+            if Q Qᵀ H is not H along a random vector.
         NonFiniteError: If the loss is NaN or infinite.
         DeviceError: If the device is not there or the work does not fit in its memory.
     """
@@ -262,10 +265,19 @@ def reduction(
     local.evaluate()
     base = reduce_problem(local)
     blocks = assemble_reduced(local, base, backend)
-    if blocks.ranged is None:
-        return base
-    basis = torch.linalg.qr(blocks.ranged.stacked).Q
-    return RangedReduction(base, blocks.ranged.where, blocks.where, basis)
+    found: Reduction | RangedReduction = base
+    if blocks.ranged is not None:
+        basis = torch.linalg.qr(blocks.ranged.stacked).Q
+        found = RangedReduction(base, blocks.ranged.where, blocks.where, basis)
+
+    def product(v: Tensor) -> Tensor:  # Q Qᵀ H v
+        curved = base.lift(blocks.apply(base.project(v)))
+        return found.lift(found.project(curved))
+
+    residual = probe_product(local, product)
+    norm = float(torch.linalg.matrix_norm(blocks.matrix()))  # Frobenius, no less than the 2-norm
+    require_agreement(residual, norm, local.dimension, dtype, loss_rounding(local))
+    return found
 
 
 def identity(problem: Problem) -> Reduction:
@@ -340,17 +352,16 @@ def softmax_basis(classes: int, like: Tensor) -> Tensor:
 
 
 def ignores_softmax_shift(problem: Problem) -> bool:
-    """Whether the loss is torch's cross-entropy of class scores, unchanged by a common shift.
+    """Whether a number added to all outputs of a sample leaves the loss alone, as softmax does.
 
     Args:
-        problem: Model, loss and batch.
+        problem: In its final precision and place, with outputs (B, K).
 
     Returns:
-        True for ``torch.nn.functional.cross_entropy`` and ``torch.nn.CrossEntropyLoss``.
+        Whether it does, at the outputs and at random ones.
     """
-    return problem.loss_function is F.cross_entropy or isinstance(
-        problem.loss_function, nn.CrossEntropyLoss
-    )
+    problem = in_one_tensor(problem)
+    return ignores_shift(problem, problem.here())
 
 
 def _zero_rows(problem: Problem) -> Tensor:

@@ -1,7 +1,9 @@
-"""Lᵀ of S = L Lᵀ, the Hessian of the loss in the outputs, where the loss is convex in them.
+"""The Hessian S of the loss in the outputs: its products, and rows l_k with S = Σ_k ± l_k l_kᵀ.
 
-The Hessian of cross-entropy, (diag p - p pᵀ)/B, is taken in closed form as A Aᵀ with columns
-√p_c (e_c - p), so that samples of which the network is certain keep all their digits.
+The Hessian of cross-entropy, w (diag p - p pᵀ) for each row of scores, is taken in closed form as
+w A Aᵀ with columns √p_c (e_c - p), so that samples of which the network is certain keep all their
+digits. That of any other loss is differentiated twice in reverse, which every operation knows that
+can be differentiated twice at all.
 """
 
 from __future__ import annotations
@@ -10,156 +12,195 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
-from torch.func import grad, jvp, vmap
+from torch import Tensor
 
 from hessrmt import rng
-from hessrmt.problems.losses import LOSSES
+from hessrmt.curvature.fidelity import require_changes_of
+from hessrmt.curvature.gradients import curvature_of_loss
+from hessrmt.curvature.saturation import error_of_curvature
+from hessrmt.problems.outputs import SoftmaxRows, softmax_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from jaxtyping import Bool, Float
+    from jaxtyping import Float
 
-    from hessrmt.problems.problem import Problem
+    from hessrmt.problems.outputs import InOneTensor
+
+_LOST_ULPS = 64
+"""How far, in ulps of the weights, differentiation may lie from the closed form of softmax."""
 
 
 @dataclass(frozen=True)
 class Root:
-    """The rows of Lᵀ.
+    """Rows l_k with S = Σ_k s_k l_k l_kᵀ, one for each eigenvalue of S that is not zero.
 
     Attributes:
         rows: (r, B, c) r rows for each sample, nonzero in that sample's c outputs alone; None if
             the loss couples samples.
-        keep: (r, B) which of them are not zero.
-        full: (n, B·c) all rows; only if the loss couples samples.
+        signs: s_k, +1 or -1: (r, B), with 0 for a row that is not there; (n,) for ``full``.
+        full: (n, numbers of output) all rows; only if the loss couples samples.
         norm: ‖S‖₂.
+        error: What rounding has moved S by, where that is more than its eigenvalues' own.
     """
 
     rows: Float[Tensor, "r B c"] | None
-    keep: Bool[Tensor, "r B"] | None
+    signs: Tensor
     full: Float[Tensor, "n outputs"] | None
     norm: float
+    error: float = 0.0
 
-    def dense(self) -> Float[Tensor, "n outputs"]:
-        """All rows that are not zero, over all outputs of the batch.
+    @property
+    def indefinite(self) -> bool:
+        """Whether S has a negative eigenvalue."""
+        return bool((self.signs < 0).any())
+
+    def dense(self) -> tuple[Float[Tensor, "n outputs"], Float[Tensor, " n"]]:
+        """All rows that are there, over all outputs of the batch, and their signs.
 
         Returns:
-            (n, B·c).
+            (n, outputs) and (n,).
         """
-        if self.rows is None or self.keep is None:
+        if self.rows is None:
             assert self.full is not None
-            return self.full
+            return self.full, self.signs
         count, samples, outputs = self.rows.shape
         full = self.rows.new_zeros(count, samples, samples, outputs)
         index = torch.arange(samples, device=full.device)
         full[:, index, index] = self.rows
-        return full.view(count * samples, -1)[self.keep.reshape(-1)]
+        signs = self.signs.reshape(-1)
+        full = full.view(count * samples, samples * outputs)
+        return full[signs != 0], signs[signs != 0]
 
 
-def root_of_loss_curvature(problem: Problem, outputs: Tensor) -> Root | None:
-    """Lᵀ of S = L Lᵀ, one row for each nonzero eigenvalue of S.
+def root_of_loss_curvature(problem: InOneTensor, outputs: Tensor) -> Root:
+    """The rows of S = Σ_k s_k l_k l_kᵀ, computed in float64.
 
     Args:
         problem: In its final precision and place.
         outputs: Of the batch, at the problem's parameters.
 
     Returns:
-        The rows, in the problem's precision but computed in float64; None if S has a negative
-        eigenvalue.
+        The rows, in the problem's precision. Raises ProblemError if torch's second derivative of
+        the loss in the outputs is not how its first one changes.
     """
     dtype = outputs.dtype
     if dtype != torch.float64:
         problem = problem.at(torch.float64, outputs.device)
     outputs = outputs.detach().double()
-    if _is_softmax(problem, outputs):
-        return _softmax(outputs, dtype)
-    gradient = grad(lambda f: problem.loss_of_outputs(f.view(outputs.shape)))
-
-    def product(v: Tensor) -> Tensor:
-        return jvp(gradient, (outputs.reshape(-1),), (v.reshape(-1),))[1]
-
+    product = curvature_of_loss(problem, outputs)
+    rows = _softmax(problem, outputs, product)
     samples, count = problem.samples, outputs.numel()
     each = count // samples
-    if outputs.shape[0] % samples or not _apart(product, outputs, samples):
+    if rows is not None:
+        root = _of_softmax(rows, outputs, samples)
+    elif count % samples or outputs.shape[0] % samples or not _apart(product, outputs, samples):
         unit = torch.eye(count, dtype=outputs.dtype, device=outputs.device)
-        blocks = vmap(product)(unit)[None]
+        _require_slope_to_change(problem, outputs, product)
+        root = _of_blocks(product(unit)[None], problem, outputs)
     else:
+        _require_slope_to_change(problem, outputs, product)
         unit = torch.eye(each, dtype=outputs.dtype, device=outputs.device)
-        tiled = vmap(product)(unit[:, None].expand(each, samples, each))
-        blocks = tiled.view(each, samples, each).transpose(0, 1)
-    values, vectors = torch.linalg.eigh((blocks + blocks.mT) / 2)
-    largest = float(values.abs().max())
-    tolerance = blocks.shape[-1] * torch.finfo(values.dtype).eps * largest
-    if float(values.min()) < -tolerance:
-        return None
-    rows = (vectors * values.clamp(min=0).sqrt()[:, None, :]).mT  # √w uᵀ
-    keep = values > tolerance
-    if len(blocks) == samples and blocks.shape[-1] == each:
-        return _sample_by_sample(rows, keep, largest, dtype)
-    return Root(None, None, rows[0][keep[0]].to(dtype), largest)
+        tiled = product(unit[:, None].expand(each, samples, each).reshape(each, -1))
+        root = _of_blocks(tiled.view(each, samples, each).transpose(0, 1), problem, outputs)
+    rows, full = (None if x is None else x.to(dtype) for x in (root.rows, root.full))
+    return Root(rows, root.signs.to(dtype), full, root.norm, root.error)
 
 
-def curved(problem: Problem, outputs: Tensor, tangent: Tensor) -> Tensor:
-    """S w with the Hessian S of the loss in the outputs, without its root.
+def curved(problem: InOneTensor, outputs: Tensor, tangent: Tensor) -> Tensor:
+    """S t with the Hessian S of the loss in the outputs, without its root.
 
     Args:
         problem: In its final precision and place.
         outputs: Of the batch, at the problem's parameters.
-        tangent: w, of their shape.
+        tangent: t, of their shape.
 
     Returns:
         Of the shape of the outputs.
     """
-    if _is_softmax(problem, outputs):
-        # p (w - p·w) with w measured from the likeliest class, which cancels no digits
-        p = torch.softmax(outputs.detach(), dim=1)
-        tangent = tangent - tangent.gather(1, p.argmax(dim=1, keepdim=True))
-        return p * (tangent - (p * tangent).sum(dim=1, keepdim=True)) / problem.samples
-    point = outputs.detach().requires_grad_()
-    first = torch.autograd.grad(problem.loss_of_outputs(point), point, create_graph=True)[0]
-    if not first.requires_grad:  # a loss linear in the outputs
-        return torch.zeros_like(outputs)
-    return torch.autograd.grad(first, point, tangent, materialize_grads=True)[0]
+    product = curvature_of_loss(problem, outputs)
+    rows = _softmax(problem, outputs, product)
+    if rows is not None:
+        return rows.curved(outputs, tangent)
+    return product(tangent.reshape(1, -1))[0].view_as(outputs)
 
 
-def _is_softmax(problem: Problem, outputs: Tensor) -> bool:
-    """Whether the loss is the plain mean of cross-entropy over samples."""
-    loss, targets = problem.loss_function, problem.targets
-    if not isinstance(targets, Tensor) or targets.is_floating_point():
-        return False
-    if outputs.dim() != 2 or targets.shape != outputs.shape[:1]:
-        return False
-    if loss is LOSSES["cross-entropy"]:
-        return bool((targets >= 0).all())
-    return (
-        isinstance(loss, nn.CrossEntropyLoss)
-        and type(loss) is nn.CrossEntropyLoss
-        and loss.weight is None
-        and loss.reduction == "mean"
-        and not bool((targets == loss.ignore_index).any())
-    )
+def _softmax(
+    problem: InOneTensor, outputs: Tensor, product: Callable[[Tensor], Tensor]
+) -> SoftmaxRows | None:
+    """The rows of a cross-entropy, if differentiation says the same of them."""
+    rows = softmax_rows(problem, outputs)
+    if rows is None:
+        return None
+    generator = rng.torch_generator(0, "softmax")
+    t = torch.randn(outputs.shape, generator=generator, dtype=torch.float64).to(outputs)
+    gap = (rows.curved(outputs, t).reshape(1, -1) - product(t.reshape(1, -1))).abs().max()
+    scale = (4 + float(outputs.abs().max())) * float(t.abs().max()) * rows.weights.abs().max()
+    allowed = _LOST_ULPS * torch.finfo(outputs.dtype).eps * float(scale)
+    return rows if float(gap) <= allowed else None
 
 
-def _softmax(outputs: Float[Tensor, "B c"], dtype: torch.dtype) -> Root:
-    samples, count = outputs.shape
-    p = torch.softmax(outputs, dim=1)
+def _of_softmax(softmax: SoftmaxRows, outputs: Tensor, samples: int) -> Root:
+    """√|w| A for each row of scores, by its singular value decomposition."""
+    p, weights, index = softmax.probabilities(outputs), softmax.weights, softmax.index
+    number, count = p.shape
     others = p @ (1 - torch.eye(count, dtype=p.dtype, device=p.device))  # 1 - p, never cancelling
-    columns = -p[:, :, None].expand(samples, count, count).clone()
+    columns = -p[:, :, None].expand(number, count, count).clone()
     columns.diagonal(dim1=1, dim2=2).copy_(others)
-    columns *= (p / samples).sqrt()[:, None, :]
+    columns *= (p * weights.abs()[:, None]).sqrt()[:, None, :]
     vectors, values, _ = torch.linalg.svd(columns)
     keep = values > count * torch.finfo(p.dtype).eps * values[:, :1]
     keep[:, -1] = False  # softmax ignores a number added to all outputs
-    rows = (vectors * values[:, None, :]).mT
-    return _sample_by_sample(rows, keep, float(values.square().max()), dtype)
+    rows = (vectors * values[:, None, :]).mT * keep[..., None]
+    signs = keep * weights.sign()[:, None]
+    norm = float(values.square().max())
+    each = outputs.numel() // samples
+    owner = index // max(1, each)
+    if outputs.shape[0] % samples or bool((owner != owner[:, :1]).any()):  # rows across samples
+        full = rows.new_zeros(number, count, outputs.numel())
+        full.scatter_(2, index[:, None, :].expand(rows.shape), rows)
+        return Root(None, signs[keep], full[keep], norm)
+    owner, order = owner[:, 0].sort(stable=True)
+    first = torch.searchsorted(owner, owner)
+    place = torch.arange(number, device=owner.device) - first
+    wide = rows.new_zeros(number, count, each)
+    wide.scatter_(
+        2, (index[order] - each * owner[:, None])[:, None].expand(rows.shape), rows[order]
+    )
+    most = int(place.max()) + 1
+    dealt = rows.new_zeros(samples, most, count, each)
+    dealt[owner, place] = wide
+    signed = signs.new_zeros(samples, most, count)
+    signed[owner, place] = signs[order]
+    return _sample_by_sample(dealt.flatten(1, 2), signed.flatten(1), norm)
 
 
-def _sample_by_sample(rows: Tensor, keep: Tensor, norm: float, dtype: torch.dtype) -> Root:
+def _of_blocks(blocks: Tensor, problem: InOneTensor, outputs: Tensor) -> Root:
+    """From S itself, whole as one block or one block for each sample."""
+    epsilon = torch.finfo(blocks.dtype).eps
+    values, vectors = torch.linalg.eigh((blocks + blocks.mT) / 2)
+    sizes = values.abs().amax(dim=1)
+    # what differentiation has lost: in lower precision, or in derivatives that it gets unequal
+    error = max(
+        error_of_curvature(problem, outputs),
+        float(torch.linalg.matrix_norm(blocks - blocks.mT).max()),
+    )
+    relative = blocks.shape[-1] * epsilon * sizes
+    lost = error > float(relative[sizes > 0].min()) if bool(sizes.any()) else False
+    keep = values.abs() > torch.clamp(relative, min=error if lost else 0.0)[:, None]
+    rows = (vectors * values.abs().sqrt()[:, None, :]).mT  # √|w| uᵀ
+    signs, norm = keep * values.sign(), float(sizes.max())
+    kept = error if lost else 0.0
+    if blocks.shape[-1] == outputs.numel() and problem.samples > 1:
+        return Root(None, signs[0][keep[0]], rows[0][keep[0]], norm, kept)
+    return _sample_by_sample(rows, signs, norm, kept)
+
+
+def _sample_by_sample(rows: Tensor, signs: Tensor, norm: float, error: float = 0.0) -> Root:
     """From (B, r, c) and (B, r) to a root without the rows that no sample has."""
-    used = keep.any(dim=0)
-    rows, keep = rows[:, used].transpose(0, 1), keep[:, used].T
-    return Root((rows * keep[..., None]).to(dtype).contiguous(), keep, None, norm)
+    used = (signs != 0).any(dim=0)
+    rows, signs = rows[:, used].transpose(0, 1), signs[:, used].T
+    return Root((rows * signs.abs()[..., None]).contiguous(), signs, None, norm, error)
 
 
 def _apart(product: Callable[[Tensor], Tensor], like: Tensor, samples: int) -> bool:
@@ -170,6 +211,25 @@ def _apart(product: Callable[[Tensor], Tensor], like: Tensor, samples: int) -> b
     generator = rng.torch_generator(0, "loss-direction")
     draw = torch.randn(like.numel(), generator=generator, dtype=torch.float64).to(like)
     direction = draw.view(samples, -1) * moved[:, None]
-    response = product(direction).view(samples, -1)
+    response = product(direction.view(1, -1)).view(samples, -1)
     # a change of some samples must leave the gradients of the others exactly alone
     return not bool(response[~moved].count_nonzero())
+
+
+def _require_slope_to_change(
+    problem: InOneTensor, outputs: Tensor, product: Callable[[Tensor], Tensor]
+) -> None:
+    """Refuse an S by which the first derivative of the loss in the outputs does not change."""
+
+    def slope(flat: Tensor) -> Tensor:
+        point = flat.detach().requires_grad_()
+        loss = problem.loss_of_outputs(point.view(outputs.shape).clone())
+        if not loss.requires_grad:
+            return torch.zeros_like(point)
+        return torch.autograd.grad(loss, point, materialize_grads=True, allow_unused=True)[0]
+
+    flat = outputs.reshape(-1)
+    generator = rng.torch_generator(0, "loss-differences")
+    v = torch.randn(flat.shape, generator=generator, dtype=torch.float64).to(flat)
+    v /= v.norm().clamp(min=torch.finfo(v.dtype).tiny)
+    require_changes_of(slope, flat, v, product(v[None])[0], len(flat) / problem.samples)

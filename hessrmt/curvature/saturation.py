@@ -9,13 +9,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
-from torch.func import grad, jvp
 
 from hessrmt import rng
-from hessrmt.curvature.gradients import pull, push
+from hessrmt.curvature.gradients import curvature_of_loss, pull, push
+from hessrmt.problems.outputs import in_one_tensor
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hessrmt.problems.outputs import InOneTensor
     from hessrmt.problems.problem import Problem
 
 _ITERATIONS = 8
@@ -44,22 +46,26 @@ def loss_rounding(problem: Problem) -> float:
         The bound, in the units of the eigenvalues; 0.0 where the loss's derivatives cannot be had
         in both precisions, or torch cannot multiply by J.
     """
-    with torch.no_grad():
-        outputs = problem.outputs(problem.theta)
-    if not isinstance(outputs, Tensor) or outputs.dim() == 0:
-        return 0.0
-    error = _error_of_curvature(problem, outputs)
-    return error * _squared_norm(problem) if error else 0.0
+    problem = in_one_tensor(problem)
+    error = error_of_curvature(problem, problem.here())
+    return error * squared_norm(problem) if error else 0.0
 
 
-def _error_of_curvature(problem: Problem, outputs: Tensor) -> float:
-    """max_i ‖δS_i t_i‖ for random signs t, in the precision of the problem.
+def error_of_curvature(problem: InOneTensor, outputs: Tensor) -> float:
+    """max_i ‖δS_i t_i‖ for random signs t, what rounding makes of S in the problem's precision.
 
     Where single precision has lost all digits its error says nothing about that of double
     precision; such samples are looked at again with smaller outputs, until it has some.
 
+    Args:
+        problem: In its final precision and place.
+        outputs: Of the batch.
+
     Returns:
-        The error, in the units of S.
+        The error, in the units of S; 0.0 where S cannot be had in both precisions.
+
+    Raises:
+        OutOfMemoryError: If a device has no room.
     """
     generator = rng.torch_generator(0, "loss-rounding")
     signs = torch.randint(0, 2, outputs.shape, generator=generator, dtype=torch.float64) * 2 - 1
@@ -68,13 +74,18 @@ def _error_of_curvature(problem: Problem, outputs: Tensor) -> float:
     worst = 0.0
     left = torch.ones(len(outputs), dtype=torch.bool, device=outputs.device)
     for halvings in range(_HALVINGS):
-        products = [_curved(way, outputs.double() / 2**halvings, signs) for way in ways]
-        if products[0] is None or products[1] is None:
+        try:
+            exact, rounded = (
+                curvature_of_loss(way, (outputs.double() / 2**halvings).to(way.dtype))(
+                    signs.to(way.dtype).reshape(1, -1)
+                ).double()
+                for way in ways
+            )
+        except torch.OutOfMemoryError:
+            raise
+        except _FAILURES:
             break
-        size, error = (
-            x.reshape(len(outputs), -1).norm(dim=1)
-            for x in (products[0], products[0] - products[1])
-        )
+        size, error = (x.reshape(len(outputs), -1).norm(dim=1) for x in (exact, exact - rounded))
         if not bool(torch.isfinite(error).all()):
             break
         worst = max(worst, float(error[left].max()))
@@ -84,20 +95,15 @@ def _error_of_curvature(problem: Problem, outputs: Tensor) -> float:
     return worst * torch.finfo(outputs.dtype).eps / torch.finfo(torch.float32).eps
 
 
-def _curved(problem: Problem, outputs: Tensor, tangent: Tensor) -> Tensor | None:
-    """S t in the problem's precision, as float64."""
-    try:
-        gradient = grad(problem.loss_of_outputs)
-        point, along = (x.to(problem.dtype) for x in (outputs, tangent))
-        return jvp(gradient, (point,), (along,))[1].double()
-    except torch.OutOfMemoryError:
-        raise
-    except _FAILURES:
-        return None
+def squared_norm(problem: InOneTensor) -> float:
+    """‖J‖₂², by the power method.
 
+    Args:
+        problem: In its final precision and place.
 
-def _squared_norm(problem: Problem) -> float:
-    """‖J‖₂², by the power method."""
+    Returns:
+        It, to a few per cent from below; 0.0 if torch cannot multiply by J.
+    """
     generator = rng.torch_generator(0, "jacobian-norm")
     v = torch.randn(problem.dimension, generator=generator, dtype=torch.float64).to(problem.theta)
     norm = 0.0

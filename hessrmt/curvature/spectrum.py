@@ -201,7 +201,7 @@ def compute(
     tick("eigenvalues", 1, 1)
     norm = float(np.abs(found).max(initial=0.0))
     if operator == "ggn":
-        agreement = require_ggn_agreement(probe, norm, local.dimension, dtype)
+        agreement = require_ggn_agreement(probe, norm, local.dimension, dtype, rounding)
     else:
         agreement = require_agreement(probe, norm, local.dimension, dtype, rounding)
     return Spectrum(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,60 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from torch.utils.data import Dataset, IterableDataset, default_collate
 
 from hessrmt.errors import DataError
+from hessrmt.problems.trees import map_tensors, tensors_of
 
 _LABELS = ("labels", "label", "targets", "target", "y")
 """Where a dict-like batch keeps its targets."""
 
 _PAIR = "data must be a pair (inputs, targets), or a DataLoader of such pairs"
-
-
-class _Mapped(TorchFunctionMode):
-    """Copies of tensors, as ``copy.deepcopy`` asks for them, are made by a function."""
-
-    def __init__(self, change: Callable[[Tensor], Any]) -> None:
-        super().__init__()
-        self._change = change
-
-    def __torch_function__(
-        self, function: Any, types: Any, arguments: Any = (), keywords: Any = None
-    ) -> Any:
-        if function is not Tensor.__deepcopy__:
-            return function(*arguments, **(keywords or {}))
-        tensor, memo = arguments
-        if id(tensor) not in memo:
-            memo[id(tensor)] = self._change(tensor)
-        return memo[id(tensor)]
-
-
-def map_tensors(tree: Any, change: Callable[[Tensor], Any]) -> Any:
-    """A copy of any Python object in which every tensor is replaced.
-
-    Args:
-        tree: Containers, dataclasses and other objects that hold tensors, or a tensor.
-        change: Called once for each tensor, always in the same order.
-
-    Returns:
-        The copy; ``tree`` stays as it is.
-    """
-    if isinstance(tree, Tensor):  # also of classes that copy themselves
-        return change(tree)
-    with _Mapped(change):
-        return copy.deepcopy(tree)
-
-
-def tensors_in(tree: Any) -> list[Tensor]:
-    """The tensors that any Python object holds, in the order of :func:`map_tensors`.
-
-    Returns:
-        Each once.
-    """
-    found: list[Tensor] = []
-    map_tensors(tree, lambda leaf: found.append(leaf) or leaf)
-    return found
 
 
 @dataclass(frozen=True)
@@ -119,8 +73,8 @@ class Batch:
         """
         marked: set[int] = set()
         inputs, targets = _opened(inputs, marked), _opened(targets, marked)
-        parts = [("inputs", leaf) for leaf in tensors_in(inputs)]
-        parts += [("targets", leaf) for leaf in tensors_in(targets)]
+        parts = [("inputs", leaf) for leaf in tensors_of(inputs)]
+        parts += [("targets", leaf) for leaf in tensors_of(targets)]
         own = [(what, leaf) for what, leaf in parts if id(leaf) not in marked and leaf.dim()]
         lengths = {what: [len(leaf) for kind, leaf in own if kind == what] for what, _ in own}
         samples = (lengths.get("targets") or lengths.get("inputs") or [0])[0]
@@ -157,7 +111,7 @@ class Batch:
 
     def tensors(self) -> list[Tensor]:
         """All tensors, inputs first."""
-        return [*tensors_in(self.inputs), *tensors_in(self.targets)]
+        return [*tensors_of(self.inputs), *tensors_of(self.targets)]
 
 
 def read_batch(item: Any) -> Batch:
@@ -261,7 +215,7 @@ def _opened(tree: Any, marked: set[int]) -> Any:
     """Arrays as tensors, dict-like containers as dicts, marks of shared tensors noted."""
     if isinstance(tree, Shared):
         found = _opened(tree.value, marked)
-        marked.update(id(leaf) for leaf in tensors_in(found))
+        marked.update(id(leaf) for leaf in tensors_of(found))
         return found
     if isinstance(tree, np.ndarray):
         return torch.from_numpy(tree)

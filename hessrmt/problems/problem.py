@@ -8,7 +8,7 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -26,13 +26,14 @@ from hessrmt import rng
 from hessrmt.errors import DataError, NonFiniteError, ProblemError
 from hessrmt.problems.batches import Batch, join, read_data
 from hessrmt.problems.losses import (
-    LOSSES,
     Loss,
+    Watching,
     cross_entropy_in_full_digits,
     is_plain_cross_entropy,
     resolve,
 )
 from hessrmt.problems.structure import Structure, find_structure, reached
+from hessrmt.problems.trees import map_tensors
 
 if TYPE_CHECKING:
     from hessrmt.arrays import Vector
@@ -331,10 +332,6 @@ class Problem:
         found.batch = batch.map(lambda leaf: _moved(leaf, self.dtype, device))
         return found
 
-    def mass(self) -> float:
-        """m, so that the loss of several batches together is Σ m_j L_j / Σ m_j; 1 for a sum."""
-        return 1.0 if self.is_sum else float(self.samples)
-
     @cached_property
     def is_sum(self) -> bool:
         """Whether the loss of the same samples taken twice is twice as large, that of no mean."""
@@ -370,19 +367,19 @@ class Problem:
         with _Equivalents():
             return self.loss_function(outputs, self.targets)
 
-    def losses(self, theta: Vector) -> Tensor:
-        """The losses of the samples, each as if it were a batch of its own, at ``theta`` (P,).
+    def losses(self, parameters: dict[str, Tensor]) -> Tensor:
+        """The losses of the samples, each as if it were a batch of its own.
 
         Returns:
-            (B,).
+            (B,), at named trainable parameters.
         """
         parts = [self.part(slice(b, b + 1)) for b in range(self.samples)]
-        with self.reached_everywhere(self.unflatten(theta)):
-            outputs = self.outputs(theta)
+        with self.reached_everywhere(parameters):
+            outputs = self.call(parameters)
             if isinstance(outputs, Tensor) and outputs.dim() and len(outputs) == self.samples:
                 rows = zip(parts, outputs.split(1), strict=True)
                 return torch.stack([part.loss_of_outputs(row).reshape(()) for part, row in rows])
-        return torch.stack([part.loss(theta).reshape(()) for part in parts])
+        return torch.stack([part.loss_with(parameters).reshape(()) for part in parts])
 
     def loss(self, theta: Vector) -> Tensor:
         """The scalar mean loss of the batch at parameters ``theta`` (P,).
@@ -561,22 +558,10 @@ class Problem:
 
     def _check_labels(self, outputs: Any) -> None:
         """Refuse class labels that cross-entropy would index out of bounds."""
-        if self.loss_function is not LOSSES["cross-entropy"] or not isinstance(
-            self.targets, Tensor
-        ):
-            return
-        if self.targets.is_floating_point() or not isinstance(outputs, Tensor):
-            return
-        if outputs.dim() < 2:
-            raise ProblemError(
-                f"cross-entropy needs outputs (batch, classes), got shape {tuple(outputs.shape)}"
-            )
-        low, high = int(self.targets.min()), int(self.targets.max())
-        if low < 0 or high >= outputs.shape[1]:
-            raise DataError(
-                f"labels run from {low} to {high}, but the model has {outputs.shape[1]} outputs; "
-                f"labels must lie in 0..{outputs.shape[1] - 1}"
-            )
+        watched = copy.copy(self)
+        watched.loss_function = Watching().around(self.loss_function)
+        with suppress(TypeError):  # outputs that can't be copied; a loss may work in place
+            watched.loss_of_outputs(map_tensors(outputs, Tensor.clone))
 
 
 class Own:

@@ -180,6 +180,9 @@ def find_structure(problem: Problem) -> Structure:
 
     Returns:
         Its layers, and the parameters outside them.
+
+    Raises:
+        OutOfMemoryError: If a device has no room.
     """
     owned = _candidates(problem.model)
     modules = dict(problem.model.named_modules())
@@ -201,9 +204,17 @@ def find_structure(problem: Problem) -> Structure:
         return hook
 
     pieces = {n: p.detach().requires_grad_() for n, p in problem.unflatten(problem.theta).items()}
-    with hooked({name: modules[name] for name in owned}, cut), problem.reached_everywhere(pieces):
-        outputs = problem.call(pieces)
-        loss = problem.loss_of_outputs(outputs)
+    try:
+        with (
+            hooked({name: modules[name] for name in owned}, cut),
+            problem.reached_everywhere(pieces),
+        ):
+            outputs = problem.call(pieces)
+            loss = problem.loss_of_outputs(outputs)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:  # a network that differentiates itself misses what is cut
+        return Structure((), problem.names)
     seen = [call.entering for made in calls.values() for call in made]
     elsewhere = reached([loss, *seen], pieces)
     layers = []

@@ -1,0 +1,343 @@
+"""What a loss sees of a network: its outputs in one tensor, and which kind of loss they enter."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from hessrmt import rng
+from hessrmt.errors import ProblemError
+from hessrmt.problems.losses import Watching
+from hessrmt.problems.problem import Problem
+from hessrmt.problems.trees import map_tensors, tensors_of
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
+_SUM_ULPS = 64
+"""How far, in ulps of what is added up, a sum of derivatives that is zero may come out."""
+
+
+class InOneTensor(Problem):
+    """A problem whose network gives all that its loss depends on in one floating-point tensor.
+
+    One tensor stays as it is. Several are laid side by side sample by sample if each has the batch
+    first, and end to end otherwise; complex numbers become pairs. Caches, integers, ``None`` and
+    tensors that the loss does not depend on are left to the loss as they are.
+
+    Args:
+        problem: The same problem with outputs of any type.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self.__dict__.update(problem.__dict__)
+        self._places: tuple[int, ...] | None = None
+        self._kept: tuple[Any, Any] | None = None
+        outputs = self._example()
+        if not (isinstance(outputs, Tensor) and outputs.is_floating_point() and outputs.dim()):
+            self._places = self._seen(outputs)
+
+    def call(self, parameters: dict[str, Tensor]) -> Tensor:
+        """The network's outputs on the batch at named trainable parameters.
+
+        Returns:
+            One tensor.
+        """
+        found = super().call(parameters)
+        return found if self._places is None else self._packed(found)
+
+    def loss_of_outputs(self, outputs: Tensor) -> Tensor:
+        """The scalar loss of given outputs on the batch's targets.
+
+        Returns:
+            A scalar tensor.
+        """
+        if self._places is None:
+            return super().loss_of_outputs(outputs)
+        example = self._example()
+        leaves = self._leaves(example)
+        shapes = [_real(leaf).shape for leaf in leaves]
+        pieces = [outputs]
+        if len(leaves) > 1:
+            sizes = [shape.numel() for shape in shapes]
+            if outputs.dim() == 2:
+                sizes = [size // self.samples for size in sizes]
+            pieces = outputs.split(sizes, dim=-1)
+        given = {
+            place: torch.view_as_complex(piece.reshape(shape))
+            if leaf.is_complex()
+            else piece.reshape(shape)
+            for place, piece, shape, leaf in zip(self._places, pieces, shapes, leaves, strict=True)
+        }
+        number = itertools.count()
+        tree = map_tensors(example, lambda tensor: given.get(next(number), tensor))
+        return super().loss_of_outputs(tree)
+
+    def at(self, dtype: torch.dtype, device: torch.device) -> InOneTensor:
+        """A copy of the problem in another precision and on another device.
+
+        Returns:
+            The copy.
+        """
+        moved = super().at(dtype, device)
+        assert isinstance(moved, InOneTensor)
+        moved._kept = None
+        return moved
+
+    def here(self) -> Tensor:
+        """The outputs at the problem's parameters; the network is run on a batch once.
+
+        Returns:
+            One tensor, without its graph.
+        """
+        found = self._example()
+        return found if self._places is None else self._packed(found)
+
+    def _example(self) -> Any:
+        """What the network returns at the problem's parameters, without graphs."""
+        if self._kept is None or self._kept[0] is not self.inputs:
+            found = super().call(self.unflatten(self.theta))
+            try:
+                self._kept = self.inputs, map_tensors(found, lambda tensor: tensor.detach())
+            except TypeError as error:
+                raise ProblemError(
+                    f"the network returns a {type(found).__name__} that cannot be copied "
+                    f"({error}); let it return tensors, or a tuple, dict or dataclass of them"
+                ) from error
+        return self._kept[1]
+
+    def _seen(self, outputs: Any) -> tuple[int, ...]:
+        """Places of the tensors that the loss depends on."""
+        leaves: dict[int, Tensor] = {}
+        number = itertools.count()
+
+        def free(tensor: Tensor) -> Tensor:
+            place = next(number)
+            if not (tensor.is_floating_point() or tensor.is_complex()):
+                return tensor
+            leaves[place] = tensor.detach().requires_grad_()
+            return leaves[place].clone()  # the loss may work in place
+
+        loss = super().loss_of_outputs(map_tensors(outputs, free))
+        if not leaves or not loss.requires_grad:
+            return ()
+        slopes = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+        return tuple(
+            place for place, slope in zip(leaves, slopes, strict=True) if slope is not None
+        )
+
+    def _leaves(self, tree: Any) -> list[Tensor]:
+        found = tensors_of(tree)
+        assert self._places is not None
+        if self._places and self._places[-1] >= len(found):
+            raise ProblemError(
+                "the network returns another number of tensors for some batches than for others; "
+                "let it return the same structure for each"
+            )
+        return [found[place] for place in self._places]
+
+    def _packed(self, tree: Any) -> Tensor:
+        leaves = [_real(leaf) for leaf in self._leaves(tree)]
+        if len(leaves) == 1 and leaves[0].dim():
+            return leaves[0]
+        if not leaves:
+            return self.theta.new_zeros(0)
+        if all(leaf.dim() and leaf.shape[0] % self.samples == 0 for leaf in leaves):
+            return torch.cat([leaf.reshape(self.samples, -1) for leaf in leaves], dim=1)
+        return torch.cat([leaf.reshape(-1) for leaf in leaves])
+
+
+def in_one_tensor(problem: Problem) -> InOneTensor:
+    """A problem with all outputs that the loss depends on in one tensor.
+
+    Args:
+        problem: With outputs of any type.
+
+    Returns:
+        The same problem if it is one already; else one that has run the network once.
+    """
+    return problem if isinstance(problem, InOneTensor) else InOneTensor(problem)
+
+
+@dataclass(frozen=True)
+class SoftmaxRows:
+    """A loss Σ_r w_r log Σ_c exp f_rc, up to terms linear in the outputs: softmax cross-entropy.
+
+    Attributes:
+        index: (R, c) where in the flattened outputs the scores of each row are.
+        weights: (R,) w_r, zero for a row that is ignored.
+        mass: What the mean over rows has been divided by: the number of rows that count, or the
+            sum of their class weights; None if the loss is no such mean.
+    """
+
+    index: Int[Tensor, "R c"]
+    weights: Float[Tensor, " R"]
+    mass: float | None
+
+    def probabilities(self, outputs: Tensor) -> Float[Tensor, "R c"]:
+        """Softmax of each row.
+
+        Args:
+            outputs: Of the batch.
+
+        Returns:
+            (R, c).
+        """
+        return torch.softmax(outputs.detach().reshape(-1)[self.index], dim=1)
+
+    def curved(self, outputs: Tensor, tangent: Tensor) -> Tensor:
+        """S t with the Hessian S of the loss in the outputs, w (diag p - p pᵀ) for each row.
+
+        Args:
+            outputs: Of the batch.
+            tangent: t, of their shape.
+
+        Returns:
+            Of their shape.
+        """
+        p = self.probabilities(outputs)
+        t = tangent.reshape(-1)[self.index]
+        # p (t - p·t) with t measured from the likeliest class, which cancels no digits
+        t = t - t.gather(1, p.argmax(dim=1, keepdim=True))
+        t = self.weights[:, None] * p * (t - (p * t).sum(dim=1, keepdim=True))
+        found = torch.zeros_like(tangent.reshape(-1))
+        found[self.index.reshape(-1)] = t.reshape(-1)
+        return found.view_as(outputs)
+
+
+def softmax_rows(problem: InOneTensor, outputs: Tensor) -> SoftmaxRows | None:
+    """The rows of scores of which a loss is the cross-entropy, by running it once.
+
+    The results of all cross-entropies and log-softmaxes in the loss are cut off from their scores.
+    It is a cross-entropy if it depends on the outputs in no other way, is linear in those results,
+    and if their scores are outputs, selected and reshaped. All spellings of it are found: with
+    ``ignore_index``, class weights, label smoothing, probabilities for labels, flattened tokens.
+
+    Args:
+        problem: In its final precision and place.
+        outputs: Of the batch.
+
+    Returns:
+        The rows; None for any other loss.
+    """
+    watching = Watching(cut=True)
+    watched = copy.copy(problem)
+    watched.loss_function = watching.around(problem.loss_function)
+    point = outputs.detach().requires_grad_()
+    loss = watched.loss_of_outputs(point.clone())
+    calls = watching.calls
+    if not calls or not loss.requires_grad:
+        return None
+    results = [call.result for call in calls]
+    *slopes, rest = torch.autograd.grad(
+        loss, [*results, point], create_graph=True, allow_unused=True
+    )
+    if rest is not None or any(slope is None for slope in slopes):
+        return None
+    moving = [slope.square().sum() for slope in slopes if slope.requires_grad]
+    if moving:
+        second = torch.autograd.grad(torch.stack(moving).sum(), results, allow_unused=True)
+        if any(part is not None and bool(part.count_nonzero()) for part in second):
+            return None
+    rows = []
+    for call, slope in zip(calls, slopes, strict=True):
+        index = _selected(call.scores, point, outputs)
+        if index is None:
+            return None
+        index = index.movedim(call.classes, -1).flatten(0, -2)
+        rows.append((index, call.row_weights(slope.detach()), call.mass))
+    return _merged(rows)
+
+
+def ignores_shift(problem: InOneTensor, outputs: Tensor) -> bool:
+    """Whether a number added to all scores of a sample leaves the loss alone, as softmax does.
+
+    Args:
+        problem: In its final precision and place.
+        outputs: (B, c) of the batch.
+
+    Returns:
+        Whether the derivatives of the loss add up to zero over each sample's scores, at these
+        outputs and at random ones.
+    """
+    generator = rng.torch_generator(0, "shift")
+    drawn = torch.randn(2, *outputs.shape, generator=generator, dtype=torch.float64).to(outputs)
+    slopes = []
+    for place in (outputs, *(outputs + draw for draw in drawn)):
+        point = place.detach().requires_grad_()
+        try:
+            loss = problem.loss_of_outputs(point.clone())
+        except (RuntimeError, ValueError, IndexError):  # defined for some outputs only
+            return False
+        if not loss.requires_grad:
+            return False
+        slopes.append(torch.autograd.grad(loss, point, materialize_grads=True)[0])
+    found = torch.stack(slopes)
+    # of a network that is certain, derivatives are differences of numbers as large as the random
+    # ones; exp makes a relative error of the rounding of its argument
+    scale = float(found.abs().max()) * (4 + float(outputs.abs().max()))
+    allowed = outputs.shape[-1] * torch.finfo(outputs.dtype).eps * scale
+    return float(found.sum(dim=-1).abs().max()) <= allowed
+
+
+def loss_mass(problem: Problem) -> float:
+    """How much a batch counts in the mean over several: L = Σ_j m_j L_j / Σ_j m_j.
+
+    Args:
+        problem: Of one batch, in its final precision and place.
+
+    Returns:
+        1 for a sum over samples; for a cross-entropy the number of rows that it takes the mean of,
+        or the sum of their class weights; otherwise the number of samples.
+    """
+    if problem.is_sum:
+        return 1.0
+    problem = in_one_tensor(problem)
+    rows = softmax_rows(problem, problem.here())
+    return float(problem.samples) if rows is None or rows.mass is None else rows.mass
+
+
+def _real(leaf: Tensor) -> Tensor:
+    return torch.view_as_real(leaf) if leaf.is_complex() else leaf
+
+
+def _selected(scores: Tensor, point: Tensor, outputs: Tensor) -> Tensor | None:
+    """Which of the outputs the scores are; None if they are made of them in another way."""
+    if not scores.requires_grad:
+        return None
+    numbers = torch.arange(1, scores.numel() + 1, device=scores.device).to(scores.dtype)
+    slope = torch.autograd.grad(
+        scores, point, numbers.view_as(scores), retain_graph=True, materialize_grads=True
+    )[0].reshape(-1)
+    where = slope.nonzero()[:, 0]
+    order = slope[where].argsort()
+    if len(where) != len(numbers) or bool((slope[where[order]] != numbers).any()):
+        return None
+    index = where[order].view(scores.shape)
+    return index if bool((scores == outputs.reshape(-1)[index]).all()) else None
+
+
+def _merged(rows: list[tuple[Tensor, Tensor, float | None]]) -> SoftmaxRows | None:
+    """Rows of several cross-entropies of the same scores, or of different ones."""
+    index, weights, mass = rows[0]
+    for other, more, its in rows[1:]:
+        if other.shape[1] != index.shape[1]:
+            return None
+        if torch.equal(index, other):
+            weights = weights + more
+        else:
+            index, weights = torch.cat([index, other]), torch.cat([weights, more])
+        mass = mass if mass == its else None
+    if not index.numel() or len(index.unique()) != index.numel():
+        return None
+    if mass is None:
+        used = weights[weights != 0]
+        ulps = _SUM_ULPS * torch.finfo(weights.dtype).eps
+        if len(used) and bool(((used * len(used) - 1).abs() <= ulps).all()):
+            mass = float(len(used))  # all count alike, and their mean is taken
+    return SoftmaxRows(index, weights, mass)
