@@ -42,25 +42,52 @@ def mean_squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
     return (outputs - targets).square().sum() / outputs.shape[0]
 
 
-def cross_entropy_in_full_digits(outputs: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy, in a form whose derivatives lose no digits where the network is certain.
+def cross_entropy_in_full_digits(
+    outputs: Tensor,
+    labels: Tensor,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Cross-entropy, in a form whose derivatives lose no digits where the network is certain.
 
     With m the likeliest class, L = log(1 + Σ_{j≠m} exp(f_j - f_m)) + f_m - f_y: every second
     derivative is made of small numbers that are small from the start. In the usual form they are
     differences p_m - p_m² of numbers near one, with an error of ε however small they are.
 
     Args:
-        outputs: (B, K) scores.
-        labels: (B,) integer labels.
+        outputs: (B, K, ...) scores, or (K,).
+        labels: (B, ...) integer labels.
+        weight: (K,) weights of the classes.
+        ignore_index: Label of what is left out.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        label_smoothing: Part of the target that is spread evenly over all classes.
 
     Returns:
-        Scalar, equal to ``torch.nn.functional.cross_entropy`` up to rounding.
+        Equal to ``torch.nn.functional.cross_entropy`` up to rounding.
     """
-    likeliest = outputs.detach().argmax(dim=1, keepdim=True)
-    others = torch.ones_like(outputs).scatter(1, likeliest, 0.0)
-    shifted = outputs - outputs.gather(1, likeliest)
+    if outputs.dim() > 1:
+        outputs = outputs.movedim(1, -1)
+    scores = outputs.reshape(-1, outputs.shape[-1])
+    column = labels.reshape(-1, 1).long()
+    used = column[:, 0] != ignore_index
+    likeliest = scores.detach().argmax(dim=1, keepdim=True)
+    label = torch.where(used[:, None], column, likeliest)
+    others = torch.ones_like(scores).scatter(1, likeliest, 0.0)
+    shifted = scores - scores.gather(1, likeliest)
     rest = torch.log1p((others * torch.exp(shifted)).sum(dim=1))
-    return (rest - shifted.gather(1, labels[:, None])[:, 0]).mean()
+    share = used.to(scores.dtype)
+    if weight is not None:
+        share = share * weight.to(scores.dtype)[label[:, 0]]
+    loss = share * (rest - shifted.gather(1, label)[:, 0])
+    if label_smoothing:
+        surprise = rest[:, None] - shifted
+        surprise = surprise if weight is None else surprise * weight
+        loss = (1 - label_smoothing) * loss + label_smoothing * used * surprise.mean(dim=1)
+    if reduction == "none":
+        return loss.reshape(labels.shape)
+    return loss.sum() / share.sum() if reduction == "mean" else loss.sum()
 
 
 def is_plain_cross_entropy(loss: Loss, outputs: Tensor, labels: Tensor) -> bool:
