@@ -88,8 +88,8 @@ TRANSFORMERS = {
     "OLMo2": lambda t: language(t, "Olmo2ForCausalLM", "Olmo2Config", **LLAMA),
     "Mixtral": lambda t: language(
         t, "MixtralForCausalLM", "MixtralConfig", **LLAMA, **EXPERTS),
-    "Mixtral, one product a group": lambda t: language(
-        t, "MixtralForCausalLM", "MixtralConfig", experts_implementation="grouped_mm", **LLAMA,
+    "Mixtral, experts one by one": lambda t: language(
+        t, "MixtralForCausalLM", "MixtralConfig", experts_implementation="eager", **LLAMA,
         **EXPERTS),
     "GPT-2": lambda t: language(
         t, "GPT2LMHeadModel", "GPT2Config", n_positions=8, n_embd=8, n_layer=1, n_head=2),

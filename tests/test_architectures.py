@@ -25,6 +25,8 @@ class InDouble(TorchFunctionMode):
         wide = lambda a: torch.float64 if isinstance(a, torch.dtype) and a in NARROW else a  # noqa: E731
         if function is torch.Tensor.float:
             return arguments[0].double()
+        if function is F.hardsigmoid:  # has no second derivative in torch
+            return (arguments[0] + 3).clamp(0, 6) / 6
         keywords = {name: wide(value) for name, value in (keywords or {}).items()}
         return function(*map(wide, arguments), **keywords)
 
@@ -36,7 +38,7 @@ def double(x):
 def levels(model, loss, inputs, targets, only="*"):
     """Eigenvalues by double backward of a copy in float64, and the loss."""
     model = copy.deepcopy(model).double()
-    taken = [p for n, p in model.named_parameters() if fnmatch(n, only)]
+    taken = [p for n, p in model.named_parameters() if p.requires_grad and fnmatch(n, only)]
     torch.set_default_dtype(torch.float64)
     try:
         with sdpa_kernel(SDPBackend.MATH), InDouble():
@@ -76,7 +78,7 @@ def test_networks_of_transformers(name, transformers):
     model, loss, inputs, targets = TRANSFORMERS[name](transformers)
     model.eval()
     found = hr.spectrum(hr.Problem(model, loss, (inputs, targets)))
-    if "a group" in name:  # torch has the product of groups in single precision only
+    if "Mixtral" in name:  # torch has the product of groups in single precision only
         model.set_experts_implementation("eager")
     agree(found, *levels(model, loss, inputs, targets))
 
@@ -89,7 +91,7 @@ def test_a_network_in_bfloat16_is_its_function_in_float64(transformers):
     found = hr.spectrum(problem)
     agree(found, *levels(model, loss, inputs, targets))
     assert problem.inside.own == torch.bfloat16
-    own = float(loss(model(**inputs), targets))
+    own = float(loss(model(**inputs), targets).detach())
     assert abs(found.loss - own) <= 4 * torch.finfo(torch.bfloat16).eps * own
 
 
@@ -99,9 +101,9 @@ def test_networks_of_timm(name):
     network, block = TIMM[name]
     torch.manual_seed(0)
     model = timm.create_model(network, num_classes=3).eval()
-    with torch.no_grad():  # statistics of a network that was trained, and zeros that were
+    with torch.no_grad():  # some start at zero
         for p in model.parameters():
             p.add_(0.05 * torch.randn_like(p))
-    data = picture(32), torch.tensor([0, 2])
-    found = hr.spectrum(hr.Problem(model, F.cross_entropy, data, only=block))
-    agree(found, *levels(model, F.cross_entropy, {"x": data[0]}, data[1], block))
+    data = picture(32), torch.tensor([[1.0, 0, -1], [0, 2, 0]])
+    found = hr.spectrum(hr.Problem(model, F.mse_loss, data, only=block))
+    agree(found, *levels(model, F.mse_loss, {"x": data[0]}, data[1], block))

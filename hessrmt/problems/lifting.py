@@ -72,24 +72,23 @@ class Running(TorchFunctionMode):
         self, function: Any, types: Any, arguments: Any = (), keywords: Any = None
     ) -> Any:
         keywords = keywords or {}
-        found = EQUIVALENT.get(function)
-        if found is not None:
-            function = found
-            if self._check and found is cross_entropy:
+        if function in EQUIVALENT:
+            function = EQUIVALENT[function]
+            if self._check and function is cross_entropy:
                 keywords = {**keywords, "check": True}
-        if not self._lift:
-            return function(*arguments, **keywords)
-        if function in _SPELLED:
-            function, arguments = _spelled_out(function, arguments)
-        kinds = [a for a in arguments if type(a) is torch.dtype and a in _WIDE]
-        if "dtype" in keywords and keywords["dtype"] in _WIDE:
-            kinds.append(keywords["dtype"])
-        if kinds and function not in _BITS:
-            return self._lifted(function, arguments, keywords, kinds[0])
+        if self._lift:
+            if function in _SPELLED:
+                function, arguments = _spelled_out(function, arguments)
+            kind = keywords.get("dtype")
+            for argument in arguments:
+                if type(argument) is torch.dtype:
+                    kind = argument
+            if kind in _WIDE and function not in _BITS:
+                return self._lifted(function, arguments, keywords, kind)
         try:
             return function(*arguments, **keywords)
         except RuntimeError:
-            widened = _widened(function, arguments, keywords)
+            widened = _widened(function, arguments, keywords) if self._lift else None
             if widened is None:
                 raise
         return function(*widened[0], **widened[1])
@@ -167,18 +166,20 @@ def without_checkpoints() -> Iterator[None]:
     Yields:
         None.
     """
-    places = {
-        "CheckpointFunction": _NoCheckpoints,
-        "_checkpoint_without_reentrant_generator": _NoCheckpoints.generator,
-    }
-    kept = {name: getattr(torch_checkpoint, name) for name in places}
-    for name, new in places.items():
-        setattr(torch_checkpoint, name, new)
+    kept = (
+        torch_checkpoint.CheckpointFunction,
+        torch_checkpoint._checkpoint_without_reentrant_generator,
+    )
+    _set_checkpoints(_NoCheckpoints, _NoCheckpoints.generator)
     try:
         yield
     finally:
-        for name, old in kept.items():
-            setattr(torch_checkpoint, name, old)
+        _set_checkpoints(*kept)
+
+
+def _set_checkpoints(reentrant: Any, other: Any) -> None:
+    torch_checkpoint.CheckpointFunction = reentrant
+    torch_checkpoint._checkpoint_without_reentrant_generator = other
 
 
 @contextmanager

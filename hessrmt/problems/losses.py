@@ -67,9 +67,10 @@ def cross_entropy_in_full_digits(
     Returns:
         Equal to ``torch.nn.functional.cross_entropy`` up to rounding.
     """
-    if outputs.dim() > 1:
-        outputs = outputs.movedim(1, -1)
-    scores = outputs.reshape(-1, outputs.shape[-1])
+    scores = outputs
+    if outputs.dim() != 2:
+        scores = outputs.movedim(min(1, outputs.dim() - 1), -1)
+        scores = scores.reshape(-1, scores.shape[-1])
     column = labels.reshape(-1, 1).long()
     used = column[:, 0] != ignore_index
     likeliest = scores.detach().argmax(dim=1, keepdim=True)
@@ -80,14 +81,14 @@ def cross_entropy_in_full_digits(
     share = used.to(scores.dtype)
     if weight is not None:
         share = share * weight.to(scores.dtype)[label[:, 0]]
-    loss = share * (rest - shifted.gather(1, label)[:, 0])
+    whole = share.sum() if reduction == "mean" else 1
+    loss = share / whole * (rest - shifted.gather(1, label)[:, 0])
     if label_smoothing:
         surprise = rest[:, None] - shifted
         surprise = surprise if weight is None else surprise * weight
-        loss = (1 - label_smoothing) * loss + label_smoothing * used * surprise.mean(dim=1)
-    if reduction == "none":
-        return loss.reshape(labels.shape)
-    return loss.sum() / share.sum() if reduction == "mean" else loss.sum()
+        smooth = used / whole * surprise.mean(dim=1)
+        loss = (1 - label_smoothing) * loss + label_smoothing * smooth
+    return loss.reshape(labels.shape) if reduction == "none" else loss.sum()
 
 
 def is_plain_cross_entropy(loss: Loss, outputs: Tensor, labels: Tensor) -> bool:
