@@ -127,13 +127,13 @@ TRANSFORMERS = {
 """Name to a function of the package that makes (model, loss, inputs, targets)."""
 
 TIMM = {
-    "EfficientNet": ("efficientnet_b0", "bn1.*"),
+    "EfficientNet": ("efficientnet_b0", "bn1.weight"),
     "MobileNetV2": ("mobilenetv2_035", "bn1.*"),
     "MobileNetV3": ("mobilenetv3_small_050", "bn1.*"),
     "GhostNet": ("ghostnet_050", "bn1.*"),
     "TinyNet": ("tinynet_e", "bn1.*"),
     "NFNet": ("nfnet_l0", "stem.conv1.bias"),
     "RegNet": ("regnetx_002", "stem.bn.*"),
-    "ResNet-18": ("resnet18", "bn1.*"),
+    "ResNet-18": ("resnet18", "bn1.weight"),
 }
 """Name to the network of timm and the block of parameters that is compared: one at its entrance."""

@@ -73,20 +73,6 @@ def require_labels(outputs: Tensor, labels: Tensor, ignored: int) -> None:
         )
 
 
-def is_labels(input: Tensor, target: Any) -> bool:
-    """Whether cross-entropy takes its targets for class labels.
-
-    Args:
-        input: Scores.
-        target: Labels or probabilities.
-
-    Returns:
-        False for probabilities, and for what torch has to refuse.
-    """
-    integer = isinstance(target, Tensor) and not target.is_floating_point()
-    return integer and target.dtype != torch.bool and target.shape != input.shape
-
-
 def cross_entropy(
     input: Tensor,
     target: Tensor,
@@ -117,20 +103,15 @@ def cross_entropy(
     """
     if size_average is not None or reduce is not None:
         reduction = _reduction.legacy_get_string(size_average, reduce, emit_warning=False)
-    options = (weight, ignore_index, reduction, label_smoothing)
-    if not is_labels(input, target):
-        weight, ignore_index, reduction, label_smoothing = options
+    if target.is_floating_point() or target.dtype == torch.bool:
         return F.cross_entropy(
-            input,
-            target,
-            weight,
-            ignore_index=ignore_index,
-            reduction=reduction,
-            label_smoothing=label_smoothing,
+            input, target, weight, reduction=reduction, label_smoothing=label_smoothing
         )
     if check:
         require_labels(input, target, ignore_index)
-    return cross_entropy_in_full_digits(input, target, *options)
+    return cross_entropy_in_full_digits(
+        input, target, weight, ignore_index, reduction, label_smoothing
+    )
 
 
 def _in_place(input: Tensor, result: Tensor, inplace: bool) -> Tensor:
