@@ -17,7 +17,7 @@ SAMPLES, FEATURES, CLASSES = 12, 30, 4
 
 def usual(outputs, labels):
     """The same loss, of which hessrmt knows nothing."""
-    return F.cross_entropy(outputs, labels)
+    return (outputs.logsumexp(1) - outputs.gather(1, labels[:, None])[:, 0]).mean()
 
 
 def certain(scale):

@@ -230,7 +230,7 @@ class PerSample(InOneTensor):
         """The losses of the samples at the problem's parameters, (B,)."""
         return self.outputs(self.theta).detach()
 
-    def loss_of_outputs(self, outputs: Tensor) -> Tensor:
+    def loss_of_outputs(self, outputs: Tensor, *, check: bool = False) -> Tensor:  # noqa: ARG002
         """½ Σ w_b ℓ_b², whose second derivatives are the weights."""
         return 0.5 * (self.weights * outputs.square()).sum()
 

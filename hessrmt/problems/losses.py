@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from hessrmt.errors import DataError, ProblemError
+from hessrmt.errors import ProblemError
 from hessrmt.problems.plugins import is_plugin, load_object
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -45,50 +45,53 @@ def mean_squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
     return (outputs - targets).square().sum() / outputs.shape[0]
 
 
-def cross_entropy_in_full_digits(outputs: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy, in a form whose derivatives lose no digits where the network is certain.
+def cross_entropy_in_full_digits(
+    outputs: Tensor,
+    labels: Tensor,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Cross-entropy, in a form whose derivatives lose no digits where the network is certain.
 
     With m the likeliest class, L = log(1 + Σ_{j≠m} exp(f_j - f_m)) + f_m - f_y: every second
     derivative is made of small numbers that are small from the start. In the usual form they are
     differences p_m - p_m² of numbers near one, with an error of ε however small they are.
 
     Args:
-        outputs: (B, K) scores.
-        labels: (B,) integer labels.
+        outputs: (B, K, ...) scores, or (K,).
+        labels: (B, ...) integer labels.
+        weight: (K,) weights of the classes.
+        ignore_index: Label of what is left out.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        label_smoothing: Part of the target that is spread evenly over all classes.
 
     Returns:
-        Scalar, equal to ``torch.nn.functional.cross_entropy`` up to rounding.
+        Equal to ``torch.nn.functional.cross_entropy`` up to rounding.
     """
-    likeliest = outputs.detach().argmax(dim=1, keepdim=True)
-    others = torch.ones_like(outputs).scatter(1, likeliest, 0.0)
-    shifted = outputs - outputs.gather(1, likeliest)
+    scores = outputs
+    if outputs.dim() != 2:
+        scores = outputs.movedim(min(1, outputs.dim() - 1), -1)
+        scores = scores.reshape(-1, scores.shape[-1])
+    column = labels.reshape(-1, 1).long()
+    used = column[:, 0] != ignore_index
+    likeliest = scores.detach().argmax(dim=1, keepdim=True)
+    label = torch.where(used[:, None], column, likeliest)
+    others = torch.ones_like(scores).scatter(1, likeliest, 0.0)
+    shifted = scores - scores.gather(1, likeliest)
     rest = torch.log1p((others * torch.exp(shifted)).sum(dim=1))
-    return (rest - shifted.gather(1, labels[:, None])[:, 0]).mean()
-
-
-def is_plain_cross_entropy(loss: Loss, outputs: Tensor, labels: Tensor) -> bool:
-    """Whether a loss is the mean of cross-entropy over samples, for labels from 0 on.
-
-    Args:
-        loss: The callable.
-        outputs: What the network gives.
-        labels: Targets; their values are not looked at.
-
-    Returns:
-        Whether :func:`cross_entropy_in_full_digits` is the same function if no label is negative.
-    """
-    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dtype == torch.bool:
-        return False
-    if not isinstance(outputs, Tensor) or outputs.dim() != 2 or labels.shape != outputs.shape[:1]:
-        return False
-    return loss is F.cross_entropy or (
-        isinstance(loss, nn.CrossEntropyLoss)
-        and type(loss) is nn.CrossEntropyLoss
-        and loss.weight is None
-        and loss.reduction == "mean"
-        and loss.label_smoothing == 0
-        and loss.ignore_index < 0
-    )
+    share = used.to(scores.dtype)
+    if weight is not None:
+        share = share * weight.to(scores.dtype)[label[:, 0]]
+    whole = share.sum() if reduction == "mean" else 1
+    loss = share / whole * (rest - shifted.gather(1, label)[:, 0])
+    if label_smoothing:
+        surprise = rest[:, None] - shifted
+        surprise = surprise if weight is None else surprise * weight
+        smooth = used / whole * surprise.mean(dim=1)
+        loss = (1 - label_smoothing) * loss + label_smoothing * smooth
+    return loss.reshape(labels.shape) if reduction == "none" else loss.sum()
 
 
 @dataclass(frozen=True)
@@ -125,19 +128,16 @@ class Call:
 
 
 class Watching(TorchFunctionMode):
-    """Looks at the cross-entropies of a loss while it runs: at their labels, and what they are.
+    """Cuts off what the cross-entropies of a loss give from what they are given, while it runs.
 
-    Args:
-        cut: Whether to cut off what they give from what they were given, so that it shows how the
-            rest of the loss depends on both.
+    So it shows how the rest of the loss depends on both.
 
     Attributes:
         calls: What was cut, in order.
     """
 
-    def __init__(self, *, cut: bool = False) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._cut = cut
         self.calls: list[Call] = []
 
     def around(self, loss: Loss) -> Loss:
@@ -161,11 +161,9 @@ class Watching(TorchFunctionMode):
     ) -> Any:
         keywords = keywords or {}
         value = None
-        if function in (F.cross_entropy, F.nll_loss):
-            _check_labels(*arguments, **keywords)
-        if self._cut and function is F.cross_entropy:
+        if function is F.cross_entropy:
             value = self._cross_entropy(*arguments, **keywords)
-        elif self._cut and function in _LOG_SOFTMAX:
+        elif function in _LOG_SOFTMAX:
             value = self._log_softmax(function, *arguments, **keywords)
         return function(*arguments, **keywords) if value is None else value
 
@@ -207,25 +205,6 @@ class Watching(TorchFunctionMode):
 
 
 _LOG_SOFTMAX = (F.log_softmax, torch.log_softmax, Tensor.log_softmax)
-
-
-def _check_labels(
-    input: Tensor, target: Tensor, *_: Any, ignore_index: int = -100, **__: Any
-) -> None:
-    """Refuse class labels that would be indexed out of bounds."""
-    if target.is_floating_point():
-        return
-    if input.dim() < 2 and target.dim():
-        raise ProblemError(
-            f"cross-entropy needs outputs (batch, classes), got shape {tuple(input.shape)}"
-        )
-    labels, count = target[target != ignore_index], input.shape[min(1, input.dim() - 1)]
-    low, high = (int(labels.min()), int(labels.max())) if labels.numel() else (0, 0)
-    if low < 0 or high >= count:
-        raise DataError(
-            f"labels run from {low} to {high}, but the model has {count} outputs; "
-            f"labels must lie in 0..{count - 1}"
-        )
 
 
 LOSSES: dict[str, Loss] = {"cross-entropy": F.cross_entropy, "mse": mean_squared_error}

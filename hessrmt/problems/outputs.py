@@ -51,14 +51,18 @@ class InOneTensor(Problem):
         found = super().call(parameters)
         return found if self._places is None else self._packed(found)
 
-    def loss_of_outputs(self, outputs: Tensor) -> Tensor:
+    def loss_of_outputs(self, outputs: Tensor, *, check: bool = False) -> Tensor:
         """The scalar loss of given outputs on the batch's targets.
+
+        Args:
+            outputs: From :meth:`call`.
+            check: Whether to look at the values of class labels.
 
         Returns:
             A scalar tensor.
         """
         if self._places is None:
-            return super().loss_of_outputs(outputs)
+            return super().loss_of_outputs(outputs, check=check)
         example = self._example()
         leaves = self._leaves(example)
         shapes = [_real(leaf).shape for leaf in leaves]
@@ -76,7 +80,7 @@ class InOneTensor(Problem):
         }
         number = itertools.count()
         tree = map_tensors(example, lambda tensor: given.get(next(number), tensor))
-        return super().loss_of_outputs(tree)
+        return super().loss_of_outputs(tree, check=check)
 
     def at(self, dtype: torch.dtype, device: torch.device) -> InOneTensor:
         """A copy of the problem in another precision and on another device.
@@ -225,7 +229,7 @@ def softmax_rows(problem: InOneTensor, outputs: Tensor) -> SoftmaxRows | None:
     Returns:
         The rows; None for any other loss.
     """
-    watching = Watching(cut=True)
+    watching = Watching()
     watched = copy.copy(problem)
     watched.loss_function = watching.around(problem.loss_function)
     point = outputs.detach().requires_grad_()

@@ -7,8 +7,8 @@ import fnmatch
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F  # noqa: N812
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
@@ -25,15 +24,17 @@ from torch.utils import _pytree
 from hessrmt import rng
 from hessrmt.errors import DataError, NonFiniteError, ProblemError
 from hessrmt.problems.batches import Batch, join, read_data
-from hessrmt.problems.losses import (
-    Loss,
-    Watching,
-    cross_entropy_in_full_digits,
-    is_plain_cross_entropy,
-    resolve,
+from hessrmt.problems.equivalents import cross_entropy
+from hessrmt.problems.lifting import (
+    Inside,
+    called,
+    copied,
+    running,
+    untouched,
+    without_checkpoints,
 )
+from hessrmt.problems.losses import Loss, resolve
 from hessrmt.problems.structure import Structure, find_structure, reached
-from hessrmt.problems.trees import map_tensors
 
 if TYPE_CHECKING:
     from hessrmt.arrays import Vector
@@ -102,6 +103,7 @@ class Problem:
         loss_function: The callable.
         batch: The samples.
         held_elsewhere: Whether parameters are reached in other ways than through their modules.
+        inside: Precisions in which the network computes inside, and what it does to its data.
 
     Raises:
         ProblemError: If nothing is trainable or matches, or a parameter is NaN or infinite.
@@ -136,10 +138,7 @@ class Problem:
         _check_finite_parameters(self.model)
         self.own: Own | None = Own(model, self.loss_function)
         self.held_elsewhere = False
-        # seen once: losses are also traced, where no decision may depend on values
-        self._no_label_left_out = isinstance(self.targets, Tensor) and bool(
-            (self.targets >= 0).all()
-        )
+        self.inside = Inside(self.own.dtype)
 
     def _take(self, only: str | re.Pattern[str] | Sequence[str] | None) -> None:
         """Make the parameters that match the trainable ones."""
@@ -208,7 +207,7 @@ class Problem:
     @property
     def dtype(self) -> torch.dtype:
         """Floating-point type of the parameters."""
-        return dict(self.model.named_parameters())[self.names[0]].dtype
+        return self.model.get_parameter(self.names[0]).dtype
 
     @ordinary_mode()
     def at(self, dtype: torch.dtype, device: torch.device) -> Problem:
@@ -263,8 +262,8 @@ class Problem:
         def model(*arguments: Any, **keywords: Any) -> Any:
             return functional_call(self.model, parameters, arguments, keywords)
 
-        with self.reached_everywhere(parameters):
-            return _call(model, self.inputs)
+        with self.reached_everywhere(parameters), self._running(self.inputs) as inputs:
+            return called(model, inputs)
 
     @contextmanager
     def reached_everywhere(self, parameters: dict[str, Tensor]) -> Iterator[None]:
@@ -352,20 +351,35 @@ class Problem:
         """What the sum Σ m_j L_j over batches has to be divided by."""
         return 1.0 if self.is_sum else sum(masses)
 
-    def loss_of_outputs(self, outputs: Any) -> Tensor:
+    def loss_of_outputs(self, outputs: Any, *, check: bool = False) -> Tensor:
         """The scalar loss of given outputs on the batch's targets.
 
-        Plain cross-entropy is computed in a form whose derivatives keep all digits.
+        Cross-entropy is computed in a form whose derivatives keep all digits.
+
+        Args:
+            outputs: What the network gives.
+            check: Whether to look at the values of class labels.
 
         Returns:
             A scalar tensor.
         """
-        if self._no_label_left_out and is_plain_cross_entropy(
-            self.loss_function, outputs, self.targets
-        ):
-            return cross_entropy_in_full_digits(outputs, self.targets)
-        with _Equivalents():
-            return self.loss_function(outputs, self.targets)
+        if self.loss_function is F.cross_entropy:  # what the other way would lead to
+            return cross_entropy(outputs, self.targets, check=check)
+        with self._running(self.targets, check=check) as targets:
+            return self.loss_function(outputs, targets)
+
+    @contextmanager
+    def _running(self, data: Any, *, check: bool = False) -> Iterator[Any]:
+        """Run the network or the loss, with copies of its data if it may write into them."""
+        if self.inside.keeps_data:
+            with running(self.inside, self.dtype, check=check):
+                yield data
+            return
+        given = copied(data)
+        with running(self.inside, self.dtype, check=check):
+            yield given
+        if not untouched(given):
+            self.inside.keeps_data = False
 
     def losses(self, parameters: dict[str, Tensor]) -> Tensor:
         """The losses of the samples, each as if it were a batch of its own.
@@ -418,8 +432,9 @@ class Problem:
         theta = self.theta.requires_grad_()
         try:
             outputs = self.outputs(theta)
-            self._check_labels(outputs)
-            loss = self.loss_of_outputs(outputs)
+            loss = self.loss_of_outputs(outputs, check=True)
+            if self.inside.keeps_data is None:
+                self.inside.keeps_data = True
             again = self.loss(theta.detach())
         except (DataError, ProblemError):
             raise
@@ -556,13 +571,6 @@ class Problem:
                 "Hessian, or leave that term out and add its Hessian to the matrix"
             )
 
-    def _check_labels(self, outputs: Any) -> None:
-        """Refuse class labels that cross-entropy would index out of bounds."""
-        watched = copy.copy(self)
-        watched.loss_function = Watching().around(self.loss_function)
-        with suppress(TypeError):  # outputs that can't be copied; a loss may work in place
-            watched.loss_of_outputs(map_tensors(outputs, Tensor.clone))
-
 
 class Own:
     """The user's own model and loss: called, its buffers put back, never changed.
@@ -609,12 +617,18 @@ class Own:
             return None  # what the user makes of a gradient is no gradient
         kept = [(b, b.clone()) for b in self.model.buffers() if not b.is_inference()]
         try:
-            copied = problem.at(self.dtype, wanted[0].device)
-            loss = self._loss(_call(self.model, copied.inputs), copied.targets)
-            theta = copied.theta.requires_grad_()
-            pieces = copied.unflatten(theta)
-            with copied.reached_everywhere(pieces):
-                again = copied.loss_function(copied.call(pieces), copied.targets)
+            moved = problem.at(self.dtype, wanted[0].device)
+            theta = moved.theta.requires_grad_()
+            pieces = moved.unflatten(theta)
+
+            def copy_of_it(*arguments: Any, **keywords: Any) -> Any:
+                return functional_call(moved.model, pieces, arguments, keywords)
+
+            with without_checkpoints():  # and nothing lifted or replaced
+                loss = self._loss(called(self.model, copied(moved.inputs)), copied(moved.targets))
+                with moved.reached_everywhere(pieces):
+                    outputs = called(copy_of_it, copied(moved.inputs))
+                    again = moved.loss_function(outputs, copied(moved.targets))
             slopes = [_gradient(loss, wanted), _gradient(again, [theta])]
         except torch.OutOfMemoryError:
             raise
@@ -634,18 +648,7 @@ def _gradient(loss: Tensor, parameters: Sequence[Tensor]) -> Vector:
     found = [torch.zeros_like(p) for p in parameters]
     if loss.requires_grad:
         found = torch.autograd.grad(loss, parameters, materialize_grads=True, allow_unused=True)
-    return torch.cat([part.detach().reshape(-1) for part in found])
-
-
-def _call(model: Callable[..., Any], inputs: Any) -> Any:
-    """A network on a batch: a tuple is positional, a dict keyword arguments."""
-    arguments, keywords = (inputs,), {}
-    if isinstance(inputs, tuple | list):
-        arguments = tuple(inputs)
-    elif isinstance(inputs, dict):
-        arguments, keywords = (), inputs
-    with _twice_differentiable():
-        return model(*arguments, **keywords)
+    return torch.cat([part.detach().to_dense().reshape(-1) for part in found])
 
 
 def _moved(leaf: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -678,67 +681,6 @@ class _Replaced(TorchFunctionMode):
         return function(*arguments, **keywords)
 
 
-class _Equivalents(TorchFunctionMode):
-    """Operations that torch cannot differentiate twice in every way, by those that it can."""
-
-    def __torch_function__(
-        self, function: Any, types: Any, arguments: Any = (), keywords: Any = None
-    ) -> Any:
-        return _EQUIVALENT.get(function, function)(*arguments, **(keywords or {}))
-
-
-def _squared_error(
-    input: Tensor,
-    target: Tensor,
-    size_average: bool | None = None,
-    reduce: bool | None = None,
-    reduction: str = "mean",
-    **more: Any,
-) -> Tensor:
-    """``F.mse_loss``, whose own derivative has a tangent that kills torch's tracer."""
-    if any(option is not None for option in (size_average, reduce, *more.values())):
-        return F.mse_loss(input, target, size_average, reduce, reduction, **more)
-    if input.shape != target.shape:
-        raise ProblemError(
-            f"mean squared error of outputs of shape {tuple(input.shape)} against targets of shape "
-            f"{tuple(target.shape)}: torch would compare every output with every target; give both "
-            "the same shape"
-        )
-    squares = (input - target).square()
-    return {"mean": squares.mean, "sum": squares.sum}.get(reduction, lambda: squares)()
-
-
-def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:  # noqa: ARG001
-    return F.relu6(input + 3) / 6
-
-
-def _hardswish(input: Tensor, inplace: bool = False) -> Tensor:  # noqa: ARG001
-    return input * F.relu6(input + 3) / 6
-
-
-_EQUIVALENT = {
-    F.mse_loss: _squared_error,
-    F.hardsigmoid: _hardsigmoid,
-    F.hardswish: _hardswish,
-}
-
-
-@contextmanager
-def _twice_differentiable() -> Iterator[None]:
-    """Attention through torch's math kernel: the fused ones have no second derivative; and others.
-
-    Yields:
-        None.
-    """
-    fastpath = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH), _Equivalents():
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fastpath)
-
-
 def _matching(only: str | re.Pattern[str] | Sequence[str], names: Iterable[str]) -> set[str]:
     """Names that a pattern, a regular expression or a list of them stands for."""
     if isinstance(only, re.Pattern):
@@ -756,9 +698,13 @@ def _matching(only: str | re.Pattern[str] | Sequence[str], names: Iterable[str])
 
 def _check_finite_parameters(model: nn.Module) -> None:
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            bad = int((~torch.isfinite(value)).sum())
-            raise ProblemError(f"{name} has {bad} NaN or infinite values out of {value.numel()}")
+        if not value.is_floating_point() and not value.is_complex():
+            continue
+        # constants may be infinite: masks are
+        bad = int((~torch.isfinite(value) if value.requires_grad else torch.isnan(value)).sum())
+        if bad:
+            what = "NaN or infinite" if value.requires_grad else "NaN"
+            raise ProblemError(f"{name} has {bad} {what} values out of {value.numel()}")
 
 
 def _refuse_random_layers(model: nn.Module) -> None:

@@ -1,0 +1,248 @@
+"""How a network is run: in float64 throughout, by operations that torch can differentiate twice.
+
+Many networks compute some parts in float32 whatever they are asked for: norms, rotary tables and
+softmax cast to it, hidden states and masks are made in it. In float64 such casts are casts to
+float64, and what is made in the default precision is made in float64. A user who wants the network
+in its own precision says ``dtype="float32"``: then nothing is lifted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree
+from torch.utils import checkpoint as torch_checkpoint
+
+from hessrmt.problems.equivalents import EQUIVALENT, cross_entropy
+from hessrmt.problems.trees import map_tensors, tensors_of
+
+_WIDE = dict.fromkeys((torch.float16, torch.bfloat16, torch.float32), torch.float64)
+_WIDE |= dict.fromkeys((torch.complex32, torch.complex64), torch.complex128)
+"""Narrow types and what they become. Types of 8 bits are left: rounding to them is meant."""
+
+_CASTS = {
+    Tensor.float: torch.float32,
+    Tensor.half: torch.float16,
+    Tensor.bfloat16: torch.bfloat16,
+    Tensor.cfloat: torch.complex64,
+    Tensor.chalf: torch.complex32,
+}
+
+_LEGACY = {"FloatTensor": torch.float32, "HalfTensor": torch.float16}
+_LEGACY["BFloat16Tensor"] = torch.bfloat16
+
+_BITS = (Tensor.view, torch.frombuffer)
+"""A type that is given to these says how bits are read."""
+
+
+@dataclass
+class Inside:
+    """What running a network has shown of it.
+
+    Attributes:
+        own: Floating-point type of the model as it was given.
+        lifted: Narrower types for which it asked inside and got float64.
+        keeps_data: Whether it leaves its inputs and targets as they are; None before it was run.
+    """
+
+    own: torch.dtype
+    lifted: set[torch.dtype] = field(default_factory=set)
+    keeps_data: bool | None = None
+
+
+class Running(TorchFunctionMode):
+    """Replaces operations by their equivalents, and in float64 lifts what asks for less.
+
+    Args:
+        inside: Where to say what was lifted.
+        lift: Whether to lift.
+        check: Whether to look at the values of class labels.
+    """
+
+    def __init__(self, inside: Inside, *, lift: bool, check: bool = False) -> None:
+        super().__init__()
+        self._inside, self._lift, self._check = inside, lift, check
+
+    def __torch_function__(
+        self, function: Any, types: Any, arguments: Any = (), keywords: Any = None
+    ) -> Any:
+        keywords = keywords or {}
+        if function in EQUIVALENT:
+            function = EQUIVALENT[function]
+            if self._check and function is cross_entropy:
+                keywords = {**keywords, "check": True}
+        if self._lift:
+            if function in _SPELLED:
+                function, arguments = _spelled_out(function, arguments)
+            kind = keywords.get("dtype")
+            for argument in arguments:
+                if type(argument) is torch.dtype:
+                    kind = argument
+            if kind in _WIDE and function not in _BITS:
+                return self._lifted(function, arguments, keywords, kind)
+        try:
+            return function(*arguments, **keywords)
+        except RuntimeError:
+            widened = _widened(function, arguments, keywords) if self._lift else None
+            if widened is None:
+                raise
+        return function(*widened[0], **widened[1])
+
+    def _lifted(self, function: Any, arguments: Any, keywords: Any, kind: torch.dtype) -> Any:
+        """A function that is asked for a narrow type, asked for the wide one."""
+        source = arguments[0] if arguments and isinstance(arguments[0], Tensor) else None
+        if source is None or source.is_floating_point() or source.is_complex():
+            self._inside.lifted.add(kind)
+        widen = lambda a: _WIDE.get(a, a) if type(a) is torch.dtype else a  # noqa: E731
+        found = function(*map(widen, arguments), **{k: widen(v) for k, v in keywords.items()})
+        # a cast that in the model's own precision makes a new tensor makes one here, too: the
+        # model may go on to work on it in place
+        return found.clone() if found is source and kind != self._inside.own else found
+
+
+def _spelled_out(function: Any, arguments: Any) -> tuple[Any, Any]:
+    """A cast in any spelling as ``Tensor.to`` with a type."""
+    if function in _CASTS:
+        return Tensor.to, (arguments[0], _CASTS[function], *arguments[1:])
+    if len(arguments) < 2:
+        return function, arguments
+    source, wanted, *rest = arguments
+    if isinstance(wanted, Tensor):  # the type and the place of another tensor
+        return Tensor.to, (source, wanted.device, wanted.dtype, *rest)
+    name = wanted if isinstance(wanted, str) else f"{getattr(wanted, '__name__', '')}"
+    legacy = _LEGACY.get(name.rsplit(".", 1)[-1])
+    return (function, arguments) if legacy is None else (Tensor.to, (source, legacy, *rest))
+
+
+_SPELLED = {*_CASTS, Tensor.to, Tensor.type, Tensor.type_as}
+
+
+def _widened(function: Any, arguments: Any, keywords: Any) -> tuple[Any, Any] | None:
+    """Arguments of equal type, where some are of float64 and some narrower.
+
+    Returns:
+        None where there is nothing to do, or where the function writes into one of them.
+    """
+    name = getattr(function, "__name__", "")
+    writes = "out" in keywords or name.startswith(("__i", "__set"))
+    if writes or (name.endswith("_") and not name.endswith("__")):
+        return None
+    kinds = {leaf.dtype for leaf in _pytree.tree_leaves((arguments, keywords)) if _is_tensor(leaf)}
+    if not kinds & set(_WIDE) or not kinds & set(_WIDE.values()):
+        return None
+    widen = lambda a: a.to(_WIDE.get(a.dtype, a.dtype)) if _is_tensor(a) else a  # noqa: E731
+    return _pytree.tree_map(widen, (arguments, keywords))
+
+
+def _is_tensor(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor)
+
+
+class _NoCheckpoints:
+    """Stands in for torch's way of forgetting intermediate results and computing them again.
+
+    That happens within the backward pass, where nothing is lifted, and ``torch.func`` knows no way
+    through it.
+    """
+
+    @staticmethod
+    def apply(function: Callable[..., Any], _preserve: bool, *arguments: Any) -> Any:
+        return function(*arguments)
+
+    @staticmethod
+    def generator(*_arguments: Any, **_options: Any) -> Iterator[None]:
+        yield
+
+
+@contextmanager
+def without_checkpoints() -> Iterator[None]:
+    """Run what is checkpointed as if it weren't.
+
+    Yields:
+        None.
+    """
+    kept = (
+        torch_checkpoint.CheckpointFunction,
+        torch_checkpoint._checkpoint_without_reentrant_generator,
+    )
+    _set_checkpoints(_NoCheckpoints, _NoCheckpoints.generator)
+    try:
+        yield
+    finally:
+        _set_checkpoints(*kept)
+
+
+def _set_checkpoints(reentrant: Any, other: Any) -> None:
+    torch_checkpoint.CheckpointFunction = reentrant
+    torch_checkpoint._checkpoint_without_reentrant_generator = other
+
+
+@contextmanager
+def running(inside: Inside, dtype: torch.dtype, *, check: bool = False) -> Iterator[None]:
+    """Run a network or a loss so that it is one function in one precision, twice differentiable.
+
+    Args:
+        inside: Where to say what was lifted.
+        dtype: Precision of the run; only in float64 something is lifted.
+        check: Whether to look at the values of class labels.
+
+    Yields:
+        None.
+    """
+    lift, default = dtype == torch.float64, torch.get_default_dtype()
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    if lift:
+        torch.set_default_dtype(torch.float64)
+    try:
+        with without_checkpoints(), Running(inside, lift=lift, check=check):
+            yield
+    finally:
+        if lift:
+            torch.set_default_dtype(default)
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+
+
+def called(model: Callable[..., Any], inputs: Any) -> Any:
+    """A network on a batch: a tuple is positional, a dict keyword arguments.
+
+    Args:
+        model: The network.
+        inputs: As :class:`~hessrmt.problems.problem.Problem` takes them.
+
+    Returns:
+        Its outputs.
+    """
+    if isinstance(inputs, tuple | list):
+        return model(*inputs)
+    return model(**inputs) if isinstance(inputs, dict) else model(inputs)
+
+
+def copied(tree: Any) -> Any:
+    """New tensors in place of all of a tree.
+
+    Args:
+        tree: Any object that holds tensors.
+
+    Returns:
+        The same with copies.
+    """
+    return map_tensors(tree, Tensor.clone)
+
+
+def untouched(tree: Any) -> bool:
+    """Whether nothing was written into copies since they were made.
+
+    Args:
+        tree: What :func:`copied` gave.
+
+    Returns:
+        Whether all are as they were.
+    """
+    return all(tensor._version == 0 for tensor in tensors_of(tree))
