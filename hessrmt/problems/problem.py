@@ -7,7 +7,7 @@ import fnmatch
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,13 +24,12 @@ from torch.utils import _pytree
 from hessrmt import rng
 from hessrmt.errors import DataError, NonFiniteError, ProblemError
 from hessrmt.problems.losses import (
+    LOSSES,
     Loss,
-    Watching,
     cross_entropy_in_full_digits,
     is_plain_cross_entropy,
     resolve,
 )
-from hessrmt.problems.trees import map_tensors
 
 if TYPE_CHECKING:
     from hessrmt.arrays import Vector
@@ -394,10 +393,22 @@ class Problem:
 
     def _check_labels(self, outputs: Any) -> None:
         """Refuse class labels that cross-entropy would index out of bounds."""
-        watched = copy.copy(self)
-        watched.loss_function = Watching().around(self.loss_function)
-        with suppress(TypeError):  # outputs that can't be copied; a loss may work in place
-            watched.loss_of_outputs(map_tensors(outputs, Tensor.clone))
+        if self.loss_function is not LOSSES["cross-entropy"] or not isinstance(
+            self.targets, Tensor
+        ):
+            return
+        if self.targets.is_floating_point() or not isinstance(outputs, Tensor):
+            return
+        if outputs.dim() < 2:
+            raise ProblemError(
+                f"cross-entropy needs outputs (batch, classes), got shape {tuple(outputs.shape)}"
+            )
+        low, high = int(self.targets.min()), int(self.targets.max())
+        if low < 0 or high >= outputs.shape[1]:
+            raise DataError(
+                f"labels run from {low} to {high}, but the model has {outputs.shape[1]} outputs; "
+                f"labels must lie in 0..{outputs.shape[1] - 1}"
+            )
 
 
 class Own:
