@@ -22,7 +22,7 @@ def dense(problem):
     outputs = exact.outputs(theta)
     jacobian = torch.autograd.functional.jacobian(lambda t: exact.outputs(t).reshape(-1), theta)
     curvature = torch.autograd.functional.hessian(
-        lambda f: exact.loss_of_outputs(f.view(outputs.shape)), outputs.detach().reshape(-1)
+        lambda f: exact.loss_of_outputs(f.view(outputs.shape).clone()), outputs.detach().reshape(-1)
     )
     return (jacobian.T @ curvature @ jacobian).numpy()
 

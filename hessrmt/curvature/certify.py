@@ -6,6 +6,7 @@ A backward-stable symmetric eigensolver returns the exact eigenvalues of a matri
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -79,16 +80,22 @@ def random_direction(problem: Problem) -> Tensor:
 
 
 def require_agreement(
-    residual: float, norm: float, size: int, dtype: str, rounding: float = 0.0
+    residual: float,
+    norm: float,
+    size: int,
+    dtype: str,
+    rounding: float = 0.0,
+    operator: str = "hessian",
 ) -> float:
-    """Refuse a matrix that does not act as the Hessian does.
+    """Refuse a matrix that does not act as the Hessian or the Gauss-Newton matrix does.
 
     Args:
-        residual: From :func:`probe_product`.
+        residual: From :func:`probe_product`; NaN if torch can do it in one way alone.
         norm: ‖H‖₂.
         size: P.
         dtype: Precision of the matrix.
         rounding: What rounding in the loss's derivatives may add, in the units of the eigenvalues.
+        operator: ``"hessian"`` or ``"ggn"``.
 
     Returns:
         The residual relative to ‖H‖₂.
@@ -97,11 +104,13 @@ def require_agreement(
         ProblemError: If it exceeds what rounding explains, 10 (√P ε ‖H‖₂ + ``rounding``).
     """
     allowed = _AGREEMENT * (size**0.5 * float(np.finfo(dtype).eps) * norm + rounding)
-    if not residual <= allowed:
+    if residual > allowed or (operator == "hessian" and math.isnan(residual)):
+        name = "Hessian" if operator == "hessian" else "Gauss-Newton matrix"
         raise ProblemError(
-            f"the matrix does not act as the Hessian: along a random unit vector they differ by "
-            f"{residual:.3g}, rounding explains {allowed:.3g}. No level is reported. Either "
-            "the loss changes along directions that this model's structure seems to leave free "
-            "(try --reduce none), or torch differentiates one of its operations wrongly"
+            f"the matrix does not act as the {name}: along a random unit vector they differ by "
+            f"{residual:.3g}, rounding explains {allowed:.3g}. No level is reported. Either the "
+            "loss changes along directions that this model's structure seems to leave free (try "
+            "--reduce none), or samples mix where a trial did not show it, or torch differentiates "
+            "one of the operations wrongly"
         )
     return residual / norm if norm else 0.0

@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from hessrmt import rng
 from hessrmt.backend.select import select
-from hessrmt.curvature.certify import random_direction
+from hessrmt.curvature.certify import random_direction, require_agreement
 from hessrmt.curvature.gradients import pull, push
 from hessrmt.curvature.gram import WORK_BYTES, gram_by_samples, gram_of_whole, saved_for_backward
 from hessrmt.curvature.hessian import Tick, assemble, make_symmetric, torch_dtype
@@ -29,13 +28,14 @@ from hessrmt.curvature.products import ggn_product
 from hessrmt.curvature.roots import curved, root_of_loss_curvature
 from hessrmt.curvature.saturation import loss_rounding, squared_norm
 from hessrmt.curvature.taps import samples_are_apart
-from hessrmt.errors import DeviceError, ProblemError
+from hessrmt.errors import DeviceError
 from hessrmt.problems.outputs import in_one_tensor, softmax_rows
 from hessrmt.problems.problem import ordinary_mode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import numpy as np
     from jaxtyping import Float
 
     from hessrmt.arrays import Matrix
@@ -44,15 +44,12 @@ if TYPE_CHECKING:
     from hessrmt.problems.outputs import InOneTensor
     from hessrmt.problems.problem import Problem
 
-_AGREEMENT = 10
-"""Multiple of √P·ε·‖G‖₂ up to which two differentiations may differ along a unit vector."""
-
 _SHARES = 8
 """Working memories held at once: rows, what is saved for backward, products, and room."""
 
 _TRIANGLES = 8
-"""Arrays of the size of R held at once when it is updated: itself, what waits, all of it as one
-array, as LAPACK wants it, and room."""
+"""Arrays of the size of R held when it is updated, for a loss that is not convex in the outputs:
+itself, what waits, all of it as one array, as LAPACK wants it, and room."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +96,7 @@ def ggn(
     local.require_loss_of_outputs_alone()
     found = _dense(in_one_tensor(local), backend, None)
     norm = float(torch.linalg.matrix_norm(found.matrix))  # Frobenius, no less than the 2-norm
-    require_ggn_agreement(found.residual, norm, local.dimension, dtype, found.rounding)
+    require_agreement(found.residual, norm, local.dimension, dtype, found.rounding, "ggn")
     return found.matrix.cpu().numpy()
 
 
@@ -124,7 +121,7 @@ def smallest_ggn(problem: Problem, backend: Backend, tick: Tick | None = None) -
     if not root.norm:  # linear in the outputs
         return SmallestGgn(outputs.new_zeros(0, 0), 0.0, 0.0)
     if root.indefinite:
-        _require_triangle(problem, outputs, plan, backend)
+        plan = _require_dual(problem, outputs, backend, _TRIANGLES)
     return _dual(problem, outputs, root, plan, backend, tick)
 
 
@@ -141,35 +138,6 @@ def require_ggn(problem: Problem, backend: Backend) -> None:
         _require_dual(problem, outputs, backend)
     else:
         require_dense(problem, backend)
-
-
-def require_ggn_agreement(
-    residual: float, norm: float, size: int, dtype: str, rounding: float = 0.0
-) -> float:
-    """Refuse a matrix that does not act as two automatic differentiations do.
-
-    Args:
-        residual: From :func:`smallest_ggn`.
-        norm: ‖G‖₂.
-        size: P.
-        dtype: Precision of the matrix.
-        rounding: What rounding may have moved the matrix by.
-
-    Returns:
-        The residual relative to ‖G‖₂; NaN if there is none.
-
-    Raises:
-        ProblemError: If it exceeds what rounding explains, 10 (√P ε ‖G‖₂ + ``rounding``).
-    """
-    allowed = _AGREEMENT * (size**0.5 * float(np.finfo(dtype).eps) * norm + rounding)
-    if residual > allowed:
-        raise ProblemError(
-            f"the matrix does not act as the Gauss-Newton matrix: along a random unit vector "
-            f"they differ by {residual:.3g}, rounding explains {allowed:.3g}. No level is "
-            "reported. Either the network mixes the samples of a batch where a trial did not show "
-            "it, or torch differentiates one of its operations wrongly"
-        )
-    return residual / norm if norm else residual
 
 
 def rounding_of_gram(gram: Matrix, parameters: int) -> float:
@@ -337,15 +305,20 @@ class _Plan:
     work: int
 
 
-def _require_dual(problem: InOneTensor, outputs: Tensor, backend: Backend) -> _Plan:
-    """How K is to be formed; refuses if there is not enough memory."""
+def _require_dual(
+    problem: InOneTensor, outputs: Tensor, backend: Backend, arrays: int = 2
+) -> _Plan:
+    """How K or R is to be formed; refuses if there is not enough memory."""
     itemsize, count = problem.dtype.itemsize, outputs.numel()
     apart = samples_are_apart(problem, outputs)
     saved = saved_for_backward(problem.part(slice(0, 1)) if apart else problem)
-    fixed = 2 * itemsize * (count**2 + problem.dimension) + backend.eigen_bytes(count, itemsize)
+    fixed = itemsize * (arrays * count**2 + 2 * problem.dimension) + backend.eigen_bytes(
+        count, itemsize
+    )
     usable = usable_memory(backend)
     if fixed + _SHARES * saved > usable:
         raise DeviceError(
+            f"{'' if arrays == 2 else f'{problem.loss_name!r} is not convex in the outputs: '}"
             f"the Gauss-Newton Gram matrix ({count:,} x {count:,}), the eigenvalue solver and the "
             f"derivatives of {'one sample' if apart else 'the batch'} need "
             f"{gib(fixed + _SHARES * saved)} and {backend.name} has {gib(usable)} free; take a "
@@ -355,17 +328,3 @@ def _require_dual(problem: InOneTensor, outputs: Tensor, backend: Backend) -> _P
     while _SHARES * work > usable - fixed and work > 1:
         work //= 2
     return _Plan(apart, saved, work)
-
-
-def _require_triangle(problem: InOneTensor, outputs: Tensor, plan: _Plan, backend: Backend) -> None:
-    """Refuse a loss that is not convex in the outputs if R and its update do not fit."""
-    itemsize, count = problem.dtype.itemsize, outputs.numel()
-    needed = _TRIANGLES * itemsize * count**2 + _SHARES * plan.work
-    usable = usable_memory(backend)
-    if needed > usable:
-        raise DeviceError(
-            f"the loss {problem.loss_name!r} is not convex in the outputs, so that the "
-            f"Gauss-Newton matrix needs a QR factorisation of size {count:,}, which takes "
-            f"{gib(needed)} where {backend.name} has {gib(usable)} free; take a smaller batch, or "
-            "a device with more memory"
-        )

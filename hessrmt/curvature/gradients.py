@@ -42,22 +42,24 @@ def pull(problem: Problem, cotangent: Tensor, chunk: int) -> Vector:
     return total
 
 
-def push(problem: Problem, v: Vector, chunk: int) -> Tensor | None:
+def push(problem: Problem, v: Vector, chunk: int, *, reverse: bool = False) -> Tensor | None:
     """J v by forward mode, or as the derivative of u ↦ ⟨Jᵀu, v⟩ where torch has no forward rule.
 
     Args:
         problem: In its final precision and place.
         v: (P,).
         chunk: Samples treated together; all of them if samples mix.
+        reverse: Whether to try the second way first.
 
     Returns:
         Of the shape of the outputs; None if torch can do neither.
     """
     found = []
     for part, _ in _parts(problem, problem.samples, chunk):
-        tangent = _forward(part, v)
+        first, second = (_transposed, _forward) if reverse else (_forward, _transposed)
+        tangent = first(part, v)
         if tangent is None:
-            tangent = _transposed(part, v)
+            tangent = second(part, v)
         if tangent is None:
             return None
         found.append(tangent)

@@ -186,8 +186,8 @@ def linearised_ggn(problem: Problem) -> Product:
     problem = in_one_tensor(problem)
     outputs, push = _linear(problem.outputs, problem.theta)
     pull = vjp(problem.outputs, problem.theta)[1]
-    curve = _linear(grad(problem.loss_of_outputs), outputs)[1]
-    return _by_row(lambda v: pull(curve(push(v)))[0])
+    curve = vjp(grad(problem.loss_of_outputs), outputs)[1]  # S is symmetric
+    return _by_row(lambda v: pull(curve(push(v))[0])[0])
 
 
 def plain_ggn(problem: Problem) -> Product:
@@ -201,11 +201,11 @@ def plain_ggn(problem: Problem) -> Product:
     """
     problem = in_one_tensor(problem)
     outputs, pull = vjp(problem.outputs, problem.theta)[:2]
-    slope = grad(problem.loss_of_outputs)
+    curve = vjp(grad(problem.loss_of_outputs), outputs)[1]
 
     def one(v: Vector) -> Vector:
         tangent = jvp(problem.outputs, (problem.theta,), (v,))[1]
-        return pull(jvp(slope, (outputs,), (tangent,))[1])[0]
+        return pull(curve(tangent)[0])[0]
 
     return _by_row(one)
 

@@ -145,23 +145,17 @@ def ggn_product(problem: Problem) -> Product:
     plain = eager_ggn_product(problem)
     try:
         outputs, pullback = vjp(problem.outputs, theta)[:2]
+        curve = vjp(grad(problem.loss_of_outputs), outputs)[1]  # S is symmetric
     except torch.OutOfMemoryError:
         raise
     except RuntimeError:  # a network that differentiates itself
         return plain
-    slope = grad(problem.loss_of_outputs)
 
     def forward(v: Vector) -> Vector:
         tangent = jvp(problem.outputs, (theta,), (v,))[1]
-        return pullback(jvp(slope, (outputs,), (tangent,))[1])[0]
+        return pullback(curve(tangent)[0])[0]
 
-    def reverse(v: Vector) -> Vector:
-        # J v as the derivative of u ↦ Jᵀu, which is linear, so any point u will do
-        transpose = vjp(lambda u: vjp(problem.outputs, theta)[1](u)[0], outputs)[1]
-        return pullback(vjp(slope, outputs)[1](transpose(v)[0])[0])[0]
-
-    ways = (vmap(forward, randomness="error"), vmap(reverse, randomness="error"), plain)
-    return _first_that_works(theta, ways)
+    return _first_that_works(theta, (vmap(forward, randomness="error"), plain))
 
 
 def eager_ggn_product(problem: Problem) -> Product:
@@ -182,7 +176,7 @@ def eager_ggn_product(problem: Problem) -> Product:
         curve = curvature_of_loss(problem, problem.here())
         rows = []
         for v in block:
-            tangent = push(problem, v, problem.samples)
+            tangent = push(problem, v, problem.samples, reverse=True)
             if tangent is None:
                 raise ProblemError(
                     "the outputs of this network can be differentiated by torch neither in forward "

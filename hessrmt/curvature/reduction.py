@@ -25,7 +25,7 @@ from hessrmt.curvature.certify import probe_product, require_agreement
 from hessrmt.curvature.hessian import torch_dtype
 from hessrmt.curvature.products import eager_hessian_product
 from hessrmt.curvature.saturation import loss_rounding
-from hessrmt.problems.outputs import ignores_shift, in_one_tensor
+from hessrmt.problems.outputs import ignores_softmax_shift
 from hessrmt.problems.problem import ordinary_mode
 
 if TYPE_CHECKING:
@@ -349,19 +349,6 @@ def softmax_basis(classes: int, like: Tensor) -> Tensor:
     u[0] += 1
     eye = torch.eye(classes, dtype=like.dtype, device=like.device)
     return (eye - 2 * torch.outer(u, u) / (u @ u))[:, 1:].contiguous()
-
-
-def ignores_softmax_shift(problem: Problem) -> bool:
-    """Whether a number added to all outputs of a sample leaves the loss alone, as softmax does.
-
-    Args:
-        problem: In its final precision and place, with outputs (B, K).
-
-    Returns:
-        Whether it does, at the outputs and at random ones.
-    """
-    problem = in_one_tensor(problem)
-    return ignores_shift(problem, problem.here())
 
 
 def _zero_rows(problem: Problem) -> Tensor:

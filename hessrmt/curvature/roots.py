@@ -18,7 +18,7 @@ from hessrmt import rng
 from hessrmt.curvature.fidelity import require_changes_of
 from hessrmt.curvature.gradients import curvature_of_loss
 from hessrmt.curvature.saturation import error_of_curvature
-from hessrmt.problems.outputs import SoftmaxRows, softmax_rows
+from hessrmt.problems.outputs import SoftmaxRows, in_one_tensor, softmax_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,7 +86,7 @@ def root_of_loss_curvature(problem: InOneTensor, outputs: Tensor) -> Root:
     """
     dtype = outputs.dtype
     if dtype != torch.float64:
-        problem = problem.at(torch.float64, outputs.device)
+        problem = in_one_tensor(problem.at(torch.float64, outputs.device))
     outputs = outputs.detach().double()
     product = curvature_of_loss(problem, outputs)
     rows = _softmax(problem, outputs, product)
@@ -140,10 +140,10 @@ def _softmax(
     return rows if float(gap) <= allowed else None
 
 
-def _of_softmax(softmax: SoftmaxRows, outputs: Tensor, samples: int) -> Root:
+def _of_softmax(softmax: SoftmaxRows, outputs: Tensor, given: int) -> Root:
     """√|w| A for each row of scores, by its singular value decomposition."""
     p, weights, index = softmax.probabilities(outputs), softmax.weights, softmax.index
-    number, count = p.shape
+    (number, count), samples = p.shape, given
     others = p @ (1 - torch.eye(count, dtype=p.dtype, device=p.device))  # 1 - p, never cancelling
     columns = -p[:, :, None].expand(number, count, count).clone()
     columns.diagonal(dim1=1, dim2=2).copy_(others)
@@ -154,30 +154,23 @@ def _of_softmax(softmax: SoftmaxRows, outputs: Tensor, samples: int) -> Root:
     rows = (vectors * values[:, None, :]).mT * keep[..., None]
     signs = keep * weights.sign()[:, None]
     norm = float(values.square().max())
+    owner = index // (outputs.numel() // samples) if len(outputs) % samples == 0 else index
+    if bool((owner != owner[:, :1]).any()):  # rows across samples
+        samples, owner = 1, torch.zeros_like(index)
     each = outputs.numel() // samples
-    owner = index // max(1, each)
-    if outputs.shape[0] % samples or bool((owner != owner[:, :1]).any()):  # rows across samples
-        full = rows.new_zeros(number, count, outputs.numel())
-        full.scatter_(2, index[:, None, :].expand(rows.shape), rows)
-        return Root(None, signs[keep], full[keep], norm)
     owner, order = owner[:, 0].sort(stable=True)
-    first = torch.searchsorted(owner, owner)
-    place = torch.arange(number, device=owner.device) - first
-    wide = rows.new_zeros(number, count, each)
-    wide.scatter_(
-        2, (index[order] - each * owner[:, None])[:, None].expand(rows.shape), rows[order]
-    )
+    place = torch.arange(number, device=owner.device) - torch.searchsorted(owner, owner)
+    where = (index[order] - each * owner[:, None])[:, None].expand(rows.shape)
     most = int(place.max()) + 1
     dealt = rows.new_zeros(samples, most, count, each)
-    dealt[owner, place] = wide
+    dealt[owner, place] = rows.new_zeros(number, count, each).scatter(2, where, rows[order])
     signed = signs.new_zeros(samples, most, count)
     signed[owner, place] = signs[order]
-    return _sample_by_sample(dealt.flatten(1, 2), signed.flatten(1), norm)
+    return _root(dealt.flatten(1, 2), signed.flatten(1), norm, given)
 
 
 def _of_blocks(blocks: Tensor, problem: InOneTensor, outputs: Tensor) -> Root:
     """From S itself, whole as one block or one block for each sample."""
-    epsilon = torch.finfo(blocks.dtype).eps
     values, vectors = torch.linalg.eigh((blocks + blocks.mT) / 2)
     sizes = values.abs().amax(dim=1)
     # what differentiation has lost: in lower precision, or in derivatives that it gets unequal
@@ -185,22 +178,22 @@ def _of_blocks(blocks: Tensor, problem: InOneTensor, outputs: Tensor) -> Root:
         error_of_curvature(problem, outputs),
         float(torch.linalg.matrix_norm(blocks - blocks.mT).max()),
     )
-    relative = blocks.shape[-1] * epsilon * sizes
-    lost = error > float(relative[sizes > 0].min()) if bool(sizes.any()) else False
-    keep = values.abs() > torch.clamp(relative, min=error if lost else 0.0)[:, None]
+    relative = blocks.shape[-1] * torch.finfo(blocks.dtype).eps * sizes
+    if not bool((sizes > 0).any()) or error <= float(relative[sizes > 0].min()):
+        error = 0.0
+    keep = values.abs() > relative.clamp(min=error)[:, None]
     rows = (vectors * values.abs().sqrt()[:, None, :]).mT  # √|w| uᵀ
-    signs, norm = keep * values.sign(), float(sizes.max())
-    kept = error if lost else 0.0
-    if blocks.shape[-1] == outputs.numel() and problem.samples > 1:
-        return Root(None, signs[0][keep[0]], rows[0][keep[0]], norm, kept)
-    return _sample_by_sample(rows, signs, norm, kept)
+    return _root(rows, keep * values.sign(), float(sizes.max()), problem.samples, error)
 
 
-def _sample_by_sample(rows: Tensor, signs: Tensor, norm: float, error: float = 0.0) -> Root:
-    """From (B, r, c) and (B, r) to a root without the rows that no sample has."""
+def _root(rows: Tensor, signs: Tensor, norm: float, samples: int, error: float = 0.0) -> Root:
+    """From (B, r, c) and (B, r), or one block for all, without the rows that no sample has."""
     used = (signs != 0).any(dim=0)
     rows, signs = rows[:, used].transpose(0, 1), signs[:, used].T
-    return Root((rows * signs.abs()[..., None]).contiguous(), signs, None, norm, error)
+    rows = (rows * signs.abs()[..., None]).contiguous()
+    if rows.shape[1] < samples:
+        return Root(None, signs[:, 0], rows[:, 0], norm, error)
+    return Root(rows, signs, None, norm, error)
 
 
 def _apart(product: Callable[[Tensor], Tensor], like: Tensor, samples: int) -> bool:

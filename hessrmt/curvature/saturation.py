@@ -70,7 +70,8 @@ def error_of_curvature(problem: InOneTensor, outputs: Tensor) -> float:
     generator = rng.torch_generator(0, "loss-rounding")
     signs = torch.randint(0, 2, outputs.shape, generator=generator, dtype=torch.float64) * 2 - 1
     signs = signs.to(outputs.device)
-    ways = [problem.at(dtype, outputs.device) for dtype in (torch.float64, torch.float32)]
+    precisions = (torch.float64, torch.float32)
+    ways = [in_one_tensor(problem.at(dtype, outputs.device)) for dtype in precisions]
     worst = 0.0
     left = torch.ones(len(outputs), dtype=torch.bool, device=outputs.device)
     for halvings in range(_HALVINGS):

@@ -11,7 +11,7 @@ import numpy as np
 from hessrmt.backend.select import select
 from hessrmt.curvature.assembly import assemble_reduced, require_reduced
 from hessrmt.curvature.certify import noise_floor, probe_product, require_agreement
-from hessrmt.curvature.ggn import require_ggn, require_ggn_agreement, smallest_ggn
+from hessrmt.curvature.ggn import require_ggn, smallest_ggn
 from hessrmt.curvature.hessian import Tick, dtype_name, torch_dtype
 from hessrmt.curvature.plan import require_dense
 from hessrmt.curvature.reduction import identity, reduce_problem
@@ -200,10 +200,7 @@ def compute(
     clock.mark("eigenvalues")
     tick("eigenvalues", 1, 1)
     norm = float(np.abs(found).max(initial=0.0))
-    if operator == "ggn":
-        agreement = require_ggn_agreement(probe, norm, local.dimension, dtype, rounding)
-    else:
-        agreement = require_agreement(probe, norm, local.dimension, dtype, rounding)
+    agreement = require_agreement(probe, norm, local.dimension, dtype, rounding, operator)
     return Spectrum(
         eigenvalues=np.sort(np.concatenate([found, np.zeros(local.dimension - reduced)])),
         noise_floor=max(rounding, noise_floor(found, reduced, dtype)),

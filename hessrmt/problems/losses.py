@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -94,43 +93,27 @@ def cross_entropy_in_full_digits(
     return loss.reshape(labels.shape) if reduction == "none" else loss.sum()
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """One cross-entropy or log-softmax in a loss.
 
     Attributes:
-        scores: What it was given.
-        classes: The dimension of the classes in them.
+        scores: What it was given, with the classes last.
         result: What the loss went on with, cut off from the scores.
-        unit: (R,) for each row of scores w of its part w log Σ exp of the sum of all results; None
-            for a log-softmax, where it is -1 for each result.
+        weigh: From the derivative of the loss in the result to the weights (R,) of log Σ exp of
+            each row of scores.
         mass: What a mean over rows divides by: their number, or the sum of their class weights.
     """
 
     scores: Tensor
-    classes: int
     result: Tensor
-    unit: Tensor | None
+    weigh: Callable[[Tensor], Tensor]
     mass: float | None
-
-    def row_weights(self, slope: Tensor) -> Tensor:
-        """Weights w of the rows' parts w log Σ exp of the loss.
-
-        Args:
-            slope: Derivative of the loss in the result.
-
-        Returns:
-            (R,).
-        """
-        if self.unit is None:
-            return -slope.sum(dim=self.classes).reshape(-1)
-        return slope.reshape(-1) * self.unit
 
 
 class Watching(TorchFunctionMode):
     """Cuts off what the cross-entropies of a loss give from what they are given, while it runs.
 
-    So it shows how the rest of the loss depends on both.
+    So it shows what they are given, and how the loss depends on them and on everything else.
 
     Attributes:
         calls: What was cut, in order.
@@ -141,7 +124,7 @@ class Watching(TorchFunctionMode):
         self.calls: list[Call] = []
 
     def around(self, loss: Loss) -> Loss:
-        """The same loss, looked at.
+        """The same loss, with its cross-entropies cut off.
 
         Args:
             loss: The callable.
@@ -160,48 +143,45 @@ class Watching(TorchFunctionMode):
         self, function: Any, types: Any, arguments: Any = (), keywords: Any = None
     ) -> Any:
         keywords = keywords or {}
-        value = None
+        found = function(*arguments, **keywords)
+        call = None
         if function is F.cross_entropy:
-            value = self._cross_entropy(*arguments, **keywords)
+            call = _cross_entropy(found.detach(), *arguments, **keywords)
         elif function in _LOG_SOFTMAX:
-            value = self._log_softmax(function, *arguments, **keywords)
-        return function(*arguments, **keywords) if value is None else value
+            call = _log_softmax(found.detach(), *arguments, **keywords)
+        if call is None:
+            return found
+        self.calls.append(call)
+        return call.result.clone()
 
-    def _keep(
-        self, scores: Tensor, classes: int, found: Tensor, unit: Tensor | None, mass: float | None
-    ) -> Tensor:
-        result = found.detach().requires_grad_()
-        self.calls.append(Call(scores, classes % scores.dim(), result, unit, mass))
-        return result.clone()
 
-    def _log_softmax(
-        self, function: Any, input: Tensor, dim: int | None = None, *more: Any, **options: Any
-    ) -> Tensor | None:
-        if dim is None or not input.dim():
-            return None
-        found = function(input, dim, *more, **options)
-        return self._keep(input, dim, found, None, None)
+def _log_softmax(
+    found: Tensor, input: Tensor, dim: int | None = None, *_: Any, **__: Any
+) -> Call | None:
+    if dim is None or not input.dim():
+        return None
+    result = found.requires_grad_()
+    return Call(input.movedim(dim, -1), result, lambda slope: -slope.sum(dim).reshape(-1), None)
 
-    def _cross_entropy(self, input: Tensor, target: Tensor, **options: Any) -> Tensor:
-        classes = 1 if input.dim() > 1 else 0
-        count = input.shape[classes]
-        slopes = []
-        for most in (0.0, 1e3):  # softmax gives 1/c to all classes, then all of it to the first
-            scores = torch.zeros_like(input)
-            scores.select(classes, 0).fill_(most)
-            scores.requires_grad_()
-            total = F.cross_entropy(scores, target, **options).sum()
-            slopes.append(torch.autograd.grad(total, scores)[0].select(classes, 0).reshape(-1))
-        unit = (slopes[1] - slopes[0]) / (1 - 1 / count) if count > 1 else slopes[0]
-        mass = None
-        if options.get("reduction", "mean") == "mean":
-            mass = float(input.numel() / count)
-            if not target.is_floating_point():
-                counted = target[target != options.get("ignore_index", -100)]
-                weight = options.get("weight")
-                mass = float(len(counted) if weight is None else weight[counted].sum())
-        found = F.cross_entropy(input, target, **options)
-        return self._keep(input, classes, found, unit.detach(), mass)
+
+def _cross_entropy(found: Tensor, input: Tensor, target: Tensor, **options: Any) -> Call:
+    classes = min(1, input.dim() - 1)
+    count = input.shape[classes]
+    slopes = []
+    for most in (0.0, 1e3):  # softmax gives 1/c to all classes, then all of it to the first
+        scores = torch.zeros_like(input).detach()
+        scores.select(classes, 0).fill_(most)
+        total = F.cross_entropy(scores.requires_grad_(), target, **options).sum()
+        slopes.append(torch.autograd.grad(total, scores)[0].select(classes, 0).reshape(-1))
+    unit = (slopes[1] - slopes[0]) / (1 - 1 / count) if count > 1 else slopes[0]
+    mass = None
+    if options.get("reduction", "mean") == "mean":
+        mass = float(len(unit))
+        if not target.is_floating_point():
+            counted, weight = target[target != options["ignore_index"]], options.get("weight")
+            mass = float(len(counted) if weight is None else weight[counted].sum())
+    result = found.requires_grad_()
+    return Call(input.movedim(classes, -1), result, lambda slope: slope.reshape(-1) * unit, mass)
 
 
 _LOG_SOFTMAX = (F.log_softmax, torch.log_softmax, Tensor.log_softmax)

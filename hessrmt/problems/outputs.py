@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +25,9 @@ _SUM_ULPS = 64
 class InOneTensor(Problem):
     """A problem whose network gives all that its loss depends on in one floating-point tensor.
 
-    One tensor stays as it is. Several are laid side by side sample by sample if each has the batch
-    first, and end to end otherwise; complex numbers become pairs. Caches, integers, ``None`` and
-    tensors that the loss does not depend on are left to the loss as they are.
+    A tensor stays as it is. Those of a structure are laid side by side, sample by sample, if each
+    has the batch first, and end to end otherwise; complex numbers become pairs. Caches, integers,
+    ``None`` and tensors that the loss does not depend on are left to the loss as they are.
 
     Args:
         problem: The same problem with outputs of any type.
@@ -37,7 +36,7 @@ class InOneTensor(Problem):
     def __init__(self, problem: Problem) -> None:
         self.__dict__.update(problem.__dict__)
         self._places: tuple[int, ...] | None = None
-        self._kept: tuple[Any, Any] | None = None
+        self._kept: tuple[Any, Any, Any] = (None, None, None)
         outputs = self._example()
         if not (isinstance(outputs, Tensor) and outputs.is_floating_point() and outputs.dim()):
             self._places = self._seen(outputs)
@@ -65,33 +64,28 @@ class InOneTensor(Problem):
             return super().loss_of_outputs(outputs, check=check)
         example = self._example()
         leaves = self._leaves(example)
-        shapes = [_real(leaf).shape for leaf in leaves]
-        pieces = [outputs]
-        if len(leaves) > 1:
-            sizes = [shape.numel() for shape in shapes]
-            if outputs.dim() == 2:
-                sizes = [size // self.samples for size in sizes]
-            pieces = outputs.split(sizes, dim=-1)
+        real = [_real(leaf) for leaf in leaves]
+        each = self.samples if outputs.dim() == 2 else 1
+        pieces = outputs.split([leaf.numel() // each for leaf in real], dim=-1)
         given = {
-            place: torch.view_as_complex(piece.reshape(shape))
-            if leaf.is_complex()
-            else piece.reshape(shape)
-            for place, piece, shape, leaf in zip(self._places, pieces, shapes, leaves, strict=True)
+            id(leaf): _as(leaf, piece.reshape(part.shape))
+            for leaf, part, piece in zip(leaves, real, pieces, strict=True)
         }
-        number = itertools.count()
-        tree = map_tensors(example, lambda tensor: given.get(next(number), tensor))
+        tree = map_tensors(example, lambda tensor: given.get(id(tensor), tensor))
         return super().loss_of_outputs(tree, check=check)
 
-    def at(self, dtype: torch.dtype, device: torch.device) -> InOneTensor:
-        """A copy of the problem in another precision and on another device.
+    def evaluate(self, *, compare: bool = True) -> tuple[float, float]:
+        """Loss and gradient norm, after the checks of the problem as it was given.
+
+        Args:
+            compare: Whether it is compared with the user's own model.
 
         Returns:
-            The copy.
+            The mean loss and the Euclidean norm of its gradient.
         """
-        moved = super().at(dtype, device)
-        assert isinstance(moved, InOneTensor)
-        moved._kept = None
-        return moved
+        given = Problem.__new__(Problem)
+        given.__dict__.update(self.__dict__)
+        return given.evaluate(compare=compare)
 
     def here(self) -> Tensor:
         """The outputs at the problem's parameters; the network is run on a batch once.
@@ -104,56 +98,49 @@ class InOneTensor(Problem):
 
     def _example(self) -> Any:
         """What the network returns at the problem's parameters, without graphs."""
-        if self._kept is None or self._kept[0] is not self.inputs:
+        model, inputs, _ = self._kept  # copies of the problem have others
+        if model is not self.model or inputs is not self.inputs:
             found = super().call(self.unflatten(self.theta))
             try:
-                self._kept = self.inputs, map_tensors(found, lambda tensor: tensor.detach())
+                self._kept = self.model, self.inputs, map_tensors(found, Tensor.detach)
             except TypeError as error:
                 raise ProblemError(
                     f"the network returns a {type(found).__name__} that cannot be copied "
                     f"({error}); let it return tensors, or a tuple, dict or dataclass of them"
                 ) from error
-        return self._kept[1]
+        return self._kept[2]
 
     def _seen(self, outputs: Any) -> tuple[int, ...]:
         """Places of the tensors that the loss depends on."""
-        leaves: dict[int, Tensor] = {}
-        number = itertools.count()
-
-        def free(tensor: Tensor) -> Tensor:
-            place = next(number)
-            if not (tensor.is_floating_point() or tensor.is_complex()):
-                return tensor
-            leaves[place] = tensor.detach().requires_grad_()
-            return leaves[place].clone()  # the loss may work in place
-
-        loss = super().loss_of_outputs(map_tensors(outputs, free))
-        if not leaves or not loss.requires_grad:
+        found = tensors_of(outputs)
+        free = {
+            place: leaf.detach().requires_grad_()
+            for place, leaf in enumerate(found)
+            if leaf.is_floating_point() or leaf.is_complex()
+        }
+        given = {id(found[place]): leaf.clone() for place, leaf in free.items()}
+        loss = super().loss_of_outputs(map_tensors(outputs, lambda t: given.get(id(t), t)))
+        if not free or not loss.requires_grad:
             return ()
-        slopes = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-        return tuple(
-            place for place, slope in zip(leaves, slopes, strict=True) if slope is not None
-        )
+        slopes = torch.autograd.grad(loss, list(free.values()), allow_unused=True)
+        return tuple(place for place, slope in zip(free, slopes, strict=True) if slope is not None)
 
     def _leaves(self, tree: Any) -> list[Tensor]:
-        found = tensors_of(tree)
-        assert self._places is not None
-        if self._places and self._places[-1] >= len(found):
+        found, places = tensors_of(tree), self._places or ()
+        if places and places[-1] >= len(found):
             raise ProblemError(
                 "the network returns another number of tensors for some batches than for others; "
                 "let it return the same structure for each"
             )
-        return [found[place] for place in self._places]
+        return [found[place] for place in places]
 
     def _packed(self, tree: Any) -> Tensor:
         leaves = [_real(leaf) for leaf in self._leaves(tree)]
-        if len(leaves) == 1 and leaves[0].dim():
-            return leaves[0]
         if not leaves:
             return self.theta.new_zeros(0)
-        if all(leaf.dim() and leaf.shape[0] % self.samples == 0 for leaf in leaves):
-            return torch.cat([leaf.reshape(self.samples, -1) for leaf in leaves], dim=1)
-        return torch.cat([leaf.reshape(-1) for leaf in leaves])
+        apart = all(leaf.dim() and len(leaf) % self.samples == 0 for leaf in leaves)
+        shape = (self.samples, -1) if apart else (-1,)
+        return torch.cat([leaf.reshape(shape) for leaf in leaves], dim=-1)
 
 
 def in_one_tensor(problem: Problem) -> InOneTensor:
@@ -248,27 +235,37 @@ def softmax_rows(problem: InOneTensor, outputs: Tensor) -> SoftmaxRows | None:
         second = torch.autograd.grad(torch.stack(moving).sum(), results, allow_unused=True)
         if any(part is not None and bool(part.count_nonzero()) for part in second):
             return None
-    rows = []
-    for call, slope in zip(calls, slopes, strict=True):
-        index = _selected(call.scores, point, outputs)
-        if index is None:
-            return None
-        index = index.movedim(call.classes, -1).flatten(0, -2)
-        rows.append((index, call.row_weights(slope.detach()), call.mass))
-    return _merged(rows)
+    found = [_selected(call.scores, point, outputs) for call in calls]
+    indices = [index for index in found if index is not None]
+    if len(indices) < len(calls) or len({index.shape[1] for index in indices}) > 1:
+        return None
+    rows = torch.cat(indices)
+    index, where = rows.unique(dim=0, return_inverse=True)  # the same scores may enter twice
+    given = [call.weigh(slope.detach()) for call, slope in zip(calls, slopes, strict=True)]
+    weights = torch.cat(given).new_zeros(len(index)).index_add(0, where, torch.cat(given))
+    if not index.numel() or len(index.unique()) != index.numel():
+        return None
+    masses = {call.mass for call in calls}
+    mass = masses.pop() if len(masses) == 1 else None
+    used = weights[weights != 0]
+    ulps = _SUM_ULPS * torch.finfo(weights.dtype).eps
+    if mass is None and len(used) and bool(((used * len(used) - 1).abs() <= ulps).all()):
+        mass = float(len(used))  # all count alike, and their mean is taken
+    return SoftmaxRows(index, weights, mass)
 
 
-def ignores_shift(problem: InOneTensor, outputs: Tensor) -> bool:
+def ignores_softmax_shift(problem: Problem) -> bool:
     """Whether a number added to all scores of a sample leaves the loss alone, as softmax does.
 
     Args:
-        problem: In its final precision and place.
-        outputs: (B, c) of the batch.
+        problem: In its final precision and place, with outputs (B, c).
 
     Returns:
         Whether the derivatives of the loss add up to zero over each sample's scores, at these
         outputs and at random ones.
     """
+    problem = in_one_tensor(problem)
+    outputs = problem.here()
     generator = rng.torch_generator(0, "shift")
     drawn = torch.randn(2, *outputs.shape, generator=generator, dtype=torch.float64).to(outputs)
     slopes = []
@@ -310,6 +307,10 @@ def _real(leaf: Tensor) -> Tensor:
     return torch.view_as_real(leaf) if leaf.is_complex() else leaf
 
 
+def _as(like: Tensor, leaf: Tensor) -> Tensor:
+    return torch.view_as_complex(leaf) if like.is_complex() else leaf
+
+
 def _selected(scores: Tensor, point: Tensor, outputs: Tensor) -> Tensor | None:
     """Which of the outputs the scores are; None if they are made of them in another way."""
     if not scores.requires_grad:
@@ -323,25 +324,5 @@ def _selected(scores: Tensor, point: Tensor, outputs: Tensor) -> Tensor | None:
     if len(where) != len(numbers) or bool((slope[where[order]] != numbers).any()):
         return None
     index = where[order].view(scores.shape)
-    return index if bool((scores == outputs.reshape(-1)[index]).all()) else None
-
-
-def _merged(rows: list[tuple[Tensor, Tensor, float | None]]) -> SoftmaxRows | None:
-    """Rows of several cross-entropies of the same scores, or of different ones."""
-    index, weights, mass = rows[0]
-    for other, more, its in rows[1:]:
-        if other.shape[1] != index.shape[1]:
-            return None
-        if torch.equal(index, other):
-            weights = weights + more
-        else:
-            index, weights = torch.cat([index, other]), torch.cat([weights, more])
-        mass = mass if mass == its else None
-    if not index.numel() or len(index.unique()) != index.numel():
-        return None
-    if mass is None:
-        used = weights[weights != 0]
-        ulps = _SUM_ULPS * torch.finfo(weights.dtype).eps
-        if len(used) and bool(((used * len(used) - 1).abs() <= ulps).all()):
-            mass = float(len(used))  # all count alike, and their mean is taken
-    return SoftmaxRows(index, weights, mass)
+    same = bool((scores == outputs.reshape(-1)[index]).all())
+    return index.reshape(-1, scores.shape[-1]) if same else None

@@ -1,0 +1,378 @@
+"""The Gauss-Newton matrix of any loss, and of networks that return anything."""
+
+import collections
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from ggn_samples import at_double, dense
+from samples import by_double_backward, labelled
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+from torch.utils.checkpoint import checkpoint
+
+import hessrmt as hr
+from hessrmt.curvature import ggn as ggn_module
+from hessrmt.curvature import reduction
+from hessrmt.curvature.ggn import rounding_of_triangle
+from hessrmt.errors import ProblemError
+from hessrmt.problems.outputs import (
+    ignores_softmax_shift,
+    in_one_tensor,
+    loss_mass,
+    softmax_rows,
+)
+from hessrmt.problems.trees import map_tensors, tensors_of
+
+EPS = float(np.finfo(np.float64).eps)
+B, K = 5, 3
+X, Y = labelled((B, 4), K)
+REAL = labelled((B, K), 2, seed=1)[0]
+SHARES = REAL.softmax(1)
+WEIGHTS = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)
+HOLES = torch.where(torch.arange(B) == 2, -100, Y)
+
+
+def mlp(outputs=K, hidden=14, inputs=4):
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.Tanh(), nn.Linear(hidden, outputs)).double()
+
+
+def focal(outputs, labels):
+    each = F.cross_entropy(outputs, labels, reduction="none")
+    return ((1 - torch.exp(-each)) ** 2 * each).mean()
+
+
+def contrastive(outputs, labels):
+    z = F.normalize(outputs, dim=1)
+    return F.cross_entropy(z @ z.T - 1e9 * torch.eye(B, dtype=z.dtype), torch.arange(B).roll(1))
+
+
+def regularised(outputs, labels):
+    return F.cross_entropy(outputs, labels) + 0.1 * outputs.logsumexp(1).square().mean()
+
+
+def in_place(outputs, targets):
+    return outputs.sub_(targets).square().mean()
+
+
+# loss, targets, rank, mass of the batch if it is a cross-entropy
+LOSSES = {
+    "MSE": (nn.MSELoss(), REAL, 15, None),
+    "Huber": (nn.HuberLoss(), REAL, int((REAL - mlp()(X)).abs().lt(1).sum()), None),
+    "soft margin": (nn.SoftMarginLoss(), REAL.sign(), 15, None),
+    "Poisson": (nn.PoissonNLLLoss(), SHARES, 15, None),
+    "in place": (in_place, REAL, 15, None),
+    "L1": (nn.L1Loss(), REAL, 0, None),
+    "NLL": (nn.NLLLoss(), Y, 0, None),
+    "KL": (nn.KLDivLoss(reduction="batchmean"), SHARES, 0, None),
+    "focal": (focal, Y, 10, None),
+    "product": (lambda o, y: (o[:, 0] * o[:, 1]).mean(), Y, 10, None),
+    "contrastive": (contrastive, Y, 15, None),
+    "covariance": (lambda o, y: torch.cov(o.T).square().sum() + o.square().mean(), Y, 15, None),
+    "regularised": (regularised, Y, 15, None),
+    "squared": (lambda o, y: F.cross_entropy(o, y) ** 2, Y, 10, None),
+    "cross-entropy": (nn.CrossEntropyLoss(), Y, 10, 5),
+    "weights": (nn.CrossEntropyLoss(weight=WEIGHTS), Y, 10, float(WEIGHTS[Y].sum())),
+    "smoothed": (nn.CrossEntropyLoss(label_smoothing=0.1), Y, 10, 5),
+    "sum": (nn.CrossEntropyLoss(reduction="sum"), Y, 10, 5),
+    "shares": (nn.CrossEntropyLoss(), SHARES, 10, 5),
+    "holes": (nn.CrossEntropyLoss(), HOLES, 8, 4),
+    "two": (lambda o, y: 0.3 * F.cross_entropy(o, y) + 0.7 * F.cross_entropy(o, 2 - y), Y, 10, 5),
+    "by parts": (lambda o, y: F.nll_loss(F.log_softmax(o, 1), y), Y, 10, 5),
+    "divergence": (
+        lambda o, q: F.kl_div(torch.log_softmax(o, 1), q, reduction="batchmean"), SHARES, 10, 5,
+    ),
+    "hardest": (
+        lambda o, y: F.cross_entropy(o, y, reduction="none").topk(2).values.mean(), Y, 4, 2,
+    ),
+    "classes first": (lambda o, y: F.cross_entropy(o.T, torch.arange(K)), Y, 12, 3),
+}  # fmt: skip
+
+
+def agrees(problem, expected=None, **options):
+    found = hr.spectrum(problem, operator="ggn", **options)
+    exact = np.linalg.eigvalsh(dense(problem)) if expected is None else expected
+    norm = np.abs(exact).max()
+    # the floor is of ours; a dense solver of P rows has its own
+    assert np.abs(found.eigenvalues - exact).max() <= found.noise_floor + len(exact) * EPS * norm
+    assert not np.isnan(found.check)
+    return found
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_any_loss(name):
+    loss, targets, rank, mass = LOSSES[name]
+    problem = hr.Problem(mlp(), loss, (X, targets))
+    assert agrees(problem).rank == rank
+    local = in_one_tensor(at_double(problem))
+    rows = softmax_rows(local, local.here())
+    assert (rows is None) == (mass is None)
+    counted = 1 if local.is_sum else B if mass is None else mass
+    assert loss_mass(local) == pytest.approx(counted, rel=8 * EPS)
+    invariant = mass is not None and name != "classes first"
+    assert ignores_softmax_shift(local) == (invariant or name in ("focal", "squared"))
+
+
+@pytest.mark.parametrize("name", ["MSE", "Huber", "focal", "weights", "L1"])
+def test_more_outputs_than_parameters_are_checked_too(name, monkeypatch):
+    loss, targets, _, _ = LOSSES[name]
+    net = nn.Sequential(nn.Linear(4, 1), nn.Tanh(), nn.Linear(1, K, bias=False)).double()
+    problem = hr.Problem(net, loss, (X, targets))
+    found = agrees(problem)
+    assert found.reduced_dimension == problem.dimension < X.shape[0] * K
+    matrix = ggn_module.ggn(problem)
+    assert np.abs(matrix - dense(problem)).max() <= found.noise_floor + 1e-15
+    if found.rank:
+        real = ggn_module.ggn_product
+        monkeypatch.setattr(ggn_module, "ggn_product", lambda p: lambda v: real(p)(v) * (1 + 1e-9))
+        for road in (ggn_module.ggn, lambda p: hr.spectrum(p, operator="ggn")):
+            with pytest.raises(ProblemError, match="does not act as the Gauss-Newton matrix"):
+                road(problem)
+
+
+@pytest.mark.parametrize("name", ["product", "contrastive"])
+def test_rounding_of_losses_that_are_not_convex(name):
+    """Float32 errors are known from float64; the same formulas bound both."""
+    loss, targets, _, _ = LOSSES[name]
+    exact = mlp().float()  # parameters and data that float32 holds exactly
+    problem = hr.Problem(exact, loss, (X.float(), targets))
+    double, single = (hr.spectrum(problem, operator="ggn", dtype=f"float{n}") for n in (64, 32))
+    assert double.eigenvalues[0] < 0
+    error = np.abs(double.eigenvalues - single.eigenvalues).max()
+    assert 0 < error <= single.noise_floor
+
+
+def test_rounding_of_a_factor_of_many_rows():
+    draw = torch.Generator().manual_seed(1)
+    signs = torch.tensor([1.0, -1.0] * 20)
+    for terms in (1_000, 30_000):
+        rows = torch.randn(terms, 40, generator=draw)
+        factor = torch.linalg.qr(rows, mode="r").R
+        exact = torch.linalg.qr(rows.double(), mode="r").R
+        found, true = (
+            torch.linalg.eigvalsh((r * signs.to(r)) @ r.T).double()
+            for r in (factor.double(), exact)
+        )
+        assert 0 < float((found - true).abs().max()) <= rounding_of_triangle(factor, terms)
+
+
+def test_a_saturated_loss_has_the_rounding_of_its_derivatives_in_its_floor():
+    """All of the curvature is 1 - tanh², of numbers near one."""
+    net = mlp(hidden=40)
+    with torch.no_grad():
+        net[2].weight.mul_(20)
+    loss = lambda o, y: (torch.log1p(torch.exp(o)) - o * y).mean()  # noqa: E731
+    found = hr.spectrum(hr.Problem(net, loss, (X, (REAL > 0).double())), operator="ggn")
+    outputs = net(X).detach()
+    p = torch.sigmoid(outputs)
+    root = (p * torch.sigmoid(-outputs) / outputs.numel()).sqrt()
+    jacobian = torch.autograd.functional.jacobian(
+        lambda *parts: torch.func.functional_call(
+            net, dict(zip(dict(net.named_parameters()), parts, strict=True)), (X,)
+        ),
+        tuple(p.detach() for p in net.parameters()),
+    )
+    flat = torch.cat([part.reshape(outputs.numel(), -1) for part in jacobian], dim=1)
+    exact = torch.linalg.svdvals(root.reshape(-1, 1) * flat).square().flip(0).numpy()
+    assert np.abs(found.eigenvalues[-15:] - exact).max() <= found.noise_floor
+
+
+@dataclasses.dataclass
+class Out:
+    logits: torch.Tensor
+    past: object = None
+    count: int = 3
+
+
+class Returns(nn.Module):
+    def __init__(self, make, outputs=K):
+        super().__init__()
+        self.net, self.make = mlp(outputs, 20), make
+
+    def forward(self, x):
+        return self.make(self.net(x))
+
+
+def nested(o):
+    return {"a": [o, None, 3], "cache": (torch.arange(3), o.detach() * 2, "text")}
+
+
+STRUCTURES = {
+    "dataclass": (Out, lambda o: o.logits),
+    "nested": (nested, lambda o: o["a"][0]),
+    "UserDict": (lambda o: collections.UserDict(logits=o), lambda o: o["logits"]),
+    "views": (
+        lambda o: (o[:, :1], {"more": o[:, 1:]}), lambda o: torch.cat([o[0], o[1]["more"]], 1),
+    ),
+    "classes first": (lambda o: (o.T,), lambda o: o[0].T),
+    "distribution": (
+        lambda o: torch.distributions.Normal(o, torch.ones(()), validate_args=False),
+        lambda o: o.loc,
+    ),
+    "complex": (
+        lambda o: torch.complex(o[:, 0], o[:, 1]), lambda o: torch.stack([o.real, o.imag], 1),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+@pytest.mark.parametrize("loss", [F.cross_entropy, focal], ids=lambda loss: loss.__name__)
+def test_structured_outputs(name, loss):
+    make, get = STRUCTURES[name]
+    labels = Y % 2
+    plain = Returns(lambda o: get(make(o)))
+    expected = np.linalg.eigvalsh(dense(hr.Problem(plain, loss, (X, labels))))
+    problem = hr.Problem(Returns(make), lambda o, y: loss(get(o), y), (X, labels))
+    agrees(problem, expected)
+    operator = hr.CurvatureOperator.of(problem, "ggn", batch=3)  # micro-batches of 3 and 2
+    v = torch.ones(1, problem.dimension, dtype=torch.float64)
+    matrix = torch.from_numpy(dense(hr.Problem(plain, loss, (X, labels))))
+    allowed = 100 * EPS * problem.dimension * np.abs(expected).max()
+    assert float((operator(v) - v @ matrix).norm()) <= allowed
+
+
+def test_outputs_that_belong_to_no_sample():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.scales = mlp(), nn.Parameter(torch.ones(7, dtype=torch.float64))
+
+        def forward(self, x):
+            return {"o": self.net(x), "scales": self.scales * 2, "ids": torch.arange(len(x))}
+
+    def loss(o, t):
+        return (o["o"] - t).square().mean() * (1 + o["scales"].square().sum())
+
+    problem = hr.Problem(Shared(), loss, (X, REAL))
+    flat = in_one_tensor(at_double(problem))
+    assert flat.here().shape == (B * K + 7,)
+    agrees(problem, np.linalg.eigvalsh(dense(flat)))
+
+
+def test_what_cannot_be_copied_is_said():
+    net = Returns(lambda o: (o, (i for i in range(2))))
+    problem = hr.Problem(net, lambda o, y: F.cross_entropy(o[0], y), (X, Y))
+    with pytest.raises(ProblemError, match="returns a tuple that cannot be copied"):
+        hr.spectrum(problem, operator="ggn")
+
+
+class Language(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = mlp(hidden=30)
+
+    def forward(self, x):
+        return self.net(x)
+
+
+TOKENS = labelled((B, 6, 4), K)[0]
+WORDS = torch.arange(B * 6).view(B, 6) % K
+GAPS = torch.where(torch.arange(B * 6).view(B, 6) % 7 > 2, WORDS, -100)
+
+
+@pytest.mark.parametrize(
+    ("loss", "rows"),
+    [
+        (lambda o, y: F.cross_entropy(o.mT, y), int((GAPS >= 0).sum())),
+        (lambda o, y: F.cross_entropy(o.flatten(0, 1), y.flatten()), int((GAPS >= 0).sum())),
+        (
+            lambda o, y: F.cross_entropy(o[:, :-1].reshape(-1, K), y[:, 1:].reshape(-1)),
+            int((GAPS[:, 1:] >= 0).sum()),
+        ),
+        (lambda o, y: F.cross_entropy(o[y >= 0], y[y >= 0]), int((GAPS >= 0).sum())),
+    ],
+    ids=["dim 1", "flat", "shifted", "masked"],
+)
+def test_tokens_count_in_the_mean_that_the_loss_takes(loss, rows):
+    problem = hr.Problem(Language(), loss, (TOKENS, GAPS))
+    assert agrees(problem).rank == 2 * rows
+    local = at_double(problem)
+    parts = [local.part(slice(0, 2)), local.part(slice(2, B))]
+    masses = [loss_mass(part) for part in parts]
+    assert sum(masses) == loss_mass(local) == rows
+    mean = sum(m * float(p.loss(p.theta)) for m, p in zip(masses, parts, strict=True)) / rows
+    assert mean == pytest.approx(float(local.loss(local.theta)), rel=8 * EPS)
+
+
+class Checkpointed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = mlp()
+
+    def forward(self, x):
+        return checkpoint(self.net, x, use_reentrant=False)
+
+
+class Physics(nn.Module):
+    """A network that differentiates itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = mlp(1, 9, 1)
+
+    def forward(self, x):
+        x = x.clone().requires_grad_()
+        u = self.net(x)
+        first = torch.autograd.grad(u.sum(), x, create_graph=True)[0]
+        return torch.autograd.grad(first.sum(), x, create_graph=True)[0] + u
+
+
+@pytest.mark.parametrize(
+    ("net", "data"),
+    [(Checkpointed(), (X, REAL)), (Physics(), (X[:, :1], REAL[:, :1]))],
+    ids=["checkpoint", "physics"],
+)
+@pytest.mark.parametrize(
+    "loss", [nn.MSELoss(), lambda o, t: (o - t).cos().mean()], ids=["mse", "cos"]
+)
+def test_networks_that_are_differentiated_by_plain_reverse_mode(net, data, loss):
+    agrees(hr.Problem(net, loss, data))
+
+
+def test_the_hessian_of_a_network_that_differentiates_itself():
+    net, loss, (x, t) = Physics(), nn.MSELoss(), (X[:, :1], REAL[:, :1])
+    exact = np.linalg.eigvalsh(by_double_backward(net, loss, x, t).numpy())
+    found = hr.spectrum(hr.Problem(net, loss, (x, t)))
+    allowed = 20 * len(exact) * EPS * np.abs(exact).max()
+    assert np.abs(found.eigenvalues - exact).max() <= allowed
+
+
+class Half(torch.autograd.Function):
+    """x² whose second derivative torch gets wrong."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.slope = 2 * x.detach()
+        return x * x
+
+    @staticmethod
+    def backward(ctx, g):
+        return g * ctx.slope
+
+
+def test_a_loss_with_a_wrong_second_derivative_is_refused():
+    problem = hr.Problem(mlp(), lambda o, t: Half.apply(o - t).mean(), (X, REAL))
+    with pytest.raises(ProblemError, match="second derivative of this loss is wrong"):
+        hr.spectrum(problem, operator="ggn")
+
+
+def test_a_basis_that_leaves_out_what_the_loss_depends_on_is_refused(monkeypatch):
+    problem = hr.Problem(mlp(), regularised, (X, Y))
+    assert hr.reduction(problem).reduced_dimension == problem.dimension
+    monkeypatch.setattr(reduction, "ignores_softmax_shift", lambda problem: True)
+    with pytest.raises(ProblemError, match="does not act as the Hessian"):
+        hr.reduction(problem)
+
+
+def test_tensors_in_any_object():
+    one, other = torch.ones(2), torch.arange(3)
+    tree = {"a": [one, (other, None)], "b": Out(one), "c": collections.UserDict(x=other), "d": "e"}
+    assert [t is u for t, u in zip(tensors_of(tree), (one, other), strict=True)] == [True, True]
+    copied = map_tensors(tree, lambda tensor: tensor + 1)
+    assert copied["a"][0] is copied["b"].logits
+    assert torch.equal(copied["b"].logits, one + 1)
+    assert torch.equal(copied["c"]["x"], other + 1)
+    assert copied["d"] == "e"
+    assert torch.equal(map_tensors(one, torch.neg), -one)
