@@ -16,7 +16,10 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from torch import Tensor
+
     from hessrmt.arrays import Indices, Levels, Stack
+    from hessrmt.curvature.edges import Eigenpairs
 
 PAPER_CUTOFF_SPACINGS = 1e-20
 """[B] §6: eigenvalues of smaller magnitude are dropped before unfolding."""
@@ -85,6 +88,8 @@ class Spectrum:
             such check applies.
         seconds: Phase name to wall-clock seconds.
         provenance: Where it came from.
+        pairs: Leading eigenpairs, by magnitude, if they were asked for; they are not stored in
+            files.
     """
 
     eigenvalues: Levels
@@ -99,6 +104,12 @@ class Spectrum:
     check: float = float("nan")
     seconds: Mapping[str, float] = field(default_factory=dict)
     provenance: Provenance = field(default_factory=Provenance)
+    pairs: Eigenpairs | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def vectors(self) -> Tensor | None:
+        """(P, k) orthonormal eigenvectors as columns, to ascending ``pairs.values``."""
+        return None if self.pairs is None else self.pairs.vectors
 
     @property
     def resolved(self) -> Levels:

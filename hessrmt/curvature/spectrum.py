@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,22 +11,29 @@ import numpy as np
 from hessrmt.backend.select import select
 from hessrmt.curvature.assembly import assemble_reduced, require_reduced
 from hessrmt.curvature.certify import noise_floor, probe_product, require_agreement
+from hessrmt.curvature.edges import eigsh
 from hessrmt.curvature.ggn import require_ggn, require_ggn_agreement, smallest_ggn
 from hessrmt.curvature.hessian import Tick, torch_dtype
+from hessrmt.curvature.operator import CurvatureOperator
 from hessrmt.curvature.plan import require_dense
+from hessrmt.curvature.quadrature import require_whole
 from hessrmt.curvature.reduction import identity, reduce_problem
 from hessrmt.curvature.saturation import loss_rounding
 from hessrmt.curvature.trace import trace
-from hessrmt.errors import ProblemError
+from hessrmt.errors import ConfigError, ConvergenceError, ProblemError
 from hessrmt.problems.problem import ordinary_mode
 from hessrmt.records import Provenance, Spectrum
 
 if TYPE_CHECKING:
     from hessrmt.backend.base import Backend
+    from hessrmt.curvature.edges import Eigenpairs
     from hessrmt.problems.problem import Problem
 
 OPERATORS = ("hessian", "ggn")
 REDUCTIONS = ("auto", "none")
+
+_RESIDUAL = 1e-12
+"""Residual over the norm of the eigenvectors of an exact spectrum."""
 
 
 def spectrum(
@@ -34,6 +42,8 @@ def spectrum(
     dtype: str = "float64",
     operator: str = "hessian",
     reduce: str = "auto",
+    *,
+    vectors: int = 0,
 ) -> Spectrum:
     """All eigenvalues of a problem's Hessian (or Gauss-Newton matrix), certified.
 
@@ -44,17 +54,26 @@ def spectrum(
         operator: ``"hessian"``, or ``"ggn"`` for Jᵀ S J.
         reduce: ``"auto"`` removes exact null directions before diagonalising, ``"none"`` builds
             the full P x P matrix by double automatic differentiation.
+        vectors: Eigenvectors of how many of the certified levels, those of largest magnitude.
 
     Returns:
-        The spectrum: P eigenvalues, those known exactly to be zero as 0.0, and the noise floor.
+        The spectrum: P eigenvalues, those known exactly to be zero as 0.0, and the noise floor;
+        eigenvectors as ``pairs``.
 
     Raises:
+        ConfigError: If ``vectors`` is no number from 0 to P.
         ProblemError: If the loss is random, not a scalar or not twice differentiable by torch, or
             an option is unknown.
         NonFiniteError: If the loss or an entry of the matrix is NaN or infinite.
         DeviceError: If the device is not there or the matrix does not fit in its memory.
-        ConvergenceError: If the eigenvalue solver fails.
+        ConvergenceError: If the eigenvalue solver fails, or the eigenvectors don't belong to the
+            leading eigenvalues.
     """
+    require_whole(0, vectors=vectors)
+    if vectors > problem.dimension:
+        raise ConfigError(
+            f"{vectors:,} eigenvectors are asked for, there are {problem.dimension:,}"
+        )
     backend = select(device)
     provenance = Provenance(
         config={
@@ -65,7 +84,23 @@ def spectrum(
         },
         device=backend.name,
     )
-    return compute(problem, backend, dtype, operator, reduce, provenance=provenance)
+    found = compute(problem, backend, dtype, operator, reduce, provenance=provenance)
+    count = min(vectors, found.rank)  # of zero any vector in the null space is one
+    return replace(found, pairs=_leading(problem, found, count, device)) if count else found
+
+
+def _leading(problem: Problem, found: Spectrum, count: int, device: str) -> Eigenpairs:
+    """Eigenpairs by Lanczos whose values are the leading ones of the exact spectrum."""
+    matrix = CurvatureOperator.of(problem, found.operator, device=device, dtype=found.dtype)
+    pairs = eigsh(matrix, count, "LM", tolerance=_RESIDUAL, check_multiplicity=True)
+    exact, own = np.sort(np.abs(found.eigenvalues))[-count:], np.sort(np.abs(pairs.values))
+    allowed = np.max(pairs.bounds, initial=0.0) + found.noise_floor
+    if not pairs.converged or np.abs(own - exact).max() > allowed:
+        raise ConvergenceError(
+            f"the eigenvectors of the {count:,} leading eigenvalues were not all found, some are "
+            "multiple or very close; ask for fewer vectors, or for some more"
+        )
+    return pairs
 
 
 @ordinary_mode()
