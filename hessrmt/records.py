@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from hessrmt.arrays import Indices, Levels, Stack
-    from hessrmt.curvature.edges import Eigenpairs
 
 PAPER_CUTOFF_SPACINGS = 1e-20
 """[B] §6: eigenvalues of smaller magnitude are dropped before unfolding."""
@@ -88,8 +87,8 @@ class Spectrum:
             such check applies.
         seconds: Phase name to wall-clock seconds.
         provenance: Where it came from.
-        pairs: Leading eigenpairs, by magnitude, if they were asked for; they are not stored in
-            files.
+        pairs: Eigenpairs of largest magnitude if they were asked for, as of ``hessrmt.eigsh``; they
+            are not stored in files.
     """
 
     eigenvalues: Levels
@@ -104,7 +103,7 @@ class Spectrum:
     check: float = float("nan")
     seconds: Mapping[str, float] = field(default_factory=dict)
     provenance: Provenance = field(default_factory=Provenance)
-    pairs: Eigenpairs | None = field(default=None, compare=False, repr=False)
+    pairs: Any = field(default=None, compare=False, repr=False)
 
     @property
     def vectors(self) -> Tensor | None:
