@@ -271,10 +271,10 @@ class Wanted(NamedTuple):
         return self.top + self.bottom + self.largest
 
     def ends(self, values: Numbers) -> list[tuple[int, np.ndarray]]:
-        """For each end how many are wanted, and the order in which its values come."""
-        keys = (-values, values, -np.abs(values))
-        pairs = zip(self, keys, strict=True)
-        return [(count, np.argsort(key, kind="stable")) for count, key in pairs if count]
+        """For each end how many are wanted, and the order in which ascending values come."""
+        up = np.arange(len(values))  # equal values must not count for both ends
+        orders = (up[::-1], up, np.argsort(-np.abs(values), kind="stable"))
+        return [(count, order) for count, order in zip(self, orders, strict=True) if count]
 
 
 @dataclass(frozen=True)
