@@ -16,6 +16,8 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from torch import Tensor
+
     from hessrmt.arrays import Indices, Levels, Stack
 
 PAPER_CUTOFF_SPACINGS = 1e-20
@@ -85,6 +87,8 @@ class Spectrum:
             such check applies.
         seconds: Phase name to wall-clock seconds.
         provenance: Where it came from.
+        pairs: Eigenpairs of largest magnitude if they were asked for, as of ``hessrmt.eigsh``; they
+            are not stored in files.
     """
 
     eigenvalues: Levels
@@ -99,6 +103,12 @@ class Spectrum:
     check: float = float("nan")
     seconds: Mapping[str, float] = field(default_factory=dict)
     provenance: Provenance = field(default_factory=Provenance)
+    pairs: Any = field(default=None, compare=False, repr=False)
+
+    @property
+    def vectors(self) -> Tensor | None:
+        """(P, k) orthonormal eigenvectors as columns, to ascending ``pairs.values``."""
+        return None if self.pairs is None else self.pairs.vectors
 
     @property
     def resolved(self) -> Levels:

@@ -6,6 +6,7 @@ import signal
 import h5py
 import numpy as np
 import pytest
+import torch
 
 import hessrmt as hr
 from hessrmt.config import DensityConfig, load_settings
@@ -16,6 +17,7 @@ from hessrmt.plots.slq import spectral_density
 from hessrmt.store.density import DensityWriter
 from hessrmt.workflows import density as workflow
 
+X = np.random.default_rng(0).normal(size=(9, 4))
 WORDS = ["--model", "mlp2", "--batch", "40", "--probes", "4", "--steps", "12", "--device", "cpu"]
 
 
@@ -225,6 +227,12 @@ def test_more_steps_than_parameters_and_one_probe(digits, tmp_path):
     assert spectral_density(found).axes
     with pytest.raises(LevelsError, match="--top K"):
         found.spectra()
+
+
+def test_a_matrix_without_levels_can_be_printed():
+    flat = hr.Problem(torch.nn.Linear(4, 1).double(), lambda out, _: out.mean(), (X, X))
+    found = hr.density(flat, 1, 2, top=1).to_dict()
+    assert json.loads(json.dumps(found))["edges"]["values"] == []
 
 
 def test_memory_is_refused_before_the_work(digits, tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import nn
 
 import hessrmt as hr
+from hessrmt.curvature import lanczos
 from hessrmt.curvature.operator import CurvatureOperator
 from hessrmt.curvature.quadrature import quadrature
 from hessrmt.curvature.traces import traces
@@ -78,22 +79,39 @@ def test_all_pairs_of_a_small_matrix(size, short):
     check(hr.eigsh(DenseOperator(matrix), k, "LM"), matrix, k, "LM")
 
 
-def test_copies_of_a_multiple_eigenvalue_are_looked_for_on_demand():
-    matrix = with_spectrum(np.concatenate([[3.0, 3.0, 3.0, 2.0], np.linspace(-1, 1, 196)]))
+MULTIPLE = np.concatenate([[3.0, 3.0, 3.0, 2.0], np.linspace(-1, 1, 196)])
+
+
+@pytest.mark.parametrize("k", [1, 3, 4, 5])
+def test_copies_of_a_multiple_eigenvalue_are_found(k):
+    matrix = with_spectrum(MULTIPLE)
+    check(hr.eigsh(DenseOperator(matrix), k), matrix, k, "LA")
+
+
+def test_in_a_large_matrix_copies_are_looked_for_on_demand(monkeypatch):
+    monkeypatch.setattr(lanczos, "_SMALL_MATRIX", 10)
+    matrix = with_spectrum(MULTIPLE)
     plain = hr.eigsh(DenseOperator(matrix), 3)
     searched = hr.eigsh(DenseOperator(matrix), 3, check_multiplicity=True)
     check(searched, matrix, 3, "LA")
-    assert np.allclose(searched.values, 3, rtol=0, atol=1e-7)
     assert plain.products < searched.products
     # without it every bound still holds for some eigenvalue
-    exact = np.linalg.eigvalsh(matrix)
-    assert all(
-        np.abs(exact - v).min() <= b for v, b in zip(plain.values, plain.bounds, strict=True)
-    )
+    assert [np.abs(MULTIPLE - v).min() < 1e-7 for v in plain.values] == [True] * 3
+
+
+@pytest.mark.parametrize("outputs", [2, 10])
+def test_linear_regression_has_a_copy_of_each_eigenvalue_for_each_output(outputs):
+    torch.manual_seed(0)
+    model, (x, _) = nn.Linear(20, outputs).double(), labelled((60, 20), 2)
+    y = torch.randn(60, outputs, dtype=torch.float64)
+    found = hr.eigsh(hr.Problem(model, "mse", (x, y)), 5, "LM")
+    dense = by_double_backward(model, hr.Problem(model, "mse", (x, y)).loss_function, x, y)
+    check(found, dense.numpy(), 5, "LM")
 
 
 @pytest.mark.parametrize("tolerance", [1e-2, 1e-4, 1e-6, 1e-10])
-def test_no_more_products_than_arpack(tolerance):
+def test_no_more_products_than_arpack(tolerance, monkeypatch):
+    monkeypatch.setattr(lanczos, "_SMALL_MATRIX", 10)
     matrix = with_spectrum(hessian_like())
     ours, peer = DenseOperator(matrix), DenseOperator(matrix)
     found = hr.eigsh(ours, 4, "LM", tolerance=tolerance)
@@ -238,3 +256,28 @@ def test_pairs_without_parameters_and_products_that_are_not_finite():
 def test_the_name_is_there_before_torch():
     code = "import sys, hessrmt; assert 'torch' not in sys.modules; assert 'eigsh' in dir(hessrmt)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("operator", ["hessian", "ggn"])
+@pytest.mark.parametrize("k", [1, 4, 20])
+def test_leading_vectors_of_the_exact_spectrum(operator, k):
+    problem = hr.Problem(mlp(), "cross-entropy", labelled((30, 6), 3))
+    found = hr.spectrum(problem, operator=operator, vectors=k)
+    dense = {"hessian": hr.hessian, "ggn": hr.ggn}[operator](problem)
+    check(found.pairs, dense, k, "LM")
+    assert found.vectors is found.pairs.vectors
+    plain = hr.spectrum(problem, operator=operator)
+    assert plain.vectors is None
+    assert np.array_equal(plain.eigenvalues, found.eigenvalues)
+
+
+def test_there_are_vectors_of_certified_levels_alone():
+    x, y = labelled((4, 6), 2)
+    problem = hr.Problem(nn.Linear(6, 2).double(), "cross-entropy", (x, y))
+    found = hr.spectrum(problem, vectors=14)
+    assert found.rank == found.vectors.shape[1] == 4
+    flat = hr.Problem(nn.Linear(6, 1).double(), lambda outputs, _: outputs.mean(), (x, x))
+    assert hr.spectrum(flat, vectors=3).pairs is None
+    for wrong in (-1, 15, 2.0):
+        with pytest.raises(ConfigError):
+            hr.spectrum(problem, vectors=wrong)

@@ -68,6 +68,15 @@ def test_multiple_levels_show_all_their_copies():
     assert run.tolist() == found.values[:2].tolist()
 
 
+def test_equal_levels_count_for_one_end_only():
+    (top, above), (bottom, below) = Wanted(top=3, bottom=2).ends(np.ones(5))
+    assert sorted([*above[:top], *below[:bottom]]) == [0, 1, 2, 3, 4]
+    values = np.repeat([-1.0, 1.0], [5, 12])
+    found = edge_levels(DenseOperator(np.diag(values), torch.float32), top=8, bottom=8)
+    assert (len(found), found.n_lower) == (16, 8)
+    assert within_bounds(found, values)
+
+
 @pytest.mark.parametrize("request_", [{"largest": 40}, {"top": 20, "bottom": 5}])
 def test_a_low_rank_ends_at_its_rank(request_):
     values = np.concatenate([np.linspace(1, 2, 7), [-2.0, -1.0], np.zeros(191)])

@@ -21,6 +21,9 @@ from hessrmt.records import Provenance, Spectra, Spectrum
 if TYPE_CHECKING:
     import torch
 
+PLAIN = ("dimension", "samples", "loss", "gradient_norm", "operator", "dtype", "check")
+"""Numbers and words of a result."""
+
 _TOGETHER = 8
 """Probes that share passes over data which are read anew for every product, if memory allows."""
 
@@ -147,13 +150,9 @@ class DensityResult:
         """
         moments, errors = self.quadrature.moments()
         low, high = self.quadrature.range
+        parts = {"edges": self.edges, "traces": self.traces}
         return {
-            "dimension": self.dimension,
-            "samples": self.samples,
-            "operator": self.operator,
-            "dtype": self.dtype,
-            "loss": self.loss,
-            "gradient_norm": self.gradient_norm,
+            **{name: getattr(self, name) for name in PLAIN},
             "probes": len(self.quadrature),
             "probes_planned": self.planned,
             "steps": self.quadrature.nodes.shape[1],
@@ -161,9 +160,7 @@ class DensityResult:
             "moments_error": errors.tolist(),
             "node_min": low,
             "node_max": high,
-            "check": self.check,
-            "edges": None if self.edges is None else self.edges.to_dict(),
-            "traces": None if self.traces is None else self.traces.to_dict(),
+            **{k: None if part is None else part.to_dict() for k, part in parts.items()},
         }
 
 
@@ -240,34 +237,20 @@ def complete(
             provenance=provenance or Provenance(device=operator.backend.name),
         )
     announce(operator, plan.products(operator.dimension))
-    for now in extended(
-        operator,
-        found.quadrature,
-        plan.probes,
-        law=plan.law,
-        seed=plan.seed,
-        together=together,
-        tick=tick,
-    ):
+    common: dict[str, Any] = {"seed": plan.seed, "tick": tick}
+    before = found.quadrature
+    for now in extended(operator, before, plan.probes, law=plan.law, together=together, **common):
         if np.isnan(found.check):
             found = replace(found, check=operator.agreement(max(map(abs, now.range))))
         found = replace(found, quadrature=now)
         save(found)
     if plan.trace and found.traces is None:
-        traced = traces(operator, plan.trace_products, plan.trace, seed=plan.seed, tick=tick)
+        traced = traces(operator, plan.trace_products, plan.trace, **common)
         found = replace(found, traces=traced)
         save(found)
     if plan.levels and found.edges is None:
-        edges = extremal_eigenvalues(
-            operator,
-            plan.top,
-            plan.bottom,
-            plan.largest,
-            tolerance=plan.tolerance,
-            check_multiplicity=plan.check_multiplicity,
-            seed=plan.seed,
-            tick=tick,
-        )
+        how = {name: getattr(plan, name) for name in ("tolerance", "check_multiplicity")}
+        edges = extremal_eigenvalues(operator, plan.top, plan.bottom, plan.largest, **how, **common)
         found = replace(found, edges=edges)
         save(found)
     return found

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hessrmt.curvature.density import DensityResult
+from hessrmt.curvature.density import PLAIN, DensityResult
 from hessrmt.curvature.edges import EdgeLevels
 from hessrmt.curvature.quadrature import Quadrature
 from hessrmt.curvature.traces import Traces
@@ -21,7 +21,6 @@ from hessrmt.store.hdf5 import DAMAGE, reason, text
 if TYPE_CHECKING:
     from pathlib import Path
 
-_PLAIN = ("dimension", "samples", "loss", "gradient_norm", "operator", "dtype", "check")
 _ARRAYS = ("values", "residuals")
 
 
@@ -46,7 +45,7 @@ def content(result: DensityResult, identity: Mapping[str, Any]) -> Content:
         "identity": json.dumps(dict(identity)),
         "seed": source.config.get("seed", 0),
         "checkpoint_sha256": identity.get("checkpoint_sha256", ""),
-        **{name: getattr(result, name) for name in _PLAIN},
+        **{name: getattr(result, name) for name in PLAIN},
     }
     done, steps = result.quadrature.nodes.shape
     arrays = {
@@ -107,7 +106,7 @@ def stored_identity(path: str | Path) -> dict[str, Any]:
 def _result(found: Content) -> DensityResult:
     attributes, arrays = found
     done = int(arrays["done"].sum())
-    plain = {name: _plain(attributes[name]) for name in _PLAIN}
+    plain = {name: _plain(attributes[name]) for name in PLAIN}
     edges = traced = None
     if "edges/values" in arrays:
         values: dict[str, Any] = {

@@ -248,8 +248,9 @@ def eigsh(
         which: ``"LA"`` for the largest, ``"SA"`` for the smallest, ``"LM"`` for those of largest
             magnitude.
         tolerance: Largest residual ‖Hx - λx‖ over ‖H‖₂; never below what rounding adds.
-        check_multiplicity: Search once more from a fresh random vector: an eigenvalue of higher
-            multiplicity may have shown only one of its copies to the first.
+        check_multiplicity: Search once more from a fresh random vector, since an eigenvalue of
+            higher multiplicity may have shown only one of its copies to the first. If False, this
+            is done where n is at most 1,000 or the Krylov space is invariant.
         seed: Of the start vectors.
         memory: Bytes for the basis; what is free if None.
         tick: Told of progress: phase, steps done, steps in all.

@@ -37,7 +37,13 @@ _COLUMNS = 4096
 """Parameters whose part of the basis is rotated at a time."""
 
 _SECOND_LOOK = 24
-"""Steps from a fresh random vector that look for eigenvalues which the first could not see."""
+"""Steps from a fresh random vector that look for eigenvalues which the first could not see. s steps
+miss one that lies above the others by a share ε of the spectrum's width with a probability below
+1.65 √n exp(-√ε (2s - 1)) (Kuczyński & Woźniakowski, SIAM J. Matrix Anal. Appl. 13 (1992) 1094): for
+n = 10⁶ and ε = 0.1, 0.06 %."""
+
+_SMALL_MATRIX = 1000
+"""Rows up to which this second look costs little and is not left out."""
 
 _TESTED_EACH_STEP = 48
 """Vectors up to which the eigenvalues of T cost less than a product; beyond, they are computed
@@ -265,10 +271,10 @@ class Wanted(NamedTuple):
         return self.top + self.bottom + self.largest
 
     def ends(self, values: Numbers) -> list[tuple[int, np.ndarray]]:
-        """For each end how many are wanted, and the order in which its values come."""
-        keys = (-values, values, -np.abs(values))
-        pairs = zip(self, keys, strict=True)
-        return [(count, np.argsort(key, kind="stable")) for count, key in pairs if count]
+        """For each end how many are wanted, and the order in which ascending values come."""
+        up = np.arange(len(values))  # equal values must not count for both ends
+        orders = (up[::-1], up, np.argsort(-np.abs(values), kind="stable"))
+        return [(count, order) for count, order in zip(self, orders, strict=True) if count]
 
 
 @dataclass(frozen=True)
@@ -327,8 +333,8 @@ def extreme_pairs(
         seed: Of the start vectors.
         limit: Products after which to stop with what has converged; 100 m if None.
         check_multiplicity: Search once more from a fresh random vector: an eigenvalue of higher
-            multiplicity shows only one of its copies to the first. Where the Krylov space is
-            invariant this is done in any case.
+            multiplicity shows only one of its copies to the first. Small matrices are searched in
+            any case, and where the Krylov space is invariant.
         stop_at_zero: Whether an end stops where its eigenvalues can't be told from zero.
         tick: Told of progress: phase, eigenvalues that converged, eigenvalues wanted.
 
@@ -342,6 +348,7 @@ def extreme_pairs(
     size, levels, fresh = operator.dimension, wanted.levels, _directions(operator, seed)
     limit, digits = limit or 100 * width, torch.finfo(operator.dtype).eps ** 0.5
     space = _Space(next(fresh), width, tolerance)
+    check_multiplicity |= levels > 1 and size <= _SMALL_MATRIX
     stop, tested, products = width, 0, 0
     looked: Numbers | None = None
     while True:
@@ -375,11 +382,8 @@ def extreme_pairs(
         final = not check_multiplicity or _same(looked, now, goal)
         complete = have == size or (done and final)
         if complete or products >= limit:
-            if not complete and not len(now):
-                raise ConvergenceError(
-                    f"no extreme eigenvalue has converged after {products:,} products; allow a "
-                    "larger residual (tolerance), or more vectors (ask for more eigenvalues)"
-                )
+            if not complete:
+                _require_some(now, products)
             return Pairs(
                 values=now,
                 vectors=space.rotate(rotation[:, found.chosen]),
@@ -391,7 +395,6 @@ def extreme_pairs(
             )
         if done:
             looked = now
-            space.beta = 0.0  # what has converged has no part in the next direction
             space.restart(values[found.settled], rotation[:, found.settled])
             space.turn_to(next(fresh))
             stop, tested = min(width, space.have + _SECOND_LOOK), space.have
@@ -409,6 +412,14 @@ def _directions(operator: SymmetricOperator, seed: int) -> Iterator[Vector]:
         generator = rng.torch_generator(seed, "lanczos", number)
         drawn = torch.randn(operator.dimension, generator=generator, dtype=torch.float64)
         yield drawn.to(dtype=operator.dtype, device=operator.device)
+
+
+def _require_some(values: Numbers, products: int) -> None:
+    if not len(values):
+        raise ConvergenceError(
+            f"no extreme eigenvalue has converged after {products:,} products; allow a larger "
+            "residual (tolerance), or more vectors (ask for more eigenvalues)"
+        )
 
 
 def _same(before: Numbers | None, now: Numbers, goal: float) -> bool:

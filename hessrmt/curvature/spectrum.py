@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, overload
 
 import numpy as np
@@ -11,12 +12,15 @@ import numpy as np
 from hessrmt.backend.select import select
 from hessrmt.curvature.assembly import assemble_reduced, require_reduced
 from hessrmt.curvature.certify import noise_floor, probe_product, require_agreement
+from hessrmt.curvature.edges import eigsh
 from hessrmt.curvature.ggn import require_ggn, smallest_ggn
 from hessrmt.curvature.hessian import Tick, dtype_name, torch_dtype
+from hessrmt.curvature.operator import CurvatureOperator
 from hessrmt.curvature.plan import require_dense
+from hessrmt.curvature.quadrature import require_whole
 from hessrmt.curvature.reduction import identity, reduce_problem
 from hessrmt.curvature.saturation import loss_rounding
-from hessrmt.errors import ProblemError
+from hessrmt.errors import ConfigError, ConvergenceError, ProblemError
 from hessrmt.problems.problem import ordinary_mode
 from hessrmt.records import Provenance, Spectrum
 
@@ -24,10 +28,14 @@ if TYPE_CHECKING:
     import torch
 
     from hessrmt.backend.base import Backend
+    from hessrmt.curvature.edges import Eigenpairs
     from hessrmt.problems.problem import Problem
 
 OPERATORS = ("hessian", "ggn")
 REDUCTIONS = ("auto", "none")
+
+_RESIDUAL = 1e-12
+"""Residual over the norm of the eigenvectors of an exact spectrum."""
 
 
 @overload
@@ -38,6 +46,7 @@ def spectrum(
     operator: str = "hessian",
     reduce: str = "auto",
     *,
+    vectors: int = 0,
     blocks: None = None,
 ) -> Spectrum: ...
 
@@ -50,6 +59,7 @@ def spectrum(
     operator: str = "hessian",
     reduce: str = "auto",
     *,
+    vectors: int = 0,
     blocks: str | Mapping[str, Sequence[str]],
 ) -> dict[str, Spectrum]: ...
 
@@ -61,6 +71,7 @@ def spectrum(
     operator: str = "hessian",
     reduce: str = "auto",
     *,
+    vectors: int = 0,
     blocks: str | Mapping[str, Sequence[str]] | None = None,
 ) -> Spectrum | dict[str, Spectrum]:
     """All eigenvalues of a problem's Hessian (or Gauss-Newton matrix), certified.
@@ -72,27 +83,38 @@ def spectrum(
         operator: ``"hessian"``, or ``"ggn"`` for Jᵀ S J.
         reduce: ``"auto"`` removes exact null directions before diagonalising, ``"none"`` builds
             the full P x P matrix by double automatic differentiation.
+        vectors: Eigenvectors of how many of the certified levels, those of largest magnitude.
         blocks: ``"layer"`` for the own block of every module that has trainable parameters, all
             others held constant; or names of blocks to the parameters of each.
 
     Returns:
         The :class:`~hessrmt.records.Spectrum`: P eigenvalues, those known exactly to be zero as
-        0.0, and the noise floor. With ``blocks``, a dict of name to spectrum.
+        0.0, and the noise floor; eigenvectors as ``pairs``. With ``blocks``, a dict of name to
+        spectrum.
 
     Raises:
+        ConfigError: If ``vectors`` is no number from 0 to P.
         ProblemError: If the loss is random, not a scalar or not twice differentiable by torch, or
             an option is unknown.
         NonFiniteError: If the loss or an entry of the matrix is NaN or infinite.
         DeviceError: If the device is not there or the matrix does not fit in its memory.
-        ConvergenceError: If the eigenvalue solver fails.
+        ConvergenceError: If the eigenvalue solver fails, or the eigenvectors don't belong to the
+            leading eigenvalues.
     """
+    require_whole(0, vectors=vectors)
+    if vectors > problem.dimension:
+        raise ConfigError(
+            f"{vectors:,} eigenvectors are asked for, there are {problem.dimension:,}"
+        )
     if blocks is not None:
         chosen = _layers(problem) if blocks == "layer" else blocks
         if isinstance(chosen, str):
             raise ProblemError(f"unknown blocks {blocks!r}; known is layer, or name the blocks")
+        parts = {name: problem.restricted(only) for name, only in chosen.items()}
+        options = (device, dtype, operator, reduce)
         return {
-            name: spectrum(problem.restricted(only), device, dtype, operator, reduce)
-            for name, only in chosen.items()
+            name: spectrum(part, *options, vectors=min(vectors, part.dimension))
+            for name, part in parts.items()
         }
     backend, dtype = select(device), dtype_name(dtype)
     provenance = Provenance(
@@ -104,7 +126,25 @@ def spectrum(
         },
         device=backend.name,
     )
-    return compute(problem, backend, dtype, operator, reduce, provenance=provenance)
+    found = compute(problem, backend, dtype, operator, reduce, provenance=provenance)
+    count = min(vectors, found.rank)  # of zero any vector in the null space is one
+    return replace(found, pairs=_leading(problem, found, count, device)) if count else found
+
+
+def _leading(
+    problem: Problem, found: Spectrum, count: int, device: str | torch.device
+) -> Eigenpairs:
+    """Eigenpairs by Lanczos whose values are the leading ones of the exact spectrum."""
+    matrix = CurvatureOperator.of(problem, found.operator, device=device, dtype=found.dtype)
+    pairs = eigsh(matrix, count, "LM", tolerance=_RESIDUAL, check_multiplicity=True)
+    exact, own = np.sort(np.abs(found.eigenvalues))[-count:], np.sort(np.abs(pairs.values))
+    allowed = np.max(pairs.bounds, initial=0.0) + found.noise_floor
+    if not pairs.converged or np.abs(own - exact).max() > allowed:
+        raise ConvergenceError(
+            f"the eigenvectors of the {count:,} leading eigenvalues were not all found, some are "
+            "multiple or very close; ask for fewer vectors, or for some more"
+        )
+    return pairs
 
 
 def _layers(problem: Problem) -> dict[str, list[str]]:
