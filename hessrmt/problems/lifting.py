@@ -8,8 +8,9 @@ in its own precision says ``dtype="float32"``: then nothing is lifted.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -160,8 +161,8 @@ class _NoCheckpoints:
 
 
 @contextmanager
-def without_checkpoints() -> Iterator[None]:
-    """Run what is checkpointed as if it weren't.
+def as_written() -> Iterator[None]:
+    """Run what is checkpointed as if it weren't, and what is compiled as Python.
 
     Yields:
         None.
@@ -171,8 +172,10 @@ def without_checkpoints() -> Iterator[None]:
         torch_checkpoint._checkpoint_without_reentrant_generator,
     )
     _set_checkpoints(_NoCheckpoints, _NoCheckpoints.generator)
+    compiles = "torch._dynamo" in sys.modules
     try:
-        yield
+        with torch.compiler.set_stance("force_eager") if compiles else nullcontext():
+            yield
     finally:
         _set_checkpoints(*kept)
 
@@ -200,7 +203,7 @@ def running(inside: Inside, dtype: torch.dtype, *, check: bool = False) -> Itera
     if lift:
         torch.set_default_dtype(torch.float64)
     try:
-        with without_checkpoints(), Running(inside, lift=lift, check=check):
+        with as_written(), Running(inside, lift=lift, check=check):
             yield
     finally:
         if lift:

@@ -24,11 +24,11 @@ from hessrmt.errors import DataError, NonFiniteError, ProblemError
 from hessrmt.problems.equivalents import cross_entropy
 from hessrmt.problems.lifting import (
     Inside,
+    as_written,
     called,
     copied,
     running,
     untouched,
-    without_checkpoints,
 )
 from hessrmt.problems.losses import Loss, resolve
 
@@ -459,7 +459,7 @@ class Own:
             def copy_of_it(*arguments: Any, **keywords: Any) -> Any:
                 return functional_call(moved.model, moved.unflatten(theta), arguments, keywords)
 
-            with without_checkpoints():  # and nothing lifted or replaced
+            with as_written():  # and nothing lifted or replaced
                 loss, again = (
                     function(called(model, copied(moved.inputs)), copied(moved.targets))
                     for function, model in (
