@@ -49,11 +49,14 @@ class Inside:
         own: Floating-point type of the model as it was given.
         lifted: Narrower types for which it asked inside and got float64.
         keeps_data: Whether it leaves its inputs and targets as they are; None before it was run.
+        own_loss: Loss of the model as it was given, in its own precision; None before the problem
+            was evaluated, and where the model can't be run as it is.
     """
 
     own: torch.dtype
     lifted: set[torch.dtype] = field(default_factory=set)
     keeps_data: bool | None = None
+    own_loss: float | None = None
 
 
 class Running(TorchFunctionMode):

@@ -372,6 +372,7 @@ class Problem:
         if self.own is None or found is None:
             return
         loss, again, theirs, mine = found
+        self.inside.own_loss = loss
         digits = max(torch.finfo(kind).eps for kind in (self.own.dtype, self.dtype)) ** 0.5
         same = abs(loss - again) <= digits * (1 + abs(loss))
         # where the copy agrees in the model's own precision, a part may have still fewer digits
