@@ -36,6 +36,9 @@ def same(function, arguments, options, allowed=200 * EPS):
         if value.requires_grad:
             slopes = torch.autograd.grad((value * weights).sum(), wanted, materialize_grads=True)
         found.append([value.detach(), *(slope.to_dense() for slope in slopes)])
+    if bool(found[0][0].isnan().all()):  # a mean over nothing
+        assert bool(found[1][0].isnan().all())
+        return
     for theirs, ours in zip(*found, strict=True):
         assert theirs.shape == ours.shape
         finite = torch.isfinite(theirs)
@@ -111,7 +114,6 @@ def test_distances(p, shapes):
         same(torch.cdist, (one, other, p), options)
     if one.dim() == 2:
         same(F.pdist, (one, p), {})
-        same(F.pairwise_distance, (one, one.roll(1, 0), p), {"keepdim": p == 1})
 
 
 @pytest.mark.parametrize(
@@ -139,7 +141,7 @@ def test_weight_norm(dim):
     same(torch._weight_norm, (v, g, -1 if dim is None else dim), {})
 
 
-@pytest.mark.parametrize("function", [F.hardswish, F.hardsigmoid, F.rrelu])
+@pytest.mark.parametrize("function", [F.hardsigmoid, F.rrelu])
 @pytest.mark.parametrize("inplace", [False, True])
 def test_activations(function, inplace):
     x = torch.linspace(-4, 4, 30, dtype=torch.float64)
@@ -160,30 +162,13 @@ def test_logcumsumexp():
 
 def test_products_of_groups():
     torch.manual_seed(0)
-    product = EQUIVALENT[torch._grouped_mm]
-    ends = torch.tensor([2, 2, 5], dtype=torch.int32)
-    parts = [slice(0, 2), slice(2, 2), slice(2, 5)]
-    a, b = normal(5, 4), normal(3, 4, 2)
-    forms = [
-        (
-            product(a, b, offs=ends),
-            torch.cat([a[part] @ w for part, w in zip(parts, b, strict=True)]),
-        ),
-        (
-            product(b.mT, a.mT, offs=ends),
-            torch.cat([w.mT @ a.mT[:, part] for part, w in zip(parts, b, strict=True)], 1),
-        ),
-        (
-            product(a.mT, a, offs=ends),
-            torch.stack([a.mT[:, part] @ a[part] for part in parts]),
-        ),
-        (product(b.mT, b), b.mT @ b),
-    ]
-    for found, expected in forms:
-        torch.testing.assert_close(found, expected, rtol=20 * EPS, atol=20 * EPS)
-    a, b = normal(5, 8).float(), normal(3, 8, 8).float()
-    found, theirs = product(a, b, offs=ends), torch._grouped_mm(a, b, offs=ends)
-    torch.testing.assert_close(found, theirs)
+    ends, parts = torch.tensor([2, 2, 5], dtype=torch.int32), [slice(0, 2), slice(0), slice(2, 5)]
+    a, b = normal(5, 8), normal(3, 8, 8)
+    found = EQUIVALENT[torch._grouped_mm](a, b, offs=ends)
+    expected = torch.cat([a[part] @ w for part, w in zip(parts, b, strict=True)])
+    torch.testing.assert_close(found, expected, rtol=20 * EPS, atol=20 * EPS)
+    theirs = torch._grouped_mm(a.float(), b.float(), offs=ends)
+    torch.testing.assert_close(found.float(), theirs)
 
 
 def tokens(outputs, labels):

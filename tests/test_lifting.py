@@ -216,6 +216,18 @@ def test_checkpoints(way, operator):
     assert np.abs(found.eigenvalues - expected.eigenvalues).max() <= allowed
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("whole", [False, True])
+def test_compiled_networks(whole):
+    cast, plain = CASTS["RMS norm"]
+    model = Network(cast, torch.float32)
+    if whole:
+        model = torch.compile(model, backend="eager")
+    else:
+        model.first = torch.compile(model.first, backend="eager")
+    check(model, Network(plain, torch.float32).double())
+
+
 # Data that a model or a loss writes into
 
 

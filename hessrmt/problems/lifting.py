@@ -8,8 +8,9 @@ in its own precision says ``dtype="float32"``: then nothing is lifted.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,11 +50,14 @@ class Inside:
         own: Floating-point type of the model as it was given.
         lifted: Narrower types for which it asked inside and got float64.
         keeps_data: Whether it leaves its inputs and targets as they are; None before it was run.
+        own_loss: Loss of the model as it was given, in its own precision; None before the problem
+            was evaluated, and where the model can't be run as it is.
     """
 
     own: torch.dtype
     lifted: set[torch.dtype] = field(default_factory=set)
     keeps_data: bool | None = None
+    own_loss: float | None = None
 
 
 class Running(TorchFunctionMode):
@@ -161,8 +165,8 @@ class _NoCheckpoints:
 
 
 @contextmanager
-def without_checkpoints() -> Iterator[None]:
-    """Run what is checkpointed as if it weren't.
+def as_written() -> Iterator[None]:
+    """Run what is checkpointed as if it weren't, and what is compiled as Python.
 
     Yields:
         None.
@@ -172,8 +176,10 @@ def without_checkpoints() -> Iterator[None]:
         torch_checkpoint._checkpoint_without_reentrant_generator,
     )
     _set_checkpoints(_NoCheckpoints, _NoCheckpoints.generator)
+    compiles = "torch._dynamo" in sys.modules
     try:
-        yield
+        with torch.compiler.set_stance("force_eager") if compiles else nullcontext():
+            yield
     finally:
         _set_checkpoints(*kept)
 
@@ -201,7 +207,7 @@ def running(inside: Inside, dtype: torch.dtype, *, check: bool = False) -> Itera
     if lift:
         torch.set_default_dtype(torch.float64)
     try:
-        with without_checkpoints(), Running(inside, lift=lift, check=check):
+        with as_written(), Running(inside, lift=lift, check=check):
             yield
     finally:
         if lift:

@@ -27,11 +27,11 @@ from hessrmt.problems.batches import Batch, join, read_data
 from hessrmt.problems.equivalents import cross_entropy
 from hessrmt.problems.lifting import (
     Inside,
+    as_written,
     called,
     copied,
     running,
     untouched,
-    without_checkpoints,
 )
 from hessrmt.problems.losses import Loss, resolve
 from hessrmt.problems.structure import Structure, find_structure, reached
@@ -511,6 +511,7 @@ class Problem:
         if found is None:
             return False
         loss, again, theirs, mine = found
+        self.inside.own_loss = loss
         digits = max(torch.finfo(kind).eps for kind in (own.dtype, self.dtype)) ** 0.5
         same = abs(loss - again) <= digits * (1 + abs(loss))
         # where the copy agrees in the model's own precision, a part may have still fewer digits
@@ -624,7 +625,7 @@ class Own:
             def copy_of_it(*arguments: Any, **keywords: Any) -> Any:
                 return functional_call(moved.model, pieces, arguments, keywords)
 
-            with without_checkpoints():  # and nothing lifted or replaced
+            with as_written():  # and nothing lifted or replaced
                 loss = self._loss(called(self.model, copied(moved.inputs)), copied(moved.targets))
                 with moved.reached_everywhere(pieces):
                     outputs = called(copy_of_it, copied(moved.inputs))
