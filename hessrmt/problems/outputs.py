@@ -80,6 +80,24 @@ class InOneTensor(Problem):
         given.__dict__.update(self.__dict__)
         return given.evaluate()
 
+    def slope(self, outputs: Tensor, *, graph: bool = False) -> tuple[Tensor, Tensor]:
+        """The derivative of the loss in the outputs.
+
+        Args:
+            outputs: Where.
+            graph: Whether to keep the graph of the derivative.
+
+        Returns:
+            The outputs as the leaf of that graph, and the derivative.
+        """
+        point = outputs.detach().requires_grad_()
+        loss = self.loss_of_outputs(point.clone())  # it may work in place
+        if not loss.requires_grad:
+            return point, torch.zeros_like(point)
+        return point, torch.autograd.grad(
+            loss, point, create_graph=graph, materialize_grads=True, allow_unused=True
+        )[0]
+
     def here(self) -> Tensor:
         """The outputs at the problem's parameters; the network is run on a batch once.
 
@@ -209,9 +227,13 @@ def softmax_rows(problem: InOneTensor, outputs: Tensor) -> SoftmaxRows | None:
     Returns:
         The rows; None for any other loss.
     """
-    watching = Watching()
-    watched = copy.copy(problem)
-    watched.loss_function = watching.around(problem.loss_function)
+    watched, watching = copy.copy(problem), Watching()
+
+    def loss_function(outputs: Any, targets: Any) -> Tensor:
+        with watching:
+            return problem.loss_function(outputs, targets)
+
+    watched.loss_function = loss_function
     point = outputs.detach().requires_grad_()
     loss = watched.loss_of_outputs(point.clone())
     calls = watching.calls
@@ -261,17 +283,11 @@ def ignores_softmax_shift(problem: Problem) -> bool:
     outputs = problem.here()
     generator = rng.torch_generator(0, "shift")
     drawn = torch.randn(2, *outputs.shape, generator=generator, dtype=torch.float64).to(outputs)
-    slopes = []
-    for place in (outputs, *(outputs + draw for draw in drawn)):
-        point = place.detach().requires_grad_()
-        try:
-            loss = problem.loss_of_outputs(point.clone())
-        except (RuntimeError, ValueError, IndexError):  # defined for some outputs only
-            return False
-        if not loss.requires_grad:
-            return False
-        slopes.append(torch.autograd.grad(loss, point, materialize_grads=True)[0])
-    found = torch.stack(slopes)
+    try:
+        places = (outputs, *(outputs + draw for draw in drawn))
+        found = torch.stack([problem.slope(place)[1] for place in places])
+    except (RuntimeError, ValueError, IndexError):  # defined for some outputs only
+        return False
     # of a network that is certain, derivatives are differences of numbers as large as the random
     # ones; exp makes a relative error of the rounding of its argument
     scale = float(found.abs().max()) * (4 + float(outputs.abs().max()))
