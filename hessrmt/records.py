@@ -81,7 +81,7 @@ class Spectrum:
         dtype: Precision of the computation.
         solver: Eigenvalue routine used.
         check: ‖Hv - Q(QᵀHQ)Qᵀv‖ / (‖H‖₂ ‖v‖) for a random v, Hv by an independent differentiation;
-            likewise for the Gauss-Newton matrix. NaN where torch can differentiate in one way alone.
+            likewise for the Gauss-Newton matrix. NaN where torch can differentiate one way alone.
         seconds: Phase name to wall-clock seconds.
         provenance: Where it came from.
     """

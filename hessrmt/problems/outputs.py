@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hessrmt import rng
 from hessrmt.errors import ProblemError
-from hessrmt.problems.losses import Watching
+from hessrmt.problems.losses import Call, Watching
 from hessrmt.problems.problem import Problem
 from hessrmt.problems.trees import map_tensors, tensors_of
 
@@ -173,13 +173,10 @@ class SoftmaxRows:
     Attributes:
         index: (R, c) where in the flattened outputs the scores of each row are.
         weights: (R,) w_r, zero for a row that is ignored.
-        mass: What the mean over rows has been divided by: the number of rows that count, or the
-            sum of their class weights; None if the loss is no such mean.
     """
 
     index: Int[Tensor, "R c"]
     weights: Float[Tensor, " R"]
-    mass: float | None
 
     def probabilities(self, outputs: Tensor) -> Float[Tensor, "R c"]:
         """Softmax of each row.
@@ -213,12 +210,12 @@ class SoftmaxRows:
 
 
 def softmax_rows(problem: InOneTensor, outputs: Tensor) -> SoftmaxRows | None:
-    """The rows of scores of which a loss is the cross-entropy, by running it once.
+    """The rows of scores of which a loss is the cross-entropy.
 
-    The results of all cross-entropies and log-softmaxes in the loss are cut off from their scores.
-    It is a cross-entropy if it depends on the outputs in no other way, is linear in those results,
-    and if their scores are outputs, selected and reshaped. All spellings of it are found: with
-    ``ignore_index``, class weights, label smoothing, probabilities for labels, flattened tokens.
+    It is one if it depends on the outputs through cross-entropies and log-softmaxes alone and is
+    linear in what these give, and if their scores are outputs, selected and reshaped. All spellings
+    are found: with ``ignore_index``, class weights, label smoothing, probabilities for labels,
+    flattened tokens.
 
     Args:
         problem: In its final precision and place.
@@ -226,6 +223,50 @@ def softmax_rows(problem: InOneTensor, outputs: Tensor) -> SoftmaxRows | None:
 
     Returns:
         The rows; None for any other loss.
+    """
+    point, calls = _cross_entropies(problem, outputs)
+    found = [_selected(call.scores, point, outputs) for call, _ in calls]
+    indices = [index for index in found if index is not None and index.numel()]
+    if not calls or len(indices) < len(calls) or len({index.shape[1] for index in indices}) > 1:
+        return None
+    index, weights = torch.cat(indices), torch.cat([weights for _, weights in calls])
+    if len(calls) > 1:  # the same scores may enter twice
+        index, where = index.unique(dim=0, return_inverse=True)
+        weights = weights.new_zeros(len(index)).index_add(0, where, weights)
+        if len(index.unique()) != index.numel():
+            return None
+    return SoftmaxRows(index, weights)
+
+
+def loss_mass(problem: Problem) -> float:
+    """How much a batch counts in the mean over several: L = Σ_j m_j L_j / Σ_j m_j.
+
+    Args:
+        problem: Of one batch, in its final precision and place.
+
+    Returns:
+        For a cross-entropy the number of rows that it takes the mean of, or the sum of their class
+        weights; otherwise the number of samples.
+    """
+    problem = in_one_tensor(problem)
+    masses = set()
+    for call, weights in _cross_entropies(problem, problem.here())[1]:
+        mass, used = call.mass, weights[weights != 0]
+        allowed = _SUM_ULPS * torch.finfo(weights.dtype).eps
+        if mass is None and len(used) and bool(((used * len(used) - 1).abs() <= allowed).all()):
+            mass = len(used)  # all count alike, and their mean is taken
+        masses.add(problem.samples if mass is None else mass)
+    return float(masses.pop() if len(masses) == 1 else problem.samples)
+
+
+def _cross_entropies(
+    problem: InOneTensor, outputs: Tensor
+) -> tuple[Tensor, list[tuple[Call, Tensor]]]:
+    """The cross-entropies that a loss is made of, found by running it once.
+
+    Returns:
+        The outputs as a leaf of the graph; and each cross-entropy with the weights of its rows, or
+        nothing if the loss depends on the outputs in another way or is not linear in them.
     """
     watched, watching = copy.copy(problem), Watching()
 
@@ -238,35 +279,19 @@ def softmax_rows(problem: InOneTensor, outputs: Tensor) -> SoftmaxRows | None:
     loss = watched.loss_of_outputs(point.clone())
     calls = watching.calls
     if not calls or not loss.requires_grad:
-        return None
+        return point, []
     results = [call.result for call in calls]
     *slopes, rest = torch.autograd.grad(
         loss, [*results, point], create_graph=True, allow_unused=True
     )
     if rest is not None or any(slope is None for slope in slopes):
-        return None
+        return point, []
     moving = [slope.square().sum() for slope in slopes if slope.requires_grad]
     if moving:
         second = torch.autograd.grad(torch.stack(moving).sum(), results, allow_unused=True)
         if any(part is not None and bool(part.count_nonzero()) for part in second):
-            return None
-    found = [_selected(call.scores, point, outputs) for call in calls]
-    indices = [index for index in found if index is not None]
-    if len(indices) < len(calls) or len({index.shape[1] for index in indices}) > 1:
-        return None
-    rows = torch.cat(indices)
-    index, where = rows.unique(dim=0, return_inverse=True)  # the same scores may enter twice
-    given = [call.weigh(slope.detach()) for call, slope in zip(calls, slopes, strict=True)]
-    weights = torch.cat(given).new_zeros(len(index)).index_add(0, where, torch.cat(given))
-    if not index.numel() or len(index.unique()) != index.numel():
-        return None
-    masses = {call.mass for call in calls}
-    mass = masses.pop() if len(masses) == 1 else None
-    used = weights[weights != 0]
-    ulps = _SUM_ULPS * torch.finfo(weights.dtype).eps
-    if mass is None and len(used) and bool(((used * len(used) - 1).abs() <= ulps).all()):
-        mass = float(len(used))  # all count alike, and their mean is taken
-    return SoftmaxRows(index, weights, mass)
+            return point, []
+    return point, [(c, c.weigh(slope.detach())) for c, slope in zip(calls, slopes, strict=True)]
 
 
 def ignores_softmax_shift(problem: Problem) -> bool:
@@ -293,21 +318,6 @@ def ignores_softmax_shift(problem: Problem) -> bool:
     scale = float(found.abs().max()) * (4 + float(outputs.abs().max()))
     allowed = outputs.shape[-1] * torch.finfo(outputs.dtype).eps * scale
     return float(found.sum(dim=-1).abs().max()) <= allowed
-
-
-def loss_mass(problem: Problem) -> float:
-    """How much a batch counts in the mean over several: L = Σ_j m_j L_j / Σ_j m_j.
-
-    Args:
-        problem: Of one batch, in its final precision and place.
-
-    Returns:
-        For a cross-entropy the number of rows that it takes the mean of, or the sum of their class
-        weights; otherwise the number of samples.
-    """
-    problem = in_one_tensor(problem)
-    rows = softmax_rows(problem, problem.here())
-    return float(problem.samples) if rows is None or rows.mass is None else rows.mass
 
 
 def _real(leaf: Tensor) -> Tensor:
