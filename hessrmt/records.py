@@ -83,8 +83,7 @@ class Spectrum:
         dtype: Precision of the computation.
         solver: Eigenvalue routine used.
         check: ‖Hv - Q(QᵀHQ)Qᵀv‖ / (‖H‖₂ ‖v‖) for a random v, Hv by an independent differentiation;
-            likewise for the Gauss-Newton matrix, if its Gram matrix was diagonalised. NaN where no
-            such check applies.
+            likewise for the Gauss-Newton matrix. NaN where torch can differentiate one way alone.
         seconds: Phase name to wall-clock seconds.
         provenance: Where it came from.
         pairs: Eigenpairs of largest magnitude if they were asked for, as of ``hessrmt.eigsh``; they

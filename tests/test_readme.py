@@ -106,6 +106,15 @@ def test_python_runs(script, number):
     script.run_through(number)
 
 
+def test_the_page_on_problems_runs():
+    page = README.parent / "docs" / "problems.md"
+    namespace = {"__name__": "problems"}
+    for block in blocks(page.read_text(encoding="utf-8"), "python"):
+        exec(compile("\n" * (block.line - 1) + block.text, str(page), "exec"), namespace)
+    assert set(namespace["spectra"]) == {"0", "2"}
+    assert namespace["last"].shape == (27, 27)
+
+
 @pytest.mark.parametrize("command", SETUP, ids=["run", "test"])
 def test_setup_command_is_there_word_for_word(command):
     lines = [line for block in blocks(TEXT, "bash") for line in block.text.splitlines()]

@@ -114,12 +114,15 @@ def smallest_ggn(problem: Problem, backend: Backend, tick: Tick | None = None) -
     """
     problem = in_one_tensor(problem)
     outputs = problem.here()
-    if _rows(problem, outputs) >= problem.dimension:
+    rows, nothing = _rows(problem, outputs), SmallestGgn(outputs.new_zeros(0, 0), 0.0, 0.0)
+    if rows >= problem.dimension:
         return _dense(problem, backend, tick)
+    if not rows:
+        return nothing
     plan = _require_dual(problem, outputs, backend)
     root = root_of_loss_curvature(problem, outputs)
     if not root.norm:  # linear in the outputs
-        return SmallestGgn(outputs.new_zeros(0, 0), 0.0, 0.0)
+        return nothing
     if root.indefinite:
         plan = _require_dual(problem, outputs, backend, _TRIANGLES)
     return _dual(problem, outputs, root, plan, backend, tick)
@@ -134,10 +137,11 @@ def require_ggn(problem: Problem, backend: Backend) -> None:
     """
     problem = in_one_tensor(problem)
     outputs = problem.here()
-    if _rows(problem, outputs) < problem.dimension:
-        _require_dual(problem, outputs, backend)
-    else:
+    rows = _rows(problem, outputs)
+    if rows >= problem.dimension:
         require_dense(problem, backend)
+    elif rows:
+        _require_dual(problem, outputs, backend)
 
 
 def rounding_of_gram(gram: Matrix, parameters: int) -> float:

@@ -76,31 +76,26 @@ def curvature_of_loss(problem: InOneTensor, outputs: Tensor) -> Callable[[Tensor
     Returns:
         Maps (k, numbers of output) to the same; it keeps the graph of one evaluation of the loss.
     """
-    point = outputs.detach().reshape(-1).requires_grad_()
-    loss = problem.loss_of_outputs(point.view(outputs.shape).clone())
-    slope = torch.zeros_like(outputs)
-    if loss.requires_grad:
-        slope = torch.autograd.grad(
-            loss, point, create_graph=True, materialize_grads=True, allow_unused=True
-        )[0]
+    point, slope = problem.slope(outputs, graph=True)
+    slope = slope.reshape(-1)
 
     def product(block: Tensor) -> Tensor:
         if not slope.requires_grad:  # a loss linear in the outputs
             return torch.zeros_like(block)
 
-        def backward(v: Tensor, *, batched: bool) -> Tensor:
-            return torch.autograd.grad(
-                slope, point, v, retain_graph=True, materialize_grads=True, is_grads_batched=batched
-            )[0].detach()
+        def backward(v: Tensor, batched: bool = False) -> Tensor:
+            options = {"materialize_grads": True, "is_grads_batched": batched}
+            found = torch.autograd.grad(slope, point, v, retain_graph=True, **options)[0]
+            return found.reshape(v.shape)
 
         if len(block) > 1:
             try:
-                return backward(block, batched=True)
+                return backward(block, True)
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError:  # an operation that cannot be batched
                 pass
-        return torch.stack([backward(v, batched=False) for v in block])
+        return torch.stack([backward(v) for v in block])
 
     return product
 

@@ -12,6 +12,7 @@ import torch
 
 from hessrmt import rng
 from hessrmt.curvature.gradients import curvature_of_loss, pull, push
+from hessrmt.errors import ProblemError
 from hessrmt.problems.outputs import in_one_tensor
 
 if TYPE_CHECKING:
@@ -46,7 +47,10 @@ def loss_rounding(problem: Problem) -> float:
         The bound, in the units of the eigenvalues; 0.0 where the loss's derivatives cannot be had
         in both precisions, or torch cannot multiply by J.
     """
-    problem = in_one_tensor(problem)
+    try:
+        problem = in_one_tensor(problem)
+    except ProblemError:  # outputs that cannot be copied
+        return 0.0
     error = error_of_curvature(problem, problem.here())
     return error * squared_norm(problem) if error else 0.0
 

@@ -123,22 +123,6 @@ class Watching(TorchFunctionMode):
         super().__init__()
         self.calls: list[Call] = []
 
-    def around(self, loss: Loss) -> Loss:
-        """The same loss, with its cross-entropies cut off.
-
-        Args:
-            loss: The callable.
-
-        Returns:
-            A callable.
-        """
-
-        def watched(outputs: Any, targets: Any) -> Tensor:
-            with self:
-                return loss(outputs, targets)
-
-        return watched
-
     def __torch_function__(
         self, function: Any, types: Any, arguments: Any = (), keywords: Any = None
     ) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hessrmt import rng
 from hessrmt.errors import ProblemError
-from hessrmt.problems.losses import Watching
+from hessrmt.problems.losses import Call, Watching
 from hessrmt.problems.problem import Problem
 from hessrmt.problems.trees import map_tensors, tensors_of
 
@@ -86,6 +86,24 @@ class InOneTensor(Problem):
         given = Problem.__new__(Problem)
         given.__dict__.update(self.__dict__)
         return given.evaluate(compare=compare)
+
+    def slope(self, outputs: Tensor, *, graph: bool = False) -> tuple[Tensor, Tensor]:
+        """The derivative of the loss in the outputs.
+
+        Args:
+            outputs: Where.
+            graph: Whether to keep the graph of the derivative.
+
+        Returns:
+            The outputs as the leaf of that graph, and the derivative.
+        """
+        point = outputs.detach().requires_grad_()
+        loss = self.loss_of_outputs(point.clone())  # it may work in place
+        if not loss.requires_grad:
+            return point, torch.zeros_like(point)
+        return point, torch.autograd.grad(
+            loss, point, create_graph=graph, materialize_grads=True, allow_unused=True
+        )[0]
 
     def here(self) -> Tensor:
         """The outputs at the problem's parameters; the network is run on a batch once.
@@ -162,13 +180,10 @@ class SoftmaxRows:
     Attributes:
         index: (R, c) where in the flattened outputs the scores of each row are.
         weights: (R,) w_r, zero for a row that is ignored.
-        mass: What the mean over rows has been divided by: the number of rows that count, or the
-            sum of their class weights; None if the loss is no such mean.
     """
 
     index: Int[Tensor, "R c"]
     weights: Float[Tensor, " R"]
-    mass: float | None
 
     def probabilities(self, outputs: Tensor) -> Float[Tensor, "R c"]:
         """Softmax of each row.
@@ -202,12 +217,12 @@ class SoftmaxRows:
 
 
 def softmax_rows(problem: InOneTensor, outputs: Tensor) -> SoftmaxRows | None:
-    """The rows of scores of which a loss is the cross-entropy, by running it once.
+    """The rows of scores of which a loss is the cross-entropy.
 
-    The results of all cross-entropies and log-softmaxes in the loss are cut off from their scores.
-    It is a cross-entropy if it depends on the outputs in no other way, is linear in those results,
-    and if their scores are outputs, selected and reshaped. All spellings of it are found: with
-    ``ignore_index``, class weights, label smoothing, probabilities for labels, flattened tokens.
+    It is one if it depends on the outputs through cross-entropies and log-softmaxes alone and is
+    linear in what these give, and if their scores are outputs, selected and reshaped. All spellings
+    are found: with ``ignore_index``, class weights, label smoothing, probabilities for labels,
+    flattened tokens.
 
     Args:
         problem: In its final precision and place.
@@ -216,42 +231,76 @@ def softmax_rows(problem: InOneTensor, outputs: Tensor) -> SoftmaxRows | None:
     Returns:
         The rows; None for any other loss.
     """
-    watching = Watching()
-    watched = copy.copy(problem)
-    watched.loss_function = watching.around(problem.loss_function)
+    point, calls = _cross_entropies(problem, outputs)
+    found = [_selected(call.scores, point, outputs) for call, _ in calls]
+    indices = [index for index in found if index is not None and index.numel()]
+    if not calls or len(indices) < len(calls) or len({index.shape[1] for index in indices}) > 1:
+        return None
+    index, weights = torch.cat(indices), torch.cat([weights for _, weights in calls])
+    if len(calls) > 1:  # the same scores may enter twice
+        index, where = index.unique(dim=0, return_inverse=True)
+        weights = weights.new_zeros(len(index)).index_add(0, where, weights)
+        if len(index.unique()) != index.numel():
+            return None
+    return SoftmaxRows(index, weights)
+
+
+def loss_mass(problem: Problem) -> float:
+    """How much a batch counts in the mean over several: L = Σ_j m_j L_j / Σ_j m_j.
+
+    Args:
+        problem: Of one batch, in its final precision and place.
+
+    Returns:
+        1 for a sum over samples; for a cross-entropy the number of rows that it takes the mean of,
+        or the sum of their class weights; otherwise the number of samples.
+    """
+    if problem.is_sum:
+        return 1.0
+    problem = in_one_tensor(problem)
+    masses = set()
+    for call, weights in _cross_entropies(problem, problem.here())[1]:
+        mass, used = call.mass, weights[weights != 0]
+        allowed = _SUM_ULPS * torch.finfo(weights.dtype).eps
+        if mass is None and len(used) and bool(((used * len(used) - 1).abs() <= allowed).all()):
+            mass = len(used)  # all count alike, and their mean is taken
+        masses.add(problem.samples if mass is None else mass)
+    return float(masses.pop() if len(masses) == 1 else problem.samples)
+
+
+def _cross_entropies(
+    problem: InOneTensor, outputs: Tensor
+) -> tuple[Tensor, list[tuple[Call, Tensor]]]:
+    """The cross-entropies that a loss is made of, found by running it once.
+
+    Returns:
+        The outputs as a leaf of the graph; and each cross-entropy with the weights of its rows, or
+        nothing if the loss depends on the outputs in another way or is not linear in them.
+    """
+    watched, watching = copy.copy(problem), Watching()
+
+    def loss_function(outputs: Any, targets: Any) -> Tensor:
+        with watching:
+            return problem.loss_function(outputs, targets)
+
+    watched.loss_function = loss_function
     point = outputs.detach().requires_grad_()
     loss = watched.loss_of_outputs(point.clone())
     calls = watching.calls
     if not calls or not loss.requires_grad:
-        return None
+        return point, []
     results = [call.result for call in calls]
     *slopes, rest = torch.autograd.grad(
         loss, [*results, point], create_graph=True, allow_unused=True
     )
     if rest is not None or any(slope is None for slope in slopes):
-        return None
+        return point, []
     moving = [slope.square().sum() for slope in slopes if slope.requires_grad]
     if moving:
         second = torch.autograd.grad(torch.stack(moving).sum(), results, allow_unused=True)
         if any(part is not None and bool(part.count_nonzero()) for part in second):
-            return None
-    found = [_selected(call.scores, point, outputs) for call in calls]
-    indices = [index for index in found if index is not None]
-    if len(indices) < len(calls) or len({index.shape[1] for index in indices}) > 1:
-        return None
-    rows = torch.cat(indices)
-    index, where = rows.unique(dim=0, return_inverse=True)  # the same scores may enter twice
-    given = [call.weigh(slope.detach()) for call, slope in zip(calls, slopes, strict=True)]
-    weights = torch.cat(given).new_zeros(len(index)).index_add(0, where, torch.cat(given))
-    if not index.numel() or len(index.unique()) != index.numel():
-        return None
-    masses = {call.mass for call in calls}
-    mass = masses.pop() if len(masses) == 1 else None
-    used = weights[weights != 0]
-    ulps = _SUM_ULPS * torch.finfo(weights.dtype).eps
-    if mass is None and len(used) and bool(((used * len(used) - 1).abs() <= ulps).all()):
-        mass = float(len(used))  # all count alike, and their mean is taken
-    return SoftmaxRows(index, weights, mass)
+            return point, []
+    return point, [(c, c.weigh(slope.detach())) for c, slope in zip(calls, slopes, strict=True)]
 
 
 def ignores_softmax_shift(problem: Problem) -> bool:
@@ -268,39 +317,16 @@ def ignores_softmax_shift(problem: Problem) -> bool:
     outputs = problem.here()
     generator = rng.torch_generator(0, "shift")
     drawn = torch.randn(2, *outputs.shape, generator=generator, dtype=torch.float64).to(outputs)
-    slopes = []
-    for place in (outputs, *(outputs + draw for draw in drawn)):
-        point = place.detach().requires_grad_()
-        try:
-            loss = problem.loss_of_outputs(point.clone())
-        except (RuntimeError, ValueError, IndexError):  # defined for some outputs only
-            return False
-        if not loss.requires_grad:
-            return False
-        slopes.append(torch.autograd.grad(loss, point, materialize_grads=True)[0])
-    found = torch.stack(slopes)
+    try:
+        places = (outputs, *(outputs + draw for draw in drawn))
+        found = torch.stack([problem.slope(place)[1] for place in places])
+    except (RuntimeError, ValueError, IndexError):  # defined for some outputs only
+        return False
     # of a network that is certain, derivatives are differences of numbers as large as the random
     # ones; exp makes a relative error of the rounding of its argument
     scale = float(found.abs().max()) * (4 + float(outputs.abs().max()))
     allowed = outputs.shape[-1] * torch.finfo(outputs.dtype).eps * scale
     return float(found.sum(dim=-1).abs().max()) <= allowed
-
-
-def loss_mass(problem: Problem) -> float:
-    """How much a batch counts in the mean over several: L = Σ_j m_j L_j / Σ_j m_j.
-
-    Args:
-        problem: Of one batch, in its final precision and place.
-
-    Returns:
-        1 for a sum over samples; for a cross-entropy the number of rows that it takes the mean of,
-        or the sum of their class weights; otherwise the number of samples.
-    """
-    if problem.is_sum:
-        return 1.0
-    problem = in_one_tensor(problem)
-    rows = softmax_rows(problem, problem.here())
-    return float(problem.samples) if rows is None or rows.mass is None else rows.mass
 
 
 def _real(leaf: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -55,10 +56,11 @@ def tensors_of(tree: Any) -> list[Tensor]:
     """The distinct tensors in an object.
 
     Args:
-        tree: Any object that ``copy.deepcopy`` can copy.
+        tree: Any object.
 
     Returns:
-        The tensors themselves, in the order in which :func:`map_tensors` meets them.
+        The tensors themselves, in the order in which :func:`map_tensors` meets them, as far as it
+        can copy the object.
     """
     found: list[Tensor] = []
 
@@ -66,5 +68,6 @@ def tensors_of(tree: Any) -> list[Tensor]:
         found.append(tensor)
         return tensor
 
-    map_tensors(tree, keep)
+    with suppress(TypeError):
+        map_tensors(tree, keep)
     return found
