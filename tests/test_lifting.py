@@ -231,9 +231,18 @@ def test_compiled_networks(whole):
 # Data that a model or a loss writes into
 
 
+class Cut(nn.Module):
+    """A rectifier that autograd does not see."""
+
+    def forward(self, x):
+        x.data.clamp_(min=0)
+        return x
+
+
 @pytest.mark.parametrize("kind", [torch.float32, torch.float64])
-def test_a_model_that_works_in_place_on_its_inputs(kind):
-    model = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(5, 3))
+@pytest.mark.parametrize("first", [nn.ReLU(inplace=True), Cut()])
+def test_a_model_that_works_in_place_on_its_inputs(first, kind):
+    model = nn.Sequential(first, nn.Linear(5, 3))
     x, y = labelled((6, 5), 3)
     x = x.to(kind)
     before = x.clone()

@@ -62,12 +62,33 @@ def test_every_error_is_below_the_floor(scale, loss):
     assert np.abs(top - expected).max() <= found.noise_floor + slack
 
 
-def test_built_in_cross_entropy_keeps_all_digits():
+def as_tokens(outputs, labels):
+    """Classes on the second axis of three."""
+    scores = outputs.view(2, -1, CLASSES).transpose(1, 2)
+    return F.cross_entropy(scores, labels.view(2, -1), ignore_index=-1)
+
+
+SPELLINGS = {
+    "by name": "cross-entropy",
+    "function": F.cross_entropy,
+    "module": torch.nn.CrossEntropyLoss(),
+    "lambda": lambda outputs, labels: F.cross_entropy(outputs.float(), labels),
+    "weights": lambda f, y: F.cross_entropy(f, y, torch.ones(CLASSES), reduction="sum") / SAMPLES,
+    "tokens": as_tokens,
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_every_spelling_of_cross_entropy_keeps_all_digits(spelling):
     model, x, y = certain(3.0)
-    found = hr.spectrum(hr.Problem(model, "cross-entropy", (x, y)))
+    found = hr.spectrum(hr.Problem(model, SPELLINGS[spelling], (x, y)))
     assert found.loss < 1e-9
     assert found.rank == SAMPLES * (CLASSES - 1)
     assert found.noise_floor < 1e-13 * found.eigenvalues[-1]
+    expected = exact_levels(model, x)
+    slack = SAMPLES * CLASSES * np.finfo(float).eps * expected[-1]
+    top = found.eigenvalues[-len(expected) :]
+    assert np.abs(top - expected).max() <= found.noise_floor + slack
 
 
 def test_another_loss_gets_a_higher_floor():

@@ -162,6 +162,44 @@ def test_what_torch_cannot_differentiate_is_an_error_of_ours(road):
     assert "_ctc_loss_backward" in str(caught.value)
 
 
+class Tied(nn.Module):
+    """A table with a row for padding, which the last layer uses as any other."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.layer = nn.Embedding(5, 3, padding_idx=0), nn.Linear(3, 3)
+
+    def forward(self, ids):
+        return torch.tanh(self.layer(self.table(ids).sum(1))) @ self.table.weight.T
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_row_for_padding_is_a_constant(tied):
+    torch.manual_seed(0)
+    table = nn.Embedding(5, 3, padding_idx=0)
+    model = Tied() if tied else nn.Sequential(table, nn.Flatten(), nn.Tanh(), nn.Linear(6, 3))
+    model = model.double()
+    if not tied:
+        with torch.no_grad():
+            table.weight[0] = 0.7
+    ids, y = torch.tensor([[0, 1], [2, 0], [3, 4], [0, 0]]), torch.arange(4) % 3
+    H = by_double_backward(model, F.cross_entropy, ids, y)
+    agree(hr.Problem(model, "cross-entropy", (ids, y)), H)
+    assert tied or not H[:3].any()
+
+
+@pytest.mark.parametrize("options", [{"max_norm": 1.0}, {"scale_grad_by_freq": True}])
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+def test_embeddings_that_are_no_function_are_refused(kind, options):
+    model = nn.Sequential(kind(5, 3, **options), nn.Flatten(), nn.LazyLinear(3))
+    ids, y = torch.tensor([[0, 1], [2, 0], [3, 4], [0, 0]]), torch.arange(4) % 3
+    model(ids)
+    before = model[0].weight.clone()
+    with pytest.raises(ProblemError, match="Embedding with max_norm"):
+        hr.spectrum(hr.Problem(model, "cross-entropy", (ids, y)))
+    assert torch.equal(model[0].weight, before)
+
+
 class Doubled(nn.Module):
     def forward(self, weight):
         return 2 * weight

@@ -177,9 +177,41 @@ def _own_distances(input: Tensor, p: float = 2.0) -> Tensor:
     return _norm(input[one] - input[other], p)
 
 
-def _embedding(input: Tensor, weight: Tensor, *options: Any, **more: Any) -> Tensor:
-    """``F.embedding`` with a dense gradient."""
-    return F.embedding(input, weight, *options[:4], **{**more, "sparse": False})
+def _require_plain(max_norm: Any, scale_grad_by_freq: bool) -> None:
+    if scale_grad_by_freq or max_norm is not None:
+        raise ProblemError(
+            "an Embedding with max_norm changes its parameters when it is used, and with "
+            "scale_grad_by_freq its gradient is that of no function: take the option away"
+        )
+
+
+def embedding(
+    input: Tensor, weight: Tensor, padding_idx: int | None = None, max_norm=None, norm_type=2.0,  # noqa: ARG001
+    scale_grad_by_freq=False, sparse=False, *, own: tuple[tuple[Tensor, Tensor], ...] = (),  # noqa: ARG001
+) -> Tensor:  # fmt: skip
+    """``F.embedding`` with a dense gradient, and a row for padding that is the constant it is.
+
+    Torch gives that row no gradient, but would still look it up in parameters that moved.
+
+    Args:
+        input: Indices.
+        weight: (rows, width).
+        padding_idx: The row.
+        max_norm: Refused.
+        norm_type: Of ``max_norm``.
+        scale_grad_by_freq: Refused.
+        sparse: Without effect.
+        own: Pairs of a table that may have moved and of what it is for the problem.
+
+    Returns:
+        The rows.
+    """
+    _require_plain(max_norm, scale_grad_by_freq)
+    for moved, table in own if padding_idx is not None else ():
+        if moved is weight:
+            padding = (input == padding_idx)[..., None]
+            return torch.where(padding, table.detach()[padding_idx], F.embedding(input, weight))
+    return F.embedding(input, weight, padding_idx)
 
 
 def _embedding_bag(
@@ -188,10 +220,7 @@ def _embedding_bag(
     include_last_offset=False, padding_idx: int | None = None,
 ) -> Tensor:  # fmt: skip
     """``F.embedding_bag`` by sums over the rows of every bag."""
-    if scale_grad_by_freq or max_norm is not None:
-        raise ProblemError(
-            "EmbeddingBag with max_norm or scale_grad_by_freq: its gradient is that of no function"
-        )
+    _require_plain(max_norm, scale_grad_by_freq)
     if input.dim() == 2:
         offsets = torch.arange(len(input), device=input.device) * input.shape[1]
         include_last_offset = False
@@ -247,7 +276,7 @@ EQUIVALENT: dict[Any, Callable[..., Any]] = {
     F.multilabel_margin_loss: _multilabel_margin,
     F.hardsigmoid: _hardsigmoid,
     F.rrelu: _rrelu,
-    F.embedding: _embedding,
+    F.embedding: embedding,
     F.embedding_bag: _embedding_bag,
     F.pdist: _own_distances,
     torch.cdist: _distances,

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 from torch.utils import checkpoint as torch_checkpoint
 
-from hessrmt.problems.equivalents import EQUIVALENT, cross_entropy
+from hessrmt.problems.equivalents import EQUIVALENT, cross_entropy, embedding
 from hessrmt.problems.trees import map_tensors, tensors_of
 
 _WIDE = dict.fromkeys((torch.float16, torch.bfloat16, torch.float32), torch.float64)
@@ -37,6 +37,9 @@ _CASTS = {
 
 _LEGACY = {"FloatTensor": torch.float32, "HalfTensor": torch.float16}
 _LEGACY["BFloat16Tensor"] = torch.bfloat16
+
+Tables = tuple[tuple[Tensor, Tensor], ...]
+"""Tables of embeddings with a row for padding: as they are given, and as they are."""
 
 _BITS = (Tensor.view, torch.frombuffer)
 """A type that is given to these says how bits are read."""
@@ -67,11 +70,15 @@ class Running(TorchFunctionMode):
         inside: Where to say what was lifted.
         lift: Whether to lift.
         check: Whether to look at the values of class labels.
+        own: See :func:`~hessrmt.problems.equivalents.embedding`.
     """
 
-    def __init__(self, inside: Inside, *, lift: bool, check: bool = False) -> None:
+    def __init__(
+        self, inside: Inside, *, lift: bool, check: bool = False, own: Tables = ()
+    ) -> None:
         super().__init__()
-        self._inside, self._lift, self._check = inside, lift, check
+        self._inside, self._lift = inside, lift
+        self._more = {cross_entropy: {"check": check}, embedding: {"own": own}}
 
     def __torch_function__(
         self, function: Any, types: Any, arguments: Any = (), keywords: Any = None
@@ -79,8 +86,7 @@ class Running(TorchFunctionMode):
         keywords = keywords or {}
         if function in EQUIVALENT:
             function = EQUIVALENT[function]
-            if self._check and function is cross_entropy:
-                keywords = {**keywords, "check": True}
+            keywords = keywords | self._more.get(function, {})
         if self._lift:
             if function in _SPELLED:
                 function, arguments = _spelled_out(function, arguments)
@@ -190,13 +196,16 @@ def _set_checkpoints(reentrant: Any, other: Any) -> None:
 
 
 @contextmanager
-def running(inside: Inside, dtype: torch.dtype, *, check: bool = False) -> Iterator[None]:
+def running(
+    inside: Inside, dtype: torch.dtype, *, check: bool = False, own: Tables = ()
+) -> Iterator[None]:
     """Run a network or a loss so that it is one function in one precision, twice differentiable.
 
     Args:
         inside: Where to say what was lifted.
         dtype: Precision of the run; only in float64 something is lifted.
         check: Whether to look at the values of class labels.
+        own: See :func:`~hessrmt.problems.equivalents.embedding`.
 
     Yields:
         None.
@@ -207,7 +216,7 @@ def running(inside: Inside, dtype: torch.dtype, *, check: bool = False) -> Itera
     if lift:
         torch.set_default_dtype(torch.float64)
     try:
-        with as_written(), Running(inside, lift=lift, check=check):
+        with as_written(), Running(inside, lift=lift, check=check, own=own):
             yield
     finally:
         if lift:
@@ -242,13 +251,15 @@ def copied(tree: Any) -> Any:
     return map_tensors(tree, Tensor.clone)
 
 
-def untouched(tree: Any) -> bool:
-    """Whether nothing was written into copies since they were made.
+def same(tree: Any, other: Any) -> bool:
+    """Whether two trees have equal tensors.
 
     Args:
-        tree: What :func:`copied` gave.
+        tree: Tensors among other things.
+        other: Of the same form.
 
     Returns:
-        Whether all are as they were.
+        Whether all are equal.
     """
-    return all(tensor._version == 0 for tensor in tensors_of(tree))
+    pairs = zip(tensors_of(tree), tensors_of(other), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ from hessrmt.problems.lifting import (
     called,
     copied,
     running,
-    untouched,
+    same,
 )
 from hessrmt.problems.losses import Loss, resolve
 from hessrmt.problems.structure import Structure, find_structure, reached
@@ -158,6 +159,13 @@ class Problem:
                 trainable[name].requires_grad_(False)
             trainable = {name: p for name, p in trainable.items() if name in matching}
         self.names = tuple(trainable)
+        name_of = {id(p): name for name, p in trainable.items()}
+        self._padded = {
+            name_of[id(module.weight)]
+            for module in self.model.modules()
+            if isinstance(module, nn.Embedding) and module.padding_idx is not None
+            if id(module.weight) in name_of
+        }
         self._shapes = [p.shape for p in trainable.values()]
         self._sizes = [p.numel() for p in trainable.values()]
         self.dimension = sum(self._sizes)
@@ -262,7 +270,11 @@ class Problem:
         def model(*arguments: Any, **keywords: Any) -> Any:
             return functional_call(self.model, parameters, arguments, keywords)
 
-        with self.reached_everywhere(parameters), self._running(self.inputs) as inputs:
+        own = tuple((parameters[n], self.model.get_parameter(n)) for n in self._padded)
+        with (
+            self.reached_everywhere(parameters),
+            self._running(self.inputs, own=own) as inputs,
+        ):
             return called(model, inputs)
 
     @contextmanager
@@ -369,17 +381,11 @@ class Problem:
             return self.loss_function(outputs, targets)
 
     @contextmanager
-    def _running(self, data: Any, *, check: bool = False) -> Iterator[Any]:
+    def _running(self, data: Any, **options: Any) -> Iterator[Any]:
         """Run the network or the loss, with copies of its data if it may write into them."""
-        if self.inside.keeps_data:
-            with running(self.inside, self.dtype, check=check):
-                yield data
-            return
-        given = copied(data)
-        with running(self.inside, self.dtype, check=check):
+        given = data if self.inside.keeps_data else copied(data)
+        with running(self.inside, self.dtype, **options):
             yield given
-        if not untouched(given):
-            self.inside.keeps_data = False
 
     def losses(self, parameters: dict[str, Tensor]) -> Tensor:
         """The losses of the samples, each as if it were a batch of its own.
@@ -431,10 +437,12 @@ class Problem:
         _refuse_random_layers(self.model)
         theta = self.theta.requires_grad_()
         try:
-            outputs = self.outputs(theta)
-            loss = self.loss_of_outputs(outputs, check=True)
-            if self.inside.keeps_data is None:
-                self.inside.keeps_data = True
+            trial = copy.copy(self)
+            trial.inputs, trial.targets = copied((self.inputs, self.targets))
+            trial.inside = replace(self.inside, keeps_data=True)
+            loss = trial.loss_of_outputs(trial.outputs(theta), check=True)
+            left = same((trial.inputs, trial.targets), (self.inputs, self.targets))
+            self.inside.keeps_data = left and self.inside.keeps_data is not False
             again = self.loss(theta.detach())
         except (DataError, ProblemError):
             raise
