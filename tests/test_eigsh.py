@@ -207,6 +207,46 @@ def test_a_kept_graph_that_fails_later_is_left():
     assert not product.traced
 
 
+class Cube(torch.autograd.Function):
+    """x³ with a right backward pass and a wrong rule of forward mode."""
+
+    @staticmethod
+    def forward(x):
+        return x**3
+
+    @staticmethod
+    def setup_context(ctx, inputs, _):
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx, slope):
+        return 3 * ctx.saved_tensors[0] ** 2 * slope
+
+    @staticmethod
+    def jvp(ctx, tangent):
+        return 5 * ctx.saved_tensors[0] ** 2 * tangent
+
+
+class Cubed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(6, 3).double(), nn.Linear(3, 2).double()
+
+    def forward(self, x):
+        return self.last(Cube.apply(self.first(x)))
+
+
+def test_a_wrong_rule_of_forward_mode_does_not_matter():
+    model, (x, y) = Cubed(), labelled((9, 6), 2)
+    dense = by_double_backward(model, nn.functional.cross_entropy, x, y).numpy()
+    operator = CurvatureOperator.of(hr.Problem(model, "cross-entropy", (x, y)))
+    check(hr.eigsh(operator, 2), dense, 2, "LA")
+    edges = hr.density(operator, 3, 40, top=2).edges  # enough products to be traced
+    assert np.abs(edges.values - np.linalg.eigvalsh(dense)[-2:]).max() <= edges.bounds.max()
+
+
 @pytest.mark.parametrize("search", [
     lambda pair: hr.eigsh(pair, 2),
     lambda pair: hr.extremal_eigenvalues(pair, top=2),

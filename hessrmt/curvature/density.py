@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hessrmt.curvature.edges import EdgeLevels, check_request, extremal_eigenvalues
+from hessrmt.curvature.edges import EdgeLevels, check_request, extremal_eigenvalues, plan_width
 from hessrmt.curvature.lanczos import announce
 from hessrmt.curvature.operator import CurvatureOperator
 from hessrmt.curvature.plan import gib, usable_memory
@@ -263,6 +263,7 @@ def _plan(operator: CurvatureOperator, plan: DensityPlan) -> int:
         raise ConfigError(f"unknown law of probes {plan.law!r}; known are {', '.join(LAWS)}")
     if plan.levels:
         check_request(operator, plan.top, plan.bottom, plan.largest, plan.tolerance)
+        plan_width(operator, plan.levels)
     if plan.trace:
         check_products(plan.trace, plan.trace_products)
     each = operator.dimension * operator.dtype.itemsize * (min(plan.steps, operator.dimension) + 4)

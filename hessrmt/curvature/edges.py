@@ -356,17 +356,21 @@ def _search(
     width = plan_width(operator, wanted.levels, memory)
     found = extreme_pairs(operator, wanted, width=width, tick=tick, **options)
     vectors = found.vectors / found.vectors.norm(dim=1, keepdim=True)
-    residuals, check = np.empty(len(vectors)), float("nan")
+    leading = int(np.argmax(np.abs(found.values))) if len(vectors) else -1
+    residuals, check, image = np.empty(len(vectors)), float("nan"), None
     theta = torch.from_numpy(found.values).to(vectors)
     for first in range(0, len(vectors), _BLOCK):
         part = slice(first, first + _BLOCK)
-        rest = operator(vectors[part]) - theta[part, None] * vectors[part]
+        products = operator(vectors[part])
+        rest = products - theta[part, None] * vectors[part]
         residuals[part] = rest.norm(dim=1).to(torch.float64).cpu().numpy()
+        if first <= leading < first + _BLOCK:
+            image = products[leading - first]
         if tick:
             tick("residuals", min(first + _BLOCK, len(vectors)), len(vectors))
     agreement = getattr(operator, "agreement", None)
     if agreement is not None and len(vectors):
-        check = agreement(found.norm, vectors[int(np.argmax(np.abs(found.values)))])
+        check = agreement(found.norm, vectors[leading], image)
     common = {
         "values": found.values,
         "residuals": residuals,
@@ -454,5 +458,4 @@ def check_request(
             f"{wanted.levels:,} levels are asked for, the matrix has {operator.dimension:,}; "
             "hessrmt spectrum computes all of them"
         )
-    plan_width(operator, wanted.levels)
     return wanted
