@@ -124,6 +124,7 @@ class Problem:
                 "permanent (torch.nn.utils.prune.remove, remove_weight_norm) or don't keep it: "
                 f"{str(error).splitlines()[0]}"
             ) from error
+        _hold_padding(self.model)
         self.loss_name = loss if isinstance(loss, str) else getattr(loss, "__name__", repr(loss))
         self.loss_function = resolve(loss)
         self.inputs = _pytree.tree_map(_tensor, inputs)
@@ -568,6 +569,23 @@ def _tensor(leaf: Any) -> Any:
     if isinstance(leaf, Tensor):
         return leaf.detach()
     return torch.from_numpy(leaf) if isinstance(leaf, np.ndarray) else leaf
+
+
+def _hold_padding(model: nn.Module) -> None:
+    """Make a constant of what embeddings give for padding: torch leaves it out of the gradient.
+
+    Otherwise the loss would change along a row in which it has no derivative.
+    """
+
+    def hook(module: Any, arguments: Any, keywords: Any, rows: Tensor) -> Tensor:
+        ids = arguments[0] if arguments else keywords["input"]
+        return torch.where((ids == module.padding_idx)[..., None], module.padding_row, rows)
+
+    for module in model.modules():
+        if type(module) is nn.Embedding and module.padding_idx is not None:
+            row = module.weight.detach()[module.padding_idx].clone()
+            module.register_buffer("padding_row", row, persistent=False)
+            module.register_forward_hook(hook, with_kwargs=True, prepend=True)
 
 
 def _check_finite_parameters(model: nn.Module) -> None:
