@@ -102,6 +102,31 @@ class Hard(nn.Module):
         return x * gate if self.kind == 6 else gate
 
 
+class Padded(nn.Module):
+    def __init__(self, tied):
+        super().__init__()
+        self.words = nn.Embedding(6, 3, padding_idx=0)
+        self.last = nn.Linear(3, 6)
+        nn.init.normal_(self.words.weight)
+        if tied:
+            self.last.weight = self.words.weight
+
+    def forward(self, ids):
+        return self.last(torch.tanh(self.words(ids).mean(1)))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_padding_is_a_constant(tied):
+    torch.manual_seed(0)
+    model = Padded(tied).double()
+    ids, y = torch.tensor([[0, 1, 2], [3, 0, 0], [4, 5, 1], [2, 2, 0]]), torch.arange(4)
+    problem = hr.Problem(model, "cross-entropy", (ids, y))
+    expected = by_double_backward(model, F.cross_entropy, ids, y)
+    allowed = 50 * len(expected) * EPS * float(torch.linalg.matrix_norm(expected))
+    assert np.abs(hr.hessian(problem) - expected.numpy()).max() <= allowed
+    assert hr.spectrum(problem, operator="ggn").check < 100 * EPS
+
+
 LOSSES = {
     "MSE": nn.MSELoss(),
     "MSE, sum": nn.MSELoss(reduction="sum"),

@@ -133,6 +133,7 @@ class Problem:
                 "permanent (torch.nn.utils.prune.remove, remove_weight_norm) or don't keep it: "
                 f"{str(error).splitlines()[0]}"
             ) from error
+        _hold_padding(self.model)
         self.loss_name = loss if isinstance(loss, str) else getattr(loss, "__name__", repr(loss))
         self.loss_function = resolve(loss)
         self._take(only)
@@ -703,6 +704,23 @@ def _matching(only: str | re.Pattern[str] | Sequence[str], names: Iterable[str])
         return _matching(re.compile(only), names)
     except re.error:
         return set()
+
+
+def _hold_padding(model: nn.Module) -> None:
+    """Make a constant of what embeddings give for padding: torch leaves it out of the gradient.
+
+    Otherwise the loss would change along a row in which it has no derivative.
+    """
+
+    def hook(module: Any, arguments: Any, keywords: Any, rows: Tensor) -> Tensor:
+        ids = arguments[0] if arguments else keywords["input"]
+        return torch.where((ids == module.padding_idx)[..., None], module.padding_row, rows)
+
+    for module in model.modules():
+        if type(module) is nn.Embedding and module.padding_idx is not None:
+            row = module.weight.detach()[module.padding_idx].clone()
+            module.register_buffer("padding_row", row, persistent=False)
+            module.register_forward_hook(hook, with_kwargs=True, prepend=True)
 
 
 def _check_finite_parameters(model: nn.Module) -> None:
