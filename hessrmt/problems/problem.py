@@ -133,7 +133,6 @@ class Problem:
                 "permanent (torch.nn.utils.prune.remove, remove_weight_norm) or don't keep it: "
                 f"{str(error).splitlines()[0]}"
             ) from error
-        _hold_padding(self.model)
         self.loss_name = loss if isinstance(loss, str) else getattr(loss, "__name__", repr(loss))
         self.loss_function = resolve(loss)
         self._take(only)
@@ -706,13 +705,7 @@ def _matching(only: str | re.Pattern[str] | Sequence[str], names: Iterable[str])
         return set()
 
 
-def _hold_padding(model: nn.Module) -> None:
-    """Make a constant of what embeddings give for padding: torch leaves it out of the gradient.
-
-    Otherwise the loss would change along a row in which it has no derivative.
-    """
-
-    def hook(module: Any, arguments: Any, keywords: Any, rows: Tensor) -> Tensor:
+def hook(module: Any, arguments: Any, keywords: Any, rows: Tensor) -> Tensor:
         ids = arguments[0] if arguments else keywords["input"]
         return torch.where((ids == module.padding_idx)[..., None], module.padding_row, rows)
 
