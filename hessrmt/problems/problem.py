@@ -437,11 +437,11 @@ class Problem:
         _refuse_random_layers(self.model)
         theta = self.theta.requires_grad_()
         try:
-            trial = copy.copy(self)
-            trial.inputs, trial.targets = copied((self.inputs, self.targets))
+            trial = self._twin()
+            trial.batch = self.batch.map(Tensor.clone)
             trial.inside = replace(self.inside, keeps_data=True)
             loss = trial.loss_of_outputs(trial.outputs(theta), check=True)
-            left = same((trial.inputs, trial.targets), (self.inputs, self.targets))
+            left = same(trial.batch.tensors(), self.batch.tensors())
             self.inside.keeps_data = left and self.inside.keeps_data is not False
             again = self.loss(theta.detach())
         except (DataError, ProblemError):
@@ -703,17 +703,6 @@ def _matching(only: str | re.Pattern[str] | Sequence[str], names: Iterable[str])
         return _matching(re.compile(only), names)
     except re.error:
         return set()
-
-
-def hook(module: Any, arguments: Any, keywords: Any, rows: Tensor) -> Tensor:
-        ids = arguments[0] if arguments else keywords["input"]
-        return torch.where((ids == module.padding_idx)[..., None], module.padding_row, rows)
-
-    for module in model.modules():
-        if type(module) is nn.Embedding and module.padding_idx is not None:
-            row = module.weight.detach()[module.padding_idx].clone()
-            module.register_buffer("padding_row", row, persistent=False)
-            module.register_forward_hook(hook, with_kwargs=True, prepend=True)
 
 
 def _check_finite_parameters(model: nn.Module) -> None:
