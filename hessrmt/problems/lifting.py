@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 from torch.utils import checkpoint as torch_checkpoint
 
+from hessrmt.errors import ProblemError
 from hessrmt.problems.equivalents import EQUIVALENT, cross_entropy, embedding
 
 _WIDE = dict.fromkeys((torch.float16, torch.bfloat16, torch.float32), torch.float64)
@@ -151,6 +152,33 @@ def _widened(function: Any, arguments: Any, keywords: Any) -> tuple[Any, Any] | 
 
 def _is_tensor(leaf: Any) -> bool:
     return isinstance(leaf, Tensor)
+
+
+def require_wide(loss: Tensor) -> None:
+    """Refuse a float64 loss with a part in a narrower type that could not be lifted.
+
+    Args:
+        loss: With its graph.
+
+    Raises:
+        ProblemError: If a result in the graph has a narrow type.
+    """
+    seen, waiting = set(), [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        for result in node._input_metadata:
+            if result.dtype in _WIDE:
+                kind = str(result.dtype).removeprefix("torch.")
+                raise ProblemError(
+                    f"a part of the network or of the loss computes in {kind} in a float64 run "
+                    f"(at {node.name()}): it writes into a tensor of {kind}, or casts where that "
+                    "can't be seen (TorchScript, a custom kernel). Make that float64 (x.new_zeros, "
+                    'x.dtype), or take the network in its own precision with dtype="float32"'
+                )
+        seen.add(node)
+        waiting += [following for following, _ in node.next_functions]
 
 
 class _NoCheckpoints:

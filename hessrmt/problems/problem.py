@@ -28,6 +28,7 @@ from hessrmt.problems.lifting import (
     as_written,
     called,
     copied,
+    require_wide,
     running,
     same,
 )
@@ -329,6 +330,8 @@ class Problem:
                 f"the loss {self.loss_name!r} returned {shape}; it must return one number, "
                 "the mean over the batch"
             )
+        if self.dtype == torch.float64:
+            require_wide(loss)
         value, second = float(loss.detach()), float(again.detach())
         if not math.isfinite(value):
             raise NonFiniteError(f"the loss is {value} at these parameters")
