@@ -31,12 +31,11 @@ _CASTS = {
     Tensor.float: torch.float32,
     Tensor.half: torch.float16,
     Tensor.bfloat16: torch.bfloat16,
-    Tensor.cfloat: torch.complex64,
+    Tensor.cfloat: torch.complex64,  # pyright: ignore[reportAttributeAccessIssue]
     Tensor.chalf: torch.complex32,
 }
 
-_LEGACY = {"FloatTensor": torch.float32, "HalfTensor": torch.float16}
-_LEGACY["BFloat16Tensor"] = torch.bfloat16
+_LEGACY = {k.__name__: k.dtype for k in (torch.FloatTensor, torch.HalfTensor, torch.BFloat16Tensor)}
 
 Tables = tuple[tuple[Tensor, Tensor], ...]
 """Tables of embeddings with a row for padding: as they are given, and as they are."""
@@ -125,8 +124,7 @@ def _spelled_out(function: Any, arguments: Any) -> tuple[Any, Any]:
     source, wanted, *rest = arguments
     if isinstance(wanted, Tensor):  # the type and the place of another tensor
         return Tensor.to, (source, wanted.device, wanted.dtype, *rest)
-    name = wanted if isinstance(wanted, str) else f"{getattr(wanted, '__name__', '')}"
-    legacy = _LEGACY.get(name.rsplit(".", 1)[-1])
+    legacy = _LEGACY.get(str(getattr(wanted, "__name__", wanted)).rsplit(".", 1)[-1])
     return (function, arguments) if legacy is None else (Tensor.to, (source, legacy, *rest))
 
 
@@ -204,22 +202,18 @@ def as_written() -> Iterator[None]:
     Yields:
         None.
     """
-    kept = (
-        torch_checkpoint.CheckpointFunction,
-        torch_checkpoint._checkpoint_without_reentrant_generator,
-    )
-    _set_checkpoints(_NoCheckpoints, _NoCheckpoints.generator)
+    new = {
+        "CheckpointFunction": _NoCheckpoints,
+        "_checkpoint_without_reentrant_generator": _NoCheckpoints.generator,
+    }
+    kept = {name: getattr(torch_checkpoint, name) for name in new}
+    torch_checkpoint.__dict__.update(new)
     compiles = "torch._dynamo" in sys.modules
     try:
         with torch.compiler.set_stance("force_eager") if compiles else nullcontext():
             yield
     finally:
-        _set_checkpoints(*kept)
-
-
-def _set_checkpoints(reentrant: Any, other: Any) -> None:
-    torch_checkpoint.CheckpointFunction = reentrant
-    torch_checkpoint._checkpoint_without_reentrant_generator = other
+        torch_checkpoint.__dict__.update(kept)
 
 
 @contextmanager

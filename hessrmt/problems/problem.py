@@ -148,13 +148,12 @@ class Problem:
                 trainable[name].requires_grad_(False)
             trainable = {name: trainable[name] for name in matching}
         self.names = tuple(trainable)
-        name_of = {id(p): name for name, p in trainable.items()}
-        self._padded = {
-            name_of[id(module.weight)]
+        padded = {
+            id(module.weight)
             for module in self.model.modules()
             if isinstance(module, nn.Embedding) and module.padding_idx is not None
-            if id(module.weight) in name_of
         }
+        self._padded = [name for name, p in trainable.items() if id(p) in padded]
         self._shapes = [p.shape for p in trainable.values()]
         self._sizes = [p.numel() for p in trainable.values()]
         self.dimension = sum(self._sizes)
@@ -431,7 +430,8 @@ class Own:
     @property
     def dtype(self) -> torch.dtype:
         """Floating-point type of the model."""
-        return next(p.dtype for p in self._model.parameters() if p.is_floating_point())
+        kinds = (p.dtype for p in self._model.parameters() if p.is_floating_point())
+        return next(kinds, torch.get_default_dtype())
 
     def beside(self, problem: Problem) -> tuple[float, float, Vector, Vector] | None:
         """What the user's model and a problem's copy of it say of the problem's data.
