@@ -58,6 +58,11 @@ def normed(h, kind):
     return (z * torch.rsqrt(z.pow(2).mean(-1, keepdim=True) + 1e-6)).to(h.dtype)
 
 
+def normed_in_script(h: torch.Tensor) -> torch.Tensor:
+    z = h.float()
+    return z * torch.rsqrt(z.pow(2).mean(-1, keepdim=True) + 1e-6)
+
+
 def of(function):
     """A cast, and the identity in its place."""
     return function, lambda h: h
@@ -214,6 +219,43 @@ def test_checkpoints(way, operator):
     found = hr.spectrum(hr.Problem(Kept(), F.cross_entropy, data), operator=operator)
     allowed = 50 * found.dimension * EPS * expected.eigenvalues.max()
     assert np.abs(found.eigenvalues - expected.eigenvalues).max() <= allowed
+
+
+class Custom(torch.autograd.Function):
+    """A kernel in single precision."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return torch.from_numpy(x.detach().numpy().astype("float32"))
+
+    @staticmethod
+    def backward(ctx, g):
+        return g.double()
+
+
+def written(h):
+    total = torch.from_numpy(np.zeros(h.shape, "float32"))
+    total += h
+    return total
+
+
+SCRIPT = torch.jit.script(normed_in_script)
+HIDDEN = {
+    "written": written,
+    "legacy": lambda h: torch.FloatTensor(6, 4).zero_().add_(h),
+    "a slice": lambda h: torch.from_numpy(np.zeros((6, 4), "float32")).index_copy_(
+        0, torch.arange(6), h.float()),
+    "custom": Custom.apply,
+    "script": lambda h: 2 * SCRIPT(h),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+@pytest.mark.parametrize("operator", ["hessian", "ggn"])
+def test_what_can_not_be_lifted_is_refused(name, operator):
+    problem = hr.Problem(Network(HIDDEN[name]), F.cross_entropy, labelled((6, 5), 3))
+    with pytest.raises(ProblemError, match=r"float32|Float"):
+        hr.spectrum(problem, operator=operator)
 
 
 @pytest.mark.slow

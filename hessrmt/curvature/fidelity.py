@@ -83,7 +83,7 @@ def _outputs_size(problem: Problem) -> float:
     return float(slope.norm()) ** 2 / problem.samples
 
 
-def require_second_derivative(problem: Problem, v: Vector) -> Tensor:
+def require_second_derivative(problem: Problem, v: Vector, product: Tensor | None = None) -> Tensor:
     """Refuse second derivatives by which the gradient does not change.
 
     A problem in float32 is checked in float64: it is the rule that may be wrong, not the digits.
@@ -91,12 +91,14 @@ def require_second_derivative(problem: Problem, v: Vector) -> Tensor:
     Args:
         problem: In its final precision and place.
         v: (P,) unit vector.
+        product: (P,) H v; by plain reverse-over-reverse differentiation if None.
 
     Returns:
-        (P,) H v, by plain reverse-over-reverse differentiation. Raises ProblemError if the gradient
+        (P,) H v. Raises ProblemError if the gradient
         changes otherwise.
     """
-    product = eager_hessian_product(problem)(v[None])[0]
+    if product is None:
+        product = eager_hessian_product(problem)(v[None])[0]
     exact, theirs = problem, product
     if problem.dtype != torch.float64:
         exact = problem.at(torch.float64, v.device)

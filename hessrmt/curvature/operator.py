@@ -7,6 +7,7 @@ product otherwise.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -344,7 +345,9 @@ class CurvatureOperator(Operator):
         if linearise:
             self.expect(TRACED_FROM)
         if kind == "hessian":
-            require_second_derivative(self._base, random_direction(self._base))
+            v = random_direction(self._base)
+            product = self._kept[0][1](v[None])[0] if self._kept else None
+            require_second_derivative(self._base, v, product)
 
     def block(self, only: str | re.Pattern[str] | Sequence[str]) -> CurvatureOperator:
         """The block of some parameters, all others held constant.
@@ -465,27 +468,30 @@ class CurvatureOperator(Operator):
         self._saved = self.samples = 0
         masses, loss = [], 0.0
         slope = torch.zeros(self.dimension, dtype=self.dtype, device=self.device)
-        self._base.evaluate()
+        value: float | None = self._base.evaluate()[0]  # of the first batch
+        several = len(list(itertools.islice(self._batches(), 2))) > 1
         before: Problem | None = None
         for batch in self._batches():
             self._seen.append(_fingerprint(batch))
             problem = self._base.on(batch)
-            usable, needed = usable_memory(self.backend), row_bytes(problem)
+            saved, usable = saved_bytes(problem), usable_memory(self.backend)
+            needed = row_bytes(problem, saved)
             if needed > usable:
                 raise DeviceError(
                     f"a product over {problem.samples:,} samples takes {gib(needed)} and "
                     f"{self.backend.name} has {gib(usable)} free; take smaller micro-batches"
                 )
-            masses.append(loss_mass(problem))
+            masses.append(loss_mass(problem) if several else 1.0)
             if masses[-1]:  # else no sample of it counts
-                loss += masses[-1] * problem.evaluate(compare=False)[0]
+                value = problem.evaluate(compare=False)[0] if value is None else value
+                loss += masses[-1] * value
                 slope += masses[-1] * gradient(problem, problem.theta)
-            self.samples += problem.samples
-            self._saved = max(self._saved, saved_bytes(problem))
+            self.samples, value = self.samples + problem.samples, None
+            self._saved = max(self._saved, saved)
             if before is not None:
                 _require_sum(before, problem)
             before = problem
-        total = self._base.total(masses)
+        total = self._base.total(masses) if several else 1.0
         self._weights = [mass / total for mass in masses]
         self.parts = len(masses)
         self.loss, self.gradient_norm = loss / total, float(slope.norm()) / total

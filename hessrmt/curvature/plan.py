@@ -134,16 +134,18 @@ def usable_memory(backend: Backend) -> int:
     return int(_MARGIN * backend.free_memory())
 
 
-def row_bytes(problem: Problem) -> int:
+def row_bytes(problem: Problem, saved: int | None = None) -> int:
     """Working bytes of one curvature-vector product under ``vmap``.
 
     Args:
         problem: In its final precision and place; its loss is evaluated once.
+        saved: :func:`saved_bytes`, if known.
 
     Returns:
         An estimate from what reverse mode saves in one evaluation of the loss.
     """
-    return _TANGENT_COPIES * (saved_bytes(problem) + problem.dtype.itemsize * problem.dimension)
+    saved = saved_bytes(problem) if saved is None else saved
+    return _TANGENT_COPIES * (saved + problem.dtype.itemsize * problem.dimension)
 
 
 def saved_bytes(problem: Problem) -> int:

@@ -86,18 +86,20 @@ def cross_entropy(
     Returns:
         As torch's.
     """
-    options = (weight, ignore_index, _named(size_average, reduce, reduction), label_smoothing)
+    reduction = _named(size_average, reduce, reduction)
     if target.is_floating_point() or target.dtype == torch.bool:
-        return torch._C._nn.cross_entropy_loss(
-            input, target, weight, _reduction.get_enum(options[2]), ignore_index, label_smoothing
+        return F.cross_entropy(
+            input, target, weight, reduction=reduction, label_smoothing=label_smoothing
         )
     if check:
         require_labels(input, target, ignore_index)
-    return cross_entropy_in_full_digits(input, target, *options)
+    return cross_entropy_in_full_digits(
+        input, target, weight, ignore_index, reduction, label_smoothing
+    )
 
 
 def _squared_error(
-    input: Tensor, target: Tensor, size_average=None, reduce=None, reduction="mean", weight=None
+    input: Tensor, target: Tensor, size_average=None, reduce=None, reduction="mean", **more: Any
 ) -> Tensor:
     """``F.mse_loss``, whose own derivative has a tangent that kills torch's tracer."""
     if input.shape != target.shape:
@@ -106,8 +108,8 @@ def _squared_error(
             f"{tuple(target.shape)}: torch would compare every output with every target; give both "
             "the same shape"
         )
-    if weight is not None:
-        return F.mse_loss(input, target, size_average, reduce, reduction, weight)
+    if any(option is not None for option in more.values()):
+        return F.mse_loss(input, target, size_average, reduce, reduction, **more)
     return _reduced((input - target).square(), size_average, reduce, reduction)
 
 
@@ -247,7 +249,7 @@ def _embedding_bag(
 def _grouped_product(mat_a: Tensor, mat_b: Tensor, *, offs=None, **options: Any) -> Tensor:
     """``F.grouped_mm`` of rows in groups, for which torch has kernels in narrow types alone."""
     if offs is None or mat_a.dim() != 2 or mat_b.dim() != 3 or any(options.values()):
-        return torch._grouped_mm(mat_a, mat_b, offs=offs, **options)
+        return getattr(torch, "_grouped_mm")(mat_a, mat_b, offs=offs, **options)  # noqa: B009
     row = torch.arange(len(mat_a), device=offs.device, dtype=offs.dtype)
     group = torch.searchsorted(offs.contiguous(), row, right=True)
     mine = group[:, None] == torch.arange(len(offs), device=offs.device)
@@ -280,7 +282,7 @@ EQUIVALENT: dict[Any, Callable[..., Any]] = {
     F.embedding_bag: _embedding_bag,
     F.pdist: _own_distances,
     torch.cdist: _distances,
-    torch._weight_norm: _weight_norm,
+    vars(torch)["_weight_norm"]: _weight_norm,
     torch.logcumsumexp: _logcumsumexp,
     Tensor.logcumsumexp: _logcumsumexp,
     # no fused kernel has a second derivative

@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 from torch.utils import checkpoint as torch_checkpoint
 
+from hessrmt.errors import ProblemError
 from hessrmt.problems.equivalents import EQUIVALENT, cross_entropy, embedding
 from hessrmt.problems.trees import map_tensors, tensors_of
 
@@ -31,12 +32,11 @@ _CASTS = {
     Tensor.float: torch.float32,
     Tensor.half: torch.float16,
     Tensor.bfloat16: torch.bfloat16,
-    Tensor.cfloat: torch.complex64,
+    Tensor.cfloat: torch.complex64,  # pyright: ignore[reportAttributeAccessIssue]
     Tensor.chalf: torch.complex32,
 }
 
-_LEGACY = {"FloatTensor": torch.float32, "HalfTensor": torch.float16}
-_LEGACY["BFloat16Tensor"] = torch.bfloat16
+_LEGACY = {k.__name__: k.dtype for k in (torch.FloatTensor, torch.HalfTensor, torch.BFloat16Tensor)}
 
 Tables = tuple[tuple[Tensor, Tensor], ...]
 """Tables of embeddings with a row for padding: as they are given, and as they are."""
@@ -125,8 +125,7 @@ def _spelled_out(function: Any, arguments: Any) -> tuple[Any, Any]:
     source, wanted, *rest = arguments
     if isinstance(wanted, Tensor):  # the type and the place of another tensor
         return Tensor.to, (source, wanted.device, wanted.dtype, *rest)
-    name = wanted if isinstance(wanted, str) else f"{getattr(wanted, '__name__', '')}"
-    legacy = _LEGACY.get(name.rsplit(".", 1)[-1])
+    legacy = _LEGACY.get(str(getattr(wanted, "__name__", wanted)).rsplit(".", 1)[-1])
     return (function, arguments) if legacy is None else (Tensor.to, (source, legacy, *rest))
 
 
@@ -154,6 +153,33 @@ def _is_tensor(leaf: Any) -> bool:
     return isinstance(leaf, Tensor)
 
 
+def require_wide(loss: Tensor) -> None:
+    """Refuse a float64 loss with a part in a narrower type that could not be lifted.
+
+    Args:
+        loss: With its graph.
+
+    Raises:
+        ProblemError: If a result in the graph has a narrow type.
+    """
+    seen, waiting = set(), [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        for result in node._input_metadata:
+            if result.dtype in _WIDE:
+                kind = str(result.dtype).removeprefix("torch.")
+                raise ProblemError(
+                    f"a part of the network or of the loss computes in {kind} in a float64 run "
+                    f"(at {node.name()}): it writes into a tensor of {kind}, or casts where that "
+                    "can't be seen (TorchScript, a custom kernel). Make that float64 (x.new_zeros, "
+                    'x.dtype), or take the network in its own precision with dtype="float32"'
+                )
+        seen.add(node)
+        waiting += [following for following, _ in node.next_functions]
+
+
 class _NoCheckpoints:
     """Stands in for torch's way of forgetting intermediate results and computing them again.
 
@@ -177,22 +203,18 @@ def as_written() -> Iterator[None]:
     Yields:
         None.
     """
-    kept = (
-        torch_checkpoint.CheckpointFunction,
-        torch_checkpoint._checkpoint_without_reentrant_generator,
-    )
-    _set_checkpoints(_NoCheckpoints, _NoCheckpoints.generator)
+    new = {
+        "CheckpointFunction": _NoCheckpoints,
+        "_checkpoint_without_reentrant_generator": _NoCheckpoints.generator,
+    }
+    kept = {name: getattr(torch_checkpoint, name) for name in new}
+    torch_checkpoint.__dict__.update(new)
     compiles = "torch._dynamo" in sys.modules
     try:
         with torch.compiler.set_stance("force_eager") if compiles else nullcontext():
             yield
     finally:
-        _set_checkpoints(*kept)
-
-
-def _set_checkpoints(reentrant: Any, other: Any) -> None:
-    torch_checkpoint.CheckpointFunction = reentrant
-    torch_checkpoint._checkpoint_without_reentrant_generator = other
+        torch_checkpoint.__dict__.update(kept)
 
 
 @contextmanager

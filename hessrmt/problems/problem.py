@@ -31,6 +31,7 @@ from hessrmt.problems.lifting import (
     as_written,
     called,
     copied,
+    require_wide,
     running,
     same,
 )
@@ -159,13 +160,12 @@ class Problem:
                 trainable[name].requires_grad_(False)
             trainable = {name: p for name, p in trainable.items() if name in matching}
         self.names = tuple(trainable)
-        name_of = {id(p): name for name, p in trainable.items()}
-        self._padded = {
-            name_of[id(module.weight)]
+        padded = {
+            id(module.weight)
             for module in self.model.modules()
             if isinstance(module, nn.Embedding) and module.padding_idx is not None
-            if id(module.weight) in name_of
         }
+        self._padded = [name for name, p in trainable.items() if id(p) in padded]
         self._shapes = [p.shape for p in trainable.values()]
         self._sizes = [p.numel() for p in trainable.values()]
         self.dimension = sum(self._sizes)
@@ -456,6 +456,8 @@ class Problem:
                 f"the loss {self.loss_name!r} returned {shape}; it must return one number, "
                 "the mean over the batch"
             )
+        if self.dtype == torch.float64:
+            require_wide(loss)
         value, second = float(loss.detach()), float(again.detach())
         if not math.isfinite(value):
             raise NonFiniteError(f"the loss is {value} at these parameters")
@@ -595,7 +597,8 @@ class Own:
     @property
     def dtype(self) -> torch.dtype:
         """Floating-point type of the model."""
-        return next(p.dtype for p in self.model.parameters() if p.is_floating_point())
+        kinds = (p.dtype for p in self.model.parameters() if p.is_floating_point())
+        return next(kinds, torch.get_default_dtype())
 
     def beside(self, problem: Problem) -> tuple[float, float, Vector, Vector] | None:
         """What the user's model and a problem's copy of it say of the problem's data.
