@@ -74,7 +74,8 @@ def scipy(k: int, which: str, tolerance: float) -> tuple[np.ndarray, int]:
     make: Any = LinearOperator  # its constructor is that of a subclass which it picks
     matrix = make((size, size), matvec=product, dtype=np.float64)
     start = np.random.default_rng(0).normal(size=size)
-    return np.sort(arpack(matrix, k, which=which, tol=tolerance, v0=start)[0]), count
+    search: Any = arpack  # its tolerance is typed as a whole number
+    return np.sort(search(matrix, k, which=which, tol=tolerance, v0=start)[0]), count
 
 
 def main() -> None:

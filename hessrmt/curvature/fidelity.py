@@ -7,7 +7,7 @@ result, a backward pass that cannot be differentiated, a rule that torch has wro
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -205,7 +205,7 @@ class _Scalar:
         self,
         function: Callable[..., Any],
         arguments: tuple[tuple, dict],
-        parameters: dict[str, Tensor],
+        parameters: Mapping[str, Tensor],
     ) -> None:
         self._function = function
         self._given = arguments, parameters
@@ -257,7 +257,7 @@ def _wrong_part(problem: Problem) -> str:
 
 
 def _is_wrong(
-    function: Callable[..., Any], arguments: tuple[tuple, dict], parameters: dict[str, Tensor]
+    function: Callable[..., Any], arguments: tuple[tuple, dict], parameters: Mapping[str, Tensor]
 ) -> bool:
     """Whether torch's second derivative of a part disagrees with differences of its gradient."""
     try:

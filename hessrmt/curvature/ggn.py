@@ -22,7 +22,7 @@ from hessrmt.backend.select import select
 from hessrmt.curvature.certify import random_direction, require_agreement
 from hessrmt.curvature.gradients import pull, push
 from hessrmt.curvature.gram import WORK_BYTES, gram_by_samples, gram_of_whole, saved_for_backward
-from hessrmt.curvature.hessian import Tick, assemble, make_symmetric, torch_dtype
+from hessrmt.curvature.hessian import Tick, assemble, dtype_name, make_symmetric, torch_dtype
 from hessrmt.curvature.plan import dense_block, gib, require_dense, usable_memory
 from hessrmt.curvature.products import ggn_product
 from hessrmt.curvature.roots import curved, root_of_loss_curvature
@@ -96,7 +96,9 @@ def ggn(
     local.require_loss_of_outputs_alone()
     found = _dense(in_one_tensor(local), backend, None)
     norm = float(torch.linalg.matrix_norm(found.matrix))  # Frobenius, no less than the 2-norm
-    require_agreement(found.residual, norm, local.dimension, dtype, found.rounding, "ggn")
+    require_agreement(
+        found.residual, norm, local.dimension, dtype_name(dtype), found.rounding, "ggn"
+    )
     return found.matrix.cpu().numpy()
 
 

@@ -163,9 +163,8 @@ class Operator:
             return self @ np.ascontiguousarray(columns)
 
         kind = torch.zeros(0, dtype=self.dtype).numpy().dtype
-        return LinearOperator(
-            self.shape, matvec=multiply, rmatvec=multiply, matmat=multiply, dtype=kind
-        )
+        make: Any = LinearOperator  # its constructor is that of a subclass which it picks
+        return make(self.shape, matvec=multiply, rmatvec=multiply, matmat=multiply, dtype=kind)
 
 
 class Identity(Operator):

@@ -22,7 +22,7 @@ from hessrmt import rng
 from hessrmt.backend.select import select
 from hessrmt.curvature.assembly import assemble_reduced
 from hessrmt.curvature.certify import probe_product, require_agreement
-from hessrmt.curvature.hessian import torch_dtype
+from hessrmt.curvature.hessian import dtype_name, torch_dtype
 from hessrmt.curvature.products import eager_hessian_product
 from hessrmt.curvature.saturation import loss_rounding
 from hessrmt.problems.outputs import ignores_softmax_shift
@@ -83,7 +83,7 @@ class LayerBasis:
 
     def output_directions(self) -> Tensor:
         """(e, d), the layer's kept rows as directions of its outputs."""
-        like = self.layer.module.weight
+        like = self.layer.like
         eye = torch.eye(self.layer.outputs, dtype=like.dtype, device=like.device)
         return (eye if self.left is None else self.left.T).index_select(0, self.rows)
 
@@ -276,7 +276,7 @@ def reduction(
 
     residual = probe_product(local, product)
     norm = float(torch.linalg.matrix_norm(blocks.matrix()))  # Frobenius, no less than the 2-norm
-    require_agreement(residual, norm, local.dimension, dtype, loss_rounding(local))
+    require_agreement(residual, norm, local.dimension, dtype_name(dtype), loss_rounding(local))
     return found
 
 
@@ -370,7 +370,7 @@ def _layer_basis(
     right = None if layer.inputs is None else input_basis(layer.augmented(layer.inputs))
     left = None
     if layer.is_output and layer.outputs > 1 and ignores_softmax_shift(problem):
-        left = softmax_basis(layer.outputs, layer.module.weight)
+        left = softmax_basis(layer.outputs, layer.like)
     parts = [zero[weight].view(layer.outputs, -1)] if weight else []
     if bias:
         parts.append(zero[bias].view(-1, 1))

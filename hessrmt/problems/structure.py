@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +70,11 @@ class Layer:
     def parameters(self) -> tuple[str, ...]:
         """Names of its trainable parameters."""
         return tuple(name for name in (self.weight, self.bias) if name)
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor of the precision and in the place of the layer: its weight."""
+        return cast("Tensor", self.module.weight)
 
     @property
     def row(self) -> int:
