@@ -68,12 +68,15 @@ def _about_installation() -> dict[str, Any]:
 
 
 def _about_file(file: Path) -> dict[str, Any]:
-    from hessrmt.store.hdf5 import load
+    from hessrmt.store.hdf5 import load_all
 
-    spectra = load(file)
+    found = load_all(file)
+    blocks = found if isinstance(found, dict) else {}
+    spectra = next(iter(blocks.values())) if isinstance(found, dict) else found
     source = spectra.provenance
     return {
         "file": str(file),
+        **{f"rank of {name}": [item.rank for item in part] for name, part in blocks.items()},
         "batches done": len(spectra),
         "batches planned": spectra.planned,
         "parameters": spectra[0].dimension if spectra else None,

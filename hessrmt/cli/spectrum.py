@@ -79,6 +79,14 @@ def spectrum(
             "--only", help="Pattern of the parameters to take, e.g. '7.*'. \\[default: all]"
         ),
     ] = None,
+    blocks: Annotated[
+        str | None,
+        typer.Option(
+            "--blocks",
+            help="layer: the own block of every layer, all others held constant. "
+            "\\[default: the whole matrix]",
+        ),
+    ] = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     seed: SeedOption = None,
@@ -130,6 +138,7 @@ def spectrum(
         operator=operator,
         reduce=reduce,
         only=only,
+        blocks=blocks,
         device=device,
         dtype=dtype,
         seed=seed,
@@ -137,7 +146,7 @@ def spectrum(
     to = console.results(json)
     rows = _Rows(console.source_in_words(settings.model_dump(mode="json")))
 
-    def show(batch: int, item: Spectrum, display: Progress | None = None) -> None:
+    def show(batch: int, item: Any, display: Progress | None = None) -> None:
         text = rows.text(batch, item)
         with console.paused(display):
             to.print(text, markup=False, soft_wrap=True)
@@ -170,7 +179,7 @@ def spectrum(
     ):
         meter = _Meter(display, len(prepared.batch_indices), phases=pool.local)
 
-        def finished(batch: int, item: Spectrum) -> None:
+        def finished(batch: int, item: Any) -> None:
             meter.advance()
             show(batch, item, display)
 
@@ -183,8 +192,10 @@ def spectrum(
             finished=finished,
             pool=pool,
         )
-    _conclude(found, out, to)
-    if json:
+    _conclude(next(iter(found.values())) if isinstance(found, dict) else found, out, to)
+    if json and isinstance(found, dict):
+        console.emit_json({name: _as_json(spectra, out) for name, spectra in found.items()})
+    elif json:
         console.emit_json(_as_json(found, out))
 
 
@@ -259,16 +270,21 @@ class _Rows:
         self._source = source
         self._widths: tuple[int, ...] = ()
 
-    def text(self, batch: int, item: Spectrum) -> str:
-        """The row of a batch, the first one below the heading."""
-        lines = [] if self._widths else self._heading(item)
-        return "\n".join([*lines, self._line(*self._cells(batch, item))])
+    def text(self, batch: int, found: Spectrum | dict[str, Spectrum]) -> str:
+        """The row of a batch, or a row for each of its blocks, the first one below the heading."""
+        items = found if isinstance(found, dict) else {"": found}
+        names = {name: f"{batch} {name}".rstrip() for name in items}
+        lines = [] if self._widths else self._heading(list(items.values()), list(names.values()))
+        rows = [self._line(*self._cells(names[name], item)) for name, item in items.items()]
+        return "\n".join([*lines, *rows])
 
-    def _heading(self, item: Spectrum) -> list[str]:
+    def _heading(self, items: list[Spectrum], names: list[str]) -> list[str]:
         """Columns as wide as their longest possible entry: later rows are not known yet."""
-        count = len(f"{item.dimension:,}")
+        item, size = items[0], max(item.dimension for item in items)
+        count = len(f"{size:,}")
+        first = "batch" if len(items) == 1 else "batch, layer"
         widths = {
-            "batch": 5,
+            first: max(len(first), *(len(name) + 2 for name in names if len(items) > 1), 0),
             "λ min": len("-1.23e-05"),
             "λ max": len("-1.23e-05"),
             "floor": len("1e-15"),
@@ -279,11 +295,12 @@ class _Rows:
         }
         self._widths = tuple(widths.values())
         name = {"hessian": "Hessian", "ggn": "Gauss-Newton matrix"}[item.operator]
-        return [f"{name} of {self._source}, P = {item.dimension:,}", self._line(*widths)]
+        what = f"P = {size:,}" if len(items) == 1 else f"own blocks, P up to {size:,}"
+        return [f"{name} of {self._source}, {what}", self._line(*widths)]
 
-    def _cells(self, batch: int, item: Spectrum) -> tuple[str, ...]:
+    def _cells(self, label: str, item: Spectrum) -> tuple[str, ...]:
         return (
-            str(batch),
+            label,
             f"{item.eigenvalues[0]:.3g}",
             f"{item.eigenvalues[-1]:.3g}",
             f"{item.noise_floor:.1g}",
@@ -320,7 +337,8 @@ def _conclude(found: Spectra, out: Path, to: Console) -> None:
     )
     for line in lines:
         to.print(line, markup=False)
-    to.print(_round_off(first), markup=False)
+    if not found.provenance.config.get("blocks"):
+        to.print(_round_off(first), markup=False)
     console.note(f"written: {out}")
 
 

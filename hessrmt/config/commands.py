@@ -24,6 +24,7 @@ class SpectrumConfig(Settings):
         operator: ``hessian`` or ``ggn``.
         reduce: ``auto`` removes exact null directions first, ``none`` does not.
         only: Pattern of the parameter names to take, e.g. ``7.*``; None for all trainable ones.
+        blocks: ``layer`` for the own block of every layer; None for the whole matrix.
         device: ``auto``, ``cpu`` or ``cuda[:i]``.
         dtype: Precision of the whole computation.
         seed: The run's seed.
@@ -39,6 +40,7 @@ class SpectrumConfig(Settings):
     operator: Literal["hessian", "ggn"] = "hessian"
     reduce: Literal["auto", "none"] = "auto"
     only: str | None = None
+    blocks: Literal["layer"] | None = None
     device: str = "auto"
     dtype: Dtype = "float64"
     seed: int = Field(0, ge=0)

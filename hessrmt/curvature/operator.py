@@ -24,7 +24,7 @@ from hessrmt.curvature.plan import gib, row_bytes, saved_bytes, usable_memory
 from hessrmt.curvature.products import close
 from hessrmt.errors import ConfigError, DataError, DeviceError, NonFiniteError, ProblemError
 from hessrmt.problems.batches import Batch, join, read_batch
-from hessrmt.problems.outputs import loss_mass
+from hessrmt.problems.outputs import in_one_tensor, loss_mass
 from hessrmt.problems.problem import Problem, ordinary_mode
 
 if TYPE_CHECKING:
@@ -333,6 +333,7 @@ class CurvatureOperator(Operator):
         self._survey()
         if kind == "ggn":
             self._base.require_loss_of_outputs_alone()
+            self._base = in_one_tensor(self._base)  # once, not for every product
         ways = choose(self._base, kind)
         self._plain, self._check = ways.plain, ways.check
         room = 0 if linearise is False else self._room()

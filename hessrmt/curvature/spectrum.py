@@ -107,7 +107,7 @@ def spectrum(
             f"{vectors:,} eigenvectors are asked for, there are {problem.dimension:,}"
         )
     if blocks is not None:
-        chosen = _layers(problem) if blocks == "layer" else blocks
+        chosen = layers_of(problem) if blocks == "layer" else blocks
         if isinstance(chosen, str):
             raise ProblemError(f"unknown blocks {blocks!r}; known is layer, or name the blocks")
         parts = {name: problem.restricted(only) for name, only in chosen.items()}
@@ -147,8 +147,15 @@ def _leading(
     return pairs
 
 
-def _layers(problem: Problem) -> dict[str, list[str]]:
-    """Names of modules to those of the trainable parameters that they hold themselves."""
+def layers_of(problem: Problem) -> dict[str, list[str]]:
+    """The blocks of a matrix that belong to layers.
+
+    Args:
+        problem: Model, loss and batch.
+
+    Returns:
+        Names of modules to those of the trainable parameters that they hold themselves.
+    """
     found: dict[str, list[str]] = {}
     for name in problem.names:
         found.setdefault(name.rpartition(".")[0], []).append(name)

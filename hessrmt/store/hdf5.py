@@ -12,33 +12,77 @@ import numpy as np
 
 from hessrmt.errors import StoreError
 from hessrmt.records import Provenance, Spectra, Spectrum
-from hessrmt.store.schema import COLUMNS, DONE, EIGENVALUES, INDICES, PHASES, SCHEMA, VERSION
+from hessrmt.store.schema import (
+    BLOCKS,
+    COLUMNS,
+    DONE,
+    EIGENVALUES,
+    INDICES,
+    PHASES,
+    SCHEMA,
+    VERSION,
+    group_of,
+)
 
 DAMAGE = (OSError, KeyError, ValueError, TypeError, IndexError, RuntimeError)
 """What h5py and json raise on a file that lacks something or is bent."""
 
 
-def load(path: str | Path) -> Spectra:
+def load(path: str | Path, block: str | None = None) -> Spectra:
     """The complete spectra of a file; also while a run is still writing it.
 
     Args:
         path: A file written by ``hessrmt spectrum``.
+        block: Name of a layer, for a file written with ``--blocks layer``.
 
     Returns:
         The spectra whose rows are complete, with their provenance.
 
     Raises:
-        StoreError: If the file is missing, truncated, foreign or of a newer schema.
+        StoreError: If the file is missing, truncated, foreign or of a newer schema, or the block is
+            not the name of one.
     """
     path = Path(path)
     with open_checked(path) as file:
         try:
-            return read_rows(file, done_rows(file))
+            names = blocks_in(file)
+            if (block is None) == bool(names) or (names and block not in names):
+                raise StoreError(
+                    f"{path} holds the spectra of the blocks {', '.join(map(repr, names))}; name "
+                    "one of them: hr.load(path, block)"
+                    if names
+                    else f"{path} holds no blocks; hr.load(path) gives its spectra"
+                )
+            part = file if block is None else file[group_of(block)]
+            return read_rows(part, done_rows(part))  # type: ignore[arg-type]
         except DAMAGE as error:
             raise StoreError(f"{path} is damaged: {reason(error)}") from error
 
 
-def done_rows(file: h5py.File) -> np.ndarray:
+def load_all(path: str | Path) -> Spectra | dict[str, Spectra]:
+    """The complete spectra of a file, by blocks if it has some.
+
+    Args:
+        path: As for :func:`load`.
+
+    Returns:
+        The spectra, or those of each block. Raises StoreError as :func:`load`.
+    """
+    with open_checked(Path(path)) as file:
+        names = blocks_in(file)
+    return {name: load(path, name) for name in names} if names else load(path)
+
+
+def blocks_in(file: h5py.File) -> tuple[str, ...]:
+    """Names of the blocks whose spectra an open file holds.
+
+    Returns:
+        None for a file of whole matrices.
+    """
+    return tuple(json.loads(text(file.attrs.get(BLOCKS, "[]"))))
+
+
+def done_rows(file: h5py.File | h5py.Group) -> np.ndarray:
     """Which rows of an open file are complete; to be read before the rows themselves.
 
     Returns:
@@ -47,11 +91,11 @@ def done_rows(file: h5py.File) -> np.ndarray:
     return np.flatnonzero(np.asarray(file[DONE]))
 
 
-def read_rows(file: h5py.File, done: np.ndarray) -> Spectra:
+def read_rows(file: h5py.File | h5py.Group, done: np.ndarray) -> Spectra:
     """Some complete spectra of an open file.
 
     Args:
-        file: From :func:`open_checked`.
+        file: From :func:`open_checked`, or a group of it.
         done: Numbers of complete rows.
 
     Returns:

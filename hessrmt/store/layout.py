@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 
-from hessrmt.store.schema import COLUMNS, DONE, EIGENVALUES, INDICES, SCHEMA, VERSION
+from hessrmt.store.schema import (
+    BLOCKS,
+    COLUMNS,
+    DONE,
+    EIGENVALUES,
+    INDICES,
+    SCHEMA,
+    VERSION,
+    group_of,
+)
 
 if TYPE_CHECKING:
     from hessrmt.arrays import Indices
@@ -18,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def lay_out(
-    file: h5py.File,
+    file: h5py.File | h5py.Group,
     identity: Mapping[str, Any],
     solver: str,
     dimension: int,
@@ -72,7 +81,26 @@ def lay_out(
     _add_extra(file, extra, batches)
 
 
-def array(file: h5py.File, name: str) -> h5py.Dataset:
+def lay_out_blocks(
+    file: h5py.File, blocks: Mapping[str, int], identity: Mapping[str, Any], **parts: Any
+) -> None:
+    """Put a group for each of several blocks of a matrix into an empty file.
+
+    Args:
+        file: Open for writing.
+        blocks: Name to dimension.
+        identity: Plain values that a resumed run must share.
+        parts: What :func:`lay_out` puts into each group.
+    """
+    shared = {"schema": SCHEMA, "schema_version": VERSION, "identity": json.dumps(dict(identity))}
+    for name, value in (shared | {BLOCKS: json.dumps(list(blocks))}).items():
+        file.attrs[name] = value
+    for name, dimension in blocks.items():
+        group = file.create_group(group_of(name), track_order=True)
+        lay_out(group, identity, dimension=dimension, **parts)
+
+
+def array(file: h5py.File | h5py.Group, name: str) -> h5py.Dataset:
     """A dataset of a file.
 
     Returns:
@@ -83,13 +111,15 @@ def array(file: h5py.File, name: str) -> h5py.Dataset:
     return found
 
 
-def _add(file: h5py.File, name: str, values: np.ndarray, dimensions: tuple[str, ...]) -> None:
+def _add(
+    file: h5py.File | h5py.Group, name: str, values: np.ndarray, dimensions: tuple[str, ...]
+) -> None:
     data = file.create_dataset(name, data=values)
     for axis, scale in enumerate(dimensions):
         data.dims[axis].attach_scale(array(file, scale))
 
 
-def _add_extra(file: h5py.File, extra: Extra, batches: int) -> None:
+def _add_extra(file: h5py.File | h5py.Group, extra: Extra, batches: int) -> None:
     scales = {column.along for column in extra.columns.values()}
     for name, values in extra.labels.items():
         if name in scales:

@@ -21,6 +21,20 @@ EIGENVALUES = "hessian_evals"
 INDICES = "batch_indices"
 DONE = "done"
 
+BLOCKS = "blocks"
+"""Attribute of a file that holds a group for each of several blocks, all in this layout: their
+names as JSON."""
+
+
+def group_of(block: str) -> str:
+    """Where the spectra of a block lie in its file.
+
+    Returns:
+        The name of a group.
+    """
+    return f"{BLOCKS}/{block or '(root)'}"
+
+
 PHASES = ("reduction", "matrix", "eigenvalues")
 """Timed phases; each is stored as ``seconds_<phase>``."""
 

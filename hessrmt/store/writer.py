@@ -22,9 +22,9 @@ import h5py
 import numpy as np
 
 from hessrmt.errors import StoreError, WriteError
-from hessrmt.store.hdf5 import DAMAGE, open_checked, reason, text
-from hessrmt.store.layout import array, lay_out
-from hessrmt.store.schema import COLUMNS, DONE, EIGENVALUES, NOTHING
+from hessrmt.store.hdf5 import DAMAGE, blocks_in, open_checked, reason, text
+from hessrmt.store.layout import array, lay_out, lay_out_blocks
+from hessrmt.store.schema import COLUMNS, DONE, EIGENVALUES, NOTHING, group_of
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from hessrmt.store.schema import Extra
 
     ExtraRow = Mapping[str, Any]
+
+
+Row = "Spectrum | Mapping[str, Spectrum]"
+"""What a batch has given: a spectrum, or that of each block."""
 
 
 class _Slot(NamedTuple):
@@ -62,8 +66,11 @@ class SpectrumWriter:
                 stored = json.loads(text(file.attrs["identity"]))
                 self._extra = frozenset(json.loads(text(file.attrs.get("extra", "[]"))))
                 names = (EIGENVALUES, DONE, *COLUMNS, *self._extra)
-                self._slots = {name: _slot(file, name) for name in names}
-                self.done = np.asarray(file[DONE]).astype(bool)
+                self._groups = {name: f"{group_of(name)}/" for name in blocks_in(file)}
+                groups = tuple(self._groups.values()) or ("",)
+                self._slots = {g + name: _slot(file, g + name) for g in groups for name in names}
+                done = [np.asarray(file[group + DONE]).astype(bool) for group in groups]
+                self.done = np.logical_and.reduce(done)
             except DAMAGE as error:
                 raise StoreError(f"{path} cannot be continued: {reason(error)}") from error
         _check_identity(path, stored, identity)
@@ -75,7 +82,7 @@ class SpectrumWriter:
         *,
         identity: Mapping[str, Any],
         solver: str,
-        dimension: int,
+        dimension: int | Mapping[str, int],
         batch_indices: Indices,
         provenance: Provenance,
         extra: Extra = NOTHING,
@@ -87,7 +94,7 @@ class SpectrumWriter:
             path: Where; its folder must exist.
             identity: Plain values that a resumed run must share, e.g. the settings.
             solver: Eigenvalue routine.
-            dimension: P.
+            dimension: P; or names of blocks to the dimension of each.
             batch_indices: (batches, B) positions of each batch's samples.
             provenance: Stored as attributes.
             extra: What the file holds beside spectra.
@@ -105,7 +112,16 @@ class SpectrumWriter:
             raise StoreError(_exists(path))
         image = io.BytesIO()
         with h5py.File(image, "w", track_order=True) as file:
-            lay_out(file, identity, solver, dimension, batch_indices, provenance, extra)
+            parts: dict[str, Any] = {
+                "solver": solver,
+                "batch_indices": batch_indices,
+                "provenance": provenance,
+                "extra": extra,
+            }
+            if isinstance(dimension, Mapping):
+                lay_out_blocks(file, dimension, identity, **parts)
+            else:
+                lay_out(file, identity, dimension=dimension, **parts)
         draft = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}.part")
         descriptor = -1
         try:
@@ -158,18 +174,18 @@ class SpectrumWriter:
                 raise StoreError(f"cannot write {path}: {reason(error)}") from error
             raise
 
-    def write(self, row: int, spectrum: Spectrum, extra: ExtraRow | None = None) -> None:
+    def write(self, row: int, spectrum: Row, extra: ExtraRow | None = None) -> None:
         """Store one complete row; it counts as done only once all of it is on disk.
 
         Args:
             row: Batch number.
-            spectrum: The result.
+            spectrum: The result; for a file of blocks that of each.
             extra: Value of every extra column of the file, if it has any.
         """
         self.write_all({row: spectrum}, {row: extra or {}})
 
     def write_all(
-        self, rows: Mapping[int, Spectrum], extra: Mapping[int, ExtraRow] | None = None
+        self, rows: Mapping[int, Row], extra: Mapping[int, ExtraRow] | None = None
     ) -> None:
         """Store several complete rows with one wait for the disk; none is done before all are.
 
@@ -182,14 +198,16 @@ class SpectrumWriter:
         """
         row = -1
         try:
-            for row, spectrum in rows.items():
-                self._put(EIGENVALUES, row, spectrum.eigenvalues)
-                for name in COLUMNS:
-                    self._put(name, row, _value(spectrum, name))
-                self._put_extra(row, (extra or {}).get(row, {}))
+            for row, found in rows.items():
+                for group, spectrum in self._by_group(found):
+                    self._put(group + EIGENVALUES, row, spectrum.eigenvalues)
+                    for name in COLUMNS:
+                        self._put(group + name, row, _value(spectrum, name))
+                    self._put_extra(group, row, (extra or {}).get(row, {}))
             os.fsync(self._descriptor)
             for row in rows:
-                self._put(DONE, row, 1)
+                for group in self._groups.values() or ("",):
+                    self._put(group + DONE, row, 1)
             os.fsync(self._descriptor)
         except OSError as error:
             raise WriteError(
@@ -214,12 +232,18 @@ class SpectrumWriter:
     ) -> None:
         self.close()
 
-    def _put_extra(self, row: int, extra: ExtraRow) -> None:
+    def _by_group(self, found: Row) -> list[tuple[str, Spectrum]]:
+        """Each spectrum of a row, and what stands before the names of its group's datasets."""
+        if isinstance(found, Mapping):
+            return [(self._groups[name], spectrum) for name, spectrum in found.items()]
+        return [("", found)]
+
+    def _put_extra(self, group: str, row: int, extra: ExtraRow) -> None:
         if extra.keys() != self._extra:
             names = ", ".join(sorted(extra.keys() ^ self._extra))
             raise StoreError(f"row {row} and {self.path} have different extra columns: {names}")
         for name, value in extra.items():
-            self._put(name, row, value)
+            self._put(group + name, row, value)
 
     def _put(self, name: str, row: int, value: Any) -> None:
         slot = self._slots[name]

@@ -83,6 +83,17 @@ def run_distributed(
         raise SystemExit(error.exit_code) from error
 
 
+def _require_whole_hessian(config: SpectrumConfig) -> None:
+    """Refuse matrices that one process holds with ease."""
+    if config.operator != "hessian":
+        raise ConfigError(
+            f"--operator {config.operator} is not spread over processes: its exact nonzero "
+            "levels need a matrix of (samples x outputs) rows only; leave out --mpi"
+        )
+    if config.blocks is not None:
+        raise ConfigError("--blocks is not spread over processes; leave out --mpi")
+
+
 def _run(
     config: SpectrumConfig,
     out: Path,
@@ -98,11 +109,7 @@ def _run(
     with world.together():
         if resume and overwrite:
             raise ConfigError("--resume and --overwrite exclude each other")
-        if config.operator != "hessian":
-            raise ConfigError(
-                f"--operator {config.operator} is not spread over processes: its exact nonzero "
-                "levels need a matrix of (samples x outputs) rows only; leave out --mpi"
-            )
+        _require_whole_hessian(config)
         prepared = prepare(config, folder)
     backend = select_distributed(solver, config.device, world, config.dtype)
     if tell:

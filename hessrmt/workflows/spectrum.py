@@ -16,13 +16,13 @@ import numpy as np
 import torch
 
 from hessrmt.backend.select import select
-from hessrmt.curvature.spectrum import compute, require_feasible
+from hessrmt.curvature.spectrum import compute, layers_of, require_feasible
 from hessrmt.errors import ClusterError, ConfigError, HessrmtError
 from hessrmt.problems import checkpoints, data, losses, models
 from hessrmt.problems.plugins import is_plugin
 from hessrmt.problems.problem import Problem
 from hessrmt.records import Provenance, Spectra
-from hessrmt.store.hdf5 import load
+from hessrmt.store.hdf5 import load_all
 from hessrmt.store.writer import SpectrumWriter
 from hessrmt.workflows.cluster import SERIAL, only
 from hessrmt.workflows.digest import digest
@@ -30,13 +30,13 @@ from hessrmt.workflows.digest import digest
 if TYPE_CHECKING:
     from hessrmt.backend.base import Backend
     from hessrmt.config import SpectrumConfig
-    from hessrmt.records import Spectrum
+    from hessrmt.store.writer import Row
     from hessrmt.workflows.cluster import Pool
 
 Observer = Callable[[int, str, int, int], None]
 """Progress: batch number, phase, steps done and steps in all of that phase."""
 
-Finished = Callable[[int, "Spectrum"], None]
+Finished = Callable[[int, "Row"], None]
 """Results as they come: batch number and spectrum."""
 
 
@@ -148,7 +148,7 @@ class _Facts(NamedTuple):
     """What the file says of a run, known where it is done."""
 
     solver: str
-    dimension: int
+    dimension: int | dict[str, int]
     device: str
 
 
@@ -203,7 +203,7 @@ def run(
     observer: Observer | None = None,
     finished: Finished | None = None,
     pool: Pool = SERIAL,
-) -> Spectra:
+) -> Spectra | dict[str, Spectra]:
     """Compute every batch that the file lacks and store each as it is done.
 
     Args:
@@ -218,7 +218,7 @@ def run(
         pool: Where batches are computed. This process alone writes the file.
 
     Returns:
-        The spectra of the whole file.
+        The spectra of the whole file; with ``blocks`` those of each block.
 
     Raises:
         ConfigError: If both resume and overwrite are asked for.
@@ -269,7 +269,7 @@ def run(
                 observer(number, "stored", 1, 1)
             if finished:
                 finished(number, found)
-    return load(out)
+    return load_all(out)
 
 
 def tell_stored(writer: SpectrumWriter, finished: Finished | None) -> None:
@@ -280,40 +280,60 @@ def tell_stored(writer: SpectrumWriter, finished: Finished | None) -> None:
         finished: Given each of them, in the order of batches.
     """
     stored = np.flatnonzero(writer.done).tolist()
-    if finished and stored:
-        for number, found in zip(stored, load(writer.path), strict=True):
-            finished(number, found)
+    if not finished or not stored:
+        return
+    found = load_all(writer.path)
+    for place, number in enumerate(stored):
+        if isinstance(found, dict):
+            finished(number, {name: spectra[place] for name, spectra in found.items()})
+        else:
+            finished(number, found[place])
 
 
 def _examine(prepared: Prepared, backend: Backend) -> _Facts:
     """Raise what computing would raise at once: what cannot be computed must not cost a file."""
     config = prepared.config
     with _naming_batch(0):
-        first = prepared.problem(0)
-        require_feasible(first, backend, config.dtype, config.operator, config.reduce)
-    return _Facts(backend.solver, first.dimension, backend.name)
+        parts = _blocks(prepared, 0)
+        for part in parts.values():
+            require_feasible(part, backend, config.dtype, config.operator, config.reduce)
+    sizes = {name: part.dimension for name, part in parts.items()}
+    dimension = sizes[""] if config.blocks is None else sizes
+    return _Facts(backend.solver, dimension, backend.name)
+
+
+def _blocks(prepared: Prepared, batch: int) -> dict[str, Problem]:
+    """The problems of a batch: one for each block, or one without a name."""
+    problem = prepared.problem(batch)
+    if prepared.config.blocks is None:
+        return {"": problem}
+    return {name: problem.restricted(only) for name, only in layers_of(problem).items()}
 
 
 def _compute(
     prepared: Prepared, backend: Backend, batch: int, observer: Observer | None = None
-) -> Spectrum:
+) -> Row:
     config = prepared.config
     with _naming_batch(batch):
-        return compute(
-            prepared.problem(batch),
-            backend,
-            config.dtype,
-            config.operator,
-            config.reduce,
-            tick=partial(observer, batch) if observer else None,
-        )
+        found = {
+            name: compute(
+                problem,
+                backend,
+                config.dtype,
+                config.operator,
+                config.reduce,
+                tick=partial(observer, batch) if observer else None,
+            )
+            for name, problem in _blocks(prepared, batch).items()
+        }
+    return found[""] if config.blocks is None else found
 
 
 def _examine_there(sent: Job) -> _Facts:
     return _examine(*_prepared(sent))
 
 
-def _compute_there(sent: Job, batch: int) -> Spectrum:
+def _compute_there(sent: Job, batch: int) -> Row:
     return _compute(*_prepared(sent), batch)
 
 

@@ -1,0 +1,83 @@
+"""``hessrmt spectrum --blocks layer``: one file, a group for each layer's own block."""
+
+import json
+
+import h5py
+import numpy as np
+import pytest
+
+import hessrmt as hr
+from hessrmt.config import SpectrumConfig
+from hessrmt.errors import StoreError
+from hessrmt.problems import data, models
+from hessrmt.workflows.spectrum import prepare, run
+
+NET = """
+from torch import nn
+
+def make():
+    return nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3))
+"""
+
+
+@pytest.fixture
+def settings(tmp_path, tiny_npz):
+    net = tmp_path / "net.py"
+    net.write_text(NET)
+    return SpectrumConfig(
+        model=f"{net}:make", data=str(tiny_npz), batch=20, batches=3, blocks="layer"
+    )
+
+
+def test_every_layer_is_a_group_of_the_file(run_cli, tmp_path, settings):
+    options = ["--model", settings.model, "--data", settings.data, "--batch", 20, "--batches", 3]
+    done = run_cli("spectrum", *options, "--blocks", "layer", "--json", "--out", "b.h5")
+    assert done.returncode == 0, done.stderr
+    printed = json.loads(done.stdout)
+    samples = data.load(settings.data)
+    net = models.build(settings.model, (6,), 3, 0)
+    for number in range(3):
+        pair = samples.tensors(slice(20 * number, 20 * number + 20))
+        expected = hr.spectrum(hr.Problem(net, "cross-entropy", pair), blocks="layer")
+        for layer, size in (("0", 28), ("2", 15)):
+            found = hr.load(tmp_path / "b.h5", layer)
+            assert found.planned == len(found) == 3
+            assert found[number].dimension == size
+            np.testing.assert_array_equal(found.eigenvalues[number], expected[layer].eigenvalues)
+            assert printed[layer]["batches"][number]["rank"] == expected[layer].rank
+    rows = run_cli("spectrum", *options, "--blocks", "layer", "--out", "again.h5").stdout
+    assert [line.split()[:2] for line in rows.splitlines()[2:8]] == [
+        [str(batch), layer] for batch in range(3) for layer in ("0", "2")
+    ]
+    about = run_cli("info", "b.h5")
+    assert about.returncode == 0
+    assert "rank of 2" in about.stdout
+    refused = run_cli("levels", "b.h5")
+    assert refused.returncode == 2
+    assert "blocks '0', '2'" in refused.stderr
+
+
+def test_a_row_is_complete_in_all_blocks_or_absent(tmp_path, settings):
+    path = tmp_path / "b.h5"
+    whole = run(prepare(settings), path)
+    with h5py.File(path, "r+") as file:
+        file["blocks/2/done"][1] = 0  # as if the process had died between the two
+        file["blocks/2/hessian_evals"][1] = np.nan
+    seen = []
+    again = run(
+        prepare(settings), path, resume=True, finished=lambda batch, item: seen.append(batch)
+    )
+    assert seen == [0, 2, 1]
+    for layer in ("0", "2"):
+        np.testing.assert_array_equal(whole[layer].eigenvalues, again[layer].eigenvalues)
+
+
+def test_blocks_are_asked_for_by_name(tmp_path, settings):
+    path = tmp_path / "b.h5"
+    run(prepare(settings), path)
+    for block in (None, "1"):
+        with pytest.raises(StoreError, match="blocks '0', '2'"):
+            hr.load(path, block)
+    run(prepare(settings.model_copy(update={"blocks": None})), tmp_path / "whole.h5")
+    with pytest.raises(StoreError, match="holds no blocks"):
+        hr.load(tmp_path / "whole.h5", "0")
