@@ -576,16 +576,16 @@ def _hold_padding(model: nn.Module) -> None:
 
     Otherwise the loss would change along a row in which it has no derivative.
     """
+
+    def hook(module: Any, arguments: Any, keywords: Any, rows: Tensor) -> Tensor:
+        ids = arguments[0] if arguments else keywords["input"]
+        return torch.where((ids == module.padding_idx)[..., None], module.padding_row, rows)
+
     for module in model.modules():
         if type(module) is nn.Embedding and module.padding_idx is not None:
             row = module.weight.detach()[module.padding_idx].clone()
             module.register_buffer("padding_row", row, persistent=False)
-            module.register_forward_hook(_with_padding, with_kwargs=True, prepend=True)
-
-
-def _with_padding(module: Any, arguments: Any, keywords: Any, rows: Tensor) -> Tensor:
-    ids = arguments[0] if arguments else keywords["input"]
-    return torch.where((ids == module.padding_idx)[..., None], module.padding_row, rows)
+            module.register_forward_hook(hook, with_kwargs=True, prepend=True)
 
 
 def _check_finite_parameters(model: nn.Module) -> None:
