@@ -33,8 +33,6 @@ from hessrmt.problems.outputs import in_one_tensor, softmax_rows
 from hessrmt.problems.problem import ordinary_mode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import numpy as np
     from jaxtyping import Float
 
@@ -258,10 +256,7 @@ def _dual(
     if root.error:
         rounding += root.error * squared_norm(problem)
     chunk = max(1, plan.work // plan.saved) if plan.apart else samples
-
-    def gram(u: Tensor) -> Tensor:
-        return found.T @ (found @ u) if signed else matrix @ u
-
+    gram = found.T @ found if signed else matrix
     residual = _residual(problem, outputs, (lower, signs), gram, chunk)
     return SmallestGgn(matrix, rounding, residual)
 
@@ -270,7 +265,7 @@ def _residual(
     problem: InOneTensor,
     outputs: Tensor,
     root: tuple[Tensor, Tensor],
-    gram: Callable[[Tensor], Tensor],
+    gram: Matrix,
     chunk: int,
 ) -> float:
     """‖G v - Mᵀ diag(±1) K u‖ for v = Mᵀu of norm 1, G v by two automatic differentiations.
@@ -291,7 +286,7 @@ def _residual(
     tangent = push(problem, v, chunk)
     if tangent is None:
         return float("nan")
-    expected = ((signs * gram(u)) @ lower).view(outputs.shape)
+    expected = ((signs * (gram @ u)) @ lower).view(outputs.shape)
     missing = curved(problem, outputs, tangent) - expected
     return float(pull(problem, missing, chunk).norm())
 

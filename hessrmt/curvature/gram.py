@@ -163,13 +163,12 @@ def sample_chunks(samples: int, each: int, work: int) -> Iterator[slice]:
 class _Gram:
     """The lower triangle of K by tiles, and how many parameters have been summed."""
 
-    sums = True
-
     def __init__(
         self, like: Tensor, size: int, total: int, tick: Callable[[int, int], None] | None
     ) -> None:
         self.matrix = like.new_zeros(size, size)
         self._total, self._done, self._tick = total, 0, tick
+        self._waiting: list[Tensor] = []
 
     def add(self, rows: Float[Tensor, "n w"]) -> None:
         for start in range(0, len(rows), _TILE):
@@ -188,14 +187,6 @@ class _Gram:
 
 class _Triangle(_Gram):
     """R of Mᵀ = QR, updated by as many rows of Mᵀ at a time as it has itself."""
-
-    sums = False
-
-    def __init__(
-        self, like: Tensor, size: int, total: int, tick: Callable[[int, int], None] | None
-    ) -> None:
-        super().__init__(like, size, total, tick)
-        self._waiting: list[Tensor] = []
 
     def add(self, rows: Float[Tensor, "n w"]) -> None:
         self._waiting.append(rows.T)
@@ -283,7 +274,7 @@ def _add_signals(
     shape = (layer.groups, layer.outputs, layer.positions)
     signals = signals.view(count, samples, *shape)
     features = layer.features(entering)
-    if gram.sums and layer.groups == 1 and layer.positions**2 <= layer.width:
+    if type(gram) is _Gram and layer.groups == 1 and layer.positions**2 <= layer.width:
         # Σ_st (u_s · u_t)(δ_s · δ_t): no row is formed
         total = gram.matrix.view(count, samples, count, samples)
         for s in range(layer.positions):

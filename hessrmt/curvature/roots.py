@@ -90,19 +90,16 @@ def root_of_loss_curvature(problem: InOneTensor, outputs: Tensor) -> Root:
     outputs = outputs.detach().double()
     product = curvature_of_loss(problem, outputs)
     rows = _softmax(problem, outputs, product)
-    samples, count = problem.samples, outputs.numel()
-    each = count // samples
     if rows is not None:
-        root = _of_softmax(rows, outputs, samples)
-    elif count % samples or outputs.shape[0] % samples or not _apart(product, outputs, samples):
-        unit = torch.eye(count, dtype=outputs.dtype, device=outputs.device)
-        _require_slope_to_change(problem, outputs, product)
-        root = _of_blocks(product(unit)[None], problem, outputs)
+        root = _of_softmax(rows, outputs, problem.samples)
     else:
         _require_slope_to_change(problem, outputs, product)
+        apart = len(outputs) % problem.samples == 0 and _apart(product, outputs, problem.samples)
+        parts = problem.samples if apart else 1
+        each = outputs.numel() // parts
         unit = torch.eye(each, dtype=outputs.dtype, device=outputs.device)
-        tiled = product(unit[:, None].expand(each, samples, each).reshape(each, -1))
-        root = _of_blocks(tiled.view(each, samples, each).transpose(0, 1), problem, outputs)
+        tiled = product(unit[:, None].expand(each, parts, each).reshape(each, -1))
+        root = _of_blocks(tiled.view(each, parts, each).transpose(0, 1), problem, outputs)
     rows, full = (None if x is None else x.to(dtype) for x in (root.rows, root.full))
     return Root(rows, root.signs.to(dtype), full, root.norm, root.error)
 
