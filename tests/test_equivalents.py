@@ -19,13 +19,13 @@ def normal(*shape):
     return torch.randn(shape, dtype=torch.float64)
 
 
-def same(function, arguments, options, allowed=200 * EPS):
+def same(function, arguments, options, allowed=200 * EPS, constant=None):
     """Values and gradients of a function of torch and of its equivalent."""
     found = []
     for way in (function, EQUIVALENT[function]):
         leaves = [
             a.clone().requires_grad_()
-            if isinstance(a, torch.Tensor) and a.is_floating_point()
+            if isinstance(a, torch.Tensor) and a.is_floating_point() and a is not constant
             else a
             for a in arguments
         ]
@@ -91,6 +91,19 @@ def test_classes_that_are_masked_out():
 def test_multi_margin(options):
     torch.manual_seed(0)
     same(F.multi_margin_loss, (normal(N, 3), torch.randint(3, (N,))), options)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_elementwise_losses(reduction):
+    torch.manual_seed(0)
+    outputs, targets = 2 * normal(N, 3), normal(N, 3)
+    for size in (0.0, 0.7, 1.0):
+        same(F.smooth_l1_loss, (outputs, targets), {"reduction": reduction, "beta": size})
+    for size in (0.7, 1.0):
+        same(F.huber_loss, (outputs, targets), {"reduction": reduction, "delta": size})
+    signs = targets.sign()
+    same(F.soft_margin_loss, (10 * outputs, signs), {"reduction": reduction}, constant=signs)
+    same(F.mse_loss, (outputs, targets), {"reduction": reduction})
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
