@@ -168,6 +168,16 @@ def test_activations(function, inplace):
         assert float((found - expected).abs().max()) <= torch.finfo(torch.float32).eps
 
 
+@pytest.mark.parametrize("eps", [None, 0.1])
+@pytest.mark.parametrize("axes", [1, 2])
+def test_rms_norm(eps, axes):
+    torch.manual_seed(0)
+    shape = (3, 2)[2 - axes :]
+    x, weight = normal(N, 3, 2), normal(*shape)
+    same(F.rms_norm, (x, shape, weight), {"eps": eps})
+    same(F.rms_norm, (x, shape), {"eps": eps})
+
+
 def test_logcumsumexp():
     torch.manual_seed(0)
     same(torch.logcumsumexp, (10 * normal(3, 4, 2), 1), {})

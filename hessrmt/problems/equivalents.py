@@ -175,6 +175,16 @@ def _rrelu(input: Tensor, lower=1 / 8, upper=1 / 3, training=False, inplace=Fals
     return F.leaky_relu(input, (lower + upper) / 2, inplace)
 
 
+def _rms_norm(
+    input: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None
+) -> Tensor:
+    """``F.rms_norm``, of which torch's tracer makes something that has lost half its digits."""
+    axes = tuple(range(-len(normalized_shape), 0))
+    eps = torch.finfo(input.dtype).eps if eps is None else eps
+    normed = input * torch.rsqrt(input.square().mean(axes, keepdim=True) + eps)
+    return normed if weight is None else normed * weight
+
+
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     """Weight g v/‖v‖, the norm over all axes but one; torch's second derivative is wrong."""
     axes = [axis for axis in range(v.dim()) if dim == -1 or axis != dim]
@@ -306,6 +316,8 @@ EQUIVALENT: dict[Any, Callable[..., Any]] = {
     F.multilabel_margin_loss: _multilabel_margin,
     F.hardsigmoid: _hardsigmoid,
     F.rrelu: _rrelu,
+    F.rms_norm: _rms_norm,
+    torch.rms_norm: _rms_norm,
     F.embedding: embedding,
     F.embedding_bag: _embedding_bag,
     F.pdist: _own_distances,
