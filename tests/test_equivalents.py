@@ -19,13 +19,13 @@ def normal(*shape):
     return torch.randn(shape, dtype=torch.float64)
 
 
-def same(function, arguments, options, allowed=200 * EPS):
+def same(function, arguments, options, allowed=200 * EPS, constant=None):
     """Values and gradients of a function of torch and of its equivalent."""
     found = []
     for way in (function, EQUIVALENT[function]):
         leaves = [
             a.clone().requires_grad_()
-            if isinstance(a, torch.Tensor) and a.is_floating_point()
+            if isinstance(a, torch.Tensor) and a.is_floating_point() and a is not constant
             else a
             for a in arguments
         ]
@@ -94,6 +94,19 @@ def test_multi_margin(options):
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_elementwise_losses(reduction):
+    torch.manual_seed(0)
+    outputs, targets = 2 * normal(N, 3), normal(N, 3)
+    for size in (0.0, 0.7, 1.0):
+        same(F.smooth_l1_loss, (outputs, targets), {"reduction": reduction, "beta": size})
+    for size in (0.7, 1.0):
+        same(F.huber_loss, (outputs, targets), {"reduction": reduction, "delta": size})
+    signs = targets.sign()
+    same(F.soft_margin_loss, (10 * outputs, signs), {"reduction": reduction}, constant=signs)
+    same(F.mse_loss, (outputs, targets), {"reduction": reduction})
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_multilabel_margin(reduction):
     torch.manual_seed(0)
     labels = torch.tensor([[2, 0, -1, 1], [-1, 0, 1, 2], [0, 1, 2, 3], [3, -1, 3, -1]])
@@ -153,6 +166,16 @@ def test_activations(function, inplace):
         expected = function(x)
         # torch has a sixth in single precision
         assert float((found - expected).abs().max()) <= torch.finfo(torch.float32).eps
+
+
+@pytest.mark.parametrize("eps", [None, 0.1])
+@pytest.mark.parametrize("axes", [1, 2])
+def test_rms_norm(eps, axes):
+    torch.manual_seed(0)
+    shape = (3, 2)[2 - axes :]
+    x, weight = normal(N, 3, 2), normal(*shape)
+    same(F.rms_norm, (x, shape, weight), {"eps": eps})
+    same(F.rms_norm, (x, shape), {"eps": eps})
 
 
 def test_logcumsumexp():

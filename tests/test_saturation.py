@@ -130,6 +130,20 @@ def test_same_value_and_derivatives_as_torch():
         assert difference.abs().max() < 40 * eps * size / 40
 
 
+@pytest.mark.parametrize("scale", [10.0, 40.0, 100.0])
+def test_a_gradient_that_is_tiny_has_all_its_digits(scale):
+    """Of a sample of which the network is certain: p_j, and minus their sum."""
+    outputs = scale * torch.tensor([[1.0, 0.3, -0.2], [0.1, 0.0, 1.0]], dtype=torch.float64)
+    labels = outputs.argmax(1)
+    gradient = torch.func.grad(lambda f: cross_entropy_in_full_digits(f, labels))(outputs)
+    rest = torch.exp(outputs - outputs.gather(1, labels[:, None])).scatter(1, labels[:, None], 0.0)
+    expected = rest / (1 + rest.sum(1, keepdim=True)) / 2
+    expected = expected.scatter(1, labels[:, None], -expected.sum(1, keepdim=True))
+    # the exponential of a number of size 2·scale, rounded
+    allowed = 10 * scale * np.finfo(float).eps
+    assert bool(((gradient - expected).abs() <= allowed * expected.abs()).all())
+
+
 def test_extreme_scores_give_finite_derivatives():
     outputs = torch.tensor([[1e4, -1e4, 0.0], [-1e300, 1e300, 0.0]], dtype=torch.float64)
     labels = torch.tensor([1, 0])

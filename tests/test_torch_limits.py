@@ -68,6 +68,9 @@ NETWORKS = {
     "sum": lambda: Accumulates("sum"),
     "multiply": lambda: Accumulates("multiply"),
     "SiLU": lambda: Accumulates("silu"),
+    "RMSNorm": lambda: nn.Sequential(
+        nn.Flatten(), nn.Linear(6, 4), nn.RMSNorm(4), nn.Linear(4, 3)
+    ),
     "hard": lambda: nn.Sequential(
         nn.Flatten(), nn.Linear(6, 4), nn.Hardswish(), nn.Linear(4, 4), nn.Hardsigmoid(),
         nn.Linear(4, 3),

@@ -113,6 +113,31 @@ def _squared_error(
     return _reduced((input - target).square(), size_average, reduce, reduction)
 
 
+def _huber(
+    input: Tensor, target: Tensor, reduction="mean", delta: float = 1.0, *weight: Any, **more: Any
+) -> Tensor:
+    """``F.huber_loss``, as the next two without a forward-mode rule in torch."""
+    if weight or more:
+        return F.huber_loss(input, target, reduction, delta, *weight, **more)
+    gap = input - target
+    small, large = gap.square() / 2, delta * (gap.abs() - delta / 2)
+    return _reduced(torch.where(gap.abs() <= delta, small, large), None, None, reduction)
+
+
+def _smooth_l1(
+    input: Tensor, target: Tensor, size_average=None, reduce=None, reduction="mean", beta=1.0
+) -> Tensor:
+    gap = input - target
+    loss = gap.abs() if beta == 0 else _huber(input, target, "none", beta) / beta
+    return _reduced(loss, size_average, reduce, reduction)
+
+
+def _soft_margin(
+    input: Tensor, target: Tensor, size_average=None, reduce=None, reduction="mean"
+) -> Tensor:
+    return _reduced(-F.logsigmoid(target * input), size_average, reduce, reduction)
+
+
 def _multi_margin(
     input: Tensor, target: Tensor, p=1, margin=1.0, weight: Tensor | None = None, *options: Any,
     size_average=None, reduce=None, reduction="mean",
@@ -148,6 +173,16 @@ def _rrelu(input: Tensor, lower=1 / 8, upper=1 / 3, training=False, inplace=Fals
     if training:
         return F.rrelu(input, lower, upper, training, inplace)
     return F.leaky_relu(input, (lower + upper) / 2, inplace)
+
+
+def _rms_norm(
+    input: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None
+) -> Tensor:
+    """``F.rms_norm``, of which torch's tracer makes something that has lost half its digits."""
+    axes = tuple(range(-len(normalized_shape), 0))
+    eps = torch.finfo(input.dtype).eps if eps is None else eps
+    normed = input * torch.rsqrt(input.square().mean(axes, keepdim=True) + eps)
+    return normed if weight is None else normed * weight
 
 
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
@@ -274,10 +309,15 @@ def _within(function: Callable[..., Any], context: Callable[[], Any]) -> Callabl
 EQUIVALENT: dict[Any, Callable[..., Any]] = {
     F.cross_entropy: cross_entropy,
     F.mse_loss: _squared_error,
+    F.huber_loss: _huber,
+    F.smooth_l1_loss: _smooth_l1,
+    F.soft_margin_loss: _soft_margin,
     F.multi_margin_loss: _multi_margin,
     F.multilabel_margin_loss: _multilabel_margin,
     F.hardsigmoid: _hardsigmoid,
     F.rrelu: _rrelu,
+    F.rms_norm: _rms_norm,
+    torch.rms_norm: _rms_norm,
     F.embedding: embedding,
     F.embedding_bag: _embedding_bag,
     F.pdist: _own_distances,
