@@ -123,6 +123,7 @@ def spectrum(
     It is on disk, too: a run that was killed continues with --resume.
     """
     from hessrmt.config import SpectrumConfig, load_settings
+    from hessrmt.store.hdf5 import load_all
     from hessrmt.workflows.spectrum import prepare, run
 
     settings = load_settings(
@@ -192,11 +193,14 @@ def spectrum(
             finished=finished,
             pool=pool,
         )
-    _conclude(next(iter(found.values())) if isinstance(found, dict) else found, out, to)
-    if json and isinstance(found, dict):
-        console.emit_json({name: _as_json(spectra, out) for name, spectra in found.items()})
-    elif json:
-        console.emit_json(_as_json(found, out))
+    _conclude(found, out, to)
+    if json:
+        whole = load_all(out)
+        console.emit_json(
+            {name: _as_json(spectra, out) for name, spectra in whole.items()}
+            if isinstance(whole, dict)
+            else _as_json(whole, out)
+        )
 
 
 def _require_alone(workers: int | None, scheduler: str | None) -> None:

@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
 
 import h5py
 import numpy as np
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     ExtraRow = Mapping[str, Any]
 
 
-Row = "Spectrum | Mapping[str, Spectrum]"
+Row: TypeAlias = "Spectrum | Mapping[str, Spectrum]"
 """What a batch has given: a spectrum, or that of each block."""
 
 

@@ -23,20 +23,19 @@ from hessrmt.problems.plugins import is_plugin
 from hessrmt.problems.problem import Problem
 from hessrmt.records import Provenance, Spectra
 from hessrmt.store.hdf5 import load_all
-from hessrmt.store.writer import SpectrumWriter
+from hessrmt.store.writer import Row, SpectrumWriter
 from hessrmt.workflows.cluster import SERIAL, only
 from hessrmt.workflows.digest import digest
 
 if TYPE_CHECKING:
     from hessrmt.backend.base import Backend
     from hessrmt.config import SpectrumConfig
-    from hessrmt.store.writer import Row
     from hessrmt.workflows.cluster import Pool
 
 Observer = Callable[[int, str, int, int], None]
 """Progress: batch number, phase, steps done and steps in all of that phase."""
 
-Finished = Callable[[int, "Row"], None]
+Finished = Callable[[int, Row], None]
 """Results as they come: batch number and spectrum."""
 
 
@@ -203,7 +202,7 @@ def run(
     observer: Observer | None = None,
     finished: Finished | None = None,
     pool: Pool = SERIAL,
-) -> Spectra | dict[str, Spectra]:
+) -> Spectra:
     """Compute every batch that the file lacks and store each as it is done.
 
     Args:
@@ -218,7 +217,7 @@ def run(
         pool: Where batches are computed. This process alone writes the file.
 
     Returns:
-        The spectra of the whole file; with ``blocks`` those of each block.
+        The spectra of the whole file; for a file of blocks those of the first.
 
     Raises:
         ConfigError: If both resume and overwrite are asked for.
@@ -269,7 +268,8 @@ def run(
                 observer(number, "stored", 1, 1)
             if finished:
                 finished(number, found)
-    return load_all(out)
+    found = load_all(out)
+    return next(iter(found.values())) if isinstance(found, dict) else found
 
 
 def tell_stored(writer: SpectrumWriter, finished: Finished | None) -> None:
