@@ -306,38 +306,21 @@ def _within(function: Callable[..., Any], context: Callable[[], Any]) -> Callabl
     return inside
 
 
+_FUSED = (F.scaled_dot_product_attention, F.multi_head_attention_forward)
+_CUDNN = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
+"""Kernels without a second derivative, which can be told to take elementary operations."""
+
 EQUIVALENT: dict[Any, Callable[..., Any]] = {
-    F.cross_entropy: cross_entropy,
-    F.mse_loss: _squared_error,
-    F.huber_loss: _huber,
-    F.smooth_l1_loss: _smooth_l1,
-    F.soft_margin_loss: _soft_margin,
-    F.multi_margin_loss: _multi_margin,
-    F.multilabel_margin_loss: _multilabel_margin,
-    F.hardsigmoid: _hardsigmoid,
-    F.rrelu: _rrelu,
-    F.rms_norm: _rms_norm,
-    torch.rms_norm: _rms_norm,
-    F.embedding: embedding,
-    F.embedding_bag: _embedding_bag,
-    F.pdist: _own_distances,
-    torch.cdist: _distances,
-    vars(torch)["_weight_norm"]: _weight_norm,
-    torch.logcumsumexp: _logcumsumexp,
-    Tensor.logcumsumexp: _logcumsumexp,
-    # no fused kernel has a second derivative
-    **{
-        function: _within(function, lambda: sdpa_kernel(SDPBackend.MATH))
-        for function in (F.scaled_dot_product_attention, F.multi_head_attention_forward)
-    },
-    **{
-        function: _within(function, lambda: torch.backends.cudnn.flags(enabled=False))
-        for function in (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
-    },
-    **{
-        vars(place)[name]: _grouped_product
-        for place, name in ((torch, "_grouped_mm"), (F, "grouped_mm"))
-        if hasattr(place, name)
-    },
-}
+    F.cross_entropy: cross_entropy, F.mse_loss: _squared_error, F.huber_loss: _huber,
+    F.smooth_l1_loss: _smooth_l1, F.soft_margin_loss: _soft_margin,
+    F.multi_margin_loss: _multi_margin, F.multilabel_margin_loss: _multilabel_margin,
+    F.hardsigmoid: _hardsigmoid, F.rrelu: _rrelu, F.rms_norm: _rms_norm, torch.rms_norm: _rms_norm,
+    vars(torch)["_weight_norm"]: _weight_norm, torch.cdist: _distances, F.pdist: _own_distances,
+    F.embedding: embedding, F.embedding_bag: _embedding_bag,
+    torch.logcumsumexp: _logcumsumexp, Tensor.logcumsumexp: _logcumsumexp,
+    **{kernel: _within(kernel, lambda: sdpa_kernel(SDPBackend.MATH)) for kernel in _FUSED},
+    **{k: _within(k, lambda: torch.backends.cudnn.flags(enabled=False)) for k in _CUDNN},
+    **{vars(m)[name]: _grouped_product for m, name in ((torch, "_grouped_mm"), (F, "grouped_mm"))
+       if hasattr(m, name)},
+}  # fmt: skip
 """Function of torch to its equivalent."""

@@ -80,13 +80,13 @@ def cross_entropy_in_full_digits(
     others = torch.ones_like(scores).scatter(1, likeliest, 0.0)
     shifted = scores - scores.gather(1, likeliest)
     # zero where the label is the likeliest class, and no 1 - 1 in the derivatives there
-    ahead = torch.where(label == likeliest, 0, -shifted.gather(1, label))[:, 0]
+    behind = torch.where(label == likeliest, 0, shifted.gather(1, label))[:, 0]
     rest = torch.log1p((others * torch.exp(shifted)).sum(dim=1))
     share = used.to(scores.dtype)
     if weight is not None:
         share = share * weight.to(scores.dtype)[label[:, 0]]
     whole = share.sum() if reduction == "mean" else 1
-    loss = share / whole * (rest + ahead)
+    loss = share / whole * (rest - behind)
     if label_smoothing:
         surprise = rest[:, None] - shifted
         surprise = surprise if weight is None else surprise * weight
