@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from hessrmt.checks import require_whole
+from hessrmt.curvature.hessian import Tick
 from hessrmt.curvature.lanczos import (
     Pairs,
     Wanted,
@@ -29,7 +31,6 @@ from hessrmt.curvature.lanczos import (
     vectors_needed,
 )
 from hessrmt.curvature.plan import gib, usable_memory
-from hessrmt.curvature.quadrature import Tick, require_whole
 from hessrmt.errors import ConfigError, DeviceError
 from hessrmt.problems.problem import ordinary_mode
 

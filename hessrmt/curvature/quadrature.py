@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from scipy.linalg import eigh_tridiagonal
 
 from hessrmt import rng
+from hessrmt.checks import require_whole
+from hessrmt.curvature.hessian import Tick
 from hessrmt.curvature.lanczos import announce, as_operator, tridiagonal
 from hessrmt.errors import ConfigError
 from hessrmt.problems.problem import ordinary_mode
@@ -30,8 +32,6 @@ if TYPE_CHECKING:
 
     Grid = Float64[np.ndarray, " n"]
     Table = Float64[np.ndarray, "probes steps"]
-
-Tick = Callable[[str, int, int], None]
 
 LAWS = ("rademacher", "gaussian")
 
@@ -293,21 +293,6 @@ def extended(
             operator.dimension,
         )
         yield found
-
-
-def require_whole(least: int = 1, **numbers: Any) -> None:
-    """Refuse what is no whole number from some number on.
-
-    Args:
-        least: That number.
-        numbers: Name to value.
-
-    Raises:
-        ConfigError: If one is not.
-    """
-    for name, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-            raise ConfigError(f"{name} must be a whole number from {least} on, got {value!r}")
 
 
 def _smooth(u: Grid, centres: Grid, weights: Grid, width: float) -> Grid:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 
 from hessrmt.backend.select import select
+from hessrmt.checks import require_whole
 from hessrmt.curvature.assembly import assemble_reduced, require_reduced
 from hessrmt.curvature.certify import noise_floor, probe_product, require_agreement
 from hessrmt.curvature.edges import eigsh
@@ -17,7 +18,6 @@ from hessrmt.curvature.ggn import require_ggn, smallest_ggn
 from hessrmt.curvature.hessian import Tick, dtype_name, torch_dtype
 from hessrmt.curvature.operator import CurvatureOperator
 from hessrmt.curvature.plan import require_dense
-from hessrmt.curvature.quadrature import require_whole
 from hessrmt.curvature.reduction import identity, reduce_problem
 from hessrmt.curvature.saturation import loss_rounding
 from hessrmt.errors import ConfigError, ConvergenceError, ProblemError

@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from hessrmt.checks import require_whole
+from hessrmt.curvature.hessian import Tick
 from hessrmt.curvature.lanczos import announce, as_operator
-from hessrmt.curvature.quadrature import Tick, probe, require_whole
+from hessrmt.curvature.quadrature import probe
 from hessrmt.errors import ConfigError
 from hessrmt.problems.problem import ordinary_mode
 
