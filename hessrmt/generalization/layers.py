@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,9 +13,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from hessrmt.errors import GeneralizationError
 from hessrmt.generalization.networks import outputs
+from hessrmt.problems.structure import hooked
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
+
+    from hessrmt.problems.structure import Hook
 
 LAYERS = (
     nn.Linear,
@@ -97,17 +101,10 @@ def trace(network: nn.Module, inputs: Any) -> Trace:
     for value in network.parameters():
         value.requires_grad_(value.is_floating_point())
     recorder = _Recorder()
-    handles = [
-        module.register_forward_hook(recorder.hook(name), with_kwargs=True)
-        for name, module in network.named_modules()
-        if isinstance(module, (*LAYERS, _BatchNorm, nn.PReLU))
-    ]
-    try:
-        with torch.enable_grad():
-            found = outputs(network, inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    kinds = (*LAYERS, _BatchNorm, nn.PReLU)
+    watched = {name: m for name, m in network.named_modules() if isinstance(m, kinds)}
+    with torch.enable_grad(), hooked(watched, partial(recorder.hook, watched)):
+        found = outputs(network, inputs)
     _refuse_unknown_parameters(network, found, recorder.seen)
     modules = dict(network.named_modules())
     _refuse_repeated(modules, recorder)
@@ -153,14 +150,11 @@ class _Recorder:
         placed = {n for names in (*self.before.values(), *self.after.values()) for n in names}
         return [name for name in self.norms if name not in placed]
 
-    def hook(self, name: str) -> Any:
-        def note(
-            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
-        ) -> None:
-            taken = args[0] if args else next(iter(kwargs.values()), None)
+    def hook(self, modules: Mapping[str, nn.Module], name: str) -> Hook:
+        module = modules[name]
+
+        def note(taken: Tensor, out: Tensor) -> Tensor:
             self.seen.add(name)
-            if not isinstance(out, Tensor) or not isinstance(taken, Tensor):
-                return
             self.alive += [out, taken]  # so that no storage is used again
             if isinstance(module, _BatchNorm):
                 self._norm(name, module, _key(taken), _key(out))
@@ -169,6 +163,7 @@ class _Recorder:
                 if _key(taken) in self.waiting:
                     self.before[name] = self.waiting[_key(taken)]
                 self.made[_key(out)] = name
+            return out
 
         return note
 

@@ -263,6 +263,30 @@ def hooked(modules: Mapping[str, nn.Module], make: Callable[[str], Hook]) -> Ite
         yield
 
 
+def in_order(modules: Mapping[str, nn.Module], run: Callable[[], Any]) -> list[str]:
+    """Names of modules as a network calls them; those it never calls are left out.
+
+    Args:
+        modules: Name to module.
+        run: Calls the network.
+
+    Returns:
+        Each name once.
+    """
+    called: dict[str, None] = {}
+
+    def note(name: str) -> Hook:
+        def hook(_entering: Tensor, leaving: Tensor) -> Tensor:
+            called.setdefault(name)
+            return leaving
+
+        return hook
+
+    with hooked(modules, note):
+        run()
+    return list(called)
+
+
 def _candidates(model: nn.Module) -> dict[str, dict[str, str]]:
     """Names of modules of known types that share no parameter, with those of their parameters."""
     names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import copy
 import math
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -26,6 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel
 
 from hessrmt.errors import NonFiniteError, ProblemError
+from hessrmt.problems.structure import in_order
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -230,7 +230,7 @@ def recompute_batchnorm(
     was_training = model.training
     model.eval()
     try:
-        order = _order(model, norms, next(inputs()))
+        order = in_order(norms, lambda: model(next(inputs())))
         for name in order:
             _set(name, norms[name], *_moments(model, norms[name], inputs()))
     finally:
@@ -253,20 +253,6 @@ def _require_alike(given: Mapping[str, Tensor], own: Mapping[str, Tensor], what:
             f"the average and {what} differ in {', '.join(differing[:4])}"
             f"{' and more' if len(differing) > 4 else ''}; give a network of the same kind"
         )
-
-
-def _order(model: nn.Module, norms: Mapping[str, _BatchNorm], inputs: Tensor) -> list[str]:
-    """Names of the layers as the network calls them; those it never calls are left out."""
-    called: dict[str, None] = {}
-    with ExitStack() as hooks:
-        for name, module in norms.items():
-
-            def call(_module: nn.Module, _inputs: object, name: str = name) -> None:
-                called.setdefault(name)
-
-            hooks.callback(module.register_forward_pre_hook(call).remove)
-        model(inputs)
-    return list(called)
 
 
 def _moments(
