@@ -20,19 +20,19 @@ if TYPE_CHECKING:
     from hessrmt import levels as levels
     from hessrmt import lossmodel as lossmodel
     from hessrmt import theory as theory
+    from hessrmt.curvature.dense import hessian as hessian
     from hessrmt.curvature.density import density as density
     from hessrmt.curvature.density_file import load_density as load_density
     from hessrmt.curvature.edges import edge_levels as edge_levels
     from hessrmt.curvature.edges import eigsh as eigsh
     from hessrmt.curvature.edges import extremal_eigenvalues as extremal_eigenvalues
-    from hessrmt.curvature.ggn import ggn as ggn
-    from hessrmt.curvature.hessian import hessian as hessian
-    from hessrmt.curvature.operator import CurvatureOperator as CurvatureOperator
-    from hessrmt.curvature.operator import EmpiricalFisher as EmpiricalFisher
-    from hessrmt.curvature.operator import GaussNewton as GaussNewton
-    from hessrmt.curvature.operator import Hessian as Hessian
-    from hessrmt.curvature.operator import Identity as Identity
-    from hessrmt.curvature.operator import Operator as Operator
+    from hessrmt.curvature.gauss_newton import ggn as ggn
+    from hessrmt.curvature.operators import CurvatureOperator as CurvatureOperator
+    from hessrmt.curvature.operators import EmpiricalFisher as EmpiricalFisher
+    from hessrmt.curvature.operators import GaussNewton as GaussNewton
+    from hessrmt.curvature.operators import Hessian as Hessian
+    from hessrmt.curvature.operators import Identity as Identity
+    from hessrmt.curvature.operators import Operator as Operator
     from hessrmt.curvature.reduction import reduction as reduction
     from hessrmt.curvature.spectrum import spectrum as spectrum
     from hessrmt.problems.batches import shared as shared
@@ -43,12 +43,12 @@ if TYPE_CHECKING:
     from hessrmt.store.history import load_history as load_history
 
 _HOME = {
-    "CurvatureOperator": "hessrmt.curvature.operator",
-    "EmpiricalFisher": "hessrmt.curvature.operator",
-    "GaussNewton": "hessrmt.curvature.operator",
-    "Hessian": "hessrmt.curvature.operator",
-    "Identity": "hessrmt.curvature.operator",
-    "Operator": "hessrmt.curvature.operator",
+    "CurvatureOperator": "hessrmt.curvature.operators",
+    "EmpiricalFisher": "hessrmt.curvature.operators",
+    "GaussNewton": "hessrmt.curvature.operators",
+    "Hessian": "hessrmt.curvature.operators",
+    "Identity": "hessrmt.curvature.operators",
+    "Operator": "hessrmt.curvature.operators",
     "Problem": "hessrmt.problems.problem",
     "Provenance": "hessrmt.records",
     "Spectrum": "hessrmt.records",
@@ -56,8 +56,8 @@ _HOME = {
     "edge_levels": "hessrmt.curvature.edges",
     "eigsh": "hessrmt.curvature.edges",
     "extremal_eigenvalues": "hessrmt.curvature.edges",
-    "ggn": "hessrmt.curvature.ggn",
-    "hessian": "hessrmt.curvature.hessian",
+    "ggn": "hessrmt.curvature.gauss_newton",
+    "hessian": "hessrmt.curvature.dense",
     "reduction": "hessrmt.curvature.reduction",
     "load": "hessrmt.store.hdf5",
     "load_density": "hessrmt.curvature.density_file",

@@ -11,7 +11,7 @@ import torch
 import hessrmt as hr
 from hessrmt.config import DensityConfig, load_settings
 from hessrmt.curvature.density import DensityPlan, complete
-from hessrmt.curvature.operator import CurvatureOperator
+from hessrmt.curvature.operators import CurvatureOperator
 from hessrmt.errors import ConfigError, DeviceError, LevelsError, StoreError
 from hessrmt.plots.slq import spectral_density
 from hessrmt.store.density import DensityWriter

@@ -13,7 +13,7 @@ from torch.nn import functional as F  # noqa: N812
 
 import hessrmt as hr
 from hessrmt.backend.cpu import CpuBackend
-from hessrmt.curvature import ggn as ggn_module
+from hessrmt.curvature import gauss_newton as ggn_module
 from hessrmt.curvature import gram, taps
 from hessrmt.errors import DeviceError, ProblemError
 

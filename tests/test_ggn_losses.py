@@ -13,9 +13,9 @@ from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
 
 import hessrmt as hr
-from hessrmt.curvature import ggn as ggn_module
+from hessrmt.curvature import gauss_newton as ggn_module
 from hessrmt.curvature import reduction
-from hessrmt.curvature.ggn import rounding_of_triangle
+from hessrmt.curvature.gauss_newton import rounding_of_triangle
 from hessrmt.errors import ProblemError
 from hessrmt.problems.outputs import (
     ignores_softmax_shift,

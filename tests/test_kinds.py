@@ -10,6 +10,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import hessrmt as hr
+from hessrmt.curvature.quadrature import probe
 from hessrmt.errors import ProblemError
 
 EPS = float(np.finfo(np.float64).eps)
@@ -53,7 +54,51 @@ def compare(model, loss, x, y, doubled, slack=0.0):
     if doubled:
         with sdpa_kernel(SDPBackend.MATH):
             exact = by_double_backward(user, loss, inputs, y)
+            gauss_newton = by_jacobian(user, loss, inputs, y)
         assert float((matrix - exact).abs().max()) <= allowed
+        size = float(torch.linalg.matrix_norm(gauss_newton, 2))
+        gap = torch.from_numpy(hr.ggn(problem)) - gauss_newton
+        assert float(gap.abs().max()) <= 50 * n * EPS * size
+    without_a_matrix(problem, matrix.numpy(), expected, allowed)
+
+
+def by_jacobian(model, loss, x, y):
+    """Jᵀ S J, J and S by plain reverse mode."""
+    parameters, outputs = list(model.parameters()), model(x)
+    point = outputs.detach().requires_grad_()
+    slope = torch.autograd.grad(loss(point, y), point, create_graph=True)[0].reshape(-1)
+
+    def rows(values, leaves):
+        found = []
+        for value in values:
+            parts = [torch.zeros_like(leaf) for leaf in leaves]
+            if value.requires_grad:
+                parts = torch.autograd.grad(
+                    value, leaves, retain_graph=True, materialize_grads=True
+                )
+            found.append(torch.cat([part.to_dense().reshape(-1) for part in parts]))
+        return torch.stack(found).detach()
+
+    jacobian = rows(outputs.reshape(-1), parameters)
+    return jacobian.T @ rows(slope, [point]) @ jacobian
+
+
+def without_a_matrix(problem, matrix, levels, allowed):
+    """Leading eigenpairs, and Gauss quadrature of one random vector."""
+    count = min(2, len(levels))
+    pairs = hr.eigsh(problem, count, "LM")
+    leading = np.sort(np.abs(levels))[-count:]
+    assert np.abs(np.sort(np.abs(pairs.values)) - leading).max() <= pairs.bounds.max() + allowed
+    operator = hr.Hessian(problem)
+    steps = min(len(levels), 6)
+    found = hr.density(operator, probes=1, steps=steps).quadrature
+    v = probe(operator, 0, 0, "rademacher").numpy()
+    v = v / np.linalg.norm(v)
+    curved = matrix @ v
+    for power, exact in ((1, v @ curved), (2, curved @ curved)):
+        moment = float((found.weights[0] * found.nodes[0] ** power).sum())
+        scale = max(np.abs(levels).max(), EPS) ** (power - 1)
+        assert abs(moment - exact) <= power * scale * allowed
 
 
 def layer(name, seed):

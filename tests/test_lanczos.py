@@ -10,8 +10,8 @@ from torch import nn
 
 import hessrmt as hr
 from hessrmt.curvature.edges import EdgeLevels, edge_levels
-from hessrmt.curvature.lanczos import Wanted, extreme_pairs, orthogonalise, round_off, tridiagonal
-from hessrmt.curvature.operator import CurvatureOperator
+from hessrmt.curvature.krylov import Wanted, extreme_pairs, orthogonalise, round_off, tridiagonal
+from hessrmt.curvature.operators import CurvatureOperator
 from hessrmt.errors import ConfigError, ConvergenceError, DeviceError
 from hessrmt.problems import data, models
 

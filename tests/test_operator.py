@@ -13,9 +13,9 @@ from torch.nn import functional as F  # noqa: N812
 from torch.utils.data import DataLoader, TensorDataset
 
 import hessrmt as hr
-from hessrmt.curvature import operator as module
-from hessrmt.curvature.lanczos import round_off
-from hessrmt.curvature.operator import CurvatureOperator
+from hessrmt.curvature import operators as module
+from hessrmt.curvature.krylov import round_off
+from hessrmt.curvature.operators import CurvatureOperator
 from hessrmt.errors import ConfigError, DataError, DeviceError, NonFiniteError, ProblemError
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 import hessrmt as hr
 from hessrmt.curvature.edges import edge_levels
-from hessrmt.curvature.operator import CurvatureOperator
+from hessrmt.curvature.operators import CurvatureOperator
 from hessrmt.curvature.quadrature import LAWS, Quadrature, probe, quadrature
 from hessrmt.errors import ConfigError
 from hessrmt.problems import data, models

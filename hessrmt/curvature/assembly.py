@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from hessrmt.curvature.blocks import Blocks, RangeBlock, range_pays
+from hessrmt.curvature.dense import Tick, make_symmetric
 from hessrmt.curvature.factored import (
     block,
     factor_bytes,
@@ -16,8 +17,7 @@ from hessrmt.curvature.factored import (
     sample_chunks,
     samples_are_independent,
 )
-from hessrmt.curvature.hessian import Tick, make_symmetric
-from hessrmt.curvature.plan import require, row_bytes, rows_beside
+from hessrmt.curvature.memory import require, row_bytes, rows_beside
 from hessrmt.curvature.products import hessian_product
 from hessrmt.errors import NonFiniteError
 

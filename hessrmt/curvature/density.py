@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hessrmt.checks import require_whole
+from hessrmt.curvature.dense import Tick
 from hessrmt.curvature.edges import EdgeLevels, check_request, extremal_eigenvalues, plan_width
-from hessrmt.curvature.hessian import Tick
-from hessrmt.curvature.lanczos import announce
-from hessrmt.curvature.operator import CurvatureOperator
-from hessrmt.curvature.plan import gib, usable_memory
+from hessrmt.curvature.krylov import announce
+from hessrmt.curvature.memory import gib, usable_memory
+from hessrmt.curvature.operators import CurvatureOperator
 from hessrmt.curvature.quadrature import LAWS, Quadrature, extended
-from hessrmt.curvature.traces import Traces, check_products, traces
+from hessrmt.curvature.trace_estimators import Traces, check_products, traces
 from hessrmt.errors import ConfigError, DeviceError, LevelsError
 from hessrmt.problems.problem import Problem, ordinary_mode
 from hessrmt.records import Provenance, Spectra, Spectrum

@@ -12,7 +12,7 @@ import numpy as np
 from hessrmt.curvature.density import PLAIN, DensityResult
 from hessrmt.curvature.edges import EdgeLevels
 from hessrmt.curvature.quadrature import Quadrature
-from hessrmt.curvature.traces import Traces
+from hessrmt.curvature.trace_estimators import Traces
 from hessrmt.errors import StoreError
 from hessrmt.records import Provenance
 from hessrmt.store.density import Content, read

@@ -19,8 +19,8 @@ from torch.utils import _pytree
 
 from hessrmt.backend.distributed import asymmetry, multiply
 from hessrmt.curvature.certify import noise_floor, probe_product, require_agreement
-from hessrmt.curvature.hessian import torch_dtype
-from hessrmt.curvature.plan import block_size, gib, row_bytes
+from hessrmt.curvature.dense import torch_dtype
+from hessrmt.curvature.memory import block_size, gib, row_bytes
 from hessrmt.curvature.products import hessian_product
 from hessrmt.curvature.reduction import Reduction, identity, reduce_problem
 from hessrmt.curvature.saturation import loss_rounding
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from hessrmt.backend.blockcyclic import Layout
     from hessrmt.backend.distributed import DistributedBackend
     from hessrmt.backend.world import World
-    from hessrmt.curvature.hessian import Tick
+    from hessrmt.curvature.dense import Tick
     from hessrmt.problems.problem import Problem
 
 _MARGIN = 0.95

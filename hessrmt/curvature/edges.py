@@ -21,8 +21,8 @@ import numpy as np
 import torch
 
 from hessrmt.checks import require_whole
-from hessrmt.curvature.hessian import Tick
-from hessrmt.curvature.lanczos import (
+from hessrmt.curvature.dense import Tick
+from hessrmt.curvature.krylov import (
     Pairs,
     Wanted,
     as_operator,
@@ -30,7 +30,7 @@ from hessrmt.curvature.lanczos import (
     round_off,
     vectors_needed,
 )
-from hessrmt.curvature.plan import gib, usable_memory
+from hessrmt.curvature.memory import gib, usable_memory
 from hessrmt.errors import ConfigError, DeviceError
 from hessrmt.problems.problem import ordinary_mode
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float64
     from torch import Tensor
 
-    from hessrmt.curvature.operator import SymmetricOperator
+    from hessrmt.curvature.operators import SymmetricOperator
     from hessrmt.problems.problem import Problem
 
     Levels = Float64[np.ndarray, " n"]

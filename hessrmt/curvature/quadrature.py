@@ -18,8 +18,8 @@ from scipy.linalg import eigh_tridiagonal
 
 from hessrmt import rng
 from hessrmt.checks import require_whole
-from hessrmt.curvature.hessian import Tick
-from hessrmt.curvature.lanczos import announce, as_operator, tridiagonal
+from hessrmt.curvature.dense import Tick
+from hessrmt.curvature.krylov import announce, as_operator, tridiagonal
 from hessrmt.errors import ConfigError
 from hessrmt.problems.problem import ordinary_mode
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float64
 
     from hessrmt.arrays import Vector
-    from hessrmt.curvature.operator import SymmetricOperator
+    from hessrmt.curvature.operators import SymmetricOperator
     from hessrmt.problems.problem import Problem
 
     Grid = Float64[np.ndarray, " n"]

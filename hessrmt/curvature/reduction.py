@@ -22,7 +22,7 @@ from hessrmt import rng
 from hessrmt.backend.select import select
 from hessrmt.curvature.assembly import assemble_reduced
 from hessrmt.curvature.certify import probe_product, require_agreement
-from hessrmt.curvature.hessian import dtype_name, torch_dtype
+from hessrmt.curvature.dense import dtype_name, torch_dtype
 from hessrmt.curvature.products import eager_hessian_product
 from hessrmt.curvature.saturation import loss_rounding
 from hessrmt.problems.outputs import ignores_softmax_shift

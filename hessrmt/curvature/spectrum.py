@@ -13,11 +13,11 @@ from hessrmt.backend.select import select
 from hessrmt.checks import require_whole
 from hessrmt.curvature.assembly import assemble_reduced, require_reduced
 from hessrmt.curvature.certify import noise_floor, probe_product, require_agreement
+from hessrmt.curvature.dense import Tick, dtype_name, torch_dtype
 from hessrmt.curvature.edges import eigsh
-from hessrmt.curvature.ggn import require_ggn, smallest_ggn
-from hessrmt.curvature.hessian import Tick, dtype_name, torch_dtype
-from hessrmt.curvature.operator import CurvatureOperator
-from hessrmt.curvature.plan import require_dense
+from hessrmt.curvature.gauss_newton import require_ggn, smallest_ggn
+from hessrmt.curvature.memory import require_dense
+from hessrmt.curvature.operators import CurvatureOperator
 from hessrmt.curvature.reduction import identity, reduce_problem
 from hessrmt.curvature.saturation import loss_rounding
 from hessrmt.errors import ConfigError, ConvergenceError, ProblemError

@@ -12,7 +12,7 @@ import torch
 
 from hessrmt.curvature.density import DensityPlan, DensityResult, complete
 from hessrmt.curvature.density_file import content, load_density, stored_identity
-from hessrmt.curvature.operator import CurvatureOperator
+from hessrmt.curvature.operators import CurvatureOperator
 from hessrmt.errors import ConfigError, StoreError
 from hessrmt.problems import checkpoints, data, losses, models
 from hessrmt.records import Provenance

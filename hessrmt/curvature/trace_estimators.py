@@ -18,15 +18,15 @@ import numpy as np
 import torch
 
 from hessrmt.checks import require_whole
-from hessrmt.curvature.hessian import Tick
-from hessrmt.curvature.lanczos import announce, as_operator
+from hessrmt.curvature.dense import Tick
+from hessrmt.curvature.krylov import announce, as_operator
 from hessrmt.curvature.quadrature import probe
 from hessrmt.errors import ConfigError
 from hessrmt.problems.problem import ordinary_mode
 
 if TYPE_CHECKING:
     from hessrmt.arrays import Vector, Vectors
-    from hessrmt.curvature.operator import SymmetricOperator
+    from hessrmt.curvature.operators import SymmetricOperator
     from hessrmt.problems.problem import Problem
 
 METHODS = ("hutch++", "xtrace")

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from hessrmt import rng
-from hessrmt.curvature.operator import CurvatureOperator
+from hessrmt.curvature.operators import CurvatureOperator
 from hessrmt.errors import ConfigError, ConvergenceError, NonFiniteError, ProblemError
 from hessrmt.problems.problem import Problem
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from hessrmt.arrays import Vector, Vectors
-    from hessrmt.curvature.operator import SymmetricOperator
+    from hessrmt.curvature.operators import SymmetricOperator
 
     Numbers = Float64[np.ndarray, " m"]
 

@@ -14,7 +14,7 @@ import torch
 
 from hessrmt.backend.select import select
 from hessrmt.curvature.certify import probe_product, require_agreement
-from hessrmt.curvature.plan import dense_block, require_dense
+from hessrmt.curvature.memory import dense_block, require_dense
 from hessrmt.curvature.products import Product, hessian_product
 from hessrmt.curvature.saturation import loss_rounding
 from hessrmt.errors import NonFiniteError, ProblemError

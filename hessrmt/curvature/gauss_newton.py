@@ -20,10 +20,10 @@ from torch import Tensor
 from hessrmt import rng
 from hessrmt.backend.select import select
 from hessrmt.curvature.certify import random_direction, require_agreement
+from hessrmt.curvature.dense import Tick, assemble, dtype_name, make_symmetric, torch_dtype
 from hessrmt.curvature.gradients import pull, push
 from hessrmt.curvature.gram import WORK_BYTES, gram_by_samples, gram_of_whole, saved_for_backward
-from hessrmt.curvature.hessian import Tick, assemble, dtype_name, make_symmetric, torch_dtype
-from hessrmt.curvature.plan import dense_block, gib, require_dense, usable_memory
+from hessrmt.curvature.memory import dense_block, gib, require_dense, usable_memory
 from hessrmt.curvature.products import ggn_product
 from hessrmt.curvature.roots import curved, root_of_loss_curvature
 from hessrmt.curvature.saturation import loss_rounding, squared_norm

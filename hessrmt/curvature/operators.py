@@ -17,10 +17,10 @@ from torch import Tensor
 
 from hessrmt.backend.select import select
 from hessrmt.curvature.certify import random_direction, require_agreement
+from hessrmt.curvature.dense import torch_dtype
 from hessrmt.curvature.fidelity import gradient, require_second_derivative
-from hessrmt.curvature.hessian import torch_dtype
 from hessrmt.curvature.linearise import TRACED_FROM, KeptProduct, choose
-from hessrmt.curvature.plan import gib, row_bytes, saved_bytes, usable_memory
+from hessrmt.curvature.memory import gib, row_bytes, saved_bytes, usable_memory
 from hessrmt.curvature.products import close
 from hessrmt.errors import ConfigError, DataError, DeviceError, NonFiniteError, ProblemError
 from hessrmt.problems.batches import Batch, join, read_batch
