@@ -228,7 +228,7 @@ def _add_kept(
         values = values[upper.keep_within[begin:end] - rows.start * width]
     if len(lower.keep_within) < values.shape[1]:
         values = values[:, lower.keep_within]
-    target[begin:end] += values
+    target[begin:end] += values.detach()
 
 
 def _mirror(matrix: Tensor, places: list[slice]) -> None:

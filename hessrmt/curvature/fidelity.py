@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from hessrmt import rng
+from hessrmt.curvature.gradients import push
 from hessrmt.curvature.products import eager_hessian_product
 from hessrmt.errors import ProblemError
 from hessrmt.problems.trees import map_tensors, tensors_of
 
 if TYPE_CHECKING:
     from hessrmt.arrays import Vector
+    from hessrmt.problems.outputs import InOneTensor
     from hessrmt.problems.problem import Problem
 
 _STEPS = 7
@@ -30,6 +32,9 @@ _SHORTER = 8
 """Steps tried, and how much shorter each is than the one before. A kink of ReLU at distance d along
 the direction spoils all steps longer than d, and one huge parameter makes the first step too long
 for the others."""
+
+_FEW = 4
+"""Samples on which the derivative of the outputs is looked at."""
 
 _ROUNDING = 10
 """Multiple of ε that is taken for the rounding of a gradient and of a curvature."""
@@ -133,6 +138,48 @@ def require_difference(problem: Problem, v: Vector, product: Tensor) -> None:
     found = _disagreement(partial(gradient, problem), problem.theta, v, product, rounding)
     if found is not None:
         raise ProblemError(_words(found, _wrong_part(problem)))
+
+
+def require_jacobian(problem: InOneTensor, v: Vector) -> None:
+    """Refuse a derivative of the outputs that is not how they change along a direction.
+
+    Args:
+        problem: In its final precision and place.
+        v: (P,) unit vector.
+
+    Raises:
+        ProblemError: If J v, by two ways of differentiating, is not the quotient of differences.
+        OutOfMemoryError: If a device has no room.
+    """
+    exact = problem
+    if problem.dtype != torch.float64:
+        exact, v = problem.at(torch.float64, v.device), v.double()
+    try:  # a wrong rule shows in a few samples
+        exact = exact.part(slice(0, min(exact.samples, _FEW)))
+        tangent = push(exact, v, exact.samples)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # the network needs its whole batch
+        exact = problem if problem.dtype == torch.float64 else problem.at(torch.float64, v.device)
+        tangent = push(exact, v, exact.samples)
+    if tangent is None:
+        return
+
+    def outputs(theta: Vector) -> Vector:
+        return exact.outputs(theta).detach().reshape(-1)
+
+    here = outputs(exact.theta)
+    rounding = _ROUNDING * torch.finfo(torch.float64).eps * float(here.norm())
+    found = _disagreement(outputs, exact.theta, v, tangent.reshape(-1), rounding)
+    if found is not None:
+        gap, bound, size = found
+        raise ProblemError(
+            f"torch's derivative of the outputs is wrong: along a random unit vector they change "
+            f"by {size:.3g}, the Jacobian's product with it differs from that by {gap:.3g}, and "
+            f"differencing explains {bound:.3g}. Some operation (an autograd.Function with a wrong "
+            "backward pass, a detach(), a straight-through estimator) makes what torch calls the "
+            "derivative the derivative of no function; take it out"
+        )
 
 
 def require_changes_of(

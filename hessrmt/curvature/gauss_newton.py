@@ -21,6 +21,7 @@ from hessrmt import rng
 from hessrmt.backend.select import select
 from hessrmt.curvature.certify import random_direction, require_agreement
 from hessrmt.curvature.dense import Tick, assemble, dtype_name, make_symmetric, torch_dtype
+from hessrmt.curvature.fidelity import require_jacobian
 from hessrmt.curvature.gradients import pull, push
 from hessrmt.curvature.gram import WORK_BYTES, gram_by_samples, gram_of_whole, saved_for_backward
 from hessrmt.curvature.memory import dense_block, gib, require_dense, usable_memory
@@ -92,7 +93,9 @@ def ggn(
     require_dense(local, backend)
     local.evaluate()
     local.require_loss_of_outputs_alone()
-    found = _dense(in_one_tensor(local), backend, None)
+    packed = in_one_tensor(local)
+    require_jacobian(packed, random_direction(local))
+    found = _dense(packed, backend, None)
     norm = float(torch.linalg.matrix_norm(found.matrix))  # Frobenius, no less than the 2-norm
     require_agreement(
         found.residual, norm, local.dimension, dtype_name(dtype), found.rounding, "ggn"
@@ -113,6 +116,7 @@ def smallest_ggn(problem: Problem, backend: Backend, tick: Tick | None = None) -
         does not fit, NonFiniteError if it is not finite.
     """
     problem = in_one_tensor(problem)
+    require_jacobian(problem, random_direction(problem))
     outputs = problem.here()
     rows, nothing = _rows(problem, outputs), SmallestGgn(outputs.new_zeros(0, 0), 0.0, 0.0)
     if rows >= problem.dimension:

@@ -98,6 +98,8 @@ class _Function:
                     f"matvec must map ({self.dimension},) to ({self.dimension},), it gave "
                     f"{tuple(one.shape)}"
                 )
+            if one.is_complex():
+                raise ConfigError("matvec must give real numbers, it gave complex ones")
         product = torch.stack(found).to(block)
         if not bool(torch.isfinite(product).all()):
             raise NonFiniteError("a product of matvec is NaN or infinite")

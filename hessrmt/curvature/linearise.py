@@ -28,6 +28,7 @@ from hessrmt.curvature.products import (
     ggn_product,
 )
 from hessrmt.problems.outputs import in_one_tensor
+from hessrmt.problems.problem import of_parts
 
 if TYPE_CHECKING:
     from hessrmt.arrays import Vector, Vectors
@@ -121,7 +122,8 @@ def choose(problem: Problem, operator: str) -> Ways:
         The ways.
     """
     if operator == "fisher":
-        PerSample(problem)  # refuses what is no mean over samples
+        with of_parts():
+            PerSample(problem)  # refuses what is no mean over samples
         traced = keep = plain = fisher_product
         check = fisher_by_samples
     elif operator == "hessian":

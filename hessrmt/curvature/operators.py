@@ -16,16 +16,23 @@ import torch
 from torch import Tensor
 
 from hessrmt.backend.select import select
+from hessrmt.checks import require_whole
 from hessrmt.curvature.certify import random_direction, require_agreement
 from hessrmt.curvature.dense import torch_dtype
-from hessrmt.curvature.fidelity import gradient, require_second_derivative
+from hessrmt.curvature.fidelity import gradient, require_jacobian, require_second_derivative
 from hessrmt.curvature.linearise import TRACED_FROM, KeptProduct, choose
 from hessrmt.curvature.memory import gib, row_bytes, saved_bytes, usable_memory
 from hessrmt.curvature.products import close
-from hessrmt.errors import ConfigError, DataError, DeviceError, NonFiniteError, ProblemError
+from hessrmt.errors import (
+    ConfigError,
+    DataError,
+    DeviceError,
+    NonFiniteError,
+    ProblemError,
+)
 from hessrmt.problems.batches import Batch, join, read_batch
-from hessrmt.problems.outputs import in_one_tensor, loss_mass
-from hessrmt.problems.problem import Problem, ordinary_mode
+from hessrmt.problems.outputs import in_one_tensor, is_recorded_mean, loss_mass
+from hessrmt.problems.problem import Problem, of_parts, ordinary_mode
 
 if TYPE_CHECKING:
     import re
@@ -84,6 +91,8 @@ class Operator:
     dimension: int
     dtype: torch.dtype
     device: torch.device
+    neutral = False
+    """Whether it takes vectors of any precision, in any place."""
 
     def __call__(self, block: Vectors) -> Vectors:
         """Products with the rows of a block.
@@ -113,14 +122,16 @@ class Operator:
         Raises:
             ConfigError: If the shape is another one.
         """
-        given = torch.as_tensor(other)
+        given = other if isinstance(other, Tensor) else torch.as_tensor(np.array(other))
+        if given.is_complex():
+            raise ConfigError("a real matrix multiplies real vectors; give real and imaginary part")
         if given.dim() not in (1, 2) or len(given) != self.dimension:
             raise ConfigError(
                 f"a matrix of shape {self.shape} can multiply a vector ({self.dimension},) or "
                 f"columns ({self.dimension}, k), not shape {tuple(given.shape)}"
             )
         rows = given.reshape(self.dimension, -1).T.to(device=self.device, dtype=self.dtype)
-        found = self(rows.contiguous()).T.reshape(given.shape)
+        found = self(rows.contiguous()).T.reshape(given.shape) if len(rows) else rows.T
         return found.cpu().numpy() if isinstance(other, np.ndarray) else found
 
     def __add__(self, other: Operator) -> Operator:
@@ -170,6 +181,8 @@ class Operator:
 class Identity(Operator):
     """The identity matrix, to be added to others.
 
+    Its products have the precision and the place of the vectors.
+
     Args:
         n: Its dimension.
         dtype: Of its vectors.
@@ -179,10 +192,12 @@ class Identity(Operator):
     def __init__(
         self,
         n: int,
-        dtype: torch.dtype = torch.float64,
+        dtype: torch.dtype | str = torch.float64,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.dimension, self.dtype, self.device = n, dtype, torch.device(device)
+        require_whole(n=n)
+        self.dimension, self.dtype, self.neutral = n, torch_dtype(dtype), True
+        self.device = select(device).device
 
     def __call__(self, block: Vectors) -> Vectors:
         """The block itself, (k, n)."""
@@ -197,7 +212,8 @@ class _Sum(Operator):
             shapes = ", ".join(str(term.shape) for _, term in terms)
             raise ConfigError(f"matrices of shapes {shapes} cannot be added")
         self._terms = tuple(terms)
-        leading = next((t for _, t in terms if not isinstance(t, Identity)), terms[0][1])
+        leading = next((t for _, t in terms if not t.neutral), terms[0][1])
+        self.neutral = leading.neutral
         self.dimension = leading.dimension
         self.dtype, self.device = leading.dtype, leading.device
 
@@ -297,7 +313,7 @@ class CurvatureOperator(Operator):
             DataError: If the batch is not a positive number.
         """
         step = problem.samples if batch is None else batch
-        if step < 1:
+        if isinstance(step, bool) or not isinstance(step, int) or step < 1:
             raise DataError(f"micro-batches must hold at least one sample, got {batch!r}")
         places = [slice(i, i + step) for i in range(0, problem.samples, step)]
         found = cls.__new__(cls)
@@ -333,7 +349,10 @@ class CurvatureOperator(Operator):
         self._survey()
         if kind == "ggn":
             self._base.require_loss_of_outputs_alone()
-            self._base = in_one_tensor(self._base)  # once, not for every product
+            packed = in_one_tensor(self._base)
+            require_jacobian(packed, random_direction(self._base))
+            if self.parts == 1:  # the loss of other batches may depend on other outputs
+                self._base = packed
         ways = choose(self._base, kind)
         self._plain, self._check = ways.plain, ways.check
         room = 0 if linearise is False else self._room()
@@ -468,8 +487,10 @@ class CurvatureOperator(Operator):
         self._saved = self.samples = 0
         masses, loss = [], 0.0
         slope = torch.zeros(self.dimension, dtype=self.dtype, device=self.device)
-        value: float | None = self._base.evaluate()[0]  # of the first batch
         several = len(list(itertools.islice(self._batches(), 2))) > 1
+        if several:
+            self._settle()
+        self._base.evaluate()
         before: Problem | None = None
         for batch in self._batches():
             self._seen.append(_fingerprint(batch))
@@ -483,10 +504,9 @@ class CurvatureOperator(Operator):
                 )
             masses.append(loss_mass(problem) if several else 1.0)
             if masses[-1]:  # else no sample of it counts
-                value = problem.evaluate(compare=False)[0] if value is None else value
-                loss += masses[-1] * value
+                loss += masses[-1] * problem.evaluate(compare=False)[0]
                 slope += masses[-1] * gradient(problem, problem.theta)
-            self.samples, value = self.samples + problem.samples, None
+            self.samples += problem.samples
             self._saved = max(self._saved, saved)
             if before is not None:
                 _require_sum(before, problem)
@@ -495,6 +515,21 @@ class CurvatureOperator(Operator):
         self._weights = [mass / total for mass in masses]
         self.parts = len(masses)
         self.loss, self.gradient_norm = loss / total, float(slope.norm()) / total
+
+    def _settle(self) -> None:
+        """Take a batch that counts for the base, and whether losses add up, from the first ones."""
+        is_sum: bool | None = None
+        base: Problem | None = None
+        with of_parts():
+            for batch in self._batches():
+                problem = self._base.on(batch)
+                if base is None and loss_mass(problem):
+                    base = problem
+                is_sum = problem.doubles()
+                if base is not None and is_sum is not None:
+                    break
+        self._base = self._base if base is None else base
+        self._base.is_sum = bool(is_sum)
 
     def _room(self) -> int:
         """Micro-batches whose linearisations fit beside everything else."""
@@ -558,7 +593,9 @@ def _fingerprint(batch: Batch) -> tuple:
     """Numbers that other data would not share."""
     found: list = [batch.samples]
     for leaf in batch.tensors():
-        flat = leaf.detach().reshape(-1).to(torch.float64)
+        real = torch.view_as_real(leaf.resolve_conj()) if leaf.is_complex() else leaf
+        dense = real.detach() if real.layout == torch.strided else real.detach().to_dense()
+        flat = dense.reshape(-1).to(torch.float64)
         place = torch.arange(1, len(flat) + 1, dtype=flat.dtype, device=flat.device)
         found += [tuple(leaf.shape), float(flat.sum()), float(flat @ place)]
     return tuple(map(str, found))  # NaN of a mask equals itself
@@ -567,22 +604,28 @@ def _fingerprint(batch: Batch) -> tuple:
 def _require_sum(first: Problem, second: Problem) -> None:
     """Refuse micro-batches whose losses do not add up to the loss of both together."""
     joined = join([first.batch, second.batch])
-    pairs = [(first, second, None if joined is None else first.on(joined))]
+    pairs = [] if joined is None else [(first, second, first.on(joined))]
     for problem in (first, second):
         half = problem.samples // 2
         if half:
             pairs.append((problem.part(slice(half)), problem.part(slice(half, None)), problem))
+    if not pairs and not first.is_sum and not is_recorded_mean(first):
+        raise DataError(
+            "neighbouring batches of one sample have different shapes, so that it cannot be seen "
+            "with which weights their losses add up; pad them to one shape, or let the loss take "
+            "its mean with torch's cross_entropy"
+        )
     for one, other, both in pairs:
-        if both is None:
-            continue
-        masses = [loss_mass(part) for part in (one, other)]
-        with torch.no_grad():
-            whole = float(both.loss(both.theta))
-            values = [float(part.loss(part.theta)) for part in (one, other)]
+        with of_parts():
+            masses = [loss_mass(part) for part in (one, other)]
+            with torch.no_grad():
+                whole = float(both.loss(both.theta))
+                values = [float(part.loss(part.theta)) for part in (one, other)]
         counted = [(mass, value) for mass, value in zip(masses, values, strict=True) if mass]
         pieces = sum(mass * value for mass, value in counted) / (both.total(masses) or 1.0)
         largest = max(abs(whole), *(abs(value) for _, value in counted), 0.0)
-        if abs(whole - pieces) > _MEAN_ULPS * torch.finfo(both.dtype).eps * largest:
+        epsilon = torch.finfo(both.dtype).eps
+        if abs(whole - pieces) > epsilon * (_MEAN_ULPS * largest + epsilon):
             raise ProblemError(
                 f"the loss {first.loss_name!r} is no mean over samples: {whole!r} over a "
                 f"batch, but {pieces!r} from its parts, so micro-batches don't add up to the "

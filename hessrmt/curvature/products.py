@@ -206,6 +206,8 @@ class PerSample(InOneTensor):
         super().__init__(problem)
         self._problem = problem
         masses = [loss_mass(problem.part(slice(b, b + 1))) for b in range(problem.samples)]
+        self.used = [number for number, mass in enumerate(masses) if mass]
+        masses = [masses[number] for number in self.used]
         self.weights = self.theta.new_tensor(masses) / problem.total(masses)
         with torch.no_grad():
             whole, sum_ = problem.loss(self.theta), self.weights @ self.here()
@@ -217,8 +219,8 @@ class PerSample(InOneTensor):
             )
 
     def call(self, parameters: dict[str, Tensor]) -> Tensor:
-        """The losses of the samples, (B,)."""
-        return self._problem.losses(parameters)
+        """The losses of the samples that count, (B,)."""
+        return self._problem.losses(parameters, self.used)
 
     def here(self) -> Tensor:
         """The losses of the samples at the problem's parameters, (B,)."""
@@ -250,11 +252,11 @@ def fisher_by_samples(problem: Problem) -> Product:
     Returns:
         The product.
     """
-    weights = PerSample(problem).weights
+    per_sample = PerSample(problem)
 
     def product(block: Vectors) -> Vectors:
         total = torch.zeros_like(block)
-        for number, weight in enumerate(weights):
+        for number, weight in zip(per_sample.used, per_sample.weights, strict=True):
             point = problem.theta.requires_grad_()
             loss = problem.part(slice(number, number + 1)).loss(point)
             slope = torch.autograd.grad(loss, point, materialize_grads=True)[0]

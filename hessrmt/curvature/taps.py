@@ -36,7 +36,7 @@ def find_layers(problem: Problem) -> tuple[Layer, ...]:
         other way. Parameters outside them are for others to treat.
     """
     part = problem.part(slice(0, min(problem.samples, _TRIAL)))
-    found = tuple(layer for layer in find_structure(part).layers if layer.positions)
+    found = tuple(layer for layer in find_structure(part, of_loss=False).layers if layer.positions)
     while found:  # a layer that mixes samples can only be seen once layers are no longer cut
         with tapped(found, part.samples) as taps:
             outputs = part.outputs(part.theta)
@@ -161,5 +161,5 @@ def _outputs_alone(part: Problem) -> Tensor | None:
             return part.outputs(part.theta)
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, ValueError, IndexError, TypeError):
+    except Exception:  # whatever the user's network raises
         return None

@@ -218,22 +218,26 @@ def _opened(tree: Any, marked: set[int]) -> Any:
         marked.update(id(leaf) for leaf in tensors_of(found))
         return found
     if isinstance(tree, np.ndarray):
-        return torch.from_numpy(tree)
-    if isinstance(tree, Tensor):
-        return tree.detach()
+        if tree.dtype.kind not in "biufc" or tree.dtype.itemsize > (
+            16 if tree.dtype.kind == "c" else 8
+        ):
+            raise DataError(f"an array of type {tree.dtype} holds no numbers that torch knows")
+        return torch.from_numpy(np.array(tree, dtype=tree.dtype.newbyteorder("="), order="C"))
     if isinstance(tree, Mapping):
         return {name: _opened(part, marked) for name, part in tree.items()}
+    if isinstance(tree, list) and tree and all(isinstance(n, int | float) for n in tree):
+        return torch.tensor(tree)
     if isinstance(tree, tuple | list):
         parts = [_opened(part, marked) for part in tree]
         return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
-    return map_tensors(tree, lambda leaf: leaf.detach())
+    return map_tensors(tree, lambda leaf: leaf.detach().clone())
 
 
 def _check_values(what: str, leaf: Tensor, batched: bool, finite: bool) -> None:
     """Refuse what cannot be data; a mask beside the inputs may be infinite."""
     if batched and not leaf.numel():
         raise DataError(f"the {what} are empty (shape {tuple(leaf.shape)})")
-    if not leaf.is_floating_point():
+    if not leaf.is_floating_point() or leaf.layout != torch.strided:
         return
     bad = ~torch.isfinite(leaf) if finite and batched else torch.isnan(leaf)
     if bool(bad.any()):

@@ -219,7 +219,12 @@ def as_written() -> Iterator[None]:
 
 @contextmanager
 def running(
-    inside: Inside, dtype: torch.dtype, *, check: bool = False, own: Tables = ()
+    inside: Inside,
+    dtype: torch.dtype,
+    *,
+    check: bool = False,
+    own: Tables = (),
+    lift: bool = True,
 ) -> Iterator[None]:
     """Run a network or a loss so that it is one function in one precision, twice differentiable.
 
@@ -228,11 +233,12 @@ def running(
         dtype: Precision of the run; only in float64 something is lifted.
         check: Whether to look at the values of class labels.
         own: See :func:`~hessrmt.problems.equivalents.embedding`.
+        lift: Whether to lift at all.
 
     Yields:
         None.
     """
-    lift, default = dtype == torch.float64, torch.get_default_dtype()
+    lift, default = lift and dtype == torch.float64, torch.get_default_dtype()
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     if lift:
@@ -284,4 +290,4 @@ def same(tree: Any, other: Any) -> bool:
         Whether all are equal.
     """
     pairs = zip(tensors_of(tree), tensors_of(other), strict=True)
-    return all(torch.equal(a, b) for a, b in pairs)
+    return all(a.layout != torch.strided or torch.equal(a, b) for a, b in pairs)

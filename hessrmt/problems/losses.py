@@ -33,7 +33,7 @@ def mean_squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
         ProblemError: If outputs and targets have different shapes.
     """
     if not targets.is_floating_point():
-        targets = F.one_hot(targets, outputs.shape[-1]).to(outputs.dtype)
+        targets = F.one_hot(targets.long(), outputs.shape[-1]).to(outputs.dtype)
     if targets.dim() == outputs.dim() - 1 and outputs.shape[-1] == 1:
         targets = targets.unsqueeze(-1)
     if targets.shape != outputs.shape:
@@ -131,6 +131,8 @@ class Watching(TorchFunctionMode):
         keywords = keywords or {}
         found = function(*arguments, **keywords)
         call = None
+        if not torch.is_grad_enabled():  # a number for a log
+            return found
         if function is F.cross_entropy:
             call = _cross_entropy(found.detach(), *arguments, **keywords)
         elif function in _LOG_SOFTMAX:

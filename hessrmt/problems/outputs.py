@@ -257,15 +257,27 @@ def loss_mass(problem: Problem) -> float:
     """
     if problem.is_sum:
         return 1.0
+    mass = _recorded_mass(problem)
+    return float(problem.samples) if mass is None else mass
+
+
+def is_recorded_mean(problem: Problem) -> bool:
+    """Whether a loss is a mean that torch's cross-entropy takes, whose divisor is known.
+
+    Args:
+        problem: Of one batch, in its final precision and place.
+
+    Returns:
+        Whether :func:`loss_mass` is more than an assumption.
+    """
+    return _recorded_mass(problem) is not None
+
+
+def _recorded_mass(problem: Problem) -> float | None:
+    """What the cross-entropies of a loss divide by; None if there is no such number."""
     problem = in_one_tensor(problem)
-    masses = set()
-    for call, weights in _cross_entropies(problem, problem.here())[1]:
-        mass, used = call.mass, weights[weights != 0]
-        allowed = _SUM_ULPS * torch.finfo(weights.dtype).eps
-        if mass is None and len(used) and bool(((used * len(used) - 1).abs() <= allowed).all()):
-            mass = len(used)  # all count alike, and their mean is taken
-        masses.add(problem.samples if mass is None else mass)
-    return float(masses.pop() if len(masses) == 1 else problem.samples)
+    masses = {call.mass for call, _ in _cross_entropies(problem, problem.here())[1]}
+    return masses.pop() if len(masses) == 1 else None
 
 
 def _cross_entropies(

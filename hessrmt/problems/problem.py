@@ -7,10 +7,10 @@ import fnmatch
 import itertools
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 
 from hessrmt import rng
-from hessrmt.errors import DataError, NonFiniteError, ProblemError
+from hessrmt.errors import DataError, HessrmtError, NonFiniteError, ProblemError
 from hessrmt.problems.batches import Batch, join, read_data
 from hessrmt.problems.equivalents import cross_entropy
 from hessrmt.problems.lifting import (
@@ -37,6 +37,7 @@ from hessrmt.problems.lifting import (
 )
 from hessrmt.problems.losses import Loss, resolve
 from hessrmt.problems.structure import Structure, find_structure, reached
+from hessrmt.problems.trees import map_tensors
 
 if TYPE_CHECKING:
     from hessrmt.arrays import Vector
@@ -76,6 +77,29 @@ def ordinary_mode() -> Iterator[None]:
         said = str(error).strip().split("\n")[0]
         raise ProblemError(
             f"torch cannot differentiate this loss as it must be: {type(error).__name__}: {said}"
+        ) from error
+
+
+@contextmanager
+def of_parts() -> Iterator[None]:
+    """Say so if a network or a loss that is run on a part of its data needs all of it.
+
+    Yields:
+        None.
+
+    Raises:
+        ProblemError: If it raises anything.
+        OutOfMemoryError: If a device has no room.
+        HessrmtError: Errors of ours pass.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, HessrmtError):
+        raise
+    except Exception as error:  # whatever the user's network raises
+        raise ProblemError(
+            "the network or the loss cannot be run on a part of the data: "
+            f"{type(error).__name__}: {error}"
         ) from error
 
 
@@ -126,19 +150,19 @@ class Problem:
             raise ProblemError(f"the model is a {type(model).__name__}, not a torch.nn.Module")
         self.batch = read_data(data)
         try:
-            self.model = copy.deepcopy(model)
-        except RuntimeError as error:
+            self.model = _copied_module(model)
+        except (RuntimeError, TypeError) as error:
+            said = str(error).splitlines()[0]
             raise ProblemError(
-                "the model cannot be copied, since it holds a tensor that was computed from others "
-                "(a pruned layer, weight_norm of older kind, a kept activation): make that "
-                "permanent (torch.nn.utils.prune.remove, remove_weight_norm) or don't keep it: "
-                f"{str(error).splitlines()[0]}"
+                f"the model cannot be copied, since it holds something that cannot: {said}"
             ) from error
         self.loss_name = loss if isinstance(loss, str) else getattr(loss, "__name__", repr(loss))
-        self.loss_function = resolve(loss)
+        own_loss = self.loss_function = resolve(loss)
+        if isinstance(own_loss, nn.Module):
+            self.loss_function = _copied_module(own_loss).requires_grad_(False)
         self._take(only)
         _check_finite_parameters(self.model)
-        self.own: Own | None = Own(model, self.loss_function)
+        self.own: Own | None = Own(model, own_loss)
         self.held_elsewhere = False
         self.inside = Inside(self.own.dtype)
 
@@ -160,6 +184,12 @@ class Problem:
                 trainable[name].requires_grad_(False)
             trainable = {name: p for name, p in trainable.items() if name in matching}
         self.names = tuple(trainable)
+        owner = {id(p): name for name, p in trainable.items()}
+        self._aliases: dict[str, list[str]] = {name: [] for name in trainable}
+        for place, module in self.model.named_modules():
+            for kind, parameter in module._parameters.items():
+                if id(parameter) in owner:
+                    self._aliases[owner[id(parameter)]].append(f"{place}.{kind}".lstrip("."))
         padded = {
             id(module.weight)
             for module in self.model.modules()
@@ -181,7 +211,7 @@ class Problem:
             A problem of fewer dimensions.
         """
         found = self._twin()
-        found.model = copy.deepcopy(self.model)
+        found.model = _copied_module(self.model)
         found._take(only)
         return found
 
@@ -234,10 +264,11 @@ class Problem:
             return _moved(leaf, dtype, device) if isinstance(leaf, Tensor) else leaf
 
         # Module.to would drop the imaginary part of complex buffers
-        moved.model = copy.deepcopy(self.model)._apply(move)
+        moved.model = _copied_module(self.model)._apply(move)
         moved.batch = self.batch.map(move)
         if isinstance(self.loss_function, nn.Module):  # class weights move along
-            moved.loss_function = copy.deepcopy(self.loss_function)._apply(move)
+            loss = _copied_module(self.loss_function)._apply(move).requires_grad_(False)
+            moved.loss_function = loss
         return moved
 
     def unflatten(self, theta: Vector) -> dict[str, Tensor]:
@@ -266,16 +297,27 @@ class Problem:
         Returns:
             Whatever the model returns, usually (B, K).
         """
-
-        def model(*arguments: Any, **keywords: Any) -> Any:
-            return functional_call(self.model, parameters, arguments, keywords)
-
         own = tuple((parameters[n], self.model.get_parameter(n)) for n in self._padded)
         with (
             self.reached_everywhere(parameters),
             self._running(self.inputs, own=own) as inputs,
         ):
-            return called(model, inputs)
+            return called(partial(self.run, parameters), inputs)
+
+    def run(self, parameters: dict[str, Tensor], *arguments: Any, **keywords: Any) -> Any:
+        """The network at named trainable parameters, without anything else.
+
+        Args:
+            parameters: Name to tensor.
+            arguments: Of the network.
+            keywords: Likewise.
+
+        Returns:
+            Whatever the model returns.
+        """
+        # by hand: torch's own ties break a module that stands in two places
+        given = {alias: parameters[name] for name in self.names for alias in self._aliases[name]}
+        return functional_call(self.model, given, arguments, keywords, tie_weights=False)
 
     @contextmanager
     def reached_everywhere(self, parameters: dict[str, Tensor]) -> Iterator[None]:
@@ -345,19 +387,31 @@ class Problem:
 
     @cached_property
     def is_sum(self) -> bool:
-        """Whether the loss of the same samples taken twice is twice as large, that of no mean."""
-        few = self.part(slice(0, min(self.samples, 2)))
-        twice = join([few.batch, few.batch])
+        """Whether the loss is a sum over samples, not a mean; False also where it is zero."""
+        return bool(self.doubles())
+
+    def doubles(self) -> bool | None:
+        """Whether the loss of the same samples taken twice is twice as large.
+
+        Returns:
+            None if it cannot be told, since the loss is zero or not a number.
+
+        Raises:
+            OutOfMemoryError: If a device has no room.
+        """
+        twice = join([self.batch, self.batch])
         if twice is None:
             return False
         try:
             with torch.no_grad():
-                once, both = (float(p.loss(self.theta)) for p in (few, few.on(twice)))
+                once, both = (float(p.loss(self.theta)) for p in (self, self.on(twice)))
         except torch.OutOfMemoryError:
             raise
         except Exception:  # it cannot be run on a part of the batch
             return False
-        return once != 0 and abs(both - 2 * once) < abs(both - once)
+        if not once or not math.isfinite(once):
+            return None
+        return abs(both - 2 * once) < abs(both - once)
 
     def total(self, masses: Sequence[float]) -> float:
         """What the sum Σ m_j L_j over batches has to be divided by."""
@@ -387,17 +441,21 @@ class Problem:
         with running(self.inside, self.dtype, **options):
             yield given
 
-    def losses(self, parameters: dict[str, Tensor]) -> Tensor:
-        """The losses of the samples, each as if it were a batch of its own.
+    def losses(self, parameters: dict[str, Tensor], which: Sequence[int]) -> Tensor:
+        """The losses of some samples, each as if it were a batch of its own.
+
+        Args:
+            parameters: Name of a trainable parameter to tensor.
+            which: Numbers of the samples.
 
         Returns:
-            (B,), at named trainable parameters.
+            One for each.
         """
-        parts = [self.part(slice(b, b + 1)) for b in range(self.samples)]
+        parts = [self.part(slice(b, b + 1)) for b in which]
         with self.reached_everywhere(parameters):
             outputs = self.call(parameters)
             if isinstance(outputs, Tensor) and outputs.dim() and len(outputs) == self.samples:
-                rows = zip(parts, outputs.split(1), strict=True)
+                rows = zip(parts, (outputs[b : b + 1] for b in which), strict=True)
                 return torch.stack([part.loss_of_outputs(row).reshape(()) for part, row in rows])
         return torch.stack([part.loss_with(parameters).reshape(()) for part in parts])
 
@@ -435,6 +493,8 @@ class Problem:
             NonFiniteError: If the loss or its gradient is NaN or infinite.
         """
         _refuse_random_layers(self.model)
+        # before the copy has been run: it may keep what it makes
+        beside = self.own.beside(self) if compare and self.own else None
         theta = self.theta.requires_grad_()
         try:
             trial = self._twin()
@@ -443,7 +503,7 @@ class Problem:
             loss = trial.loss_of_outputs(trial.outputs(theta), check=True)
             left = same(trial.batch.tensors(), self.batch.tensors())
             self.inside.keeps_data = left and self.inside.keeps_data is not False
-            again = self.loss(theta.detach())
+            again = self.loss(theta)
         except (DataError, ProblemError):
             raise
         except Exception as error:
@@ -456,19 +516,25 @@ class Problem:
                 f"the loss {self.loss_name!r} returned {shape}; it must return one number, "
                 "the mean over the batch"
             )
-        if self.dtype == torch.float64:
-            require_wide(loss)
+        if not loss.is_floating_point():
+            raise ProblemError(
+                f"the loss {self.loss_name!r} returned a number of type {loss.dtype}, which has no "
+                "derivatives; it must return a real number"
+            )
         value, second = float(loss.detach()), float(again.detach())
         if not math.isfinite(value):
             raise NonFiniteError(f"the loss is {value} at these parameters")
-        if abs(value - second) > _EVALUATION_ULPS * torch.finfo(loss.dtype).eps * abs(value):
+        epsilon = max(torch.finfo(kind).eps for kind in (loss.dtype, self.dtype))
+        if abs(value - second) > _EVALUATION_ULPS * epsilon * abs(value):
             raise ProblemError(
                 f"the loss is not deterministic: two evaluations gave {value!r} and "
                 f"{second!r}. Call model.eval(), and remove dropout, noise and random "
                 "augmentation: a Hessian needs one fixed function"
             )
-        if compare and self._require_own_loss(value):
+        if compare and self._require_own_loss(value, beside):
             loss = self.loss(theta)
+        if self.dtype == torch.float64:
+            require_wide(loss)
         if not loss.requires_grad and self._changes(value):
             raise ProblemError(
                 "the loss changes with the parameters, but torch sees no way from them to it: the "
@@ -491,7 +557,7 @@ class Problem:
         with torch.no_grad():
             return float(self.loss(other.to(theta))) != value
 
-    def _require_own_loss(self, value: float) -> bool:
+    def _require_own_loss(self, value: float, found: Beside | None) -> bool:
         """Refuse a copy that is another function than the user's own model and loss.
 
         Both are evaluated in the model's own precision, by the same kernels: what differs then is
@@ -499,6 +565,7 @@ class Problem:
 
         Args:
             value: The loss in the precision of the computation.
+            found: From :meth:`Own.beside`.
 
         Returns:
             Whether parameters turned out to be held elsewhere than in their modules, and from now
@@ -509,12 +576,12 @@ class Problem:
         """
         if self.own is None:
             return False
-        own, found = self.own, self.own.beside(self)
+        own = self.own
         if found is None:  # what the copy itself does can still be asked
             if self._loss_reaches(own.model):
                 raise ProblemError(
-                    "the loss holds parameters of the model, which has changed since the problem "
-                    "was made; make the problem anew"
+                    "the loss holds parameters of a model that cannot be run beside its copy; make "
+                    "the problem anew, with parameters that require gradients"
                 )
             own = Own(self.model, self.loss_function)
             found = own.beside(self)
@@ -525,26 +592,46 @@ class Problem:
         digits = max(torch.finfo(kind).eps for kind in (own.dtype, self.dtype)) ** 0.5
         same = abs(loss - again) <= digits * (1 + abs(loss))
         # where the copy agrees in the model's own precision, a part may have still fewer digits
-        most = max(digits, _FEWEST_DIGITS) if same else digits
-        if abs(loss - value) > most * (1 + abs(loss)):
-            raise ProblemError(
-                f"the loss of the model as it is given is {loss!r}; computed on a copy of it in "
-                f"{str(self.dtype).removeprefix('torch.')} it is {value!r}. The copy is another "
-                "function: some part of the model does not survive being copied or cast"
-            )
+        most = digits
+        if same and self.inside.lifted:
+            kinds = [kind for kind in self.inside.lifted if kind.is_floating_point]
+            least = max((torch.finfo(kind).eps ** 0.5 for kind in kinds), default=digits)
+            most = max(digits, min(_FEWEST_DIGITS, least))
         allowed = digits * max(float(theirs.norm()), float(mine.norm()))
         gap = float((theirs - mine).norm())
-        if not gap > allowed:
+        loss_differs = abs(loss - value) > most * (1 + abs(loss))
+        if not loss_differs and not gap > allowed:
             return False
         repeated = own.beside(self)
-        if repeated is None or gap <= 10 * float((repeated[2] - theirs).norm()):
+        if repeated and abs(loss - repeated[0]) > digits * (1 + abs(loss)):
+            raise ProblemError(
+                f"the loss of the model as it is given is not deterministic: it is {loss!r} and "
+                f"then {repeated[0]!r}. If the model draws something when it is first called, call "
+                "it once before the problem is made"
+            )
+        if not loss_differs and (
+            repeated is None or gap <= 10 * float((repeated[2] - theirs).norm())
+        ):
             return False  # sums in another order every time, of a gradient that is all round-off
         if not self.held_elsewhere:
             self.held_elsewhere = True
             everywhere = own.beside(self)
-            if everywhere and float((everywhere[2] - everywhere[3]).norm()) <= allowed:
+            with torch.no_grad():
+                now = float(self.loss(self.theta))
+            if (
+                everywhere
+                and float((everywhere[2] - everywhere[3]).norm()) <= allowed
+                and abs(loss - now) <= most * (1 + abs(loss))
+            ):
                 return True
             self.held_elsewhere = False
+        if loss_differs:
+            raise ProblemError(
+                f"the loss of the model as it is given is {loss!r}; computed on a copy of it in "
+                f"{str(self.dtype).removeprefix('torch.')} it is {value!r}. The copy is another "
+                "function: some part of the model does not survive being copied or cast, or has "
+                "changed since the problem was made"
+            )
         parts = zip(self.unflatten(theirs).items(), self.unflatten(mine).values(), strict=True)
         name, one, other = max(
             ((name, one, other) for (name, one), other in parts),
@@ -583,6 +670,10 @@ class Problem:
             )
 
 
+Beside = tuple[float, float, Tensor, Tensor]
+"""Losses of the user's model and of its copy, and the gradients (P,) of both."""
+
+
 class Own:
     """The user's own model and loss: called, its buffers put back, never changed.
 
@@ -600,7 +691,7 @@ class Own:
         kinds = (p.dtype for p in self.model.parameters() if p.is_floating_point())
         return next(kinds, torch.get_default_dtype())
 
-    def beside(self, problem: Problem) -> tuple[float, float, Vector, Vector] | None:
+    def beside(self, problem: Problem) -> Beside | None:
         """What the user's model and a problem's copy of it say of the problem's data.
 
         Both in the precision and the place of the user's, by the user's form of the loss.
@@ -608,51 +699,104 @@ class Own:
         Args:
             problem: Whose parameters are asked for.
 
+        The user's model has the parameters and buffers of the copy meanwhile, and no hooks on its
+        gradients; afterwards all of it is as before.
+
         Returns:
             The losses and the gradients (P,) of the user's model and of the copy. None if the model
-            can't be run as it is, is no longer what was copied, or its numbers overflow.
+            can't be run as it is, has other parameters than when it was copied, or its numbers
+            overflow.
 
         Raises:
             OutOfMemoryError: If the device has no room for it.
         """
         parameters = dict(self.model.named_parameters())
         copies = dict(problem.model.named_parameters())
-        if parameters.keys() != copies.keys() or not all(
-            bool((parameters[name].detach().to(copy.device, copy.dtype) == copy).all())
-            for name, copy in copies.items()
-        ):
-            return None  # trained further since
+        shapes = [{name: p.shape for name, p in part.items()} for part in (parameters, copies)]
+        if shapes[0] != shapes[1]:
+            return None
         wanted = [parameters[name] for name in problem.names]
         if not all(p.requires_grad and not p.is_inference() for p in wanted):
             return None
-        if any(p._backward_hooks for p in wanted):
-            return None  # what the user makes of a gradient is no gradient
-        kept = [(b, b.clone()) for b in self.model.buffers() if not b.is_inference()]
+        moved = problem.at(self.dtype, wanted[0].device)
+        plain = partial(running, moved.inside, moved.dtype, lift=False)
+        for way in (as_written, plain):  # nothing replaced, or what torch cannot do as it is
+            found = self._run(moved, wanted, way)
+            if found is not None:
+                return found
+        return None
+
+    def _run(
+        self, moved: Problem, wanted: list[nn.Parameter], way: Callable[[], Any]
+    ) -> Beside | None:
+        """:meth:`beside` in one way of running both; None if it fails."""
+        theta = moved.theta.requires_grad_()
+        pieces = moved.unflatten(theta)
         try:
-            moved = problem.at(self.dtype, wanted[0].device)
-            theta = moved.theta.requires_grad_()
-            pieces = moved.unflatten(theta)
-
-            def copy_of_it(*arguments: Any, **keywords: Any) -> Any:
-                return functional_call(moved.model, pieces, arguments, keywords)
-
-            with as_written():  # and nothing lifted or replaced
+            with self._as_copied(moved.model), way():
                 loss = self._loss(called(self.model, copied(moved.inputs)), copied(moved.targets))
                 with moved.reached_everywhere(pieces):
-                    outputs = called(copy_of_it, copied(moved.inputs))
+                    outputs = called(partial(moved.run, pieces), copied(moved.inputs))
                     again = moved.loss_function(outputs, copied(moved.targets))
-            slopes = [_gradient(loss, wanted), _gradient(again, [theta])]
+                slopes = [_gradient(loss, wanted), _gradient(again, [theta])]
         except torch.OutOfMemoryError:
             raise
         except Exception:  # as it is given it can't be run: there is nothing to compare with
             return None
-        finally:
-            with torch.no_grad():
-                for buffer, before in kept:
-                    buffer.copy_(before)
         if not all(bool(torch.isfinite(part).all()) for part in (loss, *slopes)):
             return None
         return float(loss.detach()), float(again.detach()), slopes[0], slopes[1]
+
+    @contextmanager
+    def _as_copied(self, twin: nn.Module) -> Iterator[None]:
+        """The user's model in the state of its copy, without hooks on gradients; then as before."""
+        parts = [self.model, *([self._loss] if isinstance(self._loss, nn.Module) else [])]
+        modules = [module for part in parts for module in part.modules()]
+        attributes = [(m, {k: _shallow(v) for k, v in vars(m).items()}) for m in modules]
+        values = {**dict(twin.named_parameters()), **dict(twin.named_buffers())}
+        own = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+        more = [] if len(parts) == 1 else list(parts[1].buffers())
+        tensors = [(t, t.data) for t in [*own.values(), *more] if not t.is_inference()]
+        hooks = [(p, p._backward_hooks) for p in self.model.parameters()]
+        try:
+            for tensor, data in tensors:
+                tensor.data = data.clone()
+            for name, tensor in own.items():
+                value = values.get(name)
+                if value is not None and value.shape == tensor.shape and not tensor.is_inference():
+                    tensor.data = value.detach().to(tensor.data)
+            for parameter, _ in hooks:
+                parameter._backward_hooks = None
+            modes = {name: module.training for name, module in twin.named_modules()}
+            for name, module in self.model.named_modules():
+                module.training = modes.get(name, module.training)
+            yield
+        finally:
+            for module, before in attributes:
+                _restore(vars(module), before)
+            for tensor, data in tensors:
+                tensor.data = data
+            for parameter, before in hooks:
+                parameter._backward_hooks = before
+
+
+def _shallow(value: Any) -> Any:
+    return copy.copy(value) if type(value) in (dict, list, set) else value
+
+
+def _restore(attributes: dict[str, Any], before: dict[str, Any]) -> None:
+    """Attributes of a module as they were, containers among them with their former contents."""
+    for name in attributes.keys() - before.keys():
+        del attributes[name]
+    for name, value in before.items():
+        held = attributes.get(name)
+        if type(value) is dict and type(held) is dict:
+            held.clear()
+            held.update(value)
+        elif type(value) is list and type(held) is list:
+            held[:] = value
+        else:
+            attributes[name] = value
 
 
 def _gradient(loss: Tensor, parameters: Sequence[Tensor]) -> Vector:
@@ -691,6 +835,11 @@ class _Replaced(TorchFunctionMode):
             lambda leaf: self._others.get(id(leaf), leaf), (arguments, keywords or {})
         )
         return function(*arguments, **keywords)
+
+
+def _copied_module(module: nn.Module) -> Any:
+    """A copy; a tensor that was computed from others, such as a kept activation, is a constant."""
+    return map_tensors(module, lambda tensor: tensor.detach().clone())
 
 
 def _matching(only: str | re.Pattern[str] | Sequence[str], names: Iterable[str]) -> set[str]:

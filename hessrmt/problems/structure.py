@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from hessrmt.problems.trees import tensors_of
+
 if TYPE_CHECKING:
     from jaxtyping import Float
 
@@ -173,7 +175,7 @@ class Call:
     replaced: Tensor
 
 
-def find_structure(problem: Problem) -> Structure:
+def find_structure(problem: Problem, *, of_loss: bool = True) -> Structure:
     """Run the network once and find its layers.
 
     Every layer's output is cut and replaced by a fresh leaf. A parameter that still reaches the
@@ -182,6 +184,7 @@ def find_structure(problem: Problem) -> Structure:
 
     Args:
         problem: In its final precision and place.
+        of_loss: Whether parameters matter that reach the loss, or those that reach the outputs.
 
     Returns:
         Its layers, and the parameters outside them.
@@ -215,13 +218,13 @@ def find_structure(problem: Problem) -> Structure:
             problem.reached_everywhere(pieces),
         ):
             outputs = problem.call(pieces)
-            loss = problem.loss_of_outputs(outputs)
+            ends = [problem.loss_of_outputs(outputs)] if of_loss else tensors_of(outputs)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError:  # a network that differentiates itself misses what is cut
         return Structure((), problem.names)
     seen = [call.entering for made in calls.values() for call in made]
-    elsewhere = reached([loss, *seen], pieces)
+    elsewhere = reached([*ends, *seen], pieces)
     layers = []
     for name, made in calls.items():
         mine = owned[name]
