@@ -159,3 +159,44 @@ def test_tensors_of_any_object_can_be_replaced():
     assert twice.rest["b"][1] is twice.first
     assert twice.rest["a"][0].requires_grad
     assert held.first is tensors[0]
+
+
+@dataclasses.dataclass
+class Reused:
+    """A loader that gives the same tensors again and again, with other contents."""
+
+    x: torch.Tensor
+    y: torch.Tensor
+
+    def __iter__(self):
+        for start in (0, 2, 4):
+            self.x.copy_(X[start : start + 2])
+            self.y.copy_(Y[start : start + 2])
+            yield self.x, self.y
+
+
+def test_data_are_copied():
+    exact = by_double_backward(net(), F.cross_entropy, X, Y)
+    x, y = X.clone(), Y.clone()
+    problem = hr.Problem(net(), "cross-entropy", (x, y))
+    x.mul_(3)
+    y.zero_()
+    assert close(hr.hessian(problem), exact)
+    loader = Reused(X[:2].clone(), Y[:2].clone())
+    assert close(hr.hessian(hr.Problem(net(), "cross-entropy", loader)), exact)
+    streamed = hr.CurvatureOperator(net(), "cross-entropy", loader)
+    assert close(streamed @ np.eye(len(exact)), exact)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda x: x[:, ::-1][:, ::-1], lambda x: x.astype(">f8"), np.asfortranarray],
+    ids=["strides", "bytes", "order"],
+)
+def test_arrays_in_any_order(change):
+    exact = by_double_backward(net(), F.cross_entropy, X, Y)
+    problem = hr.Problem(net(), "cross-entropy", (change(X.numpy()), Y.tolist()))
+    assert close(hr.hessian(problem), exact)
+    for bad in (np.array([["a"] * 5] * 6), np.array([[None] * 5] * 6)):
+        with pytest.raises(DataError, match="no numbers that torch knows"):
+            hr.Problem(net(), "cross-entropy", (bad, Y))

@@ -312,3 +312,108 @@ def test_refusals(monkeypatch):
     monkeypatch.setattr(module, "usable_memory", lambda _: 100)
     with pytest.raises(DeviceError, match="smaller micro-batches"):
         CurvatureOperator(model, "cross-entropy", [pair], device="cpu")
+
+
+class Heads(nn.Module):
+    """Two outputs, of which the second has targets for some samples alone."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(5, 3).double(), nn.Linear(5, 1).double()
+
+    def forward(self, x):
+        return self.first(x), self.second(x)
+
+
+def of_heads(outputs, targets):
+    labels, values, given = targets
+    loss = F.cross_entropy(outputs[0], labels)
+    if given.any():
+        loss = loss + ((outputs[1] - values)[given] ** 2).sum() / len(labels)
+    return loss
+
+
+def test_gauss_newton_of_outputs_that_some_batches_do_not_use():
+    x, y = labelled((8, 5), 3)
+    values = torch.randn(8, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    problem = hr.Problem(Heads(), of_heads, (x, (y, values, torch.arange(8) >= 4)))
+    exact = hr.ggn(problem)
+    for batch in (8, 4, 2):
+        found = hr.GaussNewton(problem, batch=batch) @ np.eye(len(exact))
+        assert np.abs(found - exact).max() <= 1e-13 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("where", [slice(2), slice(3, 5), slice(6, None)])
+def test_batches_in_which_no_label_counts(reduction, where):
+    model, (x, y) = tanh_network(), labelled((8, 5), 3)
+    y = y.clone()
+    y[where] = -100
+    loss = nn.CrossEntropyLoss(reduction=reduction)
+    exact = by_double_backward(model, loss, x, y).numpy()
+    problem = hr.Problem(model, loss, (x, y))
+    for batch in (1, 2, 3):
+        found = hr.Hessian(problem, batch=batch)
+        assert np.abs(found @ np.eye(len(exact)) - exact).max() <= 1e-13 * np.abs(exact).max()
+        assert found.loss == pytest.approx(float(loss(model(x), y)), rel=1e-13)
+    fishers = [hr.EmpiricalFisher(problem, batch=b) @ np.eye(len(exact)) for b in (None, 3, 1)]
+    assert np.ptp([fisher.trace() for fisher in fishers]) <= 1e-13 * fishers[0].trace()
+
+
+def test_texts_of_many_lengths():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(6, 3), nn.Linear(3, 6)).double()
+    batches = [[torch.randint(0, 6, (1, length)) for _ in range(2)] for length in (4, 5, 3)]
+    batches[1][1][0, 2:] = -100
+
+    def tokens(reduction):
+        return lambda o, t: F.cross_entropy(o.flatten(0, 1), t.flatten(), reduction=reduction)
+
+    hessians = [by_double_backward(model, tokens("sum"), *batch).numpy() for batch in batches]
+    mean = CurvatureOperator(model, tokens("mean"), batches)
+    exact = sum(hessians) / 9
+    assert np.abs(mean @ np.eye(len(exact)) - exact).max() <= 1e-13 * np.abs(exact).max()
+    added = CurvatureOperator(model, tokens("sum"), batches)
+    assert np.abs(added @ np.eye(len(exact)) - sum(hessians)).max() <= 1e-12
+    with pytest.raises(DataError, match="pad them to one shape"):
+        CurvatureOperator(model, lambda o, t: tokens("none")(o, t).mean(), batches)
+
+
+def test_what_is_no_real_vector_of_the_right_kind():
+    hessian = hr.Hessian(hr.Problem(tanh_network(), "cross-entropy", labelled((8, 5), 3)))
+    n = hessian.dimension
+    for multiply in (lambda v: hessian @ v, lambda v: hessian.to_scipy() @ v):
+        with pytest.raises(ConfigError, match="real"):
+            multiply(1j * np.ones(n))
+    expected = hessian @ (np.ones(n) / 3)
+    assert np.array_equal(hessian @ ([1 / 3] * n), expected)
+    assert (hessian @ np.zeros((n, 0))).shape == (n, 0)
+    single = hr.Hessian(
+        hr.Problem(tanh_network(), "cross-entropy", labelled((8, 5), 3)), dtype="float32"
+    )
+    assert (0.1 * hr.Identity(n) + single).dtype == torch.float32
+    for batch in (2.5, "3", True, 0):
+        with pytest.raises(DataError, match="at least one sample"):
+            hr.Hessian(hr.Problem(tanh_network(), "mse", labelled((8, 5), 3)), batch=batch)
+
+
+class Even(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = tanh_network()
+
+    def forward(self, x):
+        assert len(x) % 2 == 0
+        return self.net(x)
+
+
+def test_a_network_that_needs_an_even_number_of_samples():
+    problem = hr.Problem(Even(), "cross-entropy", labelled((8, 5), 3))
+    plain = hr.Problem(tanh_network(), "cross-entropy", labelled((8, 5), 3))
+    for operator in ("hessian", "ggn"):
+        found, expected = (hr.spectrum(p, operator=operator) for p in (problem, plain))
+        assert np.abs(found.eigenvalues - expected.eigenvalues).max() <= 1e-14
+    for road in (lambda p: hr.Hessian(p, batch=2), hr.EmpiricalFisher):
+        with pytest.raises(ProblemError, match="on a part of the data"):
+            road(problem)

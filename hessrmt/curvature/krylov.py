@@ -50,6 +50,9 @@ _TESTED_EACH_STEP = 48
 whenever there are an eighth more vectors."""
 
 
+_SKEW = 1e-3
+"""Share of the norm beyond which a matrix is called not symmetric, however loose a tolerance."""
+
 _SMALL_BASIS = 2**24
 """Numbers in a basis (128 MiB) up to which it gets more vectors, so that it restarts less often."""
 
@@ -212,8 +215,9 @@ class _Space:
             self.basis[: len(turn), part] = turn @ self.basis[: self.have, part]
         return self.basis[: len(turn)]
 
-    def restart(self, values: Numbers, rotation: Numbers) -> None:
-        """Keep some Ritz pairs only; the next direction stays."""
+    def restart(self, values: Numbers, rotation: Numbers, slack: float = 0.0) -> None:
+        """Keep some Ritz pairs only, settled to `slack`; the next direction stays."""
+        self.slack = max(self.slack, slack)
         following = self.basis[self.have].clone()
         self.rotate(rotation)
         self.coupling, self.have = self.beta * rotation[-1], len(values)
@@ -349,7 +353,7 @@ def extreme_pairs(
     """
     size, levels, fresh = operator.dimension, wanted.levels, _directions(operator, seed)
     limit, digits = limit or 100 * width, torch.finfo(operator.dtype).eps ** 0.5
-    space = _Space(next(fresh), width, tolerance)
+    space = _Space(next(fresh), width, min(tolerance, _SKEW))
     check_multiplicity |= levels > 1 and size <= _SMALL_MATRIX
     stop, tested, products = width, 0, 0
     looked: Numbers | None = None
@@ -397,7 +401,7 @@ def extreme_pairs(
             )
         if done:
             looked = now
-            space.restart(values[found.settled], rotation[:, found.settled])
+            space.restart(values[found.settled], rotation[:, found.settled], tolerance)
             space.turn_to(next(fresh))
             stop, tested = min(width, space.have + _SECOND_LOOK), space.have
         elif looked is not None or have >= width:

@@ -500,7 +500,9 @@ class Problem:
             trial = self._twin()
             trial.batch = self.batch.map(Tensor.clone)
             trial.inside = replace(self.inside, keeps_data=True)
-            loss = trial.loss_of_outputs(trial.outputs(theta), check=True)
+            pieces = self.unflatten(theta)
+            with trial.reached_everywhere(pieces):
+                loss = trial.loss_of_outputs(trial.call(pieces), check=True)
             left = same(trial.batch.tensors(), self.batch.tensors())
             self.inside.keeps_data = left and self.inside.keeps_data is not False
             again = self.loss(theta)
