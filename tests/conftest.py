@@ -1,5 +1,6 @@
 """What tests share: a machine without data sets, a small data set, and the command line."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -77,12 +78,20 @@ class Result(NamedTuple):
     stderr: str
 
 
+@pytest.fixture(scope="session")
+def caches(tmp_path_factory):
+    """Folders that are not there yet, one for each test. `mktemp` reads all names at every call."""
+    folder = tmp_path_factory.mktemp("caches")
+    return (folder / str(number) for number in itertools.count())
+
+
 @pytest.fixture(autouse=True)
-def bare_machine(monkeypatch, tmp_path_factory):
+def bare_machine(monkeypatch, caches):
     """No data sets anywhere but in the package."""
+    cache = next(caches)
     monkeypatch.delenv("HESSRMT_DATA", raising=False)
-    monkeypatch.setattr(data, "_DEBIAN", tmp_path_factory.mktemp("no-debian"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setattr(data, "_DEBIAN", cache / "no-debian")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
 
 
 @pytest.fixture

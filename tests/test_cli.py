@@ -221,6 +221,7 @@ def test_bad_input_in_a_process_of_its_own(place, run_cli):
 # Output
 
 
+@pytest.mark.slow
 def test_json_is_one_object_and_all_else_is_on_standard_error(place, run_cli):
     result = run_cli(*RUN, "--json", "--out", "a.h5")
     assert result.returncode == 0, result.stderr
@@ -247,6 +248,7 @@ def test_error_text_is_not_markup(capsys):
     assert capsys.readouterr().err == "error: outputs [bold] and [/nothing] of a.h5\n"
 
 
+@pytest.mark.slow
 def test_closed_standard_output(place):
     hessrmt = f"{sys.executable.rpartition('/')[0]}/hessrmt"
     command = f"({hessrmt} {' '.join(RUN)} --json; echo code $? >&2) | true"

@@ -191,6 +191,7 @@ def test_a_reader_that_leaves_ends_the_run(tmp_path, tiny_npz):
     assert len(load(tmp_path / "a.h5")) >= 1
 
 
+@pytest.mark.slow
 def test_standard_output_that_knows_no_greek(tmp_path, tiny_npz):
     done = subprocess.run(
         [HESSRMT, *RUN],
@@ -258,7 +259,7 @@ def screen(sent):
     return [line.rstrip() for line in lines]
 
 
-@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("columns", [pytest.param(80, marks=pytest.mark.slow), 120])
 def test_bars_and_rows_on_one_terminal(tmp_path, tiny_npz, columns):
     sent = on_terminal(RUN, tmp_path, columns)
     assert f"{BATCHES - 1}/{BATCHES}" in sent  # there were bars
@@ -273,6 +274,7 @@ def test_bars_and_rows_on_one_terminal(tmp_path, tiny_npz, columns):
     assert not any("━" in line for line in shown)  # and they are gone
 
 
+@pytest.mark.slow
 def test_only_the_bars_are_on_the_terminal(tmp_path, tiny_npz):
     with open(tmp_path / "out.txt", "wb") as stdout:
         sent = on_terminal(RUN, tmp_path, 80, stdout=stdout)

@@ -242,6 +242,7 @@ def test_without_dask_the_extra_is_named(cli, monkeypatch):
     assert 'pip install "hessrmt[cluster]"' in result.stderr
 
 
+@pytest.mark.slow
 def test_interrupted_from_the_keyboard_and_resumed(tmp_path, config, cli, start_cli, one_thread):
     options = ["spectrum", "--model", config.model, "--data", config.data, "--batch", 10]
     options += ["--batches", "all", "--device", "cpu"]

@@ -89,6 +89,7 @@ def plain(content):
     return [plain(value) for value in content] if isinstance(content, list | tuple) else content
 
 
+@pytest.mark.slow
 def test_families_are_those_of_one_process(tmp_path, family, pool, monkeypatch):
     monkeypatch.chdir(tmp_path)  # but the workers are elsewhere
     natural = family(data="images.npz", values=(0.1, 0.3, 0.1), reference_loss=0.9, augment=True)

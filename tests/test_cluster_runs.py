@@ -35,6 +35,7 @@ def one_thread():
         yield
 
 
+@pytest.mark.slow
 def test_workers_killed_mid_run_change_nothing_in_the_file(tmp_path, tiny_npz, pool, one_thread):
     prepared = spectrum.prepare(six_batches(tmp_path, tiny_npz, HELD))
     spectrum.run(prepared, tmp_path / "serial.h5")

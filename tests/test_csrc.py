@@ -105,7 +105,10 @@ def test_source_is_self_contained():
 
 
 @pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc")
-@pytest.mark.parametrize("architecture", ["sm_75", "sm_80", "sm_90", "sm_100"])
+@pytest.mark.parametrize(
+    "architecture",
+    ["sm_80", "sm_90", *(pytest.param(a, marks=pytest.mark.slow) for a in ("sm_75", "sm_100"))],
+)
 @pytest.mark.parametrize("file", sorted(path.stem for path in kernels.csrc().glob("*.cu")))
 def test_compiles_for_every_architecture(tmp_path, file, architecture):
     supported = subprocess.run(

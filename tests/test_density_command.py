@@ -148,6 +148,7 @@ def test_probes_are_stored_one_by_one(digits, monkeypatch):
     assert np.array_equal(grouped.quadrature.nodes, whole.quadrature.nodes)
 
 
+@pytest.mark.slow
 def test_killed_for_real(start_cli, cli, digits, tmp_path):
     words = ["density", *WORDS[:-6], "--probes", "2000", "--steps", "30", "--data", digits]
     path = tmp_path / "density.h5"

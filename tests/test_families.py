@@ -213,6 +213,7 @@ families.run(family, Path(sys.argv[2]), device="cpu", observer=observer)
         ({"vary": "corruption", "values": (0.5, 1.0), "pretraining": 4}, "1/2 (0.5), epochs 3", 0),
     ],
 )
+@pytest.mark.slow
 def test_killed_and_continued_is_bit_for_bit_the_same(family, tmp_path, changes, until, phase):
     settings = family(epochs=8, measure_every=3, **changes)
     killed, path = tmp_path / "killed", tmp_path / "killed" / "families" / "scales.h5"

@@ -315,6 +315,7 @@ def test_hessian_fades_along_the_flow_and_keeps_its_positive_part_in_directions(
     assert lowest[-1] < lowest[1] < lowest[0]
 
 
+@pytest.mark.slow
 def test_directions_alone_reach_a_minimum():
     x, y = quadrant_task(16, 2, seed=3)
     start = initial_layers([2, 4, 1], 0, scale=2.0)

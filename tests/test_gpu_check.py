@@ -113,6 +113,7 @@ def test_a_kernel_that_does_not_compile_is_named(tree):
 
 
 @NEED_G
+@pytest.mark.slow
 def test_a_step_that_hangs_and_one_that_crashes_cost_only_themselves(tmp_path):
     faults = ["--plant", "sturm=hang", "--plant", "goe=crash"]
     code, record, steps, said = run(tmp_path, "--only", "goe", "sturm", "staircase", *faults)

@@ -273,6 +273,7 @@ def test_stopped_and_resumed_is_the_same_file(settings, tmp_path, stop, save_eve
     assert (tmp_path / "part.h5").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_killed_and_resumed(settings, tmp_path, start_cli, cli):
     """The real command, SIGKILL in the second epoch, of ten steps each."""
     recorded(settings, tmp_path)

@@ -197,6 +197,7 @@ def same(one, other) -> bool:
     return type(one) is type(other) and one == other
 
 
+@pytest.mark.slow
 def test_killed_and_run_again_ends_in_the_same_numbers(tmp_path, digits, cli, start_cli):
     """kill -9 in the second run's third epoch, where the tail average has begun."""
     (tmp_path / "net.py").write_text(NET)

@@ -58,9 +58,11 @@ def same(left, right):
 @pytest.mark.parametrize(
     ("stop", "rows"),
     [
-        ((COMPUTE, 2), 1),
+        pytest.param((COMPUTE, 2), 1, marks=pytest.mark.slow),
         ((WRITE, 2 * A_ROW + 3), 2),  # the third row is begun
-        ((WRITE, 5 * A_ROW), 4),  # the fifth lacks only the mark that it is done
+        pytest.param(
+            (WRITE, 5 * A_ROW), 4, marks=pytest.mark.slow
+        ),  # the fifth lacks only the mark that it is done
     ],
 )
 def test_killed_and_resumed_is_bit_for_bit_the_same(

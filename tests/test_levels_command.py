@@ -150,6 +150,7 @@ def test_an_unfolding_that_cannot_follow(kept, cli, path, tmp_path):
     assert "nan" not in result.stderr
 
 
+@pytest.mark.slow
 def test_the_same_command_writes_the_same_json(run_cli, cli, path):
     """The second process finds its surrogates in the cache; another seed draws others."""
     make(path, goe, 3, 20)

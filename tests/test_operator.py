@@ -353,11 +353,11 @@ def test_batches_in_which_no_label_counts(reduction, where):
     loss = nn.CrossEntropyLoss(reduction=reduction)
     exact = by_double_backward(model, loss, x, y).numpy()
     problem = hr.Problem(model, loss, (x, y))
-    for batch in (1, 2, 3):
+    for batch in (1, 3):
         found = hr.Hessian(problem, batch=batch)
         assert np.abs(found @ np.eye(len(exact)) - exact).max() <= 1e-13 * np.abs(exact).max()
         assert found.loss == pytest.approx(float(loss(model(x), y)), rel=1e-13)
-    fishers = [hr.EmpiricalFisher(problem, batch=b) @ np.eye(len(exact)) for b in (None, 3, 1)]
+    fishers = [hr.EmpiricalFisher(problem, batch=b) @ np.eye(len(exact)) for b in (None, 3)]
     assert np.ptp([fisher.trace() for fisher in fishers]) <= 1e-13 * fishers[0].trace()
 
 

@@ -79,6 +79,7 @@ def test_everything_from_nothing(cli, experiment, tmp_path):
     assert "surmise.png" in figures
 
 
+@pytest.mark.slow
 def test_again_computes_nothing_and_says_the_same(cli, experiment, tmp_path):
     first = cli("reproduce", experiment, "--preset", "full", "--out", "done", "--json")
     files = [*(tmp_path / "done/spectra").iterdir(), *(tmp_path / "done/checkpoints").iterdir()]

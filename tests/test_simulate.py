@@ -176,6 +176,7 @@ def test_resumed_is_bit_for_bit_the_same(cli, tmp_path, monkeypatch, method):
     assert (tmp_path / "sim.h5").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_killed_and_resumed(tmp_path, start_cli, cli):
     words = ["simulate", "--dimension", 2200, "--samples", 9]  # too large to be stored in groups
     path = tmp_path / "killed.h5"

@@ -89,7 +89,9 @@ def reference(d, e):
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-@pytest.mark.parametrize("n", [1, 2, 3, 31, 32, 33, 65])
+@pytest.mark.parametrize(
+    "n", [1, 2, 3, 33, *(pytest.param(n, marks=pytest.mark.slow) for n in (31, 32, 65))]
+)
 def test_every_family_agrees_with_lapack(library, n, dtype):
     for name, (d64, e64) in families(n).items():
         with np.errstate(over="ignore", under="ignore"):
@@ -120,6 +122,7 @@ def in_extended_precision(d, e):
     return (lower + upper) / 2
 
 
+@pytest.mark.slow
 def test_the_error_is_a_few_ulps_of_the_norm(library):
     for name, (d, e) in families(100).items():
         if name in {"near overflow", "subnormal"}:
@@ -145,7 +148,7 @@ def test_glued_wilkinson(library, glue):
     assert np.max(np.abs(spectrum(library, d, e) - exact)) <= 20 * len(d) * ULP * norm
 
 
-@pytest.mark.parametrize("n", [2, 511, 512, 513, 20_000])
+@pytest.mark.parametrize("n", [2, 511, 512, 513, pytest.param(20_000, marks=pytest.mark.slow)])
 def test_the_error_does_not_grow_with_n(library, n):
     # eigenvalues of the second difference; its row sums are at most 4
     d, e = np.full((1, n), 2.0), np.full((1, n), -1.0)

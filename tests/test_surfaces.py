@@ -152,6 +152,7 @@ def surface_spectra():
     return drawn, [hr.spectrum(s.problem(point(n)), device="cpu") for s in drawn]
 
 
+@pytest.mark.slow
 def test_spectra_of_surfaces_have_the_density_of_sampled_hessians(surface_spectra):
     drawn, spectra = surface_spectra
     n, count, cov = 200, len(spectra), rbf(1.0, 0.8)
@@ -170,6 +171,7 @@ def test_spectra_of_surfaces_have_the_density_of_sampled_hessians(surface_spectr
     assert distance([1.1**0.5 * x for x in centred(spectra)], reference) > allowed
 
 
+@pytest.mark.slow
 def test_spectra_of_surfaces_have_the_ratios_of_the_orthogonal_ensemble(surface_spectra):
     _, spectra = surface_spectra
     means = np.array([mean_ratio(s.resolved) for s in spectra])
