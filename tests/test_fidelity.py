@@ -173,6 +173,43 @@ def test_a_loss_that_holds_the_models_parameters_keeps_its_term(road):
     assert close(found, exact(model, decayed(model), x, y))
 
 
+@pytest.mark.parametrize("road", ROADS)
+@pytest.mark.parametrize(
+    "loss",
+    [
+        "cross-entropy",
+        nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)),
+        lambda outputs, targets: F.nll_loss(F.log_softmax(outputs, 1), targets, reduction="sum"),
+    ],
+)
+def test_weight_decay_shifts_the_hessian(road, loss):
+    model, (x, y) = net(), batch()
+    plain = F.cross_entropy if isinstance(loss, str) else loss
+    found = ROADS[road](hr.Problem(model, loss, (x, y), l2=0.3))
+    assert close(found, exact(model, plain, x, y) + 0.3)
+
+
+def test_weight_decay_of_blocks_and_micro_batches():
+    model, data = net().double(), batch()
+    plain, problem = (hr.Problem(model, "cross-entropy", data, l2=l2) for l2 in (0, 0.3))
+    expected = hr.hessian(plain) + 0.3 * np.eye(plain.dimension)
+    unequal = hr.Hessian(problem, batch=len(data[0]) - 1)
+    assert np.abs(unequal @ np.eye(plain.dimension) - expected).max() <= 100 * EPS
+    block = hr.Problem(model, "cross-entropy", data, only="0.*", l2=0.3)
+    part = expected[: block.dimension, : block.dimension]
+    assert np.abs(hr.hessian(block) - part).max() <= 100 * EPS
+    lengths = np.sqrt(sum(float(p.detach().square().sum()) for p in model.parameters()))
+    assert np.isclose(problem.evaluate()[0] - plain.evaluate()[0], 0.15 * lengths**2)
+    with pytest.raises(ProblemError, match="holds parameters of the model itself"):
+        hr.ggn(problem)
+
+
+@pytest.mark.parametrize("l2", [-0.1, float("nan"), float("inf")])
+def test_weight_decay_that_is_none(l2):
+    with pytest.raises(ProblemError, match="must be a positive number"):
+        hr.Problem(net(), "cross-entropy", batch(), l2=l2)
+
+
 def test_a_loss_that_holds_parameters_has_no_gauss_newton_matrix():
     model = net()
     problem = hr.Problem(model, decayed(model), batch())

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from hessrmt.errors import ProblemError
@@ -173,6 +174,38 @@ def _cross_entropy(found: Tensor, input: Tensor, target: Tensor, **options: Any)
 
 
 _LOG_SOFTMAX = (F.log_softmax, torch.log_softmax, Tensor.log_softmax)
+
+
+class Penalised:
+    """A loss with a penalty on the trainable parameters of a model.
+
+    Args:
+        loss: Without it.
+        model: The user's own.
+        l2: The penalty is l2 ‖θ‖² / 2.
+
+    Raises:
+        ProblemError: If `l2` is not a positive number.
+    """
+
+    def __init__(self, loss: Loss, model: nn.Module, l2: float) -> None:
+        if not 0 < l2 < math.inf:
+            raise ProblemError(f"the l2 penalty is {l2}; it must be a positive number, or 0")
+        self._loss, self._l2 = loss, l2
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+
+    def __call__(self, outputs: Any, targets: Any) -> Tensor:
+        """The loss of outputs on targets, and the penalty.
+
+        Args:
+            outputs: Of the model.
+            targets: As the loss takes them.
+
+        Returns:
+            A scalar tensor.
+        """
+        squares = torch.stack([p.square().sum() for p in self._parameters]).sum()
+        return self._loss(outputs, targets) + self._l2 / 2 * squares
 
 
 LOSSES: dict[str, Loss] = {"cross-entropy": F.cross_entropy, "mse": mean_squared_error}

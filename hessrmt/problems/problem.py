@@ -35,7 +35,7 @@ from hessrmt.problems.lifting import (
     running,
     same,
 )
-from hessrmt.problems.losses import Loss, resolve
+from hessrmt.problems.losses import Loss, Penalised, resolve
 from hessrmt.problems.structure import Structure, find_structure, reached
 from hessrmt.problems.trees import map_tensors
 
@@ -121,6 +121,8 @@ class Problem:
         only: The parameters to take: a pattern (``*``, ``?``) of their names, a regular expression
             that matches them as a whole, or a list of either; all others are constants, so that the
             Hessian is that block's.
+        l2: The loss gets l2 ‖θ‖² / 2 of all trainable parameters, as from the ``weight_decay`` of
+            torch's optimisers: the Hessian gets l2 times the identity.
 
     Attributes:
         dimension: P, the number of trainable parameters.
@@ -132,7 +134,8 @@ class Problem:
         inside: Precisions in which the network computes inside, and what it does to its data.
 
     Raises:
-        ProblemError: If nothing is trainable or matches, or a parameter is NaN or infinite.
+        ProblemError: If nothing is trainable or matches, a parameter is NaN or infinite, or `l2` is
+            not a positive number.
         DataError: If inputs and targets are empty, of different lengths, NaN or infinite, or
             labels do not fit the outputs.
     """
@@ -145,6 +148,7 @@ class Problem:
         data: Any,
         *,
         only: str | re.Pattern[str] | Sequence[str] | None = None,
+        l2: float = 0.0,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise ProblemError(f"the model is a {type(model).__name__}, not a torch.nn.Module")
@@ -158,6 +162,9 @@ class Problem:
             ) from error
         self.loss_name = loss if isinstance(loss, str) else getattr(loss, "__name__", repr(loss))
         own_loss = self.loss_function = resolve(loss)
+        if l2:
+            own_loss = self.loss_function = Penalised(own_loss, model, l2)
+            self.loss_name += f" + {l2:g} ‖θ‖² / 2"
         if isinstance(own_loss, nn.Module):
             self.loss_function = _copied_module(own_loss).requires_grad_(False)
         self._take(only)
