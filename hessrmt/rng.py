@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hessrmt.checks import require_whole
+
 if TYPE_CHECKING:
     import torch
 
@@ -24,7 +26,11 @@ def seed_sequence(seed: int, *names: str | int) -> np.random.SeedSequence:
 
     Returns:
         A ``SeedSequence`` that depends on the seed and on every name.
+
+    Raises:
+        ConfigError: If the seed is negative or no whole number.
     """
+    require_whole(0, seed=seed)
     key = [
         int.from_bytes(hashlib.sha256(str(name).encode()).digest()[:8], "little") for name in names
     ]

@@ -16,7 +16,14 @@ import hessrmt as hr
 from hessrmt.curvature import operators as module
 from hessrmt.curvature.krylov import round_off
 from hessrmt.curvature.operators import CurvatureOperator
-from hessrmt.errors import ConfigError, DataError, DeviceError, NonFiniteError, ProblemError
+from hessrmt.errors import (
+    ConfigError,
+    DataError,
+    DeviceError,
+    HessrmtError,
+    NonFiniteError,
+    ProblemError,
+)
 
 
 def tanh_network():
@@ -221,7 +228,7 @@ def test_blocks_of_an_operator_and_of_the_spectrum():
         assert np.abs(blocks[layer].eigenvalues - levels).max() < 1e-14
     named = hr.spectrum(problem, blocks={"weights": ["*.weight"]})["weights"]
     assert named.dimension == sum(p.stop - p.start for n, p in places.items() if "weight" in n)
-    with pytest.raises(ProblemError, match="unknown blocks"):
+    with pytest.raises(ConfigError, match="unknown blocks"):
         hr.spectrum(problem, blocks="layers")
     with pytest.raises(ProblemError, match="no trainable parameter matches"):
         hessian.block("nothing.*")
@@ -417,3 +424,27 @@ def test_a_network_that_needs_an_even_number_of_samples():
     for road in (lambda p: hr.Hessian(p, batch=2), hr.EmpiricalFisher):
         with pytest.raises(ProblemError, match="on a part of the data"):
             road(problem)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        (lambda p, h: hr.spectrum(h), "must be a Problem, not a Hessian"),
+        (lambda p, h: hr.density(h + h), "must be a CurvatureOperator, not a _Sum"),
+        (lambda p, h: hr.spectrum(p, blocks=["0.*"]), "unknown blocks"),
+        (lambda p, h: hr.eigsh(h, 1, seed=-1), "seed must be a whole number"),
+        (lambda p, h: hr.eigsh(h, 1, tolerance=None), "between 0 and 1"),
+        (lambda p, h: h.block(3), "by a pattern or a list"),
+    ],
+)
+def test_what_is_no_problem_and_no_option(wrong, named):
+    problem = hr.Problem(tanh_network(), "cross-entropy", labelled((8, 5), 3))
+    with pytest.raises(HessrmtError, match=named):
+        wrong(problem, hr.Hessian(problem))
+
+
+@pytest.mark.parametrize("wrong", [lambda h: h + 1, lambda h: h - 1.0, lambda h: h * "2"])
+def test_matrices_are_added_to_matrices_and_multiplied_by_numbers(wrong):
+    problem = hr.Problem(tanh_network(), "cross-entropy", labelled((8, 5), 3))
+    with pytest.raises(TypeError):
+        wrong(hr.Hessian(problem))

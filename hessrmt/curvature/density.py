@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hessrmt.checks import require_whole
+from hessrmt.checks import require_type, require_whole
 from hessrmt.curvature.dense import Tick
 from hessrmt.curvature.edges import EdgeLevels, check_request, extremal_eigenvalues, plan_width
 from hessrmt.curvature.krylov import announce
@@ -194,9 +194,13 @@ def density(
 
     Returns:
         Density, and edge levels and traces if asked for. Raises TypeError for an unknown option.
+
+    Raises:
+        ConfigError: If it is the density of something else.
     """
     if isinstance(problem, Problem):
         problem = CurvatureOperator.of(problem, operator, batch=batch, device=device, dtype=dtype)
+    require_type(CurvatureOperator, "of other matrices eigsh gives the edges", problem=problem)
     return complete(problem, DensityPlan(probes, steps, **options), tick=tick)
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -447,7 +448,7 @@ def check_request(
         ConfigError: If nothing, or more than P levels are asked for, or a number is out of range.
     """
     require_whole(0, top=top, bottom=bottom, largest=largest)
-    if not 0 < tolerance < 1:
+    if not isinstance(tolerance, Real) or not 0 < tolerance < 1:
         raise ConfigError(f"the tolerance must lie between 0 and 1, got {tolerance!r}")
     wanted = Wanted(int(top), int(bottom), int(largest))
     if largest and (top or bottom):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -135,12 +136,18 @@ class Operator:
         return found.cpu().numpy() if isinstance(other, np.ndarray) else found
 
     def __add__(self, other: Operator) -> Operator:
+        if not isinstance(other, Operator):
+            return NotImplemented
         return _Sum([(1.0, self), (1.0, other)])
 
     def __sub__(self, other: Operator) -> Operator:
+        if not isinstance(other, Operator):
+            return NotImplemented
         return _Sum([(1.0, self), (-1.0, other)])
 
     def __mul__(self, factor: float) -> Operator:
+        if not isinstance(factor, Real):
+            return NotImplemented
         return _Sum([(float(factor), self)])
 
     __rmul__ = __mul__

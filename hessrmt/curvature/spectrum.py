@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 
 from hessrmt.backend.select import select
-from hessrmt.checks import require_whole
+from hessrmt.checks import require_type, require_whole
 from hessrmt.curvature.assembly import assemble_reduced, require_reduced
 from hessrmt.curvature.certify import noise_floor, probe_product, require_agreement
 from hessrmt.curvature.dense import Tick, dtype_name, torch_dtype
@@ -21,7 +21,7 @@ from hessrmt.curvature.operators import CurvatureOperator
 from hessrmt.curvature.reduction import identity, reduce_problem
 from hessrmt.curvature.saturation import loss_rounding
 from hessrmt.errors import ConfigError, ConvergenceError, ProblemError
-from hessrmt.problems.problem import ordinary_mode
+from hessrmt.problems.problem import Problem, ordinary_mode
 from hessrmt.records import Provenance, Spectrum
 
 if TYPE_CHECKING:
@@ -29,13 +29,14 @@ if TYPE_CHECKING:
 
     from hessrmt.backend.base import Backend
     from hessrmt.curvature.edges import Eigenpairs
-    from hessrmt.problems.problem import Problem
 
 OPERATORS = ("hessian", "ggn")
 REDUCTIONS = ("auto", "none")
 
 _RESIDUAL = 1e-12
 """Residual over the norm of the eigenvectors of an exact spectrum."""
+
+_OF_MATRICES = "of other matrices eigsh gives the edges, numpy.linalg.eigvalsh all levels"
 
 
 @overload
@@ -93,7 +94,7 @@ def spectrum(
         spectrum.
 
     Raises:
-        ConfigError: If ``vectors`` is no number from 0 to P.
+        ConfigError: If ``problem`` is none, or ``vectors`` is no number from 0 to P.
         ProblemError: If the loss is random, not a scalar or not twice differentiable by torch, or
             an option is unknown.
         NonFiniteError: If the loss or an entry of the matrix is NaN or infinite.
@@ -101,6 +102,7 @@ def spectrum(
         ConvergenceError: If the eigenvalue solver fails, or the eigenvectors don't belong to the
             leading eigenvalues.
     """
+    require_type(Problem, _OF_MATRICES, problem=problem)
     require_whole(0, vectors=vectors)
     if vectors > problem.dimension:
         raise ConfigError(
@@ -108,8 +110,11 @@ def spectrum(
         )
     if blocks is not None:
         chosen = layers_of(problem) if blocks == "layer" else blocks
-        if isinstance(chosen, str):
-            raise ProblemError(f"unknown blocks {blocks!r}; known is layer, or name the blocks")
+        if not isinstance(chosen, Mapping):
+            raise ConfigError(
+                f'unknown blocks {blocks!r}; give "layer", or a dict of names to patterns of '
+                'parameters, like {"first": "0.*"}'
+            )
         parts = {name: problem.restricted(only) for name, only in chosen.items()}
         options = (device, dtype, operator, reduce)
         return {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -189,8 +190,8 @@ class Penalised:
     """
 
     def __init__(self, loss: Loss, model: nn.Module, l2: float) -> None:
-        if not 0 < l2 < math.inf:
-            raise ProblemError(f"the l2 penalty is {l2}; it must be a positive number, or 0")
+        if not isinstance(l2, Real) or not 0 < l2 < math.inf:
+            raise ProblemError(f"the l2 penalty is {l2!r}; it must be a positive number, or 0")
         self._loss, self._l2 = loss, l2
         self._parameters = [p for p in model.parameters() if p.requires_grad]
 

@@ -855,6 +855,8 @@ def _matching(only: str | re.Pattern[str] | Sequence[str], names: Iterable[str])
     """Names that a pattern, a regular expression or a list of them stands for."""
     if isinstance(only, re.Pattern):
         return {name for name in names if only.fullmatch(name)}
+    if not isinstance(only, Iterable):
+        raise ProblemError(f"parameters are given by a pattern or a list of them, not {only!r}")
     if not isinstance(only, str):
         return set().union(*(_matching(part, names) for part in only))
     found = {only} & set(names) or set(fnmatch.filter(names, only))
