@@ -373,7 +373,10 @@ def extreme_pairs(
         if not due:
             continue
         tested = have
-        values, rotation = np.linalg.eigh(space.small[:have, :have])
+        # by torch: its threads and NumPy's would wait for each other, busily
+        values, rotation = (
+            part.numpy() for part in torch.linalg.eigh(torch.from_numpy(space.small[:have, :have]))
+        )
         space.norm = max(space.norm, float(np.abs(values).max()))
         floor = round_off(space.norm, size, operator.dtype)
         goal = max(tolerance * space.norm, floor)
