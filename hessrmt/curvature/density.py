@@ -247,7 +247,8 @@ def complete(
     before = found.quadrature
     for now in extended(operator, before, plan.probes, law=plan.law, together=together, **common):
         if np.isnan(found.check):
-            found = replace(found, check=operator.agreement(max(map(abs, now.range))))
+            norm, rounding = max(map(abs, now.range)), operator.rounding()
+            found = replace(found, check=operator.agreement(norm, rounding=rounding))
         found = replace(found, quadrature=now)
         save(found)
     if plan.trace and found.traces is None:

@@ -18,12 +18,11 @@ import torch
 from torch.utils import _pytree
 
 from hessrmt.backend.distributed import asymmetry, multiply
-from hessrmt.curvature.certify import noise_floor, probe_product, require_agreement
+from hessrmt.curvature.certify import Comparison, noise_floor, reference, require_agreement
 from hessrmt.curvature.dense import torch_dtype
 from hessrmt.curvature.memory import block_size, gib, row_bytes
 from hessrmt.curvature.products import hessian_product
 from hessrmt.curvature.reduction import Reduction, identity, reduce_problem
-from hessrmt.curvature.saturation import loss_rounding
 from hessrmt.errors import DeviceError, NonFiniteError, ProblemError
 from hessrmt.problems.problem import ordinary_mode
 from hessrmt.records import Provenance, Spectrum
@@ -92,8 +91,7 @@ def distributed_spectrum(
                 f"random u, where |H| = {skew.norm:.3g}. Some operation of the model has a wrong "
                 "second derivative in torch, or none at this point; replace it"
             )
-    residual = world.share(_residual(local, basis, part, layout, world))
-    rounding = world.share(loss_rounding(local) if world.rank == 0 else 0.0)
+    residual, rounding, of_product = world.share(_compared(local, basis, part, layout, world))
     seconds["matrix"] = time.perf_counter() - started - sum(seconds.values())
     if tick:
         tick("eigenvalues", 0, 1)
@@ -104,7 +102,7 @@ def distributed_spectrum(
         tick("eigenvalues", 1, 1)
     with world.together():
         norm = float(np.abs(levels).max(initial=0.0))
-        agreement = require_agreement(residual, norm, local.dimension, dtype, rounding)
+        agreement = require_agreement(residual, norm, local, dtype, of_product)
     return Spectrum(
         eigenvalues=np.sort(np.concatenate([levels, np.zeros(local.dimension - layout.n)])),
         noise_floor=max(rounding, noise_floor(levels, layout.n, dtype)),
@@ -208,15 +206,15 @@ def _plan(
     return local, evaluated, basis, layout, min(world.gather(rows))
 
 
-def _residual(
+def _compared(
     problem: Problem, basis: Reduction, part: Tensor, layout: Layout, world: World
-) -> float:
-    """How far the matrix is from the Hessian along one direction."""
+) -> Comparison:
+    """How far the matrix is from the Hessian."""
 
     def product(v: Tensor) -> Tensor:
         return basis.lift(multiply(part, layout, world, basis.project(v)))
 
-    return probe_product(problem, product)
+    return reference(problem).beside(product)
 
 
 def _deal(start: int, stop: int, processes: int) -> list[slice]:

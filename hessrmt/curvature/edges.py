@@ -32,6 +32,7 @@ from hessrmt.curvature.krylov import (
     vectors_needed,
 )
 from hessrmt.curvature.memory import gib, usable_memory
+from hessrmt.curvature.operators import CurvatureOperator
 from hessrmt.errors import ConfigError, DeviceError
 from hessrmt.problems.problem import ordinary_mode
 
@@ -370,13 +371,15 @@ def _search(
             image = products[leading - first]
         if tick:
             tick("residuals", min(first + _BLOCK, len(vectors)), len(vectors))
-    agreement = getattr(operator, "agreement", None)
-    if agreement is not None and len(vectors):
-        check = agreement(found.norm, vectors[leading], image)
+    rounding = round_off(found.norm, operator.dimension, operator.dtype)
+    if isinstance(operator, CurvatureOperator) and len(vectors):
+        measured = operator.rounding()
+        rounding = max(rounding, measured)
+        check = operator.agreement(found.norm, vectors[leading], image, measured)
     common = {
         "values": found.values,
         "residuals": residuals,
-        "round_off": round_off(found.norm, operator.dimension, operator.dtype),
+        "round_off": rounding,
         "dimension": operator.dimension,
         "norm": found.norm,
         "converged": found.converged,

@@ -88,7 +88,9 @@ def _outputs_size(problem: Problem) -> float:
     return float(slope.norm()) ** 2 / problem.samples
 
 
-def require_second_derivative(problem: Problem, v: Vector, product: Tensor | None = None) -> Tensor:
+def require_second_derivative(
+    problem: Problem, v: Vector, product: Tensor | None = None, rounding: float = 0.0
+) -> Tensor:
     """Refuse second derivatives by which the gradient does not change.
 
     A problem in float32 is checked in float64: it is the rule that may be wrong, not the digits.
@@ -97,6 +99,7 @@ def require_second_derivative(problem: Problem, v: Vector, product: Tensor | Non
         problem: In its final precision and place.
         v: (P,) unit vector.
         product: (P,) H v; by plain reverse-over-reverse differentiation if None.
+        rounding: Bound on its error, if that is known.
 
     Returns:
         (P,) H v. Raises ProblemError if the gradient
@@ -112,11 +115,11 @@ def require_second_derivative(problem: Problem, v: Vector, product: Tensor | Non
             theirs = eager_hessian_product(exact)(v[None])[0]
         except RuntimeError:  # some part is of float32 and stays so: there is nothing to compare
             return product
-    require_difference(exact, v, theirs)
+    require_difference(exact, v, theirs, rounding)
     return product
 
 
-def require_difference(problem: Problem, v: Vector, product: Tensor) -> None:
+def require_difference(problem: Problem, v: Vector, product: Tensor, rounding: float = 0.0) -> None:
     """Refuse a product that is not the change of the gradient along a direction.
 
     The central quotient (g(θ + hv) - g(θ - hv))/2h differs from Hv by truncation, by the rounding
@@ -130,11 +133,12 @@ def require_difference(problem: Problem, v: Vector, product: Tensor) -> None:
         problem: In float64.
         v: (P,) unit vector.
         product: (P,) H v.
+        rounding: Bound on its error, if that is known.
 
     Raises:
         ProblemError: If they differ by more than that bound at every step.
     """
-    rounding = _ROUNDING * torch.finfo(problem.dtype).eps * _outputs_size(problem)
+    rounding += _ROUNDING * torch.finfo(problem.dtype).eps * _outputs_size(problem)
     found = _disagreement(partial(gradient, problem), problem.theta, v, product, rounding)
     if found is not None:
         raise ProblemError(_words(found, _wrong_part(problem)))

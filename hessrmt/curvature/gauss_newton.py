@@ -10,6 +10,7 @@ with R from the QR factorisation of (LᵀJ)ᵀ.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -19,15 +20,15 @@ from torch import Tensor
 
 from hessrmt import rng
 from hessrmt.backend.select import select
-from hessrmt.curvature.certify import random_direction, require_agreement
+from hessrmt.curvature.certify import Reference, random_direction, require_agreement
 from hessrmt.curvature.dense import Tick, assemble, dtype_name, make_symmetric, torch_dtype
 from hessrmt.curvature.fidelity import require_jacobian
 from hessrmt.curvature.gradients import pull, push
 from hessrmt.curvature.gram import WORK_BYTES, gram_by_samples, gram_of_whole, saved_for_backward
 from hessrmt.curvature.memory import dense_block, gib, require_dense, usable_memory
-from hessrmt.curvature.products import ggn_product
+from hessrmt.curvature.products import eager_ggn_product, ggn_product
 from hessrmt.curvature.roots import curved, root_of_loss_curvature
-from hessrmt.curvature.saturation import loss_rounding, squared_norm
+from hessrmt.curvature.rounding import DIRECTIONS, directions, rounding_of
 from hessrmt.curvature.taps import samples_are_apart
 from hessrmt.errors import DeviceError
 from hessrmt.problems.outputs import in_one_tensor, softmax_rows
@@ -42,6 +43,10 @@ if TYPE_CHECKING:
     from hessrmt.curvature.roots import Root
     from hessrmt.problems.outputs import InOneTensor
     from hessrmt.problems.problem import Problem
+
+_FEW_DIRECTIONS = 2
+"""Random vectors along which the rounding of a product is measured, where each costs a pass forward
+and two back through a whole network."""
 
 _SHARES = 8
 """Working memories held at once: rows, what is saved for backward, products, and room."""
@@ -60,11 +65,13 @@ class SmallestGgn:
         rounding: What forming the matrix may have moved an eigenvalue by, in their units.
         residual: ‖G v - what the matrix says of G v‖ for a random unit vector v in the range of G;
             NaN if torch cannot differentiate the network in both directions.
+        of_product: How much of the residual may be rounding.
     """
 
     matrix: Matrix
     rounding: float
     residual: float
+    of_product: float
 
 
 @ordinary_mode()
@@ -97,9 +104,7 @@ def ggn(
     require_jacobian(packed, random_direction(local))
     found = _dense(packed, backend, None)
     norm = float(torch.linalg.matrix_norm(found.matrix))  # Frobenius, no less than the 2-norm
-    require_agreement(
-        found.residual, norm, local.dimension, dtype_name(dtype), found.rounding, "ggn"
-    )
+    require_agreement(found.residual, norm, local, dtype_name(dtype), found.of_product, "ggn")
     return found.matrix.cpu().numpy()
 
 
@@ -118,7 +123,7 @@ def smallest_ggn(problem: Problem, backend: Backend, tick: Tick | None = None) -
     problem = in_one_tensor(problem)
     require_jacobian(problem, random_direction(problem))
     outputs = problem.here()
-    rows, nothing = _rows(problem, outputs), SmallestGgn(outputs.new_zeros(0, 0), 0.0, 0.0)
+    rows, nothing = _rows(problem, outputs), SmallestGgn(outputs.new_zeros(0, 0), 0.0, 0.0, 0.0)
     if rows >= problem.dimension:
         return _dense(problem, backend, tick)
     if not rows:
@@ -194,15 +199,15 @@ def _dense(problem: InOneTensor, backend: Backend, tick: Tick | None) -> Smalles
     """G itself, compared with another way of differentiating along a random unit vector."""
     block = dense_block(problem, backend)
     matrix = assemble(ggn_product(problem), problem.theta, block, backend, tick)
-    v, outputs = random_direction(problem), problem.here()
-    tangent = push(problem, v, problem.samples)
-    residual = float("nan")
-    if tangent is not None:
-        expected = pull(problem, curved(problem, outputs, tangent), problem.samples)
-        residual = float((matrix @ v - expected).norm())
-    # an entry is a sum over all outputs, as one of a Gram matrix over all parameters
-    rounding = rounding_of_gram(matrix, outputs.numel()) + loss_rounding(problem)
-    return SmallestGgn(matrix, rounding, residual)
+    found = _reference(problem).beside(matrix.matmul)
+    return SmallestGgn(matrix, found.rounding, found.residual, found.of_product)
+
+
+def _reference(problem: InOneTensor, count: int = DIRECTIONS) -> Reference:
+    """Products with G by plain differentiation, and their rounding."""
+    rows, plain = directions(problem, count), eager_ggn_product(problem)
+    products = plain(rows)
+    return Reference(rows, products, rounding_of(lambda v: plain(v[None])[0], rows, products))
 
 
 def _rows(problem: InOneTensor, outputs: Tensor) -> int:
@@ -257,12 +262,28 @@ def _dual(
             found = torch.linalg.qr(found, mode="r").R
         matrix = (found * signs) @ found.T
     make_symmetric(matrix, backend)
-    if root.error:
-        rounding += root.error * squared_norm(problem)
     chunk = max(1, plan.work // plan.saved) if plan.apart else samples
     gram = found.T @ found if signed else matrix
     residual = _residual(problem, outputs, (lower, signs), gram, chunk)
-    return SmallestGgn(matrix, rounding, residual)
+    if root.error and not math.isnan(residual):
+        rounding += _reference(problem, _FEW_DIRECTIONS).rounding
+    else:
+        norm = float(torch.linalg.matrix_norm(gram)) ** 0.5  # Frobenius, no less than ‖M‖₂
+        rounding += 2 * norm * _rounding_of_rows(problem, outputs, lower, chunk)
+    return SmallestGgn(matrix, rounding, residual, rounding)
+
+
+def _rounding_of_rows(problem: InOneTensor, outputs: Tensor, lower: Tensor, chunk: int) -> float:
+    """Bound on the error of M = LᵀJ in the 2-norm; that of M Mᵀ is 2 ‖M‖₂ times it."""
+    generator = rng.torch_generator(0, "rounding of rows")
+    size = _FEW_DIRECTIONS, len(lower)
+    draws = torch.randn(size, generator=generator, dtype=torch.float64).to(lower)
+    rows = draws @ lower
+
+    def pulled(row: Tensor) -> Tensor:
+        return pull(problem, row.view(outputs.shape), chunk)
+
+    return rounding_of(pulled, rows, torch.stack([pulled(row) for row in rows]))
 
 
 def _residual(

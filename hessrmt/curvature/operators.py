@@ -24,6 +24,7 @@ from hessrmt.curvature.fidelity import gradient, require_jacobian, require_secon
 from hessrmt.curvature.linearise import TRACED_FROM, KeptProduct, choose
 from hessrmt.curvature.memory import gib, row_bytes, saved_bytes, usable_memory
 from hessrmt.curvature.products import close
+from hessrmt.curvature.rounding import Perturbed, directions, length, norm_bound
 from hessrmt.errors import (
     ConfigError,
     DataError,
@@ -57,6 +58,9 @@ measured on LeNet-5 (docs/density.md)."""
 
 _MEAN_ULPS = 256
 """How far, in ulps, a loss may lie from the weighted mean of its parts."""
+
+_FEW_DIRECTIONS = 2
+"""Random vectors along which the rounding of products is measured: each costs passes over all data."""
 
 _TOGETHER = 8
 """Unit vectors multiplied at a time."""
@@ -435,8 +439,32 @@ class CurvatureOperator(Operator):
         return total
 
     @ordinary_mode()
+    def rounding(self) -> float:
+        """Bound on the rounding error of products, in the 2-norm (see ``curvature/rounding.py``).
+
+        Returns:
+            The bound, in the units of the eigenvalues.
+        """
+        rows = directions(self._base, _FEW_DIRECTIONS)
+        products = torch.zeros_like(rows)
+        moved = torch.zeros_like(rows)
+        for number, problem in enumerate(self._problems(0)):
+            if self._weights[number]:
+                way, weight = self._plain(problem), self._weights[number]
+                products.add_(way(rows).detach(), alpha=weight)
+                for row, (v, total) in enumerate(zip(rows, moved, strict=True)):
+                    with Perturbed(number * len(rows) + row):
+                        found = way(v[None])[0].detach()
+                    total.add_(found, alpha=weight)
+        return norm_bound([length(part) for part in moved - products])
+
+    @ordinary_mode()
     def agreement(
-        self, norm: float, v: Vector | None = None, product: Vector | None = None
+        self,
+        norm: float,
+        v: Vector | None = None,
+        product: Vector | None = None,
+        rounding: float = 0.0,
     ) -> float:
         """How far another way of differentiating, from data read anew, leads from the product.
 
@@ -444,6 +472,7 @@ class CurvatureOperator(Operator):
             norm: ‖H‖₂.
             v: (P,) unit vector; a random one if None.
             product: (P,) H v, if it has been computed.
+            rounding: What may be rounding, if that has been measured.
 
         Returns:
             ‖Hv - H'v‖/‖H‖₂. Raises ProblemError if rounding does not explain it: wrong derivatives,
@@ -460,7 +489,7 @@ class CurvatureOperator(Operator):
         if forward and not close(expected, found):  # torch may have a rule of forward mode wrong
             self._add(expected.zero_(), v[None], self._plain)
         residual = float((found - expected).norm())
-        return require_agreement(residual, norm, self.dimension, self.precision)
+        return require_agreement(residual, norm, self, self.precision, rounding)
 
     def _add(self, total: Vectors, block: Vectors, way: Any, start: int = 0) -> None:
         for number, problem in enumerate(self._problems(start), start):

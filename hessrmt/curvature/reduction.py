@@ -21,10 +21,9 @@ from torch import Tensor
 from hessrmt import rng
 from hessrmt.backend.select import select
 from hessrmt.curvature.assembly import assemble_reduced
-from hessrmt.curvature.certify import probe_product, require_agreement
+from hessrmt.curvature.certify import reference, require_agreement
 from hessrmt.curvature.dense import dtype_name, torch_dtype
 from hessrmt.curvature.products import eager_hessian_product
-from hessrmt.curvature.saturation import loss_rounding
 from hessrmt.problems.outputs import ignores_softmax_shift
 from hessrmt.problems.problem import ordinary_mode
 
@@ -264,7 +263,8 @@ def reduction(
     local = problem.at(torch_dtype(dtype), backend.device)
     local.evaluate()
     base = reduce_problem(local)
-    blocks = assemble_reduced(local, base, backend)
+    known = reference(local)
+    blocks = assemble_reduced(local, base, backend, rounding=known.rounding)
     found: Reduction | RangedReduction = base
     if blocks.ranged is not None:
         basis = torch.linalg.qr(blocks.ranged.stacked).Q
@@ -274,9 +274,9 @@ def reduction(
         curved = base.lift(blocks.apply(base.project(v)))
         return found.lift(found.project(curved))
 
-    residual = probe_product(local, product)
+    seen = known.beside(product)
     norm = float(torch.linalg.matrix_norm(blocks.matrix()))  # Frobenius, no less than the 2-norm
-    require_agreement(residual, norm, local.dimension, dtype_name(dtype), loss_rounding(local))
+    require_agreement(seen.residual, norm, local, dtype_name(dtype), seen.of_product)
     return found
 
 

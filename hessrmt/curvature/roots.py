@@ -17,7 +17,7 @@ from torch import Tensor
 from hessrmt import rng
 from hessrmt.curvature.fidelity import require_changes_of
 from hessrmt.curvature.gradients import curvature_of_loss
-from hessrmt.curvature.saturation import error_of_curvature
+from hessrmt.curvature.rounding import DIRECTIONS, Perturbed, norm_bound
 from hessrmt.problems.outputs import SoftmaxRows, in_one_tensor, softmax_rows
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ def _of_blocks(blocks: Tensor, problem: InOneTensor, outputs: Tensor) -> Root:
     sizes = values.abs().amax(dim=1)
     # what differentiation has lost: in lower precision, or in derivatives that it gets unequal
     error = max(
-        error_of_curvature(problem, outputs),
+        _error(problem, outputs),
         float(torch.linalg.matrix_norm(blocks - blocks.mT).max()),
     )
     relative = blocks.shape[-1] * torch.finfo(blocks.dtype).eps * sizes
@@ -181,6 +181,22 @@ def _of_blocks(blocks: Tensor, problem: InOneTensor, outputs: Tensor) -> Root:
     keep = values.abs() > relative.clamp(min=error)[:, None]
     rows = (vectors * values.abs().sqrt()[:, None, :]).mT  # √|w| uᵀ
     return _root(rows, keep * values.sign(), float(sizes.max()), problem.samples, error)
+
+
+def _error(problem: InOneTensor, outputs: Tensor) -> float:
+    """Bound on the rounding error of S in the 2-norm, of the worst sample."""
+    generator = rng.torch_generator(0, "loss-rounding")
+    size = DIRECTIONS, outputs.numel()
+    rows = torch.randn(size, generator=generator, dtype=torch.float64).to(outputs)
+    found = []
+    for number, (row, exact) in enumerate(
+        zip(rows, curvature_of_loss(problem, outputs)(rows), strict=True)
+    ):
+        with Perturbed(number):
+            moved = curvature_of_loss(problem, outputs)(row[None])[0]
+        apart = problem.samples if outputs.numel() % problem.samples == 0 else 1
+        found.append(float((moved - exact).view(apart, -1).norm(dim=1).max()))
+    return norm_bound(found)
 
 
 def _root(rows: Tensor, signs: Tensor, norm: float, samples: int, error: float = 0.0) -> Root:

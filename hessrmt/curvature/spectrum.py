@@ -12,14 +12,13 @@ import numpy as np
 from hessrmt.backend.select import select
 from hessrmt.checks import require_type, require_whole
 from hessrmt.curvature.assembly import assemble_reduced, require_reduced
-from hessrmt.curvature.certify import noise_floor, probe_product, require_agreement
+from hessrmt.curvature.certify import noise_floor, reference, require_agreement
 from hessrmt.curvature.dense import Tick, dtype_name, torch_dtype
 from hessrmt.curvature.edges import eigsh
 from hessrmt.curvature.gauss_newton import require_ggn, smallest_ggn
 from hessrmt.curvature.memory import require_dense
 from hessrmt.curvature.operators import CurvatureOperator
 from hessrmt.curvature.reduction import identity, reduce_problem
-from hessrmt.curvature.saturation import loss_rounding
 from hessrmt.errors import ConfigError, ConvergenceError, ProblemError
 from hessrmt.problems.problem import Problem, ordinary_mode
 from hessrmt.records import Provenance, Spectrum
@@ -224,12 +223,12 @@ def compute(
     tick = tick or _silent
     clock = _Clock()
     local = problem.at(torch_dtype(dtype), backend.device)
-    rounding = 0.0
     if operator == "ggn":
         loss, gradient_norm = local.evaluate()
         local.require_loss_of_outputs_alone()
         smallest = smallest_ggn(local, backend, tick)
-        matrix, rounding, probe = smallest.matrix, smallest.rounding, smallest.residual
+        matrix, rounding = smallest.matrix, smallest.rounding
+        probe, of_product = smallest.residual, smallest.of_product
         del smallest
         clock.mark("matrix")
     else:
@@ -238,9 +237,11 @@ def compute(
         loss, gradient_norm = local.evaluate()
         basis = identity(local) if reduce == "none" else reduce_problem(local)
         clock.mark("reduction")
-        blocks = assemble_reduced(local, basis, backend, tick)
-        probe = probe_product(local, lambda v: basis.lift(blocks.apply(basis.project(v))))
-        rounding = loss_rounding(local)
+        known = reference(local)
+        blocks = assemble_reduced(local, basis, backend, tick, rounding=known.rounding)
+        probe, rounding, of_product = known.beside(
+            lambda v: basis.lift(blocks.apply(basis.project(v)))
+        )
         matrix = blocks.matrix()
         del blocks
         clock.mark("matrix")
@@ -252,7 +253,7 @@ def compute(
     clock.mark("eigenvalues")
     tick("eigenvalues", 1, 1)
     norm = float(np.abs(found).max(initial=0.0))
-    agreement = require_agreement(probe, norm, local.dimension, dtype, rounding, operator)
+    agreement = require_agreement(probe, norm, local, dtype, of_product, operator)
     return Spectrum(
         eigenvalues=np.sort(np.concatenate([found, np.zeros(local.dimension - reduced)])),
         noise_floor=max(rounding, noise_floor(found, reduced, dtype)),

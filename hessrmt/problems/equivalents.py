@@ -15,7 +15,7 @@ from torch.nn import _reduction
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from hessrmt.errors import DataError, ProblemError
+from hessrmt.errors import DataError, NonFiniteError, ProblemError
 from hessrmt.problems.losses import cross_entropy_in_full_digits
 
 
@@ -88,14 +88,136 @@ def cross_entropy(
     """
     reduction = _named(size_average, reduce, reduction)
     if target.is_floating_point() or target.dtype == torch.bool:
-        return F.cross_entropy(
-            input, target, weight, reduction=reduction, label_smoothing=label_smoothing
-        )
+        if target.shape != input.shape or not input.dim():
+            return F.cross_entropy(input, target, weight, reduction=reduction)  # raises
+        return _soft_cross_entropy(input, target, weight, reduction, label_smoothing)
     if check:
         require_labels(input, target, ignore_index)
     return cross_entropy_in_full_digits(
         input, target, weight, ignore_index, reduction, label_smoothing
     )
+
+
+def _soft_cross_entropy(
+    input: Tensor, target: Tensor, weight: Tensor | None, reduction: str, smoothing: float
+) -> Tensor:
+    """``F.cross_entropy`` for probabilities of the classes."""
+    axis = min(1, input.dim() - 1)
+    target = target.to(input.dtype) * (1 - smoothing) + smoothing / input.shape[axis]
+    if weight is not None:
+        target = target * weight.to(input.dtype).view(-1, *[1] * (input.dim() - 1 - axis))
+    losses = -(target * _log_softmax(input, axis)).sum(axis)
+    if reduction == "mean":
+        return losses.sum() / (input.numel() // input.shape[axis])
+    return losses.sum() if reduction == "sum" else losses
+
+
+def _log_softmax(
+    input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
+) -> Tensor:
+    """``F.log_softmax`` with derivatives that keep all digits where one class has all the weight.
+
+    With m the likeliest class it is f_j - f_m - log(1 + Σ_{k≠m} exp(f_k - f_m)): derivatives are
+    made of numbers that are small from the start.
+
+    Returns:
+        Of the shape of the scores.
+    """
+    if dim is None or not input.dim() or not input.numel():
+        return F.log_softmax(input, dim, _stacklevel, dtype)
+    scores = input if dtype is None else input.to(dtype)
+    likeliest = scores.detach().argmax(dim, keepdim=True)
+    first = torch.zeros_like(scores, dtype=torch.bool).scatter(dim, likeliest, value=True)
+    # zero, and not f_m - f_m, for the likeliest: no 1 - 1 in its derivatives
+    behind = torch.where(first, 0, scores - scores.gather(dim, likeliest))
+    others = torch.where(first, 0, torch.exp(behind))
+    return behind - torch.log1p(others.sum(dim, keepdim=True))
+
+
+def _softmax(
+    input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
+) -> Tensor:
+    if dim is None or not input.dim() or not input.numel():
+        return F.softmax(input, dim, _stacklevel, dtype)
+    return torch.exp(_log_softmax(input, dim, dtype=dtype))
+
+
+def _as_method(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The same with the arguments of ``torch.softmax`` and of the method."""
+
+    def method(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+        return function(input, dim, dtype=dtype)
+
+    return method
+
+
+def _softplus(input: Tensor) -> Tensor:
+    """log(1 + exp x), smooth and in full digits everywhere."""
+    up = input > 0
+    above = torch.where(up, input, 0)
+    below = torch.where(up, 0, input)
+    return torch.where(up, above + torch.log1p(torch.exp(-above)), torch.log1p(torch.exp(below)))
+
+
+def _logsigmoid(input: Tensor) -> Tensor:
+    return -_softplus(-input)
+
+
+def _binary_cross_entropy_of_scores(
+    input: Tensor, target: Tensor, weight: Tensor | None = None, size_average=None, reduce=None,
+    reduction="mean", pos_weight: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """``F.binary_cross_entropy_with_logits`` as two terms of one sign."""
+    if target.shape != input.shape:
+        return F.binary_cross_entropy_with_logits(input, target)  # raises
+    share = target if pos_weight is None else target * pos_weight
+    loss = (1 - target) * _softplus(input) + share * _softplus(-input)
+    loss = loss if weight is None else loss * weight
+    return _reduced(loss, size_average, reduce, reduction)
+
+
+_LEAST_LOG = -100.0
+"""What the logarithm of a probability is in torch's binary cross-entropy at least."""
+
+
+def binary_cross_entropy(
+    input: Tensor, target: Tensor, weight: Tensor | None = None, size_average=None, reduce=None,
+    reduction="mean", *, check: bool = False,
+) -> Tensor:  # fmt: skip
+    """``F.binary_cross_entropy``, in whose derivatives torch divides by p (1 - p) + 1e-12.
+
+    Returns:
+        Of the shape of the probabilities, or a scalar.
+
+    Raises:
+        NonFiniteError: If a probability has become 0 or 1 where the target is another.
+    """
+    if target.shape != input.shape:
+        return F.binary_cross_entropy(input, target)  # raises
+    if check and bool((((input == 0) & (target > 0)) | ((input == 1) & (target < 1))).any()):
+        raise NonFiniteError(
+            "binary cross-entropy of a probability that has been rounded to 0 or 1 where the "
+            "target is another: the loss is infinite, and torch's, which ends at 100, has lost its "
+            "derivatives. Give nn.BCEWithLogitsLoss the scores before the sigmoid"
+        )
+    loss = -(target * _log(input) + (1 - target) * _log(1 - input))
+    loss = loss if weight is None else loss * weight
+    return _reduced(loss, size_average, reduce, reduction)
+
+
+def _log(probability: Tensor) -> Tensor:
+    some = probability > 0
+    found = torch.log(torch.where(some, probability, 1))
+    # the derivative goes on as 1/p there, as torch's own does
+    least = (found.clamp(min=_LEAST_LOG) - found).detach()
+    return torch.where(some, found + least, _LEAST_LOG)
+
+
+def _gelu(input: Tensor, approximate: str = "none") -> Tensor:
+    """``F.gelu``, of which torch computes 1 + erf, without digits on the left."""
+    if approximate != "none":
+        return F.gelu(input, approximate=approximate)
+    return input * torch.erfc(input * -(0.5**0.5)) / 2
 
 
 def _squared_error(
@@ -311,6 +433,11 @@ _CUDNN = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
 """Kernels without a second derivative, which can be told to take elementary operations."""
 
 EQUIVALENT: dict[Any, Callable[..., Any]] = {
+    F.log_softmax: _log_softmax, F.softmax: _softmax, F.logsigmoid: _logsigmoid, F.gelu: _gelu,
+    **dict.fromkeys((torch.log_softmax, Tensor.log_softmax), _as_method(_log_softmax)),
+    **dict.fromkeys((torch.softmax, Tensor.softmax), _as_method(_softmax)),
+    F.binary_cross_entropy: binary_cross_entropy,
+    F.binary_cross_entropy_with_logits: _binary_cross_entropy_of_scores,
     F.cross_entropy: cross_entropy, F.mse_loss: _squared_error, F.huber_loss: _huber,
     F.smooth_l1_loss: _smooth_l1, F.soft_margin_loss: _soft_margin,
     F.multi_margin_loss: _multi_margin, F.multilabel_margin_loss: _multilabel_margin,

@@ -21,7 +21,7 @@ from torch.utils import _pytree
 from torch.utils import checkpoint as torch_checkpoint
 
 from hessrmt.errors import ProblemError
-from hessrmt.problems.equivalents import EQUIVALENT, cross_entropy, embedding
+from hessrmt.problems.equivalents import EQUIVALENT, binary_cross_entropy, cross_entropy, embedding
 from hessrmt.problems.trees import map_tensors, tensors_of
 
 _WIDE = dict.fromkeys((torch.float16, torch.bfloat16, torch.float32), torch.float64)
@@ -78,7 +78,8 @@ class Running(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self._inside, self._lift = inside, lift
-        self._more = {cross_entropy: {"check": check}, embedding: {"own": own}}
+        checked = {loss: {"check": check} for loss in (cross_entropy, binary_cross_entropy)}
+        self._more = {**checked, embedding: {"own": own}}
 
     def __torch_function__(
         self, function: Any, types: Any, arguments: Any = (), keywords: Any = None

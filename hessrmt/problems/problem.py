@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 
 from hessrmt import rng
-from hessrmt.errors import DataError, HessrmtError, NonFiniteError, ProblemError
+from hessrmt.errors import HessrmtError, NonFiniteError, ProblemError
 from hessrmt.problems.batches import Batch, join, read_data
 from hessrmt.problems.equivalents import cross_entropy
 from hessrmt.problems.lifting import (
@@ -498,6 +498,7 @@ class Problem:
                 depend on the parameters as far as torch sees, or is not that of the user's model.
             DataError: If class labels do not fit the outputs.
             NonFiniteError: If the loss or its gradient is NaN or infinite.
+            HessrmtError: Other errors of ours pass.
         """
         _refuse_random_layers(self.model)
         # before the copy has been run: it may keep what it makes
@@ -513,7 +514,7 @@ class Problem:
             left = same(trial.batch.tensors(), self.batch.tensors())
             self.inside.keeps_data = left and self.inside.keeps_data is not False
             again = self.loss(theta)
-        except (DataError, ProblemError):
+        except HessrmtError:
             raise
         except Exception as error:
             raise ProblemError(

@@ -1,0 +1,313 @@
+"""How far rounding moves a computed product: every operation is computed again, rounded otherwise.
+
+Monte Carlo arithmetic (Parker 1997, UCLA CSD-970002): each operation's result is changed at random
+by up to an ulp, those of sums their operands too. The difference to the result without changes has
+the size of the rounding errors, whatever layers and losses there are, and where 1 - p has lost all
+digits of 1 - p as well. It sees no error of a formula in exact arithmetic (the ε within torch's
+binary cross-entropy): such formulas are replaced (``hessrmt.problems.equivalents``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from hessrmt import rng
+
+if TYPE_CHECKING:
+    from hessrmt.arrays import Vector, Vectors
+    from hessrmt.problems.problem import Problem
+
+DIRECTIONS = 5
+"""Random vectors; fewer where each costs much."""
+
+_FAILURE = 1e-3
+"""Probability that a bound fails."""
+
+_ULPS = (0.51, 0.75)
+"""Relative size of a change over ε: every number moves, a power of two as well."""
+
+_TABLE = 2**16 + 1
+"""Random numbers that are drawn once and used from a random place on."""
+
+
+def norm_bound(differences: Sequence[float]) -> float:
+    """A bound on ‖E‖₂ from the norms of products E ω with independent Gaussian vectors.
+
+    With r of them ‖E‖₂ ≤ α √(2/π) max ‖E ω‖ fails with probability α⁻ʳ (Halko, Martinsson and Tropp
+    2011, lemma 4.1), here one in a thousand.
+
+    Args:
+        differences: ‖E ω‖ of each.
+
+    Returns:
+        The bound; 0.0 of none.
+    """
+    if not differences:
+        return 0.0
+    return _FAILURE ** (-1 / len(differences)) * math.sqrt(2 / math.pi) * max(differences)
+
+
+def length(vector: Tensor) -> float:
+    """‖v‖, also where the squares of all entries would underflow or overflow.
+
+    Args:
+        vector: v.
+
+    Returns:
+        Its norm.
+    """
+    largest = float(vector.abs().max()) if vector.numel() else 0.0
+    if not largest or not math.isfinite(largest):
+        return largest
+    return largest * float((vector / largest).norm())
+
+
+def directions(problem: Problem, count: int = DIRECTIONS) -> Vectors:
+    """Independent Gaussian vectors in the space of the parameters.
+
+    Args:
+        problem: In its final precision and place.
+        count: How many.
+
+    Returns:
+        (count, P).
+    """
+    rows = []
+    for number in range(count):
+        generator = rng.torch_generator(0, "agreement", number)
+        rows.append(torch.randn(problem.dimension, generator=generator, dtype=torch.float64))
+    return torch.stack(rows).to(problem.theta)
+
+
+def rounding_of(function: Callable[[Vector], Vector], rows: Vectors, products: Vectors) -> float:
+    """A bound on the rounding error of a product with a matrix, in the 2-norm.
+
+    Args:
+        function: The product with one vector, from the network on.
+        rows: (r, P) Gaussian vectors.
+        products: (r, P) what the function makes of each.
+
+    Returns:
+        The bound, in the units of the eigenvalues.
+    """
+    found = []
+    for number, (row, product) in enumerate(zip(rows, products, strict=True)):
+        with Perturbed(number):
+            found.append(length(function(row) - product))
+    finite = [part for part in found if math.isfinite(part)]
+    return norm_bound(finite)
+
+
+class Perturbed(TorchDispatchMode):
+    """Each result of a floating-point operation is changed at random by up to one ulp.
+
+    Args:
+        number: Of the stream of random numbers.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self._places = rng.stream(0, "ulps", number)
+        size = self._places.uniform(*_ULPS, _TABLE)
+        self._table = torch.from_numpy(self._places.choice([-1, 1], _TABLE) * size)
+        self._tables: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+
+    def _near(self, leaf: Any) -> Any:
+        """A tensor whose entries have moved by an ulp."""
+        if not isinstance(leaf, Tensor) or not leaf.is_floating_point() or not leaf.numel():
+            return leaf
+        return leaf + leaf * self._ulps(leaf)
+
+    def _move(self, leaf: Any) -> None:
+        """Move the entries of a tensor by an ulp."""
+        if not isinstance(leaf, Tensor) or leaf._is_zerotensor():  # it has no memory
+            return
+        if leaf.is_floating_point() and leaf.numel():
+            leaf.addcmul_(leaf, self._ulps(leaf))
+
+    def _ulps(self, leaf: Tensor) -> Tensor:
+        key = leaf.dtype, leaf.device
+        if key not in self._tables:
+            self._tables[key] = (self._table * torch.finfo(leaf.dtype).eps).to(leaf)
+        table, count = self._tables[key], leaf.numel()
+        start = int(self._places.integers(_TABLE))
+        if count + start > _TABLE:
+            table = table.repeat(2 + count // _TABLE)
+        return table[start : start + count].view(leaf.shape)
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, arguments: Any = (), keywords: Any = None
+    ) -> Any:
+        keywords = keywords or {}
+        schema = getattr(function, "_schema")  # noqa: B009
+        name = schema.name.partition("::")[2]
+        if name in _SUMS:
+            arguments, keywords = _pytree.tree_map(self._near, (arguments, keywords))
+        found = function(*arguments, **keywords)
+        if name.rstrip("_") in _EXACT:
+            return found
+        results = found if isinstance(found, tuple | list) else (found,)
+        for result, declared in zip(results, schema.returns, strict=False):
+            if declared.alias_info is None or declared.alias_info.is_write:
+                self._move(result)
+        return found
+
+
+_EXACT = frozenset(
+    [
+        "abs",
+        "amax",
+        "amin",
+        "arange",
+        "argmax",
+        "argmin",
+        "as_strided",
+        "bernoulli",
+        "bitwise_and",
+        "bitwise_not",
+        "bitwise_or",
+        "cat",
+        "ceil",
+        "clamp",
+        "clamp_max",
+        "clamp_min",
+        "clone",
+        "constant_pad_nd",
+        "copy",
+        "diagonal_backward",
+        "embedding",
+        "empty",
+        "empty_like",
+        "empty_strided",
+        "eq",
+        "eye",
+        "fill",
+        "flip",
+        "floor",
+        "full",
+        "full_like",
+        "gather",
+        "ge",
+        "gt",
+        "hardtanh",
+        "hardtanh_backward",
+        "index",
+        "index_put",
+        "index_select",
+        "isfinite",
+        "isinf",
+        "isnan",
+        "le",
+        "lift_fresh",
+        "lift_fresh_copy",
+        "linspace",
+        "logical_and",
+        "logical_not",
+        "logical_or",
+        "lt",
+        "masked_fill",
+        "masked_scatter",
+        "max",
+        "max_pool2d_with_indices",
+        "max_pool2d_with_indices_backward",
+        "maximum",
+        "min",
+        "minimum",
+        "nan_to_num",
+        "ne",
+        "neg",
+        "new_empty",
+        "new_empty_strided",
+        "new_full",
+        "new_ones",
+        "new_zeros",
+        "ones",
+        "ones_like",
+        "rand",
+        "randn",
+        "relu",
+        "repeat",
+        "roll",
+        "round",
+        "scalar_tensor",
+        "scatter",
+        "select_backward",
+        "select_scatter",
+        "sgn",
+        "sign",
+        "slice_backward",
+        "slice_scatter",
+        "sort",
+        "stack",
+        "threshold",
+        "threshold_backward",
+        "topk",
+        "tril",
+        "triu",
+        "trunc",
+        "unfold_backward",
+        "value_selecting_reduction_backward",
+        "where",
+        "zero",
+        "zeros",
+        "zeros_like",
+        "_to_copy",
+        "_unsafe_view",
+    ]
+)
+"""Operations that round nothing: they choose, copy, compare or make numbers."""
+
+_SUMS = frozenset(
+    [
+        "addbmm",
+        "addmm",
+        "addmv",
+        "addr",
+        "avg_pool1d",
+        "avg_pool2d",
+        "avg_pool2d_backward",
+        "avg_pool3d",
+        "avg_pool3d_backward",
+        "baddbmm",
+        "bmm",
+        "convolution",
+        "convolution_backward",
+        "cumsum",
+        "dot",
+        "embedding_dense_backward",
+        "index_add",
+        "linalg_vector_norm",
+        "logsumexp",
+        "mean",
+        "mm",
+        "mv",
+        "native_batch_norm",
+        "native_batch_norm_backward",
+        "native_group_norm",
+        "native_group_norm_backward",
+        "native_layer_norm",
+        "native_layer_norm_backward",
+        "prod",
+        "scatter_add",
+        "scatter_reduce",
+        "sum",
+        "var",
+        "var_mean",
+        "vdot",
+        "_adaptive_avg_pool2d",
+        "_adaptive_avg_pool2d_backward",
+        "_log_softmax",
+        "_log_softmax_backward_data",
+        "_native_batch_norm_legit",
+        "_softmax",
+        "_softmax_backward_data",
+    ]
+)
+"""Operations that add up many numbers, and round what cancels in the end."""
