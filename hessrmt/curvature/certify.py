@@ -15,7 +15,7 @@ import numpy as np
 from hessrmt.curvature.fidelity import require_second_derivative
 from hessrmt.curvature.products import eager_hessian_product
 from hessrmt.curvature.rounding import directions, length, norm_bound, rounding_of
-from hessrmt.errors import ProblemError
+from hessrmt.errors import NonFiniteError, ProblemError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from hessrmt.curvature.operators import CurvatureOperator
     from hessrmt.problems.problem import Problem
 
-_AGREEMENT = 10
-"""Multiple of √P·ε·‖H‖₂ up to which two differentiations may differ along a unit vector."""
+_AGREEMENT = 100
+"""Multiple of √P·ε·‖H‖₂ up to which two differentiations may differ along a unit vector: what is
+not there shows in the first digits, and what is below is in the noise floor."""
 
 
 def noise_floor(eigenvalues: Levels, dimension: int, dtype: str = "float64") -> float:
@@ -149,12 +150,15 @@ def require_agreement(
         The residual relative to ‖H‖₂.
 
     Raises:
-        ProblemError: If it exceeds what rounding explains, 10 ((√P + B/8) ε ‖H‖₂ + ``rounding``):
+        NonFiniteError: If it is infinite, or that of a Hessian is NaN.
+        ProblemError: If it exceeds what rounding explains, 100 ((√P + B/8) ε ‖H‖₂ + ``rounding``):
             a sum over B samples in turn loses up to a digit for each factor of ten in B.
     """
     relative = (problem.dimension**0.5 + problem.samples / 8) * float(np.finfo(dtype).eps)
     allowed = _AGREEMENT * (relative * norm + rounding)
-    if residual > allowed or (operator == "hessian" and math.isnan(residual)):
+    if math.isinf(residual) or (math.isnan(residual) and operator == "hessian"):
+        raise NonFiniteError("a product with the matrix is NaN or infinite")
+    if residual > allowed:
         name = "Hessian" if operator == "hessian" else "Gauss-Newton matrix"
         raise ProblemError(
             f"the matrix does not act as the {name}: along a random unit vector they differ by "

@@ -376,6 +376,7 @@ def _search(
         measured = operator.rounding()
         rounding = max(rounding, measured)
         check = operator.agreement(found.norm, vectors[leading], image, measured)
+        rounding = max(rounding, check * found.norm)
     common = {
         "values": found.values,
         "residuals": residuals,

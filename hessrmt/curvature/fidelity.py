@@ -19,6 +19,7 @@ from torch.func import functional_call
 from hessrmt import rng
 from hessrmt.curvature.gradients import push
 from hessrmt.curvature.products import eager_hessian_product
+from hessrmt.curvature.rounding import directions, rounding_of
 from hessrmt.errors import ProblemError
 from hessrmt.problems.trees import map_tensors, tensors_of
 
@@ -35,6 +36,9 @@ for the others."""
 
 _FEW = 4
 """Samples on which the derivative of the outputs is looked at."""
+
+_FEW_DIRECTIONS = 2
+"""Random vectors along which rounding is measured."""
 
 _ROUNDING = 10
 """Multiple of ε that is taken for the rounding of a gradient and of a curvature."""
@@ -89,7 +93,7 @@ def _outputs_size(problem: Problem) -> float:
 
 
 def require_second_derivative(
-    problem: Problem, v: Vector, product: Tensor | None = None, rounding: float = 0.0
+    problem: Problem, v: Vector, product: Tensor | None = None, rounding: float | None = None
 ) -> Tensor:
     """Refuse second derivatives by which the gradient does not change.
 
@@ -99,7 +103,7 @@ def require_second_derivative(
         problem: In its final precision and place.
         v: (P,) unit vector.
         product: (P,) H v; by plain reverse-over-reverse differentiation if None.
-        rounding: Bound on its error, if that is known.
+        rounding: Bound on its error; measured if None, where it matters.
 
     Returns:
         (P,) H v. Raises ProblemError if the gradient
@@ -119,7 +123,9 @@ def require_second_derivative(
     return product
 
 
-def require_difference(problem: Problem, v: Vector, product: Tensor, rounding: float = 0.0) -> None:
+def require_difference(
+    problem: Problem, v: Vector, product: Tensor, rounding: float | None = None
+) -> None:
     """Refuse a product that is not the change of the gradient along a direction.
 
     The central quotient (g(θ + hv) - g(θ - hv))/2h differs from Hv by truncation, by the rounding
@@ -133,13 +139,22 @@ def require_difference(problem: Problem, v: Vector, product: Tensor, rounding: f
         problem: In float64.
         v: (P,) unit vector.
         product: (P,) H v.
-        rounding: Bound on its error, if that is known.
+        rounding: Bound on its error; measured if None, where it matters.
 
     Raises:
         ProblemError: If they differ by more than that bound at every step.
     """
-    rounding += _ROUNDING * torch.finfo(problem.dtype).eps * _outputs_size(problem)
-    found = _disagreement(partial(gradient, problem), problem.theta, v, product, rounding)
+    slope = partial(gradient, problem)
+    least = _ROUNDING * torch.finfo(problem.dtype).eps * _outputs_size(problem)
+    found = _disagreement(slope, problem.theta, v, product, least + (rounding or 0.0))
+    if found is not None:  # of what may be rounding is measured how much is
+        if rounding is None:
+            rows = directions(problem, _FEW_DIRECTIONS)
+            plain = eager_hessian_product(problem)
+            rounding = rounding_of(lambda row: plain(row[None])[0], rows, plain(rows))
+        here = problem.theta[None].expand(_FEW_DIRECTIONS, -1)
+        of_slope = rounding_of(slope, here, torch.stack([slope(point) for point in here]))
+        found = _disagreement(slope, problem.theta, v, product, least + rounding, of_slope)
     if found is not None:
         raise ProblemError(_words(found, _wrong_part(problem)))
 
@@ -221,7 +236,12 @@ def _words(found: tuple[float, float, float], where: str) -> str:
 
 
 def _disagreement(
-    slope: Callable[[Vector], Vector], theta: Vector, v: Vector, product: Vector, rounding: float
+    slope: Callable[[Vector], Vector],
+    theta: Vector,
+    v: Vector,
+    product: Vector,
+    rounding: float,
+    of_slope: float = 0.0,
 ) -> tuple[float, float, float] | None:
     """Gap, its bound and the size of the quotient where they agree best; None if they do."""
     epsilon = torch.finfo(theta.dtype).eps
@@ -233,7 +253,8 @@ def _disagreement(
         quotient = (up - down) / (2 * step)
         slopes = max(float(here.norm()), float(up.norm()), float(down.norm()))
         bound = float((up - 2 * here + down).norm()) / step + rounding
-        bound += _ROUNDING * epsilon * slopes / step  # where both sides are rounded alike
+        # where both sides are rounded alike
+        bound += max(_ROUNDING * epsilon * slopes, of_slope) / step
         scale = max(float(product.norm()), float(quotient.norm()))
         gap = float((quotient - product).norm())
         if not gap > bound + _DIGITS * scale:  # what is not finite is for others to judge

@@ -113,8 +113,8 @@ def round_off(norm: float, size: int, dtype: torch.dtype) -> float:
     """What rounding may add to a product with a unit vector: 10 √P ε ‖H‖₂.
 
     An entry is a sum whose rounding errors grow like the root of its length (Higham & Mary, SIAM J.
-    Sci. Comput. 41 (2019) A2815); the norm over P entries brings √P. It is the same number up to
-    which :func:`hessrmt.curvature.certify.require_agreement` lets two differentiations differ.
+    Sci. Comput. 41 (2019) A2815); the norm over P entries brings √P. What has been measured of
+    an operator (``rounding``) counts where it is more.
 
     Args:
         norm: ‖H‖₂.

@@ -60,7 +60,7 @@ _MEAN_ULPS = 256
 """How far, in ulps, a loss may lie from the weighted mean of its parts."""
 
 _FEW_DIRECTIONS = 2
-"""Random vectors along which the rounding of products is measured: each costs passes over all data."""
+"""Random vectors along which the rounding of products is measured, over all data."""
 
 _TOGETHER = 8
 """Unit vectors multiplied at a time."""
