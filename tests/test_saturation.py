@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from torch import nn
 
 import hessrmt as hr
 from hessrmt.errors import ProblemError
 from hessrmt.problems.losses import cross_entropy_in_full_digits
+from hessrmt.problems.outputs import ignores_softmax_shift
 
 SAMPLES, FEATURES, CLASSES = 12, 30, 4
 
@@ -113,6 +115,21 @@ def test_a_loss_with_relative_precision_is_not_punished():
     found = hr.spectrum(problem)
     assert found.noise_floor <= 1e-13 * found.eigenvalues.max()
     assert found.rank == model.weight.numel() * SAMPLES // FEATURES
+
+
+@pytest.mark.parametrize("far", [100.0, 200.0])
+def test_a_certain_network_does_not_make_another_loss_invariant(far):
+    """Its binary cross-entropy is that of softmax up to exp(-far), but adds up to no zero."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 2)).double()
+    with torch.no_grad():
+        model[1].bias.copy_(torch.tensor([-far, far]))
+    model[0].requires_grad_(False)
+    x, y = torch.randn(2, 1, dtype=torch.float64), torch.tensor([[1.0, 0.0]] * 2).double()
+    problem = hr.Problem(model, nn.BCEWithLogitsLoss(), (x, y))
+    assert not ignores_softmax_shift(problem)
+    reduced, whole = (hr.spectrum(problem, reduce=reduce) for reduce in ("auto", "none"))
+    assert np.abs(reduced.eigenvalues - whole.eigenvalues).max() <= whole.noise_floor
 
 
 def test_same_value_and_derivatives_as_torch():
