@@ -43,6 +43,17 @@ def test_what_rounds_nothing_is_left_alone(exact):
     assert torch.equal(moved(exact, x), exact(x))
 
 
+def test_complex_numbers_move_and_what_has_no_memory_does_not():
+    x = torch.randn(9, dtype=torch.complex128)
+    change = (moved(lambda: x * 1j) - x * 1j).abs()
+    assert (change > 0).all()
+    assert (change <= 1.1 * EPS * x.abs()).all()
+    zero = torch._efficientzerotensor(3, dtype=torch.float64)
+    assert torch.equal(moved(lambda: zero * 2.0), torch.zeros(3, dtype=torch.float64))
+    sparse = torch.eye(3, dtype=torch.float64).to_sparse()
+    assert (moved(lambda: (sparse * 3.0) @ torch.ones(3, 1).double()) != 3).any()
+
+
 def test_arguments_are_left_alone():
     x = torch.randn(40, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     before = x.clone()

@@ -121,15 +121,11 @@ class Perturbed(TorchDispatchMode):
 
     def _near(self, leaf: Any) -> Any:
         """A tensor whose entries have moved by an ulp."""
-        if not isinstance(leaf, Tensor) or not leaf.is_floating_point() or not leaf.numel():
-            return leaf
-        return leaf + leaf * self._ulps(leaf)
+        return leaf + leaf * self._ulps(leaf) if _rounded(leaf) else leaf
 
     def _move(self, leaf: Any) -> None:
         """Move the entries of a tensor by an ulp."""
-        if not isinstance(leaf, Tensor) or leaf._is_zerotensor():  # it has no memory
-            return
-        if leaf.is_floating_point() and leaf.numel():
+        if _rounded(leaf):
             leaf.addcmul_(leaf, self._ulps(leaf))
 
     def _ulps(self, leaf: Tensor) -> Tensor:
@@ -158,6 +154,13 @@ class Perturbed(TorchDispatchMode):
             if declared.alias_info is None or declared.alias_info.is_write:
                 self._move(result)
         return found
+
+
+def _rounded(leaf: Any) -> bool:
+    """Whether it is a tensor of numbers that are rounded, with memory for each."""
+    if not isinstance(leaf, Tensor) or leaf.layout != torch.strided or not leaf.numel():
+        return False
+    return (leaf.is_floating_point() or leaf.is_complex()) and not leaf._is_zerotensor()
 
 
 _EXACT = frozenset(
