@@ -356,4 +356,9 @@ LOSSES = {
 }  # fmt: skip
 """Name to (loss, targets)."""
 
+AS_A_FORMULA = {
+    "BCE": lambda o, t: -(t * F.logsigmoid(o) + (1 - t) * F.logsigmoid(-o)).mean(),
+}
+"""Losses in whose derivatives torch has an ε: 1e-12 in those of binary cross-entropy."""
+
 LOSSES_BY_DIFFERENCES = {"multi margin", "multi margin, squared", "multilabel margin", "CTC"}

@@ -332,13 +332,25 @@ class Seen:
     ratio: float | None = None
 
 
+def overflows(drawn: Drawn) -> bool:
+    """Whether torch's own loss or its gradient is infinite in float64."""
+    given, wanted = LOSSES[drawn.loss][0], [p for p in drawn.model.parameters() if p.requires_grad]
+    named = {"cross-entropy": nn.functional.cross_entropy, "mse": nn.functional.mse_loss}
+    loss = named.get(given, given) if isinstance(given, str) else given
+    value = loss(drawn.model(drawn.x), drawn.y)
+    slopes = torch.autograd.grad(value, wanted)
+    return not all(bool(torch.isfinite(part).all()) for part in (value, *slopes))
+
+
 def judge(number: int) -> list[Seen]:
-    """Both ways of a problem; none where it has too many parameters or no finite Hessian."""
+    """Both ways of a problem; none where it has too many parameters, or an infinite loss."""
     mpmath.mp.dps = DIGITS
     torch.set_num_threads(1)
     drawn = draw(number)
     size = sum(p.numel() for p in drawn.model.parameters() if p.requires_grad)
     if not 0 < size <= MOST_PARAMETERS:
+        return []
+    if overflows(drawn):
         return []
     try:
         exact = exact_levels(drawn)

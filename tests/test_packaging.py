@@ -204,11 +204,11 @@ def test_wheel_is_complete(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         inside = {name: archive.read(name) for name in archive.namelist()}
     # the same bytes as in the source tree, by way of the source distribution
-    for folder in ("csrc", "hessrmt"):
+    for folder in ("csrc", "configs", "hessrmt"):
         for path in (ROOT / folder).rglob("*"):
             if path.is_file() and "__pycache__" not in path.parts:
                 name = path.relative_to(ROOT).as_posix()
-                name = f"hessrmt/{name}" if folder == "csrc" else name
+                name = name if folder == "hessrmt" else f"hessrmt/{name}"
                 assert inside.pop(name) == path.read_bytes(), name
     info = f"hessrmt-{hessrmt.__version__}.dist-info"
     assert f"{info}/licenses/LICENSE" in inside
