@@ -112,6 +112,11 @@ class Perturbed(TorchDispatchMode):
         number: Of the stream of random numbers.
     """
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Spare torch the import of its compiler, half a second: nothing is compiled here."""
+        return False
+
     def __init__(self, number: int) -> None:
         super().__init__()
         self._places = rng.stream(0, "ulps", number)
