@@ -187,3 +187,21 @@ def test_equivalents_have_torchs_values_and_curvature(ours, theirs, shift):
 
     exact = torch.autograd.functional.hessian(loss, problem.theta).numpy()
     assert np.abs(H - exact).max() <= 1e-12 * max(1, np.abs(exact).max())
+
+
+@pytest.mark.parametrize("far", [1e3, 1e4, 1e5])
+def test_a_sample_of_little_curvature_and_large_features_counts(far):
+    """What it adds to the Hessian is its curvature times its features' squares."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 256), nn.ReLU(), nn.Linear(256, 3)).double()
+    x = torch.randn(4, 8, dtype=torch.float64)
+    x[0] *= far
+    with torch.no_grad():  # certain of it up to about exp(-34), of the others not at all
+        first, second = model(x)[0].topk(2).values.tolist()
+        along = x[0] / x[0].norm()
+        weight = model[0].weight
+        weight.add_((34 / (first - second) - 1) * torch.outer(weight @ along, along))
+    problem = hr.Problem(model, "cross-entropy", (x, model(x).argmax(1)), only="0.*")
+    reduced, whole = (hr.spectrum(problem, reduce=reduce) for reduce in ("auto", "none"))
+    assert reduced.noise_floor <= whole.noise_floor
+    assert np.abs(reduced.eigenvalues - whole.eigenvalues).max() <= whole.noise_floor

@@ -252,8 +252,9 @@ class OwnCurvature:
 def own_curvature(found: Factors, layer: int) -> OwnCurvature:
     """A layer's own block by the eigenvectors of its per-sample second derivatives.
 
-    Eigenvalues below the rounding of S are left out. Piecewise-linear units leave at most as many
-    for each sample as the network has outputs; others up to e_l.
+    Eigenvalues below the rounding of their sample's S are left out, and those that add no more than
+    rounding to the block, |s| ‖a‖² with the sample's features a. Piecewise-linear units leave at
+    most as many for each sample as the network has outputs; others up to e_l.
 
     Args:
         found: The factors.
@@ -267,8 +268,10 @@ def own_curvature(found: Factors, layer: int) -> OwnCurvature:
     curvature = found.curvature[:, span, span]
     pair = torch.linalg.eigh(curvature.cpu() if size <= _BY_LAPACK else curvature)
     values, vectors = (part.to(curvature.device) for part in pair)
-    tolerance = size * torch.finfo(values.dtype).eps * float(values.abs().max())
-    sample, which = (values.abs() > tolerance).nonzero(as_tuple=True)
+    sizes, relative = values.abs(), size * torch.finfo(values.dtype).eps
+    added = sizes * found.features[layer].square().sum(dim=1, keepdim=True)
+    real = (sizes > relative * sizes.amax(dim=1, keepdim=True)) & (added > relative * added.max())
+    sample, which = real.nonzero(as_tuple=True)
     kept = values[sample, which]
     scaled = vectors[sample, :, which] * kept.abs().sqrt()[:, None]
     return OwnCurvature(scaled, found.features[layer][sample], kept.sign())
