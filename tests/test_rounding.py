@@ -24,7 +24,7 @@ def test_every_number_moves_by_an_ulp_or_two(value):
     x = torch.full((64,), value, dtype=torch.float64)
     change = (moved(lambda: x * 1.0) - x).abs()
     assert (change > 0).all()
-    assert (change <= 1.1 * EPS * abs(value)).all()
+    assert (change <= 1.34 * EPS * abs(value)).all()  # 1.5 (1 + ε) is rounded to 1.5 + 2 ε
 
 
 @pytest.mark.parametrize(
@@ -36,6 +36,7 @@ def test_every_number_moves_by_an_ulp_or_two(value):
         lambda x: x.reshape(3, 4).T.contiguous()[1],
         lambda x: torch.cat([x, x.flip(0)]),
         lambda x: x * 0.0,
+        lambda x: x.new_zeros(2).scatter_reduce(0, (x > 0).long(), x, "amax"),
     ],
 )
 def test_what_rounds_nothing_is_left_alone(exact):
@@ -47,11 +48,23 @@ def test_complex_numbers_move_and_what_has_no_memory_does_not():
     x = torch.randn(9, dtype=torch.complex128)
     change = (moved(lambda: x * 1j) - x * 1j).abs()
     assert (change > 0).all()
-    assert (change <= 1.1 * EPS * x.abs()).all()
+    assert (change <= 1.34 * EPS * x.abs()).all()
     zero = torch._efficientzerotensor(3, dtype=torch.float64)
     assert torch.equal(moved(lambda: zero * 2.0), torch.zeros(3, dtype=torch.float64))
     sparse = torch.eye(3, dtype=torch.float64).to_sparse()
     assert (moved(lambda: (sparse * 3.0) @ torch.ones(3, 1).double()) != 3).any()
+
+
+def test_infinite_numbers_stay_as_they_are():
+    x = torch.full((64,), -torch.inf, dtype=torch.float64)
+    assert torch.equal(moved(lambda: x * 1.0), x)
+
+
+def test_nothing_is_said_of_what_becomes_no_number():
+    """The root of a square minus itself: zero, and below zero if it is rounded otherwise."""
+    rows = torch.ones(2, 3, dtype=torch.float64)
+    with pytest.raises(NonFiniteError, match="rounded otherwise"):
+        rounding_of(lambda v: (v.exp() - v.exp().mul(1.0)).sqrt(), rows, torch.zeros(2, 3))
 
 
 def test_arguments_are_left_alone():

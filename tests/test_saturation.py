@@ -85,6 +85,7 @@ def test_every_spelling_of_cross_entropy_keeps_all_digits(spelling):
     found = hr.spectrum(hr.Problem(model, SPELLINGS[spelling], (x, y)))
     assert found.loss < 1e-9
     assert found.rank == SAMPLES * (CLASSES - 1)
+    # n ε for 120 parameters is 2.7e-14; what is measured of the matrix may be some times that
     assert found.noise_floor < 2e-13 * found.eigenvalues[-1]
     expected = exact_levels(model, x)
     slack = SAMPLES * CLASSES * np.finfo(float).eps * expected[-1]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from hessrmt.curvature.operators import CurvatureOperator
     from hessrmt.problems.problem import Problem
 
-_AGREEMENT = 100
+_AGREEMENT = 10
 """Multiple of √P·ε·‖H‖₂ up to which two differentiations may differ along a unit vector: what is
 not there shows in the first digits, and what is below is in the noise floor."""
 
@@ -151,7 +151,7 @@ def require_agreement(
 
     Raises:
         NonFiniteError: If it is infinite, or that of a Hessian is NaN.
-        ProblemError: If it exceeds what rounding explains, 100 ((√P + B/8) ε ‖H‖₂ + ``rounding``):
+        ProblemError: If it exceeds what rounding explains, 10 ((√P + B/8) ε ‖H‖₂ + ``rounding``):
             a sum over B samples in turn loses up to a digit for each factor of ten in B.
     """
     relative = (problem.dimension**0.5 + problem.samples / 8) * float(np.finfo(dtype).eps)

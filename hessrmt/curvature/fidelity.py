@@ -19,7 +19,7 @@ from torch.func import functional_call
 from hessrmt import rng
 from hessrmt.curvature.gradients import push
 from hessrmt.curvature.products import eager_hessian_product
-from hessrmt.curvature.rounding import directions, rounding_of
+from hessrmt.curvature.rounding import FEW_DIRECTIONS, changes, directions, rounding_of
 from hessrmt.errors import ProblemError
 from hessrmt.problems.trees import map_tensors, tensors_of
 
@@ -36,9 +36,6 @@ for the others."""
 
 _FEW = 4
 """Samples on which the derivative of the outputs is looked at."""
-
-_FEW_DIRECTIONS = 2
-"""Random vectors along which rounding is measured."""
 
 _ROUNDING = 10
 """Multiple of ε that is taken for the rounding of a gradient and of a curvature."""
@@ -149,11 +146,12 @@ def require_difference(
     found = _disagreement(slope, problem.theta, v, product, least + (rounding or 0.0))
     if found is not None:  # of what may be rounding is measured how much is
         if rounding is None:
-            rows = directions(problem, _FEW_DIRECTIONS)
+            rows = directions(problem, FEW_DIRECTIONS)
             plain = eager_hessian_product(problem)
             rounding = rounding_of(lambda row: plain(row[None])[0], rows, plain(rows))
-        here = problem.theta[None].expand(_FEW_DIRECTIONS, -1)
-        of_slope = rounding_of(slope, here, torch.stack([slope(point) for point in here]))
+        here = problem.theta[None].expand(FEW_DIRECTIONS, -1)
+        moved = changes(slope, here, torch.stack([slope(point) for point in here]))
+        of_slope = _ROUNDING * max(moved)
         found = _disagreement(slope, problem.theta, v, product, least + rounding, of_slope)
     if found is not None:
         raise ProblemError(_words(found, _wrong_part(problem)))

@@ -28,7 +28,7 @@ from hessrmt.curvature.gram import WORK_BYTES, gram_by_samples, gram_of_whole, s
 from hessrmt.curvature.memory import dense_block, gib, require_dense, usable_memory
 from hessrmt.curvature.products import eager_ggn_product, ggn_product
 from hessrmt.curvature.roots import curved, root_of_loss_curvature
-from hessrmt.curvature.rounding import DIRECTIONS, directions, rounding_of
+from hessrmt.curvature.rounding import DIRECTIONS, FEW_DIRECTIONS, directions, rounding_of
 from hessrmt.curvature.taps import samples_are_apart
 from hessrmt.errors import DeviceError
 from hessrmt.problems.outputs import in_one_tensor, softmax_rows
@@ -43,10 +43,6 @@ if TYPE_CHECKING:
     from hessrmt.curvature.roots import Root
     from hessrmt.problems.outputs import InOneTensor
     from hessrmt.problems.problem import Problem
-
-_FEW_DIRECTIONS = 2
-"""Random vectors along which the rounding of a product is measured, where each costs a pass forward
-and two back through a whole network."""
 
 _SHARES = 8
 """Working memories held at once: rows, what is saved for backward, products, and room."""
@@ -266,7 +262,7 @@ def _dual(
     gram = found.T @ found if signed else matrix
     residual = _residual(problem, outputs, (lower, signs), gram, chunk)
     if root.error and not math.isnan(residual):
-        rounding += _reference(problem, _FEW_DIRECTIONS).rounding
+        rounding += _reference(problem, FEW_DIRECTIONS).rounding
     else:
         norm = float(torch.linalg.matrix_norm(gram)) ** 0.5  # Frobenius, no less than ‖M‖₂
         rounding += 2 * norm * _rounding_of_rows(problem, outputs, lower, chunk)
@@ -276,7 +272,7 @@ def _dual(
 def _rounding_of_rows(problem: InOneTensor, outputs: Tensor, lower: Tensor, chunk: int) -> float:
     """Bound on the error of M = LᵀJ in the 2-norm; that of M Mᵀ is 2 ‖M‖₂ times it."""
     generator = rng.torch_generator(0, "rounding of rows")
-    size = _FEW_DIRECTIONS, len(lower)
+    size = FEW_DIRECTIONS, len(lower)
     draws = torch.randn(size, generator=generator, dtype=torch.float64).to(lower)
     rows = draws @ lower
 

@@ -8,6 +8,7 @@ product otherwise.
 from __future__ import annotations
 
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Protocol
@@ -24,7 +25,7 @@ from hessrmt.curvature.fidelity import gradient, require_jacobian, require_secon
 from hessrmt.curvature.linearise import TRACED_FROM, KeptProduct, choose
 from hessrmt.curvature.memory import gib, row_bytes, saved_bytes, usable_memory
 from hessrmt.curvature.products import close
-from hessrmt.curvature.rounding import Perturbed, directions, length, norm_bound
+from hessrmt.curvature.rounding import FEW_DIRECTIONS, Perturbed, directions, length, norm_bound
 from hessrmt.errors import (
     ConfigError,
     DataError,
@@ -59,9 +60,6 @@ measured on LeNet-5 (docs/density.md)."""
 _MEAN_ULPS = 256
 """How far, in ulps, a loss may lie from the weighted mean of its parts."""
 
-_FEW_DIRECTIONS = 2
-"""Random vectors along which the rounding of products is measured, over all data."""
-
 _TOGETHER = 8
 """Unit vectors multiplied at a time."""
 
@@ -84,7 +82,7 @@ class SymmetricOperator(Protocol):
         ...
 
 
-class Operator:
+class Operator(ABC):
     """A symmetric matrix known by its products: ``H @ v``, ``H + 0.1 * hr.Identity(n)``.
 
     Attributes:
@@ -99,6 +97,7 @@ class Operator:
     neutral = False
     """Whether it takes vectors of any precision, in any place."""
 
+    @abstractmethod
     def __call__(self, block: Vectors) -> Vectors:
         """Products with the rows of a block.
 
@@ -108,7 +107,6 @@ class Operator:
         Returns:
             (k, n).
         """
-        raise NotImplementedError
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -445,7 +443,7 @@ class CurvatureOperator(Operator):
         Returns:
             The bound, in the units of the eigenvalues.
         """
-        rows = directions(self._base, _FEW_DIRECTIONS)
+        rows = directions(self._base, FEW_DIRECTIONS)
         products = torch.zeros_like(rows)
         moved = torch.zeros_like(rows)
         for number, problem in enumerate(self._problems(0)):
@@ -603,7 +601,7 @@ class Hessian(CurvatureOperator):
         made = CurvatureOperator.of(
             problem, self._kind, batch=batch, device=device, dtype=dtype, linearise=linearise
         )
-        self.__dict__.update(made.__dict__)
+        vars(self).update(vars(made))
 
 
 class GaussNewton(Hessian):

@@ -19,19 +19,18 @@ from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hessrmt import rng
+from hessrmt.errors import NonFiniteError
 
 if TYPE_CHECKING:
     from hessrmt.arrays import Vector, Vectors
     from hessrmt.problems.problem import Problem
 
 DIRECTIONS = 5
-"""Random vectors; fewer where each costs much."""
+FEW_DIRECTIONS = 2
+"""Random vectors; few where each costs passes over all data or through a large network."""
 
 _FAILURE = 1e-3
 """Probability that a bound fails."""
-
-_ULPS = (0.51, 0.75)
-"""Relative size of a change over ε: every number moves, a power of two as well."""
 
 _TABLE = 2**16 + 1
 """Random numbers that are drawn once and used from a random place on."""
@@ -48,9 +47,18 @@ def norm_bound(differences: Sequence[float]) -> float:
 
     Returns:
         The bound; 0.0 of none.
+
+    Raises:
+        NonFiniteError: If one is NaN or infinite: then nothing is known of E.
     """
     if not differences:
         return 0.0
+    if not all(map(math.isfinite, differences)):
+        raise NonFiniteError(
+            "a product with the matrix is NaN or infinite, or becomes so if an operation is "
+            "rounded otherwise: some part of the network or of the loss is at the edge of where it "
+            "is defined, such as the root or the logarithm of what is zero but for round-off"
+        )
     return _FAILURE ** (-1 / len(differences)) * math.sqrt(2 / math.pi) * max(differences)
 
 
@@ -97,12 +105,25 @@ def rounding_of(function: Callable[[Vector], Vector], rows: Vectors, products: V
     Returns:
         The bound, in the units of the eigenvalues.
     """
+    return norm_bound(changes(function, rows, products))
+
+
+def changes(function: Callable[[Vector], Vector], points: Vectors, values: Vectors) -> list[float]:
+    """How far each value of a function moves if every operation is rounded otherwise.
+
+    Args:
+        function: Of one vector.
+        points: (r, n) where.
+        values: (r, m) the values there.
+
+    Returns:
+        The Euclidean norms of the differences.
+    """
     found = []
-    for number, (row, product) in enumerate(zip(rows, products, strict=True)):
+    for number, (point, value) in enumerate(zip(points, values, strict=True)):
         with Perturbed(number):
-            found.append(length(function(row) - product))
-    finite = [part for part in found if math.isfinite(part)]
-    return norm_bound(finite)
+            found.append(length(function(point) - value))
+    return found
 
 
 class Perturbed(TorchDispatchMode):
@@ -120,23 +141,24 @@ class Perturbed(TorchDispatchMode):
     def __init__(self, number: int) -> None:
         super().__init__()
         self._places = rng.stream(0, "ulps", number)
-        size = self._places.uniform(*_ULPS, _TABLE)
-        self._table = torch.from_numpy(self._places.choice([-1, 1], _TABLE) * size)
+        self._steps = torch.from_numpy(self._places.choice([1.0, -0.5], _TABLE))
         self._tables: dict[tuple[torch.dtype, torch.device], Tensor] = {}
 
     def _near(self, leaf: Any) -> Any:
         """A tensor whose entries have moved by an ulp."""
-        return leaf + leaf * self._ulps(leaf) if _rounded(leaf) else leaf
+        return leaf * self._factors(leaf) if _rounded(leaf) else leaf
 
     def _move(self, leaf: Any) -> None:
         """Move the entries of a tensor by an ulp."""
         if _rounded(leaf):
-            leaf.addcmul_(leaf, self._ulps(leaf))
+            leaf.mul_(self._factors(leaf))
 
-    def _ulps(self, leaf: Tensor) -> Tensor:
+    def _factors(self, leaf: Tensor) -> Tensor:
+        """The next numbers above and below 1: whatever they multiply moves, and -inf stays."""
         key = leaf.dtype, leaf.device
         if key not in self._tables:
-            self._tables[key] = (self._table * torch.finfo(leaf.dtype).eps).to(leaf)
+            epsilon = torch.finfo(leaf.dtype).eps
+            self._tables[key] = (1 + epsilon * self._steps).to(leaf)
         table, count = self._tables[key], leaf.numel()
         start = int(self._places.integers(_TABLE))
         if count + start > _TABLE:
@@ -149,10 +171,11 @@ class Perturbed(TorchDispatchMode):
         keywords = keywords or {}
         schema = getattr(function, "_schema")  # noqa: B009
         name = schema.name.partition("::")[2]
-        if name in _SUMS:
-            arguments, keywords = _pytree.tree_map(self._near, (arguments, keywords))
+        chosen = any(part in ("amax", "amin") for part in arguments if isinstance(part, str))
+        if name in _SUMS and not chosen:
+            arguments = _pytree.tree_map(self._near, arguments)
         found = function(*arguments, **keywords)
-        if name.rstrip("_") in _EXACT:
+        if chosen or name.rstrip("_") in _EXACT:  # chosen: scatter_reduce and its kind
             return found
         results = found if isinstance(found, tuple | list) else (found,)
         for result, declared in zip(results, schema.returns, strict=False):
