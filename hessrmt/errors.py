@@ -19,8 +19,12 @@ class ProblemError(HessrmtError):
     """A model or loss cannot be differentiated as asked, or a checkpoint does not fit it."""
 
 
-class DataError(HessrmtError):
-    """A data set is missing, unreadable, or holds values that cannot be used."""
+class DataError(HessrmtError, ValueError):
+    """Data or an argument cannot be used: missing, unreadable, or of values that none may have."""
+
+
+LevelsError = EnsembleError = LossModelError = CapacityError = GeneralizationError = DataError
+"""Older names of :class:`DataError`."""
 
 
 class DeviceError(HessrmtError):
@@ -49,28 +53,8 @@ class ConvergenceError(HessrmtError):
     exit_code = 1
 
 
-class LevelsError(HessrmtError, ValueError):
-    """Levels that a statistic cannot be computed from."""
-
-
-class OptionError(LevelsError):
+class OptionError(DataError):
     """An option of a method has a name or a value that it never can have, whatever the levels."""
-
-
-class EnsembleError(HessrmtError, ValueError):
-    """An ensemble of random matrices cannot be sampled as asked."""
-
-
-class LossModelError(HessrmtError, ValueError):
-    """A model of a loss surface cannot exist or be sampled as asked."""
-
-
-class CapacityError(HessrmtError, ValueError):
-    """A network's weights cannot be read or measured as asked."""
-
-
-class GeneralizationError(HessrmtError, ValueError):
-    """A network cannot be normalised or followed as asked."""
 
 
 class ClusterError(HessrmtError):
