@@ -14,9 +14,8 @@ from hessrmt.curvature.edges import EdgeLevels
 from hessrmt.curvature.quadrature import Quadrature
 from hessrmt.curvature.trace_estimators import Traces
 from hessrmt.errors import StoreError
-from hessrmt.records import Provenance
-from hessrmt.store.density import Content, read
-from hessrmt.store.hdf5 import DAMAGE, reason, text
+from hessrmt.store.density import SCHEMA, VERSION, Content, read
+from hessrmt.store.files import DAMAGE, attributes_of, provenance_of, reason, text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,13 +35,7 @@ def content(result: DensityResult, identity: Mapping[str, Any]) -> Content:
     """
     source = result.provenance
     attributes: dict[str, Any] = {
-        "library": f"hessrmt {source.versions.get('hessrmt', '')}",
-        "created": source.created,
-        "device": source.device,
-        "versions": json.dumps(dict(source.versions)),
-        "config": json.dumps(dict(source.config)),
-        "notes": json.dumps(list(source.notes)),
-        "identity": json.dumps(dict(identity)),
+        **attributes_of(SCHEMA, VERSION, source, identity),
         "seed": source.config.get("seed", 0),
         "checkpoint_sha256": identity.get("checkpoint_sha256", ""),
         **{name: getattr(result, name) for name in PLAIN},
@@ -130,13 +123,7 @@ def _result(found: Content) -> DensityResult:
         planned=len(arrays["done"]),
         edges=edges,
         traces=traced,
-        provenance=Provenance(
-            config=json.loads(text(attributes["config"])),
-            device=text(attributes["device"]),
-            versions=json.loads(text(attributes["versions"])),
-            created=text(attributes["created"]),
-            notes=tuple(json.loads(text(attributes["notes"]))),
-        ),
+        provenance=provenance_of(attributes),
         **plain,
     )
 

@@ -21,22 +21,21 @@ settings, versions and everything else that a spectrum file has.
 
 from __future__ import annotations
 
-import fcntl
-import io
-import os
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
 
-from hessrmt.errors import StoreError, WriteError
-from hessrmt.store.hdf5 import DAMAGE, reason, text
-
-if TYPE_CHECKING:
-    from types import TracebackType
+from hessrmt.store.files import (
+    ResumableFile,
+    hdf5_image,
+    reading,
+    require_new,
+    require_one,
+    write_whole,
+)
 
 SCHEMA = "hessrmt/density"
 VERSION = 1
@@ -54,22 +53,6 @@ class Content(NamedTuple):
     arrays: Mapping[str, np.ndarray]
 
 
-def is_density(path: str | Path) -> bool:
-    """Whether a file says that it is a density file.
-
-    Args:
-        path: Any path.
-
-    Returns:
-        False also if it is not there or cannot be read.
-    """
-    try:
-        with h5py.File(path, "r", locking=False) as file:
-            return text(file.attrs.get("schema", "")) == SCHEMA
-    except DAMAGE:
-        return False
-
-
 def read(path: str | Path) -> Content:
     """Everything in a density file; also while a run is writing it.
 
@@ -78,123 +61,50 @@ def read(path: str | Path) -> Content:
 
     Returns:
         Its content.
-
-    Raises:
-        StoreError: If it is missing, damaged, foreign or of a newer schema.
     """
-    if not os.path.exists(path):
-        raise StoreError(f"there is no file {path}")
-    try:
-        with h5py.File(path, "r", locking=False) as file:
-            schema = text(file.attrs.get("schema", ""))
-            if schema != SCHEMA:
-                said = f"its schema is {schema!r}" if schema else "it has no schema attribute"
-                raise StoreError(f"{path} is no density file: {said}, expected {SCHEMA!r}")
-            version = int(np.asarray(file.attrs["schema_version"]).item())
-            if not 1 <= version <= VERSION:
-                raise StoreError(
-                    f"{path} has schema version {version}, this hessrmt reads 1 to {VERSION}; a "
-                    "newer hessrmt may read it"
-                )
-            attributes, arrays = dict(file.attrs), {}
+    with reading(path, SCHEMA, VERSION) as file:
+        attributes, arrays = dict(file.attrs), {}
 
-            def visit(name: str, item: Any) -> None:
-                if isinstance(item, h5py.Dataset):
-                    arrays[name] = np.asarray(item)
-                else:
-                    attributes.update({f"{name}/{key}": v for key, v in item.attrs.items()})
+        def visit(name: str, item: Any) -> None:
+            if isinstance(item, h5py.Dataset):
+                arrays[name] = np.asarray(item)
+            else:
+                attributes.update({f"{name}/{key}": v for key, v in item.attrs.items()})
 
-            file.visititems(visit)
-    except StoreError:
-        raise
-    except DAMAGE as error:
-        raise StoreError(
-            f"{path} cannot be read as HDF5 (truncated, damaged or another format): {reason(error)}"
-        ) from error
+        file.visititems(visit)
     return Content(attributes, arrays)
 
 
-class DensityWriter:
-    """The one writer of a density file, which holds a lock beside it until closed.
+class DensityWriter(ResumableFile):
+    """The one writer of a density file.
 
     Args:
         path: The file; its folder must exist.
-        overwrite: Whether an existing file may be replaced: to continue it, or by a new one.
+        resume: It may be there, and is continued.
+        overwrite: It may be there, and is replaced.
 
     Attributes:
         path: The file.
-
-    Raises:
-        StoreError: If it cannot be written, exists, or is being written by another process.
     """
 
-    def __init__(self, path: Path, *, overwrite: bool = False) -> None:
-        if os.path.isdir(path):
-            raise StoreError(f"{path} is a folder; --out takes the name of a file")
-        if os.path.exists(path) and not overwrite:
-            raise StoreError(
-                f"{path} exists; --resume continues it, --overwrite replaces it; or name another "
-                "file (--out)"
-            )
-        self.path = path
-        self._guard = path.with_name(f".{path.name}.lock")
-        try:
-            self._lock = os.open(self._guard, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise StoreError(f"cannot write {path}: {reason(error)}") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(self._lock)
-            raise StoreError(
-                f"another process is writing {path}; wait for it or use --out"
-            ) from error
-        except OSError:  # a file system without locks
-            return
+    def __init__(self, path: Path, *, resume: bool = False, overwrite: bool = False) -> None:
+        require_one(resume=resume, overwrite=overwrite)
+        require_new(path, may_exist=resume or overwrite)
+        super().__init__(path)
 
     def write(self, content: Content) -> None:
         """Put a new version of the file in place of the old one.
 
         Args:
             content: All of it.
-
-        Raises:
-            WriteError: If the disk refuses; the old version stays.
         """
-        image = io.BytesIO()
-        with h5py.File(image, "w", track_order=True) as file:
-            file.attrs["schema"], file.attrs["schema_version"] = SCHEMA, VERSION
+
+        def fill(file: h5py.File) -> None:
             for name, values in content.arrays.items():
                 file.create_dataset(name, data=values)
             for name, value in content.attributes.items():
                 group, _, key = name.rpartition("/")
                 place = file.require_group(group) if group else file
                 place.attrs[key] = value
-        draft = self.path.with_name(f".{uuid.uuid4().hex[:8]}.{self.path.name}.part")
-        try:
-            with draft.open("xb") as target:
-                target.write(image.getbuffer())
-                target.flush()
-                os.fsync(target.fileno())
-            draft.replace(self.path)
-        except OSError as error:
-            draft.unlink(missing_ok=True)
-            raise WriteError(f"writing {self.path} failed: {reason(error)}") from error
 
-    def close(self) -> None:
-        """Release the file."""
-        if self._lock >= 0:
-            self._guard.unlink(missing_ok=True)
-            os.close(self._lock)
-            self._lock = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
+        write_whole(self.path, hdf5_image(fill))

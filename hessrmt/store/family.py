@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +18,21 @@ import numpy as np
 from jaxtyping import Float64
 
 from hessrmt.errors import StoreError
-from hessrmt.store.hdf5 import DAMAGE, reason, text
-from hessrmt.store.layout import array
+from hessrmt.records import Provenance
+from hessrmt.store.files import (
+    ResumableFile,
+    attributes_of,
+    dataset,
+    hdf5_image,
+    provenance_of,
+    reading,
+    require_same,
+    text,
+    write_whole,
+)
 
 if TYPE_CHECKING:
-    from hessrmt.records import Provenance
+    from collections.abc import Sequence
 
 SCHEMA = "hessrmt/family"
 VERSION = 1
@@ -166,144 +176,146 @@ def load_family(path: str | Path) -> FamilyResult:
     """The finished networks of a family; also while others are still trained.
 
     Args:
-        path: A file ``families/<name>.h5`` of an experiment.
+        path: A file of :class:`FamilyWriter`.
 
     Returns:
-        Its complete rows.
-
-    Raises:
-        StoreError: If the file is missing, damaged, foreign or of a newer schema.
+        The family.
     """
-    path = Path(path)
-    rows, attributes = read_file(path)
-    try:
-        return FamilyResult(
-            family=json.loads(attributes["family"]),
-            members=tuple(rows[index] for index in sorted(rows)),
-            data=attributes["data"],
-            device=attributes["device"],
-            complete=len(rows) == int(attributes["planned"]),
-            notes=tuple(json.loads(attributes["notes"])),
-        )
-    except DAMAGE as error:
-        raise StoreError(f"{path} is damaged: {reason(error)}") from error
+    rows, attributes = _read_file(Path(path))
+    return FamilyResult(
+        family=json.loads(attributes["family"]),
+        members=tuple(rows[index] for index in sorted(rows)),
+        data=attributes["data"],
+        device=attributes["device"],
+        complete=len(rows) == int(attributes["planned"]),
+        notes=tuple(json.loads(attributes["notes"])),
+    )
 
 
-def read_file(path: Path) -> tuple[dict[int, Member], dict[str, str]]:
-    """Everything in a file.
+class FamilyWriter(ResumableFile):
+    """Makes or continues a family file; no other writer can until it is closed.
 
     Args:
+        path: The file; its folder must exist.
+        values: (n,) of what is varied, one for each network.
+        identity: Plain values that a run which continues the file must share, with ``family``.
+        provenance: Where the numbers come from; ``config["data"]`` says where the data do.
+
+    Attributes:
         path: The file.
-
-    Returns:
-        Row to finished network, and the attributes as text.
-
-    Raises:
-        StoreError: If it is missing, damaged, foreign or of a newer schema.
+        members: Row to network, of those that are done.
     """
-    if not path.exists():
-        raise StoreError(f"there is no file {path}")
-    try:
-        file = h5py.File(path, "r", locking=False)
-    except (OSError, RuntimeError) as error:
-        raise StoreError(
-            f"{path} cannot be opened as HDF5 (truncated, damaged or another format): "
-            f"{reason(error)}"
-        ) from error
-    with file:
+
+    def __init__(
+        self,
+        path: Path,
+        values: Sequence[float],
+        identity: Mapping[str, Any],
+        provenance: Provenance,
+    ) -> None:
+        super().__init__(path)
+        self.members: dict[int, Member] = {}
+        self._values = np.asarray(values, dtype=np.float64)
+        self._identity = identity
+        self._provenance = provenance
         try:
-            attributes = {name: text(value) for name, value in file.attrs.items()}
-            schema, version = attributes.get("schema", ""), attributes.get("schema_version", "0")
-            if schema != SCHEMA:
-                said = f"its schema is {schema!r}" if schema else "it has no schema attribute"
-                raise StoreError(f"{path} holds no family: {said}, expected {SCHEMA!r}")
-            if not 1 <= int(version) <= VERSION:
-                raise StoreError(
-                    f"{path} has schema version {version}, this hessrmt reads 1 to {VERSION}; a "
-                    "newer hessrmt may read it"
-                )
-            done = np.flatnonzero(np.asarray(array(file, "done")))
-            return {int(row): _read(file, int(row)) for row in done}, attributes
-        except DAMAGE as error:
-            raise StoreError(f"{path} is damaged: {reason(error)}") from error
+            if path.exists():
+                self._continue()
+            else:
+                self._replace({})
+        except BaseException:
+            self.close()
+            raise
+
+    def write(self, row: int, member: Member) -> None:
+        """Store one finished network; the file on disk is the old one or the new one, complete.
+
+        Args:
+            row: Of which value.
+            member: Its numbers.
+
+        Raises:
+            StoreError: If the file has no such row.
+        """
+        if not 0 <= row < len(self._values):
+            raise StoreError(f"row {row} of {self.path}, which has {len(self._values)} rows")
+        members = self.members | {row: member}
+        self._replace(members)
+        self.members = members
+
+    def _replace(self, members: Mapping[int, Member]) -> None:
+        def fill(file: h5py.File) -> None:
+            _fill(file, self._values, members, self._identity, self._provenance)
+
+        write_whole(self.path, hdf5_image(fill))
+
+    def _continue(self) -> None:
+        self.members, attributes = _read_file(self.path)
+        require_same(self.path, json.loads(attributes["identity"]), self._identity)
+        then = replace(provenance_of(attributes), config={"data": attributes["data"]})
+        if then.device != self._provenance.device:
+            note = f"continued on {self._provenance.device} with row {len(self.members)}"
+            then = replace(then, notes=(*then.notes, note))
+        self._provenance = then
 
 
-def fill(
+def _read_file(path: Path) -> tuple[dict[int, Member], dict[str, str]]:
+    with reading(path, SCHEMA, VERSION) as file:
+        attributes = {name: text(value) for name, value in file.attrs.items()}
+        provenance_of(attributes)  # what is missing is said now
+        for name in ("family", "identity", "planned"):
+            json.loads(attributes[name])
+        attributes["data"] = text(file.attrs["data"])
+        done = np.flatnonzero(np.asarray(dataset(file, "done")))
+        return {int(row): _read(file, int(row)) for row in done}, attributes
+
+
+def _fill(
     file: h5py.File,
     values: Values,
     members: Mapping[int, Member],
     identity: Mapping[str, Any],
     provenance: Provenance,
 ) -> None:
-    """Put a family into an empty file.
+    file.attrs.update(
+        {
+            **attributes_of(SCHEMA, VERSION, provenance, identity),
+            "family": json.dumps(identity["family"]),
+            "data": provenance.config["data"],
+            "planned": len(values),
+        }
+    )
+    file["done"] = np.isin(np.arange(len(values)), list(members)).astype(np.uint8)
 
-    Args:
-        file: Open for writing.
-        values: Of all planned networks.
-        members: Row to finished network.
-        identity: Plain values that a continued run must share; ``family`` in it is also stored by
-            itself.
-        provenance: Stored as attributes; ``data`` in its config says where the samples came from.
-    """
-    attributes = {
-        "schema": SCHEMA,
-        "schema_version": VERSION,
-        "library": f"hessrmt {provenance.versions.get('hessrmt', '')}",
-        "created": provenance.created,
-        "device": provenance.device,
-        "versions": json.dumps(dict(provenance.versions)),
-        "notes": json.dumps(list(provenance.notes)),
-        "identity": json.dumps(dict(identity)),
-        "family": json.dumps(identity["family"]),
-        "data": provenance.config["data"],
-        "planned": len(values),
-    }
-    for name, value in attributes.items():
-        file.attrs[name] = value
-    done = np.zeros(len(values), dtype=np.uint8)
-    done[list(members)] = 1
-    file["done"] = done
+    def put(name: str, meaning: str, found: Mapping[int, Any]) -> None:
+        rows = {row: np.atleast_1d(value) for row, value in found.items()}
+        data = np.full((len(values), max(map(len, rows.values()), default=0)), np.nan)
+        for row, numbers in rows.items():
+            data[row, : len(numbers)] = numbers
+        file.create_dataset(name, data=data).attrs["long_name"] = meaning
+
+    def scalar(name: str, meaning: str) -> None:
+        data = np.full(len(values), np.nan)
+        for row, member in members.items():
+            data[row] = getattr(member, name)
+        file.create_dataset(name, data=data).attrs["long_name"] = meaning
+
     for name, meaning in SCALARS.items():
-        found = {row: getattr(member, name) for row, member in members.items()}
-        _put(file, name, meaning, _column(len(values), found))
-    array(file, "value")[...] = values
+        scalar(name, meaning)
+    dataset(file, "value")[...] = values
     for name, meaning in ROWS.items():
-        found = {row: np.asarray(getattr(member, name)) for row, member in members.items()}
-        _put(file, name, meaning, _padded(len(values), found))
+        put(name, meaning, {row: getattr(member, name) for row, member in members.items()})
     for name in HISTORY:
-        found = {row: member.history[name] for row, member in members.items()}
-        _put(
-            file,
-            f"history/{name}",
-            f"{name} after the measured epochs",
-            _padded(len(values), found),
-        )
-
-
-def _put(file: h5py.File, name: str, meaning: str, data: np.ndarray) -> None:
-    file.create_dataset(name, data=data).attrs["long_name"] = meaning
-
-
-def _column(rows: int, found: Mapping[int, float]) -> np.ndarray:
-    data = np.full(rows, np.nan)
-    for row, value in found.items():
-        data[row] = value
-    return data
-
-
-def _padded(rows: int, found: Mapping[int, np.ndarray]) -> np.ndarray:
-    data = np.full((rows, max((len(row) for row in found.values()), default=0)), np.nan)
-    for row, values in found.items():
-        data[row, : len(values)] = values
-    return data
+        meaning = f"{name} after the measured epochs"
+        put(f"history/{name}", meaning, {row: m.history[name] for row, m in members.items()})
 
 
 def _read(file: h5py.File, row: int) -> Member:
     def several(name: str) -> np.ndarray:
-        values = np.asarray(array(file, name)[row], dtype=np.float64)
+        values = np.asarray(dataset(file, name)[row], dtype=np.float64)
         return values[~np.isnan(values)]
 
-    scalars: dict[str, Any] = {name: float(array(file, name)[row]) for name in SCALARS}
+    scalars: dict[str, Any] = {name: float(dataset(file, name)[row]) for name in SCALARS}
     if not np.isfinite(list(scalars.values())).all():
         raise ValueError(f"row {row} is not complete")
     for name in ("parameters", "epoch"):

@@ -10,13 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import h5py
 import numpy as np
 
 from hessrmt.errors import StoreError
-from hessrmt.store.hdf5 import DAMAGE, done_rows, open_checked, read_rows, reason, text
-from hessrmt.store.layout import array
-from hessrmt.store.schema import Extra, ExtraColumn
+from hessrmt.store.files import dataset, reading, text
+from hessrmt.store.spectra import SCHEMA, VERSION, Extra, ExtraColumn, done_rows, read_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -149,7 +147,7 @@ def holds_history(path: str | Path) -> bool:
     Returns:
         Whether :func:`load_history` can read it.
     """
-    with open_checked(Path(path)) as file:
+    with reading(path, SCHEMA, VERSION) as file:
         return EPOCH in file
 
 
@@ -165,30 +163,22 @@ def load_history(path: str | Path) -> History:
     Raises:
         StoreError: If the file is missing, damaged, foreign, or holds the spectra of batches.
     """
-    path = Path(path)
-    with open_checked(path) as file:
+    with reading(path, SCHEMA, VERSION) as file:
         if EPOCH not in file:
             raise StoreError(
                 f"{path} holds spectra of batches, not of epochs: read it with hessrmt.load; "
                 "hessrmt train --history writes a history"
             )
-        try:
-            return _read(file)
-        except DAMAGE as error:
-            raise StoreError(f"{path} is damaged: {reason(error)}") from error
+        done = done_rows(file)
 
+        def group(name: str, known: Mapping[str, str]) -> dict[str, np.ndarray]:
+            return {key: np.asarray(dataset(file, f"{name}/{key}"))[done] for key in known}
 
-def _read(file: h5py.File) -> History:
-    done = done_rows(file)
-
-    def group(name: str, known: Mapping[str, str]) -> dict[str, np.ndarray]:
-        return {key: np.asarray(array(file, f"{name}/{key}"))[done] for key in known}
-
-    return History(
-        epochs=np.asarray(file[EPOCH])[done],
-        spectra=read_rows(file, done),
-        layers=tuple(map(text, np.asarray(array(file, LAYER)))),
-        capacity=group("capacity", CAPACITY),
-        network=group("network", NETWORK),
-        training=group("training", TRAINING),
-    )
+        return History(
+            epochs=np.asarray(file[EPOCH])[done],
+            spectra=read_rows(file, done),
+            layers=tuple(map(text, np.asarray(dataset(file, LAYER)))),
+            capacity=group("capacity", CAPACITY),
+            network=group("network", NETWORK),
+            training=group("training", TRAINING),
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,10 +12,10 @@ from hessrmt.backend.select_distributed import select_distributed
 from hessrmt.backend.world import World, connect
 from hessrmt.curvature.distributed import distributed_spectrum, require_feasible
 from hessrmt.errors import ConfigError, HessrmtError
-from hessrmt.records import Provenance
-from hessrmt.store.hdf5 import load
-from hessrmt.store.writer import SpectrumWriter
-from hessrmt.workflows.spectrum import Prepared, prepare, tell_stored
+from hessrmt.runs.run import naming
+from hessrmt.runs.spectrum import prepare, tell_stored
+from hessrmt.store.files import require_one
+from hessrmt.store.spectra import SpectrumWriter, load
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from hessrmt.config import SpectrumConfig
     from hessrmt.records import Spectra
-    from hessrmt.workflows.spectrum import Finished
+    from hessrmt.runs.spectrum import Finished
 
 
 def run_distributed(
@@ -107,8 +108,7 @@ def _run(
     finished: Finished | None,
 ) -> Spectra | None:
     with world.together():
-        if resume and overwrite:
-            raise ConfigError("--resume and --overwrite exclude each other")
+        require_one(resume=resume, overwrite=overwrite)
         _require_whole_hessian(config)
         prepared = prepare(config, folder)
     backend = select_distributed(solver, config.device, world, config.dtype)
@@ -119,40 +119,42 @@ def _run(
         first = prepared.problem(0)
     # what cannot be computed must not cost an existing file
     require_feasible(first, backend, config.dtype, config.reduce)
+    dimension = first.dimension
     del first
-    with world.together():
-        writer = None
+    with world.together(), ExitStack() as stack:
+        file = None
         if world.rank == 0:
-            writer = _writer(prepared, out, backend.name, backend.solver, resume, overwrite)
-    try:
-        with world.together():
-            if writer is not None:
-                tell_stored(writer, finished)
-        done = world.share(None if writer is None else writer.done.copy())
-        for batch in np.flatnonzero(~done):
-            number = int(batch)
+            file = stack.enter_context(
+                SpectrumWriter(
+                    out,
+                    identity={**prepared.identity(batches=prepared.count), "distributed": True},
+                    solver=backend.solver,
+                    dimension=dimension,
+                    batch_indices=prepared.batch_indices,
+                    provenance=prepared.provenance(backend.name, batches=prepared.count),
+                    resume=resume,
+                    overwrite=overwrite,
+                )
+            )
+            tell_stored(file, finished)
+        held = stack.pop_all()
+    with held:
+        done = world.share(None if file is None else file.done.copy())
+        for number in np.flatnonzero(~done).tolist():
             with world.together():
                 problem = prepared.problem(number)
-            try:
+            tick = _Lines(tell, number) if tell else None
+            with naming(f"batch {number}"):
                 found = distributed_spectrum(
-                    problem,
-                    backend,
-                    config.dtype,
-                    config.reduce,
-                    tick=_Lines(tell, number) if tell else None,
+                    problem, backend, config.dtype, config.reduce, tick=tick
                 )
-            except HessrmtError as error:
-                raise type(error)(f"batch {number}: {error}") from error
             with world.together():
-                if writer is not None:
-                    writer.write(number, found)
+                if file is not None:
+                    file.write(number, found)
                     if finished:
                         finished(number, found)
-    finally:
-        if writer is not None:
-            writer.close()
     with world.together():
-        return load(out) if writer is not None else None
+        return load(out) if file is not None else None
 
 
 class _Lines:
@@ -169,31 +171,3 @@ class _Lines:
         if starts_long_work or time.monotonic() >= self._next:
             self._tell(f"batch {self._batch}: {phase} {done / max(total, 1):.0%}")
             self._next = time.monotonic() + self.every
-
-
-def _writer(
-    prepared: Prepared, out: Path, device: str, solver: str, resume: bool, overwrite: bool
-) -> SpectrumWriter:
-    """The file, new or continued."""
-    identity = {**prepared.identity, "distributed": True}
-    if resume and out.exists():
-        return SpectrumWriter.resume(out, identity)
-    return SpectrumWriter.create(
-        out,
-        identity=identity,
-        solver=solver,
-        dimension=prepared.problem(0).dimension,
-        batch_indices=prepared.batch_indices,
-        provenance=Provenance(
-            config={
-                **prepared.config.model_dump(mode="json"),
-                "split": prepared.dataset.split,
-                "batches": len(prepared.batch_indices),
-                "checkpoint_sha256": prepared.identity["checkpoint_sha256"],
-                "embedded_data": prepared.dataset.embedded,
-            },
-            device=device,
-            notes=prepared.notes,
-        ),
-        overwrite=overwrite,
-    )

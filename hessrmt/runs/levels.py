@@ -5,24 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hessrmt.curvature.density_file import load_density
-from hessrmt.errors import LevelsError, StoreError
+from hessrmt.errors import StoreError
 from hessrmt.levels.analysis import Unfolded, analyze, unfold_selection
 from hessrmt.levels.selection import select
 from hessrmt.levels.unfolding import check_options
-from hessrmt.store.density import is_density
-from hessrmt.store.hdf5 import load
-from hessrmt.workflows.cluster import SERIAL
+from hessrmt.runs.run import SERIAL, naming
+from hessrmt.store.density import SCHEMA
+from hessrmt.store.files import schema_of
+from hessrmt.store.spectra import load
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from hessrmt.config import LevelsConfig
+    from hessrmt.progress import Tick
     from hessrmt.records import LevelStatistics, Spectra
-    from hessrmt.workflows.cluster import Pool
-
-COMPARED = ("paper", "certified")
-"""What ``--compare`` puts side by side."""
+    from hessrmt.runs.run import Pool
 
 
 def open_spectra(file: Path) -> Spectra:
@@ -37,7 +35,7 @@ def open_spectra(file: Path) -> Spectra:
     Raises:
         StoreError: If the file cannot be read or holds no finished batch.
     """
-    if is_density(file):
+    if schema_of(file) == SCHEMA:
         return load_density(file).spectra()
     spectra = load(file)
     if not spectra:
@@ -48,7 +46,7 @@ def open_spectra(file: Path) -> Spectra:
 def run(
     settings: LevelsConfig,
     spectra: Spectra,
-    observer: Callable[[str, str, int, int], None] | None = None,
+    tick: Tick | None = None,
     pool: Pool = SERIAL,
 ) -> dict[str, LevelStatistics]:
     """Analyse spectra.
@@ -56,26 +54,22 @@ def run(
     Args:
         settings: Cutoff, unfolding, surrogates.
         spectra: From :func:`open_spectra`.
-        observer: Told of progress: cutoff, phase, steps done, steps in all.
+        tick: Told of progress: the surrogates of each law.
         pool: Where surrogates are drawn.
 
     Returns:
         Cutoff name to statistics: one entry, or ``paper`` and ``certified``.
-
-    Raises:
-        LevelsError: If a cutoff leaves nothing, which it names, or an option cannot be used.
     """
     method, options = settings.method
     check_options("window" if method == "auto" else method, options)
     found = {}
-    for cutoff in COMPARED if settings.compare else (settings.cutoff,):
-        name = str(cutoff)
+    for name, cutoff in settings.cutoffs.items():
 
-        def tick(phase: str, done: int, total: int, name: str = name) -> None:
-            if observer:
-                observer(name, phase, done, total)
+        def told(phase: str, done: int, total: int, name: str = name) -> None:
+            if tick:
+                tick(f"{name}: {phase}", done, total)
 
-        try:
+        with naming(f"cutoff {name}"):
             found[name] = analyze(
                 spectra,
                 cutoff,
@@ -84,12 +78,10 @@ def run(
                 rotate=settings.rotate,
                 surrogates=settings.surrogates,
                 seed=settings.seed,
-                tick=tick,
+                tick=told,
                 map_unordered=pool.map_unordered,
                 **options,
             )
-        except LevelsError as error:
-            raise LevelsError(f"cutoff {name}: {error}") from error
     return found
 
 
@@ -105,12 +97,12 @@ def unfolded(settings: LevelsConfig, spectra: Spectra) -> dict[str, Unfolded]:
     """
     method, options = settings.method
     return {
-        str(cutoff): unfold_selection(
+        name: unfold_selection(
             select(spectra, cutoff, settings.range),
             method,
             rotate=settings.rotate,
             seed=settings.seed,
             **options,
         )
-        for cutoff in (COMPARED if settings.compare else (settings.cutoff,))
+        for name, cutoff in settings.cutoffs.items()
     }

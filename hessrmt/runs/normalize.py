@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hessrmt.backend.select import select
 from hessrmt.errors import ConfigError
 from hessrmt.generalization import evaluate, normalize, output_normalize
-from hessrmt.problems import checkpoints, data, losses, models
+from hessrmt.problems import losses
+from hessrmt.runs.run import Inputs
+from hessrmt.runs.training import Splits
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from torch import Tensor
 
-    from hessrmt.config.normalize import NormalizeConfig
+    from hessrmt.config import NormalizeConfig
     from hessrmt.generalization import Evaluation
     from hessrmt.problems.data import Dataset
-
-Observer = Callable[[str, int, int], None]
-"""Progress: split, samples done and samples in all."""
+    from hessrmt.progress import Tick
 
 _CHECKED = 64
 """Training samples on which the network must be homogeneous and the result is compared."""
@@ -86,14 +84,14 @@ class NormalizeResult:
 
 
 def run(
-    settings: NormalizeConfig, *, folder: Path | None = None, observer: Observer | None = None
+    settings: NormalizeConfig, *, folder: Path | None = None, tick: Tick | None = None
 ) -> NormalizeResult:
     """Normalise a trained network and measure it on both splits, in float64.
 
     Args:
         settings: What and how.
         folder: Folder searched first for data sets.
-        observer: Told of progress.
+        tick: Told of progress.
 
     Returns:
         Losses, errors, norms and margins.
@@ -101,58 +99,39 @@ def run(
     Raises:
         ConfigError: If ``reference`` asks for more training samples than there are.
     """
-    backend = select(settings.device)
-    loss = losses.resolve(settings.loss)
-    train, test = _splits(settings.data, folder)
-    if settings.reference > len(train):
+    splits = Splits.load(settings.data, folder)
+    samples = splits.train
+    if settings.reference > len(samples):
         raise ConfigError(
-            f"reference is {settings.reference:,}, but there are {len(train):,} training samples"
+            f"reference is {settings.reference:,}, but there are {len(samples):,} training samples"
         )
-    notes = [f"data: {train.origin}"]
-    model = models.build(settings.model, train.input_shape, train.outputs, settings.seed)
-    sha256 = ""
-    if settings.checkpoint is None:
-        notes.append(f"parameters: random initialisation, seed {settings.seed}")
-    else:
-        sha256 = checkpoints.load_into(model, settings.checkpoint)
-        notes.append(f"parameters: {settings.checkpoint} (sha256 {sha256[:12]}…)")
-    model = model.to(device=backend.device, dtype=torch.float64)
+    inputs = Inputs.read(settings, samples)
+    loss = losses.resolve(settings.loss)
+    model = inputs.model.to(device=inputs.backend.device, dtype=torch.float64)
     if settings.by == "layers":
-        found = normalize(model, train.tensors(slice(_CHECKED))[0], settings.norm)
+        found = normalize(model, samples.tensors(slice(_CHECKED))[0], settings.norm)
     else:
-        fixed = train.tensors(slice(settings.reference))[0]
+        fixed = samples.tensors(slice(settings.reference))[0]
         found = output_normalize(model, fixed, settings.norm)
-    measured = [
-        None
-        if samples is None
-        else evaluate(model, _batches(samples, settings.batch, observer), loss, found.product)
-        for samples in (train, test)
-    ]
-    assert measured[0] is not None
+
+    def measured(part: Dataset) -> Evaluation:
+        return evaluate(model, _batches(part, settings.batch, tick), loss, found.product)
+
     return NormalizeResult(
-        train=measured[0],
-        test=measured[1],
+        train=measured(samples),
+        test=None if splits.test is None else measured(splits.test),
         factors=found.factors,
         product=found.product,
         deviation=found.deviation,
         folded=tuple(name for layer in found.layers for name in (*layer.before, *layer.after)),
-        checkpoint_sha256=sha256,
-        device=backend.name,
-        notes=tuple(notes),
+        checkpoint_sha256=inputs.digests["checkpoint"],
+        device=inputs.backend.name,
+        notes=inputs.notes,
     )
 
 
-def _splits(spec: str, folder: Path | None) -> tuple[Dataset, Dataset | None]:
-    found = data.load(spec, None, folder)
-    if found.split == "all":
-        return found, None
-    return data.load(spec, "train", folder), found
-
-
-def _batches(
-    samples: Dataset, batch: int, observer: Observer | None
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(samples: Dataset, batch: int, tick: Tick | None) -> Iterator[tuple[Tensor, Tensor]]:
     for first in range(0, len(samples), batch):
         yield samples.tensors(slice(first, first + batch))
-        if observer is not None:
-            observer(samples.split, min(first + batch, len(samples)), len(samples))
+        if tick is not None:
+            tick(f"measuring {samples.split}", min(first + batch, len(samples)), len(samples))

@@ -1,8 +1,11 @@
 """Tasks done by the workers of a Dask cluster: processes of this machine, or any cluster there is.
 
-Dask moves tasks and repeats those of lost workers. What is added: a bounded number of tasks in
-flight, one task at a time for each worker with a known number of threads, worker processes of this
-machine that are started again if they die, and errors that say what to do.
+Dask moves tasks, repeats those of lost workers, and starts worker processes of this machine again
+if they die (its nannies do). What is added: a bounded number of tasks in flight, one task at a time
+for each worker with a known number of threads, and errors that say what to do.
+
+Processes of this machine are started as :mod:`multiprocessing` starts them: a script that opens a
+pool needs ``if __name__ == "__main__":`` around what it does.
 
 Neither functions nor items are unpickled by the scheduler, which needs no hessrmt. Only someone who
 may run code on the workers anyway can send them tasks: Dask's own rule.
@@ -14,8 +17,6 @@ import logging
 import os
 import pickle
 import socket
-import subprocess
-import sys
 import threading
 import time
 import uuid
@@ -29,7 +30,7 @@ from typing import Any, TypeVar
 import dask.config
 import torch
 from dask.system import CPU_COUNT
-from distributed import Client, Future, LocalCluster, get_worker
+from distributed import Client, Future, Nanny, Scheduler, SpecCluster, get_worker
 from distributed.protocol.pickle import dumps
 from distributed.scheduler import KilledWorker
 from distributed.utils import silence_logging_cmgr
@@ -53,15 +54,18 @@ _ATTEMPTS = 3
 """How often a task is given to the scheduler, which repeats it on other workers (three times by
 default) before it gives up."""
 
-_DEATHS = 5
-"""Deaths for each worker process of this machine, without a single task done, that end a run."""
+_SCHEDULER = {"host": "127.0.0.1", "port": 0, "dashboard": False, "dashboard_address": None}
 
-_SCHEDULER_ONLY: dict[str, Any] = {
-    "n_workers": 0,
+_WORKER: dict[str, Any] = {
+    "nthreads": 1,
     "host": "127.0.0.1",
-    "dashboard_address": "127.0.0.1:0",
-    "scheduler_kwargs": {"dashboard": False},
+    "dashboard_address": None,
+    # Dask would pause or kill a worker that holds one large matrix, which hessrmt has already
+    # compared with the free memory
+    "memory_limit": 0,
     "silence_logs": logging.CRITICAL,
+    # Ctrl-C is the business of the process that started them alone; standard output is for results
+    "preload": ["import os, signal; signal.signal(signal.SIGINT, signal.SIG_IGN); os.dup2(2, 1)"],
 }
 
 _EQUAL = ("hessrmt", "torch", "numpy", "scipy")
@@ -72,7 +76,7 @@ _one_task = threading.Lock()
 
 
 class DaskPool:
-    """The workers of a Dask cluster; see :class:`hessrmt.workflows.cluster.Pool`.
+    """The workers of a Dask cluster; see :class:`hessrmt.runs.run.Pool`.
 
     Args:
         client: Connected.
@@ -81,10 +85,10 @@ class DaskPool:
 
     local = False
 
-    def __init__(self, client: Client, processes: _Processes | None = None) -> None:
+    def __init__(self, client: Client, processes: int = 0, threads: int | None = None) -> None:
         self._client = client
         self._processes = processes
-        self._threads = processes.threads if processes else None
+        self._threads = threads
         self._versions = _versions()
         self._width, self._counted = 1, -float("inf")
 
@@ -92,7 +96,7 @@ class DaskPool:
     def width(self) -> int:
         """Workers that are there now, at least 1."""
         if self._processes:
-            return self._processes.count
+            return self._processes
         if time.monotonic() > self._counted + _LOOK:
             self._width = max(1, len(self._ask_threads()))
             self._counted = time.monotonic()
@@ -102,8 +106,7 @@ class DaskPool:
     def words(self) -> str:
         """What it is, with the number of threads of each worker."""
         if self._processes:
-            count, threads = self._processes.count, self._processes.threads
-            return f"{count} local Dask worker(s), threads of each: {threads}"
+            return f"{self._processes} local Dask worker(s), threads of each: {self._threads}"
         found = self._ask_threads()
         threads = ", ".join(map(str, sorted(set(found.values())))) or "none has started yet"
         address = self._client.scheduler.address if self._client.scheduler else "?"
@@ -112,7 +115,7 @@ class DaskPool:
     def map_unordered(
         self, function: Callable[[T], R], items: Iterable[T]
     ) -> Iterator[tuple[int, R]]:
-        """See :class:`hessrmt.workflows.cluster.Pool`.
+        """See :class:`hessrmt.runs.run.Pool`.
 
         Yields:
             Index of an item and its result.
@@ -145,8 +148,6 @@ class DaskPool:
                     continue
                 result = self._result(future)
                 future.release()
-                if self._processes:
-                    self._processes.deaths = 0
                 yield index, result
         finally:
             if futures and self._client.status == "running":
@@ -164,10 +165,8 @@ class DaskPool:
             raise self._lost(error) from error
 
     def _next(self, done: SimpleQueue[Future]) -> Future:
-        """The next future that is done; dead processes are replaced while it is waited for."""
+        """The next future that is done."""
         while True:
-            if self._processes:
-                self._processes.revive()
             try:
                 return done.get(timeout=_LOOK)
             except Empty:
@@ -178,8 +177,6 @@ class DaskPool:
         """What a task gave; if its worker dies before that is here, the task is done again."""
         patience = _LOOK
         while future.status != "error" and not future.cancelled():
-            if self._processes:
-                self._processes.revive()
             try:
                 return future.result(timeout=patience)
             except TimeoutError as error:
@@ -219,60 +216,6 @@ class DaskPool:
         )
 
 
-class _Processes:
-    """Worker processes of this machine, each with an environment of its own."""
-
-    def __init__(self, address: str, environment: list[dict[str, str]]) -> None:
-        self.count = len(environment)
-        self.threads = int(environment[0]["OMP_NUM_THREADS"])
-        self.deaths = 0
-        # -P: what lies in the current folder is nothing to import, as for the console script
-        self._command = [sys.executable, "-P", "-m", "hessrmt.workflows.dask_worker", address]
-        self._environment = environment
-        self._running = [self._start(number) for number in range(self.count)]
-
-    def revive(self) -> None:
-        """Start again what has died.
-
-        Raises:
-            ClusterError: If they die one after the other.
-        """
-        for number, process in enumerate(self._running):
-            code = process.poll()
-            if code is None:
-                continue
-            self.deaths += 1
-            if self.deaths > _DEATHS * self.count:
-                raise ClusterError(
-                    f"the worker processes end as soon as they start, the last one with code "
-                    f"{code}; if they are killed for lack of memory, take fewer of them"
-                )
-            _close(process)
-            self._running[number] = self._start(number)
-
-    def close(self) -> None:
-        """End them."""
-        for process in self._running:
-            process.kill()
-        for process in self._running:
-            process.wait()
-            _close(process)
-
-    def _start(self, number: int) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            self._command,
-            env=os.environ | self._environment[number],
-            stdin=subprocess.PIPE,  # its end tells a worker that this process is no more
-            stdout=2,
-            start_new_session=True,  # Ctrl-C is this process's business alone
-        )
-
-
-def _close(process: subprocess.Popen[bytes]) -> None:
-    if process.stdin:
-        process.stdin.close()
-
-
 @contextmanager
 def open_pool(
     workers: int | None = None, scheduler: str | None = None, device: str = "auto"
@@ -306,12 +249,33 @@ def open_pool(
         environment = environments(workers, CPU_COUNT, device)
         # a worker that is busy is not lost
         stack.enter_context(dask.config.set({"distributed.scheduler.worker-ttl": None}))
-        cluster: Any = LocalCluster(**_SCHEDULER_ONLY)
-        stack.callback(cluster.close)
+        # numerical libraries read these when they are loaded, so they are set before a worker starts
+        common = {k: v for k, v in environment[0].items() if k != "CUDA_VISIBLE_DEVICES"}
+        stack.enter_context(dask.config.set({"distributed.nanny.pre-spawn-environ": common}))
+        # LocalCluster gives all workers one environment; with several GPUs each has its own
+        options = [{**_WORKER, "env": variables} for variables in environment]
+        specification = {k: {"cls": Nanny, "options": found} for k, found in enumerate(options)}
+        scheduler_of_ours: dict[str, Any] = {"cls": Scheduler, "options": _SCHEDULER}
+        try:
+            with _environment(common):  # where both have a variable, Dask takes this process's
+                cluster = SpecCluster(specification, scheduler_of_ours)
+        except RuntimeError as error:
+            raise ClusterError(f"the worker processes do not start: {error}") from error
+        stack.enter_context(cluster)
         client = stack.enter_context(_connected(cluster.scheduler_address))
-        processes = _Processes(cluster.scheduler_address, environment)
-        stack.callback(processes.close)
-        yield DaskPool(client, processes)
+        yield DaskPool(client, workers, int(environment[0]["OMP_NUM_THREADS"]))
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables of this process while a block runs."""
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 @contextmanager

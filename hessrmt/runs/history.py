@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,14 +20,14 @@ import torch
 from hessrmt.capacity.analysis import analyze
 from hessrmt.capacity.sources import open_source
 from hessrmt.curvature.spectrum import compute, require_feasible
-from hessrmt.errors import CapacityError, ConfigError, HessrmtError
+from hessrmt.errors import ConfigError, DataError
 from hessrmt.problems import checkpoints, losses, models
 from hessrmt.problems.problem import Problem
 from hessrmt.records import Provenance
+from hessrmt.runs.run import digest, naming
 from hessrmt.store.history import CAPACITY, NETWORK, columns
-from hessrmt.store.writer import SpectrumWriter
+from hessrmt.store.spectra import SpectrumWriter
 from hessrmt.training.protocol import evaluate
-from hessrmt.workflows.digest import digest
 
 if TYPE_CHECKING:
     from hessrmt.backend.base import Backend
@@ -36,13 +35,11 @@ if TYPE_CHECKING:
     from hessrmt.config import TrainConfig
     from hessrmt.config.history import HistoryConfig
     from hessrmt.problems.data import Dataset
+    from hessrmt.progress import Tick
     from hessrmt.records import Spectrum
 
 Record = Callable[[int, Mapping[str, Any]], None]
 """Told of an epoch and the state dict after it; records it if it is to be and is not yet."""
-
-Tick = Callable[[int, str, int, int], None]
-"""Progress: epoch, phase of its measurement, steps done and steps in all of that phase."""
 
 OPERATOR, DTYPE = "hessian", "float64"
 
@@ -114,7 +111,7 @@ class Measurement:
             skipped = {layer.name: layer.skipped for layer in source if layer.skipped is not None}
         if not self.layers:
             listed = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
-            raise CapacityError(f"the network has no weight matrix to analyse. {listed}")
+            raise DataError(f"the network has no weight matrix to analyse. {listed}")
         problem = self._problem()
         require_feasible(problem, backend, DTYPE, OPERATOR)
         self.dimension = problem.dimension
@@ -148,7 +145,7 @@ class Measurement:
         }
 
     def measure(
-        self, state: Mapping[str, Any], tick: Callable[[str, int, int], None] | None = None
+        self, state: Mapping[str, Any], tick: Tick | None = None
     ) -> tuple[Spectrum, dict[str, Any]]:
         """Everything about one state of the network.
 
@@ -216,35 +213,34 @@ def recording(
         HessrmtError: If a measurement fails; the message names the epoch.
     """
     epochs = measurement.epochs
-    if resume and os.path.exists(wanted.path):
-        writer = SpectrumWriter.resume(wanted.path, measurement.identity)
-    else:
+    if not (resume and os.path.exists(wanted.path)):
         _require_ahead(wanted.path, epochs, start)
-        writer = SpectrumWriter.create(
-            wanted.path,
-            identity=measurement.identity,
-            solver=measurement.backend.solver,
-            dimension=measurement.dimension,
-            batch_indices=np.tile(measurement.indices, (len(epochs), 1)),
-            provenance=Provenance(measurement.config, measurement.backend.name, notes=notes),
-            extra=columns(epochs, measurement.layers),
-            overwrite=overwrite,
-        )
-
-    def record(epoch: int, state: Mapping[str, Any]) -> None:
-        if epoch not in epochs or writer.done[epochs.index(epoch)]:
-            return
-        try:
-            found, extra = measurement.measure(state, partial(tick, epoch) if tick else None)
-        except HessrmtError as error:
-            raise type(error)(f"history of epoch {epoch}: {error}") from error
-        writer.write(epochs.index(epoch), found, extra)
-        if tick:
-            tick(epoch, "stored", 1, 1)
-
-    with writer:
-        missing = [epoch for epoch, done in zip(epochs, writer.done, strict=True) if not done]
+    with SpectrumWriter(
+        wanted.path,
+        identity=measurement.identity,
+        solver=measurement.backend.solver,
+        dimension=measurement.dimension,
+        batch_indices=np.tile(measurement.indices, (len(epochs), 1)),
+        provenance=Provenance(measurement.config, measurement.backend.name, notes=notes),
+        extra=columns(epochs, measurement.layers),
+        resume=resume,
+        overwrite=overwrite,
+    ) as file:
+        missing = [epoch for epoch, done in zip(epochs, file.done, strict=True) if not done]
         _require_ahead(wanted.path, missing, start)
+
+        def record(epoch: int, state: Mapping[str, Any]) -> None:
+            if epoch not in epochs or file.done[epochs.index(epoch)]:
+                return
+
+            def told(phase: str, done: int, total: int) -> None:
+                if tick:
+                    tick(f"measuring: epoch {epoch}, {phase}", done, total)
+
+            with naming(f"history of epoch {epoch}"):
+                found, extra = measurement.measure(state, told)
+            file.write(epochs.index(epoch), found, extra)
+
         yield record
 
 

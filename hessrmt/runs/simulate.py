@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -12,17 +11,17 @@ import numpy as np
 
 from hessrmt import lossmodel
 from hessrmt.config.simulate import OUTLIER_SCALE
-from hessrmt.errors import ConfigError, LevelsError
+from hessrmt.errors import DataError
 from hessrmt.levels.analysis import ratio_samples
 from hessrmt.levels.resampling import mean_and_error
 from hessrmt.levels.selection import select
 from hessrmt.lossmodel.bulk import bulk, centre, expected_outside
 from hessrmt.lossmodel.sampler import sample_spectra
 from hessrmt.records import Provenance
-from hessrmt.store.hdf5 import load
-from hessrmt.store.writer import SpectrumWriter
+from hessrmt.runs.run import SERIAL, computed_by
+from hessrmt.store.files import require_one
+from hessrmt.store.spectra import SpectrumWriter, load
 from hessrmt.theory.outliers import bbp_position, bbp_threshold
-from hessrmt.workflows.cluster import SERIAL, only
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -31,11 +30,9 @@ if TYPE_CHECKING:
     from hessrmt.arrays import Indices, Levels, Stack
     from hessrmt.config import SimulateConfig
     from hessrmt.lossmodel import HessianCovariance
+    from hessrmt.progress import Tick
     from hessrmt.records import Spectra, Spectrum
-    from hessrmt.workflows.cluster import Pool
-
-Observer = Callable[[int, int], None]
-"""Progress: samples done and wanted."""
+    from hessrmt.runs.run import Pool
 
 _GROUP, _GROUP_WORK = 256, 10**10
 """Largest number of samples, and of samples times n³, that are drawn before they are stored."""
@@ -133,7 +130,7 @@ def run(
     *,
     resume: bool = False,
     overwrite: bool = False,
-    observer: Observer | None = None,
+    tick: Tick | None = None,
     pool: Pool = SERIAL,
 ) -> Spectra:
     """Sample every Hessian that the file lacks and store their spectra.
@@ -141,40 +138,33 @@ def run(
     Args:
         config: The settings.
         out: The spectrum file.
-        resume: Continue the file if it is there.
+        resume: Continue the file if it is there; with more samples it is extended.
         overwrite: Replace the file if it is there.
-        observer: Told of progress.
-        pool: Where Hessians are sampled. This process alone writes the file.
+        tick: Told of progress: samples done and wanted.
+        pool: Where samples are drawn. This process alone writes the file.
 
     Returns:
-        The spectra of the whole file.
-
-    Raises:
-        ConfigError: If both resume and overwrite are asked for.
+        All spectra of the file.
     """
-    if resume and overwrite:
-        raise ConfigError("--resume and --overwrite exclude each other")
+    require_one(resume=resume, overwrite=overwrite)
     sample = partial(_sample, config)
-    (first,) = only(pool, sample, (0, 1))  # what cannot be sampled must not cost an existing file
-    identity = config.model_dump(mode="json")
-    if resume and os.path.exists(out):
-        writer = SpectrumWriter.resume(out, identity)
-    else:
-        writer = SpectrumWriter.create(
-            out,
-            identity=identity,
-            solver=first.solver,
-            dimension=first.dimension,
-            batch_indices=np.arange(config.samples)[:, None],
-            provenance=_provenance(config, first, pool),
-            overwrite=overwrite,
-        )
-    with writer:
-        groups = list(_groups(np.flatnonzero(~writer.done), config.dimension, pool))
+    # what cannot be sampled must not cost an existing file
+    ((_, (first,)),) = pool.map_unordered(sample, [(0, 1)])
+    with SpectrumWriter(
+        out,
+        identity=config.model_dump(mode="json"),
+        solver=first.solver,
+        dimension=first.dimension,
+        batch_indices=np.arange(config.samples)[:, None],
+        provenance=_provenance(config, first, pool),
+        resume=resume,
+        overwrite=overwrite,
+    ) as file:
+        groups = list(_groups(np.flatnonzero(~file.done), config.dimension, pool))
         for index, found in pool.map_unordered(sample, groups):
-            writer.write_all(dict(enumerate(found, groups[index][0])))
-            if observer:
-                observer(int(writer.done.sum()), config.samples)
+            file.write_all(dict(enumerate(found, groups[index][0])))
+            if tick:
+                tick("samples", int(file.done.sum()), config.samples)
     return load(out)
 
 
@@ -243,7 +233,7 @@ def _ratios(name: str, spectra: Sequence[Spectrum]) -> dict[str, float]:
     """⟨r̃⟩ and its error under a name; NaN where no ratio is defined."""
     try:
         mean, error = mean_and_error(ratio_samples(select(spectra)))
-    except LevelsError:
+    except DataError:
         mean = error = float("nan")
     return {name: mean, f"{name}_error": error}
 
@@ -279,5 +269,6 @@ def _provenance(config: SimulateConfig, first: Spectrum, pool: Pool) -> Provenan
         if name not in {"index", "drawn"}
     }
     kernel = {"kernel": config.kernel, "samples": config.samples, "given_loss": config.given_loss}
-    notes = (f"computed by {pool.words}",) if pool.words else ()
-    return Provenance(config={**sampled, **kernel}, device=first.provenance.device, notes=notes)
+    return Provenance(
+        config={**sampled, **kernel}, device=first.provenance.device, notes=computed_by(pool)
+    )

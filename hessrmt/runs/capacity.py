@@ -1,0 +1,318 @@
+"""``hessrmt capacity``: networks to reports, a table, and correlations with their accuracies."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hessrmt.capacity.analysis import analyze
+from hessrmt.capacity.series import correlations
+from hessrmt.errors import ConfigError, DataError
+from hessrmt.store.files import write_whole
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from hessrmt.capacity.report import CapacityReport
+    from hessrmt.capacity.series import Correlation
+    from hessrmt.config import CapacityConfig
+    from hessrmt.progress import Tick
+
+
+@dataclass(frozen=True)
+class Series:
+    """Networks, analysed alike.
+
+    Attributes:
+        reports: One for each, in the order given.
+        accuracies: Name to one value for each network; empty without a table.
+        correlations: Of every metric with every accuracy.
+        notes: Anything a reader must know.
+    """
+
+    reports: tuple[CapacityReport, ...]
+    accuracies: Mapping[str, tuple[float, ...]]
+    correlations: tuple[Correlation, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Short names of the networks, as :func:`labels` has them."""
+        return labels(self.sources)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The networks as they were given."""
+        return tuple(report.source for report in self.reports)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain values.
+
+        Returns:
+            ``networks`` as a list of reports, accuracies, correlations, notes.
+        """
+        return {
+            "networks": [report.to_dict() for report in self.reports],
+            "accuracies": {name: list(values) for name, values in self.accuracies.items()},
+            "correlations": [item.to_dict() for item in self.correlations],
+            "notes": list(self.notes),
+        }
+
+
+def run(settings: CapacityConfig, sources: Sequence[str], tick: Tick | None = None) -> Series:
+    """Analyse networks.
+
+    Args:
+        settings: What to compute.
+        sources: Files, folders or factories.
+        tick: Told of progress.
+
+    Returns:
+        The series.
+
+    Raises:
+        ConfigError: If a network is given twice.
+        DataError: If a network has nothing to analyse.
+    """
+    twice = [source for source, count in Counter(sources).items() if count > 1]
+    if twice:
+        raise ConfigError(f"{twice[0]} is given twice")
+    table = Accuracies({}, ())
+    if settings.against is not None:
+        table = read_accuracies(settings.against, sources)
+    reports = tuple(_analyse(settings, source, tick) for source in sources)
+    found = correlations(reports, table.columns)
+    return Series(reports, table.columns, tuple(found), table.notes)
+
+
+def _analyse(settings: CapacityConfig, source: str, tick: Tick | None) -> CapacityReport:
+    def told(layer: str, done: int, total: int) -> None:
+        if tick:
+            tick(f"{Path(source).name}: {layer}", done, total)
+
+    report = analyze(
+        source,
+        settings.conv,
+        settings.seed,
+        initial=settings.initial,
+        randomize=settings.randomize,
+        p_values=settings.p_values,
+        x_max=settings.upper,
+        compare_with=settings.compare,
+        exact=settings.exact,
+        min_size=settings.min_size,
+        only=settings.only,
+        device=settings.device,
+        tick=told,
+    )
+    if not report.analyzed:
+        listed = "; ".join(f"{reason}: {named(names)}" for reason, names in skipped(report).items())
+        raise DataError(f"{source}: nothing to analyse. {listed}")
+    return report
+
+
+def skipped(report: CapacityReport) -> dict[str, list[str]]:
+    """Why tensors were skipped.
+
+    Args:
+        report: Of a network.
+
+    Returns:
+        Reason to names of tensors, the rarest reason first.
+    """
+    return _reasons((layer.name, layer.skipped) for layer in report.layers)
+
+
+def failed(report: CapacityReport) -> dict[str, list[str]]:
+    """Why power laws could not be fitted (as for :func:`skipped`)."""
+    return _reasons((layer.name, layer.fit_failed) for layer in report.layers)
+
+
+def _reasons(found: Iterable[tuple[str, str | None]]) -> dict[str, list[str]]:
+    names: dict[str, list[str]] = {}
+    for name, reason in found:
+        if reason is not None:
+            names.setdefault(reason, []).append(name)
+    return dict(sorted(names.items(), key=lambda item: len(item[1])))
+
+
+def named(names: Sequence[str], most: int = 3) -> str:
+    """Some names, and how many more there are.
+
+    Args:
+        names: All of them.
+        most: How many to spell out.
+
+    Returns:
+        E.g. ``"a, b, c and 12 more"``.
+    """
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def require_file(file: Path) -> None:
+    """Refuse a file that cannot be written before minutes of work.
+
+    Args:
+        file: To be written.
+
+    Raises:
+        ConfigError: If it is a folder, or its folder is missing.
+    """
+    if file.is_dir() or not file.absolute().parent.is_dir():
+        problem = "is a folder" if file.is_dir() else "lies in a folder that doesn't exist"
+        raise ConfigError(f"{file} {problem}; --csv takes the name of a file")
+
+
+def write_csv(series: Series, file: Path) -> None:
+    """Write all tensors of all networks as a table, completely or not at all.
+
+    Args:
+        series: The networks.
+        file: Replaced if it exists.
+
+    Raises:
+        StoreError: If it cannot be written.
+    """
+    text = io.StringIO()
+    rows = [{"source": report.source} | row for report in series.reports for row in report.rows()]
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
+    write_whole(file, text.getvalue())
+
+
+def _cell(value: Any) -> Any:
+    """NaN and None as empty cells."""
+    return "" if value is None or (isinstance(value, float) and math.isnan(value)) else value
+
+
+NAMES = ("source", "file", "name", "model")
+"""Columns that say which network a row is about; one is enough."""
+
+_HASH = re.compile(r"-[0-9a-f]{8}$")
+"""What torch.hub puts behind the names of weight files."""
+
+
+@dataclass(frozen=True)
+class Accuracies:
+    """Accuracies of the networks of a series.
+
+    Attributes:
+        columns: Name to one value for each network, NaN where the table has none.
+        notes: Networks without a row, rows without a network.
+    """
+
+    columns: Mapping[str, tuple[float, ...]]
+    notes: tuple[str, ...]
+
+
+def read_accuracies(file: Path, sources: Sequence[str]) -> Accuracies:
+    """Find the accuracies of some networks in a table.
+
+    A row is about a network if one of its names is the network's path, file name, file name without
+    ending, or that without a hash of eight digits behind it. Every other column of numbers is an
+    accuracy.
+
+    Args:
+        file: CSV with a header.
+        sources: The networks as they are given to the command.
+
+    Returns:
+        Their accuracies.
+
+    Raises:
+        ConfigError: If the table cannot be read, has no column of names or none of numbers, or no
+            network of ``sources`` is in it, or one more than once.
+    """
+    header, rows = _table(file)
+    named = [column for column in header if column.strip().lower() in NAMES]
+    if not named:
+        raise ConfigError(
+            f"{file} has the columns {', '.join(header)}; the one that says which network a row "
+            f"is about must be called {', '.join(NAMES[:-1])} or {NAMES[-1]}"
+        )
+    cells = {name: [_number(row[name]) for row in rows] for name in header if name not in named}
+    numbers = {
+        name: [math.nan if value is None else value for value in values]
+        for name, values in cells.items()
+        if None not in values
+    }
+    if not numbers:
+        raise ConfigError(f"{file} has no column of numbers; give e.g. top1 beside the names")
+    places, notes = [], []
+    for source in sources:
+        keys = _keys(source)
+        found = [i for i, row in enumerate(rows) if keys & {row[name] for name in named}]
+        if len(found) > 1:
+            raise ConfigError(f"{file} has {len(found)} rows about {source}; keep one")
+        if not found:
+            notes.append(f"{source} is not in {file}")
+        places.append(found[0] if found else None)
+    if all(place is None for place in places):
+        some = ", ".join(row[named[0]] for row in rows[:4])
+        raise ConfigError(f"none of the networks is in {file}, whose first rows are about {some}")
+    missing = [row[named[0]] for i, row in enumerate(rows) if i not in places]
+    if missing:
+        notes.append(f"of {file} not given: {', '.join(missing)}")
+    columns = {
+        name: tuple(math.nan if place is None else values[place] for place in places)
+        for name, values in numbers.items()
+    }
+    return Accuracies(columns, tuple(notes))
+
+
+def _table(file: Path) -> tuple[list[str], list[dict[str, str]]]:
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            reader = csv.DictReader(line for line in lines if not line.startswith("#"))
+            rows = [{k: (v or "").strip() for k, v in row.items() if k} for row in reader]
+            header = list(reader.fieldnames or ())
+    except OSError as error:
+        raise ConfigError(f"cannot read {file}: {error.strerror or error}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"{file} is no table of comma-separated values: {error}") from error
+    if not rows:
+        raise ConfigError(f"{file} has no rows; give a header and a row for each network")
+    return header, rows
+
+
+def _number(cell: str) -> float | None:
+    """The number in a cell, NaN for an empty one, None for text."""
+    if not cell:
+        return math.nan
+    try:
+        return float(cell)
+    except ValueError:
+        return None
+
+
+def labels(sources: Sequence[str]) -> tuple[str, ...]:
+    """Short names of networks.
+
+    Args:
+        sources: The networks as they are given to the command.
+
+    Returns:
+        File names without ending and hash if these differ, else file names, else what was given.
+    """
+    names = [Path(source).name for source in sources]
+    for short in ([_stem(source) for source in sources], names):
+        if len(set(short)) == len(short):
+            return tuple(short)
+    return tuple(sources)
+
+
+def _keys(source: str) -> set[str]:
+    path = Path(source)
+    return {source, path.name, path.stem, _stem(source)}
+
+
+def _stem(source: str) -> str:
+    return _HASH.sub("", Path(source).stem)

@@ -1,0 +1,214 @@
+"""``hessrmt spectrum``: batches of a split in file order, one certified spectrum each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+
+from hessrmt.curvature.spectrum import compute, layers_of, require_feasible
+from hessrmt.errors import ConfigError
+from hessrmt.problems import data
+from hessrmt.problems.problem import Problem
+from hessrmt.runs.run import SERIAL, Inputs, Run, naming
+from hessrmt.store.files import require_one
+from hessrmt.store.spectra import Row, SpectrumWriter, load_all
+
+if TYPE_CHECKING:
+    from hessrmt.config import SpectrumConfig
+    from hessrmt.progress import Tick
+    from hessrmt.records import Spectra
+    from hessrmt.runs.run import Pool
+
+Finished = Callable[[int, Row], None]
+"""Results as they come: batch number and spectrum."""
+
+
+@dataclass(frozen=True)
+class Batches(Inputs):
+    """A network and the batches of a split.
+
+    Attributes:
+        batch_indices: (batches, B) positions in the split.
+    """
+
+    batch_indices: np.ndarray
+
+    @property
+    def count(self) -> int:
+        """How many batches there are."""
+        return len(self.batch_indices)
+
+    def problem(self, batch: int) -> Problem:
+        """The problem of one batch.
+
+        Args:
+            batch: Its number.
+
+        Returns:
+            Model, loss and that batch's samples in double precision.
+        """
+        pair = self.dataset.tensors(self.batch_indices[batch], torch.float64, self.model)
+        return Problem(self.model, self.loss, pair, only=self.settings.only)
+
+    def blocks(self, batch: int) -> dict[str, Problem]:
+        """The problems of a batch: one for each block, or one without a name.
+
+        Args:
+            batch: Its number.
+
+        Returns:
+            Name to problem.
+        """
+        problem = self.problem(batch)
+        if self.settings.blocks is None:
+            return {"": problem}
+        return {name: problem.restricted(only) for name, only in layers_of(problem).items()}
+
+
+def prepare(config: SpectrumConfig, folder: Path | None = None) -> Batches:
+    """Load data, model and checkpoint, and lay out the batches; every bad input is found here.
+
+    Args:
+        config: The settings.
+        folder: Where to look for data first.
+
+    Returns:
+        What :func:`run` needs.
+
+    Raises:
+        ConfigError: If the batch does not fit the split.
+    """
+    dataset = data.load(config.data, config.split, folder)
+    size = len(dataset) if config.batch == "all" else config.batch
+    available = len(dataset) // size
+    if available == 0:
+        raise ConfigError(
+            f"batch {size} is larger than the {dataset.split} split of {dataset.name} "
+            f"({len(dataset):,} samples)"
+        )
+    count = config.batches if isinstance(config.batches, int) else available
+    if config.batch == "all":
+        count = 1
+    if count > available:
+        raise ConfigError(
+            f"{count} batches of {size} need {count * size:,} samples; the "
+            f"{dataset.split} split of {dataset.name} has {len(dataset):,}, enough for "
+            f"{available} (--batches all)"
+        )
+    found = Inputs.read(config, dataset)
+    notes, left = found.notes, len(dataset) - available * size
+    if config.batches == "all" and left:
+        note = (
+            f"the last {left} samples do not fill a batch and are left out: a smaller batch has "
+            "another scale"
+        )
+        notes = (notes[0], note, *notes[1:])
+    indices = np.arange(count * size).reshape(count, size)
+    return Batches(**{**vars(found), "notes": notes}, batch_indices=indices)
+
+
+class _Facts(NamedTuple):
+    """What the file says of a run, known where it is done."""
+
+    solver: str
+    dimension: int | dict[str, int]
+    device: str
+
+
+def run(
+    prepared: Batches,
+    out: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    tick: Tick | None = None,
+    finished: Finished | None = None,
+    pool: Pool = SERIAL,
+    folder: Path | None = None,
+) -> Spectra:
+    """Compute every batch that the file lacks and store each as it is done.
+
+    Args:
+        prepared: From :func:`prepare`.
+        out: The spectrum file.
+        resume: Continue the file if it is there; with more batches it is extended.
+        overwrite: Replace the file if it is there.
+        tick: Told of progress: the phases of each batch that is computed in this process.
+        finished: Given every spectrum of the file: of a file that is continued first those that it
+            holds, then each as soon as it is stored. A pool of several workers stores batches in
+            the order in which they are done.
+        pool: Where batches are computed. This process alone writes the file.
+        folder: Where workers look for data first.
+
+    Returns:
+        The spectra of the whole file; for a file of blocks those of the first.
+    """
+    require_one(resume=resume, overwrite=overwrite)
+    work = Run(prepare, prepared.settings, folder, pool=pool, prepared=prepared)
+    facts = work.on_one(_examine, 0)  # what cannot be computed must not cost an existing file
+    with SpectrumWriter(
+        out,
+        identity=prepared.identity(batches=prepared.count),
+        solver=facts.solver,
+        dimension=facts.dimension,
+        batch_indices=prepared.batch_indices,
+        provenance=prepared.provenance(facts.device, pool, batches=prepared.count),
+        resume=resume,
+        overwrite=overwrite,
+    ) as file:
+        tell_stored(file, finished)
+        missing = np.flatnonzero(~file.done).tolist()
+        step = partial(_compute, tick=tick) if pool.local else _compute
+        for number, found in work.on_all(step, missing):
+            file.write(number, found)
+            if finished:
+                finished(number, found)
+    whole = load_all(out)
+    return next(iter(whole.values())) if isinstance(whole, dict) else whole
+
+
+def tell_stored(file: SpectrumWriter, finished: Finished | None) -> None:
+    """Pass on the spectra that a file holds before the run adds to it.
+
+    Args:
+        file: Its writer.
+        finished: Given each of them, in the order of batches.
+    """
+    stored = np.flatnonzero(file.done).tolist()
+    if not finished or not stored:
+        return
+    found = load_all(file.path)
+    for place, number in enumerate(stored):
+        if isinstance(found, dict):
+            finished(number, {name: spectra[place] for name, spectra in found.items()})
+        else:
+            finished(number, found[place])
+
+
+def _examine(prepared: Batches, batch: int) -> _Facts:
+    """Raise what computing would raise at once."""
+    config, backend = prepared.settings, prepared.backend
+    with naming(f"batch {batch}"):
+        parts = prepared.blocks(batch)
+        for part in parts.values():
+            require_feasible(part, backend, config.dtype, config.operator, config.reduce)
+    sizes = {name: part.dimension for name, part in parts.items()}
+    return _Facts(backend.solver, sizes[""] if config.blocks is None else sizes, backend.name)
+
+
+def _compute(prepared: Batches, batch: int, tick: Tick | None = None) -> Row:
+    config, backend = prepared.settings, prepared.backend
+    name = f"batch {batch}"
+    told = None if tick is None else lambda phase, *steps: tick(f"{name}: {phase}", *steps)
+    with naming(name):
+        found: dict[str, Any] = {
+            part: compute(problem, backend, config.dtype, config.operator, config.reduce, tick=told)
+            for part, problem in prepared.blocks(batch).items()
+        }
+    return found[""] if config.blocks is None else found

@@ -1,0 +1,336 @@
+"""``hessrmt train``: settings to a checkpoint that is complete after every epoch."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import math
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hessrmt.backend.select import select
+from hessrmt.errors import ConfigError, StoreError
+from hessrmt.problems import checkpoints, data, losses, models
+from hessrmt.records import Provenance
+from hessrmt.runs.history import Measurement, Record, Recording, recording
+from hessrmt.runs.run import digest
+from hessrmt.store.files import (
+    ResumableFile,
+    require_new,
+    require_one,
+    require_same,
+    write_whole,
+)
+from hessrmt.training.protocol import TrainState, evaluate, train
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from contextlib import AbstractContextManager
+
+    from hessrmt.config import TrainConfig
+    from hessrmt.problems.data import Dataset
+    from hessrmt.progress import Tick
+
+FORMAT = "hessrmt/checkpoint"
+VERSION = 1
+
+_STATE = ("epoch", "state_dict", "optimizer", "history")
+
+
+def write_checkpoint(path: Path, content: object) -> None:
+    """Write tensors in containers of plain Python types, completely or not at all.
+
+    Args:
+        path: A ``.pt`` or ``.pth`` file; an old one is replaced.
+        content: What is written.
+    """
+    buffer = io.BytesIO()  # so that the bytes do not depend on the file's name
+    torch.save(content, buffer)
+    write_whole(path, buffer.getbuffer())
+
+
+class TrainingFile(ResumableFile):
+    """The one writer of the checkpoint of a training run: everything that continues it.
+
+    Args:
+        path: A ``.pt`` or ``.pth`` file in a folder that exists.
+        identity: Plain values that a run which continues it must share; ``epochs`` may grow.
+        resume: Continue the file if it is there.
+        overwrite: Replace the file if it is there.
+
+    Attributes:
+        path: The file.
+        start: The state to continue from; None at the beginning.
+        extra: What the run saved beside the state.
+        provenance: Where the file came from when it was written last.
+
+    Raises:
+        ConfigError: If the name has another ending.
+        StoreError: If the file cannot be written, exists, is being written by another process, is
+            no such checkpoint, or was made with another configuration.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        identity: Mapping[str, Any],
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+    ) -> None:
+        require_one(resume=resume, overwrite=overwrite)
+        if path.suffix.lower() not in checkpoints.TORCH_SUFFIXES:
+            raise ConfigError(
+                f"a training checkpoint is a .pt or .pth file (it also holds the optimiser's "
+                f"state), but out is {path}"
+            )
+        require_new(path, may_exist=resume or overwrite)
+        super().__init__(path)
+        self.start: TrainState | None = None
+        self.extra: dict[str, Any] = {}
+        self.provenance: dict[str, Any] = {}
+        self._identity = json.loads(json.dumps(dict(identity)))
+        if resume and path.exists():
+            try:
+                self._read()
+            except BaseException:
+                self.close()
+                raise
+
+    def _read(self) -> None:
+        content = checkpoints.read(self.path)
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise StoreError(
+                f"{self.path} is not a checkpoint written by hessrmt, so it cannot be resumed; "
+                "give another --out"
+            )
+        if content["version"] > VERSION:
+            raise StoreError(
+                f"{self.path} was written by a newer hessrmt (checkpoint version "
+                f"{content['version']}, this one knows {VERSION}); upgrade, or give another --out"
+            )
+        self.provenance, self.extra = content["provenance"], content.get("extra", {})
+        # files of the first versions name their settings and their data apart
+        stored = {**content["config"], "data_sha256": self.provenance.get("data_sha256")}
+        require_same(self.path, content.get("identity", stored), self._identity, ("epochs",))
+        epoch, weights, optimizer, history = (content[name] for name in _STATE)
+        self.start = TrainState(epoch, weights, optimizer, tuple(history))
+
+    def save(
+        self,
+        state: TrainState,
+        provenance: Provenance | None = None,
+        about: Mapping[str, Any] | None = None,
+        **extra: Any,
+    ) -> None:
+        """Replace the file by that of a later state.
+
+        Args:
+            state: After an epoch.
+            provenance: Where it came from.
+            about: More of that.
+            extra: What else continues the run: tensors and plain values.
+        """
+        made = dataclasses.asdict(provenance or Provenance())
+        config = dict(made.pop("config"))
+        content = {
+            "format": FORMAT,
+            "version": VERSION,
+            "identity": self._identity,
+            "state_dict": state.model,
+            "optimizer": state.optimizer,
+            "epoch": state.epoch,
+            "config": config,
+            "history": list(state.history),
+            "provenance": {**made, "notes": list(made["notes"]), **(about or {})},
+            "extra": extra,
+        }
+        write_checkpoint(self.path, content)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished training run.
+
+    Attributes:
+        epochs: Completed epochs.
+        train_loss: Mean loss over the training samples, in evaluation mode.
+        train_accuracy: Share of them classified correctly; None without classes.
+        test_loss: Mean loss over the test samples; None if the data have no splits.
+        test_accuracy: Share of them classified correctly.
+        seconds: Wall-clock time of the epochs of this run.
+        checkpoint: The file.
+        sha256: Of the file.
+        data: Where the data came from.
+        notes: What the user must be told.
+        history: File of the recorded history, if there is one.
+    """
+
+    epochs: int
+    train_loss: float
+    train_accuracy: float | None
+    test_loss: float | None
+    test_accuracy: float | None
+    seconds: float
+    checkpoint: Path
+    sha256: str
+    data: str
+    notes: tuple[str, ...] = ()
+    history: Path | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain values, e.g. for JSON.
+
+        Returns:
+            Attribute name to value.
+        """
+        plain = {**vars(self), "checkpoint": str(self.checkpoint), "notes": list(self.notes)}
+        return plain | {"history": None if self.history is None else str(self.history)}
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Training samples, and test samples where the data have such a split.
+
+    Attributes:
+        train: The training samples.
+        test: The test samples.
+        sha256: Of the training samples.
+    """
+
+    train: Dataset
+    test: Dataset | None
+    sha256: str = field(default="", repr=False)
+
+    @classmethod
+    def load(cls, spec: str, folder: Path | None = None) -> Splits:
+        """Both splits of a data set.
+
+        Args:
+            spec: Registry name, file or folder.
+            folder: Where to look for data first.
+
+        Returns:
+            The splits.
+        """
+        found = data.load(spec, None, folder)
+        train = found if found.split == "all" else data.load(spec, "train", folder)
+        return cls(train, None if found.split == "all" else found, digest([train.x, train.y]))
+
+
+def run(
+    settings: TrainConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    save_every: int = 1,
+    folder: Path | None = None,
+    history: Recording | None = None,
+    tick: Tick | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> TrainResult:
+    """Train a model and write its checkpoint.
+
+    Args:
+        settings: What to train, on what and how.
+        out: The checkpoint, a ``.pt`` or ``.pth`` file.
+        resume: Continue the file if it is there; more epochs than it has are allowed.
+        overwrite: Replace the file if it is there.
+        save_every: Epochs between saves; the last one is always saved.
+        folder: Where to look for data first.
+        history: What to record meanwhile, and where.
+        tick: Told of progress: epochs, and what is measured for the history.
+        tell: Given lines for the user before training begins.
+
+    Returns:
+        Losses and accuracies of the trained model.
+
+    Raises:
+        ConfigError: If settings or files exclude each other.
+    """
+    if save_every < 1:
+        raise ConfigError(f"save_every must be at least 1, got {save_every}")
+    if history is not None and history.path.resolve() == out.resolve():
+        raise ConfigError(f"history and checkpoint cannot both be {out}; give two names")
+    require_one(resume=resume, overwrite=overwrite)
+    require_new(out, may_exist=resume or overwrite)
+    splits = Splits.load(settings.data, folder)
+    samples, loss = splits.train, losses.resolve(settings.loss)
+    identity = {**settings.model_dump(mode="json"), "data_sha256": splits.sha256}
+    with TrainingFile(out, identity, resume=resume, overwrite=overwrite) as file:
+        backend = select(settings.device)
+        model = models.build(settings.model, samples.input_shape, samples.outputs, settings.seed)
+        notes = [samples.origin] if samples.embedded else []
+        start = file.start
+        if start is not None:
+            notes += [note for note in file.provenance["notes"] if note not in notes]
+            if file.provenance["device"] != backend.name:
+                before = file.provenance["device"]
+                notes.append(f"resumed after epoch {start.epoch} of a run on {before}")
+            checkpoints.apply_state(model, start.model)
+        done = start.epoch if start else 0
+        for line in (
+            f"data: {samples.origin}",
+            f"device: {backend.name}",
+            *([f"resuming after epoch {done} of {settings.epochs}"] if done else []),
+        ):
+            if tell:
+                tell(line)
+        recorder: AbstractContextManager[Record] = nullcontext(lambda *_: None)
+        if history is not None:
+            recorder = recording(
+                history,
+                Measurement(settings, history.settings, samples, splits.test, backend),
+                done,
+                resume=resume,
+                overwrite=overwrite,
+                notes=(f"data: {samples.origin}",),
+                tick=tick,
+            )
+        about = {"data": samples.origin, "data_sha256": splits.sha256}
+
+        def save(state: TrainState) -> None:
+            record(state.epoch, state.model)  # before the checkpoint, so that it is never behind
+            if state.epoch % save_every == 0 or state.epoch == settings.epochs:
+                config = settings.model_dump(mode="json")
+                file.save(state, Provenance(config, backend.name, notes=tuple(notes)), about)
+            if tick:
+                last = state.history[-1]
+                words = f"training: loss {last['train_loss']:.4f}, rate {last['lr']:.2g}"
+                tick(words, state.epoch, settings.epochs)
+
+        clock = time.perf_counter()
+        with recorder as record:
+            if tick:
+                tick("training: first epoch", done, settings.epochs)
+            record(done, start.model if start else model.state_dict())
+            state = train(
+                model, loss, samples, settings, device=backend.device, start=start, on_epoch=save
+            )
+        seconds = time.perf_counter() - clock
+    measured = {
+        name: (None, None)
+        if part is None
+        else evaluate(model, loss, part, device=backend.device, dtype=settings.dtype)
+        for name, part in (("train", samples), ("test", splits.test))
+    }
+    train_loss, train_accuracy = measured["train"]
+    return TrainResult(
+        state.epoch,
+        math.nan if train_loss is None else train_loss,
+        train_accuracy,
+        *measured["test"],
+        seconds,
+        checkpoint=out,
+        sha256=checkpoints.sha256(out),
+        data=samples.origin,
+        notes=tuple(notes),
+        history=history.path if history is not None else None,
+    )

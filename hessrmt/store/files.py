@@ -1,0 +1,375 @@
+"""Files that a run can continue: one writer at a time, replaced at once, never half of something.
+
+Every file that a command writes goes through here: HDF5 files of spectra, densities and families,
+training checkpoints, tables. What differs between them is only what they hold.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import io
+import json
+import os
+import uuid
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import h5py
+import numpy as np
+
+from hessrmt.errors import ConfigError, HessrmtError, StoreError, WriteError
+from hessrmt.records import Provenance
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+DAMAGE = (OSError, KeyError, ValueError, TypeError, IndexError, RuntimeError)
+"""What h5py and json raise on a file that lacks something or is bent."""
+
+
+def require_one(*, resume: bool, overwrite: bool) -> None:
+    """Refuse to continue a file and to replace it at the same time.
+
+    Raises:
+        ConfigError: If both are asked for.
+    """
+    if resume and overwrite:
+        raise ConfigError("--resume and --overwrite exclude each other")
+
+
+def require_new(path: Path, *, may_exist: bool) -> None:
+    """Refuse a name that is a folder's, or that of a file which is to stay.
+
+    Args:
+        path: The file.
+        may_exist: Whether it is to be continued or replaced.
+
+    Raises:
+        StoreError: If it is taken.
+    """
+    if os.path.isdir(path):
+        raise StoreError(f"{path} is a folder; --out takes the name of a file")
+    if not may_exist and os.path.exists(path):
+        raise StoreError(_exists(path))
+
+
+def _exists(path: Path) -> str:
+    return (
+        f"{path} exists; --resume continues it, --overwrite replaces it; or name another file "
+        "(--out)"
+    )
+
+
+def require_same(
+    path: Path, stored: Mapping[str, Any], asked: Mapping[str, Any], growing: Sequence[str] = ()
+) -> None:
+    """Refuse to continue what was begun with another configuration.
+
+    Args:
+        path: The file.
+        stored: What the run that wrote it had to share with one that continues it.
+        asked: The same of this run.
+        growing: Names of numbers that may be larger now: the file is extended.
+
+    Raises:
+        StoreError: If anything differs; the message says what.
+    """
+    differing = _differences(stored, json.loads(json.dumps(dict(asked))), growing)
+    if differing:
+        raise StoreError(
+            f"{path} was made with another configuration: {'; '.join(differing)}. Use the same "
+            "settings to resume, or a new file (--out)"
+        )
+
+
+def _differences(stored: Any, asked: Any, growing: Sequence[str], name: str = "") -> list[str]:
+    if isinstance(stored, dict) and isinstance(asked, dict):
+        return [
+            line
+            for key in sorted({*stored, *asked})
+            for line in _differences(stored.get(key), asked.get(key), growing, f"{name}{key} ")
+        ]
+    if stored == asked:
+        return []
+    if name.strip() in growing and isinstance(stored, int) and isinstance(asked, int):
+        return [] if stored < asked else [f"{name}({stored} in the file, only {asked} now)"]
+    return [f"{name}({stored!r} in the file, {asked!r} now)"]
+
+
+class ResumableFile:
+    """A file with one writer, which holds a lock beside it until it is closed.
+
+    Args:
+        path: The file; its folder must exist.
+
+    Attributes:
+        path: The file.
+
+    Raises:
+        StoreError: If its folder cannot be written to, or another process writes the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = -1
+        beside = path.with_name(f".{path.name}.lock")
+        while self._lock < 0:
+            try:
+                self._lock = os.open(beside, os.O_RDWR | os.O_CREAT, 0o666)
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                os.close(self._lock)
+                raise StoreError(
+                    f"another process is writing {path}; wait for it or use --out"
+                ) from error
+            except OSError as error:
+                if self._lock < 0:
+                    raise StoreError(
+                        f"cannot write {path}: {reason(error)}; give a name in a folder that "
+                        "exists and that you can write to"
+                    ) from error
+                break  # a file system without locks
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(self._lock), os.stat(beside)):
+                    break
+            os.close(self._lock)  # whoever held it has just removed it
+            self._lock = -1
+
+    def close(self) -> None:
+        """Let others write."""
+        if self._lock >= 0:
+            self.path.with_name(f".{self.path.name}.lock").unlink(missing_ok=True)
+            os.close(self._lock)
+            self._lock = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def write_whole(path: Path, content: bytes | memoryview | str, *, replace: bool = True) -> None:
+    """Put a new file in a name's place: whatever happens, it holds all of the old or of the new.
+
+    Args:
+        path: The file.
+        content: All of it.
+        replace: Whether a file of that name may be replaced.
+
+    Raises:
+        StoreError: If there is one that may not be.
+        WriteError: If the disk refuses; an old file stays.
+    """
+    with new_file(path, replace=replace) as draft, draft.open("wb") as target:
+        target.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def new_file(path: Path, *, replace: bool = True) -> Iterator[Path]:
+    """A name beside a file, to write the new one under; it is put in place at the end.
+
+    Args:
+        path: The file.
+        replace: Whether a file of that name may be replaced.
+
+    Yields:
+        The name of the draft.
+
+    Raises:
+        StoreError: If there is one that may not be.
+        WriteError: If the disk refuses; an old file stays.
+    """
+    draft = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}.part")
+    try:
+        os.close(os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666))
+        yield draft
+        descriptor = os.open(draft, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        if replace:
+            os.replace(draft, path)
+        else:
+            _publish(draft, path)
+    except FileExistsError as error:
+        raise StoreError(_exists(path)) from error
+    except OSError as error:
+        raise WriteError(f"writing {path} failed: {reason(error)}") from error
+    finally:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+
+
+def _publish(draft: Path, path: Path) -> None:
+    """Give a finished draft its name without ever replacing another file."""
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if os.path.exists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+        os.replace(draft, path)
+
+
+def hdf5_image(fill: Callable[[h5py.File], None]) -> memoryview:
+    """An HDF5 file in memory.
+
+    Args:
+        fill: Puts everything into the empty file.
+
+    Returns:
+        Its bytes.
+    """
+    image = io.BytesIO()
+    with h5py.File(image, "w", track_order=True) as file:
+        fill(file)
+    return image.getbuffer()
+
+
+@contextmanager
+def reading(path: str | Path, schema: str, newest: int) -> Iterator[h5py.File]:
+    """An HDF5 file of ours, open for reading without a lock: also while a run is writing it.
+
+    Args:
+        path: The file.
+        schema: What its attribute of that name must be.
+        newest: The largest version that can be read.
+
+    Yields:
+        The open file.
+
+    Raises:
+        StoreError: If it is missing, damaged, foreign or of a newer version; also where what is
+            done with the open file fails as it does with a damaged one.
+    """
+    if not os.path.exists(path):
+        raise StoreError(f"there is no file {path}")
+    try:
+        file = h5py.File(path, "r", locking=False)
+    except (OSError, RuntimeError) as error:
+        raise StoreError(
+            f"{path} cannot be opened as HDF5 (truncated, damaged or another format): "
+            f"{reason(error)}"
+        ) from error
+    with file:
+        try:
+            found = text(file.attrs.get("schema", ""))
+            version = int(np.asarray(file.attrs.get("schema_version", 0)).item())
+            if found != schema:
+                said = f"its schema is {found!r}" if found else "it has no schema attribute"
+                raise StoreError(f"{path} cannot be used here: {said}, expected {schema!r}")
+            if not 1 <= version <= newest:
+                raise StoreError(
+                    f"{path} has schema version {version}, this hessrmt reads 1 to {newest}; a "
+                    "newer hessrmt may read it"
+                )
+            yield file
+        except DAMAGE as error:
+            if isinstance(error, HessrmtError):
+                raise
+            raise StoreError(f"{path} is damaged: {reason(error)}") from error
+
+
+def schema_of(path: str | Path) -> str:
+    """What an HDF5 file says that it is.
+
+    Args:
+        path: Any path.
+
+    Returns:
+        Its schema; empty if it has none, is not there or cannot be read.
+    """
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            return text(file.attrs.get("schema", ""))
+    except DAMAGE:
+        return ""
+
+
+def attributes_of(
+    schema: str, version: int, provenance: Provenance, identity: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What every file of ours says of itself.
+
+    Args:
+        schema: What it is.
+        version: Of its layout.
+        provenance: Where its content came from.
+        identity: Plain values that a run which continues it must share.
+
+    Returns:
+        Attributes of the file.
+    """
+    return {
+        "schema": schema,
+        "schema_version": version,
+        "library": f"hessrmt {provenance.versions.get('hessrmt', '')}",
+        "created": provenance.created,
+        "device": provenance.device,
+        "versions": json.dumps(dict(provenance.versions)),
+        "config": json.dumps(dict(provenance.config)),
+        "notes": json.dumps(list(provenance.notes)),
+        "identity": json.dumps(dict(identity)),
+    }
+
+
+def provenance_of(attributes: Any) -> Provenance:
+    """Where the content of a file came from.
+
+    Args:
+        attributes: Of the file, as :func:`attributes_of` made them.
+
+    Returns:
+        The provenance.
+    """
+    return Provenance(
+        config=json.loads(text(attributes.get("config", "{}"))),
+        device=text(attributes["device"]),
+        versions=json.loads(text(attributes["versions"])),
+        created=text(attributes["created"]),
+        notes=tuple(json.loads(text(attributes["notes"]))),
+    )
+
+
+def dataset(file: h5py.File | h5py.Group, name: str) -> h5py.Dataset:
+    """A dataset of a file.
+
+    Args:
+        file: An open file or group.
+        name: Of a dataset in it.
+
+    Returns:
+        The dataset.
+
+    Raises:
+        KeyError: If there is none of that name.
+    """
+    found = file[name]
+    if not isinstance(found, h5py.Dataset):
+        raise KeyError(f"{name} is no dataset")
+    return found
+
+
+def text(value: Any) -> str:
+    """An attribute as text, whichever of HDF5's kinds of string it was stored as.
+
+    Returns:
+        The text.
+    """
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def reason(error: BaseException) -> str:
+    """The short cause of a failed file operation.
+
+    Returns:
+        The system's words for its error number if it has one, else the message.
+    """
+    if isinstance(error, OSError) and error.errno and error.strerror:
+        return os.strerror(error.errno)
+    return str(error)

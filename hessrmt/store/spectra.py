@@ -1,0 +1,489 @@
+"""Spectrum files, ``hessrmt/spectra`` version 1: each row is complete or absent, always.
+
+Every dataset has its full size from the start and is contiguous, so that writing a row never
+changes the file's structure: a process may die at any moment and the file stays valid.
+``hessian_evals`` keeps the name and layout of the published code of Baskerville, Granziol and
+Keating (2022), (batches, P) float64 ascending per row; rows with ``done == 0`` are NaN.
+
+HDF5 only lays the file out, in memory. Rows are then written by the operating system at their known
+offsets: HDF5 keeps unwritten changes of its own, and after a write that failed (disk full) it can
+neither drop them nor close the file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import h5py
+import numpy as np
+
+from hessrmt.errors import StoreError, WriteError
+from hessrmt.records import Spectra, Spectrum
+from hessrmt.store.files import (
+    ResumableFile,
+    attributes_of,
+    dataset,
+    hdf5_image,
+    provenance_of,
+    reading,
+    reason,
+    require_new,
+    require_one,
+    require_same,
+    text,
+    write_whole,
+)
+
+if TYPE_CHECKING:
+    from hessrmt.arrays import Indices
+    from hessrmt.records import Provenance
+
+SCHEMA = "hessrmt/spectra"
+VERSION = 1
+
+EIGENVALUES = "hessian_evals"
+INDICES = "batch_indices"
+DONE = "done"
+BLOCKS = "blocks"
+"""Attribute of a file that holds a group for each of several blocks, all in this layout: their
+names as JSON."""
+
+PHASES = ("reduction", "matrix", "eigenvalues")
+"""Timed phases; each is stored as ``seconds_<phase>``."""
+
+GROWING = ("batches", "samples")
+"""Numbers in the identity of a file that say how many rows it has: a resumed run may have more."""
+
+Row: TypeAlias = "Spectrum | Mapping[str, Spectrum]"
+"""What a batch has given: a spectrum, or that of each block."""
+
+
+class Column(NamedTuple):
+    """One number for each batch.
+
+    Attributes:
+        dtype: float64 or int64; blank rows are NaN or -1.
+        units: What it is.
+    """
+
+    dtype: type
+    units: str
+
+
+COLUMNS: dict[str, Column] = {
+    "noise_floor": Column(np.float64, "|eigenvalue| below which it is round-off"),
+    "rank": Column(np.int64, "eigenvalues above the noise floor"),
+    "reduced_dimension": Column(np.int64, "dimension of the matrix diagonalised"),
+    "n_paper_cutoff": Column(
+        np.int64, "eigenvalues above 1e-20 in magnitude, the published cutoff"
+    ),
+    "n_paper_cutoff_ratios": Column(np.int64, "eigenvalues above 1e-10 in magnitude"),
+    "resolved_spacings": Column(np.int64, "spacings of certified levels above the noise floor"),
+    "gap_decades": Column(np.float64, "width of the widest gap in log|eigenvalue| near the floor"),
+    "check": Column(np.float64, "relative residual of the matrix times a random v"),
+    "loss": Column(np.float64, "mean loss of the batch"),
+    "gradient_norm": Column(np.float64, "Euclidean norm of the gradient"),
+    **{f"seconds_{phase}": Column(np.float64, f"wall-clock seconds: {phase}") for phase in PHASES},
+}
+
+
+class ExtraColumn(NamedTuple):
+    """A further number, or row of numbers, for each batch: float64.
+
+    Attributes:
+        units: What it is.
+        along: Label that a row of numbers runs along; None for one number.
+    """
+
+    units: str
+    along: str | None = None
+
+
+class Extra(NamedTuple):
+    """Datasets that a file has beside those of every spectrum file; names may have a group.
+
+    Attributes:
+        labels: Name to values: along the batches, or what a column runs along.
+        columns: Name to column.
+    """
+
+    labels: Mapping[str, np.ndarray | Sequence[str]]
+    columns: Mapping[str, ExtraColumn]
+
+
+NOTHING = Extra({}, {})
+"""What most files have beside their spectra."""
+
+
+def load(path: str | Path, block: str | None = None) -> Spectra:
+    """The complete spectra of a file; also while a run is still writing it.
+
+    Args:
+        path: A file written by ``hessrmt spectrum`` or ``hessrmt simulate``.
+        block: Which block's spectra, for a file of blocks.
+
+    Returns:
+        Its spectra, in batch order.
+
+    Raises:
+        StoreError: If the file is missing, damaged, foreign or of a newer schema, if it has blocks
+            and none or an unknown one is named, or one is named and it has none.
+    """
+    with reading(path, SCHEMA, VERSION) as file:
+        names = blocks_in(file)
+        if (block is None) == bool(names) or (names and block not in names):
+            raise StoreError(
+                f"{path} holds the spectra of the blocks {', '.join(map(repr, names))}; name "
+                "one of them: hr.load(path, block)"
+                if names
+                else f"{path} holds no blocks; hr.load(path) gives its spectra"
+            )
+        part: Any = file if block is None else file[_group_of(block)]
+        return read_rows(part, done_rows(part))
+
+
+def load_all(path: str | Path) -> Spectra | dict[str, Spectra]:
+    """The complete spectra of a file, by blocks if it has some.
+
+    Args:
+        path: The file.
+
+    Returns:
+        As of :func:`load`; for a file of blocks a dictionary of those of each.
+    """
+    with reading(path, SCHEMA, VERSION) as file:
+        names = blocks_in(file)
+    return {name: load(path, name) for name in names} if names else load(path)
+
+
+def blocks_in(file: h5py.File) -> tuple[str, ...]:
+    """Names of the blocks whose spectra an open file holds.
+
+    Returns:
+        None for a file of whole matrices.
+    """
+    return tuple(json.loads(text(file.attrs.get(BLOCKS, "[]"))))
+
+
+def done_rows(file: h5py.File | h5py.Group) -> np.ndarray:
+    """Which rows of an open file are complete; to be read before the rows themselves.
+
+    Returns:
+        Their numbers.
+    """
+    return np.flatnonzero(np.asarray(file[DONE]))
+
+
+def read_rows(file: h5py.File | h5py.Group, done: np.ndarray) -> Spectra:
+    """Some complete spectra of an open file.
+
+    Args:
+        file: The file, or the group of a block.
+        done: Which rows.
+
+    Returns:
+        Their spectra.
+    """
+    provenance = provenance_of(file.attrs)
+    settings, solver = provenance.config, text(file.attrs["solver"])
+    levels = np.asarray(file[EIGENVALUES])
+    columns = {name: np.asarray(file[name]) for name in COLUMNS}
+    seconds = {phase: columns[f"seconds_{phase}"] for phase in PHASES}
+    items = tuple(
+        Spectrum(
+            eigenvalues=levels[row],
+            noise_floor=float(columns["noise_floor"][row]),
+            dimension=levels.shape[1],
+            reduced_dimension=int(columns["reduced_dimension"][row]),
+            loss=float(columns["loss"][row]),
+            gradient_norm=float(columns["gradient_norm"][row]),
+            operator=settings["operator"],
+            dtype=settings["dtype"],
+            solver=solver,
+            check=float(columns["check"][row]),
+            seconds={p: float(values[row]) for p, values in seconds.items() if values[row] >= 0},
+            provenance=provenance,
+        )
+        for row in done
+    )
+    indices = np.asarray(file[INDICES])
+    return Spectra(items, indices[done], planned=len(levels), provenance=provenance)
+
+
+class _Slot(NamedTuple):
+    """Where a dataset with one row per batch lies in the file."""
+
+    offset: int
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+class SpectrumWriter(ResumableFile):
+    """The one writer of a spectrum file: a new one with every row absent, or one to continue.
+
+    A file that is continued with more batches is extended: its rows are copied into a larger one,
+    which takes its place at once.
+
+    Args:
+        path: The file.
+        identity: Plain values that a resumed run must share; ``batches`` or ``samples`` may grow.
+        solver: Eigenvalue routine.
+        dimension: P, or name to P for blocks.
+        batch_indices: (batches, B) positions of each batch's samples in its split.
+        provenance: Where the spectra come from.
+        extra: Further columns.
+        resume: Continue the file if it is there.
+        overwrite: Replace the file if it is there.
+
+    Attributes:
+        path: The file.
+        done: (batches,) whether each row is complete.
+
+    Raises:
+        ConfigError: If both resume and overwrite are asked for.
+        StoreError: If it cannot be written, exists, is being written by another process, or was
+            made with another configuration.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        identity: Mapping[str, Any],
+        solver: str,
+        dimension: int | Mapping[str, int],
+        batch_indices: Indices,
+        provenance: Provenance,
+        extra: Extra = NOTHING,
+        resume: bool = False,
+        overwrite: bool = False,
+    ) -> None:
+        require_one(resume=resume, overwrite=overwrite)
+        require_new(path, may_exist=resume or overwrite)
+        super().__init__(path)
+        self._descriptor = -1
+        layout = _Layout(identity, solver, dimension, np.asarray(batch_indices), provenance, extra)
+        try:
+            if resume and os.path.exists(path):
+                self._extend(layout)
+            else:
+                write_whole(path, hdf5_image(layout.fill), replace=overwrite)
+            self._open()
+        except BaseException as error:
+            self.close()
+            if isinstance(error, OSError | WriteError):
+                raise StoreError(f"cannot write {path}: {reason(error)}") from error
+            raise
+
+    def _extend(self, layout: _Layout) -> None:
+        """Make room for more rows than the file has, if that is all that differs."""
+        with reading(self.path, SCHEMA, VERSION) as old:
+            stored = json.loads(text(old.attrs["identity"]))
+            require_same(self.path, stored, layout.identity, GROWING)
+            parts = [old[_group_of(name)] for name in blocks_in(old)] or [old]
+            indices = np.asarray(parts[0][INDICES])  # type: ignore[index]
+            rows = len(indices)
+            if len(layout.batch_indices) == rows:
+                return
+            if not np.array_equal(indices, layout.batch_indices[:rows]):
+                raise StoreError(f"{self.path} has other batches than the first {rows} of this run")
+            before = provenance_of(parts[0].attrs)
+            note = f"extended from {rows} rows to {len(layout.batch_indices)}"
+            provenance = dataclasses.replace(
+                before, config=layout.provenance.config, notes=(*before.notes, note)
+            )
+            solver = text(parts[0].attrs["solver"])
+            larger = dataclasses.replace(layout, provenance=provenance, solver=solver)
+
+            def fill(new: h5py.File) -> None:
+                larger.fill(new)
+                for part in parts:
+                    for name in (EIGENVALUES, DONE, *COLUMNS):
+                        target = dataset(new, f"{part.name}/{name}")
+                        target[:rows] = np.asarray(part[name])  # type: ignore[index]
+
+            image = hdf5_image(fill)
+        write_whole(self.path, image)
+
+    def _open(self) -> None:
+        with reading(self.path, SCHEMA, VERSION) as file:
+            self._extra = frozenset(json.loads(text(file.attrs.get("extra", "[]"))))
+            names = (EIGENVALUES, DONE, *COLUMNS, *self._extra)
+            self._groups = {name: f"{_group_of(name)}/" for name in blocks_in(file)}
+            groups = tuple(self._groups.values()) or ("",)
+            self._slots = {g + name: self._slot(file, g + name) for g in groups for name in names}
+            done = [np.asarray(file[group + DONE]).astype(bool) for group in groups]
+        self.done = np.logical_and.reduce(done)
+        self._descriptor = os.open(self.path, os.O_RDWR)
+
+    def _slot(self, file: h5py.File, name: str) -> _Slot:
+        found = dataset(file, name)
+        offset = found.id.get_offset()
+        if offset is None:
+            raise StoreError(
+                f"{self.path} cannot be continued: {name} was stored anew in pieces by another "
+                "program"
+            )
+        return _Slot(offset, found.shape, found.dtype)
+
+    def write(self, row: int, spectrum: Row, extra: Mapping[str, Any] | None = None) -> None:
+        """Store one complete row; it counts as done only once all of it is on disk.
+
+        Args:
+            row: Batch number.
+            spectrum: What was computed.
+            extra: Values of the further columns.
+        """
+        self.write_all({row: spectrum}, {row: extra or {}})
+
+    def write_all(
+        self, rows: Mapping[int, Row], extra: Mapping[int, Mapping[str, Any]] | None = None
+    ) -> None:
+        """Store several complete rows with one wait for the disk; none is done before all are.
+
+        Args:
+            rows: Batch number to what was computed.
+            extra: Batch number to values of the further columns.
+
+        Raises:
+            StoreError: If a row doesn't fit the file.
+            WriteError: If the disk refuses; the rows are then absent.
+        """
+        row = -1
+        try:
+            for row, found in rows.items():
+                parts = found.items() if isinstance(found, Mapping) else [("", found)]
+                for name, spectrum in parts:
+                    group = self._groups[name] if self._groups else ""
+                    self._put(group + EIGENVALUES, row, spectrum.eigenvalues)
+                    for column in COLUMNS:
+                        self._put(group + column, row, _value(spectrum, column))
+                    self._put_extra(group, row, (extra or {}).get(row, {}))
+            os.fsync(self._descriptor)
+            for row in rows:
+                for group in self._groups.values() or ("",):
+                    self._put(group + DONE, row, 1)
+            os.fsync(self._descriptor)
+        except OSError as error:
+            raise WriteError(
+                f"writing batch {row} to {self.path} failed: {reason(error)}"
+            ) from error
+        self.done[list(rows)] = True
+
+    def close(self) -> None:
+        """Release the file."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+        super().close()
+
+    def _put_extra(self, group: str, row: int, extra: Mapping[str, Any]) -> None:
+        if extra.keys() != self._extra:
+            names = ", ".join(sorted(extra.keys() ^ self._extra))
+            raise StoreError(f"row {row} and {self.path} have different extra columns: {names}")
+        for name, value in extra.items():
+            self._put(group + name, row, value)
+
+    def _put(self, name: str, row: int, value: Any) -> None:
+        slot = self._slots[name]
+        data = np.ascontiguousarray(value, dtype=slot.dtype)
+        if not 0 <= row < slot.shape[0] or data.size != int(np.prod(slot.shape[1:])):
+            raise StoreError(
+                f"row {row} with {data.size:,} values does not fit {name} of shape {slot.shape}"
+            )
+        _write_at(self._descriptor, data.tobytes(), slot.offset + row * data.nbytes)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layout:
+    """What a file is like before its first row."""
+
+    identity: Mapping[str, Any]
+    solver: str
+    dimension: int | Mapping[str, int]
+    batch_indices: np.ndarray
+    provenance: Provenance
+    extra: Extra
+
+    def fill(self, file: h5py.File) -> None:
+        """Put every attribute and dataset into an empty file; every row absent."""
+        if not isinstance(self.dimension, Mapping):
+            self._fill(file, self.dimension)
+            return
+        shared = {"schema": SCHEMA, "schema_version": VERSION}
+        names = json.dumps(list(self.dimension))
+        file.attrs.update(shared | {"identity": json.dumps(dict(self.identity)), BLOCKS: names})
+        for name, dimension in self.dimension.items():
+            self._fill(file.create_group(_group_of(name), track_order=True), dimension)
+
+    def _fill(self, file: h5py.File | h5py.Group, dimension: int) -> None:
+        batches, size = self.batch_indices.shape
+        file.attrs.update(
+            {
+                **attributes_of(SCHEMA, VERSION, self.provenance, self.identity),
+                "solver": self.solver,
+                "seed": self.provenance.config.get("seed", 0),
+                "checkpoint_sha256": self.identity.get("checkpoint_sha256", ""),
+            }
+        )
+        for name, length in (("batch", batches), ("level", dimension), ("sample", size)):
+            file[name] = np.arange(length)
+            dataset(file, name).make_scale(name)
+        levels = np.full((batches, dimension), np.nan)
+        units = "eigenvalues of the mean loss's Hessian, ascending"
+        _add(file, EIGENVALUES, levels, ("batch", "level"), units)
+        _add(file, INDICES, self.batch_indices.astype(np.int64), ("batch", "sample"))
+        _add(file, DONE, np.zeros(batches, dtype=np.uint8), ("batch",))
+        for name, column in COLUMNS.items():
+            blank = np.nan if column.dtype is np.float64 else -1
+            values = np.full(batches, blank, dtype=column.dtype)
+            _add(file, name, values, ("batch",), column.units)
+        if self.extra.columns:
+            file.attrs["extra"] = json.dumps(list(self.extra.columns))
+        scales = {column.along for column in self.extra.columns.values()}
+        for name, values in self.extra.labels.items():
+            if name in scales:
+                file.create_dataset(name, data=values).make_scale(name.rpartition("/")[2])
+            else:
+                _add(file, name, np.asarray(values), ("batch",))
+        for name, (units, along) in self.extra.columns.items():
+            shape = (batches,) if along is None else (batches, len(self.extra.labels[along]))
+            dimensions = ("batch",) if along is None else ("batch", along)
+            _add(file, name, np.full(shape, np.nan), dimensions, units)
+
+
+def _add(
+    file: h5py.File | h5py.Group,
+    name: str,
+    values: np.ndarray,
+    dimensions: tuple[str, ...],
+    units: str | None = None,
+) -> None:
+    data = file.create_dataset(name, data=values)
+    for axis, scale in enumerate(dimensions):
+        data.dims[axis].attach_scale(dataset(file, scale))
+    if units is not None:
+        data.attrs["long_name"] = units
+
+
+def _group_of(block: str) -> str:
+    """Where the spectra of a block lie in its file."""
+    return f"{BLOCKS}/{block or '(root)'}"
+
+
+def _write_at(descriptor: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def _value(spectrum: Spectrum, name: str) -> float:
+    if name.startswith("seconds_"):
+        return spectrum.seconds.get(name.removeprefix("seconds_"), float("nan"))
+    return getattr(spectrum, name)
