@@ -31,7 +31,7 @@ app = typer.Typer(
     name="hessrmt",
     help="Exact, certified Hessian spectra of neural networks, compared with random matrix theory.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
@@ -55,17 +55,23 @@ def _main(
     pass
 
 
-app.command("spectrum")(spectrum)
-app.command("train")(train)
-app.command("levels")(levels)
-app.command("plot")(plot)
-app.command("density")(density)
-app.command("simulate")(simulate)
-app.command("capacity")(capacity)
-app.command("normalize")(normalize)
-app.command("reproduce")(reproduce)
-app.add_typer(data_command.app, name="data")
-app.command("info")(info)
+_COMMANDS = {
+    spectrum: "hessrmt spectrum --model mlp3 --data mnist --batch 64",
+    train: "hessrmt train --model mlp3 --data mnist --out mlp3.pt",
+    levels: "hessrmt levels spectra.h5 --compare --plot pictures",
+    plot: "hessrmt plot spectra.h5 --out spectra.png",
+    density: "hessrmt density --model lenet5 --top 20 --plot density.png",
+    simulate: "hessrmt simulate --kernel paper --dimension 300 --samples 100",
+    capacity: "hessrmt capacity net.pt --csv layers.csv",
+    normalize: "hessrmt normalize --model mlp3 --checkpoint mlp3.pt",
+    reproduce: "hessrmt reproduce hessian-spacings --preset small",
+    info: "hessrmt info spectra.h5",
+}
+"""Each command and an example of its use."""
+
+for _command, _example in _COMMANDS.items():
+    app.command(_command.__name__, epilog=f"Example: {_example}")(_command)
+app.add_typer(data_command.app, name="data", epilog="Example: hessrmt data fetch mnist")
 
 
 def main() -> None:

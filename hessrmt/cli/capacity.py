@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hessrmt.cli import console
-from hessrmt.cli.options import ConfigOption, DeviceOption, JsonOption, SeedOption
+from hessrmt.cli.options import Json, PictureFormat, with_settings
+from hessrmt.config import CapacityConfig
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rich.console import Console
-    from rich.progress import Progress, TaskID
     from rich.table import Table
 
     from hessrmt.capacity.report import CapacityReport, Layer
-    from hessrmt.workflows.capacity import Series
+    from hessrmt.runs.capacity import Series
 
 _LEAST_NAME = 14
 """Width of the narrowest column of names."""
 
 
+@with_settings
 def capacity(
     sources: Annotated[
         list[str],
@@ -34,70 +34,7 @@ def capacity(
             "file.py:factory; several are a series.",
         ),
     ],
-    conv: Annotated[
-        str | None,
-        typer.Option(
-            "--conv",
-            help="Convolutions as slices (a matrix for each kernel position), pooled (their "
-            "eigenvalues together) or unfolded (one matrix). \\[default: slices]",
-        ),
-    ] = None,
-    only: Annotated[
-        str | None,
-        typer.Option(
-            "--only", help="Pattern of the layers to take, e.g. 'encoder.*'. \\[default: all]"
-        ),
-    ] = None,
-    min_size: Annotated[
-        int | None,
-        typer.Option("--min-size", help="Fewest eigenvalues of a spectrum. \\[default: 2]"),
-    ] = None,
-    initial: Annotated[
-        str | None,
-        typer.Option("--initial", metavar="F", help="The network before training: distances."),
-    ] = None,
-    randomize: Annotated[
-        bool | None,
-        typer.Option(
-            "--randomize",
-            help="Also spectra with the entries of each matrix permuted: correlation traps.",
-        ),
-    ] = None,
-    p_values: Annotated[
-        int | None,
-        typer.Option(
-            "--p-values",
-            metavar="N",
-            help="Bootstrap samples for the p-value of each power law, 0 for none. \\[default: 0]",
-        ),
-    ] = None,
-    x_max: Annotated[
-        str | None,
-        typer.Option(
-            "--x-max",
-            help="Where tails end: none, max (the largest eigenvalue) or a number. "
-            "\\[default: none]",
-        ),
-    ] = None,
-    compare: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--compare",
-            help="Compare with lognormal, exponential or truncated (power law); repeatable.",
-        ),
-    ] = None,
-    exact: Annotated[
-        bool | None,
-        typer.Option("--exact", help="Singular values instead of Gram eigenvalues: slower."),
-    ] = None,
-    against: Annotated[
-        Path | None,
-        typer.Option(
-            "--against",
-            metavar="CSV",
-            help="Accuracies of the series: a column source or name, and columns of numbers.",
-        ),
-    ] = None,
+    settings: CapacityConfig,
     table: Annotated[
         Path | None, typer.Option("--csv", metavar="F", help="Write a row for each tensor.")
     ] = None,
@@ -109,13 +46,8 @@ def capacity(
             help="Draw pictures into this folder: of each layer of one network, of a series.",
         ),
     ] = None,
-    picture: Annotated[
-        str, typer.Option("--format", help="Of the pictures: png, svg or pdf.")
-    ] = "png",
-    device: DeviceOption = None,
-    seed: SeedOption = None,
-    config: ConfigOption = None,
-    json: JsonOption = False,
+    picture: PictureFormat = "png",
+    json: Json = False,
 ) -> None:
     """Measure the capacity of trained networks from their weights alone.
 
@@ -123,34 +55,16 @@ def capacity(
 
     Several networks are compared with their accuracies.
     """
-    from hessrmt.config import load_settings
-    from hessrmt.config.capacity import CapacityConfig
     from hessrmt.plots.files import checked_ending, require_folder
-    from hessrmt.workflows.capacity import require_file, run, write_csv
+    from hessrmt.runs.capacity import require_file, run, write_csv
 
-    settings = load_settings(
-        CapacityConfig,
-        config,
-        conv=conv,
-        only=only,
-        min_size=min_size,
-        initial=initial,
-        randomize=randomize,
-        p_values=p_values,
-        x_max=x_max,
-        compare=tuple(compare) if compare else None,
-        exact=exact,
-        against=against,
-        device=device,
-        seed=seed,
-    )
     if plot is not None:
         checked_ending(picture)
         require_folder(plot)
     if table is not None:
         require_file(table)
     with console.progress() as display:
-        series = run(settings, sources, _Meter(display))
+        series = run(settings, sources, console.Meter(display))
     for note in series.notes:
         console.note(note)
     to = console.results(json)
@@ -169,22 +83,8 @@ def capacity(
         console.emit_json(series.reports[0].to_dict() if alone else series.to_dict())
 
 
-class _Meter:
-    """A bar for each network: its tensors."""
-
-    def __init__(self, display: Progress) -> None:
-        self._display = display
-        self._tasks: dict[str, TaskID] = {}
-
-    def __call__(self, source: str, layer: str, done: int, total: int) -> None:
-        if source not in self._tasks:
-            self._tasks[source] = self._display.add_task(source, total=total, rate="")
-        name = console.escape(f"{Path(source).name}: {_short(layer, 30)}")
-        self._display.update(self._tasks[source], completed=done, total=total, description=name)
-
-
 def _show(report: CapacityReport, to: Console) -> None:
-    from hessrmt.workflows.capacity import failed, named, skipped
+    from hessrmt.runs.capacity import failed, named, skipped
 
     rows = [_cells(layer) for layer in report.analyzed]
     shown, width = _table(("shape", "α", "D", "λ max", "ln‖W‖", "stable\nrank"), rows, to)
@@ -200,11 +100,11 @@ def _show(report: CapacityReport, to: Console) -> None:
         console.note(note)
     counts = report.counts
     lines = {
-        "α̂ = Σ α ln λ_max": f"{_number(report.alpha_hat)} ({_number(report.alpha_hat_log10)} with "
+        "α̂ = Σ α ln λ_max": f"{console.number(report.alpha_hat)} ({console.number(report.alpha_hat_log10)} with "
         "log10)",
-        "⟨α log10 λ_max⟩, weightwatcher's": _number(report.alpha_weighted),
-        "⟨α⟩": _number(report.mean_alpha),
-        "⟨ln‖W‖_F⟩": _number(report.mean_log_norm),
+        "⟨α log10 λ_max⟩, weightwatcher's": console.number(report.alpha_weighted),
+        "⟨α⟩": console.number(report.mean_alpha),
+        "⟨ln‖W‖_F⟩": console.number(report.mean_log_norm),
         "tensors": f"{counts['tensors']:,}: {counts['analyzed']:,} analysed in "
         f"{counts['spectra']:,} spectra, {counts['skipped']:,} skipped; "
         f"{counts['fits_failed']:,} fits failed",
@@ -214,14 +114,14 @@ def _show(report: CapacityReport, to: Console) -> None:
 
 
 def _cells(layer: Layer) -> tuple[str, ...]:
-    alpha = f"{layer.alpha:.2f}±{layer.sigma:.2f}" if math.isfinite(layer.alpha) else "-"
+    alpha = console.with_error(layer.alpha, layer.sigma, ".2f").replace(" ", "")
     return (
         "×".join(map(str, layer.shape)),
         alpha,
-        _number(layer.ks_distance, ".3f"),
-        _number(layer.lambda_max, ".3g"),
-        _number(layer.log_frobenius, ".2f"),
-        _number(layer.stable_rank, ".3g"),
+        console.number(layer.ks_distance, ".3f"),
+        console.number(layer.lambda_max, ".3g"),
+        console.number(layer.log_frobenius, ".2f"),
+        console.number(layer.stable_rank, ".3g"),
     )
 
 
@@ -230,12 +130,12 @@ def _show_series(series: Series, to: Console) -> None:
     rows = [
         (
             f"{report.counts['analyzed']:,}",
-            _number(report.alpha_hat, ".5g"),
-            _number(report.alpha_weighted, ".3f"),
-            _number(report.mean_alpha, ".3f"),
-            _number(report.mean_log_norm, ".3f"),
+            console.number(report.alpha_hat, ".5g"),
+            console.number(report.alpha_weighted, ".3f"),
+            console.number(report.mean_alpha, ".3f"),
+            console.number(report.mean_log_norm, ".3f"),
             f"{report.counts['fits_failed']:,}",
-            *(_number(series.accuracies[name][number], ".3f") for name in accuracies),
+            *(console.number(series.accuracies[name][number], ".3f") for name in accuracies),
         )
         for number, report in enumerate(series.reports)
     ]
@@ -261,7 +161,7 @@ def _show_correlations(series: Series, to: Console) -> None:
         "spearman_p": ".2g",
     }
     rows = [
-        (str(item.n), *(_number(getattr(item, name), form) for name, form in forms.items()))
+        (str(item.n), *(console.number(getattr(item, name), form) for name, form in forms.items()))
         for item in series.correlations
     ]
     shown, _ = _table(("n", "slope", "R²", "Kendall τ", "p", "Spearman ρ", "p"), rows, to)
@@ -292,25 +192,14 @@ def _table(
     headings: Sequence[str], rows: Sequence[Sequence[str]], to: Console
 ) -> tuple[Table, int]:
     """A table of names and what is said of them; how wide names can be."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    shown = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    shown.add_column("", no_wrap=True)
-    for heading in headings:
-        shown.add_column(console.escape(heading), justify="right", no_wrap=True)
     columns = [headings, *rows]
     others = sum(
         2 + max(len(line) for row in columns for line in row[i].splitlines())
         for i in range(len(headings))
     )
-    return shown, max(_LEAST_NAME, to.width - others - 4)
+    return console.table("", *headings), max(_LEAST_NAME, to.width - others - 4)
 
 
 def _short(name: str, width: int) -> str:
     """The end of a name, which says more than its beginning."""
     return name if len(name) <= width else "…" + name[len(name) - width + 1 :]
-
-
-def _number(value: float, form: str = ".4g") -> str:
-    return format(value, form) if math.isfinite(value) else "-"

@@ -6,18 +6,22 @@ import io
 import json
 import math
 import sys
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
-    from rich.progress import Progress
+    from rich.progress import Progress, TaskID
+    from rich.table import Table
 
 err = Console(stderr=True, highlight=False)
 """Progress, notes and errors."""
+
+_quiet = [False]
 
 
 class _Plain(Console):
@@ -71,8 +75,15 @@ def to_json(result: Any, indent: int | None = None) -> str:
     return json.dumps(_plain(result), allow_nan=False, indent=indent)
 
 
+def be_quiet(wanted: bool) -> None:
+    """Print results and errors alone from now on, or everything."""
+    _quiet[0] = wanted
+
+
 def note(text: str) -> None:
     """Print one line of information on standard error."""
+    if _quiet[0]:
+        return
     err.print(f"[dim]{escape(text)}[/dim]", soft_wrap=True)
 
 
@@ -110,8 +121,39 @@ def progress(transient: bool = False) -> Progress:
         TimeRemainingColumn(),
         console=err,
         transient=transient,
-        disable=not err.is_interactive,
+        disable=_quiet[0] or not err.is_interactive,
     )
+
+
+class Meter:
+    """Progress bars: one for each kind of work, named by what stands before a colon.
+
+    Args:
+        display: From :func:`progress`.
+        one: Whether one bar shows whatever is being done.
+    """
+
+    def __init__(self, display: Progress, one: bool = False) -> None:
+        self._display, self._one = display, one
+        self._bars: dict[str, TaskID] = {}
+        self._begun: dict[str, tuple[str, float]] = {}
+
+    def __call__(self, phase: str, done: int, total: int) -> None:
+        """See :data:`hessrmt.progress.Tick`."""
+        name = "" if self._one else phase.partition(":")[0]
+        if name not in self._bars:
+            self._bars[name] = self._display.add_task(phase, total=total, rate="")
+        now = time.perf_counter()
+        if self._begun.get(name, ("", 0.0))[0] != phase:
+            self._begun[name] = phase, now
+        elapsed = now - self._begun[name][1]
+        # one long step reports nothing until it is done: a pulsing bar, not one stuck at zero
+        steps = None if total == 1 and done == 0 else total
+        rate = f"{done / elapsed:,.0f}/s" if total > 1 and elapsed > 1 else ""
+        words = escape(phase.partition(": ")[2] or phase) if not self._one else escape(phase)
+        self._display.update(
+            self._bars[name], completed=done, total=steps, description=words, rate=rate
+        )
 
 
 @contextmanager
@@ -144,6 +186,52 @@ def paused(display: Progress | None) -> Iterator[None]:
             refresh_per_second=display.live.refresh_per_second,
         )
         display.start()
+
+
+def table(*headings: str, title: str | None = None) -> Table:
+    """A table whose first column holds names and whose others hold numbers.
+
+    Args:
+        headings: Of the columns.
+        title: Above them.
+
+    Returns:
+        A table of rich.
+    """
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    made = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title=title)
+    for number, heading in enumerate(headings):
+        made.add_column(escape(heading), justify="right" if number else "left", no_wrap=True)
+    return made
+
+
+def number(value: float | None, form: str = ".4g", otherwise: str = "-") -> str:
+    """A number as a cell of a table.
+
+    Args:
+        value: The number.
+        form: How it is written.
+        otherwise: What stands for None, NaN and infinity.
+
+    Returns:
+        The cell.
+    """
+    return otherwise if value is None or not math.isfinite(value) else format(value, form)
+
+
+def with_error(value: float, error: float | None, form: str = ".4f", otherwise: str = "-") -> str:
+    """A number and its standard error, if there is one (arguments as of :func:`number`)."""
+    shown = number(value, form, otherwise)
+    known = shown != otherwise and error is not None and math.isfinite(error)
+    return f"{shown} ± {error:{form}}" if known else shown
+
+
+def drawn(items: Iterable[Any]) -> None:
+    """Say which pictures were written, and why others were not."""
+    for item in items:
+        note(f"written: {item.path}" if item.path else f"not drawn: {item.name}: {item.reason}")
 
 
 def source_in_words(settings: Mapping[str, Any]) -> str:

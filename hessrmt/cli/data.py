@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from hessrmt.cli.console import emit_json, note
-from hessrmt.cli.options import DataDirOption, JsonOption
+from hessrmt.cli.options import DataDir, Json
 
 app = typer.Typer(help="List and download data sets.", no_args_is_help=True)
 
@@ -17,7 +17,7 @@ def fetch(
         typer.Argument(help="mnist, fashion-mnist, cifar10 or cifar100.", show_default=False),
     ],
     progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True,
-    json: JsonOption = False,
+    json: Json = False,
 ) -> None:
     """Download a data set into the user cache, checked against its published hashes."""
     from hessrmt.problems.fetch import fetch as download
@@ -30,7 +30,7 @@ def fetch(
 
 
 @app.command("list")
-def list_(data_dir: DataDirOption = None, json: JsonOption = False) -> None:
+def list_(data_dir: DataDir = None, json: Json = False) -> None:
     """Show where each data set was found."""
     from hessrmt.problems.data import NAMES, locate
 

@@ -9,14 +9,15 @@ from typing import Annotated, Any
 import typer
 
 from hessrmt.cli import console
-from hessrmt.cli.options import JsonOption
+from hessrmt.cli.options import Json, with_settings
 
 
+@with_settings
 def info(
     file: Annotated[
         Path | None, typer.Argument(help="A spectrum file; without it, this installation.")
     ] = None,
-    json: JsonOption = False,
+    json: Json = False,
 ) -> None:
     """Show versions, devices and data; or the contents and provenance of a spectrum file."""
     found = _about_file(file) if file else _about_installation()
@@ -68,7 +69,7 @@ def _about_installation() -> dict[str, Any]:
 
 
 def _about_file(file: Path) -> dict[str, Any]:
-    from hessrmt.store.hdf5 import load_all
+    from hessrmt.store.spectra import load_all
 
     found = load_all(file)
     blocks = found if isinstance(found, dict) else {}

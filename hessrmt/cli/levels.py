@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,108 +9,49 @@ import typer
 
 from hessrmt.cli import console
 from hessrmt.cli.options import (
-    ConfigOption,
-    JsonOption,
-    SchedulerOption,
-    SeedOption,
-    WorkersOption,
+    Json,
+    PictureFormat,
+    PlotFolder,
+    Scheduler,
+    Workers,
     pool_of,
+    with_settings,
 )
+from hessrmt.config import LevelsConfig
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress, TaskID
-    from rich.table import Table
 
-    from hessrmt.config import LevelsConfig
     from hessrmt.records import LawFit, LevelStatistics, Spectra
 
+_NONE = "not computable"
 
+
+@with_settings
 def levels(
     file: Annotated[Path, typer.Argument(help="A spectrum file.")],
-    cutoff: Annotated[
-        str | None,
-        typer.Option(
-            "--cutoff",
-            help="certified (|λ| above the noise floor), paper (|λ| > 1e-20) or a number. "
-            "\\[default: certified]",
-        ),
-    ] = None,
-    compare: Annotated[
-        bool, typer.Option("--compare", help="Both cutoffs, paper and certified, side by side.")
-    ] = False,
-    unfold: Annotated[
-        str | None,
-        typer.Option(
-            "--unfold",
-            help="auto, pooled, window, kernel, spline, polynomial or analytic; with options: "
-            "polynomial:degree=7. auto is pooled from 30 spectra on, else window. "
-            "\\[default: auto]",
-        ),
-    ] = None,
-    rotate: Annotated[
-        bool | None,
-        typer.Option(
-            "--rotate/--no-rotate",
-            help="Pooled unfolding: every spectrum against the other groups, or the published "
-            "split (⅔ pool, ⅓ unfolded).",
-        ),
-    ] = None,
-    window: Annotated[
-        str | None,
-        typer.Option(
-            "--window",
-            metavar="LOW:HIGH",
-            help="Levels taken, in the units of the eigenvalues, e.g. 1e-6:0.1. \\[default: all]",
-        ),
-    ] = None,
-    surrogates: Annotated[
-        int | None,
-        typer.Option(
-            "--surrogates",
-            help="Surrogate data sets for each p-value, 0 for none. \\[default: 200]",
-        ),
-    ] = None,
-    seed: SeedOption = None,
-    plot: Annotated[
-        Path | None, typer.Option("--plot", metavar="DIR", help="Draw pictures into this folder.")
-    ] = None,
-    picture: Annotated[
-        str, typer.Option("--format", help="Of the pictures: png, svg or pdf.")
-    ] = "png",
-    workers: WorkersOption = None,
-    scheduler: SchedulerOption = None,
-    config: ConfigOption = None,
-    json: JsonOption = False,
+    settings: LevelsConfig,
+    plot: PlotFolder = None,
+    picture: PictureFormat = "png",
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    json: Json = False,
 ) -> None:
     """Compare the levels of a spectrum file with the laws of random matrix theory.
 
     Ratios of neighbouring spacings, unfolded spacings, their distance to each law, p-values from
     surrogate spectra, and one sentence of conclusion.
     """
-    from hessrmt.config import LevelsConfig, load_settings
-    from hessrmt.workflows.levels import open_spectra, run
+    from hessrmt.runs.levels import open_spectra, run
 
-    _require_one_choice(compare, cutoff)
     if plot is not None:
         from hessrmt.plots.files import checked_ending, require_folder
 
         checked_ending(picture)
         require_folder(plot)
-    settings = load_settings(
-        LevelsConfig,
-        config,
-        cutoff=cutoff,
-        compare=compare or None,
-        unfold=unfold,
-        rotate=rotate,
-        window=window,
-        surrogates=surrogates,
-        seed=seed,
-    )
     spectra = open_spectra(file)
     with pool_of(workers, scheduler, "cpu") as pool, console.progress() as display:
-        found = run(settings, spectra, _Meter(display), pool)
+        found = run(settings, spectra, console.Meter(display), pool)
     for statistics in found.values():
         for note in statistics.notes:
             console.note(note)
@@ -127,34 +67,12 @@ def levels(
         console.emit_json(plain if settings.compare else next(iter(plain.values())))
 
 
-def _require_one_choice(compare: bool, cutoff: str | None) -> None:
-    from hessrmt.errors import ConfigError
-
-    if compare and cutoff is not None:
-        raise ConfigError("--compare takes the cutoffs paper and certified; leave out --cutoff")
-
-
-class _Meter:
-    """One bar: the surrogates of each law."""
-
-    def __init__(self, display: Progress) -> None:
-        self._display = display
-        self._tasks: dict[str, TaskID] = {}
-
-    def __call__(self, cutoff: str, phase: str, done: int, total: int) -> None:
-        if cutoff not in self._tasks:
-            self._tasks[cutoff] = self._display.add_task(cutoff, total=total, rate="")
-        self._display.update(
-            self._tasks[cutoff], completed=done, total=total, description=f"{cutoff}: {phase}"
-        )
-
-
 def _show(found: LevelStatistics, spectra: Spectra, to: Console) -> None:
     from hessrmt.levels.conclusion import SHORT
 
-    table = _table(f"{_title(spectra)}, cutoff {_cutoff_in_words(found)}", to)
-    for heading in ("⟨r̃⟩", "σ away", "D(r̃)", "p", "D(s)", "p"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    title = f"{_title(spectra)}, cutoff {_cutoff_in_words(found)}"
+    to.print(console.escape(title), soft_wrap=True)
+    table = console.table("", "⟨r̃⟩", "σ away", "D(r̃)", "p", "D(s)", "p")
     for name, law in found.laws.items():
         table.add_row(
             SHORT[name],
@@ -178,11 +96,9 @@ def _show(found: LevelStatistics, spectra: Spectra, to: Console) -> None:
 def _show_comparison(found: dict[str, LevelStatistics], spectra: Spectra, to: Console) -> None:
     from hessrmt.levels.conclusion import SHORT
 
-    table = _table(_title(spectra), to)
-    for statistics in found.values():
-        table.add_column(
-            f"{statistics.cutoff}\n{_cutoff_in_words(statistics)}", justify="right", no_wrap=True
-        )
+    to.print(console.escape(_title(spectra)), soft_wrap=True)
+    headings = (f"{item.cutoff}\n{_cutoff_in_words(item)}" for item in found.values())
+    table = console.table("", *headings)
     facts = [_facts(statistics) for statistics in found.values()]
     for name in facts[0]:
         if name != "unfolding":  # long, and the same for both
@@ -204,16 +120,6 @@ def _show_comparison(found: dict[str, LevelStatistics], spectra: Spectra, to: Co
     to.print(console.escape(_round_off(found)), soft_wrap=True)
     for statistics in found.values():
         _show_reasons(statistics)
-
-
-def _table(title: str, to: Console) -> Table:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    to.print(console.escape(title), soft_wrap=True)
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("", no_wrap=True)
-    return table
 
 
 def _title(spectra: Spectra) -> str:
@@ -286,34 +192,32 @@ def _p(value: float | None, found: LevelStatistics) -> str:
 
 
 def _number(value: float, form: str) -> str:
-    return format(value, form) if math.isfinite(value) else "not computable"
+    return console.number(value, form, _NONE)
 
 
 def _with_error(value: float, error: float) -> str:
-    shown = _number(value, ".4f")
-    return f"{shown} ± {error:.4f}" if math.isfinite(error) else shown
+    return console.with_error(value, error, otherwise=_NONE)
 
 
 def _draw(settings: LevelsConfig, spectra: Spectra, file: Path, folder: Path, ending: str) -> None:
-    from hessrmt.errors import LevelsError
+    from hessrmt.errors import DataError
     from hessrmt.plots.files import draw_all
-    from hessrmt.workflows.levels import unfolded
+    from hessrmt.runs.levels import unfolded
 
     try:
         found = unfolded(settings, spectra)
-    except LevelsError as error:
+    except DataError as error:
         console.note(f"not drawn: {error}")
         return
     for name, levels_ in found.items():
         target = folder / name if settings.compare else folder
-        for item in draw_all(
-            levels_,
-            target,
-            ending,
-            title=f"{file.stem}, {name}",
-            surrogates=settings.surrogates,
-            seed=settings.seed,
-        ):
-            console.note(
-                f"written: {item.path}" if item.path else f"not drawn: {item.name}: {item.reason}"
+        console.drawn(
+            draw_all(
+                levels_,
+                target,
+                ending,
+                title=f"{file.stem}, {name}",
+                surrogates=settings.surrogates,
+                seed=settings.seed,
             )
+        )

@@ -1,61 +1,48 @@
-"""Options that several commands share."""
+"""Options of the commands: those of a settings class are made from it, the others stand here."""
 
 from __future__ import annotations
 
+import inspect
+import types
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import typer
 
+from hessrmt.cli import console
+from hessrmt.config import Settings, load_settings
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from pydantic.fields import FieldInfo
 
-    from hessrmt.workflows.cluster import Pool
+    from hessrmt.runs.run import Pool
 
-ModelOption = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        help="logistic, mlp2, mlp3, lenet5, conv3-N, conv3s2-N, conv5, conv5-N (N filters), "
-        "resnet8, resnet20, ... (6n+2), or file.py:factory. \\[default: mlp3]",
-    ),
-]
-DataOption = Annotated[
-    str | None,
-    typer.Option(
-        "--data",
-        help="mnist, fashion-mnist, cifar10, cifar100, an .npz file with x and y, or a directory "
-        "of IDX files or CIFAR batches. \\[default: mnist]",
-    ),
-]
-LossOption = Annotated[
-    str | None,
-    typer.Option(
-        "--loss", help="cross-entropy, mse, or file.py:function. \\[default: cross-entropy]"
-    ),
-]
-DeviceOption = Annotated[
-    str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N. \\[default: auto]")
-]
-SeedOption = Annotated[
-    int | None, typer.Option("--seed", help="Seed of every random stream. \\[default: 0]")
-]
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object on standard output.")
-]
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option("--config", help="TOML file of settings; options given here override it."),
-]
-DataDirOption = Annotated[
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+DataDir = Annotated[
     Path | None,
     typer.Option("--data-dir", help="Folder searched first for data sets (also $HESSRMT_DATA)."),
 ]
-DtypeOption = Annotated[
-    str | None, typer.Option("--dtype", help="float64 or float32. \\[default: float64]")
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Continue the file if it is there, also with more rows.")
 ]
-WorkersOption = Annotated[
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")]
+PlotFolder = Annotated[
+    Path | None, typer.Option("--plot", metavar="DIR", help="Draw pictures into this folder.")
+]
+PictureFormat = Annotated[str, typer.Option("--format", help="Of the pictures: png, svg or pdf.")]
+Workers = Annotated[
     int | None,
     typer.Option(
         "--workers",
@@ -64,7 +51,7 @@ WorkersOption = Annotated[
         "\\[default: in this process]",
     ),
 ]
-SchedulerOption = Annotated[
+Scheduler = Annotated[
     str | None,
     typer.Option(
         "--scheduler",
@@ -72,6 +59,123 @@ SchedulerOption = Annotated[
         help="Compute with the workers of a Dask cluster that is there, e.g. tcp://node:8786.",
     ),
 ]
+_CONFIG = typer.Option("--config", help="TOML file of settings; options given here override it.")
+
+_QUIET = typer.Option("--quiet", "-q", help="Print results and errors alone.")
+
+
+class Group:
+    """Where the options of a further settings class stand in a command.
+
+    Args:
+        prefix: Put before their names, e.g. ``"history-"``.
+        panel: Their heading in ``--help``.
+    """
+
+    def __init__(self, prefix: str, panel: str) -> None:
+        self.prefix, self.panel = prefix, panel
+
+
+def with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command an option for every setting of its parameters that are settings classes.
+
+    They can also be read from a file with ``--config``. Of a parameter in a :class:`Group` what was
+    given is passed on as it is, name to value.
+
+    Args:
+        command: Its parameters are settings classes and options of typer.
+
+    Returns:
+        The command as typer takes it.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    parameters, kinds = [], {}
+    for parameter in inspect.signature(command).parameters.values():
+        hint = hints[parameter.name]
+        base, *marks = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+        kind = next((a for a in (base, *get_args(base)) if _is_settings(a)), None)
+        if kind is None:
+            parameters.append(parameter.replace(annotation=hint))
+            continue
+        group = next((mark for mark in marks if isinstance(mark, Group)), Group("", ""))
+        made = {f"{parameter.name}__{name}": name for name in kind.model_fields}
+        kinds[parameter.name] = kind, group, made
+        for name, field in zip(made, kind.model_fields, strict=True):
+            parameters.append(_option(name, field, kind.model_fields[field], group))
+    quiet = inspect.Parameter(
+        "quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, _QUIET]
+    )
+    config = inspect.Parameter(
+        "config",
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[Path | None, _CONFIG],
+    )
+    keyword = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
+    arguments = [p for p in keyword if _is_argument(p)]
+    options = [p for p in keyword if not _is_argument(p)]
+
+    @wraps(command)
+    def run(**given: Any) -> None:
+        file = given.pop("config", None)
+        console.be_quiet(given.pop("quiet"))
+        for name, (kind, group, made) in kinds.items():
+            values = {field: given.pop(option) for option, field in made.items()}
+            values = {k: v for k, v in values.items() if v is not None and v != []}
+            if group.prefix:
+                given[name] = values  # settings of a part that may not be wanted
+            else:
+                given[name] = load_settings(kind, file, **values)
+        command(**given)
+
+    signature = inspect.Signature([*arguments, *options, *([config] if kinds else []), quiet])
+    setattr(run, "__signature__", signature)  # noqa: B010
+    run.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
+    return run
+
+
+def _is_settings(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Settings)
+
+
+def _is_argument(parameter: inspect.Parameter) -> bool:
+    marks = get_args(parameter.annotation)[1:]
+    return any(isinstance(mark, typer.models.ArgumentInfo) for mark in marks)
+
+
+def _option(name: str, field: str, info: FieldInfo, group: Group) -> inspect.Parameter:
+    """A setting as a parameter for typer, None where the option is not given."""
+    extra: Any = info.json_schema_extra or {}
+    kind, word = _kind(info.annotation), "--" + (group.prefix + field).replace("_", "-")
+    if kind is bool and info.default:
+        word += f"/--no-{word.removeprefix('--')}"
+    default, text = info.default, info.description or ""
+    shown = extra.get("shown") or ("" if default in {None, False, ()} and default != 0 else default)
+    if shown != "" and default is not False:
+        text += f" \\[default: {shown:g}]" if isinstance(shown, float) else f" \\[default: {shown}]"
+    made = typer.Option(
+        word,
+        help=text,
+        metavar=extra.get("metavar"),
+        rich_help_panel=extra.get("panel") or group.panel or None,
+    )
+    hint: Any = Annotated[kind | None, made]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint)
+
+
+def _kind(annotation: Any) -> Any:
+    """What typer makes of the words of an option; pydantic does the rest."""
+    parts = get_args(annotation) if get_origin(annotation) in {Union, types.UnionType} else ()
+    parts = [part for part in parts or (annotation,) if part is not type(None)]
+    if len(parts) == 1 and parts[0] in {bool, int, float, Path}:
+        return parts[0]
+    if len(parts) == 1 and get_origin(parts[0]) is tuple and _words(get_args(parts[0])[0]):
+        return list[str]
+    return str
+
+
+def _words(kind: Any) -> bool:
+    return get_origin(kind) is Literal
 
 
 @contextmanager
@@ -90,9 +194,8 @@ def pool_of(workers: int | None, scheduler: str | None, device: str = "auto") ->
         ConfigError: If both are given, or Dask is not installed.
         ModuleNotFoundError: If Dask is installed, but not what it needs.
     """
-    from hessrmt.cli import console
     from hessrmt.errors import ConfigError
-    from hessrmt.workflows.cluster import SERIAL
+    from hessrmt.runs.run import SERIAL
 
     if workers is None and scheduler is None:
         yield SERIAL
@@ -100,7 +203,7 @@ def pool_of(workers: int | None, scheduler: str | None, device: str = "auto") ->
     if workers is not None and scheduler is not None:
         raise ConfigError("--workers starts processes here, --scheduler uses others: give one")
     try:
-        from hessrmt.workflows.dask_pool import open_pool
+        from hessrmt.runs.dask_pool import open_pool
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in {"dask", "distributed"}:
             raise

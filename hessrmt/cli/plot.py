@@ -9,21 +9,25 @@ from typing import Annotated
 import typer
 
 from hessrmt.cli import console
+from hessrmt.cli.options import with_settings
 
 
+@with_settings
 def plot(
     file: Annotated[Path, typer.Argument(help="A spectrum file.")],
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="Picture to write (.png, .pdf, .svg). \\[default: FILE.png]"),
+        typer.Option(
+            "--out", "-o", help="Picture to write (.png, .pdf, .svg). \\[default: FILE.png]"
+        ),
     ] = None,
 ) -> None:
     """Draw |λ| with the noise floor: which levels are real; a training history against epochs."""
     from hessrmt.errors import ConfigError, StoreError
     from hessrmt.plots.certification import certification
     from hessrmt.plots.history import history
-    from hessrmt.store.hdf5 import load
     from hessrmt.store.history import holds_history, load_history
+    from hessrmt.store.spectra import load
 
     spectra = load(file)
     if not spectra:

@@ -10,176 +10,49 @@ import typer
 
 from hessrmt.cli import console
 from hessrmt.cli.options import (
-    ConfigOption,
-    DeviceOption,
-    JsonOption,
-    SchedulerOption,
-    SeedOption,
-    WorkersOption,
+    Json,
+    Overwrite,
+    Resume,
+    Scheduler,
+    Workers,
     pool_of,
+    with_settings,
 )
+from hessrmt.config import SimulateConfig
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress
 
     from hessrmt.records import Spectra
-    from hessrmt.workflows.simulate import Summary
-
-_KERNEL, _MODEL = "Kernel", "Model"
-"""Headings in the help."""
+    from hessrmt.runs.simulate import Summary
 
 
-def _number(name: str, text: str) -> Any:
-    return typer.Option(name, help=text, rich_help_panel=_KERNEL)
-
-
+@with_settings
 def simulate(
-    kernel: Annotated[
-        str | None,
-        typer.Option(
-            "--kernel",
-            help="rbf, rational-quadratic, matern, p-spin, mixed-spherical, or paper: the "
-            "published covariance. \\[default: rbf]",
-            rich_help_panel=_KERNEL,
-        ),
-    ] = None,
-    k1: Annotated[float | None, _number("--k1", "k'(0), of paper. \\[default: 1]")] = None,
-    k2: Annotated[float | None, _number("--k2", "k''(0), of paper. \\[default: 1]")] = None,
-    k0: Annotated[float | None, _number("--k0", "k(0), of paper. \\[default: 1]")] = None,
-    length: Annotated[
-        float | None,
-        _number("--length", "Of rbf, rational-quadratic and matern. \\[default: 1]"),
-    ] = None,
-    variance: Annotated[
-        float | None,
-        _number("--variance", "k(0) of rbf, rational-quadratic and matern. \\[default: 1]"),
-    ] = None,
-    alpha: Annotated[
-        float | None, _number("--alpha", "Shape of rational-quadratic. \\[default: 1]")
-    ] = None,
-    nu: Annotated[
-        float | None, _number("--nu", "Smoothness of matern, above 2. \\[default: 2.5]")
-    ] = None,
-    p: Annotated[int | None, _number("--p", "Spins of p-spin. \\[default: 3]")] = None,
-    coefficients: Annotated[
-        str | None,
-        _number("--coefficients", "Of t², t³, ... in ν(t) of mixed-spherical, e.g. 1,0.5."),
-    ] = None,
-    given_loss: Annotated[
-        float | None,
-        typer.Option(
-            "--given-loss",
-            help="The random part of the loss at the point, if it is known.",
-            rich_help_panel=_KERNEL,
-        ),
-    ] = None,
-    dimension: Annotated[
-        int | None,
-        typer.Option(
-            "--dimension",
-            help="Directions in which the loss is random. \\[default: 300]",
-            rich_help_panel=_MODEL,
-        ),
-    ] = None,
-    samples: Annotated[
-        int | None,
-        typer.Option(
-            "--samples", help="Hessians to sample. \\[default: 100]", rich_help_panel=_MODEL
-        ),
-    ] = None,
-    outliers: Annotated[
-        int | None,
-        typer.Option(
-            "--outliers",
-            help="How many outliers s(1 + g²), g standard normal, are drawn for each sample. "
-            "\\[default: 0]",
-            rich_help_panel=_MODEL,
-        ),
-    ] = None,
-    outlier_scale: Annotated[
-        float | None,
-        typer.Option("--outlier-scale", help="s. \\[default: 10]", rich_help_panel=_MODEL),
-    ] = None,
-    outlier_values: Annotated[
-        str | None,
-        typer.Option(
-            "--outlier-values",
-            help="Outliers instead, the same in every sample, e.g. 30,50.",
-            rich_help_panel=_MODEL,
-        ),
-    ] = None,
-    degenerate: Annotated[
-        int | None,
-        typer.Option(
-            "--degenerate",
-            help="Further directions in which the loss is constant: exact zeros. \\[default: 0]",
-            rich_help_panel=_MODEL,
-        ),
-    ] = None,
-    method: Annotated[
-        str | None,
-        typer.Option(
-            "--method",
-            help="tridiagonal (a band with outliers; no n × n matrix), dense, or auto. "
-            "\\[default: auto]",
-        ),
-    ] = None,
-    seed: SeedOption = None,
-    device: DeviceOption = None,
-    out: Annotated[Path, typer.Option("--out", help="Spectrum file to write (HDF5).")] = Path(
+    settings: SimulateConfig,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Spectrum file to write (HDF5).")] = Path(
         "simulated.h5"
     ),
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the file if it is there.")
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the file if it is there.")
-    ] = False,
-    workers: WorkersOption = None,
-    scheduler: SchedulerOption = None,
-    config: ConfigOption = None,
-    json: JsonOption = False,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    json: Json = False,
 ) -> None:
     """Sample Hessians of a Gaussian-process loss and compute all their eigenvalues.
 
     The file is like one of hessrmt spectrum: levels, plot and info take it. A run that was killed
     continues with --resume.
     """
-    from hessrmt.config import SimulateConfig, load_settings
-    from hessrmt.workflows.simulate import run, summary
+    from hessrmt.runs.simulate import run, summary
 
-    settings = load_settings(
-        SimulateConfig,
-        config,
-        kernel=kernel,
-        k1=k1,
-        k2=k2,
-        k0=k0,
-        variance=variance,
-        length=length,
-        alpha=alpha,
-        nu=nu,
-        p=p,
-        coefficients=coefficients,
-        dimension=dimension,
-        samples=samples,
-        outliers=outliers,
-        outlier_scale=outlier_scale,
-        outlier_values=outlier_values,
-        degenerate=degenerate,
-        given_loss=given_loss,
-        method=method,
-        seed=seed,
-        device=device,
-    )
     with pool_of(workers, scheduler, settings.device) as pool, console.progress() as display:
         spectra = run(
             settings,
             out,
             resume=resume,
             overwrite=overwrite,
-            observer=_Meter(display),
+            tick=console.Meter(display),
             pool=pool,
         )
     found = summary(settings, spectra)
@@ -187,17 +60,6 @@ def simulate(
     console.note(f"written: {out}")
     if json:
         console.emit_json(_as_json(found, spectra, out))
-
-
-class _Meter:
-    """One bar: the samples."""
-
-    def __init__(self, display: Progress) -> None:
-        self._display = display
-        self._task = display.add_task("samples", total=None, rate="")
-
-    def __call__(self, done: int, total: int) -> None:
-        self._display.update(self._task, completed=done, total=total)
 
 
 def _show(found: Summary, spectra: Spectra, to: Console) -> None:
@@ -248,17 +110,17 @@ def _ratio(mean: float, error: float, law: float) -> str:
 
 
 def _as_json(found: Summary, spectra: Spectra, out: Path) -> dict[str, Any]:
-    levels = spectra.eigenvalues
+    levels, source = spectra.eigenvalues, spectra.provenance
     return {
         "file": str(out),
         "dimension": spectra[0].dimension,
         "samples": len(spectra),
         "samples_planned": spectra.planned,
-        "config": dict(spectra.provenance.config),
+        "config": dict(source.config),
         "solver": spectra[0].solver,
-        "device": spectra.provenance.device,
-        "versions": dict(spectra.provenance.versions),
-        "created": spectra.provenance.created,
+        "device": source.device,
+        "versions": dict(source.versions),
+        "created": source.created,
         "lambda_min": levels.min(),
         "lambda_max": levels.max(),
         **found.to_dict(),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,96 +9,34 @@ import typer
 
 from hessrmt.cli import console
 from hessrmt.cli.options import (
-    ConfigOption,
-    DataDirOption,
-    DataOption,
-    DeviceOption,
-    DtypeOption,
-    JsonOption,
-    LossOption,
-    ModelOption,
-    SchedulerOption,
-    SeedOption,
-    WorkersOption,
+    DataDir,
+    Json,
+    Overwrite,
+    Resume,
+    Scheduler,
+    Workers,
     pool_of,
+    with_settings,
 )
+from hessrmt.config import SpectrumConfig
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress, TaskID
+    from rich.progress import Progress
 
     from hessrmt.records import Spectra, Spectrum
 
 
+@with_settings
 def spectrum(
-    model: ModelOption = None,
-    data: DataOption = None,
-    batch: Annotated[
-        str | None,
-        typer.Option(
-            "--batch",
-            help="Samples in a batch, or 'all' for one Hessian of the whole split. \\[default: 64]",
-        ),
-    ] = None,
-    split: Annotated[
-        str | None, typer.Option("--split", help="train or test. \\[default: test]")
-    ] = None,
-    batches: Annotated[
-        str | None,
-        typer.Option(
-            "--batches", help="Number of batches from the start, or 'all'. \\[default: 4]"
-        ),
-    ] = None,
-    loss: LossOption = None,
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option(
-            "--checkpoint",
-            help="State dict (.pt, .pth, .safetensors). \\[default: random initial values]",
-        ),
-    ] = None,
-    operator: Annotated[
-        str | None,
-        typer.Option(
-            "--operator", help="hessian, or ggn for generalised Gauss-Newton. \\[default: hessian]"
-        ),
-    ] = None,
-    reduce: Annotated[
-        str | None,
-        typer.Option(
-            "--reduce",
-            help="auto removes exact null directions before diagonalising; none diagonalises the "
-            "full matrix. \\[default: auto]",
-        ),
-    ] = None,
-    only: Annotated[
-        str | None,
-        typer.Option(
-            "--only", help="Pattern of the parameters to take, e.g. '7.*'. \\[default: all]"
-        ),
-    ] = None,
-    blocks: Annotated[
-        str | None,
-        typer.Option(
-            "--blocks",
-            help="layer: the own block of every layer, all others held constant. "
-            "\\[default: the whole matrix]",
-        ),
-    ] = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-    seed: SeedOption = None,
-    out: Annotated[Path, typer.Option("--out", help="Spectrum file to write (HDF5).")] = Path(
+    settings: SpectrumConfig,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Spectrum file to write (HDF5).")] = Path(
         "spectra.h5"
     ),
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the file if it is there.")
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the file if it is there.")
-    ] = False,
-    workers: WorkersOption = None,
-    scheduler: SchedulerOption = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
     mpi: Annotated[
         str | None,
         typer.Option(
@@ -110,9 +46,8 @@ def spectrum(
             "or cusolvermp.",
         ),
     ] = None,
-    config: ConfigOption = None,
-    data_dir: DataDirOption = None,
-    json: JsonOption = False,
+    data_dir: DataDir = None,
+    json: Json = False,
 ) -> None:
     """Compute all eigenvalues of the loss Hessian, batch by batch, and certify them.
 
@@ -122,28 +57,9 @@ def spectrum(
 
     It is on disk, too: a run that was killed continues with --resume.
     """
-    from hessrmt.config import SpectrumConfig, load_settings
-    from hessrmt.store.hdf5 import load_all
-    from hessrmt.workflows.spectrum import prepare, run
+    from hessrmt.runs.spectrum import prepare, run
+    from hessrmt.store.spectra import load_all
 
-    settings = load_settings(
-        SpectrumConfig,
-        config,
-        model=model,
-        data=data,
-        batch=_number_or_all("--batch", batch),
-        split=split,
-        batches=_number_or_all("--batches", batches),
-        loss=loss,
-        checkpoint=checkpoint,
-        operator=operator,
-        reduce=reduce,
-        only=only,
-        blocks=blocks,
-        device=device,
-        dtype=dtype,
-        seed=seed,
-    )
     to = console.results(json)
     rows = _Rows(console.source_in_words(settings.model_dump(mode="json")))
 
@@ -154,7 +70,7 @@ def spectrum(
 
     if mpi is not None:
         _require_alone(workers, scheduler)
-        from hessrmt.workflows.distributed import run_distributed
+        from hessrmt.runs.distributed import run_distributed
 
         shared = run_distributed(
             settings,
@@ -166,34 +82,37 @@ def spectrum(
             tell=console.note,
             finished=show,
         )
-        if shared is not None:  # the first process
-            _conclude(shared, out, to)
-            if json:
-                console.emit_json(_as_json(shared, out))
-        return
-    prepared = prepare(settings, data_dir)
-    for line in prepared.notes:
-        console.note(line)
-    with (
-        pool_of(workers, scheduler, settings.device) as pool,
-        console.progress(transient=True) as display,
-    ):
-        meter = _Meter(display, len(prepared.batch_indices), phases=pool.local)
+        if shared is None:  # not the first process
+            return
+        _conclude(shared, out, to)
+    else:
+        prepared = prepare(settings, data_dir)
+        for line in prepared.notes:
+            console.note(line)
+        with (
+            pool_of(workers, scheduler, settings.device) as pool,
+            console.progress(transient=True) as display,
+        ):
+            meter, seen = console.Meter(display), 0
+            meter("batches", 0, prepared.count)
 
-        def finished(batch: int, item: Any) -> None:
-            meter.advance()
-            show(batch, item, display)
+            def finished(batch: int, item: Any) -> None:
+                nonlocal seen
+                seen += 1
+                meter("batches", seen, prepared.count)
+                show(batch, item, display)
 
-        found = run(
-            prepared,
-            out,
-            resume=resume,
-            overwrite=overwrite,
-            observer=meter,
-            finished=finished,
-            pool=pool,
-        )
-    _conclude(found, out, to)
+            found = run(
+                prepared,
+                out,
+                resume=resume,
+                overwrite=overwrite,
+                tick=meter,
+                finished=finished,
+                pool=pool,
+                folder=data_dir,
+            )
+        _conclude(found, out, to)
     if json:
         whole = load_all(out)
         console.emit_json(
@@ -204,57 +123,10 @@ def spectrum(
 
 
 def _require_alone(workers: int | None, scheduler: str | None) -> None:
-    """Refuse workers beside the processes of MPI.
-
-    Raises:
-        ConfigError: If there are any.
-    """
     from hessrmt.errors import ConfigError
 
     if workers is not None or scheduler is not None:
         raise ConfigError("--mpi excludes --workers and --scheduler; give one of them")
-
-
-def _number_or_all(name: str, value: str | None) -> int | str | None:
-    if value is None or value == "all":
-        return value
-    try:
-        return int(value)
-    except ValueError:
-        from hessrmt.errors import ConfigError
-
-        raise ConfigError(
-            f"{name}: should be a positive integer, or 'all' (got {value!r})"
-        ) from None
-
-
-class _Meter:
-    """Two bars: batches of the run, and steps of the phase that is running here."""
-
-    def __init__(self, display: Progress, batches: int, phases: bool) -> None:
-        self._display = display
-        self._batches: TaskID = display.add_task("batches", total=batches, rate="")
-        self._phase: TaskID = display.add_task("starting", total=None, rate="", visible=phases)
-        self._seen: tuple[str, int] | None = None
-        self._since = time.perf_counter()
-
-    def advance(self) -> None:
-        """Count one more batch."""
-        self._display.advance(self._batches)
-
-    def __call__(self, batch: int, phase: str, done: int, total: int) -> None:
-        if phase == "stored":
-            return
-        if self._seen != (phase, batch):
-            self._seen = (phase, batch)
-            self._since = time.perf_counter()
-            title = f"batch {batch}: {phase}"
-            self._display.reset(self._phase, total=total, description=title, rate="")
-        elapsed = time.perf_counter() - self._since
-        rate = f"{done / elapsed:,.0f}/s" if total > 1 and elapsed > 0 else ""
-        # LAPACK reports nothing until it is done: a pulsing bar, not a bar stuck at zero
-        steps = None if total == 1 and done == 0 else total
-        self._display.update(self._phase, completed=done, total=steps, rate=rate)
 
 
 def _mean_ratio(item: Spectrum) -> float:
@@ -310,8 +182,8 @@ class _Rows:
             f"{item.noise_floor:.1g}",
             f"{item.reduced_dimension:,}",
             f"{item.rank:,}",
-            _or_dash(_mean_ratio(item), ".4f"),
-            *(_or_dash(item.seconds.get(phase, math.nan), ".1f") for phase in _PHASES),
+            console.number(_mean_ratio(item), ".4f"),
+            *(console.number(item.seconds.get(phase), ".1f") for phase in _PHASES),
         )
 
     def _line(self, *cells: str) -> str:
@@ -321,10 +193,6 @@ class _Rows:
             " " * (width - cell_len(cell)) + cell
             for cell, width in zip(cells, self._widths, strict=True)
         )
-
-
-def _or_dash(value: float, form: str) -> str:
-    return format(value, form) if math.isfinite(value) else "-"
 
 
 def _conclude(found: Spectra, out: Path, to: Console) -> None:

@@ -1,55 +1,571 @@
-"""Run settings: TOML files and command-line options become one validated, frozen object."""
+"""Settings of the commands, each declared once: type, default, limits, and what it means.
 
-from hessrmt.config.averaging import (
-    AveragedNetwork,
-    AveragedRate,
-    BudgetConfig,
-    BudgetPreset,
-    IterateAveragingConfig,
-    IterateAveragingPreset,
-)
-from hessrmt.config.commands import LevelsConfig, SpectrumConfig, TrainConfig
-from hessrmt.config.density import DensityConfig
-from hessrmt.config.experiments import (
-    AnyExperiment,
-    LossModelConfig,
-    LossModelPanel,
-    LossModelPreset,
-    SpacingsConfig,
-    SpacingsPreset,
-    Unreduced,
-)
-from hessrmt.config.normalize import NormalizeConfig
-from hessrmt.config.puzzles import Family, PuzzlesConfig, PuzzlesPreset, ReferenceLine
-from hessrmt.config.settings import Dtype, Settings, SettingsT, load_settings
-from hessrmt.config.simulate import SimulateConfig
+A settings class is what a TOML file holds, what a command takes as options
+(:mod:`hessrmt.cli.options` makes them from the class), and what is stored with a result.
+"""
 
-__all__ = [
-    "AnyExperiment",
-    "AveragedNetwork",
-    "AveragedRate",
-    "BudgetConfig",
-    "BudgetPreset",
-    "DensityConfig",
-    "Dtype",
-    "Family",
-    "IterateAveragingConfig",
-    "IterateAveragingPreset",
-    "LevelsConfig",
-    "LossModelConfig",
-    "LossModelPanel",
-    "LossModelPreset",
-    "NormalizeConfig",
-    "PuzzlesConfig",
-    "PuzzlesPreset",
-    "ReferenceLine",
-    "Settings",
-    "SettingsT",
-    "SimulateConfig",
-    "SpacingsConfig",
-    "SpacingsPreset",
-    "SpectrumConfig",
-    "TrainConfig",
-    "Unreduced",
-    "load_settings",
-]
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from hessrmt.errors import ConfigError
+
+
+class Settings(BaseModel):
+    """What every settings class does: frozen, and no unknown names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+SettingsT = TypeVar("SettingsT", bound=Settings)
+
+
+def option(default: Any, help: str, *, shown: str = "", **limits: Any) -> Any:
+    """A setting.
+
+    Args:
+        default: Its value where none is given.
+        help: What it means, with its unit.
+        shown: The default in words, where the value itself says nothing.
+        limits: Of pydantic's fields; ``panel`` is the heading in ``--help``, ``metavar`` what
+            stands for the value there.
+
+    Returns:
+        A pydantic field.
+    """
+    extra = {name: limits.pop(name) for name in ("panel", "metavar") if name in limits}
+    if isinstance(default, float) and default != float("inf"):
+        limits.setdefault("allow_inf_nan", False)
+    return Field(default, description=help, json_schema_extra={"shown": shown, **extra}, **limits)
+
+
+def load_settings(kind: type[SettingsT], file: Path | None = None, **options: Any) -> SettingsT:
+    """Settings from a TOML file, overridden by the options that are not None.
+
+    Args:
+        kind: Which settings class to build.
+        file: TOML file with the class's field names as keys, or None.
+        options: Values given on the command line; None means "not given".
+
+    Returns:
+        The validated settings.
+
+    Raises:
+        ConfigError: If the file is unreadable, a name is unknown or a value cannot be used.
+    """
+    values: dict[str, Any] = {}
+    if file is not None:
+        try:
+            values = tomllib.loads(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"cannot read the settings file {file}: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{file} is not valid TOML: {error}") from error
+    values |= {name: value for name, value in options.items() if value is not None}
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_in_words(error)) from error
+
+
+def _in_words(error: ValidationError) -> str:
+    lines: dict[str, str] = {}
+    for item in error.errors():
+        name = str(item["loc"][0]) if item["loc"] else "settings"
+        given = f" (got {item['input']!r})" if item["loc"] else ""
+        message = item["msg"].removeprefix("Value error, ")
+        lines.setdefault(name, f"{name}: {message}{given}")
+    return "; ".join(lines.values())
+
+
+def number_or_text(value: str) -> int | float | str:
+    """A value as the most special of integer, number and text."""
+    for kind in (int, float):
+        try:
+            return kind(value)
+        except ValueError:
+            continue
+    return value
+
+
+def _count_or_all(value: Any) -> Any:
+    count = number_or_text(value) if isinstance(value, str) else value
+    if value != "all" and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+        raise ValueError("should be a positive integer, or 'all'")
+    return count
+
+
+CountOrAll = Annotated[int | Literal["all"], BeforeValidator(_count_or_all)]
+"""How many, or all that there are."""
+
+Dtype = Literal["float32", "float64"]
+Split = Literal["train", "test"]
+Operator = Literal["hessian", "ggn"]
+ConvolutionAs = Literal["slices", "pooled", "unfolded"]
+
+_MODEL = (
+    "logistic, mlp2, mlp3, lenet5, conv3-N, conv3s2-N, conv5, conv5-N (N filters), resnet8, "
+    "resnet20, ... (6n+2), or file.py:factory."
+)
+_DATA = (
+    "mnist, fashion-mnist, cifar10, cifar100, an .npz file with x and y, or a directory of IDX "
+    "files or CIFAR batches."
+)
+_LOSS = "cross-entropy, mse, or file.py:function."
+_CHECKPOINT = "State dict (.pt, .pth, .safetensors)."
+_OPERATOR = "hessian, or ggn for generalised Gauss-Newton."
+_ONLY = "Pattern of the parameters to take, e.g. '7.*'."
+_DEVICE = "auto, cpu, cuda or cuda:N."
+_SEED = "Seed of every random stream."
+_RANDOM = "random initial values"
+
+
+class SpectrumConfig(Settings):
+    """Settings of ``hessrmt spectrum``."""
+
+    model: str = option("mlp3", _MODEL)
+    data: str = option("mnist", _DATA)
+    batch: CountOrAll = option(
+        64, "Samples in a batch, or 'all' for one Hessian of the whole split."
+    )
+    split: Split | None = option(None, "train or test.", shown="test")
+    batches: CountOrAll = option(4, "Number of batches from the start, or 'all'.")
+    loss: str = option("cross-entropy", _LOSS)
+    checkpoint: Path | None = option(None, _CHECKPOINT, shown=_RANDOM)
+    operator: Operator = option("hessian", _OPERATOR)
+    reduce: Literal["auto", "none"] = option(
+        "auto",
+        "auto removes exact null directions before diagonalising; none diagonalises the full "
+        "matrix.",
+    )
+    only: str | None = option(None, _ONLY, shown="all")
+    blocks: Literal["layer"] | None = option(
+        None,
+        "layer: the own block of every layer, all others held constant.",
+        shown="the whole matrix",
+    )
+    device: str = option("auto", _DEVICE)
+    dtype: Dtype = option("float64", "float64 or float32.")
+    seed: int = option(0, _SEED, ge=0)
+
+
+class DensityConfig(Settings):
+    """Settings of ``hessrmt density``."""
+
+    model: str = option("mlp3", _MODEL)
+    data: str = option("mnist", _DATA)
+    samples: CountOrAll = option(
+        "all", "The loss is the mean over so many samples from the start, or 'all'."
+    )
+    batch: int = option(256, "Samples differentiated at a time.", ge=1)
+    split: Split | None = option(None, "train or test.", shown="test")
+    loss: str = option("cross-entropy", _LOSS)
+    checkpoint: Path | None = option(None, _CHECKPOINT, shown=_RANDOM)
+    operator: Operator = option("hessian", _OPERATOR)
+    only: str | None = option(None, _ONLY, shown="all")
+    probes: int = option(10, "Random vectors of the density.", ge=1)
+    steps: int = option(100, "Lanczos steps from each.", ge=1)
+    law: Literal["rademacher", "gaussian"] = option(
+        "rademacher", "Of the probes: rademacher or gaussian."
+    )
+    top: int = option(0, "Certify the K largest levels.", ge=0, metavar="K")
+    bottom: int = option(0, "Certify the K smallest levels.", ge=0, metavar="K")
+    largest: int = option(
+        0, "Certify the K levels of largest magnitude instead.", ge=0, metavar="K"
+    )
+    tolerance: float = option(1e-10, "Largest residual of these levels over the norm.", gt=0, lt=1)
+    check_multiplicity: bool = option(
+        True, "Search again for further copies of multiple levels.", shown="yes"
+    )
+    trace: Literal["hutch++", "xtrace"] | None = option(
+        None, "hutch++ or xtrace: trace and Frobenius norm.", shown="neither"
+    )
+    trace_products: int = option(60, "Products for the trace.", ge=6)
+    device: str = option("auto", _DEVICE)
+    dtype: Dtype = option("float64", "float64 or float32.")
+    seed: int = option(0, _SEED, ge=0)
+
+    @model_validator(mode="after")
+    def _one_kind_of_end(self) -> Self:
+        if self.largest and (self.top or self.bottom):
+            raise ValueError("largest takes levels of both ends; leave out top and bottom")
+        return self
+
+
+class TrainConfig(Settings):
+    """Settings of ``hessrmt train``; the defaults are the protocol of Baskerville et al. (2022).
+
+    The learning rate is ``lr`` up to epoch ``decay_start``, falls linearly to ``final_lr`` at
+    ``decay_end`` and stays there.
+    """
+
+    model: str = option("mlp3", _MODEL)
+    data: str = option("mnist", _DATA)
+    loss: str = option("cross-entropy", _LOSS)
+    epochs: int = option(300, "Passes over the training data.", ge=1)
+    batch: int = option(128, "Samples in a minibatch.", ge=1)
+    lr: float = option(0.003, "Learning rate up to --decay-start.", gt=0)
+    final_lr: float = option(0.00003, "Learning rate from --decay-end on.", ge=0, shown="0.00003")
+    momentum: float = option(0.9, "Momentum of SGD.", ge=0, lt=1)
+    weight_decay: float = option(5e-4, "Weight decay.", ge=0)
+    decay_start: int = option(150, "Epoch at which the rate starts to fall.", ge=0)
+    decay_end: int = option(270, "Epoch at which the rate stops falling.", ge=0)
+    device: str = option("auto", _DEVICE)
+    dtype: Dtype = option("float32", "float32 or float64.")
+    seed: int = option(0, _SEED, ge=0)
+
+    @model_validator(mode="after")
+    def _decay_in_order(self) -> Self:
+        if self.decay_end < self.decay_start:
+            raise ValueError("decay_end comes before decay_start")
+        return self
+
+
+class HistoryConfig(Settings):
+    """What ``hessrmt train --history`` records during training."""
+
+    epochs: int | tuple[int, ...] | Literal["auto"] = option(
+        "auto",
+        "At which epochs: 0,1,5 (0 is the untrained network), or N for every N-th; the last one "
+        "always.",
+        shown="0,1,2,5,10,20,50 and so on",
+    )
+    batch: int = option(64, "Samples of the Hessian's batch, the first of the test split.", ge=1)
+    only: str | None = option(
+        None, "Pattern of the parameters whose Hessian it is, e.g. '7.*'.", shown="all"
+    )
+    conv: ConvolutionAs = option(
+        "slices", "Convolutions as slices, pooled or unfolded; see hessrmt capacity."
+    )
+
+    @field_validator("epochs", mode="before")
+    @classmethod
+    def _numbers(cls, value: Any) -> Any:
+        wanted = "should be numbers such as 0,1,10, one number N for every N-th, or auto"
+        if isinstance(value, str) and value != "auto":
+            parts = [part.strip() for part in value.split(",")]
+            if not all(part.isascii() and part.isdigit() for part in parts if part):
+                raise ValueError(wanted)
+            numbers = tuple(int(part) for part in parts if part)
+            value = numbers if len(parts) > 1 else numbers[0] if numbers else ()
+        if isinstance(value, list | tuple):
+            plain = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in value)
+            if not value or not plain:
+                raise ValueError(wanted)
+            if any(b <= a for a, b in pairwise(value)):
+                raise ValueError("should ascend, each number once")
+        elif value != "auto" and (isinstance(value, bool) or not isinstance(value, int)):
+            raise ValueError(wanted)
+        elif value != "auto" and value < 1:
+            raise ValueError("every N-th needs N of at least 1; for the untrained network give 0,")
+        return value
+
+    def schedule(self, last: int) -> tuple[int, ...]:
+        """The epochs of a run.
+
+        Args:
+            last: The last epoch of the training.
+
+        Returns:
+            Ascending, the last epoch among them.
+
+        Raises:
+            ConfigError: If an epoch after the last one is asked for.
+        """
+        if self.epochs == "auto":
+            decades = range(len(str(last)))
+            chosen = [0, *(k * 10**d for d in decades for k in (1, 2, 5) if k * 10**d <= last)]
+        elif isinstance(self.epochs, int):
+            chosen = list(range(0, last + 1, self.epochs))
+        else:
+            chosen = list(self.epochs)
+            if chosen[-1] > last:
+                raise ConfigError(
+                    f"epoch {chosen[-1]} cannot be recorded: the training ends after {last}"
+                )
+        return tuple(chosen) if chosen[-1] == last else (*chosen, last)
+
+
+class LevelsConfig(Settings):
+    """Settings of ``hessrmt levels``."""
+
+    cutoff: float | Literal["certified", "paper"] = option(
+        "certified", "certified (|λ| above the noise floor), paper (|λ| > 1e-20) or a number."
+    )
+    compare: bool = option(False, "Both cutoffs, paper and certified, side by side.")
+    unfold: str = option(
+        "auto",
+        "auto, pooled, window, kernel, spline, polynomial or analytic; with options: "
+        "polynomial:degree=7. auto is pooled from 30 spectra on, else window.",
+    )
+    rotate: bool = option(
+        True,
+        "Pooled unfolding: every spectrum against the other groups, or the published split (⅔ "
+        "pool, ⅓ unfolded).",
+        shown="rotate",
+    )
+    window: str | None = option(
+        None,
+        "Levels taken, in the units of the eigenvalues, e.g. 1e-6:0.1.",
+        shown="all",
+        metavar="LOW:HIGH",
+    )
+    surrogates: int = option(
+        200, "Surrogate data sets for each p-value, 0 for none.", ge=0, le=100_000
+    )
+    seed: int = option(0, _SEED, ge=0)
+
+    @property
+    def cutoffs(self) -> dict[str, float | str]:
+        """Name to cutoff of each analysis."""
+        chosen = ("paper", "certified") if self.compare else (self.cutoff,)
+        return {str(cutoff): cutoff for cutoff in chosen}
+
+    @property
+    def range(self) -> tuple[float, float] | None:
+        """The window as two numbers."""
+        if self.window is None:
+            return None
+        low, _, high = self.window.partition(":")
+        return float(low or "-inf"), float(high or "inf")
+
+    @property
+    def method(self) -> tuple[str, dict[str, int | float | str]]:
+        """Unfolding method and its options."""
+        name, _, rest = self.unfold.partition(":")
+        options: dict[str, int | float | str] = {}
+        for part in filter(None, rest.split(",")):
+            key, _, value = part.partition("=")
+            options[key.strip()] = number_or_text(value.strip())
+        return name.strip(), options
+
+    @field_validator("cutoff", mode="before")
+    @classmethod
+    def _name_or_number(cls, value: Any) -> Any:
+        known = ("certified", "paper")
+        if isinstance(value, str) and isinstance(number_or_text(value), str) and value not in known:
+            raise ValueError("should be certified, paper or a number")
+        return value
+
+    @field_validator("window")
+    @classmethod
+    def _two_numbers(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        low, colon, high = value.partition(":")
+        try:
+            numbers = float(low or "-inf"), float(high or "inf")
+        except ValueError:
+            numbers = (0.0, 0.0)
+        if not (colon and numbers[0] < numbers[1]):
+            raise ValueError("should be LOW:HIGH with LOW < HIGH, e.g. 1e-6:0.1 or 1e-6:")
+        return value
+
+    @field_validator("unfold")
+    @classmethod
+    def _pairs(cls, value: str) -> str:
+        parts = filter(None, value.partition(":")[2].split(","))
+        if not all(part.partition("=")[0] and part.partition("=")[2] for part in parts):
+            raise ValueError("should be METHOD or METHOD:OPTION=VALUE,..., e.g. spline:knots=20")
+        return value
+
+
+class CapacityConfig(Settings):
+    """Settings of ``hessrmt capacity``; see :func:`hessrmt.capacity.analyze`."""
+
+    conv: ConvolutionAs = option(
+        "slices",
+        "Convolutions as slices (a matrix for each kernel position), pooled (their eigenvalues "
+        "together) or unfolded (one matrix).",
+    )
+    only: str | None = option(None, "Pattern of the layers to take, e.g. 'encoder.*'.", shown="all")
+    min_size: int = option(2, "Fewest eigenvalues of a spectrum.", ge=1)
+    initial: str | None = option(None, "The network before training: distances.", metavar="F")
+    randomize: bool = option(
+        False, "Also spectra with the entries of each matrix permuted: correlation traps."
+    )
+    p_values: int = option(
+        0,
+        "Bootstrap samples for the p-value of each power law, 0 for none.",
+        ge=0,
+        le=100_000,
+        metavar="N",
+    )
+    x_max: str | float = option(
+        "none", "Where tails end: none, max (the largest eigenvalue) or a number."
+    )
+    compare: tuple[Literal["lognormal", "exponential", "truncated"], ...] = option(
+        (), "Compare with lognormal, exponential or truncated (power law); repeatable."
+    )
+    exact: bool = option(False, "Singular values instead of Gram eigenvalues: slower.")
+    against: Path | None = option(
+        None,
+        "Accuracies of the series: a column source or name, and columns of numbers.",
+        metavar="CSV",
+    )
+    device: str = option("auto", _DEVICE)
+    seed: int = option(0, _SEED, ge=0)
+
+    @property
+    def upper(self) -> float | Literal["max"] | None:
+        """``x_max`` as the fit takes it."""
+        if self.x_max == "none":
+            return None
+        return "max" if self.x_max == "max" else float(self.x_max)
+
+    @field_validator("x_max")
+    @classmethod
+    def _word_or_number(cls, value: str | float) -> str | float:
+        number = number_or_text(value) if isinstance(value, str) else value
+        if number in {"none", "max"}:
+            return value
+        if isinstance(number, str) or not 0 < number < float("inf"):
+            raise ValueError("should be none, max or a number above 0")
+        return float(number)
+
+
+class NormalizeConfig(Settings):
+    """Settings of ``hessrmt normalize``."""
+
+    model: str = option("mlp3", _MODEL)
+    data: str = option("mnist", _DATA)
+    checkpoint: Path | None = option(
+        None, "Trained parameters (.pt, .pth, .safetensors); else random ones."
+    )
+    norm: float = option(2, "p of the L_p norms, from 1 on; inf for the largest.", ge=1)
+    by: Literal["layers", "output"] = option(
+        "layers",
+        "layers, or output: the norm of the output on the first training samples, for networks "
+        "that are not homogeneous.",
+    )
+    reference: int = option(1, "How many samples --by output takes.", ge=1)
+    loss: str = option("cross-entropy", _LOSS)
+    batch: int = option(1024, "Samples computed at a time.", ge=1)
+    device: str = option("auto", _DEVICE)
+    seed: int = option(0, _SEED, ge=0)
+
+
+Kernel = Literal["paper", "rbf", "rational-quadratic", "matern", "p-spin", "mixed-spherical"]
+
+KERNELS: Mapping[str, dict[str, Any]] = MappingProxyType(
+    {
+        "paper": {"k1": 1.0, "k2": 1.0, "k0": 1.0},
+        "rbf": {"variance": 1.0, "length": 1.0},
+        "rational-quadratic": {"variance": 1.0, "length": 1.0, "alpha": 1.0},
+        "matern": {"nu": 2.5, "variance": 1.0, "length": 1.0},
+        "p-spin": {"p": 3},
+        "mixed-spherical": {"coefficients": None},
+    }
+)
+"""Kernel to its options and their defaults; None for one that must be given."""
+
+OUTLIER_SCALE = 10.0
+"""That of the published code."""
+
+
+def _numbers_of(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return tuple(float(part) for part in value.split(","))
+    except ValueError:
+        raise ValueError("should be numbers with commas between them, e.g. 30,50") from None
+
+
+Numbers = Annotated[tuple[float, ...], BeforeValidator(_numbers_of)]
+"""Several numbers, as a list or with commas between them."""
+
+
+class SimulateConfig(Settings):
+    """Settings of ``hessrmt simulate``."""
+
+    kernel: Kernel = option(
+        "rbf",
+        "rbf, rational-quadratic, matern, p-spin, mixed-spherical, or paper: the published "
+        "covariance.",
+        panel="Kernel",
+    )
+    k1: float | None = option(None, "k'(0), of paper.", shown="1", panel="Kernel")
+    k2: float | None = option(None, "k''(0), of paper.", shown="1", panel="Kernel")
+    k0: float | None = option(None, "k(0), of paper.", shown="1", panel="Kernel")
+    length: float | None = option(
+        None, "Of rbf, rational-quadratic and matern.", shown="1", panel="Kernel"
+    )
+    variance: float | None = option(
+        None, "k(0) of rbf, rational-quadratic and matern.", shown="1", panel="Kernel"
+    )
+    alpha: float | None = option(None, "Shape of rational-quadratic.", shown="1", panel="Kernel")
+    nu: float | None = option(None, "Smoothness of matern, above 2.", shown="2.5", panel="Kernel")
+    p: int | None = option(None, "Spins of p-spin.", shown="3", panel="Kernel")
+    coefficients: Numbers | None = option(
+        None, "Of t², t³, ... in ν(t) of mixed-spherical, e.g. 1,0.5.", panel="Kernel"
+    )
+    given_loss: float | None = option(
+        None, "The random part of the loss at the point, if it is known.", panel="Kernel"
+    )
+    dimension: int = option(300, "Directions in which the loss is random.", ge=1, panel="Model")
+    samples: int = option(100, "Hessians to sample.", ge=1, panel="Model")
+    outliers: int = option(
+        0,
+        "How many outliers s(1 + g²), g standard normal, are drawn for each sample.",
+        ge=0,
+        panel="Model",
+    )
+    outlier_scale: float | None = option(
+        None, "s.", shown="10", gt=0, allow_inf_nan=False, panel="Model"
+    )
+    outlier_values: Numbers | None = option(
+        None, "Outliers instead, the same in every sample, e.g. 30,50.", panel="Model"
+    )
+    degenerate: int = option(
+        0,
+        "Further directions in which the loss is constant: exact zeros.",
+        ge=0,
+        panel="Model",
+    )
+    method: Literal["auto", "tridiagonal", "dense"] = option(
+        "auto", "tridiagonal (a band with outliers; no n × n matrix), dense, or auto."
+    )
+    device: str = option("auto", _DEVICE)
+    seed: int = option(0, _SEED, ge=0)
+
+    @property
+    def kernel_options(self) -> dict[str, Any]:
+        """Options of the kernel, defaults filled in."""
+        given = {name: getattr(self, name) for name in KERNELS[self.kernel]}
+        return KERNELS[self.kernel] | {k: v for k, v in given.items() if v is not None}
+
+    @model_validator(mode="after")
+    def _options_belong(self) -> Self:
+        own = KERNELS[self.kernel]
+        for name in {name for options in KERNELS.values() for name in options} - own.keys():
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"the kernel {self.kernel} has no option {name}; it has {', '.join(own)}"
+                )
+        for name, value in self.kernel_options.items():
+            if value is None:
+                raise ValueError(f"the kernel {self.kernel} needs {name}")
+        if self.outlier_values is not None and self.outliers:
+            raise ValueError(
+                "outliers are drawn, outlier_values are given once and for all: leave one of them "
+                "out"
+            )
+        if self.outlier_scale is not None and not self.outliers:
+            raise ValueError("outlier_scale is that of drawn outliers; say how many with outliers")
+        return self

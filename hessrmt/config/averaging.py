@@ -7,7 +7,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from hessrmt.config.settings import Settings
+from hessrmt.config import Settings
 
 
 class AveragedNetwork(Settings):

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
-from hessrmt.config.settings import Dtype, Settings
+from hessrmt.config import Dtype, Settings
 
 
 class AnyExperiment(Settings):

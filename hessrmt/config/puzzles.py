@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from hessrmt.config.settings import Settings
+from hessrmt.config import Settings
 
 WIDTH = "{width}"
 """What stands for the width in the name of a model."""

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from hessrmt.backend.base import Backend
     from hessrmt.capacity.report import CapacityReport, Layer
     from hessrmt.config import TrainConfig
-    from hessrmt.config.history import HistoryConfig
+    from hessrmt.config import HistoryConfig
     from hessrmt.problems.data import Dataset
     from hessrmt.progress import Tick
     from hessrmt.records import Spectrum

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hessrmt import lossmodel
-from hessrmt.config.simulate import OUTLIER_SCALE
+from hessrmt.config import OUTLIER_SCALE
 from hessrmt.errors import DataError
 from hessrmt.levels.analysis import ratio_samples
 from hessrmt.levels.resampling import mean_and_error
