@@ -100,8 +100,8 @@ def _show(report: CapacityReport, to: Console) -> None:
         console.note(note)
     counts = report.counts
     lines = {
-        "α̂ = Σ α ln λ_max": f"{console.number(report.alpha_hat)} ({console.number(report.alpha_hat_log10)} with "
-        "log10)",
+        "α̂ = Σ α ln λ_max": console.number(report.alpha_hat)
+        + f" ({console.number(report.alpha_hat_log10)} with log10)",
         "⟨α log10 λ_max⟩, weightwatcher's": console.number(report.alpha_weighted),
         "⟨α⟩": console.number(report.mean_alpha),
         "⟨ln‖W‖_F⟩": console.number(report.mean_log_norm),

@@ -201,23 +201,15 @@ def _with_error(value: float, error: float) -> str:
 
 def _draw(settings: LevelsConfig, spectra: Spectra, file: Path, folder: Path, ending: str) -> None:
     from hessrmt.errors import DataError
-    from hessrmt.plots.files import draw_all
-    from hessrmt.runs.levels import unfolded
+    from hessrmt.plots.files import draw_each
+    from hessrmt.runs.levels import pictures, unfolded
 
     try:
         found = unfolded(settings, spectra)
     except DataError as error:
         console.note(f"not drawn: {error}")
         return
-    for name, levels_ in found.items():
-        target = folder / name if settings.compare else folder
-        console.drawn(
-            draw_all(
-                levels_,
-                target,
-                ending,
-                title=f"{file.stem}, {name}",
-                surrogates=settings.surrogates,
-                seed=settings.seed,
-            )
-        )
+    for name, item in found.items():
+        target, title = folder / name if settings.compare else folder, f"{file.stem}, {name}"
+        shown = pictures(item, title, surrogates=settings.surrogates, seed=settings.seed)
+        console.drawn(draw_each(shown, target, ending))

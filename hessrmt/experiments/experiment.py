@@ -1,7 +1,7 @@
 """What an experiment is: settings, entries computed from them, columns, figures and conclusions.
 
-Table for people (Markdown), table for programs (JSON, CSV) and the one of the terminal are made from
-the same columns, each declared once.
+The table for people (Markdown), those for programs (JSON, CSV) and that of the terminal are made
+from the same columns, each declared once.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ class Column(Generic[E]):
         name: Heading in tables for people; empty where only programs read it.
         get: Entry to a number, a text, or an :class:`Estimate`.
         form: How a number is written, e.g. ``".4f"``.
-        key: Name in JSON and CSV, with a dot before the name inside another; empty where only people
-            read it. An estimate is also stored as ``key_error_of_mean`` and in ``seeds``.
+        key: Name in JSON and CSV, with a dot before the name inside another; empty where only
+            people read it. An estimate is also stored as ``key_error_of_mean`` and in ``seeds``.
         unit: Of the number.
         terminal: Heading in the terminal's table; empty where it isn't shown there.
         percent: Whether people are shown percents.

@@ -249,7 +249,7 @@ def open_pool(
         environment = environments(workers, CPU_COUNT, device)
         # a worker that is busy is not lost
         stack.enter_context(dask.config.set({"distributed.scheduler.worker-ttl": None}))
-        # numerical libraries read these when they are loaded, so they are set before a worker starts
+        # numerical libraries read these when they are loaded: set before a worker starts
         common = {k: v for k, v in environment[0].items() if k != "CUDA_VISIBLE_DEVICES"}
         stack.enter_context(dask.config.set({"distributed.nanny.pre-spawn-environ": common}))
         # LocalCluster gives all workers one environment; with several GPUs each has its own
@@ -260,7 +260,10 @@ def open_pool(
             with _environment(common):  # where both have a variable, Dask takes this process's
                 cluster = SpecCluster(specification, scheduler_of_ours)
         except RuntimeError as error:
-            raise ClusterError(f"the worker processes do not start: {error}") from error
+            raise ClusterError(
+                f"the worker processes do not start ({error}); a script that opens a pool needs "
+                'if __name__ == "__main__":'
+            ) from error
         stack.enter_context(cluster)
         client = stack.enter_context(_connected(cluster.scheduler_address))
         yield DaskPool(client, workers, int(environment[0]["OMP_NUM_THREADS"]))

@@ -32,8 +32,7 @@ from hessrmt.training.protocol import evaluate
 if TYPE_CHECKING:
     from hessrmt.backend.base import Backend
     from hessrmt.capacity.report import CapacityReport, Layer
-    from hessrmt.config import TrainConfig
-    from hessrmt.config import HistoryConfig
+    from hessrmt.config import HistoryConfig, TrainConfig
     from hessrmt.problems.data import Dataset
     from hessrmt.progress import Tick
     from hessrmt.records import Spectrum

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from hessrmt.curvature.density_file import load_density
 from hessrmt.errors import StoreError
-from hessrmt.levels.analysis import Unfolded, analyze, unfold_selection
+from hessrmt.levels.analysis import (
+    Unfolded,
+    analyze,
+    long_range,
+    ratio_histogram,
+    spacing_histogram,
+    unfold_selection,
+)
+from hessrmt.levels.density import decade_histograms, density_histograms
 from hessrmt.levels.selection import select
 from hessrmt.levels.unfolding import check_options
+from hessrmt.plots import levels as plots
+from hessrmt.plots.style import of_spectra
 from hessrmt.runs.run import SERIAL, naming
 from hessrmt.store.density import SCHEMA
 from hessrmt.store.files import schema_of
@@ -16,6 +28,8 @@ from hessrmt.store.spectra import load
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from matplotlib.figure import Figure
 
     from hessrmt.config import LevelsConfig
     from hessrmt.progress import Tick
@@ -106,3 +120,71 @@ def unfolded(settings: LevelsConfig, spectra: Spectra) -> dict[str, Unfolded]:
         )
         for name, cutoff in settings.cutoffs.items()
     }
+
+
+Pictures = dict[str, "Callable[[], Figure]"]
+"""Name of a picture to what computes and draws it."""
+
+
+def pictures(
+    unfolded: Unfolded, title: str = "", *, surrogates: int = 0, seed: int = 0
+) -> Pictures:
+    """Everything there is to see of some levels.
+
+    Args:
+        unfolded: The unfolded levels.
+        title: Above every picture.
+        surrogates: As for :func:`hessrmt.levels.spacing_histogram`.
+        seed: Of the surrogates.
+
+    Returns:
+        ``spacings``, ``ratios``, ``ratios-unfolded`` (r up to 10), ``density``,
+        ``density-per-decade``, ``staircase`` (of the first spectrum that was unfolded),
+        ``number-variance``, ``rigidity`` and ``form-factor``.
+    """
+    rows = unfolded.selection.levels
+    group = {of_spectra(len(rows)): rows}
+    first = next((i for i, row in enumerate(unfolded.levels) if row is not None), 0)
+    return histograms(unfolded, title, surrogates=surrogates, seed=seed) | {
+        "density": partial(densities, group, title),
+        "density-per-decade": partial(decades, group, title),
+        "staircase": partial(plots.staircase, unfolded, first, title),
+        **{
+            name.replace("_", "-"): lambda name=name: long_range(unfolded, name).plot(title)
+            for name in ("number_variance", "rigidity", "form_factor")
+        },
+    }
+
+
+def histograms(unfolded: Unfolded, title: str, *, surrogates: int, seed: int) -> Pictures:
+    """Spacings and ratios beside the laws (arguments as of :func:`pictures`).
+
+    Returns:
+        ``spacings``, ``ratios`` and ``ratios-unfolded``.
+    """
+    selection = unfolded.selection
+    return {
+        "spacings": lambda: spacing_histogram(unfolded, surrogates=surrogates, seed=seed).plot(
+            title
+        ),
+        "ratios": lambda: ratio_histogram(selection).plot(title),
+        "ratios-unfolded": lambda: ratio_histogram(selection, folded=False).plot(title),
+    }
+
+
+def densities(groups: Mapping[str, Sequence[Any]], title: str) -> Figure:
+    """Densities of the levels of several groups of spectra.
+
+    Args:
+        groups: Name to levels of each spectrum.
+        title: Above the picture.
+
+    Returns:
+        The picture.
+    """
+    return plots.spectral_density(density_histograms(groups), title)
+
+
+def decades(groups: Mapping[str, Sequence[Any]], title: str) -> Figure:
+    """Levels per decade of |λ| (arguments and result as of :func:`densities`)."""
+    return plots.density_per_decade(decade_histograms(groups), title)

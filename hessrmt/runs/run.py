@@ -164,12 +164,7 @@ class Run(Generic[P]):
         Yields:
             Items and results, as they are done.
         """
-        function = (
-            partial(compute, self.prepared)
-            if self.pool.local
-            else partial(_compute_there, compute, self.job)
-        )
-        for number, found in self.pool.map_unordered(function, items):
+        for number, found in compute_all(self.pool, compute, [(self, item) for item in items]):
             yield items[number], found
 
     def on_one(self, compute: Callable[[P, T], R], item: T) -> R:
@@ -182,7 +177,28 @@ class Run(Generic[P]):
         return found
 
 
-def _compute_there(compute: Callable[[Any, T], R], job: Job, item: T) -> R:
+def compute_all(
+    pool: Pool, compute: Callable[[Any, T], R], tasks: Sequence[tuple[Run[Any], T]]
+) -> Iterator[tuple[int, R]]:
+    """Compute items of one or several runs in any order.
+
+    Args:
+        pool: Where.
+        compute: As of :meth:`Run.on_all`.
+        tasks: The run of each item, and the item.
+
+    Yields:
+        Number of the task and result, as they are done.
+    """
+    if pool.local:
+        yield from pool.map_unordered(lambda task: compute(task[0].prepared, task[1]), tasks)
+    else:
+        sent = [(run.job, item) for run, item in tasks]
+        yield from pool.map_unordered(partial(_compute_there, compute), sent)
+
+
+def _compute_there(compute: Callable[[Any, T], R], task: tuple[Job, T]) -> R:
+    job, item = task
     return compute(_prepared_there(job), item)
 
 

@@ -384,6 +384,12 @@ class LevelsConfig(Settings):
             raise ValueError("should be METHOD or METHOD:OPTION=VALUE,..., e.g. spline:knots=20")
         return value
 
+    @model_validator(mode="after")
+    def _one_choice(self) -> Self:
+        if self.compare and self.cutoff != "certified":
+            raise ValueError("compare takes the cutoffs paper and certified; leave out cutoff")
+        return self
+
 
 class CapacityConfig(Settings):
     """Settings of ``hessrmt capacity``; see :func:`hessrmt.capacity.analyze`."""

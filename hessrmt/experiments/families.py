@@ -1,0 +1,737 @@
+"""Families of networks that differ in one thing: trained, measured, and kept in one file each.
+
+After "Generalization puzzles in deep networks" (2020): the numbers of a network are taken before and
+after the norms of its layers are divided out. One process writes the files. A network is trained by
+this process or by a worker of a pool, which saves it on its way where this process would, so that
+any process can go on with it.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import numpy as np
+import torch
+from pydantic import Field, field_validator, model_validator
+
+from hessrmt import rng
+from hessrmt.backend.select import select
+from hessrmt.config import CountOrAll, Settings, TrainConfig
+from hessrmt.errors import ConfigError, DataError, NonFiniteError, ProblemError
+from hessrmt.generalization import evaluate, normalize, output_normalize
+from hessrmt.generalization.margins import QUANTILES
+from hessrmt.generalization.networks import evaluating, outputs
+from hessrmt.generalization.normalize import effective_weights, layer_factors, output_factor
+from hessrmt.problems import checkpoints, data, losses, models
+from hessrmt.progress import silent
+from hessrmt.records import Provenance
+from hessrmt.runs.run import (
+    SERIAL,
+    Run,
+    compute_all,
+    computed_by,
+    digest,
+    make_folders,
+)
+from hessrmt.runs.training import TrainingFile, write_checkpoint
+from hessrmt.store.family import HISTORY, FamilyWriter, Member, load_family
+from hessrmt.training.augment import crop_and_flip
+from hessrmt.training.initialization import initialize
+from hessrmt.training.labels import drawn, permuted
+from hessrmt.training.protocol import TrainState, train
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from torch import Tensor, nn
+
+    from hessrmt.backend.base import Backend
+    from hessrmt.generalization.layers import Layer
+    from hessrmt.problems.data import Dataset
+    from hessrmt.progress import Tick
+    from hessrmt.runs.run import Pool
+    from hessrmt.store.family import FamilyResult
+
+WIDTH = "{width}"
+"""What stands for the width in the name of a model."""
+
+_RANGES = {
+    "initial-scale": "standard deviations, above 0",
+    "corruption": "shares of the labels, 0 to 1",
+    "width": "whole numbers from 1 on",
+    "samples": "whole numbers from 1 on",
+}
+
+
+class Family(Settings):
+    """Networks that differ in one thing, which is varied; one HDF5 file.
+
+    A value may be there several times: these networks differ in their random numbers only.
+
+    Attributes:
+        name: Of the family, also of its file.
+        vary: What differs: the standard deviation of the initial weights, the share of labels that
+            were permuted in pre-training, the width of the network, the number of samples.
+        values: Of what differs, one for each network.
+        model: Registry name or ``file.py:factory``; for widths with the placeholder ``{width}``.
+        data: Registry name, ``.npz`` file or directory of IDX files or CIFAR batches.
+        labels: ``random``: training and test labels are drawn at random.
+        samples: Training samples, the first of a fixed permutation; the test split is used whole.
+        initial_scale: Standard deviation s of the initial weights, N(0, s²) with biases 0; None
+            for torch's default law.
+        pretraining: Epochs on the corrupted labels.
+        epochs: Epochs on the family's own labels, at most.
+        batch: Samples in a batch.
+        rates: Learning rates of equal pieces of ``epochs``; pre-training uses the first.
+        momentum: Of SGD; starts from rest after pre-training.
+        weight_decay: Of SGD.
+        augment: Random crops (padding 4) and horizontal flips of the training images.
+        stop_loss: Training ends once the training error is 0 and the mean training loss, in
+            evaluation mode, is at most this; None for all epochs.
+        reference_loss: Keep the epoch whose training loss is closest to it, the first of equals;
+            None keeps the last.
+        measure_every: Losses are measured after every so manieth epoch, and after the last.
+        norm: p of the norms of the weights, at least 1; infinity for the largest element.
+        by: ``layers`` divides by the norms of all layers; ``output`` by the norm of the output on
+            the first training sample of the data set.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    vary: Literal["initial-scale", "corruption", "width", "samples"]
+    values: tuple[float, ...] = Field(min_length=1)
+    model: str
+    data: str = "mnist"
+    labels: Literal["natural", "random"] = "natural"
+    samples: CountOrAll = "all"
+    initial_scale: float | None = Field(None, gt=0, allow_inf_nan=False)
+    pretraining: int = Field(0, ge=0)
+    epochs: int = Field(ge=1)
+    batch: int = Field(100, ge=1)
+    rates: tuple[float, ...] = Field(min_length=1)
+    momentum: float = Field(0.0, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
+    augment: bool = False
+    stop_loss: float | None = Field(None, gt=0, allow_inf_nan=False)
+    reference_loss: float | None = Field(None, gt=0, allow_inf_nan=False)
+    measure_every: int = Field(1, ge=1)
+    norm: float = Field(2.0, ge=1)
+    by: Literal["layers", "output"] = "layers"
+
+    @field_validator("rates")
+    @classmethod
+    def _positive(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(0 < rate < float("inf") for rate in value):
+            raise ValueError("learning rates should be positive and finite")
+        return value
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Self:
+        whole = self.vary in {"width", "samples"}
+        for value in self.values:
+            good = {
+                "initial-scale": 0 < value < float("inf"),
+                "corruption": 0 <= value <= 1,
+            }.get(self.vary, value >= 1)
+            if not good or (whole and not float(value).is_integer()):
+                raise ValueError(
+                    f"{self.name}: {value:g} cannot be a value of {self.vary}; expected "
+                    f"{_RANGES[self.vary]}"
+                )
+        if (self.vary == "width") != (WIDTH in self.model):
+            raise ValueError(
+                f"{self.name}: the model is {self.model!r}, but {WIDTH} belongs there where, and "
+                "only where, widths are varied"
+            )
+        if len(self.rates) > self.epochs:
+            raise ValueError(
+                f"{self.name}: {len(self.rates)} learning rates for {self.epochs} epochs; "
+                "expected at least one epoch for each"
+            )
+        if (self.vary == "corruption") != (self.pretraining > 0):
+            raise ValueError(
+                f"{self.name}: pretraining is {self.pretraining} epochs; it should be at least 1 "
+                "where the corruption is varied, and 0 elsewhere"
+            )
+        if self.vary == "initial-scale" and self.initial_scale is not None:
+            raise ValueError(f"{self.name}: the initial scale is varied; leave initial_scale out")
+        if self.vary == "samples" and self.samples != "all":
+            raise ValueError(f"{self.name}: the samples are varied; leave samples out")
+        return self
+
+    def model_of(self, value: float) -> str:
+        """The model of one network.
+
+        Args:
+            value: Of what is varied.
+
+        Returns:
+            Registry name or ``file.py:factory``.
+        """
+        return self.model.replace(WIDTH, f"{value:.0f}") if self.vary == "width" else self.model
+
+    def rate(self, epoch: int) -> float:
+        """Learning rate of an epoch.
+
+        Args:
+            epoch: Counted from 0.
+
+        Returns:
+            That of its piece.
+        """
+        return self.rates[min(epoch * len(self.rates) // self.epochs, len(self.rates) - 1)]
+
+
+class SeededFamily(Family):
+    """A family as it is trained.
+
+    Attributes:
+        seed: Of everything.
+        device: ``auto``, ``cpu`` or ``cuda[:i]``.
+    """
+
+    seed: int = Field(0, ge=0)
+    device: str = "auto"
+
+
+@dataclass(frozen=True, eq=False)
+class FamilySamples:
+    """The samples of a family, the training samples in a random order of their own.
+
+    Attributes:
+        wanted: The family.
+        train: Training samples, with random labels if the family has those.
+        test: Test samples, likewise.
+        fixed: (1, ...) the first training sample of the data set.
+        digests: SHA-256 of the ``data``, before labels are drawn and samples permuted.
+    """
+
+    wanted: SeededFamily
+    train: Dataset
+    test: Dataset
+    fixed: Tensor
+    digests: Mapping[str, str]
+
+    @cached_property
+    def backend(self) -> Backend:
+        """Where networks are trained, chosen when first asked for."""
+        return select(self.wanted.device)
+
+    def first(self, count: int) -> Dataset:
+        """Some training samples.
+
+        Args:
+            count: How many.
+
+        Returns:
+            The first ones.
+        """
+        return dataclasses.replace(self.train, x=self.train.x[:count], y=self.train.y[:count])
+
+
+def samples_of(family: SeededFamily, folder: Path | None = None) -> FamilySamples:
+    """The samples of a family.
+
+    Args:
+        family: What it is.
+        folder: Where to look for data first.
+
+    Returns:
+        The samples.
+
+    Raises:
+        ConfigError: If more samples are asked for than there are.
+        DataError: If the data have no classes.
+    """
+    test = data.load(family.data, "test", folder)
+    train_set = data.load(family.data, "train", folder)
+    if train_set.classes is None:
+        raise DataError(f"{family.data} has no classes; families need class labels")
+    most = max(_sizes(family, len(train_set)))
+    if most > len(train_set):
+        raise ConfigError(
+            f"{family.name} asks for {most:,} training samples, but there are {len(train_set):,} "
+            f"({train_set.origin})"
+        )
+    sha256 = digest([train_set.x, train_set.y, test.x, test.y])
+    fixed = train_set.tensors(slice(1))[0]
+    if family.labels == "random":
+        classes = train_set.classes
+        train_set, test = (
+            dataclasses.replace(
+                part,
+                y=drawn(len(part), classes, rng.stream(family.seed, "random-labels", part.split)),
+            )
+            for part in (train_set, test)
+        )
+    order = rng.stream(family.seed, "samples").permutation(len(train_set))
+    permuted_set = dataclasses.replace(train_set, x=train_set.x[order], y=train_set.y[order])
+    return FamilySamples(family, permuted_set, test, fixed, {"data": sha256})
+
+
+def _sizes(family: Family, there: int) -> list[int]:
+    if family.vary == "samples":
+        return [int(value) for value in family.values]
+    return [there if family.samples == "all" else family.samples]
+
+
+_FAILS = (NonFiniteError, DataError)
+"""What may happen to a network whose settings are right."""
+
+
+def run_all(
+    families: Sequence[Family],
+    out: Path,
+    *,
+    seed: int = 0,
+    device: str = "auto",
+    folder: Path | None = None,
+    tick: Tick | None = None,
+    pool: Pool = SERIAL,
+) -> list[FamilyResult]:
+    """Train what is not trained yet of some families, and read all of them.
+
+    Args:
+        families: What they are.
+        out: Folder for everything; workers must have it too.
+        seed: Of everything.
+        device: Where to compute.
+        folder: Where to look for data first.
+        tick: Told of progress: epochs of the network that is trained, or networks.
+        pool: Where networks are trained.
+
+    Returns:
+        The families.
+    """
+    tick = tick or silent
+    wanted = [SeededFamily(**family.model_dump(), seed=seed, device=device) for family in families]
+    for one in wanted if len(wanted) > 1 else ():
+        samples_of(one, folder)  # what is missing is said at once
+    parts = [[one] for one in wanted] if pool.local else [wanted]
+    for part in parts:
+        _run(part, out, folder, tick, pool)
+    return [load_family(_file(out, family)) for family in families]
+
+
+def _run(
+    families: Sequence[SeededFamily], out: Path, folder: Path | None, tick: Tick, pool: Pool
+) -> None:
+    """Train what is missing of one family here, or of all families by workers."""
+    runs = [Run(samples_of, family, folder, pool=pool, out=out) for family in families]
+    identities = [_identity(f, r.prepared.digests) for f, r in zip(families, runs, strict=True)]
+    make_folders(out, "families", "checkpoints")
+    name = runs[0].on_one(_device, None)
+    with ExitStack() as stack:
+        files = []
+        for family, work, identity in zip(families, runs, identities, strict=True):
+            origin = work.prepared.train.origin
+            embedded = (origin,) if work.prepared.train.embedded else ()
+            notes = (*embedded, *computed_by(pool))
+            about = Provenance({"data": origin}, name, notes=notes)
+            place = _file(out, family)
+            files.append(stack.enter_context(FamilyWriter(place, family.values, identity, about)))
+        tasks = []
+        for number, (family, file) in enumerate(zip(families, files, strict=True)):
+            for index in range(len(family.values)):
+                if index in file.members:
+                    _checkpoint(family, index, out).unlink(missing_ok=True)
+                else:
+                    tasks.append((number, index))
+        every = sum(len(family.values) for family in families)
+        done = every - len(tasks)
+        if not pool.local:
+            tick("networks", done, every)
+        step = partial(_make, tick=tick if pool.local else None, out=out.absolute())
+        items = [(runs[k], (families[k].name, identities[k], index)) for k, index in tasks]
+        try:
+            for task, member in compute_all(pool, step, items):
+                number, index = tasks[task]
+                files[number].write(index, member)
+                _checkpoint(families[number], index, out).unlink(missing_ok=True)
+                done += 1
+                if not pool.local:
+                    tick("networks", done, every)
+        except _FAILS as error:
+            raise type(error)(
+                f"{error}. {done} of {every} networks are in {out / 'families'}"
+            ) from error
+
+
+def _device(samples: FamilySamples, _: None) -> str:
+    return samples.backend.name
+
+
+def _file(out: Path, family: Family) -> Path:
+    return out / "families" / f"{family.name}.h5"
+
+
+def _checkpoint(family: Family, index: int, out: Path) -> Path:
+    """File of a network in training."""
+    return out / "checkpoints" / f"{family.name}-{index}.pt"
+
+
+def _identity(family: SeededFamily, digests: Mapping[str, str]) -> dict[str, Any]:
+    plain = family.model_dump(exclude={"seed", "device"})
+    return {"family": plain, "seed": family.seed, "data_sha256": digests["data"]}
+
+
+@dataclass(frozen=True, eq=False)
+class MemberPlan:
+    """What one network is to be.
+
+    Attributes:
+        family: That it belongs to.
+        value: Of what is varied.
+        seed: Of its random numbers.
+        train: Its training samples.
+        test: The test samples.
+        fixed: (1, ...) the sample whose output's norm may be divided by.
+        device: Where to compute.
+    """
+
+    family: Family
+    value: float
+    seed: int
+    train: Dataset
+    test: Dataset
+    fixed: Tensor
+    device: torch.device
+
+    @property
+    def model(self) -> str:
+        """Registry name or ``file.py:factory``."""
+        return self.family.model_of(self.value)
+
+    @classmethod
+    def of(cls, samples: FamilySamples, index: int) -> MemberPlan:
+        """What a network of a family is to be.
+
+        Args:
+            samples: Of the family.
+            index: Of the network.
+
+        Returns:
+            The plan.
+        """
+        family = samples.wanted
+        value = family.values[index]
+        again = family.values[:index].count(value)  # equal values have random numbers of their own
+        words = rng.seed_sequence(family.seed, "puzzles", family.name, repr(value), again)
+        sizes = _sizes(family, len(samples.train))
+        return cls(
+            family=family,
+            value=value,
+            seed=int(words.generate_state(1)[0]),
+            train=samples.first(sizes[index] if family.vary == "samples" else sizes[0]),
+            test=samples.test,
+            fixed=samples.fixed,
+            device=samples.backend.device,
+        )
+
+
+SAVE_SECONDS = 20.0
+"""Time between saves of a network in training."""
+
+
+@dataclass
+class _Progress:
+    """What is saved of a network in training beside its state."""
+
+    phase: int = 0
+    measured: dict[str, list[float]] = field(default_factory=lambda: {k: [] for k in HISTORY})
+    kept: tuple[int, dict[str, Any]] | None = None
+    seconds: float = 0.0
+
+
+def _make(
+    samples: FamilySamples,
+    item: tuple[str, Mapping[str, Any], int],
+    out: Path,
+    tick: Tick | None = None,
+) -> Member:
+    """Train one network, or go on with it, and measure it; an error says which."""
+    name, identity, index = item
+    plan = MemberPlan.of(samples, index)
+    family = plan.family
+    count = len(family.values)
+    phase = f"{name} {index + 1}/{count} ({plan.value:g}), epochs"
+    path = _checkpoint(family, index, out)
+    try:
+        with TrainingFile(path, {"member": index, **identity}, resume=True) as file:
+            made, final = _trained(plan, file, partial(tick or silent, phase))
+    except _FAILS as error:
+        raise type(error)(
+            f"network {index + 1} of {name} ({family.vary} {plan.value:g}): {error}"
+        ) from error
+    about = {"model": plan.model, "value": plan.value, "identity": dict(identity)}
+    write_checkpoint(path.with_suffix(".final.pt"), {**about, **final})
+    return made
+
+
+def _trained(
+    plan: MemberPlan, file: TrainingFile, tick: Callable[[int, int], None]
+) -> tuple[Member, dict[str, Any]]:
+    """Numbers of a network and what its last file holds."""
+    clock = time.perf_counter()
+    family = plan.family
+    model = models.build(plan.model, plan.train.input_shape, plan.train.outputs, plan.seed)
+    scale = plan.value if family.vary == "initial-scale" else family.initial_scale
+    if scale is not None:
+        initialize(model, scale, rng.torch_generator(plan.seed, "initial-scale"))
+    progress, latest = _Progress(**file.extra), file.start
+    before, saved = progress.seconds, clock
+
+    def after(state: TrainState) -> None:
+        nonlocal latest, saved
+        latest = state
+        tick(
+            state.epoch + (family.pretraining if progress.phase else 0),
+            family.pretraining + family.epochs,
+        )
+        now = time.perf_counter()
+        if now - saved >= SAVE_SECONDS:
+            saved, progress.seconds = now, before + now - clock
+            file.save(state, **vars(progress))
+
+    tick(0, family.pretraining + family.epochs)
+    if family.pretraining and not progress.phase:
+        share = plan.value if family.vary == "corruption" else 0.0
+        labels = permuted(plan.train.y, share, rng.stream(plan.seed, "corruption"))
+        corrupted = dataclasses.replace(plan.train, y=labels)
+        latest = _rested(_train(plan, model, corrupted, latest, pretraining=True, on_epoch=after))
+    progress.phase = 1
+    history = History(plan, model)
+
+    def measured(state: TrainState) -> None:
+        if state.epoch % family.measure_every == 0 or state.epoch == family.epochs:
+            entry = history(state)
+            for name in HISTORY:
+                progress.measured[name].append(entry[name])
+            if family.reference_loss is not None:
+                _keep(progress, state, family.reference_loss)
+        after(state)
+
+    def finished(state: TrainState) -> bool:
+        found = progress.measured
+        if family.stop_loss is None or not found["epoch"] or found["epoch"][-1] != state.epoch:
+            return False
+        return found["train_error"][-1] == 0 and found["train_loss"][-1] <= family.stop_loss
+
+    if latest is None or not finished(latest):  # it may have been killed after its last epoch
+        latest = _train(
+            plan, model, plan.train, latest, pretraining=False, on_epoch=measured, stop=finished
+        )
+    epoch, weights = progress.kept or (latest.epoch, latest.model)
+    checkpoints.apply_state(model, weights)
+    history_of = {name: np.array(values) for name, values in progress.measured.items()}
+    found = measure(plan, model, epoch, history_of)
+    seconds = before + time.perf_counter() - clock
+    return dataclasses.replace(found, seconds=seconds), {"epoch": epoch, "state_dict": weights}
+
+
+def _train(
+    plan: MemberPlan,
+    model: nn.Module,
+    samples: Dataset,
+    start: TrainState | None,
+    *,
+    pretraining: bool,
+    on_epoch: Callable[[TrainState], None],
+    stop: Callable[[TrainState], bool] | None = None,
+) -> TrainState:
+    family = plan.family
+    seed = rng.seed_sequence(plan.seed, "pretraining" if pretraining else "training")
+    settings = TrainConfig(
+        model=plan.model,
+        epochs=family.pretraining if pretraining else family.epochs,
+        batch=family.batch,
+        lr=family.rates[0],
+        final_lr=family.rates[-1],
+        decay_start=0,
+        decay_end=0,
+        momentum=family.momentum,
+        weight_decay=family.weight_decay,
+        seed=int(seed.generate_state(1)[0]),
+    )
+    augment = None
+    if family.augment:
+        black = -1.0 if samples.x.dtype == np.uint8 else 0.0
+        augment = partial(crop_and_flip, fill=black)
+    return train(
+        model,
+        losses.resolve(LOSS),
+        samples,
+        settings,
+        device=plan.device,
+        start=start,
+        rate=(lambda _: family.rates[0]) if pretraining else family.rate,
+        augment=augment,
+        stop=stop,
+        on_epoch=on_epoch,
+    )
+
+
+def _rested(state: TrainState) -> TrainState:
+    # the weights after pre-training, the optimiser as new: epoch 0 of the next phase
+    groups = [dict(group) for group in state.optimizer["param_groups"]]
+    return TrainState(0, state.model, {"state": {}, "param_groups": groups})
+
+
+def _keep(progress: _Progress, state: TrainState, reference: float) -> None:
+    # the first of equals: only what is closer takes the place of what is kept
+    away = [abs(loss - reference) for loss in progress.measured["train_loss"]]
+    if progress.kept is None or away[-1] < min(away[:-1]):
+        progress.kept = state.epoch, state.model
+
+
+LOSS = "cross-entropy"
+
+BINS = 60
+"""Of the histogram of the largest output."""
+
+_CHECKED = 64
+"""Training samples on which a network must be homogeneous."""
+
+_BATCH = 250
+"""Samples measured at a time."""
+
+
+def measure(
+    plan: MemberPlan, model: nn.Module, epoch: int, history: Mapping[str, np.ndarray]
+) -> Member:
+    """The numbers of a trained network, all from float64 outputs.
+
+    Args:
+        plan: What it was to be.
+        model: The network; becomes float64.
+        epoch: Of the weights.
+        history: What was measured in training.
+
+    Returns:
+        The numbers.
+
+    Raises:
+        ProblemError: If the network has no output per class.
+    """
+    family, loss = plan.family, losses.resolve(LOSS)
+    model = model.to(device=plan.device, dtype=torch.float64).eval()
+    if family.by == "layers":
+        found = normalize(model, plan.train.tensors(slice(_CHECKED))[0], family.norm)
+    else:
+        found = output_normalize(model, plan.fixed, family.norm)
+    train_found = evaluate(model, _pieces(plan.train, torch.float64), loss, found.product)
+    test_found = evaluate(model, _pieces(plan.test, torch.float64), loss, found.product)
+    margins, wrong = train_found.margins, test_found.error
+    if margins is None or wrong is None:
+        raise ProblemError(f"{plan.model} gives no output per class; families need class labels")
+    top = _largest(model, plan)
+    counts, edges = np.histogram(top / found.product, BINS)
+    return Member(
+        value=plan.value,
+        parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        epoch=epoch,
+        train_loss=train_found.loss,
+        test_loss=test_found.loss,
+        normalized_train_loss=train_found.normalized_loss,
+        normalized_test_loss=test_found.normalized_loss,
+        train_error=margins.error,
+        test_error=wrong,
+        product=found.product,
+        factors=tuple(found.factors.values()),
+        margin=margins.minimum,
+        normalized_margin=margins.normalized_minimum,
+        margin_quantiles=np.quantile(margins.margins / found.product, QUANTILES),
+        top_output_mean=float(top.mean() / found.product),
+        top_output_std=float(top.std() / found.product),
+        top_output_edges=edges,
+        top_output_counts=counts.astype(np.float64),
+        raw_top_output_mean=float(top.mean()),
+        raw_top_output_std=float(top.std()),
+        history=history,
+    )
+
+
+class History:
+    """Measures a network in training: one pass over training and test samples each time.
+
+    Args:
+        plan: What it is to be.
+        model: The network; it is measured as it is when the object is called.
+    """
+
+    def __init__(self, plan: MemberPlan, model: nn.Module) -> None:
+        self._family = plan.family
+        self._model = model
+        self._loss = losses.resolve(LOSS)
+        self._train = _moved(_pieces(plan.train, torch.float32), plan.device)
+        self._test = _moved(_pieces(plan.test, torch.float32), plan.device)
+        self._fixed = plan.fixed.to(device=plan.device, dtype=torch.float32)
+        self._layers: tuple[Layer, ...] = ()
+        if plan.family.by == "layers":
+            some = plan.train.tensors(slice(_CHECKED))[0]
+            network = copy.deepcopy(model).to(device="cpu", dtype=torch.float64)
+            self._layers = normalize(network, some, plan.family.norm).layers
+
+    def __call__(self, state: TrainState) -> dict[str, float]:
+        """The numbers after an epoch.
+
+        Args:
+            state: After it.
+
+        Returns:
+            Name, as in :data:`~hessrmt.store.family.HISTORY`, to number.
+        """
+        product = self._product()
+        train_found = evaluate(self._model, self._train, self._loss, product)
+        test_found = evaluate(self._model, self._test, self._loss, product)
+        assert train_found.margins is not None
+        assert test_found.error is not None
+        return {
+            "epoch": float(state.epoch),
+            "rate": state.history[-1]["lr"],
+            "train_loss": train_found.loss,
+            "test_loss": test_found.loss,
+            "train_error": train_found.margins.error,
+            "test_error": test_found.error,
+            "normalized_train_loss": train_found.normalized_loss,
+            "normalized_test_loss": test_found.normalized_loss,
+            "margin": train_found.margins.minimum,
+            "product": product,
+        }
+
+    def _product(self) -> float:
+        norm = self._family.norm
+        if self._layers:
+            return math.prod(
+                layer_factors(effective_weights(self._model, self._layers), norm).values()
+            )
+        with evaluating(self._model):
+            return output_factor(outputs(self._model, self._fixed), norm)
+
+
+def _largest(model: nn.Module, plan: MemberPlan) -> np.ndarray:
+    with evaluating(model):
+        found = [
+            outputs(model, x.to(plan.device)).amax(dim=1).cpu()
+            for x, _ in _pieces(plan.train, torch.float64)
+        ]
+    return torch.cat(found).numpy()
+
+
+def _pieces(samples: Dataset, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
+    for first in range(0, len(samples), _BATCH):
+        yield samples.tensors(slice(first, first + _BATCH), dtype)
+
+
+def _moved(
+    pieces: Iterator[tuple[Tensor, Tensor]], device: torch.device
+) -> list[tuple[Tensor, Tensor]]:
+    return [(x.to(device), y.to(device)) for x, y in pieces]

@@ -1,0 +1,470 @@
+"""``reproduce iterate-averaging``: the last iterate against averages of iterates.
+
+Baskerville, Granziol and Keating (2022), section 8 and Fig. 7. Every network is trained at every
+learning rate with the same budget, and three points of each run are compared: the last iterate,
+Polyak's average of all iterates, and the average of the tail. Of the first seeds the Hessians are
+computed at all three, on the same training samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from hessrmt import rng
+from hessrmt.config import CountOrAll, Settings, SpectrumConfig, TrainConfig
+from hessrmt.errors import DataError
+from hessrmt.experiments.experiment import Column, Estimate, Experiment, preset_of
+from hessrmt.levels.density import mean_counts
+from hessrmt.plots import training as plots
+from hessrmt.progress import silent
+from hessrmt.runs import spectrum, trajectory
+from hessrmt.runs.run import SERIAL, make_folders
+from hessrmt.runs.trajectory import LAST, Trajectory, TrajectoryPlan
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from matplotlib.figure import Figure
+
+    from hessrmt.progress import Tick
+    from hessrmt.records import Spectra, Spectrum
+    from hessrmt.runs.run import Pool
+
+POLYAK, TAIL = "polyak", "tail"
+POINTS = (LAST, POLYAK, TAIL)
+
+_RANKS, _PER_DECADE = 40, 3
+_DRAWN = ("test_loss", "test_error", "train_loss")
+
+
+class AveragedNetwork(Settings):
+    """One network and how its Hessians are computed.
+
+    Attributes:
+        model: Registry name or ``file.py:factory``.
+        spectra: Seeds whose Hessians are computed.
+        batch: Training samples in a batch.
+        batches: How many, each a spectrum.
+        only: Pattern of the parameters to take.
+    """
+
+    model: str
+    spectra: int = Field(0, ge=0)
+    batch: CountOrAll = 128
+    batches: int = Field(1, ge=1)
+    only: str | None = None
+
+
+class AveragedRate(Settings):
+    """One learning rate.
+
+    Attributes:
+        name: In file names.
+        lr: At the beginning.
+        final_lr: At the end of a linear decay; None for a constant rate.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9.]*$")
+    lr: float = Field(gt=0, allow_inf_nan=False)
+    final_lr: float | None = Field(None, ge=0, allow_inf_nan=False)
+
+
+class IterateAveragingPreset(Settings):
+    """One size of the experiment.
+
+    Attributes:
+        networks: What is trained.
+        rates: At which learning rates.
+        epochs: Of each run.
+        tail_start: Epoch after which the average of the tail begins.
+        batch: Samples in a minibatch.
+        momentum: Of SGD.
+        weight_decay: Of SGD.
+        seeds: Runs of each network and rate.
+        measure_every: Epochs between measurements.
+    """
+
+    networks: tuple[AveragedNetwork, ...] = Field(min_length=1)
+    rates: tuple[AveragedRate, ...] = Field(min_length=1)
+    epochs: int = Field(ge=1)
+    tail_start: int = Field(ge=0)
+    batch: int = Field(128, ge=1)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0, allow_inf_nan=False)
+    seeds: int = Field(1, ge=1)
+    measure_every: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.tail_start >= self.epochs:
+            raise ValueError(
+                f"tail_start {self.tail_start} leaves no iterate to average in {self.epochs} "
+                "epochs; begin earlier"
+            )
+        for what, names in (
+            ("rates", [rate.name for rate in self.rates]),
+            ("networks", [network.model for network in self.networks]),
+        ):
+            if len(set(names)) < len(names):
+                raise ValueError(f"two {what} have the same name")
+        return self
+
+
+class IterateAveragingConfig(Settings):
+    """Settings of ``hessrmt reproduce iterate-averaging``.
+
+    Attributes:
+        experiment: Its name.
+        title: What it is about.
+        data: Registry name, file or folder.
+        device: ``auto``, ``cpu`` or ``cuda[:i]``.
+        seed: Of everything.
+        presets: Name to size.
+    """
+
+    experiment: Literal["iterate-averaging"]
+    title: str = ""
+    data: str = "mnist"
+    device: str = "auto"
+    seed: int = Field(0, ge=0)
+    presets: dict[str, IterateAveragingPreset] = Field(min_length=1)
+
+
+_CURVATURES: dict[str, Callable[[Spectrum], float]] = {
+    "largest": lambda item: float(item.eigenvalues[-1]),
+    "trace": lambda item: float(item.eigenvalues.sum()),
+    "smallest": lambda item: float(item.eigenvalues[0]),
+    "certified": lambda item: float(item.rank),
+    "negative": lambda item: float(np.count_nonzero(item.resolved < 0)),
+}
+
+
+@dataclass(frozen=True)
+class AveragedPoint:
+    """One point of the runs of a network at a learning rate.
+
+    Attributes:
+        name: Of network, rate and point.
+        model: The network.
+        rate: Its learning rate.
+        point: The last iterate or an average.
+        runs: One for each seed.
+        spectra: Of the first seeds.
+    """
+
+    name: str
+    model: str
+    rate: AveragedRate
+    point: str
+    runs: Sequence[Trajectory] = field(repr=False)
+    spectra: Sequence[Spectra] = field(repr=False)
+
+    def values(self, what: str) -> np.ndarray:
+        """A quantity at the end of each run.
+
+        Args:
+            what: As measured on the way, or ``distance`` from the last iterate.
+
+        Returns:
+            (seeds,), NaN where it is not known.
+        """
+        found = [run.measured[-1][self.point].get(what, 0.0) for run in self.runs]
+        return np.array([np.nan if value is None else value for value in found])
+
+    def curvature(self, what: str) -> np.ndarray:
+        """A property of the Hessians, averaged over a seed's batches.
+
+        Args:
+            what: ``largest``, ``trace``, ``smallest``, ``certified`` or ``negative``.
+
+        Returns:
+            (seeds with spectra,).
+        """
+        get = _CURVATURES[what]
+        return np.array([np.mean([get(item) for item in rows]) for rows in self.spectra])
+
+    def curve(self, what: str) -> tuple[np.ndarray, np.ndarray]:
+        """A quantity over the epochs.
+
+        Args:
+            what: As measured on the way.
+
+        Returns:
+            (m,) epochs and (seeds, m) values, NaN where they are not known.
+        """
+        found = [run.curve(self.point, what) for run in self.runs]
+        rows = [[np.nan if v is None else v for v in values] for _, values in found]
+        return np.array(found[0][0]), np.array(rows, dtype=np.float64)
+
+    @property
+    def words(self) -> str:
+        """The learning rate in words."""
+        final = self.rate.final_lr
+        return f"{self.rate.name}, {self.rate.lr:g}" + ("" if final is None else f" to {final:g}")
+
+
+def _measured(name: str, what: str, form: str, **options: Any) -> Column[AveragedPoint]:
+    return Column(name, lambda e: Estimate.of(e.values(what)), form, what, **options)
+
+
+def _curvature(name: str, what: str, form: str, **options: Any) -> Column[AveragedPoint]:
+    return Column(name, lambda e: Estimate.of(e.curvature(what)), form, what, **options)
+
+
+def _smallest(entry: AveragedPoint) -> Estimate:
+    # a convex loss has no negative level, but round-off has a sign
+    return Estimate.of(entry.curvature("smallest").round(6) + 0.0)
+
+
+class IterateAveraging(Experiment[IterateAveragingConfig, AveragedPoint]):
+    """Averages of SGD's iterates at high and low learning rates."""
+
+    settings = IterateAveragingConfig
+    columns = (
+        Column("", lambda e: e.name, key="run"),
+        Column("network", lambda e: e.model, key="model"),
+        Column("", lambda e: e.rate.name, key="rate"),
+        Column("", lambda e: e.rate.lr, key="lr"),
+        Column("", lambda e: e.rate.final_lr, key="final_lr"),
+        Column("learning rate", lambda e: e.words),
+        Column("point", lambda e: e.point, key="point"),
+        Column("", lambda e: e.runs[0].measured[-1]["epoch"], key="epochs"),
+        Column("", lambda e: e.runs[0].measured[-1][e.point].get("count", 1), key="averaged"),
+        Column("", lambda e: e.runs[0].origin, key="data"),
+        _measured("train loss", "train_loss", ",.4f"),
+        _measured("test loss", "test_loss", ",.4f", terminal="test loss"),
+        _measured("", "train_error", ""),
+        _measured("test error %", "test_error", ",.2f", percent=True, terminal="test\nerror %"),
+        _measured("", "distance", ""),
+        Column(
+            "‖w - last‖",
+            lambda e: "0" if e.point == LAST else Estimate.of(e.values("distance")),
+            ",.2f",
+        ),
+        _curvature("λ max", "largest", ",.1f", terminal="λ max"),
+        _curvature("trace", "trace", ",.0f"),
+        _curvature("", "smallest", ""),
+        Column("λ min", _smallest, ",.2f"),
+        _curvature("certified", "certified", ",.0f"),
+        _curvature("negative", "negative", ",.0f"),
+    )
+
+    def run(  # noqa: D102 (see the base class)
+        self,
+        settings: IterateAveragingConfig,
+        preset: str,
+        out: Path,
+        *,
+        folder: Path | None = None,
+        tick: Tick | None = None,
+        pool: Pool | None = None,
+    ) -> list[AveragedPoint]:
+        size, tick, pool = preset_of(settings, preset), tick or silent, pool or SERIAL
+        make_folders(out, "checkpoints", "spectra")
+        pairs = [(network, rate) for network in size.networks for rate in size.rates]
+        plans = {
+            (network.model, rate.name): [
+                _plan(settings, size, network, rate, seed) for seed in range(size.seeds)
+            ]
+            for network, rate in pairs
+        }
+        every = [plan for part in plans.values() for plan in part]
+        place = out / "checkpoints"
+        done = trajectory.run_all(every, place, folder=folder, tick=tick, pool=pool)
+        by_name = {run.plan.name: run for run in done}
+        entries = []
+        for network, rate in pairs:
+            runs = [by_name[plan.name] for plan in plans[network.model, rate.name]]
+            for point in POINTS:
+                name = f"{_stem(network.model)}-{rate.name}-{point}"
+                spectra = []
+                for number, run in enumerate(runs[: network.spectra]):
+                    tick(f"spectra of {name}", number, min(network.spectra, len(runs)))
+                    prepared = spectrum.prepare(_wanted(settings, network, run, point), folder)
+                    file = out / "spectra" / f"{run.plan.name}-{point}.h5"
+                    found = spectrum.run(prepared, file, resume=True, pool=pool, folder=folder)
+                    spectra.append(found)
+                entries.append(AveragedPoint(name, network.model, rate, point, runs, spectra))
+        tick("done", 1, 1)
+        return entries
+
+    def fits(self, entries: Sequence[AveragedPoint]) -> list[dict[str, Any]]:  # noqa: D102
+        return [
+            {
+                "model": model,
+                "rate": rate,
+                "point": point,
+                **{what: found[0] for what, found in values.items()},
+                **{f"{what}_error_of_mean": found[1] for what, found in values.items()},
+            }
+            for (model, rate), points in gains(entries).items()
+            for point, values in points.items()
+        ]
+
+    def conclusions(self, entries: Sequence[AveragedPoint]) -> dict[str, str]:  # noqa: D102
+        found = {}
+        for (model, rate), points in gains(entries).items():
+            parts = []
+            for point, values in points.items():
+                loss, error, sharp = values["test_loss"], values["test_error"], values["largest"]
+                text = f"{point}: test loss lower by {_pm(loss, 4)}"
+                if np.isfinite(error[0]):
+                    text += f", error by {_pm((100 * error[0], 100 * error[1]), 2)} %"
+                if np.isfinite(sharp[0]):
+                    text += f", λ max times {_pm(sharp, 2)}"
+                parts.append(text)
+            found[f"{model}, {rate}"] = "; ".join(parts) + "."
+        return found
+
+    def figures(  # noqa: D102 (see the base class)
+        self, settings: IterateAveragingConfig, entries: Sequence[AveragedPoint]
+    ) -> Mapping[str, Callable[[], Any]]:
+        del settings
+        pictures: dict[str, Callable[[], Any]] = {}
+        for model in dict.fromkeys(entry.model for entry in entries):
+            part = [entry for entry in entries if entry.model == model]
+            pictures[f"{_stem(model)}-losses"] = partial(_losses, part, model)
+            pictures[f"{_stem(model)}-spectra"] = partial(_spectra, part, model)
+        return pictures
+
+
+def gains(
+    entries: Sequence[AveragedPoint],
+) -> dict[tuple[str, str], dict[str, dict[str, tuple[float, float]]]]:
+    """What averages gain over the last iterate of the same run.
+
+    Args:
+        entries: All points of all networks and rates.
+
+    Returns:
+        Network and rate to average to quantity to mean over seeds and standard error: differences
+        of ``train_loss``, ``test_loss`` and ``test_error``, and geometric means of the ratios of
+        ``largest`` and ``trace``.
+    """
+    by = {(entry.model, entry.rate.name, entry.point): entry for entry in entries}
+    found: dict[tuple[str, str], dict[str, dict[str, tuple[float, float]]]] = {}
+    for (model, rate, point), entry in by.items():
+        if point == LAST:
+            continue
+        last = by[model, rate, LAST]
+        differences = {
+            what: Estimate.of(last.values(what) - entry.values(what))[:2]
+            for what in ("train_loss", "test_loss", "test_error")
+        }
+        ratios = {
+            what: _ratio(entry.curvature(what), last.curvature(what))
+            for what in ("largest", "trace")
+        }
+        found.setdefault((model, rate), {})[point] = differences | ratios
+    return found
+
+
+def _ratio(values: np.ndarray, others: np.ndarray) -> tuple[float, float]:
+    # geometric mean: a ratio and its inverse count alike; none where a trace is negative
+    if not ((values > 0) & (others > 0)).all():
+        return float("nan"), float("nan")
+    mean, error, _ = Estimate.of(np.log(values / others))
+    return float(np.exp(mean)), float(np.exp(mean)) * error
+
+
+def _pm(found: tuple[float, float], digits: int) -> str:
+    mean, error = found
+    if not np.isfinite(mean):
+        return "-"
+    return f"{mean:,.{digits}f}" + (f" ± {error:.{digits}f}" if np.isfinite(error) else "")
+
+
+def _plan(
+    settings: IterateAveragingConfig,
+    size: IterateAveragingPreset,
+    network: AveragedNetwork,
+    rate: AveragedRate,
+    number: int,
+) -> TrajectoryPlan:
+    # the same seeds for all networks and rates: what differs is what is compared
+    seed = int(rng.seed_sequence(settings.seed, "iterate-averaging", number).generate_state(1)[0])
+    constant = rate.final_lr is None
+    training = TrainConfig(
+        model=network.model,
+        data=settings.data,
+        epochs=size.epochs,
+        batch=size.batch,
+        lr=rate.lr,
+        final_lr=rate.lr if rate.final_lr is None else rate.final_lr,
+        decay_start=0 if constant else size.epochs // 2,
+        decay_end=0 if constant else 9 * size.epochs // 10,
+        momentum=size.momentum,
+        weight_decay=size.weight_decay,
+        device=settings.device,
+        seed=seed,
+    )
+    return TrajectoryPlan(
+        f"{_stem(network.model)}-{rate.name}-{number}",
+        training,
+        {POLYAK: 0, TAIL: size.tail_start},
+        measure_every=size.measure_every,
+    )
+
+
+def _wanted(
+    settings: IterateAveragingConfig, network: AveragedNetwork, run: Trajectory, point: str
+) -> SpectrumConfig:
+    return SpectrumConfig(
+        model=network.model,
+        data=settings.data,
+        batch=network.batch,
+        batches=1 if network.batch == "all" else network.batches,
+        split="train",
+        checkpoint=run.files[point],
+        only=network.only,
+        device=settings.device,
+        seed=run.plan.settings.seed,
+    )
+
+
+def _stem(model: str) -> str:
+    return model.rpartition(":")[2].replace("/", "_")
+
+
+def _losses(entries: Sequence[AveragedPoint], title: str) -> Figure:
+    curves = [{what: entry.curve(what) for what in _DRAWN} for entry in entries]
+    known = [what for what in _DRAWN if all(np.isfinite(found[what][1]).all() for found in curves)]
+    means = [{what: _mean_curve(*found[what]) for what in known} for found in curves]
+    return plots.averaged_losses(_by_rate(entries, means), title)
+
+
+def _spectra(entries: Sequence[AveragedPoint], title: str) -> Figure:
+    if not all(entry.spectra for entry in entries):
+        raise DataError("no Hessians were computed for this network")
+    certified = [[seed[0].resolved for seed in entry.spectra] for entry in entries]
+    every = np.concatenate([row for rows in certified for row in rows])
+    low, high = np.floor(np.log10(np.abs(every).min())), np.ceil(np.log10(np.abs(every).max()))
+    edges = np.arange(low, high + 0.5 / _PER_DECADE, 1 / _PER_DECADE)
+    sides = {"λ > 0": 1} | ({"λ < 0": -1} if (every < 0).any() else {})
+    found = []
+    for rows in certified:
+        top = min(_RANKS, *(int((row > 0).sum()) for row in rows))
+        ranked = _mean_curve(np.arange(1, top + 1), np.array([row[::-1][:top] for row in rows]))
+        logs = {s: [np.log10(x * row[x * row > 0]) for row in rows] for s, x in sides.items()}
+        found.append((ranked, {side: mean_counts(part, edges)[0] for side, part in logs.items()}))
+    return plots.averaged_spectra(_by_rate(entries, found), edges, title)
+
+
+def _mean_curve(x: np.ndarray, values: np.ndarray) -> tuple[Any, Any, Any]:
+    """Means over the rows of values, and their standard errors, None of one row."""
+    error = values.std(axis=0, ddof=1) / len(values) ** 0.5 if len(values) > 1 else None
+    return x, values.mean(axis=0), error
+
+
+def _by_rate(entries: Sequence[AveragedPoint], found: Sequence[Any]) -> dict[str, dict[str, Any]]:
+    """Learning rate in words to point to what was found there."""
+    rates: dict[str, dict[str, Any]] = {}
+    for entry, item in zip(entries, found, strict=True):
+        rates.setdefault(entry.words, {})[entry.point] = item
+    return rates

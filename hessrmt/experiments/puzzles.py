@@ -1,0 +1,665 @@
+"""``reproduce puzzles-...``: what training losses of normalised networks say about test losses.
+
+"Generalization puzzles in deep networks" (2020) trains families of networks that differ in their
+initial scale, in wrong labels before training, in width or in the number of samples. Divided by the
+norms of their layers, their test losses lie on a line over their training losses, and networks
+trained on random labels lie on it too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from pydantic import Field, field_validator
+
+from hessrmt.config import Settings
+from hessrmt.errors import DataError
+from hessrmt.experiments import families
+from hessrmt.experiments.experiment import Column, Experiment, Table, preset_of
+from hessrmt.experiments.families import Family
+from hessrmt.generalization.lines import LineFit, fit_line
+from hessrmt.plots import puzzles as plots
+from hessrmt.progress import silent
+from hessrmt.runs.run import SERIAL
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from matplotlib.figure import Figure
+    from numpy.typing import ArrayLike
+
+    from hessrmt.progress import Tick
+    from hessrmt.runs.run import Pool
+    from hessrmt.store.family import FamilyResult, Member
+
+_WORDS = {
+    "initial-scale": "initial scale",
+    "corruption": "corrupted share",
+    "width": "width",
+    "samples": "samples",
+}
+
+
+class PuzzlesPreset(Settings):
+    """One size of an experiment.
+
+    Attributes:
+        families: In the order of the table.
+    """
+
+    families: tuple[Family, ...] = Field(min_length=1)
+
+    @field_validator("families")
+    @classmethod
+    def _names_differ(cls, value: tuple[Family, ...]) -> tuple[Family, ...]:
+        names = [family.name for family in value]
+        if len(set(names)) < len(names):
+            raise ValueError(f"families need different names, got {', '.join(names)}")
+        return value
+
+
+class ReferenceLine(Settings):
+    """A published line test loss = slope · training loss + intercept, of normalised networks.
+
+    Attributes:
+        label: Where it was printed.
+        slope: Of the line.
+        intercept: Of the line.
+        r2: R², as printed; None where it was not.
+        rmse: Root mean square error, as printed; None where it was not.
+    """
+
+    label: str
+    slope: float = Field(allow_inf_nan=False)
+    intercept: float = Field(allow_inf_nan=False)
+    r2: float | None = None
+    rmse: float | None = None
+
+    def __call__(self, x: float) -> float:
+        """The line.
+
+        Args:
+            x: Normalised training loss.
+
+        Returns:
+            Normalised test loss.
+        """
+        return self.slope * x + self.intercept
+
+
+class PuzzlesConfig(Settings):
+    """Settings of ``hessrmt reproduce puzzles-...``.
+
+    Attributes:
+        experiment: Its kind.
+        title: One line about it.
+        seed: Of everything random.
+        device: ``auto``, ``cpu`` or ``cuda[:i]``.
+        presets: Name to size.
+        reference: Published lines, to be shown beside the measured ones.
+    """
+
+    experiment: Literal["puzzles"]
+    title: str = ""
+    seed: int = Field(0, ge=0)
+    device: str = "auto"
+    presets: dict[str, PuzzlesPreset] = Field(min_length=1)
+    reference: tuple[ReferenceLine, ...] = ()
+
+
+ON_LINES = ("initial-scale", "corruption")
+"""What may be varied in networks that lie on one line."""
+
+LEVEL = 0.95
+"""Probability of the band of single points that says whether a point lies on the line."""
+
+
+@dataclass(frozen=True)
+class FamilyEntry:
+    """One family of an experiment.
+
+    Attributes:
+        name: Of the family, also of its file.
+        settings: Of the family.
+        result: Its networks.
+        reference: Published lines of the experiment.
+    """
+
+    name: str
+    settings: Family
+    result: FamilyResult = field(repr=False)
+    reference: tuple[ReferenceLine, ...] = field(default=(), repr=False)
+
+    @property
+    def random(self) -> bool:
+        """Whether its labels are random."""
+        return self.settings.labels == "random"
+
+    @property
+    def perfect(self) -> int:
+        """Networks that classify every training sample correctly."""
+        return sum(member.train_error == 0 for member in self.result.members)
+
+
+@dataclass(frozen=True)
+class RandomPoint:
+    """Where a network with random labels lies against the line of those with natural ones.
+
+    Attributes:
+        family: Its family.
+        value: Of what is varied.
+        train: Normalised training loss.
+        test: Normalised test loss.
+        residual: Test loss less the line's.
+        sigmas: The residual in standard deviations of a single point about the line.
+        relative: The residual over the range of the natural networks' test losses.
+        lower: Lower end of the 95 % prediction band there.
+        upper: Its upper end.
+    """
+
+    family: str
+    value: float
+    train: float
+    test: float
+    residual: float
+    sigmas: float
+    relative: float
+    lower: float
+    upper: float
+
+    @property
+    def inside(self) -> bool:
+        """Whether it lies in the band."""
+        return self.lower <= self.test <= self.upper
+
+    def to_dict(self) -> dict[str, Any]:
+        """The point as plain values.
+
+        Returns:
+            Name to value.
+        """
+        return {**vars(self), "inside": self.inside}
+
+
+@dataclass(frozen=True)
+class FamilyLine:
+    """The line of all families with natural labels of one network.
+
+    Attributes:
+        families: Names of the families with natural labels.
+        model: Their network.
+        networks: How many.
+        perfect: Those without training error.
+        normalized: Line of the normalised losses.
+        unnormalized: Line of the losses as they are; None where all training losses are equal.
+        with_random: Line of the normalised losses with the random-label networks, if there are
+            any.
+        with_random_unnormalized: The same of the losses as they are.
+        random: Where those lie.
+    """
+
+    families: tuple[str, ...]
+    model: str
+    networks: int
+    perfect: int
+    normalized: LineFit
+    unnormalized: LineFit | None
+    with_random: LineFit | None
+    with_random_unnormalized: LineFit | None
+    random: tuple[RandomPoint, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The line as plain values, e.g. for JSON.
+
+        Returns:
+            Name to value.
+        """
+        return {
+            "families": list(self.families),
+            "model": self.model,
+            "networks": self.networks,
+            "zero_training_error": self.perfect,
+            "normalized": self.normalized.to_dict(),
+            "unnormalized": _plain(self.unnormalized),
+            "with_random": _plain(self.with_random),
+            "with_random_unnormalized": _plain(self.with_random_unnormalized),
+            "random_residuals": [point.to_dict() for point in self.random],
+            "random_in_prediction_band": (
+                all(point.inside for point in self.random) if self.random else None
+            ),
+        }
+
+
+def lines(entries: Sequence[FamilyEntry]) -> list[FamilyLine]:
+    """One line for each network that families over initial scale or corruption were trained of.
+
+    Args:
+        entries: Families.
+
+    Returns:
+        Those lines that can be fitted, in the order of the families.
+    """
+    groups: dict[Any, list[FamilyEntry]] = {}
+    for entry in entries:
+        if entry.settings.vary in ON_LINES:
+            s = entry.settings
+            groups.setdefault((s.model, s.data, s.norm, s.by), []).append(entry)
+    found = []
+    for group in groups.values():
+        line = _line(group)
+        if line is not None:
+            found.append(line)
+    return found
+
+
+def gap_law(entry: FamilyEntry) -> LineFit | None:
+    """ln(test loss - training loss) of the normalised networks against ln(training samples).
+
+    Args:
+        entry: A family over samples.
+
+    Returns:
+        The line, whose slope is the exponent; None where a gap is not positive, or too few.
+    """
+    if entry.settings.vary != "samples":
+        return None
+    gaps = gaps_of(entry.result.members)
+    if not (gaps > 0).all():
+        return None
+    return _fitted(np.log(entry.result.column("value")), np.log(gaps))
+
+
+def gaps_of(members: Sequence[Member]) -> np.ndarray:
+    """Test loss less training loss of normalised networks.
+
+    Args:
+        members: Networks.
+
+    Returns:
+        (n,) gaps.
+    """
+    return np.array([m.normalized_test_loss - m.normalized_train_loss for m in members])
+
+
+def _line(group: Sequence[FamilyEntry]) -> FamilyLine | None:
+    natural = [entry for entry in group if not entry.random]
+    members = [member for entry in natural for member in entry.result.members]
+    random = [(e.name, m) for e in group if e.random for m in e.result.members]
+    normalized = _fit(members, "normalized_")
+    if normalized is None:
+        return None
+    everyone = [*members, *(member for _, member in random)]
+    span = float(np.ptp([member.normalized_test_loss for member in members]))
+    return FamilyLine(
+        families=tuple(entry.name for entry in natural),
+        model=natural[0].settings.model,
+        networks=len(members),
+        perfect=sum(entry.perfect for entry in natural),
+        normalized=normalized,
+        unnormalized=_fit(members, ""),
+        with_random=_fit(everyone, "normalized_") if random else None,
+        with_random_unnormalized=_fit(everyone, "") if random else None,
+        random=tuple(_point(name, member, normalized, span) for name, member in random),
+    )
+
+
+def _fit(members: Sequence[Member], prefix: str) -> LineFit | None:
+    train = [getattr(member, f"{prefix}train_loss") for member in members]
+    return _fitted(train, [getattr(member, f"{prefix}test_loss") for member in members])
+
+
+def _fitted(x: ArrayLike, y: ArrayLike) -> LineFit | None:
+    try:
+        return fit_line(x, y)
+    except DataError:  # too few points, or all the same
+        return None
+
+
+def _point(family: str, member: Member, line: LineFit, span: float) -> RandomPoint:
+    x, y = member.normalized_train_loss, member.normalized_test_loss
+    lower, upper = line.prediction_band(x, LEVEL)
+    residual = y - float(line(x))
+    return RandomPoint(
+        family=family,
+        value=member.value,
+        train=x,
+        test=y,
+        residual=residual,
+        sigmas=residual / line.deviation if line.deviation else np.copysign(np.inf, residual),
+        relative=residual / span,
+        lower=float(lower),
+        upper=float(upper),
+    )
+
+
+def _plain(line: LineFit | None) -> dict[str, Any] | None:
+    return None if line is None else line.to_dict()
+
+
+def _over_members(name: str, what: str, form: str, **options: Any) -> Column[FamilyEntry]:
+    """Least and largest of a number of the members."""
+
+    def cell(entry: FamilyEntry) -> str:
+        values = sorted(getattr(member, what) for member in entry.result.members)
+        low, high = f"{values[0]:{form}}", f"{values[-1]:{form}}"
+        return low if low == high else f"{low}–{high}"
+
+    return Column(name, cell, **options)
+
+
+_varied = _over_members("", "value", "g")
+
+Numbered = tuple[FamilyEntry, int]
+"""A family and the number of a network in it."""
+
+
+def _member(name: str, what: str, form: str = "") -> Column[Numbered]:
+    return Column(name, lambda e: getattr(e[0].result.members[e[1]], what), form, what)
+
+
+_NETWORKS: tuple[Column[Numbered], ...] = (
+    Column("", lambda e: f"{e[0].name}-{e[1]}", key="run"),
+    Column("", lambda e: e[0].name, key="family"),
+    Column("", lambda e: e[0].settings.vary, key="vary"),
+    Column("", lambda e: e[0].settings.labels, key="labels"),
+    _member("", "value"),
+    _member("parameters", "parameters", ","),
+    _member("epoch", "epoch"),
+    _member("train loss", "train_loss", ".3g"),
+    _member("test loss", "test_loss", ".4g"),
+    _member("train error", "train_error", ".2%"),
+    _member("test error", "test_error", ".2%"),
+    _member("train loss of f̃", "normalized_train_loss", ".6f"),
+    _member("test loss of f̃", "normalized_test_loss", ".6f"),
+    _member("product of norms", "product", ".4g"),
+    Column("", lambda e: list(e[0].result.members[e[1]].factors), key="factors"),
+    _member("", "margin"),
+    _member("smallest margin of f̃", "normalized_margin", ".3g"),
+    _member("", "top_output_mean"),
+    _member("", "top_output_std"),
+    _member("", "raw_top_output_mean"),
+    _member("", "raw_top_output_std"),
+)
+"""What is said of each network."""
+
+
+@dataclass(frozen=True)
+class _FittedLine:
+    """A line as the table shows it."""
+
+    words: str
+    fit: LineFit | None = None
+    published: ReferenceLine | None = None
+
+
+def _of_line(name: str, what: str, form: str, error: bool = False) -> Column[_FittedLine]:
+    def cell(line: _FittedLine) -> str:
+        value = getattr(line.fit or line.published, what, None)
+        if value is None:
+            return "-"
+        if line.fit is None:
+            return f"{value:{'g' if error else form}}"
+        return f"{value:{form}}" + (f" ± {getattr(line.fit, f'{what}_error'):{form}}" * error)
+
+    return Column(name, cell)
+
+
+_LINES: tuple[Column[_FittedLine], ...] = (
+    Column("line", lambda line: line.words),
+    _of_line("slope", "slope", ".4f", error=True),
+    _of_line("intercept", "intercept", ".4f", error=True),
+    Column(
+        "R²",
+        lambda line: (
+            f"{line.fit.r2:.5f}"
+            if line.fit is not None
+            else "-"
+            if line.published is None or line.published.r2 is None
+            else f"{line.published.r2:.4f}"
+        ),
+    ),
+    _of_line("adjusted R²", "adjusted_r2", ".5f"),
+    _of_line("RMSE", "rmse", ".2g"),
+    _of_line("networks", "n", ""),
+)
+
+
+class Puzzles(Experiment[PuzzlesConfig, FamilyEntry]):
+    """Families of networks, and the lines on which their losses lie."""
+
+    settings = PuzzlesConfig
+    columns = (
+        Column("family", lambda e: e.name),
+        Column("network", lambda e: e.settings.model),
+        Column("labels", lambda e: e.settings.labels),
+        Column("varied", lambda e: f"{_WORDS[e.settings.vary]} {_varied.cell(e)}"),
+        Column(
+            "no training error",
+            lambda e: f"{e.perfect} of {len(e.result.members)}",
+            terminal="no training\nerror",
+        ),
+        _over_members("train loss", "train_loss", ".2g"),
+        _over_members("test loss", "test_loss", ".3g"),
+        _over_members("test error", "test_error", ".1%", terminal="test error"),
+        _over_members(
+            "train loss of f̃", "normalized_train_loss", ".4f", terminal="train loss\nof f̃"
+        ),
+        _over_members("test loss of f̃", "normalized_test_loss", ".4f", terminal="test loss\nof f̃"),
+        _over_members("product of norms", "product", ".3g"),
+    )
+
+    def run(  # noqa: D102 (see the base class)
+        self,
+        settings: PuzzlesConfig,
+        preset: str,
+        out: Path,
+        *,
+        folder: Path | None = None,
+        tick: Tick | None = None,
+        pool: Pool | None = None,
+    ) -> list[FamilyEntry]:
+        size, tick = preset_of(settings, preset), tick or silent
+        results = families.run_all(
+            size.families,
+            out,
+            seed=settings.seed,
+            device=settings.device,
+            folder=folder,
+            tick=tick,
+            pool=pool or SERIAL,
+        )
+        found = [
+            FamilyEntry(family.name, family, result, settings.reference)
+            for family, result in zip(size.families, results, strict=True)
+        ]
+        tick("done", len(found), len(found))
+        return found
+
+    def table(self, entries: Sequence[FamilyEntry]) -> Table[Numbered]:  # noqa: D102
+        return Table(_NETWORKS, [(e, k) for e in entries for k in range(len(e.result.members))])
+
+    def markdown(self, entries: Sequence[FamilyEntry]) -> str:  # noqa: D102
+        parts = [super().markdown(entries)]
+        rows = [row for line in lines(entries) for row in _rows(line)]
+        rows += [
+            _FittedLine(f"published: {line.label}", published=line)
+            for line in (entries[0].reference if entries else ())
+        ]
+        if rows:
+            parts.append(Table(_LINES, rows).markdown())
+        for entry in entries:
+            first = Column(entry.name, partial(_named, entry.settings.vary))
+            members = [(entry, k) for k in range(len(entry.result.members))]
+            parts.append(Table((first, *_NETWORKS), members).markdown())
+        return "\n".join(parts)
+
+    def conclusions(self, entries: Sequence[FamilyEntry]) -> dict[str, str]:  # noqa: D102
+        found = {", ".join(line.families): _sentence(line) for line in lines(entries)}
+        for entry in entries:
+            members = entry.result.members
+            if entry.settings.vary not in {"width", "samples"}:
+                continue
+            errors = f"{members[0].test_error:.2%} to {members[-1].test_error:.2%}"
+            gaps = gaps_of(members)
+            text = (
+                f"from {members[0].value:g} to {members[-1].value:g} "
+                f"({_WORDS[entry.settings.vary]}) the test error goes from {errors}, the gap "
+                "between test and training loss from "
+                f"{members[0].test_loss - members[0].train_loss:.3g} to "
+                f"{members[-1].test_loss - members[-1].train_loss:.3g}, that of the normalised "
+                f"networks from {gaps[0]:.2g} to {gaps[-1]:.2g}"
+            )
+            law = gap_law(entry)
+            if law is not None:
+                text += f", as samples^({law.slope:.2f} ± {law.slope_error:.2f})"
+            found[entry.name] = (
+                f"{text}; {entry.perfect} of {len(members)} networks have no training error."
+            )
+        return found
+
+    def fits(self, entries: Sequence[FamilyEntry]) -> dict[str, Any]:  # noqa: D102
+        found = lines(entries)
+        first = found[0].normalized.to_dict() if found else {}
+        laws = {entry.name: gap_law(entry) for entry in entries}
+        return {
+            **first,
+            "lines": [line.to_dict() for line in found],
+            "gaps": {name: law.to_dict() for name, law in laws.items() if law is not None},
+            "reference": [line.model_dump() for line in (entries[0].reference if entries else ())],
+        }
+
+    def figures(  # noqa: D102 (see the base class)
+        self, settings: PuzzlesConfig, entries: Sequence[FamilyEntry]
+    ) -> Mapping[str, Callable[[], Any]]:
+        finished = [entry for entry in entries if entry.result.members]
+        missing = {e.name: _unfinished for e in entries if not e.result.members}
+        return {**missing, **_family_pictures(settings, finished)}
+
+
+def _unfinished() -> Figure:
+    raise DataError("no network of this family is finished")
+
+
+def _named(vary: str, item: Numbered) -> str:
+    entry, number = item
+    return f"{_WORDS[vary]} {entry.result.members[number].value:g}"
+
+
+def _rows(line: FamilyLine) -> list[_FittedLine]:
+    kinds = {
+        "normalised": line.normalized,
+        "normalised, with random labels": line.with_random,
+        "unnormalised": line.unnormalized,
+        "unnormalised, with random labels": line.with_random_unnormalized,
+    }
+    names = ", ".join(line.families)
+    return [_FittedLine(f"{names}: {kind}", fit) for kind, fit in kinds.items() if fit is not None]
+
+
+def _sentence(line: FamilyLine) -> str:
+    fit, raw = line.normalized, line.unnormalized
+    before = "has none" if raw is None else f"= {raw.r2:.4f}"
+    text = (
+        f"normalised, test loss = {fit.slope:.4f} · training loss {fit.intercept:+.4f} with "
+        f"R² = {fit.r2:.5f} over {line.networks} networks; unnormalised R² {before}. "
+        f"{line.perfect} of them have no training error."
+    )
+    for point in line.random:
+        text += (
+            f" Random labels ({point.family}): {point.sigmas:+.1f} standard deviations from the "
+            f"line ({point.relative:+.1%} of its range), "
+            f"{'inside' if point.inside else 'outside'} the 95 % prediction band."
+        )
+    if line.with_random is not None:
+        text += f" With random labels in the fit R² = {line.with_random.r2:.5f}."
+    return text
+
+
+def random_partner(entry: FamilyEntry, entries: Sequence[FamilyEntry]) -> FamilyEntry | None:
+    """The family with random labels that belongs into the pictures of one with natural labels.
+
+    Args:
+        entry: A family.
+        entries: All families.
+
+    Returns:
+        The first one of the same networks, data and normalisation, where both vary the samples, or
+        each the initial scale or the corruption; None if there is none.
+    """
+    one = entry.settings
+    for other in entries:
+        two = other.settings
+        same = all(getattr(one, x) == getattr(two, x) for x in ("model", "data", "norm", "by"))
+        alike = one.vary == two.vary == "samples" or {one.vary, two.vary} <= set(ON_LINES)
+        if two.labels == "random" and same and alike:
+            return other if one.labels == "natural" else None
+    return None
+
+
+def family_losses(
+    entry: FamilyEntry,
+    random: FamilyEntry | None = None,
+    references: Sequence[ReferenceLine] = (),
+) -> Figure:
+    """Test against training losses of a family, with the line fitted to it.
+
+    Args:
+        entry: A family.
+        random: A family of the same networks that was trained on random labels.
+        references: Published lines of normalised networks.
+
+    Returns:
+        The picture, see :func:`hessrmt.plots.puzzles.losses`.
+    """
+    found = {prefix: _own_line(entry, random, prefix) for prefix in ("", "normalized_")}
+    return plots.losses(entry, found, random, references)
+
+
+def _own_line(
+    entry: FamilyEntry, random: FamilyEntry | None, prefix: str
+) -> tuple[LineFit | str, LineFit | None]:
+    """The line of a family, or why there is none, and that of all points."""
+    names = [f"{prefix}{split}_loss" for split in ("train", "test")]
+    own = [entry.result.column(name) for name in names]
+    try:
+        line = fit_line(*own)
+    except DataError as error:
+        return str(error), None
+    if random is None:
+        return line, None
+    others = [random.result.column(name) for name in names]
+    return line, fit_line(*map(np.append, own, others))
+
+
+def _family_pictures(
+    settings: PuzzlesConfig, entries: Sequence[FamilyEntry]
+) -> dict[str, Callable[[], Any]]:
+    partners = {entry.name: random_partner(entry, entries) for entry in entries}
+    shown = {partner.name for partner in partners.values() if partner is not None}
+    pictures: dict[str, Callable[[], Any]] = {}
+    for entry in entries:
+        name, partner = entry.name, partners[entry.name]
+        if name in shown:
+            continue
+        if entry.settings.vary == "width":
+            pictures[f"{name}-width"] = partial(plots.width, entry)
+        elif entry.settings.vary == "samples":
+            both = [entry] if partner is None else [entry, partner]
+            pictures[f"{name}-errors"] = partial(plots.sample_errors, both)
+            pictures[f"{name}-losses"] = partial(plots.sample_losses, both)
+        else:
+            published = settings.reference if entry.settings.by == "layers" else ()
+            pictures |= {
+                f"{name}-losses": partial(family_losses, entry, partner, published),
+                f"{name}-capacity": partial(plots.capacity, entry, partner),
+                f"{name}-outputs": partial(plots.outputs, entry),
+                f"{name}-margins": partial(plots.margins, entry, partner),
+                f"{name}-trend": partial(plots.against_value, entry),
+            }
+            if entry.settings.reference_loss is not None:
+                pictures[f"{name}-product"] = partial(plots.product_at_loss, entry)
+    return pictures

@@ -1,0 +1,320 @@
+"""``reproduce hessian-spacings``: Baskerville, Granziol and Keating (2022), Figs. 1 to 4.
+
+Networks are trained, spectra computed before and after, and their level spacings compared with
+random matrix theory, with the published cutoff and with the certified one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from hessrmt.config import (
+    CountOrAll,
+    Dtype,
+    LevelsConfig,
+    Settings,
+    SpectrumConfig,
+    Split,
+    TrainConfig,
+)
+from hessrmt.ensembles import goe
+from hessrmt.experiments.experiment import Column, Experiment, preset_of
+from hessrmt.plots import levels as plots
+from hessrmt.progress import silent
+from hessrmt.runs import levels, spectrum, training
+from hessrmt.runs.run import SERIAL, make_folders
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from hessrmt.levels.analysis import Unfolded
+    from hessrmt.progress import Tick
+    from hessrmt.records import LevelStatistics, Spectra
+    from hessrmt.runs.run import Pool
+
+
+_SURROGATES = 200
+"""For the bands of the histograms."""
+
+
+class Unreduced(Settings):
+    """Spectra by the published protocol: the whole matrix, nothing removed.
+
+    Attributes:
+        model: Registry name or ``file.py:factory``.
+        dtype: Precision.
+        batches: How many.
+    """
+
+    model: str
+    dtype: Dtype = "float32"
+    batches: CountOrAll = "all"
+
+
+class SpacingsPreset(Settings):
+    """One size of the experiment.
+
+    Attributes:
+        models: Networks.
+        epochs: Of their training.
+        splits: Whose batches are taken.
+        batch: Samples in a batch.
+        batches: How many.
+        whole: Whether the Hessian of the whole split is computed too.
+        unreduced: Spectra of whole matrices.
+    """
+
+    models: tuple[str, ...] = Field(min_length=1)
+    epochs: int = Field(300, ge=1)
+    splits: tuple[Split, ...] = Field(("test",), min_length=1)
+    batch: int = Field(64, ge=1)
+    batches: CountOrAll = "all"
+    whole: bool = True
+    unreduced: tuple[Unreduced, ...] = ()
+
+
+class SpacingsConfig(Settings):
+    """Settings of ``hessrmt reproduce hessian-spacings``.
+
+    Attributes:
+        experiment: Its name.
+        title: What it is about.
+        data: Registry name, file or folder.
+        seed: Of everything.
+        presets: Name to size.
+    """
+
+    experiment: Literal["hessian-spacings"]
+    title: str = ""
+    data: str = "mnist"
+    seed: int = Field(0, ge=0)
+    presets: dict[str, SpacingsPreset] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class AnalysedFile:
+    """One spectrum file, analysed.
+
+    Attributes:
+        parameters: ``untrained`` or ``trained``.
+        settings: Of its spectra.
+        spectra: All of the file.
+        statistics: ``paper`` and ``certified`` to the statistics with that cutoff.
+        unfolded: The same to the levels behind them.
+    """
+
+    parameters: str
+    settings: SpectrumConfig
+    spectra: Spectra = field(repr=False)
+    statistics: Mapping[str, LevelStatistics] = field(repr=False)
+    unfolded: Mapping[str, Unfolded] = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """Of the file."""
+        return _name(self.parameters, self.settings)
+
+    @property
+    def reduced(self) -> bool:
+        """Whether null directions were removed before diagonalising."""
+        return self.settings.reduce == "auto"
+
+
+def _of(cutoff: str, get: Callable[[LevelStatistics], Any]) -> Callable[[AnalysedFile], Any]:
+    return lambda entry: get(entry.statistics[cutoff])
+
+
+def _mean_ratio(cutoff: str) -> Callable[[AnalysedFile], str]:
+    return _of(cutoff, lambda found: f"{found.mean_ratio:.4f} ± {found.mean_ratio_error:.4f}")
+
+
+def _p(name: str) -> Callable[[AnalysedFile], str]:
+    def cell(found: LevelStatistics) -> str:
+        value, smallest = getattr(found.laws["goe"], name), 1 / (1 + found.surrogates)
+        if value is None:
+            return "-"
+        return f"≤ {smallest:.1g}" if value <= smallest else f"{value:.2g}"
+
+    return _of("certified", cell)
+
+
+_NUMBERS: dict[str, Callable[[LevelStatistics], Any]] = {
+    **{
+        name: lambda found, name=name: getattr(found, name)
+        for name in (
+            *("n_levels", "n_discarded", "n_zeros", "n_ties", "n_unresolved"),
+            *("mean_ratio", "mean_ratio_error", "mean_ratio_density"),
+            *("mean_ratio_fifths", "mean_ratio_fifths_error"),
+            *("brody", "brody_error", "superposition", "superposition_error"),
+            *("unfolding", "conclusion"),
+        )
+    },
+    "sigmas_from_goe": lambda found: found.laws["goe"].sigmas,
+    **{
+        f"goe_{name}": lambda found, name=name: getattr(found.laws["goe"], name)
+        for name in ("ratio_distance", "ratio_p_value", "spacing_distance", "spacing_p_value")
+    },
+    "goe2_ratio_p_value": lambda found: found.laws["goe2"].ratio_p_value,
+}
+"""What programs read of the statistics with each cutoff."""
+
+
+class Spacings(Experiment[SpacingsConfig, AnalysedFile]):
+    """Level spacings of loss Hessians, published and certified."""
+
+    settings = SpacingsConfig
+    columns = (
+        Column("", lambda e: e.name, key="run"),
+        Column("", lambda e: e.settings.model, key="model"),
+        Column("", lambda e: e.parameters, key="parameters"),
+        Column("", lambda e: str(e.settings.split), key="split"),
+        Column("", lambda e: e.settings.batch, key="batch"),
+        Column("", lambda e: e.settings.dtype, key="precision"),
+        Column("", lambda e: e.reduced, key="reduced"),
+        Column("", lambda e: len(e.spectra), key="spectra"),
+        Column("network", lambda e: f"{e.settings.model}, {e.parameters}"),
+        Column("batch", lambda e: f"{e.settings.batch}, {e.settings.split}"),
+        Column("matrix", lambda e: f"{'reduced' if e.reduced else 'whole'}, {e.settings.dtype}"),
+        Column("spectra", _of("certified", lambda found: found.n_spectra)),
+        Column("levels: published", _of("paper", lambda found: found.n_levels), ","),
+        Column(
+            "certified",
+            _of("certified", lambda found: found.n_levels),
+            ",",
+            terminal="levels\n(certified)",
+        ),
+        Column("⟨r̃⟩ published", _mean_ratio("paper"), terminal="⟨r̃⟩\n(1e-20)"),
+        Column("⟨r̃⟩ certified", _mean_ratio("certified"), terminal="⟨r̃⟩\n(certified)"),
+        Column(
+            "GOE, this density", _of("certified", lambda found: found.mean_ratio_density), ".4f"
+        ),
+        Column(
+            "σ from GOE",
+            _of("certified", lambda found: found.laws["goe"].sigmas),
+            "+.1f",
+            terminal="σ from\nGOE",
+        ),
+        Column("p(r̃)", _p("ratio_p_value")),
+        Column("p(s)", _p("spacing_p_value")),
+        Column("Brody", _of("certified", lambda found: found.brody), ".3f"),
+        *(
+            Column("", _of(cutoff, get), key=f"{cutoff}.{name}")
+            for cutoff in ("paper", "certified")
+            for name, get in _NUMBERS.items()
+        ),
+    )
+
+    def run(  # noqa: D102 (see the base class)
+        self,
+        settings: SpacingsConfig,
+        preset: str,
+        out: Path,
+        *,
+        folder: Path | None = None,
+        tick: Tick | None = None,
+        pool: Pool | None = None,
+    ) -> list[AnalysedFile]:
+        size, tick, pool = preset_of(settings, preset), tick or silent, pool or SERIAL
+        make_folders(out, "checkpoints", "spectra")
+        for number, model in enumerate(size.models):
+            tick(f"training {model}", number, len(size.models))
+            wanted = TrainConfig(
+                model=model, data=settings.data, epochs=size.epochs, seed=settings.seed
+            )
+            training.run(wanted, _checkpoint(out, model), resume=True, folder=folder)
+        files = {
+            out / "spectra" / f"{_name(parameters, wanted)}.h5": (parameters, wanted)
+            for parameters, wanted in _wanted(settings, size, out)
+        }
+        for number, (file, (_, wanted)) in enumerate(files.items()):
+            tick(f"spectra of {file.stem}", number, len(files))
+            prepared = spectrum.prepare(wanted, folder)
+            spectrum.run(prepared, file, resume=True, pool=pool, folder=folder)
+        chosen = LevelsConfig(compare=True, seed=settings.seed)
+        found = []
+        for number, (file, (parameters, wanted)) in enumerate(files.items()):
+            tick(f"levels of {file.stem}", number, len(files))
+            spectra = levels.open_spectra(file)
+            statistics = levels.run(chosen, spectra, pool=pool)
+            unfolded = levels.unfolded(chosen, spectra)
+            found.append(AnalysedFile(parameters, wanted, spectra, statistics, unfolded))
+        tick("done", len(files), len(files))
+        return found
+
+    def figures(  # noqa: D102 (see the base class)
+        self, settings: SpacingsConfig, entries: Sequence[AnalysedFile]
+    ) -> Mapping[str, Callable[[], Any]]:
+        control = [goe(1000, settings.seed, index).eigenvalues for index in range(20)]
+        pictures: dict[str, Callable[[], Any]] = {
+            "surmise": partial(plots.surmise, "Wigner's surmise and the exact GOE law")
+        }
+        for entry in entries:
+            pictures |= _pictures(entry.name, entry.unfolded["certified"], control, settings.seed)
+            if not entry.reduced:
+                name = f"{entry.name}-published"
+                pictures |= _pictures(name, entry.unfolded["paper"], control, settings.seed)
+        return pictures
+
+    def conclusions(self, entries: Sequence[AnalysedFile]) -> dict[str, str]:  # noqa: D102
+        return {entry.name: entry.statistics["certified"].conclusion for entry in entries}
+
+
+def _pictures(
+    name: str, unfolded: Unfolded, control: Sequence[Any], seed: int
+) -> dict[str, Callable[[], Any]]:
+    """Densities, the GOE's beside them, and histograms of spacings and ratios."""
+    own = unfolded.selection.levels
+    found = {
+        "density": partial(levels.densities, {"GOE": control, name: own}, name),
+        "density-per-decade": partial(levels.decades, {name: own}, name),
+        **levels.histograms(unfolded, name, surrogates=_SURROGATES, seed=seed),
+    }
+    return {f"{name}-{kind}": draw for kind, draw in found.items()}
+
+
+def _wanted(
+    settings: SpacingsConfig, size: SpacingsPreset, out: Path
+) -> list[tuple[str, SpectrumConfig]]:
+    """Untrained or trained, and settings, of each spectrum file."""
+
+    def both(model: str, **choice: Any) -> list[tuple[str, SpectrumConfig]]:
+        make = partial(
+            SpectrumConfig, model=model, data=settings.data, seed=settings.seed, **choice
+        )
+        return [("untrained", make()), ("trained", make(checkpoint=_checkpoint(out, model)))]
+
+    runs = []
+    for model in size.models:
+        kinds = [
+            both(model, split=split, batch=batch, batches=batches)
+            for split in size.splits
+            for batch, batches in ((size.batch, size.batches), *([("all", 4)] * size.whole))
+        ]
+        runs += [kind[number] for number in (0, 1) for kind in kinds]
+    for item in size.unreduced:
+        runs += both(
+            item.model,
+            split=size.splits[0],
+            batch=size.batch,
+            batches=item.batches,
+            dtype=item.dtype,
+            reduce="none",
+        )
+    return runs
+
+
+def _name(parameters: str, settings: SpectrumConfig) -> str:
+    parts = [settings.model, parameters, str(settings.batch), str(settings.split)]
+    if settings.reduce == "none":
+        double = settings.dtype == "float64"
+        parts.append("unreduced" if double else f"unreduced-{settings.dtype}")
+    return "-".join(part.replace("/", "_").replace(":", "_") for part in parts)
+
+
+def _checkpoint(out: Path, model: str) -> Path:
+    return out / "checkpoints" / f"{model.rpartition(':')[2]}.pt"

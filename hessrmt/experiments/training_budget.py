@@ -1,0 +1,318 @@
+"""``reproduce training-budget``: the best validation loss against the epochs spent.
+
+Baskerville, Granziol and Keating (2022), section 8 and Fig. 8. Every budget has its own runs with
+seeds of their own, and a schedule scaled to it: the learning rate is divided by ten after a third
+and after two thirds, as in 30, 60 of 90 epochs for ImageNet. The test split of the data validates;
+nothing is chosen by it but the epoch, as in the paper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice, pairwise
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from pydantic import Field, field_validator
+
+from hessrmt import rng
+from hessrmt.config import Settings, TrainConfig
+from hessrmt.errors import DataError
+from hessrmt.experiments.experiment import Column, Estimate, Experiment, preset_of
+from hessrmt.generalization.budget import BudgetFit, fit_budgets
+from hessrmt.plots import training as plots
+from hessrmt.progress import silent
+from hessrmt.runs import trajectory
+from hessrmt.runs.run import SERIAL, make_folders
+from hessrmt.runs.trajectory import LAST, Trajectory, TrajectoryPlan
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from hessrmt.progress import Tick
+    from hessrmt.runs.run import Pool
+
+_QUANTITIES = {"loss": "best validation loss", "error": "best validation error"}
+
+_FEWEST_SEEDS = 3
+"""Below, a standard error over seeds is too uncertain to weigh a fit with."""
+
+
+class BudgetPreset(Settings):
+    """One size of the experiment.
+
+    Attributes:
+        model: Registry name or ``file.py:factory``.
+        budgets: Epochs, ascending.
+        lr: Learning rate of the first third.
+        batch: Samples in a minibatch.
+        momentum: Of SGD.
+        weight_decay: Of SGD.
+        seeds: Runs of each budget.
+    """
+
+    model: str
+    budgets: tuple[int, ...] = Field(min_length=1)
+    lr: float = Field(0.1, gt=0, allow_inf_nan=False)
+    batch: int = Field(128, ge=1)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(1e-4, ge=0, allow_inf_nan=False)
+    seeds: int = Field(1, ge=1)
+
+    @field_validator("budgets")
+    @classmethod
+    def _ascending(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if value[0] < 1 or any(b <= a for a, b in pairwise(value)):
+            raise ValueError("should be positive numbers of epochs, ascending")
+        return value
+
+
+class BudgetConfig(Settings):
+    """Settings of ``hessrmt reproduce training-budget``.
+
+    Attributes:
+        experiment: Its name.
+        title: What it is about.
+        data: Registry name, file or folder.
+        device: ``auto``, ``cpu`` or ``cuda[:i]``.
+        seed: Of everything.
+        presets: Name to size.
+    """
+
+    experiment: Literal["training-budget"]
+    title: str = ""
+    data: str = "mnist"
+    device: str = "auto"
+    seed: int = Field(0, ge=0)
+    presets: dict[str, BudgetPreset] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class BudgetRuns:
+    """The runs of one budget.
+
+    Attributes:
+        budget: Epochs of each.
+        model: What was trained.
+        runs: One for each seed.
+    """
+
+    budget: int
+    model: str
+    runs: Sequence[Trajectory] = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """The budget in words."""
+        return f"{self.budget} epochs"
+
+    def best(self, what: str) -> np.ndarray:
+        """The lowest value of each run.
+
+        Args:
+            what: ``loss`` or ``error``, of the test split.
+
+        Returns:
+            (seeds,).
+        """
+        return np.array([min(values) for values in self._curves(what)])
+
+    def attained(self, what: str) -> np.ndarray:
+        """When it was reached first (arguments and result as of :meth:`best`)."""
+        return np.array([1 + int(np.argmin(values)) for values in self._curves(what)])
+
+    def last(self, what: str) -> np.ndarray:
+        """Values after the last epoch (arguments and result as of :meth:`best`)."""
+        return np.array([values[-1] for values in self._curves(what)])
+
+    def _curves(self, what: str) -> list[list[float]]:
+        curves = [run.curve(LAST, f"test_{what}")[1] for run in self.runs]
+        return [[np.nan if value is None else value for value in values] for values in curves]
+
+
+def _over_seeds(
+    name: str, get: Callable[[BudgetRuns], np.ndarray], form: str, key: str, **options: Any
+) -> Column[BudgetRuns]:
+    return Column(name, lambda e: Estimate.of(get(e)), form, key, **options)
+
+
+class TrainingBudget(Experiment[BudgetConfig, BudgetRuns]):
+    """The best validation loss against the epochs spent."""
+
+    settings = BudgetConfig
+    columns = (
+        Column("", lambda e: e.name, key="run"),
+        Column("budget", lambda e: e.budget, key="budget"),
+        Column("", lambda e: e.model, key="model"),
+        Column("", lambda e: e.runs[0].origin, key="data"),
+        _over_seeds(
+            "best loss", lambda e: e.best("loss"), ".4f", "best_loss", terminal="best\nloss"
+        ),
+        _over_seeds(
+            "at epoch", lambda e: e.attained("loss"), ".1f", "best_loss_epoch", terminal="at epoch"
+        ),
+        _over_seeds(
+            "last loss",
+            lambda e: e.last("loss"),
+            ".4f",
+            "last_loss",
+            terminal="loss of\nlast epoch",
+        ),
+        _over_seeds(
+            "best error %",
+            lambda e: e.best("error"),
+            ".2f",
+            "best_error",
+            percent=True,
+            terminal="best\nerror %",
+        ),
+        _over_seeds("error at epoch", lambda e: e.attained("error"), ".1f", "best_error_epoch"),
+        _over_seeds("", lambda e: e.last("error"), "", "last_error"),
+    )
+
+    def run(  # noqa: D102 (see the base class)
+        self,
+        settings: BudgetConfig,
+        preset: str,
+        out: Path,
+        *,
+        folder: Path | None = None,
+        tick: Tick | None = None,
+        pool: Pool | None = None,
+    ) -> list[BudgetRuns]:
+        size, tick, pool = preset_of(settings, preset), tick or silent, pool or SERIAL
+        make_folders(out, "checkpoints")
+        plans = [
+            _plan(settings, size, budget, number)
+            for budget in size.budgets
+            for number in range(size.seeds)
+        ]
+        place = out / "checkpoints"
+        found = iter(trajectory.run_all(plans, place, folder=folder, tick=tick, pool=pool))
+        entries = [
+            BudgetRuns(budget, size.model, list(islice(found, size.seeds)))
+            for budget in size.budgets
+        ]
+        tick("done", 1, 1)
+        return entries
+
+    def fits(self, entries: Sequence[BudgetRuns]) -> dict[str, Any]:  # noqa: D102
+        found, reasons = fitted(entries)
+        plain: dict[str, Any] = {what: fit.to_dict() for what, fit in found.items()}
+        return plain | {what: {"reason": reason} for what, reason in reasons.items()}
+
+    def conclusions(self, entries: Sequence[BudgetRuns]) -> dict[str, str]:  # noqa: D102
+        found, reasons = fitted(entries)
+        said = {_QUANTITIES[what]: reason for what, reason in reasons.items()}
+        return said | {_QUANTITIES[what]: _in_words(fit) for what, fit in found.items()}
+
+    def figures(  # noqa: D102 (see the base class)
+        self, settings: BudgetConfig, entries: Sequence[BudgetRuns]
+    ) -> Mapping[str, Callable[[], Any]]:
+        del settings
+        return {"budget": partial(plots.budget, curves(entries), fitted(entries)[0])}
+
+
+def curves(
+    entries: Sequence[BudgetRuns],
+) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
+    """What is fitted.
+
+    Args:
+        entries: All budgets.
+
+    Returns:
+        ``loss`` and ``error``, where they are known, to (n,) budgets, (n,) means over seeds of the
+        best value, and their standard errors, of one relative size for all, where there are enough
+        seeds.
+    """
+    found = {}
+    budgets = np.array([entry.budget for entry in entries], dtype=np.float64)
+    for what in _QUANTITIES:
+        values = np.array([entry.best(what) for entry in entries])
+        if not np.isfinite(values).all():
+            continue
+        means = values.mean(axis=1)
+        errors = None
+        if values.shape[1] >= _FEWEST_SEEDS and (means > 0).all():
+            relative = np.sqrt(np.mean((values.std(axis=1, ddof=1) / means) ** 2))
+            errors = means * relative / values.shape[1] ** 0.5 if relative > 0 else None
+        found[what] = (budgets, means, errors)
+    return found
+
+
+def fitted(entries: Sequence[BudgetRuns]) -> tuple[dict[str, BudgetFit], dict[str, str]]:
+    """Both laws, fitted to loss and error.
+
+    Args:
+        entries: All budgets.
+
+    Returns:
+        ``loss`` and ``error`` to fits, and to the reasons why there are none.
+    """
+    found, reasons = {}, {}
+    for what, values in curves(entries).items():
+        try:
+            found[what] = fit_budgets(*values)
+        except DataError as error:
+            reasons[what] = str(error)
+    return found, reasons
+
+
+def _in_words(fit: BudgetFit) -> str:
+    parts = []
+    for name, law in fit.laws.items():
+        symbol, unit = ("τ", " epochs") if name == "exponential" else ("b", "")
+        text = (
+            f"{name}: limit {law.limit:.4f} ± {law.limit_error:.4f}, "
+            f"{symbol} = {law.shape:.3g} ± {law.shape_error:.2g}{unit}, R² = {law.r2:.4f}"
+        )
+        if law.p_value is not None and law.chi2 is not None:
+            text += f", χ² = {law.chi2:.1f} (p = {law.p_value:.2g})"
+        parts.append(text)
+    parts += list(fit.reasons.values())
+    if fit.difference is not None:
+        neither = fit.preferred == "neither"
+        verdict = "neither is preferred" if neither else f"the {fit.preferred} is preferred"
+        difference = f"{fit.difference:+.1f}"
+        parts.append(f"AICc of the power law less that of the exponential {difference}, {verdict}")
+    return "; ".join(parts) + "."
+
+
+def _plan(settings: BudgetConfig, size: BudgetPreset, budget: int, number: int) -> TrajectoryPlan:
+    # independent runs, so that the errors of different budgets are
+    words = rng.seed_sequence(settings.seed, "training-budget", budget, number).generate_state(1)
+    training = TrainConfig(
+        model=size.model,
+        data=settings.data,
+        epochs=budget,
+        batch=size.batch,
+        lr=size.lr,
+        final_lr=size.lr / 100,
+        decay_start=0,
+        decay_end=0,
+        momentum=size.momentum,
+        weight_decay=size.weight_decay,
+        device=settings.device,
+        seed=int(words[0]),
+    )
+    name = f"{size.model.rpartition(':')[2].replace('/', '_')}-{budget}-{number}"
+    rate = partial(scaled_rate, size.lr, budget)
+    words_of_rate = "a tenth at each third"
+    return TrajectoryPlan(name, training, {}, ("test",), rate=rate, rate_name=words_of_rate)
+
+
+def scaled_rate(lr: float, budget: int, epoch: int) -> float:
+    """Learning rate of an epoch: a tenth of it after each third of the budget.
+
+    Args:
+        lr: Of the first third.
+        budget: Epochs in all.
+        epoch: Counted from 0.
+
+    Returns:
+        The learning rate.
+    """
+    return lr / 10 ** (3 * epoch // budget)
