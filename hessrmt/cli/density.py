@@ -311,12 +311,12 @@ def _error(value: float) -> str:
 
 def _draw(found: DensityResult, target: Path) -> None:
     from hessrmt.errors import StoreError
-    from hessrmt.plots.slq import spectral_density
+    from hessrmt.plots.certification import lanczos_density
 
     settings = found.provenance.config
     title = f"{console.source_in_words(settings)}, {found.samples:,} samples, {found.operator}"
     try:
-        spectral_density(found, title).savefig(target, dpi=150)
+        lanczos_density(found, title).savefig(target, dpi=150)
     except OSError as error:
         raise StoreError(f"cannot write {target}: {error.strerror or error}") from error
     console.note(f"written: {target}")

@@ -111,7 +111,7 @@ def experiment_of(file: Path) -> Experiment:
 
 def _draw_spacings(settings: Any, entries: Sequence[Any], folder: Path, ending: str) -> list[Drawn]:
     from hessrmt.ensembles import goe
-    from hessrmt.plots.reproduction import spacings_figures
+    from hessrmt.workflows.figures import spacings_figures
 
     unfolded = {}
     for entry in entries:
@@ -125,14 +125,14 @@ def _draw_spacings(settings: Any, entries: Sequence[Any], folder: Path, ending: 
 def _draw_loss_model(
     settings: Any, entries: Sequence[Any], folder: Path, ending: str
 ) -> list[Drawn]:
-    from hessrmt.plots.lossmodel import loss_model_figures
+    from hessrmt.workflows.figures import loss_model_figures
     from hessrmt.workflows.gp_loss_model import figures
 
     return loss_model_figures(figures(settings, entries), folder, ending)
 
 
 def _draw_puzzles(settings: Any, entries: Sequence[Any], folder: Path, ending: str) -> list[Drawn]:
-    from hessrmt.plots.puzzles import puzzles_figures
+    from hessrmt.workflows.figures import puzzles_figures
 
     return puzzles_figures(settings, entries, folder, ending)
 
@@ -140,13 +140,13 @@ def _draw_puzzles(settings: Any, entries: Sequence[Any], folder: Path, ending: s
 def _draw_averaging(
     _settings: Any, entries: Sequence[Any], folder: Path, ending: str
 ) -> list[Drawn]:
-    from hessrmt.plots.averaging import averaging_figures
+    from hessrmt.workflows.figures import averaging_figures
 
     return averaging_figures(entries, folder, ending)
 
 
 def _draw_budget(_settings: Any, entries: Sequence[Any], folder: Path, ending: str) -> list[Drawn]:
-    from hessrmt.plots.averaging import budget_figures
+    from hessrmt.plots.training import budget_figures
     from hessrmt.workflows.training_budget import curves, fitted
 
     return budget_figures(curves(list(entries)), fitted(list(entries))[0], folder, ending)

@@ -296,7 +296,7 @@ def _with_error(value: float, error: float) -> str:
 
 def _draw(settings: LevelsConfig, spectra: Spectra, file: Path, folder: Path, ending: str) -> None:
     from hessrmt.errors import LevelsError
-    from hessrmt.plots.files import draw_all
+    from hessrmt.workflows.figures import draw_all
     from hessrmt.workflows.levels import unfolded
 
     try:

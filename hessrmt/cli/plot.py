@@ -20,8 +20,9 @@ def plot(
 ) -> None:
     """Draw |λ| with the noise floor: which levels are real; a training history against epochs."""
     from hessrmt.errors import ConfigError, StoreError
+    from hessrmt.levels.analysis import mean_ratios
     from hessrmt.plots.certification import certification
-    from hessrmt.plots.history import history
+    from hessrmt.plots.training import history
     from hessrmt.store.hdf5 import load
     from hessrmt.store.history import holds_history, load_history
 
@@ -36,7 +37,8 @@ def plot(
     title = f"{console.source_in_words(settings)}, {settings['operator']}, {settings['dtype']}"
     try:
         if holds_history(file):
-            picture = history(load_history(file), title)
+            found = load_history(file)
+            picture = history(found, mean_ratios(found.spectra), title)
         else:
             picture = certification(spectra, title)
         picture.savefig(target, dpi=150)
