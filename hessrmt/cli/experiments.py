@@ -146,7 +146,7 @@ def _draw_averaging(
 
 
 def _draw_budget(_settings: Any, entries: Sequence[Any], folder: Path, ending: str) -> list[Drawn]:
-    from hessrmt.plots.training import budget_figures
+    from hessrmt.workflows.figures import budget_figures
     from hessrmt.workflows.training_budget import curves, fitted
 
     return budget_figures(curves(list(entries)), fitted(list(entries))[0], folder, ending)

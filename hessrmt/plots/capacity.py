@@ -15,7 +15,7 @@ from hessrmt.plots import style
 from hessrmt.plots.files import Drawn, draw_each
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from jaxtyping import Float64
@@ -49,9 +49,7 @@ def draw_layers(report: Any, folder: Path, ending: str = "png") -> list[Drawn]:
     Returns:
         For each picture its file, or the reason why there is none.
     """
-    pictures: dict[str, Callable[[], Figure]] = {
-        "alpha": partial(alpha_histogram, {report.source: report})
-    }
+    pictures = {"alpha": partial(alpha_histogram, {report.source: report})}
     for layer in report.analyzed:
         pictures[_file_name(f"layer-{layer.name}")] = partial(layer_density, layer)
     return draw_each(pictures, folder, ending)
@@ -76,7 +74,7 @@ def draw_series(
     Returns:
         For each picture its file, or the reason why there is none.
     """
-    pictures: dict[str, Callable[[], Figure]] = {"alpha": partial(alpha_histogram, reports)}
+    pictures = {"alpha": partial(alpha_histogram, reports)}
     for name, values in accuracies.items():
         of = [item for item in correlations if item.accuracy == name]
         pictures[_file_name(f"against-{name}")] = partial(against, reports, values, of)

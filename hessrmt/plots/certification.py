@@ -61,9 +61,8 @@ def certification(spectra: Sequence[Spectrum], title: str = "", *, ax: Any = Non
         axes.plot([], [], alpha=0, label=f"exact zeros, not drawn: {_range(null)}")
     dimension = spectra[0].dimension
     axes.set(yscale="log", xlabel=f"index by magnitude (of {dimension:,})", ylabel="|λ|")
-    if floor > 0 and min((size[-1] for size in sizes if len(size)), default=floor) < (
-        PAPER_CUTOFF_SPACINGS
-    ):
+    smallest = min((size[-1] for size in sizes if len(size)), default=floor)
+    if floor > 0 and smallest < PAPER_CUTOFF_SPACINGS:
         axes.set_ylim(bottom=PAPER_CUTOFF_SPACINGS / 10)
     axes.set_title(title, loc="left", fontsize=10)
     axes.legend(frameon=False)
@@ -101,10 +100,7 @@ def lanczos_density(
     u = np.arcsinh(curve.x / curve.scale)
     name = f"{len(result.quadrature)} probes of {result.quadrature.nodes.shape[1]} steps"
     axes.plot(u, y, color=style.INK, lw=1.2, label=name, zorder=3)
-    if np.isfinite(error).any():
-        low = np.maximum(y - error, _LOWEST / 10)
-        band = {"color": style.INK, "alpha": style.BAND, "lw": 0, "label": style.ONE_SIGMA}
-        axes.fill_between(u, low, y + error, zorder=2, **band)
+    style.draw_band(axes, u, np.maximum(y - error, _LOWEST / 10), y + error)
     axes.set(yscale="log", ylim=(_LOWEST, 6 * float(y.max())), xlim=(u[0], u[-1]))
     if result.edges is not None and len(result.edges):
         _edges(axes, result.edges, curve.scale)

@@ -86,10 +86,8 @@ def surmise(title: str = "", *, ax: Any = None) -> Figure:
     Source: Baskerville, Granziol and Keating (2022), Fig. 2, shows the surmise; the exact law is
     that of :func:`hessrmt.theory.goe_spacing`.
     """
-    heights = {"height_ratios": [3, 1]}
-    picture, ((upper,), (lower,)) = style.panels(
-        title, 2, ax=ax, height=5.0, sharex=True, gridspec_kw=heights
-    )
+    options = {"height": 5.0, "sharex": True, "gridspec_kw": {"height_ratios": [3, 1]}}
+    picture, ((upper,), (lower,)) = style.panels(title, 2, ax=ax, **options)
     s = np.linspace(0, _LARGEST_SPACING, 401)
     exact, approximate = theory.goe_spacing(s), theory.wigner_surmise(s)
     style.draw_law(upper, "goe", s, exact, ", exact")
@@ -162,16 +160,12 @@ def long_range(found: Any, title: str = "", *, ax: Any = None, blocks: bool = Tr
     picture, ((axes,),) = style.panels(title, ax=ax)
     label = style.counted(found.n_levels, "levels", found.n_spectra)
     axes.plot(x, y, color=style.INK, lw=1.1, marker="o", ms=2.6, label=label, zorder=4)
-    if np.isfinite(error).any():
-        band = {"color": style.INK, "alpha": style.BAND, "lw": 0, "label": style.ONE_SIGMA}
-        axes.fill_between(x, y - error, y + error, zorder=2, **band)
+    style.draw_band(axes, x, y - error, y + error)
     xlabel, ylabel, law = _LONG_RANGE[found.statistic]
     of_time = found.statistic == "form_factor"
-    grid = (
-        np.linspace(0, max(float(x.max()), 2.0), 401)
-        if of_time
-        else np.geomspace(x.min(), x.max(), 201)
-    )
+    grid = np.geomspace(x.min(), x.max(), 201)
+    if of_time:
+        grid = np.linspace(0, max(float(x.max()), 2.0), 401)
     for name in ("goe", "goe2", "poisson") if blocks else ("goe", "poisson"):
         style.draw_law(axes, name, grid, law(grid, name))
     top = style.top_of(y, error)
@@ -227,9 +221,8 @@ def staircase(unfolded: Any, spectrum: int = 0, title: str = "", *, ax: Any = No
             f"spectrum {spectrum} was not unfolded, it served as pool only; try {usable}"
         )
     steps = np.arange(len(levels))
-    picture, ((upper,), (lower,)) = style.panels(
-        title, 2, ax=ax, height=5.4, sharex=True, gridspec_kw={"height_ratios": [2.2, 1]}
-    )
+    options = {"height": 5.4, "sharex": True, "gridspec_kw": {"height_ratios": [2.2, 1]}}
+    picture, ((upper,), (lower,)) = style.panels(title, 2, ax=ax, **options)
     name = f"N(λ), {len(levels):,} levels of spectrum {spectrum % count} of {count}"
     upper.step(levels, steps + 1, where="post", color=style.INK, lw=1.4, label=name)
     upper.plot(levels, heights, color=style.RED, lw=1.0, label=f"N̄(λ): {unfolded.words}")

@@ -43,8 +43,7 @@ def densities(found: Mapping[str, Any], title: str = "", *, ax: Any = None) -> F
     for axes, item in zip(panels, found.values(), strict=True):
         area = {"fill": True, "color": style.FILL, "label": "sampled", "zorder": 1}
         axes.stairs(item.density, item.edges, **area)
-        _, colour, dashes, width = style.LAWS["semicircle"]
-        axes.plot(item.x, item.law, color=colour, ls=dashes, lw=width, label=_LAW, zorder=3)
+        style.draw_law(axes, "semicircle", item.x, item.law, label=_LAW)
         axes.set_xlim(item.edges[0], item.edges[-1])
         top = float(max(item.density.max(), item.law.max()))
         if item.n_outliers:
@@ -59,16 +58,11 @@ def densities(found: Mapping[str, Any], title: str = "", *, ax: Any = None) -> F
         if item.zeros:
             axes.axvline(0, color=style.INK, lw=1.0, ls=(0, (2, 1.5)), zorder=2)
             style.note(axes, f"{item.zeros:.0%} of the levels\nare exactly 0")
-    style.legend_below(panels[0], 2)
+    style.legend_below(picture, panels[0], 2)
     return picture
 
 
-def ratios(
-    found: Mapping[str, tuple[Any, Mapping[str, tuple[float, float]]]],
-    title: str = "",
-    *,
-    ax: Any = None,
-) -> Figure:
+def ratios(found: Mapping[str, tuple[Any, Any]], title: str = "", *, ax: Any = None) -> Figure:
     """Ratios r of neighbouring spacings of each panel, beside the laws of the GOE.
 
     Args:
@@ -93,7 +87,7 @@ def ratios(
         axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
         words = [f"⟨r̃⟩ = {m:.4f} ± {error:.4f}, {name}" for name, (m, error) in means.items()]
         style.note(axes, "\n".join(words))
-    style.legend_below(panels[0], 2)
+    style.legend_below(picture, panels[0], 2)
     return picture
 
 

@@ -109,7 +109,7 @@ def losses(
     grid[0, 0].set_ylabel("test loss")
     grid[1, 0].set_ylabel("test loss - line")
     picture.align_ylabels(grid[:, 0])
-    _colour_bar(entry, grid.ravel())
+    _colour_bar(picture, entry, grid.ravel())
     return picture
 
 
@@ -129,13 +129,11 @@ def _loss_panel(
         return
     ends = np.linspace(*upper.get_xlim(), 101)
     middle = line(ends)
+    bands = (line.confidence_band, CONFIDENCE, 0.25), (line.prediction_band, PREDICTION, 0.1)
     for axes, around in ((upper, 0.0), (lower, middle)):
         label = f"{LINE}:\n{line_words(line)}"
         axes.plot(ends, middle - around, color=style.BLUE, lw=1.3, label=label)
-        for band, label, opacity in (
-            (line.confidence_band, CONFIDENCE, 0.25),
-            (line.prediction_band, PREDICTION, 0.1),
-        ):
+        for band, label, opacity in bands:
             low, high = band(ends)
             area = {"color": style.BLUE, "alpha": opacity, "lw": 0, "zorder": 1, "label": label}
             axes.fill_between(ends, low - around, high - around, **area)
@@ -195,7 +193,7 @@ def capacity(entry: Any, random: Any = None, *, ax: Any = None) -> Figure:
         _against(axes, entry, random, x, y)
     if random is not None:
         _key(row[0])
-    _colour_bar(entry, row)
+    _colour_bar(picture, entry, row)
     return picture
 
 
@@ -217,7 +215,7 @@ def product_at_loss(entry: Any, *, ax: Any = None) -> Figure:
     title = f"{what}\ntraining losses {found.min():.3g} to {found.max():.3g}, {asked}"
     picture, ((axes,),) = style.panels(title, ax=ax)
     _against(axes, entry, None, "product", "test_error")
-    _colour_bar(entry, [axes])
+    _colour_bar(picture, entry, [axes])
     return picture
 
 
@@ -313,7 +311,7 @@ def margins(entry: Any, random: Any = None, *, ax: Any = None) -> Figure:
         style.few_ticks(axes)
         if random is not None:
             _key(axes)
-    _colour_bar(entry, [left, right])
+    _colour_bar(picture, entry, [left, right])
     return picture
 
 
@@ -377,7 +375,8 @@ def width(entry: Any, *, ax: Any = None) -> Figure:
     picture, ((axes,),) = style.panels(title, ax=ax)
     # its histogram of outputs holds every training sample once
     n = round(float(entry.result.members[0].top_output_counts.sum()))
-    _both(axes, entry, "error", x="parameters", marked=n)
+    _both(axes, entry, "error", x="parameters")
+    _log_if_wide(axes, "x", np.append(entry.result.column("parameters"), n))
     axes.axvline(n, color=style.MUTED, lw=1.0, ls=(0, (4, 2)), label=f"N = {n:,}", zorder=1)
     axes.set(xlabel="parameters", ylabel="error")
     _finish(axes)
@@ -444,12 +443,10 @@ def _side_by_side(entries: Sequence[Any], rows: int, what: str, ax: Any) -> tupl
     return style.panels(title, rows, len(entries), ax=ax, **size)
 
 
-def _both(
-    axes: Axes, entry: Any, what: str, prefix: str = "", x: str = "value", marked: float = np.nan
-) -> None:
-    """Training and test; the axis has room for a marked place too."""
+def _both(axes: Axes, entry: Any, what: str, prefix: str = "", x: str = "value") -> None:
+    """Training and test."""
     places = entry.result.column(x)
-    _log_if_wide(axes, "x", np.append(places, [] if np.isnan(marked) else marked))
+    _log_if_wide(axes, "x", places)
     for label, split, look in _SPLITS:
         _curve(axes, places, entry.result.column(f"{prefix}{split}_{what}"), label, look)
 
@@ -492,16 +489,17 @@ def _colours(entry: Any) -> ScalarMappable:
     low, high = float(values.min()), float(values.max())
     if entry.settings.vary == "corruption":
         return ScalarMappable(Normalize(0, max(high, 0.01)), _COLOURS)
-    return ScalarMappable(LogNorm(*((low, high) if low < high else (low / 2, low * 2))), _COLOURS)
+    spread = 1 if low < high else 2
+    return ScalarMappable(LogNorm(low / spread, high * spread), _COLOURS)
 
 
-def _colour_bar(entry: Any, panels: Any) -> None:
+def _colour_bar(picture: Figure, entry: Any, panels: Any) -> None:
     """A colour bar at the right of some axes, if there are two different values."""
     if len(set(entry.result.column("value"))) < 2:
         return
     colours = _colours(entry)
     place = {"ax": list(panels), "pad": 0.01, "aspect": 40, "shrink": 0.9}
-    bar = panels[0].get_figure().colorbar(colours, **place)
+    bar = picture.colorbar(colours, **place)
     bar.set_label(WORDS[entry.settings.vary], fontsize=9)
     bar.ax.tick_params(labelsize=8)
     if isinstance(colours.norm, LogNorm):
@@ -530,7 +528,8 @@ def _name_values(axes: Axes, entry: Any, x: str, y: str) -> None:
     if (apart < 1).all(-1).sum() > len(places):  # each point is near itself
         return
     offsets = [(5 if across < 0.85 else -5, -3) for across in places[:, 0]]
-    style.name_points(axes, *points.T, [f"{value:g}" for value in values], offsets)
+    names = [f"{value:g}" for value in values]
+    style.name_points(axes, points[:, 0], points[:, 1], names, offsets)
 
 
 def _log_if_wide(axes: Axes, which: str, values: Values) -> None:

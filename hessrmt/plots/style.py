@@ -153,10 +153,10 @@ def legend_above(axes: Axes, **options: Any) -> None:
     axes.legend(frameon=False, **place, **options)
 
 
-def legend_below(axes: Axes, columns: int) -> None:
+def legend_below(picture: Any, axes: Axes, columns: int) -> None:
     """One legend for a whole picture, below it, of the labels of one panel."""
     place = {"loc": "outside lower center", "ncols": columns, "fontsize": 9}
-    axes.get_figure().legend(*axes.get_legend_handles_labels(), frameon=False, **place)
+    picture.legend(*axes.get_legend_handles_labels(), frameon=False, **place)
 
 
 def _width(lengths: Sequence[int], columns: int) -> int:
@@ -201,6 +201,13 @@ def draw_histogram(axes: Axes, edges: Values, density: Values, error: Values, la
     bars = {"fmt": "none", "ecolor": INK, "elinewidth": 0.9, "zorder": 2, "label": ONE_SIGMA}
     if np.isfinite(error).any():
         axes.errorbar((edges[1:] + edges[:-1]) / 2, density, yerr=error, **bars)
+
+
+def draw_band(axes: Axes, x: Values, low: Values, high: Values) -> None:
+    """A band of one standard error around a measured curve, if there is any error."""
+    if np.isfinite(high).any():
+        look = {"color": INK, "alpha": BAND, "lw": 0, "zorder": 2, "label": ONE_SIGMA}
+        axes.fill_between(x, low, high, **look)
 
 
 def top_of(density: Values, error: Values) -> float:

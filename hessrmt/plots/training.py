@@ -11,11 +11,9 @@ from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 from hessrmt import theory
 from hessrmt.errors import StoreError
 from hessrmt.plots import style
-from hessrmt.plots.files import Drawn, draw_each
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from jaxtyping import Float64
     from matplotlib.axes import Axes
@@ -25,6 +23,9 @@ if TYPE_CHECKING:
     Values = Float64[np.ndarray, " n"]
     Curve = tuple[Values, Values, Values | None]
     """x, means and standard errors, where there are any."""
+
+    Ranked = tuple[Curve, Mapping[str, Values]]
+    """Eigenvalues by rank, and numbers in bins of those above and below zero."""
 
 POINTS: Mapping[str, tuple[str, str, style.Dashes]] = {
     "last": ("last iterate", "#000000", "-"),
@@ -239,16 +240,12 @@ def averaged_losses(
         _end_where_settled(row[0], [factor * curves[what][1] for _, curves in entries])
     for axes in grid[-1]:
         axes.set_xlabel("epochs", fontsize=9)
-    _legend_of_points(grid[0, 0])
+    _legend_of_points(picture, grid[0, 0])
     return picture
 
 
 def averaged_spectra(
-    rates: Mapping[str, Mapping[str, tuple[Curve, Mapping[str, Values]]]],
-    edges: Values,
-    title: str = "",
-    *,
-    ax: Any = None,
+    rates: Mapping[str, Mapping[str, Ranked]], edges: Values, title: str = "", *, ax: Any = None
 ) -> Figure:
     """The largest eigenvalues by rank, and those per decade, a column for each learning rate.
 
@@ -281,7 +278,7 @@ def averaged_spectra(
     for axes, side in zip(grid[1:, 0], sides, strict=True):
         axes.set_ylabel(f"levels per decade, {side}", fontsize=9)
         axes.set_ylim(0, None)
-    _legend_of_points(grid[0, 0])
+    _legend_of_points(picture, grid[0, 0])
     return picture
 
 
@@ -315,27 +312,10 @@ def _end_where_settled(axes: Axes, means: Sequence[Values]) -> None:
     axes.set_ylim(0.93 * bottom, 1.3 * max(settled) or None)
 
 
-def _legend_of_points(axes: Axes) -> None:
+def _legend_of_points(picture: Figure, axes: Axes) -> None:
     for label, colour, dashes in POINTS.values():
         axes.plot([], [], color=colour, ls=dashes, lw=1.6, label=label)
-    style.legend_below(axes, 3)
-
-
-def budget_figures(
-    curves: Mapping[str, Curve], fits: Mapping[str, Any], folder: Path, ending: str = "png"
-) -> list[Drawn]:
-    """The picture of :func:`budget` as a file.
-
-    Args:
-        curves: As there.
-        fits: As there.
-        folder: Where; made if it doesn't exist.
-        ending: Of the file.
-
-    Returns:
-        The picture's file.
-    """
-    return draw_each({"budget": partial(budget, curves, fits)}, folder, ending)
+    style.legend_below(picture, axes, 3)
 
 
 def budget(

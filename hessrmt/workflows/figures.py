@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from hessrmt.config import PuzzlesConfig, ReferenceLine
+    from hessrmt.generalization.budget import BudgetFit
     from hessrmt.levels.analysis import Unfolded
     from hessrmt.records import Spectrum
     from hessrmt.workflows import averaged, familyfits, gp_loss_model
@@ -268,6 +269,26 @@ def _by_rate(entries: Sequence[averaged.Entry], found: Sequence[Any]) -> dict[st
         lr = f"{entry.lr:g}" if entry.final_lr is None else f"{entry.lr:g} to {entry.final_lr:g}"
         rates.setdefault(f"{entry.rate}, {lr}", {})[entry.point] = item
     return rates
+
+
+def budget_figures(
+    curves: Mapping[str, training.Curve],
+    fits: Mapping[str, BudgetFit],
+    folder: Path,
+    ending: str = "png",
+) -> list[Drawn]:
+    """The best validation loss and error against the budget, with the fitted laws.
+
+    Args:
+        curves: ``"loss"`` and ``"error"`` to budgets, means over seeds and standard errors.
+        fits: The same names to their fits, where there are any.
+        folder: Where; made if it doesn't exist.
+        ending: Of the file.
+
+    Returns:
+        The picture's file.
+    """
+    return draw_each({"budget": partial(training.budget, curves, fits)}, folder, ending)
 
 
 def puzzles_figures(
