@@ -20,11 +20,16 @@ from hessrmt.generalization.bias_free import initial_layers
 from hessrmt.generalization.flow import gradient_flow
 from hessrmt.generalization.separable import linear_task, quadrant_task
 from hessrmt.generalization.svm import maximum_margin
-from hessrmt.generalization.trajectory import Flow
+from hessrmt.generalization.trajectory import Flow, direction_distances
 from hessrmt.generalization.trees import CONSTITUENTS
-from hessrmt.plots.approximation import approximation_errors
 from hessrmt.plots.files import save
-from hessrmt.plots.flow import curvature, distances, margin_growth, norms
+from hessrmt.plots.generalization import (
+    approximation_errors,
+    curvature,
+    distances,
+    margin_growth,
+    norms,
+)
 
 FLOWS = ("descent", "constrained", "weight-normalization")
 STUDIES = ((4, (2, 4, 8, 16), 2048), (8, (2, 4, 8), 4096))
@@ -135,10 +140,11 @@ def flows(out: Path) -> dict[str, Any]:
         }
         for name, run in runs.items()
     }
-    save(
-        distances(runs, best.direction, "Linear networks, exponential loss"),
-        out / "flow-linear.png",
-    )
+    away = {
+        name: (run.log_times, direction_distances(run, best.direction))
+        for name, run in runs.items()
+    }
+    save(distances(away, "Linear networks, exponential loss"), out / "flow-linear.png")
     depths = {
         f"{len(widths) - 1} layer{'s' * (len(widths) > 2)}": gradient_flow(
             initial_layers(widths, 0), x, y, activation="linear", log_time=100

@@ -24,6 +24,8 @@ from hessrmt.generalization.trees import Tree, checked_inputs, tree_function
 if TYPE_CHECKING:
     from jaxtyping import Float64
 
+    Errors = Float64[np.ndarray, " U"]
+
 KINDS = ("deep", "shallow")
 STARTS = ("nodes", "random")
 
@@ -82,6 +84,21 @@ class ApproximationStudy:
         slopes = -np.polyfit(np.log(self.units), np.log(errors), 1)[0]
         spread = slopes.std(ddof=1) / np.sqrt(len(slopes)) if len(slopes) > 1 else float("nan")
         return Exponent(float(slopes.mean()), float(spread))
+
+    def mean(self, kind: str, norm: str = "l2") -> tuple[Errors, Errors]:
+        """Geometric mean of the errors over seeds.
+
+        Args:
+            kind: ``"deep"`` or ``"shallow"``.
+            norm: ``"l2"`` or ``"sup"``.
+
+        Returns:
+            (U,) means and (U,) standard errors; zeros for one seed.
+        """
+        logs = np.log((self.l2 if norm == "l2" else self.sup)[kind])
+        seeds, middle = logs.shape[1], np.exp(logs.mean(1))
+        spread = logs.std(1, ddof=1) / np.sqrt(seeds) if seeds > 1 else np.zeros(len(logs))
+        return middle, middle * spread
 
     def advantage(self, index: int = -1, norm: str = "l2") -> tuple[float, float]:
         """log(shallow error/deep error) at equal units.

@@ -241,3 +241,19 @@ class Flow:
     def _problem(self, model: torch.nn.Module) -> Problem:
         data = (torch.tensor(self.x), torch.tensor(self.y))
         return Problem(model, exponential_type.LOSSES[self.loss], data)
+
+
+def direction_distances(
+    flow: Flow, direction: Float64[np.ndarray, " d"]
+) -> Float64[np.ndarray, " T"]:
+    """Distance of a linear network's direction from another one at every saved time.
+
+    Args:
+        flow: Of a linear network with one output.
+        direction: (d,) unit vector, e.g. of the largest margin.
+
+    Returns:
+        (T,) Euclidean distances.
+    """
+    found = [flow.linear_direction(i) for i in range(len(flow.log_times))]
+    return np.linalg.norm(np.array(found) - direction, axis=1)

@@ -1,6 +1,13 @@
 """Statistics of levels: unfolding, spacings, ratios, long-range correlations, tests of laws."""
 
-from hessrmt.levels.analysis import analyze, unfold_selection
+from hessrmt.levels.analysis import (
+    analyze,
+    long_range,
+    ratio_histogram,
+    spacing_histogram,
+    unfold_selection,
+)
+from hessrmt.levels.density import decade_histograms, density_histograms
 from hessrmt.levels.fits import brody, superposition
 from hessrmt.levels.formfactor import form_factor
 from hessrmt.levels.numbervariance import number_variance
@@ -13,13 +20,18 @@ from hessrmt.levels.unfolding import pooled, unfold
 __all__ = [
     "analyze",
     "brody",
+    "decade_histograms",
+    "density_histograms",
     "form_factor",
+    "long_range",
     "mean_ratio",
     "number_variance",
     "pooled",
+    "ratio_histogram",
     "ratios",
     "rigidity",
     "select",
+    "spacing_histogram",
     "spacings",
     "superposition",
     "unfold",

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 ENOUGH = 10
 """Spectra from which whole spectra are resampled."""
 
+FEWEST_UNITS = 5
+"""Spectra, or stretches of them, below which a standard error is not worth showing."""
+
 _STRETCHES = 20
 _SHORTEST = 20
 

@@ -7,7 +7,7 @@ lie at θ + n a/θ, outside the bulk: a semicircle of radius 2√(n a) about the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -143,3 +143,75 @@ def centre(spectrum: Spectrum, below: int = 0, above: int = 0) -> float:
     levels = bulk(spectrum, below, above).eigenvalues
     levels = levels[levels != 0]
     return float(np.median(levels)) if len(levels) else float("nan")
+
+
+_BINS, _POINTS = 70, 1201
+_SEEN = 0.98
+"""Share of drawn outliers that the bins reach; their law has a long tail."""
+
+
+@dataclass(frozen=True)
+class SampledDensity:
+    """Density of the levels of sampled Hessians in bins, and its large-matrix law.
+
+    Attributes:
+        edges: (k + 1,) of the bins.
+        density: (k,) of all levels; its integral leaves exact zeros out.
+        x: (m,) points.
+        law: (m,) density there, as :func:`mean_density` has it.
+        outliers: Places of given outliers; none if they are drawn.
+        n_outliers: Of a sample.
+        n_levels: Of all samples, exact zeros included.
+        zeros: Share of exact zeros.
+    """
+
+    edges: Float64[np.ndarray, " k+1"]
+    density: Float64[np.ndarray, " k"]
+    x: Float64[np.ndarray, " m"]
+    law: Float64[np.ndarray, " m"]
+    outliers: Float64[np.ndarray, " o"]
+    n_outliers: int
+    n_levels: int
+    zeros: float
+
+
+def sampled_density(
+    spectra: Sequence[Spectrum],
+    cov: HessianCovariance,
+    n: int,
+    outliers: int | Sequence[float] = 0,
+    outlier_scale: float = 1.0,
+    degenerate: int = 0,
+) -> SampledDensity:
+    """Density of the levels of sampled Hessians, with its large-matrix law.
+
+    Args:
+        spectra: Sampled.
+        cov: As for :func:`mean_density`; so are the others.
+        n: Directions in which the loss is random.
+        outliers: How many are drawn for each sample, or their values.
+        outlier_scale: Of drawn outliers.
+        degenerate: Directions in which the loss is constant.
+
+    Returns:
+        The histogram, which leaves out the largest 2 % of drawn outliers, and the law.
+    """
+    rows = [item.eigenvalues[item.eigenvalues != 0] for item in spectra]
+    every, total = np.sort(np.concatenate(rows)), sum(len(item.eigenvalues) for item in spectra)
+    drawn = isinstance(outliers, int | np.integer)
+    count = int(outliers) if isinstance(outliers, int | np.integer) else len(outliers)
+    low, high = every[0], every[-1 - (round((1 - _SEEN) * count * len(rows)) if drawn else 0)]
+    margin = 0.04 * (high - low)
+    edges = np.linspace(low - margin, high + margin, _BINS + 1)
+    x = np.linspace(edges[0], edges[-1], _POINTS)
+    places = [] if drawn else bbp_position(list(np.atleast_1d(outliers)), n, cov.a) + cov.mean
+    return SampledDensity(
+        edges=edges,
+        density=np.histogram(every, edges)[0] / np.diff(edges) / total,
+        x=x,
+        law=mean_density(x, cov, n, outliers, outlier_scale, degenerate),
+        outliers=np.atleast_1d(places),
+        n_outliers=count,
+        n_levels=total,
+        zeros=degenerate / (n + degenerate),
+    )

@@ -1,116 +1,551 @@
-"""Pictures of the experiments ``puzzles-*``: families of networks, in the manner of [G].
+"""Families of networks that differ in one thing: losses, capacity, outputs, margins, trends.
 
-Source: [G] (Generalization Puzzles in Deep Networks, under review for ICLR 2020).
+A family is any object with a ``name``, ``settings`` (:class:`hessrmt.config.puzzles.Family`) and a
+``result`` (:class:`hessrmt.store.family.FamilyResult`). Members are coloured by what is varied;
+those that were trained on random labels are crosses.
+
+Source: Generalization Puzzles in Deep Networks (under review for ICLR 2020).
 """
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from hessrmt.errors import GeneralizationError
-from hessrmt.plots import puzzle_families as families
-from hessrmt.plots import puzzle_trends as trends
-from hessrmt.plots.files import Drawn, checked_ending, draw_each
-from hessrmt.plots.puzzle_losses import losses
+import matplotlib as mpl
+import numpy as np
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, LogNorm, Normalize
+
+from hessrmt.config.puzzles import WIDTH
+from hessrmt.errors import DataError
+from hessrmt.plots import style
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
+    from collections.abc import Mapping, Sequence
 
-    from hessrmt.config.puzzles import PuzzlesConfig
-    from hessrmt.plots.picture import Picture
-    from hessrmt.plots.puzzle_points import Entry
+    from jaxtyping import Float64
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-_ON_THE_LINE = {"initial-scale", "corruption"}
-"""What is varied in families whose losses [G] puts on one line."""
+    from hessrmt.config.puzzles import ReferenceLine
 
+    Values = Float64[np.ndarray, " n"]
+    Look = tuple[str, str, str]
 
-def puzzles_figures(
-    settings: PuzzlesConfig, entries: Sequence[Entry], folder: Path, ending: str = "png"
-) -> list[Drawn]:
-    """Draw everything there is to see of some families, one file for each picture.
+_TRAIN, _TEST = (style.BLUE, "-", "o"), (style.RED, "--", "^")
+_GAP = (style.GREEN, ":", "s")
+"""Colour, dashes and marker of training, test, and their difference."""
 
-    Families of initial scales and corruption: ``NAME-losses``, ``NAME-capacity``, ``NAME-outputs``,
-    ``NAME-margins``, ``NAME-trend``, and ``NAME-product`` where there is a reference loss. The
-    members of a family with random labels are crosses in the pictures of the same networks with
-    natural labels. Families of widths: ``NAME-width``; of samples: ``NAME-errors`` and
-    ``NAME-losses``, natural and random labels side by side.
+_SPLITS = (("training", "train", _TRAIN), ("test", "test", _TEST))
 
-    Args:
-        settings: Of the experiment; the published lines are taken from it.
-        entries: Families with their finished networks, of which there may be none yet.
-        folder: An existing folder.
-        ending: Of the files.
+TRAINED_ON_RANDOM = "trained on random labels"
+LINE, WITH_RANDOM = "line of the natural labels", "line of all points"
+CONFIDENCE, PREDICTION = "95 % band of the line", "95 % band of a further point"
+DIAGONAL = "test = training"
 
-    Returns:
-        For each picture its file, or the reason why there is none; for a family without finished
-        networks one such reason.
+_REFERENCES = (style.DOT_DASHED, (0, (1, 1.2)), (0, (8, 2)))
 
-    Source: [G] Figs. 1 to 6, 10 to 16, 19, 20, Appendix J.
-    """
-    kind = checked_ending(ending)
-    drawn = [
-        Drawn(entry.name, None, "no network of this family is finished")
-        for entry in entries
-        if not entry.result.members
-    ]
-    for name, draw in _pictures(settings, [e for e in entries if e.result.members]).items():
-        try:
-            drawn += draw_each({name: draw}, folder, kind)
-        except GeneralizationError as error:
-            drawn.append(Drawn(name, None, str(error)))
-    return drawn
+_COLOURS = ListedColormap(mpl.colormaps["viridis"](np.linspace(0, 0.92, 256)))
+"""Without the bright yellow, which a white page swallows."""
+
+WORDS = {
+    "initial-scale": "standard deviation of the initial weights",
+    "corruption": "share of labels permuted in pre-training",
+    "width": "width",
+    "samples": "training samples N",
+}
+_SHORT = {"initial-scale": "s =", "corruption": "corrupted", "width": "width", "samples": "N ="}
+_NAMES = {"normalized_test_loss": "normalised test loss", "test_error": "test error"}
+
+_WIDE = 30
+"""Largest over smallest value from which an axis is logarithmic."""
+
+_ROOM = (0.17, 0.05)
+"""Width and height of a point with its value, as shares of the panel."""
+
+_HISTOGRAMS = 3
 
 
-def random_partner(entry: Entry, entries: Sequence[Entry]) -> Entry | None:
-    """The family with random labels that belongs into the pictures of one with natural labels.
+def losses(
+    entry: Any,
+    lines: Mapping[str, tuple[Any, Any]],
+    random: Any = None,
+    references: Sequence[ReferenceLine] = (),
+    *,
+    ax: Any = None,
+) -> Figure:
+    """Test against training losses of all members, as trained and normalised; below, residuals.
 
     Args:
         entry: A family.
-        entries: All families.
+        lines: ``""`` and ``"normalized_"`` (as trained, normalised) to the
+            :class:`hessrmt.generalization.lines.LineFit` of the family, or in words why there is
+            none, and to the line of all points, those with random labels included.
+        random: A family of the same networks that was trained on random labels.
+        references: Published lines of normalised networks.
+        ax: Four axes to draw into; None for a new picture.
 
     Returns:
-        The first one of the same networks, data and normalisation, where both vary the samples, or
-        each the initial scale or the corruption; None if there is none.
+        The picture. Where there is no line, the legend says why.
+
+    Source: Generalization Puzzles (2020), Figs. 2, 10, 12, 15, 16.
     """
-    for other in entries:
-        if other.settings.labels == "random" and _alike(entry, other):
-            return other if entry.settings.labels == "natural" else None
-    return None
+    title = _title(entry, "Test against training loss")
+    size = {"width": 10.5, "height": 7.4, "gridspec_kw": {"height_ratios": (3, 1)}}
+    picture, grid = style.panels(title, 2, 2, ax=ax, sharex="col", **size)
+    for (upper, lower), prefix in zip(grid.T, ("", "normalized_"), strict=True):
+        _loss_panel(upper, lower, entry, random, *lines[prefix], prefix)
+        for reference, dashes in zip(references if prefix else (), _REFERENCES, strict=False):
+            r2 = "" if reference.r2 is None else f", R² {reference.r2:.4f}"
+            words = f"slope {reference.slope:.5g}, intercept {reference.intercept:.5g}{r2}"
+            _guide(upper, reference, f"{reference.label}:\n{words}", style.PINK, dashes)
+        _guide(upper, lambda x: x, DIAGONAL, style.MUTED, "-")
+        _name_values(upper, entry, f"{prefix}train_loss", f"{prefix}test_loss")
+        what = f"normalised by {_norm_words(entry.settings)}" if prefix else "as trained"
+        lower.set_xlabel(f"training loss, {what}")
+        style.few_ticks(upper)
+        style.few_ticks(lower, y=3)
+        _key(upper)
+    grid[0, 0].set_ylabel("test loss")
+    grid[1, 0].set_ylabel("test loss - line")
+    picture.align_ylabels(grid[:, 0])
+    _colour_bar(picture, entry, grid.ravel())
+    return picture
 
 
-def _alike(entry: Entry, other: Entry) -> bool:
-    one, two = entry.settings, other.settings
-    same = all(getattr(one, x) == getattr(two, x) for x in ("model", "data", "norm", "by"))
-    return same and (one.vary == two.vary == "samples" or {one.vary, two.vary} <= _ON_THE_LINE)
+def _loss_panel(
+    upper: Axes, lower: Axes, entry: Any, random: Any, line: Any, both: Any, prefix: str
+) -> None:
+    names = f"{prefix}train_loss", f"{prefix}test_loss"
+    (x, y), others = _columns(entry, *names), _columns(random, *names)
+    every_x, every_y = (np.concatenate(pair) for pair in zip((x, y), others, strict=True))
+    upper.set(xlim=_limits(every_x), ylim=_limits(every_y))
+    _scatter(upper, entry, x, y)
+    _scatter_random(upper, *others)
+    if isinstance(line, str):
+        upper.plot([], [], " ", label=f"no line: {line}")
+        lower.yaxis.set_visible(False)
+        lower.spines["left"].set_visible(False)
+        return
+    ends = np.linspace(*upper.get_xlim(), 101)
+    middle = line(ends)
+    bands = (line.confidence_band, CONFIDENCE, 0.25), (line.prediction_band, PREDICTION, 0.1)
+    for axes, around in ((upper, 0.0), (lower, middle)):
+        label = f"{LINE}:\n{line_words(line)}"
+        axes.plot(ends, middle - around, color=style.BLUE, lw=1.3, label=label)
+        for band, label, opacity in bands:
+            low, high = band(ends)
+            area = {"color": style.BLUE, "alpha": opacity, "lw": 0, "zorder": 1, "label": label}
+            axes.fill_between(ends, low - around, high - around, **area)
+    _scatter(lower, entry, x, y - line(x))
+    _scatter_random(lower, others[0], others[1] - line(others[0]))
+    if both is not None:
+        look = {"color": style.INK, "lw": 0.9, "ls": (0, (4, 2)), "zorder": 3}
+        upper.plot(ends, both(ends), label=f"{WITH_RANDOM}:\n{line_words(both)}", **look)
+    band = [end - line(x) for end in line.confidence_band(x)]
+    lower.set_ylim(_limits(np.concatenate([every_y - line(every_x), *band])))
 
 
-def _pictures(
-    settings: PuzzlesConfig, entries: Sequence[Entry]
-) -> dict[str, Callable[[], Picture]]:
-    partners = {entry.name: random_partner(entry, entries) for entry in entries}
-    shown = {partner.name for partner in partners.values() if partner is not None}
-    pictures: dict[str, Callable[[], Picture]] = {}
-    for entry in entries:
-        name, partner = entry.name, partners[entry.name]
-        if name in shown:
-            continue
-        if entry.settings.vary == "width":
-            pictures[f"{name}-width"] = partial(trends.width, entry)
-        elif entry.settings.vary == "samples":
-            both = [entry] if partner is None else [entry, partner]
-            pictures[f"{name}-errors"] = partial(trends.sample_errors, both)
-            pictures[f"{name}-losses"] = partial(trends.sample_losses, both)
-        else:
-            lines = settings.reference if entry.settings.by == "layers" else ()
-            pictures |= {
-                f"{name}-losses": partial(losses, entry, partner, lines),
-                f"{name}-capacity": partial(families.capacity, entry, partner),
-                f"{name}-outputs": partial(families.outputs, entry),
-                f"{name}-margins": partial(families.margins, entry, partner),
-                f"{name}-trend": partial(trends.against_value, entry),
-            }
-            if entry.settings.reference_loss is not None:
-                pictures[f"{name}-product"] = partial(families.product_at_loss, entry)
-    return pictures
+def _guide(axes: Axes, line: Any, name: str, colour: str, dashes: style.Dashes) -> None:
+    """A line, which the legend says to be out of view if it is."""
+    x = np.linspace(*axes.get_xlim(), 101)
+    y, (low, high) = line(x), axes.get_ylim()
+    label = name if ((y >= low) & (y <= high)).any() else f"{name} (out of view)"
+    axes.plot(x, y, color=colour, lw=1.0, ls=dashes, label=label, zorder=2)
+
+
+def line_words(line: Any) -> str:
+    """Slope, intercept, R² and root mean square error of a line, in two lines of a legend."""
+    slope, error, intercept = (
+        f"{value:.4f}" if abs(value) < 10 else f"{value:.0f}"
+        for value in (line.slope, line.slope_error, line.intercept)
+    )
+    return (
+        f"slope {slope} ± {error}, intercept {intercept},\n"
+        f"R² {line.r2:.6g}, adjusted R² {line.adjusted_r2:.6g}, RMSE {line.rmse:.2g}"
+    )
+
+
+def _limits(values: Values) -> tuple[float, float]:
+    low, high = float(values.min()), float(values.max())
+    margin = 0.06 * (high - low) or 1e-3 * max(abs(low), 1e-3)
+    return low - margin, high + margin
+
+
+def capacity(entry: Any, random: Any = None, *, ax: Any = None) -> Figure:
+    """Normalised test loss and test error against the product of norms, and against each other.
+
+    Args:
+        entry: A family.
+        random: A family of the same networks that was trained on random labels.
+        ax: Three axes to draw into; None for a new picture.
+
+    Returns:
+        The picture.
+
+    Source: Generalization Puzzles (2020), Fig. 4.
+    """
+    title = _title(entry, "Losses, errors and norms")
+    picture, (row,) = style.panels(title, 1, 3, ax=ax, width=10.5, height=3.6)
+    loss, product, error = "normalized_test_loss", "product", "test_error"
+    pairs = (product, loss), (loss, error), (product, error)
+    for axes, (x, y) in zip(row, pairs, strict=True):
+        _against(axes, entry, random, x, y)
+    if random is not None:
+        _key(row[0])
+    _colour_bar(picture, entry, row)
+    return picture
+
+
+def product_at_loss(entry: Any, *, ax: Any = None) -> Figure:
+    """Test error against the product of norms of networks with one training loss.
+
+    Args:
+        entry: A family with a reference loss.
+        ax: Axes to draw into; None for a new picture.
+
+    Returns:
+        The picture; its title says how far the training losses differ.
+
+    Source: Generalization Puzzles (2020), Fig. 13.
+    """
+    found = entry.result.column("train_loss")
+    what = _title(entry, "Test error against the product of norms")
+    asked = f"asked for {entry.settings.reference_loss:g}"
+    title = f"{what}\ntraining losses {found.min():.3g} to {found.max():.3g}, {asked}"
+    picture, ((axes,),) = style.panels(title, ax=ax)
+    _against(axes, entry, None, "product", "test_error")
+    _colour_bar(picture, entry, [axes])
+    return picture
+
+
+def _against(axes: Axes, entry: Any, random: Any, x: str, y: str) -> None:
+    places, others = _columns(entry, x, y), _columns(random, x, y)
+    _log_if_wide(axes, "x", np.concatenate([places[0], others[0]]))
+    _scatter(axes, entry, *places)
+    _scatter_random(axes, *others)
+    axes.margins(0.08)
+    style.few_ticks(axes, x=4)
+    _name_values(axes, entry, x, y)
+    by_output = entry.settings.by == "output"
+    product = "norm of the output" if by_output else "product of the layers' norms"
+    axes.set(xlabel=_NAMES.get(x, product), ylabel=_NAMES[y])
+
+
+def outputs(entry: Any, *, ax: Any = None) -> Figure:
+    """Histograms of the largest output of normalised networks over the training samples.
+
+    Args:
+        entry: A family; its smallest, middle and largest value have a panel.
+        ax: Axes to draw into, one for each of them; None for a new picture.
+
+    Returns:
+        The picture.
+
+    Source: Generalization Puzzles (2020), Fig. 20, Appendix K.
+    """
+    members = sorted(entry.result.members, key=lambda member: member.value)
+    number = min(_HISTOGRAMS, len({member.value for member in members}))
+    title = _title(entry, "Largest output of normalised networks")
+    size = {"width": max(style.WIDTH, 3.5 * number), "height": 3.8}
+    picture, (row,) = style.panels(title, 1, number, ax=ax, **size)
+    shown = np.linspace(0, len(members) - 1, number).round().astype(int)
+    for axes, member in zip(row, [members[i] for i in shown], strict=True):
+        label = (
+            f"{_SHORT[entry.settings.vary]} {member.value:g}: mean {member.top_output_mean:.4g},\n"
+            f"standard deviation {member.top_output_std:.4g}\n"
+            f"as trained: {member.raw_top_output_mean:.4g} and {member.raw_top_output_std:.4g}"
+        )
+        area = {"fill": True, "color": style.FILL, "label": label}
+        axes.stairs(member.top_output_counts, member.top_output_edges, **area)
+        axes.axvline(member.top_output_mean, color=style.INK, lw=1.1)
+        axes.set_xlabel("f̃ of the most likely class")
+        style.few_ticks(axes, x=4)
+        _key(axes)
+    row[0].set_ylabel("training samples")
+    return picture
+
+
+def margins(entry: Any, random: Any = None, *, ax: Any = None) -> Figure:
+    """Smallest normalised margins during training, and test errors against their inverse.
+
+    A margin is drawn where all training samples are classified correctly: there it is positive.
+    Curves have gaps where an epoch lost that again.
+
+    Args:
+        entry: A family.
+        random: A family of the same networks that was trained on random labels.
+        ax: Two axes to draw into; None for a new picture.
+
+    Returns:
+        The picture; it says how many networks are left out.
+
+    Raises:
+        DataError: If no network ever classifies all training samples correctly.
+
+    Source: Generalization Puzzles (2020), Appendix J.
+    """
+    families = [family for family in (entry, random) if family is not None]
+    members = [member for family in families for member in family.result.members]
+    if not any((member.history["margin"] > 0).any() or member.margin > 0 for member in members):
+        raise DataError(
+            f"{entry.name}: no network ever classifies all training samples correctly, so that "
+            "no margin is positive; train for more epochs"
+        )
+    title = _title(entry, "Smallest margins")
+    picture, ((left, right),) = style.panels(title, 1, 2, ax=ax, width=10.5, height=4.4)
+    never = _growth(left, families)
+    left.set(yscale="log", ylabel="normalised smallest margin")
+    left.set_xlabel("epoch" + _left_out(never, "never separate the samples"))
+    good = [[m for m in family.result.members if m.normalized_margin > 0] for family in families]
+    inverse = [np.array([1 / m.normalized_margin for m in found]) for found in good]
+    errors = [np.array([m.test_error for m in found]) for found in good]
+    _log_if_wide(right, "x", np.concatenate(inverse))
+    _scatter(right, entry, inverse[0], errors[0], np.array([m.value for m in good[0]]))
+    _scatter_random(right, *map(np.concatenate, (inverse[1:] or [[]], errors[1:] or [[]])))
+    what = "1/η, inverse of the normalised smallest margin"
+    wrong = len(members) - sum(map(len, good))
+    right.set(xlabel=what + _left_out(wrong, "have a training error"), ylabel="test error")
+    for axes in (left, right):
+        axes.margins(0.06)
+        style.few_ticks(axes)
+        if random is not None:
+            _key(axes)
+    _colour_bar(picture, entry, [left, right])
+    return picture
+
+
+def _growth(axes: Axes, families: Sequence[Any]) -> int:
+    """Margins in time, random labels as the second family; returns how many networks have none."""
+    without, name, colours = 0, TRAINED_ON_RANDOM, _colours(families[0])
+    for number, family in enumerate(families):
+        for member in family.result.members:
+            size = member.history["margin"] / member.history["product"]
+            if not (size > 0).any():
+                without += 1
+                continue
+            look: dict[str, Any] = {"color": colours.to_rgba(member.value)}
+            if number:
+                look, name = {"color": style.RED, "ls": (0, (3, 2)), "label": name}, ""
+            seen = np.where(size > 0, size, np.nan)
+            axes.plot(member.history["epoch"], seen, lw=1.1, marker=".", ms=3, **look)
+    return without
+
+
+def _left_out(number: int, why: str) -> str:
+    return f"\nleft out: {number} that {why}" if number else ""
+
+
+def against_value(entry: Any, *, ax: Any = None) -> Figure:
+    """Losses and errors, as trained, against the share of corrupted labels or the initial scale.
+
+    Args:
+        entry: A family.
+        ax: Two axes to draw into; None for a new picture.
+
+    Returns:
+        The picture.
+
+    Source: Generalization Puzzles (2020), Figs. 5 and 6.
+    """
+    title, reference = _title(entry, "Losses and errors"), entry.settings.reference_loss
+    if reference is not None:
+        title += f"\nat the epoch whose training loss is closest to {reference:g}"
+    picture, (row,) = style.panels(title, 1, 2, ax=ax, width=9.0, height=4.0)
+    for axes, what in zip(row, ("loss", "error"), strict=True):
+        _both(axes, entry, what)
+        axes.set(xlabel=WORDS[entry.settings.vary], ylabel=what)
+        _finish(axes)
+    return picture
+
+
+def width(entry: Any, *, ax: Any = None) -> Figure:
+    """Errors against the number of parameters; N is marked.
+
+    Args:
+        entry: A family of widths.
+        ax: Axes to draw into; None for a new picture.
+
+    Returns:
+        The picture.
+
+    Source: Generalization Puzzles (2020), Fig. 3.
+    """
+    title = _title(entry, "Errors against the number of parameters")
+    picture, ((axes,),) = style.panels(title, ax=ax)
+    # its histogram of outputs holds every training sample once
+    n = round(float(entry.result.members[0].top_output_counts.sum()))
+    _both(axes, entry, "error", x="parameters")
+    _log_if_wide(axes, "x", np.append(entry.result.column("parameters"), n))
+    axes.axvline(n, color=style.MUTED, lw=1.0, ls=(0, (4, 2)), label=f"N = {n:,}", zorder=1)
+    axes.set(xlabel="parameters", ylabel="error")
+    _finish(axes)
+    return picture
+
+
+def sample_errors(entries: Sequence[Any], *, ax: Any = None) -> Figure:
+    """Errors and their difference against the number of training samples.
+
+    Args:
+        entries: Families of samples, e.g. with natural and random labels: a panel each.
+        ax: Axes to draw into, one for each family; None for a new picture.
+
+    Returns:
+        The picture.
+
+    Source: Generalization Puzzles (2020), Fig. 1.
+    """
+    picture, grid = _side_by_side(entries, 1, "Errors against training samples", ax)
+    for axes, entry in zip(grid[0], entries, strict=True):
+        _both(axes, entry, "error")
+        _gap(axes, entry, "test_error", "train_error", "test - training")
+        _finish(axes)
+    low = min(0.0, *(axes.get_ylim()[0] for axes in grid[0]))
+    high = max(axes.get_ylim()[1] for axes in grid[0])
+    for axes in grid[0]:
+        axes.set_ylim(low, high)
+    grid[0, 0].set_ylabel("error")
+    return picture
+
+
+def sample_losses(entries: Sequence[Any], *, ax: Any = None) -> Figure:
+    """Losses, losses of the normalised networks, and their difference, against samples.
+
+    Args:
+        entries: Families of samples, e.g. with natural and random labels: a column each.
+        ax: Three axes for each family; None for a new picture.
+
+    Returns:
+        The picture.
+
+    Source: Generalization Puzzles (2020), Fig. 19.
+    """
+    picture, grid = _side_by_side(entries, 3, "Losses against training samples", ax)
+    for (upper, middle, lower), entry in zip(grid.T, entries, strict=True):
+        _both(upper, entry, "loss")
+        _both(middle, entry, "loss", "normalized_")
+        _log_if_wide(lower, "x", entry.result.column("value"))
+        names = "normalized_test_loss", "normalized_train_loss"
+        _gap(lower, entry, *names, "test - training, normalised")
+        lower.axhline(0, color=style.MUTED, lw=0.9, zorder=1)
+        for axes in (upper, middle, lower):
+            _finish(axes)
+    labels = ("loss, as trained", "loss, normalised", "difference")
+    for axes, label in zip(grid[:, 0], labels, strict=True):
+        axes.set_ylabel(label)
+    picture.align_ylabels(grid[:, 0])
+    return picture
+
+
+def _side_by_side(entries: Sequence[Any], rows: int, what: str, ax: Any) -> tuple[Figure, Any]:
+    title = _title(entries[0], what).removesuffix(", random labels")
+    size = {"width": max(style.WIDTH, 4.5 * len(entries)), "height": 1.2 + 2.7 * rows}
+    return style.panels(title, rows, len(entries), ax=ax, **size)
+
+
+def _both(axes: Axes, entry: Any, what: str, prefix: str = "", x: str = "value") -> None:
+    """Training and test."""
+    places = entry.result.column(x)
+    _log_if_wide(axes, "x", places)
+    for label, split, look in _SPLITS:
+        _curve(axes, places, entry.result.column(f"{prefix}{split}_{what}"), label, look)
+
+
+def _gap(axes: Axes, entry: Any, test: str, train: str, label: str) -> None:
+    gap = entry.result.column(test) - entry.result.column(train)
+    _curve(axes, entry.result.column("value"), gap, label, _GAP)
+    axes.set_xlabel(f"{WORDS['samples']}, {entry.settings.labels} labels")
+
+
+def _curve(axes: Axes, x: Values, y: Values, label: str, look: Look) -> None:
+    """Every point, and a line through the means of those with the same x."""
+    colour, dashes, marker = look
+    places = np.unique(x)
+    means = [y[x == place].mean() for place in places]
+    axes.plot(places, means, color=colour, ls=dashes, lw=1.3, marker=marker, ms=4, label=label)
+    if len(places) < len(x):
+        axes.scatter(x, y, s=9, marker=marker, color=colour, alpha=0.5, linewidths=0)
+
+
+def _finish(axes: Axes) -> None:
+    axes.margins(0.06)
+    style.finish(axes)
+    style.few_ticks(axes)
+
+
+def _key(axes: Axes) -> None:
+    """A legend above the axes, one line for each entry."""
+    style.legend_above(axes, fontsize=8, ncols=1, handlelength=2.4, labelspacing=0.35)
+
+
+def _columns(entry: Any, *names: str) -> list[Values]:
+    """Columns of a family; empty ones where there is none."""
+    return [np.empty(0) if entry is None else entry.result.column(name) for name in names]
+
+
+def _colours(entry: Any) -> ScalarMappable:
+    """Colours by what is varied, logarithmic for everything but shares."""
+    values = entry.result.column("value")
+    low, high = float(values.min()), float(values.max())
+    if entry.settings.vary == "corruption":
+        return ScalarMappable(Normalize(0, max(high, 0.01)), _COLOURS)
+    spread = 1 if low < high else 2
+    return ScalarMappable(LogNorm(low / spread, high * spread), _COLOURS)
+
+
+def _colour_bar(picture: Figure, entry: Any, panels: Any) -> None:
+    """A colour bar at the right of some axes, if there are two different values."""
+    if len(set(entry.result.column("value"))) < 2:
+        return
+    colours = _colours(entry)
+    place = {"ax": list(panels), "pad": 0.01, "aspect": 40, "shrink": 0.9}
+    bar = picture.colorbar(colours, **place)
+    bar.set_label(WORDS[entry.settings.vary], fontsize=9)
+    bar.ax.tick_params(labelsize=8)
+    if isinstance(colours.norm, LogNorm):
+        style.log_ticks(bar.ax, "y")
+
+
+def _scatter(axes: Axes, entry: Any, x: Values, y: Values, values: Values | None = None) -> None:
+    """A point for each member."""
+    colours = _colours(entry).to_rgba(entry.result.column("value") if values is None else values)
+    axes.scatter(x, y, s=26, c=colours, edgecolors="white", linewidths=0.4, zorder=4)
+
+
+def _scatter_random(axes: Axes, x: Values, y: Values) -> None:
+    """A cross for each member that was trained on random labels, if there are any."""
+    look = {"marker": "X", "color": style.RED, "edgecolors": "black", "linewidths": 0.6}
+    if len(x):
+        axes.scatter(x, y, s=60, label=TRAINED_ON_RANDOM, zorder=5, **look)
+
+
+def _name_values(axes: Axes, entry: Any, x: str, y: str) -> None:
+    """Values beside their points, if all of them find room; limits become final."""
+    axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())  # matplotlib computes limits when asked
+    points, values = np.column_stack(_columns(entry, x, y)), entry.result.column("value")
+    places = axes.transAxes.inverted().transform(axes.transData.transform(points))
+    apart = np.abs(places[:, None] - places[None]) / _ROOM
+    if (apart < 1).all(-1).sum() > len(places):  # each point is near itself
+        return
+    offsets = [(5 if across < 0.85 else -5, -3) for across in places[:, 0]]
+    names = [f"{value:g}" for value in values]
+    style.name_points(axes, points[:, 0], points[:, 1], names, offsets)
+
+
+def _log_if_wide(axes: Axes, which: str, values: Values) -> None:
+    """A logarithmic axis where positive values differ much."""
+    if len(values) and values.min() > 0 and values.max() > _WIDE * values.min():
+        axes.set(**{f"{which}scale": "log"})
+
+
+def _norm_words(settings: Any) -> str:
+    """What the networks are normalised by, e.g. ``"layers' L2 norms"``."""
+    if settings.by == "output":
+        return "norm of the output on one image"
+    return f"layers' L{'∞' if np.isinf(settings.norm) else f'{settings.norm:g}'} norms"
+
+
+def _title(entry: Any, what: str) -> str:
+    settings = entry.settings
+    labels = ", random labels" if settings.labels == "random" else ""
+    return f"{what}: {settings.model.replace(WIDTH, 'w')} on {settings.data}{labels}"

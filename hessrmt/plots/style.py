@@ -1,24 +1,38 @@
-"""What every picture shares: how the laws look and are called, the data, the axes.
+"""What every picture shares: how the laws look and are called, panels, legends, axes.
 
 The colours are told apart by people who don't see all of them, and no law by its colour alone: each
-has dashes of its own. Source: Okabe, Ito, Color Universal Design (2008).
+has dashes of its own. Source: Okabe and Ito, Color Universal Design (2008).
 """
 
 from __future__ import annotations
 
+import io
 import textwrap
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, ScalarFormatter
 
-from hessrmt.levels import resampling
-from hessrmt.plots.picture import Picture
+from hessrmt.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from jaxtyping import Float64
     from matplotlib.axes import Axes
+
+    Values = Float64[np.ndarray, " n"]
+
+Dashes = str | tuple[float, tuple[float, ...]]
+"""A matplotlib line style."""
+
+BLUE, RED, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+COLOURS = (BLUE, RED, GREEN, PINK, "#E69F00", "#56B4E9", "#000000")
+"""Of one curve after the other."""
+
+DASHED: Dashes = (0, (6, 2))
+DOT_DASHED: Dashes = (0, (5, 1.5, 1, 1.5))
 
 
 class LawStyle(NamedTuple):
@@ -33,24 +47,24 @@ class LawStyle(NamedTuple):
 
     label: str
     colour: str
-    dashes: str | tuple[int, tuple[float, ...]]
+    dashes: Dashes
     width: float
 
 
 LAWS = {
-    "goe": LawStyle("GOE", "#D55E00", "-", 1.8),
-    "goe, unfolded alike": LawStyle("GOE, unfolded as the data", "#D55E00", (0, (1, 1.2)), 1.5),
-    "goe2": LawStyle("two GOE blocks", "#009E73", (0, (6, 2)), 1.5),
-    "poisson": LawStyle("Poisson", "#0072B2", (0, (5, 1.5, 1, 1.5)), 1.5),
+    "goe": LawStyle("GOE", RED, "-", 1.8),
+    "goe, unfolded alike": LawStyle("GOE, unfolded as the data", RED, (0, (1, 1.2)), 1.5),
+    "goe2": LawStyle("two GOE blocks", GREEN, DASHED, 1.5),
+    "poisson": LawStyle("Poisson", BLUE, DOT_DASHED, 1.5),
     "wigner": LawStyle("Wigner surmise", "#000000", (0, (3, 2)), 0.9),
-    "semicircle": LawStyle("semicircle", "#D55E00", "-", 1.5),
+    "semicircle": LawStyle("semicircle", RED, "-", 1.5),
 }
 
 FILL, INK, MUTED = "#c5ccd6", "#3a4354", "#9a9a9a"
 """Area of a histogram, its error bars and measured curves, and what is beside the point."""
 
-NEGATIVE, POSITIVE = "#CC79A7", "#0072B2"
-"""Levels below and above zero."""
+NEGATIVE, POSITIVE = PINK, BLUE
+"""Eigenvalues below and above zero."""
 
 BAND = 0.3
 """Opacity of a band of one standard error."""
@@ -64,53 +78,85 @@ _TITLE_CHARACTERS, _LEGEND_CHARACTERS, _HANDLE = 84, 84, 7
 """How much text fits: in a line of the title, and side by side in the columns
 of a legend, where a line's sample and margin take the place of seven."""
 
-FEWEST_UNITS = 5
-"""Spectra, or stretches of them, below which a standard error is not worth drawing."""
+_LEADING = ((1, 2, 3, 4, 5, 6, 7, 8, 9), (1, 2, 5), (1, 3), (1,))
+"""Leading digits of ticks on a logarithmic axis, from many to few."""
 
 
-def new_picture(title: str = "", width: float = WIDTH, height: float = HEIGHT) -> Picture:
-    """An empty picture.
+class Picture(Figure):
+    """A matplotlib figure without pyplot's global state; notebooks show it, ``savefig`` writes."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=120, bbox_inches="tight")
+        return buffer.getvalue()
+
+
+def panels(
+    title: str = "",
+    rows: int = 1,
+    columns: int = 1,
+    *,
+    ax: Any = None,
+    width: float = WIDTH,
+    height: float = HEIGHT,
+    **options: Any,
+) -> tuple[Any, Any]:
+    """An empty picture with panels, or the panels that are given.
 
     Args:
-        title: Above everything, from the left.
-        width: In inches.
-        height: In inches.
+        title: Above everything, from the left; left out where panels are given.
+        rows: Of panels.
+        columns: Of panels.
+        ax: matplotlib axes to draw into, as many as there are panels; None for a new picture.
+        width: Of a new picture, in inches.
+        height: Likewise.
+        **options: Of ``Figure.subplots``.
 
     Returns:
-        The picture.
+        The figure and its (rows, columns) axes.
+
+    Raises:
+        DataError: If ``ax`` holds another number of axes.
     """
+    if ax is not None:
+        given = np.array(ax, dtype=object)
+        if given.size != rows * columns:
+            raise DataError(f"ax holds {given.size} axes; expected {rows} × {columns} panels")
+        return given.flat[0].figure, given.reshape(rows, columns)
     picture = Picture(figsize=(width, height), layout="constrained")
-    if title:
-        lines = "\n".join(
-            part for line in title.splitlines() for part in textwrap.wrap(line, _TITLE_CHARACTERS)
-        )
-        picture.suptitle(lines, x=0.01, ha="left", fontsize=10)
-    return picture
+    lines = [part for line in title.splitlines() for part in textwrap.wrap(line, _TITLE_CHARACTERS)]
+    if lines:
+        picture.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=10)
+    return picture, picture.subplots(rows, columns, squeeze=False, **options)
 
 
-def bare(axes: Axes) -> None:
-    """Take the frame's upper and right side away."""
+def bare(axes: Axes, size: float = 9) -> None:
+    """Take the frame's upper and right side away; numbers at the ticks in a size in points."""
     axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=9)
+    axes.tick_params(labelsize=size)
 
 
-def legend(axes: Axes) -> None:
-    """A legend of everything that has a label, above the axes: nothing lies beneath it."""
+def finish(axes: Axes) -> None:
+    """A bare frame, and a legend of everything that has a label: above, so it hides nothing."""
+    bare(axes)
     labels = axes.get_legend_handles_labels()[1]
     lengths = [max(map(len, label.splitlines()), default=0) for label in labels]
     columns = 3
     while columns > 1 and _width(lengths, columns) > _LEGEND_CHARACTERS:
         columns -= 1
-    axes.legend(
-        frameon=False,
-        fontsize=9,
-        loc="lower left",
-        bbox_to_anchor=(-0.01, 1.0),
-        ncols=columns,
-        handlelength=2.6,
-        columnspacing=1.6,
-        borderaxespad=0.2,
-    )
+    legend_above(axes, fontsize=9, ncols=columns, handlelength=2.6, columnspacing=1.6)
+
+
+def legend_above(axes: Axes, **options: Any) -> None:
+    """A legend above the axes, with some options of matplotlib's."""
+    place = {"loc": "lower left", "bbox_to_anchor": (-0.01, 1.0), "borderaxespad": 0.2}
+    axes.legend(frameon=False, **place, **options)
+
+
+def legend_below(picture: Any, axes: Axes, columns: int) -> None:
+    """One legend for a whole picture, below it, of the labels of one panel."""
+    place = {"loc": "outside lower center", "ncols": columns, "fontsize": 9}
+    picture.legend(*axes.get_legend_handles_labels(), frameon=False, **place)
 
 
 def _width(lengths: Sequence[int], columns: int) -> int:
@@ -119,30 +165,13 @@ def _width(lengths: Sequence[int], columns: int) -> int:
     return sum(int(part.max()) + _HANDLE for part in parts)
 
 
-def histogram(
-    samples: Sequence[Float64[np.ndarray, " n"]], edges: Float64[np.ndarray, " k+1"]
-) -> tuple[Float64[np.ndarray, " k"], Float64[np.ndarray, " k"]]:
-    """Density and standard error as :func:`hessrmt.levels.resampling.histogram` has them.
-
-    Args:
-        samples: Values of each spectrum.
-        edges: (k + 1,) of the bins.
-
-    Returns:
-        Density and standard error in each bin; errors of NaN from fewer than five units.
-    """
-    density, error = resampling.histogram(samples, edges)
-    few = len(resampling.units(samples)) < FEWEST_UNITS
-    return density, np.full_like(error, np.nan) if few else error
+def note(axes: Axes, text: str) -> None:
+    """Words in the upper right corner."""
+    place = {"transform": axes.transAxes, "ha": "right", "va": "top"}
+    axes.text(0.97, 0.95, text, fontsize=7.5, **place)
 
 
-def draw_law(
-    axes: Axes,
-    name: str,
-    x: Float64[np.ndarray, " n"],
-    y: Float64[np.ndarray, " n"],
-    note: str = "",
-) -> None:
+def draw_law(axes: Axes, name: str, x: Values, y: Values, note: str = "", **changes: Any) -> None:
     """A law as a curve.
 
     Args:
@@ -151,54 +180,39 @@ def draw_law(
         x: (n,) points.
         y: (n,) values of the law.
         note: Put behind the law's name in the legend.
+        **changes: Options of ``Axes.plot`` that are to differ.
     """
     label, colour, dashes, width = LAWS[name]
-    axes.plot(x, y, color=colour, ls=dashes, lw=width, label=label + note, zorder=3)
+    look = {"color": colour, "ls": dashes, "lw": width, "label": label + note, "zorder": 3}
+    axes.plot(x, y, **(look | changes))
 
 
-def draw_histogram(
-    axes: Axes,
-    edges: Float64[np.ndarray, " k+1"],
-    density: Float64[np.ndarray, " k"],
-    error: Float64[np.ndarray, " k"],
-    label: str,
-) -> None:
+def draw_histogram(axes: Axes, edges: Values, density: Values, error: Values, label: str) -> None:
     """A histogram with a bar of one standard error on every bin.
 
     Args:
         axes: Where.
         edges: (k + 1,) of the bins.
         density: (k,) of the values.
-        error: (k,) its standard error.
+        error: (k,) its standard error; NaN where there is none.
         label: Of the data in the legend.
     """
     axes.stairs(density, edges, fill=True, color=FILL, label=label, zorder=1)
-    middle = (edges[1:] + edges[:-1]) / 2
-    bars = {"fmt": "none", "ecolor": INK, "elinewidth": 0.9}
+    bars = {"fmt": "none", "ecolor": INK, "elinewidth": 0.9, "zorder": 2, "label": ONE_SIGMA}
     if np.isfinite(error).any():
-        axes.errorbar(middle, density, yerr=error, zorder=2, label=ONE_SIGMA, **bars)
+        axes.errorbar((edges[1:] + edges[:-1]) / 2, density, yerr=error, **bars)
 
 
-def draw_measured(
-    axes: Axes,
-    x: Float64[np.ndarray, " n"],
-    y: Float64[np.ndarray, " n"],
-    error: Float64[np.ndarray, " n"],
-    label: str,
-) -> None:
-    """A measured curve with a band of one standard error.
+def draw_band(axes: Axes, x: Values, low: Values, high: Values) -> None:
+    """A band of one standard error around a measured curve, if there is any error."""
+    if np.isfinite(high).any():
+        look = {"color": INK, "alpha": BAND, "lw": 0, "zorder": 2, "label": ONE_SIGMA}
+        axes.fill_between(x, low, high, **look)
 
-    Args:
-        axes: Where.
-        x: (n,) points.
-        y: (n,) measured values.
-        error: (n,) standard errors; NaN where there is none.
-        label: Of the data in the legend.
-    """
-    axes.plot(x, y, color=INK, lw=1.1, marker="o", ms=2.6, label=label, zorder=4)
-    if np.isfinite(error).any():
-        band = {"color": INK, "alpha": BAND, "lw": 0}
-        axes.fill_between(x, y - error, y + error, zorder=2, label=ONE_SIGMA, **band)
+
+def top_of(density: Values, error: Values) -> float:
+    """The upper end of the highest error bar."""
+    return float((density + np.nan_to_num(error)).max())
 
 
 def counted(number: int, what: str, spectra: int) -> str:
@@ -220,14 +234,69 @@ def of_spectra(number: int) -> str:
     return "1 spectrum" if number == 1 else f"{number:,} spectra"
 
 
-def many_decades(levels: Sequence[Float64[np.ndarray, " n"]]) -> bool:
-    """Whether a linear axis would show these levels as a spike.
+def name_points(axes: Axes, x: Values, y: Values, names: Sequence[str], offsets: Any) -> None:
+    """Words beside points.
 
     Args:
-        levels: One array for each spectrum.
-
-    Returns:
-        Whether the largest |λ| exceeds a hundred times the median.
+        axes: Where.
+        x: (n,) places.
+        y: (n,) heights.
+        names: What to write.
+        offsets: For each how far away, (right, up) in points; words go where that points.
     """
-    sizes = np.abs(np.concatenate(levels))
-    return bool(sizes.max() > 100 * np.median(sizes))
+    for at, name, (right, up) in zip(zip(x, y, strict=True), names, offsets, strict=True):
+        side = {0: "center", 1: "left", -1: "right"}[np.sign(right)]
+        place = {"xytext": (right, up), "textcoords": "offset points", "ha": side}
+        axes.annotate(name, at, fontsize=7.5, color=INK, **place)
+
+
+def log_decades(axes: Axes) -> None:
+    """Ticks of an axis of log₁₀ x that say x."""
+    axes.xaxis.set_major_formatter(lambda value, _: f"$10^{{{value:.0f}}}$")
+
+
+def few_ticks(axes: Axes, x: int = 5, y: int = 5) -> None:
+    """A bare frame with few ticks, written out: 2.3021, not 1e-4 + 2.302.
+
+    Args:
+        axes: With linear or logarithmic scales; the limits of a logarithmic one become final.
+        x: At most so many intervals.
+        y: At most so many intervals.
+    """
+    for which, axis, number in (("x", axes.xaxis, x), ("y", axes.yaxis, y)):
+        if axis.get_scale() == "linear":
+            axis.set_major_locator(MaxNLocator(nbins=number))
+            formatter = ScalarFormatter(useOffset=False)
+            formatter.set_scientific(False)
+            axis.set_major_formatter(formatter)
+        else:
+            log_ticks(axes, which, number + 1)
+    bare(axes, 8)
+
+
+def log_ticks(axes: Axes, which: str, most: int = 7) -> None:
+    """Ticks of a logarithmic axis at round numbers.
+
+    Args:
+        axes: Whose; its limits become final.
+        which: ``"x"`` or ``"y"``.
+        most: Ticks.
+    """
+    axis, limits = (axes.xaxis, axes.get_xlim()) if which == "x" else (axes.yaxis, axes.get_ylim())
+    low, high = sorted(limits)
+    decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+    choices = [[part * 10.0**k for k in decades for part in parts] for parts in _LEADING]
+    choices += [[10.0**k for k in decades if k % step == 0] for step in range(2, len(decades) + 1)]
+    seen = [[place for place in places if low <= place <= high] for places in choices]
+    places = next((found for found in seen if len(found) <= most), [])
+    axis.set_major_locator(FixedLocator(places) if len(places) > 1 else MaxNLocator(most - 1))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: _round_number(value)))
+
+
+def _round_number(value: float) -> str:
+    power = int(np.floor(np.log10(value) + 1e-9)) if value > 0 else 0
+    if -4 < power < 5:
+        return f"{value:g}"
+    digit = value / 10.0**power
+    return ("" if abs(digit - 1) < 1e-6 else f"{digit:g}·") + f"$10^{{{power}}}$"

@@ -216,3 +216,24 @@ def _positive(value: float, what: str) -> float:
     if not 0 < value < math.inf:
         raise ValueError(f"{what} is {value!r}, a finite number above 0 is expected; try {what}=1.")
     return float(value)
+
+
+def power_law(x: ArrayLike, alpha: float, x_min: float, x_max: float = math.inf) -> Values:
+    """p(x) ∝ x^-α on [x_min, x_max], 0 elsewhere.
+
+    Args:
+        x: Points, any shape.
+        alpha: Exponent, larger than 1.
+        x_min: Where the law begins, positive.
+        x_max: Where it ends.
+
+    Returns:
+        The density, in the shape of x, with integral 1.
+
+    Source: Clauset, Shalizi and Newman, SIAM Rev. 51, 661 (2009), table 2.1.
+    """
+    points, slope = real_values(x, "x"), alpha - 1
+    held = -np.expm1(-slope * np.log(x_max / x_min))
+    inside = (points >= x_min) & (points <= x_max)
+    t = np.where(inside, points, x_min) / x_min
+    return np.where(inside, slope / x_min * t**-alpha / held, 0.0)[()]

@@ -1,0 +1,206 @@
+"""Gradient flows of homogeneous networks; approximation errors of deep and shallow ones.
+
+Source: Poggio, Banburski and Liao (PNAS 117, 30039, 2020), §2 and §3.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hessrmt.errors import DataError
+from hessrmt.plots import style
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from jaxtyping import Float64
+    from matplotlib.figure import Figure
+
+    from hessrmt.records import Spectrum
+
+    Values = Float64[np.ndarray, " n"]
+
+_DASHES = ("-", "--", "-.", ":")
+_COLOURS = (style.RED, style.BLUE, style.GREEN, style.PINK)
+_LINES = [{"color": colour, "ls": ls} for colour, ls in zip(_COLOURS, _DASHES, strict=True)]
+"""Colour and dashes of one curve after the other."""
+
+_KINDS = {"deep": (style.RED, "-", "o"), "shallow": (style.BLUE, "--", "s")}
+_TIME = "log(1 + t)"
+
+
+def margin_growth(flow: Any, title: str = "", *, ax: Any = None) -> Figure:
+    """Smallest normalised margin in time.
+
+    Circles, with the sample's number, are where another sample becomes the nearest one.
+
+    Args:
+        flow: A :class:`hessrmt.generalization.trajectory.Flow` with separation.
+        title: Above the picture.
+        ax: Axes to draw into; None for a new picture.
+
+    Returns:
+        The picture.
+
+    Raises:
+        DataError: If the flow never separates the samples.
+
+    Source: Poggio, Banburski and Liao (2020), Fig. 3.
+    """
+    first = flow.separated_from
+    if first is None:
+        raise DataError(
+            "the flow never classifies all samples correctly: there is no margin to draw; let it "
+            "run longer or give the network more units"
+        )
+    picture, ((axes,),) = style.panels(title, ax=ax)
+    u, margin, support = flow.log_times[first:], flow.margin[first:], flow.support[first:]
+    axes.plot(u, margin, color=style.INK, lw=1.4, label="smallest normalised margin")
+    smooth = flow.smoothed_margin[first:]
+    shown = smooth > 0
+    label = "-log(B L)/ρ, which never falls"
+    axes.plot(u[shown], smooth[shown], lw=1.2, label=label, **_LINES[1])
+    changes = np.flatnonzero(np.diff(support)) + 1
+    circles = {"facecolors": "none", "edgecolors": style.RED, "s": 36, "zorder": 4}
+    axes.scatter(u[changes], margin[changes], label="another support vector", **circles)
+    for i in changes:
+        offset = {"xytext": (4, -11), "textcoords": "offset points", "fontsize": 8}
+        axes.annotate(str(support[i]), (u[i], margin[i]), **offset)
+    axes.set(xlabel=_TIME, ylabel="min y f(V; x)", ylim=(0, None))
+    style.finish(axes)
+    return picture
+
+
+def norms(flows: Mapping[str, Any], title: str = "", *, ax: Any = None) -> Figure:
+    """ρ and the layers' ρ_k against log t, one panel each.
+
+    Args:
+        flows: Label to flow, up to four.
+        title: Above the picture.
+        ax: Two axes to draw into; None for a new picture.
+
+    Returns:
+        The picture.
+    """
+    picture, ((left, right),) = style.panels(title, 1, 2, ax=ax, width=9.0, height=4.0)
+    for (label, flow), look in zip(flows.items(), _LINES, strict=False):
+        left.plot(flow.log_times, flow.rho * flow.margin, label=label, lw=1.4, **look)
+        for k, rho in enumerate(flow.scales.T):
+            right.plot(flow.log_times, rho, label="" if k else label, lw=1.4, **look)
+    end = max(float(flow.log_times[-1]) for flow in flows.values())
+    left.plot([0, end], [0, end], color=style.MUTED, lw=0.9, label="log t")
+    left.set(xlabel=_TIME, ylabel="ρ · smallest margin")
+    right.set(xlabel=_TIME, ylabel="norm ρ_k of each layer")
+    style.finish(left)
+    style.bare(right)
+    return picture
+
+
+def distances(
+    found: Mapping[str, tuple[Values, Values]], title: str = "", *, ax: Any = None
+) -> Figure:
+    """Distance of linear networks' directions from the maximum-margin direction.
+
+    Args:
+        found: Label to (T,) log(1 + t) and (T,) distances, up to four.
+        title: Above the picture.
+        ax: Axes to draw into; None for a new picture.
+
+    Returns:
+        The picture.
+    """
+    picture, ((axes,),) = style.panels(title, ax=ax)
+    for (label, (times, distance)), look in zip(found.items(), _LINES, strict=False):
+        later = times > 0
+        axes.loglog(times[later], distance[later], lw=1.4, label=label, **look)
+    guide = np.array([10.0, max(float(times[-1]) for times, _ in found.values())])
+    axes.loglog(guide, 0.5 / guide, color=style.MUTED, lw=0.9, label="slope of 1/log t")
+    axes.axhline(1e-3, color=style.MUTED, lw=0.9, ls=":")
+    axes.set(xlabel=_TIME, ylabel="distance from the maximum-margin direction")
+    style.finish(axes)
+    return picture
+
+
+def curvature(
+    flow: Any,
+    indices: Sequence[int],
+    weights: Sequence[Spectrum],
+    directions: Sequence[Spectrum],
+    title: str = "",
+    *,
+    ax: Any = None,
+) -> Figure:
+    """Certified eigenvalues of the Hessian in W and in V along a flow, and over the loss.
+
+    Args:
+        flow: The flow.
+        indices: Saved times of the spectra.
+        weights: Spectra of ``flow.problem(i)``.
+        directions: Spectra of ``flow.normalized_problem(i)``.
+        title: Above the picture.
+        ax: Two axes to draw into; None for a new picture.
+
+    Returns:
+        The picture.
+    """
+    picture, (panels,) = style.panels(title, 1, 2, ax=ax, width=9.0, height=4.2)
+    sides = zip(panels, (weights, directions), ("of W", "of V, ρ fixed"), strict=True)
+    for axes, spectra, what in sides:
+        for index, spectrum in zip(indices, spectra, strict=True):
+            levels = spectrum.resolved / flow.losses[index]
+            for sign, colour, marker in ((1, style.POSITIVE, "."), (-1, style.NEGATIVE, "x")):
+                part = np.abs(levels[np.sign(levels) == sign])
+                place = np.full(len(part), flow.log_times[index])
+                axes.semilogy(place, part, marker, color=colour, ms=3.5, lw=0)
+        times = [flow.log_times[i] for i in indices]
+        sizes = [float(np.abs(s.eigenvalues).max()) for s in spectra]
+        axes.semilogy(times, sizes, color=style.INK, lw=1.2, label="largest |λ|, not divided by L")
+        axes.plot([], [], ".", color=style.POSITIVE, label="λ/L > 0")
+        axes.plot([], [], "x", color=style.NEGATIVE, ms=4, label="|λ|/L, λ < 0")
+        axes.set(xlabel=_TIME, ylabel=f"levels of the Hessian {what}")
+        style.bare(axes)
+    panels[0].legend(frameon=False, fontsize=8, loc="lower left")
+    return picture
+
+
+def approximation_errors(
+    studies: Sequence[Any], norm: str = "l2", title: str = "", *, ax: Any = None
+) -> Figure:
+    """Errors against units, a panel for each study.
+
+    A point is the geometric mean over initialisations, a bar its standard error; the grey lines
+    have the slopes of Poggio, Banburski and Liao (2020), Theorem 1.
+
+    Args:
+        studies: At least one :class:`hessrmt.generalization.approximation.ApproximationStudy`.
+        norm: ``"l2"`` or ``"sup"``.
+        title: Above the picture.
+        ax: Axes to draw into, one for each study; None for a new picture.
+
+    Returns:
+        The picture.
+    """
+    size = {"width": 3.2 * len(studies), "height": 3.8}
+    picture, (row,) = style.panels(title, 1, len(studies), ax=ax, **size)
+    for axes, study in zip(row, studies, strict=True):
+        for kind, (colour, dashes, marker) in _KINDS.items():
+            middle, error = study.mean(kind, norm)
+            found = study.exponent(kind, norm)
+            note = f" ± {found.error:.2f}" if np.isfinite(found.error) else ""
+            label = f"{kind}: {found.exponent:.2f}{note}"
+            look = {"color": colour, "ls": dashes, "marker": marker, "ms": 4, "lw": 1.3}
+            axes.errorbar(study.units, middle, yerr=error, label=label, **look)
+            bound = 0.5 if kind == "deep" else 1 / study.inputs
+            guide = middle[0] * (study.units / study.units[0]) ** -bound
+            axes.plot(study.units, guide, color=style.MUTED, lw=0.8, ls=dashes)
+        axes.set(xscale="log", yscale="log", xlabel="units")
+        axes.set_xticks(study.units, [f"{units:g}" for units in study.units])
+        axes.minorticks_off()
+        axes.set_title(f"{study.constituent}, n = {study.inputs}", fontsize=9, loc="left")
+        axes.legend(frameon=False, fontsize=8, title="exponents", title_fontsize=8)
+        style.bare(axes)
+    what = "root mean square error" if norm == "l2" else "largest error"
+    row[0].set_ylabel(f"{what} over standard deviation")
+    return picture

@@ -1,0 +1,336 @@
+"""Level statistics beside the laws: spacings, ratios, long-range correlations, densities."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.ticker import MaxNLocator
+
+from hessrmt import theory
+from hessrmt.errors import DataError
+from hessrmt.plots import style
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from jaxtyping import Float64
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    Values = Float64[np.ndarray, " n"]
+
+_LARGEST_SPACING = 4.0
+
+_LONG_RANGE = {
+    "number_variance": ("L", "Σ²(L)", theory.number_variance),
+    "rigidity": ("L", "Δ₃(L)", theory.rigidity),
+    "form_factor": ("τ", "K(τ)", theory.form_factor),
+}
+
+_FAR = 5.0
+"""Times what the GOE reaches: data beyond need a logarithmic axis."""
+
+_PANEL, _MOST_PANELS = 2.9, 8
+"""Height of one of several panels in inches, and how many one picture holds."""
+
+_WIDE = 100
+"""Times the median |λ|: from there on a linear axis would show the levels as a spike."""
+
+_TICKS = 4
+"""On either side of zero on a logarithmic axis."""
+
+
+def spacings(found: Any, title: str = "", *, ax: Any = None, blocks: bool = False) -> Figure:
+    """P(s) with its standard error, the exact GOE law, Wigner's surmise and Poisson.
+
+    Args:
+        found: A :class:`hessrmt.levels.analysis.SpacingHistogram`.
+        title: Above the picture.
+        ax: Axes to draw into; None for a new picture.
+        blocks: Whether to draw the law of two superposed GOE blocks.
+
+    Returns:
+        The picture.
+    """
+    picture, ((axes,),) = style.panels(title, ax=ax)
+    label = style.counted(found.n_spacings, "spacings", found.n_spectra)
+    style.draw_histogram(axes, found.edges, found.density, found.error, label)
+    s = np.linspace(0, _LARGEST_SPACING, 401)
+    style.draw_law(axes, "goe", s, theory.goe_spacing(s), ", exact")
+    if found.unfolded_alike is not None:
+        style.draw_law(axes, "goe, unfolded alike", *found.unfolded_alike)
+    elif found.surrogates:
+        axes.plot([], [], alpha=0, label="the unfolding cannot follow GOE spectra")
+    style.draw_law(axes, "wigner", s, theory.wigner_surmise(s))
+    style.draw_law(axes, "poisson", s, theory.poisson_spacing(s))
+    if blocks:
+        style.draw_law(axes, "goe2", s, theory.superposed_spacing(s, 2))
+    top = max(1.0, style.top_of(found.density, found.error))
+    axes.set(xlim=(found.edges[0], _LARGEST_SPACING), ylim=(0, 1.04 * top))
+    axes.set(xlabel="s", ylabel="P(s)")
+    style.finish(axes)
+    return picture
+
+
+def surmise(title: str = "", *, ax: Any = None) -> Figure:
+    """P(s) of the GOE, exact and by the surmise, of Poisson levels, and the surmise's error.
+
+    Args:
+        title: Above the picture.
+        ax: Two axes to draw into; None for a new picture.
+
+    Returns:
+        The picture.
+
+    Source: Baskerville, Granziol and Keating (2022), Fig. 2, shows the surmise; the exact law is
+    that of :func:`hessrmt.theory.goe_spacing`.
+    """
+    options = {"height": 5.0, "sharex": True, "gridspec_kw": {"height_ratios": [3, 1]}}
+    picture, ((upper,), (lower,)) = style.panels(title, 2, ax=ax, **options)
+    s = np.linspace(0, _LARGEST_SPACING, 401)
+    exact, approximate = theory.goe_spacing(s), theory.wigner_surmise(s)
+    style.draw_law(upper, "goe", s, exact, ", exact")
+    style.draw_law(upper, "wigner", s, approximate)
+    style.draw_law(upper, "poisson", s, theory.poisson_spacing(s))
+    upper.set(xlim=(0, _LARGEST_SPACING), ylim=(0, 1.04), ylabel="P(s)")
+    style.finish(upper)
+    lower.axhline(0, color=style.RED, lw=0.8)
+    style.draw_law(lower, "wigner", s, approximate - exact)
+    lower.set(xlabel="s", ylabel="surmise\n- exact")
+    style.bare(lower)
+    picture.align_ylabels()
+    return picture
+
+
+def ratios(found: Any, title: str = "", *, ax: Any = None) -> Figure:
+    """P(r̃), or P(r) up to a cut, with the laws of GOE, two GOE blocks and Poisson.
+
+    The GOE law is that of large matrices (the surmise with the correction of Atas et al. 2013). All
+    laws have the area 1 up to the cut, as the histogram has.
+
+    Args:
+        found: A :class:`hessrmt.levels.analysis.RatioHistogram`.
+        title: Above the picture.
+        ax: Axes to draw into; None for a new picture.
+
+    Returns:
+        The picture.
+    """
+    folded, end = found.folded, float(found.edges[-1])
+    picture, ((axes,),) = style.panels(title, ax=ax)
+    label = style.counted(found.n_ratios, "ratios", found.n_spectra)
+    if folded:
+        spread = f" ± {found.mean_error:.4f}" if np.isfinite(found.mean_error) else ""
+        label += f"\n⟨r̃⟩ = {found.mean:.4f}{spread}"
+    style.draw_histogram(axes, found.edges, found.density, found.error, label)
+    r = np.linspace(0, end, 401 if folded else 2001)
+    shape = {"folded": folded, "cut": None if folded else end}
+    laws = {
+        "goe": theory.ratio_law(r, corrected=True, **shape),
+        "goe2": theory.block_ratio_law(r, **shape),
+        "poisson": theory.poisson_ratio_law(r, **shape),
+    }
+    for name, values in laws.items():
+        note = f", ⟨r̃⟩ = {theory.mean_ratio(name):.4f}" if folded else ""
+        style.draw_law(axes, name, r, values, note)
+    top = max(style.top_of(found.density, found.error), float(laws["poisson"].max()))
+    axes.set(xlim=(0, end), ylim=(0, 1.04 * top))
+    labels = ("r̃ = min(r, 1/r)", "P(r̃)") if folded else ("r", f"P(r), r < {end:g}")
+    axes.set(xlabel=labels[0], ylabel=labels[1])
+    style.finish(axes)
+    return picture
+
+
+def long_range(found: Any, title: str = "", *, ax: Any = None, blocks: bool = True) -> Figure:
+    """Σ²(L), Δ₃(L) or K(τ) with the laws of GOE, two GOE blocks and Poisson.
+
+    Windows longer than what the unfolding averages over are shaded: it hides fluctuations there.
+
+    Args:
+        found: A :class:`hessrmt.levels.analysis.LongRange`.
+        title: Above the picture.
+        ax: Axes to draw into; None for a new picture.
+        blocks: Whether to draw the law of two superposed GOE blocks.
+
+    Returns:
+        The picture.
+    """
+    x, y, error = found.at, found.values, found.errors
+    picture, ((axes,),) = style.panels(title, ax=ax)
+    label = style.counted(found.n_levels, "levels", found.n_spectra)
+    axes.plot(x, y, color=style.INK, lw=1.1, marker="o", ms=2.6, label=label, zorder=4)
+    style.draw_band(axes, x, y - error, y + error)
+    xlabel, ylabel, law = _LONG_RANGE[found.statistic]
+    of_time = found.statistic == "form_factor"
+    grid = np.geomspace(x.min(), x.max(), 201)
+    if of_time:
+        grid = np.linspace(0, max(float(x.max()), 2.0), 401)
+    for name in ("goe", "goe2", "poisson") if blocks else ("goe", "poisson"):
+        style.draw_law(axes, name, grid, law(grid, name))
+    top = style.top_of(y, error)
+    axes.set(xlim=(grid[0], grid[-1]), xlabel=xlabel, ylabel=ylabel)
+    if of_time:
+        axes.set_ylim(0, max(1.4, 1.05 * top))
+    else:
+        _length_axes(axes, y, top, law(grid, "goe"), law(grid, "goe2" if blocks else "goe"))
+    if found.reach is not None and found.reach < x.max():
+        label = f"beyond the unfolding's {found.reach} spacings"
+        shade = {"color": style.MUTED, "alpha": 0.25, "lw": 0, "zorder": 0, "label": label}
+        axes.axvspan(found.reach, float(x.max()), **shade)
+    style.finish(axes)
+    return picture
+
+
+def _length_axes(axes: Axes, y: Values, top: float, lowest: Values, highest: Values) -> None:
+    reached = float(np.max(highest))
+    top = max(reached, top)
+    axes.set_xscale("log")
+    if top > _FAR * reached:
+        axes.set_yscale("log")
+        axes.set_ylim(0.8 * float(min(y.min(), np.min(lowest))), 1.5 * top)
+    else:
+        axes.set_ylim(0, 1.15 * top)
+
+
+def staircase(unfolded: Any, spectrum: int = 0, title: str = "", *, ax: Any = None) -> Figure:
+    """N(λ) with the unfolding curve through (λ_i, ξ_i), and below N - N̄ at the levels.
+
+    At a level N counts half of its step. The λ axis is logarithmic, on both sides of zero where
+    there are levels on both, if the levels span many decades.
+
+    Args:
+        unfolded: A :class:`hessrmt.levels.analysis.Unfolded`.
+        spectrum: Position of the spectrum in ``unfolded.levels``.
+        title: Above the picture.
+        ax: Two axes to draw into; None for a new picture.
+
+    Returns:
+        The picture.
+
+    Raises:
+        DataError: If there is no such spectrum, or it only served as pool for the others.
+    """
+    count = len(unfolded.levels)
+    if not -count <= spectrum < count:
+        raise DataError(f"there is no spectrum {spectrum}; there are {count}, from 0")
+    heights, levels = unfolded.levels[spectrum], unfolded.selection.levels[spectrum]
+    if heights is None:
+        usable = next(i for i, found in enumerate(unfolded.levels) if found is not None)
+        raise DataError(
+            f"spectrum {spectrum} was not unfolded, it served as pool only; try {usable}"
+        )
+    steps = np.arange(len(levels))
+    options = {"height": 5.4, "sharex": True, "gridspec_kw": {"height_ratios": [2.2, 1]}}
+    picture, ((upper,), (lower,)) = style.panels(title, 2, ax=ax, **options)
+    name = f"N(λ), {len(levels):,} levels of spectrum {spectrum % count} of {count}"
+    upper.step(levels, steps + 1, where="post", color=style.INK, lw=1.4, label=name)
+    upper.plot(levels, heights, color=style.RED, lw=1.0, label=f"N̄(λ): {unfolded.words}")
+    upper.set(ylabel="levels up to λ", ylim=(0, 1.05 * max(len(levels), float(heights[-1]))))
+    lower.axhline(0, color=style.RED, lw=0.8)
+    lower.plot(levels, steps + 0.5 - heights, color=style.INK, lw=0.8)
+    lower.set(xlabel="λ", ylabel="N - N̄")
+    _levels_axis(lower, levels)
+    style.finish(upper)
+    style.bare(lower)
+    picture.align_ylabels()
+    return picture
+
+
+def _levels_axis(axes: Axes, levels: Values) -> None:
+    if np.abs(levels).max() <= _WIDE * np.median(np.abs(levels)):
+        return
+    if levels[0] > 0:
+        axes.set_xscale("log")
+        return
+    sizes = np.abs(levels[levels != 0])
+    low, high = np.log10(np.quantile(sizes, 0.01)), np.log10(sizes.max())
+    axes.set_xscale("symlog", linthresh=10.0 ** np.floor(low))
+    step = int(np.ceil((high - low) / _TICKS))
+    # none so close to the linear part that its label meets that of zero
+    powers = 10.0 ** np.arange(np.floor(high), np.floor(low) + step / 2 - 1, -step)
+    axes.set_xticks([*-powers, 0, *powers[::-1]])
+    axes.set_xticks([], minor=True)
+    axes.set_xlim(1.5 * min(levels[0], 0), 1.5 * max(levels[-1], 0))
+
+
+def spectral_density(
+    found: Mapping[str, Any], title: str = "", *, ax: Any = None, semicircle: bool = True
+) -> Figure:
+    """Density of λ on a logarithmic axis, a panel for each label.
+
+    Args:
+        found: Label to a :class:`hessrmt.levels.density.DensityHistogram`.
+        title: Above the picture.
+        ax: Axes to draw into, as many as there are labels; None for a new picture.
+        semicircle: Whether to draw the semicircle of the same mean and variance.
+
+    Returns:
+        The picture; a panel says how many levels are not drawn.
+
+    Source: Baskerville, Granziol and Keating (2022), Fig. 1.
+    """
+    picture, panels = _label_panels(found, title, ax)
+    for axes, (label, item) in zip(panels, found.items(), strict=True):
+        left_out = f"\n{item.n_outside:,} not drawn" if item.n_outside else ""
+        axes.stairs(item.density, item.edges, fill=True, color=style.FILL, zorder=1)
+        name = f"{label}, {item.n_levels:,} levels{left_out}"
+        _outline(axes, item.edges, item.density, item.error, style.INK, name)
+        top, radius = item.density.max(), 2 * item.deviation
+        if semicircle:
+            x = item.mean + radius * np.sin(np.linspace(-np.pi / 2, np.pi / 2, 401))
+            x = x[(x >= item.edges[0]) & (x <= item.edges[-1])]
+            law = theory.semicircle(x - item.mean, radius)
+            style.draw_law(axes, "semicircle", x, law, ", same mean and variance")
+            top = max(top, 2 / (np.pi * radius))
+        smallest = 1 / (item.n_levels * (item.edges[1] - item.edges[0]))  # one level in a bin
+        axes.set(yscale="log", ylim=(smallest / 2, 3 * top), ylabel="density of λ", xlabel="λ")
+        style.finish(axes)
+    return picture
+
+
+def density_per_decade(found: Mapping[str, Any], title: str = "", *, ax: Any = None) -> Figure:
+    """Levels of one spectrum in each decade of |λ|, negative and positive ones apart.
+
+    Args:
+        found: Label to a :class:`hessrmt.levels.density.DecadeHistogram`, all with the same bins.
+        title: Above the picture.
+        ax: Axes to draw into, as many as there are labels; None for a new picture.
+
+    Returns:
+        The picture: a panel for each label, all with one axis.
+    """
+    picture, panels = _label_panels(found, title, ax, sharex=True)
+    colours = {"λ > 0": style.POSITIVE, "λ < 0": style.NEGATIVE}
+    for axes, (label, item) in zip(panels, found.items(), strict=True):
+        for side, (number, density, error) in item.sides.items():
+            name = f"{label}, {number:,} with {side}"
+            _outline(axes, item.edges, density, error, colours[side], name)
+        if item.n_zeros:
+            axes.plot([], [], alpha=0, label=f"exact zeros, not drawn: {item.n_zeros:,}")
+        axes.set(ylim=(0, None), xlim=(item.edges[0], item.edges[-1]), ylabel="levels per decade")
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=9, integer=True))
+        style.log_decades(axes)
+        style.finish(axes)
+    panels[-1].set_xlabel("|λ|")
+    return picture
+
+
+def _label_panels(
+    found: Mapping[str, Any], title: str, ax: Any, **sharing: bool
+) -> tuple[Figure, Any]:
+    if not 1 <= len(found) <= _MOST_PANELS:
+        raise DataError(f"got {len(found)} sets of levels; expected 1 to {_MOST_PANELS}")
+    height = max(style.HEIGHT, _PANEL * len(found))
+    picture, grid = style.panels(title, len(found), ax=ax, height=height, **sharing)
+    return picture, grid[:, 0]
+
+
+def _outline(
+    axes: Axes, edges: Values, density: Values, error: Values, colour: str, label: str
+) -> None:
+    """An outline with a band of one standard error."""
+    axes.stairs(density, edges, color=colour, lw=1.3, label=label, zorder=2)
+    if np.isfinite(error).any():
+        band = {"fill": True, "color": colour, "alpha": style.BAND, "lw": 0}
+        axes.stairs(density + error, edges, baseline=np.maximum(density - error, 0), **band)

@@ -1,0 +1,356 @@
+"""Networks against the epochs of their training: histories, averaged iterates, budgets."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+
+from hessrmt import theory
+from hessrmt.errors import StoreError
+from hessrmt.plots import style
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from jaxtyping import Float64
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from numpy.typing import ArrayLike
+
+    Values = Float64[np.ndarray, " n"]
+    Curve = tuple[Values, Values, Values | None]
+    """x, means and standard errors, where there are any."""
+
+    Ranked = tuple[Curve, Mapping[str, Values]]
+    """Eigenvalues by rank, and numbers in bins of those above and below zero."""
+
+POINTS: Mapping[str, tuple[str, str, style.Dashes]] = {
+    "last": ("last iterate", "#000000", "-"),
+    "polyak": ("Polyak average", style.BLUE, style.DOT_DASHED),
+    "tail": ("tail average", style.RED, style.DASHED),
+}
+"""Point of an averaged run to its name, colour and dashes."""
+
+_QUANTITIES = {
+    "test_loss": ("test loss", 1.0),
+    "test_error": ("test error, %", 100.0),
+    "train_loss": ("training loss", 1.0),
+}
+_LAWS: Mapping[str, tuple[str, style.Dashes, str]] = {
+    "exponential": (style.RED, "-", "τ"),
+    "power": (style.BLUE, style.DOT_DASHED, "b"),
+}
+_MARKERS = "osD^vPX"
+_MOST_LAYERS = 7
+_WIDTH, _HEIGHT = 5.0, 2.7
+"""Of a panel of a history, in inches."""
+
+_FEW = 10
+_LINEAR = 0.4
+"""Width of the axis from 0 to the first epoch, in decades."""
+
+
+def history(found: Any, mean_ratios: ArrayLike, title: str = "", *, ax: Any = None) -> Figure:
+    """Six panels against the epoch, the untrained network at 0.
+
+    Exponent α of every layer with its standard error, hollow where it rests on fewer than ten
+    eigenvalues; ln‖W‖_F less its value at the first epoch;
+    losses and errors; the Hessian's largest eigenvalue and the magnitude of its smallest; its
+    certified eigenvalues; and their mean ratio ⟨r̃⟩ with its standard error.
+
+    Args:
+        found: A :class:`hessrmt.store.history.History` with at least one epoch. Of more than seven
+            layers those with most eigenvalues in their tails are drawn.
+        mean_ratios: (n, 2) ⟨r̃⟩ and its standard error at each epoch, as
+            :func:`hessrmt.levels.analysis.mean_ratios` has them.
+        title: Above the picture.
+        ax: Six axes to draw into; None for a new picture.
+
+    Returns:
+        The picture.
+
+    Raises:
+        StoreError: If no epoch is complete yet.
+    """
+    if not len(found):
+        raise StoreError("the history has no finished epoch yet; continue it with --resume")
+    size = {"width": 2 * _WIDTH, "height": 3 * _HEIGHT}
+    picture, panels = style.panels(title, 3, 2, ax=ax, sharex=True, **size)
+    draws = (_exponents, _norms, _losses, _extremes, _ranks, partial(_ratios, mean_ratios))
+    _draw_panels(panels.ravel(), draws, found)
+    for axes in panels[-1]:
+        axes.set_xlabel("epochs of training")
+    return picture
+
+
+def side_by_side(histories: Mapping[str, Any], title: str = "", *, ax: Any = None) -> Figure:
+    """Several networks, a column each: exponents, norms, ends of the Hessian's spectrum, losses.
+
+    Args:
+        histories: What to call the networks to at least one epoch of each, as for :func:`history`.
+        title: Above the picture.
+        ax: Four axes for each network; None for a new picture.
+
+    Returns:
+        The picture.
+
+    Raises:
+        StoreError: If there is no network, or one without a finished epoch.
+    """
+    empty = [name for name, found in histories.items() if not len(found)]
+    if empty or not histories:
+        raise StoreError(f"no finished epoch of {empty[0] if empty else 'any network'} to draw")
+    draws = (_exponents, _norms, _extremes, _losses)
+    size = {"width": _WIDTH * len(histories), "height": _HEIGHT * len(draws)}
+    picture, panels = style.panels(title, 4, len(histories), ax=ax, sharex="col", **size)
+    for column, (name, found) in zip(panels.T, histories.items(), strict=True):
+        _draw_panels(column, draws, found)
+        column[-1].set_xlabel(f"epochs of training, {name}")
+    return picture
+
+
+def _draw_panels(panels: Any, draws: Sequence[Any], found: Any) -> None:
+    epochs = found.epochs.tolist()
+    for axes, draw in zip(panels, draws, strict=True):
+        draw(axes, found)
+        axes.set_xscale("symlog", linthresh=1, linscale=_LINEAR)
+        axes.set_xlim(-0.15, max(1, int(epochs[-1])) * 1.15)
+        ticks = _ticks(epochs)
+        axes.set_xticks(ticks, [str(epoch) for epoch in ticks])
+        axes.set_xticks([], minor=True)
+        style.finish(axes)
+
+
+def _ticks(epochs: Sequence[int]) -> list[int]:
+    """Recorded epochs that have room for their number, the last one first of all."""
+    place = [_LINEAR + np.log10(n) if n else 0.0 for n in epochs]
+    kept = [len(epochs) - 1]
+    for i in reversed(range(len(epochs) - 1)):
+        if place[kept[-1]] - place[i] > 0.055 * (place[-1] or 1.0):
+            kept.append(i)
+    return [epochs[i] for i in kept[::-1]]
+
+
+def _layers(found: Any) -> list[tuple[int, int, str]]:
+    """Place in the picture, column and name of the layers that are drawn."""
+    sizes = np.nan_to_num(found.capacity["n_tail"]).max(axis=0)
+    largest = sorted(np.argsort(-sizes, kind="stable")[:_MOST_LAYERS].tolist())
+    return [(p, i, found.layers[i].removesuffix(".weight")) for p, i in enumerate(largest)]
+
+
+def _exponents(axes: Axes, found: Any) -> None:
+    alpha, sigma = found.capacity["alpha"], found.capacity["sigma"]
+    few = found.capacity["n_tail"] < _FEW
+    drawn = _layers(found)
+    for place, layer, name in drawn:
+        shift = 1 + 0.02 * (place - (len(drawn) - 1) / 2)  # so that bars don't cover each other
+        x = np.where(found.epochs > 0, found.epochs * shift, 2 * (shift - 1))
+        look = {"color": style.COLOURS[place], "marker": _MARKERS[place], "ms": 4}
+        axes.errorbar(x, alpha[:, layer], sigma[:, layer], lw=1.1, elinewidth=0.8, **look)
+        axes.plot([], [], lw=1.1, label=name, **look)
+        hollow = np.where(few[:, layer], alpha[:, layer], np.nan)
+        axes.plot(x, hollow, ls="", mfc="white", zorder=4, **look)
+    if few.any():
+        axes.plot([], [], alpha=0, label=f"hollow: tail of fewer than {_FEW}")
+    axes.set_ylabel("α ± σ of the layers")
+
+
+def _norms(axes: Axes, found: Any) -> None:
+    norms = found.capacity["log_frobenius"]
+    for place, layer, name in _layers(found):
+        first = norms[0, layer]
+        _line(axes, found, norms[:, layer] - first, place, f"{name}, from {first:.2f}")
+    axes.set_ylabel("growth of ln ‖W‖$_F$")
+
+
+def _losses(axes: Axes, found: Any) -> None:
+    for place, split in enumerate(("train", "test")):
+        curves = {
+            "loss": (found.training[f"{split}_loss"], "-"),
+            "error": (1 - found.training[f"{split}_accuracy"], (0, (3, 2))),
+        }
+        for what, (values, dashes) in curves.items():
+            if np.isfinite(values).any():
+                _line(axes, found, values, place, f"{what}, {split}", dashes)
+    axes.set(yscale="log", ylabel="loss, share of errors")
+
+
+def _extremes(axes: Axes, found: Any) -> None:
+    levels = found.spectra.eigenvalues
+    _line(axes, found, levels[:, -1], 0, "λ$_{max}$")
+    if (levels[:, 0] < 0).any():
+        negative = np.where(levels[:, 0] < 0, -levels[:, 0], np.nan)
+        _line(axes, found, negative, 1, "-λ$_{min}$")
+    axes.set(yscale="log", ylabel="ends of the Hessian's spectrum")
+
+
+def _ranks(axes: Axes, found: Any) -> None:
+    _line(axes, found, [float(item.rank) for item in found.spectra], 0, "certified")
+    positive = [float(np.count_nonzero(item.resolved > 0)) for item in found.spectra]
+    _line(axes, found, positive, 1, "positive")
+    axes.set_ylabel(f"levels of {found.spectra[0].dimension:,}")
+    axes.set_ylim(bottom=0)
+
+
+def _ratios(mean_ratios: ArrayLike, axes: Axes, found: Any) -> None:
+    mean, error = np.transpose(mean_ratios)
+    look = {"color": style.INK, "marker": "o", "ms": 3.5, "lw": 1.1, "label": "measured"}
+    axes.errorbar(found.epochs, mean, yerr=error, **look)
+    for law in ("goe", "goe2", "poisson"):
+        label, colour, dashes, width = style.LAWS[law]
+        axes.axhline(theory.mean_ratio(law), color=colour, ls=dashes, lw=width, label=label)
+    axes.set_ylabel("⟨r̃⟩ of certified levels")
+
+
+def _line(
+    axes: Axes, found: Any, values: ArrayLike, place: int, label: str, dashes: Any = "-"
+) -> None:
+    look = {"color": style.COLOURS[place], "marker": _MARKERS[place], "ls": dashes}
+    axes.plot(found.epochs, values, ms=3.5, lw=1.1, label=label, **look)
+
+
+def averaged_losses(
+    rates: Mapping[str, Mapping[str, Mapping[str, Curve]]], title: str = "", *, ax: Any = None
+) -> Figure:
+    """Test loss, test error and training loss over the epochs, a column for each learning rate.
+
+    Args:
+        rates: Learning rate to point (one of :data:`POINTS`) to ``test_loss``, ``test_error`` (a
+            share) and ``train_loss``, as far as they are known, to epochs, means over seeds and
+            standard errors.
+        title: Above the picture.
+        ax: Axes to draw into, a row for each quantity; None for a new picture.
+
+    Returns:
+        The picture: means with a band of one standard error.
+    """
+    entries = [(p, curves) for points in rates.values() for p, curves in points.items()]
+    rows = {what: look for what, look in _QUANTITIES.items() if what in entries[0][1]}
+    picture, grid = _rate_panels(rates, len(rows), title, ax)
+    for row, (what, (label, factor)) in zip(grid, rows.items(), strict=True):
+        for axes, points in zip(row, rates.values(), strict=True):
+            for point, curves in points.items():
+                epochs, mean, error = curves[what]
+                scaled = None if error is None else factor * error
+                _banded(axes, point, epochs, factor * mean, scaled)
+        row[0].set_ylabel(label, fontsize=9)
+        _end_where_settled(row[0], [factor * curves[what][1] for _, curves in entries])
+    for axes in grid[-1]:
+        axes.set_xlabel("epochs", fontsize=9)
+    _legend_of_points(picture, grid[0, 0])
+    return picture
+
+
+def averaged_spectra(
+    rates: Mapping[str, Mapping[str, Ranked]], edges: Values, title: str = "", *, ax: Any = None
+) -> Figure:
+    """The largest eigenvalues by rank, and those per decade, a column for each learning rate.
+
+    Args:
+        rates: Learning rate to point (one of :data:`POINTS`) to ranks, mean eigenvalues and
+            standard errors, and (k,) mean numbers per decade of ``"λ > 0"`` and, where there are
+            any, of ``"λ < 0"``.
+        edges: (k + 1,) log₁₀ |λ| of the bins of these numbers.
+        title: Above the picture.
+        ax: Axes to draw into, two or three rows; None for a new picture.
+
+    Returns:
+        The picture: means over the seeds with a band of one standard error.
+    """
+    sides = list(next(iter(next(iter(rates.values())).values()))[1])
+    picture, grid = _rate_panels(rates, 1 + len(sides), title, ax)
+    for column, points in zip(grid.T, rates.values(), strict=True):
+        for point, (ranked, counts) in points.items():
+            _banded(column[0], point, *ranked)
+            _, colour, dashes = POINTS[point]
+            for axes, side in zip(column[1:], sides, strict=True):
+                axes.stairs(counts[side], edges, color=colour, ls=dashes, lw=1.3)
+        column[0].set_yscale("log")
+        column[0].set_xlabel("rank of the level", fontsize=9)
+        for axes in column[1:]:
+            axes.set_xlim(edges[0], edges[-1])
+            style.log_decades(axes)
+        column[-1].set_xlabel("|λ|", fontsize=9)
+    grid[0, 0].set_ylabel("largest levels", fontsize=9)
+    for axes, side in zip(grid[1:, 0], sides, strict=True):
+        axes.set_ylabel(f"levels per decade, {side}", fontsize=9)
+        axes.set_ylim(0, None)
+    _legend_of_points(picture, grid[0, 0])
+    return picture
+
+
+def _rate_panels(rates: Mapping[str, Any], rows: int, title: str, ax: Any) -> tuple[Figure, Any]:
+    size = {"width": 3.4 * max(2, len(rates)), "height": 2.2 * rows + 0.6}
+    picture, grid = style.panels(title, rows, len(rates), ax=ax, sharey="row", **size)
+    for axes, name in zip(grid[0], rates, strict=True):
+        axes.set_title(f"learning rate {name}", loc="left", fontsize=9)
+    for axes in grid.ravel():
+        style.bare(axes, 8)
+    return picture, grid
+
+
+def _banded(axes: Axes, point: str, x: Values, mean: Values, error: Values | None) -> None:
+    _, colour, dashes = POINTS[point]
+    axes.plot(x, mean, color=colour, ls=dashes, lw=1.4)
+    if error is not None:
+        low = np.maximum(mean - error, 0.5 * mean)  # the axis is logarithmic
+        axes.fill_between(x, low, mean + error, color=colour, alpha=0.18, lw=0)
+
+
+def _end_where_settled(axes: Axes, means: Sequence[Values]) -> None:
+    """End the axes where the last iterates begin to settle: averages start from far above."""
+    settled = [float(max(mean[len(mean) // 4], mean[-1])) for mean in means]
+    bottom = min(float(mean.min()) for mean in means)
+    if bottom > 0:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 3.0, 5.0), numticks=12))
+        axes.yaxis.set_major_formatter(ScalarFormatter())
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_ylim(0.93 * bottom, 1.3 * max(settled) or None)
+
+
+def _legend_of_points(picture: Figure, axes: Axes) -> None:
+    for label, colour, dashes in POINTS.values():
+        axes.plot([], [], color=colour, ls=dashes, lw=1.6, label=label)
+    style.legend_below(picture, axes, 3)
+
+
+def budget(
+    curves: Mapping[str, Curve], fits: Mapping[str, Any], title: str = "", *, ax: Any = None
+) -> Figure:
+    """The best validation loss and error against the budget.
+
+    Args:
+        curves: ``"loss"`` and ``"error"`` (a share) to budgets, means over seeds and standard
+            errors.
+        fits: The same names to a :class:`hessrmt.generalization.budget.BudgetFit`, where there is
+            one.
+        title: Above the picture.
+        ax: Axes to draw into, one for each name; None for a new picture.
+
+    Returns:
+        The picture.
+
+    Source: Baskerville, Granziol and Keating (2022), Fig. 8.
+    """
+    size = {"width": 4.2 * len(curves), "height": 3.6}
+    picture, grid = style.panels(title, 1, len(curves), ax=ax, **size)
+    for axes, (what, (T, values, errors)) in zip(grid[0], curves.items(), strict=True):
+        factor, unit = (100.0, ", %") if what == "error" else (1.0, "")
+        bars = {"fmt": "o", "ms": 4, "elinewidth": 1, "capsize": 2, "zorder": 4}
+        spread = None if errors is None else factor * errors
+        axes.errorbar(T, factor * values, spread, color=style.INK, label="measured", **bars)
+        x = np.geomspace(T.min(), T.max(), 400)
+        for name, law in fits[what].laws.items() if what in fits else ():
+            colour, dashes, symbol = _LAWS[name]
+            label = f"{name}: {symbol} = {law.shape:.3g}, R² = {law.r2:.3f}"
+            axes.plot(x, factor * law(x), color=colour, ls=dashes, lw=1.5, label=label)
+        axes.set(xscale="log", xlabel="budget, epochs", ylabel=f"best validation {what}{unit}")
+        axes.set_xticks(T, [f"{t:g}" for t in T])
+        axes.set_xticks([], minor=True)
+        style.bare(axes)
+        axes.legend(frameon=False, fontsize=8.5)
+    return picture
