@@ -37,9 +37,9 @@ from spectrum import RESULTS, machine  # noqa: E402
 
 from hessrmt.config import SpectrumConfig, load_settings  # noqa: E402
 from hessrmt.records import Provenance  # noqa: E402
-from hessrmt.workflows import spectrum  # noqa: E402
-from hessrmt.workflows.cluster import SERIAL, Pool  # noqa: E402
-from hessrmt.workflows.dask_pool import open_pool  # noqa: E402
+from hessrmt.runs import spectrum  # noqa: E402
+from hessrmt.runs.dask_pool import open_pool  # noqa: E402
+from hessrmt.runs.run import SERIAL, Pool  # noqa: E402
 
 
 def settings(model: str, batches: int) -> spectrum.Prepared:

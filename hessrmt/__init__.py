@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from hessrmt.problems.problem import Problem as Problem
     from hessrmt.records import Provenance as Provenance
     from hessrmt.records import Spectrum as Spectrum
-    from hessrmt.store.hdf5 import load as load
+    from hessrmt.runs.run import load as load
     from hessrmt.store.history import load_history as load_history
 
 _HOME = {
@@ -59,7 +59,7 @@ _HOME = {
     "ggn": "hessrmt.curvature.gauss_newton",
     "hessian": "hessrmt.curvature.dense",
     "reduction": "hessrmt.curvature.reduction",
-    "load": "hessrmt.store.hdf5",
+    "load": "hessrmt.runs.run",
     "load_density": "hessrmt.curvature.density_file",
     "load_history": "hessrmt.store.history",
     "shared": "hessrmt.problems.batches",

@@ -9,7 +9,7 @@ import torch
 
 from hessrmt.config import SpectrumConfig
 
-dask_pool = pytest.importorskip("hessrmt.workflows.dask_pool", reason="needs the extra cluster")
+dask_pool = pytest.importorskip("hessrmt.runs.dask_pool", reason="needs the extra cluster")
 
 NET = """
 from torch import nn
@@ -30,7 +30,7 @@ from pathlib import Path
 if "dask_worker" in sys.argv[0]:
     sys.path.append({str(Path(__file__).parent)!r})
     import gate
-    from hessrmt.workflows import spectrum
+    from hessrmt.runs import spectrum
 
     folder, compute = Path(__file__).parent, spectrum.compute
 

@@ -3,9 +3,9 @@
 from typing import NamedTuple
 
 import numpy as np
+from hessrmt.config.puzzles import Family
 
 from hessrmt import rng
-from hessrmt.config.puzzles import Family
 from hessrmt.generalization.margins import QUANTILES
 from hessrmt.store.family import HISTORY, FamilyResult, Member
 

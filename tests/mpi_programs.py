@@ -18,7 +18,7 @@ from hessrmt.config import SpectrumConfig
 from hessrmt.curvature.distributed import distributed_spectrum
 from hessrmt.errors import HessrmtError
 from hessrmt.problems import models
-from hessrmt.workflows.distributed import run_distributed
+from hessrmt.runs.distributed import run_distributed
 
 
 def say(world, found):

@@ -6,7 +6,7 @@ import os
 import numpy as np
 
 from hessrmt.records import Provenance, Spectrum
-from hessrmt.store.writer import SpectrumWriter
+from hessrmt.store.spectra import SpectrumWriter
 
 P, BATCHES, SIZE = 7, 3, 4
 IDENTITY = {"model": "mlp3", "batch": SIZE, "checkpoint_sha256": "ab" * 32}

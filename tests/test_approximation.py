@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
+from hessrmt.plots.approximation import approximation_errors
 
 from hessrmt import rng
 from hessrmt.errors import ConvergenceError, GeneralizationError
 from hessrmt.generalization.approximation import ApproximationStudy, study
 from hessrmt.generalization.leastsquares import fit
 from hessrmt.generalization.trees import CONSTITUENTS, Tree, tree_function
-from hessrmt.plots.approximation import approximation_errors
 
 EPS = np.finfo(float).eps
 

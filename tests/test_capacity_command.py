@@ -15,7 +15,7 @@ from test_capacity import CONTRACT, heavy
 import hessrmt as hr
 from hessrmt.capacity import correlate
 from hessrmt.errors import ConfigError
-from hessrmt.workflows import accuracies
+from hessrmt.runs import capacity as accuracies
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 NETWORK = ("alpha_hat", "alpha_hat_log10", "alpha_weighted", "mean_alpha", "mean_log_norm")

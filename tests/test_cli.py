@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from hessrmt.cli import console
-from hessrmt.store.hdf5 import load
+from hessrmt.store.spectra import load
 
 USER_CODE = """
 import torch

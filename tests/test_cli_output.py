@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from hessrmt.config import SpectrumConfig
-from hessrmt.store.hdf5 import load
-from hessrmt.workflows import spectrum
+from hessrmt.runs import spectrum
+from hessrmt.store.spectra import load
 
 HESSRMT = Path(sys.executable).parent / "hessrmt"
 BATCHES = 3
@@ -29,7 +29,7 @@ HELD = """
     # the command line, which before its second batch says so and then waits to be told to go on
     import sys
     from hessrmt.cli.app import main
-    from hessrmt.workflows import spectrum
+    from hessrmt.runs import spectrum
 
     compute, begun = spectrum.compute, []
 

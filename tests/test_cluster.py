@@ -24,9 +24,9 @@ from gate import PATIENCE, wait_for
 
 from hessrmt.config import SpectrumConfig
 from hessrmt.errors import ClusterError, NonFiniteError, ProblemError
-from hessrmt.store.hdf5 import load
-from hessrmt.workflows import spectrum
-from hessrmt.workflows.cluster import SERIAL
+from hessrmt.runs import spectrum
+from hessrmt.runs.run import SERIAL
+from hessrmt.store.spectra import load
 
 BATCHES = 6
 PID = "__import__('os').getpid()"
@@ -235,7 +235,7 @@ def test_both_kinds_of_workers_exclude_each_other(cli):
 
 
 def test_without_dask_the_extra_is_named(cli, monkeypatch):
-    monkeypatch.delitem(sys.modules, "hessrmt.workflows.dask_pool")
+    monkeypatch.delitem(sys.modules, "hessrmt.runs.dask_pool")
     monkeypatch.setitem(sys.modules, "distributed", None)
     result = cli("simulate", "--samples", 2, "--workers", 2)
     assert result.returncode == 2
@@ -248,7 +248,7 @@ def test_interrupted_from_the_keyboard_and_resumed(tmp_path, config, cli, start_
     options += ["--batches", "all", "--device", "cpu"]
     path = tmp_path / "stopped.h5"
     # the results are waited for: that of the examination, those of two batches, and one more
-    stop = ("hessrmt.workflows.dask_pool:DaskPool._next", 4)
+    stop = ("hessrmt.runs.dask_pool:DaskPool._next", 4)
     process = start_cli(*options, "--out", path, "--workers", 2, stop=stop)
     workers = worker_processes(process.pid)
     assert len(workers) == 2
@@ -272,7 +272,7 @@ def test_workers_end_with_the_command(config, tmp_path, start_cli):
     process = start_cli(
         *("spectrum", "--model", config.model, "--data", config.data, "--batch", 10),
         *("--batches", 6, "--out", path, "--workers", 1, "--device", "cpu"),
-        stop=("hessrmt.store.writer:SpectrumWriter.write", 2),
+        stop=("hessrmt.store.spectra:SpectrumWriter.write", 2),
     )
     workers = worker_processes(process.pid)
     assert len(workers) == 1

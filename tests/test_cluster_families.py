@@ -13,12 +13,12 @@ import torch
 from cluster_samples import as_one_worker, two_workers, worker_processes
 from family_samples import family_on, write_images
 from gate import open_gate, wait_for
+from hessrmt.workflows import families, iterate_averaging, members, puzzles, training_budget
 
 from hessrmt.config import BudgetConfig, IterateAveragingConfig, PuzzlesConfig
 from hessrmt.errors import ClusterError, NonFiniteError
 from hessrmt.problems import checkpoints
 from hessrmt.store.family import load_family
-from hessrmt.workflows import families, iterate_averaging, members, puzzles, training_budget
 
 # Keeps its weights after every epoch, wherever it is built, and in a worker waits for the file "go"
 # after the first; each building leaves a mark

@@ -14,13 +14,13 @@ from cluster_samples import (
     worker_processes,
 )
 from gate import open_gate, wait_for
+from hessrmt.workflows import gp_loss_model, levels, simulate, spectrum
 from level_samples import write_file
 
 from hessrmt.config import LevelsConfig, LossModelConfig, SimulateConfig, SpectrumConfig
 from hessrmt.ensembles import goe
-from hessrmt.store.hdf5 import load
-from hessrmt.workflows import gp_loss_model, levels, simulate, spectrum
-from hessrmt.workflows.cluster import SERIAL
+from hessrmt.runs.run import SERIAL
+from hessrmt.store.spectra import load
 
 
 @pytest.fixture(scope="module")

@@ -7,15 +7,15 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from hessrmt.plots.slq import spectral_density
 
 import hessrmt as hr
 from hessrmt.config import DensityConfig, load_settings
 from hessrmt.curvature.density import DensityPlan, complete
 from hessrmt.curvature.operators import CurvatureOperator
 from hessrmt.errors import ConfigError, DeviceError, LevelsError, StoreError
-from hessrmt.plots.slq import spectral_density
+from hessrmt.runs import density as workflow
 from hessrmt.store.density import DensityWriter
-from hessrmt.workflows import density as workflow
 
 X = np.random.default_rng(0).normal(size=(9, 4))
 WORDS = ["--model", "mlp2", "--batch", "40", "--probes", "4", "--steps", "12", "--device", "cpu"]

@@ -11,18 +11,17 @@ import numpy as np
 import pytest
 import torch
 from family_samples import family_on, write_images
+from hessrmt.workflows import members
 
 from hessrmt.errors import NonFiniteError, StoreError
+from hessrmt.experiments.families import samples_of
 from hessrmt.generalization import evaluate, normalize, output_normalize
 from hessrmt.generalization.margins import QUANTILES, margins
 from hessrmt.problems import checkpoints, data, losses, models
 from hessrmt.records import Provenance
-from hessrmt.store.family import HISTORY, load_family
-from hessrmt.store.familywriter import FamilyWriter
-from hessrmt.store.layout import array
+from hessrmt.store.family import HISTORY, FamilyWriter, load_family
+from hessrmt.store.files import dataset as array
 from hessrmt.training.protocol import train
-from hessrmt.workflows import members
-from hessrmt.workflows.families import run, samples_of
 
 
 @pytest.fixture

@@ -17,7 +17,6 @@ from hessrmt.training.augment import crop_and_flip
 from hessrmt.training.initialization import initialize
 from hessrmt.training.labels import drawn, permuted
 from hessrmt.training.protocol import train
-from hessrmt.workflows.families import run
 
 CPU = torch.device("cpu")
 

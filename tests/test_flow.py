@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from hessrmt.plots.flow import curvature, distances, margin_growth, norms
 from scipy.optimize import minimize
 
 import hessrmt as hr
@@ -17,7 +18,6 @@ from hessrmt.generalization.flow import gradient_flow
 from hessrmt.generalization.homogeneous_activations import ACTIVATIONS
 from hessrmt.generalization.separable import linear_task, quadrant_task
 from hessrmt.generalization.svm import maximum_margin
-from hessrmt.plots.flow import curvature, distances, margin_growth, norms
 
 EPS = np.finfo(float).eps
 THREE = ("descent", "constrained", "weight-normalization")

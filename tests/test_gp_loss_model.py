@@ -5,15 +5,15 @@ import os
 
 import numpy as np
 import pytest
-
 from hessrmt.cli.experiments import Conductor, experiment_of
+from hessrmt.workflows import gp_loss_model
+
 from hessrmt.config import LossModelConfig, load_settings
 from hessrmt.errors import LevelsError
+from hessrmt.experiments.experiment import names, settings_file
 from hessrmt.plots.lossmodel import densities, ratios
-from hessrmt.store.hdf5 import load
+from hessrmt.store.spectra import load
 from hessrmt.theory.ratios import MEAN_RATIO_GOE
-from hessrmt.workflows import gp_loss_model
-from hessrmt.workflows.reproduce import names, settings_file
 
 SETTINGS = """
 experiment = "gp-loss-model"

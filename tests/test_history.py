@@ -8,21 +8,19 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from hessrmt.plots.history import history as draw
+from hessrmt.plots.history import side_by_side
 from store_samples import IDENTITY, create, spectrum
 
 import hessrmt as hr
-from hessrmt.config import TrainConfig, load_settings
-from hessrmt.config.history import HistoryConfig
+from hessrmt.config import HistoryConfig, TrainConfig, load_settings
 from hessrmt.errors import CapacityError, ConfigError, NonFiniteError, StoreError
-from hessrmt.plots.history import history as draw
-from hessrmt.plots.history import side_by_side
 from hessrmt.problems import checkpoints, data, losses, models
+from hessrmt.runs.history import Recording
+from hessrmt.runs.training import run
 from hessrmt.store.history import CAPACITY, NETWORK, holds_history
-from hessrmt.store.schema import COLUMNS, Extra, ExtraColumn
-from hessrmt.store.writer import SpectrumWriter
+from hessrmt.store.spectra import COLUMNS, Extra, ExtraColumn, SpectrumWriter
 from hessrmt.training.protocol import evaluate
-from hessrmt.workflows.history import Recording
-from hessrmt.workflows.train import run
 
 COLUMNS_OF_A_ROW = len(COLUMNS) + 2
 """Writes of a row before its flag: eigenvalues, the columns, one extra column."""
@@ -365,7 +363,7 @@ def test_failed_measurement_names_its_epoch(settings, tmp_path, monkeypatch):
     def fail(*_, **__):
         raise NonFiniteError("the Hessian has NaN")
 
-    monkeypatch.setattr("hessrmt.workflows.history.compute", fail)
+    monkeypatch.setattr("hessrmt.runs.history.compute", fail)
     with pytest.raises(NonFiniteError, match="history of epoch 0: the Hessian has NaN"):
         recorded(settings, tmp_path)
 

@@ -7,15 +7,15 @@ import signal
 import numpy as np
 import pytest
 import torch
+from hessrmt.workflows import iterate_averaging, trajectory
+from hessrmt.workflows.averaged import Entry, gains
 
 from hessrmt.config import IterateAveragingConfig, TrainConfig, load_settings
 from hessrmt.errors import ConfigError, NonFiniteError, StoreError
+from hessrmt.experiments.experiment import settings_file
 from hessrmt.problems import checkpoints, data, losses, models
-from hessrmt.store.hdf5 import load
+from hessrmt.store.spectra import load
 from hessrmt.training.protocol import evaluate, train
-from hessrmt.workflows import iterate_averaging, trajectory
-from hessrmt.workflows.averaged import Entry, gains
-from hessrmt.workflows.reproduce import settings_file
 
 CPU = torch.device("cpu")
 EPS = np.finfo(float).eps

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from gate import PATIENCE, open_gate
 
-from hessrmt.store.hdf5 import load
-from hessrmt.store.schema import COLUMNS
+from hessrmt.store.spectra import COLUMNS, load
 
 BATCHES = 6
 NET = """
@@ -19,8 +18,8 @@ from torch import nn
 def net():
     return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
 """
-COMPUTE = "hessrmt.workflows.spectrum:compute"
-WRITE = "hessrmt.store.writer:_write_at"
+COMPUTE = "hessrmt.runs.spectrum:compute"
+WRITE = "hessrmt.store.spectra:_write_at"
 A_ROW = len(COLUMNS) + 2
 """Writes of a row: eigenvalues, the columns, and last that it is done."""
 

@@ -12,8 +12,8 @@ from hessrmt.cli.app import app
 from hessrmt.config import SpectrumConfig
 from hessrmt.errors import StoreError
 from hessrmt.problems import data, models
-from hessrmt.store.hdf5 import load_all
-from hessrmt.workflows.spectrum import prepare, run
+from hessrmt.runs.spectrum import prepare, run
+from hessrmt.store.spectra import load_all
 
 NET = """
 from torch import nn

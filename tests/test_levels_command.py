@@ -12,7 +12,7 @@ from store_samples import create
 
 from hessrmt.ensembles import goe, goe2, gue, poisson
 from hessrmt.records import Spectrum
-from hessrmt.store.hdf5 import load
+from hessrmt.store.spectra import load
 
 CONTRACT = {
     "n_levels",

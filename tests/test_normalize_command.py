@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from hessrmt.config import load_settings
-from hessrmt.config.normalize import NormalizeConfig
+from hessrmt.config import NormalizeConfig, load_settings
 from hessrmt.errors import ConfigError
-from hessrmt.workflows.normalize import run
+from hessrmt.runs.normalize import run
 
 EPS = np.finfo(float).eps
 

@@ -9,6 +9,7 @@ from functools import cache, partial
 
 import numpy as np
 import pytest
+from hessrmt.workflows.figures import draw_all
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
@@ -31,7 +32,6 @@ from hessrmt.levels.selection import select
 from hessrmt.plots import style
 from hessrmt.plots.files import save
 from hessrmt.plots.levels import density_per_decade, spectral_density, staircase, surmise
-from hessrmt.workflows.figures import draw_all
 
 pytestmark = pytest.mark.filterwarnings("error")
 

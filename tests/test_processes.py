@@ -33,7 +33,7 @@ from hessrmt.errors import (
     StoreError,
 )
 from hessrmt.problems import models
-from hessrmt.workflows import distributed
+from hessrmt.runs import distributed
 
 EPS = np.finfo(float).eps
 SIZES = [1, 2, 3, 4, 6]

@@ -5,10 +5,10 @@ from functools import cache
 import numpy as np
 import pytest
 from drawn_families import DEFAULTS, entry
+from hessrmt.config.puzzles import PuzzlesConfig, PuzzlesPreset, ReferenceLine
 from matplotlib.collections import PathCollection, PolyCollection
 from matplotlib.text import Text
 
-from hessrmt.config.puzzles import PuzzlesConfig, PuzzlesPreset, ReferenceLine
 from hessrmt.errors import ConfigError, GeneralizationError
 from hessrmt.generalization import fit_line
 from hessrmt.plots import puzzle_families, puzzle_losses, puzzle_points, puzzle_trends

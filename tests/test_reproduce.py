@@ -4,11 +4,11 @@ import json
 import os
 
 import pytest
-
 from hessrmt.cli.experiments import EXPERIMENTS, experiment_of
-from hessrmt.config import SpacingsConfig
-from hessrmt.store.hdf5 import load
 from hessrmt.workflows import reproduce, spacings
+
+from hessrmt.config import SpacingsConfig
+from hessrmt.store.spectra import load
 
 SETTINGS = """
 experiment = "hessian-spacings"

@@ -14,10 +14,9 @@ from hessrmt.config import SimulateConfig, load_settings
 from hessrmt.lossmodel.bulk import bulk, centre, expected_outside, mean_density
 from hessrmt.lossmodel.sampler import sample_spectra
 from hessrmt.records import Spectrum
-from hessrmt.store.hdf5 import load
-from hessrmt.store.writer import SpectrumWriter
-from hessrmt.workflows import simulate
-from hessrmt.workflows.simulate import covariance, run, summary
+from hessrmt.runs import simulate
+from hessrmt.runs.simulate import covariance, run, summary
+from hessrmt.store.spectra import SpectrumWriter, load
 
 SMALL = ["simulate", "--dimension", 40, "--samples", 12, "--out", "sim.h5"]
 
@@ -180,7 +179,7 @@ def test_resumed_is_bit_for_bit_the_same(cli, tmp_path, monkeypatch, method):
 def test_killed_and_resumed(tmp_path, start_cli, cli):
     words = ["simulate", "--dimension", 2200, "--samples", 9]  # too large to be stored in groups
     path = tmp_path / "killed.h5"
-    write = ("hessrmt.store.writer:SpectrumWriter.write_all", 4)
+    write = ("hessrmt.store.spectra:SpectrumWriter.write_all", 4)
     process = start_cli(*words, "--out", "killed.h5", stop=write)
     process.kill()
     process.wait()

@@ -27,8 +27,7 @@ from store_samples import (
 
 from hessrmt.errors import StoreError
 from hessrmt.records import Spectrum
-from hessrmt.store.hdf5 import load
-from hessrmt.store.writer import SpectrumWriter
+from hessrmt.store.spectra import SpectrumWriter, load
 
 # The layout
 

@@ -23,8 +23,7 @@ from store_samples import (
 
 from hessrmt.errors import StoreError, WriteError
 from hessrmt.store import writer as writer_module
-from hessrmt.store.hdf5 import load
-from hessrmt.store.writer import SpectrumWriter
+from hessrmt.store.spectra import SpectrumWriter, load
 
 # One row is complete or absent
 
@@ -141,8 +140,8 @@ def test_second_writer_in_another_process_is_refused(path):
         import sys
         from pathlib import Path
         from hessrmt.errors import StoreError
-        from hessrmt.store.hdf5 import load
-        from hessrmt.store.writer import SpectrumWriter
+        from hessrmt.store.spectra import load
+        from hessrmt.store.spectra import SpectrumWriter
         try:
             SpectrumWriter.resume(Path(sys.argv[1]), {})
         except StoreError as error:

@@ -21,8 +21,8 @@ from hessrmt.errors import (
     WriteError,
 )
 from hessrmt.problems import checkpoints, data, losses, models
+from hessrmt.runs.training import run
 from hessrmt.training.protocol import evaluate, learning_rate, train
-from hessrmt.workflows.train import run
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[1]

@@ -10,10 +10,10 @@ import pytest
 from hessrmt import rng
 from hessrmt.config import BudgetConfig, load_settings
 from hessrmt.errors import ConfigError, GeneralizationError
+from hessrmt.experiments.experiment import settings_file
+from hessrmt.experiments.training_budget import scaled_rate
 from hessrmt.generalization.budget import fit_budgets, fit_law
 from hessrmt.problems import checkpoints
-from hessrmt.workflows.reproduce import settings_file
-from hessrmt.workflows.training_budget import scaled_rate
 
 PAPER = np.array([15, 30, 45, 60, 90, 120, 150, 180, 210, 270, 300.0])
 TRUE = {"exponential": (0.9, 0.6, 50.0), "power": (0.5, 0.8, 0.6)}

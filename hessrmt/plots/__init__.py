@@ -24,5 +24,5 @@ module                   pictures
 :mod:`~.files`           ``draw_each``, ``save``: pictures as files
 =======================  =========================================================================
 
-What belongs into the figures of a command or an experiment is in :mod:`hessrmt.workflows.figures`.
+What belongs into the figures of a command is in :mod:`hessrmt.runs`, of an experiment in its file.
 """

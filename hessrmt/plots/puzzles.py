@@ -1,6 +1,6 @@
 """Families of networks that differ in one thing: losses, capacity, outputs, margins, trends.
 
-A family is any object with a ``name``, ``settings`` (:class:`hessrmt.config.puzzles.Family`) and a
+A family is any object with a ``name``, ``settings`` (like ``hessrmt.experiments.families.Family``) and a
 ``result`` (:class:`hessrmt.store.family.FamilyResult`). Members are coloured by what is varied;
 those that were trained on random labels are crosses.
 
@@ -16,7 +16,6 @@ import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, LogNorm, Normalize
 
-from hessrmt.config.puzzles import WIDTH
 from hessrmt.errors import DataError
 from hessrmt.plots import style
 
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
     from jaxtyping import Float64
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from hessrmt.config.puzzles import ReferenceLine
 
     Values = Float64[np.ndarray, " n"]
     Look = tuple[str, str, str]
@@ -70,7 +67,7 @@ def losses(
     entry: Any,
     lines: Mapping[str, tuple[Any, Any]],
     random: Any = None,
-    references: Sequence[ReferenceLine] = (),
+    references: Sequence[Any] = (),
     *,
     ax: Any = None,
 ) -> Figure:
@@ -548,4 +545,4 @@ def _norm_words(settings: Any) -> str:
 def _title(entry: Any, what: str) -> str:
     settings = entry.settings
     labels = ", random labels" if settings.labels == "random" else ""
-    return f"{what}: {settings.model.replace(WIDTH, 'w')} on {settings.data}{labels}"
+    return f"{what}: {settings.model.replace('{width}', 'w')} on {settings.data}{labels}"

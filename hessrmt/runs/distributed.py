@@ -59,7 +59,7 @@ def run_distributed(
         The spectra of the whole file on process 0, None on others.
 
     Raises:
-        HessrmtError: What :func:`hessrmt.workflows.spectrum.run` raises, and DistributedError if
+        HessrmtError: What :func:`hessrmt.runs.spectrum.run` raises, and DistributedError if
             a process failed for another reason.
         SystemExit: On all processes but 0, where process 0 raises that.
     """

@@ -21,17 +21,23 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from hessrmt.backend.select import select
+from hessrmt.curvature.density_file import load_density
 from hessrmt.errors import ClusterError, HessrmtError, StoreError
 from hessrmt.problems import checkpoints, data, losses, models
 from hessrmt.problems.plugins import is_plugin
 from hessrmt.records import Provenance
+from hessrmt.store import density, family, spectra
+from hessrmt.store.files import schema_of
 
 if TYPE_CHECKING:
     from torch import nn
 
     from hessrmt.backend.base import Backend
     from hessrmt.config import Settings
+    from hessrmt.curvature.density import DensityResult
     from hessrmt.problems.data import Dataset
+    from hessrmt.records import Spectra
+    from hessrmt.store.family import FamilyResult
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -409,3 +415,21 @@ def make_folders(out: Path, *names: str) -> None:
             (out / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(f"cannot make {out / name}: {error.strerror or error}") from error
+
+
+def load(path: str | Path, block: str | None = None) -> Spectra | DensityResult | FamilyResult:
+    """What a run has written, whichever kind of file it is; also while the run is still writing.
+
+    Args:
+        path: A file of spectra, of a density or of a family of networks.
+        block: Which block's spectra, for a file of blocks.
+
+    Returns:
+        Its complete content.
+    """
+    kind = schema_of(path)
+    if kind == density.SCHEMA and block is None:
+        return load_density(path)
+    if kind == family.SCHEMA and block is None:
+        return family.load_family(path)
+    return spectra.load(path, block)
