@@ -5,8 +5,10 @@ eigenvalue below the noise floor of its own spectrum is nothing that a run says 
 """
 
 import csv
+import functools
 import json
 import math
+import operator
 import re
 import time
 
@@ -30,8 +32,13 @@ LEVELS = 300 * 100 * EPS
 
 _LEVELS = {"hessian_evals", "lambda_min", "lambda_max", "noise_floor"}
 
-WIDTH = 120
+WIDTH = 150
 """Of the lines of a golden file, where that is possible."""
+
+REPEATED = 150
+"""Characters from which on a part of a golden file is written only once."""
+
+AS_IN = "as in"
 
 ENTRIES = 5
 """Entries kept of a large array, beside its extremes and sums."""
@@ -62,11 +69,12 @@ _WORDS = (
     (re.compile(r"\b[0-9a-f]{64}\b"), "<sha256>"),
     (re.compile(r"sha256 [0-9a-f]+"), "sha256 …"),
     (re.compile(r"\(\d+ threads?\)"), "(N threads)"),
+    (re.compile(r"[─━═]{4,}"), "───"),
 )
 
 
 def plain(value, folder):
-    """A tree of plain values without what changes from run to run; numbers to 13 digits."""
+    """A tree of plain values without what changes from run to run; numbers to 12 digits."""
     if isinstance(value, dict):
         return {str(key): _of_key(str(key), item, value, folder) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -78,7 +86,7 @@ def plain(value, folder):
     if isinstance(value, str):
         return words(value, folder)
     if isinstance(value, float):
-        return float(f"{value:.13g}") if math.isfinite(value) else str(value)
+        return float(f"{value:.12g}") if math.isfinite(value) else str(value)
     if value is None or isinstance(value, bool | int):
         return value
     return f"<{type(value).__name__}>"
@@ -204,7 +212,13 @@ def _checkpoint(path, folder):
     state = content.get("state_dict") if isinstance(content, dict) else None
     if state is None:
         return "<checkpoint>"
-    return {name: numbers(value.double().numpy()) for name, value in state.items()}
+    shapes = {name: "x".join(map(str, value.shape)) for name, value in state.items()}
+    every = torch.cat([value.double().flatten() for value in state.values()])
+    return {
+        "dtypes": sorted({str(value.dtype) for value in state.values()}),
+        "shapes": shapes,
+        "all": numbers(every.numpy()),
+    }
 
 
 _KINDS = {
@@ -216,8 +230,10 @@ _KINDS = {
 }
 
 
-def content(path, folder):
+def content(path, folder, brief=False):
     """What is in a file, or of a picture that it is one."""
+    if brief and path.suffix == ".h5":
+        return {name: part for name, part in hdf5(path, folder).items() if name in _LEVELS}
     read = _KINDS.get(path.suffix)
     return read(path, folder) if read else f"<{path.suffix[1:]}>"
 
@@ -232,7 +248,8 @@ class Run:
         self.cli, self.folder = cli, folder
         self.kept, self.tolerances, self.seconds = {}, {}, {}
 
-    def __call__(self, name, *given, tolerance=DOUBLE, code=0):
+    def __call__(self, name, *given, tolerance=DOUBLE, code=0, brief=False):
+        """Run a command; of ``brief`` ones only the eigenvalues in their files are kept."""
         before, begun = self._files(), time.perf_counter()
         result = self.cli(*given)
         assert code in {None, result.returncode}, (
@@ -242,13 +259,16 @@ class Run:
         if "--json" in given and result.returncode == 0:
             (line,) = result.stdout.splitlines()
             found["json"] = plain(json.loads(line), self.folder)
+            if given[0] == "reproduce":
+                found["stderr"] = lines(result.stderr, self.folder)
         else:
             found["stdout"] = lines(result.stdout, self.folder)
             found["stderr"] = lines(result.stderr, self.folder)
         after = self._files()
         if changed := sorted(path for path in after if after[path] != before.get(path)):
             found["files"] = {
-                str(path.relative_to(self.folder)): content(path, self.folder) for path in changed
+                str(path.relative_to(self.folder)): content(path, self.folder, brief)
+                for path in changed
             }
         if gone := sorted(str(path.relative_to(self.folder)) for path in set(before) - set(after)):
             found["gone"] = gone
@@ -353,6 +373,32 @@ def _same_shown(one, other, tolerance):
 def _last_digit(text):
     mantissa, _, exponent = text.partition("e")
     return int(exponent or 0) - len(mantissa.partition(".")[2])
+
+
+def shortened(tree, seen=None, path=()):
+    """The tree with every larger part that was there before in it named by its place."""
+    seen = {} if seen is None else seen
+    if not isinstance(tree, dict | list):
+        return tree
+    line = json.dumps(tree)
+    if path and len(line) > REPEATED:
+        if line in seen:
+            return {AS_IN: list(seen[line])}
+        seen[line] = path
+    if isinstance(tree, dict):
+        return {key: shortened(entry, seen, (*path, key)) for key, entry in tree.items()}
+    return [shortened(entry, seen, (*path, place)) for place, entry in enumerate(tree)]
+
+
+def expanded(tree, root=None):
+    """The whole of a shortened tree, which is changed in place."""
+    root = tree if root is None else root
+    for key, entry in tree.items() if isinstance(tree, dict) else enumerate(tree):
+        if isinstance(entry, dict) and AS_IN in entry:
+            tree[key] = functools.reduce(operator.getitem, entry[AS_IN], root)
+        elif isinstance(entry, dict | list):
+            expanded(entry, root)
+    return tree
 
 
 def compact(tree, indent=""):

@@ -13,13 +13,26 @@ import json
 import os
 import shutil
 import sys
+import tomllib
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import torch
-from golden_samples import DOUBLE, LEVELS, SINGLE, Run, compact, differences, numbers, plain
+from family_samples import write_images
+from golden_samples import (
+    DOUBLE,
+    LEVELS,
+    SINGLE,
+    Run,
+    compact,
+    differences,
+    expanded,
+    numbers,
+    plain,
+    shortened,
+)
 from level_samples import write_file
 
 import hessrmt as hr
@@ -96,15 +109,36 @@ def spectrum(run):
     run("nothing removed, json", *FEW, "--reduce", "none", "--out", "none.h5", "--resume", "--json")
     single = ("--dtype", "float32", "--out", "single.h5")
     run("single precision", *FEW, *single, "--json", tolerance=SINGLE)
-    run("only some", *ONE, "--only", "2.*", "--out", "only.h5")
-    run("two layers of relu", *ONE, "--model", "mlp2", "--out", "mlp2.h5")
-    run("squared error", *ONE, "--loss", "mse", "--data", "tiny.npz", "--model", "logistic")
+    run("only some", *ONE, "--only", "2.*", "--out", "only.h5", brief=True)
+    run("two layers of relu", *ONE, "--model", "mlp2", "--out", "mlp2.h5", brief=True)
+    run(
+        "squared error",
+        *ONE,
+        "--loss",
+        "mse",
+        "--data",
+        "tiny.npz",
+        "--model",
+        "logistic",
+        brief=True,
+    )
     words = ("--epochs", 2, "--dtype", "float64", "--device", "cpu")
     run("trained", "train", *FEW[1:5], *words, "--batch", 32, "--out", "trained.pt")
-    run("checkpoint", *ONE, "--checkpoint", "trained.pt", "--out", "trained.h5")
-    run("settings", "spectrum", "--config", "few.toml", "--batches", 2, "--out", "few.h5", "--json")
+    run("checkpoint", *ONE, "--checkpoint", "trained.pt", "--out", "trained.h5", brief=True)
+    run(
+        "settings",
+        "spectrum",
+        "--config",
+        "few.toml",
+        "--batches",
+        2,
+        "--out",
+        "few.h5",
+        "--json",
+        brief=True,
+    )
     run("embedded digits", "spectrum", "--model", "logistic", "--batch", 8, "--batches", 1,
-        "--out", "digits.h5", "--json")  # fmt: skip
+        "--out", "digits.h5", "--json", brief=True)  # fmt: skip
 
 
 @group
@@ -144,9 +178,9 @@ def simulate(run):
     torn = ("--outlier-values", "30,-20", "--degenerate", 4, "--out", "torn.h5", "--resume")
     run("resumed", *words, *torn, "--json")
     again = (*words, "--overwrite", "--json")
-    run("drawn outliers", *again, "--outliers", 2, "--outlier-scale", 5, "--seed", 3)
-    run("dense", *again, "--method", "dense")
-    run("given loss", *again, "--given-loss", 0.5)
+    run("drawn outliers", *again, "--outliers", 2, "--outlier-scale", 5, "--seed", 3, brief=True)
+    run("dense", *again, "--method", "dense", brief=True)
+    run("given loss", *again, "--given-loss", 0.5, brief=True)
     for kernel in (
         ("rational-quadratic", "--alpha", 3),
         ("matern", "--nu", 3.5, "--length", 2),
@@ -154,7 +188,7 @@ def simulate(run):
         ("mixed-spherical", "--coefficients", "1,0.5"),
         ("paper", "--k1", 0.5, "--k2", 3),
     ):
-        run(kernel[0], *again, "--kernel", *kernel)
+        run(kernel[0], *again, "--kernel", *kernel, brief=True)
     run("levels", "levels", "sim.h5", "--surrogates", 0, "--json")
     run.note("load", loaded(run.folder / "sim.h5"), LEVELS)
     run.mistakes(
@@ -250,9 +284,19 @@ def capacity(run):
     more = ("--randomize", "--p-values", 4, "--exact", "--initial", "other.pt")
     run("everything", "capacity", "net.pt", "--conv", "unfolded", *laws, *more, "--json",
         tolerance=LIKELIHOOD)  # fmt: skip
-    run("ends of tails", "capacity", "net.pt", "--x-max", "max", "--json", tolerance=LIKELIHOOD)
+    run(
+        "ends of tails",
+        "capacity",
+        "net.pt",
+        "--x-max",
+        "max",
+        "--conv",
+        "pooled",
+        "--json",
+        tolerance=LIKELIHOOD,
+    )
     run("pictures", "capacity", "net.pt", "--only", "head.*", "--plot", "pictures")
-    series = ("capacity", "net.pt", "other.pt", "third.pt", "--conv", "pooled")
+    series = ("capacity", "net.pt", "other.pt", "third.pt", "--only", "head.*")
     run("series", *series, "--against", "table.csv", "--plot", "pictures")
     run("series, json", *series, "--against", "table.csv", "--csv", "series.csv", "--json")
     run.mistakes(
@@ -353,7 +397,6 @@ def files(run):
         "models and losses", {key: json.loads(result.stdout)[key] for key in ("models", "losses")}
     )
     run.mistakes(
-        (),
         ("spektrum",),
         ("info", "no.h5"),
         ("info", "clouds.npz"),
@@ -422,12 +465,155 @@ def mistakes(run):
     run("not finite", *infinite, code=None)
 
 
+SPACINGS = """
+experiment = "hessian-spacings"
+title = "a small one"
+data = "clouds.npz"
+
+[presets.small]
+models = ["logistic"]
+epochs = 2
+splits = ["test"]
+batch = 15
+batches = "all"
+unreduced = [{ model = "logistic", dtype = "float32", batches = 1 }]
+"""
+
+LOSS_MODEL = """
+experiment = "gp-loss-model"
+title = "a small one"
+panels = [{ k2 = 0.01 }, { k2 = 0.1, outliers = 2, degenerate = 3 }]
+
+[presets.small]
+dimension = 16
+samples = 3
+"""
+
+AVERAGING = """
+experiment = "iterate-averaging"
+title = "a small one"
+data = "clouds.npz"
+device = "cpu"
+
+[presets.small]
+networks = [{ model = "logistic", spectra = 1, batch = 20 }]
+rates = [{ name = "high", lr = 0.05 }, { name = "low", lr = 0.01, final_lr = 0.001 }]
+epochs = 3
+tail_start = 1
+batch = 32
+seeds = 2
+"""
+
+BUDGET = """
+experiment = "training-budget"
+title = "a small one"
+data = "clouds.npz"
+device = "cpu"
+
+[presets.small]
+model = "logistic"
+budgets = [1, 2, 3, 4, 6]
+lr = 0.02
+batch = 30
+seeds = 2
+"""
+
+PUZZLES = """
+experiment = "puzzles"
+title = "a small one"
+reference = [{ label = "somewhere", slope = 1.1, intercept = -0.2, r2 = 0.99 }]
+"""
+
+FAMILY = """
+[[presets.small.families]]
+data = "images.npz"
+epochs = 2
+batch = 16
+rates = [0.05, 0.01]
+"""
+
+FAMILIES = {
+    "puzzles-initialization": (
+        {"name": "natural", "vary": "initial-scale", "values": [0.1, 0.2, 0.3]},
+        {"name": "random", "vary": "initial-scale", "values": [0.2], "labels": "random"},
+    ),
+    "puzzles-corruption": (
+        {"name": "wrong", "vary": "corruption", "values": [0.0, 0.5, 1.0], "pretraining": 1,
+         "norm": 1.0, "reference_loss": 1.0},
+    ),
+    "puzzles-width": (
+        {"name": "widths", "vary": "width", "values": [1, 2, 3], "model": "conv3s2-{width}",
+         "stop_loss": 1.0},
+    ),
+    "puzzles-samples": (
+        {"name": "sizes", "vary": "samples", "values": [16, 32, 64], "momentum": 0.9},
+    ),
+    "puzzles-resnet": (
+        {"name": "output", "vary": "initial-scale", "values": [0.1], "model": "resnet8",
+         "by": "output", "augment": True, "rates": [0.01], "epochs": 1},
+    ),
+}  # fmt: skip
+
+
+def experiment(run, name, text, tolerance=SINGLE, **options):
+    """Run an experiment of these settings, and again, which finds everything done."""
+    (run.folder / f"{name}.toml").write_text(text)
+    run(name, "reproduce", f"{name}.toml", "--json", tolerance=tolerance, **options)
+
+
+@group
+def spacings(run):
+    experiment(run, "hessian-spacings", SPACINGS)
+
+
+@group
+def loss_model(run):
+    experiment(run, "gp-loss-model", LOSS_MODEL, DOUBLE)
+    run("again", "reproduce", "gp-loss-model.toml", "--format", "svg")
+    run("list", "reproduce")
+    run("list, json", "reproduce", "--json")
+    other = LOSS_MODEL.replace("0.01", "0.02")
+    (run.folder / "other.toml").write_text(other)
+    (run.folder / "foreign.toml").write_text('experiment = "nonsense"')
+    run.mistakes(
+        ("reproduce", "nonsense"),
+        ("reproduce", "foreign.toml"),
+        ("reproduce", "other.toml", "--out", "gp-loss-model"),
+        ("reproduce", "gp-loss-model.toml", "--preset", "large"),
+        ("reproduce", "gp-loss-model.toml", "--format", "docx"),
+    )
+
+
+@group
+def averaging(run):
+    experiment(run, "iterate-averaging", AVERAGING, brief=True)
+
+
+@group
+def budget(run):
+    experiment(run, "training-budget", BUDGET)
+
+
+@group
+def puzzles(run):
+    write_images(run.folder / "images.npz")
+    for name, families in FAMILIES.items():
+        parts = [PUZZLES]
+        for family in families:
+            given = tomllib.loads(FAMILY)["presets"]["small"]["families"][0]
+            given |= {"model": "conv3s2-2"} | family
+            lines_ = [f"{key} = {json.dumps(value)}" for key, value in given.items()]
+            parts.append("\n".join(["[[presets.small.families]]", *lines_, ""]))
+        brief = name in {"puzzles-width", "puzzles-samples"}
+        experiment(run, name, "\n".join(parts), brief=brief)
+
+
 @pytest.fixture
 def machine(monkeypatch, tmp_path_factory):
-    """No GPU, a terminal of one width, and surrogates drawn once."""
+    """No GPU, no table wrapped, and surrogates drawn once."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("COLUMNS", "1000")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "golden-cache"))
 
 
@@ -436,7 +622,7 @@ def test_golden(name, machine, cli, tmp_path, digits, tiny_npz):
     run = Run(cli, tmp_path)
     GROUPS[name](run)
     path = GOLDEN / f"{name}.json"
-    kept = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    kept = expanded(json.loads(path.read_text("utf-8"))) if path.exists() else {}
     found = json.loads(json.dumps(run.kept))
     changed = [
         line
@@ -455,7 +641,7 @@ def test_golden(name, machine, cli, tmp_path, digits, tiny_npz):
             for case, seconds in sorted(run.seconds.items(), key=lambda item: -item[1])[:8]:
                 print(f"  {seconds:.2f} s  {case}")
         if changed:
-            path.write_text(compact(found) + "\n", encoding="utf-8")
+            path.write_text(compact(shortened(found)) + "\n", encoding="utf-8")
         return
     assert not changed, "\n".join([f"{len(changed)} differences:", *changed[:50]])
 
