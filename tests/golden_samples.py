@@ -287,12 +287,15 @@ class Run:
         if gone := sorted(str(path.relative_to(self.folder)) for path in set(before) - set(after)):
             found["gone"] = gone
         self.seconds[name] = time.perf_counter() - begun
-        self.note(name, found, tolerance)
+        self._keep(name, found, tolerance)
 
     def note(self, name, found, tolerance=DOUBLE):
-        """Keep a tree of plain values."""
+        """Keep a tree of values."""
+        self._keep(name, plain(found, self.folder), tolerance)
+
+    def _keep(self, name, found, tolerance):
         assert name not in self.kept, name
-        self.kept[name], self.tolerances[name] = plain(found, self.folder), tolerance
+        self.kept[name], self.tolerances[name] = found, tolerance
 
     def mistakes(self, *commands):
         """Run commands that are refused."""

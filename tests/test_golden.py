@@ -120,7 +120,7 @@ def loaded(path):
         "operator, dtype, solver": [found[0].operator, found[0].dtype, found[0].solver],
         "batch_indices": numbers(found.batch_indices),
         "settings": sorted(found.provenance.config),
-        "versions": sorted(found.provenance.versions),
+        "packages": sorted(found.provenance.versions),
     }
 
 
