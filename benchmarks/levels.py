@@ -297,7 +297,7 @@ def write_spectra(file: Path) -> None:
     batches, size = FILE_SHAPE
     bank = [goe(size, "command", k) / np.sqrt(size) for k in range(BANK)]
     draw = rng.stream(0, "benchmark", "command")
-    with SpectrumWriter.create(
+    with SpectrumWriter(
         file,
         identity={"benchmark": "levels"},
         solver="LAPACK stebz",

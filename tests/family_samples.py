@@ -3,7 +3,7 @@
 import numpy as np
 
 from hessrmt import rng
-from hessrmt.config import Family
+from hessrmt.experiments.families import Family
 
 
 def write_images(path):

@@ -16,7 +16,7 @@ def write_file(path, spectra):
     """A spectrum file that holds some spectra of equal dimension."""
     settings = {"model": "control", "data": "none", "split": "test", "batch": 1, "seed": 0}
     config = {**settings, "operator": spectra[0].operator, "dtype": spectra[0].dtype}
-    with SpectrumWriter.create(
+    with SpectrumWriter(
         path,
         identity=config,
         solver=spectra[0].solver,

@@ -22,7 +22,11 @@ def create(path, dimension=P, **changes):
         "batch_indices": np.arange(BATCHES * SIZE).reshape(BATCHES, SIZE),
         "provenance": Provenance(config=CONFIG, device="cpu (2 threads)", notes=("a", "b")),
     }
-    return SpectrumWriter.create(path, **{**arguments, **changes})
+    return SpectrumWriter(path, **{**arguments, **changes})
+
+
+def resume(path, **changes):
+    return create(path, resume=True, **changes)
 
 
 def spectrum(row, dimension=P):

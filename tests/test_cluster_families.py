@@ -15,8 +15,10 @@ from family_samples import family_on, write_images
 from gate import open_gate, wait_for
 from hessrmt.workflows import families, iterate_averaging, members, puzzles, training_budget
 
-from hessrmt.config import BudgetConfig, IterateAveragingConfig, PuzzlesConfig
 from hessrmt.errors import ClusterError, NonFiniteError
+from hessrmt.experiments.iterate_averaging import IterateAveragingConfig
+from hessrmt.experiments.puzzles import PuzzlesConfig
+from hessrmt.experiments.training_budget import BudgetConfig
 from hessrmt.problems import checkpoints
 from hessrmt.store.family import load_family
 

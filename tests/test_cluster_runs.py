@@ -17,8 +17,9 @@ from gate import open_gate, wait_for
 from hessrmt.workflows import gp_loss_model, levels, simulate, spectrum
 from level_samples import write_file
 
-from hessrmt.config import LevelsConfig, LossModelConfig, SimulateConfig, SpectrumConfig
+from hessrmt.config import LevelsConfig, SimulateConfig, SpectrumConfig
 from hessrmt.ensembles import goe
+from hessrmt.experiments.loss_model import LossModelConfig
 from hessrmt.runs.run import SERIAL
 from hessrmt.store.spectra import load
 

@@ -188,7 +188,7 @@ KILLED = """
 import sys
 import time
 from pathlib import Path
-from hessrmt.config import Family
+from hessrmt.experiments.families import Family
 from hessrmt.workflows import families, members
 
 members.SAVE_SECONDS = 0

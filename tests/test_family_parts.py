@@ -10,8 +10,9 @@ from family_samples import family_on, write_images
 from scipy import stats
 
 from hessrmt import rng
-from hessrmt.config import PuzzlesConfig, TrainConfig, load_settings
+from hessrmt.config import TrainConfig, load_settings
 from hessrmt.errors import ConfigError, DataError, ProblemError
+from hessrmt.experiments.puzzles import PuzzlesConfig
 from hessrmt.problems import data, losses, models
 from hessrmt.training.augment import crop_and_flip
 from hessrmt.training.initialization import initialize

@@ -8,9 +8,10 @@ import pytest
 from hessrmt.cli.experiments import Conductor, experiment_of
 from hessrmt.workflows import gp_loss_model
 
-from hessrmt.config import LossModelConfig, load_settings
+from hessrmt.config import load_settings
 from hessrmt.errors import LevelsError
 from hessrmt.experiments.experiment import names, settings_file
+from hessrmt.experiments.loss_model import LossModelConfig
 from hessrmt.plots.lossmodel import densities, ratios
 from hessrmt.store.spectra import load
 from hessrmt.theory.ratios import MEAN_RATIO_GOE

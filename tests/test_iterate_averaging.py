@@ -10,9 +10,10 @@ import torch
 from hessrmt.workflows import iterate_averaging, trajectory
 from hessrmt.workflows.averaged import Entry, gains
 
-from hessrmt.config import IterateAveragingConfig, TrainConfig, load_settings
+from hessrmt.config import TrainConfig, load_settings
 from hessrmt.errors import ConfigError, NonFiniteError, StoreError
 from hessrmt.experiments.experiment import settings_file
+from hessrmt.experiments.iterate_averaging import IterateAveragingConfig
 from hessrmt.problems import checkpoints, data, losses, models
 from hessrmt.store.spectra import load
 from hessrmt.training.protocol import evaluate, train

@@ -17,19 +17,19 @@ import yaml
 
 import hessrmt
 from hessrmt.config import (
-    BudgetConfig,
     DensityConfig,
-    IterateAveragingConfig,
     LevelsConfig,
-    LossModelConfig,
     NormalizeConfig,
-    PuzzlesConfig,
     SimulateConfig,
-    SpacingsConfig,
     SpectrumConfig,
     TrainConfig,
     load_settings,
 )
+from hessrmt.experiments.iterate_averaging import IterateAveragingConfig
+from hessrmt.experiments.loss_model import LossModelConfig
+from hessrmt.experiments.puzzles import PuzzlesConfig
+from hessrmt.experiments.spacings import SpacingsConfig
+from hessrmt.experiments.training_budget import BudgetConfig
 
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))

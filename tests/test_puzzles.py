@@ -9,7 +9,9 @@ from hessrmt.workflows import puzzles, reproduce
 from hessrmt.workflows.familyfits import Entry, gap_law, lines
 
 from hessrmt import rng
-from hessrmt.config import Family, PuzzlesConfig, load_settings
+from hessrmt.config import load_settings
+from hessrmt.experiments.families import Family
+from hessrmt.experiments.puzzles import PuzzlesConfig
 from hessrmt.generalization.lines import fit_line
 from hessrmt.store.family import HISTORY, FamilyResult, Member, load_family
 

@@ -7,7 +7,7 @@ import pytest
 from hessrmt.cli.experiments import EXPERIMENTS, experiment_of
 from hessrmt.workflows import reproduce, spacings
 
-from hessrmt.config import SpacingsConfig
+from hessrmt.experiments.spacings import SpacingsConfig
 from hessrmt.store.spectra import load
 
 SETTINGS = """

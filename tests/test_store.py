@@ -1,7 +1,6 @@
 """Spectrum files: the layout others rely on, rows complete or absent, and every way to fail."""
 
 import errno
-import fcntl
 import json
 import os
 import tempfile
@@ -22,12 +21,13 @@ from store_samples import (
     SIZE,
     P,
     create,
+    resume,
     spectrum,
 )
 
 from hessrmt.errors import StoreError
 from hessrmt.records import Spectrum
-from hessrmt.store.spectra import SpectrumWriter, load
+from hessrmt.store.spectra import load
 
 # The layout
 
@@ -138,10 +138,7 @@ def test_a_phase_that_was_not_timed_is_nan_on_disk_and_absent_in_memory(path):
 
 @pytest.fixture(params=["load", "resume"])
 def opened(request):
-    def resume(path):
-        SpectrumWriter.resume(path, IDENTITY).close()
-
-    return {"load": load, "resume": resume}[request.param]
+    return {"load": load, "resume": lambda path: resume(path).close()}[request.param]
 
 
 def test_truncated_at_any_length(full, tmp_path, opened):
@@ -164,12 +161,12 @@ def test_not_hdf5(path, opened, content, words):
 
 
 def test_missing_file_folder_and_unreachable_name(tmp_path, opened):
-    with pytest.raises(StoreError, match=r"no file .*absent\.h5"):
-        opened(tmp_path / "absent.h5")
-    with pytest.raises(StoreError, match="directory"):
+    with pytest.raises(StoreError, match="directory|is a folder"):
         opened(tmp_path)
-    with pytest.raises(StoreError, match="no file"):
+    with pytest.raises(StoreError, match="no file|too long"):
         opened(tmp_path / ("x" * 5000))
+    with pytest.raises(StoreError, match=r"no file .*absent\.h5"):
+        load(tmp_path / "absent.h5")
 
 
 def test_foreign_hdf5(path, opened):
@@ -273,19 +270,6 @@ def test_overwrite(full):
     full.unlink()
     create(full, overwrite=True).close()
     assert os.listdir(full.parent) == [full.name]
-
-
-def test_writer_whose_file_was_replaced_is_refused(full, monkeypatch):
-    real = fcntl.flock
-
-    def replaced_just_before(descriptor, how):
-        full.unlink()
-        full.write_bytes(b"new")
-        real(descriptor, how)
-
-    monkeypatch.setattr(fcntl, "flock", replaced_just_before)
-    with pytest.raises(StoreError, match="replaced"):
-        SpectrumWriter.resume(full, IDENTITY)
 
 
 @pytest.mark.parametrize("overwrite", [True, False])

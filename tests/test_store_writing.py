@@ -18,12 +18,12 @@ from store_samples import (
     IDENTITY,
     P,
     create,
+    resume,
     spectrum,
 )
 
 from hessrmt.errors import StoreError, WriteError
-from hessrmt.store import writer as writer_module
-from hessrmt.store.spectra import SpectrumWriter, load
+from hessrmt.store.spectra import load
 
 # One row is complete or absent
 
@@ -32,7 +32,7 @@ def test_rows_in_any_order(path):
     with create(path) as writer:
         writer.write(2, spectrum(2))
         assert writer.done.tolist() == [False, False, True]
-    with SpectrumWriter.resume(path, IDENTITY) as writer:
+    with resume(path) as writer:
         assert writer.done.tolist() == [False, False, True]
         writer.write(0, spectrum(0))
     found = load(path)
@@ -61,7 +61,7 @@ def test_row_abandoned_before_its_flag_is_absent(path, monkeypatch, stored):
     assert count == stored + 1
     assert len(load(path)) == 1
     writer.close()
-    with SpectrumWriter.resume(path, IDENTITY) as again:
+    with resume(path) as again:
         assert again.done.tolist() == [True, False, False]
         again.write(1, spectrum(1))
     assert np.array_equal(load(path).eigenvalues, [spectrum(r).eigenvalues for r in (0, 1)])
@@ -85,7 +85,7 @@ WRITE_FOREVER = """
     from pathlib import Path
     sys.path.insert(0, sys.argv[2])
     import numpy as np
-    from test_store import create, spectrum
+    from store_samples import create, spectrum
     n, p = 400, 3000
     rows = [spectrum(row, p) for row in range(20)]
     with create(Path(sys.argv[1]), p, batch_indices=np.arange(n).reshape(n, 1)) as writer:
@@ -118,7 +118,7 @@ def test_killed_while_writing_rows(path, delay):
     for row, item in enumerate(found):
         assert np.array_equal(item.eigenvalues, spectrum(row % 20, 3000).eigenvalues)
         assert item.loss == 1.5 + row % 20
-    SpectrumWriter.resume(path, IDENTITY).close()  # the lock died with the process
+    resume(path).close()  # the lock died with the process
 
 
 # One writer
@@ -127,12 +127,12 @@ def test_killed_while_writing_rows(path, delay):
 def test_second_writer_in_this_process_is_refused(path):
     with create(path) as writer:
         with pytest.raises(StoreError, match="another process is writing"):
-            SpectrumWriter.resume(path, IDENTITY)
+            resume(path)
         with pytest.raises(StoreError, match="another process is writing"):
             create(path, overwrite=True)
         writer.write(0, spectrum(0))
         assert len(load(path)) == 1
-    SpectrumWriter.resume(path, IDENTITY).close()
+    resume(path).close()
 
 
 def test_second_writer_in_another_process_is_refused(path):
@@ -141,16 +141,17 @@ def test_second_writer_in_another_process_is_refused(path):
         from pathlib import Path
         from hessrmt.errors import StoreError
         from hessrmt.store.spectra import load
-        from hessrmt.store.spectra import SpectrumWriter
+        sys.path.insert(0, sys.argv[2])
+        from store_samples import resume
         try:
-            SpectrumWriter.resume(Path(sys.argv[1]), {})
+            resume(Path(sys.argv[1]))
         except StoreError as error:
             print(error)
         print(len(load(sys.argv[1])))
     """
     with create(path) as writer:
         writer.write(0, spectrum(0))
-        out, err = python(code, path).communicate()
+        out, err = python(code, path, Path(__file__).parent).communicate()
     said, rows = out.splitlines()
     assert "another process is writing" in said, err
     assert rows == "1"
@@ -168,7 +169,7 @@ def test_file_system_without_locks(path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", unsupported)
     with create(path) as writer:
         writer.write(0, spectrum(0))
-    SpectrumWriter.resume(path, IDENTITY).close()
+    resume(path).close()
     assert len(load(path)) == 1
 
 
@@ -178,11 +179,46 @@ def test_file_system_without_locks(path, monkeypatch):
 def test_resume_names_what_differs(full):
     before = full.read_bytes()
     with pytest.raises(StoreError) as error:
-        SpectrumWriter.resume(full, {**IDENTITY, "batch": 32, "extra": 1})
+        resume(full, identity={**IDENTITY, "batch": 32, "extra": 1})
     for part in ("batch (4 in the file, 32 now)", "extra (None in the file, 1 now)", "--out"):
         assert part in str(error.value)
     assert "mlp3" not in str(error.value)
     assert full.read_bytes() == before
+
+
+def counted(batches):
+    indices = np.arange(batches * 2).reshape(batches, 2)
+    return {"identity": {**IDENTITY, "batches": batches}, "batch_indices": indices}
+
+
+def test_a_file_is_extended_by_more_batches(path):
+    with create(path, **counted(2)) as writer:
+        writer.write(1, spectrum(1))
+    with resume(path, **counted(5)) as writer:
+        assert writer.done.tolist() == [False, True, False, False, False]
+        writer.write(4, spectrum(4))
+    found = load(path)
+    assert found.planned == 5
+    assert np.array_equal(found.eigenvalues, [spectrum(r).eigenvalues for r in (1, 4)])
+    assert found.batch_indices.tolist() == [[2, 3], [8, 9]]
+    assert found.provenance.notes[-1] == "extended from 2 rows to 5"
+    with pytest.raises(StoreError, match=r"batches \(5 in the file, only 2 now\)"):
+        resume(path, **counted(2))
+    with pytest.raises(StoreError, match="other batches than the first 5"):
+        resume(path, **{**counted(6), "batch_indices": np.zeros((6, 2))})
+    assert load(path).planned == 5
+
+
+def test_a_full_disk_loses_nothing_of_a_file_that_is_extended(path, monkeypatch):
+    with create(path, **counted(2)) as writer:
+        writer.write(1, spectrum(1))
+    before = path.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: (_ for _ in ()).throw(DISK_FULL))
+        with pytest.raises(StoreError, match="No space left"):
+            resume(path, **counted(5))
+    assert path.read_bytes() == before
+    assert os.listdir(path.parent) == [path.name]
 
 
 def test_resume_of_a_rewritten_layout_is_refused(full, tmp_path):
@@ -194,7 +230,7 @@ def test_resume_of_a_rewritten_layout_is_refused(full, tmp_path):
             new.create_dataset(name, data=old[name][:], chunks=True)
     assert np.array_equal(load(packed).eigenvalues, load(full).eigenvalues)
     with pytest.raises(StoreError, match="stored anew"):
-        SpectrumWriter.resume(packed, IDENTITY)
+        resume(packed)
 
 
 def test_row_of_the_wrong_size_is_refused(path):
@@ -215,7 +251,7 @@ def test_disk_full_at_creation(full, monkeypatch):
         raise DISK_FULL
 
     before = full.read_bytes()
-    monkeypatch.setattr(os, "pwrite", refuse)
+    monkeypatch.setattr(os, "fsync", refuse)
     for path in (full, full.with_name("new.h5")):
         with pytest.raises(StoreError, match=f"cannot write .*{path.name}: No space left") as error:
             create(path, overwrite=True)
@@ -232,7 +268,7 @@ def test_disk_full_during_the_run(path, monkeypatch, verb):
     with create(path) as writer:
         writer.write(0, spectrum(0))
         with monkeypatch.context() as patch:
-            patch.setattr(writer_module.os, verb, refuse)
+            patch.setattr(os, verb, refuse)
             with pytest.raises(WriteError, match=r"batch 1 .*No space left on device") as error:
                 writer.write(1, spectrum(1))
         assert error.value.exit_code == 1
@@ -252,7 +288,7 @@ LIMITED = """
     import resource, signal, sys
     from pathlib import Path
     sys.path.insert(0, sys.argv[2])
-    from test_store import SpectrumWriter, create, spectrum
+    from store_samples import create, spectrum
     path, limit, when = Path(sys.argv[1]), int(sys.argv[3]), sys.argv[4]
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     writer = create(path, 2000) if when == "run" else None
@@ -292,7 +328,7 @@ def test_a_disk_that_is_really_full_during_the_run(path):
     found = load(path)
     for row, item in enumerate(found):
         assert np.array_equal(item.eigenvalues, spectrum(row, 2000).eigenvalues)
-    with SpectrumWriter.resume(path, IDENTITY) as writer:
+    with resume(path) as writer:
         for row in np.flatnonzero(~writer.done):
             writer.write(int(row), spectrum(int(row), 2000))
     assert len(load(path)) == BATCHES

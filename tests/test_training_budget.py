@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from hessrmt import rng
-from hessrmt.config import BudgetConfig, load_settings
+from hessrmt.config import load_settings
 from hessrmt.errors import ConfigError, GeneralizationError
 from hessrmt.experiments.experiment import settings_file
-from hessrmt.experiments.training_budget import scaled_rate
+from hessrmt.experiments.training_budget import BudgetConfig, scaled_rate
 from hessrmt.generalization.budget import fit_budgets, fit_law
 from hessrmt.problems import checkpoints
 

@@ -403,7 +403,8 @@ def _of_line(name: str, what: str, form: str, error: bool = False) -> Column[_Fi
             return "-"
         if line.fit is None:
             return f"{value:{'g' if error else form}}"
-        return f"{value:{form}}" + (f" ± {getattr(line.fit, f'{what}_error'):{form}}" * error)
+        spread = f" ± {getattr(line.fit, f'{what}_error'):{form}}" if error else ""
+        return f"{value:{form}}{spread}"
 
     return Column(name, cell)
 

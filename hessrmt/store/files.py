@@ -98,6 +98,24 @@ def _differences(stored: Any, asked: Any, growing: Sequence[str], name: str = ""
     return [f"{name}({stored!r} in the file, {asked!r} now)"]
 
 
+def lock(descriptor: int, path: Path) -> None:
+    """Lock an open file as HDF5 itself does; on a file system without locks, do without.
+
+    Args:
+        descriptor: Of the open file.
+        path: What an error calls it.
+
+    Raises:
+        StoreError: If another process holds it.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise StoreError(f"another process is writing {path}; wait for it or use --out") from error
+    except OSError:
+        return
+
+
 class ResumableFile:
     """A file with one writer, which holds a lock beside it until it is closed.
 
@@ -117,25 +135,22 @@ class ResumableFile:
         beside = path.with_name(f".{path.name}.lock")
         while self._lock < 0:
             try:
-                self._lock = os.open(beside, os.O_RDWR | os.O_CREAT, 0o666)
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                os.close(self._lock)
-                raise StoreError(
-                    f"another process is writing {path}; wait for it or use --out"
-                ) from error
+                descriptor = os.open(beside, os.O_RDWR | os.O_CREAT, 0o666)
             except OSError as error:
-                if self._lock < 0:
-                    raise StoreError(
-                        f"cannot write {path}: {reason(error)}; give a name in a folder that "
-                        "exists and that you can write to"
-                    ) from error
-                break  # a file system without locks
+                raise StoreError(
+                    f"cannot write {path}: {reason(error)}; give a name in a folder that exists "
+                    "and that you can write to"
+                ) from error
+            try:
+                lock(descriptor, path)
+            except StoreError:
+                os.close(descriptor)
+                raise
             with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(self._lock), os.stat(beside)):
-                    break
-            os.close(self._lock)  # whoever held it has just removed it
-            self._lock = -1
+                if os.path.samestat(os.fstat(descriptor), os.stat(beside)):
+                    self._lock = descriptor
+                    return
+            os.close(descriptor)  # whoever held it has just removed it
 
     def close(self) -> None:
         """Let others write."""

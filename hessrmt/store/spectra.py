@@ -29,6 +29,7 @@ from hessrmt.store.files import (
     attributes_of,
     dataset,
     hdf5_image,
+    lock,
     provenance_of,
     reading,
     reason,
@@ -276,8 +277,9 @@ class SpectrumWriter(ResumableFile):
             self._open()
         except BaseException as error:
             self.close()
-            if isinstance(error, OSError | WriteError):
-                raise StoreError(f"cannot write {path}: {reason(error)}") from error
+            cause = error.__cause__ if isinstance(error, WriteError) else error
+            if isinstance(cause, OSError):
+                raise StoreError(f"cannot write {path}: {reason(cause)}") from error
             raise
 
     def _extend(self, layout: _Layout) -> None:
@@ -288,7 +290,7 @@ class SpectrumWriter(ResumableFile):
             parts = [old[_group_of(name)] for name in blocks_in(old)] or [old]
             indices = np.asarray(parts[0][INDICES])  # type: ignore[index]
             rows = len(indices)
-            if len(layout.batch_indices) == rows:
+            if len(layout.batch_indices) <= rows:
                 return
             if not np.array_equal(indices, layout.batch_indices[:rows]):
                 raise StoreError(f"{self.path} has other batches than the first {rows} of this run")
@@ -320,6 +322,7 @@ class SpectrumWriter(ResumableFile):
             done = [np.asarray(file[group + DONE]).astype(bool) for group in groups]
         self.done = np.logical_and.reduce(done)
         self._descriptor = os.open(self.path, os.O_RDWR)
+        lock(self._descriptor, self.path)  # other programs that use HDF5 look there
 
     def _slot(self, file: h5py.File, name: str) -> _Slot:
         found = dataset(file, name)
