@@ -608,7 +608,24 @@ def test_golden(name, machine, cli, tmp_path, digits, tiny_npz):
         if changed:
             path.write_text(compact(shortened(found)) + "\n", encoding="utf-8")
         return
+    changed.sort(key=lambda line: ": words: " in line)
     assert not changed, "\n".join([f"{len(changed)} differences:", *changed[:50]])
+
+
+def test_what_is_a_difference():
+    kept = {"code": 0, "json": {"rank": 3, "levels": [1.0, -2.0, 1e-3], "says": "3 of 1.25e-3"}}
+
+    def found(**changes):
+        return [*differences(kept, {**kept, "json": kept["json"] | changes}, DOUBLE)]
+
+    assert not found(levels=[1.0, -2.0 - 1e-10, 1e-3 + 1e-10], says="3 of 1.26e-3")
+    assert len(found(levels=[1.0, -2.0, 1e-3 + 1e-8])) == 1
+    assert len(found(levels=[1.0, -2.0])) == 1
+    assert len(found(rank=4)) == len(found(rank=3.5)) == len(found(more=1)) == 1
+    assert len(found(says="4 of 1.25e-3")) == len(found(says="3 of 1.28e-3")) == 1
+    assert [*differences(kept, {**kept, "code": 1}, DOUBLE)] == ["/code: 0 was, 1 is"]
+    assert next(differences(kept, {"code": 0}, DOUBLE)).startswith("/json: gone")
+    assert expanded(shortened(kept)) == kept
 
 
 if __name__ == "__main__":
