@@ -37,6 +37,7 @@ from level_samples import write_file
 import hessrmt as hr
 from hessrmt import rng
 from hessrmt.ensembles import goe, poisson
+from hessrmt.store.layout import array
 
 GOLDEN = Path(__file__).parent / "golden"
 WRITE = "HESSRMT_WRITE_GOLDEN"
@@ -98,9 +99,9 @@ def torn(path, *rows, without=()):
     copy = shutil.copy(path, path.with_name("torn.h5"))
     with h5py.File(copy, "r+") as file:
         for row in rows:
-            file["done"][row] = 0
+            array(file, "done")[row] = 0
             for name in {"hessian_evals", "nodes"} & set(file):
-                file[name][row] = np.nan
+                array(file, name)[row] = np.nan
         for name in without:
             del file[name]
 
