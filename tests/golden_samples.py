@@ -11,6 +11,7 @@ import math
 import operator
 import re
 import time
+from typing import Any
 
 import h5py
 import numpy as np
@@ -147,7 +148,7 @@ def lines(text, folder):
 # Files
 
 
-def numbers(values, floor=0.0):
+def numbers(values, floor: Any = 0.0):
     """An array in short: type and shape; its values, or some values, extremes and sums."""
     values = np.asarray(values)
     if values.dtype.kind in "SO":
@@ -347,7 +348,7 @@ def differences(kept, found, tolerance, where=""):
         yield from _of_one(kept, found, tolerance, where, 0.0)
 
 
-def _of_one(kept, found, tolerance, where, scale):
+def _of_one(kept: Any, found: Any, tolerance, where, scale):
     if isinstance(kept, list) and isinstance(found, list) and len(kept) == len(found):
         scale = max([scale, *(abs(value) for value in kept if _is_number(value))])
         for place, (one, other) in enumerate(zip(kept, found, strict=True)):
@@ -355,17 +356,22 @@ def _of_one(kept, found, tolerance, where, scale):
     elif isinstance(kept, dict | list) and isinstance(found, dict | list):
         yield from differences(kept, found, tolerance, where)
     elif _is_number(kept) and _is_number(found):
-        whole = isinstance(kept, int) and isinstance(found, int)
-        allowed = 0 if whole else tolerance * max(abs(kept), abs(found), scale)
-        if not whole and tolerance < 0.5:  # noise floors alone say something when they are small
-            allowed = max(allowed, EPS)
-        if abs(kept - found) > allowed:
+        if not _same_number(kept, found, tolerance, scale):
             yield f"{where}: {kept!r} was, {found!r} is"
     elif isinstance(kept, str) and isinstance(found, str):
         if not same_words(kept, found, tolerance):
             yield f"{where}: words: {kept!r} was, {found!r} is"
     elif kept != found or type(kept) is not type(found):
         yield f"{where}: {_short(kept)} was, {_short(found)} is"
+
+
+def _same_number(kept: Any, found: Any, tolerance, scale):
+    if isinstance(kept, int) and isinstance(found, int):
+        return kept == found
+    allowed = tolerance * max(abs(kept), abs(found), scale)
+    if tolerance < 0.5:  # of what is as small as this, noise floors alone say something
+        allowed = max(allowed, EPS)
+    return abs(kept - found) <= allowed
 
 
 def _is_number(value):
@@ -376,7 +382,7 @@ def same_words(kept, found, tolerance):
     """Whether two texts agree, their numbers to one unit of the last digit shown."""
     if kept == found:
         return True
-    if _NUMBER.sub("#", kept) != _NUMBER.sub("#", found):
+    if _NUMBER.split(kept) != _NUMBER.split(found):
         return False
     pairs = zip(_NUMBER.findall(kept), _NUMBER.findall(found), strict=True)
     return all(_same_shown(one, other, tolerance) for one, other in pairs)

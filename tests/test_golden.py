@@ -37,6 +37,7 @@ from level_samples import write_file
 import hessrmt as hr
 from hessrmt import rng
 from hessrmt.ensembles import goe, poisson
+from hessrmt.store.layout import array
 
 GOLDEN = Path(__file__).parent / "golden"
 WRITE = "HESSRMT_WRITE_GOLDEN"
@@ -98,9 +99,9 @@ def torn(path, *rows, without=()):
     copy = shutil.copy(path, path.with_name("torn.h5"))
     with h5py.File(copy, "r+") as file:
         for row in rows:
-            file["done"][row] = 0
+            array(file, "done")[row] = 0
             for name in {"hessian_evals", "nodes"} & set(file):
-                file[name][row] = np.nan
+                array(file, name)[row] = np.nan
         for name in without:
             del file[name]
 
@@ -608,7 +609,24 @@ def test_golden(name, machine, cli, tmp_path, digits, tiny_npz):
         if changed:
             path.write_text(compact(shortened(found)) + "\n", encoding="utf-8")
         return
+    changed.sort(key=lambda line: ": words: " in line)
     assert not changed, "\n".join([f"{len(changed)} differences:", *changed[:50]])
+
+
+def test_what_is_a_difference():
+    kept = {"code": 0, "json": {"rank": 3, "levels": [1.0, -2.0, 1e-3], "says": "3 of 1.25e-3"}}
+
+    def found(**changes):
+        return [*differences(kept, {**kept, "json": kept["json"] | changes}, DOUBLE)]
+
+    assert not found(levels=[1.0, -2.0 - 1e-10, 1e-3 + 1e-10], says="3 of 1.26e-3")
+    assert len(found(levels=[1.0, -2.0, 1e-3 + 1e-8])) == 1
+    assert len(found(levels=[1.0, -2.0])) == 1
+    assert len(found(rank=4)) == len(found(rank=3.5)) == len(found(more=1)) == 1
+    assert len(found(says="4 of 1.25e-3")) == len(found(says="3 of 1.28e-3")) == 1
+    assert [*differences(kept, {**kept, "code": 1}, DOUBLE)] == ["/code: 0 was, 1 is"]
+    assert next(differences(kept, {"code": 0}, DOUBLE)).startswith("/json: gone")
+    assert expanded(shortened(kept)) == kept
 
 
 if __name__ == "__main__":
