@@ -6,7 +6,7 @@ import numpy as np
 
 from hessrmt import rng
 from hessrmt.config.puzzles import Family
-from hessrmt.generalization.margins import QUANTILES
+from hessrmt.generalization.normalization import QUANTILES
 from hessrmt.store.family import HISTORY, FamilyResult, Member
 
 DEFAULTS = {

@@ -5,9 +5,14 @@ import pytest
 
 from hessrmt import rng
 from hessrmt.errors import ConvergenceError, GeneralizationError
-from hessrmt.generalization.approximation import ApproximationStudy, study
-from hessrmt.generalization.leastsquares import fit
-from hessrmt.generalization.trees import CONSTITUENTS, Tree, tree_function
+from hessrmt.generalization.approximation import (
+    CONSTITUENTS,
+    ApproximationStudy,
+    Tree,
+    fit,
+    study,
+    tree_function,
+)
 from hessrmt.plots.approximation import approximation_errors
 
 EPS = np.finfo(float).eps

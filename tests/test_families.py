@@ -14,7 +14,7 @@ from family_samples import family_on, write_images
 
 from hessrmt.errors import NonFiniteError, StoreError
 from hessrmt.generalization import evaluate, normalize, output_normalize
-from hessrmt.generalization.margins import QUANTILES, margins
+from hessrmt.generalization.normalization import QUANTILES, margins
 from hessrmt.problems import checkpoints, data, losses, models
 from hessrmt.records import Provenance
 from hessrmt.store.family import HISTORY, load_family

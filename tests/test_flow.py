@@ -10,13 +10,16 @@ from scipy.optimize import minimize
 import hessrmt as hr
 from hessrmt import rng
 from hessrmt.errors import ConvergenceError, GeneralizationError
-from hessrmt.generalization import bias_free, exponential_type
-from hessrmt.generalization.bias_free import initial_layers
-from hessrmt.generalization.equations import KINDS, System
-from hessrmt.generalization.flow import gradient_flow
-from hessrmt.generalization.homogeneous_activations import ACTIVATIONS
-from hessrmt.generalization.separable import linear_task, quadrant_task
-from hessrmt.generalization.svm import maximum_margin
+from hessrmt.generalization import bias_free
+from hessrmt.generalization.bias_free import (
+    ACTIVATIONS,
+    LOSSES,
+    initial_layers,
+    linear_task,
+    maximum_margin,
+    quadrant_task,
+)
+from hessrmt.generalization.flow import FLOWS, System, gradient_flow
 from hessrmt.plots.flow import curvature, distances, margin_growth, norms
 
 EPS = np.finfo(float).eps
@@ -40,7 +43,7 @@ def unflattened(flat, layers):
     return [p.reshape(w.shape) for p, w in zip(pieces, layers, strict=True)]
 
 
-@pytest.mark.parametrize("loss", exponential_type.LOSSES)
+@pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("hidden", [[], [5], [5, 3]])
 def test_loss_and_gradient_are_those_of_torch(loss, activation, hidden):
@@ -57,19 +60,19 @@ def test_loss_and_gradient_are_those_of_torch(loss, activation, hidden):
     np.testing.assert_allclose(-ours * value, gradient, atol=1000 * EPS * np.abs(gradient).max())
 
 
-@pytest.mark.parametrize("loss", exponential_type.LOSSES)
+@pytest.mark.parametrize("loss", LOSSES)
 def test_logarithms_of_losses_survive_where_losses_underflow(loss):
     outputs = np.array([[900.0, 0.0], [950.0, 0.0]])
     y = np.array([0, 0])
     if loss != "cross-entropy":
         outputs, y = outputs[:, :1], np.array([1.0, 1.0])
-    log_loss, pull = exponential_type.log_loss_and_pull(loss, outputs, y)
+    log_loss, pull = bias_free.log_loss_and_pull(loss, outputs, y)
     # the mean of e^-900 and e^-950, whose shares are 1 and e^-50
     assert log_loss == pytest.approx(-900 - np.log(2), abs=1e-12)
     np.testing.assert_allclose(pull[:, 0], [1, np.exp(-50)], rtol=1e-12)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FLOWS)
 def test_equations_are_the_gradients_of_their_coordinates(kind):
     x, y = quadrant_task(9, 3, seed=2)
     layers = initial_layers([3, 4, 1], seed=3)

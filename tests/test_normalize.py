@@ -16,9 +16,8 @@ from torch.nn.utils import fusion, parametrizations
 from hessrmt import rng
 from hessrmt.errors import DataError, GeneralizationError
 from hessrmt.generalization import normalize, output_normalize
-from hessrmt.generalization.homogeneity import deviation
-from hessrmt.generalization.layers import trace
-from hessrmt.generalization.networks import working_copy
+from hessrmt.generalization.networks import find_layers, working_copy
+from hessrmt.generalization.normalization import deviation
 
 EXACT = 1e-12
 """Relative to the largest output: some hundred terms per sum at ε = 1.1e-16, and ten layers."""
@@ -154,9 +153,9 @@ def test_powers_of_two_scale_a_homogeneous_network_to_the_last_bit():
     model = randomized(nn.Sequential(CONV(2, 4, 3), nn.ReLU(), nn.Flatten(), LINEAR(36, 3)))
     network = working_copy(model)
     x = sample(5, 2, 5, 5)
-    found = trace(network, x)
-    assert deviation(network, found.layers, x, found.outputs, [7, -4]) == 0
-    assert deviation(network, found.layers[:1], x, found.outputs, [1]) > 0.01
+    layers, outputs = find_layers(network, x)
+    assert deviation(network, layers, x, outputs, [7, -4]) == 0
+    assert deviation(network, layers[:1], x, outputs, [1]) > 0.01
 
 
 def test_batchnorm_behind_a_layer_is_folded_as_torch_does():

@@ -8,7 +8,7 @@ from family_samples import write_images
 
 from hessrmt import rng
 from hessrmt.config import Family, PuzzlesConfig, load_settings
-from hessrmt.generalization.lines import fit_line
+from hessrmt.generalization.fits import fit_line
 from hessrmt.store.family import HISTORY, FamilyResult, Member, load_family
 from hessrmt.workflows import puzzles, reproduce
 from hessrmt.workflows.familyfits import Entry, gap_law, lines

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-    from hessrmt.generalization.budget import BudgetFit
+    from hessrmt.generalization.fits import BudgetFit
     from hessrmt.plots.picture import Picture
     from hessrmt.records import Spectra
 

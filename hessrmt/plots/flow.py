@@ -16,7 +16,7 @@ from hessrmt.plots import style
 if TYPE_CHECKING:
     from jaxtyping import Float64
 
-    from hessrmt.generalization.trajectory import Flow
+    from hessrmt.generalization.flow import Flow
     from hessrmt.plots.picture import Picture
     from hessrmt.records import Spectrum
 

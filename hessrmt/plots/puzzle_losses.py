@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hessrmt.errors import GeneralizationError
-from hessrmt.generalization.lines import LineFit, fit_line
+from hessrmt.generalization.fits import LineFit, fit_line
 from hessrmt.plots import puzzle_points as points
 from hessrmt.plots import style
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hessrmt.errors import GeneralizationError
-from hessrmt.generalization.lines import LineFit, fit_line
+from hessrmt.generalization.fits import LineFit, fit_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

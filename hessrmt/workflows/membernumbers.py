@@ -11,9 +11,13 @@ import torch
 
 from hessrmt.errors import ProblemError
 from hessrmt.generalization import evaluate, normalize, output_normalize
-from hessrmt.generalization.margins import QUANTILES
 from hessrmt.generalization.networks import evaluating, outputs
-from hessrmt.generalization.normalize import effective_weights, layer_factors, output_factor
+from hessrmt.generalization.normalization import (
+    QUANTILES,
+    effective_weights,
+    layer_factors,
+    output_factor,
+)
 from hessrmt.problems import losses
 from hessrmt.store.family import Member
 
@@ -22,7 +26,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from hessrmt.generalization.layers import Layer
+    from hessrmt.generalization.networks import FoldedLayer as Layer
     from hessrmt.problems.data import Dataset
     from hessrmt.training.protocol import TrainState
     from hessrmt.workflows.memberplan import Plan

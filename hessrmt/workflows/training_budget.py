@@ -18,7 +18,7 @@ import numpy as np
 from hessrmt import rng
 from hessrmt.config import TrainConfig
 from hessrmt.errors import GeneralizationError
-from hessrmt.generalization.budget import BudgetFit, fit_budgets
+from hessrmt.generalization.fits import BudgetFit, fit_budgets
 from hessrmt.workflows import trajectory
 from hessrmt.workflows.cluster import SERIAL
 from hessrmt.workflows.reproduce import (
