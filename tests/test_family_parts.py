@@ -13,10 +13,7 @@ from hessrmt import rng
 from hessrmt.config import PuzzlesConfig, TrainConfig, load_settings
 from hessrmt.errors import ConfigError, DataError, ProblemError
 from hessrmt.problems import data, losses, models
-from hessrmt.training.augment import crop_and_flip
-from hessrmt.training.initialization import initialize
-from hessrmt.training.labels import drawn, permuted
-from hessrmt.training.protocol import train
+from hessrmt.training.protocol import crop_and_flip, drawn, initialize, permuted, train
 from hessrmt.workflows.families import run
 
 CPU = torch.device("cpu")

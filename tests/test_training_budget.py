@@ -139,7 +139,7 @@ def test_units_do_not_matter():
             [1, 2, 3, 4],
             [3, 2, math.nan, 1],
             None,
-            "values must be finite.*leave out a run that diverged",
+            "leave out a run that diverged",
         ),
         ([1, 2, 3, 4], [3, 2, math.inf, 1], None, "values must be finite"),
         ([1, 2, 2, 4], [3, 2, 2, 1], None, "expected different positive numbers"),

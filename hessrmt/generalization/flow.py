@@ -13,7 +13,7 @@ Losses fall like 1/t, so the equations are integrated in u = log(1 + t), dW/du =
 is the same path, its rates in u stay near one, and since (1 + t) ∂L/∂W = exp(u + log L) · ∂log L/∂W
 needs only log L, times far beyond the largest float64 are reached.
 
-Source: Poggio, Banburski and Liao 2020, §3; equations, lemmas and figures without a name are theirs.
+Source: Poggio, Banburski and Liao 2020, §3; equations, lemmas and figures are theirs.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hessrmt import rng
 from hessrmt.errors import ConfigError, DataError
 from hessrmt.problems import data
-from hessrmt.training.labels import drawn
+from hessrmt.training.protocol import drawn
 from hessrmt.workflows.digest import digest
 
 if TYPE_CHECKING:

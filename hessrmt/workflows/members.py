@@ -16,10 +16,7 @@ from hessrmt.config import TrainConfig
 from hessrmt.errors import StoreError
 from hessrmt.problems import checkpoints, losses, models
 from hessrmt.store.family import HISTORY, Member
-from hessrmt.training.augment import crop_and_flip
-from hessrmt.training.initialization import initialize
-from hessrmt.training.labels import permuted
-from hessrmt.training.protocol import TrainState, train
+from hessrmt.training.protocol import TrainState, crop_and_flip, initialize, permuted, train
 from hessrmt.workflows.membernumbers import LOSS, History, measure
 
 if TYPE_CHECKING:
