@@ -56,7 +56,7 @@ def test_distinct_labels_show_which_were_permuted():
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, math.nan, True])
 def test_no_share(share):
-    with pytest.raises(DataError, match="expected a number 0 to 1"):
+    with pytest.raises(DataError, match="share of permuted labels"):
         permuted(np.arange(5), share, rng.stream(0, "x"))
 
 

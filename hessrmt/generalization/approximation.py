@@ -32,6 +32,11 @@ from hessrmt.errors import ConvergenceError, DataError
 if TYPE_CHECKING:
     from jaxtyping import Float64
 
+    Points = Float64[np.ndarray, "B n"]
+    Values = Float64[np.ndarray, " B"]
+    Theta = Float64[np.ndarray, " P"]
+    Errors = dict[str, Float64[np.ndarray, "U S"]]
+
 Constituent = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 KINDS = ("deep", "shallow")
@@ -43,17 +48,17 @@ _RESTARTS, _NODE_POINTS = 4, 512
 _SMALLEST_DAMPING, _LARGEST_DAMPING = 1e-10, 1e10
 
 
-def polynomial(a: Float64[np.ndarray, " B"], b: Float64[np.ndarray, " B"]) -> np.ndarray:
+def polynomial(a: Values, b: Values) -> Values:
     """(a + b)²/2 - 1: the tree is in T_2^n, polynomials of two variables and degree 2."""
     return (a + b) ** 2 / 2 - 1
 
 
-def sine(a: Float64[np.ndarray, " B"], b: Float64[np.ndarray, " B"]) -> np.ndarray:
+def sine(a: Values, b: Values) -> Values:
     """Sine of 2a + b: smooth, no polynomial, not symmetric."""
     return np.sin(2 * a + b)
 
 
-def cone(a: Float64[np.ndarray, " B"], b: Float64[np.ndarray, " B"]) -> np.ndarray:
+def cone(a: Values, b: Values) -> Values:
     """√2 √(a² + b²) - 1: Lipschitz, not differentiable at zero."""
     return np.sqrt(2 * (a * a + b * b)) - 1
 
@@ -61,7 +66,7 @@ def cone(a: Float64[np.ndarray, " B"], b: Float64[np.ndarray, " B"]) -> np.ndarr
 CONSTITUENTS: dict[str, Constituent] = {"polynomial": polynomial, "sine": sine, "cone": cone}
 
 
-def tree_function(constituent: str, x: Float64[np.ndarray, "B n"]) -> Float64[np.ndarray, " B"]:
+def tree_function(constituent: str, x: Points) -> Values:
     """The compositional function of a constituent.
 
     Args:
@@ -109,7 +114,7 @@ class Tree:
         """How many parameters: q (d + 2) + 1 a node."""
         return self.nodes * (self.width * (self.arity + 2) + 1)
 
-    def initial(self, draw: np.random.Generator) -> Float64[np.ndarray, " P"]:
+    def initial(self, draw: np.random.Generator) -> Theta:
         """Random parameters, the kink of every unit through a random point of [-1, 1]^d.
 
         Args:
@@ -126,9 +131,7 @@ class Tree:
         pieces = [w.reshape(self.nodes, -1), b, c, np.zeros((self.nodes, 1))]
         return np.concatenate(pieces, axis=1).ravel()
 
-    def values(
-        self, theta: Float64[np.ndarray, " P"], x: Float64[np.ndarray, "B n"]
-    ) -> Float64[np.ndarray, " B"]:
+    def values(self, theta: Theta, x: Points) -> Values:
         """The network's outputs.
 
         Args:
@@ -140,9 +143,7 @@ class Tree:
         """
         return self._forward(theta, x)[-1][:, 0]
 
-    def jacobian(
-        self, theta: Float64[np.ndarray, " P"], x: Float64[np.ndarray, "B n"]
-    ) -> tuple[Float64[np.ndarray, " B"], Float64[np.ndarray, "B P"]]:
+    def jacobian(self, theta: Theta, x: Points) -> tuple[Values, Float64[np.ndarray, "B P"]]:
         """Outputs and their derivatives with respect to all parameters.
 
         Args:
@@ -171,17 +172,13 @@ class Tree:
             end = start
         return layers[-1][:, 0], table.reshape(len(x), -1)
 
-    def _node_parameters(
-        self, theta: Float64[np.ndarray, " P"], start: int, end: int
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def _node_parameters(self, theta: Theta, start: int, end: int) -> tuple[np.ndarray, ...]:
         d, q = self.arity, self.width
         rows = theta.reshape(self.nodes, -1)[start:end]
         w = rows[:, : q * d].reshape(-1, q, d)
         return w, rows[:, q * d : q * d + q], rows[:, q * d + q : -1], rows[:, -1]
 
-    def _forward(
-        self, theta: Float64[np.ndarray, " P"], x: Float64[np.ndarray, "B n"]
-    ) -> list[np.ndarray]:
+    def _forward(self, theta: Theta, x: Points) -> list[np.ndarray]:
         """What enters each layer of nodes, and the output (B, 1)."""
         layers, start = [x], 0
         while layers[-1].shape[1] > 1:
@@ -225,9 +222,9 @@ class ApproximationStudy:
     constituent: str
     inputs: int
     units: Float64[np.ndarray, " U"]
-    l2: dict[str, Float64[np.ndarray, "U S"]] = field(repr=False)
-    sup: dict[str, Float64[np.ndarray, "U S"]] = field(repr=False)
-    fitted: dict[str, Float64[np.ndarray, "U S"]] = field(repr=False)
+    l2: Errors = field(repr=False)
+    sup: Errors = field(repr=False)
+    fitted: Errors = field(repr=False)
     parameters: dict[str, list[int]] = field(repr=False)
 
     def exponent(self, kind: str, norm: str = "l2") -> Exponent:
@@ -318,10 +315,7 @@ def study(
     parameters = {kind: [net.parameters for net in networks[kind]] for kind in KINDS}
     most = max(parameters["deep"][-1], parameters["shallow"][-1])
     if samples <= most:
-        raise DataError(
-            f"{samples} points cannot test a network of {most} parameters; give more samples or "
-            "smaller widths"
-        )
+        raise DataError(f"{samples} points cannot test {most} parameters; give more samples")
     errors = {kind: np.empty((3, len(sizes), seeds)) for kind in KINDS}
     for kind, i, s in itertools.product(KINDS, range(len(sizes)), range(seeds)):
         network = networks[kind][i]
@@ -338,13 +332,7 @@ def study(
     return ApproximationStudy(constituent, n, units, *of_kind, parameters)
 
 
-def fit(
-    network: Tree,
-    theta: Float64[np.ndarray, " P"],
-    x: Float64[np.ndarray, "B n"],
-    y: Float64[np.ndarray, " B"],
-    iterations: int,
-) -> Float64[np.ndarray, " P"]:
+def fit(network: Tree, theta: Theta, x: Points, y: Values, iterations: int) -> Theta:
     """Fit a network by Levenberg and Marquardt; the sum of squared errors never increases.
 
     Source: Moré 1978, with Marquardt's scaling, on the normal equations.
@@ -391,16 +379,14 @@ def fit(
     return theta
 
 
-def _points(n: int, count: int, shift: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, "B n"]:
+def _points(n: int, count: int, shift: Float64[np.ndarray, " n"]) -> Points:
     """Sobol points in [-1, 1]^n, shifted modulo 2; a power of two of them is balanced."""
     exponent = int(np.ceil(np.log2(count)))
     unit = qmc.Sobol(n, scramble=False).random_base2(exponent)[:count]
     return 2 * ((unit + shift) % 1) - 1
 
 
-def _node(
-    constituent: str, width: int, draw: np.random.Generator, iterations: int
-) -> Float64[np.ndarray, " p"]:
+def _node(constituent: str, width: int, draw: np.random.Generator, iterations: int) -> Theta:
     """Parameters of one node, fitted to its constituent: the best of a few starts."""
     node = Tree(2, width)
     points = _points(2, _NODE_POINTS, np.zeros(2))

@@ -47,6 +47,11 @@ if TYPE_CHECKING:
 
     from hessrmt.problems.losses import Loss
 
+    Inputs = Float64[np.ndarray, "B d"]
+    Hidden = Float64[np.ndarray, "B H"]
+    Outputs = Float64[np.ndarray, "B C"]
+    Scales = Float64[np.ndarray, " K"]
+
 Layers = tuple["Float64[np.ndarray, 'out in']", ...]
 """W_1 ... W_K, the first layer first."""
 
@@ -124,9 +129,7 @@ def initial_layers(widths: Sequence[int], seed: int = 0, scale: float = 1.0) -> 
     """
     sizes = [whole("a width", width, 1) for width in widths]
     if len(sizes) < 2:
-        raise DataError(
-            f"give two or more widths (inputs, hidden units, outputs), got {list(widths)}"
-        )
+        raise DataError(f"give two or more widths, from inputs to outputs, got {list(widths)}")
     real("scale", scale, above=0)
     draw = rng.stream(seed, "bias-free layers", *sizes)
     pairs = itertools.pairwise(sizes)
@@ -152,14 +155,10 @@ def checked_layers(layers: Sequence[ArrayLike], features: int) -> Layers:
     width, whose = features, "the features"
     for k, layer in enumerate(found, 1):
         if layer.shape[1] != width:
-            raise DataError(
-                f"layer {k} has the shape {layer.shape}, expected (outputs, {width}): its inputs "
-                f"are {whose}"
-            )
+            fits = f"expected (outputs, {width}): its inputs are {whose}"
+            raise DataError(f"layer {k} has the shape {layer.shape}, {fits}")
         if not layer.any():
-            raise DataError(
-                f"layer {k} is zero: it has no direction, and the gradient never leaves zero"
-            )
+            raise DataError(f"layer {k} is zero, which the gradient never leaves")
         width, whose = layer.shape[0], f"the outputs of layer {k}"
     return tuple(found)
 
@@ -184,20 +183,18 @@ ACTIVATIONS = {"relu": nn.ReLU, "smooth-relu": SmoothReLU, "linear": nn.Identity
 """Positively homogeneous activations as torch modules."""
 
 
-def _root(z: Float64[np.ndarray, "B H"]) -> Float64[np.ndarray, "B H"]:
+def _root(z: Hidden) -> Hidden:
     square = z * z
     return np.sqrt(square + (SMOOTHING**2 * square.mean(axis=1, keepdims=True) + _TINY))
 
 
-def _activate(activation: str, z: Float64[np.ndarray, "B H"]) -> Float64[np.ndarray, "B H"]:
+def _activate(activation: str, z: Hidden) -> Hidden:
     if activation == "relu":
         return np.maximum(z, 0.0)
     return (z + _root(z)) / 2 if activation == "smooth-relu" else z
 
 
-def _pull_back(
-    activation: str, z: Float64[np.ndarray, "B H"], pull: Float64[np.ndarray, "B H"]
-) -> Float64[np.ndarray, "B H"]:
+def _pull_back(activation: str, z: Hidden, pull: Hidden) -> Hidden:
     """Gradient with respect to z of Σ pull · σ(z); the ReLU's derivative at 0 is 0, as torch's."""
     if activation == "relu":
         return pull * (z > 0)
@@ -217,12 +214,12 @@ class Pass(NamedTuple):
         before: For each hidden layer its (B, H) pre-activations.
     """
 
-    outputs: Float64[np.ndarray, "B C"]
+    outputs: Outputs
     entering: list[Float64[np.ndarray, "B m"]]
     before: list[Float64[np.ndarray, "B H"]]
 
 
-def forward(layers: Layers, x: Float64[np.ndarray, "B d"], activation: str) -> Pass:
+def forward(layers: Layers, x: Inputs, activation: str) -> Pass:
     """Evaluate the network.
 
     Args:
@@ -240,9 +237,7 @@ def forward(layers: Layers, x: Float64[np.ndarray, "B d"], activation: str) -> P
     return Pass(entering[-1] @ layers[-1].T, entering, before)
 
 
-def backward(
-    layers: Layers, passed: Pass, pull: Float64[np.ndarray, "B C"], activation: str
-) -> Layers:
+def backward(layers: Layers, passed: Pass, pull: Outputs, activation: str) -> Layers:
     """Gradient of Σ_n pull_n · f(W; x_n) with respect to every layer.
 
     Args:
@@ -262,7 +257,7 @@ def backward(
     return tuple(reversed(gradients))
 
 
-def split_scales(layers: Layers) -> tuple[Float64[np.ndarray, " K"], Layers]:
+def split_scales(layers: Layers) -> tuple[Scales, Layers]:
     """W_k = ρ_k V_k with Frobenius norms ‖V_k‖ = 1.
 
     Args:
@@ -311,9 +306,7 @@ class NormalizedDirections(nn.Module):
 
     scales: Tensor
 
-    def __init__(
-        self, directions: Layers, scales: Float64[np.ndarray, " K"], activation: str
-    ) -> None:
+    def __init__(self, directions: Layers, scales: Scales, activation: str) -> None:
         super().__init__()
         self.directions = nn.ParameterList([torch.tensor(v) for v in directions])
         self.register_buffer("scales", torch.tensor(scales))
@@ -387,16 +380,11 @@ def checked_labels(loss: str, y: ArrayLike, samples: int, outputs: int) -> np.nd
     one_of("loss", loss, LOSSES)
     labels = np.array(y)
     if labels.shape != (samples,):
-        raise DataError(
-            f"y must hold one label for each of the {samples} samples, got shape {labels.shape}"
-        )
+        raise DataError(f"y must be one label for each of {samples} samples, got {labels.shape}")
     several = loss == "cross-entropy"
     if several == (outputs == 1):
-        raise DataError(
-            f"the {loss} loss needs a network with {'an' if several else 'one'} output"
-            f"{' for each class' if several else ''}, this has {outputs}; take "
-            f"{'the logistic loss' if several else 'cross-entropy for several classes'}"
-        )
+        needed = "one output for each class" if several else "one output"
+        raise DataError(f"the {loss} loss needs a network with {needed}, this has {outputs}")
     known = np.arange(outputs) if several else (-1, 1)
     if labels.dtype.kind not in ("iu" if several else "iuf") or not np.isin(labels, known).all():
         expected = f"integer labels 0 ... {outputs - 1}"
@@ -407,9 +395,7 @@ def checked_labels(loss: str, y: ArrayLike, samples: int, outputs: int) -> np.nd
     return labels.astype(np.int64 if several else float)
 
 
-def log_loss_and_pull(
-    loss: str, outputs: Float64[np.ndarray, "B C"], y: np.ndarray
-) -> tuple[float, Float64[np.ndarray, "B C"]]:
+def log_loss_and_pull(loss: str, outputs: Outputs, y: np.ndarray) -> tuple[float, Outputs]:
     """Logarithm of the loss, and its pull -∂log L/∂f on the outputs, without underflow.
 
     Args:
@@ -435,9 +421,7 @@ def log_loss_and_pull(
     return float(total - np.log(len(y))), shares[:, None] * direction
 
 
-def _soft_margins(
-    outputs: Float64[np.ndarray, "B C"], y: np.ndarray
-) -> tuple[Float64[np.ndarray, " B"], Float64[np.ndarray, "B C"]]:
+def _soft_margins(outputs: Outputs, y: np.ndarray) -> tuple[Float64[np.ndarray, " B"], Outputs]:
     """f_y - log Σ_{c≠y} e^{f_c}, of which cross-entropy is the logistic loss, and its gradient."""
     rows = np.arange(len(y))
     others = outputs.copy()
@@ -495,9 +479,7 @@ def maximum_margin(x: ArrayLike, y: ArrayLike) -> MaximumMargin:
     norm = float(np.linalg.norm(weights))
     # without a hyperplane slack and weights are zero but for round-off
     if slack <= 0 or norm == 0 or (scaled @ weights).min() <= 0:
-        raise DataError(
-            "no hyperplane through the origin separates these samples; append a constant feature"
-        )
+        raise DataError("no hyperplane through the origin separates these; append a constant")
     direction = weights / norm
     margin = float((pulled @ direction).min())
     return MaximumMargin(direction, margin, np.flatnonzero(u), u / (slack * size**2))

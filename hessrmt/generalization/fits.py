@@ -176,37 +176,21 @@ def fit_line(x: ArrayLike, y: ArrayLike) -> LineFit:
     if (first == first[0]).all():
         raise DataError(f"all {n} x are {first[0]:g}; a line needs points with different x")
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        found = _line(first, second)
-    needed = (found.slope, found.intercept, found.x_spread, found.intercept_error, found.rmse)
-    if not np.isfinite(needed).all():
+        x_mean, dx, x_spread = _centred(first)
+        y_mean, dy, y_spread = _centred(second)
+        correlation = float(dx @ dy)
+        rest = float(np.linalg.norm(dy - correlation * dx))  # residuals, relative to y_spread
+        # the sum of these squares is 1: the smaller one is free of cancellation, and R² in [0, 1]
+        r2 = (correlation**2 if rest > 0.8 else 1 - rest**2) if y_spread else math.nan
+        slope = correlation * y_spread / x_spread
+        deviation = y_spread * rest / math.sqrt(n - 2)
+        error = deviation / x_spread
+        errors = error, math.hypot(deviation / math.sqrt(n), error * x_mean)
+        line, rmse = (slope, y_mean - slope * x_mean), y_spread * rest / math.sqrt(n)
+    if not np.isfinite([*line, *errors, x_spread, rmse]).all():
         raise DataError("the numbers are too large for a line in float64; rescale them")
-    return found
-
-
-def _line(x: Values, y: Values) -> LineFit:
-    n = len(x)
-    x_mean, dx, x_spread = _centred(x)
-    y_mean, dy, y_spread = _centred(y)
-    correlation = float(dx @ dy)
-    rest = float(np.linalg.norm(dy - correlation * dx))  # of the residuals, relative to y_spread
-    # the sum of these squares is 1: the smaller one is free of cancellation, and R² in [0, 1]
-    r2 = (correlation**2 if rest > 0.8 else 1 - rest**2) if y_spread else math.nan
-    slope = correlation * y_spread / x_spread
-    deviation = y_spread * rest / math.sqrt(n - 2)
-    slope_error = deviation / x_spread
-    return LineFit(
-        slope=slope,
-        intercept=y_mean - slope * x_mean,
-        r2=r2,
-        adjusted_r2=1 - (1 - r2) * (n - 1) / (n - 2),
-        rmse=y_spread * rest / math.sqrt(n),
-        slope_error=slope_error,
-        intercept_error=math.hypot(deviation / math.sqrt(n), slope_error * x_mean),
-        n=n,
-        x_mean=x_mean,
-        y_mean=y_mean,
-        x_spread=x_spread,
-    )
+    adjusted = 1 - (1 - r2) * (n - 1) / (n - 2)
+    return LineFit(*line, r2, adjusted, rmse, *errors, n, x_mean, y_mean, x_spread)
 
 
 def _centred(values: Values) -> tuple[float, Values, float]:
@@ -319,7 +303,7 @@ def fit_budgets(
     Raises:
         DataError: If there are too few budgets, or an argument cannot be used.
     """
-    T = real_array("budgets", budgets, dimensions=1)
+    T = real_array("budgets", budgets, dimensions=1, above=0)
     y = real_array("values", values, dimensions=1, hint="leave out a run that diverged")
     sigma = None if errors is None else real_array("errors", errors, dimensions=1, above=0)
     for name, given in (("values", y), ("errors", sigma)):
@@ -330,10 +314,8 @@ def fit_budgets(
             f"an exponential fit needs at least {FEWEST_BUDGETS} budgets, got {len(T)}; lengthen "
             "the ladder"
         )
-    if (T <= 0).any() or len(np.unique(T)) < len(T):
-        raise DataError(
-            f"budgets are {', '.join(f'{t:g}' for t in T)}; expected different positive numbers"
-        )
+    if len(np.unique(T)) < len(T):
+        raise DataError(f"budgets must differ from each other, got {T.tolist()}")
     laws, reasons = {}, {}
     for law in _LAWS:
         try:
@@ -377,16 +359,12 @@ def fit_law(law: str, budgets: Values, values: Values, errors: Values | None = N
     best = int(np.argmin([cost for cost, *_ in scan]))
     if best in {0, _GRID - 1}:
         raise ConvergenceError(_undetermined(law, shapes[best] * unit, best == 0))
+    start = [*scan[best][1:], shapes[best]]
     try:
         with warnings.catch_warnings(), np.errstate(over="ignore", invalid="ignore"):
             warnings.simplefilter("error", optimize.OptimizeWarning)
             found, covariance = optimize.curve_fit(
-                curve,
-                t,
-                values,
-                [*scan[best][1:], shapes[best]],
-                errors,
-                absolute_sigma=errors is not None,
+                curve, t, values, start, errors, absolute_sigma=errors is not None
             )
     except (RuntimeError, optimize.OptimizeWarning) as error:
         raise ConvergenceError(f"the {law} fit did not converge: {error}") from error
@@ -461,9 +439,8 @@ def _linear(basis: Values, y: Values, weight: Values) -> tuple[float, float, flo
 
 
 def _criterion(fit: LawFit, n: int) -> float:
-    if fit.chi2 is not None:
-        return fit.chi2
-    return 2 * n * math.log(max(fit.rmse, np.finfo(float).tiny))
+    plain = 2 * n * math.log(max(fit.rmse, np.finfo(float).tiny))
+    return plain if fit.chi2 is None else fit.chi2
 
 
 def _finite(values: Mapping[str, Any]) -> dict[str, Any]:

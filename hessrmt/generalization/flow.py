@@ -37,7 +37,10 @@ if TYPE_CHECKING:
     from jaxtyping import Float64, Int64
     from numpy.typing import ArrayLike
 
-    from hessrmt.generalization.bias_free import Layers
+    from hessrmt.generalization.bias_free import Inputs, Layers, Scales
+
+    Times = Float64[np.ndarray, " T"]
+    State = Float64[np.ndarray, " n"]
 
 FLOWS = ("descent", "constrained", "fixed-norm", "weight-normalization")
 METHODS = ("LSODA", "DOP853", "RK45", "RK23", "Radau", "BDF")
@@ -97,10 +100,10 @@ class Flow:
     kind: str
     loss: str
     activation: str
-    x: Float64[np.ndarray, "B d"] = field(repr=False)
+    x: Inputs = field(repr=False)
     y: np.ndarray = field(repr=False)
-    log_times: Float64[np.ndarray, " T"] = field(repr=False)
-    log_losses: Float64[np.ndarray, " T"] = field(repr=False)
+    log_times: Times = field(repr=False)
+    log_losses: Times = field(repr=False)
     scales: Float64[np.ndarray, "T K"] = field(repr=False)
     directions: tuple[Float64[np.ndarray, "T out in"], ...] = field(repr=False)
     margins: Float64[np.ndarray, "T B"] = field(repr=False)
@@ -108,24 +111,24 @@ class Flow:
     solver: SolverStatistics
 
     @property
-    def times(self) -> Float64[np.ndarray, " T"]:
+    def times(self) -> Times:
         """(T,) t; infinite where float64 can't hold it."""
         with np.errstate(over="ignore"):
             return np.expm1(self.log_times)
 
     @property
-    def losses(self) -> Float64[np.ndarray, " T"]:
+    def losses(self) -> Times:
         """(T,) mean losses; zero where float64 can't hold them."""
         with np.errstate(under="ignore"):
             return np.exp(self.log_losses)
 
     @property
-    def rho(self) -> Float64[np.ndarray, " T"]:
+    def rho(self) -> Times:
         """(T,) ρ = Π_k ρ_k: f(W; x) = ρ f(V; x)."""
         return self.scales.prod(axis=1)
 
     @property
-    def margin(self) -> Float64[np.ndarray, " T"]:
+    def margin(self) -> Times:
         """(T,) smallest normalised margin (Fig. 3)."""
         return self.margins.min(axis=1)
 
@@ -135,7 +138,7 @@ class Flow:
         return self.margins.argmin(axis=1)
 
     @property
-    def smoothed_margin(self) -> Float64[np.ndarray, " T"]:
+    def smoothed_margin(self) -> Times:
         """(T,) -log(B L)/ρ; B L is Σ e^{-ρ y f(V)} for the exponential loss.
 
         It tends to the smallest margin as ρ → ∞ and, for the exponential loss, never decreases once
@@ -202,7 +205,7 @@ class Flow:
             ]
         )
 
-    def misalignment(self, index: int = -1) -> Float64[np.ndarray, " K"]:
+    def misalignment(self, index: int = -1) -> Scales:
         """Sine of the angle between each layer and its negative gradient.
 
         Zero at the stationary directions, where S_k ∂L/∂W_k = 0 (eq. 5, Lemma 5).
@@ -320,42 +323,32 @@ def gradient_flow(
     system = System(start, inputs, labels, loss, activation, kind)
     made = 0
 
-    def rate(u: float, state: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
+    def rate(u: float, state: State) -> State:
         nonlocal made
         made += 1
         if made > evaluations:
             hint = "relax rtol or shorten log_time"
-            if activation == "relu" and len(start) > 1:
-                hint = (
-                    "a ReLU network's flow may slide along a kink there, where it has a solution "
-                    'in Filippov\'s sense only; take activation="smooth-relu"'
-                )
+            if activation == "relu" and len(start) > 1:  # has solutions in Filippov's sense only
+                hint = 'it may slide along a kink (Filippov); take activation="smooth-relu"'
             raise ConvergenceError(
-                f"{evaluations:,} evaluations of the gradient were not enough: they end at "
-                f"log(1 + t) = {u:g}; {hint}"
+                f"{evaluations:,} evaluations of the gradient end at log(1 + t) = {u:g}; {hint}"
             )
         return system.rate(u, state)
 
+    rest = _Rest(system) if kind == "fixed-norm" else None
     with np.errstate(under="ignore", over="ignore", invalid="ignore"):  # in trial steps
         solution = solve_ivp(
-            rate,
-            (0.0, grid[-1]),
-            system.state(),
-            t_eval=grid,
-            method=method,
-            rtol=rtol,
-            atol=atol,
-            events=_Rest(system) if kind == "fixed-norm" else None,
+            rate, (0.0, grid[-1]), system.state(), method, grid, events=rest, rtol=rtol, atol=atol
         )
     states = solution.y.T
     if solution.status == 1:  # at rest: the states that are missing are the last one
-        rest = np.repeat(solution.y_events[0], len(grid) - len(states), axis=0)
-        states = np.concatenate([states.reshape(-1, rest.shape[1]), rest])
+        missing = np.repeat(solution.y_events[0], len(grid) - len(states), axis=0)
+        states = np.concatenate([states.reshape(-1, missing.shape[1]), missing])
     if solution.status < 0 or len(states) != len(grid) or not np.isfinite(states).all():
+        end = solution.t[-1] if len(solution.t) else 0
         raise ConvergenceError(
-            f"{method} stopped at log(1 + t) = {solution.t[-1] if len(solution.t) else 0:g} of "
-            f"{grid[-1]:g}: {solution.message} Try another method, a shorter log_time or a larger "
-            f"rtol"
+            f"{method} stopped at log(1 + t) = {end:g} of {grid[-1]:g}: {solution.message} Try "
+            "another method, a shorter log_time or a larger rtol"
         )
     statistics = SolverStatistics(
         method, rtol, atol, made, solution.njev, solution.nlu, solution.message
@@ -363,7 +356,7 @@ def gradient_flow(
     return _record(system, grid, states, statistics)
 
 
-def _grid(saved: int | ArrayLike, log_time: float) -> Float64[np.ndarray, " T"]:
+def _grid(saved: int | ArrayLike, log_time: float) -> Times:
     if isinstance(saved, int | np.integer):
         return np.linspace(0.0, log_time, whole("saved", saved, 2, hint="times"))
     grid = real_array("saved", saved, dimensions=1, least=0, hint="values of log(1 + t)")
@@ -386,7 +379,7 @@ class System:
     """
 
     layers: Layers
-    x: Float64[np.ndarray, "B d"]
+    x: Inputs
     y: np.ndarray
     loss: str
     activation: str
@@ -397,7 +390,7 @@ class System:
         """Whether the scales are variables of their own."""
         return self.kind in {"constrained", "weight-normalization"}
 
-    def state(self) -> Float64[np.ndarray, " n"]:
+    def state(self) -> State:
         """The state at t = 0."""
         scales, directions = bias_free.split_scales(self.layers)
         if self.kind in {"descent", "weight-normalization"}:
@@ -405,7 +398,7 @@ class System:
         flat = np.concatenate([v.ravel() for v in directions])
         return np.concatenate([scales, flat]) if self.has_scales else flat
 
-    def parts(self, state: Float64[np.ndarray, " n"]) -> tuple[Float64[np.ndarray, " K"], Layers]:
+    def parts(self, state: State) -> tuple[Scales, Layers]:
         """Scales and vectors of a state.
 
         Args:
@@ -424,7 +417,7 @@ class System:
         norms = bias_free.split_scales(vectors if self.kind == "descent" else self.layers)[0]
         return norms, vectors
 
-    def rate(self, u: float, state: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
+    def rate(self, u: float, state: State) -> State:
         """dstate/du = (1 + t) dstate/dt.
 
         Args:
@@ -440,7 +433,7 @@ class System:
         moves = [c * g.ravel() for c, g in zip(factors, across, strict=True)]
         return np.concatenate([along, *moves] if self.has_scales else moves)
 
-    def sine(self, u: float, state: Float64[np.ndarray, " n"]) -> float:
+    def sine(self, u: float, state: State) -> float:
         """Largest sine of the angle between a layer and its gradient.
 
         Args:
@@ -453,9 +446,7 @@ class System:
         gradients, _, across, _ = self._pull(u, state)
         return max(map(_sine, across, gradients))
 
-    def _pull(
-        self, u: float, state: Float64[np.ndarray, " n"]
-    ) -> tuple[Layers, list[float], Layers, Float64[np.ndarray, " K"]]:
+    def _pull(self, u: float, state: State) -> tuple[Layers, list[float], Layers, Scales]:
         """(1 + t) g_k, its part along v_k/‖v_k‖, the rest, and the factors ρ_k/‖v_k‖."""
         scales, vectors = self.parts(state)
         norms, units = bias_free.split_scales(vectors)
@@ -477,7 +468,7 @@ class _Rest:
     def __init__(self, system: System) -> None:
         self.system = system
 
-    def __call__(self, u: float, state: Float64[np.ndarray, " n"]) -> float:
+    def __call__(self, u: float, state: State) -> float:
         return self.system.sine(u, state) - _REST
 
 
@@ -485,38 +476,26 @@ def _sine(across: Float64[np.ndarray, "out in"], gradient: Float64[np.ndarray, "
     return float(np.linalg.norm(across) / np.linalg.norm(gradient))
 
 
-def _record(
-    system: System,
-    grid: Float64[np.ndarray, " T"],
-    states: Float64[np.ndarray, "T n"],
-    solver: SolverStatistics,
-) -> Flow:
-    log_losses, margins, scales, directions = [], [], [], []
-    drift = 0.0
-    first = bias_free.split_scales(system.parts(states[0])[1])[0]
-    for state in states:
-        rho, vectors = system.parts(state)
-        norms, units = bias_free.split_scales(vectors)
-        if system.kind != "descent":
-            drift = max(drift, *np.abs(norms / first - 1))
-        weights = tuple(r * v for r, v in zip(rho, units, strict=True))
-        outputs = bias_free.forward(weights, system.x, system.activation).outputs
+def _record(system: System, grid: Times, states: np.ndarray, solver: SolverStatistics) -> Flow:
+    scales, vectors = zip(*map(system.parts, states), strict=True)
+    norms, units = zip(*map(bias_free.split_scales, vectors), strict=True)
+    drift = np.abs(np.array(norms) / norms[0] - 1).max() if system.kind != "descent" else 0.0
+    log_losses, margins = [], []
+    for rho, directions in zip(scales, units, strict=True):
+        weights = tuple(r * v for r, v in zip(rho, directions, strict=True))
+        outputs, normalized = (
+            bias_free.forward(layers, system.x, system.activation).outputs
+            for layers in (weights, directions)
+        )
         log_losses.append(bias_free.log_loss_and_pull(system.loss, outputs, system.y)[0])
-        normalized = bias_free.forward(units, system.x, system.activation).outputs
         found = margins_of_outputs(torch.from_numpy(normalized), torch.from_numpy(system.y))
         margins.append(found)
-        scales.append(rho)
-        directions.append(units)
     return Flow(
-        system.kind,
-        system.loss,
-        system.activation,
-        system.x,
-        system.y,
+        *(system.kind, system.loss, system.activation, system.x, system.y),
         log_times=grid,
         log_losses=np.array(log_losses),
         scales=np.array(scales),
-        directions=tuple(map(np.array, zip(*directions, strict=True))),
+        directions=tuple(map(np.array, zip(*units, strict=True))),
         margins=np.array(margins),
         norm_drift=float(drift),
         solver=solver,

@@ -62,16 +62,11 @@ def unwrapped(model: nn.Module) -> nn.Module:
         DataError: If it is no module.
     """
     if not isinstance(model, nn.Module):
-        raise DataError(
-            f"the model is a {type(model).__name__}, not a torch.nn.Module; build it first"
-        )
-    while True:
-        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            model = model.module
-        elif type(model).__name__ == "OptimizedModule":  # of torch.compile
-            model = model.get_submodule("_orig_mod")
-        else:
-            return model
+        raise DataError(f"the model is a {type(model).__name__}, not a torch.nn.Module")
+    parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    while isinstance(model, parallel) or type(model).__name__ == "OptimizedModule":  # torch.compile
+        model = model.module if isinstance(model, parallel) else model.get_submodule("_orig_mod")
+    return model
 
 
 def working_copy(model: nn.Module) -> nn.Module:
@@ -88,9 +83,7 @@ def working_copy(model: nn.Module) -> nn.Module:
     """
     model = unwrapped(model)
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
-        fault = _fault(value)
-        if fault:
-            raise DataError(f"{name} {fault}")
+        _require_usable(name, value)
     for name, module in model.named_modules():
         hooks = {type(hook).__name__ for hook in module._forward_pre_hooks.values()}
         if hooks & {"WeightNorm", "SpectralNorm"}:
@@ -115,24 +108,22 @@ def working_copy(model: nn.Module) -> nn.Module:
     return duplicate
 
 
-def _fault(value: Tensor) -> str:
-    """Why a parameter or buffer cannot be used."""
+def _require_usable(name: str, value: Tensor) -> None:
     if nn.parameter.is_lazy(value):
-        return "has no shape yet; call the model once on a batch before normalising it"
+        raise DataError(f"{name} has no shape yet; call the model once on a batch first")
     if value.is_inference():
-        return (
-            "was made in torch.inference_mode, where nothing can be traced; build and load the "
-            "model outside of it (torch.no_grad is enough)"
+        raise DataError(
+            f"{name} was made in torch.inference_mode, where nothing can be traced; build and load "
+            "the model outside of it (torch.no_grad is enough)"
         )
     if value.is_complex():
-        return f"is complex ({value.dtype}); expected real numbers"
-    if value.is_floating_point() and not torch.isfinite(value).all():
-        bad = int((~torch.isfinite(value)).sum())
-        return (
-            f"has {bad} NaN or infinite values out of {value.numel()}; the training diverged or "
-            "the checkpoint is damaged"
+        raise DataError(f"{name} is complex ({value.dtype}); expected real numbers")
+    bad = int((~torch.isfinite(value)).sum())
+    if bad:
+        raise DataError(
+            f"{name} has {bad} NaN or infinite values out of {value.numel()}; "
+            "the training diverged or the checkpoint is damaged"
         )
-    return ""
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -170,16 +161,12 @@ def as_inputs(inputs: Any, device: torch.device) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
         if leaf.dim() == 0 or leaf.numel() == 0:
-            raise DataError(
-                f"the inputs are empty (shape {tuple(leaf.shape)}); give a batch of real samples"
-            )
+            raise DataError(f"the inputs are empty, of shape {tuple(leaf.shape)}; give samples")
+        bad = (~torch.isfinite(leaf)).nonzero()
+        if len(bad):
+            raise DataError(f"the inputs have NaN or infinite values, first in sample {bad[0, 0]}")
         leaf = leaf.clone() if leaf.is_inference() else leaf.detach()
-        if not leaf.is_floating_point():
-            return leaf
-        if not torch.isfinite(leaf).all():
-            row = int((~torch.isfinite(leaf)).nonzero()[0, 0])
-            raise DataError(f"the inputs have NaN or infinite values, first in sample {row}")
-        return leaf.double()
+        return leaf.double() if leaf.is_floating_point() else leaf
 
     found = _pytree.tree_map(ready, moved(inputs, device))
     if not any(isinstance(leaf, Tensor) for leaf in _pytree.tree_leaves(found)):
@@ -235,19 +222,15 @@ def outputs(
         else:
             result = model(*arguments, **keywords)
     except torch.OutOfMemoryError as error:
-        raise DeviceError(
-            f"{device_of(model)} has too little memory for {samples_in(inputs)} samples at a time; "
-            "try a smaller batch"
-        ) from error
+        where, count = device_of(model), samples_in(inputs)
+        raise DeviceError(f"{where} has no memory for {count} samples; try fewer") from error
     except Exception as error:
         leaves = [leaf for leaf in _pytree.tree_leaves(inputs) if hasattr(leaf, "shape")]
-        raise DataError(
-            f"the model failed on inputs of shape {', '.join(str(tuple(x.shape)) for x in leaves)} "
-            f"with {type(error).__name__}: {error}"
-        ) from error
+        shapes = ", ".join(str(tuple(leaf.shape)) for leaf in leaves)
+        what = f"{type(error).__name__}: {error}"
+        raise DataError(f"the model failed on inputs of shape {shapes} with {what}") from error
     if not isinstance(result, Tensor) or not result.is_floating_point() or result.dim() == 0:
-        kind = type(result)
-        got = f"{result.dtype} {tuple(result.shape)}" if isinstance(result, Tensor) else kind
+        got = f"{getattr(result, 'dtype', type(result))} {tuple(getattr(result, 'shape', ()))}"
         raise DataError(
             f"the model returned {got}; expected one real tensor (batch, outputs). Wrap it in a "
             "module that returns its outputs alone"
@@ -262,13 +245,13 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     Yields:
         None.
     """
-    before = {module: module.training for module in model.modules()}
+    before = [(module, module.training) for module in model.modules()]
     try:
-        model.eval()
         with torch.no_grad():
+            model.eval()
             yield
     finally:
-        for module, training in before.items():
+        for module, training in before:
             module.training = training
 
 
@@ -350,9 +333,7 @@ def find_layers(network: nn.Module, inputs: Any) -> tuple[tuple[FoldedLayer, ...
             made[out] = name
         elif isinstance(modules[name], _BatchNorm):
             if modules[name].running_mean is None:
-                _refuse_fold(
-                    name, modules[name], "it keeps no running statistics: it needs the whole batch"
-                )
+                _refuse_fold(name, modules, "keeps no running statistics")
             if taken in made:
                 after[made[taken]] += (name,)
                 made[out] = made[taken]
@@ -365,25 +346,18 @@ def find_layers(network: nn.Module, inputs: Any) -> tuple[tuple[FoldedLayer, ...
         holder, _, entry = name.rpartition(".")
         if name in used and (holder not in called or entry not in {"weight", "bias"}):
             raise DataError(
-                f"the output depends on the parameter {name} of {holder or 'the model'} "
-                f"({type(modules[holder]).__name__}), which is no weight or bias of a linear, "
-                f"convolution or BatchNorm module that was called. {ALTERNATIVE}"
+                f"the output depends on the parameter {name} of {_named(holder, modules)}, which "
+                "is no weight or bias of a linear, convolution or BatchNorm module that was "
+                f"called. {ALTERNATIVE}"
             )
     _refuse_repeated(modules, [n for n in called if not isinstance(modules[n], nn.PReLU)])
     placed = {name for names in (*before.values(), *after.values()) for name in names}
     for name in called:
         if isinstance(modules[name], _BatchNorm) and name not in placed:
-            _refuse_fold(
-                name,
-                modules[name],
-                "it neither takes the output of a linear or convolution layer nor gives its own to "
-                "one directly",
-            )
+            why = "takes no output of a linear or convolution layer, nor gives one its own directly"
+            _refuse_fold(name, modules, why)
     if not before:
-        raise DataError(
-            f"the model ({type(network).__name__}) called no linear or convolution layer on these "
-            f"inputs, so there is nothing to normalise. {ALTERNATIVE}"
-        )
+        raise DataError(f"the model called no linear or convolution layer. {ALTERNATIVE}")
     return tuple(FoldedLayer(n, before[n], after[n]) for n in before), found.detach()
 
 
@@ -406,11 +380,12 @@ def _refuse_repeated(modules: Mapping[str, Any], called: list[str]) -> None:
         )
 
 
-def _refuse_fold(name: str, norm: nn.Module, why: str) -> NoReturn:
-    raise DataError(
-        f"{name or 'the model'} ({type(norm).__name__}) cannot be folded into a layer: {why}. "
-        f"{ALTERNATIVE}"
-    )
+def _named(name: str, modules: Mapping[str, nn.Module]) -> str:
+    return f"{name or 'the model'} ({type(modules[name]).__name__})"
+
+
+def _refuse_fold(name: str, modules: Mapping[str, nn.Module], why: str) -> NoReturn:
+    raise DataError(f"{_named(name, modules)} cannot be folded: it {why}. {ALTERNATIVE}")
 
 
 def folded(layer: FoldedLayer, modules: Mapping[str, nn.Module]) -> tuple[Tensor, Tensor | None]:
@@ -436,29 +411,29 @@ def folded(layer: FoldedLayer, modules: Mapping[str, nn.Module]) -> tuple[Tensor
         offset = shift - scale * mean
         if isinstance(module, nn.Linear) and ins % len(scale) == 0:  # flattened channels
             scale, offset = (v.repeat_interleave(ins // len(scale)) for v in (scale, offset))
-        if len(scale) != groups * ins:
-            why = f"{layer.label} has {groups * ins} inputs for its {len(scale)} channels"
-            _refuse_fold(name, modules[name], why)
+        _require_channels(name, modules, layer, len(scale), groups * ins)
         if torch.any(offset != 0):
             if _pads_with_zeros(module):
-                why = (
-                    f"{layer.label} ({type(module).__name__}) pads with zeros, which come after "
-                    "the BatchNorm's shift"
-                )
-                _refuse_fold(name, modules[name], why)
+                what = _named(layer.name, modules)
+                _refuse_fold(name, modules, f"shifts what {what} then pads with zeros")
             added = (blocks * offset.view(groups, 1, ins, 1)).sum((2, 3)).flatten()
             bias = added if bias is None else bias + added
         blocks = blocks * scale.view(groups, 1, ins, 1)
     for name in layer.after:
         scale, mean, shift = _statistics(modules[name])
-        if len(scale) != groups * outs:
-            why = f"{layer.label} has {groups * outs} outputs for its {len(scale)} channels"
-            _refuse_fold(name, modules[name], why)
+        _require_channels(name, modules, layer, len(scale), groups * outs)
         bias = scale * ((0.0 if bias is None else bias) - mean) + shift
         blocks = blocks * scale.view(groups, outs, 1, 1)
     if transposed:
         blocks = blocks.transpose(1, 2)
     return blocks.reshape(weight.shape), bias
+
+
+def _require_channels(
+    name: str, modules: Mapping[str, nn.Module], layer: FoldedLayer, channels: int, width: int
+) -> None:
+    if channels != width:
+        _refuse_fold(name, modules, f"has {channels} channels, but {layer.label} {width}")
 
 
 def _statistics(norm: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -54,6 +54,7 @@ _FAR = 30
 _CHECKED = 64
 """Samples of the first batch on which :class:`NormalizedLoss` checks homogeneity."""
 
+_NOTHING = "there are no samples to measure; give at least one batch (x, y)"
 _LABELS = "expected one integer label per sample, from 0 on"
 
 
@@ -139,11 +140,11 @@ def normalize(model: nn.Module, inputs: Any, norm: float = 2) -> Normalized:
     for name in norms:
         network.set_submodule(name, nn.Identity().eval())
     plain = _run(network, data)
-    if norms and original.any() and not relative_difference(plain, original) <= TOLERANCE:
+    off = relative_difference(plain, original)
+    if norms and original.any() and not off <= TOLERANCE:
         raise DataError(
-            f"BatchNorm ({listed(norms)}) cannot be folded: the model then differs by "
-            f"{relative_difference(plain, original):.1g} of the largest output, probably because a "
-            f"layer's output is also used without it. {ALTERNATIVE}"
+            f"BatchNorm ({listed(norms)}) cannot be folded: outputs differ by {off:.1g} of the "
+            f"largest then; is a layer's output also used without it? {ALTERNATIVE}"
         )
     _require_homogeneous(network, layers, data, plain)
     weights = {layer.label: module.weight for layer, module in zip(layers, own, strict=True)}
@@ -158,8 +159,8 @@ def normalize(model: nn.Module, inputs: Any, norm: float = 2) -> Normalized:
     deviation = relative_difference(_run(network, data) * math.prod(factors.values()), original)
     if deviation > TOLERANCE:
         raise DataError(
-            f"the normalised network is off by {deviation:.1g} of the largest output although it "
-            f"is homogeneous: its weights are too badly scaled. {ALTERNATIVE}"
+            f"the normalised network is homogeneous but off by {deviation:.1g} of the largest "
+            f"output: its weights are too badly scaled. {ALTERNATIVE}"
         )
     largest = float(original.abs().max()) / math.prod(factors.values())
     _restore(network, networks.unwrapped(model), largest)
@@ -186,7 +187,7 @@ def output_normalize(model: nn.Module, inputs: Any, norm: float = 2) -> Normaliz
     original = _run(network, data)
     factor = output_factor(original, norm)
     largest = float(original.abs().max())
-    deviation = float(((original / factor) * factor - original).abs().max()) / largest
+    deviation = relative_difference((original / factor) * factor, original)
     _restore(network, networks.unwrapped(model), largest / factor)
     return Normalized(Scaled(network, factor).eval(), {OUTPUT: factor}, norm, (), deviation)
 
@@ -212,18 +213,12 @@ def layer_factors(weights: Mapping[str, Tensor], norm: float) -> dict[str, float
     """
     factors = {name: _norm(weight, norm) for name, weight in weights.items()}
     for name, factor in factors.items():
-        if factor == 0 or not math.isfinite(factor):
-            what = "all zero" if factor == 0 else "not finite"
-            raise DataError(
-                f"the weights of {name} are {what}: a layer without a direction cannot be "
-                "normalised. Was the model trained, did it collapse?"
-            )
+        if not 0 < factor < math.inf:
+            what = "not finite" if factor else "all zero"
+            raise DataError(f"the weights of {name} are {what}, so that they have no direction")
     product = math.prod(factors.values())
     if not 0 < product < math.inf:
-        raise DataError(
-            f"the product of the norms of {len(factors)} layers is {product}, outside of double "
-            "precision; take another norm"
-        )
+        raise DataError(f"the product of the layers' norms is {product}; take another norm")
     return factors
 
 
@@ -242,10 +237,7 @@ def output_factor(found: Tensor, norm: float) -> float:
     """
     factor = sum(_norm(row, norm) for row in found) / len(found)
     if not 0 < factor < math.inf:
-        raise DataError(
-            f"the norm of the outputs on the fixed inputs is {factor}; take other inputs, on which "
-            "the model gives finite outputs that are not all zero"
-        )
+        raise DataError(f"the norm of the outputs on the fixed inputs is {factor}; take others")
     return factor
 
 
@@ -291,10 +283,7 @@ def _restore(network: nn.Module, model: nn.Module, largest: float) -> None:
             float(v.abs().max()) if v.numel() else 0.0 for v in (cast.double() - exact, exact)
         )
         if lost > 2 * limits.eps * size or 0 < largest < limits.tiny / limits.eps:
-            raise DataError(
-                f"{name} of the normalised network is too small or too large for {kind}; "
-                "convert the model first: model.double()"
-            )
+            raise DataError(f"{name} becomes too small or too large for {kind}; try model.double()")
         if isinstance(value, nn.Parameter):
             value.requires_grad_(own[name].requires_grad if name in own else True)
         value.data = cast
@@ -307,20 +296,14 @@ def _require_homogeneous(
     if not torch.isfinite(reference).all():
         raise DataError("the model's outputs on these inputs are NaN or infinite")
     if not reference.any():
-        raise DataError(
-            "the model's outputs on these inputs are all zero, so that its homogeneity cannot be "
-            "checked; give other inputs, or a trained model"
-        )
+        raise DataError("the model's outputs on these inputs are all zero; give other inputs")
 
     def off(exponents: Sequence[int]) -> float:
         return deviation(network, layers, inputs, reference, exponents)
 
     count = len(layers)
     if off([0] * count) > TOLERANCE:
-        raise DataError(
-            "the model is random: two runs on the same inputs differ. Remove noise and random "
-            "augmentation from its forward method"
-        )
+        raise DataError("the model is random: two runs on the same inputs differ; remove the noise")
     # all alike: no branch with a layer in it can keep step with one that has fewer
     draw = rng.stream(0, "homogeneity")
     far = [[first, *draw.integers(-3, 4, count - 1).tolist()] for first in (_FAR, -_FAR)]
@@ -547,34 +530,25 @@ def margins_of_outputs(outputs: Tensor, labels: Tensor) -> Margins:
         raise NonFiniteError(f"the outputs are NaN or infinite, first in sample {row}")
     outputs, labels = outputs.detach().double(), labels.detach()
     if outputs.dim() not in {1, 2}:
-        raise DataError(
-            f"margins need outputs (batch, classes), but they have shape {tuple(outputs.shape)}"
-        )
+        raise DataError(f"margins need outputs (batch, classes), got {tuple(outputs.shape)}")
     if labels.dim() == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.dim() != 1 or len(labels) != len(outputs):
-        raise DataError(
-            f"labels have shape {tuple(labels.shape)} for outputs {tuple(outputs.shape)}; {_LABELS}"
-            " (take the argmax of one-hot labels)"
-        )
+        shapes = f"labels have shape {tuple(labels.shape)} for outputs {tuple(outputs.shape)}"
+        raise DataError(f"{shapes}; {_LABELS} (take the argmax of one-hot labels)")
     if outputs.dim() == 1 or outputs.shape[1] == 1:
         values = set(labels.unique().tolist())
         if not (values <= {-1, 1} or values <= {0, 1}):
             few = ", ".join(f"{value:g}" for value in sorted(values)[:5])
-            raise DataError(
-                "the model has one output per sample, so labels should be -1 and 1, or 0 and 1; "
-                f"found {few}"
-            )
+            raise DataError(f"of one output per sample labels are -1 and 1, or 0 and 1; got {few}")
         signs = labels if values <= {-1, 1} else 2 * labels.long() - 1
         return (signs.double() * outputs.flatten()).cpu().numpy()
     if labels.is_floating_point() or labels.dtype == torch.bool:
         raise DataError(f"labels are {labels.dtype}; {_LABELS}")
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= outputs.shape[1]:
-        raise DataError(
-            f"labels run from {low} to {high}, but the model has {outputs.shape[1]} outputs; "
-            f"labels must lie in 0..{outputs.shape[1] - 1}"
-        )
+        count = outputs.shape[1]
+        raise DataError(f"labels run from {low} to {high}, but the model has {count} outputs")
     index = labels.long()[:, None]
     others = outputs.scatter(1, index, -math.inf).amax(dim=1)
     return (outputs.gather(1, index)[:, 0] - others).cpu().numpy()
@@ -638,17 +612,14 @@ def evaluate(
                 total += count * float(loss(outputs, targets))
                 normalized += count * float(loss(outputs / product, targets))
             except (RuntimeError, ValueError, TypeError, IndexError) as error:
-                raise DataError(
-                    f"the loss failed on outputs {tuple(outputs.shape)}: {error}"
-                ) from error
+                shape = tuple(outputs.shape)
+                raise DataError(f"the loss failed on outputs {shape}: {error}") from error
             samples += count
     if not samples:
-        raise DataError("there are no samples to measure; give at least one batch (x, y)")
+        raise DataError(_NOTHING)
     if not math.isfinite(total) or not math.isfinite(normalized):
-        raise NonFiniteError(
-            f"the mean loss is {total / samples}, of the normalised network "
-            f"{normalized / samples}; the parameters or the data are out of range"
-        )
+        values = f"{total / samples}, of the normalised network {normalized / samples}"
+        raise NonFiniteError(f"the mean loss is {values}; parameters or data are out of range")
     summary = MarginSummary(np.concatenate(found), product) if found else None
     return Evaluation(samples, total / samples, normalized / samples, summary)
 
@@ -769,7 +740,7 @@ class NormalizedLoss:
         if self.reference is None and self._layers is None:
             first = next(batches, None)
             if first is None:
-                raise DataError("there are no samples to measure; give at least one batch (x, y)")
+                raise DataError(_NOTHING)
             some = networks.take(_pair(first)[0], slice(_CHECKED))
             self._layers = normalize(self.model, some, self.norm).layers
             batches = itertools.chain([first], batches)
