@@ -26,7 +26,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -63,6 +63,9 @@ SMOOTHING = 0.01
 
 _TINY = 1e-300
 """Keeps the root's derivative finite where a whole layer is zero."""
+
+_LARGEST_EXPONENT = 600.0
+"""Of (1 + t) L in trial steps that the solver rejects; along a flow it is of order one."""
 
 _TAIL = 37.0
 """Beyond this margin log(1 + e^-m) equals e^-m to the last digit: e^-37 < ε/2."""
@@ -205,21 +208,7 @@ def _pull_back(activation: str, z: Hidden, pull: Hidden) -> Hidden:
     return (pull * (1 + z / root) + shared * z) / 2
 
 
-class Pass(NamedTuple):
-    """What one evaluation leaves for the gradient.
-
-    Attributes:
-        outputs: (B, C).
-        entering: For each layer its (B, inputs) inputs.
-        before: For each hidden layer its (B, H) pre-activations.
-    """
-
-    outputs: Outputs
-    entering: list[Float64[np.ndarray, "B m"]]
-    before: list[Float64[np.ndarray, "B H"]]
-
-
-def forward(layers: Layers, x: Inputs, activation: str) -> Pass:
+def forward(layers: Layers, x: Inputs, activation: str) -> Outputs:
     """Evaluate the network.
 
     Args:
@@ -228,32 +217,41 @@ def forward(layers: Layers, x: Inputs, activation: str) -> Pass:
         activation: Of the hidden layers.
 
     Returns:
-        Its outputs, and what :func:`backward` needs.
+        (B, C) outputs.
+    """
+    for layer in layers[:-1]:
+        x = _activate(activation, x @ layer.T)
+    return x @ layers[-1].T
+
+
+def descent(
+    layers: Layers, x: Inputs, y: np.ndarray, loss: str, activation: str, u: float | None = None
+) -> Layers:
+    """-∂log L/∂W_k, the negative gradients over the loss, without underflow.
+
+    Args:
+        layers: W_1 ... W_K.
+        x: (B, d) inputs.
+        y: (B,) labels.
+        loss: One of :data:`LOSSES`.
+        activation: Of the hidden layers.
+        u: log(1 + t): multiply by (1 + t) L, which gives -(1 + t) ∂L/∂W_k.
+
+    Returns:
+        One matrix for each layer.
     """
     entering, before = [x], []
     for layer in layers[:-1]:
         before.append(entering[-1] @ layer.T)
         entering.append(_activate(activation, before[-1]))
-    return Pass(entering[-1] @ layers[-1].T, entering, before)
-
-
-def backward(layers: Layers, passed: Pass, pull: Outputs, activation: str) -> Layers:
-    """Gradient of Σ_n pull_n · f(W; x_n) with respect to every layer.
-
-    Args:
-        layers: W_1 ... W_K.
-        passed: From :func:`forward`.
-        pull: (B, C) weight of each output.
-        activation: Of the hidden layers.
-
-    Returns:
-        One matrix for each layer.
-    """
+    log_loss, pull = log_loss_and_pull(loss, entering[-1] @ layers[-1].T, y)
+    if u is not None:
+        pull *= np.exp(min(u + log_loss, _LARGEST_EXPONENT))
     gradients = []
     for k in range(len(layers) - 1, -1, -1):
-        gradients.append(pull.T @ passed.entering[k])
+        gradients.append(pull.T @ entering[k])
         if k:
-            pull = _pull_back(activation, passed.before[k - 1], pull @ layers[k])
+            pull = _pull_back(activation, before[k - 1], pull @ layers[k])
     return tuple(reversed(gradients))
 
 

@@ -49,9 +49,6 @@ _REST = 1e-9
 """Angle between directions and gradients at which the fixed-norm flow is at rest: its limit lies at
 finite times, where (1 + t) times a gradient of round-off soon is motion."""
 
-_LARGEST_EXPONENT = 600.0
-"""Of (1 + t) L in trial steps that the solver rejects; along a flow it is of order one."""
-
 
 @dataclass(frozen=True)
 class SolverStatistics:
@@ -186,10 +183,7 @@ class Flow:
         Returns:
             One matrix for each layer.
         """
-        layers = self.layers(index)
-        passed = bias_free.forward(layers, self.x, self.activation)
-        _, pull = bias_free.log_loss_and_pull(self.loss, passed.outputs, self.y)
-        return bias_free.backward(layers, passed, pull, self.activation)
+        return bias_free.descent(self.layers(index), self.x, self.y, self.loss, self.activation)
 
     @cached_property
     def norm_growth(self) -> Float64[np.ndarray, "T K"]:
@@ -261,10 +255,8 @@ class Flow:
             A problem with the parameters v_1 ... v_K of
             :class:`~hessrmt.generalization.bias_free.NormalizedDirections`, float64.
         """
-        directions = tuple(v[index] for v in self.directions)
-        return self._problem(
-            bias_free.NormalizedDirections(directions, self.scales[index], self.activation)
-        )
+        directions, scales = tuple(v[index] for v in self.directions), self.scales[index]
+        return self._problem(bias_free.NormalizedDirections(directions, scales, self.activation))
 
     def _problem(self, model: torch.nn.Module) -> Problem:
         data = (torch.tensor(self.x), torch.tensor(self.y))
@@ -328,11 +320,11 @@ def gradient_flow(
         made += 1
         if made > evaluations:
             hint = "relax rtol or shorten log_time"
-            if activation == "relu" and len(start) > 1:  # has solutions in Filippov's sense only
-                hint = 'it may slide along a kink (Filippov); take activation="smooth-relu"'
-            raise ConvergenceError(
-                f"{evaluations:,} evaluations of the gradient end at log(1 + t) = {u:g}; {hint}"
-            )
+            if activation == "relu" and len(start) > 1:
+                hint = "a ReLU's flow may slide along a kink there, a solution in Filippov's sense "
+                hint += 'only; take activation="smooth-relu"'
+            what = f"{evaluations:,} evaluations of the gradient were not enough: they end at"
+            raise ConvergenceError(f"{what} log(1 + t) = {u:g}; {hint}")
         return system.rate(u, state)
 
     rest = _Rest(system) if kind == "fixed-norm" else None
@@ -350,9 +342,8 @@ def gradient_flow(
             f"{method} stopped at log(1 + t) = {end:g} of {grid[-1]:g}: {solution.message} Try "
             "another method, a shorter log_time or a larger rtol"
         )
-    statistics = SolverStatistics(
-        method, rtol, atol, made, solution.njev, solution.nlu, solution.message
-    )
+    counts = made, solution.njev, solution.nlu
+    statistics = SolverStatistics(method, rtol, atol, *counts, solution.message)
     return _record(system, grid, states, statistics)
 
 
@@ -451,10 +442,7 @@ class System:
         scales, vectors = self.parts(state)
         norms, units = bias_free.split_scales(vectors)
         weights = tuple(rho * v for rho, v in zip(scales, units, strict=True))
-        passed = bias_free.forward(weights, self.x, self.activation)
-        log_loss, pull = bias_free.log_loss_and_pull(self.loss, passed.outputs, self.y)
-        pull *= np.exp(min(u + log_loss, _LARGEST_EXPONENT))
-        gradients = bias_free.backward(weights, passed, pull, self.activation)
+        gradients = bias_free.descent(weights, self.x, self.y, self.loss, self.activation, u)
         along = [float(np.vdot(v, g)) for v, g in zip(units, gradients, strict=True)]
         across = tuple(g - a * v for g, a, v in zip(gradients, along, units, strict=True))
         return gradients, along, across, scales / norms
@@ -480,23 +468,15 @@ def _record(system: System, grid: Times, states: np.ndarray, solver: SolverStati
     scales, vectors = zip(*map(system.parts, states), strict=True)
     norms, units = zip(*map(bias_free.split_scales, vectors), strict=True)
     drift = np.abs(np.array(norms) / norms[0] - 1).max() if system.kind != "descent" else 0.0
-    log_losses, margins = [], []
+    log_losses, margins, labels = [], [], torch.from_numpy(system.y)
     for rho, directions in zip(scales, units, strict=True):
         weights = tuple(r * v for r, v in zip(rho, directions, strict=True))
         outputs, normalized = (
-            bias_free.forward(layers, system.x, system.activation).outputs
-            for layers in (weights, directions)
+            bias_free.forward(w, system.x, system.activation) for w in (weights, directions)
         )
         log_losses.append(bias_free.log_loss_and_pull(system.loss, outputs, system.y)[0])
-        found = margins_of_outputs(torch.from_numpy(normalized), torch.from_numpy(system.y))
-        margins.append(found)
-    return Flow(
-        *(system.kind, system.loss, system.activation, system.x, system.y),
-        log_times=grid,
-        log_losses=np.array(log_losses),
-        scales=np.array(scales),
-        directions=tuple(map(np.array, zip(*units, strict=True))),
-        margins=np.array(margins),
-        norm_drift=float(drift),
-        solver=solver,
-    )
+        margins.append(margins_of_outputs(torch.from_numpy(normalized), labels))
+    at_times = grid, np.array(log_losses), np.array(scales)
+    along = tuple(map(np.array, zip(*units, strict=True))), np.array(margins)
+    given = system.kind, system.loss, system.activation, system.x, system.y
+    return Flow(*given, *at_times, *along, float(drift), solver)

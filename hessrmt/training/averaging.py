@@ -89,16 +89,11 @@ class IterateAverage:
             NonFiniteError: If one of them was NaN or infinite.
         """
         if not self.count:
-            raise ProblemError(
-                f"no iterate was averaged: {self.steps} steps were made and the average begins "
-                f"after step {self.start}; start it earlier or train longer"
-            )
+            begins = f"{self.steps} steps were made and the average begins after step {self.start}"
+            raise ProblemError(f"no iterate was averaged: {begins}; start earlier or train longer")
         for name, value in self._mean.items():
             if not bool(torch.isfinite(value).all()):
-                raise NonFiniteError(
-                    f"the average of {name} is NaN or infinite: an iterate was; "
-                    "try a smaller learning rate"
-                )
+                raise NonFiniteError(f"the average of {name} is NaN or infinite: an iterate was")
         return dict(self._mean)
 
     @torch.no_grad()
@@ -162,10 +157,8 @@ class IterateAverage:
         if not {"start", "steps", "mean"} <= state.keys():
             raise ProblemError(f"this is no state of an average; it holds {sorted(state)}")
         if state["start"] != self.start:
-            raise ProblemError(
-                f"the average to continue begins after step {state['start']}, "
-                f"this one after step {self.start}"
-            )
+            begins = f"begins after step {state['start']}, this one after step {self.start}"
+            raise ProblemError(f"the average to continue {begins}")
         _require_alike(state["mean"], self._mean, "this average")
         for name, value in self._mean.items():
             value.copy_(state["mean"][name])
@@ -226,16 +219,10 @@ def recompute_batchnorm(
         for name in order:
             count, mean, squares = _moments(model, norms[name], inputs())
             if count < 2:
-                raise ProblemError(
-                    f"BatchNorm {name!r} saw {count} value per channel; its variance needs at "
-                    "least two"
-                )
+                raise ProblemError(f"BatchNorm {name!r} saw {count} value per channel, needs two")
             variance = squares / (count - 1)
             if not bool(torch.isfinite(mean).all() and torch.isfinite(variance).all()):
-                raise NonFiniteError(
-                    f"what reaches BatchNorm {name!r} is NaN or infinite; try a smaller learning "
-                    "rate"
-                )
+                raise NonFiniteError(f"what reaches BatchNorm {name!r} is NaN or infinite")
             cast("Tensor", norms[name].running_mean).copy_(mean)
             cast("Tensor", norms[name].running_var).copy_(variance)
     finally:

@@ -149,12 +149,7 @@ def train(
                 if on_batch is not None:
                     on_batch(epoch, done, len(chunks))
         values = torch.stack(losses).cpu().double().numpy()  # read once: no wait in every step
-        fault = _divergence(values, model)
-        if fault:
-            raise NonFiniteError(
-                f"{fault} in epoch {epoch + 1} (learning rate {speed:g}); "
-                "try a smaller learning rate"
-            )
+        _require_finite(values, model, f"in epoch {epoch + 1} (learning rate {speed:g})")
         mean = float(np.average(values, weights=[len(chunk) for chunk in chunks]))
         entry = {"epoch": epoch + 1, "lr": speed, "train_loss": mean}
         state = _state(epoch + 1, model, optimizer, (*state.history, entry))
@@ -207,10 +202,8 @@ def evaluate(
     model.train(was_training)
     mean = total / len(data)
     if not np.isfinite(mean):
-        raise NonFiniteError(
-            f"the mean loss over the {data.split} split of {data.name} is {mean}; the parameters "
-            "or the data are out of range, so try a smaller learning rate"
-        )
+        what = f"the mean loss over the {data.split} split of {data.name} is {mean}"
+        raise NonFiniteError(f"{what}: values are out of range; try a smaller learning rate")
     return mean, correct / len(data) if labelled else None
 
 
@@ -270,13 +263,15 @@ def _step(
     return value.detach()
 
 
-def _divergence(losses: np.ndarray, model: nn.Module) -> str | None:
-    if not np.isfinite(losses).all():
-        first = int(np.argmin(np.isfinite(losses)))
-        return f"the loss became {losses[first]} at batch {first + 1} of {len(losses)}"
-    if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
-        return f"the parameters became NaN or infinite after batch {len(losses)}"
-    return None
+def _require_finite(losses: np.ndarray, model: nn.Module, where: str) -> None:
+    finite, fault = np.isfinite(losses), ""
+    if not finite.all():
+        first = int(np.argmin(finite))
+        fault = f"the loss became {losses[first]} at batch {first + 1} of {len(losses)}"
+    elif not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
+        fault = f"the parameters became NaN or infinite after batch {len(losses)}"
+    if fault:
+        raise NonFiniteError(f"{fault} {where}; try a smaller learning rate")
 
 
 def _state(
@@ -309,10 +304,7 @@ def initialize(model: nn.Module, scale: float, generator: torch.Generator) -> No
     real("the initial scale", scale, above=0, error=ProblemError)
     layers = [m for m in model.modules() if isinstance(m, nn.Linear | _ConvNd)]
     if not layers:
-        raise ProblemError(
-            f"the model ({type(model).__name__}) has no linear or convolution layer whose weights "
-            "could be drawn anew"
-        )
+        raise ProblemError(f"the model ({type(model).__name__}) has no linear or convolution layer")
     for layer in layers:
         layer.weight.normal_(0, scale, generator=generator)
         if layer.bias is not None:
@@ -372,10 +364,8 @@ def crop_and_flip(images: Images, *, padding: int = 4, fill: float = 0.0) -> Ima
         DataError: If these are no images.
     """
     if images.dim() != 4:
-        raise DataError(
-            f"samples of shape {tuple(images.shape[1:])} cannot be cropped; augmentation needs "
-            "images (channels, height, width)"
-        )
+        shape = tuple(images.shape[1:])
+        raise DataError(f"augmentation needs images (channels, height, width), got {shape}")
     count, _, height, width = images.shape
     places = torch.randint(2 * padding + 1, (2, count)).to(images.device)
     mirrored = (torch.rand(count) < 0.5).to(images.device)
