@@ -114,22 +114,12 @@ class LineFit:
         Returns:
             Lower and upper end at every x, by Student's t with n - 2 degrees of freedom.
 
-        Source: Draper and Smith 1998, eq. (3.1.2).
+        Source: Draper and Smith 1998, eqs. (3.1.2) and (3.1.4).
         """
         return self._band(x, level, 0.0)
 
     def prediction_band(self, x: ArrayLike, level: float = 0.95) -> tuple[Any, Any]:
-        """Where one more point lies, with a probability for each single x.
-
-        Args:
-            x: Points, of any shape.
-            level: The probability, between 0 and 1.
-
-        Returns:
-            Lower and upper end at every x, by Student's t with n - 2 degrees of freedom.
-
-        Source: Draper and Smith 1998, eq. (3.1.4).
-        """
+        """Where one more point lies; arguments and result as of :meth:`confidence_band`."""
         return self._band(x, level, 1.0)
 
     def to_dict(self) -> dict[str, float | int | None]:

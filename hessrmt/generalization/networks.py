@@ -368,11 +368,10 @@ def _key(tensor: Tensor) -> _Key:
 def _refuse_repeated(modules: Mapping[str, Any], called: list[str]) -> None:
     repeated = [name for name, times in Counter(called).items() if times > 1]
     holders: dict[int, str] = {}
-    for name in dict.fromkeys(called):
-        if isinstance(modules[name], LAYERS):
-            first = holders.setdefault(id(modules[name].weight), name)
-            if first != name:
-                repeated.append(f"{first} (its weight is also that of {name})")
+    for name in called:
+        first = holders.setdefault(id(modules[name].weight), name)
+        if first != name and isinstance(modules[name], LAYERS):
+            repeated.append(f"{first} (its weight is also that of {name})")
     if repeated:
         raise DataError(
             f"used more than once in one run of the model: {listed(repeated)}. A shared weight has "

@@ -18,6 +18,7 @@ import itertools
 import math
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from hessrmt.problems.losses import Loss
+
+    Layers = Sequence[FoldedLayer]
 
 Margins = Float64[np.ndarray, "n"]
 Positions = Int64[np.ndarray, "count"]
@@ -162,8 +165,7 @@ def normalize(model: nn.Module, inputs: Any, norm: float = 2) -> Normalized:
             f"the normalised network is homogeneous but off by {deviation:.1g} of the largest "
             f"output: its weights are too badly scaled. {ALTERNATIVE}"
         )
-    largest = float(original.abs().max()) / math.prod(factors.values())
-    _restore(network, networks.unwrapped(model), largest)
+    _restore(network, networks.unwrapped(model), _largest(original) / math.prod(factors.values()))
     return Normalized(network, factors, norm, layers, deviation)
 
 
@@ -186,9 +188,8 @@ def output_normalize(model: nn.Module, inputs: Any, norm: float = 2) -> Normaliz
     data = networks.as_inputs(inputs, networks.device_of(network))
     original = _run(network, data)
     factor = output_factor(original, norm)
-    largest = float(original.abs().max())
     deviation = relative_difference((original / factor) * factor, original)
-    _restore(network, networks.unwrapped(model), largest / factor)
+    _restore(network, networks.unwrapped(model), _largest(original) / factor)
     return Normalized(Scaled(network, factor).eval(), {OUTPUT: factor}, norm, (), deviation)
 
 
@@ -241,7 +242,7 @@ def output_factor(found: Tensor, norm: float) -> float:
     return factor
 
 
-def effective_weights(model: nn.Module, layers: Sequence[FoldedLayer]) -> dict[str, Tensor]:
+def effective_weights(model: nn.Module, layers: Layers) -> dict[str, Tensor]:
     """Weights of a network's layers with their BatchNorm folded; nothing is changed.
 
     Args:
@@ -256,11 +257,15 @@ def effective_weights(model: nn.Module, layers: Sequence[FoldedLayer]) -> dict[s
 
 
 def _norm(values: Tensor, norm: float) -> float:
-    size = values.detach().double().abs().flatten()
-    largest = float(size.max()) if size.numel() else 0.0
+    values = values.detach().double()
+    largest = _largest(values)
     if not 0 < largest < math.inf:
         return largest
-    return largest * float(torch.linalg.vector_norm(size / largest, ord=norm))
+    return largest * float(torch.linalg.vector_norm(values.abs().flatten() / largest, ord=norm))
+
+
+def _largest(values: Tensor) -> float:
+    return float(values.abs().max()) if values.numel() else 0.0
 
 
 def _run(network: nn.Module, data: Any) -> Tensor:
@@ -279,10 +284,8 @@ def _restore(network: nn.Module, model: nn.Module, largest: float) -> None:
         kind = kinds.get(name, main)
         exact = value.detach()
         cast, limits = exact.to(kind), torch.finfo(kind)
-        lost, size = (
-            float(v.abs().max()) if v.numel() else 0.0 for v in (cast.double() - exact, exact)
-        )
-        if lost > 2 * limits.eps * size or 0 < largest < limits.tiny / limits.eps:
+        lost = _largest(cast.double() - exact) > 2 * limits.eps * _largest(exact)
+        if lost or 0 < largest < limits.tiny / limits.eps:
             raise DataError(f"{name} becomes too small or too large for {kind}; try model.double()")
         if isinstance(value, nn.Parameter):
             value.requires_grad_(own[name].requires_grad if name in own else True)
@@ -290,18 +293,14 @@ def _restore(network: nn.Module, model: nn.Module, largest: float) -> None:
 
 
 def _require_homogeneous(
-    network: nn.Module, layers: Sequence[FoldedLayer], inputs: Any, reference: Tensor
+    network: nn.Module, layers: Layers, inputs: Any, reference: Tensor
 ) -> None:
     """Refuse a network whose outputs do not scale with its layers."""
     if not torch.isfinite(reference).all():
         raise DataError("the model's outputs on these inputs are NaN or infinite")
     if not reference.any():
         raise DataError("the model's outputs on these inputs are all zero; give other inputs")
-
-    def off(exponents: Sequence[int]) -> float:
-        return deviation(network, layers, inputs, reference, exponents)
-
-    count = len(layers)
+    off, count = partial(deviation, network, layers, inputs, reference), len(layers)
     if off([0] * count) > TOLERANCE:
         raise DataError("the model is random: two runs on the same inputs differ; remove the noise")
     # all alike: no branch with a layer in it can keep step with one that has fewer
@@ -310,10 +309,8 @@ def _require_homogeneous(
     worst = max(map(off, [[1] * count, *far]))
     if worst <= TOLERANCE:
         return
-    alone = np.eye(count, dtype=int).tolist()
-    failing = [
-        layer.label for layer, one in zip(layers, alone, strict=True) if off(one) > TOLERANCE
-    ]
+    alone = zip(layers, np.eye(count, dtype=int).tolist(), strict=True)
+    failing = [layer.label for layer, one in alone if off(one) > TOLERANCE]
     which = f"the weights of {listed(failing)}" if failing else "all weights together"
     cause = "residual or parallel branches, a softmax or another function in forward may be why"
     culprits = _culprits(network, inputs)
@@ -326,11 +323,7 @@ def _require_homogeneous(
 
 
 def deviation(
-    network: nn.Module,
-    layers: Sequence[FoldedLayer],
-    inputs: Any,
-    reference: Tensor,
-    exponents: Sequence[int],
+    network: nn.Module, layers: Layers, inputs: Any, reference: Tensor, exponents: Sequence[int]
 ) -> float:
     """How far the outputs are from 2^Σe times those of the unscaled network.
 
@@ -734,8 +727,7 @@ class NormalizedLoss:
         ):
             x = [x]
         if not hasattr(x, "__iter__"):
-            kind = type(x).__name__
-            raise DataError(f"got {kind}; expected inputs and targets, or a loader of them")
+            raise DataError(f"got {x!r}; expected inputs and targets, or a loader of them")
         batches = iter(x)
         if self.reference is None and self._layers is None:
             first = next(batches, None)
@@ -746,17 +738,10 @@ class NormalizedLoss:
             batches = itertools.chain([first], batches)
         factors = self._factors()
         found = evaluate(self.model, batches, self.loss, math.prod(factors.values()))
-        entry = Measurement(
-            step,
-            found.samples,
-            found.loss,
-            found.normalized_loss,
-            factors,
-            found.error,
-            None if found.margins is None else found.margins.minimum,
-        )
-        self.history.append(entry)
-        return entry.normalized_loss
+        margin = None if found.margins is None else found.margins.minimum
+        losses = found.samples, found.loss, found.normalized_loss
+        self.history.append(Measurement(step, *losses, factors, found.error, margin))
+        return found.normalized_loss
 
     def _factors(self) -> dict[str, float]:
         with networks.evaluating(self.model):
