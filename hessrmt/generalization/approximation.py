@@ -325,11 +325,11 @@ def study(
             theta = np.tile(_node(constituent, network.width, draw, iterations), n - 1)
         theta = fit(network, theta, points[:samples], values[:samples], iterations)
         missed = network.values(theta, points) - values
-        fitted, l2 = np.sqrt((missed**2).reshape(2, samples).mean(axis=1))
-        errors[kind][:, i, s] = l2, np.abs(missed[samples:]).max(), fitted
-    of_kind = [{kind: errors[kind][j] / values.std() for kind in KINDS} for j in range(3)]
+        within, beyond = np.sqrt((missed**2).reshape(2, samples).mean(axis=1))
+        errors[kind][:, i, s] = beyond, np.abs(missed[samples:]).max(), within
+    l2, sup, fitted = ({kind: errors[kind][j] / values.std() for kind in KINDS} for j in range(3))
     units = np.array([net.units for net in networks["deep"]], dtype=float)
-    return ApproximationStudy(constituent, n, units, *of_kind, parameters)
+    return ApproximationStudy(constituent, n, units, l2, sup, fitted, parameters)
 
 
 def fit(network: Tree, theta: Theta, x: Points, y: Values, iterations: int) -> Theta:

@@ -349,7 +349,7 @@ def drawn(count: int, classes: int, generator: Generator) -> Labels:
 def crop_and_flip(images: Images, *, padding: int = 4, fill: float = 0.0) -> Images:
     """Every image padded, cut out again at a random place, and mirrored half of the time.
 
-    As He et al. 2015 train ResNets. Random numbers come from torch's global generator of the CPU,
+    As ResNets are trained (He et al. 2015). Random numbers come from torch's global generator of the CPU,
     on every device the same.
 
     Args:
