@@ -383,11 +383,11 @@ class System:
 
     def state(self) -> State:
         """The state at t = 0."""
-        scales, directions = bias_free.split_scales(self.layers)
+        scales, vectors = bias_free.split_scales(self.layers)
         if self.kind in {"descent", "weight-normalization"}:
-            directions = self.layers
-        flat = np.concatenate([v.ravel() for v in directions])
-        return np.concatenate([scales, flat]) if self.has_scales else flat
+            vectors = self.layers
+        flat = [v.ravel() for v in vectors]
+        return np.concatenate([scales, *flat] if self.has_scales else flat)
 
     def parts(self, state: State) -> tuple[Scales, Layers]:
         """Scales and vectors of a state.
@@ -398,15 +398,13 @@ class System:
         Returns:
             (K,) ρ_k, and the v_k of W_k = ρ_k v_k/‖v_k‖.
         """
-        count = len(self.layers)
-        flat = state[count:] if self.has_scales else state
-        ends = np.cumsum([layer.size for layer in self.layers])
-        pieces = np.split(flat, ends[:-1])
+        scales, flat = np.split(state, [len(self.layers) if self.has_scales else 0])
+        pieces = np.split(flat, np.cumsum([layer.size for layer in self.layers])[:-1])
         vectors = tuple(p.reshape(w.shape) for p, w in zip(pieces, self.layers, strict=True))
-        if self.has_scales:
-            return state[:count], vectors
-        norms = bias_free.split_scales(vectors if self.kind == "descent" else self.layers)[0]
-        return norms, vectors
+        if not self.has_scales:
+            own = vectors if self.kind == "descent" else self.layers
+            scales = bias_free.split_scales(own)[0]
+        return scales, vectors
 
     def rate(self, u: float, state: State) -> State:
         """dstate/du = (1 + t) dstate/dt.

@@ -28,7 +28,7 @@ from hessrmt.errors import DataError, DeviceError
 from hessrmt.problems.structure import hooked, reached
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from hessrmt.problems.structure import Hook
 
@@ -137,9 +137,12 @@ def moved(tree: Any, device: torch.device) -> Any:
     Returns:
         The same structure.
     """
-    return _pytree.tree_map(
-        lambda leaf: torch.as_tensor(leaf).to(device) if isinstance(leaf, ARRAYS) else leaf, tree
-    )
+    return _each(tree, lambda leaf: torch.as_tensor(leaf).to(device))
+
+
+def _each(tree: Any, change: Callable[[Any], Tensor]) -> Any:
+    """A change of every tensor and array in a structure."""
+    return _pytree.tree_map(lambda leaf: change(leaf) if isinstance(leaf, ARRAYS) else leaf, tree)
 
 
 def as_inputs(inputs: Any, device: torch.device) -> Any:
@@ -157,9 +160,7 @@ def as_inputs(inputs: Any, device: torch.device) -> Any:
         DataError: If there are no samples, or a value is NaN or infinite.
     """
 
-    def ready(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
+    def ready(leaf: Tensor) -> Tensor:
         if leaf.dim() == 0 or leaf.numel() == 0:
             raise DataError(f"the inputs are empty, of shape {tuple(leaf.shape)}; give samples")
         bad = (~torch.isfinite(leaf)).nonzero()
@@ -168,7 +169,7 @@ def as_inputs(inputs: Any, device: torch.device) -> Any:
         leaf = leaf.clone() if leaf.is_inference() else leaf.detach()
         return leaf.double() if leaf.is_floating_point() else leaf
 
-    found = _pytree.tree_map(ready, moved(inputs, device))
+    found = _each(moved(inputs, device), ready)
     if not any(isinstance(leaf, Tensor) for leaf in _pytree.tree_leaves(found)):
         raise DataError(
             f"the inputs are {type(inputs).__name__}; expected a tensor or array with the batch "
@@ -189,9 +190,7 @@ def take(inputs: Any, samples: slice) -> Any:
     Returns:
         The same structure of tensors.
     """
-    return _pytree.tree_map(
-        lambda leaf: leaf[samples] if isinstance(leaf, ARRAYS) else leaf, inputs
-    )
+    return _each(inputs, lambda leaf: leaf[samples])
 
 
 def outputs(
@@ -308,13 +307,11 @@ def find_layers(network: nn.Module, inputs: Any) -> tuple[tuple[FoldedLayer, ...
     for value in network.parameters():
         value.requires_grad_(value.is_floating_point())
     modules: dict[str, Any] = dict(network.named_modules())
-    calls: list[tuple[str, _Key, _Key]] = []
-    alive: list[Tensor] = []  # so that no storage is used again
+    calls: list[tuple[Any, ...]] = []  # with the tensors, so that no storage is used again
 
     def noting(name: str) -> Hook:
         def note(taken: Tensor, out: Tensor) -> Tensor:
-            calls.append((name, _key(taken), _key(out)))
-            alive.extend((taken, out))
+            calls.append((name, _key(taken), _key(out), taken, out))
             return out
 
         return note
@@ -327,7 +324,7 @@ def find_layers(network: nn.Module, inputs: Any) -> tuple[tuple[FoldedLayer, ...
     after: dict[str, tuple[str, ...]] = defaultdict(tuple)
     made: dict[_Key, str] = {}  # the layer that an output belongs to
     waiting: dict[_Key, tuple[str, ...]] = {}  # BatchNorms that no layer has taken in yet
-    for name, taken, out in calls:
+    for name, taken, out, *_ in calls:
         if isinstance(modules[name], LAYERS):
             before[name] = waiting.get(taken, ())
             made[out] = name

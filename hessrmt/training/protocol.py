@@ -349,8 +349,8 @@ def drawn(count: int, classes: int, generator: Generator) -> Labels:
 def crop_and_flip(images: Images, *, padding: int = 4, fill: float = 0.0) -> Images:
     """Every image padded, cut out again at a random place, and mirrored half of the time.
 
-    As ResNets are trained (He et al. 2015). Random numbers come from torch's global generator of the CPU,
-    on every device the same.
+    As ResNets are trained (He et al. 2015). Random numbers come from torch's global generator of
+    the CPU, on every device the same.
 
     Args:
         images: A batch.
@@ -367,12 +367,10 @@ def crop_and_flip(images: Images, *, padding: int = 4, fill: float = 0.0) -> Ima
         shape = tuple(images.shape[1:])
         raise DataError(f"augmentation needs images (channels, height, width), got {shape}")
     count, _, height, width = images.shape
-    places = torch.randint(2 * padding + 1, (2, count)).to(images.device)
-    mirrored = (torch.rand(count) < 0.5).to(images.device)
-    padded = nn.functional.pad(images, (padding,) * 4, value=fill)
-    rows = places[0, :, None] + torch.arange(height, device=images.device)
-    columns = places[1, :, None] + torch.arange(width, device=images.device)
-    columns = torch.where(mirrored[:, None], columns.flip(1), columns)
-    batch = torch.arange(count, device=images.device)[:, None, None]
-    found = padded.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]]
+    places = torch.randint(2 * padding + 1, (2, count, 1))
+    rows, columns = places[0] + torch.arange(height), places[1] + torch.arange(width)
+    columns = torch.where(torch.rand(count, 1) < 0.5, columns.flip(1), columns)
+    at = torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]
+    padded = nn.functional.pad(images, (padding,) * 4, value=fill).permute(0, 2, 3, 1)
+    found = padded[tuple(index.to(images.device) for index in at)]
     return found.permute(0, 3, 1, 2).contiguous()
