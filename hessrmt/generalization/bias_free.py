@@ -84,10 +84,7 @@ def linear_task(samples: int, features: int, gap: float = 0.5, seed: int = 0) ->
     Returns:
         (samples, d) inputs; labels -1 and 1.
     """
-    whole("samples", samples, 1)
-    whole("features", features, 1)
-    real("gap", gap, above=0)
-    draw = rng.stream(seed, "linear task", samples, features)
+    draw = _stream("linear task", samples, features, gap, seed)
     normal = draw.normal(size=features)
     normal /= np.linalg.norm(normal)
     x = draw.normal(size=(samples, features))
@@ -107,13 +104,19 @@ def quadrant_task(samples: int, features: int = 2, gap: float = 0.3, seed: int =
     Returns:
         (samples, d) inputs; labels -1 and 1.
     """
-    whole("samples", samples, 1)
-    whole("features", features, 2)
-    real("gap", gap, above=0)
-    draw = rng.stream(seed, "quadrant task", samples, features)
+    draw = _stream("quadrant task", samples, features, gap, seed, least=2)
     x = draw.normal(size=(samples, features))
     x[:, :2] += gap * np.sign(x[:, :2])
     return x, np.sign(x[:, 0] * x[:, 1])
+
+
+def _stream(
+    name: str, samples: int, features: int, gap: float, seed: int, least: int = 1
+) -> np.random.Generator:
+    whole("samples", samples, 1)
+    whole("features", features, least)
+    real("gap", gap, above=0)
+    return rng.stream(seed, name, samples, features)
 
 
 def initial_layers(widths: Sequence[int], seed: int = 0, scale: float = 1.0) -> Layers:

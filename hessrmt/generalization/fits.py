@@ -198,7 +198,7 @@ def _centred(values: Values) -> tuple[float, Values, float]:
 
 
 @dataclass(frozen=True)
-class LawFit:
+class BudgetLaw:
     """One law of the training budget, fitted by least squares.
 
     Attributes:
@@ -257,7 +257,7 @@ class BudgetFit:
             :data:`DECISIVE`; None unless both are there.
     """
 
-    laws: Mapping[str, LawFit]
+    laws: Mapping[str, BudgetLaw]
     reasons: Mapping[str, str]
     difference: float | None
     preferred: str | None
@@ -321,7 +321,7 @@ def fit_budgets(
     return BudgetFit(laws, reasons, difference, preferred)
 
 
-def fit_law(law: str, budgets: Values, values: Values, errors: Values | None = None) -> LawFit:
+def fit_law(law: str, budgets: Values, values: Values, errors: Values | None = None) -> BudgetLaw:
     """Fit one law.
 
     For a given τ or b a law is linear in L∞ and A: a scan of the shape gives the point from which
@@ -373,7 +373,7 @@ def fit_law(law: str, budgets: Values, values: Values, errors: Values | None = N
     if n - k - 1 > 0:
         goodness = n * math.log(max(rest, np.finfo(float).tiny) / n) if chi2 is None else rest
         aicc = goodness + 2 * k + 2 * k * (k + 1) / (n - k - 1)
-    return LawFit(
+    return BudgetLaw(
         law,
         *parameters,
         *spread,
@@ -428,7 +428,7 @@ def _linear(basis: Values, y: Values, weight: Values) -> tuple[float, float, flo
     return float(rest @ rest), float(limit), float(amplitude)
 
 
-def _criterion(fit: LawFit, n: int) -> float:
+def _criterion(fit: BudgetLaw, n: int) -> float:
     plain = 2 * n * math.log(max(fit.rmse, np.finfo(float).tiny))
     return plain if fit.chi2 is None else fit.chi2
 
