@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 
 import hessrmt as hr
-from hessrmt.generalization.approximation import KINDS, study
-from hessrmt.generalization.bias_free import initial_layers
-from hessrmt.generalization.flow import gradient_flow
-from hessrmt.generalization.separable import linear_task, quadrant_task
-from hessrmt.generalization.svm import maximum_margin
-from hessrmt.generalization.trajectory import Flow, direction_distances
-from hessrmt.generalization.trees import CONSTITUENTS
+from hessrmt.generalization.approximation import CONSTITUENTS, KINDS, study
+from hessrmt.generalization.bias_free import (
+    initial_layers,
+    linear_task,
+    maximum_margin,
+    quadrant_task,
+)
+from hessrmt.generalization.flow import Flow, gradient_flow
 from hessrmt.plots.files import save
 from hessrmt.plots.generalization import (
     approximation_errors,

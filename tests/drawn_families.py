@@ -3,10 +3,10 @@
 from typing import NamedTuple
 
 import numpy as np
-from hessrmt.config.puzzles import Family
 
 from hessrmt import rng
-from hessrmt.generalization.margins import QUANTILES
+from hessrmt.experiments.families import Family
+from hessrmt.generalization.normalization import QUANTILES
 from hessrmt.store.family import HISTORY, FamilyResult, Member
 
 DEFAULTS = {

@@ -16,7 +16,7 @@ from hessrmt.workflows import members
 from hessrmt.errors import NonFiniteError, StoreError
 from hessrmt.experiments.families import samples_of
 from hessrmt.generalization import evaluate, normalize, output_normalize
-from hessrmt.generalization.margins import QUANTILES, margins
+from hessrmt.generalization.normalization import QUANTILES, margins
 from hessrmt.problems import checkpoints, data, losses, models
 from hessrmt.records import Provenance
 from hessrmt.store.family import HISTORY, FamilyWriter, load_family

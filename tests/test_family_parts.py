@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from family_samples import family_on, write_images
+from hessrmt.workflows.families import run
 from scipy import stats
 
 from hessrmt import rng
@@ -14,10 +15,7 @@ from hessrmt.config import TrainConfig, load_settings
 from hessrmt.errors import ConfigError, DataError, ProblemError
 from hessrmt.experiments.puzzles import PuzzlesConfig
 from hessrmt.problems import data, losses, models
-from hessrmt.training.augment import crop_and_flip
-from hessrmt.training.initialization import initialize
-from hessrmt.training.labels import drawn, permuted
-from hessrmt.training.protocol import train
+from hessrmt.training.protocol import crop_and_flip, drawn, initialize, permuted, train
 
 CPU = torch.device("cpu")
 
@@ -59,7 +57,7 @@ def test_distinct_labels_show_which_were_permuted():
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, math.nan, True])
 def test_no_share(share):
-    with pytest.raises(DataError, match="expected a number 0 to 1"):
+    with pytest.raises(DataError, match="share of permuted labels"):
         permuted(np.arange(5), share, rng.stream(0, "x"))
 
 

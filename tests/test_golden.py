@@ -32,12 +32,12 @@ from golden_samples import (
     numbers,
     shortened,
 )
+from hessrmt.store.layout import array
 from level_samples import write_file
 
 import hessrmt as hr
 from hessrmt import rng
 from hessrmt.ensembles import goe, poisson
-from hessrmt.store.layout import array
 
 GOLDEN = Path(__file__).parent / "golden"
 WRITE = "HESSRMT_WRITE_GOLDEN"

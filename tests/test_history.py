@@ -8,13 +8,13 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from hessrmt.plots.history import history as draw
-from hessrmt.plots.history import side_by_side
 from store_samples import IDENTITY, create, spectrum
 
 import hessrmt as hr
 from hessrmt.config import HistoryConfig, TrainConfig, load_settings
 from hessrmt.errors import CapacityError, ConfigError, NonFiniteError, StoreError
+from hessrmt.plots.training import history as draw
+from hessrmt.plots.training import side_by_side
 from hessrmt.problems import checkpoints, data, losses, models
 from hessrmt.runs.history import Recording
 from hessrmt.runs.training import run

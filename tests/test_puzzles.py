@@ -12,7 +12,7 @@ from hessrmt import rng
 from hessrmt.config import load_settings
 from hessrmt.experiments.families import Family
 from hessrmt.experiments.puzzles import PuzzlesConfig
-from hessrmt.generalization.lines import fit_line
+from hessrmt.generalization.fits import fit_line
 from hessrmt.store.family import HISTORY, FamilyResult, Member, load_family
 
 SETTINGS = """

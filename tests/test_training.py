@@ -1,8 +1,10 @@
-"""Training: the published schedule, exact resumption, honest failures."""
+"""Training: the published schedule, exact resumption, honest failures, averages of iterates."""
 
+import copy
 import math
 import os
 import signal
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +23,15 @@ from hessrmt.errors import (
     WriteError,
 )
 from hessrmt.problems import checkpoints, data, losses, models
+from hessrmt.problems.data import Dataset
 from hessrmt.runs.training import run
+from hessrmt.training.averaging import IterateAverage, recompute_batchnorm
 from hessrmt.training.protocol import evaluate, learning_rate, train
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[1]
+EPS = np.finfo(float).eps
+LOSS = losses.resolve("cross-entropy")
 
 
 def settings_for(digits, **changes) -> TrainConfig:
@@ -35,26 +41,22 @@ def settings_for(digits, **changes) -> TrainConfig:
 
 def assert_same_run(one: Path, other: Path):
     """Two checkpoints agree bit for bit, in all but where and when they were made."""
-    a, b = (checkpoints.read(path) for path in (one, other))
     for key in ("state_dict", "optimizer", "epoch", "history", "config"):
-        assert_same(a[key], b[key], key)
+        a, b = ([*leaves(checkpoints.read(path)[key])] for path in (one, other))
+        assert a == b, key
 
 
-def assert_same(a, b, where):
-    assert type(a) is type(b), where
-    if isinstance(a, torch.Tensor):
-        assert a.dtype == b.dtype, where
-        assert torch.equal(a, b), where
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            assert_same(a[key], b[key], f"{where}/{key}")
-    elif isinstance(a, list):
-        assert len(a) == len(b), where
-        for i, pair in enumerate(zip(a, b, strict=True)):
-            assert_same(*pair, f"{where}/{i}")
+def leaves(tree, where=()):
+    """Every value with its place and type; tensors bit for bit."""
+    if isinstance(tree, dict | list):
+        items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+        yield where, type(tree), len(tree)
+        for key, value in items:
+            yield from leaves(value, (*where, key))
+    elif isinstance(tree, torch.Tensor):
+        yield where, tree.dtype, tree.shape, tree.numpy().tobytes()
     else:
-        assert a == b, where
+        yield where, type(tree), tree
 
 
 # the protocol
@@ -65,14 +67,11 @@ def assert_same(a, b, where):
     [(0, 3e-3), (149, 3e-3), (150, 3e-3), (210, (3e-3 + 3e-5) / 2), (270, 3e-5), (299, 3e-5)],
 )
 def test_learning_rate_of_the_published_protocol(epoch, rate):
-    assert learning_rate(epoch, TrainConfig()) == pytest.approx(rate, rel=4 * np.finfo(float).eps)
+    assert learning_rate(epoch, TrainConfig()) == pytest.approx(rate, rel=4 * EPS)
 
 
-def test_learning_rate_is_cut_not_squeezed_by_fewer_epochs():
+def test_learning_rate_is_cut_not_squeezed_by_fewer_epochs_and_may_step():
     assert learning_rate(160, TrainConfig(epochs=161)) == learning_rate(160, TrainConfig())
-
-
-def test_learning_rate_may_step():
     step = TrainConfig(decay_start=5, decay_end=5)
     assert [learning_rate(e, step) for e in (4, 5, 6)] == [step.lr, step.lr, step.final_lr]
 
@@ -102,45 +101,32 @@ def test_steps_equal_momentum_sgd_written_out(digits):
             vW = 0.9 * vW + p.T @ x[chunk] + 5e-4 * W
             vb = 0.9 * vb + p.sum(0) + 5e-4 * b
             W, b, steps = W - eta * vW, b - eta * vb, steps + 1
-    train(model, losses.resolve("cross-entropy"), samples, settings, device=CPU)
+    train(model, LOSS, samples, settings, device=CPU)
     # every step adds the round-off of sums of at most 16 terms of size |x| (momentum: x 10)
-    bound = steps * 16 * 10 * np.finfo(float).eps * np.abs(x).max()
+    bound = steps * 16 * 10 * EPS * np.abs(x).max()
     for ours, reference in zip(model.parameters(), (W, b), strict=True):
         np.testing.assert_allclose(ours.detach().numpy(), reference, rtol=0, atol=bound)
 
 
-def test_evaluate_weights_batches_by_size(digits):
+def test_evaluate_weights_batches_by_size_and_uses_evaluation_mode(digits):
     samples = data.load(str(digits), "train")
     model = models.build("logistic", samples.input_shape, samples.outputs, 0).double()
-    loss = losses.resolve("cross-entropy")
     x, y = samples.tensors(slice(None), torch.float64)
-    whole = float(loss(model(x), y).detach())
-    hits = float((model(x).argmax(1) == y).double().mean())
-    mean, accuracy = evaluate(model, loss, samples, device=CPU, dtype="float64", batch=64)
+    mean, accuracy = evaluate(model, LOSS, samples, device=CPU, dtype="float64", batch=64)
     # two orders of summation of 150 terms
-    assert mean == pytest.approx(whole, rel=150 * np.finfo(float).eps)
-    assert accuracy == hits
-
-
-def test_evaluation_mode_is_used_and_left_again(digits):
-    samples = data.load(str(digits), "train")
+    assert mean == pytest.approx(float(LOSS(model(x), y).detach()), rel=150 * EPS)
+    assert accuracy == float((model(x).argmax(1) == y).double().mean())
     model = nn.Sequential(nn.Dropout(0.5), nn.Linear(6, 2)).train()
-    loss = losses.resolve("cross-entropy")
-    x, y = samples.tensors(slice(None), torch.float32)
-    mean, _ = evaluate(model, loss, samples, device=CPU)
-    assert mean == float(loss(model[1](x), y).detach())
+    mean, _ = evaluate(model, LOSS, samples, device=CPU)
+    assert mean == float(LOSS(model[1](x.float()), y).detach())
     assert model.training
 
 
 def test_regression_has_no_accuracy(tmp_path):
     draw = rng.stream(1, "test regression")
     np.savez(tmp_path / "r.npz", x=draw.normal(size=(20, 3)), y=draw.normal(size=(20, 2)))
-    settings = TrainConfig(
-        model="logistic", data=str(tmp_path / "r.npz"), loss="mse", epochs=2, batch=8, device="cpu"
-    )
-    result = run(settings, tmp_path / "r.pt")
-    assert result.train_accuracy is None
-    assert result.test_loss is None
+    result = run(settings_for(tmp_path / "r.npz", loss="mse", epochs=2, batch=8), tmp_path / "r.pt")
+    assert result.train_accuracy is result.test_loss is None
     assert math.isfinite(result.train_loss)
 
 
@@ -196,10 +182,8 @@ def test_logistic_regression_learns_the_embedded_digits(tmp_path, monkeypatch):
     twin = models.build("logistic", (1, 28, 28), 10, 1)
     checkpoints.load_into(twin, result.checkpoint)
     test = data.load("mnist", "test")
-    assert evaluate(twin, losses.resolve("cross-entropy"), test, device=CPU) == (
-        result.test_loss,
-        result.test_accuracy,
-    )
+    found = evaluate(twin, LOSS, test, device=CPU)
+    assert found == (result.test_loss, result.test_accuracy)
 
 
 # interruption
@@ -221,16 +205,13 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(digits, tmp_path, 
 
 
 class Interrupt:
-    """Presses Ctrl-C after some epochs."""
+    """Presses Ctrl-C after five epochs."""
 
-    def __init__(self, epochs):
-        self.epochs = epochs
-
-    def begin(self, origin, device, done, epochs):
+    def begin(self, *_):
         pass
 
     def epoch(self, entry):
-        if entry["epoch"] == self.epochs:
+        if entry["epoch"] == 5:
             raise KeyboardInterrupt
 
 
@@ -244,7 +225,7 @@ def test_resumption_is_exact_for_dropout_and_batch_norm(digits, tmp_path):
     settings = settings_for(digits, model=f"{tmp_path / 'net.py'}:net", epochs=6)
     stopped, whole = tmp_path / "stopped.pt", tmp_path / "whole.pt"
     with pytest.raises(KeyboardInterrupt):
-        run(settings, stopped, observer=Interrupt(5), save_every=2)
+        run(settings, stopped, observer=Interrupt(), save_every=2)
     assert checkpoints.read(stopped)["epoch"] == 4
     run(settings, stopped, resume=True)
     run(settings, whole)
@@ -263,18 +244,16 @@ def test_a_finished_run_returns_at_once_and_can_be_extended(digits, tmp_path):
     assert_same_run(out, whole)
 
 
-def test_resume_with_no_file_starts(digits, tmp_path):
-    assert run(settings_for(digits, epochs=1), tmp_path / "c.pt", resume=True).epochs == 1
-
-
 def test_resume_refuses_other_settings_data_and_files(digits, tmp_path):
     out = tmp_path / "c.pt"
     run(settings_for(digits), out)
     before = out.read_bytes()
-    with pytest.raises(ConfigError, match=r"lr was 0\.003, now 0\.1; seed was 0, now 1"):
-        run(settings_for(digits, lr=0.1, seed=1, epochs=9), out, resume=True)
-    with pytest.raises(ConfigError, match="epochs was 8, now 2"):
-        run(settings_for(digits, epochs=2), out, resume=True)
+    for changes, message in (
+        ({"lr": 0.1, "seed": 1, "epochs": 9}, r"lr was 0\.003, now 0\.1; seed was 0, now 1"),
+        ({"epochs": 2}, "epochs was 8, now 2"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            run(settings_for(digits, **changes), out, resume=True)
     with np.load(digits) as arrays:
         np.savez(digits, **(dict(arrays) | {"x_train": arrays["x_train"] + 1}))
     with pytest.raises(DataError, match="trained on other samples"):
@@ -291,7 +270,7 @@ def test_resume_refuses_other_settings_data_and_files(digits, tmp_path):
 
 def test_an_existing_file_is_only_replaced_when_asked(digits, tmp_path):
     settings, out = settings_for(digits, epochs=1), tmp_path / "c.pt"
-    run(settings, out)
+    assert run(settings, out, resume=True).epochs == 1  # no file: it starts
     with pytest.raises(ConfigError, match="--resume, replace it with --overwrite"):
         run(settings, out)
     with pytest.raises(ConfigError, match="exclude each other"):
@@ -301,15 +280,15 @@ def test_an_existing_file_is_only_replaced_when_asked(digits, tmp_path):
 
 def test_bad_places_to_write_fail_before_training(digits, tmp_path):
     settings = settings_for(digits)
-    with pytest.raises(StoreError, match="cannot write into the folder"):
-        run(settings, tmp_path / "none" / "c.pt")
-    with pytest.raises(StoreError, match="cannot write into the folder"):
-        run(settings, digits / "c.pt")
     (tmp_path / "folder.pt").mkdir()
-    with pytest.raises(StoreError, match="it is a folder"):
-        run(settings, tmp_path / "folder.pt")
-    with pytest.raises(ConfigError, match=r"\.pt or \.pth"):
-        run(settings, tmp_path / "c.safetensors")
+    for place, error, message in (
+        (tmp_path / "none" / "c.pt", StoreError, "cannot write into the folder"),
+        (digits / "c.pt", StoreError, "cannot write into the folder"),
+        (tmp_path / "folder.pt", StoreError, "it is a folder"),
+        (tmp_path / "c.safetensors", ConfigError, r"\.pt or \.pth"),
+    ):
+        with pytest.raises(error, match=message):
+            run(settings, place)
 
 
 def test_a_full_disk_keeps_the_last_saved_epoch(digits, tmp_path, monkeypatch):
@@ -340,3 +319,179 @@ def test_checkpoint_says_where_it_came_from(digits, tmp_path):
     assert [entry["epoch"] for entry in content["history"]] == [1, 2]
     assert str(digits) in content["provenance"]["data"]
     assert {"versions", "created", "device"} <= content["provenance"].keys()
+
+
+# averages of iterates
+
+
+def flat(parameters) -> np.ndarray:
+    return torch.cat([value.detach().double().flatten() for value in parameters]).numpy().copy()
+
+
+def gaussian(count: int, *shape: int, name: str = "samples") -> Dataset:
+    x = rng.stream(3, name).normal(size=(count, *shape)) * 2 + 1
+    y = rng.stream(3, name, "labels").integers(0, 3, count)
+    return Dataset("noise", "train", x, y, 3, "noise")
+
+
+@pytest.mark.parametrize(("start", "dtype"), [(0, "float32"), (37, "float32"), (37, "float64")])
+def test_it_is_the_mean_of_the_iterates(digits, start, dtype):
+    samples = data.load(str(digits), "train")
+    settings = settings_for(digits, model="mlp2", lr=0.05, dtype=dtype)
+    model = models.build("mlp2", samples.input_shape, 2, 0).to(dtype=getattr(torch, dtype))
+    average, iterates = IterateAverage(model, start), []
+
+    def step(trained):
+        average.update(trained)
+        iterates.append(flat(trained.parameters()))
+
+    train(model, LOSS, samples, settings, device=CPU, on_step=step)
+    assert average.steps == len(iterates) == 8 * 10
+    kept = np.array(iterates[start:])
+    assert average.count == len(kept)
+    # a running mean of n numbers makes n roundings of the size ε·max|w|, as does np.mean
+    bound = 2 * len(kept) * EPS * np.abs(kept).max()
+    found = flat(average.parameters().values())
+    np.testing.assert_allclose(found, kept.mean(axis=0), rtol=0, atol=bound)
+    distance = np.linalg.norm(kept.mean(axis=0) - iterates[-1])
+    assert average.distance(model) == pytest.approx(distance, abs=bound * kept.shape[1] ** 0.5)
+    other = models.build("mlp2", samples.input_shape, 2, 1).to(dtype=getattr(torch, dtype))
+    average.copy_to(other)
+    assert all(value.dtype == getattr(torch, dtype) for value in other.parameters())
+    rounding = np.finfo(dtype).eps * np.abs(kept).max()
+    np.testing.assert_allclose(flat(other.parameters()), found, rtol=0, atol=rounding)
+
+
+def test_descent_on_a_parabola_averages_to_its_geometric_series():
+    """w_i = (1-αλ)^i w_0 has the mean w_0 r(1-rⁿ)/(n(1-r)), r = 1-αλ."""
+    alpha, curvatures, n = 0.1, np.array([0.3, 1.0, 4.0]), 500
+    model = nn.Linear(3, 1, bias=False).double()
+    first = flat(model.parameters())
+    average = IterateAverage(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=alpha)
+    for _ in range(n):
+        optimizer.zero_grad()
+        (torch.from_numpy(curvatures) * model.weight[0] ** 2 / 2).sum().backward()
+        optimizer.step()
+        average.update(model)
+    ratio = 1 - alpha * curvatures
+    expected = first * ratio * (1 - ratio**n) / (n * (1 - ratio))
+    found = flat(average.parameters().values())
+    # every iterate carries the roundings of those before it, damped by r, and the mean n of its own
+    bound = n * EPS * np.abs(first).max() / (1 - ratio).min()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=bound)
+
+
+def test_a_continued_average_is_the_same_bit_for_bit():
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    whole, parts = IterateAverage(model, 2), IterateAverage(model, 2)
+    for step in range(12):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                generator = rng.torch_generator(0, "step", step, *parameter.shape)
+                parameter.add_(torch.randn(parameter.shape, generator=generator))
+        whole.update(model)
+        parts.update(model)
+        saved = copy.deepcopy(parts.state_dict())
+        parts = IterateAverage(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)), 2)
+        parts.load_state_dict(saved)
+    assert parts.count == whole.count == 10
+    for name, value in whole.parameters().items():
+        assert torch.equal(parts.parameters()[name], value)
+    before = whole.state_dict()
+    whole.update(model)
+    assert not torch.equal(whole.state_dict()["mean"]["0.weight"], before["mean"]["0.weight"])
+
+
+def test_what_cannot_be_averaged_is_refused():
+    model = nn.Linear(2, 2)
+    late, narrow = IterateAverage(model, 5), IterateAverage(nn.Linear(2, 3), 5)
+    for _ in range(5):
+        late.update(model)
+    for use, message in (
+        *((partial(IterateAverage, model, s), "start must be") for s in (-1, 1.5, True, None)),
+        (lambda: IterateAverage(nn.ReLU()), "no parameters to average"),
+        (late.parameters, "5 steps were made and the average begins after"),
+        (lambda: late.copy_to(model), "5 steps were made"),
+        (lambda: late.distance(model), "5 steps were made"),
+        (lambda: narrow.load_state_dict(late.state_dict()), "differ in bias, weight"),
+        (lambda: late.load_state_dict({"weight": torch.zeros(2)}), "no state of an average"),
+        (
+            lambda: IterateAverage(model, 4).load_state_dict(late.state_dict()),
+            "begins after step 5, this one after step 4",
+        ),
+    ):
+        with pytest.raises(ProblemError, match=message):
+            use()
+    late.update(model)
+    with pytest.raises(ProblemError, match="differ in bias, weight"):
+        late.copy_to(nn.Linear(3, 3))
+    for value in (torch.nan, 0.0):  # once NaN, always NaN
+        nn.init.constant_(model.weight, value)
+        late.update(model)
+    with pytest.raises(NonFiniteError, match="the average of weight is NaN or infinite"):
+        late.parameters()
+
+
+# BatchNorm measured anew
+
+
+def network() -> nn.Sequential:
+    with rng.torch_seeded(0, "batchnorm"):
+        first = nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5)
+        second = nn.Conv2d(4, 3, 3), nn.BatchNorm2d(3), nn.Flatten()
+        return nn.Sequential(*first, *second, nn.Linear(12, 3), nn.BatchNorm1d(3))
+
+
+def test_statistics_are_those_of_the_whole_training_set():
+    """Every layer's input, computed of all samples at once by hand, layer by layer."""
+    samples = gaussian(70, 2, 6, 6)
+    model = network().double().train()
+    assert recompute_batchnorm(model, samples, device=CPU, dtype="float64", batch=16) == 3
+    assert model.training
+    values, _ = samples.tensors(slice(None))
+    for layer in model.eval():
+        if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+            channels = values.transpose(0, 1).flatten(1).detach().numpy()
+            mean, variance = channels.mean(axis=1), channels.var(axis=1, ddof=1)
+            # sums of n terms of the size of the largest value, in two orders
+            scale = channels.shape[1] * EPS * np.abs(channels).max()
+            found = layer.running_mean.numpy(), layer.running_var.numpy()
+            np.testing.assert_allclose(found[0], mean, rtol=0, atol=2 * scale)
+            atol = 8 * scale * np.abs(channels).max()
+            np.testing.assert_allclose(found[1], variance, rtol=0, atol=atol)
+        values = layer(values)
+
+
+def test_batch_size_and_order_do_not_matter():
+    samples = gaussian(60, 2, 6, 6)
+    shuffled = Dataset("noise", "train", samples.x[::-1].copy(), samples.y[::-1].copy(), 3, "noise")
+    states = []
+    for part, batch in ((samples, 60), (samples, 7), (shuffled, 13)):
+        model = network().double()
+        recompute_batchnorm(model, part, device=CPU, dtype="float64", batch=batch)
+        states.append(np.concatenate([b.numpy().ravel() for b in model.buffers() if b.dim()]))
+    # two orders of a sum of at most 60·16 terms in each of three layers; what reaches a layer was
+    # divided by a standard deviation, never below a tenth here
+    bound = 3 * 60 * 16 * EPS * 10 * np.abs(states[0]).max()
+    for state in states[1:]:
+        np.testing.assert_allclose(state, states[0], rtol=0, atol=bound)
+
+
+def test_networks_without_running_statistics_are_left_alone():
+    samples = gaussian(20, 5)
+    plain = nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3, track_running_stats=False))
+    before = copy.deepcopy(plain.state_dict())
+    assert recompute_batchnorm(plain, samples, device=CPU) == 0
+    assert all(torch.equal(before[k], v) for k, v in plain.state_dict().items())
+
+
+def test_statistics_that_do_not_exist_are_refused():
+    model = nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3))
+    with pytest.raises(ProblemError, match="BatchNorm '1' saw 1 value per channel"):
+        recompute_batchnorm(model, gaussian(1, 5), device=CPU)
+    with torch.no_grad():
+        model[0].weight[0, 0] = torch.inf
+    with pytest.raises(NonFiniteError, match="what reaches BatchNorm '1' is NaN or infinite"):
+        recompute_batchnorm(model, gaussian(20, 5), device=CPU)
+    assert bool(torch.isfinite(model[1].running_var).all())

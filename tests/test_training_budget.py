@@ -12,7 +12,7 @@ from hessrmt.config import load_settings
 from hessrmt.errors import ConfigError, GeneralizationError
 from hessrmt.experiments.experiment import settings_file
 from hessrmt.experiments.training_budget import BudgetConfig, scaled_rate
-from hessrmt.generalization.budget import fit_budgets, fit_law
+from hessrmt.generalization.fits import fit_budgets, fit_law
 from hessrmt.problems import checkpoints
 
 PAPER = np.array([15, 30, 45, 60, 90, 120, 150, 180, 210, 270, 300.0])
@@ -135,15 +135,20 @@ def test_units_do_not_matter():
     [
         ([1, 2, 3], [3, 2, 1], None, "at least 4 budgets, got 3"),
         ([1, 2, 3, 4], [3, 2, 1], None, "4 budgets but 3 values"),
-        ([1, 2, 3, 4], [3, 2, math.nan, 1], None, "values hold nan at position 2; a run diverged"),
-        ([1, 2, 3, 4], [3, 2, math.inf, 1], None, "values hold inf at position 2"),
-        ([1, 2, 2, 4], [3, 2, 2, 1], None, "expected different positive numbers"),
-        ([0, 1, 2, 3], [3, 2, 2, 1], None, "expected different positive numbers"),
+        (
+            [1, 2, 3, 4],
+            [3, 2, math.nan, 1],
+            None,
+            "leave out a run that diverged",
+        ),
+        ([1, 2, 3, 4], [3, 2, math.inf, 1], None, "values must be finite"),
+        ([1, 2, 2, 4], [3, 2, 2, 1], None, "budgets must differ"),
+        ([0, 1, 2, 3], [3, 2, 2, 1], None, "budgets must be positive"),
         ([1, 2, 3, 4], [4, 3, 2, 1], [1, 1, 0, 1], "errors must be positive"),
         ([1, 2, 3, 4], [4, 3, 2, 1], [1, 1], "4 budgets but 2 errors"),
-        ([1, 2, 3, 4], ["a"] * 4, None, "expected a row of numbers"),
-        ([1, 2, 3, 4], [[1], [2], [3], [4]], None, "expected a row of numbers"),
-        ([1, 2, 3, 4], [True, False, True, True], None, "expected a row of numbers"),
+        ([1, 2, 3, 4], ["a"] * 4, None, "values must be real numbers"),
+        ([1, 2, 3, 4], [[1], [2], [3], [4]], None, "values must have 1 dimension"),
+        ([1, 2, 3, 4], [True, False, True, True], None, "values must be real numbers"),
     ],
 )
 def test_what_cannot_be_fitted(budgets, values, errors, said):

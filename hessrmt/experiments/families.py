@@ -28,9 +28,13 @@ from hessrmt.backend.select import select
 from hessrmt.config import CountOrAll, Settings, TrainConfig
 from hessrmt.errors import ConfigError, DataError, NonFiniteError, ProblemError
 from hessrmt.generalization import evaluate, normalize, output_normalize
-from hessrmt.generalization.margins import QUANTILES
 from hessrmt.generalization.networks import evaluating, outputs
-from hessrmt.generalization.normalize import effective_weights, layer_factors, output_factor
+from hessrmt.generalization.normalization import (
+    QUANTILES,
+    effective_weights,
+    layer_factors,
+    output_factor,
+)
 from hessrmt.problems import checkpoints, data, losses, models
 from hessrmt.progress import silent
 from hessrmt.records import Provenance
@@ -44,10 +48,7 @@ from hessrmt.runs.run import (
 )
 from hessrmt.runs.training import TrainingFile, write_checkpoint
 from hessrmt.store.family import HISTORY, FamilyWriter, Member, load_family
-from hessrmt.training.augment import crop_and_flip
-from hessrmt.training.initialization import initialize
-from hessrmt.training.labels import drawn, permuted
-from hessrmt.training.protocol import TrainState, train
+from hessrmt.training.protocol import TrainState, crop_and_flip, drawn, initialize, permuted, train
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from hessrmt.backend.base import Backend
-    from hessrmt.generalization.layers import Layer
+    from hessrmt.generalization.networks import FoldedLayer
     from hessrmt.problems.data import Dataset
     from hessrmt.progress import Tick
     from hessrmt.runs.run import Pool
@@ -674,7 +675,7 @@ class History:
         self._train = _moved(_pieces(plan.train, torch.float32), plan.device)
         self._test = _moved(_pieces(plan.test, torch.float32), plan.device)
         self._fixed = plan.fixed.to(device=plan.device, dtype=torch.float32)
-        self._layers: tuple[Layer, ...] = ()
+        self._layers: tuple[FoldedLayer, ...] = ()
         if plan.family.by == "layers":
             some = plan.train.tensors(slice(_CHECKED))[0]
             network = copy.deepcopy(model).to(device="cpu", dtype=torch.float64)

@@ -21,7 +21,7 @@ from hessrmt.errors import DataError
 from hessrmt.experiments import families
 from hessrmt.experiments.experiment import Column, Experiment, Table, preset_of
 from hessrmt.experiments.families import Family
-from hessrmt.generalization.lines import LineFit, fit_line
+from hessrmt.generalization.fits import LineFit, fit_line
 from hessrmt.plots import puzzles as plots
 from hessrmt.progress import silent
 from hessrmt.runs.run import SERIAL

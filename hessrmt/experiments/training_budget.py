@@ -21,7 +21,7 @@ from hessrmt import rng
 from hessrmt.config import Settings, TrainConfig
 from hessrmt.errors import DataError
 from hessrmt.experiments.experiment import Column, Estimate, Experiment, preset_of
-from hessrmt.generalization.budget import BudgetFit, fit_budgets
+from hessrmt.generalization.fits import BudgetFit, fit_budgets
 from hessrmt.plots import training as plots
 from hessrmt.progress import silent
 from hessrmt.runs import trajectory

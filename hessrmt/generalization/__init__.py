@@ -7,29 +7,31 @@
 ==============================  ==================================================================
 module                          contents
 ==============================  ==================================================================
-:mod:`~.normalize`              ``normalize``, and ``output_normalize`` for other networks
-:mod:`~.layers`                 layers in the order of depth, by running the network
-:mod:`~.batchnorm`              BatchNorm folded into the layer next to it
-:mod:`~.homogeneity`            the check that outputs scale with the weights
-:mod:`~.margins`                margins, their quantiles, support examples, 1/η
-:mod:`~.evaluation`             both losses and margins in one pass over data
-:mod:`~.callback`               ``NormalizedLoss``, for a training loop of one's own
-:mod:`~.lines`                  ``fit_line``: test losses against training losses of a family
-:mod:`~.budget`                 ``fit_budgets``: best validation losses against the training budget
-:mod:`~.flow`                   ``gradient_flow`` of bias-free networks, three kinds
-:mod:`~.trajectory`             ``Flow``: norms, directions and margins along it
-:mod:`~.svm`                    ``maximum_margin``: where flows on separable data should end
-:mod:`~.separable`              ``linear_task``, ``quadrant_task``: tasks whose answer is known
+:mod:`~.normalization`          ``normalize``, and ``output_normalize`` for other networks;
+                                ``margins``; ``evaluate``; ``NormalizedLoss``, for a training loop
+:mod:`~.networks`               layers in the order of depth, with BatchNorm folded into them
+:mod:`~.fits`                   ``fit_line``: test losses against training losses of a family;
+                                ``fit_budgets``: best validation losses against the training budget
+:mod:`~.bias_free`              bias-free networks and their losses; ``linear_task``,
+                                ``quadrant_task``; ``maximum_margin``, where flows should end
+:mod:`~.flow`                   ``gradient_flow`` of such networks; ``Flow``: norms, directions,
+                                margins along it
 :mod:`~.approximation`          ``study``: deep tree networks against shallow ones
-:mod:`~.trees`                  compositional functions on binary trees, and those networks
 ==============================  ==================================================================
 """
 
-from hessrmt.generalization.callback import Measurement, NormalizedLoss
-from hessrmt.generalization.evaluation import Evaluation, evaluate
-from hessrmt.generalization.lines import LineFit, fit_line
-from hessrmt.generalization.margins import MarginSummary, margins
-from hessrmt.generalization.normalize import Normalized, normalize, output_normalize
+from hessrmt.generalization.fits import LineFit, fit_line
+from hessrmt.generalization.normalization import (
+    Evaluation,
+    MarginSummary,
+    Measurement,
+    Normalized,
+    NormalizedLoss,
+    evaluate,
+    margins,
+    normalize,
+    output_normalize,
+)
 
 __all__ = [
     "Evaluation",

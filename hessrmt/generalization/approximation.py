@@ -1,30 +1,44 @@
 """Deep tree networks against shallow ones: error against the number of units.
 
-[P] Theorem 1 bounds what is needed for the accuracy ε: a shallow network of O(ε^-n) units, a deep
+A function of n = 2^l variables in [-1, 1] has the n - 1 nodes of a binary tree, each the same
+function of two variables with values in [-1, 1] (Poggio, Banburski and Liao 2020, Fig. 1 B). A deep
+network has q ReLUs at every node, a shallow one all its ReLUs in one layer (Fig. 1 A):
+
+    node(a, b) = c_0 + Σ_j c_j max(0, w_j·(a, b) + b_j),   shallow(x) the same of all x.
+
+Their Theorem 1 bounds what is needed for the accuracy ε: a shallow network of O(ε^-n) units, a deep
 one of O((n - 1) ε^-2), for the worst constituents of bounded first derivatives. So the bounds on
 the error fall like units^-1/n and units^-1/2.
 
-Source: [P] (Poggio, Banburski, Liao, PNAS 117, 30039, 2020), §2.
+Source: Poggio, Banburski and Liao 2020, §2.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from scipy import linalg
 from scipy.stats import qmc
 
 from hessrmt import rng
-from hessrmt.errors import GeneralizationError
-from hessrmt.generalization.leastsquares import fit
-from hessrmt.generalization.trees import Tree, checked_inputs, tree_function
+from hessrmt.checks import one_of, whole
+from hessrmt.errors import ConvergenceError, DataError
 
 if TYPE_CHECKING:
     from jaxtyping import Float64
 
-    Errors = Float64[np.ndarray, " U"]
+    Points = Float64[np.ndarray, "B n"]
+    Values = Float64[np.ndarray, " B"]
+    Theta = Float64[np.ndarray, " P"]
+    Errors = dict[str, Float64[np.ndarray, "U S"]]
+    MeanErrors = Float64[np.ndarray, " U"]
+
+Constituent = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 KINDS = ("deep", "shallow")
 STARTS = ("nodes", "random")
@@ -32,9 +46,153 @@ STARTS = ("nodes", "random")
 _RESTARTS, _NODE_POINTS = 4, 512
 """Fits of one node to its constituent, of which the best is taken, and points of each."""
 
+_SMALLEST_DAMPING, _LARGEST_DAMPING = 1e-10, 1e10
+
+
+def polynomial(a: Values, b: Values) -> Values:
+    """(a + b)²/2 - 1: the tree is in T_2^n, polynomials of two variables and degree 2."""
+    return (a + b) ** 2 / 2 - 1
+
+
+def sine(a: Values, b: Values) -> Values:
+    """Sine of 2a + b: smooth, no polynomial, not symmetric."""
+    return np.sin(2 * a + b)
+
+
+def cone(a: Values, b: Values) -> Values:
+    """√2 √(a² + b²) - 1: Lipschitz, not differentiable at zero."""
+    return np.sqrt(2 * (a * a + b * b)) - 1
+
+
+CONSTITUENTS: dict[str, Constituent] = {"polynomial": polynomial, "sine": sine, "cone": cone}
+
+
+def tree_function(constituent: str, x: Points) -> Values:
+    """The compositional function of a constituent.
+
+    Args:
+        constituent: One of :data:`CONSTITUENTS`.
+        x: (B, n) points in [-1, 1]^n, n a power of two.
+
+    Returns:
+        (B,) values in [-1, 1].
+    """
+    values = x
+    while values.shape[1] > 1:
+        values = CONSTITUENTS[constituent](values[:, ::2], values[:, 1::2])
+    return values[:, 0]
+
 
 @dataclass(frozen=True)
-class Exponent:
+class Tree:
+    """A network with q ReLUs at every node of a tree whose nodes have d inputs.
+
+    ``Tree(n, q)`` is the deep network, d = 2; ``Tree(n, q, arity=n)`` has one node, the shallow
+    network.
+
+    Attributes:
+        inputs: n, a power of d.
+        width: q.
+        arity: d, inputs of a node.
+    """
+
+    inputs: int
+    width: int
+    arity: int = 2
+
+    @property
+    def nodes(self) -> int:
+        """(n - 1)/(d - 1) nodes."""
+        return (self.inputs - 1) // (self.arity - 1)
+
+    @property
+    def units(self) -> int:
+        """How many ReLUs."""
+        return self.nodes * self.width
+
+    @property
+    def parameters(self) -> int:
+        """How many parameters: q (d + 2) + 1 a node."""
+        return self.nodes * (self.width * (self.arity + 2) + 1)
+
+    def initial(self, draw: np.random.Generator) -> Theta:
+        """Random parameters, the kink of every unit through a random point of [-1, 1]^d.
+
+        Args:
+            draw: Source of randomness.
+
+        Returns:
+            (P,) parameters: for each node, from the inputs up, w, b, c, c_0.
+        """
+        shape = (self.nodes, self.width)
+        w = draw.normal(size=(*shape, self.arity))
+        w /= np.linalg.norm(w, axis=2, keepdims=True)
+        b = -(w * draw.uniform(-1, 1, size=w.shape)).sum(2)
+        c = draw.normal(size=shape) / np.sqrt(self.width)
+        pieces = [w.reshape(self.nodes, -1), b, c, np.zeros((self.nodes, 1))]
+        return np.concatenate(pieces, axis=1).ravel()
+
+    def values(self, theta: Theta, x: Points) -> Values:
+        """The network's outputs.
+
+        Args:
+            theta: (P,) parameters.
+            x: (B, n) points.
+
+        Returns:
+            (B,) outputs.
+        """
+        return self._forward(theta, x)[-1][:, 0]
+
+    def jacobian(self, theta: Theta, x: Points) -> tuple[Values, Float64[np.ndarray, "B P"]]:
+        """Outputs and their derivatives with respect to all parameters.
+
+        Args:
+            theta: (P,) parameters.
+            x: (B, n) points.
+
+        Returns:
+            (B,) outputs and (B, P) derivatives.
+        """
+        d, q = self.arity, self.width
+        layers = self._forward(theta, x)
+        table = np.empty((len(x), self.nodes, q * (d + 2) + 1))
+        slope, end = np.ones((len(x), 1)), self.nodes
+        for entering in reversed(layers[:-1]):
+            start = end - entering.shape[1] // d
+            w, b, c, _ = self._node_parameters(theta, start, end)
+            pairs = entering.reshape(len(x), -1, d)
+            z = np.einsum("bmd,mqd->bmq", pairs, w) + b
+            on = (z > 0) * c * slope[:, :, None]
+            part = table[:, start:end]
+            part[:, :, : q * d] = (on[..., None] * pairs[:, :, None, :]).reshape(*on.shape[:2], -1)
+            part[:, :, q * d : q * d + q] = on
+            part[:, :, q * d + q : -1] = np.maximum(z, 0) * slope[:, :, None]
+            part[:, :, -1] = slope
+            slope = np.einsum("bmq,mqd->bmd", on, w).reshape(len(x), -1)
+            end = start
+        return layers[-1][:, 0], table.reshape(len(x), -1)
+
+    def _node_parameters(self, theta: Theta, start: int, end: int) -> tuple[np.ndarray, ...]:
+        d, q = self.arity, self.width
+        rows = theta.reshape(self.nodes, -1)[start:end]
+        w = rows[:, : q * d].reshape(-1, q, d)
+        return w, rows[:, q * d : q * d + q], rows[:, q * d + q : -1], rows[:, -1]
+
+    def _forward(self, theta: Theta, x: Points) -> list[np.ndarray]:
+        """What enters each layer of nodes, and the output (B, 1)."""
+        layers, start = [x], 0
+        while layers[-1].shape[1] > 1:
+            pairs = layers[-1].reshape(len(x), -1, self.arity)
+            end = start + pairs.shape[1]
+            w, b, c, c0 = self._node_parameters(theta, start, end)
+            z = np.maximum(np.einsum("bmd,mqd->bmq", pairs, w) + b, 0)
+            layers.append(np.einsum("bmq,mq->bm", z, c) + c0)
+            start = end
+        return layers
+
+
+class Exponent(NamedTuple):
     """errors ∝ units^-exponent.
 
     Attributes:
@@ -65,9 +223,9 @@ class ApproximationStudy:
     constituent: str
     inputs: int
     units: Float64[np.ndarray, " U"]
-    l2: dict[str, Float64[np.ndarray, "U S"]] = field(repr=False)
-    sup: dict[str, Float64[np.ndarray, "U S"]] = field(repr=False)
-    fitted: dict[str, Float64[np.ndarray, "U S"]] = field(repr=False)
+    l2: Errors = field(repr=False)
+    sup: Errors = field(repr=False)
+    fitted: Errors = field(repr=False)
     parameters: dict[str, list[int]] = field(repr=False)
 
     def exponent(self, kind: str, norm: str = "l2") -> Exponent:
@@ -78,14 +236,13 @@ class ApproximationStudy:
             norm: ``"l2"`` or ``"sup"``.
 
         Returns:
-            The exponent; [P]'s bounds have 1/2 for deep and 1/n for shallow networks.
+            The exponent; the bounds of Poggio, Banburski and Liao 2020 have 1/2 for deep and 1/n
+            for shallow networks.
         """
         errors = self.l2[kind] if norm == "l2" else self.sup[kind]
-        slopes = -np.polyfit(np.log(self.units), np.log(errors), 1)[0]
-        spread = slopes.std(ddof=1) / np.sqrt(len(slopes)) if len(slopes) > 1 else float("nan")
-        return Exponent(float(slopes.mean()), float(spread))
+        return Exponent(*_mean(-np.polyfit(np.log(self.units), np.log(errors), 1)[0]))
 
-    def mean(self, kind: str, norm: str = "l2") -> tuple[Errors, Errors]:
+    def mean(self, kind: str, norm: str = "l2") -> tuple[MeanErrors, MeanErrors]:
         """Geometric mean of the errors over seeds.
 
         Args:
@@ -111,9 +268,14 @@ class ApproximationStudy:
             Mean over seeds, and its standard error.
         """
         errors = self.l2 if norm == "l2" else self.sup
-        gain = np.log(errors["shallow"][index]) - np.log(errors["deep"][index])
-        spread = gain.std(ddof=1) / np.sqrt(len(gain)) if len(gain) > 1 else float("nan")
-        return float(gain.mean()), float(spread)
+        return _mean(np.log(errors["shallow"][index]) - np.log(errors["deep"][index]))
+
+
+def _mean(values: Float64[np.ndarray, " S"]) -> tuple[float, float]:
+    """Mean and its standard error."""
+    count = len(values)
+    spread = values.std(ddof=1) / np.sqrt(count) if count > 1 else float("nan")
+    return float(values.mean()), float(spread)
 
 
 def study(
@@ -134,36 +296,34 @@ def study(
     on the best that a network of that size can do.
 
     Args:
-        constituent: One of :data:`hessrmt.generalization.trees.CONSTITUENTS`.
+        constituent: One of :data:`CONSTITUENTS`.
         inputs: n, a power of two.
         widths: q, units at each of the n - 1 nodes of the deep network; increasing.
         seeds: Initialisations of each network.
         samples: Points to fit and points to test, each; a power of two.
         iterations: Of the optimiser.
         start: ``"nodes"``: every node of the deep network starts as the best of a few fits to the
-            constituent alone, as in the proof of [P] Theorem 1; ``"random"``: as the shallow one.
+            constituent alone, as in the proof of Theorem 1; ``"random"``: as the shallow one.
         seed: Of the run.
 
     Returns:
         The errors.
 
     Raises:
-        GeneralizationError: If a setting cannot be used.
+        DataError: If a setting cannot be used.
     """
-    n = checked_inputs(inputs)
-    if start not in STARTS:
-        raise GeneralizationError(f"unknown start {start!r}; known are {', '.join(STARTS)}")
+    one_of("constituent", constituent, CONSTITUENTS)
+    one_of("start", start, STARTS)
+    n = whole("inputs", inputs, 2, hint="a binary tree has 2, 4, 8, 16, ... variables")
+    if n & (n - 1):
+        raise DataError(f"a binary tree needs 2, 4, 8, 16, ... variables, got {n} of them")
     for name, value in (("seeds", seeds), ("samples", samples), ("iterations", iterations)):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            raise GeneralizationError(f"{name} must be a positive integer, got {value!r}")
-    sizes = [int(w) for w in widths]
-    if len(sizes) < 2 or sizes[0] < 1 or list(widths) != sizes or (np.diff(sizes) <= 0).any():
-        raise GeneralizationError(
-            f"widths must be two or more increasing positive integers, got {list(widths)}"
-        )
+        whole(name, value, 1)
+    sizes = [whole("a width", width, 1) for width in widths]
+    if len(sizes) < 2 or (np.diff(sizes) <= 0).any():
+        raise DataError(f"widths must be two or more increasing numbers, got {list(widths)}")
     points = _points(n, 2 * samples, rng.stream(seed, "points", n).uniform(size=n))
     values = tree_function(constituent, points)
-    scale = values.std()
     networks = {
         "deep": [Tree(n, q) for q in sizes],
         "shallow": [Tree(n, (n - 1) * q, arity=n) for q in sizes],
@@ -171,45 +331,81 @@ def study(
     parameters = {kind: [net.parameters for net in networks[kind]] for kind in KINDS}
     most = max(parameters["deep"][-1], parameters["shallow"][-1])
     if samples <= most:
-        raise GeneralizationError(
-            f"{samples} points cannot test a network of {most} parameters; give more samples or "
-            f"smaller widths"
-        )
-    l2, sup, fitted = ({kind: np.empty((len(sizes), seeds)) for kind in KINDS} for _ in range(3))
-    for kind in KINDS:
-        for i, network in enumerate(networks[kind]):
-            for s in range(seeds):
-                draw = rng.stream(seed, "network", kind, n, network.width, s)
-                theta = network.initial(draw)
-                if kind == "deep" and start == "nodes":
-                    theta = np.tile(_node(constituent, network.width, draw, iterations), n - 1)
-                theta = fit(network, theta, points[:samples], values[:samples], iterations)
-                missed = network.values(theta, points) - values
-                wrong = missed[samples:]
-                fitted[kind][i, s] = np.sqrt(np.mean(missed[:samples] ** 2)) / scale
-                l2[kind][i, s] = np.sqrt(np.mean(wrong**2)) / scale
-                sup[kind][i, s] = np.abs(wrong).max() / scale
+        raise DataError(f"{samples} points cannot test {most} parameters; give more samples")
+    errors = {kind: np.empty((3, len(sizes), seeds)) for kind in KINDS}
+    for kind, i, s in itertools.product(KINDS, range(len(sizes)), range(seeds)):
+        network = networks[kind][i]
+        draw = rng.stream(seed, "network", kind, n, network.width, s)
+        theta = network.initial(draw)
+        if kind == "deep" and start == "nodes":
+            theta = np.tile(_node(constituent, network.width, draw, iterations), n - 1)
+        theta = fit(network, theta, points[:samples], values[:samples], iterations)
+        missed = network.values(theta, points) - values
+        within, beyond = np.sqrt((missed**2).reshape(2, samples).mean(axis=1))
+        errors[kind][:, i, s] = beyond, np.abs(missed[samples:]).max(), within
+    l2, sup, fitted = ({kind: errors[kind][j] / values.std() for kind in KINDS} for j in range(3))
     units = np.array([net.units for net in networks["deep"]], dtype=float)
     return ApproximationStudy(constituent, n, units, l2, sup, fitted, parameters)
 
 
-def _points(n: int, count: int, shift: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, "B n"]:
+def fit(network: Tree, theta: Theta, x: Points, y: Values, iterations: int) -> Theta:
+    """Fit a network by Levenberg and Marquardt; the sum of squared errors never increases.
+
+    Source: Moré 1978, with Marquardt's scaling, on the normal equations.
+
+    Args:
+        network: What is fitted.
+        theta: (P,) first parameters.
+        x: (B, n) points.
+        y: (B,) values there.
+        iterations: How many steps are tried.
+
+    Returns:
+        (P,) parameters.
+
+    Raises:
+        ConvergenceError: If the error is NaN or infinite at the first parameters.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        output, table = network.jacobian(theta, x)
+        residual = output - y
+        cost = float(residual @ residual)
+    if not np.isfinite(cost):
+        raise ConvergenceError(f"the network's error is {cost} at the first parameters")
+    normal, gradient = table.T @ table, table.T @ residual
+    damping = 1e-2
+    largest = np.maximum(np.diag(normal), 1e-12 * np.diag(normal).max())
+    for _ in range(iterations):
+        largest = np.maximum(largest, np.diag(normal))
+        new, step = np.inf, theta
+        damped = normal.copy()
+        damped[np.diag_indices_from(damped)] += damping * largest
+        with suppress(linalg.LinAlgError):  # no longer positive: damp it more
+            step = linalg.cho_solve(linalg.cho_factor(damped, check_finite=False), -gradient)
+            with np.errstate(over="ignore", invalid="ignore"):
+                tried = network.values(theta + step, x) - y
+                new = float(tried @ tried)
+        if not new < cost:
+            damping = min(damping * 4, _LARGEST_DAMPING)
+            continue
+        theta, cost = theta + step, new
+        damping = max(damping / 3, _SMALLEST_DAMPING)
+        output, table = network.jacobian(theta, x)
+        normal, gradient = table.T @ table, table.T @ (output - y)
+    return theta
+
+
+def _points(n: int, count: int, shift: Float64[np.ndarray, " n"]) -> Points:
     """Sobol points in [-1, 1]^n, shifted modulo 2; a power of two of them is balanced."""
     exponent = int(np.ceil(np.log2(count)))
     unit = qmc.Sobol(n, scramble=False).random_base2(exponent)[:count]
     return 2 * ((unit + shift) % 1) - 1
 
 
-def _node(
-    constituent: str, width: int, draw: np.random.Generator, iterations: int
-) -> Float64[np.ndarray, " p"]:
+def _node(constituent: str, width: int, draw: np.random.Generator, iterations: int) -> Theta:
     """Parameters of one node, fitted to its constituent: the best of a few starts."""
     node = Tree(2, width)
     points = _points(2, _NODE_POINTS, np.zeros(2))
     values = tree_function(constituent, points)
-
-    def error(theta: Float64[np.ndarray, " p"]) -> float:
-        return float(np.square(node.values(theta, points) - values).sum())
-
     found = [fit(node, node.initial(draw), points, values, iterations) for _ in range(_RESTARTS)]
-    return min(found, key=error)
+    return min(found, key=lambda theta: float(np.square(node.values(theta, points) - values).sum()))

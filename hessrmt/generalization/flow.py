@@ -1,37 +1,266 @@
 """Gradient flow of bias-free networks, solved with error control.
 
-Losses fall like 1/t, so the equations (:mod:`hessrmt.generalization.equations`) are integrated in
-u = log(1 + t), dW/du = (1 + t) dW/dt. It is the same path, its rates in u stay near one, and since
-(1 + t) ∂L/∂W = exp(u + log L) · ∂log L/∂W needs only log L, times far beyond the largest float64
-are reached.
+With W_k = ρ_k V_k, ‖V_k‖ = 1, g_k = -∂L/∂W_k and S_k = I - V_k V_kᵀ, the flows are
 
-Source: [P] (Poggio, Banburski, Liao, PNAS 117, 30039, 2020), §3.
+- ``descent``: Ẇ_k = g_k, that is ρ̇_k = V_kᵀ g_k, V̇_k = S_k g_k/ρ_k (eqs. 1, 14);
+- ``constrained``: ρ̇_k = V_kᵀ g_k, V̇_k = ρ_k S_k g_k (eqs. 6, 7);
+- ``fixed-norm``: the same with ρ̇_k = 0 (eq. 3);
+- ``weight-normalization``: gradient descent in (s, v) of W_k = s_k v_k/‖v_k‖ (Salimans and Kingma
+  2016), started at v_k = W_k. It conserves ‖v_k‖, so that ρ̇_k = V_kᵀ g_k and
+  V̇_k = ρ_k S_k g_k/‖v_k(0)‖²: the constrained flow, V_k slower by a constant factor.
+
+Losses fall like 1/t, so the equations are integrated in u = log(1 + t), dW/du = (1 + t) dW/dt. It
+is the same path, its rates in u stay near one, and since (1 + t) ∂L/∂W = exp(u + log L) · ∂log L/∂W
+needs only log L, times far beyond the largest float64 are reached.
+
+Source: Poggio, Banburski and Liao 2020, §3; equations, lemmas and figures are theirs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from scipy.integrate import solve_ivp
 
-from hessrmt.errors import ConvergenceError, GeneralizationError
-from hessrmt.generalization import bias_free, exponential_type
-from hessrmt.generalization.equations import KINDS, Counted, System
-from hessrmt.generalization.homogeneous_activations import checked_activation
-from hessrmt.generalization.trajectory import Flow, SolverStatistics
+from hessrmt.checks import one_of, real, real_array, whole
+from hessrmt.errors import ConvergenceError, DataError
+from hessrmt.generalization import bias_free
+from hessrmt.generalization.normalization import margins_of_outputs
+from hessrmt.problems.problem import Problem
 
 if TYPE_CHECKING:
-    from jaxtyping import Float64
+    from jaxtyping import Float64, Int64
     from numpy.typing import ArrayLike
 
-METHODS = ("LSODA", "DOP853", "RK45", "RK23", "Radau", "BDF")
+    from hessrmt.generalization.bias_free import Inputs, Layers, Scales
 
+    Times = Float64[np.ndarray, " T"]
+    State = Float64[np.ndarray, " n"]
+
+FLOWS = ("descent", "constrained", "fixed-norm", "weight-normalization")
+METHODS = ("LSODA", "DOP853", "RK45", "RK23", "Radau", "BDF")
 
 _REST = 1e-9
 """Angle between directions and gradients at which the fixed-norm flow is at rest: its limit lies at
 finite times, where (1 + t) times a gradient of round-off soon is motion."""
+
+
+@dataclass(frozen=True)
+class SolverStatistics:
+    """How the equations were solved.
+
+    Attributes:
+        method: Of ``scipy.integrate.solve_ivp``.
+        rtol: Relative tolerance of a step.
+        atol: Absolute tolerance of a step.
+        evaluations: Of the right-hand side, all of them.
+        jacobians: Of the right-hand side.
+        factorizations: LU decompositions.
+        message: What the solver said.
+    """
+
+    method: str
+    rtol: float
+    atol: float
+    evaluations: int
+    jacobians: int
+    factorizations: int
+    message: str
+
+
+@dataclass(frozen=True)
+class Flow:
+    """A gradient flow at T saved times.
+
+    Attributes:
+        kind: Which flow, one of :data:`FLOWS`.
+        loss: ``"exponential"``, ``"logistic"`` or ``"cross-entropy"``.
+        activation: ``"relu"``, ``"smooth-relu"`` or ``"linear"``.
+        x: (B, d) inputs.
+        y: (B,) labels.
+        log_times: (T,) log(1 + t).
+        log_losses: (T,) logarithm of the mean loss.
+        scales: (T, K) Frobenius norms ρ_k of the layers.
+        directions: For each layer (T, outputs, inputs) its V_k of norm 1.
+        margins: (T, B) normalised margins: y_n f(V; x_n), for cross-entropy the output of the class
+            minus the largest other.
+        norm_drift: Largest relative change of a ‖v_k‖ that the exact flow conserves: an error of
+            the solver. Norms are taken out of V_k afterwards. Zero for ``descent``.
+        solver: How the equations were solved.
+    """
+
+    kind: str
+    loss: str
+    activation: str
+    x: Inputs = field(repr=False)
+    y: np.ndarray = field(repr=False)
+    log_times: Times = field(repr=False)
+    log_losses: Times = field(repr=False)
+    scales: Float64[np.ndarray, "T K"] = field(repr=False)
+    directions: tuple[Float64[np.ndarray, "T out in"], ...] = field(repr=False)
+    margins: Float64[np.ndarray, "T B"] = field(repr=False)
+    norm_drift: float
+    solver: SolverStatistics
+
+    @property
+    def times(self) -> Times:
+        """(T,) t; infinite where float64 can't hold it."""
+        with np.errstate(over="ignore"):
+            return np.expm1(self.log_times)
+
+    @property
+    def losses(self) -> Times:
+        """(T,) mean losses; zero where float64 can't hold them."""
+        with np.errstate(under="ignore"):
+            return np.exp(self.log_losses)
+
+    @property
+    def rho(self) -> Times:
+        """(T,) ρ = Π_k ρ_k: f(W; x) = ρ f(V; x)."""
+        return self.scales.prod(axis=1)
+
+    @property
+    def margin(self) -> Times:
+        """(T,) smallest normalised margin (Fig. 3)."""
+        return self.margins.min(axis=1)
+
+    @property
+    def support(self) -> Int64[np.ndarray, " T"]:
+        """(T,) which sample has the smallest margin."""
+        return self.margins.argmin(axis=1)
+
+    @property
+    def smoothed_margin(self) -> Times:
+        """(T,) -log(B L)/ρ; B L is Σ e^{-ρ y f(V)} for the exponential loss.
+
+        It tends to the smallest margin as ρ → ∞ and, for the exponential loss, never decreases once
+        it is positive (Lyu and Li 2019, Theorem 4.1), unlike the smallest margin.
+        """
+        return -(self.log_losses + np.log(len(self.y))) / self.rho
+
+    @property
+    def separated_from(self) -> int | None:
+        """First saved time from which on all samples are classified correctly; None if none."""
+        wrong = np.flatnonzero(self.margin <= 0)
+        first = int(wrong[-1]) + 1 if len(wrong) else 0
+        return first if first < len(self.margin) else None
+
+    @property
+    def largest_drop(self) -> float:
+        """Largest fall of the smallest margin below an earlier one after separation, relative.
+
+        Zero if it never decreases, NaN without separation.
+        """
+        first = self.separated_from
+        if first is None:
+            return float("nan")
+        margin = self.margin[first:]
+        return float((1 - margin / np.maximum.accumulate(margin)).max())
+
+    def layers(self, index: int) -> Layers:
+        """W_1 ... W_K at a saved time.
+
+        Args:
+            index: Which time.
+
+        Returns:
+            One matrix for each layer.
+        """
+        pairs = zip(self.scales[index], self.directions, strict=True)
+        return tuple(rho * v[index] for rho, v in pairs)
+
+    def log_gradients(self, index: int) -> Layers:
+        """-∂log L/∂W_k at a saved time: the negative gradients over the loss.
+
+        Args:
+            index: Which time.
+
+        Returns:
+            One matrix for each layer.
+        """
+        return bias_free.descent(self.layers(index), self.x, self.y, self.loss, self.activation)
+
+    @cached_property
+    def norm_growth(self) -> Float64[np.ndarray, "T K"]:
+        """(T, K) dρ_k²/dt over the loss, 2 ρ_k V_kᵀ(-∂L/∂W_k)/L: the same for all k (Lemma 1).
+
+        It is what gradient descent, the constrained flow and weight normalisation share; the
+        derivative of ρ_k² in the flow ``fixed-norm`` is zero.
+        """
+        return np.array(
+            [
+                [2 * np.vdot(w, g) for w, g in zip(self.layers(i), gradients, strict=True)]
+                for i, gradients in enumerate(map(self.log_gradients, range(len(self.log_times))))
+            ]
+        )
+
+    def misalignment(self, index: int = -1) -> Scales:
+        """Sine of the angle between each layer and its negative gradient.
+
+        Zero at the stationary directions, where S_k ∂L/∂W_k = 0 (eq. 5, Lemma 5).
+
+        Args:
+            index: Which time.
+
+        Returns:
+            (K,) in [0, 1].
+        """
+        pairs = zip(self.directions, self.log_gradients(index), strict=True)
+        return np.array([_sine(g - np.vdot(v[index], g) * v[index], g) for v, g in pairs])
+
+    def linear_direction(self, index: int = -1) -> Float64[np.ndarray, " d"]:
+        """Unit vector β of a linear network with one output, f(W; x) = ‖W_K ··· W_1‖ βᵀx.
+
+        Args:
+            index: Which time.
+
+        Returns:
+            (d,) unit vector.
+
+        Raises:
+            DataError: If the network isn't linear or has several outputs.
+        """
+        if len(self.directions) > 1 and self.activation != "linear":
+            raise DataError("a ReLU network has no single direction in input space")
+        product = np.eye(self.x.shape[1])
+        for v in self.directions:
+            product = v[index] @ product
+        if len(product) != 1:
+            raise DataError(f"the network has {len(product)} outputs, expected one")
+        return product[0] / np.linalg.norm(product[0])
+
+    def problem(self, index: int = -1) -> Problem:
+        """The loss as a function of W at a saved time, e.g. for ``hr.spectrum``.
+
+        Args:
+            index: Which time.
+
+        Returns:
+            A problem with the parameters W_1 ... W_K, float64.
+        """
+        return self._problem(bias_free.as_module(self.layers(index), self.activation))
+
+    def normalized_problem(self, index: int = -1) -> Problem:
+        """The loss as a function of the directions V at a saved time, with ρ_k kept fixed.
+
+        Args:
+            index: Which time.
+
+        Returns:
+            A problem with the parameters v_1 ... v_K of
+            :class:`~hessrmt.generalization.bias_free.NormalizedDirections`, float64.
+        """
+        directions, scales = tuple(v[index] for v in self.directions), self.scales[index]
+        return self._problem(bias_free.NormalizedDirections(directions, scales, self.activation))
+
+    def _problem(self, model: torch.nn.Module) -> Problem:
+        data = (torch.tensor(self.x), torch.tensor(self.y))
+        return Problem(model, bias_free.LOSSES[self.loss], data)
 
 
 def gradient_flow(
@@ -59,7 +288,7 @@ def gradient_flow(
         loss: ``"exponential"``, ``"logistic"`` or ``"cross-entropy"``, a mean over samples.
         kind: ``"descent"``, ``"constrained"``, ``"fixed-norm"`` or ``"weight-normalization"``.
         activation: ``"relu"``, ``"smooth-relu"`` where the flow of a ReLU network slides along a
-            kink (:mod:`hessrmt.generalization.homogeneous_activations`), or ``"linear"``.
+            kink (:mod:`hessrmt.generalization.bias_free`), or ``"linear"``.
         log_time: log(1 + t) at the end: 30 is t = 1e13; linear networks may go to 1e5 and beyond.
         saved: How many times are saved, evenly in log(1 + t), or (T,) values of log(1 + t).
         method: Of ``scipy.integrate.solve_ivp``. LSODA switches to a stiff method by itself.
@@ -71,46 +300,150 @@ def gradient_flow(
         The flow at the saved times.
 
     Raises:
-        GeneralizationError: If layers, data and settings don't fit together.
+        DataError: If layers, data and settings don't fit together.
         ConvergenceError: If the solver gives up or needs too many evaluations.
     """
-    inputs = np.array(x, dtype=float)
-    features = inputs.shape[1] if inputs.ndim == 2 else 0
-    start = bias_free.checked_layers(layers, features) if features else ()
-    outputs = start[-1].shape[0] if start else 1
-    inputs, labels = exponential_type.checked_data(loss, inputs, y, outputs)
-    checked_activation(activation)
-    for name, value, known in (("kind", kind, KINDS), ("method", method, METHODS)):
-        if value not in known:
-            raise GeneralizationError(f"unknown {name} {value!r}; known are {', '.join(known)}")
+    inputs = real_array("x", x, dimensions=2, hint="expected a matrix (samples, features)")
+    start = bias_free.checked_layers(layers, inputs.shape[1])
+    labels = bias_free.checked_labels(loss, y, len(inputs), len(start[-1]))
+    one_of("positively homogeneous activation", activation, bias_free.ACTIVATIONS)
+    one_of("kind", kind, FLOWS)
+    one_of("method", method, METHODS)
     for name, value in (("rtol", rtol), ("atol", atol), ("log_time", log_time)):
-        if not (np.isfinite(value) and value > 0):
-            raise GeneralizationError(f"{name} must be a positive number, got {value!r}")
+        real(name, value, above=0)
     grid = _grid(saved, log_time)
     system = System(start, inputs, labels, loss, activation, kind)
-    counted = Counted(system, evaluations)
+    made = 0
+
+    def rate(u: float, state: State) -> State:
+        nonlocal made
+        made += 1
+        if made > evaluations:
+            hint = "relax rtol or shorten log_time"
+            if activation == "relu" and len(start) > 1:
+                hint = "a ReLU's flow may slide along a kink there, a solution in Filippov's sense "
+                hint += 'only; take activation="smooth-relu"'
+            what = f"{evaluations:,} evaluations of the gradient were not enough: they end at"
+            raise ConvergenceError(f"{what} log(1 + t) = {u:g}; {hint}")
+        return system.rate(u, state)
+
+    rest = _Rest(system) if kind == "fixed-norm" else None
     with np.errstate(under="ignore", over="ignore", invalid="ignore"):  # in trial steps
         solution = solve_ivp(
-            counted,
-            (0.0, grid[-1]),
-            system.state(),
-            t_eval=grid,
-            method=method,
-            rtol=rtol,
-            atol=atol,
-            events=_Rest(system) if kind == "fixed-norm" else None,
+            rate, (0.0, grid[-1]), system.state(), method, grid, events=rest, rtol=rtol, atol=atol
         )
     states = solution.y.T
     if solution.status == 1:  # at rest: the states that are missing are the last one
-        rest = np.repeat(solution.y_events[0], len(grid) - len(states), axis=0)
-        states = np.concatenate([states.reshape(-1, rest.shape[1]), rest])
+        missing = np.repeat(solution.y_events[0], len(grid) - len(states), axis=0)
+        states = np.concatenate([states.reshape(-1, missing.shape[1]), missing])
     if solution.status < 0 or len(states) != len(grid) or not np.isfinite(states).all():
+        end = solution.t[-1] if len(solution.t) else 0
         raise ConvergenceError(
-            f"{method} stopped at log(1 + t) = {solution.t[-1] if len(solution.t) else 0:g} of "
-            f"{grid[-1]:g}: {solution.message} Try another method, a shorter log_time or a larger "
-            f"rtol"
+            f"{method} stopped at log(1 + t) = {end:g} of {grid[-1]:g}: {solution.message} Try "
+            "another method, a shorter log_time or a larger rtol"
         )
-    return _record(system, grid, states, _statistics(solution, counted.made, method, rtol, atol))
+    counts = made, solution.njev, solution.nlu
+    statistics = SolverStatistics(method, rtol, atol, *counts, solution.message)
+    return _record(system, grid, states, statistics)
+
+
+def _grid(saved: int | ArrayLike, log_time: float) -> Times:
+    if isinstance(saved, int | np.integer):
+        return np.linspace(0.0, log_time, whole("saved", saved, 2, hint="times"))
+    grid = real_array("saved", saved, dimensions=1, least=0, hint="values of log(1 + t)")
+    if len(grid) < 2 or not (np.diff(grid) > 0).all():
+        raise DataError("the saved values of log(1 + t) must be two or more and must increase")
+    return grid
+
+
+@dataclass(frozen=True)
+class System:
+    """One flow as dstate/du; the state holds scales (K,), if any, then all v_k flattened.
+
+    Attributes:
+        layers: W_1 ... W_K at t = 0.
+        x: (B, d) inputs.
+        y: (B,) labels.
+        loss: One of :data:`hessrmt.generalization.bias_free.LOSSES`.
+        activation: Of the hidden layers.
+        kind: One of :data:`FLOWS`.
+    """
+
+    layers: Layers
+    x: Inputs
+    y: np.ndarray
+    loss: str
+    activation: str
+    kind: str
+
+    @property
+    def has_scales(self) -> bool:
+        """Whether the scales are variables of their own."""
+        return self.kind in {"constrained", "weight-normalization"}
+
+    def state(self) -> State:
+        """The state at t = 0."""
+        scales, vectors = bias_free.split_scales(self.layers)
+        if self.kind in {"descent", "weight-normalization"}:
+            vectors = self.layers
+        flat = [v.ravel() for v in vectors]
+        return np.concatenate([scales, *flat] if self.has_scales else flat)
+
+    def parts(self, state: State) -> tuple[Scales, Layers]:
+        """Scales and vectors of a state.
+
+        Args:
+            state: The state.
+
+        Returns:
+            (K,) ρ_k, and the v_k of W_k = ρ_k v_k/‖v_k‖.
+        """
+        scales, flat = np.split(state, [len(self.layers) if self.has_scales else 0])
+        pieces = np.split(flat, np.cumsum([layer.size for layer in self.layers])[:-1])
+        vectors = tuple(p.reshape(w.shape) for p, w in zip(pieces, self.layers, strict=True))
+        if not self.has_scales:
+            own = vectors if self.kind == "descent" else self.layers
+            scales = bias_free.split_scales(own)[0]
+        return scales, vectors
+
+    def rate(self, u: float, state: State) -> State:
+        """dstate/du = (1 + t) dstate/dt.
+
+        Args:
+            u: log(1 + t).
+            state: The state.
+
+        Returns:
+            Its derivative.
+        """
+        gradients, along, across, factors = self._pull(u, state)
+        if self.kind == "descent":
+            return np.concatenate([g.ravel() for g in gradients])
+        moves = [c * g.ravel() for c, g in zip(factors, across, strict=True)]
+        return np.concatenate([along, *moves] if self.has_scales else moves)
+
+    def sine(self, u: float, state: State) -> float:
+        """Largest sine of the angle between a layer and its gradient.
+
+        Args:
+            u: log(1 + t).
+            state: The state.
+
+        Returns:
+            A number in [0, 1], zero at a stationary direction (eq. 5).
+        """
+        gradients, _, across, _ = self._pull(u, state)
+        return max(map(_sine, across, gradients))
+
+    def _pull(self, u: float, state: State) -> tuple[Layers, list[float], Layers, Scales]:
+        """(1 + t) g_k, its part along v_k/‖v_k‖, the rest, and the factors ρ_k/‖v_k‖."""
+        scales, vectors = self.parts(state)
+        norms, units = bias_free.split_scales(vectors)
+        weights = tuple(rho * v for rho, v in zip(scales, units, strict=True))
+        gradients = bias_free.descent(weights, self.x, self.y, self.loss, self.activation, u)
+        along = [float(np.vdot(v, g)) for v, g in zip(units, gradients, strict=True)]
+        across = tuple(g - a * v for g, a, v in zip(gradients, along, units, strict=True))
+        return gradients, along, across, scales / norms
 
 
 class _Rest:
@@ -121,73 +454,43 @@ class _Rest:
     def __init__(self, system: System) -> None:
         self.system = system
 
-    def __call__(self, u: float, state: Float64[np.ndarray, " n"]) -> float:
+    def __call__(self, u: float, state: State) -> float:
         return self.system.sine(u, state) - _REST
 
 
-def _grid(saved: int | ArrayLike, log_time: float) -> Float64[np.ndarray, " T"]:
-    if isinstance(saved, int | np.integer) and not isinstance(saved, bool):
-        if saved < 2:
-            raise GeneralizationError(f"saved must be at least 2 times, got {saved}")
-        return np.linspace(0.0, log_time, int(saved))
-    grid = np.array(saved, dtype=float)
-    if grid.ndim != 1 or len(grid) < 2 or not np.isfinite(grid).all() or grid[0] < 0:
-        raise GeneralizationError(
-            "saved must be a number of times or two or more values of log(1 + t) >= 0"
+def _sine(across: Float64[np.ndarray, "out in"], gradient: Float64[np.ndarray, "out in"]) -> float:
+    return float(np.linalg.norm(across) / np.linalg.norm(gradient))
+
+
+def _record(system: System, grid: Times, states: np.ndarray, solver: SolverStatistics) -> Flow:
+    scales, vectors = zip(*map(system.parts, states), strict=True)
+    norms, units = zip(*map(bias_free.split_scales, vectors), strict=True)
+    drift = np.abs(np.array(norms) / norms[0] - 1).max() if system.kind != "descent" else 0.0
+    log_losses, margins, labels = [], [], torch.from_numpy(system.y)
+    for rho, directions in zip(scales, units, strict=True):
+        weights = tuple(r * v for r, v in zip(rho, directions, strict=True))
+        outputs, normalized = (
+            bias_free.forward(w, system.x, system.activation) for w in (weights, directions)
         )
-    if not (np.diff(grid) > 0).all():
-        raise GeneralizationError("the saved values of log(1 + t) must increase")
-    return grid
+        log_losses.append(bias_free.log_loss_and_pull(system.loss, outputs, system.y)[0])
+        margins.append(margins_of_outputs(torch.from_numpy(normalized), labels))
+    at_times = grid, np.array(log_losses), np.array(scales)
+    along = tuple(map(np.array, zip(*units, strict=True))), np.array(margins)
+    given = system.kind, system.loss, system.activation, system.x, system.y
+    return Flow(*given, *at_times, *along, float(drift), solver)
 
 
-def _record(
-    system: System,
-    grid: Float64[np.ndarray, " T"],
-    states: Float64[np.ndarray, "T n"],
-    solver: SolverStatistics,
-) -> Flow:
-    log_losses, margins, scales = [], [], []
-    directions: list[list[np.ndarray]] = [[] for _ in system.layers]
-    drift = 0.0
-    first = [float(np.linalg.norm(v)) for v in system.parts(states[0])[1]]
-    for state in states:
-        rho, vectors = system.parts(state)
-        unit = bias_free.split_scales(vectors)
-        if system.kind != "descent":
-            drift = max(drift, *np.abs(unit[0] / first - 1))
-        weights = tuple(r * v for r, v in zip(rho, unit[1], strict=True))
-        outputs = bias_free.forward(weights, system.x, system.activation).outputs
-        log_losses.append(exponential_type.log_loss_and_pull(system.loss, outputs, system.y)[0])
-        normalized = bias_free.forward(unit[1], system.x, system.activation).outputs
-        margins.append(exponential_type.margins(system.loss, normalized, system.y))
-        scales.append(rho)
-        for kept, v in zip(directions, unit[1], strict=True):
-            kept.append(v)
-    return Flow(
-        kind=system.kind,
-        loss=system.loss,
-        activation=system.activation,
-        x=system.x,
-        y=system.y,
-        log_times=grid,
-        log_losses=np.array(log_losses),
-        scales=np.array(scales),
-        directions=tuple(np.array(kept) for kept in directions),
-        margins=np.array(margins),
-        norm_drift=float(drift),
-        solver=solver,
-    )
+def direction_distances(
+    flow: Flow, direction: Float64[np.ndarray, " d"]
+) -> Float64[np.ndarray, " T"]:
+    """Distance of a linear network's direction from another one at every saved time.
 
+    Args:
+        flow: Of a linear network with one output.
+        direction: (d,) unit vector, e.g. of the largest margin.
 
-def _statistics(
-    solution: object, evaluations: int, method: str, rtol: float, atol: float
-) -> SolverStatistics:
-    return SolverStatistics(
-        method=method,
-        rtol=rtol,
-        atol=atol,
-        evaluations=evaluations,
-        jacobians=int(getattr(solution, "njev", 0)),
-        factorizations=int(getattr(solution, "nlu", 0)),
-        message=str(getattr(solution, "message", "")),
-    )
+    Returns:
+        (T,) Euclidean distances.
+    """
+    found = [flow.linear_direction(i) for i in range(len(flow.log_times))]
+    return np.linalg.norm(np.array(found) - direction, axis=1)

@@ -37,7 +37,7 @@ def margin_growth(flow: Any, title: str = "", *, ax: Any = None) -> Figure:
     Circles, with the sample's number, are where another sample becomes the nearest one.
 
     Args:
-        flow: A :class:`hessrmt.generalization.trajectory.Flow` with separation.
+        flow: A :class:`hessrmt.generalization.flow.Flow` with separation.
         title: Above the picture.
         ax: Axes to draw into; None for a new picture.
 

@@ -76,7 +76,7 @@ def losses(
     Args:
         entry: A family.
         lines: ``""`` and ``"normalized_"`` (as trained, normalised) to the
-            :class:`hessrmt.generalization.lines.LineFit` of the family, or in words why there is
+            :class:`hessrmt.generalization.fits.LineFit` of the family, or in words why there is
             none, and to the line of all points, those with random labels included.
         random: A family of the same networks that was trained on random labels.
         references: Published lines of normalised networks.

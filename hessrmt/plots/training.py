@@ -326,7 +326,7 @@ def budget(
     Args:
         curves: ``"loss"`` and ``"error"`` (a share) to budgets, means over seeds and standard
             errors.
-        fits: The same names to a :class:`hessrmt.generalization.budget.BudgetFit`, where there is
+        fits: The same names to a :class:`hessrmt.generalization.fits.BudgetFit`, where there is
             one.
         title: Above the picture.
         ax: Axes to draw into, one for each name; None for a new picture.

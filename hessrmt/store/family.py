@@ -103,7 +103,7 @@ class Member:
         factors: ρ_k in the order of depth; one number where the output was normalised.
         margin: η of f, the smallest over the training samples; negative if one is wrong.
         normalized_margin: η of f̃.
-        margin_quantiles: Of the margins of f̃ at :data:`~hessrmt.generalization.margins.QUANTILES`.
+        margin_quantiles: Of the margins of f̃, at ``QUANTILES`` of ``generalization``.
         top_output_mean: Mean over the training samples of f̃'s largest output.
         top_output_std: Its standard deviation.
         top_output_edges: (bins + 1,) edges of its histogram.

@@ -3,10 +3,9 @@
 ==============================  ==================================================================
 module                          contents
 ==============================  ==================================================================
-:mod:`~.protocol`               ``train``, by the protocol of [B]; ``evaluate``
+:mod:`~.protocol`               ``train``, by the published protocol; ``evaluate``; ``initialize``:
+                                one standard deviation in all layers; ``permuted``, ``drawn``:
+                                wrong labels; ``crop_and_flip``
 :mod:`~.averaging`              ``IterateAverage``: Polyak's and tail averages; BatchNorm anew
-:mod:`~.initialization`         ``initialize``: one standard deviation in all layers ([G])
-:mod:`~.labels`                 ``permuted``, ``drawn``: wrong labels ([G])
-:mod:`~.augment`                ``crop_and_flip``
 ==============================  ==================================================================
 """

@@ -8,13 +8,12 @@ BatchNorm's running statistics are no parameters, and their average is not what 
 parameters produce; :func:`recompute_batchnorm` measures them anew. What averaging does to the
 noise of gradients, in the Gaussian-process model, is in :mod:`hessrmt.lossmodel.averaging`.
 
-Source: [B] (Baskerville, Granziol, Keating), §8; Polyak, Juditsky, SIAM J. Control Optim. 30
-(1992); Izmailov et al., UAI (2018), arXiv:1803.05407, §3.2.
+Source: Baskerville, Granziol and Keating 2022, §8; Polyak and Juditsky 1992; Izmailov et al. 2018,
+§3.2.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import TYPE_CHECKING, Any, cast
 
@@ -22,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim.swa_utils import AveragedModel
 
+from hessrmt.checks import whole
 from hessrmt.errors import NonFiniteError, ProblemError
 from hessrmt.problems.structure import in_order
 
@@ -39,46 +38,45 @@ class IterateAverage:
     Give :meth:`update` to :func:`hessrmt.training.protocol.train` as ``on_step``.
 
     Args:
-        model: The model that is trained, on its device; it is copied.
+        model: The model that is trained, on its device.
         start: Steps that are left out first; 0 for Polyak's average.
+
+    Attributes:
+        start: As given.
+        steps: Steps seen, those left out included.
 
     Raises:
         ProblemError: If ``start`` is no count of steps, or the model has no parameters.
     """
 
     def __init__(self, model: nn.Module, start: int = 0) -> None:
-        if isinstance(start, bool) or not isinstance(start, int) or start < 0:
-            raise ProblemError(f"start is {start!r}; expected the steps left out first, 0 or more")
-        if next(model.parameters(), None) is None:
+        hint = "expected the steps left out first"
+        self.start, self.steps = whole("start", start, error=ProblemError, hint=hint), 0
+        self._mean = {
+            name: value.detach().to(torch.float64, copy=True)
+            for name, value in model.named_parameters()
+        }
+        if not self._mean:
             raise ProblemError(f"the model ({type(model).__name__}) has no parameters to average")
-        self._start, self._steps = start, 0
-        self._mean = AveragedModel(copy.deepcopy(model).double(), avg_fn=_running_mean)
-
-    @property
-    def start(self) -> int:
-        """Steps that are left out first."""
-        return self._start
-
-    @property
-    def steps(self) -> int:
-        """Steps seen, those left out included."""
-        return self._steps
 
     @property
     def count(self) -> int:
         """Iterates in the average."""
-        return max(0, self._steps - self._start)
+        return max(0, self.steps - self.start)
 
+    @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Take in the parameters after one more step.
 
         Args:
             model: The model that is trained.
         """
-        self._steps += 1
-        if self._steps > self._start:
-            with torch.no_grad():
-                self._mean.update_parameters(model)
+        self.steps += 1
+        if self.steps > self.start:
+            for name, value in model.named_parameters():
+                mean = self._mean[name]
+                away = value.to(mean) - mean
+                mean.copy_(value if self.count == 1 else mean + away / self.count)
 
     def parameters(self) -> dict[str, Tensor]:
         """The average.
@@ -91,18 +89,12 @@ class IterateAverage:
             NonFiniteError: If one of them was NaN or infinite.
         """
         if not self.count:
-            raise ProblemError(
-                f"no iterate was averaged: {self._steps} steps were made and the average begins "
-                f"after step {self._start}; start it earlier or train longer"
-            )
-        found = {name: value.detach() for name, value in self._mean.module.named_parameters()}
-        for name, value in found.items():
+            begins = f"{self.steps} steps were made and the average begins after step {self.start}"
+            raise ProblemError(f"no iterate was averaged: {begins}; start earlier or train longer")
+        for name, value in self._mean.items():
             if not bool(torch.isfinite(value).all()):
-                raise NonFiniteError(
-                    f"the average of {name} is NaN or infinite: an iterate was; "
-                    "try a smaller learning rate"
-                )
-        return found
+                raise NonFiniteError(f"the average of {name} is NaN or infinite: an iterate was")
+        return dict(self._mean)
 
     @torch.no_grad()
     def copy_to(self, model: nn.Module) -> None:
@@ -116,11 +108,8 @@ class IterateAverage:
         Raises:
             ProblemError: If its parameters have other names or shapes.
         """
-        found = self.parameters()
-        own = dict(model.named_parameters())
-        _require_alike(found, own, "the model")
-        for name, value in own.items():
-            value.copy_(found[name])
+        for mean, value in self._beside(model):
+            value.copy_(mean)
 
     @torch.no_grad()
     def distance(self, model: nn.Module) -> float:
@@ -135,13 +124,16 @@ class IterateAverage:
         Raises:
             ProblemError: If the model's parameters have other names or shapes.
         """
-        found = self.parameters()
-        own = dict(model.named_parameters())
-        _require_alike(found, own, "the model")
         squares = [
-            float((found[name] - value.double()).square().sum()) for name, value in own.items()
+            float((mean - value.double()).square().sum()) for mean, value in self._beside(model)
         ]
         return math.sqrt(math.fsum(squares))
+
+    def _beside(self, model: nn.Module) -> list[tuple[Tensor, Tensor]]:
+        """Every mean with the model's parameter."""
+        mean, own = self.parameters(), dict(model.named_parameters())
+        _require_alike(mean, own, "the model")
+        return [(mean[name], value) for name, value in own.items()]
 
     def state_dict(self) -> dict[str, Any]:
         """What continues the average.
@@ -149,11 +141,8 @@ class IterateAverage:
         Returns:
             Plain values and float64 tensors on the CPU, independent of this object.
         """
-        mean = {
-            name: value.detach().to("cpu", copy=True)
-            for name, value in self._mean.module.named_parameters()
-        }
-        return {"start": self._start, "steps": self._steps, "mean": mean}
+        mean = {name: value.to("cpu", copy=True) for name, value in self._mean.items()}
+        return {"start": self.start, "steps": self.steps, "mean": mean}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -167,17 +156,13 @@ class IterateAverage:
         """
         if not {"start", "steps", "mean"} <= state.keys():
             raise ProblemError(f"this is no state of an average; it holds {sorted(state)}")
-        if state["start"] != self._start:
-            raise ProblemError(
-                f"the average to continue begins after step {state['start']}, "
-                f"this one after step {self._start}"
-            )
-        own = dict(self._mean.module.named_parameters())
-        _require_alike(state["mean"], own, "this average")
-        for name, value in own.items():
+        if state["start"] != self.start:
+            begins = f"begins after step {state['start']}, this one after step {self.start}"
+            raise ProblemError(f"the average to continue {begins}")
+        _require_alike(state["mean"], self._mean, "this average")
+        for name, value in self._mean.items():
             value.copy_(state["mean"][name])
-        self._steps = int(state["steps"])
-        cast("Tensor", self._mean.n_averaged).fill_(self.count)
+        self.steps = int(state["steps"])
 
 
 @torch.no_grad()
@@ -232,23 +217,23 @@ def recompute_batchnorm(
     try:
         order = in_order(norms, lambda: model(next(inputs())))
         for name in order:
-            _set(name, norms[name], *_moments(model, norms[name], inputs()))
+            count, mean, squares = _moments(model, norms[name], inputs())
+            if count < 2:
+                raise ProblemError(f"BatchNorm {name!r} saw {count} value per channel, needs two")
+            variance = squares / (count - 1)
+            if not bool(torch.isfinite(mean).all() and torch.isfinite(variance).all()):
+                raise NonFiniteError(f"what reaches BatchNorm {name!r} is NaN or infinite")
+            cast("Tensor", norms[name].running_mean).copy_(mean)
+            cast("Tensor", norms[name].running_var).copy_(variance)
     finally:
         model.train(was_training)
     return len(order)
 
 
-def _running_mean(mean: Tensor, value: Tensor, count: Tensor | int) -> Tensor:
-    # float64, since the mean is
-    return mean + (value - mean) / (count + 1)
-
-
 def _require_alike(given: Mapping[str, Tensor], own: Mapping[str, Tensor], what: str) -> None:
-    shapes = [{name: tuple(value.shape) for name, value in part.items()} for part in (given, own)]
-    if shapes[0] != shapes[1]:
-        differing = sorted(
-            name for name in given.keys() | own.keys() if shapes[0].get(name) != shapes[1].get(name)
-        )
+    shapes, others = ({name: v.shape for name, v in part.items()} for part in (given, own))
+    differing = sorted(n for n in shapes | others if shapes.get(n) != others.get(n))
+    if differing:
         raise ProblemError(
             f"the average and {what} differ in {', '.join(differing[:4])}"
             f"{' and more' if len(differing) > 4 else ''}; give a network of the same kind"
@@ -258,8 +243,8 @@ def _require_alike(given: Mapping[str, Tensor], own: Mapping[str, Tensor], what:
 def _moments(
     model: nn.Module, norm: _BatchNorm, inputs: Iterator[Tensor]
 ) -> tuple[int, Tensor, Tensor]:
-    # number, mean and sum of squares about it, merged batch by batch as by Chan, Golub, LeVeque,
-    # The American Statistician 37 (1983), eq. 2.1
+    # number, mean and sum of squares about it, merged batch by batch as by Chan, Golub and
+    # LeVeque 1983, eq. 2.1
     count, mean, squares = 0, torch.zeros(()), torch.zeros(())
 
     def take(_module: nn.Module, given: tuple[Tensor, ...]) -> None:
@@ -268,32 +253,12 @@ def _moments(
         number = values.shape[1]
         own = values.mean(dim=1)
         rest = (values - own[:, None]).square().sum(dim=1)
-        if not count:
-            count, mean, squares = number, own, rest
-            return
         away, total = own - mean, count + number
         squares = squares + rest + away.square() * (count * number / total)
         mean = mean + away * (number / total)
         count = total
 
-    handle = norm.register_forward_pre_hook(take)
-    try:
+    with norm.register_forward_pre_hook(take):
         for chunk in inputs:
             model(chunk)
-    finally:
-        handle.remove()
     return count, mean, squares
-
-
-def _set(name: str, norm: _BatchNorm, count: int, mean: Tensor, squares: Tensor) -> None:
-    if count < 2:
-        raise ProblemError(
-            f"BatchNorm {name!r} saw {count} value per channel; its variance needs at least two"
-        )
-    variance = squares / (count - 1)
-    if not bool(torch.isfinite(mean).all() and torch.isfinite(variance).all()):
-        raise NonFiniteError(
-            f"what reaches BatchNorm {name!r} is NaN or infinite; try a smaller learning rate"
-        )
-    cast("Tensor", norm.running_mean).copy_(mean)
-    cast("Tensor", norm.running_var).copy_(variance)

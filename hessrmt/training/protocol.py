@@ -1,30 +1,41 @@
-"""The training protocol of [B] §4: stochastic gradient descent with a falling learning rate.
+"""The training protocol: stochastic gradient descent with a falling learning rate.
 
 Every epoch draws from its own random streams, so a run resumed after any epoch equals an
-uninterrupted one (bit for bit on the CPU).
+uninterrupted one (bit for bit on the CPU). The variations that families of networks are made of are
+here too: other initial weights, wrong labels, random crops and flips.
+
+Source: Baskerville, Granziol and Keating 2022, §4; Generalization Puzzles 2020, appendices B and C.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.utils import _pytree
 
 from hessrmt import rng
-from hessrmt.errors import DeviceError, HessrmtError, NonFiniteError, ProblemError
+from hessrmt.checks import real
+from hessrmt.errors import DataError, DeviceError, HessrmtError, NonFiniteError, ProblemError
 
 if TYPE_CHECKING:
+    from numpy.random import Generator
+
     from hessrmt.config import TrainConfig
     from hessrmt.problems.data import Dataset
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Fetch = Callable[[np.ndarray], tuple[Tensor, Tensor]]
 Augment = Callable[[Tensor], Tensor]
+Labels = Int64[np.ndarray, " n"]
+Images = Float[Tensor, "B channels height width"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +57,7 @@ class TrainState:
 
 
 def learning_rate(epoch: int, settings: TrainConfig) -> float:
-    """Learning rate of an epoch, after [B] §4: constant, then linear in the epoch, then constant.
+    """Learning rate of an epoch: constant, then linear in the epoch, then constant.
 
     Args:
         epoch: Epoch, counted from 0.
@@ -104,19 +115,23 @@ def train(
             called for that epoch.
     """
     model.to(device=device, dtype=getattr(torch, settings.dtype))
-    optimizer = _optimizer(model, settings)
-    if start is None:
-        start = _state(0, model, optimizer, ())
-    else:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise ProblemError(f"the model ({type(model).__name__}) has no trainable parameters")
+    optimizer = torch.optim.SGD(
+        parameters, settings.lr, settings.momentum, weight_decay=settings.weight_decay
+    )
+    if start is not None:
         try:
             model.load_state_dict(start.model)
             optimizer.load_state_dict(start.optimizer)
         except (RuntimeError, ValueError, KeyError) as error:
             raise ProblemError(f"the state to continue from does not fit: {error}") from error
+    state = start or _state(0, model, optimizer, ())
     fetch = _fetcher(model, data, settings.dtype, device)
-    state, was_training = start, model.training
+    was_training = model.training
     model.train()
-    for epoch in range(start.epoch, settings.epochs):
+    for epoch in range(state.epoch, settings.epochs):
         speed = learning_rate(epoch, settings) if rate is None else rate(epoch)
         for group in optimizer.param_groups:
             group["lr"] = speed
@@ -134,12 +149,7 @@ def train(
                 if on_batch is not None:
                     on_batch(epoch, done, len(chunks))
         values = torch.stack(losses).cpu().double().numpy()  # read once: no wait in every step
-        fault = _divergence(values, model)
-        if fault:
-            raise NonFiniteError(
-                f"{fault} in epoch {epoch + 1} (learning rate {speed:g}); "
-                "try a smaller learning rate"
-            )
+        _require_finite(values, model, f"in epoch {epoch + 1} (learning rate {speed:g})")
         mean = float(np.average(values, weights=[len(chunk) for chunk in chunks]))
         entry = {"epoch": epoch + 1, "lr": speed, "train_loss": mean}
         state = _state(epoch + 1, model, optimizer, (*state.history, entry))
@@ -192,23 +202,9 @@ def evaluate(
     model.train(was_training)
     mean = total / len(data)
     if not np.isfinite(mean):
-        raise NonFiniteError(
-            f"the mean loss over the {data.split} split of {data.name} is {mean}; the parameters "
-            "or the data are out of range, so try a smaller learning rate"
-        )
+        what = f"the mean loss over the {data.split} split of {data.name} is {mean}"
+        raise NonFiniteError(f"{what}: values are out of range; try a smaller learning rate")
     return mean, correct / len(data) if labelled else None
-
-
-def _optimizer(model: nn.Module, settings: TrainConfig) -> torch.optim.SGD:
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    if not parameters:
-        raise ProblemError(f"the model ({type(model).__name__}) has no trainable parameters")
-    return torch.optim.SGD(
-        parameters,
-        lr=settings.lr,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-    )
 
 
 def _fetcher(model: nn.Module, data: Dataset, dtype: str, device: torch.device) -> Fetch:
@@ -225,21 +221,29 @@ def _fetcher(model: nn.Module, data: Dataset, dtype: str, device: torch.device) 
     return fetch
 
 
-def _forward(
-    model: nn.Module, loss: Loss, inputs: Tensor, targets: Tensor
-) -> tuple[Tensor, Tensor]:
+@contextmanager
+def _explained(inputs: Tensor, kind: type[HessrmtError], words: str) -> Iterator[None]:
+    """Turn what fails inside a ``with`` block into an error of ours."""
     try:
-        outputs = model(inputs)
-        value = loss(outputs, targets)
+        yield
     except HessrmtError:
         raise
     except torch.OutOfMemoryError as error:
-        raise _too_large(inputs) from error
-    except Exception as error:
-        raise ProblemError(
-            f"the model or loss failed on inputs {tuple(inputs.shape)} and targets "
-            f"{tuple(targets.shape)} of {targets.dtype}: {error}"
+        raise DeviceError(
+            f"{inputs.device} has too little memory for a batch of {len(inputs)} samples; "
+            "try a smaller batch"
         ) from error
+    except Exception as error:
+        raise kind(words.format(error)) from error
+
+
+def _forward(
+    model: nn.Module, loss: Loss, inputs: Tensor, targets: Tensor
+) -> tuple[Tensor, Tensor]:
+    given = f"inputs {tuple(inputs.shape)} and targets {tuple(targets.shape)} of {targets.dtype}"
+    with _explained(inputs, ProblemError, f"the model or loss failed on {given}: {{}}"):
+        outputs = model(inputs)
+        value = loss(outputs, targets)
     if not isinstance(value, Tensor) or value.dim() != 0:
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ProblemError(f"the loss must be a scalar mean over the batch, but it gave {got}")
@@ -251,51 +255,122 @@ def _step(
 ) -> Tensor:
     optimizer.zero_grad(set_to_none=True)
     _, value = _forward(model, loss, inputs, targets)
-    try:
+    with _explained(inputs, ProblemError, "the loss cannot be differentiated: {}"):
         value.backward()
-    except torch.OutOfMemoryError as error:
-        raise _too_large(inputs) from error
-    except RuntimeError as error:
-        raise ProblemError(f"the loss cannot be differentiated: {error}") from error
-    try:
+    failed = "a step of SGD failed ({}); try a smaller learning rate"
+    with _explained(inputs, NonFiniteError, failed):
         optimizer.step()
-    except torch.OutOfMemoryError as error:
-        raise _too_large(inputs) from error
-    except RuntimeError as error:
-        raise NonFiniteError(
-            f"a step of SGD failed ({error}); try a smaller learning rate"
-        ) from error
     return value.detach()
 
 
-def _divergence(losses: np.ndarray, model: nn.Module) -> str | None:
-    if not np.isfinite(losses).all():
-        first = int(np.argmin(np.isfinite(losses)))
-        return f"the loss became {losses[first]} at batch {first + 1} of {len(losses)}"
-    if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
-        return f"the parameters became NaN or infinite after batch {len(losses)}"
-    return None
-
-
-def _too_large(inputs: Tensor) -> DeviceError:
-    return DeviceError(
-        f"{inputs.device} has too little memory for a batch of {len(inputs)} samples; "
-        "try a smaller batch"
-    )
+def _require_finite(losses: np.ndarray, model: nn.Module, where: str) -> None:
+    finite, fault = np.isfinite(losses), ""
+    if not finite.all():
+        first = int(np.argmin(finite))
+        fault = f"the loss became {losses[first]} at batch {first + 1} of {len(losses)}"
+    elif not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
+        fault = f"the parameters became NaN or infinite after batch {len(losses)}"
+    if fault:
+        raise NonFiniteError(f"{fault} {where}; try a smaller learning rate")
 
 
 def _state(
     epoch: int, model: nn.Module, optimizer: torch.optim.SGD, history: tuple[dict[str, float], ...]
 ) -> TrainState:
-    return TrainState(epoch, _copied(model.state_dict()), _copied(optimizer.state_dict()), history)
+    tensors = _copied(dict(model.state_dict())), _copied(optimizer.state_dict())
+    return TrainState(epoch, *tensors, history)
 
 
 def _copied(tree: Any) -> Any:
-    # plain dicts and lists, tensors copied to the CPU
-    if isinstance(tree, Tensor):
-        return tree.detach().to("cpu", copy=True)
-    if isinstance(tree, dict):
-        return {key: _copied(value) for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return [_copied(value) for value in tree]
-    return tree
+    return _pytree.tree_map(
+        lambda leaf: leaf.detach().to("cpu", copy=True) if isinstance(leaf, Tensor) else leaf, tree
+    )
+
+
+@torch.no_grad()
+def initialize(model: nn.Module, scale: float, generator: torch.Generator) -> None:
+    """Draw the weights of linear and convolution layers from N(0, s²), set their biases to 0.
+
+    Everything else, such as BatchNorm's scale and shift, stays as it is.
+
+    Args:
+        model: Changed in place; on the CPU.
+        scale: s.
+        generator: Where the random numbers come from.
+
+    Raises:
+        ProblemError: If there is no such layer, or s is not positive.
+    """
+    real("the initial scale", scale, above=0, error=ProblemError)
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear | _ConvNd)]
+    if not layers:
+        raise ProblemError(f"the model ({type(model).__name__}) has no linear or convolution layer")
+    for layer in layers:
+        layer.weight.normal_(0, scale, generator=generator)
+        if layer.bias is not None:
+            layer.bias.zero_()
+
+
+def permuted(labels: Labels, share: float, generator: Generator) -> Labels:
+    """A share of the labels permuted among themselves; how many there are of each stays the same.
+
+    Those of a random subset are put into a random order, so that some of them stay right by
+    chance: of ten equally frequent classes a tenth.
+
+    Args:
+        labels: (n,) labels.
+        share: Of labels to permute, 0 to 1; rounded to a whole number of them.
+        generator: Where the random numbers come from.
+
+    Returns:
+        (n,) labels, a copy.
+    """
+    real("the share of permuted labels", share, least=0, most=1)
+    chosen = generator.permutation(len(labels))[: round(share * len(labels))]
+    found = labels.copy()
+    found[chosen] = labels[generator.permutation(chosen)]
+    return found
+
+
+def drawn(count: int, classes: int, generator: Generator) -> Labels:
+    """Labels drawn at random, all classes equally likely.
+
+    Args:
+        count: How many.
+        classes: Number of classes.
+        generator: Where the random numbers come from.
+
+    Returns:
+        (count,) labels, 0 to ``classes - 1``.
+    """
+    return generator.integers(classes, size=count, dtype=np.int64)
+
+
+def crop_and_flip(images: Images, *, padding: int = 4, fill: float = 0.0) -> Images:
+    """Every image padded, cut out again at a random place, and mirrored half of the time.
+
+    As ResNets are trained (He et al. 2015). Random numbers come from torch's global generator of
+    the CPU, on every device the same.
+
+    Args:
+        images: A batch.
+        padding: Pixels added on every side.
+        fill: Value of the added pixels.
+
+    Returns:
+        A batch of the same shape.
+
+    Raises:
+        DataError: If these are no images.
+    """
+    if images.dim() != 4:
+        shape = tuple(images.shape[1:])
+        raise DataError(f"augmentation needs images (channels, height, width), got {shape}")
+    count, _, height, width = images.shape
+    places = torch.randint(2 * padding + 1, (2, count, 1))
+    rows, columns = places[0] + torch.arange(height), places[1] + torch.arange(width)
+    columns = torch.where(torch.rand(count, 1) < 0.5, columns.flip(1), columns)
+    at = torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]
+    padded = nn.functional.pad(images, (padding,) * 4, value=fill).permute(0, 2, 3, 1)
+    found = padded[tuple(index.to(images.device) for index in at)]
+    return found.permute(0, 3, 1, 2).contiguous()

@@ -12,7 +12,7 @@ from properties import examples
 from scipy import stats
 
 from hessrmt import rng
-from hessrmt.errors import GeneralizationError
+from hessrmt.errors import DataError
 from hessrmt.generalization import fit_line
 
 EPS = np.finfo(np.float64).eps
@@ -32,7 +32,7 @@ def exact(x, y):
 
 
 def losses(n=25, spread=1e-4, noise=5e-6, at=2.3021):
-    """Normalised losses as [G] has them: close to each other, and close to ln 10."""
+    """Normalised losses as they are: close to each other, and close to ln 10."""
     draw = rng.stream(3, "lines")
     x = at + spread * draw.uniform(-1, 1, n)
     return x, 0.84 * x + 0.377 + noise * draw.normal(size=n)
@@ -59,45 +59,34 @@ def test_against_exact_arithmetic(spread, noise):
     assert fit.deviation == pytest.approx(fit.rmse * math.sqrt(n / (n - 2)), rel=4 * EPS)
 
 
-def test_naive_sums_would_fail_here():
-    """Σx² - (Σx)²/n of these losses has an error of ε Σx², as large as itself."""
-    x, y = losses(spread=1e-7, noise=0.0)
-    n = len(x)
-    naive = (n * (x @ y) - x.sum() * y.sum()) / (n * (x @ x) - x.sum() ** 2)
-    slope = float(exact(x, y)[0])
-    assert not abs(naive - slope) < 1e-3
-    assert fit_line(x, y).slope == pytest.approx(slope, rel=8 * n * EPS)
-
-
 def test_against_scipy_and_numpy():
     draw = rng.stream(4, "lines")
     x = draw.uniform(-1, 3, 40)
     y = 0.7 * x - 2 + draw.normal(size=40)
     fit, line = fit_line(x, y), stats.linregress(x, y)
     # both are backward stable and the data well conditioned: n ε times the condition, about 10
-    close = {"rel": 10 * 40 * EPS}
-    assert fit.slope == pytest.approx(line.slope, **close)
-    assert fit.intercept == pytest.approx(line.intercept, **close)
-    assert fit.r2 == pytest.approx(line.rvalue**2, **close)
-    assert fit.slope_error == pytest.approx(line.stderr, **close)
-    assert fit.intercept_error == pytest.approx(line.intercept_stderr, **close)
-    assert fit.adjusted_r2 == pytest.approx(1 - (1 - line.rvalue**2) * 39 / 38, **close)
+    close = 10 * 40 * EPS
+    found = fit.slope, fit.intercept, fit.slope_error, fit.intercept_error
+    wanted = line.slope, line.intercept, line.stderr, line.intercept_stderr
+    assert found == pytest.approx(wanted, rel=close)
+    adjusted = 1 - (1 - line.rvalue**2) * 39 / 38
+    assert (fit.r2, fit.adjusted_r2) == pytest.approx((line.rvalue**2, adjusted), rel=close)
     (slope, _), covariance = np.polyfit(x, y, 1, cov=True)
-    assert fit.slope == pytest.approx(slope, **close)
-    np.testing.assert_allclose(fit.covariance, covariance, rtol=10 * 40 * EPS)
+    assert fit.slope == pytest.approx(slope, rel=close)
+    np.testing.assert_allclose(fit.covariance, covariance, rtol=close)
     # bands from NumPy's covariance
     at = np.linspace(-2, 4, 9)
     variance = at**2 * covariance[0, 0] + 2 * at * covariance[0, 1] + covariance[1, 1]
     noise = np.sum((y - fit(x)) ** 2) / 38
     for level in (0.5, 0.95):
         student = stats.t.ppf((1 + level) / 2, 38)
-        for band, width in (
-            (fit.confidence_band, np.sqrt(variance)),
-            (fit.prediction_band, np.sqrt(variance + noise)),
+        for band, square in (
+            (fit.confidence_band, variance),
+            (fit.prediction_band, variance + noise),
         ):
             lower, upper = band(at, level)
             # subtracting the middle costs ε|y|, and the quantile of t has about 1e-12
-            np.testing.assert_allclose((upper - lower) / 2, student * width, rtol=1e-11)
+            np.testing.assert_allclose((upper - lower) / 2, student * np.sqrt(square), rtol=1e-11)
             np.testing.assert_allclose((upper + lower) / 2, slope * at + line.intercept, rtol=1e-12)
 
 
@@ -111,22 +100,6 @@ def test_closed_forms():
     lower, upper = fit.confidence_band(1.0, 0.9)
     assert (lower, upper) == pytest.approx((1 - half, 1 + half), rel=1e-12)
     assert fit(np.array([[0.0, 2.0]])).shape == (1, 2)
-
-
-def test_bands_cover_what_they_promise():
-    draw = rng.stream(5, "coverage")
-    x, trials, at = 2.3 + np.array([0, 1, 2, 3, 5, 8]) * 1e-4, 3000, 2.3006
-    truth = 0.9 * at + 0.2
-    line = point = 0
-    for _ in range(trials):
-        fit = fit_line(x, 0.9 * x + 0.2 + 1e-5 * draw.normal(size=6))
-        lower, upper = fit.confidence_band(at, 0.9)
-        line += lower <= truth <= upper
-        lower, upper = fit.prediction_band(at, 0.9)
-        point += lower <= truth + 1e-5 * draw.normal() <= upper
-    error = math.sqrt(0.9 * 0.1 / trials)
-    assert line / trials == pytest.approx(0.9, abs=4 * error)
-    assert point / trials == pytest.approx(0.9, abs=4 * error)
 
 
 # multiples of 2^-30 below 2^10, so that shifts and doublings are exact
@@ -143,11 +116,8 @@ def test_invariances(points, shift, power):
     x, y = np.array(points).T
     if (x == x[0]).all():
         return
-    fit, moved, scaled = (
-        fit_line(x, y),
-        fit_line(x + shift, y - shift),
-        fit_line(x * 2.0**power, y * 2.0**power),
-    )
+    fit, moved = fit_line(x, y), fit_line(x + shift, y - shift)
+    scaled = fit_line(x * 2.0**power, y * 2.0**power)
     # a power of two changes no rounding
     assert scaled.slope == fit.slope
     assert scaled.slope_error == fit.slope_error
@@ -186,28 +156,24 @@ def test_equal_values_have_no_r2():
         ([1, 2], [1, 2], "at least 3 points, got 2"),
         ([1, 2, 3], [1, 2], "3 x but 2 y"),
         ([2.3, 2.3, 2.3], [1, 2, 3], "all 3 x are 2.3"),
-        ([1, math.nan, 3], [1, 2, 3], "x is nan at position 1"),
-        ([1, 2, 3], [1, 2, math.inf], "y is inf at position 2"),
-        ([[1, 2, 3]], [1, 2, 3], r"x has shape \(1, 3\)"),
-        (5.0, [1, 2, 3], r"x has shape \(\)"),
-        ([True, False, True], [1, 2, 3], "x is of type bool"),
-        ([1, 2, 3j], [1, 2, 3], "x is of type complex"),
-        ([1, 2, 3], ["a", "b", "c"], "y is of type <U1"),
-        ([1, 2, None], [1, 2, 3], "x is of type object"),
-        ([[1], [2, 3]], [1, 2, 3], "x is no array of numbers"),
+        ([1, math.nan, 3], [1, 2, 3], "x must be finite"),
+        ([1, 2, 3], [1, 2, math.inf], "y must be finite"),
+        ([[1, 2, 3]], [1, 2, 3], r"x must have 1 dimension.* shape \(1, 3\)"),
+        ([True, False, True], [1, 2, 3], "x must be real numbers, got dtype bool"),
+        ([1, 2, 3], ["a", "b", "c"], "y must be real numbers"),
+        ([[1], [2, 3]], [1, 2, 3], "x cannot be used as an array"),
         ([1e308, -1e308, 1.7e308], [1, 2, 3], "too large"),
         ([0, 5e-324, 1e-323], [1e300, 2e300, 4e300], "too large"),
     ],
 )
 def test_refusals(x, y, said):
-    with pytest.raises(GeneralizationError, match=said):
+    with pytest.raises(DataError, match=said):
         fit_line(x, y)
 
 
 @pytest.mark.parametrize("level", [0, 1, 95, -0.5, math.nan, True])
 def test_a_level_is_a_probability(level):
     fit = fit_line([1, 2, 3], [1, 3, 2])
-    with pytest.raises(GeneralizationError, match=r"expected a probability .* e\.g\. 0\.95"):
-        fit.confidence_band(1, level)
-    with pytest.raises(GeneralizationError, match="expected a probability"):
-        fit.prediction_band(1, level)
+    for band in (fit.confidence_band, fit.prediction_band):
+        with pytest.raises(DataError, match=r"expected a probability .* 0\.95"):
+            band(1, level)
