@@ -8,7 +8,7 @@ from hessrmt.errors import ConvergenceError, GeneralizationError
 from hessrmt.generalization.approximation import ApproximationStudy, study
 from hessrmt.generalization.leastsquares import fit
 from hessrmt.generalization.trees import CONSTITUENTS, Tree, tree_function
-from hessrmt.plots.approximation import approximation_errors
+from hessrmt.plots.generalization import approximation_errors
 
 EPS = np.finfo(float).eps
 

@@ -13,7 +13,7 @@ from hessrmt.config import DensityConfig, load_settings
 from hessrmt.curvature.density import DensityPlan, complete
 from hessrmt.curvature.operators import CurvatureOperator
 from hessrmt.errors import ConfigError, DeviceError, LevelsError, StoreError
-from hessrmt.plots.slq import spectral_density
+from hessrmt.plots.certification import lanczos_density
 from hessrmt.store.density import DensityWriter
 from hessrmt.workflows import density as workflow
 
@@ -225,7 +225,7 @@ def test_more_steps_than_parameters_and_one_probe(digits, tmp_path):
     assert found.dimension == 14
     assert found.samples == 1
     assert np.isnan(found.quadrature.nodes).any()
-    assert spectral_density(found).axes
+    assert lanczos_density(found).axes
     with pytest.raises(LevelsError, match="--top K"):
         found.spectra()
 
