@@ -106,7 +106,7 @@ def surmise(title: str = "", *, ax: Any = None) -> Figure:
 def ratios(found: Any, title: str = "", *, ax: Any = None) -> Figure:
     """P(r̃), or P(r) up to a cut, with the laws of GOE, two GOE blocks and Poisson.
 
-    The GOE law is that of large matrices (the surmise with the correction of Atas et al., 2013). All
+    The GOE law is that of large matrices (the surmise with the correction of Atas et al. 2013). All
     laws have the area 1 up to the cut, as the histogram has.
 
     Args:
