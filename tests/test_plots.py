@@ -5,6 +5,7 @@ Warnings are errors here: a picture must draw without any.
 
 import subprocess
 import sys
+from dataclasses import replace
 from functools import cache, partial
 from unittest.mock import Mock
 
@@ -524,7 +525,7 @@ def test_margins_count_what_they_leave_out():
     wrong = entry(name="wrong", separated=False, values=(0.03, 0.3))
     members = NATURAL.result.members
     result = type(NATURAL.result)({}, (*members, *wrong.result.members), "made up", "cpu", True)
-    left, right = puzzles.margins(NATURAL._replace(result=result), RANDOM).axes[:2]
+    left, right = puzzles.margins(replace(NATURAL, result=result), RANDOM).axes[:2]
     assert len(left.get_lines()) == len(members) + len(RANDOM.result.members)
     for curve, member in zip(left.get_lines(), members, strict=False):
         size = member.history["margin"] / member.history["product"]
@@ -550,7 +551,7 @@ def test_values_are_written_beside_points_only_where_they_find_room():
 def test_all_pictures_of_a_preset(tmp_path):
     wrong = entry(name="wrong", separated=False, model="other", values=(0.1, 0.2))
     planned = entry(name="planned", model="other2")
-    planned = planned._replace(result=type(planned.result)({}, (), "made up", "cpu", False))
+    planned = replace(planned, result=type(planned.result)({}, (), "made up", "cpu", False))
     entries = [RANDOM, CORRUPTED, entry("width"), *SAMPLES, wrong, planned]
     preset = PuzzlesPreset(families=tuple(one.settings for one in entries))
     settings = PuzzlesConfig(
