@@ -1,13 +1,12 @@
 """Families of networks as training would give them, made up from simple laws."""
 
-from typing import NamedTuple
-
 import numpy as np
 
 from hessrmt import rng
 from hessrmt.experiments.families import Family
 from hessrmt.generalization.normalization import QUANTILES
 from hessrmt.store.family import HISTORY, FamilyResult, Member
+from hessrmt.workflows.familyfits import Entry
 
 DEFAULTS = {
     "initial-scale": {"values": (0.0001, 0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)},
@@ -15,14 +14,6 @@ DEFAULTS = {
     "width": {"values": (4, 8, 16, 32, 64, 128), "model": "conv5-{width}"},
     "samples": {"values": (100, 300, 1000, 3000, 10000, 50000)},
 }
-
-
-class Made(NamedTuple):
-    """An entry of the experiment."""
-
-    name: str
-    settings: Family
-    result: FamilyResult
 
 
 def family(vary="initial-scale", **changes):
@@ -37,7 +28,7 @@ def entry(vary="initial-scale", separated=True, **changes):
         member(settings, i, value, separated) for i, value in enumerate(settings.values)
     )
     result = FamilyResult(settings.model_dump(), members, "made up", "cpu", True)
-    return Made(settings.name, settings, result)
+    return Entry(settings.name, settings, result)
 
 
 def member(settings, index, value, separated=True):

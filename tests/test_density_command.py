@@ -15,6 +15,7 @@ from hessrmt.curvature.density import DensityPlan, complete
 from hessrmt.curvature.operators import CurvatureOperator
 from hessrmt.errors import ConfigError, DeviceError, LevelsError, StoreError
 from hessrmt.runs import density as workflow
+from hessrmt.plots.certification import lanczos_density
 from hessrmt.store.density import DensityWriter
 
 X = np.random.default_rng(0).normal(size=(9, 4))
@@ -225,7 +226,7 @@ def test_more_steps_than_parameters_and_one_probe(digits, tmp_path):
     assert found.dimension == 14
     assert found.samples == 1
     assert np.isnan(found.quadrature.nodes).any()
-    assert spectral_density(found).axes
+    assert lanczos_density(found).axes
     with pytest.raises(LevelsError, match="--top K"):
         found.spectra()
 

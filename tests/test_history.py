@@ -13,6 +13,7 @@ from store_samples import IDENTITY, create, spectrum
 import hessrmt as hr
 from hessrmt.config import HistoryConfig, TrainConfig, load_settings
 from hessrmt.errors import CapacityError, ConfigError, NonFiniteError, StoreError
+from hessrmt.levels.analysis import mean_ratios
 from hessrmt.plots.training import history as draw
 from hessrmt.plots.training import side_by_side
 from hessrmt.problems import checkpoints, data, losses, models
@@ -427,7 +428,8 @@ def test_other_commands_read_it(settings, tmp_path, cli):
 
 def test_picture_shows_every_epoch(settings, tmp_path):
     found = recorded(settings, tmp_path)
-    panels = draw(found, "a title").axes
+    ratios = mean_ratios(found.spectra)
+    panels = draw(found, ratios, "a title").axes
     assert len(panels) == 6
     largest = panels[3].get_lines()[0]
     assert np.array_equal(largest.get_xdata(), found.epochs)
@@ -435,7 +437,7 @@ def test_picture_shows_every_epoch(settings, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         recorded(settings, tmp_path, "none", observer=Stop(0, "eigenvalues"))
     with pytest.raises(StoreError, match="no finished epoch"):
-        draw(hr.load_history(tmp_path / "none.h5"))
+        draw(hr.load_history(tmp_path / "none.h5"), ())
 
 
 def test_networks_side_by_side(settings, tmp_path):

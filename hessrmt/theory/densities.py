@@ -230,7 +230,7 @@ def power_law(x: ArrayLike, alpha: float, x_min: float, x_max: float = math.inf)
     Returns:
         The density, in the shape of x, with integral 1.
 
-    Source: Clauset, Shalizi and Newman, SIAM Rev. 51, 661 (2009), table 2.1.
+    Source: Clauset, Shalizi and Newman, SIAM Rev. 51, 661 (2009), who have no upper end.
     """
     points, slope = real_values(x, "x"), alpha - 1
     held = -np.expm1(-slope * np.log(x_max / x_min))
