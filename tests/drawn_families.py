@@ -4,9 +4,9 @@ import numpy as np
 
 from hessrmt import rng
 from hessrmt.experiments.families import Family
+from hessrmt.experiments.puzzles import FamilyEntry
 from hessrmt.generalization.normalization import QUANTILES
 from hessrmt.store.family import HISTORY, FamilyResult, Member
-from hessrmt.workflows.familyfits import Entry
 
 DEFAULTS = {
     "initial-scale": {"values": (0.0001, 0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)},
@@ -28,7 +28,7 @@ def entry(vary="initial-scale", separated=True, **changes):
         member(settings, i, value, separated) for i, value in enumerate(settings.values)
     )
     result = FamilyResult(settings.model_dump(), members, "made up", "cpu", True)
-    return Entry(settings.name, settings, result)
+    return FamilyEntry(settings.name, settings, result)
 
 
 def member(settings, index, value, separated=True):
