@@ -109,8 +109,10 @@ def _puzzles(families):
     return "\n".join(lines)
 
 
-def run_twice(cli, path, gone):
-    """Run an experiment, and again without one of its files: only that is made anew.
+def run_twice(cli, path, gone, change, said):
+    """Run an experiment; again without one of its files: only that is made anew.
+
+    And once more with other settings, which that folder is not for.
 
     Returns:
         What the first run printed as JSON, its notes, and the folder.
@@ -131,6 +133,11 @@ def run_twice(cli, path, gone):
     assert json.loads(again.stdout) == found
     assert {file: file.stat().st_mtime_ns for file in before} == before
     assert missing.suffix != ".pt" or missing.read_bytes() == content
+    path.write_text(path.read_text().replace(*change))
+    other = cli("reproduce", path, "--out", "done")
+    assert other.returncode == 2
+    assert "was made with another configuration" in other.stderr
+    assert said in other.stderr
     return found, first.stderr, out
 
 
