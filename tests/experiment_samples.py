@@ -1,6 +1,7 @@
 """Small settings of every experiment, small images, and experiments that are run twice."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 
@@ -124,7 +125,7 @@ def run_twice(cli, path, gone, change, said):
     files = [
         file for name in ("checkpoints", "spectra", "families") for file in (out / name).glob("*")
     ]
-    before = {file: file.stat().st_mtime_ns for file in files if gone not in file.name}
+    before = {file: file.stat().st_mtime_ns for file in files if Path(gone).stem not in file.name}
     (missing,) = [file for file in files if file.name == gone]
     content = missing.read_bytes()
     missing.unlink()
@@ -141,9 +142,9 @@ def run_twice(cli, path, gone, change, said):
     return found, first.stderr, out
 
 
-def write_images(path):
+def write_images(path, seed=0):
     """64 + 40 images of 8 x 8 pixels in 3 classes: a bright column each, with noise."""
-    draw = rng.stream(0, "test images")
+    draw = rng.stream(seed, "test images")
     y = draw.integers(0, 3, 104)
     x = draw.integers(0, 120, (104, 8, 8))
     x[np.arange(104), :, 2 * y + 1] += 120

@@ -49,7 +49,7 @@ def test_everything_from_nothing(cli, tmp_path):
         assert len(spectra) == row["spectra"] == 3
         # outliers and degenerate directions are really there, in the ratio panels too
         drawn = spectra.provenance.config
-        assert drawn["outliers"] == row["outliers"]
+        assert drawn["outliers"] == (row["outliers"] or [])
         assert spectra[0].dimension == 16 + row["degenerate"]
         zeros = np.count_nonzero(spectra.eigenvalues == 0, axis=1)
         assert set(zeros) == {row["degenerate"]}
