@@ -11,21 +11,23 @@ from scipy import stats
 from hessrmt import rng
 from hessrmt.ensembles import block_levels, gaussian_levels, poisson_levels
 from hessrmt.errors import LevelsError
-from hessrmt.levels import cache, pooled, ratios, surrogates, unfold
-from hessrmt.levels.conclusion import conclude, consistent
+from hessrmt.levels import LawFit, goodness, pooled, ratios, unfold
+from hessrmt.levels.analysis import conclude, consistent
 from hessrmt.levels.goodness import (
     LAWS,
     POINTS,
     Null,
+    bulk,
     distance,
     empirical,
     likelihood_ratio,
+    nulls,
     p_value,
+    plan,
+    pooled_cdf,
     quantiles,
     statistic_law,
 )
-from hessrmt.levels.surrogates import bulk, nulls, plan, pooled_cdf
-from hessrmt.records import LawFit
 from hessrmt.theory.longrange import number_variance
 
 
@@ -113,9 +115,9 @@ def test_surrogates_chosen_from_a_bank_have_the_spread_of_fresh_data():
     draw = rng.stream(5, "p")
     law = statistic_law("poisson", "ratio")
     points = quantiles(law)
-    bank = np.array([surrogates._counts(law.sample(50, draw), points) for _ in range(400)])
+    bank = np.array([goodness._counts(law.sample(50, draw), points) for _ in range(400)])
     chosen = [draw.choice(400, 100, replace=False) for _ in range(1000)]
-    null = surrogates._null(bank, chosen)
+    null = goodness._null(bank, chosen)
     assert (null.size, null.bank) == (5000, 20_000)
     scale = ((1 / 5000) / (1 / null.size - 1 / null.bank)) ** 0.5
     f = (np.arange(POINTS) + 0.5) / POINTS
@@ -296,7 +298,7 @@ def test_surrogates_are_kept_and_found_again(folder, monkeypatch):
     first = nulls("goe", SMALL)
     assert len(files(folder)) == 1
     with monkeypatch.context() as without:
-        without.setattr(surrogates, "_simulate", None)  # calling it would fail
+        without.setattr(goodness, "_simulate", None)  # calling it would fail
         assert same(nulls("goe", SMALL), first)
     # everything that the numbers depend on makes another file
     changes = {"seed": 1, "surrogates": 8, "levels": 21, "spectra": 6, "method": "kernel"}
@@ -317,12 +319,12 @@ def test_damaged_surrogates_are_drawn_again(folder):
     draw = rng.stream(9, "damage")
     for size in (0, 1, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:size])
-        assert cache.read(path, 7) is None
+        assert goodness.read_nulls(path, 7) is None
     for place in [*range(0, 400, 3), *draw.integers(len(whole), size=200)]:
         damaged = bytearray(whole)
         damaged[place] ^= 0xFF
         path.write_bytes(damaged)
-        found = cache.read(path, 7)  # some bytes of a zip file mean nothing
+        found = goodness.read_nulls(path, 7)  # some bytes of a zip file mean nothing
         assert found is None or same(found, first)
     path.write_bytes(b"precious")
     assert same(nulls("goe", SMALL), first)
@@ -340,12 +342,12 @@ def test_foreign_content_under_the_right_name_is_not_used(folder):
         "no bank": null._replace(bank=0.0),
     }
     for content in wrong.values():
-        cache.write(path, {**first, "ratio": content})
-        assert cache.read(path, 7) is None
+        goodness.write_nulls(path, {**first, "ratio": content})
+        assert goodness.read_nulls(path, 7) is None
         assert same(nulls("goe", SMALL), first)
     np.save(path.with_suffix(".npy"), np.zeros(3))
     os.replace(path.with_suffix(".npy"), path)
-    assert cache.read(path, 7) is None
+    assert goodness.read_nulls(path, 7) is None
 
 
 @pytest.mark.parametrize("kind", ["a file", "read-only", "absent device"])

@@ -7,7 +7,7 @@ from scipy import integrate
 from hessrmt import rng
 from hessrmt.errors import LevelsError
 from hessrmt.levels import brody, superposition
-from hessrmt.theory.laws import spacing_law, superposed_law, wigner_law
+from hessrmt.theory import spacing_law, superposed_law, wigner_law
 
 REPEATS = 40
 """Samples of each law: 4 standard errors of a scatter are then 4/√(2·39) = 45 % of it."""

@@ -13,7 +13,7 @@ from hessrmt import rng
 from hessrmt.ensembles import goe
 from hessrmt.errors import LevelsError
 from hessrmt.levels import mean_ratio, select, spacings, unfold_selection
-from hessrmt.levels.analysis import ratio_samples
+from hessrmt.levels.selection import ratio_samples
 from hessrmt.records import Provenance, Spectra, Spectrum
 from hessrmt.theory.ratios import (
     MEAN_RATIO_GOE,

@@ -13,10 +13,9 @@ from matplotlib.text import Text
 
 from hessrmt import rng, theory
 from hessrmt.errors import ConfigError, LevelsError, StoreError
-from hessrmt.levels import form_factor, number_variance, resampling, rigidity
-from hessrmt.levels.analysis import ratio_samples, unfold_selection
-from hessrmt.levels.jackknife import with_error
-from hessrmt.levels.selection import select
+from hessrmt.levels import form_factor, number_variance, resampling, rigidity, unfold_selection
+from hessrmt.levels.resampling import with_error
+from hessrmt.levels.selection import ratio_samples, select
 from hessrmt.plots import longrange, style
 from hessrmt.plots.density import density_per_decade, spectral_density
 from hessrmt.plots.files import draw_all, save

@@ -9,7 +9,7 @@ from scipy.integrate import quad
 
 import hessrmt as hr
 from hessrmt import rng
-from hessrmt.theory import determinants, gap
+from hessrmt.theory.spacings import determinant, even_odd, exact_gap
 
 theory = hr.theory
 
@@ -89,8 +89,8 @@ def test_density_is_the_second_derivative_of_the_gap_probability(beta):
 
 def test_table_agrees_with_the_determinants_it_is_made_from():
     s = rng.stream(1, "lengths").uniform(0, 5, 300)
-    for table, parity in zip(determinants.even_odd(s), (1, -1), strict=True):
-        direct = determinants.determinant(s, parity)
+    for table, parity in zip(even_odd(s), (1, -1), strict=True):
+        direct = determinant(s, parity)
         # round-off of I - A is divided by its smallest eigenvalue, 1e-6 at s = 5
         np.testing.assert_allclose(np.exp(table.log), np.exp(direct.log), atol=1e-14)
         np.testing.assert_allclose(table.slope, direct.slope, atol=1e-8)
@@ -108,7 +108,7 @@ def test_far_tail_falls_monotonically_to_zero(beta):
     # 1 % of the leading terms at s = 20
     if beta < 4:
         leading = {1: -(np.pi**2) * 400 / 16 - np.pi * 5, 2: -(np.pi**2) * 400 / 8}[beta]
-        found = gap.exact_gap(np.array([20.0]), beta).log[0]
+        found = exact_gap(np.array([20.0]), beta).log[0]
         assert found == pytest.approx(leading, rel=0.01)
 
 

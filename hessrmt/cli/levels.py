@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from hessrmt.config import LevelsConfig
-    from hessrmt.records import LawFit, LevelStatistics, Spectra
+    from hessrmt.levels import LawFit, LevelStatistics
+    from hessrmt.records import Spectra
 
 
 def levels(
@@ -150,7 +151,7 @@ class _Meter:
 
 
 def _show(found: LevelStatistics, spectra: Spectra, to: Console) -> None:
-    from hessrmt.levels.conclusion import SHORT
+    from hessrmt.levels.analysis import SHORT
 
     table = _table(f"{_title(spectra)}, cutoff {_cutoff_in_words(found)}", to)
     for heading in ("⟨r̃⟩", "σ away", "D(r̃)", "p", "D(s)", "p"):
@@ -176,7 +177,7 @@ def _show(found: LevelStatistics, spectra: Spectra, to: Console) -> None:
 
 
 def _show_comparison(found: dict[str, LevelStatistics], spectra: Spectra, to: Console) -> None:
-    from hessrmt.levels.conclusion import SHORT
+    from hessrmt.levels.analysis import SHORT
 
     table = _table(_title(spectra), to)
     for statistics in found.values():

@@ -258,7 +258,7 @@ class _Meter:
 
 
 def _mean_ratio(item: Spectrum) -> float:
-    from hessrmt.levels.ratios import mean_ratio
+    from hessrmt.levels.spacings import mean_ratio
 
     return mean_ratio(item.resolved)
 

@@ -267,7 +267,7 @@ def _show_history(file: Path, to: "Console") -> None:
     from rich.table import Table
 
     from hessrmt.cli.console import note
-    from hessrmt.levels.ratios import mean_ratio
+    from hessrmt.levels.spacings import mean_ratio
     from hessrmt.store.history import load_history
 
     found = load_history(file)

@@ -1,39 +1,74 @@
-"""From spectra to a statement: which law of random matrix theory do the levels follow?"""
+"""From spectra to a statement: which law of random matrix theory do the levels follow?
+
+The one sentence of the conclusion rests on the ratios r̃, which need no unfolding: a law is
+consistent if its ratio p-value is not small and ⟨r̃⟩ lies within three standard errors of its value.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.interpolate import PchipInterpolator
 
-from hessrmt.errors import LevelsError, OptionError
-from hessrmt.levels import fits
-from hessrmt.levels.conclusion import conclude
-from hessrmt.levels.density import SMOOTH, mean_ratio_of_density
-from hessrmt.levels.goodness import LAWS, distance, likelihood_ratio, p_value, statistic_law
-from hessrmt.levels.ratios import of_spacings
+from hessrmt import rng
+from hessrmt.checks import whole
+from hessrmt.errors import DataError, OptionError
+from hessrmt.levels.goodness import (
+    LAWS,
+    MapUnordered,
+    Null,
+    SurrogatePlan,
+    bulk,
+    distance,
+    in_turn,
+    likelihood_ratio,
+    nulls,
+    p_value,
+    plan,
+    statistic_law,
+)
 from hessrmt.levels.resampling import mean_and_error
-from hessrmt.levels.selection import Selection, select
-from hessrmt.levels.staircase import at_least
-from hessrmt.levels.surrogates import Plan, in_turn, nulls, plan
-from hessrmt.levels.unfolding import check_options, pooled, unfold
-from hessrmt.records import LawFit, LevelStatistics
-from hessrmt.theory.ratios import mean_ratio
+from hessrmt.levels.selection import Cutoff, Window, ratio_samples, select
+from hessrmt.levels.spacings import Fit, brody, of_spacings, superposition
+from hessrmt.levels.unfolding import Unfolded, unfold_selection
+from hessrmt.records import _html
+from hessrmt.theory import mean_ratio
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from hessrmt.arrays import Levels
+    from hessrmt.levels.resampling import Samples
+    from hessrmt.levels.selection import Selection
 
-    from jaxtyping import Float64
+SIGNIFICANT = 0.01
+"""p-value below which a law is excluded."""
 
-    from hessrmt.levels.goodness import Null
-    from hessrmt.levels.surrogates import MapUnordered
+FAR = 3.0
+"""Standard errors beyond which a law is excluded."""
 
-    Samples = list[Float64[np.ndarray, " n"]]
+MANY = 0.02
+"""Share of spacings below the noise floor from which the sentence mentions them."""
 
-POOL_FROM = 30
-"""Spectra from which ``unfold="auto"`` pools; a smaller pool's staircase is too coarse."""
+WORDS = {
+    "goe": "GOE",
+    "gue": "GUE",
+    "gse": "GSE",
+    "poisson": "Poisson (independent levels)",
+    "goe2": "two superposed GOE blocks",
+}
+"""Laws as a sentence names them."""
+
+SHORT = WORDS | {"poisson": "Poisson", "goe2": "2 GOE blocks"}
+"""Laws as a table names them."""
+
+SMOOTH = 20
+"""Levels over which a density is smoothed."""
+
+_STRETCHES, _STRETCH = 40, 400
+"""Stretches of GOE levels that are moved to a density, and the levels of each."""
 
 _PARTS = 5
 
@@ -52,116 +87,134 @@ _OF_SPACINGS = (
 
 
 @dataclass(frozen=True)
-class Unfolded:
-    """The levels of several spectra, unfolded.
+class LawFit:
+    """How level statistics compare with one law of random matrix theory.
+
+    Distances lie in [0, 1]. A p-value is the share of surrogate data sets of the law (same sizes,
+    same cutoff and unfolding) that lie at least as far from the law as the data; None where not
+    computed.
 
     Attributes:
-        selection: The levels before unfolding.
-        levels: For each spectrum its unfolded levels, ascending, mean spacing 1; None where it
-            only served as pool.
-        resolution: Smallest spacing that can be told from zero, in mean spacings; 0 if any can.
-        method: Of unfolding.
-        options: Of the method.
-        rotate: For ``pooled``: whether every spectrum was unfolded.
+        mean_ratio: ⟨r̃⟩ of the law, dimensionless.
+        sigmas: (measured ⟨r̃⟩ - that of the law)/standard error; NaN where there is no error.
+        ratio_distance: Kolmogorov-Smirnov distance of the ratios r̃.
+        ratio_anderson_darling: ∫(F_n - F)²/(F(1-F)) dF of the ratios.
+        ratio_p_value: Of ``ratio_distance``.
+        spacing_distance: Kolmogorov-Smirnov distance of the unfolded spacings.
+        spacing_anderson_darling: As for the ratios.
+        spacing_p_value: Of ``spacing_distance``.
+        log_likelihood_ratio: Mean of ln(p_law/p_GOE) for one ratio r̃; positive favours the law.
+        log_likelihood_ratio_error: Its standard error from resampling spectra.
     """
 
-    selection: Selection
-    levels: tuple[Float64[np.ndarray, " n"] | None, ...]
-    resolution: float
-    method: str
-    options: dict[str, Any]
-    rotate: bool
-
-    @property
-    def spacings(self) -> Samples:
-        """Spacings of unfolded neighbours, (m_i,) for each spectrum that was unfolded."""
-        return [
-            np.diff(levels)[adjacent]
-            for levels, adjacent in zip(self.levels, self.selection.neighbours, strict=True)
-            if levels is not None
-        ]
-
-    @property
-    def ratios(self) -> Samples:
-        """Ratios r̃ of neighbouring spacings of the raw levels, (k_i,) for each spectrum."""
-        return ratio_samples(self.selection)
-
-    @property
-    def words(self) -> str:
-        """Method and options for people."""
-        shown = [f"{name}={value}" for name, value in self.options.items()]
-        if self.method == "pooled":
-            shown.append("every spectrum by rotation" if self.rotate else "⅔ pool, ⅓ unfolded")
-        return f"{self.method} ({', '.join(shown)})" if shown else self.method
+    mean_ratio: float
+    sigmas: float
+    ratio_distance: float
+    ratio_anderson_darling: float
+    ratio_p_value: float | None
+    spacing_distance: float
+    spacing_anderson_darling: float
+    spacing_p_value: float | None
+    log_likelihood_ratio: float
+    log_likelihood_ratio_error: float
 
 
-def ratio_samples(selection: Selection, folded: bool = True) -> Samples:
-    """Ratios of neighbouring spacings, for each spectrum.
+@dataclass(frozen=True)
+class LevelStatistics:
+    """Local statistics of the levels of one or several spectra, and what they agree with.
 
-    Args:
-        selection: The levels; no ratio bridges a discarded band.
-        folded: r̃ in [0, 1], or r.
-
-    Returns:
-        One array for each spectrum.
+    Attributes:
+        n_spectra: Spectra used.
+        n_levels: Levels used, of all spectra together.
+        n_discarded: Eigenvalues that cutoff and window left out, exact zeros included.
+        n_zeros: How many of those are exactly 0.0.
+        n_ties: Spacings that are exactly zero.
+        n_unresolved: Spacings no larger than the noise floor.
+        n_ratios: Ratios r̃ used.
+        n_spacings: Unfolded spacings used.
+        mean_ratio: ⟨r̃⟩, dimensionless.
+        mean_ratio_error: Its standard error from resampling whole spectra (stretches of each
+            spectrum where there are fewer than ten).
+        mean_ratio_density: ⟨r̃⟩ expected of GOE levels that follow the density of these spectra;
+            0.5307 less what the curvature of the density takes. NaN where not computed.
+        mean_ratio_fifths: ⟨r̃⟩ of the lowest fifth of the ratios of each spectrum, of the next, and
+            so on to the highest: where in the spectrum a deviation comes from.
+        mean_ratio_fifths_error: Their standard errors.
+        mean_spacing: Mean unfolded spacing, which should be 1.
+        brody: Brody parameter, 0 for Poisson and about 0.95 for GOE.
+        brody_error: Its standard error.
+        superposition: Share of levels in the smaller of two independent GOE blocks, 0 to 0.5.
+        superposition_error: Its standard error; NaN if the share lies on an end of that range.
+        laws: Law name (``goe``, ``gue``, ``gse``, ``poisson``, ``goe2``: two superposed GOE blocks)
+            to the comparison with it.
+        conclusion: One sentence.
+        not_computable: Quantity, by the name of its attribute here or in :class:`LawFit` (for one
+            law only: ``goe.spacing_p_value``), to the reason why it could not be computed.
+        cutoff: ``"certified"``, ``"paper"``, a value, or None.
+        window: Lowest and highest level taken, or None.
+        unfolding: Method and options in words.
+        surrogates: Surrogate data sets for each p-value.
+        seed: Of folds and surrogates.
+        notes: Anything a reader must know.
     """
-    found = []
-    for levels, adjacent in zip(selection.levels, selection.neighbours, strict=True):
-        spacings = np.diff(levels)
-        whole = adjacent[1:] & adjacent[:-1]
-        found.append(of_spacings(spacings[:-1][whole], spacings[1:][whole], folded))
-    return found
 
+    n_spectra: int
+    n_levels: int
+    n_discarded: int
+    n_zeros: int
+    n_ties: int
+    n_unresolved: int
+    n_ratios: int
+    n_spacings: int
+    mean_ratio: float
+    mean_ratio_error: float
+    mean_ratio_density: float
+    mean_ratio_fifths: tuple[float, ...]
+    mean_ratio_fifths_error: tuple[float, ...]
+    mean_spacing: float
+    brody: float
+    brody_error: float
+    superposition: float
+    superposition_error: float
+    laws: Mapping[str, LawFit]
+    conclusion: str
+    not_computable: Mapping[str, str]
+    cutoff: Cutoff
+    window: Window
+    unfolding: str
+    surrogates: int
+    seed: int
+    notes: tuple[str, ...] = ()
 
-def unfold_selection(
-    selection: Selection,
-    method: str = "auto",
-    *,
-    rotate: bool = True,
-    seed: int = 0,
-    **options: Any,
-) -> Unfolded:
-    """Unfold every spectrum of a selection.
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain values, e.g. for JSON.
 
-    Args:
-        selection: From :func:`hessrmt.levels.selection.select`.
-        method: One of :data:`hessrmt.levels.unfolding.METHODS`, or ``"auto"``: pooled from thirty
-            spectra on, else window.
-        rotate: For ``pooled``: deal the spectra into three groups and unfold each with the other
-            two, so that all are used; False is the single split of [B], ⅔ pool and ⅓ unfolded.
-        seed: Of the groups.
-        **options: Of the method.
+        Returns:
+            Attribute name to value; ``laws`` as a dictionary of dictionaries.
+        """
+        return asdict(self)
 
-    Returns:
-        The unfolded levels.
-
-    Raises:
-        OptionError: If an option has a value that it cannot have.
-        LevelsError: If the method is unknown or cannot follow the density of some spectrum.
-    """
-    if method == "auto":
-        method = "pooled" if len(selection.levels) >= POOL_FROM else "window"
-    check_options(method, options)
-    if method == "pooled":
-        found = pooled(selection.levels, rotate=rotate, seed=seed)
-        return Unfolded(selection, found.levels, found.resolution, method, {}, rotate)
-    unfolded = []
-    for number, levels in enumerate(selection.levels):
-        try:
-            unfolded.append(unfold(levels, method, **options))
-        except OptionError:
-            raise
-        except LevelsError as error:
-            raise LevelsError(f"spectrum {number}: {error}") from error
-    return Unfolded(selection, tuple(unfolded), 0.0, method, options, rotate)
+    def _repr_html_(self) -> str:
+        rows = {
+            "⟨r̃⟩": f"{self.mean_ratio:.4f}"
+            + (f" ± {self.mean_ratio_error:.4f}" if np.isfinite(self.mean_ratio_error) else ""),
+            "levels": f"{self.n_levels:,} of {self.n_spectra} spectra",
+            "discarded": f"{self.n_discarded:,}",
+            **{
+                name: f"D = {law.ratio_distance:.4f}"
+                + ("" if law.ratio_p_value is None else f", p = {law.ratio_p_value:.3g}")
+                for name, law in self.laws.items()
+            },
+        }
+        return _html(rows, self.conclusion)
 
 
 def analyze(
     spectra: Any,
-    cutoff: str | float | None = "auto",
+    cutoff: Cutoff = "auto",
     unfold: str = "auto",
     *,
-    window: tuple[float, float] | None = None,
+    window: Window = None,
     rotate: bool = True,
     surrogates: int = 200,
     seed: int = 0,
@@ -171,44 +224,52 @@ def analyze(
 ) -> LevelStatistics:
     """Compare the levels of spectra with the laws of random matrix theory.
 
-    Ratios r̃ come from the raw levels, spacings from the unfolded ones ([B] §5). Laws: the exact
-    large-matrix spacing laws and the corrected ratio laws of Atas et al. (2013) for GOE, GUE and
-    GSE, Poisson, and two superposed GOE blocks.
+    Ratios r̃ come from the raw levels, spacings from the unfolded ones. Laws: the exact large-matrix
+    spacing laws and the corrected ratio laws of Atas et al. 2013 for GOE, GUE and GSE, Poisson, and
+    two superposed GOE blocks.
 
     Args:
         spectra: :class:`~hessrmt.records.Spectrum` objects, a loaded file, or plain eigenvalues
             (1-D, 2-D with one row for each spectrum, or a sequence of 1-D arrays).
         cutoff: ``"certified"`` (what ``"auto"`` takes for spectra), ``"paper"``, a value, or None
-            (what it takes for plain eigenvalues); see :func:`hessrmt.levels.selection.select`.
-        unfold: Method, or ``"auto"``; see :func:`unfold_selection`. One that cannot be used leaves
-            the spacings not computable, with its reason, and the ratios untouched; but a method
-            or option that does not exist, or ``"pooled"`` for one spectrum, is an error.
+            (what it takes for plain eigenvalues); see :func:`hessrmt.levels.select`.
+        unfold: Method, or ``"auto"``; see :func:`hessrmt.levels.unfold_selection`. One that cannot
+            be used leaves the spacings not computable, with its reason, and the ratios untouched;
+            but a method or option that does not exist, or ``"pooled"`` for one spectrum, is an
+            error.
         window: Lowest and highest level taken, in the units of the eigenvalues.
         rotate: For pooled unfolding.
         surrogates: Surrogate data sets for each p-value; 0 for none.
         seed: Of folds and surrogates.
         tick: Called with phase, steps done and steps in all.
         map_unordered: Draws the surrogates of the laws, which are independent of each other; here
-            and in turn, or another function like :func:`hessrmt.levels.surrogates.in_turn`.
+            and in turn, or another function like :func:`hessrmt.levels.goodness.in_turn`.
         **options: Of the unfolding method.
 
     Returns:
         The statistics.
 
     Raises:
-        LevelsError: If an eigenvalue is not finite, an option cannot be used, or fewer than three
+        DataError: If an eigenvalue is not finite, an option cannot be used, or fewer than three
             levels are left.
+
+    Source: Baskerville, Granziol and Keating 2022, §5.
     """
-    surrogates, seed = at_least("surrogates", surrogates, 0), at_least("seed", seed, 0)
+    surrogates, seed = whole("surrogates", surrogates), whole("seed", seed)
     selection = select(spectra, cutoff, window)
     why: dict[str, str] = {}
-    unfolded = _unfolded(selection, unfold, rotate, seed, options, why)
+    unfolded = None
+    try:
+        unfolded = unfold_selection(selection, unfold, rotate=rotate, seed=seed, **options)
+    except DataError as error:
+        if isinstance(error, OptionError) or (unfold == "pooled" and len(selection.levels) < 2):
+            raise
+        why |= dict.fromkeys(_OF_SPACINGS, str(error))
     ratios = ratio_samples(selection)
     spacings = unfolded.spacings if unfolded else []
-    all_ratios = np.sort(np.concatenate(ratios))  # once for all laws
+    all_ratios, all_spacings = _sorted(ratios), _sorted(spacings)  # once for all laws
     if not len(all_ratios):
-        raise LevelsError("every spacing is zero: no ratio is defined; are the levels degenerate?")
-    all_spacings = np.sort(np.concatenate(spacings)) if spacings else np.empty(0)
+        raise DataError("every spacing is zero: no ratio is defined; are the levels degenerate?")
     mean, error = mean_and_error(ratios)
     if not np.isfinite(error):
         of_error = ("mean_ratio_error", "sigmas", "log_likelihood_ratio_error")
@@ -219,26 +280,34 @@ def analyze(
         mean_and_error([np.array_split(values, _PARTS)[part] for values in ratios])
         for part in range(_PARTS)
     ]
-    scheme = None
+    found: dict[str, dict[str, Null]] = {}
     if surrogates:
-        method = unfolded.method if unfolded else "window"
-        used = unfolded.options if unfolded else {}
-        sizes = [len(levels) for levels in selection.levels]
-        scheme = plan(sizes, method, used, rotate, surrogates, seed)
+        method, used = (unfolded.method, unfolded.options) if unfolded else ("window", {})
+        scheme = plan([*map(len, selection.levels)], method, used, rotate, surrogates, seed)
+        found = _nulls(scheme, bool(len(all_spacings)), why, map_unordered, tick)
     else:
         of_surrogates = ("p_values", "ratio_p_value", "spacing_p_value")
         why |= dict.fromkeys(of_surrogates, "no surrogates were asked for")
-    found = _nulls(scheme, bool(len(all_spacings)), why, map_unordered, tick) if scheme else {}
-    laws = {
-        name: _compare(name, ratios, all_ratios, all_spacings, mean, error, found.get(name, {}))
-        for name in LAWS
-    }
+    laws = {}
+    for name in LAWS:
+        ratio_law, null = statistic_law(name, "ratio"), found.get(name, {})
+        expected = mean_ratio(name)
+        laws[name] = LawFit(
+            expected,
+            (mean - expected) / error if error > 0 else float("nan"),
+            *_tested(all_ratios, name, "ratio", null),
+            *_tested(all_spacings, name, "spacing", null),
+            *likelihood_ratio(ratios, ratio_law, statistic_law("goe", "ratio")),
+        )
     if tick:
         tick("surrogates", len(LAWS), len(LAWS))
-    q, f = _fitted(spacings, unfolded, why)
-    expected = mean_ratio_of_density(selection.levels, seed)
-    if np.isnan(expected):
+    resolution = unfolded.resolution if unfolded else 0.0
+    q = _fitted("brody", partial(brody, spacings, resolution), why)
+    f = _fitted("superposition", partial(superposition, spacings), why)
+    smoothed = mean_ratio_of_density(selection.levels, seed)
+    if np.isnan(smoothed):
         why["mean_ratio_density"] = f"no spectrum has {2 * SMOOTH + 1} distinct levels"
+    unresolved = selection.n_unresolved / selection.n_spacings
     return LevelStatistics(
         n_spectra=len(selection.levels),
         n_levels=selection.n_levels,
@@ -250,7 +319,7 @@ def analyze(
         n_spacings=len(all_spacings),
         mean_ratio=mean,
         mean_ratio_error=error,
-        mean_ratio_density=expected,
+        mean_ratio_density=smoothed,
         mean_ratio_fifths=tuple(value for value, _ in fifths),
         mean_ratio_fifths_error=tuple(part_error for _, part_error in fifths),
         mean_spacing=float(all_spacings.mean()) if len(all_spacings) else float("nan"),
@@ -259,9 +328,7 @@ def analyze(
         superposition=f.value,
         superposition_error=f.error,
         laws=laws,
-        conclusion=conclude(
-            mean, error, laws, len(all_ratios), selection.n_unresolved / selection.n_spacings
-        ),
+        conclusion=conclude(mean, error, laws, len(all_ratios), unresolved),
         not_computable=why,
         cutoff=selection.cutoff,
         window=selection.window,
@@ -272,25 +339,12 @@ def analyze(
     )
 
 
-def _unfolded(
-    selection: Selection,
-    method: str,
-    rotate: bool,
-    seed: int,
-    options: dict[str, Any],
-    why: dict[str, str],
-) -> Unfolded | None:
-    try:
-        return unfold_selection(selection, method, rotate=rotate, seed=seed, **options)
-    except LevelsError as error:
-        if isinstance(error, OptionError) or (method == "pooled" and len(selection.levels) < 2):
-            raise
-        why |= dict.fromkeys(_OF_SPACINGS, str(error))
-        return None
+def _sorted(samples: Samples) -> Levels:
+    return np.sort(np.concatenate([np.empty(0), *samples]))
 
 
 def _nulls(
-    scheme: Plan,
+    scheme: SurrogatePlan,
     spaced: bool,
     why: dict[str, str],
     map_unordered: MapUnordered,
@@ -299,14 +353,13 @@ def _nulls(
     """Surrogates of every law, those of spacings left out where nothing compares with them."""
     if tick:
         tick("surrogates", 0, len(LAWS))
-    names = list(LAWS)
     drawn: dict[str, tuple[dict[str, Null], str]] = {}
-    for index, result in map_unordered(partial(_nulls_of, scheme), names):
-        drawn[names[index]] = result
+    for index, result in map_unordered(partial(_nulls_of, scheme), LAWS):
+        drawn[LAWS[index]] = result
         if tick:
             tick("surrogates", len(drawn), len(LAWS))
     found = {}
-    for name in names:
+    for name in LAWS:
         null, reason = drawn[name]
         if reason:
             why[f"{name}.spacing_p_value"] = f"the unfolding cannot follow surrogates: {reason}"
@@ -314,70 +367,38 @@ def _nulls(
     return found
 
 
-def _nulls_of(scheme: Plan, name: str) -> tuple[dict[str, Null], str]:
+def _nulls_of(scheme: SurrogatePlan, name: str) -> tuple[dict[str, Null], str]:
     """Surrogates of one law, and why those of its spacings cannot be used, if so."""
     try:
         return nulls(name, scheme), ""
-    except LevelsError as error:  # an unfolding that follows the data but not this law's spectra
+    except DataError as error:  # an unfolding that follows the data but not this law's spectra
         return nulls(name, replace(scheme, method="window", options=())), str(error)
 
 
-def _compare(
-    name: str,
-    ratios: Samples,
-    all_ratios: np.ndarray,
-    all_spacings: np.ndarray,
-    mean: float,
-    error: float,
-    null: dict[str, Null],
-) -> LawFit:
-    nan = float("nan")
-    law = statistic_law(name, "ratio")
-    far = distance(all_ratios, law)
-    gain, gain_error = likelihood_ratio(ratios, law, statistic_law("goe", "ratio"))
-    spacing_law = statistic_law(name, "spacing")
-    spaced = distance(all_spacings, spacing_law) if len(all_spacings) else None
-    expected = mean_ratio(name)
-    return LawFit(
-        mean_ratio=expected,
-        sigmas=(mean - expected) / error if error > 0 else nan,
-        ratio_distance=far.kolmogorov_smirnov,
-        ratio_anderson_darling=far.anderson_darling,
-        ratio_p_value=p_value(all_ratios, law, null["ratio"]) if "ratio" in null else None,
-        spacing_distance=spaced.kolmogorov_smirnov if spaced else nan,
-        spacing_anderson_darling=spaced.anderson_darling if spaced else nan,
-        spacing_p_value=(
-            p_value(all_spacings, spacing_law, null["spacing"]) if "spacing" in null else None
-        ),
-        log_likelihood_ratio=gain,
-        log_likelihood_ratio_error=gain_error,
-    )
+def _tested(
+    values: Levels, name: str, statistic: str, null: dict[str, Null]
+) -> tuple[float, float, float | None]:
+    """Both distances of all values from a law, and the p-value."""
+    if not len(values):
+        return float("nan"), float("nan"), None
+    law = statistic_law(name, statistic)
+    far = distance(values, law)
+    p = p_value(values, law, null[statistic]) if statistic in null else None
+    return far.kolmogorov_smirnov, far.anderson_darling, p
 
 
-def _fitted(
-    spacings: Samples, unfolded: Unfolded | None, why: dict[str, str]
-) -> tuple[fits.Fit, fits.Fit]:
-    nothing = fits.Fit(float("nan"), float("nan"), float("nan"))
-    if unfolded is None:
-        return nothing, nothing
-    resolution = unfolded.resolution
-    found = {}
-    for name, fit in (
-        ("brody", lambda: fits.brody(spacings, resolution)),
-        ("superposition", lambda: fits.superposition(spacings)),
-    ):
-        try:
-            found[name] = fit()
-        except LevelsError as error:
-            why[name] = why[f"{name}_error"] = str(error)
-            found[name] = nothing
-            continue
-        if not np.isfinite(found[name].error):
-            why[f"{name}_error"] = (
-                "the estimate lies on an end of its range, or there are too few spacings to "
-                "resample"
-            )
-    return found["brody"], found["superposition"]
+def _fitted(name: str, fit: Callable[[], Fit], why: dict[str, str]) -> Fit:
+    try:
+        found = fit()
+    except DataError as error:
+        for missing in (name, f"{name}_error"):
+            why.setdefault(missing, str(error))
+        return Fit(float("nan"), float("nan"), float("nan"))
+    if not np.isfinite(found.error):
+        why[f"{name}_error"] = (
+            "the estimate lies on an end of its range, or there are too few spacings to resample"
+        )
+    return found
 
 
 def _notes(selection: Selection, unfolded: Unfolded | None) -> tuple[str, ...]:
@@ -397,3 +418,103 @@ def _notes(selection: Selection, unfolded: Unfolded | None) -> tuple[str, ...]:
             f"pooled staircase: spacings below {unfolded.resolution:.3g} cannot be told from zero"
         )
     return tuple(notes)
+
+
+def mean_ratio_of_density(spectra: Samples, seed: int = 0) -> float:
+    """⟨r̃⟩ of GOE levels moved to the smoothed density of some spectra.
+
+    Ratios are meant not to depend on the density, and do on its curvature.
+
+    Args:
+        spectra: Ascending levels of each spectrum.
+        seed: Of the GOE levels.
+
+    Returns:
+        The large-matrix mean plus what moving the same levels changes, so that their own
+        fluctuations cancel; NaN if no spectrum has 41 distinct levels.
+    """
+    stretches = _stretches(seed)
+    generator = rng.stream(seed, "levels of the same density", "order")
+    change = count = 0.0
+    for levels in spectra:
+        distinct, first = np.unique(levels, return_index=True)
+        knots = np.arange(0, len(distinct), SMOOTH)
+        if len(knots) < 3:
+            continue
+        pieces = -(-len(levels) // _STRETCH)
+        order = generator.integers(_STRETCHES, size=pieces)
+        places = np.sort((stretches[order] + _STRETCH * np.arange(pieces)[:, None]).ravel())
+        places = places[(places >= 0) & (places <= first[knots[-1]])]
+        moved = PchipInterpolator(first[knots], distinct[knots])(places)
+        for sign, values in ((1, np.diff(moved)), (-1, np.diff(places))):
+            change += sign * float(of_spacings(values[:-1], values[1:]).sum())
+        count += len(places) - 2
+    return mean_ratio("goe") + change / count if count else float("nan")
+
+
+@lru_cache(maxsize=4)
+def _stretches(seed: int) -> np.ndarray:
+    generator = rng.stream(seed, "levels of the same density")
+    return np.array([bulk(_STRETCH, 1, generator) for _ in range(_STRETCHES)])
+
+
+def consistent(law: LawFit) -> bool:
+    """Whether ratios allow a law.
+
+    Args:
+        law: The comparison.
+
+    Returns:
+        False if the p-value is below 0.01 or ⟨r̃⟩ is more than three standard errors away.
+    """
+    by_mean = not abs(law.sigmas) > FAR  # unknown counts as near
+    return by_mean and (law.ratio_p_value is None or law.ratio_p_value >= SIGNIFICANT)
+
+
+def conclude(
+    mean: float, error: float, laws: Mapping[str, LawFit], n_ratios: int, unresolved: float = 0.0
+) -> str:
+    """One sentence about the ratios.
+
+    Args:
+        mean: ⟨r̃⟩.
+        error: Its standard error, NaN if unknown.
+        laws: Law name to comparison; ``goe`` is among them.
+        n_ratios: Ratios used.
+        unresolved: Share of the spacings that are no larger than the noise floor.
+
+    Returns:
+        The sentence.
+    """
+    sentence = _verdict(mean, error, laws, n_ratios)
+    if unresolved > MANY:
+        return f"{sentence}; but {unresolved:.0%} of the spacings lie below the noise floor"
+    return sentence
+
+
+def _verdict(mean: float, error: float, laws: Mapping[str, LawFit], n_ratios: int) -> str:
+    if not error > 0:
+        reason = "which do not scatter" if error == 0 else "too few for a standard error"
+        return f"no conclusion: ⟨r̃⟩ = {mean:.4f} from {n_ratios} ratios, {reason}"
+    goe, measured = laws["goe"], f"⟨r̃⟩ = {mean:.4f} ± {error:.4f}"
+    # without p-values the mean alone decides
+    fitting = [name for name, law in laws.items() if consistent(law)]
+    others = " and ".join(WORDS[name] for name in fitting if name != "goe")
+    if "goe" in fitting:
+        near = (
+            f"consistent with GOE ({measured}, {abs(goe.sigmas):.1f} σ from {goe.mean_ratio:.4f})"
+        )
+        if others:
+            return f"{near}, but also with {others}: too few levels to tell them apart"
+        return near
+    against = f"{measured} against {goe.mean_ratio:.4f}"
+    if abs(goe.sigmas) > FAR:
+        start = f"GOE excluded at {abs(goe.sigmas):.1f} σ ({against})"
+    else:
+        start = f"GOE excluded by the shape of P(r̃) (p = {goe.ratio_p_value:.2g}; {against})"
+    if fitting:
+        return f"{start}; {others} {'fits' if len(fitting) == 1 and fitting != ['goe2'] else 'fit'}"
+    nearest = min(laws, key=lambda name: laws[name].ratio_distance)
+    if nearest == "goe":
+        return f"{start}; no other reference law comes nearer"
+    return f"{start}; no reference law fits, the nearest is {WORDS[nearest]}"

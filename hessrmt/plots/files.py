@@ -23,7 +23,7 @@ from hessrmt.plots.staircase import staircase
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from hessrmt.levels.analysis import Unfolded
+    from hessrmt.levels.unfolding import Unfolded
 
 _DPI = 150
 _UNDATED = {

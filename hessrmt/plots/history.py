@@ -9,7 +9,7 @@ import numpy as np
 from hessrmt import theory
 from hessrmt.errors import StoreError
 from hessrmt.levels import resampling
-from hessrmt.levels.ratios import ratios
+from hessrmt.levels.spacings import ratios
 from hessrmt.plots import style
 
 if TYPE_CHECKING:

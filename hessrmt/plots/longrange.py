@@ -10,13 +10,12 @@ import numpy as np
 
 from hessrmt import theory
 from hessrmt.errors import LevelsError
-from hessrmt.levels.formfactor import BLOCK
-from hessrmt.levels.formfactor import form_factor as measured_form_factor
-from hessrmt.levels.jackknife import with_error
-from hessrmt.levels.numbervariance import number_variance as measured_variance
-from hessrmt.levels.resampling import ENOUGH
-from hessrmt.levels.rigidity import rigidity as measured_rigidity
-from hessrmt.levels.smoothing import window
+from hessrmt.levels.longrange import BLOCK
+from hessrmt.levels.longrange import form_factor as measured_form_factor
+from hessrmt.levels.longrange import number_variance as measured_variance
+from hessrmt.levels.longrange import rigidity as measured_rigidity
+from hessrmt.levels.resampling import ENOUGH, with_error
+from hessrmt.levels.unfolding import window
 from hessrmt.plots import style
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import ArrayLike
 
-    from hessrmt.levels.analysis import Unfolded
+    from hessrmt.levels.unfolding import Unfolded
     from hessrmt.plots.picture import Picture
 
     Grid = Float64[np.ndarray, " m"]

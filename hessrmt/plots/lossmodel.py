@@ -11,8 +11,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from hessrmt import theory
-from hessrmt.levels.analysis import ratio_samples
-from hessrmt.levels.selection import select
+from hessrmt.levels.selection import ratio_samples, select
 from hessrmt.lossmodel.bulk import mean_density
 from hessrmt.plots import style
 from hessrmt.plots.files import Drawn, checked_ending, draw_each

@@ -9,7 +9,7 @@ import numpy as np
 from hessrmt import theory
 from hessrmt.errors import LevelsError
 from hessrmt.levels import resampling
-from hessrmt.levels.analysis import ratio_samples
+from hessrmt.levels.selection import ratio_samples
 from hessrmt.plots import style
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from hessrmt.levels.analysis import Unfolded
+    from hessrmt.levels.unfolding import Unfolded
     from hessrmt.plots.picture import Picture
     from hessrmt.records import Spectrum
 

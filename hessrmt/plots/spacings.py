@@ -9,14 +9,13 @@ import numpy as np
 
 from hessrmt import theory
 from hessrmt.errors import LevelsError
-from hessrmt.levels.goodness import quantiles, statistic_law
-from hessrmt.levels.surrogates import nulls, plan
+from hessrmt.levels.goodness import nulls, plan, quantiles, statistic_law
 from hessrmt.plots import style
 
 if TYPE_CHECKING:
     from jaxtyping import Float64
 
-    from hessrmt.levels.analysis import Unfolded
+    from hessrmt.levels.unfolding import Unfolded
     from hessrmt.plots.picture import Picture
 
 LARGEST = 4.0
@@ -49,7 +48,7 @@ def spacing_histogram(
         title: Above the picture.
         blocks: Whether to draw the law of two superposed GOE blocks.
         surrogates: GOE data sets to put through the same unfolding. Those of
-            :func:`hessrmt.levels.analysis.analyze` with the same number and seed are reused.
+            :func:`hessrmt.levels.analyze` with the same number and seed are reused.
         seed: Of the surrogates.
 
     Returns:

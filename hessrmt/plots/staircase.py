@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float64
     from matplotlib.axes import Axes
 
-    from hessrmt.levels.analysis import Unfolded
+    from hessrmt.levels.unfolding import Unfolded
     from hessrmt.plots.picture import Picture
 
 _TICKS = 4

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from hessrmt.config import LevelsConfig
-    from hessrmt.records import LevelStatistics, Spectra
+    from hessrmt.levels import LevelStatistics
+    from hessrmt.records import Spectra
     from hessrmt.workflows.cluster import Pool
 
 COMPARED = ("paper", "certified")

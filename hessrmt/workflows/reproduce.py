@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from hessrmt.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
-    from hessrmt.levels.analysis import Unfolded
-    from hessrmt.records import LevelStatistics, Spectra
+    from hessrmt.levels import LevelStatistics
+    from hessrmt.levels.unfolding import Unfolded
+    from hessrmt.records import Spectra
 
 Observer = Callable[[str, int, int], None]
 """Progress: what is running, steps done and steps in all."""

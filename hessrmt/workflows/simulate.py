@@ -13,15 +13,14 @@ import numpy as np
 from hessrmt import lossmodel
 from hessrmt.config.simulate import OUTLIER_SCALE
 from hessrmt.errors import ConfigError, LevelsError
-from hessrmt.levels.analysis import ratio_samples
 from hessrmt.levels.resampling import mean_and_error
-from hessrmt.levels.selection import select
+from hessrmt.levels.selection import ratio_samples, select
 from hessrmt.lossmodel.bulk import bulk, centre, expected_outside
 from hessrmt.lossmodel.sampler import sample_spectra
 from hessrmt.records import Provenance
 from hessrmt.store.hdf5 import load
 from hessrmt.store.writer import SpectrumWriter
-from hessrmt.theory.outliers import bbp_position, bbp_threshold
+from hessrmt.theory.densities import bbp_position, bbp_threshold
 from hessrmt.workflows.cluster import SERIAL, only
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from hessrmt.config import SpacingsConfig, SpacingsPreset
-    from hessrmt.records import LevelStatistics
+    from hessrmt.levels import LevelStatistics
     from hessrmt.workflows.cluster import Pool
 
 PARAMETERS = ("untrained", "trained")
