@@ -34,14 +34,13 @@ from hessrmt.levels.goodness import (
 from hessrmt.levels.resampling import mean_and_error
 from hessrmt.levels.selection import Cutoff, Window, ratio_samples, select
 from hessrmt.levels.spacings import Fit, brody, of_spacings, superposition
-from hessrmt.levels.unfolding import Unfolded, unfold_selection
+from hessrmt.levels.unfolding import unfold_selection
 from hessrmt.records import _html
 from hessrmt.theory import mean_ratio
 
 if TYPE_CHECKING:
     from hessrmt.arrays import Levels
     from hessrmt.levels.resampling import Samples
-    from hessrmt.levels.selection import Selection
 
 SIGNIFICANT = 0.01
 """p-value below which a law is excluded."""
@@ -73,17 +72,20 @@ _STRETCHES, _STRETCH = 40, 400
 _PARTS = 5
 
 _OF_SPACINGS = (
-    "spacings",
-    "mean_spacing",
-    "brody",
-    "brody_error",
-    "superposition",
-    "superposition_error",
-    "spacing_distance",
-    "spacing_anderson_darling",
-    "spacing_p_value",
+    *("spacings", "mean_spacing", "brody", "brody_error", "superposition", "superposition_error"),
+    *("spacing_distance", "spacing_anderson_darling", "spacing_p_value"),
 )
 """What cannot be computed without unfolded spacings."""
+
+_OF_SELECTION = ("n_levels", "n_discarded", "n_zeros", "n_ties", "n_unresolved", "cutoff", "window")
+"""What the statistics repeat of the selection."""
+
+_NOTES = (
+    "{} spectra have fewer than three neighbouring levels left and are not used",
+    "{:,} spacings are exactly zero; a ratio of two such is undefined and left out",
+    "pooled staircase: spacings below {:.3g} cannot be told from zero",
+)
+"""What a reader must know where its number is not zero."""
 
 
 @dataclass(frozen=True)
@@ -218,7 +220,7 @@ def analyze(
     rotate: bool = True,
     surrogates: int = 200,
     seed: int = 0,
-    tick: Callable[[str, int, int], None] | None = None,
+    tick: Callable[[str, int, int], object] | None = None,
     map_unordered: MapUnordered = in_turn,
     **options: Any,
 ) -> LevelStatistics:
@@ -257,13 +259,14 @@ def analyze(
     """
     surrogates, seed = whole("surrogates", surrogates), whole("seed", seed)
     selection = select(spectra, cutoff, window)
+    tick = tick or (lambda *_: None)
     why: dict[str, str] = {}
-    unfolded = None
     try:
         unfolded = unfold_selection(selection, unfold, rotate=rotate, seed=seed, **options)
     except DataError as error:
         if isinstance(error, OptionError) or (unfold == "pooled" and len(selection.levels) < 2):
             raise
+        unfolded = None
         why |= dict.fromkeys(_OF_SPACINGS, str(error))
     ratios = ratio_samples(selection)
     spacings = unfolded.spacings if unfolded else []
@@ -271,36 +274,30 @@ def analyze(
     if not len(all_ratios):
         raise DataError("every spacing is zero: no ratio is defined; are the levels degenerate?")
     mean, error = mean_and_error(ratios)
-    if not np.isfinite(error):
-        of_error = ("mean_ratio_error", "sigmas", "log_likelihood_ratio_error")
-        why |= dict.fromkeys(of_error, "too few levels to resample")
-    elif error == 0:
-        why["sigmas"] = "the ratios do not scatter, so ⟨r̃⟩ has no standard error"
-    fifths = [
-        mean_and_error([np.array_split(values, _PARTS)[part] for values in ratios])
-        for part in range(_PARTS)
-    ]
-    found: dict[str, dict[str, Null]] = {}
+    why |= _unknown_errors(error)
+    parts = zip(*(np.array_split(values, _PARTS) for values in ratios), strict=True)
+    fifths, fifths_error = zip(*map(mean_and_error, parts), strict=True)
+    drawn: dict[str, tuple[dict[str, Null], str]] = dict.fromkeys(LAWS, ({}, ""))
     if surrogates:
         method, used = (unfolded.method, unfolded.options) if unfolded else ("window", {})
         scheme = plan([*map(len, selection.levels)], method, used, rotate, surrogates, seed)
-        found = _nulls(scheme, bool(len(all_spacings)), why, map_unordered, tick)
+        tick("surrogates", 0, len(LAWS))
+        for done, (index, result) in enumerate(map_unordered(partial(_nulls, scheme), LAWS), 1):
+            drawn[LAWS[index]] = result
+            tick("surrogates", done, len(LAWS))
     else:
         of_surrogates = ("p_values", "ratio_p_value", "spacing_p_value")
         why |= dict.fromkeys(of_surrogates, "no surrogates were asked for")
+    why |= {f"{name}.spacing_p_value": reason for name, (_, reason) in drawn.items() if reason}
     laws = {}
     for name in LAWS:
-        ratio_law, null = statistic_law(name, "ratio"), found.get(name, {})
-        expected = mean_ratio(name)
-        laws[name] = LawFit(
-            expected,
-            (mean - expected) / error if error > 0 else float("nan"),
-            *_tested(all_ratios, name, "ratio", null),
-            *_tested(all_spacings, name, "spacing", null),
-            *likelihood_ratio(ratios, ratio_law, statistic_law("goe", "ratio")),
-        )
-    if tick:
-        tick("surrogates", len(LAWS), len(LAWS))
+        null, expected = drawn[name][0], mean_ratio(name)
+        sigmas = (mean - expected) / error if error > 0 else float("nan")
+        of_ratios = _tested(all_ratios, name, "ratio", null)
+        of_spacings = _tested(all_spacings, name, "spacing", null)
+        gain = likelihood_ratio(ratios, *(statistic_law(law, "ratio") for law in (name, "goe")))
+        laws[name] = LawFit(expected, sigmas, *of_ratios, *of_spacings, *gain)
+    tick("surrogates", len(LAWS), len(LAWS))
     resolution = unfolded.resolution if unfolded else 0.0
     q = _fitted("brody", partial(brody, spacings, resolution), why)
     f = _fitted("superposition", partial(superposition, spacings), why)
@@ -308,20 +305,17 @@ def analyze(
     if np.isnan(smoothed):
         why["mean_ratio_density"] = f"no spectrum has {2 * SMOOTH + 1} distinct levels"
     unresolved = selection.n_unresolved / selection.n_spacings
+    noted = (len(selection.unusable), selection.n_ties, resolution)
     return LevelStatistics(
         n_spectra=len(selection.levels),
-        n_levels=selection.n_levels,
-        n_discarded=selection.n_discarded,
-        n_zeros=selection.n_zeros,
-        n_ties=selection.n_ties,
-        n_unresolved=selection.n_unresolved,
+        **{name: getattr(selection, name) for name in _OF_SELECTION},
         n_ratios=len(all_ratios),
         n_spacings=len(all_spacings),
         mean_ratio=mean,
         mean_ratio_error=error,
         mean_ratio_density=smoothed,
-        mean_ratio_fifths=tuple(value for value, _ in fifths),
-        mean_ratio_fifths_error=tuple(part_error for _, part_error in fifths),
+        mean_ratio_fifths=fifths,
+        mean_ratio_fifths_error=fifths_error,
         mean_spacing=float(all_spacings.mean()) if len(all_spacings) else float("nan"),
         brody=q.value,
         brody_error=q.error,
@@ -330,49 +324,31 @@ def analyze(
         laws=laws,
         conclusion=conclude(mean, error, laws, len(all_ratios), unresolved),
         not_computable=why,
-        cutoff=selection.cutoff,
-        window=selection.window,
         unfolding=unfolded.words if unfolded else "none",
         surrogates=surrogates,
         seed=seed,
-        notes=_notes(selection, unfolded),
+        notes=tuple(note.format(x) for x, note in zip(noted, _NOTES, strict=True) if x),
     )
+
+
+def _unknown_errors(error: float) -> dict[str, str]:
+    if np.isnan(error):
+        of_error = ("mean_ratio_error", "sigmas", "log_likelihood_ratio_error")
+        return dict.fromkeys(of_error, "too few levels to resample")
+    return {} if error else {"sigmas": "the ratios do not scatter, so ⟨r̃⟩ has no standard error"}
 
 
 def _sorted(samples: Samples) -> Levels:
     return np.sort(np.concatenate([np.empty(0), *samples]))
 
 
-def _nulls(
-    scheme: SurrogatePlan,
-    spaced: bool,
-    why: dict[str, str],
-    map_unordered: MapUnordered,
-    tick: Callable[[str, int, int], None] | None,
-) -> dict[str, dict[str, Null]]:
-    """Surrogates of every law, those of spacings left out where nothing compares with them."""
-    if tick:
-        tick("surrogates", 0, len(LAWS))
-    drawn: dict[str, tuple[dict[str, Null], str]] = {}
-    for index, result in map_unordered(partial(_nulls_of, scheme), LAWS):
-        drawn[LAWS[index]] = result
-        if tick:
-            tick("surrogates", len(drawn), len(LAWS))
-    found = {}
-    for name in LAWS:
-        null, reason = drawn[name]
-        if reason:
-            why[f"{name}.spacing_p_value"] = f"the unfolding cannot follow surrogates: {reason}"
-        found[name] = null if spaced and not reason else {"ratio": null["ratio"]}
-    return found
-
-
-def _nulls_of(scheme: SurrogatePlan, name: str) -> tuple[dict[str, Null], str]:
-    """Surrogates of one law, and why those of its spacings cannot be used, if so."""
+def _nulls(scheme: SurrogatePlan, name: str) -> tuple[dict[str, Null], str]:
+    """Surrogates of a law, and why those of its spacings cannot be used, if so."""
     try:
         return nulls(name, scheme), ""
     except DataError as error:  # an unfolding that follows the data but not this law's spectra
-        return nulls(name, replace(scheme, method="window", options=())), str(error)
+        other = nulls(name, replace(scheme, method="window", options=()))
+        return {"ratio": other["ratio"]}, f"the unfolding cannot follow surrogates: {error}"
 
 
 def _tested(
@@ -391,33 +367,13 @@ def _fitted(name: str, fit: Callable[[], Fit], why: dict[str, str]) -> Fit:
     try:
         found = fit()
     except DataError as error:
-        for missing in (name, f"{name}_error"):
-            why.setdefault(missing, str(error))
+        why |= {key: why.get(key, str(error)) for key in (name, f"{name}_error")}
         return Fit(float("nan"), float("nan"), float("nan"))
     if not np.isfinite(found.error):
         why[f"{name}_error"] = (
             "the estimate lies on an end of its range, or there are too few spacings to resample"
         )
     return found
-
-
-def _notes(selection: Selection, unfolded: Unfolded | None) -> tuple[str, ...]:
-    notes = []
-    if selection.unusable:
-        notes.append(
-            f"{len(selection.unusable)} spectra have fewer than three neighbouring levels left and "
-            "are not used"
-        )
-    if selection.n_ties:
-        notes.append(
-            f"{selection.n_ties:,} spacings are exactly zero; a ratio of two such is undefined and "
-            "left out"
-        )
-    if unfolded and unfolded.method == "pooled":
-        notes.append(
-            f"pooled staircase: spacings below {unfolded.resolution:.3g} cannot be told from zero"
-        )
-    return tuple(notes)
 
 
 def mean_ratio_of_density(spectra: Samples, seed: int = 0) -> float:
@@ -486,10 +442,8 @@ def conclude(
     Returns:
         The sentence.
     """
-    sentence = _verdict(mean, error, laws, n_ratios)
-    if unresolved > MANY:
-        return f"{sentence}; but {unresolved:.0%} of the spacings lie below the noise floor"
-    return sentence
+    noise = f"; but {unresolved:.0%} of the spacings lie below the noise floor"
+    return _verdict(mean, error, laws, n_ratios) + (noise if unresolved > MANY else "")
 
 
 def _verdict(mean: float, error: float, laws: Mapping[str, LawFit], n_ratios: int) -> str:
@@ -508,9 +462,8 @@ def _verdict(mean: float, error: float, laws: Mapping[str, LawFit], n_ratios: in
             return f"{near}, but also with {others}: too few levels to tell them apart"
         return near
     against = f"{measured} against {goe.mean_ratio:.4f}"
-    if abs(goe.sigmas) > FAR:
-        start = f"GOE excluded at {abs(goe.sigmas):.1f} σ ({against})"
-    else:
+    start = f"GOE excluded at {abs(goe.sigmas):.1f} σ ({against})"
+    if not abs(goe.sigmas) > FAR:
         start = f"GOE excluded by the shape of P(r̃) (p = {goe.ratio_p_value:.2g}; {against})"
     if fitting:
         return f"{start}; {others} {'fits' if len(fitting) == 1 and fitting != ['goe2'] else 'fit'}"

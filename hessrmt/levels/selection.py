@@ -112,21 +112,19 @@ def select(spectra: Any, cutoff: Cutoff = "auto", window: Window = None) -> Sele
         DataError: If an eigenvalue is not finite, the cutoff or window cannot be used, or no
             spectrum is left with three levels.
     """
-    items = _items(spectra)
+    rows, floors = _rows_and_floors(spectra)
     low, high = _ends(window)
-    window = None if window is None else (low, high)
-    floors = np.array([floor for _, floor in items])
     cutoff, thresholds = _thresholds(floors, cutoff)
     kept = [
-        (np.abs(values) > threshold) & (values >= low) & (values <= high)
-        for (values, _), threshold in zip(items, thresholds, strict=True)
+        (np.abs(row) > threshold) & (row >= low) & (row <= high)
+        for row, threshold in zip(rows, thresholds, strict=True)
     ]
     # two neighbouring spacings are the least that a ratio needs
     usable = [i for i, keep in enumerate(kept) if (keep[2:] & keep[1:-1] & keep[:-2]).any()]
-    levels = tuple(items[i][0][kept[i]] for i in usable)
+    levels = tuple(rows[i][kept[i]] for i in usable)
     total, left = sum(map(len, kept)), sum(int(keep.sum()) for keep in kept)
     if not levels:
-        largest = max(float(np.abs(values).max(initial=0.0)) for values, _ in items)
+        largest = max(np.abs(row).max(initial=0.0) for row in rows)
         inside = "" if window is None else f" and the window {low:g}:{high:g}"
         raise DataError(
             f"no spectrum has 3 neighbouring levels after the cutoff {cutoff}{inside}: {left} of "
@@ -134,48 +132,36 @@ def select(spectra: Any, cutoff: Cutoff = "auto", window: Window = None) -> Sele
             "widen the window or give larger spectra"
         )
     if all(np.ptp(values) == 0 for values in levels):
-        raise DataError(
-            f"all levels of each spectrum are equal (the first is {levels[0][0]:.3g}); level "
-            "statistics need distinct levels"
-        )
+        first = f"(the first is {levels[0][0]:.3g})"
+        raise DataError(f"all levels of each spectrum are equal {first}; give distinct levels")
     return Selection(
         levels=levels,
         neighbours=tuple(np.diff(np.flatnonzero(kept[i])) == 1 for i in usable),
         floors=floors[usable],
         n_eigenvalues=total,
         n_discarded=total - left,
-        n_zeros=sum(
-            int(np.count_nonzero(values[~keep] == 0))
-            for (values, _), keep in zip(items, kept, strict=True)
-        ),
+        n_zeros=sum(int((row[~keep] == 0).sum()) for row, keep in zip(rows, kept, strict=True)),
         cutoff=cutoff,
-        window=window,
-        unusable=tuple(i for i in range(len(items)) if i not in usable),
+        window=None if window is None else (low, high),
+        unusable=tuple(i for i in range(len(rows)) if i not in usable),
     )
 
 
-def _items(spectra: Any) -> list[tuple[Float64[np.ndarray, " n"], float]]:
+def _rows_and_floors(spectra: Any) -> tuple[Samples, Float64[np.ndarray, " m"]]:
     """Ascending eigenvalues and noise floor (NaN if unknown) of every spectrum."""
-    if isinstance(spectra, Spectrum):
+    if isinstance(spectra, Spectrum) or (isinstance(spectra, np.ndarray) and spectra.ndim != 2):
         spectra = [spectra]
-    elif isinstance(spectra, np.ndarray):
-        spectra = list(spectra) if spectra.ndim == 2 else [spectra]
     elif not isinstance(spectra, Iterable) or isinstance(spectra, str | bytes):
-        raise DataError(
-            f"got {type(spectra).__name__}; expected spectra, a loaded file (hessrmt.load), or "
-            "arrays of eigenvalues"
-        )
+        wanted = "spectra, a loaded file (hessrmt.load), or arrays of eigenvalues"
+        raise DataError(f"got {type(spectra).__name__}; expected {wanted}")
     spectra = list(spectra)
     if not spectra:
         raise DataError("there is no spectrum; a run that has just begun holds none yet")
     if all(np.ndim(item) == 0 and not isinstance(item, Spectrum) for item in spectra):
         spectra = [spectra]
-    found = []
-    for number, item in enumerate(spectra):
-        known = isinstance(item, Spectrum)
-        raw, floor = (item.eigenvalues, item.noise_floor) if known else (item, float("nan"))
-        found.append((ascending(raw, f"eigenvalues of spectrum {number}"), floor))
-    return found
+    raw = [getattr(item, "eigenvalues", item) for item in spectra]
+    floors = np.array([getattr(item, "noise_floor", np.nan) for item in spectra])
+    return [ascending(row, f"eigenvalues of spectrum {i}") for i, row in enumerate(raw)], floors
 
 
 def _thresholds(
@@ -186,10 +172,8 @@ def _thresholds(
         cutoff = None if unknown else "certified"
     if cutoff == "certified":
         if unknown:
-            raise DataError(
-                "plain eigenvalues carry no noise floor, so none of them is certified; give "
-                "Spectrum objects, or cutoff=None or a value"
-            )
+            reason = "plain eigenvalues carry no noise floor, so none of them is certified"
+            raise DataError(f"{reason}; give Spectrum objects, or cutoff=None or a value")
         return cutoff, floors
     if cutoff is None:
         least = -1.0

@@ -13,7 +13,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.polynomial import Chebyshev
@@ -25,7 +25,6 @@ from scipy.special import ndtr
 from hessrmt import rng
 from hessrmt.checks import one_of, real, whole
 from hessrmt.errors import DataError, OptionError
-from hessrmt.levels.selection import ratio_samples
 from hessrmt.levels.spacings import ascending
 from hessrmt.theory import marchenko_pastur_cdf, semicircle_cdf
 
@@ -99,16 +98,8 @@ class Unfolded:
     @property
     def spacings(self) -> Samples:
         """Spacings of unfolded neighbours, (m_i,) for each spectrum that was unfolded."""
-        return [
-            np.diff(levels)[adjacent]
-            for levels, adjacent in zip(self.levels, self.selection.neighbours, strict=True)
-            if levels is not None
-        ]
-
-    @property
-    def ratios(self) -> Samples:
-        """Ratios r̃ of neighbouring spacings of the raw levels, (k_i,) for each spectrum."""
-        return ratio_samples(self.selection)
+        pairs = zip(self.levels, self.selection.neighbours, strict=True)
+        return [np.diff(levels)[adjacent] for levels, adjacent in pairs if levels is not None]
 
     @property
     def words(self) -> str:
@@ -199,12 +190,8 @@ def unfold(
     """
     check_options(method, options)
     if (pool is not None) != (method == "pooled"):
-        raise DataError(
-            f"method {method!r} takes no pool; only 'pooled' does"
-            if pool is not None
-            else "method 'pooled' needs the other spectra: pool=[levels, ...]; for one spectrum "
-            "try method='window'"
-        )
+        wrong = "needs the other spectra" if pool is None else "takes no pool"
+        raise DataError(f"method {method!r} {wrong}: pool=[levels, ...] goes with 'pooled' alone")
     ordered = _ordered(levels)
     if pool is None:
         return _SINGLE[method](ordered, **options)
@@ -225,14 +212,11 @@ def check_options(method: str, options: Iterable[str]) -> None:
     _refuse_foreign(f"method {method!r}", options, _SINGLE.get(method))
 
 
-def _refuse_foreign(
-    name: str, options: Iterable[str], function: Callable[..., Levels] | None
-) -> None:
+def _refuse_foreign(name: str, options: Iterable[str], function: Callable | None) -> None:
     known = list(inspect.signature(function).parameters)[1:] if function else []
-    foreign = sorted(set(options) - set(known))
-    if foreign:
+    for foreign in sorted(set(options) - set(known)):
         shown = ", ".join(known) or "none"
-        raise OptionError(f"{name} has no option {foreign[0]!r}; known: {shown}")
+        raise OptionError(f"{name} has no option {foreign!r}; known: {shown}")
 
 
 def pooled(spectra: Rows, *, folds: int = 3, rotate: bool = True, seed: int = 0) -> Pooled:
@@ -259,9 +243,7 @@ def pooled(spectra: Rows, *, folds: int = 3, rotate: bool = True, seed: int = 0)
     """
     count = len(spectra)
     if count < 2:
-        raise DataError(
-            f"pooled needs several batches, got {count}; one spectrum: use method='window'"
-        )
+        raise DataError(f"pooled needs several batches, got {count}; for one: method='window'")
     groups = min(whole("folds", folds, 2, error=OptionError), count)
     rows = [_ordered(levels, f"spectra[{i}]") for i, levels in enumerate(spectra)]
     group = np.empty(count, dtype=np.intp)
@@ -407,21 +389,17 @@ def polynomial(levels: Levels, *, degree: int = 9) -> Levels:
     whole("degree", degree, 1, error=OptionError)
     x, first, counts = np.unique(levels, return_index=True, return_counts=True)
     if len(x) < degree + 2:
-        raise DataError(
-            f"a polynomial of degree {degree} needs at least {degree + 2} distinct levels, got "
-            f"{len(x)}; lower the degree or try method='window'"
-        )
+        _too_few(f"a polynomial of degree {degree}", degree + 2, len(x))
     fit, (_, rank, _, _) = Chebyshev.fit(levels, _steps(levels), degree, full=True)
     if rank <= degree:
         raise DataError(
             f"the levels determine only {rank} of a polynomial's {degree + 1} coefficients, they "
             "crowd in a small part of their range; try method='window' or 'spline'"
         )
-    unfolded = fit(levels)
-    if not _rises(levels, unfolded):
+    if not _rises(levels, fit(levels)):
         ends = np.repeat([x[0], x[-1]], degree + 1)  # a spline without knots between them
-        unfolded = _rising_spline(x, first + counts / 2, ends, np.sqrt(counts), degree)(levels)
-    return _staircase(levels, unfolded, f"the polynomial of degree {degree}")
+        fit = _rising_spline(x, first + counts / 2, ends, np.sqrt(counts), degree)
+    return _staircase(levels, fit(levels), f"the polynomial of degree {degree}")
 
 
 def spline(levels: Levels, *, knots: int | None = None) -> Levels:
@@ -447,10 +425,7 @@ def spline(levels: Levels, *, knots: int | None = None) -> Levels:
         knots = max(min(max(len(levels) // 40, 3), 200, len(x) // 4 - 1), 0)
     least = 2 * (whole("knots", knots, error=OptionError) + 1) + 3
     if len(x) < least:
-        raise DataError(
-            f"a cubic spline with {knots} interior knots needs at least {least} distinct levels, "
-            f"got {len(x)}; use fewer knots or try method='window'"
-        )
+        _too_few(f"a cubic spline with {knots} interior knots", least, len(x))
     inner = np.quantile(x, np.arange(1, knots + 1) / (knots + 1))
     t = np.concatenate([[x[0]] * 4, inner, [x[-1]] * 4])
     y, weights = first + counts / 2, np.sqrt(counts)
@@ -491,31 +466,21 @@ def analytic(
         (n,) unfolded levels.
 
     Raises:
-        OptionError: If a distribution function is given with a parameter.
         DataError: If the law is not that of the levels.
     """
     name, cdf = f"law {getattr(law, 'name', law)!r}", getattr(law, "cdf", law)
-    given = {"centre": centre, "radius": radius, "ratio": ratio, "scale": scale}
-    given = {
-        key: real(key, value, error=OptionError)
-        for key, value in given.items()
-        if value is not None
-    }
+    asked = {"centre": centre, "radius": radius, "ratio": ratio, "scale": scale}
+    given = {key: real(key, x, error=OptionError) for key, x in asked.items() if x is not None}
+    function = None
     if not callable(cdf):
         one_of("law", law, _ANALYTIC, error=OptionError)
-        cdf = _ANALYTIC[law]
-        _refuse_foreign(name, given, cdf)
-    elif given:
-        raise OptionError(f"{name} has no option {min(given)!r}; it is a distribution function")
+        cdf = function = _ANALYTIC[law]
+    _refuse_foreign(name, given, function)
     share = np.asarray(cdf(levels, **given), dtype=np.float64)
-    if (
-        share.shape != levels.shape
-        or not (np.diff(share, prepend=0.0, append=1.0) >= -_CDF_ROUNDING).all()
-    ):
-        raise DataError(
-            f"{name} is no distribution function: expected {len(levels)} values that rise within "
-            "[0, 1]"
-        )
+    alike = share.shape == levels.shape
+    if not alike or not (np.diff(share, prepend=0.0, append=1.0) >= -_CDF_ROUNDING).all():
+        wanted = f"expected {len(levels)} values that rise within [0, 1]"
+        raise DataError(f"{name} is no distribution function: {wanted}")
     return _near(levels, len(levels) * np.clip(share, 0, 1), name)
 
 
@@ -531,11 +496,10 @@ def _marchenko_pastur(x: Levels, ratio: float | None = None, scale: float | None
             f"the lowest level is {x[0]:.3g}, Marchenko-Pastur is the law of the nonzero levels of "
             "a positive matrix; leave the others out or try method='window'"
         )
-    scale = float(x.mean()) if scale is None else scale
     # at 1 the estimate falls on both sides; the fit is checked against the levels in any case
     ratio = min(1.0, float(x.var() / x.mean() ** 2)) if ratio is None else ratio
     real("ratio", ratio, above=0, most=1, hint="where n > m the nonzero levels are those of Xᵀ X")
-    return marchenko_pastur_cdf(x, ratio, scale)
+    return marchenko_pastur_cdf(x, ratio, float(x.mean()) if scale is None else scale)
 
 
 _ANALYTIC = {"semicircle": _semicircle, "marchenko-pastur": _marchenko_pastur}
@@ -545,6 +509,11 @@ _SINGLE: dict[str, Callable[..., Levels]] = {
 
 METHODS = (*_SINGLE, "pooled")
 """What :func:`unfold` knows."""
+
+
+def _too_few(name: str, least: int, found: int) -> NoReturn:
+    advice = "ask for fewer coefficients or try method='window'"
+    raise DataError(f"{name} needs at least {least} distinct levels, got {found}; {advice}")
 
 
 def _steps(levels: Levels) -> Levels:
