@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float64
@@ -119,7 +119,7 @@ def form_factor(unfolded: Rows, tau: ArrayLike, *, block: float = BLOCK) -> Valu
         DataError: If the levels, τ or block cannot be used.
     """
     spectra = _spectra(unfolded)
-    times = real_array("tau", tau, least=0, empty=True, hint="it is in Heisenberg times")
+    times = _grid("tau", tau, least=0, hint="it is in Heisenberg times")
     longest = real("block", block, above=0, hint="it is in mean level spacings")
     power, norm = np.zeros(times.size), 0.0
     for levels in spectra:
@@ -140,7 +140,7 @@ def _at_lengths(
 ) -> Values:
     spectra = _spectra(unfolded)
     spans = [float(levels[-1] - levels[0]) for levels in spectra]
-    lengths = real_array("L", L, above=0, empty=True, hint="it is in mean level spacings")
+    lengths = _grid("L", L, above=0, hint="it is in mean level spacings")
     values = []
     for length in lengths.ravel().tolist():
         held = [levels for levels, span in zip(spectra, spans, strict=True) if span > length]
@@ -153,9 +153,14 @@ def _at_lengths(
     return _shaped(np.array(values), lengths)
 
 
-def _shaped(values: Curve, grid: np.ndarray) -> Values:
+def _grid(name: str, values: ArrayLike, **bounds: Any) -> Values:
+    grid = real_array(name, values, empty=True, **bounds)
     if grid.ndim > 1:
-        raise DataError(f"expected a number or one dimension, got shape {grid.shape}")
+        raise DataError(f"{name} must be a number or one-dimensional, got shape {grid.shape}")
+    return grid
+
+
+def _shaped(values: Curve, grid: Values) -> Values:
     return values if grid.ndim else float(values[0])  # pyright: ignore[reportReturnType]
 
 
