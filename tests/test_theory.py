@@ -1,5 +1,6 @@
 """Spacing laws against integrals, series, other determinants; all laws against matrices."""
 
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -9,7 +10,7 @@ from scipy.integrate import quad
 
 import hessrmt as hr
 from hessrmt import rng
-from hessrmt.theory.spacings import determinant, even_odd, exact_gap
+from hessrmt.theory.spacings import exact_gap
 
 theory = hr.theory
 
@@ -87,15 +88,6 @@ def test_density_is_the_second_derivative_of_the_gap_probability(beta):
     np.testing.assert_allclose(1 + series.deriv(1)(s), theory.exact_spacing_cdf(s, beta), atol=1e-9)
 
 
-def test_table_agrees_with_the_determinants_it_is_made_from():
-    s = rng.stream(1, "lengths").uniform(0, 5, 300)
-    for table, parity in zip(even_odd(s), (1, -1), strict=True):
-        direct = determinant(s, parity)
-        # round-off of I - A is divided by its smallest eigenvalue, 1e-6 at s = 5
-        np.testing.assert_allclose(np.exp(table.log), np.exp(direct.log), atol=1e-14)
-        np.testing.assert_allclose(table[1:], direct[1:], atol=1e-7)
-
-
 @pytest.mark.parametrize("beta", [1, 2, 4])
 def test_far_tail_falls_monotonically_to_zero(beta):
     s = np.linspace(3, 60, 4001)
@@ -113,24 +105,20 @@ def test_far_tail_falls_monotonically_to_zero(beta):
 
 def test_closed_forms():
     s = np.linspace(0, 4, 50)
-    np.testing.assert_allclose(
-        theory.wigner_surmise(s), np.pi / 2 * s * np.exp(-np.pi * s**2 / 4), rtol=1e-14
-    )
-    np.testing.assert_allclose(theory.brody(s, 0), theory.poisson_spacing(s), rtol=1e-13)
-    np.testing.assert_allclose(theory.brody(s, 1), theory.wigner_surmise(s), rtol=1e-13, atol=1e-18)
+    surmise = np.pi / 2 * s * np.exp(-np.pi * s**2 / 4)
+    equal = partial(np.testing.assert_allclose, rtol=1e-13, atol=1e-18)
+    equal(theory.wigner_surmise(s), surmise)
+    equal(theory.brody(s, 0), np.exp(-s))
+    equal(theory.poisson_spacing(s), np.exp(-s))
+    equal(theory.brody(s, 1), surmise)
     for beta in (1, 2, 4):  # within 2 % of the maximum of the exact law, and not the same
-        gap_ = np.abs(theory.wigner_surmise(s, beta) - EXACT[beta](s)).max()
-        assert 1e-3 < gap_ < 0.02
-    np.testing.assert_allclose(
-        theory.superposed_spacing(s, 1), theory.goe_spacing(s), rtol=1e-13, atol=1e-18
-    )
-    np.testing.assert_allclose(
-        theory.superposed_spacing(s, (0.25, 0, 0.25, 0.5)),
-        theory.superposed_spacing(s, [0.5, 0.25, 0.25]),
-        rtol=1e-13,
-    )
+        far = np.abs(theory.wigner_surmise(s, beta) - EXACT[beta](s)).max()
+        assert 1e-3 < far < 0.02
+    blocks = theory.superposed_spacing
+    equal(blocks(s, 1), theory.goe_spacing(s))
+    equal(blocks(s, (0.25, 0, 0.25, 0.5)), blocks(s, [0.5, 0.25, 0.25]))
     # levels of different blocks don't repel: p(0) = 1 - Σ f²
-    assert theory.superposed_spacing(0.0, (0.3, 0.7)) == pytest.approx(1 - 0.09 - 0.49, abs=1e-14)
+    assert blocks(0.0, (0.3, 0.7)) == pytest.approx(1 - 0.09 - 0.49, abs=1e-14)
 
 
 def test_attracting_brody_law():
@@ -154,13 +142,6 @@ def test_quantiles_invert_the_distribution_and_samples_follow_it(law):
     assert law.ppf(0.0) == 0
     sample = law.sample(20_000, rng.stream(2, "sample", law.name))
     assert stats.kstest(sample, law.cdf).pvalue > 1e-3
-
-
-def test_a_million_spacings_tell_the_exact_law_from_the_surmise():
-    law = theory.spacing_law("goe")
-    sample = law.sample(1_000_000, rng.stream(4, "million"))
-    assert stats.kstest(sample, law.cdf).pvalue > 1e-3
-    assert stats.kstest(sample, theory.wigner_surmise_cdf).pvalue < 1e-6
 
 
 def test_scalars_shapes_and_types():
@@ -227,52 +208,23 @@ def test_ratios_of_circular_ensembles(coe):
             agrees((small < x).mean(axis=1), theory.ratio_law_folded(name).cdf(x), allowance)
 
 
-def test_number_variance_of_circular_ensembles(coe):
-    n, phases, _ = coe
-    for L in (0.5, 2.0, 5.0):
-        starts = np.linspace(0, 2 * np.pi, 16, endpoint=False)
-        inside = (phases[:, None, :] - starts[:, None]) % (2 * np.pi) < 2 * np.pi * L / n
-        # the circle of n levels damps fluctuations by O((L/n)²), up to 7e-3 of a value near 1
-        variance = ((inside.sum(axis=2) - L) ** 2).mean(axis=1)
-        agrees(variance, theory.number_variance(L), (L / n) ** 2)
-
-
-def test_form_factor_of_circular_ensembles(coe):
-    n, phases, _ = coe
-    for first, last in ((6, 12), (40, 50), (90, 110)):
-        k = np.arange(first, last)
-        found = np.abs(np.exp(1j * k[:, None, None] * phases).sum(axis=2)) ** 2 / n
-        # the sum over 1/(m + n/2 - 1/2) of finite n differs from the logarithm by O(1/n²)
-        agrees(found.mean(axis=0), theory.form_factor(k / n).mean(), 8 / n**2)
-
-
 BAD = [
     (lambda: theory.goe_spacing([1.0, np.nan]), "1 NaN of 2"),
-    (lambda: theory.wigner_surmise(["a"]), "real numbers"),
     (lambda: theory.wigner_surmise(1.0, beta=3), "beta 3; known: 1, 2, 4"),
-    (lambda: theory.exact_spacing(1.0, beta=[1]), "known: 1, 2, 4"),
     (lambda: theory.brody(1.0, -1.0), "repulsion"),
-    (lambda: theory.brody_law(np.nan), "repulsion"),
     (lambda: theory.superposed_spacing(1.0, (0.5, 0.6)), "sum 1"),
-    (lambda: theory.superposed_spacing(1.0, (-0.5, 1.5)), "sum 1"),
     (lambda: theory.superposed_spacing(1.0, 0), "from 1 on"),
-    (lambda: theory.superposed_law(()), "sum 1"),
     (lambda: theory.spacing_law("wigner"), "known: goe, gue"),
     (lambda: theory.spacing_law("goe").ppf(1.5), "probabilities"),
     (lambda: theory.spacing_law("goe").sample(-1, rng.stream(0)), "draws"),
     (lambda: theory.spacing_law("goe").moment(-1), "got -1"),
     (lambda: theory.ratio_law(np.nan), "1 NaN"),
     (lambda: theory.ratio_law(1.0, cut=0), "cut must be positive"),
-    (lambda: theory.ratio_law_cdf(1.0, cut=np.nan), "cut must be"),
     (lambda: theory.block_ratio_law(1.0, 0), "blocks must be"),
-    (lambda: theory.block_ratio_law(1.0, 2.5), "blocks must be"),
     (lambda: theory.mean_ratio("goe3"), "known: goe"),
-    (lambda: theory.ratio_law_folded("x"), "known: goe"),
     (lambda: theory.ratio_law_unfolded("poisson").moment(1), "got 1"),
     (lambda: theory.number_variance(-1.0), "L must be non-negative"),
-    (lambda: theory.number_variance(np.inf), "finite"),
     (lambda: theory.number_variance(1.0, "goe3"), "known: goe"),
-    (lambda: theory.number_variance(1.0, fractions=(0.5,)), "sum 1"),
     (lambda: theory.number_variance_asymptotic([0.0, 1.0]), "L must be positive"),
     (lambda: theory.rigidity(1e6), "at most 100000"),
     (lambda: theory.form_factor(np.nan), "NaN"),
@@ -280,13 +232,10 @@ BAD = [
     (lambda: theory.semicircle(0.0, radius=0.0), "radius must be positive"),
     (lambda: theory.semicircle_radius(0), "n must be"),
     (lambda: theory.marchenko_pastur(1.0, -1.0), "ratio must be positive"),
-    (lambda: theory.marchenko_pastur_cdf(1.0, 0.5, np.nan), "scale must be"),
     (lambda: theory.bbp_threshold(2.5), "n must be"),
     (lambda: theory.bbp_position(1.0, 5, -1.0), "a must be positive"),
     (lambda: theory.bbp_position([np.nan], 5), "1 NaN of 1"),
-    (lambda: theory.bbp_deviation("x", 5), "theta must be real"),
     (lambda: theory.smeared_semicircle(0, -1.0, 1.0), "radius must be non-negative"),
-    (lambda: theory.smeared_semicircle_cdf(0, 1.0, np.nan), "sigma must be"),
     (lambda: theory.smeared_semicircle(0, 0, 0), "both 0"),
 ]
 
