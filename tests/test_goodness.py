@@ -63,18 +63,6 @@ def test_ties_are_one_step():
         statistic_law("goe", "gap")
 
 
-@pytest.mark.parametrize("name", LAWS)
-@pytest.mark.parametrize("statistic", ["ratio", "spacing"])
-def test_samples_of_a_law_lie_near_it_and_far_from_the_others(name, statistic):
-    """Independent values: 1.95/√n is exceeded once in a thousand (Kolmogorov)."""
-    law = statistic_law(name, statistic)
-    n = 4000
-    values = law.sample(n, rng.stream(2, "laws", name, statistic))
-    assert distance(values, law).kolmogorov_smirnov < 1.95 / n**0.5
-    others = [distance(values, statistic_law(o, statistic)) for o in LAWS if o != name]
-    assert min(o.kolmogorov_smirnov for o in others) > 1.95 / n**0.5
-
-
 def test_likelihood_ratio_is_the_relative_entropy():
     """Mean of ln(p/q) over samples of p, within four of its own standard errors."""
     goe, gue = statistic_law("goe", "ratio"), statistic_law("gue", "ratio")
@@ -220,17 +208,6 @@ def stretch(law, n, draw):
     if law == "goe":
         return bulk(n, 1, draw)
     return np.sort(np.concatenate([2 * bulk(n // 2, 1, draw) for _ in range(2)]))
-
-
-def test_a_large_pool_gives_the_law_itself():
-    s = np.linspace(0.1, 3, 30)
-    for law in LAWS:
-        exact = statistic_law(law, "spacing").cdf(s)
-        far = [np.abs(pooled_cdf(s, law, pool) - exact).max() for pool in (10, 100, 1000)]
-        assert far[0] > far[1] > far[2]
-        # steps of 1/m count up to half a step beyond s, p/(2m), and lengths that scatter by
-        # √(Σ²/m) add (p Σ²)'/(2m); no density p exceeds 1.3, no (p Σ²)' one
-        assert far[2] < (1.3 + 1) / 2000
 
 
 SMALL = plan([20] * 4, "window", {}, True, 7, 0)

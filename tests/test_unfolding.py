@@ -107,14 +107,6 @@ def test_options_unfold_the_goe(method, options):
     assert abs(inner.var() / GOE_VARIANCE - 1) < 0.03 + 4 * np.sqrt(2.2 / len(inner))
 
 
-def test_the_kernel_lets_nothing_out():
-    for name in SPECTRA:
-        for levels in unfolded(name, "kernel", 3):
-            # exactly n - 1 but for the tails: Φ(-8) of each step and what is reflected twice
-            assert levels[0] == 0.5
-            assert levels[-1] == pytest.approx(len(levels) - 0.5, abs=1e-9 * len(levels))
-
-
 def test_the_kernel_is_the_sum_it_says():
     levels = SPECTRA["decades"](rng.stream(2, "kernel"))
     n, w = len(levels), 15
@@ -125,9 +117,8 @@ def test_the_kernel_is_the_sum_it_says():
     width = np.concatenate([h, h[1:], h[:-1]])
     total = stats.norm.cdf((levels[:, None] - centres) / width).sum(1)
     # each of the 3n steps is cut at Φ(-8) = 6e-16 and summed with rounding
-    np.testing.assert_allclose(
-        unfold(levels, "kernel"), 0.5 + total - total[0], atol=3 * n * n * EPS
-    )
+    expected = 0.5 + total - total[0]
+    np.testing.assert_allclose(unfold(levels, "kernel"), expected, atol=3 * n * n * EPS)
 
 
 def test_the_window_by_hand():
@@ -183,12 +174,9 @@ def test_analytic_laws_are_fitted_by_moments():
         found = unfold(scale * wishart, "analytic", law="marchenko-pastur")
         assert np.abs(found - steps).max() < 4
     law = stats.semicircular(scale=2 * np.sqrt(n))
-    for given_law in (law, law.cdf):
-        np.testing.assert_allclose(
-            unfold(goe, "analytic", law=given_law),
-            unfold(goe, "analytic", centre=0, radius=2 * np.sqrt(n)),
-            atol=1e-9,
-        )
+    expected = unfold(goe, "analytic", centre=0, radius=2 * np.sqrt(n))
+    for same in (law, law.cdf):
+        np.testing.assert_allclose(unfold(goe, "analytic", law=same), expected, atol=1e-9)
 
 
 def test_a_fit_that_is_no_staircase_is_refused():
@@ -217,26 +205,21 @@ def test_eq_10_is_a_strict_count():
 @pytest.mark.parametrize(("count", "folds"), [(2, 3), (3, 3), (30, 3), (11, 4), (9, 2)])
 def test_pooled_is_eq_10_with_the_other_groups(count, folds, rotate):
     draw = rng.stream(8, "pooled", count)
-    spectra = [
-        draw.integers(0, 50, size=size).astype(float) for size in draw.integers(5, 60, size=count)
-    ]
+    sizes = draw.integers(5, 60, size=count)
+    spectra = [draw.integers(0, 50, size=size).astype(float) for size in sizes]
     result = pooled(spectra, folds=folds, rotate=rotate, seed=3)
-    pools = []
-    for levels, found, group in zip(spectra, result.levels, result.groups, strict=True):
-        if found is None:
-            assert not rotate
-            assert group != 0
-            continue
-        assert rotate or group == 0
-        pool = [other for other, g in zip(spectra, result.groups, strict=True) if g != group]
-        pools.append(len(pool))
-        np.testing.assert_array_equal(found, unfold(levels, "pooled", pool=pool))
+    groups, pools = np.array(result.groups), []
+    assert [x is not None for x in result.levels] == (rotate | (groups == 0)).tolist()
+    for levels, found, group in zip(spectra, result.levels, groups, strict=True):
+        if found is not None:
+            pool = [spectra[i] for i in np.flatnonzero(groups != group)]
+            pools.append(len(pool))
+            np.testing.assert_array_equal(found, unfold(levels, "pooled", pool=pool))
     assert result.resolution == 1 / min(pools)
-    sizes = np.bincount(result.groups)
-    assert len(sizes) == min(folds, count)
-    assert sizes.max() - sizes.min() <= 1
-    again = pooled(spectra, folds=folds, rotate=rotate, seed=3)
-    assert again.groups == result.groups
+    members = np.bincount(groups)
+    assert len(members) == min(folds, count)
+    assert np.ptp(members) <= 1
+    assert pooled(spectra, folds=folds, rotate=rotate, seed=3).groups == result.groups
     if count > 3:
         assert result.groups != pooled(spectra, folds=folds, seed=4).groups
 

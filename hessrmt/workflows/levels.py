@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from hessrmt.curvature.density_file import load_density
 from hessrmt.errors import LevelsError, StoreError
-from hessrmt.levels.analysis import Unfolded, analyze, unfold_selection
+from hessrmt.levels.analysis import analyze
 from hessrmt.levels.selection import select
-from hessrmt.levels.unfolding import check_options
+from hessrmt.levels.unfolding import Unfolded, check_options, unfold_selection
 from hessrmt.store.density import is_density
 from hessrmt.store.hdf5 import load
 from hessrmt.workflows.cluster import SERIAL
