@@ -51,10 +51,7 @@ FAR = 3.0
 MANY = 0.02
 """Share of spacings below the noise floor from which the sentence mentions them."""
 
-WORDS = {
-    "goe": "GOE",
-    "gue": "GUE",
-    "gse": "GSE",
+WORDS = {name: name.upper() for name in ("goe", "gue", "gse")} | {
     "poisson": "Poisson (independent levels)",
     "goe2": "two superposed GOE blocks",
 }
@@ -197,17 +194,15 @@ class LevelStatistics:
         return asdict(self)
 
     def _repr_html_(self) -> str:
+        error = f" ± {self.mean_ratio_error:.4f}" if np.isfinite(self.mean_ratio_error) else ""
         rows = {
-            "⟨r̃⟩": f"{self.mean_ratio:.4f}"
-            + (f" ± {self.mean_ratio_error:.4f}" if np.isfinite(self.mean_ratio_error) else ""),
+            "⟨r̃⟩": f"{self.mean_ratio:.4f}{error}",
             "levels": f"{self.n_levels:,} of {self.n_spectra} spectra",
             "discarded": f"{self.n_discarded:,}",
-            **{
-                name: f"D = {law.ratio_distance:.4f}"
-                + ("" if law.ratio_p_value is None else f", p = {law.ratio_p_value:.3g}")
-                for name, law in self.laws.items()
-            },
         }
+        for name, law in self.laws.items():
+            p = "" if law.ratio_p_value is None else f", p = {law.ratio_p_value:.3g}"
+            rows[name] = f"D = {law.ratio_distance:.4f}{p}"
         return _html(rows, self.conclusion)
 
 
