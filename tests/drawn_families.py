@@ -1,12 +1,12 @@
 """Families of networks as training would give them, made up from simple laws."""
 
 import numpy as np
+from hessrmt.workflows.familyfits import Entry
 
 from hessrmt import rng
 from hessrmt.experiments.families import Family
 from hessrmt.generalization.normalization import QUANTILES
 from hessrmt.store.family import HISTORY, FamilyResult, Member
-from hessrmt.workflows.familyfits import Entry
 
 DEFAULTS = {
     "initial-scale": {"values": (0.0001, 0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)},

@@ -12,12 +12,13 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 from drawn_families import DEFAULTS, entry
+from hessrmt.config.puzzles import PuzzlesConfig, PuzzlesPreset, ReferenceLine
+from hessrmt.workflows.figures import draw_all, family_losses, puzzles_figures, random_partner
 from matplotlib.collections import PathCollection, PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from hessrmt import rng, theory
-from hessrmt.config.puzzles import PuzzlesConfig, PuzzlesPreset, ReferenceLine
 from hessrmt.errors import ConfigError, DataError, StoreError
 from hessrmt.generalization import fit_line
 from hessrmt.levels import (
@@ -31,13 +32,12 @@ from hessrmt.levels import (
     rigidity,
     spacing_histogram,
 )
-from hessrmt.levels.analysis import ratio_samples, unfold_selection
-from hessrmt.levels.jackknife import with_error
-from hessrmt.levels.selection import select
+from hessrmt.levels.resampling import with_error
+from hessrmt.levels.selection import ratio_samples, select
+from hessrmt.levels.unfolding import unfold_selection
 from hessrmt.plots import puzzles, style
 from hessrmt.plots.files import save
 from hessrmt.plots.levels import density_per_decade, spectral_density, staircase, surmise
-from hessrmt.workflows.figures import draw_all, family_losses, puzzles_figures, random_partner
 
 pytestmark = pytest.mark.filterwarnings("error")
 

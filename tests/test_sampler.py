@@ -182,7 +182,7 @@ def test_outliers_lie_where_theory_says():
     width = theory.bbp_deviation(theta[:2], n, cov.a)
     for k, column in enumerate([-2, -1]):
         found = levels[:, column]
-        # O(√(a/n)) beyond the leading order, see test_outlier_theory.py, where that is small
+        # O(√(a/n)) beyond the leading order, see test_theory_spectra.py, where that is small
         correction = 5 * np.sqrt(cov.a / n)
         assert abs(found.mean() - position[k]) < 4 * width[k] / np.sqrt(samples) + correction
     # below the threshold nothing leaves the bulk: the third level is at its edge, by Tracy-Widom

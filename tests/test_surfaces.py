@@ -24,7 +24,7 @@ from hessrmt.lossmodel import (
 from hessrmt.lossmodel.jets import covariance_root, sample_jets
 from hessrmt.lossmodel.sampler import sample_spectra
 from hessrmt.lossmodel.surfaces import quadratic, random_surface
-from hessrmt.theory.outliers import bbp_deviation, bbp_position
+from hessrmt.theory.densities import bbp_deviation, bbp_position
 from hessrmt.theory.ratios import MEAN_RATIO_GOE
 
 EPS = np.finfo(float).eps

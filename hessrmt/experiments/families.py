@@ -1,9 +1,9 @@
 """Families of networks that differ in one thing: trained, measured, and kept in one file each.
 
-After "Generalization puzzles in deep networks" (2020): the numbers of a network are taken before and
-after the norms of its layers are divided out. One process writes the files. A network is trained by
-this process or by a worker of a pool, which saves it on its way where this process would, so that
-any process can go on with it.
+After "Generalization puzzles in deep networks" (2020): the numbers of a network are taken before
+and after the norms of its layers are divided out. One process writes the files. A network is
+trained by this process or by a worker of a pool, which saves it on its way where this process
+would, so that any process can go on with it.
 """
 
 from __future__ import annotations

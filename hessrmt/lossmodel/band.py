@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.linalg import LinAlgError, eig_banded
 
-from hessrmt.ensembles.control import TRIDIAGONAL, tridiagonal_eigenvalues
+from hessrmt.ensembles.sampling import TRIDIAGONAL, tridiagonal_eigenvalues
 from hessrmt.errors import ConvergenceError
 
 if TYPE_CHECKING:

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.special import ndtri
 
-from hessrmt.theory.densities import smeared_semicircle
-from hessrmt.theory.outliers import bbp_deviation, bbp_position, bbp_threshold
+from hessrmt.theory.densities import bbp_deviation, bbp_position, bbp_threshold, smeared_semicircle
 
 if TYPE_CHECKING:
     from jaxtyping import Float64
