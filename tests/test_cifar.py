@@ -10,7 +10,7 @@ import pytest
 from cifar_samples import FORMS, LABELS, batch, images, pack, python2, write_batches
 
 from hessrmt.errors import DataError
-from hessrmt.problems import cifar, data, pickles
+from hessrmt.problems import data, formats
 
 
 def assert_is(found, expected):
@@ -23,11 +23,11 @@ def assert_is(found, expected):
 # What is read
 
 
-@pytest.mark.parametrize("name", cifar.SETS)
+@pytest.mark.parametrize("name", formats.CIFAR)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("packed", [False, True])
 def test_round_trip_of_every_form(tmp_path, name, form, packed):
-    known = cifar.SETS[name]
+    known = formats.CIFAR[name]
     folder = tmp_path / known.folder
     splits = write_batches(folder, name, form)
     if packed:
@@ -61,13 +61,13 @@ def test_pixels_are_red_green_blue_planes(tmp_path):
 # Where it is found
 
 
-@pytest.mark.parametrize("name", cifar.SETS)
+@pytest.mark.parametrize("name", formats.CIFAR)
 @pytest.mark.parametrize("place", ["folder", "environment", "cache"])
 @pytest.mark.parametrize(
     "layout", ["torchvision", "named", "both", "direct", "archive", "named archive"]
 )
 def test_names_are_found_in_every_place_and_layout(tmp_path, monkeypatch, name, place, layout):
-    known, root = cifar.SETS[name], tmp_path / "root"
+    known, root = formats.CIFAR[name], tmp_path / "root"
     if place == "cache":
         root = data.user_cache()
     elif place == "environment":
@@ -87,7 +87,7 @@ def test_names_are_found_in_every_place_and_layout(tmp_path, monkeypatch, name, 
 
 
 def test_an_incomplete_folder_gives_way_to_the_archive(tmp_path):
-    known = cifar.SETS["cifar10"]
+    known = formats.CIFAR["cifar10"]
     folder = tmp_path / known.folder
     splits = write_batches(folder, "cifar10")
     archive = pack(tmp_path / known.archive, folder, known.folder)
@@ -96,10 +96,10 @@ def test_an_incomplete_folder_gives_way_to_the_archive(tmp_path):
     assert_is(data.load("cifar10", "train", tmp_path), splits["train"])
 
 
-@pytest.mark.parametrize("name", cifar.SETS)
+@pytest.mark.parametrize("name", formats.CIFAR)
 @pytest.mark.parametrize("mode", ["w:gz", "w"])
 def test_a_path_may_be_a_folder_of_batches_or_an_archive(tmp_path, name, mode):
-    known = cifar.SETS[name]
+    known = formats.CIFAR[name]
     splits = write_batches(tmp_path / "mine", name)
     found = data.load(str(tmp_path / "mine"), "train")
     assert_is(found, splits["train"])
@@ -178,7 +178,7 @@ def changed(**entries):
         (b"\x80\x02}(\x89", "damaged pickle"),
         (b"\x80\x02]}s.", "damaged pickle"),
         (b"\x80\x02}]K\x01s.", "damaged pickle"),
-        (pickle.dumps({"data": X}, 0), "instruction"),
+        (pickle.dumps({"data": X}, 0), "instruction DICT"),
     ],
 )
 def test_unusable_batches_are_refused(tmp_path, raw, words):
@@ -201,29 +201,29 @@ def test_cifar100_has_a_hundred_classes(tmp_path):
 
 def test_files_are_bounded(tmp_path, monkeypatch):
     write_batches(tmp_path, "cifar10")
-    monkeypatch.setattr(pickles, "LARGEST", 1 << 14)
+    monkeypatch.setattr(formats, "LARGEST_PICKLE", 1 << 14)
     with pytest.raises(DataError, match="test_batch is larger than"):
         data.load("cifar10", folder=tmp_path)
 
 
 def test_archives_are_bounded(tmp_path, monkeypatch):
-    known = cifar.SETS["cifar100"]
+    known = formats.CIFAR["cifar100"]
     write_batches(tmp_path / "made", "cifar100")
     (tmp_path / "made" / "zeros").write_bytes(bytes(3 << 20))
     archive = pack(tmp_path / known.archive, tmp_path / "made", known.folder)
     assert archive.stat().st_size < 1 << 20
     assert len(data.load("cifar100", folder=tmp_path)) == 7
-    monkeypatch.setattr(cifar, "_UNPACKED", 1 << 20)
+    monkeypatch.setattr(formats, "_UNPACKED", 1 << 20)
     with pytest.raises(DataError, match="unpacks to more than 1 MiB"):
         data.load("cifar100", folder=tmp_path)
     monkeypatch.undo()
-    monkeypatch.setattr(pickles, "LARGEST", 1 << 14)
+    monkeypatch.setattr(formats, "LARGEST_PICKLE", 1 << 14)
     with pytest.raises(DataError, match=r"cifar-100-python/test in .* is larger than"):
         data.load("cifar100", folder=tmp_path)
 
 
 def test_damaged_archives_are_refused(tmp_path):
-    known = cifar.SETS["cifar10"]
+    known = formats.CIFAR["cifar10"]
     splits = write_batches(tmp_path / "made", "cifar10")
     whole = pack(tmp_path / known.archive, tmp_path / "made", known.folder).read_bytes()
     path = tmp_path / known.archive
@@ -264,7 +264,7 @@ def test_links_in_an_archive_are_not_followed(tmp_path):
 
 
 def test_a_network_is_trained_on_an_archive(tmp_path, cli):
-    known = cifar.SETS["cifar10"]
+    known = formats.CIFAR["cifar10"]
     write_batches(tmp_path / "made", "cifar10")
     pack(tmp_path / known.archive, tmp_path / "made", known.folder)
     run = ["--data", "cifar10", "--data-dir", tmp_path, "--json"]

@@ -83,12 +83,12 @@ def test_tensors_are_copies_in_the_order_asked(tmp_path):
 # Names: where they are searched
 
 
-@pytest.mark.parametrize("name", data._TORCHVISION)
+@pytest.mark.parametrize("name", data.IDX_SETS)
 @pytest.mark.parametrize("layout", ["torchvision", "named", "direct"])
 @pytest.mark.parametrize("place", ["folder", "environment", "cache"])
 def test_names_are_found_in_every_place_and_layout(tmp_path, monkeypatch, name, layout, place):
     root = tmp_path / "root"
-    below = {"torchvision": data._TORCHVISION[name], "named": name, "direct": "."}[layout]
+    below = {"torchvision": data.IDX_SETS[name].folder, "named": name, "direct": "."}[layout]
     if place == "cache":
         root = data.user_cache()
     elif place == "environment":

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from hessrmt.cli.data import app
 from hessrmt.errors import DataError
-from hessrmt.problems import data, fetch
+from hessrmt.problems import data
 
 
 class _Quiet(SimpleHTTPRequestHandler):
@@ -27,9 +27,9 @@ def mirror(tmp_path, monkeypatch):
     folder = write_set(tmp_path / "web")
     md5 = {
         file: hashlib.md5((folder / file).read_bytes()).hexdigest()
-        for file in fetch.SOURCES["mnist"].md5
+        for file in data.SOURCES["mnist"].md5
     }
-    monkeypatch.setitem(fetch.SOURCES, "mnist", fetch.SOURCES["mnist"]._replace(md5=md5))
+    monkeypatch.setitem(data.SOURCES, "mnist", data.SOURCES["mnist"]._replace(md5=md5))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder)))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
@@ -42,7 +42,7 @@ def mirror(tmp_path, monkeypatch):
 
 def test_fetch_then_load(mirror, capfd):
     url, web = mirror
-    folder = fetch.fetch("mnist", mirrors=[url])
+    folder = data.fetch("mnist", mirrors=[url])
     assert folder == data.user_cache() / "mnist"
     out, err = capfd.readouterr()
     assert not out
@@ -52,17 +52,17 @@ def test_fetch_then_load(mirror, capfd):
     assert len(loaded) == 12
     for file in web.iterdir():
         file.unlink()
-    assert fetch.fetch("mnist", progress=False, mirrors=[url]) == folder  # nothing fetched again
+    assert data.fetch("mnist", progress=False, mirrors=[url]) == folder  # nothing fetched again
 
 
 def test_fetch_goes_on_after_a_dead_mirror_and_a_wrong_file(mirror, tmp_path):
     url, web = mirror
     (web / "stale").mkdir()
-    for file in fetch.SOURCES["mnist"].md5:
+    for file in data.SOURCES["mnist"].md5:
         (web / "stale" / file).write_bytes(b"an older file")
     dead = "http://127.0.0.1:1/"
-    folder = fetch.fetch("mnist", progress=False, mirrors=[dead, f"{url}stale", f"{url}none", url])
-    for file in fetch.SOURCES["mnist"].md5:
+    folder = data.fetch("mnist", progress=False, mirrors=[dead, f"{url}stale", f"{url}none", url])
+    for file in data.SOURCES["mnist"].md5:
         assert (folder / file).read_bytes() == (web / file).read_bytes()
 
 
@@ -71,7 +71,7 @@ def test_fetch_refuses_a_wrong_hash(mirror):
     with (web / "t10k-labels-idx1-ubyte.gz").open("ab") as file:
         file.write(b"!")
     with pytest.raises(DataError, match="published hash") as error:
-        fetch.fetch("mnist", progress=False, mirrors=[url])
+        data.fetch("mnist", progress=False, mirrors=[url])
     for part in ("t10k-labels-idx1-ubyte.gz", str(data.user_cache() / "mnist"), "HESSRMT_DATA"):
         assert part in str(error.value)
     assert not (data.user_cache() / "mnist" / "t10k-labels-idx1-ubyte.gz").exists()
@@ -80,16 +80,16 @@ def test_fetch_refuses_a_wrong_hash(mirror):
 
 def test_fetch_without_network():
     with pytest.raises(DataError, match="Check the network"):
-        fetch.fetch("mnist", progress=False, mirrors=["http://127.0.0.1:1/"])
+        data.fetch("mnist", progress=False, mirrors=["http://127.0.0.1:1/"])
 
 
 def test_fetch_unknown_name():
     with pytest.raises(DataError, match="mnist, fashion-mnist, cifar10, cifar100"):
-        fetch.fetch("imagenet")
+        data.fetch("imagenet")
 
 
 def test_every_name_has_a_source():
-    assert tuple(fetch.SOURCES) == data.NAMES
+    assert tuple(data.SOURCES) == data.NAMES
 
 
 def test_fetch_an_archive_then_load(mirror, monkeypatch):
@@ -98,9 +98,9 @@ def test_fetch_an_archive_then_load(mirror, monkeypatch):
     write_batches(web / "made", "cifar10")
     pack(archive, web / "made", "cifar-10-batches-py")
     md5 = {archive.name: hashlib.md5(archive.read_bytes()).hexdigest()}
-    source = fetch.SOURCES["cifar10"]._replace(md5=md5)
-    monkeypatch.setitem(fetch.SOURCES, "cifar10", source)
-    folder = fetch.fetch("cifar10", progress=False, mirrors=[url])
+    source = data.SOURCES["cifar10"]._replace(md5=md5)
+    monkeypatch.setitem(data.SOURCES, "cifar10", source)
+    folder = data.fetch("cifar10", progress=False, mirrors=[url])
     assert [path.name for path in folder.iterdir()] == [archive.name]
     assert data.locate("cifar10") == folder / archive.name
     assert len(data.load("cifar10", "train")) == 35
@@ -132,8 +132,8 @@ def test_command_list(tmp_path):
 
 
 def test_command_fetch(mirror, monkeypatch):
-    source = fetch.SOURCES["mnist"]._replace(mirrors=(mirror[0],))
-    monkeypatch.setitem(fetch.SOURCES, "mnist", source)
+    source = data.SOURCES["mnist"]._replace(mirrors=(mirror[0],))
+    monkeypatch.setitem(data.SOURCES, "mnist", source)
     result = CliRunner().invoke(app, ["fetch", "mnist", "--json", "--no-progress"])
     assert json.loads(result.stdout) == {
         "name": "mnist",

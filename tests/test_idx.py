@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 from properties import examples
 
 from hessrmt.errors import DataError
-from hessrmt.problems import idx
+from hessrmt.problems import formats
 
 CODES = {
     "uint8": 0x08,
@@ -41,7 +41,7 @@ arrays = st.sampled_from(sorted(CODES)).flatmap(
 def test_round_trip(tmp_path, array, zipped):
     path = tmp_path / "file"
     path.write_bytes(gzip.compress(idx_bytes(array), mtime=0) if zipped else idx_bytes(array))
-    back = idx.read(path)
+    back = formats.read_idx(path)
     assert back.dtype == array.dtype
     assert back.dtype.isnative
     np.testing.assert_array_equal(back, array)
@@ -55,7 +55,7 @@ def test_every_truncation_is_refused(tmp_path, cut, zipped):
     path = tmp_path / "cut-file"
     path.write_bytes(whole[: min(cut, len(whole) - 1)])
     with pytest.raises(DataError, match="cut-file"):
-        idx.read(path)
+        formats.read_idx(path)
 
 
 IMAGES = np.arange(3 * 4 * 4, dtype=np.uint8).reshape(3, 4, 4)
@@ -85,7 +85,7 @@ def test_damaged_files_are_refused_by_name(tmp_path, content, word):
     path = tmp_path / "bad-file.gz"
     path.write_bytes(content)
     with pytest.raises(DataError, match=word) as error:
-        idx.read(path)
+        formats.read_idx(path)
     assert str(path) in str(error.value)
 
 
@@ -95,12 +95,12 @@ def test_corrupted_gzip_body(tmp_path):
     path = tmp_path / "images.gz"
     path.write_bytes(whole)
     with pytest.raises(DataError, match="damaged gzip"):
-        idx.read(path)
+        formats.read_idx(path)
 
 
 def test_missing_file_is_a_data_error(tmp_path):
     with pytest.raises(DataError, match="absent"):
-        idx.read(tmp_path / "absent")
+        formats.read_idx(tmp_path / "absent")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")
@@ -109,7 +109,7 @@ def test_unreadable_file_is_a_data_error(tmp_path):
     path.write_bytes(idx_bytes(IMAGES))
     path.chmod(0)
     with pytest.raises(DataError, match="locked"):
-        idx.read(path)
+        formats.read_idx(path)
 
 
 @pytest.mark.parametrize("mark", ["-", "."])
@@ -117,10 +117,10 @@ def test_unreadable_file_is_a_data_error(tmp_path):
 def test_find_knows_the_usual_names(tmp_path, mark, end):
     names = (f"t10k-images{mark}idx3-ubyte{end}", f"t10k-labels{mark}idx1-ubyte{end}")
     (tmp_path / names[0]).touch()
-    assert idx.find(tmp_path, "test") is None  # images without labels
+    assert formats.find_idx(tmp_path, "test") is None  # images without labels
     (tmp_path / names[1]).touch()
-    assert idx.find(tmp_path, "test") == (tmp_path / names[0], tmp_path / names[1])
-    assert idx.find(tmp_path, "train") is None
+    assert formats.find_idx(tmp_path, "test") == (tmp_path / names[0], tmp_path / names[1])
+    assert formats.find_idx(tmp_path, "train") is None
 
 
 @pytest.mark.parametrize(
@@ -136,4 +136,4 @@ def test_pairs_that_do_not_fit(tmp_path, images, labels, word):
     (tmp_path / "i").write_bytes(idx_bytes(images))
     (tmp_path / "l").write_bytes(idx_bytes(labels))
     with pytest.raises(DataError, match=word):
-        idx.read_pair(tmp_path / "i", tmp_path / "l")
+        formats.read_idx_pair(tmp_path / "i", tmp_path / "l")

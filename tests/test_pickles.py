@@ -1,7 +1,6 @@
 """Pickles are read as data: equal to numpy's arrays, and never executed."""
 
 import pickle
-import pickletools
 import struct
 
 import numpy as np
@@ -9,7 +8,9 @@ import pytest
 from cifar_samples import FORMS, batch, images, python2, write_batches
 
 from hessrmt.errors import DataError
-from hessrmt.problems import cifar, data, pickles
+from hessrmt.problems import data, formats
+
+ARRAYS = ("data", "labels")
 
 
 def test_python_2_golden_bytes_are_what_pickle_takes_them_for():
@@ -17,7 +18,7 @@ def test_python_2_golden_bytes_are_what_pickle_takes_them_for():
     expected = pickle.loads(python2(x, y, "labels"), encoding="bytes")
     np.testing.assert_array_equal(expected[b"data"], x)
     assert expected[b"labels"] == y
-    found = pickles.read(python2(x, y, "labels"), "golden")
+    found = formats.read_pickle(python2(x, y, "labels"), "golden", ARRAYS)
     np.testing.assert_array_equal(found["data"], x)
     assert (found["labels"], found["filenames"]) == (y, [b"a.png"])
 
@@ -27,7 +28,7 @@ def test_python_2_golden_bytes_are_what_pickle_takes_them_for():
 @pytest.mark.parametrize("dtype", ["u1", "<i4", ">i4", "<u8", "i2"])
 def test_arrays_of_integers_are_those_of_numpy(protocol, order, dtype):
     values = np.asarray(np.arange(24).reshape(2, 3, 4) * 5, dtype, order=order)
-    found = pickles.read(pickle.dumps({"a": values}, protocol), "test")["a"]
+    found = formats.read_pickle(pickle.dumps({"a": values}, protocol), "test", ("a",))["a"]
     np.testing.assert_array_equal(found, values)
     assert found.dtype == values.dtype.newbyteorder("=")
 
@@ -61,7 +62,7 @@ def test_programs_in_pickles_are_not_executed(tmp_path):
     write_batches(tmp_path / "set", "cifar10")
     for name, raw in programs(tmp_path / "made").items():
         (tmp_path / "set" / "test_batch").write_bytes(raw)
-        with pytest.raises(DataError, match=r"mkdir'|instruction OBJ|os\.mkdir") as error:
+        with pytest.raises(DataError, match=r"mkdir'") as error:
             data.load("cifar10", folder=tmp_path / "set")
         assert "mkdir" in str(error.value), name
         assert "Nothing in it was executed" in str(error.value)
@@ -77,39 +78,32 @@ def test_programs_in_pickles_are_not_executed(tmp_path):
         (b"\x80\x02c__builtin__\ngetattr\n.", r"__builtin__\.getattr"),
         (b"\x80\x04\x8c\x05numpy\x8c\x0cndarray.dump\x93.", r"numpy\.ndarray\.dump"),
         (b"\x80\x02cnumpy.core.multiarray\nscalar\n.", r"numpy\.core\.multiarray\.scalar"),
-        (b"\x80\x02cnumpy\nndarray\nK\x05\x85R.", "a call of numpy.ndarray"),
-        (b"\x80\x02cnumpy\nndarray\n)\x81.", "instruction NEWOBJ"),
-        (b"\x80\x04cnumpy\nndarray\n)}\x92.", "instruction NEWOBJ_EX"),
-        (b"\x80\x02K\x01Q.", "instruction BINPERSID"),
-        (b"Psome id\n.", "instruction PERSID"),
+        (b"\x80\x02cnumpy\nndarray\nK\x05\x85R.", "holds a pickled numpy.ndarray"),
+        (b"\x80\x02cnumpy\nndarray\n)\x81.", "damaged pickle"),
+        (b"\x80\x04cnumpy\nndarray\n)}\x92.", "damaged pickle"),
+        (b"\x80\x02K\x01Q.", "damaged pickle"),
+        (b"Psome id\n.", "damaged pickle"),
         (b"\x80\x02\x82\x01.", "instruction EXT1"),
         (b"\x80\x02\x84\x01\x00\x00\x00.", "instruction EXT4"),
-        (b"\x80\x05\x97.", "instruction NEXT_BUFFER"),
-        (b"\x80\x02cnumpy\nndarray\n}U\x01aK\x01sb.", "damaged pickle"),
-        (b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aU\x05rot13\x86R.", "damaged pickle"),
+        (b"\x80\x05\x97.", "damaged pickle"),
+        (b"\x80\x02cnumpy\nndarray\n}U\x01aK\x01sb.", "pickled numpy.ndarray"),
+        (b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aU\x05rot13\x86R.", "pickled _codecs.encode"),
         (b"\x80\x02}))\x86K\x01s.", "damaged pickle"),  # a tuple as key could take forever to hash
     ],
 )
 def test_what_only_programs_need_is_refused(raw, words):
     with pytest.raises(DataError, match=words):
-        pickles.read(raw, "a file")
-
-
-def test_every_instruction_is_known_or_refused():
-    refused = {op.name for op in pickletools.opcodes} - pickles._STEPS.keys() - {"STOP"}
-    calling = {"INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "PERSID", "BINPERSID", "EXT1", "EXT2", "EXT4"}
-    assert calling < refused
-    assert pickles._STEPS.keys() < {op.name for op in pickletools.opcodes}
+        formats.read_pickle(raw, "a file", ARRAYS)
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_truncated_and_damaged_batches_never_escape_as_another_error(form):
     whole = batch(form, images(1), [3], "labels")
-    clean = pickles.read(whole, "whole")
+    clean = formats.read_pickle(whole, "whole", ARRAYS)
     ends = [*range(0, 300), *range(300, len(whole) - 300, 97), *range(len(whole) - 300, len(whole))]
     for end in ends:
         with pytest.raises(DataError, match="Download it again"):
-            pickles.read(whole[:end], "truncated")
+            formats.read_pickle(whole[:end], "truncated", ARRAYS)
     refused = 0
     positions = [*range(400), *range(len(whole) - 200, len(whole))]
     for position in positions:
@@ -117,8 +111,7 @@ def test_truncated_and_damaged_batches_never_escape_as_another_error(form):
             raw = bytearray(whole)
             raw[position] ^= flip
             try:
-                found = pickles.read(bytes(raw), "damaged")
-                cifar._batch(cifar.SETS["cifar10"], found, "damaged")
+                formats._batch(formats.CIFAR["cifar10"], bytes(raw), "damaged")
             except DataError:
                 refused += 1
     assert refused > len(positions) // 6
@@ -126,17 +119,12 @@ def test_truncated_and_damaged_batches_never_escape_as_another_error(form):
 
 
 def test_memory_is_bounded(monkeypatch):
-    monkeypatch.setattr(pickles, "MOST_INSTRUCTIONS", 100)
+    monkeypatch.setattr(formats, "MOST_INSTRUCTIONS", 100)
     with pytest.raises(DataError, match="more than 100 pickle instructions"):
-        pickles.read(b"\x80\x02" + b"]" * 101 + b".", "a file")
+        formats.read_pickle(b"\x80\x02" + b"]" * 101 + b".", "a file", ARRAYS)
     monkeypatch.undo()
-    text = b"X" + struct.pack("<i", 99) + b"a" * 99
-    once = b"c_codecs\nencode\nq\x00" + text + b"q\x01X\x06\x00\x00\x00latin1q\x02\x86R"
-    again = b"h\x00h\x01h\x02\x86R"
-    with pytest.raises(DataError, match="more encoded bytes than the file has"):
-        pickles.read(b"\x80\x02" + once + again * 50 + b".", "a file")
     shape = b"\x80\x02" + python2(images(1), [1], "labels")[2:].replace(
         struct.pack("<i", 3072) + b"\x86", struct.pack("<i", 2**31 - 1) + b"\x86"
     )
     with pytest.raises(DataError, match="2147483647 bytes, but 3072 bytes of values"):
-        pickles.read(shape, "a file")
+        formats.read_pickle(shape, "a file", ARRAYS)
