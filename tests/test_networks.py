@@ -11,7 +11,7 @@ from hessrmt import rng
 from hessrmt.errors import GeneralizationError, ProblemError
 from hessrmt.generalization import normalize, output_normalize
 from hessrmt.problems import models
-from hessrmt.problems.resnet import Block
+from hessrmt.problems.models import Block
 
 CIFAR, MNIST = (3, 32, 32), (1, 28, 28)
 

@@ -21,8 +21,8 @@ from torch.utils import _pytree
 from torch.utils import checkpoint as torch_checkpoint
 
 from hessrmt.errors import ProblemError
+from hessrmt.problems.batches import map_tensors, tensors_of
 from hessrmt.problems.equivalents import EQUIVALENT, binary_cross_entropy, cross_entropy, embedding
-from hessrmt.problems.trees import map_tensors, tensors_of
 
 _WIDE = dict.fromkeys((torch.float16, torch.bfloat16, torch.float32), torch.float64)
 _WIDE |= dict.fromkeys((torch.complex32, torch.complex64), torch.complex128)

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from hessrmt import rng
 from hessrmt.errors import ProblemError
+from hessrmt.problems.batches import map_tensors, tensors_of
 from hessrmt.problems.losses import Call, Watching
 from hessrmt.problems.problem import Problem
-from hessrmt.problems.trees import map_tensors, tensors_of
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int

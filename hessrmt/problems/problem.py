@@ -24,7 +24,7 @@ from torch.utils import _pytree
 
 from hessrmt import rng
 from hessrmt.errors import HessrmtError, NonFiniteError, ProblemError
-from hessrmt.problems.batches import Batch, join, read_data
+from hessrmt.problems.batches import Batch, join, map_tensors, read_data
 from hessrmt.problems.equivalents import cross_entropy
 from hessrmt.problems.lifting import (
     Inside,
@@ -37,7 +37,6 @@ from hessrmt.problems.lifting import (
 )
 from hessrmt.problems.losses import Loss, Penalised, resolve
 from hessrmt.problems.structure import Structure, find_structure, reached
-from hessrmt.problems.trees import map_tensors
 
 if TYPE_CHECKING:
     from hessrmt.arrays import Vector

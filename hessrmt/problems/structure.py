@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from hessrmt.problems.trees import tensors_of
+from hessrmt.problems.batches import tensors_of
 
 if TYPE_CHECKING:
     from jaxtyping import Float
