@@ -16,13 +16,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 from torch.utils import checkpoint as torch_checkpoint
 
 from hessrmt.errors import ProblemError
 from hessrmt.problems.batches import map_tensors, tensors_of
-from hessrmt.problems.equivalents import EQUIVALENT, binary_cross_entropy, cross_entropy, embedding
+from hessrmt.problems.equivalents import EQUIVALENT
 
 _WIDE = dict.fromkeys((torch.float16, torch.bfloat16, torch.float32), torch.float64)
 _WIDE |= dict.fromkeys((torch.complex32, torch.complex64), torch.complex128)
@@ -78,16 +79,16 @@ class Running(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self._inside, self._lift = inside, lift
-        checked = {loss: {"check": check} for loss in (cross_entropy, binary_cross_entropy)}
-        self._more = {**checked, embedding: {"own": own}}
+        self._more: dict[Any, dict[str, Any]] = {F.embedding: {"own": own}}
+        self._more |= {f: {"check": check} for f in (F.cross_entropy, F.binary_cross_entropy)}
 
     def __torch_function__(
         self, function: Any, types: Any, arguments: Any = (), keywords: Any = None
     ) -> Any:
         keywords = keywords or {}
         if function in EQUIVALENT:
-            function = EQUIVALENT[function]
             keywords = keywords | self._more.get(function, {})
+            function = EQUIVALENT[function]
         if self._lift:
             if function in _SPELLED:
                 function, arguments = _spelled_out(function, arguments)

@@ -12,7 +12,7 @@ from torch import Tensor
 from hessrmt import rng
 from hessrmt.errors import ProblemError
 from hessrmt.problems.batches import map_tensors, tensors_of
-from hessrmt.problems.losses import Call, Watching
+from hessrmt.problems.losses import SoftmaxCall, Watching
 from hessrmt.problems.problem import Problem
 
 if TYPE_CHECKING:
@@ -282,7 +282,7 @@ def _recorded_mass(problem: Problem) -> float | None:
 
 def _cross_entropies(
     problem: InOneTensor, outputs: Tensor
-) -> tuple[Tensor, list[tuple[Call, Tensor]]]:
+) -> tuple[Tensor, list[tuple[SoftmaxCall, Tensor]]]:
     """The cross-entropies that a loss is made of, found by running it once.
 
     Returns:

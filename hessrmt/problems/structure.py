@@ -159,7 +159,7 @@ class Structure:
 
 
 @dataclass(frozen=True)
-class Call:
+class ModuleCall:
     """One call of a module.
 
     Attributes:
@@ -194,7 +194,7 @@ def find_structure(problem: Problem, *, of_loss: bool = True) -> Structure:
     """
     owned = _candidates(problem.model)
     modules = dict(problem.model.named_modules())
-    calls: dict[str, list[Call]] = {}
+    calls: dict[str, list[ModuleCall]] = {}
 
     def cut(name: str) -> Hook:
         def hook(entering: Tensor, leaving: Tensor) -> Tensor:
@@ -206,7 +206,7 @@ def find_structure(problem: Problem, *, of_loss: bool = True) -> Structure:
                 )
             replaced = leaving.detach().requires_grad_().clone()  # the model may work in place
             kept = entering if entering.requires_grad else entering.detach().clone()
-            calls.setdefault(name, []).append(Call(kept, leaving, same, replaced))
+            calls.setdefault(name, []).append(ModuleCall(kept, leaving, same, replaced))
             return replaced
 
         return hook
@@ -339,7 +339,7 @@ def _describe(
     name: str,
     module: nn.Module,
     mine: Mapping[str, str],
-    calls: list[Call],
+    calls: list[ModuleCall],
     samples: int,
     outputs: Any,
 ) -> Layer | None:
