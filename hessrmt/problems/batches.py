@@ -25,23 +25,21 @@ _LABELS = ("labels", "label", "targets", "target", "y")
 _PAIR = "data must be a pair (inputs, targets), or a DataLoader of such pairs"
 
 
-class _Replacing(TorchFunctionMode):
-    """Gives another tensor for each that is deeply copied."""
+class Intercepting(TorchFunctionMode):
+    """Hands every call of a function of torch to another function in its place.
 
-    def __init__(self, change: Callable[[Tensor], Any]) -> None:
+    Args:
+        handle: Of the function, its arguments and its keyword arguments.
+    """
+
+    def __init__(self, handle: Callable[[Any, Any, dict[str, Any]], Any]) -> None:
         super().__init__()
-        self._change = change
-        self._done: dict[int, tuple[Tensor, Any]] = {}
+        self._handle = handle
 
     def __torch_function__(
         self, function: Any, types: Any, arguments: Any = (), keywords: Any = None
     ) -> Any:
-        if function is not Tensor.__deepcopy__:
-            return function(*arguments, **(keywords or {}))
-        found = arguments[0]
-        if id(found) not in self._done:  # kept with the original, so that no id is given twice
-            self._done[id(found)] = found, self._change(found)
-        return self._done[id(found)][1]
+        return self._handle(function, arguments, keywords or {})
 
 
 def map_tensors(tree: Any, change: Callable[[Tensor], Any]) -> Any:
@@ -60,7 +58,17 @@ def map_tensors(tree: Any, change: Callable[[Tensor], Any]) -> Any:
     """
     if isinstance(tree, Tensor):  # also of a class that copies itself in its own way
         return change(tree)
-    with _Replacing(change):
+    done: dict[int, tuple[Tensor, Any]] = {}
+
+    def replaced(function: Any, arguments: Any, keywords: dict[str, Any]) -> Any:
+        if function is not Tensor.__deepcopy__:
+            return function(*arguments, **keywords)
+        found = arguments[0]
+        if id(found) not in done:  # kept with the original, so that no id is given twice
+            done[id(found)] = found, change(found)
+        return done[id(found)][1]
+
+    with Intercepting(replaced):
         return copy.deepcopy(tree)
 
 
@@ -158,7 +166,7 @@ class Batch:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """Every tensor replaced, all of them keeping their first axis."""
-        inputs, targets = (map_tensors(tree, change) for tree in (self.inputs, self.targets))
+        inputs, targets = (map_tensors(tree, change) for tree in self.pair)
         return replace(self, inputs=inputs, targets=targets)
 
     def part(self, samples: slice) -> Batch:
@@ -170,6 +178,11 @@ class Batch:
         flags = iter(self.batched)
         taken = self.map(lambda leaf: leaf[samples] if next(flags) else leaf)
         return replace(taken, samples=len(range(*samples.indices(self.samples))))
+
+    @property
+    def pair(self) -> tuple[Any, Any]:
+        """Inputs and targets."""
+        return self.inputs, self.targets
 
     def tensors(self) -> list[Tensor]:
         """All tensors, inputs first."""

@@ -329,23 +329,6 @@ def _refuse_large(size: int, source: str) -> None:
         )
 
 
-class _Bounded:
-    """A file that gives an error behind a number of bytes: no archive unpacks without end."""
-
-    def __init__(self, file: IO[bytes], path: Path) -> None:
-        self.file, self.path, self.left = file, path, _UNPACKED
-
-    def read(self, size: int) -> bytes:
-        raw = self.file.read(size)
-        self.left -= len(raw)
-        if self.left < 0:
-            raise DataError(
-                f"{self.path} unpacks to more than {_UNPACKED >> 20} MiB, which no archive of a "
-                "CIFAR set does. Download it again."
-            )
-        return raw
-
-
 def _from_archive(known: Cifar, path: Path, split: str) -> dict[str, bytes]:
     """The batches of a split, read without writing anything to disk."""
     wanted = [f"{known.folder}/{file}" for file in known.batches[split]]
@@ -354,14 +337,17 @@ def _from_archive(known: Cifar, path: Path, split: str) -> dict[str, bytes]:
         with path.open("rb") as file:
             packed = file.read(2) == _GZIP
         with gzip.open(path) if packed else path.open("rb") as file:
-            stream = cast("Any", _Bounded(cast("IO[bytes]", file), path))
-            with tarfile.open(fileobj=stream, mode="r|", bufsize=1 << 20) as archive:
-                for member in archive:
-                    if member.name in wanted and member.isreg():
-                        _refuse_large(member.size, f"{member.name} in {path}")
-                        found[member.name] = cast("IO[bytes]", archive.extractfile(member)).read()
-            while stream.read(1 << 20):  # to the end, where gzip's checksum is
-                pass
+            content = file.read(_UNPACKED + 1)
+        if len(content) > _UNPACKED:
+            raise DataError(
+                f"{path} unpacks to more than {_UNPACKED >> 20} MiB, which no archive of a CIFAR "
+                "set does. Download it again."
+            )
+        with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
+            for member in archive:
+                if member.name in wanted and member.isreg():
+                    _refuse_large(member.size, f"{member.name} in {path}")
+                    found[member.name] = cast("IO[bytes]", archive.extractfile(member)).read()
     if missing := " and ".join(name for name in wanted if name not in found):
         raise DataError(
             f"{path} lacks {missing}; expected the python version of {known.title}, as published. "
@@ -410,14 +396,14 @@ _REFUSED = {"DICT", "EMPTY_SET", "ADDITEMS", "FROZENSET", "EXT1", "EXT2", "EXT4"
 """Instructions that hash what may take forever to hash, or name things in another way."""
 
 
-class _Call:
+class _Noted:
     """What a pickle names or calls: noted for :func:`_array`, never called."""
 
     def __init__(self, name: str, arguments: tuple[Any, ...] = ()) -> None:
         self.name, self.arguments, self.state = name, arguments, ()
 
-    def __call__(self, *arguments: Any) -> _Call:
-        return _Call(self.name, arguments)
+    def __call__(self, *arguments: Any) -> _Noted:
+        return _Noted(self.name, arguments)
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
@@ -432,10 +418,10 @@ class _Reader(pickle._Unpickler):  # the one in C cannot look at a key before it
         super().__init__(io.BytesIO(raw), encoding="bytes")
         self.source = source
 
-    def find_class(self, module: str, name: str) -> _Call:
+    def find_class(self, module: str, name: str) -> _Noted:
         if f"{module}.{name}" not in _NAMED:
             _refuse(f"{module}.{name}", self.source)
-        return _Call(f"{module}.{name}")
+        return _Noted(f"{module}.{name}")
 
     def load_setitem(self) -> None:
         self.stack[-2] = _text(self.stack[-2])
@@ -476,7 +462,7 @@ def read_pickle(raw: bytes, source: str, arrays: tuple[str, ...]) -> dict[str, A
                 )
         found = _Reader(raw, source).load()
         if isinstance(found, dict):
-            made = {key: found[key] for key in arrays if isinstance(found.get(key), _Call)}
+            made = {key: found[key] for key in arrays if isinstance(found.get(key), _Noted)}
             return found | {key: _array(call, source) for key, call in made.items()}
     except DataError:
         raise
@@ -484,7 +470,7 @@ def read_pickle(raw: bytes, source: str, arrays: tuple[str, ...]) -> dict[str, A
         raise DataError(
             f"{source} is a damaged pickle ({type(error).__name__}: {error}). Download it again."
         ) from error
-    kind = found.name if isinstance(found, _Call) else type(found).__name__
+    kind = found.name if isinstance(found, _Noted) else type(found).__name__
     raise DataError(f"{source} holds a pickled {kind}, expected a dictionary.")
 
 
@@ -496,7 +482,7 @@ def _refuse(what: str, source: str) -> NoReturn:
     )
 
 
-def _array(call: _Call, source: str) -> np.ndarray:
+def _array(call: _Noted, source: str) -> np.ndarray:
     """The array that numpy would have made."""
     if call.name.endswith("_frombuffer"):  # protocol 5
         raw, kind, shape, order = call.arguments
@@ -508,7 +494,7 @@ def _array(call: _Call, source: str) -> np.ndarray:
         raise DataError(f"{source} holds an array of dtype {code[:20]!r}, expected integers (u1).")
     ends = _text(kind.state[1])
     dtype = np.dtype((ends if ends in {"<", ">"} else "=") + code)
-    if isinstance(raw, _Call):  # bytes of Python 3 in protocol 2
+    if isinstance(raw, _Noted):  # bytes of Python 3 in protocol 2
         text, encoding = raw.arguments
         if raw.name != "_codecs.encode" or encoding != "latin1":
             raise ValueError(f"bytes encoded as {str(encoding)[:20]}")
@@ -526,7 +512,7 @@ def _array(call: _Call, source: str) -> np.ndarray:
 
 def _text(value: Any) -> str:
     """A short text, such as a key, by any Python and protocol."""
-    if isinstance(value, _Call):
+    if isinstance(value, _Noted):
         value = value.arguments[0]
     if not isinstance(value, str | bytes | int):
         raise TypeError(f"{type(value).__name__} where text belongs")

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
-from torch.overrides import TorchFunctionMode
 
 from hessrmt.errors import ProblemError
+from hessrmt.problems.batches import Intercepting
 from hessrmt.problems.plugins import is_plugin, load_object
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -122,32 +123,29 @@ class SoftmaxCall(NamedTuple):
     mass: float | None
 
 
-class Watching(TorchFunctionMode):
-    """Cuts off what the cross-entropies of a loss give from what they are given, while it runs.
+@contextmanager
+def cut_softmax() -> Iterator[list[SoftmaxCall]]:
+    """Cut off what the cross-entropies of a loss give from what they are given, while it runs.
 
     So it shows what they are given, and how the loss depends on them and on everything else.
 
-    Attributes:
-        calls: What was cut, in order.
+    Yields:
+        What was cut, in order.
     """
+    calls: list[SoftmaxCall] = []
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[SoftmaxCall] = []
-
-    def __torch_function__(
-        self, function: Any, types: Any, arguments: Any = (), keywords: Any = None
-    ) -> Any:
-        keywords = keywords or {}
+    def cut(function: Any, arguments: Any, keywords: dict[str, Any]) -> Any:
         found = function(*arguments, **keywords)
-        read = (
-            _SOFTMAX.get(function) if torch.is_grad_enabled() else None
-        )  # else a number for a log
+        # without gradients it is a number for a log
+        read = _SOFTMAX.get(function) if torch.is_grad_enabled() else None
         call = read and read(found.detach().requires_grad_(), *arguments, **keywords)
         if call is None:
             return found
-        self.calls.append(call)
+        calls.append(call)
         return call.result.clone()
+
+    with Intercepting(cut):
+        yield calls
 
 
 def _log_softmax(
@@ -155,9 +153,8 @@ def _log_softmax(
 ) -> SoftmaxCall | None:
     if dim is None or not input.dim():
         return None
-    return SoftmaxCall(
-        input.movedim(dim, -1), found, lambda slope: -slope.sum(dim).reshape(-1), None
-    )
+    weigh = lambda slope: -slope.sum(dim).reshape(-1)  # noqa: E731
+    return SoftmaxCall(input.movedim(dim, -1), found, weigh, None)
 
 
 def _cross_entropy(found: Tensor, input: Tensor, target: Tensor, **options: Any) -> SoftmaxCall:

@@ -12,7 +12,7 @@ from torch import Tensor
 from hessrmt import rng
 from hessrmt.errors import ProblemError
 from hessrmt.problems.batches import map_tensors, tensors_of
-from hessrmt.problems.losses import SoftmaxCall, Watching
+from hessrmt.problems.losses import SoftmaxCall, cut_softmax
 from hessrmt.problems.problem import Problem
 
 if TYPE_CHECKING:
@@ -289,16 +289,17 @@ def _cross_entropies(
         The outputs as a leaf of the graph; and each cross-entropy with the weights of its rows, or
         nothing if the loss depends on the outputs in another way or is not linear in them.
     """
-    watched, watching = copy.copy(problem), Watching()
+    watched, calls = copy.copy(problem), []
 
     def loss_function(outputs: Any, targets: Any) -> Tensor:
-        with watching:
-            return problem.loss_function(outputs, targets)
+        with cut_softmax() as cut:
+            loss = problem.loss_function(outputs, targets)
+        calls.extend(cut)
+        return loss
 
     watched.loss_function = loss_function
     point = outputs.detach().requires_grad_()
     loss = watched.loss_of_outputs(point.clone())
-    calls = watching.calls
     if not calls or not loss.requires_grad:
         return point, []
     results = [call.result for call in calls]

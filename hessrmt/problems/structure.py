@@ -20,12 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from hessrmt.problems.batches import tensors_of
-
 if TYPE_CHECKING:
     from jaxtyping import Float
-
-    from hessrmt.problems.problem import Problem
 
 Hook = Callable[[Tensor, Tensor], Tensor]
 """Maps a layer's input and output to the output that the network goes on with."""
@@ -175,16 +171,23 @@ class ModuleCall:
     replaced: Tensor
 
 
-def find_structure(problem: Problem, *, of_loss: bool = True) -> Structure:
-    """Run the network once and find its layers.
+def structure_of(
+    model: nn.Module,
+    parameters: Mapping[str, Tensor],
+    run: Callable[[dict[str, Tensor]], tuple[Any, list[Tensor]]],
+    samples: int,
+) -> Structure:
+    """Run a network once and find its layers.
 
     Every layer's output is cut and replaced by a fresh leaf. A parameter that still reaches the
-    loss, or what enters a layer, is used elsewhere too (tied, penalised, fused), and its layer is
+    ends, or what enters a layer, is used elsewhere too (tied, penalised, fused), and its layer is
     none. An input that then depends on no leaf and no parameter is fed by the data.
 
     Args:
-        problem: In its final precision and place.
-        of_loss: Whether parameters matter that reach the loss, or those that reach the outputs.
+        model: The network.
+        parameters: Its trainable parameters by name.
+        run: Runs it at given parameters, and returns its outputs and the tensors of interest.
+        samples: Length of the batch.
 
     Returns:
         Its layers, and the parameters outside them.
@@ -192,8 +195,8 @@ def find_structure(problem: Problem, *, of_loss: bool = True) -> Structure:
     Raises:
         OutOfMemoryError: If a device has no room.
     """
-    owned = _candidates(problem.model)
-    modules = dict(problem.model.named_modules())
+    owned = _candidates(model)
+    modules = dict(model.named_modules())
     calls: dict[str, list[ModuleCall]] = {}
 
     def cut(name: str) -> Hook:
@@ -211,30 +214,26 @@ def find_structure(problem: Problem, *, of_loss: bool = True) -> Structure:
 
         return hook
 
-    pieces = {n: p.detach().requires_grad_() for n, p in problem.unflatten(problem.theta).items()}
+    leaves = {name: p.detach().requires_grad_() for name, p in parameters.items()}
     try:
-        with (
-            hooked({name: modules[name] for name in owned}, cut),
-            problem.reached_everywhere(pieces),
-        ):
-            outputs = problem.call(pieces)
-            ends = [problem.loss_of_outputs(outputs)] if of_loss else tensors_of(outputs)
+        with hooked({name: modules[name] for name in owned}, cut):
+            outputs, ends = run(leaves)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError:  # a network that differentiates itself misses what is cut
-        return Structure((), problem.names)
+        return Structure((), tuple(parameters))
     seen = [call.entering for made in calls.values() for call in made]
-    elsewhere = reached([*ends, *seen], pieces)
+    elsewhere = reached([*ends, *seen], leaves)
     layers = []
     for name, made in calls.items():
         mine = owned[name]
         if elsewhere & set(mine.values()) or not all(call.faithful for call in made):
             continue
-        layer = _describe(name, modules[name], mine, made, problem.samples, outputs)
+        layer = _describe(name, modules[name], mine, made, samples, outputs)
         if layer is not None:
             layers.append(layer)
     inside = {name for layer in layers for name in layer.parameters}
-    return Structure(tuple(layers), tuple(n for n in problem.names if n not in inside))
+    return Structure(tuple(layers), tuple(n for n in parameters if n not in inside))
 
 
 @contextmanager
