@@ -332,9 +332,9 @@ def _registered(name: str, split: str, folder: Path | None) -> Dataset:
 
 
 def _from_cifar(known: str, source: Path, name: str, split: str) -> Dataset:
-    arrays = {split: formats.read_cifar(known, source, split)}
+    arrays = {split: (str(source), *formats.read_cifar(known, source, split))}
     origin = f"{CIFAR[known].title} from {source}, {split} split"
-    return _checked(arrays, name, split, CIFAR[known].classes, origin, {split: str(source)})
+    return _checked(arrays, name, split, CIFAR[known].classes, origin)
 
 
 def _idx_files(folder: Path) -> dict[str, tuple[Path, Path]]:
@@ -360,8 +360,8 @@ def _from_folder(
         tops = (int(formats.read_idx_labels(labels).max()) for _, labels in files.values())
         classes = 1 + max(tops)
     origin = f"{title} from {folder}, {split} split"
-    arrays = {split: formats.read_idx_pair(*files[split])}
-    return _checked(arrays, name, split, classes, origin, {split: str(files[split][0])})
+    arrays = {split: (str(files[split][0]), *formats.read_idx_pair(*files[split]))}
+    return _checked(arrays, name, split, classes, origin)
 
 
 def _from_npz(path: Path, split: str | None) -> Dataset:
@@ -379,15 +379,15 @@ def _from_npz(path: Path, split: str | None) -> Dataset:
             f"classes in {path} has dtype {classes.dtype} and shape {classes.shape}; expected one "
             f"integer from 1 to {MAX_CLASSES:,}."
         )
-    ends = {"all": ""} if "x" in content else {name: f"_{name}" for name in SPLITS}
-    return _checked(
-        {name: (content[f"x{end}"], content[f"y{end}"]) for name, end in ends.items()},
-        path.name,
-        chosen := "all" if "x" in content else split or "test",
-        None if classes is None else int(classes.item()),
-        f"{path}, {'everything' if chosen == 'all' else f'{chosen} split'}",
-        {name: f"x{end} and y{end} of {path}" for name, end in ends.items()},
-    )
+    chosen = "all" if "x" in content else split or "test"
+    ends = {"all": ""} if chosen == "all" else {name: f"_{name}" for name in SPLITS}
+    arrays = {
+        name: (f"x{end} and y{end} of {path}", content[f"x{end}"], content[f"y{end}"])
+        for name, end in ends.items()
+    }
+    origin = f"{path}, {'everything' if chosen == 'all' else f'{chosen} split'}"
+    count = None if classes is None else int(classes.item())
+    return _checked(arrays, path.name, chosen, count, origin)
 
 
 def _embedded(split: str) -> Dataset:
@@ -407,42 +407,37 @@ def _embedded(split: str) -> Dataset:
 
 
 def _checked(
-    arrays: dict[str, tuple[np.ndarray, np.ndarray]],
+    arrays: dict[str, tuple[str, np.ndarray, np.ndarray]],
     name: str,
     split: str,
     classes: int | None,
     origin: str,
-    labels: dict[str, str],
 ) -> Dataset:
     """One of the splits that have been read, each with a label for messages."""
-    arrays = {s: (_features(x, labels[s]), _targets(y, labels[s])) for s, (x, y) in arrays.items()}
-    for s, (x, y) in arrays.items():
-        fault = ""
+    checked = {s: (_features(x, label), _targets(y, label)) for s, (label, x, y) in arrays.items()}
+    for s, (x, y) in checked.items():
+        fault, labelled = "", y.dtype == np.int64
         if len(x) != len(y):
             fault = f"{len(x)} samples but {len(y)} targets; expected as many."
         elif not x.size or not y.size:
             fault = f"empty (shapes {x.shape} and {y.shape}); expected one sample or more."
-        elif y.dtype == np.int64 and classes is not None and y.max() >= classes:
+        elif labelled and classes is not None and y.max() >= classes:
             row = int(np.flatnonzero(y >= classes)[0])
-            fault = (
-                f"the label in row {row} is {y[row]}; with {classes} classes, expected 0 to "
-                f"{classes - 1}."
-            )
-        elif y.dtype != np.int64 and classes is not None:
-            fault = (
-                f"y is {y.dtype}, which means regression, but the file also holds classes. Store "
-                "y as integers, or leave classes out."
-            )
+            fault = f"the label in row {row} is {y[row]}; with {classes} classes, expected 0 to "
+            fault += f"{classes - 1}."
+        elif not labelled and classes is not None:
+            fault = f"y is {y.dtype}, which means regression, but the file also holds classes. "
+            fault += "Store y as integers, or leave classes out."
         if fault:
-            raise DataError(f"{labels[s]}: {fault}")
-    if len({(x.shape[1:], x.dtype, y.shape[1:], y.dtype) for x, y in arrays.values()}) > 1:
+            raise DataError(f"{arrays[s][0]}: {fault}")
+    if len({(x.shape[1:], x.dtype, y.shape[1:], y.dtype) for x, y in checked.values()}) > 1:
         each = "; ".join(
-            f"{s}: x {x.dtype} {x.shape}, y {y.dtype} {y.shape}" for s, (x, y) in arrays.items()
+            f"{s}: x {x.dtype} {x.shape}, y {y.dtype} {y.shape}" for s, (x, y) in checked.items()
         )
-        raise DataError(f"the splits do not match in {labels['train']}: {each}.")
-    x, y = arrays[split]
+        raise DataError(f"the splits do not match in {arrays['train'][0]}: {each}.")
+    x, y = checked[split]
     if y.dtype == np.int64 and classes is None:
-        classes = 1 + max(int(y.max()) for _, y in arrays.values())
+        classes = 1 + max(int(y.max()) for _, y in checked.values())
     return Dataset(name, split, x, y, classes, origin)
 
 

@@ -310,8 +310,8 @@ def read_cifar(name: str, source: Path, split: str) -> tuple[np.ndarray, np.ndar
         )
     else:
         contents = {str(source / file): _bytes(source / file) for file in known.batches[split]}
-    parts = [_batch(known, raw, file) for file, raw in contents.items()]
-    return np.concatenate([x for x, _ in parts]), np.concatenate([y for _, y in parts])
+    x, y = zip(*(_batch(known, raw, file) for file, raw in contents.items()), strict=True)
+    return np.concatenate(x), np.concatenate(y)
 
 
 def _bytes(path: Path) -> bytes:

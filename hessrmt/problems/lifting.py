@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -59,46 +58,6 @@ class Inside:
     lifted: set[torch.dtype] = field(default_factory=set)
     keeps_data: bool | None = None
     own_loss: float | None = None
-
-
-def _operation(
-    inside: Inside,
-    lift: bool,
-    more: dict[Any, dict[str, Any]],
-    function: Any,
-    arguments: Any,
-    keywords: dict[str, Any],
-) -> Any:
-    """An operation by its equivalent, lifted where it asks for less than float64."""
-    if function in EQUIVALENT:
-        keywords = keywords | more.get(function, {})
-        function = EQUIVALENT[function]
-    if lift:
-        if function in _SPELLED:
-            function, arguments = _spelled_out(function, arguments)
-        kinds = [a for a in arguments if type(a) is torch.dtype]
-        kind = kinds[-1] if kinds else keywords.get("dtype")
-        if kind in _WIDE and function not in _BITS:
-            return _lifted(inside, function, arguments, keywords, kind)
-    try:
-        return function(*arguments, **keywords)
-    except RuntimeError:
-        widened = _widened(function, arguments, keywords) if lift else None
-        if widened is None:
-            raise
-    return function(*widened[0], **widened[1])
-
-
-def _lifted(inside: Inside, function: Any, arguments: Any, keywords: Any, kind: torch.dtype) -> Any:
-    """A function that is asked for a narrow type, asked for the wide one."""
-    source = arguments[0] if arguments and isinstance(arguments[0], Tensor) else None
-    if source is None or source.is_floating_point() or source.is_complex():
-        inside.lifted.add(kind)
-    widen = lambda a: _WIDE.get(a, a) if type(a) is torch.dtype else a  # noqa: E731
-    found = function(*map(widen, arguments), **{k: widen(v) for k, v in keywords.items()})
-    # a cast that in the model's own precision makes a new tensor makes one here, too: the
-    # model may go on to work on it in place
-    return found.clone() if found is source and kind != inside.own else found
 
 
 def _spelled_out(function: Any, arguments: Any) -> tuple[Any, Any]:
@@ -222,12 +181,45 @@ def running(
     more: dict[Any, dict[str, Any]] = {F.embedding: {"own": own}}
     more |= {loss: {"check": check} for loss in (F.cross_entropy, F.binary_cross_entropy)}
     lift, default = lift and dtype == torch.float64, torch.get_default_dtype()
+
+    def operation(function: Any, arguments: Any, keywords: dict[str, Any]) -> Any:
+        """By its equivalent, and in float64 where it asks for less."""
+        if function in EQUIVALENT:
+            keywords = keywords | more.get(function, {})
+            function = EQUIVALENT[function]
+        if not lift:
+            return function(*arguments, **keywords)
+        if function in _SPELLED:
+            function, arguments = _spelled_out(function, arguments)
+        kinds = [a for a in arguments if type(a) is torch.dtype]
+        kind = kinds[-1] if kinds else keywords.get("dtype")
+        if kind in _WIDE and function not in _BITS:
+            return lifted(function, arguments, keywords, kind)
+        try:
+            return function(*arguments, **keywords)
+        except RuntimeError:
+            widened = _widened(function, arguments, keywords)
+            if widened is None:
+                raise
+        return function(*widened[0], **widened[1])
+
+    def lifted(function: Any, arguments: Any, keywords: Any, kind: torch.dtype) -> Any:
+        """Asked for a narrow type, asked for the wide one."""
+        source = arguments[0] if arguments and isinstance(arguments[0], Tensor) else None
+        if source is None or source.is_floating_point() or source.is_complex():
+            inside.lifted.add(kind)
+        widen = lambda a: _WIDE.get(a, a) if type(a) is torch.dtype else a  # noqa: E731
+        found = function(*map(widen, arguments), **{k: widen(v) for k, v in keywords.items()})
+        # a cast that in the model's own precision makes a new tensor makes one here, too: the
+        # model may go on to work on it in place
+        return found.clone() if found is source and kind != inside.own else found
+
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     if lift:
         torch.set_default_dtype(torch.float64)
     try:
-        with as_written(), Intercepting(partial(_operation, inside, lift, more)):
+        with as_written(), Intercepting(operation):
             yield
     finally:
         if lift:
@@ -245,6 +237,6 @@ def called(model: Callable[..., Any], inputs: Any) -> Any:
     Returns:
         Its outputs.
     """
-    if isinstance(inputs, tuple | list):
-        return model(*inputs)
-    return model(**inputs) if isinstance(inputs, dict) else model(inputs)
+    if isinstance(inputs, dict):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)

@@ -47,7 +47,7 @@ def mean_squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
     return (outputs - targets).square().sum() / outputs.shape[0]
 
 
-class Penalised:
+def penalised(loss: Loss, model: nn.Module, l2: float) -> Loss:
     """A loss with a penalty on the trainable parameters of a model.
 
     Args:
@@ -55,28 +55,21 @@ class Penalised:
         model: The user's own.
         l2: The penalty is l2 ‖θ‖² / 2.
 
+    Returns:
+        The loss of outputs on targets, and the penalty.
+
     Raises:
         ProblemError: If `l2` is not a positive number.
     """
+    if not isinstance(l2, Real) or not 0 < l2 < math.inf:
+        raise ProblemError(f"the l2 penalty is {l2!r}; it must be a positive number, or 0")
+    parameters = [p for p in model.parameters() if p.requires_grad]
 
-    def __init__(self, loss: Loss, model: nn.Module, l2: float) -> None:
-        if not isinstance(l2, Real) or not 0 < l2 < math.inf:
-            raise ProblemError(f"the l2 penalty is {l2!r}; it must be a positive number, or 0")
-        self._loss, self._l2 = loss, l2
-        self._parameters = [p for p in model.parameters() if p.requires_grad]
+    def total(outputs: Any, targets: Any) -> Tensor:
+        squares = torch.stack([p.square().sum() for p in parameters]).sum()
+        return loss(outputs, targets) + l2 / 2 * squares
 
-    def __call__(self, outputs: Any, targets: Any) -> Tensor:
-        """The loss of outputs on targets, and the penalty.
-
-        Args:
-            outputs: Of the model.
-            targets: As the loss takes them.
-
-        Returns:
-            A scalar tensor.
-        """
-        squares = torch.stack([p.square().sum() for p in self._parameters]).sum()
-        return self._loss(outputs, targets) + self._l2 / 2 * squares
+    return total
 
 
 LOSSES: dict[str, Loss] = {"cross-entropy": F.cross_entropy, "mse": mean_squared_error}

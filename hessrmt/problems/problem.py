@@ -26,7 +26,7 @@ from hessrmt.errors import HessrmtError, NonFiniteError, ProblemError
 from hessrmt.problems.batches import Batch, Intercepting, join, map_tensors, read_data, tensors_of
 from hessrmt.problems.equivalents import cross_entropy
 from hessrmt.problems.lifting import Inside, as_written, called, require_wide, running
-from hessrmt.problems.losses import Loss, Penalised, resolve
+from hessrmt.problems.losses import Loss, penalised, resolve
 from hessrmt.problems.structure import Structure, reached, structure_of
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ class Problem:
         self.loss_name = loss if isinstance(loss, str) else getattr(loss, "__name__", repr(loss))
         own_loss = self.loss_function = resolve(loss)
         if l2:
-            own_loss = self.loss_function = Penalised(own_loss, model, l2)
+            own_loss = self.loss_function = penalised(own_loss, model, l2)
             self.loss_name += f" + {l2:g} ‖θ‖² / 2"
         if isinstance(own_loss, nn.Module):
             self.loss_function = _copied_module(own_loss).requires_grad_(False)
@@ -794,11 +794,28 @@ def _restore(attributes: dict[str, Any], before: dict[str, Any]) -> None:
             attributes[name] = value
 
 
+def derivatives(
+    value: Tensor, leaves: Sequence[Tensor], *, graph: bool = False
+) -> Sequence[Tensor]:
+    """The derivatives of a number; zeros where there is no way to it.
+
+    Args:
+        value: The number.
+        leaves: By what.
+        graph: Whether to keep the graph of the derivatives.
+
+    Returns:
+        Of the shapes of the leaves.
+    """
+    if not value.requires_grad:
+        return [torch.zeros_like(leaf) for leaf in leaves]
+    return torch.autograd.grad(
+        value, leaves, create_graph=graph, materialize_grads=True, allow_unused=True
+    )
+
+
 def _gradient(loss: Tensor, parameters: Sequence[Tensor]) -> Vector:
-    """The gradient as one vector; zeros where there is no way to a parameter."""
-    if not loss.requires_grad:
-        return torch.cat([torch.zeros_like(p).reshape(-1) for p in parameters])
-    found = torch.autograd.grad(loss, parameters, materialize_grads=True, allow_unused=True)
+    found = derivatives(loss, parameters)
     return torch.cat([part.detach().to_dense().reshape(-1) for part in found])
 
 

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -226,12 +227,9 @@ def structure_of(
     elsewhere = reached([*ends, *seen], leaves)
     layers = []
     for name, made in calls.items():
-        mine = owned[name]
-        if elsewhere & set(mine.values()) or not all(call.faithful for call in made):
-            continue
-        layer = _describe(name, modules[name], mine, made, samples, outputs)
-        if layer is not None:
-            layers.append(layer)
+        if not elsewhere & set(owned[name].values()) and all(call.faithful for call in made):
+            layers.append(_describe(name, modules[name], owned[name], made, samples, outputs))
+    layers = [layer for layer in layers if layer is not None]
     inside = {name for layer in layers for name in layer.parameters}
     return Structure(tuple(layers), tuple(n for n in parameters if n not in inside))
 
@@ -247,22 +245,16 @@ def hooked(modules: Mapping[str, nn.Module], make: Callable[[str], Hook]) -> Ite
     Yields:
         None.
     """
-
-    def adapted(hook: Hook) -> Callable[..., Tensor]:
-        def forward_hook(
-            _module: nn.Module, arguments: tuple[Tensor, ...], keywords: dict, output: Tensor
-        ) -> Tensor:
-            return hook(arguments[0] if arguments else next(iter(keywords.values())), output)
-
-        return forward_hook
-
     with ExitStack() as stack:
         for name, module in modules.items():
-            handle = module.register_forward_hook(
-                adapted(make(name)), with_kwargs=True, prepend=True
-            )
+            hook = partial(_call, make(name))
+            handle = module.register_forward_hook(hook, with_kwargs=True, prepend=True)
             stack.callback(handle.remove)
         yield
+
+
+def _call(hook: Hook, _module: Any, arguments: Any, keywords: Any, leaving: Tensor) -> Tensor:
+    return hook(arguments[0] if arguments else next(iter(keywords.values())), leaving)
 
 
 def in_order(modules: Mapping[str, nn.Module], run: Callable[[], Any]) -> list[str]:
