@@ -21,9 +21,7 @@ EQUIVALENT: dict[Any, Callable[..., Any]] = {}
 """Function of torch to its equivalent, which gets the arguments that torch hands on."""
 
 
-def _replaces(
-    *originals: Any, reduced: bool = False
-) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+def _replaces(*originals: Any, reduced: bool = False) -> Callable[..., Any]:
     """Register what stands in for functions of torch, perhaps before its results are reduced."""
 
     def register(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -145,9 +143,7 @@ def _check_labels(scores: Tensor, labels: Tensor, axis: int, ignored: int) -> No
 
 
 @_replaces(F.log_softmax, torch.log_softmax, Tensor.log_softmax)
-def _log_softmax(
-    input: Tensor, dim: int | None = None, dtype: torch.dtype | None = None, _stacklevel: int = 3
-) -> Tensor:
+def _log_softmax(input: Tensor, dim=None, dtype=None, _stacklevel: int = 3) -> Tensor:
     """``F.log_softmax`` with derivatives that keep all digits where one class has all the weight.
 
     With m the likeliest class it is f_j - f_m - log(1 + Σ_{k≠m} exp(f_k - f_m)): derivatives are
@@ -168,9 +164,7 @@ def _log_softmax(
 
 
 @_replaces(F.softmax, torch.softmax, Tensor.softmax)
-def _softmax(
-    input: Tensor, dim: int | None = None, dtype: torch.dtype | None = None, _stacklevel: int = 3
-) -> Tensor:
+def _softmax(input: Tensor, dim=None, dtype=None, _stacklevel: int = 3) -> Tensor:
     if dim is None or not input.dim() or not input.numel():
         return F.softmax(input, dim, _stacklevel, dtype)
     return torch.exp(_log_softmax(input, dim, dtype=dtype))
@@ -190,9 +184,7 @@ def _logsigmoid(input: Tensor) -> Tensor:
 
 
 @_replaces(F.binary_cross_entropy_with_logits, reduced=True)
-def _binary_cross_entropy_of_scores(
-    input: Tensor, target: Tensor, weight: Tensor | None = None, pos_weight: Tensor | None = None
-) -> Tensor:
+def _bce_of_scores(input: Tensor, target: Tensor, weight=None, pos_weight=None) -> Tensor:
     """``F.binary_cross_entropy_with_logits`` as two terms of one sign."""
     if target.shape != input.shape:
         return F.binary_cross_entropy_with_logits(input, target)  # raises
@@ -206,9 +198,7 @@ _LEAST_LOG = -100.0
 
 
 @_replaces(F.binary_cross_entropy, reduced=True)
-def binary_cross_entropy(
-    input: Tensor, target: Tensor, weight: Tensor | None = None, *, check: bool = False
-) -> Tensor:
+def _bce(input: Tensor, target: Tensor, weight=None, *, check: bool = False) -> Tensor:
     """``F.binary_cross_entropy``, in whose derivatives torch divides by p (1 - p) + 1e-12.
 
     Returns:
@@ -255,7 +245,7 @@ def _squared_error(input: Tensor, target: Tensor, *, weight: Tensor | None = Non
             "the same shape"
         )
     if weight is not None:
-        return F.mse_loss(input, target, weight=weight, **how)
+        return F.mse_loss(input, target, weight=weight, **how)  # pyright: ignore[reportCallIssue]
     return _reduced((input - target).square(), **how)
 
 
@@ -263,7 +253,7 @@ def _squared_error(input: Tensor, target: Tensor, *, weight: Tensor | None = Non
 def _huber(input: Tensor, target: Tensor, delta: float = 1.0, weight: Tensor | None = None):
     """``F.huber_loss``, as the next two without a forward-mode rule in torch."""
     if weight is not None:
-        return F.huber_loss(input, target, "none", delta, weight)
+        return F.huber_loss(input, target, "none", delta, weight)  # pyright: ignore[reportCallIssue]
     gap = input - target
     small, large = gap.square() / 2, delta * (gap.abs() - delta / 2)
     return torch.where(gap.abs() <= delta, small, large)
@@ -315,9 +305,7 @@ def _rrelu(input: Tensor, lower=1 / 8, upper=1 / 3, training=False, inplace=Fals
 
 
 @_replaces(F.rms_norm, torch.rms_norm)
-def _rms_norm(
-    input: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None
-) -> Tensor:
+def _rms_norm(input: Tensor, normalized_shape: Any, weight=None, eps=None) -> Tensor:
     """``F.rms_norm``, of which torch's tracer makes something that has lost half its digits."""
     axes = tuple(range(-len(normalized_shape), 0))
     eps = torch.finfo(input.dtype).eps if eps is None else eps
@@ -366,13 +354,7 @@ def _require_plain(max_norm: Any = None, scale_grad_by_freq: bool = False, **_: 
 
 
 @_replaces(F.embedding)
-def _embedding(
-    input: Tensor,
-    weight: Tensor,
-    padding_idx: int | None = None,
-    own: tuple[tuple[Tensor, Tensor], ...] = (),
-    **options: Any,
-) -> Tensor:
+def _embedding(input: Tensor, weight: Tensor, padding_idx=None, own=(), **more: Any) -> Tensor:
     """``F.embedding`` with a dense gradient, and a row for padding that is the constant it is.
 
     Torch gives that row no gradient, but would still look it up in parameters that moved: ``own``
@@ -381,7 +363,7 @@ def _embedding(
     Returns:
         The rows.
     """
-    _require_plain(**options)
+    _require_plain(**more)
     for moved, table in own if padding_idx is not None else ():
         if moved is weight:
             padding = (input == padding_idx)[..., None]
@@ -391,22 +373,16 @@ def _embedding(
 
 @_replaces(F.embedding_bag)
 def _embedding_bag(
-    input: Tensor,
-    weight: Tensor,
-    offsets: Tensor | None = None,
-    mode: str = "mean",
-    per_sample_weights: Tensor | None = None,
-    include_last_offset: bool = False,
-    padding_idx: int | None = None,
-    **options: Any,
+    input: Tensor, weight: Tensor, offsets=None, mode="mean", padding_idx=None, **more: Any
 ) -> Tensor:
     """``F.embedding_bag`` by sums over the rows of every bag."""
-    _require_plain(**options)
+    _require_plain(**more)
+    last, weights = more.get("include_last_offset", False), more.get("per_sample_weights")
     if input.dim() == 2:
         offsets = torch.arange(len(input), device=input.device) * input.shape[1]
-        include_last_offset = False
+        last = False
     assert offsets is not None
-    ids, bags = input.reshape(-1), len(offsets) - include_last_offset
+    ids, bags = input.reshape(-1), len(offsets) - last
     place = torch.arange(len(ids), device=ids.device, dtype=offsets.dtype)
     bag = torch.searchsorted(offsets[:bags].contiguous(), place, right=True) - 1
     rows = F.embedding(ids, weight, padding_idx)
@@ -417,8 +393,8 @@ def _embedding_bag(
         found = empty.scatter_reduce(0, bag[:, None].expand_as(rows), rows, "amax")
         return torch.where(found == -torch.inf, 0, found)
     share = used.to(rows.dtype)
-    if per_sample_weights is not None:
-        share = share * per_sample_weights.reshape(-1)
+    if weights is not None:
+        share = share * weights.reshape(-1)
     total = rows.new_zeros(bags, rows.shape[1]).index_add(0, bag, rows * share[:, None])
     if mode == "sum":
         return total

@@ -400,7 +400,8 @@ class _Noted:
     """What a pickle names or calls: noted for :func:`_array`, never called."""
 
     def __init__(self, name: str, arguments: tuple[Any, ...] = ()) -> None:
-        self.name, self.arguments, self.state = name, arguments, ()
+        self.name, self.arguments = name, arguments
+        self.state: Any = ()
 
     def __call__(self, *arguments: Any) -> _Noted:
         return _Noted(self.name, arguments)
@@ -409,10 +410,13 @@ class _Noted:
         self.state = state
 
 
-class _Reader(pickle._Unpickler):  # the one in C cannot look at a key before it is hashed
+_Python: Any = pickle._Unpickler  # the one in C cannot look at a key before it is hashed
+
+
+class _Reader(_Python):
     """Unpickles to plain data and notes of calls."""
 
-    dispatch: ClassVar = dict(pickle._Unpickler.dispatch)
+    dispatch: ClassVar = dict(_Python.dispatch)
 
     def __init__(self, raw: bytes, source: str) -> None:
         super().__init__(io.BytesIO(raw), encoding="bytes")

@@ -212,8 +212,7 @@ class Problem:
         Returns:
             A problem of fewer dimensions.
         """
-        found = self._twin()
-        found.model = _copied_module(self.model)
+        found = self._twin(model=_copied_module(self.model))
         found._take(only)
         return found
 
@@ -260,18 +259,15 @@ class Problem:
         Returns:
             The copy.
         """
-        moved = self._twin()
 
         def move(leaf: Any) -> Any:
             return _moved(leaf, dtype, device) if isinstance(leaf, Tensor) else leaf
 
         # Module.to would drop the imaginary part of complex buffers
-        moved.model = _copied_module(self.model)._apply(move)
-        moved.batch = self.batch.map(move)
-        if isinstance(self.loss_function, nn.Module):  # class weights move along
-            loss = _copied_module(self.loss_function)._apply(move).requires_grad_(False)
-            moved.loss_function = loss
-        return moved
+        model, loss = _copied_module(self.model)._apply(move), self.loss_function
+        if isinstance(loss, nn.Module):  # class weights move along
+            loss = _copied_module(loss)._apply(move).requires_grad_(False)
+        return self._twin(model=model, batch=self.batch.map(move), loss_function=loss)
 
     def unflatten(self, theta: Vector) -> dict[str, Tensor]:
         """Flat vector (P,) to named parameters.
@@ -349,10 +345,11 @@ class Problem:
         with Intercepting(replaced):
             yield
 
-    def _twin(self) -> Problem:
+    def _twin(self, **changes: Any) -> Problem:
         """A copy that shares everything but what was found out by running the network."""
         twin = copy.copy(self)
         twin.__dict__.pop("structure", None)
+        twin.__dict__.update(changes)
         return twin
 
     def places(self) -> dict[str, slice]:
@@ -374,9 +371,7 @@ class Problem:
         Returns:
             A problem that shares the model.
         """
-        found = self._twin()
-        found.batch = self.batch.part(samples)
-        return found
+        return self._twin(batch=self.batch.part(samples))
 
     def on(self, batch: Batch) -> Problem:
         """The problem of other samples.
@@ -387,10 +382,8 @@ class Problem:
         Returns:
             A problem that shares the model.
         """
-        found = self._twin()
         device = self.theta.device
-        found.batch = batch.map(lambda leaf: _moved(leaf, self.dtype, device))
-        return found
+        return self._twin(batch=batch.map(lambda leaf: _moved(leaf, self.dtype, device)))
 
     @cached_property
     def is_sum(self) -> bool:
@@ -505,9 +498,8 @@ class Problem:
         beside = self.own.beside(self) if compare else None
         theta = self.theta.requires_grad_()
         with _explained(Exception, "evaluating the loss failed", HessrmtError):
-            trial = self._twin()
-            trial.batch = self.batch.map(Tensor.clone)
-            trial.inside = replace(self.inside, keeps_data=True)
+            inside = replace(self.inside, keeps_data=True)
+            trial = self._twin(batch=self.batch.map(Tensor.clone), inside=inside)
             pieces = self.unflatten(theta)
             with trial.reached_everywhere(pieces):
                 loss = trial.loss_of_outputs(trial.call(pieces), check=True)
@@ -785,10 +777,10 @@ def _restore(attributes: dict[str, Any], before: dict[str, Any]) -> None:
         del attributes[name]
     for name, value in before.items():
         held = attributes.get(name)
-        if type(value) is type(held) is dict:
+        if type(value) is dict and type(held) is dict:
             held.clear()
             held.update(value)
-        elif type(value) is type(held) is list:
+        elif type(value) is list and type(held) is list:
             held[:] = value
         else:
             attributes[name] = value
