@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -116,14 +115,16 @@ class SoftmaxCall(NamedTuple):
     mass: float | None
 
 
-@contextmanager
-def cut_softmax() -> Iterator[list[SoftmaxCall]]:
-    """Cut off what the cross-entropies of a loss give from what they are given, while it runs.
+def cut_softmax(loss: Loss) -> tuple[Loss, list[SoftmaxCall]]:
+    """Cut off what the cross-entropies of a loss give from what they are given, when it runs.
 
     So it shows what they are given, and how the loss depends on them and on everything else.
 
-    Yields:
-        What was cut, in order.
+    Args:
+        loss: The loss.
+
+    Returns:
+        The loss to run in its place, and a list of what has then been cut, in order.
     """
     calls: list[SoftmaxCall] = []
 
@@ -137,8 +138,11 @@ def cut_softmax() -> Iterator[list[SoftmaxCall]]:
         calls.append(call)
         return call.result.clone()
 
-    with Intercepting(cut):
-        yield calls
+    def watched(outputs: Any, targets: Any) -> Tensor:
+        with Intercepting(cut):
+            return loss(outputs, targets)
+
+    return watched, calls
 
 
 def _log_softmax(

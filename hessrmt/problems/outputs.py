@@ -285,15 +285,8 @@ def _cross_entropies(
         The outputs as a leaf of the graph; and each cross-entropy with the weights of its rows, or
         nothing if the loss depends on the outputs in another way or is not linear in them.
     """
-    watched, calls = copy.copy(problem), []
-
-    def loss_function(outputs: Any, targets: Any) -> Tensor:
-        with cut_softmax() as cut:
-            loss = problem.loss_function(outputs, targets)
-        calls.extend(cut)
-        return loss
-
-    watched.loss_function = loss_function
+    watched = copy.copy(problem)
+    watched.loss_function, calls = cut_softmax(problem.loss_function)
     point = outputs.detach().requires_grad_()
     loss = watched.loss_of_outputs(point.clone())
     if not calls or not loss.requires_grad:
