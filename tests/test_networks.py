@@ -42,10 +42,10 @@ def trained(spec, shape):
 @pytest.mark.parametrize(
     ("spec", "shape", "parameters"),
     [
-        # [G] L.1.1 and L.1.2
+        # Liao et al. 2020, L.1.1 and L.1.2
         ("conv3-24", CIFAR, 154_464),
         ("conv3-34", MNIST, 165_784),
-        # [G] B: 64 filters 5x5, twice, and a linear layer of input size 64 * 8 * 8
+        # appendix B: 64 filters 5x5, twice, and a linear layer of input size 64 * 8 * 8
         ("conv3s2-64", CIFAR, 75 * 64 + 25 * 64 * 64 + 64 * 8 * 8 * 10),
         # 3x3 weights, two numbers of BatchNorm per filter, 4 x 4 positions behind three halvings
         (
@@ -53,7 +53,7 @@ def trained(spec, shape):
             CIFAR,
             9 * (3 * 32 + 32 * 64 + 64 * 64 + 64 * 128) + 2 * 288 + 128 * 16 * 10 + 10,
         ),
-        # [G] Fig. 1: "approximately 10000"
+        # Fig. 1: "approximately 10000"
         ("conv5-16", CIFAR, 9_978),
         # He et al., table 6: 0.27 M, 0.46 M, 0.66 M, 0.85 M, 1.7 M, with shortcuts without weights;
         # two projections and their BatchNorms are 16 * 32 + 32 * 64 + 2 * 96 = 2,752 more

@@ -4,7 +4,7 @@ A :class:`Layer` is a module z = W u with trainable parameters that enter the lo
 product alone: a linear layer, a convolution, the affine part of a normalisation. u_b holds what
 each of T positions of sample b sees; W mixes the p entries of u into d outputs, separately in each
 of g groups. A cotangent of sample b's outputs that arrives at z as δ_b (d, T) gives the row δ_b u_b
-(d, p) of the Jacobian (per-sample gradients: Goodfellow, arXiv:1510.01799).
+(d, p) of the Jacobian (per-sample gradients: Goodfellow 2015).
 """
 
 from __future__ import annotations
