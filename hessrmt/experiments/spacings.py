@@ -32,9 +32,9 @@ from hessrmt.runs.run import SERIAL, make_folders
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from hessrmt.levels import LevelStatistics
     from hessrmt.levels.unfolding import Unfolded
     from hessrmt.progress import Tick
-    from hessrmt.levels import LevelStatistics
     from hessrmt.records import Spectra
     from hessrmt.runs.run import Pool
 

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from hessrmt.config import LevelsConfig
-    from hessrmt.progress import Tick
     from hessrmt.levels import LevelStatistics
+    from hessrmt.progress import Tick
     from hessrmt.records import Spectra
     from hessrmt.runs.run import Pool
 
