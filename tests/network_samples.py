@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from hessrmt.capacity.sources import open_source
+from hessrmt.capacity import open_source
 
 FORMATS = [
     *("module", "mapping", "arrays", "plugin"),

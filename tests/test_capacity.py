@@ -14,7 +14,6 @@ from torch import nn
 from weight_samples import weights
 
 import hessrmt as hr
-from hessrmt.capacity import metrics
 from hessrmt.capacity.spectra import MatrixSpectrum
 from hessrmt.errors import CapacityError, HessrmtError
 
@@ -111,29 +110,26 @@ def test_the_stable_rank_is_at_least_one():
 
 def test_metrics_of_known_spectra():
     values = [0.5, 1.0, 2.5]
-    spectrum = spectrum_of(values)
-    assert metrics.log_frobenius(spectrum) == pytest.approx(math.log(50 * 4) / 2)
-    assert metrics.log_spectral(spectrum) == pytest.approx(math.log(50 * 2.5) / 2)
-    assert metrics.stable_rank(spectrum) == pytest.approx(4 / 2.5)
-    assert metrics.log_stable_rank(spectrum) == pytest.approx(math.log(200) / math.log(2.5))
-    assert metrics.log_alpha_norm(np.array(values), 3.0) == pytest.approx(
-        math.log(0.5**3 + 1 + 2.5**3)
-    )
-    assert metrics.alpha_log_lambda(3.0, 2.5) == pytest.approx(3 * math.log(2.5))
-    share = np.array(values) / 4
-    assert metrics.entropy(spectrum) == pytest.approx(-(share @ np.log(share)) / math.log(3))
-    assert metrics.entropy(spectrum_of([2.0] * 9)) == pytest.approx(1.0, abs=1e-14)
-    assert metrics.entropy(spectrum_of([0, 0, 2.0])) == 0.0
+    spectrum, share = spectrum_of(values), np.array(values) / 4
+    expected = {
+        "log_frobenius": math.log(50 * 4) / 2,
+        "log_spectral": math.log(50 * 2.5) / 2,
+        "stable_rank": 4 / 2.5,
+        "log_stable_rank": math.log(200) / math.log(2.5),
+        "entropy": -(share @ np.log(share)) / math.log(3),
+    }
+    assert {name: getattr(spectrum, name) for name in expected} == pytest.approx(expected)
+    assert spectrum.log_alpha_norm(3.0) == pytest.approx(math.log(0.5**3 + 1 + 2.5**3))
+    assert spectrum_of([2.0] * 9).entropy == pytest.approx(1.0, abs=1e-14)
+    assert spectrum_of([0, 0, 2.0]).entropy == 0.0
     # bounds hold in spite of rounding
-    assert all(metrics.entropy(spectrum_of([2.0] * n)) <= 1 for n in range(2, 60))
+    assert all(spectrum_of([2.0] * n).entropy <= 1 for n in range(2, 60))
     zero = spectrum_of([0.0, 0.0])
-    for metric in (metrics.entropy, metrics.stable_rank, metrics.log_frobenius):
-        assert math.isnan(metric(zero))
-    assert math.isnan(metrics.log_stable_rank(spectrum_of([0.3, 1.0])))
+    assert np.isnan([zero.entropy, zero.stable_rank, zero.log_frobenius]).all()
+    assert math.isnan(spectrum_of([0.3, 1.0]).log_stable_rank)
     # no overflow where λ^α leaves float64
-    assert metrics.log_alpha_norm(np.array([1e-200, 1e-100]), 9.0) == pytest.approx(
-        9 * math.log(1e-100)
-    )
+    far = spectrum_of([1e-200, 1e-100]).log_alpha_norm(9.0)
+    assert far == pytest.approx(9 * math.log(1e-100))
 
 
 def test_conv2d_slices_are_summed_one_by_one():

@@ -10,8 +10,7 @@ from weight_samples import weights
 
 import hessrmt as hr
 from hessrmt.capacity import analysis, spectra
-from hessrmt.capacity.marchenko_pastur import fit_bulk, noise_edge
-from hessrmt.capacity.spectra import MatrixSpectrum
+from hessrmt.capacity.spectra import MatrixSpectrum, fit_bulk, noise_edge
 
 EPS = np.finfo(np.float64).eps
 

@@ -13,10 +13,10 @@ from tail_samples import KINDS, pareto, spectrum
 
 from hessrmt import rng
 from hessrmt.backend.select import select
-from hessrmt.capacity import tails
-from hessrmt.capacity.bootstrap import goodness_of_fit, sample_law
-from hessrmt.capacity.likelihoods import compare
-from hessrmt.capacity.powerlaw import PowerLawFit, Rule, fit, fit_all, scan
+from hessrmt.capacity import powerlaw
+from hessrmt.capacity.powerlaw import (
+    PowerLawFit, Rule, compare, fit, fit_all, goodness_of_fit, sample_law, scan,
+)
 from hessrmt.errors import CapacityError
 
 with warnings.catch_warnings():
@@ -182,7 +182,7 @@ def test_recovers_the_exponent(alpha):
 @pytest.mark.parametrize("x_max", [None, "max"])
 @pytest.mark.parametrize("chunk", [64, 2**16])
 def test_pruned_search_finds_the_least_distance(x_max, chunk, monkeypatch):
-    monkeypatch.setattr(tails, "_CHUNK", chunk)
+    monkeypatch.setattr(powerlaw, "_CHUNK", chunk)
     draw = rng.stream(0, "fit", "pruned")
     samples = [spectrum(kind, 9) for kind in KINDS]
     if chunk > 64:  # two and three levels of bounds

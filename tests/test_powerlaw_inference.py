@@ -11,10 +11,8 @@ from tail_samples import pareto, spectrum
 
 from hessrmt import rng
 from hessrmt.backend.select import select
-from hessrmt.capacity import bootstrap, likelihoods
-from hessrmt.capacity.bootstrap import goodness_of_fit, sample_law
-from hessrmt.capacity.likelihoods import compare
-from hessrmt.capacity.powerlaw import PowerLawFit, Rule, fit
+from hessrmt.capacity import powerlaw
+from hessrmt.capacity.powerlaw import PowerLawFit, Rule, compare, fit, goodness_of_fit, sample_law
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -76,7 +74,7 @@ def test_p_is_seeded_and_counts_distances(monkeypatch):
     p = goodness_of_fit(values, one, samples=40, seed=5)
     assert p == goodness_of_fit(values[::-1], one, samples=40, seed=5)
     assert p == goodness_of_fit(values, one, samples=40, seed=5, backend=select("cpu"))
-    monkeypatch.setattr(bootstrap, "_TOGETHER", 300)
+    monkeypatch.setattr(powerlaw, "_TOGETHER", 300)
     assert p == goodness_of_fit(values, one, samples=40, seed=5)
     # the same samples by hand
     draw = rng.stream(5, "powerlaw", "bootstrap")
@@ -121,7 +119,7 @@ def compared():
         }
 
 
-@pytest.mark.parametrize("against", likelihoods.ALTERNATIVES)
+@pytest.mark.parametrize("against", powerlaw.ALTERNATIVES)
 @pytest.mark.parametrize("name", ["pareto", "lognormal", "exponential", "gamma"])
 def test_comparisons_like_powerlaws(name, against, compared, quiet):
     values, one, theirs = compared[name]
@@ -180,7 +178,7 @@ def test_the_power_law_as_the_best_of_a_wider_family(against):
 
 def test_comparisons_have_no_unit():
     values = spectrum("lognormal", 4)
-    for against in likelihoods.ALTERNATIVES:
+    for against in powerlaw.ALTERNATIVES:
         one, other = (asdict(compare(v, fit(v), against)) for v in (values, 1e-9 * values))
         for key in ("log_likelihood_ratio", "normalized_ratio", "p_value"):
             # Newton's method ends within 1e-12 of the maximum; parameters within its root
@@ -189,7 +187,7 @@ def test_comparisons_have_no_unit():
 
 def test_integrals_of_the_families():
     # against closed forms of a cut normal law, a peak inside and outside
-    family = likelihoods._Family(lambda s: s**2, lambda q: q / 2, 1.0)
+    family = powerlaw._Family(lambda s: s**2, lambda q: q / 2, 1.0)
     for a, b in ((1.0, 0.5), (-30.0, 2.0), (-3.0, 1e-3), (0.0, 4.0)):
         sigma = (2 * b) ** -0.5
         mean = -a * sigma**2

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from hessrmt.capacity.report import CapacityReport, Layer, MatrixFit
-    from hessrmt.capacity.series import Correlation
+    from hessrmt.capacity.report import Correlation
     from hessrmt.plots.picture import Picture
 
     Grid = Float64[np.ndarray, " k"]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hessrmt.capacity.analysis import analyze
-from hessrmt.capacity.series import correlations
+from hessrmt.capacity.report import correlations
 from hessrmt.errors import CapacityError, ConfigError, StoreError
 from hessrmt.workflows import accuracies
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from hessrmt.capacity.report import CapacityReport
-    from hessrmt.capacity.series import Correlation
+    from hessrmt.capacity.report import Correlation
     from hessrmt.config.capacity import CapacityConfig
 
 Observer = Callable[[str, str, int, int], None]
