@@ -105,16 +105,15 @@ def analyze(
         if initial is not None:
             start = stack.enter_context(opened(initial))
             before = {layer.name: other for layer, other in pairs(network, start)}
-        wanted = seed, randomize, p_values, x_max, compare_with, exact, conv == "unfolded"
+        wanted = seed, randomize, p_values, x_max, compare_with, exact
         run = _Run(network, before, backend, *wanted)
         layers = []
         for layer in run.layers():
             layers.append(layer)
             if tick:
-                tick(layer.name, len(layers), len(network))
-        return CapacityReport(
-            network.label, conv, seed, tuple(layers), backend.name, tuple(run.notes)
-        )
+                tick(layer.name, len(layers), len(network.layers))
+        found = tuple(layers), backend.name, tuple(run.notes)
+        return CapacityReport(network.label, conv, seed, *found)
 
 
 @dataclass
@@ -134,11 +133,10 @@ class _Task:
         """Norm of the difference over that of the initial weights."""
         if "difference" not in self.spectra:
             return NAN
-        ends = [direct_sum(self.spectra[role]) for role in ("difference", "initial")]
-        if not all(end.frobenius_squared for end in ends):
-            return 0.0 if ends[1].frobenius_squared else NAN
-        change, start = (getattr(end, norm) for end in ends)
-        return math.exp(change - start)
+        change, start = (direct_sum(self.spectra[role]) for role in ("difference", "initial"))
+        if not (change.frobenius_squared and start.frobenius_squared):
+            return 0.0 if start.frobenius_squared else NAN
+        return math.exp(getattr(change, norm) - getattr(start, norm))
 
 
 @dataclass
@@ -154,7 +152,6 @@ class _Run:
     x_max: float | Literal["max"] | None
     compare_with: Sequence[str]
     exact: bool
-    unfolded: bool
     notes: list[str] = field(default_factory=list)
 
     def layers(self) -> Iterator[Layer]:
@@ -222,11 +219,7 @@ class _Run:
         own = [next(fits) for _ in spectra]
         if not any(one.frobenius_squared for one in spectra):
             return replace(layer, skipped=task.skipped or "all weights are zero")
-        labels = ("",) if len(spectra) == 1 else weights.parts
-        random = task.spectra.get("permuted") or [None] * len(spectra)
-        parts = tuple(
-            self._part(weights, *each) for each in zip(labels, spectra, own, random, strict=True)
-        )
+        parts = tuple(self._part(task, number, fit) for number, fit in enumerate(own))
 
         def each(name: str) -> list[Any]:
             return [getattr(part, name) for part in parts]
@@ -253,14 +246,10 @@ class _Run:
             matrices=parts,
         )
 
-    def _part(
-        self,
-        weights: WeightTensor,
-        label: str,
-        spectrum: MatrixSpectrum,
-        fit: powerlaw.PowerLawFit,
-        random: MatrixSpectrum | None,
-    ) -> MatrixFit:
+    def _part(self, task: _Task, number: int, fit: powerlaw.PowerLawFit) -> MatrixFit:
+        weights, spectrum = task.weights, task.spectra["weights"][number]
+        label = weights.parts[number] if len(task.spectra["weights"]) > 1 else ""
+        random = task.spectra["permuted"][number] if self.randomize else None
         values, bulk = spectrum.positive, fit_bulk(spectrum)
         p_value = NAN
         if self.p_values and fit:
@@ -269,7 +258,7 @@ class _Run:
             p_value = powerlaw.goodness_of_fit(values, fit, samples=self.p_values, seed=word)
         # what weightwatcher multiplies ‖W‖₂² by: 2-D convolutions by 1/2 pooled, by k²/2 in slices
         factor = 1.0
-        if weights.kind == "Conv2d" and not self.unfolded:
+        if weights.kind == "Conv2d" and weights.parts != ("",):
             factor = 0.5 if weights.pooled else len(weights.parts) / 2
         return MatrixFit(
             label=label,
@@ -282,8 +271,7 @@ class _Run:
             mp_variance=bulk.variance,
             mp_edge=bulk.upper,
             mp_distance=bulk.ks_distance,
-            spikes=bulk.spikes,
-            soft_rank=bulk.soft_rank,
+            **_of(bulk, "spikes", "soft_rank"),
             traps=None if random is None else fit_bulk(random).spikes,
             random_lambda_max=NAN if random is None else random.lambda_max,
             comparisons={law: powerlaw.compare(values, fit, law) for law in self.compare_with},

@@ -9,11 +9,11 @@ the difference, the packed q, k, v of ``c_attn`` do. Fused projections of other 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import product
 from math import prod
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,25 +22,18 @@ from hessrmt.errors import DataError
 
 Conv = Literal["slices", "pooled", "unfolded"]
 Shape = tuple[int, ...]
-Shapes = Mapping[str, Shape]
 
-_MODULES = {
-    **{name: (name, "matrix", 2) for name in ("Linear", "Conv1D", "Embedding")},
-    "EmbeddingBag": ("Embedding", "matrix", 2),
-    "Bilinear": ("Bilinear", "stacked", 3),
-    **{
-        name: (name, "convolution", n + 2)
-        for n in (1, 2, 3)
-        for name in (f"Conv{n}d", f"ConvTranspose{n}d")
-    },
+_FORMS = {
+    **dict.fromkeys(("Linear", "Conv1D", "Embedding", "EmbeddingBag"), ("matrix", 2)),
+    "Bilinear": ("stacked", 3),
+    **{f"Conv{t}{n}d": ("convolution", n + 2) for t in ("", "Transpose") for n in (1, 2, 3)},
 }
-"""Class to the kind of layer, how its matrices lie in its weight, and the weight's dimensions."""
+"""Class of a module to how matrices lie in its weight, and the weight's dimensions."""
 
-_NAMED_TENSORS = {  # of these the tensors' own names tell them apart
-    "MultiheadAttention": "MultiheadAttention",
-    **{f"{kind}{cell}": kind for kind in ("LSTM", "GRU", "RNN") for cell in ("", "Cell")},
-}
-_GATES = {4: ("LSTM", ("i", "f", "g", "o")), 3: ("GRU", ("r", "z", "n"))}
+_NAMED_TENSORS = ("MultiheadAttention", "LSTM", "GRU", "RNN")
+"""Classes of which the tensors' own names tell them apart."""
+
+_GATES = {"LSTM": ("i", "f", "g", "o"), "GRU": ("r", "z", "n")}
 _QKV = ("q", "k", "v")
 
 _RECURRENT_NAME = re.compile(r"(.*?)weight_(ih|hh|hr)(_l\d+(?:_reverse)?)?$")
@@ -72,6 +65,9 @@ class Stored:
     storage: Hashable = field(default_factory=object)
 
 
+Entries = Mapping[str, Stored]
+
+
 @dataclass(frozen=True)
 class Role:
     """What a tensor is in its network.
@@ -97,33 +93,34 @@ class Role:
     inferred: bool = True
 
 
-def recognise(name: str, shapes: Shapes, module: nn.Module | None = None) -> Role:
+def recognise(name: str, entries: Entries, module: nn.Module | None = None) -> Role:
     """Role of a tensor.
 
     Args:
         name: Of the tensor.
-        shapes: Shapes of all tensors of the network, by name.
+        entries: All tensors of the network, by name.
         module: That it belongs to, where there is one; may be a TorchScript one.
 
     Returns:
         Its role; inferred if there is no module or the module is of no known kind.
     """
-    inferred, dimensions = _from_name(name, shapes), len(shapes[name])
+    inferred, dimensions = _from_name(name, entries), len(entries[name].shape)
     scripted = getattr(module, "original_name", None)
     for known in [scripted] if scripted else [base.__name__ for base in type(module).__mro__]:
-        kind, form, expected = _MODULES.get(known, ("", "", 0))
+        kind = known.removesuffix("Bag").removesuffix("Cell")
+        form, expected = _FORMS.get(known, ("none", -1))
         if name.rpartition(".")[2] == "weight" and dimensions == expected:
             if form == "matrix" and inferred.form == "packed":
                 return replace(inferred, kind=kind, inferred=False)
             groups, transposed = getattr(module, "groups", 1), known.startswith("ConvTranspose")
             return Role(kind, form, (), 0, groups, transposed, inferred=False)
-        if known in _NAMED_TENSORS and dimensions == 2:
-            return replace(inferred, kind=_NAMED_TENSORS[known], inferred=False)
+        if kind in _NAMED_TENSORS and dimensions == 2:
+            return replace(inferred, kind=kind, inferred=False)
     return inferred
 
 
-def _from_name(name: str, shapes: Shapes) -> Role:
-    shape = shapes[name]
+def _from_name(name: str, entries: Entries) -> Role:
+    shape = entries[name].shape
     if len(shape) < 2:
         return Role("vector" if shape else "scalar", "none", inferred=False)
     *path, last = name.split(".")
@@ -138,18 +135,16 @@ def _from_name(name: str, shapes: Shapes) -> Role:
     if len(shape) > 2:
         return Role(f"Conv{len(shape) - 2}d", "convolution")
     recurrent = _RECURRENT_NAME.fullmatch(name)
-    return _gates(recurrent, shape, shapes) if recurrent else _linear(name, shape, shapes)
+    return _gates(recurrent, shape, entries) if recurrent else _linear(name, shape, entries)
 
 
-def _linear(name: str, shape: Shape, shapes: Shapes) -> Role:
+def _linear(name: str, shape: Shape, entries: Entries) -> Role:
     if name.rpartition(".")[2] == "in_proj_weight":
         return _packed("MultiheadAttention", _QKV, shape, 0)
     if not _GPT2_NAME.search(name):
         return Role("Linear", "matrix")
-    transposed = any(
-        other.endswith("c_attn.weight") and len(s) == 2 and s[0] < s[1]
-        for other, s in shapes.items()
-    )
+    fused = [other.shape for key, other in entries.items() if key.endswith("c_attn.weight")]
+    transposed = any(len(each) == 2 and each[0] < each[1] for each in fused)
     kind = "Conv1D" if transposed else "Linear"
     if "c_attn" not in name:
         return Role(kind, "matrix")
@@ -164,15 +159,16 @@ def _packed(kind: str, labels: tuple[str, ...], shape: Shape, *axes: int) -> Rol
     return Role(kind, "matrix")
 
 
-def _gates(found: re.Match[str], shape: Shape, shapes: Shapes) -> Role:
+def _gates(found: re.Match[str], shape: Shape, entries: Entries) -> Role:
     prefix, which, suffix = found[1], found[2], found[3] or ""
     if which == "hr":
         return Role("LSTM", "matrix")
-    inner = (shapes.get(f"{prefix}weight_{other}{suffix}") for other in ("hr", "hh"))
-    hidden = next((each[1] for each in inner if each), 0)
-    kind, labels = _GATES.get(shape[0] // hidden if hidden else 0, ("RNN", ()))
-    packed = labels and shape[0] == len(labels) * hidden
-    return Role(kind, "packed", labels) if packed else Role(kind, "matrix")
+    inner = (entries.get(f"{prefix}weight_{other}{suffix}") for other in ("hr", "hh"))
+    hidden = next((each.shape[-1] for each in inner if each and each.shape), 0)
+    for kind, labels in _GATES.items():
+        if shape[0] == len(labels) * hidden:
+            return Role(kind, "packed", labels)
+    return Role("RNN", "matrix")
 
 
 @dataclass(frozen=True)
@@ -182,12 +178,20 @@ class Split:
     Attributes:
         parts: A label for each matrix, in order.
         shape: (rows, columns) of each.
-        view: Tensor to a view of it, in the order of (parts, rows, columns).
+        moves: The axis that is unfolded first, into how many, and which axes move where, to put
+            the tensor's numbers into the order of (parts, rows, columns).
+        pooled: Whether the eigenvalues of all make one spectrum.
     """
 
-    parts: tuple[str, ...]
-    shape: Shape
-    view: Callable[[Tensor], Tensor] = lambda tensor: tensor
+    parts: tuple[str, ...] = ()
+    shape: Shape = ()
+    moves: tuple[int, int, Any, Any] = (0, 1, 0, 0)
+    pooled: bool = False
+
+    def view(self, tensor: Tensor) -> Tensor:
+        """The numbers of a tensor in that order."""
+        axis, count, source, target = self.moves
+        return tensor.unflatten(axis, (count, -1)).movedim(source, target)
 
 
 def split(role: Role, shape: Shape, conv: Conv) -> Split:
@@ -207,41 +211,30 @@ def split(role: Role, shape: Shape, conv: Conv) -> Split:
     Returns:
         The cut.
     """
-    axis, count, groups, kernel = role.axis, len(role.labels), role.groups, shape[2:]
+    count, groups = len(role.labels), role.groups
     first = shape[0] // groups
     if role.form == "stacked":
         return Split(tuple(map(str, range(shape[0]))), shape[1:])
     if role.form == "packed":
-        sizes = [size // count if i == axis else size for i, size in enumerate(shape)]
-        return Split(
-            role.labels,
-            tuple(sizes),
-            lambda tensor: tensor.unflatten(axis, (count, -1)).movedim(axis, 0),
-        )
+        sizes = tuple(n // count if i == role.axis else n for i, n in enumerate(shape))
+        return Split(role.labels, sizes, (role.axis, count, role.axis, 0))
     if role.form == "matrix":
         return Split(("",), shape[-2:])
     if conv == "unfolded" and role.transposed:
-        return Split(
-            ("",),
-            (groups * shape[1], first * prod(kernel)),
-            lambda tensor: tensor.unflatten(0, (groups, first)).movedim(2, 1),
-        )
+        return Split(("",), (groups * shape[1], first * prod(shape[2:])), (0, groups, 2, 1))
     if conv == "unfolded":
         return Split(("",), (shape[0], prod(shape[1:])))
-    labels = [",".join(map(str, at)) for at in product(*map(range, kernel))]
+    labels = [",".join(map(str, at)) for at in product(*map(range, shape[2:]))]
     if groups > 1:
         labels = [f"g{group}:{at}" for group in range(groups) for at in labels]
-    return Split(
-        tuple(labels),
-        (first, shape[1]),
-        lambda tensor: tensor.unflatten(0, (groups, first)).movedim((1, 2), (-2, -1)),
-    )
+    moves = 0, groups, (1, 2), (-2, -1)
+    return Split(tuple(labels), (first, shape[1]), moves, conv == "pooled")
 
 
 # Why a tensor isn't analysed
 
 
-def unusable(name: str, role: Role, entries: Mapping[str, Stored]) -> str | None:
+def unusable(name: str, role: Role, entries: Entries) -> str | None:
     """Why a tensor holds no matrix of weights, as far as that shows without reading it.
 
     Args:
@@ -257,7 +250,10 @@ def unusable(name: str, role: Role, entries: Mapping[str, Stored]) -> str | None
     float8 = dtype.startswith("float8")
     scale = next((name + end for end in _SCALES if name + end in entries), None)
     scaled = next((name.removesuffix(end) for end in _SCALES if name.endswith(end)), "")
+    quantised = scaled in entries and entries[scaled].dtype not in _REAL
+    packed = "int" in dtype or dtype.startswith("float4")
     part = name.endswith("weight_v") and f"{name[:-1]}g" in entries  # of weight_norm
+    part = part or _PARAMETRISED.search(name)
     reasons = (
         (entry.unusable is not None, entry.unusable),
         (not shape, "a single number"),
@@ -267,48 +263,39 @@ def unusable(name: str, role: Role, entries: Mapping[str, Stored]) -> str | None
         (dtype.startswith("complex"), f"{dtype}: complex weights aren't analysed"),
         (dtype in _INDICES, f"{dtype}: integers such as indices or counters, not weights"),
         (
-            "int" in dtype or dtype.startswith("float4"),
-            f"{dtype}: quantised weights have no spectrum of their own; give the weights from "
-            "before quantisation, or dequantised",
+            packed,
+            f"{dtype}: quantised weights have no spectrum of their own; give them dequantised",
         ),
         (dtype not in _REAL and not float8, f"{dtype}: expected {', '.join(_REAL)} or float8"),
         (float8 and scale, f"{dtype}, to be scaled by {scale}; give the weights dequantised"),
-        (
-            scaled in entries and entries[scaled].dtype not in _REAL,
-            f"the scales of the quantised {scaled}",
-        ),
-        (
-            part or _PARAMETRISED.search(name),
-            "a part of a parametrised weight; remove the parametrisation, then save",
-        ),
+        (quantised, f"the scales of the quantised {scaled}"),
+        (part, "a part of a parametrised weight; remove the parametrisation, then save"),
         (role.form == "none", f"{len(shape)}-D: no rule how to make matrices of it"),
     )
     return next((reason for applies, reason in reasons if applies), None)
 
 
-def too_small(role: Role, shape: Shape, conv: Conv, min_size: int) -> str | None:
+def too_small(cut: Split, role: Role, shape: Shape, min_size: int) -> str | None:
     """Why the matrices of a tensor are too small to have a spectrum.
 
     Args:
+        cut: How the tensor is cut.
         role: Of the tensor.
         shape: Of the tensor.
-        conv: How convolutions are cut.
         min_size: The fewest eigenvalues that a spectrum must have.
 
     Returns:
         The reason, or None.
     """
-    cut = split(role, shape, conv)
-    what = " x ".join(map(str, cut.shape))
+    what, count = " x ".join(map(str, cut.shape)), min(cut.shape)
     if len(cut.parts) > 1:
         what = f"each of its {len(cut.parts)} parts is {what}"
-    if min(cut.shape) == 1:
-        unfolds = conv != "unfolded" and min(split(role, shape, "unfolded").shape) > 1
-        return f"{what}: a single row or column has one eigenvalue" + (
-            "; conv='unfolded' takes the whole layer as one matrix" if unfolds else ""
-        )
-    pooled = conv == "pooled" and role.form == "convolution"
-    count = min(cut.shape) * (len(cut.parts) if pooled else 1)
+    if count == 1:
+        reason = f"{what}: a single row or column has one eigenvalue"
+        unfolds = role.form == "convolution" and min(split(role, shape, "unfolded").shape) > 1
+        whole = "; conv='unfolded' takes the whole layer as one matrix"
+        return reason + whole if unfolds else reason
+    count *= len(cut.parts) if cut.pooled else 1
     if count < min_size:
         return f"{what}: {count} eigenvalues, fewer than the {min_size} asked for by min_size"
     return None
@@ -332,7 +319,5 @@ def require_finite(bad: int, count: int) -> None:
         DataError: If any is; the reason to skip the layer.
     """
     if bad:
-        raise DataError(
-            f"{bad} of {count} weights are NaN or infinite; the training diverged or the file is "
-            "damaged"
-        )
+        why = "the training diverged or the file is damaged"
+        raise DataError(f"{bad} of {count} weights are NaN or infinite; {why}")

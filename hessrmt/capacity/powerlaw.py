@@ -54,7 +54,8 @@ if TYPE_CHECKING:
 
     Values = Float[np.ndarray, " n"]
     Array = Float64[np.ndarray, " n"]
-    Candidates = Int64[np.ndarray, " c"]
+    Table = Float64[np.ndarray, "c k"]
+    Candidates = Int64[np.ndarray, "..."]
     XMax = float | Literal["max"] | None
 
 ALTERNATIVES = ("lognormal", "exponential", "truncated")
@@ -162,14 +163,6 @@ class Scan(NamedTuple):
     ks_distance: Float64[np.ndarray, " c"]
 
 
-class _Sample(NamedTuple):
-    """What a rule leaves of some values: ascending, and how many it leaves out on either side."""
-
-    values: Array
-    n_excluded: int
-    n_above: int
-
-
 def fit(
     values: Values,
     *,
@@ -248,7 +241,7 @@ def scan(
         x_min, α and D of each; none for fewer than two distinct values.
     """
     rule = Rule(x_max=x_max, floor=floor)
-    ordered = _usable(values, rule).values
+    ordered, *_ = _usable(values, rule)
     if len(ordered) < 2 or ordered[0] == ordered[-1]:
         return Scan(*np.empty((3, 0)))
     if rule.x_max is not None:
@@ -260,13 +253,14 @@ def scan(
     return Scan(ordered[first], alpha[first], distance[first])
 
 
-def _usable(values: Values, rule: Rule) -> _Sample:
+def _usable(values: Values, rule: Rule) -> tuple[Array, int, int]:
+    """The values that a rule leaves, ascending, and how many it leaves out on either side."""
     ordered = np.sort(real_array("values", values, dimensions=1, empty=True))
     low = int(np.searchsorted(ordered, rule.floor, side="right"))
     high = len(ordered)
     if rule.x_max is not None and rule.x_max != "max":
         high = max(int(np.searchsorted(ordered, rule.x_max, side="right")), low)
-    return _Sample(ordered[low:high], low, len(ordered) - high)
+    return ordered[low:high], low, len(ordered) - high
 
 
 def _fits(
@@ -275,17 +269,15 @@ def _fits(
     samples = [_usable(values, each) for values, each in zip(spectra, rules, strict=True)]
     scanned: list[np.ndarray | None] = [None] * len(samples)
     if backend is not None and all(each.x_min is each.x_max is None for each in rules):
-        found = backend.powerlaw_scan(
-            [torch.from_numpy(one.values).to(backend.device) for one in samples]
-        )
-        scanned = [distance for _, distance in found]
+        there = [torch.from_numpy(ordered).to(backend.device) for ordered, *_ in samples]
+        scanned = [distance for _, distance in backend.powerlaw_scan(there)]
     return [_fit(*one) for one in zip(samples, rules, scanned, strict=True)]
 
 
-def _fit(sample: _Sample, rule: Rule, scanned: np.ndarray | None) -> PowerLawFit:
+def _fit(sample: tuple[Array, int, int], rule: Rule, scanned: np.ndarray | None) -> PowerLawFit:
     """Fit one sample; ``scanned``: the distance of each value's tail, where that is known."""
-    values = sample.values
-    counts = len(values), sample.n_excluded, sample.n_above
+    values, excluded, above = sample
+    counts = len(values), excluded, above
     if rule.x_min is not None:
         values = values[np.searchsorted(values, rule.x_min, side="left") :]
     distinct = 0 if not len(values) else 1 + int((values[1:] > values[:-1]).sum())
@@ -405,9 +397,7 @@ class _Tails:
                 break
         return worst
 
-    def _gaps(
-        self, some: Candidates, at: Int64[np.ndarray, "c k"] | slice
-    ) -> Float64[np.ndarray, "c k"]:
+    def _gaps(self, some: Candidates, at: Candidates | slice) -> Table:
         """|F - #{tail < x}/n| of tails at values, lower ends of steps; 0 below a tail."""
         i = some[:, None]
         share = 1 / self.size[i]
@@ -415,9 +405,7 @@ class _Tails:
         gap -= self._survival(i, np.maximum(self.depth[i] - self.depth[at], 0.0))
         return np.abs(gap, out=gap)
 
-    def _survival(
-        self, i: Int64[np.ndarray, "c 1"], t: Float64[np.ndarray, "c k"]
-    ) -> Float64[np.ndarray, "c k"]:
+    def _survival(self, i: Candidates, t: Table) -> Table:
         if self.extent is None:
             t *= -self.slope[i]
             return np.exp(t, out=t)
@@ -537,7 +525,7 @@ def goodness_of_fit(
 
 def _parts(values: Values, fitted: PowerLawFit) -> tuple[Array, Array]:
     """The values below the tail of a fit, and the tail."""
-    ordered = _usable(values, fitted.rule).values
+    ordered, *_ = _usable(values, fitted.rule)
     below = np.searchsorted(ordered, fitted.x_min, side="left")
     found = len(ordered), len(ordered) - below
     if found != (fitted.n, fitted.n_tail):

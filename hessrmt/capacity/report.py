@@ -25,7 +25,7 @@ NAN = math.nan
 METRICS = ("alpha_hat", "alpha_weighted", "mean_alpha", "mean_log_norm")
 """Numbers of a network that are compared with its accuracy."""
 
-FEWEST = 3
+_FEWEST = 3
 """Networks below which nothing is said of a series."""
 
 _AVERAGED = (
@@ -312,31 +312,27 @@ class CapacityReport:
         try:
             pandas = import_module("pandas")
         except ImportError as error:
-            raise DataError(
-                "pandas is not installed; install it, or take report.rows() or --csv"
-            ) from error
+            raise DataError("pandas is not installed; install it, or take rows()") from error
         return pandas.DataFrame(self.rows())
 
     def _repr_html_(self) -> str:
-        def cells(tag: str, values: Iterable[Any]) -> str:
+        def line(tag: str, values: Iterable[Any]) -> str:
             texts = (f"{v:.4g}" if isinstance(v, float) else escape(str(v)) for v in values)
-            return "".join(f"<{tag}>{text}</{tag}>" for text in texts)
+            return f"<tr>{''.join(f'<{tag}>{text}</{tag}>' for text in texts)}</tr>"
 
-        rows = [layer.row() for layer in self.layers[:_MOST_ROWS]]
-        lines = [cells("th", (*_SHOWN, "remark"))]
-        for row in rows:
+        lines = [line("th", (*_SHOWN, "remark"))]
+        for row in map(Layer.row, self.layers[:_MOST_ROWS]):
             remark = row["skipped"] or row["fit_failed"] or ""
-            lines.append(cells("td", (*(row[name] for name in _SHOWN), remark)))
+            lines.append(line("td", (*(row[name] for name in _SHOWN), remark)))
         if len(self.layers) > _MOST_ROWS:
-            lines.append(cells("td", [f"{len(self.layers) - _MOST_ROWS} more"]))
+            lines.append(line("td", [f"{len(self.layers) - _MOST_ROWS} more"]))
         counts = self.counts
         caption = (
             f"{self.source}: α̂ = {self.alpha_hat:.4g}, ⟨α⟩ = {self.mean_alpha:.4g}, "
             f"⟨ln‖W‖⟩ = {self.mean_log_norm:.4g}; {counts['analyzed']} layers, "
             f"{counts['skipped']} tensors skipped, {counts['fits_failed']} fits failed"
         )
-        body = "".join(f"<tr>{line}</tr>" for line in lines)
-        return f"<table><caption>{escape(caption)}</caption>{body}</table>"
+        return f"<table><caption>{escape(caption)}</caption>{''.join(lines)}</table>"
 
 
 def mean(values: Iterable[float]) -> float:
@@ -419,15 +415,16 @@ def correlate(
     both = np.isfinite(x) & np.isfinite(y)
     x, y = x[both], y[both]
     n = len(x)
-    if n < FEWEST:
-        return Correlation(*names, n, failed=f"{n} networks with both; {FEWEST} are needed")
+    if n < _FEWEST:
+        return Correlation(*names, n, failed=f"{n} networks with both; {_FEWEST} are needed")
     for values, name in zip((x, y), names, strict=True):
         if np.ptp(values) == 0:
             return Correlation(*names, n, failed=f"{name or 'a column'} is the same for all")
     line: Any = stats.linregress(x, y)
-    fitted = line.slope, line.stderr, line.intercept, float(line.rvalue) ** 2
-    ranks = *stats.kendalltau(x, y), *stats.spearmanr(x, y)
-    return Correlation(*names, n, *map(float, (*fitted, *ranks)))
+    fitted: Any = line.slope, line.stderr, line.intercept, float(line.rvalue) ** 2
+    ranks: Any = *stats.kendalltau(x, y), *stats.spearmanr(x, y)
+    numbers: list[Any] = [float(value) for value in (*fitted, *ranks)]
+    return Correlation(*names, n, *numbers)
 
 
 def correlations(

@@ -9,28 +9,28 @@ from __future__ import annotations
 
 import json
 import warnings
-import zipfile
-import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from functools import cache
+from functools import cache, partial
 from math import prod
 from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Protocol, get_args
+from zipfile import ZipFile
 
 import numpy as np
-import safetensors
 import torch
 from numpy.lib import format as npy
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from hessrmt import rng
 from hessrmt.capacity.layers import (
     Conv,
     Shape,
+    Split,
     Stored,
     count_nonfinite,
     recognise,
@@ -48,25 +48,9 @@ if TYPE_CHECKING:
     from jaxtyping import Float64, Num
 
 AnySource = nn.Module | Mapping[str, Any] | str | PathLike[str]
-Handle = TypeVar("Handle")
 
 _RENEW_AFTER = 32 * 2**20
-_EXPECTED = (
-    "a .pt, .pth, .safetensors or .npz file, a folder of .safetensors files, or file.py:factory"
-)
-_SAFETENSORS_DTYPES = {
-    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
-    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
-    "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8",
-    "BOOL": "bool", "C64": "complex64",
-    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu",
-    "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz",
-    "F4": "float4_e2m1fn_x2",
-}  # fmt: skip
-_DAMAGED = (
-    *(ValueError, LookupError, TypeError, AttributeError, EOFError),
-    *(zipfile.BadZipFile, zlib.error, safetensors.SafetensorError),
-)
+_EXPECTED = "a .pt, .pth, .safetensors or .npz file, a folder of safetensors, or file.py:factory"
 
 
 @dataclass(frozen=True)
@@ -148,17 +132,12 @@ class WeightSource(AbstractContextManager["WeightSource"]):
         close: Closes files; layers can't be loaded any more.
     """
 
-    def __init__(
-        self, label: str, layers: tuple[WeightTensor, ...], close: Callable[[], None]
-    ) -> None:
-        self.label, self.layers, self.close = label, layers, close
-        self._by_name = {layer.name: layer for layer in layers}
+    def __init__(self, label: str, layers: Iterable[WeightTensor], close: Callable[[], None]):
+        self.label, self.layers, self.close = label, tuple(layers), close
+        self._by_name = {layer.name: layer for layer in self.layers}
 
     def __iter__(self) -> Iterator[WeightTensor]:
         return iter(self.layers)
-
-    def __len__(self) -> int:
-        return len(self.layers)
 
     def get(self, name: str) -> WeightTensor | None:
         """The layer of that name; None if the network has none."""
@@ -206,18 +185,12 @@ def open_source(
     if only is not None and not isinstance(only, str):
         raise DataError(f"only must be a pattern such as 'features.*', got {only!r}")
     label, reader, owners = _opened(source, seed)
-    try:
-        layers = _layers(reader, owners, conv, min_size, only)
-        if not layers:
-            raise DataError(f"{label} holds no tensors; expected the weights of a network")
-        if only and not any(fnmatchcase(layer.name, only) for layer in layers):
-            names = ", ".join(layer.name for layer in layers[:5])
-            raise DataError(
-                f"no tensor of {label} has a name like {only!r}; its first names are {names}"
-            )
-    except BaseException:
-        reader.close()
-        raise
+    if not reader.entries:
+        raise DataError(f"{label} holds no tensors; expected the weights of a network")
+    layers = _layers(reader, owners, conv, min_size, only)
+    if only and not any(fnmatchcase(layer.name, only) for layer in layers):
+        names = _first([layer.name for layer in layers])
+        raise DataError(f"no tensor of {label} is named like {only!r}; its first names are {names}")
     return WeightSource(label, layers, reader.close)
 
 
@@ -238,52 +211,46 @@ def pairs(
         DataError: If no name agrees, or layers of the same name differ in shape.
     """
     layers = [layer for layer in source if layer.skipped is None]
+    instead = "give a checkpoint of the same network"
     if layers and not any(initial.get(layer.name) for layer in layers):
-        raise DataError(
-            f"{initial.label} and {source.label} have no layer name in common; give a checkpoint "
-            "of the same network"
-        )
+        raise DataError(f"{initial.label} and {source.label} share no layer name; {instead}")
     for layer in layers:
         other = initial.get(layer.name)
         if other is not None and other.shape != layer.shape:
-            raise DataError(
-                f"{layer.name} has the shape {other.shape} in {initial.label} but {layer.shape} "
-                f"in {source.label}; give a checkpoint of the same network"
-            )
+            shapes = f"{layer.shape} in {source.label}, {other.shape} in {initial.label}"
+            raise DataError(f"{layer.name} has the shape {shapes}; {instead}")
         yield layer, other if other is not None and other.parts == layer.parts else None
 
 
 def _layers(
     reader: Reader, owners: Mapping[str, nn.Module], conv: Conv, min_size: int, only: str | None
-) -> tuple[WeightTensor, ...]:
+) -> list[WeightTensor]:
     stored = checkpoints.unwrap({name: name for name in reader.entries})
     entries = {name: reader.entries[old] for name, old in stored.items()}
-    shapes = {name: entry.shape for name, entry in entries.items()}
     seen: dict[Any, str] = {}
     layers = []
     for name, old in stored.items():
-        entry = entries[name]
-        role = recognise(name, shapes, owners.get(old.rpartition(".")[0]))
+        shape, dtype, storage = entries[name].shape, entries[name].dtype, entries[name].storage
+        role = recognise(name, entries, owners.get(old.rpartition(".")[0]))
+        reason, cut = unusable(name, role, entries), Split()
         if only is not None and not fnmatchcase(name, only):
             reason = f"its name does not match {only!r}"
-        elif (reason := unusable(name, role, entries)) is None:
-            if entry.storage in seen:
-                reason = f"shares the storage of {seen[entry.storage]}"
-            else:
-                reason = too_small(role, entry.shape, conv, min_size)
-        layer = WeightTensor(name, role.kind, entry.shape, entry.dtype, reason, role.inferred)
+        elif reason is None and storage in seen:
+            reason = f"shares the storage of {seen[storage]}"
+        elif reason is None:
+            cut = split(role, shape, conv)
+            reason = too_small(cut, role, shape, min_size)
+        layer = WeightTensor(name, role.kind, shape, dtype, reason, role.inferred)
         if reason is None:
-            seen[entry.storage] = name
-            cut = split(role, entry.shape, conv)
-            layer = replace(
-                layer,
-                parts=cut.parts,
-                part_shape=cut.shape,
-                pooled=conv == "pooled" and role.form == "convolution",
-                _read=lambda old=old, cut=cut: cut.view(reader.read(old)),
-            )
+            seen[storage] = name
+            where = {"parts": cut.parts, "part_shape": cut.shape, "pooled": cut.pooled}
+            layer = replace(layer, **where, _read=partial(_read, reader, old, cut))
         layers.append(layer)
-    return tuple(layers)
+    return layers
+
+
+def _read(reader: Reader, name: str, cut: Split) -> Tensor:
+    return cut.view(reader.read(name))
 
 
 # What can be given
@@ -293,23 +260,27 @@ def _opened(source: AnySource, seed: int) -> tuple[str, Reader, dict[str, nn.Mod
     if isinstance(source, nn.Module):
         return type(source).__name__, *_module(source)
     if isinstance(source, Mapping):
-        return "the state dict", _in_memory(_state_dict(source)), {}
+        return "the state dict", _StateDict(_state_dict(source)), {}
     if not isinstance(source, str | PathLike):
-        raise DataError(
-            f"cannot read weights from a {type(source).__name__}; expected a torch.nn.Module, a "
-            f"state dict, or the path of {_EXPECTED}"
-        )
+        expected = f"a torch.nn.Module, a state dict, or the path of {_EXPECTED}"
+        raise DataError(f"cannot read weights from a {type(source).__name__}; expected {expected}")
     spec = fspath(source)
     if is_plugin(spec):
         return spec, *_module(_built(spec, seed))
-    path = Path(spec).expanduser()
+    return spec, _file(Path(spec).expanduser(), spec), {}
+
+
+def _file(path: Path, spec: str) -> Reader:
+    suffix = path.suffix.lower()
     if path.is_dir():
-        return spec, _folder(path), {}
+        return _folder(path)
     if not path.exists():
         raise ProblemError(f"there is no file or folder {spec}; expected {_EXPECTED}")
-    if path.suffix.lower() not in _FILES:
+    if suffix == ".npz":
+        return _Npz(path)
+    if suffix not in {*checkpoints.TORCH_SUFFIXES, checkpoints.SAFETENSORS_SUFFIX}:
         raise ProblemError(f"cannot tell what {spec} is; expected {_EXPECTED}")
-    return spec, _FILES[path.suffix.lower()](path), {}
+    return _Checkpoints([path])
 
 
 def _state_dict(mapping: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -322,7 +293,7 @@ def _state_dict(mapping: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _module(module: nn.Module) -> tuple[Reader, dict[str, nn.Module]]:
-    reader = _in_memory(module.state_dict())
+    reader = _StateDict(module.state_dict())
     trained = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     for name, entry in reader.entries.items():
         if name not in trained and len(entry.shape) > 1 and "float" in entry.dtype:
@@ -336,10 +307,8 @@ def _built(spec: str, seed: int) -> nn.Module:
         with rng.torch_seeded(seed, "init"):
             model = factory()
     except Exception as error:
-        raise ProblemError(
-            f"the factory {spec!r}, called without arguments, failed with "
-            f"{type(error).__name__}: {error}"
-        ) from error
+        what = f"{type(error).__name__}: {error}"
+        raise ProblemError(f"{spec!r}, called without arguments, failed with {what}") from error
     if not isinstance(model, nn.Module):
         raise ProblemError(f"{spec!r} returned {type(model).__name__}, not a torch.nn.Module")
     return model
@@ -348,44 +317,18 @@ def _built(spec: str, seed: int) -> nn.Module:
 # Readers of what is given
 
 
-@dataclass(frozen=True)
-class Reader:
-    """A container of tensors, lazily read.
-
-    Attributes:
-        entries: What is known of each before it is read, by name.
-        read: Name to the tensor, on the CPU, not to be written to.
-        close: Lets go of files and mappings; may be called twice.
-    """
+class Reader(Protocol):
+    """A container of tensors, lazily read: what is known of each before it is read, by name."""
 
     entries: dict[str, Stored]
-    read: Callable[[str], Tensor]
-    close: Callable[[], None] = lambda: None
 
-
-class _Mapping(Generic[Handle]):
-    """One mapped file at a time, opened anew before more than 32 MB were read through it."""
-
-    def __init__(self, opens: Callable[[Path], Handle]):
-        self._opens = opens
-        self._held: tuple[Path, Handle] | None = None
-        self._used = 0
-
-    def use(self, path: Path, entry: Stored) -> Handle:
-        """The file, open for reading one tensor of it."""
-        count = prod(entry.shape) * int(getattr(torch, entry.dtype).itemsize)
-        if count > _RENEW_AFTER:  # a mapping of its own, gone with the tensor that is read from it
-            self.close()
-            return self._opens(path)
-        if self._held is None or self._held[0] != path or self._used + count > _RENEW_AFTER:
-            self.close()
-            self._held = path, self._opens(path)
-        self._used += count
-        return self._held[1]
+    def read(self, name: str) -> Tensor:
+        """The tensor of that name, on the CPU, not to be written to."""
+        ...
 
     def close(self) -> None:
-        """Let go of the mapping: what was read from it keeps it, if anything does."""
-        self._held, self._used = None, 0
+        """Let go of files and mappings; may be called twice."""
+        ...
 
 
 @contextmanager
@@ -395,89 +338,120 @@ def _reading(path: Path, kind: str, instead: str = "copy or save it again") -> I
         yield
     except OSError as error:
         raise ProblemError(f"cannot read {path}: {error.strerror or error}") from error
-    except _DAMAGED as error:
-        raise ProblemError(
-            f"{path} is not a complete {kind} ({type(error).__name__}: {error}); {instead}"
-        ) from error
+    except Exception as error:  # of a foreign file almost anything
+        what = f"{path} is not a complete {kind} ({type(error).__name__}: {error})"
+        raise ProblemError(f"{what}; {instead}") from error
 
 
-def _in_memory(state: Mapping[str, object]) -> Reader:
-    tensors = {str(name): _as_tensor(value) for name, value in state.items()}
-    entries = {name: _described(value) for name, value in tensors.items()}
-    return Reader(entries, lambda name: tensors[name].detach().cpu())
+class _StateDict:
+    """A state dict in memory."""
+
+    def __init__(self, state: Mapping[str, object]):
+        self._tensors = {str(name): _as_tensor(value) for name, value in state.items()}
+        self.entries = {name: _described(value) for name, value in self._tensors.items()}
+
+    def read(self, name: str) -> Tensor:
+        return self._tensors[name].detach().cpu()
+
+    def close(self) -> None: ...
 
 
-def _torch_file(path: Path) -> Reader:
-    """A ``.pt`` or ``.pth`` checkpoint; nothing pickled in it is executed."""
-    whole = cache(checkpoints.read)  # from before PyTorch 1.6: can't be mapped
+class _Checkpoints:
+    """Files of torch or safetensors: one is mapped, anew before more than 32 MB were read."""
 
-    def opens(path: Path) -> dict[str, Tensor]:
+    def __init__(self, paths: Iterable[Path]):
+        self.entries: dict[str, Stored] = {}
+        self.places: dict[str, Path] = {}
+        self._path, self._tensors, self._used = None, {}, 0
+        self._whole = cache(checkpoints.read)
+        for path in paths:
+            for name, value in self._mapped(path).items():
+                if name in self.entries:
+                    both = f"{path} and {self.places[name]} both hold a tensor {name!r}"
+                    raise ProblemError(f"{both}; give the files of one network, or a single file")
+                known = value if isinstance(value, Stored) else _described(value, path)
+                self.entries[name], self.places[name] = known, path
+
+    def _mapped(self, path: Path) -> dict[str, Any]:
+        if path.suffix.lower() == checkpoints.SAFETENSORS_SUFFIX:
+            found = {}
+            with _reading(path, "safetensors file"), safe_open(path, "pt") as handle:
+                for name in handle.keys():  # noqa: SIM118
+                    about = handle.get_slice(name)
+                    found[name] = Stored(tuple(about.get_shape()), str(about.get_dtype()).lower())
+                    with suppress(SafetensorError):  # of a type that torch lacks
+                        found[name] = handle.get_tensor(name)
+            return found
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except Exception:  # of an older format, or no checkpoint: `read` says what is wrong
-            content = whole(path)
+            content = self._whole(path)
         return checkpoints.tensors(content, path)
 
-    entries = {name: _described(value) for name, value in opens(path).items()}
-    mapping = _Mapping(opens)
-    return Reader(
-        entries, lambda name: mapping.use(path, entries[name])[name].detach(), mapping.close
-    )
+    def read(self, name: str) -> Tensor:
+        path, entry = self.places[name], self.entries[name]
+        count = prod(entry.shape) * getattr(torch, entry.dtype).itemsize
+        if path != self._path or self._used + count > _RENEW_AFTER:
+            self.close()
+            self._path, self._tensors = path, self._mapped(path)
+        self._used += count
+        return self._tensors[name].detach()
+
+    def close(self) -> None:
+        self._path, self._tensors, self._used = None, {}, 0
 
 
-def _safetensors_files(paths: Collection[Path]) -> tuple[Reader, dict[str, Path]]:
-    """One or more ``.safetensors`` files, and which of them holds each tensor."""
+class _Npz:
+    """An ``.npz`` file of NumPy arrays; pickled objects in it are never executed."""
 
-    def opens(path: Path) -> Any:
-        with _reading(path, "safetensors file"):
-            return safetensors.safe_open(path, framework="pt", device="cpu")
+    def __init__(self, path: Path):
+        self._path = path
+        with _reading(path, ".npz file, as numpy.savez writes it"):
+            self._archive = ZipFile(path)
+            names = self._archive.namelist()
+            self.entries = {name.removesuffix(".npy"): self._described(name) for name in names}
 
-    entries: dict[str, Stored] = {}
-    places: dict[str, Path] = {}
-    for path in paths:
-        handle = opens(path)
-        for name in handle.keys():  # noqa: SIM118
-            if name in entries:
-                raise ProblemError(
-                    f"{path} and {places[name]} both hold a tensor {name!r}; keep the files of "
-                    "one network in the folder, or give a single file"
-                )
-            about = handle.get_slice(name)
-            dtype = str(about.get_dtype())
-            known = _SAFETENSORS_DTYPES.get(dtype, dtype.lower())
-            entries[name], places[name] = Stored(tuple(about.get_shape()), known), path
-    mapping = _Mapping(opens)
+    def _described(self, member: str) -> Stored:
+        if not member.endswith(".npy"):
+            return Stored((), "file", "not an array but a file of another kind")
+        with self._archive.open(member) as handle:
+            first = npy.read_magic(handle) == (1, 0)
+            reads = npy.read_array_header_1_0 if first else npy.read_array_header_2_0
+            shape, _, dtype = reads(handle)
+        if dtype.hasobject:
+            return Stored(shape, "object", "pickled Python objects, which are never executed")
+        return Stored(shape, dtype.newbyteorder("=").name)
 
-    def read(name: str) -> Tensor:
-        with _reading(places[name], "safetensors file"):
-            return mapping.use(places[name], entries[name]).get_tensor(name)
+    def read(self, name: str) -> Tensor:
+        with _reading(self._path, ".npz file"), self._archive.open(f"{name}.npy") as handle:
+            return _as_tensor(npy.read_array(handle, allow_pickle=False))
 
-    return Reader(entries, read, mapping.close), places
+    def close(self) -> None:
+        self._archive.close()
 
 
 def _folder(folder: Path) -> Reader:
     """The network in a folder: the shards that its index lists, or else all safetensors files."""
     indices = sorted(folder.glob("*.safetensors.index.json"))
+    files = sorted(folder.glob("*.safetensors"))
     if len(indices) > 1:
-        raise ProblemError(
-            f"{folder} holds several indices ({', '.join(i.name for i in indices)}); put each "
-            "network into a folder of its own"
-        )
-    if not indices:
-        files = sorted(folder.glob("*.safetensors"))
-        if not files:
-            suffixes = {".pt", ".pth", ".npz", ".bin", ".ckpt"}
-            others = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in suffixes)
-            but = f" (but {_first(others)})" if others else ""
-            raise ProblemError(
-                f"the folder {folder} holds no .safetensors files{but}; give the folder of a "
-                "network's weights, or a single file"
-            )
-        return _safetensors_files(files)[0]
-    index, again = indices[0], "download or save the folder again"
-    kind = 'index of shards, a JSON object with a "weight_map" of tensor names to file names'
+        names = _first([index.name for index in indices])
+        raise ProblemError(f"{folder} holds several indices ({names}); give each its own folder")
+    if indices:
+        return _indexed(indices[0])
+    if not files:
+        suffixes = {".pt", ".pth", ".npz", ".bin", ".ckpt"}
+        others = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in suffixes)
+        but = f" (but {_first(others)})" if others else ""
+        raise ProblemError(f"the folder {folder} holds no .safetensors files{but}; give a file")
+    return _Checkpoints(files)
+
+
+def _indexed(index: Path) -> Reader:
+    folder, again = index.parent, "download or save the folder again"
+    kind = 'index of shards, JSON with a "weight_map" of tensor names to file names'
     with _reading(index, kind, again):
         places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         expected = {str(name): folder / file for name, file in places.items()}
@@ -486,54 +460,18 @@ def _folder(folder: Path) -> Reader:
     shards = sorted(set(expected.values()))
     missing = [shard.name for shard in shards if not shard.is_file()]
     if missing:
-        raise ProblemError(
-            f"{folder} lacks {len(missing)} of the {len(shards)} shards that {index.name} lists: "
-            f"{_first(missing)}; download the rest"
-        )
-    reader, found = _safetensors_files(shards)
+        lacks = f"{folder} lacks {len(missing)} of the {len(shards)} shards that {index.name} lists"
+        raise ProblemError(f"{lacks}: {_first(missing)}; download the rest")
+    reader = _Checkpoints(shards)
     for name, path in expected.items():
-        if found.get(name) != path:
-            raise ProblemError(
-                f"{path} does not hold {name!r}, which {index.name} places there; {again}"
-            )
+        if reader.places.get(name) != path:
+            where = f"which {index.name} places there"
+            raise ProblemError(f"{path} does not hold the tensor {name!r}, {where}; {again}")
     return reader
 
 
-def _npz_file(path: Path) -> Reader:
-    """An ``.npz`` file of NumPy arrays; pickled objects in it are never executed."""
-
-    def described(member: str) -> Stored:
-        if not member.endswith(".npy"):
-            return Stored((), "file", "not an array but a file of another kind")
-        with archive.open(member) as handle:
-            old = np.lib.format.read_magic(handle) == (1, 0)
-            reads = (
-                np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
-            )
-            shape, _, dtype = reads(handle)
-        if dtype.hasobject:
-            return Stored(shape, "object", "pickled Python objects, which are never executed")
-        return Stored(shape, dtype.newbyteorder("=").name)
-
-    def read(name: str) -> Tensor:
-        with _reading(path, ".npz file"), archive.open(f"{name}.npy") as handle:
-            return _as_tensor(npy.read_array(handle, allow_pickle=False))
-
-    with _reading(path, ".npz file, as numpy.savez writes it"):
-        archive = zipfile.ZipFile(path)
-        entries = {name.removesuffix(".npy"): described(name) for name in archive.namelist()}
-    return Reader(entries, read, archive.close)
-
-
-_FILES: dict[str, Callable[[Path], Reader]] = {
-    **dict.fromkeys(checkpoints.TORCH_SUFFIXES, _torch_file),
-    checkpoints.SAFETENSORS_SUFFIX: lambda path: _safetensors_files([path])[0],
-    ".npz": _npz_file,
-}
-
-
-def _described(value: object) -> Stored:
-    """What a value of a state dict in memory is; unusable unless a plain tensor with values."""
+def _described(value: object, place: object = None) -> Stored:
+    """What a value of a state dict is; unusable unless a plain tensor with values."""
     if not isinstance(value, Tensor):
         kind = type(value).__name__
         return Stored((), kind, f"not a tensor, but of type {kind}")
@@ -547,7 +485,8 @@ def _described(value: object) -> Stored:
         return Stored(shape, dtype, "on the meta device, where tensors have no values")
     if value.is_quantized or not value.numel():
         return Stored(shape, dtype)
-    return Stored(shape, dtype, None, (str(value.device), value.data_ptr(), value.numel(), dtype))
+    storage = place, str(value.device), value.data_ptr(), value.numel(), dtype
+    return Stored(shape, dtype, None, storage)
 
 
 def _as_tensor(value: Any) -> Any:

@@ -24,7 +24,7 @@ Mahoney 2021.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -188,12 +188,11 @@ def direct_sum(spectra: Sequence[MatrixSpectrum]) -> MatrixSpectrum:
     """
     if len(spectra) == 1:
         return spectra[0]
-    return MatrixSpectrum(
-        np.sort(np.concatenate([item.eigenvalues for item in spectra])),
-        max(item.noise_floor for item in spectra),
-        spectra[0].larger,
-        spectra[0].smaller,
-        float(sum(item.frobenius_squared for item in spectra)),
+    return replace(
+        spectra[0],
+        eigenvalues=np.sort(np.concatenate([item.eigenvalues for item in spectra])),
+        noise_floor=max(item.noise_floor for item in spectra),
+        frobenius_squared=float(sum(item.frobenius_squared for item in spectra)),
     )
 
 
@@ -361,20 +360,13 @@ def fit_bulk(spectrum: MatrixSpectrum) -> BulkFit:
             break
         bulk = below
         if 2 * bulk < len(values):
-            why = "no bulk: more than half of the eigenvalues lie above its edge"
-            return BulkFit(failed=why)
+            return BulkFit(failed="no bulk: more than half of the eigenvalues lie above its edge")
     lower, upper = marchenko_pastur_support(ratio, variance)
     law = np.asarray(marchenko_pastur_cdf(values[:bulk], ratio, variance))
     steps = np.arange(bulk + 1) / bulk
-    return BulkFit(
-        variance=variance,
-        lower=lower,
-        upper=upper,
-        threshold=variance * edge,
-        spikes=len(values) - bulk,
-        soft_rank=upper / float(values[-1]),
-        ks_distance=float(max((steps[1:] - law).max(), (law - steps[:-1]).max())),
-    )
+    distance = float(max((steps[1:] - law).max(), (law - steps[:-1]).max()))
+    ends = lower, upper, variance * edge
+    return BulkFit(variance, *ends, len(values) - bulk, upper / float(values[-1]), distance)
 
 
 def noise_edge(larger: int, smaller: float) -> float:
