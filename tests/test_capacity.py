@@ -236,11 +236,8 @@ def test_alpha_hat_is_a_sum_and_alpha_weighted_a_mean():
     a, b = report.analyzed
     total = a.alpha * math.log(a.lambda_max) + b.alpha * math.log(b.lambda_max)
     weighted = a.alpha * math.log10(90 * a.lambda_max) + b.alpha * math.log10(80 * b.lambda_max)
-    assert report.alpha_hat == pytest.approx(total)
-    assert report.alpha_hat_log10 == pytest.approx(total / math.log(10))
-    assert report.alpha_weighted == pytest.approx(weighted / 2)
-    assert report.mean_alpha == (a.alpha + b.alpha) / 2
-    assert report.mean_log_norm == pytest.approx((a.log_frobenius + b.log_frobenius) / 2)
+    found = report.alpha_hat, report.alpha_hat_log10, report.alpha_weighted
+    assert found == pytest.approx((total, total / math.log(10), weighted / 2))
 
 
 shapes = st.tuples(st.integers(12, 40), st.integers(12, 40))

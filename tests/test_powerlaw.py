@@ -107,18 +107,6 @@ def test_a_known_x_min():
         np.testing.assert_allclose(numbers(fit(values, x_min=x_min)), expected, rtol=1e-6)
 
 
-@quiet
-def test_a_cut_off_like_powerlaws():
-    # its optimiser stops at simplices of 1e-4; it runs where α without a cut-off exceeds 3
-    values = pareto(200, "cut", alpha=4.0)
-    x_max = float(np.sort(values)[-4])
-    theirs = peer_fit(values, xmin=1.0, xmax=x_max).power_law
-    ours = fit(values, x_min=1.0, x_max=x_max)
-    assert abs(ours.alpha - fit(values[values <= x_max], x_min=1.0).alpha) > 0.1
-    assert [ours.alpha, ours.ks_distance] == pytest.approx([theirs.alpha, theirs.D], abs=2e-4)
-    assert (ours.n_above, ours.x_max) == (3, x_max)
-
-
 # laws that end
 
 

@@ -168,11 +168,9 @@ class _Run:
     def _read(self, weights: WeightTensor) -> _Task:
         """Read a layer and keep what is to be diagonalised; the weights themselves are dropped."""
         task = _Task(weights)
+        held = self.exact or self.randomize or self.initial is not None
         try:
-            if not (self.exact or self.randomize or self.initial is not None):
-                self._add(task, "weights", weights.view())
-                return task
-            stack = torch.from_numpy(weights.load())
+            stack = torch.from_numpy(weights.load()) if held else weights.view()
             self._add(task, "weights", stack)
         except DataError as error:
             task.skipped = str(error)
@@ -186,8 +184,8 @@ class _Run:
                 self._add(task, "initial", start)
                 self._add(task, "difference", stack - start)
             except DataError as error:
-                why = f"{weights.name}: no distance from the initial network: {error}"
-                self.notes.append(why)
+                no_distance = f"{weights.name}: no distance from the initial network"
+                self.notes.append(f"{no_distance}: {error}")
         if self.randomize:
             for number, part in enumerate(stack):
                 draw = rng.stream(self.seed, "permuted weights", weights.name, number)

@@ -113,10 +113,8 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class PowerLawFit:
-    """A tail and its law, or the reason why there is none: then every float is NaN.
-
-    ``bool(fit)`` tells whether there is one. Leave others out of averages.
+class TailFit:
+    """A tail and its law; without one every float is NaN.
 
     Attributes:
         alpha: Exponent α.
@@ -126,11 +124,6 @@ class PowerLawFit:
         sigma: Standard error of α: (α - 1)/√n_tail; with a cut-off from its law's Fisher
             information. That of x_min's choice is not in it.
         n_tail: Values of the tail; 0 without one.
-        n: Values that the fit could use.
-        n_excluded: Values at or below the floor.
-        n_above: Values above x_max.
-        rule: How the tail was chosen.
-        failed: None, or why there is no fit.
     """
 
     alpha: float
@@ -139,6 +132,23 @@ class PowerLawFit:
     ks_distance: float
     sigma: float
     n_tail: int
+
+
+@dataclass(frozen=True)
+class PowerLawFit(TailFit):
+    """The tail of a sample and its law, or the reason why there is none.
+
+    ``bool(fit)`` tells whether there is one. Leave others out of averages. Beside the attributes of
+    :class:`TailFit`:
+
+    Attributes:
+        n: Values that the fit could use.
+        n_excluded: Values at or below the floor.
+        n_above: Values above x_max.
+        rule: How the tail was chosen.
+        failed: None, or why there is no fit.
+    """
+
     n: int
     n_excluded: int
     n_above: int

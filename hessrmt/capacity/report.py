@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import stats
 
+from hessrmt.capacity.powerlaw import TailFit
 from hessrmt.checks import one_of
 from hessrmt.errors import DataError
 
@@ -42,18 +43,12 @@ _MOST_ROWS = 200
 
 
 @dataclass(frozen=True)
-class MatrixFit:
-    """What is fitted to one spectrum of a layer. Logarithms are natural.
+class MatrixFit(TailFit):
+    """What is fitted to one spectrum of a layer, beside :class:`TailFit`. Logarithms are natural.
 
     Attributes:
         label: Which matrix of the layer, e.g. ``"0,2"`` for a kernel position, ``"q"`` for the
             queries of an attention; empty if the layer has one spectrum.
-        alpha: Power-law exponent of the tail, NaN if the fit failed; so are all of the fit below.
-        x_min: Where the tail begins, in units of λ.
-        x_max: Where it ends; infinite without an upper cut-off.
-        ks_distance: Kolmogorov-Smirnov distance of the tail to the law.
-        sigma: Standard error of ``alpha``.
-        n_tail: Eigenvalues in the tail.
         p_value: Of the fit, from a bootstrap; NaN where not computed.
         lambda_max: Largest eigenvalue of X = WᵀW/N.
         alpha_log_lambda: α ln λ_max, the matrix's term in α̂.
@@ -74,12 +69,6 @@ class MatrixFit:
     """
 
     label: str
-    alpha: float
-    x_min: float
-    x_max: float
-    ks_distance: float
-    sigma: float
-    n_tail: int
     p_value: float
     lambda_max: float
     alpha_log_lambda: float

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from functools import cache, partial
+from functools import cache
 from math import prod
 from os import PathLike, fspath
 from pathlib import Path
@@ -87,7 +87,7 @@ class WeightTensor:
     parts: tuple[str, ...] = ()
     part_shape: Shape = ()
     pooled: bool = False
-    _read: Callable[[], Tensor] | None = field(default=None, repr=False, compare=False)
+    _origin: tuple[Reader, str, Split] | None = field(default=None, repr=False, compare=False)
 
     def load(self) -> Float64[np.ndarray, "parts rows columns"]:
         """Read the weights and cut them into the matrices whose spectra are meant.
@@ -116,9 +116,10 @@ class WeightTensor:
         Raises:
             DataError: If the layer is skipped.
         """
-        if self._read is None:
+        if self._origin is None:
             raise DataError(self.skipped or "there is nothing to read")
-        return self._read().reshape(len(self.parts), *self.part_shape)
+        reader, name, cut = self._origin
+        return cut.view(reader.read(name)).reshape(len(self.parts), *self.part_shape)
 
 
 class WeightSource(AbstractContextManager["WeightSource"]):
@@ -244,13 +245,9 @@ def _layers(
         if reason is None:
             seen[storage] = name
             where = {"parts": cut.parts, "part_shape": cut.shape, "pooled": cut.pooled}
-            layer = replace(layer, **where, _read=partial(_read, reader, old, cut))
+            layer = replace(layer, **where, _origin=(reader, old, cut))
         layers.append(layer)
     return layers
-
-
-def _read(reader: Reader, name: str, cut: Split) -> Tensor:
-    return cut.view(reader.read(name))
 
 
 # What can be given

@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float64
     from matplotlib.axes import Axes
 
-    from hessrmt.capacity.report import CapacityReport, Layer, MatrixFit
-    from hessrmt.capacity.report import Correlation
+    from hessrmt.capacity.report import CapacityReport, Correlation, Layer, MatrixFit
     from hessrmt.plots.picture import Picture
 
     Grid = Float64[np.ndarray, " k"]

@@ -22,8 +22,7 @@ from hessrmt.workflows import accuracies
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from hessrmt.capacity.report import CapacityReport
-    from hessrmt.capacity.report import Correlation
+    from hessrmt.capacity.report import CapacityReport, Correlation
     from hessrmt.config.capacity import CapacityConfig
 
 Observer = Callable[[str, str, int, int], None]
