@@ -5,19 +5,25 @@ import pytest
 
 from hessrmt import rng
 from hessrmt.errors import LossModelError
-from hessrmt.lossmodel import matern, montecarlo, paper, rational_quadratic, rbf
+from hessrmt.lossmodel import matern, paper, rational_quadratic, rbf
 from hessrmt.lossmodel.averaging import (
     averaged_covariance_matrix,
     averaged_gradient_covariance,
     guaranteed_bound,
     large_dimension_scaling,
+    monte_carlo,
+    sampled_gradients,
     theorem_8_2_applies,
     theorem_8_2_bound,
+    weight_decay_matrices,
 )
-from hessrmt.lossmodel.montecarlo import monte_carlo, sampled_gradients
-from hessrmt.lossmodel.surfaces import quadratic, random_surface
-from hessrmt.lossmodel.trajectories import descend, iterate_average, true_losses
-from hessrmt.lossmodel.weights import weight_decay_matrices
+from hessrmt.lossmodel.surfaces import (
+    descend,
+    iterate_average,
+    quadratic,
+    random_surface,
+    true_losses,
+)
 
 EPS = np.finfo(float).eps
 COVARIANCES = [rbf(1.3, 1.5), rational_quadratic(0.7, 1.0, 2.0), matern(3.0, 1.0, 2.0)]
@@ -331,6 +337,6 @@ def test_other_input_that_cannot_be_used_is_refused(monkeypatch):
         descend(surface, np.ones(2), 0.1, 5, noise=-1.0)
     with pytest.raises(LossModelError, match="no true_loss"):
         true_losses(random_surface(rbf(), 2, 16), np.zeros((3, 2)))
-    monkeypatch.setattr(montecarlo, "free_host_memory", lambda: 40 * 100**2)
+    monkeypatch.setattr(surfaces, "free_host_memory", lambda: 40 * 100**2)
     with pytest.raises(LossModelError, match="enough for 100"):
         monte_carlo(rbf(), walk(12, 30, 1.0, "memory"))

@@ -6,7 +6,7 @@ from scipy import integrate, stats
 from scipy.linalg import eigvalsh_tridiagonal
 
 from hessrmt import rng, theory
-from hessrmt.lossmodel.band import goe_band
+from hessrmt.lossmodel.sampler import goe_band
 
 EPS = np.finfo(float).eps
 TW_MEAN, TW_VARIANCE = -1.2065335745820, 1.6077810345810

@@ -12,8 +12,7 @@ from hessrmt.backend.select import select
 from hessrmt.ensembles import gaussian_levels
 from hessrmt.errors import DeviceError, LossModelError, NonFiniteError
 from hessrmt.lossmodel import p_spin, paper, rational_quadratic, rbf, sampler
-from hessrmt.lossmodel.band import band_eigenvalues, goe_band
-from hessrmt.lossmodel.sampler import sample_hessian, sample_spectra
+from hessrmt.lossmodel.sampler import band_eigenvalues, goe_band, sample_hessian, sample_spectra
 
 EPS = np.finfo(float).eps
 P_VALUE = 1e-4

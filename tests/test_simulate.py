@@ -11,8 +11,7 @@ from store_samples import DISK_FULL
 
 from hessrmt import lossmodel
 from hessrmt.config import SimulateConfig, load_settings
-from hessrmt.lossmodel.bulk import bulk, centre, expected_outside, mean_density
-from hessrmt.lossmodel.sampler import sample_spectra
+from hessrmt.lossmodel.sampler import bulk, centre, expected_outside, mean_density, sample_spectra
 from hessrmt.records import Spectrum
 from hessrmt.store.hdf5 import load
 from hessrmt.store.writer import SpectrumWriter

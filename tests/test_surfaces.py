@@ -12,7 +12,6 @@ from hessrmt.errors import HessrmtError, LossModelError
 from hessrmt.levels import mean_ratio, ratios
 from hessrmt.lossmodel import (
     features,
-    jets,
     matern,
     mixture,
     paper,
@@ -21,9 +20,8 @@ from hessrmt.lossmodel import (
     stationary,
     surfaces,
 )
-from hessrmt.lossmodel.jets import covariance_root, sample_jets
 from hessrmt.lossmodel.sampler import sample_spectra
-from hessrmt.lossmodel.surfaces import quadratic, random_surface
+from hessrmt.lossmodel.surfaces import covariance_root, quadratic, random_surface, sample_jets
 from hessrmt.theory.outliers import bbp_deviation, bbp_position
 from hessrmt.theory.ratios import MEAN_RATIO_GOE
 
@@ -328,6 +326,6 @@ def test_jets_refuse_what_they_cannot_do(monkeypatch):
             sample_jets(rbf(), *arguments)
     with pytest.raises(LossModelError, match="not positive semi-definite"):
         covariance_root(np.array([[1.0, 2.0], [2.0, 1.0]]))
-    monkeypatch.setattr(jets, "free_host_memory", lambda: 48 * 100**2)
+    monkeypatch.setattr(surfaces, "free_host_memory", lambda: 48 * 100**2)
     with pytest.raises(LossModelError, match="enough for 100"):
         sample_jets(rbf(), np.zeros((2, 12)))

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from hessrmt import theory
 from hessrmt.levels.analysis import ratio_samples
 from hessrmt.levels.selection import select
-from hessrmt.lossmodel.bulk import mean_density
+from hessrmt.lossmodel.sampler import mean_density
 from hessrmt.plots import style
 from hessrmt.plots.files import Drawn, checked_ending, draw_each
 

@@ -16,8 +16,7 @@ from hessrmt.errors import ConfigError, LevelsError
 from hessrmt.levels.analysis import ratio_samples
 from hessrmt.levels.resampling import mean_and_error
 from hessrmt.levels.selection import select
-from hessrmt.lossmodel.bulk import bulk, centre, expected_outside
-from hessrmt.lossmodel.sampler import sample_spectra
+from hessrmt.lossmodel.sampler import bulk, centre, expected_outside, sample_spectra
 from hessrmt.records import Provenance
 from hessrmt.store.hdf5 import load
 from hessrmt.store.writer import SpectrumWriter
