@@ -30,7 +30,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from functools import cached_property
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
@@ -85,48 +84,74 @@ class _Point:
     outliers: Levels
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Model:
-    """Checked arguments of a run; H_true by ``count`` to be drawn, given ``values`` or a matrix."""
+    """Arguments of a run, checked; H_true by a number of outliers to be drawn, values, or whole."""
 
     cov: HessianCovariance
     n: int
     degenerate: int
-    count: int
+    outliers: Outliers
     scale: float
-    values: Levels
-    matrix: Square | None
+    h_true: Square | None
     seed: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.cov, HessianCovariance):
+            kind = type(self.cov).__name__
+            raise DataError(f"cov must be a HessianCovariance such as rbf() or paper(), got {kind}")
+        self.n, self.degenerate = whole("n", self.n, 1), whole("degenerate", self.degenerate)
+        self.scale = real("outlier_scale", self.scale, above=0)
+        self.seed = whole("seed", self.seed)
+        self.count, self.values = 0, np.empty(0)
+        if isinstance(self.outliers, int | np.integer):
+            self.count = whole("outliers", self.outliers)
+        else:
+            hint = "give a count or a list of values"
+            given = real_array("outliers", self.outliers, dimensions=1, empty=True, hint=hint)
+            self.values = given[given != 0]
+        rank = self.count or len(self.values)
+        if rank > self.n:
+            raise DataError(f"{rank} outliers need as many directions, got n = {self.n}")
+        if self.h_true is None:
+            return
+        if rank:
+            raise DataError(f"h_true and {rank} outliers given: give one of them, or their sum")
+        matrix = real_array("h_true", self.h_true, dimensions=2)
+        n, full = self.n, self.n + self.degenerate
+        if matrix.shape not in {(n, n), (full, full)}:
+            shapes = f"{(n, n)} or {(full, full)}" if full > n else f"{(n, n)}"
+            raise DataError(f"h_true must have shape {shapes}, got {matrix.shape}")
+        largest, skew = np.abs(matrix).max(), np.abs(matrix - matrix.T).max()
+        if skew > len(matrix) * np.finfo(np.float64).eps * largest:
+            raise DataError(
+                f"h_true must be symmetric, got |h_true - h_trueᵀ| up to {skew:g}; try "
+                "(h_true + h_true.T) / 2"
+            )
+        self.h_true = (matrix + matrix.T) / 2
+        levels = np.linalg.eigvalsh(self.h_true)
+        self.values = levels[np.abs(levels) > _floor(levels)]
 
     @property
     def size(self) -> int:
         """Dimension of the matrix that is diagonalised."""
-        return self.n if self.matrix is None else len(self.matrix)
-
-    @cached_property
-    def spike(self) -> Levels:
-        """The eigenvalues of ``matrix`` above its round-off, or the given outliers."""
-        if self.matrix is None:
-            return self.values
-        levels = np.linalg.eigvalsh(self.matrix)
-        floor = len(levels) * np.finfo(np.float64).eps * np.abs(levels).max(initial=0.0)
-        return levels[np.abs(levels) > floor]
+        return self.n if self.h_true is None else len(self.h_true)
 
     def point(self, index: int) -> _Point:
         """Shift mean + √c·ξ and non-zero eigenvalues of H_true of one sample."""
         generator = rng.stream(self.seed, "lossmodel", index)
         shift = self.cov.mean + self.cov.c**0.5 * generator.normal()
         drawn = self.scale * (1 + generator.normal(size=self.count) ** 2)
-        return _Point(index, generator, shift, drawn if self.count else self.spike)
+        return _Point(index, generator, shift, drawn if self.count else self.values)
 
     def config(self, point: _Point, method: str) -> dict[str, Any]:
         """Full settings of one sample, with what was drawn besides G."""
         asked: dict[str, Any] = {"outliers": self.count or self.values.tolist()}
         if self.count:
             asked["outlier_scale"] = self.scale
-        if self.matrix is not None:
-            digest = sha256(np.ascontiguousarray(self.matrix).tobytes()).hexdigest()
-            asked["h_true"] = {"shape": list(self.matrix.shape), "sha256": digest}
+        if self.h_true is not None:
+            digest = sha256(self.h_true.tobytes()).hexdigest()
+            asked = {"outliers": [], "h_true": {"shape": [self.size] * 2, "sha256": digest}}
         return {
             "ensemble": "loss-model",
             "operator": "ensemble",
@@ -190,18 +215,16 @@ def sample_spectra(
     Raises:
         DataError: If an argument cannot be used.
     """
-    model = _model(cov, n, degenerate, outliers, outlier_scale, h_true, seed)
+    model = _Model(cov, n, degenerate, outliers, outlier_scale, h_true, seed)
     samples, first = whole("samples", samples), whole("first", first)
     chosen = _method(model, method)
     if tick is not None and not callable(tick):
         raise DataError(f"tick must be a function of two numbers or None, got {tick!r}")
     # a device that is not there is refused also where it is not needed
-    backend = select(device) if chosen == "dense" or device not in {"auto", "cpu"} else None
+    backend = select("cpu" if (chosen, device) == ("tridiagonal", "auto") else device)
     indices = range(first, first + samples)
-    if chosen == "tridiagonal" or backend is None:
-        found = (_banded(model, index) for index in indices)
-    else:
-        found = _diagonalised(model, backend, indices)
+    banded = (_banded(model, index) for index in indices)
+    found = banded if chosen == "tridiagonal" else _diagonalised(model, backend, indices)
     spectra = []
     for spectrum in found:
         spectra.append(spectrum)
@@ -237,7 +260,7 @@ def sample_hessian(
     Returns:
         (n + degenerate, n + degenerate), symmetric to the bit.
     """
-    model = _model(cov, n, degenerate, outliers, outlier_scale, h_true, seed)
+    model = _Model(cov, n, degenerate, outliers, outlier_scale, h_true, seed)
     backend = select("cpu") if backend is None else backend
     index = whole("index", index)
     _require_memory(backend, 24 * (model.n + model.degenerate) ** 2, model)
@@ -246,69 +269,18 @@ def sample_hessian(
     return np.pad(matrix, (0, padding)) if padding else matrix
 
 
-def _model(
-    cov: HessianCovariance,
-    n: int,
-    degenerate: int,
-    outliers: Outliers,
-    outlier_scale: float,
-    h_true: Square | None,
-    seed: int,
-) -> _Model:
-    if not isinstance(cov, HessianCovariance):
-        raise DataError(
-            f"cov must be a HessianCovariance, got {type(cov).__name__}; try "
-            "hessrmt.lossmodel.rbf() or paper(k1, k2)"
-        )
-    n, degenerate = whole("n", n, 1), whole("degenerate", degenerate)
-    count, values = 0, np.empty(0)
-    if isinstance(outliers, int | np.integer):
-        count = whole("outliers", outliers)
-    else:
-        hint = "give a count or a list of values"
-        values = real_array("outliers", outliers, dimensions=1, empty=True, hint=hint)
-        values = values[values != 0]
-    rank = count or len(values)
-    if rank > n:
-        raise DataError(
-            f"{rank} outliers need as many directions, got n = {n}; give fewer or a larger n"
-        )
-    if h_true is not None and rank:
-        raise DataError(
-            f"h_true and {rank} outliers given: give one of them, or add the outliers to the matrix"
-        )
-    scale = real("outlier_scale", outlier_scale, above=0)
-    matrix = None if h_true is None else _symmetric(h_true, n, n + degenerate)
-    return _Model(cov, n, degenerate, count, scale, values, matrix, whole("seed", seed))
-
-
-def _symmetric(h_true: Square, n: int, full: int) -> Square:
-    matrix = real_array("h_true", h_true, dimensions=2)
-    if matrix.shape not in {(n, n), (full, full)}:
-        also = f" or {(full, full)}" if full > n else ""
-        raise DataError(f"h_true must have shape {(n, n)}{also}, got {matrix.shape}")
-    largest, skew = np.abs(matrix).max(), np.abs(matrix - matrix.T).max()
-    if skew > len(matrix) * np.finfo(np.float64).eps * largest:
-        raise DataError(
-            f"h_true must be symmetric, got |h_true - h_trueᵀ| up to {skew:g}; try "
-            "(h_true + h_true.T) / 2"
-        )
-    return (matrix + matrix.T) / 2
-
-
 def _method(model: _Model, method: str) -> str:
     """The method that is taken; the same on every device, since the numbers depend on it."""
     one_of("method", method, METHODS)
-    full = model.size > model.n
+    n, full = model.n, model.size > model.n
     if full and method == "tridiagonal":
         raise DataError(
             f"h_true of shape {(model.size, model.size)} acts on degenerate directions, where the "
-            "random part is no GOE matrix: take method='dense', or h_true of shape "
-            f"{(model.n, model.n)}"
+            f"random part is no GOE matrix: take method='dense', or h_true of shape {(n, n)}"
         )
     if method != "auto":
         return method
-    banded = not full and (model.count or len(model.spike)) <= max(1, model.n // BAND_SHARE)
+    banded = not full and (model.count or len(model.values)) <= max(1, n // BAND_SHARE)
     return "tridiagonal" if banded else "dense"
 
 
@@ -326,7 +298,7 @@ def _banded(model: _Model, index: int) -> Spectrum:
     seconds = {"matrix": middle - begin, "eigenvalues": time.perf_counter() - middle}
     words = f"GOE as a band of half-width {width} (LAPACK dsbtrd, dsterf)"
     words = words if width > 1 else TRIDIAGONAL
-    return _spectrum(model, point, levels, seconds, "tridiagonal", words, "cpu")
+    return _spectrum(model, point, levels, "tridiagonal", "cpu", solver=words, seconds=seconds)
 
 
 def _diagonalised(model: _Model, backend: Backend, indices: range) -> Iterator[Spectrum]:
@@ -343,9 +315,9 @@ def _diagonalised(model: _Model, backend: Backend, indices: range) -> Iterator[S
         found = backend.eigvalsh_batch(matrices)
         times = np.diff([begin, middle, time.perf_counter()]) / len(points)
         seconds = {"matrix": float(times[0]), "eigenvalues": float(times[1])}
-        words = f"dense, {backend.solver}"
+        known = {"solver": f"dense, {backend.solver}", "seconds": seconds}
         for point, levels in zip(points, found, strict=True):
-            yield _spectrum(model, point, levels, seconds, "dense", words, backend.name)
+            yield _spectrum(model, point, levels, "dense", backend.name, **known)
 
 
 def _matrices(
@@ -358,25 +330,19 @@ def _matrices(
     diagonal = np.empty((len(points), model.n))
     for row, point in enumerate(points):
         diagonal[row] = point.shift
-        if model.matrix is None:
+        if model.h_true is None:
             diagonal[row, : len(point.outliers)] += point.outliers
     found.diagonal(dim1=1, dim2=2).add_(torch.from_numpy(diagonal).to(found.device))
     if model.size > model.n:
         padding = model.size - model.n
         found = torch.nn.functional.pad(found, (0, padding, 0, padding))
-    if model.matrix is not None:
-        found += torch.from_numpy(model.matrix).to(found.device)
+    if model.h_true is not None:
+        found += torch.from_numpy(model.h_true).to(found.device)
     return found
 
 
 def _spectrum(
-    model: _Model,
-    point: _Point,
-    levels: Levels,
-    seconds: dict[str, float],
-    method: str,
-    solver: str,
-    device: str,
+    model: _Model, point: _Point, levels: Levels, method: str, device: str, **known: Any
 ) -> Spectrum:
     """Record of one sample, the degenerate directions added."""
     size, dimension = model.size, model.n + model.degenerate
@@ -384,18 +350,21 @@ def _spectrum(
         raise NonFiniteError(
             f"sample {point.index} has eigenvalues beyond the largest float64; rescale the loss"
         )
-    floor = size * float(np.finfo(np.float64).eps) * float(np.abs(levels).max())
     return Spectrum(
         eigenvalues=np.sort(np.concatenate([levels, np.zeros(dimension - size)])),
-        noise_floor=floor,
+        noise_floor=_floor(levels),
         dimension=dimension,
         reduced_dimension=size,
         operator="ensemble",
         dtype="float64",
-        solver=solver,
-        seconds=seconds,
         provenance=Provenance(config=model.config(point, method), device=device),
+        **known,
     )
+
+
+def _floor(levels: Levels) -> float:
+    """Below n ε ‖H‖ an eigenvalue is round-off."""
+    return len(levels) * float(np.finfo(np.float64).eps) * float(np.abs(levels).max(initial=0.0))
 
 
 def _require_memory(backend: Backend, needed: int, model: _Model) -> None:
@@ -403,8 +372,7 @@ def _require_memory(backend: Backend, needed: int, model: _Model) -> None:
     if needed > free:
         raise DeviceError(
             f"a dense matrix of dimension {model.size} needs {needed / 2**30:.1f} GiB on "
-            f"{backend.name}, {free / 2**30:.1f} GiB are free; spectra need none with "
-            "method='tridiagonal'"
+            f"{backend.name}, {free / 2**30:.1f} GiB are free; method='tridiagonal' needs none"
         )
 
 
@@ -446,22 +414,18 @@ def band_eigenvalues(band: Float64[np.ndarray, "width+1 n"]) -> Levels:
     Raises:
         ConvergenceError: If LAPACK's iteration fails.
     """
+    if len(band) == 1:
+        return np.sort(band[0])
     try:
-        if len(band) == 1:
-            return np.sort(band[0])
         if len(band) == 2:
             return tridiagonal_eigenvalues(band[0], band[1, :-1])
-        levels = eig_banded(
-            band, lower=True, eigvals_only=True, overwrite_a_band=True, check_finite=False
-        )
+        how = {"overwrite_a_band": True, "check_finite": False}
+        return np.asarray(eig_banded(band, lower=True, eigvals_only=True, **how))
     except LinAlgError as error:
         raise ConvergenceError(f"the eigenvalue solver of band matrices failed: {error}") from error
-    return np.asarray(levels)
 
 
-def outlier_values(
-    outliers: int | Sequence[float], outlier_scale: float = 1.0
-) -> tuple[Float64[np.ndarray, " m"], Float64[np.ndarray, " m"]]:
+def outlier_values(outliers: Outliers, outlier_scale: float = 1.0) -> tuple[Levels, Levels]:
     """Outliers and how many of each there are in a mean over samples.
 
     Args:
@@ -482,13 +446,13 @@ def outlier_values(
 
 
 def mean_density(
-    x: Float64[np.ndarray, " k"],
+    x: Levels,
     cov: HessianCovariance,
     n: int,
-    outliers: int | Sequence[float] = 0,
+    outliers: Outliers = 0,
     outlier_scale: float = 1.0,
     degenerate: int = 0,
-) -> Float64[np.ndarray, " k"]:
+) -> Levels:
     """Mean density of the levels of sampled Hessians for large n and few outliers.
 
     The bulk is a semicircle, every outlier outside it a normal distribution about its position,
@@ -523,7 +487,7 @@ def mean_density(
 
 
 def expected_outside(
-    cov: HessianCovariance, n: int, outliers: int | Sequence[float] = 0, outlier_scale: float = 1.0
+    cov: HessianCovariance, n: int, outliers: Outliers = 0, outlier_scale: float = 1.0
 ) -> tuple[float, float]:
     """Mean numbers of levels below and above the bulk of one sample.
 

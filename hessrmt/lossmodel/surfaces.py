@@ -162,9 +162,8 @@ class RandomFeatureSurface:
         Returns:
             A scalar or (batch,) values.
         """
-        self._require_points(w)
-        phase = w @ self.frequencies.T
-        return phase.cos() @ self.amplitudes[:, 0] + phase.sin() @ self.amplitudes[:, 1]
+        cosine, sine = self._waves(w)
+        return cosine @ self.amplitudes[:, 0] + sine @ self.amplitudes[:, 1]
 
     def __call__(self, w: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
         """L_emp = L_true + ε, differentiable by torch.
@@ -186,9 +185,8 @@ class RandomFeatureSurface:
         Returns:
             (n,) or (batch, n).
         """
-        self._require_points(w)
-        phase = w @ self.frequencies.T
-        slope = phase.cos() * self.amplitudes[:, 1] - phase.sin() * self.amplitudes[:, 0]
+        cosine, sine = self._waves(w)
+        slope = cosine * self.amplitudes[:, 1] - sine * self.amplitudes[:, 0]
         return self._with_true(slope @ self.frequencies, torch.func.grad, w)
 
     def hessian(self, w: Float[Tensor, " n"]) -> Float[Tensor, "n n"]:
@@ -203,11 +201,10 @@ class RandomFeatureSurface:
         Raises:
             DataError: If w is no single point of the surface.
         """
-        self._require_points(w)
+        cosine, sine = self._waves(w)
         if w.ndim != 1:
             raise DataError(f"a Hessian belongs to one point (n,), got {tuple(w.shape)}")
-        phase = self.frequencies @ w
-        weight = -phase.cos() * self.amplitudes[:, 0] - phase.sin() * self.amplitudes[:, 1]
+        weight = -cosine * self.amplitudes[:, 0] - sine * self.amplitudes[:, 1]
         found = (self.frequencies.T * weight) @ self.frequencies
         return self._with_true(found, torch.func.hessian, w)
 
@@ -225,7 +222,7 @@ class RandomFeatureSurface:
             The problem, with n trainable parameters in float64.
         """
         point = torch.as_tensor(w, dtype=torch.float64).detach()
-        self._require_points(point)
+        self._waves(point)
         model = _Waves(point, self.true_loss)
         return Problem(model, _mean_wave, (self.frequencies, self.features * self.amplitudes))
 
@@ -238,13 +235,16 @@ class RandomFeatureSurface:
         function = derivative(self.true_loss)
         return noise + (function(w) if w.ndim == 1 else torch.vmap(function)(w))
 
-    def _require_points(self, w: Tensor) -> None:
+    def _waves(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """cos(ω_j·w) and sin(ω_j·w)."""
         n = self.dimension
         if not isinstance(w, Tensor) or w.ndim not in (1, 2) or w.shape[-1] != n:
             shape = tuple(w.shape) if isinstance(w, Tensor) else type(w).__name__
             raise DataError(f"points must be a tensor ({n},) or (batch, {n}), got {shape}")
         if w.dtype != torch.float64:
             raise DataError(f"points must be float64, got {w.dtype}; use w.double()")
+        phase = w @ self.frequencies.T
+        return phase.cos(), phase.sin()
 
 
 def random_surface(
@@ -286,10 +286,7 @@ def random_surface(
     what = f"the frequencies of {count:,} features in {n:,} dimensions"
     require_memory(what, count, 2 * 8 * n, "Take fewer features", power=1)
     draw = rng.stream(whole("seed", seed), "surface", whole("index", index))
-    rates = cov.kernel.rates(count, draw) if mixing is None else mixing(draw, count)
-    rates = np.asarray(rates, dtype=np.float64)
-    if mixing is not None:
-        _require_law(cov, rates, count)
+    rates = _mixed(cov, mixing, count, draw) if mixing else cov.kernel.rates(count, draw)
     frequencies = draw.normal(size=(count, n))
     frequencies *= np.sqrt(rates)[:, None]
     size = np.sqrt(float(cov.derivative(0, 0.0)) / count)
@@ -517,8 +514,11 @@ def true_losses(surface: RandomFeatureSurface, points: ArrayLike, tail: float = 
     return TrueLosses(*(float(surface.true_loss(torch.from_numpy(w.copy()))) for w in where))
 
 
-def _require_law(cov: Stationary, rates: Float64[np.ndarray, "*shape"], size: int) -> None:
-    """Compare the mean of exp(s q) with k(q)/k(0), within Hoeffding's inequality."""
+def _mixed(
+    cov: Stationary, mixing: Mixing, size: int, generator: np.random.Generator
+) -> Float64[np.ndarray, " size"]:
+    """Rates that a user draws: the mean of exp(s q) is k(q)/k(0), within Hoeffding's inequality."""
+    rates = np.asarray(mixing(generator, size), dtype=np.float64)
     if rates.shape != (size,) or not np.isfinite(rates).all() or (rates < 0).any():
         raise DataError(
             f"mixing(generator, {size}) must return {size} finite rates s >= 0 with "
@@ -535,3 +535,4 @@ def _require_law(cov: Stationary, rates: Float64[np.ndarray, "*shape"], size: in
                 f"mixing draws rates of another kernel: E exp(s q) = {found:.4f} at q = {q:.4g}, "
                 f"but k(q)/k(0) = {wanted:.4f}; frequencies are √s·N(0, I), so give s, not √s"
             )
+    return rates
