@@ -382,9 +382,7 @@ def _arguments(
     if values.ndim == 3:
         error = np.abs(values - values.transpose(0, 2, 1)).max()
         if error > _SYMMETRY_ULPS * np.finfo(float).eps * np.abs(values).max():
-            raise DataError(
-                f"the matrices must be symmetric, one differs from its transpose by {error:.3g}"
-            )
+            raise DataError(f"the matrices must be symmetric, one is not by {error:.3g}")
         values = (values + values.transpose(0, 2, 1)) / 2
     return at, _Weights(values, P)
 

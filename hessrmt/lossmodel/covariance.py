@@ -136,23 +136,18 @@ class HessianCovariance:
         u = real("the loss value u", u)
         v, g = self.loss_variance, self.gradient_variance
         if v is None or g is None:
-            raise DataError(
-                f"{self.name or 'this covariance'} has no law of the loss value to condition on: "
-                "give loss_variance = Var ε and gradient_variance = Var ∂_1 ε"
-            )
+            raise DataError("no law of the loss value: give loss_variance and gradient_variance")
         if v == 0:
-            raise DataError(
-                f"the loss value is known already (given_loss = {self.parameters.get('given_loss')}"
-                f"), got a second one, {u:g}; condition the unconditional covariance"
-            )
+            known = self.parameters.get("given_loss")
+            raise DataError(f"the loss is known already (given_loss = {known}), got also {u:g}")
         c = self.c - g**2 / v
         if abs(c) <= ROUNDING * self.c:
             c = 0.0
+        least = g**2 / self.c if self.c else np.inf
         if c < 0:
             raise DataError(
-                f"no loss has Var ε = {v:g}, Var ∂_1 ε = {g:g} and Cov(H_11, H_22) = {self.c:g}: "
-                f"given its value, the covariance would be {c:g}; the variance of the loss must be "
-                f"at least {g**2 / self.c if self.c else np.inf:g}"
+                f"given the loss, Cov(H_11, H_22) = {self.c:g} would become {c:g}: the variance of "
+                f"the loss must be at least {least:g}, got {v:g}"
             )
         known = {**self.parameters, "given_loss": u}
         mean = self.mean - g * u / v
@@ -245,9 +240,8 @@ def _spherical(
     c = curvature + slope
     if c * value < slope**2 * (1 - ROUNDING):
         raise DataError(
-            f"ν(1)·(ν''(1) + ν'(1)) = {c * value:g} is less than ν'(1)² = {slope**2:g}: no process "
-            "on spheres of every dimension has this covariance, since ν(t) = Σ α_p t^p with "
-            "α_p ≥ 0, and the mean of p² is not below the squared mean of p"
+            f"ν(1)·(ν''(1) + ν'(1)) = {c * value:g} is less than ν'(1)² = {slope**2:g}: ν(t) is no "
+            "Σ α_p t^p with α_p ≥ 0, the form that covariances on spheres of every dimension have"
         )
     moments = {"loss_variance": value, "gradient_variance": slope}
     return HessianCovariance(curvature, c, name=name, **moments, parameters=parameters)
@@ -318,11 +312,10 @@ class Stationary(HessianCovariance):
         real("order", whole("order", order), most=4)
         points = real_array("q = -½|w - w'|²", q, most=0)
         values = jet_of(self.kernel, points, order)[order]
-        if not np.isfinite(values).all():
-            raise DataError(
-                f"derivative {order} of the kernel {self.name} is not finite at "
-                f"q = {points[~np.isfinite(values)].max():g}"
-            )
+        bad = points[~np.isfinite(values)]
+        if bad.size:
+            where = f"is not finite at q = {bad.max():g}"
+            raise DataError(f"derivative {order} of the kernel {self.name} {where}")
         return values if points.ndim else float(values)
 
     def value_covariance(self, w: ArrayLike, v: ArrayLike) -> float:
@@ -394,9 +387,7 @@ class Stationary(HessianCovariance):
     def _between(self, w: ArrayLike, v: ArrayLike, at_w: int, at_v: int) -> Any:
         one, two = real_array("w", w, dimensions=1), real_array("v", v, dimensions=1)
         if one.shape != two.shape:
-            raise DataError(
-                f"the two points must have the same dimension, got {one.shape} and {two.shape}"
-            )
+            raise DataError(f"points of the same dimension needed: {one.shape} and {two.shape}")
         d, order = one - two, at_w + at_v
         indices = np.ogrid[(slice(len(d)),) * order] if order else ()
         return (-1) ** at_v * _partial(self._five(d), d, indices)
@@ -410,11 +401,10 @@ class Stationary(HessianCovariance):
         value, slope = jet_of(self.kernel, np.array(0.0), 1)
         touching = -q * slope <= _COINCIDENT * value
         jet[3:] = np.where(touching & ~np.isfinite(jet[3:]), 0.0, jet[3:])
-        if not np.isfinite(jet).all():
-            raise DataError(
-                f"the kernel {self.name} or one of its first four derivatives is not finite at "
-                f"q = -½|w - w'|² = {q[~np.isfinite(jet).all(axis=0)].max():g}"
-            )
+        bad = q[~np.isfinite(jet).all(axis=0)]
+        if bad.size:
+            where = f"is not finite at q = -½|w - w'|² = {bad.max():g}"
+            raise DataError(f"the kernel {self.name} or one of four derivatives {where}")
         return jet
 
 
@@ -429,10 +419,8 @@ def require_stationary(cov: object, otherwise: str = "at one point use sample_he
         DataError: If it is not stationary.
     """
     if not isinstance(cov, Stationary):
-        raise DataError(
-            "needed is a stationary covariance (rbf, rational_quadratic, matern, mixture or "
-            f"stationary), got {type(cov).__name__} {getattr(cov, 'name', '')}; {otherwise}"
-        )
+        given = f"{type(cov).__name__} {getattr(cov, 'name', '')}"
+        raise DataError(f"a stationary covariance such as rbf() needed, got {given}; {otherwise}")
 
 
 def _partial(

@@ -99,8 +99,7 @@ class Differentiated:
                 if slope is None and m == given:
                     raise DataError(
                         f"{name}{MARKS[m - 1]}({argument}) is constant, or torch cannot see that "
-                        f"it depends on {argument}; write it with torch functions of {argument} "
-                        "alone, or give its derivatives"
+                        f"it depends on {argument}: use torch functions, or give the derivatives"
                     )
                 value = torch.zeros((), dtype=torch.float64) if slope is None else slope
                 values.append(value)
@@ -114,10 +113,8 @@ class Differentiated:
         try:
             value = self.functions[m](at)
         except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise DataError(
-                f"{name} failed at {argument} = {point:g}: {reason}; {expected}"
-            ) from error
+            reason = f"failed at {argument} = {point:g}: {type(error).__name__}: {error}"
+            raise DataError(f"{name} {reason}; {expected}") from error
         if not isinstance(value, Tensor):
             raise DataError(f"{name} returned {type(value).__name__}, {expected}")
         if value.ndim or value.dtype != torch.float64:

@@ -45,6 +45,8 @@ _TRIALS = (0.1, 1.0, 10.0)
 _STEP = 1e-4
 """Step of the difference quotients in the same units: truncation error step² ≈ 1e-8."""
 
+_NO_MIXTURE = "k(q) is no ∫ exp(s q) dμ(s), the form that covariances in every dimension have"
+
 _SLACK = 1e-4
 """Relative error of a given derivative that is called wrong, far above the quotients' error."""
 
@@ -58,8 +60,11 @@ class RBF:
 
     def jet(self, q: Points, order: int) -> Jet:
         """See :class:`Kernel`; each derivative brings a factor 1/length²."""
-        rate = np.float64(self.length) ** -2
-        return np.stack([self.variance * rate**m * np.exp(rate * q) for m in range(order + 1)])
+        rate, m = (
+            np.float64(self.length) ** -2,
+            np.arange(order + 1).reshape(-1, *(1,) * np.ndim(q)),
+        )
+        return self.variance * rate**m * np.exp(rate * q)
 
     def rates(self, size: int, generator: np.random.Generator) -> Points:  # noqa: ARG002
         """See :class:`Kernel`."""
@@ -78,12 +83,8 @@ class RationalQuadratic:
         """See :class:`Kernel`; each derivative lowers the power by one."""
         alpha, rate = self.alpha, np.float64(self.length) ** -2 / self.alpha
         logarithm = np.log1p(-rate * q)
-        return np.stack(
-            [
-                self.variance * rate**m * poch(alpha, m) * np.exp(-(alpha + m) * logarithm)
-                for m in range(order + 1)
-            ]
-        )
+        m = np.arange(order + 1).reshape(-1, *(1,) * np.ndim(q))
+        return self.variance * rate**m * poch(alpha, m) * np.exp(-(alpha + m) * logarithm)
 
     def rates(self, size: int, generator: np.random.Generator) -> Points:
         """See :class:`Kernel`; gamma distributed."""
@@ -256,9 +257,8 @@ def stationary(
     k0, k1, k2 = moments.tolist()
     if k0 * k2 < k1**2 * (1 - ROUNDING):
         raise DataError(
-            f"k(0)·k''(0) = {k0 * k2:g} is less than k'(0)² = {k1**2:g}: no stationary process in "
-            "every dimension has this kernel, since k(q) = ∫ exp(s q) dμ(s) with a positive "
-            "measure μ, and the moments of μ obey Cauchy and Schwarz's inequality"
+            f"k(0)·k''(0) = {k0 * k2:g} is less than k'(0)² = {k1**2:g}, against Cauchy and "
+            f"Schwarz's inequality: {_NO_MIXTURE}"
         )
     _check_inside(function, moments)
     label = name or getattr(k, "__qualname__", type(k).__name__)
@@ -288,8 +288,7 @@ def _check_inside(k: Differentiated, moments: Moments) -> None:
     for m, point in np.argwhere(bad):
         raise DataError(
             f"k{MARKS[m]}({q[point]:g}) = {jet[m, point]:g}, expected from 0 to k{MARKS[m]}(0) = "
-            f"{moments[m]:g}: no stationary process in every dimension has this kernel, since "
-            "k(q) = ∫ exp(s q) dμ(s) with a positive measure μ"
+            f"{moments[m]:g}: {_NO_MIXTURE}"
         )
     step = _STEP * scale
     exact, below = jet[1 : given + 1], jet[:given]

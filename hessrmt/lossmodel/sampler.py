@@ -124,10 +124,7 @@ class _Model:
             raise DataError(f"h_true must have shape {shapes}, got {matrix.shape}")
         largest, skew = np.abs(matrix).max(), np.abs(matrix - matrix.T).max()
         if skew > len(matrix) * np.finfo(np.float64).eps * largest:
-            raise DataError(
-                f"h_true must be symmetric, got |h_true - h_trueᵀ| up to {skew:g}; try "
-                "(h_true + h_true.T) / 2"
-            )
+            raise DataError(f"h_true must be symmetric, |h_true - h_trueᵀ| is up to {skew:g}")
         self.h_true = (matrix + matrix.T) / 2
         levels = np.linalg.eigvalsh(self.h_true)
         self.values = levels[np.abs(levels) > _floor(levels)]
@@ -275,8 +272,7 @@ def _method(model: _Model, method: str) -> str:
     n, full = model.n, model.size > model.n
     if full and method == "tridiagonal":
         raise DataError(
-            f"h_true of shape {(model.size, model.size)} acts on degenerate directions, where the "
-            f"random part is no GOE matrix: take method='dense', or h_true of shape {(n, n)}"
+            f"h_true acts on degenerate directions too: take method='dense', or one of shape {(n, n)}"
         )
     if method != "auto":
         return method
@@ -348,7 +344,7 @@ def _spectrum(
     size, dimension = model.size, model.n + model.degenerate
     if not np.isfinite(levels).all():
         raise NonFiniteError(
-            f"sample {point.index} has eigenvalues beyond the largest float64; rescale the loss"
+            f"sample {point.index} has eigenvalues beyond float64; rescale the loss"
         )
     return Spectrum(
         eigenvalues=np.sort(np.concatenate([levels, np.zeros(dimension - size)])),

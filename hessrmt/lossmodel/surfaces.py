@@ -105,10 +105,8 @@ def quadratic(
     values = real_array("eigenvalues", eigenvalues, dimensions=1)
     middle = np.zeros(n) if minimum is None else real_array("minimum", minimum, dimensions=1)
     if len(values) > n or len(middle) != n:
-        raise DataError(
-            f"{len(values)} eigenvalues and a minimum of {len(middle)} entries do not fit into "
-            f"n = {n} dimensions"
-        )
+        given = f"{len(values)} eigenvalues and a minimum of {len(middle)} entries"
+        raise DataError(f"{given} do not fit into n = {n} dimensions")
     draw = rng.stream(whole("seed", seed), "true-loss", n)
     # the signs make QR's basis uniform (Mezzadri 2007)
     basis, triangle = np.linalg.qr(draw.normal(size=(n, len(values))))
@@ -390,8 +388,8 @@ def covariance_root(covariance: Float64[np.ndarray, "n n"]) -> Float64[np.ndarra
     floor = 4 * len(values) * np.finfo(float).eps * max(values[-1], 0.0)
     if values[0] < -floor:
         raise DataError(
-            f"the covariance is not positive semi-definite: its correlation matrix has the "
-            f"eigenvalue {values[0]:.3g}; k is no covariance in so many dimensions"
+            f"the covariance is not positive semi-definite, it has the eigenvalue {values[0]:.3g} "
+            "(as a correlation matrix): k is no covariance in so many dimensions"
         )
     kept = values > floor
     return scale[:, None] * vectors[:, kept] * np.sqrt(values[kept])
