@@ -60,10 +60,7 @@ class RBF:
 
     def jet(self, q: Points, order: int) -> Jet:
         """See :class:`Kernel`; each derivative brings a factor 1/length²."""
-        rate, m = (
-            np.float64(self.length) ** -2,
-            np.arange(order + 1).reshape(-1, *(1,) * np.ndim(q)),
-        )
+        rate, m = np.float64(self.length) ** -2, _orders(q, order)
         return self.variance * rate**m * np.exp(rate * q)
 
     def rates(self, size: int, generator: np.random.Generator) -> Points:  # noqa: ARG002
@@ -83,7 +80,7 @@ class RationalQuadratic:
         """See :class:`Kernel`; each derivative lowers the power by one."""
         alpha, rate = self.alpha, np.float64(self.length) ** -2 / self.alpha
         logarithm = np.log1p(-rate * q)
-        m = np.arange(order + 1).reshape(-1, *(1,) * np.ndim(q))
+        m = _orders(q, order)
         return self.variance * rate**m * poch(alpha, m) * np.exp(-(alpha + m) * logarithm)
 
     def rates(self, size: int, generator: np.random.Generator) -> Points:
@@ -263,6 +260,10 @@ def stationary(
     _check_inside(function, moments)
     label = name or getattr(k, "__qualname__", type(k).__name__)
     return _process("stationary", function, moments, {"function": str(label)})
+
+
+def _orders(q: Points, order: int) -> Any:
+    return np.arange(order + 1).reshape(-1, *(1,) * np.ndim(q))
 
 
 def _named(name: str, kind: Any, **parameters: Any) -> Stationary:

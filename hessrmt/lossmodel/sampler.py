@@ -124,7 +124,7 @@ class _Model:
             raise DataError(f"h_true must have shape {shapes}, got {matrix.shape}")
         largest, skew = np.abs(matrix).max(), np.abs(matrix - matrix.T).max()
         if skew > len(matrix) * np.finfo(np.float64).eps * largest:
-            raise DataError(f"h_true must be symmetric, |h_true - h_trueᵀ| is up to {skew:g}")
+            raise DataError(f"h_true must be symmetric, is off by {skew:g}; try (h + h.T) / 2")
         self.h_true = (matrix + matrix.T) / 2
         levels = np.linalg.eigvalsh(self.h_true)
         self.values = levels[np.abs(levels) > _floor(levels)]
@@ -271,9 +271,7 @@ def _method(model: _Model, method: str) -> str:
     one_of("method", method, METHODS)
     n, full = model.n, model.size > model.n
     if full and method == "tridiagonal":
-        raise DataError(
-            f"h_true acts on degenerate directions too: take method='dense', or one of shape {(n, n)}"
-        )
+        raise DataError(f"for h_true of a shape other than {(n, n)} take method='dense'")
     if method != "auto":
         return method
     banded = not full and (model.count or len(model.values)) <= max(1, n // BAND_SHARE)
