@@ -325,7 +325,7 @@ def test_free_memory_is_positive_and_at_most_the_machines():
 def test_address_space_limit():
     code = """
         import resource
-        from hessrmt.backend.memory import free_host_memory
+        from hessrmt.backend.host import free_host_memory
         free = free_host_memory()
         limit = 512 * 2**20
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hessrmt.backend.blockcyclic import Grid, Layout, lay_out, numroc, owned, process_grid
+from hessrmt.backend.distributed import Grid, Layout, lay_out, numroc, owned, process_grid
 from hessrmt.errors import ConfigError
 
 sizes = st.integers(1, 200)

@@ -11,8 +11,7 @@ from host_kernels import build, call
 from scipy import linalg
 
 from hessrmt.backend import kernels
-from hessrmt.backend.chase import chase_band, chase_launch
-from hessrmt.backend.twostage import two_stage_eigenvalues
+from hessrmt.backend.twostage import chase_band, chase_launch, two_stage_eigenvalues
 from hessrmt.errors import ConfigError
 
 PATIENCE = 1 << 28  # looks, of which every 64th sleeps: minutes, whatever else the machine does

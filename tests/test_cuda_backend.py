@@ -14,9 +14,8 @@ import torch
 from cuda_samples import DTYPES, LIBRARY, close, fails, lower_only, symmetric
 from dense_symmetric import families
 
-from hessrmt.backend import chase, cuda_kernels, solvers
-from hessrmt.backend.cuda import CudaBackend, cuda_backend
-from hessrmt.backend.cuda_eigen import TWO_STAGE
+from hessrmt.backend import cuda_kernels, solvers, twostage
+from hessrmt.backend.cuda import TWO_STAGE, CudaBackend, cuda_backend
 from hessrmt.errors import ConfigError, ConvergenceError, DeviceError, NonFiniteError
 
 pytest_plugins = ["fake_gpu"]
@@ -185,7 +184,7 @@ def test_float32_products_of_fewer_bits(make, cupy):
 
 def nobody_waits(monkeypatch):
     """Blocks that never look at their predecessor: the bulge chase gives up."""
-    monkeypatch.setattr(chase, "SPIN_LIMIT", 0)
+    monkeypatch.setattr(twostage, "SPIN_LIMIT", 0)
 
 
 def test_the_bulge_chase_gives_up(make, monkeypatch, cupy):

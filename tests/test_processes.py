@@ -15,10 +15,10 @@ import pytest
 import torch
 
 import hessrmt as hr
+from hessrmt.backend.cpu_processes import load_library
 from hessrmt.backend.cusolvermp import CusolverMpBackend, Libraries, import_libraries
 from hessrmt.backend.distributed import CpuProcesses, multiply, require_distributed, scatter
-from hessrmt.backend.libraries import load_library
-from hessrmt.backend.select_distributed import select_distributed
+from hessrmt.backend.select import select_distributed
 from hessrmt.backend.world import World
 from hessrmt.config import SpectrumConfig
 from hessrmt.curvature.distributed import assemble_columns, distributed_spectrum

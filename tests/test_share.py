@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hessrmt.backend import share
+from hessrmt.backend import host as share
 from hessrmt.errors import ConfigError
 
 

@@ -9,8 +9,7 @@ from dense_symmetric import error, families, sizes
 from scipy import linalg
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hessrmt.backend.chase import chase_band
-from hessrmt.backend.twostage import prescale_, to_band, two_stage_eigenvalues
+from hessrmt.backend.twostage import chase_band, prescale_, to_band, two_stage_eigenvalues
 from hessrmt.errors import ConfigError, ConvergenceError, NonFiniteError
 
 # λ̂ of a backward stable method: |λ̂ - λ| <= c n ε ‖A‖₂

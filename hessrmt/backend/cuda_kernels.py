@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from hessrmt.backend import chase, solvers
-from hessrmt.backend.kernels import OPTIONS, names, source
+from hessrmt.backend import solvers, twostage
+from hessrmt.backend.kernels import OPTIONS, csrc, names, source
 from hessrmt.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -88,14 +88,14 @@ class Kernels:
         """
         n, itemsize = band.shape[0], band.element_size()
         threads = THREADS["bulge_chase"]
-        shared = chase.chase_launch(n, b, itemsize, resident=1, threads=threads).shared_bytes
+        shared = twostage.chase_launch(n, b, itemsize, resident=1, threads=threads).shared_bytes
         kernel = self._kernel("bulge_chase", f"bulge_chase_{_kind(band)}", shared)
         resident = self._resident(kernel, shared, threads)
-        config = chase.chase_launch(n, b, itemsize, resident=resident, threads=threads)
+        config = twostage.chase_launch(n, b, itemsize, resident=resident, threads=threads)
         d, e = band.new_empty(n), band.new_empty(n)
         state = torch.zeros(config.state_words, dtype=torch.int32, device=self._device)
         sizes = np.int32(n), np.int32(b), np.int32(1)
-        arguments = (band, *sizes, d, e, state, np.uint32(chase.SPIN_LIMIT))
+        arguments = (band, *sizes, d, e, state, np.uint32(twostage.SPIN_LIMIT))
         self._launch(kernel, (config.blocks,), (threads,), *arguments, shared=shared)
         if failed := int(state[1]):
             raise KernelError(f"the bulge chase stopped: sweep {failed - 1} waited in vain")
@@ -260,7 +260,7 @@ class Kernels:
                 self._modules[file] = error
                 raise
             self._modules[file] = found
-            if solvers.needs_opt_in(shared):
+            if shared > solvers.OPT_IN:
                 kernel.max_dynamic_shared_size_bytes = shared
             return kernel
 
@@ -345,3 +345,29 @@ def import_kernels(device: torch.device) -> Kernels | None:
     except ImportError:
         return None
     return Kernels(cupy, device)
+
+
+def compile_report(device: torch.device) -> dict[str, str]:
+    """Try to compile every kernel source for a device.
+
+    Args:
+        device: Any device.
+
+    Returns:
+        For each file of csrc/, without its ending, ``"ok"`` or the reason why not; where nothing
+        can be tried, one entry ``"all"`` that says why.
+    """
+    if device.type != "cuda":
+        return {"all": "not tried: no CUDA device"}
+    kernels = import_kernels(device)
+    if kernels is None:
+        return {"all": "not tried: CuPy is not installed"}
+    found = {}
+    for file in sorted(csrc().glob("*.cu")):
+        try:
+            kernels.compiled(file.stem)
+        except KernelError as error:
+            found[file.stem] = str(error).strip()
+        else:
+            found[file.stem] = "ok"
+    return found

@@ -12,19 +12,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from hessrmt.backend.blockcyclic import lay_out, process_grid
-from hessrmt.backend.distributed import require_distributed
+from hessrmt.backend.distributed import DistributedBackend
 from hessrmt.errors import ConvergenceError, DeviceError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from hessrmt.arrays import Levels
-    from hessrmt.backend.blockcyclic import Layout
+    from hessrmt.backend.distributed import Layout
     from hessrmt.backend.world import World
-
-_LARGEST_BLOCK = 256
-"""Block size; a power of two, which the library's divide and conquer needs. Not measured."""
 
 _LOWER = 0
 """``CUBLAS_FILL_MODE_LOWER``."""
@@ -45,20 +40,12 @@ class Libraries(NamedTuple):
     nccl: Any
 
 
-class CusolverMpBackend:
-    """Processes with a GPU each.
-
-    Attributes:
-        world: The processes.
-        name: What they are, in words.
-        solver: The routine, in words.
-        device: This process's GPU.
-        grid: How the processes are arranged.
-        hint: What to try where memory is short: nothing.
-    """
+class CusolverMpBackend(DistributedBackend):
+    """Processes with a GPU each; the lower triangle is read."""
 
     solver = "cusolverMpSyevd (cuSOLVERMp)"
-    hint = ""
+    largest_block = 256
+    """A power of two, which the library's divide and conquer needs. Not measured."""
 
     def __init__(
         self, world: World, device: torch.device, libraries: Libraries | None = None
@@ -73,9 +60,7 @@ class CusolverMpBackend:
         Raises:
             DeviceError: If the bindings are missing or the GPUs cannot be connected.
         """
-        self.world, self.device = world, device
-        self.grid = process_grid(world.size)
-        self.name = f"{world.size} GPUs on a {self.grid.rows} x {self.grid.columns} grid"
+        super().__init__(world, device)
         with world.together():
             self._solver, nccl = libraries or import_libraries()
             if device.type == "cuda":
@@ -99,35 +84,12 @@ class CusolverMpBackend:
             except Exception as error:
                 raise DeviceError(f"the GPUs cannot be connected: {error}") from error
 
-    def layout(self, n: int) -> Layout:
-        """Which entries of an (n, n) matrix this process keeps.
-
-        Args:
-            n: Dimension.
-
-        Returns:
-            The layout.
-        """
-        return lay_out(n, self.grid, self.world.rank, _LARGEST_BLOCK)
-
     def free_memory(self) -> int:
-        """Free memory of this process's GPU.
-
-        Returns:
-            Bytes.
-        """
+        """See :class:`.DistributedBackend`; of this process's GPU."""
         return torch.cuda.mem_get_info(self.device)[0]
 
     def eigen_bytes(self, layout: Layout, itemsize: int) -> int:
-        """Bytes that a process holds while the matrix is diagonalised.
-
-        Args:
-            layout: The layout.
-            itemsize: Bytes of a number.
-
-        Returns:
-            Its part and the workspace that the library asks for.
-        """
+        """See :class:`.DistributedBackend`; the workspace is what the library asks for."""
         dtype = {8: torch.float64, 4: torch.float32}[itemsize]
         entries = itemsize * layout.most_entries
         descriptor = self._describe(layout, dtype)
@@ -137,20 +99,7 @@ class CusolverMpBackend:
         finally:
             self._solver.destroy_matrix_desc(descriptor)
 
-    def eigvalsh(self, part: Tensor, layout: Layout) -> Levels:
-        """All eigenvalues of a symmetric matrix; its lower triangle is read.
-
-        Args:
-            part: (columns, rows), this process's entries; overwritten.
-            layout: The layout of the whole.
-
-        Returns:
-            (n,) float64, ascending.
-
-        Raises:
-            ConvergenceError: If the solver fails.
-        """
-        require_distributed(part, layout, self.world, self.device)
+    def _solve(self, part: Tensor, layout: Layout) -> np.ndarray:
         with self.world.together():
             try:
                 info, levels = self._call(part, layout)
@@ -160,7 +109,7 @@ class CusolverMpBackend:
                 ) from error
             if info:
                 raise ConvergenceError(f"{self.solver} failed with info = {info}")
-        return self.world.share(levels.astype(np.float64))
+        return levels
 
     def _call(self, part: Tensor, layout: Layout) -> tuple[int, np.ndarray]:
         levels = torch.zeros(layout.n, dtype=part.dtype, device=self.device)

@@ -195,7 +195,7 @@ def p_spin(p: int) -> HessianCovariance:
         c = (gradient variance)². Given the loss, the trace is known: c = 0.
     """
     p = whole("p", p, 2)
-    return _spherical("p_spin", 1.0, p, p * (p - 1), {"p": p})
+    return _spherical("p_spin", [1.0, p, p * (p - 1)], {"p": p})
 
 
 def mixed_spherical(nu: Function | Sequence[float]) -> HessianCovariance:
@@ -223,20 +223,19 @@ def mixed_spherical(nu: Function | Sequence[float]) -> HessianCovariance:
         function = Differentiated((nu,), ("ν", "t"))
         jet = jet_at_end(function, 1.0, _INSIDE_SPHERE, wanted)
         label = str(getattr(nu, "__qualname__", type(nu).__name__))
-        return _spherical("mixed_spherical", *jet.tolist(), {"function": label})
+        return _spherical("mixed_spherical", jet.tolist(), {"function": label})
     name = "the coefficients of t², t³, ..."
     factors = real_array(name, nu, dimensions=1, least=0)
     if not factors.any():
         raise DataError(f"{name} must not be all zero, got {factors.tolist()}")
     p = np.arange(2, 2 + len(factors))
-    moments = (float(x) for x in (factors.sum(), p @ factors, (p * (p - 1)) @ factors))
-    return _spherical("mixed_spherical", *moments, {"coefficients": factors.tolist()})
+    moments = [float(x) for x in (factors.sum(), p @ factors, (p * (p - 1)) @ factors)]
+    return _spherical("mixed_spherical", moments, {"coefficients": factors.tolist()})
 
 
-def _spherical(
-    name: str, value: float, slope: float, curvature: float, parameters: dict[str, Any]
-) -> HessianCovariance:
+def _spherical(name: str, jet: list[float], parameters: dict[str, Any]) -> HessianCovariance:
     """The law from ν(1), ν'(1) and ν''(1)."""
+    value, slope, curvature = jet
     c = curvature + slope
     if c * value < slope**2 * (1 - ROUNDING):
         raise DataError(

@@ -413,8 +413,9 @@ def band_eigenvalues(band: Float64[np.ndarray, "width+1 n"]) -> Levels:
     try:
         if len(band) == 2:
             return tridiagonal_eigenvalues(band[0], band[1, :-1])
-        how = {"overwrite_a_band": True, "check_finite": False}
-        return np.asarray(eig_banded(band, lower=True, eigvals_only=True, **how))
+        return np.asarray(
+            eig_banded(band, True, eigvals_only=True, overwrite_a_band=True, check_finite=False)
+        )
     except LinAlgError as error:
         raise ConvergenceError(f"the eigenvalue solver of band matrices failed: {error}") from error
 
