@@ -12,7 +12,8 @@ import pytest
 import scipy.linalg
 import torch
 
-from hessrmt.backend import compiling, cpu, memory
+from hessrmt.backend import cpu, cuda_kernels
+from hessrmt.backend import host as memory
 from hessrmt.backend.cpu import _TILE, CpuBackend
 from hessrmt.backend.cuda_kernels import KernelError
 from hessrmt.backend.kernels import csrc
@@ -288,7 +289,7 @@ def test_sample_goe_of_bad_numbers(n, count, key, first, dtype):
 
 def test_nothing_is_compiled_without_a_gpu(cli):
     reason = "not tried: no CUDA device"
-    assert compiling.compile_report(CPU.device) == {"all": reason}
+    assert cuda_kernels.compile_report(CPU.device) == {"all": reason}
     if not torch.cuda.is_available():
         found = json.loads(cli("info", "--json").stdout)
         assert found["CUDA kernels"] == reason
@@ -304,14 +305,14 @@ def test_kernels_that_compile_and_one_that_does_not(monkeypatch):
             raise KernelError("staircase_f64 could not be compiled: nvrtc: no")
 
     kernels = SimpleNamespace(compiled=compiled)
-    monkeypatch.setattr(compiling, "import_kernels", lambda device: kernels)
-    found = compiling.compile_report(torch.device("cuda", 0))
+    monkeypatch.setattr(cuda_kernels, "import_kernels", lambda device: kernels)
+    found = cuda_kernels.compile_report(torch.device("cuda", 0))
     assert set(found) == {file.stem for file in csrc().glob("*.cu")}
     assert found.pop("staircase").endswith("could not be compiled: nvrtc: no")
     assert set(found.values()) == {"ok"}
-    monkeypatch.setattr(compiling, "import_kernels", lambda device: None)
+    monkeypatch.setattr(cuda_kernels, "import_kernels", lambda device: None)
     missing = {"all": "not tried: CuPy is not installed"}
-    assert compiling.compile_report(torch.device("cuda", 0)) == missing
+    assert cuda_kernels.compile_report(torch.device("cuda", 0)) == missing
 
 
 # Memory

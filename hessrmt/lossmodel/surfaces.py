@@ -281,7 +281,7 @@ def random_surface(
     if true_loss is not None and not callable(true_loss):
         raise DataError(f"true_loss must be callable, got {type(true_loss).__name__}")
     # the frequencies and one copy
-    what = f"the frequencies of {count:,} features in {n:,} dimensions"
+    what = f"the frequencies in {n:,} dimensions"
     require_memory(what, count, 2 * 8 * n, "Take fewer features", power=1)
     draw = rng.stream(whole("seed", seed), "surface", whole("index", index))
     rates = _mixed(cov, mixing, count, draw) if mixing else cov.kernel.rates(count, draw)
