@@ -12,8 +12,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from hessrmt.backend import cpu, cuda_kernels
-from hessrmt.backend import host as memory
+from hessrmt.backend import cpu, cuda_kernels, host
 from hessrmt.backend.cpu import _TILE, CpuBackend
 from hessrmt.backend.cuda_kernels import KernelError
 from hessrmt.backend.kernels import csrc
@@ -328,10 +327,11 @@ def test_address_space_limit():
         import resource
         from hessrmt.backend.host import free_host_memory
         free = free_host_memory()
-        limit = 512 * 2**20
+        pages = int(open("/proc/self/statm").read().split()[0])
+        limit = pages * resource.getpagesize() + 512 * 2**20
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         left = free_host_memory()
-        assert 0 < left < min(limit, free + 1), (left, free)
+        assert 0 < left < min(513 * 2**20, free + 1), (left, free)
         room = bytearray(int(0.9 * left))
         assert free_host_memory() <= left - len(room)
         try:
@@ -351,9 +351,9 @@ def machine(tmp_path, monkeypatch):
     proc, groups = tmp_path / "proc", tmp_path / "cgroup"
     (proc / "self").mkdir(parents=True)
     groups.mkdir()
-    monkeypatch.setattr(memory, "_PROC", proc)
-    monkeypatch.setattr(memory, "_CGROUP", groups)
-    monkeypatch.setattr(memory, "_address_space_left", lambda: 2**63 - 1)
+    monkeypatch.setattr(host, "_PROC", proc)
+    monkeypatch.setattr(host, "_CGROUP", groups)
+    monkeypatch.setattr(host, "_address_space_left", lambda: 2**63 - 1)
     (proc / "meminfo").write_text(f"MemTotal: 999 kB\nMemAvailable:   {8 * 2**20} kB\n")
 
     def group(path, **files):
@@ -372,63 +372,40 @@ def machine(tmp_path, monkeypatch):
 GIB = 2**30
 
 
-def test_no_control_group(machine):
-    assert memory.free_host_memory() == 8 * GIB
-
-
 def test_no_meminfo(machine):
     (machine.proc / "meminfo").unlink()
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    assert memory.free_host_memory() == physical
+    assert host.free_host_memory() == physical
 
 
-def test_control_group_v2(machine):
-    machine("slurm/job_1", memory__max=4 * GIB, memory__current=GIB)
-    machine.member("0::/slurm/job_1\n")
-    assert memory.free_host_memory() == 3 * GIB
+CACHE = f"anon 5\ninactive_file {GIB // 2}\nactive_file {GIB // 4}"
+V1 = "memory__limit_in_bytes", "memory__usage_in_bytes"
 
 
-def test_control_group_v2_file_cache_can_be_reclaimed(machine):
-    stat = f"anon 5\ninactive_file {GIB // 2}\nactive_file {GIB // 4}"
-    machine("job", memory__max=4 * GIB, memory__current=2 * GIB, memory__stat=stat)
-    machine.member("0::/job\n")
-    assert memory.free_host_memory() == 2.5 * GIB
-
-
-def test_control_group_parents_count(machine):
-    machine("slurm", memory__max=2 * GIB, memory__current=GIB)
-    machine("slurm/job", memory__max="max", memory__current=GIB)
-    machine("slurm/job/step", memory__max=7 * GIB, memory__current=GIB)
-    machine.member("0::/slurm/job/step\n")
-    assert memory.free_host_memory() == GIB
-
-
-def test_control_group_without_a_limit(machine):
-    machine("job", memory__max="max", memory__current=GIB)
-    machine.member("0::/job\n")
-    assert memory.free_host_memory() == 8 * GIB
-
-
-def test_control_group_of_a_container(machine):
-    """The path may name a group that the container cannot see; its own limit is at the root."""
-    machine(".", memory__max=2 * GIB, memory__current=GIB)
-    machine.member("0::/../../outside/scope\n")
-    assert memory.free_host_memory() == GIB
-
-
-def test_control_group_v1(machine):
-    machine("memory/job", memory__limit_in_bytes=5 * GIB, memory__usage_in_bytes=GIB)
-    machine.member("12:cpu,cpuacct:/other\n4:memory:/job\n0::/\n")
-    assert memory.free_host_memory() == 4 * GIB
-
-
-def test_control_group_v1_without_a_limit(machine):
-    machine("memory", memory__limit_in_bytes=2**63 - 4096, memory__usage_in_bytes=GIB)
-    machine.member("4:memory:/\n")
-    assert memory.free_host_memory() == 8 * GIB
-
-
-def test_control_group_over_its_limit_leaves_nothing(machine):
-    machine("job", memory__max=GIB, memory__current=2 * GIB)
-    machine.member("0::/job\n")
-    assert memory.free_host_memory() == 0
+@pytest.mark.parametrize(
+    ("groups", "member", "left"),
+    [
+        ({}, None, 8),
+        ({"slurm/job_1": (4, 1)}, "0::/slurm/job_1\n", 3),
+        # file cache can be reclaimed
+        ({"job": (4, 2, CACHE)}, "0::/job\n", 2.5),
+        # parents count
+        ({"slurm": (2, 1), "slurm/job/step": (7, 1)}, "0::/slurm/job/step\n", 1),
+        ({"job": ("max", 1)}, "0::/job\n", 8),
+        # the path may name a group that a container cannot see; its own limit is at the root
+        ({".": (2, 1)}, "0::/../../outside/scope\n", 1),
+        # over its limit
+        ({"job": (1, 2)}, "0::/job\n", 0),
+        # version 1, with a limit and without
+        ({"memory/job": (5, 1)}, "12:cpu,cpuacct:/other\n4:memory:/job\n0::/\n", 4),
+        ({"memory": (2**33 - 1, 1)}, "4:memory:/\n", 8),
+    ],
+)
+def test_control_groups(machine, groups, member, left):
+    for path, (limit, used, *stat) in groups.items():
+        names = V1 if path.startswith("memory") else ("memory__max", "memory__current")
+        numbers = (limit if limit == "max" else limit * GIB, used * GIB, *stat)
+        machine(path, **dict(zip((*names, "memory__stat"), numbers, strict=False)))
+    if member:
+        machine.member(member)
+    assert host.free_host_memory() == left * GIB

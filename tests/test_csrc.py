@@ -1,12 +1,11 @@
 """The CUDA sources without a GPU: executed on the CPU from the same text, and compiled by nvcc."""
 
-import ctypes
 import shutil
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
+from host_kernels import build, call
 
 from hessrmt.backend import kernels
 
@@ -14,45 +13,28 @@ TILE, BLOCK = 32, (32, 8)  # as backend/cuda_kernels.py launches it
 SIZES = [1, 2, 31, 32, 33, 100]
 
 LAUNCHERS = """
-extern "C" void run_f64(unsigned tiles, double *a, long long n, u64 *worst) {
-    launch(dim3{tiles, tiles, 1}, dim3{32, 8, 1}, symmetrize_f64, a, n, worst);
+extern "C" void run_@(long long tiles, REAL *a, long long n, u64 *worst) {
+    launch(dim3{unsigned(tiles), unsigned(tiles), 1}, dim3{32, 8, 1}, symmetrize_@, a, n, worst);
 }
-extern "C" void run_f32(unsigned tiles, float *a, long long n, u64 *worst) {
-    launch(dim3{tiles, tiles, 1}, dim3{32, 8, 1}, symmetrize_f32, a, n, worst);
-}
-extern "C" unsigned long long atomics() { return host_atomics.exchange(0); }
+extern "C" void atomics(long long *count) { *count = host_atomics.exchange(0); }
 """
 
 
 @pytest.fixture(scope="module")
-def symmetrize(tmp_path_factory):
+def library(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("csrc"), "symmetrize", LAUNCHERS)
+
+
+@pytest.fixture(scope="module")
+def symmetrize(library):
     """The kernel's launch on the CPU: array in place, returns what the backend returns."""
-    if not shutil.which("g++"):
-        pytest.skip("no g++")
-    folder = tmp_path_factory.mktemp("csrc")
-    text = folder / "symmetrize.cpp"
-    text.write_text('#include "host_shim.hpp"\n' + kernels.source("symmetrize") + LAUNCHERS)
-    library = folder / "symmetrize.so"
-    flags = ["-std=c++20", "-O1", "-Wall", "-Werror", "-Wno-unknown-pragmas"]
-    flags += ["-shared", "-fPIC", "-pthread"]
-    include = f"-I{Path(__file__).parent}"
-    subprocess.run(["g++", *flags, include, text, "-o", library], check=True)
-    loaded = ctypes.CDLL(str(library))
 
     def run(a):
         worst = np.zeros(1, np.uint64)
-        n = len(a)
-        function = {8: loaded.run_f64, 4: loaded.run_f32}[a.itemsize]
-        function(
-            ctypes.c_uint(-(-n // TILE)),
-            a.ctypes.data_as(ctypes.c_void_p),
-            ctypes.c_longlong(n),
-            worst.ctypes.data_as(ctypes.c_void_p),
-        )
+        function = {8: library.run_f64, 4: library.run_f32}[a.itemsize]
+        call(function, -(-len(a) // TILE), a, len(a), worst)
         return worst.view(np.float64)[0]
 
-    run.atomics = loaded.atomics
-    run.atomics.restype = ctypes.c_ulonglong
     return run
 
 
@@ -68,11 +50,13 @@ def test_symmetrize(symmetrize, n, dtype):
     assert np.array_equal(a, expected)
 
 
-def test_symmetrize_takes_one_atomic_a_block(symmetrize):
-    symmetrize.atomics()
+def test_symmetrize_takes_one_atomic_a_block(symmetrize, library):
+    count = np.zeros(1, np.int64)
+    call(library.atomics, count)
     symmetrize(np.random.default_rng(0).normal(size=(100, 100)))
+    call(library.atomics, count)
     tiles = -(-100 // TILE)
-    assert symmetrize.atomics() <= tiles * (tiles + 1) // 2
+    assert 0 < count[0] <= tiles * (tiles + 1) // 2
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
@@ -118,15 +102,8 @@ def test_compiles_for_every_architecture(tmp_path, file, architecture):
         pytest.skip(f"this nvcc does not know {architecture}")
     text = tmp_path / f"{file}.cu"
     text.write_text(kernels.source(file))
-    command = [
-        "nvcc",
-        *kernels.OPTIONS,
-        "-ftz=true",  # as CuPy adds
-        "-Werror",
-        "all-warnings",
-        "-cubin",
-        f"-arch={architecture}",
-    ]
+    strict = ["-Werror", "all-warnings", "-cubin", f"-arch={architecture}"]
+    command = ["nvcc", *kernels.OPTIONS, "-ftz=true", *strict]  # -ftz as CuPy adds
     done = subprocess.run(
         [*command, text, "-o", tmp_path / "a.cubin"], capture_output=True, text=True, check=False
     )

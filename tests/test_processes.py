@@ -433,32 +433,11 @@ class FakeCusolverMp:
         self._check(handle, compz, uplo, n, ia, ja, desc_a, d_q, iq, jq, desc_q, compute_type)
         return self.workspace
 
-    def syevd(
-        self,
-        handle,
-        compz,
-        uplo,
-        n,
-        d_a,
-        ia,
-        ja,
-        desc_a,
-        d_d,
-        d_q,
-        iq,
-        jq,
-        desc_q,
-        compute_type,
-        d_work,
-        workspace_in_bytes_on_device,
-        h_work,
-        workspace_in_bytes_on_host,
-        d_info,
-    ):
-        found = self._check(
-            handle, compz, uplo, n, ia, ja, desc_a, d_q, iq, jq, desc_q, compute_type
-        )
-        assert (workspace_in_bytes_on_device, workspace_in_bytes_on_host) == self.workspace
+    def syevd(self, *given):
+        *common, d_work, on_device, h_work, on_host, d_info = given
+        handle, compz, uplo, n, d_a, ia, ja, desc_a, d_d, *vectors, compute_type = common
+        found = self._check(handle, compz, uplo, n, ia, ja, desc_a, *vectors, compute_type)
+        assert (on_device, on_host) == self.workspace
         assert d_work
         assert h_work
         kind, layout = KINDS[compute_type], CusolverMpBackend.layout(self.backend, n)

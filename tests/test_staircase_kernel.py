@@ -15,13 +15,9 @@ BLOCK = 256
 CANARY = -7
 
 LAUNCHERS = """
-extern "C" void run_f64(long long grid, long long block, const double *pool, long long m,
-                        const double *queries, long long n, long long *counts) {
-    launch(dim3{unsigned(grid)}, dim3{unsigned(block)}, staircase_f64, pool, m, queries, n, counts);
-}
-extern "C" void run_f32(long long grid, long long block, const float *pool, long long m,
-                        const float *queries, long long n, long long *counts) {
-    launch(dim3{unsigned(grid)}, dim3{unsigned(block)}, staircase_f32, pool, m, queries, n, counts);
+extern "C" void run_@(long long grid, long long block, const REAL *pool, long long m,
+                      const REAL *queries, long long n, long long *counts) {
+    launch(dim3{unsigned(grid)}, dim3{unsigned(block)}, staircase_@, pool, m, queries, n, counts);
 }
 """
 

@@ -241,7 +241,7 @@ def test_surfaces_refuse_what_they_cannot_do(monkeypatch):
     with pytest.raises(HessrmtError, match="NaN"):
         surface.problem([np.nan, 0.0, 0.0])
     monkeypatch.setattr(surfaces, "free_host_memory", lambda: 2**20)
-    with pytest.raises(DataError, match="enough for 65. Take fewer features"):
+    with pytest.raises(DataError, match=r"enough for 65\. Take fewer features"):
         random_surface(rbf(), 1000)
 
 
