@@ -173,13 +173,11 @@ class Backend(Protocol):
         Raises:
             ConfigError: If a number is out of its range or ``dtype`` is another.
         """
-        if n < 1 or count < 0 or first < 0 or not 0 <= key < 2**64:
+        if n < 1 or count < 0 or first < 0 or not 0 <= key < 2**64 or dtype not in FLOATS:
             raise ConfigError(
-                f"GOE matrices with n = {n}, count {count}, first {first}, key {key}; give n >= 1, "
-                "count >= 0, first >= 0 and a key of 64 bits"
+                f"GOE matrices with n = {n}, count {count}, first {first}, key {key}, {dtype}; "
+                "give n >= 1, count >= 0, first >= 0, a key of 64 bits and float64 or float32"
             )
-        if dtype not in FLOATS:
-            raise ConfigError(f"GOE matrices of {dtype}; give float64 or float32")
         return self._goe(n, count, key, dtype, first)
 
     def _staircase(self, pool: Tensor, queries: Tensor) -> Int64[np.ndarray, " n"]: ...

@@ -7,6 +7,7 @@ Written against nvmath-python 1.0 and nccl4py 0.3; **it has never run on a GPU**
 from __future__ import annotations
 
 import ctypes
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,8 @@ from hessrmt.backend.distributed import DistributedBackend
 from hessrmt.errors import ConvergenceError, DeviceError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
     from hessrmt.backend.distributed import Layout
@@ -74,12 +77,12 @@ class CusolverMpBackend(DistributedBackend):
                     nranks=world.size, rank=world.rank, unique_id=identity
                 )
                 self._handle = self._solver.create(device.index or 0, _stream(device))
+                order, shape = (
+                    self._solver.GridMapping.COL_MAJOR,
+                    (self.grid.rows, self.grid.columns),
+                )
                 self._grid = self._solver.create_device_grid(
-                    self._handle,
-                    self._nccl.ptr,
-                    self.grid.rows,
-                    self.grid.columns,
-                    int(self._solver.GridMapping.COL_MAJOR),
+                    self._handle, self._nccl.ptr, *shape, int(order)
                 )
             except Exception as error:
                 raise DeviceError(f"the GPUs cannot be connected: {error}") from error
@@ -91,13 +94,10 @@ class CusolverMpBackend(DistributedBackend):
     def eigen_bytes(self, layout: Layout, itemsize: int) -> int:
         """See :class:`.DistributedBackend`; the workspace is what the library asks for."""
         dtype = {8: torch.float64, 4: torch.float32}[itemsize]
-        entries = itemsize * layout.most_entries
-        descriptor = self._describe(layout, dtype)
-        try:
-            # sizes alone are asked for, of a matrix that is not there yet
-            return entries + sum(self._workspace(layout, descriptor, dtype, 0, 0))
-        finally:
-            self._solver.destroy_matrix_desc(descriptor)
+        # sizes alone are asked for, of a matrix that is not there yet
+        with self._arguments(layout, dtype, 0, 0) as arguments:
+            workspace = self._solver.syevd_buffer_size(*arguments)
+        return itemsize * layout.most_entries + sum(workspace)
 
     def _solve(self, part: Tensor, layout: Layout) -> np.ndarray:
         with self.world.together():
@@ -114,49 +114,33 @@ class CusolverMpBackend(DistributedBackend):
     def _call(self, part: Tensor, layout: Layout) -> tuple[int, np.ndarray]:
         levels = torch.zeros(layout.n, dtype=part.dtype, device=self.device)
         info = torch.zeros(1, dtype=torch.int32, device=self.device)
-        descriptor = self._describe(layout, part.dtype)
-        try:
-            matrix, values = part.data_ptr(), levels.data_ptr()
-            on_device, on_host = self._workspace(layout, descriptor, part.dtype, matrix, values)
+        matrix, values = part.data_ptr(), levels.data_ptr()
+        with self._arguments(layout, part.dtype, matrix, values) as arguments:
+            on_device, on_host = self._solver.syevd_buffer_size(*arguments)
             work = torch.empty(max(1, on_device), dtype=torch.uint8, device=self.device)
             host = torch.empty(max(1, on_host), dtype=torch.uint8)
+            workspace = (work.data_ptr(), on_device, host.data_ptr(), on_host)
             self._solver.set_stream(self._handle, _stream(self.device))
-            self._solver.syevd(
-                *self._arguments(layout, descriptor, part.dtype, matrix, values),
-                work.data_ptr(),
-                on_device,
-                host.data_ptr(),
-                on_host,
-                info.data_ptr(),
-            )
+            self._solver.syevd(*arguments, *workspace, info.data_ptr())
             return int(info.cpu()[0]), levels.cpu().numpy()  # waits for the stream
+
+    @contextmanager
+    def _arguments(
+        self, layout: Layout, dtype: torch.dtype, matrix: int, values: int
+    ) -> Iterator[tuple[int, ...]]:
+        """What the routine and the query of its workspace have in common."""
+        n, block, kind, no_vectors = layout.n, layout.block, _TYPES[dtype], 0
+        descriptor = self._solver.create_matrix_desc(
+            self._grid, kind, n, n, block, block, 0, 0, len(layout.rows)
+        )
+        try:
+            yield (
+                *(self._handle, ctypes.addressof(_JOB), _LOWER, n),
+                *(matrix, 1, 1, descriptor, values),
+                *(no_vectors, 1, 1, descriptor, kind),
+            )
         finally:
             self._solver.destroy_matrix_desc(descriptor)
-
-    def _describe(self, layout: Layout, dtype: torch.dtype) -> int:
-        n, block = layout.n, layout.block
-        return self._solver.create_matrix_desc(
-            self._grid, _TYPES[dtype], n, n, block, block, 0, 0, len(layout.rows)
-        )
-
-    def _workspace(
-        self, layout: Layout, descriptor: int, dtype: torch.dtype, matrix: int, values: int
-    ) -> tuple[int, int]:
-        """Bytes on the device and on the host."""
-        return self._solver.syevd_buffer_size(
-            *self._arguments(layout, descriptor, dtype, matrix, values)
-        )
-
-    def _arguments(
-        self, layout: Layout, descriptor: int, dtype: torch.dtype, matrix: int, values: int
-    ) -> tuple[int, ...]:
-        """What the routine and the query of its workspace have in common."""
-        no_vectors = 0
-        return (
-            *(self._handle, _address(_JOB), _LOWER, layout.n),
-            *(matrix, 1, 1, descriptor, values),
-            *(no_vectors, 1, 1, descriptor, _TYPES[dtype]),
-        )
 
 
 def import_libraries() -> Libraries:
@@ -181,10 +165,6 @@ def import_libraries() -> Libraries:
 
 _JOB = ctypes.create_string_buffer(b"N")
 """Eigenvalues without vectors; the bindings take the address of the letter."""
-
-
-def _address(text: ctypes.Array[ctypes.c_char]) -> int:
-    return ctypes.addressof(text)
 
 
 def _stream(device: torch.device) -> int:

@@ -2,8 +2,7 @@
 
 Blocks of b x b entries are dealt to a grid of processes like cards, so that every process keeps
 about the same share of every part of the matrix while an algorithm works its way through it: the
-two-dimensional block-cyclic layout (Blackford et al. 1997, section 4.3; ``numroc`` is that of its
-tools). Every process keeps its part as a (columns, rows) tensor in C order: the same bytes as the
+two-dimensional block-cyclic layout (Blackford et al. 1997, section 4.3). Every process keeps its part as a (columns, rows) tensor in C order: the same bytes as the
 (rows, columns) array in Fortran order that ScaLAPACK's descendants expect.
 """
 
@@ -202,28 +201,8 @@ class Layout:
     @property
     def most_entries(self) -> int:
         """Matrix entries kept by the process that keeps most."""
-        rows, columns = self.grid.rows, self.grid.columns
-        return numroc(self.n, self.block, 0, rows) * numroc(self.n, self.block, 0, columns)
-
-
-def numroc(n: int, block: int, process: int, processes: int) -> int:
-    """How many of n rows (or columns) one process keeps.
-
-    Args:
-        n: Rows in all.
-        block: Rows of a block.
-        process: Its number among ``processes``, the first of which keeps the first block.
-        processes: Over how many they are dealt.
-
-    Returns:
-        The number.
-    """
-    whole, rest = divmod(n, block)
-    rounds, extra = divmod(whole, processes)
-    mine = rounds * block
-    if process < extra:
-        return mine + block
-    return mine + rest if process == extra else mine
+        shape = self.grid.rows, self.grid.columns
+        return math.prod(len(owned(self.n, self.block, 0, processes)) for processes in shape)
 
 
 def owned(n: int, block: int, process: int, processes: int) -> Int64[np.ndarray, " k"]:
@@ -236,7 +215,7 @@ def owned(n: int, block: int, process: int, processes: int) -> Int64[np.ndarray,
         processes: Over how many they are dealt.
 
     Returns:
-        Their positions, ascending; :func:`numroc` of them.
+        Their positions, ascending.
     """
     starts = np.arange(process * block, n, processes * block, dtype=np.int64)
     positions = (starts[:, None] + np.arange(block, dtype=np.int64)).ravel()

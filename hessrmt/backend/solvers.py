@@ -7,9 +7,9 @@ to the library (cuSOLVER) unless the two-stage solver is asked for (``HESSRMT_SO
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
 from typing import Literal, NamedTuple, cast, get_args
-
-import numpy as np
 
 from hessrmt.backend.twostage import HALF_WIDTH, chase_launch
 from hessrmt.checks import one_of
@@ -206,14 +206,8 @@ def largest(solver: Route, total: int, itemsize: int) -> int:
     Returns:
         A dimension; 0 if none fits.
     """
-    low, high = 0, 2 + int(np.sqrt(max(total, 0) / itemsize))
-    while high - low > 1:
-        middle = (low + high) // 2
-        if sum(plan(solver, middle, itemsize)) <= total:
-            low = middle
-        else:
-            high = middle
-    return low
+    sizes = range(1, 2 + math.isqrt(max(total, 0) // itemsize))
+    return bisect_right(sizes, total, key=lambda n: sum(plan(solver, n, itemsize)))
 
 
 def require_memory(solver: Route, n: int, itemsize: int, free: int, device: str) -> None:

@@ -68,8 +68,8 @@ def two_stage_eigenvalues(
         levels /= factor
     if not np.all(np.isfinite(levels)):
         raise ConvergenceError(
-            "the two-stage eigenvalue solver gave eigenvalues that are not finite though every "
-            "entry of the matrix is; try the library's solver, or a smaller scale"
+            "the two-stage solver gave eigenvalues that are not finite though every entry of the "
+            "matrix is; try the library's solver, or a smaller scale"
         )
     return levels
 
@@ -237,13 +237,10 @@ def chase_launch(
         ConfigError: If the sweeps of the batch can't be counted in 32 bits.
     """
     if batch * n >= 2**31:
-        raise ConfigError(
-            f"{batch} matrices of {n} columns are too many for one launch of the bulge chase; "
-            "give fewer than 2**31 columns at once"
-        )
+        given = f"{batch} matrices of {n} columns"
+        raise ConfigError(f"{given} are too many for one launch; give fewer than 2**31 columns")
     numbers = 2 * b * (b + 1) + 2 * max(b, threads) + 4 * b
-    useful = batch * (n // (2 * b) + 2)
-    blocks = max(1, min(resident, useful))
+    blocks = max(1, min(resident, batch * (n // (2 * b) + 2)))
     return ChaseLaunch(blocks, threads, 8 + numbers * itemsize, 2 + batch * n)
 
 
