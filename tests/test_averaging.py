@@ -260,7 +260,7 @@ def test_iterates_on_a_quadratic_with_noise_are_those_of_the_linear_recursion():
     r = 1 - lr * (1 + decay)
     np.testing.assert_allclose(quiet, np.outer(r ** np.arange(1, 11), np.ones(n)), atol=1e-12)
     noisy = descend(surface, np.zeros(n), lr, steps, weight_decay=decay, noise=sigma, seed=9)
-    # stationary variance α²σ²/(1-r²) of each component, [B] Theorem 8.1; r^240 is nothing
+    # stationary variance α²σ²/(1-r²) of each component, by theorem 8.1; r^240 is nothing
     variance = (lr * sigma) ** 2 / (1 - r**2)
     assert abs((noisy[-1] ** 2).mean() / variance - 1) < 4 * np.sqrt(2 / n)
     # the mean of T iterates of an AR(1) process has the variance times Σ_ij r^|i-j| / T²
@@ -272,7 +272,7 @@ def test_iterates_on_a_quadratic_with_noise_are_those_of_the_linear_recursion():
 
 
 def test_averaging_removes_noise_at_high_learning_rate_in_high_dimension():
-    """The prediction of [B], §8, on full-batch descent, where nothing else is random."""
+    """The prediction of Baskerville, Granziol and Keating 2022, section 8, for full-batch descent, where nothing else is random."""
     cov, gains = rbf(16.0, 4.0), {}
     for P in (4, 64):
         for lr, steps in ((0.1, 300), (1.0, 100)):

@@ -22,7 +22,7 @@ N = 3
 
 
 def printed(k1, k2, n):
-    """[B] equation (17), element by element."""
+    """Equation 17 of Baskerville, Granziol and Keating 2022, element by element."""
     tensor = np.zeros((n, n, n, n))
     for i, j, k, m in np.ndindex(n, n, n, n):
         tensor[i, j, k, m] = k2 * ((i == k) * (j == m) + (i == m) * (j == k))

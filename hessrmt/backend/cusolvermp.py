@@ -77,12 +77,10 @@ class CusolverMpBackend(DistributedBackend):
                     nranks=world.size, rank=world.rank, unique_id=identity
                 )
                 self._handle = self._solver.create(device.index or 0, _stream(device))
-                order, shape = (
-                    self._solver.GridMapping.COL_MAJOR,
-                    (self.grid.rows, self.grid.columns),
-                )
+                shape = self.grid.rows, self.grid.columns
+                order = int(self._solver.GridMapping.COL_MAJOR)
                 self._grid = self._solver.create_device_grid(
-                    self._handle, self._nccl.ptr, *shape, int(order)
+                    self._handle, self._nccl.ptr, *shape, order
                 )
             except Exception as error:
                 raise DeviceError(f"the GPUs cannot be connected: {error}") from error

@@ -2,8 +2,9 @@
 
 Blocks of b x b entries are dealt to a grid of processes like cards, so that every process keeps
 about the same share of every part of the matrix while an algorithm works its way through it: the
-two-dimensional block-cyclic layout (Blackford et al. 1997, section 4.3). Every process keeps its part as a (columns, rows) tensor in C order: the same bytes as the
-(rows, columns) array in Fortran order that ScaLAPACK's descendants expect.
+two-dimensional block-cyclic layout (Blackford et al. 1997, section 4.3). Every process keeps its
+part as a (columns, rows) tensor in C order: the same bytes as the (rows, columns) array in Fortran
+order that ScaLAPACK's descendants expect.
 """
 
 from __future__ import annotations
