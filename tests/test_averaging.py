@@ -272,7 +272,7 @@ def test_iterates_on_a_quadratic_with_noise_are_those_of_the_linear_recursion():
 
 
 def test_averaging_removes_noise_at_high_learning_rate_in_high_dimension():
-    """The prediction of Baskerville, Granziol and Keating 2022, section 8, for full-batch descent, where nothing else is random."""
+    """As Baskerville, Granziol and Keating 2022, section 8, say; full batches: no other noise."""
     cov, gains = rbf(16.0, 4.0), {}
     for P in (4, 64):
         for lr, steps in ((0.1, 300), (1.0, 100)):
