@@ -425,7 +425,7 @@ def require_stationary(cov: object, otherwise: str = "at one point use sample_he
 def _partial(
     jet: Jet, d: Float64[np.ndarray, "... n"], indices: Sequence[Any]
 ) -> Float64[np.ndarray, "*shape"]:
-    """Derivatives of K(d): points' shape, then that which the arrays of components broadcast to."""
+    """Derivatives of K(d): points first, then what the arrays of components broadcast to."""
     shape = np.broadcast_shapes(*(index.shape for index in indices)) if indices else ()
     orders = jet.reshape(*jet.shape, *(1,) * len(shape))
     total = np.zeros((*d.shape[:-1], *shape))
@@ -435,7 +435,7 @@ def _partial(
         for first, second in pairs:
             term = term * (indices[first] == indices[second])
         for other in others:
-            term = term * d[..., np.broadcast_to(indices[other], shape)]
+            term = term * d[..., indices[other]]
         total += term
     return total
 
