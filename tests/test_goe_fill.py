@@ -5,10 +5,8 @@ import pytest
 from host_kernels import build, call
 from scipy import stats
 
-from hessrmt import rng
 from hessrmt.backend import reference
 from hessrmt.backend.reference import philox4x32_10, sample_goe
-from hessrmt.ensembles import gaussian_levels
 
 TILE, BLOCK = 32, (32, 8)
 KEY = 0xA4093822299F31D0
@@ -171,12 +169,3 @@ def test_elements_are_independent():
         for f in (np.asarray, np.square):
             # correlation of independent numbers: standard error 1/√N
             assert abs(np.corrcoef(f(one), f(two))[0, 1]) < 4 / np.sqrt(len(one))
-
-
-def test_levels_are_those_of_the_tridiagonal_ensemble():
-    n, samples = 6, 1500
-    draw = rng.stream(1, "tridiagonal")
-    dense = np.linalg.eigvalsh(sample_goe(n, samples, KEY))
-    other = np.array([gaussian_levels(1, n, draw) for _ in range(samples)])
-    for k in range(n):
-        assert stats.ks_2samp(dense[:, k], other[:, k]).pvalue > P_VALUE
