@@ -10,7 +10,7 @@ from scipy.linalg import eigvalsh_tridiagonal
 
 import hessrmt as hr
 from hessrmt import rng
-from hessrmt.lossmodel.band import goe_band
+from hessrmt.lossmodel.sampler import goe_band
 from hessrmt.theory import ratios
 
 theory = hr.theory

@@ -14,8 +14,7 @@ from hessrmt.config import OUTLIER_SCALE
 from hessrmt.errors import DataError
 from hessrmt.levels.resampling import mean_and_error
 from hessrmt.levels.selection import ratio_samples, select
-from hessrmt.lossmodel.bulk import bulk, centre, expected_outside
-from hessrmt.lossmodel.sampler import sample_spectra
+from hessrmt.lossmodel.sampler import bulk, centre, expected_outside, sample_spectra
 from hessrmt.records import Provenance
 from hessrmt.runs.run import SERIAL, computed_by
 from hessrmt.store.files import require_one
