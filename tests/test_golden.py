@@ -32,7 +32,7 @@ from golden_samples import (
     numbers,
     shortened,
 )
-from hessrmt.store.layout import array
+from hessrmt.store.files import dataset as array
 from level_samples import write_file
 
 import hessrmt as hr
