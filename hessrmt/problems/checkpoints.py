@@ -5,11 +5,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
-import os
 import pickle
 import re
 import warnings
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import safetensors
@@ -17,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from hessrmt.errors import ProblemError, StoreError, WriteError
+from hessrmt.errors import ProblemError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -167,32 +165,10 @@ def save_atomic(obj: object, path: Path) -> None:
     Args:
         obj: Tensors in containers of plain Python types.
         path: The file to write or replace.
-
-    Raises:
-        WriteError: If the disk is full or fails (the old file is left as it was).
-        StoreError: If the folder cannot be written to (likewise).
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        buffer = io.BytesIO()  # so that the bytes do not depend on the file's name
-        torch.save(obj, buffer)
-        with temporary.open("xb") as handle:
-            handle.write(buffer.getbuffer())
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        if error.errno in _DISK_FAILED:
-            raise WriteError(
-                f"writing {path} failed: {reason}; what the file held before is untouched"
-            ) from error
-        raise StoreError(
-            f"cannot write {path}: {reason}; give a path in a folder you can write to"
-        ) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
+    buffer = io.BytesIO()  # so that the bytes do not depend on the file's name
+    torch.save(obj, buffer)
+    write_whole(path, buffer.getbuffer())
 
 
 def tensors(content: Any, path: Path) -> dict[str, Tensor]:
