@@ -7,15 +7,14 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from hessrmt.plots.slq import spectral_density
 
 import hessrmt as hr
 from hessrmt.config import DensityConfig, load_settings
 from hessrmt.curvature.density import DensityPlan, complete
 from hessrmt.curvature.operators import CurvatureOperator
 from hessrmt.errors import ConfigError, DeviceError, LevelsError, StoreError
-from hessrmt.runs import density as workflow
 from hessrmt.plots.certification import lanczos_density
+from hessrmt.runs import density as workflow
 from hessrmt.store.density import DensityWriter
 
 X = np.random.default_rng(0).normal(size=(9, 4))

@@ -35,6 +35,7 @@ from level_samples import write_file
 
 import hessrmt as hr
 from hessrmt import rng
+from hessrmt.cli import console
 from hessrmt.ensembles import goe, poisson
 from hessrmt.store.files import dataset as array
 
@@ -480,7 +481,7 @@ def machine(monkeypatch, tmp_path_factory):
     """No GPU, no table wrapped, and surrogates drawn once."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    monkeypatch.setenv("COLUMNS", "1000")
+    monkeypatch.setattr(console.err, "_width", 1000)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "golden-cache"))
 
 

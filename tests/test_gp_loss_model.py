@@ -15,7 +15,7 @@ from hessrmt.experiments.loss_model import (
     sampled_densities,
     sampled_ratios,
 )
-from hessrmt.lossmodel.bulk import sampled_density
+from hessrmt.lossmodel.sampler import sampled_density
 from hessrmt.plots.lossmodel import densities
 from hessrmt.runs import simulate
 from hessrmt.store.spectra import load

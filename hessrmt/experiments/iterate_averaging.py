@@ -29,7 +29,7 @@ from hessrmt.experiments.experiment import (
     Work,
     stem,
 )
-from hessrmt.levels.density import mean_counts
+from hessrmt.levels.histograms import mean_counts
 from hessrmt.plots import training as plots
 from hessrmt.runs import spectrum, trajectory
 from hessrmt.runs.run import make_folders

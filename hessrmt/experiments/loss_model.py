@@ -26,9 +26,9 @@ from hessrmt.experiments.experiment import (
     Work,
     drawn_seed,
 )
-from hessrmt.levels.analysis import ratio_histogram
+from hessrmt.levels.histograms import ratio_histogram
 from hessrmt.levels.selection import select
-from hessrmt.lossmodel.bulk import sampled_density
+from hessrmt.lossmodel.sampler import sampled_density
 from hessrmt.plots import lossmodel
 from hessrmt.runs import simulate
 from hessrmt.runs.run import make_folders

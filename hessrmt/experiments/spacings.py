@@ -39,8 +39,9 @@ from hessrmt.runs.run import make_folders
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from hessrmt.levels.analysis import Unfolded
-    from hessrmt.records import LevelStatistics, Spectra
+    from hessrmt.levels import LevelStatistics
+    from hessrmt.levels.unfolding import Unfolded
+    from hessrmt.records import Spectra
 
 _SURROGATES = 200
 """For the bands of the histograms."""

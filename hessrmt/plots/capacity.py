@@ -221,7 +221,7 @@ def against(
     Args:
         reports: What to call the networks to their reports.
         accuracy: One value for each; networks without one are left out.
-        correlations: A :class:`hessrmt.capacity.series.Correlation` of this accuracy with each
+        correlations: A :class:`hessrmt.capacity.report.Correlation` of this accuracy with each
             metric: a panel each.
         title: Above the picture.
         ax: Axes to draw into, one for each correlation; None for a new picture.
