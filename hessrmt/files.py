@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+_DISK_FAILED = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+"""Errors of a run; others are those of a name that cannot be used."""
+
+
 def require_new(path: Path, *, may_exist: bool) -> None:
     """Refuse a name that is a folder's, or that of a file which is to stay.
 
@@ -85,7 +89,13 @@ def new_file(path: Path, *, replace: bool = True) -> Iterator[Path]:
     except FileExistsError as error:
         raise StoreError(_exists(path)) from error
     except OSError as error:
-        raise WriteError(f"writing {path} failed: {reason(error)}") from error
+        if error.errno in _DISK_FAILED:
+            raise WriteError(
+                f"writing {path} failed: {reason(error)}; what the file held before is untouched"
+            ) from error
+        raise StoreError(
+            f"cannot write {path}: {reason(error)}; give a path in a folder you can write to"
+        ) from error
     finally:
         with suppress(OSError):
             draft.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ Surrogates are kept between runs, in the user's cache folder; losing them costs 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hessrmt.errors import ProblemError
+from hessrmt.files import new_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -30,7 +31,6 @@ NESTED_UNDER = ("state_dict", "model_state_dict", "model")
 
 _WRAPPERS = ("module.", "_orig_mod.")  # DataParallel and torch.compile prefix every name
 _LISTED = 8
-_DISK_FAILED = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG}
 
 
 def load_state(path: Path) -> dict[str, Tensor]:
@@ -166,9 +166,10 @@ def save_atomic(obj: object, path: Path) -> None:
         obj: Tensors in containers of plain Python types.
         path: The file to write or replace.
     """
-    buffer = io.BytesIO()  # so that the bytes do not depend on the file's name
-    torch.save(obj, buffer)
-    write_whole(path, buffer.getbuffer())
+    with new_file(path) as draft:
+        buffer = io.BytesIO()  # so that the bytes do not depend on the file's name
+        torch.save(obj, buffer)
+        draft.write_bytes(buffer.getbuffer())
 
 
 def tensors(content: Any, path: Path) -> dict[str, Tensor]:
