@@ -1,7 +1,6 @@
 """Families of networks as training would give them, made up from simple laws."""
 
 import numpy as np
-from hessrmt.workflows.familyfits import Entry
 
 from hessrmt import rng
 from hessrmt.experiments.families import Family

@@ -319,36 +319,36 @@ def _run(
 ) -> None:
     """Train what is missing of one family here, or of all families by workers."""
     runs = [Run(samples_of, family, folder, pool=pool, out=out) for family in families]
-    identities = [_identity(f, r.prepared.digests) for f, r in zip(families, runs, strict=True)]
     make_folders(out, "families", "checkpoints")
     name = runs[0].on_one(_device, None)
+    tasks = []
     with ExitStack() as stack:
-        files = []
-        for family, work, identity in zip(families, runs, identities, strict=True):
-            origin = work.prepared.train.origin
-            embedded = (origin,) if work.prepared.train.embedded else ()
-            notes = (*embedded, *computed_by(pool))
-            about = Provenance({"data": origin}, name, notes=notes)
-            place = _file(out, family)
-            files.append(stack.enter_context(FamilyWriter(place, family.values, identity, about)))
-        tasks = []
-        for number, (family, file) in enumerate(zip(families, files, strict=True)):
+        for family, work in zip(families, runs, strict=True):
+            identity = {
+                "family": family.model_dump(exclude={"seed", "device"}),
+                "seed": family.seed,
+                "data_sha256": work.prepared.digests["data"],
+            }
+            samples = work.prepared.train
+            notes = (*[samples.origin] * samples.embedded, *computed_by(pool))
+            about = Provenance({"data": samples.origin}, name, notes=notes)
+            writer = FamilyWriter(_file(out, family), family.values, identity, about)
+            file = stack.enter_context(writer)
             for index in range(len(family.values)):
                 if index in file.members:
                     _checkpoint(family, index, out).unlink(missing_ok=True)
                 else:
-                    tasks.append((number, index))
+                    tasks.append((work, (family.name, identity, index), family, file))
         every = sum(len(family.values) for family in families)
         done = every - len(tasks)
         if not pool.local:
             tick("networks", done, every)
-        step = partial(_make, tick=tick if pool.local else None, out=out.absolute())
-        items = [(runs[k], (families[k].name, identities[k], index)) for k, index in tasks]
+        step = partial(_make, tick=tick if pool.local else silent, out=out.absolute())
         try:
-            for task, member in compute_all(pool, step, items):
-                number, index = tasks[task]
-                files[number].write(index, member)
-                _checkpoint(families[number], index, out).unlink(missing_ok=True)
+            for task, member in compute_all(pool, step, [parts[:2] for parts in tasks]):
+                _, (_, _, index), family, file = tasks[task]
+                file.write(index, member)
+                _checkpoint(family, index, out).unlink(missing_ok=True)
                 done += 1
                 if not pool.local:
                     tick("networks", done, every)
@@ -369,11 +369,6 @@ def _file(out: Path, family: Family) -> Path:
 def _checkpoint(family: Family, index: int, out: Path) -> Path:
     """File of a network in training."""
     return out / "checkpoints" / f"{family.name}-{index}.pt"
-
-
-def _identity(family: SeededFamily, digests: Mapping[str, str]) -> dict[str, Any]:
-    plain = family.model_dump(exclude={"seed", "device"})
-    return {"family": plain, "seed": family.seed, "data_sha256": digests["data"]}
 
 
 @dataclass(frozen=True, eq=False)
@@ -439,7 +434,7 @@ def _make(
     samples: FamilySamples,
     item: tuple[str, Mapping[str, Any], int],
     out: Path,
-    tick: Tick | None = None,
+    tick: Tick = silent,
 ) -> Member:
     """Train one network, or go on with it, and measure it; an error says which."""
     name, identity, index = item
@@ -450,7 +445,7 @@ def _make(
     path = _checkpoint(family, index, out)
     try:
         with TrainingFile(path, {"member": index, **identity}, resume=True) as file:
-            made, final = _trained(plan, file, partial(tick or silent, phase))
+            made, final = _trained(plan, file, partial(tick, phase))
     except _FAILS as error:
         raise type(error)(
             f"network {index + 1} of {name} ({family.vary} {plan.value:g}): {error}"

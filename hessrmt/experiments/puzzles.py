@@ -501,8 +501,33 @@ class Puzzles(Experiment[PuzzlesConfig, PuzzlesPreset, FamilyEntry]):
 
     def figures(self, settings: PuzzlesConfig, entries: Sequence[FamilyEntry]) -> Pictures:  # noqa: D102
         finished = [entry for entry in entries if entry.result.members]
-        missing = {e.name: _unfinished for e in entries if not e.result.members}
-        return {**missing, **_family_pictures(settings, finished)}
+        partners = {entry.name: random_partner(entry, finished) for entry in finished}
+        shown = {partner.name for partner in partners.values() if partner is not None}
+        pictures: dict[str, Callable[[], Any]] = {
+            entry.name: _unfinished for entry in entries if not entry.result.members
+        }
+        for entry in finished:
+            name, partner = entry.name, partners[entry.name]
+            if name in shown:
+                continue
+            if entry.settings.vary == "width":
+                pictures[f"{name}-width"] = partial(plots.width, entry)
+            elif entry.settings.vary == "samples":
+                both = [entry] if partner is None else [entry, partner]
+                pictures[f"{name}-errors"] = partial(plots.sample_errors, both)
+                pictures[f"{name}-losses"] = partial(plots.sample_losses, both)
+            else:
+                published = settings.reference if entry.settings.by == "layers" else ()
+                pictures |= {
+                    f"{name}-losses": partial(family_losses, entry, partner, published),
+                    f"{name}-capacity": partial(plots.capacity, entry, partner),
+                    f"{name}-outputs": partial(plots.outputs, entry),
+                    f"{name}-margins": partial(plots.margins, entry, partner),
+                    f"{name}-trend": partial(plots.against_value, entry),
+                }
+                if entry.settings.reference_loss is not None:
+                    pictures[f"{name}-product"] = partial(plots.product_at_loss, entry)
+        return pictures
 
 
 def _unfinished() -> Figure:
@@ -598,31 +623,3 @@ def _own_line(
         return line, None
     others = [random.result.column(name) for name in names]
     return line, fit_line(*map(np.append, own, others))
-
-
-def _family_pictures(settings: PuzzlesConfig, entries: Sequence[FamilyEntry]) -> Pictures:
-    partners = {entry.name: random_partner(entry, entries) for entry in entries}
-    shown = {partner.name for partner in partners.values() if partner is not None}
-    pictures: dict[str, Callable[[], Any]] = {}
-    for entry in entries:
-        name, partner = entry.name, partners[entry.name]
-        if name in shown:
-            continue
-        if entry.settings.vary == "width":
-            pictures[f"{name}-width"] = partial(plots.width, entry)
-        elif entry.settings.vary == "samples":
-            both = [entry] if partner is None else [entry, partner]
-            pictures[f"{name}-errors"] = partial(plots.sample_errors, both)
-            pictures[f"{name}-losses"] = partial(plots.sample_losses, both)
-        else:
-            published = settings.reference if entry.settings.by == "layers" else ()
-            pictures |= {
-                f"{name}-losses": partial(family_losses, entry, partner, published),
-                f"{name}-capacity": partial(plots.capacity, entry, partner),
-                f"{name}-outputs": partial(plots.outputs, entry),
-                f"{name}-margins": partial(plots.margins, entry, partner),
-                f"{name}-trend": partial(plots.against_value, entry),
-            }
-            if entry.settings.reference_loss is not None:
-                pictures[f"{name}-product"] = partial(plots.product_at_loss, entry)
-    return pictures
