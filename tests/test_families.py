@@ -113,16 +113,24 @@ def test_random_labels_are_drawn_for_both_splits(family):
     assert np.array_equal(again.train.y, random.train.y)
 
 
-def test_a_family_over_samples_takes_the_first(family, tmp_path):
-    settings = family(vary="samples", values=(8, 20), batch=4, epochs=2, labels="random")
-    result = run(settings, tmp_path / "out")
-    assert [member.top_output_counts.sum() for member in result.members] == [8, 20]
-
-
-def test_a_family_over_widths(family, tmp_path):
-    settings = family(vary="width", values=(1, 3), model="conv3s2-{width}", epochs=2)
-    result = run(settings, tmp_path / "out")
-    assert [m.parameters for m in result.members] == [25 + 25 + 12, 3 * 25 + 9 * 25 + 3 * 12]
+@pytest.mark.parametrize(
+    ("changes", "samples", "parameters"),
+    [
+        ({"vary": "samples", "values": (8, 20), "batch": 4, "labels": "random"}, [8, 20], [62, 62]),
+        (
+            {"vary": "width", "values": (1, 3), "model": "conv3s2-{width}"},
+            [64, 64],
+            [25 + 25 + 12, 3 * 25 + 9 * 25 + 3 * 12],
+        ),
+        ({"values": (0.1, 0.1)}, [64, 64], [62, 62]),
+    ],
+)
+def test_what_is_varied(family, tmp_path, changes, samples, parameters):
+    few = {"model": "conv3s2-1", "epochs": 1, "rates": (0.01,)}
+    one, two = run(family(**few | changes), tmp_path / "out").members
+    assert [member.top_output_counts.sum() for member in (one, two)] == samples
+    assert [member.parameters for member in (one, two)] == parameters
+    assert one.product != two.product  # equal values have random numbers of their own
 
 
 def test_the_epoch_closest_to_the_reference_loss_is_kept(family, tmp_path):
@@ -180,11 +188,6 @@ def test_normalised_by_the_output_on_one_image(family, tmp_path):
         net.model, [samples.test.tensors(slice(None))], losses.resolve("cross-entropy"), 1
     )
     assert member.normalized_test_loss == pytest.approx(found.loss, abs=1e-12)
-
-
-def test_equal_values_have_random_numbers_of_their_own(family, tmp_path):
-    result = run(family(values=(0.1, 0.1), epochs=1, rates=(0.01,)), tmp_path / "out")
-    assert result.members[0].product != result.members[1].product
 
 
 # killed, continued, refused
@@ -485,22 +488,21 @@ def test_families_that_make_no_sense(family, changes, words):
         family(**changes)
 
 
-def test_more_samples_than_there_are(family, tmp_path):
-    with pytest.raises(ConfigError, match="65 training samples, but there are 64"):
-        run(family(samples=65), tmp_path / "out")
-    with pytest.raises(ConfigError, match="100 training samples"):
-        run(family(vary="samples", values=(10, 100)), tmp_path / "out")
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"samples": 65}, "65 training samples, but there are 64"),
+        ({"vary": "samples", "values": (10, 100)}, "100 training samples"),
+        ({"data": "cifar10"}, "cifar10"),
+        ({"data": "regression.npz"}, "no classes"),
+        ({"data": "whole.npz"}, "no splits"),
+    ],
+)
+def test_data_that_cannot_be_used(family, tmp_path, monkeypatch, changes, said):
+    monkeypatch.chdir(tmp_path)
+    x = np.zeros((5, 8, 8), dtype=np.uint8)
+    np.savez("regression.npz", x_train=x, y_train=np.zeros(5), x_test=x, y_test=np.zeros(5))
+    np.savez("whole.npz", x=x, y=np.zeros(5, dtype=np.int64))
+    with pytest.raises((ConfigError, DataError), match=said):
+        run(family(**changes), tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_data_that_cannot_be_used(family, tmp_path):
-    path = tmp_path / "regression.npz"
-    x, y = np.zeros((5, 8, 8), dtype=np.uint8), np.zeros(5)
-    np.savez(path, x_train=x, y_train=y, x_test=x, y_test=y)
-    with pytest.raises(DataError, match="no classes"):
-        run(family(data=str(path)), tmp_path / "out")
-    np.savez(path, x=x, y=np.zeros(5, dtype=np.int64))
-    with pytest.raises(DataError, match="no splits"):
-        run(family(data=str(path)), tmp_path / "out")
-    with pytest.raises(DataError, match="cifar10"):
-        run(family(data="cifar10"), tmp_path / "out")

@@ -22,11 +22,14 @@ from hessrmt import rng
 from hessrmt.config import Settings, TrainConfig
 from hessrmt.errors import ConfigError
 from hessrmt.progress import Tick, silent
-from hessrmt.runs.run import SERIAL, Pool
+from hessrmt.runs import trajectory
+from hessrmt.runs.run import SERIAL, Pool, make_folders
+from hessrmt.runs.trajectory import Trajectory, TrajectoryPlan
 
 S = TypeVar("S", bound="ExperimentSettings[Any]")
 P = TypeVar("P", bound=Settings)
 E = TypeVar("E")
+Item = TypeVar("Item")
 
 
 class Estimate(NamedTuple):
@@ -84,7 +87,7 @@ class Column(Generic[E]):
             people read it. An estimate is also stored as ``key_error_of_mean`` and in ``seeds``.
         unit: Of the number.
         terminal: Heading in the terminal's table; empty where it isn't shown there.
-        percent: Whether people are shown percents.
+        percent: Whether people are shown percents of an estimate.
     """
 
     name: str
@@ -105,12 +108,9 @@ class Column(Generic[E]):
             A text; ``"-"`` for what is not known.
         """
         value = self.get(entry)
-        if isinstance(value, str):
-            return value
-        scale = 100 if self.percent else 1
         if isinstance(value, Estimate):
-            return value.text(self.form, scale)
-        return _number(None if value is None else scale * value, self.form)
+            return value.text(self.form, 100 if self.percent else 1)
+        return value if isinstance(value, str) else _number(value, self.form)
 
     def plain(self, entry: E) -> dict[str, Any]:
         """The quantity as programs read it.
@@ -313,6 +313,27 @@ class Work(Generic[S, P]):
     folder: Path | None = None
     tick: Tick = silent
     pool: Pool = SERIAL
+
+
+def trained(
+    work: Work[Any, Any], items: Sequence[Item], plan: Callable[[Item, int], TrajectoryPlan]
+) -> list[list[Trajectory]]:
+    """Training runs of several kinds, each with all seeds.
+
+    Args:
+        work: Of an experiment with :class:`TrainedSettings`.
+        items: The kinds.
+        plan: Of a kind and the number of a seed.
+
+    Returns:
+        The finished runs of each kind.
+    """
+    make_folders(work.out, "checkpoints")
+    seeds, out = range(work.size.seeds), work.out / "checkpoints"
+    plans = [plan(item, number) for item in items for number in seeds]
+    done = trajectory.run_all(plans, out, folder=work.folder, tick=work.tick, pool=work.pool)
+    found = iter(done)
+    return [[next(found) for _ in seeds] for _ in items]
 
 
 Pictures: TypeAlias = Mapping[str, Callable[[], Any]]

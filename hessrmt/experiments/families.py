@@ -225,17 +225,6 @@ class FamilySamples:
         """Where networks are trained, chosen when first asked for."""
         return select(self.wanted.device)
 
-    def first(self, count: int) -> Dataset:
-        """Some training samples.
-
-        Args:
-            count: How many.
-
-        Returns:
-            The first ones.
-        """
-        return dataclasses.replace(self.train, x=self.train.x[:count], y=self.train.y[:count])
-
 
 def samples_of(family: SeededFamily, folder: Path | None = None) -> FamilySamples:
     """The samples of a family.
@@ -401,8 +390,10 @@ class MemberPlan:
     @cached_property
     def train(self) -> Dataset:
         """Its training samples."""
-        sizes = _sizes(self.family, len(self.samples.train))
-        return self.samples.first(sizes[self.index if self.family.vary == "samples" else 0])
+        every = self.samples.train
+        sizes = _sizes(self.family, len(every))
+        count = sizes[self.index if self.family.vary == "samples" else 0]
+        return dataclasses.replace(every, x=every.x[:count], y=every.y[:count])
 
     @property
     def device(self) -> torch.device:
@@ -466,24 +457,19 @@ def _trained(
     if scale is not None:
         initialize(model, scale, rng.torch_generator(plan.seed, "initial-scale"))
     progress, latest = _Progress(**file.extra), file.start
-    before, saved = progress.seconds, clock
+    before, saved, every = progress.seconds, clock, family.pretraining + family.epochs
 
     def after(state: TrainState) -> None:
-        nonlocal latest, saved
-        latest = state
-        tick(
-            state.epoch + (family.pretraining if progress.phase else 0),
-            family.pretraining + family.epochs,
-        )
+        nonlocal saved
+        tick(state.epoch + progress.phase * family.pretraining, every)
         now = time.perf_counter()
         if now - saved >= SAVE_SECONDS:
             saved, progress.seconds = now, before + now - clock
             file.save(state, **vars(progress))
 
-    tick(0, family.pretraining + family.epochs)
+    tick(0, every)
     if family.pretraining and not progress.phase:
-        share = plan.value if family.vary == "corruption" else 0.0
-        labels = permuted(plan.train.y, share, rng.stream(plan.seed, "corruption"))
+        labels = permuted(plan.train.y, plan.value, rng.stream(plan.seed, "corruption"))
         corrupted = dataclasses.replace(plan.train, y=labels)
         latest = _rested(_train(plan, model, corrupted, latest, pretraining=True, on_epoch=after))
     progress.phase = 1

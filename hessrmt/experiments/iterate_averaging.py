@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -28,10 +27,11 @@ from hessrmt.experiments.experiment import (
     TrainedSettings,
     Work,
     stem,
+    trained,
 )
 from hessrmt.levels.histograms import mean_counts
 from hessrmt.plots import training as plots
-from hessrmt.runs import spectrum, trajectory
+from hessrmt.runs import spectrum
 from hessrmt.runs.run import make_folders
 from hessrmt.runs.trajectory import LAST, Trajectory, TrajectoryPlan
 
@@ -237,29 +237,19 @@ class IterateAveraging(Experiment[IterateAveragingConfig, IterateAveragingPreset
     def compute(  # noqa: D102 (see the base class)
         self, work: Work[IterateAveragingConfig, IterateAveragingPreset]
     ) -> list[AveragedPoint]:
-        size, out, folder = work.size, work.out, work.folder
-        make_folders(out, "checkpoints", "spectra")
-        pairs = [(network, rate) for network in size.networks for rate in size.rates]
-        plans = [
-            _plan(work.settings, size, network, rate, seed)
-            for network, rate in pairs
-            for seed in range(size.seeds)
-        ]
-        done = iter(
-            trajectory.run_all(
-                plans, out / "checkpoints", folder=folder, tick=work.tick, pool=work.pool
-            )
-        )
+        folder = work.folder
+        make_folders(work.out, "spectra")
+        pairs = [(network, rate) for network in work.size.networks for rate in work.size.rates]
+        done = trained(work, pairs, partial(_plan, work.settings, work.size))
         entries = []
-        for network, rate in pairs:
-            runs = list(islice(done, size.seeds))
+        for (network, rate), runs in zip(pairs, done, strict=True):
             for point in POINTS:
                 name = f"{stem(network.model)}-{rate.name}-{point}"
                 spectra = []
                 for number, run in enumerate(runs[: network.spectra]):
                     work.tick(f"spectra of {name}", number, min(network.spectra, len(runs)))
                     prepared = spectrum.prepare(_wanted(work.settings, network, run, point), folder)
-                    file = out / "spectra" / f"{run.plan.name}-{point}.h5"
+                    file = work.out / "spectra" / f"{run.plan.name}-{point}.h5"
                     found = spectrum.run(prepared, file, resume=True, pool=work.pool, folder=folder)
                     spectra.append(found)
                 entries.append(AveragedPoint(name, network.model, rate, point, runs, spectra))
@@ -347,22 +337,17 @@ def _ratio(values: np.ndarray, others: np.ndarray) -> Estimate:
 def _plan(
     settings: IterateAveragingConfig,
     size: IterateAveragingPreset,
-    network: AveragedNetwork,
-    rate: AveragedRate,
+    pair: tuple[AveragedNetwork, AveragedRate],
     number: int,
 ) -> TrajectoryPlan:
-    constant = rate.final_lr is None
+    network, rate = pair
+    final, start, end = rate.final_lr, size.epochs // 2, 9 * size.epochs // 10
+    if final is None:
+        final, start, end = rate.lr, 0, 0
+    schedule = {"lr": rate.lr, "final_lr": final, "decay_start": start, "decay_end": end}
     # the same seeds for all networks and rates: what differs is what is compared
-    training = settings.training(
-        size,
-        number,
-        model=network.model,
-        epochs=size.epochs,
-        lr=rate.lr,
-        final_lr=rate.lr if rate.final_lr is None else rate.final_lr,
-        decay_start=0 if constant else size.epochs // 2,
-        decay_end=0 if constant else 9 * size.epochs // 10,
-    )
+    given = {"model": network.model, "epochs": size.epochs, **schedule}
+    training = settings.training(size, number, **given)
     name = f"{stem(network.model)}-{rate.name}-{number}"
     averages = {POLYAK: 0, TAIL: size.tail_start}
     return TrajectoryPlan(name, training, averages, measure_every=size.measure_every)

@@ -133,6 +133,12 @@ class FamilyEntry:
         return self.settings.labels == "random"
 
     @property
+    def gaps(self) -> np.ndarray:
+        """(n,) test loss less training loss of the normalised networks."""
+        test, train = (self.result.column(f"normalized_{x}_loss") for x in ("test", "train"))
+        return test - train
+
+    @property
     def perfect(self) -> int:
         """Networks that classify every training sample correctly."""
         return sum(member.train_error == 0 for member in self.result.members)
@@ -259,22 +265,10 @@ def gap_law(entry: FamilyEntry) -> LineFit | None:
     """
     if entry.settings.vary != "samples":
         return None
-    gaps = gaps_of(entry.result.members)
+    gaps = entry.gaps
     if not (gaps > 0).all():
         return None
     return _fitted(np.log(entry.result.column("value")), np.log(gaps))
-
-
-def gaps_of(members: Sequence[Member]) -> np.ndarray:
-    """Test loss less training loss of normalised networks.
-
-    Args:
-        members: Networks.
-
-    Returns:
-        (n,) gaps.
-    """
-    return np.array([m.normalized_test_loss - m.normalized_train_loss for m in members])
 
 
 def _line(group: Sequence[FamilyEntry]) -> FamilyLine | None:
@@ -471,7 +465,7 @@ class Puzzles(Experiment[PuzzlesConfig, PuzzlesPreset, FamilyEntry]):
             if entry.settings.vary not in {"width", "samples"}:
                 continue
             errors = f"{members[0].test_error:.2%} to {members[-1].test_error:.2%}"
-            gaps = gaps_of(members)
+            gaps = entry.gaps
             text = (
                 f"from {members[0].value:g} to {members[-1].value:g} "
                 f"({_WORDS[entry.settings.vary]}) the test error goes from {errors}, the gap "

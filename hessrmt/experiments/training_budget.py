@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice, pairwise
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -27,11 +27,10 @@ from hessrmt.experiments.experiment import (
     TrainedSettings,
     Work,
     stem,
+    trained,
 )
 from hessrmt.generalization.fits import BudgetFit, fit_budgets
 from hessrmt.plots import training as plots
-from hessrmt.runs import trajectory
-from hessrmt.runs.run import make_folders
 from hessrmt.runs.trajectory import LAST, Trajectory, TrajectoryPlan
 
 _QUANTITIES = {"loss": "best validation loss", "error": "best validation error"}
@@ -139,20 +138,9 @@ class TrainingBudget(Experiment[BudgetConfig, BudgetPreset, BudgetRuns]):
     )
 
     def compute(self, work: Work[BudgetConfig, BudgetPreset]) -> list[BudgetRuns]:  # noqa: D102
-        size, out = work.size, work.out / "checkpoints"
-        make_folders(work.out, out.name)
-        plans = [
-            _plan(work.settings, size, budget, number)
-            for budget in size.budgets
-            for number in range(size.seeds)
-        ]
-        found = iter(
-            trajectory.run_all(plans, out, folder=work.folder, tick=work.tick, pool=work.pool)
-        )
-        return [
-            BudgetRuns(budget, size.model, list(islice(found, size.seeds)))
-            for budget in size.budgets
-        ]
+        runs = trained(work, work.size.budgets, partial(_plan, work.settings, work.size))
+        pairs = zip(work.size.budgets, runs, strict=True)
+        return [BudgetRuns(budget, work.size.model, found) for budget, found in pairs]
 
     def fits(self, entries: Sequence[BudgetRuns]) -> dict[str, Any]:  # noqa: D102
         found, reasons = fitted(entries)
@@ -237,17 +225,8 @@ def _in_words(fit: BudgetFit) -> str:
 
 def _plan(settings: BudgetConfig, size: BudgetPreset, budget: int, number: int) -> TrajectoryPlan:
     # independent runs, so that the errors of different budgets are
-    training = settings.training(
-        size,
-        budget,
-        number,
-        model=size.model,
-        epochs=budget,
-        lr=size.lr,
-        final_lr=size.lr / 100,
-        decay_start=0,
-        decay_end=0,
-    )
+    schedule = {"lr": size.lr, "final_lr": size.lr / 100, "decay_start": 0, "decay_end": 0}
+    training = settings.training(size, budget, number, model=size.model, epochs=budget, **schedule)
     name = f"{stem(size.model)}-{budget}-{number}"
     rate = partial(scaled_rate, size.lr, budget)
     words_of_rate = "a tenth at each third"
