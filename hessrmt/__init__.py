@@ -63,7 +63,7 @@ _NAMES = {
 _HOME = {name: f"hessrmt.{module}" for module, names in _NAMES.items() for name in names.split()}
 _PACKAGES = ("capacity", "ensembles", "generalization", "levels", "lossmodel", "theory")
 
-__all__ = [*_HOME, *_PACKAGES]
+__all__ = [*_HOME, *_PACKAGES]  # noqa: PLE0604  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
