@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from hessrmt.curvature.dense import hessian as hessian
     from hessrmt.curvature.density import density as density
     from hessrmt.curvature.density_file import load_density as load_density
-    from hessrmt.curvature.edges import edge_levels as edge_levels
-    from hessrmt.curvature.edges import eigsh as eigsh
-    from hessrmt.curvature.edges import extremal_eigenvalues as extremal_eigenvalues
     from hessrmt.curvature.gauss_newton import ggn as ggn
+    from hessrmt.curvature.lanczos import edge_levels as edge_levels
+    from hessrmt.curvature.lanczos import eigsh as eigsh
+    from hessrmt.curvature.lanczos import extremal_eigenvalues as extremal_eigenvalues
     from hessrmt.curvature.operators import CurvatureOperator as CurvatureOperator
     from hessrmt.curvature.operators import EmpiricalFisher as EmpiricalFisher
     from hessrmt.curvature.operators import GaussNewton as GaussNewton
@@ -53,9 +53,9 @@ _HOME = {
     "Provenance": "hessrmt.records",
     "Spectrum": "hessrmt.records",
     "density": "hessrmt.curvature.density",
-    "edge_levels": "hessrmt.curvature.edges",
-    "eigsh": "hessrmt.curvature.edges",
-    "extremal_eigenvalues": "hessrmt.curvature.edges",
+    "edge_levels": "hessrmt.curvature.lanczos",
+    "eigsh": "hessrmt.curvature.lanczos",
+    "extremal_eigenvalues": "hessrmt.curvature.lanczos",
     "ggn": "hessrmt.curvature.gauss_newton",
     "hessian": "hessrmt.curvature.dense",
     "reduction": "hessrmt.curvature.reduction",

@@ -13,10 +13,9 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import nn
 
 import hessrmt as hr
-from hessrmt.curvature import krylov as lanczos
+from hessrmt.curvature import lanczos
 from hessrmt.curvature.operators import CurvatureOperator
-from hessrmt.curvature.quadrature import quadrature
-from hessrmt.curvature.trace_estimators import traces
+from hessrmt.curvature.stochastic import quadrature, traces
 from hessrmt.errors import ConfigError, NonFiniteError, ProblemError
 
 EPS = np.finfo(float).eps

@@ -8,8 +8,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 import hessrmt as hr
-from hessrmt.curvature.certify import random_direction
-from hessrmt.curvature.fidelity import gradient, require_difference
+from hessrmt.curvature.certify import gradient, random_direction, require_difference
 from hessrmt.curvature.products import eager_hessian_product
 from hessrmt.errors import ProblemError
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F  # noqa: N812
 import hessrmt as hr
 from hessrmt.backend.cpu import CpuBackend
 from hessrmt.curvature import gauss_newton as ggn_module
-from hessrmt.curvature import gram, taps
+from hessrmt.curvature import gram
 from hessrmt.errors import DeviceError, ProblemError
 
 EPS = float(np.finfo(np.float64).eps)
@@ -85,7 +85,7 @@ def test_a_tiny_working_memory_changes_nothing_but_rounding(small_resnet, monkey
     monkeypatch.setattr(gram, "_TILE", 5)
     # groups of one layer, one sample at a time, slices of outputs and ranges of coordinates
     problem = at_double(small_resnet)
-    assert len(list(gram._groups(taps.find_layers(problem), 24, 8, 2**12))) > 10
+    assert len(list(gram._groups(gram.find_layers(problem), 24, 8, 2**12))) > 10
     assert gram.saved_for_backward(problem.part(slice(0, 1))) > 2**12
     sliced = hr.spectrum(small_resnet, operator="ggn")
     # K is a sum of P products in another order: within its rounding, twice
@@ -265,7 +265,7 @@ def test_networks_that_mix_samples_take_the_whole_batch(how):
     net = Mixing(how)
     problem = hr.Problem(net, "cross-entropy", pair)
     local = at_double(problem)
-    assert not taps.samples_are_apart(local, local.outputs(local.theta).detach())
+    assert not gram.samples_are_apart(local, local.outputs(local.theta).detach())
     assert assert_exact(problem).reduced_dimension == 14
     assert_exact(hr.Problem(net, coupled, pair))
 

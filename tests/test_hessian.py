@@ -11,7 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 
 import hessrmt as hr
 from hessrmt.backend.cpu import CpuBackend
-from hessrmt.curvature import memory as plan
+from hessrmt.curvature import dense as plan
 from hessrmt.curvature.products import eager_hessian_product, hessian_product
 from hessrmt.errors import DataError, DeviceError, NonFiniteError, ProblemError
 from hessrmt.problems import data, models

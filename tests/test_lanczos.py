@@ -9,8 +9,15 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import nn
 
 import hessrmt as hr
-from hessrmt.curvature.edges import EdgeLevels, edge_levels
-from hessrmt.curvature.krylov import Wanted, extreme_pairs, orthogonalise, round_off, tridiagonal
+from hessrmt.curvature.lanczos import (
+    EdgeLevels,
+    Wanted,
+    edge_levels,
+    extreme_pairs,
+    orthogonalise,
+    round_off,
+    tridiagonal,
+)
 from hessrmt.curvature.operators import CurvatureOperator
 from hessrmt.errors import ConfigError, ConvergenceError, DeviceError
 from hessrmt.problems import data, models

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import hessrmt as hr
 from hessrmt.curvature import operators as module
-from hessrmt.curvature.krylov import round_off
+from hessrmt.curvature.lanczos import round_off
 from hessrmt.curvature.operators import CurvatureOperator
 from hessrmt.errors import (
     ConfigError,

@@ -14,10 +14,14 @@ from torch.nn import functional as F  # noqa: N812
 
 import hessrmt as hr
 from hessrmt.backend.cpu import CpuBackend
-from hessrmt.curvature import assembly, factored, reduction
-from hessrmt.curvature.assembly import assemble_reduced
-from hessrmt.curvature.blocks import range_pays
-from hessrmt.curvature.reduction import input_basis, reduce_problem, softmax_basis
+from hessrmt.curvature import factored, reduction
+from hessrmt.curvature.reduction import (
+    assemble_reduced,
+    input_basis,
+    range_pays,
+    reduce_problem,
+    softmax_basis,
+)
 from hessrmt.errors import ConvergenceError, ProblemError
 from hessrmt.problems import data, models
 
@@ -360,8 +364,8 @@ def test_a_wrong_reduction_is_caught(monkeypatch, wrong):
             reduction, "_zero_rows", lambda p: real(p).index_fill(0, torch.tensor([66]), True)
         )
     else:
-        real = assembly._mirror
-        monkeypatch.setattr(assembly, "_mirror", lambda m, p: (real(m, p), m[0, 1].mul_(1 + 1e-9)))
+        real = reduction._mirror
+        monkeypatch.setattr(reduction, "_mirror", lambda m, p: (real(m, p), m[0, 1].mul_(1 + 1e-9)))
     with pytest.raises(ProblemError, match="does not act as the Hessian"):
         hr.spectrum(problem)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from dense_operator import DenseOperator, hessian_like, with_spectrum
 
-from hessrmt.curvature.trace_estimators import METHODS, traces
+from hessrmt.curvature.stochastic import METHODS, traces
 from hessrmt.errors import ConfigError
 
 EPS = np.finfo(float).eps

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from hessrmt.curvature.density import DensityResult
-    from hessrmt.curvature.edges import EdgeLevels
+    from hessrmt.curvature.lanczos import EdgeLevels
 
 _SHOWN = 5
 """Levels of each end in the table."""

@@ -9,19 +9,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hessrmt.checks import require_type, require_whole
-from hessrmt.curvature.dense import Tick
-from hessrmt.curvature.edges import EdgeLevels, check_request, extremal_eigenvalues, plan_width
-from hessrmt.curvature.krylov import announce
-from hessrmt.curvature.memory import gib, usable_memory
+from hessrmt.curvature.dense import Device, Dtype, Tick, gib, usable_memory
+from hessrmt.curvature.lanczos import (
+    EdgeLevels,
+    announce,
+    check_request,
+    extremal_eigenvalues,
+    plan_width,
+)
 from hessrmt.curvature.operators import CurvatureOperator
-from hessrmt.curvature.quadrature import LAWS, Quadrature, extended
-from hessrmt.curvature.trace_estimators import Traces, check_products, traces
+from hessrmt.curvature.stochastic import LAWS, Quadrature, Traces, check_products, extended, traces
 from hessrmt.errors import ConfigError, DeviceError, LevelsError
 from hessrmt.problems.problem import Problem, ordinary_mode
 from hessrmt.records import Provenance, Spectra, Spectrum
 
 if TYPE_CHECKING:
-    import torch
+    pass
+
 
 PLAIN = ("dimension", "samples", "loss", "gradient_norm", "operator", "dtype", "check")
 """Numbers and words of a result."""
@@ -173,8 +177,8 @@ def density(
     steps: int = 100,
     *,
     operator: str = "hessian",
-    device: str | torch.device = "auto",
-    dtype: str | torch.dtype = "float64",
+    device: Device = "auto",
+    dtype: Dtype = "float64",
     batch: int | None = None,
     tick: Tick | None = None,
     **options: Any,

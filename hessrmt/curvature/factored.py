@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from hessrmt.problems.problem import Problem
     from hessrmt.problems.structure import Hook, Layer
 
+
 _WORK_BYTES = 2**28
 """Memory of the factors of one chunk of samples, and of one block in flight."""
 

@@ -19,20 +19,26 @@ from torch import Tensor
 
 from hessrmt.backend.select import select
 from hessrmt.checks import require_whole
-from hessrmt.curvature.certify import random_direction, require_agreement
-from hessrmt.curvature.dense import torch_dtype
-from hessrmt.curvature.fidelity import gradient, require_jacobian, require_second_derivative
-from hessrmt.curvature.linearise import TRACED_FROM, KeptProduct, choose
-from hessrmt.curvature.memory import gib, row_bytes, saved_bytes, usable_memory
-from hessrmt.curvature.products import close
-from hessrmt.curvature.rounding import FEW_DIRECTIONS, Perturbed, directions, length, norm_bound
-from hessrmt.errors import (
-    ConfigError,
-    DataError,
-    DeviceError,
-    NonFiniteError,
-    ProblemError,
+from hessrmt.curvature.certify import (
+    Comparison,
+    gradient,
+    random_direction,
+    require_agreement,
+    require_jacobian,
+    require_second_derivative,
 )
+from hessrmt.curvature.dense import (
+    Device,
+    Dtype,
+    gib,
+    row_bytes,
+    saved_bytes,
+    torch_dtype,
+    usable_memory,
+)
+from hessrmt.curvature.products import TRACED_FROM, KeptProduct, choose, close
+from hessrmt.curvature.rounding import FEW_DIRECTIONS, Perturbed, directions, length, norm_bound
+from hessrmt.errors import ConfigError, DataError, DeviceError, NonFiniteError, ProblemError
 from hessrmt.problems.batches import Batch, join, read_batch
 from hessrmt.problems.outputs import in_one_tensor, is_recorded_mean, loss_mass
 from hessrmt.problems.problem import Problem, of_parts, ordinary_mode
@@ -46,6 +52,7 @@ if TYPE_CHECKING:
     from hessrmt.arrays import Vector, Vectors
     from hessrmt.backend.base import Backend
     from hessrmt.problems.losses import Loss
+
 
 OPERATORS = ("hessian", "ggn", "fisher")
 
@@ -201,8 +208,8 @@ class Identity(Operator):
     def __init__(
         self,
         n: int,
-        dtype: torch.dtype | str = torch.float64,
-        device: torch.device | str = "cpu",
+        dtype: Dtype = torch.float64,
+        device: Device = "cpu",
     ) -> None:
         require_whole(n=n)
         self.dimension, self.dtype, self.neutral = n, torch_dtype(dtype), True
@@ -278,8 +285,8 @@ class CurvatureOperator(Operator):
         batches: Iterable[Any],
         operator: str = "hessian",
         *,
-        device: str | torch.device = "auto",
-        dtype: str | torch.dtype = "float64",
+        device: Device = "auto",
+        dtype: Dtype = "float64",
         only: str | re.Pattern[str] | Sequence[str] | None = None,
         linearise: bool | None = None,
     ) -> None:
@@ -301,8 +308,8 @@ class CurvatureOperator(Operator):
         operator: str = "hessian",
         *,
         batch: int | None = None,
-        device: str | torch.device = "auto",
-        dtype: str | torch.dtype = "float64",
+        device: Device = "auto",
+        dtype: Dtype = "float64",
         linearise: bool | None = None,
     ) -> CurvatureOperator:
         """The operator of a problem whose samples are in memory.
@@ -342,8 +349,8 @@ class CurvatureOperator(Operator):
         problem: Problem,
         batches: Callable[[], Iterable[Batch]],
         kind: str,
-        device: str | torch.device,
-        dtype: str | torch.dtype,
+        device: Device,
+        dtype: Dtype,
         linearise: bool | None,
     ) -> None:
         if kind not in OPERATORS:
@@ -487,7 +494,8 @@ class CurvatureOperator(Operator):
         if forward and not close(expected, found):  # torch may have a rule of forward mode wrong
             self._add(expected.zero_(), v[None], self._plain)
         residual = float((found - expected).norm())
-        return require_agreement(residual, norm, self, self.precision, rounding)
+        apart = Comparison(residual, rounding, rounding)
+        return require_agreement(apart, norm, self, self.precision)
 
     def _add(self, total: Vectors, block: Vectors, way: Any, start: int = 0) -> None:
         for number, problem in enumerate(self._problems(start), start):
@@ -594,8 +602,8 @@ class Hessian(CurvatureOperator):
         problem: Problem,
         *,
         batch: int | None = None,
-        device: str | torch.device = "auto",
-        dtype: str | torch.dtype = "float64",
+        device: Device = "auto",
+        dtype: Dtype = "float64",
         linearise: bool | None = None,
     ) -> None:
         made = CurvatureOperator.of(

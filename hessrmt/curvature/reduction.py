@@ -7,6 +7,19 @@ orthogonal complement of range(Q). Q is block-structured: for each linear layer 
 - E drops the direction (1, ..., 1) of a last layer under cross-entropy, which softmax ignores;
 - entries of Z whose rows of H are exactly 0.0 (dead pixels, dead units, units never active
   together) are dropped; so are such parameters outside linear layers.
+
+----
+A reduced Hessian as blocks, one of which may be known only through its range.
+
+For one layer k the block is H_kk = A Σ Aᵀ with few columns A, and all of H's rows of that layer lie
+in the range of M = [A, C], C = H_k,rest. With M = QR an orthonormal basis of that range turns
+
+    [[A Σ Aᵀ, C], [Cᵀ, D]]   into   [[R_A Σ R_Aᵀ, R_C], [R_Cᵀ, D]],
+
+which has the same nonzero eigenvalues (PHYSICS §2, block range). Q itself is never needed.
+
+----
+The reduced Hessian of a problem, by whichever exact route is cheapest.
 """
 
 from __future__ import annotations
@@ -18,18 +31,40 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from hessrmt import rng
 from hessrmt.backend.select import select
-from hessrmt.curvature.assembly import assemble_reduced
 from hessrmt.curvature.certify import reference, require_agreement
-from hessrmt.curvature.dense import dtype_name, torch_dtype
-from hessrmt.curvature.products import eager_hessian_product
+from hessrmt.curvature.dense import (
+    Device,
+    Dtype,
+    Tick,
+    dtype_name,
+    make_symmetric,
+    require,
+    row_bytes,
+    rows_beside,
+    torch_dtype,
+)
+from hessrmt.curvature.factored import (
+    block,
+    factor_bytes,
+    factors,
+    own_curvature,
+    sample_chunks,
+    samples_are_independent,
+)
+from hessrmt.curvature.products import eager_hessian_product, hessian_product
+from hessrmt.curvature.rounding import gaussian
+from hessrmt.errors import ConvergenceError, NonFiniteError
 from hessrmt.problems.outputs import ignores_softmax_shift
 from hessrmt.problems.problem import ordinary_mode
 
 if TYPE_CHECKING:
+    from hessrmt.arrays import Matrix
+    from hessrmt.backend.base import Backend
+    from hessrmt.curvature.factored import Factors, OwnCurvature
     from hessrmt.problems.problem import Problem
     from hessrmt.problems.structure import Layer
+
 
 _PROBES = 2
 
@@ -237,8 +272,8 @@ class RangedReduction:
 @ordinary_mode()
 def reduction(
     problem: Problem,
-    device: str | torch.device = "auto",
-    dtype: str | torch.dtype = "float64",
+    device: Device = "auto",
+    dtype: Dtype = "float64",
 ) -> Reduction | RangedReduction:
     """The basis Q in which :func:`hessrmt.spectrum` diagonalises a problem's Hessian.
 
@@ -355,10 +390,7 @@ def _zero_rows(problem: Problem) -> Tensor:
     """(P,) bool: rows of the Hessian that are exactly 0.0, by random Hessian-vector products."""
     # a row that is not zero gives 0.0 for a random vector with probability zero; the second,
     # independent vector verifies the first
-    theta = problem.theta
-    generator = rng.torch_generator(0, "structural-zeros")
-    probes = torch.randn(_PROBES, problem.dimension, generator=generator, dtype=torch.float64)
-    probes = probes.to(dtype=theta.dtype, device=theta.device)
+    probes = gaussian((_PROBES, problem.dimension), problem.theta, "structural-zeros")
     return (eager_hessian_product(problem)(probes) == 0).all(dim=0)
 
 
@@ -382,3 +414,353 @@ def _layer_basis(
         dead = dead.all(dim=0, keepdim=True).expand(left.shape[1], -1)
     keep = (~dead).flatten().nonzero().squeeze(-1)
     return LayerBasis(layer, left, right, keep, weight, bias)
+
+
+_QR_ADVANTAGE = 2.5
+"""How much faster a flop of QR runs than one of a tridiagonalisation (two cores, LAPACK)."""
+
+
+@dataclass(frozen=True)
+class RangeBlock:
+    """The part of a reduced Hessian that concerns one layer.
+
+    Attributes:
+        where: (m,) positions of the layer's rows among the coordinates.
+        stacked: (m, c + n) M = [A, C].
+        signs: (c,) diagonal of Σ.
+    """
+
+    where: Tensor
+    stacked: Tensor
+    signs: Tensor
+
+    @property
+    def columns(self) -> Tensor:
+        """(m, c) A."""
+        return self.stacked[:, : len(self.signs)]
+
+    @property
+    def coupling(self) -> Tensor:
+        """(m, n) C."""
+        return self.stacked[:, len(self.signs) :]
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """QᵀHQ in the coordinates of a :class:`~hessrmt.curvature.reduction.Reduction`.
+
+    Attributes:
+        rest: (n, n) D, symmetric.
+        where: (n,) positions of its rows among the coordinates.
+        ranged: The layer that is known through its range, if any.
+    """
+
+    rest: Matrix
+    where: Tensor
+    ranged: RangeBlock | None = None
+
+    def apply(self, z: Tensor) -> Tensor:
+        """The product with a vector, before any range basis.
+
+        Args:
+            z: (r,).
+
+        Returns:
+            (r,).
+        """
+        result = torch.zeros_like(z)
+        own = z[self.where]
+        result[self.where] = self.rest @ own
+        if self.ranged is not None:
+            other = z[self.ranged.where]
+            inner = self.ranged.signs * (self.ranged.columns.T @ other)
+            result[self.where] += self.ranged.coupling.T @ other
+            result[self.ranged.where] = self.ranged.columns @ inner + self.ranged.coupling @ own
+        return result
+
+    def matrix(self) -> Matrix:
+        """The smallest symmetric matrix with the same nonzero eigenvalues.
+
+        Returns:
+            The matrix.
+
+        Raises:
+            ConvergenceError: If the QR does not keep inner products to rounding.
+        """
+        if self.ranged is None:
+            return self.rest
+        stacked, signs = self.ranged.stacked, self.ranged.signs
+        triangle = torch.linalg.qr(stacked, mode="r").R
+        x = torch.ones(stacked.shape[1], dtype=stacked.dtype, device=stacked.device)
+        x[1::2] = -1
+        gap = (stacked.T @ (stacked @ x) - triangle.T @ (triangle @ x)).norm() / x.norm()
+        tolerance = stacked.shape[0] * torch.finfo(x.dtype).eps * float(stacked.square().sum())
+        if not float(gap) <= tolerance:
+            raise ConvergenceError(
+                f"the QR factorisation lost orthogonality: |MᵀMx - RᵀRx| = {float(gap):.3g} where "
+                f"rounding explains {tolerance:.3g}"
+            )
+        count, inner = triangle.shape[0], len(signs)
+        left, right = triangle[:, :inner], triangle[:, inner:]
+        small = triangle.new_empty(count + len(self.where), count + len(self.where))
+        small[:count, :count] = (left * signs) @ left.T
+        small[:count, count:] = right
+        small[count:, :count] = right.T
+        small[count:, count:] = self.rest
+        return small
+
+
+def range_pays(block: int, columns: int, rest: int) -> bool:
+    """Whether a range basis of a layer makes the whole cheaper.
+
+    Args:
+        block: m, kept coordinates of the layer.
+        columns: c, columns of A.
+        rest: n, all other coordinates.
+
+    Returns:
+        True if the QR and the smaller eigenvalue problem cost less than the larger one alone.
+    """
+    width = columns + rest
+    if width >= block:
+        return False
+    before = 4 / 3 * (block + rest) ** 3
+    qr = 2 * block * width**2 - 2 / 3 * width**3
+    return qr / _QR_ADVANTAGE + 4 / 3 * (width + rest) ** 3 < before
+
+
+_RANGE_BYTES = 2**30
+"""Memory of a layer's factors beyond which its range is not looked for."""
+
+
+@dataclass(frozen=True)
+class _Route:
+    """How the matrix is going to be built.
+
+    Attributes:
+        layers: Linear layers whose factors are used.
+        chunks: Slices of samples whose factors are summed; empty if products are used instead.
+        found: Factors of the only chunk, if they have been computed already.
+        ranged: Layer to be treated through its range.
+        own: That layer's block.
+    """
+
+    layers: tuple[LayerBasis, ...] = ()
+    chunks: tuple[slice, ...] = ()
+    found: Factors | None = None
+    ranged: LayerBasis | None = None
+    own: OwnCurvature | None = None
+
+    @property
+    def ranged_name(self) -> str | None:
+        """Name of the layer treated through its range."""
+        return self.ranged.layer.name if self.ranged else None
+
+
+def assemble_reduced(
+    problem: Problem,
+    reduction: Reduction,
+    backend: Backend,
+    tick: Tick | None = None,
+    rounding: float = 0.0,
+) -> Blocks:
+    """QᵀHQ as blocks.
+
+    From factors if every kept parameter sits in a once-per-sample linear layer, otherwise by
+    Hessian-vector products; in both cases the largest such layer through its range if that pays.
+
+    Args:
+        problem: In its final precision and place, already evaluated once.
+        reduction: The coordinates.
+        backend: Where the work is done.
+        tick: Called with phase, steps done and steps in all.
+        rounding: As for :func:`~hessrmt.curvature.dense.make_symmetric`.
+
+    Returns:
+        The blocks.
+
+    Raises:
+        NonFiniteError: If an entry is NaN or infinite.
+        DeviceError: If they do not fit in memory.
+    """
+    route = _choose(problem, reduction)
+    fixed = _require(route, problem, reduction, backend)
+    places = _places(reduction)
+    inside = torch.zeros(reduction.reduced_dimension, dtype=torch.bool)
+    if route.ranged is not None:
+        inside[places[route.ranged.layer.name]] = True
+    inside = inside.to(problem.theta.device)
+    where, where_block = (~inside).nonzero().squeeze(1), inside.nonzero().squeeze(1)
+    count = 0 if route.own is None else len(route.own.signs)
+    rest = problem.theta.new_zeros(len(where), len(where))
+    width = 0 if route.ranged is None else count + len(where)
+    stacked = problem.theta.new_zeros(len(where_block), width)
+    coupling = stacked[:, count:]
+    if route.own is not None and route.ranged is not None:
+        stacked[:, :count] = route.own.columns()[route.ranged.keep_within]
+    if route.chunks:
+        inner = _inner_places(route, places)
+        for number, chunk in enumerate(route.chunks):
+            found = route.found or factors(problem, route.layers, chunk)
+            _add_factors(found, route, inner, rest, coupling)
+            if tick:
+                tick("matrix", number + 1, len(route.chunks))
+        names = [layer.layer.name for layer in route.layers]
+        _mirror(rest, [inner[name] for name in names if name != route.ranged_name])
+    else:
+        rows = rows_beside(fixed, row_bytes(problem), len(where), backend)
+        _fill_by_products(problem, reduction, (where, where_block), (rest, coupling), rows, tick)
+    make_symmetric(rest, backend, rounding)
+    if not bool(torch.isfinite(stacked).all()):
+        raise NonFiniteError("the Hessian has NaN or infinite entries")
+    if route.own is None:
+        return Blocks(rest, where)
+    return Blocks(rest, where, RangeBlock(where_block, stacked, route.own.signs))
+
+
+def require_reduced(problem: Problem, reduction: Reduction, backend: Backend) -> None:
+    """Refuse, before the main work, a problem whose blocks cannot fit in memory.
+
+    Args:
+        problem: In its final precision and place, already evaluated once.
+        reduction: The coordinates.
+        backend: Where the work is to be done.
+    """
+    _require(_choose(problem, reduction), problem, reduction, backend)
+
+
+def _require(route: _Route, problem: Problem, reduction: Reduction, backend: Backend) -> int:
+    """Bytes held at the fullest moment; DeviceError if there are not so many."""
+    block_rows = len(route.ranged.keep) if route.ranged else 0
+    count = len(route.own.signs) if route.own else 0
+    rest = reduction.reduced_dimension - block_rows
+    longest = max((chunk.stop - chunk.start for chunk in route.chunks), default=0)
+    fixed = _bytes_held(rest, block_rows, count, problem.dtype.itemsize, backend)
+    fixed += longest * factor_bytes(problem, route.layers)
+    size = rest + (count + rest if route.ranged else 0)
+    require(fixed, size, problem, backend)
+    return fixed
+
+
+def _choose(problem: Problem, reduction: Reduction) -> _Route:
+    kept = tuple(layer for layer in reduction.layers if len(layer.keep))
+    single = tuple(layer for layer in kept if layer.layer.once_per_sample)
+    if not single or not samples_are_independent(problem, tuple(basis.layer for basis in single)):
+        return _Route()
+    complete = len(single) == len(kept) and not len(reduction.others)
+    largest = max(single, key=lambda layer: len(layer.keep))
+    size = len(largest.keep)
+    rest = reduction.reduced_dimension - size
+    may_pay = range_pays(size, problem.samples, rest)  # at least one column a sample
+    whole = slice(0, problem.samples)
+    if not complete:
+        if not may_pay or factor_bytes(problem, (largest,)) * problem.samples > _RANGE_BYTES:
+            return _Route()
+        found, index = factors(problem, (largest,), whole), 0
+        layers, chunks = (largest,), ()
+    else:
+        layers, chunks = single, tuple(sample_chunks(problem, single))
+        if len(chunks) > 1:
+            return _Route(layers, chunks)
+        found, index = factors(problem, single, whole), single.index(largest)
+    if may_pay:
+        own = own_curvature(found, index)
+        if range_pays(size, len(own.signs), rest):
+            return _Route(layers, chunks, found, largest, own)
+    return _Route(layers, chunks, found) if complete else _Route()
+
+
+def _places(reduction: Reduction) -> dict[str, slice]:
+    """Where each layer's coordinates lie among all."""
+    places, start = {}, 0
+    for layer in reduction.layers:
+        places[layer.layer.name] = slice(start, start + len(layer.keep))
+        start += len(layer.keep)
+    return places
+
+
+def _inner_places(route: _Route, places: dict[str, slice]) -> dict[str, slice]:
+    """Where each layer's coordinates lie among those of the rest (or within the ranged layer)."""
+    if route.ranged is None:
+        return places
+    hole = places[route.ranged.layer.name]
+    width = hole.stop - hole.start
+    shift = {name: width if place.start >= hole.stop else 0 for name, place in places.items()}
+    inner = {n: slice(p.start - shift[n], p.stop - shift[n]) for n, p in places.items()}
+    inner[route.ranged.layer.name] = slice(0, width)
+    return inner
+
+
+def _bytes_held(rest: int, block_rows: int, columns: int, itemsize: int, backend: Backend) -> int:
+    """Bytes in memory at the fullest moment: during the QR, or while diagonalising."""
+    if not block_rows:
+        return backend.eigen_bytes(rest, itemsize)
+    width = columns + rest
+    solving = backend.eigen_bytes(width + rest, itemsize)
+    return itemsize * rest**2 + max(2 * itemsize * block_rows * width, solving)
+
+
+def _add_factors(
+    found: Factors, route: _Route, places: dict[str, slice], rest: Tensor, coupling: Tensor
+) -> None:
+    """Add one chunk's contribution to the upper triangle of D, by layers, and to C."""
+    layers = route.layers
+    for first, upper in enumerate(layers):
+        for second in range(first, len(layers)):
+            lower = layers[second]
+            names = (upper.layer.name, lower.layer.name)
+            if names == (route.ranged_name, route.ranged_name):
+                continue
+            if names[0] == route.ranged_name:
+                target = coupling[:, places[names[1]]]
+            elif names[1] == route.ranged_name:
+                target = coupling[:, places[names[0]]].T
+            else:
+                target = rest[places[names[0]], places[names[1]]]
+            for rows, values in block(found, first, second):
+                _add_kept(target, upper, lower, rows, values)
+
+
+def _add_kept(
+    target: Tensor, upper: LayerBasis, lower: LayerBasis, rows: slice, values: Tensor
+) -> None:
+    """Add the kept entries of some rows ((i, p), (j, q)) of a block to their place."""
+    width = len(upper.columns)
+    limits = torch.tensor([rows.start * width, rows.stop * width], device=values.device)
+    begin, end = torch.searchsorted(upper.keep_within, limits).tolist()
+    if end - begin < len(values):
+        values = values[upper.keep_within[begin:end] - rows.start * width]
+    if len(lower.keep_within) < values.shape[1]:
+        values = values[:, lower.keep_within]
+    target[begin:end] += values.detach()
+
+
+def _mirror(matrix: Tensor, places: list[slice]) -> None:
+    """Copy the blocks above the diagonal below it."""
+    for index, first in enumerate(places):
+        for second in places[index + 1 :]:
+            matrix[second, first] = matrix[first, second].T
+
+
+def _fill_by_products(
+    problem: Problem,
+    reduction: Reduction,
+    where: tuple[Tensor, Tensor],
+    targets: tuple[Tensor, Tensor],
+    rows: int,
+    tick: Tick | None,
+) -> None:
+    """D and C from Hessian-vector products along the coordinates of the rest."""
+    (own, other), (rest, coupling) = where, targets
+    product = hessian_product(problem)
+    size = reduction.reduced_dimension
+    for start in range(0, len(own), rows):
+        chosen = own[start : start + rows]
+        unit = rest.new_zeros(len(chosen), size)
+        unit[torch.arange(len(chosen), device=unit.device), chosen] = 1
+        image = reduction.project(product(reduction.lift(unit)).detach())
+        rest[start : start + len(chosen)] = image[:, own]
+        if len(other):
+            coupling[:, start : start + len(chosen)] = image[:, other].T
+        if tick:
+            tick("matrix", start + len(chosen), len(own))

@@ -5,29 +5,36 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
 from hessrmt.backend.select import select
 from hessrmt.checks import require_type, require_whole
-from hessrmt.curvature.assembly import assemble_reduced, require_reduced
 from hessrmt.curvature.certify import noise_floor, reference, require_agreement
-from hessrmt.curvature.dense import Tick, dtype_name, torch_dtype
-from hessrmt.curvature.edges import eigsh
+from hessrmt.curvature.dense import (
+    Device,
+    Dtype,
+    Tick,
+    dtype_name,
+    require_dense,
+    silent,
+    torch_dtype,
+)
 from hessrmt.curvature.gauss_newton import require_ggn, smallest_ggn
-from hessrmt.curvature.memory import require_dense
+from hessrmt.curvature.lanczos import eigsh
 from hessrmt.curvature.operators import CurvatureOperator
-from hessrmt.curvature.reduction import identity, reduce_problem
+from hessrmt.curvature.reduction import assemble_reduced, identity, reduce_problem, require_reduced
 from hessrmt.errors import ConfigError, ConvergenceError, ProblemError
 from hessrmt.problems.problem import Problem, ordinary_mode
 from hessrmt.records import Provenance, Spectrum
 
 if TYPE_CHECKING:
-    import torch
-
+    from hessrmt.arrays import Levels
     from hessrmt.backend.base import Backend
-    from hessrmt.curvature.edges import Eigenpairs
+    from hessrmt.curvature.certify import Comparison
+    from hessrmt.curvature.lanczos import Eigenpairs
+
 
 OPERATORS = ("hessian", "ggn")
 REDUCTIONS = ("auto", "none")
@@ -41,8 +48,8 @@ _OF_MATRICES = "of other matrices eigsh gives the edges, numpy.linalg.eigvalsh a
 @overload
 def spectrum(
     problem: Problem,
-    device: str | torch.device = "auto",
-    dtype: str | torch.dtype = "float64",
+    device: Device = "auto",
+    dtype: Dtype = "float64",
     operator: str = "hessian",
     reduce: str = "auto",
     *,
@@ -54,8 +61,8 @@ def spectrum(
 @overload
 def spectrum(
     problem: Problem,
-    device: str | torch.device = "auto",
-    dtype: str | torch.dtype = "float64",
+    device: Device = "auto",
+    dtype: Dtype = "float64",
     operator: str = "hessian",
     reduce: str = "auto",
     *,
@@ -66,8 +73,8 @@ def spectrum(
 
 def spectrum(
     problem: Problem,
-    device: str | torch.device = "auto",
-    dtype: str | torch.dtype = "float64",
+    device: Device = "auto",
+    dtype: Dtype = "float64",
     operator: str = "hessian",
     reduce: str = "auto",
     *,
@@ -116,28 +123,17 @@ def spectrum(
             )
         parts = {name: problem.restricted(only) for name, only in chosen.items()}
         options = (device, dtype, operator, reduce)
-        return {
-            name: spectrum(part, *options, vectors=min(vectors, part.dimension))
-            for name, part in parts.items()
-        }
+        counts = {name: min(vectors, part.dimension) for name, part in parts.items()}
+        return {k: spectrum(part, *options, vectors=counts[k]) for k, part in parts.items()}
     backend, dtype = select(device), dtype_name(dtype)
-    provenance = Provenance(
-        config={
-            "loss": problem.loss_name,
-            "operator": operator,
-            "dtype": dtype,
-            "reduce": reduce,
-        },
-        device=backend.name,
-    )
+    config = {"loss": problem.loss_name, "operator": operator, "dtype": dtype, "reduce": reduce}
+    provenance = Provenance(config=config, device=backend.name)
     found = compute(problem, backend, dtype, operator, reduce, provenance=provenance)
     count = min(vectors, found.rank)  # of zero any vector in the null space is one
     return replace(found, pairs=_leading(problem, found, count, device)) if count else found
 
 
-def _leading(
-    problem: Problem, found: Spectrum, count: int, device: str | torch.device
-) -> Eigenpairs:
+def _leading(problem: Problem, found: Spectrum, count: int, device: Device) -> Eigenpairs:
     """Eigenpairs by Lanczos whose values are the leading ones of the exact spectrum."""
     matrix = CurvatureOperator.of(problem, found.operator, device=device, dtype=found.dtype)
     pairs = eigsh(matrix, count, "LM", tolerance=_RESIDUAL, check_multiplicity=True)
@@ -220,17 +216,12 @@ def compute(
     for given, known in ((operator, OPERATORS), (reduce, REDUCTIONS)):
         if given not in known:
             raise ProblemError(f"unknown choice {given!r}; known are {', '.join(known)}")
-    tick = tick or _silent
-    clock = _Clock()
+    tick, clock = tick or silent, Clock()
     local = problem.at(torch_dtype(dtype), backend.device)
     if operator == "ggn":
         loss, gradient_norm = local.evaluate()
         local.require_loss_of_outputs_alone()
-        smallest = smallest_ggn(local, backend, tick)
-        matrix, rounding = smallest.matrix, smallest.rounding
-        probe, of_product = smallest.residual, smallest.of_product
-        del smallest
-        clock.mark("matrix")
+        matrix, apart = smallest_ggn(local, backend, tick)
     else:
         if reduce == "none":
             require_dense(local, backend)
@@ -239,42 +230,60 @@ def compute(
         clock.mark("reduction")
         known = reference(local)
         blocks = assemble_reduced(local, basis, backend, tick, rounding=known.rounding)
-        probe, rounding, of_product = known.beside(
-            lambda v: basis.lift(blocks.apply(basis.project(v)))
-        )
+        apart = known.beside(lambda v: basis.lift(blocks.apply(basis.project(v))))
         matrix = blocks.matrix()
         del blocks
-        clock.mark("matrix")
-    reduced = matrix.shape[0]
+    size = len(matrix)
+    clock.mark("matrix")
     tick("eigenvalues", 0, 1)
     found = backend.eigvalsh(matrix)
     solver = backend.solver  # the route that was taken
     del matrix
     clock.mark("eigenvalues")
     tick("eigenvalues", 1, 1)
-    norm = float(np.abs(found).max(initial=0.0))
-    agreement = require_agreement(probe, norm, local, dtype, of_product, operator)
-    return Spectrum(
-        eigenvalues=np.sort(np.concatenate([found, np.zeros(local.dimension - reduced)])),
-        noise_floor=max(rounding, noise_floor(found, reduced, dtype)),
-        dimension=local.dimension,
-        reduced_dimension=reduced,
+    return certified(
+        found,
+        size,
+        local,
+        apart,
         loss=loss,
         gradient_norm=gradient_norm,
         operator=operator,
         dtype=dtype,
         solver=solver,
-        check=agreement,
         seconds=clock.seconds,
         provenance=provenance or Provenance(device=backend.name),
     )
 
 
-def _silent(phase: str, done: int, total: int) -> None:
-    """Report nothing."""
+def certified(
+    found: Levels, size: int, problem: Problem, apart: Comparison, **about: Any
+) -> Spectrum:
+    """A spectrum with its noise floor, of a matrix that acts as it should.
+
+    Args:
+        found: (n,) its computed eigenvalues.
+        size: n.
+        problem: Whose matrix it is.
+        apart: How far it is from products by other differentiation.
+        about: Further attributes of the spectrum.
+
+    Returns:
+        All P eigenvalues. Raises what :func:`require_agreement` raises.
+    """
+    norm, dtype = float(np.abs(found).max(initial=0.0)), about["dtype"]
+    check = require_agreement(apart, norm, problem, dtype, about["operator"])
+    return Spectrum(
+        eigenvalues=np.sort(np.concatenate([found, np.zeros(problem.dimension - size)])),
+        noise_floor=max(apart.rounding, noise_floor(found, size, dtype)),
+        dimension=problem.dimension,
+        reduced_dimension=size,
+        check=check,
+        **about,
+    )
 
 
-class _Clock:
+class Clock:
     """Wall-clock seconds of consecutive phases."""
 
     def __init__(self) -> None:
@@ -282,6 +291,11 @@ class _Clock:
         self._last = time.perf_counter()
 
     def mark(self, phase: str) -> None:
+        """End a phase.
+
+        Args:
+            phase: Its name.
+        """
         now = time.perf_counter()
         self.seconds[phase] = now - self._last
         self._last = now

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from hessrmt.curvature.density import DensityResult
-    from hessrmt.curvature.edges import EdgeLevels
-    from hessrmt.curvature.quadrature import Curve
+    from hessrmt.curvature.lanczos import EdgeLevels
+    from hessrmt.curvature.stochastic import Curve
     from hessrmt.plots.picture import Picture
 
 _FLOOR = 0.03
