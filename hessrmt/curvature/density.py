@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hessrmt.checks import require_type, require_whole
-from hessrmt.curvature.dense import Device, Dtype, Tick, gib, usable_memory
+from hessrmt.curvature.dense import Device, Dtype, Tick, gib, silent, usable_memory
 from hessrmt.curvature.lanczos import (
     EdgeLevels,
     announce,
@@ -19,7 +19,7 @@ from hessrmt.curvature.lanczos import (
 )
 from hessrmt.curvature.operators import CurvatureOperator
 from hessrmt.curvature.stochastic import LAWS, Quadrature, Traces, check_products, extended, traces
-from hessrmt.errors import ConfigError, DeviceError, LevelsError
+from hessrmt.errors import ConfigError, DataError, DeviceError
 from hessrmt.problems.problem import Problem, ordinary_mode
 from hessrmt.records import Provenance, Spectra, Spectrum
 
@@ -121,30 +121,20 @@ class DensityResult:
             One spectrum for each stretch of three or more levels.
 
         Raises:
-            LevelsError: If there is none.
+            DataError: If there is none.
         """
         runs = () if self.edges is None else self.edges.runs()
         if self.edges is None or not runs:
-            raise LevelsError(
+            raise DataError(
                 "there are no three resolved neighbouring levels; ask for edge levels (--top K)"
             )
-        floor = 2 * float(self.edges.bounds.max())
-        items = tuple(
-            Spectrum(
-                eigenvalues=run,
-                noise_floor=floor,
-                dimension=self.dimension,
-                reduced_dimension=len(run),
-                loss=self.loss,
-                gradient_norm=self.gradient_norm,
-                operator=self.operator,
-                dtype=self.dtype,
-                solver="thick-restart Lanczos",
-                check=self.edges.check,
-                provenance=self.provenance,
-            )
-            for run in runs
-        )
+        names = ("dimension", "loss", "gradient_norm", "operator", "dtype", "provenance")
+        shared: dict[str, Any] = {name: getattr(self, name) for name in names} | {
+            "noise_floor": 2 * float(self.edges.bounds.max()),
+            "solver": "thick-restart Lanczos",
+            "check": self.edges.check,
+        }
+        items = tuple(Spectrum(run, reduced_dimension=len(run), **shared) for run in runs)
         nobody = np.zeros((len(items), 0), dtype=np.int64)
         return Spectra(items, nobody, planned=len(items), provenance=self.provenance)
 
@@ -234,9 +224,8 @@ def complete(
     together = _plan(operator, plan)
     save = save or _keep
     if found is None:
-        empty = np.empty((0, plan.steps))
         found = DensityResult(
-            quadrature=Quadrature(empty, empty, operator.dimension),
+            quadrature=Quadrature.none(plan.steps, operator.dimension),
             planned=plan.probes,
             dimension=operator.dimension,
             samples=operator.samples,
@@ -247,7 +236,7 @@ def complete(
             provenance=provenance or Provenance(device=operator.backend.name),
         )
     announce(operator, plan.products(operator.dimension))
-    common: dict[str, Any] = {"seed": plan.seed, "tick": tick}
+    common: dict[str, Any] = {"seed": plan.seed, "tick": tick or silent}
     before = found.quadrature
     for now in extended(operator, before, plan.probes, law=plan.law, together=together, **common):
         if np.isnan(found.check):

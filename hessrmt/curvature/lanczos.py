@@ -1,21 +1,16 @@
-"""Lanczos with full reorthogonalisation: tridiagonal matrices, and extreme eigenpairs by restarts.
+"""Extreme eigenvalues with a bound each, and eigenvectors, of a matrix known by its products.
 
-Every new vector is made orthogonal to all earlier ones, a second time wherever that took away most
-of it ("twice is enough": Parlett, The Symmetric Eigenvalue Problem, 1998, §6.9), so that no
-spurious copies of eigenvalues appear. Thick restarts are those of Wu & Simon, SIAM J. Matrix Anal.
-Appl. 22 (2000) 602.
+**Lanczos with full reorthogonalisation.** Every new vector is made orthogonal to all earlier ones,
+a second time wherever that took away most of it ("twice is enough": Parlett 1998, §6.9), so that no
+spurious copies of eigenvalues appear. Thick restarts are those of Wu and Simon 2000.
 
-----
-Extreme eigenvalues with a bound each, and eigenvectors, of a matrix known through products.
-
-For a unit vector x and any θ some eigenvalue of a symmetric H lies within ‖Hx - θx‖ of θ (Parlett
-1998, §4.5). Residuals come from products with the vectors that were found, not from the iteration;
-what rounding may have done to these products is added.
-
-A bound holds for *some* eigenvalue. Eigenvalues whose intervals are disjoint are different ones, so
-the intervals hold at least as many eigenvalues of H as were found. That none was missed is not
-proved: no iteration that sees H through products can prove it. A search from a second random
-vector (``check_multiplicity``) finds further copies of a multiple eigenvalue as far as it can.
+**Bounds.** For a unit vector x and any θ some eigenvalue of a symmetric H lies within ‖Hx - θx‖ of
+θ (Parlett 1998, §4.5). Residuals come from products with the vectors that were found, not from the
+iteration; what rounding may have done to these products is added. A bound holds for *some*
+eigenvalue. Eigenvalues whose intervals are disjoint are different ones, so the intervals hold at
+least as many eigenvalues of H as were found. That none was missed is not proved: no iteration that
+sees H through products can prove it. A search from a second random vector (``check_multiplicity``)
+finds further copies of a multiple eigenvalue as far as it can.
 """
 
 from __future__ import annotations
@@ -30,11 +25,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from hessrmt import rng
 from hessrmt.checks import require_whole
-from hessrmt.curvature.dense import Tick, gib, usable_memory
-from hessrmt.curvature.operators import CurvatureOperator
-from hessrmt.errors import ConfigError, ConvergenceError, DeviceError, NonFiniteError, ProblemError
+from hessrmt.curvature.dense import Tick, gib, silent, usable_memory
+from hessrmt.curvature.operators import CurvatureOperator, announce, as_operator
+from hessrmt.curvature.rounding import gaussian
+from hessrmt.errors import ConfigError, ConvergenceError, DeviceError, ProblemError
 from hessrmt.problems.problem import Problem, ordinary_mode
 
 if TYPE_CHECKING:
@@ -42,7 +37,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from hessrmt.arrays import Vector, Vectors
-    from hessrmt.curvature.operators import SymmetricOperator
+    from hessrmt.curvature.operators import Operator
 
     Numbers = Float64[np.ndarray, " m"]
     from jaxtyping import Bool, Float64
@@ -77,58 +72,6 @@ _SMALL_BASIS = 2**24
 """Numbers in a basis (128 MiB) up to which it gets more vectors, so that it restarts less often."""
 
 
-def as_operator(given: Any) -> Any:
-    """What the algorithms take: an operator, a problem, or a function with its dimension.
-
-    Args:
-        given: Anything with ``dimension``, ``dtype``, ``device`` and a call for blocks of rows; a
-            problem, whose Hessian is then taken in float64; or a pair (matvec, n) of a function
-            that maps a float64 vector (n,) to H v, and n.
-
-    Returns:
-        The operator.
-
-    Raises:
-        ConfigError: If it is nothing of these.
-    """
-    if isinstance(given, Problem):
-        return CurvatureOperator.of(given)
-    if isinstance(given, tuple) and len(given) == 2:
-        return _Function(*given)
-    if not callable(given) or not all(hasattr(given, name) for name in ("dimension", "dtype")):
-        raise ConfigError(
-            f"expected an operator, a problem, or a pair (matvec, n), got {type(given).__name__}"
-        )
-    return given
-
-
-class _Function:
-    """A symmetric matrix known as a function of one vector, in float64."""
-
-    dtype, device = torch.float64, torch.device("cpu")
-
-    def __init__(self, matvec: Callable[[Vector], Any], size: int) -> None:
-        whole = isinstance(size, int | np.integer) and not isinstance(size, bool)
-        if not callable(matvec) or not whole or size < 1:
-            raise ConfigError(f"(matvec, n) must be a function and its dimension, got n = {size!r}")
-        self.matvec, self.dimension = matvec, int(size)
-
-    def __call__(self, block: Vectors) -> Vectors:
-        found = [torch.as_tensor(self.matvec(row.clone())).detach() for row in block]
-        for one in found:
-            if one.shape != (self.dimension,):
-                raise ConfigError(
-                    f"matvec must map ({self.dimension},) to ({self.dimension},), it gave "
-                    f"{tuple(one.shape)}"
-                )
-            if one.is_complex():
-                raise ConfigError("matvec must give real numbers, it gave complex ones")
-        product = torch.stack(found).to(block)
-        if not bool(torch.isfinite(product).all()):
-            raise NonFiniteError("a product of matvec is NaN or infinite")
-        return product
-
-
 def round_off(norm: float, size: int, dtype: torch.dtype) -> float:
     """What rounding may add to a product with a unit vector: 10 √P ε ‖H‖₂.
 
@@ -145,18 +88,6 @@ def round_off(norm: float, size: int, dtype: torch.dtype) -> float:
         In the units of the eigenvalues.
     """
     return 10 * size**0.5 * torch.finfo(dtype).eps * norm
-
-
-def announce(operator: SymmetricOperator, products: int) -> None:
-    """Tell an operator that can prepare for many products how many there will be.
-
-    Args:
-        operator: H; what has no method ``expect`` is left alone.
-        products: At least so many.
-    """
-    expect = getattr(operator, "expect", None)
-    if expect is not None:
-        expect(products)
 
 
 def orthogonalise(w: Vector, basis: Vectors) -> tuple[Tensor, Vector]:
@@ -246,7 +177,7 @@ class _Space:
 
 
 def tridiagonal(
-    operator: SymmetricOperator,
+    operator: Operator,
     starts: Vectors,
     steps: int,
     tick: Callable[[int], None] | None = None,
@@ -338,7 +269,7 @@ class _Verdict(NamedTuple):
 
 
 def extreme_pairs(
-    operator: SymmetricOperator,
+    operator: Operator,
     wanted: Wanted,
     *,
     width: int,
@@ -347,7 +278,7 @@ def extreme_pairs(
     limit: int | None = None,
     check_multiplicity: bool = True,
     stop_at_zero: bool = True,
-    tick: Callable[[str, int, int], None] | None = None,
+    tick: Tick = silent,
 ) -> Pairs:
     """Extreme eigenpairs by thick-restart Lanczos, which stops as soon as they have converged.
 
@@ -388,7 +319,7 @@ def extreme_pairs(
             due = due or not space.beta or have - tested >= stride
         if not space.beta and have < size:
             space.turn_to(next(fresh))
-        if tick and products % 16 == 0:
+        if products % 16 == 0:
             tick("products", have, stop)
         if not due:
             continue
@@ -403,16 +334,19 @@ def extreme_pairs(
         zero = floor if stop_at_zero else -1.0
         found = _judge(wanted, values, space.beta * np.abs(rotation[-1]), goal, zero, size)
         now = values[found.chosen]
-        if tick:
-            tick("edge levels", len(now), levels)
+        tick("edge levels", len(now), levels)
         done = not found.more
         # an invariant space, up to rounding: some eigenvalue has more copies than it holds
         check_multiplicity |= space.beta <= min(goal, digits * space.norm)
-        final = not check_multiplicity or _same(looked, now, goal)
+        same = looked is not None and np.shape(looked) == now.shape
+        final = not check_multiplicity or (same and bool((np.abs(looked - now) <= goal).all()))
         complete = have == size or (done and final)
         if complete or products >= limit:
-            if not complete:
-                _require_some(now, products)
+            if not complete and not len(now):
+                raise ConvergenceError(
+                    f"no extreme eigenvalue has converged after {products:,} products; allow a "
+                    "larger residual (tolerance), or more vectors (ask for more eigenvalues)"
+                )
             return Pairs(
                 values=now,
                 vectors=space.rotate(rotation[:, found.chosen]),
@@ -435,34 +369,16 @@ def extreme_pairs(
                 tested = space.have
 
 
-def _directions(operator: SymmetricOperator, seed: int) -> Iterator[Vector]:
+def _directions(operator: Operator, seed: int) -> Iterator[Vector]:
     """Random vectors, one after another."""
     for number in itertools.count():
-        generator = rng.torch_generator(seed, "lanczos", number)
-        drawn = torch.randn(operator.dimension, generator=generator, dtype=torch.float64)
-        yield drawn.to(dtype=operator.dtype, device=operator.device)
-
-
-def _require_some(values: Numbers, products: int) -> None:
-    if not len(values):
-        raise ConvergenceError(
-            f"no extreme eigenvalue has converged after {products:,} products; allow a larger "
-            "residual (tolerance), or more vectors (ask for more eigenvalues)"
-        )
-
-
-def _same(before: Numbers | None, now: Numbers, goal: float) -> bool:
-    if before is None or len(before) != len(now):
-        return False
-    return bool((np.abs(before - now) <= goal).all())
+        yield gaussian(operator.dimension, operator, "lanczos", number, seed=seed)
 
 
 def _judge(
     wanted: Wanted, values: Numbers, residuals: Numbers, goal: float, zero: float, size: int
 ) -> _Verdict:
-    chosen: set[int] = set()
-    settled: set[int] = set()
-    more = exhausted = False
+    chosen, settled, more, exhausted = set(), set(), False, False
     for count, order in wanted.ends(values):
         for position in map(int, order[:count]):
             if residuals[position] > goal:
@@ -476,11 +392,10 @@ def _judge(
         else:
             more |= len(order) < min(count, size)
     where = np.array(sorted(chosen), dtype=np.int64)
-    if wanted.largest:
-        lower = int(np.count_nonzero(values[where] < 0))
-    else:  # values ascend: those of the lower end come first
-        lower = int(np.count_nonzero(where < wanted.bottom))
-    return _Verdict(where, np.array(sorted(settled), dtype=np.int64), lower, more, exhausted)
+    # values ascend: those of the lower end come first
+    below = values[where] < 0 if wanted.largest else where < wanted.bottom
+    positions = np.array(sorted(settled), dtype=np.int64)
+    return _Verdict(where, positions, int(np.count_nonzero(below)), more, exhausted)
 
 
 def _kept(wanted: Wanted, values: Numbers, keep: int) -> np.ndarray:
@@ -492,22 +407,6 @@ def _kept(wanted: Wanted, values: Numbers, keep: int) -> np.ndarray:
             if len(chosen) < keep and place < -(-keep * count // wanted.levels):
                 chosen.add(int(order[place]))
     return np.array(sorted(chosen), dtype=np.int64)
-
-
-def vectors_needed(wanted: int, size: int, spare: int | None = None) -> int:
-    """Width of the basis for a number of eigenvalues.
-
-    Args:
-        wanted: Eigenvalues.
-        size: P.
-        spare: Vectors beside them; as many as eigenvalues, within limits, if None.
-
-    Returns:
-        m.
-    """
-    if spare is None:
-        spare = max(40, min(wanted, 1000), min(300, _SMALL_BASIS // size))
-    return min(size, wanted + spare)
 
 
 _BLOCK = 8
@@ -695,7 +594,7 @@ class Eigenpairs(_Found):
 
 @ordinary_mode()
 def eigsh(
-    operator: SymmetricOperator | Problem | tuple[Callable[[Tensor], Tensor], int],
+    operator: Operator | Problem | tuple[Callable[[Tensor], Tensor], int],
     k: int = 6,
     which: str = "LA",
     *,
@@ -740,16 +639,8 @@ def eigsh(
     if k > matrix.dimension:
         raise ConfigError(f"k = {k:,} pairs are asked for, the matrix has {matrix.dimension:,}")
     wanted = check_request(matrix, tolerance=tolerance, **{end: k})
-    _, vectors, common = _search(
-        matrix,
-        wanted,
-        memory,
-        tick,
-        tolerance=tolerance,
-        seed=seed,
-        check_multiplicity=check_multiplicity,
-        stop_at_zero=False,
-    )
+    options = {"tolerance": tolerance, "seed": seed, "check_multiplicity": check_multiplicity}
+    _, vectors, common = _search(matrix, wanted, memory, tick, stop_at_zero=False, **options)
     # the sign of an eigenvector is free: its entry of largest magnitude is positive
     largest = vectors.gather(1, vectors.abs().argmax(dim=1, keepdim=True))
     return Eigenpairs(
@@ -762,7 +653,7 @@ def eigsh(
 
 @ordinary_mode()
 def extremal_eigenvalues(
-    operator: SymmetricOperator | Problem | tuple[Callable[[Tensor], Tensor], int],
+    operator: Operator | Problem | tuple[Callable[[Tensor], Tensor], int],
     top: int = 0,
     bottom: int = 0,
     largest: int = 0,
@@ -796,15 +687,8 @@ def extremal_eigenvalues(
     """
     matrix = as_operator(operator)
     wanted = check_request(matrix, top, bottom, largest, tolerance)
-    found, _, common = _search(
-        matrix,
-        wanted,
-        memory,
-        tick,
-        tolerance=tolerance,
-        seed=seed,
-        check_multiplicity=check_multiplicity,
-    )
+    options = {"tolerance": tolerance, "seed": seed, "check_multiplicity": check_multiplicity}
+    found, _, common = _search(matrix, wanted, memory, tick, **options)
     return EdgeLevels(
         n_lower=found.n_lower,
         asked=", ".join(f"{name} {count}" for name, count in wanted._asdict().items() if count),
@@ -822,6 +706,7 @@ def _search(
 ) -> tuple[Pairs, Tensor, dict[str, Any]]:
     """Ritz pairs, their unit vectors as rows, and what every result says of them."""
     width = plan_width(operator, wanted.levels, memory)
+    tick = tick or silent
     found = extreme_pairs(operator, wanted, width=width, tick=tick, **options)
     vectors = found.vectors / found.vectors.norm(dim=1, keepdim=True)
     leading = int(np.argmax(np.abs(found.values))) if len(vectors) else -1
@@ -834,8 +719,7 @@ def _search(
         residuals[part] = rest.norm(dim=1).to(torch.float64).cpu().numpy()
         if first <= leading < first + _BLOCK:
             image = products[leading - first]
-        if tick:
-            tick("residuals", min(first + _BLOCK, len(vectors)), len(vectors))
+        tick("residuals", min(first + _BLOCK, len(vectors)), len(vectors))
     rounding = round_off(found.norm, operator.dimension, operator.dtype)
     if isinstance(operator, CurvatureOperator) and len(vectors):
         measured = operator.rounding()
@@ -855,7 +739,7 @@ def _search(
     return found, vectors, common
 
 
-def plan_width(operator: SymmetricOperator, count: int, memory: int | None = None) -> int:
+def plan_width(operator: Operator, count: int, memory: int | None = None) -> int:
     """Vectors of the basis, or a refusal before anything is computed.
 
     Args:
@@ -870,7 +754,8 @@ def plan_width(operator: SymmetricOperator, count: int, memory: int | None = Non
         DeviceError: If not even a few more than the levels fit.
     """
     size, itemsize = operator.dimension, operator.dtype.itemsize
-    best = vectors_needed(count, size)
+    spare = max(40, min(count, 1000), min(300, _SMALL_BASIS // size))
+    best, least = (min(size, count + more) for more in (spare, _FEWEST_SPARE))
     backend: Any = getattr(operator, "backend", None)
     if memory is None and backend is None:
         return best
@@ -881,7 +766,6 @@ def plan_width(operator: SymmetricOperator, count: int, memory: int | None = Non
         # basis, a few vectors of work, T with its eigenvectors and LAPACK's workspace
         return each * (width + 8 + _BLOCK) + 8 * 5 * width**2
 
-    least = vectors_needed(count, size, _FEWEST_SPARE)
     if needed(least) > usable:
         fits = max(0, usable // each - _FEWEST_SPARE - 8 - _BLOCK)
         raise DeviceError(
@@ -895,7 +779,7 @@ def plan_width(operator: SymmetricOperator, count: int, memory: int | None = Non
 
 
 def check_request(
-    operator: SymmetricOperator,
+    operator: Operator,
     top: int = 0,
     bottom: int = 0,
     largest: int = 0,

@@ -11,7 +11,7 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from numbers import Real
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -30,10 +30,12 @@ from hessrmt.curvature.certify import (
 from hessrmt.curvature.dense import (
     Device,
     Dtype,
+    dtype_name,
     gib,
     row_bytes,
     saved_bytes,
     torch_dtype,
+    unit_vectors,
     usable_memory,
 )
 from hessrmt.curvature.products import TRACED_FROM, KeptProduct, choose, close
@@ -69,24 +71,6 @@ _MEAN_ULPS = 256
 
 _TOGETHER = 8
 """Unit vectors multiplied at a time."""
-
-
-class SymmetricOperator(Protocol):
-    """What the matrix-free methods need of a symmetric matrix.
-
-    Attributes:
-        dimension: P.
-        dtype: Of its vectors.
-        device: Where they live.
-    """
-
-    dimension: int
-    dtype: torch.dtype
-    device: torch.device
-
-    def __call__(self, block: Vectors) -> Vectors:
-        """Products with the rows of a block, (k, P) to (k, P)."""
-        ...
 
 
 class Operator(ABC):
@@ -144,20 +128,14 @@ class Operator(ABC):
         found = self(rows.contiguous()).T.reshape(given.shape) if len(rows) else rows.T
         return found.cpu().numpy() if isinstance(other, np.ndarray) else found
 
-    def __add__(self, other: Operator) -> Operator:
-        if not isinstance(other, Operator):
-            return NotImplemented
-        return _Sum([(1.0, self), (1.0, other)])
+    def __add__(self, other: Operator, factor: float = 1.0) -> Operator:
+        return _Sum((1.0, self), (factor, other)) if isinstance(other, Operator) else NotImplemented
 
     def __sub__(self, other: Operator) -> Operator:
-        if not isinstance(other, Operator):
-            return NotImplemented
-        return _Sum([(1.0, self), (-1.0, other)])
+        return self.__add__(other, -1.0)
 
     def __mul__(self, factor: float) -> Operator:
-        if not isinstance(factor, Real):
-            return NotImplemented
-        return _Sum([(float(factor), self)])
+        return _Sum((float(factor), self)) if isinstance(factor, Real) else NotImplemented
 
     __rmul__ = __mul__
 
@@ -173,9 +151,7 @@ class Operator(ABC):
         found = torch.empty(self.dimension, dtype=self.dtype, device=self.device)
         for start in range(0, self.dimension, _TOGETHER):
             rows = torch.arange(start, min(start + _TOGETHER, self.dimension), device=self.device)
-            unit = found.new_zeros(len(rows), self.dimension)
-            unit[torch.arange(len(rows), device=self.device), rows] = 1
-            found[rows] = self(unit)[:, rows].diagonal()
+            found[rows] = self(unit_vectors(rows, self.dimension, found))[:, rows].diagonal()
         return found
 
     def to_scipy(self) -> LinearOperator:
@@ -205,12 +181,7 @@ class Identity(Operator):
         device: Where they live.
     """
 
-    def __init__(
-        self,
-        n: int,
-        dtype: Dtype = torch.float64,
-        device: Device = "cpu",
-    ) -> None:
+    def __init__(self, n: int, dtype: Dtype = torch.float64, device: Device = "cpu") -> None:
         require_whole(n=n)
         self.dimension, self.dtype, self.neutral = n, torch_dtype(dtype), True
         self.device = select(device).device
@@ -223,14 +194,13 @@ class Identity(Operator):
 class _Sum(Operator):
     """A linear combination of operators, in the precision and place of the first proper one."""
 
-    def __init__(self, terms: Sequence[tuple[float, Operator]]) -> None:
+    def __init__(self, *terms: tuple[float, Operator]) -> None:
         if len({term.dimension for _, term in terms}) != 1:
             shapes = ", ".join(str(term.shape) for _, term in terms)
             raise ConfigError(f"matrices of shapes {shapes} cannot be added")
-        self._terms = tuple(terms)
+        self._terms = terms
         leading = next((t for _, t in terms if not t.neutral), terms[0][1])
-        self.neutral = leading.neutral
-        self.dimension = leading.dimension
+        self.neutral, self.dimension = leading.neutral, leading.dimension
         self.dtype, self.device = leading.dtype, leading.device
 
     def __call__(self, block: Vectors) -> Vectors:
@@ -299,7 +269,7 @@ class CurvatureOperator(Operator):
         if first is None:
             raise DataError("there is no batch of data")
         problem = Problem(model, loss, read_batch(first), only=only)
-        self._set_up(problem, lambda: map(read_batch, batches), operator, device, dtype, linearise)
+        self._read(problem, lambda: map(read_batch, batches), operator, device, dtype, linearise)
 
     @classmethod
     def of(
@@ -328,37 +298,29 @@ class CurvatureOperator(Operator):
         Raises:
             DataError: If the batch is not a positive number.
         """
+        found = cls.__new__(cls)
+        found._divide(problem, batch, operator, device, dtype, linearise)
+        return found
+
+    def _divide(self, problem: Problem, batch: int | None, *options: Any) -> None:
+        """Take the samples of a problem in micro-batches."""
         step = problem.samples if batch is None else batch
         if isinstance(step, bool) or not isinstance(step, int) or step < 1:
             raise DataError(f"micro-batches must hold at least one sample, got {batch!r}")
         places = [slice(i, i + step) for i in range(0, problem.samples, step)]
-        found = cls.__new__(cls)
-        found._set_up(
-            problem.part(places[0]),
-            lambda: (problem.batch.part(place) for place in places),
-            operator,
-            device,
-            dtype,
-            linearise,
-        )
-        return found
+        self._read(problem.part(places[0]), lambda: map(problem.batch.part, places), *options)
 
     @ordinary_mode()
-    def _set_up(
-        self,
-        problem: Problem,
-        batches: Callable[[], Iterable[Batch]],
-        kind: str,
-        device: Device,
-        dtype: Dtype,
-        linearise: bool | None,
+    def _read(
+        self, problem: Problem, batches: Callable[[], Iterable[Batch]], *options: Any
     ) -> None:
+        """Set up, from the first batch, with kind, device, dtype and whether to linearise."""
+        kind, device, dtype, linearise = self._options = options
         if kind not in OPERATORS:
             raise ProblemError(f"unknown operator {kind!r}; known are {', '.join(OPERATORS)}")
         self.backend: Backend = select(device)
         self.device, self.dtype = self.backend.device, torch_dtype(dtype)
-        self.kind, self.products, self._options = kind, 0, (kind, device, dtype, linearise)
-        self.precision = str(self.dtype).removeprefix("torch.")
+        self.kind, self.precision, self.products = kind, dtype_name(dtype), 0
         self._batches = batches
         self._base = problem.at(self.dtype, self.device)
         self.dimension = self._base.dimension
@@ -371,11 +333,9 @@ class CurvatureOperator(Operator):
                 self._base = packed
         ways = choose(self._base, kind)
         self._plain, self._check = ways.plain, ways.check
-        room = 0 if linearise is False else self._room()
-        self._kept: list[tuple[float, KeptProduct]] = [
-            (weight, ways.kept(part))
-            for part, weight in zip(self._problems(stop=room), self._weights, strict=False)
-        ]
+        parts = self._problems(stop=0 if linearise is False else self._room())
+        products = (KeptProduct(part, ways) for part in parts)
+        self._kept = list(zip(self._weights, products, strict=False))
         self.kept = len(self._kept)
         if linearise:
             self.expect(TRACED_FROM)
@@ -394,7 +354,7 @@ class CurvatureOperator(Operator):
             An operator of fewer dimensions.
         """
         found = CurvatureOperator.__new__(CurvatureOperator)
-        found._set_up(self._base.restricted(only), self._batches, *self._options)
+        found._read(self._base.restricted(only), self._batches, *self._options)
         return found
 
     @ordinary_mode()
@@ -451,14 +411,15 @@ class CurvatureOperator(Operator):
             The bound, in the units of the eigenvalues.
         """
         rows = directions(self._base, FEW_DIRECTIONS)
-        products = torch.zeros_like(rows)
-        moved = torch.zeros_like(rows)
-        for number, problem in enumerate(self._problems(0)):
-            if self._weights[number]:
-                way, weight = self._plain(problem), self._weights[number]
+        products, moved = torch.zeros_like(rows), torch.zeros_like(rows)
+        streams = itertools.count()
+        for problem, weight in zip(self._problems(), self._weights, strict=True):
+            numbers = [next(streams) for _ in rows]
+            if weight:
+                way = self._plain(problem)
                 products.add_(way(rows).detach(), alpha=weight)
-                for row, (v, total) in enumerate(zip(rows, moved, strict=True)):
-                    with Perturbed(number * len(rows) + row):
+                for number, v, total in zip(numbers, rows, moved, strict=True):
+                    with Perturbed(number):
                         found = way(v[None])[0].detach()
                     total.add_(found, alpha=weight)
         return norm_bound([length(part) for part in moved - products])
@@ -498,9 +459,9 @@ class CurvatureOperator(Operator):
         return require_agreement(apart, norm, self, self.precision)
 
     def _add(self, total: Vectors, block: Vectors, way: Any, start: int = 0) -> None:
-        for number, problem in enumerate(self._problems(start), start):
-            if self._weights[number]:
-                total.add_(way(problem)(block).detach(), alpha=self._weights[number])
+        for problem, weight in zip(self._problems(start), self._weights[start:], strict=True):
+            if weight:
+                total.add_(way(problem)(block).detach(), alpha=weight)
 
     def _problems(self, start: int = 0, stop: int | None = None) -> Iterator[Problem]:
         """The problems of the micro-batches in their final precision and place."""
@@ -606,10 +567,7 @@ class Hessian(CurvatureOperator):
         dtype: Dtype = "float64",
         linearise: bool | None = None,
     ) -> None:
-        made = CurvatureOperator.of(
-            problem, self._kind, batch=batch, device=device, dtype=dtype, linearise=linearise
-        )
-        vars(self).update(vars(made))
+        self._divide(problem, batch, self._kind, device, dtype, linearise)
 
 
 class GaussNewton(Hessian):
@@ -629,6 +587,71 @@ class EmpiricalFisher(Hessian):
     """
 
     _kind = "fisher"
+
+
+class _Function(Operator):
+    """A symmetric matrix known as a function of one vector, in float64."""
+
+    dtype, device = torch.float64, torch.device("cpu")
+
+    def __init__(self, matvec: Callable[[Vector], Any], size: int) -> None:
+        whole = isinstance(size, int | np.integer) and not isinstance(size, bool)
+        if not callable(matvec) or not whole or size < 1:
+            raise ConfigError(f"(matvec, n) must be a function and its dimension, got n = {size!r}")
+        self.matvec, self.dimension = matvec, int(size)
+
+    def __call__(self, block: Vectors) -> Vectors:
+        """Products with the rows of a block, (k, n)."""
+        found = [torch.as_tensor(self.matvec(row.clone())).detach() for row in block]
+        for one in found:
+            if one.shape != (self.dimension,):
+                raise ConfigError(
+                    f"matvec must map ({self.dimension},) to ({self.dimension},), it gave "
+                    f"{tuple(one.shape)}"
+                )
+            if one.is_complex():
+                raise ConfigError("matvec must give real numbers, it gave complex ones")
+        product = torch.stack(found).to(block)
+        if not bool(torch.isfinite(product).all()):
+            raise NonFiniteError("a product of matvec is NaN or infinite")
+        return product
+
+
+def as_operator(given: Any) -> Any:
+    """What the algorithms take: an operator, a problem, or a function with its dimension.
+
+    Args:
+        given: Anything with ``dimension``, ``dtype``, ``device`` and a call for blocks of rows; a
+            problem, whose Hessian is then taken in float64; or a pair (matvec, n) of a function
+            that maps a float64 vector (n,) to H v, and n.
+
+    Returns:
+        The operator.
+
+    Raises:
+        ConfigError: If it is nothing of these.
+    """
+    if isinstance(given, Problem):
+        return CurvatureOperator.of(given)
+    if isinstance(given, tuple) and len(given) == 2:
+        return _Function(*given)
+    if not callable(given) or not all(hasattr(given, name) for name in ("dimension", "dtype")):
+        raise ConfigError(
+            f"expected an operator, a problem, or a pair (matvec, n), got {type(given).__name__}"
+        )
+    return given
+
+
+def announce(operator: Operator, products: int) -> None:
+    """Tell an operator that can prepare for many products how many there will be.
+
+    Args:
+        operator: H; what has no method ``expect`` is left alone.
+        products: At least so many.
+    """
+    expect = getattr(operator, "expect", None)
+    if expect is not None:
+        expect(products)
 
 
 def _fingerprint(batch: Batch) -> tuple:

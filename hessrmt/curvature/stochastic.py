@@ -1,19 +1,16 @@
-"""Stochastic Lanczos quadrature: the density of all eigenvalues from a few dozen random vectors.
+"""Estimates from random vectors: the density of all eigenvalues, traces and Frobenius norms.
 
-For a random unit vector v, v^T f(H) v has the mean tr f(H)/P. Lanczos from v gives the Gauss
-quadrature of that form: nodes are the eigenvalues of the tridiagonal matrix, weights the squared
-first components of its eigenvectors, exact for polynomials of degree 2m - 1 (Golub & Meurant 2010;
-Ubaru, Chen & Saad, SIAM J. Matrix Anal. Appl. 38 (2017) 1075).
+**Stochastic Lanczos quadrature.** For a random unit vector v, vᵀ f(H) v has the mean tr f(H)/P.
+Lanczos from v gives the Gauss quadrature of that form: nodes are the eigenvalues of the tridiagonal
+matrix, weights the squared first components of its eigenvectors, exact for polynomials of degree
+2m - 1 (Golub and Meurant 2010; Ubaru, Chen and Saad 2017).
 
-----
-Trace and Frobenius norm of a matrix that is known through products, with error bars.
+**Traces**, with error bars. tr H and ‖H‖_F² = tr H² come from the same products, by way of ‖Hv‖².
+The dominant part of the spectrum is taken out exactly and only the rest is estimated:
 
-Both come from the same products: tr H, and ‖H‖_F² = tr H² by way of ‖Hv‖². The dominant part of the
-spectrum is taken out exactly and only the rest is estimated from random vectors:
-
-- Hutch++: Meyer, Musco, Musco & Woodruff, SOSA 2021, algorithm 1;
-- XTrace: Epperly, Tropp & Webber, SIAM J. Matrix Anal. Appl. 45 (2024) 1, §2 and (with vectors that
-  are uniform on a sphere) §2.3: every vector is used for the dominant part of all others.
+- Hutch++: Meyer, Musco, Musco and Woodruff 2021, algorithm 1;
+- XTrace: Epperly, Tropp and Webber 2024, §2 and (with vectors that are uniform on a sphere) §2.3:
+  every vector is used for the dominant part of all others.
 """
 
 from __future__ import annotations
@@ -28,8 +25,9 @@ from scipy.linalg import eigh_tridiagonal
 
 from hessrmt import rng
 from hessrmt.checks import require_whole
-from hessrmt.curvature.dense import Tick
+from hessrmt.curvature.dense import Tick, silent
 from hessrmt.curvature.lanczos import announce, as_operator, tridiagonal
+from hessrmt.curvature.rounding import gaussian
 from hessrmt.errors import ConfigError
 from hessrmt.problems.problem import ordinary_mode
 
@@ -37,7 +35,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float64
 
     from hessrmt.arrays import Vector
-    from hessrmt.curvature.operators import SymmetricOperator
+    from hessrmt.curvature.operators import Operator
     from hessrmt.problems.problem import Problem
 
     Grid = Float64[np.ndarray, " n"]
@@ -82,6 +80,19 @@ class Quadrature:
     nodes: Table
     weights: Table
     dimension: int
+
+    @classmethod
+    def none(cls, steps: int, dimension: int) -> Quadrature:
+        """The quadratures before the first probe.
+
+        Args:
+            steps: Of each probe to come.
+            dimension: P.
+
+        Returns:
+            No row.
+        """
+        return cls(np.empty((0, steps)), np.empty((0, steps)), dimension)
 
     def __len__(self) -> int:
         return len(self.nodes)
@@ -166,10 +177,8 @@ class Quadrature:
         width = length / 80 if width is None else float(width)
         u = np.linspace(ends[0] - 4 * width, ends[1] + 4 * width, points)
         centres = axis(np.nan_to_num(self.nodes))
-        rows = np.array(
-            [_smooth(u, c, w, width) for c, w in zip(centres, self.weights, strict=True)]
-        )
-        mean, error = _mean_and_error(rows)
+        pairs = zip(centres, self.weights, strict=True)
+        mean, error = _mean_and_error(np.array([_smooth(u, c, w, width) for c, w in pairs]))
         x = u if np.isinf(scale) else scale * np.sinh(u)
         return Curve(x, mean, error, scale, width)
 
@@ -189,7 +198,7 @@ class Quadrature:
 
 
 def probe(
-    operator: SymmetricOperator, seed: int, number: int, law: str, purpose: str = "probe"
+    operator: Operator, seed: int, number: int, law: str, purpose: str = "probe"
 ) -> torch.Tensor:
     """A random vector of independent entries with mean 0 and variance 1.
 
@@ -208,18 +217,16 @@ def probe(
     """
     if law not in LAWS:
         raise ConfigError(f"unknown law of probes {law!r}; known are {', '.join(LAWS)}")
-    generator = rng.torch_generator(seed, purpose, law, number)
     if law == "gaussian":
-        drawn = torch.randn(operator.dimension, generator=generator, dtype=torch.float64)
-    else:
-        drawn = torch.randint(0, 2, (operator.dimension,), generator=generator)
-        drawn = 2.0 * drawn.to(torch.float64) - 1.0
-    return drawn.to(dtype=operator.dtype, device=operator.device)
+        return gaussian(operator.dimension, operator, purpose, law, number, seed=seed)
+    generator = rng.torch_generator(seed, purpose, law, number)
+    bits = torch.randint(0, 2, (operator.dimension,), generator=generator)
+    return (2.0 * bits.to(torch.float64) - 1.0).to(dtype=operator.dtype, device=operator.device)
 
 
 @ordinary_mode()
 def quadrature(
-    operator: SymmetricOperator | Problem | tuple[Callable[[Vector], Vector], int],
+    operator: Operator | Problem | tuple[Callable[[Vector], Vector], int],
     probes: int = 10,
     steps: int = 100,
     *,
@@ -249,27 +256,20 @@ def quadrature(
     require_whole(probes=probes, steps=steps, together=together)
     matrix = as_operator(operator)
     announce(matrix, probes * min(steps, matrix.dimension))
-    *_, found = extended(
-        matrix,
-        Quadrature(np.empty((0, steps)), np.empty((0, steps)), matrix.dimension),
-        probes,
-        law=law,
-        seed=seed,
-        together=together,
-        tick=tick,
-    )
+    options = {"law": law, "seed": seed, "together": together, "tick": tick or silent}
+    *_, found = extended(matrix, Quadrature.none(steps, matrix.dimension), probes, **options)
     return found
 
 
 def extended(
-    operator: SymmetricOperator,
+    operator: Operator,
     found: Quadrature,
     probes: int,
     *,
     law: str,
     seed: int,
     together: int,
-    tick: Tick | None = None,
+    tick: Tick = silent,
 ) -> Iterator[Quadrature]:
     """A quadrature that has ever more probes.
 
@@ -290,8 +290,7 @@ def extended(
         numbers = range(first, min(first + together, probes))
 
         def progress(step: int, first: int = first, group: int = len(numbers)) -> None:
-            if tick:
-                tick("density", first * steps + step * group, probes * steps)
+            tick("density", first * steps + step * group, probes * steps)
 
         starts = torch.stack([probe(operator, seed, number, law) for number in numbers])
         nodes, weights = np.full((len(starts), steps), np.nan), np.zeros((len(starts), steps))
@@ -299,11 +298,9 @@ def extended(
         for row, small in enumerate(tridiagonal(operator, starts, length, progress)):
             values, vectors = eigh_tridiagonal(*small)
             nodes[row, : len(values)], weights[row, : len(values)] = values, vectors[0] ** 2
-        found = Quadrature(
-            np.concatenate([found.nodes, nodes]),
-            np.concatenate([found.weights, weights]),
-            operator.dimension,
-        )
+        nodes = np.concatenate([found.nodes, nodes])
+        weights = np.concatenate([found.weights, weights])
+        found = Quadrature(nodes, weights, operator.dimension)
         yield found
 
 
@@ -371,7 +368,7 @@ class Traces:
 
 @ordinary_mode()
 def traces(
-    operator: SymmetricOperator | Problem | tuple[Callable[[Vector], Vector], int],
+    operator: Operator | Problem | tuple[Callable[[Vector], Vector], int],
     products: int = 60,
     method: str = "hutch++",
     *,
@@ -394,7 +391,7 @@ def traces(
     check_products(method, products)
     matrix = as_operator(operator)
     announce(matrix, products)
-    done = 0
+    tick, done = tick or silent, 0
 
     def apply(block: Vectors) -> Vectors:
         nonlocal done
@@ -404,8 +401,7 @@ def traces(
         for part in block.split(_BLOCK):
             found.append(matrix(part))
             done += len(part)
-            if tick:
-                tick("trace", min(done, products), products)
+            tick("trace", min(done, products), products)
         return torch.cat(found)
 
     law = "gaussian" if method == "xtrace" else "rademacher"
