@@ -1,31 +1,31 @@
-"""Exact null directions, removed before diagonalising: θ = θ₀ + Q z with QᵀQ = I.
+"""The reduced Hessian QᵀHQ: exact null directions are removed before diagonalising.
 
-spectrum(H) = spectrum(QᵀHQ) ∪ {0 with multiplicity P - r} whenever the loss is invariant along the
-orthogonal complement of range(Q). Q is block-structured: for each linear layer [W, b] = E Z Uᵀ
+θ = θ₀ + Q z with QᵀQ = I. spectrum(H) = spectrum(QᵀHQ) ∪ {0 with multiplicity P - r} whenever the
+loss is invariant along the orthogonal complement of range(Q). Q is block-structured: for each
+linear layer [W, b] = E Z Uᵀ
 
 - U spans the inputs [a; 1] of a layer fed by the data: other directions never meet the data;
 - E drops the direction (1, ..., 1) of a last layer under cross-entropy, which softmax ignores;
 - entries of Z whose rows of H are exactly 0.0 (dead pixels, dead units, units never active
   together) are dropped; so are such parameters outside linear layers.
 
-----
-A reduced Hessian as blocks, one of which may be known only through its range.
-
-For one layer k the block is H_kk = A Σ Aᵀ with few columns A, and all of H's rows of that layer lie
-in the range of M = [A, C], C = H_k,rest. With M = QR an orthonormal basis of that range turns
+One block may be known only through its range. For one layer k the block is H_kk = A Σ Aᵀ with few
+columns A, and all of H's rows of that layer lie in the range of M = [A, C], C = H_k,rest. With
+M = QR an orthonormal basis of that range turns
 
     [[A Σ Aᵀ, C], [Cᵀ, D]]   into   [[R_A Σ R_Aᵀ, R_C], [R_Cᵀ, D]],
 
-which has the same nonzero eigenvalues (PHYSICS §2, block range). Q itself is never needed.
+which has the same nonzero eigenvalues. Q itself is never needed.
 
-----
-The reduced Hessian of a problem, by whichever exact route is cheapest.
+The matrix is assembled by whichever exact route is cheapest: from factors
+(:mod:`hessrmt.curvature.factored`) or by Hessian-vector products.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations, combinations_with_replacement
 from typing import TYPE_CHECKING
 
 import torch
@@ -42,7 +42,9 @@ from hessrmt.curvature.dense import (
     require,
     row_bytes,
     rows_beside,
+    silent,
     torch_dtype,
+    unit_vectors,
 )
 from hessrmt.curvature.factored import (
     block,
@@ -133,16 +135,9 @@ class LayerBasis:
         Returns:
             The part of Qᵀθ that belongs to the layer.
         """
-        outputs, parts = self.layer.outputs, []
-        if self.weight:
-            parts.append(theta[..., self.weight].unflatten(-1, (outputs, -1)))
-        if self.bias:
-            parts.append(theta[..., self.bias].unsqueeze(-1))
-        matrix = torch.cat(parts, dim=-1)
-        if self.right is not None:
-            matrix = matrix @ self.right
-        if self.left is not None:
-            matrix = self.left.T @ matrix
+        matrix = _as_matrix(theta, self.layer.outputs, self.weight, self.bias)
+        matrix = matrix if self.right is None else matrix @ self.right
+        matrix = matrix if self.left is None else self.left.T @ matrix
         return matrix.flatten(-2)[..., self.keep]
 
     def scatter(self, z: Tensor, theta: Tensor) -> None:
@@ -151,10 +146,8 @@ class LayerBasis:
         matrix = z.new_zeros(*z.shape[:-1], rows * columns)
         matrix[..., self.keep] = z
         matrix = matrix.unflatten(-1, (rows, columns))
-        if self.left is not None:
-            matrix = self.left @ matrix
-        if self.right is not None:
-            matrix = matrix @ self.right.T
+        matrix = matrix if self.left is None else self.left @ matrix
+        matrix = matrix if self.right is None else matrix @ self.right.T
         if self.weight:
             kept = matrix[..., :-1] if self.bias else matrix
             theta[..., self.weight] = kept.flatten(-2)
@@ -338,14 +331,10 @@ def reduce_problem(problem: Problem) -> Reduction:
         The basis.
     """
     zero, found = _zero_rows(problem), problem.structure.linear()
-    places = problem.places()
+    places, everywhere = problem.places(), torch.arange(problem.dimension, device=zero.device)
     layers = tuple(_layer_basis(layer, problem, zero, places) for layer in found.layers)
-    device = zero.device
-    others = [
-        torch.arange(places[name].start, places[name].stop, device=device) for name in found.others
-    ]
-    free = torch.cat(others) if others else torch.zeros(0, dtype=torch.long, device=device)
-    return Reduction(problem.dimension, layers, free[~zero[free]])
+    others = torch.cat([everywhere[:0], *(everywhere[places[name]] for name in found.others)])
+    return Reduction(problem.dimension, layers, others[~zero[others]])
 
 
 def input_basis(features: Tensor) -> Tensor | None:
@@ -386,6 +375,13 @@ def softmax_basis(classes: int, like: Tensor) -> Tensor:
     return (eye - 2 * torch.outer(u, u) / (u @ u))[:, 1:].contiguous()
 
 
+def _as_matrix(theta: Tensor, outputs: int, weight: slice | None, bias: slice | None) -> Tensor:
+    """[W, b], or what of it is trainable, of vectors in the space of the parameters."""
+    parts = [theta[..., weight].unflatten(-1, (outputs, -1))] if weight else []
+    parts += [theta[..., bias].unsqueeze(-1)] if bias else []
+    return torch.cat(parts, dim=-1)
+
+
 def _zero_rows(problem: Problem) -> Tensor:
     """(P,) bool: rows of the Hessian that are exactly 0.0, by random Hessian-vector products."""
     # a row that is not zero gives 0.0 for a random vector with probability zero; the second,
@@ -403,10 +399,7 @@ def _layer_basis(
     left = None
     if layer.is_output and layer.outputs > 1 and ignores_softmax_shift(problem):
         left = softmax_basis(layer.outputs, layer.like)
-    parts = [zero[weight].view(layer.outputs, -1)] if weight else []
-    if bias:
-        parts.append(zero[bias].view(-1, 1))
-    dead = torch.cat(parts, dim=1)
+    dead = _as_matrix(zero, layer.outputs, weight, bias)
     # a rotated side keeps or drops whole rows or columns of the matrix
     if right is not None:
         dead = dead.all(dim=1, keepdim=True).expand(-1, right.shape[1])
@@ -551,17 +544,12 @@ class _Route:
     ranged: LayerBasis | None = None
     own: OwnCurvature | None = None
 
-    @property
-    def ranged_name(self) -> str | None:
-        """Name of the layer treated through its range."""
-        return self.ranged.layer.name if self.ranged else None
-
 
 def assemble_reduced(
     problem: Problem,
     reduction: Reduction,
     backend: Backend,
-    tick: Tick | None = None,
+    tick: Tick = silent,
     rounding: float = 0.0,
 ) -> Blocks:
     """QᵀHQ as blocks.
@@ -584,38 +572,32 @@ def assemble_reduced(
         DeviceError: If they do not fit in memory.
     """
     route = _choose(problem, reduction)
-    fixed = _require(route, problem, reduction, backend)
-    places = _places(reduction)
-    inside = torch.zeros(reduction.reduced_dimension, dtype=torch.bool)
-    if route.ranged is not None:
-        inside[places[route.ranged.layer.name]] = True
-    inside = inside.to(problem.theta.device)
+    fixed, like, own = _require(route, problem, reduction, backend), problem.theta, route.own
+    kinds = [torch.full((len(basis.keep),), basis is route.ranged) for basis in reduction.layers]
+    inside = torch.cat([*kinds, torch.zeros(len(reduction.others), dtype=torch.bool)])
+    inside = inside.to(like.device)
     where, where_block = (~inside).nonzero().squeeze(1), inside.nonzero().squeeze(1)
-    count = 0 if route.own is None else len(route.own.signs)
-    rest = problem.theta.new_zeros(len(where), len(where))
-    width = 0 if route.ranged is None else count + len(where)
-    stacked = problem.theta.new_zeros(len(where_block), width)
+    count = 0 if own is None else len(own.signs)
+    rest = like.new_zeros(len(where), len(where))
+    stacked = like.new_zeros(len(where_block), 0 if route.ranged is None else count + len(where))
     coupling = stacked[:, count:]
-    if route.own is not None and route.ranged is not None:
-        stacked[:, :count] = route.own.columns()[route.ranged.keep_within]
+    if own is not None and route.ranged is not None:
+        stacked[:, :count] = own.columns()[route.ranged.keep_within]
     if route.chunks:
-        inner = _inner_places(route, places)
+        places = _places(route)
         for number, chunk in enumerate(route.chunks):
             found = route.found or factors(problem, route.layers, chunk)
-            _add_factors(found, route, inner, rest, coupling)
-            if tick:
-                tick("matrix", number + 1, len(route.chunks))
-        names = [layer.layer.name for layer in route.layers]
-        _mirror(rest, [inner[name] for name in names if name != route.ranged_name])
+            _add_factors(found, route, places, rest, coupling)
+            tick("matrix", number + 1, len(route.chunks))
+        kept = zip(route.layers, places, strict=True)
+        _mirror(rest, [place for basis, place in kept if basis is not route.ranged])
     else:
         rows = rows_beside(fixed, row_bytes(problem), len(where), backend)
         _fill_by_products(problem, reduction, (where, where_block), (rest, coupling), rows, tick)
     make_symmetric(rest, backend, rounding)
     if not bool(torch.isfinite(stacked).all()):
         raise NonFiniteError("the Hessian has NaN or infinite entries")
-    if route.own is None:
-        return Blocks(rest, where)
-    return Blocks(rest, where, RangeBlock(where_block, stacked, route.own.signs))
+    return Blocks(rest, where, None if own is None else RangeBlock(where_block, stacked, own.signs))
 
 
 def require_reduced(problem: Problem, reduction: Reduction, backend: Backend) -> None:
@@ -631,94 +613,73 @@ def require_reduced(problem: Problem, reduction: Reduction, backend: Backend) ->
 
 def _require(route: _Route, problem: Problem, reduction: Reduction, backend: Backend) -> int:
     """Bytes held at the fullest moment; DeviceError if there are not so many."""
-    block_rows = len(route.ranged.keep) if route.ranged else 0
-    count = len(route.own.signs) if route.own else 0
-    rest = reduction.reduced_dimension - block_rows
+    itemsize = problem.dtype.itemsize
+    if route.ranged is None or route.own is None:
+        size = reduction.reduced_dimension
+        fixed = backend.eigen_bytes(size, itemsize)
+    else:  # during the QR, or while diagonalising
+        block = len(route.ranged.keep)
+        rest = reduction.reduced_dimension - block
+        width = len(route.own.signs) + rest
+        size = width + rest
+        solving = backend.eigen_bytes(size, itemsize)
+        fixed = itemsize * rest**2 + max(2 * itemsize * block * width, solving)
     longest = max((chunk.stop - chunk.start for chunk in route.chunks), default=0)
-    fixed = _bytes_held(rest, block_rows, count, problem.dtype.itemsize, backend)
     fixed += longest * factor_bytes(problem, route.layers)
-    size = rest + (count + rest if route.ranged else 0)
     require(fixed, size, problem, backend)
     return fixed
 
 
 def _choose(problem: Problem, reduction: Reduction) -> _Route:
-    kept = tuple(layer for layer in reduction.layers if len(layer.keep))
-    single = tuple(layer for layer in kept if layer.layer.once_per_sample)
+    kept = tuple(basis for basis in reduction.layers if len(basis.keep))
+    single = tuple(basis for basis in kept if basis.layer.once_per_sample)
     if not single or not samples_are_independent(problem, tuple(basis.layer for basis in single)):
         return _Route()
     complete = len(single) == len(kept) and not len(reduction.others)
-    largest = max(single, key=lambda layer: len(layer.keep))
+    largest = max(single, key=lambda basis: len(basis.keep))
     size = len(largest.keep)
     rest = reduction.reduced_dimension - size
     may_pay = range_pays(size, problem.samples, rest)  # at least one column a sample
-    whole = slice(0, problem.samples)
-    if not complete:
-        if not may_pay or factor_bytes(problem, (largest,)) * problem.samples > _RANGE_BYTES:
-            return _Route()
-        found, index = factors(problem, (largest,), whole), 0
-        layers, chunks = (largest,), ()
-    else:
-        layers, chunks = single, tuple(sample_chunks(problem, single))
-        if len(chunks) > 1:
-            return _Route(layers, chunks)
-        found, index = factors(problem, single, whole), single.index(largest)
-    if may_pay:
-        own = own_curvature(found, index)
-        if range_pays(size, len(own.signs), rest):
-            return _Route(layers, chunks, found, largest, own)
+    layers = single if complete else (largest,)
+    chunks = tuple(sample_chunks(problem, single)) if complete else ()
+    if len(chunks) > 1:
+        return _Route(layers, chunks)
+    affordable = factor_bytes(problem, layers) * problem.samples <= _RANGE_BYTES
+    if not complete and not (may_pay and affordable):
+        return _Route()
+    found = factors(problem, layers, slice(0, problem.samples))
+    own = own_curvature(found, layers.index(largest)) if may_pay else None
+    if own is not None and range_pays(size, len(own.signs), rest):
+        return _Route(layers, chunks, found, largest, own)
     return _Route(layers, chunks, found) if complete else _Route()
 
 
-def _places(reduction: Reduction) -> dict[str, slice]:
-    """Where each layer's coordinates lie among all."""
-    places, start = {}, 0
-    for layer in reduction.layers:
-        places[layer.layer.name] = slice(start, start + len(layer.keep))
-        start += len(layer.keep)
+def _places(route: _Route) -> list[slice]:
+    """Where each layer's coordinates lie among those of the rest (or within the ranged layer)."""
+    places, start = [], 0
+    for basis in route.layers:
+        first = 0 if basis is route.ranged else start
+        places.append(slice(first, first + len(basis.keep)))
+        start += 0 if basis is route.ranged else len(basis.keep)
     return places
 
 
-def _inner_places(route: _Route, places: dict[str, slice]) -> dict[str, slice]:
-    """Where each layer's coordinates lie among those of the rest (or within the ranged layer)."""
-    if route.ranged is None:
-        return places
-    hole = places[route.ranged.layer.name]
-    width = hole.stop - hole.start
-    shift = {name: width if place.start >= hole.stop else 0 for name, place in places.items()}
-    inner = {n: slice(p.start - shift[n], p.stop - shift[n]) for n, p in places.items()}
-    inner[route.ranged.layer.name] = slice(0, width)
-    return inner
-
-
-def _bytes_held(rest: int, block_rows: int, columns: int, itemsize: int, backend: Backend) -> int:
-    """Bytes in memory at the fullest moment: during the QR, or while diagonalising."""
-    if not block_rows:
-        return backend.eigen_bytes(rest, itemsize)
-    width = columns + rest
-    solving = backend.eigen_bytes(width + rest, itemsize)
-    return itemsize * rest**2 + max(2 * itemsize * block_rows * width, solving)
-
-
 def _add_factors(
-    found: Factors, route: _Route, places: dict[str, slice], rest: Tensor, coupling: Tensor
+    found: Factors, route: _Route, places: list[slice], rest: Tensor, coupling: Tensor
 ) -> None:
     """Add one chunk's contribution to the upper triangle of D, by layers, and to C."""
-    layers = route.layers
-    for first, upper in enumerate(layers):
-        for second in range(first, len(layers)):
-            lower = layers[second]
-            names = (upper.layer.name, lower.layer.name)
-            if names == (route.ranged_name, route.ranged_name):
-                continue
-            if names[0] == route.ranged_name:
-                target = coupling[:, places[names[1]]]
-            elif names[1] == route.ranged_name:
-                target = coupling[:, places[names[0]]].T
-            else:
-                target = rest[places[names[0]], places[names[1]]]
-            for rows, values in block(found, first, second):
-                _add_kept(target, upper, lower, rows, values)
+    layers = enumerate(route.layers)
+    for (first, upper), (second, lower) in combinations_with_replacement(layers, 2):
+        if upper is route.ranged and lower is route.ranged:
+            continue
+        if upper is route.ranged:
+            target = coupling[:, places[second]]
+        elif lower is route.ranged:
+            target = coupling[:, places[first]].T
+        else:
+            target = rest[places[first], places[second]]
+        for rows, values in block(found, first, second):
+            _add_kept(target, upper, lower, rows, values)
 
 
 def _add_kept(
@@ -737,9 +698,8 @@ def _add_kept(
 
 def _mirror(matrix: Tensor, places: list[slice]) -> None:
     """Copy the blocks above the diagonal below it."""
-    for index, first in enumerate(places):
-        for second in places[index + 1 :]:
-            matrix[second, first] = matrix[first, second].T
+    for first, second in combinations(places, 2):
+        matrix[second, first] = matrix[first, second].T
 
 
 def _fill_by_products(
@@ -748,19 +708,16 @@ def _fill_by_products(
     where: tuple[Tensor, Tensor],
     targets: tuple[Tensor, Tensor],
     rows: int,
-    tick: Tick | None,
+    tick: Tick,
 ) -> None:
     """D and C from Hessian-vector products along the coordinates of the rest."""
     (own, other), (rest, coupling) = where, targets
     product = hessian_product(problem)
-    size = reduction.reduced_dimension
     for start in range(0, len(own), rows):
         chosen = own[start : start + rows]
-        unit = rest.new_zeros(len(chosen), size)
-        unit[torch.arange(len(chosen), device=unit.device), chosen] = 1
+        unit = unit_vectors(chosen, reduction.reduced_dimension, rest)
         image = reduction.project(product(reduction.lift(unit)).detach())
         rest[start : start + len(chosen)] = image[:, own]
         if len(other):
             coupling[:, start : start + len(chosen)] = image[:, other].T
-        if tick:
-            tick("matrix", start + len(chosen), len(own))
+        tick("matrix", start + len(chosen), len(own))
