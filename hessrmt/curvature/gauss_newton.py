@@ -1,12 +1,4 @@
-"""The Hessian S of the loss in the outputs: its products, and rows l_k with S = Σ_k ± l_k l_kᵀ.
-
-The Hessian of cross-entropy, w (diag p - p pᵀ) for each row of scores, is taken in closed form as
-w A Aᵀ with columns √p_c (e_c - p), so that samples of which the network is certain keep all their
-digits. That of any other loss is differentiated twice in reverse, which every operation knows that
-can be differentiated twice at all.
-
-----
-The generalised Gauss-Newton matrix G = Jᵀ S J, and smaller matrices with its spectrum.
+"""The generalised Gauss-Newton matrix G = Jᵀ S J, and smaller matrices with its spectrum.
 
 J is the Jacobian of the outputs in the parameters and S the Hessian of the loss in the outputs
 (Schraudolph 2002). With S = L Lᵀ (a loss convex in the outputs), G = (LᵀJ)ᵀ(LᵀJ) has the nonzero
@@ -14,6 +6,11 @@ eigenvalues of K = (LᵀJ)(LᵀJ)ᵀ, which has at most one row for each output 
 a batch of 64 under cross-entropy with ten classes, whatever P is. All other eigenvalues of G are
 exactly zero. Where S has negative eigenvalues, S = L diag(±1) Lᵀ, they are those of R diag(±1) Rᵀ
 with R from the QR factorisation of (LᵀJ)ᵀ.
+
+The Hessian of cross-entropy in the outputs, w (diag p - p pᵀ) for each row of scores, is taken in
+closed form as w A Aᵀ with columns √p_c (e_c - p), so that samples of which the network is certain
+keep all their digits. That of any other loss is differentiated twice in reverse, which every
+operation knows that can be differentiated twice at all.
 """
 
 from __future__ import annotations
@@ -49,8 +46,7 @@ from hessrmt.curvature.dense import (
 )
 from hessrmt.curvature.gram import (
     WORK_BYTES,
-    gram_by_samples,
-    gram_of_whole,
+    gram,
     samples_are_apart,
     saved_for_backward,
 )
@@ -446,24 +442,22 @@ def _dual(
     Returns:
         The matrix and what is known of its errors.
     """
-    report = partial(tick, "matrix")
     samples, size, signed = problem.samples, problem.dimension, root.indefinite
     lower, signs = root.dense()
     bound = rounding_of_triangle if signed else rounding_of_gram
+    make = partial(gram, saved=plan.saved, work=plan.work, tick=partial(tick, "matrix"))
     if not plan.apart:
-        found = gram_of_whole(problem, lower, plan.work, report, signed)
+        found = make(problem, lower, triangle=signed)
         rounding = bound(found, size)
     elif root.rows is not None:
-        found = gram_by_samples(problem, root.rows, plan.saved, plan.work, report, signed)
-        kept = root.signs.reshape(-1) != 0
+        found, kept = make(problem, root.rows, triangle=signed), root.signs.reshape(-1) != 0
         if not bool(kept.all()):
             found = found[:, kept] if signed else found[kept][:, kept]
         rounding = bound(found, size)
     else:  # the loss couples samples but the network does not: Lᵀ(J Jᵀ)L, or T = R L
         each = outputs.numel() // samples
         unit = torch.eye(each, dtype=outputs.dtype, device=outputs.device)
-        units = unit[:, None].expand(each, samples, each)
-        inner = gram_by_samples(problem, units, plan.saved, plan.work, report, signed)
+        inner = make(problem, unit[:, None].expand(each, samples, each), triangle=signed)
         rounding = root.norm * bound(inner, size)
         order = torch.arange(len(inner), device=inner.device).view(each, samples).T.reshape(-1)
         inner = inner[:, order] if signed else lower @ inner[order][:, order]
@@ -475,12 +469,12 @@ def _dual(
         matrix = (found * signs) @ found.T
     make_symmetric(matrix, backend)
     chunk = max(1, plan.work // plan.saved) if plan.apart else samples
-    gram = found.T @ found if signed else matrix
-    residual = _residual(problem, outputs, (lower, signs), gram, chunk)
+    product = found.T @ found if signed else matrix
+    residual = _residual(problem, outputs, (lower, signs), product, chunk)
     if root.error and not math.isnan(residual):
         rounding += _reference(problem, FEW_DIRECTIONS).rounding
     else:
-        norm = float(torch.linalg.matrix_norm(gram)) ** 0.5  # Frobenius, no less than ‖M‖₂
+        norm = float(torch.linalg.matrix_norm(product)) ** 0.5  # Frobenius, no less than ‖M‖₂
         rounding += 2 * norm * _rounding_of_rows(problem, outputs, lower, chunk)
     return matrix, Comparison(residual, rounding, rounding)
 
