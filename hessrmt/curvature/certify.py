@@ -335,7 +335,7 @@ def require_jacobian(problem: InOneTensor, v: Vector) -> None:
     whole = problem if problem.dtype == torch.float64 else problem.at(torch.float64, v.device)
     v, few = v.double(), slice(0, min(whole.samples, _FEW))
 
-    def pushed(exact: InOneTensor) -> tuple[InOneTensor, Tensor | None]:
+    def pushed(exact: Problem) -> tuple[Problem, Tensor | None]:
         return exact, push(exact, v, exact.samples)
 
     # a wrong rule shows in a few samples, but the network may need its whole batch

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hessrmt.checks import require_type, require_whole
+from hessrmt.checks import one_of, require_type, require_whole
 from hessrmt.curvature.dense import Device, Dtype, Tick, gib, silent, usable_memory
 from hessrmt.curvature.lanczos import (
     EdgeLevels,
@@ -259,8 +259,7 @@ def complete(
 def _plan(operator: CurvatureOperator, plan: DensityPlan) -> int:
     """Probes that go together; refuses what cannot be done before anything is."""
     require_whole(probes=plan.probes, steps=plan.steps)
-    if plan.law not in LAWS:
-        raise ConfigError(f"unknown law of probes {plan.law!r}; known are {', '.join(LAWS)}")
+    one_of("law of probes", plan.law, LAWS, error=ConfigError)
     if plan.levels:
         check_request(operator, plan.top, plan.bottom, plan.largest, plan.tolerance)
         plan_width(operator, plan.levels)

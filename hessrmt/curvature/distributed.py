@@ -18,6 +18,7 @@ import torch
 from torch.utils import _pytree
 
 from hessrmt.backend.distributed import asymmetry, multiply
+from hessrmt.checks import one_of
 from hessrmt.curvature.certify import Comparison, reference
 from hessrmt.curvature.dense import block_size, gib, row_bytes, silent, torch_dtype, unit_vectors
 from hessrmt.curvature.products import hessian_product
@@ -79,7 +80,7 @@ def distributed_spectrum(
         ConvergenceError: If the eigenvalue solver fails.
     """
     world, clock, tick = backend.world, Clock(), tick or silent
-    local, (loss, gradient_norm), basis, layout, rows = _plan(problem, backend, dtype, reduce)
+    local, evaluated, basis, layout, rows = _plan(problem, backend, dtype, reduce)
     clock.mark("reduction")
     with world.together():
         part = assemble_columns(local, basis, layout, world, rows, tick)
@@ -101,17 +102,7 @@ def distributed_spectrum(
     tick("eigenvalues", 1, 1)
     with world.together():
         return certified(
-            levels,
-            layout.n,
-            local,
-            apart,
-            loss=loss,
-            gradient_norm=gradient_norm,
-            operator="hessian",
-            dtype=dtype,
-            solver=backend.solver,
-            seconds=clock.seconds,
-            provenance=provenance or Provenance(device=backend.name),
+            local, evaluated, levels, layout.n, apart, backend, clock, "hessian", provenance
         )
 
 
@@ -131,12 +122,7 @@ def require_feasible(
 
 
 def assemble_columns(
-    problem: Problem,
-    basis: Reduction,
-    layout: Layout,
-    world: World,
-    rows: int,
-    tick: Tick = silent,
+    problem: Problem, basis: Reduction, layout: Layout, world: World, rows: int, tick: Tick = silent
 ) -> Float[Tensor, "columns rows"]:
     """This process's part of QᵀHQ.
 
@@ -187,8 +173,7 @@ def _plan(
     """The problem in place, its loss and gradient norm, Q, the layout, and rows at once."""
     world = backend.world
     with world.together():
-        if reduce not in REDUCTIONS:
-            raise ProblemError(f"unknown choice {reduce!r}; known are {', '.join(REDUCTIONS)}")
+        one_of("reduction", reduce, REDUCTIONS, error=ProblemError)
         local = problem.at(torch_dtype(dtype), backend.device)
         evaluated = local.evaluate()
         found = identity(local) if reduce == "none" else reduce_problem(local)

@@ -44,12 +44,7 @@ from hessrmt.curvature.dense import (
     usable_memory,
     whole_matrix,
 )
-from hessrmt.curvature.gram import (
-    WORK_BYTES,
-    gram,
-    samples_are_apart,
-    saved_for_backward,
-)
+from hessrmt.curvature.gram import WORK_BYTES, gram, samples_are_apart, saved_for_backward
 from hessrmt.curvature.products import curvature_of_loss, eager_ggn_product, ggn_product, pull, push
 from hessrmt.curvature.rounding import (
     DIRECTIONS,
@@ -219,10 +214,7 @@ def _of_blocks(blocks: Tensor, problem: InOneTensor, outputs: Tensor) -> Root:
     values, vectors = torch.linalg.eigh((blocks + blocks.mT) / 2)
     sizes = values.abs().amax(dim=1)
     # what differentiation has lost: in lower precision, or in derivatives that it gets unequal
-    error = max(
-        _error(problem, outputs),
-        float(torch.linalg.matrix_norm(blocks - blocks.mT).max()),
-    )
+    error = max(_error(problem, outputs), float(torch.linalg.matrix_norm(blocks - blocks.mT).max()))
     relative = blocks.shape[-1] * torch.finfo(blocks.dtype).eps * sizes
     if not bool((sizes > 0).any()) or error <= float(relative[sizes > 0].min()):
         error = 0.0
@@ -427,12 +419,7 @@ def _rows(problem: InOneTensor, outputs: Tensor) -> int:
 
 
 def _dual(
-    problem: InOneTensor,
-    outputs: Tensor,
-    root: Root,
-    plan: _Plan,
-    backend: Backend,
-    tick: Tick,
+    problem: InOneTensor, outputs: Tensor, root: Root, plan: _Plan, backend: Backend, tick: Tick
 ) -> tuple[Matrix, Comparison]:
     """A matrix of at most the number of outputs: K = M Mᵀ, or T diag(±1) Tᵀ with Mᵀ = Q T.
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from hessrmt.checks import require_whole
+from hessrmt.checks import one_of, require_whole
 from hessrmt.curvature.dense import Tick, gib, silent, usable_memory
 from hessrmt.curvature.operators import CurvatureOperator, announce, as_operator
 from hessrmt.curvature.rounding import gaussian
@@ -177,10 +177,7 @@ class _Space:
 
 
 def tridiagonal(
-    operator: Operator,
-    starts: Vectors,
-    steps: int,
-    tick: Callable[[int], None] | None = None,
+    operator: Operator, starts: Vectors, steps: int, tick: Callable[[int], None] | None = None
 ) -> list[tuple[Numbers, Numbers]]:
     """Lanczos from several vectors at once, which share the passes over the data.
 
@@ -631,14 +628,13 @@ def eigsh(
         ConvergenceError: If none converged within 100 times the basis' size.
         ProblemError: If the matrix is not symmetric.
     """
-    end = {"LA": "top", "SA": "bottom", "LM": "largest"}.get(which)
-    if end is None:
-        raise ConfigError(f"unknown end {which!r}; known are LA, SA and LM")
+    ends = {"LA": "top", "SA": "bottom", "LM": "largest"}
+    one_of("end", which, ends, error=ConfigError)
     matrix = as_operator(operator)
     require_whole(k=k)
     if k > matrix.dimension:
         raise ConfigError(f"k = {k:,} pairs are asked for, the matrix has {matrix.dimension:,}")
-    wanted = check_request(matrix, tolerance=tolerance, **{end: k})
+    wanted = check_request(matrix, tolerance=tolerance, **{ends[which]: k})
     options = {"tolerance": tolerance, "seed": seed, "check_multiplicity": check_multiplicity}
     _, vectors, common = _search(matrix, wanted, memory, tick, stop_at_zero=False, **options)
     # the sign of an eigenvector is free: its entry of largest magnitude is positive
@@ -779,11 +775,7 @@ def plan_width(operator: Operator, count: int, memory: int | None = None) -> int
 
 
 def check_request(
-    operator: Operator,
-    top: int = 0,
-    bottom: int = 0,
-    largest: int = 0,
-    tolerance: float = 1e-10,
+    operator: Operator, top: int = 0, bottom: int = 0, largest: int = 0, tolerance: float = 1e-10
 ) -> Wanted:
     """Refuse levels that cannot be asked for, before anything is computed.
 

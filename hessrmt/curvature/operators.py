@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from hessrmt.backend.select import select
-from hessrmt.checks import require_whole
+from hessrmt.checks import one_of, require_whole
 from hessrmt.curvature.certify import (
     Comparison,
     gradient,
@@ -316,8 +316,7 @@ class CurvatureOperator(Operator):
     ) -> None:
         """Set up, from the first batch, with kind, device, dtype and whether to linearise."""
         kind, device, dtype, linearise = self._options = options
-        if kind not in OPERATORS:
-            raise ProblemError(f"unknown operator {kind!r}; known are {', '.join(OPERATORS)}")
+        one_of("operator", kind, OPERATORS, error=ProblemError)
         self.backend: Backend = select(device)
         self.device, self.dtype = self.backend.device, torch_dtype(dtype)
         self.kind, self.precision, self.products = kind, dtype_name(dtype), 0

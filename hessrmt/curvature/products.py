@@ -597,10 +597,9 @@ def _works(way: Way, problem: Problem, known: Product) -> Product | None:
     probe = gaussian((1, problem.dimension), problem.theta, "product-probe")
     expected, product = known(probe), attempt(way, problem)
     # some traced graphs work in place, each call on the last one's
-    rows = [attempt(product, v) for v in (probe, -2 * probe, probe)] if product else [None]
-    if any(row is None for row in rows):
+    found, turned, again = (product and attempt(product, v) for v in (probe, -2 * probe, probe))
+    if found is None or turned is None or again is None:
         return None
-    found, _, again = rows
     rounding = _REPEATS * torch.finfo(probe.dtype).eps * float(found.norm())
     repeats = float((again - found).norm()) <= rounding
     return product if repeats and close(found, expected) else None

@@ -264,9 +264,7 @@ class RangedReduction:
 
 @ordinary_mode()
 def reduction(
-    problem: Problem,
-    device: Device = "auto",
-    dtype: Dtype = "float64",
+    problem: Problem, device: Device = "auto", dtype: Dtype = "float64"
 ) -> Reduction | RangedReduction:
     """The basis Q in which :func:`hessrmt.spectrum` diagonalises a problem's Hessian.
 
@@ -304,7 +302,7 @@ def reduction(
 
     seen = known.beside(product)
     norm = float(torch.linalg.matrix_norm(blocks.matrix()))  # Frobenius, no less than the 2-norm
-    require_agreement(seen.residual, norm, local, dtype_name(dtype), seen.of_product)
+    require_agreement(seen, norm, local, dtype_name(dtype))
     return found
 
 

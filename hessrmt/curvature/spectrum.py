@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
 from hessrmt.backend.select import select
-from hessrmt.checks import require_type, require_whole
+from hessrmt.checks import one_of, require_type, require_whole
 from hessrmt.curvature.certify import noise_floor, reference, require_agreement
 from hessrmt.curvature.dense import (
     Device,
@@ -32,6 +32,7 @@ from hessrmt.records import Provenance, Spectrum
 if TYPE_CHECKING:
     from hessrmt.arrays import Levels
     from hessrmt.backend.base import Backend
+    from hessrmt.backend.distributed import DistributedBackend
     from hessrmt.curvature.certify import Comparison
     from hessrmt.curvature.lanczos import Eigenpairs
 
@@ -208,24 +209,20 @@ def compute(
         provenance: Stored in the result.
 
     Returns:
-        The spectrum.
-
-    Raises:
-        ProblemError: See :func:`spectrum`; so for the other errors.
+        The spectrum. Raises what :func:`spectrum` raises.
     """
-    for given, known in ((operator, OPERATORS), (reduce, REDUCTIONS)):
-        if given not in known:
-            raise ProblemError(f"unknown choice {given!r}; known are {', '.join(known)}")
+    one_of("operator", operator, OPERATORS, error=ProblemError)
+    one_of("reduction", reduce, REDUCTIONS, error=ProblemError)
     tick, clock = tick or silent, Clock()
     local = problem.at(torch_dtype(dtype), backend.device)
     if operator == "ggn":
-        loss, gradient_norm = local.evaluate()
+        evaluated = local.evaluate()
         local.require_loss_of_outputs_alone()
         matrix, apart = smallest_ggn(local, backend, tick)
     else:
         if reduce == "none":
             require_dense(local, backend)
-        loss, gradient_norm = local.evaluate()
+        evaluated = local.evaluate()
         basis = identity(local) if reduce == "none" else reduce_problem(local)
         clock.mark("reduction")
         known = reference(local)
@@ -237,49 +234,54 @@ def compute(
     clock.mark("matrix")
     tick("eigenvalues", 0, 1)
     found = backend.eigvalsh(matrix)
-    solver = backend.solver  # the route that was taken
     del matrix
     clock.mark("eigenvalues")
     tick("eigenvalues", 1, 1)
-    return certified(
-        found,
-        size,
-        local,
-        apart,
-        loss=loss,
-        gradient_norm=gradient_norm,
-        operator=operator,
-        dtype=dtype,
-        solver=solver,
-        seconds=clock.seconds,
-        provenance=provenance or Provenance(device=backend.name),
-    )
+    return certified(local, evaluated, found, size, apart, backend, clock, operator, provenance)
 
 
 def certified(
-    found: Levels, size: int, problem: Problem, apart: Comparison, **about: Any
+    problem: Problem,
+    evaluated: tuple[float, float],
+    found: Levels,
+    size: int,
+    apart: Comparison,
+    backend: Backend | DistributedBackend,
+    clock: Clock,
+    operator: str,
+    provenance: Provenance | None,
 ) -> Spectrum:
     """A spectrum with its noise floor, of a matrix that acts as it should.
 
     Args:
-        found: (n,) its computed eigenvalues.
+        problem: Whose matrix it is, in its final precision.
+        evaluated: Loss and gradient norm.
+        found: (n,) the computed eigenvalues.
         size: n.
-        problem: Whose matrix it is.
-        apart: How far it is from products by other differentiation.
-        about: Further attributes of the spectrum.
+        apart: How far the matrix is from products by other differentiation.
+        backend: Says by which route they were computed.
+        clock: Of all phases.
+        operator: ``"hessian"`` or ``"ggn"``.
+        provenance: Stored in the result.
 
     Returns:
         All P eigenvalues. Raises what :func:`require_agreement` raises.
     """
-    norm, dtype = float(np.abs(found).max(initial=0.0)), about["dtype"]
-    check = require_agreement(apart, norm, problem, dtype, about["operator"])
+    norm, dtype = float(np.abs(found).max(initial=0.0)), dtype_name(problem.dtype)
+    check = require_agreement(apart, norm, problem, dtype, operator)
     return Spectrum(
         eigenvalues=np.sort(np.concatenate([found, np.zeros(problem.dimension - size)])),
         noise_floor=max(apart.rounding, noise_floor(found, size, dtype)),
         dimension=problem.dimension,
         reduced_dimension=size,
+        loss=evaluated[0],
+        gradient_norm=evaluated[1],
+        operator=operator,
+        dtype=dtype,
+        solver=backend.solver,
         check=check,
-        **about,
+        seconds=clock.seconds,
+        provenance=provenance or Provenance(device=backend.name),
     )
 
 

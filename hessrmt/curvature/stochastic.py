@@ -24,7 +24,7 @@ import torch
 from scipy.linalg import eigh_tridiagonal
 
 from hessrmt import rng
-from hessrmt.checks import require_whole
+from hessrmt.checks import one_of, require_whole
 from hessrmt.curvature.dense import Tick, silent
 from hessrmt.curvature.lanczos import announce, as_operator, tridiagonal
 from hessrmt.curvature.rounding import gaussian
@@ -210,13 +210,9 @@ def probe(
         purpose: Vectors for different purposes are independent.
 
     Returns:
-        (P,).
-
-    Raises:
-        ConfigError: If the law is unknown.
+        (P,). Raises ConfigError if the law is unknown.
     """
-    if law not in LAWS:
-        raise ConfigError(f"unknown law of probes {law!r}; known are {', '.join(LAWS)}")
+    one_of("law of probes", law, LAWS, error=ConfigError)
     if law == "gaussian":
         return gaussian(operator.dimension, operator, purpose, law, number, seed=seed)
     generator = rng.torch_generator(seed, purpose, law, number)
@@ -360,10 +356,7 @@ class Traces:
         Returns:
             Name to value.
         """
-        return asdict(self) | {
-            "frobenius": self.frobenius,
-            "frobenius_error": self.frobenius_error,
-        }
+        return asdict(self) | {"frobenius": self.frobenius, "frobenius_error": self.frobenius_error}
 
 
 @ordinary_mode()
@@ -425,8 +418,7 @@ def check_products(method: str, products: int) -> None:
     Raises:
         ConfigError: If the method is unknown or the products too few.
     """
-    if method not in METHODS:
-        raise ConfigError(f"unknown method {method!r}; known are {', '.join(METHODS)}")
+    one_of("method", method, METHODS, error=ConfigError)
     require_whole(products=products)
     if products < _FEWEST[method]:
         raise ConfigError(f"{method} needs at least {_FEWEST[method]} products, got {products}")
