@@ -268,7 +268,7 @@ def test_a_matrix_that_is_not_symmetric_is_refused(search):
         ({"k": True}, "whole number"),
         ({"k": 2.0}, "whole number"),
         ({"k": 41}, "k = 41 pairs are asked for, the matrix has 40"),
-        ({"which": "LR"}, "known are LA, SA and LM"),
+        ({"which": "LR"}, "known: LA, SA, LM"),
         ({"tolerance": 0.0}, "tolerance"),
         ({"tolerance": float("nan")}, "tolerance"),
         ({"operator": np.eye(3)}, "a pair"),

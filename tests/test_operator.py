@@ -295,7 +295,7 @@ class OnceOnly(nn.Module):
 def test_refusals(monkeypatch):
     pair = labelled((8, 5), 3)
     model = tanh_network()
-    with pytest.raises(ProblemError, match="known are hessian, ggn, fisher"):
+    with pytest.raises(ProblemError, match="known: hessian, ggn, fisher"):
         CurvatureOperator(model, "mse", [pair], "jacobian")
     with pytest.raises(DataError, match="only once"):
         CurvatureOperator(model, "mse", iter([pair]))
