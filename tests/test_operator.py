@@ -45,10 +45,7 @@ def convolutional():
     return model.eval()
 
 
-CASES = {
-    "tanh": (tanh_network, (20, 5), 3),
-    "convolutional": (convolutional, (11, 1, 6, 6), 4),
-}
+CASES = {"tanh": (tanh_network, (20, 5), 3), "convolutional": (convolutional, (11, 1, 6, 6), 4)}
 
 
 @pytest.mark.parametrize("linearise", [True, False])

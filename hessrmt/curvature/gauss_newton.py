@@ -360,9 +360,9 @@ def rounding_of_gram(gram: Matrix, parameters: int) -> float:
     """What the rounding of K = M Mᵀ may move an eigenvalue by.
 
     An entry of K is a sum of P products. With independent roundings its error is at most about
-    √P ε ‖m_i‖ ‖m_j‖ (Higham and Mary, SIAM J. Sci. Comput. 41, A2815 (2019)); a matrix of
+    √P ε ‖m_i‖ ‖m_j‖ (Higham and Mary 2019); a matrix of
     independent errors of that profile has a 2-norm of at most twice the largest norm of a row
-    (Latala, Proc. AMS 133, 1273 (2005)), 2 √P ε max_i ‖m_i‖ ‖M‖_F; Weyl's inequality does the rest.
+    (Latala 2005), 2 √P ε max_i ‖m_i‖ ‖M‖_F; Weyl's inequality does the rest.
 
     Args:
         gram: (n, n).
@@ -382,7 +382,7 @@ def rounding_of_triangle(triangle: Matrix, parameters: int) -> float:
     """What the rounding of R in Mᵀ = QR may move an eigenvalue of a form R C Rᵀ with ‖C‖ = 1 by.
 
     R belongs to M + δM with ‖δM‖_F of at most about √(Pn) ε ‖M‖_F for independent roundings
-    (Connolly and Higham, SIAM J. Matrix Anal. Appl. 44, 1146 (2023)), and ‖R‖₂² ≤ ‖R‖₁ ‖R‖_∞.
+    (Connolly and Higham 2023), and ‖R‖₂² ≤ ‖R‖₁ ‖R‖_∞.
 
     Args:
         triangle: (m, n) with RᵀR = M Mᵀ.

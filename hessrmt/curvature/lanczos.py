@@ -54,7 +54,7 @@ _COLUMNS = 4096
 _SECOND_LOOK = 24
 """Steps from a fresh random vector that look for eigenvalues which the first could not see. s steps
 miss one that lies above the others by a share ε of the spectrum's width with a probability below
-1.65 √n exp(-√ε (2s - 1)) (Kuczyński & Woźniakowski, SIAM J. Matrix Anal. Appl. 13 (1992) 1094): for
+1.65 √n exp(-√ε (2s - 1)) (Kuczyński and Woźniakowski 1992): for
 n = 10⁶ and ε = 0.1, 0.06 %."""
 
 _SMALL_MATRIX = 1000
@@ -75,8 +75,7 @@ _SMALL_BASIS = 2**24
 def round_off(norm: float, size: int, dtype: torch.dtype) -> float:
     """What rounding may add to a product with a unit vector: 10 √P ε ‖H‖₂.
 
-    An entry is a sum whose rounding errors grow like the root of its length (Higham & Mary, SIAM J.
-    Sci. Comput. 41 (2019) A2815); the norm over P entries brings √P. What has been measured of
+    An entry is a sum whose rounding errors grow like the root of its length (Higham and Mary 2019); the norm over P entries brings √P. What has been measured of
     an operator (``rounding``) counts where it is more.
 
     Args:
@@ -603,7 +602,7 @@ def eigsh(
 ) -> Eigenpairs:
     """Some eigenvalues at one end of a symmetric matrix with their eigenvectors, by Lanczos.
 
-    Source: thick restarts, Wu & Simon (2000).
+    Source: thick restarts, Wu and Simon 2000.
 
     Args:
         operator: H: an operator; a problem, whose Hessian is then taken in float64 on the device

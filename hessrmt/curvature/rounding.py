@@ -1,6 +1,6 @@
 """How far rounding moves a computed product: every operation is computed again, rounded otherwise.
 
-Monte Carlo arithmetic (Parker 1997, UCLA CSD-970002): each operation's result is changed at random
+Monte Carlo arithmetic (Parker 1997): each operation's result is changed at random
 by up to an ulp, those of sums their operands too. The difference to the result without changes has
 the size of the rounding errors, whatever layers and losses there are, and where 1 - p has lost all
 digits of 1 - p as well. It sees no error of a formula in exact arithmetic (the ε within torch's
