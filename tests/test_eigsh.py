@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from dense_operator import DenseOperator, hessian_like, with_spectrum
-from samples import by_double_backward, labelled
+from samples import WrongForwardRule, by_double_backward, labelled, network
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import nn
 
@@ -152,8 +152,7 @@ def test_a_function_with_its_dimension_is_an_operator():
 
 
 def mlp():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    return network(6, 5, 3)
 
 
 def test_pairs_of_a_network_have_its_parameters():
@@ -206,27 +205,6 @@ def test_a_kept_graph_that_fails_later_is_left():
     assert not product.traced
 
 
-class Cube(torch.autograd.Function):
-    """x³ with a right backward pass and a wrong rule of forward mode."""
-
-    @staticmethod
-    def forward(x):
-        return x**3
-
-    @staticmethod
-    def setup_context(ctx, inputs, _):
-        ctx.save_for_backward(*inputs)
-        ctx.save_for_forward(*inputs)
-
-    @staticmethod
-    def backward(ctx, slope):
-        return 3 * ctx.saved_tensors[0] ** 2 * slope
-
-    @staticmethod
-    def jvp(ctx, tangent):
-        return 5 * ctx.saved_tensors[0] ** 2 * tangent
-
-
 class Cubed(nn.Module):
     def __init__(self):
         super().__init__()
@@ -234,7 +212,7 @@ class Cubed(nn.Module):
         self.first, self.last = nn.Linear(6, 3).double(), nn.Linear(3, 2).double()
 
     def forward(self, x):
-        return self.last(Cube.apply(self.first(x)))
+        return self.last(WrongForwardRule.apply(self.first(x)))
 
 
 def test_a_wrong_rule_of_forward_mode_does_not_matter():

@@ -148,15 +148,6 @@ def test_a_parameter_that_is_reached_another_way_is_the_same_parameter(kind, roa
     assert close(found, exact(model, F.cross_entropy, x, y))
 
 
-def test_a_parameter_reached_another_way_after_the_users_model_was_trained_further():
-    model, (x, y) = ThroughList(), batch()
-    expected = exact(model, F.cross_entropy, x, y)
-    problem = hr.Problem(model, "cross-entropy", (x, y))
-    with torch.no_grad():
-        model.layer.weight.add_(1)
-    assert close(hr.spectrum(problem).eigenvalues, expected)
-
-
 def decayed(model):
     def loss(outputs, targets):
         squares = sum(p.square().sum() for p in model.parameters())
@@ -217,19 +208,15 @@ def test_a_loss_that_holds_parameters_has_no_gauss_newton_matrix():
             road(problem)
 
 
-def test_a_loss_that_holds_parameters_of_a_model_that_was_trained_further():
-    model, (x, y) = net(), batch()
-    problem = hr.Problem(model, decayed(model), (x, y))
-    expected = exact(model, decayed(model), x, y)
-    with torch.no_grad():
-        model[0].weight.add_(1)
-    assert close(hr.spectrum(problem).eigenvalues, expected)
-
-
-def test_a_model_that_was_trained_further_is_measured_as_it_was():
-    model, (x, y) = net(), batch()
-    problem = hr.Problem(model, "cross-entropy", (x, y))
-    expected = exact(model, F.cross_entropy, x, y)
+@pytest.mark.parametrize(
+    ("build", "make"),
+    [(net, lambda _: F.cross_entropy), (ThroughList, lambda _: F.cross_entropy), (net, decayed)],
+    ids=["plain", "parameter reached another way", "loss that holds parameters"],
+)
+def test_a_model_that_was_trained_further_is_measured_as_it_was(build, make):
+    model, (x, y) = build(), batch()
+    loss = make(model)
+    expected, problem = exact(model, loss, x, y), hr.Problem(model, loss, (x, y))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(1)

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import torch
 from ggn_samples import NETWORKS, Shared, assert_exact, at_double, layers_of, network
-from samples import labelled
+from samples import Once, labelled
 from torch import nn
-from torch.nn import functional as F  # noqa: N812
 
 import hessrmt as hr
 from hessrmt.backend.cpu import CpuBackend
@@ -58,13 +57,6 @@ def resnet(widths=(2, 4, 8), classes=4):
 @pytest.fixture(scope="module")
 def small_resnet():
     return hr.Problem(resnet(), "cross-entropy", labelled((8, 3, 12, 12), 4))
-
-
-@pytest.mark.slow
-def test_a_less_shrunken_resnet():
-    problem = hr.Problem(resnet((4, 8, 16)), "cross-entropy", labelled((8, 3, 12, 12), 4))
-    assert 4000 < problem.dimension < 6000
-    assert assert_exact(problem).rank == 24
 
 
 def test_a_shrunken_resnet_against_the_dense_matrix(small_resnet):
@@ -164,59 +156,6 @@ def coupled(outputs, targets):
     return outputs.square().mean() + outputs.mean(0).square().sum() + torch.logsumexp(outputs, 0)[0]
 
 
-def robust(outputs, targets):
-    return (torch.cosh(outputs[:, :2]).sum(1) - outputs[:, 0] * targets).mean()
-
-
-def smoothed(outputs, targets):
-    return F.cross_entropy(outputs, targets, label_smoothing=0.1)
-
-
-@pytest.mark.parametrize(
-    ("loss", "rows"),
-    [
-        (coupled, 15),
-        (robust, 10),
-        (smoothed, 10),
-        (nn.CrossEntropyLoss(label_smoothing=0.2), 10),
-        (nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 0.5])), 10),
-        (nn.CrossEntropyLoss(reduction="sum"), 10),
-        ("cross-entropy", 10),
-        ("mse", 15),
-    ],
-    ids=lambda value: getattr(value, "__name__", str(value)),
-)
-def test_losses(loss, rows):
-    net, pair, _ = network("strided")
-    found = assert_exact(hr.Problem(net, loss, pair))
-    assert found.reduced_dimension == rows
-
-
-def test_labels_that_cross_entropy_ignores_and_outputs_of_any_shape():
-    net, (x, y), _ = network("tokens")
-    y[1] = -100
-    assert assert_exact(hr.Problem(net, nn.CrossEntropyLoss(), (x, y))).reduced_dimension == 8
-
-    class Language(nn.Module):
-        def __init__(self, flat):
-            super().__init__()
-            self.body, self.head, self.flat = nn.Linear(4, 12), nn.Linear(12, 3), flat
-
-        def forward(self, x):
-            scores = self.head(torch.tanh(self.body(x)))
-            return scores.flatten(0, 1) if self.flat else scores.mT
-
-    def flat_loss(outputs, targets):
-        return F.cross_entropy(outputs, targets.reshape(-1))
-
-    x = torch.randn(4, 2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    y = torch.arange(8).view(4, 2) % 3
-    for flat, loss in ((False, "cross-entropy"), (True, flat_loss)):
-        torch.manual_seed(0)
-        problem = hr.Problem(Language(flat), loss, (x, y))
-        assert assert_exact(problem).reduced_dimension == 16
-
-
 def test_samples_that_the_network_is_certain_of_keep_their_digits():
     """The curvature of softmax by differentiation would have an error of ε/B, not ε p(1 - p)/B."""
     net, (x, y), _ = network("mlp")
@@ -302,17 +241,6 @@ def test_a_wrong_gram_matrix_is_refused(small_resnet, monkeypatch):
 
 
 def test_without_second_derivatives_there_is_no_check():
-    class Once(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            ctx.save_for_backward(x)
-            return torch.tanh(x)
-
-        @staticmethod
-        @torch.autograd.function.once_differentiable
-        def backward(ctx, g):
-            return g * (1 - torch.tanh(ctx.saved_tensors[0]) ** 2)
-
     problem = hr.Problem(Mixing(Once.apply), "cross-entropy", labelled((6, 6), 3))
     plain = hr.Problem(problem.model, "cross-entropy", labelled((6, 6), 3))
     plain.model.how = torch.tanh

@@ -14,7 +14,6 @@ from hessrmt.curvature.lanczos import (
     Wanted,
     edge_levels,
     extreme_pairs,
-    orthogonalise,
     round_off,
     tridiagonal,
 )
@@ -103,14 +102,6 @@ def test_the_zero_matrix_has_no_level():
     assert found.to_dict()["values"] == []
     assert found.joint_bound == 0
     assert found.runs() == ()
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 9])
-def test_all_levels_of_a_small_matrix(size):
-    values = np.linspace(1, 2, size)
-    found = edge_levels(DenseOperator(with_spectrum(values)), top=size)
-    assert within_bounds(found, values)
-    assert len(found) == size
 
 
 def test_an_inexact_product_widens_the_bounds():
@@ -241,16 +232,6 @@ def test_an_invariant_space_ends_the_iteration():
     assert one[0] == pytest.approx(3.0, rel=1e-14)
 
 
-def test_orthogonalisation_is_complete_where_almost_nothing_is_left():
-    basis = torch.linalg.qr(torch.randn(50, 9, dtype=torch.float64))[0].T
-    direction = torch.randn(50, dtype=torch.float64)
-    direction -= (direction @ basis.T) @ basis
-    direction /= direction.norm()
-    inner, rest = orthogonalise(basis.sum(0) + 1e-9 * direction, basis)
-    assert float((basis @ rest).norm() / rest.norm()) <= 50 * EPS
-    assert inner.numpy() == pytest.approx(np.ones(9), abs=50 * EPS)
-
-
 def test_a_network_against_its_dense_spectrum():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(12, 10), nn.Tanh(), nn.Linear(10, 3)).double()
@@ -261,17 +242,6 @@ def test_a_network_against_its_dense_spectrum():
     assert within_bounds(found, spectrum.eigenvalues)
     assert found.check <= round_off(1.0, problem.dimension, torch.float64)
     assert len(found.resolved) == 40
-
-
-def test_a_loss_without_curvature_has_no_level():
-    def linear(outputs, targets):
-        return (outputs.squeeze(1) * targets).mean()
-
-    x, _ = labelled((10, 4), 2)
-    problem = hr.Problem(nn.Linear(4, 1).double(), linear, (x, x[:, 0]))
-    found = hr.edge_levels(problem, top=2)
-    assert found.exhausted
-    assert len(found) == 0
 
 
 @pytest.mark.slow

@@ -17,13 +17,10 @@ from hessrmt.backend.cpu import CpuBackend
 from hessrmt.curvature import factored, reduction
 from hessrmt.curvature.reduction import (
     assemble_reduced,
-    input_basis,
-    range_pays,
     reduce_problem,
-    softmax_basis,
 )
 from hessrmt.errors import ConvergenceError, ProblemError
-from hessrmt.problems import data, models
+from hessrmt.problems import models
 
 EPS = float(np.finfo(np.float64).eps)
 CPU = torch.device("cpu")
@@ -103,16 +100,6 @@ def test_more_samples_than_inputs():
     x[:, 2] = -1.0  # a constant pixel is collinear with the bias
     _, small = assert_same_spectrum(hr.Problem(model, "cross-entropy", (x, y)))
     assert small.reduced_dimension == 6 * 5 + 2 * 7
-
-
-def test_logistic_on_mnist_is_reduced_to_its_rank():
-    split = data.load("mnist", "test")
-    model = models.build("logistic", split.input_shape, 10, 0)
-    for start in (0, 64):
-        pair = split.tensors(slice(start, start + 64), torch.float64)
-        found = hr.spectrum(hr.Problem(model, "cross-entropy", pair))
-        assert found.reduced_dimension == found.rank == 576
-        assert np.count_nonzero(found.eigenvalues == 0.0) == 7850 - 576
 
 
 def test_a_frozen_extractor_counts_as_data():
@@ -333,21 +320,6 @@ def test_the_basis_is_orthonormal_and_reproduces_the_hessian(shape, hidden, rang
     assert (full - q @ (q.T @ full @ q) @ q.T).abs().max() <= 64 * EPS * full.abs().max()
 
 
-def test_bases_of_inputs_and_outputs():
-    rows = torch.randn(5, 9, dtype=torch.float64)
-    rows[4] = rows[0] + rows[1]
-    basis = input_basis(rows)
-    assert basis is not None
-    assert basis.shape == (9, 4)
-    assert (rows - rows @ basis @ basis.T).abs().max() <= 64 * EPS * rows.abs().max()
-    assert input_basis(torch.randn(20, 9, dtype=torch.float64)) is None
-    for classes in (2, 3, 10):
-        turned = softmax_basis(classes, rows)
-        assert turned.sum(dim=0).abs().max() <= 8 * EPS
-        eye = torch.eye(classes - 1, dtype=torch.float64)
-        assert (turned.T @ turned - eye).abs().max() <= 8 * EPS
-
-
 @pytest.mark.parametrize("wrong", ["span", "shift", "zeros", "block"])
 def test_a_wrong_reduction_is_caught(monkeypatch, wrong):
     torch.manual_seed(0)
@@ -394,13 +366,6 @@ def test_a_wrong_qr_is_caught(monkeypatch):
     monkeypatch.setattr(torch.linalg, "qr", spoiled)
     with pytest.raises(ConvergenceError, match="orthogonality"):
         hr.spectrum(problem)
-
-
-def test_the_range_pays_only_where_it_makes_the_problem_smaller():
-    assert range_pays(5055, 576, 2048)
-    assert range_pays(48120, 576, 13586)
-    assert not range_pays(640, 576, 1400)
-    assert not range_pays(1000, 900, 90)
 
 
 def test_a_layer_without_curvature_of_its_own_has_no_columns():
