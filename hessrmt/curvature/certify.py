@@ -201,6 +201,8 @@ def require_agreement(
     return residual / norm if norm else 0.0
 
 
+_Arguments = tuple[tuple, dict]
+
 _STEPS = 7
 _SHORTER = 8
 """Steps tried, and how much shorter each is than the one before. A kink of ReLU at distance d along
@@ -433,10 +435,7 @@ class _Scalar:
     """
 
     def __init__(
-        self,
-        function: Callable[..., Any],
-        arguments: tuple[tuple, dict],
-        parameters: Mapping[str, Tensor],
+        self, function: Callable[..., Any], arguments: _Arguments, parameters: Mapping[str, Tensor]
     ) -> None:
         self._function, self._given = function, (arguments, parameters)
         floats = [t for t in tensors_of(self._given) if t.is_floating_point()]
@@ -463,7 +462,7 @@ def _is_float(tensor: Tensor) -> bool:
 
 def _wrong_part(problem: Problem) -> str:
     """The innermost module whose second derivative is wrong, or the loss, in words."""
-    calls: list[tuple[str, nn.Module, tuple[tuple, dict]]] = []
+    calls: list[tuple[str, nn.Module, _Arguments]] = []
 
     def noted(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, arguments: tuple, keywords: dict, _outputs: Any) -> None:
@@ -487,7 +486,7 @@ def _wrong_part(problem: Problem) -> str:
 
 
 def _is_wrong(
-    function: Callable[..., Any], arguments: tuple[tuple, dict], parameters: Mapping[str, Tensor]
+    function: Callable[..., Any], arguments: _Arguments, parameters: Mapping[str, Tensor]
 ) -> bool:
     """Whether torch's second derivative of a part disagrees with differences of its gradient."""
 

@@ -137,10 +137,22 @@ def block_size(rows: int, per_row: int, left: int) -> int:
     Returns:
         At least 1, at most ``rows``.
     """
-    budget = _BLOCK_BYTES
-    while budget > left:  # whole halvings, so that the rounding of a run rarely depends on `left`
+    return max(1, min(rows, halved(_BLOCK_BYTES, left) // max(1, per_row)))
+
+
+def halved(budget: int, left: int) -> int:
+    """What fits, by whole halvings, so that the rounding of a run rarely depends on what is left.
+
+    Args:
+        budget: Bytes wanted.
+        left: Bytes left.
+
+    Returns:
+        The budget over a power of two.
+    """
+    while budget > left:
         budget //= 2
-    return max(1, min(rows, budget // max(1, per_row)))
+    return budget
 
 
 def usable_memory(backend: Backend) -> int:

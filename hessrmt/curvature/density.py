@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -22,10 +22,6 @@ from hessrmt.curvature.stochastic import LAWS, Quadrature, Traces, check_product
 from hessrmt.errors import ConfigError, DataError, DeviceError
 from hessrmt.problems.problem import Problem, ordinary_mode
 from hessrmt.records import Provenance, Spectra, Spectrum
-
-if TYPE_CHECKING:
-    pass
-
 
 PLAIN = ("dimension", "samples", "loss", "gradient_norm", "operator", "dtype", "check")
 """Numbers and words of a result."""

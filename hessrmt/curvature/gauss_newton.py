@@ -38,6 +38,7 @@ from hessrmt.curvature.dense import (
     assemble,
     dense_block,
     gib,
+    halved,
     make_symmetric,
     require_dense,
     silent,
@@ -535,7 +536,4 @@ def _require_dual(
             f"{gib(fixed + _SHARES * saved)} and {backend.name} has {gib(usable)} free; take a "
             "smaller batch, or a device with more memory"
         )
-    work = WORK_BYTES
-    while _SHARES * work > usable - fixed and work > 1:
-        work //= 2
-    return _Plan(apart, saved, work)
+    return _Plan(apart, saved, halved(WORK_BYTES, max(1, (usable - fixed) // _SHARES)))

@@ -75,8 +75,9 @@ _SMALL_BASIS = 2**24
 def round_off(norm: float, size: int, dtype: torch.dtype) -> float:
     """What rounding may add to a product with a unit vector: 10 √P ε ‖H‖₂.
 
-    An entry is a sum whose rounding errors grow like the root of its length (Higham and Mary 2019); the norm over P entries brings √P. What has been measured of
-    an operator (``rounding``) counts where it is more.
+    An entry is a sum whose rounding errors grow like the root of its length (Higham and
+    Mary 2019); the norm over P entries brings √P. What has been measured of an operator
+    (``rounding``) counts where it is more.
 
     Args:
         norm: ‖H‖₂.
@@ -319,15 +320,12 @@ def extreme_pairs(
             tick("products", have, stop)
         if not due:
             continue
-        tested = have
         # by torch: its threads and NumPy's would wait for each other, busily
-        values, rotation = (
-            part.numpy() for part in torch.linalg.eigh(torch.from_numpy(space.small[:have, :have]))
-        )
+        tested, small = have, torch.from_numpy(space.small[:have, :have])
+        values, rotation = (part.numpy() for part in torch.linalg.eigh(small))
         space.norm = max(space.norm, float(np.abs(values).max()))
         floor = round_off(space.norm, size, operator.dtype)
-        goal = max(tolerance * space.norm, floor)
-        zero = floor if stop_at_zero else -1.0
+        goal, zero = max(tolerance * space.norm, floor), floor if stop_at_zero else -1.0
         found = _judge(wanted, values, space.beta * np.abs(rotation[-1]), goal, zero, size)
         now = values[found.chosen]
         tick("edge levels", len(now), levels)
@@ -343,15 +341,8 @@ def extreme_pairs(
                     f"no extreme eigenvalue has converged after {products:,} products; allow a "
                     "larger residual (tolerance), or more vectors (ask for more eigenvalues)"
                 )
-            return Pairs(
-                values=now,
-                vectors=space.rotate(rotation[:, found.chosen]),
-                n_lower=0 if len(now) == size else found.n_lower,
-                norm=space.norm,
-                exhausted=found.exhausted,
-                converged=complete,
-                products=products,
-            )
+            vectors, lower = space.rotate(rotation[:, found.chosen]), found.n_lower
+            return Pairs(now, vectors, lower, space.norm, found.exhausted, complete, products)
         if done:
             looked = now
             space.restart(values[found.settled], rotation[:, found.settled], tolerance)
@@ -390,8 +381,8 @@ def _judge(
     where = np.array(sorted(chosen), dtype=np.int64)
     # values ascend: those of the lower end come first
     below = values[where] < 0 if wanted.largest else where < wanted.bottom
-    positions = np.array(sorted(settled), dtype=np.int64)
-    return _Verdict(where, positions, int(np.count_nonzero(below)), more, exhausted)
+    lower = 0 if len(where) == size else int(np.count_nonzero(below))
+    return _Verdict(where, np.array(sorted(settled), dtype=np.int64), lower, more, exhausted)
 
 
 def _kept(wanted: Wanted, values: Numbers, keep: int) -> np.ndarray:
@@ -519,13 +510,8 @@ class EdgeLevels(_Found):
         """
         clear, apart = self.is_resolved, self.certain_spacings
         edges = np.flatnonzero(~(apart & clear[1:] & clear[:-1])) + 1
-        pieces = np.split(self.values, edges)
-        kept = np.split(clear, edges)
-        return tuple(
-            piece
-            for piece, keep in zip(pieces, kept, strict=True)
-            if len(piece) >= smallest and keep.all()
-        )
+        pieces = zip(np.split(self.values, edges), np.split(clear, edges), strict=True)
+        return tuple(run for run, kept in pieces if len(run) >= smallest and kept.all())
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain values, e.g. for JSON.

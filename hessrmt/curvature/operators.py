@@ -32,6 +32,7 @@ from hessrmt.curvature.dense import (
     Dtype,
     dtype_name,
     gib,
+    halved,
     row_bytes,
     saved_bytes,
     torch_dtype,
@@ -535,9 +536,7 @@ class CurvatureOperator(Operator):
 
     def _room(self) -> int:
         """Micro-batches whose linearisations fit beside everything else."""
-        budget, usable = _KEPT_BYTES, usable_memory(self.backend)
-        while budget > usable // 2:
-            budget //= 2
+        budget = halved(_KEPT_BYTES, usable_memory(self.backend) // 2)
         return budget // max(1, _TRACED_COPIES * self._saved)
 
 
