@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from hessrmt.arrays import Indices, Levels, Stack
 
 PAPER_CUTOFF_SPACINGS = 1e-20
-"""Eigenvalues of smaller magnitude are dropped before unfolding by Baskerville, Granziol and Keating
-2022, §6."""
+"""Baskerville, Granziol and Keating 2022, §6: smaller magnitudes are dropped before unfolding."""
 
 PAPER_CUTOFF_RATIOS = 1e-10
 """Eigenvalues of smaller magnitude are dropped before taking ratios by the code of that paper."""
