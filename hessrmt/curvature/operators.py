@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -273,43 +274,20 @@ class CurvatureOperator(Operator):
         self._read(problem, lambda: map(read_batch, batches), operator, device, dtype, linearise)
 
     @classmethod
-    def of(
-        cls,
-        problem: Problem,
-        operator: str = "hessian",
-        *,
-        batch: int | None = None,
-        device: Device = "auto",
-        dtype: Dtype = "float64",
-        linearise: bool | None = None,
-    ) -> CurvatureOperator:
+    def of(cls, problem: Problem, operator: str = "hessian", **options: Any) -> CurvatureOperator:
         """The operator of a problem whose samples are in memory.
 
         Args:
             problem: Model, loss and samples.
             operator: ``"hessian"``, ``"ggn"`` or ``"fisher"``.
-            batch: Samples differentiated at a time; all if None.
-            device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
-            dtype: ``"float64"`` or ``"float32"``.
-            linearise: As for the class.
+            options: As for :class:`Hessian`.
 
         Returns:
             The operator.
-
-        Raises:
-            DataError: If the batch is not a positive number.
         """
-        found = cls.__new__(cls)
-        found._divide(problem, batch, operator, device, dtype, linearise)
-        return found
-
-    def _divide(self, problem: Problem, batch: int | None, *options: Any) -> None:
-        """Take the samples of a problem in micro-batches."""
-        step = problem.samples if batch is None else batch
-        if isinstance(step, bool) or not isinstance(step, int) or step < 1:
-            raise DataError(f"micro-batches must hold at least one sample, got {batch!r}")
-        places = [slice(i, i + step) for i in range(0, problem.samples, step)]
-        self._read(problem.part(places[0]), lambda: map(problem.batch.part, places), *options)
+        one_of("operator", operator, OPERATORS, error=ProblemError)
+        kinds: tuple[type[Hessian], ...] = (Hessian, GaussNewton, EmpiricalFisher)
+        return kinds[OPERATORS.index(operator)](problem, **options)
 
     @ordinary_mode()
     def _read(
@@ -551,7 +529,8 @@ class Hessian(CurvatureOperator):
         linearise: As for :class:`CurvatureOperator`.
 
     Raises:
-        ProblemError: See :class:`CurvatureOperator`; so for the other errors.
+        DataError: If the batch is not a positive number; so much else as for
+            :class:`CurvatureOperator`.
     """
 
     _kind = "hessian"
@@ -565,7 +544,12 @@ class Hessian(CurvatureOperator):
         dtype: Dtype = "float64",
         linearise: bool | None = None,
     ) -> None:
-        self._divide(problem, batch, self._kind, device, dtype, linearise)
+        step = problem.samples if batch is None else batch
+        if isinstance(step, bool) or not isinstance(step, int) or step < 1:
+            raise DataError(f"micro-batches must hold at least one sample, got {batch!r}")
+        places = [slice(i, i + step) for i in range(0, problem.samples, step)]
+        batches = partial(map, problem.batch.part, places)
+        self._read(problem.part(places[0]), batches, self._kind, device, dtype, linearise)
 
 
 class GaussNewton(Hessian):
