@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from hessrmt.curvature.dense import hessian as hessian
     from hessrmt.curvature.density import density as density
     from hessrmt.curvature.density_file import load_density as load_density
-    from hessrmt.curvature.edges import edge_levels as edge_levels
-    from hessrmt.curvature.edges import eigsh as eigsh
-    from hessrmt.curvature.edges import extremal_eigenvalues as extremal_eigenvalues
     from hessrmt.curvature.gauss_newton import ggn as ggn
+    from hessrmt.curvature.lanczos import edge_levels as edge_levels
+    from hessrmt.curvature.lanczos import eigsh as eigsh
+    from hessrmt.curvature.lanczos import extremal_eigenvalues as extremal_eigenvalues
     from hessrmt.curvature.operators import CurvatureOperator as CurvatureOperator
     from hessrmt.curvature.operators import EmpiricalFisher as EmpiricalFisher
     from hessrmt.curvature.operators import GaussNewton as GaussNewton
@@ -46,7 +46,7 @@ _NAMES = {
     "curvature.density": "density",
     "curvature.density_file": "load_density",
     "curvature.dense": "hessian",
-    "curvature.edges": "edge_levels eigsh extremal_eigenvalues",
+    "curvature.lanczos": "edge_levels eigsh extremal_eigenvalues",
     "curvature.gauss_newton": "ggn",
     "curvature.operators": "CurvatureOperator EmpiricalFisher GaussNewton Hessian Identity "
     "Operator",
