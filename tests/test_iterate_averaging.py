@@ -9,7 +9,7 @@ import torch
 from experiment_samples import numbers_of, run_twice, write_settings
 
 from hessrmt.config import TrainConfig
-from hessrmt.errors import NonFiniteError, StoreError
+from hessrmt.errors import NonFiniteError
 from hessrmt.experiments.iterate_averaging import (
     POINTS,
     AveragedPoint,
@@ -176,17 +176,3 @@ def test_a_diverging_run_is_named_and_never_averaged(cli, tmp_path, digits):
     assert "try a smaller learning rate" in result.stderr.replace("\n", " ")
     assert not list((tmp_path / "done/checkpoints").glob("*-tail.pt"))
     assert not (tmp_path / "done/results.json").exists()
-
-
-def test_foreign_and_newer_checkpoints_are_refused(tmp_path, digits):
-    settings = TrainConfig(model="logistic", data=str(digits), epochs=1, batch=32, device="cpu")
-    plan = TrajectoryPlan("run", settings, {"polyak": 0})
-    trajectory.run(plan, tmp_path)
-    content = checkpoints.read(tmp_path / "run.pt")
-    for changed, said in (
-        ({"weights": torch.zeros(2)}, "run: .* is not a checkpoint written by hessrmt"),
-        (content | {"version": 99}, "written by a newer hessrmt"),
-    ):
-        torch.save(changed, tmp_path / "run.pt")
-        with pytest.raises(StoreError, match=said):
-            trajectory.run(plan, tmp_path)

@@ -19,17 +19,14 @@ import numpy as np
 from pydantic import Field
 
 from hessrmt import rng
-from hessrmt.config import Settings, TrainConfig
+from hessrmt.config import Settings
 from hessrmt.errors import ConfigError
 from hessrmt.progress import Tick, silent
-from hessrmt.runs import trajectory
-from hessrmt.runs.run import SERIAL, Pool, make_folders
-from hessrmt.runs.trajectory import Trajectory, TrajectoryPlan
+from hessrmt.runs.run import SERIAL, Pool
 
-S = TypeVar("S", bound="ExperimentSettings[Any]")
+S = TypeVar("S", bound="Presets[Any]")
 P = TypeVar("P", bound=Settings)
 E = TypeVar("E")
-Item = TypeVar("Item")
 
 
 class Estimate(NamedTuple):
@@ -201,7 +198,7 @@ class Table(Generic[E]):
             yield {key: value for one in known for key, value in one.plain(entry).items()}
 
 
-class ExperimentSettings(Settings, Generic[P]):
+class Presets(Settings, Generic[P]):
     """What the settings files of all experiments have.
 
     Attributes:
@@ -215,58 +212,6 @@ class ExperimentSettings(Settings, Generic[P]):
     title: str = ""
     seed: int = Field(0, ge=0)
     presets: dict[str, P] = Field(min_length=1)
-
-
-class TrainedPreset(Settings):
-    """What sizes of experiments have in which networks are trained with several seeds.
-
-    Attributes:
-        batch: Samples in a minibatch.
-        momentum: Of SGD.
-        weight_decay: Of SGD.
-        seeds: Runs of each kind.
-    """
-
-    batch: int = Field(128, ge=1)
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(5e-4, ge=0, allow_inf_nan=False)
-    seeds: int = Field(1, ge=1)
-
-
-T = TypeVar("T", bound=TrainedPreset)
-
-
-class TrainedSettings(ExperimentSettings[T], Generic[T]):
-    """Settings of such an experiment.
-
-    Attributes:
-        data: Registry name, file or folder.
-        device: ``auto``, ``cpu`` or ``cuda[:i]``.
-    """
-
-    data: str = "mnist"
-    device: str = "auto"
-
-    def training(self, size: T, *names: str | int, **options: Any) -> TrainConfig:
-        """Settings of one training run.
-
-        Args:
-            size: Of the experiment.
-            names: Of the run's seed.
-            options: What differs from run to run.
-
-        Returns:
-            The settings.
-        """
-        return TrainConfig(
-            data=self.data,
-            batch=size.batch,
-            momentum=size.momentum,
-            weight_decay=size.weight_decay,
-            device=self.device,
-            seed=drawn_seed(self.seed, self.experiment, *names),
-            **options,
-        )
 
 
 def drawn_seed(seed: int, *names: str | int) -> int:
@@ -315,27 +260,6 @@ class Work(Generic[S, P]):
     pool: Pool = SERIAL
 
 
-def trained(
-    work: Work[Any, Any], items: Sequence[Item], plan: Callable[[Item, int], TrajectoryPlan]
-) -> list[list[Trajectory]]:
-    """Training runs of several kinds, each with all seeds.
-
-    Args:
-        work: Of an experiment with :class:`TrainedSettings`.
-        items: The kinds.
-        plan: Of a kind and the number of a seed.
-
-    Returns:
-        The finished runs of each kind.
-    """
-    make_folders(work.out, "checkpoints")
-    seeds, out = range(work.size.seeds), work.out / "checkpoints"
-    plans = [plan(item, number) for item in items for number in seeds]
-    done = trajectory.run_all(plans, out, folder=work.folder, tick=work.tick, pool=work.pool)
-    found = iter(done)
-    return [[next(found) for _ in seeds] for _ in items]
-
-
 Pictures: TypeAlias = Mapping[str, Callable[[], Any]]
 """Name of a file, without its ending, to what draws it."""
 
@@ -344,7 +268,7 @@ class Experiment(ABC, Generic[S, P, E]):
     """A published experiment.
 
     Attributes:
-        settings: Class of its settings, with see :class:`ExperimentSettings`.
+        settings: Class of its settings, with see :class:`Presets`.
         columns: Of its results; entries have a ``name``.
     """
 

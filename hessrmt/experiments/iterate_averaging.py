@@ -18,17 +18,8 @@ from pydantic import Field, model_validator
 
 from hessrmt.config import CountOrAll, Settings, SpectrumConfig
 from hessrmt.errors import DataError
-from hessrmt.experiments.experiment import (
-    Column,
-    Estimate,
-    Experiment,
-    Pictures,
-    TrainedPreset,
-    TrainedSettings,
-    Work,
-    stem,
-    trained,
-)
+from hessrmt.experiments.experiment import Column, Estimate, Experiment, Pictures, Work, stem
+from hessrmt.experiments.trained import TrainedPreset, TrainedSettings, train_each
 from hessrmt.levels.histograms import mean_counts
 from hessrmt.plots import training as plots
 from hessrmt.runs import spectrum
@@ -240,7 +231,7 @@ class IterateAveraging(Experiment[IterateAveragingConfig, IterateAveragingPreset
         folder = work.folder
         make_folders(work.out, "spectra")
         pairs = [(network, rate) for network in work.size.networks for rate in work.size.rates]
-        done = trained(work, pairs, partial(_plan, work.settings, work.size))
+        done = train_each(work, pairs, partial(_plan, work.settings, work.size))
         entries = []
         for (network, rate), runs in zip(pairs, done, strict=True):
             for point in POINTS:

@@ -21,8 +21,8 @@ from hessrmt.experiments.experiment import (
     Column,
     Estimate,
     Experiment,
-    ExperimentSettings,
     Pictures,
+    Presets,
     Work,
     drawn_seed,
 )
@@ -79,7 +79,7 @@ class LossModelPreset(Settings):
     samples: int = Field(100, ge=1)
 
 
-class LossModelConfig(ExperimentSettings[LossModelPreset]):
+class LossModelConfig(Presets[LossModelPreset]):
     """Settings of ``hessrmt reproduce gp-loss-model``.
 
     Attributes:

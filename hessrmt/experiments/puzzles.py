@@ -19,14 +19,7 @@ from pydantic import Field, field_validator
 
 from hessrmt.config import Settings
 from hessrmt.errors import DataError
-from hessrmt.experiments.experiment import (
-    Column,
-    Experiment,
-    ExperimentSettings,
-    Pictures,
-    Table,
-    Work,
-)
+from hessrmt.experiments.experiment import Column, Experiment, Pictures, Presets, Table, Work
 from hessrmt.experiments.families import Family, SeededFamily, run_all
 from hessrmt.generalization.fits import LineFit, fit_line
 from hessrmt.plots import puzzles as plots
@@ -92,7 +85,7 @@ class ReferenceLine(Settings):
         return self.slope * x + self.intercept
 
 
-class PuzzlesConfig(ExperimentSettings[PuzzlesPreset]):
+class PuzzlesConfig(Presets[PuzzlesPreset]):
     """Settings of ``hessrmt reproduce puzzles-...``.
 
     Attributes:

@@ -24,14 +24,7 @@ from hessrmt.config import (
     TrainConfig,
 )
 from hessrmt.ensembles import goe
-from hessrmt.experiments.experiment import (
-    Column,
-    Estimate,
-    Experiment,
-    ExperimentSettings,
-    Pictures,
-    Work,
-)
+from hessrmt.experiments.experiment import Column, Estimate, Experiment, Pictures, Presets, Work
 from hessrmt.plots import levels as plots
 from hessrmt.runs import levels, spectrum, training
 from hessrmt.runs.run import make_folders
@@ -83,7 +76,7 @@ class SpacingsPreset(Settings):
     unreduced: tuple[Unreduced, ...] = ()
 
 
-class SpacingsConfig(ExperimentSettings[SpacingsPreset]):
+class SpacingsConfig(Presets[SpacingsPreset]):
     """Settings of ``hessrmt reproduce hessian-spacings``.
 
     Attributes:

@@ -18,17 +18,8 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from hessrmt.errors import DataError
-from hessrmt.experiments.experiment import (
-    Column,
-    Estimate,
-    Experiment,
-    Pictures,
-    TrainedPreset,
-    TrainedSettings,
-    Work,
-    stem,
-    trained,
-)
+from hessrmt.experiments.experiment import Column, Estimate, Experiment, Pictures, Work, stem
+from hessrmt.experiments.trained import TrainedPreset, TrainedSettings, train_each
 from hessrmt.generalization.fits import BudgetFit, fit_budgets
 from hessrmt.plots import training as plots
 from hessrmt.runs.trajectory import LAST, Trajectory, TrajectoryPlan
@@ -138,7 +129,7 @@ class TrainingBudget(Experiment[BudgetConfig, BudgetPreset, BudgetRuns]):
     )
 
     def compute(self, work: Work[BudgetConfig, BudgetPreset]) -> list[BudgetRuns]:  # noqa: D102
-        runs = trained(work, work.size.budgets, partial(_plan, work.settings, work.size))
+        runs = train_each(work, work.size.budgets, partial(_plan, work.settings, work.size))
         pairs = zip(work.size.budgets, runs, strict=True)
         return [BudgetRuns(budget, work.size.model, found) for budget, found in pairs]
 
