@@ -23,11 +23,12 @@ def net():
 HELD = (
     NET
     + f"""
+import multiprocessing
 import os
 import sys
 from pathlib import Path
 
-if "dask_worker" in sys.argv[0]:
+if multiprocessing.parent_process() is not None:
     sys.path.append({str(Path(__file__).parent)!r})
     import gate
     from hessrmt.runs import spectrum
@@ -82,12 +83,12 @@ def contents(path):
 
 
 def worker_processes(parent):
-    """Worker processes that a process started."""
+    """Worker processes that a process started, which are those that multiprocessing spawned."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             mother = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            if mother == parent and "dask_worker" in (folder / "cmdline").read_text():
+            if mother == parent and "spawn_main" in (folder / "cmdline").read_text():
                 found.append(int(folder.name))
         except OSError:
             continue

@@ -25,7 +25,7 @@ from gate import PATIENCE, wait_for
 from hessrmt.config import SpectrumConfig
 from hessrmt.errors import ClusterError, NonFiniteError, ProblemError
 from hessrmt.runs import spectrum
-from hessrmt.runs.run import SERIAL
+from hessrmt.runs.run import SERIAL, Run, absolute
 from hessrmt.store.spectra import load
 
 BATCHES = 6
@@ -178,18 +178,16 @@ def test_a_worker_that_finds_other_files_says_so(tmp_path, config, pool):
     with pytest.raises(ClusterError, match=r"other source of the model than .* file system"):
         spectrum.run(prepared, tmp_path / "out.h5", pool=pool)
     (tmp_path / "net.py").unlink()
-    sent = spectrum.Job(config, None, (("data", "nothing"),))
+    work = Run(spectrum.prepare, config, pool=pool, prepared=prepared)
     with pytest.raises(ProblemError, match=r"worker on .*there is no file.*file system"):
-        list(pool.map_unordered(spectrum._examine_there, [sent]))
+        work.on_one(spectrum._examine, 0)
     assert not (tmp_path / "out.h5").exists()
 
 
 def test_relative_paths_are_made_absolute(tmp_path, config, monkeypatch):
     monkeypatch.chdir(tmp_path)
     relative = config.model_copy(update={"model": "net.py:net", "data": "tiny.npz"})
-    sent = spectrum.job(spectrum.prepare(relative, Path("data")))
-    assert sent.config == config
-    assert sent.folder == tmp_path / "data"
+    assert absolute(relative, Path("data")) == (config, tmp_path / "data")
 
 
 def test_other_versions_are_refused(pool, monkeypatch):

@@ -14,12 +14,12 @@ from cluster_samples import (
     worker_processes,
 )
 from gate import open_gate, wait_for
-from hessrmt.workflows import gp_loss_model, levels, simulate, spectrum
 from level_samples import write_file
 
 from hessrmt.config import LevelsConfig, SimulateConfig, SpectrumConfig
 from hessrmt.ensembles import goe
-from hessrmt.experiments.loss_model import LossModelConfig
+from hessrmt.experiments.loss_model import LossModel, LossModelConfig
+from hessrmt.runs import levels, simulate, spectrum
 from hessrmt.runs.run import SERIAL
 from hessrmt.store.spectra import load
 
@@ -42,8 +42,7 @@ def test_workers_killed_mid_run_change_nothing_in_the_file(tmp_path, tiny_npz, p
     spectrum.run(prepared, tmp_path / "serial.h5")
     victims = []
 
-    def kill(batch, phase, done, total):
-        assert phase == "stored"
+    def kill(batch, found):
         if not victims:
             # both have a task in hand, and others wait beside it
             wait_for(lambda: len(list(tmp_path.glob("begun-*"))) == 2)
@@ -52,7 +51,7 @@ def test_workers_killed_mid_run_change_nothing_in_the_file(tmp_path, tiny_npz, p
                 os.kill(pid, signal.SIGKILL)
             open_gate(tmp_path)
 
-    spectrum.run(prepared, tmp_path / "killed.h5", observer=kill, pool=pool)
+    spectrum.run(prepared, tmp_path / "killed.h5", finished=kill, pool=pool)
     assert len(victims) == 2
     assert contents(tmp_path / "killed.h5") == contents(tmp_path / "serial.h5")
     assert not set(victims) & set(worker_processes(os.getpid()))
@@ -77,7 +76,7 @@ def test_simulated_spectra_equal_those_of_one_process(tmp_path, pool, one_thread
     counts = []
     simulate.run(config, tmp_path / "serial.h5")
     simulate.run(
-        config, tmp_path / "pool.h5", observer=lambda done, _: counts.append(done), pool=pool
+        config, tmp_path / "pool.h5", tick=lambda _, done, __: counts.append(done), pool=pool
     )
     assert contents(tmp_path / "pool.h5") == contents(tmp_path / "serial.h5")
     assert len(counts) == 14
@@ -88,16 +87,15 @@ def test_a_file_begun_by_one_is_finished_by_the_other(tmp_path, tiny_npz, pool, 
     class EnoughError(Exception):
         pass
 
-    def stop(batch, phase, done, total):
-        if phase == "stored":
-            raise EnoughError
+    def stop(batch, found):
+        raise EnoughError
 
     prepared = spectrum.prepare(six_batches(tmp_path, tiny_npz))
     spectrum.run(prepared, tmp_path / "serial.h5")
     for first, second in ((pool, SERIAL), (SERIAL, pool)):
         path = tmp_path / f"{first.width}.h5"
         with pytest.raises(EnoughError):
-            spectrum.run(prepared, path, observer=stop, pool=first)
+            spectrum.run(prepared, path, finished=stop, pool=first)
         assert len(load(path)) == 1
         spectrum.run(prepared, path, resume=True, pool=second)
         assert contents(path) == contents(tmp_path / "serial.h5")
@@ -111,7 +109,7 @@ def test_statistics_equal_those_of_one_process(tmp_path, pool, one_thread):
         seen = []
 
         def observe(*step, seen=seen):
-            seen.append(step[2:])
+            seen.append(step[1:])
 
         here = levels.run(settings, spectra)
         there = levels.run(settings, spectra, observe, pool)
@@ -131,6 +129,7 @@ def test_an_experiment_takes_a_pool(tmp_path, pool, one_thread):
             "presets": {"small": {"dimension": 20, "samples": 6}},
         }
     )
-    here = gp_loss_model.run(settings, "small", tmp_path / "here")
-    there = gp_loss_model.run(settings, "small", tmp_path / "there", pool=pool)
-    np.testing.assert_equal(gp_loss_model.table(there), gp_loss_model.table(here))
+    experiment = LossModel()
+    here = experiment.run(settings, "small", tmp_path / "here")
+    there = experiment.run(settings, "small", tmp_path / "there", pool=pool)
+    np.testing.assert_equal(experiment.table(there).plain(), experiment.table(here).plain())

@@ -7,13 +7,13 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from hessrmt.plots.slq import spectral_density
 
 import hessrmt as hr
 from hessrmt.config import DensityConfig, load_settings
 from hessrmt.curvature.density import DensityPlan, complete
 from hessrmt.curvature.operators import CurvatureOperator
-from hessrmt.errors import ConfigError, DeviceError, LevelsError, StoreError
+from hessrmt.errors import ConfigError, DataError, DeviceError, StoreError
+from hessrmt.plots.certification import lanczos_density
 from hessrmt.runs import density as workflow
 from hessrmt.store.density import DensityWriter
 
@@ -111,12 +111,12 @@ def test_a_run_that_died_goes_on_with_the_first_missing_probe(digits, tmp_path):
             raise StopError
 
     with pytest.raises(StopError):
-        workflow.run(prepared, torn, observer=die)
+        workflow.run(prepared, torn, tick=die)
     half = hr.load_density(torn)
     assert len(half.quadrature) == half.planned == 4
     assert half.traces is half.edges is None
     later = []
-    found = workflow.run(prepared, torn, resume=True, observer=lambda *what: later.append(what[0]))
+    found = workflow.run(prepared, torn, resume=True, tick=lambda *what: later.append(what[0]))
     assert "density" not in later
     assert np.array_equal(found.quadrature.nodes, expected.quadrature.nodes)
     assert found.traces == expected.traces
@@ -125,7 +125,7 @@ def test_a_run_that_died_goes_on_with_the_first_missing_probe(digits, tmp_path):
         for name in ("nodes", "weights", "done", "edges/values", "edges/residuals"):
             assert np.array_equal(a[name], b[name])
     # nothing is left to do
-    again = workflow.run(prepared, torn, resume=True, observer=die)
+    again = workflow.run(prepared, torn, resume=True, tick=die)
     assert again.edges.values.tolist() == found.edges.values.tolist()
     assert not list(tmp_path.glob(".*"))
 
@@ -225,8 +225,8 @@ def test_more_steps_than_parameters_and_one_probe(digits, tmp_path):
     assert found.dimension == 14
     assert found.samples == 1
     assert np.isnan(found.quadrature.nodes).any()
-    assert spectral_density(found).axes
-    with pytest.raises(LevelsError, match="--top K"):
+    assert lanczos_density(found, "").axes
+    with pytest.raises(DataError, match="--top K"):
         found.spectra()
 
 

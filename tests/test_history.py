@@ -8,18 +8,18 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from store_samples import IDENTITY, create, spectrum
+from store_samples import create, resume, spectrum
 
 import hessrmt as hr
 from hessrmt.config import HistoryConfig, TrainConfig, load_settings
-from hessrmt.errors import CapacityError, ConfigError, NonFiniteError, StoreError
+from hessrmt.errors import ConfigError, DataError, NonFiniteError, StoreError
 from hessrmt.plots.training import history as draw
 from hessrmt.plots.training import side_by_side
 from hessrmt.problems import checkpoints, data, losses, models
 from hessrmt.runs.history import Recording
-from hessrmt.runs.training import run
+from hessrmt.runs.training import TrainingFile, run
 from hessrmt.store.history import CAPACITY, NETWORK, holds_history
-from hessrmt.store.spectra import COLUMNS, Extra, ExtraColumn, SpectrumWriter
+from hessrmt.store.spectra import COLUMNS, Extra, ExtraColumn
 from hessrmt.training.protocol import evaluate
 
 COLUMNS_OF_A_ROW = len(COLUMNS) + 2
@@ -228,39 +228,43 @@ def test_epoch_after_the_last(settings, tmp_path):
 
 
 class Stop:
-    """Dies in the middle of a measurement, or when an epoch is complete."""
+    """Dies in a certain phase of the work on an epoch: a callback of progress."""
 
-    def __init__(self, epoch, phase=None):
-        self.at, self.phase = epoch, phase
+    def __init__(self, phase, epoch):
+        self.phase, self.epoch = phase, epoch
 
-    def begin(self, *_):
-        pass
-
-    def epoch(self, entry):
-        if self.phase is None and entry["epoch"] == self.at:
+    def __call__(self, phase, done, total):
+        measured = phase == f"measuring: epoch {self.epoch}, {self.phase}"
+        trained = self.phase == "trained" and phase.startswith("training: loss")
+        if measured or (trained and done == self.epoch):
             raise KeyboardInterrupt
 
-    def measuring(self, epoch, phase, *_):
-        if epoch == self.at and phase == self.phase:
-            raise KeyboardInterrupt
+    def save(self, *_):
+        """In place of saving the checkpoint."""
+        raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(
     ("stop", "save_every", "rows"),
     [
-        (Stop(0, "stored"), 1, [0]),
-        (Stop(3, "eigenvalues"), 1, [0, 1]),  # in the middle of a measurement
-        (Stop(3, "stored"), 1, [0, 1, 3]),  # the row is there, its checkpoint is not
-        (Stop(3), 1, [0, 1, 3]),
-        (Stop(5), 4, [0, 1, 3]),  # back to epoch 4
-        (Stop(3), 4, [0, 1, 3]),  # back to the start: no checkpoint yet
-        (Stop(6, "stored"), 1, [0, 1, 3, 6]),
+        (Stop("reduction", 1), 1, [0]),  # trained for an epoch, and no checkpoint yet
+        (Stop("eigenvalues", 3), 1, [0, 1]),  # in the middle of a measurement
+        (Stop("saving", 3), 3, [0, 1, 3]),  # the row is there, its checkpoint is not
+        (Stop("trained", 3), 1, [0, 1, 3]),
+        (Stop("trained", 5), 4, [0, 1, 3]),  # back to epoch 4
+        (Stop("trained", 3), 4, [0, 1, 3]),  # back to the start: no checkpoint yet
+        (Stop("saving", 6), 6, [0, 1, 3, 6]),
     ],
+    ids=lambda value: f"{value.phase} {value.epoch}" if isinstance(value, Stop) else None,
 )
-def test_stopped_and_resumed_is_the_same_file(settings, tmp_path, stop, save_every, rows):
+def test_stopped_and_resumed_is_the_same_file(
+    settings, tmp_path, monkeypatch, stop, save_every, rows
+):
     recorded(settings, tmp_path)
-    with pytest.raises(KeyboardInterrupt):
-        recorded(settings, tmp_path, "part", observer=stop, save_every=save_every)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        if stop.phase == "saving":
+            patch.setattr(TrainingFile, "save", stop.save)
+        recorded(settings, tmp_path, "part", tick=stop, save_every=save_every)
     assert hr.load_history(tmp_path / "part.h5").epochs.tolist() == rows
     recorded(settings, tmp_path, "part", resume=True)
     assert same_file(tmp_path / "whole.h5", tmp_path / "part.h5")
@@ -333,7 +337,7 @@ def test_epochs_that_have_passed_unrecorded(settings, tmp_path):
 def test_existing_files_are_never_lost_by_accident(settings, tmp_path):
     recorded(settings, tmp_path)
     kept = [(tmp_path / name).read_bytes() for name in ("whole.h5", "whole.pt")]
-    with pytest.raises(ConfigError, match=r"whole\.pt exists"):
+    with pytest.raises(StoreError, match=r"whole\.pt exists"):
         recorded(settings, tmp_path)
     history = Recording(tmp_path / "whole.h5", HistoryConfig(epochs=(0, 1, 3, 6), batch=12))
     with pytest.raises(StoreError, match=r"whole\.h5 exists"):
@@ -354,7 +358,7 @@ def test_existing_files_are_never_lost_by_accident(settings, tmp_path):
 
 def test_what_cannot_be_measured_is_found_before_training(settings, net, tmp_path):
     narrow = settings.model_copy(update={"model": net.replace("Net", "narrow"), "loss": "mse"})
-    with pytest.raises(CapacityError, match=r"no weight matrix to analyse.*weight"):
+    with pytest.raises(DataError, match=r"no weight matrix to analyse.*weight"):
         recorded(narrow, tmp_path)
     assert not list(tmp_path.glob("whole*"))
 
@@ -393,7 +397,7 @@ def test_extra_columns_are_complete_or_absent_with_their_row(path, monkeypatch):
                 with pytest.raises(KeyboardInterrupt):
                     writer.write(1, spectrum(1), {"g/x": [3.0, 4.0]})
             assert not len(hr.load(path))
-    with SpectrumWriter.resume(path, IDENTITY) as writer:
+    with resume(path) as writer:
         writer.write(1, spectrum(1), {"g/x": [1.0, 2.0]})
     with h5py.File(path) as file:
         assert np.array_equal(file["g/x"], [[np.nan] * 2, [1, 2], [np.nan] * 2], equal_nan=True)
@@ -433,7 +437,7 @@ def test_picture_shows_every_epoch(settings, tmp_path):
     assert np.array_equal(largest.get_xdata(), found.epochs)
     assert np.array_equal(largest.get_ydata(), found.spectra.eigenvalues[:, -1])
     with pytest.raises(KeyboardInterrupt):
-        recorded(settings, tmp_path, "none", observer=Stop(0, "eigenvalues"))
+        recorded(settings, tmp_path, "none", tick=Stop("eigenvalues", 0))
     with pytest.raises(StoreError, match="no finished epoch"):
         draw(hr.load_history(tmp_path / "none.h5"))
 

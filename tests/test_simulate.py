@@ -202,7 +202,7 @@ def test_other_settings_do_not_resume(cli, tmp_path):
     for change, said in (
         (["--seed", 1], "seed"),
         (["--variance", 2], "variance"),
-        (["--samples", 13], "samples"),
+        (["--samples", 11], "samples (12 in the file, only 11 now)"),
         (["--kernel", "p-spin"], "kernel"),
         (["--degenerate", 1], "degenerate"),
     ):
