@@ -3,7 +3,6 @@
 from contextlib import contextmanager
 from pathlib import Path
 
-import h5py
 import pytest
 import torch
 
@@ -74,12 +73,6 @@ def six_batches(folder, data, source=NET):
     return SpectrumConfig(
         model=f"{folder}/net.py:net", data=str(data), batch=10, batches="all", device="cpu"
     )
-
-
-def contents(path):
-    """Bytes of every dataset but the timings."""
-    with h5py.File(path) as file:
-        return {name: file[name][()].tobytes() for name in file if not name.startswith("seconds_")}
 
 
 def worker_processes(parent):

@@ -15,7 +15,7 @@ from test_capacity import CONTRACT, heavy
 import hessrmt as hr
 from hessrmt.capacity import correlate
 from hessrmt.errors import ConfigError
-from hessrmt.runs import capacity as accuracies
+from hessrmt.runs.capacity import labels, read_accuracies
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 NETWORK = ("alpha_hat", "alpha_hat_log10", "alpha_weighted", "mean_alpha", "mean_log_norm")
@@ -244,13 +244,13 @@ def test_a_series_without_accuracies(cli, net, tmp_path):
 def test_tables_of_accuracies(tmp_path):
     table = tmp_path / "table.csv"
     table.write_text("model,remark,top1,top5\na,good,70,90\nb,,75,\nc,bad,80,95\n")
-    found = accuracies.read(table, ["runs/a.pt", "b-0123abcd.pth", "d.pt"])
+    found = read_accuracies(table, ["runs/a.pt", "b-0123abcd.pth", "d.pt"])
     np.testing.assert_equal(dict(found.columns), {"top1": (70.0, 75.0, math.nan),
                                                   "top5": (90.0, math.nan, math.nan)})  # fmt: skip
     assert found.notes == (f"d.pt is not in {table}", f"of {table} not given: c")
-    assert accuracies.labels(["x/a.pt", "x/b-0123abcd.pth"]) == ("a", "b")
-    assert accuracies.labels(["a.pt", "a.pth"]) == ("a.pt", "a.pth")
-    assert accuracies.labels(["x/a.pt", "y/a.pt"]) == ("x/a.pt", "y/a.pt")
+    assert labels(["x/a.pt", "x/b-0123abcd.pth"]) == ("a", "b")
+    assert labels(["a.pt", "a.pth"]) == ("a.pt", "a.pth")
+    assert labels(["x/a.pt", "y/a.pt"]) == ("x/a.pt", "y/a.pt")
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,7 @@ def test_unusable_tables(tmp_path, text, match):
     table = tmp_path / "table.csv"
     table.write_text(text)
     with pytest.raises(ConfigError, match=match):
-        accuracies.read(table, ["a.pt"])
+        read_accuracies(table, ["a.pt"])
 
 
 # pictures

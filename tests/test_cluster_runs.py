@@ -8,13 +8,13 @@ import pytest
 from cluster_samples import (
     HELD,
     as_one_worker,
-    contents,
     six_batches,
     two_workers,
     worker_processes,
 )
 from gate import open_gate, wait_for
 from level_samples import write_file
+from store_samples import contents
 
 from hessrmt.config import LevelsConfig, SimulateConfig, SpectrumConfig
 from hessrmt.ensembles import goe

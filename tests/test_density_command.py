@@ -184,7 +184,7 @@ def test_files_are_not_overwritten_by_accident(cli, digits, tmp_path):
     assert refused.returncode == 2
     assert "truncated" in refused.stderr
     cli("spectrum", "--data", digits, "--model", "logistic", "--batches", 1, "--batch", 20)
-    with pytest.raises(StoreError, match="no density file"):
+    with pytest.raises(StoreError, match="its schema is 'hessrmt/spectra', expected 'hessrmt/density'"):
         hr.load_density(tmp_path / "spectra.h5")
     with pytest.raises(StoreError, match="there is no file"):
         hr.load_density(tmp_path / "nothing.h5")
@@ -196,7 +196,7 @@ def test_files_are_not_overwritten_by_accident(cli, digits, tmp_path):
     ("options", "why"),
     [
         (["--probes", "0"], "probes"),
-        (["--samples", "none"], "--samples"),
+        (["--samples", "none"], "samples: should be a positive integer, or 'all'"),
         (["--samples", "1000"], "1,000 samples are asked for"),
         (["--operator", "fisher"], "operator"),
         (["--trace", "plain"], "trace"),

@@ -304,7 +304,7 @@ BAD = {
     "negative cutoff": ([*RUN, "--cutoff", "-1"], ["cutoff", "-1"]),
     "cutoff NaN": ([*RUN, "--cutoff", "nan"], ["cutoff", "nan"]),
     "cutoff inf": ([*RUN, "--cutoff", "inf"], ["cutoff", "inf"]),
-    "compare and cutoff": ([*RUN, "--compare", "--cutoff", "paper"], ["--compare", "--cutoff"]),
+    "compare and cutoff": ([*RUN, "--compare", "--cutoff", "paper"], ["compare", "leave out cutoff"]),
     "window of one": ([*RUN, "--window", "3"], ["window", "LOW:HIGH", "'3'"]),
     "window reversed": ([*RUN, "--window", "2:1"], ["window", "LOW < HIGH"]),
     "window word": ([*RUN, "--window", "a:b"], ["window", "LOW:HIGH"]),
