@@ -1,7 +1,6 @@
 """``hessrmt levels``: its JSON, what it says, and one clear error for each mistake."""
 
 import json
-import re
 import shutil
 
 import h5py
@@ -273,7 +272,6 @@ def wrong(tmp_path_factory):
         file["x"] = np.arange(3.0)
     (tmp_path / "text.h5").write_text("precious")
     (tmp_path / "taken").write_text("precious")
-    (tmp_path / "bad.toml").write_text('cutof = "paper"\n')
     (tmp_path / "window.toml").write_text('window = "5"\n')
     return tmp_path
 
@@ -304,7 +302,10 @@ BAD = {
     "negative cutoff": ([*RUN, "--cutoff", "-1"], ["cutoff", "-1"]),
     "cutoff NaN": ([*RUN, "--cutoff", "nan"], ["cutoff", "nan"]),
     "cutoff inf": ([*RUN, "--cutoff", "inf"], ["cutoff", "inf"]),
-    "compare and cutoff": ([*RUN, "--compare", "--cutoff", "paper"], ["compare", "leave out cutoff"]),
+    "compare and cutoff": (
+        [*RUN, "--compare", "--cutoff", "paper"],
+        ["leave out cutoff"],
+    ),
     "window of one": ([*RUN, "--window", "3"], ["window", "LOW:HIGH", "'3'"]),
     "window reversed": ([*RUN, "--window", "2:1"], ["window", "LOW < HIGH"]),
     "window word": ([*RUN, "--window", "a:b"], ["window", "LOW:HIGH"]),
@@ -331,27 +332,14 @@ BAD = {
     "plot": ([*RUN, "--plot", "taken"], ["taken", "folder"]),
     "plot below a file": ([*RUN, "--plot", "taken/pictures"], ["taken", "folder"]),
     "format": ([*RUN, "--plot", "pictures", "--format", "docx"], ["docx", "png"]),
-    "config": ([*RUN, "--config", "no.toml"], ["no.toml"]),
-    "config key": ([*RUN, "--config", "bad.toml"], ["cutof"]),
     "config window": ([*RUN, "--config", "window.toml"], ["window", "LOW:HIGH"]),
-    "tpyo": ([*RUN, "--tpyo"], ["--tpyo"]),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input(place, cli, name):
-    """Nothing on standard output, one error, and nothing written."""
+def test_bad_input(place, refused, name):
     arguments, words = BAD[name]
-    before = sorted(place.iterdir())
-    result = cli(*arguments, "--json")
-    assert result.returncode == 2, result.stderr
-    assert result.stdout == ""
-    assert "Traceback" not in result.stderr
-    (said,) = re.findall(r"^error: (.+)$", result.stderr, re.MULTILINE)
-    for word in words:
-        assert word in said + result.stderr
-    assert sorted(place.iterdir()) == before
-    assert (place / "taken").read_text() == "precious"
+    refused([*arguments, "--json"], words)
 
 
 def test_pictures(kept, cli, path, tmp_path):

@@ -1,6 +1,7 @@
 """Training: the published schedule, exact resumption, honest failures, averages of iterates."""
 
 import copy
+import json
 import math
 import os
 import signal
@@ -243,7 +244,10 @@ def test_resume_refuses_other_settings_data_and_files(digits, tmp_path):
     run(settings_for(digits), out)
     before = out.read_bytes()
     for changes, message in (
-        ({"lr": 0.1, "seed": 1, "epochs": 9}, r"lr \(0\.003 in the file, 0\.1 now\); seed \(0 in the file, 1 now\)"),
+        (
+            {"lr": 0.1, "seed": 1, "epochs": 9},
+            r"lr \(0\.003 in the file, 0\.1 now\); seed \(0 in the file, 1 now\)",
+        ),
         ({"epochs": 2}, r"epochs \(8 in the file, only 2 now\)"),
     ):
         with pytest.raises(StoreError, match=message):
@@ -489,3 +493,24 @@ def test_statistics_that_do_not_exist_are_refused():
     with pytest.raises(NonFiniteError, match="what reaches BatchNorm '1' is NaN or infinite"):
         recompute_batchnorm(model, gaussian(20, 5), device=CPU)
     assert bool(torch.isfinite(model[1].running_var).all())
+
+
+# the command
+
+
+def test_the_command_names_the_checkpoint_after_the_model(digits, tmp_path, cli):
+    (tmp_path / "mine.py").write_text(
+        "import torch\ndef tiny():\n    return torch.nn.Linear(6, 2)\n"
+    )
+    (tmp_path / "run.toml").write_text(f'model = "logistic"\ndata = "{digits}"\nepochs = 5\n')
+    for words, name in (([], "logistic.pt"), (["--model", "mine.py:tiny"], "tiny.pt")):
+        done = cli("train", "--config", "run.toml", "--epochs", 2, *words, "--json")
+        assert done.returncode == 0
+        answer = json.loads(done.stdout)
+        assert answer["epochs"] == answer["config"]["epochs"] == 2
+        assert answer["sha256"] == checkpoints.sha256(tmp_path / name)
+        assert str(digits) in done.stderr
+
+
+def test_a_bad_setting_of_the_command(refused, digits):
+    refused(["train", "--data", digits, "--lr", "-1"], ["lr"])
