@@ -90,7 +90,7 @@ def optional(name: str) -> Any:
 
 
 def window_starts(levels: np.ndarray, length: float) -> np.ndarray:
-    """The windows of :func:`hessrmt.levels.rigidity`."""
+    """The windows of :func:`hessrmt.levels.longrange`."""
     step = length / (int(2 * length) + 1)
     return levels[0] + step * np.arange(int((levels[-1] - levels[0] - length) / step) + 1)
 

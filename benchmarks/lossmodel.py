@@ -35,8 +35,7 @@ from spectrum import RESULTS, machine
 
 from hessrmt import rng
 from hessrmt.lossmodel import paper
-from hessrmt.lossmodel.band import goe_band
-from hessrmt.lossmodel.sampler import sample_spectra
+from hessrmt.lossmodel.sampler import goe_band, sample_spectra
 from hessrmt.records import Provenance
 
 DIMENSION, SAMPLES = 300, 100

@@ -29,8 +29,7 @@ from levels import repeated, timed
 from spectrum import RESULTS, machine
 
 from hessrmt import rng
-from hessrmt.capacity.bootstrap import goodness_of_fit
-from hessrmt.capacity.powerlaw import fit, scan
+from hessrmt.capacity.powerlaw import fit, goodness_of_fit, scan
 from hessrmt.records import Provenance
 
 with warnings.catch_warnings():

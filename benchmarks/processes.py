@@ -27,7 +27,7 @@ import torch
 from spectrum import machine
 
 from hessrmt.backend.distributed import scatter
-from hessrmt.backend.select_distributed import select_distributed
+from hessrmt.backend.select import select_distributed
 from hessrmt.records import Provenance
 
 RESULTS = Path(__file__).parent / "results"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cache
 from html import escape
 from importlib import import_module, metadata
@@ -241,129 +241,6 @@ class Spectra(Sequence[Spectrum]):
 
     def __len__(self) -> int:
         return len(self.items)
-
-
-@dataclass(frozen=True)
-class LawFit:
-    """How level statistics compare with one law of random matrix theory.
-
-    Distances lie in [0, 1]. A p-value is the share of surrogate data sets of the law (same sizes,
-    same cutoff and unfolding) that lie at least as far from the law as the data; None where not
-    computed.
-
-    Attributes:
-        mean_ratio: ⟨r̃⟩ of the law, dimensionless.
-        sigmas: (measured ⟨r̃⟩ - that of the law)/standard error; NaN where there is no error.
-        ratio_distance: Kolmogorov-Smirnov distance of the ratios r̃.
-        ratio_anderson_darling: ∫(F_n - F)²/(F(1-F)) dF of the ratios.
-        ratio_p_value: Of ``ratio_distance``.
-        spacing_distance: Kolmogorov-Smirnov distance of the unfolded spacings.
-        spacing_anderson_darling: As for the ratios.
-        spacing_p_value: Of ``spacing_distance``.
-        log_likelihood_ratio: Mean of ln(p_law/p_GOE) for one ratio r̃; positive favours the law.
-        log_likelihood_ratio_error: Its standard error from resampling spectra.
-    """
-
-    mean_ratio: float
-    sigmas: float
-    ratio_distance: float
-    ratio_anderson_darling: float
-    ratio_p_value: float | None
-    spacing_distance: float
-    spacing_anderson_darling: float
-    spacing_p_value: float | None
-    log_likelihood_ratio: float
-    log_likelihood_ratio_error: float
-
-
-@dataclass(frozen=True)
-class LevelStatistics:
-    """Local statistics of the levels of one or several spectra, and what they agree with.
-
-    Attributes:
-        n_spectra: Spectra used.
-        n_levels: Levels used, of all spectra together.
-        n_discarded: Eigenvalues that cutoff and window left out, exact zeros included.
-        n_zeros: How many of those are exactly 0.0.
-        n_ties: Spacings that are exactly zero.
-        n_unresolved: Spacings no larger than the noise floor.
-        n_ratios: Ratios r̃ used.
-        n_spacings: Unfolded spacings used.
-        mean_ratio: ⟨r̃⟩, dimensionless.
-        mean_ratio_error: Its standard error from resampling whole spectra (stretches of each
-            spectrum where there are fewer than ten).
-        mean_ratio_density: ⟨r̃⟩ expected of GOE levels that follow the density of these spectra;
-            0.5307 less what the curvature of the density takes. NaN where not computed.
-        mean_ratio_fifths: ⟨r̃⟩ of the lowest fifth of the ratios of each spectrum, of the next, and
-            so on to the highest: where in the spectrum a deviation comes from.
-        mean_ratio_fifths_error: Their standard errors.
-        mean_spacing: Mean unfolded spacing, which should be 1.
-        brody: Brody parameter, 0 for Poisson and about 0.95 for GOE.
-        brody_error: Its standard error.
-        superposition: Share of levels in the smaller of two independent GOE blocks, 0 to 0.5.
-        superposition_error: Its standard error; NaN if the share lies on an end of that range.
-        laws: Law name (``goe``, ``gue``, ``gse``, ``poisson``, ``goe2``: two superposed GOE blocks)
-            to the comparison with it.
-        conclusion: One sentence.
-        not_computable: Quantity, by the name of its attribute here or in :class:`LawFit` (for one
-            law only: ``goe.spacing_p_value``), to the reason why it could not be computed.
-        cutoff: ``"certified"``, ``"paper"``, a value, or None.
-        window: Lowest and highest level taken, or None.
-        unfolding: Method and options in words.
-        surrogates: Surrogate data sets for each p-value.
-        seed: Of folds and surrogates.
-        notes: Anything a reader must know.
-    """
-
-    n_spectra: int
-    n_levels: int
-    n_discarded: int
-    n_zeros: int
-    n_ties: int
-    n_unresolved: int
-    n_ratios: int
-    n_spacings: int
-    mean_ratio: float
-    mean_ratio_error: float
-    mean_ratio_density: float
-    mean_ratio_fifths: tuple[float, ...]
-    mean_ratio_fifths_error: tuple[float, ...]
-    mean_spacing: float
-    brody: float
-    brody_error: float
-    superposition: float
-    superposition_error: float
-    laws: Mapping[str, LawFit]
-    conclusion: str
-    not_computable: Mapping[str, str]
-    cutoff: str | float | None
-    window: tuple[float, float] | None
-    unfolding: str
-    surrogates: int
-    seed: int
-    notes: tuple[str, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """All of it as plain values, e.g. for JSON.
-
-        Returns:
-            Attribute name to value; ``laws`` as a dictionary of dictionaries.
-        """
-        return asdict(self)
-
-    def _repr_html_(self) -> str:
-        rows = {
-            "⟨r̃⟩": f"{self.mean_ratio:.4f}"
-            + (f" ± {self.mean_ratio_error:.4f}" if np.isfinite(self.mean_ratio_error) else ""),
-            "levels": f"{self.n_levels:,} of {self.n_spectra} spectra",
-            "discarded": f"{self.n_discarded:,}",
-            **{
-                name: f"D = {law.ratio_distance:.4f}"
-                + ("" if law.ratio_p_value is None else f", p = {law.ratio_p_value:.3g}")
-                for name, law in self.laws.items()
-            },
-        }
-        return _html(rows, self.conclusion)
 
 
 def _certification(spectra: Sequence[Spectrum]) -> Any:

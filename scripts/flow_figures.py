@@ -22,7 +22,7 @@ from hessrmt.generalization.bias_free import (
     maximum_margin,
     quadrant_task,
 )
-from hessrmt.generalization.flow import Flow, gradient_flow
+from hessrmt.generalization.flow import Flow, direction_distances, gradient_flow
 from hessrmt.plots.files import save
 from hessrmt.plots.generalization import (
     approximation_errors,

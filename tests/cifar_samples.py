@@ -6,7 +6,7 @@ import tarfile
 
 import numpy as np
 
-from hessrmt.problems import cifar
+from hessrmt.problems import formats
 
 LABELS = {"cifar10": ("labels", 10), "cifar100": ("fine_labels", 100)}
 PYTHON3 = ["bytes-2", "str-2", "str-3", "str-4", "str-5"]
@@ -68,7 +68,7 @@ def write_batches(folder, name, form="python2"):
     folder.mkdir(parents=True, exist_ok=True)
     key, classes = LABELS[name]
     splits = {}
-    for split, files in cifar.SETS[name].batches.items():
+    for split, files in formats.CIFAR[name].batches.items():
         parts = []
         for i, file in enumerate(files):
             seed = 10 * i + (split == "test")

@@ -1,8 +1,7 @@
 """Families of networks as training would give them, made up from simple laws."""
 
-from typing import NamedTuple
-
 import numpy as np
+from hessrmt.workflows.familyfits import Entry
 
 from hessrmt import rng
 from hessrmt.experiments.families import Family
@@ -17,14 +16,6 @@ DEFAULTS = {
 }
 
 
-class Made(NamedTuple):
-    """An entry of the experiment."""
-
-    name: str
-    settings: Family
-    result: FamilyResult
-
-
 def family(vary="initial-scale", **changes):
     name = changes.pop("name", vary)
     made = {"name": name, "vary": vary, "model": "conv3-34", "epochs": 40, "rates": (0.01,)}
@@ -37,7 +28,7 @@ def entry(vary="initial-scale", separated=True, **changes):
         member(settings, i, value, separated) for i, value in enumerate(settings.values)
     )
     result = FamilyResult(settings.model_dump(), members, "made up", "cpu", True)
-    return Made(settings.name, settings, result)
+    return Entry(settings.name, settings, result)
 
 
 def member(settings, index, value, separated=True):

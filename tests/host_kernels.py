@@ -35,12 +35,18 @@ def share_builds(folder):
 
 
 def build(folder, name, launchers):
-    """Library with csrc/NAME.cu and ``launchers``, C++ functions that call ``launch``."""
+    """Library with csrc/NAME.cu and ``launchers``, C++ functions that call ``launch``.
+
+    A function with ``@`` in its text is there twice: for REAL = double as f64, and float as f32.
+    """
     if not shutil.which("g++"):
         import pytest  # not there where scripts/gpu_check.py uses this file
 
         pytest.skip("no g++")
-    code = '#include "host_shim.hpp"\n' + kernels.source(name) + launchers
+    code = '#include "host_shim.hpp"\n' + kernels.source(name)
+    for text in launchers.split("extern")[1:]:
+        for kind, real in (("f64", "double"), ("f32", "float"))[: 1 + ("@" in text)]:
+            code += "extern" + text.replace("@", kind).replace("REAL", real)
     folder = _shared.get("folder", folder)
     stem = f"{name}-{hashlib.sha256(code.encode()).hexdigest()[:16]}"
     text, library = folder / f"{stem}.cpp", folder / f"{stem}.so"

@@ -26,8 +26,7 @@ def _matern(polynomial, twice_nu, variance, length):
 SMOOTH = {
     "rbf": Sample(lossmodel.rbf(1.7, 0.8), lambda q: 1.7 * torch.exp(q / 0.64)),
     "rational_quadratic": Sample(
-        lossmodel.rational_quadratic(0.6, 1.3, 0.7),
-        lambda q: 0.6 * (1 - q / (0.7 * 1.69)) ** -0.7,
+        lossmodel.rational_quadratic(0.6, 1.3, 0.7), lambda q: 0.6 * (1 - q / (0.7 * 1.69)) ** -0.7
     ),
     "mixture": Sample(
         lossmodel.mixture([lossmodel.rbf(), lossmodel.rational_quadratic(2.0, 0.5, 3.0)], [0.3, 2]),
@@ -84,12 +83,10 @@ def _pole(n):
     return torch.eye(n + 1, dtype=torch.float64)[-1]
 
 
-def spherical_covariance(nu, n, *, extend=lambda x, y: x @ y):
+def spherical_covariance(nu, n):
     """Cov(H_ij, H_kl) of the n × n Riemannian Hessian of Cov(ε(x), ε(y)) = ν(x·y), by torch."""
     w = _pole(n)
-    return riemannian_hessian(
-        lambda x: riemannian_hessian(lambda y: nu(extend(x, y)), w), w
-    ).numpy()
+    return riemannian_hessian(lambda x: riemannian_hessian(lambda y: nu(x @ y), w), w).numpy()
 
 
 def spherical_value_covariance(nu, n):

@@ -12,7 +12,7 @@ import torch
 
 import hessrmt as hr
 from hessrmt.backend.distributed import scatter
-from hessrmt.backend.select_distributed import select_distributed
+from hessrmt.backend.select import select_distributed
 from hessrmt.backend.world import connect
 from hessrmt.config import SpectrumConfig
 from hessrmt.curvature.distributed import distributed_spectrum

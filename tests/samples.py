@@ -46,3 +46,24 @@ def by_double_backward(model, loss, x, y):
         for value in torch.cat([g.reshape(-1) for g in first])
     ]
     return torch.stack([torch.cat([g.reshape(-1) for g in row]) for row in rows]).detach()
+
+
+def by_jacobian(model, loss, x, y):
+    """Jᵀ S J, J and S by plain reverse mode."""
+    parameters, outputs = list(model.parameters()), model(x)
+    point = outputs.detach().requires_grad_()
+    slope = torch.autograd.grad(loss(point, y), point, create_graph=True)[0].reshape(-1)
+
+    def rows(values, leaves):
+        found = []
+        for value in values:
+            parts = [torch.zeros_like(leaf) for leaf in leaves]
+            if value.requires_grad:
+                parts = torch.autograd.grad(
+                    value, leaves, retain_graph=True, materialize_grads=True
+                )
+            found.append(torch.cat([part.to_dense().reshape(-1) for part in parts]))
+        return torch.stack(found).detach()
+
+    jacobian = rows(outputs.reshape(-1), parameters)
+    return jacobian.T @ rows(slope, [point]) @ jacobian

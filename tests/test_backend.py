@@ -1,10 +1,6 @@
 """Backends: how one is chosen, the CPU's verbs against NumPy, and how much memory is free."""
 
 import json
-import os
-import subprocess
-import sys
-import textwrap
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +8,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from hessrmt.backend import compiling, cpu, memory
+from hessrmt.backend import cpu, cuda_kernels
 from hessrmt.backend.cpu import _TILE, CpuBackend
 from hessrmt.backend.cuda_kernels import KernelError
 from hessrmt.backend.kernels import csrc
@@ -94,16 +90,6 @@ def test_eigvalsh(n, dtype):
     # backward stability: ‖E‖₂ ≤ p(n) ε ‖A‖₂ with p(n) a low multiple of n, then Weyl
     tolerance = 10 * n * torch.finfo(dtype).eps * np.abs(expected).max()
     assert np.abs(found - expected).max() <= tolerance
-
-
-def test_eigvalsh_of_a_known_spectrum():
-    n = 200
-    levels = np.concatenate([np.zeros(150), np.geomspace(1e-6, 1, 50)])
-    q, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(n, n)))
-    a = (q * levels) @ q.T
-    found = CPU.eigvalsh(torch.from_numpy((a + a.T) / 2))
-    # building A rounds too: at most n ε ‖A‖ in norm for each of two products
-    assert np.abs(found - levels).max() <= 12 * n * np.finfo(float).eps
 
 
 def test_solver_failure_is_a_convergence_error(monkeypatch):
@@ -194,10 +180,6 @@ def test_a_batch_that_is_no_stack():
         CPU.eigvalsh_batch(torch.eye(3))
 
 
-def test_solver_table_names_ranges():
-    assert set(CPU.solver_table()) == {"any n", f"batches, n <= {cpu.TOGETHER:,}"}
-
-
 # Staircase, power laws, GOE
 
 
@@ -258,15 +240,6 @@ def test_bad_values_of_one_verb():
         CPU.powerlaw_scan([UP - 1])
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_sample_goe(dtype):
-    found = CPU.sample_goe(9, 5, 2**64 - 1, dtype)
-    assert (found.dtype, found.shape) == (dtype, (5, 9, 9))
-    assert torch.equal(found, found.mT)
-    assert torch.equal(found[2:], CPU.sample_goe(9, 3, 2**64 - 1, dtype, first=2))
-    assert CPU.sample_goe(9, 0, 1, dtype).shape == (0, 9, 9)
-
-
 @pytest.mark.parametrize(
     ("n", "count", "key", "first", "dtype"),
     [
@@ -288,7 +261,7 @@ def test_sample_goe_of_bad_numbers(n, count, key, first, dtype):
 
 def test_nothing_is_compiled_without_a_gpu(cli):
     reason = "not tried: no CUDA device"
-    assert compiling.compile_report(CPU.device) == {"all": reason}
+    assert cuda_kernels.compile_report(CPU.device) == {"all": reason}
     if not torch.cuda.is_available():
         found = json.loads(cli("info", "--json").stdout)
         assert found["CUDA kernels"] == reason
@@ -304,130 +277,11 @@ def test_kernels_that_compile_and_one_that_does_not(monkeypatch):
             raise KernelError("staircase_f64 could not be compiled: nvrtc: no")
 
     kernels = SimpleNamespace(compiled=compiled)
-    monkeypatch.setattr(compiling, "import_kernels", lambda device: kernels)
-    found = compiling.compile_report(torch.device("cuda", 0))
+    monkeypatch.setattr(cuda_kernels, "import_kernels", lambda device: kernels)
+    found = cuda_kernels.compile_report(torch.device("cuda", 0))
     assert set(found) == {file.stem for file in csrc().glob("*.cu")}
     assert found.pop("staircase").endswith("could not be compiled: nvrtc: no")
     assert set(found.values()) == {"ok"}
-    monkeypatch.setattr(compiling, "import_kernels", lambda device: None)
+    monkeypatch.setattr(cuda_kernels, "import_kernels", lambda device: None)
     missing = {"all": "not tried: CuPy is not installed"}
-    assert compiling.compile_report(torch.device("cuda", 0)) == missing
-
-
-# Memory
-
-
-def test_free_memory_is_positive_and_at_most_the_machines():
-    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    assert 0 < CPU.free_memory() <= physical
-
-
-def test_address_space_limit():
-    code = """
-        import resource
-        from hessrmt.backend.memory import free_host_memory
-        free = free_host_memory()
-        limit = 512 * 2**20
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-        left = free_host_memory()
-        assert 0 < left < min(limit, free + 1), (left, free)
-        room = bytearray(int(0.9 * left))
-        assert free_host_memory() <= left - len(room)
-        try:
-            bytearray(left + 2**20)
-        except MemoryError:
-            print("good")
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False
-    )
-    assert done.stdout == "good\n", done.stderr
-
-
-@pytest.fixture
-def machine(tmp_path, monkeypatch):
-    """A made-up /proc and /sys/fs/cgroup with 8 GiB available and no address-space limit."""
-    proc, groups = tmp_path / "proc", tmp_path / "cgroup"
-    (proc / "self").mkdir(parents=True)
-    groups.mkdir()
-    monkeypatch.setattr(memory, "_PROC", proc)
-    monkeypatch.setattr(memory, "_CGROUP", groups)
-    monkeypatch.setattr(memory, "_address_space_left", lambda: 2**63 - 1)
-    (proc / "meminfo").write_text(f"MemTotal: 999 kB\nMemAvailable:   {8 * 2**20} kB\n")
-
-    def group(path, **files):
-        folder = groups / path
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            (folder / name.replace("__", ".")).write_text(f"{content}\n")
-
-    def member(text):
-        (proc / "self" / "cgroup").write_text(text)
-
-    group.member, group.proc = member, proc
-    return group
-
-
-GIB = 2**30
-
-
-def test_no_control_group(machine):
-    assert memory.free_host_memory() == 8 * GIB
-
-
-def test_no_meminfo(machine):
-    (machine.proc / "meminfo").unlink()
-    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    assert memory.free_host_memory() == physical
-
-
-def test_control_group_v2(machine):
-    machine("slurm/job_1", memory__max=4 * GIB, memory__current=GIB)
-    machine.member("0::/slurm/job_1\n")
-    assert memory.free_host_memory() == 3 * GIB
-
-
-def test_control_group_v2_file_cache_can_be_reclaimed(machine):
-    stat = f"anon 5\ninactive_file {GIB // 2}\nactive_file {GIB // 4}"
-    machine("job", memory__max=4 * GIB, memory__current=2 * GIB, memory__stat=stat)
-    machine.member("0::/job\n")
-    assert memory.free_host_memory() == 2.5 * GIB
-
-
-def test_control_group_parents_count(machine):
-    machine("slurm", memory__max=2 * GIB, memory__current=GIB)
-    machine("slurm/job", memory__max="max", memory__current=GIB)
-    machine("slurm/job/step", memory__max=7 * GIB, memory__current=GIB)
-    machine.member("0::/slurm/job/step\n")
-    assert memory.free_host_memory() == GIB
-
-
-def test_control_group_without_a_limit(machine):
-    machine("job", memory__max="max", memory__current=GIB)
-    machine.member("0::/job\n")
-    assert memory.free_host_memory() == 8 * GIB
-
-
-def test_control_group_of_a_container(machine):
-    """The path may name a group that the container cannot see; its own limit is at the root."""
-    machine(".", memory__max=2 * GIB, memory__current=GIB)
-    machine.member("0::/../../outside/scope\n")
-    assert memory.free_host_memory() == GIB
-
-
-def test_control_group_v1(machine):
-    machine("memory/job", memory__limit_in_bytes=5 * GIB, memory__usage_in_bytes=GIB)
-    machine.member("12:cpu,cpuacct:/other\n4:memory:/job\n0::/\n")
-    assert memory.free_host_memory() == 4 * GIB
-
-
-def test_control_group_v1_without_a_limit(machine):
-    machine("memory", memory__limit_in_bytes=2**63 - 4096, memory__usage_in_bytes=GIB)
-    machine.member("4:memory:/\n")
-    assert memory.free_host_memory() == 8 * GIB
-
-
-def test_control_group_over_its_limit_leaves_nothing(machine):
-    machine("job", memory__max=GIB, memory__current=2 * GIB)
-    machine.member("0::/job\n")
-    assert memory.free_host_memory() == 0
+    assert cuda_kernels.compile_report(torch.device("cuda", 0)) == missing

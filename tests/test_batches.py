@@ -13,8 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import hessrmt as hr
 from hessrmt.errors import DataError, ProblemError
-from hessrmt.problems.batches import read_data
-from hessrmt.problems.trees import map_tensors, tensors_of
+from hessrmt.problems.batches import map_tensors, read_data, tensors_of
 
 
 def net():

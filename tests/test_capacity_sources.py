@@ -1,40 +1,109 @@
-"""Networks on disk and in memory: every form gives the same layers, one in memory at a time."""
+"""Networks on disk and in memory: the matrices of their layers, whatever they are stored as."""
 
+import json
+import os
+import pickle
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import typer
-from network_samples import FORMATS, Net, contents, network, stored, write_shards
 from safetensors.torch import save_file
 from torch import nn
-from typer.testing import CliRunner
 
 from hessrmt import rng
-from hessrmt.capacity.sources import open_source, pairs
-from hessrmt.cli.train import train as train_command
-from hessrmt.errors import CapacityError, ProblemError
+from hessrmt.capacity import open_source
+from hessrmt.errors import DataError, ProblemError
 from hessrmt.problems import checkpoints
+
+
+class Net(nn.Module):
+    """Many kinds of layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(7, 6)
+        self.conv = nn.Conv2d(3, 5, (2, 3))
+        self.norm = nn.BatchNorm2d(5)
+        self.attention = nn.MultiheadAttention(6, 2)
+        self.lstm = nn.LSTM(6, 4, bidirectional=True)
+        self.gru = nn.GRU(6, 4)
+        self.rnn = nn.RNN(6, 4)
+        self.head = nn.Linear(6, 3)
+
+
+class Conv1D(nn.Module):
+    """GPT-2's: a linear layer whose weight is stored (in, out)."""
+
+    def __init__(self, out, into):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(into, out))
+        self.bias = nn.Parameter(torch.zeros(out))
 
 
 @pytest.fixture
 def net():
-    return network()
+    torch.manual_seed(3)
+    return Net()
 
 
-@pytest.mark.parametrize("form", FORMATS)
+def read(source, **options):
+    """Name of each tensor to its description and its matrices, None if skipped."""
+    with open_source(source, **options) as layers:
+        return {layer.name: (layer, None if layer.skipped else layer.load()) for layer in layers}
+
+
+def skipped(source, **options):
+    return {name: layer.skipped for name, (layer, _) in read(source, **options).items()}
+
+
+def write_shards(state, folder):
+    """Two safetensors files and their index, in Hugging Face's layout."""
+    folder.mkdir()
+    names = list(state)
+    weight_map = {}
+    for i, part in enumerate((names[::2], names[1::2])):
+        file = f"model-{i + 1:05}-of-00002.safetensors"
+        save_file({name: state[name].contiguous() for name in part}, folder / file)
+        weight_map |= dict.fromkeys(part, file)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return folder
+
+
+FORMS = ("mapping", "arrays", "pt", "nested", "prefixed", "legacy", "safetensors", "shards", "npz")
+
+
+def stored(form, state, folder):
+    """A state dict in one of the forms that a source may have."""
+    arrays = {name: value.numpy() for name, value in state.items()}
+    path = folder / f"c.{form if form in {'safetensors', 'npz'} else 'pth'}"
+    if form in {"mapping", "arrays"}:
+        return arrays if form == "arrays" else {"model": state, "epoch": 3}
+    if form == "shards":
+        return write_shards(state, folder / form)
+    if form == "safetensors":
+        save_file(state, path)
+    elif form == "npz":
+        np.savez(path, **arrays)
+    else:
+        nested = {"epoch": 3, "state_dict": state, "optimizer": {"x": torch.ones(2, 2)}}
+        prefixed = {f"module.{name}": value for name, value in state.items()}
+        content = {"nested": nested, "prefixed": prefixed}.get(form, state)
+        torch.save(content, path, _use_new_zipfile_serialization=form != "legacy")
+    return path
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_every_form_holds_the_same_layers(net, form, tmp_path):
-    expected = contents(net)
-    assert expected.keys() == net.state_dict().keys()
-    found = contents(stored(net, form, tmp_path))
-    assert found.keys() == expected.keys()
-    for name, (kind, skipped, matrices) in expected.items():
-        assert found[name][0] == kind
-        assert found[name][1] == skipped
-        np.testing.assert_array_equal(found[name][2], matrices)
+    expected, found = read(net), read(stored(form, net.state_dict(), tmp_path))
+    assert found.keys() == expected.keys() == net.state_dict().keys()
+    for name, (layer, matrices) in expected.items():
+        assert (found[name][0].kind, found[name][0].skipped) == (layer.kind, layer.skipped)
+        np.testing.assert_array_equal(found[name][1], matrices)
 
 
 NARROW = [torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2, torch.float64]
@@ -46,56 +115,43 @@ def test_narrow_floats_are_widened_exactly(dtype, suffix, tmp_path):
     weight = torch.randn(5, 4, generator=torch.Generator().manual_seed(1)).to(dtype)
     path = tmp_path / f"c.{suffix}"
     (torch.save if suffix == "pt" else save_file)({"weight": weight}, path)
-    with open_source(path) as layers:
-        layer = layers.get("weight")
-        assert layer.dtype == str(dtype).removeprefix("torch.")
-        (matrix,) = layer.load()
+    layer, (matrix,) = read(path)["weight"]
+    assert layer.dtype == str(dtype).removeprefix("torch.")
     assert matrix.dtype == np.float64
     assert matrix.flags.c_contiguous
     np.testing.assert_array_equal(matrix, weight.tolist())
 
 
-def test_a_loaded_matrix_is_the_callers_own():
-    weight = torch.ones(3, 2, dtype=torch.float64)
-    with open_source({"w": weight}) as layers:
-        layers.get("w").load()[:] = 5.0
-    assert torch.equal(weight, torch.ones(3, 2, dtype=torch.float64))
-
-
-def test_transposed_views_are_read_in_their_own_order(tmp_path):
-    whole = torch.arange(12.0).reshape(3, 4)
+def test_views_and_what_the_caller_owns(tmp_path):
+    whole = torch.arange(12.0, dtype=torch.float64).reshape(3, 4)
     torch.save({"t": whole.T, "part": whole[:, 1:3]}, tmp_path / "views.pt")
-    found = contents(tmp_path / "views.pt")
-    np.testing.assert_array_equal(found["t"][2][0], whole.T)
-    np.testing.assert_array_equal(found["part"][2][0], whole[:, 1:3])
+    found = read(tmp_path / "views.pt")
+    np.testing.assert_array_equal(found["t"][1][0], whole.T)
+    np.testing.assert_array_equal(found["part"][1][0], whole[:, 1:3])
+    read({"w": whole})["w"][1][:] = 5.0
+    assert whole[2, 3] == 11.0
 
 
-@pytest.mark.parametrize("form", ["module", "pt"])
+@pytest.mark.parametrize("form", ["mapping", "pt"])
 def test_tied_weights_are_analysed_once(form, tmp_path):
     net = nn.Sequential(nn.Embedding(6, 4), nn.Linear(4, 6))
     net[1].weight = net[0].weight
-    source = stored(net, form, tmp_path)
-    with open_source(source) as layers:
-        assert layers.get("0.weight").skipped is None
-        assert layers.get("1.weight").skipped == "shares the storage of 0.weight"
-    with open_source(source, only="1.*") as layers:  # the first of the two is not asked for
-        assert layers.get("1.weight").skipped is None
-        assert "does not match" in layers.get("0.weight").skipped
+    source = stored(form, net.state_dict(), tmp_path)
+    both = skipped(source)
+    assert (both["0.weight"], both["1.weight"]) == (None, "shares the storage of 0.weight")
+    second = skipped(source, only="1.*")  # the first of the two is not asked for
+    assert second["1.weight"] is None
+    assert "does not match" in second["0.weight"]
 
 
-def test_weights_trained_by_hessrmt(tiny_npz, tmp_path):
-    app = typer.Typer()
-    app.command("train")(train_command)
-    out = tmp_path / "c.pt"
-    options = ["--model", "mlp3", "--data", str(tiny_npz), "--epochs", "1", "--out", str(out)]
-    assert CliRunner().invoke(app, options, catch_exceptions=False).exit_code == 0
-    state = checkpoints.load_state(out)
-    found = contents(out)
+def test_weights_trained_by_hessrmt(cli, tiny_npz, tmp_path):
+    options = ["--data", tiny_npz, "--epochs", "1", "--out", "c.pt"]
+    assert cli("train", "--model", "mlp3", *options).returncode == 0
+    state, found = checkpoints.load_state(tmp_path / "c.pt"), read(tmp_path / "c.pt")
     assert found.keys() == state.keys()
-    weights = {name for name in state if name.endswith("weight")}
-    assert {name for name, about in found.items() if about[1] is None} == weights
-    for name in weights:
-        np.testing.assert_array_equal(found[name][2][0], state[name].double())
+    for name, (layer, matrices) in found.items():
+        assert (layer.skipped is None) == name.endswith("weight")
+        assert layer.skipped or np.array_equal(matrices[0], state[name].double())
 
 
 def test_a_factory_is_initialised_from_the_seed(tmp_path):
@@ -107,13 +163,13 @@ def test_a_factory_is_initialised_from_the_seed(tmp_path):
         "def other():\n    return 3\n"
         "number = 3\n"
     )
-    spec = f"{tmp_path}/mine.py:net"
     with rng.torch_seeded(5, "init"):  # as `--model file.py:factory --seed 5` does it
         expected = nn.Linear(4, 3).weight.detach().double()
-    np.testing.assert_array_equal(contents(spec, seed=5)["weight"][2][0], expected)
-    assert not np.array_equal(contents(spec, seed=6)["weight"][2][0], expected)
+    found = [read(f"{tmp_path}/mine.py:net", seed=seed)["weight"][1][0] for seed in (5, 6)]
+    np.testing.assert_array_equal(found[0], expected)
+    assert not np.array_equal(found[1], expected)
     for name, match in {
-        "needs": "needs width",
+        "needs": "without arguments.*'width'",
         "fails": "KeyError",
         "other": "returned int",
         "number": "not callable",
@@ -123,54 +179,10 @@ def test_a_factory_is_initialised_from_the_seed(tmp_path):
             open_source(f"{tmp_path}/mine.py:{name}")
 
 
-def test_pairs_finds_the_same_layers_of_another_state(net, tmp_path):
-    torch.manual_seed(4)
-    other = Net()
-    state = {name: value for name, value in other.state_dict().items() if name != "head.weight"}
-    save_file(state, tmp_path / "initial.safetensors")
-    with open_source(net) as source, open_source(tmp_path / "initial.safetensors") as initial:
-        found = {layer.name: before for layer, before in pairs(source, initial)}
-        assert found.keys() == {layer.name for layer in source if not layer.skipped}
-        assert found.pop("head.weight") is None
-        for name, before in found.items():
-            with open_source(other) as modules:
-                np.testing.assert_array_equal(before.load(), modules.get(name).load())
-    wide = {name: torch.ones(9, 9) for name in net.state_dict()}
-    with (
-        open_source(net) as source,
-        open_source(wide) as initial,
-        pytest.raises(CapacityError, match="shape"),
-    ):
-        list(pairs(source, initial))
-    with (
-        open_source(net) as source,
-        open_source({"x": torch.ones(3, 3)}) as initial,
-        pytest.raises(CapacityError, match="no layer name in common"),
-    ):
-        list(pairs(source, initial))
-
-
-@pytest.mark.parametrize(
-    ("options", "match"),
-    [
-        ({"conv": "slice"}, "slices, pooled, unfolded"),
-        ({"min_size": 0}, "min_size"),
-        ({"min_size": True}, "min_size"),
-        ({"min_size": 2.5}, "min_size"),
-        ({"only": ["a"]}, "pattern"),
-        ({"only": "nothing.*"}, "first names are embed.weight"),
-    ],
-)
-def test_unusable_options(net, options, match):
-    with pytest.raises(CapacityError, match=match):
-        open_source(net, **options)
-
-
 @pytest.mark.parametrize(
     ("source", "match"),
     [
         (3, "int"),
-        (None, "NoneType"),
         (torch.ones(3, 3), "Tensor"),
         ({}, "none"),
         ({"epoch": 3}, "epoch"),
@@ -179,7 +191,7 @@ def test_unusable_options(net, options, match):
     ids=str,
 )
 def test_what_holds_no_weights(source, match):
-    with pytest.raises(CapacityError, match=match):
+    with pytest.raises(DataError, match=match):
         open_source(source)
 
 
@@ -209,13 +221,319 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
     """Six layers of 24 MB: at most 32 MB stay mapped, beside one layer's 48 MB in float64."""
     state = {f"layer{i}": torch.full((1536, 4096), i / 8) for i in range(6)}
     state["small"] = torch.ones(9, 9)
-    paths = [tmp_path / f"c.{suffix}" for suffix in ("npz", "pt", "safetensors")]
-    np.savez(paths[0], **state)
-    torch.save(state, paths[1])
-    save_file(state, paths[2])
-    shards = write_shards(state, tmp_path / "shards")
-    run = [sys.executable, "-c", MEASURE, *map(str, paths), str(shards)]
+    paths = [stored(form, state, tmp_path) for form in ("npz", "pt", "safetensors", "shards")]
+    run = [sys.executable, "-c", MEASURE, *map(str, paths)]
     lines = subprocess.run(run, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert len(lines) == 4
     for line in lines:
         assert float(line.split()[1]) < 32 + 48 + 24, line  # the whole file mapped: 144 + 48
-    assert len(lines) == 4
+
+
+# damaged, foreign and dangerous files
+
+
+def bad_files(folder, net):
+    """Name of each damaged or foreign file, and what its error says beside the name."""
+    state = net.state_dict()
+    reasons = {
+        "pth": ("cut short or damaged", "not a PyTorch checkpoint"),
+        "safetensors": ("not a complete safetensors file",) * 2,
+        "npz": ("copy or save it again",) * 2,
+    }
+    expected = {}
+    for suffix, (cut, other) in reasons.items():
+        whole = stored(suffix, state, folder).read_bytes()
+        contents = {"cut": whole[: len(whole) // 2], "void": b"", "text": b"not a network"}
+        for name, content in contents.items():
+            (folder / f"{name}.{suffix}").write_bytes(content)
+            expected[f"{name}.{suffix}"] = cut if name == "cut" else other
+    torch.save([1, 2, 3], folder / "list.pt")
+    torch.save({"epoch": 3}, folder / "numbers.pt")
+    torch.save(net, folder / "whole.pt")
+    (folder / "plain.pt").write_bytes(pickle.dumps({"w": np.ones((3, 3))}))
+    save_file({}, folder / "no.safetensors")
+    np.savez(folder / "no.npz")
+    with (folder / "single.npz").open("wb") as file:
+        np.save(file, np.ones((3, 3)))
+    (folder / "vacant").mkdir()
+    (folder / "torch").mkdir()
+    torch.save(state, folder / "torch" / "pytorch_model.bin")
+    (folder / "net.weights").write_text("?")
+    return expected | {
+        "list.pt": "no state dict but a list",
+        "numbers.pt": "holds no tensors",
+        "whole.pt": "nothing in it was executed",
+        "plain.pt": "not written by torch.save",
+        "no.safetensors": "holds no tensors",
+        "no.npz": "holds no tensors",
+        "single.npz": "not a complete .npz file",
+        "vacant": "holds no .safetensors files",
+        "torch": "but pytorch_model.bin",
+        "net.weights": "cannot tell what",
+        "missing.pt": "there is no file or folder",
+    }
+
+
+def test_damaged_and_foreign_files_are_named(net, tmp_path):
+    for name, reason in bad_files(tmp_path, net).items():
+        with pytest.raises((ProblemError, DataError)) as error:
+            open_source(tmp_path / name)
+        assert str(tmp_path / name) in str(error.value), name
+        assert reason in str(error.value), name
+
+
+def test_a_pickle_with_code_is_not_executed(tmp_path):
+    class Touch:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "executed"),)
+
+    torch.save({"w": torch.ones(3, 3), "x": Touch()}, tmp_path / "evil.pt")
+    with pytest.raises(ProblemError, match="nothing in it was executed"):
+        open_source(tmp_path / "evil.pt")
+    np.savez(tmp_path / "evil.npz", w=np.ones((3, 3)), x=np.array([Touch()]))
+    assert "never executed" in skipped(tmp_path / "evil.npz")["x"]
+    assert not (tmp_path / "executed").exists()
+
+
+def test_folders_whose_index_and_files_disagree(net, tmp_path):
+    state = net.state_dict()
+    folder = write_shards(state, tmp_path / "shards")
+    index = folder / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    first, second = sorted(set(content["weight_map"].values()))
+
+    def refused(match, text=None):
+        if text is not None:
+            index.write_text(text)
+        with pytest.raises(ProblemError, match=match) as error:
+            open_source(folder)
+        assert str(folder) in str(error.value)
+
+    content["weight_map"]["ghost.weight"] = second
+    refused("ghost.weight", json.dumps(content))
+    for text in ("[]", "{}", '{"weight_map": 3}', "{", '{"weight_map": {}}', '{"weight_map": [1]}'):
+        refused("download or save the folder again", text)
+    index.unlink()
+    save_file({"embed.weight": torch.ones(2, 2)}, folder / "again.safetensors")
+    refused("both hold a tensor")
+    (folder / "again.safetensors").unlink()
+    assert skipped(folder).keys() == state.keys()
+    (folder / "b.safetensors.index.json").write_text("{}")
+    refused("several indices", "{}")
+    (folder / "b.safetensors.index.json").unlink()
+    (folder / second).unlink()
+    shards = json.dumps({"weight_map": {"x": second, "y": first}})
+    refused(f"lacks 1 of the 2 shards.*{second}", shards)
+
+
+def test_npz_files_of_other_programs(tmp_path):
+    path = tmp_path / "c.npz"
+    big_endian = np.arange(12.0).reshape(3, 4).astype(">f4")
+    np.savez(path, big=big_endian, fortran=np.asfortranarray(big_endian), text=np.array([["a"]]))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("README", "hello")
+    found = read(path)
+    for name in ("big", "fortran"):
+        np.testing.assert_array_equal(found[name][1][0], big_endian)
+    assert "str" in found["text"][0].skipped
+    assert "not an array" in found["README"][0].skipped
+
+
+# the matrices of a layer
+
+
+def test_kinds_are_of_the_modules_or_said_to_be_inferred(net):
+    kinds = {
+        "embed.weight": "Embedding",
+        "conv.weight": "Conv2d",
+        "attention.in_proj_weight": "MultiheadAttention",
+        "attention.out_proj.weight": "Linear",
+        "lstm.weight_ih_l0": "LSTM",
+        "lstm.weight_hh_l0_reverse": "LSTM",
+        "gru.weight_ih_l0": "GRU",
+        "rnn.weight_hh_l0": "RNN",
+        "head.weight": "Linear",
+    }
+    for source, inferred in ((net, False), (net.state_dict(), True)):
+        layers = {name: layer for name, (layer, _) in read(source).items()}
+        assert {name: layers[name].kind for name in kinds} == kinds
+        assert {layers[name].inferred for name in kinds} == {inferred}
+        assert all(layer.skipped for layer in layers.values() if len(layer.shape) < 2)
+        assert layers["norm.running_var"].skipped.startswith("1-D")
+        assert layers["norm.num_batches_tracked"].skipped == "a single number"
+    net = nn.ModuleDict({"embed": nn.Linear(4, 3), "conv": nn.Bilinear(3, 4, 2)})
+    found = read(net)  # a module's class overrules a misleading name
+    assert [found[f"{name}.weight"][0].kind for name in net] == ["Linear", "Bilinear"]
+    assert found["conv.weight"][1].shape == (2, 3, 4)
+
+
+@pytest.mark.parametrize("as_module", [True, False])
+def test_packed_projections_and_gates_are_taken_apart(net, as_module):
+    net.attn = nn.ModuleDict({"c_attn": nn.Linear(4, 12), "c_proj": nn.Linear(4, 4)})
+    net.small = nn.LSTM(3, 6, proj_size=2)
+    layers = {
+        "attn": {"c_attn": Conv1D(12, 4), "c_proj": Conv1D(4, 4)},
+        "mlp": {"c_fc": Conv1D(16, 4), "c_proj": Conv1D(4, 16)},
+        "crossattention": {"c_attn": Conv1D(8, 4), "q_attn": Conv1D(4, 4)},
+    }
+    gpt2 = nn.ModuleDict({name: nn.ModuleDict(inner) for name, inner in layers.items()})
+    expected = {
+        "qkv": ("attention.in_proj_weight", "attn.c_attn.weight"),
+        "kv": ("crossattention.c_attn.weight",),
+        "ifgo": ("lstm.weight_ih_l0", "lstm.weight_hh_l0_reverse"),
+        "rzn": ("gru.weight_hh_l0",),
+        "": ("rnn.weight_ih_l0", "attn.c_proj.weight", "mlp.c_fc.weight", "small.weight_hr_l0"),
+    }
+    expected["ifgo"] += ("small.weight_ih_l0", "small.weight_hh_l0")
+    parts = {name: tuple(labels) or ("",) for labels, names in expected.items() for name in names}
+    for model, axis in ((net, 0), (gpt2, 1)):
+        state = model.state_dict()
+        found = read(model if as_module else state)
+        for name in parts.keys() & found.keys():
+            layer, matrices = found[name]
+            assert layer.parts == parts[name], name
+            blocks = np.split(state[name].double().numpy(), len(layer.parts), axis)
+            np.testing.assert_array_equal(matrices, blocks)
+        kinds = {layer.kind for name, (layer, _) in found.items() if "c_" in name}
+        assert kinds == {"Linear" if axis == 0 else "Conv1D", "vector"}
+
+
+def test_stacks_of_experts_and_position_tables():
+    shapes = {
+        "mlp.experts.down_proj": ("Experts", (4, 5, 3)),
+        "pos_embed": ("Embedding", (1, 9, 6)),
+        "patch_embed.proj.weight": ("Conv2d", (6, 3, 2, 2)),
+        "transformer.wte.weight": ("Embedding", (9, 6)),
+        "embed_out.weight": ("Linear", (9, 6)),
+    }
+    state = {name: torch.randn(shape) for name, (_, shape) in shapes.items()}
+    found = read(state)
+    assert {name: layer.kind for name, (layer, _) in found.items()} == {
+        name: kind for name, (kind, _) in shapes.items()
+    }
+    for name in ("mlp.experts.down_proj", "pos_embed"):
+        np.testing.assert_array_equal(found[name][1], state[name])
+
+
+CONVOLUTIONS = [
+    nn.Conv1d(4, 6, 3),
+    nn.Conv2d(4, 6, (2, 3)),
+    nn.Conv3d(4, 6, (2, 1, 3)),
+    nn.Conv2d(4, 6, 2, groups=2),
+    nn.ConvTranspose1d(4, 6, 3),
+    nn.ConvTranspose2d(4, 6, (2, 3)),
+    nn.ConvTranspose2d(4, 6, 2, groups=2),
+]
+
+
+@pytest.mark.parametrize("conv", CONVOLUTIONS, ids=str)
+def test_slices_act_as_the_convolution_does(conv):
+    """On an input as large as the kernel (one pixel, for a transposed one), by torch itself."""
+    kernel, groups, transposed = conv.kernel_size, conv.groups, conv.transposed
+    generator = np.random.default_rng(8)
+    x = generator.normal(size=(conv.in_channels, *((1,) * len(kernel) if transposed else kernel)))
+    operator = getattr(nn.functional, f"conv{'_transpose' if transposed else ''}{len(kernel)}d")
+    weight = conv.weight.detach().double()
+    expected = operator(torch.from_numpy(x)[None], weight, groups=groups)[0].numpy()
+    layer, matrices = read(nn.Sequential(conv))["0.weight"]
+    assert layer.kind == type(conv).__name__
+    positions = list(np.ndindex(*kernel))
+    labels = [",".join(map(str, at)) for at in positions]
+    labels = [f"g{g}:{at}" for g in range(groups) for at in labels] if groups > 1 else labels
+    assert layer.parts == tuple(labels)
+    inputs = x.reshape(groups, -1, *x.shape[1:])
+    found = np.zeros((groups, conv.out_channels // groups, *expected.shape[1:]))
+    for part, matrix in enumerate(matrices):
+        group, at = part // len(positions), positions[part % len(positions)]
+        if transposed:
+            found[(group, slice(None), *at)] = matrix.T @ inputs[group].ravel()
+        else:
+            product = matrix @ inputs[(group, slice(None), *at)]
+            found[group, :] += product.reshape(found[group].shape)
+    # sums of as many float64 products of numbers of order 1
+    error = 64 * x.size * np.finfo(float).eps
+    np.testing.assert_allclose(found.reshape(expected.shape), expected, atol=error)
+
+
+@pytest.mark.parametrize("conv", CONVOLUTIONS, ids=str)
+def test_unfolded_has_a_row_for_each_output_channel(conv):
+    (matrix,) = read(conv, conv="unfolded")["weight"][1]
+    weight = conv.weight.detach().double().numpy()
+    inputs = conv.in_channels // conv.groups
+    assert matrix.shape == (conv.out_channels, inputs * np.prod(conv.kernel_size))
+    for channel in range(conv.out_channels):
+        group, within = divmod(channel, conv.out_channels // conv.groups)
+        rows = slice(group * inputs, (group + 1) * inputs)
+        row = weight[rows, within] if conv.transposed else weight[channel]
+        np.testing.assert_array_equal(matrix[channel], row.ravel())
+
+
+def test_pooled_and_depthwise_convolutions(net):
+    pooled, slices = read(net, conv="pooled"), read(net)
+    assert [name for name, (layer, _) in pooled.items() if layer.pooled] == ["conv.weight"]
+    assert not any(layer.pooled for layer, _ in slices.values())
+    np.testing.assert_array_equal(pooled["conv.weight"][1], slices["conv.weight"][1])
+    conv = nn.Conv2d(4, 4, 3, groups=4)
+    for source in (conv, conv.state_dict()):
+        reason = skipped(source)["weight"]
+        assert "single row or column" in reason
+        assert "unfolded" in reason
+        assert read(source, conv="unfolded")["weight"][1].shape == (1, 4, 9)
+
+
+SKIPPED = {
+    "int8": (torch.ones(4, 4, dtype=torch.int8), "int8: quantised weights"),
+    "index": (torch.ones(4, 4, dtype=torch.int64), "int64: integers"),
+    "mask": (torch.ones(4, 4, dtype=torch.bool), "bool: a mask"),
+    "complex": (torch.ones(4, 4, dtype=torch.complex64), "complex64"),
+    "empty": (torch.ones(0, 4), "empty"),
+    "row": (torch.ones(1, 4), "1 x 4: a single row or column"),
+    "column": (torch.ones(4, 1), "4 x 1: a single row or column"),
+    "bias": (torch.ones(4), "1-D"),
+    "scalar.weight": (torch.tensor(2.0), "a single number"),
+    "six": (torch.ones((2,) * 6), "6-D"),
+    "sparse": (torch.eye(4).to_sparse(), "sparse_coo"),
+    "meta": (torch.ones(4, 4, device="meta"), "meta device"),
+    "number": (3, "of type int"),
+    "small": (torch.ones(2, 9), "fewer than the 3"),
+    "scaled": (torch.ones(4, 4).to(torch.float8_e4m3fn), "scaled_scale_inv"),
+    "scaled_scale_inv": (torch.ones(4, 4), "scales of the quantised scaled"),
+}
+
+
+def test_what_is_skipped_is_listed_with_its_reason():
+    good = torch.ones(4, 4)
+    state = {"good": good} | {name: value for name, (value, _) in SKIPPED.items()} | {"tied": good}
+    with open_source(state, min_size=3) as layers:
+        assert [layer.name for layer in layers] == list(state)
+        assert [layer.name for layer in layers if layer.skipped is None] == ["good"]
+        for name, (_, reason) in SKIPPED.items():
+            assert reason in layers.get(name).skipped, name
+            assert not layers.get(name).parts
+        assert layers.get("tied").skipped == "shares the storage of good"
+        assert layers.get("nothing") is None
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_buffers_lazy_parametrised_and_scripted_modules():
+    net = nn.Sequential(nn.Linear(4, 3), nn.LazyLinear(5), nn.Linear(4, 3))
+    net.register_buffer("table", torch.ones(4, 4))
+    net.register_buffer("codes", torch.ones(4, 4, dtype=torch.int8))
+    nn.utils.parametrizations.weight_norm(net[2])  # not to be measured by its direction
+    reasons = skipped(net)
+    assert reasons["0.weight"] is None
+    for name, word in {
+        "table": "buffer",
+        "codes": "int8",
+        "1.weight": "not initialised",
+        "2.parametrizations.weight.original1": "parametris",
+    }.items():
+        assert word in reasons[name]
+    plain = nn.Sequential(nn.Conv2d(4, 6, 2, groups=2), nn.Flatten(), nn.Linear(6, 3))
+    plain.register_buffer("table", torch.ones(4, 4))
+    scripted, expected = read(torch.jit.trace(plain, torch.ones(2, 4, 2, 2))), read(plain)
+    assert scripted.keys() == expected.keys()
+    for name, (layer, matrices) in expected.items():
+        found, others = scripted[name]
+        assert (found.kind, found.skipped) == (layer.kind, layer.skipped)
+        assert layer.kind != "Linear" or np.array_equal(others, matrices)

@@ -1,58 +1,46 @@
 """The CUDA sources without a GPU: executed on the CPU from the same text, and compiled by nvcc."""
 
-import ctypes
 import shutil
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
+from host_kernels import build, call
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from properties import examples
 
+import hessrmt as hr
+from hessrmt import rng
 from hessrmt.backend import kernels
+from hessrmt.backend.reference import staircase
 
 TILE, BLOCK = 32, (32, 8)  # as backend/cuda_kernels.py launches it
 SIZES = [1, 2, 31, 32, 33, 100]
 
 LAUNCHERS = """
-extern "C" void run_f64(unsigned tiles, double *a, long long n, u64 *worst) {
-    launch(dim3{tiles, tiles, 1}, dim3{32, 8, 1}, symmetrize_f64, a, n, worst);
+extern "C" void run_@(long long tiles, REAL *a, long long n, u64 *worst) {
+    launch(dim3{unsigned(tiles), unsigned(tiles), 1}, dim3{32, 8, 1}, symmetrize_@, a, n, worst);
 }
-extern "C" void run_f32(unsigned tiles, float *a, long long n, u64 *worst) {
-    launch(dim3{tiles, tiles, 1}, dim3{32, 8, 1}, symmetrize_f32, a, n, worst);
-}
-extern "C" unsigned long long atomics() { return host_atomics.exchange(0); }
+extern "C" void atomics(long long *count) { *count = host_atomics.exchange(0); }
 """
 
 
 @pytest.fixture(scope="module")
-def symmetrize(tmp_path_factory):
+def library(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("csrc"), "symmetrize", LAUNCHERS)
+
+
+@pytest.fixture(scope="module")
+def symmetrize(library):
     """The kernel's launch on the CPU: array in place, returns what the backend returns."""
-    if not shutil.which("g++"):
-        pytest.skip("no g++")
-    folder = tmp_path_factory.mktemp("csrc")
-    text = folder / "symmetrize.cpp"
-    text.write_text('#include "host_shim.hpp"\n' + kernels.source("symmetrize") + LAUNCHERS)
-    library = folder / "symmetrize.so"
-    flags = ["-std=c++20", "-O1", "-Wall", "-Werror", "-Wno-unknown-pragmas"]
-    flags += ["-shared", "-fPIC", "-pthread"]
-    include = f"-I{Path(__file__).parent}"
-    subprocess.run(["g++", *flags, include, text, "-o", library], check=True)
-    loaded = ctypes.CDLL(str(library))
 
     def run(a):
         worst = np.zeros(1, np.uint64)
-        n = len(a)
-        function = {8: loaded.run_f64, 4: loaded.run_f32}[a.itemsize]
-        function(
-            ctypes.c_uint(-(-n // TILE)),
-            a.ctypes.data_as(ctypes.c_void_p),
-            ctypes.c_longlong(n),
-            worst.ctypes.data_as(ctypes.c_void_p),
-        )
+        function = {8: library.run_f64, 4: library.run_f32}[a.itemsize]
+        call(function, -(-len(a) // TILE), a, len(a), worst)
         return worst.view(np.float64)[0]
 
-    run.atomics = loaded.atomics
-    run.atomics.restype = ctypes.c_ulonglong
     return run
 
 
@@ -68,11 +56,13 @@ def test_symmetrize(symmetrize, n, dtype):
     assert np.array_equal(a, expected)
 
 
-def test_symmetrize_takes_one_atomic_a_block(symmetrize):
-    symmetrize.atomics()
+def test_symmetrize_takes_one_atomic_a_block(symmetrize, library):
+    count = np.zeros(1, np.int64)
+    call(library.atomics, count)
     symmetrize(np.random.default_rng(0).normal(size=(100, 100)))
+    call(library.atomics, count)
     tiles = -(-100 // TILE)
-    assert symmetrize.atomics() <= tiles * (tiles + 1) // 2
+    assert 0 < count[0] <= tiles * (tiles + 1) // 2
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
@@ -118,17 +108,85 @@ def test_compiles_for_every_architecture(tmp_path, file, architecture):
         pytest.skip(f"this nvcc does not know {architecture}")
     text = tmp_path / f"{file}.cu"
     text.write_text(kernels.source(file))
-    command = [
-        "nvcc",
-        *kernels.OPTIONS,
-        "-ftz=true",  # as CuPy adds
-        "-Werror",
-        "all-warnings",
-        "-cubin",
-        f"-arch={architecture}",
-    ]
+    strict = ["-Werror", "all-warnings", "-cubin", f"-arch={architecture}"]
+    command = ["nvcc", *kernels.OPTIONS, "-ftz=true", *strict]  # -ftz as CuPy adds
     done = subprocess.run(
         [*command, text, "-o", tmp_path / "a.cubin"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "a.cubin").stat().st_size > 0
+
+
+# Staircases
+
+
+THREADS = 256
+CANARY = -7
+
+STAIRCASE_LAUNCHERS = """
+extern "C" void run_@(long long grid, long long block, const REAL *pool, long long m,
+                      const REAL *queries, long long n, long long *counts) {
+    launch(dim3{unsigned(grid)}, dim3{unsigned(block)}, staircase_@, pool, m, queries, n, counts);
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def staircase_kernel(tmp_path_factory):
+    """The staircase_kernel on the CPU: counts for the queries, with nothing written around them."""
+    loaded = build(tmp_path_factory.mktemp("csrc"), "staircase", STAIRCASE_LAUNCHERS)
+
+    def run(pool, queries, block=THREADS):
+        assert pool.dtype == queries.dtype
+        room = np.full(len(queries) + 2 * THREADS, CANARY, np.int64)
+        counts = room[THREADS : THREADS + len(queries)]
+        function = {8: loaded.run_f64, 4: loaded.run_f32}[pool.itemsize]
+        grid = -(-len(queries) // block)
+        call(function, grid, block, pool, len(pool), queries, len(queries), counts)
+        assert np.all(np.delete(room, np.s_[THREADS : THREADS + len(queries)]) == CANARY)
+        return counts
+
+    return run
+
+
+def counted(pool, queries):
+    """The definition, pair by pair."""
+    return (pool[None, :] < queries[:, None]).sum(axis=1)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("m", [0, 1, 2, 1000])
+@pytest.mark.parametrize("n", [0, 1, THREADS - 1, THREADS, THREADS + 1])
+def test_counts(staircase_kernel, n, m, dtype):
+    draw = rng.stream(0, "staircase", n, m)
+    # rounded, so that many values coincide, also between pool and queries
+    pool = np.sort(draw.normal(size=m).round(1)).astype(dtype)
+    queries = np.sort(draw.normal(size=n).round(1)).astype(dtype)
+    expected = counted(pool, queries)
+    for counts in (staircase_kernel(pool, queries), staircase(pool, queries)):
+        assert counts.dtype == np.int64
+        np.testing.assert_array_equal(counts, expected)
+
+
+numbers = st.lists(
+    st.floats(allow_nan=False, width=32) | st.sampled_from([0.0, -0.0, 1.0, 2.0]), max_size=40
+)
+
+
+@settings(max_examples=examples(100))
+@given(numbers, numbers, st.booleans(), st.sampled_from([np.float64, np.float32]))
+def test_counts_of_any_numbers(staircase_kernel, pool, queries, ascending, dtype):
+    pool = np.sort(np.array(pool, dtype))
+    queries = np.array(queries, dtype)
+    if ascending:
+        queries.sort()
+    expected = counted(pool, queries)
+    np.testing.assert_array_equal(staircase_kernel(pool, queries, block=8), expected)
+    np.testing.assert_array_equal(staircase(pool, queries), expected)
+
+
+def test_pooled_unfolding_is_the_staircase():
+    spectra = [hr.ensembles.goe(50, 1, i).eigenvalues for i in range(4)]
+    pool = np.sort(np.concatenate(spectra[1:]))
+    expected = hr.levels.unfold(spectra[0], "pooled", pool=spectra[1:])
+    np.testing.assert_array_equal(staircase(pool, spectra[0]) / 3, expected)

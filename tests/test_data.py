@@ -1,15 +1,23 @@
 """Data sets: where they are found, what they hold, what is refused, and real HTTP downloads."""
 
 import hashlib
+import json
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from cifar_samples import pack, write_batches
 from samples import write_idx, write_set
+from typer.testing import CliRunner
 
+from hessrmt.cli.data import app
 from hessrmt.errors import DataError
 from hessrmt.problems import data
+from hessrmt.problems.formats import CIFAR
 
 RNG = np.random.default_rng(0)
 FASHION = Path("/usr/share/datasets/fashion-mnist")
@@ -24,7 +32,7 @@ def savez(path, **arrays):
 
 
 def test_embedded_mnist_is_the_default_and_says_so():
-    train, test = data.load("mnist", "train"), data.load("mnist")
+    train, test = parts = data.load("mnist", "train"), data.load("mnist")
     assert (len(train), len(test), test.split) == (8_000, 2_000, "test")
     assert train.embedded
     assert test.embedded
@@ -32,23 +40,15 @@ def test_embedded_mnist_is_the_default_and_says_so():
     assert test.input_shape == (1, 28, 28)
     assert test.outputs == test.classes == 10
     assert (test.x.dtype, test.y.dtype) == (np.uint8, np.int64)
-
-
-def test_embedded_splits_partition_the_ten_thousand_digits():
-    parts = [data.load("mnist", split) for split in ("train", "test")]
     y = np.concatenate([part.y for part in parts])
     counts = [1001, 1127, 991, 1032, 980, 863, 1014, 1070, 944, 978]  # from the licence notice
     assert np.bincount(y).tolist() == counts
     images = np.concatenate([part.x for part in parts]).reshape(len(y), -1)
     assert len(np.unique(images, axis=0)) == len(y)  # no image in both, none twice
     # Hypergeometric: 2,000 of 10,000 drawn from a class of about 1,000 has σ < 12.7; 6 σ.
-    assert np.abs(np.bincount(parts[1].y) - 0.2 * np.array(counts)).max() < 6 * 12.7
-
-
-def test_embedded_split_never_changes():
+    assert np.abs(np.bincount(test.y) - 0.2 * np.array(counts)).max() < 6 * 12.7
     # Published numbers depend on this split: a change of it must be deliberate.
-    y = data.load("mnist", "test").y
-    assert hashlib.sha256(y.astype("<i8").tobytes()).hexdigest()[:16] == "8ccd6de9427965a1"
+    assert hashlib.sha256(test.y.astype("<i8").tobytes()).hexdigest()[:16] == "8ccd6de9427965a1"
 
 
 # Tensors
@@ -83,21 +83,43 @@ def test_tensors_are_copies_in_the_order_asked(tmp_path):
 # Names: where they are searched
 
 
-@pytest.mark.parametrize("name", data._TORCHVISION)
-@pytest.mark.parametrize("layout", ["torchvision", "named", "direct"])
+def put(name, where, archive=False):
+    """A small set in a folder, for CIFAR perhaps as its archive; returns where it is then found."""
+    if name not in CIFAR:
+        return write_set(where, end="" if where.name == "raw" else ".gz")
+    if not archive:
+        write_batches(where, name)
+        return where
+    write_batches(where / "unpacked", name)
+    return pack(where / CIFAR[name].archive, where / "unpacked", CIFAR[name].folder)
+
+
+LAYOUTS = [(name, layout) for name in data.NAMES for layout in ("torchvision", "named", "direct")]
+LAYOUTS += [(name, layout) for name in CIFAR for layout in ("both", "packed")]
+
+
+@pytest.mark.parametrize(("name", "layout"), LAYOUTS)
 @pytest.mark.parametrize("place", ["folder", "environment", "cache"])
-def test_names_are_found_in_every_place_and_layout(tmp_path, monkeypatch, name, layout, place):
-    root = tmp_path / "root"
-    below = {"torchvision": data._TORCHVISION[name], "named": name, "direct": "."}[layout]
-    if place == "cache":
-        root = data.user_cache()
-    elif place == "environment":
+def test_names_are_found_in_every_place_and_layout(tmp_path, monkeypatch, name, place, layout):
+    root = data.user_cache() if place == "cache" else tmp_path / "root"
+    if place == "environment":
         monkeypatch.setenv("HESSRMT_DATA", str(root))
-    write_set(root / below, end="" if layout == "torchvision" else ".gz")
-    found = data.load(name, folder=root if place == "folder" else None)
-    assert (found.name, len(found), found.classes, found.embedded) == (name, 5, 10, False)
-    assert str(root / below) in found.origin
-    assert len(data.load(name, "train", folder=root if place == "folder" else None)) == 12
+    below = (CIFAR.get(name) or data.IDX_SETS[name]).folder
+    below = {"torchvision": below, "direct": ".", "both": f"{name}/{below}"}.get(layout, name)
+    where = put(name, root / below, archive=layout == "packed")
+    folder = root if place == "folder" else None
+    assert data.locate(name, folder) == where
+    found, train = data.load(name, folder=folder), data.load(name, "train", folder)
+    classes = CIFAR[name].classes if name in CIFAR else 10
+    assert (found.name, found.split, found.classes, found.embedded) == (
+        name,
+        "test",
+        classes,
+        False,
+    )
+    assert str(where) in found.origin
+    of_cifar = (7, 35 if name == "cifar10" else 7)
+    assert (len(found), len(train)) == (of_cifar if name in CIFAR else (5, 12))
 
 
 def test_the_folder_wins_over_the_environment_over_the_cache(tmp_path, monkeypatch):
@@ -117,12 +139,8 @@ def test_debian_folder_is_searched_for_fashion_mnist_only(tmp_path, monkeypatch)
     monkeypatch.setattr(data, "_DEBIAN", write_set(tmp_path))
     assert str(tmp_path) in data.load("fashion-mnist").origin
     assert data.load("mnist").embedded
-
-
-def test_incomplete_set_is_not_taken(tmp_path):
-    write_set(tmp_path)
     (tmp_path / "train-labels-idx1-ubyte.gz").unlink()
-    assert data.load("mnist", folder=tmp_path).embedded
+    assert data.load("mnist", folder=tmp_path).embedded  # an incomplete set is not taken
 
 
 def test_fashion_files_are_not_taken_for_mnist(tmp_path):
@@ -133,27 +151,36 @@ def test_fashion_files_are_not_taken_for_mnist(tmp_path):
         data.load("mnist", folder=tmp_path)
 
 
-def test_missing_fashion_mnist_names_places_and_remedies(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("fashion-mnist", "dataset-fashion-mnist"),
+        ("cifar100", "cifar-100-python.tar.gz, packed or unpacked"),
+    ],
+)
+def test_missing_set_names_places_and_remedies(tmp_path, monkeypatch, name, remedy):
     monkeypatch.setenv("HESSRMT_DATA", str(tmp_path / "elsewhere"))
-    with pytest.raises(DataError) as error:
-        data.load("fashion-mnist", folder=tmp_path / "given")
-    for part in ("given", "elsewhere", str(data.user_cache()), "hessrmt data fetch fashion-mnist"):
+    with pytest.raises(DataError, match=remedy) as error:
+        data.load(name, folder=tmp_path / "given")
+    for part in ("given", "elsewhere", str(data.user_cache()), f"hessrmt data fetch {name}"):
         assert part in str(error.value)
-    assert "dataset-fashion-mnist" in str(error.value)
 
 
-@pytest.mark.parametrize("spec", ["cifar", "nowhere/file.npz", "file.npz", ""])
-def test_unknown_data_lists_what_is_valid(spec, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("spec", "split", "words"),
+    [
+        ("cifar", None, "unknown data set 'cifar'. Data are one of: mnist, fashion-mnist"),
+        ("nowhere/file.npz", None, "no file or folder nowhere/file.npz.*mnist, fashion-mnist"),
+        ("file.npz", None, "no file or folder file.npz"),
+        ("cifar-10-python.tar.gz", None, "unknown data set"),
+        ("", None, "IDX files"),
+        ("mnist", "validation", "'validation'.*train or test"),
+    ],
+)
+def test_unknown_data_lists_what_is_valid(spec, split, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match=r"IDX files") as error:
-        data.load(spec)
-    if spec:
-        assert "mnist, fashion-mnist" in str(error.value)
-
-
-def test_unknown_split():
-    with pytest.raises(DataError, match=r"'validation'.*train or test"):
-        data.load("mnist", "validation")
+    with pytest.raises(DataError, match=words):
+        data.load(spec, split)
 
 
 @pytest.mark.skipif(not FASHION.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
@@ -330,3 +357,139 @@ def test_damaged_npz_never_escapes_as_another_error(tmp_path):
             np.testing.assert_array_equal(loaded.x, clean.x)
             np.testing.assert_array_equal(loaded.y, clean.y)
     assert refused > len(whole) // 6
+
+
+# Downloads
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, format, *args):
+        pass
+
+
+@pytest.fixture
+def mirror(tmp_path, monkeypatch):
+    """A web server on this machine with a small MNIST-like set, its hashes taken as published."""
+    folder = write_set(tmp_path / "web")
+    md5 = {
+        file: hashlib.md5((folder / file).read_bytes()).hexdigest()
+        for file in data.SOURCES["mnist"].md5
+    }
+    monkeypatch.setitem(data.SOURCES, "mnist", data.SOURCES["mnist"]._replace(md5=md5))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder)))
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/", folder
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_fetch_then_load(mirror, capfd):
+    url, web = mirror
+    folder = data.fetch("mnist", mirrors=[url])
+    assert folder == data.user_cache() / "mnist"
+    out, err = capfd.readouterr()
+    assert not out
+    assert "100%" in err
+    loaded = data.load("mnist", "train")
+    assert not loaded.embedded
+    assert len(loaded) == 12
+    for file in web.iterdir():
+        file.unlink()
+    assert data.fetch("mnist", progress=False, mirrors=[url]) == folder  # nothing fetched again
+
+
+def test_fetch_goes_on_after_a_dead_mirror_and_a_wrong_file(mirror, tmp_path):
+    url, web = mirror
+    (web / "stale").mkdir()
+    for file in data.SOURCES["mnist"].md5:
+        (web / "stale" / file).write_bytes(b"an older file")
+    dead = "http://127.0.0.1:1/"
+    folder = data.fetch("mnist", progress=False, mirrors=[dead, f"{url}stale", f"{url}none", url])
+    for file in data.SOURCES["mnist"].md5:
+        assert (folder / file).read_bytes() == (web / file).read_bytes()
+
+
+def test_fetch_refuses_a_wrong_hash(mirror):
+    url, web = mirror
+    with (web / "t10k-labels-idx1-ubyte.gz").open("ab") as file:
+        file.write(b"!")
+    with pytest.raises(DataError, match="published hash") as error:
+        data.fetch("mnist", progress=False, mirrors=[url])
+    for part in ("t10k-labels-idx1-ubyte.gz", str(data.user_cache() / "mnist"), "HESSRMT_DATA"):
+        assert part in str(error.value)
+    assert not (data.user_cache() / "mnist" / "t10k-labels-idx1-ubyte.gz").exists()
+    assert data.load("mnist").embedded  # three files of four are no set
+
+
+def test_fetch_without_network_or_name():
+    assert tuple(data.SOURCES) == data.NAMES
+    with pytest.raises(DataError, match="Check the network"):
+        data.fetch("mnist", progress=False, mirrors=["http://127.0.0.1:1/"])
+    with pytest.raises(DataError, match="mnist, fashion-mnist, cifar10, cifar100"):
+        data.fetch("imagenet")
+
+
+def test_fetch_an_archive_then_load(mirror, monkeypatch):
+    url, web = mirror
+    archive = put("cifar10", web, archive=True)
+    md5 = {archive.name: hashlib.md5(archive.read_bytes()).hexdigest()}
+    monkeypatch.setitem(data.SOURCES, "cifar10", data.SOURCES["cifar10"]._replace(md5=md5))
+    folder = data.fetch("cifar10", progress=False, mirrors=[url])
+    assert [path.name for path in folder.iterdir()] == [archive.name]
+    assert data.locate("cifar10") == folder / archive.name
+    assert len(data.load("cifar10", "train")) == 35
+
+
+# The command
+
+
+def test_command_list(tmp_path):
+    write_set(tmp_path / "fashion-mnist")
+    result = CliRunner().invoke(app, ["list", "--json"])
+    assert json.loads(result.stdout) == {
+        "datasets": [
+            {"name": "mnist", "status": "embedded subset", "path": None},
+            *(
+                {"name": name, "status": "not on disk", "path": None}
+                for name in ("fashion-mnist", "cifar10", "cifar100")
+            ),
+        ]
+    }
+    result = CliRunner().invoke(app, ["list"], env={"HESSRMT_DATA": str(tmp_path)})
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert lines == [
+        ["mnist", "embedded", "subset"],
+        ["fashion-mnist", str(tmp_path / "fashion-mnist")],
+        ["cifar10", "not", "on", "disk"],
+        ["cifar100", "not", "on", "disk"],
+    ]
+
+
+def test_command_fetch(mirror, monkeypatch):
+    source = data.SOURCES["mnist"]._replace(mirrors=(mirror[0],))
+    monkeypatch.setitem(data.SOURCES, "mnist", source)
+    result = CliRunner().invoke(app, ["fetch", "mnist", "--json", "--no-progress"])
+    assert json.loads(result.stdout) == {
+        "name": "mnist",
+        "path": str(data.user_cache() / "mnist"),
+    }
+    result = CliRunner().invoke(app, ["fetch", "mnist", "--no-progress"])
+    assert result.stdout == f"mnist is in {data.user_cache() / 'mnist'}\n"
+    result = CliRunner().invoke(app, ["fetch", "imagenet"])
+    assert isinstance(result.exception, DataError)
+    assert not result.stdout
+
+
+def test_a_network_is_trained_on_an_archive(tmp_path, cli):
+    where = put("cifar10", tmp_path, archive=True)
+    run = ("train", "--model", "conv5-2", "--epochs", "1", "--batch", "7", "--out", "a.pt")
+    done = cli(*run, "--data", "cifar10", "--data-dir", tmp_path, "--json")
+    assert done.returncode == 0, done.stderr
+    assert "CIFAR-10" in done.stdout
+    listed = json.loads(cli("data", "list", "--data-dir", tmp_path, "--json").stdout)["datasets"]
+    found = {row["name"]: (row["status"], row["path"]) for row in listed}
+    assert found["cifar10"] == ("on disk", str(where))
+    assert found["cifar100"] == ("not on disk", None)

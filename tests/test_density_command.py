@@ -215,7 +215,7 @@ def test_more_steps_than_parameters_and_one_probe(digits, tmp_path):
     assert found.dimension == 14
     assert found.samples == 1
     assert np.isnan(found.quadrature.nodes).any()
-    assert lanczos_density(found, "").axes
+    assert lanczos_density(found).axes
     with pytest.raises(DataError, match="--top K"):
         found.spectra()
 

@@ -22,7 +22,7 @@ from hessrmt.generalization.bias_free import (
     maximum_margin,
     quadrant_task,
 )
-from hessrmt.generalization.flow import FLOWS, System, gradient_flow
+from hessrmt.generalization.flow import FLOWS, System, direction_distances, gradient_flow
 from hessrmt.plots.generalization import curvature, distances, margin_growth, norms
 
 EPS = np.finfo(float).eps
@@ -412,8 +412,9 @@ def test_pictures_show_the_flow():
     first = flow.separated_from
     curve = margin_growth(flow).axes[0].lines[0]
     np.testing.assert_array_equal(curve.get_ydata(), flow.margin[first:])
-    drawn = distances({"one layer": flow}, maximum_margin(x, y).direction).axes[0].lines[0]
     direction = maximum_margin(x, y).direction
+    away = flow.log_times, direction_distances(flow, direction)
+    drawn = distances({"one layer": away}).axes[0].lines[0]
     assert drawn.get_ydata()[-1] == np.linalg.norm(flow.linear_direction() - direction)
     right = norms({"one layer": flow}).axes[1]
     np.testing.assert_array_equal(right.lines[0].get_ydata(), flow.scales[:, 0])

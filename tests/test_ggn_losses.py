@@ -17,13 +17,13 @@ from hessrmt.curvature import gauss_newton as ggn_module
 from hessrmt.curvature import reduction
 from hessrmt.curvature.gauss_newton import rounding_of_triangle
 from hessrmt.errors import ProblemError
+from hessrmt.problems.batches import map_tensors, tensors_of
 from hessrmt.problems.outputs import (
     ignores_softmax_shift,
     in_one_tensor,
     loss_mass,
     softmax_rows,
 )
-from hessrmt.problems.trees import map_tensors, tensors_of
 
 EPS = float(np.finfo(np.float64).eps)
 B, K = 5, 3

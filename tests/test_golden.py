@@ -32,12 +32,13 @@ from golden_samples import (
     numbers,
     shortened,
 )
-from hessrmt.store.layout import array
 from level_samples import write_file
 
 import hessrmt as hr
 from hessrmt import rng
+from hessrmt.cli import console
 from hessrmt.ensembles import goe, poisson
+from hessrmt.store.files import dataset as array
 
 GOLDEN = Path(__file__).parent / "golden"
 WRITE = "HESSRMT_WRITE_GOLDEN"
@@ -578,7 +579,7 @@ def machine(monkeypatch, tmp_path_factory):
     """No GPU, no table wrapped, and surrogates drawn once."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    monkeypatch.setenv("COLUMNS", "1000")
+    monkeypatch.setattr(console.err, "_width", 1000)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "golden-cache"))
 
 

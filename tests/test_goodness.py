@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 
 import numpy as np
 import pytest
@@ -11,21 +12,23 @@ from scipy import stats
 from hessrmt import rng
 from hessrmt.ensembles import block_levels, gaussian_levels, poisson_levels
 from hessrmt.errors import LevelsError
-from hessrmt.levels import cache, pooled, ratios, surrogates, unfold
-from hessrmt.levels.conclusion import conclude, consistent
+from hessrmt.levels import LawFit, goodness, pooled, ratios, unfold
+from hessrmt.levels.analysis import conclude, consistent
 from hessrmt.levels.goodness import (
     LAWS,
     POINTS,
     Null,
+    bulk,
     distance,
     empirical,
     likelihood_ratio,
+    nulls,
     p_value,
+    plan,
+    pooled_cdf,
     quantiles,
     statistic_law,
 )
-from hessrmt.levels.surrogates import bulk, nulls, plan, pooled_cdf
-from hessrmt.records import LawFit
 from hessrmt.theory.longrange import number_variance
 
 
@@ -56,22 +59,7 @@ def test_ties_are_one_step():
     assert distance(tied, law).kolmogorov_smirnov == pytest.approx(0.5)
     with pytest.raises(LevelsError, match="at least one value"):
         distance(np.empty(0), law)
-
-
-@pytest.mark.parametrize("name", LAWS)
-@pytest.mark.parametrize("statistic", ["ratio", "spacing"])
-def test_samples_of_a_law_lie_near_it_and_far_from_the_others(name, statistic):
-    """Independent values: 1.95/√n is exceeded once in a thousand (Kolmogorov)."""
-    law = statistic_law(name, statistic)
-    n = 4000
-    values = law.sample(n, rng.stream(2, "laws", name, statistic))
-    assert distance(values, law).kolmogorov_smirnov < 1.95 / n**0.5
-    others = [distance(values, statistic_law(o, statistic)) for o in LAWS if o != name]
-    assert min(o.kolmogorov_smirnov for o in others) > 1.95 / n**0.5
-
-
-def test_unknown_statistic():
-    with pytest.raises(LevelsError, match="ratio and spacing"):
+    with pytest.raises(LevelsError, match="ratio, spacing"):
         statistic_law("goe", "gap")
 
 
@@ -108,23 +96,6 @@ def test_p_value_by_hand():
     assert p_value(np.full(200, 0.5), law, null) == 1 / 2001
 
 
-def test_surrogates_chosen_from_a_bank_have_the_spread_of_fresh_data():
-    """Sets of n' from a bank of N' vary as σ²(1/n' - 1/N'); p_value undoes it."""
-    draw = rng.stream(5, "p")
-    law = statistic_law("poisson", "ratio")
-    points = quantiles(law)
-    bank = np.array([surrogates._counts(law.sample(50, draw), points) for _ in range(400)])
-    chosen = [draw.choice(400, 100, replace=False) for _ in range(1000)]
-    null = surrogates._null(bank, chosen)
-    assert (null.size, null.bank) == (5000, 20_000)
-    scale = ((1 / 5000) / (1 / null.size - 1 / null.bank)) ** 0.5
-    f = (np.arange(POINTS) + 0.5) / POINTS
-    spread = scale * null.deviations.std(axis=0)
-    # relative error 1/√800 from the bank's 400 rows and 1/√2000 from the choice, at the middle
-    expected = (f * (1 - f) / 5000) ** 0.5
-    assert spread[POINTS // 2] == pytest.approx(expected[POINTS // 2], rel=4 * 0.042)
-
-
 DRAW = {
     "goe": lambda n, draw: gaussian_levels(1, n, draw),
     "gue": lambda n, draw: gaussian_levels(2, n, draw),
@@ -139,17 +110,11 @@ def literal(law, count, n, method, sets):
     found = []
     for number in range(sets):
         rows = [DRAW[law](n, draw) for _ in range(count)]
-        if method == "pooled":
-            levels = pooled(rows, seed=number).levels
-        else:
-            levels = [unfold(row, method) for row in rows]
-        found.append(
-            [
-                farthest(np.concatenate([ratios(row) for row in rows]), law, "ratio"),
-                farthest(np.concatenate([np.diff(row) for row in levels]), law, "spacing"),
-            ]
-        )
-    return np.array(found).T, len(rows) * (n - 1)
+        levels = [unfold(row, method) for row in rows] if method != "pooled" else None
+        levels = levels or pooled(rows, seed=number).levels
+        samples = {"ratio": map(ratios, rows), "spacing": map(np.diff, levels)}
+        found.append([farthest(np.concatenate([*x]), law, name) for name, x in samples.items()])
+    return np.array(found).T
 
 
 def farthest(values, law, statistic):
@@ -158,15 +123,43 @@ def farthest(values, law, statistic):
     return np.abs(empirical(np.sort(values), points) - steps).max()
 
 
-def compare(law, count, n, method, sets, banks=6):
+def largest(null, size):
+    scale = ((1 / size) / (1 / null.size - 1 / null.bank)) ** 0.5
+    return np.abs(null.bias + scale * null.deviations).max(axis=1)
+
+
+FULL_SIZE = [
+    ("goe", 12, 300, "pooled", 400),
+    ("gue", 40, 100, "pooled", 400),
+    ("goe2", 40, 100, "pooled", 400),
+    ("goe", 6, 300, "window", 400),
+    ("goe", 6, 300, "kernel", 400),
+    ("poisson", 6, 300, "spline", 400),
+    ("goe", 3, 1500, "window", 120),  # above 1,000 levels: stretches from the bulk
+    ("goe", 12, 1500, "pooled", 40),
+]
+
+
+@pytest.mark.parametrize(
+    ("law", "count", "n", "method", "sets"),
+    [
+        ("goe", 12, 60, "pooled", 200),
+        ("goe", 5, 100, "window", 200),
+        ("poisson", 5, 100, "window", 200),
+        *(pytest.param(*row, marks=pytest.mark.slow) for row in FULL_SIZE),
+    ],
+)
+def test_surrogates_are_as_far_as_fresh_data(kept, law, count, n, method, sets):
     """Median and 90 % quantile of the distance: fresh data sets against surrogates.
 
     The error of the former from the binomial law of ranks, that of the latter from the scatter
     over independent banks.
     """
-    fresh, _ = literal(law, count, n, method, sets)
+    banks = 6
+    fresh = literal(law, count, n, method, sets)
     sizes = {"ratio": count * (n - 2), "spacing": count * (n - 1)}
     plans = [plan([n] * count, method, {}, True, 200, seed) for seed in range(banks)]
+    assert plans[0].whole == (n <= 1000)
     found = [nulls(law, one) for one in plans]
     for row, (statistic, size) in zip(fresh, sizes.items(), strict=True):
         simulated = np.array([largest(null[statistic], size) for null in found])
@@ -176,48 +169,6 @@ def compare(law, count, n, method, sets, banks=6):
             each = np.quantile(simulated, q, axis=1)
             error = np.hypot((high - low) / 2, each.std(ddof=1) / banks**0.5)
             assert abs(each.mean() - value) < 4 * error, (statistic, q, each.mean() / value)
-
-
-def largest(null, size):
-    scale = ((1 / size) / (1 / null.size - 1 / null.bank)) ** 0.5
-    return np.abs(null.bias + scale * null.deviations).max(axis=1)
-
-
-@pytest.mark.parametrize(
-    ("law", "count", "n", "method"),
-    [
-        ("goe", 12, 60, "pooled"),
-        ("goe", 5, 100, "window"),
-        ("poisson", 5, 100, "window"),
-    ],
-)
-def test_surrogates_are_as_far_as_fresh_data(kept, law, count, n, method):
-    compare(law, count, n, method, 200)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("law", "count", "n", "method"),
-    [
-        ("goe", 12, 300, "pooled"),
-        ("gue", 40, 100, "pooled"),
-        ("goe2", 40, 100, "pooled"),
-        ("goe", 6, 300, "window"),
-        ("goe", 6, 300, "kernel"),
-        ("poisson", 6, 300, "spline"),
-    ],
-)
-def test_surrogates_are_as_far_as_fresh_data_of_full_size(kept, law, count, n, method):
-    compare(law, count, n, method, 400)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("method", ["window", "pooled"])
-def test_stretches_stand_for_long_spectra(kept, method):
-    """Above 1,000 levels surrogates are stretches from the bulk."""
-    count = 3 if method == "window" else 12
-    assert not plan([1500] * count, method, {}, True, 200, 0).whole
-    compare("goe", count, 1500, method, 120 if method == "window" else 40)
 
 
 def test_plans_imitate_small_data_whole_and_large_data_by_stretches():
@@ -259,26 +210,12 @@ def stretch(law, n, draw):
     return np.sort(np.concatenate([2 * bulk(n // 2, 1, draw) for _ in range(2)]))
 
 
-def test_a_large_pool_gives_the_law_itself():
-    s = np.linspace(0.1, 3, 30)
-    for law in LAWS:
-        exact = statistic_law(law, "spacing").cdf(s)
-        far = [np.abs(pooled_cdf(s, law, pool) - exact).max() for pool in (10, 100, 1000)]
-        assert far[0] > far[1] > far[2]
-        # steps of 1/m count up to half a step beyond s, p/(2m), and lengths that scatter by
-        # √(Σ²/m) add (p Σ²)'/(2m); no density p exceeds 1.3, no (p Σ²)' one
-        assert far[2] < (1.3 + 1) / 2000
-
-
 SMALL = plan([20] * 4, "window", {}, True, 7, 0)
 
 
 def same(one, other):
-    return all(
-        np.array_equal(a, b)
-        for name in ("ratio", "spacing")
-        for a, b in zip(one[name], other[name], strict=True)
-    )
+    mine, others = ([*found["ratio"], *found["spacing"]] for found in (one, other))
+    return all(map(np.array_equal, mine, others))
 
 
 def files(folder):
@@ -296,7 +233,7 @@ def test_surrogates_are_kept_and_found_again(folder, monkeypatch):
     first = nulls("goe", SMALL)
     assert len(files(folder)) == 1
     with monkeypatch.context() as without:
-        without.setattr(surrogates, "_simulate", None)  # calling it would fail
+        without.setattr(goodness, "_simulate", None)  # calling it would fail
         assert same(nulls("goe", SMALL), first)
     # everything that the numbers depend on makes another file
     changes = {"seed": 1, "surrogates": 8, "levels": 21, "spectra": 6, "method": "kernel"}
@@ -310,29 +247,20 @@ def test_surrogates_are_kept_and_found_again(folder, monkeypatch):
     assert not any(path.suffix != ".npz" for path in files(folder))  # no draft is left
 
 
-def test_damaged_surrogates_are_drawn_again(folder):
+def test_damaged_or_foreign_surrogates_are_drawn_again(folder):
     first = nulls("goe", SMALL)
     (path,) = files(folder)
-    whole = path.read_bytes()
-    draw = rng.stream(9, "damage")
+    whole, null = path.read_bytes(), first["ratio"]
     for size in (0, 1, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:size])
-        assert cache.read(path, 7) is None
+        assert goodness.read_nulls(path, 7) is None
+    draw = rng.stream(9, "damage")
     for place in [*range(0, 400, 3), *draw.integers(len(whole), size=200)]:
         damaged = bytearray(whole)
         damaged[place] ^= 0xFF
         path.write_bytes(damaged)
-        found = cache.read(path, 7)  # some bytes of a zip file mean nothing
+        found = goodness.read_nulls(path, 7)  # some bytes of a zip file mean nothing
         assert found is None or same(found, first)
-    path.write_bytes(b"precious")
-    assert same(nulls("goe", SMALL), first)
-    assert path.read_bytes() == whole
-
-
-def test_foreign_content_under_the_right_name_is_not_used(folder):
-    first = nulls("goe", SMALL)
-    (path,) = files(folder)
-    null = first["ratio"]
     wrong = {
         "fewer sets": null._replace(deviations=null.deviations[:3]),
         "another grid": null._replace(bias=null.bias[:100], deviations=null.deviations[:, :100]),
@@ -340,12 +268,14 @@ def test_foreign_content_under_the_right_name_is_not_used(folder):
         "no bank": null._replace(bank=0.0),
     }
     for content in wrong.values():
-        cache.write(path, {**first, "ratio": content})
-        assert cache.read(path, 7) is None
-        assert same(nulls("goe", SMALL), first)
+        goodness.write_nulls(path, {**first, "ratio": content})
+        assert goodness.read_nulls(path, 7) is None
     np.save(path.with_suffix(".npy"), np.zeros(3))
     os.replace(path.with_suffix(".npy"), path)
-    assert cache.read(path, 7) is None
+    assert goodness.read_nulls(path, 7) is None
+    path.write_bytes(b"precious")
+    assert same(nulls("goe", SMALL), first)
+    assert path.read_bytes() == whole
 
 
 @pytest.mark.parametrize("kind", ["a file", "read-only", "absent device"])
@@ -366,20 +296,17 @@ def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path, monkeypatch, k
         assert place.read_text() == "precious"
 
 
-def test_a_cache_on_a_full_disk_leaves_no_draft(folder, monkeypatch):
+def test_what_cannot_be_kept_leaves_no_file(folder, monkeypatch):
     def full(file, **arrays):
         file.write(b"half")
         raise OSError(28, "No space left on device")
 
+    # a Python function has no name that outlives the process
+    nulls("poisson", plan([20] * 4, "analytic", {"law": lambda x: x / 20}, True, 3, 0))
+    assert not folder.exists()
     monkeypatch.setattr(np, "savez", full)
     nulls("goe", SMALL)
     assert files(folder) == []
-
-
-def test_a_law_without_a_name_is_not_kept(folder):
-    """A Python function has no name that outlives the process."""
-    nulls("poisson", plan([20] * 4, "analytic", {"law": lambda x: x / 20}, True, 3, 0))
-    assert not folder.exists()
 
 
 def fit(mean_ratio, sigmas, p=0.5, far=0.01):
@@ -401,26 +328,25 @@ def test_a_law_is_excluded_by_its_mean_or_by_its_shape():
     assert consistent(fit(0.5, 0.0, 0.01))
 
 
-def test_the_sentence():
-    def say(error=0.001, **changed):
-        return conclude(0.53, error, laws(**changed), 1000)
-
-    assert (
-        say(goe=fit(0.5307, -0.7))
-        == "consistent with GOE (⟨r̃⟩ = 0.5300 ± 0.0010, 0.7 σ from 0.5307)"
-    )
-    both = say(goe=fit(0.5307, -0.7), gue=fit(0.5996, 1.0))
-    assert "also with GUE" in both
-    assert "too few levels to tell them apart" in both
-    assert say().startswith("GOE excluded at 20.0 σ")
-    assert say(gue=fit(0.5996, 0.3)).endswith("; GUE fits")
-    assert say(goe2=fit(0.4234, 0.3)).endswith("; two superposed GOE blocks fit")
-    assert "excluded by the shape of P(r̃) (p = 0.002" in say(goe=fit(0.5307, 0.7, 0.002))
-    assert "nearest is Poisson" in say(poisson=fit(0.3863, 9.0, 0.001, 0.05))
-    assert "no other reference law comes nearer" in say(goe=fit(0.5307, 9.0, 0.001, 0.05))
+NEAR, SHAPE = fit(0.5307, -0.7), fit(0.5307, 0.7, 0.002)
+SENTENCES = [
+    ({"goe": NEAR}, 0.001, "^consistent with GOE .⟨r̃⟩ = 0.5300 ± 0.0010, 0.7 σ from 0.5307.$"),
+    ({"goe": NEAR, "gue": fit(0.5996, 1.0)}, 0.001, "also with GUE: too few levels to tell them"),
+    ({}, 0.001, "^GOE excluded at 20.0 σ"),
+    ({"gue": fit(0.5996, 0.3)}, 0.001, "; GUE fits$"),
+    ({"goe2": fit(0.4234, 0.3)}, 0.001, "; two superposed GOE blocks fit$"),
+    ({"goe": SHAPE}, 0.001, r"excluded by the shape of P\(r̃\) \(p = 0.002"),
+    ({"poisson": fit(0.3863, 9.0, 0.001, 0.05)}, 0.001, "nearest is Poisson"),
+    ({"goe": fit(0.5307, 9.0, 0.001, 0.05)}, 0.001, "no other reference law comes nearer"),
     # without p-values the mean decides, without an error nothing does
-    assert say(goe=fit(0.5307, -0.7, None)).startswith("consistent with GOE")
-    assert "too few for a standard error" in say(float("nan"))
-    assert "do not scatter" in say(0.0)
-    text = conclude(0.53, 0.001, laws(goe=fit(0.5307, -0.7)), 1000, 0.13)
+    ({"goe": fit(0.5307, -0.7, None)}, 0.001, "^consistent with GOE"),
+    ({}, float("nan"), "too few for a standard error"),
+    ({}, 0.0, "do not scatter"),
+]
+
+
+def test_the_sentence():
+    for changed, error, words in SENTENCES:
+        assert re.search(words, conclude(0.53, error, laws(**changed), 1000))
+    text = conclude(0.53, 0.001, laws(goe=NEAR), 1000, 0.13)
     assert text.endswith("but 13% of the spacings lie below the noise floor")

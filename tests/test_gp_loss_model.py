@@ -11,8 +11,7 @@ from hessrmt.workflows import gp_loss_model
 from hessrmt.config import load_settings
 from hessrmt.errors import LevelsError
 from hessrmt.experiments.experiment import names, settings_file
-from hessrmt.experiments.loss_model import LossModelConfig
-from hessrmt.plots.lossmodel import densities, ratios
+from hessrmt.experiments.loss_model import LossModelConfig, sampled_densities, sampled_ratios
 from hessrmt.store.spectra import load
 from hessrmt.theory.ratios import MEAN_RATIO_GOE
 
@@ -174,22 +173,22 @@ def test_figures_show_every_panel(published):
     settings = load_settings(LossModelConfig, settings_file("gp-loss-model"))
     panels = gp_loss_model.figures(settings, published)
     assert set(panels) == {f"fig{n}-{kind}" for n in "56" for kind in ("paper", "stationary")}
-    for draw, name in ((densities, "fig5-paper"), (ratios, "fig6-stationary")):
+    for draw, name in ((sampled_densities, "fig5-paper"), (sampled_ratios, "fig6-stationary")):
         picture = draw(panels[name], "a title")
         assert len(picture.axes) == 9
         headings = [axes.get_title(loc="left") for axes in picture.axes]
         assert headings[3] == "(d) k''(0) = 0.1*"
         assert headings[8] == "(i) k''(0) = 0.1*†"
         words = " ".join(text.get_text() for axes in picture.axes for text in axes.texts)
-        assert ("25% of the levels" in words) == (draw is densities)
-        assert words.count("bulk") == (2 if draw is ratios else 0)
+        assert ("25% of the levels" in words) == (draw is sampled_densities)
+        assert words.count("bulk") == (2 if draw is sampled_ratios else 0)
 
 
 def test_the_law_is_drawn_through_the_histogram(published):
     """Area under both is 1, up to what the axis leaves out; degenerate levels have no area."""
     settings = load_settings(LossModelConfig, settings_file("gp-loss-model"))
     entries = gp_loss_model.figures(settings, published)["fig5-stationary"]
-    for entry, axes in zip(entries, densities(entries).axes, strict=True):
+    for entry, axes in zip(entries, sampled_densities(entries).axes, strict=True):
         (law,) = [line for line in axes.lines if line.get_label().startswith("large")]
         (steps,) = axes.patches
         values, edges, _ = steps.get_data()
@@ -209,7 +208,7 @@ def test_fixed_outliers_are_marked(published):
             self.covariance, self.n, self.degenerate = entry.covariance, 300, 0
             self.outliers, self.outlier_scale, self.means = (30.0, -25.0), 1.0, {}
 
-    (axes,) = densities([Fixed(published[0])]).axes
+    (axes,) = sampled_densities([Fixed(published[0])]).axes
     marks = sorted(line.get_xdata()[0] for line in axes.lines if len(line.get_xdata()) == 2)
     a = published[0].covariance.a
     assert marks == pytest.approx([-25 - 300 * a / 25, 30 + 300 * a / 30])
@@ -220,7 +219,7 @@ def test_no_panel_without_levels(published):
         label, spectra, n, outliers, means = "empty", (), 3, 0, {}
 
     with pytest.raises(LevelsError):
-        ratios([Empty()])
+        sampled_ratios([Empty()])
 
 
 def test_a_wrong_experiment(cli, tmp_path):

@@ -13,7 +13,7 @@ from store_samples import contents, create, resume, spectrum
 import hessrmt as hr
 from hessrmt.config import HistoryConfig, TrainConfig, load_settings
 from hessrmt.errors import ConfigError, DataError, NonFiniteError, StoreError
-from hessrmt.levels.analysis import mean_ratios
+from hessrmt.levels.histograms import mean_ratios
 from hessrmt.plots.training import history as draw
 from hessrmt.plots.training import side_by_side
 from hessrmt.problems import checkpoints, data, losses, models

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from kind_samples import AS_A_FORMULA, BY_DIFFERENCES, LAYERS, LOSSES, LOSSES_BY_DIFFERENCES, normal
-from samples import by_double_backward
+from samples import by_double_backward, by_jacobian
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -63,27 +63,6 @@ def compare(model, loss, x, y, doubled, slack=0.0, oracle=None):
     without_a_matrix(problem, matrix.numpy(), expected, allowed)
 
 
-def by_jacobian(model, loss, x, y):
-    """Jᵀ S J, J and S by plain reverse mode."""
-    parameters, outputs = list(model.parameters()), model(x)
-    point = outputs.detach().requires_grad_()
-    slope = torch.autograd.grad(loss(point, y), point, create_graph=True)[0].reshape(-1)
-
-    def rows(values, leaves):
-        found = []
-        for value in values:
-            parts = [torch.zeros_like(leaf) for leaf in leaves]
-            if value.requires_grad:
-                parts = torch.autograd.grad(
-                    value, leaves, retain_graph=True, materialize_grads=True
-                )
-            found.append(torch.cat([part.to_dense().reshape(-1) for part in parts]))
-        return torch.stack(found).detach()
-
-    jacobian = rows(outputs.reshape(-1), parameters)
-    return jacobian.T @ rows(slope, [point]) @ jacobian
-
-
 def without_a_matrix(problem, matrix, levels, allowed):
     """Leading eigenpairs, and Gauss quadrature of one random vector."""
     count = min(2, len(levels))
@@ -127,7 +106,8 @@ SWEEP = [(layer, name) for name in LAYERS] + [(loss, name) for name in LOSSES]
 QUICK = {
     "Hardswish in place", "sparse Embedding", "EmbeddingBag, ragged max", "weight_norm",
     "cdist, p = 2.0", "pdist", "RReLU", "multi margin, squared", "multilabel margin",
-    "cross-entropy, weights and smoothed",
+    "cross-entropy, weights and smoothed", "MSE", "Huber", "smooth L1", "BCE with logits",
+    "Poisson", "RNN", "GRU", "RMSNorm", "Hardsigmoid", "Hardswish",
 }  # fmt: skip
 
 

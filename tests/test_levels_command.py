@@ -91,10 +91,10 @@ def test_controls_of_full_size_are_recognised(kept, cli, path, ensemble):
     found = recognised(cli, path, ensemble, 200, 400)
     if ensemble is goe2:
         # 79,800 spacings tell shares below 0.45 from two equal blocks at three standard errors
-        # (the likelihood is flat at 1/2: test_level_fits.py)
+        # (the likelihood is flat at 1/2: test_levels.py)
         assert 0.45 < found["superposition"] <= 0.5
     if ensemble is goe:
-        # the published q of exact GOE spacings is 0.953 to 0.957 (test_level_fits.py); steps of
+        # the published q of exact GOE spacings is 0.953 to 0.957 (test_levels.py); steps of
         # 1/133 leave it within a few errors
         assert abs(found["brody"] - 0.955) < 5 * found["brody_error"]
 

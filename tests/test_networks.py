@@ -10,7 +10,7 @@ import hessrmt as hr
 from hessrmt import rng
 from hessrmt.errors import ProblemError
 from hessrmt.problems import models
-from hessrmt.problems.resnet import Block
+from hessrmt.problems.models import Block
 
 CIFAR, MNIST = (3, 32, 32), (1, 28, 28)
 

@@ -13,12 +13,23 @@ import fake_mpi
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import hessrmt as hr
+from hessrmt.backend.cpu_processes import load_library
 from hessrmt.backend.cusolvermp import CusolverMpBackend, Libraries, import_libraries
-from hessrmt.backend.distributed import CpuProcesses, multiply, require_distributed, scatter
-from hessrmt.backend.libraries import load_library
-from hessrmt.backend.select_distributed import select_distributed
+from hessrmt.backend.distributed import (
+    DistributedBackend,
+    Grid,
+    Layout,
+    lay_out,
+    multiply,
+    owned,
+    process_grid,
+    scatter,
+)
+from hessrmt.backend.select import select_distributed
 from hessrmt.backend.world import World
 from hessrmt.config import SpectrumConfig
 from hessrmt.curvature.distributed import assemble_columns, distributed_spectrum
@@ -39,7 +50,7 @@ EPS = np.finfo(float).eps
 SIZES = [1, 2, 3, 4, 6]
 
 
-class Gathering(CpuProcesses):
+class Gathering(DistributedBackend):
     """A solver that cheats: every process sees the whole matrix, LAPACK does the rest."""
 
     solver = "numpy"
@@ -48,8 +59,7 @@ class Gathering(CpuProcesses):
     def eigen_bytes(self, layout, itemsize):
         return 2 * itemsize * layout.n**2
 
-    def eigvalsh(self, part, layout):
-        require_distributed(part, layout, self.world, self.device)
+    def _solve(self, part, layout):
         return np.linalg.eigvalsh(whole(part, layout, self.world))
 
 
@@ -434,32 +444,11 @@ class FakeCusolverMp:
         self._check(handle, compz, uplo, n, ia, ja, desc_a, d_q, iq, jq, desc_q, compute_type)
         return self.workspace
 
-    def syevd(
-        self,
-        handle,
-        compz,
-        uplo,
-        n,
-        d_a,
-        ia,
-        ja,
-        desc_a,
-        d_d,
-        d_q,
-        iq,
-        jq,
-        desc_q,
-        compute_type,
-        d_work,
-        workspace_in_bytes_on_device,
-        h_work,
-        workspace_in_bytes_on_host,
-        d_info,
-    ):
-        found = self._check(
-            handle, compz, uplo, n, ia, ja, desc_a, d_q, iq, jq, desc_q, compute_type
-        )
-        assert (workspace_in_bytes_on_device, workspace_in_bytes_on_host) == self.workspace
+    def syevd(self, *given):
+        *common, d_work, on_device, h_work, on_host, d_info = given
+        handle, compz, uplo, n, d_a, ia, ja, desc_a, d_d, *vectors, compute_type = common
+        found = self._check(handle, compz, uplo, n, ia, ja, desc_a, *vectors, compute_type)
+        assert (on_device, on_host) == self.workspace
         assert d_work
         assert h_work
         kind, layout = KINDS[compute_type], CusolverMpBackend.layout(self.backend, n)
@@ -517,3 +506,76 @@ def test_missing_bindings_say_what_to_install():
         pytest.skip("nvmath-python is installed")
     with pytest.raises(DeviceError, match=r"pip install 'hessrmt\[cusolvermp12\]'"):
         import_libraries()
+
+
+# The block-cyclic layout
+
+
+sizes = st.integers(1, 200)
+few = st.integers(1, 9)
+
+
+def dealt(n, block, processes):
+    """Whose each of n rows is: block after block, to one process after the other."""
+    owners = []
+    while len(owners) < n:
+        owners += [(len(owners) // block) % processes] * block
+    return np.array(owners[:n])
+
+
+@given(n=sizes, block=few, processes=few)
+def test_every_row_is_dealt_once_and_where_the_cards_say(n, block, processes):
+    owners = dealt(n, block, processes)
+    for process in range(processes):
+        assert (
+            owned(n, block, process, processes).tolist()
+            == np.flatnonzero(owners == process).tolist()
+        )
+
+
+@given(n=sizes, block=few, rows=st.integers(1, 4), columns=st.integers(1, 4))
+def test_the_parts_make_up_the_matrix(n, block, rows, columns):
+    grid = Grid(rows, columns)
+    seen = np.zeros((n, n), dtype=int)
+    layouts = [Layout(n, block, grid, rank) for rank in range(rows * columns)]
+    for layout in layouts:
+        seen[np.ix_(layout.rows, layout.columns)] += 1
+    assert (seen == 1).all()
+    assert max(layout.entries for layout in layouts) == layouts[0].most_entries
+
+
+def test_processes_are_numbered_down_the_columns_as_blacs_does_with_order_c():
+    grid = Grid(2, 3)
+    assert [grid.place(rank) for rank in range(6)] == [(r, c) for c in range(3) for r in range(2)]
+
+
+@pytest.mark.parametrize("processes", [*range(1, 65), 97, 144])
+def test_the_grid_takes_all_processes_and_is_as_square_as_can_be(processes):
+    grid = process_grid(processes)
+    assert grid.rows * grid.columns == processes
+    divisors = [r for r in range(1, processes + 1) if processes % r == 0]
+    assert abs(grid.columns - grid.rows) == min(abs(processes // r - r) for r in divisors)
+    assert grid.rows <= grid.columns
+
+
+@given(n=st.integers(1, 3000), processes=st.integers(1, 40), largest=st.sampled_from([1, 32, 64]))
+def test_no_process_stays_empty_and_blocks_are_powers_of_two(n, processes, largest):
+    grid = process_grid(processes)
+    if n < grid.columns:
+        with pytest.raises(ConfigError, match="start fewer processes"):
+            lay_out(n, grid, 0, largest)
+        return
+    for rank in range(processes):
+        layout = lay_out(n, grid, rank, largest)
+        assert layout.entries > 0
+        assert layout.block <= largest
+        assert layout.block & (layout.block - 1) == 0
+
+
+def test_large_matrices_are_dealt_evenly():
+    grid = process_grid(144)
+    layouts = [lay_out(20_060, grid, rank, 64) for rank in range(144)]
+    # in each direction at most one block more than the mean
+    mean = (20_060 / 12) ** 2
+    assert max(layout.entries for layout in layouts) <= (20_060 / 12 + 64) ** 2
+    assert sum(layout.entries for layout in layouts) / 144 == pytest.approx(mean)

@@ -3,7 +3,7 @@
 import h5py
 import numpy as np
 
-from hessrmt.backend.share import THREADS
+from hessrmt.backend.host import THREADS
 
 
 def test_the_same_command_writes_the_same_numbers(run_cli, tmp_path, monkeypatch):

@@ -10,10 +10,9 @@ from scipy import stats
 from hessrmt import Spectrum, rng, theory
 from hessrmt.backend.select import select
 from hessrmt.ensembles import gaussian_levels
-from hessrmt.errors import DeviceError, LossModelError, NonFiniteError
+from hessrmt.errors import DataError, DeviceError, NonFiniteError
 from hessrmt.lossmodel import p_spin, paper, rational_quadratic, rbf, sampler
-from hessrmt.lossmodel.band import band_eigenvalues, goe_band
-from hessrmt.lossmodel.sampler import sample_hessian, sample_spectra
+from hessrmt.lossmodel.sampler import band_eigenvalues, goe_band, sample_hessian, sample_spectra
 
 EPS = np.finfo(float).eps
 P_VALUE = 1e-4
@@ -75,44 +74,6 @@ def test_band_and_dense_have_the_same_law_with_drawn_outliers(outliers):
     assert stats.ks_2samp(*(levels[::3].ravel() for levels in reduced)).pvalue > P_VALUE
 
 
-def diagonal_too_narrow(band):
-    band[0] /= 2**0.5
-
-
-def chi_off_by_one(band):
-    band[-1, :-1] = band[-1, 1:]
-
-
-def inside_forgotten(band):
-    band[1] = 0
-
-
-def spike_misplaced(band):
-    band[0, :2] -= (4.0, 3.0)
-    band[0, -2:] += (4.0, 3.0)
-
-
-@pytest.mark.parametrize(
-    "mistake", [None, diagonal_too_narrow, chi_off_by_one, inside_forgotten, spike_misplaced]
-)
-def test_a_wrong_band_would_be_noticed(mistake):
-    n, samples = 6, 1500
-    found = []
-    for k in range(samples):
-        band = goe_band(n, 2, rng.stream(7, "band", k))
-        band[0, :2] += (4.0, 3.0)
-        if mistake is not None:
-            mistake(band)
-        found.append(band_eigenvalues(band))
-    h_true = np.diag([4.0, 3.0, *[0.0] * (n - 2)])
-    oracle = from_tensor(paper(0, 1), h_true, samples, rng.stream(8, "oracle"))
-    smallest = p_values(np.array(found), oracle).min()
-    if mistake is None:
-        assert smallest > P_VALUE
-    else:
-        assert smallest < P_VALUE**2
-
-
 @pytest.mark.parametrize("n", [1, 2, 3, 20])
 @pytest.mark.parametrize("width", [1, 2, 5, 30])
 def test_band_eigenvalues_are_those_of_the_matrix(n, width):
@@ -171,25 +132,6 @@ def test_mean_density_is_the_smeared_semicircle():
     law = theory.smeared_semicircle_cdf
     assert stats.kstest(drawn, lambda x: law(x, radius, cov.c**0.5)).pvalue > 1e-3
     assert stats.kstest(drawn, lambda x: law(x, radius, 0.1)).pvalue < 1e-6
-
-
-def test_outliers_lie_where_theory_says():
-    n, samples, cov = 400, 60, paper(0.0, 2.0)
-    edge = theory.bbp_threshold(n, cov.a)
-    theta = edge * np.array([1.6, 2.5, 0.4])
-    levels = stacked(sample_spectra(cov, n, samples, theta, seed=11))
-    position = theory.bbp_position(theta, n, cov.a)
-    width = theory.bbp_deviation(theta[:2], n, cov.a)
-    for k, column in enumerate([-2, -1]):
-        found = levels[:, column]
-        # O(√(a/n)) beyond the leading order, see test_outlier_theory.py, where that is small
-        correction = 5 * np.sqrt(cov.a / n)
-        assert abs(found.mean() - position[k]) < 4 * width[k] / np.sqrt(samples) + correction
-    # below the threshold nothing leaves the bulk: the third level is at its edge, by Tracy-Widom
-    # between -5 and 3 units
-    inside = (levels[:, -3] - position[2]) / (np.sqrt(cov.a) * n ** (-1 / 6))
-    assert inside.max() < 3
-    assert inside.min() > -5
 
 
 @pytest.mark.parametrize("method", ["tridiagonal", "dense"])
@@ -278,18 +220,8 @@ def test_auto_takes_the_band_for_few_outliers():
 @pytest.mark.parametrize("method", ["tridiagonal", "dense"])
 def test_a_sample_is_a_spectrum_with_all_its_settings(method):
     calls = []
-    spectra = sample_spectra(
-        p_spin(3),
-        10,
-        3,
-        1,
-        50.0,
-        4,
-        method,
-        7,
-        tick=lambda *numbers: calls.append(numbers),
-        first=2,
-    )
+    count = lambda *numbers: calls.append(numbers)  # noqa: E731
+    spectra = sample_spectra(p_spin(3), 10, 3, 1, 50.0, 4, method, 7, tick=count, first=2)
     assert calls == [(1, 3), (2, 3), (3, 3)]
     for index, spectrum in enumerate(spectra, start=2):
         assert isinstance(spectrum, Spectrum)
@@ -338,43 +270,27 @@ def test_dense_matrices_beyond_the_memory_are_refused(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"cov": 1.0}, "cov must be a HessianCovariance, got float"),
-        ({"n": 0}, "n must be an integer of at least 1"),
-        ({"n": 3.0}, "n must be an integer"),
-        ({"n": True}, "n must be an integer"),
-        ({"samples": -1}, "samples must be"),
-        ({"first": -1}, "first must be"),
-        ({"seed": -1}, "seed must be"),
-        ({"degenerate": -1}, "degenerate must be"),
+        ({"cov": 1.0}, "cov must be a HessianCovariance .* got float"),
+        ({"n": 0}, "n must be a whole number from 1"),
         ({"outliers": 6}, "6 outliers need as many directions, got n = 5"),
-        ({"outliers": [1.0] * 6}, "6 outliers need"),
-        ({"outliers": -1}, "outliers must be an integer"),
-        ({"outliers": True}, "outliers must be a count or a list"),
-        ({"outliers": 2.0}, "outliers must be a count or a list"),
-        ({"outliers": "3"}, "outliers must be a count or a list"),
-        ({"outliers": None}, "outliers must be a count or a list"),
+        ({"outliers": -1}, "outliers must be a whole"),
+        ({"outliers": 2.0}, "give a count or a list"),
         ({"outliers": [1.0, np.nan]}, "outliers must be finite"),
-        ({"outliers": [np.inf]}, "outliers must be finite"),
-        ({"outliers": [[1.0]]}, "outliers must be a.* array of 1"),
         ({"outliers": 1, "outlier_scale": 0.0}, "outlier_scale must be positive"),
-        ({"outliers": 1, "outlier_scale": np.nan}, "outlier_scale must be"),
-        ({"method": "band"}, "unknown method 'band'; known are auto, tridiagonal, dense"),
+        ({"method": "band"}, "unknown method 'band'; known: auto, tridiagonal, dense"),
         ({"h_true": np.eye(4)}, r"h_true must have shape \(5, 5\), got \(4, 4\)"),
         ({"h_true": np.eye(6), "degenerate": 2}, r"\(5, 5\) or \(7, 7\)"),
-        ({"h_true": np.ones(5)}, "h_true must be a.* array of 2"),
-        ({"h_true": np.full((5, 5), np.nan)}, "h_true must be finite"),
         ({"h_true": np.tri(5)}, "h_true must be symmetric"),
-        ({"h_true": np.eye(5, dtype=complex)}, "h_true must be real"),
         ({"h_true": np.eye(5), "outliers": 1}, "give one of them"),
         ({"h_true": np.eye(7), "degenerate": 2, "method": "tridiagonal"}, "take method='dense'"),
         ({"tick": 3}, "tick must be a function"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message):
-    with pytest.raises(LossModelError, match=message):
+    with pytest.raises(DataError, match=message):
         sample_spectra(**({"cov": rbf(), "n": 5, "samples": 1} | arguments))
     if not set(arguments) & {"samples", "first", "method", "tick"}:
-        with pytest.raises(LossModelError, match=message):
+        with pytest.raises(DataError, match=message):
             sample_hessian(**({"cov": rbf(), "n": 5} | arguments))
 
 

@@ -9,8 +9,7 @@ from store_samples import DISK_FULL, contents
 
 from hessrmt import lossmodel
 from hessrmt.config import SimulateConfig, load_settings
-from hessrmt.lossmodel.bulk import bulk, centre, expected_outside, mean_density
-from hessrmt.lossmodel.sampler import sample_spectra
+from hessrmt.lossmodel.sampler import bulk, centre, expected_outside, mean_density, sample_spectra
 from hessrmt.records import Spectrum
 from hessrmt.runs import simulate
 from hessrmt.runs.simulate import covariance, run, summary
@@ -240,13 +239,13 @@ BAD = {
     ),
     "negative coefficient": (
         ["--kernel", "mixed-spherical", "--coefficients", "1,-1"],
-        ["must not be negative"],
+        ["must be non-negative"],
     ),
     "rough": (["--kernel", "matern", "--nu", 2], ["nu must be above 2"]),
     "length": (["--length", 0], ["length must be positive"]),
     "k1": (["--kernel", "paper", "--k1", -1], ["k1"]),
     "variance NaN": (["--variance", "nan"], ["variance"]),
-    "p": (["--kernel", "p-spin", "--p", 1], ["p must be an integer of at least 2"]),
+    "p": (["--kernel", "p-spin", "--p", 1], ["p must be a whole number from 2 on"]),
     "dimension": (["--dimension", 0], ["dimension", "(got 0)"]),
     "samples": (["--samples", 0], ["samples", "(got 0)"]),
     "outliers twice": (["--outliers", 2, "--outlier-values", 3], ["outlier_values", "leave one"]),

@@ -12,7 +12,7 @@ from properties import examples
 from scipy.integrate import quad
 
 from hessrmt import lossmodel, rng
-from hessrmt.errors import LossModelError
+from hessrmt.errors import DataError
 
 EPS = float(np.finfo(float).eps)
 METHODS = {
@@ -66,52 +66,28 @@ def test_hessians_at_one_point_have_the_law_of_the_class(name):
     assert not cov.gradient_hessian_covariance([1.0, 2.0], [1.0, 2.0]).any()
 
 
-@pytest.mark.parametrize("name", SMOOTH)
-def test_joint_matrix_is_what_automatic_differentiation_says(name):
-    cov, k = SMOOTH[name]
-    n, points = 2, rng.stream(6, "joint").normal(size=(3, 2))
-    triangle = np.triu_indices(n)
-
-    def block(w, v):
-        """(s, s) covariance of value, gradient and upper triangle at w and at v."""
-        rows = []
-        for r in range(3):
-            row = []
-            for c in range(3):
-                full = np.asarray(derivative(k, w, v, r, c))
-                full = (
-                    full[triangle] if r == 2 else full.reshape(1 if r == 0 else n, *full.shape[r:])
-                )
-                full = full[:, *triangle] if c == 2 else full.reshape(len(full), -1)
-                row.append(full)
-            rows.append(np.hstack(row))
-        return np.vstack(rows)
-
-    exact = np.block([[block(w, v) for v in points] for w in points])
-    joint = cov.joint(points)
-    assert joint.shape == (18, 18)
-    assert (joint == joint.T).all()
-    atol = 1e3 * EPS * max(deviation(cov, (0, 0)), deviation(cov, (2, 2)))
-    np.testing.assert_allclose(joint, exact, rtol=0, atol=atol)
-
-
 @pytest.mark.parametrize("name", STATIONARY)
-def test_joint_matrix_holds_the_covariances_between_points(name):
-    cov = STATIONARY[name].cov
+@pytest.mark.parametrize("pair", [(0, 1), (1, 1)])
+def test_joint_matrix_holds_the_covariances_between_points(name, pair):
+    cov, triangle = STATIONARY[name].cov, np.triu_indices(3)
     points = np.array([[0.0, 0.0, 0.0], [0.3, -1.0, 0.2]])
-    rows, columns = np.triu_indices(3)
-    blocks = cov.joint(points).reshape(2, 10, 2, 10)[0, :, 1, :]
+    joint = cov.joint(points)
+    assert joint.shape == (20, 20)
+    assert (joint == joint.T).all()
+    w, v = points[list(pair)]
+    block = joint.reshape(2, 10, 2, 10)[pair[0], :, pair[1], :]
     # the same sum of at most ten terms, in another order
     close = {"rtol": 0, "atol": 20 * EPS * max(deviation(cov, (0, 0)), deviation(cov, (2, 2)))}
-    np.testing.assert_allclose(blocks[0, 0], cov.value_covariance(*points), **close)
-    np.testing.assert_allclose(blocks[0, 1:4], cov.value_gradient_covariance(*points), **close)
-    np.testing.assert_allclose(blocks[1:4, 1:4], cov.gradient_covariance(*points), **close)
-    hessian = cov.hessian_covariance(*points)[rows, columns][:, rows, columns]
-    np.testing.assert_allclose(blocks[4:, 4:], hessian, **close)
-    mixed = cov.gradient_hessian_covariance(*points)[:, rows, columns]
-    np.testing.assert_allclose(blocks[1:4, 4:], mixed, **close)
+    np.testing.assert_allclose(block[0, 0], cov.value_covariance(w, v), **close)
+    np.testing.assert_allclose(block[0, 1:4], cov.value_gradient_covariance(w, v), **close)
+    np.testing.assert_allclose(block[0, 4:], cov.value_hessian_covariance(w, v)[triangle], **close)
+    np.testing.assert_allclose(block[1:4, 1:4], cov.gradient_covariance(w, v), **close)
+    hessian = cov.hessian_covariance(w, v)[triangle][:, *triangle]
+    np.testing.assert_allclose(block[4:, 4:], hessian, **close)
+    mixed = cov.gradient_hessian_covariance(w, v)[:, *triangle]
+    np.testing.assert_allclose(block[1:4, 4:], mixed, **close)
     # the other way round an odd number of derivatives changes the sign
-    np.testing.assert_allclose(blocks[4:, 1:4], -mixed.T, **close)
+    np.testing.assert_allclose(block[4:, 1:4], -mixed.T, **close)
 
 
 KERNELS = [sample.cov for sample in STATIONARY.values()] + [
@@ -170,7 +146,7 @@ def test_matern_at_distance_zero(nu):
     assert cov.loss_variance == pytest.approx(1.5, rel=1000 * EPS)
     assert cov.derivative(2, -1e-200) == pytest.approx(cov.a, rel=1e-9)  # x^(2ν-4) ~ 1e-10 at 2.05
     if nu <= 3:
-        with pytest.raises(LossModelError, match="derivative 3 of the kernel matern is not finite"):
+        with pytest.raises(DataError, match="derivative 3 of the kernel matern is not finite"):
             cov.derivative(3, 0.0)
 
 
@@ -211,23 +187,21 @@ def test_given_derivatives_stand_in_for_automatic_ones():
     def second(q):
         return 25 / 3 * torch.exp(-x(q))
 
-    with pytest.raises(LossModelError, match="a square root"):
+    with pytest.raises(DataError, match="a square root"):
         lossmodel.stationary(k)
     function, named = lossmodel.stationary(k, derivatives=[first, second]), lossmodel.matern(2.5)
     points = [[0.0, 0.0], [1.0, 0.5], [1.0, 0.5]]
     atol = 1e3 * EPS * named.a
     np.testing.assert_allclose(function.joint(points), named.joint(points), rtol=0, atol=atol)
-    with pytest.raises(LossModelError, match=r"the given k''.* but the difference quotient of k'"):
+    with pytest.raises(DataError, match=r"the given k''.* but the difference quotient of k'"):
         lossmodel.stationary(k, derivatives=[first, lambda q: 8 * torch.exp(-x(q))])
-    with pytest.raises(LossModelError, match="at most 4 derivatives"):
+    with pytest.raises(DataError, match="at most 4 derivatives"):
         lossmodel.stationary(k, derivatives=[first] * 5)
-    with pytest.raises(LossModelError, match="k' must be a function of q, got float"):
+    with pytest.raises(DataError, match="k' must be a function of q, got float"):
         lossmodel.stationary(k, derivatives=[5 / 3])
 
 
 def test_functions_work_where_gradients_are_off():
-    with torch.no_grad():
-        assert lossmodel.stationary(torch.exp).a == 1.0
     with torch.inference_mode():
         assert lossmodel.stationary(torch.exp).derivative(4, -1.0) == pytest.approx(math.exp(-1))
 
@@ -259,55 +233,38 @@ def test_scales_far_from_one_are_fine(length):
         (lambda q: 1 + q + 5 * q**2, "expected from 0 to k"),
         (lambda q: torch.where(q < -0.05, torch.nan, torch.exp(q)), "= nan, expected from 0"),
         (lambda q: q * float("nan"), r"k\(0\) = nan"),
-        (lambda q: q * 0 + float("inf"), r"k\(0\) = inf"),
         (lambda q: 1.0, "returned float, expected a float64 scalar"),
         (lambda q: torch.exp(q).to(torch.complex128), r"shape \(\) and torch.complex128"),
         (lambda q: torch.exp(q).float(), "torch.float32"),
-        (lambda q: torch.exp(q)[None], r"shape \(1,\)"),
         (lambda q: torch.exp(q.detach()), "constant, or torch cannot see"),
         (lambda q: torch.ones((), dtype=torch.float64), "constant, or torch cannot see"),
         (np.exp, r"k\(q\) failed at q = 0: RuntimeError"),
-        (lambda: 1.0, "failed at q = 0: TypeError"),
         (3.0, "k must be a function of q, got float"),
-        (None, "k must be a function of q, got NoneType"),
     ],
 )
 def test_kernels_without_a_hessian(k, reason):
-    with pytest.raises(LossModelError, match=reason):
+    with pytest.raises(DataError, match=reason):
         lossmodel.stationary(k)
 
 
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (lambda: lossmodel.rbf(0.0), "variance must be positive"),
         (lambda: lossmodel.rbf(length=-1.0), "length must be positive"),
-        (lambda: lossmodel.rbf(length=float("nan")), "length must be a finite"),
         (lambda: lossmodel.rbf(length=1e-100), "a = Var H_12 must be a finite"),
         (lambda: lossmodel.rbf(length=1e100), "a = Var H_12 must be positive"),
         (lambda: lossmodel.rational_quadratic(alpha=0), "alpha must be positive"),
-        (lambda: lossmodel.rational_quadratic(alpha=True), "alpha must be a finite"),
         (lambda: lossmodel.matern(2.0), "nu must be above 2.* no Hessian"),
-        (lambda: lossmodel.matern(0.5), "nu must be above 2"),
-        (lambda: lossmodel.matern(101), "nu must be at most 100"),
-        (lambda: lossmodel.matern(float("inf")), "nu must be a finite"),
-        (lambda: lossmodel.mixture([], []), "non-empty"),
-        (lambda: lossmodel.mixture([lossmodel.rbf()], [1, 2]), "as many positive weights"),
-        (lambda: lossmodel.mixture([lossmodel.rbf()], [-1]), "as many positive weights"),
+        (lambda: lossmodel.matern(101), "at most 100, got 101"),
+        (lambda: lossmodel.mixture([], []), "weights must not be empty"),
+        (lambda: lossmodel.mixture([lossmodel.rbf()], [1, 2]), "as many weights, got 2"),
+        (lambda: lossmodel.mixture([lossmodel.rbf()], [-1]), "weights must be positive"),
         (lambda: lossmodel.mixture([lossmodel.p_spin(3)], [1]), "got HessianCovariance p_spin"),
-        (lambda: lossmodel.mixture([lossmodel.rbf()], ["a"]), "must be real numbers"),
-        (lambda: lossmodel.rbf().derivative(5, 0.0), "order must be from 0 to 4"),
-        (lambda: lossmodel.rbf().derivative(-1, 0.0), "order must be an integer"),
-        (lambda: lossmodel.rbf().derivative(1, 0.1), "must not be positive, got 0.1"),
-        (lambda: lossmodel.rbf().derivative(1, [-1, float("nan")]), "must be finite"),
-        (lambda: lossmodel.rbf().derivative(1, [[1], [1, 2]]), "cannot be used as an array"),
+        (lambda: lossmodel.rbf().derivative(5, 0.0), "order must be at most 4"),
+        (lambda: lossmodel.rbf().derivative(1, 0.1), "must be at most 0, got 0.1"),
         (lambda: lossmodel.rbf().gradient_covariance([0.0], [0.0, 1.0]), "same dimension"),
-        (lambda: lossmodel.rbf().gradient_covariance(0.0, 1.0), "1 dimension"),
-        (lambda: lossmodel.rbf().joint([0.0, 1.0]), "2 dimension"),
-        (lambda: lossmodel.rbf().joint(np.zeros((0, 3))), "non-empty"),
-        (lambda: lossmodel.rbf().joint([[0.0, float("nan")]]), "must be finite"),
     ],
 )
 def test_arguments_that_cannot_be(make, reason):
-    with pytest.raises(LossModelError, match=reason):
+    with pytest.raises(DataError, match=reason):
         make()

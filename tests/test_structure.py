@@ -5,7 +5,7 @@ import types
 import numpy as np
 import pytest
 import torch
-from samples import by_double_backward, labelled
+from samples import by_double_backward, by_jacobian, labelled
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils import parametrizations
@@ -164,25 +164,10 @@ def test_spectra_of_networks_whose_types_mislead(name, operator):
     make, x, y = NETWORKS[name]
     net = make()
     problem = hr.Problem(net, "cross-entropy", (x, y))
-    if operator == "hessian":
-        exact = np.linalg.eigvalsh(by_double_backward(net, F.cross_entropy, x, y))
-    else:
-        exact = np.linalg.eigvalsh(by_jacobian(net, x))
+    dense = by_double_backward if operator == "hessian" else by_jacobian
+    exact = np.linalg.eigvalsh(dense(net, F.cross_entropy, x, y))
     found = hr.spectrum(problem, operator=operator)
     assert np.abs(found.eigenvalues - exact).max() <= 10 * len(exact) * 2.3e-16 * abs(exact).max()
-
-
-def by_jacobian(net, x):
-    parameters = list(net.parameters())
-    outputs = net(x)
-    rows = [
-        torch.autograd.grad(value, parameters, retain_graph=True, materialize_grads=True)
-        for value in outputs.reshape(-1)
-    ]
-    jacobian = torch.stack([torch.cat([g.reshape(-1) for g in row]) for row in rows]).double()
-    p = torch.softmax(outputs.detach(), 1)
-    curvature = torch.block_diag(*(torch.diag(q) - torch.outer(q, q) for q in p)) / len(x)
-    return (jacobian.T @ curvature @ jacobian).numpy()
 
 
 @pytest.mark.parametrize("name", NETWORKS)

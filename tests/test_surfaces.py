@@ -3,28 +3,17 @@
 import numpy as np
 import pytest
 import torch
+from hessrmt.theory.outliers import bbp_deviation, bbp_position
 from scipy import stats
-from torch.func import grad, jacfwd
+from torch.func import grad
 
 import hessrmt as hr
 from hessrmt import rng
-from hessrmt.errors import HessrmtError, LossModelError
+from hessrmt.errors import DataError, HessrmtError
 from hessrmt.levels import mean_ratio, ratios
-from hessrmt.lossmodel import (
-    features,
-    jets,
-    matern,
-    mixture,
-    paper,
-    rational_quadratic,
-    rbf,
-    stationary,
-    surfaces,
-)
-from hessrmt.lossmodel.jets import covariance_root, sample_jets
+from hessrmt.lossmodel import matern, mixture, paper, rational_quadratic, rbf, stationary, surfaces
 from hessrmt.lossmodel.sampler import sample_spectra
-from hessrmt.lossmodel.surfaces import quadratic, random_surface
-from hessrmt.theory.outliers import bbp_deviation, bbp_position
+from hessrmt.lossmodel.surfaces import covariance_root, quadratic, random_surface, sample_jets
 from hessrmt.theory.ratios import MEAN_RATIO_GOE
 
 EPS = np.finfo(float).eps
@@ -91,7 +80,7 @@ def test_only_directions_that_no_wave_has_are_removed(count, width):
 @pytest.mark.parametrize("name", list(KERNELS))
 def test_rates_have_the_kernel_as_their_transform(name):
     cov, size = KERNELS[name], 200_000
-    rates = features.draw_rates(cov, size, rng.stream(3, name))
+    rates = cov.kernel.rates(size, rng.stream(3, name))
     for q in (-0.05, -0.5, -4.0):
         for order in range(3):
             terms = rates**order * np.exp(rates * q)
@@ -124,14 +113,14 @@ def test_surfaces_have_the_covariance_of_value_gradient_and_hessian(name):
 
 def test_mixing_serves_kernels_given_as_functions_and_is_checked():
     cov = stationary(lambda q: torch.exp(4 * q))
-    with pytest.raises(LossModelError, match="give mixing"):
+    with pytest.raises(DataError, match="give mixing"):
         random_surface(cov, 3)
     surface = random_surface(cov, 3, 100, seed=5, mixing=lambda _, size: np.full(size, 4.0))
     expected = random_surface(rbf(length=0.5), 3, 100, seed=5)
     assert torch.equal(surface.frequencies, expected.frequencies)
-    with pytest.raises(LossModelError, match="another kernel"):
+    with pytest.raises(DataError, match="another kernel"):
         random_surface(cov, 3, mixing=lambda _, size: np.full(size, 2.0))
-    with pytest.raises(LossModelError, match="finite rates"):
+    with pytest.raises(DataError, match="finite rates"):
         random_surface(cov, 3, mixing=lambda _, size: np.full(size, -1.0))
 
 
@@ -236,70 +225,36 @@ def test_surfaces_refuse_what_they_cannot_do(monkeypatch):
     surface = random_surface(rbf(), 3, 20)
     bad_points = (torch.zeros(4), torch.zeros(3), np.zeros(3), torch.zeros(1, 1, 3).double())
     for w in bad_points:
-        with pytest.raises(LossModelError, match="points must be"):
+        with pytest.raises(DataError, match="points must be"):
             surface(w)
-    with pytest.raises(LossModelError, match="one point"):
+    with pytest.raises(DataError, match="one point"):
         surface.hessian(torch.zeros(2, 3).double())
-    with pytest.raises(LossModelError, match="stationary"):
+    with pytest.raises(DataError, match="stationary"):
         random_surface(paper(1.0, 1.0), 3)
-    with pytest.raises(LossModelError, match="stationary"):
+    with pytest.raises(DataError, match="stationary"):
         random_surface(rbf().given_loss(1.0), 3)
     for arguments in ({"n": 0}, {"n": True}, {"n": 3, "features": 0}, {"n": 3, "true_loss": 1.0}):
-        with pytest.raises(LossModelError):
+        with pytest.raises(DataError):
             random_surface(rbf(), **arguments)
-    with pytest.raises(LossModelError, match="do not fit"):
+    with pytest.raises(DataError, match="do not fit"):
         quadratic([1.0, 2.0], 1)
     with pytest.raises(HessrmtError, match="NaN"):
         surface.problem([np.nan, 0.0, 0.0])
     monkeypatch.setattr(surfaces, "free_host_memory", lambda: 2**20)
-    with pytest.raises(LossModelError, match="at most 65 features fit"):
+    with pytest.raises(DataError, match=r"enough for 65\. Take fewer features"):
         random_surface(rbf(), 1000)
 
 
-def kernel_derivatives(k, points):
-    """Joint covariance by automatic differentiation of k(-½|w - v|²), the order of ``joint``."""
-    n = points.shape[1]
-    rows, columns = np.triu_indices(n)
-
-    def jet(function, argument):
-        """Value, gradient and upper Hessian of a function of (w, v) in one argument."""
-        first = jacfwd(function, argument)
-        second = jacfwd(first, argument)
-
-        def parts(w, v):
-            value = function(w, v)
-            lead = value.shape
-            hessian = second(w, v)[..., rows, columns]
-            pieces = [value.reshape(*lead, 1), first(w, v), hessian]
-            return torch.cat(pieces, dim=-1)
-
-        return parts
-
-    def kernel(w, v):
-        return k(-(w - v).square().sum() / 2)
-
-    both = jet(jet(kernel, 0), 1)
-    at = torch.from_numpy(points)
-    return np.block([[both(w, v).numpy() for v in at] for w in at])
-
-
-@pytest.mark.parametrize("name", ["rbf", "rational_quadratic"])
-def test_jets_have_the_covariance_of_autodiff(name):
-    cov = {"rbf": rbf(2.0, 1.5), "rational_quadratic": rational_quadratic(1.5, 0.8, 2.0)}[name]
-    k = {
-        "rbf": lambda q: 2 * torch.exp(q / 1.5**2),
-        "rational_quadratic": lambda q: 1.5 * (1 - q / (2 * 0.8**2)) ** -2.0,
-    }[name]
-    points, samples = np.array([[0.1, 0.4], [-0.5, 0.9], [1.0, 1.0]]), 20_000
+@pytest.mark.parametrize("name", ["rbf", "matern"])
+def test_jets_have_the_joint_covariance(name):
+    cov, samples = KERNELS[name], 20_000
+    points = np.array([[0.1, 0.4], [-0.5, 0.9], [1.0, 1.0]])
     values, gradients, hessians = sample_jets(cov, points, samples, seed=12)
     assert (hessians == hessians.swapaxes(-1, -2)).all()
-    rows, columns = np.triu_indices(2)
-    flat = np.concatenate(
-        [values[..., None], gradients, hessians[..., rows, columns]], axis=-1
-    ).reshape(samples, -1)
-    exact = kernel_derivatives(k, points)
-    diagonal = np.diag(exact)
-    error = np.sqrt((np.outer(diagonal, diagonal) + exact**2) / samples)
+    triangles = hessians[..., *np.triu_indices(2)]
+    flat = np.concatenate([values[..., None], gradients, triangles], axis=-1).reshape(samples, -1)
+    exact = cov.joint(points)  # against automatic differentiation in test_stationary.py
+    error = np.sqrt((np.outer(np.diag(exact), np.diag(exact)) + exact**2) / samples)
     assert (np.abs(flat.T @ flat / samples - exact) / error).max() < 4
 
 
@@ -321,13 +276,13 @@ def test_small_components_keep_their_digits():
 
 
 def test_jets_refuse_what_they_cannot_do(monkeypatch):
-    with pytest.raises(LossModelError, match="stationary"):
+    with pytest.raises(DataError, match="stationary"):
         sample_jets(paper(1.0, 1.0), [[0.0]])
     for arguments in (([[0.0]], 0), ([0.0], 1), ([[np.nan]], 1), ([], 1)):
-        with pytest.raises(LossModelError):
+        with pytest.raises(DataError):
             sample_jets(rbf(), *arguments)
-    with pytest.raises(LossModelError, match="not positive semi-definite"):
+    with pytest.raises(DataError, match="not positive semi-definite"):
         covariance_root(np.array([[1.0, 2.0], [2.0, 1.0]]))
-    monkeypatch.setattr(jets, "free_host_memory", lambda: 48 * 100**2)
-    with pytest.raises(LossModelError, match="enough for 100"):
+    monkeypatch.setattr(surfaces, "free_host_memory", lambda: 48 * 100**2)
+    with pytest.raises(DataError, match="enough for 100"):
         sample_jets(rbf(), np.zeros((2, 12)))

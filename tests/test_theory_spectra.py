@@ -1,12 +1,16 @@
-"""Ratio laws, long-range statistics and level densities against quadrature and random matrices."""
+"""Ratio laws, long-range statistics, densities and outliers against quadrature and samples."""
+
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from scipy import stats
 from scipy.integrate import dblquad, quad
+from scipy.linalg import eigvalsh_tridiagonal
 
 import hessrmt as hr
 from hessrmt import rng
+from hessrmt.lossmodel.sampler import goe_band
 from hessrmt.theory import ratios
 
 theory = hr.theory
@@ -124,20 +128,16 @@ def test_number_variance_and_rigidity_from_the_cluster_function(name):
         return theory.cluster_function(r, name)
 
     assert cluster(0.0) == (0 if name == "poisson" else 1)
-    variance = [
-        length - 2 * integral(lambda r, L=length: (L - r) * cluster(r), 0, length)
-        for length in LENGTHS
-    ]
+    variance = [L - 2 * integral(lambda r, L=L: (L - r) * cluster(r), 0, L) for L in LENGTHS]
     np.testing.assert_allclose(theory.number_variance(LENGTHS, name), variance, atol=1e-10)
+
     # Mehta's form of Δ₃, from the cluster function rather than from Σ²
-    rigid = [
-        L / 15
-        - integral(lambda u, L=L: (1 - u) ** 3 * (2 - 9 * u - 3 * u**2) * cluster(u * L), 0, 1)
-        * L**2
-        / 15
-        for L in LENGTHS[1:]
-    ]
-    np.testing.assert_allclose(theory.rigidity(LENGTHS[1:], name), rigid, atol=1e-9)
+    def lost(u, L):
+        return (1 - u) ** 3 * (2 - 9 * u - 3 * u**2) * cluster(u * L)
+
+    long = LENGTHS[1:]
+    rigid = [L / 15 - integral(lambda u, L=L: lost(u, L), 0, 1) * L**2 / 15 for L in long]
+    np.testing.assert_allclose(theory.rigidity(long, name), rigid, atol=1e-9)
     assert theory.number_variance(0.0, name) == theory.rigidity(0.0, name) == 0
     assert theory.number_variance(1e-6, name) == pytest.approx(1e-6, rel=1e-5)
 
@@ -152,12 +152,8 @@ def test_long_range_asymptotics(name):
         assert exact == pytest.approx(far, abs=0.5 / L)
 
 
-def test_asymptotic_formulas_of_goe_and_superpositions():
+def test_superpositions_are_sums_over_their_blocks():
     L = np.array([3.0, 30.0])
-    goe = 2 / np.pi**2 * (np.log(2 * np.pi * L) + np.euler_gamma + 1 - np.pi**2 / 8)
-    np.testing.assert_allclose(theory.number_variance_asymptotic(L), goe, rtol=1e-13)
-    rigid = (np.log(2 * np.pi * L) + np.euler_gamma - 1.25 - np.pi**2 / 8) / np.pi**2
-    np.testing.assert_allclose(theory.rigidity_asymptotic(L), rigid, rtol=1e-13)
     np.testing.assert_allclose(theory.rigidity(L, "poisson"), L / 15)
     for statistic in (theory.number_variance, theory.rigidity):
         parts = statistic(0.3 * L, "gue") + statistic(0.7 * L, "gue")
@@ -172,16 +168,12 @@ def test_form_factor_is_the_transform_of_the_cluster_function(name):
     # Y(r) = 2 ∫ (1 - K(τ)) cos(2πrτ) dτ; 1 - K of GOE falls like 1/(12 τ²), which leaves
     # less than 2/(12 T² 2πr) = 1e-6 beyond T = 300 for r >= 0.3
     for r in (0.3, 0.6, 1.7):
-        parts = [(0, 1), (1, 2), *((k, k + 2) for k in range(2, 300 if name == "goe" else 2, 2))]
-        total = sum(
-            quad(
-                lambda t, r=r: (1 - theory.form_factor(t, name)) * np.cos(2 * np.pi * r * t),
-                a,
-                b,
-                limit=200,
-            )[0]
-            for a, b in parts
-        )
+
+        def wave(t, r=r):
+            return (1 - theory.form_factor(t, name)) * np.cos(2 * np.pi * r * t)
+
+        ends = [0, 1, *range(2, 301 if name == "goe" else 3, 2)]
+        total = sum(quad(wave, a, b, limit=200)[0] for a, b in pairwise(ends))
         assert 2 * total == pytest.approx(theory.cluster_function(r, name), abs=1e-5)
 
 
@@ -195,9 +187,8 @@ def test_form_factor_values():
     assert theory.form_factor(np.inf) == pytest.approx(1)
     assert theory.form_factor(1.0, "gse") == np.inf
     assert theory.form_factor(2.0, "gse") == 1
-    np.testing.assert_allclose(
-        theory.form_factor(t, "goe2"), theory.form_factor(2 * t, "goe"), rtol=1e-14
-    )
+    blocks = theory.form_factor(t, "goe2")
+    np.testing.assert_allclose(blocks, theory.form_factor(2 * t, "goe"), rtol=1e-14)
 
 
 def test_semicircle():
@@ -205,13 +196,6 @@ def test_semicircle():
         below = integral(lambda u: theory.semicircle(u, 3.0), -3, np.clip(t, -3, 3))
         assert theory.semicircle_cdf(t, 3.0) == pytest.approx(below, abs=1e-9)
     np.testing.assert_array_equal(theory.semicircle_cdf([-np.inf, -2, 2, np.inf]), [0, 0, 1, 1])
-    n = 200
-    a = rng.stream(8, "semicircle").normal(size=(n, n))
-    levels = np.linalg.eigvalsh((a + a.T) / np.sqrt(2))  # off-diagonal variance 1
-    # levels are rigid: number fluctuations are of order √(ln n)/π < 1, so the staircase strays by
-    # a few levels at most
-    radius = theory.semicircle_radius(n)
-    assert stats.kstest(levels, lambda x: theory.semicircle_cdf(x, radius)).statistic < 5 / n
 
 
 @pytest.mark.parametrize("ratio", [0.1, 0.5, 1.0, 2.0, 5.0])
@@ -222,46 +206,122 @@ def test_marchenko_pastur(ratio):
         below = quad(lambda t: theory.marchenko_pastur(t, ratio, 2.0), low, x, limit=100)
         found = theory.marchenko_pastur_cdf(x, ratio, 2.0)
         assert found == pytest.approx(mass + below[0], abs=1e-9 + below[1])
-    np.testing.assert_allclose(
-        theory.marchenko_pastur_cdf([-0.1, 0.0, high, 99], ratio, 2.0), [0, mass, 1, 1], atol=1e-12
-    )
+    found = theory.marchenko_pastur_cdf([-0.1, 0.0, high, 99], ratio, 2.0)
+    np.testing.assert_allclose(found, [0, mass, 1, 1], atol=1e-12)
     np.testing.assert_array_equal(theory.marchenko_pastur([-1.0, high + 1], ratio, 2.0), 0)
-    p, n = (200, int(200 / ratio)) if ratio >= 1 else (int(200 * ratio), 200)
-    x = np.sqrt(2) * rng.stream(9, "wishart", p).normal(size=(p, n))
-    levels = np.linalg.eigvalsh(x @ x.T / n)
-    levels[: max(0, p - n)] = 0
-    below = theory.marchenko_pastur_cdf(levels, ratio, 2.0)
-    staircase = np.searchsorted(levels, levels, side="right") / p
-    # rigid as well: a few levels at most
-    assert np.abs(below - staircase).max() < 5 / p
+
+
+# eigenvalues outside of the bulk, and the smeared semicircle
+
+EPS = np.finfo(float).eps
+TW_MEAN, TW_VARIANCE = -1.2065335745820, 1.6077810345810
+"""Of the Tracy-Widom law for β = 1 (Bornemann, Markov Process. Relat. Fields 16, 803 (2010))."""
+
+
+def largest(n, theta, samples, a=2.0):
+    """Largest eigenvalues of a spiked GOE matrix of variance a, from its tridiagonal form."""
+    found = []
+    for k in range(samples):
+        band = np.sqrt(a) * goe_band(n, 1, rng.stream(5, "bbp", n, str(theta), k))
+        band[0, 0] += theta
+        last = {"select": "i", "select_range": (n - 1, n - 1)}
+        found += list(eigvalsh_tridiagonal(band[0], band[1, :-1], **last))
+    return np.array(found)
+
+
+@pytest.mark.parametrize("share", [1.5, 3.0, -1.5])
+def test_outliers_above_the_threshold(share):
+    n, a, samples = 3000, 2.0, 400
+    theta = share * theory.bbp_threshold(n, a)
+    position, width = theory.bbp_position(theta, n, a), theory.bbp_deviation(theta, n, a)
+    # the spectrum of -√a G - θ has the law of that of √a G - θ, turned over
+    found = np.sign(share) * largest(n, abs(theta), samples, a)
+    # corrections of relative order 1/n to resolvent and dimension move the mean by O(√a/√n), each
+    # with a coefficient of order s/(1 - 1/s²)², s = |share|, from two derivatives of θ + na/θ
+    s = abs(share)
+    correction = 2 * np.sqrt(a / n) / (1 - 1 / s**2) ** 2
+    assert abs(found.mean() - position) < 4 * width / np.sqrt(samples) + correction
+    # a normal sample's relative error of the variance is √(2/samples)
+    assert abs(found.var() / width**2 - 1) < 4 * np.sqrt(2 / samples) + 10 / np.sqrt(n)
+    assert stats.kstest((found - found.mean()) / found.std(), stats.norm.cdf).pvalue > 1e-3
+    # the edge is far: the test would see an outlier that stayed there
+    assert abs(position - 2 * np.sign(share) * np.sqrt(n * a)) > 40 * width / np.sqrt(samples)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, -0.3])
+def test_below_the_threshold_the_edge_is_that_of_the_bulk(share):
+    n, a, samples = 3000, 2.0, 400
+    edge = theory.bbp_position(share * np.sqrt(n * a), n, a)
+    assert edge == pytest.approx(np.copysign(2 * np.sqrt(n * a), share), rel=4 * EPS)
+    assert np.isnan(theory.bbp_deviation(share * np.sqrt(n * a), n, a))
+    beyond = largest(n, share * np.sqrt(n * a), samples, a) - 2 * np.sqrt(n * a)
+    scaled = beyond / (np.sqrt(a) * n ** (-1 / 6))
+    # Tracy-Widom, approached as n^(-1/3), from below the threshold with 1/(1 - share) before it
+    slow = n ** (-1 / 3) / (1 - abs(share))
+    assert abs(scaled.mean() - TW_MEAN) < 4 * np.sqrt(TW_VARIANCE / samples) + slow
+    # kurtosis 0.165 beyond a normal law's is within the factor 2
+    assert abs(scaled.var() / TW_VARIANCE - 1) < 4 * np.sqrt(2 * 2 / samples) + slow
+
+
+def test_position_is_continuous_odd_and_in_closed_form():
+    n, a = 50, 0.3
+    edge = theory.bbp_threshold(n, a)
+    assert edge == pytest.approx(np.sqrt(15), rel=2 * EPS)
+    theta = edge * np.array([[-4.0, -1.0, 0.0], [0.5, 1.0 + 1e-6, 2.0]])
+    found = theory.bbp_position(theta, n, a)
+    expected = edge * np.array([[-4.25, -2, 2], [2, 2 + 1e-12, 2.5]])
+    np.testing.assert_allclose(found, expected, rtol=8 * EPS)
+    np.testing.assert_allclose(theory.bbp_position(-theta[theta != 0], n, a), -found[theta != 0])
+    assert theory.bbp_deviation(2 * edge, n, a) == pytest.approx(np.sqrt(0.6 * 0.75), rel=8 * EPS)
+    # far outside the bulk only the diagonal element fluctuates
+    assert theory.bbp_deviation(1e9, n, a) == pytest.approx(np.sqrt(2 * a), rel=8 * EPS)
+
+
+def convolved(x, radius, sigma):
+    """The convolution by adaptive quadrature in the semicircle's angle, and its integral."""
+    ends = np.arcsin(np.clip([(x - 12 * sigma) / radius, (x + 12 * sigma) / radius], -1, 1))
+
+    def integral_of(law):
+        def integrand(angle):
+            return 2 / np.pi * np.cos(angle) ** 2 * law((x - radius * np.sin(angle)) / sigma)
+
+        return quad(integrand, *ends, epsabs=1e-13, epsrel=1e-13, limit=200)[0]
+
+    rest = theory.semicircle_cdf(x - 12 * sigma, radius)
+    return integral_of(stats.norm.pdf) / sigma, integral_of(stats.norm.cdf) + rest
 
 
 @pytest.mark.parametrize(
-    ("call", "words"),
-    [
-        (lambda: theory.ratio_law(np.nan), "1 NaN"),
-        (lambda: theory.ratio_law(1.0, beta=0), "one of 1, 2, 4"),
-        (lambda: theory.ratio_law(1.0, cut=0), "cut is 0"),
-        (lambda: theory.ratio_law_cdf(1.0, cut=np.nan), "cut is nan"),
-        (lambda: theory.block_ratio_law(1.0, 0), "blocks is 0"),
-        (lambda: theory.block_ratio_law(1.0, 2.5), "blocks is 2.5"),
-        (lambda: theory.mean_ratio("goe3"), "one of 'goe'"),
-        (lambda: theory.ratio_law_folded("x"), "one of 'goe'"),
-        (lambda: theory.ratio_law_unfolded("poisson").moment(1), "order 1"),
-        (lambda: theory.number_variance(-1.0), "not negative"),
-        (lambda: theory.number_variance(np.inf), "finite"),
-        (lambda: theory.number_variance(1.0, "goe3"), "one of 'goe'"),
-        (lambda: theory.number_variance(1.0, fractions=(0.5,)), "sum 1"),
-        (lambda: theory.number_variance_asymptotic([0.0, 1.0]), "above 0"),
-        (lambda: theory.rigidity(1e6), "at most 1e5"),
-        (lambda: theory.form_factor(np.nan), "NaN"),
-        (lambda: theory.cluster_function(1.0, "goe2"), "one of 'goe'"),
-        (lambda: theory.semicircle(0.0, radius=0.0), "radius is 0"),
-        (lambda: theory.semicircle_radius(0), "dimension"),
-        (lambda: theory.marchenko_pastur(1.0, -1.0), "ratio is -1"),
-        (lambda: theory.marchenko_pastur_cdf(1.0, 0.5, np.nan), "scale is nan"),
-    ],
+    ("radius", "sigma"), [(2.0, 1.0), (2.0, 0.1), (2.0, 1e-3), (0.5, 4.0), (1e-3, 1.0), (3.0, 0.5)]
 )
-def test_bad_input(call, words):
-    with pytest.raises(ValueError, match=words):
-        call()
+def test_smeared_semicircle_is_the_convolution(radius, sigma):
+    edges = radius + sigma * np.array([-9.9, -2, -0.3, 0, 0.3, 2, 6])
+    x = np.concatenate([[0.0, 0.3 * radius], edges, -edges])
+    density, below = np.transpose([convolved(y, radius, sigma) for y in x])
+    found = theory.smeared_semicircle(x, radius, sigma)
+    assert np.abs(found - density).max() < 1e-11 * max(found.max(), 1)
+    assert np.abs(theory.smeared_semicircle_cdf(x, radius, sigma) - below).max() < 1e-11
+
+
+def test_limits_and_moments_of_the_smeared_semicircle():
+    x = np.linspace(-3, 3, 61)
+    for smeared, half, normal in (
+        (theory.smeared_semicircle, theory.semicircle, stats.norm.pdf),
+        (theory.smeared_semicircle_cdf, theory.semicircle_cdf, stats.norm.cdf),
+    ):
+        np.testing.assert_array_equal(smeared(x, 2.0, 0.0), half(x, 2.0))
+        np.testing.assert_allclose(smeared(x, 0.0, 1.0), normal(x), rtol=0, atol=4 * EPS)
+        # next order: R²/8 and σ²/2 times the second derivative; √σ at the semicircle's own edge
+        np.testing.assert_allclose(smeared(x, 1e-7, 1.0), normal(x), rtol=0, atol=1e-14)
+        inner = x[np.abs(x) < 1.9]
+        np.testing.assert_allclose(smeared(inner, 2.0, 1e-8), half(inner, 2.0), rtol=0, atol=1e-14)
+        assert abs(smeared(2.0, 2.0, 1e-12) - half(2.0, 2.0)) < 1e-6
+        ends = smeared([-np.inf, -1e300, 1e300, np.inf], 2.0, 1.0)
+        np.testing.assert_array_equal(ends, [0, 0, normal(np.inf), normal(np.inf)])
+        assert isinstance(smeared(0.5, 2.0, 1.0), float)
+    # variance R²/4 + σ²: trapezoids converge geometrically for an analytic integrand
+    y = np.linspace(-14, 14, 2001)
+    density = theory.smeared_semicircle(y, 2.0, 1.5) * (y[1] - y[0])
+    np.testing.assert_allclose([density.sum(), density @ y**2], [1, 1 + 2.25], rtol=1e-13)
+    below, above = (theory.smeared_semicircle_cdf(z, 2.0, 1.5) for z in (y, -y))
+    np.testing.assert_allclose(below + above, 1, rtol=1e-14)

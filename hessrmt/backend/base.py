@@ -1,18 +1,29 @@
-"""The backend: a device and the few verbs whose implementation depends on it."""
+"""The backend: a device and the few verbs whose implementation depends on it.
+
+Arguments are checked here, once for every device.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+import numpy as np
+import torch
 
-    import numpy as np
-    import torch
+from hessrmt.errors import ConfigError, NonFiniteError
+
+if TYPE_CHECKING:
     from jaxtyping import Float, Float64, Int64
     from torch import Tensor
 
     from hessrmt.arrays import Levels, Matrix
+
+    Stack = Float[Tensor, "batch n n"] | Sequence[Matrix]
+    Fits = list[tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " n"]]]
+
+FLOATS = (torch.float64, torch.float32)
 
 
 class Backend(Protocol):
@@ -24,15 +35,12 @@ class Backend(Protocol):
     Attributes:
         name: The device in words, for files and terminals.
         device: Where tensors live.
+        solver: The route of the last :meth:`eigvalsh` in words; before it, the policy.
     """
 
     name: str
     device: torch.device
-
-    @property
-    def solver(self) -> str:
-        """The route of the last :meth:`eigvalsh` in words; before it, the policy."""
-        ...
+    solver: str
 
     def free_memory(self) -> int:
         """Bytes that can be allocated now."""
@@ -75,9 +83,7 @@ class Backend(Protocol):
         """
         ...
 
-    def eigvalsh_batch(
-        self, matrices: Float[Tensor, "batch n n"] | Sequence[Matrix]
-    ) -> list[Levels]:
+    def eigvalsh_batch(self, matrices: Stack) -> list[Levels]:
         """All eigenvalues of each of several symmetric matrices.
 
         Args:
@@ -110,11 +116,13 @@ class Backend(Protocol):
             ConfigError: If an argument is not a vector of float64, or does not ascend.
             NonFiniteError: If a value is NaN or infinite.
         """
-        ...
+        for what, values in (("pool", pool), ("queries", queries)):
+            _require_ascending(values, what)
+            if values.dtype != torch.float64:
+                raise ConfigError(f"{what}: {values.dtype}; give float64")
+        return self._staircase(pool.contiguous(), queries.contiguous())
 
-    def powerlaw_scan(
-        self, values: Sequence[Float[Tensor, " n"]]
-    ) -> list[tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " n"]]]:
+    def powerlaw_scan(self, values: Sequence[Float[Tensor, " n"]]) -> Fits:
         """Fit ρ(x) ~ x^(-α) to the tail of every layer that begins at each of its values.
 
         Definitions and sources: :func:`hessrmt.backend.reference.powerlaw_scan`.
@@ -131,10 +139,21 @@ class Backend(Protocol):
                 holds a value that is not positive.
             NonFiniteError: If a value is NaN or infinite.
         """
-        ...
+        for number, layer in enumerate(values):
+            what = f"layer {number}"
+            _require_ascending(layer, what)
+            if len(layer) and float(layer[0]) <= 0:
+                smallest = f"the smallest value is {float(layer[0]):g}"
+                raise ConfigError(f"{what}: {smallest}; a power law needs values > 0")
+        if not len(values):
+            return []
+        offsets = np.cumsum([0, *map(len, values)], dtype=np.int64)
+        alpha, distance = self._scan(torch.cat([layer.double() for layer in values]), offsets)
+        cuts = offsets[1:-1]
+        return list(zip(np.split(alpha, cuts), np.split(distance, cuts), strict=True))
 
     def sample_goe(
-        self, n: int, count: int, key: int, dtype: torch.dtype, first: int = 0
+        self, n: int, count: int, key: int, dtype: torch.dtype = torch.float64, first: int = 0
     ) -> Float[Tensor, "count n n"]:
         """Draw matrices of the Gaussian orthogonal ensemble: N(0, 1), on the diagonal N(0, 2).
 
@@ -154,4 +173,88 @@ class Backend(Protocol):
         Raises:
             ConfigError: If a number is out of its range or ``dtype`` is another.
         """
-        ...
+        if n < 1 or count < 0 or first < 0 or not 0 <= key < 2**64 or dtype not in FLOATS:
+            raise ConfigError(
+                f"GOE matrices with n = {n}, count {count}, first {first}, key {key}, {dtype}; "
+                "give n >= 1, count >= 0, first >= 0, a key of 64 bits and float64 or float32"
+            )
+        return self._goe(n, count, key, dtype, first)
+
+    def _staircase(self, pool: Tensor, queries: Tensor) -> Int64[np.ndarray, " n"]: ...
+
+    def _scan(
+        self, values: Tensor, offsets: Int64[np.ndarray, " layers+1"]
+    ) -> tuple[np.ndarray, np.ndarray]: ...
+
+    def _goe(self, n: int, count: int, key: int, dtype: torch.dtype, first: int) -> Tensor: ...
+
+
+def require_square(matrix: Tensor, what: str = "the matrix") -> None:
+    """Raise unless a tensor is a square matrix of a type that can be diagonalised.
+
+    Args:
+        matrix: Should be (n, n), float64 or float32.
+        what: Its name in the error.
+
+    Raises:
+        ConfigError: If it is not square, or of another type.
+    """
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+        raise ConfigError(f"{what} has shape {tuple(matrix.shape)}; give an (n, n) matrix")
+    if matrix.dtype not in FLOATS:
+        raise ConfigError(f"{what} is of {matrix.dtype}; give float64 or float32")
+
+
+def require_squares(matrices: Stack) -> None:
+    """Raise unless :func:`require_square` holds for every matrix of a batch.
+
+    Args:
+        matrices: A stack (batch, n, n), or matrices.
+
+    Raises:
+        ConfigError: If it does not, or a tensor is no stack.
+    """
+    if isinstance(matrices, torch.Tensor) and matrices.ndim != 3:
+        raise ConfigError(f"a stack of shape {tuple(matrices.shape)}; give (batch, n, n)")
+    for number, matrix in enumerate(matrices):
+        require_square(matrix, f"matrix {number}")
+
+
+def require_finite(finite: bool, what: str = "the matrix") -> None:
+    """Raise unless all entries of a matrix are finite.
+
+    Args:
+        finite: Whether they are.
+        what: Its name in the error.
+
+    Raises:
+        NonFiniteError: If not.
+    """
+    if not finite:
+        raise NonFiniteError(
+            f"{what} has entries that are NaN or infinite, so it has no eigenvalues; look for an "
+            "overflow in what it was computed from, e.g. with float64 instead of float32"
+        )
+
+
+def all_finite(values: Tensor) -> bool:
+    """Whether no value is NaN or infinite, without a temporary of the same size.
+
+    Args:
+        values: Of any shape.
+
+    Returns:
+        True also if there are none.
+    """
+    # NaN is kept by both ends
+    return not values.numel() or all(math.isfinite(float(end)) for end in torch.aminmax(values))
+
+
+def _require_ascending(values: Tensor, what: str) -> None:
+    if values.ndim != 1 or values.dtype not in FLOATS:
+        given = f"shape {tuple(values.shape)}, {values.dtype}"
+        raise ConfigError(f"{what}: {given}; give a vector of float64 or float32")
+    if not all_finite(values):
+        raise NonFiniteError(f"{what}: a value is NaN or infinite; remove it before")
+    if bool((values[1:] < values[:-1]).any()):
+        raise ConfigError(f"{what}: the values do not ascend; sort them before")

@@ -8,24 +8,27 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from hessrmt.backend import reference
-from hessrmt.backend.checks import require_ascending, require_draw, require_symmetric
-from hessrmt.backend.memory import free_host_memory
-from hessrmt.errors import ConfigError, ConvergenceError
+from hessrmt.backend.base import (
+    Backend,
+    all_finite,
+    require_finite,
+    require_square,
+    require_squares,
+)
+from hessrmt.backend.host import free_host_memory
+from hessrmt.errors import ConvergenceError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from jaxtyping import Float, Float64, Int64
     from torch import Tensor
 
     from hessrmt.arrays import Levels, Matrix
+    from hessrmt.backend.base import Stack
 
 _TILE = 512
 
@@ -34,7 +37,7 @@ TOGETHER = 3000
 memory, and fill the cores by themselves."""
 
 
-class CpuBackend:
+class CpuBackend(Backend):
     """Main memory and torch's CPU kernels; the oracle for every other backend."""
 
     solver = "torch.linalg.eigvalsh (LAPACK syevd, cpu)"
@@ -45,22 +48,11 @@ class CpuBackend:
         self.name = f"cpu ({torch.get_num_threads()} threads)"
 
     def free_memory(self) -> int:
-        """Bytes that can be allocated now (see :mod:`hessrmt.backend.memory`).
-
-        Returns:
-            A number of bytes.
-        """
+        """See :class:`.Backend`; :func:`.host.free_host_memory`."""
         return free_host_memory()
 
     def symmetrize_(self, matrix: Matrix) -> float:
-        """Replace A by (A + Aᵀ)/2 in place, tile by tile.
-
-        Args:
-            matrix: (n, n), overwritten.
-
-        Returns:
-            The largest |A_ij - A_ji| before; NaN if any entry is not finite.
-        """
+        """See :class:`.Backend`; tile by tile."""
         worst = torch.zeros((), dtype=matrix.dtype)
         starts = range(0, matrix.shape[0], _TILE)
         for i in starts:
@@ -75,138 +67,65 @@ class CpuBackend:
         return float(worst)
 
     def eigen_bytes(self, n: int, itemsize: int) -> int:
-        """Bytes held while an (n, n) matrix is diagonalised: itself and LAPACK's copy of it.
-
-        Args:
-            n: Dimension.
-            itemsize: Bytes of a number.
-
-        Returns:
-            A number of bytes.
-        """
+        """See :class:`.Backend`; the matrix and LAPACK's copy of it."""
         return 2 * itemsize * n**2
 
     def solver_table(self) -> dict[str, str]:
-        """Which solver is taken at which size.
-
-        Returns:
-            From a range of sizes to the route in words.
-        """
-        return {
-            "any n": self.solver,
-            f"batches, n <= {TOGETHER:,}": f"{self.solver}, a core for each matrix",
-        }
+        """See :class:`.Backend`."""
+        batches = f"batches, n <= {TOGETHER:,}"
+        return {"any n": self.solver, batches: f"{self.solver}, a core for each matrix"}
 
     def eigvalsh(self, matrix: Matrix) -> Levels:
-        """All eigenvalues of a symmetric matrix by LAPACK's ``syevd``.
-
-        Args:
-            matrix: (n, n) symmetric; the lower triangle is read.
-
-        Returns:
-            (n,) float64, ascending.
-        """
-        require_symmetric(matrix)
+        """See :class:`.Backend`; LAPACK's ``syevd``."""
+        require_square(matrix)
+        _require_finite(matrix)
         return _eigvalsh(matrix)
 
-    def eigvalsh_batch(
-        self, matrices: Float[Tensor, "batch n n"] | Sequence[Matrix]
-    ) -> list[Levels]:
-        """All eigenvalues of each of several symmetric matrices, small ones a core for each.
+    def eigvalsh_batch(self, matrices: Stack) -> list[Levels]:
+        """See :class:`.Backend`; small matrices a core for each.
 
         torch's number of threads belongs to the whole process: it is 1 for the duration, and other
         Python threads that use torch meanwhile notice. Eigenvalues of small matrices don't depend
         on the number of threads, and so not on the last bit of it.
 
         Args:
-            matrices: (batch, n, n), or matrices (n_i, n_i) of any sizes; lower triangles are read.
+            matrices: A stack, or matrices of any sizes.
 
         Returns:
-            For each matrix, in the order given, (n_i,) float64, ascending.
-
-        Raises:
-            ConfigError: If a tensor is not a stack of matrices.
+            Eigenvalues of each.
         """
-        if isinstance(matrices, torch.Tensor) and matrices.ndim != 3:
-            raise ConfigError(f"a stack of shape {tuple(matrices.shape)}; give (batch, n, n)")
+        require_squares(matrices)
         given = list(matrices)
         for number, matrix in enumerate(given):
-            require_symmetric(matrix, f"matrix {number}")
+            _require_finite(matrix, f"matrix {number}")
         small = [i for i, matrix in enumerate(given) if matrix.shape[0] <= TOGETHER]
         found: dict[int, Levels] = {}
         if small:
-            workers = min(torch.get_num_threads(), len(small))
-            with (
-                _one_thread(),
-                ThreadPoolExecutor(
-                    workers, initializer=torch.set_num_threads, initargs=(1,)
-                ) as pool,
-            ):
-                levels = pool.map(_eigvalsh, (given[i] for i in small))
-                found.update(zip(small, levels, strict=True))
+            before = torch.get_num_threads()
+            torch.set_num_threads(1)
+            one = {"initializer": torch.set_num_threads, "initargs": (1,)}
+            try:
+                with ThreadPoolExecutor(min(before, len(small)), **one) as pool:
+                    levels = pool.map(_eigvalsh, (given[i] for i in small))
+                    found.update(zip(small, levels, strict=True))
+            finally:
+                torch.set_num_threads(before)
         return [found[i] if i in found else _eigvalsh(given[i]) for i in range(len(given))]
 
-    def staircase(
-        self, pool: Float64[Tensor, " m"], queries: Float64[Tensor, " n"]
-    ) -> Int64[np.ndarray, " n"]:
-        """Counting function of a pool of levels: how many are less than each query.
-
-        Args:
-            pool: (m,) float64, ascending.
-            queries: (n,) float64, ascending.
-
-        Returns:
-            (n,) int64; equal levels are not counted.
-
-        Raises:
-            ConfigError: If an argument is not of float64.
-        """
-        for what, values in (("pool", pool), ("queries", queries)):
-            require_ascending(values, what)
-            if values.dtype != torch.float64:
-                raise ConfigError(f"{what}: {values.dtype}; give float64")
+    def _staircase(self, pool: Tensor, queries: Tensor) -> np.ndarray:
         return reference.staircase(pool.numpy(), queries.numpy())
 
-    def powerlaw_scan(
-        self, values: Sequence[Float[Tensor, " n"]]
-    ) -> list[tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " n"]]]:
-        """Power-law fits of many layers at every x_min (:func:`.reference.powerlaw_scan`).
+    def _scan(self, values: Tensor, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return reference.powerlaw_scan(values.numpy(), offsets)
 
-        Args:
-            values: For each layer (n_i,) ascending, positive.
-
-        Returns:
-            For each layer α and distance of each candidate, NaN where its tail holds fewer than
-            two distinct values.
-        """
-        for number, layer in enumerate(values):
-            require_ascending(layer, f"layer {number}", positive=True)
-        if not len(values):
-            return []
-        offsets = np.cumsum([0, *map(len, values)], dtype=np.int64)
-        together = np.concatenate([layer.numpy().astype(np.float64) for layer in values])
-        alpha, distance = reference.powerlaw_scan(together, offsets)
-        cuts = offsets[1:-1]
-        return list(zip(np.split(alpha, cuts), np.split(distance, cuts), strict=True))
-
-    def sample_goe(
-        self, n: int, count: int, key: int, dtype: torch.dtype = torch.float64, first: int = 0
-    ) -> Float[Tensor, "count n n"]:
-        """Draw GOE matrices by counter (:func:`.reference.sample_goe`).
-
-        Args:
-            n: Dimension.
-            count: How many.
-            key: 64-bit word of a named stream.
-            dtype: float64 or float32.
-            first: Number of the first matrix in the key's sequence.
-
-        Returns:
-            (count, n, n), symmetric to the bit.
-        """
-        require_draw(n, count, key, first, dtype)
+    def _goe(self, n: int, count: int, key: int, dtype: torch.dtype, first: int) -> Tensor:
         kind = np.float64 if dtype == torch.float64 else np.float32
         return torch.from_numpy(reference.sample_goe(n, count, key, first=first, dtype=kind))
+
+
+def _require_finite(matrix: Tensor, what: str = "the matrix") -> None:
+    # the whole matrix first: no temporary; the upper triangle may hold anything
+    require_finite(all_finite(matrix) or all_finite(matrix.tril()), what)
 
 
 def _eigvalsh(matrix: Matrix) -> Levels:
@@ -215,14 +134,3 @@ def _eigvalsh(matrix: Matrix) -> Levels:
     except RuntimeError as error:
         raise ConvergenceError(f"the eigenvalue solver failed: {error}") from error
     return levels.numpy().astype(np.float64)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """One thread inside every call of torch and its LAPACK."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -7,13 +7,14 @@ allocator knows all memory; CuPy compiles and launches. Functions trust their ar
 from __future__ import annotations
 
 from contextlib import contextmanager
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 
-from hessrmt.backend import chase, solvers
-from hessrmt.backend.kernels import OPTIONS, names, source
+from hessrmt.backend import solvers, twostage
+from hessrmt.backend.kernels import OPTIONS, csrc, names, source
 from hessrmt.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -56,8 +57,7 @@ class Kernels:
         n = matrix.shape[0]
         tiles = -(-n // TILE)
         worst = torch.zeros(1, dtype=torch.int64, device=self._device)
-        kernel = self._kernel("symmetrize", f"symmetrize_{_kind(matrix)}")
-        self._launch(kernel, (tiles, tiles), TILE_BLOCK, matrix, np.int64(n), worst)
+        self._run("symmetrize", matrix, (tiles, tiles), TILE_BLOCK, matrix, np.int64(n), worst)
         return float(worst.view(torch.float64)[0])
 
     def half_width(self, itemsize: int) -> int:
@@ -66,9 +66,8 @@ class Kernels:
 
     def compile_two_stage(self, dtype: torch.dtype) -> None:
         """Compile what the two-stage solver launches, while the matrix is still untouched."""
-        kind = _KINDS[dtype]
-        for file, name in (("bulge_chase", "bulge_chase"), ("sturm", "sturm_prepare")):
-            self._kernel(file, f"{name}_{kind}")
+        self._kernel("bulge_chase", f"bulge_chase_{_KINDS[dtype]}")
+        self._kernel("sturm", f"sturm_prepare_{_KINDS[dtype]}")
         self._kernel("sturm", "sturm_bisect_f64")
 
     def chase(
@@ -88,14 +87,14 @@ class Kernels:
         """
         n, itemsize = band.shape[0], band.element_size()
         threads = THREADS["bulge_chase"]
-        shared = chase.chase_launch(n, b, itemsize, resident=1, threads=threads).shared_bytes
-        kernel = self._kernel("bulge_chase", f"bulge_chase_{_kind(band)}", shared)
+        shared = twostage.chase_launch(n, b, itemsize, resident=1, threads=threads).shared_bytes
+        kernel = self._kernel("bulge_chase", f"bulge_chase_{_KINDS[band.dtype]}", shared)
         resident = self._resident(kernel, shared, threads)
-        config = chase.chase_launch(n, b, itemsize, resident=resident, threads=threads)
+        config = twostage.chase_launch(n, b, itemsize, resident=resident, threads=threads)
         d, e = band.new_empty(n), band.new_empty(n)
         state = torch.zeros(config.state_words, dtype=torch.int32, device=self._device)
         sizes = np.int32(n), np.int32(b), np.int32(1)
-        arguments = (band, *sizes, d, e, state, np.uint32(chase.SPIN_LIMIT))
+        arguments = (band, *sizes, d, e, state, np.uint32(twostage.SPIN_LIMIT))
         self._launch(kernel, (config.blocks,), (threads,), *arguments, shared=shared)
         if failed := int(state[1]):
             raise KernelError(f"the bulge chase stopped: sweep {failed - 1} waited in vain")
@@ -121,7 +120,7 @@ class Kernels:
         levels = torch.empty(n, dtype=torch.float64, device=self._device)
         info = torch.zeros(1, dtype=torch.int32, device=self._device)
         size, one = np.int64(n), np.int64(1)
-        kernel = self._kernel("sturm", f"sturm_prepare_{_kind(d)}")
+        kernel = self._kernel("sturm", f"sturm_prepare_{_KINDS[d.dtype]}")
         threads = (THREADS["sturm_prepare"],)
         self._launch(kernel, (1,), threads, d, e, size, size, size, one, work, info)
         kernel = self._kernel("sturm", "sturm_bisect_f64")
@@ -150,13 +149,12 @@ class Kernels:
         """
         batch, n = stack.shape[:2]
         shared = solvers.small_shared_bytes(n, stack.element_size())
-        kernel = self._kernel("batched_small", f"batched_small_{_kind(stack)}", shared)
         levels = torch.empty((batch, n), dtype=torch.float64, device=self._device)
         info = torch.zeros(batch, dtype=torch.int32, device=self._device)
         sizes = map(np.int64, (n, stack.stride(1), stack.stride(0), batch))
         arguments = (stack, *sizes, levels, np.int64(n), info)
         grid, block = (min(batch, _GRID_LIMIT),), (32 * -(-n // 32),)
-        self._launch(kernel, grid, block, *arguments, shared=shared)
+        self._run("batched_small", stack, grid, block, *arguments, shared=shared)
         return levels.cpu().numpy(), info.cpu().numpy()
 
     def library_eigvalsh(self, matrix: Matrix) -> np.ndarray:
@@ -191,9 +189,8 @@ class Kernels:
         """How many of an ascending pool are less than each query."""
         n, threads = queries.shape[0], THREADS["staircase"]
         counts = torch.empty(n, dtype=torch.int64, device=self._device)
-        kernel = self._kernel("staircase", f"staircase_{_kind(pool)}")
         arguments = (pool, np.int64(pool.shape[0]), queries, np.int64(n), counts)
-        self._launch(kernel, (-(-n // threads),), (threads,), *arguments)
+        self._run("staircase", pool, (-(-n // threads),), (threads,), *arguments)
         return counts.cpu().numpy()
 
     def powerlaw_scan(
@@ -203,11 +200,10 @@ class Kernels:
         alpha = torch.empty(values.shape[0], dtype=torch.float64, device=self._device)
         distance = torch.empty_like(alpha)
         layers, longest = len(offsets) - 1, int(np.diff(offsets).max())
-        kernel = self._kernel("powerlaw_scan", f"powerlaw_scan_{_kind(values)}")
         starts = torch.from_numpy(offsets).to(self._device)
         grid = (-(-longest // SCAN_THREADS), min(layers, _GRID_LIMIT))
         arguments = (values, starts, np.int64(layers), np.int32(0), alpha, distance)
-        self._launch(kernel, grid, (SCAN_THREADS,), *arguments)
+        self._run("powerlaw_scan", values, grid, (SCAN_THREADS,), *arguments)
         return alpha.cpu().numpy(), distance.cpu().numpy()
 
     def goe(
@@ -216,10 +212,9 @@ class Kernels:
         """GOE matrices ``first`` ... of a key's sequence."""
         matrices = torch.empty((count, n, n), dtype=dtype, device=self._device)
         tiles = -(-n // TILE)
-        kernel = self._kernel("goe_fill", f"goe_fill_{_kind(matrices)}")
         sizes = (np.int64(n), np.int64(count), np.uint64(key), np.uint64(first))
         grid = (tiles, tiles, min(count, _GRID_LIMIT))
-        self._launch(kernel, grid, TILE_BLOCK, matrices, *sizes)
+        self._run("goe_fill", matrices, grid, TILE_BLOCK, matrices, *sizes)
         return matrices
 
     # Compiling and launching
@@ -236,14 +231,9 @@ class Kernels:
         """
         found = {name: self._kernel(file, name) for name in names(source(file))}
         with self._current(), _as_kernel_error(f"{file} can't be asked what it takes"):
-            return {
-                name: {
-                    "registers": kernel.num_regs,
-                    "local bytes": kernel.local_size_bytes,
-                    "static shared bytes": kernel.shared_size_bytes,
-                }
-                for name, kernel in found.items()
-            }
+            words = "registers", "local bytes", "static shared bytes"
+            take = attrgetter("num_regs", "local_size_bytes", "shared_size_bytes")
+            return {name: dict(zip(words, take(k), strict=True)) for name, k in found.items()}
 
     def _kernel(self, file: str, name: str, shared: int = 0) -> Any:
         with self._current(), _as_kernel_error(f"{name} could not be compiled"):
@@ -260,9 +250,22 @@ class Kernels:
                 self._modules[file] = error
                 raise
             self._modules[file] = found
-            if solvers.needs_opt_in(shared):
+            if shared > solvers.OPT_IN:
                 kernel.max_dynamic_shared_size_bytes = shared
             return kernel
+
+    def _run(
+        self,
+        file: str,
+        of: Tensor,
+        grid: tuple[int, ...],
+        block: tuple[int, ...],
+        *arguments: Any,
+        shared: int = 0,
+    ) -> None:
+        """Launch the kernel that has its file's name, for a tensor's type."""
+        kernel = self._kernel(file, f"{file}_{_KINDS[of.dtype]}", shared)
+        self._launch(kernel, grid, block, *arguments, shared=shared)
 
     def _launch(
         self, kernel: Any, grid: tuple[int, ...], block: tuple[int, ...], *arguments: Any, shared=0
@@ -316,10 +319,6 @@ class _TorchStream(NamedTuple):
 _KINDS = {torch.float64: "f64", torch.float32: "f32"}
 
 
-def _kind(tensor: Tensor) -> str:
-    return _KINDS[tensor.dtype]
-
-
 @contextmanager
 def _as_kernel_error(what: str) -> Iterator[None]:
     """CuPy's errors (compiler, driver) have no common base but Exception; ours pass."""
@@ -345,3 +344,29 @@ def import_kernels(device: torch.device) -> Kernels | None:
     except ImportError:
         return None
     return Kernels(cupy, device)
+
+
+def compile_report(device: torch.device) -> dict[str, str]:
+    """Try to compile every kernel source for a device.
+
+    Args:
+        device: Any device.
+
+    Returns:
+        For each file of csrc/, without its ending, ``"ok"`` or the reason why not; where nothing
+        can be tried, one entry ``"all"`` that says why.
+    """
+    if device.type != "cuda":
+        return {"all": "not tried: no CUDA device"}
+    kernels = import_kernels(device)
+    if kernels is None:
+        return {"all": "not tried: CuPy is not installed"}
+    found = {}
+    for file in sorted(csrc().glob("*.cu")):
+        try:
+            kernels.compiled(file.stem)
+        except KernelError as error:
+            found[file.stem] = str(error).strip()
+        else:
+            found[file.stem] = "ok"
+    return found

@@ -7,24 +7,22 @@ Written against nvmath-python 1.0 and nccl4py 0.3; **it has never run on a GPU**
 from __future__ import annotations
 
 import ctypes
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 
-from hessrmt.backend.blockcyclic import lay_out, process_grid
-from hessrmt.backend.distributed import require_distributed
+from hessrmt.backend.distributed import DistributedBackend
 from hessrmt.errors import ConvergenceError, DeviceError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
-    from hessrmt.arrays import Levels
-    from hessrmt.backend.blockcyclic import Layout
+    from hessrmt.backend.distributed import Layout
     from hessrmt.backend.world import World
-
-_LARGEST_BLOCK = 256
-"""Block size; a power of two, which the library's divide and conquer needs. Not measured."""
 
 _LOWER = 0
 """``CUBLAS_FILL_MODE_LOWER``."""
@@ -45,20 +43,12 @@ class Libraries(NamedTuple):
     nccl: Any
 
 
-class CusolverMpBackend:
-    """Processes with a GPU each.
-
-    Attributes:
-        world: The processes.
-        name: What they are, in words.
-        solver: The routine, in words.
-        device: This process's GPU.
-        grid: How the processes are arranged.
-        hint: What to try where memory is short: nothing.
-    """
+class CusolverMpBackend(DistributedBackend):
+    """Processes with a GPU each; the lower triangle is read."""
 
     solver = "cusolverMpSyevd (cuSOLVERMp)"
-    hint = ""
+    largest_block = 256
+    """A power of two, which the library's divide and conquer needs. Not measured."""
 
     def __init__(
         self, world: World, device: torch.device, libraries: Libraries | None = None
@@ -73,9 +63,7 @@ class CusolverMpBackend:
         Raises:
             DeviceError: If the bindings are missing or the GPUs cannot be connected.
         """
-        self.world, self.device = world, device
-        self.grid = process_grid(world.size)
-        self.name = f"{world.size} GPUs on a {self.grid.rows} x {self.grid.columns} grid"
+        super().__init__(world, device)
         with world.together():
             self._solver, nccl = libraries or import_libraries()
             if device.type == "cuda":
@@ -89,68 +77,27 @@ class CusolverMpBackend:
                     nranks=world.size, rank=world.rank, unique_id=identity
                 )
                 self._handle = self._solver.create(device.index or 0, _stream(device))
+                shape = self.grid.rows, self.grid.columns
+                order = int(self._solver.GridMapping.COL_MAJOR)
                 self._grid = self._solver.create_device_grid(
-                    self._handle,
-                    self._nccl.ptr,
-                    self.grid.rows,
-                    self.grid.columns,
-                    int(self._solver.GridMapping.COL_MAJOR),
+                    self._handle, self._nccl.ptr, *shape, order
                 )
             except Exception as error:
                 raise DeviceError(f"the GPUs cannot be connected: {error}") from error
 
-    def layout(self, n: int) -> Layout:
-        """Which entries of an (n, n) matrix this process keeps.
-
-        Args:
-            n: Dimension.
-
-        Returns:
-            The layout.
-        """
-        return lay_out(n, self.grid, self.world.rank, _LARGEST_BLOCK)
-
     def free_memory(self) -> int:
-        """Free memory of this process's GPU.
-
-        Returns:
-            Bytes.
-        """
+        """See :class:`.DistributedBackend`; of this process's GPU."""
         return torch.cuda.mem_get_info(self.device)[0]
 
     def eigen_bytes(self, layout: Layout, itemsize: int) -> int:
-        """Bytes that a process holds while the matrix is diagonalised.
-
-        Args:
-            layout: The layout.
-            itemsize: Bytes of a number.
-
-        Returns:
-            Its part and the workspace that the library asks for.
-        """
+        """See :class:`.DistributedBackend`; the workspace is what the library asks for."""
         dtype = {8: torch.float64, 4: torch.float32}[itemsize]
-        entries = itemsize * layout.most_entries
-        descriptor = self._describe(layout, dtype)
-        try:
-            # sizes alone are asked for, of a matrix that is not there yet
-            return entries + sum(self._workspace(layout, descriptor, dtype, 0, 0))
-        finally:
-            self._solver.destroy_matrix_desc(descriptor)
+        # sizes alone are asked for, of a matrix that is not there yet
+        with self._arguments(layout, dtype, 0, 0) as arguments:
+            workspace = self._solver.syevd_buffer_size(*arguments)
+        return itemsize * layout.most_entries + sum(workspace)
 
-    def eigvalsh(self, part: Tensor, layout: Layout) -> Levels:
-        """All eigenvalues of a symmetric matrix; its lower triangle is read.
-
-        Args:
-            part: (columns, rows), this process's entries; overwritten.
-            layout: The layout of the whole.
-
-        Returns:
-            (n,) float64, ascending.
-
-        Raises:
-            ConvergenceError: If the solver fails.
-        """
-        require_distributed(part, layout, self.world, self.device)
+    def _solve(self, part: Tensor, layout: Layout) -> np.ndarray:
         with self.world.together():
             try:
                 info, levels = self._call(part, layout)
@@ -160,54 +107,38 @@ class CusolverMpBackend:
                 ) from error
             if info:
                 raise ConvergenceError(f"{self.solver} failed with info = {info}")
-        return self.world.share(levels.astype(np.float64))
+        return levels
 
     def _call(self, part: Tensor, layout: Layout) -> tuple[int, np.ndarray]:
         levels = torch.zeros(layout.n, dtype=part.dtype, device=self.device)
         info = torch.zeros(1, dtype=torch.int32, device=self.device)
-        descriptor = self._describe(layout, part.dtype)
-        try:
-            matrix, values = part.data_ptr(), levels.data_ptr()
-            on_device, on_host = self._workspace(layout, descriptor, part.dtype, matrix, values)
+        matrix, values = part.data_ptr(), levels.data_ptr()
+        with self._arguments(layout, part.dtype, matrix, values) as arguments:
+            on_device, on_host = self._solver.syevd_buffer_size(*arguments)
             work = torch.empty(max(1, on_device), dtype=torch.uint8, device=self.device)
             host = torch.empty(max(1, on_host), dtype=torch.uint8)
+            workspace = (work.data_ptr(), on_device, host.data_ptr(), on_host)
             self._solver.set_stream(self._handle, _stream(self.device))
-            self._solver.syevd(
-                *self._arguments(layout, descriptor, part.dtype, matrix, values),
-                work.data_ptr(),
-                on_device,
-                host.data_ptr(),
-                on_host,
-                info.data_ptr(),
-            )
+            self._solver.syevd(*arguments, *workspace, info.data_ptr())
             return int(info.cpu()[0]), levels.cpu().numpy()  # waits for the stream
+
+    @contextmanager
+    def _arguments(
+        self, layout: Layout, dtype: torch.dtype, matrix: int, values: int
+    ) -> Iterator[tuple[int, ...]]:
+        """What the routine and the query of its workspace have in common."""
+        n, block, kind, no_vectors = layout.n, layout.block, _TYPES[dtype], 0
+        descriptor = self._solver.create_matrix_desc(
+            self._grid, kind, n, n, block, block, 0, 0, len(layout.rows)
+        )
+        try:
+            yield (
+                *(self._handle, ctypes.addressof(_JOB), _LOWER, n),
+                *(matrix, 1, 1, descriptor, values),
+                *(no_vectors, 1, 1, descriptor, kind),
+            )
         finally:
             self._solver.destroy_matrix_desc(descriptor)
-
-    def _describe(self, layout: Layout, dtype: torch.dtype) -> int:
-        n, block = layout.n, layout.block
-        return self._solver.create_matrix_desc(
-            self._grid, _TYPES[dtype], n, n, block, block, 0, 0, len(layout.rows)
-        )
-
-    def _workspace(
-        self, layout: Layout, descriptor: int, dtype: torch.dtype, matrix: int, values: int
-    ) -> tuple[int, int]:
-        """Bytes on the device and on the host."""
-        return self._solver.syevd_buffer_size(
-            *self._arguments(layout, descriptor, dtype, matrix, values)
-        )
-
-    def _arguments(
-        self, layout: Layout, descriptor: int, dtype: torch.dtype, matrix: int, values: int
-    ) -> tuple[int, ...]:
-        """What the routine and the query of its workspace have in common."""
-        no_vectors = 0
-        return (
-            *(self._handle, _address(_JOB), _LOWER, layout.n),
-            *(matrix, 1, 1, descriptor, values),
-            *(no_vectors, 1, 1, descriptor, _TYPES[dtype]),
-        )
 
 
 def import_libraries() -> Libraries:
@@ -232,10 +163,6 @@ def import_libraries() -> Libraries:
 
 _JOB = ctypes.create_string_buffer(b"N")
 """Eigenvalues without vectors; the bindings take the address of the letter."""
-
-
-def _address(text: ctypes.Array[ctypes.c_char]) -> int:
-    return ctypes.addressof(text)
 
 
 def _stream(device: torch.device) -> int:

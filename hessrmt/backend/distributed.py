@@ -1,61 +1,89 @@
 """A symmetric eigenvalue problem whose matrix is spread over the processes of an MPI run.
 
-Every process keeps its part of a block-cyclic layout as a (columns, rows) tensor in C order: the
-same bytes as the (rows, columns) array in Fortran order that ScaLAPACK's descendants expect.
+Blocks of b x b entries are dealt to a grid of processes like cards, so that every process keeps
+about the same share of every part of the matrix while an algorithm works its way through it: the
+two-dimensional block-cyclic layout (Blackford et al. 1997, section 4.3). Every process keeps its
+part as a (columns, rows) tensor in C order: the same bytes as the (rows, columns) array in Fortran
+order that ScaLAPACK's descendants expect.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 
 from hessrmt import rng
-from hessrmt.backend.blockcyclic import Layout, lay_out, process_grid
-from hessrmt.backend.checks import FLOATS
-from hessrmt.backend.memory import free_host_memory
-from hessrmt.errors import ConfigError, NonFiniteError
+from hessrmt.backend.base import FLOATS, all_finite, require_finite
+from hessrmt.backend.host import free_host_memory
+from hessrmt.errors import ConfigError, DeviceError
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Float, Int64
     from torch import Tensor
 
     from hessrmt.arrays import Levels
     from hessrmt.backend.world import World
 
 
-class DistributedBackend(Protocol):
+class DistributedBackend:
     """Processes, each with a device, that diagonalise one matrix together.
 
-    Every method is called by all of them, and in the same order.
+    Every method is called by all of them, and in the same order. A solver's class says what
+    :meth:`eigen_bytes` is and solves.
 
     Attributes:
         world: The processes.
+        grid: How they are arranged.
         name: What they are, in words.
         solver: The library's routine, in words.
         device: Where this process's part lives.
         hint: What to try where memory is short, or nothing.
     """
 
-    world: World
-    name: str
     solver: str
-    device: torch.device
-    hint: str
+    hint = ""
+    largest_block = 64
+    most_entries: float = math.inf
+    """Entries of a part that the library can count."""
+
+    def __init__(self, world: World, device: torch.device | None = None) -> None:
+        """Arrange the processes.
+
+        Args:
+            world: All of them.
+            device: This process's GPU; by default the CPU.
+        """
+        self.world, self.device = world, device or torch.device("cpu")
+        self.grid = process_grid(world.size)
+        shape = f"on a {self.grid.rows} x {self.grid.columns} grid"
+        threads = f"{torch.get_num_threads()} threads each"
+        self.name = f"cpu ({world.size} processes {shape}, {threads})"
+        if device is not None:
+            self.name = f"{world.size} GPUs {shape}"
 
     def layout(self, n: int) -> Layout:
         """Which entries of an (n, n) matrix this process keeps.
 
         Args:
             n: Dimension.
+
+        Returns:
+            The layout.
         """
-        ...
+        return lay_out(n, self.grid, self.world.rank, self.largest_block)
 
     def free_memory(self) -> int:
-        """Bytes that this process may allocate now: its share, where several share a machine."""
-        ...
+        """Bytes that this process may allocate now: its share, where several share a machine.
+
+        Returns:
+            Bytes.
+        """
+        return free_host_memory() // self.world.neighbours
 
     def eigen_bytes(self, layout: Layout, itemsize: int) -> int:
         """Bytes that a process holds while the matrix is diagonalised, its part included.
@@ -63,8 +91,11 @@ class DistributedBackend(Protocol):
         Args:
             layout: Its layout.
             itemsize: Bytes of a number.
+
+        Returns:
+            Bytes.
         """
-        ...
+        raise NotImplementedError
 
     def eigvalsh(self, part: Float[Tensor, "columns rows"], layout: Layout) -> Levels:
         """All eigenvalues of a symmetric matrix.
@@ -78,11 +109,155 @@ class DistributedBackend(Protocol):
             (n,) float64, ascending; the same bits on every process.
 
         Raises:
-            ConfigError: If a part has another shape or type, or the matrix is not symmetric.
-            NonFiniteError: If an entry is NaN or infinite.
-            ConvergenceError: If the solver fails.
+            DeviceError: If a part has too many entries for the library's integers.
         """
-        ...
+        require_distributed(part, layout, self.world, self.device)
+        if layout.most_entries > self.most_entries:
+            raise DeviceError(
+                f"{layout.most_entries:,} entries on a process, {self.solver} counts them up to "
+                f"{self.most_entries:,}; start more processes"
+            )
+        return self.world.share(np.sort(self._solve(part, layout).astype(np.float64)))
+
+    def _solve(self, part: Tensor, layout: Layout) -> np.ndarray:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Processes in a rectangle, numbered down the columns.
+
+    Attributes:
+        rows: Processes in a column of the grid.
+        columns: Processes in a row of it.
+    """
+
+    rows: int
+    columns: int
+
+    def place(self, rank: int) -> tuple[int, int]:
+        """Row and column of a process.
+
+        Args:
+            rank: Its number, from 0.
+
+        Returns:
+            Both from 0.
+        """
+        return rank % self.rows, rank // self.rows
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The part of an (n, n) matrix that one process keeps.
+
+    Attributes:
+        n: Dimension of the whole.
+        block: Rows, and columns, of a block.
+        grid: The processes.
+        rank: This process.
+    """
+
+    n: int
+    block: int
+    grid: Grid
+    rank: int
+
+    @property
+    def row(self) -> int:
+        """This process's row in the grid."""
+        return self.grid.place(self.rank)[0]
+
+    @property
+    def column(self) -> int:
+        """This process's column in the grid."""
+        return self.grid.place(self.rank)[1]
+
+    @cached_property
+    def rows(self) -> Int64[np.ndarray, " r"]:
+        """Rows of the matrix that are kept here, ascending."""
+        return self.rows_of(self.row)
+
+    @cached_property
+    def columns(self) -> Int64[np.ndarray, " c"]:
+        """Columns of the matrix that are kept here, ascending."""
+        return owned(self.n, self.block, self.column, self.grid.columns)
+
+    def rows_of(self, row: int) -> Int64[np.ndarray, " r"]:
+        """Rows of the matrix that a row of the grid keeps, ascending.
+
+        Args:
+            row: Which row of the grid.
+
+        Returns:
+            Their positions.
+        """
+        return owned(self.n, self.block, row, self.grid.rows)
+
+    @property
+    def entries(self) -> int:
+        """Matrix entries kept here."""
+        return len(self.rows) * len(self.columns)
+
+    @property
+    def most_entries(self) -> int:
+        """Matrix entries kept by the process that keeps most."""
+        shape = self.grid.rows, self.grid.columns
+        return math.prod(len(owned(self.n, self.block, 0, processes)) for processes in shape)
+
+
+def owned(n: int, block: int, process: int, processes: int) -> Int64[np.ndarray, " k"]:
+    """Which of n rows (or columns) one process keeps.
+
+    Args:
+        n: Rows in all.
+        block: Rows of a block.
+        process: Its number among ``processes``.
+        processes: Over how many they are dealt.
+
+    Returns:
+        Their positions, ascending.
+    """
+    starts = np.arange(process * block, n, processes * block, dtype=np.int64)
+    positions = (starts[:, None] + np.arange(block, dtype=np.int64)).ravel()
+    return positions[positions < n]
+
+
+def process_grid(processes: int) -> Grid:
+    """The most nearly square grid of all processes, never taller than wide.
+
+    Args:
+        processes: How many.
+
+    Returns:
+        The grid.
+    """
+    rows = next(r for r in range(math.isqrt(processes), 0, -1) if processes % r == 0)
+    return Grid(rows, processes // rows)
+
+
+def lay_out(n: int, grid: Grid, rank: int, largest: int) -> Layout:
+    """The layout of an (n, n) matrix in which no process stays empty.
+
+    Args:
+        n: Dimension.
+        grid: The processes.
+        rank: This process.
+        largest: Largest block; smaller powers of two are taken for small matrices.
+
+    Returns:
+        The layout.
+
+    Raises:
+        ConfigError: If there are more processes than rows to deal.
+    """
+    fits = n // max(grid.rows, grid.columns)
+    if fits < 1:
+        raise ConfigError(
+            f"a matrix of {n:,} rows cannot be dealt to a {grid.rows} x {grid.columns} grid of "
+            "processes without leaving some empty; start fewer processes"
+        )
+    return Layout(n, min(largest, 1 << (fits.bit_length() - 1)), grid, rank)
 
 
 class Asymmetry(NamedTuple):
@@ -101,54 +276,6 @@ class Asymmetry(NamedTuple):
         return self.distance <= torch.finfo(dtype).eps ** 0.5 * self.norm
 
 
-class CpuProcesses:
-    """What the CPU solvers have in common: layout and memory.
-
-    Attributes:
-        world: The processes.
-        name: What they are, in words.
-        device: The CPU.
-        grid: How they are arranged.
-        hint: What to try where memory is short, or nothing.
-    """
-
-    largest_block = 64
-    hint = ""
-
-    def __init__(self, world: World) -> None:
-        """Arrange the processes.
-
-        Args:
-            world: All of them.
-        """
-        self.world = world
-        self.device = torch.device("cpu")
-        self.grid = process_grid(world.size)
-        self.name = (
-            f"cpu ({world.size} processes on a {self.grid.rows} x {self.grid.columns} grid, "
-            f"{torch.get_num_threads()} threads each)"
-        )
-
-    def layout(self, n: int) -> Layout:
-        """Which entries of an (n, n) matrix this process keeps.
-
-        Args:
-            n: Dimension.
-
-        Returns:
-            The layout.
-        """
-        return lay_out(n, self.grid, self.world.rank, self.largest_block)
-
-    def free_memory(self) -> int:
-        """This process's share of the machine's free memory.
-
-        Returns:
-            Bytes.
-        """
-        return free_host_memory() // self.world.neighbours
-
-
 def require_distributed(part: Tensor, layout: Layout, world: World, device: torch.device) -> None:
     """Refuse a distributed matrix that has no real eigenvalues, or not these entries.
 
@@ -160,7 +287,6 @@ def require_distributed(part: Tensor, layout: Layout, world: World, device: torc
 
     Raises:
         ConfigError: If the shape, type or place is another, or the matrix is not symmetric.
-        NonFiniteError: If an entry is NaN or infinite.
     """
     shape = (len(layout.columns), len(layout.rows))
     with world.together():
@@ -171,10 +297,7 @@ def require_distributed(part: Tensor, layout: Layout, world: World, device: torc
             )
         if part.device != device:
             raise ConfigError(f"a part on {part.device}; this solver works on {device}")
-        if not all(math.isfinite(float(end)) for end in torch.aminmax(part)):
-            raise NonFiniteError(
-                "the matrix has entries that are NaN or infinite, so it has no eigenvalues"
-            )
+        require_finite(all_finite(part))
     found = asymmetry(part, layout, world)
     with world.together():
         if not found.within(part.dtype):

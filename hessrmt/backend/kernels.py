@@ -61,17 +61,10 @@ def source(name: str) -> str:
     Returns:
         The file's text with every header of csrc/ in place of its first include line.
     """
-    folder = csrc()
-    seen: set[str] = set()
-
-    def inlined(file: str) -> str:
-        text = (folder / file).read_text(encoding="utf-8")
-        return _INCLUDE.sub(header, text)
-
-    def header(match: re.Match[str]) -> str:
-        if match[1] in seen:
-            return ""
-        seen.add(match[1])
-        return inlined(match[1])
-
-    return inlined(f"{name}.cu")
+    folder, seen = csrc(), set()
+    text = (folder / f"{name}.cu").read_text(encoding="utf-8")
+    while include := _INCLUDE.search(text):
+        header = "" if include[1] in seen else (folder / include[1]).read_text(encoding="utf-8")
+        seen.add(include[1])
+        text = text[: include.start()] + header + text[include.end() :]
+    return text

@@ -54,14 +54,14 @@ def powerlaw_scan(
 
     - α_i = 1 + n_i / Σ ln(x_j/x_i), the maximum of the likelihood;
     - D_i = max over the tail of |F(x_j) - #{tail < x_j}/n_i|: the steps' lower ends alone, the
-      convention of the Python package ``powerlaw`` (Alstott, Bullmore, Plenz, PLoS ONE 9, e85777
-      (2014); version 1.5), where x_max, at which 1 - 1/n_i stands against F, ends the staircase
+      convention of the Python package ``powerlaw`` (Alstott, Bullmore and Plenz 2014; version
+      1.5), where x_max, at which 1 - 1/n_i stands against F, ends the staircase
       below 1. With ``two_sided`` the supremum over all x ≥ x_i, the Kolmogorov-Smirnov distance:
       the upper ends #{tail ≤ x_j}/n_i count as well, so it is larger by at most the largest step.
 
     Equal candidates get equal results. Work O(n²) for a layer of n distinct values, memory O(n).
 
-    Source: Clauset, Shalizi, Newman, SIAM Rev. 51, 661 (2009), eqs. (3.1) and (3.9).
+    Source: Clauset, Shalizi and Newman 2009, equations 3.1 and 3.9.
 
     Args:
         values: The layers one after another, each ascending, positive and finite; computed with in
@@ -149,7 +149,7 @@ def sample_goe(
     and cosine. Elements 2p and 2p + 1 are the cosine and the sine of one Box-Muller pair, of which
     the counter (p, m) of Philox4x32-10 gives both uniform numbers, 53 bits each.
 
-    Source: Box, Muller, Ann. Math. Stat. 29, 610 (1958); Salmon et al. (:func:`philox4x32_10`).
+    Source: Box and Muller 1958; Salmon et al. 2011.
 
     Args:
         n: Dimension.
@@ -213,8 +213,7 @@ def philox4x32_10(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Counter-based random words: Philox4x32 with 10 rounds.
 
-    Source: Salmon, Moraes, Dror, Shaw, Parallel random numbers: as easy as 1, 2, 3, SC'11,
-    doi 10.1145/2063384.2063405.
+    Source: Salmon et al. 2011.
 
     Args:
         counter: Four arrays of 32-bit words, uint64, whose shapes broadcast.

@@ -1,4 +1,4 @@
-"""The one place where hardware is chosen."""
+"""The one place where hardware is chosen, and the solver of a distributed run."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from hessrmt.errors import DeviceError
+from hessrmt.checks import one_of
+from hessrmt.errors import ConfigError, DeviceError
 
 if TYPE_CHECKING:
     from hessrmt.backend.base import Backend
+    from hessrmt.backend.distributed import DistributedBackend
+    from hessrmt.backend.world import World
+
+SOLVERS = ("auto", "elpa", "scalapack", "cusolvermp")
 
 
 def select(device: str | torch.device = "auto") -> Backend:
@@ -38,3 +43,50 @@ def select(device: str | torch.device = "auto") -> Backend:
 
         return cuda_backend(torch.device(device))
     raise DeviceError(f"unknown device {device!r}; known are auto, cpu, cuda and cuda:N")
+
+
+def select_distributed(
+    solver: str = "auto", device: str = "auto", world: World | None = None, dtype: str = "float64"
+) -> DistributedBackend:
+    """The processes of this run with a solver.
+
+    Args:
+        solver: ``"auto"`` (cuSOLVERMp on GPUs; on CPUs ELPA where every process finds it, else
+            ScaLAPACK, also for float32, which many builds of ELPA lack), ``"elpa"``,
+            ``"scalapack"`` or ``"cusolvermp"``.
+        device: ``"auto"``, ``"cpu"`` or ``"cuda"``: one GPU for each process of a machine.
+        world: The processes; by default those that ``mpirun`` or ``srun`` started.
+        dtype: Precision of the matrices to come.
+
+    Returns:
+        The backend; decided once, then passed on.
+
+    Raises:
+        ConfigError: If solver and device exclude each other, or a word is unknown.
+        DeviceError: If a library or device is not there.
+    """
+    from hessrmt.backend import world as processes
+    from hessrmt.backend.cpu_processes import ElpaBackend, ScalapackBackend, load_elpa
+    from hessrmt.backend.cusolvermp import CusolverMpBackend
+
+    world = world or processes.connect()
+    with world.together():
+        one_of("solver", solver, SOLVERS, error=ConfigError)
+        one_of("device of a distributed run", device, ("auto", "cpu", "cuda"), error=ConfigError)
+        if (device == "cuda") != (solver == "cusolvermp") and "auto" not in {device, solver}:
+            raise ConfigError(f"solver {solver} does not run on {device}")
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if solver == "cusolvermp" or device == "cuda" or (device == solver == "auto" and gpus):
+        with world.together():
+            if world.neighbours > gpus:
+                given = f"{world.neighbours} processes on a machine with {gpus} GPUs"
+                raise DeviceError(f"{given}; start one process for each GPU")
+        return CusolverMpBackend(world, torch.device("cuda", world.local_rank))
+    if solver == "auto":
+        wanted = dtype == "float64"
+        try:
+            wanted = wanted and bool(load_elpa())
+        except DeviceError:
+            wanted = False
+        solver = "elpa" if all(world.gather(wanted)) else "scalapack"
+    return ElpaBackend(world) if solver == "elpa" else ScalapackBackend(world)

@@ -7,11 +7,12 @@ to the library (cuSOLVER) unless the two-stage solver is asked for (``HESSRMT_SO
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, get_args
+import math
+from bisect import bisect_right
+from typing import Literal, NamedTuple, cast, get_args
 
-import numpy as np
-
-from hessrmt.backend.chase import HALF_WIDTH, chase_launch
+from hessrmt.backend.twostage import HALF_WIDTH, chase_launch
+from hessrmt.checks import one_of
 from hessrmt.errors import ConfigError, DeviceError
 
 Policy = Literal["auto", "two-stage", "library"]
@@ -35,7 +36,9 @@ SMALL_LIMIT = 160
 LIBRARY_NUMBERS = 2**31 - 1
 """Numbers in one call of torch's solver on a GPU, n · lda · batch (torch 2.12 and later)."""
 
-_OPT_IN = 48 * 1024
+OPT_IN = 48 * 1024
+"""Bytes of dynamic shared memory above which a block must ask for it."""
+
 _STATIC_SHARED = 896
 """Static shared memory of csrc/batched_small.cu, 800 bytes in float64, and some room."""
 
@@ -43,7 +46,7 @@ _FIXED = 64 * 2**20
 """What cuBLAS, cuSOLVER and small temporaries are allowed beside what is counted."""
 
 
-class Plan(NamedTuple):
+class SolverMemory(NamedTuple):
     """Memory of one eigenvalue problem, in bytes.
 
     Attributes:
@@ -64,16 +67,9 @@ def checked_policy(word: str) -> Policy:
 
     Returns:
         The same word.
-
-    Raises:
-        ConfigError: If there is no such policy.
     """
-    for policy in get_args(Policy):
-        if word == policy:
-            return policy
-    raise ConfigError(
-        f"unknown eigenvalue solver {word!r} ({VARIABLE}); known are {', '.join(get_args(Policy))}"
-    )
+    one_of(f"eigenvalue solver ({VARIABLE})", word, get_args(Policy), error=ConfigError)
+    return cast(Policy, word)
 
 
 def route(policy: Policy, n: int, dtype: str) -> Route:
@@ -117,12 +113,8 @@ def table(policy: Policy, library: str, two_stage: str, *, kernels: bool) -> dic
             rows[f"{dtype}, n < {threshold:,}"] = library
             rows[f"{dtype}, n >= {threshold:,}"] = two_stage
     small = kernels and policy != "library"
-    rows[f"batches, n <= {SMALL_LIMIT}"] = (
-        "one block per matrix, where shared memory holds it; not measured yet on a GPU"
-        if small
-        else "torch.linalg.eigvalsh"
-    )
-    return rows
+    one = "one block per matrix, where shared memory holds it; not measured yet on a GPU"
+    return rows | {f"batches, n <= {SMALL_LIMIT}": one if small else "torch.linalg.eigvalsh"}
 
 
 def small_shared_bytes(n: int, itemsize: int) -> int:
@@ -148,12 +140,9 @@ def small_limit(shared: int, itemsize: int) -> int:
     Returns:
         A dimension, at most :data:`SMALL_LIMIT`; 0 if none fits.
     """
-    fits = (
-        n
-        for n in range(SMALL_LIMIT, 0, -1)
-        if small_shared_bytes(n, itemsize) <= shared - _STATIC_SHARED
-    )
-    return next(fits, 0)
+    room = shared - _STATIC_SHARED
+    sizes = range(SMALL_LIMIT, 0, -1)
+    return next((n for n in sizes if small_shared_bytes(n, itemsize) <= room), 0)
 
 
 def half_width(shared: int, itemsize: int, threads: int) -> int:
@@ -167,10 +156,9 @@ def half_width(shared: int, itemsize: int, threads: int) -> int:
     Returns:
         The first of :data:`HALF_WIDTHS` whose blocks fit, else the last.
     """
-    for b in HALF_WIDTHS:
-        if chase_launch(1, b, itemsize, resident=1, threads=threads).shared_bytes <= shared:
-            return b
-    return HALF_WIDTHS[-1]
+    needed = (chase_launch(1, b, itemsize, resident=1, threads=threads) for b in HALF_WIDTHS)
+    fits = (b for b, of in zip(HALF_WIDTHS, needed, strict=True) if of.shared_bytes <= shared)
+    return next(fits, HALF_WIDTHS[-1])
 
 
 def collected(b: int) -> int:
@@ -185,7 +173,7 @@ def collected(b: int) -> int:
     return max(b, COLLECTED)
 
 
-def plan(solver: Route, n: int, itemsize: int) -> Plan:
+def plan(solver: Route, n: int, itemsize: int) -> SolverMemory:
     """Memory of one eigenvalue problem.
 
     Two-stage: V and Z on both sides of an update, a panel with its products, the band, d and e,
@@ -201,10 +189,10 @@ def plan(solver: Route, n: int, itemsize: int) -> Plan:
     """
     matrix = n * n * itemsize
     if solver == "library":
-        return Plan(matrix, matrix + 8 * n + _FIXED)
+        return SolverMemory(matrix, matrix + 8 * n + _FIXED)
     b = max(HALF_WIDTHS)
     numbers = 4 * collected(b) + 8 * b + (2 * b + 1) + 2
-    return Plan(matrix, n * numbers * itemsize + 8 * (3 * n + 2) + 4 * (n + 2) + _FIXED)
+    return SolverMemory(matrix, n * numbers * itemsize + 8 * (3 * n + 2) + 4 * (n + 2) + _FIXED)
 
 
 def largest(solver: Route, total: int, itemsize: int) -> int:
@@ -218,14 +206,8 @@ def largest(solver: Route, total: int, itemsize: int) -> int:
     Returns:
         A dimension; 0 if none fits.
     """
-    low, high = 0, 2 + int(np.sqrt(max(total, 0) / itemsize))
-    while high - low > 1:
-        middle = (low + high) // 2
-        if sum(plan(solver, middle, itemsize)) <= total:
-            low = middle
-        else:
-            high = middle
-    return low
+    sizes = range(1, 2 + math.isqrt(max(total, 0) // itemsize))
+    return bisect_right(sizes, total, key=lambda n: sum(plan(solver, n, itemsize)))
 
 
 def require_memory(solver: Route, n: int, itemsize: int, free: int, device: str) -> None:
@@ -254,15 +236,3 @@ def require_memory(solver: Route, n: int, itemsize: int, free: int, device: str)
         f"fits has {fits:,} rows. Otherwise:{hint} take a smaller problem, float32, or a device "
         "with more memory"
     )
-
-
-def needs_opt_in(shared: int) -> bool:
-    """Whether a block must ask for its dynamic shared memory.
-
-    Args:
-        shared: Bytes.
-
-    Returns:
-        True above 48 KB.
-    """
-    return shared > _OPT_IN

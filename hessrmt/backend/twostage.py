@@ -1,9 +1,9 @@
 """All eigenvalues of a dense symmetric matrix in two stages: dense to band, band to tridiagonal.
 
 A one-stage reduction streams the matrix through memory once for every column. Here the first stage
-is matrix products, and the second works on a band that fits into a cache (:mod:`.chase`). Bischof,
-Lang & Sun, ACM TOMS 26, 581 (2000); collecting several panels before an update of the matrix is
-the double blocking of Wang et al., arXiv:2410.02170.
+is matrix products, and the second, bulge chasing (csrc/bulge_chase.cu or its plain twin), works on
+a band that fits into a cache (Bischof, Lang and Sun 2000). Collecting several panels before an
+update of the matrix is the double blocking of Wang et al. 2024.
 
 The first stage is written once over an array namespace: ``torch`` (on any device) or ``numpy``; on
 a GPU nothing in its loop waits for the device. The method is backward stable: |λ̂ - λ| ≤ c n ε ‖A‖₂
@@ -13,18 +13,25 @@ with ε of the matrix's own type, which says nothing about the relative error of
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from scipy import linalg
 
-from hessrmt.backend.chase import HALF_WIDTH, chase_band
-from hessrmt.errors import ConfigError, ConvergenceError, NonFiniteError
+from hessrmt.errors import ConfigError, ConvergenceError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from jaxtyping import Float
+
     from hessrmt.arrays import Levels
+
+HALF_WIDTH = 64
+"""Largest half-width b that the kernel is meant for: it keeps two b x b blocks in shared memory."""
+
+SPIN_LIMIT = 1 << 24
+"""How often a block looks for its predecessor before the kernel reports failure (some seconds)."""
 
 
 def two_stage_eigenvalues(
@@ -33,13 +40,13 @@ def two_stage_eigenvalues(
     b: int = HALF_WIDTH,
     *,
     outer: int | None = None,
-    chase: Callable[[Any, int], tuple[Any, Any]] = chase_band,
+    chase: Callable[[Any, int], tuple[Any, Any]] | None = None,
     tridiagonal: Callable[[Any, Any], Any] | None = None,
 ) -> Levels:
     """All eigenvalues of a symmetric matrix.
 
     Args:
-        a: (n, n) symmetric, float64 or float32, contiguous; overwritten.
+        a: (n, n) symmetric, finite, n >= 1, float64 or float32, contiguous; overwritten.
         xp: The namespace of ``a``: ``torch`` or ``numpy``.
         b: Half-width of the band in between.
         outer: Columns collected before an update of the matrix (:func:`to_band`).
@@ -55,14 +62,14 @@ def two_stage_eigenvalues(
             larger than the largest float64.
     """
     factor = prescale_(a)
-    d, e = chase(to_band(a, b, xp, outer=outer), b)
+    d, e = (chase or chase_band)(to_band(a, b, xp, outer=outer), b)
     levels = np.sort(np.asarray((tridiagonal or _tridiagonal)(d, e), dtype=np.float64))
     with np.errstate(over="ignore"):
         levels /= factor
     if not np.all(np.isfinite(levels)):
         raise ConvergenceError(
-            "the two-stage eigenvalue solver gave eigenvalues that are not finite though every "
-            "entry of the matrix is; try the library's solver, or a smaller scale"
+            "the two-stage solver gave eigenvalues that are not finite though every entry of the "
+            "matrix is; try the library's solver, or a smaller scale"
         )
     return levels
 
@@ -74,27 +81,13 @@ def prescale_(a: Any) -> float:
     middle rounds nothing.
 
     Args:
-        a: (n, n), overwritten.
+        a: (n, n) finite, n >= 1; overwritten.
 
     Returns:
         The factor; divide eigenvalues by it.
-
-    Raises:
-        ConfigError: If the matrix is not square, empty, or not float64 or float32.
-        NonFiniteError: If an entry is NaN or infinite.
     """
-    if a.ndim != 2 or a.shape[0] != a.shape[1] or a.shape[0] == 0:
-        raise ConfigError(f"a matrix of shape {tuple(a.shape)}; give an (n, n) matrix with n >= 1")
-    kind = str(a.dtype).removeprefix("torch.")
-    if kind not in {"float64", "float32"}:
-        raise ConfigError(f"a matrix of {kind}; give float64 or float32")
-    top, bottom = float(a.max()), float(a.min())
-    if not (math.isfinite(top) and math.isfinite(bottom)):
-        raise NonFiniteError(
-            "the matrix has entries that are NaN or infinite, so it has no eigenvalues; look for "
-            "an overflow in what it was computed from, e.g. with float64 instead of float32"
-        )
-    largest, of = max(top, -bottom), np.finfo(kind)
+    of = np.finfo(str(a.dtype).removeprefix("torch."))
+    largest = max(float(a.max()), -float(a.min()))
     smallest = math.sqrt(float(of.tiny) / float(of.eps))
     if largest == 0 or smallest <= largest <= 1 / smallest:
         return 1.0
@@ -119,19 +112,12 @@ def to_band(a: Any, b: int, xp: Any, *, outer: int | None = None) -> Any:
         a: (n, n) symmetric and contiguous, scaled (:func:`prescale_`); overwritten.
         b: Half-width of the band, at least 1.
         xp: The namespace of ``a``: ``torch`` or ``numpy``.
-        outer: Columns of V collected before an update; b, the default, is single blocking.
+        outer: Columns of V collected before an update, at least b; b is single blocking.
 
     Returns:
         (n, 2b+1) band, ``band[j, k] = A[j+k, j]``; zeros for k > b, where bulge chasing needs room.
-
-    Raises:
-        ConfigError: If ``b`` or ``outer`` cannot be used.
     """
-    outer = b if outer is None else outer
-    if b < 1 or outer < b:
-        raise ConfigError(
-            f"half-width {b} with {outer} columns at once; give 1 <= half-width <= columns"
-        )
+    outer = outer or b
     n = a.shape[0]
     # left rightᵀ = Σ V Zᵀ + Z Vᵀ, so that an update is one product
     left, right = _zeros(a, 2 * outer, xp), _zeros(a, 2 * outer, xp)
@@ -165,9 +151,8 @@ def to_band(a: Any, b: int, xp: Any, *, outer: int | None = None) -> Any:
 def _panel(panel: Any, xp: Any) -> tuple[Any, Any, Any]:
     """QR of a panel, Q = I - V T Vᵀ with V unit lower trapezoidal, by the namespace's LAPACK.
 
-    T⁻¹ has 1/tau on its diagonal and above it VᵀV (Puglisi, SIAM J. Sci. Stat. Comput. 13, 723
-    (1992)). A reflector with tau = 0 is the identity, as in panels of deficient rank: its v is set
-    to zero.
+    T⁻¹ has 1/tau on its diagonal and above it VᵀV (Puglisi 1992). A reflector with tau = 0 is the
+    identity, as in panels of deficient rank: its v is set to zero.
 
     Args:
         panel: (m, b).
@@ -213,3 +198,95 @@ def _tridiagonal(d: Any, e: Any) -> Any:
     """LAPACK's eigenvalues of a tridiagonal matrix, in float64."""
     d, e = np.asarray(d, dtype=np.float64), np.asarray(e, dtype=np.float64)
     return linalg.eigvalsh_tridiagonal(d, e) if len(d) > 1 else d
+
+
+class ChaseLaunch(NamedTuple):
+    """How csrc/bulge_chase.cu is launched.
+
+    Attributes:
+        blocks: Blocks of the grid: as many as have work. Any other number is correct too.
+        threads: Threads of a block.
+        shared_bytes: Dynamic shared memory of a block; above 48 kB it must be asked for.
+        state_words: 32-bit words of ``state``, zero before the launch; after it word 1 is 0 if all
+            went well.
+    """
+
+    blocks: int
+    threads: int
+    shared_bytes: int
+    state_words: int
+
+
+def chase_launch(
+    n: int, b: int, itemsize: int, *, resident: int, batch: int = 1, threads: int = 256
+) -> ChaseLaunch:
+    """Launch configuration of csrc/bulge_chase.cu.
+
+    Args:
+        n: Dimension of every matrix.
+        b: Half-width of the bands.
+        itemsize: Bytes of a number: 8 or 4.
+        resident: Blocks that the device holds at once: multiprocessors times blocks on each.
+        batch: Number of matrices.
+        threads: Threads of a block, at most 256, best a multiple of b.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        ConfigError: If the sweeps of the batch can't be counted in 32 bits.
+    """
+    if batch * n >= 2**31:
+        given = f"{batch} matrices of {n} columns"
+        raise ConfigError(f"{given} are too many for one launch; give fewer than 2**31 columns")
+    numbers = 2 * b * (b + 1) + 2 * max(b, threads) + 4 * b
+    blocks = max(1, min(resident, batch * (n // (2 * b) + 2)))
+    return ChaseLaunch(blocks, threads, 8 + numbers * itemsize, 2 + batch * n)
+
+
+def chase_band(band: Any, b: int) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n-1"]]:
+    """Symmetric band to tridiagonal, step by step what csrc/bulge_chase.cu does in parallel.
+
+    Args:
+        band: (n, 2b+1) on the CPU, ``band[j, k] = A[j+k, j]``, zeros for k > b; overwritten.
+        b: Half-width.
+
+    Returns:
+        Diagonal and first subdiagonal.
+    """
+    band = np.asarray(band)
+    n = len(band)
+    # A[i, j] of the lower band lies at j (2b+1) + i - j = 2b j + i
+    strides = (band.itemsize, 2 * b * band.itemsize)
+    A = np.lib.stride_tricks.as_strided(band, (n, n), strides)
+    for s in range(n - 2):
+        v, tau = np.zeros(1, band.dtype), band.dtype.type(0)
+        left = slice(s, s + 1)
+        for r0 in range(s + 1, n, b):
+            rows = slice(r0, min(r0 + b, n))
+            B, D = A[rows, left], A[rows, rows]
+            B -= tau * np.outer(B @ v, v)  # the step before, from the right
+            v, tau, beta = _reflector(B[:, 0])
+            B[:, 0] = 0
+            B[0, 0] = beta
+            B[:, 1:] -= tau * np.outer(v, v @ B[:, 1:])
+            lower = np.tril_indices(len(v))
+            S = np.tril(D) + np.tril(D, -1).T
+            p = tau * (S @ v)
+            q = p - tau * (p @ v) / 2 * v
+            D[lower] = (S - np.outer(v, q) - np.outer(q, v))[lower]
+            left = rows
+    return band[:, 0].copy(), band[: max(n - 1, 0), 1].copy()
+
+
+def _reflector(x: np.ndarray) -> tuple[np.ndarray, Any, Any]:
+    """Vector v with v[0] = 1, tau and beta: (I - tau v vᵀ) x = (beta, 0, ...)."""
+    v = np.zeros_like(x)
+    v[0] = 1
+    big = np.abs(x).max()
+    if not np.any(x[1:]):
+        return v, x.dtype.type(0), x[0]
+    y = x / big
+    beta = -np.copysign(np.sqrt(y @ y), y[0])
+    v[1:] = y[1:] / (y[0] - beta)
+    return v, (beta - y[0]) / beta, beta * big

@@ -67,16 +67,15 @@ class World:
             yield
         except Exception as error:
             own = error
-        texts = self.gather(None if own is None else (_kind(own), _words(own)))
+        kind = type(own) if isinstance(own, HessrmtError) else DistributedError
+        texts = self.gather(None if own is None else (kind, _words(own)))
         failed = [rank for rank, text in enumerate(texts) if text is not None]
         if not failed:
             return
         kind, words = texts[failed[0]]
-        everywhere = len(failed) == self.size and len(set(texts)) == 1
-        if not everywhere:
+        if len(failed) < self.size or len(set(texts)) > 1:
             words = f"process {failed[0]} of {self.size}: {words}"
-        agreed = kind(words)
-        self._agreed = agreed
+        self._agreed = agreed = kind(words)
         raise agreed from own
 
     @contextmanager
@@ -100,11 +99,8 @@ class World:
         Args:
             words: The reason.
         """
-        print(
-            f"hessrmt: process {self.rank} of {self.size} failed, the run ends: {words}",
-            file=sys.stderr,
-            flush=True,
-        )
+        where = f"process {self.rank} of {self.size}"
+        print(f"hessrmt: {where} failed, the run ends: {words}", file=sys.stderr, flush=True)
         self._communicator.Abort(1)
 
     def gather(self, value: Any) -> list[Any]:
@@ -219,10 +215,6 @@ def vendor() -> str:
     from mpi4py import MPI  # pyright: ignore[reportMissingImports]
 
     return MPI.get_vendor()[0].lower().replace(" ", "")
-
-
-def _kind(error: Exception) -> type[HessrmtError]:
-    return type(error) if isinstance(error, HessrmtError) else DistributedError
 
 
 def _words(error: BaseException) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -14,33 +15,27 @@ import torch
 from hessrmt import rng
 from hessrmt.backend.select import select
 from hessrmt.capacity import powerlaw
-from hessrmt.capacity.assemble import LayerSpectra, Options, record
-from hessrmt.capacity.layers import nonfinite
-from hessrmt.capacity.likelihoods import ALTERNATIVES
-from hessrmt.capacity.report import CapacityReport, Layer
-from hessrmt.capacity.sources import Source, open_source, pairs
+from hessrmt.capacity.report import NAN, CapacityReport, Layer, MatrixFit, mean, total
+from hessrmt.capacity.sources import open_source, pairs
 from hessrmt.capacity.spectra import (
-    LARGEST,
-    SMALLEST,
     Gram,
     MatrixSpectrum,
-    Range,
+    direct_sum,
+    fit_bulk,
     from_grams,
     from_singular_values,
-    gram,
-    streamed_grams,
-    streams,
+    grams,
+    log,
 )
-from hessrmt.capacity.splitting import Conv
-from hessrmt.errors import CapacityError
+from hessrmt.checks import one_of, whole
+from hessrmt.errors import DataError
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from hessrmt.backend.base import Backend
-    from hessrmt.capacity.layers import Matrix
-
-    Network = nn.Module | Mapping[str, Any] | str | Path
+    from hessrmt.capacity.layers import Conv
+    from hessrmt.capacity.sources import AnySource, WeightSource, WeightTensor
 
 Tick = Callable[[str, int, int], None]
 """Progress: the layer that is done, how many are, of how many."""
@@ -49,26 +44,12 @@ _TOGETHER = 2**25
 """Bytes of Gram matrices that are diagonalised in one call: a core for each small one."""
 
 
-@dataclass
-class _Task:
-    """A layer on its way: roles of its matrices to what is to be diagonalised, then to spectra."""
-
-    matrix: Matrix
-    grams: dict[str, list[Gram]] = field(default_factory=dict)
-    spectra: dict[str, list[MatrixSpectrum]] = field(default_factory=dict)
-    skipped: str | None = None
-
-    @property
-    def bytes(self) -> int:
-        return sum(8 * len(g.matrix) ** 2 for grams in self.grams.values() for g in grams)
-
-
 def analyze(
-    source: Network,
+    source: AnySource,
     conv: Conv = "slices",
     seed: int = 0,
     *,
-    initial: Network | None = None,
+    initial: AnySource | None = None,
     randomize: bool = False,
     p_values: int = 0,
     x_max: float | Literal["max"] | None = None,
@@ -88,9 +69,9 @@ def analyze(
         source: A module, a state dict, or a path: a checkpoint (``.pt``, ``.pth``,
             ``.safetensors``), a folder of safetensors shards, an ``.npz`` file, or
             ``file.py:factory``.
-        conv: Convolutions as k² matrices c_out × c_in with a fit each (``slices``, [M]), as these
-            with one fit to all their eigenvalues (``pooled``), or as one matrix c_out × c_in k²
-            (``unfolded``).
+        conv: Convolutions as k² matrices c_out × c_in with a fit each (``slices``, as Martin and
+            Mahoney 2019), as these with one fit to all their eigenvalues (``pooled``), or as one
+            matrix c_out × c_in k² (``unfolded``).
         seed: Of permutations and bootstraps.
         initial: The same network before training, for distances.
         randomize: Also spectra of the matrices with their entries permuted: correlation traps.
@@ -108,20 +89,15 @@ def analyze(
         The report.
 
     Raises:
-        CapacityError: If an option cannot be used, or ``initial`` is another network.
+        DataError: If an option cannot be used, or ``initial`` is another network.
     """
-    unknown = [name for name in compare_with if name not in ALTERNATIVES]
-    if unknown:
-        raise CapacityError(f"no alternative {unknown[0]!r}; known are {', '.join(ALTERNATIVES)}")
+    for name in compare_with:
+        one_of("alternative", name, powerlaw.ALTERNATIVES)
     if compare_with and x_max is not None:
-        raise CapacityError("laws that end at x_max are not compared; leave out x_max or compare")
-    if isinstance(p_values, bool) or p_values < 0:
-        raise CapacityError(f"p_values is {p_values!r}; give a number of samples, 0 for none")
-    backend = select(device)
-    options = Options(
-        seed, randomize, p_values, x_max, tuple(compare_with), exact, conv == "unfolded"
-    )
+        raise DataError("laws that end at x_max are not compared; leave out x_max or compare")
+    whole("p_values", p_values)
     powerlaw.Rule(x_max=x_max)  # refuses what it cannot be
+    backend = select(device)
     opened = partial(open_source, conv=conv, min_size=min_size, only=only, seed=seed)
     with ExitStack() as stack:
         network = stack.enter_context(opened(source))
@@ -129,137 +105,185 @@ def analyze(
         if initial is not None:
             start = stack.enter_context(opened(initial))
             before = {layer.name: other for layer, other in pairs(network, start)}
-        layers, notes = _Run(network, before, options, backend, tick).layers()
-        return CapacityReport(network.label, conv, seed, layers, backend.name, notes)
+        wanted = seed, randomize, p_values, x_max, compare_with, exact
+        run = _Run(network, before, backend, *wanted)
+        layers = []
+        for layer in run.layers():
+            layers.append(layer)
+            if tick:
+                tick(layer.name, len(layers), len(network.layers))
+        found = tuple(layers), backend.name, tuple(run.notes)
+        return CapacityReport(network.label, conv, seed, *found)
 
 
+@dataclass
+class _Task:
+    """A layer on its way: roles of its matrices to what is to be diagonalised, then to spectra."""
+
+    weights: WeightTensor
+    skipped: str | None = None
+    grams: dict[str, list[Gram]] = field(default_factory=dict)
+    spectra: dict[str, list[MatrixSpectrum]] = field(default_factory=dict)
+
+    def keep(self, role: str, spectra: list[MatrixSpectrum]) -> None:
+        """Spectra that power laws and bulks are fitted to: each matrix, or all of them pooled."""
+        self.spectra[role] = [direct_sum(spectra)] if self.weights.pooled else spectra
+
+    def distance(self, norm: str) -> float:
+        """Norm of the difference over that of the initial weights."""
+        if "difference" not in self.spectra:
+            return NAN
+        change, start = (direct_sum(self.spectra[role]) for role in ("difference", "initial"))
+        if not (change.frobenius_squared and start.frobenius_squared):
+            return 0.0 if start.frobenius_squared else NAN
+        return math.exp(getattr(change, norm) - getattr(start, norm))
+
+
+@dataclass
 class _Run:
-    """One pass over a network."""
+    """One pass over a network, with what is to be computed beside norms and power laws."""
 
-    def __init__(
-        self,
-        network: Source,
-        initial: dict[str, Matrix | None] | None,
-        options: Options,
-        backend: Backend,
-        tick: Tick | None,
-    ) -> None:
-        self._network = network
-        self._initial = initial
-        self._options = options
-        self._backend = backend
-        self._tick = tick
-        self._found: list[Layer] = []
-        self._notes: list[str] = []
+    network: WeightSource
+    initial: dict[str, WeightTensor | None] | None
+    backend: Backend
+    seed: int
+    randomize: bool
+    p_values: int
+    x_max: float | Literal["max"] | None
+    compare_with: Sequence[str]
+    exact: bool
+    notes: list[str] = field(default_factory=list)
 
-    def layers(self) -> tuple[tuple[Layer, ...], tuple[str, ...]]:
-        """Records of all tensors in order, small layers diagonalised together; notes."""
+    def layers(self) -> Iterator[Layer]:
+        """Records of all tensors in order, small layers diagonalised together."""
         waiting: list[_Task] = []
-        for matrix in self._network:
-            waiting.append(self._read(matrix))
-            if sum(task.bytes for task in waiting) >= _TOGETHER:
-                self._finish(waiting)
-        self._finish(waiting)
-        return tuple(self._found), tuple(self._notes)
+        for weights in self.network:
+            waiting.append(self._read(weights))
+            roles = (each for task in waiting for each in task.grams.values())
+            if sum(one.matrix.nbytes for each in roles for one in each) >= _TOGETHER:
+                yield from self._finish(waiting)
+                waiting = []
+        yield from self._finish(waiting)
 
-    def _read(self, matrix: Matrix) -> _Task:
+    def _read(self, weights: WeightTensor) -> _Task:
         """Read a layer and keep what is to be diagonalised; the weights themselves are dropped."""
-        task = _Task(matrix, skipped=matrix.skipped)
-        if task.skipped is not None:
-            return task
-        if self._streams(matrix):
-            grams, found = streamed_grams(matrix.view(), self._backend.device)
-            task.skipped = _unusable(found, matrix.size)
-            if task.skipped is None:
-                task.grams["weights"] = grams
-            return task
+        task = _Task(weights)
+        held = self.exact or self.randomize or self.initial is not None
         try:
-            stack = torch.from_numpy(matrix.load())
-        except CapacityError as error:
+            stack = torch.from_numpy(weights.load()) if held else weights.view()
+            self._add(task, "weights", stack)
+        except DataError as error:
             task.skipped = str(error)
             return task
-        low, high = map(float, torch.aminmax(stack))
-        task.skipped = _unusable(Range(0, max(-low, high)), matrix.size)
-        if task.skipped is not None:
-            return task
-        self._add(task, "weights", stack)
-        if self._initial is not None:
-            self._add_distance(task, stack, self._initial[matrix.name])
-        if self._options.randomize:
+        if self.initial is not None:
+            try:
+                before = self.initial[weights.name]
+                if before is None:
+                    raise DataError("it is missing or skipped there")
+                start = torch.from_numpy(before.load())
+                self._add(task, "initial", start)
+                self._add(task, "difference", stack - start)
+            except DataError as error:
+                no_distance = f"{weights.name}: no distance from the initial network"
+                self.notes.append(f"{no_distance}: {error}")
+        if self.randomize:
             for number, part in enumerate(stack):
-                draw = rng.stream(self._options.seed, "permuted weights", matrix.name, number)
+                draw = rng.stream(self.seed, "permuted weights", weights.name, number)
                 draw.shuffle(part.numpy().reshape(-1))  # in place: the array is ours
             self._add(task, "permuted", stack)
         return task
 
-    def _streams(self, matrix: Matrix) -> bool:
-        """Whether a layer is large, and nothing is wanted for which its weights must be held."""
-        wanted = self._options.exact or self._options.randomize or self._initial is not None
-        return streams(matrix.part_shape) and not wanted
-
     def _add(self, task: _Task, role: str, stack: Tensor) -> None:
-        there = stack.to(self._backend.device)
-        if self._options.exact:
-            task.spectra[role] = from_singular_values(there)
+        if self.exact:
+            task.keep(role, from_singular_values(stack.to(self.backend.device)))
         else:
-            task.grams[role] = gram(there)
+            task.grams[role] = grams(stack, self.backend.device)
 
-    def _add_distance(self, task: _Task, stack: Tensor, initial: Matrix | None) -> None:
-        name = task.matrix.name
-        try:
-            if initial is None:
-                raise CapacityError("it is missing or skipped there")
-            before = torch.from_numpy(initial.load())
-        except CapacityError as error:
-            self._notes.append(f"{name}: no distance from the initial network: {error}")
-            return
-        self._add(task, "difference", stack - before)
-        self._add(task, "initial", before)
-
-    def _finish(self, tasks: list[_Task]) -> None:
+    def _finish(self, tasks: list[_Task]) -> Iterator[Layer]:
         """Diagonalise and fit everything that waits."""
-        places = [(task, role) for task in tasks for role in task.grams]
-        waiting = [g for task, role in places for g in task.grams[role]]
-        spectra = iter(from_grams(waiting, self._backend))
-        for task, role in places:
-            task.spectra[role] = [next(spectra) for _ in task.grams[role]]
-        ready = [LayerSpectra(task.matrix, **task.spectra) for task in tasks if task.spectra]
-        fits = iter(
-            powerlaw.fit_all(
-                [item.positive for layer in ready for item in layer.fitted],
-                x_max=self._options.x_max,
-            )
+        places = [(task, *item) for task in tasks for item in task.grams.items()]
+        found = iter(from_grams([one for *_, each in places for one in each], self.backend))
+        for task, role, each in places:
+            task.keep(role, [next(found) for _ in each])
+        fitted = [one.positive for task in tasks for one in task.spectra.get("weights", ())]
+        fits = iter(powerlaw.fit_all(fitted, x_max=self.x_max))
+        return (self._layer(task, fits) for task in tasks)
+
+    def _layer(self, task: _Task, fits: Iterator[powerlaw.PowerLawFit]) -> Layer:
+        """Everything there is to say of a layer; ``fits`` has a power law for each spectrum."""
+        weights = task.weights
+        layer = Layer(**_of(weights, "name", "kind", "shape", "dtype", "inferred"))
+        spectra = task.spectra.get("weights", [])
+        own = [next(fits) for _ in spectra]
+        if not any(one.frobenius_squared for one in spectra):
+            return replace(layer, skipped=task.skipped or "all weights are zero")
+        parts = tuple(self._part(task, number, fit) for number, fit in enumerate(own))
+
+        def each(name: str) -> list[Any]:
+            return [getattr(part, name) for part in parts]
+
+        means = ("alpha", "x_min", "ks_distance", "p_value", "mp_variance", "mp_edge", "soft_rank")
+        norms = ("log_frobenius", "log_spectral", "stable_rank", "log_stable_rank", "entropy")
+        reasons = Counter(part.fit_failed for part in parts if part.fit_failed is not None)
+        good = [part.sigma for part in parts if part.fit_failed is None]
+        return replace(
+            layer,
+            **{name: mean(each(name)) for name in means},
+            **{name: _count(each(name)) for name in ("spikes", "traps")},
+            **_of(direct_sum(spectra), "lambda_max", "rank", *norms),
+            sigma=math.hypot(*good) / len(good) if good else NAN,
+            n_tail=sum(each("n_tail")),
+            log_alpha_norm=total(each("log_alpha_norm")),
+            alpha_hat=total(each("alpha_log_lambda")),
+            alpha_weighted=mean(each("alpha_log10_norm")),
+            distance_frobenius=task.distance("log_frobenius"),
+            distance_spectral=task.distance("log_spectral"),
+            n_matrices=len(parts),
+            n_failed=len(parts) - len(good),
+            fit_failed=reasons.most_common(1)[0][0] if reasons else None,
+            matrices=parts,
         )
-        todo = iter(ready)
-        for task in tasks:
-            if task.skipped is None:
-                layer = next(todo)
-                found = record(layer, [next(fits) for _ in layer.fitted], self._options)
-            else:
-                found = _skipped(task)
-            self._found.append(found)
-            if self._tick:
-                self._tick(found.name, len(self._found), len(self._network))
-        tasks.clear()
+
+    def _part(self, task: _Task, number: int, fit: powerlaw.PowerLawFit) -> MatrixFit:
+        weights, spectrum = task.weights, task.spectra["weights"][number]
+        label = weights.parts[number] if len(task.spectra["weights"]) > 1 else ""
+        random = task.spectra["permuted"][number] if self.randomize else None
+        values, bulk = spectrum.positive, fit_bulk(spectrum)
+        p_value = NAN
+        if self.p_values and fit:
+            name = f"{weights.name}/{label}"
+            word = int(rng.seed_sequence(self.seed, "p-value", name).generate_state(1)[0])
+            p_value = powerlaw.goodness_of_fit(values, fit, samples=self.p_values, seed=word)
+        # what weightwatcher multiplies ‖W‖₂² by: 2-D convolutions by 1/2 pooled, by k²/2 in slices
+        factor = 1.0
+        if weights.kind == "Conv2d" and weights.parts != ("",):
+            factor = 0.5 if weights.pooled else len(weights.parts) / 2
+        return MatrixFit(
+            label=label,
+            **_of(fit, "alpha", "x_min", "x_max", "ks_distance", "sigma", "n_tail"),
+            p_value=p_value,
+            lambda_max=spectrum.lambda_max,
+            alpha_log_lambda=fit.alpha * log(spectrum.lambda_max),
+            alpha_log10_norm=fit.alpha * log(factor * spectrum.spectral_squared) / math.log(10),
+            log_alpha_norm=spectrum.log_alpha_norm(fit.alpha),
+            mp_variance=bulk.variance,
+            mp_edge=bulk.upper,
+            mp_distance=bulk.ks_distance,
+            **_of(bulk, "spikes", "soft_rank"),
+            traps=None if random is None else fit_bulk(random).spikes,
+            random_lambda_max=NAN if random is None else random.lambda_max,
+            comparisons={law: powerlaw.compare(values, fit, law) for law in self.compare_with},
+            fit_failed=fit.failed,
+            mp_failed=bulk.failed,
+            eigenvalues=spectrum.eigenvalues,
+        )
 
 
-def _unusable(found: Range, count: int) -> str | None:
-    if found.nonfinite:
-        return nonfinite(found.nonfinite, count)
-    if found.peak == 0:
-        return "all weights are zero"
-    if not SMALLEST < found.peak < LARGEST:
-        return f"weights as large as {found.peak:.1e}, whose squares leave the range of float64"
-    return None
+def _of(record: Any, *names: str) -> dict[str, Any]:
+    return {name: getattr(record, name) for name in names}
 
 
-def _skipped(task: _Task) -> Layer:
-    matrix = task.matrix
-    return Layer(
-        matrix.name,
-        matrix.kind,
-        matrix.shape,
-        skipped=task.skipped,
-        dtype=matrix.dtype,
-        inferred=matrix.inferred,
-    )
+def _count(values: list[int | None]) -> int | None:
+    """Sum of the counts there are."""
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None

@@ -1,131 +1,323 @@
-"""One tensor of a network and the real matrices whose spectra stand for it."""
+"""Which matrices a layer has: what a tensor is in its network, how it is cut, why it is left out.
+
+The kind of a layer comes from its module where there is one, else from the tensor's name. GPT-2's
+``Conv1D`` stores its weight (in, out), all other linear layers (out, in); singular values don't see
+the difference, the packed q, k, v of ``c_attn`` do. Fused projections of other names (``qkv``,
+``query_key_value``) stay one matrix: models order their rows differently.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import re
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import product
 from math import prod
-from typing import TYPE_CHECKING
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from hessrmt.errors import CapacityError
+from hessrmt.errors import DataError
 
-if TYPE_CHECKING:
-    import numpy as np
-    from jaxtyping import Float64, Num
+Conv = Literal["slices", "pooled", "unfolded"]
+Shape = tuple[int, ...]
 
-    from hessrmt.capacity.splitting import Split
+_FORMS = {
+    **dict.fromkeys(("Linear", "Conv1D", "Embedding", "EmbeddingBag"), ("matrix", 2)),
+    "Bilinear": ("stacked", 3),
+    **{f"Conv{t}{n}d": ("convolution", n + 2) for t in ("", "Transpose") for n in (1, 2, 3)},
+}
+"""Class of a module to how matrices lie in its weight, and the weight's dimensions."""
+
+_NAMED_TENSORS = ("MultiheadAttention", "LSTM", "GRU", "RNN")
+"""Classes of which the tensors' own names tell them apart."""
+
+_GATES = {"LSTM": ("i", "f", "g", "o"), "GRU": ("r", "z", "n")}
+_QKV = ("q", "k", "v")
+
+_RECURRENT_NAME = re.compile(r"(.*?)weight_(ih|hh|hr)(_l\d+(?:_reverse)?)?$")
+_GPT2_NAME = re.compile(r"(?:^|\.)(?:c_attn|q_attn|c_fc|c_proj)\.weight$")
+_EMBEDDING_WORD = re.compile(
+    r"(?:.*_)?(?:wte|wpe|emb|embed|embeds|embedding|embeddings)|embed_(?:tokens|positions|in)"
+    r"|shared|relative_attention_bias"
+)
+_REAL = ("float64", "float32", "float16", "bfloat16")
+_INDICES = ("int16", "int64", "uint16", "uint64")
+_SCALES = ("_scale_inv", "_scale")  # as DeepSeek and compressed-tensors name them
+_PARAMETRISED = re.compile(r"\.parametrizations\.\w+\.original\d*$|weight_orig$")
 
 
 @dataclass(frozen=True)
-class Matrix:
-    """One tensor of a network: a layer ready for analysis, or the reason why it is skipped.
-
-    Only the description is in memory; the numbers are read by every call of :meth:`load`.
+class Stored:
+    """What is known of a stored value before it is read.
 
     Attributes:
-        name: In the network's state dict, without the prefix of DataParallel or torch.compile.
-        kind: What the layer is ("Linear", "Conv2d", "ConvTranspose2d", "Embedding",
-            "MultiheadAttention", "LSTM", "GRU", "Conv1D" for GPT-2's, "Experts", ...; of what is
-            skipped also "vector", "scalar", ...).
-        shape: Of the stored tensor.
-        dtype: Of the stored tensor, e.g. "bfloat16".
-        skipped: Why the layer can't be analysed; None if it can (its values may still turn out
-            not to be finite when they are read).
-        inferred: Whether ``kind`` was inferred from the name and the number of dimensions,
-            because the source holds tensors only and no modules.
-        parts: A label for each matrix that :meth:`load` returns, in order: ``("",)`` for a whole
-            matrix, ``("q", "k", "v")``, ``("i", "f", "g", "o")``, kernel positions
-            ``("0,0", "0,1", ...)``. Empty if skipped.
-        part_shape: (rows, columns) of every one of these matrices.
-        pooled: Whether the eigenvalues of all parts make one spectrum (``conv="pooled"``);
-            otherwise each part has its own.
+        shape: () for a single number and for what is no tensor.
+        dtype: torch's name of it, e.g. "bfloat16".
+        unusable: Why it can't be read as weights, or None.
+        storage: Equal for tensors that are known to share all their numbers.
     """
 
-    name: str
-    kind: str
-    shape: tuple[int, ...]
+    shape: Shape
     dtype: str
-    skipped: str | None = None
-    inferred: bool = False
+    unusable: str | None = None
+    storage: Hashable = field(default_factory=object)
+
+
+Entries = Mapping[str, Stored]
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a tensor is in its network.
+
+    Attributes:
+        kind: Name of the kind of layer.
+        form: How matrices lie in the tensor: it is one (``matrix``); ``labels`` of them are
+            ``packed`` along ``axis``; they are ``stacked`` along the first axis; it is a
+            ``convolution``; or ``none``.
+        labels: Of packed matrices, in order.
+        axis: Along which they are packed.
+        groups: Of a convolution; 1 where only the tensor is known.
+        transposed: Whether a convolution's first axis is c_in rather than c_out.
+        inferred: Whether name and number of dimensions are all that was known.
+    """
+
+    kind: str
+    form: str
+    labels: tuple[str, ...] = ()
+    axis: int = 0
+    groups: int = 1
+    transposed: bool = False
+    inferred: bool = True
+
+
+def recognise(name: str, entries: Entries, module: nn.Module | None = None) -> Role:
+    """Role of a tensor.
+
+    Args:
+        name: Of the tensor.
+        entries: All tensors of the network, by name.
+        module: That it belongs to, where there is one; may be a TorchScript one.
+
+    Returns:
+        Its role; inferred if there is no module or the module is of no known kind.
+    """
+    inferred, dimensions = _from_name(name, entries), len(entries[name].shape)
+    scripted = getattr(module, "original_name", None)
+    for known in [scripted] if scripted else [base.__name__ for base in type(module).__mro__]:
+        kind = known.removesuffix("Bag").removesuffix("Cell")
+        form, expected = _FORMS.get(known, ("none", -1))
+        if name.rpartition(".")[2] == "weight" and dimensions == expected:
+            if form == "matrix" and inferred.form == "packed":
+                return replace(inferred, kind=kind, inferred=False)
+            groups, transposed = getattr(module, "groups", 1), known.startswith("ConvTranspose")
+            return Role(kind, form, (), 0, groups, transposed, inferred=False)
+        if kind in _NAMED_TENSORS and dimensions == 2:
+            return replace(inferred, kind=kind, inferred=False)
+    return inferred
+
+
+def _from_name(name: str, entries: Entries) -> Role:
+    shape = entries[name].shape
+    if len(shape) < 2:
+        return Role("vector" if shape else "scalar", "none", inferred=False)
+    *path, last = name.split(".")
+    word = path[-1] if last == "weight" and path else last
+    table = len(shape) == 2 or (len(shape) == 3 and shape[0] == 1)
+    if table and _EMBEDDING_WORD.fullmatch(word.lower()):
+        return Role("Embedding", "matrix")
+    if len(shape) == 3 and "experts" in path:
+        return Role("Experts", "stacked")
+    if len(shape) > 5:
+        return Role(f"{len(shape)}-D", "none")
+    if len(shape) > 2:
+        return Role(f"Conv{len(shape) - 2}d", "convolution")
+    recurrent = _RECURRENT_NAME.fullmatch(name)
+    return _gates(recurrent, shape, entries) if recurrent else _linear(name, shape, entries)
+
+
+def _linear(name: str, shape: Shape, entries: Entries) -> Role:
+    if name.rpartition(".")[2] == "in_proj_weight":
+        return _packed("MultiheadAttention", _QKV, shape, 0)
+    if not _GPT2_NAME.search(name):
+        return Role("Linear", "matrix")
+    fused = [other.shape for key, other in entries.items() if key.endswith("c_attn.weight")]
+    transposed = any(len(each) == 2 and each[0] < each[1] for each in fused)
+    kind = "Conv1D" if transposed else "Linear"
+    if "c_attn" not in name:
+        return Role(kind, "matrix")
+    # a cross-attention's queries have a layer of their own, q_attn
+    return _packed(kind, _QKV[1:] if "crossattention" in name else _QKV, shape, 1, 0)
+
+
+def _packed(kind: str, labels: tuple[str, ...], shape: Shape, *axes: int) -> Role:
+    for axis in axes:
+        if shape[axis] == len(labels) * shape[1 - axis]:
+            return Role(kind, "packed", labels, axis)
+    return Role(kind, "matrix")
+
+
+def _gates(found: re.Match[str], shape: Shape, entries: Entries) -> Role:
+    prefix, which, suffix = found[1], found[2], found[3] or ""
+    if which == "hr":
+        return Role("LSTM", "matrix")
+    inner = (entries.get(f"{prefix}weight_{other}{suffix}") for other in ("hr", "hh"))
+    hidden = next((each.shape[-1] for each in inner if each and each.shape), 0)
+    for kind, labels in _GATES.items():
+        if shape[0] == len(labels) * hidden:
+            return Role(kind, "packed", labels)
+    return Role("RNN", "matrix")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Matrices of equal shape in one tensor.
+
+    Attributes:
+        parts: A label for each matrix, in order.
+        shape: (rows, columns) of each.
+        moves: The axis that is unfolded first, into how many, and which axes move where, to put
+            the tensor's numbers into the order of (parts, rows, columns).
+        pooled: Whether the eigenvalues of all make one spectrum.
+    """
+
     parts: tuple[str, ...] = ()
-    part_shape: tuple[int, int] = (0, 0)
+    shape: Shape = ()
+    moves: tuple[int, int, Any, Any] = (0, 1, 0, 0)
     pooled: bool = False
-    _read: Callable[[], Tensor] | None = field(default=None, repr=False, compare=False)
-    _split: Split | None = field(default=None, repr=False, compare=False)
 
-    @property
-    def size(self) -> int:
-        """Number of weights of the stored tensor."""
-        return prod(self.shape)
+    def view(self, tensor: Tensor) -> Tensor:
+        """The numbers of a tensor in that order."""
+        axis, count, source, target = self.moves
+        return tensor.unflatten(axis, (count, -1)).movedim(source, target)
 
-    def load(self) -> Float64[np.ndarray, "parts rows columns"]:
-        """Read the weights and cut them into the matrices whose spectra are meant.
 
-        Returns:
-            (parts, rows, columns) float64, C-contiguous and owned by the caller; iterate it for
-            the single matrices.
+def split(role: Role, shape: Shape, conv: Conv) -> Split:
+    """How to cut a tensor.
 
-        Raises:
-            CapacityError: If the layer is skipped, or if weights are NaN or infinite. Its message
-                is the reason to list the layer with. (A file that can't be read is a ProblemError:
-                it ends the run.)
-        """
-        view = self._cut()
-        stack = torch.empty(view.shape, dtype=torch.float64)
-        stack.copy_(view)  # casts and reorders in one pass, without a second copy
-        del view
-        stack = stack.view(len(self.parts), *self.part_shape)
-        bad = count_nonfinite(stack)
-        if bad:
-            raise CapacityError(nonfinite(bad, stack.numel()))
-        return stack.numpy()
+    Convolutions, (c_out, c_in / groups, *kernel), or (c_in, c_out / groups, *kernel) if
+    transposed: ``slices`` and ``pooled`` take the matrix at each kernel position (Martin and
+    Mahoney 2019, below eq. 6), of each group by itself where the groups are known; ``unfolded``
+    takes one matrix, a row for each output channel and a column for each of the inputs that its
+    kernel meets.
 
-    def view(self) -> Num[Tensor, "parts rows columns"]:
-        """The same matrices as they are stored, not copied where the file is mapped.
+    Args:
+        role: Of the tensor; its form is not "none".
+        shape: Of the tensor.
+        conv: How to cut convolutions.
 
-        Returns:
-            (parts, rows, columns) in the stored precision and order; not to be written to, and
-            unchecked: weights may be NaN or infinite.
+    Returns:
+        The cut.
+    """
+    count, groups = len(role.labels), role.groups
+    first = shape[0] // groups
+    if role.form == "stacked":
+        return Split(tuple(map(str, range(shape[0]))), shape[1:])
+    if role.form == "packed":
+        sizes = tuple(n // count if i == role.axis else n for i, n in enumerate(shape))
+        return Split(role.labels, sizes, (role.axis, count, role.axis, 0))
+    if role.form == "matrix":
+        return Split(("",), shape[-2:])
+    if conv == "unfolded" and role.transposed:
+        return Split(("",), (groups * shape[1], first * prod(shape[2:])), (0, groups, 2, 1))
+    if conv == "unfolded":
+        return Split(("",), (shape[0], prod(shape[1:])))
+    labels = [",".join(map(str, at)) for at in product(*map(range, shape[2:]))]
+    if groups > 1:
+        labels = [f"g{group}:{at}" for group in range(groups) for at in labels]
+    moves = 0, groups, (1, 2), (-2, -1)
+    return Split(tuple(labels), (first, shape[1]), moves, conv == "pooled")
 
-        Raises:
-            CapacityError: If the layer is skipped.
-        """
-        return self._cut().reshape(len(self.parts), *self.part_shape)
 
-    def _cut(self) -> Tensor:
-        if self.skipped is not None or self._read is None or self._split is None:
-            raise CapacityError(self.skipped or "there is nothing to read")
-        return self._split.view(self._read())
+# Why a tensor isn't analysed
+
+
+def unusable(name: str, role: Role, entries: Entries) -> str | None:
+    """Why a tensor holds no matrix of weights, as far as that shows without reading it.
+
+    Args:
+        name: Of the tensor.
+        role: Of the tensor.
+        entries: All tensors of the network, by name.
+
+    Returns:
+        The reason, or None.
+    """
+    entry = entries[name]
+    shape, dtype = entry.shape, entry.dtype
+    float8 = dtype.startswith("float8")
+    scale = next((name + end for end in _SCALES if name + end in entries), None)
+    scaled = next((name.removesuffix(end) for end in _SCALES if name.endswith(end)), "")
+    quantised = scaled in entries and entries[scaled].dtype not in _REAL
+    packed = "int" in dtype or dtype.startswith("float4")
+    part = name.endswith("weight_v") and f"{name[:-1]}g" in entries  # of weight_norm
+    part = part or _PARAMETRISED.search(name)
+    reasons = (
+        (entry.unusable is not None, entry.unusable),
+        (not shape, "a single number"),
+        (len(shape) == 1, "1-D: a vector has no spectrum"),
+        (0 in shape, f"empty: its shape is {shape}"),
+        (dtype == "bool", "bool: a mask, not weights"),
+        (dtype.startswith("complex"), f"{dtype}: complex weights aren't analysed"),
+        (dtype in _INDICES, f"{dtype}: integers such as indices or counters, not weights"),
+        (
+            packed,
+            f"{dtype}: quantised weights have no spectrum of their own; give them dequantised",
+        ),
+        (dtype not in _REAL and not float8, f"{dtype}: expected {', '.join(_REAL)} or float8"),
+        (float8 and scale, f"{dtype}, to be scaled by {scale}; give the weights dequantised"),
+        (quantised, f"the scales of the quantised {scaled}"),
+        (part, "a part of a parametrised weight; remove the parametrisation, then save"),
+        (role.form == "none", f"{len(shape)}-D: no rule how to make matrices of it"),
+    )
+    return next((reason for applies, reason in reasons if applies), None)
+
+
+def too_small(cut: Split, role: Role, shape: Shape, min_size: int) -> str | None:
+    """Why the matrices of a tensor are too small to have a spectrum.
+
+    Args:
+        cut: How the tensor is cut.
+        role: Of the tensor.
+        shape: Of the tensor.
+        min_size: The fewest eigenvalues that a spectrum must have.
+
+    Returns:
+        The reason, or None.
+    """
+    what, count = " x ".join(map(str, cut.shape)), min(cut.shape)
+    if len(cut.parts) > 1:
+        what = f"each of its {len(cut.parts)} parts is {what}"
+    if count == 1:
+        reason = f"{what}: a single row or column has one eigenvalue"
+        unfolds = role.form == "convolution" and min(split(role, shape, "unfolded").shape) > 1
+        whole = "; conv='unfolded' takes the whole layer as one matrix"
+        return reason + whole if unfolds else reason
+    count *= len(cut.parts) if cut.pooled else 1
+    if count < min_size:
+        return f"{what}: {count} eigenvalues, fewer than the {min_size} asked for by min_size"
+    return None
 
 
 def count_nonfinite(values: Tensor) -> int:
-    """How many values are NaN or infinite.
-
-    Args:
-        values: (..., n), float64 or float32.
-
-    Returns:
-        A count.
-    """
+    """How many values, (..., n) in float64 or float32, are NaN or infinite."""
     if bool(torch.isfinite(values.sum())):  # quick, and without a second array
         return 0
     return sum(part.numel() - int(torch.isfinite(part).sum()) for part in values)
 
 
-def nonfinite(bad: int, count: int) -> str:
-    """Why a layer with such weights is skipped.
+def require_finite(bad: int, count: int) -> None:
+    """Refuse weights that are NaN or infinite.
 
     Args:
-        bad: How many are NaN or infinite.
+        bad: How many are.
         count: Of how many.
 
-    Returns:
-        The reason.
+    Raises:
+        DataError: If any is; the reason to skip the layer.
     """
-    return (
-        f"{bad} of {count} weights are NaN or infinite; the training diverged or the file is "
-        "damaged"
-    )
+    if bad:
+        why = "the training diverged or the file is damaged"
+        raise DataError(f"{bad} of {count} weights are NaN or infinite; {why}")

@@ -1,42 +1,54 @@
-"""Results of a capacity analysis: one record for each layer, and what they give for the network."""
+"""Results of a capacity analysis: records of layers and of a network, correlations of a series."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from html import escape
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy import stats
 
-from hessrmt.errors import CapacityError
+from hessrmt.capacity.powerlaw import TailFit
+from hessrmt.checks import one_of
+from hessrmt.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from hessrmt.arrays import Levels
-    from hessrmt.capacity.likelihoods import Comparison
+    from hessrmt.capacity.powerlaw import Comparison
 
-NAN = float("nan")
+NAN = math.nan
 
+METRICS = ("alpha_hat", "alpha_weighted", "mean_alpha", "mean_log_norm")
+"""Numbers of a network that are compared with its accuracy."""
+
+_FEWEST = 3
+"""Networks below which nothing is said of a series."""
+
+_AVERAGED = (
+    *("alpha", "alpha_weighted", "log_frobenius", "log_spectral", "stable_rank", "log_stable_rank"),
+    *("log_alpha_norm", "entropy", "soft_rank", "lambda_max", "ks_distance"),
+    *("distance_frobenius", "distance_spectral"),
+)
+_SHOWN = (
+    *("name", "kind", "shape", "alpha", "ks_distance", "lambda_max", "log_frobenius"),
+    "stable_rank",
+)
 _MOST_ROWS = 200
 """Of the table in a notebook."""
 
 
 @dataclass(frozen=True)
-class MatrixFit:
-    """What is fitted to one spectrum of a layer. Logarithms are natural.
+class MatrixFit(TailFit):
+    """What is fitted to one spectrum of a layer, beside :class:`TailFit`. Logarithms are natural.
 
     Attributes:
         label: Which matrix of the layer, e.g. ``"0,2"`` for a kernel position, ``"q"`` for the
             queries of an attention; empty if the layer has one spectrum.
-        alpha: Power-law exponent of the tail, NaN if the fit failed; so are all of the fit below.
-        x_min: Where the tail begins, in units of λ.
-        x_max: Where it ends; infinite without an upper cut-off.
-        ks_distance: Kolmogorov-Smirnov distance of the tail to the law.
-        sigma: Standard error of ``alpha``.
-        n_tail: Eigenvalues in the tail.
         p_value: Of the fit, from a bootstrap; NaN where not computed.
         lambda_max: Largest eigenvalue of X = WᵀW/N.
         alpha_log_lambda: α ln λ_max, the matrix's term in α̂.
@@ -57,12 +69,6 @@ class MatrixFit:
     """
 
     label: str
-    alpha: float
-    x_min: float
-    x_max: float
-    ks_distance: float
-    sigma: float
-    n_tail: int
     p_value: float
     lambda_max: float
     alpha_log_lambda: float
@@ -82,17 +88,10 @@ class MatrixFit:
 
     def to_dict(self) -> dict[str, Any]:
         """All but the eigenvalues, as plain values."""
-        plain = _plain(self, {"eigenvalues", "comparisons"})
-        plain["comparisons"] = {
-            name: {
-                "log_likelihood_ratio": item.log_likelihood_ratio,
-                "normalized_ratio": item.normalized_ratio,
-                "p_value": item.p_value,
-                "parameters": dict(item.parameters),
-            }
-            for name, item in self.comparisons.items()
-        }
-        return plain
+        compared = {name: asdict(item) for name, item in self.comparisons.items()}
+        for item in compared.values():
+            del item["against"]
+        return _plain(self, "eigenvalues") | {"comparisons": compared}
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,7 @@ class Layer:
         log_frobenius: ln ‖W‖_F.
         log_spectral: ln ‖W‖₂.
         stable_rank: ‖W‖_F²/‖W‖₂².
-        log_stable_rank: ln ‖W‖_F²/ln λ_max, [M] eq. (6).
+        log_stable_rank: ln ‖W‖_F²/ln λ_max, Martin and Mahoney 2019, eq. (6).
         log_alpha_norm: ln Σ λ^α, summed over the matrices.
         entropy: -Σ p ln p/ln R of p = λ/Σλ; between 0 and 1.
         skipped: Why the tensor was not analysed, else None.
@@ -177,12 +176,12 @@ class Layer:
 
     def row(self) -> dict[str, Any]:
         """Everything but the single matrices, as plain values: a row of a table."""
-        return _plain(self, {"matrices"}) | {"shape": "x".join(map(str, self.shape))}
+        return _plain(self, "matrices") | {"shape": "x".join(map(str, self.shape))}
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the eigenvalues, as plain values."""
         matrices = [item.to_dict() for item in self.matrices]
-        return _plain(self, {"matrices"}) | {"shape": list(self.shape), "matrices": matrices}
+        return _plain(self, "matrices") | {"shape": list(self.shape), "matrices": matrices}
 
 
 @dataclass(frozen=True)
@@ -215,9 +214,11 @@ class CapacityReport:
 
     @property
     def alpha_hat(self) -> float:
-        """α̂ = Σ α ln λ_max over layers, and over the slices of convolutions; [M] eq. (3), (6)."""
-        terms = _finite(layer.alpha_hat for layer in self.layers)
-        return math.fsum(terms) if terms else NAN
+        """α̂ = Σ α ln λ_max over layers, and over the slices of convolutions.
+
+        Source: Martin and Mahoney 2019, eqs. (3) and (6).
+        """
+        return total(layer.alpha_hat for layer in self.layers)
 
     @property
     def alpha_hat_log10(self) -> float:
@@ -236,7 +237,7 @@ class CapacityReport:
 
     @property
     def mean_log_norm(self) -> float:
-        """⟨ln ‖W‖_F⟩ over layers, [M] below eq. (5)."""
+        """⟨ln ‖W‖_F⟩ over layers; Martin and Mahoney 2019, below eq. (5)."""
         return self.mean("log_frobenius")
 
     def mean(self, name: str) -> float:
@@ -246,40 +247,27 @@ class CapacityReport:
             name: Attribute of :class:`Layer`, e.g. ``"entropy"``.
 
         Returns:
-            The mean; NaN if no layer has it.
-
-        Raises:
-            CapacityError: If layers have no number of that name.
+            The mean; NaN if no layer has it. It's a DataError if layers have no such number.
         """
-        if name not in _AVERAGED:
-            raise CapacityError(f"no mean of {name!r}; choose from {', '.join(_AVERAGED)}")
-        values = _finite(getattr(layer, name) for layer in self.layers)
-        return math.fsum(values) / len(values) if values else NAN
+        one_of("mean", name, _AVERAGED)
+        return mean(getattr(layer, name) for layer in self.layers)
 
     @property
     def counts(self) -> dict[str, int]:
         """How many tensors, layers analysed and skipped, spectra, and fits that failed."""
-        analyzed = self.analyzed
+        analyzed = len(self.analyzed)
         return {
             "tensors": len(self.layers),
-            "analyzed": len(analyzed),
-            "skipped": len(self.layers) - len(analyzed),
-            "spectra": sum(layer.n_matrices for layer in analyzed),
-            "fits_failed": sum(layer.n_failed for layer in analyzed),
+            "analyzed": analyzed,
+            "skipped": len(self.layers) - analyzed,
+            "spectra": sum(layer.n_matrices for layer in self.layers),
+            "fits_failed": sum(layer.n_failed for layer in self.layers),
         }
 
     def summary(self) -> dict[str, Any]:
         """The network's numbers without its layers, as plain values."""
-        return {
-            "source": self.source,
-            "conv": self.conv,
-            "seed": self.seed,
-            "device": self.device,
-            "alpha_hat": self.alpha_hat,
-            "alpha_hat_log10": self.alpha_hat_log10,
-            "alpha_weighted": self.alpha_weighted,
-            "mean_alpha": self.mean_alpha,
-            "mean_log_norm": self.mean_log_norm,
+        names = ("source", "conv", "seed", "device", "alpha_hat", "alpha_hat_log10", *METRICS[1:])
+        return {name: getattr(self, name) for name in names} | {
             "means": {name: self.mean(name) for name in _AVERAGED},
             "counts": self.counts,
             "notes": list(self.notes),
@@ -308,65 +296,140 @@ class CapacityReport:
             A ``pandas.DataFrame`` of :meth:`rows`.
 
         Raises:
-            CapacityError: If pandas is not installed.
+            DataError: If pandas is not installed.
         """
         try:
             pandas = import_module("pandas")
         except ImportError as error:
-            raise CapacityError(
-                "pandas is not installed; install it, or take report.rows() or --csv"
-            ) from error
+            raise DataError("pandas is not installed; install it, or take rows()") from error
         return pandas.DataFrame(self.rows())
 
     def _repr_html_(self) -> str:
-        names = ("name", "kind", "shape", "alpha", "ks_distance", "lambda_max", "log_frobenius")
-        head = "".join(f"<th>{name}</th>" for name in (*names, "stable_rank", "remark"))
-        body = "".join(
-            "<tr>"
-            + "".join(f"<td>{_cell(row[name])}</td>" for name in (*names, "stable_rank"))
-            + f"<td>{_cell(row['skipped'] or row['fit_failed'] or '')}</td></tr>"
-            for row in (layer.row() for layer in self.layers[:_MOST_ROWS])
-        )
+        def line(tag: str, values: Iterable[Any]) -> str:
+            texts = (f"{v:.4g}" if isinstance(v, float) else escape(str(v)) for v in values)
+            return f"<tr>{''.join(f'<{tag}>{text}</{tag}>' for text in texts)}</tr>"
+
+        lines = [line("th", (*_SHOWN, "remark"))]
+        for row in map(Layer.row, self.layers[:_MOST_ROWS]):
+            remark = row["skipped"] or row["fit_failed"] or ""
+            lines.append(line("td", (*(row[name] for name in _SHOWN), remark)))
+        if len(self.layers) > _MOST_ROWS:
+            lines.append(line("td", [f"{len(self.layers) - _MOST_ROWS} more"]))
         counts = self.counts
         caption = (
             f"{self.source}: α̂ = {self.alpha_hat:.4g}, ⟨α⟩ = {self.mean_alpha:.4g}, "
             f"⟨ln‖W‖⟩ = {self.mean_log_norm:.4g}; {counts['analyzed']} layers, "
             f"{counts['skipped']} tensors skipped, {counts['fits_failed']} fits failed"
         )
-        more = len(self.layers) - _MOST_ROWS
-        rest = f"<tr><td>{more} more</td></tr>" if more > 0 else ""
-        return f"<table><caption>{escape(caption)}</caption><tr>{head}</tr>{body}{rest}</table>"
+        return f"<table><caption>{escape(caption)}</caption>{''.join(lines)}</table>"
 
 
-_AVERAGED = (
-    "alpha",
-    "alpha_weighted",
-    "log_frobenius",
-    "log_spectral",
-    "stable_rank",
-    "log_stable_rank",
-    "log_alpha_norm",
-    "entropy",
-    "soft_rank",
-    "lambda_max",
-    "ks_distance",
-    "distance_frobenius",
-    "distance_spectral",
-)
+def mean(values: Iterable[float]) -> float:
+    """Mean of those that are finite; NaN if none is."""
+    finite = [value for value in values if math.isfinite(value)]
+    return math.fsum(finite) / len(finite) if finite else NAN
 
 
-def _finite(values: Iterable[float]) -> list[float]:
-    return [value for value in values if math.isfinite(value)]
+def total(values: Iterable[float]) -> float:
+    """Sum of those that are finite; NaN if none is."""
+    finite = [value for value in values if math.isfinite(value)]
+    return math.fsum(finite) if finite else NAN
 
 
-def _plain(record: Any, without: set[str]) -> dict[str, Any]:
-    found = {}
-    for item in fields(record):
-        if item.name not in without:
-            value = getattr(record, item.name)
-            found[item.name] = value.item() if isinstance(value, np.generic) else value
-    return found
+def _plain(record: Any, without: str) -> dict[str, Any]:
+    names = (item.name for item in fields(record) if item.name != without)
+    return {name: getattr(record, name) for name in names}
 
 
-def _cell(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else escape(str(value))
+# A series of networks
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """How one metric goes with one accuracy along a series of networks.
+
+    Attributes:
+        metric: Name of the metric, one of :data:`METRICS`.
+        accuracy: Name of the accuracy.
+        n: Networks with both.
+        slope: Of the least-squares line, accuracy for each unit of the metric.
+        slope_error: Its standard error.
+        intercept: Of the line.
+        r_squared: R² of the line.
+        kendall: Kendall's τ_b.
+        kendall_p: Probability of such a τ without a connection.
+        spearman: Spearman's ρ.
+        spearman_p: Probability of such a ρ without a connection.
+        failed: Why there are no numbers, else None.
+    """
+
+    metric: str
+    accuracy: str
+    n: int
+    slope: float = NAN
+    slope_error: float = NAN
+    intercept: float = NAN
+    r_squared: float = NAN
+    kendall: float = NAN
+    kendall_p: float = NAN
+    spearman: float = NAN
+    spearman_p: float = NAN
+    failed: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain values."""
+        return asdict(self)
+
+
+def correlate(
+    metric: Sequence[float], accuracy: Sequence[float], names: tuple[str, str] = ("", "")
+) -> Correlation:
+    """Least-squares line and rank correlations of two columns.
+
+    Args:
+        metric: (n,) of the networks.
+        accuracy: (n,) of the same networks.
+        names: Of metric and accuracy.
+
+    Returns:
+        The correlation; networks that lack one of the two are left out. With fewer than three, or
+        where one of the two never changes, numbers are NaN and ``failed`` says why.
+
+    Raises:
+        DataError: If the columns differ in length.
+    """
+    x, y = np.asarray(metric, dtype=np.float64), np.asarray(accuracy, dtype=np.float64)
+    if x.shape != y.shape or x.ndim != 1:
+        raise DataError(f"{x.shape} metrics and {y.shape} accuracies; give one of each")
+    both = np.isfinite(x) & np.isfinite(y)
+    x, y = x[both], y[both]
+    n = len(x)
+    if n < _FEWEST:
+        return Correlation(*names, n, failed=f"{n} networks with both; {_FEWEST} are needed")
+    for values, name in zip((x, y), names, strict=True):
+        if np.ptp(values) == 0:
+            return Correlation(*names, n, failed=f"{name or 'a column'} is the same for all")
+    line: Any = stats.linregress(x, y)
+    fitted: Any = line.slope, line.stderr, line.intercept, float(line.rvalue) ** 2
+    ranks: Any = *stats.kendalltau(x, y), *stats.spearmanr(x, y)
+    numbers: list[Any] = [float(value) for value in (*fitted, *ranks)]
+    return Correlation(*names, n, *numbers)
+
+
+def correlations(
+    reports: Sequence[CapacityReport], accuracies: Mapping[str, Sequence[float]]
+) -> list[Correlation]:
+    """Every metric with every accuracy, as in Martin and Mahoney 2019, Fig. 2.
+
+    Args:
+        reports: Of the networks.
+        accuracies: Name to one value for each network; NaN where it is not known.
+
+    Returns:
+        Accuracy by accuracy, the metrics in the order of :data:`METRICS`.
+    """
+    return [
+        correlate([getattr(report, metric) for report in reports], values, (metric, name))
+        for name, values in accuracies.items()
+        for metric in METRICS
+    ]

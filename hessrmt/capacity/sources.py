@@ -1,48 +1,128 @@
-"""Networks, wherever they are: every tensor is delivered, or listed with the reason why not."""
+"""Where weights come from: modules, state dicts, files and folders, read one tensor at a time.
+
+Every tensor of a network is delivered, or listed with the reason why not. Files are memory-mapped.
+The pages that were read stay in a process's memory as long as their mapping does, so a mapping is
+renewed after 32 MB: peak memory doesn't grow with the file.
+"""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+import json
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from functools import partial
+from functools import cache
+from math import prod
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import TYPE_CHECKING, Any, Protocol, get_args
+from zipfile import ZipFile
 
 import numpy as np
+import torch
+from numpy.lib import format as npy
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from hessrmt import rng
-from hessrmt.capacity.folders import read_folder
-from hessrmt.capacity.kinds import Owner, owner, recognise
-from hessrmt.capacity.layers import Matrix
-from hessrmt.capacity.readers import (
-    NpzReader,
-    Reader,
-    SafetensorsReader,
-    TensorReader,
-    TorchReader,
+from hessrmt.capacity.layers import (
+    Conv,
+    Shape,
+    Split,
+    Stored,
+    count_nonfinite,
+    recognise,
+    require_finite,
+    split,
+    too_small,
+    unusable,
 )
-from hessrmt.capacity.reasons import too_small, unusable
-from hessrmt.capacity.splitting import Conv, split
-from hessrmt.errors import CapacityError, ProblemError
+from hessrmt.checks import one_of, whole
+from hessrmt.errors import DataError, ProblemError
 from hessrmt.problems import checkpoints
 from hessrmt.problems.plugins import is_plugin, load_object
 
+if TYPE_CHECKING:
+    from jaxtyping import Float64, Num
+
 AnySource = nn.Module | Mapping[str, Any] | str | PathLike[str]
-_FILES = {
-    **dict.fromkeys(checkpoints.TORCH_SUFFIXES, TorchReader),
-    checkpoints.SAFETENSORS_SUFFIX: lambda path: SafetensorsReader([path]),
-    ".npz": NpzReader,
-}
-_EXPECTED = (
-    "a .pt, .pth, .safetensors or .npz file, a folder of .safetensors files, or file.py:factory"
-)
+
+_RENEW_AFTER = 32 * 2**20
+_EXPECTED = "a .pt, .pth, .safetensors or .npz file, a folder of safetensors, or file.py:factory"
 
 
-class Source:
+@dataclass(frozen=True)
+class WeightTensor:
+    """One tensor of a network: a layer ready for analysis, or the reason why it is skipped.
+
+    Only the description is in memory; the numbers are read by every call of :meth:`load`.
+
+    Attributes:
+        name: In the network's state dict, without the prefix of DataParallel or torch.compile.
+        kind: What the layer is ("Linear", "Conv2d", "ConvTranspose2d", "Embedding",
+            "MultiheadAttention", "LSTM", "GRU", "Conv1D" for GPT-2's, "Experts", ...; of what is
+            skipped also "vector", "scalar", ...).
+        shape: Of the stored tensor.
+        dtype: Of the stored tensor, e.g. "bfloat16".
+        skipped: Why the layer can't be analysed; None if it can (its values may still turn out
+            not to be finite when they are read).
+        inferred: Whether ``kind`` was inferred from the name and the number of dimensions,
+            because the source holds tensors only and no modules.
+        parts: A label for each matrix that :meth:`load` returns, in order: ``("",)`` for a whole
+            matrix, ``("q", "k", "v")``, ``("i", "f", "g", "o")``, kernel positions
+            ``("0,0", "0,1", ...)``. Empty if skipped.
+        part_shape: (rows, columns) of every one of these matrices.
+        pooled: Whether the eigenvalues of all parts make one spectrum (``conv="pooled"``);
+            otherwise each part has its own.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    dtype: str
+    skipped: str | None = None
+    inferred: bool = False
+    parts: tuple[str, ...] = ()
+    part_shape: Shape = ()
+    pooled: bool = False
+    _origin: tuple[Reader, str, Split] | None = field(default=None, repr=False, compare=False)
+
+    def load(self) -> Float64[np.ndarray, "parts rows columns"]:
+        """Read the weights and cut them into the matrices whose spectra are meant.
+
+        Returns:
+            (parts, rows, columns) float64, C-contiguous and owned by the caller; iterate it for
+            the single matrices.
+
+        Raises a DataError if the layer is skipped, or if weights are NaN or infinite; its message
+        is the reason to list the layer with. (A file that can't be read is a ProblemError: it ends
+        the run.)
+        """
+        view = self.view()
+        stack = torch.empty(view.shape, dtype=torch.float64)
+        stack.copy_(view)
+        require_finite(count_nonfinite(stack), stack.numel())
+        return stack.numpy()
+
+    def view(self) -> Num[Tensor, "parts rows columns"]:
+        """The same matrices as they are stored, not copied where the file is mapped.
+
+        Returns:
+            (parts, rows, columns) in the stored precision and order; not to be written to, and
+            unchecked: weights may be NaN or infinite.
+
+        Raises:
+            DataError: If the layer is skipped.
+        """
+        if self._origin is None:
+            raise DataError(self.skipped or "there is nothing to read")
+        reader, name, cut = self._origin
+        return cut.view(reader.read(name)).reshape(len(self.parts), *self.part_shape)
+
+
+class WeightSource(AbstractContextManager["WeightSource"]):
     """The layers of one network, all described at once and read one at a time.
 
     A context manager, since files stay open; made by :func:`open_source`.
@@ -50,30 +130,19 @@ class Source:
     Attributes:
         label: What the network was given as: a path, or a class name.
         layers: All tensors in the network's order, the skipped ones too.
+        close: Closes files; layers can't be loaded any more.
     """
 
-    def __init__(self, label: str, layers: tuple[Matrix, ...], reader: Reader):
-        self.label = label
-        self.layers = layers
-        self._by_name = {layer.name: layer for layer in layers}
-        self._reader = reader
+    def __init__(self, label: str, layers: Iterable[WeightTensor], close: Callable[[], None]):
+        self.label, self.layers, self.close = label, tuple(layers), close
+        self._by_name = {layer.name: layer for layer in self.layers}
 
-    def __iter__(self) -> Iterator[Matrix]:
+    def __iter__(self) -> Iterator[WeightTensor]:
         return iter(self.layers)
 
-    def __len__(self) -> int:
-        return len(self.layers)
-
-    def get(self, name: str) -> Matrix | None:
+    def get(self, name: str) -> WeightTensor | None:
         """The layer of that name; None if the network has none."""
         return self._by_name.get(name)
-
-    def close(self) -> None:
-        """Close files; layers can't be loaded any more."""
-        self._reader.close()
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *about: object) -> None:
         self.close()
@@ -86,7 +155,7 @@ def open_source(
     min_size: int = 2,
     only: str | None = None,
     seed: int = 0,
-) -> Source:
+) -> WeightSource:
     """Describe the layers of a network, without reading their values.
 
     Kinds of layers are those of the modules, where there are modules. In files and state dicts
@@ -97,9 +166,9 @@ def open_source(
         source: A module; a state dict; the path of a ``.pt``, ``.pth``, ``.safetensors`` or
             ``.npz`` file, or of a folder of safetensors shards; or ``file.py:factory``, whose
             factory is called without arguments and returns a module.
-        conv: Convolutions as ``slices`` (a matrix for each kernel position, [M] below eq. 6),
-            ``pooled`` (the eigenvalues of all slices in one spectrum) or ``unfolded`` (one
-            c_out × c_in·k² matrix).
+        conv: Convolutions as ``slices`` (a matrix for each kernel position, Martin and Mahoney
+            2019, below eq. 6), ``pooled`` (the eigenvalues of all slices in one spectrum) or
+            ``unfolded`` (one c_out × c_in·k² matrix).
         min_size: The fewest eigenvalues that a spectrum must have; layers with fewer are skipped.
         only: Pattern of the names to analyse, with ``*``, ``?`` and ``[...]``; the others are
             listed as skipped.
@@ -109,32 +178,26 @@ def open_source(
         The source. Close it, or use it in a ``with`` block.
 
     Raises:
-        CapacityError: If an option is unusable, ``only`` matches nothing, or there are no tensors.
-        ProblemError: If a file is missing, damaged, refused or foreign.
+        DataError: If an option is unusable, ``only`` matches nothing, or there are no tensors. A
+            file that is missing, damaged, refused or foreign is a ProblemError.
     """
-    if conv not in get_args(Conv):
-        raise CapacityError(f"conv must be one of {', '.join(get_args(Conv))}, got {conv!r}")
-    if not isinstance(min_size, int) or isinstance(min_size, bool) or min_size < 1:
-        raise CapacityError(f"min_size must be a whole number of at least 1, got {min_size!r}")
+    one_of("conv", conv, get_args(Conv))
+    whole("min_size", min_size, 1)
     if only is not None and not isinstance(only, str):
-        raise CapacityError(f"only must be a pattern such as 'features.*', got {only!r}")
+        raise DataError(f"only must be a pattern such as 'features.*', got {only!r}")
     label, reader, owners = _opened(source, seed)
-    try:
-        layers = _layers(reader, owners, conv, min_size, only)
-        if not layers:
-            raise CapacityError(f"{label} holds no tensors; expected the weights of a network")
-        if all(only and not fnmatchcase(layer.name, only) for layer in layers):
-            names = ", ".join(layer.name for layer in layers[:5])
-            raise CapacityError(
-                f"no tensor of {label} has a name like {only!r}; its first names are {names}"
-            )
-    except BaseException:
-        reader.close()
-        raise
-    return Source(label, layers, reader)
+    if not reader.entries:
+        raise DataError(f"{label} holds no tensors; expected the weights of a network")
+    layers = _layers(reader, owners, conv, min_size, only)
+    if only and not any(fnmatchcase(layer.name, only) for layer in layers):
+        names = _first([layer.name for layer in layers])
+        raise DataError(f"no tensor of {label} is named like {only!r}; its first names are {names}")
+    return WeightSource(label, layers, reader.close)
 
 
-def pairs(source: Source, initial: Source) -> Iterator[tuple[Matrix, Matrix | None]]:
+def pairs(
+    source: WeightSource, initial: WeightSource
+) -> Iterator[tuple[WeightTensor, WeightTensor | None]]:
     """Layers of a network beside the same ones of another state of it, its initialisation.
 
     Args:
@@ -146,142 +209,291 @@ def pairs(source: Source, initial: Source) -> Iterator[tuple[Matrix, Matrix | No
         None if that lacks it or skips it.
 
     Raises:
-        CapacityError: If no name agrees, or layers of the same name differ in shape.
+        DataError: If no name agrees, or layers of the same name differ in shape.
     """
     layers = [layer for layer in source if layer.skipped is None]
+    instead = "give a checkpoint of the same network"
     if layers and not any(initial.get(layer.name) for layer in layers):
-        raise CapacityError(
-            f"{initial.label} and {source.label} have no layer name in common; give a checkpoint "
-            "of the same network"
-        )
+        raise DataError(f"{initial.label} and {source.label} share no layer name; {instead}")
     for layer in layers:
         other = initial.get(layer.name)
         if other is not None and other.shape != layer.shape:
-            raise CapacityError(
-                f"{layer.name} has the shape {other.shape} in {initial.label} but {layer.shape} "
-                f"in {source.label}; give a checkpoint of the same network"
-            )
-        if other is not None and (other.skipped or other.parts != layer.parts):
-            other = None
-        yield layer, other
+            shapes = f"{layer.shape} in {source.label}, {other.shape} in {initial.label}"
+            raise DataError(f"{layer.name} has the shape {shapes}; {instead}")
+        yield layer, other if other is not None and other.parts == layer.parts else None
 
 
-def _opened(source: AnySource, seed: int) -> tuple[str, Reader, dict[str, Owner] | None]:
+def _layers(
+    reader: Reader, owners: Mapping[str, nn.Module], conv: Conv, min_size: int, only: str | None
+) -> list[WeightTensor]:
+    stored = checkpoints.unwrap({name: name for name in reader.entries})
+    entries = {name: reader.entries[old] for name, old in stored.items()}
+    seen: dict[Any, str] = {}
+    layers = []
+    for name, old in stored.items():
+        shape, dtype, storage = entries[name].shape, entries[name].dtype, entries[name].storage
+        role = recognise(name, entries, owners.get(old.rpartition(".")[0]))
+        reason, cut = unusable(name, role, entries), Split()
+        if only is not None and not fnmatchcase(name, only):
+            reason = f"its name does not match {only!r}"
+        elif reason is None and storage in seen:
+            reason = f"shares the storage of {seen[storage]}"
+        elif reason is None:
+            cut = split(role, shape, conv)
+            reason = too_small(cut, role, shape, min_size)
+        layer = WeightTensor(name, role.kind, shape, dtype, reason, role.inferred)
+        if reason is None:
+            seen[storage] = name
+            where = {"parts": cut.parts, "part_shape": cut.shape, "pooled": cut.pooled}
+            layer = replace(layer, **where, _origin=(reader, old, cut))
+        layers.append(layer)
+    return layers
+
+
+# What can be given
+
+
+def _opened(source: AnySource, seed: int) -> tuple[str, Reader, dict[str, nn.Module]]:
     if isinstance(source, nn.Module):
-        return _module(source, type(source).__name__)
+        return type(source).__name__, *_module(source)
     if isinstance(source, Mapping):
-        return "the state dict", TensorReader(_tensors(source)), None
+        return "the state dict", _StateDict(_state_dict(source)), {}
     if not isinstance(source, str | PathLike):
-        raise CapacityError(
-            f"cannot read weights from a {type(source).__name__}; expected a torch.nn.Module, a "
-            f"state dict, or the path of {_EXPECTED}"
-        )
+        expected = f"a torch.nn.Module, a state dict, or the path of {_EXPECTED}"
+        raise DataError(f"cannot read weights from a {type(source).__name__}; expected {expected}")
     spec = fspath(source)
     if is_plugin(spec):
-        return _module(_built(spec, seed), spec)
-    path = Path(spec).expanduser()
+        return spec, *_module(_built(spec, seed))
+    return spec, _file(Path(spec).expanduser(), spec), {}
+
+
+def _file(path: Path, spec: str) -> Reader:
+    suffix = path.suffix.lower()
     if path.is_dir():
-        return spec, read_folder(path), None
+        return _folder(path)
     if not path.exists():
         raise ProblemError(f"there is no file or folder {spec}; expected {_EXPECTED}")
-    reads = _FILES.get(path.suffix.lower())
-    if reads is None:
+    if suffix == ".npz":
+        return _Npz(path)
+    if suffix not in {*checkpoints.TORCH_SUFFIXES, checkpoints.SAFETENSORS_SUFFIX}:
         raise ProblemError(f"cannot tell what {spec} is; expected {_EXPECTED}")
-    return spec, reads(path), None
+    return _Checkpoints([path])
 
 
-def _tensors(mapping: Mapping[str, Any]) -> Mapping[str, Any]:
+def _state_dict(mapping: Mapping[str, Any]) -> Mapping[str, Any]:
     inner = (mapping.get(key) for key in checkpoints.NESTED_UNDER)
     state = next((found for found in inner if isinstance(found, Mapping)), mapping)
     if not any(isinstance(value, Tensor | np.ndarray) for value in state.values()):
         keys = ", ".join(map(str, list(mapping)[:5])) or "none"
-        raise CapacityError(f"a state dict of tensors is needed, got one with the keys: {keys}")
+        raise DataError(f"a state dict of tensors is needed, got one with the keys: {keys}")
     return state
 
 
-def _unwrapped(reader: Reader) -> dict[str, str]:
-    names: dict[str, Any] = {name: name for name in reader.entries}
-    return checkpoints.unwrap(names)
-
-
-def _module(module: nn.Module, label: str) -> tuple[str, Reader, dict[str, Owner]]:
-    reader = TensorReader(module.state_dict())
+def _module(module: nn.Module) -> tuple[Reader, dict[str, nn.Module]]:
+    reader = _StateDict(module.state_dict())
     trained = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     for name, entry in reader.entries.items():
         if name not in trained and len(entry.shape) > 1 and "float" in entry.dtype:
             reader.entries[name] = replace(entry, unusable="a buffer, not a trained weight")
-    owners = {name: owner(part) for name, part in module.named_modules(remove_duplicate=False)}
-    return label, reader, owners
+    return reader, dict(module.named_modules(remove_duplicate=False))
 
 
 def _built(spec: str, seed: int) -> nn.Module:
     factory = load_object(spec)
-    if not callable(factory):
-        raise ProblemError(f"{spec!r} is not callable; a factory returns a torch.nn.Module")
-    needed = [
-        name
-        for name, parameter in inspect.signature(factory).parameters.items()
-        if parameter.default is parameter.empty
-        and parameter.kind not in {parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD}
-    ]
-    if needed:
-        raise ProblemError(
-            f"the factory {spec!r} needs {', '.join(needed)}; here it is called without arguments: "
-            "give them default values, or wrap it in a function"
-        )
     try:
         with rng.torch_seeded(seed, "init"):
             model = factory()
     except Exception as error:
-        raise ProblemError(
-            f"the factory {spec!r} failed with {type(error).__name__}: {error}"
-        ) from error
+        what = f"{type(error).__name__}: {error}"
+        raise ProblemError(f"{spec!r}, called without arguments, failed with {what}") from error
     if not isinstance(model, nn.Module):
-        raise ProblemError(
-            f"the factory {spec!r} returned {type(model).__name__}, not a torch.nn.Module"
-        )
+        raise ProblemError(f"{spec!r} returned {type(model).__name__}, not a torch.nn.Module")
     return model
 
 
-def _layers(
-    reader: Reader,
-    owners: dict[str, Owner] | None,
-    conv: Conv,
-    min_size: int,
-    only: str | None,
-) -> tuple[Matrix, ...]:
-    stored = _unwrapped(reader)
-    entries = {name: reader.entries[old] for name, old in stored.items()}
-    shapes = {name: entry.shape for name, entry in entries.items()}
-    seen: dict[Any, str] = {}
-    layers = []
-    for name, old in stored.items():
-        entry = entries[name]
-        of = owners.get(old.rpartition(".")[0]) if owners is not None else None
-        role = recognise(name, shapes, of)
-        described = Matrix(name, role.kind, entry.shape, entry.dtype, inferred=role.inferred)
-        if only is not None and not fnmatchcase(name, only):
-            layers.append(replace(described, skipped=f"its name does not match {only!r}"))
-            continue
-        reason = unusable(name, role, entries)
-        if reason is None and entry.storage in seen:
-            reason = f"shares the storage of {seen[entry.storage]}"
-        if reason is None:
-            reason = too_small(role, entry.shape, conv, min_size)
-        if reason is not None:
-            layers.append(replace(described, skipped=reason))
-            continue
-        if entry.storage is not None:
-            seen[entry.storage] = name
-        cut = split(role, entry.shape, conv)
-        layers.append(
-            replace(
-                described,
-                parts=cut.parts,
-                part_shape=cut.shape,
-                pooled=conv == "pooled" and role.form == "convolution",
-                _read=partial(reader.read, old),
-                _split=cut,
-            )
-        )
-    return tuple(layers)
+# Readers of what is given
+
+
+class Reader(Protocol):
+    """A container of tensors, lazily read: what is known of each before it is read, by name."""
+
+    entries: dict[str, Stored]
+
+    def read(self, name: str) -> Tensor:
+        """The tensor of that name, on the CPU, not to be written to."""
+        ...
+
+    def close(self) -> None:
+        """Let go of files and mappings; may be called twice."""
+        ...
+
+
+@contextmanager
+def _reading(path: Path, kind: str, instead: str = "copy or save it again") -> Iterator[None]:
+    """What a library raises of a file, as a ProblemError that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise ProblemError(f"cannot read {path}: {error.strerror or error}") from error
+    except Exception as error:  # of a foreign file almost anything
+        what = f"{path} is not a complete {kind} ({type(error).__name__}: {error})"
+        raise ProblemError(f"{what}; {instead}") from error
+
+
+class _StateDict:
+    """A state dict in memory."""
+
+    def __init__(self, state: Mapping[str, object]):
+        self._tensors = {str(name): _as_tensor(value) for name, value in state.items()}
+        self.entries = {name: _described(value) for name, value in self._tensors.items()}
+
+    def read(self, name: str) -> Tensor:
+        return self._tensors[name].detach().cpu()
+
+    def close(self) -> None: ...
+
+
+class _Checkpoints:
+    """Files of torch or safetensors: one is mapped, anew before more than 32 MB were read."""
+
+    def __init__(self, paths: Iterable[Path]):
+        self.entries: dict[str, Stored] = {}
+        self.places: dict[str, Path] = {}
+        self._path, self._tensors, self._used = None, {}, 0
+        self._whole = cache(checkpoints.read)
+        for path in paths:
+            for name, value in self._mapped(path).items():
+                if name in self.entries:
+                    both = f"{path} and {self.places[name]} both hold a tensor {name!r}"
+                    raise ProblemError(f"{both}; give the files of one network, or a single file")
+                known = value if isinstance(value, Stored) else _described(value, path)
+                self.entries[name], self.places[name] = known, path
+
+    def _mapped(self, path: Path) -> dict[str, Any]:
+        if path.suffix.lower() == checkpoints.SAFETENSORS_SUFFIX:
+            found = {}
+            with _reading(path, "safetensors file"), safe_open(path, "pt") as handle:
+                for name in handle.keys():  # noqa: SIM118
+                    about = handle.get_slice(name)
+                    found[name] = Stored(tuple(about.get_shape()), str(about.get_dtype()).lower())
+                    with suppress(SafetensorError):  # of a type that torch lacks
+                        found[name] = handle.get_tensor(name)
+            return found
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except Exception:  # of an older format, or no checkpoint: `read` says what is wrong
+            content = self._whole(path)
+        return checkpoints.tensors(content, path)
+
+    def read(self, name: str) -> Tensor:
+        path, entry = self.places[name], self.entries[name]
+        count = prod(entry.shape) * getattr(torch, entry.dtype).itemsize
+        if path != self._path or self._used + count > _RENEW_AFTER:
+            self.close()
+            self._path, self._tensors = path, self._mapped(path)
+        self._used += count
+        return self._tensors[name].detach()
+
+    def close(self) -> None:
+        self._path, self._tensors, self._used = None, {}, 0
+
+
+class _Npz:
+    """An ``.npz`` file of NumPy arrays; pickled objects in it are never executed."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        with _reading(path, ".npz file, as numpy.savez writes it"):
+            self._archive = ZipFile(path)
+            names = self._archive.namelist()
+            self.entries = {name.removesuffix(".npy"): self._described(name) for name in names}
+
+    def _described(self, member: str) -> Stored:
+        if not member.endswith(".npy"):
+            return Stored((), "file", "not an array but a file of another kind")
+        with self._archive.open(member) as handle:
+            first = npy.read_magic(handle) == (1, 0)
+            reads = npy.read_array_header_1_0 if first else npy.read_array_header_2_0
+            shape, _, dtype = reads(handle)
+        if dtype.hasobject:
+            return Stored(shape, "object", "pickled Python objects, which are never executed")
+        return Stored(shape, dtype.newbyteorder("=").name)
+
+    def read(self, name: str) -> Tensor:
+        with _reading(self._path, ".npz file"), self._archive.open(f"{name}.npy") as handle:
+            return _as_tensor(npy.read_array(handle, allow_pickle=False))
+
+    def close(self) -> None:
+        self._archive.close()
+
+
+def _folder(folder: Path) -> Reader:
+    """The network in a folder: the shards that its index lists, or else all safetensors files."""
+    indices = sorted(folder.glob("*.safetensors.index.json"))
+    files = sorted(folder.glob("*.safetensors"))
+    if len(indices) > 1:
+        names = _first([index.name for index in indices])
+        raise ProblemError(f"{folder} holds several indices ({names}); give each its own folder")
+    if indices:
+        return _indexed(indices[0])
+    if not files:
+        suffixes = {".pt", ".pth", ".npz", ".bin", ".ckpt"}
+        others = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in suffixes)
+        but = f" (but {_first(others)})" if others else ""
+        raise ProblemError(f"the folder {folder} holds no .safetensors files{but}; give a file")
+    return _Checkpoints(files)
+
+
+def _indexed(index: Path) -> Reader:
+    folder, again = index.parent, "download or save the folder again"
+    kind = 'index of shards, JSON with a "weight_map" of tensor names to file names'
+    with _reading(index, kind, again):
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        expected = {str(name): folder / file for name, file in places.items()}
+    if not expected:
+        raise ProblemError(f"{index} lists no tensors; {again}")
+    shards = sorted(set(expected.values()))
+    missing = [shard.name for shard in shards if not shard.is_file()]
+    if missing:
+        lacks = f"{folder} lacks {len(missing)} of the {len(shards)} shards that {index.name} lists"
+        raise ProblemError(f"{lacks}: {_first(missing)}; download the rest")
+    reader = _Checkpoints(shards)
+    for name, path in expected.items():
+        if reader.places.get(name) != path:
+            where = f"which {index.name} places there"
+            raise ProblemError(f"{path} does not hold the tensor {name!r}, {where}; {again}")
+    return reader
+
+
+def _described(value: object, place: object = None) -> Stored:
+    """What a value of a state dict is; unusable unless a plain tensor with values."""
+    if not isinstance(value, Tensor):
+        kind = type(value).__name__
+        return Stored((), kind, f"not a tensor, but of type {kind}")
+    if nn.parameter.is_lazy(value):
+        return Stored((), "uninitialised", "not initialised yet: run the network on data once")
+    shape, dtype = tuple(value.shape), str(value.dtype).removeprefix("torch.")
+    if value.layout is not torch.strided:
+        layout = str(value.layout).removeprefix("torch.")
+        return Stored(shape, dtype, f"{layout}: sparse tensors aren't analysed; use to_dense()")
+    if value.is_meta:
+        return Stored(shape, dtype, "on the meta device, where tensors have no values")
+    if value.is_quantized or not value.numel():
+        return Stored(shape, dtype)
+    storage = place, str(value.device), value.data_ptr(), value.numel(), dtype
+    return Stored(shape, dtype, None, storage)
+
+
+def _as_tensor(value: Any) -> Any:
+    """Arrays that torch can hold as tensors; anything else as it is."""
+    if isinstance(value, np.ndarray):
+        with suppress(TypeError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a read-only array; it is never written to
+            return torch.from_numpy(np.asarray(value, value.dtype.newbyteorder("="), order="C"))
+    return value
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if names[5:] else "")

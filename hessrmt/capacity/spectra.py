@@ -1,4 +1,4 @@
-"""Spectra of weight matrices: eigenvalues of X = WᵀW/N, N the larger side of W.
+"""Spectra of weight matrices: eigenvalues of X = WᵀW/N, N the larger side of W; norms, ranks, bulk.
 
 The min(N, M) eigenvalues that X and WWᵀ/N share are the squared singular values over N. They are
 computed as eigenvalues of the smaller Gram matrix in float64, or, on demand, from the singular
@@ -12,18 +12,30 @@ in each entry), and far below what float16 and bfloat16 carry. Norms, power-law 
 Marchenko-Pastur bulks and entropies don't feel it. Only the rank of float64 weights whose singular
 values span more than six decades does; singular values have the floor (N ε σ_max)²/N at two to
 six times the cost.
+
+Independent elements of variance σ² give X the density of Marchenko and Pastur with ratio c = M/N,
+which ends at λ₊ = σ²(1 + √c)². What training adds shows as eigenvalues beyond.
+
+Sources: Marchenko and Pastur 1967; the scale from the median: Gavish and Donoho 2014, eq. (6);
+fluctuations at the edge: Johnstone 2001, theorem 1 and table 1; soft rank and entropy: Martin and
+Mahoney 2021.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import math
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
+from scipy.optimize import brentq
+from scipy.special import xlogy
 
-from hessrmt.capacity.layers import count_nonfinite
-from hessrmt.errors import ConvergenceError
+from hessrmt.capacity.layers import count_nonfinite, require_finite
+from hessrmt.errors import ConvergenceError, DataError
+from hessrmt.theory import marchenko_pastur_cdf, marchenko_pastur_support
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,6 +45,8 @@ if TYPE_CHECKING:
 
     from hessrmt.arrays import Levels, Matrix
     from hessrmt.backend.base import Backend
+
+NAN = math.nan
 
 _EPS = float(np.finfo(np.float64).eps)
 
@@ -46,13 +60,21 @@ _STREAM_FROM = 2**22
 _BLOCK = 512
 """Rows of such a block."""
 
-LARGEST, SMALLEST = 1e70, 1e-70
+_LARGEST, _SMALLEST = 1e70, 1e-70
 """Weights must lie between them: their squares' sums stay far inside float64's range."""
+
+FEWEST = 10
+"""Eigenvalues above the noise floor below which no bulk is fitted."""
+
+TRACY_WIDOM_99 = 2.0234
+"""99 % quantile of the Tracy-Widom distribution for real matrices, Johnstone 2001."""
 
 
 @dataclass(frozen=True)
 class MatrixSpectrum:
-    """Eigenvalues of X = WᵀW/N of one matrix, or of several matrices of one shape together.
+    """Eigenvalues λ of X = WᵀW/N of one matrix, or of several matrices of one shape together.
+
+    Logarithms are natural; what does not exist is NaN.
 
     Attributes:
         eigenvalues: (n,) ascending, in the square of the weights' units; not negative, and exactly
@@ -89,154 +111,67 @@ class MatrixSpectrum:
         """How many eigenvalues lie above the noise floor."""
         return len(self.positive)
 
+    @property
+    def log_frobenius(self) -> float:
+        """The norm ln ‖W‖_F of all the layer's weights; Martin and Mahoney 2019, below eq. (5)."""
+        return log(self.frobenius_squared) / 2
 
-@dataclass(frozen=True)
-class Gram:
-    """Gram matrix of a weight matrix along its smaller side, waiting to be diagonalised.
+    @property
+    def log_spectral(self) -> float:
+        """The spectral norm ln ‖W‖₂ = ln(N λ_max)/2."""
+        return log(self.spectral_squared) / 2
 
-    Attributes:
-        matrix: (M, M) float64; the lower triangle is valid.
-        larger: N.
-    """
+    @property
+    def stable_rank(self) -> float:
+        """‖W‖_F²/‖W‖₂², between 1 and the rank."""
+        if self.lambda_max <= 0:
+            return NAN
+        # the sum of squares holds the largest one: less than 1 is round-off of the two
+        return max(1.0, self.frobenius_squared / self.spectral_squared)
 
-    matrix: Matrix
-    larger: int
+    @property
+    def log_stable_rank(self) -> float:
+        """Ratio ln ‖W‖_F²/ln λ_max, near α where the tail is heavy; NaN for λ_max = 1.
 
+        Martin and Mahoney 2019, eq. (6), with the 1/N in λ_max alone as there; any sign.
+        """
+        below = log(self.lambda_max)
+        return 2 * self.log_frobenius / below if below else NAN
 
-def gram(stack: Float64[Tensor, "parts rows columns"]) -> list[Gram]:
-    """Gram matrices WᵀW or WWᵀ, whichever is smaller, of matrices of one shape.
+    @property
+    def entropy(self) -> float:
+        """-Σ p ln p/ln R with p = λ/Σλ and R the rank: 0 for rank 1, 1 for equal eigenvalues.
 
-    Args:
-        stack: The matrices.
+        Source: Martin and Mahoney 2021.
+        """
+        values = self.positive
+        if len(values) < 2:
+            return 0.0 if len(values) else NAN
+        share = values / values.sum()
+        # by Jensen's inequality at most ln R: what lies outside of [0, 1] is round-off
+        return min(1.0, max(0.0, -float(xlogy(share, share).sum())) / math.log(len(values)))
 
-    Returns:
-        One for each.
-    """
-    tall = stack if stack.shape[1] >= stack.shape[2] else stack.mT
-    return [Gram(matrix, tall.shape[1]) for matrix in _products(tall)]
+    def log_alpha_norm(self, alpha: float) -> float:
+        """Logarithm of the α-norm, ln Σ λ^α: the Schatten norm of W to the power 2α, over N^α.
 
+        Args:
+            alpha: Fitted exponent.
 
-def _products(tall: Float64[Tensor, "parts n m"]) -> Sequence[Matrix]:
-    m = tall.shape[2]
-    if m <= _TILE:
-        return list(tall.mT @ tall)
-    found = []
-    for matrix in tall:
-        product = torch.zeros(m, m, dtype=tall.dtype, device=tall.device)
-        for begin in range(0, m, _TILE):
-            rows = slice(begin, begin + _TILE)
-            torch.mm(matrix[:, rows].T, matrix[:, : rows.stop], out=product[rows, : rows.stop])
-        found.append(product)
-    return found
+        Returns:
+            The logarithm, at least α ln λ_max; NaN without exponent or positive eigenvalues.
 
-
-@dataclass(frozen=True)
-class Range:
-    """What the weights of a layer are like.
-
-    Attributes:
-        nonfinite: How many are NaN or infinite.
-        peak: The largest |weight| of the others.
-    """
-
-    nonfinite: int
-    peak: float
-
-
-def streams(part_shape: tuple[int, int]) -> bool:
-    """Whether matrices are large enough for :func:`streamed_grams`.
-
-    Args:
-        part_shape: (rows, columns).
-
-    Returns:
-        Whether they are.
-    """
-    return part_shape[0] * part_shape[1] >= _STREAM_FROM
+        Source: Martin and Mahoney 2021.
+        """
+        powers = alpha * np.log(self.positive)
+        if not len(powers) or not math.isfinite(alpha):
+            return NAN
+        top = powers.max()
+        return float(top + np.log(np.exp(powers - top).sum()))
 
 
-def streamed_grams(
-    view: Num[Tensor, "parts rows columns"], device: torch.device
-) -> tuple[list[Gram], Range]:
-    """Gram matrices of large matrices without a float64 copy of them.
-
-    Args:
-        view: The matrices in any precision and order.
-        device: Where the Gram matrices are wanted.
-
-    Returns:
-        One for each, and what the weights are like; Gram matrices of weights that are not finite,
-        or too large or small, are of no use.
-    """
-    grams, bad, peak = [], 0, 0.0
-    for part in view:
-        tall = part if part.shape[0] >= part.shape[1] else part.mT
-        n, m = tall.shape
-        product = torch.zeros(m, m, dtype=torch.float64, device=device)
-        buffer = torch.empty(m, min(n, _BLOCK), dtype=torch.float64, device=device).T
-        for begin in range(0, n, _BLOCK):
-            rows = tall[begin : begin + _BLOCK]
-            block = buffer[: len(rows)].copy_(rows)
-            here = count_nonfinite(block)
-            bad += here
-            if not here:
-                peak = max(peak, *(abs(float(end)) for end in torch.aminmax(block)))
-            if bad:
-                continue
-            for first in range(0, m, _TILE):
-                tile = slice(first, first + _TILE)
-                product[tile, : tile.stop].addmm_(block[:, tile].T, block[:, : tile.stop])
-        grams.append(Gram(product, n))
-    return grams, Range(bad, peak)
-
-
-def from_grams(grams: Sequence[Gram], backend: Backend) -> list[MatrixSpectrum]:
-    """Spectra from Gram matrices of any sizes, all in one call of the backend.
-
-    Args:
-        grams: On the backend's device; may be overwritten.
-        backend: Where they are diagonalised.
-
-    Returns:
-        One for each.
-    """
-    traces = [float(item.matrix.diagonal().sum()) for item in grams]
-    levels = backend.eigvalsh_batch([item.matrix for item in grams])
-    return [
-        _spectrum(found / item.larger, noise(item.larger, len(found)), item.larger, trace)
-        for item, found, trace in zip(grams, levels, traces, strict=True)
-    ]
-
-
-def from_singular_values(
-    stack: Float64[Tensor, "parts rows columns"],
-) -> list[MatrixSpectrum]:
-    """Spectra from singular values: accurate down to (N ε σ_max)²/N.
-
-    Args:
-        stack: Matrices of one shape.
-
-    Returns:
-        One for each.
-
-    Raises:
-        ConvergenceError: If the solver fails.
-    """
-    larger = max(stack.shape[1:])
-    try:
-        values = torch.linalg.svdvals(stack)
-    except RuntimeError as error:
-        raise ConvergenceError(f"the singular values don't converge: {error}") from error
-    squares = stack.square().sum(dim=(1, 2)).tolist()
-    return [
-        _spectrum(found[::-1] ** 2 / larger, (larger * _EPS) ** 2, larger, square)
-        for found, square in zip(values.cpu().numpy(), squares, strict=True)
-    ]
-
-
-def noise(larger: int, smaller: int) -> float:
-    """Relative noise floor M + √N, times ε, of Gram eigenvalues."""
-    return (smaller + larger**0.5) * _EPS
+def log(value: float) -> float:
+    """Natural logarithm; NaN where there is none."""
+    return math.log(value) if value > 0 else NAN
 
 
 def direct_sum(spectra: Sequence[MatrixSpectrum]) -> MatrixSpectrum:
@@ -253,16 +188,208 @@ def direct_sum(spectra: Sequence[MatrixSpectrum]) -> MatrixSpectrum:
     """
     if len(spectra) == 1:
         return spectra[0]
-    return MatrixSpectrum(
-        np.sort(np.concatenate([item.eigenvalues for item in spectra])),
-        max(item.noise_floor for item in spectra),
-        spectra[0].larger,
-        spectra[0].smaller,
-        float(sum(item.frobenius_squared for item in spectra)),
+    return replace(
+        spectra[0],
+        eigenvalues=np.sort(np.concatenate([item.eigenvalues for item in spectra])),
+        noise_floor=max(item.noise_floor for item in spectra),
+        frobenius_squared=float(sum(item.frobenius_squared for item in spectra)),
     )
+
+
+# How they are computed
+
+
+class Gram(NamedTuple):
+    """Gram matrix of a weight matrix along its smaller side, waiting to be diagonalised.
+
+    Attributes:
+        matrix: (M, M) float64; the lower triangle is valid.
+        larger: N.
+    """
+
+    matrix: Matrix
+    larger: int
+
+
+def grams(stack: Num[Tensor, "parts rows columns"], device: torch.device) -> list[Gram]:
+    """Gram matrices WᵀW or WWᵀ, whichever is smaller, of matrices of one shape.
+
+    Large matrices are cast to float64 block by block: there is no copy of 32 MB or more.
+
+    Args:
+        stack: The matrices in any precision and order.
+        device: Where the Gram matrices are wanted.
+
+    Returns:
+        One for each. Weights that are NaN, infinite, or too large or small for their squares are a
+        DataError: the reason to skip the layer.
+    """
+    found, bad, peak = [], 0, 0.0
+    for part in stack:
+        tall = part if part.shape[0] >= part.shape[1] else part.mT
+        n, m = tall.shape
+        height = min(n, _BLOCK) if n * m >= _STREAM_FROM else n
+        product = torch.zeros(m, m, dtype=torch.float64, device=device)
+        for begin in range(0, n, height):
+            block = tall[begin : begin + height].to(device, torch.float64)
+            bad += count_nonfinite(block)
+            if bad:
+                continue
+            peak = max(peak, *(abs(float(end)) for end in torch.aminmax(block)))
+            for first in range(0, m, _TILE):
+                tile = slice(first, first + _TILE)
+                product[tile, : tile.stop].addmm_(block[:, tile].T, block[:, : tile.stop])
+        found.append(Gram(product, n))
+    require_finite(bad, stack.numel())
+    _require_range(peak)
+    return found
+
+
+def from_grams(grams: Sequence[Gram], backend: Backend) -> list[MatrixSpectrum]:
+    """Spectra from Gram matrices of any sizes, all in one call of the backend.
+
+    Args:
+        grams: On the backend's device; may be overwritten.
+        backend: Where they are diagonalised.
+
+    Returns:
+        One for each.
+    """
+    traces = [float(item.matrix.diagonal().sum()) for item in grams]
+    levels = backend.eigvalsh_batch([item.matrix for item in grams])
+    return [
+        _spectrum(found / larger, noise(larger, len(found)), larger, trace)
+        for (_, larger), found, trace in zip(grams, levels, traces, strict=True)
+    ]
+
+
+def from_singular_values(stack: Float64[Tensor, "parts rows columns"]) -> list[MatrixSpectrum]:
+    """Spectra from singular values: accurate down to (N ε σ_max)²/N.
+
+    Args:
+        stack: Matrices of one shape.
+
+    Returns:
+        One for each.
+
+    Raises:
+        ConvergenceError: If the solver fails.
+    """
+    _require_range(float(stack.abs().max()))
+    larger = max(stack.shape[1:])
+    try:
+        values = torch.linalg.svdvals(stack)
+    except RuntimeError as error:
+        raise ConvergenceError(f"the singular values don't converge: {error}") from error
+    squares = stack.square().sum(dim=(1, 2)).tolist()
+    return [
+        _spectrum(found[::-1] ** 2 / larger, (larger * _EPS) ** 2, larger, square)
+        for found, square in zip(values.cpu().numpy(), squares, strict=True)
+    ]
+
+
+def _require_range(peak: float) -> None:
+    if peak and not _SMALLEST < peak < _LARGEST:
+        raise DataError(f"weights as large as {peak:.1e}, whose squares leave the range of float64")
+
+
+def noise(larger: int, smaller: int) -> float:
+    """Relative noise floor M + √N, times ε, of Gram eigenvalues."""
+    return (smaller + larger**0.5) * _EPS
 
 
 def _spectrum(levels: Levels, relative: float, larger: int, frobenius: float) -> MatrixSpectrum:
     floor = max(float(levels[-1]), 0.0) * relative
     cleaned = np.where(levels > floor, levels, 0.0)
     return MatrixSpectrum(cleaned, floor, larger, len(levels), frobenius)
+
+
+# The Marchenko-Pastur bulk
+
+
+@dataclass(frozen=True)
+class BulkFit:
+    """A Marchenko-Pastur law fitted to the bulk of a spectrum.
+
+    Attributes:
+        variance: σ² of the elements that make the bulk.
+        lower: λ₋, where the bulk begins.
+        upper: λ₊, where it ends for large matrices.
+        threshold: λ₊ with the fluctuations of matrices of this size: the largest eigenvalue of pure
+            noise exceeds it in one of a hundred matrices.
+        spikes: Eigenvalues above the threshold.
+        soft_rank: λ₊/λ_max; about 1 without spikes.
+        ks_distance: Of the eigenvalues below the threshold to the law.
+        failed: Why there is no fit, else None; then numbers are NaN and ``spikes`` is None.
+    """
+
+    variance: float = NAN
+    lower: float = NAN
+    upper: float = NAN
+    threshold: float = NAN
+    spikes: int | None = None
+    soft_rank: float = NAN
+    ks_distance: float = NAN
+    failed: str | None = None
+
+
+def fit_bulk(spectrum: MatrixSpectrum) -> BulkFit:
+    """Fit σ² to the median of the bulk, leave out what lies above the edge, and fit again.
+
+    Half of the eigenvalues must belong to the bulk. Eigenvalues that are zero make the matrix
+    narrower: c is the number of the others, for each matrix, over N.
+
+    Args:
+        spectrum: Of one matrix, or of several of one shape together.
+
+    Returns:
+        The fit.
+    """
+    values = spectrum.positive
+    bulk = len(values)
+    if bulk < FEWEST:
+        return BulkFit(failed=f"{bulk} eigenvalues above zero; a bulk needs {FEWEST}")
+    matrices = len(spectrum.eigenvalues) / spectrum.smaller
+    width = bulk / matrices
+    ratio = width / spectrum.larger
+    edge = noise_edge(spectrum.larger, width)
+    while True:
+        variance = float(np.median(values[:bulk])) / _median(ratio)
+        below = int(np.searchsorted(values, variance * edge, side="right"))
+        if below >= bulk:
+            break
+        bulk = below
+        if 2 * bulk < len(values):
+            return BulkFit(failed="no bulk: more than half of the eigenvalues lie above its edge")
+    lower, upper = marchenko_pastur_support(ratio, variance)
+    law = np.asarray(marchenko_pastur_cdf(values[:bulk], ratio, variance))
+    steps = np.arange(bulk + 1) / bulk
+    distance = float(max((steps[1:] - law).max(), (law - steps[:-1]).max()))
+    ends = lower, upper, variance * edge
+    return BulkFit(variance, *ends, len(values) - bulk, upper / float(values[-1]), distance)
+
+
+def noise_edge(larger: int, smaller: float) -> float:
+    """Where the largest eigenvalue of WᵀW/N of unit-variance noise lies in 99 of 100 matrices.
+
+    With a = √(N - 1), b = √M it is [(a + b)² + q (a + b)(1/a + 1/b)^(1/3)]/N, q = 2.0234.
+
+    Args:
+        larger: N, at least 2.
+        smaller: M.
+
+    Returns:
+        The edge, a little above (1 + √(M/N))².
+
+    Source: Johnstone 2001, theorem 1.
+    """
+    a, b = math.sqrt(max(larger - 1, 1)), math.sqrt(smaller)
+    width = (a + b) * (1 / a + 1 / b) ** (1 / 3)
+    return ((a + b) ** 2 + TRACY_WIDOM_99 * width) / larger
+
+
+@lru_cache(maxsize=4096)
+def _median(ratio: float) -> float:
+    """Median of the law with unit variance."""
+    low, high = marchenko_pastur_support(ratio)
+    return float(brentq(lambda x: float(marchenko_pastur_cdf(x, ratio)) - 0.5, low, high))  # pyright: ignore[reportArgumentType]

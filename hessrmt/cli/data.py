@@ -20,7 +20,7 @@ def fetch(
     json: Json = False,
 ) -> None:
     """Download a data set into the user cache, checked against its published hashes."""
-    from hessrmt.problems.fetch import fetch as download
+    from hessrmt.problems.data import fetch as download
 
     folder = download(name, progress=progress)
     if json:

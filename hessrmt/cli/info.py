@@ -45,8 +45,8 @@ def _rows(key: str, value: Any) -> Iterator[tuple[str, str]]:
 def _about_installation() -> dict[str, Any]:
     import torch
 
-    from hessrmt.backend.compiling import compile_report
-    from hessrmt.backend.memory import free_host_memory
+    from hessrmt.backend.cuda_kernels import compile_report
+    from hessrmt.backend.host import free_host_memory
     from hessrmt.backend.select import select
     from hessrmt.problems import models
     from hessrmt.problems.data import NAMES, locate

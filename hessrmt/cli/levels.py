@@ -22,7 +22,8 @@ from hessrmt.config import LevelsConfig
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from hessrmt.records import LawFit, LevelStatistics, Spectra
+    from hessrmt.levels import LawFit, LevelStatistics
+from hessrmt.records import Spectra
 
 _NONE = "not computable"
 
@@ -68,7 +69,7 @@ def levels(
 
 
 def _show(found: LevelStatistics, spectra: Spectra, to: Console) -> None:
-    from hessrmt.levels.conclusion import SHORT
+    from hessrmt.levels.analysis import SHORT
 
     title = f"{_title(spectra)}, cutoff {_cutoff_in_words(found)}"
     to.print(console.escape(title), soft_wrap=True)
@@ -94,7 +95,7 @@ def _show(found: LevelStatistics, spectra: Spectra, to: Console) -> None:
 
 
 def _show_comparison(found: dict[str, LevelStatistics], spectra: Spectra, to: Console) -> None:
-    from hessrmt.levels.conclusion import SHORT
+    from hessrmt.levels.analysis import SHORT
 
     to.print(console.escape(_title(spectra)), soft_wrap=True)
     headings = (f"{item.cutoff}\n{_cutoff_in_words(item)}" for item in found.values())

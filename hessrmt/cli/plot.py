@@ -24,7 +24,7 @@ def plot(
 ) -> None:
     """Draw |λ| with the noise floor: which levels are real; a training history against epochs."""
     from hessrmt.errors import ConfigError, StoreError
-    from hessrmt.levels.analysis import mean_ratios
+    from hessrmt.levels.histograms import mean_ratios
     from hessrmt.plots.certification import certification
     from hessrmt.plots.training import history
     from hessrmt.store.history import holds_history, load_history

@@ -130,7 +130,7 @@ def _require_alone(workers: int | None, scheduler: str | None) -> None:
 
 
 def _mean_ratio(item: Spectrum) -> float:
-    from hessrmt.levels.ratios import mean_ratio
+    from hessrmt.levels.spacings import mean_ratio
 
     return mean_ratio(item.resolved)
 

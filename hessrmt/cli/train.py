@@ -121,7 +121,7 @@ def _show(result: TrainResult, to: Console) -> None:
 
 
 def _show_history(file: Path, to: Console) -> None:
-    from hessrmt.levels.ratios import mean_ratio
+    from hessrmt.levels.spacings import mean_ratio
     from hessrmt.store.history import load_history
 
     found = load_history(file)

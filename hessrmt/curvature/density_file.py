@@ -14,8 +14,9 @@ from hessrmt.curvature.edges import EdgeLevels
 from hessrmt.curvature.quadrature import Quadrature
 from hessrmt.curvature.trace_estimators import Traces
 from hessrmt.errors import StoreError
+from hessrmt.files import reason
 from hessrmt.store.density import SCHEMA, VERSION, Content, read
-from hessrmt.store.files import DAMAGE, attributes_of, provenance_of, reason, text
+from hessrmt.store.files import DAMAGE, attributes_of, provenance_of, text
 
 if TYPE_CHECKING:
     from pathlib import Path

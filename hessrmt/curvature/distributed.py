@@ -31,8 +31,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-    from hessrmt.backend.blockcyclic import Layout
-    from hessrmt.backend.distributed import DistributedBackend
+    from hessrmt.backend.distributed import DistributedBackend, Layout
     from hessrmt.backend.world import World
     from hessrmt.curvature.dense import Tick
     from hessrmt.problems.problem import Problem

@@ -21,7 +21,7 @@ from hessrmt.curvature.gradients import push
 from hessrmt.curvature.products import eager_hessian_product
 from hessrmt.curvature.rounding import FEW_DIRECTIONS, changes, directions, rounding_of
 from hessrmt.errors import ProblemError
-from hessrmt.problems.trees import map_tensors, tensors_of
+from hessrmt.problems.batches import map_tensors, tensors_of
 
 if TYPE_CHECKING:
     from hessrmt.arrays import Vector

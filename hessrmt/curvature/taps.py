@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from hessrmt import rng
-from hessrmt.problems.structure import find_structure, hooked
+from hessrmt.problems.problem import find_structure
+from hessrmt.problems.structure import hooked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,20 +1,13 @@
 """Random-matrix ensembles sampled exactly: controls for every statistic of levels."""
 
-from hessrmt.ensembles.gaussian import gaussian_levels, goe, gse, gue
-from hessrmt.ensembles.independent import poisson, poisson_levels
-from hessrmt.ensembles.superposition import block_levels, blocks, goe2
-from hessrmt.ensembles.wishart import wishart, wishart_levels
-
-__all__ = [
-    "block_levels",
-    "blocks",
-    "gaussian_levels",
-    "goe",
-    "goe2",
-    "gse",
-    "gue",
-    "poisson",
-    "poisson_levels",
-    "wishart",
-    "wishart_levels",
-]
+from hessrmt.ensembles.sampling import block_levels as block_levels
+from hessrmt.ensembles.sampling import blocks as blocks
+from hessrmt.ensembles.sampling import gaussian_levels as gaussian_levels
+from hessrmt.ensembles.sampling import goe as goe
+from hessrmt.ensembles.sampling import goe2 as goe2
+from hessrmt.ensembles.sampling import gse as gse
+from hessrmt.ensembles.sampling import gue as gue
+from hessrmt.ensembles.sampling import poisson as poisson
+from hessrmt.ensembles.sampling import poisson_levels as poisson_levels
+from hessrmt.ensembles.sampling import wishart as wishart
+from hessrmt.ensembles.sampling import wishart_levels as wishart_levels

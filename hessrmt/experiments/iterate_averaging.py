@@ -20,7 +20,7 @@ from hessrmt import rng
 from hessrmt.config import CountOrAll, Settings, SpectrumConfig, TrainConfig
 from hessrmt.errors import DataError
 from hessrmt.experiments.experiment import Column, Estimate, Experiment, preset_of
-from hessrmt.levels.density import mean_counts
+from hessrmt.levels.histograms import mean_counts
 from hessrmt.plots import training as plots
 from hessrmt.progress import silent
 from hessrmt.runs import spectrum, trajectory

@@ -18,9 +18,9 @@ from pydantic import Field
 from hessrmt import rng
 from hessrmt.config import Settings, SimulateConfig
 from hessrmt.experiments.experiment import Column, Experiment, preset_of
-from hessrmt.levels.analysis import ratio_histogram
+from hessrmt.levels.histograms import ratio_histogram
 from hessrmt.levels.selection import select
-from hessrmt.lossmodel.bulk import sampled_density
+from hessrmt.lossmodel.sampler import sampled_density
 from hessrmt.plots import lossmodel
 from hessrmt.progress import silent
 from hessrmt.runs import simulate

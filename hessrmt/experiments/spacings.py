@@ -32,9 +32,10 @@ from hessrmt.runs.run import SERIAL, make_folders
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from hessrmt.levels.analysis import Unfolded
+    from hessrmt.levels import LevelStatistics
+    from hessrmt.levels.unfolding import Unfolded
     from hessrmt.progress import Tick
-    from hessrmt.records import LevelStatistics, Spectra
+    from hessrmt.records import Spectra
     from hessrmt.runs.run import Pool
 
 

@@ -6,22 +6,21 @@ band (exact zeros, round-off) is not a nearest-neighbour spacing and is never us
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float64
 
-from hessrmt.errors import LevelsError
-from hessrmt.levels.spacings import ascending
+from hessrmt.checks import real, real_array
+from hessrmt.errors import DataError
+from hessrmt.levels.resampling import Samples
+from hessrmt.levels.spacings import ascending, of_spacings
 from hessrmt.records import PAPER_CUTOFF_SPACINGS, Spectrum
 
-if TYPE_CHECKING:
-    from jaxtyping import Bool, Float64
-
-CUTOFFS = ("certified", "paper")
-SMALLEST = 3
-"""Levels that a spectrum needs: two spacings, one ratio."""
+Cutoff = str | float | None
+Window = tuple[float, float] | None
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Selection:
     Attributes:
         levels: One ascending (n_i,) float64 array for each usable spectrum.
         neighbours: For each an (n_i - 1,) bool array: whether nothing lies between two levels.
-        floors: (m,) noise floor of each, in the units of the eigenvalues; 0 where none is known.
+        floors: (m,) noise floor of each, in the units of the eigenvalues; NaN where none is known.
         n_eigenvalues: Eigenvalues given, the spectra that were not usable included.
         n_discarded: How many of them the cutoff and the window left out, exact zeros included.
         n_zeros: How many of those discarded are exactly 0.0.
@@ -46,9 +45,14 @@ class Selection:
     n_eigenvalues: int
     n_discarded: int
     n_zeros: int
-    cutoff: str | float | None
-    window: tuple[float, float] | None
+    cutoff: Cutoff
+    window: Window
     unusable: tuple[int, ...]
+
+    @property
+    def spacings(self) -> Samples:
+        """Spacings between neighbouring levels, in the units of the eigenvalues."""
+        return [np.diff(x)[k] for x, k in zip(self.levels, self.neighbours, strict=True)]
 
     @property
     def n_levels(self) -> int:
@@ -58,30 +62,38 @@ class Selection:
     @property
     def n_spacings(self) -> int:
         """Spacings between neighbouring levels, of all usable spectra together."""
-        return sum(int(np.count_nonzero(adjacent)) for adjacent in self.neighbours)
+        return sum(map(len, self.spacings))
 
     @property
     def n_ties(self) -> int:
         """Spacings that are exactly zero."""
-        return sum(
-            int(np.count_nonzero(np.diff(x)[k] == 0))
-            for x, k in zip(self.levels, self.neighbours, strict=True)
-        )
+        return sum(int(np.count_nonzero(s == 0)) for s in self.spacings)
 
     @property
     def n_unresolved(self) -> int:
         """Spacings no larger than the noise floor, whose size is therefore not known."""
-        return sum(
-            int(np.count_nonzero(np.diff(x)[k] <= floor))
-            for x, k, floor in zip(self.levels, self.neighbours, self.floors, strict=True)
-        )
+        pairs = zip(self.spacings, self.floors, strict=True)
+        return sum(int(np.count_nonzero(s <= floor)) for s, floor in pairs)
 
 
-def select(
-    spectra: Any,
-    cutoff: str | float | None = "auto",
-    window: tuple[float, float] | None = None,
-) -> Selection:
+def ratio_samples(selection: Selection, folded: bool = True) -> Samples:
+    """Ratios of neighbouring spacings, for each spectrum.
+
+    Args:
+        selection: The levels; no ratio bridges a discarded band.
+        folded: r̃ in [0, 1], or r.
+
+    Returns:
+        One array for each spectrum.
+    """
+    found = []
+    for levels, adjacent in zip(selection.levels, selection.neighbours, strict=True):
+        spacings, whole = np.diff(levels), adjacent[1:] & adjacent[:-1]
+        found.append(of_spacings(spacings[:-1][whole], spacings[1:][whole], folded))
+    return found
+
+
+def select(spectra: Any, cutoff: Cutoff = "auto", window: Window = None) -> Selection:
     """Levels of one or several spectra above a cutoff and inside a window.
 
     Args:
@@ -89,134 +101,94 @@ def select(
             a 1-D array for one spectrum, a 2-D array with a row for each, or a sequence of 1-D
             arrays.
         cutoff: ``"certified"`` keeps |λ| above each spectrum's noise floor, ``"paper"`` the
-            |λ| > 1e-20 of [B] §6, a number |λ| above it, None everything. ``"auto"`` means
-            certified, and None for plain eigenvalues.
+            |λ| > 1e-20 of Baskerville, Granziol and Keating 2022, §6, a number |λ| above it, None
+            everything. ``"auto"`` means certified, and None for plain eigenvalues.
         window: Lowest and highest level taken, in the units of the eigenvalues.
 
     Returns:
         The levels, and what was left out.
 
     Raises:
-        LevelsError: If an eigenvalue is not finite, the cutoff or window cannot be used, or no
+        DataError: If an eigenvalue is not finite, the cutoff or window cannot be used, or no
             spectrum is left with three levels.
     """
-    items = _items(spectra)
-    window = _checked_window(window)
-    kind, thresholds = _thresholds(items, cutoff)
-    levels, neighbours, floors, unusable = [], [], [], []
-    total = zeros = kept = 0
-    for number, (item, threshold) in enumerate(zip(items, thresholds, strict=True)):
-        values, floor = item
-        keep = np.ones(len(values), bool) if threshold is None else np.abs(values) > threshold
-        if window is not None:
-            keep &= (values >= window[0]) & (values <= window[1])
-        total += len(values)
-        zeros += int(np.count_nonzero(values[~keep] == 0))
-        chosen = np.flatnonzero(keep)
-        kept += len(chosen)
-        adjacent = np.diff(chosen) == 1
-        # two neighbouring spacings are the least that a ratio needs
-        if len(chosen) < SMALLEST or not (adjacent[1:] & adjacent[:-1]).any():
-            unusable.append(number)
-            continue
-        levels.append(values[chosen])
-        neighbours.append(adjacent)
-        floors.append(floor)
+    rows, floors = _rows_and_floors(spectra)
+    low, high = _ends(window)
+    cutoff, thresholds = _thresholds(floors, cutoff)
+    kept = [
+        (np.abs(row) > threshold) & (row >= low) & (row <= high)
+        for row, threshold in zip(rows, thresholds, strict=True)
+    ]
+    # two neighbouring spacings are the least that a ratio needs
+    usable = [i for i, keep in enumerate(kept) if (keep[2:] & keep[1:-1] & keep[:-2]).any()]
+    levels = tuple(rows[i][kept[i]] for i in usable)
+    total, left = sum(map(len, kept)), sum(int(keep.sum()) for keep in kept)
     if not levels:
-        raise LevelsError(_nothing_left(items, kind, window, kept))
-    if all(np.ptp(values) == 0 for values in levels):
-        raise LevelsError(
-            f"all levels of each spectrum are equal (the first is {levels[0][0]:.3g}); level "
-            "statistics need distinct levels"
+        largest = max(np.abs(row).max(initial=0.0) for row in rows)
+        inside = "" if window is None else f" and the window {low:g}:{high:g}"
+        raise DataError(
+            f"no spectrum has 3 neighbouring levels after the cutoff {cutoff}{inside}: {left} of "
+            f"{total:,} eigenvalues are left; the largest |λ| is {largest:.3g}. Lower the cutoff, "
+            "widen the window or give larger spectra"
         )
+    if all(np.ptp(values) == 0 for values in levels):
+        first = f"(the first is {levels[0][0]:.3g})"
+        raise DataError(f"all levels of each spectrum are equal {first}; give distinct levels")
     return Selection(
-        levels=tuple(levels),
-        neighbours=tuple(neighbours),
-        floors=np.array(floors),
+        levels=levels,
+        neighbours=tuple(np.diff(np.flatnonzero(kept[i])) == 1 for i in usable),
+        floors=floors[usable],
         n_eigenvalues=total,
-        n_discarded=total - kept,
-        n_zeros=zeros,
-        cutoff=kind,
-        window=window,
-        unusable=tuple(unusable),
+        n_discarded=total - left,
+        n_zeros=sum(int((row[~keep] == 0).sum()) for row, keep in zip(rows, kept, strict=True)),
+        cutoff=cutoff,
+        window=None if window is None else (low, high),
+        unusable=tuple(i for i in range(len(rows)) if i not in usable),
     )
 
 
-def _items(spectra: Any) -> list[tuple[Float64[np.ndarray, " n"], float]]:
+def _rows_and_floors(spectra: Any) -> tuple[Samples, Float64[np.ndarray, " m"]]:
     """Ascending eigenvalues and noise floor (NaN if unknown) of every spectrum."""
-    if isinstance(spectra, Spectrum):
+    if isinstance(spectra, Spectrum) or (isinstance(spectra, np.ndarray) and spectra.ndim != 2):
         spectra = [spectra]
-    elif isinstance(spectra, np.ndarray):
-        spectra = list(spectra) if spectra.ndim == 2 else [spectra]
     elif not isinstance(spectra, Iterable) or isinstance(spectra, str | bytes):
-        raise LevelsError(
-            f"got {type(spectra).__name__}; expected spectra, a loaded file (hessrmt.load), or "
-            "arrays of eigenvalues"
-        )
+        wanted = "spectra, a loaded file (hessrmt.load), or arrays of eigenvalues"
+        raise DataError(f"got {type(spectra).__name__}; expected {wanted}")
     spectra = list(spectra)
-    if spectra and all(np.ndim(item) == 0 and not isinstance(item, Spectrum) for item in spectra):
-        spectra = [spectra]
     if not spectra:
-        raise LevelsError("there is no spectrum; a run that has just begun holds none yet")
-    found = []
-    for number, item in enumerate(spectra):
-        floor = item.noise_floor if isinstance(item, Spectrum) else float("nan")
-        raw = item.eigenvalues if isinstance(item, Spectrum) else item
-        found.append((ascending(raw, f"eigenvalues of spectrum {number}"), floor))
-    return found
+        raise DataError("there is no spectrum; a run that has just begun holds none yet")
+    if all(np.ndim(item) == 0 and not isinstance(item, Spectrum) for item in spectra):
+        spectra = [spectra]
+    raw = [getattr(item, "eigenvalues", item) for item in spectra]
+    floors = np.array([getattr(item, "noise_floor", np.nan) for item in spectra])
+    return [ascending(row, f"eigenvalues of spectrum {i}") for i, row in enumerate(raw)], floors
 
 
 def _thresholds(
-    items: Sequence[tuple[np.ndarray, float]], cutoff: str | float | None
-) -> tuple[str | float | None, list[float | None]]:
-    floors = [floor for _, floor in items]
-    unknown = bool(np.isnan(floors).any())
+    floors: Float64[np.ndarray, " m"], cutoff: Cutoff
+) -> tuple[Cutoff, Float64[np.ndarray, " m"]]:
+    unknown = np.isnan(floors).any()
     if cutoff == "auto":
         cutoff = None if unknown else "certified"
-    if cutoff is None:
-        return None, [None] * len(items)
     if cutoff == "certified":
         if unknown:
-            raise LevelsError(
-                "plain eigenvalues carry no noise floor, so none of them is certified; give "
-                "Spectrum objects, or cutoff=None or a value"
-            )
-        return cutoff, list(floors)
-    if cutoff == "paper":
-        return cutoff, [PAPER_CUTOFF_SPACINGS] * len(items)
-    try:
-        value = float(cutoff)
-    except (TypeError, ValueError):
-        value = float("nan")
-    if not (np.isfinite(value) and value >= 0):
-        raise LevelsError(
-            f"cutoff {cutoff!r} cannot be used; give certified, paper or a number >= 0"
-        )
-    return value, [value] * len(items)
+            reason = "plain eigenvalues carry no noise floor, so none of them is certified"
+            raise DataError(f"{reason}; give Spectrum objects, or cutoff=None or a value")
+        return cutoff, floors
+    if cutoff is None:
+        least = -1.0
+    elif cutoff == "paper":
+        least = PAPER_CUTOFF_SPACINGS
+    else:
+        least = cutoff = real("cutoff", cutoff, least=0, hint="or give certified, paper or None")
+    return cutoff, np.full(len(floors), least)
 
 
-def _checked_window(window: tuple[float, float] | None) -> tuple[float, float] | None:
+def _ends(window: Window) -> tuple[float, float]:
     if window is None:
-        return None
-    try:
-        low, high = map(float, window)
-    except (TypeError, ValueError) as error:
-        raise LevelsError(f"window {window!r} cannot be used; give (LOW, HIGH)") from error
-    if not low < high:  # also refuses NaN
-        raise LevelsError(f"window {low:g}:{high:g} is empty; give LOW < HIGH")
-    return low, high
-
-
-def _nothing_left(
-    items: Sequence[tuple[np.ndarray, float]],
-    cutoff: str | float | None,
-    window: tuple[float, float] | None,
-    kept: int,
-) -> str:
-    largest = max((float(np.abs(values).max(initial=0.0)) for values, _ in items), default=0.0)
-    inside = "" if window is None else f" and the window {window[0]:g}:{window[1]:g}"
-    return (
-        f"no spectrum has {SMALLEST} neighbouring levels after the cutoff {cutoff}{inside}: {kept} "
-        f"of {sum(len(values) for values, _ in items):,} eigenvalues are left; the largest |λ| is "
-        f"{largest:.3g}. Lower the cutoff, widen the window or give larger spectra"
-    )
+        return -np.inf, np.inf
+    advice = "give (LOW, HIGH) with LOW < HIGH"
+    ends = real_array("window", window, dimensions=1, infinite=True, hint=advice).tolist()
+    if len(ends) != 2 or not ends[0] < ends[1]:
+        raise DataError(f"window {window!r} cannot be used; {advice}")
+    return ends[0], ends[1]

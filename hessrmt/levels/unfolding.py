@@ -1,39 +1,61 @@
 """Unfolding ξ = N̄(λ): levels whose mean spacing is 1 wherever they lie.
 
-The pooled staircase is [B] = Baskerville, Granziol, Keating, Applicability of random matrix theory
-in deep learning, eq. (10); the other methods are in :mod:`hessrmt.levels.smoothing` and
-:mod:`hessrmt.levels.staircase`.
+Every method for one spectrum trusts its input, sorted finite levels of which at least two differ;
+:func:`unfold` checks it. N̄ at the i-th of n levels, counted from 0, is about i + 1/2, halfway up
+its step of the counting function.
+
+Source: Haake 2010, §4.8; Guhr, Müller-Groeling and Weidenmüller 1998, §3.2.1; Gómez et al. 2002
+compares such choices; Baskerville, Granziol and Keating 2022, eq. (10) for the pooled staircase.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
+from numpy.polynomial import Chebyshev
 from numpy.typing import ArrayLike
+from scipy.interpolate import BSpline, make_lsq_spline
+from scipy.optimize import nnls
+from scipy.special import ndtr
 
 from hessrmt import rng
-from hessrmt.errors import LevelsError, OptionError
-from hessrmt.levels import smoothing, staircase
+from hessrmt.checks import one_of, real, whole
+from hessrmt.errors import DataError, OptionError
+from hessrmt.levels.spacings import ascending
+from hessrmt.theory import marchenko_pastur_cdf, semicircle_cdf
 
 if TYPE_CHECKING:
     from hessrmt.arrays import Levels
+    from hessrmt.levels.resampling import Samples
+    from hessrmt.levels.selection import Selection
 
-_SINGLE = {
-    "window": smoothing.window,
-    "kernel": smoothing.kernel,
-    "spline": staircase.spline,
-    "polynomial": staircase.polynomial,
-    "analytic": staircase.analytic,
-}
+Rows = Sequence[ArrayLike]
 
-METHODS = (*_SINGLE, "pooled")
-"""What :func:`unfold` knows."""
+POOL_FROM = 30
+"""Spectra from which ``unfold="auto"`` pools; a smaller pool's staircase is too coarse."""
 
 _SPAN = (1e-290, 1e290)
 """Ranges of levels within which neither spacings nor densities leave float64."""
+
+_MISFIT = 3.0
+"""Multiple of √n by which a fitted staircase may miss the counted one. Even n independent levels,
+the most irregular of the usual ensembles, do so with probability 2 exp(-2·3²) = 3e-8 (Kolmogorov).
+"""
+
+_CDF_ROUNDING = float(np.finfo(np.float64).eps ** 0.5)
+"""By how much the values of a distribution function may be out of order."""
+
+_ADVICE = "try method='window', which follows any density, or method='pooled' with more batches"
+
+_REACH = 8.0
+"""Standard deviations at which a Gaussian step counts as complete: Φ(-8) = 6e-16."""
+
+_CHUNK = 1 << 20
+"""Pairs of level and kernel evaluated at once."""
 
 
 class Pooled(NamedTuple):
@@ -52,12 +74,86 @@ class Pooled(NamedTuple):
     groups: tuple[int, ...]
 
 
-def unfold(
-    levels: ArrayLike,
-    method: str = "window",
+@dataclass(frozen=True)
+class Unfolded:
+    """The levels of several spectra, unfolded.
+
+    Attributes:
+        selection: The levels before unfolding.
+        levels: For each spectrum its unfolded levels, ascending, mean spacing 1; None where it
+            only served as pool.
+        resolution: Smallest spacing that can be told from zero, in mean spacings; 0 if any can.
+        method: Of unfolding.
+        options: Of the method.
+        rotate: For ``pooled``: whether every spectrum was unfolded.
+    """
+
+    selection: Selection
+    levels: tuple[Levels | None, ...]
+    resolution: float
+    method: str
+    options: dict[str, Any]
+    rotate: bool
+
+    @property
+    def spacings(self) -> Samples:
+        """Spacings of unfolded neighbours, (m_i,) for each spectrum that was unfolded."""
+        pairs = zip(self.levels, self.selection.neighbours, strict=True)
+        return [np.diff(levels)[adjacent] for levels, adjacent in pairs if levels is not None]
+
+    @property
+    def words(self) -> str:
+        """Method and options for people."""
+        shown = [f"{name}={value}" for name, value in self.options.items()]
+        if self.method == "pooled":
+            shown.append("every spectrum by rotation" if self.rotate else "⅔ pool, ⅓ unfolded")
+        return f"{self.method} ({', '.join(shown)})" if shown else self.method
+
+
+def unfold_selection(
+    selection: Selection,
+    method: str = "auto",
     *,
-    pool: Sequence[ArrayLike] | None = None,
+    rotate: bool = True,
+    seed: int = 0,
     **options: Any,
+) -> Unfolded:
+    """Unfold every spectrum of a selection.
+
+    Args:
+        selection: From :func:`hessrmt.levels.select`.
+        method: One of :data:`METHODS`, or ``"auto"``: pooled from thirty spectra on, else window.
+        rotate: For ``pooled``: deal the spectra into three groups and unfold each with the other
+            two, so that all are used; False is the published single split, ⅔ pool and ⅓ unfolded.
+        seed: Of the groups.
+        **options: Of the method.
+
+    Returns:
+        The unfolded levels.
+
+    Raises:
+        OptionError: If an option has a value that it cannot have.
+        DataError: If the method is unknown or cannot follow the density of some spectrum.
+    """
+    if method == "auto":
+        method = "pooled" if len(selection.levels) >= POOL_FROM else "window"
+    check_options(method, options)
+    if method == "pooled":
+        found = pooled(selection.levels, rotate=rotate, seed=seed)
+        return Unfolded(selection, found.levels, found.resolution, method, {}, rotate)
+    unfolded = []
+    for number, levels in enumerate(selection.levels):
+        try:
+            unfolded.append(unfold(levels, method, **options))
+        except OptionError:
+            raise
+        except DataError as error:
+            raise DataError(f"spectrum {number}: {error}") from error
+    return Unfolded(selection, tuple(unfolded), 0.0, method, options, rotate)
+
+
+def unfold(
+    levels: ArrayLike, method: str = "window", *, pool: Rows | None = None, **options: Any
 ) -> Levels:
     """Unfold the levels of one spectrum, ξ = N̄(λ).
 
@@ -70,7 +166,7 @@ def unfold(
     ``polynomial`` least-squares polynomial: ``degree=9``
     ``analytic``   a law: ``law="semicircle"`` (``centre``, ``radius``), ``"marchenko-pastur"``
                    (``ratio``, ``scale``) or any distribution function
-    ``pooled``     #{λ' < λ in the pool}/(number of pooled spectra), [B] eq. (10)
+    ``pooled``     #{λ' < λ in the pool}/(number of pooled spectra)
     =============  ===========================================================================
 
     The first three also follow spectra that span many decades. All but ``analytic`` and ``pooled``
@@ -88,56 +184,47 @@ def unfold(
         (n,) unfolded levels, ascending, dimensionless, with mean spacing 1; ties stay ties.
 
     Raises:
-        LevelsError: If the levels are not at least three finite numbers in one dimension, all
+        DataError: If the levels are not at least three finite numbers in one dimension, all
             coincide, or the method cannot follow their density; an ``OptionError``, which is one
             too, if the method does not exist or lacks an option.
     """
     check_options(method, options)
     if (pool is not None) != (method == "pooled"):
-        raise LevelsError(
-            f"method {method!r} takes no pool; only 'pooled' does"
-            if pool is not None
-            else "method 'pooled' needs the other spectra: pool=[levels, ...]; for one spectrum "
-            "try method='window'"
-        )
-    ordered = ordered_levels(levels)
-    if method in _SINGLE:
+        wrong = "needs the other spectra" if pool is None else "takes no pool"
+        raise DataError(f"method {method!r} {wrong}: pool=[levels, ...] goes with 'pooled' alone")
+    ordered = _ordered(levels)
+    if pool is None:
         return _SINGLE[method](ordered, **options)
-    others = [_finite(other, f"pool[{i}]") for i, other in enumerate(() if pool is None else pool)]
+    others = [ascending(other, f"pool[{i}]") for i, other in enumerate(pool)]
     if not others:
-        raise LevelsError("the pool is empty; give at least one other spectrum")
+        raise DataError("the pool is empty; give at least one other spectrum")
     return np.searchsorted(np.sort(np.concatenate(others)), ordered) / len(others)
 
 
-def check_options(method: str, options: Collection[str]) -> None:
+def check_options(method: str, options: Iterable[str]) -> None:
     """Refuse a method or the name of an option that does not exist.
 
     Args:
         method: One of :data:`METHODS`.
         options: Names given.
-
-    Raises:
-        OptionError: If one is unknown.
     """
-    if method not in METHODS:
-        raise OptionError(f"unknown unfolding method {method!r}; known: {', '.join(METHODS)}")
-    function = _SINGLE.get(method)
-    known = [] if function is None else list(inspect.signature(function).parameters)[1:]
-    foreign = sorted(set(options) - set(known))
-    if foreign:
-        raise OptionError(
-            f"method {method!r} has no option {foreign[0]!r}; known: {', '.join(known) or 'none'}"
-        )
+    one_of("unfolding method", method, METHODS, error=OptionError)
+    _refuse_foreign(f"method {method!r}", options, _SINGLE.get(method))
 
 
-def pooled(
-    spectra: Sequence[ArrayLike], *, folds: int = 3, rotate: bool = True, seed: int = 0
-) -> Pooled:
-    """Unfold many spectra against each other, [B] eq. (10): ξ = #{λ' < λ in the pool}/pooled.
+def _refuse_foreign(name: str, options: Iterable[str], function: Callable | None) -> None:
+    known = list(inspect.signature(function).parameters)[1:] if function else []
+    for foreign in sorted(set(options) - set(known)):
+        shown = ", ".join(known) or "none"
+        raise OptionError(f"{name} has no option {foreign!r}; known: {shown}")
+
+
+def pooled(spectra: Rows, *, folds: int = 3, rotate: bool = True, seed: int = 0) -> Pooled:
+    """Unfold many spectra against each other: ξ = #{λ' < λ in the pool}/pooled.
 
     A seeded permutation deals the spectra into ``folds`` equal groups. With ``rotate`` each
     spectrum is unfolded with all spectra of the other groups as its pool, so every batch is used.
-    Without, the first group alone is unfolded and all others are the pool: the protocol of [B],
+    Without, the first group alone is unfolded and all others are the pool: the published protocol,
     where two thirds of the batches are the pool of the last third.
 
     Args:
@@ -150,18 +237,17 @@ def pooled(
         The unfolded levels in the order of the spectra, the resolution and the groups.
 
     Raises:
-        LevelsError: If there are fewer than two spectra, or one of them cannot be unfolded.
+        DataError: If there are fewer than two spectra, or one of them cannot be unfolded.
+
+    Source: Baskerville, Granziol and Keating 2022, eq. (10).
     """
     count = len(spectra)
     if count < 2:
-        raise LevelsError(
-            f"pooled needs several batches, got {count}; one spectrum: use method='window'"
-        )
-    groups = min(staircase.at_least("folds", folds, 2), count)
-    rows = [ordered_levels(levels, f"spectra[{i}]") for i, levels in enumerate(spectra)]
-    order = rng.stream(seed, "unfold", "folds").permutation(count)
+        raise DataError(f"pooled needs several batches, got {count}; for one: method='window'")
+    groups = min(whole("folds", folds, 2, error=OptionError), count)
+    rows = [_ordered(levels, f"spectra[{i}]") for i, levels in enumerate(spectra)]
     group = np.empty(count, dtype=np.intp)
-    group[order] = np.arange(count) % groups
+    group[rng.stream(seed, "unfold", "folds").permutation(count)] = np.arange(count) % groups
     unfolded: list[Levels | None] = [None] * count
     for own in range(groups if rotate else 1):
         outside = [row for row, g in zip(rows, group, strict=True) if g != own]
@@ -171,46 +257,301 @@ def pooled(
             unfolded[i] = np.searchsorted(pool, rows[i]) / len(outside)
     # the first group is never smaller than the others, so its pool is the coarsest
     resolution = 1 / (count - np.count_nonzero(group == 0))
-    return Pooled(tuple(unfolded), float(resolution), tuple(map(int, group)))
+    return Pooled(tuple(unfolded), float(resolution), tuple(group.tolist()))
 
 
-def ordered_levels(levels: ArrayLike, name: str = "levels") -> Levels:
-    """Check the levels of one spectrum and sort them.
-
-    Args:
-        levels: (n,) in any order.
-        name: What an error calls them.
-
-    Returns:
-        (n,) ascending.
-
-    Raises:
-        LevelsError: If they are not at least three finite numbers in one dimension, or all
-            coincide.
-    """
-    ordered = _finite(levels, name)
-    if not (ordered[1:] >= ordered[:-1]).all():
-        ordered = np.sort(ordered)
+def _ordered(levels: ArrayLike, name: str = "levels") -> Levels:
+    """Ascending levels that have a density."""
+    ordered = ascending(levels, name)
     if len(ordered) < 3:
-        raise LevelsError(f"{name}: unfolding needs at least 3 levels, got {len(ordered)}")
+        raise DataError(f"{name}: unfolding needs at least 3 levels, got {len(ordered)}")
     if ordered[0] == ordered[-1]:
-        raise LevelsError(f"{name}: all {len(ordered)} levels coincide, there is no density")
-    span = float(ordered[-1]) - float(ordered[0])
+        raise DataError(f"{name}: all {len(ordered)} levels coincide, there is no density")
+    span = float(ordered[-1] - ordered[0])
     if not _SPAN[0] < span < _SPAN[1]:
-        raise LevelsError(f"{name} span {span:.3g}, beyond what float64 divides; rescale them")
+        raise DataError(f"{name} span {span:.3g}, beyond what float64 divides; rescale them")
     return ordered
 
 
-def _finite(levels: ArrayLike, name: str) -> Levels:
+def kernel(levels: Levels, *, width: float = 5.0, neighbours: int = 15) -> Levels:
+    """N̄(λ) = Σ_i Φ((λ - λ_i)/h_i), with h_i = width × the mean spacing around level i.
+
+    The levels are continued evenly beyond both ends (each end level once), so what a Gaussian puts
+    outside comes back inside: N̄ grows by exactly n - 1 from the first level to the last. Each
+    level raises N̄ around itself, so narrow Gaussians even the spacings out: a width of 2 lowers
+    the GOE's variance of spacings by a seventh, a width of 5 by a fortieth.
+
+    Args:
+        levels: (n,) ascending.
+        width: Standard deviation in local mean spacings; at most (n - 1)/8 is used.
+        neighbours: On each side, of the local mean spacing; at least 2, and at most n/4 are used.
+            Where they all coincide, the next twice as far are asked.
+
+    Returns:
+        (n,) unfolded levels.
+    """
+    width = real("width", width, above=0, error=OptionError, hint="it is in mean spacings")
+    n = len(levels)
+    h = min(width, (n - 1) / 8) * _mean_spacings(levels, _enough(neighbours, n))
+    low, high, reach = levels[0], levels[-1], _REACH * h
+    left = 1 + np.flatnonzero(levels[1:] - low < reach[1:])
+    right = np.flatnonzero(high - levels[:-1] < reach[:-1])
+    centres = np.concatenate([levels, low - (levels[left] - low), high + (high - levels[right])])
+    total = _sum_of_steps(levels, centres, np.concatenate([h, h[left], h[right]]))
+    # a sum of rising steps: it falls by round-off only
+    return np.maximum.accumulate(0.5 + (total - total[0]))
+
+
+def window(levels: Levels, *, neighbours: int = 15, passes: int = 2) -> Levels:
+    """ξ_{i+1} - ξ_i = (λ_{i+1} - λ_i)·D_i, D_i the density of the levels around this gap.
+
+    D_i = (2w - 1)/(λ_{i+w} - λ_{i-w+1}): w levels on each side of the gap, fewer beyond the ends.
+    One pass takes a density that curves within the window for its average there (400 levels over
+    ten decades come out with mean spacing 0.9). Pass k unfolds what the others left with windows k
+    times as wide: two remove that to leading order, as Tukey's twicing does for a kernel, and add
+    next to no noise of their own.
+
+    Each pass leaves spacings of at most 2kw - 1, and counts over more levels than that are as
+    regular as a ruler: number variance and rigidity mean nothing there. A gap wider than the rest
+    of its window makes its neighbours small.
+
+    Args:
+        levels: (n,) ascending.
+        neighbours: w, at least 2; at most n/4 are used.
+        passes: How many; 1 is the bare formula.
+
+    Returns:
+        (n,) unfolded levels.
+    """
+    n, spacings = len(levels), np.diff(levels)
+    for k in range(1, whole("passes", passes, 1, error=OptionError) + 1):
+        w = _enough(neighbours, n, k)
+        span, held = _around(spacings, w), _around(np.ones(n - 1), w)
+        spacings = held * np.divide(spacings, span, out=np.zeros(n - 1), where=span > 0)
+    return 0.5 + np.concatenate([[0.0], np.cumsum(spacings)])
+
+
+def _around(spacings: Levels, w: int) -> Levels:
+    """Sum of each spacing and the w - 1 on each side of it, as far as there are so many."""
+    return np.convolve(spacings, np.ones(2 * w - 1))[w - 1 : w - 1 + len(spacings)]
+
+
+def _enough(neighbours: int, n: int, times: int = 1) -> int:
+    return min(times * whole("neighbours", neighbours, 2, error=OptionError), max(2, n // 4))
+
+
+def _mean_spacings(levels: Levels, neighbours: int) -> Levels:
+    n, index = len(levels), np.arange(len(levels))
+    spacings = np.zeros(n)
+    while (index := np.flatnonzero(spacings == 0)).size:
+        low, high = np.maximum(index - neighbours, 0), np.minimum(index + neighbours, n - 1)
+        spacings[index] = (levels[high] - levels[low]) / (high - low)
+        neighbours *= 2
+    return spacings
+
+
+def _sum_of_steps(points: Levels, centres: Levels, h: Levels) -> Levels:
+    """Σ_k Φ((x - c_k)/h_k) at ascending points x; steps further than 8 h away are 0 or 1."""
+    n = len(points)
+    start = np.searchsorted(points, centres - _REACH * h, side="left")
+    stop = np.searchsorted(points, centres + _REACH * h, side="right")
+    total = np.cumsum(np.bincount(stop, minlength=n + 1)[:n]).astype(np.float64)
+    pairs = np.cumsum(stop - start)
+    done = 0
+    while done < len(centres):
+        before = pairs[done - 1] if done else 0
+        upto = max(done + 1, int(np.searchsorted(pairs, before + _CHUNK, side="right")))
+        counts = (stop - start)[done:upto]
+        which = np.repeat(np.arange(done, upto), counts)
+        point = np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts, counts) + start[which]
+        share = ndtr((points[point] - centres[which]) / h[which])
+        total += np.bincount(point, weights=share, minlength=n)
+        done = upto
+    return total
+
+
+def polynomial(levels: Levels, *, degree: int = 9) -> Levels:
+    """N̄ as a least-squares polynomial, in the Chebyshev basis of the levels' range.
+
+    Where the best polynomial falls between two levels, the best one whose Bernstein coefficients
+    rise, and which rises with them, takes its place.
+
+    Args:
+        levels: (n,) ascending.
+        degree: Of the polynomial.
+
+    Returns:
+        (n,) unfolded levels.
+
+    Raises:
+        DataError: If there are too few levels for the degree, or the fit is no staircase of them.
+    """
+    whole("degree", degree, 1, error=OptionError)
+    x, first, counts = np.unique(levels, return_index=True, return_counts=True)
+    if len(x) < degree + 2:
+        _too_few(f"a polynomial of degree {degree}", degree + 2, len(x))
+    fit, (_, rank, _, _) = Chebyshev.fit(levels, _steps(levels), degree, full=True)
+    if rank <= degree:
+        raise DataError(
+            f"the levels determine only {rank} of a polynomial's {degree + 1} coefficients, they "
+            "crowd in a small part of their range; try method='window' or 'spline'"
+        )
+    if not _rises(levels, fit(levels)):
+        ends = np.repeat([x[0], x[-1]], degree + 1)  # a spline without knots between them
+        fit = _rising_spline(x, first + counts / 2, ends, np.sqrt(counts), degree)
+    return _staircase(levels, fit(levels), f"the polynomial of degree {degree}")
+
+
+def spline(levels: Levels, *, knots: int | None = None) -> Levels:
+    """N̄ as a least-squares cubic spline with knots at quantiles of the levels.
+
+    Where the best spline falls between two levels, the best one whose B-spline coefficients rise,
+    and which rises with them, takes its place.
+
+    Args:
+        levels: (n,) ascending.
+        knots: Number of interior knots; n/40, between 3 and 200, if None.
+
+    Returns:
+        (n,) unfolded levels.
+
+    Raises:
+        DataError: If there are too few levels for the knots, or the fit is no staircase of them.
+
+    Source: de Boor, A Practical Guide to Splines, ch. XI.
+    """
+    x, first, counts = np.unique(levels, return_index=True, return_counts=True)
+    if knots is None:
+        knots = max(min(max(len(levels) // 40, 3), 200, len(x) // 4 - 1), 0)
+    least = 2 * (whole("knots", knots, error=OptionError) + 1) + 3
+    if len(x) < least:
+        _too_few(f"a cubic spline with {knots} interior knots", least, len(x))
+    inner = np.quantile(x, np.arange(1, knots + 1) / (knots + 1))
+    t = np.concatenate([[x[0]] * 4, inner, [x[-1]] * 4])
+    y, weights = first + counts / 2, np.sqrt(counts)
     try:
-        real = not np.iscomplexobj(levels)
-        values = np.asarray(levels, dtype=np.float64) if real else np.array(np.nan)
-    except (TypeError, ValueError) as error:
-        raise LevelsError(f"{name} must be real numbers in one dimension: {error}") from error
-    if not real:
-        raise LevelsError(f"{name} must be real, got complex numbers")
-    if values.ndim != 1:
-        raise LevelsError(f"{name} must be one-dimensional, got shape {values.shape}")
-    if not np.isfinite(values).all():
-        raise LevelsError(f"{name} must be finite, got NaN or infinity")
-    return values
+        fit = make_lsq_spline(x, y, t, k=3, w=weights)
+        if not _rises(x, fit(x)):
+            fit = _rising_spline(x, y, t, weights, 3)
+    except (np.linalg.LinAlgError, RuntimeError) as error:
+        raise DataError(
+            f"the spline with {knots} interior knots has no unique fit ({error}), its knots lie "
+            "too close for round-off; use fewer knots or try method='window'"
+        ) from error
+    return _staircase(levels, fit(levels), f"the spline with {knots} knots")
+
+
+def analytic(
+    levels: Levels,
+    *,
+    law: Any = "semicircle",
+    centre: float | None = None,
+    radius: float | None = None,
+    ratio: float | None = None,
+    scale: float | None = None,
+) -> Levels:
+    """ξ = n·F(λ) with the distribution function F of a law; levels outside its support coincide.
+
+    Args:
+        levels: (n,) ascending.
+        law: ``"semicircle"``; ``"marchenko-pastur"``, for the nonzero levels of X Xᵀ/m, X n × m;
+            or any distribution function of an array, or a law with such a ``cdf``.
+        centre: Of the semicircle, in the units of the levels; their mean if None.
+        radius: Of the semicircle, in the units of the levels; twice their standard deviation if
+            None.
+        ratio: n/m of Marchenko-Pastur, at most 1; variance/mean² of the levels if None.
+        scale: Variance of an entry of X, in the units of the levels; their mean if None.
+
+    Returns:
+        (n,) unfolded levels.
+
+    Raises:
+        DataError: If the law is not that of the levels.
+    """
+    name, cdf = f"law {getattr(law, 'name', law)!r}", getattr(law, "cdf", law)
+    asked = {"centre": centre, "radius": radius, "ratio": ratio, "scale": scale}
+    given = {key: real(key, x, error=OptionError) for key, x in asked.items() if x is not None}
+    function = None
+    if not callable(cdf):
+        one_of("law", law, _ANALYTIC, error=OptionError)
+        cdf = function = _ANALYTIC[law]
+    _refuse_foreign(name, given, function)
+    share = np.asarray(cdf(levels, **given), dtype=np.float64)
+    alike = share.shape == levels.shape
+    if not alike or not (np.diff(share, prepend=0.0, append=1.0) >= -_CDF_ROUNDING).all():
+        wanted = f"expected {len(levels)} values that rise within [0, 1]"
+        raise DataError(f"{name} is no distribution function: {wanted}")
+    return _near(levels, len(levels) * np.clip(share, 0, 1), name)
+
+
+def _semicircle(x: Levels, centre: float | None = None, radius: float | None = None) -> Levels:
+    centre = float(x.mean()) if centre is None else centre
+    radius = 2 * float(x.std()) if radius is None else radius
+    return semicircle_cdf(x - centre, radius)
+
+
+def _marchenko_pastur(x: Levels, ratio: float | None = None, scale: float | None = None) -> Levels:
+    if not x[0] > 0:
+        raise DataError(
+            f"the lowest level is {x[0]:.3g}, Marchenko-Pastur is the law of the nonzero levels of "
+            "a positive matrix; leave the others out or try method='window'"
+        )
+    # at 1 the estimate falls on both sides; the fit is checked against the levels in any case
+    ratio = min(1.0, float(x.var() / x.mean() ** 2)) if ratio is None else ratio
+    real("ratio", ratio, above=0, most=1, hint="where n > m the nonzero levels are those of Xᵀ X")
+    return marchenko_pastur_cdf(x, ratio, float(x.mean()) if scale is None else scale)
+
+
+_ANALYTIC = {"semicircle": _semicircle, "marchenko-pastur": _marchenko_pastur}
+_SINGLE: dict[str, Callable[..., Levels]] = {
+    function.__name__: function for function in (window, kernel, spline, polynomial, analytic)
+}
+
+METHODS = (*_SINGLE, "pooled")
+"""What :func:`unfold` knows."""
+
+
+def _too_few(name: str, least: int, found: int) -> NoReturn:
+    advice = "ask for fewer coefficients or try method='window'"
+    raise DataError(f"{name} needs at least {least} distinct levels, got {found}; {advice}")
+
+
+def _steps(levels: Levels) -> Levels:
+    return np.arange(len(levels)) + 0.5
+
+
+def _near(levels: Levels, unfolded: Levels, name: str) -> Levels:
+    """A staircase that is not too far from the counted one."""
+    misfit = float(np.abs(unfolded - _steps(levels)).max())
+    allowed = _MISFIT * len(levels) ** 0.5
+    if not misfit <= allowed:
+        raise DataError(
+            f"{name} misses the staircase of {len(levels)} levels by {misfit:.3g} levels, more "
+            f"than the {allowed:.3g} that even independent levels would; {_ADVICE}"
+        )
+    return np.maximum.accumulate(unfolded)
+
+
+def _staircase(levels: Levels, unfolded: Levels, name: str) -> Levels:
+    """A fit as a staircase: it runs through the ends only about, so it is stretched to n - 1."""
+    if not _rises(levels, unfolded):
+        raise DataError(f"{name} fitted to the staircase does not rise everywhere; {_ADVICE}")
+    found = _near(levels, unfolded, name)
+    return 0.5 + (found - found[0]) * ((len(found) - 1) / (found[-1] - found[0]))
+
+
+def _rises(levels: Levels, unfolded: Levels) -> bool:
+    """Whether a fit rises between all levels that are further apart than its round-off."""
+    rounding = 8 * len(levels) * np.finfo(np.float64).eps
+    apart = np.diff(levels) * (len(levels) / (levels[-1] - levels[0])) > rounding
+    step = np.diff(unfolded)
+    return not ((step < -rounding).any() or (step[apart] <= 0).any())
+
+
+def _rising_spline(x: Levels, y: Levels, t: Levels, weights: Levels, degree: int) -> BSpline:
+    design = BSpline.design_matrix(x, t, degree).toarray() * weights[:, None]
+    # column k: the spline whose coefficients are 0 before the k-th and 1 from there on
+    increments = np.cumsum(design[:, ::-1], axis=1)[:, ::-1]
+    q, r = np.linalg.qr(increments)
+    steps, _ = nnls(r, q.T @ (weights * y))
+    return BSpline(t, np.cumsum(steps), degree)

@@ -21,32 +21,58 @@ and A = ±diag(1, 0), positive on one side and negative on the other. :func:`gua
 each term by the dual norm of C_ij instead and holds always; :func:`theorem_8_2_applies` tells
 whether the printed bound is proved to hold.
 
-Source: [B] (Baskerville, Granziol, Keating), §8, equations (16), (19) and (21).
+**Sampled.** Gradients are drawn exactly. T points differ in at most T - 1 directions: there the
+components are drawn jointly, and in the P - T + 1 directions across them they are independent of
+one another with covariance k'(q_ij). So the cost grows with min(P, T - 1)·T, and only linearly
+with P.
+
+Source: Baskerville, Granziol and Keating 2022, section 8, equations 16, 19 and 21.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from hessrmt.errors import LossModelError
-from hessrmt.lossmodel.arguments import positive, real, real_array, whole
-from hessrmt.lossmodel.covariance import ROUNDING
-from hessrmt.lossmodel.jets import require_stationary
-from hessrmt.lossmodel.weights import Weights
+from hessrmt import rng
+from hessrmt.checks import one_of, real, real_array, whole
+from hessrmt.errors import DataError
+from hessrmt.lossmodel.covariance import require_stationary
+from hessrmt.lossmodel.functions import ROUNDING
+from hessrmt.lossmodel.surfaces import covariance_root, require_memory
 
 if TYPE_CHECKING:
     from jaxtyping import Float64
     from numpy.typing import ArrayLike
 
-    from hessrmt.lossmodel.process import Stationary
+    from hessrmt.lossmodel.covariance import Stationary
 
     Points = Float64[np.ndarray, "T P"]
     Row = Float64[np.ndarray, " later"]
 
 NORMS = ("operator", "trace")
+
+_SYMMETRY_ULPS = 64
+"""How far, in ulps of the largest element, a matrix may be from its transpose."""
+
+_MATRICES = 5
+"""Matrices of the joint dimension held at the fullest moment of sampling."""
+
+
+class Estimate(NamedTuple):
+    """A mean over samples.
+
+    Attributes:
+        value: The mean.
+        standard_error: Its standard error.
+    """
+
+    value: float
+    standard_error: float
 
 
 def averaged_gradient_covariance(
@@ -62,10 +88,6 @@ def averaged_gradient_covariance(
 
     Returns:
         The variance of a component of g_avg, averaged over components.
-
-    Raises:
-        LossModelError: If the covariance is not stationary, or the matrices do not fit the points
-            or are not symmetric.
     """
     at, weights = _arguments(cov, points, matrices)
     (T, P) = at.shape
@@ -92,9 +114,6 @@ def averaged_covariance_matrix(
 
     Returns:
         The symmetric matrix.
-
-    Raises:
-        LossModelError: As in :func:`averaged_gradient_covariance`.
     """
     at, weights = _arguments(cov, points, matrices)
     (T, P) = at.shape
@@ -110,11 +129,7 @@ def averaged_covariance_matrix(
 
 
 def theorem_8_2_bound(
-    cov: Stationary,
-    points: ArrayLike,
-    matrices: ArrayLike | None = None,
-    *,
-    norm: str = "operator",
+    cov: Stationary, points: ArrayLike, matrices: ArrayLike | None = None, *, norm: str = "operator"
 ) -> float:
     """The bound as stated, a²k'(0)/T + (2a²/T²) Σ_{i<j} {k'(q_ij) - k''(q_ij) d_ij²/P}.
 
@@ -131,25 +146,13 @@ def theorem_8_2_bound(
     Returns:
         The bound of P⁻¹ Tr Cov(g_avg).
 
-    Raises:
-        LossModelError: As in :func:`averaged_gradient_covariance`, or the norm is unknown.
-
-    Source: [B], Theorem 8.2, equation (19).
+    Source: Baskerville, Granziol and Keating 2022, Theorem 8.2, equation 19.
     """
-    at, weights = _arguments(cov, points, matrices)
-    (T, P) = at.shape
-    total = T * P * cov.derivative(1, 0.0)
-    for _, d, first, second in _pairs(cov, at):
-        total += 2 * float((P * first - second * _square(d)).sum())
-    return weights.norm(_known(norm)) ** 2 * total / (P * T**2)
+    return _bound(cov, *_arguments(cov, points, matrices), norm, guaranteed=False)
 
 
 def guaranteed_bound(
-    cov: Stationary,
-    points: ArrayLike,
-    matrices: ArrayLike | None = None,
-    *,
-    norm: str = "operator",
+    cov: Stationary, points: ArrayLike, matrices: ArrayLike | None = None, *, norm: str = "operator"
 ) -> float:
     """A bound that no trajectory and no matrices of the same norm exceed.
 
@@ -167,32 +170,12 @@ def guaranteed_bound(
 
     Returns:
         The bound of P⁻¹ Tr Cov(g_avg).
-
-    Raises:
-        LossModelError: As in :func:`theorem_8_2_bound`.
     """
-    at, weights = _arguments(cov, points, matrices)
-    (T, P) = at.shape
-    by_trace = _known(norm) == "trace"
-    total = T * cov.derivative(1, 0.0) * (1 if by_trace else P)
-    for _, d, first, second in _pairs(cov, at):
-        across, along = np.abs(first), np.abs(first - second * _square(d))
-        if by_trace:
-            dual = np.maximum(across, along) if P > 1 else along
-        elif weights.scalar:
-            dual = np.abs(P * first - second * _square(d))
-        else:
-            dual = (P - 1) * across + along
-        total += 2 * float(dual.sum())
-    return weights.norm(norm) ** 2 * total / (P * T**2)
+    return _bound(cov, *_arguments(cov, points, matrices), norm, guaranteed=True)
 
 
 def theorem_8_2_applies(
-    cov: Stationary,
-    points: ArrayLike,
-    matrices: ArrayLike | None = None,
-    *,
-    norm: str = "operator",
+    cov: Stationary, points: ArrayLike, matrices: ArrayLike | None = None, *, norm: str = "operator"
 ) -> bool:
     """Whether Theorem 8.2's bound is proved to hold for this trajectory and these matrices.
 
@@ -207,17 +190,14 @@ def theorem_8_2_applies(
 
     Returns:
         True if it holds.
-
-    Raises:
-        LossModelError: As in :func:`theorem_8_2_bound`.
     """
     at, weights = _arguments(cov, points, matrices)
-    if weights.equal:
+    if (weights.values == weights.values[:1]).all():
         return True
-    stated = theorem_8_2_bound(cov, at, matrices, norm=norm)
+    stated, proved = (_bound(cov, at, weights, norm, guaranteed=g) for g in (False, True))
     # T² terms and each at most a² k'(0) (of the trace norm: that over P)
     rounding = at.size * np.finfo(float).eps * weights.norm(norm) ** 2 * cov.derivative(1, 0.0)
-    return guaranteed_bound(cov, at, matrices, norm=norm) <= stated + rounding
+    return proved <= stated + rounding
 
 
 def large_dimension_scaling(
@@ -238,38 +218,196 @@ def large_dimension_scaling(
     Returns:
         That part of the bound.
 
-    Raises:
-        LossModelError: If an argument is out of range.
-
-    Source: [B], equation (21).
+    Source: Baskerville, Granziol and Keating 2022, equation 21.
     """
     require_stationary(cov)
     P, T = whole("P", P, 1), whole("T", T, 1)
-    square = P ** (2 * positive("eta", eta))
+    square = P ** (2 * real("eta", eta, above=0))
     first, second = (cov.derivative(order, -square / 2) for order in (1, 2))
     return real("a", a) ** 2 * (T - 1) / T * (first - square / P * second)
 
 
+def weight_decay_matrices(alpha: float, lam: float, T: int) -> Float64[np.ndarray, " T"]:
+    """A_i = α(1 - λα)^i for i = 1 ... T, as multiples of the identity.
+
+    Args:
+        alpha: Learning rate α, positive.
+        lam: Weight decay λ with 0 <= λα <= 1.
+        T: How many steps.
+
+    Returns:
+        (T,) multiples, to be given as ``matrices``. In w_T itself the latest gradient has decayed
+        least, which is the reverse order.
+
+    Source: Baskerville, Granziol and Keating 2022, below equation 21.
+    """
+    alpha, T = real("alpha", alpha, above=0), whole("T", T, 1)
+    decay = real("lam·alpha", real("lam", lam) * alpha, least=0, most=1)
+    return alpha * (1 - decay) ** np.arange(1, T + 1)
+
+
+def monte_carlo(
+    cov: Stationary,
+    points: ArrayLike,
+    matrices: ArrayLike | None = None,
+    samples: int = 1000,
+    seed: int = 0,
+) -> Estimate:
+    """P⁻¹ Tr Cov(g_avg) from sampled gradients; the exact value is `averaged_gradient_covariance`.
+
+    Args:
+        cov: A stationary covariance.
+        points: (T, P) trajectory.
+        matrices: As in :func:`averaged_gradient_covariance`.
+        samples: How many surfaces.
+        seed: Of the run.
+
+    Returns:
+        The estimate P⁻¹ ⟨|g_avg|²⟩ (the mean of g_avg is zero) and its standard error.
+    """
+    at, weights = _arguments(cov, points, matrices)
+    samples = whole("samples", samples, 2)
+    found = []
+    for g in sampled_gradients(cov, at, samples, seed):
+        average = weights.apply(slice(0, len(at)), g).mean(axis=0)
+        found.append(float(average @ average) / weights.rows)
+    return Estimate(float(np.mean(found)), float(np.std(found, ddof=1) / math.sqrt(samples)))
+
+
+def sampled_gradients(
+    cov: Stationary, points: ArrayLike, samples: int, seed: int = 0
+) -> Iterator[Float64[np.ndarray, "T P"]]:
+    """Gradients of independent surfaces at the points of a trajectory, exactly.
+
+    Args:
+        cov: A stationary covariance.
+        points: (T, P) trajectory.
+        samples: How many surfaces.
+        seed: Of the run.
+
+    Yields:
+        (T, P) gradients of one surface after the other.
+    """
+    require_stationary(cov)
+    at = real_array("points", points, dimensions=2)
+    samples, (T, P) = whole("samples", samples, 1), at.shape
+    # coordinates (T, r) in the span of the differences, its basis (r, P); the rest of R^P is flat
+    _, sizes, basis = np.linalg.svd(at - at.mean(axis=0), full_matrices=False)
+    basis = basis[sizes > max(T, P) * np.finfo(float).eps * sizes.max()]
+    r = len(basis)
+    what = f"the components of {T} gradients in the span of the trajectory ({P} dimensions)"
+    require_memory(what, T * max(r, 1), 8 * _MATRICES, "Take fewer points, or average gradients")
+    inside = at @ basis.T
+    d = inside[:, None, :] - inside[None, :, :]
+    q = -np.einsum("ijp,ijp->ij", d, d) / 2
+    first, second = cov.derivative(1, q), cov.derivative(2, q)
+    across = covariance_root(first)
+    along = np.zeros((0, 0))
+    if r:
+        block = np.einsum("ij,pq->ipjq", first, np.eye(r))
+        block -= np.einsum("ij,ijp,ijq->ipjq", second, d, d)
+        along = covariance_root(block.reshape(T * r, T * r))
+    draw = rng.stream(whole("seed", seed), "gradients")
+    for _ in range(samples):
+        g = np.zeros((T, P))
+        if r < P:
+            g = across @ draw.normal(size=(across.shape[1], P))
+            g -= (g @ basis.T) @ basis
+        if r:
+            g += (along @ draw.normal(size=along.shape[1])).reshape(T, r) @ basis
+        yield g
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """T symmetric matrices of P rows: (T,) multiples of the identity, (T, P) diagonals, or all."""
+
+    values: Float64[np.ndarray, "*shape"]
+    rows: int
+
+    @property
+    def scalar(self) -> bool:
+        """Whether all are given as multiples of the identity."""
+        return self.values.ndim == 1
+
+    def norm(self, which: str) -> float:
+        """Largest ‖A_i‖: the largest |eigenvalue|, or for ``"trace"`` the sum of them."""
+        sizes = np.abs(self.values if self.values.ndim < 3 else np.linalg.eigvalsh(self.values))
+        if which == "operator":
+            return float(sizes.max())
+        return float(sizes.max()) * self.rows if self.scalar else float(sizes.sum(axis=1).max())
+
+    def squares(self) -> Row:
+        """(T,) Tr A_i²."""
+        squares = self.values**2
+        if self.scalar:
+            return self.rows * squares
+        return squares.reshape(len(squares), -1).sum(axis=1)
+
+    def traces(self, i: int, d: Points) -> tuple[Row, Row]:
+        """Tr(A_i A_j) and d_jᵀ A_i A_j d_j of one matrix with all later ones."""
+        one, later = self.values[i], self.values[i + 1 :]
+        if self.scalar:
+            return self.rows * one * later, one * later * _square(d)
+        bent = np.einsum("jp,jp->j", self.apply(i, d), self.apply(slice(i + 1, None), d))
+        return np.tensordot(later, one, one.ndim), bent
+
+    def apply(self, which: int | slice, d: Points) -> Points:
+        """A_i d_j of one matrix and many vectors, or A_j d_j of as many matrices as vectors."""
+        values = self.values[which]
+        if self.values.ndim == 3:
+            return d @ values if values.ndim == 2 else np.einsum("jpq,jq->jp", values, d)
+        return d * (values[:, None] if isinstance(which, slice) and self.scalar else values)
+
+    def product(self, i: int, which: slice, factors: Row) -> Float64[np.ndarray, "P P"]:
+        """A_i Σ_j factor_j A_j."""
+        one, mean = self.values[i], np.tensordot(factors, self.values[which], 1)
+        if self.values.ndim == 3:
+            return one @ mean
+        return np.diag(np.broadcast_to(one * mean, (self.rows,)))
+
+
 def _arguments(
     cov: Stationary, points: ArrayLike, matrices: ArrayLike | None
-) -> tuple[Points, Weights]:
+) -> tuple[Points, _Weights]:
     require_stationary(cov)
-    at = real_array("points", points, 2)
-    return at, Weights.of(matrices, *at.shape)
+    at = real_array("points", points, dimensions=2)
+    T, P = at.shape
+    values = np.ones(T) if matrices is None else real_array("matrices", matrices)
+    if values.shape not in {(T,), (T, P), (T, P, P)}:
+        raise DataError(
+            f"{T} points in {P} dimensions need matrices of shape ({T},) for multiples of the "
+            f"identity, ({T}, {P}) for diagonals or ({T}, {P}, {P}), got {values.shape}"
+        )
+    if values.ndim == 3:
+        error = np.abs(values - values.transpose(0, 2, 1)).max()
+        if error > _SYMMETRY_ULPS * np.finfo(float).eps * np.abs(values).max():
+            raise DataError(f"the matrices must be symmetric, one is not by {error:.3g}")
+        values = (values + values.transpose(0, 2, 1)) / 2
+    return at, _Weights(values, P)
 
 
-def _known(norm: str) -> str:
-    if norm not in NORMS:
-        raise LossModelError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
-    return norm
+def _bound(cov: Stationary, at: Points, weights: _Weights, norm: str, *, guaranteed: bool) -> float:
+    """The bound of Theorem 8.2 as stated, or with the dual norm of C_ij in place of its trace."""
+    one_of("norm", norm, NORMS)
+    T, P = at.shape
+    by_trace = guaranteed and norm == "trace"
+    total = T * (1 if by_trace else P) * cov.derivative(1, 0.0)
+    for _, d, first, second in _pairs(cov, at):
+        bent = second * _square(d)
+        across, along = np.abs(first), np.abs(first - bent)
+        if not guaranteed:
+            term = P * first - bent
+        elif by_trace:
+            term = np.maximum(across, along) if P > 1 else along
+        else:
+            term = np.abs(P * first - bent) if weights.scalar else (P - 1) * across + along
+        total += 2 * float(term.sum())
+    return weights.norm(norm) ** 2 * total / (P * T**2)
 
 
 def _pairs(cov: Stationary, at: Points) -> Iterator[tuple[int, Points, Row, Row]]:
-    """For each i the separations from all later j, and k' and k'' there.
-
-    Yields:
-        i, (later, P) separations w_i - w_j, (later,) k', (later,) k''.
-    """
+    """For each i the separations from all later j, and k' and k'' there."""
     for i in range(len(at) - 1):
         d = at[i] - at[i + 1 :]
         q = -_square(d) / 2

@@ -1,39 +1,54 @@
-"""Stationary covariance functions k(q) of q = -½|w - w'|² ≤ 0, with closed-form derivatives.
+"""Stationary covariance functions k(q) of q = -½|w - w'|² ≤ 0: named, mixed, or any function.
 
-Each is a mixture k(q) = ∫ exp(s q) dμ(s) over s ≥ 0, and each such function is a covariance in
-every dimension (Schoenberg, Ann. Math. 39, 811 (1938)). Rasmussen, Williams, Gaussian Processes for
-Machine Learning (2006), §4.2, has the functions in terms of the distance r = √(-2q).
+Each is a mixture k(q) = k(0)·E exp(s q) over rates s ≥ 0, and each such function is a covariance in
+every dimension (Schoenberg 1938), so that k(0), k'(0), k''(0) > 0 and, by Cauchy and Schwarz,
+k(0)·k''(0) ≥ k'(0)². The squared exponential has one rate, the rational quadratic gamma distributed
+ones, and Matérn's kernel inverse-gamma distributed ones. Rasmussen and Williams 2006, section 4.2,
+has the functions in terms of the distance r = √(-2q).
+
+The Hessian at one point has a = c = k''(0): Var H_12 = Cov(H_11, H_22) = k''(0), Var H_11 =
+3k''(0). The process is four times differentiable at distance zero, k'' finite and continuous at
+q = 0, or it has no Hessian.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.special import gammaln, kve, poch
+
+from hessrmt.checks import real, real_array
+from hessrmt.errors import DataError
+from hessrmt.lossmodel.covariance import Kernel, Stationary, jet_of, require_stationary
+from hessrmt.lossmodel.functions import MARKS, ROUNDING, Differentiated, Function, jet_at_end
 
 if TYPE_CHECKING:
     from jaxtyping import Float64
 
-    Points = Float64[np.ndarray, "*shape"]
-    Jet = Float64[np.ndarray, "orders *shape"]
+    from hessrmt.lossmodel.functions import Jet, Points
 
+    Moments = Float64[np.ndarray, " 3"]
 
-class Kernel(Protocol):
-    """A covariance function that knows its derivatives."""
+LARGEST_NU = 100.0
+"""Of a Matérn kernel: above, the Bessel functions overflow and the kernel is all but ``rbf``."""
 
-    def jet(self, q: Points, order: int) -> Jet:
-        """The function and its derivatives with respect to q, called with NumPy's warnings off.
+_APPROACH = tuple(-(10.0**-decades) for decades in range(4, 44, 4))
+"""Points q at which the derivatives are compared with those at 0, for length scales above 1e-20."""
 
-        Args:
-            q: Points, -½|w - w'|² ≤ 0.
-            order: The highest derivative, at most 4.
+_TRIALS = (0.1, 1.0, 10.0)
+"""Points -q in units of k(0)/k'(0) at which the signs and given derivatives are tried."""
 
-        Returns:
-            (order + 1, ...) values of k, k', k'', ... at each point.
-        """
-        ...
+_STEP = 1e-4
+"""Step of the difference quotients in the same units: truncation error step² ≈ 1e-8."""
+
+_NO_MIXTURE = "k(q) is no ∫ exp(s q) dμ(s), the form that covariances in every dimension have"
+
+_SLACK = 1e-4
+"""Relative error of a given derivative that is called wrong, far above the quotients' error."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +60,12 @@ class RBF:
 
     def jet(self, q: Points, order: int) -> Jet:
         """See :class:`Kernel`; each derivative brings a factor 1/length²."""
-        rate = np.float64(self.length) ** -2
-        return np.stack([self.variance * rate**m * np.exp(rate * q) for m in range(order + 1)])
+        rate, m = np.float64(self.length) ** -2, _orders(q, order)
+        return self.variance * rate**m * np.exp(rate * q)
+
+    def rates(self, size: int, generator: np.random.Generator) -> Points:  # noqa: ARG002
+        """See :class:`Kernel`."""
+        return np.full(size, self.length**-2)
 
 
 @dataclass(frozen=True)
@@ -61,12 +80,12 @@ class RationalQuadratic:
         """See :class:`Kernel`; each derivative lowers the power by one."""
         alpha, rate = self.alpha, np.float64(self.length) ** -2 / self.alpha
         logarithm = np.log1p(-rate * q)
-        return np.stack(
-            [
-                self.variance * rate**m * poch(alpha, m) * np.exp(-(alpha + m) * logarithm)
-                for m in range(order + 1)
-            ]
-        )
+        m = _orders(q, order)
+        return self.variance * rate**m * poch(alpha, m) * np.exp(-(alpha + m) * logarithm)
+
+    def rates(self, size: int, generator: np.random.Generator) -> Points:
+        """See :class:`Kernel`; gamma distributed."""
+        return generator.gamma(self.alpha, 1 / (self.alpha * self.length**2), size=size)
 
 
 @dataclass(frozen=True)
@@ -85,6 +104,10 @@ class Matern:
         """See :class:`Kernel`; infinite at q = 0 for derivatives of order ν and more."""
         x = np.sqrt(-4 * self.nu * q) / self.length
         return np.stack([self._derivative(m, x) for m in range(order + 1)])
+
+    def rates(self, size: int, generator: np.random.Generator) -> Points:
+        """See :class:`Kernel`; a frequency √s·N(0, I) has Student's law of 2ν degrees."""
+        return self.nu / (self.length**2 * generator.gamma(self.nu, size=size))
 
     def _derivative(self, m: int, x: Points) -> Points:
         mu = self.nu - m
@@ -116,17 +139,168 @@ class Mixture:
         terms = zip(self.weights, self.kernels, strict=True)
         return np.sum([weight * kernel.jet(q, order) for weight, kernel in terms], axis=0)
 
+    def rates(self, size: int, generator: np.random.Generator) -> Points:
+        """See :class:`Kernel`; one independent choice of a component for each."""
+        terms = zip(self.weights, self.kernels, strict=True)
+        variances = np.array([weight * part.jet(np.zeros(()), 0)[0] for weight, part in terms])
+        chosen = generator.choice(len(variances), size=size, p=variances / variances.sum())
+        rates = np.empty(size)
+        for which, part in enumerate(self.kernels):
+            mine = chosen == which
+            rates[mine] = part.rates(int(mine.sum()), generator)
+        return rates
 
-def jet_of(kernel: Kernel, q: Points, order: int) -> Jet:
-    """The kernel and its derivatives, infinite or NaN without a warning where they are.
+
+def rbf(variance: float = 1.0, length: float = 1.0) -> Stationary:
+    """Squared-exponential kernel, k(q) = variance·exp(q/length²).
 
     Args:
-        kernel: The covariance function.
-        q: Points, -½|w - w'|² ≤ 0.
-        order: The highest derivative, at most 4.
+        variance: Of the loss.
+        length: In units of the weights.
 
     Returns:
-        (order + 1, ...) values of k, k', k'', ... at each point.
+        The process; k'(0)² = k(0)·k''(0), so that c = 0 once the loss is known.
     """
-    with np.errstate(all="ignore"):
-        return kernel.jet(q, order)
+    return _named("rbf", RBF, variance=variance, length=length)
+
+
+def rational_quadratic(
+    variance: float = 1.0, length: float = 1.0, alpha: float = 1.0
+) -> Stationary:
+    """Rational quadratic kernel, k(q) = variance·(1 - q/(alpha·length²))^(-alpha).
+
+    Args:
+        variance: Of the loss.
+        length: In units of the weights.
+        alpha: Shape: a mixture of squared exponentials with 1/length² of a Gamma law.
+
+    Returns:
+        The process.
+    """
+    return _named(
+        "rational_quadratic", RationalQuadratic, variance=variance, length=length, alpha=alpha
+    )
+
+
+def matern(nu: float, variance: float = 1.0, length: float = 1.0) -> Stationary:
+    """Matérn kernel, of any smoothness that has a Hessian.
+
+    Args:
+        nu: Smoothness, above 2 and at most 100.
+        variance: Of the loss.
+        length: In units of the weights.
+
+    Returns:
+        The process, with k''(0) = variance·ν²/(length⁴·(ν-1)(ν-2)).
+    """
+    hint = "up to 2 k''(0) is infinite and there is no Hessian; the limit of large nu is rbf"
+    nu = real("nu", nu, above=2, most=LARGEST_NU, hint=hint)
+    return _named("matern", Matern, nu=nu, variance=variance, length=length)
+
+
+def mixture(covariances: Sequence[Stationary], weights: ArrayLike) -> Stationary:
+    """Sum of independent stationary processes, k = Σ weight_i·k_i.
+
+    Args:
+        covariances: At least one process.
+        weights: A positive factor of each kernel; they need not add up to one.
+
+    Returns:
+        The process.
+
+    Raises:
+        DataError: If there is none, one is not stationary, or the weights do not fit.
+    """
+    parts = tuple(covariances)
+    for part in parts:
+        require_stationary(part, "a mixture is made of them")
+    factors = tuple(real_array("weights", weights, dimensions=1, above=0).tolist())
+    if len(factors) != len(parts):
+        raise DataError(f"{len(parts)} covariances need as many weights, got {len(factors)}")
+    kernel = Mixture(tuple(part.kernel for part in parts), factors)
+    parameters = {"weights": list(factors), "parts": [part.settings for part in parts]}
+    return _process("mixture", kernel, jet_of(kernel, np.array(0.0), 2), parameters)
+
+
+def stationary(
+    k: Function, *, derivatives: Sequence[Function] | None = None, name: str | None = None
+) -> Stationary:
+    """The process of any kernel.
+
+    Args:
+        k: The covariance as a function of q = -½|w - w'|² ≤ 0, written with torch functions: a
+            float64 scalar in, a float64 scalar out.
+        derivatives: k', k'', ... in the same form, at most four; what is missing is differentiated
+            by torch. Needed where k's formula cannot be differentiated at q = 0.
+        name: Of the function, for the provenance; by default its Python name.
+
+    Returns:
+        The process, with a = c = k''(0).
+
+    Raises:
+        DataError: With the reason, if k is no covariance in every dimension, or not four times
+            differentiable at distance zero, or cannot be differentiated there.
+    """
+    function = Differentiated((k, *(derivatives or ())), ("k", "q"))
+    moments = jet_at_end(
+        function,
+        0.0,
+        _APPROACH,
+        "a process with Hessians has a covariance that is four times differentiable at distance "
+        "zero, k'' finite and continuous at q = 0 (a Matérn kernel needs nu above 2)",
+        "; k is a function of q = -½|w - w'|² which increases towards q = 0. If k'(0) = 0 the loss "
+        "is constant; hessrmt.lossmodel.paper(0, k2) has the covariance printed for that case",
+    )
+    k0, k1, k2 = moments.tolist()
+    if k0 * k2 < k1**2 * (1 - ROUNDING):
+        raise DataError(
+            f"k(0)·k''(0) = {k0 * k2:g} is less than k'(0)² = {k1**2:g}, against Cauchy and "
+            f"Schwarz's inequality: {_NO_MIXTURE}"
+        )
+    _check_inside(function, moments)
+    label = name or getattr(k, "__qualname__", type(k).__name__)
+    return _process("stationary", function, moments, {"function": str(label)})
+
+
+def _orders(q: Points, order: int) -> Any:
+    return np.arange(order + 1).reshape(-1, *(1,) * np.ndim(q))
+
+
+def _named(name: str, kind: Any, **parameters: Any) -> Stationary:
+    checked = {key: real(key, value, above=0) for key, value in parameters.items()}
+    kernel = kind(**checked)
+    return _process(name, kernel, jet_of(kernel, np.array(0.0), 2), checked)
+
+
+def _process(name: str, kernel: Kernel, moments: Moments, parameters: dict[str, Any]) -> Stationary:
+    k0, k1, k2 = moments.tolist()
+    known = {"loss_variance": k0, "gradient_variance": k1}
+    return Stationary(k2, k2, name=name, **known, parameters=parameters, kernel=kernel)
+
+
+def _check_inside(k: Differentiated, moments: Moments) -> None:
+    """Signs of k, k', k'' away from zero, and given derivatives against difference quotients."""
+    scale = moments[0] / moments[1]
+    q = -scale * np.array(_TRIALS)
+    given = len(k.functions) - 1
+    jet = k.jet(q, max(given, 2))
+    limits = moments[:, None]
+    bad = ~((jet[:3] >= -ROUNDING * limits) & (jet[:3] <= (1 + ROUNDING) * limits))
+    for m, point in np.argwhere(bad):
+        raise DataError(
+            f"k{MARKS[m]}({q[point]:g}) = {jet[m, point]:g}, expected from 0 to k{MARKS[m]}(0) = "
+            f"{moments[m]:g}: {_NO_MIXTURE}"
+        )
+    step = _STEP * scale
+    exact, below = jet[1 : given + 1], jet[:given]
+    with np.errstate(invalid="ignore"):
+        slopes = (k.jet(q + step, given) - k.jet(q - step, given))[:given] / (2 * step)
+        error = np.abs(exact - slopes)
+    # the quotient's own rounding, ε·k^(m-1)/step, where the derivative is nothing
+    rounding = np.finfo(float).eps * np.abs(below) / _STEP / scale
+    allowed = _SLACK * np.maximum(np.abs(exact), np.abs(slopes)) + 10 * rounding
+    for m, point in np.argwhere(~(error <= allowed)):
+        raise DataError(
+            f"the given k{MARKS[m + 1]}({q[point]:g}) = {exact[m, point]:g}, but the difference "
+            f"quotient of k{MARKS[m]} there is {slopes[m, point]:g}"
+        )

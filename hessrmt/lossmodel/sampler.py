@@ -1,33 +1,51 @@
-"""Sampled Hessians of the Gaussian-process loss model and their complete spectra.
+"""Sampled Hessians of the Gaussian-process loss model, their complete spectra, bulk and outliers.
 
 A sample is H = H_true + mean·I + √a·G + √c·ξ·I in the n directions in which the loss is random, G
 of the Gaussian orthogonal ensemble and ξ standard normal, with zeros in the degenerate directions
-([B] = Baskerville, Granziol, Keating, sections 7 and 8). One thing differs from the published code,
-where an outlier may come to lie on a degenerate direction: it is an eigenvalue θ exactly there and
-feels nothing of the bulk. Here H_true acts in the n random directions; ``h_true`` in full size says
-anything else.
+(Baskerville, Granziol and Keating 2022, sections 7 and 8). One thing differs from the published
+code, where an outlier may come to lie on a degenerate direction: it is an eigenvalue θ exactly
+there and feels nothing of the bulk. Here H_true acts in the n random directions; ``h_true`` in full
+size says anything else.
 
 Sample i depends on the seed, i and the settings alone: not on how many are drawn, on batches or, up
 to round-off, on the device.
+
+**The band.** The GOE is orthogonally invariant, so an H_true of rank r may be taken diagonal in the
+first r coordinates. Reflections of the other coordinates leave it alone, and they suffice to bring
+G to a band of half-width r: column by column, the elements below row j + r are rotated into that
+row. What they leave is, with all elements independent,
+
+- on the diagonal N(0, 2), as in G;
+- beside it, in the first r - 1 subdiagonals, N(0, 1), as in G;
+- in the r-th subdiagonal the lengths of the vectors that were rotated, χ_{n-r}, ..., χ_2, χ_1.
+
+For r = 1 that is the tridiagonal matrix of Dumitriu and Edelman 2002; in general the band of
+Bloemendal and Virág 2016, section 1 (for r = 1 also Bloemendal and Virág 2013).
+
+**Bulk and outliers.** Of the n levels those that belong to an eigenvalue |θ| > √(n a) of H_true lie
+at θ + n a/θ, outside the bulk: a semicircle of radius 2√(n a) about the shift of the sample.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from scipy.linalg import LinAlgError, eig_banded
+from scipy.special import ndtri
 
 from hessrmt import rng
 from hessrmt.backend.select import select
-from hessrmt.errors import DeviceError, LossModelError, NonFiniteError
-from hessrmt.lossmodel.arguments import whole
-from hessrmt.lossmodel.band import band_eigenvalues, goe_band, solver_words
+from hessrmt.checks import one_of, real, real_array, whole
+from hessrmt.ensembles.sampling import TRIDIAGONAL, tridiagonal_eigenvalues
+from hessrmt.errors import ConvergenceError, DataError, DeviceError, NonFiniteError
 from hessrmt.lossmodel.covariance import HessianCovariance
-from hessrmt.lossmodel.outliers import TrueHessian, true_hessian
 from hessrmt.records import Provenance, Spectrum
+from hessrmt.theory.densities import bbp_deviation, bbp_position, bbp_threshold, smeared_semicircle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -38,6 +56,9 @@ if TYPE_CHECKING:
     from hessrmt.arrays import Levels
     from hessrmt.backend.base import Backend
 
+    Square = Float64[np.ndarray, "size size"]
+    Outliers = int | Sequence[float] | Levels
+
 METHODS = ("auto", "tridiagonal", "dense")
 
 BAND_SHARE = 8
@@ -47,6 +68,9 @@ from 100 to 2,000; it needs far less memory besides)."""
 _BATCH = 256
 _BATCH_WORK = 64 * 1000**3
 """Largest Σ n³ of a batch of dense matrices: a report of progress every few seconds on a CPU."""
+
+_QUANTILES = 2000
+"""Values that stand for the law of a drawn outlier."""
 
 
 @dataclass(frozen=True)
@@ -59,29 +83,71 @@ class _Point:
     outliers: Levels
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Model:
-    """Checked arguments of a run."""
+    """Arguments of a run, checked; H_true by a number of outliers to be drawn, values, or whole."""
 
     cov: HessianCovariance
     n: int
     degenerate: int
-    true: TrueHessian
+    outliers: Outliers
+    scale: float
+    h_true: Square | None
     seed: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.cov, HessianCovariance):
+            kind = type(self.cov).__name__
+            raise DataError(f"cov must be a HessianCovariance such as rbf() or paper(), got {kind}")
+        self.n, self.degenerate = whole("n", self.n, 1), whole("degenerate", self.degenerate)
+        self.scale = real("outlier_scale", self.scale, above=0)
+        self.seed = whole("seed", self.seed)
+        self.count, self.values = 0, np.empty(0)
+        if isinstance(self.outliers, int | np.integer):
+            self.count = whole("outliers", self.outliers)
+        else:
+            hint = "give a count or a list of values"
+            given = real_array("outliers", self.outliers, dimensions=1, empty=True, hint=hint)
+            self.values = given[given != 0]
+        rank = self.count or len(self.values)
+        if rank > self.n:
+            raise DataError(f"{rank} outliers need as many directions, got n = {self.n}")
+        if self.h_true is None:
+            return
+        if rank:
+            raise DataError(f"h_true and {rank} outliers given: give one of them, or their sum")
+        matrix = real_array("h_true", self.h_true, dimensions=2)
+        n, full = self.n, self.n + self.degenerate
+        if matrix.shape not in {(n, n), (full, full)}:
+            shapes = f"{(n, n)} or {(full, full)}" if full > n else f"{(n, n)}"
+            raise DataError(f"h_true must have shape {shapes}, got {matrix.shape}")
+        largest, skew = np.abs(matrix).max(), np.abs(matrix - matrix.T).max()
+        if skew > len(matrix) * np.finfo(np.float64).eps * largest:
+            raise DataError(f"h_true must be symmetric, is off by {skew:g}; try (h + h.T) / 2")
+        self.h_true = (matrix + matrix.T) / 2
+        levels = np.linalg.eigvalsh(self.h_true)
+        self.values = levels[np.abs(levels) > _floor(levels)]
 
     @property
     def size(self) -> int:
         """Dimension of the matrix that is diagonalised."""
-        return self.n if self.true.matrix is None else len(self.true.matrix)
+        return self.n if self.h_true is None else len(self.h_true)
 
     def point(self, index: int) -> _Point:
         """Shift mean + √c·ξ and non-zero eigenvalues of H_true of one sample."""
         generator = rng.stream(self.seed, "lossmodel", index)
         shift = self.cov.mean + self.cov.c**0.5 * generator.normal()
-        return _Point(index, generator, shift, self.true.draw(generator))
+        drawn = self.scale * (1 + generator.normal(size=self.count) ** 2)
+        return _Point(index, generator, shift, drawn if self.count else self.values)
 
     def config(self, point: _Point, method: str) -> dict[str, Any]:
         """Full settings of one sample, with what was drawn besides G."""
+        asked: dict[str, Any] = {"outliers": self.count or self.values.tolist()}
+        if self.count:
+            asked["outlier_scale"] = self.scale
+        if self.h_true is not None:
+            digest = sha256(self.h_true.tobytes()).hexdigest()
+            asked = {"outliers": [], "h_true": {"shape": [self.size] * 2, "sha256": digest}}
         return {
             "ensemble": "loss-model",
             "operator": "ensemble",
@@ -89,7 +155,7 @@ class _Model:
             "covariance": dict(self.cov.settings),
             "n": self.n,
             "degenerate": self.degenerate,
-            **self.true.settings,
+            **asked,
             "method": method,
             "seed": self.seed,
             "index": point.index,
@@ -101,13 +167,13 @@ def sample_spectra(
     cov: HessianCovariance,
     n: int = 300,
     samples: int = 100,
-    outliers: int | Sequence[float] | Levels = 0,
+    outliers: Outliers = 0,
     outlier_scale: float = 1.0,
     degenerate: int = 0,
     method: str = "auto",
     seed: int = 0,
     *,
-    h_true: Float64[np.ndarray, "size size"] | None = None,
+    h_true: Square | None = None,
     device: str = "cpu",
     tick: Callable[[int, int], None] | None = None,
     first: int = 0,
@@ -116,7 +182,7 @@ def sample_spectra(
 
     Both methods are exact in law. ``"tridiagonal"`` draws a matrix that is similar to a dense one,
     tridiagonal without outliers and a band of half-width r with r of them: O(n r) random numbers,
-    O(n² r) work, no n × n matrix (:mod:`hessrmt.lossmodel.band`). Of ``h_true`` it needs only the
+    O(n² r) work, no n × n matrix (see the top of this file). Of ``h_true`` it needs only the
     eigenvalues, since G favours no direction. ``"dense"`` diagonalises the matrices of
     :func:`sample_hessian`. ``"auto"`` takes the first up to n/8 outliers.
 
@@ -143,20 +209,18 @@ def sample_spectra(
         settings, and under ``"drawn"`` the shift mean + √c·ξ and the outliers of the sample.
 
     Raises:
-        LossModelError: If an argument cannot be used.
+        DataError: If an argument cannot be used.
     """
-    model = _model(cov, n, degenerate, outliers, outlier_scale, h_true, seed)
+    model = _Model(cov, n, degenerate, outliers, outlier_scale, h_true, seed)
     samples, first = whole("samples", samples), whole("first", first)
     chosen = _method(model, method)
     if tick is not None and not callable(tick):
-        raise LossModelError(f"tick must be a function of two numbers or None, got {tick!r}")
+        raise DataError(f"tick must be a function of two numbers or None, got {tick!r}")
     # a device that is not there is refused also where it is not needed
-    backend = select(device) if chosen == "dense" or device not in {"auto", "cpu"} else None
+    backend = select("cpu" if (chosen, device) == ("tridiagonal", "auto") else device)
     indices = range(first, first + samples)
-    if chosen == "tridiagonal" or backend is None:
-        found = (_banded(model, index) for index in indices)
-    else:
-        found = _diagonalised(model, backend, indices)
+    banded = (_banded(model, index) for index in indices)
+    found = banded if chosen == "tridiagonal" else _diagonalised(model, backend, indices)
     spectra = []
     for spectrum in found:
         spectra.append(spectrum)
@@ -170,10 +234,10 @@ def sample_hessian(
     n: int,
     seed: int = 0,
     index: int = 0,
-    outliers: int | Sequence[float] | Levels = 0,
+    outliers: Outliers = 0,
     outlier_scale: float = 1.0,
     degenerate: int = 0,
-    h_true: Float64[np.ndarray, "size size"] | None = None,
+    h_true: Square | None = None,
     backend: Backend | None = None,
 ) -> Float64[np.ndarray, "P P"]:
     """One sampled Hessian, that of :func:`sample_spectra` with ``method="dense"``.
@@ -192,7 +256,7 @@ def sample_hessian(
     Returns:
         (n + degenerate, n + degenerate), symmetric to the bit.
     """
-    model = _model(cov, n, degenerate, outliers, outlier_scale, h_true, seed)
+    model = _Model(cov, n, degenerate, outliers, outlier_scale, h_true, seed)
     backend = select("cpu") if backend is None else backend
     index = whole("index", index)
     _require_memory(backend, 24 * (model.n + model.degenerate) ** 2, model)
@@ -201,39 +265,15 @@ def sample_hessian(
     return np.pad(matrix, (0, padding)) if padding else matrix
 
 
-def _model(
-    cov: HessianCovariance,
-    n: int,
-    degenerate: int,
-    outliers: int | Sequence[float] | Levels,
-    outlier_scale: float,
-    h_true: Float64[np.ndarray, "size size"] | None,
-    seed: int,
-) -> _Model:
-    if not isinstance(cov, HessianCovariance):
-        raise LossModelError(
-            f"cov must be a HessianCovariance, got {type(cov).__name__}; try "
-            "hessrmt.lossmodel.rbf() or paper(k1, k2)"
-        )
-    n, degenerate = whole("n", n, 1), whole("degenerate", degenerate)
-    true = true_hessian(n, degenerate, outliers, outlier_scale, h_true)
-    return _Model(cov, n, degenerate, true, whole("seed", seed))
-
-
 def _method(model: _Model, method: str) -> str:
     """The method that is taken; the same on every device, since the numbers depend on it."""
-    if method not in METHODS:
-        raise LossModelError(f"unknown method {method!r}; known are {', '.join(METHODS)}")
-    full = model.size > model.n
+    one_of("method", method, METHODS)
+    n, full = model.n, model.size > model.n
     if full and method == "tridiagonal":
-        raise LossModelError(
-            f"h_true of shape {(model.size, model.size)} acts on degenerate directions, where the "
-            "random part is no GOE matrix: take method='dense', or h_true of shape "
-            f"{(model.n, model.n)}"
-        )
+        raise DataError(f"for h_true of a shape other than {(n, n)} take method='dense'")
     if method != "auto":
         return method
-    banded = not full and model.true.rank <= max(1, model.n // BAND_SHARE)
+    banded = not full and (model.count or len(model.values)) <= max(1, n // BAND_SHARE)
     return "tridiagonal" if banded else "dense"
 
 
@@ -242,15 +282,16 @@ def _banded(model: _Model, index: int) -> Spectrum:
     begin = time.perf_counter()
     point = model.point(index)
     rank = len(point.outliers)
-    width = max(1, rank)
-    band = goe_band(model.n, width, point.generator)
+    band = goe_band(model.n, max(1, rank), point.generator)
+    width = len(band) - 1
     band *= model.cov.a**0.5
     band[0, :rank] += point.outliers
     middle = time.perf_counter()
     levels = band_eigenvalues(band) + point.shift
     seconds = {"matrix": middle - begin, "eigenvalues": time.perf_counter() - middle}
-    words = solver_words(model.n, width)
-    return _spectrum(model, point, levels, seconds, "tridiagonal", words, "cpu")
+    words = f"GOE as a band of half-width {width} (LAPACK dsbtrd, dsterf)"
+    words = words if width > 1 else TRIDIAGONAL
+    return _spectrum(model, point, levels, "tridiagonal", "cpu", solver=words, seconds=seconds)
 
 
 def _diagonalised(model: _Model, backend: Backend, indices: range) -> Iterator[Spectrum]:
@@ -267,9 +308,9 @@ def _diagonalised(model: _Model, backend: Backend, indices: range) -> Iterator[S
         found = backend.eigvalsh_batch(matrices)
         times = np.diff([begin, middle, time.perf_counter()]) / len(points)
         seconds = {"matrix": float(times[0]), "eigenvalues": float(times[1])}
-        words = f"dense, {backend.solver}"
+        known = {"solver": f"dense, {backend.solver}", "seconds": seconds}
         for point, levels in zip(points, found, strict=True):
-            yield _spectrum(model, point, levels, seconds, "dense", words, backend.name)
+            yield _spectrum(model, point, levels, "dense", backend.name, **known)
 
 
 def _matrices(
@@ -282,44 +323,41 @@ def _matrices(
     diagonal = np.empty((len(points), model.n))
     for row, point in enumerate(points):
         diagonal[row] = point.shift
-        if model.true.matrix is None:
+        if model.h_true is None:
             diagonal[row, : len(point.outliers)] += point.outliers
     found.diagonal(dim1=1, dim2=2).add_(torch.from_numpy(diagonal).to(found.device))
     if model.size > model.n:
         padding = model.size - model.n
         found = torch.nn.functional.pad(found, (0, padding, 0, padding))
-    if model.true.matrix is not None:
-        found += torch.from_numpy(model.true.matrix).to(found.device)
+    if model.h_true is not None:
+        found += torch.from_numpy(model.h_true).to(found.device)
     return found
 
 
 def _spectrum(
-    model: _Model,
-    point: _Point,
-    levels: Levels,
-    seconds: dict[str, float],
-    method: str,
-    solver: str,
-    device: str,
+    model: _Model, point: _Point, levels: Levels, method: str, device: str, **known: Any
 ) -> Spectrum:
     """Record of one sample, the degenerate directions added."""
     size, dimension = model.size, model.n + model.degenerate
     if not np.isfinite(levels).all():
         raise NonFiniteError(
-            f"sample {point.index} has eigenvalues beyond the largest float64; rescale the loss"
+            f"sample {point.index} has eigenvalues beyond float64; rescale the loss"
         )
-    floor = size * float(np.finfo(np.float64).eps) * float(np.abs(levels).max())
     return Spectrum(
         eigenvalues=np.sort(np.concatenate([levels, np.zeros(dimension - size)])),
-        noise_floor=floor,
+        noise_floor=_floor(levels),
         dimension=dimension,
         reduced_dimension=size,
         operator="ensemble",
         dtype="float64",
-        solver=solver,
-        seconds=seconds,
         provenance=Provenance(config=model.config(point, method), device=device),
+        **known,
     )
+
+
+def _floor(levels: Levels) -> float:
+    """Below n ε ‖H‖ an eigenvalue is round-off."""
+    return len(levels) * float(np.finfo(np.float64).eps) * float(np.abs(levels).max(initial=0.0))
 
 
 def _require_memory(backend: Backend, needed: int, model: _Model) -> None:
@@ -327,6 +365,241 @@ def _require_memory(backend: Backend, needed: int, model: _Model) -> None:
     if needed > free:
         raise DeviceError(
             f"a dense matrix of dimension {model.size} needs {needed / 2**30:.1f} GiB on "
-            f"{backend.name}, {free / 2**30:.1f} GiB are free; spectra need none with "
-            "method='tridiagonal'"
+            f"{backend.name}, {free / 2**30:.1f} GiB are free; method='tridiagonal' needs none"
         )
+
+
+def goe_band(
+    n: int, width: int, generator: np.random.Generator
+) -> Float64[np.ndarray, "width+1 n"]:
+    """Band form of a GOE matrix in which the first ``width`` coordinates are as they were.
+
+    Args:
+        n: Dimension.
+        width: Half-width r of the band: subdiagonals that are not zero. Above n - 1 it is n - 1,
+            where nothing but the sign of one coordinate is left to choose.
+        generator: Source of randomness.
+
+    Returns:
+        (r + 1, n), row k the k-th subdiagonal in its first n - k elements. With any diagonal matrix
+        added that is zero beyond the first r coordinates, its eigenvalues have the law of those of
+        a dense GOE matrix (off-diagonal variance 1) with the same addition.
+    """
+    width = min(width, n - 1)
+    band = np.zeros((width + 1, n))
+    band[0] = generator.normal(scale=2**0.5, size=n)
+    for k in range(1, width):
+        band[k, : n - k] = generator.normal(size=n - k)
+    if width:
+        band[width, : n - width] = np.sqrt(generator.chisquare(np.arange(n - width, 0, -1)))
+    return band
+
+
+def band_eigenvalues(band: Float64[np.ndarray, "width+1 n"]) -> Levels:
+    """All eigenvalues of a symmetric band matrix, O(n² r).
+
+    Args:
+        band: (r + 1, n) lower form; overwritten.
+
+    Returns:
+        (n,) eigenvalues, ascending.
+
+    Raises:
+        ConvergenceError: If LAPACK's iteration fails.
+    """
+    if len(band) == 1:
+        return np.sort(band[0])
+    try:
+        if len(band) == 2:
+            return tridiagonal_eigenvalues(band[0], band[1, :-1])
+        return np.asarray(
+            eig_banded(band, True, eigvals_only=True, overwrite_a_band=True, check_finite=False)
+        )
+    except LinAlgError as error:
+        raise ConvergenceError(f"the eigenvalue solver of band matrices failed: {error}") from error
+
+
+def outlier_values(outliers: Outliers, outlier_scale: float = 1.0) -> tuple[Levels, Levels]:
+    """Outliers and how many of each there are in a mean over samples.
+
+    Args:
+        outliers: Given values, or how many are drawn as s (1 + g²), g standard normal.
+        outlier_scale: s.
+
+    Returns:
+        (m,) values, those of a drawn outlier at m quantiles of its law, and (m,) their weights,
+        which sum to the number of outliers.
+    """
+    if not isinstance(outliers, int | np.integer):
+        values = np.asarray(outliers, dtype=np.float64).reshape(-1)
+        return values, np.ones(len(values))
+    if not outliers:
+        return np.empty(0), np.empty(0)
+    g = ndtri((np.arange(_QUANTILES) + 0.5) / _QUANTILES)
+    return outlier_scale * (1 + g**2), np.full(_QUANTILES, outliers / _QUANTILES)
+
+
+def mean_density(
+    x: Levels,
+    cov: HessianCovariance,
+    n: int,
+    outliers: Outliers = 0,
+    outlier_scale: float = 1.0,
+    degenerate: int = 0,
+) -> Levels:
+    """Mean density of the levels of sampled Hessians for large n and few outliers.
+
+    The bulk is a semicircle, every outlier outside it a normal distribution about its position,
+    and both are smeared by the shift √c·ξ of a sample. What outliers do to each other and to the
+    bulk is left out: it is of the order of their share in n.
+
+    Args:
+        x: (k,) levels.
+        cov: Law of the random part.
+        n: Directions in which the loss is random.
+        outliers: As for :func:`hessrmt.lossmodel.sampler.sample_spectra`.
+        outlier_scale: Of drawn outliers.
+        degenerate: Directions in which the loss is constant; they add a point mass at zero, which
+            the density leaves out.
+
+    Returns:
+        (k,) density; its integral is n/(n + degenerate).
+
+    Source: :func:`hessrmt.theory.smeared_semicircle`, :func:`hessrmt.theory.bbp_position`.
+    """
+    values, weights = outlier_values(outliers, outlier_scale)
+    outside = np.abs(values) > bbp_threshold(n, cov.a)
+    values, weights = values[outside], weights[outside]
+    at = np.asarray(x, dtype=np.float64) - cov.mean
+    bulk = smeared_semicircle(at, 2 * bbp_threshold(n, cov.a), cov.c**0.5)
+    density = (n - weights.sum()) * bulk
+    width = np.sqrt(bbp_deviation(values, n, cov.a) ** 2 + cov.c)
+    for place, weight, sigma in zip(bbp_position(values, n, cov.a), weights, width, strict=True):
+        normal = np.exp(-(((at - place) / sigma) ** 2) / 2)
+        density += weight * normal / (sigma * (2 * np.pi) ** 0.5)
+    return density / (n + degenerate)
+
+
+def expected_outside(
+    cov: HessianCovariance, n: int, outliers: Outliers = 0, outlier_scale: float = 1.0
+) -> tuple[float, float]:
+    """Mean numbers of levels below and above the bulk of one sample.
+
+    Args:
+        cov: Law of the random part.
+        n: Directions in which the loss is random.
+        outliers: As for :func:`hessrmt.lossmodel.sampler.sample_spectra`.
+        outlier_scale: Of drawn outliers.
+
+    Returns:
+        How many θ < -√(n a) there are, and how many θ > √(n a).
+    """
+    values, weights = outlier_values(outliers, outlier_scale)
+    threshold = bbp_threshold(n, cov.a)
+    return float(weights[values < -threshold].sum()), float(weights[values > threshold].sum())
+
+
+def bulk(spectrum: Spectrum, below: int = 0, above: int = 0) -> Spectrum:
+    """A spectrum without its outermost levels.
+
+    Args:
+        spectrum: Sampled; its exact zeros, the degenerate directions, are no levels.
+        below: Levels left out at the lower end.
+        above: Levels left out at the upper end.
+
+    Returns:
+        The spectrum of the rest, exact zeros between its levels included; no level at all if there
+        are not so many.
+    """
+    levels = np.flatnonzero(spectrum.eigenvalues)
+    kept = levels[below : max(below, len(levels) - above)]
+    span = slice(kept[0], kept[-1] + 1) if len(kept) else slice(0)
+    return replace(spectrum, eigenvalues=spectrum.eigenvalues[span])
+
+
+def centre(spectrum: Spectrum, below: int = 0, above: int = 0) -> float:
+    """Middle of the bulk of a spectrum, which the shift of the sample moves.
+
+    Args:
+        spectrum: Sampled.
+        below: Outliers at the lower end.
+        above: Outliers at the upper end.
+
+    Returns:
+        The median of the other levels; NaN if there are none.
+    """
+    levels = bulk(spectrum, below, above).eigenvalues
+    levels = levels[levels != 0]
+    return float(np.median(levels)) if len(levels) else float("nan")
+
+
+_BINS, _POINTS = 70, 1201
+_SEEN = 0.98
+"""Share of drawn outliers that the bins reach; their law has a long tail."""
+
+
+@dataclass(frozen=True)
+class SampledDensity:
+    """Density of the levels of sampled Hessians in bins, and its large-matrix law.
+
+    Attributes:
+        edges: (k + 1,) of the bins.
+        density: (k,) of all levels; its integral leaves exact zeros out.
+        x: (m,) points.
+        law: (m,) density there, as :func:`mean_density` has it.
+        outliers: Places of given outliers; none if they are drawn.
+        n_outliers: Of a sample.
+        n_levels: Of all samples, exact zeros included.
+        zeros: Share of exact zeros.
+    """
+
+    edges: Float64[np.ndarray, " k+1"]
+    density: Float64[np.ndarray, " k"]
+    x: Float64[np.ndarray, " m"]
+    law: Float64[np.ndarray, " m"]
+    outliers: Float64[np.ndarray, " o"]
+    n_outliers: int
+    n_levels: int
+    zeros: float
+
+
+def sampled_density(
+    spectra: Sequence[Spectrum],
+    cov: HessianCovariance,
+    n: int,
+    outliers: int | Sequence[float] = 0,
+    outlier_scale: float = 1.0,
+    degenerate: int = 0,
+) -> SampledDensity:
+    """Density of the levels of sampled Hessians, with its large-matrix law.
+
+    Args:
+        spectra: Sampled.
+        cov: As for :func:`mean_density`; so are the others.
+        n: Directions in which the loss is random.
+        outliers: How many are drawn for each sample, or their values.
+        outlier_scale: Of drawn outliers.
+        degenerate: Directions in which the loss is constant.
+
+    Returns:
+        The histogram, which leaves out the largest 2 % of drawn outliers, and the law.
+    """
+    rows = [item.eigenvalues[item.eigenvalues != 0] for item in spectra]
+    every, total = np.sort(np.concatenate(rows)), sum(len(item.eigenvalues) for item in spectra)
+    drawn = isinstance(outliers, int | np.integer)
+    count = int(outliers) if isinstance(outliers, int | np.integer) else len(outliers)
+    low, high = every[0], every[-1 - (round((1 - _SEEN) * count * len(rows)) if drawn else 0)]
+    margin = 0.04 * (high - low)
+    edges = np.linspace(low - margin, high + margin, _BINS + 1)
+    x = np.linspace(edges[0], edges[-1], _POINTS)
+    places = [] if drawn else bbp_position(list(np.atleast_1d(outliers)), n, cov.a) + cov.mean
+    return SampledDensity(
+        edges=edges,
+        density=np.histogram(every, edges)[0] / np.diff(edges) / total,
+        x=x,
+        law=mean_density(x, cov, n, outliers, outlier_scale, degenerate),
+        outliers=np.atleast_1d(places),
+        n_outliers=count,
+        n_levels=total,
+        zeros=degenerate / (n + degenerate),
+    )

@@ -102,7 +102,7 @@ def layer_density(layer: Any, title: str = "", *, ax: Any = None) -> Figure:
     Raises:
         DataError: If there are no two different eigenvalues above zero.
 
-    Source: Martin and Mahoney (2021), eq. (1); Clauset, Shalizi and Newman, SIAM Rev. 51, 661
+    Source: Martin and Mahoney (2019), eq. (1); Clauset, Shalizi and Newman, SIAM Rev. 51, 661
     (2009), Fig. 3.1.
     """
     shape = " × ".join(map(str, layer.shape))
@@ -175,7 +175,7 @@ def alpha_histogram(reports: Mapping[str, Any], title: str = "", *, ax: Any = No
     Raises:
         DataError: If no network has an exponent, or there are too many for one picture.
 
-    Source: Martin and Mahoney (2021), Fig. 1a.
+    Source: Martin and Mahoney (2019), Fig. 1a.
     """
     if len(reports) > _MOST_PANELS:
         raise DataError(f"{len(reports)} networks; one picture holds {_MOST_PANELS}")
@@ -221,7 +221,7 @@ def against(
     Args:
         reports: What to call the networks to their reports.
         accuracy: One value for each; networks without one are left out.
-        correlations: A :class:`hessrmt.capacity.series.Correlation` of this accuracy with each
+        correlations: A :class:`hessrmt.capacity.report.Correlation` of this accuracy with each
             metric: a panel each.
         title: Above the picture.
         ax: Axes to draw into, one for each correlation; None for a new picture.
@@ -232,7 +232,7 @@ def against(
     Raises:
         DataError: If no metric has a correlation.
 
-    Source: Martin and Mahoney (2021), Fig. 2.
+    Source: Martin and Mahoney (2019), Fig. 2.
     """
     if not correlations:
         raise DataError("nothing to compare: no correlations")

@@ -260,7 +260,7 @@ def spectral_density(
     """Density of λ on a logarithmic axis, a panel for each label.
 
     Args:
-        found: Label to a :class:`hessrmt.levels.density.DensityHistogram`.
+        found: Label to a :class:`hessrmt.levels.histograms.DensityHistogram`.
         title: Above the picture.
         ax: Axes to draw into, as many as there are labels; None for a new picture.
         semicircle: Whether to draw the semicircle of the same mean and variance.
@@ -293,7 +293,8 @@ def density_per_decade(found: Mapping[str, Any], title: str = "", *, ax: Any = N
     """Levels of one spectrum in each decade of |λ|, negative and positive ones apart.
 
     Args:
-        found: Label to a :class:`hessrmt.levels.density.DecadeHistogram`, all with the same bins.
+        found: Label to a :class:`hessrmt.levels.histograms.DecadeHistogram`, all with one set of
+            bins.
         title: Above the picture.
         ax: Axes to draw into, as many as there are labels; None for a new picture.
 

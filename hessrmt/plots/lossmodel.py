@@ -32,7 +32,7 @@ def densities(found: Mapping[str, Any], title: str = "", *, ax: Any = None) -> F
     says how many there are.
 
     Args:
-        found: Heading of a panel to a :class:`hessrmt.lossmodel.bulk.SampledDensity`.
+        found: Heading of a panel to a :class:`hessrmt.lossmodel.sampler.SampledDensity`.
         title: Above the picture.
         ax: Axes to draw into, one for each panel; None for a new picture.
 

@@ -1,8 +1,8 @@
 """Families of networks that differ in one thing: losses, capacity, outputs, margins, trends.
 
-A family is any object with a ``name``, ``settings`` (like ``hessrmt.experiments.families.Family``) and a
-``result`` (:class:`hessrmt.store.family.FamilyResult`). Members are coloured by what is varied;
-those that were trained on random labels are crosses.
+A family is any object with a ``name``, ``settings`` (as ``hessrmt.experiments.families.Family``)
+and a ``result`` (:class:`hessrmt.store.family.FamilyResult`). Members are coloured by what is
+varied; those that were trained on random labels are crosses.
 
 Source: Generalization Puzzles in Deep Networks (under review for ICLR 2020).
 """

@@ -1,23 +1,91 @@
-"""Data as people have them: a pair, a dict-like batch, a data set, or a loader of batches."""
+"""Data as people have them: a pair, a dict-like batch, a data set, or a loader of batches.
+
+And the tensors inside any Python object, without knowing its type.
+"""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils.data import Dataset, IterableDataset, default_collate
 
 from hessrmt.errors import DataError
-from hessrmt.problems.trees import map_tensors, tensors_of
 
 _LABELS = ("labels", "label", "targets", "target", "y")
 """Where a dict-like batch keeps its targets."""
 
 _PAIR = "data must be a pair (inputs, targets), or a DataLoader of such pairs"
+
+
+class Intercepting(TorchFunctionMode):
+    """Hands every call of a function of torch to another function in its place.
+
+    Args:
+        handle: Of the function, its arguments and its keyword arguments.
+    """
+
+    def __init__(self, handle: Callable[[Any, Any, dict[str, Any]], Any]) -> None:
+        super().__init__()
+        self._handle = handle
+
+    def __torch_function__(
+        self, function: Any, types: Any, arguments: Any = (), keywords: Any = None
+    ) -> Any:
+        return self._handle(function, arguments, keywords or {})
+
+
+def map_tensors(tree: Any, change: Callable[[Tensor], Any]) -> Any:
+    """A copy of an object with all tensors in it replaced.
+
+    Whatever ``copy.deepcopy`` can copy will do: tuples and dicts, dataclasses, the outputs of
+    transformers with their caches, distributions.
+
+    Args:
+        tree: Any object.
+        change: Called once for each distinct tensor, in an order that depends on the kind of
+            object alone.
+
+    Returns:
+        The copy. Raises TypeError if something in it can't be copied, such as a generator.
+    """
+    if isinstance(tree, Tensor):  # also of a class that copies itself in its own way
+        return change(tree)
+    done: dict[int, tuple[Tensor, Any]] = {}
+
+    def replaced(function: Any, arguments: Any, keywords: dict[str, Any]) -> Any:
+        if function is not Tensor.__deepcopy__:
+            return function(*arguments, **keywords)
+        found = arguments[0]
+        if id(found) not in done:  # kept with the original, so that no id is given twice
+            done[id(found)] = found, change(found)
+        return done[id(found)][1]
+
+    with Intercepting(replaced):
+        return copy.deepcopy(tree)
+
+
+def tensors_of(tree: Any) -> list[Tensor]:
+    """The distinct tensors in an object.
+
+    Args:
+        tree: Any object.
+
+    Returns:
+        The tensors themselves, in the order in which :func:`map_tensors` meets them, as far as it
+        can copy the object.
+    """
+    found: list[Tensor] = []
+    with suppress(TypeError):
+        map_tensors(tree, lambda tensor: found.append(tensor) or tensor)
+    return found
 
 
 @dataclass(frozen=True)
@@ -74,29 +142,31 @@ class Batch:
         marked: set[int] = set()
         inputs, targets = _opened(inputs, marked), _opened(targets, marked)
         parts = [("inputs", leaf) for leaf in tensors_of(inputs)]
+        alone = len(parts) == 1
         parts += [("targets", leaf) for leaf in tensors_of(targets)]
-        own = [(what, leaf) for what, leaf in parts if id(leaf) not in marked and leaf.dim()]
-        lengths = {what: [len(leaf) for kind, leaf in own if kind == what] for what, _ in own}
-        samples = (lengths.get("targets") or lengths.get("inputs") or [0])[0]
-        if not lengths.get("inputs") or samples not in lengths["inputs"]:
-            given = sorted({length for found in lengths.values() for length in found})
+        own = [(what, len(x)) for what, x in parts if id(x) not in marked and x.dim()]
+        of_inputs, of_targets = (
+            [length for what, length in own if what == kind] for kind in ("inputs", "targets")
+        )
+        samples = (of_targets or of_inputs or [0])[0]
+        if samples not in of_inputs:
+            given = sorted({*of_inputs, *of_targets})
             raise DataError(f"inputs and targets must have one common batch length, found {given}")
-        if any(length != samples for length in lengths.get("targets", [])):
+        if any(length != samples for length in of_targets):
             raise DataError(
-                f"the targets have lengths {sorted(set(lengths['targets']))}: give all of them the "
+                f"the targets have lengths {sorted(set(of_targets))}: give all of them the "
                 "batch's length, or mark what belongs to all samples with hr.shared(tensor)"
             )
         batched = tuple(
             id(leaf) not in marked and leaf.dim() > 0 and len(leaf) == samples for _, leaf in parts
         )
-        alone = sum(what == "inputs" for what, _ in parts) == 1
         for (what, leaf), is_batched in zip(parts, batched, strict=True):
             _check_values(what, leaf, is_batched, alone or what == "targets")
         return cls(inputs, targets, samples, batched)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """Every tensor replaced, all of them keeping their first axis."""
-        inputs, targets = (map_tensors(tree, change) for tree in (self.inputs, self.targets))
+        inputs, targets = (map_tensors(tree, change) for tree in self.pair)
         return replace(self, inputs=inputs, targets=targets)
 
     def part(self, samples: slice) -> Batch:
@@ -108,6 +178,11 @@ class Batch:
         flags = iter(self.batched)
         taken = self.map(lambda leaf: leaf[samples] if next(flags) else leaf)
         return replace(taken, samples=len(range(*samples.indices(self.samples))))
+
+    @property
+    def pair(self) -> tuple[Any, Any]:
+        """Inputs and targets."""
+        return self.inputs, self.targets
 
     def tensors(self) -> list[Tensor]:
         """All tensors, inputs first."""
@@ -190,17 +265,16 @@ def join(batches: list[Batch]) -> Batch | None:
     flags = batches[0].batched
     if any(batch.batched != flags for batch in batches):
         return None
-    columns = list(zip(*(batch.tensors() for batch in batches), strict=True))
-    for flag, (first, *others) in zip(flags, columns, strict=True):
-        for leaf in others:
+    joined = []
+    for column, flag in zip(zip(*(b.tensors() for b in batches), strict=True), flags, strict=True):
+        first = column[0]
+        for leaf in column[1:]:
             same = first.shape[1:] == leaf.shape[1:] if flag else torch.equal(first, leaf)
             if not same or first.dtype != leaf.dtype:
                 return None
-    joined = iter(
-        torch.cat(column) if flag else column[0]
-        for flag, column in zip(flags, columns, strict=True)
-    )
-    whole = batches[0].map(lambda _: next(joined))
+        joined.append(torch.cat(column) if flag else first)
+    leaves = iter(joined)
+    whole = batches[0].map(lambda _: next(leaves))
     return replace(whole, samples=sum(batch.samples for batch in batches))
 
 
@@ -218,9 +292,7 @@ def _opened(tree: Any, marked: set[int]) -> Any:
         marked.update(id(leaf) for leaf in tensors_of(found))
         return found
     if isinstance(tree, np.ndarray):
-        if tree.dtype.kind not in "biufc" or tree.dtype.itemsize > (
-            16 if tree.dtype.kind == "c" else 8
-        ):
+        if tree.dtype.kind not in "biufc" or tree.dtype.itemsize > 8 << (tree.dtype.kind == "c"):
             raise DataError(f"an array of type {tree.dtype} holds no numbers that torch knows")
         return torch.from_numpy(np.array(tree, dtype=tree.dtype.newbyteorder("="), order="C"))
     if isinstance(tree, Mapping):

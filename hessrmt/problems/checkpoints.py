@@ -5,11 +5,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
-import os
 import pickle
 import re
 import warnings
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import safetensors
@@ -17,7 +15,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from hessrmt.errors import ProblemError, StoreError, WriteError
+from hessrmt.errors import ProblemError
+from hessrmt.files import new_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -32,7 +31,6 @@ NESTED_UNDER = ("state_dict", "model_state_dict", "model")
 
 _WRAPPERS = ("module.", "_orig_mod.")  # DataParallel and torch.compile prefix every name
 _LISTED = 8
-_DISK_FAILED = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG}
 
 
 def load_state(path: Path) -> dict[str, Tensor]:
@@ -54,8 +52,10 @@ def load_state(path: Path) -> dict[str, Tensor]:
     """
     state = unwrap(tensors(read(path), path))
     for name, tensor in state.items():
-        bad = _count_nonfinite(tensor)
-        if bad:
+        if not (tensor.is_floating_point() or tensor.is_complex()):
+            continue
+        wide = tensor if tensor.element_size() >= 4 else tensor.float()  # float8 has no isfinite
+        if bad := wide.numel() - int(torch.isfinite(wide).sum()):
             raise ProblemError(
                 f"{path} holds {bad} values that are NaN or infinite, of {tensor.numel()}, "
                 f"in {name!r}; the training diverged or the file is damaged"
@@ -90,16 +90,6 @@ def read(path: Path) -> Any:
         with warnings.catch_warnings():  # torch's remarks on foreign files; ours are errors
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        if error.errno == errno.EINVAL:  # torch on some files that were cut short
-            raise ProblemError(_why_unreadable(path, error)) from error
-        raise ProblemError(
-            f"cannot read the checkpoint {path}: {error.strerror or error}"
-        ) from error
-    except safetensors.SafetensorError as error:
-        raise ProblemError(
-            f"{path} is not a complete safetensors file ({error}); copy or save it again"
-        ) from error
     except Exception as error:  # a foreign file makes torch.load raise almost anything
         raise ProblemError(_why_unreadable(path, error)) from error
 
@@ -115,22 +105,16 @@ def apply_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         ProblemError: If entries are missing, unexpected or of another shape.
     """
     own = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
-    missing = [name for name in own if name not in state]
-    unexpected = [name for name in state if name not in own]
-    misshapen = [
-        f"{name} {tuple(state[name].shape)} where the model has {tuple(own[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
-    ]
-    faults = [
-        f"{what}: {_listed(names)}"
-        for what, names in (
-            ("missing from the checkpoint", missing),
-            ("not in the model", unexpected),
-            ("of another shape", misshapen),
-        )
-        if names
-    ]
+    found = {
+        "missing from the checkpoint": [name for name in own if name not in state],
+        "not in the model": [name for name in state if name not in own],
+        "of another shape": [
+            f"{name} {tuple(state[name].shape)} where the model has {tuple(value.shape)}"
+            for name, value in own.items()
+            if name in state and state[name].shape != value.shape
+        ],
+    }
+    faults = [f"{what}: {_listed(names)}" for what, names in found.items() if names]
     if faults:
         raise ProblemError(
             f"the checkpoint does not fit the model ({type(model).__name__}): "
@@ -181,32 +165,11 @@ def save_atomic(obj: object, path: Path) -> None:
     Args:
         obj: Tensors in containers of plain Python types.
         path: The file to write or replace.
-
-    Raises:
-        WriteError: If the disk is full or fails (the old file is left as it was).
-        StoreError: If the folder cannot be written to (likewise).
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with new_file(path) as draft:
         buffer = io.BytesIO()  # so that the bytes do not depend on the file's name
         torch.save(obj, buffer)
-        with temporary.open("xb") as handle:
-            handle.write(buffer.getbuffer())
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        if error.errno in _DISK_FAILED:
-            raise WriteError(
-                f"writing {path} failed: {reason}; what the file held before is untouched"
-            ) from error
-        raise StoreError(
-            f"cannot write {path}: {reason}; give a path in a folder you can write to"
-        ) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
+        draft.write_bytes(buffer.getbuffer())
 
 
 def tensors(content: Any, path: Path) -> dict[str, Tensor]:
@@ -222,10 +185,9 @@ def tensors(content: Any, path: Path) -> dict[str, Tensor]:
     Raises:
         ProblemError: If there is none, or it holds no tensors.
     """
-    for key in NESTED_UNDER:
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-            break
+    if isinstance(content, dict):
+        inner = (content.get(key) for key in NESTED_UNDER)
+        content = next((state for state in inner if isinstance(state, dict)), content)
     if not isinstance(content, dict):
         raise ProblemError(
             f"{path} holds no state dict but a {type(content).__name__}; "
@@ -255,32 +217,31 @@ def unwrap(state: dict[str, ValueT]) -> dict[str, ValueT]:
     return state
 
 
-def _count_nonfinite(tensor: Tensor) -> int:
-    if not (tensor.is_floating_point() or tensor.is_complex()):
-        return 0
-    wide = tensor if tensor.element_size() >= 4 else tensor.float()  # float8 has no isfinite
-    return wide.numel() - int(torch.isfinite(wide).sum())
-
-
 def _why_unreadable(path: Path, error: Exception) -> str:
-    save_instead = (
-        "nothing in it was executed. In the program that made it, save only its tensors: "
-        "torch.save(model.state_dict(), path)"
-    )
-    named = re.search(r"GLOBAL ([\w.]+)", str(error))
-    if named:
-        return f"{path} holds pickled Python objects ({named[1]}), not only tensors; {save_instead}"
-    if "TorchScript" in str(error):
-        return f"{path} is a TorchScript archive, not a state dict; {save_instead}"
+    if isinstance(error, safetensors.SafetensorError):
+        return f"{path} is not a complete safetensors file ({error}); copy or save it again"
+    # torch raises EINVAL for some files that were cut short
+    if isinstance(error, OSError) and error.errno != errno.EINVAL:
+        return f"cannot read the checkpoint {path}: {error.strerror or error}"
     with path.open("rb") as handle:
         start = handle.read(4)
+    foreign = ""
+    if named := re.search(r"GLOBAL ([\w.]+)", str(error)):
+        foreign = f"holds pickled Python objects ({named[1]}), not only tensors"
+    elif "TorchScript" in str(error):
+        foreign = "is a TorchScript archive, not a state dict"
+    elif start[:1] == b"\x80" and isinstance(error, pickle.UnpicklingError):
+        foreign = "is a pickle that was not written by torch.save"
+    if foreign:
+        return (
+            f"{path} {foreign}; nothing in it was executed. In the program that made it, save "
+            "only its tensors: torch.save(model.state_dict(), path)"
+        )
     if start == b"PK\x03\x04":
         return (
             f"{path} is cut short or damaged, or is a zip file of another program; "
             "copy or save it again"
         )
-    if start[:1] == b"\x80" and isinstance(error, pickle.UnpicklingError):
-        return f"{path} is a pickle that was not written by torch.save; {save_instead}"
     return (
         f"{path} is not a PyTorch checkpoint, or is damaged ({path.stat().st_size} bytes); "
         "expected a file written by torch.save(model.state_dict(), path)"

@@ -1,31 +1,180 @@
-"""Data sets: found by name or path, checked once, handed out as tensors.
+"""Data sets: found by name or path, downloaded, checked once, handed out as tensors.
 
 ``mnist`` falls back to 10,000 real digits shipped with the package, so that everything runs
 without a download.
 """
 
+import copy
+import math
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
 from hessrmt import rng
 from hessrmt.errors import DataError
-from hessrmt.problems import cifar, idx, npz
-from hessrmt.problems.dataset import SPLITS, Dataset, checked_dataset
+from hessrmt.problems import formats
+from hessrmt.problems.formats import CIFAR, IDX_STEMS, NPZ_KEYS, SPLITS
 
-NAMES = ("mnist", "fashion-mnist", *cifar.SETS)
+MAX_CLASSES = 1_000_000
 
-_TITLES = {"mnist": "MNIST", "fashion-mnist": "Fashion-MNIST"}
-_TORCHVISION = {"mnist": "MNIST/raw", "fashion-mnist": "FashionMNIST/raw"}
 _DEBIAN = Path("/usr/share/datasets/fashion-mnist")
-# Both sets use the same file names; their first ten test labels tell them apart.
-_TEST_LABELS = {
-    "mnist": [7, 2, 1, 0, 4, 1, 4, 9, 5, 9],
-    "fashion-mnist": [9, 2, 1, 1, 6, 1, 4, 6, 5, 7],
-}
 _EMBEDDED_TRAIN = 8_000
+
+
+class MnistLike(NamedTuple):
+    """A set in four IDX files, which all such sets name alike.
+
+    Attributes:
+        title: For people.
+        folder: Of torchvision.
+        labels: The first ten labels of the test split, which tell the sets apart.
+    """
+
+    title: str
+    folder: str
+    labels: list[int]
+
+
+IDX_SETS = {
+    "mnist": MnistLike("MNIST", "MNIST/raw", [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]),
+    "fashion-mnist": MnistLike("Fashion-MNIST", "FashionMNIST/raw", [9, 2, 1, 1, 6, 1, 4, 6, 5, 7]),
+}
+NAMES = (*IDX_SETS, *CIFAR)
+
+
+class Source(NamedTuple):
+    """Where a set is published.
+
+    Attributes:
+        mirrors: Base addresses, tried in order for each file.
+        md5: File name to MD5, as torchvision or, for CIFAR, the authors publish them.
+    """
+
+    mirrors: tuple[str, ...]
+    md5: dict[str, str]
+
+
+_KRIZHEVSKY = ("https://www.cs.toronto.edu/~kriz/",)
+SOURCES = {
+    "mnist": Source(
+        (
+            "https://ossci-datasets.s3.amazonaws.com/mnist/",
+            "https://storage.googleapis.com/cvdf-datasets/mnist/",
+        ),
+        {
+            "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+            "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
+            "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
+            "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
+        },
+    ),
+    "fashion-mnist": Source(
+        (
+            "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+            "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
+        ),
+        {
+            "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+            "train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
+            "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
+            "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
+        },
+    ),
+    "cifar10": Source(_KRIZHEVSKY, {CIFAR["cifar10"].archive: "c58f30108f718f92721af3b95e74349a"}),
+    "cifar100": Source(
+        _KRIZHEVSKY, {CIFAR["cifar100"].archive: "eb9058c3a382ffc7106e4002c42a8d85"}
+    ),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Samples and targets of one split, in memory.
+
+    Attributes:
+        name: Registry name such as ``mnist``, or the name of the file or folder.
+        split: ``train``, ``test``, or ``all`` for data without splits.
+        x: (N, ...) samples: uint8 pixels, images as (N, channels, height, width), or float
+            or int64 features of any shape.
+        y: (N,) int64 class labels, or float targets (N, ...) for regression.
+        classes: Number of classes, labels being 0 to ``classes - 1``; None for regression.
+        origin: One sentence saying where the data came from.
+        embedded: Whether this is the subset of MNIST shipped with the package.
+    """
+
+    name: str
+    split: str
+    x: np.ndarray
+    y: np.ndarray
+    classes: int | None
+    origin: str
+    embedded: bool = False
+
+    def __len__(self) -> int:
+        """Number of samples.
+
+        Returns:
+            N.
+        """
+        return len(self.x)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        return self.x.shape[1:]
+
+    @property
+    def outputs(self) -> int:
+        """Outputs a model needs: the number of classes, or of regression targets per sample."""
+        return math.prod(self.y.shape[1:]) if self.classes is None else self.classes
+
+    def tensors(
+        self,
+        indices: slice | np.ndarray,
+        dtype: torch.dtype = torch.float64,
+        model: nn.Module | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Some samples, ready for a model.
+
+        Args:
+            indices: Slice, or (B,) integer positions.
+            dtype: Floating-point type to compute and return in.
+            model: Whose inputs they are to be: integer features stay integers, such as ids of
+                tokens, if it can take them.
+
+        Returns:
+            (B, ...) inputs, where uint8 pixels v have become (v / 255 - 0.5) / 0.5 in ``dtype``
+            arithmetic; and (B,) int64 labels or (B, ...) float targets. Both are copies.
+        """
+        x, y = (torch.from_numpy(np.array(part[indices], order="C")) for part in (self.x, self.y))
+        pixels = x.dtype == torch.uint8
+        if x.dtype != torch.int64 or not _takes(model, x[:1]):
+            x = x.to(dtype)
+        if pixels:
+            x = x.div_(255).sub_(0.5).div_(0.5)
+        return x, y.to(dtype) if self.classes is None else y
+
+
+def _takes(model: nn.Module | None, x: Tensor) -> bool:
+    """Whether a network can be run on some samples as they are."""
+    if model is None:
+        return False
+    try:
+        with torch.no_grad():
+            copy.deepcopy(model).eval()(x.to(next(model.parameters()).device))
+    except Exception:  # whatever the user's network raises
+        return False
+    return True
+
+
+# Where data are
 
 
 def user_cache() -> Path:
@@ -49,9 +198,8 @@ def places(name: str, folder: Path | None = None) -> list[Path]:
     Returns:
         ``folder``, ``$HESSRMT_DATA``, the user cache, and Debian's folder for Fashion-MNIST.
     """
-    given = os.environ.get("HESSRMT_DATA")
-    found = [Path(os.path.expanduser(folder))] if folder is not None else []
-    found += [Path(os.path.expanduser(given))] if given else []
+    given = [folder, os.environ.get("HESSRMT_DATA") or None]
+    found = [Path(os.path.expanduser(place)) for place in given if place is not None]
     return [*found, user_cache(), *([_DEBIAN] if name == "fashion-mnist" else [])]
 
 
@@ -68,14 +216,53 @@ def locate(name: str, folder: Path | None = None) -> Path | None:
         files or CIFAR batches, or CIFAR's archive. None if there is none.
     """
     for place in places(name, folder):
-        if name in cifar.SETS:
-            if found := cifar.find(name, place):
+        if name in CIFAR:
+            if found := formats.find_cifar(name, place):
                 return found
             continue
-        for candidate in (place / _TORCHVISION[name], place / name, place):
-            if all(idx.find(candidate, split) for split in SPLITS):
+        for candidate in (place / IDX_SETS[name].folder, place / name, place):
+            if all(formats.find_idx(candidate, split) for split in SPLITS):
                 return candidate
     return None
+
+
+def fetch(name: str, progress: bool = True, mirrors: Sequence[str] | None = None) -> Path:
+    """Download the files of a set, checked against published hashes; right ones there are kept.
+
+    Args:
+        name: One of ``NAMES``.
+        progress: Show a progress bar on standard error.
+        mirrors: Base addresses to try, in order, instead of the published ones.
+
+    Returns:
+        Folder of the files in the user cache, where :func:`load` finds them.
+
+    Raises:
+        DataError: If the name is unknown, or no mirror gave a file with the published hash.
+    """
+    from pooch import HTTPDownloader, retrieve
+
+    if name not in SOURCES:
+        raise DataError(f"no data set {name!r} to download; known: {', '.join(NAMES)}.")
+    source, folder = SOURCES[name], user_cache() / name
+    for file, md5 in source.md5.items():
+        failures = []
+        for mirror in mirrors or source.mirrors:
+            url = mirror.rstrip("/") + "/" + file
+            downloader = HTTPDownloader(progressbar=progress, chunk_size=1 << 16)
+            try:
+                retrieve(url, f"md5:{md5}", fname=file, path=folder, downloader=downloader)  # pyright: ignore[reportArgumentType]
+                break
+            except (OSError, ValueError) as error:  # of requests, and of a wrong hash
+                failures.append(f"{url}: {error}")
+        else:
+            raise DataError(
+                f"could not download {file} of {name} with its published hash (MD5 {md5}); tried "
+                f"{'; '.join(failures)}. Check the network and try again, or download "
+                f"{', '.join(source.md5)} elsewhere and put them into {folder}, or into a folder "
+                f"{name}/ below one that HESSRMT_DATA names."
+            )
+    return folder
 
 
 def load(spec: str, split: str | None = None, folder: Path | None = None) -> Dataset:
@@ -102,82 +289,105 @@ def load(spec: str, split: str | None = None, folder: Path | None = None) -> Dat
     if spec in NAMES:
         return _registered(spec, split or "test", folder)
     path = Path(os.path.expanduser(spec))
-    if known := cifar.recognise(path):
+    if known := formats.recognise_cifar(path):
         return _from_cifar(known, path, path.resolve().name, split or "test")
     if os.path.isdir(path):
         return _from_folder(path, path.resolve().name, split or "test", "IDX files")
     if os.path.isfile(path):
-        return npz.load(path, split)
-    wanted = (
-        f"{', '.join(NAMES)}, an .npz file with x and y, or a folder of IDX files or CIFAR batches"
+        return _from_npz(path, split)
+    named = path.suffix == ".npz" or len(path.parts) > 1
+    raise DataError(
+        f"{f'no file or folder {spec}' if named else f'unknown data set {spec!r}'}. Data are one "
+        f"of: {', '.join(NAMES)}, an .npz file with x and y, or a folder of IDX files or CIFAR "
+        "batches."
     )
-    if path.suffix == ".npz" or len(path.parts) > 1:
-        raise DataError(f"no file or folder {spec}. Data are one of: {wanted}.")
-    raise DataError(f"unknown data set {spec!r}. Data are one of: {wanted}.")
-
-
-# Registry names and folders
 
 
 def _registered(name: str, split: str, folder: Path | None) -> Dataset:
     found = locate(name, folder)
-    if found is not None and name in cifar.SETS:
+    if found is not None and name in CIFAR:
         return _from_cifar(name, found, name, split)
     if found is not None:
-        first = idx.read_labels(_files(found)["test"][1])[:10].tolist()
-        for other, labels in _TEST_LABELS.items():
+        known = IDX_SETS[name]
+        first = formats.read_idx_labels(_idx_files(found)["test"][1])[:10].tolist()
+        for other, (title, _, labels) in IDX_SETS.items():
             if other != name and first == labels:
                 raise DataError(
-                    f"the files in {found} are {_TITLES[other]}, not {_TITLES[name]} (both use "
-                    f"the same file names). Move them into a subfolder {other}/."
+                    f"the files in {found} are {title}, not {known.title} (both use the same "
+                    f"file names). Move them into a subfolder {other}/."
                 )
-        return _from_folder(found, name, split, f"{_TITLES[name]}, IDX files", 10)
+        return _from_folder(found, name, split, f"{known.title}, IDX files", 10)
     if name == "mnist":
         return _embedded(split)
-    searched = ", ".join(str(place) for place in places(name, folder))
+    remedy = "or install Debian's package dataset-fashion-mnist, or put its four IDX files"
+    if name in CIFAR:
+        remedy = f"or put {CIFAR[name].archive}, packed or unpacked,"
     raise DataError(
-        f"{name} was not found in {searched}. Run `hessrmt data fetch {name}`, {_remedy(name)} "
-        f"into a folder {name}/ below one that HESSRMT_DATA names."
+        f"{name} was not found in {', '.join(map(str, places(name, folder)))}. Run `hessrmt data "
+        f"fetch {name}`, {remedy} into a folder {name}/ below one that HESSRMT_DATA names."
     )
 
 
-def _remedy(name: str) -> str:
-    if name in cifar.SETS:
-        return f"or put {cifar.SETS[name].archive}, packed or unpacked,"
-    return "or install Debian's package dataset-fashion-mnist, or put its four IDX files"
+# From files
 
 
 def _from_cifar(known: str, source: Path, name: str, split: str) -> Dataset:
-    arrays = {split: cifar.read(known, source, split)}
-    origin = f"{cifar.SETS[known].title} from {source}, {split} split"
-    classes = cifar.SETS[known].classes
-    return checked_dataset(arrays, name, split, classes, origin, {split: str(source)})
+    arrays = {split: (str(source), *formats.read_cifar(known, source, split))}
+    origin = f"{CIFAR[known].title} from {source}, {split} split"
+    return _checked(arrays, name, split, CIFAR[known].classes, origin)
 
 
-def _files(folder: Path) -> dict[str, tuple[Path, Path]]:
-    files = {s: pair for s in SPLITS if (pair := idx.find(folder, s)) is not None}
+def _idx_files(folder: Path) -> dict[str, tuple[Path, Path]]:
+    files = {split: formats.find_idx(folder, split) for split in SPLITS}
     missing = " and ".join(
-        f"{idx.STEMS[s]}-images-idx3-ubyte with {idx.STEMS[s]}-labels-idx1-ubyte"
-        for s in SPLITS
-        if s not in files
+        f"{IDX_STEMS[split]}-images-idx3-ubyte with {IDX_STEMS[split]}-labels-idx1-ubyte"
+        for split, pair in files.items()
+        if pair is None
     )
     if missing:
         raise DataError(
             f"the folder {folder} lacks {missing} (a dot before idx and .gz at the end are fine); "
             f"expected the four IDX files of an MNIST-like set, or CIFAR's batches."
         )
-    return files
+    return {split: pair for split, pair in files.items() if pair}
 
 
 def _from_folder(
     folder: Path, name: str, split: str, title: str, classes: int | None = None
 ) -> Dataset:
-    files = _files(folder)
+    files = _idx_files(folder)
     if classes is None:  # counted over both splits, though only one is read in full
-        classes = 1 + max(int(idx.read_labels(labels).max()) for _, labels in files.values())
+        tops = (int(formats.read_idx_labels(labels).max()) for _, labels in files.values())
+        classes = 1 + max(tops)
     origin = f"{title} from {folder}, {split} split"
-    arrays = {split: idx.read_pair(*files[split])}
-    return checked_dataset(arrays, name, split, classes, origin, {split: str(files[split][0])})
+    arrays = {split: (str(files[split][0]), *formats.read_idx_pair(*files[split]))}
+    return _checked(arrays, name, split, classes, origin)
+
+
+def _from_npz(path: Path, split: str | None) -> Dataset:
+    content = formats.read_npz(path)
+    if "x" in content and split is not None:
+        raise DataError(
+            f"{path} has no splits (it holds {', '.join(sorted(content))}), so there is no {split} "
+            f"split. Leave the split out to use everything, or store {', '.join(NPZ_KEYS)}."
+        )
+    classes = content.get("classes")
+    if classes is not None and (
+        classes.size != 1 or classes.dtype.kind not in "iu" or not 1 <= classes <= MAX_CLASSES
+    ):
+        raise DataError(
+            f"classes in {path} has dtype {classes.dtype} and shape {classes.shape}; expected one "
+            f"integer from 1 to {MAX_CLASSES:,}."
+        )
+    chosen = "all" if "x" in content else split or "test"
+    ends = {"all": ""} if chosen == "all" else {name: f"_{name}" for name in SPLITS}
+    arrays = {
+        name: (f"x{end} and y{end} of {path}", content[f"x{end}"], content[f"y{end}"])
+        for name, end in ends.items()
+    }
+    origin = f"{path}, {'everything' if chosen == 'all' else f'{chosen} split'}"
+    count = None if classes is None else int(classes.item())
+    return _checked(arrays, path.name, chosen, count, origin)
 
 
 def _embedded(split: str) -> Dataset:
@@ -191,3 +401,92 @@ def _embedded(split: str) -> Dataset:
         "(full MNIST was not found on disk)"
     )
     return Dataset("mnist", split, x[chosen], y[chosen], 10, origin, embedded=True)
+
+
+# Checks of all that comes from files
+
+
+def _checked(
+    arrays: dict[str, tuple[str, np.ndarray, np.ndarray]],
+    name: str,
+    split: str,
+    classes: int | None,
+    origin: str,
+) -> Dataset:
+    """One of the splits that have been read, each with a label for messages."""
+    checked = {s: (_features(x, label), _targets(y, label)) for s, (label, x, y) in arrays.items()}
+    for s, (x, y) in checked.items():
+        fault, labelled = "", y.dtype == np.int64
+        if len(x) != len(y):
+            fault = f"{len(x)} samples but {len(y)} targets; expected as many."
+        elif not x.size or not y.size:
+            fault = f"empty (shapes {x.shape} and {y.shape}); expected one sample or more."
+        elif labelled and classes is not None and y.max() >= classes:
+            row = int(np.flatnonzero(y >= classes)[0])
+            fault = f"the label in row {row} is {y[row]}; with {classes} classes, expected 0 to "
+            fault += f"{classes - 1}."
+        elif not labelled and classes is not None:
+            fault = f"y is {y.dtype}, which means regression, but the file also holds classes. "
+            fault += "Store y as integers, or leave classes out."
+        if fault:
+            raise DataError(f"{arrays[s][0]}: {fault}")
+    if len({(x.shape[1:], x.dtype, y.shape[1:], y.dtype) for x, y in checked.values()}) > 1:
+        each = "; ".join(
+            f"{s}: x {x.dtype} {x.shape}, y {y.dtype} {y.shape}" for s, (x, y) in checked.items()
+        )
+        raise DataError(f"the splits do not match in {arrays['train'][0]}: {each}.")
+    x, y = checked[split]
+    if y.dtype == np.int64 and classes is None:
+        classes = 1 + max(int(y.max()) for _, y in checked.values())
+    return Dataset(name, split, x, y, classes, origin)
+
+
+def _features(x: np.ndarray, label: str) -> np.ndarray:
+    _require_numbers(x, label, "x")
+    if x.dtype == np.uint8:
+        if x.ndim == 3:
+            return x[:, None]
+        # (N, height, width, channels), as Keras stores CIFAR-10
+        last = x.ndim == 4 and x.shape[3] in {1, 3, 4} and x.shape[1] not in {1, 3, 4}
+        return np.ascontiguousarray(np.moveaxis(x, 3, 1)) if last else x
+    return x.astype(np.int64) if x.dtype.kind in "iu" else _floats(x, label, "x")
+
+
+def _targets(y: np.ndarray, label: str) -> np.ndarray:
+    _require_numbers(y, label, "y")
+    if y.dtype.kind == "f":
+        return _floats(y, label, "y")
+    if y.ndim == 2 and y.shape[1] == 1:
+        y = y[:, 0]
+    if y.ndim != 1:
+        raise DataError(
+            f"{label}: integer y has shape {y.shape}; expected one class label per sample. Take "
+            f"the argmax of one-hot labels; store regression targets as floats."
+        )
+    bad = np.flatnonzero((y < 0) | (y >= MAX_CLASSES))
+    if len(bad):
+        raise DataError(
+            f"{label}: y in row {bad[0]} is {y[bad[0]]}; integer y are class labels, expected 0 to "
+            f"{MAX_CLASSES - 1:,}. Store regression targets as floats."
+        )
+    return y.astype(np.int64)
+
+
+def _require_numbers(values: np.ndarray, label: str, key: str) -> None:
+    if values.dtype.kind not in "biuf" or values.ndim < 1:
+        raise DataError(
+            f"{label}: {key} has dtype {values.dtype} and shape {values.shape}; expected numbers "
+            "(N, ...)."
+        )
+
+
+def _floats(values: np.ndarray, label: str, key: str) -> np.ndarray:
+    if values.dtype.kind != "f" or values.dtype.itemsize > 8:
+        values = values.astype(np.float64)
+    bad = ~np.isfinite(values)
+    if bad.any():
+        raise DataError(
+            f"{label}: {int(bad.sum())} of {bad.size} values of {key} are NaN or infinite, the "
+            f"first in row {np.argwhere(bad)[0, 0]}. Remove or repair those samples."
+        )
+    return values.astype(values.dtype.newbyteorder("="), copy=False)

@@ -16,7 +16,22 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hessrmt.errors import DataError, NonFiniteError, ProblemError
-from hessrmt.problems.losses import cross_entropy_in_full_digits
+
+EQUIVALENT: dict[Any, Callable[..., Any]] = {}
+"""Function of torch to its equivalent, which gets the arguments that torch hands on."""
+
+
+def _replaces(*originals: Any, reduced: bool = False) -> Callable[..., Any]:
+    """Register what stands in for functions of torch, perhaps before its results are reduced."""
+
+    def register(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def loss(*data: Any, size_average=None, reduce=None, reduction="mean", **more: Any):
+            return _reduced(function(*data, **more), size_average, reduce, reduction)
+
+        EQUIVALENT.update(dict.fromkeys(originals, loss if reduced else function))
+        return function
+
+    return register
 
 
 def _named(size_average: bool | None, reduce: bool | None, reduction: str) -> str:
@@ -26,30 +41,99 @@ def _named(size_average: bool | None, reduce: bool | None, reduction: str) -> st
     return _reduction.legacy_get_string(size_average, reduce, emit_warning=False)
 
 
-def _reduced(values: Tensor, *options: Any) -> Tensor:
+def _reduced(values: Tensor, size_average=None, reduce=None, reduction="mean") -> Tensor:
     """The mean, the sum or all of some losses."""
-    return {"mean": values.mean, "sum": values.sum}.get(_named(*options), lambda: values)()
+    ways = {"mean": values.mean, "sum": values.sum}
+    return ways.get(_named(size_average, reduce, reduction), lambda: values)()
 
 
-def require_labels(outputs: Tensor, labels: Tensor, ignored: int) -> None:
-    """Refuse class labels that cross-entropy would index out of bounds.
+@_replaces(F.cross_entropy)
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    *,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    check: bool = False,
+) -> Tensor:
+    """``F.cross_entropy``, whose derivatives lose no digits where the network is certain.
+
+    With m the likeliest class, L = log(1 + Σ_{j≠m} exp(f_j - f_m)) + f_m - f_y: every second
+    derivative is made of small numbers that are small from the start. In the usual form they are
+    differences p_m - p_m² of numbers near one, with an error of ε however small they are.
 
     Args:
-        outputs: (B, K, ...) scores, or (K,).
-        labels: (B, ...) integer labels.
-        ignored: Label of what is left out.
+        input: (B, K, ...) scores, or (K,).
+        target: (B, ...) integer labels, or probabilities.
+        weight: (K,) weights of the classes.
+        ignore_index: Label of what is left out.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        label_smoothing: Part of the target that is spread evenly over all classes.
+        size_average: Old form of ``reduction``.
+        reduce: Likewise.
+        check: Whether to look at the labels' values.
+
+    Returns:
+        As torch's, up to rounding.
 
     Raises:
         ProblemError: If the shapes do not fit.
         DataError: If a label is out of range.
     """
-    axis = min(1, outputs.dim() - 1)
-    if axis < 0 or labels.shape != outputs.shape[:axis] + outputs.shape[axis + 1 :]:
+    reduction = _named(size_average, reduce, reduction)
+    axis = min(1, input.dim() - 1)
+    if target.is_floating_point() or target.dtype == torch.bool:
+        if target.shape != input.shape or not input.dim():
+            return F.cross_entropy(input, target, weight, reduction=reduction)  # raises
+        target = (
+            target.to(input.dtype) * (1 - label_smoothing) + label_smoothing / input.shape[axis]
+        )
+        if weight is not None:
+            target = target * weight.to(input.dtype).view(-1, *[1] * (input.dim() - 1 - axis))
+        losses = -(target * _log_softmax(input, axis)).sum(axis)
+        if reduction == "mean":
+            return losses.sum() / (input.numel() // input.shape[axis])
+        return losses.sum() if reduction == "sum" else losses
+    if check:
+        _check_labels(input, target, axis, ignore_index)
+    scores = input
+    if input.dim() != 2:
+        scores = input.movedim(axis, -1)
+        scores = scores.reshape(-1, scores.shape[-1])
+    column = target.reshape(-1, 1).long()
+    used = column[:, 0] != ignore_index
+    likeliest = scores.detach().argmax(dim=1, keepdim=True)
+    label = torch.where(used[:, None], column, likeliest)
+    others = torch.ones_like(scores).scatter(1, likeliest, 0.0)
+    shifted = scores - scores.gather(1, likeliest)
+    # zero where the label is the likeliest class, and no 1 - 1 in the derivatives there
+    behind = torch.where(label == likeliest, 0, shifted.gather(1, label))[:, 0]
+    rest = torch.log1p((others * torch.exp(shifted)).sum(dim=1))
+    share = used.to(scores.dtype)
+    if weight is not None:
+        share = share * weight.to(scores.dtype)[label[:, 0]]
+    whole = share.sum() if reduction == "mean" else 1
+    loss = share / whole * (rest - behind)
+    if label_smoothing:
+        surprise = rest[:, None] - shifted
+        surprise = surprise if weight is None else surprise * weight
+        smooth = used / whole * surprise.mean(dim=1)
+        loss = (1 - label_smoothing) * loss + label_smoothing * smooth
+    return loss.reshape(target.shape) if reduction == "none" else loss.sum()
+
+
+def _check_labels(scores: Tensor, labels: Tensor, axis: int, ignored: int) -> None:
+    """Refuse class labels that cross-entropy would index out of bounds."""
+    if axis < 0 or labels.shape != scores.shape[:axis] + scores.shape[axis + 1 :]:
         raise ProblemError(
             "cross-entropy needs outputs (batch, classes) or (batch, classes, ...) and labels "
-            f"(batch) or (batch, ...), got shapes {tuple(outputs.shape)} and {tuple(labels.shape)}"
+            f"(batch) or (batch, ...), got shapes {tuple(scores.shape)} and {tuple(labels.shape)}"
         )
-    used, classes = labels[labels != ignored], outputs.shape[axis]
+    used, classes = labels[labels != ignored], scores.shape[axis]
     low, high = (int(used.min()), int(used.max())) if used.numel() else (0, 0)
     if low < 0 or high >= classes:
         raise DataError(
@@ -58,63 +142,8 @@ def require_labels(outputs: Tensor, labels: Tensor, ignored: int) -> None:
         )
 
 
-def cross_entropy(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None = None,
-    size_average: bool | None = None,
-    ignore_index: int = -100,
-    reduce: bool | None = None,
-    reduction: str = "mean",
-    label_smoothing: float = 0.0,
-    *,
-    check: bool = False,
-) -> Tensor:
-    """``F.cross_entropy``, for class labels in a form that keeps all digits.
-
-    Args:
-        input: Scores.
-        target: Labels or probabilities.
-        weight: Of the classes.
-        size_average: Old form of ``reduction``.
-        ignore_index: Label of what is left out.
-        reduce: Old form of ``reduction``.
-        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        label_smoothing: Part of the target that is spread evenly over all classes.
-        check: Whether to look at the labels' values.
-
-    Returns:
-        As torch's.
-    """
-    reduction = _named(size_average, reduce, reduction)
-    if target.is_floating_point() or target.dtype == torch.bool:
-        if target.shape != input.shape or not input.dim():
-            return F.cross_entropy(input, target, weight, reduction=reduction)  # raises
-        return _soft_cross_entropy(input, target, weight, reduction, label_smoothing)
-    if check:
-        require_labels(input, target, ignore_index)
-    return cross_entropy_in_full_digits(
-        input, target, weight, ignore_index, reduction, label_smoothing
-    )
-
-
-def _soft_cross_entropy(
-    input: Tensor, target: Tensor, weight: Tensor | None, reduction: str, smoothing: float
-) -> Tensor:
-    """``F.cross_entropy`` for probabilities of the classes."""
-    axis = min(1, input.dim() - 1)
-    target = target.to(input.dtype) * (1 - smoothing) + smoothing / input.shape[axis]
-    if weight is not None:
-        target = target * weight.to(input.dtype).view(-1, *[1] * (input.dim() - 1 - axis))
-    losses = -(target * _log_softmax(input, axis)).sum(axis)
-    if reduction == "mean":
-        return losses.sum() / (input.numel() // input.shape[axis])
-    return losses.sum() if reduction == "sum" else losses
-
-
-def _log_softmax(
-    input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
-) -> Tensor:
+@_replaces(F.log_softmax, torch.log_softmax, Tensor.log_softmax)
+def _log_softmax(input: Tensor, dim=None, dtype=None, _stacklevel: int = 3) -> Tensor:
     """``F.log_softmax`` with derivatives that keep all digits where one class has all the weight.
 
     With m the likeliest class it is f_j - f_m - log(1 + Σ_{k≠m} exp(f_k - f_m)): derivatives are
@@ -134,21 +163,11 @@ def _log_softmax(
     return behind - torch.log1p(others.sum(dim, keepdim=True))
 
 
-def _softmax(
-    input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
-) -> Tensor:
+@_replaces(F.softmax, torch.softmax, Tensor.softmax)
+def _softmax(input: Tensor, dim=None, dtype=None, _stacklevel: int = 3) -> Tensor:
     if dim is None or not input.dim() or not input.numel():
         return F.softmax(input, dim, _stacklevel, dtype)
     return torch.exp(_log_softmax(input, dim, dtype=dtype))
-
-
-def _as_method(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The same with the arguments of ``torch.softmax`` and of the method."""
-
-    def method(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
-        return function(input, dim, dtype=dtype)
-
-    return method
 
 
 def _softplus(input: Tensor) -> Tensor:
@@ -159,31 +178,27 @@ def _softplus(input: Tensor) -> Tensor:
     return torch.where(up, above + torch.log1p(torch.exp(-above)), torch.log1p(torch.exp(below)))
 
 
+@_replaces(F.logsigmoid)
 def _logsigmoid(input: Tensor) -> Tensor:
     return -_softplus(-input)
 
 
-def _binary_cross_entropy_of_scores(
-    input: Tensor, target: Tensor, weight: Tensor | None = None, size_average=None, reduce=None,
-    reduction="mean", pos_weight: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+@_replaces(F.binary_cross_entropy_with_logits, reduced=True)
+def _bce_of_scores(input: Tensor, target: Tensor, weight=None, pos_weight=None) -> Tensor:
     """``F.binary_cross_entropy_with_logits`` as two terms of one sign."""
     if target.shape != input.shape:
         return F.binary_cross_entropy_with_logits(input, target)  # raises
     share = target if pos_weight is None else target * pos_weight
     loss = (1 - target) * _softplus(input) + share * _softplus(-input)
-    loss = loss if weight is None else loss * weight
-    return _reduced(loss, size_average, reduce, reduction)
+    return loss if weight is None else loss * weight
 
 
 _LEAST_LOG = -100.0
 """What the logarithm of a probability is in torch's binary cross-entropy at least."""
 
 
-def binary_cross_entropy(
-    input: Tensor, target: Tensor, weight: Tensor | None = None, size_average=None, reduce=None,
-    reduction="mean", *, check: bool = False,
-) -> Tensor:  # fmt: skip
+@_replaces(F.binary_cross_entropy, reduced=True)
+def _bce(input: Tensor, target: Tensor, weight=None, *, check: bool = False) -> Tensor:
     """``F.binary_cross_entropy``, in whose derivatives torch divides by p (1 - p) + 1e-12.
 
     Returns:
@@ -201,8 +216,7 @@ def binary_cross_entropy(
             "derivatives. Give nn.BCEWithLogitsLoss the scores before the sigmoid"
         )
     loss = -(target * _log(input) + (1 - target) * _log(1 - input))
-    loss = loss if weight is None else loss * weight
-    return _reduced(loss, size_average, reduce, reduction)
+    return loss if weight is None else loss * weight
 
 
 def _log(probability: Tensor) -> Tensor:
@@ -213,6 +227,7 @@ def _log(probability: Tensor) -> Tensor:
     return torch.where(some, found + least, _LEAST_LOG)
 
 
+@_replaces(F.gelu)
 def _gelu(input: Tensor, approximate: str = "none") -> Tensor:
     """``F.gelu``, of which torch computes 1 + erf, without digits on the left."""
     if approximate != "none":
@@ -220,9 +235,8 @@ def _gelu(input: Tensor, approximate: str = "none") -> Tensor:
     return input * torch.erfc(input * -(0.5**0.5)) / 2
 
 
-def _squared_error(
-    input: Tensor, target: Tensor, size_average=None, reduce=None, reduction="mean", **more: Any
-) -> Tensor:
+@_replaces(F.mse_loss)
+def _squared_error(input: Tensor, target: Tensor, *, weight: Tensor | None = None, **how: Any):
     """``F.mse_loss``, whose own derivative has a tangent that kills torch's tracer."""
     if input.shape != target.shape:
         raise ProblemError(
@@ -230,52 +244,43 @@ def _squared_error(
             f"{tuple(target.shape)}: torch would compare every output with every target; give both "
             "the same shape"
         )
-    if any(option is not None for option in more.values()):
-        return F.mse_loss(input, target, size_average, reduce, reduction, **more)
-    return _reduced((input - target).square(), size_average, reduce, reduction)
+    if weight is not None:
+        return F.mse_loss(input, target, weight=weight, **how)  # pyright: ignore[reportCallIssue]
+    return _reduced((input - target).square(), **how)
 
 
-def _huber(
-    input: Tensor, target: Tensor, reduction="mean", delta: float = 1.0, *weight: Any, **more: Any
-) -> Tensor:
+@_replaces(F.huber_loss, reduced=True)
+def _huber(input: Tensor, target: Tensor, delta: float = 1.0, weight: Tensor | None = None):
     """``F.huber_loss``, as the next two without a forward-mode rule in torch."""
-    if weight or more:
-        return F.huber_loss(input, target, reduction, delta, *weight, **more)
+    if weight is not None:
+        return F.huber_loss(input, target, "none", delta, weight)  # pyright: ignore[reportCallIssue]
     gap = input - target
     small, large = gap.square() / 2, delta * (gap.abs() - delta / 2)
-    return _reduced(torch.where(gap.abs() <= delta, small, large), None, None, reduction)
+    return torch.where(gap.abs() <= delta, small, large)
 
 
-def _smooth_l1(
-    input: Tensor, target: Tensor, size_average=None, reduce=None, reduction="mean", beta=1.0
-) -> Tensor:
-    gap = input - target
-    loss = gap.abs() if beta == 0 else _huber(input, target, "none", beta) / beta
-    return _reduced(loss, size_average, reduce, reduction)
+@_replaces(F.smooth_l1_loss, reduced=True)
+def _smooth_l1(input: Tensor, target: Tensor, beta: float = 1.0) -> Tensor:
+    return _huber(input, target, beta) / beta if beta else (input - target).abs()
 
 
-def _soft_margin(
-    input: Tensor, target: Tensor, size_average=None, reduce=None, reduction="mean"
-) -> Tensor:
-    return _reduced(-F.logsigmoid(target * input), size_average, reduce, reduction)
+@_replaces(F.soft_margin_loss, reduced=True)
+def _soft_margin(input: Tensor, target: Tensor) -> Tensor:
+    return -F.logsigmoid(target * input)
 
 
-def _multi_margin(
-    input: Tensor, target: Tensor, p=1, margin=1.0, weight: Tensor | None = None, *options: Any,
-    size_average=None, reduce=None, reduction="mean",
-) -> Tensor:  # fmt: skip
+@_replaces(F.multi_margin_loss, reduced=True)
+def _multi_margin(input: Tensor, target: Tensor, p=1, margin=1.0, weight: Tensor | None = None):
     """``F.multi_margin_loss``, whose backward pass torch cannot differentiate."""
     scores, label = input.reshape(-1, input.shape[-1]), target.reshape(-1, 1)
     beyond = (margin - scores.gather(1, label) + scores).relu().pow(p)
     beyond = beyond if weight is None else beyond * weight[label]
     loss = beyond.scatter(1, label, 0.0).sum(1) / scores.shape[1]
-    options = options + (size_average, reduce, reduction)[len(options) :]
-    return _reduced(loss.reshape(target.shape), *options)
+    return loss.reshape(target.shape)
 
 
-def _multilabel_margin(
-    input: Tensor, target: Tensor, size_average=None, reduce=None, reduction="mean"
-) -> Tensor:
+@_replaces(F.multilabel_margin_loss, reduced=True)
+def _multilabel_margin(input: Tensor, target: Tensor) -> Tensor:
     """``F.multilabel_margin_loss``: each row's labels end at its first -1."""
     scores, labels = (x.reshape(-1, input.shape[-1]) for x in (input, target))
     given = ((labels < 0).cumsum(1) == 0).to(scores.dtype)
@@ -283,23 +288,24 @@ def _multilabel_margin(
     other = 1 - torch.zeros_like(scores).scatter_add(1, labels, given).clamp(max=1)
     beyond = (1 - scores.gather(1, labels)[:, :, None] + scores[:, None, :]).relu()
     loss = (beyond * given[:, :, None] * other[:, None, :]).sum((1, 2)) / scores.shape[1]
-    return _reduced(loss.reshape(input.shape[:-1]), size_average, reduce, reduction)
+    return loss.reshape(input.shape[:-1])
 
 
+@_replaces(F.hardsigmoid)
 def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
     gate = F.relu6(input + 3) / 6
     return input.copy_(gate) if inplace else gate
 
 
+@_replaces(F.rrelu)
 def _rrelu(input: Tensor, lower=1 / 8, upper=1 / 3, training=False, inplace=False) -> Tensor:
     if training:
         return F.rrelu(input, lower, upper, training, inplace)
     return F.leaky_relu(input, (lower + upper) / 2, inplace)
 
 
-def _rms_norm(
-    input: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None
-) -> Tensor:
+@_replaces(F.rms_norm, torch.rms_norm)
+def _rms_norm(input: Tensor, normalized_shape: Any, weight=None, eps=None) -> Tensor:
     """``F.rms_norm``, of which torch's tracer makes something that has lost half its digits."""
     axes = tuple(range(-len(normalized_shape), 0))
     eps = torch.finfo(input.dtype).eps if eps is None else eps
@@ -307,6 +313,7 @@ def _rms_norm(
     return normed if weight is None else normed * weight
 
 
+@_replaces(vars(torch)["_weight_norm"])
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     """Weight g v/‖v‖, the norm over all axes but one; torch's second derivative is wrong."""
     axes = [axis for axis in range(v.dim()) if dim == -1 or axis != dim]
@@ -326,17 +333,19 @@ def _norm(difference: Tensor, p: float) -> Tensor:
     return torch.where(total > 0, torch.where(total > 0, total, 1).pow(1 / p), 0)
 
 
+@_replaces(torch.cdist)
 def _distances(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: Any = None) -> Tensor:  # noqa: ARG001
     """``torch.cdist``, whose backward pass torch cannot differentiate."""
     return _norm(x1[..., :, None, :] - x2[..., None, :, :], p)
 
 
+@_replaces(F.pdist)
 def _own_distances(input: Tensor, p: float = 2.0) -> Tensor:
     one, other = torch.triu_indices(len(input), len(input), 1, device=input.device)
     return _norm(input[one] - input[other], p)
 
 
-def _require_plain(max_norm: Any, scale_grad_by_freq: bool) -> None:
+def _require_plain(max_norm: Any = None, scale_grad_by_freq: bool = False, **_: Any) -> None:
     if scale_grad_by_freq or max_norm is not None:
         raise ProblemError(
             "an Embedding with max_norm changes its parameters when it is used, and with "
@@ -344,28 +353,17 @@ def _require_plain(max_norm: Any, scale_grad_by_freq: bool) -> None:
         )
 
 
-def embedding(
-    input: Tensor, weight: Tensor, padding_idx: int | None = None, max_norm=None, norm_type=2.0,  # noqa: ARG001
-    scale_grad_by_freq=False, sparse=False, *, own: tuple[tuple[Tensor, Tensor], ...] = (),  # noqa: ARG001
-) -> Tensor:  # fmt: skip
+@_replaces(F.embedding)
+def _embedding(input: Tensor, weight: Tensor, padding_idx=None, own=(), **more: Any) -> Tensor:
     """``F.embedding`` with a dense gradient, and a row for padding that is the constant it is.
 
-    Torch gives that row no gradient, but would still look it up in parameters that moved.
-
-    Args:
-        input: Indices.
-        weight: (rows, width).
-        padding_idx: The row.
-        max_norm: Refused.
-        norm_type: Of ``max_norm``.
-        scale_grad_by_freq: Refused.
-        sparse: Without effect.
-        own: Pairs of a table that may have moved and of what it is for the problem.
+    Torch gives that row no gradient, but would still look it up in parameters that moved: ``own``
+    are pairs of a table that may have moved and of what it is for the problem.
 
     Returns:
         The rows.
     """
-    _require_plain(max_norm, scale_grad_by_freq)
+    _require_plain(**more)
     for moved, table in own if padding_idx is not None else ():
         if moved is weight:
             padding = (input == padding_idx)[..., None]
@@ -373,18 +371,18 @@ def embedding(
     return F.embedding(input, weight, padding_idx)
 
 
+@_replaces(F.embedding_bag)
 def _embedding_bag(
-    input: Tensor, weight: Tensor, offsets: Tensor | None = None, max_norm=None, norm_type=2,  # noqa: ARG001
-    scale_grad_by_freq=False, mode="mean", sparse=False, per_sample_weights: Tensor | None = None,  # noqa: ARG001
-    include_last_offset=False, padding_idx: int | None = None,
-) -> Tensor:  # fmt: skip
+    input: Tensor, weight: Tensor, offsets=None, mode="mean", padding_idx=None, **more: Any
+) -> Tensor:
     """``F.embedding_bag`` by sums over the rows of every bag."""
-    _require_plain(max_norm, scale_grad_by_freq)
+    _require_plain(**more)
+    last, weights = more.get("include_last_offset", False), more.get("per_sample_weights")
     if input.dim() == 2:
         offsets = torch.arange(len(input), device=input.device) * input.shape[1]
-        include_last_offset = False
+        last = False
     assert offsets is not None
-    ids, bags = input.reshape(-1), len(offsets) - include_last_offset
+    ids, bags = input.reshape(-1), len(offsets) - last
     place = torch.arange(len(ids), device=ids.device, dtype=offsets.dtype)
     bag = torch.searchsorted(offsets[:bags].contiguous(), place, right=True) - 1
     rows = F.embedding(ids, weight, padding_idx)
@@ -395,14 +393,15 @@ def _embedding_bag(
         found = empty.scatter_reduce(0, bag[:, None].expand_as(rows), rows, "amax")
         return torch.where(found == -torch.inf, 0, found)
     share = used.to(rows.dtype)
-    if per_sample_weights is not None:
-        share = share * per_sample_weights.reshape(-1)
+    if weights is not None:
+        share = share * weights.reshape(-1)
     total = rows.new_zeros(bags, rows.shape[1]).index_add(0, bag, rows * share[:, None])
     if mode == "sum":
         return total
     return total / share.new_zeros(bags).index_add(0, bag, share).clamp(min=1)[:, None]
 
 
+@_replaces(*(vars(m)[n] for m, n in ((torch, "_grouped_mm"), (F, "grouped_mm")) if hasattr(m, n)))
 def _grouped_product(mat_a: Tensor, mat_b: Tensor, *, offs=None, **options: Any) -> Tensor:
     """``F.grouped_mm`` of rows in groups, for which torch has kernels in narrow types alone."""
     if offs is None or mat_a.dim() != 2 or mat_b.dim() != 3 or any(options.values()):
@@ -413,6 +412,7 @@ def _grouped_product(mat_a: Tensor, mat_b: Tensor, *, offs=None, **options: Any)
     return torch.einsum("rk,rg,gkn->rn", mat_a, mine.to(mat_a.dtype), mat_b)
 
 
+@_replaces(torch.logcumsumexp, Tensor.logcumsumexp)
 def _logcumsumexp(input: Tensor, dim: int) -> Tensor:
     """``torch.logcumsumexp``, whose backward pass goes through logarithms and loses digits."""
     rows = input.movedim(dim, -1)[..., None, :]
@@ -420,34 +420,23 @@ def _logcumsumexp(input: Tensor, dim: int) -> Tensor:
     return torch.where(earlier, rows, -torch.inf).logsumexp(-1).movedim(-1, dim)
 
 
-def _within(function: Callable[..., Any], context: Callable[[], Any]) -> Callable[..., Any]:
-    def inside(*arguments: Any, **keywords: Any) -> Any:
-        with context():
-            return function(*arguments, **keywords)
+def _within(context: Callable[[], Any], *kernels: Any) -> None:
+    """Run kernels without a second derivative where they are told to take other operations."""
+    for kernel in kernels:
 
-    return inside
+        def inside(*arguments: Any, kernel: Any = kernel, **keywords: Any) -> Any:
+            with context():
+                return kernel(*arguments, **keywords)
+
+        EQUIVALENT[kernel] = inside
 
 
-_FUSED = (F.scaled_dot_product_attention, F.multi_head_attention_forward)
-_CUDNN = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
-"""Kernels without a second derivative, which can be told to take elementary operations."""
-
-EQUIVALENT: dict[Any, Callable[..., Any]] = {
-    F.log_softmax: _log_softmax, F.softmax: _softmax, F.logsigmoid: _logsigmoid, F.gelu: _gelu,
-    **dict.fromkeys((torch.log_softmax, Tensor.log_softmax), _as_method(_log_softmax)),
-    **dict.fromkeys((torch.softmax, Tensor.softmax), _as_method(_softmax)),
-    F.binary_cross_entropy: binary_cross_entropy,
-    F.binary_cross_entropy_with_logits: _binary_cross_entropy_of_scores,
-    F.cross_entropy: cross_entropy, F.mse_loss: _squared_error, F.huber_loss: _huber,
-    F.smooth_l1_loss: _smooth_l1, F.soft_margin_loss: _soft_margin,
-    F.multi_margin_loss: _multi_margin, F.multilabel_margin_loss: _multilabel_margin,
-    F.hardsigmoid: _hardsigmoid, F.rrelu: _rrelu, F.rms_norm: _rms_norm, torch.rms_norm: _rms_norm,
-    vars(torch)["_weight_norm"]: _weight_norm, torch.cdist: _distances, F.pdist: _own_distances,
-    F.embedding: embedding, F.embedding_bag: _embedding_bag,
-    torch.logcumsumexp: _logcumsumexp, Tensor.logcumsumexp: _logcumsumexp,
-    **{kernel: _within(kernel, lambda: sdpa_kernel(SDPBackend.MATH)) for kernel in _FUSED},
-    **{k: _within(k, lambda: torch.backends.cudnn.flags(enabled=False)) for k in _CUDNN},
-    **{vars(m)[name]: _grouped_product for m, name in ((torch, "_grouped_mm"), (F, "grouped_mm"))
-       if hasattr(m, name)},
-}  # fmt: skip
-"""Function of torch to its equivalent."""
+_within(
+    lambda: sdpa_kernel(SDPBackend.MATH),
+    F.scaled_dot_product_attention,
+    F.multi_head_attention_forward,
+)
+_within(
+    lambda: torch.backends.cudnn.flags(enabled=False),
+    *(torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu),
+)

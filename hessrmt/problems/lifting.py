@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch.nn import functional as F  # noqa: N812
 from torch.utils import _pytree
 from torch.utils import checkpoint as torch_checkpoint
 
 from hessrmt.errors import ProblemError
-from hessrmt.problems.equivalents import EQUIVALENT, binary_cross_entropy, cross_entropy, embedding
-from hessrmt.problems.trees import map_tensors, tensors_of
+from hessrmt.problems.batches import Intercepting
+from hessrmt.problems.equivalents import EQUIVALENT
 
 _WIDE = dict.fromkeys((torch.float16, torch.bfloat16, torch.float32), torch.float64)
 _WIDE |= dict.fromkeys((torch.complex32, torch.complex64), torch.complex128)
@@ -37,9 +37,6 @@ _CASTS = {
 }
 
 _LEGACY = {k.__name__: k.dtype for k in (torch.FloatTensor, torch.HalfTensor, torch.BFloat16Tensor)}
-
-Tables = tuple[tuple[Tensor, Tensor], ...]
-"""Tables of embeddings with a row for padding: as they are given, and as they are."""
 
 _BITS = (Tensor.view, torch.frombuffer)
 """A type that is given to these says how bits are read."""
@@ -61,60 +58,6 @@ class Inside:
     lifted: set[torch.dtype] = field(default_factory=set)
     keeps_data: bool | None = None
     own_loss: float | None = None
-
-
-class Running(TorchFunctionMode):
-    """Replaces operations by their equivalents, and in float64 lifts what asks for less.
-
-    Args:
-        inside: Where to say what was lifted.
-        lift: Whether to lift.
-        check: Whether to look at the values of class labels.
-        own: See :func:`~hessrmt.problems.equivalents.embedding`.
-    """
-
-    def __init__(
-        self, inside: Inside, *, lift: bool, check: bool = False, own: Tables = ()
-    ) -> None:
-        super().__init__()
-        self._inside, self._lift = inside, lift
-        checked = {loss: {"check": check} for loss in (cross_entropy, binary_cross_entropy)}
-        self._more = {**checked, embedding: {"own": own}}
-
-    def __torch_function__(
-        self, function: Any, types: Any, arguments: Any = (), keywords: Any = None
-    ) -> Any:
-        keywords = keywords or {}
-        if function in EQUIVALENT:
-            function = EQUIVALENT[function]
-            keywords = keywords | self._more.get(function, {})
-        if self._lift:
-            if function in _SPELLED:
-                function, arguments = _spelled_out(function, arguments)
-            kind = keywords.get("dtype")
-            for argument in arguments:
-                if type(argument) is torch.dtype:
-                    kind = argument
-            if kind in _WIDE and function not in _BITS:
-                return self._lifted(function, arguments, keywords, kind)
-        try:
-            return function(*arguments, **keywords)
-        except RuntimeError:
-            widened = _widened(function, arguments, keywords) if self._lift else None
-            if widened is None:
-                raise
-        return function(*widened[0], **widened[1])
-
-    def _lifted(self, function: Any, arguments: Any, keywords: Any, kind: torch.dtype) -> Any:
-        """A function that is asked for a narrow type, asked for the wide one."""
-        source = arguments[0] if arguments and isinstance(arguments[0], Tensor) else None
-        if source is None or source.is_floating_point() or source.is_complex():
-            self._inside.lifted.add(kind)
-        widen = lambda a: _WIDE.get(a, a) if type(a) is torch.dtype else a  # noqa: E731
-        found = function(*map(widen, arguments), **{k: widen(v) for k, v in keywords.items()})
-        # a cast that in the model's own precision makes a new tensor makes one here, too: the
-        # model may go on to work on it in place
-        return found.clone() if found is source and kind != self._inside.own else found
 
 
 def _spelled_out(function: Any, arguments: Any) -> tuple[Any, Any]:
@@ -143,15 +86,11 @@ def _widened(function: Any, arguments: Any, keywords: Any) -> tuple[Any, Any] | 
     writes = "out" in keywords or name.startswith(("__i", "__set"))
     if writes or (name.endswith("_") and not name.endswith("__")):
         return None
-    kinds = {leaf.dtype for leaf in _pytree.tree_leaves((arguments, keywords)) if _is_tensor(leaf)}
+    tree = (arguments, keywords)
+    kinds = {leaf.dtype for leaf in _pytree.tree_leaves(tree) if isinstance(leaf, Tensor)}
     if not kinds & set(_WIDE) or not kinds & set(_WIDE.values()):
         return None
-    widen = lambda a: a.to(_WIDE.get(a.dtype, a.dtype)) if _is_tensor(a) else a  # noqa: E731
-    return _pytree.tree_map(widen, (arguments, keywords))
-
-
-def _is_tensor(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor)
+    return _pytree.tree_map_only(Tensor, lambda a: a.to(_WIDE.get(a.dtype, a.dtype)), tree)
 
 
 def require_wide(loss: Tensor) -> None:
@@ -224,7 +163,7 @@ def running(
     dtype: torch.dtype,
     *,
     check: bool = False,
-    own: Tables = (),
+    own: tuple[tuple[Tensor, Tensor], ...] = (),
     lift: bool = True,
 ) -> Iterator[None]:
     """Run a network or a loss so that it is one function in one precision, twice differentiable.
@@ -233,19 +172,54 @@ def running(
         inside: Where to say what was lifted.
         dtype: Precision of the run; only in float64 something is lifted.
         check: Whether to look at the values of class labels.
-        own: See :func:`~hessrmt.problems.equivalents.embedding`.
+        own: Tables of embeddings with a row for padding: as they are given, and as they are.
         lift: Whether to lift at all.
 
     Yields:
         None.
     """
+    more: dict[Any, dict[str, Any]] = {F.embedding: {"own": own}}
+    more |= {loss: {"check": check} for loss in (F.cross_entropy, F.binary_cross_entropy)}
     lift, default = lift and dtype == torch.float64, torch.get_default_dtype()
+
+    def operation(function: Any, arguments: Any, keywords: dict[str, Any]) -> Any:
+        """By its equivalent, and in float64 where it asks for less."""
+        if function in EQUIVALENT:
+            keywords = keywords | more.get(function, {})
+            function = EQUIVALENT[function]
+        if not lift:
+            return function(*arguments, **keywords)
+        if function in _SPELLED:
+            function, arguments = _spelled_out(function, arguments)
+        kinds = [a for a in arguments if type(a) is torch.dtype]
+        kind = kinds[-1] if kinds else keywords.get("dtype")
+        if kind in _WIDE and function not in _BITS:
+            return lifted(function, arguments, keywords, kind)
+        try:
+            return function(*arguments, **keywords)
+        except RuntimeError:
+            widened = _widened(function, arguments, keywords)
+            if widened is None:
+                raise
+        return function(*widened[0], **widened[1])
+
+    def lifted(function: Any, arguments: Any, keywords: Any, kind: torch.dtype) -> Any:
+        """Asked for a narrow type, asked for the wide one."""
+        source = arguments[0] if arguments and isinstance(arguments[0], Tensor) else None
+        if source is None or source.is_floating_point() or source.is_complex():
+            inside.lifted.add(kind)
+        widen = lambda a: _WIDE.get(a, a) if type(a) is torch.dtype else a  # noqa: E731
+        found = function(*map(widen, arguments), **{k: widen(v) for k, v in keywords.items()})
+        # a cast that in the model's own precision makes a new tensor makes one here, too: the
+        # model may go on to work on it in place
+        return found.clone() if found is source and kind != inside.own else found
+
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     if lift:
         torch.set_default_dtype(torch.float64)
     try:
-        with as_written(), Running(inside, lift=lift, check=check, own=own):
+        with as_written(), Intercepting(operation):
             yield
     finally:
         if lift:
@@ -263,32 +237,6 @@ def called(model: Callable[..., Any], inputs: Any) -> Any:
     Returns:
         Its outputs.
     """
-    if isinstance(inputs, tuple | list):
-        return model(*inputs)
-    return model(**inputs) if isinstance(inputs, dict) else model(inputs)
-
-
-def copied(tree: Any) -> Any:
-    """New tensors in place of all of a tree.
-
-    Args:
-        tree: Any object that holds tensors.
-
-    Returns:
-        The same with copies.
-    """
-    return map_tensors(tree, Tensor.clone)
-
-
-def same(tree: Any, other: Any) -> bool:
-    """Whether two trees have equal tensors.
-
-    Args:
-        tree: Tensors among other things.
-        other: Of the same form.
-
-    Returns:
-        Whether all are equal.
-    """
-    pairs = zip(tensors_of(tree), tensors_of(other), strict=True)
-    return all(a.layout != torch.strided or torch.equal(a, b) for a, b in pairs)
+    if isinstance(inputs, dict):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)

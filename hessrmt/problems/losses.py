@@ -1,4 +1,4 @@
-"""Losses: functions (outputs, targets) ↦ scalar mean over the batch."""
+"""Losses: functions (outputs, targets) ↦ scalar mean over the batch, and what they are made of."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.nn import functional as F  # noqa: N812
 
 from hessrmt.errors import ProblemError
+from hessrmt.problems.batches import Intercepting
 from hessrmt.problems.plugins import is_plugin, load_object
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -46,138 +46,7 @@ def mean_squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
     return (outputs - targets).square().sum() / outputs.shape[0]
 
 
-def cross_entropy_in_full_digits(
-    outputs: Tensor,
-    labels: Tensor,
-    weight: Tensor | None = None,
-    ignore_index: int = -100,
-    reduction: str = "mean",
-    label_smoothing: float = 0.0,
-) -> Tensor:
-    """Cross-entropy, in a form whose derivatives lose no digits where the network is certain.
-
-    With m the likeliest class, L = log(1 + Σ_{j≠m} exp(f_j - f_m)) + f_m - f_y: every second
-    derivative is made of small numbers that are small from the start. In the usual form they are
-    differences p_m - p_m² of numbers near one, with an error of ε however small they are.
-
-    Args:
-        outputs: (B, K, ...) scores, or (K,).
-        labels: (B, ...) integer labels.
-        weight: (K,) weights of the classes.
-        ignore_index: Label of what is left out.
-        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        label_smoothing: Part of the target that is spread evenly over all classes.
-
-    Returns:
-        Equal to ``torch.nn.functional.cross_entropy`` up to rounding.
-    """
-    scores = outputs
-    if outputs.dim() != 2:
-        scores = outputs.movedim(min(1, outputs.dim() - 1), -1)
-        scores = scores.reshape(-1, scores.shape[-1])
-    column = labels.reshape(-1, 1).long()
-    used = column[:, 0] != ignore_index
-    likeliest = scores.detach().argmax(dim=1, keepdim=True)
-    label = torch.where(used[:, None], column, likeliest)
-    others = torch.ones_like(scores).scatter(1, likeliest, 0.0)
-    shifted = scores - scores.gather(1, likeliest)
-    # zero where the label is the likeliest class, and no 1 - 1 in the derivatives there
-    behind = torch.where(label == likeliest, 0, shifted.gather(1, label))[:, 0]
-    rest = torch.log1p((others * torch.exp(shifted)).sum(dim=1))
-    share = used.to(scores.dtype)
-    if weight is not None:
-        share = share * weight.to(scores.dtype)[label[:, 0]]
-    whole = share.sum() if reduction == "mean" else 1
-    loss = share / whole * (rest - behind)
-    if label_smoothing:
-        surprise = rest[:, None] - shifted
-        surprise = surprise if weight is None else surprise * weight
-        smooth = used / whole * surprise.mean(dim=1)
-        loss = (1 - label_smoothing) * loss + label_smoothing * smooth
-    return loss.reshape(labels.shape) if reduction == "none" else loss.sum()
-
-
-class Call(NamedTuple):
-    """One cross-entropy or log-softmax in a loss.
-
-    Attributes:
-        scores: What it was given, with the classes last.
-        result: What the loss went on with, cut off from the scores.
-        weigh: From the derivative of the loss in the result to the weights (R,) of log Σ exp of
-            each row of scores.
-        mass: What a mean over rows divides by: their number, or the sum of their class weights.
-    """
-
-    scores: Tensor
-    result: Tensor
-    weigh: Callable[[Tensor], Tensor]
-    mass: float | None
-
-
-class Watching(TorchFunctionMode):
-    """Cuts off what the cross-entropies of a loss give from what they are given, while it runs.
-
-    So it shows what they are given, and how the loss depends on them and on everything else.
-
-    Attributes:
-        calls: What was cut, in order.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[Call] = []
-
-    def __torch_function__(
-        self, function: Any, types: Any, arguments: Any = (), keywords: Any = None
-    ) -> Any:
-        keywords = keywords or {}
-        found = function(*arguments, **keywords)
-        call = None
-        if not torch.is_grad_enabled():  # a number for a log
-            return found
-        if function is F.cross_entropy:
-            call = _cross_entropy(found.detach(), *arguments, **keywords)
-        elif function in _LOG_SOFTMAX:
-            call = _log_softmax(found.detach(), *arguments, **keywords)
-        if call is None:
-            return found
-        self.calls.append(call)
-        return call.result.clone()
-
-
-def _log_softmax(
-    found: Tensor, input: Tensor, dim: int | None = None, *_: Any, **__: Any
-) -> Call | None:
-    if dim is None or not input.dim():
-        return None
-    result = found.requires_grad_()
-    return Call(input.movedim(dim, -1), result, lambda slope: -slope.sum(dim).reshape(-1), None)
-
-
-def _cross_entropy(found: Tensor, input: Tensor, target: Tensor, **options: Any) -> Call:
-    classes = min(1, input.dim() - 1)
-    count = input.shape[classes]
-    slopes = []
-    for most in (0.0, 1e3):  # softmax gives 1/c to all classes, then all of it to the first
-        scores = torch.zeros_like(input).detach()
-        scores.select(classes, 0).fill_(most)
-        total = F.cross_entropy(scores.requires_grad_(), target, **options).sum()
-        slopes.append(torch.autograd.grad(total, scores)[0].select(classes, 0).reshape(-1))
-    unit = (slopes[1] - slopes[0]) / (1 - 1 / count) if count > 1 else slopes[0]
-    mass = None
-    if options.get("reduction", "mean") == "mean":
-        mass = float(len(unit))
-        if not target.is_floating_point():
-            counted, weight = target[target != options["ignore_index"]], options.get("weight")
-            mass = float(len(counted) if weight is None else weight[counted].sum())
-    result = found.requires_grad_()
-    return Call(input.movedim(classes, -1), result, lambda slope: slope.reshape(-1) * unit, mass)
-
-
-_LOG_SOFTMAX = (F.log_softmax, torch.log_softmax, Tensor.log_softmax)
-
-
-class Penalised:
+def penalised(loss: Loss, model: nn.Module, l2: float) -> Loss:
     """A loss with a penalty on the trainable parameters of a model.
 
     Args:
@@ -185,28 +54,21 @@ class Penalised:
         model: The user's own.
         l2: The penalty is l2 ‖θ‖² / 2.
 
+    Returns:
+        The loss of outputs on targets, and the penalty.
+
     Raises:
         ProblemError: If `l2` is not a positive number.
     """
+    if not isinstance(l2, Real) or not 0 < l2 < math.inf:
+        raise ProblemError(f"the l2 penalty is {l2!r}; it must be a positive number, or 0")
+    parameters = [p for p in model.parameters() if p.requires_grad]
 
-    def __init__(self, loss: Loss, model: nn.Module, l2: float) -> None:
-        if not isinstance(l2, Real) or not 0 < l2 < math.inf:
-            raise ProblemError(f"the l2 penalty is {l2!r}; it must be a positive number, or 0")
-        self._loss, self._l2 = loss, l2
-        self._parameters = [p for p in model.parameters() if p.requires_grad]
+    def total(outputs: Any, targets: Any) -> Tensor:
+        squares = torch.stack([p.square().sum() for p in parameters]).sum()
+        return loss(outputs, targets) + l2 / 2 * squares
 
-    def __call__(self, outputs: Any, targets: Any) -> Tensor:
-        """The loss of outputs on targets, and the penalty.
-
-        Args:
-            outputs: Of the model.
-            targets: As the loss takes them.
-
-        Returns:
-            A scalar tensor.
-        """
-        squares = torch.stack([p.square().sum() for p in self._parameters]).sum()
-        return self._loss(outputs, targets) + self._l2 / 2 * squares
+    return total
 
 
 LOSSES: dict[str, Loss] = {"cross-entropy": F.cross_entropy, "mse": mean_squared_error}
@@ -226,15 +88,94 @@ def resolve(loss: str | Loss) -> Loss:
         ProblemError: If the name is unknown or the object is not callable.
     """
     if isinstance(loss, str):
-        if loss in LOSSES:
-            return LOSSES[loss]
-        if not is_plugin(loss):
+        if loss not in LOSSES and not is_plugin(loss):
             raise ProblemError(
                 f"unknown loss {loss!r}; known are {', '.join(LOSSES)}, or give file.py:function"
             )
-        found: Loss = load_object(loss)
-    else:
-        found = loss
-    if not callable(found):
+        return LOSSES[loss] if loss in LOSSES else resolve(load_object(loss))
+    if not callable(loss):
         raise ProblemError(f"the loss {loss!r} is not callable")
-    return found
+    return loss
+
+
+class SoftmaxCall(NamedTuple):
+    """One cross-entropy or log-softmax in a loss.
+
+    Attributes:
+        scores: What it was given, with the classes last.
+        result: What the loss went on with, cut off from the scores.
+        weigh: From the derivative of the loss in the result to the weights (R,) of log Σ exp of
+            each row of scores.
+        mass: What a mean over rows divides by: their number, or the sum of their class weights.
+    """
+
+    scores: Tensor
+    result: Tensor
+    weigh: Callable[[Tensor], Tensor]
+    mass: float | None
+
+
+def cut_softmax(loss: Loss) -> tuple[Loss, list[SoftmaxCall]]:
+    """Cut off what the cross-entropies of a loss give from what they are given, when it runs.
+
+    So it shows what they are given, and how the loss depends on them and on everything else.
+
+    Args:
+        loss: The loss.
+
+    Returns:
+        The loss to run in its place, and a list of what has then been cut, in order.
+    """
+    calls: list[SoftmaxCall] = []
+
+    def cut(function: Any, arguments: Any, keywords: dict[str, Any]) -> Any:
+        found = function(*arguments, **keywords)
+        # without gradients it is a number for a log
+        read = _SOFTMAX.get(function) if torch.is_grad_enabled() else None
+        call = read and read(found.detach().requires_grad_(), *arguments, **keywords)
+        if call is None:
+            return found
+        calls.append(call)
+        return call.result.clone()
+
+    def watched(outputs: Any, targets: Any) -> Tensor:
+        with Intercepting(cut):
+            return loss(outputs, targets)
+
+    return watched, calls
+
+
+def _log_softmax(
+    found: Tensor, input: Tensor, dim: int | None = None, *_: Any, **__: Any
+) -> SoftmaxCall | None:
+    if dim is None or not input.dim():
+        return None
+    weigh = lambda slope: -slope.sum(dim).reshape(-1)  # noqa: E731
+    return SoftmaxCall(input.movedim(dim, -1), found, weigh, None)
+
+
+def _cross_entropy(found: Tensor, input: Tensor, target: Tensor, **options: Any) -> SoftmaxCall:
+    classes = min(1, input.dim() - 1)
+    count = input.shape[classes]
+    slopes = []
+    for most in (0.0, 1e3):  # softmax gives 1/c to all classes, then all of it to the first
+        scores = torch.zeros_like(input).detach()
+        scores.select(classes, 0).fill_(most)
+        total = F.cross_entropy(scores.requires_grad_(), target, **options).sum()
+        slopes.append(torch.autograd.grad(total, scores)[0].select(classes, 0).reshape(-1))
+    unit = (slopes[1] - slopes[0]) / (1 - 1 / count) if count > 1 else slopes[0]
+    mass = None
+    if options.get("reduction", "mean") == "mean":
+        mass = float(len(unit))
+        if not target.is_floating_point():
+            counted, weight = target[target != options["ignore_index"]], options.get("weight")
+            mass = float(len(counted) if weight is None else weight[counted].sum())
+    return SoftmaxCall(
+        input.movedim(classes, -1), found, lambda slope: slope.reshape(-1) * unit, mass
+    )
+
+
+_SOFTMAX: dict[Any, Callable[..., SoftmaxCall | None]] = {
+    F.cross_entropy: _cross_entropy,
+    **dict.fromkeys((F.log_softmax, torch.log_softmax, Tensor.log_softmax), _log_softmax),
+}

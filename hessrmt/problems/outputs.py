@@ -11,9 +11,9 @@ from torch import Tensor
 
 from hessrmt import rng
 from hessrmt.errors import ProblemError
-from hessrmt.problems.losses import Call, Watching
-from hessrmt.problems.problem import Problem
-from hessrmt.problems.trees import map_tensors, tensors_of
+from hessrmt.problems.batches import map_tensors, tensors_of
+from hessrmt.problems.losses import SoftmaxCall, cut_softmax
+from hessrmt.problems.problem import Problem, derivatives
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -64,13 +64,13 @@ class InOneTensor(Problem):
             return super().loss_of_outputs(outputs, check=check)
         example = self._example()
         leaves = self._leaves(example)
-        real = [_real(leaf) for leaf in leaves]
+        shapes = [_real(leaf).shape for leaf in leaves]
         each = self.samples if outputs.dim() == 2 else 1
-        pieces = outputs.split([leaf.numel() // each for leaf in real], dim=-1)
-        given = {
-            id(leaf): _as(leaf, piece.reshape(part.shape))
-            for leaf, part, piece in zip(leaves, real, pieces, strict=True)
-        }
+        pieces = outputs.split([shape.numel() // each for shape in shapes], dim=-1)
+        given = {}
+        for leaf, shape, piece in zip(leaves, shapes, pieces, strict=True):
+            part = piece.reshape(shape)
+            given[id(leaf)] = torch.view_as_complex(part) if leaf.is_complex() else part
         tree = map_tensors(example, lambda tensor: given.get(id(tensor), tensor))
         return super().loss_of_outputs(tree, check=check)
 
@@ -99,11 +99,7 @@ class InOneTensor(Problem):
         """
         point = outputs.detach().requires_grad_()
         loss = self.loss_of_outputs(point.clone())  # it may work in place
-        if not loss.requires_grad:
-            return point, torch.zeros_like(point)
-        return point, torch.autograd.grad(
-            loss, point, create_graph=graph, materialize_grads=True, allow_unused=True
-        )[0]
+        return point, derivatives(loss, [point], graph=graph)[0]
 
     def here(self) -> Tensor:
         """The outputs at the problem's parameters; the network is run on a batch once.
@@ -282,23 +278,17 @@ def _recorded_mass(problem: Problem) -> float | None:
 
 def _cross_entropies(
     problem: InOneTensor, outputs: Tensor
-) -> tuple[Tensor, list[tuple[Call, Tensor]]]:
+) -> tuple[Tensor, list[tuple[SoftmaxCall, Tensor]]]:
     """The cross-entropies that a loss is made of, found by running it once.
 
     Returns:
         The outputs as a leaf of the graph; and each cross-entropy with the weights of its rows, or
         nothing if the loss depends on the outputs in another way or is not linear in them.
     """
-    watched, watching = copy.copy(problem), Watching()
-
-    def loss_function(outputs: Any, targets: Any) -> Tensor:
-        with watching:
-            return problem.loss_function(outputs, targets)
-
-    watched.loss_function = loss_function
+    watched = copy.copy(problem)
+    watched.loss_function, calls = cut_softmax(problem.loss_function)
     point = outputs.detach().requires_grad_()
     loss = watched.loss_of_outputs(point.clone())
-    calls = watching.calls
     if not calls or not loss.requires_grad:
         return point, []
     results = [call.result for call in calls]
@@ -345,10 +335,6 @@ def ignores_softmax_shift(problem: Problem) -> bool:
 
 def _real(leaf: Tensor) -> Tensor:
     return torch.view_as_real(leaf) if leaf.is_complex() else leaf
-
-
-def _as(like: Tensor, leaf: Tensor) -> Tensor:
-    return torch.view_as_complex(leaf) if like.is_complex() else leaf
 
 
 def _selected(scores: Tensor, point: Tensor, outputs: Tensor) -> Tensor | None:

@@ -19,25 +19,15 @@ from torch.func import functional_call
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 
 from hessrmt import rng
 from hessrmt.errors import HessrmtError, NonFiniteError, ProblemError
-from hessrmt.problems.batches import Batch, join, read_data
+from hessrmt.problems.batches import Batch, Intercepting, join, map_tensors, read_data, tensors_of
 from hessrmt.problems.equivalents import cross_entropy
-from hessrmt.problems.lifting import (
-    Inside,
-    as_written,
-    called,
-    copied,
-    require_wide,
-    running,
-    same,
-)
-from hessrmt.problems.losses import Loss, Penalised, resolve
-from hessrmt.problems.structure import Structure, find_structure, reached
-from hessrmt.problems.trees import map_tensors
+from hessrmt.problems.lifting import Inside, as_written, called, require_wide, running
+from hessrmt.problems.losses import Loss, penalised, resolve
+from hessrmt.problems.structure import Structure, reached, structure_of
 
 if TYPE_CHECKING:
     from hessrmt.arrays import Vector
@@ -50,57 +40,66 @@ _EVALUATION_ULPS = 64
 
 
 @contextmanager
+def _explained(kinds: Any, why: str, passing: Any = (torch.OutOfMemoryError, HessrmtError)):
+    """Errors of torch or of the user's code as errors of ours."""
+    try:
+        yield
+    except passing:
+        raise
+    except kinds as error:
+        said = (str(error).strip().splitlines() or [""])[0]
+        raise ProblemError(f"{why}: {type(error).__name__}: {said}") from error
+
+
+@contextmanager
 def ordinary_mode() -> Iterator[None]:
     """Gradients on, inference mode and mixed precision off, whatever mode the caller is in.
 
     Also a decorator, of every public function that differentiates. Under ``torch.no_grad()`` every
-    second derivative would silently be zero. What torch cannot do becomes an error of ours here.
+    second derivative would silently be zero. What torch cannot do becomes an error of ours here:
+    a ProblemError for any RuntimeError but that a device has no room.
 
     Yields:
         None.
-
-    Raises:
-        ProblemError: If torch raises an error.
-        OutOfMemoryError: If a device has no room.
     """
-    try:
-        with (
-            torch.inference_mode(mode=False),
-            torch.enable_grad(),
-            torch.autocast("cpu", enabled=False),
-            torch.autocast("cuda", enabled=False),
-        ):
-            yield
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:  # NotImplementedError is one
-        said = str(error).strip().split("\n")[0]
-        raise ProblemError(
-            f"torch cannot differentiate this loss as it must be: {type(error).__name__}: {said}"
-        ) from error
+    with (
+        _explained(RuntimeError, "torch cannot differentiate this loss as it must be"),
+        torch.inference_mode(mode=False),
+        torch.enable_grad(),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False),
+    ):
+        yield
 
 
-@contextmanager
-def of_parts() -> Iterator[None]:
+def of_parts() -> Any:
     """Say so if a network or a loss that is run on a part of its data needs all of it.
 
-    Yields:
-        None.
-
-    Raises:
-        ProblemError: If it raises anything.
-        OutOfMemoryError: If a device has no room.
-        HessrmtError: Errors of ours pass.
+    Returns:
+        A context in which every error but ours, and but that a device has no room, is a
+        ProblemError.
     """
-    try:
-        yield
-    except (torch.OutOfMemoryError, HessrmtError):
-        raise
-    except Exception as error:  # whatever the user's network raises
-        raise ProblemError(
-            "the network or the loss cannot be run on a part of the data: "
-            f"{type(error).__name__}: {error}"
-        ) from error
+    return _explained(Exception, "the network or the loss cannot be run on a part of the data")
+
+
+def find_structure(problem: Problem, *, of_loss: bool = True) -> Structure:
+    """Run the network once and find its layers.
+
+    Args:
+        problem: In its final precision and place.
+        of_loss: Whether parameters matter that reach the loss, or those that reach the outputs.
+
+    Returns:
+        Its layers, and the parameters outside them.
+    """
+
+    def run(parameters: dict[str, Tensor]) -> tuple[Any, list[Tensor]]:
+        with problem.reached_everywhere(parameters):
+            outputs = problem.call(parameters)
+            ends = [problem.loss_of_outputs(outputs)] if of_loss else tensors_of(outputs)
+            return outputs, ends
+
+    return structure_of(problem.model, problem.unflatten(problem.theta), run, problem.samples)
 
 
 class Problem:
@@ -153,23 +152,19 @@ class Problem:
         if not isinstance(model, nn.Module):
             raise ProblemError(f"the model is a {type(model).__name__}, not a torch.nn.Module")
         self.batch = read_data(data)
-        try:
+        uncopied = "the model cannot be copied, since it holds something that cannot"
+        with _explained((RuntimeError, TypeError), uncopied, ()):
             self.model = _copied_module(model)
-        except (RuntimeError, TypeError) as error:
-            said = str(error).splitlines()[0]
-            raise ProblemError(
-                f"the model cannot be copied, since it holds something that cannot: {said}"
-            ) from error
         self.loss_name = loss if isinstance(loss, str) else getattr(loss, "__name__", repr(loss))
         own_loss = self.loss_function = resolve(loss)
         if l2:
-            own_loss = self.loss_function = Penalised(own_loss, model, l2)
+            own_loss = self.loss_function = penalised(own_loss, model, l2)
             self.loss_name += f" + {l2:g} ‖θ‖² / 2"
         if isinstance(own_loss, nn.Module):
             self.loss_function = _copied_module(own_loss).requires_grad_(False)
         self._take(only)
         _check_finite_parameters(self.model)
-        self.own: Own | None = Own(model, own_loss)
+        self.own = Own(model, own_loss)
         self.held_elsewhere = False
         self.inside = Inside(self.own.dtype)
 
@@ -188,15 +183,15 @@ class Problem:
                     f"no trainable parameter matches {only!r}; there are {', '.join(trainable)}"
                 )
             for name in trainable.keys() - matching:
-                trainable[name].requires_grad_(False)
-            trainable = {name: p for name, p in trainable.items() if name in matching}
+                trainable.pop(name).requires_grad_(False)
         self.names = tuple(trainable)
         owner = {id(p): name for name, p in trainable.items()}
-        self._aliases: dict[str, list[str]] = {name: [] for name in trainable}
-        for place, module in self.model.named_modules():
-            for kind, parameter in module._parameters.items():
-                if id(parameter) in owner:
-                    self._aliases[owner[id(parameter)]].append(f"{place}.{kind}".lstrip("."))
+        self._aliases = {
+            f"{place}.{kind}".lstrip("."): owner[id(parameter)]
+            for place, module in self.model.named_modules()
+            for kind, parameter in module._parameters.items()
+            if id(parameter) in owner
+        }
         padded = {
             id(module.weight)
             for module in self.model.modules()
@@ -217,8 +212,7 @@ class Problem:
         Returns:
             A problem of fewer dimensions.
         """
-        found = self._twin()
-        found.model = _copied_module(self.model)
+        found = self._twin(model=_copied_module(self.model))
         found._take(only)
         return found
 
@@ -265,18 +259,15 @@ class Problem:
         Returns:
             The copy.
         """
-        moved = self._twin()
 
         def move(leaf: Any) -> Any:
             return _moved(leaf, dtype, device) if isinstance(leaf, Tensor) else leaf
 
         # Module.to would drop the imaginary part of complex buffers
-        moved.model = _copied_module(self.model)._apply(move)
-        moved.batch = self.batch.map(move)
-        if isinstance(self.loss_function, nn.Module):  # class weights move along
-            loss = _copied_module(self.loss_function)._apply(move).requires_grad_(False)
-            moved.loss_function = loss
-        return moved
+        model, loss = _copied_module(self.model)._apply(move), self.loss_function
+        if isinstance(loss, nn.Module):  # class weights move along
+            loss = _copied_module(loss)._apply(move).requires_grad_(False)
+        return self._twin(model=model, batch=self.batch.map(move), loss_function=loss)
 
     def unflatten(self, theta: Vector) -> dict[str, Tensor]:
         """Flat vector (P,) to named parameters.
@@ -323,7 +314,7 @@ class Problem:
             Whatever the model returns.
         """
         # by hand: torch's own ties break a module that stands in two places
-        given = {alias: parameters[name] for name in self.names for alias in self._aliases[name]}
+        given = {alias: parameters[name] for alias, name in self._aliases.items()}
         return functional_call(self.model, given, arguments, keywords, tie_weights=False)
 
     @contextmanager
@@ -339,20 +330,26 @@ class Problem:
         if not self.held_elsewhere:
             yield
             return
-        models = [self.model] if self.own is None else [self.model, self.own.model]
         others = {
             id(value): parameters[name]
-            for model in models
+            for model in (self.model, self.own.model)
             for name, value in model.named_parameters()
             if name in parameters
         }
-        with _Replaced(others):
+
+        def replaced(function: Any, arguments: Any, keywords: dict[str, Any]) -> Any:
+            tree = (arguments, keywords)
+            arguments, keywords = _pytree.tree_map(lambda x: others.get(id(x), x), tree)
+            return function(*arguments, **keywords)
+
+        with Intercepting(replaced):
             yield
 
-    def _twin(self) -> Problem:
+    def _twin(self, **changes: Any) -> Problem:
         """A copy that shares everything but what was found out by running the network."""
         twin = copy.copy(self)
         twin.__dict__.pop("structure", None)
+        twin.__dict__.update(changes)
         return twin
 
     def places(self) -> dict[str, slice]:
@@ -374,9 +371,7 @@ class Problem:
         Returns:
             A problem that shares the model.
         """
-        found = self._twin()
-        found.batch = self.batch.part(samples)
-        return found
+        return self._twin(batch=self.batch.part(samples))
 
     def on(self, batch: Batch) -> Problem:
         """The problem of other samples.
@@ -387,10 +382,8 @@ class Problem:
         Returns:
             A problem that shares the model.
         """
-        found = self._twin()
         device = self.theta.device
-        found.batch = batch.map(lambda leaf: _moved(leaf, self.dtype, device))
-        return found
+        return self._twin(batch=batch.map(lambda leaf: _moved(leaf, self.dtype, device)))
 
     @cached_property
     def is_sum(self) -> bool:
@@ -444,7 +437,7 @@ class Problem:
     @contextmanager
     def _running(self, data: Any, **options: Any) -> Iterator[Any]:
         """Run the network or the loss, with copies of its data if it may write into them."""
-        given = data if self.inside.keeps_data else copied(data)
+        given = data if self.inside.keeps_data else map_tensors(data, Tensor.clone)
         with running(self.inside, self.dtype, **options):
             yield given
 
@@ -502,34 +495,26 @@ class Problem:
         """
         _refuse_random_layers(self.model)
         # before the copy has been run: it may keep what it makes
-        beside = self.own.beside(self) if compare and self.own else None
+        beside = self.own.beside(self) if compare else None
         theta = self.theta.requires_grad_()
-        try:
-            trial = self._twin()
-            trial.batch = self.batch.map(Tensor.clone)
-            trial.inside = replace(self.inside, keeps_data=True)
+        with _explained(Exception, "evaluating the loss failed", HessrmtError):
+            inside = replace(self.inside, keeps_data=True)
+            trial = self._twin(batch=self.batch.map(Tensor.clone), inside=inside)
             pieces = self.unflatten(theta)
             with trial.reached_everywhere(pieces):
                 loss = trial.loss_of_outputs(trial.call(pieces), check=True)
-            left = same(trial.batch.tensors(), self.batch.tensors())
+            pairs = zip(trial.batch.tensors(), self.batch.tensors(), strict=True)
+            left = all(a.layout != torch.strided or torch.equal(a, b) for a, b in pairs)
             self.inside.keeps_data = left and self.inside.keeps_data is not False
             again = self.loss(theta)
-        except HessrmtError:
-            raise
-        except Exception as error:
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
+            found = type(loss).__name__
+            if isinstance(loss, Tensor):
+                without = f"a number of type {loss.dtype}, which has no derivatives"
+                found = without if loss.numel() == 1 else str(tuple(loss.shape))
             raise ProblemError(
-                f"evaluating the loss failed with {type(error).__name__}: {error}"
-            ) from error
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
-            shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-            raise ProblemError(
-                f"the loss {self.loss_name!r} returned {shape}; it must return one number, "
-                "the mean over the batch"
-            )
-        if not loss.is_floating_point():
-            raise ProblemError(
-                f"the loss {self.loss_name!r} returned a number of type {loss.dtype}, which has no "
-                "derivatives; it must return a real number"
+                f"the loss {self.loss_name!r} returned {found}; it must return one number, the "
+                "mean over the batch"
             )
         value, second = float(loss.detach()), float(again.detach())
         if not math.isfinite(value):
@@ -551,10 +536,7 @@ class Problem:
                 "forward pass runs under torch.no_grad(), detaches its result, works on .data "
                 "or goes through NumPy. So it has no derivatives; take that out"
             )
-        gradient = (
-            torch.autograd.grad(loss, theta, allow_unused=True)[0] if loss.requires_grad else None
-        )
-        norm = 0.0 if gradient is None else float(gradient.norm())
+        norm = float(_gradient(loss, [theta]).norm())
         if not math.isfinite(norm):
             raise NonFiniteError(f"the gradient's norm is {norm} at these parameters")
         return value, norm
@@ -584,8 +566,6 @@ class Problem:
         Raises:
             ProblemError: If loss or gradient differ.
         """
-        if self.own is None:
-            return False
         own = self.own
         if found is None:  # what the copy itself does can still be asked
             if self._loss_reaches(own.model):
@@ -599,42 +579,39 @@ class Problem:
             return False
         loss, again, theirs, mine = found
         self.inside.own_loss = loss
-        digits = max(torch.finfo(kind).eps for kind in (own.dtype, self.dtype)) ** 0.5
-        same = abs(loss - again) <= digits * (1 + abs(loss))
+        digits = most = max(torch.finfo(kind).eps for kind in (own.dtype, self.dtype)) ** 0.5
         # where the copy agrees in the model's own precision, a part may have still fewer digits
-        most = digits
-        if same and self.inside.lifted:
+        if _near(loss, again, digits):
             kinds = [kind for kind in self.inside.lifted if kind.is_floating_point]
             least = max((torch.finfo(kind).eps ** 0.5 for kind in kinds), default=digits)
             most = max(digits, min(_FEWEST_DIGITS, least))
         allowed = digits * max(float(theirs.norm()), float(mine.norm()))
         gap = float((theirs - mine).norm())
-        loss_differs = abs(loss - value) > most * (1 + abs(loss))
+        loss_differs = not _near(loss, value, most)
         if not loss_differs and not gap > allowed:
             return False
         repeated = own.beside(self)
-        if repeated and abs(loss - repeated[0]) > digits * (1 + abs(loss)):
+        if repeated and not _near(loss, repeated[0], digits):
             raise ProblemError(
                 f"the loss of the model as it is given is not deterministic: it is {loss!r} and "
                 f"then {repeated[0]!r}. If the model draws something when it is first called, call "
                 "it once before the problem is made"
             )
-        if not loss_differs and (
-            repeated is None or gap <= 10 * float((repeated[2] - theirs).norm())
-        ):
+        scatter = math.inf if repeated is None else 10 * float((repeated[2] - theirs).norm())
+        if not loss_differs and gap <= scatter:
             return False  # sums in another order every time, of a gradient that is all round-off
         if not self.held_elsewhere:
             self.held_elsewhere = True
             everywhere = own.beside(self)
             with torch.no_grad():
                 now = float(self.loss(self.theta))
-            if (
+            self.held_elsewhere = bool(
                 everywhere
                 and float((everywhere[2] - everywhere[3]).norm()) <= allowed
-                and abs(loss - now) <= most * (1 + abs(loss))
-            ):
+                and _near(loss, now, most)
+            )
+            if self.held_elsewhere:
                 return True
-            self.held_elsewhere = False
         if loss_differs:
             raise ProblemError(
                 f"the loss of the model as it is given is {loss!r}; computed on a copy of it in "
@@ -642,20 +619,17 @@ class Problem:
                 "function: some part of the model does not survive being copied or cast, or has "
                 "changed since the problem was made"
             )
-        parts = zip(self.unflatten(theirs).items(), self.unflatten(mine).values(), strict=True)
-        name, one, other = max(
-            ((name, one, other) for (name, one), other in parts),
-            key=lambda part: float((part[1] - part[2]).norm()),
-        )
+        one, other = self.unflatten(theirs), self.unflatten(mine)
+        name = max(self.names, key=lambda n: float((one[n] - other[n]).norm()))
         why = (
             "the loss depends on it in another way than through the model's outputs"
-            if bool(other.any())
+            if bool(other[name].any())
             else "it is reached by another way than as a parameter of its module"
         )
         raise ProblemError(
             f"the gradient of the loss in {name} is another one for the model as it is given (norm "
-            f"{float(one.norm()):.6g}) than for the copy that is differentiated "
-            f"({float(other.norm()):.6g}): {why}. Register parameters in nn.ParameterList or "
+            f"{float(one[name].norm()):.6g}) than for the copy that is differentiated "
+            f"({float(other[name].norm()):.6g}): {why}. Register parameters in nn.ParameterList or "
             "nn.ModuleList, and give the loss as a function of outputs and targets alone"
         )
 
@@ -672,7 +646,7 @@ class Problem:
         Raises:
             ProblemError: If the loss holds parameters of the model.
         """
-        if self.held_elsewhere and self.own and self._loss_reaches(self.own.model):
+        if self.held_elsewhere and self._loss_reaches(self.own.model):
             raise ProblemError(
                 "the Gauss-Newton matrix belongs to a loss that depends on the parameters through "
                 "the outputs alone, and this one holds parameters of the model itself; take its "
@@ -722,19 +696,17 @@ class Own:
         """
         parameters = dict(self.model.named_parameters())
         copies = dict(problem.model.named_parameters())
-        shapes = [{name: p.shape for name, p in part.items()} for part in (parameters, copies)]
-        if shapes[0] != shapes[1]:
+        shapes, own = ({n: p.shape for n, p in part.items()} for part in (copies, parameters))
+        if shapes != own:
             return None
         wanted = [parameters[name] for name in problem.names]
         if not all(p.requires_grad and not p.is_inference() for p in wanted):
             return None
         moved = problem.at(self.dtype, wanted[0].device)
         plain = partial(running, moved.inside, moved.dtype, lift=False)
-        for way in (as_written, plain):  # nothing replaced, or what torch cannot do as it is
-            found = self._run(moved, wanted, way)
-            if found is not None:
-                return found
-        return None
+        # nothing replaced, or what torch cannot do as it is
+        found = (self._run(moved, wanted, way) for way in (as_written, plain))
+        return next(filter(None, found), None)
 
     def _run(
         self, moved: Problem, wanted: list[nn.Parameter], way: Callable[[], Any]
@@ -744,10 +716,11 @@ class Own:
         pieces = moved.unflatten(theta)
         try:
             with self._as_copied(moved.model), way():
-                loss = self._loss(called(self.model, copied(moved.inputs)), copied(moved.targets))
+                inputs, targets = (partial(map_tensors, x, Tensor.clone) for x in moved.batch.pair)
+                loss = self._loss(called(self.model, inputs()), targets())
                 with moved.reached_everywhere(pieces):
-                    outputs = called(partial(moved.run, pieces), copied(moved.inputs))
-                    again = moved.loss_function(outputs, copied(moved.targets))
+                    outputs = called(partial(moved.run, pieces), inputs())
+                    again = moved.loss_function(outputs, targets())
                 slopes = [_gradient(loss, wanted), _gradient(again, [theta])]
         except torch.OutOfMemoryError:
             raise
@@ -790,6 +763,10 @@ class Own:
                 parameter._backward_hooks = before
 
 
+def _near(one: float, other: float, digits: float) -> bool:
+    return abs(one - other) <= digits * (1 + abs(one))
+
+
 def _shallow(value: Any) -> Any:
     return copy.copy(value) if type(value) in (dict, list, set) else value
 
@@ -809,11 +786,28 @@ def _restore(attributes: dict[str, Any], before: dict[str, Any]) -> None:
             attributes[name] = value
 
 
+def derivatives(
+    value: Tensor, leaves: Sequence[Tensor], *, graph: bool = False
+) -> Sequence[Tensor]:
+    """The derivatives of a number; zeros where there is no way to it.
+
+    Args:
+        value: The number.
+        leaves: By what.
+        graph: Whether to keep the graph of the derivatives.
+
+    Returns:
+        Of the shapes of the leaves.
+    """
+    if not value.requires_grad:
+        return [torch.zeros_like(leaf) for leaf in leaves]
+    return torch.autograd.grad(
+        value, leaves, create_graph=graph, materialize_grads=True, allow_unused=True
+    )
+
+
 def _gradient(loss: Tensor, parameters: Sequence[Tensor]) -> Vector:
-    """The gradient as one vector; zeros where there is no way to a parameter."""
-    found = [torch.zeros_like(p) for p in parameters]
-    if loss.requires_grad:
-        found = torch.autograd.grad(loss, parameters, materialize_grads=True, allow_unused=True)
+    found = derivatives(loss, parameters)
     return torch.cat([part.detach().to_dense().reshape(-1) for part in found])
 
 
@@ -825,26 +819,6 @@ def _moved(leaf: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
         dtype = leaf.dtype
     found = leaf.to(device=device, dtype=dtype)
     return found.clone() if found.is_inference() else found
-
-
-class _Replaced(TorchFunctionMode):
-    """Tensors replaced by others in whatever operation they are met.
-
-    Args:
-        others: The identity of a tensor to what takes its place.
-    """
-
-    def __init__(self, others: dict[int, Tensor]) -> None:
-        super().__init__()
-        self._others = others
-
-    def __torch_function__(
-        self, function: Any, types: Any, arguments: Any = (), keywords: Any = None
-    ) -> Any:
-        arguments, keywords = _pytree.tree_map(
-            lambda leaf: self._others.get(id(leaf), leaf), (arguments, keywords or {})
-        )
-        return function(*arguments, **keywords)
 
 
 def _copied_module(module: nn.Module) -> Any:

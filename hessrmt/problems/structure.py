@@ -4,7 +4,7 @@ A :class:`Layer` is a module z = W u with trainable parameters that enter the lo
 product alone: a linear layer, a convolution, the affine part of a normalisation. u_b holds what
 each of T positions of sample b sees; W mixes the p entries of u into d outputs, separately in each
 of g groups. A cotangent of sample b's outputs that arrives at z as δ_b (d, T) gives the row δ_b u_b
-(d, p) of the Jacobian (per-sample gradients: Goodfellow, arXiv:1510.01799).
+(d, p) of the Jacobian (per-sample gradients: Goodfellow 2015).
 """
 
 from __future__ import annotations
@@ -14,18 +14,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from hessrmt.problems.trees import tensors_of
-
 if TYPE_CHECKING:
     from jaxtyping import Float
-
-    from hessrmt.problems.problem import Problem
 
 Hook = Callable[[Tensor, Tensor], Tensor]
 """Maps a layer's input and output to the output that the network goes on with."""
@@ -159,7 +156,7 @@ class Structure:
 
 
 @dataclass(frozen=True)
-class Call:
+class ModuleCall:
     """One call of a module.
 
     Attributes:
@@ -175,16 +172,23 @@ class Call:
     replaced: Tensor
 
 
-def find_structure(problem: Problem, *, of_loss: bool = True) -> Structure:
-    """Run the network once and find its layers.
+def structure_of(
+    model: nn.Module,
+    parameters: Mapping[str, Tensor],
+    run: Callable[[dict[str, Tensor]], tuple[Any, list[Tensor]]],
+    samples: int,
+) -> Structure:
+    """Run a network once and find its layers.
 
     Every layer's output is cut and replaced by a fresh leaf. A parameter that still reaches the
-    loss, or what enters a layer, is used elsewhere too (tied, penalised, fused), and its layer is
+    ends, or what enters a layer, is used elsewhere too (tied, penalised, fused), and its layer is
     none. An input that then depends on no leaf and no parameter is fed by the data.
 
     Args:
-        problem: In its final precision and place.
-        of_loss: Whether parameters matter that reach the loss, or those that reach the outputs.
+        model: The network.
+        parameters: Its trainable parameters by name.
+        run: Runs it at given parameters, and returns its outputs and the tensors of interest.
+        samples: Length of the batch.
 
     Returns:
         Its layers, and the parameters outside them.
@@ -192,9 +196,9 @@ def find_structure(problem: Problem, *, of_loss: bool = True) -> Structure:
     Raises:
         OutOfMemoryError: If a device has no room.
     """
-    owned = _candidates(problem.model)
-    modules = dict(problem.model.named_modules())
-    calls: dict[str, list[Call]] = {}
+    owned = _candidates(model)
+    modules = dict(model.named_modules())
+    calls: dict[str, list[ModuleCall]] = {}
 
     def cut(name: str) -> Hook:
         def hook(entering: Tensor, leaving: Tensor) -> Tensor:
@@ -206,35 +210,28 @@ def find_structure(problem: Problem, *, of_loss: bool = True) -> Structure:
                 )
             replaced = leaving.detach().requires_grad_().clone()  # the model may work in place
             kept = entering if entering.requires_grad else entering.detach().clone()
-            calls.setdefault(name, []).append(Call(kept, leaving, same, replaced))
+            calls.setdefault(name, []).append(ModuleCall(kept, leaving, same, replaced))
             return replaced
 
         return hook
 
-    pieces = {n: p.detach().requires_grad_() for n, p in problem.unflatten(problem.theta).items()}
+    leaves = {name: p.detach().requires_grad_() for name, p in parameters.items()}
     try:
-        with (
-            hooked({name: modules[name] for name in owned}, cut),
-            problem.reached_everywhere(pieces),
-        ):
-            outputs = problem.call(pieces)
-            ends = [problem.loss_of_outputs(outputs)] if of_loss else tensors_of(outputs)
+        with hooked({name: modules[name] for name in owned}, cut):
+            outputs, ends = run(leaves)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError:  # a network that differentiates itself misses what is cut
-        return Structure((), problem.names)
+        return Structure((), tuple(parameters))
     seen = [call.entering for made in calls.values() for call in made]
-    elsewhere = reached([*ends, *seen], pieces)
+    elsewhere = reached([*ends, *seen], leaves)
     layers = []
     for name, made in calls.items():
-        mine = owned[name]
-        if elsewhere & set(mine.values()) or not all(call.faithful for call in made):
-            continue
-        layer = _describe(name, modules[name], mine, made, problem.samples, outputs)
-        if layer is not None:
-            layers.append(layer)
+        if not elsewhere & set(owned[name].values()) and all(call.faithful for call in made):
+            layers.append(_describe(name, modules[name], owned[name], made, samples, outputs))
+    layers = [layer for layer in layers if layer is not None]
     inside = {name for layer in layers for name in layer.parameters}
-    return Structure(tuple(layers), tuple(n for n in problem.names if n not in inside))
+    return Structure(tuple(layers), tuple(n for n in parameters if n not in inside))
 
 
 @contextmanager
@@ -248,22 +245,16 @@ def hooked(modules: Mapping[str, nn.Module], make: Callable[[str], Hook]) -> Ite
     Yields:
         None.
     """
-
-    def adapted(hook: Hook) -> Callable[..., Tensor]:
-        def forward_hook(
-            _module: nn.Module, arguments: tuple[Tensor, ...], keywords: dict, output: Tensor
-        ) -> Tensor:
-            return hook(arguments[0] if arguments else next(iter(keywords.values())), output)
-
-        return forward_hook
-
     with ExitStack() as stack:
         for name, module in modules.items():
-            handle = module.register_forward_hook(
-                adapted(make(name)), with_kwargs=True, prepend=True
-            )
+            hook = partial(_call, make(name))
+            handle = module.register_forward_hook(hook, with_kwargs=True, prepend=True)
             stack.callback(handle.remove)
         yield
+
+
+def _call(hook: Hook, _module: Any, arguments: Any, keywords: Any, leaving: Tensor) -> Tensor:
+    return hook(arguments[0] if arguments else next(iter(keywords.values())), leaving)
 
 
 def in_order(modules: Mapping[str, nn.Module], run: Callable[[], Any]) -> list[str]:
@@ -339,7 +330,7 @@ def _describe(
     name: str,
     module: nn.Module,
     mine: Mapping[str, str],
-    calls: list[Call],
+    calls: list[ModuleCall],
     samples: int,
     outputs: Any,
 ) -> Layer | None:

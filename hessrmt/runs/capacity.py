@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hessrmt.capacity.analysis import analyze
-from hessrmt.capacity.series import correlations
+from hessrmt.capacity.report import correlations
 from hessrmt.errors import ConfigError, DataError
-from hessrmt.store.files import write_whole
+from hessrmt.files import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from hessrmt.capacity.report import CapacityReport
-    from hessrmt.capacity.series import Correlation
+    from hessrmt.capacity.report import CapacityReport, Correlation
     from hessrmt.config import CapacityConfig
     from hessrmt.progress import Tick
 

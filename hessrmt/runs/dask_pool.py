@@ -35,7 +35,7 @@ from distributed.protocol.pickle import dumps
 from distributed.scheduler import KilledWorker
 from distributed.utils import silence_logging_cmgr
 
-from hessrmt.backend.share import environments
+from hessrmt.backend.host import environments
 from hessrmt.errors import ClusterError, ConfigError
 
 T = TypeVar("T")
@@ -231,7 +231,7 @@ def open_pool(
         workers: Processes of this machine: one a GPU, or the cores divided among them.
         scheduler: Address of a scheduler that is there, e.g. ``tcp://node:8786``; its workers are
             used, one task at a time each with as many threads as the worker has.
-        device: What ``workers`` will compute on; see :func:`hessrmt.backend.share.environments`.
+        device: What ``workers`` will compute on; see :func:`hessrmt.backend.host.environments`.
 
     Yields:
         The pool.

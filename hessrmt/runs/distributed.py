@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hessrmt.backend.select_distributed import select_distributed
+from hessrmt.backend.select import select_distributed
 from hessrmt.backend.world import World, connect
 from hessrmt.curvature.distributed import distributed_spectrum, require_feasible
 from hessrmt.errors import ConfigError, HessrmtError

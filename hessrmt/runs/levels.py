@@ -8,17 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from hessrmt.curvature.density_file import load_density
 from hessrmt.errors import StoreError
-from hessrmt.levels.analysis import (
-    Unfolded,
-    analyze,
+from hessrmt.levels.analysis import analyze
+from hessrmt.levels.histograms import (
+    decade_histograms,
+    density_histograms,
     long_range,
     ratio_histogram,
     spacing_histogram,
-    unfold_selection,
 )
-from hessrmt.levels.density import decade_histograms, density_histograms
 from hessrmt.levels.selection import select
-from hessrmt.levels.unfolding import check_options
+from hessrmt.levels.unfolding import Unfolded, check_options, unfold_selection
 from hessrmt.plots import levels as plots
 from hessrmt.plots.style import of_spectra
 from hessrmt.runs.run import SERIAL, naming
@@ -32,8 +31,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from hessrmt.config import LevelsConfig
+    from hessrmt.levels import LevelStatistics
     from hessrmt.progress import Tick
-    from hessrmt.records import LevelStatistics, Spectra
+    from hessrmt.records import Spectra
     from hessrmt.runs.run import Pool
 
 

@@ -12,16 +12,14 @@ import numpy as np
 from hessrmt import lossmodel
 from hessrmt.config import OUTLIER_SCALE
 from hessrmt.errors import DataError
-from hessrmt.levels.analysis import ratio_samples
 from hessrmt.levels.resampling import mean_and_error
-from hessrmt.levels.selection import select
-from hessrmt.lossmodel.bulk import bulk, centre, expected_outside
-from hessrmt.lossmodel.sampler import sample_spectra
+from hessrmt.levels.selection import ratio_samples, select
+from hessrmt.lossmodel.sampler import bulk, centre, expected_outside, sample_spectra
 from hessrmt.records import Provenance
 from hessrmt.runs.run import SERIAL, computed_by
 from hessrmt.store.files import require_one
 from hessrmt.store.spectra import SpectrumWriter, load
-from hessrmt.theory.outliers import bbp_position, bbp_threshold
+from hessrmt.theory.densities import bbp_position, bbp_threshold
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

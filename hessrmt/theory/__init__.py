@@ -1,119 +1,51 @@
 """Laws of random matrix theory, each with its citation."""
 
-from hessrmt.theory.densities import (
-    marchenko_pastur,
-    marchenko_pastur_cdf,
-    marchenko_pastur_support,
-    power_law,
-    semicircle,
-    semicircle_cdf,
-    semicircle_radius,
-    smeared_semicircle,
-    smeared_semicircle_cdf,
-)
-from hessrmt.theory.formfactor import form_factor
-from hessrmt.theory.gap import (
-    gap_probability,
-)
-from hessrmt.theory.law import (
-    Law,
-)
-from hessrmt.theory.laws import (
-    brody_law,
-    ratio_law_folded,
-    ratio_law_unfolded,
-    spacing_law,
-    superposed_law,
-    wigner_law,
-)
-from hessrmt.theory.longrange import (
-    cluster_function,
-    number_variance,
-    number_variance_asymptotic,
-    rigidity,
-    rigidity_asymptotic,
-)
-from hessrmt.theory.outliers import (
-    bbp_deviation,
-    bbp_position,
-    bbp_threshold,
-)
-from hessrmt.theory.ratios import (
-    block_ratio_law,
-    block_ratio_law_cdf,
-    mean_ratio,
-    poisson_ratio_law,
-    poisson_ratio_law_cdf,
-    ratio_law,
-    ratio_law_cdf,
-)
-from hessrmt.theory.spacings import (
-    brody,
-    brody_cdf,
-    exact_spacing,
-    exact_spacing_cdf,
-    goe_spacing,
-    goe_spacing_cdf,
-    gse_spacing,
-    gse_spacing_cdf,
-    gue_spacing,
-    gue_spacing_cdf,
-    poisson_spacing,
-    poisson_spacing_cdf,
-    superposed_spacing,
-    superposed_spacing_cdf,
-    wigner_surmise,
-    wigner_surmise_cdf,
-)
-
-__all__ = [
-    "Law",
-    "bbp_deviation",
-    "bbp_position",
-    "bbp_threshold",
-    "block_ratio_law",
-    "block_ratio_law_cdf",
-    "brody",
-    "brody_cdf",
-    "brody_law",
-    "cluster_function",
-    "exact_spacing",
-    "exact_spacing_cdf",
-    "form_factor",
-    "gap_probability",
-    "goe_spacing",
-    "goe_spacing_cdf",
-    "gse_spacing",
-    "gse_spacing_cdf",
-    "gue_spacing",
-    "gue_spacing_cdf",
-    "marchenko_pastur",
-    "marchenko_pastur_cdf",
-    "marchenko_pastur_support",
-    "mean_ratio",
-    "number_variance",
-    "number_variance_asymptotic",
-    "poisson_ratio_law",
-    "poisson_ratio_law_cdf",
-    "poisson_spacing",
-    "poisson_spacing_cdf",
-    "power_law",
-    "ratio_law",
-    "ratio_law_cdf",
-    "ratio_law_folded",
-    "ratio_law_unfolded",
-    "rigidity",
-    "rigidity_asymptotic",
-    "semicircle",
-    "semicircle_cdf",
-    "semicircle_radius",
-    "smeared_semicircle",
-    "smeared_semicircle_cdf",
-    "spacing_law",
-    "superposed_law",
-    "superposed_spacing",
-    "superposed_spacing_cdf",
-    "wigner_law",
-    "wigner_surmise",
-    "wigner_surmise_cdf",
-]
+from hessrmt.theory.densities import bbp_deviation as bbp_deviation
+from hessrmt.theory.densities import bbp_position as bbp_position
+from hessrmt.theory.densities import bbp_threshold as bbp_threshold
+from hessrmt.theory.densities import marchenko_pastur as marchenko_pastur
+from hessrmt.theory.densities import marchenko_pastur_cdf as marchenko_pastur_cdf
+from hessrmt.theory.densities import marchenko_pastur_support as marchenko_pastur_support
+from hessrmt.theory.densities import power_law as power_law
+from hessrmt.theory.densities import semicircle as semicircle
+from hessrmt.theory.densities import semicircle_cdf as semicircle_cdf
+from hessrmt.theory.densities import semicircle_radius as semicircle_radius
+from hessrmt.theory.densities import smeared_semicircle as smeared_semicircle
+from hessrmt.theory.densities import smeared_semicircle_cdf as smeared_semicircle_cdf
+from hessrmt.theory.law import Law as Law
+from hessrmt.theory.longrange import cluster_function as cluster_function
+from hessrmt.theory.longrange import form_factor as form_factor
+from hessrmt.theory.longrange import number_variance as number_variance
+from hessrmt.theory.longrange import number_variance_asymptotic as number_variance_asymptotic
+from hessrmt.theory.longrange import rigidity as rigidity
+from hessrmt.theory.longrange import rigidity_asymptotic as rigidity_asymptotic
+from hessrmt.theory.ratios import block_ratio_law as block_ratio_law
+from hessrmt.theory.ratios import block_ratio_law_cdf as block_ratio_law_cdf
+from hessrmt.theory.ratios import mean_ratio as mean_ratio
+from hessrmt.theory.ratios import poisson_ratio_law as poisson_ratio_law
+from hessrmt.theory.ratios import poisson_ratio_law_cdf as poisson_ratio_law_cdf
+from hessrmt.theory.ratios import ratio_law as ratio_law
+from hessrmt.theory.ratios import ratio_law_cdf as ratio_law_cdf
+from hessrmt.theory.ratios import ratio_law_folded as ratio_law_folded
+from hessrmt.theory.ratios import ratio_law_unfolded as ratio_law_unfolded
+from hessrmt.theory.spacings import brody as brody
+from hessrmt.theory.spacings import brody_cdf as brody_cdf
+from hessrmt.theory.spacings import brody_law as brody_law
+from hessrmt.theory.spacings import exact_spacing as exact_spacing
+from hessrmt.theory.spacings import exact_spacing_cdf as exact_spacing_cdf
+from hessrmt.theory.spacings import gap_probability as gap_probability
+from hessrmt.theory.spacings import goe_spacing as goe_spacing
+from hessrmt.theory.spacings import goe_spacing_cdf as goe_spacing_cdf
+from hessrmt.theory.spacings import gse_spacing as gse_spacing
+from hessrmt.theory.spacings import gse_spacing_cdf as gse_spacing_cdf
+from hessrmt.theory.spacings import gue_spacing as gue_spacing
+from hessrmt.theory.spacings import gue_spacing_cdf as gue_spacing_cdf
+from hessrmt.theory.spacings import poisson_spacing as poisson_spacing
+from hessrmt.theory.spacings import poisson_spacing_cdf as poisson_spacing_cdf
+from hessrmt.theory.spacings import spacing_law as spacing_law
+from hessrmt.theory.spacings import superposed_law as superposed_law
+from hessrmt.theory.spacings import superposed_spacing as superposed_spacing
+from hessrmt.theory.spacings import superposed_spacing_cdf as superposed_spacing_cdf
+from hessrmt.theory.spacings import wigner_law as wigner_law
+from hessrmt.theory.spacings import wigner_surmise as wigner_surmise
+from hessrmt.theory.spacings import wigner_surmise_cdf as wigner_surmise_cdf

@@ -1,4 +1,10 @@
-"""Level densities of large random matrices: Wigner's semicircle and the Marchenko-Pastur law."""
+"""Where the levels of large random matrices lie: Wigner's semicircle, Marchenko-Pastur, outliers.
+
+A large GOE matrix with a fixed matrix of low rank added has eigenvalues of its own: an eigenvalue θ
+of the fixed matrix shows outside the bulk if |θ| > √(n a), and leaves no trace of its own at the
+edge otherwise, the transition of Baik, Ben Arous and Péché. The random matrix √a·G has elements of
+variance a off the diagonal and 2a on it; a shift of the whole spectrum is left out.
+"""
 
 import math
 from collections.abc import Callable
@@ -8,7 +14,9 @@ from numpy.polynomial.legendre import leggauss
 from numpy.typing import ArrayLike
 from scipy.special import ndtr
 
-from hessrmt.theory.values import Values, real_values
+from hessrmt.checks import real, real_array, whole
+from hessrmt.errors import DataError
+from hessrmt.theory.law import Values
 
 _REACH = 10.0
 """Standard deviations beyond which a normal distribution holds less than 1e-22."""
@@ -27,14 +35,9 @@ def semicircle_radius(n: int, sigma: float = 1.0) -> float:
     Returns:
         The semicircle's radius.
 
-    Raises:
-        ValueError: n or sigma is not positive.
-
-    Source: Wigner, Ann. Math. 67, 325 (1958).
+    Source: Wigner 1958.
     """
-    if n < 1:
-        raise ValueError(f"n is {n}, a dimension of at least 1 is expected; try n=1000.")
-    return 2 * _positive(sigma, "sigma") * math.sqrt(n)
+    return 2 * real("sigma", sigma, above=0) * math.sqrt(real("n", n, least=1))
 
 
 def semicircle(x: ArrayLike, radius: float = 2.0) -> Values:
@@ -48,16 +51,24 @@ def semicircle(x: ArrayLike, radius: float = 2.0) -> Values:
     Returns:
         The density, in the shape of x, with integral 1.
 
-    Source: Wigner, Ann. Math. 67, 325 (1958).
+    Source: Wigner 1958.
     """
-    t = np.clip(real_values(x, "x") / _positive(radius, "radius"), -1.0, 1.0)
+    t = _share(x, radius)
     return (2 / (np.pi * radius) * np.sqrt((1 - t) * (1 + t)))[()]
 
 
 def semicircle_cdf(x: ArrayLike, radius: float = 2.0) -> Values:
     """N(x) = 1/2 + [t √(1 - t²) + arcsin t]/π, t = x/R (arguments as in :func:`semicircle`)."""
-    t = np.clip(real_values(x, "x") / _positive(radius, "radius"), -1.0, 1.0)
+    t = _share(x, radius)
     return (0.5 + (t * np.sqrt((1 - t) * (1 + t)) + np.arcsin(t)) / np.pi)[()]
+
+
+def _share(x: ArrayLike, radius: float) -> Values:
+    return np.clip(_levels(x) / real("radius", radius, above=0), -1.0, 1.0)
+
+
+def _levels(x: ArrayLike) -> Values:
+    return real_array("x", x, infinite=True, empty=True)
 
 
 def smeared_semicircle(x: ArrayLike, radius: float, sigma: float) -> Values:
@@ -74,32 +85,20 @@ def smeared_semicircle(x: ArrayLike, radius: float, sigma: float) -> Values:
     Returns:
         The density, in the shape of x, with an error of about 1e-15 of its maximum.
 
-    Raises:
-        ValueError: A width is negative or not finite, or both are 0, which has no density.
-
     Source: the convolution, by Gauss-Legendre quadrature in an angle that lifts the square roots.
     """
-    values, radius, sigma = _widths(x, radius, sigma)
-    if sigma == 0:
-        return semicircle(values, radius)
-    if radius == 0:
-        with np.errstate(over="ignore"):
-            return (_normal(np.clip(values / sigma, -40, 40)) / sigma)[()]
 
     def product(left: Values, right: Values) -> Values:
         return 2 / (np.pi * radius) * np.sqrt(left / radius) * np.sqrt(right / radius)
 
-    return _smeared(values, radius, sigma, product)[()]
+    def normal(u: Values) -> Values:
+        return _normal(np.clip(u, -40, 40)) / sigma
+
+    return _smeared(x, radius, sigma, product, semicircle, normal)
 
 
 def smeared_semicircle_cdf(x: ArrayLike, radius: float, sigma: float) -> Values:
     """Distribution function of :func:`smeared_semicircle` (arguments and source as there)."""
-    values, radius, sigma = _widths(x, radius, sigma)
-    if sigma == 0:
-        return semicircle_cdf(values, radius)
-    if radius == 0:
-        with np.errstate(over="ignore"):
-            return ndtr(values / sigma)[()]
 
     def below(left: Values, right: Values) -> Values:
         # t = y/R from the nearer end, since arcsin is steep there
@@ -107,26 +106,40 @@ def smeared_semicircle_cdf(x: ArrayLike, radius: float, sigma: float) -> Values:
         part = (2 * np.arcsin(np.sqrt(near / 2)) - (1 - near) * np.sqrt(near * (2 - near))) / np.pi
         return np.where(left <= right, part, 1 - part)
 
-    inside = _smeared(values, radius, sigma, below)
+    inside = _smeared(x, radius, sigma, below, semicircle_cdf, ndtr)
+    if radius == 0 or sigma == 0:
+        return inside
     with np.errstate(over="ignore"):
-        above = ndtr((values - radius) / sigma)
+        above = ndtr((_levels(x) - radius) / sigma)
     return np.clip(inside + above, 0.0, 1.0)[()]
 
 
 def _smeared(
-    x: Values, radius: float, sigma: float, function: Callable[[Values, Values], Values]
+    x: ArrayLike,
+    radius: float,
+    sigma: float,
+    function: Callable[[Values, Values], Values],
+    semicircle_alone: Callable[[Values, float], Values],
+    normal_alone: Callable[[Values], Values],
 ) -> Values:
     """∫ φ(u) f(y + R, R - y) du, y = x - σu, over the u with |y| < R and |u| < 10."""
+    values = _levels(x)
+    if real("radius", radius, least=0) == real("sigma", sigma, least=0) == 0:
+        raise DataError("radius and sigma are both 0, which is one point; give one of them")
+    if sigma == 0:
+        return semicircle_alone(values, radius)
+    if radius == 0:
+        with np.errstate(over="ignore"):
+            return normal_alone(values / sigma)[()]
     # with u = middle + half·sin τ a square root of the distance from either end is smooth in τ
     reach = _REACH * sigma
-    inside = (x - radius < reach) & (x + radius > -reach)
-    point = np.where(inside, x, 0.0)
+    inside = (values - radius < reach) & (values + radius > -reach)
+    point = np.where(inside, values, 0.0)
     with np.errstate(over="ignore"):
         low = np.maximum((point - radius) / sigma, -_REACH)
         high = np.minimum((point + radius) / sigma, _REACH)
     # the whole semicircle within reach: its half-width, which low and high may not resolve
-    whole = np.abs(point) + radius < reach
-    half = np.where(whole, radius / sigma, (high - low) / 2)
+    half = np.where(np.abs(point) + radius < reach, radius / sigma, (high - low) / 2)
     # what the window cuts off from the distances to R and -R
     rest_right = np.maximum(radius - point - reach, 0.0)
     rest_left = np.maximum(radius + point - reach, 0.0)
@@ -138,28 +151,17 @@ def _smeared(
         left = np.minimum(rest_left + sigma * half * down, 2 * radius)
         right = np.minimum(rest_right + sigma * half * up, 2 * radius)
         total += weight * np.pi / 2 * np.cos(angle) * half * _normal(u) * function(left, right)
-    return np.where(inside, total, 0.0)
+    return np.where(inside, total, 0.0)[()]
 
 
 def _normal(u: Values) -> Values:
     return np.exp(-(u**2) / 2) / math.sqrt(2 * math.pi)
 
 
-def _widths(x: ArrayLike, radius: float, sigma: float) -> tuple[Values, float, float]:
-    for value, what in ((radius, "radius"), (sigma, "sigma")):
-        if not 0 <= value < math.inf:
-            raise ValueError(
-                f"{what} is {value!r}, a finite number of at least 0 is expected; try {what}=1."
-            )
-    if radius == 0 and sigma == 0:
-        raise ValueError("radius and sigma are both 0, which is one point; give one of them.")
-    return real_values(x, "x"), float(radius), float(sigma)
-
-
 def marchenko_pastur_support(ratio: float, scale: float = 1.0) -> tuple[float, float]:
     """Ends σ² (1 ∓ √c)² of the continuous part (arguments as in :func:`marchenko_pastur`)."""
-    root = math.sqrt(_positive(ratio, "ratio"))
-    return _positive(scale, "scale") * (1 - root) ** 2, scale * (1 + root) ** 2
+    root, scale = math.sqrt(real("ratio", ratio, above=0)), real("scale", scale, above=0)
+    return scale * (1 - root) ** 2, scale * (1 + root) ** 2
 
 
 def marchenko_pastur(x: ArrayLike, ratio: float, scale: float = 1.0) -> Values:
@@ -177,10 +179,10 @@ def marchenko_pastur(x: ArrayLike, ratio: float, scale: float = 1.0) -> Values:
     Returns:
         The density, in the shape of x; infinite at x = 0 for c = 1.
 
-    Source: Marchenko, Pastur, Math. USSR Sb. 1, 457 (1967).
+    Source: Marchenko and Pastur 1967.
     """
     low, high = marchenko_pastur_support(ratio, scale)
-    values = real_values(x, "x")
+    values = _levels(x)
     inside = (values > low) & (values < high)
     t = np.where(inside, values, (low + high) / 2)
     density = np.sqrt((high - t) * (t - low)) / (2 * np.pi * scale * ratio * t)
@@ -201,7 +203,7 @@ def marchenko_pastur_cdf(x: ArrayLike, ratio: float, scale: float = 1.0) -> Valu
     Source: the integral of the density of :func:`marchenko_pastur`.
     """
     low, high = marchenko_pastur_support(ratio, scale)
-    values = real_values(x, "x")
+    values = _levels(x)
     y = np.clip(values, low, high) / scale
     q = np.sqrt(np.maximum((high / scale - y) * (y - low / scale), 0.0))
     phi = np.arctan2(y - 1 - ratio, q)
@@ -212,10 +214,64 @@ def marchenko_pastur_cdf(x: ArrayLike, ratio: float, scale: float = 1.0) -> Valu
     return np.where(values < 0, 0.0, np.where(values >= high, 1.0, below))[()]
 
 
-def _positive(value: float, what: str) -> float:
-    if not 0 < value < math.inf:
-        raise ValueError(f"{what} is {value!r}, a finite number above 0 is expected; try {what}=1.")
-    return float(value)
+def bbp_threshold(n: int, a: float = 1.0) -> float:
+    """√(n a), the size above which an eigenvalue of the fixed matrix shows outside the bulk.
+
+    Args:
+        n: Dimension.
+        a: Variance of an off-diagonal element.
+
+    Returns:
+        The threshold, half of the semicircle's radius.
+
+    Source: Baik, Ben Arous and Péché 2005 for Wishart matrices; Capitaine, Donati-Martin and Féral
+    2009, theorem 2.1.
+    """
+    return math.sqrt(whole("n", n, 1) * real("a", a, above=0))
+
+
+def bbp_position(theta: ArrayLike, n: int, a: float = 1.0) -> Values:
+    """θ + n a/θ for |θ| > √(n a), else the edge ±2√(n a) of the bulk on the side of θ.
+
+    Args:
+        theta: Eigenvalues θ of the fixed matrix, any shape; 0 counts as positive.
+        n: Dimension.
+        a: Variance of an off-diagonal element.
+
+    Returns:
+        The limit of the eigenvalue that belongs to each, in the shape of theta; at finite n it is
+        reached up to :func:`bbp_deviation` outside the bulk, and up to √a n^(-1/6) at its edge.
+
+    Source: Capitaine, Donati-Martin and Féral 2009, theorem 2.1.
+    """
+    threshold = bbp_threshold(n, a)
+    values = real_array("theta", theta, infinite=True, empty=True)
+    ratio = np.maximum(np.abs(values) / threshold, 1.0)
+    return np.copysign(threshold * (ratio + 1 / ratio), values + 0.0)[()]
+
+
+def bbp_deviation(theta: ArrayLike, n: int, a: float = 1.0) -> Values:
+    """Standard deviation √(2a (1 - n a/θ²)) of an outlier about its position, NaN at the edge.
+
+    The fluctuations of an outlier that belongs to a simple θ are normal in the limit n → ∞ with
+    θ/√(n a) fixed; those of the largest eigenvalue inside the bulk are not.
+
+    Args:
+        theta: Simple eigenvalues θ of the fixed matrix, any shape.
+        n: Dimension.
+        a: Variance of an off-diagonal element.
+
+    Returns:
+        The standard deviation, in the shape of theta; NaN for |θ| ≤ √(n a).
+
+    Source: Capitaine, Donati-Martin and Féral 2009, theorem 2.2 for Gaussian elements.
+    """
+    threshold = bbp_threshold(n, a)
+    ratio = np.abs(real_array("theta", theta, infinite=True, empty=True)) / threshold
+    outside = ratio > 1
+    safe = np.where(outside, ratio, 2.0)
+    width = math.sqrt(2 * a) * np.sqrt((1 - 1 / safe) * (1 + 1 / safe))
+    return np.where(outside, width, np.nan)[()]
 
 
 def power_law(x: ArrayLike, alpha: float, x_min: float, x_max: float = math.inf) -> Values:
@@ -230,9 +286,9 @@ def power_law(x: ArrayLike, alpha: float, x_min: float, x_max: float = math.inf)
     Returns:
         The density, in the shape of x, with integral 1.
 
-    Source: Clauset, Shalizi and Newman, SIAM Rev. 51, 661 (2009), table 2.1.
+    Source: Clauset, Shalizi and Newman, SIAM Rev. 51, 661 (2009), who have no upper end.
     """
-    points, slope = real_values(x, "x"), alpha - 1
+    points, slope = real_array("x", x, empty=True, infinite=True), alpha - 1
     held = -np.expm1(-slope * np.log(x_max / x_min))
     inside = (points >= x_min) & (points <= x_max)
     t = np.where(inside, points, x_min) / x_min

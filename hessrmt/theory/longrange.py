@@ -1,10 +1,10 @@
-"""Number variance Σ²(L) and rigidity Δ₃(L) of infinitely large matrices, L in mean spacings.
+"""Long-range statistics of infinitely large matrices: Σ²(L), Δ₃(L) and K(τ).
 
-The ensembles are "goe", "gue", "gse" and "poisson"; a spectrum that superposes independent blocks
-has Σ²(L) = Σ_i Σ²(f_i L), and the same for Δ₃; "goe2" is two equal GOE blocks.
+Lengths L are in mean spacings, times τ in units of the Heisenberg time. The ensembles are "goe",
+"gue", "gse" and "poisson"; a spectrum that superposes independent blocks has Σ²(L) = Σ_i Σ²(f_i L),
+and the same for Δ₃; "goe2" is two equal GOE blocks.
 
-Source: Mehta, Random Matrices (2004), chs. 6 to 8 and 16; Guhr, Müller-Groeling, Weidenmüller,
-Phys. Rep. 299, 189 (1998), sec. 3.2.
+Source: Mehta 2004, chs. 6 to 8 and 16; Guhr, Müller-Groeling and Weidenmüller 1998, sec. 3.2.
 """
 
 from collections.abc import Callable
@@ -13,17 +13,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from hessrmt.theory.tables import panels_rule
-from hessrmt.theory.values import (
-    Values,
-    block_fractions,
-    nonnegative_values,
-    one_of,
-)
+from hessrmt.checks import one_of, real_array
+from hessrmt.theory.law import NAMES, Fractions, Values, block_fractions, panels_rule
 
-ENSEMBLES = ("goe", "gue", "gse", "poisson", "goe2")
+_FAR = {"goe": (2, -(np.pi**2) / 8), "gue": (1, 0.0), "gse": (0.5, np.log(2) + np.pi**2 / 8)}
+"""Factor of the logarithm in Σ² at large L, in 1/π², and what is added to the logarithm."""
 
-Fractions = int | ArrayLike
+_LENGTHS = "lengths are in mean spacings"
 
 
 def cluster_function(r: ArrayLike, law: str = "goe") -> Values:
@@ -39,10 +35,10 @@ def cluster_function(r: ArrayLike, law: str = "goe") -> Values:
     Returns:
         Y, in the shape of r.
 
-    Source: Mehta (2004), chs. 6 (GUE), 7 (GOE), 8 (GSE).
+    Source: Mehta 2004, chs. 6 (GUE), 7 (GOE), 8 (GSE).
     """
-    one_of(law, ENSEMBLES[:4], "law")
-    x = nonnegative_values(r, "r")
+    one_of("law", law, NAMES[:4])
+    x = real_array("r", r, least=0, empty=True, hint=_LENGTHS)
     if law == "poisson":
         return np.zeros_like(x)[()]
     if law == "gse":
@@ -53,9 +49,7 @@ def cluster_function(r: ArrayLike, law: str = "goe") -> Values:
     angle = np.pi * x
     slope = np.divide(np.cos(angle) - np.sinc(x), x, out=np.zeros_like(x), where=x > 0)
     integral = special.sici(angle)[0] / np.pi
-    if law == "goe":
-        return (square + slope * (0.5 - integral))[()]
-    return (square - slope * integral)[()]
+    return (square + slope * ((0.5 if law == "goe" else 0.0) - integral))[()]
 
 
 def number_variance(L: ArrayLike, law: str = "goe", fractions: Fractions = 1) -> Values:
@@ -73,9 +67,10 @@ def number_variance(L: ArrayLike, law: str = "goe", fractions: Fractions = 1) ->
     Returns:
         The variance, in the shape of L.
 
-    Source: Mehta (2004), ch. 16.
+    Source: Mehta 2004, ch. 16.
     """
-    return _superpose(_variance, L, law, fractions)
+    lengths = real_array("L", L, least=0, empty=True, hint=_LENGTHS)
+    return _superpose(_variance, lengths, law, fractions)
 
 
 def number_variance_asymptotic(L: ArrayLike, law: str = "goe", fractions: Fractions = 1) -> Values:
@@ -91,10 +86,10 @@ def number_variance_asymptotic(L: ArrayLike, law: str = "goe", fractions: Fracti
     Returns:
         The leading terms, in the shape of L; the remainder is of order 1/L.
 
-    Source: Guhr et al. (1998), sec. 3.2.
+    Source: Guhr, Müller-Groeling and Weidenmüller 1998, sec. 3.2.
     """
-    _positive(L)
-    return _superpose(_variance_far, L, law, fractions)
+    lengths = real_array("L", L, above=0, empty=True, hint=_LENGTHS)
+    return _superpose(lambda x, kernel: _far(x, kernel, 1.0, x), lengths, law, fractions)
 
 
 def rigidity(L: ArrayLike, law: str = "goe", fractions: Fractions = 1) -> Values:
@@ -111,17 +106,11 @@ def rigidity(L: ArrayLike, law: str = "goe", fractions: Fractions = 1) -> Values
     Returns:
         The rigidity, in the shape of L.
 
-    Raises:
-        ValueError: A length is out of range.
-
-    Source: Pandey, Ann. Phys. 119, 170 (1979); Guhr et al. (1998), sec. 3.2.
+    Source: Pandey 1979; Guhr, Müller-Groeling and Weidenmüller 1998, sec. 3.2.
     """
-    values = nonnegative_values(L, "L")
-    if values.size and values.max() > 1e5:
-        raise ValueError(
-            f"L goes up to {values.max():g}, at most 1e5 is expected; use rigidity_asymptotic."
-        )
-    return _superpose(_rigidity, values, law, fractions)
+    advice = f"{_LENGTHS}; beyond 1e5 use rigidity_asymptotic"
+    lengths = real_array("L", L, least=0, most=1e5, empty=True, hint=advice)
+    return _superpose(_rigidity, lengths, law, fractions)
 
 
 def rigidity_asymptotic(L: ArrayLike, law: str = "goe", fractions: Fractions = 1) -> Values:
@@ -137,87 +126,84 @@ def rigidity_asymptotic(L: ArrayLike, law: str = "goe", fractions: Fractions = 1
     Returns:
         The leading terms, in the shape of L.
 
-    Source: Guhr et al. (1998), sec. 3.2.
+    Source: Guhr, Müller-Groeling and Weidenmüller 1998, sec. 3.2.
     """
-    _positive(L)
-    return _superpose(_rigidity_far, L, law, fractions)
+    lengths = real_array("L", L, above=0, empty=True, hint=_LENGTHS)
+    return _superpose(
+        lambda x, kernel: _far(x, kernel, -5 / 4, 2 * x / 15) / 2, lengths, law, fractions
+    )
 
 
-def kernel_and_blocks(law: str, fractions: Fractions) -> tuple[str, tuple[tuple[float, int], ...]]:
-    """What a superposition is made of.
+def form_factor(tau: ArrayLike, law: str = "goe", fractions: Fractions = 1) -> Values:
+    """K(τ) = 1 - ∫ Y(r) e^(2πirτ) dr, the connected spectral form factor.
+
+    GOE 2τ - τ ln(1 + 2τ) up to τ = 1, then 2 - τ ln((2τ + 1)/(2τ - 1)); GUE min(τ, 1); GSE τ/2 -
+    (τ/4) ln|1 - τ| up to τ = 2 (infinite at τ = 1), then 1; Poisson 1.
+
+    A superposition of independent blocks has K(τ) = Σ_i f_i K_i(τ/f_i).
 
     Args:
+        tau: Times in units of the Heisenberg time, any shape; K is even.
         law: "goe", "gue", "gse", "poisson" or "goe2".
-        fractions: Each block's part of the levels, or the number of equal blocks.
+        fractions: Each block's part of the levels (sum 1), or the number of equal blocks.
 
     Returns:
-        The law of a block, and pairs (fraction, how many blocks have it).
+        The form factor, in the shape of tau.
+
+    Source: Mehta 2004, chs. 6 (GUE), 7 (GOE), 8 (GSE).
     """
-    one_of(law, ENSEMBLES, "law")
+    times = np.minimum(np.abs(real_array("tau", tau, infinite=True, empty=True)), 1e100)
+    kernel, blocks = _kernel_and_blocks(law, fractions)
+    return sum((count * f * _form(times / f, kernel) for f, count in blocks), np.zeros(()))[()]
+
+
+def _kernel_and_blocks(law: str, fractions: Fractions) -> tuple[str, list[tuple[float, int]]]:
+    """The law of a block of a superposition, and pairs (fraction, how many blocks have it)."""
+    one_of("law", law, NAMES)
     blocks = block_fractions(fractions)
     if law == "goe2":
-        return "goe", tuple((f / 2, 2 * count) for f, count in blocks)
-    return law, blocks
+        return "goe", [(f / 2, 2 * count) for f, count in blocks]
+    return law, list(blocks)
 
 
 def _superpose(
-    statistic: Callable[[np.ndarray, str], np.ndarray],
-    L: ArrayLike,
-    law: str,
-    fractions: Fractions,
+    statistic: Callable[[Values, str], Values], lengths: Values, law: str, fractions: Fractions
 ) -> Values:
-    lengths = nonnegative_values(L, "L")
-    kernel, blocks = kernel_and_blocks(law, fractions)
-    total = np.zeros(lengths.shape)
-    for f, count in blocks:
-        total = total + count * statistic(f * lengths, kernel)
-    return total[()]
+    kernel, blocks = _kernel_and_blocks(law, fractions)
+    parts = (count * statistic(f * lengths, kernel) for f, count in blocks)
+    return sum(parts, np.zeros(()))[()]
 
 
-def _positive(L: ArrayLike) -> None:
-    values = nonnegative_values(L, "L")
-    if values.size and values.min() == 0:
-        raise ValueError(
-            "L contains 0, lengths above 0 are expected: the asymptotic formula diverges there; "
-            "use the exact one."
-        )
-
-
-def _log_minus_ci(x: np.ndarray) -> np.ndarray:
-    """The entire function ln x + γ - Ci x."""
-    safe = np.where(x > 0, x, 1.0)
-    return np.where(x > 0, np.log(safe) + np.euler_gamma - special.sici(safe)[1], 0.0)
-
-
-def _variance(L: np.ndarray, law: str) -> np.ndarray:
+def _variance(L: Values, law: str) -> Values:
     if law == "poisson":
         return L
     if law == "gse":
         return _variance(2 * L, "gue") / 2 + (special.sici(2 * np.pi * L)[0] / (2 * np.pi)) ** 2
     x = 2 * np.pi * L
-    gue = (_log_minus_ci(x) + 1 - np.cos(x)) / np.pi**2
-    gue = gue + L * (1 - 2 / np.pi * special.sici(x)[0])
+    safe = np.where(x > 0, x, 1.0)
+    # the entire function ln x + γ - Ci x
+    entire = np.where(x > 0, np.log(safe) + np.euler_gamma - special.sici(safe)[1], 0.0)
+    gue = (entire + 1 - np.cos(x)) / np.pi**2 + L * (1 - 2 / np.pi * special.sici(x)[0])
     if law == "gue":
         return gue
     half = special.sici(np.pi * L)[0] / np.pi
     return 2 * gue + half**2 - half
 
 
-def _variance_far(L: np.ndarray, law: str) -> np.ndarray:
-    base = np.log(2 * np.pi * L) + np.euler_gamma + 1
-    if law == "goe":
-        return 2 / np.pi**2 * (base - np.pi**2 / 8)
-    if law == "gue":
-        return base / np.pi**2
-    return (base + np.log(2) + np.pi**2 / 8) / (2 * np.pi**2) if law == "gse" else L
+def _far(L: Values, law: str, constant: float, independent: Values) -> Values:
+    """Leading terms of Σ² with the constant 1, of 2 Δ₃ with -5/4; those of independent levels."""
+    if law == "poisson":
+        return independent
+    factor, shift = _FAR[law]
+    return factor / np.pi**2 * (np.log(2 * np.pi * L) + np.euler_gamma + constant + shift)
 
 
-def _rigidity(L: np.ndarray, law: str) -> np.ndarray:
+def _rigidity(L: Values, law: str) -> Values:
     """Moments ∫ r^k Σ²(r) dr, k = 0, 1, 3, accumulated over panels that end at the lengths."""
     if law == "poisson":
         return L / 15
     ends = np.unique(np.append(L, 0.0))
-    edges = np.union1d(ends, np.arange(0.0, ends[-1] if len(ends) else 0.0, 0.5))
+    edges = np.union1d(ends, np.arange(0.0, ends[-1], 0.5))
     if len(edges) < 2:
         return np.zeros(L.shape)
     r, w = panels_rule(edges)
@@ -230,10 +216,16 @@ def _rigidity(L: np.ndarray, law: str) -> np.ndarray:
     return np.where(small, L / 15, 2 * (m0 / safe - 2 * m1 / safe**2 + m3 / safe**4))
 
 
-def _rigidity_far(L: np.ndarray, law: str) -> np.ndarray:
-    base = np.log(2 * np.pi * L) + np.euler_gamma - 5 / 4
-    if law == "goe":
-        return (base - np.pi**2 / 8) / np.pi**2
+def _form(t: Values, law: str) -> Values:
+    if law == "poisson":
+        return np.ones(t.shape)
     if law == "gue":
-        return base / (2 * np.pi**2)
-    return (base + np.log(2) + np.pi**2 / 8) / (4 * np.pi**2) if law == "gse" else L / 15
+        return np.minimum(t, 1.0)
+    if law == "goe":
+        early, late = np.minimum(t, 1.0), np.maximum(t, 1.0)
+        below, above = early * np.log1p(2 * early), late * np.log1p(2 / (2 * late - 1))
+        return np.where(t <= 1, 2 * early - below, 2 - above)
+    early = np.minimum(t, 2.0)
+    gap = np.abs(1 - early)
+    log = np.log(gap, out=np.full(t.shape, -np.inf), where=gap > 0)
+    return np.where(t <= 2, early / 2 - early / 4 * log, 1.0)

@@ -1,21 +1,32 @@
 """Ratio r of consecutive spacings, and r̃ = min(r, 1/r): laws and means.
 
-All laws here satisfy P(r) = P(1/r)/r², so that r̃ has the density 2 P(r̃) on [0, 1].
+All laws here satisfy P(r) = P(1/r)/r², so that r̃ has the density 2 P(r̃) on [0, 1], and each is
+given by P(t) for t in [0, 1] and by the distribution of r̃.
 
-Source: Atas, Bogomolny, Giraud, Roux, PRL 110, 084101 (2013), Table I and eqs. (7)-(8).
+Source: Atas et al. 2013, Table I and eqs. (7)-(8).
 """
 
 import functools
-import math
 from collections.abc import Callable
+from math import log, pi, sqrt
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.interpolate import PPoly
+from scipy import special
 
-from hessrmt.theory.blocks import block_ratio
-from hessrmt.theory.tables import piecewise
-from hessrmt.theory.values import BETAS, Values, one_of, real_values
+from hessrmt.checks import one_of, real, real_array, whole
+from hessrmt.theory.law import (
+    BETA_OF,
+    BETAS,
+    NAMES,
+    Law,
+    Points,
+    Values,
+    bound,
+    panels_rule,
+    piecewise,
+)
 
 MEAN_RATIO_GOE = 0.5307
 """Large-matrix GOE mean of r̃, numerical, ± 0.0001 (Atas et al. 2013, Table I)."""
@@ -26,42 +37,53 @@ MEAN_RATIO_GUE = 0.5996
 MEAN_RATIO_GSE = 0.6744
 """Large-matrix GSE mean of r̃, numerical, ± 0.0001 (Atas et al. 2013, Table I)."""
 
-MEAN_RATIO_GOE_SURMISE = 4 - 2 * math.sqrt(3)
+MEAN_RATIO_GOE_SURMISE = 4 - 2 * sqrt(3)
 """GOE mean of r̃ by the 3 x 3 surmise, 0.5359 (Atas et al. 2013, Table I)."""
 
-MEAN_RATIO_GUE_SURMISE = 2 * math.sqrt(3) / math.pi - 1 / 2
+MEAN_RATIO_GUE_SURMISE = 2 * sqrt(3) / pi - 1 / 2
 """GUE mean of r̃ by the 3 x 3 surmise, 0.6027 (Atas et al. 2013, Table I)."""
 
-MEAN_RATIO_GSE_SURMISE = 32 * math.sqrt(3) / (15 * math.pi) - 1 / 2
+MEAN_RATIO_GSE_SURMISE = 32 * sqrt(3) / (15 * pi) - 1 / 2
 """GSE mean of r̃ by the 3 x 3 surmise, 0.6762 (Atas et al. 2013, Table I)."""
 
-MEAN_RATIO_POISSON = 2 * math.log(2) - 1
+MEAN_RATIO_POISSON = 2 * log(2) - 1
 """Mean of r̃ for independent levels, 0.3863 (Atas et al. 2013, Table I)."""
 
 MEAN_RATIO_GOE2 = 0.4234
-"""Mean of r̃ for two equal independent GOE blocks (Giraud et al., PRX 12, 011006 (2022))."""
+"""Mean of r̃ for two equal independent GOE blocks (Giraud et al. 2022)."""
 
-_Z = {
-    1: 8 / 27,
-    2: 4 * math.pi / (81 * math.sqrt(3)),
-    4: 4 * math.pi / (729 * math.sqrt(3)),
+_MEANS = (MEAN_RATIO_GOE, MEAN_RATIO_GUE, MEAN_RATIO_GSE, MEAN_RATIO_POISSON, MEAN_RATIO_GOE2)
+
+# Z_β, and C and c_β of their δP_fit. c_β follows from ∫ δP = 0; C is their fit to large matrices,
+# and gives the means 0.53074, 0.59969, 0.67445.
+_ATAS = {
+    1: (8 / 27, 0.233378, 2 * (pi - 2) / (4 - pi)),
+    2: (4 * pi / (81 * sqrt(3)), 0.578846, 4 * (4 - pi) / (3 * pi - 8)),
+    4: (4 * pi / (729 * sqrt(3)), 3.60123, 8 * (32 - 9 * pi) / (45 * pi - 128)),
 }
-# C and c_β of their δP_fit. c_β follows from ∫ δP = 0; C is their fit to large matrices, and gives
-# the means 0.53074, 0.59969, 0.67445.
-_C = {1: 0.233378, 2: 0.578846, 4: 3.60123}
-_c = {
-    1: 2 * (math.pi - 2) / (4 - math.pi),
-    2: 4 * (4 - math.pi) / (3 * math.pi - 8),
-    4: 8 * (32 - 9 * math.pi) / (45 * math.pi - 128),
-}
+
+# The joint density of two consecutive spacings of a block of the superposition
+_RATE = 9 / (4 * pi)  # makes the mean spacing 1
+_FACTOR = 9 * _RATE**2.5 / sqrt(pi)  # makes the total probability 1
+_FAR = 9.0  # a block's spacing exceeds this with probability 1e-19
+_MOST_BLOCKS = 50
+
+
+Cut = float | None
+
+
+class _Shape(NamedTuple):
+    """P(t) for t in [0, 1], and the distribution of r̃."""
+
+    density: Callable[[Values], Values]
+    folded_cdf: Callable[[Values], Values]
+
+
+_POISSON = _Shape(lambda t: (1 / (1 + t)) ** 2, lambda t: 2 * t / (1 + t))
 
 
 def ratio_law(
-    r: ArrayLike,
-    beta: int = 1,
-    folded: bool = False,
-    corrected: bool = False,
-    cut: float | None = None,
+    r: ArrayLike, beta: int = 1, folded: bool = False, corrected: bool = False, cut: Cut = None
 ) -> Values:
     """P(r) = (r + r²)^β / (Z_β (1 + r + r²)^(1 + 3β/2)), exact for 3 x 3 matrices.
 
@@ -80,24 +102,19 @@ def ratio_law(
 
     Source: Atas et al. 2013, eqs. (7)-(8); the correction is their δP_fit.
     """
-    one_of(beta, BETAS, "beta")
-    values = _finish(_atas(beta, corrected), r, folded)
-    return _cut_density(values, r, cut, _folded_table(beta, corrected), folded)
+    one_of("beta", beta, BETAS)
+    return _pdf(r, _atas(beta, corrected), folded, cut)
 
 
 def ratio_law_cdf(
-    r: ArrayLike,
-    beta: int = 1,
-    folded: bool = False,
-    corrected: bool = False,
-    cut: float | None = None,
+    r: ArrayLike, beta: int = 1, folded: bool = False, corrected: bool = False, cut: Cut = None
 ) -> Values:
     """∫₀^r of :func:`ratio_law` (same arguments), from a table with an error below 1e-12."""
-    one_of(beta, BETAS, "beta")
-    return _cut_probability(r, cut, _folded_table(beta, corrected), folded)
+    one_of("beta", beta, BETAS)
+    return _cdf(r, _atas(beta, corrected), folded, cut)
 
 
-def poisson_ratio_law(r: ArrayLike, folded: bool = False, cut: float | None = None) -> Values:
+def poisson_ratio_law(r: ArrayLike, folded: bool = False, cut: Cut = None) -> Values:
     """P(r) = 1/(1+r)², independent levels.
 
     Args:
@@ -110,45 +127,38 @@ def poisson_ratio_law(r: ArrayLike, folded: bool = False, cut: float | None = No
 
     Source: Atas et al. 2013, Table I.
     """
-    return _cut_density(_finish(_poisson, r, folded), r, cut, _poisson_folded, folded)
+    return _pdf(r, _POISSON, folded, cut)
 
 
-def poisson_ratio_law_cdf(r: ArrayLike, folded: bool = False, cut: float | None = None) -> Values:
+def poisson_ratio_law_cdf(r: ArrayLike, folded: bool = False, cut: Cut = None) -> Values:
     """r/(1+r), folded 2r/(1+r) (arguments as in :func:`poisson_ratio_law`)."""
-    return _cut_probability(r, cut, _poisson_folded, folded)
+    return _cdf(r, _POISSON, folded, cut)
 
 
-def block_ratio_law(
-    r: ArrayLike, blocks: int = 2, folded: bool = False, cut: float | None = None
-) -> Values:
+def block_ratio_law(r: ArrayLike, blocks: int = 2, folded: bool = False, cut: Cut = None) -> Values:
     """P(r) = ∫ x p(x, r x) dx of equal independent GOE blocks, superposed.
+
+    p(x, y) is the joint density of consecutive spacings of the superposition.
 
     Args:
         r: Ratios, any shape; the density is 0 for negative ones.
-        blocks: Number of blocks.
+        blocks: Number of blocks, 1 to 50; one block gives the 3 x 3 surmise back.
         folded: Law of min(r, 1/r), 2 P on [0, 1].
         cut: Law of the ratios up to the cut only.
 
     Returns:
         The density, in the shape of r, with an error below 1e-9 against the integral.
 
-    Source: Giraud, Macé, Vernier, Alet, PRX 12, 011006 (2022), sec. II.
+    Source: Giraud et al. 2022, sec. II.
     """
-    table = _block_table(blocks)
-    density = table.derivative()
-
-    def full(t: np.ndarray) -> np.ndarray:
-        small = np.minimum(t, 1 / np.maximum(t, 1.0))
-        return density(small) / 2 * np.where(t > 1, small**2, 1.0)
-
-    return _cut_density(_finish(full, r, folded), r, cut, table, folded)
+    return _pdf(r, _superposed(blocks), folded, cut)
 
 
 def block_ratio_law_cdf(
-    r: ArrayLike, blocks: int = 2, folded: bool = False, cut: float | None = None
+    r: ArrayLike, blocks: int = 2, folded: bool = False, cut: Cut = None
 ) -> Values:
     """∫₀^r of :func:`block_ratio_law` (same arguments)."""
-    return _cut_probability(r, cut, _block_table(blocks), folded)
+    return _cdf(r, _superposed(blocks), folded, cut)
 
 
 def mean_ratio(name: str) -> float:
@@ -160,89 +170,145 @@ def mean_ratio(name: str) -> float:
     Returns:
         The mean, to 1e-4.
     """
-    means = {
-        "goe": MEAN_RATIO_GOE,
-        "gue": MEAN_RATIO_GUE,
-        "gse": MEAN_RATIO_GSE,
-        "poisson": MEAN_RATIO_POISSON,
-        "goe2": MEAN_RATIO_GOE2,
-    }
-    one_of(name, tuple(means), "name")
-    return means[name]
+    one_of("name", name, NAMES)
+    return _MEANS[NAMES.index(name)]
 
 
-def _atas(beta: int, corrected: bool) -> Callable[[np.ndarray], np.ndarray]:
-    def density(r: np.ndarray) -> np.ndarray:
-        # in t = min(r, 1/r), with P(r) = P(1/r)/r²: no overflow at large r
-        t = np.minimum(r, 1 / np.maximum(r, 1.0))
-        value = (t + t**2) ** beta / (1 + t + t**2) ** (1 + 1.5 * beta) / _Z[beta]
+@functools.cache
+def ratio_law_folded(name: str) -> Law:
+    """Law of r̃ = min(r, 1/r) on [0, 1] by the name of an ensemble.
+
+    Args:
+        name: "goe", "gue", "gse", "poisson" or "goe2".
+
+    Returns:
+        Atas et al.'s surmise with its large-matrix correction for the Gaussian ensembles, Giraud et
+        al.'s surmise for "goe2", exact for "poisson".
+    """
+    return Law(name, *bound(_pdf, _cdf, shape=_named(name), folded=True), support=(0.0, 1.0))
+
+
+@functools.cache
+def ratio_law_unfolded(name: str, cut: Cut = None) -> Law:
+    """Law of the ratio r itself, on the positive axis or up to a cut.
+
+    Args:
+        name: As for :func:`ratio_law_folded`.
+        cut: Law of the ratios up to the cut only.
+
+    Returns:
+        The law; uncut, its density falls off as r^-(2+β), for "poisson" and "goe2" as r^-2.
+    """
+    shape, folded = _named(name), ratio_law_folded(name)
+    mass = 1.0 if cut is None else float(_cdf(cut, shape))
+
+    def quantile(u: Values) -> Values:
+        p = u * mass
+        small = np.asarray(folded.ppf(2 * np.minimum(p, 1 - p)))
+        large = np.divide(1, small, out=np.full(small.shape, np.inf), where=small > 0)
+        return np.where(p < 0.5, small, large)
+
+    return Law(
+        name,
+        *bound(_pdf, _cdf, shape=shape, cut=cut),
+        quantile=quantile,
+        support=(0.0, np.inf if cut is None else float(cut)),
+        tail=np.inf if cut is not None else 2.0 + BETA_OF.get(name, 0),
+    )
+
+
+def _named(name: str) -> _Shape:
+    one_of("name", name, NAMES)
+    if name in BETA_OF:
+        return _atas(BETA_OF[name], True)
+    return _POISSON if name == "poisson" else _superposed(2)
+
+
+@functools.cache
+def _atas(beta: int, corrected: bool) -> _Shape:
+    z, factor, c = _ATAS[beta]
+
+    def density(t: Values) -> Values:
+        value = (t + t**2) ** beta / (1 + t + t**2) ** (1 + 1.5 * beta) / z
         if corrected:
             q = t / (1 + t**2)
-            value += _C[beta] / (1 + t) ** 2 * (q**beta - _c[beta] * q ** (beta + 1))
-        return value * np.where(r > 1, t**2, 1.0)
+            value += factor / (1 + t) ** 2 * (q**beta - c * q ** (beta + 1))
+        return value
 
-    return density
-
-
-def _poisson(r: np.ndarray) -> np.ndarray:
-    return (1 / (1 + r)) ** 2
-
-
-def _poisson_folded(t: np.ndarray) -> np.ndarray:
-    return 2 * t / (1 + t)
+    table = piecewise(lambda t: 2 * density(t), np.linspace(0.0, 1.0, 17))
+    return _Shape(density, table.antiderivative())
 
 
 @functools.cache
-def _folded_table(beta: int, corrected: bool) -> PPoly:
-    density = _atas(beta, corrected)
-    return piecewise(lambda r: 2 * density(r), np.linspace(0.0, 1.0, 17)).antiderivative()
+def _superposed(blocks: int) -> _Shape:
+    real("blocks", whole("blocks", blocks, 1), most=_MOST_BLOCKS)
+    table = piecewise(lambda t: 2 * _block_ratio(t, blocks), np.linspace(0.0, 1.0, 5))
+    below = table.antiderivative()
+    density = below.derivative()
+    return _Shape(lambda t: density(t) / 2, below)
 
 
-@functools.cache
-def _block_table(blocks: int) -> PPoly:
-    return piecewise(
-        lambda r: 2 * block_ratio(r, blocks), np.linspace(0.0, 1.0, 5)
-    ).antiderivative()
+def _pdf(r: ArrayLike, shape: _Shape, folded: bool = False, cut: Cut = None) -> Values:
+    values = real_array("r", r, infinite=True, empty=True)
+    inside = (values >= 0) & (values <= (1.0 if folded else np.inf))
+    # in t = min(r, 1/r): no overflow at large r
+    t = np.minimum(np.maximum(values, 0.0), 1 / np.maximum(values, 1.0))
+    density = shape.density(t) * np.where(values > 1, t**2, 1.0) * (2 if folded else 1)
+    if cut is not None:
+        inside &= values <= cut
+        density = density / _cdf(real("cut", cut, above=0), shape, folded)
+    return np.where(inside, density, 0.0)[()]
 
 
-def _finish(density: Callable[[np.ndarray], np.ndarray], r: ArrayLike, folded: bool) -> np.ndarray:
-    values = real_values(r, "r")
-    inside = (values >= 0) & ((values <= 1) | (not folded))
-    return np.where(inside, density(np.maximum(values, 0.0)) * (2 if folded else 1), 0.0)
-
-
-def _probability(r: np.ndarray, below: Callable[[np.ndarray], np.ndarray], folded: bool) -> Values:
+def _cdf(r: ArrayLike, shape: _Shape, folded: bool = False, cut: Cut = None) -> Values:
     """The distribution of r from that of r̃: half of it up to 1, its mirror image beyond."""
-    t = np.maximum(r, 0.0)
+    values = real_array("r", r, infinite=True, empty=True)
+    if cut is not None:
+        mass = _cdf(real("cut", cut, above=0), shape, folded)
+        return _cdf(np.minimum(values, cut), shape, folded) / mass
+    t = np.maximum(values, 0.0)
     if folded:
-        return below(np.minimum(t, 1.0))
-    half = below(np.minimum(t, 1 / np.maximum(t, 1.0))) / 2
-    return np.where(t > 1, 1 - half, half)
+        return shape.folded_cdf(np.minimum(t, 1.0))[()]
+    half = shape.folded_cdf(np.minimum(t, 1 / np.maximum(t, 1.0))) / 2
+    return np.where(t > 1, 1 - half, half)[()]
 
 
-def _mass(cut: float, below: Callable[[np.ndarray], np.ndarray], folded: bool) -> float:
-    if not cut > 0:
-        raise ValueError(f"cut is {cut!r}, a ratio above 0 is expected; try cut=10.")
-    return float(_probability(np.asarray(float(cut)), below, folded))
+def _block_ratio(r: Points, m: int) -> Points:
+    """P(r) = ∫ x p(x, r x) dx, p the joint density of consecutive spacings of m blocks."""
+    # Within one block two spacings x, y that follow each other have the 3 x 3 surmise's joint
+    # density p(x, y), proportional to x y (x + y) e^(-c (x² + x y + y²)), as in Atas et al. 2013.
+    # From it come, in the block's spacings,
+    #     a(x, y) = ∫_y^∞ p(x, v) dv          one spacing is x, the next exceeds y
+    #     b(x, y) = ∫_x^∞ a(u, y) du          the two exceed x and y
+    #     f(s) = ∫_s^∞ a(u, 0) du             a spacing exceeds s
+    #     e(s) = ∫_s^∞ f(u) du                no level in an interval of length s
+    # and the superposition sums over which block each of three consecutive levels belongs to.
+    nodes, weights = panels_rule(_FAR * np.linspace(0.0, 1.0, 13) ** 2)
+    x = nodes.ravel()
+    y = r[:, None] * x
+    s, zero = x + y, np.zeros(1)
+    joint = _FACTOR * x * y * (x + y) * np.exp(-_RATE * (x**2 + x * y + y**2))
+    empty = _beyond(s, zero, moment=1)
+    total = joint * empty ** (m - 1)
+    both, exceed = _beyond(x, y), _beyond(s, zero)
+    if m > 1:
+        pairs = (_next_exceeds(x, y) + _next_exceeds(y, x)) * exceed + _next_exceeds(s, zero) * both
+        total += (m - 1) * pairs * empty ** (m - 2)
+    if m > 2:
+        total += (m - 1) * (m - 2) * exceed**2 * both * empty ** (m - 3)
+    return total @ (x * weights.ravel())
 
 
-def _cut_density(
-    values: np.ndarray,
-    r: ArrayLike,
-    cut: float | None,
-    below: Callable[[np.ndarray], np.ndarray],
-    folded: bool,
-) -> Values:
-    if cut is None:
-        return values[()]
-    return np.where(np.asarray(r) <= cut, values / _mass(cut, below, folded), 0.0)[()]
+def _next_exceeds(x: Values, y: Values) -> Values:
+    """The function a, with v (x + v) = w² - x²/4 and w = v + x/2."""
+    w = y + x / 2
+    tail = sqrt(pi / _RATE) / 2 * special.erfc(sqrt(_RATE) * w)
+    integral = w * np.exp(-_RATE * w**2) / (2 * _RATE) + (1 / (2 * _RATE) - x**2 / 4) * tail
+    return _FACTOR * x * np.exp(-0.75 * _RATE * x**2) * integral
 
 
-def _cut_probability(
-    r: ArrayLike, cut: float | None, below: Callable[[np.ndarray], np.ndarray], folded: bool
-) -> Values:
-    values = real_values(r, "r")
-    if cut is None:
-        return np.asarray(_probability(values, below, folded))[()]
-    mass = _mass(cut, below, folded)
-    return (_probability(np.minimum(values, cut), below, folded) / mass)[()]
+def _beyond(x: Values, y: Values, moment: int = 0) -> Values:
+    """∫ u^moment a(x + u, y) du: b, with y = 0 f, and with y = 0 and the first moment e."""
+    nodes, weights = panels_rule(np.linspace(0.0, _FAR, 4))
+    steps = zip(nodes.ravel(), weights.ravel(), strict=True)
+    return np.sum([w * u**moment * _next_exceeds(x + u, y) for u, w in steps], axis=0)
