@@ -86,24 +86,18 @@ def place(tmp_path, tiny_npz):
     (tmp_path / "syntax.py").write_text("def f(:\n")
     (tmp_path / "folder").mkdir()
     (tmp_path / "taken.h5").write_text("precious")
-    (tmp_path / "bad.toml").write_text("batch = = 3\n")
-    (tmp_path / "unknown.toml").write_text('modle = "mlp2"\n')
     (tmp_path / "type.toml").write_text('batch = "many"\n')
     with np.load(tiny_npz) as tiny:
         x, y = tiny["x"], tiny["y"]
-    for name, value in (("nan", np.nan), ("inf", np.inf)):
-        bad = x.copy()
-        bad[17, 2] = value
-        np.savez(tmp_path / f"{name}.npz", x=bad, y=y)
     np.savez(tmp_path / "classes.npz", x=x, y=y, classes=2)
-    late = x.copy()
-    late[25, 0] = 100
-    np.savez(tmp_path / "late.npz", x=late, y=y)
+    for name, row, value in (("inf", 17, np.inf), ("late", 25, 100)):
+        changed = x.copy()
+        changed[row, 2] = value
+        np.savez(tmp_path / f"{name}.npz", x=changed, y=y)
     net = nn.Linear(6, 3).state_dict()
     good = {f"1.{name}": value for name, value in net.items()}
     torch.save(good, tmp_path / "good.pt")
     torch.save(net, tmp_path / "names.pt")
-    torch.save({"1.weight": torch.zeros(4, 6), "1.bias": torch.zeros(4)}, tmp_path / "shape.pt")
     save_file({**good, "1.bias": torch.tensor([0, np.nan, 0])}, tmp_path / "nan.safetensors")
     return tmp_path
 
@@ -111,54 +105,25 @@ def place(tmp_path, tiny_npz):
 RUN = ["spectrum", "--model", "logistic", "--data", "tiny.npz", "--batch", "10", "--batches", "2"]
 
 BAD = {
-    "command": (["spektrum"], ["spektrum"]),
-    "option": ([*RUN, "--tpyo", "1"], ["--tpyo", "--help"]),
     "argument": ([*RUN, "stray"], ["stray"]),
-    "model": ([*RUN, "--model", "resnet"], ["'resnet'", "mlp3", "file.py:factory"]),
     "data": ([*RUN, "--data", "cifar"], ["cifar", "mnist", "npz"]),
-    "data file": ([*RUN, "--data", "absent.npz"], ["absent.npz"]),
-    "device": ([*RUN, "--device", "tpu"], ["'tpu'", "cpu"]),
     "device number": ([*RUN, "--device", "cuda:99"], ["'cuda:99'"]),
-    "loss": ([*RUN, "--loss", "hinge"], ["'hinge'", "cross-entropy"]),
-    "operator": ([*RUN, "--operator", "fisher"], ["operator", "'hessian'", "'ggn'", "fisher"]),
-    "dtype": ([*RUN, "--dtype", "float16"], ["dtype", "'float64'", "float16"]),
-    "split": ([*RUN, "--split", "validation"], ["split", "'test'", "validation"]),
-    "absent split": ([*RUN, "--split", "test"], ["no splits", "test"]),
-    "seed": ([*RUN, "--seed", "-1"], ["seed", "-1"]),
     "seed word": ([*RUN, "--seed", "x"], ["--seed", "integer"]),
-    "batch 0": ([*RUN, "--batch", "0"], ["batch", "'all'", "got '0'"]),
-    "batch -3": ([*RUN, "--batch", "-3"], ["batch", "got '-3'"]),
-    "batch large": ([*RUN, "--batch", "61"], ["61", "60 samples"]),
     "batch word": ([*RUN, "--batch", "many"], ["batch", "integer", "'many'"]),
     "batch fraction": ([*RUN, "--batch", "2.5"], ["batch", "integer", "'2.5'"]),
     "batches 0": ([*RUN, "--batches", "0"], ["batches", "'all'", "got '0'"]),
-    "batches -1": ([*RUN, "--batches", "-1"], ["batches", "'all'", "got '-1'"]),
-    "batches many": ([*RUN, "--batches", "7"], ["7 batches of 10", "60", "enough for 6"]),
-    "batches word": ([*RUN, "--batches", "some"], ["batches", "'all'", "'some'"]),
     "batches odd": ([*RUN, "--batches", "²"], ["batches", "'all'", "'²'"]),
-    "batches dashes": ([*RUN, "--batches=--5"], ["batches", "'--5'"]),
-    "checkpoint missing": ([*RUN, "--checkpoint", "no.pt"], ["no.pt", "does not exist"]),
     "checkpoint names": ([*RUN, "--checkpoint", "names.pt"], ["does not fit", "1.weight"]),
-    "checkpoint shape": ([*RUN, "--checkpoint", "shape.pt"], ["(4, 6)", "(3, 6)"]),
     "checkpoint NaN": ([*RUN, "--checkpoint", "nan.safetensors"], ["NaN", "'1.bias'"]),
     "checkpoint kind": ([*RUN, "--checkpoint", "user.py"], ["user.py", ".safetensors"]),
-    "NaN data": ([*RUN, "--data", "nan.npz"], ["nan.npz", "NaN", "row 17"]),
     "inf data": ([*RUN, "--data", "inf.npz"], ["inf.npz", "infinite", "row 17"]),
     "labels": ([*RUN, "--data", "classes.npz"], ["classes.npz", "2 classes"]),
-    "out folder": ([*RUN, "--out", "absent/a.h5"], ["absent/a.h5", "No such file"]),
     "out is folder": ([*RUN, "--out", "folder"], ["folder", "is a folder"]),
     "out is folder, overwrite": ([*RUN, "--out", "folder", "--overwrite"], ["is a folder"]),
     "out is folder, resume": ([*RUN, "--out", "folder", "--resume"], ["folder"]),
-    "out taken": ([*RUN, "--out", "taken.h5"], ["taken.h5 exists", "--resume", "--overwrite"]),
-    "out foreign": ([*RUN, "--out", "taken.h5", "--resume"], ["taken.h5", "HDF5"]),
     "out long": ([*RUN, "--out", "x" * 300], ["too long"]),
-    "both": ([*RUN, "--resume", "--overwrite"], ["--resume and --overwrite"]),
-    "toml": ([*RUN, "--config", "bad.toml"], ["bad.toml", "TOML", "line 1"]),
-    "toml key": ([*RUN, "--config", "unknown.toml"], ["modle"]),
     "toml type": (["spectrum", "--config", "type.toml"], ["batch", "integer", "'many'"]),
     "toml missing": ([*RUN, "--config", "no.toml"], ["no.toml", "No such file"]),
-    "plugin file": ([*RUN, "--model", "no.py:Net"], ["no.py"]),
-    "plugin name": ([*RUN, "--model", "user.py:Nett"], ["user.py", "'Nett'", "Net"]),
     "plugin no name": ([*RUN, "--model", "user.py:"], ["file.py:name"]),
     "plugin import": ([*RUN, "--model", "broken.py:f"], ["broken.py", "no_such_module_here"]),
     "plugin syntax": ([*RUN, "--model", "syntax.py:f"], ["syntax.py", "SyntaxError"]),
@@ -173,13 +138,11 @@ BAD = {
     "random": ([*RUN, "--model", "user.py:Stateful"], ["batch 0", "deterministic", "eval()"]),
     "loss vector": ([*RUN, "--loss", "user.py:loss_per_sample"], ["one number", "(10,)"]),
     "lenet on features": ([*RUN, "--model", "lenet5"], ["lenet5", "images", "(6,)"]),
-    "info foreign": (["info", "user.py"], ["user.py", "HDF5"]),
-    "info missing": (["info", "no.h5"], ["no.h5"]),
     "plot foreign": (["plot", "user.py"], ["user.py", "HDF5"]),
-    "plot missing": (["plot", "no.h5"], ["no.h5"]),
     "plot no file": (["plot"], ["file", "plot --help"]),
-    "fetch unknown": (["data", "fetch", "cifar"], ["cifar", "mnist"]),
 }
+
+"""Beside those whose messages are in tests/golden/."""
 
 
 def the_error(result):
@@ -272,11 +235,7 @@ def test_a_failing_model_does_not_cost_the_file_it_was_to_replace(place, refused
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (["--seed", "3"], ["seed (0 in the file, 3 now)"]),
-        (["--batch", "12"], ["batch (10 in the file, 12 now)"]),
         (["--batches", "1"], ["batches (2 in the file, only 1 now)"]),
-        (["--dtype", "float32"], ["dtype ('float64' in the file, 'float32' now)"]),
-        (["--operator", "ggn"], ["operator ('hessian' in the file, 'ggn' now)"]),
         (["--checkpoint", "good.pt"], ["checkpoint_sha256 (''", "parameters_sha256"]),
         (["--data", "late.npz"], ["data_sha256", "'late.npz' now"]),
         (["--loss", "mse"], ["'mse' now"]),

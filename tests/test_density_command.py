@@ -189,15 +189,11 @@ def test_files_are_not_overwritten_by_accident(cli, refused, digits, tmp_path):
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        (["--probes", "0"], "probes"),
         (["--samples", "none"], "samples: should be a positive integer, or 'all'"),
         (["--samples", "1000"], "1,000 samples are asked for"),
         (["--operator", "fisher"], "operator"),
-        (["--trace", "plain"], "trace"),
-        (["--largest", "3", "--top", "2"], "both ends"),
         (["--top", "100000"], "100,000 levels"),
         (["--tolerance", "0"], "tolerance"),
-        (["--plot", "picture"], "ending"),
         (["--plot", "picture.nonsense"], "nonsense"),
         (["--plot", "nowhere/p.png"], "no folder"),
         (["--checkpoint", "nothing.pt"], "nothing.pt"),

@@ -286,7 +286,6 @@ RUN = ["levels", "spectra.h5"]
 
 BAD = {
     "no file given": (["levels"], ["file"]),
-    "missing": (["levels", "no.h5"], ["no file no.h5"]),
     "folder": (["levels", "."], ["."]),
     "text": (["levels", "text.h5"], ["text.h5", "HDF5"]),
     "foreign": (["levels", "foreign.h5"], ["foreign.h5"]),
@@ -302,20 +301,13 @@ BAD = {
     "negative cutoff": ([*RUN, "--cutoff", "-1"], ["cutoff", "-1"]),
     "cutoff NaN": ([*RUN, "--cutoff", "nan"], ["cutoff", "nan"]),
     "cutoff inf": ([*RUN, "--cutoff", "inf"], ["cutoff", "inf"]),
-    "compare and cutoff": (
-        [*RUN, "--compare", "--cutoff", "paper"],
-        ["leave out cutoff"],
-    ),
     "window of one": ([*RUN, "--window", "3"], ["window", "LOW:HIGH", "'3'"]),
-    "window reversed": ([*RUN, "--window", "2:1"], ["window", "LOW < HIGH"]),
     "window word": ([*RUN, "--window", "a:b"], ["window", "LOW:HIGH"]),
     "window of three": ([*RUN, "--window", "1:2:3"], ["window", "LOW:HIGH"]),
     "window beside": ([*RUN, "--window", "1e6:1e7"], ["0 of 60", "window"]),
-    "surrogates": ([*RUN, "--surrogates", "-1"], ["surrogates", "-1"]),
     "surrogates word": ([*RUN, "--surrogates", "many"], ["--surrogates", "integer"]),
     "surrogates many": ([*RUN, "--surrogates", "1000000000"], ["surrogates"]),
     "seed": ([*RUN, "--seed", "-1"], ["seed", "-1"]),
-    "unfolding": ([*RUN, "--unfold", "foo"], ["'foo'", "window"]),
     "unfolding empty": ([*RUN, "--unfold", ""], ["''", "window"]),
     "option": ([*RUN, "--unfold", "window:degree=3"], ["'degree'", "neighbours"]),
     "option of auto": ([*RUN, "--unfold", "auto:degree=3"], ["'degree'", "neighbours"]),
@@ -325,13 +317,11 @@ BAD = {
     "option levels": ([*RUN, "--unfold", "kernel:levels=3"], ["'levels'"]),
     "option pool": ([*RUN, "--unfold", "pooled:pool=3"], ["'pool'"]),
     "option value": ([*RUN, "--unfold", "window:neighbours=-3"], ["neighbours", "-3"]),
-    "option word": ([*RUN, "--unfold", "polynomial:degree=two"], ["degree", "'two'"]),
     "option without value": ([*RUN, "--unfold", "window:neighbours"], ["METHOD:OPTION=VALUE"]),
     "law": ([*RUN, "--unfold", "analytic:law=foo"], ["'foo'", "semicircle"]),
     "pooled of one": (["levels", "one.h5", "--unfold", "pooled"], ["several batches"]),
     "plot": ([*RUN, "--plot", "taken"], ["taken", "folder"]),
     "plot below a file": ([*RUN, "--plot", "taken/pictures"], ["taken", "folder"]),
-    "format": ([*RUN, "--plot", "pictures", "--format", "docx"], ["docx", "png"]),
     "config window": ([*RUN, "--config", "window.toml"], ["window", "LOW:HIGH"]),
 }
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from hessrmt.config import NormalizeConfig, load_settings
-from hessrmt.errors import ConfigError
 from hessrmt.runs.normalize import run
 
 EPS = np.finfo(float).eps
@@ -122,28 +121,8 @@ def test_data_without_splits_and_without_classes(cli, tmp_path, tiny_npz):
     assert answer["normalized_train_loss"] > 0
 
 
-@pytest.mark.parametrize(
-    ("options", "why"),
-    [
-        (["--norm", "0.5"], "norm"),
-        (["--norm", "nan"], "norm"),
-        (["--by", "magic"], "by"),
-        (["--by", "output", "--reference", "1000"], "150 training samples"),
-        (["--checkpoint", "nothing.pt"], "nothing.pt"),
-        (["--model", "mlp9"], "mlp9"),
-        (["--device", "abacus"], "abacus"),
-        (["--batch", "0"], "batch"),
-    ],
-)
-def test_bad_usage_exits_with_2(refused, digits, options, why):
-    refused(["normalize", "--model", "logistic", "--data", digits, *options], [why])
-
-
-def test_settings_come_from_a_file(tmp_path):
-    path = tmp_path / "normalize.toml"
-    path.write_text('norm = inf\nby = "output"\nreference = 3\n')
-    settings = load_settings(NormalizeConfig, path)
-    assert (settings.norm, settings.by, settings.reference) == (math.inf, "output", 3)
-    path.write_text("rho = 2\n")
-    with pytest.raises(ConfigError, match="rho"):
-        load_settings(NormalizeConfig, path)
+def test_bad_usage(refused, digits):
+    """Beside that whose messages are in tests/golden/normalize.json."""
+    words = ["normalize", "--model", "logistic", "--data", digits]
+    for option, value in (("norm", "nan"), ("device", "abacus"), ("batch", "0")):
+        refused([*words, f"--{option}", value], [value])
