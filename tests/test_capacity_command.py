@@ -18,7 +18,6 @@ from hessrmt.errors import ConfigError
 from hessrmt.runs.capacity import labels, read_accuracies
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-NETWORK = ("alpha_hat", "alpha_hat_log10", "alpha_weighted", "mean_alpha", "mean_log_norm")
 
 
 def parsed(result):
@@ -41,24 +40,6 @@ def save(path, seed=0, **more):
 @pytest.fixture
 def net(tmp_path):
     return save(tmp_path / "net.pt")
-
-
-def test_json_is_the_report(cli, net):
-    result = cli("capacity", "net.pt", "--json", "--seed", "3", "--conv", "pooled")
-    found = parsed(result)
-    report = hr.capacity.analyze("net.pt", "pooled", 3)
-    assert set(NETWORK) <= set(found)
-    for name in NETWORK:
-        assert found[name] == getattr(report, name)
-    assert found["source"] == "net.pt"
-    assert found["counts"]["skipped"] == 1
-    for row, layer in zip(found["layers"], report.layers, strict=True):
-        assert set(CONTRACT) <= set(row)
-        for name in set(CONTRACT) - {"shape"}:
-            value = getattr(layer, name)
-            lost = isinstance(value, float) and not math.isfinite(value)
-            assert row[name] == (None if lost else value), name
-        assert row["shape"] == list(layer.shape)
 
 
 def test_what_the_terminal_shows(cli, net):

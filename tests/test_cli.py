@@ -171,23 +171,6 @@ def test_bad_input_in_a_process_of_its_own(place, run_cli):
 # Output
 
 
-@pytest.mark.slow
-def test_json_is_one_object_and_all_else_is_on_standard_error(place, run_cli):
-    result = run_cli(*RUN, "--json", "--out", "a.h5")
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("\n") == 1
-    found = json.loads(result.stdout)
-    stored = load(place / "a.h5")
-    assert (found["file"], found["dimension"], found["batches_planned"]) == ("a.h5", 21, 2)
-    assert found["config"]["model"] == "logistic"
-    for entry, item in zip(found["batches"], stored, strict=True):
-        assert entry["rank"] == entry["n_resolved"] == item.rank
-        assert entry["lambda_max"] == item.eigenvalues[-1]
-        assert entry["loss"] == item.loss
-    assert "written: a.h5" in result.stderr
-    assert "error" not in result.stderr
-
-
 def test_json_has_no_nan(capsys):
     console.emit_json({"a": float("nan"), "b": [np.float64("inf"), np.arange(2)], "c": (1, None)})
     assert json.loads(capsys.readouterr().out) == {"a": None, "b": [None, [0, 1]], "c": [1, None]}

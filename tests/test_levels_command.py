@@ -26,8 +26,6 @@ CONTRACT = {
     "not_computable",
 }
 
-OF_A_LAW = {"ratio_distance", "ratio_p_value", "spacing_distance", "spacing_p_value"}
-
 LAWS = ["goe", "gue", "gse", "poisson", "goe2"]
 
 SETTINGS = {"cutoff", "window"}
@@ -97,21 +95,6 @@ def test_controls_of_full_size_are_recognised(kept, cli, path, ensemble):
         # the published q of exact GOE spacings is 0.953 to 0.957 (test_levels.py); steps of
         # 1/133 leave it within a few errors
         assert abs(found["brody"] - 0.955) < 5 * found["brody_error"]
-
-
-def test_the_json(kept, cli, path):
-    make(path, goe, 3, 60)
-    found = parsed(cli("levels", path, "--json", "--surrogates", "20"))
-    assert found.keys() >= CONTRACT
-    assert list(found["laws"]) == LAWS
-    for law in found["laws"].values():
-        assert law.keys() >= OF_A_LAW
-        assert all(0 < law[name] <= 1 for name in OF_A_LAW)
-        assert law["ratio_p_value"] >= 1 / 21
-    assert (found["cutoff"], found["window"], found["seed"]) == ("certified", None, 0)
-    assert (found["n_spectra"], found["n_levels"], found["n_ratios"]) == (3, 180, 174)
-    assert found["surrogates"] == 20
-    assert found["unfolding"].startswith("window")
 
 
 def nulls_have_reasons(found):
