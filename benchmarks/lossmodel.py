@@ -11,7 +11,8 @@
   diagonal from ``numpy.random.multivariate_normal`` with its 300 × 300 covariance k'² + 2k''·1, the
   rest from a symmetrised matrix of normals, ``numpy.linalg.eigvalsh``.
 - figure: the samples of the nine panels of Baskerville, Granziol and Keating 2022, Fig. 5:
-  n = 300, 100 samples each, six values of k'', with 100 degenerate directions, with 20 outliers of scale 10, with both; the same peer.
+  n = 300, 100 samples each, six values of k'', with 100 degenerate directions, with 20 outliers of
+  scale 10, with both; the same peer.
 - band: outliers against n: the band of half-width r and dense matrices, the crossover behind
   ``method="auto"``.
 

@@ -172,8 +172,8 @@ def normalize(model: nn.Module, inputs: Any, norm: float = 2) -> Normalized:
 def output_normalize(model: nn.Module, inputs: Any, norm: float = 2) -> Normalized:
     """Divide a network by the norm of its output on a fixed image or batch.
 
-    The way of Generalization puzzles (2020) (Fig. 2, appendix H) for ResNets, whose residual branches
-    have no product of norms. Use the same inputs for all networks that are to be compared.
+    The way of Generalization puzzles (2020), Fig. 2 and appendix H, for ResNets, whose residual
+    branches have no product of norms. Use the same inputs for all networks that are to be compared.
 
     Args:
         model: Any network; not changed. It is taken in evaluation mode.
@@ -424,7 +424,7 @@ class MarginSummary:
 
     @property
     def normalized_bound(self) -> float:
-        """Πρ_k/η, what the classification error grows with (Generalization puzzles (2020), eq. 13)."""
+        """Πρ_k/η, which the classification error grows with: Generalization puzzles (2020), eq. 13."""
         return self.bound * self.product
 
     def quantiles(self, at: Sequence[float] = QUANTILES) -> dict[float, float]:

@@ -4,7 +4,8 @@ Every epoch draws from its own random streams, so a run resumed after any epoch 
 uninterrupted one (bit for bit on the CPU). The variations that families of networks are made of are
 here too: other initial weights, wrong labels, random crops and flips.
 
-Source: Baskerville, Granziol and Keating 2022, §4; Generalization puzzles (2020), appendices B and C.
+Source: Baskerville, Granziol and Keating 2022, §4; Generalization puzzles (2020), appendices B and
+C.
 """
 
 from __future__ import annotations
