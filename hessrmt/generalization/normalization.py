@@ -424,7 +424,7 @@ class MarginSummary:
 
     @property
     def normalized_bound(self) -> float:
-        """Πρ_k/η, which the classification error grows with: Generalization puzzles (2020), eq. 13."""
+        """Πρ_k/η: the classification error grows with it, Generalization puzzles (2020), eq. 13."""
         return self.bound * self.product
 
     def quantiles(self, at: Sequence[float] = QUANTILES) -> dict[float, float]:
