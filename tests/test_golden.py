@@ -32,13 +32,13 @@ from golden_samples import (
     numbers,
     shortened,
 )
-from hessrmt.store.files import dataset as array
 from level_samples import write_file
 
 import hessrmt as hr
 from hessrmt import rng
 from hessrmt.cli import console
 from hessrmt.ensembles import goe, poisson
+from hessrmt.store.files import dataset as array
 
 GOLDEN = Path(__file__).parent / "golden"
 WRITE = "HESSRMT_WRITE_GOLDEN"

@@ -12,14 +12,20 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 from drawn_families import DEFAULTS, entry
-from hessrmt.config.puzzles import PuzzlesConfig, PuzzlesPreset, ReferenceLine
-from hessrmt.workflows.figures import draw_all, family_losses, puzzles_figures, random_partner
 from matplotlib.collections import PathCollection, PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from hessrmt import rng, theory
 from hessrmt.errors import ConfigError, DataError, StoreError
+from hessrmt.experiments.puzzles import (
+    Puzzles,
+    PuzzlesConfig,
+    PuzzlesPreset,
+    ReferenceLine,
+    family_losses,
+    random_partner,
+)
 from hessrmt.generalization import fit_line
 from hessrmt.levels import (
     decade_histograms,
@@ -36,8 +42,9 @@ from hessrmt.levels.resampling import with_error
 from hessrmt.levels.selection import ratio_samples, select
 from hessrmt.levels.unfolding import unfold_selection
 from hessrmt.plots import puzzles, style
-from hessrmt.plots.files import save
+from hessrmt.plots.files import draw_each, save
 from hessrmt.plots.levels import density_per_decade, spectral_density, staircase, surmise
+from hessrmt.runs.levels import pictures
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -51,6 +58,10 @@ NATURAL = entry(name="scale")
 CORRUPTED = entry("corruption", name="corr", reference_loss=0.006, values=(0, 0.1, 0.1, 0.5, 1))
 RANDOM = entry(name="rl", labels="random", values=(0.05, 0.1))
 SAMPLES = [entry("samples"), entry("samples", name="samples-random", labels="random")]
+
+
+def draw_all(levels, folder, ending="png", title=""):
+    return draw_each(pictures(levels, title), folder, ending)
 
 
 @cache
@@ -149,7 +160,7 @@ def test_what_cannot_be_computed_is_named(tmp_path):
 
 def test_a_notebook_shows_a_picture_without_pyplot():
     assert surmise()._repr_png_().startswith(MAGIC["png"])
-    code = "import sys, hessrmt.workflows.figures; sys.exit('matplotlib.pyplot' in sys.modules)"
+    code = "import sys, hessrmt.runs.levels; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -557,7 +568,9 @@ def test_all_pictures_of_a_preset(tmp_path):
     settings = PuzzlesConfig(
         experiment="puzzles", presets={"small": preset}, reference=(REFERENCE,)
     )
-    drawn = {one.name: one for one in puzzles_figures(settings, entries, tmp_path)}
+    drawn = {
+        one.name: one for one in draw_each(Puzzles().figures(settings, entries), tmp_path, "png")
+    }
     kinds = ("losses", "capacity", "outputs", "margins", "trend")
     wanted = {f"{name}-{kind}" for name in ("corr", "wrong") for kind in kinds}
     wanted |= {"corr-product", "width-width", "samples-errors", "samples-losses", "planned"}

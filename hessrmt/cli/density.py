@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from hessrmt.curvature.density import DensityResult
-    from hessrmt.curvature.edges import EdgeLevels
+    from hessrmt.curvature.lanczos import EdgeLevels
 
 _SHOWN = 5
 """Eigenvalues of each end in the table."""

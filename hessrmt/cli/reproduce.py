@@ -50,8 +50,8 @@ def reproduce(
     What is in the folder already is not computed again, so a run that was killed continues.
     """
     from hessrmt.experiments.experiment import load, names, settings_file
+    from hessrmt.files import write_whole
     from hessrmt.plots.files import checked_ending, draw_each
-    from hessrmt.store.files import write_whole
 
     to = console.results(json)
     if name is None:

@@ -46,7 +46,7 @@ from hessrmt.runs.run import (
     digest,
     make_folders,
 )
-from hessrmt.runs.training import TrainingFile, write_checkpoint
+from hessrmt.runs.training import TrainingFile
 from hessrmt.store.family import HISTORY, FamilyWriter, Member, load_family
 from hessrmt.training.protocol import TrainState, crop_and_flip, drawn, initialize, permuted, train
 
@@ -473,7 +473,7 @@ def _make(
             f"network {index + 1} of {name} ({family.vary} {plan.value:g}): {error}"
         ) from error
     about = {"model": plan.model, "value": plan.value, "identity": dict(identity)}
-    write_checkpoint(path.with_suffix(".final.pt"), {**about, **final})
+    checkpoints.save_atomic({**about, **final}, path.with_suffix(".final.pt"))
     return made
 
 

@@ -12,10 +12,10 @@ Surrogates are kept between runs, in the user's cache folder; losing them costs 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -28,7 +28,8 @@ from scipy.special import ndtr, pdtr
 from hessrmt import rng
 from hessrmt.checks import one_of
 from hessrmt.ensembles import block_levels, gaussian_levels, poisson_levels
-from hessrmt.errors import DataError
+from hessrmt.errors import DataError, StoreError
+from hessrmt.files import write_whole
 from hessrmt.levels.resampling import Samples, mean_and_error
 from hessrmt.levels.spacings import log_of, of_spacings
 from hessrmt.levels.unfolding import pooled, unfold
@@ -335,7 +336,7 @@ def write_nulls(path: Path, found: dict[str, Null]) -> None:
     """Keep surrogates for next time; a cache that cannot be written is no error.
 
     Args:
-        path: Of the file; a draft beside it takes its name when it is whole.
+        path: Of the file.
         found: ``"ratio"`` and ``"spacing"`` to the surrogates.
     """
     arrays: dict[str, Any] = {
@@ -343,16 +344,11 @@ def write_nulls(path: Path, found: dict[str, Null]) -> None:
         for name, null in found.items()
         for field, value in null._asdict().items()
     }
-    draft = None
-    try:
+    image = io.BytesIO()
+    np.savez(image, **arrays)
+    with suppress(OSError, StoreError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            draft = file.name
-            np.savez(file, **arrays)
-        os.replace(draft, path)
-    except OSError:
-        if draft is not None:
-            Path(draft).unlink(missing_ok=True)
+        write_whole(path, image.getbuffer())
 
 
 def in_turn(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[tuple[int, Any]]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 import os
-import uuid
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import matplotlib as mpl
 
 from hessrmt.errors import ConfigError, DataError, StoreError
+from hessrmt.files import write_whole
 from hessrmt.plots.style import Picture
 
 if TYPE_CHECKING:
@@ -85,15 +84,7 @@ def save(picture: Figure, path: Path) -> None:
     options = {"dpi": _DPI, "bbox_inches": "tight", "metadata": _UNDATED.get(kind)}
     with mpl.rc_context({"svg.hashsalt": "hessrmt"}):
         picture.savefig(content, format=kind, **options)
-    draft = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}.part")
-    try:
-        draft.write_bytes(content.getbuffer())
-        os.replace(draft, path)
-    except OSError as error:
-        raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):
-            draft.unlink()
+    write_whole(path, content.getbuffer())
 
 
 def require_folder(folder: Path) -> None:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
-import os
 import pickle
 import re
 import warnings
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import safetensors
@@ -17,7 +15,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from hessrmt.errors import ProblemError, StoreError, WriteError
+from hessrmt.errors import ProblemError
+from hessrmt.files import new_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -32,7 +31,6 @@ NESTED_UNDER = ("state_dict", "model_state_dict", "model")
 
 _WRAPPERS = ("module.", "_orig_mod.")  # DataParallel and torch.compile prefix every name
 _LISTED = 8
-_DISK_FAILED = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG}
 
 
 def load_state(path: Path) -> dict[str, Tensor]:
@@ -167,32 +165,11 @@ def save_atomic(obj: object, path: Path) -> None:
     Args:
         obj: Tensors in containers of plain Python types.
         path: The file to write or replace.
-
-    Raises:
-        WriteError: If the disk is full or fails (the old file is left as it was).
-        StoreError: If the folder cannot be written to (likewise).
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with new_file(path) as draft:
         buffer = io.BytesIO()  # so that the bytes do not depend on the file's name
         torch.save(obj, buffer)
-        with temporary.open("xb") as handle:
-            handle.write(buffer.getbuffer())
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        if error.errno in _DISK_FAILED:
-            raise WriteError(
-                f"writing {path} failed: {reason}; what the file held before is untouched"
-            ) from error
-        raise StoreError(
-            f"cannot write {path}: {reason}; give a path in a folder you can write to"
-        ) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
+        draft.write_bytes(buffer.getbuffer())
 
 
 def tensors(content: Any, path: Path) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hessrmt.capacity.analysis import analyze
 from hessrmt.capacity.report import correlations
 from hessrmt.errors import ConfigError, DataError
-from hessrmt.store.files import write_whole
+from hessrmt.files import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

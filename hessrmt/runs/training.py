@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import math
 import time
@@ -12,21 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from hessrmt.backend.select import select
 from hessrmt.errors import ConfigError, StoreError
+from hessrmt.files import require_new
 from hessrmt.problems import checkpoints, data, losses, models
 from hessrmt.records import Provenance
 from hessrmt.runs.history import Measurement, Record, Recording, recording
 from hessrmt.runs.run import digest
-from hessrmt.store.files import (
-    ResumableFile,
-    require_new,
-    require_one,
-    require_same,
-    write_whole,
-)
+from hessrmt.store.files import ResumableFile, require_one, require_same
 from hessrmt.training.protocol import TrainState, evaluate, train
 
 if TYPE_CHECKING:
@@ -41,18 +33,6 @@ FORMAT = "hessrmt/checkpoint"
 VERSION = 1
 
 _STATE = ("epoch", "state_dict", "optimizer", "history")
-
-
-def write_checkpoint(path: Path, content: object) -> None:
-    """Write tensors in containers of plain Python types, completely or not at all.
-
-    Args:
-        path: A ``.pt`` or ``.pth`` file; an old one is replaced.
-        content: What is written.
-    """
-    buffer = io.BytesIO()  # so that the bytes do not depend on the file's name
-    torch.save(content, buffer)
-    write_whole(path, buffer.getbuffer())
 
 
 class TrainingFile(ResumableFile):
@@ -151,7 +131,7 @@ class TrainingFile(ResumableFile):
             "provenance": {**made, "notes": list(made["notes"]), **(about or {})},
             "extra": extra,
         }
-        write_checkpoint(self.path, content)
+        checkpoints.save_atomic(content, self.path)
 
 
 @dataclass(frozen=True)

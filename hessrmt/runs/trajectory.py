@@ -21,7 +21,7 @@ from hessrmt.config import Settings
 from hessrmt.problems import checkpoints, data, losses, models
 from hessrmt.progress import silent
 from hessrmt.runs.run import SERIAL, Run, absolute, digest, naming
-from hessrmt.runs.training import TrainingFile, write_checkpoint
+from hessrmt.runs.training import TrainingFile
 from hessrmt.training.averaging import IterateAverage, recompute_batchnorm
 from hessrmt.training.protocol import TrainState, evaluate, train
 
@@ -272,7 +272,7 @@ class _Training:
             for point, target in files.items():
                 if not complete or not target.exists():
                     state = {k: v.detach().cpu() for k, v in self._at(point).state_dict().items()}
-                    write_checkpoint(target, {"state_dict": state})
+                    checkpoints.save_atomic({"state_dict": state}, target)
         return Trajectory(plan, tuple(self.measured), files, self.samples.train.origin)
 
     def _step(self, model: torch.nn.Module) -> None:

@@ -28,14 +28,8 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
-from hessrmt.store.files import (
-    ResumableFile,
-    hdf5_image,
-    reading,
-    require_new,
-    require_one,
-    write_whole,
-)
+from hessrmt.files import require_new, write_whole
+from hessrmt.store.files import ResumableFile, hdf5_image, reading, require_one
 
 SCHEMA = "hessrmt/density"
 VERSION = 1

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from hessrmt.errors import StoreError
+from hessrmt.files import write_whole
 from hessrmt.records import Provenance
 from hessrmt.store.files import (
     ResumableFile,
@@ -28,7 +29,6 @@ from hessrmt.store.files import (
     reading,
     require_same,
     text,
-    write_whole,
 )
 
 if TYPE_CHECKING:

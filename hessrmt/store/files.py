@@ -1,17 +1,15 @@
 """Files that a run can continue: one writer at a time, replaced at once, never half of something.
 
-Every file that a command writes goes through here: HDF5 files of spectra, densities and families,
-training checkpoints, tables. What differs between them is only what they hold.
+HDF5 files of spectra, densities and families, and training checkpoints: what differs between them
+is only what they hold. How any file is replaced is in :mod:`hessrmt.files`.
 """
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import io
 import json
 import os
-import uuid
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -19,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Self
 import h5py
 import numpy as np
 
-from hessrmt.errors import ConfigError, HessrmtError, StoreError, WriteError
+from hessrmt.errors import ConfigError, HessrmtError, StoreError
+from hessrmt.files import reason
 from hessrmt.records import Provenance
 
 if TYPE_CHECKING:
@@ -37,29 +36,6 @@ def require_one(*, resume: bool, overwrite: bool) -> None:
     """
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite exclude each other")
-
-
-def require_new(path: Path, *, may_exist: bool) -> None:
-    """Refuse a name that is a folder's, or that of a file which is to stay.
-
-    Args:
-        path: The file.
-        may_exist: Whether it is to be continued or replaced.
-
-    Raises:
-        StoreError: If it is taken.
-    """
-    if os.path.isdir(path):
-        raise StoreError(f"{path} is a folder; --out takes the name of a file")
-    if not may_exist and os.path.exists(path):
-        raise StoreError(_exists(path))
-
-
-def _exists(path: Path) -> str:
-    return (
-        f"{path} exists; --resume continues it, --overwrite replaces it; or name another file "
-        "(--out)"
-    )
 
 
 def require_same(
@@ -164,71 +140,6 @@ class ResumableFile:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def write_whole(path: Path, content: bytes | memoryview | str, *, replace: bool = True) -> None:
-    """Put a new file in a name's place: whatever happens, it holds all of the old or of the new.
-
-    Args:
-        path: The file.
-        content: All of it.
-        replace: Whether a file of that name may be replaced.
-
-    Raises:
-        StoreError: If there is one that may not be.
-        WriteError: If the disk refuses; an old file stays.
-    """
-    with new_file(path, replace=replace) as draft, draft.open("wb") as target:
-        target.write(content.encode() if isinstance(content, str) else content)
-
-
-@contextmanager
-def new_file(path: Path, *, replace: bool = True) -> Iterator[Path]:
-    """A name beside a file, to write the new one under; it is put in place at the end.
-
-    Args:
-        path: The file.
-        replace: Whether a file of that name may be replaced.
-
-    Yields:
-        The name of the draft.
-
-    Raises:
-        StoreError: If there is one that may not be.
-        WriteError: If the disk refuses; an old file stays.
-    """
-    draft = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}.part")
-    try:
-        os.close(os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666))
-        yield draft
-        descriptor = os.open(draft, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        if replace:
-            os.replace(draft, path)
-        else:
-            _publish(draft, path)
-    except FileExistsError as error:
-        raise StoreError(_exists(path)) from error
-    except OSError as error:
-        raise WriteError(f"writing {path} failed: {reason(error)}") from error
-    finally:
-        with suppress(OSError):
-            draft.unlink(missing_ok=True)
-
-
-def _publish(draft: Path, path: Path) -> None:
-    """Give a finished draft its name without ever replacing another file."""
-    try:
-        os.link(draft, path)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links
-        if os.path.exists(path):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
-        os.replace(draft, path)
 
 
 def hdf5_image(fill: Callable[[h5py.File], None]) -> memoryview:
@@ -377,14 +288,3 @@ def text(value: Any) -> str:
         The text.
     """
     return value.decode() if isinstance(value, bytes) else str(value)
-
-
-def reason(error: BaseException) -> str:
-    """The short cause of a failed file operation.
-
-    Returns:
-        The system's words for its error number if it has one, else the message.
-    """
-    if isinstance(error, OSError) and error.errno and error.strerror:
-        return os.strerror(error.errno)
-    return str(error)

@@ -23,6 +23,7 @@ import h5py
 import numpy as np
 
 from hessrmt.errors import StoreError, WriteError
+from hessrmt.files import reason, require_new, write_whole
 from hessrmt.records import Spectra, Spectrum
 from hessrmt.store.files import (
     ResumableFile,
@@ -32,12 +33,9 @@ from hessrmt.store.files import (
     lock,
     provenance_of,
     reading,
-    reason,
-    require_new,
     require_one,
     require_same,
     text,
-    write_whole,
 )
 
 if TYPE_CHECKING:
