@@ -120,8 +120,8 @@ def _show_edges(edges: EdgeLevels, to: Console) -> None:
     if edges.exhausted:
         lines.append(
             f"Only {len(edges) - edges.n_lower:,} eigenvalues at the top and {edges.n_lower:,} at "
-            f"the bottom lie above the floor {edges.round_off:.1g}: what follows is zero or cannot be "
-            "told from it."
+            f"the bottom lie above the floor {edges.round_off:.1g}: what follows is zero or cannot "
+            "be told from it."
         )
     if not edges.converged:
         lines.append("Not all that were asked for converged; allow a larger --tolerance.")
