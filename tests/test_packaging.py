@@ -70,6 +70,19 @@ def test_version_and_citation():
     assert "/CITATION.cff" in PYPROJECT["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
 
 
+def test_references():
+    text = (ROOT / "docs" / "references.bib").read_text(encoding="utf-8")
+    entry = r"^@[a-z]+\{([a-z]+(\d{4})[a-z]?),\n((?:  [a-z]+ = \{.*\},\n)+)\}$"
+    entries = re.findall(entry, text, re.MULTILINE)
+    keys = [key for key, _, _ in entries]
+    # every entry was understood, each key names first author and year, and none comes twice
+    assert len(keys) == text.count("@")
+    assert keys == sorted(set(keys))
+    for key, year, fields in entries:
+        assert f"  year = {{{year}}}," in fields, key
+        assert "author = " in fields, key
+
+
 def test_public_names_resolve():
     assert all(getattr(hessrmt, name) is not None for name in hessrmt.__all__)
     assert set(hessrmt.__all__) <= set(dir(hessrmt))
