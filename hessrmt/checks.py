@@ -1,4 +1,4 @@
-"""What public functions refuse before anything is computed: arguments, checked once at the door."""
+"""What public functions refuse before anything is computed: arguments, checked once where they come in."""
 
 from __future__ import annotations
 
