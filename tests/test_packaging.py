@@ -16,8 +16,7 @@ import pytest
 import yaml
 
 import hessrmt
-from hessrmt import config
-from hessrmt.experiments import experiment
+from hessrmt import config, experiments
 
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -151,7 +150,7 @@ def test_nothing_happens_at_import():
 def test_settings_file_loads(path):
     given = tomllib.loads(path.read_text(encoding="utf-8"))
     if "experiment" in given:
-        assert experiment.load(path)[1].experiment == given["experiment"]
+        assert experiments.load(path)[1].experiment == given["experiment"]
         return
     # its name begins with that of a command
     kind = getattr(config, path.stem.partition("-")[0].title() + "Config")
