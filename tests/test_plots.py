@@ -146,7 +146,7 @@ def test_a_folder_or_ending_that_cannot_be_used(tmp_path, monkeypatch):
         draw_all(unfolded("single"), tmp_path / "pictures", "doc")
     full = OSError(28, "No space left on device")
     monkeypatch.setattr("os.replace", Mock(side_effect=full))
-    with pytest.raises(StoreError, match=r"cannot write .*No space left"):
+    with pytest.raises(StoreError, match=r"writing .* failed: No space left"):
         save(surmise(), tmp_path / "picture.png")
     assert list(tmp_path.iterdir()) == [blocked]
 
