@@ -42,14 +42,14 @@ from hessrmt.runs.dask_pool import open_pool  # noqa: E402
 from hessrmt.runs.run import SERIAL, Pool  # noqa: E402
 
 
-def settings(model: str, batches: int) -> spectrum.Prepared:
+def settings(model: str, batches: int) -> spectrum.Batches:
     """The run of one timing."""
     return spectrum.prepare(
         load_settings(SpectrumConfig, model=model, batches=batches, device="cpu")
     )
 
 
-def timed(prepared: spectrum.Prepared, pool: Pool) -> tuple[float, np.ndarray]:
+def timed(prepared: spectrum.Batches, pool: Pool) -> tuple[float, np.ndarray]:
     """Seconds of one run, and its eigenvalues."""
     with tempfile.TemporaryDirectory() as folder:
         begin = time.perf_counter()

@@ -3,7 +3,6 @@
 from contextlib import contextmanager
 from pathlib import Path
 
-import h5py
 import pytest
 import torch
 
@@ -23,11 +22,12 @@ def net():
 HELD = (
     NET
     + f"""
+import multiprocessing
 import os
 import sys
 from pathlib import Path
 
-if "dask_worker" in sys.argv[0]:
+if multiprocessing.parent_process() is not None:
     sys.path.append({str(Path(__file__).parent)!r})
     import gate
     from hessrmt.runs import spectrum
@@ -75,19 +75,13 @@ def six_batches(folder, data, source=NET):
     )
 
 
-def contents(path):
-    """Bytes of every dataset but the timings."""
-    with h5py.File(path) as file:
-        return {name: file[name][()].tobytes() for name in file if not name.startswith("seconds_")}
-
-
 def worker_processes(parent):
-    """Worker processes that a process started."""
+    """Worker processes that a process started, which are those that multiprocessing spawned."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             mother = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            if mother == parent and "dask_worker" in (folder / "cmdline").read_text():
+            if mother == parent and "spawn_main" in (folder / "cmdline").read_text():
                 found.append(int(folder.name))
         except OSError:
             continue

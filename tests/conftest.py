@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -169,6 +170,31 @@ def cli(tmp_path, monkeypatch, capsys):
         return Result(code, *capsys.readouterr())
 
     return call
+
+
+@pytest.fixture
+def refused(cli, tmp_path):
+    """Checks that a command ends with one error of bad input and leaves all files as they were."""
+
+    def files():
+        found = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+        return {path: content for path, content in found.items() if "__pycache__" not in str(path)}
+
+    def check(arguments, words=()):
+        before = files()
+        result = cli(*arguments)
+        assert result.returncode == 2, result.stderr
+        assert result.stdout == ""
+        assert "Traceback" not in result.stderr
+        assert len(re.findall(r"^error: ", result.stderr, re.MULTILINE)) == 1, result.stderr
+        assert result.stderr.count("error:") == 1
+        said = result.stderr[result.stderr.index("error:") :]
+        for word in words:
+            assert word.lower() in said.lower(), said
+        assert files() == before
+        return said
+
+    return check
 
 
 @pytest.fixture

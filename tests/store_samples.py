@@ -3,6 +3,7 @@
 import errno
 import os
 
+import h5py
 import numpy as np
 
 from hessrmt.records import Provenance, Spectrum
@@ -12,6 +13,20 @@ P, BATCHES, SIZE = 7, 3, 4
 IDENTITY = {"model": "mlp3", "batch": SIZE, "checkpoint_sha256": "ab" * 32}
 CONFIG = {"model": "mlp3", "operator": "hessian", "dtype": "float64", "seed": 11, "batch": SIZE}
 DISK_FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def contents(path):
+    """Every dataset of a file but the timings, bit for bit."""
+    found = {}
+
+    def add(name, item):
+        if isinstance(item, h5py.Dataset) and "seconds_" not in name:
+            values = item[()]
+            found[name] = values.tolist() if values.dtype == object else values.tobytes()
+
+    with h5py.File(path) as file:
+        file.visititems(add)
+    return found
 
 
 def create(path, dimension=P, **changes):

@@ -191,6 +191,13 @@ def test_a_reader_that_leaves_ends_the_run(tmp_path, tiny_npz):
     assert len(load(tmp_path / "a.h5")) >= 1
 
 
+def test_quiet(tmp_path, tiny_npz, cli):
+    done = cli(*RUN, "-q")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert numbers(done.stdout) == [0, 1, 2]
+    assert "error: " in cli(*RUN, "-q").stderr  # the file exists
+
+
 @pytest.mark.slow
 def test_standard_output_that_knows_no_greek(tmp_path, tiny_npz):
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Workers of a Dask cluster: their tasks, errors, the command line, clusters that are there."""
+"""Workers of a Dask cluster: tasks, errors, the command line, runs, clusters that are there."""
 
 import os
 import signal
@@ -12,20 +12,24 @@ import numpy as np
 import pytest
 import torch
 from cluster_samples import (
+    HELD,
     NET,
     as_one_worker,
-    contents,
     dask_pool,
     six_batches,
     two_workers,
     worker_processes,
 )
-from gate import PATIENCE, wait_for
+from gate import PATIENCE, open_gate, wait_for
+from level_samples import write_file
+from store_samples import contents
 
-from hessrmt.config import SpectrumConfig
+from hessrmt.config import LevelsConfig, SimulateConfig, SpectrumConfig
+from hessrmt.ensembles import goe
 from hessrmt.errors import ClusterError, NonFiniteError, ProblemError
-from hessrmt.runs import spectrum
-from hessrmt.runs.run import SERIAL
+from hessrmt.experiments.loss_model import LossModel, LossModelConfig
+from hessrmt.runs import levels, simulate, spectrum
+from hessrmt.runs.run import SERIAL, Run, absolute
 from hessrmt.store.spectra import load
 
 BATCHES = 6
@@ -178,18 +182,16 @@ def test_a_worker_that_finds_other_files_says_so(tmp_path, config, pool):
     with pytest.raises(ClusterError, match=r"other source of the model than .* file system"):
         spectrum.run(prepared, tmp_path / "out.h5", pool=pool)
     (tmp_path / "net.py").unlink()
-    sent = spectrum.Job(config, None, (("data", "nothing"),))
+    work = Run(spectrum.prepare, config, pool=pool, prepared=prepared)
     with pytest.raises(ProblemError, match=r"worker on .*there is no file.*file system"):
-        list(pool.map_unordered(spectrum._examine_there, [sent]))
+        work.on_one(spectrum._examine, 0)
     assert not (tmp_path / "out.h5").exists()
 
 
 def test_relative_paths_are_made_absolute(tmp_path, config, monkeypatch):
     monkeypatch.chdir(tmp_path)
     relative = config.model_copy(update={"model": "net.py:net", "data": "tiny.npz"})
-    sent = spectrum.job(spectrum.prepare(relative, Path("data")))
-    assert sent.config == config
-    assert sent.folder == tmp_path / "data"
+    assert absolute(relative, Path("data")) == (config, tmp_path / "data")
 
 
 def test_other_versions_are_refused(pool, monkeypatch):
@@ -201,7 +203,7 @@ def test_other_versions_are_refused(pool, monkeypatch):
 # The command line
 
 
-def test_no_scheduler_is_one_clear_error(cli, monkeypatch, tiny_npz, tmp_path):
+def test_no_scheduler_is_one_clear_error(cli, refused, monkeypatch, tiny_npz, tmp_path):
     monkeypatch.setattr(dask_pool, "TIMEOUT", 1.0)
     command = ["spectrum", "--model", "logistic", "--data", tiny_npz, "--batch", 10]
     result = cli(*command, "--scheduler", "tcp://127.0.0.1:9")
@@ -209,9 +211,8 @@ def test_no_scheduler_is_one_clear_error(cli, monkeypatch, tiny_npz, tmp_path):
     assert "error: there is no Dask scheduler at tcp://127.0.0.1:9" in result.stderr
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "spectra.h5").exists()
-    result = cli(*command, "--scheduler", "nonsense://there")
-    assert result.returncode == 2
-    assert "error: scheduler: 'nonsense://there' cannot be used" in result.stderr
+    words = ["error: scheduler: 'nonsense://there' cannot be used"]
+    refused([*command, "--scheduler", "nonsense://there"], words)
 
 
 @pytest.mark.slow
@@ -223,23 +224,13 @@ def test_where_nobody_answers_the_command_ends_with_an_error(run_cli):
     assert "there is no Dask scheduler" in result.stderr
 
 
-@pytest.mark.parametrize("command", [["simulate"], ["levels", "any.h5"], ["reproduce", "any"]])
-def test_workers_of_no_use_are_usage_errors(cli, command):
-    assert cli(*command, "--workers", 0).returncode == 2
-
-
-def test_both_kinds_of_workers_exclude_each_other(cli):
-    result = cli("simulate", "--workers", 2, "--scheduler", "tcp://127.0.0.1:9")
-    assert result.returncode == 2
-    assert "give one" in result.stderr
-
-
-def test_without_dask_the_extra_is_named(cli, monkeypatch):
+def test_workers_of_no_use_are_usage_errors(refused, monkeypatch):
+    for command in (["simulate"], ["levels", "any.h5"], ["reproduce", "any"]):
+        refused([*command, "--workers", 0])
+    refused(["simulate", "--workers", 2, "--scheduler", "tcp://127.0.0.1:9"], ["give one"])
     monkeypatch.delitem(sys.modules, "hessrmt.runs.dask_pool")
     monkeypatch.setitem(sys.modules, "distributed", None)
-    result = cli("simulate", "--samples", 2, "--workers", 2)
-    assert result.returncode == 2
-    assert 'pip install "hessrmt[cluster]"' in result.stderr
+    refused(["simulate", "--samples", 2, "--workers", 2], ['pip install "hessrmt[cluster]"'])
 
 
 @pytest.mark.slow
@@ -281,6 +272,97 @@ def test_workers_end_with_the_command(config, tmp_path, start_cli):
     wait_until_gone(workers)
 
 
+# Runs: bit for bit those of one process
+
+
+@pytest.mark.slow
+def test_workers_killed_mid_run_change_nothing_in_the_file(tmp_path, tiny_npz, pool, one_thread):
+    prepared = spectrum.prepare(six_batches(tmp_path, tiny_npz, HELD))
+    spectrum.run(prepared, tmp_path / "serial.h5")
+    victims = []
+
+    def kill(batch, found):
+        if not victims:
+            # both have a task in hand, and others wait beside it
+            wait_for(lambda: len(list(tmp_path.glob("begun-*"))) == 2)
+            victims.extend(worker_processes(os.getpid()))
+            for pid in victims:
+                os.kill(pid, signal.SIGKILL)
+            open_gate(tmp_path)
+
+    spectrum.run(prepared, tmp_path / "killed.h5", finished=kill, pool=pool)
+    assert len(victims) == 2
+    assert contents(tmp_path / "killed.h5") == contents(tmp_path / "serial.h5")
+    assert not set(victims) & set(worker_processes(os.getpid()))
+
+
+@pytest.mark.parametrize("choice", [{}, {"operator": "ggn"}, {"dtype": "float32"}], ids=str)
+def test_spectra_equal_those_of_one_process(tmp_path, pool, one_thread, choice):
+    config = SpectrumConfig(model="logistic", data="mnist", batch=12, batches=3, **choice)
+    prepared = spectrum.prepare(config)
+    spectrum.run(prepared, tmp_path / "serial.h5")
+    spectrum.run(prepared, tmp_path / "pool.h5", pool=pool)
+    assert contents(tmp_path / "pool.h5") == contents(tmp_path / "serial.h5")
+    found = load(tmp_path / "pool.h5").provenance
+    assert "computed by 2 local Dask worker(s), threads of each: 1" in found.notes
+    assert found.device == "cpu (1 threads)"
+
+
+@pytest.mark.parametrize("method", ["tridiagonal", "dense"])
+def test_simulated_spectra_equal_those_of_one_process(tmp_path, pool, one_thread, method):
+    # groups of one process hold all 40 samples, those of two workers three of them
+    config = SimulateConfig(dimension=30, samples=40, outliers=2, method=method, device="cpu")
+    counts = []
+    simulate.run(config, tmp_path / "serial.h5")
+    simulate.run(
+        config, tmp_path / "pool.h5", tick=lambda _, done, __: counts.append(done), pool=pool
+    )
+    assert contents(tmp_path / "pool.h5") == contents(tmp_path / "serial.h5")
+    assert len(counts) == 14
+    assert counts[-1] == 40
+
+
+def test_a_file_begun_by_one_is_finished_by_the_other(tmp_path, config, pool, one_thread):
+    def stop(batch, found):
+        raise KeyboardInterrupt
+
+    prepared = spectrum.prepare(config)
+    spectrum.run(prepared, tmp_path / "serial.h5")
+    for first, second in ((pool, SERIAL), (SERIAL, pool)):
+        path = tmp_path / f"{first.width}.h5"
+        with pytest.raises(KeyboardInterrupt):
+            spectrum.run(prepared, path, finished=stop, pool=first)
+        assert len(load(path)) == 1
+        spectrum.run(prepared, path, resume=True, pool=second)
+        assert contents(path) == contents(tmp_path / "serial.h5")
+
+
+def test_statistics_equal_those_of_one_process(tmp_path, pool, one_thread):
+    spectra = load(write_file(tmp_path / "goe.h5", [goe(40, 0, index=i) for i in range(6)]))
+    # this unfolding follows the data, but not the surrogates of every law
+    for unfold in ("auto", "polynomial:degree=9"):
+        settings = LevelsConfig(compare=True, unfold=unfold, surrogates=10, seed=3)
+        seen = []
+        here = levels.run(settings, spectra)
+        there = levels.run(settings, spectra, lambda *step, seen=seen: seen.append(step[1:]), pool)
+        assert list(there) == list(here)
+        for cutoff, statistics in here.items():
+            np.testing.assert_equal(there[cutoff].to_dict(), statistics.to_dict())
+        assert seen[-1] == (5, 5)
+
+
+@pytest.mark.slow
+def test_an_experiment_takes_a_pool(tmp_path, pool, one_thread):
+    presets = {"small": {"dimension": 20, "samples": 6}}
+    settings = LossModelConfig.model_validate(
+        {"experiment": "gp-loss-model", "panels": [{"k2": 0.1}], "presets": presets}
+    )
+    experiment = LossModel()
+    here = experiment.run(settings, "small", tmp_path / "here")
+    there = experiment.run(settings, "small", tmp_path / "there", pool=pool)
+    np.testing.assert_equal(experiment.table(there).plain(), experiment.table(here).plain())
+
+
 # A cluster that is there
 
 
@@ -320,6 +402,13 @@ def test_a_cluster_that_is_there(tmp_path, servers, config):
 def test_workers_that_die_at_every_start_end_the_run():
     with (
         dask_pool.open_pool(1, device="cpu") as pool,
-        pytest.raises(ClusterError, match=r"worker that took a certain task died|end as soon as"),
+        pytest.raises(ClusterError, match="worker that took a certain task died"),
     ):
         list(pool.map_unordered(eval, ["__import__('os')._exit(3)"]))
+
+
+@pytest.mark.slow
+def test_workers_that_never_start_are_one_error(monkeypatch):
+    monkeypatch.setitem(dask_pool._WORKER, "preload", ["import os; os._exit(3)"])
+    with pytest.raises(ClusterError, match="worker processes do not start"), dask_pool.open_pool(1):
+        pass

@@ -8,19 +8,19 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from store_samples import IDENTITY, create, spectrum
+from store_samples import contents, create, resume, spectrum
 
 import hessrmt as hr
 from hessrmt.config import HistoryConfig, TrainConfig, load_settings
-from hessrmt.errors import CapacityError, ConfigError, NonFiniteError, StoreError
+from hessrmt.errors import ConfigError, DataError, NonFiniteError, StoreError
 from hessrmt.levels.histograms import mean_ratios
 from hessrmt.plots.training import history as draw
 from hessrmt.plots.training import side_by_side
 from hessrmt.problems import checkpoints, data, losses, models
 from hessrmt.runs.history import Recording
-from hessrmt.runs.training import run
+from hessrmt.runs.training import TrainingFile, run
 from hessrmt.store.history import CAPACITY, NETWORK, holds_history
-from hessrmt.store.spectra import COLUMNS, Extra, ExtraColumn, SpectrumWriter
+from hessrmt.store.spectra import COLUMNS, Extra, ExtraColumn
 from hessrmt.training.protocol import evaluate
 
 COLUMNS_OF_A_ROW = len(COLUMNS) + 2
@@ -71,20 +71,10 @@ def recorded(settings, folder, name="whole", epochs=(0, 1, 3, 6), batch=12, **op
 def same_file(one, other):
     """All numbers of two files but the timings, and what identifies them."""
     with h5py.File(one) as a, h5py.File(other) as b:
-        names = []
-        a.visit(names.append)
-        others = []
-        b.visit(others.append)
-        assert names == others
         assert a.attrs["identity"] == b.attrs["identity"]
-        compared = 0
-        for name in names:
-            if isinstance(a[name], h5py.Dataset) and not name.startswith("seconds_"):
-                left, right = a[name][()], b[name][()]
-                assert np.array_equal(left, right, equal_nan=left.dtype.kind == "f"), name
-                compared += 1
+    found = contents(one)
     # 4 scales, epoch, layer, eigenvalues, indices, done, 10 columns that are not timings
-    return compared >= len(CAPACITY) + len(NETWORK) + 4
+    return contents(other) == found and len(found) >= len(CAPACITY) + len(NETWORK) + 4
 
 
 # What is recorded
@@ -183,13 +173,11 @@ def test_data_without_a_test_split(settings, tiny_npz, tmp_path):
     ("asked", "last", "epochs"),
     [
         ("auto", 60, (0, 1, 2, 5, 10, 20, 50, 60)),
-        ("auto", 1, (0, 1)),
         ("auto", 100, (0, 1, 2, 5, 10, 20, 50, 100)),
         ("4", 10, (0, 4, 8, 10)),
         (7, 3, (0, 3)),
         ("0, 3", 5, (0, 3, 5)),
         ("3,", 5, (3, 5)),
-        ((2, 5), 5, (2, 5)),
     ],
 )
 def test_schedule(asked, last, epochs):
@@ -200,16 +188,11 @@ def test_schedule(asked, last, epochs):
     ("asked", "message"),
     [
         ("1,1", "ascend"),
-        ("5,2", "ascend"),
         ("-1,2", "numbers such as"),
-        ("1.5,2", "numbers such as"),
         ("all", "numbers such as"),
         ("", "numbers such as"),
-        (",", "numbers such as"),
-        ((), "numbers such as"),
         ((0, True), "numbers such as"),
         (True, "numbers such as"),
-        (2.0, "numbers such as"),
         (0, "N of at least 1"),
         (-3, "N of at least 1"),
     ],
@@ -229,39 +212,44 @@ def test_epoch_after_the_last(settings, tmp_path):
 
 
 class Stop:
-    """Dies in the middle of a measurement, or when an epoch is complete."""
+    """Dies in a certain phase of the work on an epoch: a callback of progress."""
 
-    def __init__(self, epoch, phase=None):
-        self.at, self.phase = epoch, phase
+    def __init__(self, phase, epoch):
+        self.phase, self.epoch = phase, epoch
 
-    def begin(self, *_):
-        pass
-
-    def epoch(self, entry):
-        if self.phase is None and entry["epoch"] == self.at:
+    def __call__(self, phase, done, total):
+        measured = phase == f"measuring: epoch {self.epoch}, {self.phase}"
+        trained = self.phase == "trained" and phase.startswith("training: loss")
+        if measured or (trained and done == self.epoch):
             raise KeyboardInterrupt
 
-    def measuring(self, epoch, phase, *_):
-        if epoch == self.at and phase == self.phase:
-            raise KeyboardInterrupt
+    def save(self, *_):
+        """In place of saving the checkpoint."""
+        raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(
     ("stop", "save_every", "rows"),
     [
-        (Stop(0, "stored"), 1, [0]),
-        (Stop(3, "eigenvalues"), 1, [0, 1]),  # in the middle of a measurement
-        (Stop(3, "stored"), 1, [0, 1, 3]),  # the row is there, its checkpoint is not
-        (Stop(3), 1, [0, 1, 3]),
-        (Stop(5), 4, [0, 1, 3]),  # back to epoch 4
-        (Stop(3), 4, [0, 1, 3]),  # back to the start: no checkpoint yet
-        (Stop(6, "stored"), 1, [0, 1, 3, 6]),
+        (Stop("eigenvalues", 1), 1, [0]),  # trained for an epoch, and no checkpoint yet
+        (Stop("eigenvalues", 3), 1, [0, 1]),  # in the middle of a measurement
+        (Stop("saving", 3), 3, [0, 1, 3]),  # the row is there, its checkpoint is not
+        (Stop("trained", 3), 1, [0, 1, 3]),
+        (Stop("trained", 5), 4, [0, 1, 3]),  # back to epoch 4
+        (Stop("trained", 3), 4, [0, 1, 3]),  # back to the start: no checkpoint yet
+        (Stop("saving", 6), 6, [0, 1, 3, 6]),
     ],
+    ids=lambda value: f"{value.phase} {value.epoch}" if isinstance(value, Stop) else None,
 )
-def test_stopped_and_resumed_is_the_same_file(settings, tmp_path, stop, save_every, rows):
+def test_stopped_and_resumed_is_the_same_file(
+    settings, tmp_path, monkeypatch, stop, save_every, rows
+):
     recorded(settings, tmp_path)
-    with pytest.raises(KeyboardInterrupt):
-        recorded(settings, tmp_path, "part", observer=stop, save_every=save_every)
+    with monkeypatch.context() as patch:
+        if stop.phase == "saving":
+            patch.setattr(TrainingFile, "save", stop.save)
+        with pytest.raises(KeyboardInterrupt):
+            recorded(settings, tmp_path, "part", tick=stop, save_every=save_every)
     assert hr.load_history(tmp_path / "part.h5").epochs.tolist() == rows
     recorded(settings, tmp_path, "part", resume=True)
     assert same_file(tmp_path / "whole.h5", tmp_path / "part.h5")
@@ -291,24 +279,17 @@ def test_killed_and_resumed(settings, tmp_path, start_cli, cli):
     assert same_file(tmp_path / "whole.h5", path)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"batch": 13}, "history_batch"),
-        ({"epochs": (0, 1, 6)}, "history_epochs"),
-    ],
-)
-def test_other_history_settings_are_refused(settings, tmp_path, changes, message):
+def test_other_history_settings_and_networks_are_refused(settings, tmp_path):
     recorded(settings, tmp_path)
     before = (tmp_path / "whole.h5").read_bytes()
-    with pytest.raises(StoreError, match=message):
-        recorded(settings, tmp_path, resume=True, **changes)
+    for changes, message in (
+        ({"batch": 13}, "history_batch"),
+        ({"epochs": (0, 1, 6)}, "history_epochs"),
+    ):
+        with pytest.raises(StoreError, match=message):
+            recorded(settings, tmp_path, resume=True, **changes)
     assert (tmp_path / "whole.h5").read_bytes() == before
-
-
-def test_other_network_is_refused(settings, tmp_path):
-    """The factory's file was changed: same name, other initial weights."""
-    recorded(settings, tmp_path)
+    # the factory's file was changed: same name, other initial weights
     (tmp_path / "whole.pt").unlink()
     (tmp_path / "net.py").write_text(NET.replace("self.layers =", "nn.Linear(2, 2); self.layers ="))
     with pytest.raises(StoreError, match="parameters_sha256"):
@@ -334,20 +315,16 @@ def test_epochs_that_have_passed_unrecorded(settings, tmp_path):
 def test_existing_files_are_never_lost_by_accident(settings, tmp_path):
     recorded(settings, tmp_path)
     kept = [(tmp_path / name).read_bytes() for name in ("whole.h5", "whole.pt")]
-    with pytest.raises(ConfigError, match=r"whole\.pt exists"):
+    with pytest.raises(StoreError, match=r"whole\.pt exists"):
         recorded(settings, tmp_path)
     history = Recording(tmp_path / "whole.h5", HistoryConfig(epochs=(0, 1, 3, 6), batch=12))
     with pytest.raises(StoreError, match=r"whole\.h5 exists"):
         run(settings, tmp_path / "other.pt", history=history)
     with pytest.raises(ConfigError, match="larger than the test split"):
         recorded(settings, tmp_path, batch=31, overwrite=True)
+    same = Recording(tmp_path / "." / "whole.pt", history.settings)
     with pytest.raises(ConfigError, match="two names"):
-        run(
-            settings,
-            tmp_path / "whole.pt",
-            history=Recording(tmp_path / "." / "whole.pt", history.settings),
-            overwrite=True,
-        )
+        run(settings, tmp_path / "whole.pt", history=same, overwrite=True)
     assert kept == [(tmp_path / name).read_bytes() for name in ("whole.h5", "whole.pt")]
     assert not (tmp_path / "other.pt").exists()
     recorded(settings, tmp_path, overwrite=True)
@@ -355,7 +332,7 @@ def test_existing_files_are_never_lost_by_accident(settings, tmp_path):
 
 def test_what_cannot_be_measured_is_found_before_training(settings, net, tmp_path):
     narrow = settings.model_copy(update={"model": net.replace("Net", "narrow"), "loss": "mse"})
-    with pytest.raises(CapacityError, match=r"no weight matrix to analyse.*weight"):
+    with pytest.raises(DataError, match=r"no weight matrix to analyse.*weight"):
         recorded(narrow, tmp_path)
     assert not list(tmp_path.glob("whole*"))
 
@@ -394,7 +371,7 @@ def test_extra_columns_are_complete_or_absent_with_their_row(path, monkeypatch):
                 with pytest.raises(KeyboardInterrupt):
                     writer.write(1, spectrum(1), {"g/x": [3.0, 4.0]})
             assert not len(hr.load(path))
-    with SpectrumWriter.resume(path, IDENTITY) as writer:
+    with resume(path) as writer:
         writer.write(1, spectrum(1), {"g/x": [1.0, 2.0]})
     with h5py.File(path) as file:
         assert np.array_equal(file["g/x"], [[np.nan] * 2, [1, 2], [np.nan] * 2], equal_nan=True)
@@ -421,23 +398,21 @@ def test_other_commands_read_it(settings, tmp_path, cli):
     levels = cli("levels", "whole.h5", "--json", "--surrogates", 0)
     assert levels.returncode == 0
     assert json.loads(levels.stdout)["n_spectra"] == 4
-    assert cli("info", "whole.h5").returncode == 0
-    assert cli("plot", "whole.h5").returncode == 0
+    assert cli("info", "whole.h5").returncode == cli("plot", "whole.h5").returncode == 0
     assert (tmp_path / "whole.png").stat().st_size > 10_000
 
 
 def test_picture_shows_every_epoch(settings, tmp_path):
     found = recorded(settings, tmp_path)
-    ratios = mean_ratios(found.spectra)
-    panels = draw(found, ratios, "a title").axes
+    panels = draw(found, mean_ratios(found.spectra), "a title").axes
     assert len(panels) == 6
     largest = panels[3].get_lines()[0]
     assert np.array_equal(largest.get_xdata(), found.epochs)
     assert np.array_equal(largest.get_ydata(), found.spectra.eigenvalues[:, -1])
     with pytest.raises(KeyboardInterrupt):
-        recorded(settings, tmp_path, "none", observer=Stop(0, "eigenvalues"))
+        recorded(settings, tmp_path, "none", tick=Stop("eigenvalues", 0))
     with pytest.raises(StoreError, match="no finished epoch"):
-        draw(hr.load_history(tmp_path / "none.h5"), ())
+        draw(hr.load_history(tmp_path / "none.h5"), np.empty((0, 2)))
 
 
 def test_networks_side_by_side(settings, tmp_path):
@@ -477,8 +452,5 @@ def test_history_that_lacks_a_column_is_damaged(settings, tmp_path):
         (["--history", "h.h5", "--history-conv", "sliced"], "--history-conv"),
     ],
 )
-def test_bad_options(cli, digits, tmp_path, options, message):
-    done = cli("train", "--model", "logistic", "--data", digits, "--epochs", 2, *options)
-    assert done.returncode == 2
-    assert message in " ".join(done.stderr.split())
-    assert not (tmp_path / "logistic.pt").exists()
+def test_bad_options(refused, digits, options, message):
+    refused(["train", "--model", "logistic", "--data", digits, "--epochs", 2, *options], [message])

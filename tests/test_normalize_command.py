@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from hessrmt.config import NormalizeConfig, load_settings
-from hessrmt.errors import ConfigError
 from hessrmt.runs.normalize import run
 
 EPS = np.finfo(float).eps
@@ -84,13 +83,11 @@ def test_json_says_what_numpy_finds(cli, digits, trained, norm):
         assert word in done.stderr.replace("\n", "")
 
 
-def test_a_residual_network_is_refused_and_normalised_by_its_output(cli, digits, tmp_path):
+def test_a_residual_network_is_normalised_by_its_output(cli, refused, digits, tmp_path):
     (tmp_path / "mine.py").write_text(RESIDUAL)
-    words = ["--model", "mine.py:Net", "--data", digits, "--seed", 3]
-    refused = cli("normalize", *words)
-    assert refused.returncode == 2
-    assert "--by output" in refused.stderr
-    done = cli("normalize", *words, "--by", "output", "--reference", 4, "--json")
+    words = ["normalize", "--model", "mine.py:Net", "--data", digits, "--seed", 3]
+    refused(words, ["--by output"])
+    done = cli(*words, "--by", "output", "--reference", 4, "--json")
     assert done.returncode == 0
     answer = json.loads(done.stdout)
     assert answer["factors"] == {"output": answer["product_norm"]}
@@ -124,32 +121,8 @@ def test_data_without_splits_and_without_classes(cli, tmp_path, tiny_npz):
     assert answer["normalized_train_loss"] > 0
 
 
-@pytest.mark.parametrize(
-    ("options", "why"),
-    [
-        (["--norm", "0.5"], "norm"),
-        (["--norm", "nan"], "norm"),
-        (["--by", "magic"], "by"),
-        (["--by", "output", "--reference", "1000"], "150 training samples"),
-        (["--checkpoint", "nothing.pt"], "nothing.pt"),
-        (["--model", "mlp9"], "mlp9"),
-        (["--device", "abacus"], "abacus"),
-        (["--batch", "0"], "batch"),
-    ],
-)
-def test_bad_usage_exits_with_2(cli, digits, options, why):
-    words = [] if "--model" in options else ["--model", "logistic"]
-    done = cli("normalize", "--data", digits, *words, *options)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert why in done.stderr
-
-
-def test_settings_come_from_a_file(tmp_path):
-    path = tmp_path / "normalize.toml"
-    path.write_text('norm = inf\nby = "output"\nreference = 3\n')
-    settings = load_settings(NormalizeConfig, path)
-    assert (settings.norm, settings.by, settings.reference) == (math.inf, "output", 3)
-    path.write_text("rho = 2\n")
-    with pytest.raises(ConfigError, match="rho"):
-        load_settings(NormalizeConfig, path)
+def test_bad_usage(refused, digits):
+    """Beside that whose messages are in tests/golden/normalize.json."""
+    words = ["normalize", "--model", "logistic", "--data", digits]
+    for option, value in (("norm", "nan"), ("device", "abacus"), ("batch", "0")):
+        refused([*words, f"--{option}", value], [value])

@@ -1,13 +1,11 @@
 """``hessrmt simulate``: a spectrum file like any other, its summary, and one error per mistake."""
 
 import json
-import re
 
-import h5py
 import numpy as np
 import pytest
 from scipy import stats
-from store_samples import DISK_FULL
+from store_samples import DISK_FULL, contents
 
 from hessrmt import lossmodel
 from hessrmt.config import SimulateConfig, load_settings
@@ -23,19 +21,6 @@ SMALL = ["simulate", "--dimension", 40, "--samples", 12, "--out", "sim.h5"]
 def parsed(result):
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)
-
-
-def numbers(path):
-    """All numbers of a file but its timings."""
-    with h5py.File(path) as file:
-        return {name: file[name][()] for name in file if not name.startswith("seconds_")}
-
-
-def same(left, right):
-    assert left.keys() == right.keys()
-    for name, values in left.items():
-        assert np.array_equal(values, right[name], equal_nan=values.dtype.kind == "f"), name
-    return True
 
 
 def test_what_is_in_the_file(cli, tmp_path):
@@ -152,7 +137,7 @@ def test_bulk_and_centre():
 def test_resumed_is_bit_for_bit_the_same(cli, tmp_path, monkeypatch, method):
     words = [*SMALL, "--kernel", "matern", "--outliers", 3, "--method", method]
     assert cli(*words).returncode == 0
-    whole = numbers(tmp_path / "sim.h5")
+    whole = contents(tmp_path / "sim.h5")
     monkeypatch.setattr(simulate, "_GROUP", 5)
     stored = SpectrumWriter.write_all
 
@@ -168,7 +153,7 @@ def test_resumed_is_bit_for_bit_the_same(cli, tmp_path, monkeypatch, method):
     assert len(load(tmp_path / "sim.h5")) == 5
     assert cli(*words).returncode == 2
     assert cli(*words, "--resume").returncode == 0
-    assert same(numbers(tmp_path / "sim.h5"), whole)
+    assert contents(tmp_path / "sim.h5") == whole
     before = (tmp_path / "sim.h5").read_bytes()
     assert cli(*words, "--resume").returncode == 0
     assert (tmp_path / "sim.h5").read_bytes() == before
@@ -195,28 +180,18 @@ def test_killed_and_resumed(tmp_path, start_cli, cli):
     np.testing.assert_array_equal(whole[-1], wanted[0].eigenvalues)
 
 
-def test_other_settings_do_not_resume(cli, tmp_path):
+def test_other_settings_do_not_resume(cli, refused):
     assert cli(*SMALL).returncode == 0
-    before = (tmp_path / "sim.h5").read_bytes()
     for change, said in (
         (["--seed", 1], "seed"),
         (["--variance", 2], "variance"),
-        (["--samples", 13], "samples"),
+        (["--samples", 11], "samples (12 in the file, only 11 now)"),
         (["--kernel", "p-spin"], "kernel"),
         (["--degenerate", 1], "degenerate"),
     ):
-        result = cli(*SMALL, *change, "--resume")
-        assert result.returncode == 2
-        assert "made with another configuration" in result.stderr
-        assert said in result.stderr
-    assert (tmp_path / "sim.h5").read_bytes() == before
-
-
-def test_a_bad_run_does_not_cost_the_old_file(cli, tmp_path):
-    assert cli(*SMALL).returncode == 0
-    before = (tmp_path / "sim.h5").read_bytes()
-    assert cli(*SMALL, "--overwrite", "--outliers", 41).returncode == 2
-    assert (tmp_path / "sim.h5").read_bytes() == before
+        refused([*SMALL, *change, "--resume"], ["made with another configuration", said])
+    # nor does a run that cannot be cost the old file
+    refused([*SMALL, "--overwrite", "--outliers", 41])
 
 
 def test_other_commands_take_the_file(cli, tmp_path):
@@ -254,10 +229,7 @@ def test_what_people_read(cli):
 
 
 BAD = {
-    "another kernel's option": (["--nu", 3], ["the kernel rbf has no option nu", "length"]),
     "option of paper": (["--kernel", "p-spin", "--k1", 1], ["p-spin has no option k1; it has p"]),
-    "kernel": (["--kernel", "foo"], ["kernel", "'foo'", "'matern'"]),
-    "no coefficients": (["--kernel", "mixed-spherical"], ["mixed-spherical needs coefficients"]),
     "coefficients": (
         ["--kernel", "mixed-spherical", "--coefficients", "1;2"],
         ["coefficients", "commas", "'1;2'"],
@@ -271,10 +243,8 @@ BAD = {
     "k1": (["--kernel", "paper", "--k1", -1], ["k1"]),
     "variance NaN": (["--variance", "nan"], ["variance"]),
     "p": (["--kernel", "p-spin", "--p", 1], ["p must be a whole number from 2 on"]),
-    "dimension": (["--dimension", 0], ["dimension", "(got 0)"]),
     "samples": (["--samples", 0], ["samples", "(got 0)"]),
     "outliers twice": (["--outliers", 2, "--outlier-values", 3], ["outlier_values", "leave one"]),
-    "too many outliers": (["--outliers", 41], ["41 outliers", "n = 40"]),
     "outlier values": (["--outlier-values", "a"], ["outlier_values", "commas"]),
     "outlier NaN": (["--outlier-values", "3,nan"], ["outliers", "NaN"]),
     "scale of none": (["--outlier-scale", 3], ["outlier_scale", "outliers"]),
@@ -285,27 +255,15 @@ BAD = {
         ["--kernel", "paper", "--k0", 0.5, "--given-loss", 1],
         ["the variance of the loss must be at least 1"],
     ),
-    "method": (["--method", "lanczos"], ["method", "'tridiagonal'", "'lanczos'"]),
-    "device": (["--device", "tpu"], ["tpu"]),
-    "seed": (["--seed", -1], ["seed", "(got -1)"]),
     "folder": (["--out", "."], ["folder"]),
     "no folder": (["--out", "no/sim.h5"], ["no/sim.h5"]),
-    "both": (["--resume", "--overwrite"], ["--resume and --overwrite"]),
-    "config": (["--config", "no.toml"], ["no.toml"]),
-    "typo": (["--kernal", "rbf"], ["--kernal"]),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input(cli, tmp_path, name):
+def test_bad_input(refused, name):
     words, said = BAD[name]
-    result = cli(*SMALL, *words, "--json")
-    assert result.returncode == 2, result.stderr
-    assert result.stdout == ""
-    (error,) = re.findall(r"^error: (.+)$", result.stderr, re.MULTILINE)
-    for part in said:
-        assert part in error
-    assert not list(tmp_path.iterdir())
+    refused([*SMALL, *words, "--json"], said)
 
 
 def test_settings_from_a_file(cli, tmp_path):

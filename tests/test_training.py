@@ -1,6 +1,7 @@
 """Training: the published schedule, exact resumption, honest failures, averages of iterates."""
 
 import copy
+import json
 import math
 import os
 import signal
@@ -16,7 +17,6 @@ from hessrmt import rng
 from hessrmt.config import TrainConfig, load_settings
 from hessrmt.errors import (
     ConfigError,
-    DataError,
     NonFiniteError,
     ProblemError,
     StoreError,
@@ -204,15 +204,10 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(digits, tmp_path, 
     assert_same_run(killed, whole)
 
 
-class Interrupt:
-    """Presses Ctrl-C after five epochs."""
-
-    def begin(self, *_):
-        pass
-
-    def epoch(self, entry):
-        if entry["epoch"] == 5:
-            raise KeyboardInterrupt
+def interrupt(phase, done, total):
+    """Press Ctrl-C after five epochs."""
+    if done == 5:
+        raise KeyboardInterrupt
 
 
 def test_resumption_is_exact_for_dropout_and_batch_norm(digits, tmp_path):
@@ -225,7 +220,7 @@ def test_resumption_is_exact_for_dropout_and_batch_norm(digits, tmp_path):
     settings = settings_for(digits, model=f"{tmp_path / 'net.py'}:net", epochs=6)
     stopped, whole = tmp_path / "stopped.pt", tmp_path / "whole.pt"
     with pytest.raises(KeyboardInterrupt):
-        run(settings, stopped, observer=Interrupt(), save_every=2)
+        run(settings, stopped, tick=interrupt, save_every=2)
     assert checkpoints.read(stopped)["epoch"] == 4
     run(settings, stopped, resume=True)
     run(settings, whole)
@@ -249,19 +244,22 @@ def test_resume_refuses_other_settings_data_and_files(digits, tmp_path):
     run(settings_for(digits), out)
     before = out.read_bytes()
     for changes, message in (
-        ({"lr": 0.1, "seed": 1, "epochs": 9}, r"lr was 0\.003, now 0\.1; seed was 0, now 1"),
-        ({"epochs": 2}, "epochs was 8, now 2"),
+        (
+            {"lr": 0.1, "seed": 1, "epochs": 9},
+            r"lr \(0\.003 in the file, 0\.1 now\); seed \(0 in the file, 1 now\)",
+        ),
+        ({"epochs": 2}, r"epochs \(8 in the file, only 2 now\)"),
     ):
-        with pytest.raises(ConfigError, match=message):
+        with pytest.raises(StoreError, match=message):
             run(settings_for(digits, **changes), out, resume=True)
     with np.load(digits) as arrays:
         np.savez(digits, **(dict(arrays) | {"x_train": arrays["x_train"] + 1}))
-    with pytest.raises(DataError, match="trained on other samples"):
+    with pytest.raises(StoreError, match="another configuration: data_sha256"):
         run(settings_for(digits), out, resume=True)
     assert out.read_bytes() == before
 
     torch.save(nn.Linear(2, 2).state_dict(), out)
-    with pytest.raises(ConfigError, match="not a checkpoint written by hessrmt train"):
+    with pytest.raises(StoreError, match="not a checkpoint written by hessrmt"):
         run(settings_for(digits), out, resume=True)
     out.write_bytes(before[: len(before) // 2])
     with pytest.raises(ProblemError, match="damaged"):
@@ -271,7 +269,7 @@ def test_resume_refuses_other_settings_data_and_files(digits, tmp_path):
 def test_an_existing_file_is_only_replaced_when_asked(digits, tmp_path):
     settings, out = settings_for(digits, epochs=1), tmp_path / "c.pt"
     assert run(settings, out, resume=True).epochs == 1  # no file: it starts
-    with pytest.raises(ConfigError, match="--resume, replace it with --overwrite"):
+    with pytest.raises(StoreError, match="--resume continues it, --overwrite replaces it"):
         run(settings, out)
     with pytest.raises(ConfigError, match="exclude each other"):
         run(settings, out, resume=True, overwrite=True)
@@ -282,9 +280,9 @@ def test_bad_places_to_write_fail_before_training(digits, tmp_path):
     settings = settings_for(digits)
     (tmp_path / "folder.pt").mkdir()
     for place, error, message in (
-        (tmp_path / "none" / "c.pt", StoreError, "cannot write into the folder"),
-        (digits / "c.pt", StoreError, "cannot write into the folder"),
-        (tmp_path / "folder.pt", StoreError, "it is a folder"),
+        (tmp_path / "none" / "c.pt", StoreError, "No such file .* in a folder that exists"),
+        (digits / "c.pt", StoreError, "Not a directory"),
+        (tmp_path / "folder.pt", StoreError, "is a folder"),
         (tmp_path / "c.safetensors", ConfigError, r"\.pt or \.pth"),
     ):
         with pytest.raises(error, match=message):
@@ -495,3 +493,24 @@ def test_statistics_that_do_not_exist_are_refused():
     with pytest.raises(NonFiniteError, match="what reaches BatchNorm '1' is NaN or infinite"):
         recompute_batchnorm(model, gaussian(20, 5), device=CPU)
     assert bool(torch.isfinite(model[1].running_var).all())
+
+
+# the command
+
+
+def test_the_command_names_the_checkpoint_after_the_model(digits, tmp_path, cli):
+    (tmp_path / "mine.py").write_text(
+        "import torch\ndef tiny():\n    return torch.nn.Linear(6, 2)\n"
+    )
+    (tmp_path / "run.toml").write_text(f'model = "logistic"\ndata = "{digits}"\nepochs = 5\n')
+    for words, name in (([], "logistic.pt"), (["--model", "mine.py:tiny"], "tiny.pt")):
+        done = cli("train", "--config", "run.toml", "--epochs", 2, *words, "--json")
+        assert done.returncode == 0
+        answer = json.loads(done.stdout)
+        assert answer["epochs"] == answer["config"]["epochs"] == 2
+        assert answer["sha256"] == checkpoints.sha256(tmp_path / name)
+        assert str(digits) in done.stderr
+
+
+def test_a_bad_setting_of_the_command(refused, digits):
+    refused(["train", "--data", digits, "--lr", "-1"], ["lr"])

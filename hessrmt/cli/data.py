@@ -10,7 +10,7 @@ from hessrmt.cli.options import DataDir, Json
 app = typer.Typer(help="List and download data sets.", no_args_is_help=True)
 
 
-@app.command()
+@app.command(epilog="Example: hessrmt data fetch mnist")
 def fetch(
     name: Annotated[
         str,
@@ -29,7 +29,7 @@ def fetch(
         typer.echo(f"{name} is in {folder}")
 
 
-@app.command("list")
+@app.command("list", epilog="Example: hessrmt data list --json")
 def list_(data_dir: DataDir = None, json: Json = False) -> None:
     """Show where each data set was found."""
     from hessrmt.problems.data import NAMES, locate

@@ -54,7 +54,12 @@ _ATTEMPTS = 3
 """How often a task is given to the scheduler, which repeats it on other workers (three times by
 default) before it gives up."""
 
-_SCHEDULER = {"host": "127.0.0.1", "port": 0, "dashboard": False, "dashboard_address": None}
+_SCHEDULER = {
+    "host": "127.0.0.1",
+    "port": 0,
+    "dashboard": False,
+    "dashboard_address": "127.0.0.1:0",
+}
 
 _WORKER: dict[str, Any] = {
     "nthreads": 1,
