@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from hessrmt.curvature.dense import hessian as hessian
     from hessrmt.curvature.density import density as density
     from hessrmt.curvature.density_file import load_density as load_density
-    from hessrmt.curvature.edges import edge_levels as edge_levels
-    from hessrmt.curvature.edges import eigsh as eigsh
-    from hessrmt.curvature.edges import extremal_eigenvalues as extremal_eigenvalues
     from hessrmt.curvature.gauss_newton import ggn as ggn
+    from hessrmt.curvature.lanczos import edge_levels as edge_levels
+    from hessrmt.curvature.lanczos import eigsh as eigsh
+    from hessrmt.curvature.lanczos import extremal_eigenvalues as extremal_eigenvalues
     from hessrmt.curvature.operators import CurvatureOperator as CurvatureOperator
     from hessrmt.curvature.operators import EmpiricalFisher as EmpiricalFisher
     from hessrmt.curvature.operators import GaussNewton as GaussNewton
@@ -42,60 +42,28 @@ if TYPE_CHECKING:
     from hessrmt.runs.run import load as load
     from hessrmt.store.history import load_history as load_history
 
-_HOME = {
-    "CurvatureOperator": "hessrmt.curvature.operators",
-    "EmpiricalFisher": "hessrmt.curvature.operators",
-    "GaussNewton": "hessrmt.curvature.operators",
-    "Hessian": "hessrmt.curvature.operators",
-    "Identity": "hessrmt.curvature.operators",
-    "Operator": "hessrmt.curvature.operators",
-    "Problem": "hessrmt.problems.problem",
-    "Provenance": "hessrmt.records",
-    "Spectrum": "hessrmt.records",
-    "density": "hessrmt.curvature.density",
-    "edge_levels": "hessrmt.curvature.edges",
-    "eigsh": "hessrmt.curvature.edges",
-    "extremal_eigenvalues": "hessrmt.curvature.edges",
-    "ggn": "hessrmt.curvature.gauss_newton",
-    "hessian": "hessrmt.curvature.dense",
-    "reduction": "hessrmt.curvature.reduction",
-    "load": "hessrmt.runs.run",
-    "load_density": "hessrmt.curvature.density_file",
-    "load_history": "hessrmt.store.history",
-    "shared": "hessrmt.problems.batches",
-    "spectrum": "hessrmt.curvature.spectrum",
+_NAMES = {
+    "curvature.density": "density",
+    "curvature.density_file": "load_density",
+    "curvature.dense": "hessian",
+    "curvature.lanczos": "edge_levels eigsh extremal_eigenvalues",
+    "curvature.gauss_newton": "ggn",
+    "curvature.operators": "CurvatureOperator EmpiricalFisher GaussNewton Hessian Identity "
+    "Operator",
+    "curvature.reduction": "reduction",
+    "curvature.spectrum": "spectrum",
+    "problems.batches": "shared",
+    "problems.problem": "Problem",
+    "records": "Provenance Spectrum",
+    "runs.run": "load",
+    "store.history": "load_history",
 }
+"""Module to the names that are loaded from it when they are first used."""
+
+_HOME = {name: f"hessrmt.{module}" for module, names in _NAMES.items() for name in names.split()}
 _PACKAGES = ("capacity", "ensembles", "generalization", "levels", "lossmodel", "theory")
 
-__all__ = [
-    "CurvatureOperator",
-    "EmpiricalFisher",
-    "GaussNewton",
-    "Hessian",
-    "Identity",
-    "Operator",
-    "Problem",
-    "Provenance",
-    "Spectrum",
-    "capacity",
-    "density",
-    "edge_levels",
-    "eigsh",
-    "ensembles",
-    "extremal_eigenvalues",
-    "generalization",
-    "ggn",
-    "hessian",
-    "levels",
-    "load",
-    "load_density",
-    "load_history",
-    "lossmodel",
-    "reduction",
-    "shared",
-    "spectrum",
-    "theory",
-]
+__all__ = [*_HOME, *_PACKAGES]  # noqa: PLE0604  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from hessrmt.arrays import Indices, Levels, Stack
 
 PAPER_CUTOFF_SPACINGS = 1e-20
-"""[B] §6: eigenvalues of smaller magnitude are dropped before unfolding."""
+"""Baskerville, Granziol and Keating 2022, §6: smaller magnitudes are dropped before unfolding."""
 
 PAPER_CUTOFF_RATIOS = 1e-10
-"""The published code of [B]: eigenvalues of smaller magnitude are dropped before taking ratios."""
+"""Eigenvalues of smaller magnitude are dropped before taking ratios by the code of that paper."""
 
 _NEAR = 1e4
 """Factor within which a gap counts as near the noise floor."""
@@ -129,7 +129,7 @@ class Spectrum:
 
     @property
     def n_paper_cutoff(self) -> int:
-        """Levels that the cutoff of [B] §6 for spacings, 1e-20, keeps of these eigenvalues."""
+        """Levels that the published cutoff for spacings, 1e-20, keeps of these eigenvalues."""
         return self.count_above(PAPER_CUTOFF_SPACINGS)
 
     @property

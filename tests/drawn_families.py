@@ -1,10 +1,10 @@
 """Families of networks as training would give them, made up from simple laws."""
 
 import numpy as np
-from hessrmt.workflows.familyfits import Entry
 
 from hessrmt import rng
 from hessrmt.experiments.families import Family
+from hessrmt.experiments.puzzles import FamilyEntry
 from hessrmt.generalization.normalization import QUANTILES
 from hessrmt.store.family import HISTORY, FamilyResult, Member
 
@@ -28,7 +28,7 @@ def entry(vary="initial-scale", separated=True, **changes):
         member(settings, i, value, separated) for i, value in enumerate(settings.values)
     )
     result = FamilyResult(settings.model_dump(), members, "made up", "cpu", True)
-    return Entry(settings.name, settings, result)
+    return FamilyEntry(settings.name, settings, result)
 
 
 def member(settings, index, value, separated=True):

@@ -6,7 +6,7 @@ from samples import labelled
 from torch import nn
 
 import hessrmt as hr
-from hessrmt.curvature import taps
+from hessrmt.curvature import gram
 
 CPU = torch.device("cpu")
 
@@ -38,7 +38,7 @@ def assert_exact(problem, relative=1e-10, **options):
 
 
 def layers_of(problem):
-    return {layer.name: layer for layer in taps.find_layers(at_double(problem))}
+    return {layer.name: layer for layer in gram.find_layers(at_double(problem))}
 
 
 class Shared(nn.Module):

@@ -2,9 +2,11 @@
 
 import gzip
 import struct
+from itertools import pairwise
 
 import numpy as np
 import torch
+from torch import nn
 
 RNG = np.random.default_rng(0)
 
@@ -67,3 +69,47 @@ def by_jacobian(model, loss, x, y):
 
     jacobian = rows(outputs.reshape(-1), parameters)
     return jacobian.T @ rows(slope, [point]) @ jacobian
+
+
+def network(*widths, kind=nn.Tanh, seed=0, bias=True):
+    """Linear layers of some widths with an activation between them, in float64."""
+    torch.manual_seed(seed)
+    layers = [nn.Linear(a, b, bias=bias) for a, b in pairwise(widths)]
+    return nn.Sequential(*[m for layer in layers for m in (layer, kind())][:-1]).double()
+
+
+class WrongForwardRule(torch.autograd.Function):
+    """x³ with a right backward pass and a wrong rule of forward mode."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x**3
+
+    @staticmethod
+    def setup_context(ctx, inputs, _):
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx, slope):
+        return 3 * ctx.saved_tensors[0] ** 2 * slope
+
+    @staticmethod
+    def jvp(ctx, tangent):
+        return 4 * ctx.saved_tensors[0] ** 2 * tangent
+
+
+class Once(torch.autograd.Function):
+    """tanh whose backward pass cannot be differentiated."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return torch.tanh(x)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, slope):
+        return slope * (1 - torch.tanh(ctx.saved_tensors[0]) ** 2)

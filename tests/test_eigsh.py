@@ -8,15 +8,14 @@ import numpy as np
 import pytest
 import torch
 from dense_operator import DenseOperator, hessian_like, with_spectrum
-from samples import by_double_backward, labelled
+from samples import WrongForwardRule, by_double_backward, labelled, network
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import nn
 
 import hessrmt as hr
-from hessrmt.curvature import krylov as lanczos
+from hessrmt.curvature import lanczos
 from hessrmt.curvature.operators import CurvatureOperator
-from hessrmt.curvature.quadrature import quadrature
-from hessrmt.curvature.trace_estimators import traces
+from hessrmt.curvature.stochastic import quadrature, traces
 from hessrmt.errors import ConfigError, NonFiniteError, ProblemError
 
 EPS = np.finfo(float).eps
@@ -153,8 +152,7 @@ def test_a_function_with_its_dimension_is_an_operator():
 
 
 def mlp():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    return network(6, 5, 3)
 
 
 def test_pairs_of_a_network_have_its_parameters():
@@ -207,27 +205,6 @@ def test_a_kept_graph_that_fails_later_is_left():
     assert not product.traced
 
 
-class Cube(torch.autograd.Function):
-    """x³ with a right backward pass and a wrong rule of forward mode."""
-
-    @staticmethod
-    def forward(x):
-        return x**3
-
-    @staticmethod
-    def setup_context(ctx, inputs, _):
-        ctx.save_for_backward(*inputs)
-        ctx.save_for_forward(*inputs)
-
-    @staticmethod
-    def backward(ctx, slope):
-        return 3 * ctx.saved_tensors[0] ** 2 * slope
-
-    @staticmethod
-    def jvp(ctx, tangent):
-        return 5 * ctx.saved_tensors[0] ** 2 * tangent
-
-
 class Cubed(nn.Module):
     def __init__(self):
         super().__init__()
@@ -235,7 +212,7 @@ class Cubed(nn.Module):
         self.first, self.last = nn.Linear(6, 3).double(), nn.Linear(3, 2).double()
 
     def forward(self, x):
-        return self.last(Cube.apply(self.first(x)))
+        return self.last(WrongForwardRule.apply(self.first(x)))
 
 
 def test_a_wrong_rule_of_forward_mode_does_not_matter():
@@ -269,7 +246,7 @@ def test_a_matrix_that_is_not_symmetric_is_refused(search):
         ({"k": True}, "whole number"),
         ({"k": 2.0}, "whole number"),
         ({"k": 41}, "k = 41 pairs are asked for, the matrix has 40"),
-        ({"which": "LR"}, "known are LA, SA and LM"),
+        ({"which": "LR"}, "known: LA, SA, LM"),
         ({"tolerance": 0.0}, "tolerance"),
         ({"tolerance": float("nan")}, "tolerance"),
         ({"operator": np.eye(3)}, "a pair"),

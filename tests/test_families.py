@@ -1,4 +1,4 @@
-"""Families of networks: what is stored of them, training that is killed, files."""
+"""Families of networks: settings, what is stored of them, training that is killed, files."""
 
 import dataclasses
 import math
@@ -10,18 +10,23 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from family_samples import family_on, write_images
-from hessrmt.workflows import members
+from experiment_samples import family_on, write_images
+from scipy import stats
 
-from hessrmt.errors import NonFiniteError, StoreError
-from hessrmt.experiments.families import samples_of
+from hessrmt import rng
+from hessrmt.config import TrainConfig
+from hessrmt.errors import ConfigError, DataError, NonFiniteError, ProblemError, StoreError
+from hessrmt.experiments import families
+from hessrmt.experiments.families import run_all, samples_of
 from hessrmt.generalization import evaluate, normalize, output_normalize
 from hessrmt.generalization.normalization import QUANTILES, margins
 from hessrmt.problems import checkpoints, data, losses, models
 from hessrmt.records import Provenance
 from hessrmt.store.family import HISTORY, FamilyWriter, load_family
-from hessrmt.store.files import dataset as array
-from hessrmt.training.protocol import train
+from hessrmt.store.files import dataset
+from hessrmt.training.protocol import crop_and_flip, drawn, initialize, permuted, train
+
+SINGLE = 1e3 * float(np.finfo(np.float32).eps)
 
 
 @pytest.fixture
@@ -34,15 +39,17 @@ def family(images):
     return partial(family_on, images)
 
 
+def run(settings, out, **options):
+    (result,) = run_all([settings], out, **options)
+    return result
+
+
 def same(one, other):
     """Two families agree bit for bit, in all but the time they took."""
     assert one.family == other.family
-    assert len(one.members) == len(other.members)
     for a, b in zip(one.members, other.members, strict=True):
-        for item in dataclasses.fields(a):
-            if item.name in {"seconds", "history"}:
-                continue
-            assert np.array_equal(getattr(a, item.name), getattr(b, item.name)), item.name
+        for item in {field.name for field in dataclasses.fields(a)} - {"seconds", "history"}:
+            assert np.array_equal(getattr(a, item), getattr(b, item)), item
         for name in HISTORY:
             assert np.array_equal(a.history[name], b.history[name]), name
 
@@ -55,30 +62,30 @@ def test_stored_numbers_are_those_of_the_final_weights(family, tmp_path):
     result = run(settings, tmp_path / "out")
     assert result.complete
     assert [member.value for member in result.members] == [0.1, 0.3]
-    samples = samples_of(settings, 0)
-    loss = losses.resolve("cross-entropy")
+    samples = samples_of(settings)
+    loss, x = losses.resolve("cross-entropy"), samples.train.tensors(slice(None))[0]
     for index, member in enumerate(result.members):
         model = models.build("conv3s2-2", (1, 8, 8), 3, 1).double()
         final = tmp_path / "out" / "checkpoints" / f"scales-{index}.final.pt"
         checkpoints.load_into(model, final)
-        net = normalize(model, samples.train.tensors(slice(None))[0])
+        net = normalize(model, x)
         assert member.factors == pytest.approx(tuple(net.factors.values()), rel=1e-13)
         assert member.product == pytest.approx(math.prod(member.factors), rel=1e-13)
         for split, part in (("train", samples.train), ("test", samples.test)):
+            pairs = [part.tensors(slice(None))]
             # the normalised network itself, not f divided by a number
-            found = evaluate(net.model, [part.tensors(slice(None))], loss, 1.0)
-            assert getattr(member, f"normalized_{split}_loss") == pytest.approx(
-                found.loss, abs=1e-12
-            )
-            found = evaluate(model, [part.tensors(slice(None))], loss, net.product)
-            assert getattr(member, f"{split}_loss") == pytest.approx(found.loss, abs=1e-12)
+            normalized = evaluate(net.model, pairs, loss, 1.0)
+            found = evaluate(model, pairs, loss, net.product)
+            for name, value in (("normalized_", normalized.loss), ("", found.loss)):
+                stored = getattr(member, f"{name}{split}_loss")
+                assert stored == pytest.approx(value, abs=1e-12)
             assert getattr(member, f"{split}_error") == found.error
         summary = margins(model, *samples.train.tensors(slice(None)), product=net.product)
         assert member.margin == pytest.approx(summary.minimum, rel=1e-11)
         assert member.normalized_margin == pytest.approx(summary.normalized_minimum, rel=1e-11)
         expected = np.array(list(summary.quantiles(QUANTILES).values())) / net.product
         assert member.margin_quantiles == pytest.approx(expected, rel=1e-11)
-        top = net.model(samples.train.tensors(slice(None))[0]).amax(dim=1).detach().numpy()
+        top = net.model(x).amax(dim=1).detach().numpy()
         assert member.top_output_mean == pytest.approx(top.mean(), rel=1e-12)
         assert member.raw_top_output_std == pytest.approx(top.std() * net.product, rel=1e-11)
         assert member.top_output_counts.sum() == len(samples.train)
@@ -86,16 +93,16 @@ def test_stored_numbers_are_those_of_the_final_weights(family, tmp_path):
         # after epoch 2 and the last; in single precision
         assert member.history["epoch"].tolist() == [2, 3]
         assert member.history["rate"].tolist() == [0.05, 0.01]
-        single = 1e3 * float(np.finfo(np.float32).eps)
         for name in ("train_loss", "normalized_test_loss", "margin", "product"):
-            assert member.history[name][-1] == pytest.approx(
-                getattr(member, name), abs=single, rel=single
-            )
+            last = pytest.approx(getattr(member, name), abs=SINGLE, rel=SINGLE)
+            assert member.history[name][-1] == last
     assert not list((tmp_path / "out" / "checkpoints").glob("*[0-9].pt"))
 
 
 def test_random_labels_are_drawn_for_both_splits(family):
-    natural, random = samples_of(family(), 3), samples_of(family(labels="random"), 3)
+    natural, random, again = (
+        samples_of(family(seed=3, labels=labels)) for labels in ("natural", "random", "random")
+    )
     assert np.array_equal(natural.train.x, random.train.x)
     assert not np.array_equal(natural.train.y, random.train.y)
     assert not np.array_equal(natural.test.y, random.test.y)
@@ -103,20 +110,27 @@ def test_random_labels_are_drawn_for_both_splits(family):
     whole = data.load(family().data, "train")
     assert sorted(map(bytes, natural.train.x)) == sorted(map(bytes, whole.x))
     assert torch.equal(natural.fixed, whole.tensors(slice(1))[0])
-    again = samples_of(family(labels="random"), 3)
     assert np.array_equal(again.train.y, random.train.y)
 
 
-def test_a_family_over_samples_takes_the_first(family, tmp_path):
-    settings = family(vary="samples", values=(8, 20), batch=4, epochs=2, labels="random")
-    result = run(settings, tmp_path / "out")
-    assert [member.top_output_counts.sum() for member in result.members] == [8, 20]
-
-
-def test_a_family_over_widths(family, tmp_path):
-    settings = family(vary="width", values=(1, 3), model="conv3s2-{width}", epochs=2)
-    result = run(settings, tmp_path / "out")
-    assert [m.parameters for m in result.members] == [25 + 25 + 12, 3 * 25 + 9 * 25 + 3 * 12]
+@pytest.mark.parametrize(
+    ("changes", "samples", "parameters"),
+    [
+        ({"vary": "samples", "values": (8, 20), "batch": 4, "labels": "random"}, [8, 20], [62, 62]),
+        (
+            {"vary": "width", "values": (1, 3), "model": "conv3s2-{width}"},
+            [64, 64],
+            [25 + 25 + 12, 3 * 25 + 9 * 25 + 3 * 12],
+        ),
+        ({"values": (0.1, 0.1)}, [64, 64], [62, 62]),
+    ],
+)
+def test_what_is_varied(family, tmp_path, changes, samples, parameters):
+    few = {"model": "conv3s2-1", "epochs": 1, "rates": (0.01,)}
+    one, two = run(family(**few | changes), tmp_path / "out").members
+    assert [member.top_output_counts.sum() for member in (one, two)] == samples
+    assert [member.parameters for member in (one, two)] == parameters
+    assert one.product != two.product  # equal values have random numbers of their own
 
 
 def test_the_epoch_closest_to_the_reference_loss_is_kept(family, tmp_path):
@@ -127,8 +141,7 @@ def test_the_epoch_closest_to_the_reference_loss_is_kept(family, tmp_path):
     member = result.members[0]
     assert np.array_equal(member.history["train_loss"], last)
     assert member.epoch == kept + 1
-    single = 1e3 * float(np.finfo(np.float32).eps)
-    assert member.train_loss == pytest.approx(last[kept], abs=single)
+    assert member.train_loss == pytest.approx(last[kept], abs=SINGLE)
 
 
 def test_training_stops_at_the_loss_asked_for(family, tmp_path):
@@ -148,10 +161,10 @@ def test_corrupted_pretraining_then_the_true_labels(family, tmp_path, monkeypatc
         seen.append((samples.y.copy(), settings.epochs, others["start"]))
         return train(model, loss, samples, settings, **others)
 
-    monkeypatch.setattr(members, "train", watched)
+    monkeypatch.setattr(families, "train", watched)
     settings = family(vary="corruption", values=(0.0, 1.0), pretraining=2, initial_scale=0.2)
     result = run(settings, tmp_path / "out")
-    true = samples_of(settings, 0).train.y
+    true = samples_of(settings).train.y
     assert [epochs for _, epochs, _ in seen] == [2, 3, 2, 3]
     for index, (labels, _, _) in enumerate(seen):
         assert np.array_equal(labels, true) == (index != 2)
@@ -166,7 +179,7 @@ def test_normalised_by_the_output_on_one_image(family, tmp_path):
     changes = {"values": (0.1,), "epochs": 1, "rates": (0.01,), "augment": True}
     settings = family(model="resnet8", by="output", **changes)
     member = run(settings, tmp_path / "out").members[0]
-    samples = samples_of(settings, 0)
+    samples = samples_of(settings)
     model = models.build("resnet8", (1, 8, 8), 3, 1).double()
     checkpoints.load_into(model, tmp_path / "out" / "checkpoints" / "scales-0.final.pt")
     net = output_normalize(model, data.load(settings.data, "train").tensors(slice(1))[0])
@@ -177,31 +190,25 @@ def test_normalised_by_the_output_on_one_image(family, tmp_path):
     assert member.normalized_test_loss == pytest.approx(found.loss, abs=1e-12)
 
 
-def test_equal_values_have_random_numbers_of_their_own(family, tmp_path):
-    result = run(family(values=(0.1, 0.1), epochs=1, rates=(0.01,)), tmp_path / "out")
-    assert result.members[0].product != result.members[1].product
-
-
 # killed, continued, refused
 
 KILLED = """
 import sys
 import time
 from pathlib import Path
-from hessrmt.experiments.families import Family
-from hessrmt.workflows import families, members
+from hessrmt.experiments import families
 
-members.SAVE_SECONDS = 0
+families.SAVE_SECONDS = 0
 
 
-def observer(*step):
+def tick(*step):
     print(*step, flush=True)
     if " ".join(map(str, step)).startswith(sys.argv[3]):
         time.sleep(600)  # until it is killed
 
 
-family = Family.model_validate_json(sys.argv[1])
-families.run(family, Path(sys.argv[2]), device="cpu", observer=observer)
+family = families.SeededFamily.model_validate_json(sys.argv[1])
+families.run_all([family], Path(sys.argv[2]), tick=tick)
 """
 
 
@@ -225,7 +232,7 @@ def test_killed_and_continued_is_bit_for_bit_the_same(family, tmp_path, changes,
         assert process.stdout is not None
         assert any(until in line for line in process.stdout)
         with pytest.raises(StoreError, match="another process is writing"):
-            run(settings, killed, device="cpu")
+            run(settings, killed)
     finally:
         process.kill()
         process.communicate()
@@ -235,43 +242,49 @@ def test_killed_and_continued_is_bit_for_bit_the_same(family, tmp_path, changes,
     left = list((killed / "checkpoints").glob("scales-?.pt"))
     assert len(left) == 1  # the network that was in training
     content = checkpoints.read(left[0])
-    assert content["phase"] == phase
-    assert 1 <= content["state"]["epoch"] < 8
+    assert content["extra"]["phase"] == phase
+    assert 1 <= content["epoch"] < 8
     with pytest.raises(StoreError, match="another configuration"):
-        run(settings.model_copy(update={"batch": 8}), killed, device="cpu")
+        run(settings.model_copy(update={"batch": 8}), killed)
     steps = []
-    result = run(settings, killed, device="cpu", observer=lambda *step: steps.append(step))
-    assert steps[1][1] == content["state"]["epoch"] + 1 + phase * settings.pretraining
+    result = run(settings, killed, tick=lambda *step: steps.append(step))
+    assert steps[1][1] == content["epoch"] + 1 + phase * settings.pretraining
     assert result.complete
-    same(result, run(settings, tmp_path / "whole", device="cpu"))
+    same(result, run(settings, tmp_path / "whole"))
     before = path.read_bytes()
-    same(run(settings, killed, device="cpu"), result)
+    same(run(settings, killed), result)
     assert path.read_bytes() == before  # nothing was left to do
 
 
-def test_a_checkpoint_of_other_settings_is_refused(family, tmp_path):
-    settings = family(epochs=1, rates=(0.1,))
-    run(settings, tmp_path / "out")
-    folder = tmp_path / "out" / "checkpoints"
-    final = checkpoints.read(folder / "scales-0.final.pt")
-    checkpoints.save_atomic(final | {"identity": "other"}, folder / "scales-0.pt")
-    (tmp_path / "out" / "families" / "scales.h5").unlink()
-    with pytest.raises(StoreError, match="other settings"):
-        run(settings, tmp_path / "out")
-    checkpoints.save_atomic({"state_dict": final["state_dict"]}, folder / "scales-0.pt")
-    with pytest.raises(StoreError, match="no network in training"):
-        run(settings, tmp_path / "out")
+def test_other_checkpoints_and_data_are_refused(family, tmp_path, images, monkeypatch):
+    def stop(_phase, done, _total):
+        if done == 2:
+            raise KeyboardInterrupt
 
-
-def test_other_data_are_refused(family, tmp_path, images):
-    settings = family(epochs=1, rates=(0.1,))
-    run(settings, tmp_path / "out")
+    monkeypatch.setattr(families, "SAVE_SECONDS", 0)
+    out, path = tmp_path / "out", tmp_path / "out" / "checkpoints" / "scales-0.pt"
+    with pytest.raises(KeyboardInterrupt):
+        run(family(), out, tick=stop)
+    (out / "families" / "scales.h5").unlink()
+    with pytest.raises(StoreError, match=r"another configuration: family batch \(16 in the file"):
+        run(family(batch=8), out)
+    (out / "families" / "scales.h5").unlink()
+    content = checkpoints.read(path)
+    for other, said in (
+        (content | {"version": 99}, "was written by a newer hessrmt"),
+        ({"state_dict": content["state_dict"]}, "is not a checkpoint written by hessrmt"),
+    ):
+        torch.save(other, path)
+        with pytest.raises(StoreError, match=said):
+            run(family(), out)
+    path.unlink()
+    run(family(), out)
     with np.load(images) as arrays:
         changed = dict(arrays)
     changed["y_train"][0] = (changed["y_train"][0] + 1) % 3
     np.savez(images, **changed)
     with pytest.raises(StoreError, match="data_sha256"):
-        run(settings, tmp_path / "out")
+        run(family(), out)
 
 
 def test_diverging_training_names_the_network(family, tmp_path):
@@ -282,32 +295,22 @@ def test_diverging_training_names_the_network(family, tmp_path):
     assert [member.value for member in load_family(path).members] == [0.1]
 
 
-def test_files_that_are_no_family(family, tmp_path):
-    path = tmp_path / "x.h5"
-    with pytest.raises(StoreError, match="no file"):
-        load_family(path)
-    path.write_bytes(b"\x89HDF nonsense")
-    with pytest.raises(StoreError, match="cannot be opened as HDF5"):
-        load_family(path)
-    with h5py.File(path, "w") as file:
-        file.attrs["schema"] = "hessrmt/spectra"
-    with pytest.raises(StoreError, match="holds no family"):
-        load_family(path)
-    run(family(values=(0.1,), epochs=1, rates=(0.1,)), tmp_path / "out")
-    good = tmp_path / "out" / "families" / "scales.h5"
-    with h5py.File(good, "r+") as file:
-        file.attrs["schema_version"] = 99
-    with pytest.raises(StoreError, match="version 99"):
-        load_family(good)
-    with h5py.File(good, "r+") as file:
-        file.attrs["schema_version"] = 1
-        array(file, "test_loss")[0] = np.nan
+def test_damaged_files(family, tmp_path):
+    settings = family(values=(0.1,), epochs=1, rates=(0.1,))
+    run(settings, tmp_path / "out")
+    path = tmp_path / "out" / "families" / "scales.h5"
+    with h5py.File(path, "r+") as file:
+        dataset(file, "test_loss")[0] = np.nan
     with pytest.raises(StoreError, match="is damaged: row 0 is not complete"):
-        load_family(good)
-    with h5py.File(good, "r+") as file:
+        load_family(path)
+    with h5py.File(path, "r+") as file:
         del file["margin"]
     with pytest.raises(StoreError, match="is damaged"):
-        run(family(values=(0.1,), epochs=1, rates=(0.1,)), tmp_path / "out")
+        run(settings, tmp_path / "out")
+    with h5py.File(path, "r+") as file:
+        file.attrs["schema"] = "hessrmt/spectra"
+    with pytest.raises(StoreError, match="expected 'hessrmt/family'"):
+        load_family(path)
 
 
 def test_a_row_out_of_range(family, tmp_path):
@@ -321,3 +324,180 @@ def test_a_row_out_of_range(family, tmp_path):
         assert not load_family(writer.path).members
         writer.write(0, member)
         assert load_family(writer.path).complete
+
+
+# labels, initial weights, images
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 1.0])
+def test_a_share_of_the_labels_is_permuted(share):
+    labels = rng.stream(0, "labels").integers(0, 10, 10_000)
+    before = labels.copy()
+    found = permuted(labels, share, rng.stream(1, "corruption"))
+    assert np.array_equal(labels, before)
+    assert np.array_equal(np.bincount(found, minlength=10), np.bincount(labels, minlength=10))
+    chosen, frequencies = round(share * len(labels)), np.bincount(labels) / len(labels)
+    # a permuted label stays the same by chance with probability Σ f²: pairs of labels are exchanged
+    wrong = chosen * (1 - float(frequencies @ frequencies))
+    assert abs((found != labels).sum() - wrong) <= 5 * math.sqrt(max(chosen, 1) * 0.25)
+    assert (found != labels).sum() <= chosen
+
+
+def test_distinct_labels_show_which_were_permuted():
+    labels = np.arange(1000)
+    found = permuted(labels, 0.3, rng.stream(2, "corruption"))
+    assert sorted(found) == list(labels)
+    # a random permutation of 300 has one fixed point on average, Poisson
+    assert 300 - stats.poisson.isf(1e-6, 1) <= (found != labels).sum() <= 300
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, math.nan, True])
+def test_no_share(share):
+    with pytest.raises(DataError, match="share of permuted labels"):
+        permuted(np.arange(5), share, rng.stream(0, "x"))
+
+
+def test_drawn_labels_are_uniform():
+    found = drawn(20_000, 10, rng.stream(0, "drawn"))
+    assert found.dtype == np.int64
+    assert stats.chisquare(np.bincount(found, minlength=10)).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("scale", [1e-4, 0.3])
+def test_initial_weights(scale):
+    model = models.build("conv5", (3, 16, 16), 10, 0)
+    initialize(model, scale, rng.torch_generator(0, "initial-scale"))
+    for name, value in model.named_parameters():
+        layer = model.get_submodule(name.rpartition(".")[0])
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            assert torch.equal(value, torch.full_like(value, float(name.endswith("weight"))))
+        elif name.endswith("bias"):
+            assert not value.any()
+        else:
+            z = value.detach().double().flatten().numpy() / scale
+            assert abs(z.std() - 1) < 5 / math.sqrt(2 * len(z))
+            assert abs(z.mean()) < 5 / math.sqrt(len(z))
+
+
+def test_initial_weights_need_a_layer():
+    with pytest.raises(ProblemError, match="no linear or convolution layer"):
+        initialize(torch.nn.ReLU(), 0.1, rng.torch_generator(0))
+    with pytest.raises(ProblemError, match="positive"):
+        initialize(torch.nn.Linear(2, 2), 0.0, rng.torch_generator(0))
+
+
+def test_crops_are_parts_of_the_padded_image():
+    count, size, padding = 600, 5, 2
+    one = torch.arange(2 * size * size, dtype=torch.float32).reshape(1, 2, size, size)
+    images = one.expand(count, -1, -1, -1)
+    with rng.torch_seeded(0, "augment"):
+        found = crop_and_flip(images, padding=padding, fill=-1.0)
+    padded = torch.full((2, size + 2 * padding, size + 2 * padding), -1.0)
+    padded[:, padding:-padding, padding:-padding] = one[0]
+    windows = padded.unfold(1, size, 1).unfold(2, size, 1).permute(1, 2, 0, 3, 4)
+    possible = torch.cat([windows.flatten(0, 1), windows.flatten(0, 1).flip(3)])
+    kinds = [int((possible == image).all(dim=(1, 2, 3)).nonzero()[0]) for image in found]
+    seen = np.bincount(kinds, minlength=2 * (2 * padding + 1) ** 2)
+    assert stats.chisquare(seen).pvalue > 1e-4
+    with pytest.raises(DataError, match="images"):
+        crop_and_flip(torch.zeros(3, 7))
+
+
+# the protocol, generalised
+
+
+def test_rates_stop_and_augmentation_of_the_protocol(images):
+    samples = data.load(str(images), "train")
+    model = models.build("conv3s2-2", samples.input_shape, 3, 0)
+    seen, sizes = [], []
+
+    def augment(inputs):
+        sizes.append(len(inputs))
+        return inputs
+
+    state = train(
+        model,
+        losses.resolve("cross-entropy"),
+        samples,
+        TrainConfig(epochs=9, batch=40),
+        device=torch.device("cpu"),
+        rate=lambda epoch: 0.1 / (1 + epoch),
+        augment=augment,
+        stop=lambda state: state.epoch == 3,
+        on_epoch=lambda state: seen.append(state.epoch),
+    )
+    assert seen == [1, 2, 3]
+    assert state.epoch == 3
+    assert [entry["lr"] for entry in state.history] == [0.1, 0.1 / 2, 0.1 / 3]
+    assert sizes == [40, 24] * 3
+
+
+@pytest.mark.parametrize(
+    ("epochs", "rates", "expected"),
+    [
+        (4, (1.0,), [1, 1, 1, 1]),
+        (4, (4.0, 2.0), [4, 4, 2, 2]),
+        (5, (4.0, 2.0), [4, 4, 4, 2, 2]),
+        (4, (4.0, 3.0, 2.0, 1.0), [4, 3, 2, 1]),
+    ],
+)
+def test_learning_rates_of_equal_pieces(family, epochs, rates, expected):
+    settings = family(epochs=epochs, rates=rates)
+    assert [settings.rate(epoch) for epoch in range(epochs)] == expected
+
+
+# bad input
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"values": ()}, "at least 1 item"),
+        ({"values": (0.1, -0.1)}, "standard deviations"),
+        ({"values": (math.inf,)}, "standard deviations"),
+        ({"vary": "corruption", "values": (1.5,), "pretraining": 1}, "shares of the labels"),
+        ({"vary": "corruption", "values": (math.nan,), "pretraining": 1}, "shares of the labels"),
+        ({"vary": "corruption", "values": (0.5,)}, "pretraining is 0"),
+        ({"pretraining": 3}, "pretraining is 3"),
+        ({"vary": "samples", "values": (10.5,)}, "whole numbers"),
+        ({"vary": "samples", "values": (0,)}, "whole numbers"),
+        ({"vary": "samples", "values": (10,), "samples": 20}, "leave samples out"),
+        ({"vary": "width", "values": (4,)}, "{width}"),
+        ({"vary": "width", "values": (4.5,), "model": "conv3-{width}"}, "whole numbers"),
+        ({"model": "conv3-{width}"}, "{width}"),
+        ({"initial_scale": 0.1}, "leave initial_scale out"),
+        ({"samples": 0}, "positive integer, or 'all'"),
+        ({"rates": ()}, "at least 1 item"),
+        ({"rates": (0.1, -0.1)}, "positive"),
+        ({"rates": (0.1,) * 4}, "4 learning rates for 3 epochs"),
+        ({"name": "../x"}, "pattern"),
+        ({"norm": 0.5}, "greater than or equal to 1"),
+        ({"stop_loss": 0.0}, "greater than 0"),
+        ({"momentum": 1.0}, "less than 1"),
+        ({"measure_every": 0}, "greater than or equal to 1"),
+        ({"flips": True}, "not permitted"),
+    ],
+)
+def test_families_that_make_no_sense(family, changes, words):
+    with pytest.raises(ValueError, match=words.replace("{", r"\{")):
+        family(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"samples": 65}, "65 training samples, but there are 64"),
+        ({"vary": "samples", "values": (10, 100)}, "100 training samples"),
+        ({"data": "cifar10"}, "cifar10"),
+        ({"data": "regression.npz"}, "no classes"),
+        ({"data": "whole.npz"}, "no splits"),
+    ],
+)
+def test_data_that_cannot_be_used(family, tmp_path, monkeypatch, changes, said):
+    monkeypatch.chdir(tmp_path)
+    x = np.zeros((5, 8, 8), dtype=np.uint8)
+    np.savez("regression.npz", x_train=x, y_train=np.zeros(5), x_test=x, y_test=np.zeros(5))
+    np.savez("whole.npz", x=x, y=np.zeros(5, dtype=np.int64))
+    with pytest.raises((ConfigError, DataError), match=said):
+        run(family(**changes), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

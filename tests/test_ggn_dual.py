@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 import torch
 from ggn_samples import NETWORKS, Shared, assert_exact, at_double, layers_of, network
-from samples import labelled
+from samples import Once, labelled
 from torch import nn
-from torch.nn import functional as F  # noqa: N812
 
 import hessrmt as hr
 from hessrmt.backend.cpu import CpuBackend
 from hessrmt.curvature import gauss_newton as ggn_module
-from hessrmt.curvature import gram, taps
+from hessrmt.curvature import gram
 from hessrmt.errors import DeviceError, ProblemError
 
 EPS = float(np.finfo(np.float64).eps)
@@ -60,13 +59,6 @@ def small_resnet():
     return hr.Problem(resnet(), "cross-entropy", labelled((8, 3, 12, 12), 4))
 
 
-@pytest.mark.slow
-def test_a_less_shrunken_resnet():
-    problem = hr.Problem(resnet((4, 8, 16)), "cross-entropy", labelled((8, 3, 12, 12), 4))
-    assert 4000 < problem.dimension < 6000
-    assert assert_exact(problem).rank == 24
-
-
 def test_a_shrunken_resnet_against_the_dense_matrix(small_resnet):
     assert 1000 < small_resnet.dimension < 2000
     found = assert_exact(small_resnet)
@@ -85,7 +77,7 @@ def test_a_tiny_working_memory_changes_nothing_but_rounding(small_resnet, monkey
     monkeypatch.setattr(gram, "_TILE", 5)
     # groups of one layer, one sample at a time, slices of outputs and ranges of coordinates
     problem = at_double(small_resnet)
-    assert len(list(gram._groups(taps.find_layers(problem), 24, 8, 2**12))) > 10
+    assert len(list(gram._groups(gram.find_layers(problem), 24, 8, 2**12))) > 10
     assert gram.saved_for_backward(problem.part(slice(0, 1))) > 2**12
     sliced = hr.spectrum(small_resnet, operator="ggn")
     # K is a sum of P products in another order: within its rounding, twice
@@ -164,59 +156,6 @@ def coupled(outputs, targets):
     return outputs.square().mean() + outputs.mean(0).square().sum() + torch.logsumexp(outputs, 0)[0]
 
 
-def robust(outputs, targets):
-    return (torch.cosh(outputs[:, :2]).sum(1) - outputs[:, 0] * targets).mean()
-
-
-def smoothed(outputs, targets):
-    return F.cross_entropy(outputs, targets, label_smoothing=0.1)
-
-
-@pytest.mark.parametrize(
-    ("loss", "rows"),
-    [
-        (coupled, 15),
-        (robust, 10),
-        (smoothed, 10),
-        (nn.CrossEntropyLoss(label_smoothing=0.2), 10),
-        (nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 0.5])), 10),
-        (nn.CrossEntropyLoss(reduction="sum"), 10),
-        ("cross-entropy", 10),
-        ("mse", 15),
-    ],
-    ids=lambda value: getattr(value, "__name__", str(value)),
-)
-def test_losses(loss, rows):
-    net, pair, _ = network("strided")
-    found = assert_exact(hr.Problem(net, loss, pair))
-    assert found.reduced_dimension == rows
-
-
-def test_labels_that_cross_entropy_ignores_and_outputs_of_any_shape():
-    net, (x, y), _ = network("tokens")
-    y[1] = -100
-    assert assert_exact(hr.Problem(net, nn.CrossEntropyLoss(), (x, y))).reduced_dimension == 8
-
-    class Language(nn.Module):
-        def __init__(self, flat):
-            super().__init__()
-            self.body, self.head, self.flat = nn.Linear(4, 12), nn.Linear(12, 3), flat
-
-        def forward(self, x):
-            scores = self.head(torch.tanh(self.body(x)))
-            return scores.flatten(0, 1) if self.flat else scores.mT
-
-    def flat_loss(outputs, targets):
-        return F.cross_entropy(outputs, targets.reshape(-1))
-
-    x = torch.randn(4, 2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    y = torch.arange(8).view(4, 2) % 3
-    for flat, loss in ((False, "cross-entropy"), (True, flat_loss)):
-        torch.manual_seed(0)
-        problem = hr.Problem(Language(flat), loss, (x, y))
-        assert assert_exact(problem).reduced_dimension == 16
-
-
 def test_samples_that_the_network_is_certain_of_keep_their_digits():
     """The curvature of softmax by differentiation would have an error of ε/B, not ε p(1 - p)/B."""
     net, (x, y), _ = network("mlp")
@@ -265,7 +204,7 @@ def test_networks_that_mix_samples_take_the_whole_batch(how):
     net = Mixing(how)
     problem = hr.Problem(net, "cross-entropy", pair)
     local = at_double(problem)
-    assert not taps.samples_are_apart(local, local.outputs(local.theta).detach())
+    assert not gram.samples_are_apart(local, local.outputs(local.theta).detach())
     assert assert_exact(problem).reduced_dimension == 14
     assert_exact(hr.Problem(net, coupled, pair))
 
@@ -290,29 +229,18 @@ def test_a_network_that_mixes_unseen_is_refused(monkeypatch):
 
 
 def test_a_wrong_gram_matrix_is_refused(small_resnet, monkeypatch):
-    def spoiled(*arguments):
-        found = gram.gram_by_samples(*arguments)
+    def spoiled(*arguments, **options):
+        found = gram.gram(*arguments, **options)
         found[3, 5] += 1e-9 * found[3, 3]
         found[5, 3] = found[3, 5]
         return found
 
-    monkeypatch.setattr(ggn_module, "gram_by_samples", spoiled)
+    monkeypatch.setattr(ggn_module, "gram", spoiled)
     with pytest.raises(ProblemError, match="No level is reported"):
         hr.spectrum(small_resnet, operator="ggn")
 
 
 def test_without_second_derivatives_there_is_no_check():
-    class Once(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            ctx.save_for_backward(x)
-            return torch.tanh(x)
-
-        @staticmethod
-        @torch.autograd.function.once_differentiable
-        def backward(ctx, g):
-            return g * (1 - torch.tanh(ctx.saved_tensors[0]) ** 2)
-
     problem = hr.Problem(Mixing(Once.apply), "cross-entropy", labelled((6, 6), 3))
     plain = hr.Problem(problem.model, "cross-entropy", labelled((6, 6), 3))
     plain.model.how = torch.tanh

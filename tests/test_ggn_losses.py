@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from ggn_samples import at_double, dense
-from samples import by_double_backward, labelled
+from samples import by_double_backward, labelled, network
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
@@ -17,7 +17,6 @@ from hessrmt.curvature import gauss_newton as ggn_module
 from hessrmt.curvature import reduction
 from hessrmt.curvature.gauss_newton import rounding_of_triangle
 from hessrmt.errors import ProblemError
-from hessrmt.problems.batches import map_tensors, tensors_of
 from hessrmt.problems.outputs import (
     ignores_softmax_shift,
     in_one_tensor,
@@ -35,8 +34,7 @@ HOLES = torch.where(torch.arange(B) == 2, -100, Y)
 
 
 def mlp(outputs=K, hidden=14, inputs=4):
-    torch.manual_seed(1)
-    return nn.Sequential(nn.Linear(inputs, hidden), nn.Tanh(), nn.Linear(hidden, outputs)).double()
+    return network(inputs, hidden, outputs, seed=1)
 
 
 def focal(outputs, labels):
@@ -259,15 +257,6 @@ def test_what_cannot_be_copied_is_said():
         hr.spectrum(problem, operator="ggn")
 
 
-class Language(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.net = mlp(hidden=30)
-
-    def forward(self, x):
-        return self.net(x)
-
-
 TOKENS = labelled((B, 6, 4), K)[0]
 WORDS = torch.arange(B * 6).view(B, 6) % K
 GAPS = torch.where(torch.arange(B * 6).view(B, 6) % 7 > 2, WORDS, -100)
@@ -287,7 +276,7 @@ GAPS = torch.where(torch.arange(B * 6).view(B, 6) % 7 > 2, WORDS, -100)
     ids=["dim 1", "flat", "shifted", "masked"],
 )
 def test_tokens_count_in_the_mean_that_the_loss_takes(loss, rows):
-    problem = hr.Problem(Language(), loss, (TOKENS, GAPS))
+    problem = hr.Problem(mlp(hidden=30), loss, (TOKENS, GAPS))
     assert agrees(problem).rank == 2 * rows
     local = at_double(problem)
     parts = [local.part(slice(0, 2)), local.part(slice(2, B))]
@@ -365,15 +354,3 @@ def test_a_basis_that_leaves_out_what_the_loss_depends_on_is_refused(monkeypatch
     monkeypatch.setattr(reduction, "ignores_softmax_shift", lambda problem: True)
     with pytest.raises(ProblemError, match="does not act as the Hessian"):
         hr.reduction(problem)
-
-
-def test_tensors_in_any_object():
-    one, other = torch.ones(2), torch.arange(3)
-    tree = {"a": [one, (other, None)], "b": Out(one), "c": collections.UserDict(x=other), "d": "e"}
-    assert [t is u for t, u in zip(tensors_of(tree), (one, other), strict=True)] == [True, True]
-    copied = map_tensors(tree, lambda tensor: tensor + 1)
-    assert copied["a"][0] is copied["b"].logits
-    assert torch.equal(copied["b"].logits, one + 1)
-    assert torch.equal(copied["c"]["x"], other + 1)
-    assert copied["d"] == "e"
-    assert torch.equal(map_tensors(one, torch.neg), -one)

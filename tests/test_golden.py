@@ -13,14 +13,13 @@ import json
 import os
 import shutil
 import sys
-import tomllib
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import torch
-from family_samples import write_images
+from experiment_samples import PUZZLES, write_images, write_settings
 from golden_samples import (
     DOUBLE,
     LEVELS,
@@ -431,116 +430,26 @@ def mistakes(run):
     run("not finite", f"{words} {late}", code=1)
 
 
-SPACINGS = """
-experiment = "hessian-spacings"
-title = "a small one"
-data = "clouds.npz"
-
-[presets.small]
-models = ["logistic"]
-epochs = 2
-splits = ["test"]
-batch = 15
-batches = "all"
-unreduced = [{ model = "logistic", dtype = "float32", batches = 1 }]
-"""
-
-LOSS_MODEL = """
-experiment = "gp-loss-model"
-title = "a small one"
-panels = [{ k2 = 0.01 }, { k2 = 0.1, outliers = 2, degenerate = 3 }]
-
-[presets.small]
-dimension = 16
-samples = 3
-"""
-
-AVERAGING = """
-experiment = "iterate-averaging"
-title = "a small one"
-data = "clouds.npz"
-device = "cpu"
-
-[presets.small]
-networks = [{ model = "logistic", spectra = 1, batch = 20 }]
-rates = [{ name = "high", lr = 0.05 }, { name = "low", lr = 0.01, final_lr = 0.001 }]
-epochs = 3
-tail_start = 1
-batch = 32
-seeds = 2
-"""
-
-BUDGET = """
-experiment = "training-budget"
-title = "a small one"
-data = "clouds.npz"
-device = "cpu"
-
-[presets.small]
-model = "logistic"
-budgets = [1, 2, 3, 4, 6]
-lr = 0.02
-batch = 30
-seeds = 2
-"""
-
-PUZZLES = """
-experiment = "puzzles"
-title = "a small one"
-reference = [{ label = "somewhere", slope = 1.1, intercept = -0.2, r2 = 0.99 }]
-"""
-
-FAMILY = """
-[[presets.small.families]]
-data = "images.npz"
-epochs = 2
-batch = 16
-rates = [0.05, 0.01]
-"""
-
-FAMILIES = {
-    "puzzles-initialization": (
-        {"name": "natural", "vary": "initial-scale", "values": [0.1, 0.2, 0.3]},
-        {"name": "random", "vary": "initial-scale", "values": [0.2], "labels": "random"},
-    ),
-    "puzzles-corruption": (
-        {"name": "wrong", "vary": "corruption", "values": [0.0, 0.5, 1.0], "pretraining": 1,
-         "norm": 1.0, "reference_loss": 1.0},
-    ),
-    "puzzles-width": (
-        {"name": "widths", "vary": "width", "values": [1, 2, 3], "model": "conv3s2-{width}",
-         "stop_loss": 1.0},
-    ),
-    "puzzles-samples": (
-        {"name": "sizes", "vary": "samples", "values": [16, 32, 64], "momentum": 0.9},
-    ),
-    "puzzles-resnet": (
-        {"name": "output", "vary": "initial-scale", "values": [0.1], "model": "resnet8",
-         "by": "output", "augment": True, "rates": [0.01], "epochs": 1},
-    ),
-}  # fmt: skip
-
-
-def experiment(run, name, text, tolerance=SINGLE, **options):
-    """Run an experiment of these settings, and again, which finds everything done."""
-    (run.folder / f"{name}.toml").write_text(text)
-    run(name, f"reproduce {name}.toml --json", tolerance=tolerance, **options)
+def experiment(run, kind, tolerance=SINGLE, **options):
+    """Run an experiment of these settings."""
+    write_settings(run.folder, kind)
+    run(kind, f"reproduce {kind}.toml --json", tolerance=tolerance, **options)
 
 
 @group
 def spacings(run):
-    experiment(run, "hessian-spacings", SPACINGS)
+    experiment(run, "hessian-spacings")
 
 
 @group
 def loss_model(run):
-    experiment(run, "gp-loss-model", LOSS_MODEL, DOUBLE)
+    experiment(run, "gp-loss-model", DOUBLE)
     run("again", "reproduce gp-loss-model.toml --format svg")
     run("list", "reproduce")
     run("list, json", "reproduce --json")
-    other = LOSS_MODEL.replace("0.01", "0.02")
-    (run.folder / "other.toml").write_text(other)
+    write_settings(run.folder, "gp-loss-model", ("0.01", "0.02")).rename(run.folder / "other.toml")
     (run.folder / "foreign.toml").write_text('experiment = "nonsense"')
+    write_settings(run.folder, "gp-loss-model")
     run.mistakes(
         "reproduce nonsense",
         "reproduce foreign.toml",
@@ -552,26 +461,19 @@ def loss_model(run):
 
 @group
 def averaging(run):
-    experiment(run, "iterate-averaging", AVERAGING, brief=True)
+    experiment(run, "iterate-averaging", brief=True)
 
 
 @group
 def budget(run):
-    experiment(run, "training-budget", BUDGET)
+    experiment(run, "training-budget")
 
 
 @group
 def puzzles(run):
     write_images(run.folder / "images.npz")
-    for name, families in FAMILIES.items():
-        parts = [PUZZLES]
-        for family in families:
-            given = tomllib.loads(FAMILY)["presets"]["small"]["families"][0]
-            given |= {"model": "conv3s2-2"} | family
-            lines_ = [f"{key} = {json.dumps(value)}" for key, value in given.items()]
-            parts.append("\n".join(["[[presets.small.families]]", *lines_, ""]))
-        brief = name in {"puzzles-width", "puzzles-samples"}
-        experiment(run, name, "\n".join(parts), brief=brief)
+    for kind in PUZZLES:
+        experiment(run, kind, brief=kind in {"puzzles-width", "puzzles-samples"})
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import hessrmt as hr
-from hessrmt.curvature.quadrature import probe
+from hessrmt.curvature.stochastic import probe
 from hessrmt.errors import ProblemError
 
 EPS = float(np.finfo(np.float64).eps)

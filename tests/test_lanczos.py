@@ -9,8 +9,13 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import nn
 
 import hessrmt as hr
-from hessrmt.curvature.edges import EdgeLevels, edge_levels
-from hessrmt.curvature.krylov import Wanted, extreme_pairs, orthogonalise, round_off, tridiagonal
+from hessrmt.curvature.lanczos import (
+    EdgeLevels,
+    Wanted,
+    edge_levels,
+    extreme_pairs,
+    round_off,
+)
 from hessrmt.curvature.operators import CurvatureOperator
 from hessrmt.errors import ConfigError, ConvergenceError, DeviceError
 from hessrmt.problems import data, models
@@ -69,8 +74,6 @@ def test_multiple_levels_show_all_their_copies():
 
 
 def test_equal_levels_count_for_one_end_only():
-    (top, above), (bottom, below) = Wanted(top=3, bottom=2).ends(np.ones(5))
-    assert sorted([*above[:top], *below[:bottom]]) == [0, 1, 2, 3, 4]
     values = np.repeat([-1.0, 1.0], [5, 12])
     found = edge_levels(DenseOperator(np.diag(values), torch.float32), top=8, bottom=8)
     assert (len(found), found.n_lower) == (16, 8)
@@ -98,14 +101,6 @@ def test_the_zero_matrix_has_no_level():
     assert found.runs() == ()
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 9])
-def test_all_levels_of_a_small_matrix(size):
-    values = np.linspace(1, 2, size)
-    found = edge_levels(DenseOperator(with_spectrum(values)), top=size)
-    assert within_bounds(found, values)
-    assert len(found) == size
-
-
 def test_an_inexact_product_widens_the_bounds():
     # the bound comes from products with the vectors that were found, not from the recurrence
     class Noisy(DenseOperator):
@@ -125,15 +120,6 @@ def test_single_precision_has_wider_bounds():
     found = edge_levels(operator, top=10, bottom=3)
     assert within_bounds(found, values)
     assert found.round_off == pytest.approx(10 * 20 * 2.0**-23 * 7, rel=1e-5)
-
-
-def test_vectors_stay_orthonormal_through_restarts():
-    operator = DenseOperator(with_spectrum(np.random.default_rng(0).normal(size=500)))
-    found = extreme_pairs(operator, Wanted(top=20, bottom=20), width=60)
-    assert operator.count > 120  # several restarts
-    gram = (found.vectors @ found.vectors.T).numpy()
-    # each vector is orthogonalised to √P ε or so; restarts rotate them by orthogonal matrices
-    assert np.abs(gram - np.eye(len(gram))).max() <= 10 * 500**0.5 * EPS
 
 
 def test_too_few_products_keep_what_converged_or_say_so():
@@ -206,44 +192,6 @@ def test_memory_is_planned_before_any_work():
     assert within_bounds(found, hessian_like())
 
 
-def test_the_tridiagonal_matrix_is_that_of_the_krylov_space():
-    matrix = with_spectrum(hessian_like(60, zeros=20), seed=4)
-    start = torch.from_numpy(np.random.default_rng(2).normal(size=(2, 60)))
-    for vector, (diagonal, beside) in zip(
-        start, tridiagonal(DenseOperator(matrix), start, 12), strict=True
-    ):
-        krylov = [vector.numpy()]
-        for _ in range(11):
-            krylov.append(matrix @ (krylov[-1] / np.linalg.norm(krylov[-1])))
-        basis = np.linalg.qr(np.array(krylov).T)[0]
-        expected = np.linalg.eigvalsh(basis.T @ matrix @ basis)
-        t = np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1)
-        # the QR of a power basis loses digits with its condition number: outer values are sharp
-        assert np.linalg.eigvalsh(t)[-3:] == pytest.approx(expected[-3:], rel=1e-9)
-
-
-def test_an_invariant_space_ends_the_iteration():
-    values = np.concatenate([[3.0, -1.0], np.zeros(20)])
-    operator = DenseOperator(with_spectrum(values))
-    vectors = torch.linalg.eigh(operator.matrix)[1].T
-    # well in all three eigenspaces, so that no small step magnifies rounding
-    start = torch.stack([vectors[0] + vectors[9] + vectors[-1], vectors[-1]])
-    (many, _), (one, none) = tridiagonal(operator, start, 22)
-    assert len(many) == 3  # three distinct eigenvalues
-    assert (len(one), len(none)) == (1, 0)
-    assert one[0] == pytest.approx(3.0, rel=1e-14)
-
-
-def test_orthogonalisation_is_complete_where_almost_nothing_is_left():
-    basis = torch.linalg.qr(torch.randn(50, 9, dtype=torch.float64))[0].T
-    direction = torch.randn(50, dtype=torch.float64)
-    direction -= (direction @ basis.T) @ basis
-    direction /= direction.norm()
-    inner, rest = orthogonalise(basis.sum(0) + 1e-9 * direction, basis)
-    assert float((basis @ rest).norm() / rest.norm()) <= 50 * EPS
-    assert inner.numpy() == pytest.approx(np.ones(9), abs=50 * EPS)
-
-
 def test_a_network_against_its_dense_spectrum():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(12, 10), nn.Tanh(), nn.Linear(10, 3)).double()
@@ -254,17 +202,6 @@ def test_a_network_against_its_dense_spectrum():
     assert within_bounds(found, spectrum.eigenvalues)
     assert found.check <= round_off(1.0, problem.dimension, torch.float64)
     assert len(found.resolved) == 40
-
-
-def test_a_loss_without_curvature_has_no_level():
-    def linear(outputs, targets):
-        return (outputs.squeeze(1) * targets).mean()
-
-    x, _ = labelled((10, 4), 2)
-    problem = hr.Problem(nn.Linear(4, 1).double(), linear, (x, x[:, 0]))
-    found = hr.edge_levels(problem, top=2)
-    assert found.exhausted
-    assert len(found) == 0
 
 
 @pytest.mark.slow

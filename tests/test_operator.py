@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from samples import by_double_backward, labelled
+from samples import Once, by_double_backward, labelled, network
 from scipy.sparse.linalg import eigsh
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import hessrmt as hr
 from hessrmt.curvature import operators as module
-from hessrmt.curvature.krylov import round_off
+from hessrmt.curvature.lanczos import round_off
 from hessrmt.curvature.operators import CurvatureOperator
 from hessrmt.errors import (
     ConfigError,
@@ -24,11 +24,6 @@ from hessrmt.errors import (
     NonFiniteError,
     ProblemError,
 )
-
-
-def tanh_network():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)).double()
 
 
 def convolutional():
@@ -45,10 +40,27 @@ def convolutional():
     return model.eval()
 
 
-CASES = {
-    "tanh": (tanh_network, (20, 5), 3),
-    "convolutional": (convolutional, (11, 1, 6, 6), 4),
-}
+def tanh_network():
+    return network(5, 7, 3)
+
+
+def dense_of(model, pair):
+    return by_double_backward(model, F.cross_entropy, *pair).numpy()
+
+
+class Branching(nn.Module):
+    """Takes a path that depends on a value: no tracer can follow it."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = tanh_network()
+
+    def forward(self, x):
+        out = self.net(x)
+        return out * 2 if out.detach().sum() > 0 else out
+
+
+CASES = {"tanh": (tanh_network, (20, 5), 3), "convolutional": (convolutional, (11, 1, 6, 6), 4)}
 
 
 @pytest.mark.parametrize("linearise", [True, False])
@@ -91,49 +103,26 @@ def test_what_memory_cannot_keep_is_read_anew(monkeypatch):
     assert float((kept(block) - half(block)).norm()) <= 2 * allowed * float(block.norm())
 
 
-def test_a_loader_streams():
-    x, y = labelled((20, 5), 3)
-    loader = DataLoader(TensorDataset(x, y), batch_size=6)
-    problem = hr.Problem(tanh_network(), "cross-entropy", (x, y))
-    operator = CurvatureOperator(
-        tanh_network(), "cross-entropy", loader, device="cpu", linearise=False
-    )
-    v = torch.randn(1, problem.dimension, dtype=torch.float64)
-    dense = hr.hessian(problem, device="cpu")
-    allowed = round_off(np.linalg.norm(dense, 2), problem.dimension, torch.float64)
-    assert operator.samples == 20
-    assert np.linalg.norm(operator(v)[0].numpy() - dense @ v[0].numpy()) <= allowed * v.norm()
+def streamed(problem):
+    loader = DataLoader(TensorDataset(problem.inputs, problem.targets), batch_size=6)
+    return CurvatureOperator(problem.model, "cross-entropy", loader, linearise=False)
 
 
-def test_single_precision_and_one_sample_and_one_layer():
-    problem = hr.Problem(tanh_network(), "cross-entropy", labelled((1, 5), 3), only="2.*")
-    dense = hr.hessian(problem, device="cpu")
-    operator = CurvatureOperator.of(problem, device="cpu", dtype="float32", linearise=False)
-    assert operator.dimension == problem.dimension == 24
-    v = torch.randn(1, 24)
-    allowed = round_off(np.linalg.norm(dense, 2), 24, torch.float32)
-    assert np.linalg.norm(operator(v)[0].numpy() - dense @ v[0].numpy()) <= allowed * v.norm()
-
-
-class Branching(nn.Module):
-    """Takes a path that depends on a value: no tracer can follow it."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(4, 2).double()
-
-    def forward(self, x):
-        out = self.layer(x).tanh()
-        return out * 2 if out.detach().sum() > 0 else out
-
-
-def test_a_model_that_cannot_be_traced_is_differentiated_anew():
-    torch.manual_seed(3)
-    problem = hr.Problem(Branching(), "cross-entropy", labelled((6, 4), 2))
-    dense = hr.hessian(problem, device="cpu")
-    operator = CurvatureOperator.of(problem, device="cpu")
-    v = torch.randn(1, 10, dtype=torch.float64)
-    allowed = round_off(np.linalg.norm(dense, 2), 10, torch.float64)
+@pytest.mark.parametrize(
+    ("build", "samples", "only", "make"),
+    [
+        (tanh_network, 20, None, streamed),
+        (tanh_network, 1, "2.*", lambda p: hr.Hessian(p, dtype="float32", linearise=False)),
+        (Branching, 6, None, hr.Hessian),
+    ],
+    ids=["loader", "one sample and layer in single precision", "cannot be traced"],
+)
+def test_a_product_is_that_of_the_dense_matrix(build, samples, only, make):
+    problem = hr.Problem(build(), "cross-entropy", labelled((samples, 5), 3), only=only)
+    dense, operator = hr.hessian(problem), make(problem)
+    assert operator.samples == samples
+    v = torch.randn(1, problem.dimension).to(operator.dtype)
+    allowed = round_off(np.linalg.norm(dense, 2), problem.dimension, operator.dtype)
     assert np.linalg.norm(operator(v)[0].numpy() - dense @ v[0].numpy()) <= allowed * v.norm()
 
 
@@ -144,28 +133,14 @@ def test_no_warning_of_the_tracer_reaches_the_user():
         assert CurvatureOperator.of(problem, device="cpu").kept == 1
 
 
-def summed(outputs, targets):
-    return nn.functional.cross_entropy(outputs, targets, reduction="sum")
-
-
 def test_a_loss_that_is_a_sum_adds_up():
-    problem = hr.Problem(tanh_network(), summed, labelled((20, 5), 3))
+    loss = nn.CrossEntropyLoss(reduction="sum")
+    problem = hr.Problem(tanh_network(), loss, labelled((20, 5), 3))
     whole, parted = hr.Hessian(problem), hr.Hessian(problem, batch=7)
     eye = np.eye(whole.dimension)
     assert np.abs(whole @ eye - parted @ eye).max() <= 1e-13 * np.abs(whole @ eye).max()
     assert abs(whole.loss - parted.loss) <= 1e-13 * whole.loss
     assert abs(whole.gradient_norm - parted.gradient_norm) <= 1e-13 * whole.gradient_norm
-
-
-def coupled(outputs, targets):
-    return F.cross_entropy(outputs - outputs.mean(0), targets)
-
-
-def test_a_loss_that_is_no_mean_needs_one_batch():
-    problem = hr.Problem(tanh_network(), coupled, labelled((20, 5), 3))
-    with pytest.raises(ProblemError, match="no mean over samples"):
-        CurvatureOperator.of(problem, batch=10, device="cpu")
-    assert CurvatureOperator.of(problem, device="cpu", linearise=False).parts == 1
 
 
 class Wandering:
@@ -178,10 +153,6 @@ class Wandering:
         self.passes += 1
         for size in self.sizes(self.passes):
             yield labelled((size, 5), 3, seed=self.passes)
-
-
-def dense_of(model, pair):
-    return by_double_backward(model, F.cross_entropy, *pair).numpy()
 
 
 def test_operators_are_matrices():
@@ -228,8 +199,6 @@ def test_blocks_of_an_operator_and_of_the_spectrum():
         assert np.abs(blocks[layer].eigenvalues - levels).max() < 1e-14
     named = hr.spectrum(problem, blocks={"weights": ["*.weight"]})["weights"]
     assert named.dimension == sum(p.stop - p.start for n, p in places.items() if "weight" in n)
-    with pytest.raises(ConfigError, match="unknown blocks"):
-        hr.spectrum(problem, blocks="layers")
     with pytest.raises(ProblemError, match="no trainable parameter matches"):
         hessian.block("nothing.*")
 
@@ -252,11 +221,15 @@ def test_the_empirical_fisher_matrix(loss):
     assert np.abs(parted @ np.eye(len(expected)) - expected).max() <= 1e-13 * abs(expected).max()
 
 
-def test_a_loss_that_couples_samples_has_no_gradient_for_each():
-    pair = labelled((8, 5), 3)
-    problem = hr.Problem(tanh_network(), lambda o, t: o.mean(0).square().sum(), pair)
-    with pytest.raises(ProblemError, match="no mean over samples"):
-        hr.EmpiricalFisher(problem)
+def test_a_loss_that_couples_samples_needs_one_batch_and_has_no_fisher_matrix():
+    def coupled(outputs, targets):
+        return F.cross_entropy(outputs - outputs.mean(0), targets)
+
+    problem = hr.Problem(tanh_network(), coupled, labelled((20, 5), 3))
+    for make in (lambda p: hr.Hessian(p, batch=10), hr.EmpiricalFisher):
+        with pytest.raises(ProblemError, match="no mean over samples"):
+            make(problem)
+    assert hr.Hessian(problem, linearise=False).parts == 1
 
 
 def test_data_that_change_are_noticed():
@@ -272,17 +245,6 @@ def test_data_that_change_are_noticed():
         fewer(torch.ones(1, fewer.dimension, dtype=torch.float64))
 
 
-class Once(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return x.sin()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, g):
-        return g
-
-
 class OnceOnly(nn.Module):
     def __init__(self):
         super().__init__()
@@ -295,22 +257,14 @@ class OnceOnly(nn.Module):
 def test_refusals(monkeypatch):
     pair = labelled((8, 5), 3)
     model = tanh_network()
-    with pytest.raises(ProblemError, match="known are hessian, ggn, fisher"):
+    with pytest.raises(ProblemError, match="known: hessian, ggn, fisher"):
         CurvatureOperator(model, "mse", [pair], "jacobian")
     with pytest.raises(DataError, match="only once"):
         CurvatureOperator(model, "mse", iter([pair]))
     with pytest.raises(DataError, match="no batch"):
         CurvatureOperator(model, "mse", [])
-    with pytest.raises(DataError, match="at least one sample"):
-        CurvatureOperator.of(hr.Problem(model, "mse", pair), batch=0)
     with pytest.raises(ProblemError, match="once_differentiable"):
         CurvatureOperator(OnceOnly(), "cross-entropy", [pair], device="cpu", linearise=False)
-    training = nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3)).double().train()
-    with pytest.raises(ProblemError, match="BatchNorm in training mode"):
-        CurvatureOperator(training, "cross-entropy", [pair], device="cpu")
-    dropping = nn.Sequential(nn.Dropout(0.5), nn.Linear(5, 3)).double().train()
-    with pytest.raises(ProblemError, match="Dropout"):
-        CurvatureOperator(dropping, "cross-entropy", [pair], device="cpu")
     huge = nn.Linear(5, 3).double()
     with torch.no_grad():
         huge.weight.fill_(1e308)
@@ -431,20 +385,16 @@ def test_a_network_that_needs_an_even_number_of_samples():
     [
         (lambda p, h: hr.spectrum(h), "must be a Problem, not a Hessian"),
         (lambda p, h: hr.density(h + h), "must be a CurvatureOperator, not a _Sum"),
-        (lambda p, h: hr.spectrum(p, blocks=["0.*"]), "unknown blocks"),
+        (lambda p, h: hr.spectrum(p, blocks="layers"), "unknown blocks"),
         (lambda p, h: hr.eigsh(h, 1, seed=-1), "seed must be a whole number"),
         (lambda p, h: hr.eigsh(h, 1, tolerance=None), "between 0 and 1"),
         (lambda p, h: h.block(3), "by a pattern or a list"),
+        (lambda p, h: h + 1, "unsupported operand"),
+        (lambda p, h: h - 1.0, "unsupported operand"),
+        (lambda p, h: h * "2", "multiply"),
     ],
 )
 def test_what_is_no_problem_and_no_option(wrong, named):
     problem = hr.Problem(tanh_network(), "cross-entropy", labelled((8, 5), 3))
-    with pytest.raises(HessrmtError, match=named):
+    with pytest.raises((HessrmtError, TypeError), match=named):
         wrong(problem, hr.Hessian(problem))
-
-
-@pytest.mark.parametrize("wrong", [lambda h: h + 1, lambda h: h - 1.0, lambda h: h * "2"])
-def test_matrices_are_added_to_matrices_and_multiplied_by_numbers(wrong):
-    problem = hr.Problem(tanh_network(), "cross-entropy", labelled((8, 5), 3))
-    with pytest.raises(TypeError):
-        wrong(hr.Hessian(problem))

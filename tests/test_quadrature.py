@@ -8,9 +8,9 @@ from samples import labelled
 from torch import nn
 
 import hessrmt as hr
-from hessrmt.curvature.edges import edge_levels
+from hessrmt.curvature.lanczos import edge_levels
 from hessrmt.curvature.operators import CurvatureOperator
-from hessrmt.curvature.quadrature import LAWS, Quadrature, probe, quadrature
+from hessrmt.curvature.stochastic import LAWS, Quadrature, probe, quadrature
 from hessrmt.errors import ConfigError
 from hessrmt.problems import data, models
 

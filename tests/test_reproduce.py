@@ -1,69 +1,32 @@
-"""``hessrmt reproduce``: from nothing to table and figures, and again without doing it twice."""
+"""``hessrmt reproduce``: settings of every experiment, what is refused, and level spacings."""
 
 import json
-import os
 
 import pytest
-from hessrmt.cli.experiments import EXPERIMENTS, experiment_of
-from hessrmt.workflows import reproduce, spacings
+from experiment_samples import run_twice, write_images, write_settings
 
-from hessrmt.experiments.spacings import SpacingsConfig
-from hessrmt.store.spectra import load
-
-SETTINGS = """
-experiment = "hessian-spacings"
-title = "a small one"
-data = "clouds.npz"
-
-[presets.small]
-models = ["logistic"]
-epochs = 2
-splits = ["test"]
-batch = 15
-batches = "all"
-unreduced = [{{ model = "logistic", dtype = "float32", batches = 2 }}]
-
-[presets.full]
-models = ["net.py:make"]
-epochs = {epochs}
-whole = false
-batch = 15
-"""
-
-NETWORK = """
-from torch import nn
+from hessrmt.config import load_settings
+from hessrmt.experiments import EXPERIMENTS, load, names, settings_file
+from hessrmt.experiments.experiment import Experiment
+from hessrmt.experiments.puzzles import PuzzlesConfig
+from hessrmt.experiments.spacings import Spacings, SpacingsConfig
+from hessrmt.experiments.training_budget import BudgetConfig
+from hessrmt.store.spectra import load as load_spectra
 
 
-def make():
-    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2))
-"""
-
-
-@pytest.fixture
-def experiment(tmp_path, digits):
-    """A settings file beside its data and network."""
-    assert digits.name == "clouds.npz"
-    (tmp_path / "net.py").write_text(NETWORK)
-    path = tmp_path / "mine.toml"
-    path.write_text(SETTINGS.format(epochs=2))
-    return path
-
-
-def test_everything_from_nothing(cli, experiment, tmp_path):
-    result = cli("reproduce", experiment, "--out", "done", "--json")
-    assert result.returncode == 0, result.stderr
-    found = json.loads(result.stdout)
-    assert found["preset"] == "small"
+def test_spacings_from_nothing(cli, tmp_path, digits):
+    few = ("batches = 1 }]", "batches = 2 }]\nwhole = false")
+    path = write_settings(tmp_path, "hessian-spacings", few)
+    gone, change = "logistic-trained-15-test.h5", ("epochs = 2", "epochs = 1")
+    found, _, out = run_twice(cli, path, gone, change, "epochs (2 in the file, only 1 now)")
     names = [row["run"] for row in found["runs"]]
-    # untrained and trained: batches, the whole split, and the published protocol
-    assert len(names) == len(set(names)) == 2 * 3
-    assert "logistic-trained-15-test-unreduced-float32" in names
-    out = tmp_path / "done"
-    assert json.loads((out / "results.json").read_text()) == found["runs"]
-    table = (out / "results.md").read_text().splitlines()
-    assert len(table) == 2 + len(names)
+    # untrained and trained: reduced, and by the published protocol
+    assert len(names) == len(set(names)) == 2 * 2
+    assert len((out / "results.md").read_text().splitlines()) == 2 + len(names)
+    assert len((out / "results.csv").read_text().splitlines()) == 1 + len(names)
+    figures = {path.name for path in (out / "figures").iterdir()}
     for row in found["runs"]:
-        spectra = load(out / "spectra" / f"{row['run']}.h5")
+        spectra = load_spectra(out / "spectra" / f"{row['run']}.h5")
         assert len(spectra) == row["spectra"]
         # what is in the table is what is in the file
         certified = row["certified"]
@@ -72,74 +35,9 @@ def test_everything_from_nothing(cli, experiment, tmp_path):
         assert spectra.provenance.config["reduce"] == ("auto" if row["reduced"] else "none")
         trained = row["parameters"] == "trained"
         assert bool(spectra.provenance.config["checkpoint_sha256"]) == trained
-    figures = {path.name for path in (out / "figures").iterdir()}
-    for name in names:
-        assert {f"{name}-{kind}.png" for kind in ("ratios", "density", "spacings")} <= figures
-    assert "logistic-trained-15-test-unreduced-float32-published-ratios.png" in figures
-    assert "surmise.png" in figures
-
-
-@pytest.mark.slow
-def test_again_computes_nothing_and_says_the_same(cli, experiment, tmp_path):
-    first = cli("reproduce", experiment, "--preset", "full", "--out", "done", "--json")
-    files = [*(tmp_path / "done/spectra").iterdir(), *(tmp_path / "done/checkpoints").iterdir()]
-    before = {path: os.stat(path).st_mtime_ns for path in files}
-    # as if killed: one spectrum file is not there yet
-    gone = tmp_path / "done/spectra/net.py_make-trained-15-test.h5"
-    gone.unlink()
-    second = cli("reproduce", experiment, "--preset", "full", "--out", "done", "--json")
-    assert first.returncode == second.returncode == 0
-    assert json.loads(first.stdout) == json.loads(second.stdout)
-    kept = [path for path in files if path != gone]
-    assert {path: os.stat(path).st_mtime_ns for path in kept} == {
-        path: before[path] for path in kept
-    }
-
-
-def test_a_folder_of_another_experiment_is_left_alone(cli, experiment, tmp_path):
-    assert cli("reproduce", experiment, "--preset", "full", "--out", "done").returncode == 0
-    other = tmp_path / "other.toml"
-    other.write_text(SETTINGS.format(epochs=1))
-    result = cli("reproduce", other, "--preset", "full", "--out", "done")
-    assert result.returncode == 2
-    assert "trained with other settings" in result.stderr
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["nonsense"], "no experiment 'nonsense'; known are gp-loss-model, hessian-spacings"),
-        (["hessian-spacings", "--preset", "huge"], "no preset 'huge'; it has small, full"),
-        (["mine.toml", "--format", "bmp3"], "no picture format 'bmp3'"),
-        (["mine.toml", "--out", "mine.toml"], "cannot make mine.toml/checkpoints"),
-        (["broken.toml"], "broken.toml is not valid TOML"),
-        (["empty.toml"], "experiment: Field required"),
-    ],
-)
-def test_bad_input(cli, experiment, tmp_path, words, said):
-    (tmp_path / "broken.toml").write_text("experiment = ")
-    (tmp_path / "empty.toml").write_text("[presets.small]\nmodels = ['logistic']\n")
-    result = cli("reproduce", *words)
-    assert result.returncode == 2
-    assert said in " ".join(result.stderr.split())
-    assert result.stderr.count("error:") == 1
-
-
-def test_the_list(cli):
-    result = cli("reproduce", "--json")
-    assert result.returncode == 0
-    assert "hessian-spacings" in json.loads(result.stdout)["experiments"]
-
-
-def test_shipped_settings_are_valid():
-    found = {}
-    for name, title in reproduce.names().items():
-        file = reproduce.settings_file(name)
-        settings = experiment_of(file).load(file)
-        found[settings.experiment] = name
-        assert {"small", "full"} <= set(settings.presets)
-        assert settings.title == title != ""
-    assert found.keys() == EXPERIMENTS.keys()
+        kinds = ("ratios", "density", "spacings")
+        kinds += () if row["reduced"] else ("published-ratios",)
+        assert {f"{row['run']}-{kind}.png" for kind in kinds} <= figures
 
 
 def test_seed_reaches_everything(tmp_path, digits, monkeypatch):
@@ -150,6 +48,118 @@ def test_seed_reaches_everything(tmp_path, digits, monkeypatch):
         settings = SpacingsConfig.model_validate(
             {"experiment": "hessian-spacings", "data": digits.name, "seed": seed, "presets": sizes}
         )
-        entries = spacings.run(settings, "only", tmp_path / str(seed))
+        entries = Spacings().run(settings, "only", tmp_path / str(seed))
         values.append([entry.spectra.eigenvalues[0, -1] for entry in entries])
     assert all(a != b for a, b in zip(*values, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("nonsense", "no experiment 'nonsense'; known are gp-loss-model, hessian-spacings"),
+        ("hessian-spacings --preset huge", "no preset 'huge'; it has small, full"),
+        ("puzzles-initialization.toml --preset middle", "no preset 'middle'"),
+        ("hessian-spacings.toml --format bmp3", "no picture format 'bmp3'"),
+        ("hessian-spacings.toml --out mine", "cannot make mine/checkpoints"),
+        ("broken.toml", "broken.toml is not valid TOML"),
+        ("empty.toml", "experiment: Field required"),
+        ("other.toml", "other.toml is for 'gp-loss'; known are gp-loss-model, hessian-spacings"),
+        ("number.toml", "experiment: Input should be a valid string"),
+    ],
+)
+def test_bad_words(cli, tmp_path, words, said):
+    (tmp_path / "mine").touch()
+    write_settings(tmp_path, "hessian-spacings")
+    write_settings(tmp_path, "puzzles-initialization")
+    for name, text in {
+        "broken": "experiment = ",
+        "empty": "[presets.small]\nmodels = ['logistic']\n",
+        "other": 'experiment = "gp-loss"\n',
+        "number": "experiment = 3\n",
+    }.items():
+        (tmp_path / f"{name}.toml").write_text(text)
+    result = cli("reproduce", *words.split())
+    assert result.returncode == 2
+    assert said in " ".join(result.stderr.split())
+    assert result.stderr.count("error:") == 1
+
+
+SIZES = "[presets.small]\ndimension = 16\nsamples = 3"
+PANELS = "panels = [{ k2 = 0.01 }, { k2 = 0.1, outliers = 2, degenerate = 3 }]"
+
+
+@pytest.mark.parametrize(
+    ("kind", "old", "new", "said"),
+    [
+        ("gp-loss-model", PANELS, "panels = []", "panels: "),
+        ("gp-loss-model", PANELS, "panels = [{ k2 = 0.0 }]", "panels: "),
+        ("gp-loss-model", PANELS, "panels = [{ k2 = 1.0, outlier = 3 }]", "panels: "),
+        ("gp-loss-model", PANELS, f"{PANELS}\noutlier_scale = -1.0", "outlier_scale: "),
+        ("gp-loss-model", PANELS, f"{PANELS}\nratio_k1 = 0.0", "ratio_k1: "),
+        ("gp-loss-model", SIZES, "presets = {}", "presets: "),
+        ("iterate-averaging", "tail_start = 1", "tail_start = 3", "3 leaves no iterate to average"),
+        ("iterate-averaging", "tail_start = 1", "tail_start = -1", "greater than or equal to 0"),
+        ("iterate-averaging", '"low"', '"high"', "two rates have the same name"),
+        ("iterate-averaging", '"low"', '"no/way"', "match pattern"),
+        ("iterate-averaging", "batch = 20", "batch = 0", "should be a positive integer, or 'all'"),
+        ("iterate-averaging", "seeds = 2", "seeds = 0", "greater than or equal to 1"),
+        ("iterate-averaging", "epochs = 3", "epoch = 3", "presets: "),
+        *(
+            ("training-budget", "[1, 2, 3, 4, 6]", budgets, "presets: ")
+            for budgets in ("[]", "[0, 1]", "[3, 2]", "[2, 2]", "[1.5]")
+        ),
+        ("puzzles-initialization", "[0.1, 0.2, 0.3]", "[0.1, -1]", "standard deviations"),
+        ("puzzles-initialization", "epochs = 2", "epochs = 0", "greater than or equal to 1"),
+        ("puzzles-initialization", '"conv3s2-2"', '"conv3s2-{width}"', "widths are varied"),
+        ("puzzles-initialization", '"random"\nvary', '"natural"\nvary', "different names"),
+        ("puzzles-initialization", "presets.small.families", "presets.families", "presets: "),
+        (
+            "puzzles-samples",
+            "[16, 32, 64]",
+            "[16, 32, 65]",
+            "65 training samples, but there are 64",
+        ),
+        ("puzzles-samples", '"images.npz"', '"cifar10"', "cifar10"),
+    ],
+)
+def test_bad_settings(cli, tmp_path, kind, old, new, said):
+    write_images(tmp_path / "images.npz")
+    path = write_settings(tmp_path, kind)
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    result = cli("reproduce", path, "--out", "done")
+    assert result.returncode == 2
+    assert said in " ".join(result.stderr.split())
+    assert not (tmp_path / "done").exists()  # nothing is trained before
+
+
+@pytest.mark.parametrize("name", names())
+def test_shipped_settings_are_valid(name):
+    file = settings_file(name)
+    experiment, settings = load(file)
+    assert isinstance(experiment, Experiment)
+    assert name.startswith(settings.experiment)
+    assert settings.experiment in EXPERIMENTS
+    assert {"small", "full"} <= set(settings.presets)
+    assert settings.title == names()[name] != ""
+    if not isinstance(settings, PuzzlesConfig):
+        return
+    for family in settings.presets["small"].families:
+        assert family.data == "mnist"
+        sizes = family.values if family.vary == "samples" else (family.samples,)
+        assert all(size != "all" and size <= 8000 for size in sizes)  # embedded digits
+    for preset in ("small", "full"):
+        for family in settings.presets[preset].families:
+            assert family.rate(family.epochs - 1) == family.rates[-1]
+
+
+def test_every_experiment_has_shipped_settings(cli):
+    assert {load(settings_file(name))[1].experiment for name in names()} == EXPERIMENTS.keys()
+    assert json.loads(cli("reproduce", "--json").stdout) == {"experiments": names()}
+
+
+def test_settings_that_are_published():
+    ladder = (15, 30, 45, 60, 90, 120, 150, 180, 210, 270, 300)
+    settings = load_settings(BudgetConfig, settings_file("training-budget"))
+    assert settings.presets["full"].budgets == ladder

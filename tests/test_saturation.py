@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from samples import Once
 from torch import nn
 
 import hessrmt as hr
@@ -167,21 +168,6 @@ def test_extreme_scores_give_finite_derivatives():
     gradient = torch.func.grad(lambda f: cross_entropy(f, labels))(outputs)
     expected = torch.func.grad(lambda f: F.cross_entropy(f, labels))(outputs)
     torch.testing.assert_close(gradient, expected)
-
-
-class Once(torch.autograd.Function):
-    """A square whose backward pass cannot be differentiated."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.square()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient):
-        (x,) = ctx.saved_tensors
-        return 2 * x * gradient
 
 
 def test_an_operation_without_second_derivative_is_refused():

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from hessrmt.theory.outliers import bbp_deviation, bbp_position
 from scipy import stats
 from torch.func import grad
 
@@ -14,6 +13,7 @@ from hessrmt.levels import mean_ratio, ratios
 from hessrmt.lossmodel import matern, mixture, paper, rational_quadratic, rbf, stationary, surfaces
 from hessrmt.lossmodel.sampler import sample_spectra
 from hessrmt.lossmodel.surfaces import covariance_root, quadratic, random_surface, sample_jets
+from hessrmt.theory.densities import bbp_deviation, bbp_position
 from hessrmt.theory.ratios import MEAN_RATIO_GOE
 
 EPS = np.finfo(float).eps

@@ -49,7 +49,7 @@ def reproduce(
 
     What is in the folder already is not computed again, so a run that was killed continues.
     """
-    from hessrmt.experiments.experiment import load, names, settings_file
+    from hessrmt.experiments import load, names, settings_file
     from hessrmt.files import write_whole
     from hessrmt.plots.files import checked_ending, draw_each
 
@@ -91,7 +91,7 @@ def reproduce(
         console.emit_json(result | ({} if fits is None else {"fits": fits}))
 
 
-def _show(experiment: Experiment[Any, Any], entries: list[Any], to: Console) -> None:
+def _show(experiment: Experiment[Any, Any, Any], entries: list[Any], to: Console) -> None:
     shown = [column for column in experiment.columns if column.terminal]
     table = console.table("", *(column.terminal for column in shown))
     for entry in entries:

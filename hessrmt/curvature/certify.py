@@ -1,30 +1,49 @@
-"""Which eigenvalues are real and which are round-off.
+"""Which eigenvalues are real, which are round-off, and whether the matrix is the Hessian at all.
 
 A backward-stable symmetric eigensolver returns the exact eigenvalues of a matrix H + E with
-‖E‖₂ ≤ p(n) ε ‖H‖₂, so by Weyl's inequality each is known to within that bound (PHYSICS §4).
+‖E‖₂ ≤ p(n) ε ‖H‖₂, so by Weyl's inequality each is known to within that bound.
+
+Whether a product with the Hessian belongs to the gradient, differences of the gradient say. They
+need first derivatives alone, so they share no formula with double differentiation and see an
+operation whose second derivative is wrong: an ``autograd.Function`` that keeps an intermediate
+result, a backward pass that cannot be differentiated, a rule that torch has wrong.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
 
-from hessrmt.curvature.fidelity import require_second_derivative
-from hessrmt.curvature.products import eager_hessian_product
-from hessrmt.curvature.rounding import directions, length, norm_bound, rounding_of
+from hessrmt import rng
+from hessrmt.curvature.products import attempt, eager_hessian_product, push
+from hessrmt.curvature.rounding import (
+    FEW_DIRECTIONS,
+    changes,
+    directions,
+    gaussian,
+    length,
+    norm_bound,
+    rounding_of,
+)
 from hessrmt.errors import NonFiniteError, ProblemError
+from hessrmt.problems.batches import map_tensors, tensors_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from torch import Tensor
-
-    from hessrmt.arrays import Levels, Vectors
+    from hessrmt.arrays import Levels, Vector, Vectors
     from hessrmt.curvature.operators import CurvatureOperator
+    from hessrmt.curvature.products import Product
+    from hessrmt.problems.outputs import InOneTensor
     from hessrmt.problems.problem import Problem
+
 
 _AGREEMENT = 10
 """Multiple of √P·ε·‖H‖₂ up to which two differentiations may differ along a unit vector: what is
@@ -78,6 +97,20 @@ class Reference:
     products: Vectors
     rounding: float
 
+    @classmethod
+    def of(cls, product: Product, rows: Vectors) -> Reference:
+        """Products with some vectors, and their rounding.
+
+        Args:
+            product: Maps rows to rows, differentiating anew each time.
+            rows: (r, P) independent Gaussian vectors.
+
+        Returns:
+            The products.
+        """
+        found = product(rows)
+        return cls(rows, found, rounding_of(lambda v: product(v[None])[0], rows, found))
+
     def beside(self, product: Callable[[Tensor], Tensor]) -> Comparison:
         """How far a matrix may be from the Hessian.
 
@@ -106,13 +139,11 @@ def reference(problem: Problem) -> Reference:
     Returns:
         The products.
     """
-    rows = directions(problem)
-    plain = eager_hessian_product(problem)
-    products = plain(rows)
-    rounding = rounding_of(lambda v: plain(v[None])[0], rows, products)
-    scale = length(rows[0])
-    require_second_derivative(problem, rows[0] / scale, products[0] / scale, rounding)
-    return Reference(rows, products, rounding)
+    found = Reference.of(eager_hessian_product(problem), directions(problem))
+    scale = length(found.rows[0])
+    v, product = found.rows[0] / scale, found.products[0] / scale
+    require_second_derivative(problem, v, product, found.rounding)
+    return found
 
 
 def random_direction(problem: Problem) -> Tensor:
@@ -129,21 +160,19 @@ def random_direction(problem: Problem) -> Tensor:
 
 
 def require_agreement(
-    residual: float,
+    apart: Comparison,
     norm: float,
     problem: Problem | CurvatureOperator,
     dtype: str,
-    rounding: float = 0.0,
     operator: str = "hessian",
 ) -> float:
     """Refuse a matrix that does not act as the Hessian or the Gauss-Newton matrix does.
 
     Args:
-        residual: From :meth:`Reference.beside`; NaN if torch can do it in one way alone.
+        apart: How far it is from products by other differentiation.
         norm: ‖H‖₂.
         problem: Whose matrix it is, or its operator.
         dtype: Precision of the matrix.
-        rounding: Bound on the error of the product that it was compared with.
         operator: ``"hessian"`` or ``"ggn"``.
 
     Returns:
@@ -151,11 +180,13 @@ def require_agreement(
 
     Raises:
         NonFiniteError: If it is infinite, or that of a Hessian is NaN.
-        ProblemError: If it exceeds what rounding explains, 10 ((√P + B/8) ε ‖H‖₂ + ``rounding``):
-            a sum over B samples in turn loses up to a digit for each factor of ten in B.
+        ProblemError: If it exceeds what rounding explains, 10 times (√P + B/8) ε ‖H‖₂ and the
+            rounding of the product: a sum over B samples in turn loses up to a digit for each
+            factor of ten in B.
     """
     relative = (problem.dimension**0.5 + problem.samples / 8) * float(np.finfo(dtype).eps)
-    allowed = _AGREEMENT * (relative * norm + rounding)
+    allowed = _AGREEMENT * (relative * norm + apart.of_product)
+    residual = apart.residual
     if math.isinf(residual) or (math.isnan(residual) and operator == "hessian"):
         raise NonFiniteError("a product with the matrix is NaN or infinite")
     if residual > allowed:
@@ -168,3 +199,302 @@ def require_agreement(
             "one of the operations wrongly"
         )
     return residual / norm if norm else 0.0
+
+
+_Arguments = tuple[tuple, dict]
+
+_STEPS = 7
+_SHORTER = 8
+"""Steps tried, and how much shorter each is than the one before. A kink of ReLU at distance d along
+the direction spoils all steps longer than d, and one huge parameter makes the first step too long
+for the others."""
+
+_FEW = 4
+"""Samples on which the derivative of the outputs is looked at."""
+
+_ROUNDING = 10
+"""Multiple of ε that is taken for the rounding of a gradient and of a curvature."""
+
+_DIGITS = 1e-4
+"""Relative difference up to which a product and a difference quotient agree: of a wrong rule both
+differ in the first digits, of a right one by the error that is estimated, and this much more."""
+
+
+def gradient(problem: Problem | _Scalar, theta: Vector) -> Vector:
+    """The gradient of the loss, by plain reverse mode.
+
+    Args:
+        problem: In its final precision and place.
+        theta: (P,).
+
+    Returns:
+        (P,).
+    """
+    point = theta.detach().clone().requires_grad_()
+    loss = problem.loss(point)
+    if not loss.requires_grad:
+        return torch.zeros_like(point)
+    return torch.autograd.grad(loss, point, allow_unused=True, materialize_grads=True)[0]
+
+
+def _outputs_size(problem: Problem) -> float:
+    """‖J‖_F² over the number of samples, J the derivative of all outputs, by one random vector.
+
+    A loss whose second derivatives in the outputs are of order 1 has curvature of this order.
+
+    Args:
+        problem: In float64.
+
+    Returns:
+        The size.
+    """
+    point = problem.theta.requires_grad_()
+    outputs = filter(_is_float, tensors_of(problem.outputs(point)))
+    outputs = [leaf for leaf in outputs if leaf.requires_grad]
+    if not outputs:
+        return 0.0
+    draw = rng.torch_generator(0, "signs of outputs")
+    signs = [torch.randn(t.shape, generator=draw, dtype=torch.float64).to(t) for t in outputs]
+    slope = torch.autograd.grad(outputs, point, signs)[0]
+    return float(slope.norm()) ** 2 / problem.samples
+
+
+def require_second_derivative(
+    problem: Problem, v: Vector, product: Tensor | None = None, rounding: float | None = None
+) -> Tensor:
+    """Refuse second derivatives by which the gradient does not change.
+
+    A problem in float32 is checked in float64: it is the rule that may be wrong, not the digits.
+
+    Args:
+        problem: In its final precision and place.
+        v: (P,) unit vector.
+        product: (P,) H v; by plain reverse-over-reverse differentiation if None.
+        rounding: Bound on its error; measured if None, where it matters.
+
+    Returns:
+        (P,) H v. Raises ProblemError if the gradient
+        changes otherwise.
+    """
+    if product is None:
+        product = eager_hessian_product(problem)(v[None])[0]
+    exact, theirs = problem, product
+    if problem.dtype != torch.float64:
+        exact, v, theirs = problem.at(torch.float64, v.device), v.double(), None
+        with suppress(RuntimeError):  # of a part that is of float32 and stays so
+            theirs = eager_hessian_product(exact)(v[None])[0]
+    if theirs is not None:
+        require_difference(exact, v, theirs, rounding)
+    return product
+
+
+def require_difference(
+    problem: Problem, v: Vector, product: Tensor, rounding: float | None = None
+) -> None:
+    """Refuse a product that is not the change of the gradient along a direction.
+
+    The central quotient (g(θ + hv) - g(θ - hv))/2h differs from Hv by truncation, by the rounding
+    of the gradients, and by jumps of the gradient at kinks between the two points. The second
+    difference g(θ + hv) - 2 g(θ) + g(θ - hv), divided by h, bounds all three: of a smooth loss it
+    is h ‖∂³L‖, much more than the truncation h² ‖∂⁴L‖/6; of rounding and of jumps it holds as much
+    as the quotient does, at a kink in θ itself too. Where it is large nothing is said, nor where
+    the network is so certain that its curvature is less than rounding in its outputs can bring.
+
+    Args:
+        problem: In float64.
+        v: (P,) unit vector.
+        product: (P,) H v.
+        rounding: Bound on its error; measured if None, where it matters.
+
+    Raises:
+        ProblemError: If they differ by more than that bound at every step.
+    """
+    slope = partial(gradient, problem)
+    least = _ROUNDING * torch.finfo(problem.dtype).eps * _outputs_size(problem)
+    found = _disagreement(slope, problem.theta, v, product, least + (rounding or 0.0))
+    if found is not None:  # of what may be rounding is measured how much is
+        if rounding is None:
+            rows = directions(problem, FEW_DIRECTIONS)
+            rounding = Reference.of(eager_hessian_product(problem), rows).rounding
+        here = problem.theta[None].expand(FEW_DIRECTIONS, -1)
+        moved = changes(slope, here, torch.stack([slope(point) for point in here]))
+        of_slope = _ROUNDING * max(moved)
+        found = _disagreement(slope, problem.theta, v, product, least + rounding, of_slope)
+    if found is not None:
+        raise ProblemError(_words(found, _wrong_part(problem)))
+
+
+def require_jacobian(problem: InOneTensor, v: Vector) -> None:
+    """Refuse a derivative of the outputs that is not how they change along a direction.
+
+    Args:
+        problem: In its final precision and place.
+        v: (P,) unit vector.
+
+    Raises:
+        ProblemError: If J v, by two ways of differentiating, is not the quotient of differences.
+    """
+    whole = problem if problem.dtype == torch.float64 else problem.at(torch.float64, v.device)
+    v, few = v.double(), slice(0, min(whole.samples, _FEW))
+
+    def pushed(exact: Problem) -> tuple[Problem, Tensor | None]:
+        return exact, push(exact, v, exact.samples)
+
+    # a wrong rule shows in a few samples, but the network may need its whole batch
+    exact, tangent = attempt(lambda: pushed(whole.part(few))) or pushed(whole)
+    if tangent is None:
+        return
+
+    def outputs(theta: Vector) -> Vector:
+        return exact.outputs(theta).detach().reshape(-1)
+
+    here = outputs(exact.theta)
+    rounding = _ROUNDING * torch.finfo(torch.float64).eps * float(here.norm())
+    found = _disagreement(outputs, exact.theta, v, tangent.reshape(-1), rounding)
+    if found is not None:
+        gap, bound, size = found
+        raise ProblemError(
+            f"torch's derivative of the outputs is wrong: along a random unit vector they change "
+            f"by {size:.3g}, the Jacobian's product with it differs from that by {gap:.3g}, and "
+            f"differencing explains {bound:.3g}. Some operation (an autograd.Function with a wrong "
+            "backward pass, a detach(), a straight-through estimator) makes what torch calls the "
+            "derivative the derivative of no function; take it out"
+        )
+
+
+def require_changes_of(
+    slope: Callable[[Vector], Vector], theta: Vector, v: Vector, product: Vector, size: float
+) -> None:
+    """:func:`require_difference` of the gradient of the loss in the outputs.
+
+    Args:
+        slope: Gives the gradient at a point.
+        theta: (n,) where.
+        v: (n,) unit vector.
+        product: (n,) what the second derivative makes of it.
+        size: Of second derivatives where the loss has some of order 1 in the outputs.
+
+    Raises:
+        ProblemError: If they differ by more than that bound at every step.
+    """
+    rounding = _ROUNDING * torch.finfo(theta.dtype).eps * size
+    found = _disagreement(slope, theta, v, product, rounding)
+    if found is not None:
+        raise ProblemError(_words(found, "the loss"))
+
+
+def _words(found: tuple[float, float, float], where: str) -> str:
+    gap, bound, size = found
+    return (
+        f"torch's second derivative of this loss is wrong{where and f' in {where}'}: along a "
+        f"random unit vector the gradient changes by {size:.3g}, the product with the second "
+        f"derivative differs from that by {gap:.3g}, and differencing explains {bound:.3g}. Some "
+        "operation (an autograd.Function that keeps an intermediate result for its backward pass, "
+        "or one marked once_differentiable; a custom kernel) has a backward pass that torch "
+        "differentiates wrongly; replace it. Or a detach() or straight-through estimator makes "
+        "what torch calls the gradient the gradient of no function"
+    )
+
+
+def _disagreement(
+    slope: Callable[[Vector], Vector],
+    theta: Vector,
+    v: Vector,
+    product: Vector,
+    rounding: float,
+    of_slope: float = 0.0,
+) -> tuple[float, float, float] | None:
+    """Gap, its bound and the size of the quotient where they agree best; None if they do."""
+    epsilon = torch.finfo(theta.dtype).eps
+    here = slope(theta)
+    step = epsilon ** (1 / 3) * max(1.0, float(theta.norm()))
+    reports = []
+    for _ in range(_STEPS):
+        up, down = (slope(theta + sign * step * v) for sign in (1, -1))
+        quotient = (up - down) / (2 * step)
+        slopes = max(float(here.norm()), float(up.norm()), float(down.norm()))
+        bound = float((up - 2 * here + down).norm()) / step + rounding
+        # where both sides are rounded alike
+        bound += max(_ROUNDING * epsilon * slopes, of_slope) / step
+        scale = max(float(product.norm()), float(quotient.norm()))
+        gap = float((quotient - product).norm())
+        if not gap > bound + _DIGITS * scale:  # what is not finite is for others to judge
+            return None
+        reports.append((gap, bound, float(quotient.norm())))
+        step /= _SHORTER
+    return min(reports, key=lambda report: report[0] - report[1])
+
+
+class _Scalar:
+    """A random combination of a function's outputs, of its tensor arguments and parameters.
+
+    Args:
+        function: Called with the arguments and with its parameters by name.
+        arguments: Positional and keyword arguments.
+        parameters: By name.
+    """
+
+    def __init__(
+        self, function: Callable[..., Any], arguments: _Arguments, parameters: Mapping[str, Tensor]
+    ) -> None:
+        self._function, self._given = function, (arguments, parameters)
+        floats = [t for t in tensors_of(self._given) if t.is_floating_point()]
+        self.theta = torch.cat([t.detach().reshape(-1) for t in floats])
+
+    def loss(self, theta: Vector) -> Tensor:
+        """The combination at other arguments and parameters, (n,)."""
+        pieces = iter(theta.split([t.numel() for t in tensors_of(self._given) if _is_float(t)]))
+        (arguments, keywords), parameters = map_tensors(
+            self._given, lambda t: next(pieces).view(t.shape) if _is_float(t) else t
+        )
+        outputs = tensors_of(self._function(parameters, arguments, keywords))
+        draw = rng.torch_generator(0, "combination of outputs")
+        total = theta.new_zeros(())
+        for leaf in filter(_is_float, outputs):
+            weights = torch.randn(leaf.shape, generator=draw, dtype=torch.float64)
+            total = total + (weights.to(leaf) * leaf).sum()
+        return total
+
+
+def _is_float(tensor: Tensor) -> bool:
+    return tensor.is_floating_point()
+
+
+def _wrong_part(problem: Problem) -> str:
+    """The innermost module whose second derivative is wrong, or the loss, in words."""
+    calls: list[tuple[str, nn.Module, _Arguments]] = []
+
+    def noted(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, arguments: tuple, keywords: dict, _outputs: Any) -> None:
+            given = map_tensors((arguments, keywords), lambda t: t.detach().clone())
+            calls.append((name, module, given))
+
+        return hook
+
+    with ExitStack() as stack, torch.no_grad():
+        for name, module in problem.model.named_modules():
+            handle = module.register_forward_hook(noted(name), with_kwargs=True)
+            stack.callback(handle.remove)
+        outputs = problem.outputs(problem.theta)
+    for name, module, given in calls:  # those inside a module come before it
+        inside = dict(module.named_parameters())
+        if _is_wrong(lambda p, a, k, m=module: functional_call(m, p, a, k), given, inside):
+            return f"{name} ({type(module).__name__})" if name else type(module).__name__
+    if _is_wrong(lambda _p, a, _k: problem.loss_of_outputs(*a), ((outputs,), {}), {}):
+        return f"the loss {problem.loss_name!r}"
+    return ""
+
+
+def _is_wrong(
+    function: Callable[..., Any], arguments: _Arguments, parameters: Mapping[str, Tensor]
+) -> bool:
+    """Whether torch's second derivative of a part disagrees with differences of its gradient."""
+
+    def disagrees() -> bool:
+        part = _Scalar(function, arguments, parameters)
+        v = gaussian(len(part.theta), part.theta, "agreement")
+        v = v / v.norm()
+        product = eager_hessian_product(part)(v[None])[0]  # type: ignore[arg-type]
+        return _disagreement(partial(gradient, part), part.theta, v, product, 0.0) is not None
+
+    return attempt(disagrees) or False  # a part that cannot be run alone says nothing

@@ -1,40 +1,236 @@
-"""The exact dense Hessian ∇²_θ L of a problem, in blocks of rows.
+"""Dense curvature matrices, built in blocks of rows that fit in the free memory.
 
-Source: [B] §2 (Baskerville, Granziol, Keating), H = ∇²_θ (1/|B|) Σ_b ℓ(f(x_b; θ), y_b).
+``hessian`` is ∇²_θ L of L = (1/|B|) Σ_b ℓ(f(x_b; θ), y_b) (Baskerville, Granziol and Keating 2022,
+§2). A matrix that cannot fit is refused before any work starts.
 """
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from hessrmt.backend.select import select
-from hessrmt.curvature.certify import reference, require_agreement
-from hessrmt.curvature.memory import dense_block, require_dense
+from hessrmt.curvature.certify import Comparison, reference, require_agreement
 from hessrmt.curvature.products import Product, hessian_product
-from hessrmt.errors import NonFiniteError, ProblemError
+from hessrmt.errors import DeviceError, NonFiniteError, ProblemError
 from hessrmt.problems.problem import ordinary_mode
 
 if TYPE_CHECKING:
     from jaxtyping import Float
+    from torch import Tensor
 
-    from hessrmt.arrays import Matrix
+    from hessrmt.arrays import Matrix, Vectors
     from hessrmt.backend.base import Backend
     from hessrmt.problems.problem import Problem
+
+
+Device = str | torch.device
+Dtype = str | torch.dtype
 
 Tick = Callable[[str, int, int], None]
 """Progress: phase, steps done, steps in all."""
 
+_TANGENT_COPIES = 6
+"""Arrays of the size of everything saved for backward that one Hessian-vector product holds."""
+
+_BLOCK_BYTES = 256 * 2**20
+"""Working memory beyond which larger blocks no longer run faster (benchmarks/block_size.py)."""
+
+_MARGIN = 0.95
+"""Part of the free memory that is planned with."""
+
+_SINGLE = " --dtype float32 needs half (and certifies fewer levels);"
+
+
+def require_dense(problem: Problem, backend: Backend) -> None:
+    """Refuse, before any work, a dense P x P matrix that cannot fit.
+
+    Args:
+        problem: In its final precision and place.
+        backend: Where the work is to be done.
+    """
+    size = problem.dimension
+    require(backend.eigen_bytes(size, problem.dtype.itemsize), size, problem, backend)
+
+
+def dense_block(problem: Problem, backend: Backend) -> int:
+    """Rows of a dense P x P matrix to compute together.
+
+    Args:
+        problem: In its final precision and place; its loss is evaluated once.
+        backend: Where the work is done.
+
+    Returns:
+        At least 1, at most P; raises DeviceError if not even one row fits.
+    """
+    size = problem.dimension
+    fixed = backend.eigen_bytes(size, problem.dtype.itemsize)
+    return rows_beside(fixed, row_bytes(problem), size, backend)
+
+
+def require(fixed: int, size: int, problem: Problem, backend: Backend) -> None:
+    """Refuse an eigenvalue problem whose matrices cannot fit.
+
+    Args:
+        fixed: Bytes of all matrices at the fullest moment.
+        size: Dimension n of the matrix to be diagonalised.
+        problem: In its final precision and place.
+        backend: Where the work is to be done.
+
+    Raises:
+        DeviceError: If they do not fit in the free memory.
+    """
+    usable, itemsize = usable_memory(backend), problem.dtype.itemsize
+    if fixed > usable:
+        # at least the matrix itself must fit
+        sizes = range(math.isqrt(max(0, usable) // itemsize) + 1)
+        bytes_of = partial(backend.eigen_bytes, itemsize=itemsize)
+        fits = max(0, bisect.bisect_right(sizes, usable, key=bytes_of) - 1)
+        raise DeviceError(
+            f"the dense {size:,} x {size:,} matrix and the eigenvalue solver's workspace need "
+            f"{gib(fixed)} and {backend.name} has {gib(usable)} free; the largest that fits here "
+            f"has {fits:,} rows. Otherwise:{_SINGLE if itemsize == 8 else ''} --operator ggn "
+            "diagonalises at most (samples x outputs) squared; or take a smaller batch, or a "
+            "device with more memory"
+        )
+
+
+def rows_beside(fixed: int, per_row: int, rows: int, backend: Backend) -> int:
+    """Rows to compute together beside matrices of a given size.
+
+    Args:
+        fixed: Bytes of the matrices.
+        per_row: Working bytes of one row in flight.
+        rows: Rows in all.
+        backend: Where the work is done.
+
+    Returns:
+        At least 1, at most ``rows``.
+
+    Raises:
+        DeviceError: If not even one row fits.
+    """
+    left = usable_memory(backend) - fixed
+    if per_row > left:
+        raise DeviceError(
+            f"one row of the Hessian takes {gib(per_row)} of working memory beside {gib(fixed)} "
+            f"of matrices, and {backend.name} has {gib(usable_memory(backend))} free; take a "
+            "smaller batch, or a device with more memory"
+        )
+    return block_size(rows, per_row, left)
+
+
+def block_size(rows: int, per_row: int, left: int) -> int:
+    """Rows to compute together, given the memory left for them.
+
+    Args:
+        rows: Rows in all.
+        per_row: Working bytes of one row in flight.
+        left: Bytes left.
+
+    Returns:
+        At least 1, at most ``rows``.
+    """
+    return max(1, min(rows, halved(_BLOCK_BYTES, left) // max(1, per_row)))
+
+
+def halved(budget: int, left: int) -> int:
+    """What fits, by whole halvings, so that the rounding of a run rarely depends on what is left.
+
+    Args:
+        budget: Bytes wanted.
+        left: Bytes left.
+
+    Returns:
+        The budget over a power of two.
+    """
+    while budget > left:
+        budget //= 2
+    return budget
+
+
+def usable_memory(backend: Backend) -> int:
+    """Bytes of free memory that a plan may use.
+
+    Returns:
+        The free memory less a margin.
+    """
+    return int(_MARGIN * backend.free_memory())
+
+
+def row_bytes(problem: Problem, saved: int | None = None) -> int:
+    """Working bytes of one curvature-vector product under ``vmap``.
+
+    Args:
+        problem: In its final precision and place; its loss is evaluated once.
+        saved: :func:`saved_bytes`, if known.
+
+    Returns:
+        An estimate from what reverse mode saves in one evaluation of the loss.
+    """
+    saved = saved_bytes(problem) if saved is None else saved
+    return _TANGENT_COPIES * (saved + problem.dtype.itemsize * problem.dimension)
+
+
+def saved_bytes(problem: Problem) -> int:
+    """Memory that reverse mode keeps for one evaluation of the loss.
+
+    Args:
+        problem: In its final precision and place.
+
+    Returns:
+        Bytes of all distinct tensors saved for backward, parameters and inputs included.
+    """
+    seen: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        seen[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+        return tensor
+
+    theta = problem.theta.requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        problem.loss(theta)
+    return sum(seen.values())
+
+
+def gib(size: float) -> str:
+    """A number of bytes in words.
+
+    Returns:
+        For example ``"3.0 GiB"``.
+    """
+    return f"{size / 2**30:.1f} GiB"
+
+
+def silent(phase: str, done: int, total: int) -> None:
+    """Report nothing."""
+
+
+def unit_vectors(places: Tensor, size: int, like: Tensor) -> Vectors:
+    """Vectors along some coordinates.
+
+    Args:
+        places: (k,) the coordinates.
+        size: n.
+        like: Gives precision and place.
+
+    Returns:
+        (k, n).
+    """
+    rows = like.new_zeros(len(places), size)
+    rows[torch.arange(len(places), device=rows.device), places] = 1
+    return rows
+
 
 @ordinary_mode()
 def hessian(
-    problem: Problem,
-    device: str | torch.device = "auto",
-    dtype: str | torch.dtype = "float64",
+    problem: Problem, device: Device = "auto", dtype: Dtype = "float64"
 ) -> Float[np.ndarray, "P P"]:
     """The exact Hessian of the mean loss with respect to the trainable parameters.
 
@@ -44,27 +240,51 @@ def hessian(
         dtype: ``"float64"`` or ``"float32"``, the precision of the whole computation.
 
     Returns:
-        (P, P) symmetric array of that dtype, parameters in ``model.parameters()`` order.
+        (P, P) symmetric array of that dtype, parameters in ``model.parameters()`` order. Raises
+        ProblemError if the loss is random, not a scalar or not twice differentiable by torch,
+        NonFiniteError if the loss or an entry is NaN or infinite, DeviceError if the device is not
+        there or the matrix does not fit in its memory.
+    """
 
-    Raises:
-        ProblemError: If the loss is random, not a scalar or not twice differentiable by torch.
-        NonFiniteError: If the loss or an entry is NaN or infinite.
-        DeviceError: If the device is not there or the matrix does not fit in its memory.
+    def build(local: Problem, backend: Backend) -> tuple[Matrix, Comparison]:
+        block, known = dense_block(local, backend), reference(local)
+        product = hessian_product(local)
+        matrix = assemble(product, local.theta, block, backend, rounding=known.rounding)
+        return matrix, known.beside(matrix.matmul)
+
+    return whole_matrix(problem, device, dtype, "hessian", build)
+
+
+def whole_matrix(
+    problem: Problem,
+    device: Device,
+    dtype: Dtype,
+    operator: str,
+    build: Callable[[Problem, Backend], tuple[Matrix, Comparison]],
+) -> Float[np.ndarray, "P P"]:
+    """A dense matrix, after the checks that it fits and acts as it should.
+
+    Args:
+        problem: Model, loss and batch.
+        device: Where.
+        dtype: ``"float64"`` or ``"float32"``.
+        operator: ``"hessian"`` or ``"ggn"``.
+        build: Gives the matrix and how far it is from products by other differentiation.
+
+    Returns:
+        (P, P).
     """
     backend = select(device)
     local = problem.at(torch_dtype(dtype), backend.device)
     require_dense(local, backend)
     local.evaluate()
-    block = dense_block(local, backend)
-    known = reference(local)
-    matrix = assemble(hessian_product(local), local.theta, block, backend, rounding=known.rounding)
+    matrix, apart = build(local, backend)
     norm = float(torch.linalg.matrix_norm(matrix))  # Frobenius, no less than the 2-norm
-    found = known.beside(matrix.matmul)
-    require_agreement(found.residual, norm, local, dtype_name(dtype), found.of_product)
+    require_agreement(apart, norm, local, dtype_name(dtype), operator)
     return matrix.cpu().numpy()
 
 
-def torch_dtype(name: str | torch.dtype) -> torch.dtype:
+def torch_dtype(name: Dtype) -> torch.dtype:
     """The torch type of ``"float64"`` or ``"float32"``.
 
     Args:
@@ -76,14 +296,13 @@ def torch_dtype(name: str | torch.dtype) -> torch.dtype:
     Raises:
         ProblemError: For any other name.
     """
-    types = {"float64": torch.float64, "float32": torch.float32}
     given = str(name).removeprefix("torch.")
-    if given not in types:
+    if given not in {"float64", "float32"}:
         raise ProblemError(f"unknown dtype {name!r}; known are float64 and float32")
-    return types[given]
+    return getattr(torch, given)
 
 
-def dtype_name(dtype: str | torch.dtype) -> str:
+def dtype_name(dtype: Dtype) -> str:
     """The name under which a precision is stored.
 
     Returns:
@@ -97,7 +316,7 @@ def assemble(
     theta: torch.Tensor,
     block: int,
     backend: Backend,
-    tick: Tick | None = None,
+    tick: Tick = silent,
     rounding: float = 0.0,
 ) -> Matrix:
     """Dense symmetric matrix from products with unit vectors.
@@ -118,14 +337,12 @@ def assemble(
         ProblemError: If the matrix is not symmetric to half the digits of its type.
     """
     size = theta.numel()
-    matrix = torch.empty(size, size, dtype=theta.dtype, device=theta.device)
+    matrix = theta.new_empty(size, size)
     for start in range(0, size, block):
-        rows = min(block, size - start)
-        unit = torch.zeros(rows, size, dtype=theta.dtype, device=theta.device)
-        unit[:, start : start + rows].fill_diagonal_(1)
-        matrix[start : start + rows] = product(unit).detach()
-        if tick:
-            tick("matrix", start + rows, size)
+        stop = min(start + block, size)
+        rows = unit_vectors(torch.arange(start, stop, device=theta.device), size, theta)
+        matrix[start:stop] = product(rows).detach()
+        tick("matrix", stop, size)
     make_symmetric(matrix, backend, rounding)
     return matrix
 

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from hessrmt.checks import require_type, require_whole
-from hessrmt.curvature.dense import Tick
-from hessrmt.curvature.edges import EdgeLevels, check_request, extremal_eigenvalues, plan_width
-from hessrmt.curvature.krylov import announce
-from hessrmt.curvature.memory import gib, usable_memory
+from hessrmt.checks import one_of, require_type, require_whole
+from hessrmt.curvature.dense import Device, Dtype, Tick, gib, silent, usable_memory
+from hessrmt.curvature.lanczos import (
+    EdgeLevels,
+    announce,
+    check_request,
+    extremal_eigenvalues,
+    plan_width,
+)
 from hessrmt.curvature.operators import CurvatureOperator
-from hessrmt.curvature.quadrature import LAWS, Quadrature, extended
-from hessrmt.curvature.trace_estimators import Traces, check_products, traces
-from hessrmt.errors import ConfigError, DeviceError, LevelsError
+from hessrmt.curvature.stochastic import LAWS, Quadrature, Traces, check_products, extended, traces
+from hessrmt.errors import ConfigError, DataError, DeviceError
 from hessrmt.problems.problem import Problem, ordinary_mode
 from hessrmt.records import Provenance, Spectra, Spectrum
-
-if TYPE_CHECKING:
-    import torch
 
 PLAIN = ("dimension", "samples", "loss", "gradient_norm", "operator", "dtype", "check")
 """Numbers and words of a result."""
@@ -117,30 +117,20 @@ class DensityResult:
             One spectrum for each stretch of three or more levels.
 
         Raises:
-            LevelsError: If there is none.
+            DataError: If there is none.
         """
         runs = () if self.edges is None else self.edges.runs()
         if self.edges is None or not runs:
-            raise LevelsError(
+            raise DataError(
                 "there are no three resolved neighbouring levels; ask for edge levels (--top K)"
             )
-        floor = 2 * float(self.edges.bounds.max())
-        items = tuple(
-            Spectrum(
-                eigenvalues=run,
-                noise_floor=floor,
-                dimension=self.dimension,
-                reduced_dimension=len(run),
-                loss=self.loss,
-                gradient_norm=self.gradient_norm,
-                operator=self.operator,
-                dtype=self.dtype,
-                solver="thick-restart Lanczos",
-                check=self.edges.check,
-                provenance=self.provenance,
-            )
-            for run in runs
-        )
+        names = ("dimension", "loss", "gradient_norm", "operator", "dtype", "provenance")
+        shared: dict[str, Any] = {name: getattr(self, name) for name in names} | {
+            "noise_floor": 2 * float(self.edges.bounds.max()),
+            "solver": "thick-restart Lanczos",
+            "check": self.edges.check,
+        }
+        items = tuple(Spectrum(run, reduced_dimension=len(run), **shared) for run in runs)
         nobody = np.zeros((len(items), 0), dtype=np.int64)
         return Spectra(items, nobody, planned=len(items), provenance=self.provenance)
 
@@ -173,8 +163,8 @@ def density(
     steps: int = 100,
     *,
     operator: str = "hessian",
-    device: str | torch.device = "auto",
-    dtype: str | torch.dtype = "float64",
+    device: Device = "auto",
+    dtype: Dtype = "float64",
     batch: int | None = None,
     tick: Tick | None = None,
     **options: Any,
@@ -230,9 +220,8 @@ def complete(
     together = _plan(operator, plan)
     save = save or _keep
     if found is None:
-        empty = np.empty((0, plan.steps))
         found = DensityResult(
-            quadrature=Quadrature(empty, empty, operator.dimension),
+            quadrature=Quadrature.none(plan.steps, operator.dimension),
             planned=plan.probes,
             dimension=operator.dimension,
             samples=operator.samples,
@@ -243,7 +232,7 @@ def complete(
             provenance=provenance or Provenance(device=operator.backend.name),
         )
     announce(operator, plan.products(operator.dimension))
-    common: dict[str, Any] = {"seed": plan.seed, "tick": tick}
+    common: dict[str, Any] = {"seed": plan.seed, "tick": tick or silent}
     before = found.quadrature
     for now in extended(operator, before, plan.probes, law=plan.law, together=together, **common):
         if np.isnan(found.check):
@@ -266,8 +255,7 @@ def complete(
 def _plan(operator: CurvatureOperator, plan: DensityPlan) -> int:
     """Probes that go together; refuses what cannot be done before anything is."""
     require_whole(probes=plan.probes, steps=plan.steps)
-    if plan.law not in LAWS:
-        raise ConfigError(f"unknown law of probes {plan.law!r}; known are {', '.join(LAWS)}")
+    one_of("law of probes", plan.law, LAWS, error=ConfigError)
     if plan.levels:
         check_request(operator, plan.top, plan.bottom, plan.largest, plan.tolerance)
         plan_width(operator, plan.levels)

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hessrmt.curvature.density import PLAIN, DensityResult
-from hessrmt.curvature.edges import EdgeLevels
-from hessrmt.curvature.quadrature import Quadrature
-from hessrmt.curvature.trace_estimators import Traces
+from hessrmt.curvature.lanczos import EdgeLevels
+from hessrmt.curvature.stochastic import Quadrature, Traces
 from hessrmt.errors import StoreError
 from hessrmt.files import reason
 from hessrmt.store.density import SCHEMA, VERSION, Content, read
@@ -20,6 +19,7 @@ from hessrmt.store.files import DAMAGE, attributes_of, provenance_of, text
 
 if TYPE_CHECKING:
     from pathlib import Path
+
 
 _ARRAYS = ("values", "residuals")
 

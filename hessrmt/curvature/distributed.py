@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,16 +18,19 @@ import torch
 from torch.utils import _pytree
 
 from hessrmt.backend.distributed import asymmetry, multiply
-from hessrmt.curvature.certify import Comparison, noise_floor, reference, require_agreement
-from hessrmt.curvature.dense import torch_dtype
-from hessrmt.curvature.memory import block_size, gib, row_bytes
+from hessrmt.checks import one_of
+from hessrmt.curvature.certify import Comparison, reference
+from hessrmt.curvature.dense import block_size, gib, row_bytes, silent, torch_dtype, unit_vectors
 from hessrmt.curvature.products import hessian_product
 from hessrmt.curvature.reduction import Reduction, identity, reduce_problem
+from hessrmt.curvature.spectrum import REDUCTIONS, Clock, certified
 from hessrmt.errors import DeviceError, NonFiniteError, ProblemError
 from hessrmt.problems.problem import ordinary_mode
 from hessrmt.records import Provenance, Spectrum
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from jaxtyping import Float
     from torch import Tensor
 
@@ -36,10 +39,9 @@ if TYPE_CHECKING:
     from hessrmt.curvature.dense import Tick
     from hessrmt.problems.problem import Problem
 
+
 _MARGIN = 0.95
 """Part of the free memory that is planned with."""
-
-REDUCTIONS = ("auto", "none")
 
 
 @ordinary_mode()
@@ -76,10 +78,9 @@ def distributed_spectrum(
         DeviceError: If a process's part does not fit in its memory.
         ConvergenceError: If the eigenvalue solver fails.
     """
-    world, started = backend.world, time.perf_counter()
-    seconds: dict[str, float] = {}
-    local, (loss, gradient_norm), basis, layout, rows = _plan(problem, backend, dtype, reduce)
-    seconds["reduction"] = time.perf_counter() - started
+    world, clock, tick = backend.world, Clock(), tick or silent
+    local, evaluated, basis, layout, rows = _plan(problem, backend, dtype, reduce)
+    clock.mark("reduction")
     with world.together():
         part = assemble_columns(local, basis, layout, world, rows, tick)
     skew = asymmetry(part, layout, world)
@@ -90,32 +91,18 @@ def distributed_spectrum(
                 f"random u, where |H| = {skew.norm:.3g}. Some operation of the model has a wrong "
                 "second derivative in torch, or none at this point; replace it"
             )
-    residual, rounding, of_product = world.share(_compared(local, basis, part, layout, world))
-    seconds["matrix"] = time.perf_counter() - started - sum(seconds.values())
-    if tick:
-        tick("eigenvalues", 0, 1)
+    compared = _compared(local, basis, partial(multiply, part, layout, world))
+    apart = Comparison(*world.share(compared))
+    clock.mark("matrix")
+    tick("eigenvalues", 0, 1)
     levels = backend.eigvalsh(part, layout)
     del part
-    seconds["eigenvalues"] = time.perf_counter() - started - sum(seconds.values())
-    if tick:
-        tick("eigenvalues", 1, 1)
+    clock.mark("eigenvalues")
+    tick("eigenvalues", 1, 1)
     with world.together():
-        norm = float(np.abs(levels).max(initial=0.0))
-        agreement = require_agreement(residual, norm, local, dtype, of_product)
-    return Spectrum(
-        eigenvalues=np.sort(np.concatenate([levels, np.zeros(local.dimension - layout.n)])),
-        noise_floor=max(rounding, noise_floor(levels, layout.n, dtype)),
-        dimension=local.dimension,
-        reduced_dimension=layout.n,
-        loss=loss,
-        gradient_norm=gradient_norm,
-        operator="hessian",
-        dtype=dtype,
-        solver=backend.solver,
-        check=agreement,
-        seconds=seconds,
-        provenance=provenance or Provenance(device=backend.name),
-    )
+        return certified(
+            local, evaluated, levels, layout.n, apart, backend, clock, "hessian", provenance
+        )
 
 
 @ordinary_mode()
@@ -134,12 +121,7 @@ def require_feasible(
 
 
 def assemble_columns(
-    problem: Problem,
-    basis: Reduction,
-    layout: Layout,
-    world: World,
-    rows: int,
-    tick: Tick | None = None,
+    problem: Problem, basis: Reduction, layout: Layout, world: World, rows: int, tick: Tick = silent
 ) -> Float[Tensor, "columns rows"]:
     """This process's part of QᵀHQ.
 
@@ -168,8 +150,7 @@ def assemble_columns(
         shares = _deal(start, min(start + rows * below.size, len(columns)), below.size)
         with below.together():
             chosen = columns[shares[below.rank]]
-            unit = theta.new_zeros(len(chosen), layout.n)
-            unit[torch.arange(len(chosen), device=theta.device), chosen] = 1
+            unit = unit_vectors(chosen, layout.n, theta)
             image = basis.project(product(basis.lift(unit)).detach()) if len(chosen) else unit
             if not bool(torch.isfinite(image).all()):
                 raise NonFiniteError("the Hessian has NaN or infinite entries")
@@ -181,8 +162,7 @@ def assemble_columns(
             pieces = below.exchange([host[:, kept] for kept in destinations], shapes)
             for share, piece in zip(shares, pieces, strict=True):
                 part[share] = torch.from_numpy(piece).to(part.device)
-        if tick:
-            tick("matrix", shares[-1].stop, len(columns))
+        tick("matrix", shares[-1].stop, len(columns))
     return part
 
 
@@ -192,8 +172,7 @@ def _plan(
     """The problem in place, its loss and gradient norm, Q, the layout, and rows at once."""
     world = backend.world
     with world.together():
-        if reduce not in REDUCTIONS:
-            raise ProblemError(f"unknown choice {reduce!r}; known are {', '.join(REDUCTIONS)}")
+        one_of("reduction", reduce, REDUCTIONS, error=ProblemError)
         local = problem.at(torch_dtype(dtype), backend.device)
         evaluated = local.evaluate()
         found = identity(local) if reduce == "none" else reduce_problem(local)
@@ -206,14 +185,10 @@ def _plan(
 
 
 def _compared(
-    problem: Problem, basis: Reduction, part: Tensor, layout: Layout, world: World
+    problem: Problem, basis: Reduction, product: Callable[[Tensor], Tensor]
 ) -> Comparison:
-    """How far the matrix is from the Hessian."""
-
-    def product(v: Tensor) -> Tensor:
-        return basis.lift(multiply(part, layout, world, basis.project(v)))
-
-    return reference(problem).beside(product)
+    """How far a matrix of Q's coordinates is from the Hessian."""
+    return reference(problem).beside(lambda v: basis.lift(product(basis.project(v))))
 
 
 def _deal(start: int, stop: int, processes: int) -> list[slice]:

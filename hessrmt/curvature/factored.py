@@ -1,7 +1,7 @@
 """Factored assembly: second derivatives in the pre-activations, then matrix products.
 
 Where every trainable parameter sits in a linear layer applied once per sample, a change dW_l acts
-only through dz_l = dW_l a_l. With δ_l added to each pre-activation z_l, for l before m (PHYSICS §3)
+only through dz_l = dW_l a_l. With δ_l added to each pre-activation z_l, for l before m
 
     H[(l,i,p),(m,j,q)] = Σ_b S_b[li,mj] a_l[b,p] a_m[b,q] + Σ_b g_m[b,j] A_m[b,q,li] a_l[b,p],
 
@@ -12,7 +12,9 @@ of P (20,060); each block is then one matrix product over samples.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,6 +22,7 @@ from torch import Tensor
 from torch.func import grad, jvp, vmap
 
 from hessrmt import rng
+from hessrmt.curvature.gram import sample_slices
 from hessrmt.problems.structure import hooked
 
 if TYPE_CHECKING:
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from hessrmt.curvature.reduction import LayerBasis
     from hessrmt.problems.problem import Problem
     from hessrmt.problems.structure import Hook, Layer
+
 
 _WORK_BYTES = 2**28
 """Memory of the factors of one chunk of samples, and of one block in flight."""
@@ -76,8 +80,7 @@ def samples_are_independent(problem: Problem, layers: tuple[Layer, ...]) -> bool
     Returns:
         False also if torch cannot differentiate forward here.
     """
-    theta = problem.theta
-    draw = rng.torch_generator(0, "independence")
+    theta, draw = problem.theta, rng.torch_generator(0, "independence")
 
     def random(shape: torch.Size) -> Tensor:
         return torch.randn(shape, generator=draw, dtype=torch.float64).to(theta)
@@ -110,9 +113,7 @@ def sample_chunks(problem: Problem, layers: tuple[LayerBasis, ...]) -> list[slic
     Returns:
         Slices in order; one if the loss of a part is not a mean like that of the whole.
     """
-    length = max(1, _WORK_BYTES // factor_bytes(problem, layers))
-    starts = range(0, problem.samples, length)
-    chunks = [slice(start, min(start + length, problem.samples)) for start in starts]
+    chunks = list(sample_slices(problem.samples, factor_bytes(problem, layers), _WORK_BYTES))
     return chunks if _parts_add_up(problem, chunks) else [slice(0, problem.samples)]
 
 
@@ -166,23 +167,20 @@ def factors(problem: Problem, layers: tuple[LayerBasis, ...], samples: slice) ->
     chunk = max(1, _WORK_BYTES // per_direction)
     curvature, moved = vmap(column, chunk_size=chunk)(directions)  # (D, B, D), (D, B, k) ...
     curvature = curvature.permute(1, 2, 0)
-    flow = iter(moved)
-    ends = torch.tensor([len(layer.rows) for layer in layers]).cumsum(0).tolist()
+    flow, ends = iter(moved), accumulate((len(basis.rows) for basis in layers), initial=0)
+    bases = zip(layers, slopes, inputs, strict=True)
+    turned = [
+        (weight * basis.turn_outputs(g), basis.turn_inputs(basis.layer.augmented(a)))
+        for basis, g, a in bases
+    ]
     return Factors(
         curvature=weight * (curvature + curvature.mT) / 2,
-        gradient=tuple(
-            weight * layer.turn_outputs(g) for layer, g in zip(layers, slopes, strict=True)
-        ),
-        features=tuple(
-            layer.turn_inputs(layer.layer.augmented(a))
-            for layer, a in zip(layers, inputs, strict=True)
-        ),
+        gradient=tuple(slope for slope, _ in turned),
+        features=tuple(features for _, features in turned),
         flow=tuple(
-            next(flow).permute(1, 2, 0) if layer.layer.inputs is None else None for layer in layers
+            next(flow).permute(1, 2, 0) if basis.layer.inputs is None else None for basis in layers
         ),
-        spans=tuple(
-            slice(end - len(layer.rows), end) for end, layer in zip(ends, layers, strict=True)
-        ),
+        spans=tuple(itertools.starmap(slice, pairwise(ends))),
     )
 
 
@@ -219,10 +217,7 @@ def block(found: Factors, first: int, second: int) -> Iterator[tuple[slice, Tens
             moved = flow[:, :, chosen].reshape(samples, -1)
             extra = (slopes.T @ moved).view(width, left, right, count)
             result = result + extra.permute(3, 1, 0, 2)
-        yield (
-            slice(start, start + count),
-            result.reshape(count * left, width * right),
-        )
+        yield slice(start, start + count), result.reshape(count * left, width * right)
 
 
 @dataclass(frozen=True)
@@ -245,8 +240,7 @@ class OwnCurvature:
         Returns:
             (e_l·k_l, c).
         """
-        product = torch.einsum("ci,cp->ipc", self.outputs, self.features)
-        return product.flatten(0, 1)
+        return torch.einsum("ci,cp->ipc", self.outputs, self.features).flatten(0, 1)
 
 
 def own_curvature(found: Factors, layer: int) -> OwnCurvature:

@@ -6,6 +6,11 @@ eigenvalues of K = (LᵀJ)(LᵀJ)ᵀ, which has at most one row for each output 
 a batch of 64 under cross-entropy with ten classes, whatever P is. All other eigenvalues of G are
 exactly zero. Where S has negative eigenvalues, S = L diag(±1) Lᵀ, they are those of R diag(±1) Rᵀ
 with R from the QR factorisation of (LᵀJ)ᵀ.
+
+The Hessian of cross-entropy in the outputs, w (diag p - p pᵀ) for each row of scores, is taken in
+closed form as w A Aᵀ with columns √p_c (e_c - p), so that samples of which the network is certain
+keep all their digits. That of any other loss is differentiated twice in reverse, which every
+operation knows that can be differentiated twice at all.
 """
 
 from __future__ import annotations
@@ -19,30 +24,254 @@ import torch
 from torch import Tensor
 
 from hessrmt import rng
-from hessrmt.backend.select import select
-from hessrmt.curvature.certify import Reference, random_direction, require_agreement
-from hessrmt.curvature.dense import Tick, assemble, dtype_name, make_symmetric, torch_dtype
-from hessrmt.curvature.fidelity import require_jacobian
-from hessrmt.curvature.gradients import pull, push
-from hessrmt.curvature.gram import WORK_BYTES, gram_by_samples, gram_of_whole, saved_for_backward
-from hessrmt.curvature.memory import dense_block, gib, require_dense, usable_memory
-from hessrmt.curvature.products import eager_ggn_product, ggn_product
-from hessrmt.curvature.roots import curved, root_of_loss_curvature
-from hessrmt.curvature.rounding import DIRECTIONS, FEW_DIRECTIONS, directions, rounding_of
-from hessrmt.curvature.taps import samples_are_apart
+from hessrmt.curvature.certify import (
+    Comparison,
+    Reference,
+    random_direction,
+    require_changes_of,
+    require_jacobian,
+)
+from hessrmt.curvature.dense import (
+    Device,
+    Dtype,
+    Tick,
+    assemble,
+    dense_block,
+    gib,
+    halved,
+    make_symmetric,
+    require_dense,
+    silent,
+    usable_memory,
+    whole_matrix,
+)
+from hessrmt.curvature.gram import WORK_BYTES, gram, samples_are_apart, saved_for_backward
+from hessrmt.curvature.products import curvature_of_loss, eager_ggn_product, ggn_product, pull, push
+from hessrmt.curvature.rounding import (
+    DIRECTIONS,
+    FEW_DIRECTIONS,
+    Perturbed,
+    directions,
+    gaussian,
+    norm_bound,
+    rounding_of,
+)
 from hessrmt.errors import DeviceError
-from hessrmt.problems.outputs import in_one_tensor, softmax_rows
+from hessrmt.problems.outputs import SoftmaxRows, in_one_tensor, softmax_rows
 from hessrmt.problems.problem import ordinary_mode
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
     from jaxtyping import Float
 
     from hessrmt.arrays import Matrix
     from hessrmt.backend.base import Backend
-    from hessrmt.curvature.roots import Root
     from hessrmt.problems.outputs import InOneTensor
     from hessrmt.problems.problem import Problem
+
+
+_LOST_ULPS = 64
+"""How far, in ulps of the weights, differentiation may lie from the closed form of softmax."""
+
+
+@dataclass(frozen=True)
+class Root:
+    """Rows l_k with S = Σ_k s_k l_k l_kᵀ, one for each eigenvalue of S that is not zero.
+
+    Attributes:
+        rows: (r, B, c) r rows for each sample, nonzero in that sample's c outputs alone; None if
+            the loss couples samples.
+        signs: s_k, +1 or -1: (r, B), with 0 for a row that is not there; (n,) for ``full``.
+        full: (n, numbers of output) all rows; only if the loss couples samples.
+        norm: ‖S‖₂.
+        error: What rounding has moved S by, where that is more than its eigenvalues' own.
+    """
+
+    rows: Float[Tensor, "r B c"] | None
+    signs: Tensor
+    full: Float[Tensor, "n outputs"] | None
+    norm: float
+    error: float = 0.0
+
+    @property
+    def indefinite(self) -> bool:
+        """Whether S has a negative eigenvalue."""
+        return bool((self.signs < 0).any())
+
+    def dense(self) -> tuple[Float[Tensor, "n outputs"], Float[Tensor, " n"]]:
+        """All rows that are there, over all outputs of the batch, and their signs.
+
+        Returns:
+            (n, outputs) and (n,).
+        """
+        if self.rows is None:
+            assert self.full is not None
+            return self.full, self.signs
+        count, samples, outputs = self.rows.shape
+        full = self.rows.new_zeros(count, samples, samples, outputs)
+        index = torch.arange(samples, device=full.device)
+        full[:, index, index] = self.rows
+        signs = self.signs.reshape(-1)
+        full = full.view(count * samples, samples * outputs)
+        return full[signs != 0], signs[signs != 0]
+
+
+def root_of_loss_curvature(problem: InOneTensor, outputs: Tensor) -> Root:
+    """The rows of S = Σ_k s_k l_k l_kᵀ, computed in float64.
+
+    Args:
+        problem: In its final precision and place.
+        outputs: Of the batch, at the problem's parameters.
+
+    Returns:
+        The rows, in the problem's precision. Raises ProblemError if torch's second derivative of
+        the loss in the outputs is not how its first one changes.
+    """
+    dtype = outputs.dtype
+    if dtype != torch.float64:
+        problem = in_one_tensor(problem.at(torch.float64, outputs.device))
+    outputs = outputs.detach().double()
+    product = curvature_of_loss(problem, outputs)
+    rows = _softmax(problem, outputs, product)
+    if rows is not None:
+        root = _of_softmax(rows, outputs, problem.samples)
+    else:
+        _require_slope_to_change(problem, outputs, product)
+        apart = len(outputs) % problem.samples == 0 and _apart(product, outputs, problem.samples)
+        parts = problem.samples if apart else 1
+        each = outputs.numel() // parts
+        unit = torch.eye(each, dtype=outputs.dtype, device=outputs.device)
+        tiled = product(unit[:, None].expand(each, parts, each).reshape(each, -1))
+        root = _of_blocks(tiled.view(each, parts, each).transpose(0, 1), problem, outputs)
+    rows, full = (None if x is None else x.to(dtype) for x in (root.rows, root.full))
+    return Root(rows, root.signs.to(dtype), full, root.norm, root.error)
+
+
+def curved(problem: InOneTensor, outputs: Tensor, tangent: Tensor) -> Tensor:
+    """S t with the Hessian S of the loss in the outputs, without its root.
+
+    Args:
+        problem: In its final precision and place.
+        outputs: Of the batch, at the problem's parameters.
+        tangent: t, of their shape.
+
+    Returns:
+        Of the shape of the outputs.
+    """
+    product = curvature_of_loss(problem, outputs)
+    rows = _softmax(problem, outputs, product)
+    if rows is not None:
+        return rows.curved(outputs, tangent)
+    return product(tangent.reshape(1, -1))[0].view_as(outputs)
+
+
+def _softmax(
+    problem: InOneTensor, outputs: Tensor, product: Callable[[Tensor], Tensor]
+) -> SoftmaxRows | None:
+    """The rows of a cross-entropy, if differentiation says the same of them."""
+    rows = softmax_rows(problem, outputs)
+    if rows is None:
+        return None
+    t = gaussian(outputs.shape, outputs, "softmax")
+    gap = (rows.curved(outputs, t).reshape(1, -1) - product(t.reshape(1, -1))).abs().max()
+    scale = (4 + float(outputs.abs().max())) * float(t.abs().max()) * rows.weights.abs().max()
+    allowed = _LOST_ULPS * torch.finfo(outputs.dtype).eps * float(scale)
+    return rows if float(gap) <= allowed else None
+
+
+def _of_softmax(softmax: SoftmaxRows, outputs: Tensor, given: int) -> Root:
+    """√|w| A for each row of scores, by its singular value decomposition."""
+    p, weights, index = softmax.probabilities(outputs), softmax.weights, softmax.index
+    (number, count), samples = p.shape, given
+    others = p @ (1 - torch.eye(count, dtype=p.dtype, device=p.device))  # 1 - p, never cancelling
+    columns = -p[:, :, None].expand(number, count, count).clone()
+    columns.diagonal(dim1=1, dim2=2).copy_(others)
+    columns *= (p * weights.abs()[:, None]).sqrt()[:, None, :]
+    vectors, values, _ = torch.linalg.svd(columns)
+    keep = values > count * torch.finfo(p.dtype).eps * values[:, :1]
+    keep[:, -1] = False  # softmax ignores a number added to all outputs
+    rows = (vectors * values[:, None, :]).mT * keep[..., None]
+    signs = keep * weights.sign()[:, None]
+    norm = float(values.square().max())
+    owner = index // (outputs.numel() // samples) if len(outputs) % samples == 0 else index
+    if bool((owner != owner[:, :1]).any()):  # rows across samples
+        samples, owner = 1, torch.zeros_like(index)
+    each = outputs.numel() // samples
+    owner, order = owner[:, 0].sort(stable=True)
+    place = torch.arange(number, device=owner.device) - torch.searchsorted(owner, owner)
+    where = (index[order] - each * owner[:, None])[:, None].expand(rows.shape)
+    most = int(place.max()) + 1
+    dealt = rows.new_zeros(samples, most, count, each)
+    dealt[owner, place] = rows.new_zeros(number, count, each).scatter(2, where, rows[order])
+    signed = signs.new_zeros(samples, most, count)
+    signed[owner, place] = signs[order]
+    return _root(dealt.flatten(1, 2), signed.flatten(1), norm, given)
+
+
+def _of_blocks(blocks: Tensor, problem: InOneTensor, outputs: Tensor) -> Root:
+    """From S itself, whole as one block or one block for each sample."""
+    values, vectors = torch.linalg.eigh((blocks + blocks.mT) / 2)
+    sizes = values.abs().amax(dim=1)
+    # what differentiation has lost: in lower precision, or in derivatives that it gets unequal
+    error = max(_error(problem, outputs), float(torch.linalg.matrix_norm(blocks - blocks.mT).max()))
+    relative = blocks.shape[-1] * torch.finfo(blocks.dtype).eps * sizes
+    if not bool((sizes > 0).any()) or error <= float(relative[sizes > 0].min()):
+        error = 0.0
+    keep = values.abs() > relative.clamp(min=error)[:, None]
+    rows = (vectors * values.abs().sqrt()[:, None, :]).mT  # √|w| uᵀ
+    return _root(rows, keep * values.sign(), float(sizes.max()), problem.samples, error)
+
+
+def _error(problem: InOneTensor, outputs: Tensor) -> float:
+    """Bound on the rounding error of S in the 2-norm, of the worst sample."""
+    rows = gaussian((DIRECTIONS, outputs.numel()), outputs, "loss-rounding")
+    products = curvature_of_loss(problem, outputs)(rows)
+    apart = problem.samples if outputs.numel() % problem.samples == 0 else 1
+    found = []
+    for number, (row, exact) in enumerate(zip(rows, products, strict=True)):
+        with Perturbed(number):
+            moved = curvature_of_loss(problem, outputs)(row[None])[0]
+        found.append(float((moved - exact).view(apart, -1).norm(dim=1).max()))
+    return norm_bound(found)
+
+
+def _root(rows: Tensor, signs: Tensor, norm: float, samples: int, error: float = 0.0) -> Root:
+    """From (B, r, c) and (B, r), or one block for all, without the rows that no sample has."""
+    used = (signs != 0).any(dim=0)
+    rows, signs = rows[:, used].transpose(0, 1), signs[:, used].T
+    rows = (rows * signs.abs()[..., None]).contiguous()
+    if rows.shape[1] < samples:
+        return Root(None, signs[:, 0], rows[:, 0], norm, error)
+    return Root(rows, signs, None, norm, error)
+
+
+def _apart(product: Callable[[Tensor], Tensor], like: Tensor, samples: int) -> bool:
+    """Whether the loss of each sample depends on that sample's outputs alone."""
+    some = rng.stream(0, "loss-independence").random(samples) < 0.5
+    some[0], some[-1] = True, samples == 1
+    moved = torch.from_numpy(some).to(like.device)
+    direction = gaussian((samples, like.numel() // samples), like, "loss-direction")
+    direction = direction * moved[:, None]
+    response = product(direction.view(1, -1)).view(samples, -1)
+    # a change of some samples must leave the gradients of the others exactly alone
+    return not bool(response[~moved].count_nonzero())
+
+
+def _require_slope_to_change(
+    problem: InOneTensor, outputs: Tensor, product: Callable[[Tensor], Tensor]
+) -> None:
+    """Refuse an S by which the first derivative of the loss in the outputs does not change."""
+
+    def slope(flat: Tensor) -> Tensor:
+        return problem.slope(flat.view(outputs.shape))[1].reshape(-1)
+
+    flat = outputs.reshape(-1)
+    v = gaussian(flat.shape, flat, "loss-differences")
+    v /= v.norm().clamp(min=torch.finfo(v.dtype).tiny)
+    require_changes_of(slope, flat, v, product(v[None])[0], len(flat) / problem.samples)
+
 
 _SHARES = 8
 """Working memories held at once: rows, what is saved for backward, products, and room."""
@@ -52,29 +281,9 @@ _TRIANGLES = 8
 itself, what waits, all of it as one array, as LAPACK wants it, and room."""
 
 
-@dataclass(frozen=True)
-class SmallestGgn:
-    """A matrix with the nonzero eigenvalues of G.
-
-    Attributes:
-        matrix: (n, n) symmetric, n <= P; the spectrum of G is its spectrum and P - n zeros.
-        rounding: What forming the matrix may have moved an eigenvalue by, in their units.
-        residual: ‖G v - what the matrix says of G v‖ for a random unit vector v in the range of G;
-            NaN if torch cannot differentiate the network in both directions.
-        of_product: How much of the residual may be rounding.
-    """
-
-    matrix: Matrix
-    rounding: float
-    residual: float
-    of_product: float
-
-
 @ordinary_mode()
 def ggn(
-    problem: Problem,
-    device: str | torch.device = "auto",
-    dtype: str | torch.dtype = "float64",
+    problem: Problem, device: Device = "auto", dtype: Dtype = "float64"
 ) -> Float[np.ndarray, "P P"]:
     """The exact dense Gauss-Newton matrix Jᵀ S J.
 
@@ -84,27 +293,24 @@ def ggn(
         dtype: ``"float64"`` or ``"float32"``.
 
     Returns:
-        (P, P) symmetric array of that dtype, parameters in ``model.parameters()`` order.
-
-    Raises:
-        ProblemError: If the loss is random, not a scalar or not differentiable by torch.
-        NonFiniteError: If the loss or an entry is NaN or infinite.
-        DeviceError: If the device is not there or the matrix does not fit in its memory.
+        (P, P) symmetric array of that dtype, parameters in ``model.parameters()`` order. Raises
+        ProblemError if the loss is random, not a scalar or not differentiable by torch,
+        NonFiniteError if the loss or an entry is NaN or infinite, DeviceError if the device is not
+        there or the matrix does not fit in its memory.
     """
-    backend = select(device)
-    local = problem.at(torch_dtype(dtype), backend.device)
-    require_dense(local, backend)
-    local.evaluate()
-    local.require_loss_of_outputs_alone()
-    packed = in_one_tensor(local)
-    require_jacobian(packed, random_direction(local))
-    found = _dense(packed, backend, None)
-    norm = float(torch.linalg.matrix_norm(found.matrix))  # Frobenius, no less than the 2-norm
-    require_agreement(found.residual, norm, local, dtype_name(dtype), found.of_product, "ggn")
-    return found.matrix.cpu().numpy()
+
+    def build(local: Problem, backend: Backend) -> tuple[Matrix, Comparison]:
+        local.require_loss_of_outputs_alone()
+        packed = in_one_tensor(local)
+        require_jacobian(packed, random_direction(local))
+        return _dense(packed, backend, silent)
+
+    return whole_matrix(problem, device, dtype, "ggn", build)
 
 
-def smallest_ggn(problem: Problem, backend: Backend, tick: Tick | None = None) -> SmallestGgn:
+def smallest_ggn(
+    problem: Problem, backend: Backend, tick: Tick = silent
+) -> tuple[Matrix, Comparison]:
     """A matrix with the nonzero eigenvalues of G: one of the size of the outputs if smaller, or G.
 
     Args:
@@ -113,13 +319,15 @@ def smallest_ggn(problem: Problem, backend: Backend, tick: Tick | None = None) -
         tick: Called with phase, steps done and steps in all.
 
     Returns:
-        The matrix and what is known of its errors. Raises DeviceError if even the smaller matrix
-        does not fit, NonFiniteError if it is not finite.
+        (n, n) symmetric, n <= P, the spectrum of G being its spectrum and P - n zeros; and how far
+        it is from G: along a random unit vector in the range of G, NaN if torch cannot
+        differentiate the network in both directions, and in any eigenvalue. Raises DeviceError if
+        even the smaller matrix does not fit, NonFiniteError if it is not finite.
     """
     problem = in_one_tensor(problem)
     require_jacobian(problem, random_direction(problem))
     outputs = problem.here()
-    rows, nothing = _rows(problem, outputs), SmallestGgn(outputs.new_zeros(0, 0), 0.0, 0.0, 0.0)
+    rows, nothing = _rows(problem, outputs), (outputs.new_zeros(0, 0), Comparison(0.0, 0.0, 0.0))
     if rows >= problem.dimension:
         return _dense(problem, backend, tick)
     if not rows:
@@ -153,9 +361,9 @@ def rounding_of_gram(gram: Matrix, parameters: int) -> float:
     """What the rounding of K = M Mᵀ may move an eigenvalue by.
 
     An entry of K is a sum of P products. With independent roundings its error is at most about
-    √P ε ‖m_i‖ ‖m_j‖ (Higham and Mary, SIAM J. Sci. Comput. 41, A2815 (2019)); a matrix of
+    √P ε ‖m_i‖ ‖m_j‖ (Higham and Mary 2019); a matrix of
     independent errors of that profile has a 2-norm of at most twice the largest norm of a row
-    (Latala, Proc. AMS 133, 1273 (2005)), 2 √P ε max_i ‖m_i‖ ‖M‖_F; Weyl's inequality does the rest.
+    (Latala 2005), 2 √P ε max_i ‖m_i‖ ‖M‖_F; Weyl's inequality does the rest.
 
     Args:
         gram: (n, n).
@@ -175,7 +383,7 @@ def rounding_of_triangle(triangle: Matrix, parameters: int) -> float:
     """What the rounding of R in Mᵀ = QR may move an eigenvalue of a form R C Rᵀ with ‖C‖ = 1 by.
 
     R belongs to M + δM with ‖δM‖_F of at most about √(Pn) ε ‖M‖_F for independent roundings
-    (Connolly and Higham, SIAM J. Matrix Anal. Appl. 44, 1146 (2023)), and ‖R‖₂² ≤ ‖R‖₁ ‖R‖_∞.
+    (Connolly and Higham 2023), and ‖R‖₂² ≤ ‖R‖₁ ‖R‖_∞.
 
     Args:
         triangle: (m, n) with RᵀR = M Mᵀ.
@@ -191,19 +399,16 @@ def rounding_of_triangle(triangle: Matrix, parameters: int) -> float:
     return 2 * size * norms[0] * min(norms[0], (norms[1] * norms[2]) ** 0.5)
 
 
-def _dense(problem: InOneTensor, backend: Backend, tick: Tick | None) -> SmallestGgn:
+def _dense(problem: InOneTensor, backend: Backend, tick: Tick) -> tuple[Matrix, Comparison]:
     """G itself, compared with another way of differentiating along a random unit vector."""
     block = dense_block(problem, backend)
     matrix = assemble(ggn_product(problem), problem.theta, block, backend, tick)
-    found = _reference(problem).beside(matrix.matmul)
-    return SmallestGgn(matrix, found.rounding, found.residual, found.of_product)
+    return matrix, _reference(problem).beside(matrix.matmul)
 
 
 def _reference(problem: InOneTensor, count: int = DIRECTIONS) -> Reference:
     """Products with G by plain differentiation, and their rounding."""
-    rows, plain = directions(problem, count), eager_ggn_product(problem)
-    products = plain(rows)
-    return Reference(rows, products, rounding_of(lambda v: plain(v[None])[0], rows, products))
+    return Reference.of(eager_ggn_product(problem), directions(problem, count))
 
 
 def _rows(problem: InOneTensor, outputs: Tensor) -> int:
@@ -215,13 +420,8 @@ def _rows(problem: InOneTensor, outputs: Tensor) -> int:
 
 
 def _dual(
-    problem: InOneTensor,
-    outputs: Tensor,
-    root: Root,
-    plan: _Plan,
-    backend: Backend,
-    tick: Tick | None,
-) -> SmallestGgn:
+    problem: InOneTensor, outputs: Tensor, root: Root, plan: _Plan, backend: Backend, tick: Tick
+) -> tuple[Matrix, Comparison]:
     """A matrix of at most the number of outputs: K = M Mᵀ, or T diag(±1) Tᵀ with Mᵀ = Q T.
 
     M has the rows l_kᵀJ. Where S has negative eigenvalues K does not do: the eigenvalues of
@@ -230,24 +430,22 @@ def _dual(
     Returns:
         The matrix and what is known of its errors.
     """
-    report = partial(tick, "matrix") if tick else None
     samples, size, signed = problem.samples, problem.dimension, root.indefinite
     lower, signs = root.dense()
     bound = rounding_of_triangle if signed else rounding_of_gram
+    make = partial(gram, saved=plan.saved, work=plan.work, tick=partial(tick, "matrix"))
     if not plan.apart:
-        found = gram_of_whole(problem, lower, plan.work, report, signed)
+        found = make(problem, lower, triangle=signed)
         rounding = bound(found, size)
     elif root.rows is not None:
-        found = gram_by_samples(problem, root.rows, plan.saved, plan.work, report, signed)
-        kept = root.signs.reshape(-1) != 0
+        found, kept = make(problem, root.rows, triangle=signed), root.signs.reshape(-1) != 0
         if not bool(kept.all()):
             found = found[:, kept] if signed else found[kept][:, kept]
         rounding = bound(found, size)
     else:  # the loss couples samples but the network does not: Lᵀ(J Jᵀ)L, or T = R L
         each = outputs.numel() // samples
         unit = torch.eye(each, dtype=outputs.dtype, device=outputs.device)
-        units = unit[:, None].expand(each, samples, each)
-        inner = gram_by_samples(problem, units, plan.saved, plan.work, report, signed)
+        inner = make(problem, unit[:, None].expand(each, samples, each), triangle=signed)
         rounding = root.norm * bound(inner, size)
         order = torch.arange(len(inner), device=inner.device).view(each, samples).T.reshape(-1)
         inner = inner[:, order] if signed else lower @ inner[order][:, order]
@@ -259,22 +457,19 @@ def _dual(
         matrix = (found * signs) @ found.T
     make_symmetric(matrix, backend)
     chunk = max(1, plan.work // plan.saved) if plan.apart else samples
-    gram = found.T @ found if signed else matrix
-    residual = _residual(problem, outputs, (lower, signs), gram, chunk)
+    product = found.T @ found if signed else matrix
+    residual = _residual(problem, outputs, (lower, signs), product, chunk)
     if root.error and not math.isnan(residual):
         rounding += _reference(problem, FEW_DIRECTIONS).rounding
     else:
-        norm = float(torch.linalg.matrix_norm(gram)) ** 0.5  # Frobenius, no less than ‖M‖₂
+        norm = float(torch.linalg.matrix_norm(product)) ** 0.5  # Frobenius, no less than ‖M‖₂
         rounding += 2 * norm * _rounding_of_rows(problem, outputs, lower, chunk)
-    return SmallestGgn(matrix, rounding, residual, rounding)
+    return matrix, Comparison(residual, rounding, rounding)
 
 
 def _rounding_of_rows(problem: InOneTensor, outputs: Tensor, lower: Tensor, chunk: int) -> float:
     """Bound on the error of M = LᵀJ in the 2-norm; that of M Mᵀ is 2 ‖M‖₂ times it."""
-    generator = rng.torch_generator(0, "rounding of rows")
-    size = FEW_DIRECTIONS, len(lower)
-    draws = torch.randn(size, generator=generator, dtype=torch.float64).to(lower)
-    rows = draws @ lower
+    rows = gaussian((FEW_DIRECTIONS, len(lower)), lower, "rounding of rows") @ lower
 
     def pulled(row: Tensor) -> Tensor:
         return pull(problem, row.view(outputs.shape), chunk)
@@ -283,11 +478,7 @@ def _rounding_of_rows(problem: InOneTensor, outputs: Tensor, lower: Tensor, chun
 
 
 def _residual(
-    problem: InOneTensor,
-    outputs: Tensor,
-    root: tuple[Tensor, Tensor],
-    gram: Matrix,
-    chunk: int,
+    problem: InOneTensor, outputs: Tensor, root: tuple[Tensor, Tensor], gram: Matrix, chunk: int
 ) -> float:
     """‖G v - Mᵀ diag(±1) K u‖ for v = Mᵀu of norm 1, G v by two automatic differentiations.
 
@@ -297,8 +488,7 @@ def _residual(
         The norm; NaN if torch cannot differentiate the network in both directions.
     """
     lower, signs = root
-    generator = rng.torch_generator(0, "agreement")
-    u = torch.randn(len(signs), generator=generator, dtype=torch.float64).to(lower)
+    u = gaussian(len(signs), lower, "agreement")
     v = pull(problem, (u @ lower).view(outputs.shape), chunk)
     norm = float(v.norm())
     if norm == 0:
@@ -346,7 +536,4 @@ def _require_dual(
             f"{gib(fixed + _SHARES * saved)} and {backend.name} has {gib(usable)} free; take a "
             "smaller batch, or a device with more memory"
         )
-    work = WORK_BYTES
-    while _SHARES * work > usable - fixed and work > 1:
-        work //= 2
-    return _Plan(apart, saved, work)
+    return _Plan(apart, saved, halved(WORK_BYTES, max(1, (usable - fixed) // _SHARES)))

@@ -2,19 +2,25 @@
 
 One backward pass for each row of Lᵀ serves all samples at once where samples do not mix. Layers of
 :mod:`hessrmt.problems.structure` are treated in groups that fit a fixed memory, from the last to
-the first: of each is kept the smaller of its rows of M and of the signals they are products of. All
-other parameters follow in ranges of coordinates, by one backward pass for each row.
+the first: of each is kept the smaller of its rows of M and of the signals they are products of.
+What enters the layers, and what comes back to them from the outputs, is recorded while the network
+runs. All other parameters follow in ranges of coordinates, by one backward pass for each row.
 """
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from hessrmt.curvature.taps import IrregularError, find_layers, tapped
+from hessrmt.curvature.products import attempt
+from hessrmt.curvature.rounding import gaussian
+from hessrmt.problems.problem import find_structure
+from hessrmt.problems.structure import hooked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,7 +29,140 @@ if TYPE_CHECKING:
 
     from hessrmt.arrays import Matrix
     from hessrmt.problems.problem import Problem
-    from hessrmt.problems.structure import Layer
+    from hessrmt.problems.structure import Hook, Layer
+
+
+_TRIAL = 3
+"""Samples on which the network is tried out."""
+
+
+class IrregularError(Exception):
+    """A layer is not used on every part of the batch as it was in the trial."""
+
+
+def find_layers(problem: Problem) -> tuple[Layer, ...]:
+    """The layers of a network whose samples do not mix, in the order of execution.
+
+    Args:
+        problem: In its final precision and place, with one output row for each sample.
+
+    Returns:
+        Layers called exactly once with the batch first, whose parameters reach the outputs in no
+        other way. Parameters outside them are for others to treat.
+    """
+    part = problem.part(slice(0, min(problem.samples, _TRIAL)))
+    found = tuple(layer for layer in find_structure(part, of_loss=False).layers if layer.positions)
+    while found:  # a layer that mixes samples can only be seen once layers are no longer cut
+        with tapped(found, part.samples) as taps:
+            outputs = part.outputs(part.theta)
+        some = torch.zeros(part.samples, dtype=torch.bool, device=outputs.device)
+        some[part.samples // 2] = True
+        draw = gaussian(outputs.shape, outputs, "taps")
+        draw = draw.view(part.samples, -1) * some[:, None]
+        deltas = taps.pull(outputs, draw.view_as(outputs))
+        pairs = zip(found, deltas, strict=True)
+        apart = tuple(layer for layer, d in pairs if not bool(d[~some].count_nonzero()))
+        if len(apart) == len(found):
+            break
+        found = apart
+    return found
+
+
+def samples_are_apart(problem: Problem, outputs: Tensor) -> bool:
+    """Whether parts of the batch, run alone, give the outputs that they give in the batch.
+
+    Args:
+        problem: In its final precision and place.
+        outputs: Of the whole batch.
+
+    Returns:
+        False also if the outputs cannot be dealt out evenly to the samples.
+    """
+    count = problem.samples
+    if outputs.dim() == 0 or outputs.numel() % count or outputs.shape[0] % count:
+        return False
+    if count == 1:
+        return True
+    allowed = torch.finfo(outputs.dtype).eps ** 0.5 * float(outputs.abs().max())
+    expected = outputs.reshape(count, -1)
+    for part in (slice(0, 1), slice(1, count)):
+        alone = problem.part(part)
+        found = attempt(torch.no_grad()(alone.outputs), alone.theta)
+        if found is None or found.numel() != expected[part].numel():  # it needs its whole batch
+            return False
+        difference = found.reshape(expected[part].shape) - expected[part]
+        if not bool(difference.abs().max() <= allowed):
+            return False
+    return True
+
+
+class Taps:
+    """Inputs and outputs of some layers in one run of the network.
+
+    Attributes:
+        entering: Layer name to its input.
+        leaving: Layer name to its output, a place from which derivatives can be taken.
+    """
+
+    def __init__(self, layers: tuple[Layer, ...]) -> None:
+        self._layers = layers
+        self.entering: dict[str, Tensor] = {}
+        self.leaving: dict[str, Tensor] = {}
+
+    def pull(self, outputs: Tensor, cotangent: Tensor) -> tuple[Tensor, ...]:
+        """Derivatives of ⟨cotangent, outputs⟩ in the layers' outputs.
+
+        Args:
+            outputs: Of the run.
+            cotangent: Of the shape of ``outputs``.
+
+        Returns:
+            One tensor for each layer, zero where the outputs do not depend on it.
+        """
+        places = [self.leaving[layer.name] for layer in self._layers]
+        if not outputs.requires_grad:
+            return tuple(torch.zeros_like(place) for place in places)
+        return torch.autograd.grad(
+            outputs, places, cotangent, retain_graph=True, materialize_grads=True
+        )
+
+
+@contextmanager
+def tapped(layers: tuple[Layer, ...], samples: int) -> Iterator[Taps]:
+    """Record the layers' inputs and outputs for the time of a ``with`` block.
+
+    The parameters should not require gradients: nothing is then kept for backward before the first
+    of the layers.
+
+    Args:
+        layers: Which.
+        samples: Length of the batch that is run.
+
+    Yields:
+        The record, complete at the end of the block.
+
+    Raises:
+        IrregularError: If a layer is not called exactly once with the batch first.
+    """
+    taps = Taps(layers)
+
+    def record(name: str) -> Hook:
+        def hook(entering: Tensor, leaving: Tensor) -> Tensor:
+            if name in taps.entering or not len(entering) == len(leaving) == samples:
+                raise IrregularError
+            if not leaving.requires_grad:
+                leaving = leaving.detach().requires_grad_()
+            taps.entering[name] = entering.detach()
+            taps.leaving[name] = leaving
+            return leaving.clone()  # the model may work in place
+
+        return hook
+
+    with hooked({layer.name: layer.module for layer in layers}, record):
+        yield taps
+    if len(taps.entering) != len(layers):
+        raise IrregularError
+
 
 WORK_BYTES = 2**28
 """Memory of the rows of one group of layers, of what one chunk of samples saves for backward, and
@@ -47,78 +186,57 @@ class Rows:
     index: Tensor
 
 
-def gram_by_samples(
+def gram(
     problem: Problem,
-    cotangents: Float[Tensor, "r B c"],
+    cotangents: Float[Tensor, "r B c"] | Float[Tensor, "n outputs"],
     saved: int,
-    work: int = WORK_BYTES,
-    tick: Callable[[int, int], None] | None = None,
+    work: int,
+    tick: Callable[[int, int], None],
     triangle: bool = False,
 ) -> Matrix:
-    """K of a network whose samples do not mix.
+    """K, or R of Mᵀ = QR.
 
     Args:
         problem: In its final precision and place.
-        cotangents: (r, B, c) r cotangents for each sample.
+        cotangents: (r, B, c) r cotangents for each sample of a network whose samples do not mix;
+            or (n, numbers of output) rows of Lᵀ for any network, each of which takes a backward
+            pass over the whole batch.
         saved: Bytes that reverse mode keeps for one sample.
         work: Bytes of working memory.
         tick: Called with parameters done and parameters in all.
         triangle: Whether R is wanted instead.
 
     Returns:
-        (r·B, r·B), row and column k·B + b of K, column of R, for cotangent k of sample b.
+        (r·B, r·B), row and column k·B + b of K, column of R, for cotangent k of sample b; or
+        (n, n).
 
     Raises:
         OutOfMemoryError: If a device has no room.
     """
-    count, samples, _ = cotangents.shape
-    rows = [
-        Rows(slice(b, b + 1), cotangents[:, b], torch.arange(count) * samples + b)
-        for b in range(samples)
-    ]
-    make = _Triangle if triangle else _Gram
-    gram = make(cotangents, count * samples, problem.dimension, tick)
-    layers = ()
-    try:
-        layers = find_layers(problem)
-        for group in _groups(layers, count * samples, cotangents.element_size(), work):
-            _add_group(gram, problem, group, cotangents, saved, work)
-    except torch.OutOfMemoryError:
-        raise
-    except (IrregularError, RuntimeError):
-        # also where layers are computed again in the backward pass, without their taps, and in a
-        # network that differentiates itself
-        gram, layers = make(cotangents, count * samples, problem.dimension, tick), ()
+    size = cotangents.shape[:-1].numel()
+    make = partial(_Triangle if triangle else _Gram, cotangents, size, problem.dimension, tick)
+    found, layers = make(), ()
+    if cotangents.dim() == 2:
+        rows = [Rows(slice(0, problem.samples), cotangents, torch.arange(size))]
+    else:
+        places = torch.arange(size).view(cotangents.shape[:-1])
+        rows = [
+            Rows(slice(b, b + 1), cotangents[:, b], places[:, b]) for b in range(problem.samples)
+        ]
+        try:
+            layers = find_layers(problem)
+            for group in _groups(layers, size, cotangents.element_size(), work):
+                _add_group(found, problem, group, cotangents, saved, work)
+        except torch.OutOfMemoryError:
+            raise
+        except (IrregularError, RuntimeError):
+            # also where layers are computed again in the backward pass, without their taps, and in
+            # a network that differentiates itself
+            found, layers = make(), ()
     claimed = {name for layer in layers for name in layer.parameters}
     names = tuple(name for name in problem.names if name not in claimed)
-    _add_parameters(gram, problem, names, rows, work)
-    return gram.full()
-
-
-def gram_of_whole(
-    problem: Problem,
-    cotangents: Float[Tensor, "n outputs"],
-    work: int = WORK_BYTES,
-    tick: Callable[[int, int], None] | None = None,
-    triangle: bool = False,
-) -> Matrix:
-    """K of any network, by one backward pass over the whole batch for each row.
-
-    Args:
-        problem: In its final precision and place.
-        cotangents: (n, numbers of output) rows of Lᵀ.
-        work: Bytes of working memory.
-        tick: Called with parameters done and parameters in all.
-        triangle: Whether R is wanted instead.
-
-    Returns:
-        (n, n).
-    """
-    count = len(cotangents)
-    rows = [Rows(slice(0, problem.samples), cotangents, torch.arange(count))]
-    gram = (_Triangle if triangle else _Gram)(cotangents, count, problem.dimension, tick)
-    _add_parameters(gram, problem, problem.names, rows, work)
-    return gram.full()
+    _add_parameters(found, problem, names, rows, work)
+    return found.full()
 
 
 def saved_for_backward(problem: Problem) -> int:
@@ -144,7 +262,7 @@ def saved_for_backward(problem: Problem) -> int:
     return max(1, sum(seen.values()))
 
 
-def sample_chunks(samples: int, each: int, work: int) -> Iterator[slice]:
+def sample_slices(samples: int, each: int, work: int) -> Iterator[slice]:
     """Slices of the batch that fit in a working memory.
 
     Args:
@@ -164,7 +282,7 @@ class _Gram:
     """The lower triangle of K by tiles, and how many parameters have been summed."""
 
     def __init__(
-        self, like: Tensor, size: int, total: int, tick: Callable[[int, int], None] | None
+        self, like: Tensor, size: int, total: int, tick: Callable[[int, int], None]
     ) -> None:
         self.matrix = like.new_zeros(size, size)
         self._total, self._done, self._tick = total, 0, tick
@@ -177,8 +295,7 @@ class _Gram:
 
     def advance(self, parameters: int) -> None:
         self._done += parameters
-        if self._tick:
-            self._tick(self._done, self._total)
+        self._tick(self._done, self._total)
 
     def full(self) -> Matrix:
         lower = self.matrix.tril_()
@@ -230,17 +347,12 @@ def _add_group(
 ) -> None:
     """Add the layers' part of K: backward passes chunk by chunk, then one product a layer."""
     count, samples, _ = cotangents.shape
-    held = {}
-    for layer in layers:
-        shape = (layer.row,) if layer.keeps_rows else (layer.signal,)
-        held[layer.name] = cotangents.new_empty(count, samples, *shape)
+    widths = {layer.name: layer.row if layer.keeps_rows else layer.signal for layer in layers}
+    held = {name: cotangents.new_empty(count, samples, width) for name, width in widths.items()}
     entering = {layer.name: [] for layer in layers if not layer.keeps_rows}
-    itemsize = cotangents.element_size()
-    spread = sum(
-        layer.groups * layer.positions * layer.width for layer in layers if layer.keeps_rows
-    )
-    each = saved + itemsize * spread
-    for chunk in sample_chunks(samples, each, work):
+    spread = sum(t.groups * t.positions * t.width for t in layers if t.keeps_rows)
+    each = saved + cotangents.element_size() * spread
+    for chunk in sample_slices(samples, each, work):
         part = problem.part(chunk)
         with tapped(layers, part.samples) as taps:
             outputs = part.outputs(part.theta)
@@ -326,11 +438,8 @@ def _fill(found: Tensor, part: Problem, names: list[str], inside: slice, rows: R
     if not outputs.requires_grad:
         return
     for cotangent, row in zip(rows.cotangents, rows.index.tolist(), strict=True):
+        along = cotangent.reshape(outputs.shape)
         gradients = torch.autograd.grad(
-            outputs,
-            wanted,
-            cotangent.reshape(outputs.shape),
-            retain_graph=True,
-            materialize_grads=True,
+            outputs, wanted, along, retain_graph=True, materialize_grads=True
         )
         found[row] = torch.cat([g.reshape(-1) for g in gradients])[inside]

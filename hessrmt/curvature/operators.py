@@ -10,29 +10,39 @@ from __future__ import annotations
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from numbers import Real
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from hessrmt.backend.select import select
-from hessrmt.checks import require_whole
-from hessrmt.curvature.certify import random_direction, require_agreement
-from hessrmt.curvature.dense import torch_dtype
-from hessrmt.curvature.fidelity import gradient, require_jacobian, require_second_derivative
-from hessrmt.curvature.linearise import TRACED_FROM, KeptProduct, choose
-from hessrmt.curvature.memory import gib, row_bytes, saved_bytes, usable_memory
-from hessrmt.curvature.products import close
-from hessrmt.curvature.rounding import FEW_DIRECTIONS, Perturbed, directions, length, norm_bound
-from hessrmt.errors import (
-    ConfigError,
-    DataError,
-    DeviceError,
-    NonFiniteError,
-    ProblemError,
+from hessrmt.checks import one_of, require_whole
+from hessrmt.curvature.certify import (
+    Comparison,
+    gradient,
+    random_direction,
+    require_agreement,
+    require_jacobian,
+    require_second_derivative,
 )
+from hessrmt.curvature.dense import (
+    Device,
+    Dtype,
+    dtype_name,
+    gib,
+    halved,
+    row_bytes,
+    saved_bytes,
+    torch_dtype,
+    unit_vectors,
+    usable_memory,
+)
+from hessrmt.curvature.products import TRACED_FROM, KeptProduct, choose, close
+from hessrmt.curvature.rounding import FEW_DIRECTIONS, Perturbed, directions, length, norm_bound
+from hessrmt.errors import ConfigError, DataError, DeviceError, NonFiniteError, ProblemError
 from hessrmt.problems.batches import Batch, join, read_batch
 from hessrmt.problems.outputs import in_one_tensor, is_recorded_mean, loss_mass
 from hessrmt.problems.problem import Problem, of_parts, ordinary_mode
@@ -46,6 +56,7 @@ if TYPE_CHECKING:
     from hessrmt.arrays import Vector, Vectors
     from hessrmt.backend.base import Backend
     from hessrmt.problems.losses import Loss
+
 
 OPERATORS = ("hessian", "ggn", "fisher")
 
@@ -62,24 +73,6 @@ _MEAN_ULPS = 256
 
 _TOGETHER = 8
 """Unit vectors multiplied at a time."""
-
-
-class SymmetricOperator(Protocol):
-    """What the matrix-free methods need of a symmetric matrix.
-
-    Attributes:
-        dimension: P.
-        dtype: Of its vectors.
-        device: Where they live.
-    """
-
-    dimension: int
-    dtype: torch.dtype
-    device: torch.device
-
-    def __call__(self, block: Vectors) -> Vectors:
-        """Products with the rows of a block, (k, P) to (k, P)."""
-        ...
 
 
 class Operator(ABC):
@@ -137,20 +130,14 @@ class Operator(ABC):
         found = self(rows.contiguous()).T.reshape(given.shape) if len(rows) else rows.T
         return found.cpu().numpy() if isinstance(other, np.ndarray) else found
 
-    def __add__(self, other: Operator) -> Operator:
-        if not isinstance(other, Operator):
-            return NotImplemented
-        return _Sum([(1.0, self), (1.0, other)])
+    def __add__(self, other: Operator, factor: float = 1.0) -> Operator:
+        return _Sum((1.0, self), (factor, other)) if isinstance(other, Operator) else NotImplemented
 
     def __sub__(self, other: Operator) -> Operator:
-        if not isinstance(other, Operator):
-            return NotImplemented
-        return _Sum([(1.0, self), (-1.0, other)])
+        return self.__add__(other, -1.0)
 
     def __mul__(self, factor: float) -> Operator:
-        if not isinstance(factor, Real):
-            return NotImplemented
-        return _Sum([(float(factor), self)])
+        return _Sum((float(factor), self)) if isinstance(factor, Real) else NotImplemented
 
     __rmul__ = __mul__
 
@@ -166,9 +153,7 @@ class Operator(ABC):
         found = torch.empty(self.dimension, dtype=self.dtype, device=self.device)
         for start in range(0, self.dimension, _TOGETHER):
             rows = torch.arange(start, min(start + _TOGETHER, self.dimension), device=self.device)
-            unit = found.new_zeros(len(rows), self.dimension)
-            unit[torch.arange(len(rows), device=self.device), rows] = 1
-            found[rows] = self(unit)[:, rows].diagonal()
+            found[rows] = self(unit_vectors(rows, self.dimension, found))[:, rows].diagonal()
         return found
 
     def to_scipy(self) -> LinearOperator:
@@ -198,12 +183,7 @@ class Identity(Operator):
         device: Where they live.
     """
 
-    def __init__(
-        self,
-        n: int,
-        dtype: torch.dtype | str = torch.float64,
-        device: torch.device | str = "cpu",
-    ) -> None:
+    def __init__(self, n: int, dtype: Dtype = torch.float64, device: Device = "cpu") -> None:
         require_whole(n=n)
         self.dimension, self.dtype, self.neutral = n, torch_dtype(dtype), True
         self.device = select(device).device
@@ -216,14 +196,13 @@ class Identity(Operator):
 class _Sum(Operator):
     """A linear combination of operators, in the precision and place of the first proper one."""
 
-    def __init__(self, terms: Sequence[tuple[float, Operator]]) -> None:
+    def __init__(self, *terms: tuple[float, Operator]) -> None:
         if len({term.dimension for _, term in terms}) != 1:
             shapes = ", ".join(str(term.shape) for _, term in terms)
             raise ConfigError(f"matrices of shapes {shapes} cannot be added")
-        self._terms = tuple(terms)
+        self._terms = terms
         leading = next((t for _, t in terms if not t.neutral), terms[0][1])
-        self.neutral = leading.neutral
-        self.dimension = leading.dimension
+        self.neutral, self.dimension = leading.neutral, leading.dimension
         self.dtype, self.device = leading.dtype, leading.device
 
     def __call__(self, block: Vectors) -> Vectors:
@@ -278,8 +257,8 @@ class CurvatureOperator(Operator):
         batches: Iterable[Any],
         operator: str = "hessian",
         *,
-        device: str | torch.device = "auto",
-        dtype: str | torch.dtype = "float64",
+        device: Device = "auto",
+        dtype: Dtype = "float64",
         only: str | re.Pattern[str] | Sequence[str] | None = None,
         linearise: bool | None = None,
     ) -> None:
@@ -292,66 +271,34 @@ class CurvatureOperator(Operator):
         if first is None:
             raise DataError("there is no batch of data")
         problem = Problem(model, loss, read_batch(first), only=only)
-        self._set_up(problem, lambda: map(read_batch, batches), operator, device, dtype, linearise)
+        self._read(problem, lambda: map(read_batch, batches), operator, device, dtype, linearise)
 
     @classmethod
-    def of(
-        cls,
-        problem: Problem,
-        operator: str = "hessian",
-        *,
-        batch: int | None = None,
-        device: str | torch.device = "auto",
-        dtype: str | torch.dtype = "float64",
-        linearise: bool | None = None,
-    ) -> CurvatureOperator:
+    def of(cls, problem: Problem, operator: str = "hessian", **options: Any) -> CurvatureOperator:
         """The operator of a problem whose samples are in memory.
 
         Args:
             problem: Model, loss and samples.
             operator: ``"hessian"``, ``"ggn"`` or ``"fisher"``.
-            batch: Samples differentiated at a time; all if None.
-            device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
-            dtype: ``"float64"`` or ``"float32"``.
-            linearise: As for the class.
+            options: As for :class:`Hessian`.
 
         Returns:
             The operator.
-
-        Raises:
-            DataError: If the batch is not a positive number.
         """
-        step = problem.samples if batch is None else batch
-        if isinstance(step, bool) or not isinstance(step, int) or step < 1:
-            raise DataError(f"micro-batches must hold at least one sample, got {batch!r}")
-        places = [slice(i, i + step) for i in range(0, problem.samples, step)]
-        found = cls.__new__(cls)
-        found._set_up(
-            problem.part(places[0]),
-            lambda: (problem.batch.part(place) for place in places),
-            operator,
-            device,
-            dtype,
-            linearise,
-        )
-        return found
+        one_of("operator", operator, OPERATORS, error=ProblemError)
+        kinds: tuple[type[Hessian], ...] = (Hessian, GaussNewton, EmpiricalFisher)
+        return kinds[OPERATORS.index(operator)](problem, **options)
 
     @ordinary_mode()
-    def _set_up(
-        self,
-        problem: Problem,
-        batches: Callable[[], Iterable[Batch]],
-        kind: str,
-        device: str | torch.device,
-        dtype: str | torch.dtype,
-        linearise: bool | None,
+    def _read(
+        self, problem: Problem, batches: Callable[[], Iterable[Batch]], *options: Any
     ) -> None:
-        if kind not in OPERATORS:
-            raise ProblemError(f"unknown operator {kind!r}; known are {', '.join(OPERATORS)}")
+        """Set up, from the first batch, with kind, device, dtype and whether to linearise."""
+        kind, device, dtype, linearise = self._options = options
+        one_of("operator", kind, OPERATORS, error=ProblemError)
         self.backend: Backend = select(device)
         self.device, self.dtype = self.backend.device, torch_dtype(dtype)
-        self.kind, self.products, self._options = kind, 0, (kind, device, dtype, linearise)
-        self.precision = str(self.dtype).removeprefix("torch.")
+        self.kind, self.precision, self.products = kind, dtype_name(dtype), 0
         self._batches = batches
         self._base = problem.at(self.dtype, self.device)
         self.dimension = self._base.dimension
@@ -364,11 +311,9 @@ class CurvatureOperator(Operator):
                 self._base = packed
         ways = choose(self._base, kind)
         self._plain, self._check = ways.plain, ways.check
-        room = 0 if linearise is False else self._room()
-        self._kept: list[tuple[float, KeptProduct]] = [
-            (weight, ways.kept(part))
-            for part, weight in zip(self._problems(stop=room), self._weights, strict=False)
-        ]
+        parts = self._problems(stop=0 if linearise is False else self._room())
+        products = (KeptProduct(part, ways) for part in parts)
+        self._kept = list(zip(self._weights, products, strict=False))
         self.kept = len(self._kept)
         if linearise:
             self.expect(TRACED_FROM)
@@ -387,7 +332,7 @@ class CurvatureOperator(Operator):
             An operator of fewer dimensions.
         """
         found = CurvatureOperator.__new__(CurvatureOperator)
-        found._set_up(self._base.restricted(only), self._batches, *self._options)
+        found._read(self._base.restricted(only), self._batches, *self._options)
         return found
 
     @ordinary_mode()
@@ -444,14 +389,15 @@ class CurvatureOperator(Operator):
             The bound, in the units of the eigenvalues.
         """
         rows = directions(self._base, FEW_DIRECTIONS)
-        products = torch.zeros_like(rows)
-        moved = torch.zeros_like(rows)
-        for number, problem in enumerate(self._problems(0)):
-            if self._weights[number]:
-                way, weight = self._plain(problem), self._weights[number]
+        products, moved = torch.zeros_like(rows), torch.zeros_like(rows)
+        streams = itertools.count()
+        for problem, weight in zip(self._problems(), self._weights, strict=True):
+            numbers = [next(streams) for _ in rows]
+            if weight:
+                way = self._plain(problem)
                 products.add_(way(rows).detach(), alpha=weight)
-                for row, (v, total) in enumerate(zip(rows, moved, strict=True)):
-                    with Perturbed(number * len(rows) + row):
+                for number, v, total in zip(numbers, rows, moved, strict=True):
+                    with Perturbed(number):
                         found = way(v[None])[0].detach()
                     total.add_(found, alpha=weight)
         return norm_bound([length(part) for part in moved - products])
@@ -487,12 +433,13 @@ class CurvatureOperator(Operator):
         if forward and not close(expected, found):  # torch may have a rule of forward mode wrong
             self._add(expected.zero_(), v[None], self._plain)
         residual = float((found - expected).norm())
-        return require_agreement(residual, norm, self, self.precision, rounding)
+        apart = Comparison(residual, rounding, rounding)
+        return require_agreement(apart, norm, self, self.precision)
 
     def _add(self, total: Vectors, block: Vectors, way: Any, start: int = 0) -> None:
-        for number, problem in enumerate(self._problems(start), start):
-            if self._weights[number]:
-                total.add_(way(problem)(block).detach(), alpha=self._weights[number])
+        for problem, weight in zip(self._problems(start), self._weights[start:], strict=True):
+            if weight:
+                total.add_(way(problem)(block).detach(), alpha=weight)
 
     def _problems(self, start: int = 0, stop: int | None = None) -> Iterator[Problem]:
         """The problems of the micro-batches in their final precision and place."""
@@ -567,9 +514,7 @@ class CurvatureOperator(Operator):
 
     def _room(self) -> int:
         """Micro-batches whose linearisations fit beside everything else."""
-        budget, usable = _KEPT_BYTES, usable_memory(self.backend)
-        while budget > usable // 2:
-            budget //= 2
+        budget = halved(_KEPT_BYTES, usable_memory(self.backend) // 2)
         return budget // max(1, _TRACED_COPIES * self._saved)
 
 
@@ -584,7 +529,8 @@ class Hessian(CurvatureOperator):
         linearise: As for :class:`CurvatureOperator`.
 
     Raises:
-        ProblemError: See :class:`CurvatureOperator`; so for the other errors.
+        DataError: If the batch is not a positive number; so much else as for
+            :class:`CurvatureOperator`.
     """
 
     _kind = "hessian"
@@ -594,14 +540,16 @@ class Hessian(CurvatureOperator):
         problem: Problem,
         *,
         batch: int | None = None,
-        device: str | torch.device = "auto",
-        dtype: str | torch.dtype = "float64",
+        device: Device = "auto",
+        dtype: Dtype = "float64",
         linearise: bool | None = None,
     ) -> None:
-        made = CurvatureOperator.of(
-            problem, self._kind, batch=batch, device=device, dtype=dtype, linearise=linearise
-        )
-        vars(self).update(vars(made))
+        step = problem.samples if batch is None else batch
+        if isinstance(step, bool) or not isinstance(step, int) or step < 1:
+            raise DataError(f"micro-batches must hold at least one sample, got {batch!r}")
+        places = [slice(i, i + step) for i in range(0, problem.samples, step)]
+        batches = partial(map, problem.batch.part, places)
+        self._read(problem.part(places[0]), batches, self._kind, device, dtype, linearise)
 
 
 class GaussNewton(Hessian):
@@ -621,6 +569,71 @@ class EmpiricalFisher(Hessian):
     """
 
     _kind = "fisher"
+
+
+class _Function(Operator):
+    """A symmetric matrix known as a function of one vector, in float64."""
+
+    dtype, device = torch.float64, torch.device("cpu")
+
+    def __init__(self, matvec: Callable[[Vector], Any], size: int) -> None:
+        whole = isinstance(size, int | np.integer) and not isinstance(size, bool)
+        if not callable(matvec) or not whole or size < 1:
+            raise ConfigError(f"(matvec, n) must be a function and its dimension, got n = {size!r}")
+        self.matvec, self.dimension = matvec, int(size)
+
+    def __call__(self, block: Vectors) -> Vectors:
+        """Products with the rows of a block, (k, n)."""
+        found = [torch.as_tensor(self.matvec(row.clone())).detach() for row in block]
+        for one in found:
+            if one.shape != (self.dimension,):
+                raise ConfigError(
+                    f"matvec must map ({self.dimension},) to ({self.dimension},), it gave "
+                    f"{tuple(one.shape)}"
+                )
+            if one.is_complex():
+                raise ConfigError("matvec must give real numbers, it gave complex ones")
+        product = torch.stack(found).to(block)
+        if not bool(torch.isfinite(product).all()):
+            raise NonFiniteError("a product of matvec is NaN or infinite")
+        return product
+
+
+def as_operator(given: Any) -> Any:
+    """What the algorithms take: an operator, a problem, or a function with its dimension.
+
+    Args:
+        given: Anything with ``dimension``, ``dtype``, ``device`` and a call for blocks of rows; a
+            problem, whose Hessian is then taken in float64; or a pair (matvec, n) of a function
+            that maps a float64 vector (n,) to H v, and n.
+
+    Returns:
+        The operator.
+
+    Raises:
+        ConfigError: If it is nothing of these.
+    """
+    if isinstance(given, Problem):
+        return CurvatureOperator.of(given)
+    if isinstance(given, tuple) and len(given) == 2:
+        return _Function(*given)
+    if not callable(given) or not all(hasattr(given, name) for name in ("dimension", "dtype")):
+        raise ConfigError(
+            f"expected an operator, a problem, or a pair (matvec, n), got {type(given).__name__}"
+        )
+    return given
+
+
+def announce(operator: Operator, products: int) -> None:
+    """Tell an operator that can prepare for many products how many there will be.
+
+    Args:
+        operator: H; what has no method ``expect`` is left alone.
+        products: At least so many.
+    """
+    expect = getattr(operator, "expect", None)
+    if expect is not None:
+        expect(products)
 
 
 def _fingerprint(batch: Batch) -> tuple:

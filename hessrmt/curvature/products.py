@@ -1,34 +1,202 @@
-"""Curvature-vector products, many vectors at a time, by double automatic differentiation.
+"""Products of vectors with curvature matrices, by several ways of differentiating.
 
-Forward-over-reverse (Pearlmutter 1994) under ``vmap`` is the fast way. Operations for which torch
-has no forward-mode rule, or a wrong one, go reverse-over-reverse; those it cannot batch go vector
-by vector. The choice is made on two random vectors.
+- J v, Jᵀu and S t by torch's plain forward and reverse mode: they use neither ``torch.func`` nor a
+  layer's structure, so that they can check what does.
+- Products with a Hessian or a Gauss-Newton matrix, many vectors at a time. Forward-over-reverse
+  (Pearlmutter 1994) under ``vmap`` is the fast way. Operations for which torch has no forward-mode
+  rule, or a wrong one, go reverse-over-reverse; those it cannot batch go vector by vector. The
+  choice is made on two random vectors.
+- Products that keep what can be used again. A few products use the graph of the gradient, which is
+  built once. From about a hundred products on it pays to trace the derivative of θ ↦ ∇L(θ) at the
+  parameters: a product then runs only the tangent part of the forward-over-reverse rule. What torch
+  cannot keep or trace is differentiated anew.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
-from torch.func import grad, jvp, vjp, vmap
+from torch.func import grad, jvp, linearize, vjp, vmap
 
-from hessrmt import rng
-from hessrmt.curvature.gradients import curvature_of_loss, pull, push
+from hessrmt.curvature.rounding import gaussian
 from hessrmt.errors import ProblemError
 from hessrmt.problems.outputs import InOneTensor, in_one_tensor, loss_mass
+from hessrmt.problems.problem import of_parts
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from hessrmt.arrays import Vector, Vectors
     from hessrmt.problems.problem import Problem
+
 
 _ONCE = once_differentiable(lambda _: None).__code__
 """Code of every backward pass that is marked so."""
 
 Product = Callable[["Vectors"], "Vectors"]
 """Maps k vectors (k, P) to k products (k, P)."""
+
+Way = Callable[["Problem"], Product]
+"""From a problem to its product; all its rows are computed one by one."""
+
+TRACED_FROM = 100
+"""Products from which tracing pays (docs/density.md)."""
+
+_REPEATS = 1000
+"""Multiple of ε by which the same product may differ when it is computed again: sums in another
+order on some devices. A graph that works in place is off in the first digits."""
+
+
+def attempt(
+    function: Callable[..., Any],
+    *arguments: Any,
+    errors: type[Exception] | tuple[type[Exception], ...] = Exception,
+    reasons: list[str] | None = None,
+) -> Any:
+    """What a function gives, or None where torch cannot do it, for whichever of many reasons.
+
+    Args:
+        function: To be called.
+        arguments: Of the function.
+        errors: Those that say so.
+        reasons: Where to note them.
+
+    Returns:
+        Its value.
+
+    Raises:
+        OutOfMemoryError: If there is no room.
+        MemoryError: Likewise.
+    """
+    try:
+        return function(*arguments)
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except errors as error:
+        if reasons is not None:
+            reasons.append(str(error).strip().split("\n")[0])
+        return None
+
+
+def pull(problem: Problem, cotangent: Tensor, chunk: int) -> Vector:
+    """Jᵀu.
+
+    Args:
+        problem: In its final precision and place.
+        cotangent: u, of the shape of the outputs.
+        chunk: Samples treated together; all of them if samples mix.
+
+    Returns:
+        (P,).
+    """
+    total = torch.zeros_like(problem.theta)
+    for part, place in _parts(problem, len(cotangent), chunk):
+        point = part.theta.requires_grad_()
+        outputs = part.outputs(point)
+        if outputs.requires_grad:
+            total += torch.autograd.grad(
+                outputs, point, cotangent[place], materialize_grads=True, allow_unused=True
+            )[0]
+    return total
+
+
+def push(problem: Problem, v: Vector, chunk: int, *, reverse: bool = False) -> Tensor | None:
+    """J v by forward mode, or as the derivative of u ↦ ⟨Jᵀu, v⟩ where torch has no forward rule.
+
+    Args:
+        problem: In its final precision and place.
+        v: (P,).
+        chunk: Samples treated together; all of them if samples mix.
+        reverse: Whether to try the second way first.
+
+    Returns:
+        Of the shape of the outputs; None if torch can do neither.
+    """
+    first, second = (_transposed, _forward) if reverse else (_forward, _transposed)
+    found = []
+    for part, _ in _parts(problem, problem.samples, chunk):
+        tangent = first(part, v)
+        tangent = second(part, v) if tangent is None else tangent
+        if tangent is None:
+            return None
+        found.append(tangent)
+    return torch.cat(found)
+
+
+def curvature_of_loss(problem: InOneTensor, outputs: Tensor) -> Callable[[Tensor], Tensor]:
+    """Products with S by differentiating twice in reverse.
+
+    Args:
+        problem: In its final precision and place.
+        outputs: Of the batch, at the problem's parameters.
+
+    Returns:
+        Maps (k, numbers of output) to the same; it keeps the graph of one evaluation of the loss.
+    """
+    point, slope = problem.slope(outputs, graph=True)
+    slope = slope.reshape(-1)
+
+    def product(block: Tensor) -> Tensor:
+        if not slope.requires_grad:  # a loss linear in the outputs
+            return torch.zeros_like(block)
+
+        def backward(v: Tensor, batched: bool = False) -> Tensor:
+            options = {"materialize_grads": True, "is_grads_batched": batched}
+            found = torch.autograd.grad(slope, point, v, retain_graph=True, **options)[0]
+            return found.reshape(v.shape)
+
+        # some operations cannot be batched
+        found = attempt(backward, block, True, errors=RuntimeError) if len(block) > 1 else None
+        return torch.stack([backward(v) for v in block]) if found is None else found
+
+    return product
+
+
+def _parts(problem: Problem, length: int, chunk: int) -> Iterator[tuple[Problem, slice]]:
+    """Parts of the batch and their places in the outputs' first dimension."""
+    each = length // problem.samples
+    if chunk >= problem.samples:
+        yield problem, slice(0, length)
+        return
+    for start in range(0, problem.samples, chunk):
+        stop = min(start + chunk, problem.samples)
+        yield problem.part(slice(start, stop)), slice(start * each, stop * each)
+
+
+def _forward(part: Problem, v: Vector) -> Tensor | None:
+    with torch.no_grad(), forward_ad.dual_level():
+        point = forward_ad.make_dual(part.theta, v)
+        dual = attempt(part.outputs, point, errors=RuntimeError)
+        if dual is None:
+            return None
+        outputs, tangent = forward_ad.unpack_dual(dual)
+        return torch.zeros_like(outputs) if tangent is None else tangent
+
+
+def _transposed(part: Problem, v: Vector) -> Tensor | None:
+    point = part.theta.requires_grad_()
+    outputs = part.outputs(point)
+    if not outputs.requires_grad:
+        return torch.zeros_like(outputs)
+    dual = torch.ones_like(outputs, requires_grad=True)
+    try:
+        gradient = torch.autograd.grad(outputs, point, dual, create_graph=True)[0]
+        tangent = torch.autograd.grad(gradient, dual, v)[0]
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:
+        return None
+    # torch drops, without a word, what an operation that cannot be differentiated twice adds
+    whole, seen = float(gradient.detach() @ v), float(tangent.sum())
+    size = float(gradient.detach().norm() * v.norm())
+    return tangent if abs(whole - seen) <= torch.finfo(v.dtype).eps ** 0.5 * size else None
 
 
 def hessian_product(problem: Problem) -> Product:
@@ -40,23 +208,10 @@ def hessian_product(problem: Problem) -> Product:
     Returns:
         The batched product; its way of differentiating has been tried on one vector.
     """
-    theta = problem.theta
-    gradient = grad(problem.loss)
-
-    def forward(v: Vector) -> Vector:
-        return jvp(gradient, (theta,), (v,))[1]
-
-    def reverse(v: Vector) -> Vector:
-        return vjp(gradient, theta)[1](v)[0]
-
-    return _first_that_works(
-        theta,
-        (
-            vmap(forward, randomness="error"),
-            vmap(reverse, randomness="error"),
-            eager_hessian_product(problem),
-        ),
-    )
+    theta, gradient = problem.theta, grad(problem.loss)
+    forward = vmap(lambda v: jvp(gradient, (theta,), (v,))[1], randomness="error")
+    reverse = vmap(lambda v: vjp(gradient, theta)[1](v)[0], randomness="error")
+    return _first_that_works(theta, (forward, reverse, eager_hessian_product(problem)))
 
 
 def eager_hessian_product(problem: Problem, *, keep: bool = False) -> Product:
@@ -72,7 +227,6 @@ def eager_hessian_product(problem: Problem, *, keep: bool = False) -> Product:
         The product.
     """
     theta = problem.theta
-    kept: tuple[Tensor, Tensor | None] | None = None
 
     def slope() -> tuple[Tensor, Tensor | None]:
         point = theta.clone().requires_grad_()
@@ -83,11 +237,10 @@ def eager_hessian_product(problem: Problem, *, keep: bool = False) -> Product:
         first = torch.autograd.grad(loss, point, create_graph=True)[0]
         return point, first if first.requires_grad else None
 
+    slope = cache(slope) if keep else slope
+
     def product(block: Vectors) -> Vectors:
-        nonlocal kept
-        point, first = kept or slope()
-        if keep:
-            kept = point, first
+        point, first = slope()
         if first is None:  # a loss linear in the parameters: no curvature at all
             return torch.zeros_like(block)
         rows = [
@@ -136,26 +289,25 @@ def ggn_product(problem: Problem) -> Product:
 
     Returns:
         The batched product.
-
-    Raises:
-        OutOfMemoryError: If a device has no room.
     """
     problem = in_one_tensor(problem)
-    theta = problem.theta
     plain = eager_ggn_product(problem)
-    try:
-        outputs, pullback = vjp(problem.outputs, theta)[:2]
-        curve = vjp(grad(problem.loss_of_outputs), outputs)[1]  # S is symmetric
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError:  # a network that differentiates itself
+    forward = attempt(_ggn_of_vector, problem, errors=RuntimeError)
+    if forward is None:  # a network that differentiates itself
         return plain
+    return _first_that_works(problem.theta, (vmap(forward, randomness="error"), plain))
 
-    def forward(v: Vector) -> Vector:
-        tangent = jvp(problem.outputs, (theta,), (v,))[1]
+
+def _ggn_of_vector(problem: InOneTensor) -> Callable[[Vector], Vector]:
+    """Jᵀ S J v, J v by forward mode; it keeps the graph of one evaluation."""
+    outputs, pullback = vjp(problem.outputs, problem.theta)[:2]
+    curve = vjp(grad(problem.loss_of_outputs), outputs)[1]  # S is symmetric
+
+    def product(v: Vector) -> Vector:
+        tangent = jvp(problem.outputs, (problem.theta,), (v,))[1]
         return pullback(curve(tangent)[0])[0]
 
-    return _first_that_works(theta, (vmap(forward, randomness="error"), plain))
+    return product
 
 
 def eager_ggn_product(problem: Problem) -> Product:
@@ -268,32 +420,19 @@ def fisher_by_samples(problem: Problem) -> Product:
 
 def _first_that_works(theta: Vector, ways: tuple[Product, ...]) -> Product:
     """The first way that multiplies two random vectors as the last, plainest way does."""
-    generator = rng.torch_generator(0, "product-probe")
-    probe = torch.randn(2, theta.numel(), generator=generator, dtype=torch.float64)
-    probe = probe.to(dtype=theta.dtype, device=theta.device)
+    probe = gaussian((2, theta.numel()), theta, "product-probe")
+    refusals = (RuntimeError, TypeError)
     reasons: list[str] = []
-    expected = _attempt(ways[-1], probe, reasons)
+    expected = attempt(ways[-1], probe, errors=refusals, reasons=reasons)
     for way in ways[:-1]:
-        result = _attempt(way, probe, reasons)
-        if result is None:
-            continue
-        if expected is None or close(result, expected):
+        result = attempt(way, probe, errors=refusals, reasons=reasons)
+        if result is not None and (expected is None or close(result, expected)):
             return way
     if expected is not None:
         return ways[-1]
     raise ProblemError(
         "the loss cannot be differentiated twice by torch: " + "; ".join(dict.fromkeys(reasons))
     )
-
-
-def _attempt(way: Product, probe: Vectors, reasons: list[str]) -> Tensor | None:
-    try:
-        return way(probe)
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, NotImplementedError, TypeError) as error:
-        reasons.append(str(error).strip().split("\n")[0])
-        return None
 
 
 def close(a: Tensor, b: Tensor) -> bool:
@@ -310,3 +449,171 @@ def close(a: Tensor, b: Tensor) -> bool:
     if not all(finite):
         return not any(finite)
     return float((a - b).norm()) <= torch.finfo(a.dtype).eps ** 0.5 * float(b.norm())
+
+
+class Ways(NamedTuple):
+    """How products are computed.
+
+    Attributes:
+        traced: Linearises.
+        kept: Keeps a graph.
+        plain: Differentiates anew for every block; also what the first two are compared with.
+        check: What to check products of the others with; shares as little with them as possible.
+    """
+
+    traced: Way
+    kept: Way
+    plain: Way
+    check: Way
+
+
+class KeptProduct:
+    """A product that goes the quickest way that works: traced, with a kept graph, or anew.
+
+    Args:
+        problem: In its final precision and place.
+        ways: How its products can be computed.
+
+    Attributes:
+        traced: Whether products are linearised now.
+    """
+
+    def __init__(self, problem: Problem, ways: Ways) -> None:
+        self._problem, self._ways = problem, ways
+        self._quick: Product | None = None
+        self._fails = self._tried = self.traced = False
+
+    def __call__(self, block: Vectors) -> Vectors:
+        """Products with the rows of a block.
+
+        Args:
+            block: (k, P).
+
+        Returns:
+            (k, P).
+        """
+        if not self._fails:  # some fail at a later call, or after another evaluation
+            self._quick = self._quick or attempt(self._ways.kept, self._problem)
+            found = self._quick and attempt(self._quick, block)
+            if found is not None:
+                return found
+            self._quick, self._fails, self.traced = None, True, False
+        return self._ways.plain(self._problem)(block)
+
+    def trace(self) -> None:
+        """Linearise, once, if torch can and the traced product acts as the present one."""
+        if self._tried:
+            return
+        self._tried = True
+        product = _works(self._ways.traced, self._problem, self)
+        if product is not None:
+            self._quick, self._fails, self.traced = product, False, True
+
+
+def choose(problem: Problem, operator: str) -> Ways:
+    """The ways of differentiating that a problem allows.
+
+    Args:
+        problem: To try them on.
+        operator: ``"hessian"``, ``"ggn"`` or ``"fisher"``.
+
+    Returns:
+        The ways.
+    """
+    if operator == "hessian":
+        # reverse-over-reverse runs what forward mode cannot, and is as quick for a vector
+        kept = partial(eager_hessian_product, keep=True)
+        return Ways(linearised_hessian, kept, eager_hessian_product, checking_hessian)
+    if operator == "ggn":
+        works = _works(plain_ggn, problem, ggn_product(problem))
+        plain = plain_ggn if works else ggn_product
+        return Ways(linearised_ggn, plain, plain, eager_ggn_product)
+    with of_parts():
+        PerSample(problem)  # refuses what is no mean over samples
+    return Ways(fisher_product, fisher_product, fisher_product, fisher_by_samples)
+
+
+def linearised_hessian(problem: Problem) -> Product:
+    """Products with a Hessian whose gradient has been linearised.
+
+    Args:
+        problem: In its final precision and place.
+
+    Returns:
+        The product; it keeps the linearisation.
+    """
+    return _by_row(_linear(grad(problem.loss), problem.theta)[1])
+
+
+def checking_hessian(problem: Problem) -> Product:
+    """Products with the Hessian by forward-over-reverse, where torch has the rules for it.
+
+    Args:
+        problem: In its final precision and place.
+
+    Returns:
+        The product.
+    """
+    slope, theta = grad(problem.loss), problem.theta
+    forward = _by_row(lambda v: jvp(slope, (theta,), (v,))[1])
+
+    def product(block: Vectors) -> Vectors:
+        found = attempt(forward, block)
+        return eager_hessian_product(problem)(block) if found is None else found
+
+    return product
+
+
+def linearised_ggn(problem: Problem) -> Product:
+    """Products with Jᵀ S J, each factor linearised.
+
+    Args:
+        problem: In its final precision and place.
+
+    Returns:
+        The product; it keeps the linearisations.
+    """
+    problem = in_one_tensor(problem)
+    outputs, push = _linear(problem.outputs, problem.theta)
+    pull = vjp(problem.outputs, problem.theta)[1]
+    curve = vjp(grad(problem.loss_of_outputs), outputs)[1]  # S is symmetric
+    return _by_row(lambda v: pull(curve(push(v))[0])[0])
+
+
+def plain_ggn(problem: Problem) -> Product:
+    """Products with Jᵀ S J, J v by forward mode each time.
+
+    Args:
+        problem: In its final precision and place.
+
+    Returns:
+        The product; it keeps the graph of one evaluation.
+    """
+    return _by_row(_ggn_of_vector(in_one_tensor(problem)))
+
+
+def _works(way: Way, problem: Problem, known: Product) -> Product | None:
+    """The product of a way that multiplies a vector as a known product does, and again so."""
+    probe = gaussian((1, problem.dimension), problem.theta, "product-probe")
+    expected, product = known(probe), attempt(way, problem)
+    # some traced graphs work in place, each call on the last one's
+    found, turned, again = (product and attempt(product, v) for v in (probe, -2 * probe, probe))
+    if found is None or turned is None or again is None:
+        return None
+    rounding = _REPEATS * torch.finfo(probe.dtype).eps * float(found.norm())
+    repeats = float((again - found).norm()) <= rounding
+    return product if repeats and close(found, expected) else None
+
+
+def _linear(function: Callable, point: torch.Tensor) -> tuple[torch.Tensor, Callable]:
+    with warnings.catch_warnings():
+        # about the tracer's own constants
+        warnings.filterwarnings("ignore", message="Attempted to insert a get_attr Node")
+        return linearize(function, point)
+
+
+def _by_row(one: Callable[[Vector], Vector]) -> Product:
+    def product(block: Vectors) -> Vectors:
+        return torch.stack([one(v).detach() for v in block])
+
+    return product

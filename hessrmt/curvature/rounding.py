@@ -1,6 +1,6 @@
 """How far rounding moves a computed product: every operation is computed again, rounded otherwise.
 
-Monte Carlo arithmetic (Parker 1997, UCLA CSD-970002): each operation's result is changed at random
+Monte Carlo arithmetic (Parker 1997): each operation's result is changed at random
 by up to an ulp, those of sums their operands too. The difference to the result without changes has
 the size of the rounding errors, whatever layers and losses there are, and where 1 - p has lost all
 digits of 1 - p as well. It sees no error of a formula in exact arithmetic (the ε within torch's
@@ -24,6 +24,7 @@ from hessrmt.errors import NonFiniteError
 if TYPE_CHECKING:
     from hessrmt.arrays import Vector, Vectors
     from hessrmt.problems.problem import Problem
+
 
 DIRECTIONS = 5
 FEW_DIRECTIONS = 2
@@ -77,6 +78,23 @@ def length(vector: Tensor) -> float:
     return largest * float((vector / largest).norm())
 
 
+def gaussian(shape: int | Sequence[int], like: Any, *stream: Any, seed: int = 0) -> Tensor:
+    """Independent standard normal numbers, drawn on the CPU in float64 so that devices agree.
+
+    Args:
+        shape: Of the tensor.
+        like: Says of what precision and in what place: anything with ``dtype`` and ``device``.
+        stream: Name of the random stream.
+        seed: Of the stream.
+
+    Returns:
+        The numbers.
+    """
+    generator = rng.torch_generator(seed, *stream)
+    drawn = torch.randn(shape, generator=generator, dtype=torch.float64)
+    return drawn.to(dtype=like.dtype, device=like.device)
+
+
 def directions(problem: Problem, count: int = DIRECTIONS) -> Vectors:
     """Independent Gaussian vectors in the space of the parameters.
 
@@ -87,11 +105,8 @@ def directions(problem: Problem, count: int = DIRECTIONS) -> Vectors:
     Returns:
         (count, P).
     """
-    rows = []
-    for number in range(count):
-        generator = rng.torch_generator(0, "agreement", number)
-        rows.append(torch.randn(problem.dimension, generator=generator, dtype=torch.float64))
-    return torch.stack(rows).to(problem.theta)
+    theta = problem.theta
+    return torch.stack([gaussian(len(theta), theta, "agreement", n) for n in range(count)])
 
 
 def rounding_of(function: Callable[[Vector], Vector], rows: Vectors, products: Vectors) -> float:
@@ -148,11 +163,6 @@ class Perturbed(TorchDispatchMode):
         """A tensor whose entries have moved by an ulp."""
         return leaf * self._factors(leaf) if _rounded(leaf) else leaf
 
-    def _move(self, leaf: Any) -> None:
-        """Move the entries of a tensor by an ulp."""
-        if _rounded(leaf):
-            leaf.mul_(self._factors(leaf))
-
     def _factors(self, leaf: Tensor) -> Tensor:
         """The next numbers above and below 1: whatever they multiply moves, and -inf stays."""
         key = leaf.dtype, leaf.device
@@ -179,8 +189,9 @@ class Perturbed(TorchDispatchMode):
             return found
         results = found if isinstance(found, tuple | list) else (found,)
         for result, declared in zip(results, schema.returns, strict=False):
-            if declared.alias_info is None or declared.alias_info.is_write:
-                self._move(result)
+            made = declared.alias_info is None or declared.alias_info.is_write
+            if made and _rounded(result):
+                result.mul_(self._factors(result))
         return found
 
 
@@ -192,153 +203,30 @@ def _rounded(leaf: Any) -> bool:
 
 
 _EXACT = frozenset(
-    [
-        "abs",
-        "amax",
-        "amin",
-        "arange",
-        "argmax",
-        "argmin",
-        "as_strided",
-        "bernoulli",
-        "bitwise_and",
-        "bitwise_not",
-        "bitwise_or",
-        "cat",
-        "ceil",
-        "clamp",
-        "clamp_max",
-        "clamp_min",
-        "clone",
-        "constant_pad_nd",
-        "copy",
-        "diagonal_backward",
-        "embedding",
-        "empty",
-        "empty_like",
-        "empty_strided",
-        "eq",
-        "eye",
-        "fill",
-        "flip",
-        "floor",
-        "full",
-        "full_like",
-        "gather",
-        "ge",
-        "gt",
-        "hardtanh",
-        "hardtanh_backward",
-        "index",
-        "index_put",
-        "index_select",
-        "isfinite",
-        "isinf",
-        "isnan",
-        "le",
-        "lift_fresh",
-        "lift_fresh_copy",
-        "linspace",
-        "logical_and",
-        "logical_not",
-        "logical_or",
-        "lt",
-        "masked_fill",
-        "masked_scatter",
-        "max",
-        "max_pool2d_with_indices",
-        "max_pool2d_with_indices_backward",
-        "maximum",
-        "min",
-        "minimum",
-        "nan_to_num",
-        "ne",
-        "neg",
-        "new_empty",
-        "new_empty_strided",
-        "new_full",
-        "new_ones",
-        "new_zeros",
-        "ones",
-        "ones_like",
-        "rand",
-        "randn",
-        "relu",
-        "repeat",
-        "roll",
-        "round",
-        "scalar_tensor",
-        "scatter",
-        "select_backward",
-        "select_scatter",
-        "sgn",
-        "sign",
-        "slice_backward",
-        "slice_scatter",
-        "sort",
-        "stack",
-        "threshold",
-        "threshold_backward",
-        "topk",
-        "tril",
-        "triu",
-        "trunc",
-        "unfold_backward",
-        "value_selecting_reduction_backward",
-        "where",
-        "zero",
-        "zeros",
-        "zeros_like",
-        "_to_copy",
-        "_unsafe_view",
-    ]
+    """
+    abs amax amin arange argmax argmin as_strided bernoulli bitwise_and bitwise_not bitwise_or cat
+    ceil clamp clamp_max clamp_min clone constant_pad_nd copy diagonal_backward embedding empty
+    empty_like empty_strided eq eye fill flip floor full full_like gather ge gt hardtanh
+    hardtanh_backward index index_put index_select isfinite isinf isnan le lift_fresh
+    lift_fresh_copy linspace logical_and logical_not logical_or lt masked_fill masked_scatter max
+    max_pool2d_with_indices max_pool2d_with_indices_backward maximum min minimum nan_to_num ne neg
+    new_empty new_empty_strided new_full new_ones new_zeros ones ones_like rand randn relu repeat
+    roll round scalar_tensor scatter select_backward select_scatter sgn sign slice_backward
+    slice_scatter sort stack threshold threshold_backward topk tril triu trunc unfold_backward
+    value_selecting_reduction_backward where zero zeros zeros_like _to_copy _unsafe_view
+    """.split()  # noqa: SIM905 (a hundred names read better as a paragraph)
 )
 """Operations that round nothing: they choose, copy, compare or make numbers."""
 
 _SUMS = frozenset(
-    [
-        "addbmm",
-        "addmm",
-        "addmv",
-        "addr",
-        "avg_pool1d",
-        "avg_pool2d",
-        "avg_pool2d_backward",
-        "avg_pool3d",
-        "avg_pool3d_backward",
-        "baddbmm",
-        "bmm",
-        "convolution",
-        "convolution_backward",
-        "cumsum",
-        "dot",
-        "embedding_dense_backward",
-        "index_add",
-        "linalg_vector_norm",
-        "logsumexp",
-        "mean",
-        "mm",
-        "mv",
-        "native_batch_norm",
-        "native_batch_norm_backward",
-        "native_group_norm",
-        "native_group_norm_backward",
-        "native_layer_norm",
-        "native_layer_norm_backward",
-        "prod",
-        "scatter_add",
-        "scatter_reduce",
-        "sum",
-        "var",
-        "var_mean",
-        "vdot",
-        "_adaptive_avg_pool2d",
-        "_adaptive_avg_pool2d_backward",
-        "_log_softmax",
-        "_log_softmax_backward_data",
-        "_native_batch_norm_legit",
-        "_softmax",
-        "_softmax_backward_data",
-    ]
+    """
+    addbmm addmm addmv addr avg_pool1d avg_pool2d avg_pool2d_backward avg_pool3d
+    avg_pool3d_backward baddbmm bmm convolution convolution_backward cumsum dot
+    embedding_dense_backward index_add linalg_vector_norm logsumexp mean mm mv native_batch_norm
+    native_batch_norm_backward native_group_norm native_group_norm_backward native_layer_norm
+    native_layer_norm_backward prod scatter_add scatter_reduce sum var var_mean vdot
+    _adaptive_avg_pool2d _adaptive_avg_pool2d_backward _log_softmax _log_softmax_backward_data
+    _native_batch_norm_legit _softmax _softmax_backward_data
+    """.split()  # noqa: SIM905
 )
 """Operations that add up many numbers, and round what cancels in the end."""

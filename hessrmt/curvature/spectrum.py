@@ -10,24 +10,32 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 
 from hessrmt.backend.select import select
-from hessrmt.checks import require_type, require_whole
-from hessrmt.curvature.assembly import assemble_reduced, require_reduced
+from hessrmt.checks import one_of, require_type, require_whole
 from hessrmt.curvature.certify import noise_floor, reference, require_agreement
-from hessrmt.curvature.dense import Tick, dtype_name, torch_dtype
-from hessrmt.curvature.edges import eigsh
+from hessrmt.curvature.dense import (
+    Device,
+    Dtype,
+    Tick,
+    dtype_name,
+    require_dense,
+    silent,
+    torch_dtype,
+)
 from hessrmt.curvature.gauss_newton import require_ggn, smallest_ggn
-from hessrmt.curvature.memory import require_dense
+from hessrmt.curvature.lanczos import eigsh
 from hessrmt.curvature.operators import CurvatureOperator
-from hessrmt.curvature.reduction import identity, reduce_problem
+from hessrmt.curvature.reduction import assemble_reduced, identity, reduce_problem, require_reduced
 from hessrmt.errors import ConfigError, ConvergenceError, ProblemError
 from hessrmt.problems.problem import Problem, ordinary_mode
 from hessrmt.records import Provenance, Spectrum
 
 if TYPE_CHECKING:
-    import torch
-
+    from hessrmt.arrays import Levels
     from hessrmt.backend.base import Backend
-    from hessrmt.curvature.edges import Eigenpairs
+    from hessrmt.backend.distributed import DistributedBackend
+    from hessrmt.curvature.certify import Comparison
+    from hessrmt.curvature.lanczos import Eigenpairs
+
 
 OPERATORS = ("hessian", "ggn")
 REDUCTIONS = ("auto", "none")
@@ -41,8 +49,8 @@ _OF_MATRICES = "of other matrices eigsh gives the edges, numpy.linalg.eigvalsh a
 @overload
 def spectrum(
     problem: Problem,
-    device: str | torch.device = "auto",
-    dtype: str | torch.dtype = "float64",
+    device: Device = "auto",
+    dtype: Dtype = "float64",
     operator: str = "hessian",
     reduce: str = "auto",
     *,
@@ -54,8 +62,8 @@ def spectrum(
 @overload
 def spectrum(
     problem: Problem,
-    device: str | torch.device = "auto",
-    dtype: str | torch.dtype = "float64",
+    device: Device = "auto",
+    dtype: Dtype = "float64",
     operator: str = "hessian",
     reduce: str = "auto",
     *,
@@ -66,8 +74,8 @@ def spectrum(
 
 def spectrum(
     problem: Problem,
-    device: str | torch.device = "auto",
-    dtype: str | torch.dtype = "float64",
+    device: Device = "auto",
+    dtype: Dtype = "float64",
     operator: str = "hessian",
     reduce: str = "auto",
     *,
@@ -116,28 +124,17 @@ def spectrum(
             )
         parts = {name: problem.restricted(only) for name, only in chosen.items()}
         options = (device, dtype, operator, reduce)
-        return {
-            name: spectrum(part, *options, vectors=min(vectors, part.dimension))
-            for name, part in parts.items()
-        }
+        counts = {name: min(vectors, part.dimension) for name, part in parts.items()}
+        return {k: spectrum(part, *options, vectors=counts[k]) for k, part in parts.items()}
     backend, dtype = select(device), dtype_name(dtype)
-    provenance = Provenance(
-        config={
-            "loss": problem.loss_name,
-            "operator": operator,
-            "dtype": dtype,
-            "reduce": reduce,
-        },
-        device=backend.name,
-    )
+    config = {"loss": problem.loss_name, "operator": operator, "dtype": dtype, "reduce": reduce}
+    provenance = Provenance(config=config, device=backend.name)
     found = compute(problem, backend, dtype, operator, reduce, provenance=provenance)
     count = min(vectors, found.rank)  # of zero any vector in the null space is one
     return replace(found, pairs=_leading(problem, found, count, device)) if count else found
 
 
-def _leading(
-    problem: Problem, found: Spectrum, count: int, device: str | torch.device
-) -> Eigenpairs:
+def _leading(problem: Problem, found: Spectrum, count: int, device: Device) -> Eigenpairs:
     """Eigenpairs by Lanczos whose values are the leading ones of the exact spectrum."""
     matrix = CurvatureOperator.of(problem, found.operator, device=device, dtype=found.dtype)
     pairs = eigsh(matrix, count, "LM", tolerance=_RESIDUAL, check_multiplicity=True)
@@ -212,69 +209,83 @@ def compute(
         provenance: Stored in the result.
 
     Returns:
-        The spectrum.
-
-    Raises:
-        ProblemError: See :func:`spectrum`; so for the other errors.
+        The spectrum. Raises what :func:`spectrum` raises.
     """
-    for given, known in ((operator, OPERATORS), (reduce, REDUCTIONS)):
-        if given not in known:
-            raise ProblemError(f"unknown choice {given!r}; known are {', '.join(known)}")
-    tick = tick or _silent
-    clock = _Clock()
+    one_of("operator", operator, OPERATORS, error=ProblemError)
+    one_of("reduction", reduce, REDUCTIONS, error=ProblemError)
+    tick, clock = tick or silent, Clock()
     local = problem.at(torch_dtype(dtype), backend.device)
     if operator == "ggn":
-        loss, gradient_norm = local.evaluate()
+        evaluated = local.evaluate()
         local.require_loss_of_outputs_alone()
-        smallest = smallest_ggn(local, backend, tick)
-        matrix, rounding = smallest.matrix, smallest.rounding
-        probe, of_product = smallest.residual, smallest.of_product
-        del smallest
-        clock.mark("matrix")
+        matrix, apart = smallest_ggn(local, backend, tick)
     else:
         if reduce == "none":
             require_dense(local, backend)
-        loss, gradient_norm = local.evaluate()
+        evaluated = local.evaluate()
         basis = identity(local) if reduce == "none" else reduce_problem(local)
         clock.mark("reduction")
         known = reference(local)
         blocks = assemble_reduced(local, basis, backend, tick, rounding=known.rounding)
-        probe, rounding, of_product = known.beside(
-            lambda v: basis.lift(blocks.apply(basis.project(v)))
-        )
+        apart = known.beside(lambda v: basis.lift(blocks.apply(basis.project(v))))
         matrix = blocks.matrix()
         del blocks
-        clock.mark("matrix")
-    reduced = matrix.shape[0]
+    size = len(matrix)
+    clock.mark("matrix")
     tick("eigenvalues", 0, 1)
     found = backend.eigvalsh(matrix)
-    solver = backend.solver  # the route that was taken
     del matrix
     clock.mark("eigenvalues")
     tick("eigenvalues", 1, 1)
-    norm = float(np.abs(found).max(initial=0.0))
-    agreement = require_agreement(probe, norm, local, dtype, of_product, operator)
+    return certified(local, evaluated, found, size, apart, backend, clock, operator, provenance)
+
+
+def certified(
+    problem: Problem,
+    evaluated: tuple[float, float],
+    found: Levels,
+    size: int,
+    apart: Comparison,
+    backend: Backend | DistributedBackend,
+    clock: Clock,
+    operator: str,
+    provenance: Provenance | None,
+) -> Spectrum:
+    """A spectrum with its noise floor, of a matrix that acts as it should.
+
+    Args:
+        problem: Whose matrix it is, in its final precision.
+        evaluated: Loss and gradient norm.
+        found: (n,) the computed eigenvalues.
+        size: n.
+        apart: How far the matrix is from products by other differentiation.
+        backend: Says by which route they were computed.
+        clock: Of all phases.
+        operator: ``"hessian"`` or ``"ggn"``.
+        provenance: Stored in the result.
+
+    Returns:
+        All P eigenvalues. Raises what :func:`require_agreement` raises.
+    """
+    norm, dtype = float(np.abs(found).max(initial=0.0)), dtype_name(problem.dtype)
+    check = require_agreement(apart, norm, problem, dtype, operator)
     return Spectrum(
-        eigenvalues=np.sort(np.concatenate([found, np.zeros(local.dimension - reduced)])),
-        noise_floor=max(rounding, noise_floor(found, reduced, dtype)),
-        dimension=local.dimension,
-        reduced_dimension=reduced,
-        loss=loss,
-        gradient_norm=gradient_norm,
+        eigenvalues=np.sort(np.concatenate([found, np.zeros(problem.dimension - size)])),
+        noise_floor=max(apart.rounding, noise_floor(found, size, dtype)),
+        dimension=problem.dimension,
+        reduced_dimension=size,
+        loss=evaluated[0],
+        gradient_norm=evaluated[1],
         operator=operator,
         dtype=dtype,
-        solver=solver,
-        check=agreement,
+        solver=backend.solver,
+        check=check,
         seconds=clock.seconds,
         provenance=provenance or Provenance(device=backend.name),
     )
 
 
-def _silent(phase: str, done: int, total: int) -> None:
-    """Report nothing."""
-
-
-class _Clock:
+class Clock:
     """Wall-clock seconds of consecutive phases."""
 
     def __init__(self) -> None:
@@ -282,6 +293,11 @@ class _Clock:
         self._last = time.perf_counter()
 
     def mark(self, phase: str) -> None:
+        """End a phase.
+
+        Args:
+            phase: Its name.
+        """
         now = time.perf_counter()
         self.seconds[phase] = now - self._last
         self._last = now

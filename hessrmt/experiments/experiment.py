@@ -9,34 +9,24 @@ from __future__ import annotations
 import csv
 import io
 import math
-import tomllib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module, resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
+from pydantic import Field
 
-from hessrmt.config import Settings, load_settings
+from hessrmt import rng
+from hessrmt.config import Settings
 from hessrmt.errors import ConfigError
+from hessrmt.progress import Tick, silent
+from hessrmt.runs.run import SERIAL, Pool
 
-if TYPE_CHECKING:
-    from hessrmt.progress import Tick
-    from hessrmt.runs.run import Pool
-
-S = TypeVar("S", bound=Settings)
+S = TypeVar("S", bound="Presets[Any]")
+P = TypeVar("P", bound=Settings)
 E = TypeVar("E")
-
-EXPERIMENTS = {
-    "hessian-spacings": "hessrmt.experiments.spacings:Spacings",
-    "gp-loss-model": "hessrmt.experiments.loss_model:LossModel",
-    "iterate-averaging": "hessrmt.experiments.iterate_averaging:IterateAveraging",
-    "training-budget": "hessrmt.experiments.training_budget:TrainingBudget",
-    "puzzles": "hessrmt.experiments.puzzles:Puzzles",
-}
-"""Word after ``experiment =`` in a settings file to the class of the experiment."""
 
 
 class Estimate(NamedTuple):
@@ -45,12 +35,12 @@ class Estimate(NamedTuple):
     Attributes:
         mean: NaN where there is none.
         error: Its standard error; NaN for one seed.
-        values: (seeds,) what it is the mean of.
+        values: (seeds,) what it is the mean of, where programs are told.
     """
 
     mean: float
     error: float
-    values: np.ndarray
+    values: np.ndarray | tuple[()] = ()
 
     @classmethod
     def of(cls, values: np.ndarray) -> Estimate:
@@ -66,6 +56,21 @@ class Estimate(NamedTuple):
         error = float(np.std(values, ddof=1)) / count**0.5 if count > 1 else math.nan
         return cls(float(np.mean(values)) if count else math.nan, error, values)
 
+    def text(self, form: str, scale: float = 1) -> str:
+        """The estimate as people read it.
+
+        Args:
+            form: How the mean is written, e.g. ``".4f"``.
+            scale: What both are multiplied by.
+
+        Returns:
+            The mean, with its error where that is known; ``"-"`` where there is no mean.
+        """
+        shown = _number(scale * self.mean, form)
+        if shown == "-" or not math.isfinite(self.error):
+            return shown
+        return f"{shown} ± {scale * self.error:{form.replace(',', '')}}"
+
 
 @dataclass(frozen=True)
 class Column(Generic[E]):
@@ -79,7 +84,7 @@ class Column(Generic[E]):
             people read it. An estimate is also stored as ``key_error_of_mean`` and in ``seeds``.
         unit: Of the number.
         terminal: Heading in the terminal's table; empty where it isn't shown there.
-        percent: Whether people are shown percents.
+        percent: Whether people are shown percents of an estimate.
     """
 
     name: str
@@ -100,16 +105,9 @@ class Column(Generic[E]):
             A text; ``"-"`` for what is not known.
         """
         value = self.get(entry)
-        if isinstance(value, str):
-            return value
-        scale = 100 if self.percent else 1
         if isinstance(value, Estimate):
-            shown = _number(scale * value.mean, self.form)
-            known = shown != "-" and math.isfinite(value.error)
-            return (
-                f"{shown} ± {scale * value.error:{self.form.replace(',', '')}}" if known else shown
-            )
-        return _number(None if value is None else scale * value, self.form)
+            return value.text(self.form, 100 if self.percent else 1)
+        return value if isinstance(value, str) else _number(value, self.form)
 
     def plain(self, entry: E) -> dict[str, Any]:
         """The quantity as programs read it.
@@ -127,7 +125,7 @@ class Column(Generic[E]):
         return {
             self.key: value.mean,
             f"{self.key}_error_of_mean": error,
-            f"seeds.{self.key}": value.values.tolist(),
+            f"seeds.{self.key}": np.asarray(value.values).tolist(),
         }
 
 
@@ -166,17 +164,15 @@ class Table(Generic[E]):
         Returns:
             A dictionary of plain values for each row.
         """
-        rows = []
-        for entry in self.entries:
-            row: dict[str, Any] = {}
-            for column in self.columns:
-                for key, value in column.plain(entry).items() if column.key else ():
-                    place, *inner = reversed(key.split("."))
-                    target = row
-                    for name in reversed(inner):
-                        target = target.setdefault(name, {})
-                    target[place] = value
-            rows.append(row)
+        rows: list[dict[str, Any]] = []
+        for flat in self._flat():
+            rows.append({})
+            for key, value in flat.items():
+                *around, name = key.split(".")
+                target = rows[-1]
+                for inner in around:
+                    target = target.setdefault(inner, {})
+                target[name] = value
         return rows
 
     def csv(self) -> str:
@@ -186,14 +182,8 @@ class Table(Generic[E]):
             Comma-separated values with a header.
         """
         rows = [
-            {
-                key: value
-                for column in self.columns
-                if column.key
-                for key, value in column.plain(entry).items()
-                if isinstance(value, str | int | float)
-            }
-            for entry in self.entries
+            {key: value for key, value in flat.items() if isinstance(value, str | int | float)}
+            for flat in self._flat()
         ]
         text = io.StringIO()
         names = dict.fromkeys(name for row in rows for name in row)
@@ -202,47 +192,127 @@ class Table(Generic[E]):
         writer.writerows(rows)
         return text.getvalue()
 
+    def _flat(self) -> Iterator[dict[str, Any]]:
+        known = [column for column in self.columns if column.key]
+        for entry in self.entries:
+            yield {key: value for one in known for key, value in one.plain(entry).items()}
 
-class Experiment(ABC, Generic[S, E]):
+
+class Presets(Settings, Generic[P]):
+    """What the settings files of all experiments have.
+
+    Attributes:
+        experiment: Its name in :data:`hessrmt.experiments.EXPERIMENTS`.
+        title: What it is about.
+        seed: Of everything.
+        presets: Name to size.
+    """
+
+    experiment: str
+    title: str = ""
+    seed: int = Field(0, ge=0)
+    presets: dict[str, P] = Field(min_length=1)
+
+
+def drawn_seed(seed: int, *names: str | int) -> int:
+    """A seed of its own for a part of an experiment, as settings hold it.
+
+    Args:
+        seed: Of everything.
+        names: What the part is.
+
+    Returns:
+        The seed.
+    """
+    return int(rng.seed_sequence(seed, *names).generate_state(1)[0])
+
+
+def stem(model: str) -> str:
+    """Name of a network in file names.
+
+    Args:
+        model: Registry name or ``file.py:factory``.
+
+    Returns:
+        The name alone.
+    """
+    return model.rpartition(":")[2].replace("/", "_")
+
+
+@dataclass(frozen=True)
+class Work(Generic[S, P]):
+    """What an experiment is to do, where, and with whom.
+
+    Attributes:
+        settings: Of the experiment.
+        size: The chosen one of its presets.
+        out: Folder for everything.
+        folder: Where to look for data first.
+        tick: Told of progress.
+        pool: Who computes independent parts.
+    """
+
+    settings: S
+    size: P
+    out: Path
+    folder: Path | None = None
+    tick: Tick = silent
+    pool: Pool = SERIAL
+
+
+Pictures: TypeAlias = Mapping[str, Callable[[], Any]]
+"""Name of a file, without its ending, to what draws it."""
+
+
+class Experiment(ABC, Generic[S, P, E]):
     """A published experiment.
 
     Attributes:
-        settings: Class of its settings, with ``experiment``, ``title`` and ``presets``.
+        settings: Class of its settings, with see :class:`Presets`.
         columns: Of its results; entries have a ``name``.
-        divisible: Whether it has independent parts that workers can do.
     """
 
     settings: ClassVar[type[Settings]]
     columns: ClassVar[tuple[Column[Any], ...]]
-    divisible: ClassVar[bool] = True
 
     @abstractmethod
-    def run(
-        self,
-        settings: S,
-        preset: str,
-        out: Path,
-        *,
-        folder: Path | None = None,
-        tick: Tick | None = None,
-        pool: Pool | None = None,
-    ) -> list[E]:
+    def compute(self, work: Work[S, P]) -> list[E]:
+        """Do everything that is not done yet, and read and analyse all of it.
+
+        Args:
+            work: What to do.
+
+        Returns:
+            The entries of the results.
+        """
+
+    def run(self, settings: S, preset: str, out: Path, **options: Any) -> list[E]:
         """Do everything that is not done yet, and read and analyse all of it.
 
         Args:
             settings: Of the experiment.
             preset: Which size.
             out: Folder for everything.
-            folder: Where to look for data first.
-            tick: Told of progress.
-            pool: Who computes independent parts.
+            options: Of :class:`Work`: ``folder``, ``tick`` and ``pool``.
 
         Returns:
             The entries of the results.
+
+        Raises:
+            ConfigError: If there is no such preset.
         """
+        if preset not in settings.presets:
+            raise ConfigError(
+                f"{settings.experiment} has no preset {preset!r}; it has "
+                f"{', '.join(settings.presets)}"
+            )
+        work = Work(settings, settings.presets[preset], out, **options)
+        entries = self.compute(work)
+        work.tick("done", len(entries), len(entries))
+        return entries
 
     @abstractmethod
-    def figures(self, settings: S, entries: Sequence[E]) -> Mapping[str, Callable[[], Any]]:
+    def figures(self, settings: S, entries: Sequence[E]) -> Pictures:
         """The figures of the results.
 
         Args:
@@ -250,8 +320,7 @@ class Experiment(ABC, Generic[S, E]):
             entries: From :meth:`run`.
 
         Returns:
-            Name of a file, without its ending, to what draws it; that may raise a ``DataError``
-            that says why there is none.
+            What draws each; that may raise a ``DataError`` that says why there is none.
         """
 
     @abstractmethod
@@ -297,91 +366,3 @@ class Experiment(ABC, Generic[S, E]):
             Lines of Markdown.
         """
         return Table(self.columns, entries).markdown()
-
-
-def preset_of(settings: Any, preset: str) -> Any:
-    """One size of an experiment.
-
-    Args:
-        settings: Of the experiment.
-        preset: Its name.
-
-    Returns:
-        The settings of that size.
-
-    Raises:
-        ConfigError: If there is no such preset.
-    """
-    if preset not in settings.presets:
-        raise ConfigError(
-            f"{settings.experiment} has no preset {preset!r}; it has {', '.join(settings.presets)}"
-        )
-    return settings.presets[preset]
-
-
-def names() -> dict[str, str]:
-    """Experiments that come with the package.
-
-    Returns:
-        Name to title.
-    """
-    texts = {file.stem: file.read_text("utf-8") for file in sorted(_folder().glob("*.toml"))}
-    settings = {name: tomllib.loads(text) for name, text in texts.items()}
-    return {name: item["title"] for name, item in settings.items() if "experiment" in item}
-
-
-def settings_file(name: str) -> Path:
-    """Settings of an experiment.
-
-    Args:
-        name: One that comes with the package, or a TOML file.
-
-    Returns:
-        The file.
-
-    Raises:
-        ConfigError: If there is none.
-    """
-    for file in (_folder() / f"{name}.toml", Path(name)):
-        if file.suffix == ".toml" and file.is_file():
-            return file
-    raise ConfigError(
-        f"there is no experiment {name!r}; known are {', '.join(names())}, or give a TOML file"
-    )
-
-
-def load(file: Path) -> tuple[Experiment[Any, Any], Any]:
-    """The experiment that a settings file is for.
-
-    Args:
-        file: A TOML file with a line ``experiment = "..."``.
-
-    Returns:
-        The experiment and its settings.
-
-    Raises:
-        ConfigError: If the file can't be read or is for no known experiment.
-    """
-    word = load_settings(_Any, file).experiment
-    if word not in EXPERIMENTS:
-        raise ConfigError(
-            f"experiment: {file} is for {word!r}; known are {', '.join(sorted(EXPERIMENTS))}"
-        )
-    module, _, name = EXPERIMENTS[word].partition(":")
-    found = getattr(import_module(module), name)()
-    return found, load_settings(found.settings, file)
-
-
-class _Any(Settings, extra="ignore"):
-    """The one thing that the settings files of all experiments share."""
-
-    experiment: str
-
-
-def _folder() -> Path:
-    """Folder of the settings files: in the wheel, or beside the package in a source tree."""
-    package = Path(str(resources.files("hessrmt")))
-    for found in (package / "configs", package.parent / "configs"):
-        if (found / "hessian-spacings.toml").is_file():
-            return found
-    raise ConfigError("the settings files (configs/) are missing; reinstall hessrmt")

@@ -12,7 +12,7 @@ import copy
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -27,6 +27,7 @@ from hessrmt import rng
 from hessrmt.backend.select import select
 from hessrmt.config import CountOrAll, Settings, TrainConfig
 from hessrmt.errors import ConfigError, DataError, NonFiniteError, ProblemError
+from hessrmt.experiments.experiment import drawn_seed
 from hessrmt.generalization import evaluate, normalize, output_normalize
 from hessrmt.generalization.networks import evaluating, outputs
 from hessrmt.generalization.normalization import (
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
 
     from hessrmt.backend.base import Backend
     from hessrmt.generalization.networks import FoldedLayer
+    from hessrmt.generalization.normalization import MarginSummary
     from hessrmt.problems.data import Dataset
     from hessrmt.progress import Tick
     from hessrmt.runs.run import Pool
@@ -147,25 +149,22 @@ class Family(Settings):
                     f"{self.name}: {value:g} cannot be a value of {self.vary}; expected "
                     f"{_RANGES[self.vary]}"
                 )
-        if (self.vary == "width") != (WIDTH in self.model):
-            raise ValueError(
-                f"{self.name}: the model is {self.model!r}, but {WIDTH} belongs there where, and "
-                "only where, widths are varied"
-            )
-        if len(self.rates) > self.epochs:
-            raise ValueError(
-                f"{self.name}: {len(self.rates)} learning rates for {self.epochs} epochs; "
-                "expected at least one epoch for each"
-            )
-        if (self.vary == "corruption") != (self.pretraining > 0):
-            raise ValueError(
-                f"{self.name}: pretraining is {self.pretraining} epochs; it should be at least 1 "
-                "where the corruption is varied, and 0 elsewhere"
-            )
-        if self.vary == "initial-scale" and self.initial_scale is not None:
-            raise ValueError(f"{self.name}: the initial scale is varied; leave initial_scale out")
-        if self.vary == "samples" and self.samples != "all":
-            raise ValueError(f"{self.name}: the samples are varied; leave samples out")
+        faults = {
+            f"the model is {self.model!r}, but {WIDTH} belongs there where, and only where, widths "
+            "are varied": (self.vary == "width") != (WIDTH in self.model),
+            f"{len(self.rates)} learning rates for {self.epochs} epochs; expected at least one "
+            "epoch for each": len(self.rates) > self.epochs,
+            f"pretraining is {self.pretraining} epochs; it should be at least 1 where the "
+            "corruption is varied, and 0 elsewhere": (self.vary == "corruption")
+            != (self.pretraining > 0),
+            "the initial scale is varied; leave initial_scale out": self.vary == "initial-scale"
+            and self.initial_scale is not None,
+            "the samples are varied; leave samples out": self.vary == "samples"
+            and self.samples != "all",
+        }
+        for fault, there in faults.items():
+            if there:
+                raise ValueError(f"{self.name}: {fault}")
         return self
 
     def model_of(self, value: float) -> str:
@@ -226,17 +225,6 @@ class FamilySamples:
         """Where networks are trained, chosen when first asked for."""
         return select(self.wanted.device)
 
-    def first(self, count: int) -> Dataset:
-        """Some training samples.
-
-        Args:
-            count: How many.
-
-        Returns:
-            The first ones.
-        """
-        return dataclasses.replace(self.train, x=self.train.x[:count], y=self.train.y[:count])
-
 
 def samples_of(family: SeededFamily, folder: Path | None = None) -> FamilySamples:
     """The samples of a family.
@@ -289,13 +277,11 @@ _FAILS = (NonFiniteError, DataError)
 
 
 def run_all(
-    families: Sequence[Family],
+    families: Sequence[SeededFamily],
     out: Path,
     *,
-    seed: int = 0,
-    device: str = "auto",
     folder: Path | None = None,
-    tick: Tick | None = None,
+    tick: Tick = silent,
     pool: Pool = SERIAL,
 ) -> list[FamilyResult]:
     """Train what is not trained yet of some families, and read all of them.
@@ -303,8 +289,6 @@ def run_all(
     Args:
         families: What they are.
         out: Folder for everything; workers must have it too.
-        seed: Of everything.
-        device: Where to compute.
         folder: Where to look for data first.
         tick: Told of progress: epochs of the network that is trained, or networks.
         pool: Where networks are trained.
@@ -312,12 +296,9 @@ def run_all(
     Returns:
         The families.
     """
-    tick = tick or silent
-    wanted = [SeededFamily(**family.model_dump(), seed=seed, device=device) for family in families]
-    for one in wanted if len(wanted) > 1 else ():
+    for one in families if len(families) > 1 else ():
         samples_of(one, folder)  # what is missing is said at once
-    parts = [[one] for one in wanted] if pool.local else [wanted]
-    for part in parts:
+    for part in [[one] for one in families] if pool.local else [families]:
         _run(part, out, folder, tick, pool)
     return [load_family(_file(out, family)) for family in families]
 
@@ -327,36 +308,36 @@ def _run(
 ) -> None:
     """Train what is missing of one family here, or of all families by workers."""
     runs = [Run(samples_of, family, folder, pool=pool, out=out) for family in families]
-    identities = [_identity(f, r.prepared.digests) for f, r in zip(families, runs, strict=True)]
     make_folders(out, "families", "checkpoints")
     name = runs[0].on_one(_device, None)
+    tasks = []
     with ExitStack() as stack:
-        files = []
-        for family, work, identity in zip(families, runs, identities, strict=True):
-            origin = work.prepared.train.origin
-            embedded = (origin,) if work.prepared.train.embedded else ()
-            notes = (*embedded, *computed_by(pool))
-            about = Provenance({"data": origin}, name, notes=notes)
-            place = _file(out, family)
-            files.append(stack.enter_context(FamilyWriter(place, family.values, identity, about)))
-        tasks = []
-        for number, (family, file) in enumerate(zip(families, files, strict=True)):
+        for family, work in zip(families, runs, strict=True):
+            identity = {
+                "family": family.model_dump(exclude={"seed", "device"}),
+                "seed": family.seed,
+                "data_sha256": work.prepared.digests["data"],
+            }
+            samples = work.prepared.train
+            notes = (*[samples.origin] * samples.embedded, *computed_by(pool))
+            about = Provenance({"data": samples.origin}, name, notes=notes)
+            writer = FamilyWriter(_file(out, family), family.values, identity, about)
+            file = stack.enter_context(writer)
             for index in range(len(family.values)):
                 if index in file.members:
                     _checkpoint(family, index, out).unlink(missing_ok=True)
                 else:
-                    tasks.append((number, index))
+                    tasks.append((work, (family.name, identity, index), family, file))
         every = sum(len(family.values) for family in families)
         done = every - len(tasks)
         if not pool.local:
             tick("networks", done, every)
-        step = partial(_make, tick=tick if pool.local else None, out=out.absolute())
-        items = [(runs[k], (families[k].name, identities[k], index)) for k, index in tasks]
+        step = partial(_make, tick=tick if pool.local else silent, out=out.absolute())
         try:
-            for task, member in compute_all(pool, step, items):
-                number, index = tasks[task]
-                files[number].write(index, member)
-                _checkpoint(families[number], index, out).unlink(missing_ok=True)
+            for task, member in compute_all(pool, step, [parts[:2] for parts in tasks]):
+                _, (_, _, index), family, file = tasks[task]
+                file.write(index, member)
+                _checkpoint(family, index, out).unlink(missing_ok=True)
                 done += 1
                 if not pool.local:
                     tick("networks", done, every)
@@ -379,63 +360,51 @@ def _checkpoint(family: Family, index: int, out: Path) -> Path:
     return out / "checkpoints" / f"{family.name}-{index}.pt"
 
 
-def _identity(family: SeededFamily, digests: Mapping[str, str]) -> dict[str, Any]:
-    plain = family.model_dump(exclude={"seed", "device"})
-    return {"family": plain, "seed": family.seed, "data_sha256": digests["data"]}
-
-
 @dataclass(frozen=True, eq=False)
 class MemberPlan:
     """What one network is to be.
 
     Attributes:
-        family: That it belongs to.
-        value: Of what is varied.
-        seed: Of its random numbers.
-        train: Its training samples.
-        test: The test samples.
-        fixed: (1, ...) the sample whose output's norm may be divided by.
-        device: Where to compute.
+        samples: Of the family that it belongs to.
+        index: Its number there.
     """
 
-    family: Family
-    value: float
-    seed: int
-    train: Dataset
-    test: Dataset
-    fixed: Tensor
-    device: torch.device
+    samples: FamilySamples
+    index: int
+
+    @property
+    def family(self) -> SeededFamily:
+        """That it belongs to."""
+        return self.samples.wanted
+
+    @property
+    def value(self) -> float:
+        """Of what is varied."""
+        return self.family.values[self.index]
 
     @property
     def model(self) -> str:
         """Registry name or ``file.py:factory``."""
         return self.family.model_of(self.value)
 
-    @classmethod
-    def of(cls, samples: FamilySamples, index: int) -> MemberPlan:
-        """What a network of a family is to be.
+    @cached_property
+    def train(self) -> Dataset:
+        """Its training samples."""
+        every = self.samples.train
+        sizes = _sizes(self.family, len(every))
+        count = sizes[self.index if self.family.vary == "samples" else 0]
+        return dataclasses.replace(every, x=every.x[:count], y=every.y[:count])
 
-        Args:
-            samples: Of the family.
-            index: Of the network.
+    @property
+    def device(self) -> torch.device:
+        """Where to compute."""
+        return self.samples.backend.device
 
-        Returns:
-            The plan.
-        """
-        family = samples.wanted
-        value = family.values[index]
-        again = family.values[:index].count(value)  # equal values have random numbers of their own
-        words = rng.seed_sequence(family.seed, "puzzles", family.name, repr(value), again)
-        sizes = _sizes(family, len(samples.train))
-        return cls(
-            family=family,
-            value=value,
-            seed=int(words.generate_state(1)[0]),
-            train=samples.first(sizes[index] if family.vary == "samples" else sizes[0]),
-            test=samples.test,
-            fixed=samples.fixed,
-            device=samples.backend.device,
-        )
+    @cached_property
+    def seed(self) -> int:
+        """Of its random numbers; equal values have those of their own."""
+        again = self.family.values[: self.index].count(self.value)
+        return drawn_seed(self.family.seed, "puzzles", self.family.name, repr(self.value), again)
 
 
 SAVE_SECONDS = 20.0
@@ -456,18 +425,18 @@ def _make(
     samples: FamilySamples,
     item: tuple[str, Mapping[str, Any], int],
     out: Path,
-    tick: Tick | None = None,
+    tick: Tick = silent,
 ) -> Member:
     """Train one network, or go on with it, and measure it; an error says which."""
     name, identity, index = item
-    plan = MemberPlan.of(samples, index)
+    plan = MemberPlan(samples, index)
     family = plan.family
     count = len(family.values)
     phase = f"{name} {index + 1}/{count} ({plan.value:g}), epochs"
     path = _checkpoint(family, index, out)
     try:
         with TrainingFile(path, {"member": index, **identity}, resume=True) as file:
-            made, final = _trained(plan, file, partial(tick or silent, phase))
+            made, final = _trained(plan, file, partial(tick, phase))
     except _FAILS as error:
         raise type(error)(
             f"network {index + 1} of {name} ({family.vary} {plan.value:g}): {error}"
@@ -488,24 +457,19 @@ def _trained(
     if scale is not None:
         initialize(model, scale, rng.torch_generator(plan.seed, "initial-scale"))
     progress, latest = _Progress(**file.extra), file.start
-    before, saved = progress.seconds, clock
+    before, saved, every = progress.seconds, clock, family.pretraining + family.epochs
 
     def after(state: TrainState) -> None:
-        nonlocal latest, saved
-        latest = state
-        tick(
-            state.epoch + (family.pretraining if progress.phase else 0),
-            family.pretraining + family.epochs,
-        )
+        nonlocal saved
+        tick(state.epoch + progress.phase * family.pretraining, every)
         now = time.perf_counter()
         if now - saved >= SAVE_SECONDS:
             saved, progress.seconds = now, before + now - clock
             file.save(state, **vars(progress))
 
-    tick(0, family.pretraining + family.epochs)
+    tick(0, every)
     if family.pretraining and not progress.phase:
-        share = plan.value if family.vary == "corruption" else 0.0
-        labels = permuted(plan.train.y, share, rng.stream(plan.seed, "corruption"))
+        labels = permuted(plan.train.y, plan.value, rng.stream(plan.seed, "corruption"))
         corrupted = dataclasses.replace(plan.train, y=labels)
         latest = _rested(_train(plan, model, corrupted, latest, pretraining=True, on_epoch=after))
     progress.phase = 1
@@ -549,7 +513,6 @@ def _train(
     stop: Callable[[TrainState], bool] | None = None,
 ) -> TrainState:
     family = plan.family
-    seed = rng.seed_sequence(plan.seed, "pretraining" if pretraining else "training")
     settings = TrainConfig(
         model=plan.model,
         epochs=family.pretraining if pretraining else family.epochs,
@@ -560,7 +523,7 @@ def _train(
         decay_end=0,
         momentum=family.momentum,
         weight_decay=family.weight_decay,
-        seed=int(seed.generate_state(1)[0]),
+        seed=drawn_seed(plan.seed, "pretraining" if pretraining else "training"),
     )
     augment = None
     if family.augment:
@@ -622,32 +585,22 @@ def measure(
     Raises:
         ProblemError: If the network has no output per class.
     """
-    family, loss = plan.family, losses.resolve(LOSS)
+    family = plan.family
     model = model.to(device=plan.device, dtype=torch.float64).eval()
     if family.by == "layers":
         found = normalize(model, plan.train.tensors(slice(_CHECKED))[0], family.norm)
     else:
-        found = output_normalize(model, plan.fixed, family.norm)
-    train_found = evaluate(model, _pieces(plan.train, torch.float64), loss, found.product)
-    test_found = evaluate(model, _pieces(plan.test, torch.float64), loss, found.product)
-    margins, wrong = train_found.margins, test_found.error
-    if margins is None or wrong is None:
-        raise ProblemError(f"{plan.model} gives no output per class; families need class labels")
+        found = output_normalize(model, plan.samples.fixed, family.norm)
+    sets = [_pieces(part, torch.float64) for part in (plan.train, plan.samples.test)]
+    numbers, margins = _evaluated(plan, model, sets, found.product)
     top = _largest(model, plan)
     counts, edges = np.histogram(top / found.product, BINS)
     return Member(
         value=plan.value,
         parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
         epoch=epoch,
-        train_loss=train_found.loss,
-        test_loss=test_found.loss,
-        normalized_train_loss=train_found.normalized_loss,
-        normalized_test_loss=test_found.normalized_loss,
-        train_error=margins.error,
-        test_error=wrong,
-        product=found.product,
+        **numbers,
         factors=tuple(found.factors.values()),
-        margin=margins.minimum,
         normalized_margin=margins.normalized_minimum,
         margin_quantiles=np.quantile(margins.margins / found.product, QUANTILES),
         top_output_mean=float(top.mean() / found.product),
@@ -660,6 +613,31 @@ def measure(
     )
 
 
+def _evaluated(
+    plan: MemberPlan,
+    model: nn.Module,
+    sets: Sequence[Iterable[tuple[Tensor, Tensor]]],
+    product: float,
+) -> tuple[dict[str, Any], MarginSummary]:
+    """Losses, errors and the smallest margin of a network, and all margins."""
+    loss = losses.resolve(LOSS)
+    train_found, test_found = (evaluate(model, pieces, loss, product) for pieces in sets)
+    margins, wrong = train_found.margins, test_found.error
+    if margins is None or wrong is None:
+        raise ProblemError(f"{plan.model} gives no output per class; families need class labels")
+    numbers = {
+        "train_loss": train_found.loss,
+        "test_loss": test_found.loss,
+        "train_error": margins.error,
+        "test_error": wrong,
+        "normalized_train_loss": train_found.normalized_loss,
+        "normalized_test_loss": test_found.normalized_loss,
+        "margin": margins.minimum,
+        "product": product,
+    }
+    return numbers, margins
+
+
 class History:
     """Measures a network in training: one pass over training and test samples each time.
 
@@ -669,12 +647,12 @@ class History:
     """
 
     def __init__(self, plan: MemberPlan, model: nn.Module) -> None:
-        self._family = plan.family
-        self._model = model
-        self._loss = losses.resolve(LOSS)
-        self._train = _moved(_pieces(plan.train, torch.float32), plan.device)
-        self._test = _moved(_pieces(plan.test, torch.float32), plan.device)
-        self._fixed = plan.fixed.to(device=plan.device, dtype=torch.float32)
+        self._plan, self._model = plan, model
+        self._sets = [
+            [(x.to(plan.device), y.to(plan.device)) for x, y in _pieces(part, torch.float32)]
+            for part in (plan.train, plan.samples.test)
+        ]
+        self._fixed = plan.samples.fixed.to(device=plan.device, dtype=torch.float32)
         self._layers: tuple[FoldedLayer, ...] = ()
         if plan.family.by == "layers":
             some = plan.train.tensors(slice(_CHECKED))[0]
@@ -690,30 +668,14 @@ class History:
         Returns:
             Name, as in :data:`~hessrmt.store.family.HISTORY`, to number.
         """
-        product = self._product()
-        train_found = evaluate(self._model, self._train, self._loss, product)
-        test_found = evaluate(self._model, self._test, self._loss, product)
-        assert train_found.margins is not None
-        assert test_found.error is not None
-        return {
-            "epoch": float(state.epoch),
-            "rate": state.history[-1]["lr"],
-            "train_loss": train_found.loss,
-            "test_loss": test_found.loss,
-            "train_error": train_found.margins.error,
-            "test_error": test_found.error,
-            "normalized_train_loss": train_found.normalized_loss,
-            "normalized_test_loss": test_found.normalized_loss,
-            "margin": train_found.margins.minimum,
-            "product": product,
-        }
+        numbers, _ = _evaluated(self._plan, self._model, self._sets, self._product())
+        return {"epoch": float(state.epoch), "rate": state.history[-1]["lr"], **numbers}
 
     def _product(self) -> float:
-        norm = self._family.norm
+        norm = self._plan.family.norm
         if self._layers:
-            return math.prod(
-                layer_factors(effective_weights(self._model, self._layers), norm).values()
-            )
+            weights = effective_weights(self._model, self._layers)
+            return math.prod(layer_factors(weights, norm).values())
         with evaluating(self._model):
             return output_factor(outputs(self._model, self._fixed), norm)
 
@@ -730,9 +692,3 @@ def _largest(model: nn.Module, plan: MemberPlan) -> np.ndarray:
 def _pieces(samples: Dataset, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
     for first in range(0, len(samples), _BATCH):
         yield samples.tensors(slice(first, first + _BATCH), dtype)
-
-
-def _moved(
-    pieces: Iterator[tuple[Tensor, Tensor]], device: torch.device
-) -> list[tuple[Tensor, Tensor]]:
-    return [(x.to(device), y.to(device)) for x, y in pieces]

@@ -8,33 +8,28 @@ computed at all three, on the same training samples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from hessrmt import rng
-from hessrmt.config import CountOrAll, Settings, SpectrumConfig, TrainConfig
+from hessrmt.config import CountOrAll, Settings, SpectrumConfig
 from hessrmt.errors import DataError
-from hessrmt.experiments.experiment import Column, Estimate, Experiment, preset_of
+from hessrmt.experiments.experiment import Column, Estimate, Experiment, Pictures, Work, stem
+from hessrmt.experiments.trained import TrainedPreset, TrainedSettings, train_each
 from hessrmt.levels.histograms import mean_counts
 from hessrmt.plots import training as plots
-from hessrmt.progress import silent
-from hessrmt.runs import spectrum, trajectory
-from hessrmt.runs.run import SERIAL, make_folders
+from hessrmt.runs import spectrum
+from hessrmt.runs.run import make_folders
 from hessrmt.runs.trajectory import LAST, Trajectory, TrajectoryPlan
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from matplotlib.figure import Figure
 
-    from hessrmt.progress import Tick
     from hessrmt.records import Spectra, Spectrum
-    from hessrmt.runs.run import Pool
 
 POLYAK, TAIL = "polyak", "tail"
 POINTS = (LAST, POLYAK, TAIL)
@@ -75,7 +70,7 @@ class AveragedRate(Settings):
     final_lr: float | None = Field(None, ge=0, allow_inf_nan=False)
 
 
-class IterateAveragingPreset(Settings):
+class IterateAveragingPreset(TrainedPreset):
     """One size of the experiment.
 
     Attributes:
@@ -83,10 +78,6 @@ class IterateAveragingPreset(Settings):
         rates: At which learning rates.
         epochs: Of each run.
         tail_start: Epoch after which the average of the tail begins.
-        batch: Samples in a minibatch.
-        momentum: Of SGD.
-        weight_decay: Of SGD.
-        seeds: Runs of each network and rate.
         measure_every: Epochs between measurements.
     """
 
@@ -94,10 +85,6 @@ class IterateAveragingPreset(Settings):
     rates: tuple[AveragedRate, ...] = Field(min_length=1)
     epochs: int = Field(ge=1)
     tail_start: int = Field(ge=0)
-    batch: int = Field(128, ge=1)
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(5e-4, ge=0, allow_inf_nan=False)
-    seeds: int = Field(1, ge=1)
     measure_every: int = Field(1, ge=1)
 
     @model_validator(mode="after")
@@ -116,24 +103,8 @@ class IterateAveragingPreset(Settings):
         return self
 
 
-class IterateAveragingConfig(Settings):
-    """Settings of ``hessrmt reproduce iterate-averaging``.
-
-    Attributes:
-        experiment: Its name.
-        title: What it is about.
-        data: Registry name, file or folder.
-        device: ``auto``, ``cpu`` or ``cuda[:i]``.
-        seed: Of everything.
-        presets: Name to size.
-    """
-
-    experiment: Literal["iterate-averaging"]
-    title: str = ""
-    data: str = "mnist"
-    device: str = "auto"
-    seed: int = Field(0, ge=0)
-    presets: dict[str, IterateAveragingPreset] = Field(min_length=1)
+class IterateAveragingConfig(TrainedSettings[IterateAveragingPreset]):
+    """Settings of ``hessrmt reproduce iterate-averaging``."""
 
 
 _CURVATURES: dict[str, Callable[[Spectrum], float]] = {
@@ -175,7 +146,7 @@ class AveragedPoint:
             (seeds,), NaN where it is not known.
         """
         found = [run.measured[-1][self.point].get(what, 0.0) for run in self.runs]
-        return np.array([np.nan if value is None else value for value in found])
+        return np.array(found, dtype=np.float64)
 
     def curvature(self, what: str) -> np.ndarray:
         """A property of the Hessians, averaged over a seed's batches.
@@ -198,9 +169,8 @@ class AveragedPoint:
         Returns:
             (m,) epochs and (seeds, m) values, NaN where they are not known.
         """
-        found = [run.curve(self.point, what) for run in self.runs]
-        rows = [[np.nan if v is None else v for v in values] for _, values in found]
-        return np.array(found[0][0]), np.array(rows, dtype=np.float64)
+        epochs, values = zip(*(run.curve(self.point, what) for run in self.runs), strict=True)
+        return np.array(epochs[0]), np.array(values, dtype=np.float64)
 
     @property
     def words(self) -> str:
@@ -209,11 +179,11 @@ class AveragedPoint:
         return f"{self.rate.name}, {self.rate.lr:g}" + ("" if final is None else f" to {final:g}")
 
 
-def _measured(name: str, what: str, form: str, **options: Any) -> Column[AveragedPoint]:
+def _measured(name: str, what: str, form: str = "", **options: Any) -> Column[AveragedPoint]:
     return Column(name, lambda e: Estimate.of(e.values(what)), form, what, **options)
 
 
-def _curvature(name: str, what: str, form: str, **options: Any) -> Column[AveragedPoint]:
+def _curvature(name: str, what: str, form: str = "", **options: Any) -> Column[AveragedPoint]:
     return Column(name, lambda e: Estimate.of(e.curvature(what)), form, what, **options)
 
 
@@ -222,7 +192,11 @@ def _smallest(entry: AveragedPoint) -> Estimate:
     return Estimate.of(entry.curvature("smallest").round(6) + 0.0)
 
 
-class IterateAveraging(Experiment[IterateAveragingConfig, AveragedPoint]):
+def _distance(entry: AveragedPoint) -> Estimate | str:
+    return "0" if entry.point == LAST else Estimate.of(entry.values("distance"))
+
+
+class IterateAveraging(Experiment[IterateAveragingConfig, IterateAveragingPreset, AveragedPoint]):
     """Averages of SGD's iterates at high and low learning rates."""
 
     settings = IterateAveragingConfig
@@ -239,59 +213,37 @@ class IterateAveraging(Experiment[IterateAveragingConfig, AveragedPoint]):
         Column("", lambda e: e.runs[0].origin, key="data"),
         _measured("train loss", "train_loss", ",.4f"),
         _measured("test loss", "test_loss", ",.4f", terminal="test loss"),
-        _measured("", "train_error", ""),
+        _measured("", "train_error"),
         _measured("test error %", "test_error", ",.2f", percent=True, terminal="test\nerror %"),
-        _measured("", "distance", ""),
-        Column(
-            "‖w - last‖",
-            lambda e: "0" if e.point == LAST else Estimate.of(e.values("distance")),
-            ",.2f",
-        ),
+        _measured("", "distance"),
+        Column("‖w - last‖", _distance, ",.2f"),
         _curvature("λ max", "largest", ",.1f", terminal="λ max"),
         _curvature("trace", "trace", ",.0f"),
-        _curvature("", "smallest", ""),
+        _curvature("", "smallest"),
         Column("λ min", _smallest, ",.2f"),
         _curvature("certified", "certified", ",.0f"),
         _curvature("negative", "negative", ",.0f"),
     )
 
-    def run(  # noqa: D102 (see the base class)
-        self,
-        settings: IterateAveragingConfig,
-        preset: str,
-        out: Path,
-        *,
-        folder: Path | None = None,
-        tick: Tick | None = None,
-        pool: Pool | None = None,
+    def compute(  # noqa: D102 (see the base class)
+        self, work: Work[IterateAveragingConfig, IterateAveragingPreset]
     ) -> list[AveragedPoint]:
-        size, tick, pool = preset_of(settings, preset), tick or silent, pool or SERIAL
-        make_folders(out, "checkpoints", "spectra")
-        pairs = [(network, rate) for network in size.networks for rate in size.rates]
-        plans = {
-            (network.model, rate.name): [
-                _plan(settings, size, network, rate, seed) for seed in range(size.seeds)
-            ]
-            for network, rate in pairs
-        }
-        every = [plan for part in plans.values() for plan in part]
-        place = out / "checkpoints"
-        done = trajectory.run_all(every, place, folder=folder, tick=tick, pool=pool)
-        by_name = {run.plan.name: run for run in done}
+        folder = work.folder
+        make_folders(work.out, "spectra")
+        pairs = [(network, rate) for network in work.size.networks for rate in work.size.rates]
+        done = train_each(work, pairs, partial(_plan, work.settings, work.size))
         entries = []
-        for network, rate in pairs:
-            runs = [by_name[plan.name] for plan in plans[network.model, rate.name]]
+        for (network, rate), runs in zip(pairs, done, strict=True):
             for point in POINTS:
-                name = f"{_stem(network.model)}-{rate.name}-{point}"
+                name = f"{stem(network.model)}-{rate.name}-{point}"
                 spectra = []
                 for number, run in enumerate(runs[: network.spectra]):
-                    tick(f"spectra of {name}", number, min(network.spectra, len(runs)))
-                    prepared = spectrum.prepare(_wanted(settings, network, run, point), folder)
-                    file = out / "spectra" / f"{run.plan.name}-{point}.h5"
-                    found = spectrum.run(prepared, file, resume=True, pool=pool, folder=folder)
+                    work.tick(f"spectra of {name}", number, min(network.spectra, len(runs)))
+                    prepared = spectrum.prepare(_wanted(work.settings, network, run, point), folder)
+                    file = work.out / "spectra" / f"{run.plan.name}-{point}.h5"
+                    found = spectrum.run(prepared, file, resume=True, pool=work.pool, folder=folder)
                     spectra.append(found)
                 entries.append(AveragedPoint(name, network.model, rate, point, runs, spectra))
-        tick("done", 1, 1)
         return entries
 
     def fits(self, entries: Sequence[AveragedPoint]) -> list[dict[str, Any]]:  # noqa: D102
@@ -300,8 +252,8 @@ class IterateAveraging(Experiment[IterateAveragingConfig, AveragedPoint]):
                 "model": model,
                 "rate": rate,
                 "point": point,
-                **{what: found[0] for what, found in values.items()},
-                **{f"{what}_error_of_mean": found[1] for what, found in values.items()},
+                **{what: found.mean for what, found in values.items()},
+                **{f"{what}_error_of_mean": found.error for what, found in values.items()},
             }
             for (model, rate), points in gains(entries).items()
             for point, values in points.items()
@@ -312,49 +264,49 @@ class IterateAveraging(Experiment[IterateAveragingConfig, AveragedPoint]):
         for (model, rate), points in gains(entries).items():
             parts = []
             for point, values in points.items():
-                loss, error, sharp = values["test_loss"], values["test_error"], values["largest"]
-                text = f"{point}: test loss lower by {_pm(loss, 4)}"
-                if np.isfinite(error[0]):
-                    text += f", error by {_pm((100 * error[0], 100 * error[1]), 2)} %"
-                if np.isfinite(sharp[0]):
-                    text += f", λ max times {_pm(sharp, 2)}"
+                error, sharp = values["test_error"], values["largest"]
+                text = f"{point}: test loss lower by {values['test_loss'].text(',.4f')}"
+                if np.isfinite(error.mean):
+                    text += f", error by {error.text(',.2f', 100)} %"
+                if np.isfinite(sharp.mean):
+                    text += f", λ max times {sharp.text(',.2f')}"
                 parts.append(text)
             found[f"{model}, {rate}"] = "; ".join(parts) + "."
         return found
 
     def figures(  # noqa: D102 (see the base class)
         self, settings: IterateAveragingConfig, entries: Sequence[AveragedPoint]
-    ) -> Mapping[str, Callable[[], Any]]:
+    ) -> Pictures:
         del settings
-        pictures: dict[str, Callable[[], Any]] = {}
+        pictures = {}
         for model in dict.fromkeys(entry.model for entry in entries):
             part = [entry for entry in entries if entry.model == model]
-            pictures[f"{_stem(model)}-losses"] = partial(_losses, part, model)
-            pictures[f"{_stem(model)}-spectra"] = partial(_spectra, part, model)
+            pictures[f"{stem(model)}-losses"] = partial(_losses, part, model)
+            pictures[f"{stem(model)}-spectra"] = partial(_spectra, part, model)
         return pictures
 
 
 def gains(
     entries: Sequence[AveragedPoint],
-) -> dict[tuple[str, str], dict[str, dict[str, tuple[float, float]]]]:
+) -> dict[tuple[str, str], dict[str, dict[str, Estimate]]]:
     """What averages gain over the last iterate of the same run.
 
     Args:
         entries: All points of all networks and rates.
 
     Returns:
-        Network and rate to average to quantity to mean over seeds and standard error: differences
-        of ``train_loss``, ``test_loss`` and ``test_error``, and geometric means of the ratios of
+        Network and rate to average to quantity to its mean over seeds: differences of
+        ``train_loss``, ``test_loss`` and ``test_error``, and geometric means of the ratios of
         ``largest`` and ``trace``.
     """
     by = {(entry.model, entry.rate.name, entry.point): entry for entry in entries}
-    found: dict[tuple[str, str], dict[str, dict[str, tuple[float, float]]]] = {}
+    found: dict[tuple[str, str], dict[str, dict[str, Estimate]]] = {}
     for (model, rate, point), entry in by.items():
         if point == LAST:
             continue
         last = by[model, rate, LAST]
         differences = {
-            what: Estimate.of(last.values(what) - entry.values(what))[:2]
+            what: Estimate.of(last.values(what) - entry.values(what))
             for what in ("train_loss", "test_loss", "test_error")
         }
         ratios = {
@@ -365,51 +317,31 @@ def gains(
     return found
 
 
-def _ratio(values: np.ndarray, others: np.ndarray) -> tuple[float, float]:
+def _ratio(values: np.ndarray, others: np.ndarray) -> Estimate:
     # geometric mean: a ratio and its inverse count alike; none where a trace is negative
     if not ((values > 0) & (others > 0)).all():
-        return float("nan"), float("nan")
+        return Estimate(np.nan, np.nan)
     mean, error, _ = Estimate.of(np.log(values / others))
-    return float(np.exp(mean)), float(np.exp(mean)) * error
-
-
-def _pm(found: tuple[float, float], digits: int) -> str:
-    mean, error = found
-    if not np.isfinite(mean):
-        return "-"
-    return f"{mean:,.{digits}f}" + (f" ± {error:.{digits}f}" if np.isfinite(error) else "")
+    return Estimate(float(np.exp(mean)), float(np.exp(mean)) * error)
 
 
 def _plan(
     settings: IterateAveragingConfig,
     size: IterateAveragingPreset,
-    network: AveragedNetwork,
-    rate: AveragedRate,
+    pair: tuple[AveragedNetwork, AveragedRate],
     number: int,
 ) -> TrajectoryPlan:
+    network, rate = pair
+    final, start, end = rate.final_lr, size.epochs // 2, 9 * size.epochs // 10
+    if final is None:
+        final, start, end = rate.lr, 0, 0
+    schedule = {"lr": rate.lr, "final_lr": final, "decay_start": start, "decay_end": end}
     # the same seeds for all networks and rates: what differs is what is compared
-    seed = int(rng.seed_sequence(settings.seed, "iterate-averaging", number).generate_state(1)[0])
-    constant = rate.final_lr is None
-    training = TrainConfig(
-        model=network.model,
-        data=settings.data,
-        epochs=size.epochs,
-        batch=size.batch,
-        lr=rate.lr,
-        final_lr=rate.lr if rate.final_lr is None else rate.final_lr,
-        decay_start=0 if constant else size.epochs // 2,
-        decay_end=0 if constant else 9 * size.epochs // 10,
-        momentum=size.momentum,
-        weight_decay=size.weight_decay,
-        device=settings.device,
-        seed=seed,
-    )
-    return TrajectoryPlan(
-        f"{_stem(network.model)}-{rate.name}-{number}",
-        training,
-        {POLYAK: 0, TAIL: size.tail_start},
-        measure_every=size.measure_every,
-    )
+    given = {"model": network.model, "epochs": size.epochs, **schedule}
+    training = settings.training(size, number, **given)
+    name = f"{stem(network.model)}-{rate.name}-{number}"
+    averages = {POLYAK: 0, TAIL: size.tail_start}
+    return TrajectoryPlan(name, training, averages, measure_every=size.measure_every)
 
 
 def _wanted(
@@ -426,10 +358,6 @@ def _wanted(
         device=settings.device,
         seed=run.plan.settings.seed,
     )
-
-
-def _stem(model: str) -> str:
-    return model.rpartition(":")[2].replace("/", "_")
 
 
 def _losses(entries: Sequence[AveragedPoint], title: str) -> Figure:

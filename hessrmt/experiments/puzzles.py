@@ -8,32 +8,26 @@ trained on random labels lie on it too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import Field, field_validator
 
 from hessrmt.config import Settings
 from hessrmt.errors import DataError
-from hessrmt.experiments import families
-from hessrmt.experiments.experiment import Column, Experiment, Table, preset_of
-from hessrmt.experiments.families import Family
+from hessrmt.experiments.experiment import Column, Experiment, Pictures, Presets, Table, Work
+from hessrmt.experiments.families import Family, SeededFamily, run_all
 from hessrmt.generalization.fits import LineFit, fit_line
 from hessrmt.plots import puzzles as plots
-from hessrmt.progress import silent
-from hessrmt.runs.run import SERIAL
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from matplotlib.figure import Figure
     from numpy.typing import ArrayLike
 
-    from hessrmt.progress import Tick
-    from hessrmt.runs.run import Pool
     from hessrmt.store.family import FamilyResult, Member
 
 _WORDS = {
@@ -91,23 +85,15 @@ class ReferenceLine(Settings):
         return self.slope * x + self.intercept
 
 
-class PuzzlesConfig(Settings):
+class PuzzlesConfig(Presets[PuzzlesPreset]):
     """Settings of ``hessrmt reproduce puzzles-...``.
 
     Attributes:
-        experiment: Its kind.
-        title: One line about it.
-        seed: Of everything random.
         device: ``auto``, ``cpu`` or ``cuda[:i]``.
-        presets: Name to size.
         reference: Published lines, to be shown beside the measured ones.
     """
 
-    experiment: Literal["puzzles"]
-    title: str = ""
-    seed: int = Field(0, ge=0)
     device: str = "auto"
-    presets: dict[str, PuzzlesPreset] = Field(min_length=1)
     reference: tuple[ReferenceLine, ...] = ()
 
 
@@ -138,6 +124,12 @@ class FamilyEntry:
     def random(self) -> bool:
         """Whether its labels are random."""
         return self.settings.labels == "random"
+
+    @property
+    def gaps(self) -> np.ndarray:
+        """(n,) test loss less training loss of the normalised networks."""
+        test, train = (self.result.column(f"normalized_{x}_loss") for x in ("test", "train"))
+        return test - train
 
     @property
     def perfect(self) -> int:
@@ -218,15 +210,14 @@ class FamilyLine:
         Returns:
             Name to value.
         """
+        fits = ("normalized", "unnormalized", "with_random", "with_random_unnormalized")
+        found = {name: getattr(self, name) for name in fits}
         return {
             "families": list(self.families),
             "model": self.model,
             "networks": self.networks,
             "zero_training_error": self.perfect,
-            "normalized": self.normalized.to_dict(),
-            "unnormalized": _plain(self.unnormalized),
-            "with_random": _plain(self.with_random),
-            "with_random_unnormalized": _plain(self.with_random_unnormalized),
+            **{name: None if fit is None else fit.to_dict() for name, fit in found.items()},
             "random_residuals": [point.to_dict() for point in self.random],
             "random_in_prediction_band": (
                 all(point.inside for point in self.random) if self.random else None
@@ -246,14 +237,14 @@ def lines(entries: Sequence[FamilyEntry]) -> list[FamilyLine]:
     groups: dict[Any, list[FamilyEntry]] = {}
     for entry in entries:
         if entry.settings.vary in ON_LINES:
-            s = entry.settings
-            groups.setdefault((s.model, s.data, s.norm, s.by), []).append(entry)
-    found = []
-    for group in groups.values():
-        line = _line(group)
-        if line is not None:
-            found.append(line)
-    return found
+            groups.setdefault(_networks_of(entry), []).append(entry)
+    found = [_line(group) for group in groups.values()]
+    return [line for line in found if line is not None]
+
+
+def _networks_of(entry: FamilyEntry) -> tuple[Any, ...]:
+    """What families share whose points belong into one picture."""
+    return attrgetter("model", "data", "norm", "by")(entry.settings)
 
 
 def gap_law(entry: FamilyEntry) -> LineFit | None:
@@ -267,22 +258,10 @@ def gap_law(entry: FamilyEntry) -> LineFit | None:
     """
     if entry.settings.vary != "samples":
         return None
-    gaps = gaps_of(entry.result.members)
+    gaps = entry.gaps
     if not (gaps > 0).all():
         return None
     return _fitted(np.log(entry.result.column("value")), np.log(gaps))
-
-
-def gaps_of(members: Sequence[Member]) -> np.ndarray:
-    """Test loss less training loss of normalised networks.
-
-    Args:
-        members: Networks.
-
-    Returns:
-        (n,) gaps.
-    """
-    return np.array([m.normalized_test_loss - m.normalized_train_loss for m in members])
 
 
 def _line(group: Sequence[FamilyEntry]) -> FamilyLine | None:
@@ -336,10 +315,6 @@ def _point(family: str, member: Member, line: LineFit, span: float) -> RandomPoi
     )
 
 
-def _plain(line: LineFit | None) -> dict[str, Any] | None:
-    return None if line is None else line.to_dict()
-
-
 def _over_members(name: str, what: str, form: str, **options: Any) -> Column[FamilyEntry]:
     """Least and largest of a number of the members."""
 
@@ -352,6 +327,11 @@ def _over_members(name: str, what: str, form: str, **options: Any) -> Column[Fam
 
 
 _varied = _over_members("", "value", "g")
+
+
+def _perfect(entry: FamilyEntry) -> str:
+    return f"{entry.perfect} of {len(entry.result.members)}"
+
 
 Numbered = tuple[FamilyEntry, int]
 """A family and the number of a network in it."""
@@ -396,40 +376,33 @@ class _FittedLine:
     published: ReferenceLine | None = None
 
 
-def _of_line(name: str, what: str, form: str, error: bool = False) -> Column[_FittedLine]:
+def _of_line(name: str, what: str, form: str, published: str = "") -> Column[_FittedLine]:
+    """A number of a line, with its error if there is one."""
+
     def cell(line: _FittedLine) -> str:
         value = getattr(line.fit or line.published, what, None)
         if value is None:
             return "-"
         if line.fit is None:
-            return f"{value:{'g' if error else form}}"
-        spread = f" ± {getattr(line.fit, f'{what}_error'):{form}}" if error else ""
-        return f"{value:{form}}{spread}"
+            return f"{value:{published}}"
+        error = getattr(line.fit, f"{what}_error", None)
+        return f"{value:{form}}" + ("" if error is None else f" ± {error:{form}}")
 
     return Column(name, cell)
 
 
 _LINES: tuple[Column[_FittedLine], ...] = (
     Column("line", lambda line: line.words),
-    _of_line("slope", "slope", ".4f", error=True),
-    _of_line("intercept", "intercept", ".4f", error=True),
-    Column(
-        "R²",
-        lambda line: (
-            f"{line.fit.r2:.5f}"
-            if line.fit is not None
-            else "-"
-            if line.published is None or line.published.r2 is None
-            else f"{line.published.r2:.4f}"
-        ),
-    ),
+    _of_line("slope", "slope", ".4f", "g"),
+    _of_line("intercept", "intercept", ".4f", "g"),
+    _of_line("R²", "r2", ".5f", ".4f"),
     _of_line("adjusted R²", "adjusted_r2", ".5f"),
-    _of_line("RMSE", "rmse", ".2g"),
+    _of_line("RMSE", "rmse", ".2g", ".2g"),
     _of_line("networks", "n", ""),
 )
 
 
-class Puzzles(Experiment[PuzzlesConfig, FamilyEntry]):
+class Puzzles(Experiment[PuzzlesConfig, PuzzlesPreset, FamilyEntry]):
     """Families of networks, and the lines on which their losses lie."""
 
     settings = PuzzlesConfig
@@ -438,11 +411,7 @@ class Puzzles(Experiment[PuzzlesConfig, FamilyEntry]):
         Column("network", lambda e: e.settings.model),
         Column("labels", lambda e: e.settings.labels),
         Column("varied", lambda e: f"{_WORDS[e.settings.vary]} {_varied.cell(e)}"),
-        Column(
-            "no training error",
-            lambda e: f"{e.perfect} of {len(e.result.members)}",
-            terminal="no training\nerror",
-        ),
+        Column("no training error", _perfect, terminal="no training\nerror"),
         _over_members("train loss", "train_loss", ".2g"),
         _over_members("test loss", "test_loss", ".3g"),
         _over_members("test error", "test_error", ".1%", terminal="test error"),
@@ -453,32 +422,17 @@ class Puzzles(Experiment[PuzzlesConfig, FamilyEntry]):
         _over_members("product of norms", "product", ".3g"),
     )
 
-    def run(  # noqa: D102 (see the base class)
-        self,
-        settings: PuzzlesConfig,
-        preset: str,
-        out: Path,
-        *,
-        folder: Path | None = None,
-        tick: Tick | None = None,
-        pool: Pool | None = None,
-    ) -> list[FamilyEntry]:
-        size, tick = preset_of(settings, preset), tick or silent
-        results = families.run_all(
-            size.families,
-            out,
-            seed=settings.seed,
-            device=settings.device,
-            folder=folder,
-            tick=tick,
-            pool=pool or SERIAL,
-        )
-        found = [
-            FamilyEntry(family.name, family, result, settings.reference)
-            for family, result in zip(size.families, results, strict=True)
+    def compute(self, work: Work[PuzzlesConfig, PuzzlesPreset]) -> list[FamilyEntry]:  # noqa: D102
+        wanted, settings = work.size.families, work.settings
+        seeded = [
+            SeededFamily(**family.model_dump(), seed=settings.seed, device=settings.device)
+            for family in wanted
         ]
-        tick("done", len(found), len(found))
-        return found
+        results = run_all(seeded, work.out, folder=work.folder, tick=work.tick, pool=work.pool)
+        return [
+            FamilyEntry(family.name, family, result, settings.reference)
+            for family, result in zip(wanted, results, strict=True)
+        ]
 
     def table(self, entries: Sequence[FamilyEntry]) -> Table[Numbered]:  # noqa: D102
         return Table(_NETWORKS, [(e, k) for e in entries for k in range(len(e.result.members))])
@@ -493,9 +447,8 @@ class Puzzles(Experiment[PuzzlesConfig, FamilyEntry]):
         if rows:
             parts.append(Table(_LINES, rows).markdown())
         for entry in entries:
-            first = Column(entry.name, partial(_named, entry.settings.vary))
-            members = [(entry, k) for k in range(len(entry.result.members))]
-            parts.append(Table((first, *_NETWORKS), members).markdown())
+            first = Column(entry.name, _named)
+            parts.append(Table((first, *_NETWORKS), self.table([entry]).entries).markdown())
         return "\n".join(parts)
 
     def conclusions(self, entries: Sequence[FamilyEntry]) -> dict[str, str]:  # noqa: D102
@@ -505,7 +458,7 @@ class Puzzles(Experiment[PuzzlesConfig, FamilyEntry]):
             if entry.settings.vary not in {"width", "samples"}:
                 continue
             errors = f"{members[0].test_error:.2%} to {members[-1].test_error:.2%}"
-            gaps = gaps_of(members)
+            gaps = entry.gaps
             text = (
                 f"from {members[0].value:g} to {members[-1].value:g} "
                 f"({_WORDS[entry.settings.vary]}) the test error goes from {errors}, the gap "
@@ -533,31 +486,54 @@ class Puzzles(Experiment[PuzzlesConfig, FamilyEntry]):
             "reference": [line.model_dump() for line in (entries[0].reference if entries else ())],
         }
 
-    def figures(  # noqa: D102 (see the base class)
-        self, settings: PuzzlesConfig, entries: Sequence[FamilyEntry]
-    ) -> Mapping[str, Callable[[], Any]]:
+    def figures(self, settings: PuzzlesConfig, entries: Sequence[FamilyEntry]) -> Pictures:  # noqa: D102
         finished = [entry for entry in entries if entry.result.members]
-        missing = {e.name: _unfinished for e in entries if not e.result.members}
-        return {**missing, **_family_pictures(settings, finished)}
+        partners = {entry.name: random_partner(entry, finished) for entry in finished}
+        shown = {partner.name for partner in partners.values() if partner is not None}
+        pictures: dict[str, Callable[[], Any]] = {
+            entry.name: _unfinished for entry in entries if not entry.result.members
+        }
+        for entry in finished:
+            name, partner = entry.name, partners[entry.name]
+            if name in shown:
+                continue
+            if entry.settings.vary == "width":
+                pictures[f"{name}-width"] = partial(plots.width, entry)
+            elif entry.settings.vary == "samples":
+                both = [entry] if partner is None else [entry, partner]
+                pictures[f"{name}-errors"] = partial(plots.sample_errors, both)
+                pictures[f"{name}-losses"] = partial(plots.sample_losses, both)
+            else:
+                published = settings.reference if entry.settings.by == "layers" else ()
+                pictures |= {
+                    f"{name}-losses": partial(family_losses, entry, partner, published),
+                    f"{name}-capacity": partial(plots.capacity, entry, partner),
+                    f"{name}-outputs": partial(plots.outputs, entry),
+                    f"{name}-margins": partial(plots.margins, entry, partner),
+                    f"{name}-trend": partial(plots.against_value, entry),
+                }
+                if entry.settings.reference_loss is not None:
+                    pictures[f"{name}-product"] = partial(plots.product_at_loss, entry)
+        return pictures
 
 
 def _unfinished() -> Figure:
     raise DataError("no network of this family is finished")
 
 
-def _named(vary: str, item: Numbered) -> str:
+def _named(item: Numbered) -> str:
     entry, number = item
-    return f"{_WORDS[vary]} {entry.result.members[number].value:g}"
+    return f"{_WORDS[entry.settings.vary]} {entry.result.members[number].value:g}"
 
 
 def _rows(line: FamilyLine) -> list[_FittedLine]:
+    names = ", ".join(line.families)
     kinds = {
         "normalised": line.normalized,
         "normalised, with random labels": line.with_random,
         "unnormalised": line.unnormalized,
         "unnormalised, with random labels": line.with_random_unnormalized,
     }
-    names = ", ".join(line.families)
     return [_FittedLine(f"{names}: {kind}", fit) for kind, fit in kinds.items() if fit is not None]
 
 
@@ -594,7 +570,7 @@ def random_partner(entry: FamilyEntry, entries: Sequence[FamilyEntry]) -> Family
     one = entry.settings
     for other in entries:
         two = other.settings
-        same = all(getattr(one, x) == getattr(two, x) for x in ("model", "data", "norm", "by"))
+        same = _networks_of(entry) == _networks_of(other)
         alike = one.vary == two.vary == "samples" or {one.vary, two.vary} <= set(ON_LINES)
         if two.labels == "random" and same and alike:
             return other if one.labels == "natural" else None
@@ -634,33 +610,3 @@ def _own_line(
         return line, None
     others = [random.result.column(name) for name in names]
     return line, fit_line(*map(np.append, own, others))
-
-
-def _family_pictures(
-    settings: PuzzlesConfig, entries: Sequence[FamilyEntry]
-) -> dict[str, Callable[[], Any]]:
-    partners = {entry.name: random_partner(entry, entries) for entry in entries}
-    shown = {partner.name for partner in partners.values() if partner is not None}
-    pictures: dict[str, Callable[[], Any]] = {}
-    for entry in entries:
-        name, partner = entry.name, partners[entry.name]
-        if name in shown:
-            continue
-        if entry.settings.vary == "width":
-            pictures[f"{name}-width"] = partial(plots.width, entry)
-        elif entry.settings.vary == "samples":
-            both = [entry] if partner is None else [entry, partner]
-            pictures[f"{name}-errors"] = partial(plots.sample_errors, both)
-            pictures[f"{name}-losses"] = partial(plots.sample_losses, both)
-        else:
-            published = settings.reference if entry.settings.by == "layers" else ()
-            pictures |= {
-                f"{name}-losses": partial(family_losses, entry, partner, published),
-                f"{name}-capacity": partial(plots.capacity, entry, partner),
-                f"{name}-outputs": partial(plots.outputs, entry),
-                f"{name}-margins": partial(plots.margins, entry, partner),
-                f"{name}-trend": partial(plots.against_value, entry),
-            }
-            if entry.settings.reference_loss is not None:
-                pictures[f"{name}-product"] = partial(plots.product_at_loss, entry)
-    return pictures

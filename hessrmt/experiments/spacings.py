@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -23,21 +24,17 @@ from hessrmt.config import (
     TrainConfig,
 )
 from hessrmt.ensembles import goe
-from hessrmt.experiments.experiment import Column, Experiment, preset_of
+from hessrmt.experiments.experiment import Column, Estimate, Experiment, Pictures, Presets, Work
 from hessrmt.plots import levels as plots
-from hessrmt.progress import silent
 from hessrmt.runs import levels, spectrum, training
-from hessrmt.runs.run import SERIAL, make_folders
+from hessrmt.runs.run import make_folders
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from hessrmt.levels import LevelStatistics
     from hessrmt.levels.unfolding import Unfolded
-    from hessrmt.progress import Tick
     from hessrmt.records import Spectra
-    from hessrmt.runs.run import Pool
-
 
 _SURROGATES = 200
 """For the bands of the histograms."""
@@ -79,22 +76,14 @@ class SpacingsPreset(Settings):
     unreduced: tuple[Unreduced, ...] = ()
 
 
-class SpacingsConfig(Settings):
+class SpacingsConfig(Presets[SpacingsPreset]):
     """Settings of ``hessrmt reproduce hessian-spacings``.
 
     Attributes:
-        experiment: Its name.
-        title: What it is about.
         data: Registry name, file or folder.
-        seed: Of everything.
-        presets: Name to size.
     """
 
-    experiment: Literal["hessian-spacings"]
-    title: str = ""
     data: str = "mnist"
-    seed: int = Field(0, ge=0)
-    presets: dict[str, SpacingsPreset] = Field(min_length=1)
 
 
 @dataclass(frozen=True)
@@ -130,23 +119,29 @@ def _of(cutoff: str, get: Callable[[LevelStatistics], Any]) -> Callable[[Analyse
     return lambda entry: get(entry.statistics[cutoff])
 
 
-def _mean_ratio(cutoff: str) -> Callable[[AnalysedFile], str]:
-    return _of(cutoff, lambda found: f"{found.mean_ratio:.4f} ± {found.mean_ratio_error:.4f}")
+def _certified(
+    name: str, get: Callable[[LevelStatistics], Any], form: str = "", **options: Any
+) -> Column[AnalysedFile]:
+    return Column(name, _of("certified", get), form, **options)
 
 
-def _p(name: str) -> Callable[[AnalysedFile], str]:
+def _mean_ratio(found: LevelStatistics) -> Estimate:
+    return Estimate(found.mean_ratio, found.mean_ratio_error)
+
+
+def _p(name: str, what: str) -> Column[AnalysedFile]:
     def cell(found: LevelStatistics) -> str:
-        value, smallest = getattr(found.laws["goe"], name), 1 / (1 + found.surrogates)
+        value, smallest = getattr(found.laws["goe"], what), 1 / (1 + found.surrogates)
         if value is None:
             return "-"
         return f"≤ {smallest:.1g}" if value <= smallest else f"{value:.2g}"
 
-    return _of("certified", cell)
+    return _certified(name, cell)
 
 
 _NUMBERS: dict[str, Callable[[LevelStatistics], Any]] = {
     **{
-        name: lambda found, name=name: getattr(found, name)
+        name: attrgetter(name)
         for name in (
             *("n_levels", "n_discarded", "n_zeros", "n_ties", "n_unresolved"),
             *("mean_ratio", "mean_ratio_error", "mean_ratio_density"),
@@ -165,7 +160,7 @@ _NUMBERS: dict[str, Callable[[LevelStatistics], Any]] = {
 """What programs read of the statistics with each cutoff."""
 
 
-class Spacings(Experiment[SpacingsConfig, AnalysedFile]):
+class Spacings(Experiment[SpacingsConfig, SpacingsPreset, AnalysedFile]):
     """Level spacings of loss Hessians, published and certified."""
 
     settings = SpacingsConfig
@@ -181,28 +176,16 @@ class Spacings(Experiment[SpacingsConfig, AnalysedFile]):
         Column("network", lambda e: f"{e.settings.model}, {e.parameters}"),
         Column("batch", lambda e: f"{e.settings.batch}, {e.settings.split}"),
         Column("matrix", lambda e: f"{'reduced' if e.reduced else 'whole'}, {e.settings.dtype}"),
-        Column("spectra", _of("certified", lambda found: found.n_spectra)),
-        Column("levels: published", _of("paper", lambda found: found.n_levels), ","),
-        Column(
-            "certified",
-            _of("certified", lambda found: found.n_levels),
-            ",",
-            terminal="levels\n(certified)",
-        ),
-        Column("⟨r̃⟩ published", _mean_ratio("paper"), terminal="⟨r̃⟩\n(1e-20)"),
-        Column("⟨r̃⟩ certified", _mean_ratio("certified"), terminal="⟨r̃⟩\n(certified)"),
-        Column(
-            "GOE, this density", _of("certified", lambda found: found.mean_ratio_density), ".4f"
-        ),
-        Column(
-            "σ from GOE",
-            _of("certified", lambda found: found.laws["goe"].sigmas),
-            "+.1f",
-            terminal="σ from\nGOE",
-        ),
-        Column("p(r̃)", _p("ratio_p_value")),
-        Column("p(s)", _p("spacing_p_value")),
-        Column("Brody", _of("certified", lambda found: found.brody), ".3f"),
+        _certified("spectra", attrgetter("n_spectra")),
+        Column("levels: published", _of("paper", attrgetter("n_levels")), ","),
+        _certified("certified", attrgetter("n_levels"), ",", terminal="levels\n(certified)"),
+        Column("⟨r̃⟩ published", _of("paper", _mean_ratio), ".4f", terminal="⟨r̃⟩\n(1e-20)"),
+        _certified("⟨r̃⟩ certified", _mean_ratio, ".4f", terminal="⟨r̃⟩\n(certified)"),
+        _certified("GOE, this density", attrgetter("mean_ratio_density"), ".4f"),
+        _certified("σ from GOE", _NUMBERS["sigmas_from_goe"], "+.1f", terminal="σ from\nGOE"),
+        _p("p(r̃)", "ratio_p_value"),
+        _p("p(s)", "spacing_p_value"),
+        _certified("Brody", attrgetter("brody"), ".3f"),
         *(
             Column("", _of(cutoff, get), key=f"{cutoff}.{name}")
             for cutoff in ("paper", "certified")
@@ -210,46 +193,38 @@ class Spacings(Experiment[SpacingsConfig, AnalysedFile]):
         ),
     )
 
-    def run(  # noqa: D102 (see the base class)
-        self,
-        settings: SpacingsConfig,
-        preset: str,
-        out: Path,
-        *,
-        folder: Path | None = None,
-        tick: Tick | None = None,
-        pool: Pool | None = None,
+    def compute(  # noqa: D102 (see the base class)
+        self, work: Work[SpacingsConfig, SpacingsPreset]
     ) -> list[AnalysedFile]:
-        size, tick, pool = preset_of(settings, preset), tick or silent, pool or SERIAL
+        settings, out, models = work.settings, work.out, work.size.models
         make_folders(out, "checkpoints", "spectra")
-        for number, model in enumerate(size.models):
-            tick(f"training {model}", number, len(size.models))
+        for number, model in enumerate(models):
+            work.tick(f"training {model}", number, len(models))
             wanted = TrainConfig(
-                model=model, data=settings.data, epochs=size.epochs, seed=settings.seed
+                model=model, data=settings.data, epochs=work.size.epochs, seed=settings.seed
             )
-            training.run(wanted, _checkpoint(out, model), resume=True, folder=folder)
+            training.run(wanted, _checkpoint(out, model), resume=True, folder=work.folder)
         files = {
             out / "spectra" / f"{_name(parameters, wanted)}.h5": (parameters, wanted)
-            for parameters, wanted in _wanted(settings, size, out)
+            for parameters, wanted in _wanted(settings, work.size, out)
         }
         for number, (file, (_, wanted)) in enumerate(files.items()):
-            tick(f"spectra of {file.stem}", number, len(files))
-            prepared = spectrum.prepare(wanted, folder)
-            spectrum.run(prepared, file, resume=True, pool=pool, folder=folder)
+            work.tick(f"spectra of {file.stem}", number, len(files))
+            prepared = spectrum.prepare(wanted, work.folder)
+            spectrum.run(prepared, file, resume=True, pool=work.pool, folder=work.folder)
         chosen = LevelsConfig(compare=True, seed=settings.seed)
         found = []
         for number, (file, (parameters, wanted)) in enumerate(files.items()):
-            tick(f"levels of {file.stem}", number, len(files))
+            work.tick(f"levels of {file.stem}", number, len(files))
             spectra = levels.open_spectra(file)
-            statistics = levels.run(chosen, spectra, pool=pool)
+            statistics = levels.run(chosen, spectra, pool=work.pool)
             unfolded = levels.unfolded(chosen, spectra)
             found.append(AnalysedFile(parameters, wanted, spectra, statistics, unfolded))
-        tick("done", len(files), len(files))
         return found
 
     def figures(  # noqa: D102 (see the base class)
         self, settings: SpacingsConfig, entries: Sequence[AnalysedFile]
-    ) -> Mapping[str, Callable[[], Any]]:
+    ) -> Pictures:
         control = [goe(1000, settings.seed, index).eigenvalues for index in range(20)]
         pictures: dict[str, Callable[[], Any]] = {
             "surmise": partial(plots.surmise, "Wigner's surmise and the exact GOE law")
@@ -289,23 +264,17 @@ def _wanted(
         )
         return [("untrained", make()), ("trained", make(checkpoint=_checkpoint(out, model)))]
 
-    runs = []
+    runs, counts = [], [(size.batch, size.batches), *([("all", 4)] * size.whole)]
     for model in size.models:
         kinds = [
             both(model, split=split, batch=batch, batches=batches)
             for split in size.splits
-            for batch, batches in ((size.batch, size.batches), *([("all", 4)] * size.whole))
+            for batch, batches in counts
         ]
         runs += [kind[number] for number in (0, 1) for kind in kinds]
     for item in size.unreduced:
-        runs += both(
-            item.model,
-            split=size.splits[0],
-            batch=size.batch,
-            batches=item.batches,
-            dtype=item.dtype,
-            reduce="none",
-        )
+        given = item.model_dump() | {"split": size.splits[0], "batch": size.batch}
+        runs += both(**given, reduce="none")
     return runs
 
 

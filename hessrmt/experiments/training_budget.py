@@ -8,31 +8,21 @@ nothing is chosen by it but the epoch, as in the paper.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice, pairwise
-from typing import TYPE_CHECKING, Any, Literal
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from pydantic import Field, field_validator
 
-from hessrmt import rng
-from hessrmt.config import Settings, TrainConfig
 from hessrmt.errors import DataError
-from hessrmt.experiments.experiment import Column, Estimate, Experiment, preset_of
+from hessrmt.experiments.experiment import Column, Estimate, Experiment, Pictures, Work, stem
+from hessrmt.experiments.trained import TrainedPreset, TrainedSettings, train_each
 from hessrmt.generalization.fits import BudgetFit, fit_budgets
 from hessrmt.plots import training as plots
-from hessrmt.progress import silent
-from hessrmt.runs import trajectory
-from hessrmt.runs.run import SERIAL, make_folders
 from hessrmt.runs.trajectory import LAST, Trajectory, TrajectoryPlan
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from hessrmt.progress import Tick
-    from hessrmt.runs.run import Pool
 
 _QUANTITIES = {"loss": "best validation loss", "error": "best validation error"}
 
@@ -40,26 +30,19 @@ _FEWEST_SEEDS = 3
 """Below, a standard error over seeds is too uncertain to weigh a fit with."""
 
 
-class BudgetPreset(Settings):
+class BudgetPreset(TrainedPreset):
     """One size of the experiment.
 
     Attributes:
         model: Registry name or ``file.py:factory``.
         budgets: Epochs, ascending.
         lr: Learning rate of the first third.
-        batch: Samples in a minibatch.
-        momentum: Of SGD.
-        weight_decay: Of SGD.
-        seeds: Runs of each budget.
     """
 
     model: str
     budgets: tuple[int, ...] = Field(min_length=1)
     lr: float = Field(0.1, gt=0, allow_inf_nan=False)
-    batch: int = Field(128, ge=1)
-    momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(1e-4, ge=0, allow_inf_nan=False)
-    seeds: int = Field(1, ge=1)
 
     @field_validator("budgets")
     @classmethod
@@ -69,24 +52,8 @@ class BudgetPreset(Settings):
         return value
 
 
-class BudgetConfig(Settings):
-    """Settings of ``hessrmt reproduce training-budget``.
-
-    Attributes:
-        experiment: Its name.
-        title: What it is about.
-        data: Registry name, file or folder.
-        device: ``auto``, ``cpu`` or ``cuda[:i]``.
-        seed: Of everything.
-        presets: Name to size.
-    """
-
-    experiment: Literal["training-budget"]
-    title: str = ""
-    data: str = "mnist"
-    device: str = "auto"
-    seed: int = Field(0, ge=0)
-    presets: dict[str, BudgetPreset] = Field(min_length=1)
+class BudgetConfig(TrainedSettings[BudgetPreset]):
+    """Settings of ``hessrmt reproduce training-budget``."""
 
 
 @dataclass(frozen=True)
@@ -117,28 +84,28 @@ class BudgetRuns:
         Returns:
             (seeds,).
         """
-        return np.array([min(values) for values in self._curves(what)])
+        return self._curves(what).min(axis=1)
 
     def attained(self, what: str) -> np.ndarray:
         """When it was reached first (arguments and result as of :meth:`best`)."""
-        return np.array([1 + int(np.argmin(values)) for values in self._curves(what)])
+        return 1 + self._curves(what).argmin(axis=1)
 
     def last(self, what: str) -> np.ndarray:
         """Values after the last epoch (arguments and result as of :meth:`best`)."""
-        return np.array([values[-1] for values in self._curves(what)])
+        return self._curves(what)[:, -1]
 
-    def _curves(self, what: str) -> list[list[float]]:
+    def _curves(self, what: str) -> np.ndarray:
         curves = [run.curve(LAST, f"test_{what}")[1] for run in self.runs]
-        return [[np.nan if value is None else value for value in values] for values in curves]
+        return np.array(curves, dtype=np.float64)
 
 
 def _over_seeds(
-    name: str, get: Callable[[BudgetRuns], np.ndarray], form: str, key: str, **options: Any
+    name: str, of: str, what: str, form: str, key: str, **options: Any
 ) -> Column[BudgetRuns]:
-    return Column(name, lambda e: Estimate.of(get(e)), form, key, **options)
+    return Column(name, lambda e: Estimate.of(getattr(e, of)(what)), form, key, **options)
 
 
-class TrainingBudget(Experiment[BudgetConfig, BudgetRuns]):
+class TrainingBudget(Experiment[BudgetConfig, BudgetPreset, BudgetRuns]):
     """The best validation loss against the epochs spent."""
 
     settings = BudgetConfig
@@ -147,56 +114,24 @@ class TrainingBudget(Experiment[BudgetConfig, BudgetRuns]):
         Column("budget", lambda e: e.budget, key="budget"),
         Column("", lambda e: e.model, key="model"),
         Column("", lambda e: e.runs[0].origin, key="data"),
+        _over_seeds("best loss", "best", "loss", ".4f", "best_loss", terminal="best\nloss"),
+        _over_seeds("at epoch", "attained", "loss", ".1f", "best_loss_epoch", terminal="at epoch"),
         _over_seeds(
-            "best loss", lambda e: e.best("loss"), ".4f", "best_loss", terminal="best\nloss"
+            "last loss", "last", "loss", ".4f", "last_loss", terminal="loss of\nlast epoch"
         ),
         _over_seeds(
-            "at epoch", lambda e: e.attained("loss"), ".1f", "best_loss_epoch", terminal="at epoch"
-        ),
-        _over_seeds(
-            "last loss",
-            lambda e: e.last("loss"),
-            ".4f",
-            "last_loss",
-            terminal="loss of\nlast epoch",
-        ),
-        _over_seeds(
-            "best error %",
-            lambda e: e.best("error"),
-            ".2f",
-            "best_error",
+            *("best error %", "best", "error", ".2f", "best_error"),
             percent=True,
             terminal="best\nerror %",
         ),
-        _over_seeds("error at epoch", lambda e: e.attained("error"), ".1f", "best_error_epoch"),
-        _over_seeds("", lambda e: e.last("error"), "", "last_error"),
+        _over_seeds("error at epoch", "attained", "error", ".1f", "best_error_epoch"),
+        _over_seeds("", "last", "error", "", "last_error"),
     )
 
-    def run(  # noqa: D102 (see the base class)
-        self,
-        settings: BudgetConfig,
-        preset: str,
-        out: Path,
-        *,
-        folder: Path | None = None,
-        tick: Tick | None = None,
-        pool: Pool | None = None,
-    ) -> list[BudgetRuns]:
-        size, tick, pool = preset_of(settings, preset), tick or silent, pool or SERIAL
-        make_folders(out, "checkpoints")
-        plans = [
-            _plan(settings, size, budget, number)
-            for budget in size.budgets
-            for number in range(size.seeds)
-        ]
-        place = out / "checkpoints"
-        found = iter(trajectory.run_all(plans, place, folder=folder, tick=tick, pool=pool))
-        entries = [
-            BudgetRuns(budget, size.model, list(islice(found, size.seeds)))
-            for budget in size.budgets
-        ]
-        tick("done", 1, 1)
-        return entries
+    def compute(self, work: Work[BudgetConfig, BudgetPreset]) -> list[BudgetRuns]:  # noqa: D102
+        runs = train_each(work, work.size.budgets, partial(_plan, work.settings, work.size))
+        pairs = zip(work.size.budgets, runs, strict=True)
+        return [BudgetRuns(budget, work.size.model, found) for budget, found in pairs]
 
     def fits(self, entries: Sequence[BudgetRuns]) -> dict[str, Any]:  # noqa: D102
         found, reasons = fitted(entries)
@@ -208,9 +143,7 @@ class TrainingBudget(Experiment[BudgetConfig, BudgetRuns]):
         said = {_QUANTITIES[what]: reason for what, reason in reasons.items()}
         return said | {_QUANTITIES[what]: _in_words(fit) for what, fit in found.items()}
 
-    def figures(  # noqa: D102 (see the base class)
-        self, settings: BudgetConfig, entries: Sequence[BudgetRuns]
-    ) -> Mapping[str, Callable[[], Any]]:
+    def figures(self, settings: BudgetConfig, entries: Sequence[BudgetRuns]) -> Pictures:  # noqa: D102
         del settings
         return {"budget": partial(plots.budget, curves(entries), fitted(entries)[0])}
 
@@ -283,22 +216,9 @@ def _in_words(fit: BudgetFit) -> str:
 
 def _plan(settings: BudgetConfig, size: BudgetPreset, budget: int, number: int) -> TrajectoryPlan:
     # independent runs, so that the errors of different budgets are
-    words = rng.seed_sequence(settings.seed, "training-budget", budget, number).generate_state(1)
-    training = TrainConfig(
-        model=size.model,
-        data=settings.data,
-        epochs=budget,
-        batch=size.batch,
-        lr=size.lr,
-        final_lr=size.lr / 100,
-        decay_start=0,
-        decay_end=0,
-        momentum=size.momentum,
-        weight_decay=size.weight_decay,
-        device=settings.device,
-        seed=int(words[0]),
-    )
-    name = f"{size.model.rpartition(':')[2].replace('/', '_')}-{budget}-{number}"
+    schedule = {"lr": size.lr, "final_lr": size.lr / 100, "decay_start": 0, "decay_end": 0}
+    training = settings.training(size, budget, number, model=size.model, epochs=budget, **schedule)
+    name = f"{stem(size.model)}-{budget}-{number}"
     rate = partial(scaled_rate, size.lr, budget)
     words_of_rate = "a tenth at each third"
     return TrajectoryPlan(name, training, {}, ("test",), rate=rate, rate_name=words_of_rate)

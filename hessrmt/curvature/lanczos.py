@@ -1,0 +1,793 @@
+"""Extreme eigenvalues with a bound each, and eigenvectors, of a matrix known by its products.
+
+**Lanczos with full reorthogonalisation.** Every new vector is made orthogonal to all earlier ones,
+a second time wherever that took away most of it ("twice is enough": Parlett 1998, §6.9), so that no
+spurious copies of eigenvalues appear. Thick restarts are those of Wu and Simon 2000.
+
+**Bounds.** For a unit vector x and any θ some eigenvalue of a symmetric H lies within ‖Hx - θx‖ of
+θ (Parlett 1998, §4.5). Residuals come from products with the vectors that were found, not from the
+iteration; what rounding may have done to these products is added. A bound holds for *some*
+eigenvalue. Eigenvalues whose intervals are disjoint are different ones, so the intervals hold at
+least as many eigenvalues of H as were found. That none was missed is not proved: no iteration that
+sees H through products can prove it. A search from a second random vector (``check_multiplicity``)
+finds further copies of a multiple eigenvalue as far as it can.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from numbers import Real
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+
+from hessrmt.checks import one_of, require_whole
+from hessrmt.curvature.dense import Tick, gib, silent, usable_memory
+from hessrmt.curvature.operators import CurvatureOperator, announce, as_operator
+from hessrmt.curvature.rounding import gaussian
+from hessrmt.errors import ConfigError, ConvergenceError, DeviceError, ProblemError
+from hessrmt.problems.problem import Problem, ordinary_mode
+
+if TYPE_CHECKING:
+    from jaxtyping import Float64
+    from torch import Tensor
+
+    from hessrmt.arrays import Vector, Vectors
+    from hessrmt.curvature.operators import Operator
+
+    Numbers = Float64[np.ndarray, " m"]
+    from jaxtyping import Bool, Float64
+
+    Levels = Float64[np.ndarray, " n"]
+
+
+_KEEPS = 0.7
+"""Share of a vector's norm below which one pass of orthogonalisation is not enough (about 1/√2)."""
+
+_COLUMNS = 4096
+"""Parameters whose part of the basis is rotated at a time."""
+
+_SECOND_LOOK = 24
+"""Steps from a fresh random vector that look for eigenvalues which the first could not see. s steps
+miss one that lies above the others by a share ε of the spectrum's width with a probability below
+1.65 √n exp(-√ε (2s - 1)) (Kuczyński and Woźniakowski 1992): for
+n = 10⁶ and ε = 0.1, 0.06 %."""
+
+_SMALL_MATRIX = 1000
+"""Rows up to which this second look costs little and is not left out."""
+
+_TESTED_EACH_STEP = 48
+"""Vectors up to which the eigenvalues of T cost less than a product; beyond, they are computed
+whenever there are an eighth more vectors."""
+
+
+_SKEW = 1e-3
+"""Share of the norm beyond which a matrix is called not symmetric, however loose a tolerance."""
+
+_SMALL_BASIS = 2**24
+"""Numbers in a basis (128 MiB) up to which it gets more vectors, so that it restarts less often."""
+
+
+def round_off(norm: float, size: int, dtype: torch.dtype) -> float:
+    """What rounding may add to a product with a unit vector: 10 √P ε ‖H‖₂.
+
+    An entry is a sum whose rounding errors grow like the root of its length (Higham and
+    Mary 2019); the norm over P entries brings √P. What has been measured of an operator
+    (``rounding``) counts where it is more.
+
+    Args:
+        norm: ‖H‖₂.
+        size: P.
+        dtype: Of the products.
+
+    Returns:
+        In the units of the eigenvalues.
+    """
+    return 10 * size**0.5 * torch.finfo(dtype).eps * norm
+
+
+def orthogonalise(w: Vector, basis: Vectors) -> tuple[Tensor, Vector]:
+    """Take everything that lies in the span of an orthonormal basis out of a vector.
+
+    Args:
+        w: (P,).
+        basis: (j, P) orthonormal rows.
+
+    Returns:
+        (j,) coefficients and the (P,) rest, w = Vᵀh + rest.
+    """
+    inner = w.new_zeros(len(basis))
+    # a Lanczos vector lies mostly along the last two: without them one pass usually is enough
+    near = basis[-2:]
+    inner[-2:] = near @ w
+    rest = w - inner[-2:] @ near
+    before = float(rest.norm())
+    for _ in range(3):
+        step = basis @ rest
+        rest = rest - step @ basis
+        inner += step
+        after = float(rest.norm())
+        if after >= _KEEPS * before or after == 0:
+            break
+        before = after
+    return inner, rest
+
+
+class _Space:
+    """A Krylov space: orthonormal rows V, T = VᵀHV, and the next direction behind the last row."""
+
+    def __init__(self, start: Vector, width: int, slack: float = 0.0) -> None:
+        self.size, self.width = len(start), width
+        self.basis = start.new_empty(min(width + 1, self.size), self.size)
+        self.basis[0] = start / start.norm()
+        self.small = np.zeros((width, width))
+        self.have, self.beta, self.norm = 0, 0.0, 0.0
+        self.coupling = np.zeros(0)  # of the next direction to all rows, known by symmetry
+        self.slack = max(slack, torch.finfo(start.dtype).eps ** 0.5)
+
+    def add(self, w: Vector) -> None:
+        """Take H times the next direction; β = 0 says that the space is invariant."""
+        j = self.have
+        self.norm = max(self.norm, float(w.norm()))  # ‖Hv‖ <= ‖H‖
+        inner, rest = orthogonalise(w, self.basis[: j + 1])
+        column = inner.to(torch.float64).cpu().numpy()
+        gap = float(np.abs(column[:j] - self.coupling).max(initial=0.0))
+        if gap > self.slack * self.norm:
+            raise ProblemError(
+                f"the matrix is not symmetric: wᵀ(Hv) and vᵀ(Hw) differ by {gap:.3g} for unit "
+                f"vectors, its norm is {self.norm:.3g}. Eigenvalues by Lanczos need H = Hᵀ; an "
+                "operation of a model with a wrong second derivative in torch must be replaced"
+            )
+        column[:j] = self.coupling
+        self.small[: j + 1, j] = self.small[j, : j + 1] = column
+        self.have, beta = j + 1, float(rest.norm())
+        invariant = self.have == self.size or beta <= round_off(self.norm, self.size, w.dtype)
+        self.beta = 0.0 if invariant else beta
+        self.coupling = np.append(np.zeros(j), self.beta)
+        if not invariant:
+            self.basis[self.have] = rest / beta
+
+    def turn_to(self, direction: Vector) -> None:
+        """Go on in a direction that has nothing to do with the space."""
+        for _ in range(2):
+            direction = orthogonalise(direction / direction.norm(), self.basis[: self.have])[1]
+        self.basis[self.have] = direction / direction.norm()
+        self.beta, self.coupling = 0.0, np.zeros(self.have)
+
+    def rotate(self, columns: Numbers) -> Vectors:
+        """Replace the first rows of V by combinations of all of them, (have, k) coefficients."""
+        turn = torch.from_numpy(columns.T.copy()).to(self.basis)
+        for first in range(0, self.size, _COLUMNS):
+            part = slice(first, first + _COLUMNS)
+            self.basis[: len(turn), part] = turn @ self.basis[: self.have, part]
+        return self.basis[: len(turn)]
+
+    def restart(self, values: Numbers, rotation: Numbers, slack: float = 0.0) -> None:
+        """Keep some Ritz pairs only, settled to `slack`; the next direction stays."""
+        self.slack = max(self.slack, slack)
+        following = self.basis[self.have].clone()
+        self.rotate(rotation)
+        self.coupling, self.have = self.beta * rotation[-1], len(values)
+        self.basis[self.have] = following
+        self.small[: self.have, : self.have] = np.diag(values)
+
+
+def tridiagonal(
+    operator: Operator, starts: Vectors, steps: int, tick: Callable[[int], None] | None = None
+) -> list[tuple[Numbers, Numbers]]:
+    """Lanczos from several vectors at once, which share the passes over the data.
+
+    Args:
+        operator: H.
+        starts: (g, P) nonzero vectors.
+        steps: m, at most P.
+        tick: Told of the steps done.
+
+    Returns:
+        For each start the diagonal (m,) and off-diagonal (m - 1,) of VᵀHV; shorter if the Krylov
+        space is invariant before.
+    """
+    spaces = [_Space(start, steps) for start in starts]
+    running = spaces
+    for step in range(steps):
+        products = operator(torch.stack([space.basis[step] for space in running]))
+        for space, product in zip(running, products, strict=True):
+            space.add(product)
+        if tick:
+            tick(step + 1)
+        running = [space for space in running if space.beta]
+        if not running:
+            break
+    found = [space.small[: space.have, : space.have] for space in spaces]
+    return [(np.diag(small).copy(), np.diag(small, 1).copy()) for small in found]
+
+
+class Wanted(NamedTuple):
+    """Which eigenvalues are wanted.
+
+    Attributes:
+        top: How many of the largest.
+        bottom: How many of the smallest.
+        largest: How many of the largest magnitude, of both signs.
+    """
+
+    top: int = 0
+    bottom: int = 0
+    largest: int = 0
+
+    @property
+    def levels(self) -> int:
+        """How many at most."""
+        return self.top + self.bottom + self.largest
+
+    def ends(self, values: Numbers) -> list[tuple[int, np.ndarray]]:
+        """For each end how many are wanted, and the order in which ascending values come."""
+        up = np.arange(len(values))  # equal values must not count for both ends
+        orders = (up[::-1], up, np.argsort(-np.abs(values), kind="stable"))
+        return [(count, order) for count, order in zip(self, orders, strict=True) if count]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Extreme Ritz pairs.
+
+    Attributes:
+        values: (n,) ascending.
+        vectors: (n, P) orthonormal rows.
+        n_lower: How many of them belong to the lower end; of largest magnitudes the negative ones.
+        norm: Largest |Ritz value| that was seen, a lower bound of ‖H‖₂ that is sharp once an end
+            has converged.
+        exhausted: Whether an end reached zero before it had as many as wanted.
+        converged: Whether all that was wanted was found.
+        products: Of the operator.
+    """
+
+    values: Numbers
+    vectors: Vectors
+    n_lower: int
+    norm: float
+    exhausted: bool
+    converged: bool
+    products: int
+
+
+class _Verdict(NamedTuple):
+    """Ritz pairs by position: those to report, all that converged, and what is still to come."""
+
+    chosen: np.ndarray
+    settled: np.ndarray
+    n_lower: int
+    more: bool
+    exhausted: bool
+
+
+def extreme_pairs(
+    operator: Operator,
+    wanted: Wanted,
+    *,
+    width: int,
+    tolerance: float = 1e-10,
+    seed: int = 0,
+    limit: int | None = None,
+    check_multiplicity: bool = True,
+    stop_at_zero: bool = True,
+    tick: Tick = silent,
+) -> Pairs:
+    """Extreme eigenpairs by thick-restart Lanczos, which stops as soon as they have converged.
+
+    Args:
+        operator: H.
+        wanted: Which.
+        width: m, vectors of the basis, more than are wanted unless m = P.
+        tolerance: Largest residual ‖Hx - θx‖ over ‖H‖₂; never below what rounding adds.
+        seed: Of the start vectors.
+        limit: Products after which to stop with what has converged; 100 m if None.
+        check_multiplicity: Search once more from a fresh random vector: an eigenvalue of higher
+            multiplicity shows only one of its copies to the first. Small matrices are searched in
+            any case, and where the Krylov space is invariant.
+        stop_at_zero: Whether an end stops where its eigenvalues can't be told from zero.
+        tick: Told of progress: phase, eigenvalues that converged, eigenvalues wanted.
+
+    Returns:
+        The pairs.
+
+    Raises:
+        ConvergenceError: If none converged.
+        ProblemError: If the matrix is not symmetric.
+    """
+    size, levels, fresh = operator.dimension, wanted.levels, _directions(operator, seed)
+    limit, digits = limit or 100 * width, torch.finfo(operator.dtype).eps ** 0.5
+    space = _Space(next(fresh), width, min(tolerance, _SKEW))
+    check_multiplicity |= levels > 1 and size <= _SMALL_MATRIX
+    stop, tested, products = width, 0, 0
+    looked: Numbers | None = None
+    while True:
+        announce(operator, max(2 * levels, products))
+        space.add(operator(space.basis[space.have][None])[0])
+        products += 1
+        have = space.have
+        due = have >= min(stop, size) or products >= limit
+        if looked is None and have >= levels:
+            stride = 1 if have <= _TESTED_EACH_STEP else have // 8
+            due = due or not space.beta or have - tested >= stride
+        if not space.beta and have < size:
+            space.turn_to(next(fresh))
+        if products % 16 == 0:
+            tick("products", have, stop)
+        if not due:
+            continue
+        # by torch: its threads and NumPy's would wait for each other, busily
+        tested, small = have, torch.from_numpy(space.small[:have, :have])
+        values, rotation = (part.numpy() for part in torch.linalg.eigh(small))
+        space.norm = max(space.norm, float(np.abs(values).max()))
+        floor = round_off(space.norm, size, operator.dtype)
+        goal, zero = max(tolerance * space.norm, floor), floor if stop_at_zero else -1.0
+        found = _judge(wanted, values, space.beta * np.abs(rotation[-1]), goal, zero, size)
+        now = values[found.chosen]
+        tick("edge levels", len(now), levels)
+        done = not found.more
+        # an invariant space, up to rounding: some eigenvalue has more copies than it holds
+        check_multiplicity |= space.beta <= min(goal, digits * space.norm)
+        same = looked is not None and np.shape(looked) == now.shape
+        final = not check_multiplicity or (same and bool((np.abs(looked - now) <= goal).all()))
+        complete = have == size or (done and final)
+        if complete or products >= limit:
+            if not complete and not len(now):
+                raise ConvergenceError(
+                    f"no extreme eigenvalue has converged after {products:,} products; allow a "
+                    "larger residual (tolerance), or more vectors (ask for more eigenvalues)"
+                )
+            vectors, lower = space.rotate(rotation[:, found.chosen]), found.n_lower
+            return Pairs(now, vectors, lower, space.norm, found.exhausted, complete, products)
+        if done:
+            looked = now
+            space.restart(values[found.settled], rotation[:, found.settled], tolerance)
+            space.turn_to(next(fresh))
+            stop, tested = min(width, space.have + _SECOND_LOOK), space.have
+        elif looked is not None or have >= width:
+            looked, stop = None, width
+            if have >= width:
+                kept = _kept(wanted, values, min(levels + (have - levels) // 3, width - 2))
+                space.restart(values[kept], rotation[:, kept])
+                tested = space.have
+
+
+def _directions(operator: Operator, seed: int) -> Iterator[Vector]:
+    """Random vectors, one after another."""
+    for number in itertools.count():
+        yield gaussian(operator.dimension, operator, "lanczos", number, seed=seed)
+
+
+def _judge(
+    wanted: Wanted, values: Numbers, residuals: Numbers, goal: float, zero: float, size: int
+) -> _Verdict:
+    chosen, settled, more, exhausted = set(), set(), False, False
+    for count, order in wanted.ends(values):
+        for position in map(int, order[:count]):
+            if residuals[position] > goal:
+                more = True
+                break
+            settled.add(position)
+            if abs(values[position]) <= zero:
+                exhausted = True
+                break
+            chosen.add(position)
+        else:
+            more |= len(order) < min(count, size)
+    where = np.array(sorted(chosen), dtype=np.int64)
+    # values ascend: those of the lower end come first
+    below = values[where] < 0 if wanted.largest else where < wanted.bottom
+    lower = 0 if len(where) == size else int(np.count_nonzero(below))
+    return _Verdict(where, np.array(sorted(settled), dtype=np.int64), lower, more, exhausted)
+
+
+def _kept(wanted: Wanted, values: Numbers, keep: int) -> np.ndarray:
+    """Positions of the wanted Ritz values and of some next to them, each end with its share."""
+    chosen: set[int] = set()
+    ends = wanted.ends(values)
+    for place in range(len(values)):
+        for count, order in ends:
+            if len(chosen) < keep and place < -(-keep * count // wanted.levels):
+                chosen.add(int(order[place]))
+    return np.array(sorted(chosen), dtype=np.int64)
+
+
+_BLOCK = 8
+"""Vectors whose residuals are computed together."""
+
+_FEWEST_SPARE = 16
+"""Vectors beside the wanted ones below which restarts hardly advance."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """Eigenvalues with a bound each.
+
+    Attributes:
+        values: (n,) float64, ascending.
+        residuals: (n,) ‖Hx - λx‖ of each, x a unit vector.
+        round_off: What rounding may add to a residual.
+        dimension: P.
+        norm: ‖H‖₂ as far as it was seen.
+        converged: Whether all that was asked for and exists was found.
+        check: ‖Hx - H'x‖/‖H‖₂ for the eigenvalue of largest magnitude and another way of
+            differentiating; NaN where there is none.
+        products: Products with H that it took.
+    """
+
+    values: Levels
+    residuals: Levels
+    round_off: float
+    dimension: int
+    norm: float
+    converged: bool = True
+    check: float = float("nan")
+    products: int = 0
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def bounds(self) -> Levels:
+        """(n,) an eigenvalue of H lies within this distance of the value."""
+        return self.residuals + self.round_off
+
+    def to_dict(self) -> dict[str, Any]:
+        """All numbers as plain values, e.g. for JSON; eigenvectors are left out.
+
+        Returns:
+            Name to value.
+        """
+        fields = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        plain = {k: v for k, v in fields.items() if isinstance(v, str | int | float)}
+        arrays = {k: getattr(self, k).tolist() for k in ("values", "residuals", "bounds")}
+        return {"found": len(self), **plain, **arrays}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EdgeLevels(_Found):
+    """Levels at the ends of a spectrum; those of the lower end come first.
+
+    Attributes:
+        n_lower: How many of the levels belong to the lower end.
+        asked: What was asked for, in words.
+        exhausted: Whether an end has no more levels that can be told from zero.
+    """
+
+    n_lower: int
+    asked: str
+    exhausted: bool = False
+
+    @property
+    def joint_bound(self) -> float:
+        """So close n eigenvalues of H, counted with multiplicity, lie to the n levels.
+
+        The Frobenius norm of all residuals (Kahan's theorem, Parlett 1998, §11.5), with round-off.
+        """
+        return float(np.linalg.norm(self.bounds)) if len(self) else 0.0
+
+    @property
+    def certified(self) -> Bool[np.ndarray, " n"]:
+        """(n,) whether the level is certainly not zero."""
+        return np.abs(self.values) > self.bounds
+
+    @property
+    def certain_spacings(self) -> Bool[np.ndarray, " n-1"]:
+        """(n - 1,) whether two consecutive levels of one end have disjoint intervals."""
+        if len(self) < 2:
+            return np.zeros(0, dtype=bool)
+        apart = np.diff(self.values) > self.bounds[1:] + self.bounds[:-1]
+        if 0 < self.n_lower < len(self):
+            apart[self.n_lower - 1] = False  # what lies between the ends is unknown
+        return apart
+
+    @property
+    def is_resolved(self) -> Bool[np.ndarray, " n"]:
+        """(n,) whether a level is certified and its interval meets that of no neighbour."""
+        clear = self.certified.copy()
+        meet = np.diff(self.values) <= self.bounds[1:] + self.bounds[:-1]
+        clear[:-1] &= ~meet
+        clear[1:] &= ~meet
+        return clear
+
+    @property
+    def resolved(self) -> Levels:
+        """The levels of :attr:`is_resolved`, ascending."""
+        return self.values[self.is_resolved]
+
+    def runs(self, smallest: int = 3) -> tuple[Levels, ...]:
+        """Stretches of resolved levels with nothing unresolved in between, for level statistics.
+
+        Args:
+            smallest: Levels below which a stretch is left out; three have one ratio.
+
+        Returns:
+            Ascending arrays, which the functions of ``hessrmt.levels`` take as so many spectra.
+        """
+        clear, apart = self.is_resolved, self.certain_spacings
+        edges = np.flatnonzero(~(apart & clear[1:] & clear[:-1])) + 1
+        pieces = zip(np.split(self.values, edges), np.split(clear, edges), strict=True)
+        return tuple(run for run, kept in pieces if len(run) >= smallest and kept.all())
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain values, e.g. for JSON.
+
+        Returns:
+            Name to value.
+        """
+        marks = {
+            "certified": self.certified,
+            "resolved": self.is_resolved,
+            "certain_spacings": self.certain_spacings,
+        }
+        counts = {name: int(np.count_nonzero(mark)) for name, mark in marks.items()}
+        return super().to_dict() | counts | {"joint_bound": self.joint_bound}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Eigenpairs(_Found):
+    """Some eigenvalues of a symmetric matrix and their eigenvectors.
+
+    If not all have converged, there are fewer than were asked for.
+
+    Attributes:
+        vectors: (P, n) orthonormal columns, in the operator's precision and place.
+        which: ``"LA"``, ``"SA"`` or ``"LM"``.
+        unflatten: From a vector (P,) to parameter name and tensor; None where there are no names.
+    """
+
+    vectors: Tensor
+    which: str
+    unflatten: Callable[[Tensor], dict[str, Tensor]] | None = None
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{value:.6g}" for value in self.values[:: max(1, len(self) - 1)])
+        return (
+            f"Eigenpairs({len(self)} {self.which} of {self.dimension:,}: {shown}; bounds up to "
+            f"{self.bounds.max(initial=0.0):.1g}; {self.products:,} products"
+            f"{'' if self.converged else '; not all converged'})"
+        )
+
+    def as_parameters(self, index: int) -> dict[str, Tensor]:
+        """An eigenvector as one tensor for each parameter.
+
+        Args:
+            index: Of the eigenvalue in :attr:`values`.
+
+        Returns:
+            Parameter name to tensor of the parameter's shape.
+
+        Raises:
+            ConfigError: If the operator has no parameters, or there is no such pair.
+        """
+        if self.unflatten is None:
+            raise ConfigError(
+                "these eigenvectors belong to a matrix without named parameters; take eigsh of a "
+                "problem or of its operator"
+            )
+        if not -len(self) <= index < len(self):
+            raise ConfigError(f"there are {len(self)} eigenvectors, got index {index!r}")
+        return self.unflatten(self.vectors[:, index])
+
+
+@ordinary_mode()
+def eigsh(
+    operator: Operator | Problem | tuple[Callable[[Tensor], Tensor], int],
+    k: int = 6,
+    which: str = "LA",
+    *,
+    tolerance: float = 1e-8,
+    check_multiplicity: bool = False,
+    seed: int = 0,
+    memory: int | None = None,
+    tick: Tick | None = None,
+) -> Eigenpairs:
+    """Some eigenvalues at one end of a symmetric matrix with their eigenvectors, by Lanczos.
+
+    Source: thick restarts, Wu and Simon 2000.
+
+    Args:
+        operator: H: an operator; a problem, whose Hessian is then taken in float64 on the device
+            that is there; or a pair (matvec, n) of a function from (n,) to H v, in float64.
+        k: How many, at most n.
+        which: ``"LA"`` for the largest, ``"SA"`` for the smallest, ``"LM"`` for those of largest
+            magnitude.
+        tolerance: Largest residual ‖Hx - λx‖ over ‖H‖₂; never below what rounding adds.
+        check_multiplicity: Search once more from a fresh random vector, since an eigenvalue of
+            higher multiplicity may have shown only one of its copies to the first. If False, this
+            is done where n is at most 1,000 or the Krylov space is invariant.
+        seed: Of the start vectors.
+        memory: Bytes for the basis; what is free if None.
+        tick: Told of progress: phase, steps done, steps in all.
+
+    Returns:
+        The pairs; zero eigenvalues are pairs like others.
+
+    Raises:
+        ConfigError: If k, which or the tolerance is out of range, or H is nothing of these.
+        DeviceError: If the basis does not fit in memory.
+        ConvergenceError: If none converged within 100 times the basis' size.
+        ProblemError: If the matrix is not symmetric.
+    """
+    ends = {"LA": "top", "SA": "bottom", "LM": "largest"}
+    one_of("end", which, ends, error=ConfigError)
+    matrix = as_operator(operator)
+    require_whole(k=k)
+    if k > matrix.dimension:
+        raise ConfigError(f"k = {k:,} pairs are asked for, the matrix has {matrix.dimension:,}")
+    wanted = check_request(matrix, tolerance=tolerance, **{ends[which]: k})
+    options = {"tolerance": tolerance, "seed": seed, "check_multiplicity": check_multiplicity}
+    _, vectors, common = _search(matrix, wanted, memory, tick, stop_at_zero=False, **options)
+    # the sign of an eigenvector is free: its entry of largest magnitude is positive
+    largest = vectors.gather(1, vectors.abs().argmax(dim=1, keepdim=True))
+    return Eigenpairs(
+        vectors=(vectors * largest.sign()).T.contiguous(),
+        which=which,
+        unflatten=getattr(matrix, "unflatten", None),
+        **common,
+    )
+
+
+@ordinary_mode()
+def extremal_eigenvalues(
+    operator: Operator | Problem | tuple[Callable[[Tensor], Tensor], int],
+    top: int = 0,
+    bottom: int = 0,
+    largest: int = 0,
+    *,
+    tolerance: float = 1e-10,
+    check_multiplicity: bool = True,
+    seed: int = 0,
+    memory: int | None = None,
+    tick: Tick | None = None,
+) -> EdgeLevels:
+    """Extreme eigenvalues by thick-restart Lanczos, each with the bound of its own residual.
+
+    An end stops at zero: the Hessian of a network has its largest eigenspace there, whose computed
+    eigenvalues are round-off.
+
+    Args:
+        operator: H, as for :func:`eigsh`.
+        top: How many of the largest eigenvalues.
+        bottom: How many of the smallest.
+        largest: How many of the largest magnitude instead.
+        tolerance: Largest residual over ‖H‖₂; never below what rounding adds.
+        check_multiplicity: As for :func:`eigsh`.
+        seed: Of the start vectors.
+        memory: Bytes for the basis; what is free if None.
+        tick: Told of progress.
+
+    Returns:
+        The eigenvalues; fewer than asked for where an end is exhausted. Raises ConvergenceError if
+        none converged within 100 times the basis' size; ConfigError and DeviceError as
+        :func:`check_request` and :func:`plan_width`.
+    """
+    matrix = as_operator(operator)
+    wanted = check_request(matrix, top, bottom, largest, tolerance)
+    options = {"tolerance": tolerance, "seed": seed, "check_multiplicity": check_multiplicity}
+    found, _, common = _search(matrix, wanted, memory, tick, **options)
+    return EdgeLevels(
+        n_lower=found.n_lower,
+        asked=", ".join(f"{name} {count}" for name, count in wanted._asdict().items() if count),
+        exhausted=found.exhausted,
+        **common,
+    )
+
+
+edge_levels = extremal_eigenvalues
+"""The former name."""
+
+
+def _search(
+    operator: Any, wanted: Wanted, memory: int | None, tick: Tick | None, **options: Any
+) -> tuple[Pairs, Tensor, dict[str, Any]]:
+    """Ritz pairs, their unit vectors as rows, and what every result says of them."""
+    width = plan_width(operator, wanted.levels, memory)
+    tick = tick or silent
+    found = extreme_pairs(operator, wanted, width=width, tick=tick, **options)
+    vectors = found.vectors / found.vectors.norm(dim=1, keepdim=True)
+    leading = int(np.argmax(np.abs(found.values))) if len(vectors) else -1
+    residuals, check, image = np.empty(len(vectors)), float("nan"), None
+    theta = torch.from_numpy(found.values).to(vectors)
+    for first in range(0, len(vectors), _BLOCK):
+        part = slice(first, first + _BLOCK)
+        products = operator(vectors[part])
+        rest = products - theta[part, None] * vectors[part]
+        residuals[part] = rest.norm(dim=1).to(torch.float64).cpu().numpy()
+        if first <= leading < first + _BLOCK:
+            image = products[leading - first]
+        tick("residuals", min(first + _BLOCK, len(vectors)), len(vectors))
+    rounding = round_off(found.norm, operator.dimension, operator.dtype)
+    if isinstance(operator, CurvatureOperator) and len(vectors):
+        measured = operator.rounding()
+        rounding = max(rounding, measured)
+        check = operator.agreement(found.norm, vectors[leading], image, measured)
+        rounding = max(rounding, check * found.norm)
+    common = {
+        "values": found.values,
+        "residuals": residuals,
+        "round_off": rounding,
+        "dimension": operator.dimension,
+        "norm": found.norm,
+        "converged": found.converged,
+        "check": check,
+        "products": found.products + len(residuals),
+    }
+    return found, vectors, common
+
+
+def plan_width(operator: Operator, count: int, memory: int | None = None) -> int:
+    """Vectors of the basis, or a refusal before anything is computed.
+
+    Args:
+        operator: H.
+        count: Levels that are wanted.
+        memory: Bytes; what is free on the operator's device if None, no limit if that is unknown.
+
+    Returns:
+        As many as pay, or as fit.
+
+    Raises:
+        DeviceError: If not even a few more than the levels fit.
+    """
+    size, itemsize = operator.dimension, operator.dtype.itemsize
+    spare = max(40, min(count, 1000), min(300, _SMALL_BASIS // size))
+    best, least = (min(size, count + more) for more in (spare, _FEWEST_SPARE))
+    backend: Any = getattr(operator, "backend", None)
+    if memory is None and backend is None:
+        return best
+    usable = memory if memory is not None else usable_memory(backend)
+    each = itemsize * size
+
+    def needed(width: int) -> int:
+        # basis, a few vectors of work, T with its eigenvectors and LAPACK's workspace
+        return each * (width + 8 + _BLOCK) + 8 * 5 * width**2
+
+    if needed(least) > usable:
+        fits = max(0, usable // each - _FEWEST_SPARE - 8 - _BLOCK)
+        raise DeviceError(
+            f"{count:,} levels need a basis of {least:,} vectors of {size:,} numbers, "
+            f"{gib(needed(least))}, and there are {gib(usable)}; about {fits:,} levels fit. Ask "
+            "for fewer, take --dtype float32 (half of it), or a device with more memory"
+        )
+    while needed(best) > usable:
+        best = max(least, int(0.9 * best))
+    return best
+
+
+def check_request(
+    operator: Operator, top: int = 0, bottom: int = 0, largest: int = 0, tolerance: float = 1e-10
+) -> Wanted:
+    """Refuse levels that cannot be asked for, before anything is computed.
+
+    Args:
+        operator: H.
+        top: As for :func:`extremal_eigenvalues`.
+        bottom: Likewise.
+        largest: Likewise.
+        tolerance: Likewise.
+
+    Returns:
+        The request.
+
+    Raises:
+        ConfigError: If nothing, or more than P levels are asked for, or a number is out of range.
+    """
+    require_whole(0, top=top, bottom=bottom, largest=largest)
+    if not isinstance(tolerance, Real) or not 0 < tolerance < 1:
+        raise ConfigError(f"the tolerance must lie between 0 and 1, got {tolerance!r}")
+    wanted = Wanted(int(top), int(bottom), int(largest))
+    if largest and (top or bottom):
+        raise ConfigError("largest magnitudes already are of both ends; leave out top and bottom")
+    if not wanted.levels:
+        raise ConfigError("no level is asked for; give top, bottom or largest")
+    if wanted.levels > operator.dimension:
+        raise ConfigError(
+            f"{wanted.levels:,} levels are asked for, the matrix has {operator.dimension:,}; "
+            "hessrmt spectrum computes all of them"
+        )
+    return wanted

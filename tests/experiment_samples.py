@@ -1,0 +1,196 @@
+"""Small settings of every experiment, small images, and experiments that are run twice."""
+
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+
+from hessrmt import rng
+from hessrmt.experiments.families import SeededFamily
+from hessrmt.problems import checkpoints
+
+SETTINGS = {
+    "hessian-spacings": """
+experiment = "hessian-spacings"
+title = "a small one"
+data = "clouds.npz"
+
+[presets.small]
+models = ["logistic"]
+epochs = 2
+splits = ["test"]
+batch = 15
+batches = "all"
+unreduced = [{ model = "logistic", dtype = "float32", batches = 1 }]
+""",
+    "gp-loss-model": """
+experiment = "gp-loss-model"
+title = "a small one"
+panels = [{ k2 = 0.01 }, { k2 = 0.1, outliers = 2, degenerate = 3 }]
+
+[presets.small]
+dimension = 16
+samples = 3
+""",
+    "iterate-averaging": """
+experiment = "iterate-averaging"
+title = "a small one"
+data = "clouds.npz"
+device = "cpu"
+
+[presets.small]
+networks = [{ model = "logistic", spectra = 1, batch = 20 }]
+rates = [{ name = "high", lr = 0.05 }, { name = "low", lr = 0.01, final_lr = 0.001 }]
+epochs = 3
+tail_start = 1
+batch = 32
+seeds = 2
+""",
+    "training-budget": """
+experiment = "training-budget"
+title = "a small one"
+data = "clouds.npz"
+device = "cpu"
+
+[presets.small]
+model = "logistic"
+budgets = [1, 2, 3, 4, 6]
+lr = 0.02
+batch = 30
+seeds = 2
+""",
+}
+"""Of the experiments on the data of the fixture ``digits``."""
+
+PUZZLES = {
+    "puzzles-initialization": (
+        {"name": "natural", "vary": "initial-scale", "values": [0.1, 0.2, 0.3]},
+        {"name": "random", "vary": "initial-scale", "values": [0.2], "labels": "random"},
+    ),
+    "puzzles-corruption": (
+        {"name": "wrong", "vary": "corruption", "values": [0.0, 0.5, 1.0], "pretraining": 1,
+         "norm": 1.0, "reference_loss": 1.0},
+    ),
+    "puzzles-width": (
+        {"name": "widths", "vary": "width", "values": [1, 2, 3], "model": "conv3s2-{width}",
+         "stop_loss": 1.0},
+    ),
+    "puzzles-samples": (
+        {"name": "sizes", "vary": "samples", "values": [16, 32, 64], "momentum": 0.9},
+    ),
+    "puzzles-resnet": (
+        {"name": "output", "vary": "initial-scale", "values": [0.1], "model": "resnet8",
+         "by": "output", "augment": True, "rates": [0.01], "epochs": 1},
+    ),
+}  # fmt: skip
+"""Families on images, of each experiment with families."""
+
+
+def write_settings(folder, kind, *changes):
+    """The settings file of an experiment, with some texts replaced by others."""
+    text = SETTINGS[kind] if kind in SETTINGS else _puzzles(PUZZLES[kind])
+    for old, new in changes:
+        assert old in text, old
+        text = text.replace(old, new)
+    path = folder / f"{kind}.toml"
+    path.write_text(text)
+    return path
+
+
+def _puzzles(families):
+    lines = [
+        'experiment = "puzzles"',
+        'title = "a small one"',
+        'reference = [{ label = "somewhere", slope = 1.1, intercept = -0.2, r2 = 0.99 }]',
+    ]
+    common = {"data": "images.npz", "epochs": 2, "batch": 16, "rates": [0.05, 0.01]}
+    for family in families:
+        given = common | {"model": "conv3s2-2"} | family
+        lines += ["", "[[presets.small.families]]"]
+        lines += [f"{key} = {json.dumps(value)}" for key, value in given.items()]
+    return "\n".join(lines)
+
+
+def numbers_of(path):
+    """What a file holds but clocks, with bytes for tensors and arrays."""
+    if path.suffix == ".pt":
+        content = checkpoints.read(path)
+        return {name: _plain(part) for name, part in content.items() if name != "provenance"}
+    found = {}
+
+    def keep(name, item):
+        if isinstance(item, h5py.Dataset) and not name.startswith("seconds"):
+            found[name] = item[()].tobytes()
+
+    with h5py.File(path) as file:
+        file.visititems(keep)
+    return found
+
+
+def _plain(content):
+    if isinstance(content, torch.Tensor):
+        return str(content.dtype), tuple(content.shape), content.numpy().tobytes()
+    if isinstance(content, dict):
+        return {key: _plain(value) for key, value in content.items()}
+    return [_plain(value) for value in content] if isinstance(content, list | tuple) else content
+
+
+def run_twice(cli, path, gone, change, said):
+    """Run an experiment; again without one of its files: only that is made anew.
+
+    And once more with other settings, which that folder is not for.
+
+    Returns:
+        What the first run printed as JSON, its notes, and the folder.
+    """
+    first = cli("reproduce", path, "--out", "done", "--json")
+    assert first.returncode == 0, first.stderr
+    found, out = json.loads(first.stdout), path.parent / "done"
+    assert json.loads((out / "results.json").read_text()) == found["runs"]
+    files = [
+        file for name in ("checkpoints", "spectra", "families") for file in (out / name).glob("*")
+    ]
+    before = {file: file.stat().st_mtime_ns for file in files if Path(gone).stem not in file.name}
+    (missing,) = [file for file in files if file.name == gone]
+    content = numbers_of(missing)
+    missing.unlink()
+    again = cli("reproduce", path, "--out", "done", "--json")
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout) == found
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+    assert numbers_of(missing) == content
+    path.write_text(path.read_text().replace(*change))
+    other = cli("reproduce", path, "--out", "done")
+    assert other.returncode == 2
+    assert "was made with another configuration" in other.stderr
+    assert said in other.stderr
+    return found, first.stderr, out
+
+
+def write_images(path, seed=0):
+    """64 + 40 images of 8 x 8 pixels in 3 classes: a bright column each, with noise."""
+    draw = rng.stream(seed, "test images")
+    y = draw.integers(0, 3, 104)
+    x = draw.integers(0, 120, (104, 8, 8))
+    x[np.arange(104), :, 2 * y + 1] += 120
+    x = x.astype(np.uint8)
+    np.savez(path, x_train=x[:64], y_train=y[:64], x_test=x[64:], y_test=y[64:], classes=3)
+    return path
+
+
+def family_on(images, **changes):
+    """Settings of a small family."""
+    given = {
+        "name": "scales",
+        "vary": "initial-scale",
+        "values": (0.1, 0.3),
+        "model": "conv3s2-2",
+        "data": str(images),
+        "epochs": 3,
+        "batch": 16,
+        "rates": (0.05, 0.01),
+        "momentum": 0.9,
+    }
+    return SeededFamily.model_validate({"device": "cpu"} | given | changes)
