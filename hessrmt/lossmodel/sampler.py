@@ -112,7 +112,8 @@ class _Model:
         rank = self.count or len(self.values)
         if rank > self.n:
             raise DataError(
-                f"{rank} outliers need as many directions, got n = {self.n}; give fewer or a larger n"
+                f"{rank} outliers need as many directions, got n = {self.n}; give fewer or "
+                "a larger n"
             )
         if self.h_true is None:
             return
