@@ -7,7 +7,7 @@ features with the squared exponential kernel of unit gradient variance, k'(0) = 
 2 L_true/P at the last iterate and at the average of the second half of the trajectory, over many
 surfaces; a hundred independent gradients would give a gain of a hundred.
 
-Source: [B] (Baskerville, Granziol, Keating), section 8, equation (21) and the text after it.
+Source: Baskerville, Granziol and Keating 2022, section 8, equation (21) and the text after it.
 """
 
 from __future__ import annotations

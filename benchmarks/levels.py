@@ -7,7 +7,7 @@
   for each level); hessrmt's Σ² averages over all windows. Peer: empyricalRMT, whose compiled loops
   run on every core, with 10,000 random windows for each length. Its windows reach half out of the
   spectrum at both ends, which adds about L³/(12 n) to Σ², and its Δ₃ comes from 100 points of each.
-- pooled: the unfolding of [B] of 100 spectra of 10,000 levels, two thirds of them the pool, one
+- pooled: the published unfolding of 100 spectra of 10,000 levels, two thirds of them the pool, one
   third unfolded. Peer: the merge of the published code (github.com/npbaskerville/dnn-rmt-spacings),
   one pass through each sorted spectrum and the sorted pool, written here for numba.
 - command: the console script on a file of 157 spectra of 9,960 certified levels, 200 surrogates.

@@ -10,8 +10,9 @@
   published code (github.com/npbaskerville/dnn-rmt-spacings), written afresh for this file: the
   diagonal from ``numpy.random.multivariate_normal`` with its 300 × 300 covariance k'² + 2k''·1, the
   rest from a symmetrised matrix of normals, ``numpy.linalg.eigvalsh``.
-- figure: the samples of the nine panels of [B], Figure 5: n = 300, 100 samples each, six values of
-  k'', with 100 degenerate directions, with 20 outliers of scale 10, with both; the same peer.
+- figure: the samples of the nine panels of Baskerville, Granziol and Keating 2022, Fig. 5:
+  n = 300, 100 samples each, six values of k'', with 100 degenerate directions, with 20 outliers of
+  scale 10, with both; the same peer.
 - band: outliers against n: the band of half-width r and dense matrices, the crossover behind
   ``method="auto"``.
 

@@ -127,11 +127,11 @@ _DATA = (
     "files or CIFAR batches."
 )
 _LOSS = "cross-entropy, mse, or file.py:function."
-_CHECKPOINT = "State dict (.pt, .pth, .safetensors)."
-_OPERATOR = "hessian, or ggn for generalised Gauss-Newton."
-_ONLY = "Pattern of the parameters to take, e.g. '7.*'."
+_CHECKPOINT = "Trained parameters: a state dict (.pt, .pth, .safetensors)."
+_OPERATOR = "hessian, or ggn for the generalised Gauss-Newton matrix."
+_ONLY = "Names of the parameters to differentiate in, as a pattern, e.g. '7.*'."
 _DEVICE = "auto, cpu, cuda or cuda:N."
-_SEED = "Seed of every random stream."
+_SEED = "Seed of all random numbers."
 _RANDOM = "random initial values"
 
 
@@ -156,7 +156,7 @@ class SpectrumConfig(Settings):
     only: str | None = option(None, _ONLY, shown="all")
     blocks: Literal["layer"] | None = option(
         None,
-        "layer: the own block of every layer, all others held constant.",
+        "layer: a spectrum for the parameters of each layer, all others held constant.",
         shown="the whole matrix",
     )
     device: str = option("auto", _DEVICE)
@@ -178,24 +178,26 @@ class DensityConfig(Settings):
     checkpoint: Path | None = option(None, _CHECKPOINT, shown=_RANDOM)
     operator: Operator = option("hessian", _OPERATOR)
     only: str | None = option(None, _ONLY, shown="all")
-    probes: int = option(10, "Random vectors of the density.", ge=1)
-    steps: int = option(100, "Lanczos steps from each.", ge=1)
+    probes: int = option(10, "Probes: random vectors that the density is averaged over.", ge=1)
+    steps: int = option(100, "Lanczos steps from each probe.", ge=1)
     law: Literal["rademacher", "gaussian"] = option(
-        "rademacher", "Of the probes: rademacher or gaussian."
+        "rademacher", "Entries of the probes: rademacher (±1) or gaussian."
     )
-    top: int = option(0, "Certify the K largest levels.", ge=0, metavar="K")
-    bottom: int = option(0, "Certify the K smallest levels.", ge=0, metavar="K")
-    largest: int = option(
-        0, "Certify the K levels of largest magnitude instead.", ge=0, metavar="K"
+    top: int = option(0, "Also the K largest eigenvalues, with error bounds.", ge=0, metavar="K")
+    bottom: int = option(
+        0, "Also the K smallest eigenvalues, with error bounds.", ge=0, metavar="K"
     )
-    tolerance: float = option(1e-10, "Largest residual of these levels over the norm.", gt=0, lt=1)
+    largest: int = option(0, "The K eigenvalues of largest magnitude instead.", ge=0, metavar="K")
+    tolerance: float = option(
+        1e-10, "Largest residual of these eigenvalues, relative to the norm.", gt=0, lt=1
+    )
     check_multiplicity: bool = option(
-        True, "Search again for further copies of multiple levels.", shown="yes"
+        True, "Search again for further copies of multiple eigenvalues.", shown="yes"
     )
     trace: Literal["hutch++", "xtrace"] | None = option(
-        None, "hutch++ or xtrace: trace and Frobenius norm.", shown="neither"
+        None, "hutch++ or xtrace: estimate trace and Frobenius norm.", shown="neither"
     )
-    trace_products: int = option(60, "Products for the trace.", ge=6)
+    trace_products: int = option(60, "Hessian-vector products for the trace.", ge=6)
     device: str = option("auto", _DEVICE)
     dtype: Dtype = option("float64", "float64 or float32.")
     seed: int = option(0, _SEED, ge=0)
@@ -241,13 +243,15 @@ class HistoryConfig(Settings):
 
     epochs: int | tuple[int, ...] | Literal["auto"] = option(
         "auto",
-        "At which epochs: 0,1,5 (0 is the untrained network), or N for every N-th; the last one "
+        "Epochs to record: 0,1,5 (0 is the untrained network), or N for every N-th; the last one "
         "always.",
         shown="0,1,2,5,10,20,50 and so on",
     )
-    batch: int = option(64, "Samples of the Hessian's batch, the first of the test split.", ge=1)
+    batch: int = option(
+        64, "Samples of the Hessian's batch, the first ones of the test split.", ge=1
+    )
     only: str | None = option(
-        None, "Pattern of the parameters whose Hessian it is, e.g. '7.*'.", shown="all"
+        None, "Names of the parameters whose Hessian it is, as a pattern, e.g. '7.*'.", shown="all"
     )
     conv: ConvolutionAs = option(
         "slices", "Convolutions as slices, pooled or unfolded; see hessrmt capacity."
@@ -305,28 +309,34 @@ class LevelsConfig(Settings):
     """Settings of ``hessrmt levels``."""
 
     cutoff: float | Literal["certified", "paper"] = option(
-        "certified", "certified (|λ| above the noise floor), paper (|λ| > 1e-20) or a number."
+        "certified",
+        "Eigenvalues to keep: certified (|λ| above the noise floor), paper (|λ| > 1e-20) or a "
+        "number (|λ| above it).",
     )
     compare: bool = option(False, "Both cutoffs, paper and certified, side by side.")
     unfold: str = option(
         "auto",
-        "auto, pooled, window, kernel, spline, polynomial or analytic; with options: "
-        "polynomial:degree=7. auto is pooled from 30 spectra on, else window.",
+        "How to unfold (mean spacing 1): auto, pooled, window, kernel, spline, polynomial or "
+        "analytic; with options: polynomial:degree=7. auto is pooled from 30 spectra on, else "
+        "window.",
     )
     rotate: bool = option(
         True,
-        "Pooled unfolding: every spectrum against the other groups, or the published split (⅔ "
-        "pool, ⅓ unfolded).",
+        "Pooled unfolding: every third of the spectra by the other two, or the published split "
+        "(⅔ pool, ⅓ unfolded).",
         shown="rotate",
     )
     window: str | None = option(
         None,
-        "Levels taken, in the units of the eigenvalues, e.g. 1e-6:0.1.",
+        "Range of the eigenvalues to take, e.g. 1e-6:0.1; either end may be left out.",
         shown="all",
         metavar="LOW:HIGH",
     )
     surrogates: int = option(
-        200, "Surrogate data sets for each p-value, 0 for none.", ge=0, le=100_000
+        200,
+        "Data sets simulated for each p-value (surrogates), 0 for no p-values.",
+        ge=0,
+        le=100_000,
     )
     seed: int = option(0, _SEED, ge=0)
 
@@ -400,10 +410,12 @@ class CapacityConfig(Settings):
         "together) or unfolded (one matrix).",
     )
     only: str | None = option(None, "Pattern of the layers to take, e.g. 'encoder.*'.", shown="all")
-    min_size: int = option(2, "Fewest eigenvalues of a spectrum.", ge=1)
-    initial: str | None = option(None, "The network before training: distances.", metavar="F")
+    min_size: int = option(2, "Leave out matrices of fewer eigenvalues.", ge=1)
+    initial: str | None = option(
+        None, "The network before training, to measure distances from.", metavar="F"
+    )
     randomize: bool = option(
-        False, "Also spectra with the entries of each matrix permuted: correlation traps."
+        False, "Also with the entries of each matrix permuted: what stays above the bulk?"
     )
     p_values: int = option(
         0,
@@ -413,12 +425,15 @@ class CapacityConfig(Settings):
         metavar="N",
     )
     x_max: str | float = option(
-        "none", "Where tails end: none, max (the largest eigenvalue) or a number."
+        "none",
+        "Upper end of the power laws: none, max (the largest eigenvalue) or a number.",
     )
     compare: tuple[Literal["lognormal", "exponential", "truncated"], ...] = option(
-        (), "Compare with lognormal, exponential or truncated (power law); repeatable."
+        (), "Compare the power law with lognormal, exponential or truncated; repeatable."
     )
-    exact: bool = option(False, "Singular values instead of Gram eigenvalues: slower.")
+    exact: bool = option(
+        False, "Singular values of W instead of eigenvalues of WᵀW: slower, more digits."
+    )
     against: Path | None = option(
         None,
         "Accuracies of the series: a column source or name, and columns of numbers.",
@@ -510,16 +525,16 @@ class SimulateConfig(Settings):
     k2: float | None = option(None, "k''(0), of paper.", shown="1", panel="Kernel")
     k0: float | None = option(None, "k(0), of paper.", shown="1", panel="Kernel")
     length: float | None = option(
-        None, "Of rbf, rational-quadratic and matern.", shown="1", panel="Kernel"
+        None, "Length scale of rbf, rational-quadratic and matern.", shown="1", panel="Kernel"
     )
     variance: float | None = option(
         None, "k(0) of rbf, rational-quadratic and matern.", shown="1", panel="Kernel"
     )
     alpha: float | None = option(None, "Shape of rational-quadratic.", shown="1", panel="Kernel")
     nu: float | None = option(None, "Smoothness of matern, above 2.", shown="2.5", panel="Kernel")
-    p: int | None = option(None, "Spins of p-spin.", shown="3", panel="Kernel")
+    p: int | None = option(None, "Degree p of p-spin.", shown="3", panel="Kernel")
     coefficients: Numbers | None = option(
-        None, "Of t², t³, ... in ν(t) of mixed-spherical, e.g. 1,0.5.", panel="Kernel"
+        None, "Coefficients of t², t³, ... in ν(t) of mixed-spherical, e.g. 1,0.5.", panel="Kernel"
     )
     given_loss: float | None = option(
         None, "The random part of the loss at the point, if it is known.", panel="Kernel"
@@ -533,10 +548,10 @@ class SimulateConfig(Settings):
         panel="Model",
     )
     outlier_scale: float | None = option(
-        None, "s.", shown="10", gt=0, allow_inf_nan=False, panel="Model"
+        None, "Scale s of the outliers.", shown="10", gt=0, allow_inf_nan=False, panel="Model"
     )
     outlier_values: Numbers | None = option(
-        None, "Outliers instead, the same in every sample, e.g. 30,50.", panel="Model"
+        None, "Outliers of these sizes, the same in every sample, e.g. 30,50.", panel="Model"
     )
     degenerate: int = option(
         0,

@@ -69,7 +69,7 @@ def test_json_agrees_with_the_dense_spectrum(cli, digits, tmp_path):
     assert answer["check"] < 1e-12
     assert answer["config"]["samples"] == 150
     assert (tmp_path / "d.png").stat().st_size > 10_000
-    for word in ("edge levels", "Frobenius", "written: density.h5", "resolved"):
+    for word in ("extreme eigenvalues", "Frobenius", "written: density.h5", "resolved"):
         assert word in done.stderr
     found = hr.load_density(tmp_path / "density.h5")
     assert found.edges.values.tolist() == edges["values"]

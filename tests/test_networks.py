@@ -23,7 +23,7 @@ def images(shape, samples=5):
 @pytest.mark.parametrize(
     ("spec", "shape", "parameters"),
     [
-        # Generalization Puzzles 2020, L.1.1 and L.1.2
+        # Generalization puzzles (2020), L.1.1 and L.1.2
         ("conv3-24", CIFAR, 154_464),
         ("conv3-34", MNIST, 165_784),
         # B: 64 filters 5x5, twice, and a linear layer of input size 64 * 8 * 8

@@ -16,8 +16,7 @@ import pytest
 import yaml
 
 import hessrmt
-from hessrmt import config
-from hessrmt.experiments import experiment
+from hessrmt import config, experiments
 
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -68,6 +67,19 @@ def test_version_and_citation():
     assert found["title"] == project["name"]
     # in the source distribution
     assert "/CITATION.cff" in PYPROJECT["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
+
+
+def test_references():
+    text = (ROOT / "docs" / "references.bib").read_text(encoding="utf-8")
+    entry = r"^@[a-z]+\{([a-z]+(\d{4})[a-z]?),\n((?:  [a-z]+ = \{.*\},\n)+)\}$"
+    entries = re.findall(entry, text, re.MULTILINE)
+    keys = [key for key, _, _ in entries]
+    # every entry was understood, each key names first author and year, and none comes twice
+    assert len(keys) == text.count("@")
+    assert keys == sorted(set(keys))
+    for key, year, fields in entries:
+        assert f"  year = {{{year}}}," in fields, key
+        assert "author = " in fields, key
 
 
 def test_public_names_resolve():
@@ -138,7 +150,7 @@ def test_nothing_happens_at_import():
 def test_settings_file_loads(path):
     given = tomllib.loads(path.read_text(encoding="utf-8"))
     if "experiment" in given:
-        assert experiment.load(path)[1].experiment == given["experiment"]
+        assert experiments.load(path)[1].experiment == given["experiment"]
         return
     # its name begins with that of a command
     kind = getattr(config, path.stem.partition("-")[0].title() + "Config")

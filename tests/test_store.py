@@ -161,9 +161,9 @@ def test_not_hdf5(path, opened, content, words):
 
 
 def test_missing_file_folder_and_unreachable_name(tmp_path, opened):
-    with pytest.raises(StoreError, match="directory|is a folder"):
+    with pytest.raises(StoreError, match=r"directory|is a folder"):
         opened(tmp_path)
-    with pytest.raises(StoreError, match="no file|too long"):
+    with pytest.raises(StoreError, match=r"no file|too long"):
         opened(tmp_path / ("x" * 5000))
     with pytest.raises(StoreError, match=r"no file .*absent\.h5"):
         load(tmp_path / "absent.h5")

@@ -1,1 +1,1 @@
-"""Devices and the few verbs of linear algebra that run on them."""
+"""Devices and the few operations of linear algebra that run on them."""

@@ -1,4 +1,4 @@
-"""The backend: a device and the few verbs whose implementation depends on it.
+"""The backend: a device and the few operations whose implementation depends on it.
 
 Arguments are checked here, once for every device.
 """
@@ -27,7 +27,7 @@ FLOATS = (torch.float64, torch.float32)
 
 
 class Backend(Protocol):
-    """A device plus verbs; the only place where hardware makes a difference.
+    """A device and its operations; the only place where hardware makes a difference.
 
     Arguments live on the backend's device. Results are float64 or int64 NumPy arrays, except where
     a tensor is asked for.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from hessrmt.curvature.lanczos import EdgeLevels
 
 _SHOWN = 5
-"""Levels of each end in the table."""
+"""Eigenvalues of each end in the table."""
 
 
 @with_settings
@@ -35,11 +35,10 @@ def density(
     data_dir: DataDir = None,
     json: Json = False,
 ) -> None:
-    """Estimate the density of a Hessian's eigenvalues and certify its extreme levels.
+    """Estimate the density of a Hessian's eigenvalues and compute extreme ones with error bounds.
 
     The Hessian of the mean loss over all samples is only multiplied with vectors, never formed, so
-    networks of any size will do. Edge levels come with a bound each, and --resume continues with
-    the first probe that is not done.
+    networks of any size will do. --resume continues with the first probe that is not done.
     """
     from hessrmt.runs.density import prepare, run
 
@@ -96,7 +95,7 @@ def _show(found: DensityResult, to: Console) -> None:
 
 
 def _show_edges(edges: EdgeLevels, to: Console) -> None:
-    to.print(f"{len(edges):,} edge levels (asked for: {edges.asked})")
+    to.print(f"{len(edges):,} extreme eigenvalues (asked for: {edges.asked})")
     table = console.table("end", "#", "λ", "|λ - eigenvalue| ≤", "")
     upper = range(len(edges) - 1, edges.n_lower - 1, -1)
     clear = edges.is_resolved
@@ -114,15 +113,15 @@ def _show_edges(edges: EdgeLevels, to: Console) -> None:
             )
     to.print(table)
     lines = [
-        f"{clear.sum():,} of {len(edges):,} levels are resolved: certainly not zero, and apart "
+        f"{clear.sum():,} of {len(edges):,} are resolved: certainly not zero, and apart "
         "from their neighbours by more than both bounds. A bound holds for some eigenvalue; "
         "further copies of a multiple one may be missing."
     ]
     if edges.exhausted:
         lines.append(
-            f"Only {len(edges) - edges.n_lower:,} levels at the top and {edges.n_lower:,} at the "
-            f"bottom lie above the floor {edges.round_off:.1g}: what follows is zero or cannot be "
-            "told from it."
+            f"Only {len(edges) - edges.n_lower:,} eigenvalues at the top and {edges.n_lower:,} at "
+            f"the bottom lie above the floor {edges.round_off:.1g}: what follows is zero or cannot "
+            "be told from it."
         )
     if not edges.converged:
         lines.append("Not all that were asked for converged; allow a larger --tolerance.")

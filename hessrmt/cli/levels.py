@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from hessrmt.levels import LawFit, LevelStatistics
-from hessrmt.records import Spectra
+    from hessrmt.records import Spectra
 
 _NONE = "not computable"
 

@@ -35,7 +35,12 @@ DataDir = Annotated[
     typer.Option("--data-dir", help="Folder searched first for data sets (also $HESSRMT_DATA)."),
 ]
 Resume = Annotated[
-    bool, typer.Option("--resume", help="Continue the file if it is there, also with more rows.")
+    bool,
+    typer.Option(
+        "--resume",
+        help="Continue the file if it is there; spectrum and simulate also extend it by more "
+        "batches or samples.",
+    ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")]
 PlotFolder = Annotated[

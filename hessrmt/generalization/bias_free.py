@@ -18,7 +18,7 @@ The losses have an exponential tail. Far along a gradient flow they underflow; t
 the shares that the samples have in the gradient, don't.
 
 Source: Poggio, Banburski and Liao 2020, §3 B; the tail: Soudry et al. 2018; maximum margins by
-least-distance programming: Lawson and Hanson (Solving Least Squares Problems), §23.4.
+least-distance programming: Lawson and Hanson 1974, §23.4.
 """
 
 from __future__ import annotations

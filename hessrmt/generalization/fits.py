@@ -1,7 +1,7 @@
 """Fits to families of training runs: lines through losses, laws of the training budget.
 
-A line is the test loss against the training loss over a family of networks (Generalization Puzzles
-2020, Fig. 2). Normalised losses lie within 1e-4 of each other near ln 10, so that sums of squares
+A line is the test loss against the training loss over a family of networks (Generalization puzzles
+(2020), Fig. 2). Normalised losses lie within 1e-4 of each other near ln 10, so that sums of squares
 of the losses themselves would keep few digits: everything is computed from differences to the
 means. ``scipy.stats.linregress`` takes 1 - R² for the residuals, which has no digits left on such
 lines.
@@ -59,7 +59,7 @@ class LineFit:
         intercept: Value at x = 0.
         r2: R² = 1 - Σ residuals² / Σ(y - ȳ)²; NaN if all y are equal.
         adjusted_r2: 1 - (1 - R²)(n - 1)/(n - 2).
-        rmse: √(Σ residuals²/n). Generalization Puzzles 2020 does not say whether it divides by n
+        rmse: √(Σ residuals²/n). Generalization puzzles (2020) does not say whether it divides by n
             or by n - 2; for the latter see :attr:`deviation`.
         slope_error: Standard error of the slope.
         intercept_error: Standard error of the intercept.

@@ -1,7 +1,7 @@
 """Networks to measure: checked inputs, copies in double precision, layers in order of depth.
 
 BatchNorm in evaluation mode is x ↦ s x + t per channel, s = γ/√(σ² + ε), and a layer takes that in,
-as Generalization Puzzles 2020 does before taking norms ("absorbed into the network's weights and
+as Generalization puzzles (2020) does before taking norms ("absorbed into the network's weights and
 biases", Fig. 5):
 
 - behind a layer: W ↦ s W, b ↦ s (b - μ) + β;

@@ -7,9 +7,9 @@ into the layers first. What the network predicts does not change, its loss does.
 
 Margins are η_n = f_{y_n}(x_n) - max_{j≠y_n} f_j(x_n), η = min_n η_n. An example is classified
 correctly if η_n > 0. The margin of the normalised network is η/Πρ_k, and the bound of
-Generalization Puzzles 2020, eq. (13), on the classification error is proportional to its inverse.
+Generalization puzzles (2020), eq. (13), on the classification error is proportional to its inverse.
 
-Source: Generalization Puzzles 2020, §2, appendices A and J; Poggio, Banburski and Liao 2020, §3.
+Source: Generalization puzzles (2020), §2, appendices A and J; Poggio, Banburski and Liao 2020, §3.
 """
 
 from __future__ import annotations
@@ -172,8 +172,8 @@ def normalize(model: nn.Module, inputs: Any, norm: float = 2) -> Normalized:
 def output_normalize(model: nn.Module, inputs: Any, norm: float = 2) -> Normalized:
     """Divide a network by the norm of its output on a fixed image or batch.
 
-    The way of Generalization Puzzles 2020 (Fig. 2, appendix H) for ResNets, whose residual branches
-    have no product of norms. Use the same inputs for all networks that are to be compared.
+    The way of Generalization puzzles (2020), Fig. 2 and appendix H, for ResNets, whose residual
+    branches have no product of norms. Use the same inputs for all networks that are to be compared.
 
     Args:
         model: Any network; not changed. It is taken in evaluation mode.
@@ -424,7 +424,7 @@ class MarginSummary:
 
     @property
     def normalized_bound(self) -> float:
-        """Πρ_k/η, what the classification error grows with (Generalization Puzzles, eq. 13)."""
+        """Πρ_k/η: the classification error grows with it, Generalization puzzles (2020), eq. 13."""
         return self.bound * self.product
 
     def quantiles(self, at: Sequence[float] = QUANTILES) -> dict[float, float]:
@@ -660,7 +660,7 @@ class Measurement:
 class NormalizedLoss:
     """Measures the loss of the normalised network in a training loop of one's own.
 
-    It is what Generalization Puzzles 2020 advises practitioners to watch (discussion).
+    It is what Generalization puzzles (2020) advises practitioners to watch (discussion).
 
     >>> monitor = NormalizedLoss(model, "cross-entropy")
     >>> for epoch in range(epochs):

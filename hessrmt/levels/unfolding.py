@@ -418,7 +418,7 @@ def spline(levels: Levels, *, knots: int | None = None) -> Levels:
     Raises:
         DataError: If there are too few levels for the knots, or the fit is no staircase of them.
 
-    Source: de Boor, A Practical Guide to Splines, ch. XI.
+    Source: de Boor 1978, ch. XI.
     """
     x, first, counts = np.unique(levels, return_index=True, return_counts=True)
     if knots is None:

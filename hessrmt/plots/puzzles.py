@@ -4,7 +4,7 @@ A family is any object with a ``name``, ``settings`` (as ``hessrmt.experiments.f
 and a ``result`` (:class:`hessrmt.store.family.FamilyResult`). Members are coloured by what is
 varied; those that were trained on random labels are crosses.
 
-Source: Generalization Puzzles in Deep Networks (under review for ICLR 2020).
+Source: Generalization puzzles (2020).
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def losses(
     Returns:
         The picture. Where there is no line, the legend says why.
 
-    Source: Generalization Puzzles (2020), Figs. 2, 10, 12, 15, 16.
+    Source: Generalization puzzles (2020), Figs. 2, 10, 12, 15, 16.
     """
     title = _title(entry, "Test against training loss")
     size = {"width": 10.5, "height": 7.4, "gridspec_kw": {"height_ratios": (3, 1)}}
@@ -180,7 +180,7 @@ def capacity(entry: Any, random: Any = None, *, ax: Any = None) -> Figure:
     Returns:
         The picture.
 
-    Source: Generalization Puzzles (2020), Fig. 4.
+    Source: Generalization puzzles (2020), Fig. 4.
     """
     title = _title(entry, "Losses, errors and norms")
     picture, (row,) = style.panels(title, 1, 3, ax=ax, width=10.5, height=3.6)
@@ -204,7 +204,7 @@ def product_at_loss(entry: Any, *, ax: Any = None) -> Figure:
     Returns:
         The picture; its title says how far the training losses differ.
 
-    Source: Generalization Puzzles (2020), Fig. 13.
+    Source: Generalization puzzles (2020), Fig. 13.
     """
     found = entry.result.column("train_loss")
     what = _title(entry, "Test error against the product of norms")
@@ -239,7 +239,7 @@ def outputs(entry: Any, *, ax: Any = None) -> Figure:
     Returns:
         The picture.
 
-    Source: Generalization Puzzles (2020), Fig. 20, Appendix K.
+    Source: Generalization puzzles (2020), Fig. 20, Appendix K.
     """
     members = sorted(entry.result.members, key=lambda member: member.value)
     number = min(_HISTOGRAMS, len({member.value for member in members}))
@@ -280,7 +280,7 @@ def margins(entry: Any, random: Any = None, *, ax: Any = None) -> Figure:
     Raises:
         DataError: If no network ever classifies all training samples correctly.
 
-    Source: Generalization Puzzles (2020), Appendix J.
+    Source: Generalization puzzles (2020), Appendix J.
     """
     families = [family for family in (entry, random) if family is not None]
     members = [member for family in families for member in family.result.members]
@@ -343,7 +343,7 @@ def against_value(entry: Any, *, ax: Any = None) -> Figure:
     Returns:
         The picture.
 
-    Source: Generalization Puzzles (2020), Figs. 5 and 6.
+    Source: Generalization puzzles (2020), Figs. 5 and 6.
     """
     title, reference = _title(entry, "Losses and errors"), entry.settings.reference_loss
     if reference is not None:
@@ -366,7 +366,7 @@ def width(entry: Any, *, ax: Any = None) -> Figure:
     Returns:
         The picture.
 
-    Source: Generalization Puzzles (2020), Fig. 3.
+    Source: Generalization puzzles (2020), Fig. 3.
     """
     title = _title(entry, "Errors against the number of parameters")
     picture, ((axes,),) = style.panels(title, ax=ax)
@@ -390,7 +390,7 @@ def sample_errors(entries: Sequence[Any], *, ax: Any = None) -> Figure:
     Returns:
         The picture.
 
-    Source: Generalization Puzzles (2020), Fig. 1.
+    Source: Generalization puzzles (2020), Fig. 1.
     """
     picture, grid = _side_by_side(entries, 1, "Errors against training samples", ax)
     for axes, entry in zip(grid[0], entries, strict=True):
@@ -415,7 +415,7 @@ def sample_losses(entries: Sequence[Any], *, ax: Any = None) -> Figure:
     Returns:
         The picture.
 
-    Source: Generalization Puzzles (2020), Fig. 19.
+    Source: Generalization puzzles (2020), Fig. 19.
     """
     picture, grid = _side_by_side(entries, 3, "Losses against training samples", ax)
     for (upper, middle, lower), entry in zip(grid.T, entries, strict=True):

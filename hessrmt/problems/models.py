@@ -16,8 +16,8 @@ name           layers                               biases
 
 The first four are those of Baskerville, Granziol and Keating 2022, §4: on MNIST the parameter
 counts are 7,850, 9,960 (the paper prints 9,860), 20,060 and 61,706. The convolutional networks
-without pooling are those of Liao et al. 2020 (Figs. 1 to 20, appendix L). Every ReLU is a module of
-its own and not in place. A linear layer ends each network.
+without pooling are those of Generalization puzzles (2020), Figs. 1 to 20 and appendix L. Every
+ReLU is a module of its own and not in place. A linear layer ends each network.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def lenet5(input_shape: Shape, outputs: int) -> nn.Sequential:
 
 
 def conv3(input_shape: Shape, outputs: int, filters: int, stride: int = 1) -> nn.Sequential:
-    """Three layers of Liao et al. 2020: 5x5, 5x5, linear.
+    """Three layers of Generalization puzzles (2020): 5x5, 5x5, linear.
 
     With stride 1 those of L.1, no padding, a bias in the first layer only; the paper's parameter
     counts are 154,464 for 24 filters on 3x32x32 and 165,784 for 34 on 1x28x28. With stride 2 those
@@ -116,7 +116,7 @@ def conv3(input_shape: Shape, outputs: int, filters: int, stride: int = 1) -> nn
 
 
 def conv5(input_shape: Shape, outputs: int, filters: int | None = None) -> nn.Sequential:
-    """Five layers of Liao et al. 2020: four 3x3 convolutions and a linear one.
+    """Five layers of Generalization puzzles (2020): four 3x3 convolutions and a linear one.
 
     Of 32, 64, 64, 128 filters with BatchNorm (L.2), or of a number of filters with biases (Figs. 1
     and 3). The paper states neither strides nor padding: padding 1 and strides 2, 2, 2, 1 are ours.

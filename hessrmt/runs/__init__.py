@@ -1,1 +1,1 @@
-"""Conductors: one for each command, from settings to a result."""
+"""What a command does, from its settings to its file and result: one module a command."""

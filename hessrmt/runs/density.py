@@ -79,7 +79,7 @@ def run(
     overwrite: bool = False,
     tick: Tick | None = None,
 ) -> DensityResult:
-    """Compute what the file lacks; store every probe, the trace and the edge levels when done.
+    """Compute what the file lacks; store each probe, the trace and extreme eigenvalues when done.
 
     Args:
         prepared: From :func:`prepare`.

@@ -41,7 +41,7 @@ def open_spectra(file: Path) -> Spectra:
     """The finished spectra of a file.
 
     Args:
-        file: A spectrum file, or a density file with edge levels.
+        file: A spectrum file, or a density file with extreme eigenvalues.
 
     Returns:
         At least one spectrum.

@@ -1,8 +1,8 @@
 """Density files, ``hessrmt/density`` version 1: small, and each version of one is complete.
 
-A file holds a few random vectors' quadratures and some thousand levels at most, so every change
-writes a new file beside the old one and puts it in its place at once: whatever interrupts a run,
-the file is that of the last finished probe, trace or set of edge levels.
+A file holds a few random vectors' quadratures and some thousand eigenvalues at most, so every
+change writes a new file beside the old one and puts it in its place at once: whatever interrupts a
+run, the file is that of the last finished probe, trace or set of extreme eigenvalues.
 
 ==================  ===============================================================================
 dataset             meaning

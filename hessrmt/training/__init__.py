@@ -1,4 +1,4 @@
-"""Training: makes the points of expansion whose spectra are studied.
+"""Training: makes the parameters at which spectra are studied.
 
 ==============================  ==================================================================
 module                          contents

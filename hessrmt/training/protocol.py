@@ -4,7 +4,8 @@ Every epoch draws from its own random streams, so a run resumed after any epoch 
 uninterrupted one (bit for bit on the CPU). The variations that families of networks are made of are
 here too: other initial weights, wrong labels, random crops and flips.
 
-Source: Baskerville, Granziol and Keating 2022, §4; Generalization Puzzles 2020, appendices B and C.
+Source: Baskerville, Granziol and Keating 2022, §4; Generalization puzzles (2020), appendices B and
+C.
 """
 
 from __future__ import annotations
@@ -349,7 +350,7 @@ def drawn(count: int, classes: int, generator: Generator) -> Labels:
 def crop_and_flip(images: Images, *, padding: int = 4, fill: float = 0.0) -> Images:
     """Every image padded, cut out again at a random place, and mirrored half of the time.
 
-    As ResNets are trained (He et al. 2015). Random numbers come from torch's global generator of
+    As ResNets are trained (He et al. 2016). Random numbers come from torch's global generator of
     the CPU, on every device the same.
 
     Args:
