@@ -1,4 +1,4 @@
-"""What public functions refuse before anything is computed: arguments, checked once at the door."""
+"""Arguments of public functions, checked once, where they come in, before anything is computed."""
 
 from __future__ import annotations
 

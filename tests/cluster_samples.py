@@ -5,18 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from store_samples import NET
 
 from hessrmt.config import SpectrumConfig
 
 dask_pool = pytest.importorskip("hessrmt.runs.dask_pool", reason="needs the extra cluster")
-
-NET = """
-from torch import nn
-
-
-def net():
-    return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
-"""
 
 # In a worker: all batches but one say that they have begun, and wait for the file "go"
 HELD = (

@@ -9,6 +9,14 @@ import numpy as np
 from hessrmt.records import Provenance, Spectrum
 from hessrmt.store.spectra import SpectrumWriter
 
+NET = """
+from torch import nn
+
+
+def net():
+    return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
+"""
+
 P, BATCHES, SIZE = 7, 3, 4
 IDENTITY = {"model": "mlp3", "batch": SIZE, "checkpoint_sha256": "ab" * 32}
 CONFIG = {"model": "mlp3", "operator": "hessian", "dtype": "float64", "seed": 11, "batch": SIZE}

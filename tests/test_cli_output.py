@@ -8,10 +8,10 @@ import signal
 import subprocess
 import sys
 import termios
-import textwrap
 from pathlib import Path
 
 import pytest
+from gate import open_gate
 
 from hessrmt.config import SpectrumConfig
 from hessrmt.runs import spectrum
@@ -25,25 +25,6 @@ RUN = [
 ]
 HEADING = "batch λ min λ max floor rows certified ⟨r̃⟩ reduce matrix eigen"
 
-HELD = """
-    # the command line, which before its second batch says so and then waits to be told to go on
-    import sys
-    from hessrmt.cli.app import main
-    from hessrmt.runs import spectrum
-
-    compute, begun = spectrum.compute, []
-
-    def held(*args, **options):
-        begun.append(True)
-        if len(begun) == 2:
-            print("second batch", file=sys.stderr, flush=True)
-            assert sys.stdin.readline() == "go on\\n"
-        return compute(*args, **options)
-
-    spectrum.compute = held
-    main()
-"""
-
 
 def rows_of(text):
     """Cells of the rows of a table of results."""
@@ -55,32 +36,10 @@ def numbers(text):
 
 
 @pytest.fixture
-def held(tmp_path, tiny_npz):
-    """Start a run that stops before its second batch."""
-    started = []
-    # with buffers, as people have them
-    environment = {name: v for name, v in os.environ.items() if name != "PYTHONUNBUFFERED"}
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def start(*words):
-        process = subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(HELD), *RUN, *words],
-            cwd=tmp_path,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        started.append(process)
-        assert any(line == "second batch\n" for line in process.stderr)
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
-    signal.signal(signal.SIGINT, before)
+def held(start_cli, tiny_npz, monkeypatch):
+    """Start a run that stops before its second batch, with buffers, as people have them."""
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    return lambda *words: start_cli(*RUN, *words, stop=("hessrmt.runs.spectrum:compute", 2))
 
 
 def printed_so_far(process):
@@ -95,7 +54,8 @@ def test_a_row_is_there_before_the_next_batch_is_done(held, tmp_path):
     assert numbers(first) == [0]
     assert len(load(tmp_path / "a.h5")) == 1
     os.set_blocking(process.stdout.fileno(), True)
-    rest, _ = process.communicate("go on\n")
+    open_gate(tmp_path)
+    rest, _ = process.communicate()
     assert process.returncode == 0
     assert numbers(first + rest) == [0, 1, 2]
 
@@ -124,14 +84,9 @@ def test_redirected_to_a_file(tmp_path, tiny_npz):
     assert " ".join(heading.split()) == HEADING
     spectra = load(tmp_path / "a.h5")
     for number, (row, item) in enumerate(zip(rows_of(out), spectra, strict=True)):
-        assert row[:6] == [
-            str(number),
-            f"{item.eigenvalues[0]:.3g}",
-            f"{item.eigenvalues[-1]:.3g}",
-            f"{item.noise_floor:.1g}",
-            str(item.reduced_dimension),
-            str(item.rank),
-        ]
+        ends = [f"{item.eigenvalues[place]:.3g}" for place in (0, -1)]
+        sizes = [str(item.reduced_dimension), str(item.rank)]
+        assert row[:6] == [str(number), *ends, f"{item.noise_floor:.1g}", *sizes]
     # fixed columns: all right edges are those of the heading
     edges = [[found.end() for found in re.finditer(r"\S+", line)] for line in lines[:BATCHES]]
     assert all(line == edges[0] for line in edges)
@@ -143,17 +98,18 @@ def test_redirected_to_a_file(tmp_path, tiny_npz):
         assert note not in out
 
 
-def test_json_alone_on_standard_output(held):
+def test_json_alone_on_standard_output(held, tmp_path):
     process = held("--json")
     os.set_blocking(process.stdout.fileno(), False)
     with pytest.raises(BlockingIOError):
         printed_so_far(process)
     os.set_blocking(process.stdout.fileno(), True)
-    out, err = process.communicate("go on\n")
+    open_gate(tmp_path)
+    out, err = process.communicate()
     assert process.returncode == 0
     assert out.count("\n") == 1
     assert len(json.loads(out)["batches"]) == BATCHES
-    assert numbers(err) == [1, 2]  # the first row was read while waiting
+    assert numbers(err) == [0, 1, 2]
 
 
 def test_rows_come_in_the_order_in_which_batches_are_done(tmp_path, tiny_npz):
@@ -165,9 +121,7 @@ def test_rows_come_in_the_order_in_which_batches_are_done(tmp_path, tiny_npz):
             for index in reversed(range(len(items))):
                 yield index, function(items[index])
 
-    config = SpectrumConfig(
-        model="logistic", data=str(tiny_npz), batch=10, batches=BATCHES, device="cpu"
-    )
+    config = SpectrumConfig(model="logistic", data=str(tiny_npz), batch=10, batches=BATCHES)
     seen = []
 
     def finished(batch, found):
@@ -199,15 +153,9 @@ def test_quiet(tmp_path, tiny_npz, cli):
 
 
 @pytest.mark.slow
-def test_standard_output_that_knows_no_greek(tmp_path, tiny_npz):
-    done = subprocess.run(
-        [HESSRMT, *RUN],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONIOENCODING": "ascii"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def test_standard_output_that_knows_no_greek(run_cli, tiny_npz, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    done = run_cli(*RUN)
     assert done.returncode == 0, done.stderr
     assert numbers(done.stdout) == [0, 1, 2]
 

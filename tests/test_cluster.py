@@ -13,7 +13,6 @@ import pytest
 import torch
 from cluster_samples import (
     HELD,
-    NET,
     as_one_worker,
     dask_pool,
     six_batches,
@@ -22,7 +21,7 @@ from cluster_samples import (
 )
 from gate import PATIENCE, open_gate, wait_for
 from level_samples import write_file
-from store_samples import contents
+from store_samples import NET, contents
 
 from hessrmt.config import LevelsConfig, SimulateConfig, SpectrumConfig
 from hessrmt.ensembles import goe

@@ -6,18 +6,11 @@ import signal
 import numpy as np
 import pytest
 from gate import PATIENCE, open_gate
-from store_samples import contents
+from store_samples import NET, contents
 
 from hessrmt.store.spectra import COLUMNS, load
 
 BATCHES = 6
-NET = """
-from torch import nn
-
-
-def net():
-    return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
-"""
 COMPUTE = "hessrmt.runs.spectrum:compute"
 WRITE = "hessrmt.store.spectra:_write_at"
 A_ROW = len(COLUMNS) + 2

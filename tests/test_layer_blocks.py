@@ -5,6 +5,7 @@ import json
 import h5py
 import numpy as np
 import pytest
+from store_samples import NET
 
 import hessrmt as hr
 from hessrmt.config import SpectrumConfig
@@ -13,20 +14,13 @@ from hessrmt.problems import data, models
 from hessrmt.runs.spectrum import prepare, run
 from hessrmt.store.spectra import load_all
 
-NET = """
-from torch import nn
-
-def make():
-    return nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3))
-"""
-
 
 @pytest.fixture
 def settings(tmp_path, tiny_npz):
     net = tmp_path / "net.py"
     net.write_text(NET)
     return SpectrumConfig(
-        model=f"{net}:make", data=str(tiny_npz), batch=20, batches=3, blocks="layer"
+        model=f"{net}:net", data=str(tiny_npz), batch=20, batches=3, blocks="layer"
     )
 
 
@@ -40,7 +34,7 @@ def test_every_layer_is_a_group_of_the_file(cli, refused, tmp_path, settings):
     for number in range(3):
         pair = samples.tensors(slice(20 * number, 20 * number + 20))
         expected = hr.spectrum(hr.Problem(net, "cross-entropy", pair), blocks="layer")
-        for layer, size in (("0", 28), ("2", 15)):
+        for layer, size in (("0", 35), ("2", 18)):
             found = hr.load(tmp_path / "b.h5", layer)
             assert found.planned == len(found) == 3
             assert found[number].dimension == size

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from hessrmt import rng
-from hessrmt.config import TrainConfig, load_settings
+from hessrmt.config import TrainConfig
 from hessrmt.errors import (
     ConfigError,
     NonFiniteError,
@@ -29,7 +29,6 @@ from hessrmt.training.averaging import IterateAverage, recompute_batchnorm
 from hessrmt.training.protocol import evaluate, learning_rate, train
 
 CPU = torch.device("cpu")
-ROOT = Path(__file__).parents[1]
 EPS = np.finfo(float).eps
 LOSS = losses.resolve("cross-entropy")
 
@@ -62,22 +61,14 @@ def leaves(tree, where=()):
 # the protocol
 
 
-@pytest.mark.parametrize(
-    ("epoch", "rate"),
-    [(0, 3e-3), (149, 3e-3), (150, 3e-3), (210, (3e-3 + 3e-5) / 2), (270, 3e-5), (299, 3e-5)],
-)
-def test_learning_rate_of_the_published_protocol(epoch, rate):
-    assert learning_rate(epoch, TrainConfig()) == pytest.approx(rate, rel=4 * EPS)
-
-
-def test_learning_rate_is_cut_not_squeezed_by_fewer_epochs_and_may_step():
+def test_learning_rate_of_the_published_protocol():
+    rates = {0: 3e-3, 149: 3e-3, 150: 3e-3, 210: (3e-3 + 3e-5) / 2, 270: 3e-5, 299: 3e-5}
+    for epoch, rate in rates.items():
+        assert learning_rate(epoch, TrainConfig()) == pytest.approx(rate, rel=4 * EPS)
+    # fewer epochs cut it, and do not squeeze it; it may be a step
     assert learning_rate(160, TrainConfig(epochs=161)) == learning_rate(160, TrainConfig())
     step = TrainConfig(decay_start=5, decay_end=5)
     assert [learning_rate(e, step) for e in (4, 5, 6)] == [step.lr, step.lr, step.final_lr]
-
-
-def test_the_shipped_file_is_the_default_protocol():
-    assert load_settings(TrainConfig, ROOT / "configs" / "train-mlp3-mnist.toml") == TrainConfig()
 
 
 def test_steps_equal_momentum_sgd_written_out(digits):

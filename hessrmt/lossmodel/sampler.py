@@ -111,7 +111,9 @@ class _Model:
             self.values = given[given != 0]
         rank = self.count or len(self.values)
         if rank > self.n:
-            raise DataError(f"{rank} outliers need as many directions, got n = {self.n}")
+            raise DataError(
+                f"{rank} outliers need as many directions, got n = {self.n}; give fewer or a larger n"
+            )
         if self.h_true is None:
             return
         if rank:

@@ -1,1 +1,1 @@
-"""Spectra on disk."""
+"""Results on disk: files of spectra, histories, densities and families of networks."""

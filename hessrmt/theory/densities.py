@@ -2,8 +2,8 @@
 
 A large GOE matrix with a fixed matrix of low rank added has eigenvalues of its own: an eigenvalue θ
 of the fixed matrix shows outside the bulk if |θ| > √(n a), and leaves no trace of its own at the
-edge otherwise, the transition of Baik, Ben Arous and Péché. The random matrix √a·G has elements of
-variance a off the diagonal and 2a on it; a shift of the whole spectrum is left out.
+edge otherwise, the transition of Baik, Ben Arous and Péché (2005). The random matrix √a·G has
+elements of variance a off the diagonal and 2a on it; a shift of the whole spectrum is left out.
 """
 
 import math
