@@ -1,6 +1,5 @@
 """Families of networks: settings, what is stored of them, training that is killed, files."""
 
-import dataclasses
 import math
 import subprocess
 import sys
@@ -10,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from experiment_samples import family_on, write_images
+from experiment_samples import family_on, numbers_of, write_images
 from scipy import stats
 
 from hessrmt import rng
@@ -22,7 +21,7 @@ from hessrmt.generalization import evaluate, normalize, output_normalize
 from hessrmt.generalization.normalization import QUANTILES, margins
 from hessrmt.problems import checkpoints, data, losses, models
 from hessrmt.records import Provenance
-from hessrmt.store.family import HISTORY, FamilyWriter, load_family
+from hessrmt.store.family import FamilyWriter, load_family
 from hessrmt.store.files import dataset
 from hessrmt.training.protocol import crop_and_flip, drawn, initialize, permuted, train
 
@@ -42,16 +41,6 @@ def family(images):
 def run(settings, out, **options):
     (result,) = run_all([settings], out, **options)
     return result
-
-
-def same(one, other):
-    """Two families agree bit for bit, in all but the time they took."""
-    assert one.family == other.family
-    for a, b in zip(one.members, other.members, strict=True):
-        for item in {field.name for field in dataclasses.fields(a)} - {"seconds", "history"}:
-            assert np.array_equal(getattr(a, item), getattr(b, item)), item
-        for name in HISTORY:
-            assert np.array_equal(a.history[name], b.history[name]), name
 
 
 # a family
@@ -236,9 +225,7 @@ def test_killed_and_continued_is_bit_for_bit_the_same(family, tmp_path, changes,
     finally:
         process.kill()
         process.communicate()
-    partial = load_family(path)
-    assert len(partial.members) == int(until[0]) - 1
-    assert not partial.complete
+    assert len(load_family(path).members) == int(until[0]) - 1
     left = list((killed / "checkpoints").glob("scales-?.pt"))
     assert len(left) == 1  # the network that was in training
     content = checkpoints.read(left[0])
@@ -250,9 +237,10 @@ def test_killed_and_continued_is_bit_for_bit_the_same(family, tmp_path, changes,
     result = run(settings, killed, tick=lambda *step: steps.append(step))
     assert steps[1][1] == content["epoch"] + 1 + phase * settings.pretraining
     assert result.complete
-    same(result, run(settings, tmp_path / "whole"))
+    run(settings, tmp_path / "whole")
+    assert numbers_of(path) == numbers_of(tmp_path / "whole" / "families" / "scales.h5")
     before = path.read_bytes()
-    same(run(settings, killed), result)
+    run(settings, killed)
     assert path.read_bytes() == before  # nothing was left to do
 
 
