@@ -82,6 +82,14 @@ def test_references():
         assert "author = " in fields, key
 
 
+def test_option_tables_are_those_of_the_commands():
+    made = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "option_tables.py"], capture_output=True, check=True
+    )
+    kept = (ROOT / "docs" / "options.md").read_bytes()
+    assert made.stdout == kept, "python scripts/option_tables.py > docs/options.md"
+
+
 def test_public_names_resolve():
     assert all(getattr(hessrmt, name) is not None for name in hessrmt.__all__)
     assert set(hessrmt.__all__) <= set(dir(hessrmt))
