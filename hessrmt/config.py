@@ -86,10 +86,12 @@ def load_settings(kind: type[SettingsT], file: Path | None = None, **options: An
 def _in_words(error: ValidationError) -> str:
     lines: dict[str, str] = {}
     for item in error.errors():
-        name = str(item["loc"][0]) if item["loc"] else "settings"
-        given = f" (got {item['input']!r})" if item["loc"] else ""
         message = item["msg"].removeprefix("Value error, ")
-        lines.setdefault(name, f"{name}: {message}{given}")
+        if item["loc"]:
+            name = str(item["loc"][0])
+            lines.setdefault(name, f"{name}: {message} (got {item['input']!r})")
+        else:  # about several settings together
+            lines.setdefault("", message)
     return "; ".join(lines.values())
 
 

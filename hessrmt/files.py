@@ -36,10 +36,7 @@ def require_new(path: Path, *, may_exist: bool) -> None:
 
 
 def _exists(path: Path) -> str:
-    return (
-        f"{path} exists; --resume continues it, --overwrite replaces it; or name another file "
-        "(--out)"
-    )
+    return f"{path} exists; --resume continues it, --overwrite replaces it; or name another file"
 
 
 def write_whole(path: Path, content: bytes | memoryview | str, *, replace: bool = True) -> None:

@@ -24,9 +24,9 @@ from hessrmt.errors import (
 )
 from hessrmt.problems import checkpoints, data, losses, models
 from hessrmt.problems.data import Dataset
-from hessrmt.runs.training import run
+from hessrmt.runs.training import TrainingFile, run
 from hessrmt.training.averaging import IterateAverage, recompute_batchnorm
-from hessrmt.training.protocol import evaluate, learning_rate, train
+from hessrmt.training.protocol import TrainState, evaluate, learning_rate, train
 
 CPU = torch.device("cpu")
 EPS = np.finfo(float).eps
@@ -505,3 +505,69 @@ def test_the_command_names_the_checkpoint_after_the_model(digits, tmp_path, cli)
 
 def test_a_bad_setting_of_the_command(refused, digits):
     refused(["train", "--data", digits, "--lr", "-1"], ["lr"])
+
+
+# checkpoints of every kind of training
+
+
+IDENTITY = {"model": "mine", "epochs": 3}
+EXTRA = {"averages": {"tail": 1.0}, "measured": [{"epoch": 1}]}
+MEMBER = {"phase": 1, "measured": {"epoch": [1.0]}, "kept": None, "seconds": 2.0}
+
+
+def saved(path, **extra):
+    """A checkpoint after one epoch; what its file holds."""
+    state = TrainState(1, {"w": torch.ones(2)}, {"state": {}}, ({"epoch": 1, "lr": 0.1},))
+    with TrainingFile(path, IDENTITY) as file:
+        file.save(state, **extra)
+    return checkpoints.read(path)
+
+
+def as_trajectory(content):
+    names = ("version", "identity", "epoch", "state_dict", "optimizer", "history")
+    return {"format": "hessrmt/trajectory", **{k: content[k] for k in names}, **content["extra"]}
+
+
+def as_member(content):
+    state = {name: content[name] for name in ("epoch", "optimizer", "history")}
+    return {
+        "format": "hessrmt/member",
+        "version": 1,
+        "identity": json.dumps(content["identity"]),
+        "state": {**state, "model": content["state_dict"]},
+        **content["extra"],
+    }
+
+
+@pytest.mark.parametrize(("older", "extra"), [(as_trajectory, EXTRA), (as_member, MEMBER)])
+def test_checkpoints_of_the_first_versions_are_continued(tmp_path, older, extra):
+    path = tmp_path / "run.pt"
+    torch.save(older(saved(path, **extra)), path)
+    with TrainingFile(path, IDENTITY, resume=True) as file:
+        assert (file.start.epoch, file.start.history) == (1, ({"epoch": 1, "lr": 0.1},))
+        assert torch.equal(file.start.model["w"], torch.ones(2))
+        assert file.extra == extra
+    with pytest.raises(StoreError, match="model"):
+        TrainingFile(path, IDENTITY | {"model": "other"}, resume=True)
+
+
+@pytest.mark.parametrize(
+    "part", ["format", "version", "identity", "state_dict", "optimizer", "epoch", "history"]
+)
+def test_a_checkpoint_that_lacks_a_part_is_refused(tmp_path, part):
+    path = tmp_path / "run.pt"
+    content = saved(path)
+    torch.save({k: v for k, v in content.items() if k != part}, path)
+    with pytest.raises(StoreError, match="is not a checkpoint written by hessrmt"):
+        TrainingFile(path, IDENTITY, resume=True)
+    torch.save(content | {"version": "a"}, path)
+    with pytest.raises(StoreError, match="is not a checkpoint written by hessrmt"):
+        TrainingFile(path, IDENTITY, resume=True)
+
+
+def test_only_training_itself_is_continued_with_more_epochs(tmp_path):
+    path = tmp_path / "run.pt"
+    saved(path)
+    TrainingFile(path, IDENTITY | {"epochs": 4}, resume=True, longer=True).close()
+    with pytest.raises(StoreError, match=r"epochs \(3 in the file, 4 now\)"):
+        TrainingFile(path, IDENTITY | {"epochs": 4}, resume=True)

@@ -442,7 +442,9 @@ def _make(
             f"network {index + 1} of {name} ({family.vary} {plan.value:g}): {error}"
         ) from error
     about = {"model": plan.model, "value": plan.value, "identity": dict(identity)}
-    checkpoints.save_atomic({**about, **final}, path.with_suffix(".final.pt"))
+    checkpoints.save_atomic(
+        {"format": "hessrmt/member", "version": 1, **about, **final}, path.with_suffix(".final.pt")
+    )
     return made
 
 

@@ -180,7 +180,7 @@ def _thresholds(
     elif cutoff == "paper":
         least = PAPER_CUTOFF_SPACINGS
     else:
-        least = cutoff = real("cutoff", cutoff, least=0, hint="or give certified, paper or None")
+        least = cutoff = real("cutoff", cutoff, least=0, hint="or give certified or paper")
     return cutoff, np.full(len(floors), least)
 
 

@@ -190,8 +190,12 @@ def unfold(
     """
     check_options(method, options)
     if (pool is not None) != (method == "pooled"):
-        wrong = "needs the other spectra" if pool is None else "takes no pool"
-        raise DataError(f"method {method!r} {wrong}: pool=[levels, ...] goes with 'pooled' alone")
+        raise DataError(
+            f"method {method!r} needs the other spectra: pool=[levels, ...]; for one spectrum try "
+            "method='window'"
+            if pool is None
+            else f"method {method!r} takes no pool: pool=[levels, ...] goes with 'pooled' alone"
+        )
     ordered = _ordered(levels)
     if pool is None:
         return _SINGLE[method](ordered, **options)

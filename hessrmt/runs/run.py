@@ -296,6 +296,8 @@ class Inputs:
         else:
             sha256 = checkpoints.load_into(model, settings.checkpoint)
             notes.append(f"parameters: {settings.checkpoint} (sha256 {sha256[:12]}…)")
+        known = settings.loss in losses.LOSSES
+        loss = settings.loss if known else losses.resolve(settings.loss)
         specs = {"model": settings.model, "loss": settings.loss}
         digests = {
             "data": digest([dataset.x, dataset.y]),
@@ -309,8 +311,6 @@ class Inputs:
                 if is_plugin(spec)
             },
         }
-        known = settings.loss in losses.LOSSES
-        loss = settings.loss if known else losses.resolve(settings.loss)
         return cls(settings, dataset, model, loss, tuple(notes), digests)
 
     @cached_property

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ from hessrmt.store.files import ResumableFile, require_one, require_same
 from hessrmt.training.protocol import TrainState, evaluate, train
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from contextlib import AbstractContextManager
 
     from hessrmt.config import TrainConfig
@@ -35,14 +36,50 @@ VERSION = 1
 _STATE = ("epoch", "state_dict", "optimizer", "history")
 
 
+def _of_training(content: dict[str, Any]) -> dict[str, Any]:
+    """Files of the first versions name their settings and their data apart."""
+    if "identity" not in content:
+        data_sha256 = content["provenance"]["data_sha256"]
+        content = {**content, "identity": {**content["config"], "data_sha256": data_sha256}}
+    return {"extra": {}, **content}
+
+
+def _of_trajectory(content: dict[str, Any]) -> dict[str, Any]:
+    """What experiments of the first versions kept of a run with averages."""
+    extra = {name: content[name] for name in ("averages", "measured")}
+    return {**content, "provenance": {}, "extra": extra}
+
+
+def _of_member(content: dict[str, Any]) -> dict[str, Any]:
+    """What experiments of the first versions kept of a network of a family in training."""
+    state = content["state"]
+    return {
+        **{name: state[name] for name in ("epoch", "optimizer", "history")},
+        "state_dict": state["model"],
+        "version": content["version"],
+        "identity": json.loads(content["identity"]),
+        "provenance": {},
+        "extra": {name: content[name] for name in ("phase", "measured", "kept", "seconds")},
+    }
+
+
+_LAYOUTS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    FORMAT: _of_training,
+    "hessrmt/trajectory": _of_trajectory,
+    "hessrmt/member": _of_member,
+}
+"""Format of a checkpoint to what makes it one of today."""
+
+
 class TrainingFile(ResumableFile):
     """The one writer of the checkpoint of a training run: everything that continues it.
 
     Args:
         path: A ``.pt`` or ``.pth`` file in a folder that exists.
-        identity: Plain values that a run which continues it must share; ``epochs`` may grow.
+        identity: Plain values that a run which continues it must share.
         resume: Continue the file if it is there.
         overwrite: Replace the file if it is there.
+        longer: Whether a run with more ``epochs`` continues it too.
 
     Attributes:
         path: The file.
@@ -63,6 +100,7 @@ class TrainingFile(ResumableFile):
         *,
         resume: bool = False,
         overwrite: bool = False,
+        longer: bool = False,
     ) -> None:
         require_one(resume=resume, overwrite=overwrite)
         if path.suffix.lower() not in checkpoints.TORCH_SUFFIXES:
@@ -78,29 +116,32 @@ class TrainingFile(ResumableFile):
         self._identity = json.loads(json.dumps(dict(identity)))
         if resume and path.exists():
             try:
-                self._read()
+                self._read(("epochs",) if longer else ())
             except BaseException:
                 self.close()
                 raise
 
-    def _read(self) -> None:
+    def _read(self, growing: tuple[str, ...]) -> None:
         content = checkpoints.read(self.path)
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
+        try:
+            content = _LAYOUTS[content["format"]](content)
+            version, stored = content["version"], content["identity"]
+            self.provenance, self.extra = content["provenance"], content["extra"]
+            epoch, weights, optimizer, history = (content[name] for name in _STATE)
+            start = TrainState(epoch, weights, optimizer, tuple(history))
+            newer = version > VERSION
+        except (KeyError, TypeError, ValueError) as error:
             raise StoreError(
                 f"{self.path} is not a checkpoint written by hessrmt, so it cannot be resumed; "
                 "give another --out"
-            )
-        if content["version"] > VERSION:
+            ) from error
+        if newer:
             raise StoreError(
-                f"{self.path} was written by a newer hessrmt (checkpoint version "
-                f"{content['version']}, this one knows {VERSION}); upgrade, or give another --out"
+                f"{self.path} was written by a newer hessrmt (checkpoint version {version}, this "
+                f"one knows {VERSION}); upgrade, or give another --out"
             )
-        self.provenance, self.extra = content["provenance"], content.get("extra", {})
-        # files of the first versions name their settings and their data apart
-        stored = {**content["config"], "data_sha256": self.provenance.get("data_sha256")}
-        require_same(self.path, content.get("identity", stored), self._identity, ("epochs",))
-        epoch, weights, optimizer, history = (content[name] for name in _STATE)
-        self.start = TrainState(epoch, weights, optimizer, tuple(history))
+        require_same(self.path, stored, self._identity, growing)
+        self.start = start
 
     def save(
         self,
@@ -244,7 +285,7 @@ def run(
     splits = Splits.load(settings.data, folder)
     samples, loss = splits.train, losses.resolve(settings.loss)
     identity = {**settings.model_dump(mode="json"), "data_sha256": splits.sha256}
-    with TrainingFile(out, identity, resume=resume, overwrite=overwrite) as file:
+    with TrainingFile(out, identity, resume=resume, overwrite=overwrite, longer=True) as file:
         backend = select(settings.device)
         model = models.build(settings.model, samples.input_shape, samples.outputs, settings.seed)
         notes = [samples.origin] if samples.embedded else []

@@ -56,7 +56,7 @@ def require_same(
     if differing:
         raise StoreError(
             f"{path} was made with another configuration: {'; '.join(differing)}. Use the same "
-            "settings to resume, or a new file (--out)"
+            "settings to resume, or a new file (--out, --history)"
         )
 
 
