@@ -10,6 +10,7 @@ order that ScaLAPACK's descendants expect.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from hessrmt.backend.world import World
 
 
-class DistributedBackend:
+class DistributedBackend(ABC):
     """Processes, each with a device, that diagonalise one matrix together.
 
     Every method is called by all of them, and in the same order. A solver's class says what
@@ -85,6 +86,7 @@ class DistributedBackend:
         """
         return free_host_memory() // self.world.neighbours
 
+    @abstractmethod
     def eigen_bytes(self, layout: Layout, itemsize: int) -> int:
         """Bytes that a process holds while the matrix is diagonalised, its part included.
 
@@ -95,7 +97,6 @@ class DistributedBackend:
         Returns:
             Bytes.
         """
-        raise NotImplementedError
 
     def eigvalsh(self, part: Float[Tensor, "columns rows"], layout: Layout) -> Levels:
         """All eigenvalues of a symmetric matrix.
@@ -119,8 +120,9 @@ class DistributedBackend:
             )
         return self.world.share(np.sort(self._solve(part, layout).astype(np.float64)))
 
+    @abstractmethod
     def _solve(self, part: Tensor, layout: Layout) -> np.ndarray:
-        raise NotImplementedError
+        """All eigenvalues of the whole matrix, in any order, on one process at least."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from hessrmt.progress import Tick, silent
 from hessrmt.runs.run import SERIAL, Pool
 
 S = TypeVar("S", bound="Presets[Any]")
-P = TypeVar("P", bound=Settings)
+SizeT = TypeVar("SizeT", bound=Settings)
 E = TypeVar("E")
 
 
@@ -198,7 +198,7 @@ class Table(Generic[E]):
             yield {key: value for one in known for key, value in one.plain(entry).items()}
 
 
-class Presets(Settings, Generic[P]):
+class Presets(Settings, Generic[SizeT]):
     """What the settings files of all experiments have.
 
     Attributes:
@@ -211,7 +211,7 @@ class Presets(Settings, Generic[P]):
     experiment: str
     title: str = ""
     seed: int = Field(0, ge=0)
-    presets: dict[str, P] = Field(min_length=1)
+    presets: dict[str, SizeT] = Field(min_length=1)
 
 
 def drawn_seed(seed: int, *names: str | int) -> int:
@@ -240,7 +240,7 @@ def stem(model: str) -> str:
 
 
 @dataclass(frozen=True)
-class Work(Generic[S, P]):
+class Work(Generic[S, SizeT]):
     """What an experiment is to do, where, and with whom.
 
     Attributes:
@@ -253,7 +253,7 @@ class Work(Generic[S, P]):
     """
 
     settings: S
-    size: P
+    size: SizeT
     out: Path
     folder: Path | None = None
     tick: Tick = silent
@@ -264,7 +264,7 @@ Pictures: TypeAlias = Mapping[str, Callable[[], Any]]
 """Name of a file, without its ending, to what draws it."""
 
 
-class Experiment(ABC, Generic[S, P, E]):
+class Experiment(ABC, Generic[S, SizeT, E]):
     """A published experiment.
 
     Attributes:
@@ -276,7 +276,7 @@ class Experiment(ABC, Generic[S, P, E]):
     columns: ClassVar[tuple[Column[Any], ...]]
 
     @abstractmethod
-    def compute(self, work: Work[S, P]) -> list[E]:
+    def compute(self, work: Work[S, SizeT]) -> list[E]:
         """Do everything that is not done yet, and read and analyse all of it.
 
         Args:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 R = TypeVar("R")
-P = TypeVar("P", bound="Prepared")
+PreparedT = TypeVar("PreparedT", bound="Prepared")
 
 _SHARED = "workers read and write on a file system that they share with this machine"
 
@@ -124,7 +124,7 @@ class Job(NamedTuple):
     digests: tuple[tuple[str, str], ...]
 
 
-class Run(Generic[P]):
+class Run(Generic[PreparedT]):
     """Items computed here or by workers, all from the same preparation.
 
     Args:
@@ -142,13 +142,13 @@ class Run(Generic[P]):
 
     def __init__(
         self,
-        prepare: Callable[[Any, Path | None], P],
+        prepare: Callable[[Any, Path | None], PreparedT],
         settings: Settings,
         folder: Path | None = None,
         *,
         pool: Pool = SERIAL,
         out: Path | None = None,
-        prepared: P | None = None,
+        prepared: PreparedT | None = None,
     ) -> None:
         self.pool = pool
         self.prepared = prepare(settings, folder) if prepared is None else prepared
@@ -159,7 +159,9 @@ class Run(Generic[P]):
             tuple(self.prepared.digests.items()),
         )
 
-    def on_all(self, compute: Callable[[P, T], R], items: Sequence[T]) -> Iterator[tuple[T, R]]:
+    def on_all(
+        self, compute: Callable[[PreparedT, T], R], items: Sequence[T]
+    ) -> Iterator[tuple[T, R]]:
         """Compute items in any order.
 
         Args:
@@ -173,7 +175,7 @@ class Run(Generic[P]):
         for number, found in compute_all(self.pool, compute, [(self, item) for item in items]):
             yield items[number], found
 
-    def on_one(self, compute: Callable[[P, T], R], item: T) -> R:
+    def on_one(self, compute: Callable[[PreparedT, T], R], item: T) -> R:
         """Compute one item (arguments as of :meth:`on_all`).
 
         Returns:
