@@ -11,3 +11,22 @@ Tick: TypeAlias = Callable[[str, int, int], None]
 
 def silent(phase: str, done: int, total: int) -> None:
     """Report nothing."""
+
+
+def under(tick: Tick | None, words: str) -> Tick | None:
+    """The callback of a part of what is told of.
+
+    Args:
+        tick: Of the whole, if there is one.
+        words: Put before what the part says that it is doing.
+
+    Returns:
+        A callback; None without one.
+    """
+    if tick is None:
+        return None
+
+    def told(phase: str, done: int, total: int) -> None:
+        tick(words + phase, done, total)
+
+    return told

@@ -15,6 +15,7 @@ from hessrmt.capacity.analysis import analyze
 from hessrmt.capacity.report import correlations
 from hessrmt.errors import ConfigError, DataError
 from hessrmt.files import write_whole
+from hessrmt.progress import under
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -91,10 +92,6 @@ def run(settings: CapacityConfig, sources: Sequence[str], tick: Tick | None = No
 
 
 def _analyse(settings: CapacityConfig, source: str, tick: Tick | None) -> CapacityReport:
-    def told(layer: str, done: int, total: int) -> None:
-        if tick:
-            tick(f"{Path(source).name}: {layer}", done, total)
-
     report = analyze(
         source,
         settings.conv,
@@ -108,7 +105,7 @@ def _analyse(settings: CapacityConfig, source: str, tick: Tick | None) -> Capaci
         min_size=settings.min_size,
         only=settings.only,
         device=settings.device,
-        tick=told,
+        tick=under(tick, f"{Path(source).name}: "),
     )
     if not report.analyzed:
         listed = "; ".join(f"{reason}: {named(names)}" for reason, names in skipped(report).items())

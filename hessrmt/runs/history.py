@@ -23,6 +23,7 @@ from hessrmt.curvature.spectrum import compute, require_feasible
 from hessrmt.errors import ConfigError, DataError
 from hessrmt.problems import checkpoints, losses, models
 from hessrmt.problems.problem import Problem
+from hessrmt.progress import under
 from hessrmt.records import Provenance
 from hessrmt.runs.run import digest, naming
 from hessrmt.store.history import CAPACITY, NETWORK, columns
@@ -232,12 +233,10 @@ def recording(
             if epoch not in epochs or file.done[epochs.index(epoch)]:
                 return
 
-            def told(phase: str, done: int, total: int) -> None:
-                if tick:
-                    tick(f"measuring: epoch {epoch}, {phase}", done, total)
-
             with naming(f"history of epoch {epoch}"):
-                found, extra = measurement.measure(state, told)
+                found, extra = measurement.measure(
+                    state, under(tick, f"measuring: epoch {epoch}, ")
+                )
             file.write(epochs.index(epoch), found, extra)
 
         yield record

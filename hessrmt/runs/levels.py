@@ -20,6 +20,7 @@ from hessrmt.levels.selection import select
 from hessrmt.levels.unfolding import Unfolded, check_options, unfold_selection
 from hessrmt.plots import levels as plots
 from hessrmt.plots.style import of_spectra
+from hessrmt.progress import under
 from hessrmt.runs.run import SERIAL, naming
 from hessrmt.store.density import SCHEMA
 from hessrmt.store.files import schema_of
@@ -78,11 +79,6 @@ def run(
     check_options("window" if method == "auto" else method, options)
     found = {}
     for name, cutoff in settings.cutoffs.items():
-
-        def told(phase: str, done: int, total: int, name: str = name) -> None:
-            if tick:
-                tick(f"{name}: {phase}", done, total)
-
         with naming(f"cutoff {name}"):
             found[name] = analyze(
                 spectra,
@@ -92,7 +88,7 @@ def run(
                 rotate=settings.rotate,
                 surrogates=settings.surrogates,
                 seed=settings.seed,
-                tick=told,
+                tick=under(tick, f"{name}: "),
                 map_unordered=pool.map_unordered,
                 **options,
             )

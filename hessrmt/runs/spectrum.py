@@ -15,6 +15,7 @@ from hessrmt.curvature.spectrum import compute, layers_of, require_feasible
 from hessrmt.errors import ConfigError
 from hessrmt.problems import data
 from hessrmt.problems.problem import Problem
+from hessrmt.progress import under
 from hessrmt.runs.run import SERIAL, Inputs, Run, naming
 from hessrmt.store.files import require_one
 from hessrmt.store.spectra import Row, SpectrumWriter, load_all
@@ -205,7 +206,7 @@ def _examine(prepared: Batches, batch: int) -> _Facts:
 def _compute(prepared: Batches, batch: int, tick: Tick | None = None) -> Row:
     config, backend = prepared.settings, prepared.backend
     name = f"batch {batch}"
-    told = None if tick is None else lambda phase, *steps: tick(f"{name}: {phase}", *steps)
+    told = under(tick, f"computing: {name}, ")  # one bar, whichever batch it is
     with naming(name):
         found: dict[str, Any] = {
             part: compute(problem, backend, config.dtype, config.operator, config.reduce, tick=told)
