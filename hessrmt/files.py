@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hessrmt.errors import StoreError, WriteError
+from hessrmt.errors import ConfigError, StoreError, WriteError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,6 +33,21 @@ def require_new(path: Path, *, may_exist: bool) -> None:
         raise StoreError(f"{path} is a folder; --out takes the name of a file")
     if not may_exist and os.path.exists(path):
         raise StoreError(_exists(path))
+
+
+def require_file(path: Path, option: str) -> None:
+    """Refuse a file that cannot be written before minutes of work.
+
+    Args:
+        path: To be written.
+        option: That names it.
+
+    Raises:
+        ConfigError: If it is a folder, or its folder is missing.
+    """
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        problem = "is a folder" if path.is_dir() else "lies in a folder that doesn't exist"
+        raise ConfigError(f"{path} {problem}; {option} takes the name of a file")
 
 
 def _exists(path: Path) -> str:

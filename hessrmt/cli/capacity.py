@@ -3,25 +3,40 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hessrmt.cli import console
-from hessrmt.cli.options import Json, PictureFormat, with_settings
+from hessrmt.cli.options import PictureFormat, PlotFolder, check_pictures, with_settings
 from hessrmt.config import CapacityConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from rich.console import Console
-    from rich.table import Table
-
-    from hessrmt.capacity.report import CapacityReport, Layer
+    from hessrmt.capacity.report import CapacityReport
     from hessrmt.runs.capacity import Series
 
-_LEAST_NAME = 14
-"""Width of the narrowest column of names."""
+_LAYER = {
+    "ks_distance": ("D", ".3f"),
+    "lambda_max": ("λ max", ".3g"),
+    "log_frobenius": ("ln‖W‖", ".2f"),
+    "stable_rank": ("stable\nrank", ".3g"),
+}
+_NETWORK = {
+    "alpha_hat": ("α̂", ".5g"),
+    "alpha_weighted": ("⟨α log λ⟩", ".3f"),
+    "mean_alpha": ("⟨α⟩", ".3f"),
+    "mean_log_norm": ("⟨ln‖W‖⟩", ".3f"),
+}
+_CORRELATION = {
+    "n": ("n", "d"),
+    "slope": ("slope", ".3g"),
+    "r_squared": ("R²", ".3f"),
+    "kendall": ("Kendall τ", "+.2f"),
+    "kendall_p": ("p", ".2g"),
+    "spearman": ("Spearman ρ", "+.2f"),
+    "spearman_p": ("p", ".2g"),
+}
+"""Attributes of layers, networks and correlations that are columns: heading and format."""
 
 
 @with_settings
@@ -38,168 +53,91 @@ def capacity(
     table: Annotated[
         Path | None, typer.Option("--csv", metavar="F", help="Write a row for each tensor.")
     ] = None,
-    plot: Annotated[
-        Path | None,
-        typer.Option(
-            "--plot",
-            metavar="DIR",
-            help="Draw pictures into this folder: of each layer of one network, of a series.",
-        ),
-    ] = None,
+    plot: PlotFolder = None,
     picture: PictureFormat = "png",
-    json: Json = False,
-) -> None:
+) -> dict[str, Any]:
     """Measure the capacity of trained networks from their weights alone.
 
     Power-law exponents of layer spectra, α̂, norms, ranks and Marchenko-Pastur bulks.
 
     Several networks are compared with their accuracies.
-    """
-    from hessrmt.plots.files import checked_ending, require_folder
-    from hessrmt.runs.capacity import require_file, run, write_csv
 
-    if plot is not None:
-        checked_ending(picture)
-        require_folder(plot)
+    Returns:
+        What --json prints.
+    """
+    from hessrmt.files import require_file
+    from hessrmt.plots.capacity import draw_layers, draw_series
+    from hessrmt.runs.capacity import run, write_csv
+
+    check_pictures(plot, picture)
     if table is not None:
-        require_file(table)
-    with console.progress() as display:
-        series = run(settings, sources, console.Meter(display))
-    for note in series.notes:
-        console.note(note)
-    to = console.results(json)
-    if len(series.reports) == 1:
-        _show(series.reports[0], to)
+        require_file(table, "--csv")
+    with console.Meter() as tick:
+        series = run(settings, sources, tick)
+    console.note(*series.notes)
+    reports = dict(zip(series.labels, series.reports, strict=True))
+    alone = series.reports[0] if len(reports) == 1 else None
+    if alone:
+        _show(alone)
     else:
-        _show_series(series, to)
-    _show_correlations(series, to)
+        _show_series(reports, series)
+    if series.correlations:
+        _show_correlations(series)
     if table is not None:
         write_csv(series, table)
         console.note(f"written: {table}")
     if plot is not None:
-        _draw(series, plot, picture)
-    if json:
-        alone = len(series.reports) == 1 and settings.against is None
-        console.emit_json(series.reports[0].to_dict() if alone else series.to_dict())
+        about = (reports, series.accuracies, series.correlations)
+        drawn = draw_layers(alone, plot, picture) if alone else draw_series(*about, plot, picture)
+        console.drawn(drawn, plot)
+    return alone.to_dict() if alone and settings.against is None else series.to_dict()
 
 
-def _show(report: CapacityReport, to: Console) -> None:
+def _show(report: CapacityReport) -> None:
     from hessrmt.runs.capacity import failed, named, skipped
 
-    rows = [_cells(layer) for layer in report.analyzed]
-    shown, width = _table(("shape", "α", "D", "λ max", "ln‖W‖", "stable\nrank"), rows, to)
-    for layer, row in zip(report.analyzed, rows, strict=True):
-        shown.add_row(console.escape(_short(layer.name.removesuffix(".weight"), width)), *row)
-    to.print(f"Weights of {console.escape(report.source)}", soft_wrap=True)
-    to.print(shown)
-    for reason, names in failed(report).items():
-        console.note(f"no power law: {named(names)}: {reason}")
-    for reason, names in skipped(report).items():
-        console.note(f"skipped: {named(names)}: {reason}")
-    for note in report.notes:
-        console.note(note)
+    rows = []
+    for layer in report.analyzed:
+        alpha = console.with_error(layer.alpha, layer.sigma, ".2f").replace(" ", "")
+        name, shape = layer.name.removesuffix(".weight"), "×".join(map(str, layer.shape))
+        rows.append((name, shape, alpha, *console.cells(layer, _LAYER)))
+    headings = ("", "shape", "α", *console.headings(_LAYER))
+    console.show(f"Weights of {report.source}", console.table(headings, rows))
+    for what, found in (("no power law", failed(report)), ("skipped", skipped(report))):
+        console.note(*(f"{what}: {named(names)}: {why}" for why, names in found.items()))
+    console.note(*report.notes)
     counts = report.counts
-    lines = {
-        "α̂ = Σ α ln λ_max": console.number(report.alpha_hat)
-        + f" ({console.number(report.alpha_hat_log10)} with log10)",
-        "⟨α log10 λ_max⟩, weightwatcher's": console.number(report.alpha_weighted),
-        "⟨α⟩": console.number(report.mean_alpha),
-        "⟨ln‖W‖_F⟩": console.number(report.mean_log_norm),
-        "tensors": f"{counts['tensors']:,}: {counts['analyzed']:,} analysed in "
-        f"{counts['spectra']:,} spectra, {counts['skipped']:,} skipped; "
-        f"{counts['fits_failed']:,} fits failed",
-    }
-    for name, value in lines.items():
-        to.print(f"{name}: {value}", soft_wrap=True)
-
-
-def _cells(layer: Layer) -> tuple[str, ...]:
-    alpha = console.with_error(layer.alpha, layer.sigma, ".2f").replace(" ", "")
-    return (
-        "×".join(map(str, layer.shape)),
-        alpha,
-        console.number(layer.ks_distance, ".3f"),
-        console.number(layer.lambda_max, ".3g"),
-        console.number(layer.log_frobenius, ".2f"),
-        console.number(layer.stable_rank, ".3g"),
+    number = console.number
+    console.facts(
+        {
+            "α̂ = Σ α ln λ_max": f"{number(report.alpha_hat)} "
+            f"({number(report.alpha_hat_log10)} with log10)",
+            "⟨α log10 λ_max⟩, weightwatcher's": number(report.alpha_weighted),
+            "⟨α⟩": number(report.mean_alpha),
+            "⟨ln‖W‖_F⟩": number(report.mean_log_norm),
+            "tensors": f"{counts['tensors']:,}: {counts['analyzed']:,} analysed in "
+            f"{counts['spectra']:,} spectra, {counts['skipped']:,} skipped; "
+            f"{counts['fits_failed']:,} fits failed",
+        }
     )
 
 
-def _show_series(series: Series, to: Console) -> None:
+def _show_series(reports: dict[str, CapacityReport], series: Series) -> None:
     accuracies = list(series.accuracies)[:2]
-    rows = [
-        (
-            f"{report.counts['analyzed']:,}",
-            console.number(report.alpha_hat, ".5g"),
-            console.number(report.alpha_weighted, ".3f"),
-            console.number(report.mean_alpha, ".3f"),
-            console.number(report.mean_log_norm, ".3f"),
-            f"{report.counts['fits_failed']:,}",
-            *(console.number(series.accuracies[name][number], ".3f") for name in accuracies),
-        )
-        for number, report in enumerate(series.reports)
-    ]
-    headings = ("layers", "α̂", "⟨α log λ⟩", "⟨α⟩", "⟨ln‖W‖⟩", "fits\nfailed", *accuracies)
-    shown, width = _table(headings, rows, to)
-    for label, row in zip(series.labels, rows, strict=True):
-        shown.add_row(console.escape(_short(label, width)), *row)
-    to.print(shown)
+    rows = []
+    for place, (label, report) in enumerate(reports.items()):
+        analysed, failed = (f"{report.counts[key]:,}" for key in ("analyzed", "fits_failed"))
+        beside = (console.number(series.accuracies[name][place], ".3f") for name in accuracies)
+        rows.append((label, analysed, *console.cells(report, _NETWORK), failed, *beside))
+    headings = ("", "layers", *console.headings(_NETWORK), "fits\nfailed", *accuracies)
+    console.show(console.table(headings, rows))
     for report in series.reports:
-        for note in report.notes:
-            console.note(f"{report.source}: {note}")
+        console.note(*(f"{report.source}: {note}" for note in report.notes))
 
 
-def _show_correlations(series: Series, to: Console) -> None:
-    if not series.correlations:
-        return
-    forms = {
-        "slope": ".3g",
-        "r_squared": ".3f",
-        "kendall": "+.2f",
-        "kendall_p": ".2g",
-        "spearman": "+.2f",
-        "spearman_p": ".2g",
-    }
-    rows = [
-        (str(item.n), *(console.number(getattr(item, name), form) for name, form in forms.items()))
-        for item in series.correlations
-    ]
-    shown, _ = _table(("n", "slope", "R²", "Kendall τ", "p", "Spearman ρ", "p"), rows, to)
-    for item, row in zip(series.correlations, rows, strict=True):
-        shown.add_row(console.escape(f"{item.accuracy}, {item.metric}"), *row)
-    to.print(shown)
-    for item in series.correlations:
-        if item.failed is not None:
-            console.note(f"{item.accuracy}, {item.metric}: {item.failed}")
-
-
-def _draw(series: Series, folder: Path, ending: str) -> None:
-    from hessrmt.plots.capacity import draw_layers, draw_series
-
-    folder.mkdir(parents=True, exist_ok=True)
-    if len(series.reports) == 1:
-        drawn = draw_layers(series.reports[0], folder, ending)
-    else:
-        reports = dict(zip(series.labels, series.reports, strict=True))
-        drawn = draw_series(reports, series.accuracies, series.correlations, folder, ending)
-    missing = [item for item in drawn if item.path is None]
-    for item in missing:
-        console.note(f"not drawn: {item.name}: {item.reason}")
-    console.note(f"written: {len(drawn) - len(missing)} pictures in {folder}")
-
-
-def _table(
-    headings: Sequence[str], rows: Sequence[Sequence[str]], to: Console
-) -> tuple[Table, int]:
-    """A table of names and what is said of them; how wide names can be."""
-    columns = [headings, *rows]
-    others = sum(
-        2 + max(len(line) for row in columns for line in row[i].splitlines())
-        for i in range(len(headings))
-    )
-    return console.table("", *headings), max(_LEAST_NAME, to.width - others - 4)
-
-
-def _short(name: str, width: int) -> str:
-    """The end of a name, which says more than its beginning."""
-    return name if len(name) <= width else "…" + name[len(name) - width + 1 :]
+def _show_correlations(series: Series) -> None:
+    found = {f"{item.accuracy}, {item.metric}": item for item in series.correlations}
+    rows = ((name, *console.cells(item, _CORRELATION)) for name, item in found.items())
+    console.show(console.table(("", *console.headings(_CORRELATION)), rows))
+    failed = {name: item.failed for name, item in found.items() if item.failed is not None}
+    console.note(*(f"{name}: {why}" for name, why in failed.items()))

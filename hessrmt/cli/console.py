@@ -8,20 +8,24 @@ import math
 import sys
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
+from rich.markup import escape
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from rich.progress import Progress, TaskID
+    from rich.progress import TaskID
     from rich.table import Table
 
 err = Console(stderr=True, highlight=False)
 """Progress, notes and errors."""
 
-_quiet = [False]
+_wanted = {"quiet": False, "json": False}
+
+OPERATORS = {"hessian": "Hessian", "ggn": "Gauss-Newton matrix"}
+"""Operators in words."""
 
 
 class _Plain(Console):
@@ -39,19 +43,37 @@ class _Plain(Console):
         self.file.flush()
 
 
-def results(json: bool = False) -> Console:
-    """Where the tables and sentences of a result go.
+def begin(*, quiet: bool, json: bool) -> None:
+    """Say what is to be printed from now on.
 
     Args:
-        json: Whether standard output is kept for one JSON object.
-
-    Returns:
-        Standard output; standard error if that is for JSON.
+        quiet: Results and errors alone.
+        json: One JSON object on standard output; tables go to standard error.
     """
-    if json:
-        return err
-    terminal = sys.stdout is not None and sys.stdout.isatty()
-    return Console(highlight=False) if terminal else _Plain()
+    _wanted.update(quiet=quiet, json=json)
+
+
+def show(*parts: str | Table, style: str = "", markup: bool = False) -> None:
+    """Print tables and sentences of a result.
+
+    Args:
+        parts: Each begins a line.
+        style: Of sentences.
+        markup: Whether square brackets in sentences are markup.
+    """
+    if _wanted["json"]:
+        to = err
+    else:
+        terminal = sys.stdout is not None and sys.stdout.isatty()
+        to = Console(highlight=False) if terminal else _Plain()
+    for part in parts:
+        to.print(part, style=style or None, markup=markup, soft_wrap=True)
+
+
+def facts(rows: Mapping[str, str]) -> None:
+    """Print a line for each name and what is said of it."""
+    for name, value in rows.items():
+        show(f"[bold]{escape(name)}[/bold]: {escape(value)}", markup=True)
 
 
 def accept_any_text() -> None:
@@ -75,16 +97,11 @@ def to_json(result: Any, indent: int | None = None) -> str:
     return json.dumps(_plain(result), allow_nan=False, indent=indent)
 
 
-def be_quiet(wanted: bool) -> None:
-    """Print results and errors alone from now on, or everything."""
-    _quiet[0] = wanted
-
-
-def note(text: str) -> None:
-    """Print one line of information on standard error."""
-    if _quiet[0]:
-        return
-    err.print(f"[dim]{escape(text)}[/dim]", soft_wrap=True)
+def note(*lines: str) -> None:
+    """Print lines of information on standard error."""
+    if not _wanted["quiet"]:
+        for line in lines:
+            err.print(line, style="dim", markup=False, soft_wrap=True)
 
 
 def fail(text: str) -> None:
@@ -92,131 +109,137 @@ def fail(text: str) -> None:
     err.print(f"[bold red]error:[/bold red] {escape(text)}", soft_wrap=True)
 
 
-def progress(transient: bool = False) -> Progress:
-    """A progress display on standard error: task, bar, count, time left.
-
-    Args:
-        transient: Whether it disappears at the end.
-
-    Returns:
-        A ``rich.progress.Progress``; silent where standard error is not a terminal that can
-        redraw a line.
-    """
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=err,
-        transient=transient,
-        disable=_quiet[0] or not err.is_interactive,
-    )
-
-
 class Meter:
-    """Progress bars: one for each kind of work, named by what stands before a colon.
+    """Progress bars on standard error: one for each kind of work, named by what precedes a colon.
+
+    Silent where standard error is not a terminal that can redraw a line.
 
     Args:
-        display: From :func:`progress`.
         one: Whether one bar shows whatever is being done.
+        transient: Whether they disappear at the end.
     """
 
-    def __init__(self, display: Progress, one: bool = False) -> None:
-        self._display, self._one = display, one
+    def __init__(self, *, one: bool = False, transient: bool = False) -> None:
+        from rich import progress
+
+        self._display = progress.Progress(
+            progress.TextColumn("{task.description}", markup=False),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TextColumn("{task.fields[rate]}"),
+            progress.TimeElapsedColumn(),
+            progress.TextColumn("left"),
+            progress.TimeRemainingColumn(),
+            console=err,
+            transient=transient,
+            disable=_wanted["quiet"] or not err.is_interactive,
+        )
+        self._one = one
         self._bars: dict[str, TaskID] = {}
         self._begun: dict[str, tuple[str, float]] = {}
 
+    def __enter__(self) -> Self:
+        self._display.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._display.stop()
+
     def __call__(self, phase: str, done: int, total: int) -> None:
         """See :data:`hessrmt.progress.Tick`."""
-        name = "" if self._one else phase.partition(":")[0]
-        if name not in self._bars:
-            self._bars[name] = self._display.add_task(phase, total=total, rate="")
+        kind, _, words = ("", "", phase) if self._one else phase.partition(": ")
+        if kind not in self._bars:
+            self._bars[kind] = self._display.add_task(phase, total=total, rate="")
         now = time.perf_counter()
-        if self._begun.get(name, ("", 0.0))[0] != phase:
-            self._begun[name] = phase, now
-        elapsed = now - self._begun[name][1]
-        # one long step reports nothing until it is done: a pulsing bar, not one stuck at zero
-        steps = None if total == 1 and done == 0 else total
-        rate = f"{done / elapsed:,.0f}/s" if total > 1 and elapsed > 1 else ""
-        words = escape(phase.partition(": ")[2] or phase) if not self._one else escape(phase)
+        if self._begun.get(kind, ("", 0.0))[0] != phase:
+            self._begun[kind] = phase, now
+        elapsed = now - self._begun[kind][1]
         self._display.update(
-            self._bars[name], completed=done, total=steps, description=words, rate=rate
+            self._bars[kind],
+            completed=done,
+            # one long step reports nothing until it is done: a pulsing bar, not one stuck at zero
+            total=None if total == 1 and done == 0 else total,
+            description=words or phase,
+            rate=f"{done / elapsed:,.0f}/s" if total > 1 and elapsed > 1 else "",
         )
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Take the bars off the terminal while something is printed, then put them back.
 
-@contextmanager
-def paused(display: Progress | None) -> Iterator[None]:
-    """Take a transient display off the terminal while something is printed, then put it back.
+        Yields:
+            None.
+        """
+        from rich.live import Live
 
-    Standard output and standard error are mostly the same terminal, and what is printed between
-    two drawings of the bars would be overwritten.
-
-    Args:
-        display: From :func:`progress`, if there is one.
-
-    Yields:
-        Nothing.
-    """
-    if display is None:
-        yield
-        return
-    from rich.live import Live
-
-    display.stop()
-    try:
-        yield
-    finally:
-        # one that was stopped would, if started again, erase the lines printed meanwhile
-        display.live = Live(
-            console=display.console,
-            get_renderable=display.get_renderable,
-            transient=display.live.transient,
-            refresh_per_second=display.live.refresh_per_second,
-        )
-        display.start()
+        display = self._display
+        display.stop()
+        try:
+            yield
+        finally:
+            # one that was stopped would, if started again, erase the lines printed meanwhile
+            display.live = Live(
+                console=display.console,
+                get_renderable=display.get_renderable,
+                transient=display.live.transient,
+                refresh_per_second=display.live.refresh_per_second,
+            )
+            display.start()
 
 
-def table(*headings: str, title: str | None = None) -> Table:
+def table(
+    headings: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None
+) -> Table:
     """A table whose first column holds names and whose others hold numbers.
 
     Args:
         headings: Of the columns.
-        title: Above them.
+        rows: Their cells.
+        title: Above it.
 
     Returns:
-        A table of rich.
+        The table, for :func:`show`.
     """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     made = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title=title)
-    for number, heading in enumerate(headings):
-        made.add_column(escape(heading), justify="right" if number else "left", no_wrap=True)
+    made.add_column(headings[0], overflow="fold")
+    for heading in headings[1:]:
+        made.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        made.add_row(*row)
     return made
+
+
+def headings(columns: Mapping[str, tuple[str, str]]) -> list[str]:
+    """The headings of columns (as of :func:`cells`)."""
+    return [heading for heading, _ in columns.values()]
+
+
+def cells(item: Any, columns: Mapping[str, tuple[str, str]]) -> list[str]:
+    """Numbers that an object has, as cells of a table.
+
+    Args:
+        item: The object.
+        columns: Name of an attribute to heading and format.
+
+    Returns:
+        A cell for each.
+    """
+    return [number(getattr(item, name), form) for name, (_, form) in columns.items()]
 
 
 def number(value: float | None, form: str = ".4g", otherwise: str = "-") -> str:
     """A number as a cell of a table.
 
     Args:
-        value: The number.
+        value: The number; None or NaN where there is none.
         form: How it is written.
-        otherwise: What stands for None, NaN and infinity.
+        otherwise: Said where there is none.
 
     Returns:
-        The cell.
+        The text.
     """
     return otherwise if value is None or not math.isfinite(value) else format(value, form)
 
@@ -228,20 +251,26 @@ def with_error(value: float, error: float | None, form: str = ".4f", otherwise: 
     return f"{shown} ± {error:{form}}" if known else shown
 
 
-def drawn(items: Iterable[Any]) -> None:
-    """Say which pictures were written, and why others were not."""
-    for item in items:
-        note(f"written: {item.path}" if item.path else f"not drawn: {item.name}: {item.reason}")
+def drawn(items: Sequence[Any], folder: Any) -> None:
+    """Say how many pictures were written, and why others were not.
+
+    Args:
+        items: As of :func:`hessrmt.plots.files.draw_each`.
+        folder: Where they are.
+    """
+    missing = [item for item in items if item.path is None]
+    note(*(f"not drawn: {item.name}: {item.reason}" for item in missing))
+    note(f"written: {len(items) - len(missing)} pictures in {folder}")
 
 
 def source_in_words(settings: Mapping[str, Any]) -> str:
     """What a spectrum file is about.
 
     Args:
-        settings: Configuration stored in the file.
+        settings: The settings in its provenance.
 
     Returns:
-        E.g. ``"mlp3, mnist, test, batch 64"``; ``"a file"`` if it doesn't say.
+        Model, data, split and batch size, or kernel and dimension, as far as they are known.
     """
     if settings.get("ensemble") == "loss-model":
         outliers = settings.get("outliers") or 0
@@ -253,17 +282,6 @@ def source_in_words(settings: Mapping[str, Any]) -> str:
     parts = [str(settings[key]) for key in ("model", "data", "split") if settings.get(key)]
     parts += [f"batch {settings['batch']}"] if settings.get("batch") else []
     return ", ".join(parts) or "a file"
-
-
-def escape(text: str) -> str:
-    """Text in which square brackets are not markup.
-
-    Returns:
-        The text, safe to print through :data:`err`.
-    """
-    from rich.markup import escape
-
-    return escape(text)
 
 
 def _plain(value: Any) -> Any:

@@ -1,56 +1,43 @@
 """``hessrmt data``: which data sets are on this machine, and downloading the missing ones."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from hessrmt.cli.console import emit_json, note
-from hessrmt.cli.options import DataDir, Json
+from hessrmt.cli import console
+from hessrmt.cli.options import DataDir, with_settings
 
 app = typer.Typer(help="List and download data sets.", no_args_is_help=True)
 
 
 @app.command(epilog="Example: hessrmt data fetch mnist")
+@with_settings
 def fetch(
     name: Annotated[
-        str,
-        typer.Argument(help="mnist, fashion-mnist, cifar10 or cifar100.", show_default=False),
+        str, typer.Argument(help="mnist, fashion-mnist, cifar10 or cifar100.", show_default=False)
     ],
     progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True,
-    json: Json = False,
-) -> None:
+) -> dict[str, Any]:
     """Download a data set into the user cache, checked against its published hashes."""
     from hessrmt.problems.data import fetch as download
 
     folder = download(name, progress=progress)
-    if json:
-        emit_json({"name": name, "path": str(folder)})
-    else:
-        typer.echo(f"{name} is in {folder}")
+    console.show(f"{name} is in {folder}")
+    return {"name": name, "path": str(folder)}
 
 
 @app.command("list", epilog="Example: hessrmt data list --json")
-def list_(data_dir: DataDir = None, json: Json = False) -> None:
+@with_settings
+def list_(data_dir: DataDir = None) -> dict[str, Any]:
     """Show where each data set was found."""
     from hessrmt.problems.data import NAMES, locate
 
-    found = {name: locate(name, data_dir) for name in NAMES}
-    status = {
-        name: "on disk" if path else "embedded subset" if name == "mnist" else "not on disk"
-        for name, path in found.items()
-    }
-    if json:
-        emit_json(
-            {
-                "datasets": [
-                    {"name": name, "status": status[name], "path": str(path) if path else None}
-                    for name, path in found.items()
-                ]
-            }
-        )
-        return
-    width = max(map(len, NAMES))
-    for name, path in found.items():
-        typer.echo(f"{name:<{width}}  {path or status[name]}")
-    for name in (name for name, path in found.items() if not path):
-        note(f"to get all of {name}: hessrmt data fetch {name}")
+    found = []
+    for name in NAMES:
+        path = locate(name, data_dir)
+        status = "on disk" if path else "embedded subset" if name == "mnist" else "not on disk"
+        found.append({"name": name, "status": status, "path": str(path) if path else None})
+        console.show(f"{name:<{max(map(len, NAMES))}}  {path or status}")
+    missing = (item["name"] for item in found if item["path"] is None)
+    console.note(*(f"to get all of {name}: hessrmt data fetch {name}" for name in missing))
+    return {"datasets": found}

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from hessrmt.cli import console
-from hessrmt.cli.options import Json, with_settings
+from hessrmt.cli.options import with_settings
 
 
 @with_settings
@@ -17,20 +17,11 @@ def info(
     file: Annotated[
         Path | None, typer.Argument(help="A spectrum file; without it, this installation.")
     ] = None,
-    json: Json = False,
-) -> None:
+) -> dict[str, Any]:
     """Show versions, devices and data; or the contents and provenance of a spectrum file."""
     found = _about_file(file) if file else _about_installation()
-    if json:
-        console.emit_json(found)
-        return
-    from rich.table import Table
-
-    table = Table(show_header=False, box=None)
-    for key, value in found.items():
-        for label, shown in _rows(key, value):
-            table.add_row(f"[bold]{console.escape(label)}[/bold]", console.escape(shown))
-    console.results().print(table)
+    console.facts(dict(row for key, value in found.items() for row in _rows(key, value)))
+    return found
 
 
 def _rows(key: str, value: Any) -> Iterator[tuple[str, str]]:
@@ -73,7 +64,7 @@ def _about_file(file: Path) -> dict[str, Any]:
 
     found = load_all(file)
     blocks = found if isinstance(found, dict) else {}
-    spectra = next(iter(blocks.values())) if isinstance(found, dict) else found
+    spectra = found if not isinstance(found, dict) else next(iter(found.values()))
     source = spectra.provenance
     return {
         "file": str(file),

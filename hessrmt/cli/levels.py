@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hessrmt.cli import console
 from hessrmt.cli.options import (
-    Json,
     PictureFormat,
     PlotFolder,
     Scheduler,
     Workers,
+    check_pictures,
     pool_of,
     with_settings,
 )
 from hessrmt.config import LevelsConfig
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from hessrmt.levels import LawFit, LevelStatistics
+    from hessrmt.levels import LevelStatistics
     from hessrmt.records import Spectra
 
 _NONE = "not computable"
@@ -36,102 +34,83 @@ def levels(
     picture: PictureFormat = "png",
     workers: Workers = None,
     scheduler: Scheduler = None,
-    json: Json = False,
-) -> None:
+) -> dict[str, Any]:
     """Compare the levels of a spectrum file with the laws of random matrix theory.
 
     Ratios of neighbouring spacings, unfolded spacings, their distance to each law, p-values from
     surrogate spectra, and one sentence of conclusion.
+
+    Returns:
+        What --json prints.
     """
     from hessrmt.runs.levels import open_spectra, run
 
-    if plot is not None:
-        from hessrmt.plots.files import checked_ending, require_folder
-
-        checked_ending(picture)
-        require_folder(plot)
+    check_pictures(plot, picture)
     spectra = open_spectra(file)
-    with pool_of(workers, scheduler, "cpu") as pool, console.progress() as display:
-        found = run(settings, spectra, console.Meter(display), pool)
-    for statistics in found.values():
-        for note in statistics.notes:
-            console.note(note)
-    to = console.results(json)
-    if settings.compare:
-        _show_comparison(found, spectra, to)
-    else:
-        _show(next(iter(found.values())), spectra, to)
+    with pool_of(workers, scheduler, "cpu") as pool, console.Meter() as tick:
+        found = run(settings, spectra, tick, pool)
+    _show(found, spectra)
     if plot is not None:
         _draw(settings, spectra, file, plot, picture)
-    if json:
-        plain = {name: statistics.to_dict() for name, statistics in found.items()}
-        console.emit_json(plain if settings.compare else next(iter(plain.values())))
+    plain = {name: statistics.to_dict() for name, statistics in found.items()}
+    return plain if settings.compare else next(iter(plain.values()))
 
 
-def _show(found: LevelStatistics, spectra: Spectra, to: Console) -> None:
+def _show(found: dict[str, LevelStatistics], spectra: Spectra) -> None:
+    for statistics in found.values():
+        console.note(*statistics.notes)
+    source = console.source_in_words(spectra.provenance.config)
+    facts = [_facts(statistics) for statistics in found.values()]
+    rows = [(name, *(one[name] for one in facts)) for name in facts[0]]
+    console.show(
+        f"Levels of {source}: {len(spectra)} spectra",
+        console.table(("", *map(_cutoff_in_words, found.values())), rows),
+        f"unfolding: {next(iter(found.values())).unfolding}",
+    )
+    for name, statistics in found.items():
+        fifths = zip(statistics.mean_ratio_fifths, statistics.mean_ratio_fifths_error, strict=True)
+        shown = ", ".join(_with_error(value, error) for value, error in fifths)
+        console.show(_laws(statistics, f"cutoff {name}" if len(found) > 1 else None))
+        console.show(f"⟨r̃⟩ by fifths, lowest levels first: {shown}")
+        text = statistics.conclusion
+        console.show(f"{text[0].upper()}{text[1:]}.", style="bold")
+    if len(found) > 1:
+        console.show(_round_off(found))
+    for statistics in found.values():
+        reasons: dict[str, str] = {}
+        for name, reason in statistics.not_computable.items():
+            reasons.setdefault(reason, name)  # one line for each reason
+        console.note(*(f"not computable: {name}: {why}" for why, name in reasons.items()))
+
+
+def _laws(found: LevelStatistics, title: str | None) -> Any:
     from hessrmt.levels.analysis import SHORT
 
-    title = f"{_title(spectra)}, cutoff {_cutoff_in_words(found)}"
-    to.print(console.escape(title), soft_wrap=True)
-    table = console.table("", "⟨r̃⟩", "σ away", "D(r̃)", "p", "D(s)", "p")
-    for name, law in found.laws.items():
-        table.add_row(
+    def p(value: float | None) -> str:
+        smallest = 1 / (1 + found.surrogates)
+        if value is None:
+            return _NONE
+        return f"≤ {smallest:.1g}" if value <= smallest else f"{value:.2g}"
+
+    rows = [
+        (
             SHORT[name],
             f"{law.mean_ratio:.4f}",
-            _number(law.sigmas, "+.1f"),
-            _number(law.ratio_distance, ".4f"),
-            _p(law.ratio_p_value, found),
-            _number(law.spacing_distance, ".4f"),
-            _p(law.spacing_p_value, found),
+            console.number(law.sigmas, "+.1f", _NONE),
+            console.number(law.ratio_distance, ".4f", _NONE),
+            p(law.ratio_p_value),
+            console.number(law.spacing_distance, ".4f", _NONE),
+            p(law.spacing_p_value),
         )
-    to.print(table)
-    for name, value in _facts(found).items():
-        to.print(f"{name}: {console.escape(value)}", soft_wrap=True)
-    fifths = zip(found.mean_ratio_fifths, found.mean_ratio_fifths_error, strict=True)
-    shown = ", ".join(_with_error(value, error) for value, error in fifths)
-    to.print(f"⟨r̃⟩ by fifths, lowest levels first: {shown}", soft_wrap=True)
-    to.print(f"[bold]{console.escape(_sentence(found))}[/bold]", soft_wrap=True)
-    _show_reasons(found)
-
-
-def _show_comparison(found: dict[str, LevelStatistics], spectra: Spectra, to: Console) -> None:
-    from hessrmt.levels.analysis import SHORT
-
-    to.print(console.escape(_title(spectra)), soft_wrap=True)
-    headings = (f"{item.cutoff}\n{_cutoff_in_words(item)}" for item in found.values())
-    table = console.table("", *headings)
-    facts = [_facts(statistics) for statistics in found.values()]
-    for name in facts[0]:
-        if name != "unfolding":  # long, and the same for both
-            table.add_row(name, *(fact[name] for fact in facts))
-    for law in next(iter(found.values())).laws:
-        table.add_row(
-            f"{SHORT[law]}: D(r̃), p",
-            *(_ratio_cell(item.laws[law], item) for item in found.values()),
-        )
-    for law in ("goe", "poisson"):
-        table.add_row(
-            f"{SHORT[law]}: D(s), p",
-            *(_spacing_cell(item.laws[law], item) for item in found.values()),
-        )
-    to.print(table)
-    to.print(f"unfolding: {console.escape(facts[0]['unfolding'])}", soft_wrap=True)
-    for name, statistics in found.items():
-        to.print(f"[bold]{name}[/bold]: {console.escape(_sentence(statistics))}", soft_wrap=True)
-    to.print(console.escape(_round_off(found)), soft_wrap=True)
-    for statistics in found.values():
-        _show_reasons(statistics)
-
-
-def _title(spectra: Spectra) -> str:
-    source = console.source_in_words(spectra.provenance.config)
-    return f"Levels of {source}: {len(spectra)} spectra"
+        for name, law in found.laws.items()
+    ]
+    return console.table(("", "⟨r̃⟩", "σ away", "D(r̃)", "p", "D(s)", "p"), rows, title)
 
 
 def _cutoff_in_words(found: LevelStatistics) -> str:
     if found.cutoff == "certified":
-        return "|λ| > noise floor"
-    return "|λ| > 1e-20" if found.cutoff == "paper" else f"|λ| > {found.cutoff:g}"
+        return "certified:\n|λ| > noise floor"
+    return "paper:\n|λ| > 1e-20" if found.cutoff == "paper" else f"|λ| > {found.cutoff:g}"
 
 
 def _facts(found: LevelStatistics) -> dict[str, str]:
@@ -140,17 +119,11 @@ def _facts(found: LevelStatistics) -> dict[str, str]:
         "discarded (exact zeros)": f"{found.n_discarded:,} ({found.n_zeros:,})",
         "ties, spacings below floor": f"{found.n_ties:,}, {found.n_unresolved:,}",
         "⟨r̃⟩": _with_error(found.mean_ratio, found.mean_ratio_error),
-        "⟨r̃⟩ of GOE, this density": _number(found.mean_ratio_density, ".4f"),
-        "unfolding": found.unfolding,
-        "mean unfolded spacing": _number(found.mean_spacing, ".4f"),
+        "⟨r̃⟩ of GOE, this density": console.number(found.mean_ratio_density, ".4f", _NONE),
+        "mean unfolded spacing": console.number(found.mean_spacing, ".4f", _NONE),
         "Brody parameter": _with_error(found.brody, found.brody_error),
         "share of a 2nd block": _with_error(found.superposition, found.superposition_error),
     }
-
-
-def _sentence(found: LevelStatistics) -> str:
-    text = found.conclusion
-    return text[0].upper() + text[1:] + "."
 
 
 def _round_off(found: dict[str, LevelStatistics]) -> str:
@@ -167,33 +140,6 @@ def _round_off(found: dict[str, LevelStatistics]) -> str:
         "file were found exactly and removed before diagonalising. A file made with --reduce none "
         "shows what the published protocol takes for levels."
     )
-
-
-def _show_reasons(found: LevelStatistics) -> None:
-    named: dict[str, str] = {}
-    for name, reason in found.not_computable.items():
-        named.setdefault(reason, name)  # one line for each reason
-    for reason, name in named.items():
-        console.note(f"not computable: {name}: {reason}")
-
-
-def _ratio_cell(law: LawFit, found: LevelStatistics) -> str:
-    return f"{_number(law.ratio_distance, '.4f')}, {_p(law.ratio_p_value, found)}"
-
-
-def _spacing_cell(law: LawFit, found: LevelStatistics) -> str:
-    return f"{_number(law.spacing_distance, '.4f')}, {_p(law.spacing_p_value, found)}"
-
-
-def _p(value: float | None, found: LevelStatistics) -> str:
-    if value is None:
-        return "not computable"
-    smallest = 1 / (1 + found.surrogates)
-    return f"≤ {smallest:.1g}" if value <= smallest else f"{value:.2g}"
-
-
-def _number(value: float, form: str) -> str:
-    return console.number(value, form, _NONE)
 
 
 def _with_error(value: float, error: float) -> str:
@@ -213,4 +159,4 @@ def _draw(settings: LevelsConfig, spectra: Spectra, file: Path, folder: Path, en
     for name, item in found.items():
         target, title = folder / name if settings.compare else folder, f"{file.stem}, {name}"
         shown = pictures(item, title, surrogates=settings.surrogates, seed=settings.seed)
-        console.drawn(draw_each(shown, target, ending))
+        console.drawn(draw_each(shown, target, ending), target)

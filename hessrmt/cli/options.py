@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     from hessrmt.runs.run import Pool
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 DataDir = Annotated[
     Path | None,
     typer.Option("--data-dir", help="Folder searched first for data sets (also $HESSRMT_DATA)."),
@@ -42,6 +41,7 @@ Resume = Annotated[
         "batches or samples.",
     ),
 ]
+SpectrumFile = Annotated[Path, typer.Option("--out", "-o", help="Spectrum file to write (HDF5).")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")]
 PlotFolder = Annotated[
     Path | None, typer.Option("--plot", metavar="DIR", help="Draw pictures into this folder.")
@@ -64,8 +64,8 @@ Scheduler = Annotated[
         help="Compute with the workers of a Dask cluster that is there, e.g. tcp://node:8786.",
     ),
 ]
+_JSON = typer.Option("--json", help="Print one JSON object on standard output.")
 _CONFIG = typer.Option("--config", help="TOML file of settings; options given here override it.")
-
 _QUIET = typer.Option("--quiet", "-q", help="Print results and errors alone.")
 
 
@@ -81,14 +81,14 @@ class Group:
         self.prefix, self.panel = prefix, panel
 
 
-def with_settings(command: Callable[..., None]) -> Callable[..., None]:
+def with_settings(command: Callable[..., Any]) -> Callable[..., None]:
     """Give a command an option for every setting of its parameters that are settings classes.
 
     They can also be read from a file with ``--config``. Of a parameter in a :class:`Group` what was
-    given is passed on as it is, name to value.
+    given is passed on as it is, name to value. What a command returns is printed with ``--json``.
 
     Args:
-        command: Its parameters are settings classes and options of typer.
+        command: Its parameters are arguments, settings classes and options of typer.
 
     Returns:
         The command as typer takes it.
@@ -97,59 +97,51 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     parameters, kinds = [], {}
     for parameter in inspect.signature(command).parameters.values():
         hint = hints[parameter.name]
-        base, *marks = get_args(hint) if get_origin(hint) is Annotated else (hint,)
-        kind = next((a for a in (base, *get_args(base)) if _is_settings(a)), None)
-        if kind is None:
-            parameters.append(parameter.replace(annotation=hint))
+        kind, *marks = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+        if not (isinstance(kind, type) and issubclass(kind, Settings)):
+            parameters.append(_parameter(parameter.name, hint, parameter.default))
             continue
         group = next((mark for mark in marks if isinstance(mark, Group)), Group("", ""))
         made = {f"{parameter.name}__{name}": name for name in kind.model_fields}
         kinds[parameter.name] = kind, group, made
-        for name, field in zip(made, kind.model_fields, strict=True):
-            parameters.append(_option(name, field, kind.model_fields[field], group))
-    quiet = inspect.Parameter(
-        "quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, _QUIET]
-    )
-    config = inspect.Parameter(
-        "config",
-        inspect.Parameter.KEYWORD_ONLY,
-        default=None,
-        annotation=Annotated[Path | None, _CONFIG],
-    )
-    keyword = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
-    arguments = [p for p in keyword if _is_argument(p)]
-    options = [p for p in keyword if not _is_argument(p)]
+        parameters += [
+            _parameter(name, _option(field, kind.model_fields[field], group), None)
+            for name, field in made.items()
+        ]
+    if hints["return"] is not type(None):
+        parameters.append(_parameter("json", Annotated[bool, _JSON], False))
+    if kinds:
+        parameters.append(_parameter("config", Annotated[Path | None, _CONFIG], None))
+    parameters.append(_parameter("quiet", Annotated[bool, _QUIET], False))
 
     @wraps(command)
     def run(**given: Any) -> None:
         file = given.pop("config", None)
-        console.be_quiet(given.pop("quiet"))
+        json = given.pop("json", False)
+        console.begin(quiet=given.pop("quiet"), json=json)
         for name, (kind, group, made) in kinds.items():
             values = {field: given.pop(option) for option, field in made.items()}
             values = {k: v for k, v in values.items() if v is not None and v != []}
-            if group.prefix:
-                given[name] = values  # settings of a part that may not be wanted
-            else:
-                given[name] = load_settings(kind, file, **values)
-        command(**given)
+            # settings of a part that may not be wanted are left as they are
+            given[name] = values if group.prefix else load_settings(kind, file, **values)
+        found = command(**given)
+        if json and found is not None:
+            console.emit_json(found)
 
-    signature = inspect.Signature([*arguments, *options, *([config] if kinds else []), quiet])
-    setattr(run, "__signature__", signature)  # noqa: B010
-    run.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
+    run.__doc__ = (command.__doc__ or "").partition("Returns:")[0]
+    setattr(run, "__signature__", inspect.Signature(parameters))  # noqa: B010
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
 
 
-def _is_settings(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, Settings)
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+    )
 
 
-def _is_argument(parameter: inspect.Parameter) -> bool:
-    marks = get_args(parameter.annotation)[1:]
-    return any(isinstance(mark, typer.models.ArgumentInfo) for mark in marks)
-
-
-def _option(name: str, field: str, info: FieldInfo, group: Group) -> inspect.Parameter:
-    """A setting as a parameter for typer, None where the option is not given."""
+def _option(field: str, info: FieldInfo, group: Group) -> Any:
+    """The annotation of a setting for typer, to be None where the option is not given."""
     extra: Any = info.json_schema_extra or {}
     kind, word = _kind(info.annotation), "--" + (group.prefix + field).replace("_", "-")
     if kind is bool and info.default:
@@ -158,29 +150,34 @@ def _option(name: str, field: str, info: FieldInfo, group: Group) -> inspect.Par
     shown = extra.get("shown") or ("" if default in {None, False, ()} and default != 0 else default)
     if shown != "" and default is not False:
         text += f" \\[default: {shown:g}]" if isinstance(shown, float) else f" \\[default: {shown}]"
-    made = typer.Option(
-        word,
-        help=text,
-        metavar=extra.get("metavar"),
-        rich_help_panel=extra.get("panel") or group.panel or None,
-    )
-    hint: Any = Annotated[kind | None, made]
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint)
+    panel = extra.get("panel") or group.panel or None
+    made = typer.Option(word, help=text, metavar=extra.get("metavar"), rich_help_panel=panel)
+    return Annotated[kind | None, made]
 
 
 def _kind(annotation: Any) -> Any:
     """What typer makes of the words of an option; pydantic does the rest."""
-    parts = get_args(annotation) if get_origin(annotation) in {Union, types.UnionType} else ()
-    parts = [part for part in parts or (annotation,) if part is not type(None)]
-    if len(parts) == 1 and parts[0] in {bool, int, float, Path}:
-        return parts[0]
-    if len(parts) == 1 and get_origin(parts[0]) is tuple and _words(get_args(parts[0])[0]):
+    union = get_origin(annotation) in {Union, types.UnionType}
+    parts = [p for p in (get_args(annotation) if union else (annotation,)) if p is not type(None)]
+    if len(parts) > 1:
+        return str
+    if get_origin(parts[0]) is tuple and get_origin(get_args(parts[0])[0]) is Literal:
         return list[str]
-    return str
+    return parts[0] if parts[0] in {bool, int, float, Path} else str
 
 
-def _words(kind: Any) -> bool:
-    return get_origin(kind) is Literal
+def check_pictures(folder: Path | None, ending: str) -> None:
+    """Refuse pictures that cannot be written before anything is computed.
+
+    Args:
+        folder: For them, if there are to be some.
+        ending: Of their files.
+    """
+    if folder is not None:
+        from hessrmt.plots.files import checked_ending, require_folder
+
+        checked_ending(ending)
+        require_folder(folder)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -23,9 +22,11 @@ def plot(
     ] = None,
 ) -> None:
     """Draw |λ| with the noise floor: which levels are real; a training history against epochs."""
-    from hessrmt.errors import ConfigError, StoreError
+    from hessrmt.errors import StoreError
+    from hessrmt.files import require_new
     from hessrmt.levels.histograms import mean_ratios
     from hessrmt.plots.certification import certification
+    from hessrmt.plots.files import save
     from hessrmt.plots.training import history
     from hessrmt.store.history import holds_history, load_history
     from hessrmt.store.spectra import load
@@ -34,20 +35,14 @@ def plot(
     if not spectra:
         raise StoreError(f"{file} holds no finished batch yet; continue it with --resume")
     target = out or file.with_suffix(".png")
-    if os.path.isdir(target):
-        raise ConfigError(f"{target} is a folder; --out takes the name of a picture")
+    require_new(target, may_exist=True)
     target = target if target.suffix else target.with_suffix(".png")
     settings = spectra.provenance.config
     title = f"{console.source_in_words(settings)}, {settings['operator']}, {settings['dtype']}"
-    try:
-        if holds_history(file):
-            found = load_history(file)
-            picture = history(found, mean_ratios(found.spectra), title)
-        else:
-            picture = certification(spectra, title)
-        picture.savefig(target, dpi=150)
-    except OSError as error:
-        raise StoreError(f"cannot write {target}: {error.strerror or error}") from error
-    except ValueError as error:  # an ending matplotlib does not know
-        raise ConfigError(f"cannot write {target}: {error}") from error
+    if holds_history(file):
+        found = load_history(file)
+        picture = history(found, mean_ratios(found.spectra), title)
+    else:
+        picture = certification(spectra, title)
+    save(picture, target)
     console.note(f"written: {target}")

@@ -10,29 +10,25 @@ import typer
 from hessrmt.cli import console
 from hessrmt.cli.options import (
     DataDir,
-    Json,
     Overwrite,
     Resume,
     Scheduler,
+    SpectrumFile,
     Workers,
     pool_of,
     with_settings,
 )
 from hessrmt.config import SpectrumConfig
+from hessrmt.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.progress import Progress
-
     from hessrmt.records import Spectra, Spectrum
 
 
 @with_settings
 def spectrum(
     settings: SpectrumConfig,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Spectrum file to write (HDF5).")] = Path(
-        "spectra.h5"
-    ),
+    out: SpectrumFile = Path("spectra.h5"),
     resume: Resume = False,
     overwrite: Overwrite = False,
     workers: Workers = None,
@@ -47,8 +43,7 @@ def spectrum(
         ),
     ] = None,
     data_dir: DataDir = None,
-    json: Json = False,
-) -> None:
+) -> dict[str, Any] | None:
     """Compute all eigenvalues of the loss Hessian, batch by batch, and certify them.
 
     Batches are taken in file order, unshuffled.
@@ -56,77 +51,49 @@ def spectrum(
     The row of a finished batch is printed at once, on standard output.
 
     It is on disk, too: a run that was killed continues with --resume.
+
+    Returns:
+        What --json prints; None on all processes of mpirun but the first.
+
+    Raises:
+        ConfigError: If Dask and MPI are both asked for.
     """
     from hessrmt.runs.spectrum import prepare, run
     from hessrmt.store.spectra import load_all
 
-    to = console.results(json)
     rows = _Rows(console.source_in_words(settings.model_dump(mode="json")))
-
-    def show(batch: int, item: Any, display: Progress | None = None) -> None:
-        text = rows.text(batch, item)
-        with console.paused(display):
-            to.print(text, markup=False, soft_wrap=True)
-
+    options: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "folder": data_dir}
     if mpi is not None:
-        _require_alone(workers, scheduler)
+        if workers is not None or scheduler is not None:
+            raise ConfigError("--mpi excludes --workers and --scheduler; give one of them")
         from hessrmt.runs.distributed import run_distributed
 
-        shared = run_distributed(
-            settings,
-            out,
-            folder=data_dir,
-            solver=mpi,
-            resume=resume,
-            overwrite=overwrite,
-            tell=console.note,
-            finished=show,
+        found = run_distributed(
+            settings, out, solver=mpi, tell=console.note, finished=rows.show, **options
         )
-        if shared is None:  # not the first process
-            return
-        _conclude(shared, out, to)
+        if found is None:  # not the first process
+            return None
     else:
         prepared = prepare(settings, data_dir)
-        for line in prepared.notes:
-            console.note(line)
+        console.note(*prepared.notes)
         with (
             pool_of(workers, scheduler, settings.device) as pool,
-            console.progress(transient=True) as display,
+            console.Meter(transient=True) as meter,
         ):
-            meter, seen = console.Meter(display), 0
             meter("batches", 0, prepared.count)
 
             def finished(batch: int, item: Any) -> None:
-                nonlocal seen
-                seen += 1
-                meter("batches", seen, prepared.count)
-                show(batch, item, display)
+                rows.seen += 1
+                meter("batches", rows.seen, prepared.count)
+                with meter.paused():
+                    rows.show(batch, item)
 
-            found = run(
-                prepared,
-                out,
-                resume=resume,
-                overwrite=overwrite,
-                tick=meter,
-                finished=finished,
-                pool=pool,
-                folder=data_dir,
-            )
-        _conclude(found, out, to)
-    if json:
-        whole = load_all(out)
-        console.emit_json(
-            {name: _as_json(spectra, out) for name, spectra in whole.items()}
-            if isinstance(whole, dict)
-            else _as_json(whole, out)
-        )
-
-
-def _require_alone(workers: int | None, scheduler: str | None) -> None:
-    from hessrmt.errors import ConfigError
-
-    if workers is not None or scheduler is not None:
-        raise ConfigError("--mpi excludes --workers and --scheduler; give one of them")
+            found = run(prepared, out, tick=meter, finished=finished, pool=pool, **options)
+    _conclude(found, out)
+    whole = load_all(out)
+    if isinstance(whole, dict):
+        return {name: _as_json(spectra, out) for name, spectra in whole.items()}
+    return _as_json(whole, out)
 
 
 def _mean_ratio(item: Spectrum) -> float:
@@ -145,22 +112,26 @@ class _Rows:
     def __init__(self, source: str) -> None:
         self._source = source
         self._widths: tuple[int, ...] = ()
+        self.seen = 0
 
-    def text(self, batch: int, found: Spectrum | dict[str, Spectrum]) -> str:
-        """The row of a batch, or a row for each of its blocks, the first one below the heading."""
+    def show(self, batch: int, found: Spectrum | dict[str, Spectrum]) -> None:
+        """Print a row for a batch, or one for each of its blocks, the first below the heading."""
         items = found if isinstance(found, dict) else {"": found}
-        names = {name: f"{batch} {name}".rstrip() for name in items}
-        lines = [] if self._widths else self._heading(list(items.values()), list(names.values()))
-        rows = [self._line(*self._cells(names[name], item)) for name, item in items.items()]
-        return "\n".join([*lines, *rows])
+        rows = [self._cells(f"{batch} {name}".rstrip(), item) for name, item in items.items()]
+        if not self._widths:
+            item, size = next(iter(items.values())), max(i.dimension for i in items.values())
+            several = len(items) > 1
+            what = f"own blocks, P up to {size:,}" if several else f"P = {size:,}"
+            console.show(f"{console.OPERATORS[item.operator]} of {self._source}, {what}")
+            rows.insert(0, self._heading([row[0] for row in rows], len(f"{size:,}")))
+        for row in rows:
+            console.show(" ".join(map(_right, row, self._widths)))
 
-    def _heading(self, items: list[Spectrum], names: list[str]) -> list[str]:
+    def _heading(self, names: list[str], count: int) -> list[str]:
         """Columns as wide as their longest possible entry: later rows are not known yet."""
-        item, size = items[0], max(item.dimension for item in items)
-        count = len(f"{size:,}")
-        first = "batch" if len(items) == 1 else "batch, layer"
+        first = "batch" if len(names) == 1 else "batch, layer"
         widths = {
-            first: max(len(first), *(len(name) + 2 for name in names if len(items) > 1), 0),
+            first: max(len(first), *(len(name) + 2 for name in names if len(names) > 1), 0),
             "λ min": len("-1.23e-05"),
             "λ max": len("-1.23e-05"),
             "floor": len("1e-15"),
@@ -170,12 +141,10 @@ class _Rows:
             **dict.fromkeys(_PHASES.values(), len("1234.5")),
         }
         self._widths = tuple(widths.values())
-        name = {"hessian": "Hessian", "ggn": "Gauss-Newton matrix"}[item.operator]
-        what = f"P = {size:,}" if len(items) == 1 else f"own blocks, P up to {size:,}"
-        return [f"{name} of {self._source}, {what}", self._line(*widths)]
+        return list(widths)
 
-    def _cells(self, label: str, item: Spectrum) -> tuple[str, ...]:
-        return (
+    def _cells(self, label: str, item: Spectrum) -> list[str]:
+        return [
             label,
             f"{item.eigenvalues[0]:.3g}",
             f"{item.eigenvalues[-1]:.3g}",
@@ -184,33 +153,29 @@ class _Rows:
             f"{item.rank:,}",
             console.number(_mean_ratio(item), ".4f"),
             *(console.number(item.seconds.get(phase), ".1f") for phase in _PHASES),
-        )
-
-    def _line(self, *cells: str) -> str:
-        from rich.cells import cell_len
-
-        return " ".join(
-            " " * (width - cell_len(cell)) + cell
-            for cell, width in zip(cells, self._widths, strict=True)
-        )
+        ]
 
 
-def _conclude(found: Spectra, out: Path, to: Console) -> None:
+def _right(cell: str, width: int) -> str:
+    from rich.cells import cell_len
+
+    return " " * (width - cell_len(cell)) + cell
+
+
+def _conclude(found: Spectra, out: Path) -> None:
     """Print what the columns mean and what was found, below the rows."""
     from hessrmt.theory.ratios import MEAN_RATIO_GOE, MEAN_RATIO_POISSON
 
     first = found[0]
-    lines = (
+    console.show(
         f"{len(found)} {'batch' if len(found) == 1 else 'batches'}, {first.dtype}, "
         f"{found.provenance.device}, {first.solver}",
         "floor: what is smaller can't be told from round-off; certified: how many are larger",
         f"⟨r̃⟩: their mean spacing ratio (GOE {MEAN_RATIO_GOE}, Poisson {MEAN_RATIO_POISSON:.4f}); "
         "last three: seconds",
     )
-    for line in lines:
-        to.print(line, markup=False)
     if not found.provenance.config.get("blocks"):
-        to.print(_round_off(first), markup=False)
+        console.show(_round_off(first))
     console.note(f"written: {out}")
 
 
@@ -235,32 +200,22 @@ def _round_off(item: Spectrum) -> str:
 
 
 def _as_json(found: Spectra, out: Path) -> dict[str, Any]:
+    from hessrmt.store.spectra import COLUMNS
+
+    stored = [name for name in COLUMNS if not name.startswith("seconds_")]
     return {
         "file": str(out),
         "dimension": found[0].dimension,
         "batches_planned": found.planned,
-        "config": dict(found.provenance.config),
-        "device": found.provenance.device,
-        "versions": dict(found.provenance.versions),
-        "created": found.provenance.created,
-        "notes": list(found.provenance.notes),
+        **vars(found.provenance),
         "batches": [
             {
                 "batch": number,
-                "rank": item.rank,
-                "noise_floor": item.noise_floor,
-                "reduced_dimension": item.reduced_dimension,
+                **{name: getattr(item, name) for name in stored},
                 "n_resolved": len(item.resolved),
-                "resolved_spacings": item.resolved_spacings,
-                "n_paper_cutoff": item.n_paper_cutoff,
-                "n_paper_cutoff_ratios": item.n_paper_cutoff_ratios,
-                "gap_decades": item.gap_decades,
-                "check": item.check,
                 "mean_ratio": _mean_ratio(item),
                 "lambda_min": item.eigenvalues[0],
                 "lambda_max": item.eigenvalues[-1],
-                "loss": item.loss,
-                "gradient_norm": item.gradient_norm,
                 "seconds": dict(item.seconds),
             }
             for number, item in enumerate(found)

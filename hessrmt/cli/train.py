@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hessrmt.cli import console
-from hessrmt.cli.options import DataDir, Group, Json, with_settings
+from hessrmt.cli.options import DataDir, Group, with_settings
 from hessrmt.config import HistoryConfig, TrainConfig
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from hessrmt.runs.history import Recording
     from hessrmt.runs.training import TrainResult
 
@@ -50,8 +48,7 @@ def train(
         ),
     ] = None,
     data_dir: DataDir = None,
-    json: Json = False,
-) -> None:
+) -> dict[str, Any]:
     """Train a model and write its checkpoint, complete after every epoch.
 
     The defaults are the published protocol: 300 epochs of SGD, batch 128, learning rate 0.003
@@ -59,11 +56,14 @@ def train(
 
     With --history the Hessian's certified spectrum and the capacity metrics of the weights are
     recorded at chosen epochs, in one file.
+
+    Returns:
+        What --json prints.
     """
     recording = _recording(history, recorded)
     from hessrmt.runs.training import run
 
-    with console.progress() as display:
+    with console.Meter() as tick:
         result = run(
             settings,
             # "mlp3" is itself, "path/file.py:factory" becomes "factory"
@@ -72,15 +72,13 @@ def train(
             overwrite=overwrite,
             folder=data_dir,
             history=recording,
-            tick=console.Meter(display),
+            tick=tick,
             tell=console.note,
         )
-    to = console.results(json)
-    _show(result, to)
+    _show(result)
     if result.history is not None:
-        _show_history(result.history, to)
-    if json:
-        console.emit_json({**result.to_dict(), "config": settings.model_dump(mode="json")})
+        _show_history(result.history)
+    return {**result.to_dict(), "config": settings.model_dump(mode="json")}
 
 
 def _recording(file: Path | None, options: Any) -> Recording | None:
@@ -102,45 +100,43 @@ def _recording(file: Path | None, options: Any) -> Recording | None:
     return Recording(file, settings)
 
 
-def _show(result: TrainResult, to: Console) -> None:
-    from rich.table import Table
-
-    table = Table("", "loss", "accuracy", title=f"after {result.epochs} epochs")
-    rows = {
+def _show(result: TrainResult) -> None:
+    splits = {
         "train": (result.train_loss, result.train_accuracy),
         "test": (result.test_loss, result.test_accuracy),
     }
-    for split, (loss, accuracy) in rows.items():
-        if loss is not None:
-            table.add_row(split, f"{loss:.6f}", console.number(accuracy, ".4f", ""))
-    to.print(table)
-    for line in result.notes:
-        if line != result.data:  # shown at the start
-            console.note(f"note: {line}")
+    rows = [
+        (split, f"{loss:.6f}", console.number(accuracy, ".4f", ""))
+        for split, (loss, accuracy) in splits.items()
+        if loss is not None
+    ]
+    console.show(
+        console.table(("", "loss", "accuracy"), rows, title=f"after {result.epochs} epochs")
+    )
+    # what the data are was said at the start
+    console.note(*(f"note: {line}" for line in result.notes if line != result.data))
     console.note(f"checkpoint: {result.checkpoint} (sha256 {result.sha256[:16]}...)")
 
 
-def _show_history(file: Path, to: Console) -> None:
+def _show_history(file: Path) -> None:
     from hessrmt.levels.spacings import mean_ratio
     from hessrmt.store.history import load_history
 
     found = load_history(file)
-    headings = ("epoch", "test\nloss", "⟨α⟩", "α̂", "⟨ln‖W‖⟩", "λ min", "λ max", "certified", "⟨r̃⟩")
-    table = console.table(*headings)
-    for row, item in enumerate(found.spectra):
-        numbers = {
-            ".4f": found.training["test_loss"][row],
-            ".3f": found.network["mean_alpha"][row],
-            ".2f": found.network["alpha_hat"][row],
-            ".4g": found.network["mean_log_norm"][row],
-        }
-        table.add_row(
+    rows = [
+        (
             str(found.epochs[row]),
-            *(format(value, form) for form, value in numbers.items()),
+            f"{found.training['test_loss'][row]:.4f}",
+            f"{found.network['mean_alpha'][row]:.3f}",
+            f"{found.network['alpha_hat'][row]:.2f}",
+            f"{found.network['mean_log_norm'][row]:.4g}",
             f"{item.eigenvalues[0]:.3g}",
             f"{item.eigenvalues[-1]:.3g}",
             f"{item.rank:,}",
             f"{mean_ratio(item.resolved):.4f}",
         )
-    to.print(table)
+        for row, item in enumerate(found.spectra)
+    ]
+    headings = ("epoch", "test\nloss", "⟨α⟩", "α̂", "⟨ln‖W‖⟩", "λ min", "λ max", "certified", "⟨r̃⟩")
+    console.show(console.table(headings, rows))
     console.note(f"history: {file}; hessrmt plot draws it, hessrmt.load_history reads it")

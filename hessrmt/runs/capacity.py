@@ -152,20 +152,6 @@ def named(names: Sequence[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (f" and {more:,} more" if more > 0 else "")
 
 
-def require_file(file: Path) -> None:
-    """Refuse a file that cannot be written before minutes of work.
-
-    Args:
-        file: To be written.
-
-    Raises:
-        ConfigError: If it is a folder, or its folder is missing.
-    """
-    if file.is_dir() or not file.absolute().parent.is_dir():
-        problem = "is a folder" if file.is_dir() else "lies in a folder that doesn't exist"
-        raise ConfigError(f"{file} {problem}; --csv takes the name of a file")
-
-
 def write_csv(series: Series, file: Path) -> None:
     """Write all tensors of all networks as a table, completely or not at all.
 
