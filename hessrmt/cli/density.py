@@ -47,7 +47,7 @@ def density(
 
     if plot is not None:
         require_file(plot, "--plot")
-        checked_ending(plot.suffix)
+        checked_ending(plot.suffix or plot.name)
     prepared = prepare(settings, data_dir)
     console.note(*prepared.notes)
     with console.Meter() as tick:

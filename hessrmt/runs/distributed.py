@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,12 +13,12 @@ from hessrmt.backend.world import World, connect
 from hessrmt.curvature.distributed import distributed_spectrum, require_feasible
 from hessrmt.errors import ConfigError, HessrmtError
 from hessrmt.runs.run import naming
-from hessrmt.runs.spectrum import prepare, tell_stored
+from hessrmt.runs.spectrum import Facts, prepare, tell_stored
 from hessrmt.store.files import require_one
-from hessrmt.store.spectra import SpectrumWriter, load
+from hessrmt.store.spectra import load
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from hessrmt.config import SpectrumConfig
@@ -64,81 +64,31 @@ def run_distributed(
         SystemExit: On all processes but 0, where process 0 raises that.
     """
     world = world or connect()
-    first = world.rank == 0
-    try:
-        with world.guard():
-            return _run(
-                config,
-                out,
-                folder,
-                solver,
-                world,
-                resume=resume,
-                overwrite=overwrite,
-                tell=tell if first else None,
-                finished=finished,
-            )
-    except HessrmtError as error:
-        if first:
-            raise
-        raise SystemExit(error.exit_code) from error
-
-
-def _require_whole_hessian(config: SpectrumConfig) -> None:
-    """Refuse matrices that one process holds with ease."""
-    if config.operator != "hessian":
-        raise ConfigError(
-            f"--operator {config.operator} is not spread over processes: its exact nonzero "
-            "levels need a matrix of (samples x outputs) rows only; leave out --mpi"
-        )
-    if config.blocks is not None:
-        raise ConfigError("--blocks is not spread over processes; leave out --mpi")
-
-
-def _run(
-    config: SpectrumConfig,
-    out: Path,
-    folder: Path | None,
-    solver: str,
-    world: World,
-    *,
-    resume: bool,
-    overwrite: bool,
-    tell: Callable[[str], None] | None,
-    finished: Finished | None,
-) -> Spectra | None:
-    with world.together():
-        require_one(resume=resume, overwrite=overwrite)
-        _require_whole_hessian(config)
-        prepared = prepare(config, folder)
-    backend = select_distributed(solver, config.device, world, config.dtype)
-    if tell:
-        for line in (*prepared.notes, f"{backend.solver}, {backend.name}"):
-            tell(line)
-    with world.together():
-        first = prepared.problem(0)
-    # what cannot be computed must not cost an existing file
-    require_feasible(first, backend, config.dtype, config.reduce)
-    dimension = first.dimension
-    del first
-    with world.together(), ExitStack() as stack:
+    with _failing_together(world), ExitStack() as held:
+        with world.together():
+            require_one(resume=resume, overwrite=overwrite)
+            _require_whole_hessian(config)
+            prepared = prepare(config, folder)
+        backend = select_distributed(solver, config.device, world, config.dtype)
+        tell = tell if world.rank == 0 else None
+        if tell:
+            for line in (*prepared.notes, f"{backend.solver}, {backend.name}"):
+                tell(line)
+        with world.together():
+            problem = prepared.problem(0)
+        # what cannot be computed must not cost an existing file
+        require_feasible(problem, backend, config.dtype, config.reduce)
+        dimension = problem.dimension
+        del problem
         file = None
-        if world.rank == 0:
-            file = stack.enter_context(
-                SpectrumWriter(
-                    out,
-                    identity={**prepared.identity(batches=prepared.count), "distributed": True},
-                    solver=backend.solver,
-                    dimension=dimension,
-                    batch_indices=prepared.batch_indices,
-                    provenance=prepared.provenance(backend.name, batches=prepared.count),
-                    resume=resume,
-                    overwrite=overwrite,
+        with world.together():
+            if world.rank == 0:
+                facts = Facts(backend.solver, dimension, backend.name)
+                writer = prepared.writer(
+                    out, facts, resume=resume, overwrite=overwrite, distributed=True
                 )
-            )
-            tell_stored(file, finished)
-        held = stack.pop_all()
-    with held:
+                file = held.enter_context(writer)
+                tell_stored(file, finished)
         done = world.share(None if file is None else file.done.copy())
         for number in np.flatnonzero(~done).tolist():
             with world.together():
@@ -153,8 +103,31 @@ def _run(
                     file.write(number, found)
                     if finished:
                         finished(number, found)
-    with world.together():
-        return load(out) if file is not None else None
+        with world.together():
+            return load(out) if file is not None else None
+
+
+@contextmanager
+def _failing_together(world: World) -> Iterator[None]:
+    """Of an error that all processes have, the first one speaks; the others only leave."""
+    try:
+        with world.guard():
+            yield
+    except HessrmtError as error:
+        if world.rank == 0:
+            raise
+        raise SystemExit(error.exit_code) from error
+
+
+def _require_whole_hessian(config: SpectrumConfig) -> None:
+    """Refuse matrices that one process holds with ease."""
+    if config.operator != "hessian":
+        raise ConfigError(
+            f"--operator {config.operator} is not spread over processes: its exact nonzero "
+            "levels need a matrix of (samples x outputs) rows only; leave out --mpi"
+        )
+    if config.blocks is not None:
+        raise ConfigError("--blocks is not spread over processes; leave out --mpi")
 
 
 class _Lines:

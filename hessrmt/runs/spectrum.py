@@ -30,6 +30,20 @@ Finished = Callable[[int, Row], None]
 """Results as they come: batch number and spectrum."""
 
 
+class Facts(NamedTuple):
+    """What the file says of a run, known where it is done.
+
+    Attributes:
+        solver: Eigenvalue routine.
+        dimension: P, or name to P for blocks.
+        device: In words.
+    """
+
+    solver: str
+    dimension: int | dict[str, int]
+    device: str
+
+
 @dataclass(frozen=True)
 class Batches(Inputs):
     """A network and the batches of a split.
@@ -70,6 +84,40 @@ class Batches(Inputs):
         if self.settings.blocks is None:
             return {"": problem}
         return {name: problem.restricted(only) for name, only in layers_of(problem).items()}
+
+    def writer(
+        self,
+        out: Path,
+        facts: Facts,
+        pool: Pool = SERIAL,
+        *,
+        resume: bool,
+        overwrite: bool,
+        **identity: Any,
+    ) -> SpectrumWriter:
+        """The file that the spectra are written to.
+
+        Args:
+            out: Its name.
+            facts: Of the run.
+            pool: Where batches are computed.
+            resume: Continue the file if it is there.
+            overwrite: Replace the file if it is there.
+            identity: What else a run that continues it must share.
+
+        Returns:
+            The writer, to be closed.
+        """
+        return SpectrumWriter(
+            out,
+            identity={**self.identity(batches=self.count), **identity},
+            solver=facts.solver,
+            dimension=facts.dimension,
+            batch_indices=self.batch_indices,
+            provenance=self.provenance(facts.device, pool, batches=self.count),
+            resume=resume,
+            overwrite=overwrite,
+        )
 
 
 def prepare(config: SpectrumConfig, folder: Path | None = None) -> Batches:
@@ -114,14 +162,6 @@ def prepare(config: SpectrumConfig, folder: Path | None = None) -> Batches:
     return Batches(**{**vars(found), "notes": notes}, batch_indices=indices)
 
 
-class _Facts(NamedTuple):
-    """What the file says of a run, known where it is done."""
-
-    solver: str
-    dimension: int | dict[str, int]
-    device: str
-
-
 def run(
     prepared: Batches,
     out: Path,
@@ -153,16 +193,7 @@ def run(
     require_one(resume=resume, overwrite=overwrite)
     work = Run(prepare, prepared.settings, folder, pool=pool, prepared=prepared)
     facts = work.on_one(_examine, 0)  # what cannot be computed must not cost an existing file
-    with SpectrumWriter(
-        out,
-        identity=prepared.identity(batches=prepared.count),
-        solver=facts.solver,
-        dimension=facts.dimension,
-        batch_indices=prepared.batch_indices,
-        provenance=prepared.provenance(facts.device, pool, batches=prepared.count),
-        resume=resume,
-        overwrite=overwrite,
-    ) as file:
+    with prepared.writer(out, facts, pool, resume=resume, overwrite=overwrite) as file:
         tell_stored(file, finished)
         missing = np.flatnonzero(~file.done).tolist()
         step = partial(_compute, tick=tick) if pool.local else _compute
@@ -192,7 +223,7 @@ def tell_stored(file: SpectrumWriter, finished: Finished | None) -> None:
             finished(number, found[place])
 
 
-def _examine(prepared: Batches, batch: int) -> _Facts:
+def _examine(prepared: Batches, batch: int) -> Facts:
     """Raise what computing would raise at once."""
     config, backend = prepared.settings, prepared.backend
     with naming(f"batch {batch}"):
@@ -200,7 +231,7 @@ def _examine(prepared: Batches, batch: int) -> _Facts:
         for part in parts.values():
             require_feasible(part, backend, config.dtype, config.operator, config.reduce)
     sizes = {name: part.dimension for name, part in parts.items()}
-    return _Facts(backend.solver, sizes[""] if config.blocks is None else sizes, backend.name)
+    return Facts(backend.solver, sizes[""] if config.blocks is None else sizes, backend.name)
 
 
 def _compute(prepared: Batches, batch: int, tick: Tick | None = None) -> Row:
