@@ -20,7 +20,7 @@ from hessrmt.problems import checkpoints, data, losses, models
 from hessrmt.runs.history import Recording
 from hessrmt.runs.training import TrainingFile, run
 from hessrmt.store.history import CAPACITY, NETWORK, holds_history
-from hessrmt.store.spectra import COLUMNS, Extra, ExtraColumn
+from hessrmt.store.spectra import COLUMNS, Column, Extra
 from hessrmt.training.protocol import evaluate
 
 COLUMNS_OF_A_ROW = len(COLUMNS) + 2
@@ -349,7 +349,7 @@ def test_failed_measurement_names_its_epoch(settings, tmp_path, monkeypatch):
 # The file is a spectrum file
 
 
-EXTRA = Extra({"run": np.arange(3), "g/name": ("a", "b")}, {"g/x": ExtraColumn("x", "g/name")})
+EXTRA = Extra({"run": np.arange(3), "g/name": ("a", "b")}, {"g/x": Column("x", along="g/name")})
 
 
 def test_extra_columns_are_complete_or_absent_with_their_row(path, monkeypatch):

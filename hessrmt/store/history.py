@@ -14,7 +14,7 @@ import numpy as np
 
 from hessrmt.errors import StoreError
 from hessrmt.store.files import dataset, reading, text
-from hessrmt.store.spectra import SCHEMA, VERSION, Extra, ExtraColumn, done_rows, read_rows
+from hessrmt.store.spectra import SCHEMA, VERSION, Column, Extra, done_rows, read_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -131,9 +131,9 @@ def columns(epochs: Sequence[int], layers: Sequence[str]) -> Extra:
     return Extra(
         labels={EPOCH: np.asarray(epochs, dtype=np.int64), LAYER: tuple(layers)},
         columns={
-            **{f"capacity/{name}": ExtraColumn(units, LAYER) for name, units in CAPACITY.items()},
-            **{f"network/{name}": ExtraColumn(units) for name, units in NETWORK.items()},
-            **{f"training/{name}": ExtraColumn(units) for name, units in TRAINING.items()},
+            **{f"capacity/{name}": Column(units, along=LAYER) for name, units in CAPACITY.items()},
+            **{f"network/{name}": Column(units) for name, units in NETWORK.items()},
+            **{f"training/{name}": Column(units) for name, units in TRAINING.items()},
         },
     )
 

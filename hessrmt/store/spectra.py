@@ -63,44 +63,37 @@ Row: TypeAlias = "Spectrum | Mapping[str, Spectrum]"
 
 
 class Column(NamedTuple):
-    """One number for each batch.
+    """A number, or row of numbers, for each batch.
 
     Attributes:
+        units: What it is.
         dtype: float64 or int64; blank rows are NaN or -1.
-        units: What it is.
-    """
-
-    dtype: type
-    units: str
-
-
-COLUMNS: dict[str, Column] = {
-    "noise_floor": Column(np.float64, "|eigenvalue| below which it is round-off"),
-    "rank": Column(np.int64, "eigenvalues above the noise floor"),
-    "reduced_dimension": Column(np.int64, "dimension of the matrix diagonalised"),
-    "n_paper_cutoff": Column(
-        np.int64, "eigenvalues above 1e-20 in magnitude, the published cutoff"
-    ),
-    "n_paper_cutoff_ratios": Column(np.int64, "eigenvalues above 1e-10 in magnitude"),
-    "resolved_spacings": Column(np.int64, "spacings of certified levels above the noise floor"),
-    "gap_decades": Column(np.float64, "width of the widest gap in log|eigenvalue| near the floor"),
-    "check": Column(np.float64, "relative residual of the matrix times a random v"),
-    "loss": Column(np.float64, "mean loss of the batch"),
-    "gradient_norm": Column(np.float64, "Euclidean norm of the gradient"),
-    **{f"seconds_{phase}": Column(np.float64, f"wall-clock seconds: {phase}") for phase in PHASES},
-}
-
-
-class ExtraColumn(NamedTuple):
-    """A further number, or row of numbers, for each batch: float64.
-
-    Attributes:
-        units: What it is.
         along: Label that a row of numbers runs along; None for one number.
     """
 
     units: str
+    dtype: type = np.float64
     along: str | None = None
+
+
+COLUMNS: dict[str, Column] = {
+    "noise_floor": Column("|eigenvalue| below which it is round-off"),
+    "rank": Column("eigenvalues above the noise floor", np.int64),
+    "reduced_dimension": Column("dimension of the matrix diagonalised", np.int64),
+    "n_paper_cutoff": Column(
+        "eigenvalues above 1e-20 in magnitude, the published cutoff", np.int64
+    ),
+    "n_paper_cutoff_ratios": Column("eigenvalues above 1e-10 in magnitude", np.int64),
+    "resolved_spacings": Column("spacings of certified levels above the noise floor", np.int64),
+    "gap_decades": Column("width of the widest gap in log|eigenvalue| near the floor"),
+    "check": Column("relative residual of the matrix times a random v"),
+    "loss": Column("mean loss of the batch"),
+    "gradient_norm": Column("Euclidean norm of the gradient"),
+    **{f"seconds_{phase}": Column(f"wall-clock seconds: {phase}") for phase in PHASES},
+}
+
+_STORED = ("noise_floor", "reduced_dimension", "loss", "gradient_norm", "check")
+"""Columns that a spectrum is made from; the others follow from its eigenvalues."""
 
 
 class Extra(NamedTuple):
@@ -112,7 +105,7 @@ class Extra(NamedTuple):
     """
 
     labels: Mapping[str, np.ndarray | Sequence[str]]
-    columns: Mapping[str, ExtraColumn]
+    columns: Mapping[str, Column]
 
 
 NOTHING = Extra({}, {})
@@ -196,15 +189,11 @@ def read_rows(file: h5py.File | h5py.Group, done: np.ndarray) -> Spectra:
     items = tuple(
         Spectrum(
             eigenvalues=levels[row],
-            noise_floor=float(columns["noise_floor"][row]),
             dimension=levels.shape[1],
-            reduced_dimension=int(columns["reduced_dimension"][row]),
-            loss=float(columns["loss"][row]),
-            gradient_norm=float(columns["gradient_norm"][row]),
+            **{name: columns[name][row].item() for name in _STORED},
             operator=settings["operator"],
             dtype=settings["dtype"],
             solver=solver,
-            check=float(columns["check"][row]),
             seconds={p: float(values[row]) for p, values in seconds.items() if values[row] >= 0},
             provenance=provenance,
         )
@@ -314,8 +303,8 @@ class SpectrumWriter(ResumableFile):
         with reading(self.path, SCHEMA, VERSION) as file:
             self._extra = frozenset(json.loads(text(file.attrs.get("extra", "[]"))))
             names = (EIGENVALUES, DONE, *COLUMNS, *self._extra)
-            self._groups = {name: f"{_group_of(name)}/" for name in blocks_in(file)}
-            groups = tuple(self._groups.values()) or ("",)
+            self._groups = {name: f"{_group_of(name)}/" for name in blocks_in(file)} or {"": ""}
+            groups = self._groups.values()
             self._slots = {g + name: self._slot(file, g + name) for g in groups for name in names}
             done = [np.asarray(file[group + DONE]).astype(bool) for group in groups]
         self.done = np.logical_and.reduce(done)
@@ -358,16 +347,21 @@ class SpectrumWriter(ResumableFile):
         row = -1
         try:
             for row, found in rows.items():
-                parts = found.items() if isinstance(found, Mapping) else [("", found)]
-                for name, spectrum in parts:
-                    group = self._groups[name] if self._groups else ""
-                    self._put(group + EIGENVALUES, row, spectrum.eigenvalues)
-                    for column in COLUMNS:
-                        self._put(group + column, row, _value(spectrum, column))
-                    self._put_extra(group, row, (extra or {}).get(row, {}))
+                further = (extra or {}).get(row, {})
+                if further.keys() != self._extra:
+                    other = ", ".join(sorted(further.keys() ^ self._extra))
+                    raise StoreError(
+                        f"row {row} and {self.path} have different extra columns: {other}"
+                    )
+                parts = found if isinstance(found, Mapping) else {"": found}
+                for name, spectrum in parts.items():
+                    values = {EIGENVALUES: spectrum.eigenvalues}
+                    values |= {column: _value(spectrum, column) for column in COLUMNS} | further
+                    for column, value in values.items():
+                        self._put(self._groups[name] + column, row, value)
             os.fsync(self._descriptor)
             for row in rows:
-                for group in self._groups.values() or ("",):
+                for group in self._groups.values():
                     self._put(group + DONE, row, 1)
             os.fsync(self._descriptor)
         except OSError as error:
@@ -382,13 +376,6 @@ class SpectrumWriter(ResumableFile):
             os.close(self._descriptor)
             self._descriptor = -1
         super().close()
-
-    def _put_extra(self, group: str, row: int, extra: Mapping[str, Any]) -> None:
-        if extra.keys() != self._extra:
-            names = ", ".join(sorted(extra.keys() ^ self._extra))
-            raise StoreError(f"row {row} and {self.path} have different extra columns: {names}")
-        for name, value in extra.items():
-            self._put(group + name, row, value)
 
     def _put(self, name: str, row: int, value: Any) -> None:
         slot = self._slots[name]
@@ -440,22 +427,20 @@ class _Layout:
         _add(file, EIGENVALUES, levels, ("batch", "level"), units)
         _add(file, INDICES, self.batch_indices.astype(np.int64), ("batch", "sample"))
         _add(file, DONE, np.zeros(batches, dtype=np.uint8), ("batch",))
-        for name, column in COLUMNS.items():
-            blank = np.nan if column.dtype is np.float64 else -1
-            values = np.full(batches, blank, dtype=column.dtype)
-            _add(file, name, values, ("batch",), column.units)
         if self.extra.columns:
             file.attrs["extra"] = json.dumps(list(self.extra.columns))
-        scales = {column.along for column in self.extra.columns.values()}
+        columns = COLUMNS | self.extra.columns
+        scales = {column.along for column in columns.values()}
         for name, values in self.extra.labels.items():
             if name in scales:
                 file.create_dataset(name, data=values).make_scale(name.rpartition("/")[2])
             else:
                 _add(file, name, np.asarray(values), ("batch",))
-        for name, (units, along) in self.extra.columns.items():
-            shape = (batches,) if along is None else (batches, len(self.extra.labels[along]))
+        for name, (units, dtype, along) in columns.items():
             dimensions = ("batch",) if along is None else ("batch", along)
-            _add(file, name, np.full(shape, np.nan), dimensions, units)
+            shape = [batches, *(len(self.extra.labels[label]) for label in dimensions[1:])]
+            blank = np.nan if dtype is np.float64 else -1
+            _add(file, name, np.full(shape, blank, dtype=dtype), dimensions, units)
 
 
 def _add(
@@ -484,7 +469,7 @@ def _write_at(descriptor: int, data: bytes, offset: int) -> None:
         view, offset = view[written:], offset + written
 
 
-def _value(spectrum: Spectrum, name: str) -> float:
+def _value(spectrum: Spectrum, name: str) -> Any:
     if name.startswith("seconds_"):
         return spectrum.seconds.get(name.removeprefix("seconds_"), float("nan"))
     return getattr(spectrum, name)
