@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +24,7 @@ from hessrmt.errors import ConfigError
 
 if TYPE_CHECKING:
     from hessrmt.records import Spectra, Spectrum
+    from hessrmt.store.spectra import Row
 
 
 @with_settings
@@ -114,9 +116,9 @@ class _Rows:
         self._widths: tuple[int, ...] = ()
         self.seen = 0
 
-    def show(self, batch: int, found: Spectrum | dict[str, Spectrum]) -> None:
+    def show(self, batch: int, found: Row) -> None:
         """Print a row for a batch, or one for each of its blocks, the first below the heading."""
-        items = found if isinstance(found, dict) else {"": found}
+        items = found if isinstance(found, Mapping) else {"": found}
         rows = [self._cells(f"{batch} {name}".rstrip(), item) for name, item in items.items()]
         if not self._widths:
             item, size = next(iter(items.values())), max(i.dimension for i in items.values())

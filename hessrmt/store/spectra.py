@@ -355,8 +355,11 @@ class SpectrumWriter(ResumableFile):
                     )
                 parts = found if isinstance(found, Mapping) else {"": found}
                 for name, spectrum in parts.items():
-                    values = {EIGENVALUES: spectrum.eigenvalues}
-                    values |= {column: _value(spectrum, column) for column in COLUMNS} | further
+                    values = {
+                        EIGENVALUES: spectrum.eigenvalues,
+                        **{column: _value(spectrum, column) for column in COLUMNS},
+                        **further,
+                    }
                     for column, value in values.items():
                         self._put(self._groups[name] + column, row, value)
             os.fsync(self._descriptor)
@@ -429,7 +432,7 @@ class _Layout:
         _add(file, DONE, np.zeros(batches, dtype=np.uint8), ("batch",))
         if self.extra.columns:
             file.attrs["extra"] = json.dumps(list(self.extra.columns))
-        columns = COLUMNS | self.extra.columns
+        columns = {**COLUMNS, **self.extra.columns}
         scales = {column.along for column in columns.values()}
         for name, values in self.extra.labels.items():
             if name in scales:
