@@ -11,9 +11,11 @@ import pytest
 import torch
 
 import hessrmt as hr
+from hessrmt.config import SimulateConfig
 from hessrmt.errors import DataError, StoreError
 from hessrmt.records import Spectra, Spectrum
 from hessrmt.results import Result
+from hessrmt.runs.simulate import summary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +57,7 @@ def networks():
 MADE = {
     "spectrum": spectrum,
     "spectra": spectra,
+    "simulated": lambda: summary(SimulateConfig(dimension=6, samples=2), spectra()),
 }
 """One of every kind of result that public functions return."""
 

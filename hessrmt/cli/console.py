@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 import sys
 import time
@@ -84,17 +83,10 @@ def accept_any_text() -> None:
 
 def emit_json(result: dict[str, Any]) -> None:
     """Print one JSON object on standard output; NaN and infinity become null."""
+    from hessrmt.results import to_json
+
     sys.stdout.write(to_json(result) + "\n")
     sys.stdout.flush()
-
-
-def to_json(result: Any, indent: int | None = None) -> str:
-    """JSON that every reader takes: NaN and infinity become null.
-
-    Returns:
-        The text.
-    """
-    return json.dumps(_plain(result), allow_nan=False, indent=indent)
 
 
 def note(*lines: str) -> None:
@@ -282,15 +274,3 @@ def source_in_words(settings: Mapping[str, Any]) -> str:
     parts = [str(settings[key]) for key in ("model", "data", "split") if settings.get(key)]
     parts += [f"batch {settings['batch']}"] if settings.get("batch") else []
     return ", ".join(parts) or "a file"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

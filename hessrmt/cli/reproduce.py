@@ -51,6 +51,7 @@ def reproduce(
     from hessrmt.experiments import load, names, settings_file
     from hessrmt.files import write_whole
     from hessrmt.plots.files import checked_ending, draw_each
+    from hessrmt.results import to_json
 
     if name is None:
         console.facts(names())
@@ -65,7 +66,7 @@ def reproduce(
     rows = table.plain()
     write_whole(folder / "results.md", experiment.markdown(entries))
     write_whole(folder / "results.csv", table.csv())
-    write_whole(folder / "results.json", console.to_json(rows, indent=1) + "\n")
+    write_whole(folder / "results.json", to_json(rows, indent=1) + "\n")
     figures = folder / "figures"
     console.drawn(draw_each(experiment.figures(settings, entries), figures, ending), figures)
     console.note(f"written: {folder / 'results.md'}, results.csv and results.json")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import math
 import re
 from collections import Counter
@@ -16,6 +15,7 @@ from hessrmt.capacity.report import correlations
 from hessrmt.errors import ConfigError, DataError
 from hessrmt.files import write_whole
 from hessrmt.progress import under
+from hessrmt.results import to_csv
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -162,12 +162,8 @@ def write_csv(series: Series, file: Path) -> None:
     Raises:
         StoreError: If it cannot be written.
     """
-    text = io.StringIO()
     rows = [{"source": report.source} | row for report in series.reports for row in report.rows()]
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
-    write_whole(file, text.getvalue())
+    write_whole(file, to_csv([{key: _cell(value) for key, value in row.items()} for row in rows]))
 
 
 def _cell(value: Any) -> Any:

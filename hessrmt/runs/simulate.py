@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from hessrmt.levels.resampling import mean_and_error
 from hessrmt.levels.selection import ratio_samples, select
 from hessrmt.lossmodel.sampler import bulk, centre, expected_outside, sample_spectra
 from hessrmt.records import Provenance
+from hessrmt.results import Result
 from hessrmt.runs.run import SERIAL, computed_by
 from hessrmt.store.files import require_one
 from hessrmt.store.spectra import SpectrumWriter, load
@@ -62,7 +63,7 @@ class Outlier:
 
 
 @dataclass(frozen=True)
-class Summary:
+class Summary(Result):
     """What a file of sampled Hessians holds, in a few numbers.
 
     Attributes:
@@ -91,14 +92,6 @@ class Summary:
     outside_expected: float
     outside_seen: float
     outliers: tuple[Outlier, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """All of it as plain values.
-
-        Returns:
-            Attribute name to value.
-        """
-        return asdict(self)
 
 
 def covariance(config: SimulateConfig) -> HessianCovariance:
