@@ -137,49 +137,52 @@ _SEED = "Seed of all random numbers."
 _RANDOM = "random initial values"
 
 
-class SpectrumConfig(Settings):
-    """Settings of ``hessrmt spectrum``."""
+class _OnData(Settings):
+    """Settings of every command that takes a network and data."""
 
     model: str = option("mlp3", _MODEL)
     data: str = option("mnist", _DATA)
+    loss: str = option("cross-entropy", _LOSS)
+    device: str = option("auto", _DEVICE)
+    seed: int = option(0, _SEED, ge=0)
+
+
+class _OfCurvature(_OnData):
+    """Settings of every command that takes the Hessian of a network."""
+
+    split: Split | None = option(None, "train or test.", shown="test")
+    checkpoint: Path | None = option(None, _CHECKPOINT, shown=_RANDOM)
+    operator: Operator = option("hessian", _OPERATOR)
+    only: str | None = option(None, _ONLY, shown="all")
+    dtype: Dtype = option("float64", "float64 or float32.")
+
+
+class SpectrumConfig(_OfCurvature):
+    """Settings of ``hessrmt spectrum``."""
+
     batch: CountOrAll = option(
         64, "Samples in a batch, or 'all' for one Hessian of the whole split."
     )
-    split: Split | None = option(None, "train or test.", shown="test")
     batches: CountOrAll = option(4, "Number of batches from the start, or 'all'.")
-    loss: str = option("cross-entropy", _LOSS)
-    checkpoint: Path | None = option(None, _CHECKPOINT, shown=_RANDOM)
-    operator: Operator = option("hessian", _OPERATOR)
     reduce: Literal["auto", "none"] = option(
         "auto",
         "auto removes exact null directions before diagonalising; none diagonalises the full "
         "matrix.",
     )
-    only: str | None = option(None, _ONLY, shown="all")
     blocks: Literal["layer"] | None = option(
         None,
         "layer: a spectrum for the parameters of each layer, all others held constant.",
         shown="the whole matrix",
     )
-    device: str = option("auto", _DEVICE)
-    dtype: Dtype = option("float64", "float64 or float32.")
-    seed: int = option(0, _SEED, ge=0)
 
 
-class DensityConfig(Settings):
+class DensityConfig(_OfCurvature):
     """Settings of ``hessrmt density``."""
 
-    model: str = option("mlp3", _MODEL)
-    data: str = option("mnist", _DATA)
     samples: CountOrAll = option(
         "all", "The loss is the mean over so many samples from the start, or 'all'."
     )
     batch: int = option(256, "Samples differentiated at a time.", ge=1)
-    split: Split | None = option(None, "train or test.", shown="test")
-    loss: str = option("cross-entropy", _LOSS)
-    checkpoint: Path | None = option(None, _CHECKPOINT, shown=_RANDOM)
-    operator: Operator = option("hessian", _OPERATOR)
-    only: str | None = option(None, _ONLY, shown="all")
     probes: int = option(10, "Probes: random vectors that the density is averaged over.", ge=1)
     steps: int = option(100, "Lanczos steps from each probe.", ge=1)
     law: Literal["rademacher", "gaussian"] = option(
@@ -200,9 +203,6 @@ class DensityConfig(Settings):
         None, "hutch++ or xtrace: estimate trace and Frobenius norm.", shown="neither"
     )
     trace_products: int = option(60, "Hessian-vector products for the trace.", ge=6)
-    device: str = option("auto", _DEVICE)
-    dtype: Dtype = option("float64", "float64 or float32.")
-    seed: int = option(0, _SEED, ge=0)
 
     @model_validator(mode="after")
     def _one_kind_of_end(self) -> Self:
@@ -211,16 +211,13 @@ class DensityConfig(Settings):
         return self
 
 
-class TrainConfig(Settings):
+class TrainConfig(_OnData):
     """Settings of ``hessrmt train``; the defaults are the protocol of Baskerville et al. (2022).
 
     The learning rate is ``lr`` up to epoch ``decay_start``, falls linearly to ``final_lr`` at
     ``decay_end`` and stays there.
     """
 
-    model: str = option("mlp3", _MODEL)
-    data: str = option("mnist", _DATA)
-    loss: str = option("cross-entropy", _LOSS)
     epochs: int = option(300, "Passes over the training data.", ge=1)
     batch: int = option(128, "Samples in a minibatch.", ge=1)
     lr: float = option(0.003, "Learning rate up to --decay-start.", gt=0)
@@ -229,9 +226,7 @@ class TrainConfig(Settings):
     weight_decay: float = option(5e-4, "Weight decay.", ge=0)
     decay_start: int = option(150, "Epoch at which the rate starts to fall.", ge=0)
     decay_end: int = option(270, "Epoch at which the rate stops falling.", ge=0)
-    device: str = option("auto", _DEVICE)
     dtype: Dtype = option("float32", "float32 or float64.")
-    seed: int = option(0, _SEED, ge=0)
 
     @model_validator(mode="after")
     def _decay_in_order(self) -> Self:
@@ -353,8 +348,15 @@ class LevelsConfig(Settings):
         """The window as two numbers."""
         if self.window is None:
             return None
-        low, _, high = self.window.partition(":")
-        return float(low or "-inf"), float(high or "inf")
+        low, colon, high = self.window.partition(":")
+        try:
+            ends = float(low or "-inf"), float(high or "inf")
+        except ValueError:
+            ends = (0.0, 0.0)
+        if not (colon and ends[0] < ends[1]):
+            wanted = "should be LOW:HIGH with LOW < HIGH, e.g. 1e-6:0.1 or 1e-6:"
+            raise ValueError(f"window: {wanted} (got {self.window!r})")
+        return ends
 
     @property
     def method(self) -> tuple[str, dict[str, int | float | str]]:
@@ -363,6 +365,9 @@ class LevelsConfig(Settings):
         options: dict[str, int | float | str] = {}
         for part in filter(None, rest.split(",")):
             key, _, value = part.partition("=")
+            if not (key and value):
+                wanted = "should be METHOD or METHOD:OPTION=VALUE,..., e.g. spline:knots=20"
+                raise ValueError(f"unfold: {wanted} (got {self.unfold!r})")
             options[key.strip()] = number_or_text(value.strip())
         return name.strip(), options
 
@@ -374,32 +379,11 @@ class LevelsConfig(Settings):
             raise ValueError("should be certified, paper or a number")
         return value
 
-    @field_validator("window")
-    @classmethod
-    def _two_numbers(cls, value: str | None) -> str | None:
-        if value is None:
-            return None
-        low, colon, high = value.partition(":")
-        try:
-            numbers = float(low or "-inf"), float(high or "inf")
-        except ValueError:
-            numbers = (0.0, 0.0)
-        if not (colon and numbers[0] < numbers[1]):
-            raise ValueError("should be LOW:HIGH with LOW < HIGH, e.g. 1e-6:0.1 or 1e-6:")
-        return value
-
-    @field_validator("unfold")
-    @classmethod
-    def _pairs(cls, value: str) -> str:
-        parts = filter(None, value.partition(":")[2].split(","))
-        if not all(part.partition("=")[0] and part.partition("=")[2] for part in parts):
-            raise ValueError("should be METHOD or METHOD:OPTION=VALUE,..., e.g. spline:knots=20")
-        return value
-
     @model_validator(mode="after")
-    def _one_choice(self) -> Self:
+    def _can_be_used(self) -> Self:
         if self.compare and self.cutoff != "certified":
             raise ValueError("compare takes the cutoffs paper and certified; leave out cutoff")
+        _ = self.range, self.method  # raise if they cannot be read
         return self
 
 
@@ -462,11 +446,9 @@ class CapacityConfig(Settings):
         return float(number)
 
 
-class NormalizeConfig(Settings):
+class NormalizeConfig(_OnData):
     """Settings of ``hessrmt normalize``."""
 
-    model: str = option("mlp3", _MODEL)
-    data: str = option("mnist", _DATA)
     checkpoint: Path | None = option(
         None, "Trained parameters (.pt, .pth, .safetensors); else random ones."
     )
@@ -477,10 +459,7 @@ class NormalizeConfig(Settings):
         "that are not homogeneous.",
     )
     reference: int = option(1, "How many samples --by output takes.", ge=1)
-    loss: str = option("cross-entropy", _LOSS)
     batch: int = option(1024, "Samples computed at a time.", ge=1)
-    device: str = option("auto", _DEVICE)
-    seed: int = option(0, _SEED, ge=0)
 
 
 Kernel = Literal["paper", "rbf", "rational-quadratic", "matern", "p-spin", "mixed-spherical"]

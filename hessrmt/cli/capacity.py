@@ -94,7 +94,7 @@ def capacity(
 
 
 def _show(report: CapacityReport) -> None:
-    from hessrmt.runs.capacity import failed, named, skipped
+    from hessrmt.runs.capacity import named, skipped
 
     rows = []
     for layer in report.analyzed:
@@ -103,7 +103,8 @@ def _show(report: CapacityReport) -> None:
         rows.append((name, shape, alpha, *console.cells(layer, _LAYER)))
     headings = ("", "shape", "α", *console.headings(_LAYER))
     console.show(f"Weights of {report.source}", console.table(headings, rows))
-    for what, found in (("no power law", failed(report)), ("skipped", skipped(report))):
+    for what, attribute in {"no power law": "fit_failed", "skipped": "skipped"}.items():
+        found = skipped(report, attribute)
         console.note(*(f"{what}: {named(names)}: {why}" for why, names in found.items()))
     console.note(*report.notes)
     counts = report.counts

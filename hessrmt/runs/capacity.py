@@ -18,7 +18,7 @@ from hessrmt.progress import under
 from hessrmt.results import to_csv
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from hessrmt.capacity.report import CapacityReport, Correlation
     from hessrmt.config import CapacityConfig
@@ -43,13 +43,13 @@ class Series:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Short names of the networks, as :func:`labels` has them."""
-        return labels(self.sources)
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """The networks as they were given."""
-        return tuple(report.source for report in self.reports)
+        """Short names: of files without ending and hash if these differ, else with, else paths."""
+        sources = tuple(report.source for report in self.reports)
+        for name in (_stem, lambda source: Path(source).name):
+            short = tuple(map(name, sources))
+            if len(set(short)) == len(short):
+                return short
+        return sources
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain values.
@@ -83,12 +83,10 @@ def run(settings: CapacityConfig, sources: Sequence[str], tick: Tick | None = No
     twice = [source for source, count in Counter(sources).items() if count > 1]
     if twice:
         raise ConfigError(f"{twice[0]} is given twice")
-    table = Accuracies({}, ())
-    if settings.against is not None:
-        table = read_accuracies(settings.against, sources)
+    against = settings.against
+    accuracies, notes = read_accuracies(against, sources) if against is not None else ({}, ())
     reports = tuple(_analyse(settings, source, tick) for source in sources)
-    found = correlations(reports, table.columns)
-    return Series(reports, table.columns, tuple(found), table.notes)
+    return Series(reports, accuracies, tuple(correlations(reports, accuracies)), notes)
 
 
 def _analyse(settings: CapacityConfig, source: str, tick: Tick | None) -> CapacityReport:
@@ -113,28 +111,20 @@ def _analyse(settings: CapacityConfig, source: str, tick: Tick | None) -> Capaci
     return report
 
 
-def skipped(report: CapacityReport) -> dict[str, list[str]]:
+def skipped(report: CapacityReport, what: str = "skipped") -> dict[str, list[str]]:
     """Why tensors were skipped.
 
     Args:
         report: Of a network.
+        what: ``"skipped"``, or ``"fit_failed"``: why power laws could not be fitted.
 
     Returns:
         Reason to names of tensors, the rarest reason first.
     """
-    return _reasons((layer.name, layer.skipped) for layer in report.layers)
-
-
-def failed(report: CapacityReport) -> dict[str, list[str]]:
-    """Why power laws could not be fitted (as for :func:`skipped`)."""
-    return _reasons((layer.name, layer.fit_failed) for layer in report.layers)
-
-
-def _reasons(found: Iterable[tuple[str, str | None]]) -> dict[str, list[str]]:
     names: dict[str, list[str]] = {}
-    for name, reason in found:
-        if reason is not None:
-            names.setdefault(reason, []).append(name)
+    for layer in report.layers:
+        if (reason := getattr(layer, what)) is not None:
+            names.setdefault(reason, []).append(layer.name)
     return dict(sorted(names.items(), key=lambda item: len(item[1])))
 
 
@@ -178,20 +168,9 @@ _HASH = re.compile(r"-[0-9a-f]{8}$")
 """What torch.hub puts behind the names of weight files."""
 
 
-@dataclass(frozen=True)
-class Accuracies:
-    """Accuracies of the networks of a series.
-
-    Attributes:
-        columns: Name to one value for each network, NaN where the table has none.
-        notes: Networks without a row, rows without a network.
-    """
-
-    columns: Mapping[str, tuple[float, ...]]
-    notes: tuple[str, ...]
-
-
-def read_accuracies(file: Path, sources: Sequence[str]) -> Accuracies:
+def read_accuracies(
+    file: Path, sources: Sequence[str]
+) -> tuple[dict[str, tuple[float, ...]], tuple[str, ...]]:
     """Find the accuracies of some networks in a table.
 
     A row is about a network if one of its names is the network's path, file name, file name without
@@ -203,7 +182,8 @@ def read_accuracies(file: Path, sources: Sequence[str]) -> Accuracies:
         sources: The networks as they are given to the command.
 
     Returns:
-        Their accuracies.
+        Name of an accuracy to one value for each network, NaN where the table has none; and notes:
+        networks without a row, rows without a network.
 
     Raises:
         ConfigError: If the table cannot be read, has no column of names or none of numbers, or no
@@ -243,7 +223,7 @@ def read_accuracies(file: Path, sources: Sequence[str]) -> Accuracies:
         name: tuple(math.nan if place is None else values[place] for place in places)
         for name, values in numbers.items()
     }
-    return Accuracies(columns, tuple(notes))
+    return columns, tuple(notes)
 
 
 def _table(file: Path) -> tuple[list[str], list[dict[str, str]]]:
@@ -269,22 +249,6 @@ def _number(cell: str) -> float | None:
         return float(cell)
     except ValueError:
         return None
-
-
-def labels(sources: Sequence[str]) -> tuple[str, ...]:
-    """Short names of networks.
-
-    Args:
-        sources: The networks as they are given to the command.
-
-    Returns:
-        File names without ending and hash if these differ, else file names, else what was given.
-    """
-    names = [Path(source).name for source in sources]
-    for short in ([_stem(source) for source in sources], names):
-        if len(set(short)) == len(short):
-            return tuple(short)
-    return tuple(sources)
 
 
 def _keys(source: str) -> set[str]:

@@ -37,6 +37,7 @@ from distributed.utils import silence_logging_cmgr
 
 from hessrmt.backend.host import environments
 from hessrmt.errors import ClusterError, ConfigError
+from hessrmt.runs.run import Pool
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -80,7 +81,7 @@ _one_task = threading.Lock()
 """Held by the task that a worker is at; Dask may hand it several."""
 
 
-class DaskPool:
+class DaskPool(Pool):
     """The workers of a Dask cluster; see :class:`hessrmt.runs.run.Pool`.
 
     Args:
@@ -94,7 +95,7 @@ class DaskPool:
         self._client = client
         self._processes = processes
         self._threads = threads
-        self._versions = _versions()
+        self._expected = {"threads": threads, "versions": _versions()}
         self._width, self._counted = 1, -float("inf")
 
     @property
@@ -130,24 +131,21 @@ class DaskPool:
         """
         given = enumerate(items)
         done: SimpleQueue[Future] = SimpleQueue()
-        running: dict[str, tuple[int, Callable[[], Any], int]] = {}
-        futures: dict[str, Future] = {}
+        running: dict[str, tuple[Future, int, Callable[[], Any], int]] = {}
 
         def submit(index: int, task: Callable[[], Any], attempt: int) -> None:
             future = self._submit(task)
-            running[str(future.key)], futures[str(future.key)] = (index, task, attempt), future
+            running[str(future.key)] = (future, index, task, attempt)
             future.add_done_callback(done.put)
 
         try:
             while True:
                 while len(running) < _AHEAD * self.width and (found := next(given, None)):
                     index, item = found
-                    submit(index, partial(_perform, function, item, **self._expected()), 1)
+                    submit(index, partial(_perform, function, item, **self._expected), 1)
                 if not running:
                     return
-                future = self._next(done)
-                index, task, attempt = running.pop(str(future.key))
-                del futures[str(future.key)]
+                future, index, task, attempt = running.pop(str(self._next(done).key))
                 if attempt < _ATTEMPTS and isinstance(_error_of(future), KilledWorker):
                     submit(index, task, attempt + 1)
                     continue
@@ -155,11 +153,8 @@ class DaskPool:
                 future.release()
                 yield index, result
         finally:
-            if futures and self._client.status == "running":
-                self._client.cancel(list(futures.values()), force=True)
-
-    def _expected(self) -> dict[str, Any]:
-        return {"threads": self._threads, "versions": self._versions}
+            if running and self._client.status == "running":
+                self._client.cancel([future for future, *_ in running.values()], force=True)
 
     def _submit(self, task: Callable[[], Any]) -> Future:
         try:
@@ -252,11 +247,13 @@ def open_pool(
         if workers < 1:
             raise ConfigError(f"workers: {workers}; give at least 1")
         environment = environments(workers, CPU_COUNT, device)
-        # a worker that is busy is not lost
-        stack.enter_context(dask.config.set({"distributed.scheduler.worker-ttl": None}))
         # numerical libraries read these when they are loaded: set before a worker starts
         common = {k: v for k, v in environment[0].items() if k != "CUDA_VISIBLE_DEVICES"}
-        stack.enter_context(dask.config.set({"distributed.nanny.pre-spawn-environ": common}))
+        settings = {
+            "distributed.scheduler.worker-ttl": None,  # a worker that is busy is not lost
+            "distributed.nanny.pre-spawn-environ": common,
+        }
+        stack.enter_context(dask.config.set(settings))
         # LocalCluster gives all workers one environment; with several GPUs each has its own
         options = [{**_WORKER, "env": variables} for variables in environment]
         specification = {k: {"cls": Nanny, "options": found} for k, found in enumerate(options)}

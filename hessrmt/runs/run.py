@@ -43,23 +43,24 @@ PreparedT = TypeVar("PreparedT", bound="Prepared")
 _SHARED = "workers read and write on a file system that they share with this machine"
 
 
-class Pool(Protocol):
-    """Somewhere to do independent tasks: this process, or :mod:`hessrmt.runs.dask_pool`."""
+class Pool:
+    """Somewhere to do independent tasks: this process, in order, unless a subclass says otherwise.
 
-    @property
-    def local(self) -> bool:
-        """Whether tasks run in this process, so that functions and items may hold anything."""
-        ...
+    Attributes:
+        local: Whether tasks run in this process, so that functions and items may hold anything.
+    """
+
+    local = True
 
     @property
     def width(self) -> int:
         """How many tasks are done at the same time now, at least 1."""
-        ...
+        return 1
 
     @property
     def words(self) -> str:
         """What it is, for people and for the provenance of a file; empty for this process."""
-        ...
+        return ""
 
     def map_unordered(
         self, function: Callable[[T], R], items: Iterable[T]
@@ -70,27 +71,13 @@ class Pool(Protocol):
             function: Can be pickled, unless the pool is local; so can items and results.
             items: What to apply it to.
 
-        Returns:
+        Yields:
             Number of the item and result, as they are done.
         """
-        ...
-
-
-class SerialPool:
-    """This process: one task after the other, in order."""
-
-    local = True
-    width = 1
-    words = ""
-
-    def map_unordered(
-        self, function: Callable[[T], R], items: Iterable[T]
-    ) -> Iterator[tuple[int, R]]:
-        """See :class:`Pool`."""
         yield from enumerate(map(function, items))
 
 
-SERIAL = SerialPool()
+SERIAL = Pool()
 """What every run uses unless it is given another."""
 
 
