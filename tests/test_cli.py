@@ -161,19 +161,7 @@ def test_bad_input(place, refused, mistake):
     refused([*arguments, *(["--json"] if arguments[0] == "spectrum" else [])], words)
 
 
-def test_bad_input_in_a_process_of_its_own(place, run_cli):
-    for arguments, word in ((["--tpyo"], "--tpyo"), (["--batch", "x"], "integer")):
-        result = run_cli(*RUN, *arguments)
-        assert (result.returncode, result.stdout) == (2, "")
-        assert word in the_error(result)
-
-
 # Output
-
-
-def test_json_has_no_nan(capsys):
-    console.emit_json({"a": float("nan"), "b": [np.float64("inf"), np.arange(2)], "c": (1, None)})
-    assert json.loads(capsys.readouterr().out) == {"a": None, "b": [None, [0, 1]], "c": [1, None]}
 
 
 def test_error_text_is_not_markup(capsys):
@@ -251,48 +239,15 @@ def test_checkpoint_is_used_and_recorded(place, cli):
     assert load(place / "a.h5")[0].loss != load(place / "b.h5")[0].loss
 
 
-# info and plot
+# plot
 
 
-def test_info(place, cli):
+def test_plot_names_its_file(place, cli, refused):
     assert cli(*RUN, "--out", "a.h5").returncode == 0
-    shown = cli("info", "a.h5")
-    assert (shown.returncode, shown.stderr) == (0, "")
-    found = json.loads(cli("info", "a.h5", "--json").stdout)
-    assert (found["batches done"], found["batches planned"], found["parameters"]) == (2, 2, 21)
-    assert found["config model"] == "logistic"
-    assert found["rank"] == [item.rank for item in load(place / "a.h5")]
-    for part in ("logistic", "parameters", "21"):
-        assert part in shown.stdout
-    machine = json.loads(cli("info", "--json").stdout)
-    assert machine["devices"][0].startswith("cpu")
-    assert machine["models"][:4] == ["logistic", "mlp2", "mlp3", "lenet5"]
-    assert {"conv3-N", "conv5", "resnetN"} < set(machine["models"])
-
-
-def test_plot(place, cli, refused):
-    assert cli(*RUN, "--out", "a.h5").returncode == 0
-    for arguments, name in (
-        (["--out", "x.png"], "x.png"),
-        ([], "a.png"),
-        (["--out", "noending"], "noending.png"),
-    ):
-        result = cli("plot", "a.h5", *arguments)
-        assert result.returncode == 0, result.stderr
+    for arguments, name in (([], "a.png"), (["--out", "noending"], "noending.png")):
+        assert cli("plot", "a.h5", *arguments).stderr == f"written: {name}\n"
         assert (place / name).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
-        assert f"written: {name}" in result.stderr
-    assert cli("plot", "a.h5", "--out", "x.svg").returncode == 0
-    assert b"<svg" in (place / "x.svg").read_bytes()
-    for out, word in (("x.foo", "foo"), ("absent/x.png", "No such file"), ("folder", "a folder")):
-        refused(["plot", "a.h5", "--out", out], [word])
-
-
-def test_plot_of_a_file_without_a_finished_batch(place, cli, refused):
-    assert cli(*RUN, "--out", "a.h5").returncode == 0
-    with h5py.File(place / "a.h5", "r+") as file:
-        file["done"][:] = 0
-    refused(["plot", "a.h5"], ["no finished batch"])
-    assert json.loads(cli("info", "a.h5", "--json").stdout)["batches done"] == 0
+    refused(["plot", "a.h5", "--out", "folder"], ["is a folder"])
 
 
 # --help: there for every command, quick, without torch

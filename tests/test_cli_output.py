@@ -238,33 +238,3 @@ def test_only_the_bars_are_on_the_terminal(tmp_path, tiny_npz):
     out = (tmp_path / "out.txt").read_text("utf-8")
     assert numbers(out) == [0, 1, 2]
     assert "\x1b" not in out
-
-
-# Other commands
-
-
-@pytest.mark.parametrize(
-    ("command", "result"),
-    [
-        (["density", "--model", "logistic", "--probes", "1", "--steps", "5"], "mean eigenvalue"),
-        (["train", "--model", "logistic", "--epochs", "1"], "accuracy"),
-        (["normalize", "--model", "logistic"], "before and after normalisation"),
-        (["simulate", "--samples", "2", "--dimension", "20"], "radius of the bulk"),
-        (["reproduce"], "hessian-spacings"),
-        (["info"], "devices"),
-    ],
-    ids=lambda value: value[0] if isinstance(value, list) else "",
-)
-def test_results_of_other_commands(cli, digits, command, result):
-    data = ["--data", str(digits)] if command[0] in {"density", "train", "normalize"} else []
-    done = cli(*command, *data)
-    assert done.returncode == 0, done.stderr
-    assert result in done.stdout
-    assert result not in done.stderr
-    assert "written: " not in done.stdout
-    assert "data: " not in done.stdout
-    assert not re.search(r"[ \t]$", done.stdout, re.MULTILINE)
-    again = ["--overwrite"] if command[0] in {"density", "train", "simulate"} else []
-    done = cli(*command, *data, *again, "--json")
-    assert len(done.stdout.splitlines()) == 1
-    json.loads(done.stdout)

@@ -26,7 +26,6 @@ from store_samples import NET, contents
 from hessrmt.config import LevelsConfig, SimulateConfig, SpectrumConfig
 from hessrmt.ensembles import goe
 from hessrmt.errors import ClusterError, NonFiniteError, ProblemError
-from hessrmt.experiments.loss_model import LossModel, LossModelConfig
 from hessrmt.runs import levels, simulate, spectrum
 from hessrmt.runs.run import SERIAL, Run, absolute
 from hessrmt.store.spectra import load
@@ -194,7 +193,8 @@ def test_relative_paths_are_made_absolute(tmp_path, config, monkeypatch):
 
 
 def test_other_versions_are_refused(pool, monkeypatch):
-    monkeypatch.setattr(pool, "_versions", pool._versions | {"torch": "1.0.0"})
+    versions = pool._expected["versions"] | {"torch": "1.0.0"}
+    monkeypatch.setitem(pool._expected, "versions", versions)
     with pytest.raises(ClusterError, match=r"torch \S+ \(1\.0\.0 where the command runs\)"):
         list(pool.map_unordered(eval, ["1"]))
 
@@ -212,15 +212,6 @@ def test_no_scheduler_is_one_clear_error(cli, refused, monkeypatch, tiny_npz, tm
     assert not (tmp_path / "spectra.h5").exists()
     words = ["error: scheduler: 'nonsense://there' cannot be used"]
     refused([*command, "--scheduler", "nonsense://there"], words)
-
-
-@pytest.mark.slow
-def test_where_nobody_answers_the_command_ends_with_an_error(run_cli):
-    assert dask_pool.TIMEOUT <= 30  # seconds, after which it gives up
-    # an address of the block that is reserved for documentation: nobody answers, nobody refuses
-    result = run_cli("simulate", "--samples", 2, "--scheduler", "tcp://192.0.2.1:8786")
-    assert result.returncode == 1
-    assert "there is no Dask scheduler" in result.stderr
 
 
 def test_workers_of_no_use_are_usage_errors(refused, monkeypatch):
@@ -348,18 +339,6 @@ def test_statistics_equal_those_of_one_process(tmp_path, pool, one_thread):
         for cutoff, statistics in here.items():
             np.testing.assert_equal(there[cutoff].to_dict(), statistics.to_dict())
         assert seen[-1] == (5, 5)
-
-
-@pytest.mark.slow
-def test_an_experiment_takes_a_pool(tmp_path, pool, one_thread):
-    presets = {"small": {"dimension": 20, "samples": 6}}
-    settings = LossModelConfig.model_validate(
-        {"experiment": "gp-loss-model", "panels": [{"k2": 0.1}], "presets": presets}
-    )
-    experiment = LossModel()
-    here = experiment.run(settings, "small", tmp_path / "here")
-    there = experiment.run(settings, "small", tmp_path / "there", pool=pool)
-    np.testing.assert_equal(experiment.table(there).plain(), experiment.table(here).plain())
 
 
 # A cluster that is there

@@ -13,19 +13,6 @@ from hessrmt.ensembles import goe, goe2, gue, poisson
 from hessrmt.records import Spectrum
 from hessrmt.store.spectra import load
 
-CONTRACT = {
-    "n_levels",
-    "n_discarded",
-    "n_ties",
-    "mean_ratio",
-    "mean_ratio_error",
-    "brody",
-    "brody_error",
-    "laws",
-    "conclusion",
-    "not_computable",
-}
-
 LAWS = ["goe", "gue", "gse", "poisson", "goe2"]
 
 SETTINGS = {"cutoff", "window"}
@@ -132,21 +119,6 @@ def test_an_unfolding_that_cannot_follow(kept, cli, path, tmp_path):
     assert "nan" not in result.stderr
 
 
-@pytest.mark.slow
-def test_the_same_command_writes_the_same_json(run_cli, cli, path):
-    """The second process finds its surrogates in the cache; another seed draws others."""
-    make(path, goe, 3, 20)
-    command = ["levels", path, "--json", "--surrogates", "20", "--seed"]
-    first, again = run_cli(*command, 5), run_cli(*command, 5)
-    assert parsed(first)["seed"] == 5
-    assert again.stdout == first.stdout
-    other = parsed(cli(*command, 6))
-    p_values = [
-        [law["ratio_p_value"] for law in found["laws"].values()] for found in (parsed(first), other)
-    ]
-    assert p_values[0] != p_values[1]
-
-
 def test_a_cache_that_cannot_be_written(cli, path, tmp_path, monkeypatch):
     make(path, goe, 3, 20)
     command = ["levels", path, "--json", "--surrogates", "5"]
@@ -164,9 +136,6 @@ def test_comparison_of_cutoffs_on_an_unreduced_spectrum(kept, cli, tmp_path, tin
     result = cli("levels", "tiny.h5", "--compare", "--json", "--surrogates", "10")
     found = parsed(result)
     assert list(found) == ["paper", "certified"]
-    assert found["paper"].keys() == found["certified"].keys() >= CONTRACT
-    for law in LAWS:
-        assert found["paper"]["laws"][law].keys() == found["certified"]["laws"][law].keys()
     spectra = load(tmp_path / "tiny.h5")
     values = np.abs(spectra.eigenvalues)
     floors = np.array([[item.noise_floor] for item in spectra])
@@ -200,39 +169,6 @@ def test_cutoff_and_window(kept, cli, path):
     assert counts("--cutoff", "0.5") == (16, 2, 1, 6 + 6)
     assert counts("--window", "0.5:") == (8, 10, 1, 6)
     assert counts("--window=-100:-2") == (7, 11, 1, 5)
-
-
-def test_a_conclusion_is_shown(kept, cli, path):
-    make(path, goe, 3, 60)
-    found = parsed(cli("levels", path, "--json", "--surrogates", "20"))
-    shown = cli("levels", path, "--surrogates", "20")
-    assert shown.returncode == 0
-    assert found["conclusion"][1:] not in shown.stderr
-    assert found["conclusion"][1:] in shown.stdout
-    assert "2 GOE blocks" in shown.stdout
-    assert f"{found['mean_ratio']:.4f} ± {found['mean_ratio_error']:.4f}" in shown.stdout
-
-
-def test_settings_from_a_file(kept, cli, path, tmp_path):
-    make(path, goe, 3, 60)
-    (tmp_path / "settings.toml").write_text(
-        'cutoff = 0.5\nunfold = "window:neighbours=10"\nsurrogates = 0\nseed = 9\n'
-    )
-    found = parsed(cli("levels", path, "--config", "settings.toml", "--json"))
-    assert (found["cutoff"], found["surrogates"], found["seed"]) == (0.5, 0, 9)
-    assert found["unfolding"] == "window (neighbours=10)"
-    found = parsed(cli("levels", path, "--config", "settings.toml", "--seed", "3", "--json"))
-    assert found["seed"] == 3
-
-
-@pytest.mark.parametrize("rotate", [True, False])
-def test_pooled_by_rotation_or_by_the_published_split(kept, cli, path, rotate):
-    make(path, goe, 12, 60)
-    option = "--rotate" if rotate else "--no-rotate"
-    words = ("--unfold", "pooled", option, "--json", "--surrogates", "10")
-    found = parsed(cli("levels", path, *words))
-    assert found["unfolding"].startswith("pooled")
-    assert found["n_spacings"] == (12 if rotate else 4) * 59
 
 
 @pytest.fixture(scope="module")
@@ -323,4 +259,4 @@ def test_pictures(kept, cli, path, tmp_path):
     for cutoff in ("paper", "certified"):
         drawn = {item.name for item in (tmp_path / "new" / "pictures" / cutoff).iterdir()}
         assert {"spacings.svg", "ratios.svg"} <= drawn
-        assert f"{cutoff}/spacings.svg" in result.stderr
+        assert f"pictures in new/pictures/{cutoff}" in result.stderr

@@ -105,17 +105,12 @@ def test_batch_size_does_not_matter(digits):
     assert "random initialisation" in " ".join(results[0]["notes"])
 
 
-def test_data_without_splits_and_without_classes(cli, tmp_path, tiny_npz):
-    words = ["--model", "logistic", "--json"]
-    answer = json.loads(cli("normalize", *words, "--data", tiny_npz).stdout)
-    assert (
-        answer["test_loss"] is answer["normalized_test_loss"] is answer["margins"]["test"] is None
-    )
-    assert 0 <= answer["train_error"] <= 1
+def test_data_without_classes(cli, tmp_path):
     path = tmp_path / "regression.npz"
     draw = np.random.default_rng(0)
     np.savez(path, x=draw.normal(size=(20, 6)), y=draw.normal(size=20))
-    done = cli("normalize", *words, "--data", path, "--loss", "mse")
+    words = ["--model", "logistic", "--loss", "mse", "--json"]
+    done = cli("normalize", *words, "--data", path)
     answer = json.loads(done.stdout)
     assert answer["train_error"] is answer["margins"]["train"] is None
     assert answer["normalized_train_loss"] > 0
