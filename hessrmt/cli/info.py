@@ -63,12 +63,13 @@ def _about_file(file: Path) -> dict[str, Any]:
     from hessrmt.store.spectra import load_all
 
     found = load_all(file)
-    blocks = found if isinstance(found, dict) else {}
-    spectra = found if not isinstance(found, dict) else next(iter(found.values()))
+    spectra = next(iter(found.values()))
     source = spectra.provenance
+    blocks = {name: part for name, part in found.items() if name is not None}
+    ranks = {f"rank of {name}": [item.rank for item in part] for name, part in blocks.items()}
     return {
         "file": str(file),
-        **{f"rank of {name}": [item.rank for item in part] for name, part in blocks.items()},
+        **ranks,
         "batches done": len(spectra),
         "batches planned": spectra.planned,
         "parameters": spectra[0].dimension if spectra else None,

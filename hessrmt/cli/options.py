@@ -23,6 +23,7 @@ import typer
 
 from hessrmt.cli import console
 from hessrmt.config import Settings, load_settings
+from hessrmt.errors import ConfigError
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -37,8 +38,7 @@ Resume = Annotated[
     bool,
     typer.Option(
         "--resume",
-        help="Continue the file if it is there; spectrum and simulate also extend it by more "
-        "batches or samples.",
+        help="Continue the file if it is there; with more batches, samples or epochs it grows.",
     ),
 ]
 SpectrumFile = Annotated[Path, typer.Option("--out", "-o", help="Spectrum file to write (HDF5).")]
@@ -84,8 +84,8 @@ class Group:
 def with_settings(command: Callable[..., Any]) -> Callable[..., None]:
     """Give a command an option for every setting of its parameters that are settings classes.
 
-    They can also be read from a file with ``--config``. Of a parameter in a :class:`Group` what was
-    given is passed on as it is, name to value. What a command returns is printed with ``--json``.
+    Those that are in no :class:`Group` can also be read from a file with ``--config``. What a
+    command returns is printed with ``--json``.
 
     Args:
         command: Its parameters are arguments, settings classes and options of typer.
@@ -122,8 +122,10 @@ def with_settings(command: Callable[..., Any]) -> Callable[..., None]:
         for name, (kind, group, made) in kinds.items():
             values = {field: given.pop(option) for option, field in made.items()}
             values = {k: v for k, v in values.items() if v is not None and v != []}
-            # settings of a part that may not be wanted are left as they are
-            given[name] = values if group.prefix else load_settings(kind, file, **values)
+            try:
+                given[name] = load_settings(kind, None if group.prefix else file, **values)
+            except ConfigError as error:
+                raise ConfigError(f"{group.prefix}{error}") from error
         found = command(**given)
         if json and found is not None:
             console.emit_json(found)
@@ -196,7 +198,6 @@ def pool_of(workers: int | None, scheduler: str | None, device: str = "auto") ->
         ConfigError: If both are given, or Dask is not installed.
         ModuleNotFoundError: If Dask is installed, but not what it needs.
     """
-    from hessrmt.errors import ConfigError
     from hessrmt.runs.run import SERIAL
 
     if workers is None and scheduler is None:

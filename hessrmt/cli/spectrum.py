@@ -45,7 +45,7 @@ def spectrum(
         ),
     ] = None,
     data_dir: DataDir = None,
-) -> dict[str, Any] | None:
+) -> dict[Any, Any] | None:
     """Compute all eigenvalues of the loss Hessian, batch by batch, and certify them.
 
     Batches are taken in file order, unshuffled.
@@ -92,10 +92,8 @@ def spectrum(
 
             found = run(prepared, out, tick=meter, finished=finished, pool=pool, **options)
     _conclude(found, out)
-    whole = load_all(out)
-    if isinstance(whole, dict):
-        return {name: _as_json(spectra, out) for name, spectra in whole.items()}
-    return _as_json(whole, out)
+    whole = {name: _as_json(spectra, out) for name, spectra in load_all(out).items()}
+    return whole.get(None, whole)
 
 
 def _mean_ratio(item: Spectrum) -> float:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hessrmt.cli import console
-from hessrmt.cli.options import DataDir, Group, with_settings
+from hessrmt.cli.options import DataDir, Group, Overwrite, Resume, with_settings
 from hessrmt.config import HistoryConfig, TrainConfig
+from hessrmt.errors import ConfigError
 
 if TYPE_CHECKING:
-    from hessrmt.runs.history import Recording
     from hessrmt.runs.training import TrainResult
 
 _HISTORY = "History of the network while it is trained"
@@ -29,15 +29,8 @@ def train(
             "--out", "-o", help="Checkpoint to write. \\[default: the model's name with .pt]"
         ),
     ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume", help="Continue the checkpoint in --out; start afresh if there is none."
-        ),
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the checkpoint in --out.")
-    ] = False,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
     history: Annotated[
         Path | None,
         typer.Option(
@@ -59,8 +52,14 @@ def train(
 
     Returns:
         What --json prints.
+
+    Raises:
+        ConfigError: If it is said what to record, but not where.
     """
-    recording = _recording(history, recorded)
+    if history is None and recorded.model_fields_set:
+        option = next(iter(recorded.model_fields_set))
+        raise ConfigError(f"--history-{option} says what to record; say where with --history F")
+    from hessrmt.runs.history import Recording
     from hessrmt.runs.training import run
 
     with console.Meter() as tick:
@@ -71,7 +70,7 @@ def train(
             resume=resume,
             overwrite=overwrite,
             folder=data_dir,
-            history=recording,
+            history=None if history is None else Recording(history, recorded),
             tick=tick,
             tell=console.note,
         )
@@ -79,25 +78,6 @@ def train(
     if result.history is not None:
         _show_history(result.history)
     return {**result.to_dict(), "config": settings.model_dump(mode="json")}
-
-
-def _recording(file: Path | None, options: Any) -> Recording | None:
-    from hessrmt.config import load_settings
-    from hessrmt.errors import ConfigError
-
-    if file is None:
-        if options:
-            raise ConfigError(
-                f"--history-{next(iter(options))} says what to record; say where with --history F"
-            )
-        return None
-    try:
-        settings = load_settings(HistoryConfig, **options)
-    except ConfigError as error:
-        raise ConfigError(f"--history-{error}") from error
-    from hessrmt.runs.history import Recording
-
-    return Recording(file, settings)
 
 
 def _show(result: TrainResult) -> None:

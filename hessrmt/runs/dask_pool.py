@@ -104,7 +104,7 @@ class DaskPool(Pool):
         if self._processes:
             return self._processes
         if time.monotonic() > self._counted + _LOOK:
-            self._width = max(1, len(self._ask_threads()))
+            self._width = max(1, len(self._reach(self._client.nthreads)))
             self._counted = time.monotonic()
         return self._width
 
@@ -113,7 +113,7 @@ class DaskPool(Pool):
         """What it is, with the number of threads of each worker."""
         if self._processes:
             return f"{self._processes} local Dask worker(s), threads of each: {self._threads}"
-        found = self._ask_threads()
+        found = self._reach(self._client.nthreads)
         threads = ", ".join(map(str, sorted(set(found.values())))) or "none has started yet"
         address = self._client.scheduler.address if self._client.scheduler else "?"
         return f"{len(found)} worker(s) of the Dask cluster {address}, threads of each: {threads}"
@@ -157,12 +157,9 @@ class DaskPool(Pool):
                 self._client.cancel([future for future, *_ in running.values()], force=True)
 
     def _submit(self, task: Callable[[], Any]) -> Future:
-        try:
-            return self._client.submit(
-                _opener(), dumps(task), key=f"hessrmt-{uuid.uuid4().hex}", pure=False
-            )
-        except Exception as error:
-            raise self._lost(error) from error
+        key = f"hessrmt-{uuid.uuid4().hex}"
+        submit = partial(self._client.submit, _opener(), dumps(task), key=key, pure=False)
+        return self._reach(submit)
 
     def _next(self, done: SimpleQueue[Future]) -> Future:
         """The next future that is done."""
@@ -201,12 +198,12 @@ class DaskPool(Pool):
             ) from error
         raise error
 
-    def _ask_threads(self) -> Mapping[str, int]:
+    def _reach(self, ask: Callable[[], Any]) -> Any:
+        """What the scheduler answers."""
         try:
-            found: Any = self._client.nthreads()
+            return ask()
         except Exception as error:
             raise self._lost(error) from error
-        return found
 
     def _lost(self, error: Exception | None = None) -> ClusterError:
         why = f" ({error})" if error else ""

@@ -414,11 +414,10 @@ def load(path: str | Path, block: str | None = None) -> Any:
     Returns:
         Its complete content.
     """
-    kind = schema_of(path)
-    if kind == density.SCHEMA and block is None:
-        return load_density(path)
-    if kind == family.SCHEMA and block is None:
-        return family.load_family(path)
-    if kind == results.SCHEMA and block is None:
-        return results.load(path)
-    return spectra.load(path, block)
+    kinds = {
+        density.SCHEMA: load_density,
+        family.SCHEMA: family.load_family,
+        results.SCHEMA: results.load,
+    }
+    read = None if block is not None else kinds.get(schema_of(path))
+    return read(path) if read else spectra.load(path, block)

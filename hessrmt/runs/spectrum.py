@@ -23,7 +23,7 @@ from hessrmt.store.spectra import Row, SpectrumWriter, load_all
 if TYPE_CHECKING:
     from hessrmt.config import SpectrumConfig
     from hessrmt.progress import Tick
-    from hessrmt.records import Spectra
+    from hessrmt.records import Spectra, Spectrum
     from hessrmt.runs.run import Pool
 
 Finished = Callable[[int, Row], None]
@@ -201,8 +201,7 @@ def run(
             file.write(number, found)
             if finished:
                 finished(number, found)
-    whole = load_all(out)
-    return next(iter(whole.values())) if isinstance(whole, dict) else whole
+    return next(iter(load_all(out).values()))
 
 
 def tell_stored(file: SpectrumWriter, finished: Finished | None) -> None:
@@ -217,10 +216,8 @@ def tell_stored(file: SpectrumWriter, finished: Finished | None) -> None:
         return
     found = load_all(file.path)
     for place, number in enumerate(stored):
-        if isinstance(found, dict):
-            finished(number, {name: spectra[place] for name, spectra in found.items()})
-        else:
-            finished(number, found[place])
+        row: dict[Any, Spectrum] = {name: spectra[place] for name, spectra in found.items()}
+        finished(number, row.get(None, row))
 
 
 def _examine(prepared: Batches, batch: int) -> Facts:

@@ -126,17 +126,15 @@ def load(path: str | Path, block: str | None = None) -> Spectra:
         StoreError: If the file is missing, damaged, foreign or of a newer schema, if it has blocks
             and none or an unknown one is named, or one is named and it has none.
     """
-    with reading(path, SCHEMA, VERSION) as file:
-        names = blocks_in(file)
-        if (block is None) == bool(names) or (names and block not in names):
-            raise StoreError(
-                f"{path} holds the spectra of the blocks {', '.join(map(repr, names))}; name "
-                "one of them: hr.load(path, block)"
-                if names
-                else f"{path} holds no blocks; hr.load(path) gives its spectra"
-            )
-        part: Any = file if block is None else file[_group_of(block)]
-        return read_rows(part, done_rows(part))
+    found = load_all(path)
+    if block in found:
+        return found[block]
+    raise StoreError(
+        f"{path} holds no blocks; hr.load(path) gives its spectra"
+        if None in found
+        else f"{path} holds the spectra of the blocks {', '.join(map(repr, found))}; name one of "
+        "them: hr.load(path, block)"
+    )
 
 
 def save(result: Spectrum | Spectra, path: Path, *, overwrite: bool = False) -> None:
@@ -171,18 +169,19 @@ def save(result: Spectrum | Spectra, path: Path, *, overwrite: bool = False) -> 
             file.write_all(dict(enumerate(rows)))
 
 
-def load_all(path: str | Path) -> Spectra | dict[str, Spectra]:
-    """The complete spectra of a file, by blocks if it has some.
+def load_all(path: str | Path) -> dict[str | None, Spectra]:
+    """The complete spectra of a file, by blocks.
 
     Args:
         path: The file.
 
     Returns:
-        As of :func:`load`; for a file of blocks a dictionary of those of each.
+        Name of a block to its spectra, as of :func:`load`; None to those of whole matrices.
     """
     with reading(path, SCHEMA, VERSION) as file:
-        names = blocks_in(file)
-    return {name: load(path, name) for name in names} if names else load(path)
+        blocks: dict[Any, Any] = {name: file[_group_of(name)] for name in blocks_in(file)}
+        parts = blocks or {None: file}
+        return {name: read_rows(part, done_rows(part)) for name, part in parts.items()}
 
 
 def blocks_in(file: h5py.File) -> tuple[str, ...]:
