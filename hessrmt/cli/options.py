@@ -85,7 +85,7 @@ def with_settings(command: Callable[..., Any]) -> Callable[..., None]:
     """Give a command an option for every setting of its parameters that are settings classes.
 
     Those that are in no :class:`Group` can also be read from a file with ``--config``. What a
-    command returns is printed with ``--json``.
+    command returns is printed with ``--json``; if it is a function, what that returns.
 
     Args:
         command: Its parameters are arguments, settings classes and options of typer.
@@ -128,7 +128,7 @@ def with_settings(command: Callable[..., Any]) -> Callable[..., None]:
                 raise ConfigError(f"{group.prefix}{error}") from error
         found = command(**given)
         if json and found is not None:
-            console.emit_json(found)
+            console.emit_json(found() if callable(found) else found)
 
     run.__doc__ = (command.__doc__ or "").partition("Returns:")[0]
     setattr(run, "__signature__", inspect.Signature(parameters))  # noqa: B010

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -45,7 +46,7 @@ def spectrum(
         ),
     ] = None,
     data_dir: DataDir = None,
-) -> dict[Any, Any] | None:
+) -> Callable[[], dict[Any, Any]] | None:
     """Compute all eigenvalues of the loss Hessian, batch by batch, and certify them.
 
     Batches are taken in file order, unshuffled.
@@ -61,7 +62,6 @@ def spectrum(
         ConfigError: If Dask and MPI are both asked for.
     """
     from hessrmt.runs.spectrum import prepare, run
-    from hessrmt.store.spectra import load_all
 
     rows = _Rows(console.source_in_words(settings.model_dump(mode="json")))
     options: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "folder": data_dir}
@@ -92,8 +92,7 @@ def spectrum(
 
             found = run(prepared, out, tick=meter, finished=finished, pool=pool, **options)
     _conclude(found, out)
-    whole = {name: _as_json(spectra, out) for name, spectra in load_all(out).items()}
-    return whole.get(None, whole)
+    return partial(_as_json, out)
 
 
 def _mean_ratio(item: Spectrum) -> float:
@@ -199,7 +198,15 @@ def _round_off(item: Spectrum) -> str:
     )
 
 
-def _as_json(found: Spectra, out: Path) -> dict[str, Any]:
+def _as_json(out: Path) -> dict[Any, Any]:
+    """The whole file as plain values, by blocks if it has some."""
+    from hessrmt.store.spectra import load_all
+
+    whole = {name: _plain(spectra, out) for name, spectra in load_all(out).items()}
+    return whole.get(None, whole)
+
+
+def _plain(found: Spectra, out: Path) -> dict[str, Any]:
     from hessrmt.store.spectra import COLUMNS
 
     stored = [name for name in COLUMNS if not name.startswith("seconds_")]
