@@ -105,16 +105,33 @@ def number_or_text(value: str) -> int | float | str:
     return value
 
 
-def _count_or_all(value: Any) -> Any:
-    count = number_or_text(value) if isinstance(value, str) else value
-    if value != "all" and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
-        raise ValueError("should be a positive integer, or 'all'")
-    return count
+def _number_or(*words: str, wanted: str, kind: Any = int | float, above: float = 0) -> Any:
+    """Checks that a setting is a number of some kind, or one of some words."""
+
+    def checked(value: Any) -> Any:
+        number: Any = number_or_text(value) if isinstance(value, str) else value
+        known = isinstance(number, kind) and not isinstance(number, bool)
+        if value not in words and not (known and above < number < float("inf")):
+            raise ValueError(f"should be {wanted}")
+        return number
+
+    return BeforeValidator(checked)
 
 
-CountOrAll = Annotated[int | Literal["all"], BeforeValidator(_count_or_all)]
+CountOrAll = Annotated[
+    int | Literal["all"],
+    _number_or("all", wanted="a positive integer, or 'all'", kind=int),
+]
 """How many, or all that there are."""
 
+Cutoff = Annotated[
+    float | Literal["certified", "paper"],
+    _number_or("certified", "paper", wanted="certified, paper or a number", above=-float("inf")),
+]
+UpperEnd = Annotated[
+    float | Literal["none", "max"],
+    _number_or("none", "max", wanted="none, max or a number above 0"),
+]
 Dtype = Literal["float32", "float64"]
 Split = Literal["train", "test"]
 Operator = Literal["hessian", "ggn"]
@@ -305,7 +322,7 @@ class HistoryConfig(Settings):
 class LevelsConfig(Settings):
     """Settings of ``hessrmt levels``."""
 
-    cutoff: float | Literal["certified", "paper"] = option(
+    cutoff: Cutoff = option(
         "certified",
         "Eigenvalues to keep: certified (|λ| above the noise floor), paper (|λ| > 1e-20) or a "
         "number (|λ| above it).",
@@ -371,14 +388,6 @@ class LevelsConfig(Settings):
             options[key.strip()] = number_or_text(value.strip())
         return name.strip(), options
 
-    @field_validator("cutoff", mode="before")
-    @classmethod
-    def _name_or_number(cls, value: Any) -> Any:
-        known = ("certified", "paper")
-        if isinstance(value, str) and isinstance(number_or_text(value), str) and value not in known:
-            raise ValueError("should be certified, paper or a number")
-        return value
-
     @model_validator(mode="after")
     def _can_be_used(self) -> Self:
         if self.compare and self.cutoff != "certified":
@@ -410,7 +419,7 @@ class CapacityConfig(Settings):
         le=100_000,
         metavar="N",
     )
-    x_max: str | float = option(
+    x_max: UpperEnd = option(
         "none",
         "Upper end of the power laws: none, max (the largest eigenvalue) or a number.",
     )
@@ -433,17 +442,7 @@ class CapacityConfig(Settings):
         """``x_max`` as the fit takes it."""
         if self.x_max == "none":
             return None
-        return "max" if self.x_max == "max" else float(self.x_max)
-
-    @field_validator("x_max")
-    @classmethod
-    def _word_or_number(cls, value: str | float) -> str | float:
-        number = number_or_text(value) if isinstance(value, str) else value
-        if number in {"none", "max"}:
-            return value
-        if isinstance(number, str) or not 0 < number < float("inf"):
-            raise ValueError("should be none, max or a number above 0")
-        return float(number)
+        return self.x_max
 
 
 class NormalizeConfig(_OnData):

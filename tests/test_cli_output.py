@@ -163,8 +163,8 @@ def test_standard_output_that_knows_no_greek(run_cli, tiny_npz, monkeypatch):
 # On a terminal
 
 
-def on_terminal(command, place, columns, *, stdout=None):
-    """What a command sends to a terminal, which also is its standard output if none is given."""
+def on_terminal(command, place, columns):
+    """What a command sends to a terminal."""
     leader, follower = pty.openpty()
     termios.tcsetwinsize(follower, (50, columns))
     environment = {**os.environ, "TERM": "xterm-256color"}
@@ -175,7 +175,7 @@ def on_terminal(command, place, columns, *, stdout=None):
         cwd=place,
         env=environment,
         stdin=follower,
-        stdout=follower if stdout is None else stdout,
+        stdout=follower,
         stderr=follower,
     )
     os.close(follower)
@@ -227,14 +227,3 @@ def test_bars_and_rows_on_one_terminal(tmp_path, tiny_npz, columns):
     assert shown[begin + 2 + BATCHES].startswith(f"{BATCHES} batches, float64")
     assert "written: a.h5" in shown
     assert not any("━" in line for line in shown)  # and they are gone
-
-
-@pytest.mark.slow
-def test_only_the_bars_are_on_the_terminal(tmp_path, tiny_npz):
-    with open(tmp_path / "out.txt", "wb") as stdout:
-        sent = on_terminal(RUN, tmp_path, 80, stdout=stdout)
-    assert f"{BATCHES - 1}/{BATCHES}" in sent
-    assert "certified" not in sent
-    out = (tmp_path / "out.txt").read_text("utf-8")
-    assert numbers(out) == [0, 1, 2]
-    assert "\x1b" not in out

@@ -148,12 +148,6 @@ def test_wrong_command_is_noticed(words):
     assert CliRunner().invoke(app, [*words.split(), "--help"]).exit_code == 2
 
 
-def test_there_is_something_to_run():
-    assert PYTHON
-    assert COMMANDS
-    assert NOTEBOOKS
-
-
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_notebook_runs(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -81,7 +81,7 @@ def accept_any_text() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
-def emit_json(result: dict[str, Any]) -> None:
+def emit_json(result: Any) -> None:
     """Print one JSON object on standard output; NaN and infinity become null."""
     from hessrmt.results import to_json
 
@@ -243,16 +243,17 @@ def with_error(value: float, error: float | None, form: str = ".4f", otherwise: 
     return f"{shown} ± {error:{form}}" if known else shown
 
 
-def drawn(items: Sequence[Any], folder: Any) -> None:
+def drawn(items: Sequence[Any], folder: Any = None) -> None:
     """Say how many pictures were written, and why others were not.
 
     Args:
         items: As of :func:`hessrmt.plots.files.draw_each`.
-        folder: Where they are.
+        folder: Where they are; None to say only which are missing.
     """
     missing = [item for item in items if item.path is None]
     note(*(f"not drawn: {item.name}: {item.reason}" for item in missing))
-    note(f"written: {len(items) - len(missing)} pictures in {folder}")
+    if folder is not None:
+        note(f"written: {len(items) - len(missing)} pictures in {folder}")
 
 
 def source_in_words(settings: Mapping[str, Any]) -> str:
