@@ -10,7 +10,6 @@ import json
 import math
 import operator
 import re
-import time
 from typing import Any
 
 import h5py
@@ -264,11 +263,11 @@ class Run:
 
     def __init__(self, cli, folder):
         self.cli, self.folder = cli, folder
-        self.kept, self.tolerances, self.seconds = {}, {}, {}
+        self.kept, self.tolerances = {}, {}
 
     def __call__(self, name, command, tolerance=DOUBLE, code=0, brief=False):
         """Run a command; of ``brief`` ones only the eigenvalues in their files are kept."""
-        before, begun = self._files(), time.perf_counter()
+        before = self._files()
         result = self.cli(*command.split())
         assert result.returncode == code, f"{command}: {result}"
         found = {"command": command, "code": code}
@@ -287,7 +286,6 @@ class Run:
             }
         if gone := sorted(str(path.relative_to(self.folder)) for path in set(before) - set(after)):
             found["gone"] = gone
-        self.seconds[name] = time.perf_counter() - begun
         self._keep(name, found, tolerance)
 
     def note(self, name, found, tolerance=DOUBLE):

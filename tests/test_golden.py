@@ -506,9 +506,6 @@ def test_golden(name, machine, cli, tmp_path, digits, tiny_npz):
         said = sum(": words: " in line for line in changed)
         print(f"{name}: {len(changed)} differences, {said} of them in words")
         print("\n".join(changed[:200]))
-        if os.environ[WRITE] == "times":
-            for case, seconds in sorted(run.seconds.items(), key=lambda item: -item[1])[:8]:
-                print(f"  {seconds:.2f} s  {case}")
         if changed:
             path.write_text(compact(shortened(found)) + "\n", encoding="utf-8")
         return

@@ -89,22 +89,15 @@ def run(settings: CapacityConfig, sources: Sequence[str], tick: Tick | None = No
     return Series(reports, accuracies, tuple(correlations(reports, accuracies)), notes)
 
 
+_SAME = ("conv", "seed", "initial", "randomize", "p_values", "exact", "min_size", "only", "device")
+"""Settings that :func:`hessrmt.capacity.analyze` takes under the same names."""
+
+
 def _analyse(settings: CapacityConfig, source: str, tick: Tick | None) -> CapacityReport:
-    report = analyze(
-        source,
-        settings.conv,
-        settings.seed,
-        initial=settings.initial,
-        randomize=settings.randomize,
-        p_values=settings.p_values,
-        x_max=settings.upper,
-        compare_with=settings.compare,
-        exact=settings.exact,
-        min_size=settings.min_size,
-        only=settings.only,
-        device=settings.device,
-        tick=under(tick, f"{Path(source).name}: "),
-    )
+    same = {name: getattr(settings, name) for name in _SAME}
+    told = under(tick, f"{Path(source).name}: ")
+    laws = settings.compare
+    report = analyze(source, x_max=settings.upper, compare_with=laws, tick=told, **same)
     if not report.analyzed:
         listed = "; ".join(f"{reason}: {named(names)}" for reason, names in skipped(report).items())
         raise DataError(f"{source}: nothing to analyse. {listed}")
