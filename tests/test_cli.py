@@ -1,6 +1,5 @@
 """The command line: what it prints where, its exit codes, and one clear error for each mistake."""
 
-import json
 import re
 import resource
 import subprocess
@@ -221,18 +220,6 @@ def test_resume_without_a_file_starts_one_and_with_more_batches_extends_it(place
     longer, whole = load(place / "a.h5"), load(place / "b.h5")
     np.testing.assert_array_equal(longer.eigenvalues, whole.eigenvalues)
     np.testing.assert_array_equal(longer.eigenvalues[:2], first.eigenvalues)
-
-
-def test_checkpoint_is_used_and_recorded(place, cli):
-    result = cli(*RUN, "--checkpoint", "good.pt", "--out", "a.h5", "--json")
-    assert result.returncode == 0, result.stderr
-    config = json.loads(result.stdout)["config"]
-    assert config["checkpoint"] == "good.pt"
-    assert len(config["checkpoint_sha256"]) == 64
-    with h5py.File(place / "a.h5") as file:
-        assert file.attrs["checkpoint_sha256"] == config["checkpoint_sha256"]
-    assert cli(*RUN, "--out", "b.h5").returncode == 0
-    assert load(place / "a.h5")[0].loss != load(place / "b.h5")[0].loss
 
 
 # plot

@@ -69,22 +69,6 @@ def test_json_agrees_with_the_dense_spectrum(cli, digits, tmp_path):
     assert (tmp_path / "d.png").stat().st_size > 10_000
 
 
-def test_edge_levels_go_to_level_statistics(cli, refused, digits, tmp_path):
-    words = [*WORDS, "--data", digits, "--top", 20, "--probes", 1, "--steps", 3]
-    assert cli("density", *words).returncode == 0
-    found = hr.load_density(tmp_path / "density.h5")
-    (spectrum,) = found.spectra()
-    assert spectrum.eigenvalues.tolist() == found.edges.resolved.tolist()
-    assert spectrum.noise_floor == 2 * found.edges.bounds.max()
-    done = cli("levels", "density.h5", "--surrogates", 0, "--json")
-    assert done.returncode == 0
-    ratios = hr.levels.ratios(found.edges.resolved)
-    assert json.loads(done.stdout)["mean_ratio"] == pytest.approx(np.mean(ratios), rel=1e-12)
-    bare = cli("density", *WORDS, "--data", digits, "--out", "bare.h5")
-    assert bare.returncode == 0
-    refused(["levels", "bare.h5"], ["--top K"])
-
-
 def test_damaged_foreign_and_missing_files(cli, digits, tmp_path):
     damaged = tmp_path / "density.h5"
     run(prepare(settings(digits)), damaged)

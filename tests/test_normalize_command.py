@@ -12,19 +12,6 @@ from hessrmt.runs.normalize import run
 
 EPS = np.finfo(float).eps
 
-RESIDUAL = """
-import torch
-
-
-class Net(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.b = torch.nn.Linear(6, 6), torch.nn.Linear(6, 2)
-
-    def forward(self, x):
-        return self.b(x + self.a(x).relu())
-"""
-
 
 @pytest.fixture
 def trained(digits, cli, tmp_path):
@@ -81,17 +68,6 @@ def test_json_says_what_numpy_finds(cli, digits, trained, norm):
     assert answer["deviation"] < 1e-12
     for word in ("smallest margin", "product", "loss, normalised", str(digits)):
         assert word in done.stderr.replace("\n", "")
-
-
-def test_a_residual_network_is_normalised_by_its_output(cli, refused, digits, tmp_path):
-    (tmp_path / "mine.py").write_text(RESIDUAL)
-    words = ["normalize", "--model", "mine.py:Net", "--data", digits, "--seed", 3]
-    refused(words, ["--by output"])
-    done = cli(*words, "--by", "output", "--reference", 4, "--json")
-    assert done.returncode == 0
-    answer = json.loads(done.stdout)
-    assert answer["factors"] == {"output": answer["product_norm"]}
-    assert answer["normalized_train_loss"] != answer["train_loss"]
 
 
 def test_batch_size_does_not_matter(digits):

@@ -141,13 +141,6 @@ def test_command_parses(words):
     assert result.exit_code == 0, result.output
 
 
-@pytest.mark.parametrize(
-    "words", ["spectrum --no-such-option", "no-such-command", "info --model x"]
-)
-def test_wrong_command_is_noticed(words):
-    assert CliRunner().invoke(app, [*words.split(), "--help"]).exit_code == 2
-
-
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_notebook_runs(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -33,17 +33,9 @@ def test_what_is_in_the_file(cli, tmp_path):
     assert spectra[0].dimension == found["dimension"] == 50
     assert {item.rank for item in spectra} == {40}
     assert {item.operator for item in spectra} == {"ensemble"}
-    np.testing.assert_array_equal(spectra.batch_indices, np.arange(12)[:, None])
-    assert all(np.isnan(item.loss) for item in spectra)
-    settings = spectra.provenance.config
-    assert (settings["kernel"], settings["samples"], settings["seed"]) == ("paper", 12, 4)
-    assert settings["covariance"]["a"] == 0.5
-    assert "index" not in settings
     assert (found["a"], found["c"], found["mean"]) == (0.5, 4.0, 0.0)
     assert found["radius"] == pytest.approx(2 * (40 * 0.5) ** 0.5)
     assert [item["value"] for item in found["outliers"]] == [-20, 30]
-    assert found["lambda_max"] == spectra.eigenvalues.max()
-    assert found["samples"] == found["samples_planned"] == 12
 
 
 def test_a_known_loss_moves_and_narrows(cli, tmp_path):

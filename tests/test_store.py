@@ -1,7 +1,6 @@
 """Spectrum files: the layout others rely on, rows complete or absent, and every way to fail."""
 
 import errno
-import json
 import os
 import tempfile
 from pathlib import Path
@@ -17,7 +16,6 @@ from properties import examples
 from store_samples import (
     BATCHES,
     CONFIG,
-    IDENTITY,
     SIZE,
     P,
     create,
@@ -30,43 +28,6 @@ from hessrmt.records import Spectrum
 from hessrmt.store.spectra import load
 
 # The layout
-
-
-def test_layout_by_plain_h5py(full):
-    with h5py.File(full) as file:
-        expected = {
-            "hessian_evals": ((BATCHES, P), np.float64),
-            "batch_indices": ((BATCHES, SIZE), np.int64),
-            "done": ((BATCHES,), np.uint8),
-            "noise_floor": ((BATCHES,), np.float64),
-            "rank": ((BATCHES,), np.int64),
-            "reduced_dimension": ((BATCHES,), np.int64),
-            "loss": ((BATCHES,), np.float64),
-            "gradient_norm": ((BATCHES,), np.float64),
-            "seconds_matrix": ((BATCHES,), np.float64),
-            "seconds_eigenvalues": ((BATCHES,), np.float64),
-        }
-        for name, (shape, dtype) in expected.items():
-            assert (file[name].shape, file[name].dtype) == (shape, dtype), name
-        assert np.all(np.diff(file["hessian_evals"][:], axis=1) >= 0)
-        assert np.array_equal(file["hessian_evals"][1], spectrum(1).eigenvalues)
-        assert file["done"][:].tolist() == [1, 1, 1]
-        assert file["loss"][:].tolist() == [1.5, 2.5, 3.5]
-        assert file["rank"][:].tolist() == [spectrum(row).rank for row in range(BATCHES)]
-        attributes = dict(file.attrs)
-    assert attributes["schema"] == "hessrmt/spectra"
-    assert attributes["schema_version"] == 1
-    assert json.loads(attributes["config"]) == CONFIG
-    assert json.loads(attributes["identity"]) == IDENTITY
-    assert json.loads(attributes["notes"]) == ["a", "b"]
-    assert {"hessrmt", "torch", "numpy", "h5py", "python"} <= set(
-        json.loads(attributes["versions"])
-    )
-    assert attributes["seed"] == 11
-    assert attributes["device"] == "cpu (2 threads)"
-    assert attributes["solver"] == "LAPACK syevd"
-    assert attributes["checkpoint_sha256"] == "ab" * 32
-    assert attributes["created"].endswith("+00:00")
 
 
 def test_unwritten_rows_hold_no_numbers(path):

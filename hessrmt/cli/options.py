@@ -13,6 +13,7 @@ from typing import (
     Annotated,
     Any,
     Literal,
+    NamedTuple,
     Union,
     get_args,
     get_origin,
@@ -69,16 +70,16 @@ _CONFIG = typer.Option("--config", help="TOML file of settings; options given he
 _QUIET = typer.Option("--quiet", "-q", help="Print results and errors alone.")
 
 
-class Group:
+class Group(NamedTuple):
     """Where the options of a further settings class stand in a command.
 
-    Args:
-        prefix: Put before their names, e.g. ``"history-"``.
+    Attributes:
+        prefix: With which they begin, e.g. ``"--history-"``.
         panel: Their heading in ``--help``.
     """
 
-    def __init__(self, prefix: str, panel: str) -> None:
-        self.prefix, self.panel = prefix, panel
+    prefix: str
+    panel: str
 
 
 def with_settings(command: Callable[..., Any]) -> Callable[..., None]:
@@ -101,7 +102,7 @@ def with_settings(command: Callable[..., Any]) -> Callable[..., None]:
         if not (isinstance(kind, type) and issubclass(kind, Settings)):
             parameters.append(_parameter(parameter.name, hint, parameter.default))
             continue
-        group = next((mark for mark in marks if isinstance(mark, Group)), Group("", ""))
+        group = next((mark for mark in marks if isinstance(mark, Group)), None)
         made = {f"{parameter.name}__{name}": name for name in kind.model_fields}
         kinds[parameter.name] = kind, group, made
         parameters += [
@@ -123,9 +124,9 @@ def with_settings(command: Callable[..., Any]) -> Callable[..., None]:
             values = {field: given.pop(option) for option, field in made.items()}
             values = {k: v for k, v in values.items() if v is not None and v != []}
             try:
-                given[name] = load_settings(kind, None if group.prefix else file, **values)
+                given[name] = load_settings(kind, None if group else file, **values)
             except ConfigError as error:
-                raise ConfigError(f"{group.prefix}{error}") from error
+                raise ConfigError(f"{group.prefix if group else ''}{error}") from error
         found = command(**given)
         if json and found is not None:
             console.emit_json(found() if callable(found) else found)
@@ -142,17 +143,18 @@ def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     )
 
 
-def _option(field: str, info: FieldInfo, group: Group) -> Any:
+def _option(field: str, info: FieldInfo, group: Group | None) -> Any:
     """The annotation of a setting for typer, to be None where the option is not given."""
     extra: Any = info.json_schema_extra or {}
-    kind, word = _kind(info.annotation), "--" + (group.prefix + field).replace("_", "-")
+    kind = _kind(info.annotation)
+    word = (group.prefix if group else "--") + field.replace("_", "-")
     if kind is bool and info.default:
         word += f"/--no-{word.removeprefix('--')}"
     default, text = info.default, info.description or ""
     shown = extra.get("shown") or ("" if default in {None, False, ()} and default != 0 else default)
     if shown != "" and default is not False:
         text += f" \\[default: {shown:g}]" if isinstance(shown, float) else f" \\[default: {shown}]"
-    panel = extra.get("panel") or group.panel or None
+    panel = extra.get("panel") or (group.panel if group else None)
     made = typer.Option(word, help=text, metavar=extra.get("metavar"), rich_help_panel=panel)
     return Annotated[kind | None, made]
 

@@ -22,7 +22,7 @@ _HISTORY = "History of the network while it is trained"
 @with_settings
 def train(
     settings: TrainConfig,
-    recorded: Annotated[HistoryConfig, Group("history-", _HISTORY)],
+    recorded: Annotated[HistoryConfig, Group("--history-", _HISTORY)],
     out: Annotated[
         Path | None,
         typer.Option(
