@@ -135,23 +135,6 @@ def test_probes_are_stored_one_by_one(monkeypatch):
     assert np.array_equal(grouped.quadrature.nodes, whole.quadrature.nodes)
 
 
-@pytest.mark.parametrize(
-    ("options", "why"),
-    [
-        (["--samples", "none"], "samples: should be a positive integer, or 'all'"),
-        (["--samples", "1000"], "1,000 samples are asked for"),
-        (["--operator", "fisher"], "operator"),
-        (["--top", "100000"], "100,000 levels"),
-        (["--tolerance", "0"], "tolerance"),
-        (["--plot", "picture.nonsense"], "nonsense"),
-        (["--plot", "nowhere/p.png"], "--plot takes the name of a file"),
-        (["--checkpoint", "nothing.pt"], "nothing.pt"),
-    ],
-)
-def test_bad_usage_exits_with_2_and_leaves_no_file(refused, digits, options, why):
-    refused(["density", *WORDS, "--data", digits, *options], [why])
-
-
 def test_more_steps_than_parameters_and_one_probe(digits, tmp_path):
     config = load_settings(
         DensityConfig, model="logistic", data=str(digits), probes=1, steps=50, samples=1

@@ -162,44 +162,6 @@ def test_too_few_levels_for_a_ratio(cli):
     assert "not computable: too few levels" in few.stderr
 
 
-BAD = {
-    "option of paper": (["--kernel", "p-spin", "--k1", 1], ["p-spin has no option k1; it has p"]),
-    "coefficients": (
-        ["--kernel", "mixed-spherical", "--coefficients", "1;2"],
-        ["coefficients", "commas", "'1;2'"],
-    ),
-    "negative coefficient": (
-        ["--kernel", "mixed-spherical", "--coefficients", "1,-1"],
-        ["must be non-negative"],
-    ),
-    "rough": (["--kernel", "matern", "--nu", 2], ["nu must be above 2"]),
-    "length": (["--length", 0], ["length must be positive"]),
-    "k1": (["--kernel", "paper", "--k1", -1], ["k1"]),
-    "variance NaN": (["--variance", "nan"], ["variance"]),
-    "p": (["--kernel", "p-spin", "--p", 1], ["p must be a whole number from 2 on"]),
-    "samples": (["--samples", 0], ["samples", "(got 0)"]),
-    "outliers twice": (["--outliers", 2, "--outlier-values", 3], ["outlier_values", "leave one"]),
-    "outlier values": (["--outlier-values", "a"], ["outlier_values", "commas"]),
-    "outlier NaN": (["--outlier-values", "3,nan"], ["outliers", "NaN"]),
-    "scale of none": (["--outlier-scale", 3], ["outlier_scale", "outliers"]),
-    "scale": (["--outliers", 1, "--outlier-scale", 0], ["outlier_scale", "(got 0.0)"]),
-    "degenerate": (["--degenerate", -1], ["degenerate", "(got -1)"]),
-    "loss": (["--given-loss", "nan"], ["loss value u"]),
-    "loss of paper": (
-        ["--kernel", "paper", "--k0", 0.5, "--given-loss", 1],
-        ["the variance of the loss must be at least 1"],
-    ),
-    "folder": (["--out", "."], ["folder"]),
-    "no folder": (["--out", "no/sim.h5"], ["no/sim.h5"]),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_bad_input(refused, name):
-    words, said = BAD[name]
-    refused([*SMALL, *words, "--json"], said)
-
-
 def test_settings_from_a_file(cli, tmp_path):
     (tmp_path / "mine.toml").write_text(
         'kernel = "mixed-spherical"\ncoefficients = [1, 0.5]\noutlier_values = [90.0]\nseed = 3\n'
