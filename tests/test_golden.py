@@ -37,6 +37,7 @@ import hessrmt as hr
 from hessrmt import rng
 from hessrmt.cli import console
 from hessrmt.ensembles import goe, poisson
+from hessrmt.records import Spectrum
 from hessrmt.store.files import dataset as array
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -248,6 +249,15 @@ def levels(run):
     write_file(run.folder / "many.h5", [goe(12, 1, index=index) for index in range(32)])
     write_file(run.folder / "poisson.h5", [poisson(40, 0, index=index) for index in range(2)])
     write_file(run.folder / "two.h5", [goe(2, 0)])
+    of_no_use = {
+        "equal": np.ones(20),
+        "noise": 1e-13 * np.arange(20),
+        "nan": goe(20, 0).eigenvalues,
+    }
+    for name, values in of_no_use.items():
+        write_file(run.folder / f"{name}.h5", [Spectrum(values, 1e-9, 20, 20)])
+    with h5py.File(run.folder / "nan.h5", "r+") as file:
+        array(file, "hessian_evals")[0, 7] = np.nan
     run("tables", "levels goe.h5 --surrogates 10")
     run("json", "levels goe.h5 --surrogates 10 --seed 1 --json")
     run("poisson", "levels poisson.h5 --surrogates 10 --json")
@@ -271,6 +281,27 @@ def levels(run):
         "levels goe.h5 --window 2:1",
         "levels goe.h5 --surrogates -1",
         "levels goe.h5 --plot pictures --format docx",
+        "levels",
+        "levels .",
+        "levels equal.h5",
+        "levels noise.h5",
+        "levels noise.h5 --compare",
+        "levels nan.h5",
+        "levels goe.h5 --cutoff foo",
+        "levels goe.h5 --cutoff nan",
+        "levels goe.h5 --cutoff -1",
+        "levels goe.h5 --cutoff 1e9",
+        "levels goe.h5 --window 3",
+        "levels goe.h5 --window 1:2:3",
+        "levels goe.h5 --window 1e6:1e7",
+        "levels goe.h5 --surrogates many",
+        "levels goe.h5 --surrogates 1000000000",
+        "levels goe.h5 --seed -1",
+        "levels goe.h5 --unfold window:degree=3",
+        "levels goe.h5 --unfold window:seed=3",
+        "levels goe.h5 --unfold window:neighbours",
+        "levels goe.h5 --unfold analytic:law=foo",
+        "levels goe.h5 --plot clouds.npz",
     )
 
 
@@ -295,6 +326,10 @@ def capacity(run):
     for number, name in enumerate(("net", "other", "third")):
         weights(run.folder / f"{name}.pt", number, 1 + number)
     torch.save({"a.weight": torch.full((4, 5), torch.nan)}, run.folder / "nan.pt")
+    torch.save({"x": torch.ones(6, 7)}, run.folder / "foreign.pt")
+    torch.save([1, 2, 3], run.folder / "list.pt")
+    (run.folder / "cut.pt").write_bytes((run.folder / "net.pt").read_bytes()[:900])
+    (run.folder / "folder").mkdir()
     table = "source,name,top1\nnet.pt,a,60\nother.pt,b,62.5\nthird.pt,c,61\n"
     (run.folder / "table.csv").write_text(table)
     run("tables", "capacity net.pt --csv out.csv")
@@ -319,6 +354,21 @@ def capacity(run):
         "capacity net.pt --compare cauchy",
         "capacity net.pt --min-size 0",
         "capacity net.pt --against no.csv",
+        "capacity net.pt no.pt",
+        "capacity folder",
+        "capacity cut.pt",
+        "capacity list.pt",
+        "capacity table.csv",
+        "capacity no.py:make",
+        "capacity net.pt --min-size 1000",
+        "capacity net.pt --x-max=-2",
+        "capacity net.pt --compare lognormal --x-max 9",
+        "capacity net.pt --initial foreign.pt",
+        "capacity net.pt --csv folder",
+        "capacity net.pt --csv no/out.csv",
+        "capacity net.pt --plot table.csv/pictures",
+        "capacity net.pt --plot pictures --format docx",
+        "capacity net.pt --device tpu",
     )
 
 

@@ -1,13 +1,10 @@
 """``hessrmt levels``: its JSON, what it says, and one clear error for each mistake."""
 
 import json
-import shutil
 
-import h5py
 import numpy as np
 import pytest
 from level_samples import keep_surrogates, write_file
-from store_samples import create
 
 from hessrmt.ensembles import goe, goe2, gue, poisson
 from hessrmt.records import Spectrum
@@ -169,68 +166,6 @@ def test_cutoff_and_window(kept, cli, path):
     assert counts("--cutoff", "0.5") == (16, 2, 1, 6 + 6)
     assert counts("--window", "0.5:") == (8, 10, 1, 6)
     assert counts("--window=-100:-2") == (7, 11, 1, 5)
-
-
-@pytest.fixture(scope="module")
-def wrong(tmp_path_factory):
-    """A folder with everything that can be wrong in it, made once."""
-    tmp_path = tmp_path_factory.mktemp("wrong")
-    make(tmp_path / "spectra.h5", goe, 3, 20)
-    make(tmp_path / "two-levels.h5", goe, 3, 2)
-    create(tmp_path / "begun.h5").close()
-    equal = Spectrum(np.ones(20), noise_floor=0.0, dimension=20, reduced_dimension=20)
-    write_file(tmp_path / "equal.h5", [equal])
-    noise = Spectrum(np.arange(20) * 1e-9, noise_floor=1.0, dimension=20, reduced_dimension=20)
-    write_file(tmp_path / "noise.h5", [noise])
-    write_file(tmp_path / "nan.h5", [goe(20, 0)])
-    with h5py.File(tmp_path / "nan.h5", "r+") as file:
-        file["hessian_evals"][0, 7] = np.nan
-    (tmp_path / "text.h5").write_text("precious")
-    (tmp_path / "taken").write_text("precious")
-    (tmp_path / "window.toml").write_text('window = "5"\n')
-    return tmp_path
-
-
-@pytest.fixture
-def place(tmp_path, wrong):
-    shutil.copytree(wrong, tmp_path, dirs_exist_ok=True)
-    return tmp_path
-
-
-RUN = ["levels", "spectra.h5"]
-
-BAD = {
-    "no file given": (["levels"], ["file"]),
-    "folder": (["levels", "."], ["."]),
-    "text": (["levels", "text.h5"], ["text.h5", "HDF5"]),
-    "begun": (["levels", "begun.h5"], ["begun.h5", "no finished batch", "--resume"]),
-    "two levels": (["levels", "two-levels.h5"], ["neighbouring levels", "6 of 6"]),
-    "all equal": (["levels", "equal.h5"], ["equal", "distinct"]),
-    "all below the floor": (["levels", "noise.h5"], ["certified", "0 of 20"]),
-    "compare of noise": (["levels", "noise.h5", "--compare"], ["certified", "0 of 20"]),
-    "NaN": (["levels", "nan.h5"], ["NaN"]),
-    "cutoff": ([*RUN, "--cutoff", "foo"], ["cutoff", "certified", "'foo'"]),
-    "cutoff above all": ([*RUN, "--cutoff", "1e9"], ["0 of 60"]),
-    "negative cutoff": ([*RUN, "--cutoff", "-1"], ["cutoff", "-1"]),
-    "window of one": ([*RUN, "--window", "3"], ["window", "LOW:HIGH", "'3'"]),
-    "window of three": ([*RUN, "--window", "1:2:3"], ["window", "LOW:HIGH"]),
-    "window beside": ([*RUN, "--window", "1e6:1e7"], ["0 of 60", "window"]),
-    "surrogates word": ([*RUN, "--surrogates", "many"], ["--surrogates", "integer"]),
-    "surrogates many": ([*RUN, "--surrogates", "1000000000"], ["surrogates"]),
-    "seed": ([*RUN, "--seed", "-1"], ["seed", "-1"]),
-    "option": ([*RUN, "--unfold", "window:degree=3"], ["'degree'", "neighbours"]),
-    "option seed": ([*RUN, "--unfold", "window:seed=3"], ["'seed'"]),
-    "option without value": ([*RUN, "--unfold", "window:neighbours"], ["METHOD:OPTION=VALUE"]),
-    "law": ([*RUN, "--unfold", "analytic:law=foo"], ["'foo'", "semicircle"]),
-    "plot": ([*RUN, "--plot", "taken"], ["taken", "folder"]),
-    "config window": ([*RUN, "--config", "window.toml"], ["window", "LOW:HIGH"]),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_bad_input(place, refused, name):
-    arguments, words = BAD[name]
-    refused([*arguments, "--json"], words)
 
 
 def test_pictures(kept, cli, path, tmp_path):
