@@ -25,8 +25,4 @@ def under(tick: Tick | None, words: str) -> Tick | None:
     """
     if tick is None:
         return None
-
-    def told(phase: str, done: int, total: int) -> None:
-        tick(words + phase, done, total)
-
-    return told
+    return lambda phase, done, total: tick(words + phase, done, total)

@@ -18,7 +18,6 @@ from hessrmt.lossmodel.sampler import bulk, centre, expected_outside, sample_spe
 from hessrmt.records import Provenance
 from hessrmt.results import Result
 from hessrmt.runs.run import SERIAL, computed_by
-from hessrmt.store.files import require_one
 from hessrmt.store.spectra import SpectrumWriter, load
 from hessrmt.theory.densities import bbp_position, bbp_threshold
 
@@ -137,7 +136,6 @@ def run(
     Returns:
         All spectra of the file.
     """
-    require_one(resume=resume, overwrite=overwrite)
     sample = partial(_sample, config)
     # what cannot be sampled must not cost an existing file
     ((_, (first,)),) = pool.map_unordered(sample, [(0, 1)])

@@ -17,7 +17,6 @@ from hessrmt.problems import data
 from hessrmt.problems.problem import Problem
 from hessrmt.progress import under
 from hessrmt.runs.run import SERIAL, Inputs, Run, naming
-from hessrmt.store.files import require_one
 from hessrmt.store.spectra import Row, SpectrumWriter, load_all
 
 if TYPE_CHECKING:
@@ -190,7 +189,6 @@ def run(
     Returns:
         The spectra of the whole file; for a file of blocks those of the first.
     """
-    require_one(resume=resume, overwrite=overwrite)
     work = Run(prepare, prepared.settings, folder, pool=pool, prepared=prepared)
     facts = work.on_one(_examine, 0)  # what cannot be computed must not cost an existing file
     with prepared.writer(out, facts, pool, resume=resume, overwrite=overwrite) as file:
