@@ -18,7 +18,7 @@ from hessrmt.progress import under
 from hessrmt.results import to_csv
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from hessrmt.capacity.report import CapacityReport, Correlation
     from hessrmt.config import CapacityConfig
@@ -189,34 +189,31 @@ def read_accuracies(
             f"{file} has the columns {', '.join(header)}; the one that says which network a row "
             f"is about must be called {', '.join(NAMES[:-1])} or {NAMES[-1]}"
         )
-    cells = {name: [_number(row[name]) for row in rows] for name in header if name not in named}
-    numbers = {
-        name: [math.nan if value is None else value for value in values]
-        for name, values in cells.items()
-        if None not in values
-    }
+    columns = {name: _numbers(row[name] for row in rows) for name in header if name not in named}
+    numbers = {name: values for name, values in columns.items() if values is not None}
     if not numbers:
         raise ConfigError(f"{file} has no column of numbers; give e.g. top1 beside the names")
     places, notes = [], []
     for source in sources:
-        keys = _keys(source)
-        found = [i for i, row in enumerate(rows) if keys & {row[name] for name in named}]
-        if len(found) > 1:
-            raise ConfigError(f"{file} has {len(found)} rows about {source}; keep one")
-        if not found:
+        path = Path(source)
+        keys = {source, path.name, path.stem, _stem(source)}
+        about = [i for i, row in enumerate(rows) if keys & {row[name] for name in named}]
+        if len(about) > 1:
+            raise ConfigError(f"{file} has {len(about)} rows about {source}; keep one")
+        if not about:
             notes.append(f"{source} is not in {file}")
-        places.append(found[0] if found else None)
+        places.append(about[0] if about else None)
     if all(place is None for place in places):
         some = ", ".join(row[named[0]] for row in rows[:4])
         raise ConfigError(f"none of the networks is in {file}, whose first rows are about {some}")
     missing = [row[named[0]] for i, row in enumerate(rows) if i not in places]
     if missing:
         notes.append(f"of {file} not given: {', '.join(missing)}")
-    columns = {
+    found = {
         name: tuple(math.nan if place is None else values[place] for place in places)
         for name, values in numbers.items()
     }
-    return columns, tuple(notes)
+    return found, tuple(notes)
 
 
 def _table(file: Path) -> tuple[list[str], list[dict[str, str]]]:
@@ -234,19 +231,12 @@ def _table(file: Path) -> tuple[list[str], list[dict[str, str]]]:
     return header, rows
 
 
-def _number(cell: str) -> float | None:
-    """The number in a cell, NaN for an empty one, None for text."""
-    if not cell:
-        return math.nan
+def _numbers(cells: Iterable[str]) -> list[float] | None:
+    """The numbers in a column, NaN for an empty cell; None if there is text in it."""
     try:
-        return float(cell)
+        return [float(cell or "nan") for cell in cells]
     except ValueError:
         return None
-
-
-def _keys(source: str) -> set[str]:
-    path = Path(source)
-    return {source, path.name, path.stem, _stem(source)}
 
 
 def _stem(source: str) -> str:

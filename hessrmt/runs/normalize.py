@@ -10,6 +10,7 @@ import torch
 from hessrmt.errors import ConfigError
 from hessrmt.generalization import evaluate, normalize, output_normalize
 from hessrmt.problems import losses
+from hessrmt.results import plain
 from hessrmt.runs.run import Inputs
 from hessrmt.runs.training import Splits
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from hessrmt.generalization import Evaluation
     from hessrmt.problems.data import Dataset
     from hessrmt.progress import Tick
+
+_PLAIN = ("factors", "deviation", "folded", "checkpoint_sha256", "device", "notes")
+"""Attributes of the result that its plain values have under the same names."""
 
 _CHECKED = 64
 """Training samples on which the network must be homogeneous and the result is compared."""
@@ -73,13 +77,8 @@ class NormalizeResult:
         return {
             **numbers,
             "product_norm": self.product,
-            "factors": dict(self.factors),
             "margins": margins,
-            "deviation": self.deviation,
-            "folded": list(self.folded),
-            "checkpoint_sha256": self.checkpoint_sha256,
-            "device": self.device,
-            "notes": list(self.notes),
+            **{name: plain(getattr(self, name)) for name in _PLAIN},
         }
 
 
