@@ -222,25 +222,23 @@ def cells(item: Any, columns: Mapping[str, tuple[str, str]]) -> list[str]:
     return [number(getattr(item, name), form) for name, (_, form) in columns.items()]
 
 
-def number(value: float | None, form: str = ".4g", otherwise: str = "-") -> str:
+def number(value: float | None, form: str = ".4g") -> str:
     """A number as a cell of a table.
 
     Args:
         value: The number; None or NaN where there is none.
         form: How it is written.
-        otherwise: Said where there is none.
 
     Returns:
-        The text.
+        The text; a dash where there is no number.
     """
-    return otherwise if value is None or not math.isfinite(value) else format(value, form)
+    return "-" if value is None or not math.isfinite(value) else format(value, form)
 
 
-def with_error(value: float, error: float | None, form: str = ".4f", otherwise: str = "-") -> str:
+def with_error(value: float, error: float | None, form: str = ".4f") -> str:
     """A number and its standard error, if there is one (arguments as of :func:`number`)."""
-    shown = number(value, form, otherwise)
-    known = shown != otherwise and error is not None and math.isfinite(error)
-    return f"{shown} ± {error:{form}}" if known else shown
+    known = math.isfinite(value) and error is not None and math.isfinite(error)
+    return f"{value:{form}} ± {error:{form}}" if known else number(value, form)
 
 
 def drawn(items: Sequence[Any], folder: Any = None) -> None:

@@ -23,7 +23,13 @@ if TYPE_CHECKING:
     from hessrmt.levels import LevelStatistics
     from hessrmt.records import Spectra
 
-_NONE = "not computable"
+_LAW = {
+    "mean_ratio": ("⟨r̃⟩", ".4f"),
+    "sigmas": ("σ away", "+.1f"),
+    "ratio_distance": ("D(r̃)", ".4f"),
+    "spacing_distance": ("D(s)", ".4f"),
+}
+"""Attributes of a comparison with a law that are columns: heading and format."""
 
 
 @with_settings
@@ -69,7 +75,7 @@ def _show(found: dict[str, LevelStatistics], spectra: Spectra) -> None:
     )
     for name, statistics in found.items():
         fifths = zip(statistics.mean_ratio_fifths, statistics.mean_ratio_fifths_error, strict=True)
-        shown = ", ".join(_with_error(value, error) for value, error in fifths)
+        shown = ", ".join(console.with_error(value, error) for value, error in fifths)
         console.show(_laws(statistics, f"cutoff {name}" if len(found) > 1 else None))
         console.show(f"⟨r̃⟩ by fifths, lowest levels first: {shown}")
         text = statistics.conclusion
@@ -86,25 +92,19 @@ def _show(found: dict[str, LevelStatistics], spectra: Spectra) -> None:
 def _laws(found: LevelStatistics, title: str | None) -> Any:
     from hessrmt.levels.analysis import SHORT
 
-    def p(value: float | None) -> str:
-        smallest = 1 / (1 + found.surrogates)
-        if value is None:
-            return _NONE
-        return f"≤ {smallest:.1g}" if value <= smallest else f"{value:.2g}"
+    smallest = 1 / (1 + found.surrogates)
 
-    rows = [
-        (
-            SHORT[name],
-            f"{law.mean_ratio:.4f}",
-            console.number(law.sigmas, "+.1f", _NONE),
-            console.number(law.ratio_distance, ".4f", _NONE),
-            p(law.ratio_p_value),
-            console.number(law.spacing_distance, ".4f", _NONE),
-            p(law.spacing_p_value),
-        )
-        for name, law in found.laws.items()
-    ]
-    return console.table(("", "⟨r̃⟩", "σ away", "D(r̃)", "p", "D(s)", "p"), rows, title)
+    def p(value: float | None) -> str:
+        if value is not None and value <= smallest:
+            return f"≤ {smallest:.1g}"
+        return console.number(value, ".2g")
+
+    rows = []
+    for name, law in found.laws.items():
+        *ratios, spacings = console.cells(law, _LAW)
+        rows.append((SHORT[name], *ratios, p(law.ratio_p_value), spacings, p(law.spacing_p_value)))
+    *ratios, spacings = console.headings(_LAW)
+    return console.table(("", *ratios, "p", spacings, "p"), rows, title)
 
 
 def _cutoff_in_words(found: LevelStatistics) -> str:
@@ -118,11 +118,11 @@ def _facts(found: LevelStatistics) -> dict[str, str]:
         "levels used": f"{found.n_levels:,}",
         "discarded (exact zeros)": f"{found.n_discarded:,} ({found.n_zeros:,})",
         "ties, spacings below floor": f"{found.n_ties:,}, {found.n_unresolved:,}",
-        "⟨r̃⟩": _with_error(found.mean_ratio, found.mean_ratio_error),
-        "⟨r̃⟩ of GOE, this density": console.number(found.mean_ratio_density, ".4f", _NONE),
-        "mean unfolded spacing": console.number(found.mean_spacing, ".4f", _NONE),
-        "Brody parameter": _with_error(found.brody, found.brody_error),
-        "share of a 2nd block": _with_error(found.superposition, found.superposition_error),
+        "⟨r̃⟩": console.with_error(found.mean_ratio, found.mean_ratio_error),
+        "⟨r̃⟩ of GOE, this density": console.number(found.mean_ratio_density, ".4f"),
+        "mean unfolded spacing": console.number(found.mean_spacing, ".4f"),
+        "Brody parameter": console.with_error(found.brody, found.brody_error),
+        "share of a 2nd block": console.with_error(found.superposition, found.superposition_error),
     }
 
 
@@ -140,10 +140,6 @@ def _round_off(found: dict[str, LevelStatistics]) -> str:
         "file were found exactly and removed before diagonalising. A file made with --reduce none "
         "shows what the published protocol takes for levels."
     )
-
-
-def _with_error(value: float, error: float) -> str:
-    return console.with_error(value, error, otherwise=_NONE)
 
 
 def _draw(settings: LevelsConfig, spectra: Spectra, file: Path, folder: Path, ending: str) -> None:

@@ -86,7 +86,7 @@ def _show(result: TrainResult) -> None:
         "test": (result.test_loss, result.test_accuracy),
     }
     rows = [
-        (split, f"{loss:.6f}", console.number(accuracy, ".4f", ""))
+        (split, f"{loss:.6f}", console.number(accuracy, ".4f"))
         for split, (loss, accuracy) in splits.items()
         if loss is not None
     ]
