@@ -7,7 +7,7 @@ import fnmatch
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
@@ -240,8 +240,8 @@ class Problem:
     @property
     def theta(self) -> Vector:
         """The trainable parameters as one flat vector (P,), a copy."""
-        found = dict(self.model.named_parameters())
-        return torch.cat([found[name].detach().reshape(-1) for name in self.names])
+        found = map(self.model.get_parameter, self.names)
+        return torch.cat([value.detach().reshape(-1) for value in found])
 
     @property
     def dtype(self) -> torch.dtype:
@@ -678,13 +678,12 @@ class Own:
     def beside(self, problem: Problem) -> Beside | None:
         """What the user's model and a problem's copy of it say of the problem's data.
 
-        Both in the precision and the place of the user's, by the user's form of the loss.
+        Both in the precision and the place of the user's, by the user's form of the loss. The
+        user's model has the parameters and buffers of the copy meanwhile, and no hooks on its
+        gradients; afterwards all of it is as before.
 
         Args:
             problem: Whose parameters are asked for.
-
-        The user's model has the parameters and buffers of the copy meanwhile, and no hooks on its
-        gradients; afterwards all of it is as before.
 
         Returns:
             The losses and the gradients (P,) of the user's model and of the copy. None if the model
@@ -694,58 +693,51 @@ class Own:
         Raises:
             OutOfMemoryError: If the device has no room for it.
         """
-        parameters = dict(self.model.named_parameters())
-        copies = dict(problem.model.named_parameters())
-        shapes, own = ({n: p.shape for n, p in part.items()} for part in (copies, parameters))
-        if shapes != own:
+        parameters, copies = (dict(m.named_parameters()) for m in (self.model, problem.model))
+        if {n: p.shape for n, p in parameters.items()} != {n: p.shape for n, p in copies.items()}:
             return None
         wanted = [parameters[name] for name in problem.names]
         if not all(p.requires_grad and not p.is_inference() for p in wanted):
             return None
         moved = problem.at(self.dtype, wanted[0].device)
-        plain = partial(running, moved.inside, moved.dtype, lift=False)
-        # nothing replaced, or what torch cannot do as it is
-        found = (self._run(moved, wanted, way) for way in (as_written, plain))
-        return next(filter(None, found), None)
-
-    def _run(
-        self, moved: Problem, wanted: list[nn.Parameter], way: Callable[[], Any]
-    ) -> Beside | None:
-        """:meth:`beside` in one way of running both; None if it fails."""
         theta = moved.theta.requires_grad_()
         pieces = moved.unflatten(theta)
-        try:
-            with self._as_copied(moved.model), way():
-                inputs, targets = (partial(map_tensors, x, Tensor.clone) for x in moved.batch.pair)
-                loss = self._loss(called(self.model, inputs()), targets())
-                with moved.reached_everywhere(pieces):
-                    outputs = called(partial(moved.run, pieces), inputs())
-                    again = moved.loss_function(outputs, targets())
-                slopes = [_gradient(loss, wanted), _gradient(again, [theta])]
-        except torch.OutOfMemoryError:
-            raise
-        except Exception:  # as it is given it can't be run: there is nothing to compare with
-            return None
-        if not all(bool(torch.isfinite(part).all()) for part in (loss, *slopes)):
-            return None
-        return float(loss.detach()), float(again.detach()), slopes[0], slopes[1]
+        plain = partial(running, moved.inside, moved.dtype, lift=False)
+        for way in (as_written, plain):  # nothing replaced, or what torch cannot do as it is
+            try:
+                with self._as_copied(moved.model), way():
+                    inputs, targets = (
+                        partial(map_tensors, x, Tensor.clone) for x in moved.batch.pair
+                    )
+                    loss = self._loss(called(self.model, inputs()), targets())
+                    with moved.reached_everywhere(pieces):
+                        outputs = called(partial(moved.run, pieces), inputs())
+                        again = moved.loss_function(outputs, targets())
+                    slopes = [_gradient(loss, wanted), _gradient(again, [theta])]
+            except torch.OutOfMemoryError:
+                raise
+            except Exception:  # as it is given it can't be run: there is nothing to compare with
+                continue
+            if all(bool(torch.isfinite(part).all()) for part in (loss, *slopes)):
+                return float(loss.detach()), float(again.detach()), slopes[0], slopes[1]
+        return None
 
     @contextmanager
     def _as_copied(self, twin: nn.Module) -> Iterator[None]:
         """The user's model in the state of its copy, without hooks on gradients; then as before."""
-        parts = [self.model, *([self._loss] if isinstance(self._loss, nn.Module) else [])]
-        modules = [module for part in parts for module in part.modules()]
-        attributes = [(m, {k: _shallow(v) for k, v in vars(m).items()}) for m in modules]
-        values = {**dict(twin.named_parameters()), **dict(twin.named_buffers())}
-        own = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
-        more = [] if len(parts) == 1 else list(parts[1].buffers())
-        tensors = [(t, t.data) for t in [*own.values(), *more] if not t.is_inference()]
+        loss = [self._loss] if isinstance(self._loss, nn.Module) else []
+        modules = [module for part in (self.model, *loss) for module in part.modules()]
+        held = [x for m in modules for x in (vars(m), *vars(m).values())]
+        contents = [(x, copy.copy(x)) for x in held if type(x) in (dict, list, set)]
+        own, copied = _named_tensors(self.model), _named_tensors(twin)
+        buffers = [buffer for part in loss for buffer in part.buffers()]
+        tensors = [(t, t.data) for t in (*own.values(), *buffers) if not t.is_inference()]
         hooks = [(p, p._backward_hooks) for p in self.model.parameters()]
         try:
             for tensor, data in tensors:
                 tensor.data = data.clone()
             for name, tensor in own.items():
-                value = values.get(name)
+                value = copied.get(name)
                 if value is not None and value.shape == tensor.shape and not tensor.is_inference():
                     tensor.data = value.detach().to(tensor.data)
             for parameter, _ in hooks:
@@ -755,8 +747,9 @@ class Own:
                 module.training = modes.get(name, module.training)
             yield
         finally:
-            for module, before in attributes:
-                _restore(vars(module), before)
+            for container, before in contents:  # in place, since others may hold it too
+                container.clear()
+                (container.extend if isinstance(container, list) else container.update)(before)
             for tensor, data in tensors:
                 tensor.data = data
             for parameter, before in hooks:
@@ -767,23 +760,8 @@ def _near(one: float, other: float, digits: float) -> bool:
     return abs(one - other) <= digits * (1 + abs(one))
 
 
-def _shallow(value: Any) -> Any:
-    return copy.copy(value) if type(value) in (dict, list, set) else value
-
-
-def _restore(attributes: dict[str, Any], before: dict[str, Any]) -> None:
-    """Attributes of a module as they were, containers among them with their former contents."""
-    for name in attributes.keys() - before.keys():
-        del attributes[name]
-    for name, value in before.items():
-        held = attributes.get(name)
-        if type(value) is dict and type(held) is dict:
-            held.clear()
-            held.update(value)
-        elif type(value) is list and type(held) is list:
-            held[:] = value
-        else:
-            attributes[name] = value
+def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 def derivatives(
@@ -844,7 +822,7 @@ def _matching(only: str | re.Pattern[str] | Sequence[str], names: Iterable[str])
 
 
 def _check_finite_parameters(model: nn.Module) -> None:
-    for name, value in [*model.named_parameters(), *model.named_buffers()]:
+    for name, value in _named_tensors(model).items():
         if not value.is_floating_point() and not value.is_complex():
             continue
         # constants may be infinite: masks are
@@ -856,15 +834,11 @@ def _check_finite_parameters(model: nn.Module) -> None:
 
 def _refuse_random_layers(model: nn.Module) -> None:
     for name, module in model.named_modules():
-        if not module.training:
-            continue
+        why = ""
         if isinstance(module, _BatchNorm):
-            raise ProblemError(
-                f"{name or 'the model'} is BatchNorm in training mode: it couples the samples of "
-                "a batch and updates its statistics at every evaluation. Call model.eval() first"
-            )
-        if isinstance(module, _DropoutNd) and module.p > 0:
-            raise ProblemError(
-                f"{name or 'the model'} is Dropout (p = {module.p}) in training mode: the loss is "
-                "random. Call model.eval() first"
-            )
+            why = "BatchNorm in training mode: it couples the samples of a batch and updates its "
+            why += "statistics at every evaluation"
+        elif isinstance(module, _DropoutNd) and module.p > 0:
+            why = f"Dropout (p = {module.p}) in training mode: the loss is random"
+        if why and module.training:
+            raise ProblemError(f"{name or 'the model'} is {why}. Call model.eval() first")
