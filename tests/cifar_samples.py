@@ -68,7 +68,7 @@ def write_batches(folder, name, form="python2"):
     folder.mkdir(parents=True, exist_ok=True)
     key, classes = LABELS[name]
     splits = {}
-    for split, files in formats.CIFAR[name].batches.items():
+    for split, files in formats.SETS[name].batches.items():
         parts = []
         for i, file in enumerate(files):
             seed = 10 * i + (split == "test")

@@ -1,5 +1,6 @@
 """Data sets: where they are found, what they hold, what is refused, and real HTTP downloads."""
 
+import dataclasses
 import hashlib
 import json
 import threading
@@ -17,7 +18,9 @@ from typer.testing import CliRunner
 from hessrmt.cli.data import app
 from hessrmt.errors import DataError
 from hessrmt.problems import data
-from hessrmt.problems.formats import CIFAR
+from hessrmt.problems.formats import SETS
+
+CIFAR = {name: known for name, known in SETS.items() if known.batches}
 
 RNG = np.random.default_rng(0)
 FASHION = Path("/usr/share/datasets/fashion-mnist")
@@ -104,7 +107,7 @@ def test_names_are_found_in_every_place_and_layout(tmp_path, monkeypatch, name, 
     root = data.user_cache() if place == "cache" else tmp_path / "root"
     if place == "environment":
         monkeypatch.setenv("HESSRMT_DATA", str(root))
-    below = (CIFAR.get(name) or data.IDX_SETS[name]).folder
+    below = SETS[name].folder
     below = {"torchvision": below, "direct": ".", "both": f"{name}/{below}"}.get(layout, name)
     where = put(name, root / below, archive=layout == "packed")
     folder = root if place == "folder" else None
@@ -207,7 +210,7 @@ def test_folder_counts_classes_over_both_splits(tmp_path):
 def test_folder_errors(tmp_path):
     folder = write_set(tmp_path / "set")
     write_idx(folder / "t10k-labels-idx1-ubyte.gz", np.zeros(4))
-    with pytest.raises(DataError, match="5 images but"):
+    with pytest.raises(DataError, match="5 samples but"):
         data.load(str(folder), "test")
     (folder / "train-images-idx3-ubyte.gz").unlink()
     with pytest.raises(DataError, match=r"lacks train-images-idx3-ubyte"):
@@ -373,9 +376,9 @@ def mirror(tmp_path, monkeypatch):
     folder = write_set(tmp_path / "web")
     md5 = {
         file: hashlib.md5((folder / file).read_bytes()).hexdigest()
-        for file in data.SOURCES["mnist"].md5
+        for file in data.SETS["mnist"].md5
     }
-    monkeypatch.setitem(data.SOURCES, "mnist", data.SOURCES["mnist"]._replace(md5=md5))
+    monkeypatch.setitem(data.SETS, "mnist", dataclasses.replace(data.SETS["mnist"], md5=md5))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder)))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
@@ -404,11 +407,11 @@ def test_fetch_then_load(mirror, capfd):
 def test_fetch_goes_on_after_a_dead_mirror_and_a_wrong_file(mirror, tmp_path):
     url, web = mirror
     (web / "stale").mkdir()
-    for file in data.SOURCES["mnist"].md5:
+    for file in data.SETS["mnist"].md5:
         (web / "stale" / file).write_bytes(b"an older file")
     dead = "http://127.0.0.1:1/"
     folder = data.fetch("mnist", progress=False, mirrors=[dead, f"{url}stale", f"{url}none", url])
-    for file in data.SOURCES["mnist"].md5:
+    for file in data.SETS["mnist"].md5:
         assert (folder / file).read_bytes() == (web / file).read_bytes()
 
 
@@ -425,7 +428,6 @@ def test_fetch_refuses_a_wrong_hash(mirror):
 
 
 def test_fetch_without_network_or_name():
-    assert tuple(data.SOURCES) == data.NAMES
     with pytest.raises(DataError, match="Check the network"):
         data.fetch("mnist", progress=False, mirrors=["http://127.0.0.1:1/"])
     with pytest.raises(DataError, match="mnist, fashion-mnist, cifar10, cifar100"):
@@ -436,7 +438,7 @@ def test_fetch_an_archive_then_load(mirror, monkeypatch):
     url, web = mirror
     archive = put("cifar10", web, archive=True)
     md5 = {archive.name: hashlib.md5(archive.read_bytes()).hexdigest()}
-    monkeypatch.setitem(data.SOURCES, "cifar10", data.SOURCES["cifar10"]._replace(md5=md5))
+    monkeypatch.setitem(data.SETS, "cifar10", dataclasses.replace(data.SETS["cifar10"], md5=md5))
     folder = data.fetch("cifar10", progress=False, mirrors=[url])
     assert [path.name for path in folder.iterdir()] == [archive.name]
     assert data.locate("cifar10") == folder / archive.name
@@ -469,8 +471,8 @@ def test_command_list(tmp_path):
 
 
 def test_command_fetch(mirror, monkeypatch):
-    source = data.SOURCES["mnist"]._replace(mirrors=(mirror[0],))
-    monkeypatch.setitem(data.SOURCES, "mnist", source)
+    source = dataclasses.replace(data.SETS["mnist"], mirrors=(mirror[0],))
+    monkeypatch.setitem(data.SETS, "mnist", source)
     result = CliRunner().invoke(app, ["fetch", "mnist", "--json", "--no-progress"])
     assert json.loads(result.stdout) == {
         "name": "mnist",

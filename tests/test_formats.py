@@ -98,28 +98,13 @@ def test_unreadable_file_is_a_data_error(tmp_path):
 @pytest.mark.parametrize("mark", ["-", "."])
 @pytest.mark.parametrize("end", ["", ".gz"])
 def test_find_knows_the_usual_names(tmp_path, mark, end):
-    names = (f"t10k-images{mark}idx3-ubyte{end}", f"t10k-labels{mark}idx1-ubyte{end}")
-    (tmp_path / names[0]).touch()
-    assert formats.find_idx(tmp_path, "test") is None  # images without labels
-    (tmp_path / names[1]).touch()
-    assert formats.find_idx(tmp_path, "test") == (tmp_path / names[0], tmp_path / names[1])
-    assert formats.find_idx(tmp_path, "train") is None
-
-
-@pytest.mark.parametrize(
-    ("pictures", "labels", "word"),
-    [
-        (IMAGES, np.zeros(4, np.uint8), "3 images but .* 4 labels"),
-        (np.zeros(3, np.uint8), np.zeros(3, np.uint8), "expected images"),  # labels given twice
-        (IMAGES, IMAGES, "expected N integer labels"),
-        (IMAGES, np.zeros(3, np.float32), "expected N integer labels"),
-    ],
-)
-def test_pairs_that_do_not_fit(tmp_path, pictures, labels, word):
-    (tmp_path / "i").write_bytes(idx_bytes(pictures))
-    (tmp_path / "l").write_bytes(idx_bytes(labels))
-    with pytest.raises(DataError, match=word):
-        formats.read_idx_pair(tmp_path / "i", tmp_path / "l")
+    images, labels = (
+        tmp_path / f"t10k-{n}{mark}idx{d}-ubyte{end}" for n, d in (("images", 3), ("labels", 1))
+    )
+    images.touch()
+    assert formats.find_idx(tmp_path) == {}  # images without labels
+    labels.touch()
+    assert formats.find_idx(tmp_path) == {"test": (images, labels)}
 
 
 # CIFAR
@@ -131,20 +116,18 @@ def assert_is(found, expected):
         assert values.dtype == kind
 
 
-@pytest.mark.parametrize("name", formats.CIFAR)
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("mode", [None, "w:gz", "w"])
 def test_round_trip_of_every_form(tmp_path, name, form, mode):
-    known = formats.CIFAR[name]
+    known = formats.SETS[name]
     source = tmp_path / "mine"
     splits = write_batches(source, name, form)
-    assert formats.recognise_cifar(source) == name
     if mode:
         source = pack(tmp_path / known.archive, source, known.folder, mode)
-        assert formats.recognise_cifar(source) == name
     before = sorted(tmp_path.rglob("*"))
     for split, expected in splits.items():
-        assert_is(formats.read_cifar(name, source, split), expected)
+        assert_is(formats.read_cifar(known, source, split), expected)
     loaded = data.load(str(source))
     assert (loaded.name, loaded.split, loaded.classes) == (source.name, "test", known.classes)
     assert known.title in loaded.origin
@@ -248,7 +231,7 @@ def test_cifar100_has_a_hundred_classes(tmp_path):
 
 
 def test_files_and_archives_are_bounded(tmp_path, monkeypatch):
-    known = formats.CIFAR["cifar100"]
+    known = formats.SETS["cifar100"]
     write_batches(tmp_path / "made", "cifar100")
     (tmp_path / "made" / "zeros").write_bytes(bytes(3 << 20))
     archive = pack(tmp_path / known.archive, tmp_path / "made", known.folder)
@@ -265,7 +248,7 @@ def test_files_and_archives_are_bounded(tmp_path, monkeypatch):
 
 
 def test_damaged_archives_are_refused(tmp_path):
-    known = formats.CIFAR["cifar10"]
+    known = formats.SETS["cifar10"]
     splits = write_batches(tmp_path / "made", "cifar10")
     path = pack(tmp_path / known.archive, tmp_path / "made", known.folder)
     whole = path.read_bytes()
@@ -279,7 +262,7 @@ def test_damaged_archives_are_refused(tmp_path):
         raw[position] ^= 0xFF
         path.write_bytes(raw)
         try:
-            found = formats.read_cifar("cifar10", path, "test")
+            found = formats.read_cifar(known, path, "test")
         except DataError:
             refused += 1
         else:  # gzip's header, such as a date
@@ -401,7 +384,7 @@ def test_truncated_and_damaged_batches_never_escape_as_another_error(form):
             raw = bytearray(whole)
             raw[position] ^= flip
             try:
-                formats._batch(formats.CIFAR["cifar10"], bytes(raw), "damaged")
+                formats._batch(formats.SETS["cifar10"], bytes(raw), "damaged")
             except DataError:
                 refused += 1
     assert refused > len(positions) // 6
@@ -411,7 +394,7 @@ def test_memory_is_bounded(monkeypatch):
     shape = b"\x80\x02" + python2(images(1), [1], "labels")[2:].replace(
         struct.pack("<i", 3072) + b"\x86", struct.pack("<i", 2**31 - 1) + b"\x86"
     )
-    with pytest.raises(DataError, match="2147483647 bytes, but 3072 bytes of values"):
+    with pytest.raises(DataError, match=r"damaged pickle.*2147483647"):
         unpickled(shape)
     for announced in (b"\x8e", b"\x96"):  # more bytes than there are
         with pytest.raises(DataError, match="damaged pickle"):

@@ -8,6 +8,7 @@ import io
 import pickle
 import re
 import warnings
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import safetensors
@@ -19,7 +20,7 @@ from hessrmt.errors import ProblemError
 from hessrmt.files import new_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
     from pathlib import Path
 
 ValueT = TypeVar("ValueT")
@@ -63,11 +64,13 @@ def load_state(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def read(path: Path) -> Any:
+def read(path: Path, *, mapped: bool = False) -> Any:
     """Content of a checkpoint file as it was saved, tensors on the CPU; executes nothing in it.
 
     Args:
         path: ``.pt``, ``.pth`` or ``.safetensors`` file.
+        mapped: Whether tensors of a ``.pt`` or ``.pth`` file stay in the file until their values
+            are used; torch's older format doesn't allow that.
 
     Returns:
         The saved object: tensors in containers of plain Python types.
@@ -89,7 +92,7 @@ def read(path: Path) -> Any:
             return load_file(path, device="cpu")
         with warnings.catch_warnings():  # torch's remarks on foreign files; ours are errors
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # a foreign file makes torch.load raise almost anything
         raise ProblemError(_why_unreadable(path, error)) from error
 
@@ -114,7 +117,7 @@ def apply_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
             if name in state and state[name].shape != value.shape
         ],
     }
-    faults = [f"{what}: {_listed(names)}" for what, names in found.items() if names]
+    faults = [f"{what}: {listed(names)}" for what, names in found.items() if names]
     if faults:
         raise ProblemError(
             f"the checkpoint does not fit the model ({type(model).__name__}): "
@@ -172,6 +175,19 @@ def save_atomic(obj: object, path: Path) -> None:
         draft.write_bytes(buffer.getbuffer())
 
 
+def innermost(content: Any) -> Any:
+    """The state dict inside a checkpoint, by :data:`NESTED_UNDER`; else the whole of it.
+
+    Args:
+        content: The saved object.
+
+    Returns:
+        A mapping, if there is one.
+    """
+    inner = map(content.get, NESTED_UNDER) if isinstance(content, Mapping) else ()
+    return next((state for state in inner if isinstance(state, Mapping)), content)
+
+
 def tensors(content: Any, path: Path) -> dict[str, Tensor]:
     """The state dict in what :func:`read` found.
 
@@ -185,10 +201,8 @@ def tensors(content: Any, path: Path) -> dict[str, Tensor]:
     Raises:
         ProblemError: If there is none, or it holds no tensors.
     """
-    if isinstance(content, dict):
-        inner = (content.get(key) for key in NESTED_UNDER)
-        content = next((state for state in inner if isinstance(state, dict)), content)
-    if not isinstance(content, dict):
+    content = innermost(content)
+    if not isinstance(content, Mapping):
         raise ProblemError(
             f"{path} holds no state dict but a {type(content).__name__}; "
             "save one with torch.save(model.state_dict(), path)"
@@ -196,7 +210,7 @@ def tensors(content: Any, path: Path) -> dict[str, Tensor]:
     found = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
     if not found:
         raise ProblemError(
-            f"{path} holds no tensors (its keys: {_listed(map(str, content)) or 'none'}); expected "
+            f"{path} holds no tensors (its keys: {listed(map(str, content)) or 'none'}); expected "
             f"a state dict, at the top or under {', '.join(map(repr, NESTED_UNDER))}"
         )
     return found
@@ -248,7 +262,8 @@ def _why_unreadable(path: Path, error: Exception) -> str:
     )
 
 
-def _listed(names: Iterable[str]) -> str:
+def listed(names: Iterable[str]) -> str:
+    """The first of some names, and how many more there are."""
     names = list(names)
     rest = len(names) - _LISTED
     return ", ".join(names[:_LISTED]) + (f" and {rest} more" if rest > 0 else "")

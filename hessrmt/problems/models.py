@@ -308,11 +308,13 @@ def from_factory(spec: str, **offered: object) -> nn.Module:
     if not callable(factory):
         raise ProblemError(f"{spec!r} is not callable; a factory returns a torch.nn.Module")
     wanted = inspect.signature(factory).parameters
+    given = {name: value for name, value in offered.items() if name in wanted}
     try:
-        model = factory(**{name: value for name, value in offered.items() if name in wanted})
+        model = factory(**given)
     except Exception as error:
+        how = f"with {' and '.join(given)}" if given else "without arguments"
         raise ProblemError(
-            f"the factory {spec!r} failed with {type(error).__name__}: {error}"
+            f"the factory {spec!r}, called {how}, failed with {type(error).__name__}: {error}"
         ) from error
     if not isinstance(model, nn.Module):
         raise ProblemError(
