@@ -372,20 +372,20 @@ def _checked(
 
 
 def _features(x: np.ndarray, label: str) -> np.ndarray:
-    _require_numbers(x, label, "x")
+    x = _numbers(x, label, "x")
     if x.dtype == np.uint8:
         if x.ndim == 3:
             return x[:, None]
         # (N, height, width, channels), as Keras stores CIFAR-10
         last = x.ndim == 4 and x.shape[3] in {1, 3, 4} and x.shape[1] not in {1, 3, 4}
         return np.ascontiguousarray(np.moveaxis(x, 3, 1)) if last else x
-    return x.astype(np.int64) if x.dtype.kind in "iu" else _floats(x, label, "x")
+    return x if x.dtype.kind == "f" else x.astype(np.float64 if x.dtype == bool else np.int64)
 
 
 def _targets(y: np.ndarray, label: str) -> np.ndarray:
-    _require_numbers(y, label, "y")
+    y = _numbers(y, label, "y")
     if y.dtype.kind == "f":
-        return _floats(y, label, "y")
+        return y
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
     if y.ndim != 1:
@@ -402,16 +402,15 @@ def _targets(y: np.ndarray, label: str) -> np.ndarray:
     return y.astype(np.int64)
 
 
-def _require_numbers(values: np.ndarray, label: str, key: str) -> None:
+def _numbers(values: np.ndarray, label: str, key: str) -> np.ndarray:
     if values.dtype.kind not in "biuf" or values.ndim < 1:
         raise DataError(
             f"{label}: {key} has dtype {values.dtype} and shape {values.shape}; expected numbers "
             "(N, ...)."
         )
-
-
-def _floats(values: np.ndarray, label: str, key: str) -> np.ndarray:
-    if values.dtype.kind != "f" or values.dtype.itemsize > 8:
+    if values.dtype.kind != "f":
+        return values
+    if values.dtype.itemsize > 8:
         values = values.astype(np.float64)
     bad = ~np.isfinite(values)
     if bad.any():

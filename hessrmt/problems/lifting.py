@@ -193,8 +193,15 @@ def running(
             function, arguments = _spelled_out(function, arguments)
         kinds = [a for a in arguments if type(a) is torch.dtype]
         kind = kinds[-1] if kinds else keywords.get("dtype")
-        if kind in _WIDE and function not in _BITS:
-            return lifted(function, arguments, keywords, kind)
+        if kind in _WIDE and function not in _BITS:  # asked for a narrow type, asked for the wide
+            source = arguments[0] if arguments and isinstance(arguments[0], Tensor) else None
+            if source is None or source.is_floating_point() or source.is_complex():
+                inside.lifted.add(kind)
+            widen = lambda a: _WIDE.get(a, a) if type(a) is torch.dtype else a  # noqa: E731
+            found = function(*map(widen, arguments), **{k: widen(v) for k, v in keywords.items()})
+            # a cast that in the model's own precision makes a new tensor makes one here, too: the
+            # model may go on to work on it in place
+            return found.clone() if found is source and kind != inside.own else found
         try:
             return function(*arguments, **keywords)
         except RuntimeError:
@@ -203,27 +210,14 @@ def running(
                 raise
         return function(*widened[0], **widened[1])
 
-    def lifted(function: Any, arguments: Any, keywords: Any, kind: torch.dtype) -> Any:
-        """Asked for a narrow type, asked for the wide one."""
-        source = arguments[0] if arguments and isinstance(arguments[0], Tensor) else None
-        if source is None or source.is_floating_point() or source.is_complex():
-            inside.lifted.add(kind)
-        widen = lambda a: _WIDE.get(a, a) if type(a) is torch.dtype else a  # noqa: E731
-        found = function(*map(widen, arguments), **{k: widen(v) for k, v in keywords.items()})
-        # a cast that in the model's own precision makes a new tensor makes one here, too: the
-        # model may go on to work on it in place
-        return found.clone() if found is source and kind != inside.own else found
-
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    if lift:
-        torch.set_default_dtype(torch.float64)
+    torch.set_default_dtype(torch.float64 if lift else default)
     try:
         with as_written(), Intercepting(operation):
             yield
     finally:
-        if lift:
-            torch.set_default_dtype(default)
+        torch.set_default_dtype(default)
         torch.backends.mha.set_fastpath_enabled(fastpath)
 
 

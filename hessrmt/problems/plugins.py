@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from hessrmt.errors import ProblemError
@@ -38,13 +39,11 @@ def load_object(spec: str) -> Any:
     if not path.is_file():
         raise ProblemError(f"{spec!r}: there is no file {file}")
     module_name = f"_hessrmt_user_{path.stem}"
-    module_spec = importlib.util.spec_from_file_location(module_name, path)
-    if module_spec is None or module_spec.loader is None:
-        raise ProblemError(f"{spec!r}: {file} cannot be loaded as a Python module")
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules[module_name] = module
+    loader = SourceFileLoader(module_name, str(path))
+    module = sys.modules[module_name] = ModuleType(module_name)
+    module.__file__ = str(path)
     try:
-        module_spec.loader.exec_module(module)
+        loader.exec_module(module)
     except Exception as error:
         raise ProblemError(
             f"{spec!r}: running {file} failed with {type(error).__name__}: {error}"

@@ -192,12 +192,12 @@ class Problem:
             for kind, parameter in module._parameters.items()
             if id(parameter) in owner
         }
-        padded = {
-            id(module.weight)
+        self._padded = {
+            owner[id(module.weight)]
             for module in self.model.modules()
             if isinstance(module, nn.Embedding) and module.padding_idx is not None
+            if id(module.weight) in owner
         }
-        self._padded = [name for name, p in trainable.items() if id(p) in padded]
         self._shapes = [p.shape for p in trainable.values()]
         self._sizes = [p.numel() for p in trainable.values()]
         self.dimension = sum(self._sizes)
@@ -467,14 +467,18 @@ class Problem:
         """
         return self.loss_with(self.unflatten(theta))
 
-    def loss_with(self, parameters: dict[str, Tensor]) -> Tensor:
+    def loss_with(self, parameters: dict[str, Tensor], *, check: bool = False) -> Tensor:
         """The scalar mean loss of the batch at named trainable parameters.
+
+        Args:
+            parameters: Name to tensor.
+            check: Whether to look at the values of class labels.
 
         Returns:
             A scalar tensor.
         """
         with self.reached_everywhere(parameters):
-            return self.loss_of_outputs(self.call(parameters))
+            return self.loss_of_outputs(self.call(parameters), check=check)
 
     @ordinary_mode()
     def evaluate(self, *, compare: bool = True) -> tuple[float, float]:
@@ -500,9 +504,7 @@ class Problem:
         with _explained(Exception, "evaluating the loss failed", HessrmtError):
             inside = replace(self.inside, keeps_data=True)
             trial = self._twin(batch=self.batch.map(Tensor.clone), inside=inside)
-            pieces = self.unflatten(theta)
-            with trial.reached_everywhere(pieces):
-                loss = trial.loss_of_outputs(trial.call(pieces), check=True)
+            loss = trial.loss_with(self.unflatten(theta), check=True)
             pairs = zip(trial.batch.tensors(), self.batch.tensors(), strict=True)
             left = all(a.layout != torch.strided or torch.equal(a, b) for a, b in pairs)
             self.inside.keeps_data = left and self.inside.keeps_data is not False
