@@ -298,33 +298,24 @@ def read_cifar(known: Published, source: Path, split: str) -> tuple[np.ndarray, 
     Raises:
         DataError: If a batch is missing, damaged, or does not hold what it should.
     """
-    if not os.path.isdir(source):
-        contents = _from_archive(known, source, split)
-    elif missing := " and ".join(known.missing(source)):
+    missing = " and ".join(known.missing(source))
+    if os.path.isdir(source) and missing:
         raise DataError(
             f"the folder {source} lacks {missing}; expected the batches of {known.title} "
             f"({', '.join(known.files)}). Unpack {known.archive} again, or put the archive itself "
             "there."
         )
-    else:
-        contents = {str(source / file): _bytes(source / file) for file in known.batches[split]}
+    contents = (_from_folder if os.path.isdir(source) else _from_archive)(known, source, split)
     x, y = zip(*(_batch(known, raw, file) for file, raw in contents.items()), strict=True)
     return np.concatenate(x), np.concatenate(y)
 
 
-def _bytes(path: Path) -> bytes:
-    with _reading(path, "file"), path.open("rb") as file:
-        raw = file.read(LARGEST_PICKLE + 1)
-    _refuse_large(len(raw), str(path))
-    return raw
-
-
-def _refuse_large(size: int, source: str) -> None:
-    if size > LARGEST_PICKLE:
-        raise DataError(
-            f"{source} is larger than {LARGEST_PICKLE >> 20} MiB, which no file of a CIFAR set is. "
-            "Download it again."
-        )
+def _from_folder(known: Published, folder: Path, split: str) -> dict[str, bytes]:
+    found: dict[str, bytes] = {}
+    for path in (folder / file for file in known.batches[split]):
+        with _reading(path, "file"), path.open("rb") as file:
+            found[str(path)] = file.read(LARGEST_PICKLE + 1)
+    return found
 
 
 def _from_archive(known: Published, path: Path, split: str) -> dict[str, bytes]:
@@ -344,7 +335,6 @@ def _from_archive(known: Published, path: Path, split: str) -> dict[str, bytes]:
         with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
             for member in archive:
                 if member.name in wanted and member.isreg():
-                    _refuse_large(member.size, f"{member.name} in {path}")
                     found[member.name] = cast("IO[bytes]", archive.extractfile(member)).read()
     if missing := " and ".join(name for name in wanted if name not in found):
         raise DataError(
@@ -456,7 +446,11 @@ def read_pickle(raw: bytes, source: str, arrays: tuple[str, ...]) -> dict[str, A
     Raises:
         DataError: If it is damaged, too large, no dictionary, or asks for anything else.
     """
-    _refuse_large(len(raw), source)
+    if len(raw) > LARGEST_PICKLE:
+        raise DataError(
+            f"{source} is larger than {LARGEST_PICKLE >> 20} MiB, which no file of a CIFAR set is. "
+            "Download it again."
+        )
     try:
         for count, (opcode, *_) in enumerate(pickletools.genops(raw)):
             if opcode.name in _REFUSED:
