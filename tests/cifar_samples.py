@@ -8,13 +8,11 @@ import numpy as np
 
 from hessrmt.problems import formats
 
-LABELS = {"cifar10": ("labels", 10), "cifar100": ("fine_labels", 100)}
-PYTHON3 = ["bytes-2", "str-2", "str-3", "str-4", "str-5"]
-FORMS = ["python2", *PYTHON3]
+FORMS = ["python2", "bytes-2", "str-2", "str-3", "str-4", "str-5"]
 
 
-def images(samples, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (samples, 3072), np.uint8)
+def images(samples):
+    return np.random.default_rng(0).integers(0, 256, (samples, 3072), np.uint8)
 
 
 def python2(x, y, key):
@@ -66,17 +64,16 @@ def batch(form, x, y, key):
 def write_batches(folder, name, form="python2"):
     """All batches of a small set: 7 samples each; returns what the two splits hold."""
     folder.mkdir(parents=True, exist_ok=True)
-    key, classes = LABELS[name]
+    known = formats.SETS[name]
     splits = {}
-    for split, files in formats.SETS[name].batches.items():
-        parts = []
-        for i, file in enumerate(files):
-            seed = 10 * i + (split == "test")
-            x = images(7, seed)
-            y = np.random.default_rng(seed).integers(0, classes, 7)
-            (folder / file).write_bytes(batch(form, x, y, key))
-            parts.append((x.reshape(7, 3, 32, 32), y))
-        splits[split] = tuple(np.concatenate(part) for part in zip(*parts, strict=True))
+    for split, files in known.batches.items():
+        draw = np.random.default_rng(split == "test")
+        x = draw.integers(0, 256, (7 * len(files), 3072), np.uint8)
+        y = draw.integers(0, known.classes, len(x))
+        for file, part in zip(files, range(0, len(x), 7), strict=True):
+            rows = slice(part, part + 7)
+            (folder / file).write_bytes(batch(form, x[rows], y[rows], known.key))
+        splits[split] = x.reshape(-1, 3, 32, 32), y
     return splits
 
 

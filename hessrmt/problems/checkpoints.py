@@ -151,15 +151,9 @@ def sha256(path: Path) -> str:
 
     Returns:
         64 hexadecimal digits.
-
-    Raises:
-        ProblemError: If the file cannot be read.
     """
-    try:
-        with path.open("rb") as handle:
-            return hashlib.file_digest(handle, "sha256").hexdigest()
-    except OSError as error:
-        raise ProblemError(f"cannot read {path}: {error.strerror}") from error
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def save_atomic(obj: object, path: Path) -> None:
