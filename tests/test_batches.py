@@ -58,15 +58,8 @@ def test_data_of_every_kind_are_the_same_samples(kind):
 
 
 def test_what_is_no_data():
-    for data in (
-        X,
-        "mnist",
-        (X, Y, Y),
-        [],
-        [(X, Y), (X, Y)],
-        {"input": X},
-        {"labels": Y, "y": Y, "input": X},
-    ):
+    several = {"labels": Y, "y": Y, "input": X}
+    for data in (X, "mnist", (X, Y, Y), [], [(X, Y), (X, Y)], {"input": X}, several):
         with pytest.raises(DataError):
             hr.Problem(net(), "cross-entropy", data)
     with pytest.raises(DataError, match="reads them one by one"):
@@ -93,16 +86,16 @@ class Masked(Graph):
         return self.last(torch.tanh(self.first((weights * x[:, None]).sum(-1))))
 
 
+class Scaled(Graph):
+    def forward(self, x, scale):
+        return self.last(torch.tanh(scale * self.first(x)))
+
+
 GENERATOR = torch.Generator().manual_seed(1)
 EDGES = torch.randint(0, 6, (2, 11), generator=GENERATOR)
 SQUARE = torch.randint(0, 6, (6, 11), generator=GENERATOR)  # as long as the batch by accident
 MASK = torch.full((5, 5), -torch.inf, dtype=torch.float64).triu(1)
 SCALE = torch.tensor(0.5, dtype=torch.float64)
-
-
-class Scaled(Graph):
-    def forward(self, x, scale):
-        return self.last(torch.tanh(scale * self.first(x)))
 
 
 @pytest.mark.parametrize(
@@ -152,8 +145,7 @@ def test_tensors_of_any_object_can_be_replaced():
     held = Held(tensors[0], {"a": [tensors[1], None], "b": (tensors[2], tensors[0])})
     assert [id(t) for t in tensors_of(held)] == [id(t) for t in tensors]
     twice = map_tensors(held, lambda t: 2 * t)
-    assert isinstance(twice, Held)
-    assert twice.number == 3
+    assert (type(twice), twice.number) == (Held, 3)
     assert torch.equal(twice.first, torch.full((2,), 2.0))
     assert twice.rest["b"][1] is twice.first
     assert twice.rest["a"][0].requires_grad

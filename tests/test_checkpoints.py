@@ -146,7 +146,7 @@ def test_mismatch_names_every_entry_and_leaves_the_model_alone(model):
     [
         (OSError(errno.ENOSPC, "No space left"), WriteError, "No space left.*untouched"),
         (OSError(errno.EACCES, "Permission denied"), StoreError, "Permission denied"),
-        (KeyboardInterrupt(), KeyboardInterrupt, ""),
+        (KeyboardInterrupt(), KeyboardInterrupt, None),
     ],
 )
 def test_a_failed_write_leaves_the_old_checkpoint(
