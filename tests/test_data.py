@@ -172,7 +172,7 @@ def test_missing_set_names_places_and_remedies(tmp_path, monkeypatch, name, reme
         ("file.npz", None, "no file or folder file.npz"),
         ("cifar-10-python.tar.gz", None, "unknown data set"),
         ("", None, "IDX files"),
-        ("mnist", "validation", "'validation'.*train or test"),
+        ("mnist", "validation", "'validation'.*train, test"),
     ],
 )
 def test_unknown_data_lists_what_is_valid(spec, split, words, tmp_path, monkeypatch):

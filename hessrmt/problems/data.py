@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from hessrmt import rng
+from hessrmt.checks import one_of
 from hessrmt.errors import DataError
 from hessrmt.problems import formats
 from hessrmt.problems.formats import NPZ_KEYS, SETS, SPLITS, Published
@@ -178,8 +179,7 @@ def fetch(name: str, progress: bool = True, mirrors: Sequence[str] | None = None
     """
     from pooch import HTTPDownloader, retrieve
 
-    if name not in SETS:
-        raise DataError(f"no data set {name!r} to download; known: {', '.join(NAMES)}.")
+    one_of("data set", name, NAMES)
     source, folder = SETS[name], user_cache() / name
     for file, md5 in source.md5.items():
         failures = []
@@ -220,8 +220,7 @@ def load(spec: str, split: str | None = None, folder: Path | None = None) -> Dat
     Raises:
         DataError: If the data are not there, not readable, or hold values that cannot be used.
     """
-    if split not in {*SPLITS, None}:
-        raise DataError(f"no split {split!r}: expected train or test, or none for the default.")
+    one_of("split", split, (*SPLITS, None))
     if spec in NAMES:
         return _registered(spec, split or "test", folder)
     path = Path(os.path.expanduser(spec))

@@ -34,7 +34,7 @@ from torch import nn
 
 from hessrmt import rng
 from hessrmt.errors import ProblemError
-from hessrmt.problems.plugins import is_plugin, load_object
+from hessrmt.problems.plugins import explained, is_plugin, load_object
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -309,13 +309,9 @@ def from_factory(spec: str, **offered: object) -> nn.Module:
         raise ProblemError(f"{spec!r} is not callable; a factory returns a torch.nn.Module")
     wanted = inspect.signature(factory).parameters
     given = {name: value for name, value in offered.items() if name in wanted}
-    try:
+    how = f"with {' and '.join(given)}" if given else "without arguments"
+    with explained(Exception, f"the factory {spec!r}, called {how}, failed", ()):
         model = factory(**given)
-    except Exception as error:
-        how = f"with {' and '.join(given)}" if given else "without arguments"
-        raise ProblemError(
-            f"the factory {spec!r}, called {how}, failed with {type(error).__name__}: {error}"
-        ) from error
     if not isinstance(model, nn.Module):
         raise ProblemError(
             f"the factory {spec!r} returned {type(model).__name__}, not a torch.nn.Module"

@@ -27,6 +27,7 @@ from hessrmt.problems.batches import Batch, Intercepting, join, map_tensors, rea
 from hessrmt.problems.equivalents import cross_entropy
 from hessrmt.problems.lifting import Inside, as_written, called, require_wide, running
 from hessrmt.problems.losses import Loss, penalised, resolve
+from hessrmt.problems.plugins import explained
 from hessrmt.problems.structure import Structure, reached, structure_of
 
 if TYPE_CHECKING:
@@ -37,18 +38,6 @@ _FEWEST_DIGITS = 2.0**-6
 
 _EVALUATION_ULPS = 64
 """Two evaluations may differ by so many ulps (summation order); randomness differs by far more."""
-
-
-@contextmanager
-def _explained(kinds: Any, why: str, passing: Any = (torch.OutOfMemoryError, HessrmtError)):
-    """Errors of torch or of the user's code as errors of ours."""
-    try:
-        yield
-    except passing:
-        raise
-    except kinds as error:
-        said = (str(error).strip().splitlines() or [""])[0]
-        raise ProblemError(f"{why}: {type(error).__name__}: {said}") from error
 
 
 @contextmanager
@@ -63,7 +52,7 @@ def ordinary_mode() -> Iterator[None]:
         None.
     """
     with (
-        _explained(RuntimeError, "torch cannot differentiate this loss as it must be"),
+        explained(RuntimeError, "torch cannot differentiate this loss as it must be"),
         torch.inference_mode(mode=False),
         torch.enable_grad(),
         torch.autocast("cpu", enabled=False),
@@ -79,7 +68,7 @@ def of_parts() -> Any:
         A context in which every error but ours, and but that a device has no room, is a
         ProblemError.
     """
-    return _explained(Exception, "the network or the loss cannot be run on a part of the data")
+    return explained(Exception, "the network or the loss cannot be run on a part of the data")
 
 
 def find_structure(problem: Problem, *, of_loss: bool = True) -> Structure:
@@ -153,7 +142,7 @@ class Problem:
             raise ProblemError(f"the model is a {type(model).__name__}, not a torch.nn.Module")
         self.batch = read_data(data)
         uncopied = "the model cannot be copied, since it holds something that cannot"
-        with _explained((RuntimeError, TypeError), uncopied, ()):
+        with explained((RuntimeError, TypeError), uncopied, ()):
             self.model = _copied_module(model)
         self.loss_name = loss if isinstance(loss, str) else getattr(loss, "__name__", repr(loss))
         own_loss = self.loss_function = resolve(loss)
@@ -501,7 +490,7 @@ class Problem:
         # before the copy has been run: it may keep what it makes
         beside = self.own.beside(self) if compare else None
         theta = self.theta.requires_grad_()
-        with _explained(Exception, "evaluating the loss failed", HessrmtError):
+        with explained(Exception, "evaluating the loss failed", HessrmtError):
             inside = replace(self.inside, keeps_data=True)
             trial = self._twin(batch=self.batch.map(Tensor.clone), inside=inside)
             loss = trial.loss_with(self.unflatten(theta), check=True)
