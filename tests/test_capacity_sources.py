@@ -1,7 +1,6 @@
 """Networks on disk and in memory: the matrices of their layers, whatever they are stored as."""
 
 import json
-import os
 import subprocess
 import sys
 import zipfile
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from file_samples import Planted
 from safetensors.torch import save_file
 from torch import nn
 
@@ -246,14 +246,11 @@ def test_damaged_and_foreign_files_are_named(net, tmp_path):
 
 
 def test_a_pickle_with_code_is_not_executed(tmp_path):
-    class Touch:
-        def __reduce__(self):
-            return os.mkdir, (str(tmp_path / "executed"),)
-
-    torch.save({"w": torch.ones(3, 3), "x": Touch()}, tmp_path / "evil.pt")
+    planted = Planted(tmp_path / "executed")
+    torch.save({"w": torch.ones(3, 3), "x": planted}, tmp_path / "evil.pt")
     with pytest.raises(ProblemError, match="nothing in it was executed"):
         open_source(tmp_path / "evil.pt")
-    np.savez(tmp_path / "evil.npz", w=np.ones((3, 3)), x=np.array([Touch()]))
+    np.savez(tmp_path / "evil.npz", w=np.ones((3, 3)), x=np.array([planted]))
     assert "never executed" in skipped(tmp_path / "evil.npz")["x"]
     assert not (tmp_path / "executed").exists()
 

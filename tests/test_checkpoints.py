@@ -8,6 +8,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from file_samples import Planted
 from safetensors.torch import save_file
 from torch import nn
 
@@ -92,20 +93,12 @@ def test_truncated_checkpoint(model, tmp_path, way, part):
         checkpoints.load_state(path)
 
 
-class Hostile:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
-
-
 def test_hostile_pickle_is_refused_and_not_executed(tmp_path):
     trap, path = tmp_path / "trap", tmp_path / "c.pt"
-    torch.save({"weight": torch.ones(2), "x": Hostile(trap)}, path)
+    torch.save({"weight": torch.ones(2), "x": Planted(trap)}, path)
     with pytest.raises(ProblemError, match=r"pickled Python objects \(posix\.mkdir\)"):
         checkpoints.load_state(path)
-    path.write_bytes(pickle.dumps({"x": Hostile(trap)}))
+    path.write_bytes(pickle.dumps({"x": Planted(trap)}))
     with pytest.raises(ProblemError, match="nothing in it was executed"):
         checkpoints.load_state(path)
     assert not trap.exists()

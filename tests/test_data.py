@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cifar_samples import pack, write_batches
+from file_samples import not_refused, pack, write_batches
 from samples import write_idx, write_set
 from typer.testing import CliRunner
 
@@ -335,19 +335,17 @@ def test_files_that_are_not_npz(tmp_path):
 
 def test_damaged_npz_never_escapes_as_another_error(tmp_path):
     whole = Path(savez(tmp_path / "a.npz", x=X, y=Y)).read_bytes()
-    clean = data.load(str(tmp_path / "a.npz"))
-    path = tmp_path / "damaged.npz"
-    refused = 0
-    for position in range(0, len(whole), 3):
-        path.write_bytes(whole[:position] + bytes([whole[position] ^ 0xFF]) + whole[position + 1 :])
-        try:
-            loaded = data.load(str(path))
-        except DataError:
-            refused += 1
-        else:  # bytes that carry nothing, such as a date
-            np.testing.assert_array_equal(loaded.x, clean.x)
-            np.testing.assert_array_equal(loaded.y, clean.y)
-    assert refused > len(whole) // 6
+    clean, path = data.load(str(tmp_path / "a.npz")), tmp_path / "damaged.npz"
+
+    def load(raw):
+        path.write_bytes(raw)
+        return data.load(str(path))
+
+    left = not_refused(load, whole, range(0, len(whole), 3))
+    assert len(left) < len(whole) // 6
+    for loaded in left.values():  # bytes that carry nothing, such as a date
+        np.testing.assert_array_equal(loaded.x, clean.x)
+        np.testing.assert_array_equal(loaded.y, clean.y)
 
 
 # Downloads
@@ -409,14 +407,10 @@ def test_fetch_refuses_a_wrong_hash(mirror):
         file.write(b"!")
     with pytest.raises(DataError, match="published hash") as error:
         data.fetch("mnist", progress=False, mirrors=["http://127.0.0.1:1/", url])
-    for part in (
-        "127.0.0.1:1/",
-        "t10k-labels-idx1-ubyte.gz",
-        str(data.user_cache() / "mnist"),
-        "HESSRMT_DATA",
-    ):
+    wrong = data.user_cache() / "mnist" / "t10k-labels-idx1-ubyte.gz"
+    for part in ("127.0.0.1:1/", wrong.name, str(wrong.parent), "HESSRMT_DATA"):
         assert part in str(error.value)
-    assert not (data.user_cache() / "mnist" / "t10k-labels-idx1-ubyte.gz").exists()
+    assert not wrong.exists()
     assert data.load("mnist").embedded  # three files of four are no set
     with pytest.raises(DataError, match="mnist, fashion-mnist, cifar10, cifar100"):
         data.fetch("imagenet")

@@ -117,7 +117,7 @@ class WeightTensor:
         Raises:
             DataError: If the layer is skipped.
         """
-        if self._origin is None:
+        if self.skipped or self._origin is None:
             raise DataError(self.skipped or "there is nothing to read")
         reader, name, cut = self._origin
         return cut.view(reader.read(name)).reshape(len(self.parts), *self.part_shape)
@@ -242,11 +242,13 @@ def _layers(
         elif reason is None:
             cut = split(role, shape, conv)
             reason = too_small(cut, role, shape, min_size)
-        about = (name, role.kind, shape, dtype, reason, role.inferred)
         if reason is None:
             seen[storage] = name
-            about = (*about, cut.parts, cut.shape, cut.pooled, (reader, old, cut))
-        layers.append(WeightTensor(*about))
+        else:
+            cut = Split()
+        about = name, role.kind, shape, dtype, reason, role.inferred
+        origin = reader, old, cut
+        layers.append(WeightTensor(*about, cut.parts, cut.shape, cut.pooled, origin))
     return layers
 
 

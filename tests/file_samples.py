@@ -1,12 +1,38 @@
-"""Small sets in the layout of CIFAR-10 and CIFAR-100, as Python 2 and Python 3 write them."""
+"""Files as others write them: CIFAR of Python 2 and 3, damaged files, pickles with programs."""
 
+import os
 import pickle
 import struct
 import tarfile
 
 import numpy as np
 
+from hessrmt.errors import DataError
 from hessrmt.problems import formats
+
+
+class Planted:
+    """An object whose pickle makes a folder when it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def not_refused(load, whole, positions, flip=0xFF):
+    """Which bytes of a file can be changed without a DataError, and what is then read."""
+    found = {}
+    for position in positions:
+        raw = bytearray(whole)
+        raw[position] ^= flip
+        try:
+            found[position] = load(bytes(raw))
+        except DataError:
+            continue
+    return found
+
 
 FORMS = ["python2", "bytes-2", "str-2", "str-3", "str-4", "str-5"]
 
