@@ -88,7 +88,7 @@ class WeightTensor:
     parts: tuple[str, ...] = ()
     part_shape: Shape = ()
     pooled: bool = False
-    _origin: tuple[Reader, str, Split] | None = field(default=None, repr=False, compare=False)
+    _origin: tuple[Reader, str, Split] = field(repr=False, compare=False, kw_only=True)
 
     def load(self) -> Float64[np.ndarray, "parts rows columns"]:
         """Read the weights and cut them into the matrices whose spectra are meant.
@@ -117,8 +117,8 @@ class WeightTensor:
         Raises:
             DataError: If the layer is skipped.
         """
-        if self.skipped or self._origin is None:
-            raise DataError(self.skipped or "there is nothing to read")
+        if self.skipped:
+            raise DataError(self.skipped)
         reader, name, cut = self._origin
         return cut.view(reader.read(name)).reshape(len(self.parts), *self.part_shape)
 
@@ -247,8 +247,8 @@ def _layers(
         else:
             cut = Split()
         about = name, role.kind, shape, dtype, reason, role.inferred
-        origin = reader, old, cut
-        layers.append(WeightTensor(*about, cut.parts, cut.shape, cut.pooled, origin))
+        where = cut.parts, cut.shape, cut.pooled
+        layers.append(WeightTensor(*about, *where, _origin=(reader, old, cut)))
     return layers
 
 

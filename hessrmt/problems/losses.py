@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from hessrmt.checks import real
 from hessrmt.errors import ProblemError
 from hessrmt.problems.batches import Intercepting
 from hessrmt.problems.plugins import is_plugin, load_object
@@ -59,7 +60,8 @@ def penalised(loss: Loss, model: nn.Module, l2: float) -> Loss:
     Raises:
         ProblemError: If `l2` is not a positive number.
     """
-    real("the l2 penalty", l2, above=0, error=ProblemError)
+    if not isinstance(l2, Real) or not 0 < l2 < math.inf:
+        raise ProblemError(f"the l2 penalty is {l2!r}; it must be a positive number, or 0")
     parameters = [p for p in model.parameters() if p.requires_grad]
 
     def total(outputs: Any, targets: Any) -> Tensor:

@@ -8,7 +8,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -521,24 +521,21 @@ class Problem:
             loss = self.loss(theta)
         if self.dtype == torch.float64:
             require_wide(loss)
-        if not loss.requires_grad and self._changes(value):
-            raise ProblemError(
-                "the loss changes with the parameters, but torch sees no way from them to it: the "
-                "forward pass runs under torch.no_grad(), detaches its result, works on .data "
-                "or goes through NumPy. So it has no derivatives; take that out"
-            )
+        if not loss.requires_grad:
+            draw = rng.torch_generator(0, "other parameters")
+            other = torch.randn(len(theta), generator=draw, dtype=torch.float64)
+            with torch.no_grad():
+                changed = float(self.loss(other.to(theta))) != value
+            if changed:
+                raise ProblemError(
+                    "the loss changes with the parameters, but torch sees no way from them to it: "
+                    "the forward pass runs under torch.no_grad(), detaches its result, works on "
+                    ".data or goes through NumPy. So it has no derivatives; take that out"
+                )
         norm = float(_gradient(loss, [theta]).norm())
         if not math.isfinite(norm):
             raise NonFiniteError(f"the gradient's norm is {norm} at these parameters")
         return value, norm
-
-    def _changes(self, value: float) -> bool:
-        """Whether the loss is another one at other parameters."""
-        theta = self.theta
-        draw = rng.torch_generator(0, "other parameters")
-        other = torch.randn(len(theta), generator=draw, dtype=torch.float64)
-        with torch.no_grad():
-            return float(self.loss(other.to(theta))) != value
 
     def _require_own_loss(self, value: float, found: Beside | None) -> bool:
         """Refuse a copy that is another function than the user's own model and loss.
@@ -716,13 +713,13 @@ class Own:
     @contextmanager
     def _as_copied(self, twin: nn.Module) -> Iterator[None]:
         """The user's model in the state of its copy, without hooks on gradients; then as before."""
-        loss = [self._loss] if isinstance(self._loss, nn.Module) else []
-        modules = [module for part in (self.model, *loss) for module in part.modules()]
+        parts = [part for part in (self.model, self._loss) if isinstance(part, nn.Module)]
+        modules = [module for part in parts for module in part.modules()]
         held = [x for m in modules for x in (vars(m), *vars(m).values())]
         contents = [(x, copy.copy(x)) for x in held if type(x) in (dict, list, set)]
         own, copied = _named_tensors(self.model), _named_tensors(twin)
-        buffers = [buffer for part in loss for buffer in part.buffers()]
-        tensors = [(t, t.data) for t in (*own.values(), *buffers) if not t.is_inference()]
+        written = {id(t): t for part in parts for t in _named_tensors(part).values()}
+        tensors = [(t, t.data) for t in written.values() if not t.is_inference()]
         hooks = [(p, p._backward_hooks) for p in self.model.parameters()]
         try:
             for tensor, data in tensors:
@@ -804,12 +801,9 @@ def _matching(only: str | re.Pattern[str] | Sequence[str], names: Iterable[str])
     if not isinstance(only, str):
         return set().union(*(_matching(part, names) for part in only))
     found = {only} & set(names) or set(fnmatch.filter(names, only))
-    if found:
-        return found
-    try:
-        return _matching(re.compile(only), names)
-    except re.error:
-        return set()
+    with suppress(re.error):
+        return found or _matching(re.compile(only), names)
+    return found
 
 
 def _check_finite_parameters(model: nn.Module) -> None:
