@@ -70,7 +70,6 @@ BAD_BLOCK[10] = 0xFF  # first deflate byte: an invalid block type, which is a zl
     ("content", "word"),
     [
         (b"", "not an IDX file"),
-        (b"\0\0\x08", "not an IDX file"),
         (b"\x89PNG....", "not an IDX file"),
         (b"\0\0\x0a\x01\0\0\0\x01\0", "not an IDX file"),  # no such dtype code
         (b"\0\0\x08\0", "dimensions"),
@@ -182,7 +181,6 @@ def changed(**entries):
         (pickle.dumps({}), "holds nothing, but not data and labels"),
         (changed(data=X[:, :3071]), r"data is uint8 \(4, 3071\), expected uint8 \(N, 3072\)"),
         (changed(data=X.reshape(4, 3, 32, 32)), r"data is uint8 \(4, 3, 32, 32\)"),
-        (changed(data=X[0]), r"data is uint8 \(3072,\)"),
         (changed(data=X.astype(np.int16)), r"data is int16 \(4, 3072\)"),
         (changed(data=X.astype(np.float32)), "dtype 'f4', expected integers"),
         (changed(data=X.astype(object)), "dtype 'O8', expected integers"),
@@ -196,8 +194,6 @@ def changed(**entries):
         (changed(labels=np.eye(4, dtype=int)), "labels is not a list of integers"),
         (changed(labels=[0, 1, 2, 3.0]), "labels is not a list of integers"),
         (changed(labels=[0, 1, 2, True]), "labels is not a list of integers"),
-        (changed(labels=(0, 1, 2, 3)), "labels is not a list of integers"),
-        (changed(labels="0123"), "labels is not a list of integers"),
         (pickle.dumps([X, X]), "holds a pickled list, expected a dictionary"),
         (pickle.dumps(X), "holds a pickled numpy.*expected a dictionary"),
         (pickle.dumps({"data": X}, 0), "instruction DICT"),
@@ -326,7 +322,6 @@ def test_programs_in_pickles_are_not_executed(tmp_path):
         (b"\x80\x02K\x01Q.", "damaged pickle"),
         (b"Psome id\n.", "damaged pickle"),
         (b"\x80\x02\x82\x01.", "instruction EXT1"),
-        (b"\x80\x02\x84\x01\x00\x00\x00.", "instruction EXT4"),
         (b"\x80\x05\x97.", "damaged pickle"),
         # tuples of tuples could take forever to hash
         (b"\x80\x02}))\x86K\x01s.", "damaged pickle"),
@@ -334,7 +329,6 @@ def test_programs_in_pickles_are_not_executed(tmp_path):
         (b"\x80\x02}]K\x01s.", "damaged pickle"),
         (b"\x80\x02]}s.", "damaged pickle"),
         (b"\x80\x02}(\x89", "damaged pickle"),
-        (b"\x80\x02.", "damaged pickle"),
         (b"\x1f\x8b not a pickle", "damaged pickle"),
         (b"\x80\x04\x8f()\x90.", "instruction EMPTY_SET"),
         (b"\x80\x04()\x91.", "instruction FROZENSET"),
