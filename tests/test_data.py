@@ -149,13 +149,13 @@ def test_fashion_files_are_not_taken_for_mnist(tmp_path):
         data.load("mnist", folder=tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("name", "remedy"),
-    [
-        ("fashion-mnist", "dataset-fashion-mnist"),
-        ("cifar100", "cifar-100-python.tar.gz, packed or unpacked"),
-    ],
-)
+REMEDIES = {
+    "fashion-mnist": "dataset-fashion-mnist",
+    "cifar100": "cifar-100-python.tar.gz, packed or unpacked",
+}
+
+
+@pytest.mark.parametrize(("name", "remedy"), REMEDIES.items())
 def test_missing_set_names_places_and_remedies(tmp_path, monkeypatch, name, remedy):
     monkeypatch.setenv("HESSRMT_DATA", str(tmp_path / "elsewhere"))
     with pytest.raises(DataError, match=remedy) as error:
@@ -222,6 +222,7 @@ def test_unsplit_npz(tmp_path):
     np.testing.assert_array_equal(loaded.tensors(slice(None), torch.float32)[0].numpy(), x)
     with pytest.raises(DataError, match="no splits"):
         data.load(str(tmp_path / "feat.npz"), "test")
+    assert data.load(savez(tmp_path / "a.npz", x=np.eye(3), y=range(3), classes=100)).classes == 100
 
 
 def test_split_npz_counts_classes_over_both_splits(tmp_path):
@@ -232,16 +233,6 @@ def test_split_npz_counts_classes_over_both_splits(tmp_path):
     test, train = data.load(path), data.load(path, "train")
     assert (test.split, len(test), test.classes) == ("test", 2, 8)
     assert (train.split, len(train), train.classes) == ("train", 4, 8)
-
-
-def test_stored_number_of_classes(tmp_path):
-    x, y = np.eye(3), np.array([0, 1, 2])
-    assert data.load(savez(tmp_path / "a.npz", x=x, y=y, classes=100)).classes == 100
-    with pytest.raises(DataError, match="row 2 is 2; with 2 classes"):
-        data.load(savez(tmp_path / "b.npz", x=x, y=y, classes=2))
-    for wrong in (0, 2.5, [3, 3]):
-        with pytest.raises(DataError, match="one integer"):
-            data.load(savez(tmp_path / "c.npz", x=x, y=y, classes=wrong))
 
 
 @pytest.mark.parametrize(
@@ -314,6 +305,8 @@ NAN = np.where(np.arange(8).reshape(4, 2) >= 5, np.nan, 1.0)  # 3 of 8, from row
         ({"x": X, "y": np.array(list("abcd"))}, "y has dtype <U1"),
         ({"x": X, "y": np.array([1, None, 2, 3], object)}, "object arrays are refused"),
         ({"x": X, "y": Y * 0.5, "classes": 4}, "means regression"),
+        ({"x": X, "y": Y, "classes": 2}, "row 2 is 2; with 2 classes"),
+        *(({"x": X, "y": Y, "classes": wrong}, "one integer") for wrong in (0, 2.5, [3, 3])),
         ({"x_train": X, "y_train": Y, "x_test": X[:, :2], "y_test": Y}, "splits do not match"),
         ({"x_train": X, "y_train": Y, "x_test": X, "y_test": Y * 0.5}, "splits do not match"),
     ],
