@@ -177,12 +177,15 @@ def find_idx(folder: Path) -> dict[str, tuple[Path, Path]]:
         For each split that has both, paths like ``train-images-idx3-ubyte`` and
         ``train-labels-idx1-ubyte``, or with a dot in ``images.idx3``, or with ``.gz`` at the end.
     """
+    ends = [f"{mark}idx{{}}-ubyte{zipped}" for mark in "-." for zipped in ("", ".gz")]
     found = {}
     for split, stem in IDX_STEMS.items():
-        names = f"{stem}-images[-.]idx3-ubyte", f"{stem}-labels[-.]idx1-ubyte"
-        images, labels = (sorted([*folder.glob(n), *folder.glob(f"{n}.gz")]) for n in names)
-        if images and labels:
-            found[split] = images[0], labels[0]
+        pair = []
+        for kind, axes in (("images", 3), ("labels", 1)):
+            paths = (folder / f"{stem}-{kind}{end.format(axes)}" for end in ends)
+            pair += list(filter(os.path.isfile, paths))[:1]
+        if len(pair) == 2:
+            found[split] = pair[0], pair[1]
     return found
 
 
