@@ -45,7 +45,6 @@ MOST_INSTRUCTIONS = 2_000_000
 """Most instructions of a pickle, which bound its memory: CIFAR-100 has about 300,000."""
 
 _UNPACKED = 2 * LARGEST_PICKLE
-_GZIP = b"\x1f\x8b"
 _IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _DAMAGE = (ValueError, EOFError, RuntimeError, MemoryError, OverflowError, zlib.error)
 
@@ -55,12 +54,19 @@ def _reading(path: Path, kind: str) -> Iterator[None]:
     """Say of which file it is that something is wrong."""
     try:
         yield
-    except DataError:
-        raise
     except (gzip.BadGzipFile, tarfile.TarError, *_DAMAGE) as error:
         raise DataError(f"{path} is a damaged {kind} ({error}). Download it again.") from error
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}.") from error
+
+
+def _bytes(path: Path, kind: str, most: int = -1) -> bytes:
+    """The content of a file, unpacked if it begins as gzip does."""
+    with _reading(path, kind):
+        with path.open("rb") as file:
+            packed = file.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if packed else path.open("rb") as file:
+            return file.read(most)
 
 
 # What is published
@@ -201,9 +207,7 @@ def read_idx(path: Path) -> np.ndarray:
     Raises:
         DataError: If the file cannot be read, is damaged, or is not as long as its header says.
     """
-    with _reading(path, "gzip file"):
-        raw = path.read_bytes()
-        raw = gzip.decompress(raw) if raw.startswith(_GZIP) else raw
+    raw = _bytes(path, "gzip file")
     if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] not in _IDX_TYPES:
         codes = ", ".join(f"0x{code:02X}" for code in _IDX_TYPES)
         raise DataError(
@@ -301,44 +305,38 @@ def read_cifar(known: Published, source: Path, split: str) -> tuple[np.ndarray, 
     Raises:
         DataError: If a batch is missing, damaged, or does not hold what it should.
     """
-    missing = " and ".join(known.missing(source))
-    if os.path.isdir(source) and missing:
+    if not os.path.isdir(source):
+        contents = _from_archive(known, source, split)
+    elif missing := " and ".join(known.missing(source)):
         raise DataError(
             f"the folder {source} lacks {missing}; expected the batches of {known.title} "
             f"({', '.join(known.files)}). Unpack {known.archive} again, or put the archive itself "
             "there."
         )
-    contents = (_from_folder if os.path.isdir(source) else _from_archive)(known, source, split)
+    else:
+        paths = [source / file for file in known.batches[split]]
+        contents = {str(path): _bytes(path, "file", LARGEST_PICKLE + 1) for path in paths}
     x, y = zip(*(_batch(known, raw, file) for file, raw in contents.items()), strict=True)
     return np.concatenate(x), np.concatenate(y)
 
 
-def _from_folder(known: Published, folder: Path, split: str) -> dict[str, bytes]:
-    found: dict[str, bytes] = {}
-    for path in (folder / file for file in known.batches[split]):
-        with _reading(path, "file"), path.open("rb") as file:
-            found[str(path)] = file.read(LARGEST_PICKLE + 1)
-    return found
-
-
 def _from_archive(known: Published, path: Path, split: str) -> dict[str, bytes]:
     """The batches of a split, read without writing anything to disk."""
+    content = _bytes(path, "archive", _UNPACKED + 1)
+    if len(content) > _UNPACKED:
+        raise DataError(
+            f"{path} unpacks to more than {_UNPACKED >> 20} MiB, which no archive of a CIFAR set "
+            "does. Download it again."
+        )
     wanted = [f"{known.folder}/{file}" for file in known.batches[split]]
     found: dict[str, bytes] = {}
-    with _reading(path, "archive"):
-        with path.open("rb") as file:
-            packed = file.read(2) == _GZIP
-        with gzip.open(path) if packed else path.open("rb") as file:
-            content = file.read(_UNPACKED + 1)
-        if len(content) > _UNPACKED:
-            raise DataError(
-                f"{path} unpacks to more than {_UNPACKED >> 20} MiB, which no archive of a CIFAR "
-                "set does. Download it again."
-            )
-        with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
-            for member in archive:
-                if member.name in wanted and member.isreg():
-                    found[member.name] = cast("IO[bytes]", archive.extractfile(member)).read()
+    with (
+        _reading(path, "archive"),
+        tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive,
+    ):
+        for member in archive:
+            if member.name in wanted and member.isreg():
+                found[member.name] = cast("IO[bytes]", archive.extractfile(member)).read()
     if missing := " and ".join(name for name in wanted if name not in found):
         raise DataError(
             f"{path} lacks {missing}; expected the python version of {known.title}, as published. "
