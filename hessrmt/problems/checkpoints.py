@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hessrmt.errors import ProblemError
-from hessrmt.files import new_file
+from hessrmt.files import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -163,10 +163,9 @@ def save_atomic(obj: object, path: Path) -> None:
         obj: Tensors in containers of plain Python types.
         path: The file to write or replace.
     """
-    with new_file(path) as draft:
-        buffer = io.BytesIO()  # so that the bytes do not depend on the file's name
-        torch.save(obj, buffer)
-        draft.write_bytes(buffer.getbuffer())
+    buffer = io.BytesIO()  # so that the bytes do not depend on the file's name
+    torch.save(obj, buffer)
+    write_whole(path, buffer.getbuffer())
 
 
 def innermost(content: Any) -> Any:

@@ -8,6 +8,7 @@ import copy
 import math
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -101,14 +102,11 @@ class Dataset:
 
 def _takes(model: nn.Module | None, x: Tensor) -> bool:
     """Whether a network can be run on some samples as they are."""
-    if model is None:
-        return False
-    try:
-        with torch.no_grad():
+    if model is not None:
+        with suppress(Exception), torch.no_grad():  # whatever the user's network raises
             copy.deepcopy(model).eval()(x.to(next(model.parameters()).device))
-    except Exception:  # whatever the user's network raises
-        return False
-    return True
+            return True
+    return False
 
 
 # Where data are

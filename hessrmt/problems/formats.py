@@ -152,10 +152,7 @@ SETS = {
         "cifar-10-batches-py",
         _KRIZHEVSKY,
         {"cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a"},
-        batches={
-            "train": tuple(f"data_batch_{i}" for i in range(1, 6)),
-            "test": ("test_batch",),
-        },
+        batches={"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)},
     ),
     "cifar100": Published(
         "CIFAR-100",
@@ -330,10 +327,7 @@ def _from_archive(known: Published, path: Path, split: str) -> dict[str, bytes]:
         )
     wanted = [f"{known.folder}/{file}" for file in known.batches[split]]
     found: dict[str, bytes] = {}
-    with (
-        _reading(path, "archive"),
-        tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive,
-    ):
+    with _reading(path, "archive"), tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
         for member in archive:
             if member.name in wanted and member.isreg():
                 found[member.name] = cast("IO[bytes]", archive.extractfile(member)).read()

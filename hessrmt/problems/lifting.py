@@ -21,7 +21,7 @@ from torch.utils import _pytree
 from torch.utils import checkpoint as torch_checkpoint
 
 from hessrmt.errors import ProblemError
-from hessrmt.problems.batches import Intercepting
+from hessrmt.problems.batches import Intercepting, map_tensors
 from hessrmt.problems.equivalents import EQUIVALENT
 
 _WIDE = dict.fromkeys((torch.float16, torch.bfloat16, torch.float32), torch.float64)
@@ -161,23 +161,26 @@ def as_written() -> Iterator[None]:
 def running(
     inside: Inside,
     dtype: torch.dtype,
+    data: Any = None,
     *,
     check: bool = False,
     own: tuple[tuple[Tensor, Tensor], ...] = (),
     lift: bool = True,
-) -> Iterator[None]:
+) -> Iterator[Any]:
     """Run a network or a loss so that it is one function in one precision, twice differentiable.
 
     Args:
         inside: Where to say what was lifted.
         dtype: Precision of the run; only in float64 something is lifted.
+        data: What it is run on.
         check: Whether to look at the values of class labels.
         own: Tables of embeddings with a row for padding: as they are given, and as they are.
         lift: Whether to lift at all.
 
     Yields:
-        None.
+        The data; a copy where it may write into them.
     """
+    data = data if inside.keeps_data else map_tensors(data, Tensor.clone)
     more: dict[Any, dict[str, Any]] = {F.embedding: {"own": own}}
     more |= {loss: {"check": check} for loss in (F.cross_entropy, F.binary_cross_entropy)}
     lift, default = lift and dtype == torch.float64, torch.get_default_dtype()
@@ -215,7 +218,7 @@ def running(
     torch.set_default_dtype(torch.float64 if lift else default)
     try:
         with as_written(), Intercepting(operation):
-            yield
+            yield data
     finally:
         torch.set_default_dtype(default)
         torch.backends.mha.set_fastpath_enabled(fastpath)

@@ -287,7 +287,7 @@ class Problem:
         own = tuple((parameters[n], self.model.get_parameter(n)) for n in self._padded)
         with (
             self.reached_everywhere(parameters),
-            self._running(self.inputs, own=own) as inputs,
+            running(self.inside, self.dtype, self.inputs, own=own) as inputs,
         ):
             return called(partial(self.run, parameters), inputs)
 
@@ -420,15 +420,8 @@ class Problem:
         """
         if self.loss_function is F.cross_entropy:  # what the other way would lead to
             return cross_entropy(outputs, self.targets, check=check)
-        with self._running(self.targets, check=check) as targets:
+        with running(self.inside, self.dtype, self.targets, check=check) as targets:
             return self.loss_function(outputs, targets)
-
-    @contextmanager
-    def _running(self, data: Any, **options: Any) -> Iterator[Any]:
-        """Run the network or the loss, with copies of its data if it may write into them."""
-        given = data if self.inside.keeps_data else map_tensors(data, Tensor.clone)
-        with running(self.inside, self.dtype, **options):
-            yield given
 
     def losses(self, parameters: dict[str, Tensor], which: Sequence[int]) -> Tensor:
         """The losses of some samples, each as if it were a batch of its own.
