@@ -117,14 +117,13 @@ def layer_density(layer: Any, title: str = "", *, ax: Any = None) -> Figure:
     edges = np.geomspace(values.min() * (1 - 1e-12), values.max() * (1 + 1e-12), bins + 1)
     density = np.histogram(values, edges)[0] / (len(values) * np.diff(edges))
     low = density[density > 0].min() / 3
-    area = {"fill": True, "color": style.FILL, "label": f"{len(values):,} eigenvalues"}
-    axes.stairs(np.maximum(density, low), edges, baseline=low, **area)
+    count = f"{len(values):,} eigenvalues"
+    style.draw_area(axes, edges, np.maximum(density, low), count, baseline=low)
     x = np.geomspace(edges[0], edges[-1], 600)
     _draw_bulk(axes, layer, x, len(values))
     _draw_tails(axes, layer, x)
-    axes.set(xscale="log", yscale="log", ylim=(low, 3 * density.max()))
-    axes.set(xlabel="λ, eigenvalues of WᵀW/N", ylabel="density")
-    style.finish(axes)
+    scales = {"xscale": "log", "yscale": "log", "ylim": (low, 3 * density.max())}
+    style.finish(axes, **scales, xlabel="λ, eigenvalues of WᵀW/N", ylabel="density")
     return picture
 
 
@@ -189,22 +188,20 @@ def alpha_histogram(reports: Mapping[str, Any], title: str = "", *, ax: Any = No
         raise DataError("no layer has a power law")
     top = float(max(np.quantile(every, 0.98), 6.0))
     edges = np.linspace(1, top, int(np.clip(8 * (len(every) / len(exponents)) ** 0.5, 16, 80)) + 1)
-    height = max(style.HEIGHT, _PANEL * len(exponents))
-    picture, panels = style.panels(title, len(exponents), ax=ax, height=height, sharex=True)
-    for axes, (label, found) in zip(panels[:, 0], exponents.items(), strict=True):
+    size = style.WIDTH, style.HEIGHT if len(exponents) == 1 else _PANEL
+    picture, panels = style.panels_for(len(exponents), title, size, 1, ax=ax, sharex=True)
+    for axes, (label, found) in zip(panels, exponents.items(), strict=True):
         above = int(np.count_nonzero(found > top))
         name = f"{label}: {len(found)}" + (f", {above} above {top:.3g}" if above else "")
-        counts = np.histogram(found, edges)[0]
-        axes.stairs(counts, edges, fill=True, color=style.FILL, label=name)
+        style.draw_area(axes, edges, np.histogram(found, edges)[0], name)
         mean = reports[label].mean_alpha
         if np.isfinite(mean):
             axes.axvline(mean, color=style.INK, lw=1.3, label=f"mean of the layers {mean:.2f}")
         axes.axvline(2, label="2 and 5", **_MARK)
         axes.axvline(5, **_MARK)
-        axes.set_ylabel("spectra")
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-        style.finish(axes)
-    panels[-1, 0].set_xlabel("α")
+        style.finish(axes, ylabel="spectra")
+    panels[-1].set_xlabel("α")
     return picture
 
 
@@ -236,12 +233,9 @@ def against(
     """
     if not correlations:
         raise DataError("nothing to compare: no correlations")
-    columns = min(2, len(correlations)) if ax is None else len(correlations)
-    rows = -(-len(correlations) // columns)
-    size = {"width": 5.2 * columns, "height": 3.7 * rows}
-    picture, grid = style.panels(title, rows, columns, ax=ax, **size)
-    panels, every = grid.ravel(), np.asarray(accuracy, dtype=np.float64)
-    for axes, item in zip(panels, correlations, strict=False):
+    picture, panels = style.panels_for(len(correlations), title, (5.2, 3.7), 2, ax=ax)
+    every = np.asarray(accuracy, dtype=np.float64)
+    for axes, item in zip(panels, correlations, strict=True):
         metric = np.array([getattr(report, item.metric) for report in reports.values()])
         seen = np.isfinite(metric) & np.isfinite(every)
         x, y = metric[seen], every[seen]
@@ -259,9 +253,6 @@ def against(
             f"(p {item.kendall_p:.2g}), ρ {item.spearman:+.2f}"
         )
         axes.set_title(words, fontsize=8.5, loc="left")
-        axes.set(xlabel=_METRICS.get(item.metric, item.metric), ylabel=item.accuracy)
         axes.margins(x=0.16, y=0.12)
-        style.bare(axes)
-    for axes in panels[len(correlations) :]:
-        axes.set_axis_off()
+        style.bare(axes, xlabel=_METRICS.get(item.metric, item.metric), ylabel=item.accuracy)
     return picture

@@ -105,8 +105,7 @@ def lanczos_density(
     if result.edges is not None and len(result.edges):
         _edges(axes, result.edges, curve.scale)
     _both_sides(axes, curve)
-    axes.set(xlabel="λ", ylabel="eigenvalues per decade")
-    style.finish(axes)
+    style.finish(axes, xlabel="λ", ylabel="eigenvalues per decade")
     return picture
 
 

@@ -65,11 +65,10 @@ def margin_growth(flow: Any, title: str = "", *, ax: Any = None) -> Figure:
     changes = np.flatnonzero(np.diff(support)) + 1
     circles = {"facecolors": "none", "edgecolors": style.RED, "s": 36, "zorder": 4}
     axes.scatter(u[changes], margin[changes], label="another support vector", **circles)
+    offset = {"xytext": (4, -11), "textcoords": "offset points", "fontsize": 8}
     for i in changes:
-        offset = {"xytext": (4, -11), "textcoords": "offset points", "fontsize": 8}
         axes.annotate(str(support[i]), (u[i], margin[i]), **offset)
-    axes.set(xlabel=_TIME, ylabel="min y f(V; x)", ylim=(0, None))
-    style.finish(axes)
+    style.finish(axes, xlabel=_TIME, ylabel="min y f(V; x)", ylim=(0, None))
     return picture
 
 
@@ -91,10 +90,8 @@ def norms(flows: Mapping[str, Any], title: str = "", *, ax: Any = None) -> Figur
             right.plot(flow.log_times, rho, label="" if k else label, lw=1.4, **look)
     end = max(float(flow.log_times[-1]) for flow in flows.values())
     left.plot([0, end], [0, end], color=style.MUTED, lw=0.9, label="log t")
-    left.set(xlabel=_TIME, ylabel="ρ · smallest margin")
-    right.set(xlabel=_TIME, ylabel="norm ρ_k of each layer")
-    style.finish(left)
-    style.bare(right)
+    style.finish(left, xlabel=_TIME, ylabel="ρ · smallest margin")
+    style.bare(right, xlabel=_TIME, ylabel="norm ρ_k of each layer")
     return picture
 
 
@@ -118,8 +115,7 @@ def distances(
     guide = np.array([10.0, max(float(times[-1]) for times, _ in found.values())])
     axes.loglog(guide, 0.5 / guide, color=style.MUTED, lw=0.9, label="slope of 1/log t")
     axes.axhline(1e-3, color=style.MUTED, lw=0.9, ls=":")
-    axes.set(xlabel=_TIME, ylabel="distance from the maximum-margin direction")
-    style.finish(axes)
+    style.finish(axes, xlabel=_TIME, ylabel="distance from the maximum-margin direction")
     return picture
 
 
@@ -159,8 +155,7 @@ def curvature(
         axes.semilogy(times, sizes, color=style.INK, lw=1.2, label="largest |λ|, not divided by L")
         axes.plot([], [], ".", color=style.POSITIVE, label="λ/L > 0")
         axes.plot([], [], "x", color=style.NEGATIVE, ms=4, label="|λ|/L, λ < 0")
-        axes.set(xlabel=_TIME, ylabel=f"levels of the Hessian {what}")
-        style.bare(axes)
+        style.bare(axes, xlabel=_TIME, ylabel=f"levels of the Hessian {what}")
     panels[0].legend(frameon=False, fontsize=8, loc="lower left")
     return picture
 
@@ -182,8 +177,7 @@ def approximation_errors(
     Returns:
         The picture.
     """
-    size = {"width": 3.2 * len(studies), "height": 3.8}
-    picture, (row,) = style.panels(title, 1, len(studies), ax=ax, **size)
+    picture, row = style.panels_for(len(studies), title, (3.2, 3.8), ax=ax)
     for axes, study in zip(row, studies, strict=True):
         for kind, (colour, dashes, marker) in _KINDS.items():
             middle, error = study.mean(kind, norm)
@@ -195,12 +189,11 @@ def approximation_errors(
             bound = 0.5 if kind == "deep" else 1 / study.inputs
             guide = middle[0] * (study.units / study.units[0]) ** -bound
             axes.plot(study.units, guide, color=style.MUTED, lw=0.8, ls=dashes)
-        axes.set(xscale="log", yscale="log", xlabel="units")
+        style.bare(axes, xscale="log", yscale="log", xlabel="units")
         axes.set_xticks(study.units, [f"{units:g}" for units in study.units])
         axes.minorticks_off()
         axes.set_title(f"{study.constituent}, n = {study.inputs}", fontsize=9, loc="left")
         axes.legend(frameon=False, fontsize=8, title="exponents", title_fontsize=8)
-        style.bare(axes)
     what = "root mean square error" if norm == "l2" else "largest error"
     row[0].set_ylabel(f"{what} over standard deviation")
     return picture

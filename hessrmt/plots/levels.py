@@ -66,10 +66,9 @@ def spacings(found: Any, title: str = "", *, ax: Any = None, blocks: bool = Fals
     style.draw_law(axes, "poisson", s, theory.poisson_spacing(s))
     if blocks:
         style.draw_law(axes, "goe2", s, theory.superposed_spacing(s, 2))
-    top = max(1.0, style.top_of(found.density, found.error))
-    axes.set(xlim=(found.edges[0], _LARGEST_SPACING), ylim=(0, 1.04 * top))
-    axes.set(xlabel="s", ylabel="P(s)")
-    style.finish(axes)
+    top = 1.04 * max(1.0, style.top_of(found.density, found.error))
+    limits = {"xlim": (found.edges[0], _LARGEST_SPACING), "ylim": (0, top)}
+    style.finish(axes, **limits, xlabel="s", ylabel="P(s)")
     return picture
 
 
@@ -93,12 +92,10 @@ def surmise(title: str = "", *, ax: Any = None) -> Figure:
     style.draw_law(upper, "goe", s, exact, ", exact")
     style.draw_law(upper, "wigner", s, approximate)
     style.draw_law(upper, "poisson", s, theory.poisson_spacing(s))
-    upper.set(xlim=(0, _LARGEST_SPACING), ylim=(0, 1.04), ylabel="P(s)")
-    style.finish(upper)
+    style.finish(upper, xlim=(0, _LARGEST_SPACING), ylim=(0, 1.04), ylabel="P(s)")
     lower.axhline(0, color=style.RED, lw=0.8)
     style.draw_law(lower, "wigner", s, approximate - exact)
-    lower.set(xlabel="s", ylabel="surmise\n- exact")
-    style.bare(lower)
+    style.bare(lower, xlabel="s", ylabel="surmise\n- exact")
     picture.align_ylabels()
     return picture
 
@@ -135,10 +132,8 @@ def ratios(found: Any, title: str = "", *, ax: Any = None) -> Figure:
         note = f", ⟨r̃⟩ = {theory.mean_ratio(name):.4f}" if folded else ""
         style.draw_law(axes, name, r, values, note)
     top = max(style.top_of(found.density, found.error), float(laws["poisson"].max()))
-    axes.set(xlim=(0, end), ylim=(0, 1.04 * top))
-    labels = ("r̃ = min(r, 1/r)", "P(r̃)") if folded else ("r", f"P(r), r < {end:g}")
-    axes.set(xlabel=labels[0], ylabel=labels[1])
-    style.finish(axes)
+    xlabel, ylabel = ("r̃ = min(r, 1/r)", "P(r̃)") if folded else ("r", f"P(r), r < {end:g}")
+    style.finish(axes, xlim=(0, end), ylim=(0, 1.04 * top), xlabel=xlabel, ylabel=ylabel)
     return picture
 
 
@@ -169,28 +164,21 @@ def long_range(found: Any, title: str = "", *, ax: Any = None, blocks: bool = Tr
     for name in ("goe", "goe2", "poisson") if blocks else ("goe", "poisson"):
         style.draw_law(axes, name, grid, law(grid, name))
     top = style.top_of(y, error)
-    axes.set(xlim=(grid[0], grid[-1]), xlabel=xlabel, ylabel=ylabel)
+    reached = float(np.max(law(grid, "goe2" if blocks else "goe")))
+    axes.set_xlim(grid[0], grid[-1])
     if of_time:
         axes.set_ylim(0, max(1.4, 1.05 * top))
+    elif top > _FAR * reached:
+        lowest = float(min(y.min(), np.min(law(grid, "goe"))))
+        axes.set(xscale="log", yscale="log", ylim=(0.8 * lowest, 1.5 * top))
     else:
-        _length_axes(axes, y, top, law(grid, "goe"), law(grid, "goe2" if blocks else "goe"))
+        axes.set(xscale="log", ylim=(0, 1.15 * max(reached, top)))
     if found.reach is not None and found.reach < x.max():
         label = f"beyond the unfolding's {found.reach} spacings"
         shade = {"color": style.MUTED, "alpha": 0.25, "lw": 0, "zorder": 0, "label": label}
         axes.axvspan(found.reach, float(x.max()), **shade)
-    style.finish(axes)
+    style.finish(axes, xlabel=xlabel, ylabel=ylabel)
     return picture
-
-
-def _length_axes(axes: Axes, y: Values, top: float, lowest: Values, highest: Values) -> None:
-    reached = float(np.max(highest))
-    top = max(reached, top)
-    axes.set_xscale("log")
-    if top > _FAR * reached:
-        axes.set_yscale("log")
-        axes.set_ylim(0.8 * float(min(y.min(), np.min(lowest))), 1.5 * top)
-    else:
-        axes.set_ylim(0, 1.15 * top)
 
 
 def staircase(unfolded: Any, spectrum: int = 0, title: str = "", *, ax: Any = None) -> Figure:
@@ -226,13 +214,12 @@ def staircase(unfolded: Any, spectrum: int = 0, title: str = "", *, ax: Any = No
     name = f"N(λ), {len(levels):,} levels of spectrum {spectrum % count} of {count}"
     upper.step(levels, steps + 1, where="post", color=style.INK, lw=1.4, label=name)
     upper.plot(levels, heights, color=style.RED, lw=1.0, label=f"N̄(λ): {unfolded.words}")
-    upper.set(ylabel="levels up to λ", ylim=(0, 1.05 * max(len(levels), float(heights[-1]))))
+    top = 1.05 * max(len(levels), float(heights[-1]))
     lower.axhline(0, color=style.RED, lw=0.8)
     lower.plot(levels, steps + 0.5 - heights, color=style.INK, lw=0.8)
-    lower.set(xlabel="λ", ylabel="N - N̄")
     _levels_axis(lower, levels)
-    style.finish(upper)
-    style.bare(lower)
+    style.finish(upper, ylabel="levels up to λ", ylim=(0, top))
+    style.bare(lower, xlabel="λ", ylabel="N - N̄")
     picture.align_ylabels()
     return picture
 
@@ -273,7 +260,7 @@ def spectral_density(
     picture, panels = _label_panels(found, title, ax)
     for axes, (label, item) in zip(panels, found.items(), strict=True):
         left_out = f"\n{item.n_outside:,} not drawn" if item.n_outside else ""
-        axes.stairs(item.density, item.edges, fill=True, color=style.FILL, zorder=1)
+        style.draw_area(axes, item.edges, item.density)
         name = f"{label}, {item.n_levels:,} levels{left_out}"
         _outline(axes, item.edges, item.density, item.error, style.INK, name)
         top, radius = item.density.max(), 2 * item.deviation
@@ -284,8 +271,8 @@ def spectral_density(
             style.draw_law(axes, "semicircle", x, law, ", same mean and variance")
             top = max(top, 2 / (np.pi * radius))
         smallest = 1 / (item.n_levels * (item.edges[1] - item.edges[0]))  # one level in a bin
-        axes.set(yscale="log", ylim=(smallest / 2, 3 * top), ylabel="density of λ", xlabel="λ")
-        style.finish(axes)
+        limits = {"yscale": "log", "ylim": (smallest / 2, 3 * top)}
+        style.finish(axes, **limits, ylabel="density of λ", xlabel="λ")
     return picture
 
 
@@ -309,10 +296,10 @@ def density_per_decade(found: Mapping[str, Any], title: str = "", *, ax: Any = N
             _outline(axes, item.edges, density, error, colours[side], name)
         if item.n_zeros:
             axes.plot([], [], alpha=0, label=f"exact zeros, not drawn: {item.n_zeros:,}")
-        axes.set(ylim=(0, None), xlim=(item.edges[0], item.edges[-1]), ylabel="levels per decade")
         axes.xaxis.set_major_locator(MaxNLocator(nbins=9, integer=True))
         style.log_decades(axes)
-        style.finish(axes)
+        limits = {"ylim": (0, None), "xlim": (item.edges[0], item.edges[-1])}
+        style.finish(axes, **limits, ylabel="levels per decade")
     panels[-1].set_xlabel("|λ|")
     return picture
 
@@ -322,9 +309,8 @@ def _label_panels(
 ) -> tuple[Figure, Any]:
     if not 1 <= len(found) <= _MOST_PANELS:
         raise DataError(f"got {len(found)} sets of levels; expected 1 to {_MOST_PANELS}")
-    height = max(style.HEIGHT, _PANEL * len(found))
-    picture, grid = style.panels(title, len(found), ax=ax, height=height, **sharing)
-    return picture, grid[:, 0]
+    size = style.WIDTH, style.HEIGHT if len(found) == 1 else _PANEL
+    return style.panels_for(len(found), title, size, 1, ax=ax, **sharing)
 
 
 def _outline(

@@ -5,7 +5,6 @@ Source: Baskerville, Granziol and Keating (2022), Figs. 5 and 6.
 
 from __future__ import annotations
 
-from math import ceil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,8 +18,8 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
-_COLUMNS, _WIDTH, _HEIGHT = 3, 9.0, 2.35
-"""Panels side by side, width of the picture, and height of a row of panels, in inches."""
+_COLUMNS, _PANEL = 3, (3.0, 2.35)
+"""Panels side by side, width and height of each in inches."""
 
 _LAW = "large matrices: semicircle and outliers, smeared by √c·ξ"
 
@@ -41,8 +40,7 @@ def densities(found: Mapping[str, Any], title: str = "", *, ax: Any = None) -> F
     """
     picture, panels = _panels(found, title, ax, "λ", "density of λ")
     for axes, item in zip(panels, found.values(), strict=True):
-        area = {"fill": True, "color": style.FILL, "label": "sampled", "zorder": 1}
-        axes.stairs(item.density, item.edges, **area)
+        style.draw_area(axes, item.edges, item.density, "sampled")
         style.draw_law(axes, "semicircle", item.x, item.law, label=_LAW)
         axes.set_xlim(item.edges[0], item.edges[-1])
         top = float(max(item.density.max(), item.law.max()))
@@ -94,21 +92,13 @@ def ratios(found: Mapping[str, tuple[Any, Any]], title: str = "", *, ax: Any = N
 def _panels(
     found: Mapping[str, Any], title: str, ax: Any, xlabel: str, ylabel: str
 ) -> tuple[Figure, Any]:
-    count = len(found)
-    columns = min(count, _COLUMNS)
-    rows = ceil(count / columns)
-    if ax is not None:
-        rows, columns = 1, count
-    size = {"width": _WIDTH * columns / _COLUMNS, "height": _HEIGHT * rows + 1}
-    picture, grid = style.panels(title, rows, columns, ax=ax, **size)
-    panels = grid.ravel()
-    for axes in panels[count:]:
-        axes.set_axis_off()
-    for number, (axes, heading) in enumerate(zip(panels, found, strict=False)):
+    columns = min(len(found), _COLUMNS) if ax is None else len(found)
+    picture, panels = style.panels_for(len(found), title, _PANEL, columns, ax=ax, head=1)
+    for axes, heading in zip(panels, found, strict=True):
         style.bare(axes, 8)
         axes.set_title(heading, loc="left", fontsize=9)
-        if number % columns == 0:
-            axes.set_ylabel(ylabel, fontsize=9)
-        if number + columns >= count:
-            axes.set_xlabel(xlabel, fontsize=9)
-    return picture, panels[:count]
+    for axes in panels[::columns]:
+        axes.set_ylabel(ylabel, fontsize=9)
+    for axes in panels[-columns:]:
+        axes.set_xlabel(xlabel, fontsize=9)
+    return picture, panels

@@ -500,7 +500,7 @@ def _colour_bar(picture: Figure, entry: Any, panels: Any) -> None:
     bar.set_label(WORDS[entry.settings.vary], fontsize=9)
     bar.ax.tick_params(labelsize=8)
     if isinstance(colours.norm, LogNorm):
-        style.log_ticks(bar.ax, "y")
+        style.log_ticks(bar.ax.yaxis)
 
 
 def _scatter(axes: Axes, entry: Any, x: Values, y: Values, values: Values | None = None) -> None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import io
 import textwrap
+from math import ceil
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, ScalarFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from hessrmt.errors import DataError
 
@@ -130,21 +131,53 @@ def panels(
     return picture, picture.subplots(rows, columns, squeeze=False, **options)
 
 
-def bare(axes: Axes, size: float = 9) -> None:
-    """Take the frame's upper and right side away; numbers at the ticks in a size in points."""
+def panels_for(
+    count: int,
+    title: str,
+    size: tuple[float, float],
+    columns: int | None = None,
+    *,
+    ax: Any,
+    head: float = 0.0,
+    **options: Any,
+) -> tuple[Any, Any]:
+    """Panels of one size, row by row; those that are left over in the last row are hidden.
+
+    Args:
+        count: How many.
+        title: Above everything.
+        size: Width and height of a panel in inches.
+        columns: Panels side by side; None, or if axes are given: all.
+        ax: As for :func:`panels`.
+        head: Height above the panels, in inches.
+        **options: Of :func:`panels`.
+
+    Returns:
+        The figure and (count,) axes.
+    """
+    columns = count if ax is not None or columns is None else min(columns, count)
+    rows = ceil(count / columns)
+    inches = {"width": size[0] * columns, "height": size[1] * rows + head}
+    picture, grid = panels(title, rows, columns, ax=ax, **inches, **options)
+    for axes in grid.flat[count:]:
+        axes.set_axis_off()
+    return picture, grid.ravel()[:count]
+
+
+def bare(axes: Axes, size: float = 9, **settings: Any) -> None:
+    """Properties of the axes, no frame above and at the right, the size of numbers in points."""
+    axes.set(**settings)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=size)
 
 
-def finish(axes: Axes) -> None:
-    """A bare frame, and a legend of everything that has a label: above, so it hides nothing."""
-    bare(axes)
+def finish(axes: Axes, **settings: Any) -> None:
+    """As :func:`bare`, with a legend of all that has a label: above, so it hides nothing."""
+    bare(axes, **settings)
     labels = axes.get_legend_handles_labels()[1]
     lengths = [max(map(len, label.splitlines()), default=0) for label in labels]
-    columns = 3
-    while columns > 1 and _width(lengths, columns) > _LEGEND_CHARACTERS:
-        columns -= 1
-    legend_above(axes, fontsize=9, ncols=columns, handlelength=2.6, columnspacing=1.6)
+    fitting = (n for n in (3, 2) if _width(lengths, n) <= _LEGEND_CHARACTERS)
+    legend_above(axes, fontsize=9, ncols=next(fitting, 1), handlelength=2.6, columnspacing=1.6)
 
 
 def legend_above(axes: Axes, **options: Any) -> None:
@@ -187,6 +220,11 @@ def draw_law(axes: Axes, name: str, x: Values, y: Values, note: str = "", **chan
     axes.plot(x, y, **(look | changes))
 
 
+def draw_area(axes: Axes, edges: Values, heights: Values, label: str = "", **more: Any) -> None:
+    """A filled histogram."""
+    axes.stairs(heights, edges, fill=True, color=FILL, label=label, **more)
+
+
 def draw_histogram(axes: Axes, edges: Values, density: Values, error: Values, label: str) -> None:
     """A histogram with a bar of one standard error on every bin.
 
@@ -197,7 +235,7 @@ def draw_histogram(axes: Axes, edges: Values, density: Values, error: Values, la
         error: (k,) its standard error; NaN where there is none.
         label: Of the data in the legend.
     """
-    axes.stairs(density, edges, fill=True, color=FILL, label=label, zorder=1)
+    draw_area(axes, edges, density, label)
     bars = {"fmt": "none", "ecolor": INK, "elinewidth": 0.9, "zorder": 2, "label": ONE_SIGMA}
     if np.isfinite(error).any():
         axes.errorbar((edges[1:] + edges[:-1]) / 2, density, yerr=error, **bars)
@@ -263,27 +301,18 @@ def few_ticks(axes: Axes, x: int = 5, y: int = 5) -> None:
         x: At most so many intervals.
         y: At most so many intervals.
     """
-    for which, axis, number in (("x", axes.xaxis, x), ("y", axes.yaxis, y)):
+    for axis, number in ((axes.xaxis, x), (axes.yaxis, y)):
         if axis.get_scale() == "linear":
             axis.set_major_locator(MaxNLocator(nbins=number))
-            formatter = ScalarFormatter(useOffset=False)
-            formatter.set_scientific(False)
-            axis.set_major_formatter(formatter)
+            axes.ticklabel_format(axis=axis.axis_name, style="plain", useOffset=False)
         else:
-            log_ticks(axes, which, number + 1)
+            log_ticks(axis, number + 1)
     bare(axes, 8)
 
 
-def log_ticks(axes: Axes, which: str, most: int = 7) -> None:
-    """Ticks of a logarithmic axis at round numbers.
-
-    Args:
-        axes: Whose; its limits become final.
-        which: ``"x"`` or ``"y"``.
-        most: Ticks.
-    """
-    axis, limits = (axes.xaxis, axes.get_xlim()) if which == "x" else (axes.yaxis, axes.get_ylim())
-    low, high = sorted(limits)
+def log_ticks(axis: Any, most: int = 7) -> None:
+    """Ticks of a logarithmic axis, whose limits become final, at ``most`` round numbers or less."""
+    low, high = sorted(axis.get_view_interval())
     decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
     choices = [[part * 10.0**k for k in decades for part in parts] for parts in _LEADING]
     choices += [[10.0**k for k in decades if k % step == 0] for step in range(2, len(decades) + 1)]

@@ -336,9 +336,8 @@ def budget(
 
     Source: Baskerville, Granziol and Keating (2022), Fig. 8.
     """
-    size = {"width": 4.2 * len(curves), "height": 3.6}
-    picture, grid = style.panels(title, 1, len(curves), ax=ax, **size)
-    for axes, (what, (T, values, errors)) in zip(grid[0], curves.items(), strict=True):
+    picture, panels = style.panels_for(len(curves), title, (4.2, 3.6), ax=ax)
+    for axes, (what, (T, values, errors)) in zip(panels, curves.items(), strict=True):
         factor, unit = (100.0, ", %") if what == "error" else (1.0, "")
         bars = {"fmt": "o", "ms": 4, "elinewidth": 1, "capsize": 2, "zorder": 4}
         spread = None if errors is None else factor * errors
@@ -348,9 +347,9 @@ def budget(
             colour, dashes, symbol = _LAWS[name]
             label = f"{name}: {symbol} = {law.shape:.3g}, R² = {law.r2:.3f}"
             axes.plot(x, factor * law(x), color=colour, ls=dashes, lw=1.5, label=label)
-        axes.set(xscale="log", xlabel="budget, epochs", ylabel=f"best validation {what}{unit}")
+        label = f"best validation {what}{unit}"
+        style.bare(axes, xscale="log", xlabel="budget, epochs", ylabel=label)
         axes.set_xticks(T, [f"{t:g}" for t in T])
         axes.set_xticks([], minor=True)
-        style.bare(axes)
         axes.legend(frameon=False, fontsize=8.5)
     return picture
