@@ -113,15 +113,13 @@ def side_by_side(histories: Mapping[str, Any], title: str = "", *, ax: Any = Non
 
 
 def _draw_panels(panels: Any, draws: Sequence[Any], found: Any) -> None:
-    epochs = found.epochs.tolist()
+    ticks = _ticks(found.epochs.tolist())
     for axes, draw in zip(panels, draws, strict=True):
         draw(axes, found)
         axes.set_xscale("symlog", linthresh=1, linscale=_LINEAR)
-        axes.set_xlim(-0.15, max(1, int(epochs[-1])) * 1.15)
-        ticks = _ticks(epochs)
-        axes.set_xticks(ticks, [str(epoch) for epoch in ticks])
+        axes.set_xticks(ticks, map(str, ticks))
         axes.set_xticks([], minor=True)
-        style.finish(axes)
+        style.finish(axes, xlim=(-0.15, max(1, ticks[-1]) * 1.15))
 
 
 def _ticks(epochs: Sequence[int]) -> list[int]:
@@ -168,31 +166,27 @@ def _norms(axes: Axes, found: Any) -> None:
 
 def _losses(axes: Axes, found: Any) -> None:
     for place, split in enumerate(("train", "test")):
-        curves = {
-            "loss": (found.training[f"{split}_loss"], "-"),
-            "error": (1 - found.training[f"{split}_accuracy"], (0, (3, 2))),
-        }
-        for what, (values, dashes) in curves.items():
+        error = 1 - found.training[f"{split}_accuracy"]
+        curves = ("loss", found.training[f"{split}_loss"], "-"), ("error", error, (0, (3, 2)))
+        for what, values, dashes in curves:
             if np.isfinite(values).any():
                 _line(axes, found, values, place, f"{what}, {split}", dashes)
     axes.set(yscale="log", ylabel="loss, share of errors")
 
 
 def _extremes(axes: Axes, found: Any) -> None:
-    levels = found.spectra.eigenvalues
-    _line(axes, found, levels[:, -1], 0, "λ$_{max}$")
-    if (levels[:, 0] < 0).any():
-        negative = np.where(levels[:, 0] < 0, -levels[:, 0], np.nan)
-        _line(axes, found, negative, 1, "-λ$_{min}$")
+    lowest, largest = found.spectra.eigenvalues[:, [0, -1]].T
+    _line(axes, found, largest, 0, "λ$_{max}$")
+    if (lowest < 0).any():
+        _line(axes, found, np.where(lowest < 0, -lowest, np.nan), 1, "-λ$_{min}$")
     axes.set(yscale="log", ylabel="ends of the Hessian's spectrum")
 
 
 def _ranks(axes: Axes, found: Any) -> None:
-    _line(axes, found, [float(item.rank) for item in found.spectra], 0, "certified")
-    positive = [float(np.count_nonzero(item.resolved > 0)) for item in found.spectra]
+    _line(axes, found, [item.rank for item in found.spectra], 0, "certified")
+    positive = [np.count_nonzero(item.resolved > 0) for item in found.spectra]
     _line(axes, found, positive, 1, "positive")
-    axes.set_ylabel(f"levels of {found.spectra[0].dimension:,}")
-    axes.set_ylim(bottom=0)
+    axes.set(ylim=(0, None), ylabel=f"levels of {found.spectra[0].dimension:,}")
 
 
 def _ratios(mean_ratios: ArrayLike, axes: Axes, found: Any) -> None:
@@ -227,17 +221,15 @@ def averaged_losses(
     Returns:
         The picture: means with a band of one standard error.
     """
-    entries = [(p, curves) for points in rates.values() for p, curves in points.items()]
-    rows = {what: look for what, look in _QUANTITIES.items() if what in entries[0][1]}
+    entries = [curves for points in rates.values() for curves in points.values()]
+    rows = {what: look for what, look in _QUANTITIES.items() if what in entries[0]}
     picture, grid = _rate_panels(rates, len(rows), title, ax)
     for row, (what, (label, factor)) in zip(grid, rows.items(), strict=True):
         for axes, points in zip(row, rates.values(), strict=True):
             for point, curves in points.items():
-                epochs, mean, error = curves[what]
-                scaled = None if error is None else factor * error
-                _banded(axes, point, epochs, factor * mean, scaled)
+                _banded(axes, point, *curves[what], factor)
         row[0].set_ylabel(label, fontsize=9)
-        _end_where_settled(row[0], [factor * curves[what][1] for _, curves in entries])
+        _end_where_settled(row[0], [factor * curves[what][1] for curves in entries])
     for axes in grid[-1]:
         axes.set_xlabel("epochs", fontsize=9)
     _legend_of_points(picture, grid[0, 0])
@@ -262,22 +254,21 @@ def averaged_spectra(
     """
     sides = list(next(iter(next(iter(rates.values())).values()))[1])
     picture, grid = _rate_panels(rates, 1 + len(sides), title, ax)
-    for column, points in zip(grid.T, rates.values(), strict=True):
+    for (first, *others), points in zip(grid.T, rates.values(), strict=True):
         for point, (ranked, counts) in points.items():
-            _banded(column[0], point, *ranked)
+            _banded(first, point, *ranked)
             _, colour, dashes = POINTS[point]
-            for axes, side in zip(column[1:], sides, strict=True):
+            for axes, side in zip(others, sides, strict=True):
                 axes.stairs(counts[side], edges, color=colour, ls=dashes, lw=1.3)
-        column[0].set_yscale("log")
-        column[0].set_xlabel("rank of the level", fontsize=9)
-        for axes in column[1:]:
-            axes.set_xlim(edges[0], edges[-1])
+        first.set_yscale("log")
+        first.set_xlabel("rank of the level", fontsize=9)
+        for axes in others:
+            axes.set(xlim=(edges[0], edges[-1]), ylim=(0, None))
             style.log_decades(axes)
-        column[-1].set_xlabel("|λ|", fontsize=9)
-    grid[0, 0].set_ylabel("largest levels", fontsize=9)
-    for axes, side in zip(grid[1:, 0], sides, strict=True):
-        axes.set_ylabel(f"levels per decade, {side}", fontsize=9)
-        axes.set_ylim(0, None)
+        others[-1].set_xlabel("|λ|", fontsize=9)
+    labels = ["largest levels", *(f"levels per decade, {side}" for side in sides)]
+    for axes, label in zip(grid[:, 0], labels, strict=True):
+        axes.set_ylabel(label, fontsize=9)
     _legend_of_points(picture, grid[0, 0])
     return picture
 
@@ -292,10 +283,14 @@ def _rate_panels(rates: Mapping[str, Any], rows: int, title: str, ax: Any) -> tu
     return picture, grid
 
 
-def _banded(axes: Axes, point: str, x: Values, mean: Values, error: Values | None) -> None:
+def _banded(
+    axes: Axes, point: str, x: Values, mean: Values, error: Values | None, factor: float = 1.0
+) -> None:
     _, colour, dashes = POINTS[point]
+    mean = factor * mean
     axes.plot(x, mean, color=colour, ls=dashes, lw=1.4)
     if error is not None:
+        error = factor * error
         low = np.maximum(mean - error, 0.5 * mean)  # the axis is logarithmic
         axes.fill_between(x, low, mean + error, color=colour, alpha=0.18, lw=0)
 
