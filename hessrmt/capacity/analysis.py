@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -15,7 +14,7 @@ import torch
 from hessrmt import rng
 from hessrmt.backend.select import select
 from hessrmt.capacity import powerlaw
-from hessrmt.capacity.report import NAN, CapacityReport, Layer, MatrixFit, mean, total
+from hessrmt.capacity.report import NAN, CapacityReport, Layer, MatrixFit
 from hessrmt.capacity.sources import open_source, pairs
 from hessrmt.capacity.spectra import (
     Gram,
@@ -36,9 +35,7 @@ if TYPE_CHECKING:
     from hessrmt.backend.base import Backend
     from hessrmt.capacity.layers import Conv
     from hessrmt.capacity.sources import AnySource, WeightSource, WeightTensor
-
-Tick = Callable[[str, int, int], None]
-"""Progress: the layer that is done, how many are, of how many."""
+    from hessrmt.progress import Tick
 
 _TOGETHER = 2**25
 """Bytes of Gram matrices that are diagonalised in one call: a core for each small one."""
@@ -205,50 +202,27 @@ class _Run:
         found = iter(from_grams([one for *_, each in places for one in each], self.backend))
         for task, role, each in places:
             task.keep(role, [next(found) for _ in each])
-        fitted = [one.positive for task in tasks for one in task.spectra.get("weights", ())]
-        fits = iter(powerlaw.fit_all(fitted, x_max=self.x_max))
-        return (self._layer(task, fits) for task in tasks)
+        return map(self._layer, tasks)
 
-    def _layer(self, task: _Task, fits: Iterator[powerlaw.PowerLawFit]) -> Layer:
-        """Everything there is to say of a layer; ``fits`` has a power law for each spectrum."""
-        weights = task.weights
-        layer = Layer(**_of(weights, "name", "kind", "shape", "dtype", "inferred"))
+    def _layer(self, task: _Task) -> Layer:
+        """Everything there is to say of a layer."""
+        layer = Layer(**_of(task.weights, "name", "kind", "shape", "dtype", "inferred"))
         spectra = task.spectra.get("weights", [])
-        own = [next(fits) for _ in spectra]
         if not any(one.frobenius_squared for one in spectra):
             return replace(layer, skipped=task.skipped or "all weights are zero")
-        parts = tuple(self._part(task, number, fit) for number, fit in enumerate(own))
-
-        def each(name: str) -> list[Any]:
-            return [getattr(part, name) for part in parts]
-
-        means = ("alpha", "x_min", "ks_distance", "p_value", "mp_variance", "mp_edge", "soft_rank")
-        norms = ("log_frobenius", "log_spectral", "stable_rank", "log_stable_rank", "entropy")
-        reasons = Counter(part.fit_failed for part in parts if part.fit_failed is not None)
-        good = [part.sigma for part in parts if part.fit_failed is None]
+        matrices = [self._matrix(task, number) for number in range(len(spectra))]
         return replace(
-            layer,
-            **{name: mean(each(name)) for name in means},
-            **{name: _count(each(name)) for name in ("spikes", "traps")},
-            **_of(direct_sum(spectra), "lambda_max", "rank", *norms),
-            sigma=math.hypot(*good) / len(good) if good else NAN,
-            n_tail=sum(each("n_tail")),
-            log_alpha_norm=total(each("log_alpha_norm")),
-            alpha_hat=total(each("alpha_log_lambda")),
-            alpha_weighted=mean(each("alpha_log10_norm")),
+            layer.with_fits(matrices, direct_sum(spectra)),
             distance_frobenius=task.distance("log_frobenius"),
             distance_spectral=task.distance("log_spectral"),
-            n_matrices=len(parts),
-            n_failed=len(parts) - len(good),
-            fit_failed=reasons.most_common(1)[0][0] if reasons else None,
-            matrices=parts,
         )
 
-    def _part(self, task: _Task, number: int, fit: powerlaw.PowerLawFit) -> MatrixFit:
-        weights, spectrum = task.weights, task.spectra["weights"][number]
-        label = weights.parts[number] if len(task.spectra["weights"]) > 1 else ""
+    def _matrix(self, task: _Task, number: int) -> MatrixFit:
+        weights, spectra = task.weights, task.spectra["weights"]
+        spectrum, label = spectra[number], weights.parts[number] if len(spectra) > 1 else ""
+        values = spectrum.positive
+        fit, bulk = powerlaw.fit(values, x_max=self.x_max), fit_bulk(spectrum)
         random = task.spectra["permuted"][number] if self.randomize else None
-        values, bulk = spectrum.positive, fit_bulk(spectrum)
         p_value = NAN
         if self.p_values and fit:
             name = f"{weights.name}/{label}"
@@ -281,9 +255,3 @@ class _Run:
 
 def _of(record: Any, *names: str) -> dict[str, Any]:
     return {name: getattr(record, name) for name in names}
-
-
-def _count(values: list[int | None]) -> int | None:
-    """Sum of the counts there are."""
-    known = [value for value in values if value is not None]
-    return sum(known) if known else None

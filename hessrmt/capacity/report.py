@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, fields
-from html import escape
-from importlib import import_module
+from collections import Counter
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,12 +13,14 @@ from scipy import stats
 from hessrmt.capacity.powerlaw import TailFit
 from hessrmt.checks import one_of
 from hessrmt.errors import DataError
+from hessrmt.results import Result, html_table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from hessrmt.arrays import Levels
     from hessrmt.capacity.powerlaw import Comparison
+    from hessrmt.capacity.spectra import MatrixSpectrum
 
 NAN = math.nan
 
@@ -34,16 +35,51 @@ _AVERAGED = (
     *("log_alpha_norm", "entropy", "soft_rank", "lambda_max", "ks_distance"),
     *("distance_frobenius", "distance_spectral"),
 )
+_OF_ALL_WEIGHTS = (
+    *("lambda_max", "log_frobenius", "log_spectral", "stable_rank", "log_stable_rank", "entropy"),
+    "rank",
+)
+"""What a layer has of the spectrum of all its weights together."""
+
 _SHOWN = (
     *("name", "kind", "shape", "alpha", "ks_distance", "lambda_max", "log_frobenius"),
-    "stable_rank",
+    *("stable_rank", "remark"),
 )
 _MOST_ROWS = 200
 """Of the table in a notebook."""
 
 
+def mean(values: Iterable[float]) -> float:
+    """Mean of those that are finite; NaN if none is."""
+    finite = [value for value in values if math.isfinite(value)]
+    return math.fsum(finite) / len(finite) if finite else NAN
+
+
+def total(values: Iterable[float]) -> float:
+    """Sum of those that are finite; NaN if none is."""
+    finite = [value for value in values if math.isfinite(value)]
+    return math.fsum(finite) if finite else NAN
+
+
+def _error_of_mean(errors: Iterable[float]) -> float:
+    """Standard error of a mean whose terms have some errors."""
+    finite = [error for error in errors if math.isfinite(error)]
+    return math.hypot(*finite) / len(finite) if finite else NAN
+
+
+def _count(values: Iterable[int | None]) -> int | None:
+    """Sum of the counts there are."""
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
+
+
+def _over(combine: Callable[[list[Any]], Any], of: str = "", default: Any = NAN) -> Any:
+    """A number of a layer, combined from those of its matrices, by default of the same name."""
+    return field(default=default, metadata={"combine": combine, "of": of})
+
+
 @dataclass(frozen=True)
-class MatrixFit(TailFit):
+class MatrixFit(TailFit, Result, omitted="eigenvalues"):
     """What is fitted to one spectrum of a layer, beside :class:`TailFit`. Logarithms are natural.
 
     Attributes:
@@ -88,14 +124,14 @@ class MatrixFit(TailFit):
 
     def to_dict(self) -> dict[str, Any]:
         """All but the eigenvalues, as plain values."""
-        compared = {name: asdict(item) for name, item in self.comparisons.items()}
-        for item in compared.values():
+        found = super().to_dict()
+        for item in found["comparisons"].values():
             del item["against"]
-        return _plain(self, "eigenvalues") | {"comparisons": compared}
+        return found
 
 
 @dataclass(frozen=True)
-class Layer:
+class Layer(Result, picture="capacity.layer_density"):
     """One tensor of a network. Logarithms are natural unless the name says otherwise.
 
     Norms, ranks and entropy are those of all weights together: of the direct sum, where a layer is
@@ -143,49 +179,83 @@ class Layer:
     name: str
     kind: str
     shape: tuple[int, ...]
-    alpha: float = NAN
-    x_min: float = NAN
-    ks_distance: float = NAN
-    sigma: float = NAN
-    n_tail: int = 0
-    p_value: float = NAN
+    alpha: float = _over(mean)
+    x_min: float = _over(mean)
+    ks_distance: float = _over(mean)
+    sigma: float = _over(_error_of_mean)
+    n_tail: int = _over(sum, default=0)
+    p_value: float = _over(mean)
     lambda_max: float = NAN
     log_frobenius: float = NAN
     log_spectral: float = NAN
     stable_rank: float = NAN
     log_stable_rank: float = NAN
-    log_alpha_norm: float = NAN
+    log_alpha_norm: float = _over(total)
     entropy: float = NAN
     skipped: str | None = None
     dtype: str = ""
     inferred: bool = False
-    alpha_hat: float = NAN
-    alpha_weighted: float = NAN
+    alpha_hat: float = _over(total, "alpha_log_lambda")
+    alpha_weighted: float = _over(mean, "alpha_log10_norm")
     rank: int = 0
-    mp_variance: float = NAN
-    mp_edge: float = NAN
-    spikes: int | None = None
-    soft_rank: float = NAN
-    traps: int | None = None
+    mp_variance: float = _over(mean)
+    mp_edge: float = _over(mean)
+    spikes: int | None = _over(_count, default=None)
+    soft_rank: float = _over(mean)
+    traps: int | None = _over(_count, default=None)
     distance_frobenius: float = NAN
     distance_spectral: float = NAN
     n_matrices: int = 0
     n_failed: int = 0
     fit_failed: str | None = None
-    matrices: tuple[MatrixFit, ...] = field(default=(), repr=False)
+    matrices: tuple[MatrixFit, ...] = ()
+
+    def with_fits(self, matrices: Sequence[MatrixFit], whole: MatrixSpectrum) -> Layer:
+        """The layer with all that follows from its matrices.
+
+        Args:
+            matrices: What is fitted to each.
+            whole: The spectrum of all weights together.
+
+        Returns:
+            A new record.
+        """
+        found: dict[str, Any] = {name: getattr(whole, name) for name in _OF_ALL_WEIGHTS}
+        for item in fields(self):
+            if rule := item.metadata:
+                numbers = [getattr(one, rule["of"] or item.name) for one in matrices]
+                found[item.name] = rule["combine"](numbers)
+        reasons = Counter(one.fit_failed for one in matrices if one.fit_failed is not None)
+        return replace(
+            self,
+            **found,
+            n_matrices=len(matrices),
+            n_failed=reasons.total(),
+            fit_failed=reasons.most_common(1)[0][0] if reasons else None,
+            matrices=tuple(matrices),
+        )
 
     def row(self) -> dict[str, Any]:
         """Everything but the single matrices, as plain values: a row of a table."""
-        return _plain(self, "matrices") | {"shape": "x".join(map(str, self.shape))}
+        values = {k: v for k, v in self._values().items() if k != "matrices"}
+        return values | {"shape": "x".join(map(str, self.shape))}
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything but the eigenvalues, as plain values."""
-        matrices = [item.to_dict() for item in self.matrices]
-        return _plain(self, "matrices") | {"shape": list(self.shape), "matrices": matrices}
+    def rows(self) -> list[dict[str, Any]]:
+        """A table of the layer's matrices.
+
+        Returns:
+            One flat dictionary for each.
+        """
+        return [row for item in self.matrices for row in item.rows()]
 
 
 @dataclass(frozen=True)
-class CapacityReport:
+class CapacityReport(
+    Result,
+    derived="alpha_hat alpha_hat_log10 alpha_weighted mean_alpha mean_log_norm means counts",
+    omitted="layers",
+    picture="capacity.alpha_histogram",
+):
     """Capacity metrics of a network, layer by layer.
 
     An average is over the analysed layers for which its quantity exists; layers that were skipped
@@ -264,14 +334,14 @@ class CapacityReport:
             "fits_failed": sum(layer.n_failed for layer in self.layers),
         }
 
+    @property
+    def means(self) -> dict[str, float]:
+        """Means over layers of all their quantities that have one."""
+        return {name: self.mean(name) for name in _AVERAGED}
+
     def summary(self) -> dict[str, Any]:
         """The network's numbers without its layers, as plain values."""
-        names = ("source", "conv", "seed", "device", "alpha_hat", "alpha_hat_log10", *METRICS[1:])
-        return {name: getattr(self, name) for name in names} | {
-            "means": {name: self.mean(name) for name in _AVERAGED},
-            "counts": self.counts,
-            "notes": list(self.notes),
-        }
+        return super().to_dict()
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain values, e.g. for JSON.
@@ -289,63 +359,31 @@ class CapacityReport:
         """
         return [layer.row() for layer in self.layers]
 
-    def to_pandas(self) -> Any:
-        """A table of all tensors for pandas.
-
-        Returns:
-            A ``pandas.DataFrame`` of :meth:`rows`.
-
-        Raises:
-            DataError: If pandas is not installed.
-        """
-        try:
-            pandas = import_module("pandas")
-        except ImportError as error:
-            raise DataError("pandas is not installed; install it, or take rows()") from error
-        return pandas.DataFrame(self.rows())
-
-    def _repr_html_(self) -> str:
-        def line(tag: str, values: Iterable[Any]) -> str:
-            texts = (f"{v:.4g}" if isinstance(v, float) else escape(str(v)) for v in values)
-            return f"<tr>{''.join(f'<{tag}>{text}</{tag}>' for text in texts)}</tr>"
-
-        lines = [line("th", (*_SHOWN, "remark"))]
-        for row in map(Layer.row, self.layers[:_MOST_ROWS]):
-            remark = row["skipped"] or row["fit_failed"] or ""
-            lines.append(line("td", (*(row[name] for name in _SHOWN), remark)))
-        if len(self.layers) > _MOST_ROWS:
-            lines.append(line("td", [f"{len(self.layers) - _MOST_ROWS} more"]))
+    def caption(self) -> str:
+        """The network's numbers in a line."""
         counts = self.counts
-        caption = (
+        return (
             f"{self.source}: α̂ = {self.alpha_hat:.4g}, ⟨α⟩ = {self.mean_alpha:.4g}, "
             f"⟨ln‖W‖⟩ = {self.mean_log_norm:.4g}; {counts['analyzed']} layers, "
             f"{counts['skipped']} tensors skipped, {counts['fits_failed']} fits failed"
         )
-        return f"<table><caption>{escape(caption)}</caption>{''.join(lines)}</table>"
 
-
-def mean(values: Iterable[float]) -> float:
-    """Mean of those that are finite; NaN if none is."""
-    finite = [value for value in values if math.isfinite(value)]
-    return math.fsum(finite) / len(finite) if finite else NAN
-
-
-def total(values: Iterable[float]) -> float:
-    """Sum of those that are finite; NaN if none is."""
-    finite = [value for value in values if math.isfinite(value)]
-    return math.fsum(finite) if finite else NAN
-
-
-def _plain(record: Any, without: str) -> dict[str, Any]:
-    names = (item.name for item in fields(record) if item.name != without)
-    return {name: getattr(record, name) for name in names}
+    def _repr_html_(self) -> str:
+        lines = []
+        for row in self.rows()[:_MOST_ROWS]:
+            row["remark"] = row["skipped"] or row["fit_failed"] or ""
+            cells = (row[name] for name in _SHOWN)
+            lines.append([f"{v:.4g}" if isinstance(v, float) else str(v) for v in cells])
+        if len(self.layers) > _MOST_ROWS:
+            lines.append([f"{len(self.layers) - _MOST_ROWS} more"])
+        return html_table(lines, self.caption(), list(_SHOWN))
 
 
 # A series of networks
 
 
 @dataclass(frozen=True)
-class Correlation:
+class Correlation(Result):
     """How one metric goes with one accuracy along a series of networks.
 
     Attributes:
@@ -375,10 +413,6 @@ class Correlation:
     spearman: float = NAN
     spearman_p: float = NAN
     failed: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """All of it as plain values."""
-        return asdict(self)
 
 
 def correlate(

@@ -35,6 +35,7 @@ from scipy.special import xlogy
 
 from hessrmt.capacity.layers import count_nonfinite, require_finite
 from hessrmt.errors import ConvergenceError, DataError
+from hessrmt.results import Result
 from hessrmt.theory import marchenko_pastur_cdf, marchenko_pastur_support
 
 if TYPE_CHECKING:
@@ -308,7 +309,7 @@ def _spectrum(levels: Levels, relative: float, larger: int, frobenius: float) ->
 
 
 @dataclass(frozen=True)
-class BulkFit:
+class BulkFit(Result):
     """A Marchenko-Pastur law fitted to the bulk of a spectrum.
 
     Attributes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from hessrmt.plots import style
 from hessrmt.plots.files import Drawn, draw_each
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from jaxtyping import Float64
@@ -49,7 +50,7 @@ def draw_layers(report: Any, folder: Path, ending: str = "png") -> list[Drawn]:
     Returns:
         For each picture its file, or the reason why there is none.
     """
-    pictures = {"alpha": partial(alpha_histogram, {report.source: report})}
+    pictures = {"alpha": partial(alpha_histogram, report)}
     for layer in report.analyzed:
         pictures[_file_name(f"layer-{layer.name}")] = partial(layer_density, layer)
     return draw_each(pictures, folder, ending)
@@ -160,11 +161,12 @@ def _draw_bulk(axes: Axes, layer: Any, x: Values, n: int) -> None:
     axes.plot(x, np.where(total > 0, total, np.nan), label=label, **look)
 
 
-def alpha_histogram(reports: Mapping[str, Any], title: str = "", *, ax: Any = None) -> Figure:
+def alpha_histogram(reports: Mapping[str, Any] | Any, title: str = "", *, ax: Any = None) -> Figure:
     """Exponents of all spectra, a panel for each network.
 
     Args:
-        reports: What to call the networks to their :class:`hessrmt.capacity.report.CapacityReport`.
+        reports: A :class:`hessrmt.capacity.report.CapacityReport`, or what to call several networks
+            to theirs.
         title: Above the picture.
         ax: Axes to draw into, one for each network; None for a new picture.
 
@@ -176,6 +178,7 @@ def alpha_histogram(reports: Mapping[str, Any], title: str = "", *, ax: Any = No
 
     Source: Martin and Mahoney (2019), Fig. 1a.
     """
+    reports = reports if isinstance(reports, Mapping) else {reports.source: reports}
     if len(reports) > _MOST_PANELS:
         raise DataError(f"{len(reports)} networks; one picture holds {_MOST_PANELS}")
     exponents = {
