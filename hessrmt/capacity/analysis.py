@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -102,15 +103,14 @@ def analyze(
         if initial is not None:
             start = stack.enter_context(opened(initial))
             before = {layer.name: other for layer, other in pairs(network, start)}
-        wanted = seed, randomize, p_values, x_max, compare_with, exact
-        run = _Run(network, before, backend, *wanted)
+        run = _Run(network, before, backend, seed, randomize, p_values, x_max, compare_with, exact)
         layers = []
         for layer in run.layers():
             layers.append(layer)
             if tick:
                 tick(layer.name, len(layers), len(network.layers))
-        found = tuple(layers), backend.name, tuple(run.notes)
-        return CapacityReport(network.label, conv, seed, *found)
+        notes = tuple(run.notes)
+        return CapacityReport(network.label, conv, seed, tuple(layers), backend.name, notes)
 
 
 @dataclass
@@ -119,12 +119,8 @@ class _Task:
 
     weights: WeightTensor
     skipped: str | None = None
-    grams: dict[str, list[Gram]] = field(default_factory=dict)
+    matrices: dict[str, Sequence[Gram | MatrixSpectrum]] = field(default_factory=dict)
     spectra: dict[str, list[MatrixSpectrum]] = field(default_factory=dict)
-
-    def keep(self, role: str, spectra: list[MatrixSpectrum]) -> None:
-        """Spectra that power laws and bulks are fitted to: each matrix, or all of them pooled."""
-        self.spectra[role] = [direct_sum(spectra)] if self.weights.pooled else spectra
 
     def distance(self, norm: str) -> float:
         """Norm of the difference over that of the initial weights."""
@@ -156,8 +152,9 @@ class _Run:
         waiting: list[_Task] = []
         for weights in self.network:
             waiting.append(self._read(weights))
-            roles = (each for task in waiting for each in task.grams.values())
-            if sum(one.matrix.nbytes for each in roles for one in each) >= _TOGETHER:
+            roles = (each for task in waiting for each in task.matrices.values())
+            grams = (one for each in roles for one in each if isinstance(one, Gram))
+            if sum(one.matrix.nbytes for one in grams) >= _TOGETHER:
                 yield from self._finish(waiting)
                 waiting = []
         yield from self._finish(waiting)
@@ -168,7 +165,7 @@ class _Run:
         held = self.exact or self.randomize or self.initial is not None
         try:
             stack = torch.from_numpy(weights.load()) if held else weights.view()
-            self._add(task, "weights", stack)
+            task.matrices["weights"] = self._reduced(stack)
         except DataError as error:
             task.skipped = str(error)
             return task
@@ -178,8 +175,8 @@ class _Run:
                 if before is None:
                     raise DataError("it is missing or skipped there")
                 start = torch.from_numpy(before.load())
-                self._add(task, "initial", start)
-                self._add(task, "difference", stack - start)
+                task.matrices["initial"] = self._reduced(start)
+                task.matrices["difference"] = self._reduced(stack - start)
             except DataError as error:
                 no_distance = f"{weights.name}: no distance from the initial network"
                 self.notes.append(f"{no_distance}: {error}")
@@ -187,21 +184,23 @@ class _Run:
             for number, part in enumerate(stack):
                 draw = rng.stream(self.seed, "permuted weights", weights.name, number)
                 draw.shuffle(part.numpy().reshape(-1))  # in place: the array is ours
-            self._add(task, "permuted", stack)
+            task.matrices["permuted"] = self._reduced(stack)
         return task
 
-    def _add(self, task: _Task, role: str, stack: Tensor) -> None:
+    def _reduced(self, stack: Tensor) -> Sequence[Gram | MatrixSpectrum]:
         if self.exact:
-            task.keep(role, from_singular_values(stack.to(self.backend.device)))
-        else:
-            task.grams[role] = grams(stack, self.backend.device)
+            return from_singular_values(stack.to(self.backend.device))
+        return grams(stack, self.backend.device)
 
     def _finish(self, tasks: list[_Task]) -> Iterator[Layer]:
         """Diagonalise and fit everything that waits."""
-        places = [(task, *item) for task in tasks for item in task.grams.items()]
-        found = iter(from_grams([one for *_, each in places for one in each], self.backend))
+        places = [(task, *item) for task in tasks for item in task.matrices.items()]
+        every: list[Any] = [one for *_, each in places for one in each]
+        found = iter(every if self.exact else from_grams(every, self.backend))
         for task, role, each in places:
-            task.keep(role, [next(found) for _ in each])
+            # power laws and bulks are fitted to each matrix, or to all of them pooled
+            spectra = list(islice(found, len(each)))
+            task.spectra[role] = [direct_sum(spectra)] if task.weights.pooled else spectra
         return map(self._layer, tasks)
 
     def _layer(self, task: _Task) -> Layer:

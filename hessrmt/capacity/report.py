@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass, field, fields, replace
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,16 +31,19 @@ METRICS = ("alpha_hat", "alpha_weighted", "mean_alpha", "mean_log_norm")
 _FEWEST = 3
 """Networks below which nothing is said of a series."""
 
-_AVERAGED = (
-    *("alpha", "alpha_weighted", "log_frobenius", "log_spectral", "stable_rank", "log_stable_rank"),
-    *("log_alpha_norm", "entropy", "soft_rank", "lambda_max", "ks_distance"),
-    *("distance_frobenius", "distance_spectral"),
-)
-_OF_ALL_WEIGHTS = (
-    *("lambda_max", "log_frobenius", "log_spectral", "stable_rank", "log_stable_rank", "entropy"),
-    "rank",
-)
+_NORMS = ("log_frobenius", "log_spectral", "stable_rank", "log_stable_rank")
+_OF_ALL_WEIGHTS = ("lambda_max", *_NORMS, "entropy", "rank")
 """What a layer has of the spectrum of all its weights together."""
+
+_FITTED = ("log_alpha_norm", "entropy", "soft_rank", "lambda_max", "ks_distance")
+_AVERAGED = (
+    "alpha",
+    "alpha_weighted",
+    *_NORMS,
+    *_FITTED,
+    "distance_frobenius",
+    "distance_spectral",
+)
 
 _SHOWN = (
     *("name", "kind", "shape", "alpha", "ks_distance", "lambda_max", "log_frobenius"),
@@ -49,32 +53,16 @@ _MOST_ROWS = 200
 """Of the table in a notebook."""
 
 
-def mean(values: Iterable[float]) -> float:
-    """Mean of those that are finite; NaN if none is."""
-    finite = [value for value in values if math.isfinite(value)]
-    return math.fsum(finite) / len(finite) if finite else NAN
+def _known(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None and math.isfinite(value)]
 
 
-def total(values: Iterable[float]) -> float:
-    """Sum of those that are finite; NaN if none is."""
-    finite = [value for value in values if math.isfinite(value)]
-    return math.fsum(finite) if finite else NAN
-
-
-def _error_of_mean(errors: Iterable[float]) -> float:
-    """Standard error of a mean whose terms have some errors."""
-    finite = [error for error in errors if math.isfinite(error)]
-    return math.hypot(*finite) / len(finite) if finite else NAN
-
-
-def _count(values: Iterable[int | None]) -> int | None:
-    """Sum of the counts there are."""
-    known = [value for value in values if value is not None]
-    return sum(known) if known else None
+def _error_of_mean(errors: Sequence[float]) -> float:
+    return math.hypot(*errors) / len(errors)
 
 
 def _over(combine: Callable[[list[Any]], Any], of: str = "", default: Any = NAN) -> Any:
-    """A number of a layer, combined from those of its matrices, by default of the same name."""
+    """A number of a layer: of those of its matrices that are known, by default of the same name."""
     return field(default=default, metadata={"combine": combine, "of": of})
 
 
@@ -179,30 +167,30 @@ class Layer(Result, picture="capacity.layer_density"):
     name: str
     kind: str
     shape: tuple[int, ...]
-    alpha: float = _over(mean)
-    x_min: float = _over(mean)
-    ks_distance: float = _over(mean)
+    alpha: float = _over(fmean)
+    x_min: float = _over(fmean)
+    ks_distance: float = _over(fmean)
     sigma: float = _over(_error_of_mean)
     n_tail: int = _over(sum, default=0)
-    p_value: float = _over(mean)
+    p_value: float = _over(fmean)
     lambda_max: float = NAN
     log_frobenius: float = NAN
     log_spectral: float = NAN
     stable_rank: float = NAN
     log_stable_rank: float = NAN
-    log_alpha_norm: float = _over(total)
+    log_alpha_norm: float = _over(math.fsum)
     entropy: float = NAN
     skipped: str | None = None
     dtype: str = ""
     inferred: bool = False
-    alpha_hat: float = _over(total, "alpha_log_lambda")
-    alpha_weighted: float = _over(mean, "alpha_log10_norm")
+    alpha_hat: float = _over(math.fsum, "alpha_log_lambda")
+    alpha_weighted: float = _over(fmean, "alpha_log10_norm")
     rank: int = 0
-    mp_variance: float = _over(mean)
-    mp_edge: float = _over(mean)
-    spikes: int | None = _over(_count, default=None)
-    soft_rank: float = _over(mean)
-    traps: int | None = _over(_count, default=None)
+    mp_variance: float = _over(fmean)
+    mp_edge: float = _over(fmean)
+    spikes: int | None = _over(sum, default=None)
+    soft_rank: float = _over(fmean)
+    traps: int | None = _over(sum, default=None)
     distance_frobenius: float = NAN
     distance_spectral: float = NAN
     n_matrices: int = 0
@@ -220,11 +208,11 @@ class Layer(Result, picture="capacity.layer_density"):
         Returns:
             A new record.
         """
-        found: dict[str, Any] = {name: getattr(whole, name) for name in _OF_ALL_WEIGHTS}
+        found = {name: getattr(whole, name) for name in _OF_ALL_WEIGHTS}
         for item in fields(self):
             if rule := item.metadata:
-                numbers = [getattr(one, rule["of"] or item.name) for one in matrices]
-                found[item.name] = rule["combine"](numbers)
+                known = _known(getattr(one, rule["of"] or item.name) for one in matrices)
+                found[item.name] = rule["combine"](known) if known else item.default
         reasons = Counter(one.fit_failed for one in matrices if one.fit_failed is not None)
         return replace(
             self,
@@ -288,7 +276,8 @@ class CapacityReport(
 
         Source: Martin and Mahoney 2019, eqs. (3) and (6).
         """
-        return total(layer.alpha_hat for layer in self.layers)
+        known = _known(layer.alpha_hat for layer in self.layers)
+        return math.fsum(known) if known else NAN
 
     @property
     def alpha_hat_log10(self) -> float:
@@ -320,7 +309,8 @@ class CapacityReport(
             The mean; NaN if no layer has it. It's a DataError if layers have no such number.
         """
         one_of("mean", name, _AVERAGED)
-        return mean(getattr(layer, name) for layer in self.layers)
+        known = _known(getattr(layer, name) for layer in self.layers)
+        return fmean(known) if known else NAN
 
     @property
     def counts(self) -> dict[str, int]:
@@ -444,7 +434,7 @@ def correlate(
         if np.ptp(values) == 0:
             return Correlation(*names, n, failed=f"{name or 'a column'} is the same for all")
     line: Any = stats.linregress(x, y)
-    fitted: Any = line.slope, line.stderr, line.intercept, float(line.rvalue) ** 2
+    fitted = line.slope, line.stderr, line.intercept, float(line.rvalue) ** 2
     ranks: Any = *stats.kendalltau(x, y), *stats.spearmanr(x, y)
     numbers: list[Any] = [float(value) for value in (*fitted, *ranks)]
     return Correlation(*names, n, *numbers)

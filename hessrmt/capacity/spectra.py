@@ -80,14 +80,12 @@ class MatrixSpectrum:
     Attributes:
         eigenvalues: (n,) ascending, in the square of the weights' units; not negative, and exactly
             zero at and below the noise floor.
-        noise_floor: Below it an eigenvalue cannot be told from zero.
         larger: N.
         smaller: M, the number of eigenvalues of one matrix.
         frobenius_squared: ‖W‖_F², the sum of all squared weights.
     """
 
     eigenvalues: Levels
-    noise_floor: float
     larger: int
     smaller: int
     frobenius_squared: float
@@ -192,7 +190,6 @@ def direct_sum(spectra: Sequence[MatrixSpectrum]) -> MatrixSpectrum:
     return replace(
         spectra[0],
         eigenvalues=np.sort(np.concatenate([item.eigenvalues for item in spectra])),
-        noise_floor=max(item.noise_floor for item in spectra),
         frobenius_squared=float(sum(item.frobenius_squared for item in spectra)),
     )
 
@@ -300,9 +297,8 @@ def noise(larger: int, smaller: int) -> float:
 
 
 def _spectrum(levels: Levels, relative: float, larger: int, frobenius: float) -> MatrixSpectrum:
-    floor = max(float(levels[-1]), 0.0) * relative
-    cleaned = np.where(levels > floor, levels, 0.0)
-    return MatrixSpectrum(cleaned, floor, larger, len(levels), frobenius)
+    cleaned = np.where(levels > max(float(levels[-1]), 0.0) * relative, levels, 0.0)
+    return MatrixSpectrum(cleaned, larger, len(levels), frobenius)
 
 
 # The Marchenko-Pastur bulk

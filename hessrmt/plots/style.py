@@ -304,7 +304,9 @@ def few_ticks(axes: Axes, x: int = 5, y: int = 5) -> None:
     for axis, number in ((axes.xaxis, x), (axes.yaxis, y)):
         if axis.get_scale() == "linear":
             axis.set_major_locator(MaxNLocator(nbins=number))
-            axes.ticklabel_format(axis=axis.axis_name, style="plain", useOffset=False)
+            plain: Any = axis.get_major_formatter()
+            plain.set_scientific(False)
+            plain.set_useOffset(False)
         else:
             log_ticks(axis, number + 1)
     bare(axes, 8)
