@@ -191,7 +191,7 @@ def alpha_histogram(reports: Mapping[str, Any] | Any, title: str = "", *, ax: An
         raise DataError("no layer has a power law")
     top = float(max(np.quantile(every, 0.98), 6.0))
     edges = np.linspace(1, top, int(np.clip(8 * (len(every) / len(exponents)) ** 0.5, 16, 80)) + 1)
-    size = style.WIDTH, style.HEIGHT if len(exponents) == 1 else _PANEL
+    size = style.SIZE if len(exponents) == 1 else (7.0, _PANEL)
     picture, panels = style.panels_for(len(exponents), title, size, 1, ax=ax, sharex=True)
     for axes, (label, found) in zip(panels, exponents.items(), strict=True):
         above = int(np.count_nonzero(found > top))

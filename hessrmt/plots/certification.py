@@ -39,7 +39,7 @@ def certification(
         The figure; save it with ``figure.savefig``.
     """
     spectra = [spectra] if isinstance(spectra, Spectrum) else spectra
-    figure, ((axes,),) = style.panels(ax=ax, width=7.5, height=4.4)
+    figure, ((axes,),) = style.panels(ax=ax, size=(7.5, 4.4))
     sizes = [np.sort(np.abs(item.eigenvalues))[::-1] for item in spectra]
     sizes = [size[size > 0] for size in sizes]
     for item, size in zip(spectra, sizes, strict=True):
@@ -95,7 +95,7 @@ def lanczos_density(
         The picture.
     """
     curve = result.quadrature.density(scale=scale)
-    picture, ((axes,),) = style.panels(title, ax=ax, height=style.HEIGHT + 0.3)
+    picture, ((axes,),) = style.panels(title, ax=ax, size=(7.0, 4.8))
     count = result.dimension * np.log(10)
     y, error = curve.density * count, curve.error * count
     u = np.arcsinh(curve.x / curve.scale)

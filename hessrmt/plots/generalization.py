@@ -83,7 +83,7 @@ def norms(flows: Mapping[str, Any], title: str = "", *, ax: Any = None) -> Figur
     Returns:
         The picture.
     """
-    picture, ((left, right),) = style.panels(title, 1, 2, ax=ax, width=9.0, height=4.0)
+    picture, ((left, right),) = style.panels(title, (1, 2), ax=ax, size=(9.0, 4.0))
     for (label, flow), look in zip(flows.items(), _LINES, strict=False):
         left.plot(flow.log_times, flow.rho * flow.margin, label=label, lw=1.4, **look)
         for k, rho in enumerate(flow.scales.T):
@@ -141,7 +141,7 @@ def curvature(
     Returns:
         The picture.
     """
-    picture, (panels,) = style.panels(title, 1, 2, ax=ax, width=9.0, height=4.2)
+    picture, (panels,) = style.panels(title, (1, 2), ax=ax, size=(9.0, 4.2))
     sides = zip(panels, (weights, directions), ("of W", "of V, ρ fixed"), strict=True)
     for axes, spectra, what in sides:
         for index, spectrum in zip(indices, spectra, strict=True):

@@ -85,15 +85,13 @@ def surmise(title: str = "", *, ax: Any = None) -> Figure:
     Source: Baskerville, Granziol and Keating (2022), Fig. 2, shows the surmise; the exact law is
     that of :func:`hessrmt.theory.goe_spacing`.
     """
-    options = {"height": 5.0, "sharex": True, "gridspec_kw": {"height_ratios": [3, 1]}}
-    picture, ((upper,), (lower,)) = style.panels(title, 2, ax=ax, **options)
+    picture, upper, lower = _with_differences(title, ax, 5.0, 3)
     s = np.linspace(0, _LARGEST_SPACING, 401)
     exact, approximate = theory.goe_spacing(s), theory.wigner_surmise(s)
     style.draw_law(upper, "goe", s, exact, ", exact")
     style.draw_law(upper, "wigner", s, approximate)
     style.draw_law(upper, "poisson", s, theory.poisson_spacing(s))
     style.finish(upper, xlim=(0, _LARGEST_SPACING), ylim=(0, 1.04), ylabel="P(s)")
-    lower.axhline(0, color=style.RED, lw=0.8)
     style.draw_law(lower, "wigner", s, approximate - exact)
     style.bare(lower, xlabel="s", ylabel="surmise\n- exact")
     picture.align_ylabels()
@@ -209,19 +207,27 @@ def staircase(unfolded: Any, spectrum: int = 0, title: str = "", *, ax: Any = No
             f"spectrum {spectrum} was not unfolded, it served as pool only; try {usable}"
         )
     steps = np.arange(len(levels))
-    options = {"height": 5.4, "sharex": True, "gridspec_kw": {"height_ratios": [2.2, 1]}}
-    picture, ((upper,), (lower,)) = style.panels(title, 2, ax=ax, **options)
+    picture, upper, lower = _with_differences(title, ax, 5.4, 2.2)
     name = f"N(λ), {len(levels):,} levels of spectrum {spectrum % count} of {count}"
     upper.step(levels, steps + 1, where="post", color=style.INK, lw=1.4, label=name)
     upper.plot(levels, heights, color=style.RED, lw=1.0, label=f"N̄(λ): {unfolded.words}")
     top = 1.05 * max(len(levels), float(heights[-1]))
-    lower.axhline(0, color=style.RED, lw=0.8)
     lower.plot(levels, steps + 0.5 - heights, color=style.INK, lw=0.8)
     _levels_axis(lower, levels)
     style.finish(upper, ylabel="levels up to λ", ylim=(0, top))
     style.bare(lower, xlabel="λ", ylabel="N - N̄")
     picture.align_ylabels()
     return picture
+
+
+def _with_differences(title: str, ax: Any, height: float, ratio: float) -> tuple[Any, Any, Any]:
+    """A picture of two panels, the lower one for differences from the upper one's curve."""
+    options = {"sharex": True, "height_ratios": [ratio, 1]}
+    picture, ((upper,), (lower,)) = style.panels(
+        title, (2, 1), ax=ax, size=(7.0, height), **options
+    )
+    lower.axhline(0, color=style.RED, lw=0.8)
+    return picture, upper, lower
 
 
 def _levels_axis(axes: Axes, levels: Values) -> None:
@@ -309,7 +315,7 @@ def _label_panels(
 ) -> tuple[Figure, Any]:
     if not 1 <= len(found) <= _MOST_PANELS:
         raise DataError(f"got {len(found)} sets of levels; expected 1 to {_MOST_PANELS}")
-    size = style.WIDTH, style.HEIGHT if len(found) == 1 else _PANEL
+    size = style.SIZE if len(found) == 1 else (7.0, _PANEL)
     return style.panels_for(len(found), title, size, 1, ax=ax, **sharing)
 
 

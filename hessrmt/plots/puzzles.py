@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     Values = Float64[np.ndarray, " n"]
     Look = tuple[str, str, str]
+    Points = Sequence[Values]
+    Lines = Mapping[str, tuple[Any, Any]]
 
 _TRAIN, _TEST = (style.BLUE, "-", "o"), (style.RED, "--", "^")
 _GAP = (style.GREEN, ":", "s")
@@ -64,12 +66,7 @@ _HISTOGRAMS = 3
 
 
 def losses(
-    entry: Any,
-    lines: Mapping[str, tuple[Any, Any]],
-    random: Any = None,
-    references: Sequence[Any] = (),
-    *,
-    ax: Any = None,
+    entry: Any, lines: Lines, random: Any = None, references: Sequence[Any] = (), *, ax: Any = None
 ) -> Figure:
     """Test against training losses of all members, as trained and normalised; below, residuals.
 
@@ -87,9 +84,8 @@ def losses(
 
     Source: Generalization puzzles (2020), Figs. 2, 10, 12, 15, 16.
     """
-    title = _title(entry, "Test against training loss")
-    size = {"width": 10.5, "height": 7.4, "gridspec_kw": {"height_ratios": (3, 1)}}
-    picture, grid = style.panels(title, 2, 2, ax=ax, sharex="col", **size)
+    title, options = _title(entry, "Test against training loss"), {"height_ratios": (3, 1)}
+    picture, grid = style.panels(title, (2, 2), ax=ax, size=(10.5, 7.4), sharex="col", **options)
     for (upper, lower), prefix in zip(grid.T, ("", "normalized_"), strict=True):
         _loss_panel(upper, lower, entry, random, *lines[prefix], prefix)
         for reference, dashes in zip(references if prefix else (), _REFERENCES, strict=False):
@@ -238,7 +234,7 @@ def outputs(entry: Any, *, ax: Any = None) -> Figure:
     members = sorted(entry.result.members, key=lambda member: member.value)
     number = min(_HISTOGRAMS, len({member.value for member in members}))
     title = _title(entry, "Largest output of normalised networks")
-    picture, row = style.panels_for(number, title, (3.5 if number > 1 else style.WIDTH, 3.8), ax=ax)
+    picture, row = style.panels_for(number, title, (3.5 if number > 1 else 7.0, 3.8), ax=ax)
     shown = np.linspace(0, len(members) - 1, number).round().astype(int)
     for axes, member in zip(row, [members[i] for i in shown], strict=True):
         label = (
@@ -282,7 +278,7 @@ def margins(entry: Any, random: Any = None, *, ax: Any = None) -> Figure:
             "no margin is positive; train for more epochs"
         )
     title = _title(entry, "Smallest margins")
-    picture, ((left, right),) = style.panels(title, 1, 2, ax=ax, width=10.5, height=4.4)
+    picture, ((left, right),) = style.panels(title, (1, 2), ax=ax, size=(10.5, 4.4))
     never = _growth(left, families)
     xlabel = "epoch" + _left_out(never, "never separate the samples")
     left.set(yscale="log", xlabel=xlabel, ylabel="normalised smallest margin")
@@ -339,7 +335,7 @@ def against_value(entry: Any, *, ax: Any = None) -> Figure:
     title, reference = _title(entry, "Losses and errors"), entry.settings.reference_loss
     if reference is not None:
         title += f"\nat the epoch whose training loss is closest to {reference:g}"
-    picture, (row,) = style.panels(title, 1, 2, ax=ax, width=9.0, height=4.0)
+    picture, (row,) = style.panels(title, (1, 2), ax=ax, size=(9.0, 4.0))
     for axes, what in zip(row, ("loss", "error"), strict=True):
         _both(axes, entry, what)
         _finish(axes, xlabel=WORDS[entry.settings.vary], ylabel=what)
@@ -422,8 +418,8 @@ def sample_losses(entries: Sequence[Any], *, ax: Any = None) -> Figure:
 
 def _side_by_side(entries: Sequence[Any], rows: int, what: str, ax: Any) -> tuple[Figure, Any]:
     title = _title(entries[0], what).removesuffix(", random labels")
-    size = {"width": max(style.WIDTH, 4.5 * len(entries)), "height": 1.2 + 2.7 * rows}
-    return style.panels(title, rows, len(entries), ax=ax, **size)
+    size = max(7.0, 4.5 * len(entries)), 1.2 + 2.7 * rows
+    return style.panels(title, (rows, len(entries)), ax=ax, size=size)
 
 
 def _both(axes: Axes, entry: Any, what: str, prefix: str = "", x: str = "value") -> None:
@@ -489,11 +485,7 @@ def _colour_bar(picture: Figure, entry: Any, panels: Any) -> None:
 
 
 def _scatter(
-    axes: Axes,
-    entry: Any,
-    places: Sequence[Values],
-    others: Sequence[Values],
-    values: Values | None = None,
+    axes: Axes, entry: Any, places: Points, others: Points, values: Values | None = None
 ) -> None:
     """A point for each member, and a cross for each that was trained on random labels."""
     colours = _colours(entry).to_rgba(entry.result.column("value") if values is None else values)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import textwrap
-from math import ceil
+from math import ceil, prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -72,8 +72,10 @@ BAND = 0.3
 
 ONE_SIGMA = "± one standard error"
 
-WIDTH, HEIGHT = 7.0, 4.5
-"""Of a picture with one panel, in inches."""
+Shape = tuple[int, int]
+Size = tuple[float, float]
+SIZE: Size = (7.0, 4.5)
+"""Width and height of a picture with one panel, in inches."""
 
 _TITLE_CHARACTERS, _LEGEND_CHARACTERS, _HANDLE = 84, 84, 7
 """How much text fits: in a line of the title, and side by side in the columns
@@ -93,24 +95,15 @@ class Picture(Figure):
 
 
 def panels(
-    title: str = "",
-    rows: int = 1,
-    columns: int = 1,
-    *,
-    ax: Any = None,
-    width: float = WIDTH,
-    height: float = HEIGHT,
-    **options: Any,
+    title: str = "", shape: Shape = (1, 1), *, ax: Any = None, size: Size = SIZE, **options: Any
 ) -> tuple[Any, Any]:
     """An empty picture with panels, or the panels that are given.
 
     Args:
         title: Above everything, from the left; left out where panels are given.
-        rows: Of panels.
-        columns: Of panels.
+        shape: Rows and columns of panels.
         ax: matplotlib axes to draw into, as many as there are panels; None for a new picture.
-        width: Of a new picture, in inches.
-        height: Likewise.
+        size: Width and height of a new picture in inches.
         **options: Of ``Figure.subplots``.
 
     Returns:
@@ -121,24 +114,24 @@ def panels(
     """
     if ax is not None:
         given = np.array(ax, dtype=object)
-        if given.size != rows * columns:
-            raise DataError(f"ax holds {given.size} axes; expected {rows} × {columns} panels")
-        return given.flat[0].figure, given.reshape(rows, columns)
-    picture = Picture(figsize=(width, height), layout="constrained")
+        if given.size != prod(shape):
+            raise DataError(f"ax holds {given.size} axes; expected {shape[0]} × {shape[1]} panels")
+        return given.flat[0].figure, given.reshape(shape)
+    picture = Picture(figsize=size, layout="constrained")
     lines = [part for line in title.splitlines() for part in textwrap.wrap(line, _TITLE_CHARACTERS)]
     if lines:
         picture.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=10)
-    return picture, picture.subplots(rows, columns, squeeze=False, **options)
+    return picture, picture.subplots(*shape, squeeze=False, **options)
 
 
 def panels_for(
     count: int,
     title: str,
-    size: tuple[float, float],
-    columns: int | None = None,
+    size: Size,
+    columns: int = 0,
     *,
     ax: Any,
-    head: float = 0.0,
+    head: float = 0,
     **options: Any,
 ) -> tuple[Any, Any]:
     """Panels of one size, row by row; those that are left over in the last row are hidden.
@@ -147,18 +140,18 @@ def panels_for(
         count: How many.
         title: Above everything.
         size: Width and height of a panel in inches.
-        columns: Panels side by side; None, or if axes are given: all.
+        columns: Panels side by side; 0, or if axes are given: all.
         ax: As for :func:`panels`.
         head: Height above the panels, in inches.
-        **options: Of :func:`panels`.
+        **options: Of ``Figure.subplots``.
 
     Returns:
         The figure and (count,) axes.
     """
-    columns = count if ax is not None or columns is None else min(columns, count)
+    columns = min(columns, count) if columns and ax is None else count
     rows = ceil(count / columns)
-    inches = {"width": size[0] * columns, "height": size[1] * rows + head}
-    picture, grid = panels(title, rows, columns, ax=ax, **inches, **options)
+    whole = size[0] * columns, size[1] * rows + head
+    picture, grid = panels(title, (rows, columns), ax=ax, size=whole, **options)
     for axes in grid.flat[count:]:
         axes.set_axis_off()
     return picture, grid.ravel()[:count]

@@ -77,8 +77,8 @@ def history(found: Any, mean_ratios: ArrayLike, title: str = "", *, ax: Any = No
     """
     if not len(found):
         raise StoreError("the history has no finished epoch yet; continue it with --resume")
-    size = {"width": 2 * _WIDTH, "height": 3 * _HEIGHT}
-    picture, panels = style.panels(title, 3, 2, ax=ax, sharex=True, **size)
+    size = 2 * _WIDTH, 3 * _HEIGHT
+    picture, panels = style.panels(title, (3, 2), ax=ax, size=size, sharex=True)
     draws = (_exponents, _norms, _losses, _extremes, _ranks, partial(_ratios, mean_ratios))
     _draw_panels(panels.ravel(), draws, found)
     for axes in panels[-1]:
@@ -104,8 +104,8 @@ def side_by_side(histories: Mapping[str, Any], title: str = "", *, ax: Any = Non
     if empty or not histories:
         raise StoreError(f"no finished epoch of {empty[0] if empty else 'any network'} to draw")
     draws = (_exponents, _norms, _extremes, _losses)
-    size = {"width": _WIDTH * len(histories), "height": _HEIGHT * len(draws)}
-    picture, panels = style.panels(title, 4, len(histories), ax=ax, sharex="col", **size)
+    size = _WIDTH * len(histories), _HEIGHT * 4
+    picture, panels = style.panels(title, (4, len(histories)), ax=ax, size=size, sharex="col")
     for column, (name, found) in zip(panels.T, histories.items(), strict=True):
         _draw_panels(column, draws, found)
         column[-1].set_xlabel(f"epochs of training, {name}")
@@ -274,8 +274,8 @@ def averaged_spectra(
 
 
 def _rate_panels(rates: Mapping[str, Any], rows: int, title: str, ax: Any) -> tuple[Figure, Any]:
-    size = {"width": 3.4 * max(2, len(rates)), "height": 2.2 * rows + 0.6}
-    picture, grid = style.panels(title, rows, len(rates), ax=ax, sharey="row", **size)
+    size = 3.4 * max(2, len(rates)), 2.2 * rows + 0.6
+    picture, grid = style.panels(title, (rows, len(rates)), ax=ax, size=size, sharey="row")
     for axes, name in zip(grid[0], rates, strict=True):
         axes.set_title(f"learning rate {name}", loc="left", fontsize=9)
     for axes in grid.ravel():
