@@ -132,33 +132,31 @@ def _draw_tails(axes: Axes, layer: Any, x: Values) -> None:
     fitted = [part for part in layer.matrices if part.fit_failed is None]
     if not fitted:
         axes.plot([], [], alpha=0, label=f"no power law: {layer.fit_failed}")
-        return
     alone = len(fitted) == 1
     what = "power law, α" if alone else f"{len(fitted)} power laws, ⟨α⟩"
-    labels = [f"{what} = {layer.alpha:.2f} ± {layer.sigma:.2f}"] + [None] * (len(fitted) - 1)
-    for part, label in zip(fitted, labels, strict=True):
+    label: str | None = f"{what} = {layer.alpha:.2f} ± {layer.sigma:.2f}"
+    for part in fitted:
         law = theory.power_law(x, part.alpha, part.x_min, part.x_max)
         law = law * part.n_tail / np.count_nonzero(part.eigenvalues > 0)
         seen = np.where(law > 0, law, np.nan)
         axes.plot(x, seen, color=_TAIL, lw=1.8 if alone else 0.9, label=label, zorder=4)
-    for part, label in zip(fitted, labels, strict=True):
         look = {"alpha": max(0.25, 1 / len(fitted)), "label": label and "$x_{min}$", "zorder": 3}
         axes.axvline(part.x_min, **_MARK, **look)
+        label = None
 
 
 def _draw_bulk(axes: Axes, layer: Any, x: Values, n: int) -> None:
     fitted = [part for part in layer.matrices if part.mp_failed is None]
-    if not fitted:
-        return
     total = np.zeros_like(x)
     for part in fitted:
         ratio = (np.sqrt(part.mp_edge / part.mp_variance) - 1) ** 2
         bulk = np.count_nonzero(part.eigenvalues > 0) - (part.spikes or 0)
         law = theory.marchenko_pastur(x, ratio, part.mp_variance)
         total += np.where(np.isfinite(law), law, 0.0) * bulk / n
-    look = {"color": _BULK, "ls": style.DOT_DASHED, "lw": 1.4, "zorder": 3}
-    label = f"Marchenko-Pastur, {layer.spikes} spikes"
-    axes.plot(x, np.where(total > 0, total, np.nan), label=label, **look)
+    if fitted:
+        look = {"color": _BULK, "ls": style.DOT_DASHED, "lw": 1.4, "zorder": 3}
+        label = f"Marchenko-Pastur, {layer.spikes} spikes"
+        axes.plot(x, np.where(total > 0, total, np.nan), label=label, **look)
 
 
 def alpha_histogram(reports: Mapping[str, Any] | Any, title: str = "", *, ax: Any = None) -> Figure:

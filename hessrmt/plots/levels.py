@@ -67,8 +67,8 @@ def spacings(found: Any, title: str = "", *, ax: Any = None, blocks: bool = Fals
     if blocks:
         style.draw_law(axes, "goe2", s, theory.superposed_spacing(s, 2))
     top = 1.04 * max(1.0, style.top_of(found.density, found.error))
-    limits = {"xlim": (found.edges[0], _LARGEST_SPACING), "ylim": (0, top)}
-    style.finish(axes, **limits, xlabel="s", ylabel="P(s)")
+    ends = found.edges[0], _LARGEST_SPACING
+    style.finish(axes, xlim=ends, ylim=(0, top), xlabel="s", ylabel="P(s)")
     return picture
 
 
@@ -85,13 +85,15 @@ def surmise(title: str = "", *, ax: Any = None) -> Figure:
     Source: Baskerville, Granziol and Keating (2022), Fig. 2, shows the surmise; the exact law is
     that of :func:`hessrmt.theory.goe_spacing`.
     """
-    picture, upper, lower = _with_differences(title, ax, 5.0, 3)
+    options = {"size": (7.0, 5.0), "sharex": True, "height_ratios": [3, 1]}
+    picture, ((upper,), (lower,)) = style.panels(title, (2, 1), ax=ax, **options)
     s = np.linspace(0, _LARGEST_SPACING, 401)
     exact, approximate = theory.goe_spacing(s), theory.wigner_surmise(s)
     style.draw_law(upper, "goe", s, exact, ", exact")
     style.draw_law(upper, "wigner", s, approximate)
     style.draw_law(upper, "poisson", s, theory.poisson_spacing(s))
     style.finish(upper, xlim=(0, _LARGEST_SPACING), ylim=(0, 1.04), ylabel="P(s)")
+    lower.axhline(0, color=style.RED, lw=0.8)
     style.draw_law(lower, "wigner", s, approximate - exact)
     style.bare(lower, xlabel="s", ylabel="surmise\n- exact")
     picture.align_ylabels()
@@ -156,18 +158,17 @@ def long_range(found: Any, title: str = "", *, ax: Any = None, blocks: bool = Tr
     style.draw_band(axes, x, y - error, y + error)
     xlabel, ylabel, law = _LONG_RANGE[found.statistic]
     of_time = found.statistic == "form_factor"
-    grid = np.geomspace(x.min(), x.max(), 201)
-    if of_time:
-        grid = np.linspace(0, max(float(x.max()), 2.0), 401)
-    for name in ("goe", "goe2", "poisson") if blocks else ("goe", "poisson"):
-        style.draw_law(axes, name, grid, law(grid, name))
+    end = max(float(x.max()), 2.0)
+    grid = np.linspace(0, end, 401) if of_time else np.geomspace(x.min(), x.max(), 201)
+    laws = {name: law(grid, name) for name in ("goe", *["goe2"] * blocks, "poisson")}
+    for name, values in laws.items():
+        style.draw_law(axes, name, grid, values)
     top = style.top_of(y, error)
-    reached = float(np.max(law(grid, "goe2" if blocks else "goe")))
-    axes.set_xlim(grid[0], grid[-1])
+    reached = float(np.max(laws["goe2" if blocks else "goe"]))
     if of_time:
         axes.set_ylim(0, max(1.4, 1.05 * top))
     elif top > _FAR * reached:
-        lowest = float(min(y.min(), np.min(law(grid, "goe"))))
+        lowest = float(min(y.min(), np.min(laws["goe"])))
         axes.set(xscale="log", yscale="log", ylim=(0.8 * lowest, 1.5 * top))
     else:
         axes.set(xscale="log", ylim=(0, 1.15 * max(reached, top)))
@@ -175,7 +176,7 @@ def long_range(found: Any, title: str = "", *, ax: Any = None, blocks: bool = Tr
         label = f"beyond the unfolding's {found.reach} spacings"
         shade = {"color": style.MUTED, "alpha": 0.25, "lw": 0, "zorder": 0, "label": label}
         axes.axvspan(found.reach, float(x.max()), **shade)
-    style.finish(axes, xlabel=xlabel, ylabel=ylabel)
+    style.finish(axes, xlim=(grid[0], grid[-1]), xlabel=xlabel, ylabel=ylabel)
     return picture
 
 
@@ -207,11 +208,13 @@ def staircase(unfolded: Any, spectrum: int = 0, title: str = "", *, ax: Any = No
             f"spectrum {spectrum} was not unfolded, it served as pool only; try {usable}"
         )
     steps = np.arange(len(levels))
-    picture, upper, lower = _with_differences(title, ax, 5.4, 2.2)
+    options = {"size": (7.0, 5.4), "sharex": True, "height_ratios": [2.2, 1]}
+    picture, ((upper,), (lower,)) = style.panels(title, (2, 1), ax=ax, **options)
     name = f"N(λ), {len(levels):,} levels of spectrum {spectrum % count} of {count}"
     upper.step(levels, steps + 1, where="post", color=style.INK, lw=1.4, label=name)
     upper.plot(levels, heights, color=style.RED, lw=1.0, label=f"N̄(λ): {unfolded.words}")
     top = 1.05 * max(len(levels), float(heights[-1]))
+    lower.axhline(0, color=style.RED, lw=0.8)
     lower.plot(levels, steps + 0.5 - heights, color=style.INK, lw=0.8)
     _levels_axis(lower, levels)
     style.finish(upper, ylabel="levels up to λ", ylim=(0, top))
@@ -220,24 +223,14 @@ def staircase(unfolded: Any, spectrum: int = 0, title: str = "", *, ax: Any = No
     return picture
 
 
-def _with_differences(title: str, ax: Any, height: float, ratio: float) -> tuple[Any, Any, Any]:
-    """A picture of two panels, the lower one for differences from the upper one's curve."""
-    options = {"sharex": True, "height_ratios": [ratio, 1]}
-    picture, ((upper,), (lower,)) = style.panels(
-        title, (2, 1), ax=ax, size=(7.0, height), **options
-    )
-    lower.axhline(0, color=style.RED, lw=0.8)
-    return picture, upper, lower
-
-
 def _levels_axis(axes: Axes, levels: Values) -> None:
-    if np.abs(levels).max() <= _WIDE * np.median(np.abs(levels)):
+    sizes = np.abs(levels)
+    if sizes.max() <= _WIDE * np.median(sizes):
         return
     if levels[0] > 0:
         axes.set_xscale("log")
         return
-    sizes = np.abs(levels[levels != 0])
-    low, high = np.log10(np.quantile(sizes, 0.01)), np.log10(sizes.max())
+    low, high = np.log10(np.quantile(sizes[sizes > 0], 0.01)), np.log10(sizes.max())
     axes.set_xscale("symlog", linthresh=10.0 ** np.floor(low))
     step = int(np.ceil((high - low) / _TICKS))
     # none so close to the linear part that its label meets that of zero
@@ -277,8 +270,8 @@ def spectral_density(
             style.draw_law(axes, "semicircle", x, law, ", same mean and variance")
             top = max(top, 2 / (np.pi * radius))
         smallest = 1 / (item.n_levels * (item.edges[1] - item.edges[0]))  # one level in a bin
-        limits = {"yscale": "log", "ylim": (smallest / 2, 3 * top)}
-        style.finish(axes, **limits, ylabel="density of λ", xlabel="λ")
+        axes.set(yscale="log", ylim=(smallest / 2, 3 * top))
+        style.finish(axes, ylabel="density of λ", xlabel="λ")
     return picture
 
 
@@ -297,15 +290,14 @@ def density_per_decade(found: Mapping[str, Any], title: str = "", *, ax: Any = N
     picture, panels = _label_panels(found, title, ax, sharex=True)
     colours = {"λ > 0": style.POSITIVE, "λ < 0": style.NEGATIVE}
     for axes, (label, item) in zip(panels, found.items(), strict=True):
-        for side, (number, density, error) in item.sides.items():
+        for side, (number, *curve) in item.sides.items():
             name = f"{label}, {number:,} with {side}"
-            _outline(axes, item.edges, density, error, colours[side], name)
+            _outline(axes, item.edges, *curve, colours[side], name)
         if item.n_zeros:
             axes.plot([], [], alpha=0, label=f"exact zeros, not drawn: {item.n_zeros:,}")
         axes.xaxis.set_major_locator(MaxNLocator(nbins=9, integer=True))
-        style.log_decades(axes)
-        limits = {"ylim": (0, None), "xlim": (item.edges[0], item.edges[-1])}
-        style.finish(axes, **limits, ylabel="levels per decade")
+        style.log_decades(axes, item.edges)
+        style.finish(axes, ylim=(0, None), ylabel="levels per decade")
     panels[-1].set_xlabel("|λ|")
     return picture
 

@@ -281,8 +281,9 @@ def name_points(axes: Axes, x: Values, y: Values, names: Sequence[str], offsets:
         axes.annotate(name, at, fontsize=7.5, color=INK, **place)
 
 
-def log_decades(axes: Axes) -> None:
-    """Ticks of an axis of log₁₀ x that say x."""
+def log_decades(axes: Axes, edges: Values) -> None:
+    """An axis of log₁₀ x from the first edge to the last whose ticks say x."""
+    axes.set_xlim(edges[0], edges[-1])
     axes.xaxis.set_major_formatter(lambda value, _: f"$10^{{{value:.0f}}}$")
 
 

@@ -263,8 +263,8 @@ def averaged_spectra(
         first.set_yscale("log")
         first.set_xlabel("rank of the level", fontsize=9)
         for axes in others:
-            axes.set(xlim=(edges[0], edges[-1]), ylim=(0, None))
-            style.log_decades(axes)
+            axes.set_ylim(0, None)
+            style.log_decades(axes, edges)
         others[-1].set_xlabel("|λ|", fontsize=9)
     labels = ["largest levels", *(f"levels per decade, {side}" for side in sides)]
     for axes, label in zip(grid[:, 0], labels, strict=True):
