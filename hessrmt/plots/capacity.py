@@ -113,7 +113,7 @@ def layer_density(layer: Any, title: str = "", *, ax: Any = None) -> Figure:
     if len(values) < 2 or values.min() == values.max():
         raise DataError(f"{layer.name}: fewer than two different eigenvalues above zero")
     title = title or f"{layer.name}: {layer.kind}, {shape}{several}"
-    picture, ((axes,),) = style.panels(title, ax=ax)
+    axes = style.single(title, ax)
     bins = int(np.clip(3 * len(values) ** 0.5, 8, 120))
     edges = np.geomspace(values.min() * (1 - 1e-12), values.max() * (1 + 1e-12), bins + 1)
     density = np.histogram(values, edges)[0] / (len(values) * np.diff(edges))
@@ -124,8 +124,7 @@ def layer_density(layer: Any, title: str = "", *, ax: Any = None) -> Figure:
     _draw_bulk(axes, layer, x, len(values))
     _draw_tails(axes, layer, x)
     scales = {"xscale": "log", "yscale": "log", "ylim": (low, 3 * density.max())}
-    style.finish(axes, **scales, xlabel="λ, eigenvalues of WᵀW/N", ylabel="density")
-    return picture
+    return style.finish(axes, **scales, xlabel="λ, eigenvalues of WᵀW/N", ylabel="density")
 
 
 def _draw_tails(axes: Axes, layer: Any, x: Values) -> None:

@@ -39,7 +39,7 @@ def certification(
         The figure; save it with ``figure.savefig``.
     """
     spectra = [spectra] if isinstance(spectra, Spectrum) else spectra
-    figure, ((axes,),) = style.panels(ax=ax, size=(7.5, 4.4))
+    axes = style.single("", ax, (7.5, 4.4))
     sizes = [np.sort(np.abs(item.eigenvalues[item.eigenvalues != 0]))[::-1] for item in spectra]
     for item, size in zip(spectra, sizes, strict=True):
         index, real = np.arange(1, len(size) + 1), size > item.noise_floor
@@ -55,7 +55,7 @@ def certification(
     axes.plot([], [], color=_FLOOR, ls="--", label=f"noise floor {floor:.1e}")
     if noisy:
         axes.plot([], [], color=_NOISE, label="indistinguishable from round-off")
-    null = [np.count_nonzero(item.eigenvalues == 0) for item in spectra]
+    null = [int((item.eigenvalues == 0).sum()) for item in spectra]
     if any(null):
         axes.plot([], [], alpha=0, label=f"exact zeros, not drawn: {_range(null)}")
     dimension = spectra[0].dimension
@@ -66,7 +66,7 @@ def certification(
     axes.set_title(title, loc="left", fontsize=10)
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    return figure
+    return axes.figure
 
 
 def _range(counts: list[int]) -> str:
@@ -93,7 +93,7 @@ def lanczos_density(
         The picture.
     """
     curve = result.quadrature.density(scale=scale)
-    picture, ((axes,),) = style.panels(title, ax=ax, size=(7.0, 4.8))
+    axes = style.single(title, ax, (7.0, 4.8))
     count = result.dimension * np.log(10)
     y, error, u = curve.density * count, curve.error * count, np.arcsinh(curve.x / curve.scale)
     name = f"{len(result.quadrature)} probes of {result.quadrature.nodes.shape[1]} steps"
@@ -103,8 +103,7 @@ def lanczos_density(
         _edges(axes, result.edges, curve.scale)
     axes.set(yscale="log", ylim=(_LOWEST, 6 * float(y.max())), xlim=(u[0], u[-1]))
     _both_sides(axes, curve)
-    style.finish(axes, xlabel="λ", ylabel="eigenvalues per decade")
-    return picture
+    return style.finish(axes, xlabel="λ", ylabel="eigenvalues per decade")
 
 
 def _edges(axes: Axes, edges: Any, scale: float) -> None:

@@ -55,7 +55,7 @@ def margin_growth(flow: Any, title: str = "", *, ax: Any = None) -> Figure:
             "the flow never classifies all samples correctly: there is no margin to draw; let it "
             "run longer or give the network more units"
         )
-    picture, ((axes,),) = style.panels(title, ax=ax)
+    axes = style.single(title, ax)
     u, margin, support = flow.log_times[first:], flow.margin[first:], flow.support[first:]
     axes.plot(u, margin, color=style.INK, lw=1.4, label="smallest normalised margin")
     smooth = flow.smoothed_margin[first:]
@@ -68,8 +68,7 @@ def margin_growth(flow: Any, title: str = "", *, ax: Any = None) -> Figure:
     offset = {"xytext": (4, -11), "textcoords": "offset points", "fontsize": 8}
     for i in changes:
         axes.annotate(str(support[i]), (u[i], margin[i]), **offset)
-    style.finish(axes, xlabel=_TIME, ylabel="min y f(V; x)", ylim=(0, None))
-    return picture
+    return style.finish(axes, xlabel=_TIME, ylabel="min y f(V; x)", ylim=(0, None))
 
 
 def norms(flows: Mapping[str, Any], title: str = "", *, ax: Any = None) -> Figure:
@@ -108,15 +107,14 @@ def distances(
     Returns:
         The picture.
     """
-    picture, ((axes,),) = style.panels(title, ax=ax)
+    axes = style.single(title, ax)
     for (label, (times, distance)), look in zip(found.items(), _LINES, strict=False):
         later = times > 0
         axes.loglog(times[later], distance[later], lw=1.4, label=label, **look)
     guide = np.array([10.0, max(float(times[-1]) for times, _ in found.values())])
     axes.loglog(guide, 0.5 / guide, color=style.MUTED, lw=0.9, label="slope of 1/log t")
     axes.axhline(1e-3, color=style.MUTED, lw=0.9, ls=":")
-    style.finish(axes, xlabel=_TIME, ylabel="distance from the maximum-margin direction")
-    return picture
+    return style.finish(axes, xlabel=_TIME, ylabel="distance from the maximum-margin direction")
 
 
 def curvature(

@@ -53,7 +53,7 @@ def spacings(found: Any, title: str = "", *, ax: Any = None, blocks: bool = Fals
     Returns:
         The picture.
     """
-    picture, ((axes,),) = style.panels(title, ax=ax)
+    axes = style.single(title, ax)
     label = style.counted(found.n_spacings, "spacings", found.n_spectra)
     style.draw_histogram(axes, found.edges, found.density, found.error, label)
     s = np.linspace(0, _LARGEST_SPACING, 401)
@@ -68,8 +68,7 @@ def spacings(found: Any, title: str = "", *, ax: Any = None, blocks: bool = Fals
         style.draw_law(axes, "goe2", s, theory.superposed_spacing(s, 2))
     top = 1.04 * max(1.0, style.top_of(found.density, found.error))
     ends = found.edges[0], _LARGEST_SPACING
-    style.finish(axes, xlim=ends, ylim=(0, top), xlabel="s", ylabel="P(s)")
-    return picture
+    return style.finish(axes, xlim=ends, ylim=(0, top), xlabel="s", ylabel="P(s)")
 
 
 def surmise(title: str = "", *, ax: Any = None) -> Figure:
@@ -115,7 +114,7 @@ def ratios(found: Any, title: str = "", *, ax: Any = None) -> Figure:
         The picture.
     """
     folded, end = found.folded, float(found.edges[-1])
-    picture, ((axes,),) = style.panels(title, ax=ax)
+    axes = style.single(title, ax)
     label = style.counted(found.n_ratios, "ratios", found.n_spectra)
     if folded:
         spread = f" ± {found.mean_error:.4f}" if np.isfinite(found.mean_error) else ""
@@ -133,8 +132,7 @@ def ratios(found: Any, title: str = "", *, ax: Any = None) -> Figure:
         style.draw_law(axes, name, r, values, note)
     top = max(style.top_of(found.density, found.error), float(laws["poisson"].max()))
     xlabel, ylabel = ("r̃ = min(r, 1/r)", "P(r̃)") if folded else ("r", f"P(r), r < {end:g}")
-    style.finish(axes, xlim=(0, end), ylim=(0, 1.04 * top), xlabel=xlabel, ylabel=ylabel)
-    return picture
+    return style.finish(axes, xlim=(0, end), ylim=(0, 1.04 * top), xlabel=xlabel, ylabel=ylabel)
 
 
 def long_range(found: Any, title: str = "", *, ax: Any = None, blocks: bool = True) -> Figure:
@@ -152,7 +150,7 @@ def long_range(found: Any, title: str = "", *, ax: Any = None, blocks: bool = Tr
         The picture.
     """
     x, y, error = found.at, found.values, found.errors
-    picture, ((axes,),) = style.panels(title, ax=ax)
+    axes = style.single(title, ax)
     label = style.counted(found.n_levels, "levels", found.n_spectra)
     axes.plot(x, y, color=style.INK, lw=1.1, marker="o", ms=2.6, label=label, zorder=4)
     style.draw_band(axes, x, y - error, y + error)
@@ -176,8 +174,7 @@ def long_range(found: Any, title: str = "", *, ax: Any = None, blocks: bool = Tr
         label = f"beyond the unfolding's {found.reach} spacings"
         shade = {"color": style.MUTED, "alpha": 0.25, "lw": 0, "zorder": 0, "label": label}
         axes.axvspan(found.reach, float(x.max()), **shade)
-    style.finish(axes, xlim=(grid[0], grid[-1]), xlabel=xlabel, ylabel=ylabel)
-    return picture
+    return style.finish(axes, xlim=(grid[0], grid[-1]), xlabel=xlabel, ylabel=ylabel)
 
 
 def staircase(unfolded: Any, spectrum: int = 0, title: str = "", *, ax: Any = None) -> Figure:
@@ -290,9 +287,9 @@ def density_per_decade(found: Mapping[str, Any], title: str = "", *, ax: Any = N
     picture, panels = _label_panels(found, title, ax, sharex=True)
     colours = {"λ > 0": style.POSITIVE, "λ < 0": style.NEGATIVE}
     for axes, (label, item) in zip(panels, found.items(), strict=True):
-        for side, (number, *curve) in item.sides.items():
+        for side, (number, density, error) in item.sides.items():
             name = f"{label}, {number:,} with {side}"
-            _outline(axes, item.edges, *curve, colours[side], name)
+            _outline(axes, item.edges, density, error, colours[side], name)
         if item.n_zeros:
             axes.plot([], [], alpha=0, label=f"exact zeros, not drawn: {item.n_zeros:,}")
         axes.xaxis.set_major_locator(MaxNLocator(nbins=9, integer=True))

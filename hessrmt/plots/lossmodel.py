@@ -38,7 +38,7 @@ def densities(found: Mapping[str, Any], title: str = "", *, ax: Any = None) -> F
     Returns:
         The picture.
     """
-    picture, panels = _panels(found, title, ax, "λ", "density of λ")
+    panels = _panels(found, title, ax, "λ", "density of λ")
     for axes, item in zip(panels, found.values(), strict=True):
         style.draw_area(axes, item.edges, item.density, "sampled")
         style.draw_law(axes, "semicircle", item.x, item.law, label=_LAW)
@@ -56,8 +56,7 @@ def densities(found: Mapping[str, Any], title: str = "", *, ax: Any = None) -> F
         if item.zeros:
             axes.axvline(0, color=style.INK, lw=1.0, ls=(0, (2, 1.5)), zorder=2)
             style.note(axes, f"{item.zeros:.0%} of the levels\nare exactly 0")
-    style.legend_below(picture, panels[0], 2)
-    return picture
+    return style.legend_below(panels[0], 2)
 
 
 def ratios(found: Mapping[str, tuple[Any, Any]], title: str = "", *, ax: Any = None) -> Figure:
@@ -73,7 +72,7 @@ def ratios(found: Mapping[str, tuple[Any, Any]], title: str = "", *, ax: Any = N
         The picture; histograms and laws have the area 1.
     """
     cut = float(next(iter(found.values()))[0].edges[-1])
-    picture, panels = _panels(found, title, ax, "r", f"P(r), r < {cut:g}")
+    panels = _panels(found, title, ax, "r", f"P(r), r < {cut:g}")
     r = np.linspace(0, cut, 1001)
     exact, surmise = theory.ratio_law(r, corrected=True, cut=cut), theory.ratio_law(r, cut=cut)
     note = f", large matrices: ⟨r̃⟩ = {theory.mean_ratio('goe'):.4f}"
@@ -85,15 +84,12 @@ def ratios(found: Mapping[str, tuple[Any, Any]], title: str = "", *, ax: Any = N
         axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
         words = [f"⟨r̃⟩ = {m:.4f} ± {error:.4f}, {name}" for name, (m, error) in means.items()]
         style.note(axes, "\n".join(words))
-    style.legend_below(picture, panels[0], 2)
-    return picture
+    return style.legend_below(panels[0], 2)
 
 
-def _panels(
-    found: Mapping[str, Any], title: str, ax: Any, xlabel: str, ylabel: str
-) -> tuple[Figure, Any]:
+def _panels(found: Mapping[str, Any], title: str, ax: Any, xlabel: str, ylabel: str) -> Any:
     columns = min(len(found), _COLUMNS) if ax is None else len(found)
-    picture, panels = style.panels_for(len(found), title, _PANEL, columns, ax=ax, head=1)
+    _, panels = style.panels_for(len(found), title, _PANEL, columns, ax=ax, head=1)
     for axes, heading in zip(panels, found, strict=True):
         style.bare(axes, 8)
         axes.set_title(heading, loc="left", fontsize=9)
@@ -101,4 +97,4 @@ def _panels(
         axes.set_ylabel(ylabel, fontsize=9)
     for axes in panels[-columns:]:
         axes.set_xlabel(xlabel, fontsize=9)
-    return picture, panels
+    return panels

@@ -102,8 +102,7 @@ def losses(
     grid[0, 0].set_ylabel("test loss")
     grid[1, 0].set_ylabel("test loss - line")
     picture.align_ylabels(grid[:, 0])
-    _colour_bar(picture, entry, grid.ravel())
-    return picture
+    return _colour_bar(entry, grid.ravel())
 
 
 def _loss_panel(
@@ -175,14 +174,13 @@ def capacity(entry: Any, random: Any = None, *, ax: Any = None) -> Figure:
     Source: Generalization puzzles (2020), Fig. 4.
     """
     title = _title(entry, "Losses, errors and norms")
-    picture, row = style.panels_for(3, title, (3.5, 3.6), ax=ax)
+    _, row = style.panels_for(3, title, (3.5, 3.6), ax=ax)
     loss, product, error = "normalized_test_loss", "product", "test_error"
     for axes, x, y in zip(row, (product, loss, product), (loss, error, error), strict=True):
         _against(axes, entry, random, x, y)
     if random is not None:
         _key(row[0])
-    _colour_bar(picture, entry, row)
-    return picture
+    return _colour_bar(entry, row)
 
 
 def product_at_loss(entry: Any, *, ax: Any = None) -> Figure:
@@ -197,14 +195,13 @@ def product_at_loss(entry: Any, *, ax: Any = None) -> Figure:
 
     Source: Generalization puzzles (2020), Fig. 13.
     """
-    found = entry.result.column("train_loss")
+    loss = entry.result.column("train_loss")
     what = _title(entry, "Test error against the product of norms")
     asked = f"asked for {entry.settings.reference_loss:g}"
-    title = f"{what}\ntraining losses {found.min():.3g} to {found.max():.3g}, {asked}"
-    picture, ((axes,),) = style.panels(title, ax=ax)
+    title = f"{what}\ntraining losses {loss.min():.3g} to {loss.max():.3g}, {asked}"
+    axes = style.single(title, ax)
     _against(axes, entry, None, "product", "test_error")
-    _colour_bar(picture, entry, [axes])
-    return picture
+    return _colour_bar(entry, [axes])
 
 
 def _against(axes: Axes, entry: Any, random: Any, x: str, y: str) -> None:
@@ -278,7 +275,7 @@ def margins(entry: Any, random: Any = None, *, ax: Any = None) -> Figure:
             "no margin is positive; train for more epochs"
         )
     title = _title(entry, "Smallest margins")
-    picture, ((left, right),) = style.panels(title, (1, 2), ax=ax, size=(10.5, 4.4))
+    _, ((left, right),) = style.panels(title, (1, 2), ax=ax, size=(10.5, 4.4))
     never = _growth(left, families)
     xlabel = "epoch" + _left_out(never, "never separate the samples")
     left.set(yscale="log", xlabel=xlabel, ylabel="normalised smallest margin")
@@ -295,8 +292,7 @@ def margins(entry: Any, random: Any = None, *, ax: Any = None) -> Figure:
         style.few_ticks(axes)
         if random is not None:
             _key(axes)
-    _colour_bar(picture, entry, [left, right])
-    return picture
+    return _colour_bar(entry, [left, right])
 
 
 def _growth(axes: Axes, families: Sequence[Any]) -> int:
@@ -354,15 +350,14 @@ def width(entry: Any, *, ax: Any = None) -> Figure:
 
     Source: Generalization puzzles (2020), Fig. 3.
     """
-    title = _title(entry, "Errors against the number of parameters")
-    picture, ((axes,),) = style.panels(title, ax=ax)
+    axes = style.single(_title(entry, "Errors against the number of parameters"), ax)
     # its histogram of outputs holds every training sample once
     n = round(float(entry.result.members[0].top_output_counts.sum()))
     _both(axes, entry, "error", x="parameters")
     _log_if_wide(axes, np.append(entry.result.column("parameters"), n))
     axes.axvline(n, color=style.MUTED, lw=1.0, ls=(0, (4, 2)), label=f"N = {n:,}", zorder=1)
     _finish(axes, xlabel="parameters", ylabel="error")
-    return picture
+    return axes.figure
 
 
 def sample_errors(entries: Sequence[Any], *, ax: Any = None) -> Figure:
@@ -472,16 +467,17 @@ def _colours(entry: Any) -> ScalarMappable:
     return ScalarMappable(LogNorm(low / spread, high * spread), _COLOURS)
 
 
-def _colour_bar(picture: Figure, entry: Any, panels: Any) -> None:
-    """A colour bar at the right of some axes, if there are two different values."""
-    if len(set(entry.result.column("value"))) < 2:
-        return
-    colours = _colours(entry)
-    bar = picture.colorbar(colours, ax=list(panels), pad=0.01, aspect=40, shrink=0.9)
-    bar.set_label(WORDS[entry.settings.vary], fontsize=9)
-    bar.ax.tick_params(labelsize=8)
-    if isinstance(colours.norm, LogNorm):
-        style.log_ticks(bar.ax.yaxis)
+def _colour_bar(entry: Any, panels: Any) -> Any:
+    """A colour bar beside some axes, if there are two different values; returns the picture."""
+    picture = panels[0].figure
+    if len(set(entry.result.column("value"))) > 1:
+        colours = _colours(entry)
+        bar = picture.colorbar(colours, ax=list(panels), pad=0.01, aspect=40, shrink=0.9)
+        bar.set_label(WORDS[entry.settings.vary], fontsize=9)
+        bar.ax.tick_params(labelsize=8)
+        if isinstance(colours.norm, LogNorm):
+            style.log_ticks(bar.ax.yaxis)
+    return picture
 
 
 def _scatter(

@@ -124,6 +124,11 @@ def panels(
     return picture, picture.subplots(*shape, squeeze=False, **options)
 
 
+def single(title: str, ax: Any, size: Size = SIZE) -> Any:
+    """The axes of a picture with one panel, or those that are given."""
+    return panels(title, ax=ax, size=size)[1].item()
+
+
 def panels_for(
     count: int,
     title: str,
@@ -164,13 +169,18 @@ def bare(axes: Axes, size: float = 9, **settings: Any) -> None:
     axes.tick_params(labelsize=size)
 
 
-def finish(axes: Axes, **settings: Any) -> None:
-    """As :func:`bare`, with a legend of all that has a label: above, so it hides nothing."""
+def finish(axes: Axes, **settings: Any) -> Any:
+    """As :func:`bare`, with a legend of all that has a label: above, so it hides nothing.
+
+    Returns:
+        The picture.
+    """
     bare(axes, **settings)
     labels = axes.get_legend_handles_labels()[1]
     lengths = [max(map(len, label.splitlines()), default=0) for label in labels]
     fitting = (n for n in (3, 2) if _width(lengths, n) <= _LEGEND_CHARACTERS)
     legend_above(axes, fontsize=9, ncols=next(fitting, 1), handlelength=2.6, columnspacing=1.6)
+    return axes.figure
 
 
 def legend_above(axes: Axes, **options: Any) -> None:
@@ -179,10 +189,12 @@ def legend_above(axes: Axes, **options: Any) -> None:
     axes.legend(frameon=False, **place, **options)
 
 
-def legend_below(picture: Any, axes: Axes, columns: int) -> None:
-    """One legend for a whole picture, below it, of the labels of one panel."""
+def legend_below(axes: Axes, columns: int) -> Any:
+    """One legend for a whole picture, below it, of the labels of one panel; returns the picture."""
     place = {"loc": "outside lower center", "ncols": columns, "fontsize": 9}
+    picture: Any = axes.figure
     picture.legend(*axes.get_legend_handles_labels(), frameon=False, **place)
+    return picture
 
 
 def _width(lengths: Sequence[int], columns: int) -> int:

@@ -223,7 +223,7 @@ def averaged_losses(
     """
     entries = [curves for points in rates.values() for curves in points.values()]
     rows = {what: look for what, look in _QUANTITIES.items() if what in entries[0]}
-    picture, grid = _rate_panels(rates, len(rows), title, ax)
+    grid = _rate_panels(rates, len(rows), title, ax)
     for row, (what, (label, factor)) in zip(grid, rows.items(), strict=True):
         for axes, points in zip(row, rates.values(), strict=True):
             for point, curves in points.items():
@@ -232,8 +232,7 @@ def averaged_losses(
         _end_where_settled(row[0], [factor * curves[what][1] for curves in entries])
     for axes in grid[-1]:
         axes.set_xlabel("epochs", fontsize=9)
-    _legend_of_points(picture, grid[0, 0])
-    return picture
+    return _legend_of_points(grid[0, 0])
 
 
 def averaged_spectra(
@@ -253,7 +252,7 @@ def averaged_spectra(
         The picture: means over the seeds with a band of one standard error.
     """
     sides = list(next(iter(next(iter(rates.values())).values()))[1])
-    picture, grid = _rate_panels(rates, 1 + len(sides), title, ax)
+    grid = _rate_panels(rates, 1 + len(sides), title, ax)
     for (first, *others), points in zip(grid.T, rates.values(), strict=True):
         for point, (ranked, counts) in points.items():
             _banded(first, point, *ranked)
@@ -269,18 +268,17 @@ def averaged_spectra(
     labels = ["largest levels", *(f"levels per decade, {side}" for side in sides)]
     for axes, label in zip(grid[:, 0], labels, strict=True):
         axes.set_ylabel(label, fontsize=9)
-    _legend_of_points(picture, grid[0, 0])
-    return picture
+    return _legend_of_points(grid[0, 0])
 
 
-def _rate_panels(rates: Mapping[str, Any], rows: int, title: str, ax: Any) -> tuple[Figure, Any]:
+def _rate_panels(rates: Mapping[str, Any], rows: int, title: str, ax: Any) -> Any:
     size = 3.4 * max(2, len(rates)), 2.2 * rows + 0.6
-    picture, grid = style.panels(title, (rows, len(rates)), ax=ax, size=size, sharey="row")
+    _, grid = style.panels(title, (rows, len(rates)), ax=ax, size=size, sharey="row")
     for axes, name in zip(grid[0], rates, strict=True):
         axes.set_title(f"learning rate {name}", loc="left", fontsize=9)
     for axes in grid.ravel():
         style.bare(axes, 8)
-    return picture, grid
+    return grid
 
 
 def _banded(
@@ -307,10 +305,10 @@ def _end_where_settled(axes: Axes, means: Sequence[Values]) -> None:
     axes.set_ylim(0.93 * bottom, 1.3 * max(settled) or None)
 
 
-def _legend_of_points(picture: Figure, axes: Axes) -> None:
+def _legend_of_points(axes: Axes) -> Figure:
     for label, colour, dashes in POINTS.values():
         axes.plot([], [], color=colour, ls=dashes, lw=1.6, label=label)
-    style.legend_below(picture, axes, 3)
+    return style.legend_below(axes, 3)
 
 
 def budget(
