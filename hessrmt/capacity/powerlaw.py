@@ -295,7 +295,7 @@ def _fit(sample: tuple[Array, int, int], rule: Rule, scanned: np.ndarray | None)
     counts = len(values), excluded, above
     if rule.x_min is not None:
         values = values[np.searchsorted(values, rule.x_min, side="left") :]
-    distinct = 0 if not len(values) else 1 + int((values[1:] > values[:-1]).sum())
+    distinct = len(np.unique(values))
     nothing = math.nan, math.nan, math.nan, math.nan, math.nan, 0, *counts, rule
     if distinct < rule.min_tail:
         where = f"above {rule.floor:g}" if rule.x_min is None else f"from {rule.x_min:g} on"

@@ -28,6 +28,8 @@ NAN = math.nan
 METRICS = ("alpha_hat", "alpha_weighted", "mean_alpha", "mean_log_norm")
 """Numbers of a network that are compared with its accuracy."""
 
+_DERIVED = " ".join(("alpha_hat alpha_hat_log10", *METRICS[1:], "means counts"))
+
 _FEWEST = 3
 """Networks below which nothing is said of a series."""
 
@@ -239,10 +241,7 @@ class Layer(Result, picture="capacity.layer_density"):
 
 @dataclass(frozen=True)
 class CapacityReport(
-    Result,
-    derived="alpha_hat alpha_hat_log10 alpha_weighted mean_alpha mean_log_norm means counts",
-    omitted="layers",
-    picture="capacity.alpha_histogram",
+    Result, derived=_DERIVED, omitted="layers", picture="capacity.alpha_histogram"
 ):
     """Capacity metrics of a network, layer by layer.
 

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 from scipy.optimize import brentq
-from scipy.special import xlogy
+from scipy.special import logsumexp, xlogy
 
 from hessrmt.capacity.layers import count_nonfinite, require_finite
 from hessrmt.errors import ConvergenceError, DataError
@@ -162,10 +162,7 @@ class MatrixSpectrum:
         Source: Martin and Mahoney 2021.
         """
         powers = alpha * np.log(self.positive)
-        if not len(powers) or not math.isfinite(alpha):
-            return NAN
-        top = powers.max()
-        return float(top + np.log(np.exp(powers - top).sum()))
+        return float(logsumexp(powers)) if len(powers) and math.isfinite(alpha) else NAN
 
 
 def log(value: float) -> float:
