@@ -89,7 +89,7 @@ def line(axes, label):
 def check_laws(axes, **laws):
     """Each law, by its name in style.LAWS, is drawn as its function has it."""
     for name, function in laws.items():
-        x, values = line(axes, style.LAWS[name].label)
+        x, values = line(axes, style.LAWS[name]["label"])
         np.testing.assert_allclose(values, function(x))
 
 

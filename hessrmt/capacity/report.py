@@ -110,7 +110,7 @@ class MatrixFit(TailFit, Result, omitted="eigenvalues"):
     comparisons: Mapping[str, Comparison]
     fit_failed: str | None
     mp_failed: str | None
-    eigenvalues: Levels = field(repr=False)
+    eigenvalues: Levels
 
     def to_dict(self) -> dict[str, Any]:
         """All but the eigenvalues, as plain values."""

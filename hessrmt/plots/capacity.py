@@ -108,7 +108,7 @@ def layer_density(layer: Any, title: str = "", *, ax: Any = None) -> Figure:
     """
     shape = " × ".join(map(str, layer.shape))
     several = f", {layer.n_matrices} matrices" if layer.n_matrices > 1 else ""
-    values = np.concatenate([part.eigenvalues for part in layer.matrices] or [np.empty(0)])
+    values = np.concatenate([*(part.eigenvalues for part in layer.matrices), []])
     values = values[values > 0]
     if len(values) < 2 or values.min() == values.max():
         raise DataError(f"{layer.name}: fewer than two different eigenvalues above zero")
@@ -178,24 +178,22 @@ def alpha_histogram(reports: Mapping[str, Any] | Any, title: str = "", *, ax: An
     reports = reports if isinstance(reports, Mapping) else {reports.source: reports}
     if len(reports) > _MOST_PANELS:
         raise DataError(f"{len(reports)} networks; one picture holds {_MOST_PANELS}")
-    exponents = {
-        label: np.array([p.alpha for layer in report.layers for p in layer.matrices])
-        for label, report in reports.items()
-    }
-    exponents = {label: found[np.isfinite(found)] for label, found in exponents.items()}
-    every = np.concatenate(list(exponents.values()) or [np.empty(0)])
+    exponents = {}
+    for label, report in reports.items():
+        found = np.array([part.alpha for layer in report.layers for part in layer.matrices])
+        exponents[label] = found[np.isfinite(found)]
+    every = np.concatenate([*exponents.values(), []])
     if not len(every):
         raise DataError("no layer has a power law")
     top = float(max(np.quantile(every, 0.98), 6.0))
     edges = np.linspace(1, top, int(np.clip(8 * (len(every) / len(exponents)) ** 0.5, 16, 80)) + 1)
-    size = style.SIZE if len(exponents) == 1 else (7.0, _PANEL)
+    size = style.SIZE if len(exponents) == 1 else (style.WIDTH, _PANEL)
     picture, panels = style.panels_for(len(exponents), title, size, 1, ax=ax, sharex=True)
     for axes, (label, found) in zip(panels, exponents.items(), strict=True):
         above = int(np.count_nonzero(found > top))
         name = f"{label}: {len(found)}" + (f", {above} above {top:.3g}" if above else "")
         style.draw_area(axes, edges, np.histogram(found, edges)[0], name)
-        mean = reports[label].mean_alpha
-        if np.isfinite(mean):
+        if np.isfinite(mean := reports[label].mean_alpha):
             axes.axvline(mean, color=style.INK, lw=1.3, label=f"mean of the layers {mean:.2f}")
         axes.axvline(2, label="2 and 5", **_MARK)
         axes.axvline(5, **_MARK)

@@ -93,7 +93,7 @@ def lanczos_density(
         The picture.
     """
     curve = result.quadrature.density(scale=scale)
-    axes = style.single(title, ax, (7.0, 4.8))
+    axes = style.single(title, ax, (style.WIDTH, 4.8))
     count = result.dimension * np.log(10)
     y, error, u = curve.density * count, curve.error * count, np.arcsinh(curve.x / curve.scale)
     name = f"{len(result.quadrature)} probes of {result.quadrature.nodes.shape[1]} steps"

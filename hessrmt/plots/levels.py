@@ -84,7 +84,7 @@ def surmise(title: str = "", *, ax: Any = None) -> Figure:
     Source: Baskerville, Granziol and Keating (2022), Fig. 2, shows the surmise; the exact law is
     that of :func:`hessrmt.theory.goe_spacing`.
     """
-    options = {"size": (7.0, 5.0), "sharex": True, "height_ratios": [3, 1]}
+    options = {"size": (style.WIDTH, 5.0), "sharex": True, "height_ratios": [3, 1]}
     picture, ((upper,), (lower,)) = style.panels(title, (2, 1), ax=ax, **options)
     s = np.linspace(0, _LARGEST_SPACING, 401)
     exact, approximate = theory.goe_spacing(s), theory.wigner_surmise(s)
@@ -205,7 +205,7 @@ def staircase(unfolded: Any, spectrum: int = 0, title: str = "", *, ax: Any = No
             f"spectrum {spectrum} was not unfolded, it served as pool only; try {usable}"
         )
     steps = np.arange(len(levels))
-    options = {"size": (7.0, 5.4), "sharex": True, "height_ratios": [2.2, 1]}
+    options = {"size": (style.WIDTH, 5.4), "sharex": True, "height_ratios": [2.2, 1]}
     picture, ((upper,), (lower,)) = style.panels(title, (2, 1), ax=ax, **options)
     name = f"N(λ), {len(levels):,} levels of spectrum {spectrum % count} of {count}"
     upper.step(levels, steps + 1, where="post", color=style.INK, lw=1.4, label=name)
@@ -304,7 +304,7 @@ def _label_panels(
 ) -> tuple[Figure, Any]:
     if not 1 <= len(found) <= _MOST_PANELS:
         raise DataError(f"got {len(found)} sets of levels; expected 1 to {_MOST_PANELS}")
-    size = style.SIZE if len(found) == 1 else (7.0, _PANEL)
+    size = style.SIZE if len(found) == 1 else (style.WIDTH, _PANEL)
     return style.panels_for(len(found), title, size, 1, ax=ax, **sharing)
 
 

@@ -231,7 +231,7 @@ def outputs(entry: Any, *, ax: Any = None) -> Figure:
     members = sorted(entry.result.members, key=lambda member: member.value)
     number = min(_HISTOGRAMS, len({member.value for member in members}))
     title = _title(entry, "Largest output of normalised networks")
-    picture, row = style.panels_for(number, title, (3.5 if number > 1 else 7.0, 3.8), ax=ax)
+    picture, row = style.panels_for(number, title, (3.5 if number > 1 else style.WIDTH, 3.8), ax=ax)
     shown = np.linspace(0, len(members) - 1, number).round().astype(int)
     for axes, member in zip(row, [members[i] for i in shown], strict=True):
         label = (
@@ -413,7 +413,7 @@ def sample_losses(entries: Sequence[Any], *, ax: Any = None) -> Figure:
 
 def _side_by_side(entries: Sequence[Any], rows: int, what: str, ax: Any) -> tuple[Figure, Any]:
     title = _title(entries[0], what).removesuffix(", random labels")
-    size = max(7.0, 4.5 * len(entries)), 1.2 + 2.7 * rows
+    size = max(style.WIDTH, 4.5 * len(entries)), 1.2 + 2.7 * rows
     return style.panels(title, (rows, len(entries)), ax=ax, size=size)
 
 

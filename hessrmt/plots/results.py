@@ -37,7 +37,7 @@ def columns(result: Result, title: str = "", *, ax: Any = None) -> Figure:
     kind = type(result).__name__
     if not names or len(rows) < 2:
         raise DataError(f"a {kind} has no curve to draw; its numbers are in to_dict()")
-    count, size = len(names), (7.0, _PANEL)
+    count, size = len(names), (style.WIDTH, _PANEL)
     figure, panels = style.panels_for(count, title or kind, size, 1, ax=ax, head=0.8, sharex=True)
     for axes, name in zip(panels, names, strict=True):
         values = [np.nan if row[name] is None else row[name] for row in rows]

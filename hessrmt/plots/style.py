@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import textwrap
 from math import ceil, prod
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -36,30 +36,19 @@ DASHED: Dashes = (0, (6, 2))
 DOT_DASHED: Dashes = (0, (5, 1.5, 1, 1.5))
 
 
-class LawStyle(NamedTuple):
-    """How a law is drawn.
-
-    Attributes:
-        label: Its name in legends.
-        colour: Of the line.
-        dashes: A matplotlib line style.
-        width: In points.
-    """
-
-    label: str
-    colour: str
-    dashes: Dashes
-    width: float
+def _look(label: str, colour: str, dashes: Dashes, width: float) -> dict[str, Any]:
+    return {"label": label, "color": colour, "ls": dashes, "lw": width}
 
 
 LAWS = {
-    "goe": LawStyle("GOE", RED, "-", 1.8),
-    "goe, unfolded alike": LawStyle("GOE, unfolded as the data", RED, (0, (1, 1.2)), 1.5),
-    "goe2": LawStyle("two GOE blocks", GREEN, DASHED, 1.5),
-    "poisson": LawStyle("Poisson", BLUE, DOT_DASHED, 1.5),
-    "wigner": LawStyle("Wigner surmise", "#000000", (0, (3, 2)), 0.9),
-    "semicircle": LawStyle("semicircle", RED, "-", 1.5),
+    "goe": _look("GOE", RED, "-", 1.8),
+    "goe, unfolded alike": _look("GOE, unfolded as the data", RED, (0, (1, 1.2)), 1.5),
+    "goe2": _look("two GOE blocks", GREEN, DASHED, 1.5),
+    "poisson": _look("Poisson", BLUE, DOT_DASHED, 1.5),
+    "wigner": _look("Wigner surmise", "#000000", (0, (3, 2)), 0.9),
+    "semicircle": _look("semicircle", RED, "-", 1.5),
 }
+"""How laws look: their options of ``Axes.plot``."""
 
 FILL, INK, MUTED = "#c5ccd6", "#3a4354", "#9a9a9a"
 """Area of a histogram, its error bars and measured curves, and what is beside the point."""
@@ -74,7 +63,8 @@ ONE_SIGMA = "± one standard error"
 
 Shape = tuple[int, int]
 Size = tuple[float, float]
-SIZE: Size = (7.0, 4.5)
+WIDTH = 7.0
+SIZE: Size = (WIDTH, 4.5)
 """Width and height of a picture with one panel, in inches."""
 
 _TITLE_CHARACTERS, _LEGEND_CHARACTERS, _HANDLE = 84, 84, 7
@@ -220,8 +210,7 @@ def draw_law(axes: Axes, name: str, x: Values, y: Values, note: str = "", **chan
         note: Put behind the law's name in the legend.
         **changes: Options of ``Axes.plot`` that are to differ.
     """
-    label, colour, dashes, width = LAWS[name]
-    look = {"color": colour, "ls": dashes, "lw": width, "label": label + note, "zorder": 3}
+    look = LAWS[name] | {"label": LAWS[name]["label"] + note, "zorder": 3}
     axes.plot(x, y, **(look | changes))
 
 

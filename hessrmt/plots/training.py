@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     Ranked = tuple[Curve, Mapping[str, Values]]
     """Eigenvalues by rank, and numbers in bins of those above and below zero."""
 
-POINTS: Mapping[str, tuple[str, str, style.Dashes]] = {
-    "last": ("last iterate", "#000000", "-"),
-    "polyak": ("Polyak average", style.BLUE, style.DOT_DASHED),
-    "tail": ("tail average", style.RED, style.DASHED),
+POINTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "last": ("last iterate", {"color": "#000000", "ls": "-"}),
+    "polyak": ("Polyak average", {"color": style.BLUE, "ls": style.DOT_DASHED}),
+    "tail": ("tail average", {"color": style.RED, "ls": style.DASHED}),
 }
-"""Point of an averaged run to its name, colour and dashes."""
+"""Point of an averaged run to its name and looks."""
 
 _QUANTITIES = {
     "test_loss": ("test loss", 1.0),
@@ -194,8 +194,7 @@ def _ratios(mean_ratios: ArrayLike, axes: Axes, found: Any) -> None:
     look = {"color": style.INK, "marker": "o", "ms": 3.5, "lw": 1.1, "label": "measured"}
     axes.errorbar(found.epochs, mean, yerr=error, **look)
     for law in ("goe", "goe2", "poisson"):
-        label, colour, dashes, width = style.LAWS[law]
-        axes.axhline(theory.mean_ratio(law), color=colour, ls=dashes, lw=width, label=label)
+        axes.axhline(theory.mean_ratio(law), **style.LAWS[law])
     axes.set_ylabel("⟨r̃⟩ of certified levels")
 
 
@@ -256,9 +255,8 @@ def averaged_spectra(
     for (first, *others), points in zip(grid.T, rates.values(), strict=True):
         for point, (ranked, counts) in points.items():
             _banded(first, point, *ranked)
-            _, colour, dashes = POINTS[point]
             for axes, side in zip(others, sides, strict=True):
-                axes.stairs(counts[side], edges, color=colour, ls=dashes, lw=1.3)
+                axes.stairs(counts[side], edges, lw=1.3, **POINTS[point][1])
         first.set_yscale("log")
         first.set_xlabel("rank of the level", fontsize=9)
         for axes in others:
@@ -284,13 +282,12 @@ def _rate_panels(rates: Mapping[str, Any], rows: int, title: str, ax: Any) -> An
 def _banded(
     axes: Axes, point: str, x: Values, mean: Values, error: Values | None, factor: float = 1.0
 ) -> None:
-    _, colour, dashes = POINTS[point]
-    mean = factor * mean
-    axes.plot(x, mean, color=colour, ls=dashes, lw=1.4)
+    look, mean = POINTS[point][1], factor * mean
+    axes.plot(x, mean, lw=1.4, **look)
     if error is not None:
         error = factor * error
         low = np.maximum(mean - error, 0.5 * mean)  # the axis is logarithmic
-        axes.fill_between(x, low, mean + error, color=colour, alpha=0.18, lw=0)
+        axes.fill_between(x, low, mean + error, color=look["color"], alpha=0.18, lw=0)
 
 
 def _end_where_settled(axes: Axes, means: Sequence[Values]) -> None:
@@ -306,8 +303,8 @@ def _end_where_settled(axes: Axes, means: Sequence[Values]) -> None:
 
 
 def _legend_of_points(axes: Axes) -> Figure:
-    for label, colour, dashes in POINTS.values():
-        axes.plot([], [], color=colour, ls=dashes, lw=1.6, label=label)
+    for label, look in POINTS.values():
+        axes.plot([], [], lw=1.6, label=label, **look)
     return style.legend_below(axes, 3)
 
 
