@@ -27,14 +27,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     Values = Float64[np.ndarray, " n"]
-    Look = tuple[str, str, str]
     Points = Sequence[Values]
     Lines = Mapping[str, tuple[Any, Any]]
 
-_TRAIN, _TEST = (style.BLUE, "-", "o"), (style.RED, "--", "^")
-_GAP = (style.GREEN, ":", "s")
-"""Colour, dashes and marker of training, test, and their difference."""
-
+_TRAIN = {"color": style.BLUE, "ls": "-", "marker": "o"}
+_TEST = {"color": style.RED, "ls": "--", "marker": "^"}
+_GAP = {"color": style.GREEN, "ls": ":", "marker": "s"}
 _SPLITS = (("training", "train", _TRAIN), ("test", "test", _TEST))
 
 TRAINED_ON_RANDOM = "trained on random labels"
@@ -430,14 +428,13 @@ def _gap(axes: Axes, entry: Any, test: str, train: str, label: str) -> None:
     _finish(axes, xlabel=f"{WORDS['samples']}, {entry.settings.labels} labels")
 
 
-def _curve(axes: Axes, x: Values, y: Values, label: str, look: Look) -> None:
+def _curve(axes: Axes, x: Values, y: Values, label: str, look: dict[str, Any]) -> None:
     """Every point, and a line through the means of those with the same x."""
-    colour, dashes, marker = look
     places = np.unique(x)
     means = [y[x == place].mean() for place in places]
-    axes.plot(places, means, color=colour, ls=dashes, lw=1.3, marker=marker, ms=4, label=label)
+    axes.plot(places, means, lw=1.3, ms=4, label=label, **look)
     if len(places) < len(x):
-        axes.scatter(x, y, s=9, marker=marker, color=colour, alpha=0.5, linewidths=0)
+        axes.scatter(x, y, 9, color=look["color"], marker=look["marker"], alpha=0.5, linewidths=0)
     _log_if_wide(axes, x)
 
 

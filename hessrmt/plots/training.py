@@ -39,12 +39,13 @@ _QUANTITIES = {
     "test_error": ("test error, %", 100.0),
     "train_loss": ("training loss", 1.0),
 }
-_LAWS: Mapping[str, tuple[str, style.Dashes, str]] = {
-    "exponential": (style.RED, "-", "τ"),
-    "power": (style.BLUE, style.DOT_DASHED, "b"),
+_LAWS: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "exponential": ("τ", {"color": style.RED, "ls": "-"}),
+    "power": ("b", {"color": style.BLUE, "ls": style.DOT_DASHED}),
 }
-_MARKERS = "osD^vPX"
-_MOST_LAYERS = 7
+_LOOKS = [{"color": c, "marker": m} for c, m in zip(style.COLOURS, "osD^vPX", strict=True)]
+"""Of one curve after the other, as many as there are layers at most."""
+
 _WIDTH, _HEIGHT = 5.0, 2.7
 """Of a panel of a history, in inches."""
 
@@ -135,7 +136,7 @@ def _ticks(epochs: Sequence[int]) -> list[int]:
 def _layers(found: Any) -> list[tuple[int, int, str]]:
     """Place in the picture, column and name of the layers that are drawn."""
     sizes = np.nan_to_num(found.capacity["n_tail"]).max(axis=0)
-    largest = sorted(np.argsort(-sizes, kind="stable")[:_MOST_LAYERS].tolist())
+    largest = sorted(np.argsort(-sizes, kind="stable")[: len(_LOOKS)].tolist())
     return [(p, i, found.layers[i].removesuffix(".weight")) for p, i in enumerate(largest)]
 
 
@@ -146,7 +147,7 @@ def _exponents(axes: Axes, found: Any) -> None:
     for place, layer, name in drawn:
         shift = 1 + 0.02 * (place - (len(drawn) - 1) / 2)  # so that bars don't cover each other
         x = np.where(found.epochs > 0, found.epochs * shift, 2 * (shift - 1))
-        look = {"color": style.COLOURS[place], "marker": _MARKERS[place], "ms": 4}
+        look: dict[str, Any] = {**_LOOKS[place], "ms": 4}
         axes.errorbar(x, alpha[:, layer], sigma[:, layer], lw=1.1, elinewidth=0.8, **look)
         axes.plot([], [], lw=1.1, label=name, **look)
         hollow = np.where(few[:, layer], alpha[:, layer], np.nan)
@@ -201,8 +202,8 @@ def _ratios(mean_ratios: ArrayLike, axes: Axes, found: Any) -> None:
 def _line(
     axes: Axes, found: Any, values: ArrayLike, place: int, label: str, dashes: Any = "-"
 ) -> None:
-    look = {"color": style.COLOURS[place], "marker": _MARKERS[place], "ls": dashes}
-    axes.plot(found.epochs, values, ms=3.5, lw=1.1, label=label, **look)
+    look: Any = _LOOKS[place]
+    axes.plot(found.epochs, values, ls=dashes, ms=3.5, lw=1.1, label=label, **look)
 
 
 def averaged_losses(
@@ -334,9 +335,9 @@ def budget(
         axes.errorbar(T, factor * values, spread, color=style.INK, label="measured", **bars)
         x = np.geomspace(T.min(), T.max(), 400)
         for name, law in fits[what].laws.items() if what in fits else ():
-            colour, dashes, symbol = _LAWS[name]
+            symbol, look = _LAWS[name]
             label = f"{name}: {symbol} = {law.shape:.3g}, R² = {law.r2:.3f}"
-            axes.plot(x, factor * law(x), color=colour, ls=dashes, lw=1.5, label=label)
+            axes.plot(x, factor * law(x), lw=1.5, label=label, **look)
         label = f"best validation {what}{unit}"
         style.bare(axes, xscale="log", xlabel="budget, epochs", ylabel=label)
         axes.set_xticks(T, [f"{t:g}" for t in T])
