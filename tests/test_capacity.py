@@ -377,19 +377,6 @@ def test_the_seed_is_all_the_randomness():
     assert first.p_value in [k / 20 for k in range(21)]
 
 
-def test_fits_are_those_of_the_options():
-    against = ["lognormal", "exponential"]
-    (part,) = layer_of(heavy(90, 200), compare_with=against).matrices
-    fit = hr.capacity.fit(part.eigenvalues)
-    assert list(part.comparisons) == against
-    for name, found in part.comparisons.items():
-        direct = hr.capacity.compare(part.eigenvalues, fit, name)
-        assert found.log_likelihood_ratio == pytest.approx(direct.log_likelihood_ratio)
-    (part,) = layer_of(heavy(90, 200), x_max="max").matrices
-    assert part.x_max == part.lambda_max
-    assert part.alpha == pytest.approx(hr.capacity.fit(part.eigenvalues, x_max="max").alpha)
-
-
 @pytest.mark.parametrize(
     ("options", "match"),
     [

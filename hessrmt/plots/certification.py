@@ -114,13 +114,11 @@ def _edges(axes: Axes, edges: Any, scale: float) -> None:
         if not chosen.any():
             continue
         values, bounds = edges.values[chosen], edges.bounds[chosen]
-        left, middle, right = np.arcsinh(
-            np.array([values - bounds, values, values + bounds]) / scale
-        )
+        ends = np.arcsinh(np.array([values - bounds, values, values + bounds]) / scale)
         label = f"{len(values):,} levels, {name}, bounds up to {bounds.max():.1g}"
-        bars = {"xerr": [middle - left, right - middle], "elinewidth": 0.8}
+        bars = {"xerr": np.abs(ends[::2] - ends[1]), "elinewidth": 0.8}
         look = {"fmt": "|", "ms": 11, "mew": 1.0, "color": colour, "label": label, "zorder": 4}
-        axes.errorbar(middle, np.full(len(middle), _EDGES_AT), **bars, **look)
+        axes.errorbar(ends[1], np.full(len(values), _EDGES_AT), **bars, **look)
 
 
 def _both_sides(axes: Axes, curve: Any) -> None:

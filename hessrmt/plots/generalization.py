@@ -27,7 +27,7 @@ _COLOURS = (style.RED, style.BLUE, style.GREEN, style.PINK)
 _LINES = [{"color": colour, "ls": ls} for colour, ls in zip(_COLOURS, _DASHES, strict=True)]
 """Colour and dashes of one curve after the other."""
 
-_KINDS = {"deep": (style.RED, "-", "o"), "shallow": (style.BLUE, "--", "s")}
+_KINDS = {"deep": {**_LINES[0], "marker": "o"}, "shallow": {**_LINES[1], "marker": "s"}}
 _TIME = "log(1 + t)"
 
 
@@ -85,8 +85,7 @@ def norms(flows: Mapping[str, Any], title: str = "", *, ax: Any = None) -> Figur
     picture, ((left, right),) = style.panels(title, (1, 2), ax=ax, size=(9.0, 4.0))
     for (label, flow), look in zip(flows.items(), _LINES, strict=False):
         left.plot(flow.log_times, flow.rho * flow.margin, label=label, lw=1.4, **look)
-        for k, rho in enumerate(flow.scales.T):
-            right.plot(flow.log_times, rho, label="" if k else label, lw=1.4, **look)
+        right.plot(flow.log_times, flow.scales, lw=1.4, **look)
     end = max(float(flow.log_times[-1]) for flow in flows.values())
     left.plot([0, end], [0, end], color=style.MUTED, lw=0.9, label="log t")
     style.finish(left, xlabel=_TIME, ylabel="ρ · smallest margin")
@@ -148,8 +147,7 @@ def curvature(
                 part = np.abs(levels[np.sign(levels) == sign])
                 place = np.full(len(part), flow.log_times[index])
                 axes.semilogy(place, part, marker, color=colour, ms=3.5, lw=0)
-        times = [flow.log_times[i] for i in indices]
-        sizes = [float(np.abs(s.eigenvalues).max()) for s in spectra]
+        times, sizes = flow.log_times[list(indices)], [np.abs(s.eigenvalues).max() for s in spectra]
         axes.semilogy(times, sizes, color=style.INK, lw=1.2, label="largest |λ|, not divided by L")
         axes.plot([], [], ".", color=style.POSITIVE, label="λ/L > 0")
         axes.plot([], [], "x", color=style.NEGATIVE, ms=4, label="|λ|/L, λ < 0")
@@ -177,16 +175,15 @@ def approximation_errors(
     """
     picture, row = style.panels_for(len(studies), title, (3.2, 3.8), ax=ax)
     for axes, study in zip(row, studies, strict=True):
-        for kind, (colour, dashes, marker) in _KINDS.items():
+        for kind, look in _KINDS.items():
             middle, error = study.mean(kind, norm)
             found = study.exponent(kind, norm)
             note = f" ± {found.error:.2f}" if np.isfinite(found.error) else ""
             label = f"{kind}: {found.exponent:.2f}{note}"
-            look = {"color": colour, "ls": dashes, "marker": marker, "ms": 4, "lw": 1.3}
-            axes.errorbar(study.units, middle, yerr=error, label=label, **look)
+            axes.errorbar(study.units, middle, yerr=error, label=label, ms=4, lw=1.3, **look)
             bound = 0.5 if kind == "deep" else 1 / study.inputs
             guide = middle[0] * (study.units / study.units[0]) ** -bound
-            axes.plot(study.units, guide, color=style.MUTED, lw=0.8, ls=dashes)
+            axes.plot(study.units, guide, color=style.MUTED, lw=0.8, ls=look["ls"])
         style.bare(axes, xscale="log", yscale="log", xlabel="units")
         axes.set_xticks(study.units, [f"{units:g}" for units in study.units])
         axes.minorticks_off()
