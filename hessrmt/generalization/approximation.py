@@ -18,8 +18,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from scipy import linalg
@@ -28,6 +29,7 @@ from scipy.stats import qmc
 from hessrmt import rng
 from hessrmt.checks import one_of, whole
 from hessrmt.errors import ConvergenceError, DataError
+from hessrmt.results import Result
 
 if TYPE_CHECKING:
     from jaxtyping import Float64
@@ -204,7 +206,7 @@ class Exponent(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ApproximationStudy:
+class ApproximationStudy(Result, axes={"width": "units"}):
     """Errors of networks that were fitted to one compositional function.
 
     Attributes:
@@ -222,10 +224,24 @@ class ApproximationStudy:
     constituent: str
     inputs: int
     units: Float64[np.ndarray, " U"]
-    l2: Errors = field(repr=False)
-    sup: Errors = field(repr=False)
-    fitted: Errors = field(repr=False)
-    parameters: dict[str, list[int]] = field(repr=False)
+    l2: Errors
+    sup: Errors
+    fitted: Errors
+    parameters: dict[str, list[int]]
+
+    def plot(self, *arguments: Any, ax: Any = None, **options: Any) -> Any:
+        """Draw the errors against the units.
+
+        Args:
+            *arguments: Of :func:`hessrmt.plots.generalization.approximation_errors`.
+            ax: matplotlib axes to draw into; None for a new picture.
+            **options: Likewise.
+
+        Returns:
+            A matplotlib figure.
+        """
+        drawn = import_module("hessrmt.plots.generalization").approximation_errors
+        return drawn([self], *arguments, ax=ax, **options)
 
     def exponent(self, kind: str, norm: str = "l2") -> Exponent:
         """How fast the error falls with the units.

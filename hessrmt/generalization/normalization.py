@@ -33,6 +33,7 @@ from hessrmt.errors import DataError, NonFiniteError
 from hessrmt.generalization import networks
 from hessrmt.generalization.networks import ALTERNATIVE, ARRAYS, FoldedLayer, listed
 from hessrmt.problems.losses import resolve
+from hessrmt.results import Result
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -64,7 +65,7 @@ _LABELS = "expected one integer label per sample, from 0 on"
 
 
 @dataclass(frozen=True, eq=False)
-class Normalized:
+class Normalized(Result, derived="product", omitted="model"):
     """A normalised network and what it was divided by.
 
     Attributes:
@@ -386,7 +387,7 @@ def _culprits(network: nn.Module, inputs: Any) -> list[str]:
 
 
 @dataclass(frozen=True, eq=False)
-class MarginSummary:
+class MarginSummary(Result, axes={"sample": "margins"}):
     """The margins of a network on some samples.
 
     Attributes:
@@ -543,7 +544,7 @@ def margins_of_outputs(outputs: Tensor, labels: Tensor) -> Margins:
 
 
 @dataclass(frozen=True, eq=False)
-class Evaluation:
+class Evaluation(Result, derived="error"):
     """A network measured on some samples.
 
     Attributes:
@@ -620,7 +621,7 @@ def _pair(batch: Any) -> tuple[Any, Any]:
 
 
 @dataclass(frozen=True)
-class Measurement:
+class Measurement(Result, derived="product normalized_margin"):
     """One entry of the history of a :class:`NormalizedLoss`.
 
     Attributes:

@@ -31,6 +31,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -50,6 +51,7 @@ from hessrmt.ensembles.sampling import (
 from hessrmt.errors import ConvergenceError, DataError, DeviceError, NonFiniteError
 from hessrmt.lossmodel.covariance import HessianCovariance, symmetrized
 from hessrmt.records import Provenance
+from hessrmt.results import Result
 from hessrmt.theory.densities import bbp_deviation, bbp_position, bbp_threshold, smeared_semicircle
 
 if TYPE_CHECKING:
@@ -501,7 +503,7 @@ _SEEN = 0.98
 
 
 @dataclass(frozen=True)
-class SampledDensity:
+class SampledDensity(Result, axes={"point": "x law", "bin": "density", "edge": "edges"}):
     """Density of the levels of sampled Hessians in bins, and its large-matrix law.
 
     Attributes:
@@ -523,6 +525,20 @@ class SampledDensity:
     n_outliers: int
     n_levels: int
     zeros: float
+
+    def plot(self, *arguments: Any, ax: Any = None, **options: Any) -> Any:
+        """Draw the density beside its law.
+
+        Args:
+            *arguments: Of :func:`hessrmt.plots.lossmodel.densities`.
+            ax: matplotlib axes to draw into; None for a new picture.
+            **options: Likewise.
+
+        Returns:
+            A matplotlib figure.
+        """
+        drawn = import_module("hessrmt.plots.lossmodel").densities
+        return drawn({"": self}, *arguments, ax=ax, **options)
 
 
 def sampled_density(
