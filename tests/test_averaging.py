@@ -203,9 +203,6 @@ def test_bound_is_the_exact_value_for_multiples_of_the_identity_and_tight_beside
     estimate = monte_carlo(cov, points, decayed, samples=400, seed=8)
     bound = theorem_8_2_bound(cov, points, decayed)
     assert estimate.value - 4 * estimate.standard_error < bound < 3 * estimate.value
-    # the trace norm of the same matrices is P times larger
-    by_trace = theorem_8_2_bound(cov, points, decayed, norm="trace")
-    assert by_trace == pytest.approx(P**2 * bound, rel=T * P * EPS)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -366,17 +366,9 @@ def fit_law(law: str, budgets: Values, values: Values, errors: Values | None = N
     if n - k - 1 > 0:
         goodness = n * math.log(max(rest, np.finfo(float).tiny) / n) if chi2 is None else rest
         aicc = goodness + 2 * k + 2 * k * (k + 1) / (n - k - 1)
-    return BudgetLaw(
-        law,
-        *parameters,
-        *spread,
-        first=first,
-        r2=1 - rest / total,
-        rmse=float(np.sqrt(np.mean(residuals**2))),
-        chi2=chi2,
-        p_value=None if chi2 is None else float(stats.chi2.sf(chi2, n - _PARAMETERS)),
-        aicc=aicc,
-    )
+    p_value = None if chi2 is None else float(stats.chi2.sf(chi2, n - _PARAMETERS))
+    closeness = 1 - rest / total, float(np.sqrt(np.mean(residuals**2)))
+    return BudgetLaw(law, *parameters, *spread, first, *closeness, chi2, p_value, aicc)
 
 
 def _exponential(t: Values, limit: float, amplitude: float, tau: float) -> Values:
