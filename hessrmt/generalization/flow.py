@@ -345,10 +345,8 @@ def gradient_flow(
         states = np.concatenate([states.reshape(-1, missing.shape[1]), missing])
     if solution.status < 0 or len(states) != len(grid) or not np.isfinite(states).all():
         end = solution.t[-1] if len(solution.t) else 0
-        raise ConvergenceError(
-            f"{method} stopped at log(1 + t) = {end:g} of {grid[-1]:g}: {solution.message} Try "
-            "another method, a shorter log_time or a larger rtol"
-        )
+        where = f"{method} stopped at log(1 + t) = {end:g} of {grid[-1]:g}: {solution.message}"
+        raise ConvergenceError(f"{where} Try another method, a shorter log_time or a larger rtol")
     counts = made, solution.njev, solution.nlu
     statistics = SolverStatistics(method, rtol, atol, *counts, solution.message)
     return _record(system, grid, states, statistics)

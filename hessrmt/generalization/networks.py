@@ -113,18 +113,14 @@ def _require_usable(name: str, value: Tensor) -> None:
     if nn.parameter.is_lazy(value):
         raise DataError(f"{name} has no shape yet; call the model once on a batch first")
     if value.is_inference():
-        raise DataError(
-            f"{name} was made in torch.inference_mode, where nothing can be traced; build and load "
-            "the model outside of it (torch.no_grad is enough)"
-        )
+        what = f"{name} was made in torch.inference_mode, where nothing can be traced"
+        raise DataError(f"{what}; build and load the model outside (torch.no_grad is enough)")
     if value.is_complex():
         raise DataError(f"{name} is complex ({value.dtype}); expected real numbers")
     bad = int((~torch.isfinite(value)).sum())
     if bad:
-        raise DataError(
-            f"{name} has {bad} NaN or infinite values out of {value.numel()}; "
-            "the training diverged or the checkpoint is damaged"
-        )
+        what = f"{name} has {bad} NaN or infinite values out of {value.numel()}"
+        raise DataError(f"{what}; the training diverged or the checkpoint is damaged")
 
 
 def device_of(model: nn.Module) -> torch.device:

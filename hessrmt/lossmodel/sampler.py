@@ -329,10 +329,9 @@ def _matrices(
 def _require_memory(backend: Backend, needed: int, model: _Model) -> None:
     free = backend.free_memory()
     if needed > free:
-        raise DeviceError(
-            f"a dense matrix of dimension {model.size} needs {needed / 2**30:.1f} GiB on "
-            f"{backend.name}, {free / 2**30:.1f} GiB are free; method='tridiagonal' needs none"
-        )
+        what = f"a dense matrix of dimension {model.size} needs {needed / 2**30:.1f} GiB"
+        there = f"on {backend.name}, {free / 2**30:.1f} GiB are free"
+        raise DeviceError(f"{what} {there}; method='tridiagonal' needs none")
 
 
 def goe_band(
