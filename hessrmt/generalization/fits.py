@@ -363,8 +363,8 @@ def fit_law(law: str, budgets: Values, values: Values, errors: Values | None = N
         goodness = n * math.log(max(rest, np.finfo(float).tiny) / n) if chi2 is None else rest
         aicc = goodness + 2 * k + 2 * k * (k + 1) / (n - k - 1)
     p_value = None if chi2 is None else float(stats.chi2.sf(chi2, n - _PARAMETERS))
-    closeness = 1 - rest / total, float(np.sqrt(np.mean(residuals**2)))
-    return BudgetLaw(law, *parameters, *spread, first, *closeness, chi2, p_value, aicc)
+    known = {"first": first, "r2": 1 - rest / total, "rmse": float(np.sqrt(np.mean(residuals**2)))}
+    return BudgetLaw(law, *parameters, *spread, **known, chi2=chi2, p_value=p_value, aicc=aicc)
 
 
 def _exponential(t: Values, limit: float, amplitude: float, tau: float) -> Values:

@@ -29,7 +29,7 @@ from hessrmt.errors import DataError, DeviceError
 from hessrmt.problems.structure import hooked, reached
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from hessrmt.problems.structure import Hook
 
@@ -134,12 +134,7 @@ def moved(tree: Any, device: torch.device) -> Any:
     Returns:
         The same structure.
     """
-    return _each(tree, lambda leaf: torch.as_tensor(leaf).to(device))
-
-
-def _each(tree: Any, change: Callable[[Any], Tensor]) -> Any:
-    """A change of every tensor and array in a structure."""
-    return _pytree.tree_map(lambda leaf: change(leaf) if isinstance(leaf, ARRAYS) else leaf, tree)
+    return _pytree.tree_map_only(ARRAYS, lambda leaf: torch.as_tensor(leaf).to(device), tree)
 
 
 def as_inputs(inputs: Any, device: torch.device) -> Any:
@@ -166,7 +161,7 @@ def as_inputs(inputs: Any, device: torch.device) -> Any:
         leaf = leaf.clone() if leaf.is_inference() else leaf.detach()
         return leaf.double() if leaf.is_floating_point() else leaf
 
-    found = _each(moved(inputs, device), ready)
+    found = _pytree.tree_map_only(Tensor, ready, moved(inputs, device))
     if not any(isinstance(leaf, Tensor) for leaf in _pytree.tree_leaves(found)):
         raise DataError(
             f"the inputs are {type(inputs).__name__}; expected a tensor or array with the batch "
@@ -187,7 +182,7 @@ def take(inputs: Any, samples: slice) -> Any:
     Returns:
         The same structure of tensors.
     """
-    return _each(inputs, lambda leaf: leaf[samples])
+    return _pytree.tree_map_only(ARRAYS, lambda leaf: leaf[samples], inputs)
 
 
 def outputs(

@@ -84,7 +84,7 @@ _QUANTILES = 2000
 class _Point(NamedTuple):
     """What is drawn for one sample before G, and the stream that goes on."""
 
-    index: int
+    number: int
     generator: np.random.Generator
     shift: float
     outliers: Levels
@@ -165,7 +165,7 @@ class _Model:
         what = {"ensemble": "loss-model", "operator": "ensemble", "dtype": "float64"}
         law = {"covariance": dict(self.cov.settings), "n": self.n, "degenerate": self.degenerate}
         drawn = {"shift": point.shift, "outliers": point.outliers.tolist()}
-        which = {"method": method, "seed": self.seed, "index": point.index, "drawn": drawn}
+        which = {"method": method, "seed": self.seed, "index": point.number, "drawn": drawn}
         return {**what, **law, **asked, **which}
 
 
@@ -301,7 +301,7 @@ def _sampled(model: _Model, method: str, backend: Backend, indices: range) -> It
         seconds = dict(zip(("matrix", "eigenvalues"), times.tolist(), strict=True))
         for point, levels in zip(points, found, strict=True):
             if not np.isfinite(levels).all():
-                what = f"sample {point.index} has eigenvalues beyond float64"
+                what = f"sample {point.number} has eigenvalues beyond float64"
                 raise NonFiniteError(f"{what}; rescale the loss")
             provenance = Provenance(config=model.config(point, method), device=device)
             known = {"solver": solver, "provenance": provenance, "seconds": seconds}
@@ -313,7 +313,7 @@ def _matrices(
 ) -> Float64[Tensor, "batch size size"]:
     """Dense samples of consecutive indices, degenerate directions left out unless H_true acts."""
     key = int(rng.seed_sequence(model.seed, "lossmodel", "goe").generate_state(1, np.uint64)[0])
-    found = backend.sample_goe(model.n, len(points), key, torch.float64, first=points[0].index)
+    found = backend.sample_goe(model.n, len(points), key, torch.float64, first=points[0].number)
     found *= model.cov.a**0.5
     diagonal = np.repeat([[point.shift] for point in points], model.n, axis=1)
     if model.h_true is None:
