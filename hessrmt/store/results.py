@@ -77,10 +77,8 @@ def load(path: str | Path) -> Result:
 
 def _encoded(value: Any, place: str, arrays: dict[str, np.ndarray]) -> Any:
     """A value for JSON; its arrays are put aside under their places."""
-    if isinstance(value, np.generic):
-        return value.item()
-    if value is None or isinstance(value, str | int | float):
-        return value
+    if value is None or isinstance(value, str | int | float | np.generic):
+        return value.item() if isinstance(value, np.generic) else value
     if isinstance(value, np.ndarray | torch.Tensor):
         tensor = isinstance(value, torch.Tensor)
         arrays[place] = value.detach().cpu().numpy() if tensor else value
