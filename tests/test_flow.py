@@ -88,7 +88,7 @@ def test_equations_are_the_gradients_of_their_coordinates(kind):
     layers = initial_layers([3, 4, 1], seed=3)
     system = System(layers, x, y, "logistic", "smooth-relu", kind)
     u, state = 0.7, system.state()
-    scales, vectors = system.parts(state)
+    scales, _, units = system.parts(state)
     problem = follow([3, 4, 1], (x, y), 3, loss="logistic", log_time=1e-3, saved=2).problem(0)
 
     def loss(rho, flat, normalised):
@@ -96,13 +96,13 @@ def test_equations_are_the_gradients_of_their_coordinates(kind):
         found = [r * v / v.norm() if normalised else r * v for r, v in found]
         return problem.loss(torch.cat([w.reshape(-1) for w in found]))
 
-    flat = torch.tensor(np.concatenate([v.ravel() for v in vectors]))
+    flat = torch.tensor(state[-sum(w.size for w in layers) :])
     rho = torch.tensor(scales if kind != "descent" else np.ones(2))
     g_rho, g_flat = torch.func.grad(loss, (0, 1))(rho, flat, kind == "weight-normalization")
     moves = [-g.numpy() for g in unflattened(g_flat, layers)]
     if kind in {"constrained", "fixed-norm"}:
         # the Lagrange multiplier takes away what would change ‖V_k‖ = 1 (eqs. 3, 7)
-        moves = [g - np.vdot(g, v) * v for g, v in zip(moves, vectors, strict=True)]
+        moves = [g - np.vdot(g, v) * v for g, v in zip(moves, units, strict=True)]
     expected = np.concatenate([g.ravel() for g in moves])
     if system.has_scales:
         expected = np.concatenate([-g_rho.numpy(), expected])
