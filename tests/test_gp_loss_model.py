@@ -96,15 +96,6 @@ def test_ratios_of_every_panel_are_those_of_the_goe(published):
     assert abs(np.sum(sigmas**2) - 27) < 4 * 54**0.5
 
 
-@pytest.mark.slow
-def test_ratios_with_ten_times_the_samples(settings, tmp_path):
-    for entry in LossModel().run(settings, "full", tmp_path):
-        mean, error, _ = entry.ratios["bulk"]
-        # 0.0001: rounding of the tabulated mean
-        assert abs(mean - MEAN_RATIO_GOE) < 4 * error + 1e-4
-        assert error < 1e-3
-
-
 def test_levels_lie_where_the_law_has_them(published):
     for entry in published:
         if entry.settings.outliers:
