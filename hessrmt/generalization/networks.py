@@ -26,6 +26,7 @@ from torch.nn.utils import parametrize
 from torch.utils import _pytree
 
 from hessrmt.errors import DataError, DeviceError
+from hessrmt.problems.lifting import called
 from hessrmt.problems.structure import hooked, reached
 
 if TYPE_CHECKING:
@@ -202,16 +203,14 @@ def outputs(
         DeviceError: If the batch does not fit into memory.
         DataError: If the model fails or returns no floating-point tensor.
     """
-    arguments, keywords = (inputs,), {}
-    if isinstance(inputs, tuple | list):
-        arguments = tuple(inputs)
-    elif isinstance(inputs, dict):
-        arguments, keywords = (), inputs
-    try:
+
+    def run(*arguments: Any, **keywords: Any) -> Any:
         if parameters:
-            result = functional_call(model, dict(parameters), arguments, keywords)
-        else:
-            result = model(*arguments, **keywords)
+            return functional_call(model, dict(parameters), arguments, keywords)
+        return model(*arguments, **keywords)
+
+    try:
+        result = called(run, inputs)
     except torch.OutOfMemoryError as error:
         where, count = device_of(model), samples_in(inputs)
         raise DeviceError(f"{where} has no memory for {count} samples; try fewer") from error

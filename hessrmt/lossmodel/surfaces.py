@@ -290,9 +290,8 @@ def random_surface(
     size = np.sqrt(float(cov.derivative(0, 0.0)) / count)
     amplitudes = size * draw.normal(size=(count, 2))
     settings = {**cov.settings, "n": n, "features": count, "seed": int(seed), "index": int(index)}
-    return RandomFeatureSurface(
-        torch.from_numpy(frequencies), torch.from_numpy(amplitudes), true_loss, settings
-    )
+    waves = torch.from_numpy(frequencies), torch.from_numpy(amplitudes)
+    return RandomFeatureSurface(*waves, true_loss, settings)
 
 
 class _Waves(nn.Module):
