@@ -210,7 +210,7 @@ def ratio_law_unfolded(name: str, cut: Cut = None) -> Law:
 
     functions = bound(_pdf, _cdf, shape=shape, cut=cut)
     end, tail = (np.inf, 2.0 + BETA_OF.get(name, 0)) if cut is None else (float(cut), np.inf)
-    return Law(name, *functions, quantile, (0.0, end), tail)
+    return Law(name, *functions, quantile=quantile, support=(0.0, end), tail=tail)
 
 
 def _named(name: str) -> _Shape:
