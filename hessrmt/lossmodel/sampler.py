@@ -276,23 +276,23 @@ def sample_hessian(
 def _sampled(model: _Model, method: str, backend: Backend, indices: range) -> Iterator[Spectrum]:
     """By bands one by one, by dense matrices in batches that fit into half of the free memory."""
     batch, device, solver = 1, "cpu", TRIDIAGONAL
-    width, banded = max(1, model.rank), method == "tridiagonal"
+    width, banded = min(max(1, model.rank), model.n - 1), method == "tridiagonal"
     if not banded:
         each = backend.eigen_bytes(model.size, 8) + 8 * model.n**2
         _require_memory(backend, each, model)
         fitting = min(_BATCH, _BATCH_WORK // model.size**3, backend.free_memory() // (2 * each))
         batch, device, solver = max(1, int(fitting)), backend.name, f"dense, {backend.solver}"
-    elif min(width, model.n - 1) > 1:
+    elif width > 1:
         solver = f"GOE as a band of half-width {width} (LAPACK dsbtrd, dsterf)"
     for start in range(0, len(indices), batch):
         begin = time.perf_counter()
         points = [model.point(index) for index in indices[start : start + batch]]
         if banded:
-            ((_, generator, shift, outliers),) = points
-            band = goe_band(model.n, width, generator) * model.cov.a**0.5
-            band[0, : model.rank] += outliers
+            (point,) = points
+            band = goe_band(model.n, width, point.generator) * model.cov.a**0.5
+            band[0, : model.rank] += point.outliers
             middle = time.perf_counter()
-            found = [band_eigenvalues(band) + shift]
+            found = [band_eigenvalues(band) + point.shift]
         else:
             matrices = _matrices(model, backend, points)
             middle = time.perf_counter()
