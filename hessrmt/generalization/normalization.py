@@ -155,7 +155,8 @@ def normalize(model: nn.Module, inputs: Any, norm: float = 2) -> Normalized:
     _require_homogeneous(network, layers, data, plain)
     weights = {layer.label: module.weight for layer, module in zip(layers, own, strict=True)}
     factors = layer_factors(weights, norm)
-    network.load_state_dict(_divided(network, layers, list(factors.values())), strict=False)
+    for name, value in _divided(network, layers, list(factors.values())).items():
+        network.get_parameter(name).data = value
     deviation = relative_difference(_run(network, data) * math.prod(factors.values()), original)
     if deviation > TOLERANCE:
         raise DataError(
