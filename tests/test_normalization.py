@@ -13,7 +13,7 @@ from properties import examples
 from torch import nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils import parametrizations
+from torch.nn.utils import fusion, parametrizations
 from torch.utils.data import DataLoader, TensorDataset
 
 from hessrmt import rng
@@ -178,6 +178,16 @@ def test_weights_and_biases_are_those_of_the_formula(norm):
     assert list(found.factors) == ["0", "2", "4"]
     assert found.product == pytest.approx(product, rel=1e-14)
     assert found.norm == norm
+
+
+def test_factors_are_norms_of_weights_into_which_batchnorm_is_folded_as_torch_does():
+    conv, norm = randomized(CONV(4, 6, 3, groups=2), 1), randomized(NORM(6), 2)
+    linear, second = randomized(LINEAR(54, 5, bias=False), 3), randomized(nn.BatchNorm1d(5), 4)
+    model = nn.Sequential(conv, norm, nn.ReLU(), nn.Flatten(), linear, second)
+    factors = normalize(model, sample(8, 4, 5, 5)).factors
+    fused = fusion.fuse_conv_bn_eval(conv, norm), fusion.fuse_linear_bn_eval(linear, second)
+    norms = [float(one.weight.detach().norm()) for one in fused]
+    assert list(factors.values()) == pytest.approx(norms, rel=1e-14)
 
 
 @pytest.mark.parametrize(

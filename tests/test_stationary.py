@@ -177,6 +177,12 @@ def test_given_derivatives_stand_in_for_automatic_ones():
         lossmodel.stationary(k, derivatives=[5 / 3])
 
 
+@pytest.mark.parametrize("length", [1e-8, 1e8])
+def test_scales_far_from_one_are_fine(length):
+    cov = lossmodel.stationary(lambda q: torch.exp(q / length**2))
+    assert cov.a == pytest.approx(lossmodel.rbf(length=length).a, rel=10 * EPS)
+
+
 def test_functions_work_where_gradients_are_off():
     with torch.inference_mode():
         assert lossmodel.stationary(torch.exp).derivative(4, -1.0) == pytest.approx(math.exp(-1))
