@@ -75,7 +75,7 @@ def test_points_are_the_averages_of_the_run_and_do_not_disturb_it(tmp_path, digi
         model="mlp2", data=str(digits), epochs=3, batch=32, lr=0.05, device="cpu", seed=4
     )
     plan = TrajectoryPlan("run", settings, {"polyak": 0, "tail": 2})
-    found = trajectory.run(plan, tmp_path)
+    (found,) = trajectory.run_all([plan], tmp_path)
     samples = data.load(str(digits), "train")
     model, loss = models.build("mlp2", samples.input_shape, 2, 4), losses.resolve("cross-entropy")
     iterates = []
@@ -104,7 +104,7 @@ def test_averages_with_batchnorm_have_statistics_of_their_own(tmp_path, digits):
     settings = TrainConfig(
         model=f"{tmp_path}/net.py:net", data=str(digits), epochs=2, batch=32, lr=0.1, device="cpu"
     )
-    found = trajectory.run(TrajectoryPlan("run", settings, {"polyak": 0}), tmp_path)
+    (found,) = trajectory.run_all([TrajectoryPlan("run", settings, {"polyak": 0})], tmp_path)
     x = data.load(str(digits), "train").x
     states = {point: checkpoints.load_state(file) for point, file in found.files.items()}
     # the last iterate is measured like the average
