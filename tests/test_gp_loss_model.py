@@ -127,7 +127,7 @@ def test_levels_lie_where_the_law_has_them(published):
     ("draw", "name"), [(sampled_densities, "fig5-paper"), (sampled_ratios, "fig6-stationary")]
 )
 def test_figures_show_every_panel(settings, published, draw, name):
-    pictures = LossModel().figures(settings, published)
+    pictures = LossModel().figures(published)
     assert set(pictures) == FIGURES
     assert pictures[name].func is draw
     picture = pictures[name]()

@@ -2,6 +2,7 @@
 
 import json
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -123,17 +124,16 @@ def test_averages_with_batchnorm_have_statistics_of_their_own(tmp_path, digits):
     assert torch.equal(trained["0.weight"], last["0.weight"])
 
 
-def test_gains_compare_runs_of_the_same_seed(monkeypatch):
-    def entry(point, losses):
+def test_gains_compare_runs_of_the_same_seed():
+    def entry(point, losses, largest):
         rows = [
             {point: dict.fromkeys(("train_loss", "test_loss", "test_error"), v)} for v in losses
         ]
         runs = [Trajectory(None, (row,), {}, "") for row in rows]  # type: ignore[arg-type]
-        return AveragedPoint("", "net", AveragedRate(name="high", lr=1.0), point, runs, [])
+        spectra = [[SimpleNamespace(eigenvalues=np.array([value]))] for value in largest]
+        return AveragedPoint("", "net", AveragedRate(name="high", lr=1.0), point, runs, spectra)
 
-    largest = {"last": np.array([4.0, 8.0]), "tail": np.array([2.0, 2.0])}
-    monkeypatch.setattr(AveragedPoint, "curvature", lambda self, _what: largest[self.point])
-    entries = [entry("last", [1.0, 3.0]), entry("tail", [0.5, 2.1])]
+    entries = [entry("last", [1.0, 3.0], [4.0, 8.0]), entry("tail", [0.5, 2.1], [2.0, 2.0])]
     found = gains(entries)["net", "high"]["tail"]
     # gains 0.5 and 0.9, ratios 0.5 and 0.25
     assert found["test_loss"][:2] == pytest.approx((0.7, 0.2))

@@ -20,8 +20,6 @@ from hessrmt import rng, theory
 from hessrmt.errors import ConfigError, DataError, StoreError
 from hessrmt.experiments.puzzles import (
     Puzzles,
-    PuzzlesConfig,
-    PuzzlesPreset,
     ReferenceLine,
     family_losses,
     random_partner,
@@ -563,14 +561,15 @@ def test_all_pictures_of_a_preset(tmp_path):
     wrong = entry(name="wrong", separated=False, model="other", values=(0.1, 0.2))
     planned = entry(name="planned", model="other2")
     planned = replace(planned, result=type(planned.result)({}, (), "made up", "cpu", False))
-    entries = [RANDOM, CORRUPTED, entry("width"), *SAMPLES, wrong, planned]
-    preset = PuzzlesPreset(families=tuple(one.settings for one in entries))
-    settings = PuzzlesConfig(
-        experiment="puzzles", presets={"small": preset}, reference=(REFERENCE,)
-    )
-    drawn = {
-        one.name: one for one in draw_each(Puzzles().figures(settings, entries), tmp_path, "png")
-    }
+    entries = [
+        RANDOM,
+        replace(CORRUPTED, reference=(REFERENCE,)),
+        entry("width"),
+        *SAMPLES,
+        wrong,
+        planned,
+    ]
+    drawn = {one.name: one for one in draw_each(Puzzles().figures(entries), tmp_path, "png")}
     kinds = ("losses", "capacity", "outputs", "margins", "trend")
     wanted = {f"{name}-{kind}" for name in ("corr", "wrong") for kind in kinds}
     wanted |= {"corr-product", "width-width", "samples-errors", "samples-losses", "planned"}

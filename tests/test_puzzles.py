@@ -86,11 +86,11 @@ def test_random_points_on_and_off_the_line():
     points = [member(0.5, middle, 0.9 * middle + 0.2 + away) for away in (0, 0.05)]
     entries = [entry("a", members), entry("r", points, labels="random")]
     (line,) = lines(entries)
-    assert [point.inside for point in line.random] == [True, False]
+    assert [point.inside for point in line.random_residuals] == [True, False]
     x, y = (entries[0].result.column(name) for name in LOSSES)
     fit = fit_line(x, y)
     assert line.normalized == fit
-    for point, m in zip(line.random, points, strict=True):
+    for point, m in zip(line.random_residuals, points, strict=True):
         residual = m.normalized_test_loss - float(fit(middle))
         assert point.residual == residual
         assert point.sigmas == pytest.approx(residual / fit.deviation, rel=1e-12)
@@ -114,7 +114,7 @@ def test_families_of_one_network_share_a_line():
     assert found[0].normalized.slope == pytest.approx(0.9, rel=1e-12)
     assert found[0].normalized.intercept == pytest.approx(0.2, rel=1e-11)
     assert found[1].normalized.slope == pytest.approx(2, rel=1e-12)
-    assert found[0].random == ()
+    assert found[0].random_residuals == ()
     assert Puzzles().fits(entries)["slope"] == found[0].normalized.slope
 
 
@@ -131,7 +131,7 @@ def test_no_line_is_no_error():
 def test_training_errors_are_counted():
     entries = [entry("a", [*exact([0.1, 0.2]), member(0.3, 1.3, 1.0, error=0.1)])]
     (line,) = lines(entries)
-    assert (line.networks, line.perfect) == (3, 2)
+    assert (line.networks, line.zero_training_error) == (3, 2)
     assert "2 of them have no training error" in Puzzles().conclusions(entries)["a"]
 
 

@@ -18,12 +18,18 @@ from pydantic import Field, model_validator
 
 from hessrmt.config import CountOrAll, Settings, SpectrumConfig
 from hessrmt.errors import DataError
-from hessrmt.experiments.experiment import Column, Estimate, Experiment, Pictures, Work, stem
-from hessrmt.experiments.trained import TrainedPreset, TrainedSettings, train_each
+from hessrmt.experiments.experiment import (
+    Column,
+    Estimate,
+    Experiment,
+    Pictures,
+    TrainedPreset,
+    TrainedSettings,
+    Work,
+    stem,
+)
 from hessrmt.levels.histograms import mean_counts
 from hessrmt.plots import training as plots
-from hessrmt.runs import spectrum
-from hessrmt.runs.run import make_folders
 from hessrmt.runs.trajectory import LAST, Trajectory, TrajectoryPlan
 
 if TYPE_CHECKING:
@@ -140,25 +146,18 @@ class AveragedPoint:
         """A quantity at the end of each run.
 
         Args:
-            what: As measured on the way, or ``distance`` from the last iterate.
+            what: As measured on the way, or ``distance`` from the last iterate; of the Hessians,
+                averaged over a seed's batches, ``largest``, ``trace``, ``smallest``, ``certified``
+                or ``negative``.
 
         Returns:
-            (seeds,), NaN where it is not known.
+            (seeds,), NaN where it is not known; of Hessians (seeds with spectra,).
         """
+        if what in _CURVATURES:
+            get = _CURVATURES[what]
+            return np.array([np.mean([get(item) for item in rows]) for rows in self.spectra])
         found = [run.measured[-1][self.point].get(what, 0.0) for run in self.runs]
         return np.array(found, dtype=np.float64)
-
-    def curvature(self, what: str) -> np.ndarray:
-        """A property of the Hessians, averaged over a seed's batches.
-
-        Args:
-            what: ``largest``, ``trace``, ``smallest``, ``certified`` or ``negative``.
-
-        Returns:
-            (seeds with spectra,).
-        """
-        get = _CURVATURES[what]
-        return np.array([np.mean([get(item) for item in rows]) for rows in self.spectra])
 
     def curve(self, what: str) -> tuple[np.ndarray, np.ndarray]:
         """A quantity over the epochs.
@@ -179,17 +178,13 @@ class AveragedPoint:
         return f"{self.rate.name}, {self.rate.lr:g}" + ("" if final is None else f" to {final:g}")
 
 
-def _measured(name: str, what: str, form: str = "", **options: Any) -> Column[AveragedPoint]:
+def _over_seeds(name: str, what: str, form: str = "", **options: Any) -> Column[AveragedPoint]:
     return Column(name, lambda e: Estimate.of(e.values(what)), form, what, **options)
-
-
-def _curvature(name: str, what: str, form: str = "", **options: Any) -> Column[AveragedPoint]:
-    return Column(name, lambda e: Estimate.of(e.curvature(what)), form, what, **options)
 
 
 def _smallest(entry: AveragedPoint) -> Estimate:
     # a convex loss has no negative level, but round-off has a sign
-    return Estimate.of(entry.curvature("smallest").round(6) + 0.0)
+    return Estimate.of(entry.values("smallest").round(6) + 0.0)
 
 
 def _distance(entry: AveragedPoint) -> Estimate | str:
@@ -211,42 +206,41 @@ class IterateAveraging(Experiment[IterateAveragingConfig, IterateAveragingPreset
         Column("", lambda e: e.runs[0].measured[-1]["epoch"], key="epochs"),
         Column("", lambda e: e.runs[0].measured[-1][e.point].get("count", 1), key="averaged"),
         Column("", lambda e: e.runs[0].origin, key="data"),
-        _measured("train loss", "train_loss", ",.4f"),
-        _measured("test loss", "test_loss", ",.4f", terminal="test loss"),
-        _measured("", "train_error"),
-        _measured("test error %", "test_error", ",.2f", percent=True, terminal="test\nerror %"),
-        _measured("", "distance"),
+        _over_seeds("train loss", "train_loss", ",.4f"),
+        _over_seeds("test loss", "test_loss", ",.4f", terminal="test loss"),
+        _over_seeds("", "train_error"),
+        _over_seeds("test error %", "test_error", ",.2f", percent=True, terminal="test\nerror %"),
+        _over_seeds("", "distance"),
         Column("‖w - last‖", _distance, ",.2f"),
-        _curvature("λ max", "largest", ",.1f", terminal="λ max"),
-        _curvature("trace", "trace", ",.0f"),
-        _curvature("", "smallest"),
+        _over_seeds("λ max", "largest", ",.1f", terminal="λ max"),
+        _over_seeds("trace", "trace", ",.0f"),
+        _over_seeds("", "smallest"),
         Column("λ min", _smallest, ",.2f"),
-        _curvature("certified", "certified", ",.0f"),
-        _curvature("negative", "negative", ",.0f"),
+        _over_seeds("certified", "certified", ",.0f"),
+        _over_seeds("negative", "negative", ",.0f"),
     )
 
-    def compute(  # noqa: D102 (see the base class)
+    def compute(
         self, work: Work[IterateAveragingConfig, IterateAveragingPreset]
     ) -> list[AveragedPoint]:
-        folder = work.folder
-        make_folders(work.out, "spectra")
+        """See :class:`~hessrmt.experiments.experiment.Experiment`."""
         pairs = [(network, rate) for network in work.size.networks for rate in work.size.rates]
-        done = train_each(work, pairs, partial(_plan, work.settings, work.size))
+        done = work.trajectories(pairs, partial(_plan, work.settings, work.size))
         entries = []
         for (network, rate), runs in zip(pairs, done, strict=True):
             for point in POINTS:
                 name = f"{stem(network.model)}-{rate.name}-{point}"
-                spectra = []
-                for number, run in enumerate(runs[: network.spectra]):
-                    work.tick(f"spectra of {name}", number, min(network.spectra, len(runs)))
-                    prepared = spectrum.prepare(_wanted(work.settings, network, run, point), folder)
-                    file = work.out / "spectra" / f"{run.plan.name}-{point}.h5"
-                    found = spectrum.run(prepared, file, resume=True, pool=work.pool, folder=folder)
-                    spectra.append(found)
+                spectra = [
+                    work.spectra(
+                        f"{run.plan.name}-{point}", _wanted(work.settings, network, run, point)
+                    )
+                    for run in work.each(f"spectra of {name}", runs[: network.spectra])
+                ]
                 entries.append(AveragedPoint(name, network.model, rate, point, runs, spectra))
         return entries
 
-    def fits(self, entries: Sequence[AveragedPoint]) -> list[dict[str, Any]]:  # noqa: D102
+    def fits(self, entries: Sequence[AveragedPoint]) -> list[dict[str, Any]]:
+        """See :class:`~hessrmt.experiments.experiment.Experiment`."""
         return [
             {
                 "model": model,
@@ -259,7 +253,8 @@ class IterateAveraging(Experiment[IterateAveragingConfig, IterateAveragingPreset
             for point, values in points.items()
         ]
 
-    def conclusions(self, entries: Sequence[AveragedPoint]) -> dict[str, str]:  # noqa: D102
+    def conclusions(self, entries: Sequence[AveragedPoint]) -> dict[str, str]:
+        """See :class:`~hessrmt.experiments.experiment.Experiment`."""
         found = {}
         for (model, rate), points in gains(entries).items():
             parts = []
@@ -274,10 +269,8 @@ class IterateAveraging(Experiment[IterateAveragingConfig, IterateAveragingPreset
             found[f"{model}, {rate}"] = "; ".join(parts) + "."
         return found
 
-    def figures(  # noqa: D102 (see the base class)
-        self, settings: IterateAveragingConfig, entries: Sequence[AveragedPoint]
-    ) -> Pictures:
-        del settings
+    def figures(self, entries: Sequence[AveragedPoint]) -> Pictures:
+        """See :class:`~hessrmt.experiments.experiment.Experiment`."""
         pictures = {}
         for model in dict.fromkeys(entry.model for entry in entries):
             part = [entry for entry in entries if entry.model == model]
@@ -310,8 +303,7 @@ def gains(
             for what in ("train_loss", "test_loss", "test_error")
         }
         ratios = {
-            what: _ratio(entry.curvature(what), last.curvature(what))
-            for what in ("largest", "trace")
+            what: _ratio(entry.values(what), last.values(what)) for what in ("largest", "trace")
         }
         found.setdefault((model, rate), {})[point] = differences | ratios
     return found

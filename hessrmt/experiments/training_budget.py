@@ -18,8 +18,16 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from hessrmt.errors import DataError
-from hessrmt.experiments.experiment import Column, Estimate, Experiment, Pictures, Work, stem
-from hessrmt.experiments.trained import TrainedPreset, TrainedSettings, train_each
+from hessrmt.experiments.experiment import (
+    Column,
+    Estimate,
+    Experiment,
+    Pictures,
+    TrainedPreset,
+    TrainedSettings,
+    Work,
+    stem,
+)
 from hessrmt.generalization.fits import BudgetFit, fit_budgets
 from hessrmt.plots import training as plots
 from hessrmt.runs.trajectory import LAST, Trajectory, TrajectoryPlan
@@ -128,23 +136,26 @@ class TrainingBudget(Experiment[BudgetConfig, BudgetPreset, BudgetRuns]):
         _over_seeds("", "last", "error", "", "last_error"),
     )
 
-    def compute(self, work: Work[BudgetConfig, BudgetPreset]) -> list[BudgetRuns]:  # noqa: D102
-        runs = train_each(work, work.size.budgets, partial(_plan, work.settings, work.size))
+    def compute(self, work: Work[BudgetConfig, BudgetPreset]) -> list[BudgetRuns]:
+        """See :class:`~hessrmt.experiments.experiment.Experiment`."""
+        runs = work.trajectories(work.size.budgets, partial(_plan, work.settings, work.size))
         pairs = zip(work.size.budgets, runs, strict=True)
         return [BudgetRuns(budget, work.size.model, found) for budget, found in pairs]
 
-    def fits(self, entries: Sequence[BudgetRuns]) -> dict[str, Any]:  # noqa: D102
+    def fits(self, entries: Sequence[BudgetRuns]) -> dict[str, Any]:
+        """See :class:`~hessrmt.experiments.experiment.Experiment`."""
         found, reasons = fitted(entries)
         plain: dict[str, Any] = {what: fit.to_dict() for what, fit in found.items()}
         return plain | {what: {"reason": reason} for what, reason in reasons.items()}
 
-    def conclusions(self, entries: Sequence[BudgetRuns]) -> dict[str, str]:  # noqa: D102
+    def conclusions(self, entries: Sequence[BudgetRuns]) -> dict[str, str]:
+        """See :class:`~hessrmt.experiments.experiment.Experiment`."""
         found, reasons = fitted(entries)
         said = {_QUANTITIES[what]: reason for what, reason in reasons.items()}
         return said | {_QUANTITIES[what]: _in_words(fit) for what, fit in found.items()}
 
-    def figures(self, settings: BudgetConfig, entries: Sequence[BudgetRuns]) -> Pictures:  # noqa: D102
-        del settings
+    def figures(self, entries: Sequence[BudgetRuns]) -> Pictures:
+        """See :class:`~hessrmt.experiments.experiment.Experiment`."""
         return {"budget": partial(plots.budget, curves(entries), fitted(entries)[0])}
 
 

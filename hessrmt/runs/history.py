@@ -116,7 +116,9 @@ class _Measurement:
             "training": training,
         }
 
-    def measure(self, state: Mapping[str, Any], tick: Tick) -> tuple[Spectrum, dict[str, Any]]:
+    def measure(
+        self, state: Mapping[str, Any], tick: Tick | None
+    ) -> tuple[Spectrum, dict[str, Any]]:
         """Spectrum of the Hessian at a state dict of the network, and extra column to value."""
         checkpoints.apply_state(self._model, state)
         spectrum = compute(self._problem(), self.backend, DTYPE, OPERATOR, tick=tick)
