@@ -146,7 +146,7 @@ def test_errors_of_workers(tmp_path, family, pool):
         messages.append(str(caught.value).partition(" networks are in ")[0])
     assert messages[0] == messages[1]  # the first network is in the file both times
     elsewhere = tmp_path / "elsewhere"
-    work = Run(families.samples_of, settings, pool=pool, out=elsewhere)
+    work = Run(families.FamilySamples, settings, pool=pool, out=elsewhere)
     with pytest.raises(ClusterError, match=r"worker on \S+ has no folder .*elsewhere"):
         work.on_one(families._device, None)
     elsewhere.mkdir()

@@ -16,7 +16,7 @@ from hessrmt import rng
 from hessrmt.config import TrainConfig
 from hessrmt.errors import ConfigError, DataError, NonFiniteError, ProblemError, StoreError
 from hessrmt.experiments import families
-from hessrmt.experiments.families import run_all, samples_of
+from hessrmt.experiments.families import FamilySamples, run_all
 from hessrmt.generalization import evaluate, normalize, output_normalize
 from hessrmt.generalization.normalization import QUANTILES, margins
 from hessrmt.problems import checkpoints, data, losses, models
@@ -50,7 +50,7 @@ def test_stored_numbers_are_those_of_the_final_weights(family, tmp_path):
     result = run(settings, tmp_path / "out")
     assert result.complete
     assert [member.value for member in result.members] == [0.1, 0.3]
-    samples = samples_of(settings)
+    samples = FamilySamples(settings)
     loss, x = losses.resolve("cross-entropy"), samples.train.tensors(slice(None))[0]
     for index, member in enumerate(result.members):
         model = models.build("conv3s2-2", (1, 8, 8), 3, 1).double()
@@ -89,7 +89,7 @@ def test_stored_numbers_are_those_of_the_final_weights(family, tmp_path):
 
 def test_random_labels_are_drawn_for_both_splits(family):
     natural, random, again = (
-        samples_of(family(seed=3, labels=labels)) for labels in ("natural", "random", "random")
+        FamilySamples(family(seed=3, labels=labels)) for labels in ("natural", "random", "random")
     )
     assert np.array_equal(natural.train.x, random.train.x)
     assert not np.array_equal(natural.train.y, random.train.y)
@@ -152,7 +152,7 @@ def test_corrupted_pretraining_then_the_true_labels(family, tmp_path, monkeypatc
     monkeypatch.setattr(families, "train", watched)
     settings = family(vary="corruption", values=(0.0, 1.0), pretraining=2, initial_scale=0.2)
     result = run(settings, tmp_path / "out")
-    true = samples_of(settings).train.y
+    true = FamilySamples(settings).train.y
     assert [epochs for _, epochs, _ in seen] == [2, 3, 2, 3]
     for index, (labels, _, _) in enumerate(seen):
         assert np.array_equal(labels, true) == (index != 2)
@@ -167,7 +167,7 @@ def test_normalised_by_the_output_on_one_image(family, tmp_path):
     changes = {"values": (0.1,), "epochs": 1, "rates": (0.01,), "augment": True}
     settings = family(model="resnet8", by="output", **changes)
     member = run(settings, tmp_path / "out").members[0]
-    samples = samples_of(settings)
+    samples = FamilySamples(settings)
     model = models.build("resnet8", (1, 8, 8), 3, 1).double()
     checkpoints.load_into(model, tmp_path / "out" / "checkpoints" / "scales-0.final.pt")
     net = output_normalize(model, data.load(settings.data, "train").tensors(slice(1))[0])
@@ -216,7 +216,14 @@ def test_killed_and_continued_is_bit_for_bit_the_same(family, tmp_path, changes,
     settings = family(epochs=8, measure_every=3, **changes)
     killed, path = tmp_path / "killed", tmp_path / "killed" / "families" / "scales.h5"
     process = subprocess.Popen(
-        [sys.executable, "-c", KILLED, settings.model_dump_json(), str(killed), f"training network {until} "],
+        [
+            sys.executable,
+            "-c",
+            KILLED,
+            settings.model_dump_json(),
+            str(killed),
+            f"training network {until} ",
+        ],
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -446,7 +453,7 @@ def test_learning_rates_of_equal_pieces(family, epochs, rates, expected):
         ({"initial_scale": 0.1}, "leave initial_scale out"),
         ({"samples": 0}, "positive integer, or 'all'"),
         ({"rates": ()}, "at least 1 item"),
-        ({"rates": (0.1, -0.1)}, "positive"),
+        ({"rates": (0.1, -0.1)}, "greater than 0"),
         ({"rates": (0.1,) * 4}, "4 learning rates for 3 epochs"),
         ({"name": "../x"}, "pattern"),
         ({"norm": 0.5}, "greater than or equal to 1"),

@@ -90,7 +90,6 @@ class Column(Generic[E]):
         form: How a number is written, e.g. ``".4f"``.
         key: Name in JSON and CSV, with a dot before the name inside another; empty where only
             people read it. An estimate is also stored as ``key_error_of_mean`` and in ``seeds``.
-        unit: Of the number.
         terminal: Heading in the terminal's table; empty where it isn't shown there.
         percent: Whether people are shown percents of an estimate.
     """
@@ -99,7 +98,6 @@ class Column(Generic[E]):
     get: Callable[[E], Any]
     form: str = ""
     key: str = ""
-    unit: str = ""
     terminal: str = ""
     percent: bool = False
 

@@ -8,18 +8,17 @@ would, so that any process can go on with it.
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from hessrmt import rng
 from hessrmt.backend.select import select
@@ -38,7 +37,7 @@ from hessrmt.store.family import HISTORY, FamilyWriter, Member, load_family
 from hessrmt.training.protocol import TrainState, crop_and_flip, drawn, initialize, permuted, train
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor
 
@@ -53,12 +52,18 @@ if TYPE_CHECKING:
 WIDTH = "{width}"
 """What stands for the width in the name of a model."""
 
-_RANGES = {
-    "initial-scale": "standard deviations, above 0",
-    "corruption": "shares of the labels, 0 to 1",
-    "width": "whole numbers from 1 on",
-    "samples": "whole numbers from 1 on",
+_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    "initial-scale": (lambda value: 0 < value < float("inf"), "standard deviations, above 0"),
+    "corruption": (lambda value: 0 <= value <= 1, "shares of the labels, 0 to 1"),
+    **dict.fromkeys(
+        ("width", "samples"),
+        (lambda value: value >= 1 and value.is_integer(), "whole numbers from 1 on"),
+    ),
 }
+"""What may be varied to which values are allowed, and those in words."""
+
+
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Family(Settings):
@@ -105,7 +110,7 @@ class Family(Settings):
     pretraining: int = Field(0, ge=0)
     epochs: int = Field(ge=1)
     batch: int = Field(100, ge=1)
-    rates: tuple[float, ...] = Field(min_length=1)
+    rates: tuple[Rate, ...] = Field(min_length=1)
     momentum: float = Field(0.0, ge=0, lt=1)
     weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
     augment: bool = False
@@ -115,27 +120,15 @@ class Family(Settings):
     norm: float = Field(2.0, ge=1)
     by: Literal["layers", "output"] = "layers"
 
-    @field_validator("rates")
-    @classmethod
-    def _positive(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        if not all(0 < rate < float("inf") for rate in value):
-            raise ValueError("learning rates should be positive and finite")
-        return value
-
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
-        whole = self.vary in {"width", "samples"}
-        for value in self.values:
-            good = {
-                "initial-scale": 0 < value < float("inf"),
-                "corruption": 0 <= value <= 1,
-            }.get(self.vary, value >= 1)
-            if not good or (whole and not float(value).is_integer()):
-                raise ValueError(
-                    f"{self.name}: {value:g} cannot be a value of {self.vary}; expected "
-                    f"{_RANGES[self.vary]}"
-                )
+        allowed, expected = _RANGES[self.vary]
         faults = {
+            f"{value:g} cannot be a value of {self.vary}; expected {expected}": True
+            for value in self.values
+            if not allowed(value)
+        }
+        faults |= {
             f"the model is {self.model!r}, but {WIDTH} belongs there where, and only where, widths "
             "are varied": (self.vary == "width") != (WIDTH in self.model),
             f"{len(self.rates)} learning rates for {self.epochs} epochs; expected at least one "
@@ -188,9 +181,12 @@ class SeededFamily(Family):
     device: str = "auto"
 
 
-@dataclass(frozen=True, eq=False)
 class FamilySamples:
     """The samples of a family, the training samples in a random order of their own.
+
+    Args:
+        wanted: The family.
+        folder: Where to look for data first.
 
     Attributes:
         wanted: The family.
@@ -198,58 +194,39 @@ class FamilySamples:
         test: Test samples, likewise.
         fixed: (1, ...) the first training sample of the data set.
         digests: SHA-256 of the ``data``, before labels are drawn and samples permuted.
-    """
-
-    wanted: SeededFamily
-    train: Dataset
-    test: Dataset
-    fixed: Tensor
-    digests: Mapping[str, str]
-
-    @cached_property
-    def backend(self) -> Backend:
-        """Where networks are trained, chosen when first asked for."""
-        return select(self.wanted.device)
-
-
-def samples_of(family: SeededFamily, folder: Path | None = None) -> FamilySamples:
-    """The samples of a family.
-
-    Args:
-        family: What it is.
-        folder: Where to look for data first.
-
-    Returns:
-        The samples.
 
     Raises:
         ConfigError: If more samples are asked for than there are.
         DataError: If the data have no classes.
     """
-    test = data.load(family.data, "test", folder)
-    train_set = data.load(family.data, "train", folder)
-    if train_set.classes is None:
-        raise DataError(f"{family.data} has no classes; families need class labels")
-    most = max(_sizes(family, len(train_set)))
-    if most > len(train_set):
-        raise ConfigError(
-            f"{family.name} asks for {most:,} training samples, but there are {len(train_set):,} "
-            f"({train_set.origin})"
-        )
-    sha256 = digest([train_set.x, train_set.y, test.x, test.y])
-    fixed = train_set.tensors(slice(1))[0]
-    if family.labels == "random":
-        classes = train_set.classes
-        train_set, test = (
-            dataclasses.replace(
-                part,
-                y=drawn(len(part), classes, rng.stream(family.seed, "random-labels", part.split)),
+
+    def __init__(self, wanted: SeededFamily, folder: Path | None = None) -> None:
+        self.wanted = wanted
+        parts = [data.load(wanted.data, split, folder) for split in ("train", "test")]
+        classes, there = parts[0].classes, len(parts[0])
+        if classes is None:
+            raise DataError(f"{wanted.data} has no classes; families need class labels")
+        if (most := max(_sizes(wanted, there))) > there:
+            raise ConfigError(
+                f"{wanted.name} asks for {most:,} training samples, but there are {there:,} "
+                f"({parts[0].origin})"
             )
-            for part in (train_set, test)
-        )
-    order = rng.stream(family.seed, "samples").permutation(len(train_set))
-    permuted_set = dataclasses.replace(train_set, x=train_set.x[order], y=train_set.y[order])
-    return FamilySamples(family, permuted_set, test, fixed, {"data": sha256})
+        self.digests = {"data": digest(array for part in parts for array in (part.x, part.y))}
+        self.fixed = parts[0].tensors(slice(1))[0]
+        if wanted.labels == "random":
+            draws = [rng.stream(wanted.seed, "random-labels", part.split) for part in parts]
+            parts = [
+                replace(part, y=drawn(len(part), classes, draw))
+                for part, draw in zip(parts, draws, strict=True)
+            ]
+        order = rng.stream(wanted.seed, "samples").permutation(there)
+        train_set, self.test = parts
+        self.train = replace(train_set, x=train_set.x[order], y=train_set.y[order])
+
+    @cached_property
+    def backend(self) -> Backend:
+        """Where networks are trained, chosen when first asked for."""
+        return select(self.wanted.device)
 
 
 def _sizes(family: Family, there: int) -> list[int]:
@@ -279,7 +256,7 @@ def run_all(
     Returns:
         The families.
     """
-    runs = [Run(samples_of, family, folder, pool=pool, out=out) for family in families]
+    runs = [Run(FamilySamples, family, folder, pool=pool, out=out) for family in families]
     make_folders(out, "families", "checkpoints")
     device, training = runs[0].on_one(_device, None), out / "checkpoints"
     paths = [out / "families" / f"{family.name}.h5" for family in families]
@@ -379,7 +356,7 @@ class _Network:
         again = family.values[:index].count(self.value)
         self.seed = drawn_seed(family.seed, "puzzles", family.name, repr(self.value), again)
         every, count = samples.train, _sizes(family, len(samples.train))[index]
-        self.train = dataclasses.replace(every, x=every.x[:count], y=every.y[:count])
+        self.train = replace(every, x=every.x[:count], y=every.y[:count])
         self.name = family.model_of(self.value)
         self.model = models.build(self.name, every.input_shape, every.outputs, self.seed)
         scale = self.value if family.vary == "initial-scale" else family.initial_scale
@@ -400,7 +377,7 @@ class _Network:
         family, latest = self.family, self.file.start
         if family.pretraining and not self.progress.phase:
             labels = permuted(self.train.y, self.value, rng.stream(self.seed, "corruption"))
-            corrupted = dataclasses.replace(self.train, y=labels)
+            corrupted = replace(self.train, y=labels)
             latest = self._train("pretraining", corrupted, latest, on_epoch=self._after)
             # the weights after pre-training, the optimiser as new: epoch 0 of the next phase
             groups = [dict(group) for group in latest.optimizer["param_groups"]]
@@ -421,12 +398,10 @@ class _Network:
         settings = TrainConfig(
             model=self.name,
             epochs=family.pretraining if phase == "pretraining" else family.epochs,
-            batch=family.batch,
             lr=family.rates[0],
             final_lr=family.rates[0],
-            momentum=family.momentum,
-            weight_decay=family.weight_decay,
             seed=drawn_seed(self.seed, phase),
+            **family.model_dump(include={"batch", "momentum", "weight_decay"}),
         )
         black = -1.0 if samples.x.dtype == np.uint8 else 0.0
         options["augment"] = partial(crop_and_flip, fill=black) if family.augment else None
@@ -506,16 +481,13 @@ class _Network:
         )
 
 
-def _losses(train_set: Measurement | Evaluation, test: Measurement | Evaluation) -> dict[str, Any]:
-    """Losses and errors by the names of a member."""
-    return {
-        "train_loss": train_set.loss,
-        "test_loss": test.loss,
-        "train_error": train_set.error,
-        "test_error": test.error,
-        "normalized_train_loss": train_set.normalized_loss,
-        "normalized_test_loss": test.normalized_loss,
-    }
+def _losses(*found: Measurement | Evaluation) -> dict[str, Any]:
+    """Losses and errors on training and test samples by the names of a member."""
+    numbers: dict[str, Any] = {}
+    for split, one in zip(("train", "test"), found, strict=True):
+        losses_of = {f"{split}_loss": one.loss, f"normalized_{split}_loss": one.normalized_loss}
+        numbers |= losses_of | {f"{split}_error": one.error}
+    return numbers
 
 
 def _pieces(samples: Dataset, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
