@@ -19,7 +19,7 @@ Source: Poggio, Banburski and Liao 2020, §3; equations, lemmas and figures are 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,7 @@ from hessrmt.errors import ConvergenceError, DataError
 from hessrmt.generalization import bias_free
 from hessrmt.generalization.normalization import margins_of_outputs
 from hessrmt.problems.problem import Problem
+from hessrmt.results import Result
 
 if TYPE_CHECKING:
     from jaxtyping import Float64, Int64
@@ -74,7 +75,13 @@ class SolverStatistics:
 
 
 @dataclass(frozen=True)
-class Flow:
+class Flow(
+    Result,
+    axes={"time": "log_times log_losses", "time layer": "scales", "time sample": "margins"},
+    derived="separated_from largest_drop",
+    omitted="x y directions",
+    picture="generalization.margin_growth",
+):
     """A gradient flow at T saved times.
 
     Attributes:
@@ -97,13 +104,13 @@ class Flow:
     kind: str
     loss: str
     activation: str
-    x: Inputs = field(repr=False)
-    y: np.ndarray = field(repr=False)
-    log_times: Times = field(repr=False)
-    log_losses: Times = field(repr=False)
-    scales: Float64[np.ndarray, "T K"] = field(repr=False)
-    directions: tuple[Float64[np.ndarray, "T out in"], ...] = field(repr=False)
-    margins: Float64[np.ndarray, "T B"] = field(repr=False)
+    x: Inputs
+    y: np.ndarray
+    log_times: Times
+    log_losses: Times
+    scales: Float64[np.ndarray, "T K"]
+    directions: tuple[Float64[np.ndarray, "T out in"], ...]
+    margins: Float64[np.ndarray, "T B"]
     norm_drift: float
     solver: SolverStatistics
 
@@ -416,26 +423,13 @@ class System:
         Returns:
             Its derivative.
         """
-        gradients, along, across, factors = self._pull(u, state)
+        gradients, along, across, factors = self.pull(u, state)
         if self.kind == "descent":
             return np.concatenate([g.ravel() for g in gradients])
         moves = [c * g.ravel() for c, g in zip(factors, across, strict=True)]
         return np.concatenate([along, *moves] if self.has_scales else moves)
 
-    def sine(self, u: float, state: State) -> float:
-        """Largest sine of the angle between a layer and its gradient.
-
-        Args:
-            u: log(1 + t).
-            state: The state.
-
-        Returns:
-            A number in [0, 1], zero at a stationary direction (eq. 5).
-        """
-        gradients, _, across, _ = self._pull(u, state)
-        return max(map(_sine, across, gradients))
-
-    def _pull(self, u: float, state: State) -> tuple[Layers, list[float], Layers, Scales]:
+    def pull(self, u: float, state: State) -> tuple[Layers, list[float], Layers, Scales]:
         """(1 + t) g_k, its part along v_k/‖v_k‖, the rest, and the factors ρ_k/‖v_k‖."""
         scales, vectors = self.parts(state)
         norms, units = bias_free.split_scales(vectors)
@@ -447,7 +441,7 @@ class System:
 
 
 class _Rest:
-    """The event that ends the integration of the fixed-norm flow."""
+    """The event that ends the integration of the fixed-norm flow: stationary directions (eq. 5)."""
 
     terminal, direction = True, -1
 
@@ -455,7 +449,8 @@ class _Rest:
         self.system = system
 
     def __call__(self, u: float, state: State) -> float:
-        return self.system.sine(u, state) - _REST
+        gradients, _, across, _ = self.system.pull(u, state)
+        return max(map(_sine, across, gradients)) - _REST
 
 
 def _sine(across: Float64[np.ndarray, "out in"], gradient: Float64[np.ndarray, "out in"]) -> float:

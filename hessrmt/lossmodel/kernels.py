@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     from hessrmt.lossmodel.functions import Jet, Points
 
-    Moments = Float64[np.ndarray, " 3"]
 
 LARGEST_NU = 100.0
 """Of a Matérn kernel: above, the Bessel functions overflow and the kernel is all but ``rbf``."""
@@ -161,7 +160,7 @@ def rbf(variance: float = 1.0, length: float = 1.0) -> Stationary:
     Returns:
         The process; k'(0)² = k(0)·k''(0), so that c = 0 once the loss is known.
     """
-    return _named("rbf", RBF, variance=variance, length=length)
+    return _named("rbf", RBF(variance, length))
 
 
 def rational_quadratic(
@@ -177,9 +176,7 @@ def rational_quadratic(
     Returns:
         The process.
     """
-    return _named(
-        "rational_quadratic", RationalQuadratic, variance=variance, length=length, alpha=alpha
-    )
+    return _named("rational_quadratic", RationalQuadratic(variance, length, alpha))
 
 
 def matern(nu: float, variance: float = 1.0, length: float = 1.0) -> Stationary:
@@ -195,7 +192,7 @@ def matern(nu: float, variance: float = 1.0, length: float = 1.0) -> Stationary:
     """
     hint = "up to 2 k''(0) is infinite and there is no Hessian; the limit of large nu is rbf"
     nu = real("nu", nu, above=2, most=LARGEST_NU, hint=hint)
-    return _named("matern", Matern, nu=nu, variance=variance, length=length)
+    return _named("matern", Matern(nu, variance, length))
 
 
 def mixture(covariances: Sequence[Stationary], weights: ArrayLike) -> Stationary:
@@ -219,7 +216,7 @@ def mixture(covariances: Sequence[Stationary], weights: ArrayLike) -> Stationary
         raise DataError(f"{len(parts)} covariances need as many weights, got {len(factors)}")
     kernel = Mixture(tuple(part.kernel for part in parts), factors)
     parameters = {"weights": list(factors), "parts": [part.settings for part in parts]}
-    return _process("mixture", kernel, jet_of(kernel, np.array(0.0), 2), parameters)
+    return _process("mixture", kernel, parameters)
 
 
 def stationary(
@@ -259,26 +256,26 @@ def stationary(
         )
     _check_inside(function, moments)
     label = name or getattr(k, "__qualname__", type(k).__name__)
-    return _process("stationary", function, moments, {"function": str(label)})
+    return _process("stationary", function, {"function": str(label)})
 
 
 def _orders(q: Points, order: int) -> Any:
     return np.arange(order + 1).reshape(-1, *(1,) * np.ndim(q))
 
 
-def _named(name: str, kind: Any, **parameters: Any) -> Stationary:
-    checked = {key: real(key, value, above=0) for key, value in parameters.items()}
-    kernel = kind(**checked)
-    return _process(name, kernel, jet_of(kernel, np.array(0.0), 2), checked)
+def _named(name: str, kernel: RBF | RationalQuadratic | Matern) -> Stationary:
+    """The process of a kernel whose parameters are positive."""
+    parameters = {key: real(key, value, above=0) for key, value in vars(kernel).items()}
+    return _process(name, type(kernel)(**parameters), parameters)
 
 
-def _process(name: str, kernel: Kernel, moments: Moments, parameters: dict[str, Any]) -> Stationary:
-    k0, k1, k2 = moments.tolist()
+def _process(name: str, kernel: Kernel, parameters: dict[str, Any]) -> Stationary:
+    k0, k1, k2 = jet_of(kernel, np.array(0.0), 2).tolist()
     known = {"loss_variance": k0, "gradient_variance": k1}
     return Stationary(k2, k2, name=name, **known, parameters=parameters, kernel=kernel)
 
 
-def _check_inside(k: Differentiated, moments: Moments) -> None:
+def _check_inside(k: Differentiated, moments: Float64[np.ndarray, " 3"]) -> None:
     """Signs of k, k', k'' away from zero, and given derivatives against difference quotients."""
     scale = moments[0] / moments[1]
     q = -scale * np.array(_TRIALS)

@@ -79,8 +79,9 @@ def _encoded(value: Any, place: str, arrays: dict[str, np.ndarray]) -> Any:
     """A value for JSON; its arrays are put aside under their places."""
     if isinstance(value, np.generic):
         return value.item()
-    if value is None or callable(value) or isinstance(value, str | int | float):
-        return None if callable(value) else value
+    function = callable(value) and not isinstance(value, Result)  # a fitted law is both
+    if value is None or function or isinstance(value, str | int | float):
+        return None if function else value
     if isinstance(value, np.ndarray | torch.Tensor):
         tensor = isinstance(value, torch.Tensor)
         arrays[place] = value.detach().cpu().numpy() if tensor else value
