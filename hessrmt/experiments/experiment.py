@@ -6,8 +6,6 @@ from the same columns, each declared once.
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -22,6 +20,7 @@ from hessrmt import rng
 from hessrmt.config import Settings, TrainConfig
 from hessrmt.errors import ConfigError
 from hessrmt.progress import Tick, silent
+from hessrmt.results import to_csv
 from hessrmt.runs import spectrum, trajectory
 from hessrmt.runs.run import SERIAL, Pool, make_folders
 
@@ -191,12 +190,8 @@ class Table(Generic[E]):
             {key: value for key, value in flat.items() if isinstance(value, str | int | float)}
             for flat in self._flat()
         ]
-        text = io.StringIO()
         names = dict.fromkeys(name for row in rows for name in row)
-        writer = csv.DictWriter(text, list(names), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        return text.getvalue()
+        return to_csv([dict.fromkeys(names) | row for row in rows])
 
     def _flat(self) -> Iterator[dict[str, Any]]:
         known = [column for column in self.columns if column.key]

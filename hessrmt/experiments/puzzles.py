@@ -31,6 +31,7 @@ from hessrmt.experiments.experiment import (
 from hessrmt.experiments.families import Family, SeededFamily, run_all
 from hessrmt.generalization.fits import LineFit, fit_line
 from hessrmt.plots import puzzles as plots
+from hessrmt.results import Result, plain
 from hessrmt.store.family import Member
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ class FamilyEntry:
 
 
 @dataclass(frozen=True)
-class RandomPoint:
+class RandomPoint(Result, derived="inside"):
     """Where a network with random labels lies against the line of those with natural ones.
 
     Attributes:
@@ -177,17 +178,9 @@ class RandomPoint:
         """Whether it lies in the band."""
         return self.lower <= self.test <= self.upper
 
-    def to_dict(self) -> dict[str, Any]:
-        """The point as plain values.
-
-        Returns:
-            Name to value.
-        """
-        return {**vars(self), "inside": self.inside}
-
 
 @dataclass(frozen=True)
-class FamilyLine:
+class FamilyLine(Result, derived="random_in_prediction_band"):
     """The line of all families with natural labels of one network.
 
     Attributes:
@@ -218,25 +211,6 @@ class FamilyLine:
         """Whether all of those lie in the band; None if there are none."""
         points = self.random_residuals
         return all(point.inside for point in points) if points else None
-
-    def to_dict(self) -> dict[str, Any]:
-        """The line as plain values, e.g. for JSON.
-
-        Returns:
-            Name to value.
-        """
-        fits = {
-            name: None if value is None else value.to_dict()
-            for name, value in vars(self).items()
-            if value is None or isinstance(value, LineFit)
-        }
-        return {
-            **vars(self),
-            "families": list(self.families),
-            **fits,
-            "random_residuals": [point.to_dict() for point in self.random_residuals],
-            "random_in_prediction_band": self.random_in_prediction_band,
-        }
 
 
 def lines(entries: Sequence[FamilyEntry]) -> list[FamilyLine]:
@@ -507,8 +481,8 @@ class Puzzles(Experiment[PuzzlesConfig, PuzzlesPreset, FamilyEntry]):
         laws = {entry.name: gap_law(entry) for entry in entries}
         return {
             **(found[0].normalized.to_dict() if found else {}),
-            "lines": [line.to_dict() for line in found],
-            "gaps": {name: law.to_dict() for name, law in laws.items() if law is not None},
+            "lines": plain(found),
+            "gaps": plain({name: law for name, law in laws.items() if law is not None}),
             "reference": [line.model_dump() for line in _published(entries)],
         }
 

@@ -20,6 +20,7 @@ from jaxtyping import Float64
 
 from hessrmt.files import write_whole
 from hessrmt.records import Provenance
+from hessrmt.results import Result
 from hessrmt.store.files import (
     ResumableFile,
     attributes_of,
@@ -131,7 +132,7 @@ _ROWS = ("factors", "margin_quantiles", "top_output_edges", "top_output_counts")
 
 
 @dataclass(frozen=True)
-class FamilyResult:
+class FamilyResult(Result):
     """A family of trained networks, as far as it is done.
 
     Attributes:
@@ -160,6 +161,11 @@ class FamilyResult:
             (members,) in their order.
         """
         return np.array([getattr(member, name) for member in self.members], dtype=np.float64)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Its table: a row for each network, without what has several numbers."""
+        names = [name for name in _MEANINGS if name not in _ROWS]
+        return [{name: getattr(member, name) for name in names} for member in self.members]
 
 
 def load_family(path: str | Path) -> FamilyResult:
