@@ -97,7 +97,8 @@ def test_points_are_the_averages_of_the_run_and_do_not_disturb_it(tmp_path, digi
         last = found.measured[-1][point]
         value, accuracy = evaluate(model, loss, data.load(str(digits), "test"), device=CPU)
         assert (last["test_loss"], last["test_error"]) == (value, 1 - accuracy)
-    assert found.curve("tail", "train_loss") == ([3], [found.measured[-1]["tail"]["train_loss"]])
+    epochs, values = trajectory.curves([found], "tail", "train_loss")
+    assert (epochs, values) == ([3], [[found.measured[-1]["tail"]["train_loss"]]])
 
 
 def test_averages_with_batchnorm_have_statistics_of_their_own(tmp_path, digits):
@@ -134,7 +135,7 @@ def test_gains_compare_runs_of_the_same_seed():
         return AveragedPoint("", "net", AveragedRate(name="high", lr=1.0), point, runs, spectra)
 
     entries = [entry("last", [1.0, 3.0], [4.0, 8.0]), entry("tail", [0.5, 2.1], [2.0, 2.0])]
-    found = gains(entries)["net", "high"]["tail"]
+    found = gains(entries)["net", "high", "tail"]
     # gains 0.5 and 0.9, ratios 0.5 and 0.25
     assert found["test_loss"][:2] == pytest.approx((0.7, 0.2))
     mean = 0.125**0.5  # geometric; the logarithms are ln 2 / 2 from theirs

@@ -30,7 +30,7 @@ from hessrmt.experiments.experiment import (
 )
 from hessrmt.levels.histograms import mean_counts
 from hessrmt.plots import training as plots
-from hessrmt.runs.trajectory import LAST, Trajectory, TrajectoryPlan
+from hessrmt.runs.trajectory import LAST, Trajectory, TrajectoryPlan, curves
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -159,18 +159,6 @@ class AveragedPoint:
         found = [run.measured[-1][self.point].get(what, 0.0) for run in self.runs]
         return np.array(found, dtype=np.float64)
 
-    def curve(self, what: str) -> tuple[np.ndarray, np.ndarray]:
-        """A quantity over the epochs.
-
-        Args:
-            what: As measured on the way.
-
-        Returns:
-            (m,) epochs and (seeds, m) values, NaN where they are not known.
-        """
-        epochs, values = zip(*(run.curve(self.point, what) for run in self.runs), strict=True)
-        return np.array(epochs[0]), np.array(values, dtype=np.float64)
-
     @property
     def words(self) -> str:
         """The learning rate in words."""
@@ -229,13 +217,10 @@ class IterateAveraging(Experiment[IterateAveragingConfig, IterateAveragingPreset
         entries = []
         for (network, rate), runs in zip(pairs, done, strict=True):
             for point in POINTS:
-                name = f"{stem(network.model)}-{rate.name}-{point}"
-                spectra = [
-                    work.spectra(
-                        f"{run.plan.name}-{point}", _wanted(work.settings, network, run, point)
-                    )
-                    for run in work.each(f"spectra of {name}", runs[: network.spectra])
-                ]
+                name, spectra = f"{stem(network.model)}-{rate.name}-{point}", []
+                for run in work.each(f"spectra of {name}", runs[: network.spectra]):
+                    wanted = _wanted(work.settings, network, run, point)
+                    spectra.append(work.spectra(f"{run.plan.name}-{point}", wanted))
                 entries.append(AveragedPoint(name, network.model, rate, point, runs, spectra))
         return entries
 
@@ -243,31 +228,25 @@ class IterateAveraging(Experiment[IterateAveragingConfig, IterateAveragingPreset
         """See :class:`~hessrmt.experiments.experiment.Experiment`."""
         return [
             {
-                "model": model,
-                "rate": rate,
-                "point": point,
+                **dict(zip(("model", "rate", "point"), names, strict=True)),
                 **{what: found.mean for what, found in values.items()},
                 **{f"{what}_error_of_mean": found.error for what, found in values.items()},
             }
-            for (model, rate), points in gains(entries).items()
-            for point, values in points.items()
+            for names, values in gains(entries).items()
         ]
 
     def conclusions(self, entries: Sequence[AveragedPoint]) -> dict[str, str]:
         """See :class:`~hessrmt.experiments.experiment.Experiment`."""
-        found = {}
-        for (model, rate), points in gains(entries).items():
-            parts = []
-            for point, values in points.items():
-                error, sharp = values["test_error"], values["largest"]
-                text = f"{point}: test loss lower by {values['test_loss'].text(',.4f')}"
-                if np.isfinite(error.mean):
-                    text += f", error by {error.text(',.2f', 100)} %"
-                if np.isfinite(sharp.mean):
-                    text += f", λ max times {sharp.text(',.2f')}"
-                parts.append(text)
-            found[f"{model}, {rate}"] = "; ".join(parts) + "."
-        return found
+        said: dict[str, list[str]] = {}
+        for (model, rate, point), values in gains(entries).items():
+            error, sharp = values["test_error"], values["largest"]
+            text = f"{point}: test loss lower by {values['test_loss'].text(',.4f')}"
+            if np.isfinite(error.mean):
+                text += f", error by {error.text(',.2f', 100)} %"
+            if np.isfinite(sharp.mean):
+                text += f", λ max times {sharp.text(',.2f')}"
+            said.setdefault(f"{model}, {rate}", []).append(text)
+        return {about: "; ".join(parts) + "." for about, parts in said.items()}
 
     def figures(self, entries: Sequence[AveragedPoint]) -> Pictures:
         """See :class:`~hessrmt.experiments.experiment.Experiment`."""
@@ -279,33 +258,29 @@ class IterateAveraging(Experiment[IterateAveragingConfig, IterateAveragingPreset
         return pictures
 
 
-def gains(
-    entries: Sequence[AveragedPoint],
-) -> dict[tuple[str, str], dict[str, dict[str, Estimate]]]:
+def gains(entries: Sequence[AveragedPoint]) -> dict[tuple[str, str, str], dict[str, Estimate]]:
     """What averages gain over the last iterate of the same run.
 
     Args:
         entries: All points of all networks and rates.
 
     Returns:
-        Network and rate to average to quantity to its mean over seeds: differences of
+        Network, rate and average to quantity to its mean over seeds: differences of
         ``train_loss``, ``test_loss`` and ``test_error``, and geometric means of the ratios of
         ``largest`` and ``trace``.
     """
     by = {(entry.model, entry.rate.name, entry.point): entry for entry in entries}
-    found: dict[tuple[str, str], dict[str, dict[str, Estimate]]] = {}
+    found = {}
     for (model, rate, point), entry in by.items():
-        if point == LAST:
-            continue
-        last = by[model, rate, LAST]
-        differences = {
-            what: Estimate.of(last.values(what) - entry.values(what))
-            for what in ("train_loss", "test_loss", "test_error")
-        }
-        ratios = {
-            what: _ratio(entry.values(what), last.values(what)) for what in ("largest", "trace")
-        }
-        found.setdefault((model, rate), {})[point] = differences | ratios
+        if point != LAST:
+            last = by[model, rate, LAST]
+            found[model, rate, point] = {
+                **{
+                    what: Estimate.of(last.values(what) - entry.values(what))
+                    for what in ("train_loss", "test_loss", "test_error")
+                },
+                **{w: _ratio(entry.values(w), last.values(w)) for w in ("largest", "trace")},
+            }
     return found
 
 
@@ -339,23 +314,23 @@ def _plan(
 def _wanted(
     settings: IterateAveragingConfig, network: AveragedNetwork, run: Trajectory, point: str
 ) -> SpectrumConfig:
+    given = network.model_dump(exclude={"spectra"})
+    if network.batch == "all":
+        given["batches"] = 1
     return SpectrumConfig(
-        model=network.model,
+        **given,
         data=settings.data,
-        batch=network.batch,
-        batches=1 if network.batch == "all" else network.batches,
         split="train",
         checkpoint=run.files[point],
-        only=network.only,
         device=settings.device,
         seed=run.plan.settings.seed,
     )
 
 
 def _losses(entries: Sequence[AveragedPoint], title: str) -> Figure:
-    curves = [{what: entry.curve(what) for what in _DRAWN} for entry in entries]
-    known = [what for what in _DRAWN if all(np.isfinite(found[what][1]).all() for found in curves)]
-    means = [{what: _mean_curve(*found[what]) for what in known} for found in curves]
+    drawn = [{w: curves(entry.runs, entry.point, w) for w in _DRAWN} for entry in entries]
+    known = [what for what in _DRAWN if all(np.isfinite(found[what][1]).all() for found in drawn)]
+    means = [{what: _mean_curve(*found[what]) for what in known} for found in drawn]
     return plots.averaged_losses(_by_rate(entries, means), title)
 
 

@@ -30,7 +30,8 @@ from hessrmt.experiments.experiment import (
 )
 from hessrmt.generalization.fits import BudgetFit, fit_budgets
 from hessrmt.plots import training as plots
-from hessrmt.runs.trajectory import LAST, Trajectory, TrajectoryPlan
+from hessrmt.runs import trajectory
+from hessrmt.runs.trajectory import Trajectory, TrajectoryPlan
 
 _QUANTITIES = {"loss": "best validation loss", "error": "best validation error"}
 
@@ -103,8 +104,7 @@ class BudgetRuns:
         return self._curves(what)[:, -1]
 
     def _curves(self, what: str) -> np.ndarray:
-        curves = [run.curve(LAST, f"test_{what}")[1] for run in self.runs]
-        return np.array(curves, dtype=np.float64)
+        return trajectory.curves(self.runs, trajectory.LAST, f"test_{what}")[1]
 
 
 def _over_seeds(
@@ -144,19 +144,22 @@ class TrainingBudget(Experiment[BudgetConfig, BudgetPreset, BudgetRuns]):
 
     def fits(self, entries: Sequence[BudgetRuns]) -> dict[str, Any]:
         """See :class:`~hessrmt.experiments.experiment.Experiment`."""
-        found, reasons = fitted(entries)
-        plain: dict[str, Any] = {what: fit.to_dict() for what, fit in found.items()}
-        return plain | {what: {"reason": reason} for what, reason in reasons.items()}
+        return {
+            what: {"reason": fit} if isinstance(fit, str) else fit.to_dict()
+            for what, fit in fitted(entries).items()
+        }
 
     def conclusions(self, entries: Sequence[BudgetRuns]) -> dict[str, str]:
         """See :class:`~hessrmt.experiments.experiment.Experiment`."""
-        found, reasons = fitted(entries)
-        said = {_QUANTITIES[what]: reason for what, reason in reasons.items()}
-        return said | {_QUANTITIES[what]: _in_words(fit) for what, fit in found.items()}
+        return {
+            _QUANTITIES[what]: fit if isinstance(fit, str) else _in_words(fit)
+            for what, fit in fitted(entries).items()
+        }
 
     def figures(self, entries: Sequence[BudgetRuns]) -> Pictures:
         """See :class:`~hessrmt.experiments.experiment.Experiment`."""
-        return {"budget": partial(plots.budget, curves(entries), fitted(entries)[0])}
+        laws = {what: fit for what, fit in fitted(entries).items() if isinstance(fit, BudgetFit)}
+        return {"budget": partial(plots.budget, curves(entries), laws)}
 
 
 def curves(
@@ -187,22 +190,22 @@ def curves(
     return found
 
 
-def fitted(entries: Sequence[BudgetRuns]) -> tuple[dict[str, BudgetFit], dict[str, str]]:
+def fitted(entries: Sequence[BudgetRuns]) -> dict[str, BudgetFit | str]:
     """Both laws, fitted to loss and error.
 
     Args:
         entries: All budgets.
 
     Returns:
-        ``loss`` and ``error`` to fits, and to the reasons why there are none.
+        ``loss`` and ``error``, where they are known, to the fit, or to why there is none.
     """
-    found, reasons = {}, {}
+    found: dict[str, BudgetFit | str] = {}
     for what, values in curves(entries).items():
         try:
             found[what] = fit_budgets(*values)
         except DataError as error:
-            reasons[what] = str(error)
-    return found, reasons
+            found[what] = str(error)
+    return found
 
 
 def _in_words(fit: BudgetFit) -> str:

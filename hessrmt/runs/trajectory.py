@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from hessrmt.backend.select import select
@@ -91,18 +92,21 @@ class Trajectory:
     files: Mapping[str, Path]
     origin: str
 
-    def curve(self, point: str, what: str) -> tuple[list[int], list[float]]:
-        """A quantity over the run.
 
-        Args:
-            point: The last iterate or an average.
-            what: As in ``measured``.
+def curves(runs: Sequence[Trajectory], point: str, what: str) -> tuple[np.ndarray, np.ndarray]:
+    """A quantity over the course of runs of one kind.
 
-        Returns:
-            Epochs at which the point was measured, and the values.
-        """
-        rows = [row for row in self.measured if point in row]
-        return [row["epoch"] for row in rows], [row[point][what] for row in rows]
+    Args:
+        runs: Measured at the same epochs.
+        point: The last iterate or an average.
+        what: As in ``measured``.
+
+    Returns:
+        (m,) epochs at which the point was measured, and (runs, m) values, NaN where there are none.
+    """
+    rows = [[row for row in run.measured if point in row] for run in runs]
+    values = [[row[point][what] for row in one] for one in rows]
+    return np.array([row["epoch"] for row in rows[0]]), np.array(values, dtype=np.float64)
 
 
 class _Wanted(Settings):
