@@ -559,24 +559,15 @@ def test_values_are_written_beside_points_only_where_they_find_room():
 
 def test_all_pictures_of_a_preset(tmp_path):
     wrong = entry(name="wrong", separated=False, model="other", values=(0.1, 0.2))
-    planned = entry(name="planned", model="other2")
-    planned = replace(planned, result=type(planned.result)({}, (), "made up", "cpu", False))
-    entries = [
-        RANDOM,
-        replace(CORRUPTED, reference=(REFERENCE,)),
-        entry("width"),
-        *SAMPLES,
-        wrong,
-        planned,
-    ]
+    corrupted = replace(CORRUPTED, reference=(REFERENCE,))
+    entries = [RANDOM, corrupted, entry("width"), *SAMPLES, wrong]
     drawn = {one.name: one for one in draw_each(Puzzles().figures(entries), tmp_path, "png")}
     kinds = ("losses", "capacity", "outputs", "margins", "trend")
     wanted = {f"{name}-{kind}" for name in ("corr", "wrong") for kind in kinds}
-    wanted |= {"corr-product", "width-width", "samples-errors", "samples-losses", "planned"}
+    wanted |= {"corr-product", "width-width", "samples-errors", "samples-losses"}
     assert set(drawn) == wanted  # the random families have no pictures of their own
     missing = {name: one.reason for name, one in drawn.items() if one.path is None}
-    assert set(missing) == {"wrong-margins", "planned"}
-    assert "no network of this family is finished" in missing["planned"]
+    assert set(missing) == {"wrong-margins"}
     written = {path.name for path in tmp_path.iterdir()}
     assert written == {f"{name}.png" for name in wanted - set(missing)}
 

@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeAlias, TypeVar
 
@@ -132,6 +133,18 @@ class Column(Generic[E]):
             f"{self.key}_error_of_mean": error,
             f"seeds.{self.key}": np.asarray(value.values).tolist(),
         }
+
+
+def keyed(**paths: str) -> tuple[Column[Any], ...]:
+    """Columns that only programs read.
+
+    Args:
+        paths: Key to the attribute of an entry, with dots before those of attributes.
+
+    Returns:
+        A column each.
+    """
+    return tuple(Column("", attrgetter(path), key=key) for key, path in paths.items())
 
 
 def _number(value: Any, form: str) -> str:

@@ -26,6 +26,7 @@ from hessrmt.experiments.experiment import (
     TrainedPreset,
     TrainedSettings,
     Work,
+    keyed,
     stem,
 )
 from hessrmt.levels.histograms import mean_counts
@@ -184,11 +185,9 @@ class IterateAveraging(Experiment[IterateAveragingConfig, IterateAveragingPreset
 
     settings = IterateAveragingConfig
     columns = (
-        Column("", lambda e: e.name, key="run"),
+        *keyed(run="name"),
         Column("network", lambda e: e.model, key="model"),
-        Column("", lambda e: e.rate.name, key="rate"),
-        Column("", lambda e: e.rate.lr, key="lr"),
-        Column("", lambda e: e.rate.final_lr, key="final_lr"),
+        *keyed(rate="rate.name", lr="rate.lr", final_lr="rate.final_lr"),
         Column("learning rate", lambda e: e.words),
         Column("point", lambda e: e.point, key="point"),
         Column("", lambda e: e.runs[0].measured[-1]["epoch"], key="epochs"),

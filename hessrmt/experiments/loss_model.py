@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from hessrmt.experiments.experiment import (
     Presets,
     Work,
     drawn_seed,
+    keyed,
 )
 from hessrmt.levels.histograms import ratio_histogram
 from hessrmt.levels.selection import select
@@ -48,6 +48,12 @@ _CONVENTIONS = {
     "stationary": "Stationary process: a = c = k''(0)",
 }
 _MARKS = "* with degenerate directions, † with outliers"
+
+_SUMMARY = (
+    *("mean", "radius", "mean_ratio", "mean_ratio_error", "bulk_mean_ratio"),
+    *("bulk_mean_ratio_error", "outside_expected", "outside_seen"),
+)
+"""What programs read of a panel's summary."""
 
 _CUT, _RATIO_BINS = 5.0, 40
 """Of the pictures of ratios."""
@@ -165,28 +171,20 @@ class LossModel(Experiment[LossModelConfig, LossModelPreset, SampledPanel]):
 
     settings = LossModelConfig
     columns = (
-        Column("", lambda e: e.name, key="run"),
-        Column("", lambda e: list(e.figures), key="figures"),
+        *keyed(run="name", figures="figures"),
         Column("convention", lambda e: e.convention, key="convention"),
-        Column("", lambda e: e.letter, key="panel"),
+        *keyed(panel="letter"),
         Column("panel", lambda e: f"({e.letter})"),
-        Column("", lambda e: e.k1, key="k1"),
+        *keyed(k1="k1"),
         Column("k'(0)", lambda e: "any" if e.k1 is None else f"{e.k1:g}"),
         Column("k''(0)", lambda e: e.k2, "g", key="k2", terminal="k''(0)"),
-        Column("", lambda e: e.settings.dimension, key="n"),
+        *keyed(n="settings.dimension"),
         Column("n", _size, terminal="n"),
-        Column("", lambda e: e.settings.outliers, key="outliers"),
-        Column("", lambda e: e.settings.degenerate, key="degenerate"),
+        *keyed(outliers="settings.outliers", degenerate="settings.degenerate"),
         Column("spectra", lambda e: len(e.spectra), ",", key="spectra"),
         Column("a", lambda e: e.summary.a, ".4g", key="a"),
         Column("c", lambda e: e.summary.c, ".4g", key="c"),
-        *(
-            Column("", attrgetter(f"summary.{name}"), key=name)
-            for name in (
-                *("mean", "radius", "mean_ratio", "mean_ratio_error", "bulk_mean_ratio"),
-                *("bulk_mean_ratio_error", "outside_expected", "outside_seen"),
-            )
-        ),
+        *keyed(**{name: f"summary.{name}" for name in _SUMMARY}),
         Column("outside the bulk (expected)", _outside),
         Column("⟨r̃⟩ all", lambda e: e.ratios["all levels"], ".4f", terminal="⟨r̃⟩\n(all levels)"),
         Column("⟨r̃⟩ bulk", lambda e: e.ratios["bulk"], ".4f", terminal="⟨r̃⟩\n(bulk)"),

@@ -356,10 +356,7 @@ _NETWORKS: tuple[Column[Numbered], ...] = (
     Column("", lambda row: list(row[2].factors), key="factors"),
     _member("", "margin"),
     _member("smallest margin of f̃", "normalized_margin", ".3g"),
-    _member("", "top_output_mean"),
-    _member("", "top_output_std"),
-    _member("", "raw_top_output_mean"),
-    _member("", "raw_top_output_std"),
+    *(_member("", f"{raw}top_output_{what}") for raw in ("", "raw_") for what in ("mean", "std")),
 )
 """What is said of each network."""
 
@@ -488,13 +485,10 @@ class Puzzles(Experiment[PuzzlesConfig, PuzzlesPreset, FamilyEntry]):
 
     def figures(self, entries: Sequence[FamilyEntry]) -> Pictures:
         """See :class:`~hessrmt.experiments.experiment.Experiment`."""
-        finished = [entry for entry in entries if entry.result.members]
-        partners = {entry.name: random_partner(entry, finished) for entry in finished}
+        partners = {entry.name: random_partner(entry, entries) for entry in entries}
         shown = {partner.name for partner in partners.values() if partner is not None}
-        pictures: dict[str, Callable[[], Any]] = {
-            entry.name: _unfinished for entry in entries if not entry.result.members
-        }
-        for entry in finished:
+        pictures: dict[str, Callable[[], Any]] = {}
+        for entry in entries:
             name, partner = entry.name, partners[entry.name]
             if name in shown:
                 continue
@@ -516,10 +510,6 @@ class Puzzles(Experiment[PuzzlesConfig, PuzzlesPreset, FamilyEntry]):
                 if entry.settings.reference_loss is not None:
                     pictures[f"{name}-product"] = partial(plots.product_at_loss, entry)
         return pictures
-
-
-def _unfinished() -> Figure:
-    raise DataError("no network of this family is finished")
 
 
 def _varied_in(words: str, row: Numbered) -> str:

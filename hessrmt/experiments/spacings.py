@@ -24,7 +24,15 @@ from hessrmt.config import (
     TrainConfig,
 )
 from hessrmt.ensembles import goe
-from hessrmt.experiments.experiment import Column, Estimate, Experiment, Pictures, Presets, Work
+from hessrmt.experiments.experiment import (
+    Column,
+    Estimate,
+    Experiment,
+    Pictures,
+    Presets,
+    Work,
+    keyed,
+)
 from hessrmt.plots import levels as plots
 from hessrmt.runs import levels, training
 from hessrmt.runs.run import make_folders
@@ -165,13 +173,9 @@ class Spacings(Experiment[SpacingsConfig, SpacingsPreset, AnalysedFile]):
 
     settings = SpacingsConfig
     columns = (
-        Column("", lambda e: e.name, key="run"),
-        Column("", lambda e: e.settings.model, key="model"),
-        Column("", lambda e: e.parameters, key="parameters"),
-        Column("", lambda e: str(e.settings.split), key="split"),
-        Column("", lambda e: e.settings.batch, key="batch"),
-        Column("", lambda e: e.settings.dtype, key="precision"),
-        Column("", lambda e: e.reduced, key="reduced"),
+        *keyed(run="name", model="settings.model", parameters="parameters"),
+        *keyed(split="settings.split", batch="settings.batch", precision="settings.dtype"),
+        *keyed(reduced="reduced"),
         Column("", lambda e: len(e.spectra), key="spectra"),
         Column("network", lambda e: f"{e.settings.model}, {e.parameters}"),
         Column("batch", lambda e: f"{e.settings.batch}, {e.settings.split}"),

@@ -26,6 +26,7 @@ from hessrmt.experiments.experiment import (
     TrainedPreset,
     TrainedSettings,
     Work,
+    keyed,
     stem,
 )
 from hessrmt.generalization.fits import BudgetFit, fit_budgets
@@ -118,9 +119,9 @@ class TrainingBudget(Experiment[BudgetConfig, BudgetPreset, BudgetRuns]):
 
     settings = BudgetConfig
     columns = (
-        Column("", lambda e: e.name, key="run"),
+        *keyed(run="name"),
         Column("budget", lambda e: e.budget, key="budget"),
-        Column("", lambda e: e.model, key="model"),
+        *keyed(model="model"),
         Column("", lambda e: e.runs[0].origin, key="data"),
         _over_seeds("best loss", "best", "loss", ".4f", "best_loss", terminal="best\nloss"),
         _over_seeds("at epoch", "attained", "loss", ".1f", "best_loss_epoch", terminal="at epoch"),
