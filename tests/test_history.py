@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 
 import h5py
 import numpy as np
@@ -123,15 +122,6 @@ def test_rows_are_the_spectrum_and_the_capacity_of_the_checkpoints(
     assert found.row(3) == 2
     with pytest.raises(StoreError, match="epoch 2 was not recorded; recorded are 0, 1, 3, 6"):
         found.row(2)
-
-
-def test_recording_does_not_change_the_training(settings, tmp_path):
-    recorded(settings, tmp_path)
-    run(settings, tmp_path / "plain.pt")
-    a, b = (checkpoints.read(tmp_path / f"{name}.pt") for name in ("whole", "plain"))
-    assert a["history"] == b["history"]
-    for name, value in a["state_dict"].items():
-        assert torch.equal(value, b["state_dict"][name])
 
 
 def test_layer_of_zeros_has_no_numbers_until_it_has_weights(settings, net, tmp_path):
@@ -258,25 +248,6 @@ def test_stopped_and_resumed_is_the_same_file(
     before = (tmp_path / "part.h5").read_bytes()
     recorded(settings, tmp_path, "part", resume=True)
     assert (tmp_path / "part.h5").read_bytes() == before
-
-
-@pytest.mark.slow
-def test_killed_and_resumed(settings, tmp_path, start_cli, cli):
-    """The real command, SIGKILL in the second epoch, of ten steps each."""
-    recorded(settings, tmp_path)
-    options = ["train", "--model", settings.model, "--data", settings.data, "--epochs", 6]
-    options += ["--batch", 16, "--device", "cpu", "--lr", 0.05, "--out", "killed.pt"]
-    options += ["--history", "killed.h5", "--history-epochs", "0,1,3,6", "--history-batch", 12]
-    process = start_cli(*options, stop=("hessrmt.training.protocol:_step", 15))
-    path = tmp_path / "killed.h5"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert len(hr.load_history(path)) == 2
-    assert checkpoints.read(tmp_path / "killed.pt")["epoch"] == 1
-    done = cli(*options, "--resume", "--json")
-    assert done.returncode == 0
-    assert json.loads(done.stdout)["history"] == "killed.h5"
-    assert same_file(tmp_path / "whole.h5", path)
 
 
 def test_other_history_settings_and_networks_are_refused(settings, tmp_path):

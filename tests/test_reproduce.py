@@ -108,17 +108,8 @@ PANELS = "panels = [{ k2 = 0.01 }, { k2 = 0.1, outliers = 2, degenerate = 3 }]"
             ("training-budget", "[1, 2, 3, 4, 6]", budgets, "presets: ")
             for budgets in ("[]", "[0, 1]", "[3, 2]", "[2, 2]", "[1.5]")
         ),
-        ("puzzles-initialization", "[0.1, 0.2, 0.3]", "[0.1, -1]", "standard deviations"),
-        ("puzzles-initialization", "epochs = 2", "epochs = 0", "greater than or equal to 1"),
-        ("puzzles-initialization", '"conv3s2-2"', '"conv3s2-{width}"', "widths are varied"),
         ("puzzles-initialization", '"random"\nvary', '"natural"\nvary', "different names"),
         ("puzzles-initialization", "presets.small.families", "presets.families", "presets: "),
-        (
-            "puzzles-samples",
-            "[16, 32, 64]",
-            "[16, 32, 65]",
-            "65 training samples, but there are 64",
-        ),
         ("puzzles-samples", '"images.npz"', '"cifar10"', "cifar10"),
     ],
 )
