@@ -122,7 +122,8 @@ def numbers_of(path):
 
     def keep(name, item):
         if isinstance(item, h5py.Dataset) and not name.startswith("seconds"):
-            found[name] = item[()].tobytes()
+            texts = item.dtype.kind == "O"
+            found[name] = item.asstr()[()].tolist() if texts else item[()].tobytes()
 
     with h5py.File(path) as file:
         file.visititems(keep)

@@ -7,11 +7,11 @@ import os
 import signal
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from experiment_samples import numbers_of
 from torch import nn
 
 from hessrmt import rng
@@ -37,26 +37,6 @@ LOSS = losses.resolve("cross-entropy")
 def settings_for(digits, **changes) -> TrainConfig:
     given = {"model": "logistic", "data": str(digits), "epochs": 8, "batch": 16, "device": "cpu"}
     return TrainConfig.model_validate(given | changes)
-
-
-def assert_same_run(one: Path, other: Path):
-    """Two checkpoints agree bit for bit, in all but where and when they were made."""
-    for key in ("state_dict", "optimizer", "epoch", "history", "config"):
-        a, b = ([*leaves(checkpoints.read(path)[key])] for path in (one, other))
-        assert a == b, key
-
-
-def leaves(tree, where=()):
-    """Every value with its place and type; tensors bit for bit."""
-    if isinstance(tree, dict | list):
-        items = tree.items() if isinstance(tree, dict) else enumerate(tree)
-        yield where, type(tree), len(tree)
-        for key, value in items:
-            yield from leaves(value, (*where, key))
-    elif isinstance(tree, torch.Tensor):
-        yield where, tree.dtype, tree.shape, tree.numpy().tobytes()
-    else:
-        yield where, type(tree), tree
 
 
 # the protocol
@@ -193,7 +173,7 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(digits, tmp_path, 
     assert checkpoints.read(killed)["epoch"] == 3
     run(settings, whole)
     run(settings, killed, resume=True)
-    assert_same_run(killed, whole)
+    assert numbers_of(killed) == numbers_of(whole)
 
 
 def interrupt(phase, done, total):
@@ -216,7 +196,7 @@ def test_resumption_is_exact_for_dropout_and_batch_norm(digits, tmp_path):
     assert checkpoints.read(stopped)["epoch"] == 4
     run(settings, stopped, resume=True)
     run(settings, whole)
-    assert_same_run(stopped, whole)
+    assert numbers_of(stopped) == numbers_of(whole)
 
 
 def test_a_finished_run_returns_at_once_and_can_be_extended(digits, tmp_path):
@@ -228,7 +208,7 @@ def test_a_finished_run_returns_at_once_and_can_be_extended(digits, tmp_path):
     assert (again.train_loss, again.test_accuracy) == (first.train_loss, first.test_accuracy)
     run(longer, out, resume=True)
     run(longer, whole)
-    assert_same_run(out, whole)
+    assert numbers_of(out) == numbers_of(whole)
 
 
 def test_resume_refuses_other_settings_data_and_files(digits, tmp_path):
@@ -298,7 +278,7 @@ def test_a_full_disk_keeps_the_last_saved_epoch(digits, tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["c.pt", "clouds.npz"]
     run(settings, out, resume=True)
     run(settings, tmp_path / "whole.pt")
-    assert_same_run(out, tmp_path / "whole.pt")
+    assert numbers_of(out) == numbers_of(tmp_path / "whole.pt")
 
 
 def test_checkpoint_says_where_it_came_from(digits, tmp_path):
