@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -25,9 +25,9 @@ from hessrmt.problems.problem import Problem
 from hessrmt.progress import silent, under
 from hessrmt.records import Provenance
 from hessrmt.runs.run import digest, naming
-from hessrmt.store.history import CAPACITY, NETWORK, TRAINING, columns
+from hessrmt.store.history import CAPACITY, NETWORK, columns
 from hessrmt.store.spectra import SpectrumWriter
-from hessrmt.training.protocol import evaluate
+from hessrmt.training.protocol import evaluate_splits
 
 if TYPE_CHECKING:
     from hessrmt.backend.base import Backend
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 Record = Callable[[int, Mapping[str, Any]], None]
 """Told of an epoch and the state dict after it; records it if it is to be and is not yet."""
 
-Sets: TypeAlias = "tuple[Dataset, Dataset | None]"
-"""Training samples, and test samples where the data have such a split."""
+Sets: TypeAlias = "Mapping[str, Dataset | None]"
+"""``train`` and ``test`` to their samples; None where the data have no test split."""
 
 OPERATOR, DTYPE = "hessian", "float64"
 
@@ -67,20 +67,17 @@ class _Measurement:
     ) -> None:
         self._training, self._settings, self.backend, self._sets = training, settings, backend, sets
         self._loss = losses.resolve(training.loss)
-        train_set, test_set = sets
-        self.dataset = train_set if test_set is None else test_set
-        if settings.batch > len(self.dataset):
+        self.dataset = dataset = cast("Dataset", sets["test"] or sets["train"])
+        if settings.batch > len(dataset):
             raise ConfigError(
-                f"a history's batch of {settings.batch} is larger than the {self.dataset.split} "
-                f"split of {self.dataset.name} ({len(self.dataset):,} samples)"
+                f"a history's batch of {settings.batch} is larger than the {dataset.split} split "
+                f"of {dataset.name} ({len(dataset):,} samples)"
             )
         self.epochs = settings.schedule(training.epochs)
         self.indices = np.arange(settings.batch)
-        model = models.build(
-            training.model, train_set.input_shape, train_set.outputs, training.seed
-        ).to(dtype=getattr(torch, training.dtype))
-        self._initial = model.eval()
-        self._batch = self.dataset.tensors(self.indices, torch.float64, model)
+        model = models.build(training.model, dataset.input_shape, dataset.outputs, training.seed)
+        self._initial = model.to(dtype=getattr(torch, training.dtype)).eval()
+        self._batch = dataset.tensors(self.indices, torch.float64, model)
         self._model = copy.deepcopy(model).to(backend.device)
         with open_source(model, conv=settings.conv) as source:
             skipped = {layer.name: layer.skipped for layer in source}
@@ -92,7 +89,7 @@ class _Measurement:
         require_feasible(problem, backend, DTYPE, OPERATOR)
         self.dimension = problem.dimension
         asked = settings.model_dump(mode="json") | {"epochs": list(self.epochs)}
-        arrays = (a for data in sets if data is not None for a in (data.x, data.y))
+        arrays = (a for data in sets.values() if data is not None for a in (data.x, data.y))
         self.identity: dict[str, Any] = {
             **training.model_dump(mode="json", exclude={"epochs"}),
             **{f"history_{name}": value for name, value in asked.items()},
@@ -131,20 +128,13 @@ class _Measurement:
         )
         layers = {layer.name: layer for layer in report.layers}
         rows = [layers[name] for name in self.layers]
-        extra: dict[str, Any] = {
+        device, dtype = self.backend.device, self._training.dtype
+        found = evaluate_splits(self._model, self._loss, self._sets, device=device, dtype=dtype)
+        return spectrum, {
             **{f"capacity/{key}": [_number(layer, key) for layer in rows] for key in CAPACITY},
             **{f"network/{key}": getattr(report, key) for key in NETWORK},
-            **dict.fromkeys((f"training/{key}" for key in TRAINING), np.nan),
+            **{f"training/{key}": np.nan if v is None else v for key, v in found.items()},
         }
-        for split, samples in zip(("train", "test"), self._sets, strict=True):
-            if samples is not None:
-                device, dtype = self.backend.device, self._training.dtype
-                loss, accuracy = evaluate(
-                    self._model, self._loss, samples, device=device, dtype=dtype
-                )
-                extra[f"training/{split}_loss"] = loss
-                extra[f"training/{split}_accuracy"] = np.nan if accuracy is None else accuracy
-        return spectrum, extra
 
     def _problem(self) -> Problem:
         return Problem(self._model, self._loss, self._batch, only=self._settings.only)
@@ -167,7 +157,7 @@ def recording(
     Args:
         wanted: Which file, which epochs; None for no history.
         training: Settings of the training.
-        sets: Training samples, and test samples where the data have such a split.
+        sets: The training and the test samples.
         backend: Where to compute.
         start: Epochs that the checkpoint to continue from has completed; 0 without one.
         resume: Continue the file if it is there.
@@ -185,7 +175,7 @@ def recording(
         yield lambda *_: None
         return
     measurement = _Measurement(training, wanted.settings, sets, backend)
-    epochs, origin = measurement.epochs, sets[0].origin
+    epochs, origin = measurement.epochs, cast("Dataset", sets["train"]).origin
     if not (resume and wanted.path.exists()):
         _require_ahead(wanted.path, epochs, start)
     with SpectrumWriter(

@@ -25,7 +25,7 @@ from hessrmt.records import Provenance
 from hessrmt.runs.history import Recording, recording
 from hessrmt.runs.run import SERIAL, compute_all, digest, naming
 from hessrmt.store.files import ResumableFile, require_one, require_same
-from hessrmt.training.protocol import TrainState, evaluate, train
+from hessrmt.training.protocol import TrainState, evaluate_splits, train
 
 if TYPE_CHECKING:
     from hessrmt.config import TrainConfig
@@ -362,6 +362,7 @@ def run(
     require_new(out, may_exist=resume or overwrite)
     splits = Splits.load(settings.data, folder)
     samples, loss = splits.train, losses.resolve(settings.loss)
+    sets = {"train": samples, "test": splits.test}
     config, origin = settings.model_dump(mode="json"), f"data: {samples.origin}"
     identity = {**config, "data_sha256": splits.sha256}
     with TrainingFile(out, identity, resume=resume, overwrite=overwrite, longer=True) as file:
@@ -389,7 +390,7 @@ def run(
             tick(words, state.epoch, settings.epochs)
 
         clock = time.perf_counter()
-        sets, asked = (samples, splits.test), {"resume": resume, "overwrite": overwrite}
+        asked = {"resume": resume, "overwrite": overwrite}
         with recording(history, settings, sets, backend, done, tick=tick, **asked) as record:
             tick("training: first epoch", done, settings.epochs)
             record(done, start.model if start else model.state_dict())
@@ -397,14 +398,11 @@ def run(
                 model, loss, samples, settings, device=backend.device, start=start, on_epoch=save
             )
         seconds = time.perf_counter() - clock
-    measured: dict[str, Any] = {}
-    for split, part in (("train", samples), ("test", splits.test)):
-        found = (None, None)
-        if part is not None:
-            found = evaluate(model, loss, part, device=backend.device, dtype=settings.dtype)
-        measured[f"{split}_loss"], measured[f"{split}_accuracy"] = found
+    measured: dict[str, Any] = evaluate_splits(
+        model, loss, sets, device=backend.device, dtype=settings.dtype
+    )
     return TrainResult(
-        state.epoch,
+        epochs=state.epoch,
         **measured,
         seconds=seconds,
         checkpoint=out,

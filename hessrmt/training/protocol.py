@@ -10,7 +10,7 @@ C.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -202,6 +202,27 @@ def evaluate(
         what = f"the mean loss over the {data.split} split of {data.name} is {mean}"
         raise NonFiniteError(f"{what}: values are out of range; try a smaller learning rate")
     return mean, correct / len(data) if labelled else None
+
+
+def evaluate_splits(
+    model: nn.Module, loss: Loss, sets: Mapping[str, Dataset | None], **options: Any
+) -> dict[str, float | None]:
+    """Mean losses and accuracies over several data sets.
+
+    Args:
+        model: As for :func:`evaluate`.
+        loss: Likewise.
+        sets: Split to samples; None where there are none.
+        options: Of :func:`evaluate`.
+
+    Returns:
+        ``{split}_loss`` and ``{split}_accuracy`` to value; None where there are no samples.
+    """
+    found: dict[str, float | None] = {}
+    for split, data in sets.items():
+        values = (None, None) if data is None else evaluate(model, loss, data, **options)
+        found[f"{split}_loss"], found[f"{split}_accuracy"] = values
+    return found
 
 
 def _fetcher(model: nn.Module, data: Dataset, dtype: str, device: torch.device) -> Fetch:
