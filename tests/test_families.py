@@ -43,18 +43,22 @@ def run(settings, out, **options):
 # a family
 
 
-def test_stored_numbers_are_those_of_the_final_weights(family, tmp_path):
-    settings = family(stop_loss=None, measure_every=2)
+BY_OUTPUT = {"model": "resnet8", "by": "output", "augment": True}
+
+
+@pytest.mark.parametrize("changes", [{}, BY_OUTPUT], ids=["layers", "output"])
+def test_stored_numbers_are_those_of_the_final_weights(family, tmp_path, changes):
+    settings = family(measure_every=2, **changes)
     result = run(settings, tmp_path / "out")
     assert result.complete
     assert [member.value for member in result.members] == [0.1, 0.3]
     samples = FamilySamples(settings)
     loss, x = losses.resolve("cross-entropy"), samples.train.tensors(slice(None))[0]
     for index, member in enumerate(result.members):
-        model = models.build("conv3s2-2", (1, 8, 8), 3, 1).double()
+        model = models.build(settings.model, (1, 8, 8), 3, 1).double()
         final = tmp_path / "out" / "checkpoints" / f"scales-{index}.final.pt"
         checkpoints.load_into(model, final)
-        net = normalize(model, x)
+        net = output_normalize(model, samples.fixed) if changes else normalize(model, x)
         assert member.factors == pytest.approx(tuple(net.factors.values()), rel=1e-13)
         assert member.product == pytest.approx(math.prod(member.factors), rel=1e-13)
         for split, part in (("train", samples.train), ("test", samples.test)):
@@ -159,21 +163,6 @@ def test_corrupted_pretraining_then_the_true_labels(family, tmp_path, monkeypatc
         assert start.epoch == 0
         assert start.optimizer["state"] == {}  # no momentum is carried over
     assert all(member.history["epoch"].tolist() == [1, 2, 3] for member in result.members)
-
-
-def test_normalised_by_the_output_on_one_image(family, tmp_path):
-    changes = {"values": (0.1,), "epochs": 1, "rates": (0.01,), "augment": True}
-    settings = family(model="resnet8", by="output", **changes)
-    member = run(settings, tmp_path / "out").members[0]
-    samples = FamilySamples(settings)
-    model = models.build("resnet8", (1, 8, 8), 3, 1).double()
-    checkpoints.load_into(model, tmp_path / "out" / "checkpoints" / "scales-0.final.pt")
-    net = output_normalize(model, data.load(settings.data, "train").tensors(slice(1))[0])
-    assert member.factors == pytest.approx([net.product], rel=1e-12)
-    found = evaluate(
-        net.model, [samples.test.tensors(slice(None))], losses.resolve("cross-entropy"), 1
-    )
-    assert member.normalized_test_loss == pytest.approx(found.loss, abs=1e-12)
 
 
 # killed, continued, refused

@@ -39,7 +39,7 @@ def test_everything_from_nothing(cli, tmp_path):
     path = write_settings(
         tmp_path, "gp-loss-model", ("[{ k2", "[{ k2 = 0.1, degenerate = 4 }, { k2")
     )
-    change = ('title = "a small one"', "seed = 1")
+    change = ('"gp-loss-model"', '"gp-loss-model"\nseed = 1')
     found, _, out = run_twice(cli, path, "stationary-c.h5", change, "seed (")
     names = [row["run"] for row in found["runs"]]
     kinds = ("fig5-paper", "fig6-paper", "stationary")
