@@ -187,45 +187,39 @@ def test_epochs_that_cannot_be(asked, message):
 # Interrupted and continued
 
 
-class Stop:
-    """Dies in a certain phase of the work on an epoch: a callback of progress."""
+def stopping(where, epoch):
+    """A callback of progress that dies in a certain phase of the work on an epoch."""
 
-    def __init__(self, phase, epoch):
-        self.phase, self.epoch = phase, epoch
-
-    def __call__(self, phase, done, total):
-        measured = phase == f"measuring: epoch {self.epoch}, {self.phase}"
-        trained = self.phase == "trained" and phase.startswith("training: loss")
-        if measured or (trained and done == self.epoch):
+    def told(phase, done, _total):
+        trained = where == "trained" and phase.startswith("training: loss") and done == epoch
+        if trained or phase == f"measuring: epoch {epoch}, {where}":
             raise KeyboardInterrupt
 
-    def save(self, *_):
-        """In place of saving the checkpoint."""
-        raise KeyboardInterrupt
+    return told
 
 
 @pytest.mark.parametrize(
-    ("stop", "save_every", "rows"),
+    ("where", "epoch", "rows"),
     [
-        (Stop("eigenvalues", 1), 1, [0]),  # trained for an epoch, and no checkpoint yet
-        (Stop("eigenvalues", 3), 1, [0, 1]),  # in the middle of a measurement
-        (Stop("saving", 3), 3, [0, 1, 3]),  # the row is there, its checkpoint is not
-        (Stop("trained", 3), 1, [0, 1, 3]),
-        (Stop("trained", 5), 4, [0, 1, 3]),  # back to epoch 4
-        (Stop("trained", 3), 4, [0, 1, 3]),  # back to the start: no checkpoint yet
-        (Stop("saving", 6), 6, [0, 1, 3, 6]),
+        ("eigenvalues", 1, [0]),  # trained for an epoch, and no checkpoint yet
+        ("eigenvalues", 3, [0, 1]),  # in the middle of a measurement
+        ("saving", 3, [0, 1, 3]),  # the row is there, its checkpoint is not
+        ("trained", 3, [0, 1, 3]),
     ],
-    ids=lambda value: f"{value.phase} {value.epoch}" if isinstance(value, Stop) else None,
 )
-def test_stopped_and_resumed_is_the_same_file(
-    settings, tmp_path, monkeypatch, stop, save_every, rows
-):
+def test_stopped_and_resumed_is_the_same_file(settings, tmp_path, monkeypatch, where, epoch, rows):
     recorded(settings, tmp_path)
+    save = TrainingFile.save
+
+    def saving(file, state, *given):
+        if where == "saving" and state.epoch == epoch:
+            raise KeyboardInterrupt
+        save(file, state, *given)
+
     with monkeypatch.context() as patch:
-        if stop.phase == "saving":
-            patch.setattr(TrainingFile, "save", stop.save)
+        patch.setattr(TrainingFile, "save", saving)
         with pytest.raises(KeyboardInterrupt):
-            recorded(settings, tmp_path, "part", tick=stop, save_every=save_every)
+            recorded(settings, tmp_path, "part", tick=stopping(where, epoch))
     assert hr.load_history(tmp_path / "part.h5").epochs.tolist() == rows
     recorded(settings, tmp_path, "part", resume=True)
     for ending in ("h5", "pt"):
@@ -369,7 +363,7 @@ def test_picture_shows_every_epoch(settings, tmp_path):
     assert np.array_equal(largest.get_xdata(), found.epochs)
     assert np.array_equal(largest.get_ydata(), found.spectra.eigenvalues[:, -1])
     with pytest.raises(KeyboardInterrupt):
-        recorded(settings, tmp_path, "none", tick=Stop("eigenvalues", 0))
+        recorded(settings, tmp_path, "none", tick=stopping("eigenvalues", 0))
     with pytest.raises(StoreError, match="no finished epoch"):
         draw(hr.load_history(tmp_path / "none.h5"), np.empty((0, 2)))
 

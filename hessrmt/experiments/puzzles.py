@@ -244,12 +244,9 @@ def gap_law(entry: FamilyEntry) -> LineFit | None:
     Returns:
         The line, whose slope is the exponent; None where a gap is not positive, or too few.
     """
-    if entry.settings.vary != "samples":
+    if entry.settings.vary != "samples" or not (entry.gaps > 0).all():
         return None
-    gaps = entry.gaps
-    if not (gaps > 0).all():
-        return None
-    return _fitted(np.log(entry.result.column("value")), np.log(gaps))
+    return _fitted(np.log(entry.result.column("value")), np.log(entry.gaps))
 
 
 def _line(group: Sequence[FamilyEntry]) -> FamilyLine | None:
@@ -447,8 +444,8 @@ class Puzzles(Experiment[PuzzlesConfig, PuzzlesPreset, FamilyEntry]):
         if rows:
             parts.append(Table(_LINES, rows).markdown())
         for entry in entries:
-            varied = Column(entry.name, partial(_varied_in, _WORDS[entry.settings.vary]))
-            parts.append(Table((varied, *_NETWORKS), self.table([entry]).entries).markdown())
+            columns = (Column(entry.name, _varied_in), *_NETWORKS)
+            parts.append(Table(columns, self.table([entry]).entries).markdown())
         return "\n".join(parts)
 
     def conclusions(self, entries: Sequence[FamilyEntry]) -> dict[str, str]:
@@ -512,8 +509,8 @@ class Puzzles(Experiment[PuzzlesConfig, PuzzlesPreset, FamilyEntry]):
         return pictures
 
 
-def _varied_in(words: str, row: Numbered) -> str:
-    return f"{words} {row[2].value:g}"
+def _varied_in(row: Numbered) -> str:
+    return f"{_WORDS[row[0].settings.vary]} {row[2].value:g}"
 
 
 def _published(entries: Sequence[FamilyEntry]) -> tuple[ReferenceLine, ...]:

@@ -329,7 +329,6 @@ def run(
     *,
     resume: bool = False,
     overwrite: bool = False,
-    save_every: int = 1,
     folder: Path | None = None,
     history: Recording | None = None,
     tick: Tick = silent,
@@ -342,7 +341,6 @@ def run(
         out: The checkpoint, a ``.pt`` or ``.pth`` file.
         resume: Continue the file if it is there; more epochs than it has are allowed.
         overwrite: Replace the file if it is there.
-        save_every: Epochs between saves; the last one is always saved.
         folder: Where to look for data first.
         history: What to record meanwhile, and where.
         tick: Told of progress: epochs, and what is measured for the history.
@@ -354,12 +352,8 @@ def run(
     Raises:
         ConfigError: If settings or files exclude each other.
     """
-    if save_every < 1:
-        raise ConfigError(f"save_every must be at least 1, got {save_every}")
     if history is not None and history.path.resolve() == out.resolve():
         raise ConfigError(f"history and checkpoint cannot both be {out}; give two names")
-    require_one(resume=resume, overwrite=overwrite)
-    require_new(out, may_exist=resume or overwrite)
     splits = Splits.load(settings.data, folder)
     samples, loss = splits.train, losses.resolve(settings.loss)
     sets = {"train": samples, "test": splits.test}
@@ -383,8 +377,7 @@ def run(
 
         def save(state: TrainState) -> None:
             record(state.epoch, state.model)  # before the checkpoint, so that it is never behind
-            if state.epoch % save_every == 0 or state.epoch == settings.epochs:
-                file.save(state, Provenance(config, backend.name, notes=tuple(notes)), about)
+            file.save(state, Provenance(config, backend.name, notes=tuple(notes)), about)
             last = state.history[-1]
             words = f"training: loss {last['train_loss']:.4f}, rate {last['lr']:.2g}"
             tick(words, state.epoch, settings.epochs)
