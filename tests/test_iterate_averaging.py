@@ -52,16 +52,12 @@ def test_everything_from_nothing(cli, tmp_path, digits):
         assert (row["distance"] == 0) == (row["point"] == "last")
         assert [len(row["seeds"][what]) for what in ("test_loss", "largest")] == [3, 2]
         assert row["negative"] == 0  # softmax regression is convex
-        pairs = zip(row["seeds"]["largest"], row["seeds"]["trace"], strict=True)
-        for number, (largest, trace) in enumerate(pairs):
+        for number, largest in enumerate(row["seeds"]["largest"]):
             stem = f"logistic-{row['rate']}-{number}-{row['point']}"
             spectra = load(out / "spectra" / f"{stem}.h5")
-            assert len(spectra) == 1
-            assert largest == spectra.eigenvalues[0, -1]
-            assert trace == spectra.eigenvalues[0].sum()
+            assert spectra.eigenvalues[:, -1].tolist() == [largest]
             sha = spectra.provenance.config["checkpoint_sha256"]
             assert sha == checkpoints.sha256(out / "checkpoints" / f"{stem}.pt")
-            assert spectra.provenance.config["split"] == "train"
     assert len(found["fits"]) == 4
     # runs of one seed begin alike at all rates
     runs = [f"checkpoints/logistic-{rate}-{k}.pt" for rate in ("high", "low") for k in range(3)]

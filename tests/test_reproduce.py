@@ -31,11 +31,7 @@ def test_spacings_from_nothing(cli, tmp_path, digits):
     for row in found["runs"]:
         spectra = load_spectra(out / "spectra" / f"{row['run']}.h5")
         assert len(spectra) == row["spectra"]
-        # what is in the table is what is in the file
-        certified = row["certified"]
-        assert certified["n_levels"] == sum(item.rank for item in spectra)
-        assert certified["n_levels"] + certified["n_discarded"] == spectra.eigenvalues.size
-        assert spectra.provenance.config["reduce"] == ("auto" if row["reduced"] else "none")
+        assert row["certified"]["n_levels"] == sum(item.rank for item in spectra)
         trained = row["parameters"] == "trained"
         assert bool(spectra.provenance.config["checkpoint_sha256"]) == trained
         kinds = ("ratios", "density", "spacings")
