@@ -59,31 +59,20 @@ def noise_floor(levels: Levels) -> float:
     return len(levels) * float(np.finfo(np.float64).eps) * float(np.abs(levels).max(initial=0.0))
 
 
-def ensemble_spectrum(
-    levels: Levels, solver: str, provenance: Provenance, dimension: int, **known: Any
-) -> Spectrum:
+def ensemble_spectrum(levels: Levels, dimension: int, **known: Any) -> Spectrum:
     """Record of the levels of one random matrix.
 
     Args:
         levels: (n,) levels of what was diagonalised.
-        solver: How, in words.
-        provenance: Where they come from.
         dimension: Of the whole matrix, whose other eigenvalues are zero.
         known: Other fields of the record.
 
     Returns:
         The spectrum, its levels ascending, with the :func:`noise_floor` of a Hessian's.
     """
-    return Spectrum(
-        eigenvalues=np.sort(np.concatenate([levels, np.zeros(dimension - len(levels))])),
-        noise_floor=noise_floor(levels),
-        dimension=dimension,
-        reduced_dimension=len(levels),
-        operator="ensemble",
-        solver=solver,
-        provenance=provenance,
-        **known,
-    )
+    n, floor = len(levels), noise_floor(levels)
+    eigenvalues = np.sort(np.concatenate([levels, np.zeros(dimension - n)]))
+    return Spectrum(eigenvalues, floor, dimension, n, operator="ensemble", **known)
 
 
 def gaussian_levels(beta: int, n: int, generator: np.random.Generator) -> Levels:
@@ -307,4 +296,4 @@ def _control(
     """Record of one sample with its settings."""
     n = len(levels)
     config = {"ensemble": name, "n": n, "seed": int(seed), "index": int(index), **settings}
-    return ensemble_spectrum(levels, solver, Provenance(config=config), n)
+    return ensemble_spectrum(levels, n, solver=solver, provenance=Provenance(config=config))

@@ -156,10 +156,8 @@ def fit_line(x: ArrayLike, y: ArrayLike) -> LineFit:
         DataError: If there are too few points, or x and y are not finite real numbers of one
             length, or all x are equal.
     """
-    first, second = (
-        real_array(name, values, dimensions=1, empty=True) for name, values in (("x", x), ("y", y))
-    )
-    n = len(first)
+    first = real_array("x", x, dimensions=1, empty=True)
+    second, n = real_array("y", y, dimensions=1, empty=True), len(first)
     if n != len(second):
         raise DataError(f"{n} x but {len(second)} y; expected one y for every x of the line")
     if n < FEWEST_POINTS:
@@ -293,10 +291,8 @@ def fit_budgets(
         if given is not None and len(given) != len(T):
             raise DataError(f"{len(T)} budgets but {len(given)} {name}")
     if len(T) < FEWEST_BUDGETS:
-        raise DataError(
-            f"an exponential fit needs at least {FEWEST_BUDGETS} budgets, got {len(T)}; lengthen "
-            "the ladder"
-        )
+        few = f"an exponential fit needs at least {FEWEST_BUDGETS} budgets, got {len(T)}"
+        raise DataError(f"{few}; lengthen the ladder")
     if len(np.unique(T)) < len(T):
         raise DataError(f"budgets must differ from each other, got {T.tolist()}")
     laws, reasons = {}, {}
@@ -366,17 +362,9 @@ def fit_law(law: str, budgets: Values, values: Values, errors: Values | None = N
     if n - k - 1 > 0:
         goodness = n * math.log(max(rest, np.finfo(float).tiny) / n) if chi2 is None else rest
         aicc = goodness + 2 * k + 2 * k * (k + 1) / (n - k - 1)
-    return BudgetLaw(
-        law,
-        *parameters,
-        *spread,
-        first=first,
-        r2=1 - rest / total,
-        rmse=float(np.sqrt(np.mean(residuals**2))),
-        chi2=chi2,
-        p_value=None if chi2 is None else float(stats.chi2.sf(chi2, n - _PARAMETERS)),
-        aicc=aicc,
-    )
+    p_value = None if chi2 is None else float(stats.chi2.sf(chi2, n - _PARAMETERS))
+    known = {"first": first, "r2": 1 - rest / total, "rmse": float(np.sqrt(np.mean(residuals**2)))}
+    return BudgetLaw(law, *parameters, *spread, **known, chi2=chi2, p_value=p_value, aicc=aicc)
 
 
 def _exponential(t: Values, limit: float, amplitude: float, tau: float) -> Values:

@@ -345,10 +345,8 @@ def gradient_flow(
         states = np.concatenate([states.reshape(-1, missing.shape[1]), missing])
     if solution.status < 0 or len(states) != len(grid) or not np.isfinite(states).all():
         end = solution.t[-1] if len(solution.t) else 0
-        raise ConvergenceError(
-            f"{method} stopped at log(1 + t) = {end:g} of {grid[-1]:g}: {solution.message} Try "
-            "another method, a shorter log_time or a larger rtol"
-        )
+        where = f"{method} stopped at log(1 + t) = {end:g} of {grid[-1]:g}: {solution.message}"
+        raise ConvergenceError(f"{where} Try another method, a shorter log_time or a larger rtol")
     counts = made, solution.njev, solution.nlu
     statistics = SolverStatistics(method, rtol, atol, *counts, solution.message)
     return _record(system, grid, states, statistics)
@@ -396,22 +394,23 @@ class System:
         flat = [v.ravel() for v in vectors]
         return np.concatenate([scales, *flat] if self.has_scales else flat)
 
-    def parts(self, state: State) -> tuple[Scales, Layers]:
-        """Scales and vectors of a state.
+    def parts(self, state: State) -> tuple[Scales, Scales, Layers]:
+        """A state as W_k = ρ_k v_k/‖v_k‖.
 
         Args:
             state: The state.
 
         Returns:
-            (K,) ρ_k, and the v_k of W_k = ρ_k v_k/‖v_k‖.
+            (K,) ρ_k, (K,) ‖v_k‖, and the v_k/‖v_k‖.
         """
         scales, flat = np.split(state, [len(self.layers) if self.has_scales else 0])
         pieces = np.split(flat, np.cumsum([layer.size for layer in self.layers])[:-1])
         vectors = tuple(p.reshape(w.shape) for p, w in zip(pieces, self.layers, strict=True))
+        norms, units = bias_free.split_scales(vectors)
         if not self.has_scales:
-            own = vectors if self.kind == "descent" else self.layers
-            scales = bias_free.split_scales(own)[0]
-        return scales, vectors
+            fixed = self.kind == "fixed-norm"
+            scales = bias_free.split_scales(self.layers)[0] if fixed else norms
+        return scales, norms, units
 
     def rate(self, u: float, state: State) -> State:
         """dstate/du = (1 + t) dstate/dt.
@@ -431,8 +430,7 @@ class System:
 
     def pull(self, u: float, state: State) -> tuple[Layers, list[float], Layers, Scales]:
         """(1 + t) g_k, its part along v_k/‖v_k‖, the rest, and the factors ρ_k/‖v_k‖."""
-        scales, vectors = self.parts(state)
-        norms, units = bias_free.split_scales(vectors)
+        scales, norms, units = self.parts(state)
         weights = tuple(rho * v for rho, v in zip(scales, units, strict=True))
         gradients = bias_free.descent(weights, self.x, self.y, self.loss, self.activation, u)
         along = [float(np.vdot(v, g)) for v, g in zip(units, gradients, strict=True)]
@@ -458,8 +456,7 @@ def _sine(across: Float64[np.ndarray, "out in"], gradient: Float64[np.ndarray, "
 
 
 def _record(system: System, grid: Times, states: np.ndarray, solver: SolverStatistics) -> Flow:
-    scales, vectors = zip(*map(system.parts, states), strict=True)
-    norms, units = zip(*map(bias_free.split_scales, vectors), strict=True)
+    scales, norms, units = zip(*map(system.parts, states), strict=True)
     drift = np.abs(np.array(norms) / norms[0] - 1).max() if system.kind != "descent" else 0.0
     log_losses, margins, labels = [], [], torch.from_numpy(system.y)
     for rho, directions in zip(scales, units, strict=True):

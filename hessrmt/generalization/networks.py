@@ -26,10 +26,11 @@ from torch.nn.utils import parametrize
 from torch.utils import _pytree
 
 from hessrmt.errors import DataError, DeviceError
+from hessrmt.problems.lifting import called
 from hessrmt.problems.structure import hooked, reached
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from hessrmt.problems.structure import Hook
 
@@ -113,18 +114,14 @@ def _require_usable(name: str, value: Tensor) -> None:
     if nn.parameter.is_lazy(value):
         raise DataError(f"{name} has no shape yet; call the model once on a batch first")
     if value.is_inference():
-        raise DataError(
-            f"{name} was made in torch.inference_mode, where nothing can be traced; build and load "
-            "the model outside of it (torch.no_grad is enough)"
-        )
+        what = f"{name} was made in torch.inference_mode, where nothing can be traced"
+        raise DataError(f"{what}; build and load the model outside (torch.no_grad is enough)")
     if value.is_complex():
         raise DataError(f"{name} is complex ({value.dtype}); expected real numbers")
     bad = int((~torch.isfinite(value)).sum())
     if bad:
-        raise DataError(
-            f"{name} has {bad} NaN or infinite values out of {value.numel()}; "
-            "the training diverged or the checkpoint is damaged"
-        )
+        what = f"{name} has {bad} NaN or infinite values out of {value.numel()}"
+        raise DataError(f"{what}; the training diverged or the checkpoint is damaged")
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -138,12 +135,7 @@ def moved(tree: Any, device: torch.device) -> Any:
     Returns:
         The same structure.
     """
-    return _each(tree, lambda leaf: torch.as_tensor(leaf).to(device))
-
-
-def _each(tree: Any, change: Callable[[Any], Tensor]) -> Any:
-    """A change of every tensor and array in a structure."""
-    return _pytree.tree_map(lambda leaf: change(leaf) if isinstance(leaf, ARRAYS) else leaf, tree)
+    return _pytree.tree_map_only(ARRAYS, lambda leaf: torch.as_tensor(leaf).to(device), tree)
 
 
 def as_inputs(inputs: Any, device: torch.device) -> Any:
@@ -170,7 +162,7 @@ def as_inputs(inputs: Any, device: torch.device) -> Any:
         leaf = leaf.clone() if leaf.is_inference() else leaf.detach()
         return leaf.double() if leaf.is_floating_point() else leaf
 
-    found = _each(moved(inputs, device), ready)
+    found = _pytree.tree_map_only(Tensor, ready, moved(inputs, device))
     if not any(isinstance(leaf, Tensor) for leaf in _pytree.tree_leaves(found)):
         raise DataError(
             f"the inputs are {type(inputs).__name__}; expected a tensor or array with the batch "
@@ -191,7 +183,7 @@ def take(inputs: Any, samples: slice) -> Any:
     Returns:
         The same structure of tensors.
     """
-    return _each(inputs, lambda leaf: leaf[samples])
+    return _pytree.tree_map_only(ARRAYS, lambda leaf: leaf[samples], inputs)
 
 
 def outputs(
@@ -211,16 +203,14 @@ def outputs(
         DeviceError: If the batch does not fit into memory.
         DataError: If the model fails or returns no floating-point tensor.
     """
-    arguments, keywords = (inputs,), {}
-    if isinstance(inputs, tuple | list):
-        arguments = tuple(inputs)
-    elif isinstance(inputs, dict):
-        arguments, keywords = (), inputs
-    try:
+
+    def run(*arguments: Any, **keywords: Any) -> Any:
         if parameters:
-            result = functional_call(model, dict(parameters), arguments, keywords)
-        else:
-            result = model(*arguments, **keywords)
+            return functional_call(model, dict(parameters), arguments, keywords)
+        return model(*arguments, **keywords)
+
+    try:
+        result = called(run, inputs)
     except torch.OutOfMemoryError as error:
         where, count = device_of(model), samples_in(inputs)
         raise DeviceError(f"{where} has no memory for {count} samples; try fewer") from error

@@ -583,8 +583,7 @@ def evaluate(
         DataError: If there are no samples, or the loss fails.
         NonFiniteError: If a loss is NaN or infinite.
     """
-    device = networks.device_of(model)
-    total, normalized, samples = 0.0, 0.0, 0
+    device, totals, samples = networks.device_of(model), np.zeros(2), 0
     found: list[np.ndarray] | None = []
     with networks.evaluating(model):
         for batch in batches:
@@ -596,21 +595,21 @@ def evaluate(
                 found.append(margins_of_outputs(outputs, targets))
             else:
                 found = None
-            count = len(outputs)
             try:
-                total += count * float(loss(outputs, targets))
-                normalized += count * float(loss(outputs / product, targets))
+                losses = [float(loss(f, targets)) for f in (outputs, outputs / product)]
             except (RuntimeError, ValueError, TypeError, IndexError) as error:
                 shape = tuple(outputs.shape)
                 raise DataError(f"the loss failed on outputs {shape}: {error}") from error
-            samples += count
+            totals += len(outputs) * np.array(losses)
+            samples += len(outputs)
     if not samples:
         raise DataError(_NOTHING)
-    if not math.isfinite(total) or not math.isfinite(normalized):
-        values = f"{total / samples}, of the normalised network {normalized / samples}"
+    mean, normalized = (totals / samples).tolist()
+    if not np.isfinite(totals).all():
+        values = f"{mean}, of the normalised network {normalized}"
         raise NonFiniteError(f"the mean loss is {values}; parameters or data are out of range")
     summary = MarginSummary(np.concatenate(found), product) if found else None
-    return Evaluation(samples, total / samples, normalized / samples, summary)
+    return Evaluation(samples, mean, normalized, summary)
 
 
 def _pair(batch: Any) -> tuple[Any, Any]:
@@ -729,16 +728,15 @@ class NormalizedLoss:
             some = networks.take(_pair(first)[0], slice(_CHECKED))
             self._layers = normalize(self.model, some, self.norm).layers
             batches = itertools.chain([first], batches)
-        factors = self._factors()
+        with networks.evaluating(self.model):
+            if self._layers is not None:
+                factors = layer_factors(effective_weights(self.model, self._layers), self.norm)
+            else:
+                inputs = networks.moved(self.reference, networks.device_of(self.model))
+                factor = output_factor(networks.outputs(self.model, inputs), self.norm)
+                factors = {OUTPUT: factor}
         found = evaluate(self.model, batches, self.loss, math.prod(factors.values()))
         margin = None if found.margins is None else found.margins.minimum
         losses = found.samples, found.loss, found.normalized_loss
         self.history.append(Measurement(step, *losses, factors, found.error, margin))
         return found.normalized_loss
-
-    def _factors(self) -> dict[str, float]:
-        with networks.evaluating(self.model):
-            if self._layers is not None:
-                return layer_factors(effective_weights(self.model, self._layers), self.norm)
-            inputs = networks.moved(self.reference, networks.device_of(self.model))
-            return {OUTPUT: output_factor(networks.outputs(self.model, inputs), self.norm)}

@@ -145,9 +145,9 @@ class HessianCovariance:
             c = 0.0
         least = g**2 / self.c if self.c else np.inf
         if c < 0:
+            what = f"given the loss, Cov(H_11, H_22) = {self.c:g} would become {c:g}"
             raise DataError(
-                f"given the loss, Cov(H_11, H_22) = {self.c:g} would become {c:g}: the variance of "
-                f"the loss must be at least {least:g}, got {v:g}"
+                f"{what}: the variance of the loss must be at least {least:g}, got {v:g}"
             )
         known = {**self.parameters, "given_loss": u}
         mean = self.mean - g * u / v

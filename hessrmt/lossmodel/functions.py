@@ -159,15 +159,11 @@ def jet_at_end(
     close = np.isfinite(near) & (error <= AGREEMENT * size)
     if not close.all(axis=0).any():
         m = int(np.argmin(close.any(axis=1))) if not close.any(axis=1).all() else 2
-        raise DataError(
-            f"{name}{MARKS[m]}({end:g}) = {jet[m] + 0.0:.4g}, but {seen[m]} {at}: the function has "
-            f"a kink there or its formula fails; {wanted}"
-        )
+        jump = f"{name}{MARKS[m]}({end:g}) = {jet[m] + 0.0:.4g}, but {seen[m]} {at}"
+        raise DataError(f"{jump}: the function has a kink there or its formula fails; {wanted}")
     roles = ("the loss", "the gradient's components", "the Hessian's elements")
     for mark, role, moment in zip(MARKS, roles, jet, strict=False):
         if moment <= 0:
-            raise DataError(
-                f"{name}{mark}({end:g}) is the variance of {role}, expected positive, "
-                f"got {moment:g}{hint}"
-            )
+            what = f"{name}{mark}({end:g}) is the variance of {role}"
+            raise DataError(f"{what}, expected positive, got {moment:g}{hint}")
     return jet

@@ -250,10 +250,8 @@ def stationary(
     )
     k0, k1, k2 = moments.tolist()
     if k0 * k2 < k1**2 * (1 - ROUNDING):
-        raise DataError(
-            f"k(0)·k''(0) = {k0 * k2:g} is less than k'(0)² = {k1**2:g}, against Cauchy and "
-            f"Schwarz's inequality: {_NO_MIXTURE}"
-        )
+        less = f"k(0)·k''(0) = {k0 * k2:g} is less than k'(0)² = {k1**2:g}"
+        raise DataError(f"{less}, against Cauchy and Schwarz's inequality: {_NO_MIXTURE}")
     _check_inside(function, moments)
     label = name or getattr(k, "__qualname__", type(k).__name__)
     return _process("stationary", function, {"function": str(label)})
@@ -281,13 +279,12 @@ def _check_inside(k: Differentiated, moments: Float64[np.ndarray, " 3"]) -> None
     q = -scale * np.array(_TRIALS)
     given = len(k.functions) - 1
     jet = k.jet(q, max(given, 2))
-    limits = moments[:, None]
-    bad = ~((jet[:3] >= -ROUNDING * limits) & (jet[:3] <= (1 + ROUNDING) * limits))
+    share = jet[:3] / moments[:, None]
+    bad = ~((share >= -ROUNDING) & (share <= 1 + ROUNDING))
     for m, point in np.argwhere(bad):
-        raise DataError(
-            f"k{MARKS[m]}({q[point]:g}) = {jet[m, point]:g}, expected from 0 to k{MARKS[m]}(0) = "
-            f"{moments[m]:g}: {_NO_MIXTURE}"
-        )
+        name = f"k{MARKS[m]}"
+        limits = f"expected from 0 to {name}(0) = {moments[m]:g}"
+        raise DataError(f"{name}({q[point]:g}) = {jet[m, point]:g}, {limits}: {_NO_MIXTURE}")
     step = _STEP * scale
     exact, below = jet[1 : given + 1], jet[:given]
     with np.errstate(invalid="ignore"):
@@ -297,7 +294,6 @@ def _check_inside(k: Differentiated, moments: Float64[np.ndarray, " 3"]) -> None
     rounding = np.finfo(float).eps * np.abs(below) / _STEP / scale
     allowed = _SLACK * np.maximum(np.abs(exact), np.abs(slopes)) + 10 * rounding
     for m, point in np.argwhere(~(error <= allowed)):
-        raise DataError(
-            f"the given k{MARKS[m + 1]}({q[point]:g}) = {exact[m, point]:g}, but the difference "
-            f"quotient of k{MARKS[m]} there is {slopes[m, point]:g}"
-        )
+        claim = f"the given k{MARKS[m + 1]}({q[point]:g}) = {exact[m, point]:g}"
+        quotient = f"difference quotient of k{MARKS[m]} there is {slopes[m, point]:g}"
+        raise DataError(f"{claim}, but the {quotient}")

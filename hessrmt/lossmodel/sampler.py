@@ -84,7 +84,7 @@ _QUANTILES = 2000
 class _Point(NamedTuple):
     """What is drawn for one sample before G, and the stream that goes on."""
 
-    index: int
+    number: int
     generator: np.random.Generator
     shift: float
     outliers: Levels
@@ -162,19 +162,11 @@ class _Model:
         if self.h_true is not None:
             digest = sha256(self.h_true.tobytes()).hexdigest()
             asked = {"outliers": [], "h_true": {"shape": [self.size] * 2, "sha256": digest}}
-        return {
-            "ensemble": "loss-model",
-            "operator": "ensemble",
-            "dtype": "float64",
-            "covariance": dict(self.cov.settings),
-            "n": self.n,
-            "degenerate": self.degenerate,
-            **asked,
-            "method": method,
-            "seed": self.seed,
-            "index": point.index,
-            "drawn": {"shift": point.shift, "outliers": point.outliers.tolist()},
-        }
+        what = {"ensemble": "loss-model", "operator": "ensemble", "dtype": "float64"}
+        law = {"covariance": dict(self.cov.settings), "n": self.n, "degenerate": self.degenerate}
+        drawn = {"shift": point.shift, "outliers": point.outliers.tolist()}
+        which = {"method": method, "seed": self.seed, "index": point.number, "drawn": drawn}
+        return {**what, **law, **asked, **which}
 
 
 def sample_spectra(
@@ -309,10 +301,11 @@ def _sampled(model: _Model, method: str, backend: Backend, indices: range) -> It
         seconds = dict(zip(("matrix", "eigenvalues"), times.tolist(), strict=True))
         for point, levels in zip(points, found, strict=True):
             if not np.isfinite(levels).all():
-                what = f"sample {point.index} has eigenvalues beyond float64"
+                what = f"sample {point.number} has eigenvalues beyond float64"
                 raise NonFiniteError(f"{what}; rescale the loss")
             provenance = Provenance(config=model.config(point, method), device=device)
-            yield ensemble_spectrum(levels, solver, provenance, model.dimension, seconds=seconds)
+            known = {"solver": solver, "provenance": provenance, "seconds": seconds}
+            yield ensemble_spectrum(levels, model.dimension, **known)
 
 
 def _matrices(
@@ -320,7 +313,7 @@ def _matrices(
 ) -> Float64[Tensor, "batch size size"]:
     """Dense samples of consecutive indices, degenerate directions left out unless H_true acts."""
     key = int(rng.seed_sequence(model.seed, "lossmodel", "goe").generate_state(1, np.uint64)[0])
-    found = backend.sample_goe(model.n, len(points), key, torch.float64, first=points[0].index)
+    found = backend.sample_goe(model.n, len(points), key, torch.float64, first=points[0].number)
     found *= model.cov.a**0.5
     diagonal = np.repeat([[point.shift] for point in points], model.n, axis=1)
     if model.h_true is None:
@@ -336,10 +329,9 @@ def _matrices(
 def _require_memory(backend: Backend, needed: int, model: _Model) -> None:
     free = backend.free_memory()
     if needed > free:
-        raise DeviceError(
-            f"a dense matrix of dimension {model.size} needs {needed / 2**30:.1f} GiB on "
-            f"{backend.name}, {free / 2**30:.1f} GiB are free; method='tridiagonal' needs none"
-        )
+        what = f"a dense matrix of dimension {model.size} needs {needed / 2**30:.1f} GiB"
+        there = f"on {backend.name}, {free / 2**30:.1f} GiB are free"
+        raise DeviceError(f"{what} {there}; method='tridiagonal' needs none")
 
 
 def goe_band(
@@ -562,22 +554,19 @@ def sampled_density(
     Returns:
         The histogram, which leaves out the largest 2 % of drawn outliers, and the law.
     """
-    rows = [item.eigenvalues[item.eigenvalues != 0] for item in spectra]
-    every, total = np.sort(np.concatenate(rows)), sum(len(item.eigenvalues) for item in spectra)
-    drawn = isinstance(outliers, int | np.integer)
-    count = int(outliers) if isinstance(outliers, int | np.integer) else len(outliers)
-    low, high = every[0], every[-1 - (round((1 - _SEEN) * count * len(rows)) if drawn else 0)]
+    levels = np.concatenate([item.eigenvalues for item in spectra])
+    every, total = np.sort(levels[levels != 0]), len(levels)
+    if isinstance(outliers, int | np.integer):
+        count, places = int(outliers), []
+        unseen = round((1 - _SEEN) * count * len(spectra))
+    else:
+        count, unseen = len(outliers), 0
+        places = bbp_position(outliers, n, cov.a) + cov.mean
+    low, high = every[0], every[-1 - unseen]
     margin = 0.04 * (high - low)
     edges = np.linspace(low - margin, high + margin, _BINS + 1)
     x = np.linspace(edges[0], edges[-1], _POINTS)
-    places = [] if drawn else bbp_position(list(np.atleast_1d(outliers)), n, cov.a) + cov.mean
-    return SampledDensity(
-        edges=edges,
-        density=np.histogram(every, edges)[0] / np.diff(edges) / total,
-        x=x,
-        law=mean_density(x, cov, n, outliers, outlier_scale, degenerate),
-        outliers=np.atleast_1d(places),
-        n_outliers=count,
-        n_levels=total,
-        zeros=degenerate / (n + degenerate),
-    )
+    density = np.histogram(every, edges)[0] / np.diff(edges) / total
+    law = mean_density(x, cov, n, outliers, outlier_scale, degenerate)
+    zeros = degenerate / (n + degenerate)
+    return SampledDensity(edges, density, x, law, np.atleast_1d(places), count, total, zeros)
