@@ -508,9 +508,10 @@ def test_a_checkpoint_that_lacks_a_part_is_refused(tmp_path, part):
     torch.save({k: v for k, v in content.items() if k != part}, path)
     with pytest.raises(StoreError, match="is not a checkpoint written by hessrmt"):
         TrainingFile(path, IDENTITY, resume=True)
-    torch.save(content | {"version": "a"}, path)
-    with pytest.raises(StoreError, match="is not a checkpoint written by hessrmt"):
-        TrainingFile(path, IDENTITY, resume=True)
+    for version, said in (("a", "is not a checkpoint written by"), (99, "by a newer hessrmt")):
+        torch.save(content | {"version": version}, path)
+        with pytest.raises(StoreError, match=said):
+            TrainingFile(path, IDENTITY, resume=True)
 
 
 def test_only_training_itself_is_continued_with_more_epochs(tmp_path):
