@@ -96,12 +96,10 @@ def test_rows_are_the_spectrum_and_the_capacity_of_the_checkpoints(
         assert np.array_equal(item.eigenvalues, direct.eigenvalues)
         assert (item.loss, item.noise_floor) == (direct.loss, direct.noise_floor)
         report = hr.capacity.analyze(model, initial=initial, device="cpu")
-        for place, name in enumerate(found.layers):
-            layer = next(one for one in report.layers if one.name == name)
-            for key, values in found.capacity.items():
-                wanted = getattr(layer, key)
-                wanted = np.nan if wanted is None else wanted
-                assert np.array_equal(values[row, place], wanted, equal_nan=True), key
+        layers = {layer.name: layer for layer in report.layers}
+        for key, values in found.capacity.items():
+            wanted = np.array([getattr(layers[name], key) for name in found.layers], dtype=float)
+            assert np.array_equal(values[row], wanted, equal_nan=True), key
         for key, values in found.network.items():
             assert np.array_equal(values[row], getattr(report, key), equal_nan=True), key
         for split, samples in (("train", train_set), ("test", test)):
