@@ -5,6 +5,7 @@ import importlib
 import json
 import pkgutil
 
+import drawn_families
 import h5py
 import numpy as np
 import pytest
@@ -14,12 +15,14 @@ from torch.nn import functional
 import hessrmt as hr
 from hessrmt import rng
 from hessrmt.errors import DataError, StoreError
+from hessrmt.experiments.puzzles import lines
 from hessrmt.generalization import bias_free, fits
 from hessrmt.generalization.approximation import study
 from hessrmt.generalization.flow import gradient_flow
 from hessrmt.lossmodel.sampler import sampled_density
 from hessrmt.records import Spectra, Spectrum
 from hessrmt.results import Result
+from hessrmt.store.history import History
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +101,18 @@ def sampled():
     return sampled_density(hr.lossmodel.sample_spectra(cov, 9, 4, [20.0]), cov, 9, [20.0])
 
 
+def family_line():
+    labels = ("natural", "random")
+    (line,) = lines([drawn_families.entry(name=name, labels=name) for name in labels])
+    return line
+
+
+def history():
+    ones = {name: np.ones(2) for name in ("mean_alpha", "train_loss")}
+    capacity = {"alpha": np.array([[2.0], [np.nan]])}
+    return History(np.array([0, 2]), spectra(), ("0.weight",), capacity, ones, ones)
+
+
 MADE = {
     "line fit": lambda: fits.fit_line([1, 2, 3, 4], [1, 3, 2, 5]),
     "budget fit": budgets,
@@ -110,6 +125,10 @@ MADE = {
     "maximum margin": lambda: bias_free.maximum_margin(*bias_free.linear_task(5, 2)),
     "approximation study": lambda: study("sine", 2, (1, 2), seeds=2, samples=32, iterations=2),
     "sampled density": sampled,
+    "family": lambda: drawn_families.entry().result,
+    "family line": family_line,
+    "random point": lambda: family_line().random_residuals[0],
+    "history": history,
     "spectrum": spectrum,
     "spectra": spectra,
     "capacity": capacity,
