@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 import pkgutil
+from pathlib import Path
 
 import drawn_families
 import h5py
@@ -22,6 +23,7 @@ from hessrmt.generalization.flow import gradient_flow
 from hessrmt.lossmodel.sampler import sampled_density
 from hessrmt.records import Spectra, Spectrum
 from hessrmt.results import Result
+from hessrmt.runs.training import TrainResult
 from hessrmt.store.history import History
 
 
@@ -114,6 +116,9 @@ def history():
 
 
 MADE = {
+    "training": lambda: TrainResult(
+        3, 0.5, 0.9, None, None, 1.5, Path("w.pt"), "00ff", "made up", ("a note",), Path("h.h5")
+    ),
     "line fit": lambda: fits.fit_line([1, 2, 3, 4], [1, 3, 2, 5]),
     "budget fit": budgets,
     "budget law": lambda: next(iter(budgets().laws.values())),

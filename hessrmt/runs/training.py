@@ -22,6 +22,7 @@ from hessrmt.files import require_new
 from hessrmt.problems import checkpoints, data, losses, models
 from hessrmt.progress import silent
 from hessrmt.records import Provenance
+from hessrmt.results import Result
 from hessrmt.runs.history import Recording, recording
 from hessrmt.runs.run import SERIAL, compute_all, digest, naming
 from hessrmt.store.files import ResumableFile, require_one, require_same
@@ -254,7 +255,7 @@ def _train_planned(
 
 
 @dataclass(frozen=True)
-class TrainResult:
+class TrainResult(Result):
     """A finished training run.
 
     Attributes:
@@ -282,15 +283,6 @@ class TrainResult:
     data: str
     notes: tuple[str, ...] = ()
     history: Path | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """All of it as plain values, e.g. for JSON.
-
-        Returns:
-            Attribute name to value.
-        """
-        plain = {**vars(self), "checkpoint": str(self.checkpoint), "notes": list(self.notes)}
-        return plain | {"history": None if self.history is None else str(self.history)}
 
 
 @dataclass(frozen=True)
