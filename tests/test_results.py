@@ -4,18 +4,29 @@ import dataclasses
 import importlib
 import json
 import pkgutil
+from pathlib import Path
 
+import drawn_families
 import h5py
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 import hessrmt as hr
+from hessrmt import rng
 from hessrmt.config import SimulateConfig
 from hessrmt.errors import DataError, StoreError
+from hessrmt.experiments.puzzles import lines
+from hessrmt.generalization import bias_free, fits
+from hessrmt.generalization.approximation import study
+from hessrmt.generalization.flow import gradient_flow
+from hessrmt.lossmodel.sampler import sampled_density
 from hessrmt.records import Spectra, Spectrum
 from hessrmt.results import Result
 from hessrmt.runs.simulate import summary
+from hessrmt.runs.training import TrainResult
+from hessrmt.store.history import History
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +72,70 @@ def capacity():
 
 TAIL = np.random.default_rng(0).pareto(1.5, 50)
 
+
+def classified():
+    with rng.torch_seeded(0, "classified"):
+        model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+    return model, torch.eye(3, dtype=torch.float64), torch.tensor([0, 1, 1])
+
+
+def monitored():
+    model, x, y = classified()
+    monitor = hr.generalization.NormalizedLoss(model.double())
+    monitor(x, y)
+    return monitor.history[0]
+
+
+def evaluated():
+    model, x, y = classified()
+    return hr.generalization.evaluate(model.double(), [(x, y)], functional.cross_entropy, 2.0)
+
+
+def flow():
+    layers = bias_free.initial_layers([2, 1])
+    return gradient_flow(layers, *bias_free.linear_task(5, 2), log_time=5, saved=9)
+
+
+def budgets():
+    return fits.fit_budgets([1, 2, 4, 8, 16], [0.9, 0.71, 0.52, 0.41, 0.38])
+
+
+def sampled():
+    cov = hr.lossmodel.rbf()
+    return sampled_density(hr.lossmodel.sample_spectra(cov, 9, 4, [20.0]), cov, 9, [20.0])
+
+
+def family_line():
+    labels = ("natural", "random")
+    (line,) = lines([drawn_families.entry(name=name, labels=name) for name in labels])
+    return line
+
+
+def history():
+    ones = {name: np.ones(2) for name in ("mean_alpha", "train_loss")}
+    capacity = {"alpha": np.array([[2.0], [np.nan]])}
+    return History(np.array([0, 2]), spectra(), ("0.weight",), capacity, ones, ones)
+
+
 MADE = {
+    "training": lambda: TrainResult(
+        3, 0.5, 0.9, None, None, 1.5, Path("w.pt"), "00ff", "made up", ("a note",), Path("h.h5")
+    ),
+    "line fit": lambda: fits.fit_line([1, 2, 3, 4], [1, 3, 2, 5]),
+    "budget fit": budgets,
+    "budget law": lambda: next(iter(budgets().laws.values())),
+    "normalized network": lambda: hr.generalization.normalize(*classified()[:2]),
+    "margins": lambda: hr.generalization.margins(*classified()),
+    "evaluation": evaluated,
+    "measurement": monitored,
+    "flow": flow,
+    "maximum margin": lambda: bias_free.maximum_margin(*bias_free.linear_task(5, 2)),
+    "approximation study": lambda: study("sine", 2, (1, 2), seeds=2, samples=32, iterations=2),
+    "sampled density": sampled,
+    "family": lambda: drawn_families.entry().result,
+    "family line": family_line,
+    "random point": lambda: family_line().random_residuals[0],
+    "history": history,
     "spectrum": spectrum,
     "spectra": spectra,
     "simulated": lambda: summary(SimulateConfig(dimension=6, samples=2), spectra()),

@@ -68,7 +68,7 @@ def reproduce(
     write_whole(folder / "results.csv", table.csv())
     write_whole(folder / "results.json", to_json(rows, indent=1) + "\n")
     figures = folder / "figures"
-    console.drawn(draw_each(experiment.figures(settings, entries), figures, ending))
+    console.drawn(draw_each(experiment.figures(entries), figures, ending))
     console.note(f"written: {figures}, {folder / 'results.md'}, results.csv and results.json")
     _show(experiment, entries)
     fits = experiment.fits(entries)

@@ -9,6 +9,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,8 +23,6 @@ from hessrmt.store import spectra
 from hessrmt.store.files import attributes_of, dataset, hdf5_image, reading
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import h5py
 
 SCHEMA, VERSION = "hessrmt/result", 1
@@ -77,15 +76,17 @@ def load(path: str | Path) -> Result:
 
 def _encoded(value: Any, place: str, arrays: dict[str, np.ndarray]) -> Any:
     """A value for JSON; its arrays are put aside under their places."""
-    if isinstance(value, np.generic):
-        return value.item()
-    if value is None or callable(value) or isinstance(value, str | int | float):
-        return None if callable(value) else value
+    if value is None or isinstance(value, str | int | float | np.generic):
+        return value.item() if isinstance(value, np.generic) else value
     if isinstance(value, np.ndarray | torch.Tensor):
         tensor = isinstance(value, torch.Tensor)
         arrays[place] = value.detach().cpu().numpy() if tensor else value
         return {"tensor" if tensor else "array": place}
+    if isinstance(value, Path):
+        return {"path": str(value)}
     items = fields_of(value)
+    if items is None and callable(value):  # a fitted law is a function, too
+        return None
     if items is not None and not isinstance(value, Mapping):
         kind = type(value)
         found = {k: _encoded(item, f"{place}/{k}", arrays) for k, item in items.items()}
@@ -104,6 +105,8 @@ def _decoded(value: Any, file: h5py.File) -> Any:
         return {key: _decoded(item, file) for key, item in content}
     if name == "items":
         return tuple(_decoded(item, file) for item in content)
+    if name == "path":
+        return Path(content)
     if name in {"array", "tensor"}:
         array = np.asarray(dataset(file, content))
         return array if name == "array" else torch.from_numpy(array)
