@@ -9,7 +9,8 @@ import scipy.linalg
 import torch
 
 from hessrmt.backend import cpu, cuda_kernels
-from hessrmt.backend.cpu import _TILE, CpuBackend
+from hessrmt.backend.base import _TILE
+from hessrmt.backend.cpu import CpuBackend
 from hessrmt.backend.cuda_kernels import KernelError
 from hessrmt.backend.kernels import csrc
 from hessrmt.backend.select import select

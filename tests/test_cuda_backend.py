@@ -15,7 +15,7 @@ from cuda_samples import DTYPES, LIBRARY, close, fails, lower_only, symmetric
 from dense_symmetric import families
 from stand_in import GB
 
-from hessrmt.backend import cuda_kernels, solvers, twostage
+from hessrmt.backend import cuda_kernels, solvers
 from hessrmt.backend.cuda import TWO_STAGE, CudaBackend, cuda_backend
 from hessrmt.errors import ConfigError, ConvergenceError, DeviceError, NonFiniteError
 
@@ -178,7 +178,7 @@ def test_float32_products_of_fewer_bits(make, cupy):
 
 def nobody_waits(monkeypatch):
     """Blocks that never look at their predecessor: the bulge chase gives up."""
-    monkeypatch.setattr(twostage, "SPIN_LIMIT", 0)
+    monkeypatch.setattr(cuda_kernels, "SPIN_LIMIT", 0)
 
 
 def test_the_bulge_chase_gives_up(make, monkeypatch, cupy):

@@ -11,7 +11,6 @@ import math
 from bisect import bisect_right
 from typing import Literal, NamedTuple, cast, get_args
 
-from hessrmt.backend.twostage import HALF_WIDTH, chase_launch
 from hessrmt.checks import one_of
 from hessrmt.errors import ConfigError, DeviceError
 
@@ -24,7 +23,7 @@ VARIABLE = "HESSRMT_SOLVER"
 TWO_STAGE_FROM: dict[str, int | None] = {"float64": None, "float32": None}
 """Smallest n at which the two-stage solver is faster; None: not measured, the library is taken."""
 
-HALF_WIDTHS = (HALF_WIDTH, 32, 16)
+HALF_WIDTHS = (64, 32, 16)
 """Half-widths of the band; the first whose two blocks fit in shared memory is taken."""
 
 COLLECTED = 512
@@ -145,6 +144,20 @@ def small_limit(shared: int, itemsize: int) -> int:
     return next((n for n in sizes if small_shared_bytes(n, itemsize) <= room), 0)
 
 
+def chase_shared_bytes(b: int, itemsize: int, threads: int) -> int:
+    """Dynamic shared memory of a block of csrc/bulge_chase.cu.
+
+    Args:
+        b: Half-width of the bands.
+        itemsize: Bytes of a number.
+        threads: Threads of a block.
+
+    Returns:
+        A number of bytes.
+    """
+    return 8 + itemsize * (2 * b * (b + 1) + 2 * max(b, threads) + 4 * b)
+
+
 def half_width(shared: int, itemsize: int, threads: int) -> int:
     """Half-width of the band between the stages.
 
@@ -156,8 +169,7 @@ def half_width(shared: int, itemsize: int, threads: int) -> int:
     Returns:
         The first of :data:`HALF_WIDTHS` whose blocks fit, else the last.
     """
-    needed = (chase_launch(1, b, itemsize, resident=1, threads=threads) for b in HALF_WIDTHS)
-    fits = (b for b, of in zip(HALF_WIDTHS, needed, strict=True) if of.shared_bytes <= shared)
+    fits = (b for b in HALF_WIDTHS if chase_shared_bytes(b, itemsize, threads) <= shared)
     return next(fits, HALF_WIDTHS[-1])
 
 
