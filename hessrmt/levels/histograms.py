@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hessrmt.errors import DataError
 from hessrmt.levels.goodness import nulls, plan, quantiles, statistic_law
 from hessrmt.levels.longrange import BLOCK, form_factor, number_variance, rigidity
-from hessrmt.levels.resampling import ENOUGH, histogram, mean_and_error, units, with_error
+from hessrmt.levels.resampling import ENOUGH, histogram, in_bins, mean_and_error, with_error
 from hessrmt.levels.selection import Selection, ratio_samples
 from hessrmt.levels.spacings import of_spacings
-from hessrmt.levels.unfolding import Unfolded
-from hessrmt.levels.unfolding import window as smoothed_by_window
+from hessrmt.levels.unfolding import NEIGHBOURS, Unfolded, enough
+from hessrmt.results import Result
 
 if TYPE_CHECKING:
     from jaxtyping import Float64
     from numpy.typing import ArrayLike
 
     from hessrmt.arrays import Levels
+    from hessrmt.levels.resampling import Samples
     from hessrmt.records import Spectrum
 
     Grid = Float64[np.ndarray, " k"]
-    Samples = list[Float64[np.ndarray, " n"]]
-
-FEWEST_UNITS = 5
-"""Spectra, or stretches of them, below which a standard error is not worth showing."""
 
 _BINS_OF_A_DECADE = 5
 
@@ -51,7 +47,7 @@ _INDEPENDENT, _FEWEST_PARTS = 1.5, 5
 
 
 @dataclass(frozen=True)
-class SpacingHistogram:
+class SpacingHistogram(Result, axes={"bin": "density error"}, picture="levels.spacings"):
     """P(s) of unfolded spacings, in bins.
 
     Attributes:
@@ -74,15 +70,9 @@ class SpacingHistogram:
     surrogates: int = 0
     unfolded_alike: tuple[Grid, Grid] | None = None
 
-    def plot(self, title: str = "", *, ax: Any = None, blocks: bool = False) -> Any:
-        """Draw it beside the laws; see :func:`hessrmt.plots.levels.spacings`."""
-        from hessrmt.plots.levels import spacings
-
-        return spacings(self, title, ax=ax, blocks=blocks)
-
 
 @dataclass(frozen=True)
-class RatioHistogram:
+class RatioHistogram(Result, axes={"bin": "density error"}, picture="levels.ratios"):
     """P(r̃), or P(r) up to a cut, in bins.
 
     Attributes:
@@ -105,15 +95,9 @@ class RatioHistogram:
     mean: float
     mean_error: float
 
-    def plot(self, title: str = "", *, ax: Any = None) -> Any:
-        """Draw it beside the laws; see :func:`hessrmt.plots.levels.ratios`."""
-        from hessrmt.plots.levels import ratios
-
-        return ratios(self, title, ax=ax)
-
 
 @dataclass(frozen=True)
-class LongRange:
+class LongRange(Result, axes={"at": "at values errors"}, picture="levels.long_range"):
     """Number variance, rigidity or form factor of some spectra, with its standard error.
 
     Attributes:
@@ -134,12 +118,6 @@ class LongRange:
     n_levels: int
     n_spectra: int
     reach: int | None = None
-
-    def plot(self, title: str = "", *, ax: Any = None, blocks: bool = True) -> Any:
-        """Draw it beside the laws; see :func:`hessrmt.plots.levels.long_range`."""
-        from hessrmt.plots.levels import long_range
-
-        return long_range(self, title, ax=ax, blocks=blocks)
 
 
 def spacing_histogram(
@@ -179,7 +157,7 @@ def spacing_histogram(
         except DataError:  # an unfolding that fits the data, e.g. by their own law, but not these
             alike = None
     return SpacingHistogram(
-        edges, *_with_bars(spread, edges), count, len(samples), surrogates, alike
+        edges, *histogram(spread, edges), count, len(samples), surrogates, alike
     )
 
 
@@ -220,7 +198,7 @@ def ratio_histogram(
         bins = int(np.clip(wanted, _FEWEST_BINS[folded], _MOST_BINS[folded]))
     edges = np.linspace(0, end, bins + 1)
     mean = mean_and_error(every) if folded else (math.nan, math.nan)  # r has no mean in theory
-    return RatioHistogram(edges, *_with_bars(samples, edges), count, len(samples), folded, *mean)
+    return RatioHistogram(edges, *histogram(samples, edges), count, len(samples), folded, *mean)
 
 
 def long_range(unfolded: Unfolded, statistic: str, at: ArrayLike | None = None) -> LongRange:
@@ -263,10 +241,8 @@ def long_range(unfolded: Unfolded, statistic: str, at: ArrayLike | None = None) 
     value, error = with_error(lambda levels: np.asarray(measure(levels, asked)), rows)
     reach = None
     if unfolded.method == "window":
-        default = inspect.signature(smoothed_by_window).parameters["neighbours"].default
         shortest = min(map(len, unfolded.selection.levels))
-        used = min(int(unfolded.options.get("neighbours", default)), max(2, shortest // 4))
-        reach = 2 * used - 1
+        reach = 2 * enough(unfolded.options.get("neighbours", NEIGHBOURS), shortest) - 1
     return LongRange(statistic, asked, value, error, *number, reach)
 
 
@@ -314,12 +290,6 @@ def _form_factor(rows: Samples, span: float, asked: Grid | None) -> tuple[Grid, 
     return tau, values.mean(axis=1), error
 
 
-def _with_bars(samples: Samples, edges: Grid) -> tuple[Grid, Grid]:
-    """Density and standard error, NaN where too few units make it not worth showing."""
-    density, error = histogram(samples, edges)
-    return density, error if len(units(samples)) >= FEWEST_UNITS else np.full_like(error, np.nan)
-
-
 def _spacing_edges(count: float, step: float) -> Grid:
     width = float(np.clip(2.5 * count ** (-1 / 3), _NARROWEST, _WIDEST))
     if step > 0:
@@ -354,7 +324,7 @@ def _unfolded_alike(
 
 
 @dataclass(frozen=True)
-class DensityHistogram:
+class DensityHistogram(Result, axes={"bin": "density error"}):
     """Density of the levels of some spectra, in bins.
 
     Attributes:
@@ -377,7 +347,7 @@ class DensityHistogram:
 
 
 @dataclass(frozen=True)
-class DecadeHistogram:
+class DecadeHistogram(Result):
     """Levels of one spectrum in each decade of |λ|, in bins.
 
     Attributes:
@@ -464,11 +434,7 @@ def mean_counts(rows: Sequence[Levels], edges: Levels) -> Float64[np.ndarray, "2
         (k,) mean numbers per unit of the axis, and (k,) their standard errors over the spectra, NaN
         from fewer than five.
     """
-    counts = np.array([np.histogram(row, edges)[0] for row in rows]) / np.diff(edges)
-    mean, error = counts.mean(axis=0), np.full(len(edges) - 1, np.nan)
-    if len(rows) >= FEWEST_UNITS:
-        error = counts.std(axis=0, ddof=1) / len(rows) ** 0.5
-    return np.array([mean, error])
+    return np.array(in_bins(rows, edges, [1] * len(rows)))
 
 
 def _ascending(groups: Mapping[str, Sequence[Levels]]) -> dict[str, list[Levels]]:

@@ -54,6 +54,9 @@ _ADVICE = "try method='window', which follows any density, or method='pooled' wi
 _REACH = 8.0
 """Standard deviations at which a Gaussian step counts as complete: Φ(-8) = 6e-16."""
 
+NEIGHBOURS = 15
+"""Levels on each side, of local mean spacings, unless others are asked for."""
+
 _CHUNK = 1 << 20
 """Pairs of level and kernel evaluated at once."""
 
@@ -277,7 +280,7 @@ def _ordered(levels: ArrayLike, name: str = "levels") -> Levels:
     return ordered
 
 
-def kernel(levels: Levels, *, width: float = 5.0, neighbours: int = 15) -> Levels:
+def kernel(levels: Levels, *, width: float = 5.0, neighbours: int = NEIGHBOURS) -> Levels:
     """N̄(λ) = Σ_i Φ((λ - λ_i)/h_i), with h_i = width × the mean spacing around level i.
 
     The levels are continued evenly beyond both ends (each end level once), so what a Gaussian puts
@@ -296,7 +299,7 @@ def kernel(levels: Levels, *, width: float = 5.0, neighbours: int = 15) -> Level
     """
     width = real("width", width, above=0, error=OptionError, hint="it is in mean spacings")
     n = len(levels)
-    h = min(width, (n - 1) / 8) * _mean_spacings(levels, _enough(neighbours, n))
+    h = min(width, (n - 1) / 8) * _mean_spacings(levels, enough(neighbours, n))
     low, high, reach = levels[0], levels[-1], _REACH * h
     left = 1 + np.flatnonzero(levels[1:] - low < reach[1:])
     right = np.flatnonzero(high - levels[:-1] < reach[:-1])
@@ -306,7 +309,7 @@ def kernel(levels: Levels, *, width: float = 5.0, neighbours: int = 15) -> Level
     return np.maximum.accumulate(0.5 + (total - total[0]))
 
 
-def window(levels: Levels, *, neighbours: int = 15, passes: int = 2) -> Levels:
+def window(levels: Levels, *, neighbours: int = NEIGHBOURS, passes: int = 2) -> Levels:
     """ξ_{i+1} - ξ_i = (λ_{i+1} - λ_i)·D_i, D_i the density of the levels around this gap.
 
     D_i = (2w - 1)/(λ_{i+w} - λ_{i-w+1}): w levels on each side of the gap, fewer beyond the ends.
@@ -329,7 +332,7 @@ def window(levels: Levels, *, neighbours: int = 15, passes: int = 2) -> Levels:
     """
     n, spacings = len(levels), np.diff(levels)
     for k in range(1, whole("passes", passes, 1, error=OptionError) + 1):
-        w = _enough(neighbours, n, k)
+        w = enough(neighbours, n, k)
         span, held = _around(spacings, w), _around(np.ones(n - 1), w)
         spacings = held * np.divide(spacings, span, out=np.zeros(n - 1), where=span > 0)
     return 0.5 + np.concatenate([[0.0], np.cumsum(spacings)])
@@ -340,7 +343,17 @@ def _around(spacings: Levels, w: int) -> Levels:
     return np.convolve(spacings, np.ones(2 * w - 1))[w - 1 : w - 1 + len(spacings)]
 
 
-def _enough(neighbours: int, n: int, times: int = 1) -> int:
+def enough(neighbours: int, n: int, times: int = 1) -> int:
+    """How many neighbours on each side are used, of n levels and some times as many as asked.
+
+    Args:
+        neighbours: Asked for, at least 2.
+        n: Levels of the spectrum.
+        times: Windows are wider in later passes.
+
+    Returns:
+        At most n/4, but at least 2.
+    """
     return min(times * whole("neighbours", neighbours, 2, error=OptionError), max(2, n // 4))
 
 
