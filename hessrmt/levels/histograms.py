@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hessrmt.errors import DataError
-from hessrmt.levels.goodness import nulls, plan, quantiles, statistic_law
+from hessrmt.levels.goodness import STATISTICS, nulls, plan, quantiles
 from hessrmt.levels.longrange import BLOCK, form_factor, number_variance, rigidity
 from hessrmt.levels.resampling import ENOUGH, histogram, in_bins, mean_and_error, with_error
 from hessrmt.levels.selection import Selection, ratio_samples
@@ -310,7 +310,7 @@ def _unfolded_alike(
     sizes = [len(levels) for levels in unfolded.selection.levels]
     method, options, rotate = unfolded.method, unfolded.options, unfolded.rotate
     null = nulls("goe", plan(sizes, method, options, rotate, surrogates, seed))["spacing"]
-    law = statistic_law("goe", "spacing")
+    law = STATISTICS["spacing"]("goe")
     points = quantiles(law)
     below = np.asarray(law.cdf(points)) + null.bias
     if unfolded.resolution == 0:

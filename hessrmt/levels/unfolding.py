@@ -13,7 +13,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from numpy.polynomial import Chebyshev
@@ -26,6 +26,7 @@ from hessrmt import rng
 from hessrmt.checks import one_of, real, whole
 from hessrmt.errors import DataError, OptionError
 from hessrmt.levels.spacings import ascending
+from hessrmt.results import Result
 from hessrmt.theory import marchenko_pastur_cdf, semicircle_cdf
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ _CHUNK = 1 << 20
 """Pairs of level and kernel evaluated at once."""
 
 
-class Pooled(NamedTuple):
+@dataclass(frozen=True)
+class Pooled(Result):
     """Many spectra, unfolded against each other.
 
     Attributes:
@@ -78,7 +80,7 @@ class Pooled(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Unfolded:
+class Unfolded(Result, picture="levels.staircase"):
     """The levels of several spectra, unfolded.
 
     Attributes:
