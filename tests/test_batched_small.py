@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from host_kernels import build, call
+from host_kernels import Module
 from scipy.linalg import toeplitz
 from tridiagonals import families, glued, wilkinson
 
@@ -10,20 +10,10 @@ from hessrmt.backend.solvers import small_shared_bytes
 
 GUARD = 7.25  # around every output: nothing else may change
 
-LAUNCHERS = """
-extern "C" void run_@(long long threads, long long bytes, const REAL *a, long long n,
-                      long long lda, long long stride, long long batch, double *eigenvalues,
-                      long long ld, int *info) {
-    const unsigned blocks = batch < 2 ? batch : 2;
-    launch_in_flight(1, dim3{blocks, 1, 1}, dim3{unsigned(threads), 1, 1}, bytes,
-                     batched_small_@, a, n, lda, stride, batch, eigenvalues, ld, info);
-}
-"""
-
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    return build(tmp_path_factory.mktemp("small"), "batched_small", LAUNCHERS)
+    return Module(tmp_path_factory.mktemp("small"), "batched_small")
 
 
 def stack(library, a, n=None, threads=8):
@@ -33,9 +23,9 @@ def stack(library, a, n=None, threads=8):
     assert a.strides[2] == a.itemsize
     levels, info = np.full((batch + 1, n + 2), GUARD), np.full(batch + 1, 99, np.int32)
     before = a.copy()
-    function = {8: library.run_f64, 4: library.run_f32}[a.itemsize]
-    bytes_ = small_shared_bytes(n, a.itemsize)  # the shim aborts if a kernel writes behind it
-    call(function, threads, bytes_, a, n, lda, stride, batch, levels, n + 2, info)
+    shared = small_shared_bytes(n, a.itemsize)  # the shim aborts if a kernel writes behind it
+    sizes, grid = (n, lda, stride, batch), (min(batch, 2),)
+    library.launch("batched_small", grid, (threads,), a, *sizes, levels, n + 2, info, shared=shared)
     assert np.array_equal(a, before, equal_nan=True)
     assert np.all(levels[:-1, n:] == GUARD)
     assert np.all(levels[-1] == GUARD)

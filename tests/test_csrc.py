@@ -5,7 +5,7 @@ import subprocess
 
 import numpy as np
 import pytest
-from host_kernels import build, call
+from host_kernels import Module
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from properties import examples
@@ -13,22 +13,17 @@ from properties import examples
 import hessrmt as hr
 from hessrmt import rng
 from hessrmt.backend import kernels
+from hessrmt.backend.cuda_kernels import TILE, TILE_BLOCK
 from hessrmt.backend.reference import staircase
 
-TILE, BLOCK = 32, (32, 8)  # as backend/cuda_kernels.py launches it
-SIZES = [1, 2, 31, 32, 33, 100]
-
-LAUNCHERS = """
-extern "C" void run_@(long long tiles, REAL *a, long long n, u64 *worst) {
-    launch(dim3{unsigned(tiles), unsigned(tiles), 1}, dim3{32, 8, 1}, symmetrize_@, a, n, worst);
-}
+COUNTER = """
 extern "C" void atomics(long long *count) { *count = host_atomics.exchange(0); }
 """
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    return build(tmp_path_factory.mktemp("csrc"), "symmetrize", LAUNCHERS)
+    return Module(tmp_path_factory.mktemp("csrc"), "symmetrize", COUNTER)
 
 
 @pytest.fixture(scope="module")
@@ -36,16 +31,15 @@ def symmetrize(library):
     """The kernel's launch on the CPU: array in place, returns what the backend returns."""
 
     def run(a):
-        worst = np.zeros(1, np.uint64)
-        function = {8: library.run_f64, 4: library.run_f32}[a.itemsize]
-        call(function, -(-len(a) // TILE), a, len(a), worst)
+        worst, tiles = np.zeros(1, np.uint64), -(-len(a) // TILE)
+        library.launch("symmetrize", (tiles, tiles), TILE_BLOCK, a, len(a), worst)
         return worst.view(np.float64)[0]
 
     return run
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("n", [1, 2, 31, 32, 33, 100])
 def test_symmetrize(symmetrize, n, dtype):
     a = np.random.default_rng(n).normal(size=(n, n)).astype(dtype)
     # one addition, one exact division: the same bits as NumPy's
@@ -58,9 +52,9 @@ def test_symmetrize(symmetrize, n, dtype):
 
 def test_symmetrize_takes_one_atomic_a_block(symmetrize, library):
     count = np.zeros(1, np.int64)
-    call(library.atomics, count)
+    library.call("atomics", count)
     symmetrize(np.random.default_rng(0).normal(size=(100, 100)))
-    call(library.atomics, count)
+    library.call("atomics", count)
     tiles = -(-100 // TILE)
     assert 0 < count[0] <= tiles * (tiles + 1) // 2
 
@@ -79,12 +73,6 @@ def test_symmetrize_writes_nothing_outside(symmetrize):
     room[: 33 * 33] = np.arange(33 * 33)
     assert symmetrize(room[: 33 * 33].reshape(33, 33)) == 32 * 33 - 32
     assert np.all(room[33 * 33 :] == 7)
-
-
-def test_the_grid_is_the_backends():
-    from hessrmt.backend import cuda_kernels
-
-    assert (cuda_kernels.TILE, cuda_kernels.TILE_BLOCK) == (TILE, BLOCK)
 
 
 def test_source_is_self_contained():
@@ -123,28 +111,22 @@ def test_compiles_for_every_architecture(tmp_path, file, architecture):
 THREADS = 256
 CANARY = -7
 
-STAIRCASE_LAUNCHERS = """
-extern "C" void run_@(long long grid, long long block, const REAL *pool, long long m,
-                      const REAL *queries, long long n, long long *counts) {
-    launch(dim3{unsigned(grid)}, dim3{unsigned(block)}, staircase_@, pool, m, queries, n, counts);
-}
-"""
-
 
 @pytest.fixture(scope="module")
 def staircase_kernel(tmp_path_factory):
     """The staircase_kernel on the CPU: counts for the queries, with nothing written around them."""
-    loaded = build(tmp_path_factory.mktemp("csrc"), "staircase", STAIRCASE_LAUNCHERS)
+    loaded = Module(tmp_path_factory.mktemp("csrc"), "staircase")
 
     def run(pool, queries, block=THREADS):
-        assert pool.dtype == queries.dtype
-        room = np.full(len(queries) + 2 * THREADS, CANARY, np.int64)
-        counts = room[THREADS : THREADS + len(queries)]
-        function = {8: loaded.run_f64, 4: loaded.run_f32}[pool.itemsize]
-        grid = -(-len(queries) // block)
-        call(function, grid, block, pool, len(pool), queries, len(queries), counts)
-        assert np.all(np.delete(room, np.s_[THREADS : THREADS + len(queries)]) == CANARY)
-        return counts
+        n = len(queries)
+        room = np.full(n + 2 * THREADS, CANARY, np.int64)
+        if n:
+            counts = room[THREADS:][:n]
+            loaded.launch(
+                "staircase", (-(-n // block),), (block,), pool, len(pool), queries, n, counts
+            )
+        assert np.all(np.delete(room, np.s_[THREADS : THREADS + n]) == CANARY)
+        return room[THREADS:][:n]
 
     return run
 

@@ -5,42 +5,31 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from host_kernels import build, call
+from host_kernels import Module
 from scipy import stats
 
 from hessrmt import rng
 from hessrmt.backend import reference
+from hessrmt.backend.cuda_kernels import SCAN_THREADS as TILE
 from hessrmt.backend.reference import powerlaw_scan
 
-TILE = 128
 EPS = float(np.finfo(np.float64).eps)
 CANARY = -7.0
-
-LAUNCHERS = """
-extern "C" void run_@(long long x, long long y, const REAL *values, const long long *offsets,
-                      long long layers, int two_sided, double *alpha, double *ks) {
-    launch(dim3{unsigned(x), unsigned(y)}, dim3{TILE}, powerlaw_scan_@, values, offsets, layers,
-           two_sided, alpha, ks);
-}
-extern "C" int tile() { return TILE; }
-"""
 
 
 @pytest.fixture(scope="module")
 def kernel(tmp_path_factory):
     """The kernel on the CPU: α and D, with nothing written around them."""
-    loaded = build(tmp_path_factory.mktemp("csrc"), "powerlaw_scan", LAUNCHERS)
-    assert loaded.tile() == TILE
+    loaded = Module(tmp_path_factory.mktemp("csrc"), "powerlaw_scan")
 
     def run(values, offsets, *, two_sided=False, rows=65535):
         layers, total = len(offsets) - 1, len(values)
-        blocks = -(-max(np.diff(offsets), default=0) // TILE)
         room = np.full((2, total + 2 * TILE), CANARY)
         alpha, distance = room[:, TILE : TILE + total]
-        function = {8: loaded.run_f64, 4: loaded.run_f32}[values.itemsize]
-        flag = np.int32(two_sided)
-        grid = int(blocks), min(layers, rows)
-        call(function, *grid, values, offsets, layers, flag, alpha, distance)
+        if total:
+            grid = int(-(-np.diff(offsets).max() // TILE)), min(layers, rows)
+            arguments = values, offsets, layers, int(two_sided), alpha, distance
+            loaded.launch("powerlaw_scan", grid, (TILE,), *arguments)
         assert np.all(np.delete(room, np.s_[TILE : TILE + total], axis=1) == CANARY)
         return alpha, distance
 
