@@ -615,9 +615,9 @@ def sanitized(tool: str) -> Callable[[Machine], Iterator[Entry]]:
 
 
 def parity_tests(machine: Machine) -> Iterator[Entry]:
-    """tests/test_gpu.py."""
+    """tests/test_backend.py."""
     options = ["-q", "-o", "addopts=", "-m", "gpu", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    entry = ran("pytest", [sys.executable, "-m", "pytest", *options, "tests/test_gpu.py"], {})
+    entry = ran("pytest", [sys.executable, "-m", "pytest", *options, "tests/test_backend.py"], {})
     some = machine.stand_in or any(" passed" in line for line in entry["said"])
     yield entry | {"agrees": entry["agrees"] and some}  # all skipped is no success on a GPU
 

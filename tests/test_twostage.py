@@ -93,7 +93,7 @@ class Operations(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, arguments=(), options=None):
         found = function(*arguments, **(options or {}))
         self.names.add(function.overloadpacket.__name__)
-        for one in found if isinstance(found, tuple) else (found,):
+        for one in found if isinstance(found, tuple | list) else (found,):
             if one.untyped_storage().data_ptr() != self.given:
                 self.largest = max(self.largest, one.untyped_storage().nbytes() // one.itemsize)
         return found
