@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from hessrmt.levels.goodness import (
     pooled_cdf,
     quantiles,
 )
+from hessrmt.levels.unfolding import Unfolded
 from hessrmt.theory.longrange import number_variance
 
 
@@ -145,7 +147,7 @@ def test_surrogates_are_as_far_as_fresh_data(kept, law, count, n, method, sets):
     banks = 6
     fresh = literal(law, count, n, method, sets)
     sizes = {"ratio": count * (n - 2), "spacing": count * (n - 1)}
-    plans = [plan([n] * count, method, {}, True, 200, seed) for seed in range(banks)]
+    plans = [planned([n] * count, method, {}, 200, seed) for seed in range(banks)]
     assert plans[0].whole == (n <= 1000)
     found = [nulls(law, one) for one in plans]
     for row, (statistic, size) in zip(fresh, sizes.items(), strict=True):
@@ -158,14 +160,20 @@ def test_surrogates_are_as_far_as_fresh_data(kept, law, count, n, method, sets):
             assert abs(each.mean() - value) < 4 * error, (statistic, q, each.mean() / value)
 
 
+def planned(sizes, method, options, surrogates, seed):
+    levels = tuple(np.arange(float(n)) for n in sizes)
+    selection = SimpleNamespace(levels=levels)
+    return plan(Unfolded(selection, levels, 0.0, method, options, True), surrogates, seed)
+
+
 def test_plans_imitate_small_data_whole_and_large_data_by_stretches():
-    small = plan([300] * 12, "pooled", {}, True, 200, 0)
+    small = planned([300] * 12, "pooled", {}, 200, 0)
     assert (small.spectra, small.levels, small.whole) == (12, 300, True)
-    assert plan([300], "window", {}, True, 200, 0).spectra == 5
-    assert plan([1, 2, 1], "window", {}, True, 200, 0).levels == 3
-    large = plan([5000] * 400, "pooled", {}, True, 200, 0)
+    assert planned([300], "window", {}, 200, 0).spectra == 5
+    assert planned([1, 2, 1], "window", {}, 200, 0).levels == 3
+    large = planned([5000] * 400, "pooled", {}, 200, 0)
     assert (large.spectra, large.levels, large.whole) == (200, 150, False)
-    long = plan([20_000], "window", {}, True, 200, 0)
+    long = planned([20_000], "window", {}, 200, 0)
     assert (long.levels, long.whole) == (400, False)
     assert long.spectra * long.levels >= 30_000
 
@@ -197,7 +205,7 @@ def stretch(law, n, draw):
     return np.sort(np.concatenate([2 * bulk(n // 2, 1, draw) for _ in range(2)]))
 
 
-SMALL = plan([20] * 4, "window", {}, True, 7, 0)
+SMALL = planned([20] * 4, "window", {}, 7, 0)
 
 
 def same(one, other):
@@ -279,7 +287,7 @@ def test_what_cannot_be_kept_leaves_no_file(folder, monkeypatch):
         raise OSError(28, "No space left on device")
 
     # a Python function has no name that outlives the process
-    nulls("poisson", plan([20] * 4, "analytic", {"law": lambda x: x / 20}, True, 3, 0))
+    nulls("poisson", planned([20] * 4, "analytic", {"law": lambda x: x / 20}, 3, 0))
     assert not folder.exists()
     monkeypatch.setattr(os, "fsync", full)
     nulls("goe", SMALL)

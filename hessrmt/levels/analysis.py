@@ -33,7 +33,7 @@ from hessrmt.levels.goodness import (
 from hessrmt.levels.resampling import mean_and_error
 from hessrmt.levels.selection import Cutoff, Window, ratio_samples, select
 from hessrmt.levels.spacings import Fit, brody, of_spacings, superposition
-from hessrmt.levels.unfolding import unfold_selection
+from hessrmt.levels.unfolding import Unfolded, unfold_selection
 from hessrmt.results import Result
 from hessrmt.theory import mean_ratio
 
@@ -261,10 +261,10 @@ def analyze(
     except DataError as error:
         if isinstance(error, OptionError) or (unfold == "pooled" and len(selection.levels) < 2):
             raise
-        unfolded = None
+        unfolded = Unfolded(selection, (None,) * len(selection.levels), 0.0, "window", {}, rotate)
         why |= dict.fromkeys(_OF_SPACINGS, str(error))
     ratios = ratio_samples(selection)
-    spacings = unfolded.spacings if unfolded else []
+    spacings = unfolded.spacings
     all_ratios, all_spacings = _sorted(ratios), _sorted(spacings)  # once for all laws
     if not len(all_ratios):
         raise DataError("every spacing is zero: no ratio is defined; are the levels degenerate?")
@@ -274,8 +274,7 @@ def analyze(
     fifths, fifths_error = zip(*map(mean_and_error, parts), strict=True)
     drawn: dict[str, tuple[dict[str, Null], str]] = dict.fromkeys(LAWS, ({}, ""))
     if surrogates:
-        method, used = (unfolded.method, unfolded.options) if unfolded else ("window", {})
-        scheme = plan([*map(len, selection.levels)], method, used, rotate, surrogates, seed)
+        scheme = plan(unfolded, surrogates, seed)
         tick("surrogates", 0, len(LAWS))
         for done, (index, result) in enumerate(map_unordered(partial(_nulls, scheme), LAWS), 1):
             drawn[LAWS[index]] = result
@@ -297,14 +296,13 @@ def analyze(
             *likelihood_ratio(ratios, of_ratio, goe),
         )
     tick("surrogates", len(LAWS), len(LAWS))
-    resolution = unfolded.resolution if unfolded else 0.0
-    q = _fitted("brody", partial(brody, spacings, resolution), why)
+    q = _fitted("brody", partial(brody, spacings, unfolded.resolution), why)
     f = _fitted("superposition", partial(superposition, spacings), why)
     smoothed = mean_ratio_of_density(selection.levels, seed)
     if np.isnan(smoothed):
         why["mean_ratio_density"] = f"no spectrum has {2 * SMOOTH + 1} distinct levels"
     unresolved = selection.n_unresolved / selection.n_spacings
-    noted = (len(selection.unusable), selection.n_ties, resolution)
+    noted = (len(selection.unusable), selection.n_ties, unfolded.resolution)
     return LevelStatistics(
         n_spectra=len(selection.levels),
         **{name: getattr(selection, name) for name in _OF_SELECTION},
@@ -323,7 +321,7 @@ def analyze(
         laws=laws,
         conclusion=conclude(mean, error, laws, len(all_ratios), unresolved),
         not_computable=why,
-        unfolding=unfolded.words if unfolded else "none",
+        unfolding=unfolded.words,
         surrogates=surrogates,
         seed=seed,
         notes=tuple(note.format(x) for x, note in zip(noted, _NOTES, strict=True) if x),

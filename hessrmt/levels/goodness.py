@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -33,7 +33,7 @@ from hessrmt.errors import StoreError
 from hessrmt.files import write_whole
 from hessrmt.levels.resampling import Samples, mean_and_error
 from hessrmt.levels.spacings import log_of, of_spacings
-from hessrmt.levels.unfolding import pooled, unfold
+from hessrmt.levels.unfolding import Unfolded, pooled, unfold
 from hessrmt.theory import number_variance, ratio_law_folded, semicircle_cdf, spacing_law
 from hessrmt.theory.law import BETA_OF, NAMES
 
@@ -199,27 +199,18 @@ class SurrogatePlan:
     seed: int
 
 
-def plan(
-    sizes: Sequence[int],
-    method: str,
-    options: dict[str, Any],
-    rotate: bool,
-    surrogates: int,
-    seed: int,
-) -> SurrogatePlan:
-    """Surrogates for spectra of given sizes.
+def plan(unfolded: Unfolded, surrogates: int, seed: int) -> SurrogatePlan:
+    """Surrogates for spectra as given, with the same unfolding.
 
     Args:
-        sizes: Levels of each spectrum of the data; their median is imitated.
-        method: Unfolding method.
-        options: Of the method.
-        rotate: For ``pooled``.
+        unfolded: The data; the median of their numbers of levels is imitated.
         surrogates: Data sets.
         seed: Of everything random.
 
     Returns:
         Whole spectra where the data are small, stretches where they are large.
     """
+    sizes, method = [len(row) for row in unfolded.selection.levels], unfolded.method
     count, levels = len(sizes), max(3, int(np.median(sizes)))
     whole = levels <= _WHOLE and count * levels <= _WHOLE_IN_ALL
     if not whole:
@@ -233,8 +224,9 @@ def plan(
     elif method != "pooled":
         # fewer than a handful of spectra make a poor choice from a bank
         count = max(count, 5)
-    ordered = tuple(sorted(options.items()))
-    return SurrogatePlan(count, levels, whole, method, ordered, rotate, surrogates, seed)
+    options = tuple(sorted(unfolded.options.items()))
+    how = method, options, unfolded.rotate
+    return SurrogatePlan(count, levels, whole, *how, surrogates, seed)
 
 
 def nulls(law: str, plan: SurrogatePlan) -> dict[str, Null]:

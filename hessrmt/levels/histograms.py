@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hessrmt.checks import one_of
 from hessrmt.errors import DataError
 from hessrmt.levels.goodness import STATISTICS, nulls, plan, quantiles
 from hessrmt.levels.longrange import BLOCK, form_factor, number_variance, rigidity
@@ -37,6 +39,7 @@ _NARROWEST, _WIDEST, _STEP_PARTS = 0.05, 0.4, 8
 _FEWEST_BINS, _MOST_BINS = {True: 8, False: 20}, {True: 40, False: 100}
 """Of folded ratios and of others."""
 
+_OF_LENGTHS = {"number_variance": number_variance, "rigidity": rigidity}
 _SHORTEST, _LONGEST, _LENGTHS = 0.2, 50.0, 25
 _LATEST = 2.0
 _TIME_BINS = {True: (0.05, 5), False: (0.1, 10)}
@@ -152,10 +155,8 @@ def spacing_histogram(
     spread = [np.add.outer(x, _over_step(step)).ravel() for x in samples] if step else samples
     alike = None
     if surrogates:
-        try:
+        with suppress(DataError):  # an unfolding by the data's own law does not fit these
             alike = _unfolded_alike(unfolded, edges, surrogates, seed)
-        except DataError:  # an unfolding that fits the data, e.g. by their own law, but not these
-            alike = None
     return SpacingHistogram(
         edges, *histogram(spread, edges), count, len(samples), surrogates, alike
     )
@@ -225,10 +226,7 @@ def long_range(unfolded: Unfolded, statistic: str, at: ArrayLike | None = None) 
     number = sum(map(len, rows)), len(rows)
     if statistic == "form_factor":
         return LongRange(statistic, *_form_factor(rows, span, asked), *number)
-    if statistic not in {"number_variance", "rigidity"}:
-        raise DataError(
-            f"unknown statistic {statistic!r}; known are number_variance, rigidity and form_factor"
-        )
+    one_of("statistic", statistic, [*_OF_LENGTHS, "form_factor"])
     if asked is None:
         end = min(_LONGEST, span / 4)
         if not end > _SHORTEST:
@@ -237,7 +235,7 @@ def long_range(unfolded: Unfolded, statistic: str, at: ArrayLike | None = None) 
                 "quarter of that"
             )
         asked = np.geomspace(_SHORTEST, end, _LENGTHS)
-    measure = number_variance if statistic == "number_variance" else rigidity
+    measure = _OF_LENGTHS[statistic]
     value, error = with_error(lambda levels: np.asarray(measure(levels, asked)), rows)
     reach = None
     if unfolded.method == "window":
@@ -261,9 +259,9 @@ def mean_ratios(spectra: Sequence[Spectrum]) -> Float64[np.ndarray, "n 2"]:
 
 
 def _form_factor(rows: Samples, span: float, asked: Grid | None) -> tuple[Grid, Grid, Grid]:
-    enough = len(rows) >= ENOUGH
+    many = len(rows) >= ENOUGH
     if asked is None:
-        width, parts = _TIME_BINS[enough]
+        width, parts = _TIME_BINS[many]
         span = min(span, BLOCK)
         first = math.ceil(10 / span / width) * width if span > 0 else math.inf
         if not first <= _LATEST / 2:
@@ -281,7 +279,7 @@ def _form_factor(rows: Samples, span: float, asked: Grid | None) -> tuple[Grid, 
     def table(levels: Samples) -> Float64[np.ndarray, "m parts"]:
         return np.asarray(form_factor(levels, fine)).reshape(len(tau), parts)
 
-    if enough:
+    if many:
         return tau, *with_error(lambda levels: table(levels).mean(axis=1), rows)
     values = table(rows)  # K of one spectrum scatters about its mean from one τ to the next
     error = np.full(len(tau), np.nan)
@@ -307,9 +305,7 @@ def _unfolded_alike(
     unfolded: Unfolded, edges: Grid, surrogates: int, seed: int
 ) -> tuple[Grid, Grid]:
     """Density of GOE spacings after the data's unfolding, in bins like theirs."""
-    sizes = [len(levels) for levels in unfolded.selection.levels]
-    method, options, rotate = unfolded.method, unfolded.options, unfolded.rotate
-    null = nulls("goe", plan(sizes, method, options, rotate, surrogates, seed))["spacing"]
+    null = nulls("goe", plan(unfolded, surrogates, seed))["spacing"]
     law = STATISTICS["spacing"]("goe")
     points = quantiles(law)
     below = np.asarray(law.cdf(points)) + null.bias

@@ -108,7 +108,9 @@ class Unfolded(Result, picture="levels.staircase"):
 
     @property
     def words(self) -> str:
-        """Method and options for people."""
+        """Method and options for people; ``"none"`` if no spectrum was unfolded."""
+        if all(levels is None for levels in self.levels):
+            return "none"
         shown = [f"{name}={value}" for name, value in self.options.items()]
         if self.method == "pooled":
             shown.append("every spectrum by rotation" if self.rotate else "⅔ pool, ⅓ unfolded")
