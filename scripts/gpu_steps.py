@@ -466,7 +466,7 @@ def single(machine: Machine, n: int) -> Iterator[Entry]:
     a = machine.random(n, 1)[0]
     b = machine.kernels.half_width(8)
     for number in range(2):  # the first warms up
-        _, stages = staged(machine, a.clone(), b, solvers.collected(b))
+        _, stages = staged(machine, a.clone(), b, max(b, solvers.COLLECTED))
         yield {"what": f"stages, run {number}", "n": n, "b": b, "stages": stages}
     backend = machine.routes["two-stage"]
     times, levels = machine.seconds(lambda: backend.eigvalsh(a.clone()))
@@ -496,7 +496,11 @@ def tuning(machine: Machine) -> Iterator[Entry]:
     n = machine.sizes.tuned
     a = machine.random(n, 1)[0]
     b = machine.kernels.half_width(8)
-    chosen = {"b": b, "outer": solvers.collected(b), "threads": cuda_kernels.THREADS["bulge_chase"]}
+    chosen = {
+        "b": b,
+        "outer": max(b, solvers.COLLECTED),
+        "threads": cuda_kernels.THREADS["bulge_chase"],
+    }
     tried = [chosen]
     tried += [chosen | {"b": k, "outer": max(k, chosen["outer"])} for k in (b // 2, b // 4) if k]
     tried += [chosen | {"outer": k * b} for k in (1, 2, 4, 8, 16) if k * b != chosen["outer"]]

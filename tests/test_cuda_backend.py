@@ -289,7 +289,7 @@ def test_the_plan_of_large_problems(make):
 def test_the_plan_counts_what_stage_1_allocates():
     """Peak of the numbers alive at once in to_band, counted by hand, is below the plan."""
     n, b = 20_060, 64
-    outer = solvers.collected(b)
+    outer = max(b, solvers.COLLECTED)
     sides = 2 * n * 2 * outer
     panel = 6 * n * b  # V, its factorisation, W, A W, Z, V (WᵀAW) / 2
     band = n * (2 * b + 1)

@@ -16,7 +16,8 @@ from hessrmt.backend import solvers
 from hessrmt.backend.base import Backend, all_finite, require_finite
 from hessrmt.backend.cuda_kernels import KernelError, Kernels, import_kernels
 from hessrmt.backend.twostage import two_stage_eigenvalues
-from hessrmt.errors import ConvergenceError, DeviceError
+from hessrmt.checks import one_of
+from hessrmt.errors import ConfigError, ConvergenceError, DeviceError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,7 +53,9 @@ class CudaBackend(Backend):
         self.device = device
         self.name = f"{device} ({torch.cuda.get_device_name(device)})"
         self.kernels = import_kernels(device)
-        self._policy: solvers.Policy = solvers.checked_policy(solver)
+        name = f"eigenvalue solver ({solvers.VARIABLE})"
+        one_of(name, solver, solvers.POLICIES, error=ConfigError)
+        self._policy = solver
         self.solver = f"{self._policy}, nothing solved yet (cuda)"
         self._warned: set[str] = set()
 
@@ -156,7 +159,7 @@ class CudaBackend(Backend):
         stages = {"chase": kernels.chase, "tridiagonal": kernels.tridiagonal}
         try:
             with self._memory("two-stage", matrix):
-                levels = two_stage_eigenvalues(matrix, b, solvers.collected(b), **stages)
+                levels = two_stage_eigenvalues(matrix, b, max(b, solvers.COLLECTED), **stages)
         except (KernelError, ConvergenceError, RuntimeError) as error:
             if copy is None:
                 raise ConvergenceError(
@@ -192,7 +195,7 @@ class CudaBackend(Backend):
         return f"{library}.linalg.eigvalsh (cuSOLVER, cuda)"
 
     @contextmanager
-    def _memory(self, route: solvers.Route, matrix: Matrix) -> Iterator[None]:
+    def _memory(self, route: str, matrix: Matrix) -> Iterator[None]:
         """Say what was planned if the memory does not suffice after all."""
         n, free = matrix.shape[0], self.free_memory()
         size, workspace = solvers.plan(route, n, matrix.element_size())
