@@ -1,10 +1,11 @@
 """csrc/batched_small.cu executed on the CPU: one block per symmetric matrix, against LAPACK."""
 
+import dense_symmetric
 import numpy as np
 import pytest
+import tridiagonals
 from host_kernels import Module
-from scipy.linalg import toeplitz
-from tridiagonals import families, glued, wilkinson
+from tridiagonals import glued, wilkinson
 
 from hessrmt.backend.solvers import small_shared_bytes
 
@@ -37,13 +38,6 @@ def dense(d, e):
     return np.diag(d) + np.diag(e, 1) + np.diag(e, -1)
 
 
-def rotated(levels, rng):
-    """A full matrix with these eigenvalues."""
-    q = np.linalg.qr(rng.normal(size=(len(levels),) * 2))[0]
-    a = (q * levels) @ q.T
-    return (a + a.T) / 2
-
-
 def faint(a, factor):
     """A block of order 1 all but uncoupled from the first row."""
     scale = np.where(np.arange(len(a)) == 0, factor, 1.0)
@@ -52,33 +46,26 @@ def faint(a, factor):
 
 def matrices(n):
     rng = np.random.default_rng(n)
-    made = {f"tridiagonal, {name}": dense(*pair) for name, pair in families(n).items()}
-    low = rng.normal(size=(n, max(n // 3, 1)))
     normal = rng.normal(size=(n, n))
-    grades = np.logspace(0, -12, n)
+    noise = normal + normal.T
     odd = np.arange(n) % 2 == 1
-    return made | {
-        "random": normal + normal.T,
-        "positive": normal @ normal.T,
-        "toeplitz": toeplitz(1.0 / np.arange(1, n + 1)),
-        "rank-deficient": low @ low.T,
-        "ones": np.ones((n, n)),
-        "clustered": rotated(1 + 1e-14 * rng.normal(size=n), rng),
-        "equal": rotated(np.where(odd, 2.0, -1.0), rng),
-        "graded levels": rotated(grades, rng),
-        "graded": grades[:, None] * (normal + normal.T) * grades,
-        "graded up": grades[::-1, None] * (normal + normal.T) * grades[::-1],
-        "full, huge": 1e150 * (normal + normal.T),
-        "full, tiny": 1e-150 * (normal + normal.T),
-        # a column whose squares are subnormal beside a block of order 1
-        "faint": faint(normal + normal.T, 1e-161),
-        "faint in float32": faint(normal + normal.T, 1e-22),
-        "arrow": np.diag(normal[0]) + np.outer(np.eye(n)[0], normal[1 % n] * 1e-9)
-        + np.outer(normal[1 % n] * 1e-9, np.eye(n)[0]),
-        "banded": np.triu(np.tril(normal + normal.T, 2), -2),
-        "blocks": np.where(odd[:, None] == odd, normal + normal.T, 0),
-        "dyadic": np.round(normal + normal.T),
-    }  # fmt: skip
+    made = {f"tridiagonal, {name}": dense(*pair) for name, pair in tridiagonals.families(n).items()}
+    return (
+        made
+        | dense_symmetric.families(n, 3)
+        | {
+            "positive": normal @ normal.T,
+            "huge": 1e150 * noise,
+            "tiny": 1e-150 * noise,
+            # a column whose squares are subnormal beside a block of order 1
+            "faint": faint(noise, 1e-161),
+            "faint in float32": faint(noise, 1e-22),
+            "arrow": faint(np.where(np.minimum.outer(range(n), range(n)) == 0, noise, 0), 1e-9)
+            + np.diag(normal[0]),
+            "blocks": np.where(odd[:, None] == odd, noise, 0),
+            "dyadic": np.round(noise),
+        }
+    )
 
 
 def check(library, stack_of, names, dtype):
@@ -115,7 +102,7 @@ def test_every_family_agrees_with_lapack(library, n, dtype):
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_the_largest_matrices_agree_with_lapack(library, dtype):
-    made, names = matrices(160), ["random", "rank-deficient", "graded", "equal"]
+    made, names = matrices(160), ["random", "rank-deficient", "graded", "two levels"]
     check(library, [made[name] for name in names], names, dtype)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from dense_symmetric import error as error_of
-from dense_symmetric import families, sizes
+from dense_symmetric import families, levels_of_band, sizes
 from host_kernels import Module
 from scipy import linalg
 
@@ -70,10 +70,6 @@ def random_band(n, b, seed=0, dtype=np.float64, width=None):
     for k in range(min(n, (b if width is None else width) + 1)):
         band[: n - k, k] = rng.normal(size=n - k)
     return band
-
-
-def levels_of_band(band, b):
-    return linalg.eigvals_banded(band[:, : b + 1].T.astype(np.float64), lower=True)
 
 
 def error(d, e, expected, dtype=np.float64):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from dense_symmetric import error, families, sizes
+from dense_symmetric import error, families, levels_of_band, sizes
 from scipy import linalg
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -18,12 +18,6 @@ every_type = pytest.mark.parametrize("dtype", [np.float64, np.float32])
 
 def tensor(a):
     return torch.from_numpy(a.copy())
-
-
-def levels_of_band(band, b):
-    band = np.asarray(band)
-    assert not band[:, b + 1 :].any()
-    return linalg.eigvals_banded(band[:, : b + 1].T.astype(np.float64), lower=True)
 
 
 def two_stage(a, b, outer=None, tridiagonal=levels_of_band):
