@@ -13,7 +13,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.polynomial import Chebyshev
@@ -408,9 +408,7 @@ def polynomial(levels: Levels, *, degree: int = 9) -> Levels:
         DataError: If there are too few levels for the degree, or the fit is no staircase of them.
     """
     whole("degree", degree, 1, error=OptionError)
-    x, first, counts = np.unique(levels, return_index=True, return_counts=True)
-    if len(x) < degree + 2:
-        _too_few(f"a polynomial of degree {degree}", degree + 2, len(x))
+    x, y, weights = _distinct(levels, degree + 2, f"a polynomial of degree {degree}")
     fit, (_, rank, _, _) = Chebyshev.fit(levels, _steps(levels), degree, full=True)
     if rank <= degree:
         raise DataError(
@@ -419,7 +417,7 @@ def polynomial(levels: Levels, *, degree: int = 9) -> Levels:
         )
     if not _rises(levels, fit(levels)):
         ends = np.repeat([x[0], x[-1]], degree + 1)  # a spline without knots between them
-        fit = _rising_spline(x, first + counts / 2, ends, np.sqrt(counts), degree)
+        fit = _rising_spline(x, y, ends, weights, degree)
     return _staircase(levels, fit(levels), f"the polynomial of degree {degree}")
 
 
@@ -441,15 +439,12 @@ def spline(levels: Levels, *, knots: int | None = None) -> Levels:
 
     Source: de Boor 1978, ch. XI.
     """
-    x, first, counts = np.unique(levels, return_index=True, return_counts=True)
     if knots is None:
-        knots = max(min(max(len(levels) // 40, 3), 200, len(x) // 4 - 1), 0)
+        knots = max(min(max(len(levels) // 40, 3), 200, len(np.unique(levels)) // 4 - 1), 0)
     least = 2 * (whole("knots", knots, error=OptionError) + 1) + 3
-    if len(x) < least:
-        _too_few(f"a cubic spline with {knots} interior knots", least, len(x))
+    x, y, weights = _distinct(levels, least, f"a cubic spline with {knots} interior knots")
     inner = np.quantile(x, np.arange(1, knots + 1) / (knots + 1))
     t = np.concatenate([[x[0]] * 4, inner, [x[-1]] * 4])
-    y, weights = first + counts / 2, np.sqrt(counts)
     try:
         fit = make_lsq_spline(x, y, t, k=3, w=weights)
         if not _rises(x, fit(x)):
@@ -532,9 +527,13 @@ METHODS = (*_SINGLE, "pooled")
 """What :func:`unfold` knows."""
 
 
-def _too_few(name: str, least: int, found: int) -> NoReturn:
-    advice = "ask for fewer coefficients or try method='window'"
-    raise DataError(f"{name} needs at least {least} distinct levels, got {found}; {advice}")
+def _distinct(levels: Levels, least: int, name: str) -> tuple[Levels, Levels, Levels]:
+    """Distinct levels, N̄ there and the weights of a fit; refused if they are too few for it."""
+    x, first, counts = np.unique(levels, return_index=True, return_counts=True)
+    if len(x) < least:
+        advice = "ask for fewer coefficients or try method='window'"
+        raise DataError(f"{name} needs at least {least} distinct levels, got {len(x)}; {advice}")
+    return x, first + counts / 2, np.sqrt(counts)
 
 
 def _steps(levels: Levels) -> Levels:
