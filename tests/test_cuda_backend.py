@@ -297,15 +297,6 @@ def test_the_plan_counts_what_stage_1_allocates():
 
 
 @pytest.mark.parametrize("solver", ["two-stage", "library"])
-@pytest.mark.parametrize("itemsize", [8, 4])
-def test_largest(solver, itemsize):
-    for total in (80 * GB, 141 * GB, 10**6):
-        n = solvers.largest(solver, total, itemsize)
-        fits = [sum(solvers.plan(solver, m, itemsize)) <= total for m in (n, n + 1)]
-        assert fits == ([True, False] if n else [False, False])
-
-
-@pytest.mark.parametrize("solver", ["two-stage", "library"])
 def test_too_large_is_refused_before_anything_is_allocated(make, memory, cupy, solver):
     matrix, workspace = solvers.plan(solver, 23, 8)
     memory.free = workspace - 1

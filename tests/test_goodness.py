@@ -264,34 +264,35 @@ def test_damaged_or_foreign_surrogates_are_drawn_again(folder):
     assert path.read_bytes() == whole
 
 
-@pytest.mark.parametrize("kind", ["a file", "read-only", "absent device"])
+@pytest.mark.parametrize("kind", ["a file", "read-only", "absent device", "full"])
 def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path, monkeypatch, kind):
+    def full(_descriptor):
+        raise OSError(28, "No space left on device")
+
     expected = nulls("goe", SMALL)
     place = tmp_path / "place"
     if kind == "a file":
         place.write_text("precious")
+    elif kind == "absent device":
+        place = "/dev/null/cache"
     elif kind == "read-only":
         place.mkdir()
         place.chmod(0o500)  # means nothing to root, whose run then fills the cache
     else:
-        place = "/dev/null/cache"
+        monkeypatch.setattr(os, "fsync", full)
     monkeypatch.setenv("XDG_CACHE_HOME", str(place))
     for _ in range(2):
         assert same(nulls("goe", SMALL), expected)
     if kind == "a file":
         assert place.read_text() == "precious"
+    if kind == "full":
+        assert files(place) == []
 
 
-def test_what_cannot_be_kept_leaves_no_file(folder, monkeypatch):
-    def full(_descriptor):
-        raise OSError(28, "No space left on device")
-
-    # a Python function has no name that outlives the process
+def test_surrogates_of_a_function_are_not_kept(folder):
+    """A Python function has no name that outlives the process."""
     nulls("poisson", planned([20] * 4, "analytic", {"law": lambda x: x / 20}, 3, 0))
     assert not folder.exists()
-    monkeypatch.setattr(os, "fsync", full)
-    nulls("goe", SMALL)
-    assert files(folder) == []
 
 
 def fit(mean_ratio, sigmas, p=0.5, far=0.01):
