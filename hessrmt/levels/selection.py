@@ -25,7 +25,7 @@ Window = tuple[float, float] | None
 
 
 @dataclass(frozen=True)
-class Selection(Result):
+class Selection(Result, derived="n_levels n_spacings n_ties n_unresolved"):
     """The levels of several spectra that a statistic is computed from.
 
     Attributes:

@@ -80,7 +80,7 @@ class Pooled(Result):
 
 
 @dataclass(frozen=True)
-class Unfolded(Result, picture="levels.staircase"):
+class Unfolded(Result, derived="words", picture="levels.staircase"):
     """The levels of several spectra, unfolded.
 
     Attributes:
