@@ -31,7 +31,8 @@ NUMBERS = {
     "long long": (np.int64, ctypes.c_longlong),
     "u64": (np.uint64, ctypes.c_ulonglong),
 }
-
+GUARD = np.full(64, 0xA5, np.uint8)
+"""Around every array that a kernel gets: it may write there as little as to a const one."""
 
 _shared = {}
 
@@ -42,19 +43,19 @@ def share_builds(folder):
 
 
 def parameters(text):
-    """Names of the kernels of a source, each with its parameters: (type, is a pointer)."""
+    """Names of the kernels of a source, each with its parameters: (type, pointer, const)."""
     found = {}
     for name, inside in SIGNATURE.findall(text):
-        words = [" ".join(p.replace("const ", "").split()) for p in inside.split(",")]
-        kinds = [re.fullmatch(r"(.+?) ?(\*?)\w+", word).groups() for word in words]
-        found[name] = [(kind, bool(star)) for kind, star in kinds]
+        words = [" ".join(p.split()) for p in inside.split(",")]
+        kinds = [re.fullmatch(r"(const )?(.+?) ?(\*?)\w+", word).groups() for word in words]
+        found[name] = [(kind, bool(star), bool(const)) for const, kind, star in kinds]
     return found
 
 
 def launchers(text):
     code = []
     for name, kinds in parameters(text).items():
-        typed = [f"{kind} {'*' * star}p{i}" for i, (kind, star) in enumerate(kinds)]
+        typed = [f"{kind} {'*' * star}p{i}" for i, (kind, star, _) in enumerate(kinds)]
         given = ", ".join(f"p{i}" for i in range(len(kinds)))
         code.append(
             f'extern "C" void host_{name}(const unsigned *g, const unsigned *t, unsigned at_once, '
@@ -107,15 +108,28 @@ class Module:
         dims = [np.array([*x, 1, 1][:3], np.uint32) for x in (grid, block)]
         function = getattr(self.library, f"host_{name}")
         function.restype = None
-        function(
-            *(ctypes.c_void_p(x.ctypes.data) for x in dims),
-            ctypes.c_uint(at_once),
-            ctypes.c_ulonglong(shared),
-            *(
-                _argument(f"{name}: {x!r}", x, *kind)
-                for x, kind in zip(arguments, kinds, strict=True)
-            ),
-        )
+        passed, rooms = [], []
+        for x, (kind, pointer, const) in zip(arguments, kinds, strict=True):
+            allowed = POINTERS[kind] if pointer else {NUMBERS[kind][0], int}
+            if (x.dtype if pointer and isinstance(x, np.ndarray) else type(x)) not in allowed:
+                raise TypeError(f"{name}: {x!r} for {kind} {'*' * pointer}")
+            if not pointer:
+                passed.append(NUMBERS[kind][1](int(x)))
+                continue
+            if x.flags.c_contiguous:
+                room = np.concatenate([GUARD, x.reshape(-1).view(np.uint8), GUARD])
+                rooms.append((room, x, const))
+            address = room.ctypes.data + len(GUARD) if x.flags.c_contiguous else x.ctypes.data
+            passed.append(ctypes.c_void_p(address))
+        shape = (ctypes.c_void_p(x.ctypes.data) for x in dims)
+        function(*shape, ctypes.c_uint(at_once), ctypes.c_ulonglong(shared), *passed)
+        for room, x, const in rooms:
+            before, inside, after = np.split(room, [len(GUARD), len(room) - len(GUARD)])
+            assert np.array_equal([before, after], [GUARD] * 2), name
+            values = x.reshape(-1).view(np.uint8)
+            assert not const or np.array_equal(inside, values), name
+            if not const:
+                values[:] = inside
 
     def call(self, name, *arguments):
         """A function of the test: arrays as their address, all numbers as long long."""
@@ -129,14 +143,3 @@ class Module:
                 for x in arguments
             )
         )
-
-
-def _argument(what, x, kind, pointer):
-    if pointer:
-        if not isinstance(x, np.ndarray) or x.dtype not in POINTERS[kind]:
-            raise TypeError(f"{what} for {kind} *")
-        return ctypes.c_void_p(x.ctypes.data)
-    python, c = NUMBERS[kind]
-    if type(x) not in {python, int}:
-        raise TypeError(f"{what} for {kind}")
-    return c(int(x))
