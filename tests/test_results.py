@@ -59,6 +59,13 @@ def unfolded(method="window"):
     return hr.levels.unfold_selection(hr.levels.select(ROWS), method)
 
 
+def capacity():
+    weights = np.random.default_rng(0).standard_t(3, (20, 30))
+    return hr.capacity.analyze({"w": weights, "b": np.ones(3)}, compare_with=["exponential"])
+
+
+TAIL = np.random.default_rng(0).pareto(1.5, 50)
+
 MADE = {
     "spectrum": spectrum,
     "spectra": spectra,
@@ -74,6 +81,14 @@ MADE = {
     "long-range statistic": lambda: hr.levels.long_range(unfolded(), "rigidity"),
     "density": lambda: hr.levels.density_histograms({"x": list(ROWS)})["x"],
     "levels per decade": lambda: hr.levels.decade_histograms({"x": list(ROWS)})["x"],
+    "capacity": capacity,
+    "layer": lambda: capacity().layers[0],
+    "matrix": lambda: capacity().layers[0].matrices[0],
+    "power law": lambda: hr.capacity.fit(TAIL),
+    "scan of power laws": lambda: hr.capacity.scan(TAIL),
+    "comparison": lambda: hr.capacity.compare(TAIL, hr.capacity.fit(TAIL)),
+    "bulk": lambda: hr.capacity.BulkFit(1.0, 0.1, 2.0, 2.1, 3, 0.5, 0.01),
+    "correlation": lambda: hr.capacity.correlate([1, 2, 3], [3, 1, 2]),
 }
 """One of every kind of result that public functions return."""
 
