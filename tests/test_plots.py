@@ -347,7 +347,7 @@ FAR = [[0.0, 1.0, 101.0, 10201.0]]
         (lambda: ratio_histogram(select(FAR), False, -1.0), "positive"),
         (lambda: density_histograms({"a": FAR}, clip=0.5), "clip must be a share"),
         (lambda: decade_histograms({"flat": [np.ones(5)]}), "flat: a density needs"),
-        (lambda: long_range(unfolded("goe"), "variance"), "known are number_variance"),
+        (lambda: long_range(unfolded("goe"), "variance"), "known: number_variance"),
     ],
 )
 def test_what_cannot_be_drawn(draw, match):

@@ -65,6 +65,13 @@ def networks():
     return hr.Problem(model, "cross-entropy", (torch.randn(8, 3), torch.arange(8) % 2))
 
 
+ROWS = np.sort(np.random.default_rng(0).normal(size=(4, 30)))
+
+
+def unfolded(method="window"):
+    return hr.levels.unfold_selection(hr.levels.select(ROWS), method)
+
+
 def capacity():
     weights = np.random.default_rng(0).standard_t(3, (20, 30))
     return hr.capacity.analyze({"w": weights, "b": np.ones(3)}, compare_with=["exponential"])
@@ -139,6 +146,18 @@ MADE = {
     "spectrum": spectrum,
     "spectra": spectra,
     "simulated": lambda: summary(SimulateConfig(dimension=6, samples=2), spectra()),
+    "level statistics": lambda: hr.levels.analyze(ROWS, surrogates=0),
+    "fit of a law": lambda: hr.levels.analyze(ROWS, surrogates=0).laws["gue"],
+    "selected levels": lambda: hr.levels.select(ROWS),
+    "pooled levels": lambda: hr.levels.pooled(list(ROWS), rotate=False),
+    "unfolded levels": unfolded,
+    "levels unfolded by a pool": lambda: unfolded("pooled"),
+    "fitted parameter": lambda: hr.levels.brody(unfolded().spacings),
+    "spacings": lambda: hr.levels.spacing_histogram(unfolded(), surrogates=3),
+    "ratios": lambda: hr.levels.ratio_histogram(hr.levels.select(ROWS)),
+    "long-range statistic": lambda: hr.levels.long_range(unfolded(), "rigidity"),
+    "density": lambda: hr.levels.density_histograms({"x": list(ROWS)})["x"],
+    "levels per decade": lambda: hr.levels.decade_histograms({"x": list(ROWS)})["x"],
     "capacity": capacity,
     "layer": lambda: capacity().layers[0],
     "matrix": lambda: capacity().layers[0].matrices[0],
