@@ -6,8 +6,8 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from ggn_samples import at_double, dense
-from samples import by_double_backward, labelled, network
+from network_samples import Called, at_double
+from samples import by_double_backward, by_jacobian, labelled, network
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
@@ -89,9 +89,14 @@ LOSSES = {
 }  # fmt: skip
 
 
-def agrees(problem, expected=None, **options):
-    found = hr.spectrum(problem, operator="ggn", **options)
-    exact = np.linalg.eigvalsh(dense(problem)) if expected is None else expected
+def dense(net, loss, x, y):
+    """JᵀSJ of a network itself; the loss may work in place."""
+    return by_jacobian(net, lambda o, t: loss(o.clone(), t), x, y)
+
+
+def agrees(net, loss, x, y, matrix=None):
+    found = hr.spectrum(hr.Problem(net, loss, (x, y)), operator="ggn")
+    exact = np.linalg.eigvalsh(dense(net, loss, x, y) if matrix is None else matrix)
     norm = np.abs(exact).max()
     # the floor is of ours; a dense solver of P rows has its own
     assert np.abs(found.eigenvalues - exact).max() <= found.noise_floor + len(exact) * EPS * norm
@@ -102,9 +107,8 @@ def agrees(problem, expected=None, **options):
 @pytest.mark.parametrize("name", LOSSES)
 def test_any_loss(name):
     loss, targets, rank, mass = LOSSES[name]
-    problem = hr.Problem(mlp(), loss, (X, targets))
-    assert agrees(problem).rank == rank
-    local = in_one_tensor(at_double(problem))
+    assert agrees(mlp(), loss, X, targets).rank == rank
+    local = in_one_tensor(at_double(hr.Problem(mlp(), loss, (X, targets))))
     rows = softmax_rows(local, local.here())
     assert (rows is None) == (mass is None)
     counted = 1 if local.is_sum else B if mass is None or name == "hardest" else mass
@@ -118,10 +122,10 @@ def test_more_outputs_than_parameters_are_checked_too(name, monkeypatch):
     loss, targets, _, _ = LOSSES[name]
     net = nn.Sequential(nn.Linear(4, 1), nn.Tanh(), nn.Linear(1, K, bias=False)).double()
     problem = hr.Problem(net, loss, (X, targets))
-    found = agrees(problem)
+    found = agrees(net, loss, X, targets)
     assert found.reduced_dimension == problem.dimension < X.shape[0] * K
-    matrix = ggn_module.ggn(problem)
-    assert np.abs(matrix - dense(problem)).max() <= found.noise_floor + 1e-15
+    gap = torch.from_numpy(ggn_module.ggn(problem)) - dense(net, loss, X, targets)
+    assert float(gap.abs().max()) <= found.noise_floor + 1e-15
     if found.rank:
         real = ggn_module.ggn_product
         monkeypatch.setattr(ggn_module, "ggn_product", lambda p: lambda v: real(p)(v) * (1 + 1e-9))
@@ -166,14 +170,10 @@ def test_a_saturated_loss_has_the_rounding_of_its_derivatives_in_its_floor():
     outputs = net(X).detach()
     p = torch.sigmoid(outputs)
     root = (p * torch.sigmoid(-outputs) / outputs.numel()).sqrt()
-    jacobian = torch.autograd.functional.jacobian(
-        lambda *parts: torch.func.functional_call(
-            net, dict(zip(dict(net.named_parameters()), parts, strict=True)), (X,)
-        ),
-        tuple(p.detach() for p in net.parameters()),
-    )
-    flat = torch.cat([part.reshape(outputs.numel(), -1) for part in jacobian], dim=1)
-    exact = torch.linalg.svdvals(root.reshape(-1, 1) * flat).square().flip(0).numpy()
+    slopes = torch.func.jacrev(lambda p: torch.func.functional_call(net, p, (X,)).flatten())
+    parts = slopes({name: p.detach() for name, p in net.named_parameters()}).values()
+    jacobian = torch.cat([part.flatten(1) for part in parts], dim=1)
+    exact = torch.linalg.svdvals(root.reshape(-1, 1) * jacobian).square().flip(0).numpy()
     assert np.abs(found.eigenvalues[-15:] - exact).max() <= found.noise_floor
 
 
@@ -184,13 +184,8 @@ class Out:
     count: int = 3
 
 
-class Returns(nn.Module):
-    def __init__(self, make, outputs=K):
-        super().__init__()
-        self.net, self.make = mlp(outputs, 20), make
-
-    def forward(self, x):
-        return self.make(self.net(x))
+def returns(make):
+    return Called(lambda m, x: make(m.net(x)), net=mlp(hidden=20))
 
 
 def nested(o):
@@ -219,38 +214,37 @@ STRUCTURES = {
 @pytest.mark.parametrize("loss", [F.cross_entropy, focal], ids=lambda loss: loss.__name__)
 def test_structured_outputs(name, loss):
     make, get = STRUCTURES[name]
-    labels = Y % 2
-    plain = Returns(lambda o: get(make(o)))
-    expected = np.linalg.eigvalsh(dense(hr.Problem(plain, loss, (X, labels))))
-    problem = hr.Problem(Returns(make), lambda o, y: loss(get(o), y), (X, labels))
-    agrees(problem, expected)
+    labels, of_all = Y % 2, lambda o, y: loss(get(o), y)
+    matrix = dense(returns(lambda o: get(make(o))), loss, X, labels)
+    agrees(returns(make), of_all, X, labels, matrix)
+    problem = hr.Problem(returns(make), of_all, (X, labels))
     operator = hr.CurvatureOperator.of(problem, "ggn", batch=3)  # micro-batches of 3 and 2
     v = torch.ones(1, problem.dimension, dtype=torch.float64)
-    matrix = torch.from_numpy(dense(hr.Problem(plain, loss, (X, labels))))
-    allowed = 100 * EPS * problem.dimension * np.abs(expected).max()
+    allowed = 100 * EPS * problem.dimension * float(torch.linalg.matrix_norm(matrix, 2))
     assert float((operator(v) - v @ matrix).norm()) <= allowed
 
 
 def test_outputs_that_belong_to_no_sample():
-    class Shared(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.net, self.scales = mlp(), nn.Parameter(torch.ones(7, dtype=torch.float64))
+    def outputs(m, x):
+        return {"o": m.net(x), "scales": m.scales * 2, "ids": torch.arange(len(x))}
 
-        def forward(self, x):
-            return {"o": self.net(x), "scales": self.scales * 2, "ids": torch.arange(len(x))}
+    def flat(m, x):
+        return torch.cat([m.net(x).flatten(), m.scales * 2])
 
     def loss(o, t):
         return (o["o"] - t).square().mean() * (1 + o["scales"].square().sum())
 
-    problem = hr.Problem(Shared(), loss, (X, REAL))
-    flat = in_one_tensor(at_double(problem))
-    assert flat.here().shape == (B * K + 7,)
-    agrees(problem, np.linalg.eigvalsh(dense(flat)))
+    def loss_of_flat(o, t):
+        return loss({"o": o[:-7].view(B, K), "scales": o[-7:]}, t)
+
+    net, beside = Called(outputs, net=mlp()), Called(flat, net=mlp())
+    for model in (net, beside):
+        model.scales = nn.Parameter(torch.ones(7, dtype=torch.float64))
+    agrees(net, loss, X, REAL, dense(beside, loss_of_flat, X, REAL))
 
 
 def test_what_cannot_be_copied_is_said():
-    net = Returns(lambda o: (o, (i for i in range(2))))
+    net = returns(lambda o: (o, (i for i in range(2))))
     problem = hr.Problem(net, lambda o, y: F.cross_entropy(o[0], y), (X, Y))
     assert hr.spectrum(problem).rank > 0  # the Hessian needs no copy
     with pytest.raises(ProblemError, match="returns a tuple that cannot be copied"):
@@ -276,9 +270,9 @@ GAPS = torch.where(torch.arange(B * 6).view(B, 6) % 7 > 2, WORDS, -100)
     ids=["dim 1", "flat", "shifted", "masked"],
 )
 def test_tokens_count_in_the_mean_that_the_loss_takes(loss, rows):
-    problem = hr.Problem(mlp(hidden=30), loss, (TOKENS, GAPS))
-    assert agrees(problem).rank == 2 * rows
-    local = at_double(problem)
+    net = mlp(hidden=30)
+    assert agrees(net, loss, TOKENS, GAPS).rank == 2 * rows
+    local = at_double(hr.Problem(net, loss, (TOKENS, GAPS)))
     parts = [local.part(slice(0, 2)), local.part(slice(2, B))]
     masses = [loss_mass(part) for part in parts]
     assert sum(masses) == loss_mass(local) == rows
@@ -286,45 +280,33 @@ def test_tokens_count_in_the_mean_that_the_loss_takes(loss, rows):
     assert mean == pytest.approx(float(local.loss(local.theta)), rel=8 * EPS)
 
 
-class Checkpointed(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.net = mlp()
-
-    def forward(self, x):
-        return checkpoint(self.net, x, use_reentrant=False)
+def differentiating(m, x):
+    x = x.clone().requires_grad_()
+    u = m.net(x)
+    first = torch.autograd.grad(u.sum(), x, create_graph=True)[0]
+    return torch.autograd.grad(first.sum(), x, create_graph=True)[0] + u
 
 
-class Physics(nn.Module):
-    """A network that differentiates itself."""
-
-    def __init__(self):
-        super().__init__()
-        self.net = mlp(1, 9, 1)
-
-    def forward(self, x):
-        x = x.clone().requires_grad_()
-        u = self.net(x)
-        first = torch.autograd.grad(u.sum(), x, create_graph=True)[0]
-        return torch.autograd.grad(first.sum(), x, create_graph=True)[0] + u
+CHECKPOINTED = Called(lambda m, x: checkpoint(m.net, x, use_reentrant=False), net=mlp())
+PHYSICS = Called(differentiating, net=mlp(1, 9, 1))
 
 
 @pytest.mark.parametrize(
     ("net", "data"),
-    [(Checkpointed(), (X, REAL)), (Physics(), (X[:, :1], REAL[:, :1]))],
+    [(CHECKPOINTED, (X, REAL)), (PHYSICS, (X[:, :1], REAL[:, :1]))],
     ids=["checkpoint", "physics"],
 )
 @pytest.mark.parametrize(
     "loss", [nn.MSELoss(), lambda o, t: (o - t).cos().mean()], ids=["mse", "cos"]
 )
 def test_networks_that_are_differentiated_by_plain_reverse_mode(net, data, loss):
-    agrees(hr.Problem(net, loss, data))
+    agrees(net, loss, *data)
 
 
 def test_the_hessian_of_a_network_that_differentiates_itself():
-    net, loss, (x, t) = Physics(), nn.MSELoss(), (X[:, :1], REAL[:, :1])
-    exact = np.linalg.eigvalsh(by_double_backward(net, loss, x, t).numpy())
-    found = hr.spectrum(hr.Problem(net, loss, (x, t)))
+    loss, x, t = nn.MSELoss(), X[:, :1], REAL[:, :1]
+    exact = np.linalg.eigvalsh(by_double_backward(PHYSICS, loss, x, t))
+    found = hr.spectrum(hr.Problem(PHYSICS, loss, (x, t)))
     allowed = 20 * len(exact) * EPS * np.abs(exact).max()
     assert np.abs(found.eigenvalues - exact).max() <= allowed
 

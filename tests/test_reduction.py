@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from network_samples import at_double, two
 from properties import examples
 from samples import labelled, network
 from torch import nn
@@ -13,19 +14,11 @@ from torch.nn import functional as F  # noqa: N812
 import hessrmt as hr
 from hessrmt.backend.cpu import CpuBackend
 from hessrmt.curvature import factored, reduction
-from hessrmt.curvature.reduction import (
-    assemble_reduced,
-    reduce_problem,
-)
+from hessrmt.curvature.reduction import assemble_reduced, reduce_problem
 from hessrmt.errors import ConvergenceError, ProblemError
 from hessrmt.problems import models
 
 EPS = float(np.finfo(np.float64).eps)
-CPU = torch.device("cpu")
-
-
-def exact(problem):
-    return problem.at(torch.float64, CPU)
 
 
 def assert_same_spectrum(problem):
@@ -39,11 +32,6 @@ def assert_same_spectrum(problem):
     nullity = int((np.abs(full.eigenvalues) <= tolerance).sum())
     assert small.dimension - small.reduced_dimension <= nullity
     return full, small
-
-
-def layer_names(problem):
-    local = exact(problem)
-    return {basis.layer.name: basis for basis in reduce_problem(local).layers}
 
 
 @st.composite
@@ -100,19 +88,13 @@ def test_a_frozen_extractor_counts_as_data():
 
 def test_a_data_fed_layer_of_a_net_that_is_not_factored():
     """Convolution behind a linear layer, and a linear layer applied at every position."""
-
-    class Patches(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.embed = nn.Linear(20, 4)
-            self.mix = nn.Conv1d(4, 3, 2)
-
-        def forward(self, x):
-            return self.mix(torch.tanh(self.embed(x)).mT).mean(dim=-1)
-
     torch.manual_seed(0)
-    problem = hr.Problem(Patches(), "cross-entropy", labelled((3, 4, 20), 3))
-    assert layer_names(problem)["embed"].shape == (4, 12)
+    net = two(
+        lambda m, x: m.last(torch.tanh(m.first(x)).mT).mean(dim=-1), 20, last=nn.Conv1d(4, 3, 2)
+    )
+    problem = hr.Problem(net, "cross-entropy", labelled((3, 4, 20), 3))
+    (embedding,) = reduce_problem(at_double(problem)).layers
+    assert embedding.shape == (4, 12)
     _, small = assert_same_spectrum(problem)
     assert small.reduced_dimension == 4 * 12 + 3 * 4 * 2 + 3
 
@@ -123,11 +105,11 @@ def test_convolutional_net_uses_the_range_of_its_largest_layer():
         nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 3)
     )
     problem = hr.Problem(model, "cross-entropy", labelled((4, 1, 6, 6), 3))
-    local = exact(problem)
+    local = at_double(problem)
     basis = reduce_problem(local)
     blocks = assemble_reduced(local, basis, CpuBackend())
-    assert blocks.ranged is not None
-    assert len(blocks.ranged.signs) <= 4 * 2
+    assert len(blocks.stacked)
+    assert len(blocks.signs) <= 4 * 2
     _, small = assert_same_spectrum(problem)
     assert small.reduced_dimension == blocks.matrix().shape[0] < basis.reduced_dimension
 
@@ -153,90 +135,20 @@ def test_parameter_free_operations_between_linear_layers_are_factored(between):
     width = between(torch.zeros(2, 8)).shape[1]
     model = nn.Sequential(nn.Linear(12, 8), between, nn.Linear(width, 3))
     problem = hr.Problem(model, "cross-entropy", labelled((5, 12), 3))
-    local = exact(problem)
-    found = local.structure
-    assert not found.others
-    assert factored.samples_are_independent(local, found.layers)
+    local = at_double(problem)
+    assert len(local.structure) == 2
+    assert factored.samples_are_independent(local, local.structure)
     assert_same_spectrum(problem)
 
 
-class Tied(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Linear(4, 4)
-        self.second = nn.Linear(4, 4)
-        self.second.weight = self.first.weight
-
-    def forward(self, x):
-        return self.second(torch.tanh(self.first(x)))
-
-
-class Penalised(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(6, 3)
-
-    def forward(self, x):
-        return self.layer(x) + self.layer.weight.square().sum()
-
-
-class Residual(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.b, self.c = nn.Linear(9, 5), nn.Linear(5, 5), nn.Linear(5, 3)
-
-    def forward(self, x):
-        h = torch.relu_(self.a(input=x))
-        return self.c(h + F.softmax(self.b(h), dim=-1))
-
-
-class Twice(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 3)
-
-    def forward(self, x):
-        return self.b(torch.tanh(self.a(torch.tanh(self.a(x)))))
-
-
-class OffsetBySum(nn.Module):
-    """Cross-entropy whose scores are not the last layer's output itself."""
-
-    def __init__(self):
-        super().__init__()
-        self.last = nn.Linear(6, 3)
-
-    def forward(self, x):
-        return torch.relu_(self.last(x))
-
-
-@pytest.mark.parametrize(
-    ("build", "width", "sites"),
-    [
-        (Tied, 4, set()),
-        (Penalised, 6, set()),
-        (Residual, 9, {"a", "b", "c"}),
-        (Twice, 4, {"a", "b"}),
-        (OffsetBySum, 6, {"last"}),
-    ],
-)
-def test_structure_is_found_by_running_the_network(build, width, sites):
-    torch.manual_seed(0)
-    problem = hr.Problem(build(), "cross-entropy", labelled((5, width), 3))
-    assert {layer.name for layer in exact(problem).structure.linear().layers} == sites
-    assert_same_spectrum(problem)
-    if build is OffsetBySum:
-        assert layer_names(problem)["last"].left is None
-
-
-def test_a_loss_that_couples_samples_takes_the_general_path(monkeypatch):
+def test_a_loss_that_couples_samples_takes_the_general_path():
     def spread(outputs, targets):
         return F.cross_entropy(outputs, targets) + outputs.std(dim=0).sum()
 
     model = network(9, 4, 3)
     problem = hr.Problem(model, spread, labelled((6, 9), 3))
-    local = exact(problem)
-    assert not factored.samples_are_independent(local, local.structure.layers)
+    local = at_double(problem)
+    assert not factored.samples_are_independent(local, local.structure)
     assert_same_spectrum(problem)
 
 
@@ -249,7 +161,7 @@ def test_samples_are_streamed_where_the_loss_is_a_mean_and_nothing_changes(monke
     monkeypatch.setattr(factored, "_WORK_BYTES", 4000)
     chunks = [
         len(factored.sample_chunks(local, reduce_problem(local).layers))
-        for local in map(exact, (problem, no_mean))
+        for local in map(at_double, (problem, no_mean))
     ]
     assert chunks[0] > 5
     assert chunks[1] == 1
@@ -281,7 +193,7 @@ def test_the_basis_is_orthonormal_and_reproduces_the_hessian(shape, hidden, rang
     basis = hr.reduction(problem)
     assert basis.dimension == problem.dimension
     assert basis.reduced_dimension == hr.spectrum(problem).reduced_dimension < problem.dimension
-    assert isinstance(basis, reduction.RangedReduction) == ranged
+    assert (basis.layers[0].narrowed is not None) == ranged
     q = basis.lift(torch.eye(basis.reduced_dimension, dtype=torch.float64)).T
     assert (q.T @ q - torch.eye(q.shape[1], dtype=torch.float64)).abs().max() <= 64 * EPS
     assert torch.allclose(
@@ -306,8 +218,8 @@ def test_a_wrong_reduction_is_caught(monkeypatch, wrong):
             reduction, "_zero_rows", lambda p: real(p).index_fill(0, torch.tensor([66]), True)
         )
     else:
-        real = reduction._mirror
-        monkeypatch.setattr(reduction, "_mirror", lambda m, p: (real(m, p), m[0, 1].mul_(1 + 1e-9)))
+        real = reduction._add_kept
+        monkeypatch.setattr(reduction, "_add_kept", lambda *a: real(*a[:-1], a[-1] * (1 + 1e-9)))
     with pytest.raises(ProblemError, match="does not act as the Hessian"):
         hr.spectrum(problem)
 
@@ -329,21 +241,9 @@ def test_a_wrong_qr_is_caught(monkeypatch):
         hr.spectrum(problem)
 
 
-def test_a_layer_without_curvature_of_its_own_has_no_columns():
-    # as before a last layer whose weights are all zero
-    own = factored.OwnCurvature(torch.empty(0, 3), torch.empty(0, 5), torch.empty(0))
-    assert own.columns().shape == (15, 0)
-
-
 def test_small_batches_of_eigenvectors_are_lapacks():
     """A GPU's library takes them one by one: they go to main memory, which "meta" can't."""
     span = slice(0, 73)
-    found = factored.Factors(
-        curvature=torch.empty(64, 73, 73, device="meta"),
-        gradient=(),
-        features=(),
-        flow=(),
-        spans=(span,),
-    )
+    found = factored.Factors((), torch.empty(64, 73, 73, device="meta"), (), (), (), (span,))
     with pytest.raises(NotImplementedError, match="meta tensor"):
         factored.own_curvature(found, 0)
