@@ -134,8 +134,7 @@ def root_of_loss_curvature(problem: InOneTensor, outputs: Tensor) -> Root:
     if dtype != torch.float64:
         problem = in_one_tensor(problem.at(torch.float64, outputs.device))
     outputs = outputs.detach().double()
-    product = curvature_of_loss(problem, outputs)
-    softmax = _softmax(problem, outputs, product)
+    softmax, product = _curvature(problem, outputs)
     if softmax is not None:
         root = _of_softmax(softmax, outputs, problem.samples)
     else:
@@ -149,18 +148,18 @@ def root_of_loss_curvature(problem: InOneTensor, outputs: Tensor) -> Root:
     return replace(root, rows=root.rows.to(dtype), signs=root.signs.to(dtype))
 
 
-def _softmax(
-    problem: InOneTensor, outputs: Tensor, product: Callable[[Tensor], Tensor]
-) -> SoftmaxRows | None:
-    """The rows of a cross-entropy, if differentiation says the same of them."""
-    rows = softmax_rows(problem, outputs)
+def _curvature(
+    problem: InOneTensor, outputs: Tensor
+) -> tuple[SoftmaxRows | None, Callable[[Tensor], Tensor]]:
+    """The rows of a cross-entropy, if differentiation says the same of them; and products with S."""
+    product, rows = curvature_of_loss(problem, outputs), softmax_rows(problem, outputs)
     if rows is None:
-        return None
+        return None, product
     t = gaussian(outputs.shape, outputs, "softmax")
     gap = (rows.curved(outputs, t).reshape(1, -1) - product(t.reshape(1, -1))).abs().max()
     scale = (4 + float(outputs.abs().max())) * float(t.abs().max()) * rows.weights.abs().max()
     allowed = _LOST_ULPS * torch.finfo(outputs.dtype).eps * float(scale)
-    return rows if float(gap) <= allowed else None
+    return (rows if float(gap) <= allowed else None), product
 
 
 def _of_softmax(softmax: SoftmaxRows, outputs: Tensor, samples: int) -> Root:
@@ -306,10 +305,14 @@ def smallest_ggn(
     rows = _rows(problem, outputs)
     if rows >= problem.dimension:
         return _dense(problem, backend, tick)
-    plan = _require_dual(problem, outputs, backend) if rows else None
-    root = root_of_loss_curvature(problem, outputs) if rows else None
-    if plan is None or root is None or not root.norm:  # linear in the outputs
-        return outputs.new_zeros(0, 0), Comparison(0.0, 0.0, 0.0)
+    nothing = outputs.new_zeros(0, 0)
+    if not rows:
+        return nothing, Comparison(0.0, 0.0, 0.0)
+    plan = _require_dual(problem, outputs, backend)
+    root = root_of_loss_curvature(problem, outputs)
+    if not len(root.rows):  # linear in the outputs, but for rounding
+        rounding = _rounding(problem) if root.error else 0.0
+        return nothing, Comparison(0.0, rounding, rounding)
     if root.indefinite:
         plan = _require_dual(problem, outputs, backend, _TRIANGLES)
     return _dual(problem, outputs, root, plan, backend, tick)
@@ -347,8 +350,6 @@ def rounding_of_gram(gram: Matrix, parameters: int) -> float:
         2 √P ε (max_i K_ii · tr K)^½, in the units of the eigenvalues.
     """
     diagonal = gram.diagonal().double()
-    if not len(diagonal):
-        return 0.0
     scale = float((diagonal.max() * diagonal.sum()).clamp(min=0).sqrt())
     return 2 * parameters**0.5 * torch.finfo(gram.dtype).eps * scale
 
@@ -366,8 +367,6 @@ def rounding_of_triangle(triangle: Matrix, parameters: int) -> float:
     Returns:
         2 √(Pn) ε ‖R‖_F ‖R‖₂, in the units of the eigenvalues.
     """
-    if not triangle.numel():
-        return 0.0
     norms = [float(torch.linalg.matrix_norm(triangle, ord=kind)) for kind in ("fro", 1, torch.inf)]
     size = (parameters * triangle.shape[1]) ** 0.5 * torch.finfo(triangle.dtype).eps
     return 2 * size * norms[0] * min(norms[0], (norms[1] * norms[2]) ** 0.5)
@@ -377,12 +376,13 @@ def _dense(problem: InOneTensor, backend: Backend, tick: Tick) -> tuple[Matrix, 
     """G itself, compared with another way of differentiating along a random unit vector."""
     block = dense_block(problem, backend)
     matrix = assemble(ggn_product(problem), problem.theta, block, backend, tick)
-    return matrix, _reference(problem).beside(matrix.matmul)
+    known = Reference.of(eager_ggn_product(problem), directions(problem))
+    return matrix, known.beside(matrix.matmul)
 
 
-def _reference(problem: InOneTensor, count: int = DIRECTIONS) -> Reference:
-    """Products with G by plain differentiation, and their rounding."""
-    return Reference.of(eager_ggn_product(problem), directions(problem, count))
+def _rounding(problem: InOneTensor) -> float:
+    """Bound on the rounding of products with G by plain differentiation."""
+    return Reference.of(eager_ggn_product(problem), directions(problem, FEW_DIRECTIONS)).rounding
 
 
 def _rows(problem: InOneTensor, outputs: Tensor) -> int:
@@ -433,7 +433,7 @@ def _dual(
     product = found.T @ found if signed else matrix
     residual = _residual(problem, outputs, (lower, signs), product, chunk)
     if root.error and not math.isnan(residual):
-        rounding += _reference(problem, FEW_DIRECTIONS).rounding
+        rounding += _rounding(problem)
     else:
         norm = float(torch.linalg.matrix_norm(product)) ** 0.5  # Frobenius, no less than ‖M‖₂
         rounding += 2 * norm * _rounding_of_rows(problem, outputs, lower, chunk)
@@ -471,8 +471,7 @@ def _residual(
     if tangent is None:
         return float("nan")
     expected = ((signs * (gram @ u)) @ lower).view(outputs.shape)
-    product = curvature_of_loss(problem, outputs)
-    softmax = _softmax(problem, outputs, product)
+    softmax, product = _curvature(problem, outputs)
     if softmax is not None:
         curved = softmax.curved(outputs, tangent)
     else:

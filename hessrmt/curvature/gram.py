@@ -10,6 +10,7 @@ runs. All other parameters follow in ranges of coordinates, by one backward pass
 from __future__ import annotations
 
 from functools import partial
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
@@ -55,7 +56,7 @@ def find_layers(problem: Problem) -> tuple[Layer, ...]:
         taps = Taps(part, found)
         some = torch.arange(part.samples, device=part.theta.device) == part.samples // 2
         draw = gaussian(taps.outputs.shape, taps.outputs, "taps")
-        deltas = taps.pull(draw.view(part.samples, -1) * some[:, None])
+        deltas = _pull(taps.outputs, taps.leaving, draw.view(part.samples, -1) * some[:, None])
         pairs = zip(found, deltas, strict=True)
         apart = tuple(layer for layer, d in pairs if not bool(d[~some].count_nonzero()))
         if len(apart) == len(found):
@@ -118,12 +119,13 @@ class Taps:
     Attributes:
         outputs: Of the network.
         entering: The layers' inputs.
+        leaving: Their outputs, from which derivatives can be taken.
 
     Raises:
         IrregularError: If a layer is not called exactly once with the batch first.
     """
 
-    def __init__(self, problem: Problem, layers: tuple[Layer, ...]) -> None:
+    def __init__(self, problem: Problem, layers: Sequence[Layer]) -> None:
         taps: dict[str, tuple[Tensor, Tensor]] = {}
 
         def record(name: str, entering: Tensor, leaving: Tensor) -> Tensor:
@@ -139,21 +141,11 @@ class Taps:
             self.outputs = problem.outputs(problem.theta)
         if len(taps) != len(layers):
             raise IrregularError
-        self.entering, self._leaving = zip(*(taps[layer.name] for layer in layers), strict=True)
-
-    def pull(self, cotangent: Tensor) -> tuple[Tensor, ...]:
-        """Derivatives of ⟨cotangent, outputs⟩ in the layers' outputs.
-
-        Args:
-            cotangent: With as many numbers as ``outputs``.
-
-        Returns:
-            One tensor for each layer, zero where the outputs do not depend on it.
-        """
-        return _pull(self.outputs, self._leaving, cotangent)
+        self.entering, self.leaving = zip(*(taps[layer.name] for layer in layers), strict=True)
 
 
 def _pull(outputs: Tensor, places: Sequence[Tensor], cotangent: Tensor) -> tuple[Tensor, ...]:
+    """Derivatives of ⟨cotangent, outputs⟩, zero in what the outputs do not depend on."""
     if not outputs.requires_grad:
         return tuple(torch.zeros_like(place) for place in places)
     along = cotangent.reshape(outputs.shape)
@@ -298,27 +290,23 @@ class _Triangle(_Gram):
             self._waiting = []
 
 
-def _groups(
-    layers: tuple[Layer, ...], rows: int, itemsize: int, work: int
-) -> Iterator[tuple[Layer, ...]]:
+def _groups(layers: tuple[Layer, ...], rows: int, itemsize: int, work: int) -> list[list[Layer]]:
     """Consecutive layers whose rows or signals fit in ``work``, from the last to the first."""
-    group: list[Layer] = []
-    held = 0
+    groups, held = [], 0
     for layer in reversed(layers):
         size = rows * min(layer.row, layer.signal) * itemsize
-        if group and held + size > work:
-            yield tuple(group)
-            group, held = [], 0
-        group.append(layer)
+        if not groups or held + size > work:
+            groups.append([])
+            held = 0
+        groups[-1].append(layer)
         held += size
-    if group:
-        yield tuple(group)
+    return groups
 
 
 def _add_group(
     gram: _Gram,
     problem: Problem,
-    layers: tuple[Layer, ...],
+    layers: list[Layer],
     cotangents: Float[Tensor, "r B c"],
     saved: int,
     work: int,
@@ -337,7 +325,7 @@ def _add_group(
             if not layer.keeps_rows:
                 kept.append(given)
         for k in range(count):
-            deltas = taps.pull(cotangents[k, chunk])
+            deltas = _pull(taps.outputs, taps.leaving, cotangents[k, chunk])
             for layer, mine, seen, delta in zip(layers, held, features, deltas, strict=True):
                 signal = layer.signals(delta)
                 signal = signal if seen is None else signal @ seen
@@ -385,18 +373,14 @@ def _add_parameters(
     work: int,
 ) -> None:
     """Add what other parameters bring, one backward pass for each row of each part of the batch."""
-    sizes = {name: len(piece.view(-1)) for name, piece in problem.unflatten(problem.theta).items()}
-    size = sum(sizes[name] for name in names)
+    sizes = {name: problem.unflatten(problem.theta)[name].numel() for name in names}
+    ends = dict(zip(names, accumulate(sizes.values()), strict=True))
+    size = sum(sizes.values())
     width = max(1, work // (gram.matrix.element_size() * len(gram.matrix)))
     for start in range(0, size, width):
         stop = min(start + width, size)
-        chosen, offset, before = [], 0, 0
-        for name in names:
-            after = before + sizes[name]
-            if after > start and before < stop:
-                offset = before if not chosen else offset
-                chosen.append(name)
-            before = after
+        chosen = [n for n in names if ends[n] > start and ends[n] - sizes[n] < stop]
+        inside = slice(start - ends[chosen[0]] + sizes[chosen[0]], None)
         found = gram.matrix.new_zeros(*cotangents.shape[:2], stop - start)
         for number, part in enumerate(parts):
             leaves = part.unflatten(part.theta)
@@ -404,6 +388,6 @@ def _add_parameters(
             wanted, outputs = [leaves[name] for name in chosen], part.call(leaves)
             for along, row in zip(cotangents[:, number], found[:, number], strict=True):
                 slopes = torch.cat([g.flatten() for g in _pull(outputs, wanted, along)])
-                row.copy_(slopes[start - offset : stop - offset])
+                row.copy_(slopes[inside][: stop - start])
         gram.add(found.flatten(0, 1))
         gram.advance(stop - start)

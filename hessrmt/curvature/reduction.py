@@ -249,18 +249,10 @@ def reduce_problem(problem: Problem) -> Reduction:
     """
     zero = _zero_rows(problem)
     where = problem.unflatten(torch.arange(problem.dimension, device=zero.device))
-    linear = [layer for layer in problem.structure if isinstance(layer.module, nn.Linear)]
     layers = tuple(
-        _layer_basis(
-            layer,
-            torch.cat(
-                [where.pop(name).view(layer.outputs, -1) for name in layer.parameters.values()],
-                dim=1,
-            ),
-            zero,
-            problem,
-        )
-        for layer in linear
+        _layer_basis(layer, [where.pop(name) for name in layer.parameters.values()], zero, problem)
+        for layer in problem.structure
+        if isinstance(layer.module, nn.Linear)
     )
     others = torch.cat([zero.nonzero()[:0, 0], *(rest.flatten() for rest in where.values())])
     return Reduction(problem.dimension, layers, others[~zero[others]])
@@ -317,8 +309,9 @@ def _zero_rows(problem: Problem) -> Tensor:
     return (eager_hessian_product(problem)(probes) == 0).all(dim=0)
 
 
-def _layer_basis(layer: Layer, where: Tensor, zero: Tensor, problem: Problem) -> LayerBasis:
+def _layer_basis(layer: Layer, parts: list[Tensor], zero: Tensor, problem: Problem) -> LayerBasis:
     left = right = None
+    where = torch.cat([part.view(layer.outputs, -1) for part in parts], dim=1)
     kept = ~zero[where]
     # a rotated side keeps or drops whole rows or columns of the matrix
     if layer.inputs is not None:
