@@ -151,7 +151,7 @@ def root_of_loss_curvature(problem: InOneTensor, outputs: Tensor) -> Root:
 def _curvature(
     problem: InOneTensor, outputs: Tensor
 ) -> tuple[SoftmaxRows | None, Callable[[Tensor], Tensor]]:
-    """The rows of a cross-entropy, if differentiation says the same of them; and products with S."""
+    """Rows of a cross-entropy, if differentiation says the same of them; and products with S."""
     product, rows = curvature_of_loss(problem, outputs), softmax_rows(problem, outputs)
     if rows is None:
         return None, product
