@@ -296,15 +296,8 @@ MIXING = {
 """Which layers are left where some mix samples, or are not called once with all of them."""
 
 
-def network(name):
-    """A network in float64, with parameters of no symmetry, its inputs and labels."""
-    make, shape, samples, _ = NETWORKS[name]
-    torch.manual_seed(3)
-    net = make().double().eval()
-    x, y = labelled((samples, *shape), 3) if shape else labelled((samples, 4), 5)
-    x = x if shape else (x.abs() * 7).long() % 5
-    with torch.no_grad():
-        net(x)  # lazy layers
+def disordered(net):
+    """Statistics, biases and scales of no symmetry."""
     for module in net.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
             module.running_mean.normal_()
@@ -312,4 +305,16 @@ def network(name):
     for parameter in net.parameters():
         if parameter.dim() == 1:
             nn.init.normal_(parameter, 0.5, 0.5)
-    return net, x, y
+    return net
+
+
+def network(name):
+    """A network in float64, its inputs and labels."""
+    make, shape, samples, _ = NETWORKS[name]
+    torch.manual_seed(3)
+    net = make().double().eval()
+    x, y = labelled((samples, *shape), 3) if shape else labelled((samples, 4), 5)
+    x = x if shape else (x.abs() * 7).long() % 5
+    with torch.no_grad():
+        net(x)  # lazy layers
+    return disordered(net), x, y
