@@ -71,32 +71,36 @@ def test_the_papers_models_on_small_inputs(name):
     assert small.check < 10 * problem.dimension**0.5 * EPS
 
 
-def test_more_samples_than_inputs():
-    model = network(5, 6, 3, kind=nn.ReLU)
+def constant_pixel():
     x, y = labelled((900, 5), 3)
-    x[:, 2] = -1.0  # a constant pixel is collinear with the bias
-    _, small = assert_same_spectrum(hr.Problem(model, "cross-entropy", (x, y)))
-    assert small.reduced_dimension == 6 * 5 + 2 * 7
+    x[:, 2] = -1.0  # collinear with the bias
+    return network(5, 6, 3, kind=nn.ReLU), (x, y)
 
 
-def test_a_frozen_extractor_counts_as_data():
+def frozen_extractor():
     body = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten()).requires_grad_(False)
-    model = nn.Sequential(body, nn.Linear(48, 3))
-    _, small = assert_same_spectrum(hr.Problem(model, "cross-entropy", labelled((7, 1, 6, 6), 3)))
-    assert small.reduced_dimension == 7 * 2
+    return nn.Sequential(body, nn.Linear(48, 3)), labelled((7, 1, 6, 6), 3)
 
 
-def test_a_data_fed_layer_of_a_net_that_is_not_factored():
-    """Convolution behind a linear layer, and a linear layer applied at every position."""
+def layer_at_every_position():
+    """Not factored: convolution behind a linear layer."""
     torch.manual_seed(0)
-    net = two(
-        lambda m, x: m.last(torch.tanh(m.first(x)).mT).mean(dim=-1), 20, last=nn.Conv1d(4, 3, 2)
-    )
-    problem = hr.Problem(net, "cross-entropy", labelled((3, 4, 20), 3))
-    (embedding,) = reduce_problem(at_double(problem)).layers
-    assert embedding.shape == (4, 12)
-    _, small = assert_same_spectrum(problem)
-    assert small.reduced_dimension == 4 * 12 + 3 * 4 * 2 + 3
+    call = lambda m, x: m.last(torch.tanh(m.first(x)).mT).mean(dim=-1)  # noqa: E731
+    return two(call, 20, last=nn.Conv1d(4, 3, 2)), labelled((3, 4, 20), 3)
+
+
+@pytest.mark.parametrize(
+    ("make", "dimension"),
+    [
+        (constant_pixel, 6 * 5 + 2 * 7),
+        (frozen_extractor, 7 * 2),
+        (layer_at_every_position, 4 * 12 + 3 * 4 * 2 + 3),
+    ],
+)
+def test_the_span_of_the_data_is_enough(make, dimension):
+    model, pair = make()
+    _, small = assert_same_spectrum(hr.Problem(model, "cross-entropy", pair))
+    assert small.reduced_dimension == dimension
 
 
 def test_convolutional_net_uses_the_range_of_its_largest_layer():
@@ -115,8 +119,7 @@ def test_convolutional_net_uses_the_range_of_its_largest_layer():
 
 
 def test_range_of_a_layer_that_is_not_piecewise_linear():
-    model = network(3, 2, 8, 60, 2)
-    assert_same_spectrum(hr.Problem(model, "cross-entropy", labelled((2, 3), 2)))
+    assert_same_spectrum(hr.Problem(network(3, 2, 8, 60, 2), "cross-entropy", labelled((2, 3), 2)))
 
 
 @pytest.mark.parametrize(
