@@ -408,9 +408,9 @@ def _dual(
     lower, signs = root.dense()
     bound = rounding_of_triangle if signed else rounding_of_gram
     coupled = plan.apart and root.rows.shape[1] < samples
+    each = outputs.numel() // samples
     cotangents = root.rows if plan.apart else lower
     if coupled:  # the loss couples samples but the network does not: Lᵀ(J Jᵀ)L, or T = R L
-        each = outputs.numel() // samples
         unit = torch.eye(each, dtype=outputs.dtype, device=outputs.device)
         cotangents = unit[:, None].expand(each, samples, each)
     found = gram(problem, cotangents, plan.saved, plan.work, partial(tick, "matrix"), signed)

@@ -325,10 +325,9 @@ def _seen(module: nn.Module, entering: Tensor, groups: int) -> Float[Tensor, "B 
     if isinstance(module, _CONVOLUTIONS):
         mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
         padded = F.pad(entering, module._reversed_padding_repeated_twice, mode=mode)
-        kernel, stride, dilation = module.kernel_size, module.stride, module.dilation
-        if isinstance(module, nn.Conv1d):
-            padded = padded.unsqueeze(2)
-            kernel, stride, dilation = (1, *kernel), (1, *stride), (1, *dilation)
+        padded = padded.unsqueeze(2) if padded.dim() == 3 else padded  # F.unfold knows images
+        sizes = (module.kernel_size, module.stride, module.dilation)
+        kernel, stride, dilation = ((1, *given)[-2:] for given in sizes)
         columns = F.unfold(padded, kernel, dilation=dilation, stride=stride)
         return columns.view(samples, groups, -1, columns.shape[-1])
     if isinstance(module, nn.LayerNorm):
