@@ -221,8 +221,9 @@ def test_a_wrong_reduction_is_caught(monkeypatch, wrong):
             reduction, "_zero_rows", lambda p: real(p).index_fill(0, torch.tensor([66]), True)
         )
     else:
-        real = reduction._add_kept
-        monkeypatch.setattr(reduction, "_add_kept", lambda *a: real(*a[:-1], a[-1] * (1 + 1e-9)))
+        real = reduction.block
+        spoiled = lambda *a: ((rows, values * (1 + 1e-9)) for rows, values in real(*a))  # noqa: E731
+        monkeypatch.setattr(reduction, "block", spoiled)
     with pytest.raises(ProblemError, match="does not act as the Hessian"):
         hr.spectrum(problem)
 
@@ -246,7 +247,7 @@ def test_a_wrong_qr_is_caught(monkeypatch):
 
 def test_small_batches_of_eigenvectors_are_lapacks():
     """A GPU's library takes them one by one: they go to main memory, which "meta" can't."""
-    span = slice(0, 73)
-    found = factored.Factors((), torch.empty(64, 73, 73, device="meta"), (), (), (), (span,))
+    layer = factored.LayerFactors(None, slice(0, 73), None, None, None)
+    found = factored.Factors(torch.empty(64, 73, 73, device="meta"), (layer,))
     with pytest.raises(NotImplementedError, match="meta tensor"):
         factored.own_curvature(found, 0)

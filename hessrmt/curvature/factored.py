@@ -12,10 +12,9 @@ of P (20,060); each block is then one matrix product over samples.
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -49,26 +48,36 @@ _TANGENT_COPIES = 12
 
 
 @dataclass(frozen=True)
+class LayerFactors:
+    """What the loss of some samples makes of one layer, in reduced coordinates.
+
+    Attributes:
+        basis: The layer's basis, of e rows and k columns.
+        span: The place of its rows among those of all layers.
+        gradient: (B, e) derivatives g in its pre-activations.
+        features: (B, k) coordinates of [a; 1].
+        flow: (B, k, D) derivatives A of them in all pre-activations; None if the layer is fed by
+            the data.
+    """
+
+    basis: LayerBasis
+    span: slice
+    gradient: Tensor
+    features: Tensor
+    flow: Tensor | None
+
+
+@dataclass(frozen=True)
 class Factors:
     """Derivatives of the loss of some samples in the pre-activations, in reduced coordinates.
 
-    e_l and k_l are the rows and columns of layer l's coordinates that are not wholly zero.
-
     Attributes:
-        layers: The layers' bases.
         curvature: (B, D, D) second derivatives S_b, D = Σ_l e_l.
-        gradient: Per layer (B, e_l), g_l.
-        features: Per layer (B, k_l), coordinates of [a_l; 1].
-        flow: Per layer m, (B, k_m, D) derivatives A_m; None if the layer is fed by the data.
-        spans: Per layer, its place in D.
+        layers: In the order of execution.
     """
 
-    layers: tuple[LayerBasis, ...]
     curvature: Tensor
-    gradient: tuple[Tensor, ...]
-    features: tuple[Tensor, ...]
-    flow: tuple[Tensor | None, ...]
-    spans: tuple[slice, ...]
+    layers: tuple[LayerFactors, ...]
 
 
 def samples_are_independent(problem: Problem, layers: tuple[Layer, ...]) -> bool:
@@ -175,21 +184,18 @@ def factors(problem: Problem, layers: tuple[LayerBasis, ...], samples: slice) ->
     chunk = max(1, _WORK_BYTES // per_direction)
     curvature, moved = vmap(column, chunk_size=chunk)(directions)  # (D, B, D), (D, B, k) ...
     curvature, flow = curvature.permute(1, 2, 0), iter(moved)
-    ends = accumulate((basis.shape[0] for basis in layers), initial=0)
-    return Factors(
-        layers=layers,
-        curvature=weight * (curvature + curvature.mT) / 2,
-        gradient=tuple(
-            weight * basis.turn_outputs(slope) for basis, slope in zip(layers, slopes, strict=True)
-        ),
-        features=tuple(
-            basis.turn_inputs(entering) for basis, entering in zip(layers, inputs, strict=True)
-        ),
-        flow=tuple(
-            next(flow).permute(1, 2, 0) if basis.layer.inputs is None else None for basis in layers
-        ),
-        spans=tuple(itertools.starmap(slice, pairwise(ends))),
+    ends = accumulate(basis.shape[0] for basis in layers)
+    found = tuple(
+        LayerFactors(
+            basis,
+            slice(end - basis.shape[0], end),
+            weight * basis.turn_outputs(slope),
+            basis.turn_inputs(entering),
+            next(flow).permute(1, 2, 0) if basis.layer.inputs is None else None,
+        )
+        for basis, end, slope, entering in zip(layers, ends, slopes, inputs, strict=True)
     )
+    return Factors(weight * (curvature + curvature.mT) / 2, found)
 
 
 def block(found: Factors, first: int, second: int) -> Iterator[tuple[slice, Tensor]]:
@@ -201,19 +207,19 @@ def block(found: Factors, first: int, second: int) -> Iterator[tuple[slice, Tens
         second: Layer m.
 
     Yields:
-        A slice of l's outputs i, and their rows ((i, p), (j, q)) of the block.
+        A slice of l's coordinates, and their rows of the block.
     """
-    a, c = found.features[first], found.features[second]
+    upper, lower = found.layers[first], found.layers[second]
+    a, c = upper.features, lower.features
     (samples, left), right = a.shape, c.shape[1]
-    rows, columns = found.spans[first], found.spans[second]
-    outputs, width = rows.stop - rows.start, columns.stop - columns.start
+    outputs, width = upper.basis.shape[0], lower.basis.shape[0]
     entries = max(1, left * width * max(right, samples))
     step = max(1, _WORK_BYTES // (a.element_size() * entries))
-    flow = found.flow[second] if first < second else None
+    flow = lower.flow if first < second else None
     for start in range(0, outputs, step):
-        chosen = slice(rows.start + start, min(rows.start + start + step, rows.stop))
-        count = chosen.stop - chosen.start
-        curvature = found.curvature[:, chosen, columns]
+        count = min(step, outputs - start)
+        chosen = slice(upper.span.start + start, upper.span.start + start + count)
+        curvature = found.curvature[:, chosen, lower.span]
         if left <= right:
             spread = torch.einsum("bij,bp->bijp", curvature, a).reshape(samples, -1)
             result = (spread.T @ c).view(count, width, left, right).permute(0, 2, 1, 3)
@@ -221,11 +227,18 @@ def block(found: Factors, first: int, second: int) -> Iterator[tuple[slice, Tens
             spread = torch.einsum("bij,bq->bijq", curvature, c).reshape(samples, -1)
             result = (a.T @ spread).view(left, count, width, right).permute(1, 0, 2, 3)
         if flow is not None:
-            slopes = torch.einsum("bj,bp->bjp", found.gradient[second], a).reshape(samples, -1)
+            slopes = torch.einsum("bj,bp->bjp", lower.gradient, a).reshape(samples, -1)
             moved = flow[:, :, chosen].reshape(samples, -1)
             extra = (slopes.T @ moved).view(width, left, right, count)
             result = result + extra.permute(3, 1, 0, 2)
-        yield slice(start, start + count), result.reshape(count * left, width * right)
+        values = result.reshape(count * left, width * right)  # ((i, p), (j, q))
+        limits = torch.tensor([start * left, (start + count) * left], device=values.device)
+        begin, end = torch.searchsorted(upper.basis.keep, limits).tolist()
+        if end - begin < len(values):
+            values = values[upper.basis.keep[begin:end] - start * left]
+        if len(lower.basis.keep) < values.shape[1]:
+            values = values[:, lower.basis.keep]
+        yield slice(begin, end), values.detach()
 
 
 @dataclass(frozen=True)
@@ -269,18 +282,17 @@ def own_curvature(found: Factors, layer: int) -> OwnCurvature:
     Returns:
         The block's factors.
     """
-    span = found.spans[layer]
-    size = span.stop - span.start
-    curvature = found.curvature[:, span, span]
+    mine = found.layers[layer]
+    curvature, size = found.curvature[:, mine.span, mine.span], mine.span.stop - mine.span.start
     pair = torch.linalg.eigh(curvature.cpu() if size <= _BY_LAPACK else curvature)
     values, vectors = (part.to(curvature.device) for part in pair)
     sizes, relative = values.abs(), size * torch.finfo(values.dtype).eps
-    added = sizes * found.features[layer].square().sum(dim=1, keepdim=True)
+    added = sizes * mine.features.square().sum(dim=1, keepdim=True)
     real = (sizes > relative * sizes.amax(dim=1, keepdim=True)) & (added > relative * added.max())
     sample, which = real.nonzero(as_tuple=True)
     kept = values[sample, which]
     scaled = vectors[sample, :, which] * kept.abs().sqrt()[:, None]
-    return OwnCurvature(found.layers[layer], scaled, found.features[layer][sample], kept.sign())
+    return OwnCurvature(mine.basis, scaled, mine.features[sample], kept.sign())
 
 
 def _shifted_slopes(

@@ -556,24 +556,10 @@ def _fill_by_factors(
             else:
                 continue
             for some, values in block(found, first, second):
-                _add_kept(target, route.layers[first], route.layers[second], some, values)
+                target[some] += values
         tick("matrix", done, len(route.chunks))
     for first, second in combinations(columns.values(), 2):
         rest[second, first] = rest[first, second].T
-
-
-def _add_kept(
-    target: Tensor, upper: LayerBasis, lower: LayerBasis, rows: slice, values: Tensor
-) -> None:
-    """Add the kept entries of some rows ((i, p), (j, q)) of a block to their place."""
-    width = upper.shape[1]
-    limits = torch.tensor([rows.start * width, rows.stop * width], device=values.device)
-    begin, end = torch.searchsorted(upper.keep, limits).tolist()
-    if end - begin < len(values):
-        values = values[upper.keep[begin:end] - rows.start * width]
-    if len(lower.keep) < values.shape[1]:
-        values = values[:, lower.keep]
-    target[begin:end] += values.detach()
 
 
 def _fill_by_products(
