@@ -133,6 +133,14 @@ def tied():
     return net
 
 
+def bias_first():
+    net = two()
+    weight = net.first.weight
+    del net.first.weight
+    net.first.weight = weight
+    return net
+
+
 def centred(m, x):
     hidden = m.first(x)
     return m.last(torch.tanh(hidden - hidden.mean(0)))
@@ -271,6 +279,7 @@ NETWORKS = {
     "weight used upstream": (lambda: tied_embedding(functional=True), None, 12, {"middle"}),
     "penalised weight": (lambda: two(penalised), (6,), 8, {"first"}),
     "layer called twice": (lambda: three(twice), (6,), 8, {"first", "middle", "last"}),
+    "bias registered first": (bias_first, (6,), 8, {"first", "last"}),
     "hook": (lambda: with_hook(two()), (6,), 8, {"first", "last"}),
     "hook before": (lambda: with_hook(two(), before=True), (6,), 8, {"first", "last"}),
     "forward of an instance replaced": (patched, (6,), 8, {"last"}),

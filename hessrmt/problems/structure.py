@@ -41,7 +41,8 @@ class Layer:
     Attributes:
         name: The module's name.
         module: The module.
-        parameters: Its trainable parameters: ``"weight"`` and ``"bias"`` to their names.
+        parameters: Its trainable parameters: ``"weight"`` and ``"bias"``, in this order, to their
+            names.
         groups: g.
         outputs: d, outputs of one group.
         width: p, columns of the trainable matrix [W, bias] of one group.
@@ -238,7 +239,8 @@ def _candidates(model: nn.Module) -> dict[str, dict[str, str]]:
     found = {}
     for name, module in model.named_modules():
         own = module._parameters
-        mine = {kind: names[id(p)] for kind, p in own.items() if id(p) in names}
+        pairs = sorted(own.items(), reverse=True)  # the weight, then the bias
+        mine = {kind: names[id(p)] for kind, p in pairs if id(p) in names}
         shared = any(uses[id(own[kind])] > 1 for kind in mine)
         moving = isinstance(module, _BATCH_NORMS) and (
             module.training or module.running_mean is None
