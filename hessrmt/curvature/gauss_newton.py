@@ -115,8 +115,8 @@ class Root:
         full = self.rows.new_zeros(count, parts, parts, outputs)
         index = torch.arange(parts, device=full.device)
         full[:, index, index] = self.rows
-        there, signs = self.signs.reshape(-1) != 0, self.signs.reshape(-1)
-        return full.view(count * parts, parts * outputs)[there], signs[there]
+        signs = self.signs.reshape(-1)
+        return full.view(count * parts, parts * outputs)[signs != 0], signs[signs != 0]
 
 
 def root_of_loss_curvature(problem: InOneTensor, outputs: Tensor) -> Root:

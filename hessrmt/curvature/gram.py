@@ -66,7 +66,7 @@ def find_layers(problem: Problem) -> tuple[Layer, ...]:
 
 
 def other_samples(samples: int, like: Tensor, stream: str) -> Tensor:
-    """About half of the samples, at random; what changes in them must leave all others alone.
+    """About half of the samples, at random: those that a change of the rest must leave alone.
 
     Args:
         samples: B.
@@ -74,7 +74,7 @@ def other_samples(samples: int, like: Tensor, stream: str) -> Tensor:
         stream: Name of the random stream.
 
     Returns:
-        (B,) of which the first is False, and the last True unless it is the first.
+        (B,) bool, of which the first is False, and the last True unless it is the first.
     """
     others = rng.stream(0, stream).random(samples) >= 0.5
     others[-1], others[0] = True, False
