@@ -29,20 +29,20 @@ class Called(nn.Module):
         return self.call(self, x)
 
 
-def two(call=lambda m, x: m.last(torch.tanh(m.first(x))), inputs=6, width=4, **more):
-    """Two linear layers, and others."""
+def two(between=torch.tanh, inputs=6, width=4, call=None, **more):
+    """Two linear layers with a function between them, or called otherwise with others."""
     layers = {"first": nn.Linear(inputs, width), "last": nn.Linear(width, 3)}
-    return Called(call, **layers | more)
+    return Called(call or (lambda m, x: m.last(between(m.first(x)))), **layers | more)
 
 
 def three(call, **more):
     """Three linear layers, the second of which can be called twice."""
-    return two(call, middle=nn.Linear(4, 4), **more)
+    return two(call=call, middle=nn.Linear(4, 4), **more)
 
 
 def mixing(how):
     """A network whose hidden units go through a function."""
-    return two(lambda m, x: m.last(how(torch.tanh(m.first(x)))), width=7)
+    return two(lambda h: how(torch.tanh(h)), width=7)
 
 
 def frozen(net):
@@ -141,16 +141,14 @@ def bias_first():
     return net
 
 
-def centred(m, x):
-    hidden = m.first(x)
-    return m.last(torch.tanh(hidden - hidden.mean(0)))
+def centred():
+    return two(lambda h: torch.tanh(h - h.mean(0)))
 
 
-def differences(m, x):
+def differences(h):
     """Coupled samples that a shift of all hidden units alike does not show."""
-    hidden = m.first(x)
-    d = hidden - hidden.flip(1)
-    return m.last(d * d.mean(0))
+    d = h - h.flip(1)
+    return d * d.mean(0)
 
 
 def zero_head(net):
@@ -262,12 +260,12 @@ NETWORKS = {
     ),
     "in place": (lambda: three(in_place), (6,), 5, {"first", "middle", "last"}),
     "in place at the end": (
-        lambda: two(lambda m, x: torch.relu_(m.last(torch.tanh(m.first(x))))), (6,), 5,
+        lambda: two(call=lambda m, x: torch.relu_(m.last(torch.tanh(m.first(x))))), (6,), 5,
         {"first", "last"},
     ),
     "residual": (lambda: three(residual), (6,), 5, {"first", "middle", "last"}),
     "time first": (
-        lambda: two(lambda m, x: m.last(torch.tanh(m.first(x.transpose(0, 1))).sum(0))),
+        lambda: two(call=lambda m, x: m.last(torch.tanh(m.first(x.transpose(0, 1))).sum(0))),
         (3, 6), 3, {"first", "last"},
     ),
     "experts": (lambda: three(experts, first=nn.Linear(4, 4)), (6,), 9,
@@ -277,7 +275,7 @@ NETWORKS = {
     "tied weights": (tied, (3,), 8, set()),
     "tied embedding": (tied_embedding, None, 12, {"middle"}),
     "weight used upstream": (lambda: tied_embedding(functional=True), None, 12, {"middle"}),
-    "penalised weight": (lambda: two(penalised), (6,), 8, {"first"}),
+    "penalised weight": (lambda: two(call=penalised), (6,), 8, {"first"}),
     "layer called twice": (lambda: three(twice), (6,), 8, {"first", "middle", "last"}),
     "bias registered first": (bias_first, (6,), 8, {"first", "last"}),
     "hook": (lambda: with_hook(two()), (6,), 8, {"first", "last"}),
@@ -285,9 +283,9 @@ NETWORKS = {
     "forward of an instance replaced": (patched, (6,), 8, {"last"}),
     "subclass": (lambda: two(first=SubclassedLinear(6, 4)), (6,), 8, {"last"}),
     "parametrisation": (parametrised, (6,), 8, {"last"}),
-    "coupled samples": (lambda: two(centred), (6,), 8, {"first", "last"}),
+    "coupled samples": (centred, (6,), 8, {"first", "last"}),
     # of which no gradient tells
-    "coupled samples, zero head": (lambda: zero_head(two(centred)), (6,), 8, {"first", "last"}),
+    "coupled samples, zero head": (lambda: zero_head(centred()), (6,), 8, {"first", "last"}),
     "coupled differences": (lambda: two(differences), (6,), 8, {"first", "last"}),
     "zero head": (lambda: zero_head(two()), (6,), 8, {"first", "last"}),
     "wide, zero head": (lambda: zero_head(two(width=24)), (6,), 8, {"first", "last"}),

@@ -86,7 +86,7 @@ def layer_at_every_position():
     """Not factored: convolution behind a linear layer."""
     torch.manual_seed(0)
     call = lambda m, x: m.last(torch.tanh(m.first(x)).mT).mean(dim=-1)  # noqa: E731
-    return two(call, 20, last=nn.Conv1d(4, 3, 2)), labelled((3, 4, 20), 3)
+    return two(inputs=20, call=call, last=nn.Conv1d(4, 3, 2)), labelled((3, 4, 20), 3)
 
 
 @pytest.mark.parametrize(
