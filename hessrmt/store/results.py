@@ -6,6 +6,7 @@ Spectra have a layout of their own (:mod:`hessrmt.store.spectra`), which other p
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Mapping
 from importlib import import_module
@@ -84,17 +85,18 @@ def _encoded(value: Any, place: str, arrays: dict[str, np.ndarray]) -> Any:
         return {"tensor" if tensor else "array": place}
     if isinstance(value, Path):
         return {"path": str(value)}
-    items = fields_of(value)
-    if items is None and callable(value):  # a fitted law is a function, too
-        return None
-    if items is not None and not isinstance(value, Mapping):
-        kind = type(value)
-        found = {k: _encoded(item, f"{place}/{k}", arrays) for k, item in items.items()}
-        return {"class": f"{kind.__module__}:{kind.__qualname__}", "fields": found}
-    if isinstance(value, Mapping):
-        pairs = enumerate(value.items())
-        return {"mapping": [[k, _encoded(v, f"{place}/{i}", arrays)] for i, (k, v) in pairs]}
-    return {"items": [_encoded(v, f"{place}/{i}", arrays) for i, v in enumerate(value)]}
+    items, kind = fields_of(value), type(value)
+    if items is None:  # a fitted law is a function, too, but one with fields
+        parts = () if callable(value) else value
+        found = [_encoded(part, f"{place}/{i}", arrays) for i, part in enumerate(parts)]
+        return None if callable(value) else {"items": found}
+    named = not isinstance(value, Mapping)  # keys may be anything
+    places = [f"{place}/{key if named else i}" for i, key in enumerate(items)]
+    values = map(_encoded, items.values(), places, itertools.repeat(arrays))
+    pairs = [[key, found] for key, found in zip(items, values, strict=True)]
+    if not named:
+        return {"mapping": pairs}
+    return {"class": f"{kind.__module__}:{kind.__qualname__}", "fields": dict(pairs)}
 
 
 def _decoded(value: Any, file: h5py.File) -> Any:
