@@ -20,12 +20,20 @@ from torch.utils import _pytree
 from hessrmt.backend.distributed import asymmetry, multiply
 from hessrmt.checks import one_of
 from hessrmt.curvature.certify import Comparison, reference
-from hessrmt.curvature.dense import block_size, gib, row_bytes, silent, torch_dtype, unit_vectors
+from hessrmt.curvature.dense import (
+    block_size,
+    gib,
+    row_bytes,
+    torch_dtype,
+    unit_vectors,
+    usable_memory,
+)
 from hessrmt.curvature.products import hessian_product
 from hessrmt.curvature.reduction import Reduction, identity, reduce_problem
 from hessrmt.curvature.spectrum import REDUCTIONS, Clock, certified
 from hessrmt.errors import DeviceError, NonFiniteError, ProblemError
 from hessrmt.problems.problem import ordinary_mode
+from hessrmt.progress import Tick, silent
 from hessrmt.records import Provenance, Spectrum
 
 if TYPE_CHECKING:
@@ -36,12 +44,7 @@ if TYPE_CHECKING:
 
     from hessrmt.backend.distributed import DistributedBackend, Layout
     from hessrmt.backend.world import World
-    from hessrmt.curvature.dense import Tick
     from hessrmt.problems.problem import Problem
-
-
-_MARGIN = 0.95
-"""Part of the free memory that is planned with."""
 
 
 @ordinary_mode()
@@ -200,7 +203,7 @@ def _deal(start: int, stop: int, processes: int) -> list[slice]:
 def _rows_together(problem: Problem, layout: Layout, backend: DistributedBackend) -> int:
     """Products to compute together; DeviceError if this process's part does not fit."""
     itemsize = problem.dtype.itemsize
-    fixed, usable = backend.eigen_bytes(layout, itemsize), int(_MARGIN * backend.free_memory())
+    fixed, usable = backend.eigen_bytes(layout, itemsize), usable_memory(backend)
     each = row_bytes(problem) + 4 * layout.n * itemsize  # two sides of an exchange, and copies
     processes = backend.world.size
     if fixed + each > usable:

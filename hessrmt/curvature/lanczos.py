@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,11 +26,12 @@ import numpy as np
 import torch
 
 from hessrmt.checks import one_of, require_whole
-from hessrmt.curvature.dense import Tick, gib, silent, usable_memory
-from hessrmt.curvature.operators import CurvatureOperator, announce, as_operator
+from hessrmt.curvature.dense import gib, usable_memory
+from hessrmt.curvature.operators import CurvatureOperator, as_operator
 from hessrmt.curvature.rounding import gaussian
 from hessrmt.errors import ConfigError, ConvergenceError, DeviceError, ProblemError
 from hessrmt.problems.problem import Problem, ordinary_mode
+from hessrmt.progress import Tick, silent
 
 if TYPE_CHECKING:
     from jaxtyping import Float64
@@ -64,6 +65,9 @@ _TESTED_EACH_STEP = 48
 """Vectors up to which the eigenvalues of T cost less than a product; beyond, they are computed
 whenever there are an eighth more vectors."""
 
+
+_PATIENCE = 100
+"""Products for each vector of the basis after which a search ends with what has converged."""
 
 _SKEW = 1e-3
 """Share of the norm beyond which a matrix is called not symmetric, however loose a tolerance."""
@@ -125,13 +129,14 @@ class _Space:
         self.basis = start.new_empty(min(width + 1, self.size), self.size)
         self.basis[0] = start / start.norm()
         self.small = np.zeros((width, width))
-        self.have, self.beta, self.norm = 0, 0.0, 0.0
+        self.have, self.products, self.beta, self.norm = 0, 0, 0.0, 0.0
         self.coupling = np.zeros(0)  # of the next direction to all rows, known by symmetry
         self.slack = max(slack, torch.finfo(start.dtype).eps ** 0.5)
 
     def add(self, w: Vector) -> None:
         """Take H times the next direction; β = 0 says that the space is invariant."""
         j = self.have
+        self.products += 1
         self.norm = max(self.norm, float(w.norm()))  # ‖Hv‖ <= ‖H‖
         inner, rest = orthogonalise(w, self.basis[: j + 1])
         column = inner.to(torch.float64).cpu().numpy()
@@ -158,13 +163,12 @@ class _Space:
         self.basis[self.have] = direction / direction.norm()
         self.beta, self.coupling = 0.0, np.zeros(self.have)
 
-    def rotate(self, columns: Numbers) -> Vectors:
+    def rotate(self, columns: Numbers) -> None:
         """Replace the first rows of V by combinations of all of them, (have, k) coefficients."""
         turn = torch.from_numpy(columns.T.copy()).to(self.basis)
         for first in range(0, self.size, _COLUMNS):
             part = slice(first, first + _COLUMNS)
             self.basis[: len(turn), part] = turn @ self.basis[: self.have, part]
-        return self.basis[: len(turn)]
 
     def restart(self, values: Numbers, rotation: Numbers, slack: float = 0.0) -> None:
         """Keep some Ritz pairs only, settled to `slack`; the next direction stays."""
@@ -222,37 +226,13 @@ class Wanted(NamedTuple):
     @property
     def levels(self) -> int:
         """How many at most."""
-        return self.top + self.bottom + self.largest
+        return sum(self)
 
     def ends(self, values: Numbers) -> list[tuple[int, np.ndarray]]:
         """For each end how many are wanted, and the order in which ascending values come."""
         up = np.arange(len(values))  # equal values must not count for both ends
         orders = (up[::-1], up, np.argsort(-np.abs(values), kind="stable"))
         return [(count, order) for count, order in zip(self, orders, strict=True) if count]
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Extreme Ritz pairs.
-
-    Attributes:
-        values: (n,) ascending.
-        vectors: (n, P) orthonormal rows.
-        n_lower: How many of them belong to the lower end; of largest magnitudes the negative ones.
-        norm: Largest |Ritz value| that was seen, a lower bound of ‖H‖₂ that is sharp once an end
-            has converged.
-        exhausted: Whether an end reached zero before it had as many as wanted.
-        converged: Whether all that was wanted was found.
-        products: Of the operator.
-    """
-
-    values: Numbers
-    vectors: Vectors
-    n_lower: int
-    norm: float
-    exhausted: bool
-    converged: bool
-    products: int
 
 
 class _Verdict(NamedTuple):
@@ -265,51 +245,29 @@ class _Verdict(NamedTuple):
     exhausted: bool
 
 
-def extreme_pairs(
+def _extreme_pairs(
     operator: Operator,
     wanted: Wanted,
-    *,
     width: int,
-    tolerance: float = 1e-10,
-    seed: int = 0,
-    limit: int | None = None,
-    check_multiplicity: bool = True,
+    tick: Tick,
+    *,
+    tolerance: float,
+    seed: int,
+    check_multiplicity: bool,
     stop_at_zero: bool = True,
-    tick: Tick = silent,
-) -> Pairs:
-    """Extreme eigenpairs by thick-restart Lanczos, which stops as soon as they have converged.
-
-    Args:
-        operator: H.
-        wanted: Which.
-        width: m, vectors of the basis, more than are wanted unless m = P.
-        tolerance: Largest residual ‖Hx - θx‖ over ‖H‖₂; never below what rounding adds.
-        seed: Of the start vectors.
-        limit: Products after which to stop with what has converged; 100 m if None.
-        check_multiplicity: Search once more from a fresh random vector: an eigenvalue of higher
-            multiplicity shows only one of its copies to the first. Small matrices are searched in
-            any case, and where the Krylov space is invariant.
-        stop_at_zero: Whether an end stops where its eigenvalues can't be told from zero.
-        tick: Told of progress: phase, eigenvalues that converged, eigenvalues wanted.
-
-    Returns:
-        The pairs.
-
-    Raises:
-        ConvergenceError: If none converged.
-        ProblemError: If the matrix is not symmetric.
-    """
-    size, levels, fresh = operator.dimension, wanted.levels, _directions(operator, seed)
-    limit, digits = limit or 100 * width, torch.finfo(operator.dtype).eps ** 0.5
+) -> tuple[_Space, Numbers, _Verdict, bool]:
+    """Extreme Ritz values, whose vectors are the first rows of the space, and if all were found."""
+    size, levels = operator.dimension, wanted.levels
+    fresh = (gaussian(size, operator, "lanczos", n, seed=seed) for n in itertools.count())
+    limit, digits = _PATIENCE * width, torch.finfo(operator.dtype).eps ** 0.5
     space = _Space(next(fresh), width, min(tolerance, _SKEW))
     check_multiplicity |= levels > 1 and size <= _SMALL_MATRIX
-    stop, tested, products = width, 0, 0
+    stop, tested = width, 0
     looked: Numbers | None = None
     while True:
-        announce(operator, max(2 * levels, products))
+        operator.expect(max(2 * levels, space.products))
         space.add(operator(space.basis[space.have][None])[0])
-        products += 1
-        have = space.have
+        have, products = space.have, space.products
         due = have >= min(stop, size) or products >= limit
         if looked is None and have >= levels:
             stride = 1 if have <= _TESTED_EACH_STEP else have // 8
@@ -341,8 +299,8 @@ def extreme_pairs(
                     f"no extreme eigenvalue has converged after {products:,} products; allow a "
                     "larger residual (tolerance), or more vectors (ask for more eigenvalues)"
                 )
-            vectors, lower = space.rotate(rotation[:, found.chosen]), found.n_lower
-            return Pairs(now, vectors, lower, space.norm, found.exhausted, complete, products)
+            space.rotate(rotation[:, found.chosen])
+            return space, now, found, complete
         if done:
             looked = now
             space.restart(values[found.settled], rotation[:, found.settled], tolerance)
@@ -354,12 +312,6 @@ def extreme_pairs(
                 kept = _kept(wanted, values, min(levels + (have - levels) // 3, width - 2))
                 space.restart(values[kept], rotation[:, kept])
                 tested = space.have
-
-
-def _directions(operator: Operator, seed: int) -> Iterator[Vector]:
-    """Random vectors, one after another."""
-    for number in itertools.count():
-        yield gaussian(operator.dimension, operator, "lanczos", number, seed=seed)
 
 
 def _judge(
@@ -387,13 +339,10 @@ def _judge(
 
 def _kept(wanted: Wanted, values: Numbers, keep: int) -> np.ndarray:
     """Positions of the wanted Ritz values and of some next to them, each end with its share."""
-    chosen: set[int] = set()
-    ends = wanted.ends(values)
-    for place in range(len(values)):
-        for count, order in ends:
-            if len(chosen) < keep and place < -(-keep * count // wanted.levels):
-                chosen.add(int(order[place]))
-    return np.array(sorted(chosen), dtype=np.int64)
+    shares = [(-(-keep * count // wanted.levels), order) for count, order in wanted.ends(values)]
+    places = range(len(values))
+    chosen = [order[place] for place in places for share, order in shares if place < share]
+    return np.array(sorted(list(dict.fromkeys(chosen))[:keep]))
 
 
 _BLOCK = 8
@@ -684,15 +633,15 @@ edge_levels = extremal_eigenvalues
 
 def _search(
     operator: Any, wanted: Wanted, memory: int | None, tick: Tick | None, **options: Any
-) -> tuple[Pairs, Tensor, dict[str, Any]]:
-    """Ritz pairs, their unit vectors as rows, and what every result says of them."""
-    width = plan_width(operator, wanted.levels, memory)
-    tick = tick or silent
-    found = extreme_pairs(operator, wanted, width=width, tick=tick, **options)
-    vectors = found.vectors / found.vectors.norm(dim=1, keepdim=True)
-    leading = int(np.argmax(np.abs(found.values))) if len(vectors) else -1
-    residuals, check, image = np.empty(len(vectors)), float("nan"), None
-    theta = torch.from_numpy(found.values).to(vectors)
+) -> tuple[_Verdict, Tensor, dict[str, Any]]:
+    """How the search ended, unit Ritz vectors as rows, and what every result says of them."""
+    width, tick = plan_width(operator, wanted.levels, memory), tick or silent
+    space, values, found, converged = _extreme_pairs(operator, wanted, width, tick, **options)
+    vectors, norm = space.basis[: len(values)], space.norm
+    vectors = vectors / vectors.norm(dim=1, keepdim=True)
+    leading = int(np.argmax(np.abs(values))) if len(values) else -1
+    residuals, check, image = np.empty(len(values)), float("nan"), None
+    theta = torch.from_numpy(values).to(vectors)
     for first in range(0, len(vectors), _BLOCK):
         part = slice(first, first + _BLOCK)
         products = operator(vectors[part])
@@ -701,21 +650,20 @@ def _search(
         if first <= leading < first + _BLOCK:
             image = products[leading - first]
         tick("residuals", min(first + _BLOCK, len(vectors)), len(vectors))
-    rounding = round_off(found.norm, operator.dimension, operator.dtype)
+    rounding = round_off(norm, operator.dimension, operator.dtype)
     if isinstance(operator, CurvatureOperator) and len(vectors):
         measured = operator.rounding()
-        rounding = max(rounding, measured)
-        check = operator.agreement(found.norm, vectors[leading], image, measured)
-        rounding = max(rounding, check * found.norm)
+        check = operator.agreement(norm, vectors[leading], image, measured)
+        rounding = max(rounding, measured, check * norm)
     common = {
-        "values": found.values,
+        "values": values,
         "residuals": residuals,
         "round_off": rounding,
         "dimension": operator.dimension,
-        "norm": found.norm,
-        "converged": found.converged,
+        "norm": norm,
+        "converged": converged,
         "check": check,
-        "products": found.products + len(residuals),
+        "products": space.products + len(values),
     }
     return found, vectors, common
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from hessrmt.backend.select import select
-from hessrmt.checks import one_of, require_whole
+from hessrmt.checks import one_of, require_whole, whole
 from hessrmt.curvature.certify import (
     Comparison,
     gradient,
@@ -99,6 +99,13 @@ class Operator(ABC):
 
         Returns:
             (k, n).
+        """
+
+    def expect(self, products: int) -> None:  # noqa: B027
+        """Prepare for a number of products, if that pays.
+
+        Args:
+            products: How many there will be at least.
         """
 
     @property
@@ -422,15 +429,14 @@ class CurvatureOperator(Operator):
             ‖Hv - H'v‖/‖H‖₂. Raises ProblemError if rounding does not explain it: wrong derivatives,
             or data that changed.
         """
-        if v is None:
-            v = random_direction(self._base)
+        v = random_direction(self._base) if v is None else v
         found = self(v[None]) if product is None else product[None]
         # traced products are forward-over-reverse, all others reverse-over-reverse
         traced = self.kind != "fisher" and any(kept.traced for _, kept in self._kept)
         expected = torch.zeros_like(found)
         self._add(expected, v[None], self._plain if traced else self._check)
-        forward = self.kind == "hessian" and not traced
-        if forward and not close(expected, found):  # torch may have a rule of forward mode wrong
+        # torch may have a rule of forward mode wrong
+        if self.kind == "hessian" and not traced and not close(expected, found):
             self._add(expected.zero_(), v[None], self._plain)
         residual = float((found - expected).norm())
         apart = Comparison(residual, rounding, rounding)
@@ -486,7 +492,7 @@ class CurvatureOperator(Operator):
             masses.append(loss_mass(problem) if several else 1.0)
             if masses[-1]:  # else no sample of it counts
                 loss += masses[-1] * problem.evaluate(compare=False)[0]
-                slope += masses[-1] * gradient(problem, problem.theta)
+                slope += masses[-1] * gradient(problem.loss, problem.theta)
             self.samples += problem.samples
             self._saved = max(self._saved, saved)
             if before is not None:
@@ -544,9 +550,8 @@ class Hessian(CurvatureOperator):
         dtype: Dtype = "float64",
         linearise: bool | None = None,
     ) -> None:
-        step = problem.samples if batch is None else batch
-        if isinstance(step, bool) or not isinstance(step, int) or step < 1:
-            raise DataError(f"micro-batches must hold at least one sample, got {batch!r}")
+        some = "micro-batches hold at least one sample"
+        step = problem.samples if batch is None else whole("batch", batch, 1, hint=some)
         places = [slice(i, i + step) for i in range(0, problem.samples, step)]
         batches = partial(map, problem.batch.part, places)
         self._read(problem.part(places[0]), batches, self._kind, device, dtype, linearise)
@@ -577,10 +582,10 @@ class _Function(Operator):
     dtype, device = torch.float64, torch.device("cpu")
 
     def __init__(self, matvec: Callable[[Vector], Any], size: int) -> None:
-        whole = isinstance(size, int | np.integer) and not isinstance(size, bool)
-        if not callable(matvec) or not whole or size < 1:
-            raise ConfigError(f"(matvec, n) must be a function and its dimension, got n = {size!r}")
-        self.matvec, self.dimension = matvec, int(size)
+        hint = "(matvec, n) must be a function and its dimension"
+        self.matvec, self.dimension = matvec, whole("n", size, 1, error=ConfigError, hint=hint)
+        if not callable(matvec):
+            raise ConfigError(f"{hint}, got {matvec!r}")
 
     def __call__(self, block: Vectors) -> Vectors:
         """Products with the rows of a block, (k, n)."""
@@ -599,13 +604,12 @@ class _Function(Operator):
         return product
 
 
-def as_operator(given: Any) -> Any:
+def as_operator(given: Any) -> Operator:
     """What the algorithms take: an operator, a problem, or a function with its dimension.
 
     Args:
-        given: Anything with ``dimension``, ``dtype``, ``device`` and a call for blocks of rows; a
-            problem, whose Hessian is then taken in float64; or a pair (matvec, n) of a function
-            that maps a float64 vector (n,) to H v, and n.
+        given: An operator; a problem, whose Hessian is then taken in float64; or a pair (matvec, n)
+            of a function that maps a float64 vector (n,) to H v, and n.
 
     Returns:
         The operator.
@@ -617,23 +621,11 @@ def as_operator(given: Any) -> Any:
         return CurvatureOperator.of(given)
     if isinstance(given, tuple) and len(given) == 2:
         return _Function(*given)
-    if not callable(given) or not all(hasattr(given, name) for name in ("dimension", "dtype")):
+    if not isinstance(given, Operator):
         raise ConfigError(
             f"expected an operator, a problem, or a pair (matvec, n), got {type(given).__name__}"
         )
     return given
-
-
-def announce(operator: Operator, products: int) -> None:
-    """Tell an operator that can prepare for many products how many there will be.
-
-    Args:
-        operator: H; what has no method ``expect`` is left alone.
-        products: At least so many.
-    """
-    expect = getattr(operator, "expect", None)
-    if expect is not None:
-        expect(products)
 
 
 def _fingerprint(batch: Batch) -> tuple:

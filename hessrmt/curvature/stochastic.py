@@ -25,11 +25,12 @@ from scipy.linalg import eigh_tridiagonal
 
 from hessrmt import rng
 from hessrmt.checks import one_of, require_whole
-from hessrmt.curvature.dense import Tick, silent
-from hessrmt.curvature.lanczos import announce, as_operator, tridiagonal
+from hessrmt.curvature.lanczos import tridiagonal
+from hessrmt.curvature.operators import as_operator
 from hessrmt.curvature.rounding import gaussian
 from hessrmt.errors import ConfigError
 from hessrmt.problems.problem import ordinary_mode
+from hessrmt.progress import Tick, silent
 
 if TYPE_CHECKING:
     from jaxtyping import Float64
@@ -251,7 +252,7 @@ def quadrature(
     """
     require_whole(probes=probes, steps=steps, together=together)
     matrix = as_operator(operator)
-    announce(matrix, probes * min(steps, matrix.dimension))
+    matrix.expect(probes * min(steps, matrix.dimension))
     options = {"law": law, "seed": seed, "together": together, "tick": tick or silent}
     *_, found = extended(matrix, Quadrature.none(steps, matrix.dimension), probes, **options)
     return found
@@ -383,7 +384,7 @@ def traces(
     """
     check_products(method, products)
     matrix = as_operator(operator)
-    announce(matrix, products)
+    matrix.expect(products)
     tick, done = tick or silent, 0
 
     def apply(block: Vectors) -> Vectors:
