@@ -7,11 +7,12 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from html import escape
-from importlib import import_module, metadata
+from importlib import metadata
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
+
+from hessrmt.results import Result, html_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,9 +29,6 @@ PAPER_CUTOFF_RATIOS = 1e-10
 
 _NEAR = 1e4
 """Factor within which a gap counts as near the noise floor."""
-
-_PLOTS = "hessrmt.plots.certification"
-"""Drawn by name: pictures lie on a higher floor and need not be loaded to hold a result."""
 
 _RECORDED_PACKAGES = ("hessrmt", "torch", "numpy", "scipy", "h5py")
 
@@ -68,7 +66,13 @@ class Provenance:
 
 
 @dataclass(frozen=True)
-class Spectrum:
+class Spectrum(
+    Result,
+    axes={"index": "eigenvalues"},
+    derived="rank",
+    omitted="pairs",
+    picture="certification.certification",
+):
     """All eigenvalues of one curvature matrix, with what is needed to trust them.
 
     Attributes:
@@ -170,16 +174,9 @@ class Spectrum:
         low, high = self.log_gap
         return float("inf") if low == 0 else float(np.log10(high) - np.log10(low))
 
-    def plot(self) -> Any:
-        """Draw |λ| against index with the noise floor.
-
-        Returns:
-            A matplotlib figure, which a notebook shows; ``figure.savefig`` writes it.
-        """
-        return _certification([self])
-
-    def _repr_html_(self) -> str:
-        rows = {
+    def shown(self) -> dict[str, str]:
+        """The most important of it, for a terminal or a notebook."""
+        return {
             "eigenvalues": f"{self.dimension:,}, from {self.eigenvalues[0]:.3g} to "
             f"{self.eigenvalues[-1]:.3g}",
             "diagonalised": f"{self.reduced_dimension:,} rows, {self.solver}, {self.dtype}",
@@ -188,11 +185,19 @@ class Spectrum:
             "loss": f"{self.loss:.6g}",
             "gradient norm": f"{self.gradient_norm:.4g}",
         }
-        return _html(rows, f"Spectrum ({self.operator})")
+
+    def caption(self) -> str:
+        """What matrix's."""
+        return f"Spectrum ({self.operator})"
 
 
 @dataclass(frozen=True)
-class Spectra(Sequence[Spectrum]):
+class Spectra(
+    Result,
+    Sequence[Spectrum],
+    axes={"batch index": "eigenvalues"},
+    picture="certification.certification",
+):
     """The complete spectra of one file, in batch order.
 
     Indexing and iteration give :class:`Spectrum` objects; a slice gives a tuple of them.
@@ -214,23 +219,28 @@ class Spectra(Sequence[Spectrum]):
         """All eigenvalues, one row for each spectrum, (batches, P) float64."""
         return np.stack([item.eigenvalues for item in self.items])
 
-    def plot(self) -> Any:
-        """Draw |λ| against index with the noise floor, one line for each spectrum.
+    def rows(self) -> list[dict[str, Any]]:
+        """One row for each spectrum.
 
         Returns:
-            A matplotlib figure, which a notebook shows; ``figure.savefig`` writes it.
+            Its numbers, without the eigenvalues.
         """
-        return _certification(self.items)
+        found = [item.to_dict() for item in self.items]
+        return [{k: v for k, v in row.items() if not isinstance(v, list | dict)} for row in found]
 
-    def _repr_html_(self) -> str:
+    def shown(self) -> dict[str, str]:
+        """What file it is of."""
         ranks = [item.rank for item in self.items]
-        rows = {
+        return {
             "spectra": f"{len(self)} of {self.planned} planned",
             "eigenvalues of each": f"{self.items[0].dimension:,}" if self.items else "",
             "certified levels": f"{min(ranks):,} to {max(ranks):,}" if ranks else "",
             **{name: str(value) for name, value in self.provenance.config.items()},
         }
-        return _html(rows, "Spectra of one file")
+
+    def caption(self) -> str:
+        """What it is."""
+        return "Spectra of one file"
 
     @overload
     def __getitem__(self, index: int) -> Spectrum: ...
@@ -243,12 +253,5 @@ class Spectra(Sequence[Spectrum]):
         return len(self.items)
 
 
-def _certification(spectra: Sequence[Spectrum]) -> Any:
-    return import_module(_PLOTS).certification(spectra)
-
-
 def _html(rows: Mapping[str, str], caption: str) -> str:
-    cells = "".join(
-        f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in rows.items()
-    )
-    return f"<table><caption>{escape(caption)}</caption>{cells}</table>"
+    return html_table([[name, value] for name, value in rows.items()], caption)

@@ -8,15 +8,13 @@ import numpy as np
 from matplotlib.ticker import FuncFormatter
 
 from hessrmt.plots import style
-from hessrmt.records import PAPER_CUTOFF_SPACINGS
+from hessrmt.records import PAPER_CUTOFF_SPACINGS, Spectrum
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from hessrmt.records import Spectrum
 
 _CERTIFIED, _NOISE, _FLOOR, _CUTOFF = "#1f5fa8", style.MUTED, "#b3341d", "#444444"
 
@@ -27,17 +25,20 @@ _EDGES_AT = 0.25
 """Height of the eigenvalues at the ends of a spectrum, in eigenvalues per decade."""
 
 
-def certification(spectra: Sequence[Spectrum], title: str = "", *, ax: Any = None) -> Figure:
+def certification(
+    spectra: Spectrum | Sequence[Spectrum], title: str = "", *, ax: Any = None
+) -> Figure:
     """Magnitudes of all nonzero eigenvalues in descending order, one line for each spectrum.
 
     Args:
-        spectra: At least one spectrum.
+        spectra: One spectrum or several.
         title: Drawn above the axes.
         ax: Axes to draw into; None for a new figure.
 
     Returns:
         The figure; save it with ``figure.savefig``.
     """
+    spectra = [spectra] if isinstance(spectra, Spectrum) else spectra
     figure, ((axes,),) = style.panels(ax=ax, width=7.5, height=4.4)
     sizes = [np.sort(np.abs(item.eigenvalues))[::-1] for item in spectra]
     sizes = [size[size > 0] for size in sizes]

@@ -26,7 +26,7 @@ from hessrmt.errors import ClusterError, HessrmtError, StoreError
 from hessrmt.problems import checkpoints, data, losses, models
 from hessrmt.problems.plugins import is_plugin
 from hessrmt.records import Provenance
-from hessrmt.store import density, family, spectra
+from hessrmt.store import density, family, results, spectra
 from hessrmt.store.files import schema_of
 
 if TYPE_CHECKING:
@@ -34,10 +34,7 @@ if TYPE_CHECKING:
 
     from hessrmt.backend.base import Backend
     from hessrmt.config import Settings
-    from hessrmt.curvature.density import DensityResult
     from hessrmt.problems.data import Dataset
-    from hessrmt.records import Spectra
-    from hessrmt.store.family import FamilyResult
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -419,11 +416,12 @@ def make_folders(out: Path, *names: str) -> None:
             raise StoreError(f"cannot make {out / name}: {error.strerror or error}") from error
 
 
-def load(path: str | Path, block: str | None = None) -> Spectra | DensityResult | FamilyResult:
+def load(path: str | Path, block: str | None = None) -> Any:
     """What a run has written, whichever kind of file it is; also while the run is still writing.
 
     Args:
-        path: A file of spectra, of a density or of a family of networks.
+        path: A file of spectra, of a density, of a family of networks, or of any result that was
+            saved.
         block: Which block's spectra, for a file of blocks.
 
     Returns:
@@ -434,4 +432,6 @@ def load(path: str | Path, block: str | None = None) -> Spectra | DensityResult 
         return load_density(path)
     if kind == family.SCHEMA and block is None:
         return family.load_family(path)
+    if kind == results.SCHEMA and block is None:
+        return results.load(path)
     return spectra.load(path, block)

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import h5py
 import numpy as np
 
-from hessrmt.errors import StoreError, WriteError
-from hessrmt.files import reason, require_new, write_whole
+from hessrmt.errors import DataError, StoreError, WriteError
+from hessrmt.files import new_file, reason, require_new, write_whole
 from hessrmt.records import Spectra, Spectrum
 from hessrmt.store.files import (
     ResumableFile,
@@ -144,6 +144,38 @@ def load(path: str | Path, block: str | None = None) -> Spectra:
             )
         part: Any = file if block is None else file[_group_of(block)]
         return read_rows(part, done_rows(part))
+
+
+def save(result: Spectrum | Spectra, path: Path, *, overwrite: bool = False) -> None:
+    """Write spectra that were computed in a program as the command would have written them.
+
+    Args:
+        result: One spectrum, or several of the same matrix size.
+        path: The file.
+        overwrite: Whether to replace a file of that name.
+
+    Raises:
+        DataError: If there is no spectrum.
+    """
+    several = isinstance(result, Spectra)
+    rows = result.items if several else (result,)
+    indices = result.batch_indices if several else np.empty((1, 0), dtype=np.int64)
+    if not rows:
+        raise DataError("there is no spectrum to save")
+    first, source = rows[0], result.provenance
+    config = {"operator": first.operator, "dtype": first.dtype, **source.config}
+    with new_file(path, replace=overwrite) as draft:
+        file = SpectrumWriter(
+            draft,
+            identity=config,
+            solver=first.solver,
+            dimension=first.dimension,
+            batch_indices=indices,
+            provenance=dataclasses.replace(source, config=config),
+            overwrite=True,
+        )
+        with file:
+            file.write_all(dict(enumerate(rows)))
 
 
 def load_all(path: str | Path) -> Spectra | dict[str, Spectra]:

@@ -1,0 +1,290 @@
+"""What every result can do: be shown, turned into plain values or tables, kept in a file, drawn."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass
+from html import escape
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hessrmt.errors import DataError
+from hessrmt.files import write_whole
+
+_SHOWN = 8
+"""Values in a result's short text."""
+
+_WRITTEN = {".json", ".csv", ".h5", ".hdf5"}
+
+
+class Result:
+    """Base of the frozen dataclasses that public functions return.
+
+    What is special about a class is said in its definition::
+
+        @dataclass(frozen=True)
+        class Histogram(Result, axes={"bin": "density error"}, picture="levels.spacings"): ...
+
+    Args:
+        axes: Name of an axis, or of several, separated by blanks, to the names of the arrays that
+            have them. The first one is that of the table: its arrays are the columns.
+        derived: Names of properties that belong to the plain values.
+        omitted: Names of fields that do not, e.g. since they are large or no values.
+        picture: Module and function of ``hessrmt.plots`` that draws it, with a dot between. It
+            takes the result, and axes as ``ax``. Without one the table's columns are drawn.
+    """
+
+    _axes: Mapping[str, str]
+    _derived: str
+    _omitted: str
+    _picture: str
+
+    def __init_subclass__(
+        cls,
+        axes: Mapping[str, str] | None = None,
+        derived: str = "",
+        omitted: str = "",
+        picture: str = "",
+        **options: Any,
+    ) -> None:
+        """Keep what the class says of itself; what it leaves out is its base's."""
+        super().__init_subclass__(**options)
+        given = {"_axes": axes, "_derived": derived, "_omitted": omitted, "_picture": picture}
+        for name, value in given.items():
+            if value or not hasattr(cls, name):
+                setattr(cls, name, value or ({} if name == "_axes" else ""))
+        # dataclasses write one that spells out whole arrays unless the class itself has one
+        if "__repr__" not in vars(cls):
+            cls.__repr__ = Result.__repr__
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain values.
+
+        Returns:
+            Name to a number, text, None, or lists and dictionaries of them.
+        """
+        return plain(self._values())
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Its table: a row for each place along its first axis, or one row of its plain values.
+
+        Returns:
+            Flat dictionaries with the same keys; those of nested values are joined by dots.
+        """
+        for names in self._axes.values():
+            columns = {name: plain(getattr(self, name)) for name in names.split()}
+            lines = zip(*columns.values(), strict=True)
+            return [dict(zip(columns, line, strict=True)) for line in lines]
+        return [_flat(self.to_dict())]
+
+    def to_pandas(self) -> Any:
+        """Its table for pandas.
+
+        Returns:
+            A ``pandas.DataFrame`` of :meth:`rows`.
+
+        Raises:
+            DataError: If pandas is not installed.
+        """
+        return _library("pandas", "rows()").DataFrame(self.rows())
+
+    def to_xarray(self) -> Any:
+        """Its arrays with the names of their axes; other values are attributes.
+
+        Returns:
+            An ``xarray.Dataset``.
+
+        Raises:
+            DataError: If xarray is not installed.
+        """
+        arrays = {
+            name: (tuple(axes.split()), np.asarray(_array(getattr(self, name))))
+            for axes, names in self._axes.items()
+            for name in names.split()
+        }
+        others = _flat({k: v for k, v in self.to_dict().items() if k not in arrays})
+        return _library("xarray", "to_dict()").Dataset(arrays, attrs=others)
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write it to a file, completely or not at all.
+
+        Args:
+            path: ``.json`` for the plain values (NaN and infinity become null), ``.csv`` for the
+                table, ``.h5`` or ``.hdf5`` for all of it, which ``hessrmt.load`` gives back.
+            overwrite: Whether to replace a file of that name.
+
+        Raises:
+            DataError: If the name has another ending.
+        """
+        path = Path(path)
+        if (ending := path.suffix.lower()) not in _WRITTEN:
+            raise DataError(f"{path} must end in one of {', '.join(sorted(_WRITTEN))}")
+        if ending == ".json":
+            write_whole(path, to_json(self.to_dict(), indent=1) + "\n", replace=overwrite)
+        elif ending == ".csv":
+            write_whole(path, to_csv(self.rows()), replace=overwrite)
+        else:
+            import_module("hessrmt.store.results").save(self, path, overwrite=overwrite)
+
+    def plot(self, *arguments: Any, ax: Any = None, **options: Any) -> Any:
+        """Draw it.
+
+        Args:
+            *arguments: What the drawing function of ``hessrmt.plots`` takes beside the result.
+            ax: matplotlib axes to draw into; None for a new picture.
+            **options: Likewise.
+
+        Returns:
+            A matplotlib figure, which a notebook shows; ``figure.savefig`` writes it.
+        """
+        module, function = (self._picture or "results.columns").split(".")
+        drawn = getattr(import_module(f"hessrmt.plots.{module}"), function)
+        return drawn(self, *arguments, ax=ax, **options)
+
+    def shown(self) -> dict[str, str]:
+        """What its short text and its table in a notebook say.
+
+        Returns:
+            Name to value, in words.
+        """
+        found = {name: _short(value) for name, value in self._values().items()}
+        return {name: text for name, text in found.items() if text}
+
+    def caption(self) -> str:
+        """What stands above its table in a notebook."""
+        return type(self).__name__
+
+    def __repr__(self) -> str:
+        parts = [f"{name}={value}" for name, value in self.shown().items()]
+        more = ["..."] * (len(parts) > _SHOWN)
+        return f"{type(self).__name__}({', '.join([*parts[:_SHOWN], *more])})"
+
+    def _repr_html_(self) -> str:
+        return html_table([[name, value] for name, value in self.shown().items()], self.caption())
+
+    def _values(self) -> dict[str, Any]:
+        names = [*(fields_of(self) or ()), *self._derived.split()]
+        return {name: getattr(self, name) for name in names if name not in self._omitted.split()}
+
+
+def plain(value: Any) -> Any:
+    """A value as what JSON knows; NaN and infinity stay.
+
+    Returns:
+        Dictionaries, lists, texts, numbers, truth values and None.
+    """
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, Result):
+        return value.to_dict()
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    items = fields_of(value)
+    if items is not None:
+        return {str(key): plain(item) for key, item in items.items()}
+    return [plain(item) for item in value] if isinstance(value, Iterable) else str(value)
+
+
+def fields_of(value: Any) -> Mapping[Any, Any] | None:
+    """Name to value of a dictionary, a dataclass or a named tuple; None of anything else."""
+    if is_dataclass(value):
+        return {item.name: getattr(value, item.name) for item in fields(value)}
+    if isinstance(value, Mapping):
+        return value
+    return value._asdict() if hasattr(value, "_asdict") else None
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """JSON that every reader takes: NaN and infinity become null.
+
+    Returns:
+        The text.
+    """
+    return json.dumps(_finite(plain(value)), allow_nan=False, indent=indent)
+
+
+def to_csv(rows: list[dict[str, Any]]) -> str:
+    """A table as comma-separated values with a head.
+
+    Returns:
+        The text; empty for no rows.
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    if rows:
+        writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def html_table(lines: list[list[str]], caption: str, head: list[str] | None = None) -> str:
+    """A table for a notebook; all text is escaped.
+
+    Args:
+        lines: Its cells.
+        caption: Above it.
+        head: Names of the columns; if None, the first cell of each line is its name.
+
+    Returns:
+        HTML.
+    """
+    first = "td" if head else "th"
+    rows = [[("th", cell) for cell in head]] if head else []
+    rows += [[(first, line[0]), *(("td", cell) for cell in line[1:])] for line in lines]
+    cells = ["".join(f"<{tag}>{escape(cell)}</{tag}>" for tag, cell in row) for row in rows]
+    body = "".join(f"<tr>{row}</tr>" for row in cells)
+    return f"<table><caption>{escape(caption)}</caption>{body}</table>"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, item in value.items():
+        nested = isinstance(item, dict)
+        found |= _flat(item, f"{prefix}{key}.") if nested else {f"{prefix}{key}": item}
+    return found
+
+
+def _array(value: Any) -> Any:
+    return value.detach().cpu() if hasattr(value, "detach") else value
+
+
+def _short(value: Any) -> str:
+    """A value in a few words; empty for what has none."""
+    if value is None or callable(value):
+        return ""
+    if isinstance(value, str | bool):
+        return str(value)
+    if isinstance(value, int | float):
+        return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
+    if hasattr(value, "shape"):
+        size = " × ".join(f"{length:,}" for length in value.shape)
+        numbers = np.asarray(_array(value)).ravel()
+        known = numbers[np.isfinite(numbers)] if numbers.dtype.kind in "fiu" else []
+        text = f"{size} values" + (f", {min(known):.3g} to {max(known):.3g}" if len(known) else "")
+    elif isinstance(value, Mapping | list | tuple) and not hasattr(value, "_asdict"):
+        text = f"{len(value)} items" if value else ""
+    else:
+        text = type(value).__name__
+    return text
+
+
+def _library(name: str, otherwise: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise DataError(f"{name} is not installed; install it, or take {otherwise}") from error

@@ -1,0 +1,117 @@
+"""Any result in an HDF5 file and back: arrays as data sets, all else as one JSON attribute.
+
+Spectra have a layout of their own (:mod:`hessrmt.store.spectra`), which other programs read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from hessrmt.errors import StoreError
+from hessrmt.files import reason, write_whole
+from hessrmt.records import Provenance, Spectra, Spectrum
+from hessrmt.results import Result, fields_of
+from hessrmt.store import spectra
+from hessrmt.store.files import attributes_of, dataset, hdf5_image, reading
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import h5py
+
+SCHEMA, VERSION = "hessrmt/result", 1
+
+_VALUE = "value"
+"""Data set with everything but the arrays, as JSON; attributes hold 64 KiB at most."""
+
+
+def save(result: Result, path: Path, *, overwrite: bool = False) -> None:
+    """Write a result.
+
+    Args:
+        result: Any.
+        path: The file.
+        overwrite: Whether to replace a file of that name.
+    """
+    if isinstance(result, Spectrum | Spectra):
+        spectra.save(result, path, overwrite=overwrite)
+        return
+    arrays: dict[str, np.ndarray] = {}
+    value = json.dumps(_encoded(result, type(result).__name__, arrays))
+
+    def fill(file: h5py.File) -> None:
+        source = getattr(result, "provenance", None) or Provenance()
+        file.attrs.update(attributes_of(SCHEMA, VERSION, source, {}))
+        file[_VALUE] = np.bytes_(value.encode())
+        for name, array in arrays.items():
+            file[name] = array
+
+    write_whole(path, hdf5_image(fill), replace=overwrite)
+
+
+def load(path: str | Path) -> Result:
+    """Read a result.
+
+    Args:
+        path: A file that ``save`` of a result wrote.
+
+    Returns:
+        The same result; functions in it are None.
+
+    Raises:
+        StoreError: If the file is missing, damaged, foreign or of a newer schema.
+    """
+    with reading(path, SCHEMA, VERSION) as file:
+        try:
+            return _decoded(json.loads(dataset(file, _VALUE)[()]), file)
+        except (AttributeError, ImportError) as error:
+            raise StoreError(f"{path} is damaged: {reason(error)}") from error
+
+
+def _encoded(value: Any, place: str, arrays: dict[str, np.ndarray]) -> Any:
+    """A value for JSON; its arrays are put aside under their places."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if value is None or callable(value) or isinstance(value, str | int | float):
+        return None if callable(value) else value
+    if isinstance(value, np.ndarray | torch.Tensor):
+        tensor = isinstance(value, torch.Tensor)
+        arrays[place] = value.detach().cpu().numpy() if tensor else value
+        return {"tensor" if tensor else "array": place}
+    items = fields_of(value)
+    if items is not None and not isinstance(value, Mapping):
+        kind = type(value)
+        found = {k: _encoded(item, f"{place}/{k}", arrays) for k, item in items.items()}
+        return {"class": f"{kind.__module__}:{kind.__qualname__}", "fields": found}
+    if isinstance(value, Mapping):
+        pairs = enumerate(value.items())
+        return {"mapping": [[k, _encoded(v, f"{place}/{i}", arrays)] for i, (k, v) in pairs]}
+    return {"items": [_encoded(v, f"{place}/{i}", arrays) for i, v in enumerate(value)]}
+
+
+def _decoded(value: Any, file: h5py.File) -> Any:
+    if not isinstance(value, dict):
+        return value
+    (name, content), *_ = value.items()
+    if name == "mapping":
+        return {key: _decoded(item, file) for key, item in content}
+    if name == "items":
+        return tuple(_decoded(item, file) for item in content)
+    if name in {"array", "tensor"}:
+        array = np.asarray(dataset(file, content))
+        return array if name == "array" else torch.from_numpy(array)
+    module, _, kind = content.partition(":")
+    if not module.startswith("hessrmt."):
+        raise ValueError(f"{content} is no result of hessrmt")
+    found: Any = getattr(import_module(module), kind)
+    if not (dataclasses.is_dataclass(found) or hasattr(found, "_fields")):
+        raise ValueError(f"{content} is no result of hessrmt")
+    values = {key: _decoded(item, file) for key, item in value["fields"].items()}
+    return found(**values)  # pyright: ignore[reportCallIssue]

@@ -1,0 +1,179 @@
+"""What every result can do: shown, as plain values and tables, in files and back, drawn."""
+
+import dataclasses
+import importlib
+import json
+import pkgutil
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+import hessrmt as hr
+from hessrmt.errors import DataError, StoreError
+from hessrmt.records import Spectra, Spectrum
+from hessrmt.results import Result
+
+
+@dataclasses.dataclass(frozen=True)
+class _Curve(Result, axes={"point": "x y", "point row": "table"}, derived="top", omitted="note"):
+    x: np.ndarray
+    y: torch.Tensor
+    table: np.ndarray
+    name: str
+    count: int
+    note: object = None
+
+    @property
+    def top(self) -> float:
+        return float(self.y.max())
+
+
+@pytest.fixture
+def curve():
+    y = torch.tensor([0.5, float("nan"), 2.0]).double()
+    return _Curve(np.arange(3), y, np.ones((3, 2)), "<b>", 1234)
+
+
+def spectrum(n=6, shift=0.0):
+    levels = np.linspace(-1, 2, n) + shift
+    return Spectrum(levels, 1e-12, n, n, loss=0.5, gradient_norm=0.1, solver="lapack", check=1e-15)
+
+
+def spectra():
+    items = (spectrum(), spectrum(shift=0.5))
+    return Spectra(items, np.arange(4).reshape(2, 2), planned=2, provenance=items[0].provenance)
+
+
+def networks():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
+    return hr.Problem(model, "cross-entropy", (torch.randn(8, 3), torch.arange(8) % 2))
+
+
+MADE = {
+    "spectrum": spectrum,
+    "spectra": spectra,
+}
+"""One of every kind of result that public functions return."""
+
+
+@pytest.fixture(params=MADE)
+def result(request):
+    return MADE[request.param]()
+
+
+def same(one, other):
+    """Whether two plain values are equal; NaN is equal to itself."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other or (one != one and other != other)
+
+
+def test_every_result_comes_back_from_its_file(result, tmp_path):
+    result.save(tmp_path / "r.h5")
+    back = hr.load(tmp_path / "r.h5")
+    if isinstance(result, Spectrum):  # a file of spectra with one row; batch and phases unknown
+        (back,) = back
+    ours, theirs = result.to_dict(), back.to_dict()
+    for plain in (ours, theirs):
+        plain.pop("provenance", None)
+        for item in plain.get("items", []):
+            item.pop("provenance", None)
+    assert same(ours, theirs)
+
+
+def test_every_result_has_plain_values_tables_and_words(result, tmp_path):
+    pandas, xarray = pytest.importorskip("pandas"), pytest.importorskip("xarray")
+    json.dumps(result.to_dict())
+    rows = result.rows()
+    assert len({tuple(row) for row in rows}) <= 1
+    table = result.to_pandas()
+    assert isinstance(table, pandas.DataFrame)
+    assert len(table) == len(rows)
+    assert isinstance(result.to_xarray(), xarray.Dataset)
+    result.save(tmp_path / "r.json")
+    json.loads((tmp_path / "r.json").read_text())
+    result.save(tmp_path / "r.csv")
+    assert len((tmp_path / "r.csv").read_text().splitlines()) == len(rows) + bool(rows)
+    assert len(repr(result)) < 600
+    assert "\n" not in repr(result)
+    assert result._repr_html_().startswith("<table>")
+
+
+def test_every_result_is_drawn_or_says_that_it_has_no_curve(result):
+    if result._picture or len(result.rows()) > 1:
+        assert result.plot().axes
+    else:
+        with pytest.raises(DataError, match="no curve"):
+            result.plot()
+
+
+def test_every_public_result_is_tried_here():
+    for module in pkgutil.walk_packages(hr.__path__, "hessrmt."):
+        importlib.import_module(module.name)
+    kinds, waiting = set(), [Result]
+    while waiting:
+        found = waiting.pop().__subclasses__()
+        waiting += found
+        kinds |= {
+            kind
+            for kind in found
+            if kind.__module__.startswith("hessrmt.") and not kind.__name__.startswith("_")
+        }
+    tried = {type(make()) for make in MADE.values()}
+    assert not {kind.__name__ for kind in kinds - tried}
+
+
+def test_plain_values_have_derived_ones_and_lack_what_is_left_out(curve):
+    plain = curve.to_dict()
+    assert list(plain) == ["x", "y", "table", "name", "count", "top"]
+    assert plain["x"] == [0, 1, 2]
+
+
+def test_table_is_that_of_the_first_axis(curve, tmp_path):
+    assert [row["y"] for row in curve.rows()][::2] == [0.5, 2.0]
+    curve.save(tmp_path / "c.csv")
+    assert (tmp_path / "c.csv").read_text() == "x,y\n0,0.5\n1,nan\n2,2.0\n"
+    curve.save(tmp_path / "c.json")
+    assert json.loads((tmp_path / "c.json").read_text())["y"] == [0.5, None, 2.0]
+
+
+def test_axes_have_names_and_other_values_are_attributes(curve):
+    pytest.importorskip("xarray")
+    found = curve.to_xarray()
+    assert found["table"].dims == ("point", "row")
+    assert found.attrs["count"] == 1234
+
+
+def test_words_are_short_and_escaped(curve):
+    assert repr(curve).startswith("_Curve(x=3 values, 0 to 2, y=3 values, 0.5 to 2, ")
+    assert "&lt;b&gt;" in curve._repr_html_()
+
+
+def test_a_file_is_kept_unless_it_is_to_be_replaced(curve, tmp_path):
+    for ending in ("json", "csv", "h5"):
+        path = tmp_path / f"c.{ending}"
+        curve.save(path)
+        before = path.read_bytes()
+        with pytest.raises(StoreError, match="exists"):
+            curve.save(path)
+        assert path.read_bytes() == before
+        curve.save(path, overwrite=True)
+    with pytest.raises(DataError, match=r"\.csv, \.h5, \.hdf5, \.json"):
+        curve.save(tmp_path / "c.txt")
+
+
+@pytest.mark.parametrize("name", ["os:system", "hessrmt.errors:DataError", "hessrmt.no:such"])
+def test_a_file_cannot_name_what_is_no_result(tmp_path, name):
+    spectra().save(tmp_path / "s.h5")
+    hr.ensembles  # noqa: B018
+    path = tmp_path / "r.h5"
+    with h5py.File(path, "w") as file:
+        file.attrs.update(schema="hessrmt/result", schema_version=1)
+        file["value"] = np.bytes_(json.dumps({"class": name, "fields": {}}).encode())
+    with pytest.raises(StoreError, match="damaged"):
+        hr.load(path)
