@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import hessrmt as hr
+from hessrmt.curvature.stochastic import quadrature, traces
 from hessrmt.errors import DataError, StoreError
 from hessrmt.records import Spectra, Spectrum
 from hessrmt.results import Result
@@ -55,6 +56,12 @@ def networks():
 MADE = {
     "spectrum": spectrum,
     "spectra": spectra,
+    "density": lambda: hr.density(networks(), 2, 4, top=2, trace="xtrace", trace_products=6),
+    "quadrature": lambda: quadrature(networks(), 1, 4),
+    "curve": lambda: quadrature(networks(), 2, 4).density(50),
+    "traces": lambda: traces(networks(), 6),
+    "extreme eigenvalues": lambda: hr.extremal_eigenvalues(networks(), top=2),
+    "eigenpairs": lambda: hr.eigsh(networks(), 2),
 }
 """One of every kind of result that public functions return."""
 

@@ -19,6 +19,7 @@ from hessrmt.files import reason
 from hessrmt.problems.problem import Problem, ordinary_mode
 from hessrmt.progress import Tick, silent
 from hessrmt.records import Provenance, Spectra, Spectrum
+from hessrmt.results import Result
 from hessrmt.store.density import SCHEMA, VERSION, Content, read
 from hessrmt.store.files import DAMAGE, attributes_of, provenance_of, text
 
@@ -81,7 +82,7 @@ class DensityPlan:
 
 
 @dataclass(frozen=True)
-class DensityResult:
+class DensityResult(Result, picture="certification.lanczos_density"):
     """The density of a spectrum, and what is known of its ends.
 
     Attributes:

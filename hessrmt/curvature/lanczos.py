@@ -15,7 +15,6 @@ finds further copies of a multiple eigenvalue as far as it can.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from hessrmt.curvature.rounding import gaussian
 from hessrmt.errors import ConfigError, ConvergenceError, DeviceError, ProblemError
 from hessrmt.problems.problem import Problem, ordinary_mode
 from hessrmt.progress import Tick, silent
+from hessrmt.results import Result
 
 if TYPE_CHECKING:
     from jaxtyping import Float64
@@ -353,7 +353,7 @@ _FEWEST_SPARE = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Found:
+class _Found(Result, axes={"level": "values residuals bounds"}, derived="found bounds"):
     """Eigenvalues with a bound each.
 
     Attributes:
@@ -381,24 +381,18 @@ class _Found:
         return len(self.values)
 
     @property
+    def found(self) -> int:
+        """How many."""
+        return len(self)
+
+    @property
     def bounds(self) -> Levels:
         """(n,) an eigenvalue of H lies within this distance of the value."""
         return self.residuals + self.round_off
 
-    def to_dict(self) -> dict[str, Any]:
-        """All numbers as plain values, e.g. for JSON; eigenvectors are left out.
-
-        Returns:
-            Name to value.
-        """
-        fields = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
-        plain = {k: v for k, v in fields.items() if isinstance(v, str | int | float)}
-        arrays = {k: getattr(self, k).tolist() for k in ("values", "residuals", "bounds")}
-        return {"found": len(self), **plain, **arrays}
-
 
 @dataclass(frozen=True, kw_only=True)
-class EdgeLevels(_Found):
+class EdgeLevels(_Found, derived="found bounds joint_bound"):
     """Levels at the ends of a spectrum; those of the lower end come first.
 
     Attributes:
@@ -417,7 +411,7 @@ class EdgeLevels(_Found):
 
         The Frobenius norm of all residuals (Kahan's theorem, Parlett 1998, §11.5), with round-off.
         """
-        return float(np.linalg.norm(self.bounds)) if len(self) else 0.0
+        return float(np.linalg.norm(self.bounds))
 
     @property
     def certified(self) -> Bool[np.ndarray, " n"]:
@@ -427,8 +421,6 @@ class EdgeLevels(_Found):
     @property
     def certain_spacings(self) -> Bool[np.ndarray, " n-1"]:
         """(n - 1,) whether two consecutive levels of one end have disjoint intervals."""
-        if len(self) < 2:
-            return np.zeros(0, dtype=bool)
         apart = np.diff(self.values) > self.bounds[1:] + self.bounds[:-1]
         if 0 < self.n_lower < len(self):
             apart[self.n_lower - 1] = False  # what lies between the ends is unknown
@@ -474,11 +466,15 @@ class EdgeLevels(_Found):
             "certain_spacings": self.certain_spacings,
         }
         counts = {name: int(np.count_nonzero(mark)) for name, mark in marks.items()}
-        return super().to_dict() | counts | {"joint_bound": self.joint_bound}
+        return super().to_dict() | counts
 
 
-@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class Eigenpairs(_Found):
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Eigenpairs(
+    _Found,
+    axes={"pair": "values residuals bounds", "parameter pair": "vectors"},
+    omitted="vectors unflatten",
+):
     """Some eigenvalues of a symmetric matrix and their eigenvectors.
 
     If not all have converged, there are fewer than were asked for.
@@ -492,14 +488,6 @@ class Eigenpairs(_Found):
     vectors: Tensor
     which: str
     unflatten: Callable[[Tensor], dict[str, Tensor]] | None = None
-
-    def __repr__(self) -> str:
-        shown = ", ".join(f"{value:.6g}" for value in self.values[:: max(1, len(self) - 1)])
-        return (
-            f"Eigenpairs({len(self)} {self.which} of {self.dimension:,}: {shown}; bounds up to "
-            f"{self.bounds.max(initial=0.0):.1g}; {self.products:,} products"
-            f"{'' if self.converged else '; not all converged'})"
-        )
 
     def as_parameters(self, index: int) -> dict[str, Tensor]:
         """An eigenvector as one tensor for each parameter.

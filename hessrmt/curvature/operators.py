@@ -293,8 +293,8 @@ class CurvatureOperator(Operator):
             The operator.
         """
         one_of("operator", operator, OPERATORS, error=ProblemError)
-        kinds: tuple[type[Hessian], ...] = (Hessian, GaussNewton, EmpiricalFisher)
-        return kinds[OPERATORS.index(operator)](problem, **options)
+        kinds = {"hessian": Hessian, "ggn": GaussNewton, "fisher": EmpiricalFisher}
+        return kinds[operator](problem, **options)
 
     @ordinary_mode()
     def _read(
@@ -506,16 +506,13 @@ class CurvatureOperator(Operator):
     def _settle(self) -> None:
         """Take a batch that counts for the base, and whether losses add up, from the first ones."""
         is_sum: bool | None = None
-        base: Problem | None = None
         with of_parts():
             for batch in self._batches():
                 problem = self._base.on(batch)
-                if base is None and loss_mass(problem):
-                    base = problem
                 is_sum = problem.doubles()
-                if base is not None and is_sum is not None:
+                if is_sum is not None and loss_mass(problem):
+                    self._base = problem
                     break
-        self._base = self._base if base is None else base
         self._base.is_sum = bool(is_sum)
 
     def _room(self) -> int:

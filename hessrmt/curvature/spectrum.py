@@ -214,14 +214,13 @@ def compute(
     one_of("reduction", reduce, REDUCTIONS, error=ProblemError)
     tick, clock = tick or silent, Clock()
     local = problem.at(torch_dtype(dtype), backend.device)
+    if operator == "hessian" and reduce == "none":
+        require_dense(local, backend)
+    evaluated = local.evaluate()
     if operator == "ggn":
-        evaluated = local.evaluate()
         local.require_loss_of_outputs_alone()
         matrix, apart = smallest_ggn(local, backend, tick)
     else:
-        if reduce == "none":
-            require_dense(local, backend)
-        evaluated = local.evaluate()
         basis = identity(local) if reduce == "none" else reduce_problem(local)
         clock.mark("reduction")
         known = reference(local)
