@@ -655,8 +655,7 @@ def _require_sum(first: Problem, second: Problem) -> None:
         with of_parts():
             masses = [loss_mass(part) for part in (one, other)]
             with torch.no_grad():
-                whole = float(both.loss(both.theta))
-                values = [float(part.loss(part.theta)) for part in (one, other)]
+                whole, *values = (float(part.loss(part.theta)) for part in (both, one, other))
         counted = [(mass, value) for mass, value in zip(masses, values, strict=True) if mass]
         pieces = sum(mass * value for mass, value in counted) / (both.total(masses) or 1.0)
         largest = max(abs(whole), *(abs(value) for _, value in counted), 0.0)
