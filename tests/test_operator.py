@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from samples import Once, by_double_backward, labelled, network
+from samples import by_double_backward, labelled, network
 from scipy.sparse.linalg import eigsh
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
@@ -133,16 +133,6 @@ def test_no_warning_of_the_tracer_reaches_the_user():
         assert CurvatureOperator.of(problem, device="cpu").kept == 1
 
 
-def test_a_loss_that_is_a_sum_adds_up():
-    loss = nn.CrossEntropyLoss(reduction="sum")
-    problem = hr.Problem(tanh_network(), loss, labelled((20, 5), 3))
-    whole, parted = hr.Hessian(problem), hr.Hessian(problem, batch=7)
-    eye = np.eye(whole.dimension)
-    assert np.abs(whole @ eye - parted @ eye).max() <= 1e-13 * np.abs(whole @ eye).max()
-    assert abs(whole.loss - parted.loss) <= 1e-13 * whole.loss
-    assert abs(whole.gradient_norm - parted.gradient_norm) <= 1e-13 * whole.gradient_norm
-
-
 class Wandering:
     """A loader that gives other data with every pass."""
 
@@ -245,15 +235,6 @@ def test_data_that_change_are_noticed():
         fewer(torch.ones(1, fewer.dimension, dtype=torch.float64))
 
 
-class OnceOnly(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(5, 3).double()
-
-    def forward(self, x):
-        return Once.apply(self.layer(x))
-
-
 def test_refusals(monkeypatch):
     pair = labelled((8, 5), 3)
     model = tanh_network()
@@ -263,8 +244,6 @@ def test_refusals(monkeypatch):
         CurvatureOperator(model, "mse", iter([pair]))
     with pytest.raises(DataError, match="no batch"):
         CurvatureOperator(model, "mse", [])
-    with pytest.raises(ProblemError, match="once_differentiable"):
-        CurvatureOperator(OnceOnly(), "cross-entropy", [pair], device="cpu", linearise=False)
     huge = nn.Linear(5, 3).double()
     with torch.no_grad():
         huge.weight.fill_(1e308)

@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from samples import Once
 from torch import nn
 
 import hessrmt as hr
-from hessrmt.errors import ProblemError
 from hessrmt.problems.equivalents import cross_entropy
 from hessrmt.problems.outputs import ignores_softmax_shift
 
@@ -168,19 +166,3 @@ def test_extreme_scores_give_finite_derivatives():
     gradient = torch.func.grad(lambda f: cross_entropy(f, labels))(outputs)
     expected = torch.func.grad(lambda f: F.cross_entropy(f, labels))(outputs)
     torch.testing.assert_close(gradient, expected)
-
-
-def test_an_operation_without_second_derivative_is_refused():
-    class Square(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.weight = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
-
-        def forward(self, x):
-            return Once.apply(self.weight) * x
-
-    x = torch.ones(2, 3, dtype=torch.float64)
-    problem = hr.Problem(Square(), lambda outputs, targets: outputs.mean(), (x, x))
-    for reduce in ("auto", "none"):
-        with pytest.raises(ProblemError, match="once_differentiable"):
-            hr.spectrum(problem, reduce=reduce)
