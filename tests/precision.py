@@ -232,11 +232,8 @@ def draw(number: int) -> Drawn:
     """Problem of a number."""
     choose = random.Random(f"problem {number}")
     torch.manual_seed(number)
-    width, classes, samples = (
-        choose.randint(1, 3),
-        choose.choice([2, 3]),
-        choose.choice([1, 2, 3, 6]),
-    )
+    width, classes = choose.randint(1, 3), choose.choice([2, 3])
+    samples = choose.choice([1, 2, 3, 6])
     loss, activation = choose.choice(list(LOSSES)), choose.choice(list(ACTIVATIONS))
     features, layers = width, []
     for _ in range(choose.choice([0, 1, 1, 1, 2])):
@@ -261,11 +258,8 @@ def draw(number: int) -> Drawn:
     fitted = choose.random() < 0.6
     outputs = model(x).detach()
     if loss.startswith("BCE"):
-        y = (
-            (outputs > (0.5 if loss == "BCE" else 0)).double()
-            if fitted
-            else torch.rand_like(outputs)
-        )
+        above = outputs > (0.5 if loss == "BCE" else 0)
+        y = above.double() if fitted else torch.rand_like(outputs)
     elif loss in ("mse", "Poisson"):
         y = outputs.clone() if fitted and loss == "mse" else torch.randn_like(outputs).abs()
     else:
@@ -274,8 +268,7 @@ def draw(number: int) -> Drawn:
         first = choose.random() < 0.5
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name.startswith("0.") == first)
-    kind = f"{activation.__name__} {loss}"
-    return Drawn(kind, model, loss, x, y)
+    return Drawn(f"{activation.__name__} {loss}", model, loss, x, y)
 
 
 def exact_levels(drawn: Drawn) -> list[Any]:
@@ -284,27 +277,21 @@ def exact_levels(drawn: Drawn) -> list[Any]:
     nothing = np.full(size, mpf(0)), np.full((size, size), mpf(0))
     place, parameters = 0, {}
     for parameter in drawn.model.parameters():
-        jets = []
-        for value in parameter.detach().flatten().tolist():
-            slope = nothing[0]
+        array = np.empty(parameter.numel(), dtype=object)
+        for number, value in enumerate(parameter.detach().flatten().tolist()):
+            slope = nothing[0].copy()
             if parameter.requires_grad:
-                slope = slope.copy()
                 slope[place] = mpf(1)
                 place += 1
-            jets.append(Jet(mpf(value), slope, nothing[1]))
-        shape = parameter.shape
-        array = np.empty(len(jets), dtype=object)
-        array[:] = jets
-        parameters[id(parameter)] = array.reshape(shape).tolist()
+            array[number] = Jet(mpf(value), slope, nothing[1])
+        parameters[id(parameter)] = array.reshape(parameter.shape).tolist()
     losses = []
-    of_sample = LOSSES[drawn.loss][1]
     for features, target in zip(drawn.x.tolist(), drawn.y.tolist(), strict=True):
         row = [Jet(mpf(value), *nothing) for value in features]
         for module in drawn.model:
             row = run(module, row, parameters)
-        losses.append(of_sample(row, target))
-    found = mpmath.eigsy(mpmath.matrix(mean(losses).curve.tolist()), eigvals_only=True)
-    return sorted(found)
+        losses.append(LOSSES[drawn.loss][1](row, target))
+    return sorted(mpmath.eigsy(mpmath.matrix(mean(losses).curve.tolist()), eigvals_only=True))
 
 
 @dataclass
@@ -348,9 +335,7 @@ def judge(number: int) -> list[Seen]:
     torch.set_num_threads(1)
     drawn = draw(number)
     size = sum(p.numel() for p in drawn.model.parameters() if p.requires_grad)
-    if not 0 < size <= MOST_PARAMETERS:
-        return []
-    if overflows(drawn):
+    if not 0 < size <= MOST_PARAMETERS or overflows(drawn):
         return []
     try:
         exact = exact_levels(drawn)
@@ -371,15 +356,10 @@ def judge(number: int) -> list[Seen]:
             seen.refused = f"{type(error).__name__}: {error}"
             continue
         floor = mpf(spectrum.noise_floor)
-        pairs = zip(np.sort(spectrum.eigenvalues), exact, strict=True)
-        errors = [abs(mpf(float(ours)) - level) for ours, level in pairs]
-        certified = [
-            abs(float(ours)) > spectrum.noise_floor for ours in np.sort(spectrum.eigenvalues)
-        ]
+        pairs = list(zip(np.sort(spectrum.eigenvalues).tolist(), exact, strict=True))
+        errors = [abs(ours - level) for ours, level in pairs]
         seen.over = max(0, spectrum.rank - rank)
-        worst = max(
-            (e for e, above in zip(errors, certified, strict=True) if above), default=mpf(0)
-        )
+        worst = max((abs(a - b) for a, b in pairs if abs(a) > spectrum.noise_floor), default=mpf(0))
         seen.off = float(worst / floor) if floor else 0.0
         if floor and max(errors):
             seen.ratio = float(min(floor / max(errors), mpf(10) ** 300))
