@@ -48,6 +48,8 @@ class Jet:
             return Jet(self.value + other, self.slope, self.curve)
         return Jet(self.value + other.value, self.slope + other.slope, self.curve + other.curve)
 
+    __radd__ = __add__
+
     def __mul__(self, other):
         if not isinstance(other, Jet):
             return Jet(self.value * other, self.slope * other, self.curve * other)
@@ -56,8 +58,11 @@ class Jet:
         slope = self.slope * other.value + other.slope * self.value
         return Jet(self.value * other.value, slope, curve)
 
+    def __neg__(self):
+        return self * mpf(-1)
+
     def __sub__(self, other):
-        return self + other * mpf(-1)
+        return self + -other
 
     def of(self, value, first, second):
         """f(self) from f, f' and f'' there."""
@@ -74,13 +79,6 @@ class Jet:
     def power(self, exponent):
         p, x = mpf(exponent), self.value
         return self.of(x**p, p * x ** (p - 1), p * (p - 1) * x ** (p - 2))
-
-
-def total(terms):
-    first, *others = terms
-    for term in others:
-        first = first + term
-    return first
 
 
 def logistic(x):
@@ -116,9 +114,9 @@ ACTIVATIONS = {
     nn.ReLU: lambda x: x if x.value > 0 else x * mpf(0),
     nn.GELU: gelu,
     nn.SiLU: lambda x: x * sigmoid(x),
-    nn.ELU: lambda x: x if x.value > 0 else x.exp() + mpf(-1),
+    nn.ELU: lambda x: x if x.value > 0 else x.exp() - 1,
     nn.LeakyReLU: lambda x: x if x.value > 0 else x * mpf(0.01),
-    nn.LogSigmoid: lambda x: softplus(x * mpf(-1)) * mpf(-1),
+    nn.LogSigmoid: lambda x: -softplus(-x),
     nn.Softsign: lambda x: x * (x * mpf(1 if x.value > 0 else -1) + mpf(1)).power(-1),
     nn.Identity: lambda x: x,
 }
@@ -126,14 +124,14 @@ ACTIVATIONS = {
 
 def log_softmax(row):
     most = max(x.value for x in row)
-    norm = total([(x + -most).exp() for x in row]).log() + most
+    norm = sum((x - most).exp() for x in row).log() + most
     return [x - norm for x in row]
 
 
 def normalised(row, eps):
-    mean = total(row) * (1 / mpf(len(row)))
-    centred = [x - mean for x in row]
-    variance = total([x * x for x in centred]) * (1 / mpf(len(row)))
+    middle = mean(row)
+    centred = [x - middle for x in row]
+    variance = mean([x * x for x in centred])
     scale = (variance + mpf(eps)).power(-0.5)
     return [x * scale for x in centred]
 
@@ -142,14 +140,11 @@ def run(module, row, parameters):
     """One sample through one module."""
     own = {name: parameters[id(p)] for name, p in module.named_parameters()}
     if isinstance(module, nn.Linear):
-        out = [total([w * x for w, x in zip(line, row, strict=True)]) for line in own["weight"]]
+        out = [sum(w * x for w, x in zip(line, row, strict=True)) for line in own["weight"]]
         return [x + b for x, b in zip(out, own["bias"], strict=True)] if "bias" in own else out
     if isinstance(module, nn.LayerNorm | nn.GroupNorm):
-        groups = getattr(module, "num_groups", 1)
-        size = len(row) // groups
-        parts = [normalised(row[k * size : (k + 1) * size], module.eps) for k in range(groups)]
-        found = [x for part in parts for x in part]
-        return [x * w + b for x, w, b in zip(found, own["weight"], own["bias"], strict=True)]
+        row = normalised(row, module.eps)  # of one group
+        return [x * w + b for x, w, b in zip(row, own["weight"], own["bias"], strict=True)]
     if isinstance(module, nn.LogSoftmax):
         return log_softmax(row)
     if isinstance(module, nn.Softmax):
@@ -158,32 +153,30 @@ def run(module, row, parameters):
 
 
 def mean(terms):
-    return total(terms) * (1 / mpf(len(terms)))
+    return sum(terms) * (1 / mpf(len(terms)))
 
 
 def binary(row, target):
     terms = zip(row, target, strict=True)
-    return mean([softplus(x) * (1 - t) + softplus(x * mpf(-1)) * t for x, t in terms])
+    return mean([softplus(x) * (1 - t) + softplus(-x) * t for x, t in terms])
 
 
 def smoothed(row, target):
     log = log_softmax(row)
-    return (log[target] * mpf(0.9) + mean(log) * mpf(0.1)) * mpf(-1)
+    return -(log[target] * mpf(0.9) + mean(log) * mpf(0.1))
 
 
 def binary_of_probabilities(row, target):
     terms = zip(row, target, strict=True)
-    return mean(
-        [(x.log() * t + ((x * mpf(-1)) + mpf(1)).log() * (1 - t)) * mpf(-1) for x, t in terms]
-    )
+    return -mean([x.log() * t + (-x + 1).log() * (1 - t) for x, t in terms])
 
 
 def squares(row, target):
-    return total([(x + -t) * (x + -t) for x, t in zip(row, target, strict=True)])
+    return sum((x - t) * (x - t) for x, t in zip(row, target, strict=True))
 
 
 def one_hot_squares(row, target):
-    return squares(row, [mpf(int(c == target)) for c in range(len(row))])
+    return squares(row, [int(c == target) for c in range(len(row))])
 
 
 def brier(outputs, targets):
@@ -195,9 +188,9 @@ def poisson(row, target):
 
 
 LOSSES: dict[str, tuple[Any, Any]] = {
-    "cross-entropy": ("cross-entropy", lambda row, t: log_softmax(row)[t] * mpf(-1)),
+    "cross-entropy": ("cross-entropy", lambda row, t: -log_softmax(row)[t]),
     "smoothed": (nn.CrossEntropyLoss(label_smoothing=0.1), smoothed),
-    "NLL": (nn.NLLLoss(), lambda row, t: row[t] * mpf(-1)),
+    "NLL": (nn.NLLLoss(), lambda row, t: -row[t]),
     "BCE of scores": (nn.BCEWithLogitsLoss(), binary),
     "BCE": (nn.BCELoss(), binary_of_probabilities),
     "mse": ("mse", squares),
