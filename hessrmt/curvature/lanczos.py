@@ -34,16 +34,11 @@ from hessrmt.progress import Tick, silent
 from hessrmt.results import Result
 
 if TYPE_CHECKING:
-    from jaxtyping import Float64
+    from jaxtyping import Bool
     from torch import Tensor
 
-    from hessrmt.arrays import Vector, Vectors
+    from hessrmt.arrays import Levels, Vector, Vectors
     from hessrmt.curvature.operators import Operator
-
-    Numbers = Float64[np.ndarray, " m"]
-    from jaxtyping import Bool, Float64
-
-    Levels = Float64[np.ndarray, " n"]
 
 
 _KEEPS = 0.7
@@ -73,7 +68,7 @@ _SKEW = 1e-3
 """Share of the norm beyond which a matrix is called not symmetric, however loose a tolerance."""
 
 _SMALL_BASIS = 2**24
-"""Numbers in a basis (128 MiB) up to which it gets more vectors, so that it restarts less often."""
+"""Levels in a basis (128 MiB) up to which it gets more vectors, so that it restarts less often."""
 
 
 def round_off(norm: float, size: int, dtype: torch.dtype) -> float:
@@ -125,7 +120,7 @@ class _Space:
     """A Krylov space: orthonormal rows V, T = VᵀHV, and the next direction behind the last row."""
 
     def __init__(self, start: Vector, width: int, slack: float = 0.0) -> None:
-        self.size, self.width = len(start), width
+        self.size = len(start)
         self.basis = start.new_empty(min(width + 1, self.size), self.size)
         self.basis[0] = start / start.norm()
         self.small = np.zeros((width, width))
@@ -163,14 +158,14 @@ class _Space:
         self.basis[self.have] = direction / direction.norm()
         self.beta, self.coupling = 0.0, np.zeros(self.have)
 
-    def rotate(self, columns: Numbers) -> None:
+    def rotate(self, columns: Levels) -> None:
         """Replace the first rows of V by combinations of all of them, (have, k) coefficients."""
         turn = torch.from_numpy(columns.T.copy()).to(self.basis)
         for first in range(0, self.size, _COLUMNS):
             part = slice(first, first + _COLUMNS)
             self.basis[: len(turn), part] = turn @ self.basis[: self.have, part]
 
-    def restart(self, values: Numbers, rotation: Numbers, slack: float = 0.0) -> None:
+    def restart(self, values: Levels, rotation: Levels, slack: float = 0.0) -> None:
         """Keep some Ritz pairs only, settled to `slack`; the next direction stays."""
         self.slack = max(self.slack, slack)
         following = self.basis[self.have].clone()
@@ -182,7 +177,7 @@ class _Space:
 
 def tridiagonal(
     operator: Operator, starts: Vectors, steps: int, tick: Callable[[int], None] | None = None
-) -> list[tuple[Numbers, Numbers]]:
+) -> list[tuple[Levels, Levels]]:
     """Lanczos from several vectors at once, which share the passes over the data.
 
     Args:
@@ -228,21 +223,11 @@ class Wanted(NamedTuple):
         """How many at most."""
         return sum(self)
 
-    def ends(self, values: Numbers) -> list[tuple[int, np.ndarray]]:
+    def ends(self, values: Levels) -> list[tuple[int, np.ndarray]]:
         """For each end how many are wanted, and the order in which ascending values come."""
         up = np.arange(len(values))  # equal values must not count for both ends
         orders = (up[::-1], up, np.argsort(-np.abs(values), kind="stable"))
         return [(count, order) for count, order in zip(self, orders, strict=True) if count]
-
-
-class _Verdict(NamedTuple):
-    """Ritz pairs by position: those to report, all that converged, and what is still to come."""
-
-    chosen: np.ndarray
-    settled: np.ndarray
-    n_lower: int
-    more: bool
-    exhausted: bool
 
 
 def _extreme_pairs(
@@ -255,15 +240,15 @@ def _extreme_pairs(
     seed: int,
     check_multiplicity: bool,
     stop_at_zero: bool = True,
-) -> tuple[_Space, Numbers, _Verdict, bool]:
-    """Extreme Ritz values, whose vectors are the first rows of the space, and if all were found."""
+) -> tuple[_Space, Levels, np.ndarray, bool, bool]:
+    """Ritz values of the space's first rows, their places; whether zero was met, and all found."""
     size, levels = operator.dimension, wanted.levels
     fresh = (gaussian(size, operator, "lanczos", n, seed=seed) for n in itertools.count())
     limit, digits = _PATIENCE * width, torch.finfo(operator.dtype).eps ** 0.5
     space = _Space(next(fresh), width, min(tolerance, _SKEW))
     check_multiplicity |= levels > 1 and size <= _SMALL_MATRIX
     stop, tested = width, 0
-    looked: Numbers | None = None
+    looked: Levels | None = None
     while True:
         operator.expect(max(2 * levels, space.products))
         space.add(operator(space.basis[space.have][None])[0])
@@ -284,26 +269,26 @@ def _extreme_pairs(
         space.norm = max(space.norm, float(np.abs(values).max()))
         floor = round_off(space.norm, size, operator.dtype)
         goal, zero = max(tolerance * space.norm, floor), floor if stop_at_zero else -1.0
-        found = _judge(wanted, values, space.beta * np.abs(rotation[-1]), goal, zero, size)
-        now = values[found.chosen]
+        residuals = space.beta * np.abs(rotation[-1])
+        settled, chosen, done = _settled(wanted, values, residuals, goal, zero, size)
+        now = values[chosen]
         tick("edge levels", len(now), levels)
-        done = not found.more
         # an invariant space, up to rounding: some eigenvalue has more copies than it holds
         check_multiplicity |= space.beta <= min(goal, digits * space.norm)
-        same = looked is not None and np.shape(looked) == now.shape
-        final = not check_multiplicity or (same and bool((np.abs(looked - now) <= goal).all()))
-        complete = have == size or (done and final)
+        same = looked is not None and len(looked) == len(now)
+        same = same and bool((np.abs(looked - now) <= goal).all())
+        complete = have == size or (done and (same or not check_multiplicity))
         if complete or products >= limit:
             if not complete and not len(now):
                 raise ConvergenceError(
                     f"no extreme eigenvalue has converged after {products:,} products; allow a "
                     "larger residual (tolerance), or more vectors (ask for more eigenvalues)"
                 )
-            space.rotate(rotation[:, found.chosen])
-            return space, now, found, complete
+            space.rotate(rotation[:, chosen])
+            return space, now, chosen, len(chosen) < len(settled), complete
         if done:
             looked = now
-            space.restart(values[found.settled], rotation[:, found.settled], tolerance)
+            space.restart(values[settled], rotation[:, settled], tolerance)
             space.turn_to(next(fresh))
             stop, tested = min(width, space.have + _SECOND_LOOK), space.have
         elif looked is not None or have >= width:
@@ -314,30 +299,26 @@ def _extreme_pairs(
                 tested = space.have
 
 
-def _judge(
-    wanted: Wanted, values: Numbers, residuals: Numbers, goal: float, zero: float, size: int
-) -> _Verdict:
-    chosen, settled, more, exhausted = set(), set(), False, False
+def _settled(
+    wanted: Wanted, values: Levels, residuals: Levels, goal: float, zero: float, size: int
+) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Positions of wanted Ritz pairs that converged, of those not zero, and if that is all."""
+    found, done = set(), True
     for count, order in wanted.ends(values):
         for position in map(int, order[:count]):
             if residuals[position] > goal:
-                more = True
+                done = False
                 break
-            settled.add(position)
+            found.add(position)
             if abs(values[position]) <= zero:
-                exhausted = True
                 break
-            chosen.add(position)
         else:
-            more |= len(order) < min(count, size)
-    where = np.array(sorted(chosen), dtype=np.int64)
-    # values ascend: those of the lower end come first
-    below = values[where] < 0 if wanted.largest else where < wanted.bottom
-    lower = 0 if len(where) == size else int(np.count_nonzero(below))
-    return _Verdict(where, np.array(sorted(settled), dtype=np.int64), lower, more, exhausted)
+            done &= len(order) >= min(count, size)
+    settled = np.array(sorted(found), dtype=np.int64)
+    return settled, settled[np.abs(values[settled]) > zero], done
 
 
-def _kept(wanted: Wanted, values: Numbers, keep: int) -> np.ndarray:
+def _kept(wanted: Wanted, values: Levels, keep: int) -> np.ndarray:
     """Positions of the wanted Ritz values and of some next to them, each end with its share."""
     shares = [(-(-keep * count // wanted.levels), order) for count, order in wanted.ends(values)]
     places = range(len(values))
@@ -558,14 +539,14 @@ def eigsh(
         raise ConfigError(f"k = {k:,} pairs are asked for, the matrix has {matrix.dimension:,}")
     wanted = check_request(matrix, tolerance=tolerance, **{ends[which]: k})
     options = {"tolerance": tolerance, "seed": seed, "check_multiplicity": check_multiplicity}
-    _, vectors, common = _search(matrix, wanted, memory, tick, stop_at_zero=False, **options)
+    vectors, found = _search(matrix, wanted, memory, tick, stop_at_zero=False, **options)
     # the sign of an eigenvector is free: its entry of largest magnitude is positive
     largest = vectors.gather(1, vectors.abs().argmax(dim=1, keepdim=True))
     return Eigenpairs(
         vectors=(vectors * largest.sign()).T.contiguous(),
         which=which,
         unflatten=getattr(matrix, "unflatten", None),
-        **common,
+        **{item.name: getattr(found, item.name) for item in dataclasses.fields(_Found)},
     )
 
 
@@ -606,13 +587,7 @@ def extremal_eigenvalues(
     matrix = as_operator(operator)
     wanted = check_request(matrix, top, bottom, largest, tolerance)
     options = {"tolerance": tolerance, "seed": seed, "check_multiplicity": check_multiplicity}
-    found, _, common = _search(matrix, wanted, memory, tick, **options)
-    return EdgeLevels(
-        n_lower=found.n_lower,
-        asked=", ".join(f"{name} {count}" for name, count in wanted._asdict().items() if count),
-        exhausted=found.exhausted,
-        **common,
-    )
+    return _search(matrix, wanted, memory, tick, **options)[1]
 
 
 edge_levels = extremal_eigenvalues
@@ -621,10 +596,14 @@ edge_levels = extremal_eigenvalues
 
 def _search(
     operator: Any, wanted: Wanted, memory: int | None, tick: Tick | None, **options: Any
-) -> tuple[_Verdict, Tensor, dict[str, Any]]:
-    """How the search ended, unit Ritz vectors as rows, and what every result says of them."""
+) -> tuple[Tensor, EdgeLevels]:
+    """Unit Ritz vectors as rows, and all that is said of their values."""
     width, tick = plan_width(operator, wanted.levels, memory), tick or silent
-    space, values, found, converged = _extreme_pairs(operator, wanted, width, tick, **options)
+    found = _extreme_pairs(operator, wanted, width, tick, **options)
+    space, values, places, exhausted, converged = found
+    # values ascend: those of the lower end come first
+    below = values < 0 if wanted.largest else places < wanted.bottom
+    n_lower = 0 if len(values) == operator.dimension else int(np.count_nonzero(below))
     vectors, norm = space.basis[: len(values)], space.norm
     vectors = vectors / vectors.norm(dim=1, keepdim=True)
     leading = int(np.argmax(np.abs(values))) if len(values) else -1
@@ -643,17 +622,19 @@ def _search(
         measured = operator.rounding()
         check = operator.agreement(norm, vectors[leading], image, measured)
         rounding = max(rounding, measured, check * norm)
-    common = {
-        "values": values,
-        "residuals": residuals,
-        "round_off": rounding,
-        "dimension": operator.dimension,
-        "norm": norm,
-        "converged": converged,
-        "check": check,
-        "products": space.products + len(values),
-    }
-    return found, vectors, common
+    return vectors, EdgeLevels(
+        values=values,
+        residuals=residuals,
+        round_off=rounding,
+        dimension=operator.dimension,
+        norm=norm,
+        converged=converged,
+        check=check,
+        products=space.products + len(values),
+        n_lower=n_lower,
+        asked=", ".join(f"{name} {count}" for name, count in wanted._asdict().items() if count),
+        exhausted=exhausted,
+    )
 
 
 def plan_width(operator: Operator, count: int, memory: int | None = None) -> int:
