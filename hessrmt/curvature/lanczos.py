@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -546,7 +546,7 @@ def eigsh(
         vectors=(vectors * largest.sign()).T.contiguous(),
         which=which,
         unflatten=getattr(matrix, "unflatten", None),
-        **{item.name: getattr(found, item.name) for item in dataclasses.fields(_Found)},
+        **{item.name: getattr(found, item.name) for item in fields(_Found)},
     )
 
 

@@ -319,8 +319,7 @@ class CurvatureOperator(Operator):
         ways = choose(self._base, kind)
         self._plain, self._check = ways.plain, ways.check
         parts = self._problems(stop=0 if linearise is False else self._room())
-        products = (KeptProduct(part, ways) for part in parts)
-        self._kept = list(zip(self._weights, products, strict=False))
+        self._kept = [(weight, KeptProduct(part, ways)) for weight, part in parts]
         self.kept = len(self._kept)
         if linearise:
             self.expect(TRACED_FROM)
@@ -395,16 +394,14 @@ class CurvatureOperator(Operator):
         """
         rows = directions(self._base, FEW_DIRECTIONS)
         products, moved = torch.zeros_like(rows), torch.zeros_like(rows)
-        streams = itertools.count()
-        for problem, weight in zip(self._problems(), self._weights, strict=True):
-            numbers = [next(streams) for _ in rows]
+        for part, (weight, problem) in enumerate(self._problems()):
             if weight:
                 way = self._plain(problem)
                 products.add_(way(rows).detach(), alpha=weight)
-                for number, v, total in zip(numbers, rows, moved, strict=True):
-                    with Perturbed(number):
+                for number, v in enumerate(rows):
+                    with Perturbed(part * len(rows) + number):
                         found = way(v[None])[0].detach()
-                    total.add_(found, alpha=weight)
+                    moved[number].add_(found, alpha=weight)
         return norm_bound([length(part) for part in moved - products])
 
     @ordinary_mode()
@@ -441,12 +438,12 @@ class CurvatureOperator(Operator):
         return require_agreement(apart, norm, self, self.precision)
 
     def _add(self, total: Vectors, block: Vectors, way: Any, start: int = 0) -> None:
-        for problem, weight in zip(self._problems(start), self._weights[start:], strict=True):
+        for weight, problem in self._problems(start):
             if weight:
                 total.add_(way(problem)(block).detach(), alpha=weight)
 
-    def _problems(self, start: int = 0, stop: int | None = None) -> Iterator[Problem]:
-        """The problems of the micro-batches in their final precision and place."""
+    def _problems(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[float, Problem]]:
+        """The micro-batches' weights, and their problems in their final precision and place."""
         number = -1
         for number, batch in enumerate(self._batches()):
             if stop is not None and number >= stop:
@@ -459,7 +456,7 @@ class CurvatureOperator(Operator):
                     "give the same data in the same order: take shuffle=False and no random "
                     "augmentation"
                 )
-            yield self._base.on(batch)
+            yield self._weights[number], self._base.on(batch)
         if stop is None and number + 1 != len(self._seen):
             raise DataError(
                 f"there were {len(self._seen):,} batches when they were first read and there are "
