@@ -1,8 +1,6 @@
 """Networks on disk and in memory: the matrices of their layers, whatever they are stored as."""
 
 import json
-import os
-import pickle
 import subprocess
 import sys
 import zipfile
@@ -11,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from file_samples import Planted
 from safetensors.torch import save_file
 from torch import nn
 
 from hessrmt import rng
 from hessrmt.capacity import open_source
 from hessrmt.errors import DataError, ProblemError
-from hessrmt.problems import checkpoints
 
 
 class Net(nn.Module):
@@ -144,39 +142,19 @@ def test_tied_weights_are_analysed_once(form, tmp_path):
     assert "does not match" in second["0.weight"]
 
 
-def test_weights_trained_by_hessrmt(cli, tiny_npz, tmp_path):
-    options = ["--data", tiny_npz, "--epochs", "1", "--out", "c.pt"]
-    assert cli("train", "--model", "mlp3", *options).returncode == 0
-    state, found = checkpoints.load_state(tmp_path / "c.pt"), read(tmp_path / "c.pt")
-    assert found.keys() == state.keys()
-    for name, (layer, matrices) in found.items():
-        assert (layer.skipped is None) == name.endswith("weight")
-        assert layer.skipped or np.array_equal(matrices[0], state[name].double())
-
-
 def test_a_factory_is_initialised_from_the_seed(tmp_path):
     (tmp_path / "mine.py").write_text(
         "from torch import nn\n"
         "def net(width=4):\n    return nn.Linear(width, 3)\n"
         "def needs(width):\n    return nn.Linear(width, 3)\n"
-        "def fails():\n    raise KeyError('x')\n"
-        "def other():\n    return 3\n"
-        "number = 3\n"
     )
     with rng.torch_seeded(5, "init"):  # as `--model file.py:factory --seed 5` does it
         expected = nn.Linear(4, 3).weight.detach().double()
     found = [read(f"{tmp_path}/mine.py:net", seed=seed)["weight"][1][0] for seed in (5, 6)]
     np.testing.assert_array_equal(found[0], expected)
     assert not np.array_equal(found[1], expected)
-    for name, match in {
-        "needs": "without arguments.*'width'",
-        "fails": "KeyError",
-        "other": "returned int",
-        "number": "not callable",
-        "nothing": "defines no 'nothing'",
-    }.items():
-        with pytest.raises(ProblemError, match=match):
-            open_source(f"{tmp_path}/mine.py:{name}")
+    with pytest.raises(ProblemError, match=r"without arguments.*'width'"):
+        open_source(f"{tmp_path}/mine.py:needs")
 
 
 @pytest.mark.parametrize(
@@ -232,50 +210,35 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
 # damaged, foreign and dangerous files
 
 
-def bad_files(folder, net):
-    """Name of each damaged or foreign file, and what its error says beside the name."""
+def test_damaged_and_foreign_files_are_named(net, tmp_path):
     state = net.state_dict()
-    reasons = {
-        "pth": ("cut short or damaged", "not a PyTorch checkpoint"),
-        "safetensors": ("not a complete safetensors file",) * 2,
-        "npz": ("copy or save it again",) * 2,
-    }
-    expected = {}
-    for suffix, (cut, other) in reasons.items():
-        whole = stored(suffix, state, folder).read_bytes()
-        contents = {"cut": whole[: len(whole) // 2], "void": b"", "text": b"not a network"}
-        for name, content in contents.items():
-            (folder / f"{name}.{suffix}").write_bytes(content)
-            expected[f"{name}.{suffix}"] = cut if name == "cut" else other
-    torch.save([1, 2, 3], folder / "list.pt")
-    torch.save({"epoch": 3}, folder / "numbers.pt")
-    torch.save(net, folder / "whole.pt")
-    (folder / "plain.pt").write_bytes(pickle.dumps({"w": np.ones((3, 3))}))
-    save_file({}, folder / "no.safetensors")
-    np.savez(folder / "no.npz")
-    with (folder / "single.npz").open("wb") as file:
+    for suffix in ("safetensors", "npz"):
+        whole = stored(suffix, state, tmp_path).read_bytes()
+        (tmp_path / f"cut.{suffix}").write_bytes(whole[: len(whole) // 2])
+        (tmp_path / f"text.{suffix}").write_bytes(b"not a network")
+    torch.save([1, 2, 3], tmp_path / "list.pt")
+    save_file({}, tmp_path / "no.safetensors")
+    np.savez(tmp_path / "no.npz")
+    with (tmp_path / "single.npz").open("wb") as file:
         np.save(file, np.ones((3, 3)))
-    (folder / "vacant").mkdir()
-    (folder / "torch").mkdir()
-    torch.save(state, folder / "torch" / "pytorch_model.bin")
-    (folder / "net.weights").write_text("?")
-    return expected | {
+    (tmp_path / "void").mkdir()
+    (tmp_path / "torch").mkdir()
+    torch.save(state, tmp_path / "torch" / "pytorch_model.bin")
+    (tmp_path / "net.weights").write_text("?")
+    for name, reason in {
+        "cut.safetensors": "not a complete safetensors file",
+        "text.safetensors": "not a complete safetensors file",
+        "cut.npz": "copy or save it again",
+        "text.npz": "copy or save it again",
         "list.pt": "no state dict but a list",
-        "numbers.pt": "holds no tensors",
-        "whole.pt": "nothing in it was executed",
-        "plain.pt": "not written by torch.save",
         "no.safetensors": "holds no tensors",
         "no.npz": "holds no tensors",
         "single.npz": "not a complete .npz file",
-        "vacant": "holds no .safetensors files",
+        "void": "holds no .safetensors files",
         "torch": "but pytorch_model.bin",
         "net.weights": "cannot tell what",
         "missing.pt": "there is no file or folder",
-    }
-
-
-def test_damaged_and_foreign_files_are_named(net, tmp_path):
-    for name, reason in bad_files(tmp_path, net).items():
+    }.items():
         with pytest.raises((ProblemError, DataError)) as error:
             open_source(tmp_path / name)
         assert str(tmp_path / name) in str(error.value), name
@@ -283,14 +246,11 @@ def test_damaged_and_foreign_files_are_named(net, tmp_path):
 
 
 def test_a_pickle_with_code_is_not_executed(tmp_path):
-    class Touch:
-        def __reduce__(self):
-            return os.mkdir, (str(tmp_path / "executed"),)
-
-    torch.save({"w": torch.ones(3, 3), "x": Touch()}, tmp_path / "evil.pt")
+    planted = Planted(tmp_path / "executed")
+    torch.save({"w": torch.ones(3, 3), "x": planted}, tmp_path / "evil.pt")
     with pytest.raises(ProblemError, match="nothing in it was executed"):
         open_source(tmp_path / "evil.pt")
-    np.savez(tmp_path / "evil.npz", w=np.ones((3, 3)), x=np.array([Touch()]))
+    np.savez(tmp_path / "evil.npz", w=np.ones((3, 3)), x=np.array([planted]))
     assert "never executed" in skipped(tmp_path / "evil.npz")["x"]
     assert not (tmp_path / "executed").exists()
 
@@ -302,28 +262,26 @@ def test_folders_whose_index_and_files_disagree(net, tmp_path):
     content = json.loads(index.read_text())
     first, second = sorted(set(content["weight_map"].values()))
 
-    def refused(match, text=None):
-        if text is not None:
-            index.write_text(text)
+    def refused(match, index, text):
+        index.write_text(text)
         with pytest.raises(ProblemError, match=match) as error:
             open_source(folder)
         assert str(folder) in str(error.value)
 
-    content["weight_map"]["ghost.weight"] = second
-    refused("ghost.weight", json.dumps(content))
     for text in ("[]", "{}", '{"weight_map": 3}', "{", '{"weight_map": {}}', '{"weight_map": [1]}'):
-        refused("download or save the folder again", text)
-    index.unlink()
-    save_file({"embed.weight": torch.ones(2, 2)}, folder / "again.safetensors")
-    refused("both hold a tensor")
-    (folder / "again.safetensors").unlink()
-    assert skipped(folder).keys() == state.keys()
-    (folder / "b.safetensors.index.json").write_text("{}")
-    refused("several indices", "{}")
+        refused("download or save the folder again", index, text)
+    refused("several indices", folder / "b.safetensors.index.json", "{}")
     (folder / "b.safetensors.index.json").unlink()
-    (folder / second).unlink()
+    content["weight_map"]["ghost.weight"] = second
+    refused("ghost.weight", index, json.dumps(content))
+    (folder / second).rename(folder / "other.safetensors")
     shards = json.dumps({"weight_map": {"x": second, "y": first}})
-    refused(f"lacks 1 of the 2 shards.*{second}", shards)
+    refused(f"lacks 1 of the 2 shards.*{second}", index, shards)
+    index.unlink()
+    assert skipped(folder).keys() == state.keys()
+    save_file({"embed.weight": torch.ones(2, 2)}, folder / "again.safetensors")
+    with pytest.raises(ProblemError, match="both hold a tensor"):
+        open_source(folder)
 
 
 def test_npz_files_of_other_programs(tmp_path):
@@ -437,19 +395,12 @@ def test_slices_act_as_the_convolution_does(conv):
     expected = operator(torch.from_numpy(x)[None], weight, groups=groups)[0].numpy()
     layer, matrices = read(nn.Sequential(conv))["0.weight"]
     assert layer.kind == type(conv).__name__
-    positions = list(np.ndindex(*kernel))
-    labels = [",".join(map(str, at)) for at in positions]
+    labels = [",".join(map(str, at)) for at in np.ndindex(*kernel)]
+    stack = matrices.reshape(groups, len(labels), *layer.part_shape)
     labels = [f"g{g}:{at}" for g in range(groups) for at in labels] if groups > 1 else labels
     assert layer.parts == tuple(labels)
-    inputs = x.reshape(groups, -1, *x.shape[1:])
-    found = np.zeros((groups, conv.out_channels // groups, *expected.shape[1:]))
-    for part, matrix in enumerate(matrices):
-        group, at = part // len(positions), positions[part % len(positions)]
-        if transposed:
-            found[(group, slice(None), *at)] = matrix.T @ inputs[group].ravel()
-        else:
-            product = matrix @ inputs[(group, slice(None), *at)]
-            found[group, :] += product.reshape(found[group].shape)
+    indices = "gkio,gix->gok" if transposed else "gkoi,gik->go"
+    found = np.einsum(indices, stack, x.reshape(groups, conv.in_channels // groups, -1))
     # sums of as many float64 products of numbers of order 1
     error = 64 * x.size * np.finfo(float).eps
     np.testing.assert_allclose(found.reshape(expected.shape), expected, atol=error)
@@ -459,13 +410,10 @@ def test_slices_act_as_the_convolution_does(conv):
 def test_unfolded_has_a_row_for_each_output_channel(conv):
     (matrix,) = read(conv, conv="unfolded")["weight"][1]
     weight = conv.weight.detach().double().numpy()
-    inputs = conv.in_channels // conv.groups
-    assert matrix.shape == (conv.out_channels, inputs * np.prod(conv.kernel_size))
-    for channel in range(conv.out_channels):
-        group, within = divmod(channel, conv.out_channels // conv.groups)
-        rows = slice(group * inputs, (group + 1) * inputs)
-        row = weight[rows, within] if conv.transposed else weight[channel]
-        np.testing.assert_array_equal(matrix[channel], row.ravel())
+    if conv.transposed:
+        groups, shape = conv.groups, weight.shape
+        weight = weight.reshape(groups, shape[0] // groups, *shape[1:]).swapaxes(1, 2)
+    np.testing.assert_array_equal(matrix, weight.reshape(conv.out_channels, -1))
 
 
 def test_pooled_and_depthwise_convolutions(net):

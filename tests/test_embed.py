@@ -1,6 +1,5 @@
 """The embedding script, run as a user runs it, and its output read back."""
 
-import importlib.util
 import subprocess
 import sys
 import types
@@ -12,6 +11,7 @@ import torch
 from torch import nn
 
 from hessrmt.problems import data
+from hessrmt.problems.plugins import load_object
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "embed.py"
 RNG = np.random.default_rng(1)
@@ -35,16 +35,12 @@ def broken():
     return nn.Linear(3, 2)
 
 def undefined():
-    return Nan()
+    return nn.Threshold(9.0, float("nan"))
 
 def constant():
     return nn.Flatten(0)
 
 NUMBER = 3
-
-class Nan(nn.Module):
-    def forward(self, x):
-        return x * float("nan")
 """
 
 
@@ -53,27 +49,20 @@ def folder(tmp_path):
     (tmp_path / "nets.py").write_text(NETWORKS)
     pixels = RNG.integers(0, 256, (10, 8, 8), np.uint8)
     labels = np.arange(10) % 3
-    np.savez(
-        tmp_path / "images.npz",
-        x_train=pixels[:7],
-        y_train=labels[:7],
-        x_test=pixels[7:],
-        y_test=labels[7:],
-        classes=5,
-    )
+    train = {"x_train": pixels[:7], "y_train": labels[:7]}
+    test = {"x_test": pixels[7:], "y_test": labels[7:]}
+    np.savez(tmp_path / "images.npz", **train, **test, classes=5)
     return tmp_path
 
 
 @pytest.fixture
 def embed(folder, monkeypatch, capsys):
     """The script's main function, called in ``folder``: exit code and standard error."""
-    spec = importlib.util.spec_from_file_location("embed", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    main = load_object(f"{SCRIPT}:main")
     monkeypatch.chdir(folder)
 
     def call(model, *options, data="images.npz"):
-        code = script.main(["--data", data, "--model", model, "--out", "features.npz", *options])
+        code = main(["--data", data, "--model", model, "--out", "features.npz", *options])
         return code, capsys.readouterr().err
 
     return call
@@ -81,13 +70,8 @@ def embed(folder, monkeypatch, capsys):
 
 def test_both_splits_are_written_and_read_back(folder):
     words = ["--data", "images.npz", "--model", "nets.py:moments", "--out", "features.npz"]
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), *words, "--batch", "3"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    run = [sys.executable, str(SCRIPT), *words, "--batch", "3"]
+    done = subprocess.run(run, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert not done.stdout
     assert "100%" in done.stderr
@@ -107,14 +91,12 @@ def test_gray_images_become_three_channels_resized_in_eval_mode(folder, embed):
     assert embed("nets.py:colour", "--split", "test", "--size", "16")[0] == 0
     written = data.load(str(folder / "features.npz"))
     assert (written.split, written.x.shape) == ("all", (3, 4))
-    scope: dict = {}
-    exec(NETWORKS, scope)
     x, _ = data.load(str(folder / "images.npz")).tensors(slice(None), torch.float32)
     x = torch.nn.functional.interpolate(
         x.repeat(1, 3, 1, 1), (16, 16), mode="bilinear", align_corners=False, antialias=True
     )
     with torch.no_grad():
-        expected = scope["colour"]().eval()(x)
+        expected = load_object(f"{folder}/nets.py:colour")().eval()(x)
     # One convolution of 27 terms and a mean of 196, in float32.
     np.testing.assert_allclose(written.x, expected.numpy(), rtol=0, atol=223 * 1.2e-7)
 
@@ -150,18 +132,10 @@ def test_failures_are_one_paragraph_with_code_2_and_no_file(folder, embed, model
 
 def test_named_networks_are_cut_before_the_classifier(folder, embed, monkeypatch):
     # A stand-in for torchvision, which is no dependency: the same three functions.
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.body = nn.Flatten()
-            self.head = nn.Sequential(nn.Dropout(), nn.Linear(3 * 64, 10))
-
-        def forward(self, x):
-            return self.head(self.body(x))
-
+    head = nn.Sequential(nn.Dropout(), nn.Linear(3 * 64, 10))
     models = types.ModuleType("torchvision.models")
     models.list_models = lambda module: ["net"]  # pyright: ignore
-    models.get_model = lambda name, weights: Net()  # pyright: ignore
+    models.get_model = lambda name, weights: nn.Sequential(nn.Flatten(), head)  # pyright: ignore
     monkeypatch.setitem(sys.modules, "torchvision", types.ModuleType("torchvision"))
     monkeypatch.setitem(sys.modules, "torchvision.models", models)
     assert embed("net")[0] == 0

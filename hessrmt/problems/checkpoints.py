@@ -8,6 +8,7 @@ import io
 import pickle
 import re
 import warnings
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import safetensors
@@ -16,10 +17,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hessrmt.errors import ProblemError
-from hessrmt.files import new_file
+from hessrmt.files import write_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
     from pathlib import Path
 
 ValueT = TypeVar("ValueT")
@@ -63,11 +64,13 @@ def load_state(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def read(path: Path) -> Any:
+def read(path: Path, *, mapped: bool = False) -> Any:
     """Content of a checkpoint file as it was saved, tensors on the CPU; executes nothing in it.
 
     Args:
         path: ``.pt``, ``.pth`` or ``.safetensors`` file.
+        mapped: Whether tensors of a ``.pt`` or ``.pth`` file stay in the file until their values
+            are used; torch's older format doesn't allow that.
 
     Returns:
         The saved object: tensors in containers of plain Python types.
@@ -89,7 +92,7 @@ def read(path: Path) -> Any:
             return load_file(path, device="cpu")
         with warnings.catch_warnings():  # torch's remarks on foreign files; ours are errors
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # a foreign file makes torch.load raise almost anything
         raise ProblemError(_why_unreadable(path, error)) from error
 
@@ -114,7 +117,7 @@ def apply_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
             if name in state and state[name].shape != value.shape
         ],
     }
-    faults = [f"{what}: {_listed(names)}" for what, names in found.items() if names]
+    faults = [f"{what}: {listed(names)}" for what, names in found.items() if names]
     if faults:
         raise ProblemError(
             f"the checkpoint does not fit the model ({type(model).__name__}): "
@@ -148,15 +151,9 @@ def sha256(path: Path) -> str:
 
     Returns:
         64 hexadecimal digits.
-
-    Raises:
-        ProblemError: If the file cannot be read.
     """
-    try:
-        with path.open("rb") as handle:
-            return hashlib.file_digest(handle, "sha256").hexdigest()
-    except OSError as error:
-        raise ProblemError(f"cannot read {path}: {error.strerror}") from error
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def save_atomic(obj: object, path: Path) -> None:
@@ -166,10 +163,22 @@ def save_atomic(obj: object, path: Path) -> None:
         obj: Tensors in containers of plain Python types.
         path: The file to write or replace.
     """
-    with new_file(path) as draft:
-        buffer = io.BytesIO()  # so that the bytes do not depend on the file's name
-        torch.save(obj, buffer)
-        draft.write_bytes(buffer.getbuffer())
+    buffer = io.BytesIO()  # so that the bytes do not depend on the file's name
+    torch.save(obj, buffer)
+    write_whole(path, buffer.getbuffer())
+
+
+def innermost(content: Any) -> Any:
+    """The state dict inside a checkpoint, by :data:`NESTED_UNDER`; else the whole of it.
+
+    Args:
+        content: The saved object.
+
+    Returns:
+        A mapping, if there is one.
+    """
+    inner = map(content.get, NESTED_UNDER) if isinstance(content, Mapping) else ()
+    return next((state for state in inner if isinstance(state, Mapping)), content)
 
 
 def tensors(content: Any, path: Path) -> dict[str, Tensor]:
@@ -185,10 +194,8 @@ def tensors(content: Any, path: Path) -> dict[str, Tensor]:
     Raises:
         ProblemError: If there is none, or it holds no tensors.
     """
-    if isinstance(content, dict):
-        inner = (content.get(key) for key in NESTED_UNDER)
-        content = next((state for state in inner if isinstance(state, dict)), content)
-    if not isinstance(content, dict):
+    content = innermost(content)
+    if not isinstance(content, Mapping):
         raise ProblemError(
             f"{path} holds no state dict but a {type(content).__name__}; "
             "save one with torch.save(model.state_dict(), path)"
@@ -196,7 +203,7 @@ def tensors(content: Any, path: Path) -> dict[str, Tensor]:
     found = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
     if not found:
         raise ProblemError(
-            f"{path} holds no tensors (its keys: {_listed(map(str, content)) or 'none'}); expected "
+            f"{path} holds no tensors (its keys: {listed(map(str, content)) or 'none'}); expected "
             f"a state dict, at the top or under {', '.join(map(repr, NESTED_UNDER))}"
         )
     return found
@@ -248,7 +255,8 @@ def _why_unreadable(path: Path, error: Exception) -> str:
     )
 
 
-def _listed(names: Iterable[str]) -> str:
+def listed(names: Iterable[str]) -> str:
+    """The first of some names, and how many more there are."""
     names = list(names)
     rest = len(names) - _LISTED
     return ", ".join(names[:_LISTED]) + (f" and {rest} more" if rest > 0 else "")

@@ -8,19 +8,20 @@ import copy
 import math
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from hessrmt import rng
+from hessrmt.checks import one_of
 from hessrmt.errors import DataError
 from hessrmt.problems import formats
-from hessrmt.problems.formats import CIFAR, IDX_STEMS, NPZ_KEYS, SPLITS
+from hessrmt.problems.formats import NPZ_KEYS, SETS, SPLITS, Published
 
 MAX_CLASSES = 1_000_000
 
@@ -28,70 +29,7 @@ _DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 _EMBEDDED_TRAIN = 8_000
 
 
-class MnistLike(NamedTuple):
-    """A set in four IDX files, which all such sets name alike.
-
-    Attributes:
-        title: For people.
-        folder: Of torchvision.
-        labels: The first ten labels of the test split, which tell the sets apart.
-    """
-
-    title: str
-    folder: str
-    labels: list[int]
-
-
-IDX_SETS = {
-    "mnist": MnistLike("MNIST", "MNIST/raw", [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]),
-    "fashion-mnist": MnistLike("Fashion-MNIST", "FashionMNIST/raw", [9, 2, 1, 1, 6, 1, 4, 6, 5, 7]),
-}
-NAMES = (*IDX_SETS, *CIFAR)
-
-
-class Source(NamedTuple):
-    """Where a set is published.
-
-    Attributes:
-        mirrors: Base addresses, tried in order for each file.
-        md5: File name to MD5, as torchvision or, for CIFAR, the authors publish them.
-    """
-
-    mirrors: tuple[str, ...]
-    md5: dict[str, str]
-
-
-_KRIZHEVSKY = ("https://www.cs.toronto.edu/~kriz/",)
-SOURCES = {
-    "mnist": Source(
-        (
-            "https://ossci-datasets.s3.amazonaws.com/mnist/",
-            "https://storage.googleapis.com/cvdf-datasets/mnist/",
-        ),
-        {
-            "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
-            "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
-            "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
-            "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
-        },
-    ),
-    "fashion-mnist": Source(
-        (
-            "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
-            "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
-        ),
-        {
-            "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
-            "train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
-            "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
-            "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
-        },
-    ),
-    "cifar10": Source(_KRIZHEVSKY, {CIFAR["cifar10"].archive: "c58f30108f718f92721af3b95e74349a"}),
-    "cifar100": Source(
-        _KRIZHEVSKY, {CIFAR["cifar100"].archive: "eb9058c3a382ffc7106e4002c42a8d85"}
-    ),
-}
+NAMES = tuple(SETS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,14 +102,11 @@ class Dataset:
 
 def _takes(model: nn.Module | None, x: Tensor) -> bool:
     """Whether a network can be run on some samples as they are."""
-    if model is None:
-        return False
-    try:
-        with torch.no_grad():
+    if model is not None:
+        with suppress(Exception), torch.no_grad():  # whatever the user's network raises
             copy.deepcopy(model).eval()(x.to(next(model.parameters()).device))
-    except Exception:  # whatever the user's network raises
-        return False
-    return True
+            return True
+    return False
 
 
 # Where data are
@@ -215,14 +150,14 @@ def locate(name: str, folder: Path | None = None) -> Path | None:
         ``cifar-10-batches-py``), in a subfolder of that name, or directly: the folder of the IDX
         files or CIFAR batches, or CIFAR's archive. None if there is none.
     """
+    known = SETS[name]
     for place in places(name, folder):
-        if name in CIFAR:
-            if found := formats.find_cifar(name, place):
-                return found
-            continue
-        for candidate in (place / IDX_SETS[name].folder, place / name, place):
-            if all(formats.find_idx(candidate, split) for split in SPLITS):
-                return candidate
+        below = place / name
+        folders = (place / known.folder, below, below / known.folder, place)
+        archives = (place / known.archive, below / known.archive)
+        complete = [path for path in folders if not known.missing(path)]
+        if found := [*complete, *filter(os.path.isfile, archives)]:
+            return found[0]
     return None
 
 
@@ -242,9 +177,8 @@ def fetch(name: str, progress: bool = True, mirrors: Sequence[str] | None = None
     """
     from pooch import HTTPDownloader, retrieve
 
-    if name not in SOURCES:
-        raise DataError(f"no data set {name!r} to download; known: {', '.join(NAMES)}.")
-    source, folder = SOURCES[name], user_cache() / name
+    one_of("data set", name, NAMES)
+    source, folder = SETS[name], user_cache() / name
     for file, md5 in source.md5.items():
         failures = []
         for mirror in mirrors or source.mirrors:
@@ -284,15 +218,18 @@ def load(spec: str, split: str | None = None, folder: Path | None = None) -> Dat
     Raises:
         DataError: If the data are not there, not readable, or hold values that cannot be used.
     """
-    if split not in {*SPLITS, None}:
-        raise DataError(f"no split {split!r}: expected train or test, or none for the default.")
+    one_of("split", split, (*SPLITS, None))
     if spec in NAMES:
         return _registered(spec, split or "test", folder)
     path = Path(os.path.expanduser(spec))
-    if known := formats.recognise_cifar(path):
-        return _from_cifar(known, path, path.resolve().name, split or "test")
+    for known in SETS.values():  # by the names of files only
+        if known.batches and (
+            len(known.missing(path)) < len(known.files)
+            or (path.name == known.archive and os.path.isfile(path))
+        ):
+            return _from_cifar(known, path, path.resolve().name, split or "test")
     if os.path.isdir(path):
-        return _from_folder(path, path.resolve().name, split or "test", "IDX files")
+        return _from_idx(None, path, path.resolve().name, split or "test")
     if os.path.isfile(path):
         return _from_npz(path, split)
     named = path.suffix == ".npz" or len(path.parts) > 1
@@ -304,64 +241,54 @@ def load(spec: str, split: str | None = None, folder: Path | None = None) -> Dat
 
 
 def _registered(name: str, split: str, folder: Path | None) -> Dataset:
-    found = locate(name, folder)
-    if found is not None and name in CIFAR:
-        return _from_cifar(name, found, name, split)
+    known, found = SETS[name], locate(name, folder)
     if found is not None:
-        known = IDX_SETS[name]
-        first = formats.read_idx_labels(_idx_files(found)["test"][1])[:10].tolist()
-        for other, (title, _, labels) in IDX_SETS.items():
-            if other != name and first == labels:
-                raise DataError(
-                    f"the files in {found} are {title}, not {known.title} (both use the same "
-                    f"file names). Move them into a subfolder {other}/."
-                )
-        return _from_folder(found, name, split, f"{known.title}, IDX files", 10)
+        return (_from_cifar if known.batches else _from_idx)(known, found, name, split)
     if name == "mnist":
         return _embedded(split)
-    remedy = "or install Debian's package dataset-fashion-mnist, or put its four IDX files"
-    if name in CIFAR:
-        remedy = f"or put {CIFAR[name].archive}, packed or unpacked,"
+    remedy = "install Debian's package dataset-fashion-mnist, or put its four IDX files"
+    if known.batches:
+        remedy = f"put {known.archive}, packed or unpacked,"
     raise DataError(
         f"{name} was not found in {', '.join(map(str, places(name, folder)))}. Run `hessrmt data "
-        f"fetch {name}`, {remedy} into a folder {name}/ below one that HESSRMT_DATA names."
+        f"fetch {name}`, or {remedy} into a folder {name}/ below one that HESSRMT_DATA names."
     )
 
 
 # From files
 
 
-def _from_cifar(known: str, source: Path, name: str, split: str) -> Dataset:
+def _from_cifar(known: Published, source: Path, name: str, split: str) -> Dataset:
     arrays = {split: (str(source), *formats.read_cifar(known, source, split))}
-    origin = f"{CIFAR[known].title} from {source}, {split} split"
-    return _checked(arrays, name, split, CIFAR[known].classes, origin)
+    origin = f"{known.title} from {source}, {split} split"
+    return _checked(arrays, name, split, known.classes, origin)
 
 
-def _idx_files(folder: Path) -> dict[str, tuple[Path, Path]]:
-    files = {split: formats.find_idx(folder, split) for split in SPLITS}
-    missing = " and ".join(
-        f"{IDX_STEMS[split]}-images-idx3-ubyte with {IDX_STEMS[split]}-labels-idx1-ubyte"
-        for split, pair in files.items()
-        if pair is None
-    )
-    if missing:
+def _from_idx(known: Published | None, folder: Path, name: str, split: str) -> Dataset:
+    if missing := " and ".join(SETS["mnist"].missing(folder)):
         raise DataError(
             f"the folder {folder} lacks {missing} (a dot before idx and .gz at the end are fine); "
             f"expected the four IDX files of an MNIST-like set, or CIFAR's batches."
         )
-    return {split: pair for split, pair in files.items() if pair}
-
-
-def _from_folder(
-    folder: Path, name: str, split: str, title: str, classes: int | None = None
-) -> Dataset:
-    files = _idx_files(folder)
-    if classes is None:  # counted over both splits, though only one is read in full
-        tops = (int(formats.read_idx_labels(labels).max()) for _, labels in files.values())
-        classes = 1 + max(tops)
-    origin = f"{title} from {folder}, {split} split"
-    arrays = {split: (str(files[split][0]), *formats.read_idx_pair(*files[split]))}
-    return _checked(arrays, name, split, classes, origin)
+    files = formats.find_idx(folder)
+    if known is None:  # counted over both splits, though only one is read in full
+        classes = 1 + max(int(formats.read_idx_labels(y).max()) for _, y in files.values())
+    else:
+        classes, first = known.classes, tuple(formats.read_idx_labels(files["test"][1])[:10])
+        for other, published in SETS.items():
+            if published is not known and published.first == first:
+                raise DataError(
+                    f"the files in {folder} are {published.title}, not {known.title} (both use the "
+                    f"same file names). Move them into a subfolder {other}/."
+                )
+    images, labels = files[split]
+    x, y = formats.read_idx(images), formats.read_idx_labels(labels)
+    if x.ndim < 3:
+        raise DataError(
+            f"{images} holds an array of shape {x.shape}, expected images (N, height, width)."
+        )
+    origin = f"{known.title + ', ' if known else ''}IDX files from {folder}, {split} split"
+    return _checked({split: (f"{images} with {labels}", x, y)}, name, split, classes, origin)
 
 
 def _from_npz(path: Path, split: str | None) -> Dataset:
@@ -442,20 +369,20 @@ def _checked(
 
 
 def _features(x: np.ndarray, label: str) -> np.ndarray:
-    _require_numbers(x, label, "x")
+    x = _numbers(x, label, "x")
     if x.dtype == np.uint8:
         if x.ndim == 3:
             return x[:, None]
         # (N, height, width, channels), as Keras stores CIFAR-10
         last = x.ndim == 4 and x.shape[3] in {1, 3, 4} and x.shape[1] not in {1, 3, 4}
         return np.ascontiguousarray(np.moveaxis(x, 3, 1)) if last else x
-    return x.astype(np.int64) if x.dtype.kind in "iu" else _floats(x, label, "x")
+    return x if x.dtype.kind == "f" else x.astype(np.float64 if x.dtype == bool else np.int64)
 
 
 def _targets(y: np.ndarray, label: str) -> np.ndarray:
-    _require_numbers(y, label, "y")
+    y = _numbers(y, label, "y")
     if y.dtype.kind == "f":
-        return _floats(y, label, "y")
+        return y
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
     if y.ndim != 1:
@@ -472,16 +399,15 @@ def _targets(y: np.ndarray, label: str) -> np.ndarray:
     return y.astype(np.int64)
 
 
-def _require_numbers(values: np.ndarray, label: str, key: str) -> None:
+def _numbers(values: np.ndarray, label: str, key: str) -> np.ndarray:
     if values.dtype.kind not in "biuf" or values.ndim < 1:
         raise DataError(
             f"{label}: {key} has dtype {values.dtype} and shape {values.shape}; expected numbers "
             "(N, ...)."
         )
-
-
-def _floats(values: np.ndarray, label: str, key: str) -> np.ndarray:
-    if values.dtype.kind != "f" or values.dtype.itemsize > 8:
+    if values.dtype.kind != "f":
+        return values
+    if values.dtype.itemsize > 8:
         values = values.astype(np.float64)
     bad = ~np.isfinite(values)
     if bad.any():

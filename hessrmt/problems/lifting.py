@@ -21,7 +21,7 @@ from torch.utils import _pytree
 from torch.utils import checkpoint as torch_checkpoint
 
 from hessrmt.errors import ProblemError
-from hessrmt.problems.batches import Intercepting
+from hessrmt.problems.batches import Intercepting, map_tensors
 from hessrmt.problems.equivalents import EQUIVALENT
 
 _WIDE = dict.fromkeys((torch.float16, torch.bfloat16, torch.float32), torch.float64)
@@ -161,23 +161,26 @@ def as_written() -> Iterator[None]:
 def running(
     inside: Inside,
     dtype: torch.dtype,
+    data: Any = None,
     *,
     check: bool = False,
     own: tuple[tuple[Tensor, Tensor], ...] = (),
     lift: bool = True,
-) -> Iterator[None]:
+) -> Iterator[Any]:
     """Run a network or a loss so that it is one function in one precision, twice differentiable.
 
     Args:
         inside: Where to say what was lifted.
         dtype: Precision of the run; only in float64 something is lifted.
+        data: What it is run on.
         check: Whether to look at the values of class labels.
         own: Tables of embeddings with a row for padding: as they are given, and as they are.
         lift: Whether to lift at all.
 
     Yields:
-        None.
+        The data; a copy where it may write into them.
     """
+    data = data if inside.keeps_data else map_tensors(data, Tensor.clone)
     more: dict[Any, dict[str, Any]] = {F.embedding: {"own": own}}
     more |= {loss: {"check": check} for loss in (F.cross_entropy, F.binary_cross_entropy)}
     lift, default = lift and dtype == torch.float64, torch.get_default_dtype()
@@ -193,8 +196,15 @@ def running(
             function, arguments = _spelled_out(function, arguments)
         kinds = [a for a in arguments if type(a) is torch.dtype]
         kind = kinds[-1] if kinds else keywords.get("dtype")
-        if kind in _WIDE and function not in _BITS:
-            return lifted(function, arguments, keywords, kind)
+        if kind in _WIDE and function not in _BITS:  # asked for a narrow type, asked for the wide
+            source = arguments[0] if arguments and isinstance(arguments[0], Tensor) else None
+            if source is None or source.is_floating_point() or source.is_complex():
+                inside.lifted.add(kind)
+            widen = lambda a: _WIDE.get(a, a) if type(a) is torch.dtype else a  # noqa: E731
+            found = function(*map(widen, arguments), **{k: widen(v) for k, v in keywords.items()})
+            # a cast that in the model's own precision makes a new tensor makes one here, too: the
+            # model may go on to work on it in place
+            return found.clone() if found is source and kind != inside.own else found
         try:
             return function(*arguments, **keywords)
         except RuntimeError:
@@ -203,27 +213,14 @@ def running(
                 raise
         return function(*widened[0], **widened[1])
 
-    def lifted(function: Any, arguments: Any, keywords: Any, kind: torch.dtype) -> Any:
-        """Asked for a narrow type, asked for the wide one."""
-        source = arguments[0] if arguments and isinstance(arguments[0], Tensor) else None
-        if source is None or source.is_floating_point() or source.is_complex():
-            inside.lifted.add(kind)
-        widen = lambda a: _WIDE.get(a, a) if type(a) is torch.dtype else a  # noqa: E731
-        found = function(*map(widen, arguments), **{k: widen(v) for k, v in keywords.items()})
-        # a cast that in the model's own precision makes a new tensor makes one here, too: the
-        # model may go on to work on it in place
-        return found.clone() if found is source and kind != inside.own else found
-
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    if lift:
-        torch.set_default_dtype(torch.float64)
+    torch.set_default_dtype(torch.float64 if lift else default)
     try:
         with as_written(), Intercepting(operation):
-            yield
+            yield data
     finally:
-        if lift:
-            torch.set_default_dtype(default)
+        torch.set_default_dtype(default)
         torch.backends.mha.set_fastpath_enabled(fastpath)
 
 

@@ -34,7 +34,7 @@ from torch import nn
 
 from hessrmt import rng
 from hessrmt.errors import ProblemError
-from hessrmt.problems.plugins import is_plugin, load_object
+from hessrmt.problems.plugins import explained, is_plugin, load_object
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -308,12 +308,10 @@ def from_factory(spec: str, **offered: object) -> nn.Module:
     if not callable(factory):
         raise ProblemError(f"{spec!r} is not callable; a factory returns a torch.nn.Module")
     wanted = inspect.signature(factory).parameters
-    try:
-        model = factory(**{name: value for name, value in offered.items() if name in wanted})
-    except Exception as error:
-        raise ProblemError(
-            f"the factory {spec!r} failed with {type(error).__name__}: {error}"
-        ) from error
+    given = {name: value for name, value in offered.items() if name in wanted}
+    how = f"with {' and '.join(given)}" if given else "without arguments"
+    with explained(Exception, f"the factory {spec!r}, called {how}, failed", ()):
+        model = factory(**given)
     if not isinstance(model, nn.Module):
         raise ProblemError(
             f"the factory {spec!r} returned {type(model).__name__}, not a torch.nn.Module"

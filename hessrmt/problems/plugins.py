@@ -1,13 +1,44 @@
-"""Load a user's own object given as ``file.py:name``."""
+"""The user's own code: objects given as ``file.py:name``, and what goes wrong in it."""
 
 from __future__ import annotations
 
-import importlib.util
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from hessrmt.errors import ProblemError
+import torch
+
+from hessrmt.errors import HessrmtError, ProblemError
+
+
+@contextmanager
+def explained(
+    kinds: Any, why: str, passing: Any = (torch.OutOfMemoryError, HessrmtError)
+) -> Iterator[None]:
+    """Errors of torch or of the user's code as errors of ours.
+
+    Args:
+        kinds: Of errors.
+        why: What could not be done.
+        passing: Kinds of errors that stay as they are.
+
+    Yields:
+        None.
+
+    Raises:
+        ProblemError: In place of an error of these kinds.
+    """
+    try:
+        yield
+    except passing:
+        raise
+    except kinds as error:
+        said = (str(error).strip().splitlines() or [""])[0]
+        raise ProblemError(f"{why}: {type(error).__name__}: {said}") from error
 
 
 def is_plugin(spec: str) -> bool:
@@ -38,17 +69,11 @@ def load_object(spec: str) -> Any:
     if not path.is_file():
         raise ProblemError(f"{spec!r}: there is no file {file}")
     module_name = f"_hessrmt_user_{path.stem}"
-    module_spec = importlib.util.spec_from_file_location(module_name, path)
-    if module_spec is None or module_spec.loader is None:
-        raise ProblemError(f"{spec!r}: {file} cannot be loaded as a Python module")
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules[module_name] = module
-    try:
-        module_spec.loader.exec_module(module)
-    except Exception as error:
-        raise ProblemError(
-            f"{spec!r}: running {file} failed with {type(error).__name__}: {error}"
-        ) from error
+    loader = SourceFileLoader(module_name, str(path))
+    module = sys.modules[module_name] = ModuleType(module_name)
+    module.__file__ = str(path)
+    with explained(Exception, f"{spec!r}: running {file} failed", ()):
+        loader.exec_module(module)
     if not hasattr(module, name):
         public = sorted(n for n in vars(module) if not n.startswith("_"))
         raise ProblemError(f"{spec!r}: {file} defines no {name!r}; it has {', '.join(public)}")

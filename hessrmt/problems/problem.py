@@ -7,8 +7,8 @@ import fnmatch
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from hessrmt.problems.batches import Batch, Intercepting, join, map_tensors, rea
 from hessrmt.problems.equivalents import cross_entropy
 from hessrmt.problems.lifting import Inside, as_written, called, require_wide, running
 from hessrmt.problems.losses import Loss, penalised, resolve
+from hessrmt.problems.plugins import explained
 from hessrmt.problems.structure import Structure, reached, structure_of
 
 if TYPE_CHECKING:
@@ -37,18 +38,6 @@ _FEWEST_DIGITS = 2.0**-6
 
 _EVALUATION_ULPS = 64
 """Two evaluations may differ by so many ulps (summation order); randomness differs by far more."""
-
-
-@contextmanager
-def _explained(kinds: Any, why: str, passing: Any = (torch.OutOfMemoryError, HessrmtError)):
-    """Errors of torch or of the user's code as errors of ours."""
-    try:
-        yield
-    except passing:
-        raise
-    except kinds as error:
-        said = (str(error).strip().splitlines() or [""])[0]
-        raise ProblemError(f"{why}: {type(error).__name__}: {said}") from error
 
 
 @contextmanager
@@ -63,7 +52,7 @@ def ordinary_mode() -> Iterator[None]:
         None.
     """
     with (
-        _explained(RuntimeError, "torch cannot differentiate this loss as it must be"),
+        explained(RuntimeError, "torch cannot differentiate this loss as it must be"),
         torch.inference_mode(mode=False),
         torch.enable_grad(),
         torch.autocast("cpu", enabled=False),
@@ -79,7 +68,7 @@ def of_parts() -> Any:
         A context in which every error but ours, and but that a device has no room, is a
         ProblemError.
     """
-    return _explained(Exception, "the network or the loss cannot be run on a part of the data")
+    return explained(Exception, "the network or the loss cannot be run on a part of the data")
 
 
 def find_structure(problem: Problem, *, of_loss: bool = True) -> Structure:
@@ -153,7 +142,7 @@ class Problem:
             raise ProblemError(f"the model is a {type(model).__name__}, not a torch.nn.Module")
         self.batch = read_data(data)
         uncopied = "the model cannot be copied, since it holds something that cannot"
-        with _explained((RuntimeError, TypeError), uncopied, ()):
+        with explained((RuntimeError, TypeError), uncopied, ()):
             self.model = _copied_module(model)
         self.loss_name = loss if isinstance(loss, str) else getattr(loss, "__name__", repr(loss))
         own_loss = self.loss_function = resolve(loss)
@@ -192,12 +181,12 @@ class Problem:
             for kind, parameter in module._parameters.items()
             if id(parameter) in owner
         }
-        padded = {
-            id(module.weight)
+        self._padded = {
+            owner[id(module.weight)]
             for module in self.model.modules()
             if isinstance(module, nn.Embedding) and module.padding_idx is not None
+            if id(module.weight) in owner
         }
-        self._padded = [name for name, p in trainable.items() if id(p) in padded]
         self._shapes = [p.shape for p in trainable.values()]
         self._sizes = [p.numel() for p in trainable.values()]
         self.dimension = sum(self._sizes)
@@ -240,8 +229,8 @@ class Problem:
     @property
     def theta(self) -> Vector:
         """The trainable parameters as one flat vector (P,), a copy."""
-        found = dict(self.model.named_parameters())
-        return torch.cat([found[name].detach().reshape(-1) for name in self.names])
+        found = map(self.model.get_parameter, self.names)
+        return torch.cat([value.detach().reshape(-1) for value in found])
 
     @property
     def dtype(self) -> torch.dtype:
@@ -298,7 +287,7 @@ class Problem:
         own = tuple((parameters[n], self.model.get_parameter(n)) for n in self._padded)
         with (
             self.reached_everywhere(parameters),
-            self._running(self.inputs, own=own) as inputs,
+            running(self.inside, self.dtype, self.inputs, own=own) as inputs,
         ):
             return called(partial(self.run, parameters), inputs)
 
@@ -431,15 +420,8 @@ class Problem:
         """
         if self.loss_function is F.cross_entropy:  # what the other way would lead to
             return cross_entropy(outputs, self.targets, check=check)
-        with self._running(self.targets, check=check) as targets:
+        with running(self.inside, self.dtype, self.targets, check=check) as targets:
             return self.loss_function(outputs, targets)
-
-    @contextmanager
-    def _running(self, data: Any, **options: Any) -> Iterator[Any]:
-        """Run the network or the loss, with copies of its data if it may write into them."""
-        given = data if self.inside.keeps_data else map_tensors(data, Tensor.clone)
-        with running(self.inside, self.dtype, **options):
-            yield given
 
     def losses(self, parameters: dict[str, Tensor], which: Sequence[int]) -> Tensor:
         """The losses of some samples, each as if it were a batch of its own.
@@ -467,14 +449,18 @@ class Problem:
         """
         return self.loss_with(self.unflatten(theta))
 
-    def loss_with(self, parameters: dict[str, Tensor]) -> Tensor:
+    def loss_with(self, parameters: dict[str, Tensor], *, check: bool = False) -> Tensor:
         """The scalar mean loss of the batch at named trainable parameters.
+
+        Args:
+            parameters: Name to tensor.
+            check: Whether to look at the values of class labels.
 
         Returns:
             A scalar tensor.
         """
         with self.reached_everywhere(parameters):
-            return self.loss_of_outputs(self.call(parameters))
+            return self.loss_of_outputs(self.call(parameters), check=check)
 
     @ordinary_mode()
     def evaluate(self, *, compare: bool = True) -> tuple[float, float]:
@@ -497,12 +483,10 @@ class Problem:
         # before the copy has been run: it may keep what it makes
         beside = self.own.beside(self) if compare else None
         theta = self.theta.requires_grad_()
-        with _explained(Exception, "evaluating the loss failed", HessrmtError):
+        with explained(Exception, "evaluating the loss failed", HessrmtError):
             inside = replace(self.inside, keeps_data=True)
             trial = self._twin(batch=self.batch.map(Tensor.clone), inside=inside)
-            pieces = self.unflatten(theta)
-            with trial.reached_everywhere(pieces):
-                loss = trial.loss_of_outputs(trial.call(pieces), check=True)
+            loss = trial.loss_with(self.unflatten(theta), check=True)
             pairs = zip(trial.batch.tensors(), self.batch.tensors(), strict=True)
             left = all(a.layout != torch.strided or torch.equal(a, b) for a, b in pairs)
             self.inside.keeps_data = left and self.inside.keeps_data is not False
@@ -530,24 +514,21 @@ class Problem:
             loss = self.loss(theta)
         if self.dtype == torch.float64:
             require_wide(loss)
-        if not loss.requires_grad and self._changes(value):
-            raise ProblemError(
-                "the loss changes with the parameters, but torch sees no way from them to it: the "
-                "forward pass runs under torch.no_grad(), detaches its result, works on .data "
-                "or goes through NumPy. So it has no derivatives; take that out"
-            )
+        if not loss.requires_grad:
+            draw = rng.torch_generator(0, "other parameters")
+            other = torch.randn(len(theta), generator=draw, dtype=torch.float64)
+            with torch.no_grad():
+                changed = float(self.loss(other.to(theta))) != value
+            if changed:
+                raise ProblemError(
+                    "the loss changes with the parameters, but torch sees no way from them to it: "
+                    "the forward pass runs under torch.no_grad(), detaches its result, works on "
+                    ".data or goes through NumPy. So it has no derivatives; take that out"
+                )
         norm = float(_gradient(loss, [theta]).norm())
         if not math.isfinite(norm):
             raise NonFiniteError(f"the gradient's norm is {norm} at these parameters")
         return value, norm
-
-    def _changes(self, value: float) -> bool:
-        """Whether the loss is another one at other parameters."""
-        theta = self.theta
-        draw = rng.torch_generator(0, "other parameters")
-        other = torch.randn(len(theta), generator=draw, dtype=torch.float64)
-        with torch.no_grad():
-            return float(self.loss(other.to(theta))) != value
 
     def _require_own_loss(self, value: float, found: Beside | None) -> bool:
         """Refuse a copy that is another function than the user's own model and loss.
@@ -678,13 +659,12 @@ class Own:
     def beside(self, problem: Problem) -> Beside | None:
         """What the user's model and a problem's copy of it say of the problem's data.
 
-        Both in the precision and the place of the user's, by the user's form of the loss.
+        Both in the precision and the place of the user's, by the user's form of the loss. The
+        user's model has the parameters and buffers of the copy meanwhile, and no hooks on its
+        gradients; afterwards all of it is as before.
 
         Args:
             problem: Whose parameters are asked for.
-
-        The user's model has the parameters and buffers of the copy meanwhile, and no hooks on its
-        gradients; afterwards all of it is as before.
 
         Returns:
             The losses and the gradients (P,) of the user's model and of the copy. None if the model
@@ -694,58 +674,51 @@ class Own:
         Raises:
             OutOfMemoryError: If the device has no room for it.
         """
-        parameters = dict(self.model.named_parameters())
-        copies = dict(problem.model.named_parameters())
-        shapes, own = ({n: p.shape for n, p in part.items()} for part in (copies, parameters))
-        if shapes != own:
+        parameters, copies = (dict(m.named_parameters()) for m in (self.model, problem.model))
+        if {n: p.shape for n, p in parameters.items()} != {n: p.shape for n, p in copies.items()}:
             return None
         wanted = [parameters[name] for name in problem.names]
         if not all(p.requires_grad and not p.is_inference() for p in wanted):
             return None
         moved = problem.at(self.dtype, wanted[0].device)
-        plain = partial(running, moved.inside, moved.dtype, lift=False)
-        # nothing replaced, or what torch cannot do as it is
-        found = (self._run(moved, wanted, way) for way in (as_written, plain))
-        return next(filter(None, found), None)
-
-    def _run(
-        self, moved: Problem, wanted: list[nn.Parameter], way: Callable[[], Any]
-    ) -> Beside | None:
-        """:meth:`beside` in one way of running both; None if it fails."""
         theta = moved.theta.requires_grad_()
         pieces = moved.unflatten(theta)
-        try:
-            with self._as_copied(moved.model), way():
-                inputs, targets = (partial(map_tensors, x, Tensor.clone) for x in moved.batch.pair)
-                loss = self._loss(called(self.model, inputs()), targets())
-                with moved.reached_everywhere(pieces):
-                    outputs = called(partial(moved.run, pieces), inputs())
-                    again = moved.loss_function(outputs, targets())
-                slopes = [_gradient(loss, wanted), _gradient(again, [theta])]
-        except torch.OutOfMemoryError:
-            raise
-        except Exception:  # as it is given it can't be run: there is nothing to compare with
-            return None
-        if not all(bool(torch.isfinite(part).all()) for part in (loss, *slopes)):
-            return None
-        return float(loss.detach()), float(again.detach()), slopes[0], slopes[1]
+        plain = partial(running, moved.inside, moved.dtype, lift=False)
+        for way in (as_written, plain):  # nothing replaced, or what torch cannot do as it is
+            try:
+                with self._as_copied(moved.model), way():
+                    inputs, targets = (
+                        partial(map_tensors, x, Tensor.clone) for x in moved.batch.pair
+                    )
+                    loss = self._loss(called(self.model, inputs()), targets())
+                    with moved.reached_everywhere(pieces):
+                        outputs = called(partial(moved.run, pieces), inputs())
+                        again = moved.loss_function(outputs, targets())
+                    slopes = [_gradient(loss, wanted), _gradient(again, [theta])]
+            except torch.OutOfMemoryError:
+                raise
+            except Exception:  # as it is given it can't be run: there is nothing to compare with
+                continue
+            if all(bool(torch.isfinite(part).all()) for part in (loss, *slopes)):
+                return float(loss.detach()), float(again.detach()), slopes[0], slopes[1]
+        return None
 
     @contextmanager
     def _as_copied(self, twin: nn.Module) -> Iterator[None]:
         """The user's model in the state of its copy, without hooks on gradients; then as before."""
-        parts = [self.model, *([self._loss] if isinstance(self._loss, nn.Module) else [])]
+        parts = [part for part in (self.model, self._loss) if isinstance(part, nn.Module)]
         modules = [module for part in parts for module in part.modules()]
-        attributes = [(m, {k: _shallow(v) for k, v in vars(m).items()}) for m in modules]
-        values = {**dict(twin.named_parameters()), **dict(twin.named_buffers())}
-        own = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
-        more = [] if len(parts) == 1 else list(parts[1].buffers())
-        tensors = [(t, t.data) for t in [*own.values(), *more] if not t.is_inference()]
+        held = [x for m in modules for x in (vars(m), *vars(m).values())]
+        contents = [(x, copy.copy(x)) for x in held if type(x) in (dict, list, set)]
+        own, copied = _named_tensors(self.model), _named_tensors(twin)
+        written = {id(t): t for part in parts for t in _named_tensors(part).values()}
+        tensors = [(t, t.data) for t in written.values() if not t.is_inference()]
         hooks = [(p, p._backward_hooks) for p in self.model.parameters()]
         try:
             for tensor, data in tensors:
                 tensor.data = data.clone()
             for name, tensor in own.items():
-                value = values.get(name)
+                value = copied.get(name)
                 if value is not None and value.shape == tensor.shape and not tensor.is_inference():
                     tensor.data = value.detach().to(tensor.data)
             for parameter, _ in hooks:
@@ -755,8 +728,9 @@ class Own:
                 module.training = modes.get(name, module.training)
             yield
         finally:
-            for module, before in attributes:
-                _restore(vars(module), before)
+            for container, before in contents:  # in place, since others may hold it too
+                container.clear()
+                (container.extend if isinstance(container, list) else container.update)(before)
             for tensor, data in tensors:
                 tensor.data = data
             for parameter, before in hooks:
@@ -767,23 +741,8 @@ def _near(one: float, other: float, digits: float) -> bool:
     return abs(one - other) <= digits * (1 + abs(one))
 
 
-def _shallow(value: Any) -> Any:
-    return copy.copy(value) if type(value) in (dict, list, set) else value
-
-
-def _restore(attributes: dict[str, Any], before: dict[str, Any]) -> None:
-    """Attributes of a module as they were, containers among them with their former contents."""
-    for name in attributes.keys() - before.keys():
-        del attributes[name]
-    for name, value in before.items():
-        held = attributes.get(name)
-        if type(value) is dict and type(held) is dict:
-            held.clear()
-            held.update(value)
-        elif type(value) is list and type(held) is list:
-            held[:] = value
-        else:
-            attributes[name] = value
+def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 def derivatives(
@@ -835,16 +794,13 @@ def _matching(only: str | re.Pattern[str] | Sequence[str], names: Iterable[str])
     if not isinstance(only, str):
         return set().union(*(_matching(part, names) for part in only))
     found = {only} & set(names) or set(fnmatch.filter(names, only))
-    if found:
-        return found
-    try:
-        return _matching(re.compile(only), names)
-    except re.error:
-        return set()
+    with suppress(re.error):
+        return found or _matching(re.compile(only), names)
+    return found
 
 
 def _check_finite_parameters(model: nn.Module) -> None:
-    for name, value in [*model.named_parameters(), *model.named_buffers()]:
+    for name, value in _named_tensors(model).items():
         if not value.is_floating_point() and not value.is_complex():
             continue
         # constants may be infinite: masks are
@@ -856,15 +812,11 @@ def _check_finite_parameters(model: nn.Module) -> None:
 
 def _refuse_random_layers(model: nn.Module) -> None:
     for name, module in model.named_modules():
-        if not module.training:
-            continue
+        why = ""
         if isinstance(module, _BatchNorm):
-            raise ProblemError(
-                f"{name or 'the model'} is BatchNorm in training mode: it couples the samples of "
-                "a batch and updates its statistics at every evaluation. Call model.eval() first"
-            )
-        if isinstance(module, _DropoutNd) and module.p > 0:
-            raise ProblemError(
-                f"{name or 'the model'} is Dropout (p = {module.p}) in training mode: the loss is "
-                "random. Call model.eval() first"
-            )
+            why = "BatchNorm in training mode: it couples the samples of a batch and updates its "
+            why += "statistics at every evaluation"
+        elif isinstance(module, _DropoutNd) and module.p > 0:
+            why = f"Dropout (p = {module.p}) in training mode: the loss is random"
+        if why and module.training:
+            raise ProblemError(f"{name or 'the model'} is {why}. Call model.eval() first")

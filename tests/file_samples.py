@@ -1,20 +1,44 @@
-"""Small sets in the layout of CIFAR-10 and CIFAR-100, as Python 2 and Python 3 write them."""
+"""Files as others write them: CIFAR of Python 2 and 3, damaged files, pickles with programs."""
 
+import os
 import pickle
 import struct
 import tarfile
 
 import numpy as np
 
+from hessrmt.errors import DataError
 from hessrmt.problems import formats
 
-LABELS = {"cifar10": ("labels", 10), "cifar100": ("fine_labels", 100)}
-PYTHON3 = ["bytes-2", "str-2", "str-3", "str-4", "str-5"]
-FORMS = ["python2", *PYTHON3]
+
+class Planted:
+    """An object whose pickle makes a folder when it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
 
 
-def images(samples, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (samples, 3072), np.uint8)
+def not_refused(load, whole, positions, flip=0xFF):
+    """Which bytes of a file can be changed without a DataError, and what is then read."""
+    found = {}
+    for position in positions:
+        raw = bytearray(whole)
+        raw[position] ^= flip
+        try:
+            found[position] = load(bytes(raw))
+        except DataError:
+            continue
+    return found
+
+
+FORMS = ["python2", "bytes-2", "str-2", "str-3", "str-4", "str-5"]
+
+
+def images(samples):
+    return np.random.default_rng(0).integers(0, 256, (samples, 3072), np.uint8)
 
 
 def python2(x, y, key):
@@ -66,17 +90,16 @@ def batch(form, x, y, key):
 def write_batches(folder, name, form="python2"):
     """All batches of a small set: 7 samples each; returns what the two splits hold."""
     folder.mkdir(parents=True, exist_ok=True)
-    key, classes = LABELS[name]
+    known = formats.SETS[name]
     splits = {}
-    for split, files in formats.CIFAR[name].batches.items():
-        parts = []
-        for i, file in enumerate(files):
-            seed = 10 * i + (split == "test")
-            x = images(7, seed)
-            y = np.random.default_rng(seed).integers(0, classes, 7)
-            (folder / file).write_bytes(batch(form, x, y, key))
-            parts.append((x.reshape(7, 3, 32, 32), y))
-        splits[split] = tuple(np.concatenate(part) for part in zip(*parts, strict=True))
+    for split, files in known.batches.items():
+        draw = np.random.default_rng(split == "test")
+        x = draw.integers(0, 256, (7 * len(files), 3072), np.uint8)
+        y = draw.integers(0, known.classes, len(x))
+        for file, part in zip(files, range(0, len(x), 7), strict=True):
+            rows = slice(part, part + 7)
+            (folder / file).write_bytes(batch(form, x[rows], y[rows], known.key))
+        splits[split] = x.reshape(-1, 3, 32, 32), y
     return splits
 
 
