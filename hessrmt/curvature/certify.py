@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
@@ -266,15 +266,13 @@ def require_second_derivative(
         product: (P,) H v; by plain reverse-over-reverse differentiation if None.
         rounding: Bound on its error; measured if None, where it matters.
     """
-    if product is None:
-        product = eager_hessian_product(problem)(v[None])[0]
-    exact, theirs = problem, product
-    if problem.dtype != torch.float64:
-        exact, v, theirs = problem.at(torch.float64, v.device), v.double(), None
-        with suppress(RuntimeError):  # of a part that is of float32 and stays so
-            theirs = eager_hessian_product(exact)(v[None])[0]
-    if theirs is not None:
-        require_difference(exact, v, theirs, rounding)
+    if problem.dtype == torch.float64:
+        product = eager_hessian_product(problem)(v[None])[0] if product is None else product
+    else:  # a part may be of float32 and stay so
+        problem, v = problem.at(torch.float64, v.device), v.double()
+        product = attempt(eager_hessian_product(problem), v[None], errors=RuntimeError)
+    if product is not None:
+        require_difference(problem, v, product.reshape(-1), rounding)
 
 
 def require_difference(
