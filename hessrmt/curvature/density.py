@@ -19,7 +19,7 @@ from hessrmt.files import reason
 from hessrmt.problems.problem import Problem, ordinary_mode
 from hessrmt.progress import Tick, silent
 from hessrmt.records import Provenance, Spectra, Spectrum
-from hessrmt.results import Result
+from hessrmt.results import Result, plain
 from hessrmt.store.density import SCHEMA, VERSION, Content, read
 from hessrmt.store.files import DAMAGE, attributes_of, provenance_of, text
 
@@ -148,7 +148,6 @@ class DensityResult(Result, picture="certification.lanczos_density"):
         """
         moments, errors = self.quadrature.moments()
         low, high = self.quadrature.range
-        parts = {name: getattr(self, name) for name in _PARTS}
         return {
             **{name: getattr(self, name) for name in PLAIN},
             "probes": len(self.quadrature),
@@ -158,7 +157,7 @@ class DensityResult(Result, picture="certification.lanczos_density"):
             "moments_error": errors.tolist(),
             "node_min": low,
             "node_max": high,
-            **{k: None if part is None else part.to_dict() for k, part in parts.items()},
+            **{name: plain(getattr(self, name)) for name in _PARTS},
         }
 
 

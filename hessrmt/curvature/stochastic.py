@@ -36,13 +36,12 @@ from hessrmt.results import Result
 if TYPE_CHECKING:
     from jaxtyping import Float64
 
-    from hessrmt.arrays import Vector
+    from hessrmt.arrays import Vector, Vectors
     from hessrmt.curvature.operators import Operator
     from hessrmt.problems.problem import Problem
 
     Grid = Float64[np.ndarray, " n"]
     Table = Float64[np.ndarray, "probes steps"]
-    from hessrmt.arrays import Vectors
 
 
 LAWS = ("rademacher", "gaussian")
