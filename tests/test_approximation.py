@@ -125,7 +125,6 @@ def test_a_study_repeats_itself():
         ({"inputs": 1}, "2, 4, 8, 16"),
         ({"widths": (4,)}, "two or more increasing"),
         ({"widths": (4, 2)}, "increasing"),
-        ({"widths": (0, 2)}, "from 1 on"),
         ({"widths": (1.5, 2)}, "a width must be"),
         ({"seeds": 0}, "seeds must be"),
         ({"samples": 64}, "cannot test"),

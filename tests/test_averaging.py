@@ -5,7 +5,7 @@ import pytest
 
 from hessrmt import rng
 from hessrmt.errors import DataError
-from hessrmt.lossmodel import matern, paper, rational_quadratic, rbf, surfaces
+from hessrmt.lossmodel import matern, paper, rational_quadratic, rbf
 from hessrmt.lossmodel.averaging import (
     averaged_covariance_matrix,
     averaged_gradient_covariance,
@@ -203,9 +203,6 @@ def test_bound_is_the_exact_value_for_multiples_of_the_identity_and_tight_beside
     estimate = monte_carlo(cov, points, decayed, samples=400, seed=8)
     bound = theorem_8_2_bound(cov, points, decayed)
     assert estimate.value - 4 * estimate.standard_error < bound < 3 * estimate.value
-    # the trace norm of the same matrices is P times larger
-    by_trace = theorem_8_2_bound(cov, points, decayed, norm="trace")
-    assert by_trace == pytest.approx(P**2 * bound, rel=T * P * EPS)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -298,42 +295,29 @@ def test_iterate_average_takes_the_tail():
     assert iterate_average(points) == pytest.approx([4.5])
     assert iterate_average(points, 0.5) == pytest.approx([7.0])
     assert iterate_average(points, 0.01) == pytest.approx([9.0])
-    for tail in (0.0, 1.5, np.nan, True):
-        with pytest.raises(DataError):
-            iterate_average(points, tail)
+
+
+POINTS, SURFACE = np.zeros((3, 2)), random_surface(rbf(), 2, 16, true_loss=quadratic([1.0], 2))
 
 
 @pytest.mark.parametrize(
-    "matrices", [np.ones(4), np.ones((3, 3)), np.ones((3, 2, 3)), [np.nan] * 3, 1.0, "a"]
+    ("call", "message"),
+    [
+        (lambda: averaged_gradient_covariance(rbf(), POINTS, [np.tri(2)] * 3), "symmetric"),
+        (lambda: averaged_gradient_covariance(rbf(), POINTS, np.ones(4)), "need matrices of shape"),
+        (lambda: monte_carlo(rbf(), POINTS, np.ones((3, 2, 3))), "need matrices of shape"),
+        (lambda: theorem_8_2_bound(rbf(), POINTS, [np.nan] * 3), "matrices must be finite"),
+        (lambda: theorem_8_2_bound(paper(1.0, 1.0), POINTS), "stationary"),
+        (lambda: theorem_8_2_bound(rbf(), POINTS, norm="nuclear"), "unknown norm"),
+        (lambda: guaranteed_bound(rbf(), np.zeros(3)), "points must have 2 dimension"),
+        (lambda: weight_decay_matrices(0.0, 0.1, 3), "alpha must be positive"),
+        (lambda: weight_decay_matrices(1.0, 1.5, 3), "lam·alpha must be .* at most 1"),
+        (lambda: iterate_average(POINTS, 1.5), "tail must be .* at most 1"),
+        (lambda: descend(SURFACE, np.ones(2), 1e200, 5), "diverge"),
+        (lambda: descend(SURFACE, np.ones(2), 0.1, 5, noise=-1.0), "noise must be non-negative"),
+        (lambda: true_losses(random_surface(rbf(), 2, 16), POINTS), "no true_loss"),
+    ],
 )
-def test_matrices_that_do_not_fit_are_refused(matrices):
-    for function in (averaged_gradient_covariance, theorem_8_2_bound, monte_carlo):
-        with pytest.raises(DataError):
-            function(rbf(), np.zeros((3, 2)), matrices)
-
-
-def test_other_input_that_cannot_be_used_is_refused(monkeypatch):
-    skew = np.zeros((3, 2, 2))
-    skew[1, 0, 1] = 1.0
-    with pytest.raises(DataError, match="symmetric"):
-        averaged_gradient_covariance(rbf(), np.zeros((3, 2)), skew)
-    for points in (np.zeros(3), np.zeros((0, 2)), [[np.inf]]):
-        with pytest.raises(DataError):
-            guaranteed_bound(rbf(), points)
-    with pytest.raises(DataError, match="stationary"):
-        theorem_8_2_bound(paper(1.0, 1.0), np.zeros((2, 2)))
-    with pytest.raises(DataError, match="unknown norm"):
-        theorem_8_2_bound(rbf(), np.zeros((2, 2)), norm="nuclear")
-    for arguments in ((0.0, 0.1, 3), (1.0, 1.5, 3), (1.0, -0.1, 3), (1.0, 0.1, 0)):
-        with pytest.raises(DataError):
-            weight_decay_matrices(*arguments)
-    surface = random_surface(rbf(), 2, 16, true_loss=quadratic([1.0], 2))
-    with pytest.raises(DataError, match="diverge"):
-        descend(surface, np.ones(2), 1e200, 5)
-    with pytest.raises(DataError, match="noise must be non-negative"):
-        descend(surface, np.ones(2), 0.1, 5, noise=-1.0)
-    with pytest.raises(DataError, match="no true_loss"):
-        true_losses(random_surface(rbf(), 2, 16), np.zeros((3, 2)))
-    monkeypatch.setattr(surfaces, "free_host_memory", lambda: 40 * 100**2)
-    with pytest.raises(DataError, match="enough for 100"):
-        monte_carlo(rbf(), walk(12, 30, 1.0, "memory"))
+def test_what_cannot_be_used_is_refused(call, message):
+    with pytest.raises(DataError, match=message):
+        call()

@@ -8,7 +8,6 @@ import torch
 from kernel_samples import (
     SMOOTH,
     SPHERICAL,
-    STATIONARY,
     derivative,
     spherical_covariance,
     spherical_value_covariance,
@@ -53,14 +52,6 @@ def test_tensor_is_what_automatic_differentiation_says(cov, exact, cross):
     np.testing.assert_allclose(cov.tensor(N), exact, rtol=0, atol=100 * EPS * exact.max())
     for index in np.ndindex(2, 3, 2, 3):
         assert cov.entry(*index) == cov.tensor(N)[index]
-
-
-@pytest.mark.parametrize("name", STATIONARY)
-def test_stationary_has_both_moments_from_the_second_derivative(name):
-    cov = STATIONARY[name].cov
-    assert cov.a == cov.c == cov.derivative(2, 0.0)
-    assert cov.loss_variance == cov.derivative(0, 0.0)
-    assert cov.gradient_variance == cov.derivative(1, 0.0)
 
 
 def test_paper_differs_from_the_process_unless_the_squares_agree():
@@ -120,37 +111,23 @@ def test_the_loss_is_known_only_once():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "reason"),
-    [
-        ({"a": 0.0, "c": 1.0}, "Var H_12 must be positive"),
-        ({"a": 1.0, "c": -0.1}, "must be non-negative, got -0.1"),
-        ({"a": 1.0, "c": 1.0, "loss_variance": -1.0}, "loss_variance must be non-negative"),
-        ({"a": 1.0, "c": 1.0, "gradient_variance": float("nan")}, "gradient_variance must be a"),
-    ],
-)
-def test_laws_that_do_not_exist(arguments, reason):
-    with pytest.raises(DataError, match=reason):
-        lossmodel.HessianCovariance(**arguments)
-
-
-@pytest.mark.parametrize(
     ("make", "reason"),
     [
+        (lambda: lossmodel.HessianCovariance(0.0, 1.0), "Var H_12 must be positive"),
+        (lambda: lossmodel.HessianCovariance(1.0, -0.1), "must be non-negative, got -0.1"),
+        (lambda: lossmodel.HessianCovariance(1, 1, loss_variance=-1.0), "loss_variance must be"),
         (lambda: lossmodel.paper(-1.0, 1.0), "non-negative, got -1.*variance of a gradient"),
         (lambda: lossmodel.paper(1.0, 1.0, 0.0), "k0 = k.0. must be positive"),
         (lambda: lossmodel.p_spin(1), "p must be a whole number from 2"),
         (lambda: lossmodel.mixed_spherical([0, 0.0]), "not be all zero"),
         (lambda: lossmodel.mixed_spherical([1, -0.1]), "must be non-negative"),
-        (lambda: lossmodel.mixed_spherical(lambda t: t), "ν''.1. is the variance of the Hessian"),
         (lambda: lossmodel.mixed_spherical(lambda t: 5 - t), "ν'.1. is the variance of the grad"),
-        (lambda: lossmodel.mixed_spherical(lambda t: t**2 - 2), "ν.1. is the variance of the loss"),
         (lambda: lossmodel.mixed_spherical(lambda t: t**4 - 0.8), "spheres of every dimension"),
         (lambda: lossmodel.mixed_spherical(lambda t: 2 - (1 - t) ** 0.5), "finite and continuous"),
         (lambda: lossmodel.mixed_spherical(lambda t: torch.exp(2 - (t - 1).abs())), "kink"),
         (lambda: lossmodel.mixed_spherical(lambda t: t / 0 * float("nan")), "= nan"),
         (lambda: lossmodel.rbf().entry(0, 0, -1, 0), "index must be a whole number"),
         (lambda: lossmodel.rbf().given_loss(float("nan")), "loss value u must be a finite"),
-        (lambda: lossmodel.rbf().tensor(0), "n must be a whole number"),
     ],
 )
 def test_models_that_do_not_exist(make, reason):

@@ -161,7 +161,6 @@ def test_a_sample_is_a_spectrum_like_any_other():
 
 BAD = [
     (lambda: ensembles.goe(0), "n must be a whole number from 1 on, got 0"),
-    (lambda: ensembles.goe(10.0), "n must be"),
     (lambda: ensembles.gue(True), "n must be"),
     (lambda: ensembles.gse(3, seed=-1), "seed must be"),
     (lambda: ensembles.goe(3, index="a"), "index must be"),
@@ -171,7 +170,6 @@ BAD = [
     (lambda: ensembles.blocks([]), "at least one block"),
     (lambda: ensembles.blocks(5), "dimensions of at least one block, got 5"),
     (lambda: ensembles.blocks([5, 0]), "sizes"),
-    (lambda: ensembles.blocks([5], beta=3), "beta"),
     (lambda: ensembles.goe2(1), "from 2 on"),
 ]
 

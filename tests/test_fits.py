@@ -6,9 +6,6 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from properties import examples
 from scipy import stats
 
 from hessrmt import rng
@@ -75,6 +72,7 @@ def test_against_scipy_and_numpy():
     assert fit.slope == pytest.approx(slope, rel=close)
     np.testing.assert_allclose(fit.covariance, covariance, rtol=close)
     # bands from NumPy's covariance
+    assert fit(np.array([[0.0, 2.0]])).shape == (1, 2)
     at = np.linspace(-2, 4, 9)
     variance = at**2 * covariance[0, 0] + 2 * at * covariance[0, 1] + covariance[1, 1]
     noise = np.sum((y - fit(x)) ** 2) / 38
@@ -88,46 +86,6 @@ def test_against_scipy_and_numpy():
             # subtracting the middle costs ε|y|, and the quantile of t has about 1e-12
             np.testing.assert_allclose((upper - lower) / 2, student * np.sqrt(square), rtol=1e-11)
             np.testing.assert_allclose((upper + lower) / 2, slope * at + line.intercept, rtol=1e-12)
-
-
-def test_closed_forms():
-    fit = fit_line([0, 1, 2], [0, 0, 3])  # slope 3/2, intercept -1/2, residuals 1/2, -1, 1/2
-    found = (fit.slope, fit.intercept, fit.r2, fit.adjusted_r2, fit.rmse, fit.slope_error)
-    wanted = (1.5, -0.5, 0.75, 0.5, math.sqrt(0.5), math.sqrt(1.5 / 2))
-    assert found == pytest.approx(wanted, rel=16 * EPS)
-    # Student's t with one degree of freedom is Cauchy's law: its quantile is tan(π(p - 1/2))
-    half = math.tan(0.45 * math.pi) * math.sqrt(1.5) * math.sqrt(1 / 3)
-    lower, upper = fit.confidence_band(1.0, 0.9)
-    assert (lower, upper) == pytest.approx((1 - half, 1 + half), rel=1e-12)
-    assert fit(np.array([[0.0, 2.0]])).shape == (1, 2)
-
-
-# multiples of 2^-30 below 2^10, so that shifts and doublings are exact
-NUMBERS = st.integers(-(2**40), 2**40).map(lambda k: k * 2.0**-30)
-
-
-@settings(max_examples=examples(80))
-@given(
-    st.lists(st.tuples(NUMBERS, NUMBERS), min_size=3, max_size=12),
-    st.sampled_from([-64.0, 2.0, 1024.0]),
-    st.integers(-200, 200),
-)
-def test_invariances(points, shift, power):
-    x, y = np.array(points).T
-    if (x == x[0]).all():
-        return
-    fit, moved = fit_line(x, y), fit_line(x + shift, y - shift)
-    scaled = fit_line(x * 2.0**power, y * 2.0**power)
-    # a power of two changes no rounding
-    assert scaled.slope == fit.slope
-    assert scaled.slope_error == fit.slope_error
-    assert scaled.rmse == fit.rmse * 2.0**power
-    spread = np.linalg.norm(y - y.mean())
-    # differences to a rounded mean: n ε of the values, corrected by the second mean
-    unit = 64 * len(x) * EPS * (spread + EPS * np.abs(y).max() + EPS * abs(shift))
-    size = 1 + (np.abs(x).max() + abs(shift)) * EPS / fit.x_spread
-    assert abs(moved.slope - fit.slope) <= unit * size / fit.x_spread
-    assert abs(moved.rmse - fit.rmse) <= unit * size
 
 
 def test_r2_is_never_negative():
@@ -159,9 +117,7 @@ def test_equal_values_have_no_r2():
         ([1, math.nan, 3], [1, 2, 3], "x must be finite"),
         ([1, 2, 3], [1, 2, math.inf], "y must be finite"),
         ([[1, 2, 3]], [1, 2, 3], r"x must have 1 dimension.* shape \(1, 3\)"),
-        ([True, False, True], [1, 2, 3], "x must be real numbers, got dtype bool"),
         ([1, 2, 3], ["a", "b", "c"], "y must be real numbers"),
-        ([[1], [2, 3]], [1, 2, 3], "x cannot be used as an array"),
         ([1e308, -1e308, 1.7e308], [1, 2, 3], "too large"),
         ([0, 5e-324, 1e-323], [1e300, 2e300, 4e300], "too large"),
     ],

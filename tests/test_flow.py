@@ -61,8 +61,9 @@ def test_loss_and_gradient_are_those_of_torch(loss, activation, hidden):
     given, outputs = task(loss)
     options = {"loss": loss, "activation": activation, "log_time": 1e-3, "saved": 2}
     flow = follow([4, *hidden, outputs], given, 1, 2.0, **options)
-    problem = flow.problem(0)
+    problem, normalised = flow.problem(0), flow.normalized_problem(0)
     value = float(problem.loss(problem.theta))
+    assert float(normalised.loss(normalised.theta)) == pytest.approx(value, rel=1000 * EPS)
     gradient = torch.func.grad(problem.loss)(problem.theta).numpy()
     ours = np.concatenate([g.ravel() for g in flow.log_gradients(0)])
     # some hundred additions and multiplications for each number
@@ -88,7 +89,7 @@ def test_equations_are_the_gradients_of_their_coordinates(kind):
     layers = initial_layers([3, 4, 1], seed=3)
     system = System(layers, x, y, "logistic", "smooth-relu", kind)
     u, state = 0.7, system.state()
-    scales, vectors = system.parts(state)
+    scales, _, units = system.parts(state)
     problem = follow([3, 4, 1], (x, y), 3, loss="logistic", log_time=1e-3, saved=2).problem(0)
 
     def loss(rho, flat, normalised):
@@ -96,13 +97,13 @@ def test_equations_are_the_gradients_of_their_coordinates(kind):
         found = [r * v / v.norm() if normalised else r * v for r, v in found]
         return problem.loss(torch.cat([w.reshape(-1) for w in found]))
 
-    flat = torch.tensor(np.concatenate([v.ravel() for v in vectors]))
+    flat = torch.tensor(state[-sum(w.size for w in layers) :])
     rho = torch.tensor(scales if kind != "descent" else np.ones(2))
     g_rho, g_flat = torch.func.grad(loss, (0, 1))(rho, flat, kind == "weight-normalization")
     moves = [-g.numpy() for g in unflattened(g_flat, layers)]
     if kind in {"constrained", "fixed-norm"}:
         # the Lagrange multiplier takes away what would change ‖V_k‖ = 1 (eqs. 3, 7)
-        moves = [g - np.vdot(g, v) * v for g, v in zip(moves, vectors, strict=True)]
+        moves = [g - np.vdot(g, v) * v for g, v in zip(moves, units, strict=True)]
     expected = np.concatenate([g.ravel() for g in moves])
     if system.has_scales:
         expected = np.concatenate([-g_rho.numpy(), expected])
@@ -315,14 +316,6 @@ def test_directions_alone_reach_a_minimum():
         assert np.abs(np.asarray(hessian) @ along).max() < rest
 
 
-def test_normalised_problem_has_the_flow_s_loss():
-    given, _ = task("cross-entropy")
-    flow = follow([4, 5, 3], given, 2, loss="cross-entropy", log_time=5, saved=3)
-    for i in range(3):
-        for problem in (flow.problem(i), flow.normalized_problem(i)):
-            assert problem.evaluate()[0] == pytest.approx(flow.losses[i], rel=1000 * EPS)
-
-
 def test_solvers_agree():
     given = quadrant_task(12, 4, seed=7)
     one, two = (follow([4, 5, 1], given, 5, log_time=2, method=m) for m in ("LSODA", "DOP853"))
@@ -331,18 +324,6 @@ def test_solvers_agree():
     assert one.solver.method == "LSODA"
     assert two.solver.jacobians == 0
     assert two.solver.evaluations > 50
-
-
-def test_homogeneity_of_the_smooth_activation():
-    layers = initial_layers([3, 4, 5, 1], 1)
-    x = rng.stream(1, "x").normal(size=(6, 3))
-    before = bias_free.forward(layers, x, "smooth-relu")
-    for k in range(3):
-        scaled = [3 * w if j == k else w for j, w in enumerate(layers)]
-        found = bias_free.forward(tuple(scaled), x, "smooth-relu")
-        np.testing.assert_allclose(found, 3 * before, rtol=100 * EPS)
-    zero = bias_free.as_module(layers, "smooth-relu")(torch.zeros(2, 3, dtype=torch.float64))
-    assert float(zero.detach().abs().max()) < 1e-100
 
 
 TWO, CROSS = {"layers": [np.ones((2, 2))]}, {"loss": "cross-entropy"}
@@ -359,16 +340,13 @@ TWO, CROSS = {"layers": [np.ones((2, 2))]}, {"loss": "cross-entropy"}
         ({"log_time": np.inf}, "log_time must be"),
         ({"saved": 1}, "from 2 on"),
         ({"saved": [0.0, 2.0, 1.0]}, "must increase"),
-        ({"saved": [-1.0, 2.0]}, "non-negative"),
         ({"y": np.array([0, 1, 1])}, r"2 y - 1"),
         ({"y": np.ones(2)}, "one label for each of 3"),
-        ({"x": np.full((3, 2), np.nan)}, "finite"),
         ({"x": np.zeros((0, 2))}, "samples, features"),
         ({"layers": []}, "no layers"),
         ({"layers": [np.ones((1, 3))]}, r"expected \(outputs, 2\)"),
         ({"layers": [np.zeros((1, 2))]}, "is zero"),
         (TWO, "one output, this has 2"),
-        ({"layers": [np.full((1, 2), np.nan)]}, "NaN or infinite"),
         (CROSS, "one output for each class"),
         ({**CROSS, **TWO, "y": np.arange(3)}, r"0 \.\.\. 1"),
         ({**CROSS, **TWO, "y": np.ones(3)}, "integer labels"),

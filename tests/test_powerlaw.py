@@ -32,6 +32,8 @@ with warnings.catch_warnings():
 
 EPS = float(np.finfo(np.float64).eps)
 
+WIDE = 10 ** np.linspace(-299, 299, 50)
+
 # powerlaw's warnings, that α is large or an optimiser stopped, are none of ours
 quiet = pytest.mark.filterwarnings("ignore")
 
@@ -122,7 +124,7 @@ def truncated_equation(t, extent):
     return root, lambda beta: np.log(beta / -np.expm1(-beta * extent)) - beta * t.mean()
 
 
-@pytest.mark.parametrize(("alpha", "cut"), [(2.5, 30.0), (4.0, 1.5), (1.2, 100.0), (-1.0, 5.0)])
+@pytest.mark.parametrize(("alpha", "cut"), [(2.5, 30.0), (4.0, 1.5), (1.0, 100.0), (-1.0, 5.0)])
 def test_laws_that_end(alpha, cut):
     values = np.sort(sample_law(law(alpha, 2 * cut, 500), 500, rng.stream(0, "fit", "ends")))
     for x_max, end in (("max", values[-1]), (2 * cut, 2 * cut)):
@@ -201,24 +203,15 @@ def test_pruned_search_finds_the_least_distance(x_max, chunk, monkeypatch):
     if chunk > 64:  # two and three levels of bounds
         samples += [pareto(1500, "pruned"), pareto(6000, "pruned"), draw.lognormal(size=3000)]
         samples.append(np.round(100 * pareto(3000, "ties")) / 100)
-    for values in samples:
+    there = fit_all(samples, x_max=x_max, backend=select("cpu"))
+    for values, other in zip(samples, there, strict=True):
         ours, every = fit(values, x_max=x_max), scan(values, x_max=x_max)
         best = every.ks_distance[:-1].argmin()  # the last tail holds two distinct values
         assert ours.x_min == every.x_min[best]
         # another order of the same operations
         assert ours.alpha == pytest.approx(every.alpha[best], rel=8 * EPS)
         assert ours.ks_distance == pytest.approx(every.ks_distance[best], rel=1e-12)
-
-
-def test_a_backend_gives_the_same_fits():
-    spectra = [spectrum(kind, 3) for kind in KINDS] + [np.ones(5), np.empty(0)]
-    floors = [0.0, 0.5] * 6
-    alone = fit_all(spectra, floor=floors)
-    there = fit_all(spectra, floor=floors, backend=select("cpu"))
-    for one, other in zip(alone, there, strict=True):
-        np.testing.assert_allclose(numbers(one), numbers(other), rtol=1e-12)
-        assert (one.n, one.n_excluded, one.failed) == (other.n, other.n_excluded, other.failed)
-    assert [bool(one) for one in alone] == [True] * 10 + [False] * 2
+        np.testing.assert_allclose(numbers(other), numbers(ours), rtol=1e-12)
 
 
 # what a fit leaves out, and what is none
@@ -232,6 +225,10 @@ def test_left_out_values_are_counted():
     assert numbers(ours) == numbers(alone)
     assert (ours.n, ours.n_excluded, ours.n_above) == (120, 4, 1)
     assert (alone.n, alone.n_excluded, alone.n_above) == (120, 0, 0)
+    for backend in (None, select("cpu")):  # a floor for each
+        two = fit_all([values, np.ones(5)], floor=[0.5, 0.0], backend=backend)
+        assert [one.n_excluded for one in two] == [np.sum(values <= 0.5), 0]
+        assert [bool(one) for one in two] == [True, False]
 
 
 @pytest.mark.parametrize(
@@ -253,8 +250,7 @@ def test_a_fit_that_fails_has_a_reason_and_no_number(values, options, reason):
     assert reason in ours.failed
     assert not ours
     assert np.isnan([ours.alpha, ours.x_min, ours.x_max, ours.ks_distance, ours.sigma]).all()
-    assert ours.n_tail == 0
-    assert ours.n + ours.n_excluded + ours.n_above == len(values)
+    assert (ours.n_tail, ours.n + ours.n_excluded + ours.n_above) == (0, len(values))
     assert math.isnan(goodness_of_fit(values, ours, samples=5))
     versus = compare(values, ours)
     assert np.isnan([versus.log_likelihood_ratio, versus.p_value]).all()
@@ -271,42 +267,31 @@ def test_the_shortest_tail_and_scan():
 
 
 @pytest.mark.parametrize(
-    ("values", "options", "message"),
-    [
-        ([1.0, math.inf, math.nan], {}, "values must be finite, got 2 NaN or infinite of 3"),
-        (np.ones((2, 2)), {}, r"shape \(2, 2\)"),
-        ([1j, 2.0], {}, "complex128"),
-        ([1.0], {"x_min": 0.0}, "x_min must be positive, got 0.0; or None"),
-        ([1.0], {"x_min": "max"}, "x_min .*'max'"),
-        ([1.0], {"x_max": math.inf}, 'x_max .* got inf; or None, or "max"'),
-        ([1.0], {"x_max": "least"}, "x_max .*'least'"),
-        ([1.0], {"floor": -1.0}, "floor must be non-negative"),
-        ([1.0], {"max_alpha": 1.0}, "max_alpha must be above 1, got 1.0"),
-        ([1.0], {"min_tail": 2}, "min_tail must be a whole number from 3 on, got 2"),
-    ],
-)
-def test_refusals(values, options, message):
-    with pytest.raises(DataError, match=message):
-        fit(values, **options)
-
-
-@pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda v, _: fit([*v, math.inf, math.nan]), "finite, got 2 NaN or infinite of 122"),
+        (lambda v, _: fit(v.reshape(2, -1)), r"shape \(2, 60\)"),
+        (lambda v, _: fit(1j * v), "complex128"),
+        (lambda v, _: fit(v, x_min=0.0), "x_min must be positive, got 0.0; or None"),
+        (lambda v, _: fit(v, x_min="max"), "x_min .*'max'"),
+        (lambda v, _: fit(v, x_max=math.inf), 'x_max .* got inf; or None, or "max"'),
+        (lambda v, _: fit(v, x_max="least"), "x_max .*'least'"),
+        (lambda v, _: fit(v, floor=-1.0), "floor must be non-negative"),
+        (lambda v, _: fit(v, max_alpha=1.0), "max_alpha must be above 1, got 1.0"),
+        (lambda v, _: fit(v, min_tail=2), "min_tail must be a whole number from 3 on, got 2"),
         (lambda v, _: fit_all([v], floor=[0.0, 1.0, 2.0]), "3 floors for 1 spectra"),
         (lambda v, one: goodness_of_fit(v[:100], one), "a fit of 120 .* given with 100"),
         (lambda v, one: goodness_of_fit(v, one, samples=0), "samples must be .* from 1 on, got 0"),
         (lambda v, one: compare(v / 1e6, one), "in the tail, given with 120 and 0"),
         (lambda v, one: compare(v, one, "weibull"), "unknown law 'weibull'; known: lognormal, exp"),
         (lambda v, _: compare(v, fit(v, x_max=50.0)), "a law that ends at 50 is not compared"),
-        (lambda v, _: compare(10**v, fit(10**v, x_min=1e-299)), "is too wide"),
+        (lambda v, _: compare(WIDE, fit(WIDE, x_min=1e-299)), "is too wide"),
     ],
 )
-def test_refusals_of_other_fits(call, message):
+def test_refusals(call, message):
     values = spectrum("lognormal", 0)
-    wide = np.linspace(-299, 299, 50)
     with pytest.raises(DataError, match=message):
-        call(wide if "wide" in message else values, fit(values))
+        call(values, fit(values))
 
 
 @given(
@@ -325,19 +310,6 @@ def test_powers_of_two_and_order_do_not_matter(values, power, random):
 
 
 # p-values
-
-
-@pytest.mark.parametrize(
-    ("alpha", "x_max"), [(2.5, math.inf), (3.5, 10.0), (0.2, 10.0), (1.0, 10.0)]
-)
-def test_samples_of_a_law(alpha, x_max):
-    values = sample_law(law(alpha, x_max), 4000, rng.stream(0, "fit", "law", str(alpha)))
-
-    def cdf(x):
-        top = (x_max / 2) ** (1 - alpha)
-        return np.log(x / 2) / np.log(5) if alpha == 1 else (1 - (x / 2) ** (1 - alpha)) / (1 - top)
-
-    assert stats.kstest(values, cdf).pvalue > 1e-3
 
 
 def test_p_of_power_laws_is_uniform():

@@ -9,10 +9,16 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 import hessrmt as hr
+from hessrmt import rng
 from hessrmt.curvature.stochastic import quadrature, traces
 from hessrmt.errors import DataError, StoreError
+from hessrmt.generalization import bias_free, fits
+from hessrmt.generalization.approximation import study
+from hessrmt.generalization.flow import gradient_flow
+from hessrmt.lossmodel.sampler import sampled_density
 from hessrmt.records import Spectra, Spectrum
 from hessrmt.results import Result
 
@@ -53,7 +59,58 @@ def networks():
     return hr.Problem(model, "cross-entropy", (torch.randn(8, 3), torch.arange(8) % 2))
 
 
+def capacity():
+    weights = np.random.default_rng(0).standard_t(3, (20, 30))
+    return hr.capacity.analyze({"w": weights, "b": np.ones(3)}, compare_with=["exponential"])
+
+
+TAIL = np.random.default_rng(0).pareto(1.5, 50)
+
+
+def classified():
+    with rng.torch_seeded(0, "classified"):
+        model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+    return model, torch.eye(3, dtype=torch.float64), torch.tensor([0, 1, 1])
+
+
+def monitored():
+    model, x, y = classified()
+    monitor = hr.generalization.NormalizedLoss(model.double())
+    monitor(x, y)
+    return monitor.history[0]
+
+
+def evaluated():
+    model, x, y = classified()
+    return hr.generalization.evaluate(model.double(), [(x, y)], functional.cross_entropy, 2.0)
+
+
+def flow():
+    layers = bias_free.initial_layers([2, 1])
+    return gradient_flow(layers, *bias_free.linear_task(5, 2), log_time=5, saved=9)
+
+
+def budgets():
+    return fits.fit_budgets([1, 2, 4, 8, 16], [0.9, 0.71, 0.52, 0.41, 0.38])
+
+
+def sampled():
+    cov = hr.lossmodel.rbf()
+    return sampled_density(hr.lossmodel.sample_spectra(cov, 9, 4, [20.0]), cov, 9, [20.0])
+
+
 MADE = {
+    "line fit": lambda: fits.fit_line([1, 2, 3, 4], [1, 3, 2, 5]),
+    "budget fit": budgets,
+    "budget law": lambda: next(iter(budgets().laws.values())),
+    "normalized network": lambda: hr.generalization.normalize(*classified()[:2]),
+    "margins": lambda: hr.generalization.margins(*classified()),
+    "evaluation": evaluated,
+    "measurement": monitored,
+    "flow": flow,
+    "maximum margin": lambda: bias_free.maximum_margin(*bias_free.linear_task(5, 2)),
+    "approximation study": lambda: study("sine", 2, (1, 2), seeds=2, samples=32, iterations=2),
+    "sampled density": sampled,
     "spectrum": spectrum,
     "spectra": spectra,
     "density": lambda: hr.density(networks(), 2, 4, top=2, trace="xtrace", trace_products=6),
@@ -62,6 +119,14 @@ MADE = {
     "traces": lambda: traces(networks(), 6),
     "extreme eigenvalues": lambda: hr.extremal_eigenvalues(networks(), top=2),
     "eigenpairs": lambda: hr.eigsh(networks(), 2),
+    "capacity": capacity,
+    "layer": lambda: capacity().layers[0],
+    "matrix": lambda: capacity().layers[0].matrices[0],
+    "power law": lambda: hr.capacity.fit(TAIL),
+    "scan of power laws": lambda: hr.capacity.scan(TAIL),
+    "comparison": lambda: hr.capacity.compare(TAIL, hr.capacity.fit(TAIL)),
+    "bulk": lambda: hr.capacity.BulkFit(1.0, 0.1, 2.0, 2.1, 3, 0.5, 0.01),
+    "correlation": lambda: hr.capacity.correlate([1, 2, 3], [3, 1, 2]),
 }
 """One of every kind of result that public functions return."""
 

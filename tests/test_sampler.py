@@ -99,30 +99,6 @@ def test_without_outliers_the_band_is_the_ensembles_own():
     )
 
 
-@pytest.mark.parametrize("method", ["tridiagonal", "dense"])
-@pytest.mark.parametrize(
-    ("n", "spike"), [(1, ()), (2, (3.0,)), (7, ()), (7, (2.0, -5.0)), (30, (20.0, 15.0, -12.0))]
-)
-def test_second_and_fourth_moment_in_closed_form(method, n, spike):
-    cov, samples = p_spin(3).given_loss(0.2), 1500
-    levels = stacked(sample_spectra(cov, n, samples, spike, method=method, seed=9))
-    # with B = H_true + s, s ~ N(mean, c): E GBG = tr(B) + B, E tr G⁴ = 2n³ + 5n² + 5n; polynomials
-    # of degree four in s, exact with five Gauss-Hermite nodes
-    nodes, weights = np.polynomial.hermite_e.hermegauss(5)
-    fixed = np.array([*spike, *[0.0] * (n - len(spike))])
-    b = fixed + (cov.mean + cov.c**0.5 * nodes)[:, None]
-    second = cov.a * n * (n + 1) + (b**2).sum(1)
-    fourth = (
-        cov.a**2 * (2 * n**3 + 5 * n**2 + 5 * n)
-        + cov.a * ((4 * n + 6) * (b**2).sum(1) + 2 * b.sum(1) ** 2)
-        + (b**4).sum(1)
-    )
-    for power, moment in ((2, second), (4, fourth)):
-        found = (levels**power).sum(1)
-        expected = weights @ moment / weights.sum()
-        assert abs(found.mean() - expected) < 4 * stats.sem(found), power
-
-
 def test_mean_density_is_the_smeared_semicircle():
     n, samples, cov = 60, 1500, paper(4.0, 0.25)
     radius = 2 * np.sqrt(n * cov.a)

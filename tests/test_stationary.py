@@ -49,16 +49,6 @@ def test_covariances_between_points(name, orders, n):
         np.testing.assert_allclose(ours, derivative(k, w, v, *orders), rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize("name", SMOOTH)
-@pytest.mark.parametrize("orders", METHODS)
-def test_covariances_at_one_point(name, orders):
-    cov, k = SMOOTH[name]
-    w = np.array([0.3, -1.0])
-    ours = getattr(cov, METHODS[orders])(w, w)
-    atol = 100 * EPS * deviation(cov, orders)
-    np.testing.assert_allclose(ours, derivative(k, w, w, *orders), rtol=0, atol=atol)
-
-
 @pytest.mark.parametrize("name", STATIONARY)
 def test_hessians_at_one_point_have_the_law_of_the_class(name):
     cov = STATIONARY[name].cov
@@ -78,16 +68,15 @@ def test_joint_matrix_holds_the_covariances_between_points(name, pair):
     block = joint.reshape(2, 10, 2, 10)[pair[0], :, pair[1], :]
     # the same sum of at most ten terms, in another order
     close = {"rtol": 0, "atol": 20 * EPS * max(deviation(cov, (0, 0)), deviation(cov, (2, 2)))}
-    np.testing.assert_allclose(block[0, 0], cov.value_covariance(w, v), **close)
-    np.testing.assert_allclose(block[0, 1:4], cov.value_gradient_covariance(w, v), **close)
-    np.testing.assert_allclose(block[0, 4:], cov.value_hessian_covariance(w, v)[triangle], **close)
-    np.testing.assert_allclose(block[1:4, 1:4], cov.gradient_covariance(w, v), **close)
-    hessian = cov.hessian_covariance(w, v)[triangle][:, *triangle]
-    np.testing.assert_allclose(block[4:, 4:], hessian, **close)
-    mixed = cov.gradient_hessian_covariance(w, v)[:, *triangle]
-    np.testing.assert_allclose(block[1:4, 4:], mixed, **close)
-    # the other way round an odd number of derivatives changes the sign
-    np.testing.assert_allclose(block[4:, 1:4], -mixed.T, **close)
+    parts = slice(0, 1), slice(1, 4), slice(4, 10)
+    for (i, j), method in METHODS.items():
+        between = getattr(cov, method)(w, v)
+        between = between[..., *triangle] if j == 2 else between
+        between = between[triangle] if i == 2 else between
+        np.testing.assert_allclose(block[parts[i], parts[j]].squeeze(), between, **close)
+        # the other way round an odd number of derivatives changes the sign
+        turned = block[parts[j], parts[i]].squeeze().T
+        np.testing.assert_allclose(turned, (-1) ** (i + j) * between, **close)
 
 
 KERNELS = [sample.cov for sample in STATIONARY.values()] + [
@@ -150,28 +139,15 @@ def test_matern_at_distance_zero(nu):
             cov.derivative(3, 0.0)
 
 
-@settings(max_examples=examples(40))
-@given(
-    st.floats(0.1, 10),
-    st.floats(0.1, 10),
-    st.floats(0.1, 50),
-    st.lists(st.floats(-50, 0), min_size=1, max_size=3),
-)
-def test_named_kernels_agree_with_the_same_functions_differentiated(variance, length, alpha, q):
-    pairs = [
-        (lossmodel.rbf(variance, length), lambda q: variance * torch.exp(q / length**2)),
-        (
-            lossmodel.rational_quadratic(variance, length, alpha),
-            lambda q: variance * (1 - q / (alpha * length**2)) ** -alpha,
-        ),
-    ]
-    for named, k in pairs:
-        function = lossmodel.stationary(k)
-        assert function.a == pytest.approx(named.a, rel=100 * EPS)
-        for order in range(5):
-            ours, torchs = named.derivative(order, q), function.derivative(order, q)
-            # exponents up to |q|/length² ~ 5000 carry their rounding
-            np.testing.assert_allclose(ours, torchs, rtol=1e5 * EPS, atol=1e-300)
+@pytest.mark.parametrize("name", SMOOTH)
+def test_named_kernels_agree_with_the_same_functions_differentiated(name):
+    named, k = SMOOTH[name]
+    function = lossmodel.stationary(k)
+    assert function.a == pytest.approx(named.a, rel=100 * EPS)
+    for order in range(5):
+        ours, torchs = (cov.derivative(order, [0.0, -0.3, -50.0]) for cov in (named, function))
+        # exponents up to |q|/length² ~ 100 carry their rounding
+        np.testing.assert_allclose(ours, torchs, rtol=1e4 * EPS)
 
 
 def test_given_derivatives_stand_in_for_automatic_ones():
@@ -201,15 +177,15 @@ def test_given_derivatives_stand_in_for_automatic_ones():
         lossmodel.stationary(k, derivatives=[5 / 3])
 
 
-def test_functions_work_where_gradients_are_off():
-    with torch.inference_mode():
-        assert lossmodel.stationary(torch.exp).derivative(4, -1.0) == pytest.approx(math.exp(-1))
-
-
 @pytest.mark.parametrize("length", [1e-8, 1e8])
 def test_scales_far_from_one_are_fine(length):
     cov = lossmodel.stationary(lambda q: torch.exp(q / length**2))
     assert cov.a == pytest.approx(lossmodel.rbf(length=length).a, rel=10 * EPS)
+
+
+def test_functions_work_where_gradients_are_off():
+    with torch.inference_mode():
+        assert lossmodel.stationary(torch.exp).derivative(4, -1.0) == pytest.approx(math.exp(-1))
 
 
 @pytest.mark.parametrize(
@@ -217,27 +193,20 @@ def test_scales_far_from_one_are_fine(length):
     [
         (lambda q: torch.exp(-torch.sqrt(-2 * q)), "nu above 2"),
         (lambda q: (1 + torch.sqrt(-6 * q)) * torch.exp(-torch.sqrt(-6 * q)), "nu above 2"),
-        (
-            lambda q: torch.exp(-q.abs()),
-            r"k'\(0\) = -?0, but 0.9999 and 1 at q = -0.0001 and -1e-08: .* kink",
-        ),
+        (lambda q: torch.exp(-q.abs()), r"k'\(0\) = -?0, but 0.9999 and 1 at q = -0.0001 .* kink"),
         (lambda q: torch.exp(q) + q.abs() ** 1.5 * torch.exp(q), r"k''\(0\) = nan|k''\(0\) = inf"),
         (lambda q: torch.exp(q) + torch.relu(-q) * 0.01, r"k'\(0\) = 1, but 0.98.* kink"),
-        (lambda q: -torch.exp(q), "variance of the loss, expected positive, got -1"),
         (lambda q: torch.exp(q) - 1, "variance of the loss, expected positive, got 0"),
         (lambda q: 2 - torch.exp(q), "increases towards q = 0"),
         (lambda q: torch.exp(-(q**2)), "loss is constant; hessrmt.lossmodel.paper"),
-        (lambda q: 1 + q + 0 * q**2, "Hessian's elements, expected positive, got 0"),
         (lambda q: 1 + torch.sin(q), "Hessian's elements, expected positive, got -?0"),
         (lambda q: torch.cos(torch.sqrt(1e-2 - 2 * q)), "Cauchy and Schwarz"),
         (lambda q: 1 + q + 5 * q**2, "expected from 0 to k"),
         (lambda q: torch.where(q < -0.05, torch.nan, torch.exp(q)), "= nan, expected from 0"),
         (lambda q: q * float("nan"), r"k\(0\) = nan"),
         (lambda q: 1.0, "returned float, expected a float64 scalar"),
-        (lambda q: torch.exp(q).to(torch.complex128), r"shape \(\) and torch.complex128"),
-        (lambda q: torch.exp(q).float(), "torch.float32"),
+        (lambda q: torch.exp(q).float(), r"shape \(\) and torch.float32"),
         (lambda q: torch.exp(q.detach()), "constant, or torch cannot see"),
-        (lambda q: torch.ones((), dtype=torch.float64), "constant, or torch cannot see"),
         (np.exp, r"k\(q\) failed at q = 0: RuntimeError"),
         (3.0, "k must be a function of q, got float"),
     ],

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -15,7 +15,7 @@ import torch
 from hessrmt import rng
 from hessrmt.backend.select import select
 from hessrmt.capacity import powerlaw
-from hessrmt.capacity.report import NAN, CapacityReport, Layer, MatrixFit, mean, total
+from hessrmt.capacity.report import NAN, CapacityReport, Layer, MatrixFit
 from hessrmt.capacity.sources import open_source, pairs
 from hessrmt.capacity.spectra import (
     Gram,
@@ -36,9 +36,7 @@ if TYPE_CHECKING:
     from hessrmt.backend.base import Backend
     from hessrmt.capacity.layers import Conv
     from hessrmt.capacity.sources import AnySource, WeightSource, WeightTensor
-
-Tick = Callable[[str, int, int], None]
-"""Progress: the layer that is done, how many are, of how many."""
+    from hessrmt.progress import Tick
 
 _TOGETHER = 2**25
 """Bytes of Gram matrices that are diagonalised in one call: a core for each small one."""
@@ -105,15 +103,14 @@ def analyze(
         if initial is not None:
             start = stack.enter_context(opened(initial))
             before = {layer.name: other for layer, other in pairs(network, start)}
-        wanted = seed, randomize, p_values, x_max, compare_with, exact
-        run = _Run(network, before, backend, *wanted)
+        run = _Run(network, before, backend, seed, randomize, p_values, x_max, compare_with, exact)
         layers = []
         for layer in run.layers():
             layers.append(layer)
             if tick:
                 tick(layer.name, len(layers), len(network.layers))
-        found = tuple(layers), backend.name, tuple(run.notes)
-        return CapacityReport(network.label, conv, seed, *found)
+        notes = tuple(run.notes)
+        return CapacityReport(network.label, conv, seed, tuple(layers), backend.name, notes)
 
 
 @dataclass
@@ -122,12 +119,8 @@ class _Task:
 
     weights: WeightTensor
     skipped: str | None = None
-    grams: dict[str, list[Gram]] = field(default_factory=dict)
+    matrices: dict[str, Sequence[Gram | MatrixSpectrum]] = field(default_factory=dict)
     spectra: dict[str, list[MatrixSpectrum]] = field(default_factory=dict)
-
-    def keep(self, role: str, spectra: list[MatrixSpectrum]) -> None:
-        """Spectra that power laws and bulks are fitted to: each matrix, or all of them pooled."""
-        self.spectra[role] = [direct_sum(spectra)] if self.weights.pooled else spectra
 
     def distance(self, norm: str) -> float:
         """Norm of the difference over that of the initial weights."""
@@ -159,8 +152,9 @@ class _Run:
         waiting: list[_Task] = []
         for weights in self.network:
             waiting.append(self._read(weights))
-            roles = (each for task in waiting for each in task.grams.values())
-            if sum(one.matrix.nbytes for each in roles for one in each) >= _TOGETHER:
+            roles = (each for task in waiting for each in task.matrices.values())
+            grams = (one for each in roles for one in each if isinstance(one, Gram))
+            if sum(one.matrix.nbytes for one in grams) >= _TOGETHER:
                 yield from self._finish(waiting)
                 waiting = []
         yield from self._finish(waiting)
@@ -171,7 +165,7 @@ class _Run:
         held = self.exact or self.randomize or self.initial is not None
         try:
             stack = torch.from_numpy(weights.load()) if held else weights.view()
-            self._add(task, "weights", stack)
+            task.matrices["weights"] = self._reduced(stack)
         except DataError as error:
             task.skipped = str(error)
             return task
@@ -181,8 +175,8 @@ class _Run:
                 if before is None:
                     raise DataError("it is missing or skipped there")
                 start = torch.from_numpy(before.load())
-                self._add(task, "initial", start)
-                self._add(task, "difference", stack - start)
+                task.matrices["initial"] = self._reduced(start)
+                task.matrices["difference"] = self._reduced(stack - start)
             except DataError as error:
                 no_distance = f"{weights.name}: no distance from the initial network"
                 self.notes.append(f"{no_distance}: {error}")
@@ -190,65 +184,44 @@ class _Run:
             for number, part in enumerate(stack):
                 draw = rng.stream(self.seed, "permuted weights", weights.name, number)
                 draw.shuffle(part.numpy().reshape(-1))  # in place: the array is ours
-            self._add(task, "permuted", stack)
+            task.matrices["permuted"] = self._reduced(stack)
         return task
 
-    def _add(self, task: _Task, role: str, stack: Tensor) -> None:
+    def _reduced(self, stack: Tensor) -> Sequence[Gram | MatrixSpectrum]:
         if self.exact:
-            task.keep(role, from_singular_values(stack.to(self.backend.device)))
-        else:
-            task.grams[role] = grams(stack, self.backend.device)
+            return from_singular_values(stack.to(self.backend.device))
+        return grams(stack, self.backend.device)
 
     def _finish(self, tasks: list[_Task]) -> Iterator[Layer]:
         """Diagonalise and fit everything that waits."""
-        places = [(task, *item) for task in tasks for item in task.grams.items()]
-        found = iter(from_grams([one for *_, each in places for one in each], self.backend))
+        places = [(task, *item) for task in tasks for item in task.matrices.items()]
+        every: list[Any] = [one for *_, each in places for one in each]
+        found = iter(every if self.exact else from_grams(every, self.backend))
         for task, role, each in places:
-            task.keep(role, [next(found) for _ in each])
-        fitted = [one.positive for task in tasks for one in task.spectra.get("weights", ())]
-        fits = iter(powerlaw.fit_all(fitted, x_max=self.x_max))
-        return (self._layer(task, fits) for task in tasks)
+            # power laws and bulks are fitted to each matrix, or to all of them pooled
+            spectra = list(islice(found, len(each)))
+            task.spectra[role] = [direct_sum(spectra)] if task.weights.pooled else spectra
+        return map(self._layer, tasks)
 
-    def _layer(self, task: _Task, fits: Iterator[powerlaw.PowerLawFit]) -> Layer:
-        """Everything there is to say of a layer; ``fits`` has a power law for each spectrum."""
-        weights = task.weights
-        layer = Layer(**_of(weights, "name", "kind", "shape", "dtype", "inferred"))
+    def _layer(self, task: _Task) -> Layer:
+        """Everything there is to say of a layer."""
+        layer = Layer(**_of(task.weights, "name", "kind", "shape", "dtype", "inferred"))
         spectra = task.spectra.get("weights", [])
-        own = [next(fits) for _ in spectra]
         if not any(one.frobenius_squared for one in spectra):
             return replace(layer, skipped=task.skipped or "all weights are zero")
-        parts = tuple(self._part(task, number, fit) for number, fit in enumerate(own))
-
-        def each(name: str) -> list[Any]:
-            return [getattr(part, name) for part in parts]
-
-        means = ("alpha", "x_min", "ks_distance", "p_value", "mp_variance", "mp_edge", "soft_rank")
-        norms = ("log_frobenius", "log_spectral", "stable_rank", "log_stable_rank", "entropy")
-        reasons = Counter(part.fit_failed for part in parts if part.fit_failed is not None)
-        good = [part.sigma for part in parts if part.fit_failed is None]
+        matrices = [self._matrix(task, number) for number in range(len(spectra))]
         return replace(
-            layer,
-            **{name: mean(each(name)) for name in means},
-            **{name: _count(each(name)) for name in ("spikes", "traps")},
-            **_of(direct_sum(spectra), "lambda_max", "rank", *norms),
-            sigma=math.hypot(*good) / len(good) if good else NAN,
-            n_tail=sum(each("n_tail")),
-            log_alpha_norm=total(each("log_alpha_norm")),
-            alpha_hat=total(each("alpha_log_lambda")),
-            alpha_weighted=mean(each("alpha_log10_norm")),
+            layer.with_fits(matrices, direct_sum(spectra)),
             distance_frobenius=task.distance("log_frobenius"),
             distance_spectral=task.distance("log_spectral"),
-            n_matrices=len(parts),
-            n_failed=len(parts) - len(good),
-            fit_failed=reasons.most_common(1)[0][0] if reasons else None,
-            matrices=parts,
         )
 
-    def _part(self, task: _Task, number: int, fit: powerlaw.PowerLawFit) -> MatrixFit:
-        weights, spectrum = task.weights, task.spectra["weights"][number]
-        label = weights.parts[number] if len(task.spectra["weights"]) > 1 else ""
+    def _matrix(self, task: _Task, number: int) -> MatrixFit:
+        weights, spectra = task.weights, task.spectra["weights"]
+        spectrum, label = spectra[number], weights.parts[number] if len(spectra) > 1 else ""
+        values = spectrum.positive
+        fit, bulk = powerlaw.fit(values, x_max=self.x_max), fit_bulk(spectrum)
         random = task.spectra["permuted"][number] if self.randomize else None
-        values, bulk = spectrum.positive, fit_bulk(spectrum)
         p_value = NAN
         if self.p_values and fit:
             name = f"{weights.name}/{label}"
@@ -281,9 +254,3 @@ class _Run:
 
 def _of(record: Any, *names: str) -> dict[str, Any]:
     return {name: getattr(record, name) for name in names}
-
-
-def _count(values: list[int | None]) -> int | None:
-    """Sum of the counts there are."""
-    known = [value for value in values if value is not None]
-    return sum(known) if known else None

@@ -45,6 +45,7 @@ _EMBEDDING_WORD = re.compile(
 _REAL = ("float64", "float32", "float16", "bfloat16")
 _INDICES = ("int16", "int64", "uint16", "uint64")
 _SCALES = ("_scale_inv", "_scale")  # as DeepSeek and compressed-tensors name them
+_QUANTISED = "quantised weights have no spectrum of their own; give them dequantised"
 _PARAMETRISED = re.compile(r"\.parametrizations\.\w+\.original\d*$|weight_orig$")
 
 
@@ -153,10 +154,9 @@ def _linear(name: str, shape: Shape, entries: Entries) -> Role:
 
 
 def _packed(kind: str, labels: tuple[str, ...], shape: Shape, *axes: int) -> Role:
-    for axis in axes:
-        if shape[axis] == len(labels) * shape[1 - axis]:
-            return Role(kind, "packed", labels, axis)
-    return Role(kind, "matrix")
+    fitting = (axis for axis in axes if shape[axis] == len(labels) * shape[1 - axis])
+    axis = next(fitting, None)
+    return Role(kind, "matrix") if axis is None else Role(kind, "packed", labels, axis)
 
 
 def _gates(found: re.Match[str], shape: Shape, entries: Entries) -> Role:
@@ -213,13 +213,12 @@ def split(role: Role, shape: Shape, conv: Conv) -> Split:
     """
     count, groups = len(role.labels), role.groups
     first = shape[0] // groups
-    if role.form == "stacked":
-        return Split(tuple(map(str, range(shape[0]))), shape[1:])
+    if role.form in {"matrix", "stacked"}:
+        parts = ("",) if role.form == "matrix" else tuple(map(str, range(shape[0])))
+        return Split(parts, shape[-2:])
     if role.form == "packed":
         sizes = tuple(n // count if i == role.axis else n for i, n in enumerate(shape))
         return Split(role.labels, sizes, (role.axis, count, role.axis, 0))
-    if role.form == "matrix":
-        return Split(("",), shape[-2:])
     if conv == "unfolded" and role.transposed:
         return Split(("",), (groups * shape[1], first * prod(shape[2:])), (0, groups, 2, 1))
     if conv == "unfolded":
@@ -245,27 +244,22 @@ def unusable(name: str, role: Role, entries: Entries) -> str | None:
     Returns:
         The reason, or None.
     """
-    entry = entries[name]
-    shape, dtype = entry.shape, entry.dtype
+    shape, dtype = entries[name].shape, entries[name].dtype
     float8 = dtype.startswith("float8")
     scale = next((name + end for end in _SCALES if name + end in entries), None)
     scaled = next((name.removesuffix(end) for end in _SCALES if name.endswith(end)), "")
     quantised = scaled in entries and entries[scaled].dtype not in _REAL
-    packed = "int" in dtype or dtype.startswith("float4")
-    part = name.endswith("weight_v") and f"{name[:-1]}g" in entries  # of weight_norm
-    part = part or _PARAMETRISED.search(name)
+    norm = name.endswith("weight_v") and f"{name[:-1]}g" in entries  # of weight_norm
+    part = norm or _PARAMETRISED.search(name)
     reasons = (
-        (entry.unusable is not None, entry.unusable),
+        (entries[name].unusable is not None, entries[name].unusable),
         (not shape, "a single number"),
         (len(shape) == 1, "1-D: a vector has no spectrum"),
         (0 in shape, f"empty: its shape is {shape}"),
         (dtype == "bool", "bool: a mask, not weights"),
         (dtype.startswith("complex"), f"{dtype}: complex weights aren't analysed"),
         (dtype in _INDICES, f"{dtype}: integers such as indices or counters, not weights"),
-        (
-            packed,
-            f"{dtype}: quantised weights have no spectrum of their own; give them dequantised",
-        ),
+        ("int" in dtype or dtype.startswith("float4"), f"{dtype}: {_QUANTISED}"),
         (dtype not in _REAL and not float8, f"{dtype}: expected {', '.join(_REAL)} or float8"),
         (float8 and scale, f"{dtype}, to be scaled by {scale}; give the weights dequantised"),
         (quantised, f"the scales of the quantised {scaled}"),
@@ -291,14 +285,12 @@ def too_small(cut: Split, role: Role, shape: Shape, min_size: int) -> str | None
     if len(cut.parts) > 1:
         what = f"each of its {len(cut.parts)} parts is {what}"
     if count == 1:
-        reason = f"{what}: a single row or column has one eigenvalue"
         unfolds = role.form == "convolution" and min(split(role, shape, "unfolded").shape) > 1
-        whole = "; conv='unfolded' takes the whole layer as one matrix"
-        return reason + whole if unfolds else reason
+        whole = "; conv='unfolded' takes the whole layer as one matrix" if unfolds else ""
+        return f"{what}: a single row or column has one eigenvalue{whole}"
     count *= len(cut.parts) if cut.pooled else 1
-    if count < min_size:
-        return f"{what}: {count} eigenvalues, fewer than the {min_size} asked for by min_size"
-    return None
+    few = f"{what}: {count} eigenvalues, fewer than the {min_size} asked for by min_size"
+    return few if count < min_size else None
 
 
 def count_nonfinite(values: Tensor) -> int:

@@ -33,7 +33,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -44,6 +44,7 @@ from hessrmt.backend.reference import log_ratio
 from hessrmt.backend.select import select
 from hessrmt.checks import one_of, real, real_array, whole
 from hessrmt.errors import DataError
+from hessrmt.results import Result
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -135,7 +136,7 @@ class TailFit:
 
 
 @dataclass(frozen=True)
-class PowerLawFit(TailFit):
+class PowerLawFit(TailFit, Result):
     """The tail of a sample and its law, or the reason why there is none.
 
     ``bool(fit)`` tells whether there is one. Leave others out of averages. Beside the attributes of
@@ -159,7 +160,8 @@ class PowerLawFit(TailFit):
         return self.failed is None
 
 
-class Scan(NamedTuple):
+@dataclass(frozen=True)
+class Scan(Result, axes={"tail": "x_min alpha ks_distance"}):
     """Fits of all tails of a sample, two distinct values or more.
 
     Attributes:
@@ -171,6 +173,9 @@ class Scan(NamedTuple):
     x_min: Float64[np.ndarray, " c"]
     alpha: Float64[np.ndarray, " c"]
     ks_distance: Float64[np.ndarray, " c"]
+
+    def __iter__(self) -> Iterator[Float64[np.ndarray, " c"]]:
+        return iter((self.x_min, self.alpha, self.ks_distance))
 
 
 def fit(
@@ -290,7 +295,7 @@ def _fit(sample: tuple[Array, int, int], rule: Rule, scanned: np.ndarray | None)
     counts = len(values), excluded, above
     if rule.x_min is not None:
         values = values[np.searchsorted(values, rule.x_min, side="left") :]
-    distinct = 0 if not len(values) else 1 + int((values[1:] > values[:-1]).sum())
+    distinct = len(np.unique(values))
     nothing = math.nan, math.nan, math.nan, math.nan, math.nan, 0, *counts, rule
     if distinct < rule.min_tail:
         where = f"above {rule.floor:g}" if rule.x_min is None else f"from {rule.x_min:g} on"
@@ -573,7 +578,7 @@ def sample_law(fitted: PowerLawFit, n: int, generator: np.random.Generator) -> A
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Result):
     """A power law against another law of the same tail, each at its maximum likelihood.
 
     Attributes:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, fields
-from html import escape
-from importlib import import_module
+from collections import Counter
+from dataclasses import dataclass, field, fields, replace
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,36 +14,62 @@ from scipy import stats
 from hessrmt.capacity.powerlaw import TailFit
 from hessrmt.checks import one_of
 from hessrmt.errors import DataError
+from hessrmt.results import Result, html_table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from hessrmt.arrays import Levels
     from hessrmt.capacity.powerlaw import Comparison
+    from hessrmt.capacity.spectra import MatrixSpectrum
 
 NAN = math.nan
 
 METRICS = ("alpha_hat", "alpha_weighted", "mean_alpha", "mean_log_norm")
 """Numbers of a network that are compared with its accuracy."""
 
+_DERIVED = " ".join(("alpha_hat alpha_hat_log10", *METRICS[1:], "means counts"))
+
 _FEWEST = 3
 """Networks below which nothing is said of a series."""
 
+_NORMS = ("log_frobenius", "log_spectral", "stable_rank", "log_stable_rank")
+_OF_ALL_WEIGHTS = ("lambda_max", *_NORMS, "entropy", "rank")
+"""What a layer has of the spectrum of all its weights together."""
+
+_FITTED = ("log_alpha_norm", "entropy", "soft_rank", "lambda_max", "ks_distance")
 _AVERAGED = (
-    *("alpha", "alpha_weighted", "log_frobenius", "log_spectral", "stable_rank", "log_stable_rank"),
-    *("log_alpha_norm", "entropy", "soft_rank", "lambda_max", "ks_distance"),
-    *("distance_frobenius", "distance_spectral"),
+    "alpha",
+    "alpha_weighted",
+    *_NORMS,
+    *_FITTED,
+    "distance_frobenius",
+    "distance_spectral",
 )
+
 _SHOWN = (
     *("name", "kind", "shape", "alpha", "ks_distance", "lambda_max", "log_frobenius"),
-    "stable_rank",
+    *("stable_rank", "remark"),
 )
 _MOST_ROWS = 200
 """Of the table in a notebook."""
 
 
+def _known(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None and math.isfinite(value)]
+
+
+def _error_of_mean(errors: Sequence[float]) -> float:
+    return math.hypot(*errors) / len(errors)
+
+
+def _over(combine: Callable[[list[Any]], Any], of: str = "", default: Any = NAN) -> Any:
+    """A number of a layer: of those of its matrices that are known, by default of the same name."""
+    return field(default=default, metadata={"combine": combine, "of": of})
+
+
 @dataclass(frozen=True)
-class MatrixFit(TailFit):
+class MatrixFit(TailFit, Result, omitted="eigenvalues"):
     """What is fitted to one spectrum of a layer, beside :class:`TailFit`. Logarithms are natural.
 
     Attributes:
@@ -84,18 +110,18 @@ class MatrixFit(TailFit):
     comparisons: Mapping[str, Comparison]
     fit_failed: str | None
     mp_failed: str | None
-    eigenvalues: Levels = field(repr=False)
+    eigenvalues: Levels
 
     def to_dict(self) -> dict[str, Any]:
         """All but the eigenvalues, as plain values."""
-        compared = {name: asdict(item) for name, item in self.comparisons.items()}
-        for item in compared.values():
+        found = super().to_dict()
+        for item in found["comparisons"].values():
             del item["against"]
-        return _plain(self, "eigenvalues") | {"comparisons": compared}
+        return found
 
 
 @dataclass(frozen=True)
-class Layer:
+class Layer(Result, picture="capacity.layer_density"):
     """One tensor of a network. Logarithms are natural unless the name says otherwise.
 
     Norms, ranks and entropy are those of all weights together: of the direct sum, where a layer is
@@ -143,49 +169,80 @@ class Layer:
     name: str
     kind: str
     shape: tuple[int, ...]
-    alpha: float = NAN
-    x_min: float = NAN
-    ks_distance: float = NAN
-    sigma: float = NAN
-    n_tail: int = 0
-    p_value: float = NAN
+    alpha: float = _over(fmean)
+    x_min: float = _over(fmean)
+    ks_distance: float = _over(fmean)
+    sigma: float = _over(_error_of_mean)
+    n_tail: int = _over(sum, default=0)
+    p_value: float = _over(fmean)
     lambda_max: float = NAN
     log_frobenius: float = NAN
     log_spectral: float = NAN
     stable_rank: float = NAN
     log_stable_rank: float = NAN
-    log_alpha_norm: float = NAN
+    log_alpha_norm: float = _over(math.fsum)
     entropy: float = NAN
     skipped: str | None = None
     dtype: str = ""
     inferred: bool = False
-    alpha_hat: float = NAN
-    alpha_weighted: float = NAN
+    alpha_hat: float = _over(math.fsum, "alpha_log_lambda")
+    alpha_weighted: float = _over(fmean, "alpha_log10_norm")
     rank: int = 0
-    mp_variance: float = NAN
-    mp_edge: float = NAN
-    spikes: int | None = None
-    soft_rank: float = NAN
-    traps: int | None = None
+    mp_variance: float = _over(fmean)
+    mp_edge: float = _over(fmean)
+    spikes: int | None = _over(sum, default=None)
+    soft_rank: float = _over(fmean)
+    traps: int | None = _over(sum, default=None)
     distance_frobenius: float = NAN
     distance_spectral: float = NAN
     n_matrices: int = 0
     n_failed: int = 0
     fit_failed: str | None = None
-    matrices: tuple[MatrixFit, ...] = field(default=(), repr=False)
+    matrices: tuple[MatrixFit, ...] = ()
+
+    def with_fits(self, matrices: Sequence[MatrixFit], whole: MatrixSpectrum) -> Layer:
+        """The layer with all that follows from its matrices.
+
+        Args:
+            matrices: What is fitted to each.
+            whole: The spectrum of all weights together.
+
+        Returns:
+            A new record.
+        """
+        found = {name: getattr(whole, name) for name in _OF_ALL_WEIGHTS}
+        for item in fields(self):
+            if rule := item.metadata:
+                known = _known(getattr(one, rule["of"] or item.name) for one in matrices)
+                found[item.name] = rule["combine"](known) if known else item.default
+        reasons = Counter(one.fit_failed for one in matrices if one.fit_failed is not None)
+        return replace(
+            self,
+            **found,
+            n_matrices=len(matrices),
+            n_failed=reasons.total(),
+            fit_failed=reasons.most_common(1)[0][0] if reasons else None,
+            matrices=tuple(matrices),
+        )
 
     def row(self) -> dict[str, Any]:
         """Everything but the single matrices, as plain values: a row of a table."""
-        return _plain(self, "matrices") | {"shape": "x".join(map(str, self.shape))}
+        values = {k: v for k, v in self._values().items() if k != "matrices"}
+        return values | {"shape": "x".join(map(str, self.shape))}
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything but the eigenvalues, as plain values."""
-        matrices = [item.to_dict() for item in self.matrices]
-        return _plain(self, "matrices") | {"shape": list(self.shape), "matrices": matrices}
+    def rows(self) -> list[dict[str, Any]]:
+        """A table of the layer's matrices.
+
+        Returns:
+            One flat dictionary for each.
+        """
+        return [row for item in self.matrices for row in item.rows()]
 
 
 @dataclass(frozen=True)
-class CapacityReport:
+class CapacityReport(
+    Result, derived=_DERIVED, omitted="layers", picture="capacity.alpha_histogram"
+):
     """Capacity metrics of a network, layer by layer.
 
     An average is over the analysed layers for which its quantity exists; layers that were skipped
@@ -218,7 +275,8 @@ class CapacityReport:
 
         Source: Martin and Mahoney 2019, eqs. (3) and (6).
         """
-        return total(layer.alpha_hat for layer in self.layers)
+        known = _known(layer.alpha_hat for layer in self.layers)
+        return math.fsum(known) if known else NAN
 
     @property
     def alpha_hat_log10(self) -> float:
@@ -250,7 +308,8 @@ class CapacityReport:
             The mean; NaN if no layer has it. It's a DataError if layers have no such number.
         """
         one_of("mean", name, _AVERAGED)
-        return mean(getattr(layer, name) for layer in self.layers)
+        known = _known(getattr(layer, name) for layer in self.layers)
+        return fmean(known) if known else NAN
 
     @property
     def counts(self) -> dict[str, int]:
@@ -264,14 +323,14 @@ class CapacityReport:
             "fits_failed": sum(layer.n_failed for layer in self.layers),
         }
 
+    @property
+    def means(self) -> dict[str, float]:
+        """Means over layers of all their quantities that have one."""
+        return {name: self.mean(name) for name in _AVERAGED}
+
     def summary(self) -> dict[str, Any]:
         """The network's numbers without its layers, as plain values."""
-        names = ("source", "conv", "seed", "device", "alpha_hat", "alpha_hat_log10", *METRICS[1:])
-        return {name: getattr(self, name) for name in names} | {
-            "means": {name: self.mean(name) for name in _AVERAGED},
-            "counts": self.counts,
-            "notes": list(self.notes),
-        }
+        return super().to_dict()
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain values, e.g. for JSON.
@@ -289,63 +348,31 @@ class CapacityReport:
         """
         return [layer.row() for layer in self.layers]
 
-    def to_pandas(self) -> Any:
-        """A table of all tensors for pandas.
-
-        Returns:
-            A ``pandas.DataFrame`` of :meth:`rows`.
-
-        Raises:
-            DataError: If pandas is not installed.
-        """
-        try:
-            pandas = import_module("pandas")
-        except ImportError as error:
-            raise DataError("pandas is not installed; install it, or take rows()") from error
-        return pandas.DataFrame(self.rows())
-
-    def _repr_html_(self) -> str:
-        def line(tag: str, values: Iterable[Any]) -> str:
-            texts = (f"{v:.4g}" if isinstance(v, float) else escape(str(v)) for v in values)
-            return f"<tr>{''.join(f'<{tag}>{text}</{tag}>' for text in texts)}</tr>"
-
-        lines = [line("th", (*_SHOWN, "remark"))]
-        for row in map(Layer.row, self.layers[:_MOST_ROWS]):
-            remark = row["skipped"] or row["fit_failed"] or ""
-            lines.append(line("td", (*(row[name] for name in _SHOWN), remark)))
-        if len(self.layers) > _MOST_ROWS:
-            lines.append(line("td", [f"{len(self.layers) - _MOST_ROWS} more"]))
+    def caption(self) -> str:
+        """The network's numbers in a line."""
         counts = self.counts
-        caption = (
+        return (
             f"{self.source}: α̂ = {self.alpha_hat:.4g}, ⟨α⟩ = {self.mean_alpha:.4g}, "
             f"⟨ln‖W‖⟩ = {self.mean_log_norm:.4g}; {counts['analyzed']} layers, "
             f"{counts['skipped']} tensors skipped, {counts['fits_failed']} fits failed"
         )
-        return f"<table><caption>{escape(caption)}</caption>{''.join(lines)}</table>"
 
-
-def mean(values: Iterable[float]) -> float:
-    """Mean of those that are finite; NaN if none is."""
-    finite = [value for value in values if math.isfinite(value)]
-    return math.fsum(finite) / len(finite) if finite else NAN
-
-
-def total(values: Iterable[float]) -> float:
-    """Sum of those that are finite; NaN if none is."""
-    finite = [value for value in values if math.isfinite(value)]
-    return math.fsum(finite) if finite else NAN
-
-
-def _plain(record: Any, without: str) -> dict[str, Any]:
-    names = (item.name for item in fields(record) if item.name != without)
-    return {name: getattr(record, name) for name in names}
+    def _repr_html_(self) -> str:
+        lines = []
+        for row in self.rows()[:_MOST_ROWS]:
+            row["remark"] = row["skipped"] or row["fit_failed"] or ""
+            cells = (row[name] for name in _SHOWN)
+            lines.append([f"{v:.4g}" if isinstance(v, float) else str(v) for v in cells])
+        if len(self.layers) > _MOST_ROWS:
+            lines.append([f"{len(self.layers) - _MOST_ROWS} more"])
+        return html_table(lines, self.caption(), list(_SHOWN))
 
 
 # A series of networks
 
 
 @dataclass(frozen=True)
-class Correlation:
+class Correlation(Result):
     """How one metric goes with one accuracy along a series of networks.
 
     Attributes:
@@ -375,10 +402,6 @@ class Correlation:
     spearman: float = NAN
     spearman_p: float = NAN
     failed: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """All of it as plain values."""
-        return asdict(self)
 
 
 def correlate(
@@ -410,7 +433,7 @@ def correlate(
         if np.ptp(values) == 0:
             return Correlation(*names, n, failed=f"{name or 'a column'} is the same for all")
     line: Any = stats.linregress(x, y)
-    fitted: Any = line.slope, line.stderr, line.intercept, float(line.rvalue) ** 2
+    fitted = line.slope, line.stderr, line.intercept, float(line.rvalue) ** 2
     ranks: Any = *stats.kendalltau(x, y), *stats.spearmanr(x, y)
     numbers: list[Any] = [float(value) for value in (*fitted, *ranks)]
     return Correlation(*names, n, *numbers)

@@ -31,10 +31,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 from scipy.optimize import brentq
-from scipy.special import xlogy
+from scipy.special import logsumexp, xlogy
 
 from hessrmt.capacity.layers import count_nonfinite, require_finite
 from hessrmt.errors import ConvergenceError, DataError
+from hessrmt.results import Result
 from hessrmt.theory import marchenko_pastur_cdf, marchenko_pastur_support
 
 if TYPE_CHECKING:
@@ -79,14 +80,12 @@ class MatrixSpectrum:
     Attributes:
         eigenvalues: (n,) ascending, in the square of the weights' units; not negative, and exactly
             zero at and below the noise floor.
-        noise_floor: Below it an eigenvalue cannot be told from zero.
         larger: N.
         smaller: M, the number of eigenvalues of one matrix.
         frobenius_squared: ‖W‖_F², the sum of all squared weights.
     """
 
     eigenvalues: Levels
-    noise_floor: float
     larger: int
     smaller: int
     frobenius_squared: float
@@ -163,10 +162,7 @@ class MatrixSpectrum:
         Source: Martin and Mahoney 2021.
         """
         powers = alpha * np.log(self.positive)
-        if not len(powers) or not math.isfinite(alpha):
-            return NAN
-        top = powers.max()
-        return float(top + np.log(np.exp(powers - top).sum()))
+        return float(logsumexp(powers)) if len(powers) and math.isfinite(alpha) else NAN
 
 
 def log(value: float) -> float:
@@ -191,7 +187,6 @@ def direct_sum(spectra: Sequence[MatrixSpectrum]) -> MatrixSpectrum:
     return replace(
         spectra[0],
         eigenvalues=np.sort(np.concatenate([item.eigenvalues for item in spectra])),
-        noise_floor=max(item.noise_floor for item in spectra),
         frobenius_squared=float(sum(item.frobenius_squared for item in spectra)),
     )
 
@@ -299,16 +294,15 @@ def noise(larger: int, smaller: int) -> float:
 
 
 def _spectrum(levels: Levels, relative: float, larger: int, frobenius: float) -> MatrixSpectrum:
-    floor = max(float(levels[-1]), 0.0) * relative
-    cleaned = np.where(levels > floor, levels, 0.0)
-    return MatrixSpectrum(cleaned, floor, larger, len(levels), frobenius)
+    cleaned = np.where(levels > max(float(levels[-1]), 0.0) * relative, levels, 0.0)
+    return MatrixSpectrum(cleaned, larger, len(levels), frobenius)
 
 
 # The Marchenko-Pastur bulk
 
 
 @dataclass(frozen=True)
-class BulkFit:
+class BulkFit(Result):
     """A Marchenko-Pastur law fitted to the bulk of a spectrum.
 
     Attributes:

@@ -47,6 +47,34 @@ def tridiagonal_eigenvalues(diagonal: Levels, beside: Levels) -> Levels:
     return np.asarray(eigvalsh_tridiagonal(diagonal, beside, lapack_driver="sterf"))
 
 
+def noise_floor(levels: Levels) -> float:
+    """n·ε·max|λ|, below which an eigenvalue is round-off.
+
+    Args:
+        levels: (n,) eigenvalues.
+
+    Returns:
+        The bound, as for the spectrum of a Hessian.
+    """
+    return len(levels) * float(np.finfo(np.float64).eps) * float(np.abs(levels).max(initial=0.0))
+
+
+def ensemble_spectrum(levels: Levels, dimension: int, **known: Any) -> Spectrum:
+    """Record of the levels of one random matrix.
+
+    Args:
+        levels: (n,) levels of what was diagonalised.
+        dimension: Of the whole matrix, whose other eigenvalues are zero.
+        known: Other fields of the record.
+
+    Returns:
+        The spectrum, its levels ascending, with the :func:`noise_floor` of a Hessian's.
+    """
+    n, floor = len(levels), noise_floor(levels)
+    eigenvalues = np.sort(np.concatenate([levels, np.zeros(dimension - n)]))
+    return Spectrum(eigenvalues, floor, dimension, n, operator="ensemble", **known)
+
+
 def gaussian_levels(beta: int, n: int, generator: np.random.Generator) -> Levels:
     """Levels of one Gaussian matrix, in O(n) random numbers and O(n²) work.
 
@@ -265,15 +293,7 @@ def _stream(name: str, seed: int, index: int) -> np.random.Generator:
 def _control(
     levels: Levels, name: str, seed: int, index: int, solver: str = TRIDIAGONAL, **settings: Any
 ) -> Spectrum:
-    """Record of one sample, with the noise floor n·ε·max|λ| of a Hessian's spectrum."""
+    """Record of one sample with its settings."""
     n = len(levels)
     config = {"ensemble": name, "n": n, "seed": int(seed), "index": int(index), **settings}
-    return Spectrum(
-        eigenvalues=np.sort(levels),
-        noise_floor=n * float(np.finfo(np.float64).eps) * float(np.abs(levels).max()),
-        dimension=n,
-        reduced_dimension=n,
-        operator="ensemble",
-        solver=solver,
-        provenance=Provenance(config=config),
-    )
+    return ensemble_spectrum(levels, n, solver=solver, provenance=Provenance(config=config))

@@ -18,8 +18,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from scipy import linalg
@@ -28,6 +29,7 @@ from scipy.stats import qmc
 from hessrmt import rng
 from hessrmt.checks import one_of, whole
 from hessrmt.errors import ConvergenceError, DataError
+from hessrmt.results import Result
 
 if TYPE_CHECKING:
     from jaxtyping import Float64
@@ -142,7 +144,7 @@ class Tree:
         Returns:
             (B,) outputs.
         """
-        return self._forward(theta, x)[-1][:, 0]
+        return self._forward(theta, x)[0]
 
     def jacobian(self, theta: Theta, x: Points) -> tuple[Values, Float64[np.ndarray, "B P"]]:
         """Outputs and their derivatives with respect to all parameters.
@@ -154,42 +156,41 @@ class Tree:
         Returns:
             (B,) outputs and (B, P) derivatives.
         """
-        d, q = self.arity, self.width
-        layers = self._forward(theta, x)
-        table = np.empty((len(x), self.nodes, q * (d + 2) + 1))
-        slope, end = np.ones((len(x), 1)), self.nodes
-        for entering in reversed(layers[:-1]):
-            start = end - entering.shape[1] // d
-            w, b, c, _ = self._node_parameters(theta, start, end)
-            pairs = entering.reshape(len(x), -1, d)
-            z = np.einsum("bmd,mqd->bmq", pairs, w) + b
+        output, layers = self._forward(theta, x)
+        table = np.empty((len(x), len(theta)))
+        slope = np.ones((len(x), 1))
+        for nodes, pairs, z in reversed(layers):
+            w, _, c, _ = self._node_parameters(theta, nodes)
             on = (z > 0) * c * slope[:, :, None]
-            part = table[:, start:end]
-            part[:, :, : q * d] = (on[..., None] * pairs[:, :, None, :]).reshape(*on.shape[:2], -1)
-            part[:, :, q * d : q * d + q] = on
-            part[:, :, q * d + q : -1] = np.maximum(z, 0) * slope[:, :, None]
-            part[:, :, -1] = slope
+            by_w, by_b, by_c, by_c0 = self._node_parameters(table, nodes)
+            by_w[...] = on[..., None] * pairs[:, :, None, :]
+            by_b[...] = on
+            by_c[...] = np.maximum(z, 0) * slope[:, :, None]
+            by_c0[...] = slope
             slope = np.einsum("bmq,mqd->bmd", on, w).reshape(len(x), -1)
-            end = start
-        return layers[-1][:, 0], table.reshape(len(x), -1)
+        return output, table
 
-    def _node_parameters(self, theta: Theta, start: int, end: int) -> tuple[np.ndarray, ...]:
+    def _node_parameters(self, theta: np.ndarray, nodes: slice) -> tuple[np.ndarray, ...]:
+        """Views of w, b, c and c_0 of some nodes, or of derivatives by them."""
         d, q = self.arity, self.width
-        rows = theta.reshape(self.nodes, -1)[start:end]
-        w = rows[:, : q * d].reshape(-1, q, d)
-        return w, rows[:, q * d : q * d + q], rows[:, q * d + q : -1], rows[:, -1]
+        rows = theta.reshape(*theta.shape[:-1], self.nodes, -1)[..., nodes, :]
+        w, b, c, c0 = np.split(rows, [q * d, q * d + q, q * d + 2 * q], axis=-1)
+        return w.reshape(*w.shape[:-1], q, d), b, c, c0[..., 0]
 
-    def _forward(self, theta: Theta, x: Points) -> list[np.ndarray]:
-        """What enters each layer of nodes, and the output (B, 1)."""
-        layers, start = [x], 0
-        while layers[-1].shape[1] > 1:
-            pairs = layers[-1].reshape(len(x), -1, self.arity)
-            end = start + pairs.shape[1]
-            w, b, c, c0 = self._node_parameters(theta, start, end)
-            z = np.maximum(np.einsum("bmd,mqd->bmq", pairs, w) + b, 0)
-            layers.append(np.einsum("bmq,mq->bm", z, c) + c0)
-            start = end
-        return layers
+    def _forward(
+        self, theta: Theta, x: Points
+    ) -> tuple[Values, list[tuple[slice, np.ndarray, np.ndarray]]]:
+        """The outputs; for each layer which nodes it has, their inputs, and those of its ReLUs."""
+        layers, start, entering = [], 0, x
+        while entering.shape[1] > 1:
+            pairs = entering.reshape(len(x), -1, self.arity)
+            nodes = slice(start, start + pairs.shape[1])
+            w, b, c, c0 = self._node_parameters(theta, nodes)
+            z = np.einsum("bmd,mqd->bmq", pairs, w) + b
+            layers.append((nodes, pairs, z))
+            entering = np.einsum("bmq,mq->bm", np.maximum(z, 0), c) + c0
+            start = nodes.stop
+        return entering[:, 0], layers
 
 
 class Exponent(NamedTuple):
@@ -205,7 +206,7 @@ class Exponent(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ApproximationStudy:
+class ApproximationStudy(Result, axes={"width": "units"}):
     """Errors of networks that were fitted to one compositional function.
 
     Attributes:
@@ -223,10 +224,24 @@ class ApproximationStudy:
     constituent: str
     inputs: int
     units: Float64[np.ndarray, " U"]
-    l2: Errors = field(repr=False)
-    sup: Errors = field(repr=False)
-    fitted: Errors = field(repr=False)
-    parameters: dict[str, list[int]] = field(repr=False)
+    l2: Errors
+    sup: Errors
+    fitted: Errors
+    parameters: dict[str, list[int]]
+
+    def plot(self, *arguments: Any, ax: Any = None, **options: Any) -> Any:
+        """Draw the errors against the units.
+
+        Args:
+            *arguments: Of :func:`hessrmt.plots.generalization.approximation_errors`.
+            ax: matplotlib axes to draw into; None for a new picture.
+            **options: Likewise.
+
+        Returns:
+            A matplotlib figure.
+        """
+        drawn = import_module("hessrmt.plots.generalization").approximation_errors
+        return drawn([self], *arguments, ax=ax, **options)
 
     def exponent(self, kind: str, norm: str = "l2") -> Exponent:
         """How fast the error falls with the units.

@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from hessrmt import rng
 from hessrmt.checks import one_of, real, real_array, whole
 from hessrmt.errors import DataError
+from hessrmt.results import Result
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -434,7 +435,7 @@ def _soft_margins(outputs: Outputs, y: np.ndarray) -> tuple[Float64[np.ndarray, 
 
 
 @dataclass(frozen=True)
-class MaximumMargin:
+class MaximumMargin(Result, axes={"feature": "direction", "sample": "multipliers"}):
     """The hyperplane through the origin that is farthest from the nearest sample.
 
     Attributes:

@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,7 @@ from scipy import optimize, special, stats
 
 from hessrmt.checks import real_array
 from hessrmt.errors import ConvergenceError, DataError
+from hessrmt.results import Result
 
 Values = Float64[np.ndarray, " n"]
 
@@ -51,7 +52,7 @@ _GRID = 400
 
 
 @dataclass(frozen=True)
-class LineFit:
+class LineFit(Result, omitted="x_mean y_mean x_spread"):
     """A line y = slope · x + intercept by ordinary least squares, with independent equal errors.
 
     Attributes:
@@ -128,8 +129,8 @@ class LineFit:
         Returns:
             Name to value.
         """
-        found = asdict(self)
-        return _finite({name: found[name] for name in list(found)[:8]})
+        values = super().to_dict().items()
+        return {name: None if math.isnan(value) else value for name, value in values}
 
     def _band(self, x: ArrayLike, level: float, own: float) -> tuple[Any, Any]:
         if isinstance(level, bool) or not 0 < level < 1:
@@ -155,10 +156,8 @@ def fit_line(x: ArrayLike, y: ArrayLike) -> LineFit:
         DataError: If there are too few points, or x and y are not finite real numbers of one
             length, or all x are equal.
     """
-    first, second = (
-        real_array(name, values, dimensions=1, empty=True) for name, values in (("x", x), ("y", y))
-    )
-    n = len(first)
+    first = real_array("x", x, dimensions=1, empty=True)
+    second, n = real_array("y", y, dimensions=1, empty=True), len(first)
     if n != len(second):
         raise DataError(f"{n} x but {len(second)} y; expected one y for every x of the line")
     if n < FEWEST_POINTS:
@@ -198,7 +197,7 @@ def _centred(values: Values) -> tuple[float, Values, float]:
 
 
 @dataclass(frozen=True)
-class BudgetLaw:
+class BudgetLaw(Result):
     """One law of the training budget, fitted by least squares.
 
     Attributes:
@@ -246,7 +245,7 @@ class BudgetLaw:
 
 
 @dataclass(frozen=True)
-class BudgetFit:
+class BudgetFit(Result, derived="aicc_difference", omitted="difference"):
     """Both laws and which of them the data prefer.
 
     Attributes:
@@ -262,18 +261,10 @@ class BudgetFit:
     difference: float | None
     preferred: str | None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, none of them NaN or infinite.
-
-        Returns:
-            ``laws``, ``reasons``, ``aicc_difference`` and ``preferred``.
-        """
-        return {
-            "laws": {name: _finite(asdict(law)) for name, law in self.laws.items()},
-            "reasons": dict(self.reasons),
-            "aicc_difference": self.difference,
-            "preferred": self.preferred,
-        }
+    @property
+    def aicc_difference(self) -> float | None:
+        """:attr:`difference` by the name that it has among the plain values."""
+        return self.difference
 
 
 def fit_budgets(
@@ -300,10 +291,8 @@ def fit_budgets(
         if given is not None and len(given) != len(T):
             raise DataError(f"{len(T)} budgets but {len(given)} {name}")
     if len(T) < FEWEST_BUDGETS:
-        raise DataError(
-            f"an exponential fit needs at least {FEWEST_BUDGETS} budgets, got {len(T)}; lengthen "
-            "the ladder"
-        )
+        few = f"an exponential fit needs at least {FEWEST_BUDGETS} budgets, got {len(T)}"
+        raise DataError(f"{few}; lengthen the ladder")
     if len(np.unique(T)) < len(T):
         raise DataError(f"budgets must differ from each other, got {T.tolist()}")
     laws, reasons = {}, {}
@@ -373,17 +362,9 @@ def fit_law(law: str, budgets: Values, values: Values, errors: Values | None = N
     if n - k - 1 > 0:
         goodness = n * math.log(max(rest, np.finfo(float).tiny) / n) if chi2 is None else rest
         aicc = goodness + 2 * k + 2 * k * (k + 1) / (n - k - 1)
-    return BudgetLaw(
-        law,
-        *parameters,
-        *spread,
-        first=first,
-        r2=1 - rest / total,
-        rmse=float(np.sqrt(np.mean(residuals**2))),
-        chi2=chi2,
-        p_value=None if chi2 is None else float(stats.chi2.sf(chi2, n - _PARAMETERS)),
-        aicc=aicc,
-    )
+    p_value = None if chi2 is None else float(stats.chi2.sf(chi2, n - _PARAMETERS))
+    known = {"first": first, "r2": 1 - rest / total, "rmse": float(np.sqrt(np.mean(residuals**2)))}
+    return BudgetLaw(law, *parameters, *spread, **known, chi2=chi2, p_value=p_value, aicc=aicc)
 
 
 def _exponential(t: Values, limit: float, amplitude: float, tau: float) -> Values:
@@ -431,11 +412,3 @@ def _linear(basis: Values, y: Values, weight: Values) -> tuple[float, float, flo
 def _criterion(fit: BudgetLaw, n: int) -> float:
     plain = 2 * n * math.log(max(fit.rmse, np.finfo(float).tiny))
     return plain if fit.chi2 is None else fit.chi2
-
-
-def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
-    """None in place of NaN and infinity."""
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in values.items()
-    }

@@ -19,7 +19,7 @@ Source: Poggio, Banburski and Liao 2020, §3; equations, lemmas and figures are 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,7 @@ from hessrmt.errors import ConvergenceError, DataError
 from hessrmt.generalization import bias_free
 from hessrmt.generalization.normalization import margins_of_outputs
 from hessrmt.problems.problem import Problem
+from hessrmt.results import Result
 
 if TYPE_CHECKING:
     from jaxtyping import Float64, Int64
@@ -74,7 +75,13 @@ class SolverStatistics:
 
 
 @dataclass(frozen=True)
-class Flow:
+class Flow(
+    Result,
+    axes={"time": "log_times log_losses", "time layer": "scales", "time sample": "margins"},
+    derived="separated_from largest_drop",
+    omitted="x y directions",
+    picture="generalization.margin_growth",
+):
     """A gradient flow at T saved times.
 
     Attributes:
@@ -97,13 +104,13 @@ class Flow:
     kind: str
     loss: str
     activation: str
-    x: Inputs = field(repr=False)
-    y: np.ndarray = field(repr=False)
-    log_times: Times = field(repr=False)
-    log_losses: Times = field(repr=False)
-    scales: Float64[np.ndarray, "T K"] = field(repr=False)
-    directions: tuple[Float64[np.ndarray, "T out in"], ...] = field(repr=False)
-    margins: Float64[np.ndarray, "T B"] = field(repr=False)
+    x: Inputs
+    y: np.ndarray
+    log_times: Times
+    log_losses: Times
+    scales: Float64[np.ndarray, "T K"]
+    directions: tuple[Float64[np.ndarray, "T out in"], ...]
+    margins: Float64[np.ndarray, "T B"]
     norm_drift: float
     solver: SolverStatistics
 
@@ -338,10 +345,8 @@ def gradient_flow(
         states = np.concatenate([states.reshape(-1, missing.shape[1]), missing])
     if solution.status < 0 or len(states) != len(grid) or not np.isfinite(states).all():
         end = solution.t[-1] if len(solution.t) else 0
-        raise ConvergenceError(
-            f"{method} stopped at log(1 + t) = {end:g} of {grid[-1]:g}: {solution.message} Try "
-            "another method, a shorter log_time or a larger rtol"
-        )
+        where = f"{method} stopped at log(1 + t) = {end:g} of {grid[-1]:g}: {solution.message}"
+        raise ConvergenceError(f"{where} Try another method, a shorter log_time or a larger rtol")
     counts = made, solution.njev, solution.nlu
     statistics = SolverStatistics(method, rtol, atol, *counts, solution.message)
     return _record(system, grid, states, statistics)
@@ -389,22 +394,23 @@ class System:
         flat = [v.ravel() for v in vectors]
         return np.concatenate([scales, *flat] if self.has_scales else flat)
 
-    def parts(self, state: State) -> tuple[Scales, Layers]:
-        """Scales and vectors of a state.
+    def parts(self, state: State) -> tuple[Scales, Scales, Layers]:
+        """A state as W_k = ρ_k v_k/‖v_k‖.
 
         Args:
             state: The state.
 
         Returns:
-            (K,) ρ_k, and the v_k of W_k = ρ_k v_k/‖v_k‖.
+            (K,) ρ_k, (K,) ‖v_k‖, and the v_k/‖v_k‖.
         """
         scales, flat = np.split(state, [len(self.layers) if self.has_scales else 0])
         pieces = np.split(flat, np.cumsum([layer.size for layer in self.layers])[:-1])
         vectors = tuple(p.reshape(w.shape) for p, w in zip(pieces, self.layers, strict=True))
+        norms, units = bias_free.split_scales(vectors)
         if not self.has_scales:
-            own = vectors if self.kind == "descent" else self.layers
-            scales = bias_free.split_scales(own)[0]
-        return scales, vectors
+            fixed = self.kind == "fixed-norm"
+            scales = bias_free.split_scales(self.layers)[0] if fixed else norms
+        return scales, norms, units
 
     def rate(self, u: float, state: State) -> State:
         """dstate/du = (1 + t) dstate/dt.
@@ -416,29 +422,15 @@ class System:
         Returns:
             Its derivative.
         """
-        gradients, along, across, factors = self._pull(u, state)
+        gradients, along, across, factors = self.pull(u, state)
         if self.kind == "descent":
             return np.concatenate([g.ravel() for g in gradients])
         moves = [c * g.ravel() for c, g in zip(factors, across, strict=True)]
         return np.concatenate([along, *moves] if self.has_scales else moves)
 
-    def sine(self, u: float, state: State) -> float:
-        """Largest sine of the angle between a layer and its gradient.
-
-        Args:
-            u: log(1 + t).
-            state: The state.
-
-        Returns:
-            A number in [0, 1], zero at a stationary direction (eq. 5).
-        """
-        gradients, _, across, _ = self._pull(u, state)
-        return max(map(_sine, across, gradients))
-
-    def _pull(self, u: float, state: State) -> tuple[Layers, list[float], Layers, Scales]:
+    def pull(self, u: float, state: State) -> tuple[Layers, list[float], Layers, Scales]:
         """(1 + t) g_k, its part along v_k/‖v_k‖, the rest, and the factors ρ_k/‖v_k‖."""
-        scales, vectors = self.parts(state)
-        norms, units = bias_free.split_scales(vectors)
+        scales, norms, units = self.parts(state)
         weights = tuple(rho * v for rho, v in zip(scales, units, strict=True))
         gradients = bias_free.descent(weights, self.x, self.y, self.loss, self.activation, u)
         along = [float(np.vdot(v, g)) for v, g in zip(units, gradients, strict=True)]
@@ -447,7 +439,7 @@ class System:
 
 
 class _Rest:
-    """The event that ends the integration of the fixed-norm flow."""
+    """The event that ends the integration of the fixed-norm flow: stationary directions (eq. 5)."""
 
     terminal, direction = True, -1
 
@@ -455,7 +447,8 @@ class _Rest:
         self.system = system
 
     def __call__(self, u: float, state: State) -> float:
-        return self.system.sine(u, state) - _REST
+        gradients, _, across, _ = self.system.pull(u, state)
+        return max(map(_sine, across, gradients)) - _REST
 
 
 def _sine(across: Float64[np.ndarray, "out in"], gradient: Float64[np.ndarray, "out in"]) -> float:
@@ -463,8 +456,7 @@ def _sine(across: Float64[np.ndarray, "out in"], gradient: Float64[np.ndarray, "
 
 
 def _record(system: System, grid: Times, states: np.ndarray, solver: SolverStatistics) -> Flow:
-    scales, vectors = zip(*map(system.parts, states), strict=True)
-    norms, units = zip(*map(bias_free.split_scales, vectors), strict=True)
+    scales, norms, units = zip(*map(system.parts, states), strict=True)
     drift = np.abs(np.array(norms) / norms[0] - 1).max() if system.kind != "descent" else 0.0
     log_losses, margins, labels = [], [], torch.from_numpy(system.y)
     for rho, directions in zip(scales, units, strict=True):

@@ -11,9 +11,10 @@ biases", Fig. 5):
 from __future__ import annotations
 
 import copy
-from collections import Counter, defaultdict
+import math
+from collections import Counter
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -25,10 +26,11 @@ from torch.nn.utils import parametrize
 from torch.utils import _pytree
 
 from hessrmt.errors import DataError, DeviceError
+from hessrmt.problems.lifting import called
 from hessrmt.problems.structure import hooked, reached
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from hessrmt.problems.structure import Hook
 
@@ -112,18 +114,14 @@ def _require_usable(name: str, value: Tensor) -> None:
     if nn.parameter.is_lazy(value):
         raise DataError(f"{name} has no shape yet; call the model once on a batch first")
     if value.is_inference():
-        raise DataError(
-            f"{name} was made in torch.inference_mode, where nothing can be traced; build and load "
-            "the model outside of it (torch.no_grad is enough)"
-        )
+        what = f"{name} was made in torch.inference_mode, where nothing can be traced"
+        raise DataError(f"{what}; build and load the model outside (torch.no_grad is enough)")
     if value.is_complex():
         raise DataError(f"{name} is complex ({value.dtype}); expected real numbers")
     bad = int((~torch.isfinite(value)).sum())
     if bad:
-        raise DataError(
-            f"{name} has {bad} NaN or infinite values out of {value.numel()}; "
-            "the training diverged or the checkpoint is damaged"
-        )
+        what = f"{name} has {bad} NaN or infinite values out of {value.numel()}"
+        raise DataError(f"{what}; the training diverged or the checkpoint is damaged")
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -137,12 +135,7 @@ def moved(tree: Any, device: torch.device) -> Any:
     Returns:
         The same structure.
     """
-    return _each(tree, lambda leaf: torch.as_tensor(leaf).to(device))
-
-
-def _each(tree: Any, change: Callable[[Any], Tensor]) -> Any:
-    """A change of every tensor and array in a structure."""
-    return _pytree.tree_map(lambda leaf: change(leaf) if isinstance(leaf, ARRAYS) else leaf, tree)
+    return _pytree.tree_map_only(ARRAYS, lambda leaf: torch.as_tensor(leaf).to(device), tree)
 
 
 def as_inputs(inputs: Any, device: torch.device) -> Any:
@@ -169,7 +162,7 @@ def as_inputs(inputs: Any, device: torch.device) -> Any:
         leaf = leaf.clone() if leaf.is_inference() else leaf.detach()
         return leaf.double() if leaf.is_floating_point() else leaf
 
-    found = _each(moved(inputs, device), ready)
+    found = _pytree.tree_map_only(Tensor, ready, moved(inputs, device))
     if not any(isinstance(leaf, Tensor) for leaf in _pytree.tree_leaves(found)):
         raise DataError(
             f"the inputs are {type(inputs).__name__}; expected a tensor or array with the batch "
@@ -190,7 +183,7 @@ def take(inputs: Any, samples: slice) -> Any:
     Returns:
         The same structure of tensors.
     """
-    return _each(inputs, lambda leaf: leaf[samples])
+    return _pytree.tree_map_only(ARRAYS, lambda leaf: leaf[samples], inputs)
 
 
 def outputs(
@@ -210,16 +203,14 @@ def outputs(
         DeviceError: If the batch does not fit into memory.
         DataError: If the model fails or returns no floating-point tensor.
     """
-    arguments, keywords = (inputs,), {}
-    if isinstance(inputs, tuple | list):
-        arguments = tuple(inputs)
-    elif isinstance(inputs, dict):
-        arguments, keywords = (), inputs
-    try:
+
+    def run(*arguments: Any, **keywords: Any) -> Any:
         if parameters:
-            result = functional_call(model, dict(parameters), arguments, keywords)
-        else:
-            result = model(*arguments, **keywords)
+            return functional_call(model, dict(parameters), arguments, keywords)
+        return model(*arguments, **keywords)
+
+    try:
+        result = called(run, inputs)
     except torch.OutOfMemoryError as error:
         where, count = device_of(model), samples_in(inputs)
         raise DeviceError(f"{where} has no memory for {count} samples; try fewer") from error
@@ -284,6 +275,11 @@ class FoldedLayer:
         """The name for people; ``model`` where the network is this layer."""
         return self.name or "model"
 
+    @property
+    def norms(self) -> tuple[str, ...]:
+        """Names of all BatchNorm modules."""
+        return (*self.before, *self.after)
+
 
 def find_layers(network: nn.Module, inputs: Any) -> tuple[tuple[FoldedLayer, ...], Tensor]:
     """Run a network once and note its layers.
@@ -320,20 +316,20 @@ def find_layers(network: nn.Module, inputs: Any) -> tuple[tuple[FoldedLayer, ...
     watched = {name: module for name, module in modules.items() if isinstance(module, kinds)}
     with torch.enable_grad(), hooked(watched, noting):
         found = outputs(network, inputs)
-    before: dict[str, tuple[str, ...]] = {}
-    after: dict[str, tuple[str, ...]] = defaultdict(tuple)
+    layers: dict[str, FoldedLayer] = {}
     made: dict[_Key, str] = {}  # the layer that an output belongs to
     waiting: dict[_Key, tuple[str, ...]] = {}  # BatchNorms that no layer has taken in yet
     for name, taken, out, *_ in calls:
         if isinstance(modules[name], LAYERS):
-            before[name] = waiting.get(taken, ())
+            layers[name] = FoldedLayer(name, waiting.get(taken, ()))
             made[out] = name
         elif isinstance(modules[name], _BatchNorm):
             if modules[name].running_mean is None:
                 _refuse_fold(name, modules, "keeps no running statistics")
             if taken in made:
-                after[made[taken]] += (name,)
                 made[out] = made[taken]
+                layer = layers[made[out]]
+                layers[made[out]] = replace(layer, after=(*layer.after, name))
             else:
                 waiting[out] = (*waiting.get(taken, ()), name)
     called = [name for name, *_ in calls]
@@ -348,14 +344,14 @@ def find_layers(network: nn.Module, inputs: Any) -> tuple[tuple[FoldedLayer, ...
                 f"called. {ALTERNATIVE}"
             )
     _refuse_repeated(modules, [n for n in called if not isinstance(modules[n], nn.PReLU)])
-    placed = {name for names in (*before.values(), *after.values()) for name in names}
+    placed = {name for layer in layers.values() for name in layer.norms}
     for name in called:
         if isinstance(modules[name], _BatchNorm) and name not in placed:
             why = "takes no output of a linear or convolution layer, nor gives one its own directly"
             _refuse_fold(name, modules, why)
-    if not before:
+    if not layers:
         raise DataError(f"the model called no linear or convolution layer. {ALTERNATIVE}")
-    return tuple(FoldedLayer(n, before[n], after[n]) for n in before), found.detach()
+    return tuple(layers.values()), found.detach()
 
 
 def _key(tensor: Tensor) -> _Key:
@@ -402,34 +398,29 @@ def folded(layer: FoldedLayer, modules: Mapping[str, nn.Module]) -> tuple[Tensor
     if transposed:
         blocks = blocks.transpose(1, 2)
     _, outs, ins, _ = blocks.shape  # groups, outputs and inputs of a group, positions
-    for name in reversed(layer.before):
+    for name in (*reversed(layer.before), *layer.after):
+        in_front = name in layer.before
+        shape = (groups, 1, ins, 1) if in_front else (groups, outs, 1, 1)
         scale, mean, shift = _statistics(modules[name])
+        if in_front and isinstance(module, nn.Linear) and ins % len(scale) == 0:
+            flattened = ins // len(scale)  # positions of each channel
+            scale, mean, shift = (v.repeat_interleave(flattened) for v in (scale, mean, shift))
+        if len(scale) != math.prod(shape):
+            why = f"has {len(scale)} channels, but {layer.label} {math.prod(shape)}"
+            _refuse_fold(name, modules, why)
         offset = shift - scale * mean
-        if isinstance(module, nn.Linear) and ins % len(scale) == 0:  # flattened channels
-            scale, offset = (v.repeat_interleave(ins // len(scale)) for v in (scale, offset))
-        _require_channels(name, modules, layer, len(scale), groups * ins)
-        if torch.any(offset != 0):
+        if not in_front:
+            bias = scale * ((0.0 if bias is None else bias) - mean) + shift
+        elif torch.any(offset != 0):
             if _pads_with_zeros(module):
                 what = _named(layer.name, modules)
                 _refuse_fold(name, modules, f"shifts what {what} then pads with zeros")
-            added = (blocks * offset.view(groups, 1, ins, 1)).sum((2, 3)).flatten()
+            added = (blocks * offset.view(shape)).sum((2, 3)).flatten()
             bias = added if bias is None else bias + added
-        blocks = blocks * scale.view(groups, 1, ins, 1)
-    for name in layer.after:
-        scale, mean, shift = _statistics(modules[name])
-        _require_channels(name, modules, layer, len(scale), groups * outs)
-        bias = scale * ((0.0 if bias is None else bias) - mean) + shift
-        blocks = blocks * scale.view(groups, outs, 1, 1)
+        blocks = blocks * scale.view(shape)
     if transposed:
         blocks = blocks.transpose(1, 2)
     return blocks.reshape(weight.shape), bias
-
-
-def _require_channels(
-    name: str, modules: Mapping[str, nn.Module], layer: FoldedLayer, channels: int, width: int
-) -> None:
-    if channels != width:
-        _refuse_fold(name, modules, f"has {channels} channels, but {layer.label} {width}")
 
 
 def _statistics(norm: Any) -> tuple[Tensor, Tensor, Tensor]:

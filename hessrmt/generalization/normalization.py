@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -30,8 +31,9 @@ from hessrmt import rng
 from hessrmt.checks import real, whole
 from hessrmt.errors import DataError, NonFiniteError
 from hessrmt.generalization import networks
-from hessrmt.generalization.networks import ALTERNATIVE, FoldedLayer, listed
+from hessrmt.generalization.networks import ALTERNATIVE, ARRAYS, FoldedLayer, listed
 from hessrmt.problems.losses import resolve
+from hessrmt.results import Result
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -57,12 +59,13 @@ _FAR = 30
 _CHECKED = 64
 """Samples of the first batch on which :class:`NormalizedLoss` checks homogeneity."""
 
+_run = torch.no_grad()(networks.outputs)
 _NOTHING = "there are no samples to measure; give at least one batch (x, y)"
 _LABELS = "expected one integer label per sample, from 0 on"
 
 
 @dataclass(frozen=True, eq=False)
-class Normalized:
+class Normalized(Result, derived="product", omitted="model"):
     """A normalised network and what it was divided by.
 
     Attributes:
@@ -139,7 +142,7 @@ def normalize(model: nn.Module, inputs: Any, norm: float = 2) -> Normalized:
         weight, bias = networks.folded(layer, modules)
         module.weight = nn.Parameter(weight)
         module.bias = None if bias is None else nn.Parameter(bias)
-    norms = [name for layer in layers for name in (*layer.before, *layer.after)]
+    norms = [name for layer in layers for name in layer.norms]
     for name in norms:
         network.set_submodule(name, nn.Identity().eval())
     plain = _run(network, data)
@@ -152,13 +155,8 @@ def normalize(model: nn.Module, inputs: Any, norm: float = 2) -> Normalized:
     _require_homogeneous(network, layers, data, plain)
     weights = {layer.label: module.weight for layer, module in zip(layers, own, strict=True)}
     factors = layer_factors(weights, norm)
-    with torch.no_grad():
-        depth = 1.0
-        for module, factor in zip(own, factors.values(), strict=True):
-            depth *= factor
-            module.weight /= factor
-            if module.bias is not None:
-                module.bias /= depth
+    for name, value in _divided(network, layers, list(factors.values())).items():
+        network.get_parameter(name).data = value
     deviation = relative_difference(_run(network, data) * math.prod(factors.values()), original)
     if deviation > TOLERANCE:
         raise DataError(
@@ -268,11 +266,6 @@ def _largest(values: Tensor) -> float:
     return float(values.abs().max()) if values.numel() else 0.0
 
 
-def _run(network: nn.Module, data: Any) -> Tensor:
-    with torch.no_grad():
-        return networks.outputs(network, data)
-
-
 def _restore(network: nn.Module, model: nn.Module, largest: float) -> None:
     """Put the copy back into the precision of the original, if that can hold it."""
     own = dict(model.named_parameters())
@@ -340,17 +333,21 @@ def deviation(
     Returns:
         Largest difference over the largest output; infinite if an output is not finite.
     """
-    depths = list(itertools.accumulate(exponents))
-    own = dict(network.named_parameters())
-    scaled: dict[str, Tensor] = {}
-    for layer, exponent, depth in zip(layers, exponents, depths, strict=True):
-        prefix = f"{layer.name}." if layer.name else ""
-        scaled[f"{prefix}weight"] = own[f"{prefix}weight"].detach() * 2.0**exponent
-        if f"{prefix}bias" in own:
-            scaled[f"{prefix}bias"] = own[f"{prefix}bias"].detach() * 2.0**depth
-    with torch.no_grad():
-        found = networks.outputs(network, inputs, scaled) * 2.0 ** -depths[-1]
+    factors = [2.0**-exponent for exponent in exponents]
+    found = _run(network, inputs, _divided(network, layers, factors)) * math.prod(factors)
     return relative_difference(found, reference)
+
+
+def _divided(network: nn.Module, layers: Layers, factors: Sequence[float]) -> dict[str, Tensor]:
+    """Weights over their layers' factors, biases over those of all layers up to theirs."""
+    own, found = dict(network.named_parameters()), {}
+    depths = itertools.accumulate(factors, operator.mul)
+    for layer, factor, depth in zip(layers, factors, depths, strict=True):
+        for entry, divisor in (("weight", factor), ("bias", depth)):
+            name = f"{layer.name}.{entry}" if layer.name else entry
+            if name in own:
+                found[name] = own[name].detach() / divisor
+    return found
 
 
 def relative_difference(found: Tensor, reference: Tensor) -> float:
@@ -391,7 +388,7 @@ def _culprits(network: nn.Module, inputs: Any) -> list[str]:
 
 
 @dataclass(frozen=True, eq=False)
-class MarginSummary:
+class MarginSummary(Result, axes={"sample": "margins"}):
     """The margins of a network on some samples.
 
     Attributes:
@@ -548,7 +545,7 @@ def margins_of_outputs(outputs: Tensor, labels: Tensor) -> Margins:
 
 
 @dataclass(frozen=True, eq=False)
-class Evaluation:
+class Evaluation(Result, derived="error"):
     """A network measured on some samples.
 
     Attributes:
@@ -587,8 +584,7 @@ def evaluate(
         DataError: If there are no samples, or the loss fails.
         NonFiniteError: If a loss is NaN or infinite.
     """
-    device = networks.device_of(model)
-    total, normalized, samples = 0.0, 0.0, 0
+    device, totals, samples = networks.device_of(model), np.zeros(2), 0
     found: list[np.ndarray] | None = []
     with networks.evaluating(model):
         for batch in batches:
@@ -600,21 +596,21 @@ def evaluate(
                 found.append(margins_of_outputs(outputs, targets))
             else:
                 found = None
-            count = len(outputs)
             try:
-                total += count * float(loss(outputs, targets))
-                normalized += count * float(loss(outputs / product, targets))
+                losses = [float(loss(f, targets)) for f in (outputs, outputs / product)]
             except (RuntimeError, ValueError, TypeError, IndexError) as error:
                 shape = tuple(outputs.shape)
                 raise DataError(f"the loss failed on outputs {shape}: {error}") from error
-            samples += count
+            totals += len(outputs) * np.array(losses)
+            samples += len(outputs)
     if not samples:
         raise DataError(_NOTHING)
-    if not math.isfinite(total) or not math.isfinite(normalized):
-        values = f"{total / samples}, of the normalised network {normalized / samples}"
+    mean, normalized = (totals / samples).tolist()
+    if not np.isfinite(totals).all():
+        values = f"{mean}, of the normalised network {normalized}"
         raise NonFiniteError(f"the mean loss is {values}; parameters or data are out of range")
     summary = MarginSummary(np.concatenate(found), product) if found else None
-    return Evaluation(samples, total / samples, normalized / samples, summary)
+    return Evaluation(samples, mean, normalized, summary)
 
 
 def _pair(batch: Any) -> tuple[Any, Any]:
@@ -625,7 +621,7 @@ def _pair(batch: Any) -> tuple[Any, Any]:
 
 
 @dataclass(frozen=True)
-class Measurement:
+class Measurement(Result, derived="product normalized_margin"):
     """One entry of the history of a :class:`NormalizedLoss`.
 
     Attributes:
@@ -721,10 +717,7 @@ class NormalizedLoss:
             return self.history[-1].normalized_loss
         if y is not None:
             x = [(x, y)]
-        elif (
-            isinstance(x, tuple | list)
-            and [isinstance(v, networks.ARRAYS) for v in x] == [True] * 2
-        ):
+        elif isinstance(x, tuple | list) and [isinstance(v, ARRAYS) for v in x] == [True, True]:
             x = [x]
         if not hasattr(x, "__iter__"):
             raise DataError(f"got {x!r}; expected inputs and targets, or a loader of them")
@@ -736,16 +729,15 @@ class NormalizedLoss:
             some = networks.take(_pair(first)[0], slice(_CHECKED))
             self._layers = normalize(self.model, some, self.norm).layers
             batches = itertools.chain([first], batches)
-        factors = self._factors()
+        with networks.evaluating(self.model):
+            if self._layers is not None:
+                factors = layer_factors(effective_weights(self.model, self._layers), self.norm)
+            else:
+                inputs = networks.moved(self.reference, networks.device_of(self.model))
+                factor = output_factor(networks.outputs(self.model, inputs), self.norm)
+                factors = {OUTPUT: factor}
         found = evaluate(self.model, batches, self.loss, math.prod(factors.values()))
         margin = None if found.margins is None else found.margins.minimum
         losses = found.samples, found.loss, found.normalized_loss
         self.history.append(Measurement(step, *losses, factors, found.error, margin))
         return found.normalized_loss
-
-    def _factors(self) -> dict[str, float]:
-        with networks.evaluating(self.model):
-            if self._layers is not None:
-                return layer_factors(effective_weights(self.model, self._layers), self.norm)
-            inputs = networks.moved(self.reference, networks.device_of(self.model))
-            return {OUTPUT: output_factor(networks.outputs(self.model, inputs), self.norm)}

@@ -41,7 +41,7 @@ import numpy as np
 from hessrmt import rng
 from hessrmt.checks import one_of, real, real_array, whole
 from hessrmt.errors import DataError
-from hessrmt.lossmodel.covariance import require_stationary
+from hessrmt.lossmodel.covariance import require_stationary, symmetrized
 from hessrmt.lossmodel.functions import ROUNDING
 from hessrmt.lossmodel.surfaces import covariance_root, require_memory
 
@@ -320,44 +320,37 @@ def sampled_gradients(
 
 @dataclass(frozen=True)
 class _Weights:
-    """T symmetric matrices of P rows: (T,) multiples of the identity, (T, P) diagonals, or all."""
+    """T symmetric P x P matrices: (T, 1) multiples of the identity, (T, P) diagonals, or all."""
 
     values: Float64[np.ndarray, "*shape"]
     rows: int
 
     @property
-    def scalar(self) -> bool:
-        """Whether all are given as multiples of the identity."""
-        return self.values.ndim == 1
+    def repeats(self) -> int:
+        """How many elements of a diagonal one value stands for."""
+        return self.rows // self.values.shape[1]
 
     def norm(self, which: str) -> float:
         """Largest ‖A_i‖: the largest |eigenvalue|, or for ``"trace"`` the sum of them."""
         sizes = np.abs(self.values if self.values.ndim < 3 else np.linalg.eigvalsh(self.values))
-        if which == "operator":
-            return float(sizes.max())
-        return float(sizes.max()) * self.rows if self.scalar else float(sizes.sum(axis=1).max())
+        return float(sizes.max() if which == "operator" else self.repeats * sizes.sum(axis=1).max())
 
     def squares(self) -> Row:
         """(T,) Tr A_i²."""
-        squares = self.values**2
-        if self.scalar:
-            return self.rows * squares
-        return squares.reshape(len(squares), -1).sum(axis=1)
+        return self.repeats * (self.values**2).reshape(len(self.values), -1).sum(axis=1)
 
     def traces(self, i: int, d: Points) -> tuple[Row, Row]:
         """Tr(A_i A_j) and d_jᵀ A_i A_j d_j of one matrix with all later ones."""
         one, later = self.values[i], self.values[i + 1 :]
-        if self.scalar:
-            return self.rows * one * later, one * later * _square(d)
         bent = np.einsum("jp,jp->j", self.apply(i, d), self.apply(slice(i + 1, None), d))
-        return np.tensordot(later, one, one.ndim), bent
+        return np.tensordot(later, self.repeats * one, one.ndim), bent
 
     def apply(self, which: int | slice, d: Points) -> Points:
         """A_i d_j of one matrix and many vectors, or A_j d_j of as many matrices as vectors."""
         values = self.values[which]
-        if self.values.ndim == 3:
-            return d @ values if values.ndim == 2 else np.einsum("jpq,jq->jp", values, d)
-        return d * (values[:, None] if isinstance(which, slice) and self.scalar else values)
+        if self.values.ndim < 3:
+            return d * values
+        return d @ values if values.ndim == 2 else np.einsum("jpq,jq->jp", values, d)
 
     def product(self, i: int, which: slice, factors: Row) -> Float64[np.ndarray, "P P"]:
         """A_i Σ_j factor_j A_j."""
@@ -380,11 +373,8 @@ def _arguments(
             f"identity, ({T}, {P}) for diagonals or ({T}, {P}, {P}), got {values.shape}"
         )
     if values.ndim == 3:
-        error = np.abs(values - values.transpose(0, 2, 1)).max()
-        if error > _SYMMETRY_ULPS * np.finfo(float).eps * np.abs(values).max():
-            raise DataError(f"the matrices must be symmetric, one is not by {error:.3g}")
-        values = (values + values.transpose(0, 2, 1)) / 2
-    return at, _Weights(values, P)
+        values = symmetrized("each of the matrices", values, _SYMMETRY_ULPS)
+    return at, _Weights(values[:, None] if values.ndim == 1 else values, P)
 
 
 def _bound(cov: Stationary, at: Points, weights: _Weights, norm: str, *, guaranteed: bool) -> float:
@@ -395,13 +385,11 @@ def _bound(cov: Stationary, at: Points, weights: _Weights, norm: str, *, guarant
     total = T * (1 if by_trace else P) * cov.derivative(1, 0.0)
     for _, d, first, second in _pairs(cov, at):
         bent = second * _square(d)
-        across, along = np.abs(first), np.abs(first - bent)
-        if not guaranteed:
-            term = P * first - bent
-        elif by_trace:
+        term, across, along = P * first - bent, np.abs(first), np.abs(first - bent)
+        if by_trace:
             term = np.maximum(across, along) if P > 1 else along
-        else:
-            term = np.abs(P * first - bent) if weights.scalar else (P - 1) * across + along
+        elif guaranteed:
+            term = np.abs(term) if weights.repeats == P else (P - 1) * across + along
         total += 2 * float(term.sum())
     return weights.norm(norm) ** 2 * total / (P * T**2)
 

@@ -145,9 +145,9 @@ class HessianCovariance:
             c = 0.0
         least = g**2 / self.c if self.c else np.inf
         if c < 0:
+            what = f"given the loss, Cov(H_11, H_22) = {self.c:g} would become {c:g}"
             raise DataError(
-                f"given the loss, Cov(H_11, H_22) = {self.c:g} would become {c:g}: the variance of "
-                f"the loss must be at least {least:g}, got {v:g}"
+                f"{what}: the variance of the loss must be at least {least:g}, got {v:g}"
             )
         known = {**self.parameters, "given_loss": u}
         mean = self.mean - g * u / v
@@ -311,10 +311,7 @@ class Stationary(HessianCovariance):
         real("order", whole("order", order), most=4)
         points = real_array("q = -½|w - w'|²", q, most=0)
         values = jet_of(self.kernel, points, order)[order]
-        bad = points[~np.isfinite(values)]
-        if bad.size:
-            where = f"is not finite at q = {bad.max():g}"
-            raise DataError(f"derivative {order} of the kernel {self.name} {where}")
+        values = self._finite(f"derivative {order} of the kernel {self.name}", points, values)
         return values if points.ndim else float(values)
 
     def value_covariance(self, w: ArrayLike, v: ArrayLike) -> float:
@@ -369,17 +366,15 @@ class Stationary(HessianCovariance):
         """
         at = real_array("points", points, dimensions=2)
         (m, n), d = at.shape, at[:, None, :] - at[None, :, :]
-        jet = self._five(d)
-        groups = [(), (np.arange(n),), np.triu_indices(n)]
-        sizes = [1, n, n * (n + 1) // 2]
-        blocks = []
-        for rows, height in zip(groups, sizes, strict=True):
-            blocks.append([])
-            for columns, width in zip(groups, sizes, strict=True):
-                indices = [row[:, None] for row in rows] + [column[None, :] for column in columns]
-                block = (-1) ** len(columns) * _partial(jet, d, indices)
-                blocks[-1].append(block.reshape(m, m, height, width))
-        flat = np.block(blocks).transpose(0, 2, 1, 3).reshape(m * sum(sizes), -1)
+        jet, groups = self._five(d), [(), (np.arange(n),), np.triu_indices(n)]
+
+        def block(rows: Sequence[Any], columns: Sequence[Any]) -> Float64[np.ndarray, "m m h w"]:
+            indices = [row[:, None] for row in rows] + [column[None, :] for column in columns]
+            found = (-1) ** len(columns) * _partial(jet, d, indices)
+            return found.reshape(m, m, *(found.shape[2:] or (1, 1)))
+
+        blocks = np.block([[block(rows, columns) for columns in groups] for rows in groups])
+        flat = blocks.transpose(0, 2, 1, 3).reshape(m * blocks.shape[2], -1)
         # the two halves add the same terms in different orders
         return (flat + flat.T) / 2
 
@@ -400,11 +395,37 @@ class Stationary(HessianCovariance):
         value, slope = jet_of(self.kernel, np.array(0.0), 1)
         touching = -q * slope <= _COINCIDENT * value
         jet[3:] = np.where(touching & ~np.isfinite(jet[3:]), 0.0, jet[3:])
-        bad = q[~np.isfinite(jet).all(axis=0)]
+        return self._finite(f"the kernel {self.name} or one of four derivatives", q, jet)
+
+    def _finite(self, what: str, q: Points, values: Any) -> Any:
+        """What is known at each q, refused where one of the numbers is not finite."""
+        bad = q[~np.isfinite(values).reshape(-1, *q.shape).all(axis=0)]
         if bad.size:
-            where = f"is not finite at q = -½|w - w'|² = {bad.max():g}"
-            raise DataError(f"the kernel {self.name} or one of four derivatives {where}")
-        return jet
+            raise DataError(f"{what} is not finite at q = -½|w - w'|² = {bad.max():g}")
+        return values
+
+
+def symmetrized(
+    name: str, matrices: Float64[np.ndarray, "*batch n n"], ulps: int
+) -> Float64[np.ndarray, "*batch n n"]:
+    """Matrices that are symmetric but for rounding, without it.
+
+    Args:
+        name: Of the argument, for the error.
+        matrices: Given.
+        ulps: How far, in ulps of the largest element, one may be from its transpose.
+
+    Returns:
+        (a + aᵀ)/2 of each.
+
+    Raises:
+        DataError: If one is farther from its transpose.
+    """
+    turned = matrices.swapaxes(-1, -2)
+    skew = np.abs(matrices - turned).max()
+    if skew > ulps * np.finfo(float).eps * np.abs(matrices).max():
+        raise DataError(f"{name} must be symmetric, is off by {skew:g}; try (a + a.T) / 2")
+    return (matrices + turned) / 2
 
 
 def require_stationary(cov: object, otherwise: str = "at one point use sample_hessian") -> None:

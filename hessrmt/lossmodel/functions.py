@@ -86,24 +86,24 @@ class Differentiated:
 
     def _at(self, point: float, order: int) -> list[float]:
         given, (name, argument) = len(self.functions), self.symbol
+        at = value = nothing = torch.zeros((), dtype=torch.float64)
+        values = []
         with torch.inference_mode(False), torch.enable_grad():
-            calls = [self._call(m, point) for m in range(min(order + 1, given))]
-            at, value = calls[-1]
-            values = [found for _, found in calls]
-            for m in range(given, order + 1):
-                slope = None
-                if value.requires_grad:
-                    (slope,) = torch.autograd.grad(
-                        value, at, create_graph=m < order, allow_unused=True
-                    )
-                if slope is None and m == given:
+            for m in range(order + 1):
+                if m < given:
+                    at, value = self._call(m, point)
+                elif value.requires_grad:
+                    (slope,) = torch.autograd.grad(value, at, create_graph=True, allow_unused=True)
+                    value = nothing if slope is None else slope
+                else:
+                    value = nothing
+                if value is nothing and m == given:
                     raise DataError(
                         f"{name}{MARKS[m - 1]}({argument}) is constant, or torch cannot see that "
                         f"it depends on {argument}: use torch functions, or give the derivatives"
                     )
-                value = torch.zeros((), dtype=torch.float64) if slope is None else slope
-                values.append(value)
-        return [float(value.detach()) for value in values]
+                values.append(float(value.detach()))
+        return values
 
     def _call(self, m: int, point: float) -> tuple[Tensor, Tensor]:
         """The point as a tensor, and the m-th of the functions there."""
@@ -159,15 +159,11 @@ def jet_at_end(
     close = np.isfinite(near) & (error <= AGREEMENT * size)
     if not close.all(axis=0).any():
         m = int(np.argmin(close.any(axis=1))) if not close.any(axis=1).all() else 2
-        raise DataError(
-            f"{name}{MARKS[m]}({end:g}) = {jet[m] + 0.0:.4g}, but {seen[m]} {at}: the function has "
-            f"a kink there or its formula fails; {wanted}"
-        )
+        jump = f"{name}{MARKS[m]}({end:g}) = {jet[m] + 0.0:.4g}, but {seen[m]} {at}"
+        raise DataError(f"{jump}: the function has a kink there or its formula fails; {wanted}")
     roles = ("the loss", "the gradient's components", "the Hessian's elements")
     for mark, role, moment in zip(MARKS, roles, jet, strict=False):
         if moment <= 0:
-            raise DataError(
-                f"{name}{mark}({end:g}) is the variance of {role}, expected positive, "
-                f"got {moment:g}{hint}"
-            )
+            what = f"{name}{mark}({end:g}) is the variance of {role}"
+            raise DataError(f"{what}, expected positive, got {moment:g}{hint}")
     return jet

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     from hessrmt.lossmodel.functions import Jet, Points
 
-    Moments = Float64[np.ndarray, " 3"]
 
 LARGEST_NU = 100.0
 """Of a Matérn kernel: above, the Bessel functions overflow and the kernel is all but ``rbf``."""
@@ -161,7 +160,7 @@ def rbf(variance: float = 1.0, length: float = 1.0) -> Stationary:
     Returns:
         The process; k'(0)² = k(0)·k''(0), so that c = 0 once the loss is known.
     """
-    return _named("rbf", RBF, variance=variance, length=length)
+    return _named("rbf", RBF(variance, length))
 
 
 def rational_quadratic(
@@ -177,9 +176,7 @@ def rational_quadratic(
     Returns:
         The process.
     """
-    return _named(
-        "rational_quadratic", RationalQuadratic, variance=variance, length=length, alpha=alpha
-    )
+    return _named("rational_quadratic", RationalQuadratic(variance, length, alpha))
 
 
 def matern(nu: float, variance: float = 1.0, length: float = 1.0) -> Stationary:
@@ -195,7 +192,7 @@ def matern(nu: float, variance: float = 1.0, length: float = 1.0) -> Stationary:
     """
     hint = "up to 2 k''(0) is infinite and there is no Hessian; the limit of large nu is rbf"
     nu = real("nu", nu, above=2, most=LARGEST_NU, hint=hint)
-    return _named("matern", Matern, nu=nu, variance=variance, length=length)
+    return _named("matern", Matern(nu, variance, length))
 
 
 def mixture(covariances: Sequence[Stationary], weights: ArrayLike) -> Stationary:
@@ -219,7 +216,7 @@ def mixture(covariances: Sequence[Stationary], weights: ArrayLike) -> Stationary
         raise DataError(f"{len(parts)} covariances need as many weights, got {len(factors)}")
     kernel = Mixture(tuple(part.kernel for part in parts), factors)
     parameters = {"weights": list(factors), "parts": [part.settings for part in parts]}
-    return _process("mixture", kernel, jet_of(kernel, np.array(0.0), 2), parameters)
+    return _process("mixture", kernel, parameters)
 
 
 def stationary(
@@ -253,44 +250,41 @@ def stationary(
     )
     k0, k1, k2 = moments.tolist()
     if k0 * k2 < k1**2 * (1 - ROUNDING):
-        raise DataError(
-            f"k(0)·k''(0) = {k0 * k2:g} is less than k'(0)² = {k1**2:g}, against Cauchy and "
-            f"Schwarz's inequality: {_NO_MIXTURE}"
-        )
+        less = f"k(0)·k''(0) = {k0 * k2:g} is less than k'(0)² = {k1**2:g}"
+        raise DataError(f"{less}, against Cauchy and Schwarz's inequality: {_NO_MIXTURE}")
     _check_inside(function, moments)
     label = name or getattr(k, "__qualname__", type(k).__name__)
-    return _process("stationary", function, moments, {"function": str(label)})
+    return _process("stationary", function, {"function": str(label)})
 
 
 def _orders(q: Points, order: int) -> Any:
     return np.arange(order + 1).reshape(-1, *(1,) * np.ndim(q))
 
 
-def _named(name: str, kind: Any, **parameters: Any) -> Stationary:
-    checked = {key: real(key, value, above=0) for key, value in parameters.items()}
-    kernel = kind(**checked)
-    return _process(name, kernel, jet_of(kernel, np.array(0.0), 2), checked)
+def _named(name: str, kernel: RBF | RationalQuadratic | Matern) -> Stationary:
+    """The process of a kernel whose parameters are positive."""
+    parameters = {key: real(key, value, above=0) for key, value in vars(kernel).items()}
+    return _process(name, type(kernel)(**parameters), parameters)
 
 
-def _process(name: str, kernel: Kernel, moments: Moments, parameters: dict[str, Any]) -> Stationary:
-    k0, k1, k2 = moments.tolist()
+def _process(name: str, kernel: Kernel, parameters: dict[str, Any]) -> Stationary:
+    k0, k1, k2 = jet_of(kernel, np.array(0.0), 2).tolist()
     known = {"loss_variance": k0, "gradient_variance": k1}
     return Stationary(k2, k2, name=name, **known, parameters=parameters, kernel=kernel)
 
 
-def _check_inside(k: Differentiated, moments: Moments) -> None:
+def _check_inside(k: Differentiated, moments: Float64[np.ndarray, " 3"]) -> None:
     """Signs of k, k', k'' away from zero, and given derivatives against difference quotients."""
     scale = moments[0] / moments[1]
     q = -scale * np.array(_TRIALS)
     given = len(k.functions) - 1
     jet = k.jet(q, max(given, 2))
-    limits = moments[:, None]
-    bad = ~((jet[:3] >= -ROUNDING * limits) & (jet[:3] <= (1 + ROUNDING) * limits))
+    share = jet[:3] / moments[:, None]
+    bad = ~((share >= -ROUNDING) & (share <= 1 + ROUNDING))
     for m, point in np.argwhere(bad):
-        raise DataError(
-            f"k{MARKS[m]}({q[point]:g}) = {jet[m, point]:g}, expected from 0 to k{MARKS[m]}(0) = "
-            f"{moments[m]:g}: {_NO_MIXTURE}"
-        )
+        name = f"k{MARKS[m]}"
+        limits = f"expected from 0 to {name}(0) = {moments[m]:g}"
+        raise DataError(f"{name}({q[point]:g}) = {jet[m, point]:g}, {limits}: {_NO_MIXTURE}")
     step = _STEP * scale
     exact, below = jet[1 : given + 1], jet[:given]
     with np.errstate(invalid="ignore"):
@@ -300,7 +294,6 @@ def _check_inside(k: Differentiated, moments: Moments) -> None:
     rounding = np.finfo(float).eps * np.abs(below) / _STEP / scale
     allowed = _SLACK * np.maximum(np.abs(exact), np.abs(slopes)) + 10 * rounding
     for m, point in np.argwhere(~(error <= allowed)):
-        raise DataError(
-            f"the given k{MARKS[m + 1]}({q[point]:g}) = {exact[m, point]:g}, but the difference "
-            f"quotient of k{MARKS[m]} there is {slopes[m, point]:g}"
-        )
+        claim = f"the given k{MARKS[m + 1]}({q[point]:g}) = {exact[m, point]:g}"
+        quotient = f"difference quotient of k{MARKS[m]} there is {slopes[m, point]:g}"
+        raise DataError(f"{claim}, but the {quotient}")

@@ -31,7 +31,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -41,10 +42,16 @@ from scipy.special import ndtri
 from hessrmt import rng
 from hessrmt.backend.select import select
 from hessrmt.checks import one_of, real, real_array, whole
-from hessrmt.ensembles.sampling import TRIDIAGONAL, tridiagonal_eigenvalues
+from hessrmt.ensembles.sampling import (
+    TRIDIAGONAL,
+    ensemble_spectrum,
+    noise_floor,
+    tridiagonal_eigenvalues,
+)
 from hessrmt.errors import ConvergenceError, DataError, DeviceError, NonFiniteError
-from hessrmt.lossmodel.covariance import HessianCovariance
-from hessrmt.records import Provenance, Spectrum
+from hessrmt.lossmodel.covariance import HessianCovariance, symmetrized
+from hessrmt.records import Provenance
+from hessrmt.results import Result
 from hessrmt.theory.densities import bbp_deviation, bbp_position, bbp_threshold, smeared_semicircle
 
 if TYPE_CHECKING:
@@ -55,6 +62,7 @@ if TYPE_CHECKING:
 
     from hessrmt.arrays import Levels
     from hessrmt.backend.base import Backend
+    from hessrmt.records import Spectrum
 
     Square = Float64[np.ndarray, "size size"]
     Outliers = int | Sequence[float] | Levels
@@ -73,11 +81,10 @@ _QUANTILES = 2000
 """Values that stand for the law of a drawn outlier."""
 
 
-@dataclass(frozen=True)
-class _Point:
+class _Point(NamedTuple):
     """What is drawn for one sample before G, and the stream that goes on."""
 
-    index: int
+    number: int
     generator: np.random.Generator
     shift: float
     outliers: Levels
@@ -109,32 +116,36 @@ class _Model:
             hint = "give a count or a list of values"
             given = real_array("outliers", self.outliers, dimensions=1, empty=True, hint=hint)
             self.values = given[given != 0]
-        rank = self.count or len(self.values)
-        if rank > self.n:
-            raise DataError(
-                f"{rank} outliers need as many directions, got n = {self.n}; give fewer or "
-                "a larger n"
-            )
+        n, rank, full = self.n, self.rank, self.dimension
+        if rank > n:
+            few = "give fewer or a larger n"
+            raise DataError(f"{rank} outliers need as many directions, got n = {n}; {few}")
         if self.h_true is None:
             return
         if rank:
             raise DataError(f"h_true and {rank} outliers given: give one of them, or their sum")
         matrix = real_array("h_true", self.h_true, dimensions=2)
-        n, full = self.n, self.n + self.degenerate
         if matrix.shape not in {(n, n), (full, full)}:
             shapes = f"{(n, n)} or {(full, full)}" if full > n else f"{(n, n)}"
             raise DataError(f"h_true must have shape {shapes}, got {matrix.shape}")
-        largest, skew = np.abs(matrix).max(), np.abs(matrix - matrix.T).max()
-        if skew > len(matrix) * np.finfo(np.float64).eps * largest:
-            raise DataError(f"h_true must be symmetric, is off by {skew:g}; try (h + h.T) / 2")
-        self.h_true = (matrix + matrix.T) / 2
+        self.h_true = symmetrized("h_true", matrix, len(matrix))
         levels = np.linalg.eigvalsh(self.h_true)
-        self.values = levels[np.abs(levels) > _floor(levels)]
+        self.values = levels[np.abs(levels) > noise_floor(levels)]
+
+    @property
+    def dimension(self) -> int:
+        """All directions, degenerate ones among them."""
+        return self.n + self.degenerate
 
     @property
     def size(self) -> int:
         """Dimension of the matrix that is diagonalised."""
         return self.n if self.h_true is None else len(self.h_true)
+
+    @property
+    def rank(self) -> int:
+        """Number of outliers."""
+        return self.count or len(self.values)
 
     def point(self, index: int) -> _Point:
         """Shift mean + √c·ξ and non-zero eigenvalues of H_true of one sample."""
@@ -151,19 +162,11 @@ class _Model:
         if self.h_true is not None:
             digest = sha256(self.h_true.tobytes()).hexdigest()
             asked = {"outliers": [], "h_true": {"shape": [self.size] * 2, "sha256": digest}}
-        return {
-            "ensemble": "loss-model",
-            "operator": "ensemble",
-            "dtype": "float64",
-            "covariance": dict(self.cov.settings),
-            "n": self.n,
-            "degenerate": self.degenerate,
-            **asked,
-            "method": method,
-            "seed": self.seed,
-            "index": point.index,
-            "drawn": {"shift": point.shift, "outliers": point.outliers.tolist()},
-        }
+        what = {"ensemble": "loss-model", "operator": "ensemble", "dtype": "float64"}
+        law = {"covariance": dict(self.cov.settings), "n": self.n, "degenerate": self.degenerate}
+        drawn = {"shift": point.shift, "outliers": point.outliers.tolist()}
+        which = {"method": method, "seed": self.seed, "index": point.number, "drawn": drawn}
+        return {**what, **law, **asked, **which}
 
 
 def sample_spectra(
@@ -216,16 +219,19 @@ def sample_spectra(
     """
     model = _Model(cov, n, degenerate, outliers, outlier_scale, h_true, seed)
     samples, first = whole("samples", samples), whole("first", first)
-    chosen = _method(model, method)
+    one_of("method", method, METHODS)
+    full = model.size > n
+    if full and method == "tridiagonal":
+        raise DataError(f"for h_true of a shape other than {(n, n)} take method='dense'")
+    if method == "auto":  # the same on every device, since the numbers depend on it
+        banded = not full and model.rank <= max(1, n // BAND_SHARE)
+        method = "tridiagonal" if banded else "dense"
     if tick is not None and not callable(tick):
         raise DataError(f"tick must be a function of two numbers or None, got {tick!r}")
     # a device that is not there is refused also where it is not needed
-    backend = select("cpu" if (chosen, device) == ("tridiagonal", "auto") else device)
-    indices = range(first, first + samples)
-    banded = (_banded(model, index) for index in indices)
-    found = banded if chosen == "tridiagonal" else _diagonalised(model, backend, indices)
+    backend = select("cpu" if (method, device) == ("tridiagonal", "auto") else device)
     spectra = []
-    for spectrum in found:
+    for spectrum in _sampled(model, method, backend, range(first, first + samples)):
         spectra.append(spectrum)
         if tick is not None:
             tick(len(spectra), samples)
@@ -262,58 +268,44 @@ def sample_hessian(
     model = _Model(cov, n, degenerate, outliers, outlier_scale, h_true, seed)
     backend = select("cpu") if backend is None else backend
     index = whole("index", index)
-    _require_memory(backend, 24 * (model.n + model.degenerate) ** 2, model)
+    _require_memory(backend, 24 * model.dimension**2, model)
     matrix = _matrices(model, backend, [model.point(index)])[0].cpu().numpy()
-    padding = model.n + model.degenerate - model.size
-    return np.pad(matrix, (0, padding)) if padding else matrix
+    return np.pad(matrix, (0, model.dimension - model.size))
 
 
-def _method(model: _Model, method: str) -> str:
-    """The method that is taken; the same on every device, since the numbers depend on it."""
-    one_of("method", method, METHODS)
-    n, full = model.n, model.size > model.n
-    if full and method == "tridiagonal":
-        raise DataError(f"for h_true of a shape other than {(n, n)} take method='dense'")
-    if method != "auto":
-        return method
-    banded = not full and (model.count or len(model.values)) <= max(1, n // BAND_SHARE)
-    return "tridiagonal" if banded else "dense"
-
-
-def _banded(model: _Model, index: int) -> Spectrum:
-    """One spectrum by the band."""
-    begin = time.perf_counter()
-    point = model.point(index)
-    rank = len(point.outliers)
-    band = goe_band(model.n, max(1, rank), point.generator)
-    width = len(band) - 1
-    band *= model.cov.a**0.5
-    band[0, :rank] += point.outliers
-    middle = time.perf_counter()
-    levels = band_eigenvalues(band) + point.shift
-    seconds = {"matrix": middle - begin, "eigenvalues": time.perf_counter() - middle}
-    words = f"GOE as a band of half-width {width} (LAPACK dsbtrd, dsterf)"
-    words = words if width > 1 else TRIDIAGONAL
-    return _spectrum(model, point, levels, "tridiagonal", "cpu", solver=words, seconds=seconds)
-
-
-def _diagonalised(model: _Model, backend: Backend, indices: range) -> Iterator[Spectrum]:
-    """Spectra by dense matrices, in batches that fit into half of the free memory."""
-    each = backend.eigen_bytes(model.size, 8) + 8 * model.n**2
-    _require_memory(backend, each, model)
-    batch = min(_BATCH, _BATCH_WORK // model.size**3, backend.free_memory() // (2 * each))
-    batch = max(1, int(batch))
+def _sampled(model: _Model, method: str, backend: Backend, indices: range) -> Iterator[Spectrum]:
+    """By bands one by one, by dense matrices in batches that fit into half of the free memory."""
+    batch, device, solver = 1, "cpu", TRIDIAGONAL
+    width, banded = min(max(1, model.rank), model.n - 1), method == "tridiagonal"
+    if not banded:
+        each = backend.eigen_bytes(model.size, 8) + 8 * model.n**2
+        _require_memory(backend, each, model)
+        fitting = min(_BATCH, _BATCH_WORK // model.size**3, backend.free_memory() // (2 * each))
+        batch, device, solver = max(1, int(fitting)), backend.name, f"dense, {backend.solver}"
+    elif width > 1:
+        solver = f"GOE as a band of half-width {width} (LAPACK dsbtrd, dsterf)"
     for start in range(0, len(indices), batch):
         begin = time.perf_counter()
         points = [model.point(index) for index in indices[start : start + batch]]
-        matrices = _matrices(model, backend, points)
-        middle = time.perf_counter()
-        found = backend.eigvalsh_batch(matrices)
+        if banded:
+            (point,) = points
+            band = goe_band(model.n, width, point.generator) * model.cov.a**0.5
+            band[0, : model.rank] += point.outliers
+            middle = time.perf_counter()
+            found = [band_eigenvalues(band) + point.shift]
+        else:
+            matrices = _matrices(model, backend, points)
+            middle = time.perf_counter()
+            found = backend.eigvalsh_batch(matrices)
         times = np.diff([begin, middle, time.perf_counter()]) / len(points)
-        seconds = {"matrix": float(times[0]), "eigenvalues": float(times[1])}
-        known = {"solver": f"dense, {backend.solver}", "seconds": seconds}
+        seconds = dict(zip(("matrix", "eigenvalues"), times.tolist(), strict=True))
         for point, levels in zip(points, found, strict=True):
-            yield _spectrum(model, point, levels, "dense", backend.name, **known)
+            if not np.isfinite(levels).all():
+                what = f"sample {point.number} has eigenvalues beyond float64"
+                raise NonFiniteError(f"{what}; rescale the loss")
+            provenance = Provenance(config=model.config(point, method), device=device)
+            known = {"solver": solver, "provenance": provenance, "seconds": seconds}
+            yield ensemble_spectrum(levels, model.dimension, **known)
 
 
 def _matrices(
@@ -321,55 +313,25 @@ def _matrices(
 ) -> Float64[Tensor, "batch size size"]:
     """Dense samples of consecutive indices, degenerate directions left out unless H_true acts."""
     key = int(rng.seed_sequence(model.seed, "lossmodel", "goe").generate_state(1, np.uint64)[0])
-    found = backend.sample_goe(model.n, len(points), key, torch.float64, first=points[0].index)
+    found = backend.sample_goe(model.n, len(points), key, torch.float64, first=points[0].number)
     found *= model.cov.a**0.5
-    diagonal = np.empty((len(points), model.n))
-    for row, point in enumerate(points):
-        diagonal[row] = point.shift
-        if model.h_true is None:
-            diagonal[row, : len(point.outliers)] += point.outliers
+    diagonal = np.repeat([[point.shift] for point in points], model.n, axis=1)
+    if model.h_true is None:
+        diagonal[:, : model.rank] += [point.outliers for point in points]
     found.diagonal(dim1=1, dim2=2).add_(torch.from_numpy(diagonal).to(found.device))
-    if model.size > model.n:
+    if model.h_true is not None:
         padding = model.size - model.n
         found = torch.nn.functional.pad(found, (0, padding, 0, padding))
-    if model.h_true is not None:
         found += torch.from_numpy(model.h_true).to(found.device)
     return found
-
-
-def _spectrum(
-    model: _Model, point: _Point, levels: Levels, method: str, device: str, **known: Any
-) -> Spectrum:
-    """Record of one sample, the degenerate directions added."""
-    size, dimension = model.size, model.n + model.degenerate
-    if not np.isfinite(levels).all():
-        raise NonFiniteError(
-            f"sample {point.index} has eigenvalues beyond float64; rescale the loss"
-        )
-    return Spectrum(
-        eigenvalues=np.sort(np.concatenate([levels, np.zeros(dimension - size)])),
-        noise_floor=_floor(levels),
-        dimension=dimension,
-        reduced_dimension=size,
-        operator="ensemble",
-        dtype="float64",
-        provenance=Provenance(config=model.config(point, method), device=device),
-        **known,
-    )
-
-
-def _floor(levels: Levels) -> float:
-    """Below n ε ‖H‖ an eigenvalue is round-off."""
-    return len(levels) * float(np.finfo(np.float64).eps) * float(np.abs(levels).max(initial=0.0))
 
 
 def _require_memory(backend: Backend, needed: int, model: _Model) -> None:
     free = backend.free_memory()
     if needed > free:
-        raise DeviceError(
-            f"a dense matrix of dimension {model.size} needs {needed / 2**30:.1f} GiB on "
-            f"{backend.name}, {free / 2**30:.1f} GiB are free; method='tridiagonal' needs none"
-        )
+        what = f"a dense matrix of dimension {model.size} needs {needed / 2**30:.1f} GiB"
+        there = f"on {backend.name}, {free / 2**30:.1f} GiB are free"
+        raise DeviceError(f"{what} {there}; method='tridiagonal' needs none")
 
 
 def goe_band(
@@ -422,24 +384,18 @@ def band_eigenvalues(band: Float64[np.ndarray, "width+1 n"]) -> Levels:
         raise ConvergenceError(f"the eigenvalue solver of band matrices failed: {error}") from error
 
 
-def outlier_values(outliers: Outliers, outlier_scale: float = 1.0) -> tuple[Levels, Levels]:
-    """Outliers and how many of each there are in a mean over samples.
-
-    Args:
-        outliers: Given values, or how many are drawn as s (1 + g²), g standard normal.
-        outlier_scale: s.
-
-    Returns:
-        (m,) values, those of a drawn outlier at m quantiles of its law, and (m,) their weights,
-        which sum to the number of outliers.
-    """
-    if not isinstance(outliers, int | np.integer):
+def _outside(
+    cov: HessianCovariance, n: int, outliers: Outliers, scale: float
+) -> tuple[Levels, Levels]:
+    """θ that show outside the bulk, drawn ones at quantiles of their law; how many of each."""
+    if isinstance(outliers, int | np.integer):
+        g = ndtri((np.arange(_QUANTILES) + 0.5) / _QUANTILES)
+        values, weights = scale * (1 + g**2), np.full(_QUANTILES, outliers / _QUANTILES)
+    else:
         values = np.asarray(outliers, dtype=np.float64).reshape(-1)
-        return values, np.ones(len(values))
-    if not outliers:
-        return np.empty(0), np.empty(0)
-    g = ndtri((np.arange(_QUANTILES) + 0.5) / _QUANTILES)
-    return outlier_scale * (1 + g**2), np.full(_QUANTILES, outliers / _QUANTILES)
+        weights = np.ones(len(values))
+    shown = (np.abs(values) > bbp_threshold(n, cov.a)) & (weights > 0)
+    return values[shown], weights[shown]
 
 
 def mean_density(
@@ -470,9 +426,7 @@ def mean_density(
 
     Source: :func:`hessrmt.theory.smeared_semicircle`, :func:`hessrmt.theory.bbp_position`.
     """
-    values, weights = outlier_values(outliers, outlier_scale)
-    outside = np.abs(values) > bbp_threshold(n, cov.a)
-    values, weights = values[outside], weights[outside]
+    values, weights = _outside(cov, n, outliers, outlier_scale)
     at = np.asarray(x, dtype=np.float64) - cov.mean
     bulk = smeared_semicircle(at, 2 * bbp_threshold(n, cov.a), cov.c**0.5)
     density = (n - weights.sum()) * bulk
@@ -497,9 +451,8 @@ def expected_outside(
     Returns:
         How many θ < -√(n a) there are, and how many θ > √(n a).
     """
-    values, weights = outlier_values(outliers, outlier_scale)
-    threshold = bbp_threshold(n, cov.a)
-    return float(weights[values < -threshold].sum()), float(weights[values > threshold].sum())
+    values, weights = _outside(cov, n, outliers, outlier_scale)
+    return float(weights[values < 0].sum()), float(weights[values > 0].sum())
 
 
 def bulk(spectrum: Spectrum, below: int = 0, above: int = 0) -> Spectrum:
@@ -542,7 +495,7 @@ _SEEN = 0.98
 
 
 @dataclass(frozen=True)
-class SampledDensity:
+class SampledDensity(Result, axes={"point": "x law", "bin": "density", "edge": "edges"}):
     """Density of the levels of sampled Hessians in bins, and its large-matrix law.
 
     Attributes:
@@ -564,6 +517,20 @@ class SampledDensity:
     n_outliers: int
     n_levels: int
     zeros: float
+
+    def plot(self, *arguments: Any, ax: Any = None, **options: Any) -> Any:
+        """Draw the density beside its law.
+
+        Args:
+            *arguments: Of :func:`hessrmt.plots.lossmodel.densities`.
+            ax: matplotlib axes to draw into; None for a new picture.
+            **options: Likewise.
+
+        Returns:
+            A matplotlib figure.
+        """
+        drawn = import_module("hessrmt.plots.lossmodel").densities
+        return drawn({"": self}, *arguments, ax=ax, **options)
 
 
 def sampled_density(
@@ -587,22 +554,19 @@ def sampled_density(
     Returns:
         The histogram, which leaves out the largest 2 % of drawn outliers, and the law.
     """
-    rows = [item.eigenvalues[item.eigenvalues != 0] for item in spectra]
-    every, total = np.sort(np.concatenate(rows)), sum(len(item.eigenvalues) for item in spectra)
-    drawn = isinstance(outliers, int | np.integer)
-    count = int(outliers) if isinstance(outliers, int | np.integer) else len(outliers)
-    low, high = every[0], every[-1 - (round((1 - _SEEN) * count * len(rows)) if drawn else 0)]
+    levels = np.concatenate([item.eigenvalues for item in spectra])
+    every, total = np.sort(levels[levels != 0]), len(levels)
+    if isinstance(outliers, int | np.integer):
+        count, places = int(outliers), []
+        unseen = round((1 - _SEEN) * count * len(spectra))
+    else:
+        count, unseen = len(outliers), 0
+        places = bbp_position(outliers, n, cov.a) + cov.mean
+    low, high = every[0], every[-1 - unseen]
     margin = 0.04 * (high - low)
     edges = np.linspace(low - margin, high + margin, _BINS + 1)
     x = np.linspace(edges[0], edges[-1], _POINTS)
-    places = [] if drawn else bbp_position(list(np.atleast_1d(outliers)), n, cov.a) + cov.mean
-    return SampledDensity(
-        edges=edges,
-        density=np.histogram(every, edges)[0] / np.diff(edges) / total,
-        x=x,
-        law=mean_density(x, cov, n, outliers, outlier_scale, degenerate),
-        outliers=np.atleast_1d(places),
-        n_outliers=count,
-        n_levels=total,
-        zeros=degenerate / (n + degenerate),
-    )
+    density = np.histogram(every, edges)[0] / np.diff(edges) / total
+    law = mean_density(x, cov, n, outliers, outlier_scale, degenerate)
+    zeros = degenerate / (n + degenerate)
+    return SampledDensity(edges, density, x, law, np.atleast_1d(places), count, total, zeros)

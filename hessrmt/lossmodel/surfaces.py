@@ -290,9 +290,8 @@ def random_surface(
     size = np.sqrt(float(cov.derivative(0, 0.0)) / count)
     amplitudes = size * draw.normal(size=(count, 2))
     settings = {**cov.settings, "n": n, "features": count, "seed": int(seed), "index": int(index)}
-    return RandomFeatureSurface(
-        torch.from_numpy(frequencies), torch.from_numpy(amplitudes), true_loss, settings
-    )
+    waves = torch.from_numpy(frequencies), torch.from_numpy(amplitudes)
+    return RandomFeatureSurface(*waves, true_loss, settings)
 
 
 class _Waves(nn.Module):
@@ -387,10 +386,8 @@ def covariance_root(covariance: Float64[np.ndarray, "n n"]) -> Float64[np.ndarra
     # a dense symmetric eigensolver's error, and that of the entries, n ε ‖C‖ each
     floor = 4 * len(values) * np.finfo(float).eps * max(values[-1], 0.0)
     if values[0] < -floor:
-        raise DataError(
-            f"the covariance is not positive semi-definite, it has the eigenvalue {values[0]:.3g} "
-            "(as a correlation matrix): k is no covariance in so many dimensions"
-        )
+        what = f"not positive semi-definite, its correlations have the eigenvalue {values[0]:.3g}"
+        raise DataError(f"the covariance is {what}: k is no covariance in so many dimensions")
     kept = values > floor
     return scale[:, None] * vectors[:, kept] * np.sqrt(values[kept])
 
@@ -469,10 +466,8 @@ def descend(
             gradient = gradient + sigma * torch.from_numpy(draw.normal(size=len(w)))
         w = w - lr * gradient
         if not bool(torch.isfinite(w).all()):
-            raise DataError(
-                f"the iterates diverge at step {step + 1}; a quadratic of largest eigenvalue h "
-                f"needs lr < 2/h, got lr = {lr:g}"
-            )
+            rule = "a quadratic of largest eigenvalue h needs lr < 2/h"
+            raise DataError(f"the iterates diverge at step {step + 1}; {rule}, got lr = {lr:g}")
         found[step] = w.numpy()
     return found
 
@@ -518,10 +513,8 @@ def _mixed(
     """Rates that a user draws: the mean of exp(s q) is k(q)/k(0), within Hoeffding's inequality."""
     rates = np.asarray(mixing(generator, size), dtype=np.float64)
     if rates.shape != (size,) or not np.isfinite(rates).all() or (rates < 0).any():
-        raise DataError(
-            f"mixing(generator, {size}) must return {size} finite rates s >= 0 with "
-            f"k(q) = k(0) E exp(s q), got shape {rates.shape}"
-        )
+        wanted = f"{size} finite rates s >= 0 with k(q) = k(0) E exp(s q)"
+        raise DataError(f"mixing(generator, {size}) must return {wanted}, got shape {rates.shape}")
     variance = cov.derivative(0, 0.0)
     points = -variance / cov.derivative(1, 0.0) * np.array([0.25, 1.0, 4.0])
     # exp(s q) lies in [0, 1]: P(error > t) < 2 exp(-2 size t²)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from hessrmt.plots import style
 from hessrmt.plots.files import Drawn, draw_each
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from jaxtyping import Float64
@@ -49,7 +50,7 @@ def draw_layers(report: Any, folder: Path, ending: str = "png") -> list[Drawn]:
     Returns:
         For each picture its file, or the reason why there is none.
     """
-    pictures = {"alpha": partial(alpha_histogram, {report.source: report})}
+    pictures = {"alpha": partial(alpha_histogram, report)}
     for layer in report.analyzed:
         pictures[_file_name(f"layer-{layer.name}")] = partial(layer_density, layer)
     return draw_each(pictures, folder, ending)
@@ -107,65 +108,62 @@ def layer_density(layer: Any, title: str = "", *, ax: Any = None) -> Figure:
     """
     shape = " × ".join(map(str, layer.shape))
     several = f", {layer.n_matrices} matrices" if layer.n_matrices > 1 else ""
-    values = np.concatenate([part.eigenvalues for part in layer.matrices] or [np.empty(0)])
+    values = np.concatenate([*(part.eigenvalues for part in layer.matrices), []])
     values = values[values > 0]
     if len(values) < 2 or values.min() == values.max():
         raise DataError(f"{layer.name}: fewer than two different eigenvalues above zero")
     title = title or f"{layer.name}: {layer.kind}, {shape}{several}"
-    picture, ((axes,),) = style.panels(title, ax=ax)
+    axes = style.single(title, ax)
     bins = int(np.clip(3 * len(values) ** 0.5, 8, 120))
     edges = np.geomspace(values.min() * (1 - 1e-12), values.max() * (1 + 1e-12), bins + 1)
     density = np.histogram(values, edges)[0] / (len(values) * np.diff(edges))
     low = density[density > 0].min() / 3
-    area = {"fill": True, "color": style.FILL, "label": f"{len(values):,} eigenvalues"}
-    axes.stairs(np.maximum(density, low), edges, baseline=low, **area)
+    count = f"{len(values):,} eigenvalues"
+    style.draw_area(axes, edges, np.maximum(density, low), count, baseline=low)
     x = np.geomspace(edges[0], edges[-1], 600)
     _draw_bulk(axes, layer, x, len(values))
     _draw_tails(axes, layer, x)
-    axes.set(xscale="log", yscale="log", ylim=(low, 3 * density.max()))
-    axes.set(xlabel="λ, eigenvalues of WᵀW/N", ylabel="density")
-    style.finish(axes)
-    return picture
+    scales = {"xscale": "log", "yscale": "log", "ylim": (low, 3 * density.max())}
+    return style.finish(axes, **scales, xlabel="λ, eigenvalues of WᵀW/N", ylabel="density")
 
 
 def _draw_tails(axes: Axes, layer: Any, x: Values) -> None:
     fitted = [part for part in layer.matrices if part.fit_failed is None]
     if not fitted:
         axes.plot([], [], alpha=0, label=f"no power law: {layer.fit_failed}")
-        return
     alone = len(fitted) == 1
     what = "power law, α" if alone else f"{len(fitted)} power laws, ⟨α⟩"
-    labels = [f"{what} = {layer.alpha:.2f} ± {layer.sigma:.2f}"] + [None] * (len(fitted) - 1)
-    for part, label in zip(fitted, labels, strict=True):
+    label: str | None = f"{what} = {layer.alpha:.2f} ± {layer.sigma:.2f}"
+    for part in fitted:
         law = theory.power_law(x, part.alpha, part.x_min, part.x_max)
         law = law * part.n_tail / np.count_nonzero(part.eigenvalues > 0)
         seen = np.where(law > 0, law, np.nan)
         axes.plot(x, seen, color=_TAIL, lw=1.8 if alone else 0.9, label=label, zorder=4)
-    for part, label in zip(fitted, labels, strict=True):
         look = {"alpha": max(0.25, 1 / len(fitted)), "label": label and "$x_{min}$", "zorder": 3}
         axes.axvline(part.x_min, **_MARK, **look)
+        label = None
 
 
 def _draw_bulk(axes: Axes, layer: Any, x: Values, n: int) -> None:
     fitted = [part for part in layer.matrices if part.mp_failed is None]
-    if not fitted:
-        return
     total = np.zeros_like(x)
     for part in fitted:
         ratio = (np.sqrt(part.mp_edge / part.mp_variance) - 1) ** 2
         bulk = np.count_nonzero(part.eigenvalues > 0) - (part.spikes or 0)
         law = theory.marchenko_pastur(x, ratio, part.mp_variance)
         total += np.where(np.isfinite(law), law, 0.0) * bulk / n
-    look = {"color": _BULK, "ls": style.DOT_DASHED, "lw": 1.4, "zorder": 3}
-    label = f"Marchenko-Pastur, {layer.spikes} spikes"
-    axes.plot(x, np.where(total > 0, total, np.nan), label=label, **look)
+    if fitted:
+        look = {"color": _BULK, "ls": style.DOT_DASHED, "lw": 1.4, "zorder": 3}
+        label = f"Marchenko-Pastur, {layer.spikes} spikes"
+        axes.plot(x, np.where(total > 0, total, np.nan), label=label, **look)
 
 
-def alpha_histogram(reports: Mapping[str, Any], title: str = "", *, ax: Any = None) -> Figure:
+def alpha_histogram(reports: Mapping[str, Any] | Any, title: str = "", *, ax: Any = None) -> Figure:
     """Exponents of all spectra, a panel for each network.
 
     Args:
-        reports: What to call the networks to their :class:`hessrmt.capacity.report.CapacityReport`.
+        reports: A :class:`hessrmt.capacity.report.CapacityReport`, or what to call several networks
+            to theirs.
         title: Above the picture.
         ax: Axes to draw into, one for each network; None for a new picture.
 
@@ -177,34 +175,31 @@ def alpha_histogram(reports: Mapping[str, Any], title: str = "", *, ax: Any = No
 
     Source: Martin and Mahoney (2019), Fig. 1a.
     """
+    reports = reports if isinstance(reports, Mapping) else {reports.source: reports}
     if len(reports) > _MOST_PANELS:
         raise DataError(f"{len(reports)} networks; one picture holds {_MOST_PANELS}")
-    exponents = {
-        label: np.array([p.alpha for layer in report.layers for p in layer.matrices])
-        for label, report in reports.items()
-    }
-    exponents = {label: found[np.isfinite(found)] for label, found in exponents.items()}
-    every = np.concatenate(list(exponents.values()) or [np.empty(0)])
+    exponents = {}
+    for label, report in reports.items():
+        found = np.array([part.alpha for layer in report.layers for part in layer.matrices])
+        exponents[label] = found[np.isfinite(found)]
+    every = np.concatenate([*exponents.values(), []])
     if not len(every):
         raise DataError("no layer has a power law")
     top = float(max(np.quantile(every, 0.98), 6.0))
     edges = np.linspace(1, top, int(np.clip(8 * (len(every) / len(exponents)) ** 0.5, 16, 80)) + 1)
-    height = max(style.HEIGHT, _PANEL * len(exponents))
-    picture, panels = style.panels(title, len(exponents), ax=ax, height=height, sharex=True)
-    for axes, (label, found) in zip(panels[:, 0], exponents.items(), strict=True):
+    size = style.SIZE if len(exponents) == 1 else (style.WIDTH, _PANEL)
+    picture, panels = style.panels_for(len(exponents), title, size, 1, ax=ax, sharex=True)
+    for axes, (label, found) in zip(panels, exponents.items(), strict=True):
         above = int(np.count_nonzero(found > top))
         name = f"{label}: {len(found)}" + (f", {above} above {top:.3g}" if above else "")
-        counts = np.histogram(found, edges)[0]
-        axes.stairs(counts, edges, fill=True, color=style.FILL, label=name)
-        mean = reports[label].mean_alpha
-        if np.isfinite(mean):
+        style.draw_area(axes, edges, np.histogram(found, edges)[0], name)
+        if np.isfinite(mean := reports[label].mean_alpha):
             axes.axvline(mean, color=style.INK, lw=1.3, label=f"mean of the layers {mean:.2f}")
         axes.axvline(2, label="2 and 5", **_MARK)
         axes.axvline(5, **_MARK)
-        axes.set_ylabel("spectra")
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-        style.finish(axes)
-    panels[-1, 0].set_xlabel("α")
+        style.finish(axes, ylabel="spectra")
+    panels[-1].set_xlabel("α")
     return picture
 
 
@@ -236,12 +231,9 @@ def against(
     """
     if not correlations:
         raise DataError("nothing to compare: no correlations")
-    columns = min(2, len(correlations)) if ax is None else len(correlations)
-    rows = -(-len(correlations) // columns)
-    size = {"width": 5.2 * columns, "height": 3.7 * rows}
-    picture, grid = style.panels(title, rows, columns, ax=ax, **size)
-    panels, every = grid.ravel(), np.asarray(accuracy, dtype=np.float64)
-    for axes, item in zip(panels, correlations, strict=False):
+    picture, panels = style.panels_for(len(correlations), title, (5.2, 3.7), 2, ax=ax)
+    every = np.asarray(accuracy, dtype=np.float64)
+    for axes, item in zip(panels, correlations, strict=True):
         metric = np.array([getattr(report, item.metric) for report in reports.values()])
         seen = np.isfinite(metric) & np.isfinite(every)
         x, y = metric[seen], every[seen]
@@ -259,9 +251,6 @@ def against(
             f"(p {item.kendall_p:.2g}), ρ {item.spearman:+.2f}"
         )
         axes.set_title(words, fontsize=8.5, loc="left")
-        axes.set(xlabel=_METRICS.get(item.metric, item.metric), ylabel=item.accuracy)
         axes.margins(x=0.16, y=0.12)
-        style.bare(axes)
-    for axes in panels[len(correlations) :]:
-        axes.set_axis_off()
+        style.bare(axes, xlabel=_METRICS.get(item.metric, item.metric), ylabel=item.accuracy)
     return picture

@@ -39,12 +39,10 @@ def certification(
         The figure; save it with ``figure.savefig``.
     """
     spectra = [spectra] if isinstance(spectra, Spectrum) else spectra
-    figure, ((axes,),) = style.panels(ax=ax, width=7.5, height=4.4)
-    sizes = [np.sort(np.abs(item.eigenvalues))[::-1] for item in spectra]
-    sizes = [size[size > 0] for size in sizes]
+    axes = style.single("", ax, (7.5, 4.4))
+    sizes = [np.sort(np.abs(item.eigenvalues[item.eigenvalues != 0]))[::-1] for item in spectra]
     for item, size in zip(spectra, sizes, strict=True):
-        index = np.arange(1, len(size) + 1)
-        real = size > item.noise_floor
+        index, real = np.arange(1, len(size) + 1), size > item.noise_floor
         axes.plot(index[~real], size[~real], color=_NOISE, lw=1)
         axes.plot(index[real], size[real], color=_CERTIFIED, lw=1.2)
     floor = float(np.median([item.noise_floor for item in spectra]))
@@ -57,7 +55,7 @@ def certification(
     axes.plot([], [], color=_FLOOR, ls="--", label=f"noise floor {floor:.1e}")
     if noisy:
         axes.plot([], [], color=_NOISE, label="indistinguishable from round-off")
-    null = [len(item.eigenvalues) - len(size) for item, size in zip(spectra, sizes, strict=True)]
+    null = [int((item.eigenvalues == 0).sum()) for item in spectra]
     if any(null):
         axes.plot([], [], alpha=0, label=f"exact zeros, not drawn: {_range(null)}")
     dimension = spectra[0].dimension
@@ -68,7 +66,7 @@ def certification(
     axes.set_title(title, loc="left", fontsize=10)
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    return figure
+    return axes.figure
 
 
 def _range(counts: list[int]) -> str:
@@ -95,20 +93,17 @@ def lanczos_density(
         The picture.
     """
     curve = result.quadrature.density(scale=scale)
-    picture, ((axes,),) = style.panels(title, ax=ax, height=style.HEIGHT + 0.3)
+    axes = style.single(title, ax, (style.WIDTH, 4.8))
     count = result.dimension * np.log(10)
-    y, error = curve.density * count, curve.error * count
-    u = np.arcsinh(curve.x / curve.scale)
+    y, error, u = curve.density * count, curve.error * count, np.arcsinh(curve.x / curve.scale)
     name = f"{len(result.quadrature)} probes of {result.quadrature.nodes.shape[1]} steps"
     axes.plot(u, y, color=style.INK, lw=1.2, label=name, zorder=3)
     style.draw_band(axes, u, np.maximum(y - error, _LOWEST / 10), y + error)
-    axes.set(yscale="log", ylim=(_LOWEST, 6 * float(y.max())), xlim=(u[0], u[-1]))
     if result.edges is not None and len(result.edges):
         _edges(axes, result.edges, curve.scale)
+    axes.set(yscale="log", ylim=(_LOWEST, 6 * float(y.max())), xlim=(u[0], u[-1]))
     _both_sides(axes, curve)
-    axes.set(xlabel="λ", ylabel="eigenvalues per decade")
-    style.finish(axes)
-    return picture
+    return style.finish(axes, xlabel="λ", ylabel="eigenvalues per decade")
 
 
 def _edges(axes: Axes, edges: Any, scale: float) -> None:
@@ -119,22 +114,18 @@ def _edges(axes: Axes, edges: Any, scale: float) -> None:
         if not chosen.any():
             continue
         values, bounds = edges.values[chosen], edges.bounds[chosen]
-        left, middle, right = np.arcsinh(
-            np.array([values - bounds, values, values + bounds]) / scale
-        )
+        ends = np.arcsinh(np.array([values - bounds, values, values + bounds]) / scale)
         label = f"{len(values):,} levels, {name}, bounds up to {bounds.max():.1g}"
-        bars = {"xerr": [middle - left, right - middle], "elinewidth": 0.8}
+        bars = {"xerr": np.abs(ends[::2] - ends[1]), "elinewidth": 0.8}
         look = {"fmt": "|", "ms": 11, "mew": 1.0, "color": colour, "label": label, "zorder": 4}
-        axes.errorbar(middle, np.full(len(middle), _EDGES_AT), **bars, **look)
+        axes.errorbar(ends[1], np.full(len(values), _EDGES_AT), **bars, **look)
 
 
 def _both_sides(axes: Axes, curve: Any) -> None:
     """Decades on both sides of zero, as far as there is room for them."""
-    first = int(np.ceil(np.log10(curve.scale)))
-    ticks = {0.0: "0"}
+    ticks, first = {0.0: "0"}, int(np.ceil(np.log10(curve.scale)))
     for sign, mark, end in ((-1, "-", -curve.x[0]), (1, "", curve.x[-1])):
         for power in range(first, int(np.floor(np.log10(max(end, 1e-300)))) + 1):
             ticks[sign * 10.0**power] = f"${mark}10^{{{power}}}$"
-    places = sorted(ticks)
-    axes.set_xticks(np.arcsinh(np.divide(places, curve.scale)), [ticks[at] for at in places])
+    axes.set_xticks(np.arcsinh(np.divide(list(ticks), curve.scale)), list(ticks.values()))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))

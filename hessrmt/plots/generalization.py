@@ -27,7 +27,7 @@ _COLOURS = (style.RED, style.BLUE, style.GREEN, style.PINK)
 _LINES = [{"color": colour, "ls": ls} for colour, ls in zip(_COLOURS, _DASHES, strict=True)]
 """Colour and dashes of one curve after the other."""
 
-_KINDS = {"deep": (style.RED, "-", "o"), "shallow": (style.BLUE, "--", "s")}
+_KINDS = {"deep": {**_LINES[0], "marker": "o"}, "shallow": {**_LINES[1], "marker": "s"}}
 _TIME = "log(1 + t)"
 
 
@@ -55,7 +55,7 @@ def margin_growth(flow: Any, title: str = "", *, ax: Any = None) -> Figure:
             "the flow never classifies all samples correctly: there is no margin to draw; let it "
             "run longer or give the network more units"
         )
-    picture, ((axes,),) = style.panels(title, ax=ax)
+    axes = style.single(title, ax)
     u, margin, support = flow.log_times[first:], flow.margin[first:], flow.support[first:]
     axes.plot(u, margin, color=style.INK, lw=1.4, label="smallest normalised margin")
     smooth = flow.smoothed_margin[first:]
@@ -65,12 +65,10 @@ def margin_growth(flow: Any, title: str = "", *, ax: Any = None) -> Figure:
     changes = np.flatnonzero(np.diff(support)) + 1
     circles = {"facecolors": "none", "edgecolors": style.RED, "s": 36, "zorder": 4}
     axes.scatter(u[changes], margin[changes], label="another support vector", **circles)
+    offset = {"xytext": (4, -11), "textcoords": "offset points", "fontsize": 8}
     for i in changes:
-        offset = {"xytext": (4, -11), "textcoords": "offset points", "fontsize": 8}
         axes.annotate(str(support[i]), (u[i], margin[i]), **offset)
-    axes.set(xlabel=_TIME, ylabel="min y f(V; x)", ylim=(0, None))
-    style.finish(axes)
-    return picture
+    return style.finish(axes, xlabel=_TIME, ylabel="min y f(V; x)", ylim=(0, None))
 
 
 def norms(flows: Mapping[str, Any], title: str = "", *, ax: Any = None) -> Figure:
@@ -84,17 +82,14 @@ def norms(flows: Mapping[str, Any], title: str = "", *, ax: Any = None) -> Figur
     Returns:
         The picture.
     """
-    picture, ((left, right),) = style.panels(title, 1, 2, ax=ax, width=9.0, height=4.0)
+    picture, ((left, right),) = style.panels(title, (1, 2), ax=ax, size=(9.0, 4.0))
     for (label, flow), look in zip(flows.items(), _LINES, strict=False):
         left.plot(flow.log_times, flow.rho * flow.margin, label=label, lw=1.4, **look)
-        for k, rho in enumerate(flow.scales.T):
-            right.plot(flow.log_times, rho, label="" if k else label, lw=1.4, **look)
+        right.plot(flow.log_times, flow.scales, lw=1.4, **look)
     end = max(float(flow.log_times[-1]) for flow in flows.values())
     left.plot([0, end], [0, end], color=style.MUTED, lw=0.9, label="log t")
-    left.set(xlabel=_TIME, ylabel="ρ · smallest margin")
-    right.set(xlabel=_TIME, ylabel="norm ρ_k of each layer")
-    style.finish(left)
-    style.bare(right)
+    style.finish(left, xlabel=_TIME, ylabel="ρ · smallest margin")
+    style.bare(right, xlabel=_TIME, ylabel="norm ρ_k of each layer")
     return picture
 
 
@@ -111,16 +106,14 @@ def distances(
     Returns:
         The picture.
     """
-    picture, ((axes,),) = style.panels(title, ax=ax)
+    axes = style.single(title, ax)
     for (label, (times, distance)), look in zip(found.items(), _LINES, strict=False):
         later = times > 0
         axes.loglog(times[later], distance[later], lw=1.4, label=label, **look)
     guide = np.array([10.0, max(float(times[-1]) for times, _ in found.values())])
     axes.loglog(guide, 0.5 / guide, color=style.MUTED, lw=0.9, label="slope of 1/log t")
     axes.axhline(1e-3, color=style.MUTED, lw=0.9, ls=":")
-    axes.set(xlabel=_TIME, ylabel="distance from the maximum-margin direction")
-    style.finish(axes)
-    return picture
+    return style.finish(axes, xlabel=_TIME, ylabel="distance from the maximum-margin direction")
 
 
 def curvature(
@@ -145,7 +138,7 @@ def curvature(
     Returns:
         The picture.
     """
-    picture, (panels,) = style.panels(title, 1, 2, ax=ax, width=9.0, height=4.2)
+    picture, (panels,) = style.panels(title, (1, 2), ax=ax, size=(9.0, 4.2))
     sides = zip(panels, (weights, directions), ("of W", "of V, ρ fixed"), strict=True)
     for axes, spectra, what in sides:
         for index, spectrum in zip(indices, spectra, strict=True):
@@ -154,13 +147,11 @@ def curvature(
                 part = np.abs(levels[np.sign(levels) == sign])
                 place = np.full(len(part), flow.log_times[index])
                 axes.semilogy(place, part, marker, color=colour, ms=3.5, lw=0)
-        times = [flow.log_times[i] for i in indices]
-        sizes = [float(np.abs(s.eigenvalues).max()) for s in spectra]
+        times, sizes = flow.log_times[list(indices)], [np.abs(s.eigenvalues).max() for s in spectra]
         axes.semilogy(times, sizes, color=style.INK, lw=1.2, label="largest |λ|, not divided by L")
         axes.plot([], [], ".", color=style.POSITIVE, label="λ/L > 0")
         axes.plot([], [], "x", color=style.NEGATIVE, ms=4, label="|λ|/L, λ < 0")
-        axes.set(xlabel=_TIME, ylabel=f"levels of the Hessian {what}")
-        style.bare(axes)
+        style.bare(axes, xlabel=_TIME, ylabel=f"levels of the Hessian {what}")
     panels[0].legend(frameon=False, fontsize=8, loc="lower left")
     return picture
 
@@ -182,25 +173,22 @@ def approximation_errors(
     Returns:
         The picture.
     """
-    size = {"width": 3.2 * len(studies), "height": 3.8}
-    picture, (row,) = style.panels(title, 1, len(studies), ax=ax, **size)
+    picture, row = style.panels_for(len(studies), title, (3.2, 3.8), ax=ax)
     for axes, study in zip(row, studies, strict=True):
-        for kind, (colour, dashes, marker) in _KINDS.items():
+        for kind, look in _KINDS.items():
             middle, error = study.mean(kind, norm)
             found = study.exponent(kind, norm)
             note = f" ± {found.error:.2f}" if np.isfinite(found.error) else ""
             label = f"{kind}: {found.exponent:.2f}{note}"
-            look = {"color": colour, "ls": dashes, "marker": marker, "ms": 4, "lw": 1.3}
-            axes.errorbar(study.units, middle, yerr=error, label=label, **look)
+            axes.errorbar(study.units, middle, yerr=error, label=label, ms=4, lw=1.3, **look)
             bound = 0.5 if kind == "deep" else 1 / study.inputs
             guide = middle[0] * (study.units / study.units[0]) ** -bound
-            axes.plot(study.units, guide, color=style.MUTED, lw=0.8, ls=dashes)
-        axes.set(xscale="log", yscale="log", xlabel="units")
+            axes.plot(study.units, guide, color=style.MUTED, lw=0.8, ls=look["ls"])
+        style.bare(axes, xscale="log", yscale="log", xlabel="units")
         axes.set_xticks(study.units, [f"{units:g}" for units in study.units])
         axes.minorticks_off()
         axes.set_title(f"{study.constituent}, n = {study.inputs}", fontsize=9, loc="left")
         axes.legend(frameon=False, fontsize=8, title="exponents", title_fontsize=8)
-        style.bare(axes)
     what = "root mean square error" if norm == "l2" else "largest error"
     row[0].set_ylabel(f"{what} over standard deviation")
     return picture

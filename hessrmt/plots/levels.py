@@ -53,7 +53,7 @@ def spacings(found: Any, title: str = "", *, ax: Any = None, blocks: bool = Fals
     Returns:
         The picture.
     """
-    picture, ((axes,),) = style.panels(title, ax=ax)
+    axes = style.single(title, ax)
     label = style.counted(found.n_spacings, "spacings", found.n_spectra)
     style.draw_histogram(axes, found.edges, found.density, found.error, label)
     s = np.linspace(0, _LARGEST_SPACING, 401)
@@ -66,11 +66,9 @@ def spacings(found: Any, title: str = "", *, ax: Any = None, blocks: bool = Fals
     style.draw_law(axes, "poisson", s, theory.poisson_spacing(s))
     if blocks:
         style.draw_law(axes, "goe2", s, theory.superposed_spacing(s, 2))
-    top = max(1.0, style.top_of(found.density, found.error))
-    axes.set(xlim=(found.edges[0], _LARGEST_SPACING), ylim=(0, 1.04 * top))
-    axes.set(xlabel="s", ylabel="P(s)")
-    style.finish(axes)
-    return picture
+    top = 1.04 * max(1.0, style.top_of(found.density, found.error))
+    ends = found.edges[0], _LARGEST_SPACING
+    return style.finish(axes, xlim=ends, ylim=(0, top), xlabel="s", ylabel="P(s)")
 
 
 def surmise(title: str = "", *, ax: Any = None) -> Figure:
@@ -86,19 +84,17 @@ def surmise(title: str = "", *, ax: Any = None) -> Figure:
     Source: Baskerville, Granziol and Keating (2022), Fig. 2, shows the surmise; the exact law is
     that of :func:`hessrmt.theory.goe_spacing`.
     """
-    options = {"height": 5.0, "sharex": True, "gridspec_kw": {"height_ratios": [3, 1]}}
-    picture, ((upper,), (lower,)) = style.panels(title, 2, ax=ax, **options)
+    options = {"size": (style.WIDTH, 5.0), "sharex": True, "height_ratios": [3, 1]}
+    picture, ((upper,), (lower,)) = style.panels(title, (2, 1), ax=ax, **options)
     s = np.linspace(0, _LARGEST_SPACING, 401)
     exact, approximate = theory.goe_spacing(s), theory.wigner_surmise(s)
     style.draw_law(upper, "goe", s, exact, ", exact")
     style.draw_law(upper, "wigner", s, approximate)
     style.draw_law(upper, "poisson", s, theory.poisson_spacing(s))
-    upper.set(xlim=(0, _LARGEST_SPACING), ylim=(0, 1.04), ylabel="P(s)")
-    style.finish(upper)
+    style.finish(upper, xlim=(0, _LARGEST_SPACING), ylim=(0, 1.04), ylabel="P(s)")
     lower.axhline(0, color=style.RED, lw=0.8)
     style.draw_law(lower, "wigner", s, approximate - exact)
-    lower.set(xlabel="s", ylabel="surmise\n- exact")
-    style.bare(lower)
+    style.bare(lower, xlabel="s", ylabel="surmise\n- exact")
     picture.align_ylabels()
     return picture
 
@@ -118,7 +114,7 @@ def ratios(found: Any, title: str = "", *, ax: Any = None) -> Figure:
         The picture.
     """
     folded, end = found.folded, float(found.edges[-1])
-    picture, ((axes,),) = style.panels(title, ax=ax)
+    axes = style.single(title, ax)
     label = style.counted(found.n_ratios, "ratios", found.n_spectra)
     if folded:
         spread = f" ± {found.mean_error:.4f}" if np.isfinite(found.mean_error) else ""
@@ -135,11 +131,8 @@ def ratios(found: Any, title: str = "", *, ax: Any = None) -> Figure:
         note = f", ⟨r̃⟩ = {theory.mean_ratio(name):.4f}" if folded else ""
         style.draw_law(axes, name, r, values, note)
     top = max(style.top_of(found.density, found.error), float(laws["poisson"].max()))
-    axes.set(xlim=(0, end), ylim=(0, 1.04 * top))
-    labels = ("r̃ = min(r, 1/r)", "P(r̃)") if folded else ("r", f"P(r), r < {end:g}")
-    axes.set(xlabel=labels[0], ylabel=labels[1])
-    style.finish(axes)
-    return picture
+    xlabel, ylabel = ("r̃ = min(r, 1/r)", "P(r̃)") if folded else ("r", f"P(r), r < {end:g}")
+    return style.finish(axes, xlim=(0, end), ylim=(0, 1.04 * top), xlabel=xlabel, ylabel=ylabel)
 
 
 def long_range(found: Any, title: str = "", *, ax: Any = None, blocks: bool = True) -> Figure:
@@ -157,40 +150,31 @@ def long_range(found: Any, title: str = "", *, ax: Any = None, blocks: bool = Tr
         The picture.
     """
     x, y, error = found.at, found.values, found.errors
-    picture, ((axes,),) = style.panels(title, ax=ax)
+    axes = style.single(title, ax)
     label = style.counted(found.n_levels, "levels", found.n_spectra)
     axes.plot(x, y, color=style.INK, lw=1.1, marker="o", ms=2.6, label=label, zorder=4)
     style.draw_band(axes, x, y - error, y + error)
     xlabel, ylabel, law = _LONG_RANGE[found.statistic]
     of_time = found.statistic == "form_factor"
-    grid = np.geomspace(x.min(), x.max(), 201)
-    if of_time:
-        grid = np.linspace(0, max(float(x.max()), 2.0), 401)
-    for name in ("goe", "goe2", "poisson") if blocks else ("goe", "poisson"):
-        style.draw_law(axes, name, grid, law(grid, name))
+    end = max(float(x.max()), 2.0)
+    grid = np.linspace(0, end, 401) if of_time else np.geomspace(x.min(), x.max(), 201)
+    laws = {name: law(grid, name) for name in ("goe", *["goe2"] * blocks, "poisson")}
+    for name, values in laws.items():
+        style.draw_law(axes, name, grid, values)
     top = style.top_of(y, error)
-    axes.set(xlim=(grid[0], grid[-1]), xlabel=xlabel, ylabel=ylabel)
+    reached = float(np.max(laws["goe2" if blocks else "goe"]))
     if of_time:
         axes.set_ylim(0, max(1.4, 1.05 * top))
+    elif top > _FAR * reached:
+        lowest = float(min(y.min(), np.min(laws["goe"])))
+        axes.set(xscale="log", yscale="log", ylim=(0.8 * lowest, 1.5 * top))
     else:
-        _length_axes(axes, y, top, law(grid, "goe"), law(grid, "goe2" if blocks else "goe"))
+        axes.set(xscale="log", ylim=(0, 1.15 * max(reached, top)))
     if found.reach is not None and found.reach < x.max():
         label = f"beyond the unfolding's {found.reach} spacings"
         shade = {"color": style.MUTED, "alpha": 0.25, "lw": 0, "zorder": 0, "label": label}
         axes.axvspan(found.reach, float(x.max()), **shade)
-    style.finish(axes)
-    return picture
-
-
-def _length_axes(axes: Axes, y: Values, top: float, lowest: Values, highest: Values) -> None:
-    reached = float(np.max(highest))
-    top = max(reached, top)
-    axes.set_xscale("log")
-    if top > _FAR * reached:
-        axes.set_yscale("log")
-        axes.set_ylim(0.8 * float(min(y.min(), np.min(lowest))), 1.5 * top)
-    else:
-        axes.set_ylim(0, 1.15 * top)
+    return style.finish(axes, xlim=(grid[0], grid[-1]), xlabel=xlabel, ylabel=ylabel)
 
 
 def staircase(unfolded: Any, spectrum: int = 0, title: str = "", *, ax: Any = None) -> Figure:
@@ -221,30 +205,29 @@ def staircase(unfolded: Any, spectrum: int = 0, title: str = "", *, ax: Any = No
             f"spectrum {spectrum} was not unfolded, it served as pool only; try {usable}"
         )
     steps = np.arange(len(levels))
-    options = {"height": 5.4, "sharex": True, "gridspec_kw": {"height_ratios": [2.2, 1]}}
-    picture, ((upper,), (lower,)) = style.panels(title, 2, ax=ax, **options)
+    options = {"size": (style.WIDTH, 5.4), "sharex": True, "height_ratios": [2.2, 1]}
+    picture, ((upper,), (lower,)) = style.panels(title, (2, 1), ax=ax, **options)
     name = f"N(λ), {len(levels):,} levels of spectrum {spectrum % count} of {count}"
     upper.step(levels, steps + 1, where="post", color=style.INK, lw=1.4, label=name)
     upper.plot(levels, heights, color=style.RED, lw=1.0, label=f"N̄(λ): {unfolded.words}")
-    upper.set(ylabel="levels up to λ", ylim=(0, 1.05 * max(len(levels), float(heights[-1]))))
+    top = 1.05 * max(len(levels), float(heights[-1]))
     lower.axhline(0, color=style.RED, lw=0.8)
     lower.plot(levels, steps + 0.5 - heights, color=style.INK, lw=0.8)
-    lower.set(xlabel="λ", ylabel="N - N̄")
     _levels_axis(lower, levels)
-    style.finish(upper)
-    style.bare(lower)
+    style.finish(upper, ylabel="levels up to λ", ylim=(0, top))
+    style.bare(lower, xlabel="λ", ylabel="N - N̄")
     picture.align_ylabels()
     return picture
 
 
 def _levels_axis(axes: Axes, levels: Values) -> None:
-    if np.abs(levels).max() <= _WIDE * np.median(np.abs(levels)):
+    sizes = np.abs(levels)
+    if sizes.max() <= _WIDE * np.median(sizes):
         return
     if levels[0] > 0:
         axes.set_xscale("log")
         return
-    sizes = np.abs(levels[levels != 0])
-    low, high = np.log10(np.quantile(sizes, 0.01)), np.log10(sizes.max())
+    low, high = np.log10(np.quantile(sizes[sizes > 0], 0.01)), np.log10(sizes.max())
     axes.set_xscale("symlog", linthresh=10.0 ** np.floor(low))
     step = int(np.ceil((high - low) / _TICKS))
     # none so close to the linear part that its label meets that of zero
@@ -273,7 +256,7 @@ def spectral_density(
     picture, panels = _label_panels(found, title, ax)
     for axes, (label, item) in zip(panels, found.items(), strict=True):
         left_out = f"\n{item.n_outside:,} not drawn" if item.n_outside else ""
-        axes.stairs(item.density, item.edges, fill=True, color=style.FILL, zorder=1)
+        style.draw_area(axes, item.edges, item.density)
         name = f"{label}, {item.n_levels:,} levels{left_out}"
         _outline(axes, item.edges, item.density, item.error, style.INK, name)
         top, radius = item.density.max(), 2 * item.deviation
@@ -284,8 +267,8 @@ def spectral_density(
             style.draw_law(axes, "semicircle", x, law, ", same mean and variance")
             top = max(top, 2 / (np.pi * radius))
         smallest = 1 / (item.n_levels * (item.edges[1] - item.edges[0]))  # one level in a bin
-        axes.set(yscale="log", ylim=(smallest / 2, 3 * top), ylabel="density of λ", xlabel="λ")
-        style.finish(axes)
+        axes.set(yscale="log", ylim=(smallest / 2, 3 * top))
+        style.finish(axes, ylabel="density of λ", xlabel="λ")
     return picture
 
 
@@ -309,10 +292,9 @@ def density_per_decade(found: Mapping[str, Any], title: str = "", *, ax: Any = N
             _outline(axes, item.edges, density, error, colours[side], name)
         if item.n_zeros:
             axes.plot([], [], alpha=0, label=f"exact zeros, not drawn: {item.n_zeros:,}")
-        axes.set(ylim=(0, None), xlim=(item.edges[0], item.edges[-1]), ylabel="levels per decade")
         axes.xaxis.set_major_locator(MaxNLocator(nbins=9, integer=True))
-        style.log_decades(axes)
-        style.finish(axes)
+        style.log_decades(axes, item.edges)
+        style.finish(axes, ylim=(0, None), ylabel="levels per decade")
     panels[-1].set_xlabel("|λ|")
     return picture
 
@@ -322,9 +304,8 @@ def _label_panels(
 ) -> tuple[Figure, Any]:
     if not 1 <= len(found) <= _MOST_PANELS:
         raise DataError(f"got {len(found)} sets of levels; expected 1 to {_MOST_PANELS}")
-    height = max(style.HEIGHT, _PANEL * len(found))
-    picture, grid = style.panels(title, len(found), ax=ax, height=height, **sharing)
-    return picture, grid[:, 0]
+    size = style.SIZE if len(found) == 1 else (style.WIDTH, _PANEL)
+    return style.panels_for(len(found), title, size, 1, ax=ax, **sharing)
 
 
 def _outline(

@@ -5,7 +5,6 @@ Source: Baskerville, Granziol and Keating (2022), Figs. 5 and 6.
 
 from __future__ import annotations
 
-from math import ceil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,8 +18,8 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
-_COLUMNS, _WIDTH, _HEIGHT = 3, 9.0, 2.35
-"""Panels side by side, width of the picture, and height of a row of panels, in inches."""
+_COLUMNS, _PANEL = 3, (3.0, 2.35)
+"""Panels side by side, width and height of each in inches."""
 
 _LAW = "large matrices: semicircle and outliers, smeared by √c·ξ"
 
@@ -39,10 +38,9 @@ def densities(found: Mapping[str, Any], title: str = "", *, ax: Any = None) -> F
     Returns:
         The picture.
     """
-    picture, panels = _panels(found, title, ax, "λ", "density of λ")
+    panels = _panels(found, title, ax, "λ", "density of λ")
     for axes, item in zip(panels, found.values(), strict=True):
-        area = {"fill": True, "color": style.FILL, "label": "sampled", "zorder": 1}
-        axes.stairs(item.density, item.edges, **area)
+        style.draw_area(axes, item.edges, item.density, "sampled")
         style.draw_law(axes, "semicircle", item.x, item.law, label=_LAW)
         axes.set_xlim(item.edges[0], item.edges[-1])
         top = float(max(item.density.max(), item.law.max()))
@@ -58,8 +56,7 @@ def densities(found: Mapping[str, Any], title: str = "", *, ax: Any = None) -> F
         if item.zeros:
             axes.axvline(0, color=style.INK, lw=1.0, ls=(0, (2, 1.5)), zorder=2)
             style.note(axes, f"{item.zeros:.0%} of the levels\nare exactly 0")
-    style.legend_below(picture, panels[0], 2)
-    return picture
+    return style.legend_below(panels[0], 2)
 
 
 def ratios(found: Mapping[str, tuple[Any, Any]], title: str = "", *, ax: Any = None) -> Figure:
@@ -75,7 +72,7 @@ def ratios(found: Mapping[str, tuple[Any, Any]], title: str = "", *, ax: Any = N
         The picture; histograms and laws have the area 1.
     """
     cut = float(next(iter(found.values()))[0].edges[-1])
-    picture, panels = _panels(found, title, ax, "r", f"P(r), r < {cut:g}")
+    panels = _panels(found, title, ax, "r", f"P(r), r < {cut:g}")
     r = np.linspace(0, cut, 1001)
     exact, surmise = theory.ratio_law(r, corrected=True, cut=cut), theory.ratio_law(r, cut=cut)
     note = f", large matrices: ⟨r̃⟩ = {theory.mean_ratio('goe'):.4f}"
@@ -87,28 +84,17 @@ def ratios(found: Mapping[str, tuple[Any, Any]], title: str = "", *, ax: Any = N
         axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
         words = [f"⟨r̃⟩ = {m:.4f} ± {error:.4f}, {name}" for name, (m, error) in means.items()]
         style.note(axes, "\n".join(words))
-    style.legend_below(picture, panels[0], 2)
-    return picture
+    return style.legend_below(panels[0], 2)
 
 
-def _panels(
-    found: Mapping[str, Any], title: str, ax: Any, xlabel: str, ylabel: str
-) -> tuple[Figure, Any]:
-    count = len(found)
-    columns = min(count, _COLUMNS)
-    rows = ceil(count / columns)
-    if ax is not None:
-        rows, columns = 1, count
-    size = {"width": _WIDTH * columns / _COLUMNS, "height": _HEIGHT * rows + 1}
-    picture, grid = style.panels(title, rows, columns, ax=ax, **size)
-    panels = grid.ravel()
-    for axes in panels[count:]:
-        axes.set_axis_off()
-    for number, (axes, heading) in enumerate(zip(panels, found, strict=False)):
+def _panels(found: Mapping[str, Any], title: str, ax: Any, xlabel: str, ylabel: str) -> Any:
+    columns = min(len(found), _COLUMNS) if ax is None else len(found)
+    _, panels = style.panels_for(len(found), title, _PANEL, columns, ax=ax, head=1)
+    for axes, heading in zip(panels, found, strict=True):
         style.bare(axes, 8)
         axes.set_title(heading, loc="left", fontsize=9)
-        if number % columns == 0:
-            axes.set_ylabel(ylabel, fontsize=9)
-        if number + columns >= count:
-            axes.set_xlabel(xlabel, fontsize=9)
-    return picture, panels[:count]
+    for axes in panels[::columns]:
+        axes.set_ylabel(ylabel, fontsize=9)
+    for axes in panels[-columns:]:
+        axes.set_xlabel(xlabel, fontsize=9)
+    return panels

@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     Values = Float64[np.ndarray, " n"]
-    Look = tuple[str, str, str]
+    Points = Sequence[Values]
+    Lines = Mapping[str, tuple[Any, Any]]
 
-_TRAIN, _TEST = (style.BLUE, "-", "o"), (style.RED, "--", "^")
-_GAP = (style.GREEN, ":", "s")
-"""Colour, dashes and marker of training, test, and their difference."""
-
+_TRAIN = {"color": style.BLUE, "ls": "-", "marker": "o"}
+_TEST = {"color": style.RED, "ls": "--", "marker": "^"}
+_GAP = {"color": style.GREEN, "ls": ":", "marker": "s"}
 _SPLITS = (("training", "train", _TRAIN), ("test", "test", _TEST))
 
 TRAINED_ON_RANDOM = "trained on random labels"
@@ -64,12 +64,7 @@ _HISTOGRAMS = 3
 
 
 def losses(
-    entry: Any,
-    lines: Mapping[str, tuple[Any, Any]],
-    random: Any = None,
-    references: Sequence[Any] = (),
-    *,
-    ax: Any = None,
+    entry: Any, lines: Lines, random: Any = None, references: Sequence[Any] = (), *, ax: Any = None
 ) -> Figure:
     """Test against training losses of all members, as trained and normalised; below, residuals.
 
@@ -87,9 +82,8 @@ def losses(
 
     Source: Generalization puzzles (2020), Figs. 2, 10, 12, 15, 16.
     """
-    title = _title(entry, "Test against training loss")
-    size = {"width": 10.5, "height": 7.4, "gridspec_kw": {"height_ratios": (3, 1)}}
-    picture, grid = style.panels(title, 2, 2, ax=ax, sharex="col", **size)
+    title, options = _title(entry, "Test against training loss"), {"height_ratios": (3, 1)}
+    picture, grid = style.panels(title, (2, 2), ax=ax, size=(10.5, 7.4), sharex="col", **options)
     for (upper, lower), prefix in zip(grid.T, ("", "normalized_"), strict=True):
         _loss_panel(upper, lower, entry, random, *lines[prefix], prefix)
         for reference, dashes in zip(references if prefix else (), _REFERENCES, strict=False):
@@ -106,8 +100,7 @@ def losses(
     grid[0, 0].set_ylabel("test loss")
     grid[1, 0].set_ylabel("test loss - line")
     picture.align_ylabels(grid[:, 0])
-    _colour_bar(picture, entry, grid.ravel())
-    return picture
+    return _colour_bar(entry, grid.ravel())
 
 
 def _loss_panel(
@@ -117,25 +110,21 @@ def _loss_panel(
     (x, y), others = _columns(entry, *names), _columns(random, *names)
     every_x, every_y = (np.concatenate(pair) for pair in zip((x, y), others, strict=True))
     upper.set(xlim=_limits(every_x), ylim=_limits(every_y))
-    _scatter(upper, entry, x, y)
-    _scatter_random(upper, *others)
+    _scatter(upper, entry, (x, y), others)
     if isinstance(line, str):
         upper.plot([], [], " ", label=f"no line: {line}")
         lower.yaxis.set_visible(False)
         lower.spines["left"].set_visible(False)
         return
     ends = np.linspace(*upper.get_xlim(), 101)
-    middle = line(ends)
+    middle, label = line(ends), f"{LINE}:\n{line_words(line)}"
     bands = (line.confidence_band, CONFIDENCE, 0.25), (line.prediction_band, PREDICTION, 0.1)
     for axes, around in ((upper, 0.0), (lower, middle)):
-        label = f"{LINE}:\n{line_words(line)}"
         axes.plot(ends, middle - around, color=style.BLUE, lw=1.3, label=label)
-        for band, label, opacity in bands:
-            low, high = band(ends)
-            area = {"color": style.BLUE, "alpha": opacity, "lw": 0, "zorder": 1, "label": label}
-            axes.fill_between(ends, low - around, high - around, **area)
-    _scatter(lower, entry, x, y - line(x))
-    _scatter_random(lower, others[0], others[1] - line(others[0]))
+        for band, name, opacity in bands:
+            area = {"color": style.BLUE, "alpha": opacity, "lw": 0, "zorder": 1, "label": name}
+            axes.fill_between(ends, *(edge - around for edge in band(ends)), **area)
+    _scatter(lower, entry, (x, y - line(x)), (others[0], others[1] - line(others[0])))
     if both is not None:
         look = {"color": style.INK, "lw": 0.9, "ls": (0, (4, 2)), "zorder": 3}
         upper.plot(ends, both(ends), label=f"{WITH_RANDOM}:\n{line_words(both)}", **look)
@@ -183,15 +172,13 @@ def capacity(entry: Any, random: Any = None, *, ax: Any = None) -> Figure:
     Source: Generalization puzzles (2020), Fig. 4.
     """
     title = _title(entry, "Losses, errors and norms")
-    picture, (row,) = style.panels(title, 1, 3, ax=ax, width=10.5, height=3.6)
+    _, row = style.panels_for(3, title, (3.5, 3.6), ax=ax)
     loss, product, error = "normalized_test_loss", "product", "test_error"
-    pairs = (product, loss), (loss, error), (product, error)
-    for axes, (x, y) in zip(row, pairs, strict=True):
+    for axes, x, y in zip(row, (product, loss, product), (loss, error, error), strict=True):
         _against(axes, entry, random, x, y)
     if random is not None:
         _key(row[0])
-    _colour_bar(picture, entry, row)
-    return picture
+    return _colour_bar(entry, row)
 
 
 def product_at_loss(entry: Any, *, ax: Any = None) -> Figure:
@@ -206,21 +193,19 @@ def product_at_loss(entry: Any, *, ax: Any = None) -> Figure:
 
     Source: Generalization puzzles (2020), Fig. 13.
     """
-    found = entry.result.column("train_loss")
+    loss = entry.result.column("train_loss")
     what = _title(entry, "Test error against the product of norms")
     asked = f"asked for {entry.settings.reference_loss:g}"
-    title = f"{what}\ntraining losses {found.min():.3g} to {found.max():.3g}, {asked}"
-    picture, ((axes,),) = style.panels(title, ax=ax)
+    title = f"{what}\ntraining losses {loss.min():.3g} to {loss.max():.3g}, {asked}"
+    axes = style.single(title, ax)
     _against(axes, entry, None, "product", "test_error")
-    _colour_bar(picture, entry, [axes])
-    return picture
+    return _colour_bar(entry, [axes])
 
 
 def _against(axes: Axes, entry: Any, random: Any, x: str, y: str) -> None:
     places, others = _columns(entry, x, y), _columns(random, x, y)
-    _log_if_wide(axes, "x", np.concatenate([places[0], others[0]]))
-    _scatter(axes, entry, *places)
-    _scatter_random(axes, *others)
+    _log_if_wide(axes, np.append(places[0], others[0]))
+    _scatter(axes, entry, places, others)
     axes.margins(0.08)
     style.few_ticks(axes, x=4)
     _name_values(axes, entry, x, y)
@@ -244,8 +229,7 @@ def outputs(entry: Any, *, ax: Any = None) -> Figure:
     members = sorted(entry.result.members, key=lambda member: member.value)
     number = min(_HISTOGRAMS, len({member.value for member in members}))
     title = _title(entry, "Largest output of normalised networks")
-    size = {"width": max(style.WIDTH, 3.5 * number), "height": 3.8}
-    picture, (row,) = style.panels(title, 1, number, ax=ax, **size)
+    picture, row = style.panels_for(number, title, (3.5 if number > 1 else style.WIDTH, 3.8), ax=ax)
     shown = np.linspace(0, len(members) - 1, number).round().astype(int)
     for axes, member in zip(row, [members[i] for i in shown], strict=True):
         label = (
@@ -253,8 +237,7 @@ def outputs(entry: Any, *, ax: Any = None) -> Figure:
             f"standard deviation {member.top_output_std:.4g}\n"
             f"as trained: {member.raw_top_output_mean:.4g} and {member.raw_top_output_std:.4g}"
         )
-        area = {"fill": True, "color": style.FILL, "label": label}
-        axes.stairs(member.top_output_counts, member.top_output_edges, **area)
+        style.draw_area(axes, member.top_output_edges, member.top_output_counts, label)
         axes.axvline(member.top_output_mean, color=style.INK, lw=1.1)
         axes.set_xlabel("f̃ of the most likely class")
         style.few_ticks(axes, x=4)
@@ -290,26 +273,24 @@ def margins(entry: Any, random: Any = None, *, ax: Any = None) -> Figure:
             "no margin is positive; train for more epochs"
         )
     title = _title(entry, "Smallest margins")
-    picture, ((left, right),) = style.panels(title, 1, 2, ax=ax, width=10.5, height=4.4)
+    _, ((left, right),) = style.panels(title, (1, 2), ax=ax, size=(10.5, 4.4))
     never = _growth(left, families)
-    left.set(yscale="log", ylabel="normalised smallest margin")
-    left.set_xlabel("epoch" + _left_out(never, "never separate the samples"))
-    good = [[m for m in family.result.members if m.normalized_margin > 0] for family in families]
-    inverse = [np.array([1 / m.normalized_margin for m in found]) for found in good]
-    errors = [np.array([m.test_error for m in found]) for found in good]
-    _log_if_wide(right, "x", np.concatenate(inverse))
-    _scatter(right, entry, inverse[0], errors[0], np.array([m.value for m in good[0]]))
-    _scatter_random(right, *map(np.concatenate, (inverse[1:] or [[]], errors[1:] or [[]])))
+    xlabel = "epoch" + _left_out(never, "never separate the samples")
+    left.set(yscale="log", xlabel=xlabel, ylabel="normalised smallest margin")
+    names = "normalized_margin", "test_error", "value"
+    every = [np.array(_columns(family, *names)) for family in (entry, random)]
+    (x, y, values), (others_x, others_y, _) = (found[:, found[0] > 0] for found in every)
+    _log_if_wide(right, 1 / np.append(x, others_x))
+    _scatter(right, entry, (1 / x, y), (1 / others_x, others_y), values)
+    wrong = _left_out(len(members) - len(x) - len(others_x), "have a training error")
     what = "1/η, inverse of the normalised smallest margin"
-    wrong = len(members) - sum(map(len, good))
-    right.set(xlabel=what + _left_out(wrong, "have a training error"), ylabel="test error")
+    right.set(xlabel=what + wrong, ylabel="test error")
     for axes in (left, right):
         axes.margins(0.06)
         style.few_ticks(axes)
         if random is not None:
             _key(axes)
-    _colour_bar(picture, entry, [left, right])
-    return picture
+    return _colour_bar(entry, [left, right])
 
 
 def _growth(axes: Axes, families: Sequence[Any]) -> int:
@@ -348,11 +329,10 @@ def against_value(entry: Any, *, ax: Any = None) -> Figure:
     title, reference = _title(entry, "Losses and errors"), entry.settings.reference_loss
     if reference is not None:
         title += f"\nat the epoch whose training loss is closest to {reference:g}"
-    picture, (row,) = style.panels(title, 1, 2, ax=ax, width=9.0, height=4.0)
+    picture, (row,) = style.panels(title, (1, 2), ax=ax, size=(9.0, 4.0))
     for axes, what in zip(row, ("loss", "error"), strict=True):
         _both(axes, entry, what)
-        axes.set(xlabel=WORDS[entry.settings.vary], ylabel=what)
-        _finish(axes)
+        _finish(axes, xlabel=WORDS[entry.settings.vary], ylabel=what)
     return picture
 
 
@@ -368,16 +348,14 @@ def width(entry: Any, *, ax: Any = None) -> Figure:
 
     Source: Generalization puzzles (2020), Fig. 3.
     """
-    title = _title(entry, "Errors against the number of parameters")
-    picture, ((axes,),) = style.panels(title, ax=ax)
+    axes = style.single(_title(entry, "Errors against the number of parameters"), ax)
     # its histogram of outputs holds every training sample once
     n = round(float(entry.result.members[0].top_output_counts.sum()))
     _both(axes, entry, "error", x="parameters")
-    _log_if_wide(axes, "x", np.append(entry.result.column("parameters"), n))
+    _log_if_wide(axes, np.append(entry.result.column("parameters"), n))
     axes.axvline(n, color=style.MUTED, lw=1.0, ls=(0, (4, 2)), label=f"N = {n:,}", zorder=1)
-    axes.set(xlabel="parameters", ylabel="error")
-    _finish(axes)
-    return picture
+    _finish(axes, xlabel="parameters", ylabel="error")
+    return axes.figure
 
 
 def sample_errors(entries: Sequence[Any], *, ax: Any = None) -> Figure:
@@ -396,11 +374,9 @@ def sample_errors(entries: Sequence[Any], *, ax: Any = None) -> Figure:
     for axes, entry in zip(grid[0], entries, strict=True):
         _both(axes, entry, "error")
         _gap(axes, entry, "test_error", "train_error", "test - training")
-        _finish(axes)
-    low = min(0.0, *(axes.get_ylim()[0] for axes in grid[0]))
-    high = max(axes.get_ylim()[1] for axes in grid[0])
+    limits = np.array([axes.get_ylim() for axes in grid[0]])
     for axes in grid[0]:
-        axes.set_ylim(low, high)
+        axes.set_ylim(min(0.0, limits[:, 0].min()), limits[:, 1].max())
     grid[0, 0].set_ylabel("error")
     return picture
 
@@ -420,13 +396,12 @@ def sample_losses(entries: Sequence[Any], *, ax: Any = None) -> Figure:
     picture, grid = _side_by_side(entries, 3, "Losses against training samples", ax)
     for (upper, middle, lower), entry in zip(grid.T, entries, strict=True):
         _both(upper, entry, "loss")
+        _finish(upper)
         _both(middle, entry, "loss", "normalized_")
-        _log_if_wide(lower, "x", entry.result.column("value"))
+        _finish(middle)
+        lower.axhline(0, color=style.MUTED, lw=0.9, zorder=1)
         names = "normalized_test_loss", "normalized_train_loss"
         _gap(lower, entry, *names, "test - training, normalised")
-        lower.axhline(0, color=style.MUTED, lw=0.9, zorder=1)
-        for axes in (upper, middle, lower):
-            _finish(axes)
     labels = ("loss, as trained", "loss, normalised", "difference")
     for axes, label in zip(grid[:, 0], labels, strict=True):
         axes.set_ylabel(label)
@@ -436,37 +411,36 @@ def sample_losses(entries: Sequence[Any], *, ax: Any = None) -> Figure:
 
 def _side_by_side(entries: Sequence[Any], rows: int, what: str, ax: Any) -> tuple[Figure, Any]:
     title = _title(entries[0], what).removesuffix(", random labels")
-    size = {"width": max(style.WIDTH, 4.5 * len(entries)), "height": 1.2 + 2.7 * rows}
-    return style.panels(title, rows, len(entries), ax=ax, **size)
+    size = max(style.WIDTH, 4.5 * len(entries)), 1.2 + 2.7 * rows
+    return style.panels(title, (rows, len(entries)), ax=ax, size=size)
 
 
 def _both(axes: Axes, entry: Any, what: str, prefix: str = "", x: str = "value") -> None:
     """Training and test."""
-    places = entry.result.column(x)
-    _log_if_wide(axes, "x", places)
     for label, split, look in _SPLITS:
-        _curve(axes, places, entry.result.column(f"{prefix}{split}_{what}"), label, look)
+        y = entry.result.column(f"{prefix}{split}_{what}")
+        _curve(axes, entry.result.column(x), y, label, look)
 
 
 def _gap(axes: Axes, entry: Any, test: str, train: str, label: str) -> None:
     gap = entry.result.column(test) - entry.result.column(train)
     _curve(axes, entry.result.column("value"), gap, label, _GAP)
-    axes.set_xlabel(f"{WORDS['samples']}, {entry.settings.labels} labels")
+    _finish(axes, xlabel=f"{WORDS['samples']}, {entry.settings.labels} labels")
 
 
-def _curve(axes: Axes, x: Values, y: Values, label: str, look: Look) -> None:
+def _curve(axes: Axes, x: Values, y: Values, label: str, look: dict[str, Any]) -> None:
     """Every point, and a line through the means of those with the same x."""
-    colour, dashes, marker = look
     places = np.unique(x)
     means = [y[x == place].mean() for place in places]
-    axes.plot(places, means, color=colour, ls=dashes, lw=1.3, marker=marker, ms=4, label=label)
+    axes.plot(places, means, lw=1.3, ms=4, label=label, **look)
     if len(places) < len(x):
-        axes.scatter(x, y, s=9, marker=marker, color=colour, alpha=0.5, linewidths=0)
+        axes.scatter(x, y, 9, color=look["color"], marker=look["marker"], alpha=0.5, linewidths=0)
+    _log_if_wide(axes, x)
 
 
-def _finish(axes: Axes) -> None:
+def _finish(axes: Axes, **settings: Any) -> None:
     axes.margins(0.06)
-    style.finish(axes)
+    style.finish(axes, **settings)
     style.few_ticks(axes)
 
 
@@ -490,30 +464,28 @@ def _colours(entry: Any) -> ScalarMappable:
     return ScalarMappable(LogNorm(low / spread, high * spread), _COLOURS)
 
 
-def _colour_bar(picture: Figure, entry: Any, panels: Any) -> None:
-    """A colour bar at the right of some axes, if there are two different values."""
-    if len(set(entry.result.column("value"))) < 2:
-        return
-    colours = _colours(entry)
-    place = {"ax": list(panels), "pad": 0.01, "aspect": 40, "shrink": 0.9}
-    bar = picture.colorbar(colours, **place)
-    bar.set_label(WORDS[entry.settings.vary], fontsize=9)
-    bar.ax.tick_params(labelsize=8)
-    if isinstance(colours.norm, LogNorm):
-        style.log_ticks(bar.ax, "y")
+def _colour_bar(entry: Any, panels: Any) -> Any:
+    """A colour bar beside some axes, if there are two different values; returns the picture."""
+    picture = panels[0].figure
+    if len(set(entry.result.column("value"))) > 1:
+        colours = _colours(entry)
+        bar = picture.colorbar(colours, ax=list(panels), pad=0.01, aspect=40, shrink=0.9)
+        bar.set_label(WORDS[entry.settings.vary], fontsize=9)
+        bar.ax.tick_params(labelsize=8)
+        if isinstance(colours.norm, LogNorm):
+            style.log_ticks(bar.ax.yaxis)
+    return picture
 
 
-def _scatter(axes: Axes, entry: Any, x: Values, y: Values, values: Values | None = None) -> None:
-    """A point for each member."""
+def _scatter(
+    axes: Axes, entry: Any, places: Points, others: Points, values: Values | None = None
+) -> None:
+    """A point for each member, and a cross for each that was trained on random labels."""
     colours = _colours(entry).to_rgba(entry.result.column("value") if values is None else values)
-    axes.scatter(x, y, s=26, c=colours, edgecolors="white", linewidths=0.4, zorder=4)
-
-
-def _scatter_random(axes: Axes, x: Values, y: Values) -> None:
-    """A cross for each member that was trained on random labels, if there are any."""
-    look = {"marker": "X", "color": style.RED, "edgecolors": "black", "linewidths": 0.6}
-    if len(x):
-        axes.scatter(x, y, s=60, label=TRAINED_ON_RANDOM, zorder=5, **look)
+    axes.scatter(*places, s=26, c=colours, edgecolors="white", linewidths=0.4, zorder=4)
+    crosses = {"marker": "X", "color": style.RED, "edgecolors": "black", "linewidths": 0.6}
+    if len(others[0]):
+        axes.scatter(*others, s=60, label=TRAINED_ON_RANDOM, zorder=5, **crosses)
 
 
 def _name_values(axes: Axes, entry: Any, x: str, y: str) -> None:
@@ -529,10 +501,10 @@ def _name_values(axes: Axes, entry: Any, x: str, y: str) -> None:
     style.name_points(axes, points[:, 0], points[:, 1], names, offsets)
 
 
-def _log_if_wide(axes: Axes, which: str, values: Values) -> None:
-    """A logarithmic axis where positive values differ much."""
-    if len(values) and values.min() > 0 and values.max() > _WIDE * values.min():
-        axes.set(**{f"{which}scale": "log"})
+def _log_if_wide(axes: Axes, x: Values) -> None:
+    """A logarithmic axis where positive places differ much."""
+    if len(x) and x.min() > 0 and x.max() > _WIDE * x.min():
+        axes.set_xscale("log")
 
 
 def _norm_words(settings: Any) -> str:

@@ -37,14 +37,13 @@ def columns(result: Result, title: str = "", *, ax: Any = None) -> Figure:
     kind = type(result).__name__
     if not names or len(rows) < 2:
         raise DataError(f"a {kind} has no curve to draw; its numbers are in to_dict()")
-    height = 0.8 + _PANEL * len(names)
-    figure, panels = style.panels(title or kind, len(names), ax=ax, height=height, sharex=True)
-    for axes, name in zip(panels[:, 0], names, strict=True):
+    count, size = len(names), (style.WIDTH, _PANEL)
+    figure, panels = style.panels_for(count, title or kind, size, 1, ax=ax, head=0.8, sharex=True)
+    for axes, name in zip(panels, names, strict=True):
         values = [np.nan if row[name] is None else row[name] for row in rows]
         axes.plot(np.arange(len(rows)), values, ".-", color=style.BLUE, lw=1, ms=4)
-        axes.set_ylabel(name)
-        style.bare(axes)
-    panels[-1, 0].set_xlabel("row")
+        style.bare(axes, ylabel=name)
+    panels[-1].set_xlabel("row")
     return figure
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import io
 import textwrap
-from typing import TYPE_CHECKING, Any, NamedTuple
+from math import ceil, prod
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, ScalarFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from hessrmt.errors import DataError
 
@@ -35,30 +36,19 @@ DASHED: Dashes = (0, (6, 2))
 DOT_DASHED: Dashes = (0, (5, 1.5, 1, 1.5))
 
 
-class LawStyle(NamedTuple):
-    """How a law is drawn.
-
-    Attributes:
-        label: Its name in legends.
-        colour: Of the line.
-        dashes: A matplotlib line style.
-        width: In points.
-    """
-
-    label: str
-    colour: str
-    dashes: Dashes
-    width: float
+def _look(label: str, colour: str, dashes: Dashes, width: float) -> dict[str, Any]:
+    return {"label": label, "color": colour, "ls": dashes, "lw": width}
 
 
 LAWS = {
-    "goe": LawStyle("GOE", RED, "-", 1.8),
-    "goe, unfolded alike": LawStyle("GOE, unfolded as the data", RED, (0, (1, 1.2)), 1.5),
-    "goe2": LawStyle("two GOE blocks", GREEN, DASHED, 1.5),
-    "poisson": LawStyle("Poisson", BLUE, DOT_DASHED, 1.5),
-    "wigner": LawStyle("Wigner surmise", "#000000", (0, (3, 2)), 0.9),
-    "semicircle": LawStyle("semicircle", RED, "-", 1.5),
+    "goe": _look("GOE", RED, "-", 1.8),
+    "goe, unfolded alike": _look("GOE, unfolded as the data", RED, (0, (1, 1.2)), 1.5),
+    "goe2": _look("two GOE blocks", GREEN, DASHED, 1.5),
+    "poisson": _look("Poisson", BLUE, DOT_DASHED, 1.5),
+    "wigner": _look("Wigner surmise", "#000000", (0, (3, 2)), 0.9),
+    "semicircle": _look("semicircle", RED, "-", 1.5),
 }
+"""How laws look: their options of ``Axes.plot``."""
 
 FILL, INK, MUTED = "#c5ccd6", "#3a4354", "#9a9a9a"
 """Area of a histogram, its error bars and measured curves, and what is beside the point."""
@@ -71,8 +61,11 @@ BAND = 0.3
 
 ONE_SIGMA = "± one standard error"
 
-WIDTH, HEIGHT = 7.0, 4.5
-"""Of a picture with one panel, in inches."""
+Shape = tuple[int, int]
+Size = tuple[float, float]
+WIDTH = 7.0
+SIZE: Size = (WIDTH, 4.5)
+"""Width and height of a picture with one panel, in inches."""
 
 _TITLE_CHARACTERS, _LEGEND_CHARACTERS, _HANDLE = 84, 84, 7
 """How much text fits: in a line of the title, and side by side in the columns
@@ -92,24 +85,15 @@ class Picture(Figure):
 
 
 def panels(
-    title: str = "",
-    rows: int = 1,
-    columns: int = 1,
-    *,
-    ax: Any = None,
-    width: float = WIDTH,
-    height: float = HEIGHT,
-    **options: Any,
+    title: str = "", shape: Shape = (1, 1), *, ax: Any = None, size: Size = SIZE, **options: Any
 ) -> tuple[Any, Any]:
     """An empty picture with panels, or the panels that are given.
 
     Args:
         title: Above everything, from the left; left out where panels are given.
-        rows: Of panels.
-        columns: Of panels.
+        shape: Rows and columns of panels.
         ax: matplotlib axes to draw into, as many as there are panels; None for a new picture.
-        width: Of a new picture, in inches.
-        height: Likewise.
+        size: Width and height of a new picture in inches.
         **options: Of ``Figure.subplots``.
 
     Returns:
@@ -120,31 +104,73 @@ def panels(
     """
     if ax is not None:
         given = np.array(ax, dtype=object)
-        if given.size != rows * columns:
-            raise DataError(f"ax holds {given.size} axes; expected {rows} × {columns} panels")
-        return given.flat[0].figure, given.reshape(rows, columns)
-    picture = Picture(figsize=(width, height), layout="constrained")
+        if given.size != prod(shape):
+            raise DataError(f"ax holds {given.size} axes; expected {shape[0]} × {shape[1]} panels")
+        return given.flat[0].figure, given.reshape(shape)
+    picture = Picture(figsize=size, layout="constrained")
     lines = [part for line in title.splitlines() for part in textwrap.wrap(line, _TITLE_CHARACTERS)]
     if lines:
         picture.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=10)
-    return picture, picture.subplots(rows, columns, squeeze=False, **options)
+    return picture, picture.subplots(*shape, squeeze=False, **options)
 
 
-def bare(axes: Axes, size: float = 9) -> None:
-    """Take the frame's upper and right side away; numbers at the ticks in a size in points."""
+def single(title: str, ax: Any, size: Size = SIZE) -> Any:
+    """The axes of a picture with one panel, or those that are given."""
+    return panels(title, ax=ax, size=size)[1].item()
+
+
+def panels_for(
+    count: int,
+    title: str,
+    size: Size,
+    columns: int = 0,
+    *,
+    ax: Any,
+    head: float = 0,
+    **options: Any,
+) -> tuple[Any, Any]:
+    """Panels of one size, row by row; those that are left over in the last row are hidden.
+
+    Args:
+        count: How many.
+        title: Above everything.
+        size: Width and height of a panel in inches.
+        columns: Panels side by side; 0, or if axes are given: all.
+        ax: As for :func:`panels`.
+        head: Height above the panels, in inches.
+        **options: Of ``Figure.subplots``.
+
+    Returns:
+        The figure and (count,) axes.
+    """
+    columns = min(columns, count) if columns and ax is None else count
+    rows = ceil(count / columns)
+    whole = size[0] * columns, size[1] * rows + head
+    picture, grid = panels(title, (rows, columns), ax=ax, size=whole, **options)
+    for axes in grid.flat[count:]:
+        axes.set_axis_off()
+    return picture, grid.ravel()[:count]
+
+
+def bare(axes: Axes, size: float = 9, **settings: Any) -> None:
+    """Properties of the axes, no frame above and at the right, the size of numbers in points."""
+    axes.set(**settings)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=size)
 
 
-def finish(axes: Axes) -> None:
-    """A bare frame, and a legend of everything that has a label: above, so it hides nothing."""
-    bare(axes)
+def finish(axes: Axes, **settings: Any) -> Any:
+    """As :func:`bare`, with a legend of all that has a label: above, so it hides nothing.
+
+    Returns:
+        The picture.
+    """
+    bare(axes, **settings)
     labels = axes.get_legend_handles_labels()[1]
     lengths = [max(map(len, label.splitlines()), default=0) for label in labels]
-    columns = 3
-    while columns > 1 and _width(lengths, columns) > _LEGEND_CHARACTERS:
-        columns -= 1
-    legend_above(axes, fontsize=9, ncols=columns, handlelength=2.6, columnspacing=1.6)
+    fitting = (n for n in (3, 2) if _width(lengths, n) <= _LEGEND_CHARACTERS)
+    legend_above(axes, fontsize=9, ncols=next(fitting, 1), handlelength=2.6, columnspacing=1.6)
+    return axes.figure
 
 
 def legend_above(axes: Axes, **options: Any) -> None:
@@ -153,10 +179,12 @@ def legend_above(axes: Axes, **options: Any) -> None:
     axes.legend(frameon=False, **place, **options)
 
 
-def legend_below(picture: Any, axes: Axes, columns: int) -> None:
-    """One legend for a whole picture, below it, of the labels of one panel."""
+def legend_below(axes: Axes, columns: int) -> Any:
+    """One legend for a whole picture, below it, of the labels of one panel; returns the picture."""
     place = {"loc": "outside lower center", "ncols": columns, "fontsize": 9}
+    picture: Any = axes.figure
     picture.legend(*axes.get_legend_handles_labels(), frameon=False, **place)
+    return picture
 
 
 def _width(lengths: Sequence[int], columns: int) -> int:
@@ -182,9 +210,13 @@ def draw_law(axes: Axes, name: str, x: Values, y: Values, note: str = "", **chan
         note: Put behind the law's name in the legend.
         **changes: Options of ``Axes.plot`` that are to differ.
     """
-    label, colour, dashes, width = LAWS[name]
-    look = {"color": colour, "ls": dashes, "lw": width, "label": label + note, "zorder": 3}
+    look = LAWS[name] | {"label": LAWS[name]["label"] + note, "zorder": 3}
     axes.plot(x, y, **(look | changes))
+
+
+def draw_area(axes: Axes, edges: Values, heights: Values, label: str = "", **more: Any) -> None:
+    """A filled histogram."""
+    axes.stairs(heights, edges, fill=True, color=FILL, label=label, **more)
 
 
 def draw_histogram(axes: Axes, edges: Values, density: Values, error: Values, label: str) -> None:
@@ -197,7 +229,7 @@ def draw_histogram(axes: Axes, edges: Values, density: Values, error: Values, la
         error: (k,) its standard error; NaN where there is none.
         label: Of the data in the legend.
     """
-    axes.stairs(density, edges, fill=True, color=FILL, label=label, zorder=1)
+    draw_area(axes, edges, density, label)
     bars = {"fmt": "none", "ecolor": INK, "elinewidth": 0.9, "zorder": 2, "label": ONE_SIGMA}
     if np.isfinite(error).any():
         axes.errorbar((edges[1:] + edges[:-1]) / 2, density, yerr=error, **bars)
@@ -250,8 +282,9 @@ def name_points(axes: Axes, x: Values, y: Values, names: Sequence[str], offsets:
         axes.annotate(name, at, fontsize=7.5, color=INK, **place)
 
 
-def log_decades(axes: Axes) -> None:
-    """Ticks of an axis of log₁₀ x that say x."""
+def log_decades(axes: Axes, edges: Values) -> None:
+    """An axis of log₁₀ x from the first edge to the last whose ticks say x."""
+    axes.set_xlim(edges[0], edges[-1])
     axes.xaxis.set_major_formatter(lambda value, _: f"$10^{{{value:.0f}}}$")
 
 
@@ -263,27 +296,20 @@ def few_ticks(axes: Axes, x: int = 5, y: int = 5) -> None:
         x: At most so many intervals.
         y: At most so many intervals.
     """
-    for which, axis, number in (("x", axes.xaxis, x), ("y", axes.yaxis, y)):
+    for axis, number in ((axes.xaxis, x), (axes.yaxis, y)):
         if axis.get_scale() == "linear":
             axis.set_major_locator(MaxNLocator(nbins=number))
-            formatter = ScalarFormatter(useOffset=False)
-            formatter.set_scientific(False)
-            axis.set_major_formatter(formatter)
+            plain: Any = axis.get_major_formatter()
+            plain.set_scientific(False)
+            plain.set_useOffset(False)
         else:
-            log_ticks(axes, which, number + 1)
+            log_ticks(axis, number + 1)
     bare(axes, 8)
 
 
-def log_ticks(axes: Axes, which: str, most: int = 7) -> None:
-    """Ticks of a logarithmic axis at round numbers.
-
-    Args:
-        axes: Whose; its limits become final.
-        which: ``"x"`` or ``"y"``.
-        most: Ticks.
-    """
-    axis, limits = (axes.xaxis, axes.get_xlim()) if which == "x" else (axes.yaxis, axes.get_ylim())
-    low, high = sorted(limits)
+def log_ticks(axis: Any, most: int = 7) -> None:
+    """Ticks of a logarithmic axis, whose limits become final, at ``most`` round numbers or less."""
+    low, high = sorted(axis.get_view_interval())
     decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
     choices = [[part * 10.0**k for k in decades for part in parts] for parts in _LEADING]
     choices += [[10.0**k for k in decades if k % step == 0] for step in range(2, len(decades) + 1)]

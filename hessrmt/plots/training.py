@@ -27,24 +27,25 @@ if TYPE_CHECKING:
     Ranked = tuple[Curve, Mapping[str, Values]]
     """Eigenvalues by rank, and numbers in bins of those above and below zero."""
 
-POINTS: Mapping[str, tuple[str, str, style.Dashes]] = {
-    "last": ("last iterate", "#000000", "-"),
-    "polyak": ("Polyak average", style.BLUE, style.DOT_DASHED),
-    "tail": ("tail average", style.RED, style.DASHED),
+POINTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "last": ("last iterate", {"color": "#000000", "ls": "-"}),
+    "polyak": ("Polyak average", {"color": style.BLUE, "ls": style.DOT_DASHED}),
+    "tail": ("tail average", {"color": style.RED, "ls": style.DASHED}),
 }
-"""Point of an averaged run to its name, colour and dashes."""
+"""Point of an averaged run to its name and looks."""
 
 _QUANTITIES = {
     "test_loss": ("test loss", 1.0),
     "test_error": ("test error, %", 100.0),
     "train_loss": ("training loss", 1.0),
 }
-_LAWS: Mapping[str, tuple[str, style.Dashes, str]] = {
-    "exponential": (style.RED, "-", "τ"),
-    "power": (style.BLUE, style.DOT_DASHED, "b"),
+_LAWS: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "exponential": ("τ", {"color": style.RED, "ls": "-"}),
+    "power": ("b", {"color": style.BLUE, "ls": style.DOT_DASHED}),
 }
-_MARKERS = "osD^vPX"
-_MOST_LAYERS = 7
+_LOOKS = [{"color": c, "marker": m} for c, m in zip(style.COLOURS, "osD^vPX", strict=True)]
+"""Of one curve after the other, as many as there are layers at most."""
+
 _WIDTH, _HEIGHT = 5.0, 2.7
 """Of a panel of a history, in inches."""
 
@@ -77,8 +78,8 @@ def history(found: Any, mean_ratios: ArrayLike, title: str = "", *, ax: Any = No
     """
     if not len(found):
         raise StoreError("the history has no finished epoch yet; continue it with --resume")
-    size = {"width": 2 * _WIDTH, "height": 3 * _HEIGHT}
-    picture, panels = style.panels(title, 3, 2, ax=ax, sharex=True, **size)
+    size = 2 * _WIDTH, 3 * _HEIGHT
+    picture, panels = style.panels(title, (3, 2), ax=ax, size=size, sharex=True)
     draws = (_exponents, _norms, _losses, _extremes, _ranks, partial(_ratios, mean_ratios))
     _draw_panels(panels.ravel(), draws, found)
     for axes in panels[-1]:
@@ -104,8 +105,8 @@ def side_by_side(histories: Mapping[str, Any], title: str = "", *, ax: Any = Non
     if empty or not histories:
         raise StoreError(f"no finished epoch of {empty[0] if empty else 'any network'} to draw")
     draws = (_exponents, _norms, _extremes, _losses)
-    size = {"width": _WIDTH * len(histories), "height": _HEIGHT * len(draws)}
-    picture, panels = style.panels(title, 4, len(histories), ax=ax, sharex="col", **size)
+    size = _WIDTH * len(histories), _HEIGHT * 4
+    picture, panels = style.panels(title, (4, len(histories)), ax=ax, size=size, sharex="col")
     for column, (name, found) in zip(panels.T, histories.items(), strict=True):
         _draw_panels(column, draws, found)
         column[-1].set_xlabel(f"epochs of training, {name}")
@@ -113,15 +114,13 @@ def side_by_side(histories: Mapping[str, Any], title: str = "", *, ax: Any = Non
 
 
 def _draw_panels(panels: Any, draws: Sequence[Any], found: Any) -> None:
-    epochs = found.epochs.tolist()
+    ticks = _ticks(found.epochs.tolist())
     for axes, draw in zip(panels, draws, strict=True):
         draw(axes, found)
         axes.set_xscale("symlog", linthresh=1, linscale=_LINEAR)
-        axes.set_xlim(-0.15, max(1, int(epochs[-1])) * 1.15)
-        ticks = _ticks(epochs)
-        axes.set_xticks(ticks, [str(epoch) for epoch in ticks])
+        axes.set_xticks(ticks, map(str, ticks))
         axes.set_xticks([], minor=True)
-        style.finish(axes)
+        style.finish(axes, xlim=(-0.15, max(1, ticks[-1]) * 1.15))
 
 
 def _ticks(epochs: Sequence[int]) -> list[int]:
@@ -137,7 +136,7 @@ def _ticks(epochs: Sequence[int]) -> list[int]:
 def _layers(found: Any) -> list[tuple[int, int, str]]:
     """Place in the picture, column and name of the layers that are drawn."""
     sizes = np.nan_to_num(found.capacity["n_tail"]).max(axis=0)
-    largest = sorted(np.argsort(-sizes, kind="stable")[:_MOST_LAYERS].tolist())
+    largest = sorted(np.argsort(-sizes, kind="stable")[: len(_LOOKS)].tolist())
     return [(p, i, found.layers[i].removesuffix(".weight")) for p, i in enumerate(largest)]
 
 
@@ -148,7 +147,7 @@ def _exponents(axes: Axes, found: Any) -> None:
     for place, layer, name in drawn:
         shift = 1 + 0.02 * (place - (len(drawn) - 1) / 2)  # so that bars don't cover each other
         x = np.where(found.epochs > 0, found.epochs * shift, 2 * (shift - 1))
-        look = {"color": style.COLOURS[place], "marker": _MARKERS[place], "ms": 4}
+        look: dict[str, Any] = {**_LOOKS[place], "ms": 4}
         axes.errorbar(x, alpha[:, layer], sigma[:, layer], lw=1.1, elinewidth=0.8, **look)
         axes.plot([], [], lw=1.1, label=name, **look)
         hollow = np.where(few[:, layer], alpha[:, layer], np.nan)
@@ -168,31 +167,27 @@ def _norms(axes: Axes, found: Any) -> None:
 
 def _losses(axes: Axes, found: Any) -> None:
     for place, split in enumerate(("train", "test")):
-        curves = {
-            "loss": (found.training[f"{split}_loss"], "-"),
-            "error": (1 - found.training[f"{split}_accuracy"], (0, (3, 2))),
-        }
-        for what, (values, dashes) in curves.items():
+        error = 1 - found.training[f"{split}_accuracy"]
+        curves = ("loss", found.training[f"{split}_loss"], "-"), ("error", error, (0, (3, 2)))
+        for what, values, dashes in curves:
             if np.isfinite(values).any():
                 _line(axes, found, values, place, f"{what}, {split}", dashes)
     axes.set(yscale="log", ylabel="loss, share of errors")
 
 
 def _extremes(axes: Axes, found: Any) -> None:
-    levels = found.spectra.eigenvalues
-    _line(axes, found, levels[:, -1], 0, "λ$_{max}$")
-    if (levels[:, 0] < 0).any():
-        negative = np.where(levels[:, 0] < 0, -levels[:, 0], np.nan)
-        _line(axes, found, negative, 1, "-λ$_{min}$")
+    lowest, largest = found.spectra.eigenvalues[:, [0, -1]].T
+    _line(axes, found, largest, 0, "λ$_{max}$")
+    if (lowest < 0).any():
+        _line(axes, found, np.where(lowest < 0, -lowest, np.nan), 1, "-λ$_{min}$")
     axes.set(yscale="log", ylabel="ends of the Hessian's spectrum")
 
 
 def _ranks(axes: Axes, found: Any) -> None:
-    _line(axes, found, [float(item.rank) for item in found.spectra], 0, "certified")
-    positive = [float(np.count_nonzero(item.resolved > 0)) for item in found.spectra]
+    _line(axes, found, [item.rank for item in found.spectra], 0, "certified")
+    positive = [np.count_nonzero(item.resolved > 0) for item in found.spectra]
     _line(axes, found, positive, 1, "positive")
-    axes.set_ylabel(f"levels of {found.spectra[0].dimension:,}")
-    axes.set_ylim(bottom=0)
+    axes.set(ylim=(0, None), ylabel=f"levels of {found.spectra[0].dimension:,}")
 
 
 def _ratios(mean_ratios: ArrayLike, axes: Axes, found: Any) -> None:
@@ -200,16 +195,15 @@ def _ratios(mean_ratios: ArrayLike, axes: Axes, found: Any) -> None:
     look = {"color": style.INK, "marker": "o", "ms": 3.5, "lw": 1.1, "label": "measured"}
     axes.errorbar(found.epochs, mean, yerr=error, **look)
     for law in ("goe", "goe2", "poisson"):
-        label, colour, dashes, width = style.LAWS[law]
-        axes.axhline(theory.mean_ratio(law), color=colour, ls=dashes, lw=width, label=label)
+        axes.axhline(theory.mean_ratio(law), **style.LAWS[law])
     axes.set_ylabel("⟨r̃⟩ of certified levels")
 
 
 def _line(
     axes: Axes, found: Any, values: ArrayLike, place: int, label: str, dashes: Any = "-"
 ) -> None:
-    look = {"color": style.COLOURS[place], "marker": _MARKERS[place], "ls": dashes}
-    axes.plot(found.epochs, values, ms=3.5, lw=1.1, label=label, **look)
+    look: Any = _LOOKS[place]
+    axes.plot(found.epochs, values, ls=dashes, ms=3.5, lw=1.1, label=label, **look)
 
 
 def averaged_losses(
@@ -227,21 +221,18 @@ def averaged_losses(
     Returns:
         The picture: means with a band of one standard error.
     """
-    entries = [(p, curves) for points in rates.values() for p, curves in points.items()]
-    rows = {what: look for what, look in _QUANTITIES.items() if what in entries[0][1]}
-    picture, grid = _rate_panels(rates, len(rows), title, ax)
+    entries = [curves for points in rates.values() for curves in points.values()]
+    rows = {what: look for what, look in _QUANTITIES.items() if what in entries[0]}
+    grid = _rate_panels(rates, len(rows), title, ax)
     for row, (what, (label, factor)) in zip(grid, rows.items(), strict=True):
         for axes, points in zip(row, rates.values(), strict=True):
             for point, curves in points.items():
-                epochs, mean, error = curves[what]
-                scaled = None if error is None else factor * error
-                _banded(axes, point, epochs, factor * mean, scaled)
+                _banded(axes, point, *curves[what], factor)
         row[0].set_ylabel(label, fontsize=9)
-        _end_where_settled(row[0], [factor * curves[what][1] for _, curves in entries])
+        _end_where_settled(row[0], [factor * curves[what][1] for curves in entries])
     for axes in grid[-1]:
         axes.set_xlabel("epochs", fontsize=9)
-    _legend_of_points(picture, grid[0, 0])
-    return picture
+    return _legend_of_points(grid[0, 0])
 
 
 def averaged_spectra(
@@ -261,43 +252,43 @@ def averaged_spectra(
         The picture: means over the seeds with a band of one standard error.
     """
     sides = list(next(iter(next(iter(rates.values())).values()))[1])
-    picture, grid = _rate_panels(rates, 1 + len(sides), title, ax)
-    for column, points in zip(grid.T, rates.values(), strict=True):
+    grid = _rate_panels(rates, 1 + len(sides), title, ax)
+    for (first, *others), points in zip(grid.T, rates.values(), strict=True):
         for point, (ranked, counts) in points.items():
-            _banded(column[0], point, *ranked)
-            _, colour, dashes = POINTS[point]
-            for axes, side in zip(column[1:], sides, strict=True):
-                axes.stairs(counts[side], edges, color=colour, ls=dashes, lw=1.3)
-        column[0].set_yscale("log")
-        column[0].set_xlabel("rank of the level", fontsize=9)
-        for axes in column[1:]:
-            axes.set_xlim(edges[0], edges[-1])
-            style.log_decades(axes)
-        column[-1].set_xlabel("|λ|", fontsize=9)
-    grid[0, 0].set_ylabel("largest levels", fontsize=9)
-    for axes, side in zip(grid[1:, 0], sides, strict=True):
-        axes.set_ylabel(f"levels per decade, {side}", fontsize=9)
-        axes.set_ylim(0, None)
-    _legend_of_points(picture, grid[0, 0])
-    return picture
+            _banded(first, point, *ranked)
+            for axes, side in zip(others, sides, strict=True):
+                axes.stairs(counts[side], edges, lw=1.3, **POINTS[point][1])
+        first.set_yscale("log")
+        first.set_xlabel("rank of the level", fontsize=9)
+        for axes in others:
+            axes.set_ylim(0, None)
+            style.log_decades(axes, edges)
+        others[-1].set_xlabel("|λ|", fontsize=9)
+    labels = ["largest levels", *(f"levels per decade, {side}" for side in sides)]
+    for axes, label in zip(grid[:, 0], labels, strict=True):
+        axes.set_ylabel(label, fontsize=9)
+    return _legend_of_points(grid[0, 0])
 
 
-def _rate_panels(rates: Mapping[str, Any], rows: int, title: str, ax: Any) -> tuple[Figure, Any]:
-    size = {"width": 3.4 * max(2, len(rates)), "height": 2.2 * rows + 0.6}
-    picture, grid = style.panels(title, rows, len(rates), ax=ax, sharey="row", **size)
+def _rate_panels(rates: Mapping[str, Any], rows: int, title: str, ax: Any) -> Any:
+    size = 3.4 * max(2, len(rates)), 2.2 * rows + 0.6
+    _, grid = style.panels(title, (rows, len(rates)), ax=ax, size=size, sharey="row")
     for axes, name in zip(grid[0], rates, strict=True):
         axes.set_title(f"learning rate {name}", loc="left", fontsize=9)
     for axes in grid.ravel():
         style.bare(axes, 8)
-    return picture, grid
+    return grid
 
 
-def _banded(axes: Axes, point: str, x: Values, mean: Values, error: Values | None) -> None:
-    _, colour, dashes = POINTS[point]
-    axes.plot(x, mean, color=colour, ls=dashes, lw=1.4)
+def _banded(
+    axes: Axes, point: str, x: Values, mean: Values, error: Values | None, factor: float = 1.0
+) -> None:
+    look, mean = POINTS[point][1], factor * mean
+    axes.plot(x, mean, lw=1.4, **look)
     if error is not None:
+        error = factor * error
         low = np.maximum(mean - error, 0.5 * mean)  # the axis is logarithmic
-        axes.fill_between(x, low, mean + error, color=colour, alpha=0.18, lw=0)
+        axes.fill_between(x, low, mean + error, color=look["color"], alpha=0.18, lw=0)
 
 
 def _end_where_settled(axes: Axes, means: Sequence[Values]) -> None:
@@ -312,10 +303,10 @@ def _end_where_settled(axes: Axes, means: Sequence[Values]) -> None:
     axes.set_ylim(0.93 * bottom, 1.3 * max(settled) or None)
 
 
-def _legend_of_points(picture: Figure, axes: Axes) -> None:
-    for label, colour, dashes in POINTS.values():
-        axes.plot([], [], color=colour, ls=dashes, lw=1.6, label=label)
-    style.legend_below(picture, axes, 3)
+def _legend_of_points(axes: Axes) -> Figure:
+    for label, look in POINTS.values():
+        axes.plot([], [], lw=1.6, label=label, **look)
+    return style.legend_below(axes, 3)
 
 
 def budget(
@@ -336,21 +327,20 @@ def budget(
 
     Source: Baskerville, Granziol and Keating (2022), Fig. 8.
     """
-    size = {"width": 4.2 * len(curves), "height": 3.6}
-    picture, grid = style.panels(title, 1, len(curves), ax=ax, **size)
-    for axes, (what, (T, values, errors)) in zip(grid[0], curves.items(), strict=True):
+    picture, panels = style.panels_for(len(curves), title, (4.2, 3.6), ax=ax)
+    for axes, (what, (T, values, errors)) in zip(panels, curves.items(), strict=True):
         factor, unit = (100.0, ", %") if what == "error" else (1.0, "")
         bars = {"fmt": "o", "ms": 4, "elinewidth": 1, "capsize": 2, "zorder": 4}
         spread = None if errors is None else factor * errors
         axes.errorbar(T, factor * values, spread, color=style.INK, label="measured", **bars)
         x = np.geomspace(T.min(), T.max(), 400)
         for name, law in fits[what].laws.items() if what in fits else ():
-            colour, dashes, symbol = _LAWS[name]
+            symbol, look = _LAWS[name]
             label = f"{name}: {symbol} = {law.shape:.3g}, R² = {law.r2:.3f}"
-            axes.plot(x, factor * law(x), color=colour, ls=dashes, lw=1.5, label=label)
-        axes.set(xscale="log", xlabel="budget, epochs", ylabel=f"best validation {what}{unit}")
+            axes.plot(x, factor * law(x), lw=1.5, label=label, **look)
+        label = f"best validation {what}{unit}"
+        style.bare(axes, xscale="log", xlabel="budget, epochs", ylabel=label)
         axes.set_xticks(T, [f"{t:g}" for t in T])
         axes.set_xticks([], minor=True)
-        style.bare(axes)
         axes.legend(frameon=False, fontsize=8.5)
     return picture

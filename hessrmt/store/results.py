@@ -77,15 +77,15 @@ def load(path: str | Path) -> Result:
 
 def _encoded(value: Any, place: str, arrays: dict[str, np.ndarray]) -> Any:
     """A value for JSON; its arrays are put aside under their places."""
-    if isinstance(value, np.generic):
-        return value.item()
-    if value is None or callable(value) or isinstance(value, str | int | float):
-        return None if callable(value) else value
+    if value is None or isinstance(value, str | int | float | np.generic):
+        return value.item() if isinstance(value, np.generic) else value
     if isinstance(value, np.ndarray | torch.Tensor):
         tensor = isinstance(value, torch.Tensor)
         arrays[place] = value.detach().cpu().numpy() if tensor else value
         return {"tensor" if tensor else "array": place}
     items = fields_of(value)
+    if items is None and callable(value):  # a fitted law is a function, too
+        return None
     if items is not None and not isinstance(value, Mapping):
         kind = type(value)
         found = {k: _encoded(item, f"{place}/{k}", arrays) for k, item in items.items()}

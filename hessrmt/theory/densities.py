@@ -18,6 +18,9 @@ from hessrmt.checks import real, real_array, whole
 from hessrmt.errors import DataError
 from hessrmt.theory.law import Values
 
+_Law = Callable[..., Values]
+"""Density or distribution function, or what of it lies inside the semicircle."""
+
 _REACH = 10.0
 """Standard deviations beyond which a normal distribution holds less than 1e-22."""
 
@@ -115,12 +118,7 @@ def smeared_semicircle_cdf(x: ArrayLike, radius: float, sigma: float) -> Values:
 
 
 def _smeared(
-    x: ArrayLike,
-    radius: float,
-    sigma: float,
-    function: Callable[[Values, Values], Values],
-    semicircle_alone: Callable[[Values, float], Values],
-    normal_alone: Callable[[Values], Values],
+    x: ArrayLike, radius: float, sigma: float, function: _Law, semicircle_alone: _Law, normal: _Law
 ) -> Values:
     """∫ φ(u) f(y + R, R - y) du, y = x - σu, over the u with |y| < R and |u| < 10."""
     values = _levels(x)
@@ -130,7 +128,7 @@ def _smeared(
         return semicircle_alone(values, radius)
     if radius == 0:
         with np.errstate(over="ignore"):
-            return normal_alone(values / sigma)[()]
+            return normal(values / sigma)[()]
     # with u = middle + half·sin τ a square root of the distance from either end is smooth in τ
     reach = _REACH * sigma
     inside = (values - radius < reach) & (values + radius > -reach)

@@ -70,7 +70,7 @@ def number_variance(L: ArrayLike, law: str = "goe", fractions: Fractions = 1) ->
     Source: Mehta 2004, ch. 16.
     """
     lengths = real_array("L", L, least=0, empty=True, hint=_LENGTHS)
-    return _superpose(_variance, lengths, law, fractions)
+    return _superpose(lambda f, kernel: _variance(f * lengths, kernel), law, fractions)
 
 
 def number_variance_asymptotic(L: ArrayLike, law: str = "goe", fractions: Fractions = 1) -> Values:
@@ -89,7 +89,7 @@ def number_variance_asymptotic(L: ArrayLike, law: str = "goe", fractions: Fracti
     Source: Guhr, Müller-Groeling and Weidenmüller 1998, sec. 3.2.
     """
     lengths = real_array("L", L, above=0, empty=True, hint=_LENGTHS)
-    return _superpose(lambda x, kernel: _far(x, kernel, 1.0, x), lengths, law, fractions)
+    return _superpose(lambda f, kernel: _far(f * lengths, kernel, 1.0, 1), law, fractions)
 
 
 def rigidity(L: ArrayLike, law: str = "goe", fractions: Fractions = 1) -> Values:
@@ -110,7 +110,7 @@ def rigidity(L: ArrayLike, law: str = "goe", fractions: Fractions = 1) -> Values
     """
     advice = f"{_LENGTHS}; beyond 1e5 use rigidity_asymptotic"
     lengths = real_array("L", L, least=0, most=1e5, empty=True, hint=advice)
-    return _superpose(_rigidity, lengths, law, fractions)
+    return _superpose(lambda f, kernel: _rigidity(f * lengths, kernel), law, fractions)
 
 
 def rigidity_asymptotic(L: ArrayLike, law: str = "goe", fractions: Fractions = 1) -> Values:
@@ -129,9 +129,7 @@ def rigidity_asymptotic(L: ArrayLike, law: str = "goe", fractions: Fractions = 1
     Source: Guhr, Müller-Groeling and Weidenmüller 1998, sec. 3.2.
     """
     lengths = real_array("L", L, above=0, empty=True, hint=_LENGTHS)
-    return _superpose(
-        lambda x, kernel: _far(x, kernel, -5 / 4, 2 * x / 15) / 2, lengths, law, fractions
-    )
+    return _superpose(lambda f, kernel: _far(f * lengths, kernel, -5 / 4, 7.5) / 2, law, fractions)
 
 
 def form_factor(tau: ArrayLike, law: str = "goe", fractions: Fractions = 1) -> Values:
@@ -153,25 +151,16 @@ def form_factor(tau: ArrayLike, law: str = "goe", fractions: Fractions = 1) -> V
     Source: Mehta 2004, chs. 6 (GUE), 7 (GOE), 8 (GSE).
     """
     times = np.minimum(np.abs(real_array("tau", tau, infinite=True, empty=True)), 1e100)
-    kernel, blocks = _kernel_and_blocks(law, fractions)
-    return sum((count * f * _form(times / f, kernel) for f, count in blocks), np.zeros(()))[()]
+    return _superpose(lambda f, kernel: f * _form(times / f, kernel), law, fractions)
 
 
-def _kernel_and_blocks(law: str, fractions: Fractions) -> tuple[str, list[tuple[float, int]]]:
-    """The law of a block of a superposition, and pairs (fraction, how many blocks have it)."""
+def _superpose(statistic: Callable[[float, str], Values], law: str, fractions: Fractions) -> Values:
+    """Sum over independent blocks of a function of a block's fraction and law."""
     one_of("law", law, NAMES)
+    parts, kernel = (2, "goe") if law == "goe2" else (1, law)
     blocks = block_fractions(fractions)
-    if law == "goe2":
-        return "goe", [(f / 2, 2 * count) for f, count in blocks]
-    return law, list(blocks)
-
-
-def _superpose(
-    statistic: Callable[[Values, str], Values], lengths: Values, law: str, fractions: Fractions
-) -> Values:
-    kernel, blocks = _kernel_and_blocks(law, fractions)
-    parts = (count * statistic(f * lengths, kernel) for f, count in blocks)
-    return sum(parts, np.zeros(()))[()]
+    terms = (parts * count * statistic(f / parts, kernel) for f, count in blocks)
+    return sum(terms, np.zeros(()))[()]
 
 
 def _variance(L: Values, law: str) -> Values:
@@ -190,10 +179,10 @@ def _variance(L: Values, law: str) -> Values:
     return 2 * gue + half**2 - half
 
 
-def _far(L: Values, law: str, constant: float, independent: Values) -> Values:
-    """Leading terms of Σ² with the constant 1, of 2 Δ₃ with -5/4; those of independent levels."""
+def _far(L: Values, law: str, constant: float, divisor: float) -> Values:
+    """Leading terms of Σ² with the constant 1, of 2 Δ₃ with -5/4; L/divisor if independent."""
     if law == "poisson":
-        return independent
+        return L / divisor
     factor, shift = _FAR[law]
     return factor / np.pi**2 * (np.log(2 * np.pi * L) + np.euler_gamma + constant + shift)
 

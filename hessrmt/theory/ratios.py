@@ -208,13 +208,9 @@ def ratio_law_unfolded(name: str, cut: Cut = None) -> Law:
         large = np.divide(1, small, out=np.full(small.shape, np.inf), where=small > 0)
         return np.where(p < 0.5, small, large)
 
-    return Law(
-        name,
-        *bound(_pdf, _cdf, shape=shape, cut=cut),
-        quantile=quantile,
-        support=(0.0, np.inf if cut is None else float(cut)),
-        tail=np.inf if cut is not None else 2.0 + BETA_OF.get(name, 0),
-    )
+    functions = bound(_pdf, _cdf, shape=shape, cut=cut)
+    end, tail = (np.inf, 2.0 + BETA_OF.get(name, 0)) if cut is None else (float(cut), np.inf)
+    return Law(name, *functions, quantile=quantile, support=(0.0, end), tail=tail)
 
 
 def _named(name: str) -> _Shape:
