@@ -156,7 +156,7 @@ class Machine:
         draw = torch.Generator(self.device).manual_seed(key >> 1)
         stack = torch.randn(count, n, n, dtype=dtype, device=self.device, generator=draw)
         for matrix in stack:
-            self.kernels.symmetrize_(matrix)
+            self.kernels.symmetrize(matrix)
         return stack
 
     def seconds(self, work: Callable[[], Any]) -> tuple[list[float], Any]:
@@ -291,7 +291,7 @@ def symmetrize(machine: Machine) -> Iterator[Entry]:
             draw = rng.torch_generator(0, "gpu_check", n)
             here = torch.randn(n, n, dtype=dtype, generator=draw)
             there = machine.there(here)
-            worst = [machine.kernels.symmetrize_(there), machine.cpu.symmetrize_(here)]
+            worst = [machine.kernels.symmetrize(there), machine.cpu.symmetrize_(here)]
             found, expected = (
                 np.append(a.cpu().double().numpy(), w)
                 for a, w in zip((there, here), worst, strict=True)
@@ -299,7 +299,7 @@ def symmetrize(machine: Machine) -> Iterator[Entry]:
             yield compared(f"symmetrize, n = {n}, {kind_of(dtype)}", found, expected, 0.0)
     broken = torch.eye(33, dtype=torch.float64)
     broken[32, 1] = torch.nan
-    seen = machine.kernels.symmetrize_(machine.there(broken))
+    seen = machine.kernels.symmetrize(machine.there(broken))
     yield compared("symmetrize sees NaN", seen, np.nan, 0.0)
 
 
@@ -308,7 +308,7 @@ def goe(machine: Machine) -> Iterator[Entry]:
     key, first = 2**63 + 12345, 2**32 - 1
     for dtype in DTYPES:
         for n in machine.sizes.few:
-            found = machine.kernels.goe(n, 3, key, dtype, first).cpu().numpy()
+            found = machine.kernels.goe_fill(n, 3, key, dtype, first).cpu().numpy()
             expected = machine.cpu.sample_goe(n, 3, key, dtype, first).numpy()
             allowed = 32 * torch.finfo(dtype).eps * 13
             yield compared(f"goe, n = {n}, {kind_of(dtype)}", found, expected, allowed)
@@ -440,7 +440,7 @@ def staged(machine: Machine, a: torch.Tensor, b: int, outer: int) -> tuple[np.nd
         return found
 
     stages.mark("start")
-    found = two_stage_eigenvalues(a, torch, b, outer=outer, chase=chased, tridiagonal=bisected)
+    found = two_stage_eigenvalues(a, b, outer, chase=chased, tridiagonal=bisected)
     return found, stages.seconds()
 
 
@@ -466,7 +466,7 @@ def single(machine: Machine, n: int) -> Iterator[Entry]:
     a = machine.random(n, 1)[0]
     b = machine.kernels.half_width(8)
     for number in range(2):  # the first warms up
-        _, stages = staged(machine, a.clone(), b, solvers.collected(b))
+        _, stages = staged(machine, a.clone(), b, max(b, solvers.COLLECTED))
         yield {"what": f"stages, run {number}", "n": n, "b": b, "stages": stages}
     backend = machine.routes["two-stage"]
     times, levels = machine.seconds(lambda: backend.eigvalsh(a.clone()))
@@ -496,7 +496,11 @@ def tuning(machine: Machine) -> Iterator[Entry]:
     n = machine.sizes.tuned
     a = machine.random(n, 1)[0]
     b = machine.kernels.half_width(8)
-    chosen = {"b": b, "outer": solvers.collected(b), "threads": cuda_kernels.THREADS["bulge_chase"]}
+    chosen = {
+        "b": b,
+        "outer": max(b, solvers.COLLECTED),
+        "threads": cuda_kernels.THREADS["bulge_chase"],
+    }
     tried = [chosen]
     tried += [chosen | {"b": k, "outer": max(k, chosen["outer"])} for k in (b // 2, b // 4) if k]
     tried += [chosen | {"outer": k * b} for k in (1, 2, 4, 8, 16) if k * b != chosen["outer"]]
@@ -615,9 +619,9 @@ def sanitized(tool: str) -> Callable[[Machine], Iterator[Entry]]:
 
 
 def parity_tests(machine: Machine) -> Iterator[Entry]:
-    """tests/test_gpu.py."""
+    """tests/test_backend.py."""
     options = ["-q", "-o", "addopts=", "-m", "gpu", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    entry = ran("pytest", [sys.executable, "-m", "pytest", *options, "tests/test_gpu.py"], {})
+    entry = ran("pytest", [sys.executable, "-m", "pytest", *options, "tests/test_backend.py"], {})
     some = machine.stand_in or any(" passed" in line for line in entry["said"])
     yield entry | {"agrees": entry["agrees"] and some}  # all skipped is no success on a GPU
 

@@ -49,6 +49,13 @@ def error(levels, expected, dtype=np.float64):
     return gap / unit if unit else gap
 
 
+def levels_of_band(band, b):
+    """LAPACK's eigenvalues of a band (n, 2b+1) without bulges."""
+    band = np.asarray(band, dtype=np.float64)
+    assert not band[:, b + 1 :].any()
+    return linalg.eigvals_banded(band[:, : b + 1].T, lower=True)
+
+
 def sizes(b):
     """Orders at which something changes for half-width b."""
     return sorted({1, 2, 3, b - 1, b, b + 1, b + 2, 2 * b, 2 * b + 1, 5 * b + 3} - {0})

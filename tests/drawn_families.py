@@ -55,10 +55,6 @@ def member(settings, index, value, separated=True):
     history |= {"epoch": epochs, "margin": margin, "product": growing}
     mean = 0.3 * (2.3026 - train) + 1e-3
     edges = np.linspace(0, 3 * mean, 61)
-    middle = (edges[1:] + edges[:-1]) / 2
-    shares = np.exp(-(((middle - mean) / (0.3 * mean)) ** 2))
-    counts = np.floor(samples * shares / shares.sum())
-    counts[30] += samples - counts.sum()
     return Member(
         value=float(value),
         parameters=round(40 * value**2) if settings.vary == "width" else 165784,
@@ -77,7 +73,7 @@ def member(settings, index, value, separated=True):
         top_output_mean=mean,
         top_output_std=0.21 * mean,
         top_output_edges=edges,
-        top_output_counts=counts,
+        top_output_counts=np.full(60, samples / 60),
         raw_top_output_mean=mean * product,
         raw_top_output_std=0.21 * mean * product,
         history=history,

@@ -14,7 +14,6 @@ from hessrmt.problems import checkpoints
 SETTINGS = {
     "hessian-spacings": """
 experiment = "hessian-spacings"
-title = "a small one"
 data = "clouds.npz"
 
 [presets.small]
@@ -27,7 +26,6 @@ unreduced = [{ model = "logistic", dtype = "float32", batches = 1 }]
 """,
     "gp-loss-model": """
 experiment = "gp-loss-model"
-title = "a small one"
 panels = [{ k2 = 0.01 }, { k2 = 0.1, outliers = 2, degenerate = 3 }]
 
 [presets.small]
@@ -36,7 +34,6 @@ samples = 3
 """,
     "iterate-averaging": """
 experiment = "iterate-averaging"
-title = "a small one"
 data = "clouds.npz"
 device = "cpu"
 
@@ -50,7 +47,6 @@ seeds = 2
 """,
     "training-budget": """
 experiment = "training-budget"
-title = "a small one"
 data = "clouds.npz"
 device = "cpu"
 
@@ -102,7 +98,6 @@ def write_settings(folder, kind, *changes):
 def _puzzles(families):
     lines = [
         'experiment = "puzzles"',
-        'title = "a small one"',
         'reference = [{ label = "somewhere", slope = 1.1, intercept = -0.2, r2 = 0.99 }]',
     ]
     common = {"data": "images.npz", "epochs": 2, "batch": 16, "rates": [0.05, 0.01]}
@@ -122,7 +117,8 @@ def numbers_of(path):
 
     def keep(name, item):
         if isinstance(item, h5py.Dataset) and not name.startswith("seconds"):
-            found[name] = item[()].tobytes()
+            texts = item.dtype.kind == "O"
+            found[name] = item.asstr()[()].tolist() if texts else item[()].tobytes()
 
     with h5py.File(path) as file:
         file.visititems(keep)

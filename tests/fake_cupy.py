@@ -4,110 +4,34 @@ A kernel is called as CuPy calls it, and every argument must have exactly the ty
 signature says: on a GPU a wrong one would be read as other bits.
 """
 
-import ctypes
-import re
 from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
 import torch
-from host_kernels import build
+from host_kernels import Module, parameters
 
 from hessrmt.backend.kernels import csrc, source
 
-SIGNATURE = re.compile(
-    r'extern "C" __global__ void\s+(?:__launch_bounds__\(\d+\)\s+)?(\w+)\(([^)]*)\)'
-)
-POINTERS = {
-    "double": {np.dtype(np.float64)},
-    "float": {np.dtype(np.float32)},
-    "int": {np.dtype(np.int32)},
-    "unsigned": {np.dtype(np.int32), np.dtype(np.uint32)},
-    "long long": {np.dtype(np.int64)},
-    "u64": {np.dtype(np.int64), np.dtype(np.uint64)},
-}
-NUMBERS = {
-    "int": (np.int32, ctypes.c_int),
-    "unsigned": (np.uint32, ctypes.c_uint),
-    "long long": (np.int64, ctypes.c_longlong),
-    "u64": (np.uint64, ctypes.c_ulonglong),
-}
 OPT_IN = 48 * 1024
-
-
-def parameters(text):
-    """Names of the kernels of a source, each with its parameters: (type, is a pointer)."""
-    found = {}
-    for name, inside in SIGNATURE.findall(text):
-        words = [" ".join(p.replace("const ", "").split()) for p in inside.split(",")]
-        kinds = [re.fullmatch(r"(.+?) ?(\*?)\w+", word).groups() for word in words]
-        found[name] = [(kind, bool(star)) for kind, star in kinds]
-    return found
-
-
-def launchers(text):
-    code = []
-    for name, kinds in parameters(text).items():
-        typed = [f"{kind} {'*' * star}p{i}" for i, (kind, star) in enumerate(kinds)]
-        given = ", ".join(f"p{i}" for i in range(len(kinds)))
-        code.append(
-            f'extern "C" void host_{name}(const unsigned *g, const unsigned *t, unsigned at_once, '
-            f"unsigned long long shared, {', '.join(typed)}) {{\n"
-            f"    launch_in_flight(at_once, dim3{{g[0], g[1], g[2]}}, dim3{{t[0], t[1], t[2]}}, "
-            f"shared, {name}, {given});\n}}\n"
-        )
-    return "".join(code)
-
-
-class Module:
-    """A compiled source, which must be one of csrc/; compiled once."""
-
-    def __init__(self, folder, built, code):
-        self.kinds = parameters(code)
-        if code not in built:
-            (name,) = (f.stem for f in csrc().glob("*.cu") if source(f.stem) == code)
-            built[code] = build(folder, name, launchers(code))
-        self.library = built[code]
-
-    def get_function(self, name):
-        return Kernel(self, name)
 
 
 class Kernel:
     num_regs, local_size_bytes, shared_size_bytes = 64, 0, 0
 
     def __init__(self, module, name):
-        self.name, self.kinds = name, module.kinds[name]
-        self.function = getattr(module.library, f"host_{name}")
-        self.function.restype = None
+        self.module, self.name = module, name
         self.max_dynamic_shared_size_bytes = OPT_IN
 
     def __call__(self, grid, block, arguments, *, shared_mem=0):
         if shared_mem > self.max_dynamic_shared_size_bytes:
             raise RuntimeError("CUDA_ERROR_INVALID_VALUE: did not opt in to so much shared memory")
-        if len(arguments) != len(self.kinds):
-            raise TypeError(f"{self.name}: {len(arguments)} arguments for {len(self.kinds)}")
-        dims = [np.array([*x, 1, 1][:3], np.uint32) for x in (grid, block)]
-        assert all(x.min() > 0 for x in dims), (self.name, grid, block)
+        if any(type(x) is int for x in arguments):
+            raise TypeError(f"{self.name}: a number without a type")
+        assert min(*grid, *block) > 0, (self.name, grid, block)
         at_once = 2 if self.name.startswith("bulge_chase") else 1
-        passed = map(self.argument, range(len(arguments)), arguments)
-        self.function(
-            *(ctypes.c_void_p(x.ctypes.data) for x in dims),
-            ctypes.c_uint(at_once),
-            ctypes.c_ulonglong(shared_mem),
-            *passed,
-        )
-
-    def argument(self, i, x):
-        kind, pointer = self.kinds[i]
-        if pointer:
-            if not isinstance(x, np.ndarray) or x.dtype not in POINTERS[kind]:
-                raise TypeError(f"{self.name}, parameter {i}: {kind} *, not {x!r}")
-            return ctypes.c_void_p(x.ctypes.data)
-        python, c = NUMBERS[kind]
-        if type(x) is not python:
-            raise TypeError(f"{self.name}, parameter {i}: {kind}, not {type(x).__name__}")
-        return c(int(x))
+        launch = self.module.launch
+        launch(self.name, grid, block, *arguments, shared=shared_mem, at_once=at_once)
 
 
 class Stream:
@@ -153,7 +77,10 @@ class FakeCupy:
     def RawModule(self, *, code, options):  # noqa: N802
         self.compiled.append(list(parameters(code)))
         assert all(isinstance(option, str) for option in options)
-        return Module(self.folder, self.built, code)
+        if code not in self.built:
+            (name,) = (f.stem for f in csrc().glob("*.cu") if source(f.stem) == code)
+            self.built[code] = Module(self.folder, name)
+        return SimpleNamespace(get_function=lambda name: Kernel(self.built[code], name))
 
     def from_dlpack(self, tensor):
         assert isinstance(tensor, torch.Tensor)

@@ -52,7 +52,7 @@ def by_double_backward(model, loss, x, y):
 
 def by_jacobian(model, loss, x, y):
     """Jᵀ S J, J and S by plain reverse mode."""
-    parameters, outputs = list(model.parameters()), model(x)
+    parameters, outputs = [p for p in model.parameters() if p.requires_grad], model(x)
     point = outputs.detach().requires_grad_()
     slope = torch.autograd.grad(loss(point, y), point, create_graph=True)[0].reshape(-1)
 

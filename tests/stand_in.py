@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import torch
 from fake_cupy import FakeCupy
 
-from hessrmt.backend import cuda_kernels, solvers, twostage
+from hessrmt.backend import cuda_kernels, solvers
 
 GB = 10**9
 # of launches whose number of threads the kernel leaves open: here each is one of the machine's
@@ -26,7 +26,7 @@ def replacements(memory):
         (torch.cuda, "mem_get_info", lambda _: (memory.free, 80 * GB)),
         (torch.cuda, "memory_reserved", lambda _: 0),
         (torch.cuda, "memory_allocated", lambda _: 0),
-        (twostage, "SPIN_LIMIT", 1 << 28),
+        (cuda_kernels, "SPIN_LIMIT", 1 << 28),
         (solvers, "HALF_WIDTHS", (4,)),
         (solvers, "COLLECTED", 8),
         (cuda_kernels, "THREADS", cuda_kernels.THREADS | FEW),

@@ -6,7 +6,7 @@ from fnmatch import fnmatch
 import numpy as np
 import pytest
 import torch
-from architecture_samples import TIMM, TRANSFORMERS, picture
+from architecture_samples import TIMM, TRANSFORMERS, made, picture
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
@@ -75,7 +75,7 @@ def transformers():
 @pytest.mark.parametrize("name", TRANSFORMERS)
 def test_networks_of_transformers(name, transformers):
     torch.manual_seed(0)
-    model, loss, inputs, targets = TRANSFORMERS[name](transformers)
+    model, loss, inputs, targets = made(name, transformers)
     model.eval()
     found = hr.spectrum(hr.Problem(model, loss, (inputs, targets)))
     if "Mixtral" in name:  # torch has the product of groups in single precision only
@@ -85,7 +85,7 @@ def test_networks_of_transformers(name, transformers):
 
 def test_a_network_in_bfloat16_is_its_function_in_float64(transformers):
     torch.manual_seed(0)
-    model, loss, inputs, targets = TRANSFORMERS["Llama"](transformers)
+    model, loss, inputs, targets = made("Llama", transformers)
     model.eval().bfloat16()
     problem = hr.Problem(model, loss, (inputs, targets))
     found = hr.spectrum(problem)

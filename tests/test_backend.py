@@ -1,213 +1,253 @@
-"""Backends: how one is chosen, the CPU's verbs against NumPy, and how much memory is free."""
+"""Every verb of every backend against NumPy, LAPACK or its CPU twin, and how one is chosen.
+
+The GPU backend runs everywhere over main memory, its kernels through fake_cupy: that shows
+arguments, types, routes, fallbacks, refusals and results. Where there is a GPU (``-m gpu``) the
+same tests run on it.
+"""
 
 import json
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import scipy.linalg
 import torch
+from cuda_samples import DTYPES, close, lower_only, symmetric
+from dense_symmetric import families
+from torch import nn
 
-from hessrmt.backend import cpu, cuda_kernels
-from hessrmt.backend.cpu import _TILE, CpuBackend
+import hessrmt as hr
+from hessrmt import rng
+from hessrmt.backend import base, cpu, cuda_kernels, reference
+from hessrmt.backend.cpu import CpuBackend
+from hessrmt.backend.cuda import CudaBackend
 from hessrmt.backend.cuda_kernels import KernelError
 from hessrmt.backend.kernels import csrc
 from hessrmt.backend.select import select
+from hessrmt.curvature.spectrum import compute
 from hessrmt.errors import ConfigError, ConvergenceError, DeviceError, NonFiniteError
 
+pytest_plugins = ["fake_gpu"]
+
 CPU = CpuBackend()
-NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-
-
-# Choosing
-
-
-@pytest.mark.parametrize("word", ["gpu", "cuda:", "cuda:x", "cuda:-1", "CPU", "cpu:0", "", "mps"])
-def test_unknown_devices(word):
-    with pytest.raises(DeviceError, match=r"unknown device .*; known are auto, cpu, cuda"):
-        select(word)
-
-
-@NO_CUDA
-@pytest.mark.parametrize("word", ["cuda", "cuda:0", "cuda:3"])
-def test_absent_gpu(word):
-    with pytest.raises(DeviceError, match=f"'{word}': torch sees no CUDA device; use --device cpu"):
-        select(word)
-
-
-def test_gpu_number_out_of_range(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(DeviceError, match="'cuda:2': there are 2, numbered from 0"):
-        select("cuda:2")
-
-
-@NO_CUDA
-def test_auto_is_the_cpu_without_a_gpu():
-    for word in ("auto", "cpu"):
-        backend = select(word)
-        assert backend.device == torch.device("cpu")
-        assert backend.name.startswith("cpu (")
-
-
-# Verbs
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("n", [1, 2, 511, 512, 513, 1100])
-def test_symmetrize(n, dtype):
-    assert _TILE == 512  # so that the sizes lie around one tile and beyond two
-    a = torch.randn(n, n, dtype=dtype, generator=torch.Generator().manual_seed(n))
-    before = a.numpy().copy()
-    assert CPU.symmetrize_(a) == np.abs(before - before.T).max()
-    assert np.array_equal(a.numpy(), (before + before.T) / 2)
-    assert CPU.symmetrize_(a) == 0
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("place", [(0, 0), (0, 513), (513, 0), (600, 3), (513, 513)])
-def test_symmetrize_reports_what_is_not_finite(value, place):
-    a = torch.zeros(700, 700, dtype=torch.float64)
-    a[place] = value
-    assert not np.isfinite(CPU.symmetrize_(a))
-
-
-def test_symmetrize_reports_infinities_in_both_halves():
-    a = torch.zeros(600, 600, dtype=torch.float64)
-    a[599, 0] = a[0, 599] = torch.inf  # inf - inf
-    assert np.isnan(CPU.symmetrize_(a))
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("n", [1, 2, 17, 300])
-def test_eigvalsh(n, dtype):
-    a = torch.randn(n, n, dtype=dtype, generator=torch.Generator().manual_seed(n))
-    a = (a + a.T) / 2
-    expected = scipy.linalg.eigvalsh(a.double().numpy(), driver="ev")
-    found = CPU.eigvalsh(a.clone())
-    assert (found.dtype, found.shape) == (np.float64, (n,))
-    assert np.all(np.diff(found) >= 0)
-    # backward stability: ‖E‖₂ ≤ p(n) ε ‖A‖₂ with p(n) a low multiple of n, then Weyl
-    tolerance = 10 * n * torch.finfo(dtype).eps * np.abs(expected).max()
-    assert np.abs(found - expected).max() <= tolerance
-
-
-def test_solver_failure_is_a_convergence_error(monkeypatch):
-    def fail(matrix):
-        raise torch.linalg.LinAlgError("the algorithm failed to converge")
-
-    monkeypatch.setattr(torch.linalg, "eigvalsh", fail)
-    with pytest.raises(ConvergenceError, match="failed to converge"):
-        CPU.eigvalsh(torch.eye(2))
-
-
-# Bad matrices
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("solve", [CPU.eigvalsh, lambda a: CPU.eigvalsh_batch([torch.eye(2), a])])
-def test_eigvalsh_refuses_what_is_not_finite(solve, value):
-    a = torch.eye(5, dtype=torch.float64)
-    a[0, 3] = value  # the upper triangle is not read
-    solve(a)
-    a[3, 0] = value
-    with pytest.raises(NonFiniteError, match=r"the matrix has|matrix 1 has"):
-        solve(a)
-
-
-@pytest.mark.parametrize(
-    "a", [torch.zeros(3), torch.zeros(2, 3), torch.zeros(2, 2, dtype=torch.int64)]
+KEY = 0xA4093822299F31D0
+EPS = float(np.finfo(float).eps)
+ON_GPU = (
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 )
-def test_eigvalsh_refuses_what_is_no_matrix(a):
-    for solve in (CPU.eigvalsh, lambda a: CPU.eigvalsh_batch([a])):
-        with pytest.raises(ConfigError, match=r"give an \(n, n\) matrix|give float64 or float32"):
-            solve(a)
+NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+SOLVERS = {"two-stage": "two-stage", "library": "cupy.", "torch": "torch."}
+"""Our kernels, cuSOLVER through CuPy beside them, and only torch; how ``solver`` then begins."""
 
 
-def test_eigvalsh_of_no_rows():
-    assert CPU.eigvalsh(torch.zeros(0, 0)).shape == (0,)
+@pytest.fixture(
+    params=[
+        "cpu",
+        *(f"stand-in, {name}" for name in SOLVERS),
+        *(pytest.param(f"gpu, {name}", marks=ON_GPU) for name in SOLVERS),
+    ]
+)
+def backend(request, monkeypatch):
+    """One of all; whatever falls back to another route warns, and that is an error."""
+    where, _, solver = request.param.partition(", ")
+    monkeypatch.setattr(base, "_TILE", 32)  # so that small matrices have several
+    if where == "cpu":
+        found = CPU
+    elif where == "gpu":
+        found = CudaBackend(torch.device("cuda", 0), "auto" if solver == "torch" else solver)
+        if solver == "torch":
+            found.kernels = None
+        elif found.kernels is None:
+            pytest.skip("CuPy is not installed")
+    elif solver == "torch":
+        found = request.getfixturevalue("torch_only")
+    else:
+        found = request.getfixturevalue("make")(solver)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".* not used: ", category=RuntimeWarning)
+        yield found
+
+
+def there(backend, values):
+    """A copy on the backend's device."""
+    return torch.as_tensor(values).to(backend.device, copy=True)
+
+
+# One matrix
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [1, 2, 31, 32, 33, 100])
+def test_symmetrize(backend, n, dtype):
+    before = torch.from_numpy(np.random.default_rng(n).normal(size=(n, n))).to(dtype).numpy()
+    a = there(backend, before)
+    # one addition, one exact division: the same bits everywhere
+    assert backend.symmetrize_(a) == np.abs(before - before.T).max()
+    assert np.array_equal(a.cpu(), (before + before.T) / 2)
+    assert backend.symmetrize_(a) == 0
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_symmetrize_reports_what_is_not_finite(backend, value):
+    for places in ([(0, 0)], [(0, 40)], [(40, 0)], [(49, 3)], [(40, 40)], [(0, 40), (40, 0)]):
+        a = torch.zeros(50, 50, dtype=torch.float64)
+        for place in places:  # the last pair: inf - inf
+            a[place] = value
+        assert not np.isfinite(backend.symmetrize_(there(backend, a)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [0, 1, 2, 4, 5, 9, 33])
+def test_eigvalsh(backend, n, dtype):
+    matrix = symmetric(n, dtype)
+    found = backend.eigvalsh(there(backend, lower_only(matrix)))
+    assert close(found, matrix)
+    if isinstance(backend, CudaBackend) and n:
+        kernels = backend.kernels is not None
+        assert backend.solver.startswith(SOLVERS[backend._policy if kernels else "torch"])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_eigvalsh_of_matrices_of_every_kind(backend, dtype):
+    for kind, a in families(11 if backend.device.type == "cpu" else 200, 4).items():
+        matrix = torch.from_numpy(a).to(dtype)
+        assert close(backend.eigvalsh(there(backend, matrix)), matrix), kind
+
+
+def test_eigvalsh_of_a_matrix_that_is_not_contiguous(backend):
+    large = symmetric(40)
+    assert close(backend.eigvalsh(there(backend, large)[::2, ::2]), large[::2, ::2].clone())
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("place", [(0, 0), (7, 3)])
+def test_eigvalsh_refuses_what_is_not_finite(backend, value, place):
+    matrix = symmetric(9)
+    matrix[place] = value
+    with pytest.raises(NonFiniteError, match=r"the matrix has .* NaN or infinite"):
+        backend.eigvalsh(there(backend, matrix))
+    batch = [symmetric(n, seed=i) for i, n in enumerate([3, 9, 9])] + [matrix]
+    with pytest.raises(NonFiniteError, match="matrix 3"):
+        backend.eigvalsh_batch([there(backend, one) for one in batch])
+
+
+def test_eigvalsh_refuses_what_is_no_matrix(backend):
+    for a in (torch.zeros(3), torch.zeros(2, 3), torch.zeros(2, 2, dtype=torch.int64)):
+        words = r"give an \(n, n\) matrix|give float64 or float32"
+        with pytest.raises(ConfigError, match=f"the matrix .*({words})"):
+            backend.eigvalsh(a)
+        with pytest.raises(ConfigError, match=f"matrix 1 .*({words})"):
+            backend.eigvalsh_batch([torch.zeros(2, 2), a])
+    with pytest.raises(ConfigError, match=r"a stack of shape \(3, 3\)"):
+        backend.eigvalsh_batch(torch.eye(3))
+
+
+@pytest.mark.parametrize("operator", ["hessian", "ggn"])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_spectrum(backend, operator, dtype):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
+    x = torch.randn(20, 6, dtype=torch.float64)
+    problem = hr.Problem(model, "cross-entropy", (x, torch.arange(20) % 3))
+    here, found = (compute(problem, one, dtype, operator) for one in (CPU, backend))
+    epsilon = np.finfo(dtype).eps
+    # the two matrices differ by the rounding of sums of at most B·P terms' worth of ‖H‖, each
+    # sum in another order: 10 P ε ‖H‖ in norm
+    tolerance = 10 * here.dimension * epsilon * np.abs(here.eigenvalues).max()
+    assert np.abs(found.eigenvalues - here.eigenvalues).max() <= tolerance
+    assert abs(found.loss - here.loss) <= 64 * epsilon * here.loss
+    assert found.provenance.device == backend.name
+
+
+def test_a_hessian_without_rows(backend):
+    """A reduction may leave nothing: no launch of an empty grid, no maximum of nothing."""
+    assert backend.symmetrize_(there(backend, torch.empty(0, 0, dtype=torch.float64))) == 0
+    model = nn.Linear(4, 3, bias=False)
+    batch = torch.zeros(5, 4), torch.arange(5) % 3
+    found = compute(hr.Problem(model, "cross-entropy", batch), backend, "float64", "hessian")
+    assert (found.reduced_dimension, found.rank) == (0, 0)
+    np.testing.assert_array_equal(found.eigenvalues, np.zeros(12))
 
 
 # Batches
 
 
-def symmetric(n, count, dtype=torch.float64):
-    a = torch.randn(count, n, n, dtype=dtype, generator=torch.Generator().manual_seed(n))
-    return a + a.mT
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [1, 2, 5, 33])
+def test_batches(backend, n, dtype):
+    stack = torch.stack([symmetric(n, dtype, seed) for seed in range(3)])
+    found = backend.eigvalsh_batch(there(backend, lower_only(stack)))
+    assert len(found) == 3
+    assert all(close(levels, matrix) for levels, matrix in zip(found, stack, strict=True))
+    again = backend.eigvalsh_batch(list(there(backend, lower_only(stack))))
+    assert np.array_equal(found, again)  # to the bit
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_batches_equal_single_matrices_to_rounding_and_themselves_to_the_bit(dtype):
-    stack = symmetric(150, 7, dtype)
-    found = CPU.eigvalsh_batch(stack.clone())
-    for levels, matrix in zip(found, stack, strict=True):
-        expected = CPU.eigvalsh(matrix)
-        assert (levels.dtype, levels.shape) == (np.float64, (150,))
-        # two runs of a backward-stable solver: ‖E‖₂ a low multiple of n ε ‖A‖₂, then Weyl
-        tolerance = 10 * 150 * torch.finfo(dtype).eps * np.abs(expected).max()
-        assert np.abs(levels - expected).max() <= tolerance
-    for again in (CPU.eigvalsh_batch(stack), CPU.eigvalsh_batch(list(stack))):
-        assert all(np.array_equal(x, y) for x, y in zip(found, again, strict=True))
+def test_a_stack_with_room_between_its_rows(backend):
+    room = torch.stack([symmetric(9, seed=seed) for seed in range(4)])
+    for part in (np.s_[::2, :5, :5], np.s_[:, ::2, ::2]):
+        found = backend.eigvalsh_batch(there(backend, room)[part])
+        assert all(close(levels, a) for levels, a in zip(found, room[part], strict=True))
 
 
-def test_batches_of_several_sizes_keep_their_order(monkeypatch):
-    monkeypatch.setattr(cpu, "TOGETHER", 30)  # the largest one by one
-    given = [(i + 1.0) * torch.eye(n) for i, n in enumerate((1, 40, 7, 0, 33, 30, 31))]
-    found = CPU.eigvalsh_batch(given)
-    assert [len(levels) for levels in found] == [1, 40, 7, 0, 33, 30, 31]
-    assert all(np.all(levels == i + 1) for i, levels in enumerate(found))
-    assert CPU.eigvalsh_batch([]) == []
-    assert CPU.eigvalsh_batch(torch.zeros(0, 5, 5)) == []
+def test_batches_of_several_sizes_keep_their_order(backend, monkeypatch):
+    monkeypatch.setattr(cpu, "TOGETHER", 7)  # the largest one by one
+    sizes = [3, 9, 3, 0, 5, 3, 9, 1]
+    batch = [symmetric(n, DTYPES[i % 2], seed=i) for i, n in enumerate(sizes)]
+    found = backend.eigvalsh_batch([there(backend, lower_only(matrix)) for matrix in batch])
+    assert [len(levels) for levels in found] == sizes
+    assert all(close(levels, a) for levels, a in zip(found, batch, strict=True))
+    assert backend.eigvalsh_batch([]) == []
+    assert backend.eigvalsh_batch(torch.zeros(0, 5, 5)) == []
 
 
 def test_batches_leave_the_number_of_threads(monkeypatch):
-    before = torch.get_num_threads()
-    seen = []
+    before, seen = torch.get_num_threads(), []
 
     def solve(matrix):
         seen.append(torch.get_num_threads())
         raise torch.linalg.LinAlgError("the algorithm failed to converge")
 
     monkeypatch.setattr(torch.linalg, "eigvalsh", solve)
-    with pytest.raises(ConvergenceError):
-        CPU.eigvalsh_batch(symmetric(3, 4))
+    with pytest.raises(ConvergenceError, match="failed to converge"):
+        CPU.eigvalsh_batch(torch.stack([symmetric(3)] * 4))
     assert set(seen) == {1}
     assert torch.get_num_threads() == before
-
-
-def test_a_batch_that_is_no_stack():
-    with pytest.raises(ConfigError, match=r"a stack of shape \(3, 3\)"):
-        CPU.eigvalsh_batch(torch.eye(3))
 
 
 # Staircase, power laws, GOE
 
 
-def test_staircase():
-    pool = torch.tensor([-1.0, 0.0, 0.0, 2.0], dtype=torch.float64)
-    queries = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0, 3.0], dtype=torch.float64)
-    counts = CPU.staircase(pool, queries)
-    assert counts.dtype == np.int64
-    assert counts.tolist() == [0, 0, 1, 3, 3, 4]
-    assert CPU.staircase(pool[:0], queries).tolist() == [0] * 6
-    assert CPU.staircase(pool, queries[:0]).tolist() == []
+@pytest.mark.parametrize(("m", "n"), [(0, 3), (50, 0), (1, 1), (500, 300)])
+def test_staircase(backend, m, n):
+    draw = rng.stream(0, "staircase", m, n)
+    pool, queries = (np.sort(draw.normal(size=k).round(1)) for k in (m, n))
+    found = backend.staircase(there(backend, pool), there(backend, queries))
+    assert found.dtype == np.int64
+    np.testing.assert_array_equal(found, (pool[None, :] < queries[:, None]).sum(axis=1))
 
 
-def test_powerlaw_scan():
-    layers = [
-        torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64),
-        torch.tensor([]),
-        torch.ones(2),
-        torch.tensor([1.0, 2.0, 4.0]),
-    ]
-    first, empty, flat, single = CPU.powerlaw_scan(layers)
+def test_powerlaw_scan(backend):
+    draw = rng.stream(0, "scan")
+    layers = [np.sort(draw.pareto(1.5, n) + 1) for n in (300, 1, 0, 127, 128, 129)] + [np.ones(5)]
+    layers.append(np.sort(draw.pareto(1.5, 20) + 1).astype(np.float32))
+    found = backend.powerlaw_scan([there(backend, layer) for layer in layers])
+    for ours, layer in zip(found, layers, strict=True):
+        theirs = reference.powerlaw_scan(layer, np.array([0, len(layer)]))
+        # sums of n terms, and depths ln(x_max/x) each good to 4 ε of the tail's extent, here less
+        # than 10 times its mean: ε (80 + n) relative to α - 1, less than 20 n ε for n > 4; an
+        # exponent y is off by as much relative to itself, and y exp(-y) < 1
+        tolerance = 20 * max(1, len(layer)) * EPS
+        np.testing.assert_allclose(ours[0], theirs[0], rtol=tolerance)
+        np.testing.assert_allclose(ours[1], theirs[1], rtol=0, atol=tolerance)
+    assert backend.powerlaw_scan([]) == []
+
+
+def test_powerlaw_scan_by_hand(backend):
+    ((alpha, _),) = backend.powerlaw_scan([there(backend, np.array([1.0, 2.0, 4.0]))])
     # tails (1, 2, 4) and (2, 4): 1 + 3/ln 8 and 1 + 2/ln 2
-    alpha = [1 + 3 / np.log(8), 1 + 2 / np.log(2), np.nan]
-    np.testing.assert_allclose(first[0], alpha, rtol=8 * np.finfo(float).eps)
-    assert [len(part) for part in (*empty, *flat)] == [0, 0, 2, 2]
-    assert np.isnan(flat).all()
-    np.testing.assert_array_equal(first, single)  # float32 holds these values
-    assert CPU.powerlaw_scan([]) == []
+    np.testing.assert_allclose(alpha, [1 + 3 / np.log(8), 1 + 2 / np.log(2), np.nan], rtol=8 * EPS)
 
 
 UP = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
@@ -240,20 +280,69 @@ def test_bad_values_of_one_verb():
         CPU.powerlaw_scan([UP - 1])
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [1, 33, 70])
+def test_sample_goe(backend, n, dtype):
+    kind = {torch.float64: np.float64, torch.float32: np.float32}[dtype]
+    found = backend.sample_goe(n, 2, KEY, dtype, first=2**32 - 1)
+    assert (found.dtype, found.device) == (dtype, backend.device)
+    twin = reference.sample_goe(n, 2, KEY, first=2**32 - 1, dtype=kind)
+    # logarithm, root and cosine of two libraries (tests/test_goe_fill.py), one rounding to dtype
+    rtol = 11.5 * EPS + (0 if dtype == torch.float64 else np.finfo(kind).eps)
+    np.testing.assert_allclose(found.cpu(), twin, rtol=rtol, atol=0)
+    assert torch.equal(found, found.mT)
+    assert backend.sample_goe(n, 0, KEY, dtype).shape == (0, n, n)
+
+
 @pytest.mark.parametrize(
-    ("n", "count", "key", "first", "dtype"),
-    [
-        (0, 1, 1, 0, torch.float64),
-        (2, -1, 1, 0, torch.float64),
-        (2, 1, 2**64, 0, torch.float64),
-        (2, 1, -1, 0, torch.float64),
-        (2, 1, 1, -1, torch.float64),
-        (2, 1, 1, 0, torch.float16),
-    ],
+    "changed",
+    [{"n": 0}, {"count": -1}, {"key": 2**64}, {"key": -1}, {"first": -1}, {"dtype": torch.float16}],
 )
-def test_sample_goe_of_bad_numbers(n, count, key, first, dtype):
+def test_sample_goe_of_bad_numbers(changed):
     with pytest.raises(ConfigError, match="GOE matrices"):
-        CPU.sample_goe(n, count, key, dtype, first)
+        CPU.sample_goe(**{"n": 2, "count": 1, "key": 1} | changed)
+
+
+def test_sample_goe_without_enough_memory(monkeypatch):
+    monkeypatch.setattr(cpu, "free_host_memory", lambda: 3 * 100 * 100 * 8 + 7)
+    with pytest.raises(DeviceError, match=r"enough for 3; draw them in parts"):
+        CPU.sample_goe(100, 4, KEY)
+
+
+# Choosing
+
+
+@pytest.mark.parametrize("word", ["gpu", "cuda:", "cuda:x", "cuda:-1", "CPU", "cpu:0", "", "mps"])
+def test_unknown_devices(word):
+    with pytest.raises(DeviceError, match=r"unknown device .*; known are auto, cpu, cuda"):
+        select(word)
+
+
+@NO_GPU
+def test_without_a_gpu():
+    for word in ("cuda", "cuda:0", "cuda:3"):
+        with pytest.raises(DeviceError, match=f"'{word}': torch sees no CUDA .*use --device cpu"):
+            select(word)
+    for word in ("auto", "cpu"):
+        assert select(word).name.startswith("cpu (")
+
+
+def test_gpu_number_out_of_range(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(DeviceError, match="'cuda:2': there are 2, numbered from 0"):
+        select("cuda:2")
+
+
+@pytest.mark.gpu
+@ON_GPU[1]
+def test_auto_is_the_first_gpu_and_works_on_any_stream():
+    found, matrix = select("auto"), symmetric(300)
+    assert found.device == torch.device("cuda", 0)
+    total = torch.cuda.get_device_properties(found.device).total_memory
+    assert 0 < found.free_memory() <= total
+    with torch.cuda.stream(torch.cuda.Stream(found.device)):
+        assert close(found.eigvalsh(matrix.to(found.device, non_blocking=True) * 2 / 2), matrix)
 
 
 # Whether the kernels compile

@@ -5,32 +5,26 @@ import subprocess
 
 import numpy as np
 import pytest
+import torch
 from dense_symmetric import error as error_of
-from dense_symmetric import families, sizes
-from host_kernels import build, call
+from dense_symmetric import families, levels_of_band, sizes
+from host_kernels import Module
 from scipy import linalg
 
 from hessrmt.backend import kernels
-from hessrmt.backend.twostage import chase_band, chase_launch, two_stage_eigenvalues
-from hessrmt.errors import ConfigError
+from hessrmt.backend.solvers import chase_shared_bytes
+from hessrmt.backend.twostage import two_stage_eigenvalues
 
 PATIENCE = 1 << 28  # looks, of which every 64th sleeps: minutes, whatever else the machine does
 
-LAUNCHERS = """
-extern "C" void run_@(int in_flight, int blocks, int threads, int shared_bytes, int jitter,
-                      REAL *band, int n, int b, int batch, REAL *d, REAL *e, unsigned *state,
-                      int spin_limit) {
-    jitter_percent = jitter;
-    launch_in_flight(in_flight, dim3{unsigned(blocks), 1, 1}, dim3{unsigned(threads), 1, 1},
-                     shared_bytes, bulge_chase_@, band, n, b, batch, d, e, state,
-                     unsigned(spin_limit));
-}
+JITTER = """
+extern "C" void jitter_of(long long percent) { jitter_percent = percent; }
 """
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    return build(tmp_path_factory.mktemp("csrc"), "bulge_chase", LAUNCHERS)
+    return Module(tmp_path_factory.mktemp("csrc"), "bulge_chase", JITTER)
 
 
 class GaveUpError(Exception):
@@ -42,31 +36,21 @@ def chase(library):
     """The kernel's launch on the CPU: bands of a batch to d, e; bands are overwritten."""
 
     def run(
-        bands,
-        b,
-        *,
-        in_flight=2,
-        blocks=None,
-        threads=4,
-        jitter=0,
-        spin_limit=PATIENCE,
-        taken=0,
-        failed=0,
+        bands, b, *, in_flight=2, blocks=None, threads=4, jitter=0, looks=PATIENCE, begun=(0, 0)
     ):
         bands = np.ascontiguousarray(bands)
         batch, n, height = bands.shape
         assert height == 2 * b + 1
-        config = chase_launch(
-            n, b, bands.itemsize, resident=in_flight, batch=batch, threads=threads
-        )
         d, e = (np.full((batch, n), np.nan, bands.dtype) for _ in range(2))
-        state = np.zeros(config.state_words, np.uint32)
-        state[:2] = taken, failed
-        function = {8: library.run_f64, 4: library.run_f32}[bands.itemsize]
-        blocks = config.blocks if blocks is None else blocks
-        numbers = map(np.int32, [in_flight, blocks, config.threads, config.shared_bytes, jitter])
-        shape = map(np.int32, [n, b, batch])
-        call(function, *numbers, bands, *shape, d, e, state, np.int32(spin_limit))
+        state = np.zeros(2 + batch * n, np.uint32)
+        state[:2] = begun  # sweeps taken, and the failed one
+        library.call("jitter_of", jitter)
+        library.launch(
+            *("bulge_chase", (blocks or in_flight,), (threads,)),
+            *(bands, n, b, batch, d, e, state, looks),
+            shared=chase_shared_bytes(b, bands.itemsize, threads),
+            at_once=in_flight,
+        )
         if state[1]:
             raise GaveUpError(int(state[1]))
         # every sweep did its steps, and said so
@@ -86,10 +70,6 @@ def random_band(n, b, seed=0, dtype=np.float64, width=None):
     for k in range(min(n, (b if width is None else width) + 1)):
         band[: n - k, k] = rng.normal(size=n - k)
     return band
-
-
-def levels_of_band(band, b):
-    return linalg.eigvals_banded(band[:, : b + 1].T.astype(np.float64), lower=True)
 
 
 def error(d, e, expected, dtype=np.float64):
@@ -121,12 +101,13 @@ def test_dense_matrices_of_every_kind(chase, b, n, dtype):
     """The way of the GPU but for the third stage: to_band, this kernel."""
 
     def second(band, b):
-        d, e = chase(np.asarray(band)[None], b)
+        d, e = chase(band.numpy()[None], b)
         return d[0], e[0]
 
     for kind, a in families(n, b, dtype).items():
         expected = linalg.eigvalsh(a.astype(np.float64))
-        levels = two_stage_eigenvalues(a.copy(), np, b, chase=second)
+        given = torch.from_numpy(a.copy())
+        levels = two_stage_eigenvalues(given, b, 2 * b, chase=second, tridiagonal=tridiagonal)
         assert error_of(levels, expected, dtype) < 20, kind
 
 
@@ -135,12 +116,6 @@ def test_any_number_of_threads(chase, threads):
     band = random_band(23, 4)
     d, e = chase(band[None].copy(), 4, threads=threads)
     assert error(d[0], e[0], levels_of_band(band, 4)) < 20
-
-
-def test_plain_twin(chase):
-    band = random_band(23, 4)
-    d, e = chase(band[None].copy(), 4)
-    assert error(d[0], e[0], tridiagonal(*chase_band(band, 4))) < 2 * 20
 
 
 @pytest.mark.parametrize("in_flight", [1, 2, 3, 6])
@@ -213,12 +188,12 @@ def test_what_is_not_finite_is_not_hidden(chase, value, place):
 def test_a_wait_without_end_is_reported(chase, in_flight):
     """Nobody has sweep 0, the others wait in vain: every block leaves, and the kernel says so."""
     with pytest.raises(GaveUpError, match=r"^[234]$"):
-        chase(random_band(23, 4)[None], 4, in_flight=in_flight, spin_limit=1000, taken=1)
+        chase(random_band(23, 4)[None], 4, in_flight=in_flight, looks=1000, begun=(1, 0))
 
 
 def test_blocks_leave_when_another_has_failed(chase):
     with pytest.raises(GaveUpError, match=r"^7$"):
-        chase(random_band(23, 4)[None], 4, in_flight=2, failed=7)
+        chase(random_band(23, 4)[None], 4, in_flight=2, begun=(0, 7))
 
 
 def test_the_pointers_are_never_read_through_the_read_only_cache(tmp_path):
@@ -233,16 +208,6 @@ def test_the_pointers_are_never_read_through_the_read_only_cache(tmp_path):
     assert ".nc." not in ptx
     assert "ld.acquire.gpu" in ptx
     assert "st.release.gpu" in ptx
-
-
-def test_launch_configuration():
-    config = chase_launch(20_060, 64, 8, resident=132)
-    assert config == (132, 256, 8 + 8 * (2 * 64 * 65 + 2 * 256 + 4 * 64), 20_062)
-    assert config.shared_bytes < 227 * 1024 / 3  # three blocks on a multiprocessor of an H100
-    assert chase_launch(20_060, 64, 8, resident=396).blocks == 20_060 // 128 + 2
-    assert chase_launch(5, 64, 8, resident=396).blocks == 2
-    with pytest.raises(ConfigError, match="2\\*\\*31"):
-        chase_launch(2**16, 64, 8, resident=1, batch=2**15)
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ import multiprocessing, sys, uuid
 from pathlib import Path
 from hessrmt.experiments import families
 from hessrmt.problems import models
+from hessrmt.runs import training
 
 families.SAVE_SECONDS = 0
 folder = Path(__file__).parent
@@ -36,13 +37,13 @@ if multiprocessing.parent_process() is not None:
     sys.path.append({str(Path(__file__).parent)!r})
     import gate
 
-    save = families.TrainingFile.save
+    save = training.TrainingFile.save
 
     def held(*given, **extra):
         save(*given, **extra)
         gate.wait_for((folder / "go").exists)
 
-    families.TrainingFile.save = held
+    training.TrainingFile.save = held
 
 def net(input_shape, outputs):
     (folder / "built" / uuid.uuid4().hex).touch()
@@ -88,7 +89,7 @@ def test_families_are_those_of_one_process(tmp_path, family, pool, monkeypatch):
     seen = []
 
     def stop(phase, *_):
-        if "2/3" in phase:
+        if "network 2 " in phase:
             raise KeyboardInterrupt
 
     # one network is there already; the command was killed before it tidied up
@@ -97,7 +98,9 @@ def test_families_are_those_of_one_process(tmp_path, family, pool, monkeypatch):
     (there / "checkpoints" / "scales-0.pt").touch()
     relative = there.relative_to(tmp_path)
     Puzzles().run(settings, "small", relative, tick=lambda *step: seen.append(step), pool=pool)
-    assert seen == [("networks", k, 6) for k in range(1, 7)] + [("done", 3, 3)]
+    # epochs of the networks that were left, as many as they were done in
+    assert [step[0] for step in seen] == ["training"] * 6 + ["done"]
+    assert (seen[0][1:], seen[-2][1:]) == ((0, 19), (19, 19))
     for item in every:
         assert contents(there, item.name) == contents(here, item.name)
         assert len(contents(here, item.name)) == 1 + len(item.values)
@@ -143,7 +146,7 @@ def test_errors_of_workers(tmp_path, family, pool):
         messages.append(str(caught.value).partition(" networks are in ")[0])
     assert messages[0] == messages[1]  # the first network is in the file both times
     elsewhere = tmp_path / "elsewhere"
-    work = Run(families.samples_of, settings, pool=pool, out=elsewhere)
+    work = Run(families.FamilySamples, settings, pool=pool, out=elsewhere)
     with pytest.raises(ClusterError, match=r"worker on \S+ has no folder .*elsewhere"):
         work.on_one(families._device, None)
     elsewhere.mkdir()

@@ -1,62 +1,26 @@
 """The GPU backend's own logic without a GPU: its kernels run on the CPU through fake_cupy.
 
-What this shows: arguments, types, routes, fallbacks, refusals and results. What it cannot show:
-that CuPy and the driver take the launches, and speed; for that there are tests/test_gpu.py and
-scripts/gpu_check.py.
+Routes, fallbacks and memory; results are compared in test_backend.py. What this cannot show: that
+CuPy and the driver take the launches, and speed; for that there is scripts/gpu_check.py.
 """
 
+import re
 import warnings
-from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from cuda_samples import DTYPES, LIBRARY, close, fails, lower_only, symmetric
-from dense_symmetric import families
 from stand_in import GB
 
-from hessrmt.backend import cuda_kernels, solvers, twostage
-from hessrmt.backend.cuda import TWO_STAGE, CudaBackend, cuda_backend
-from hessrmt.errors import ConfigError, ConvergenceError, DeviceError, NonFiniteError
+from hessrmt.backend import cuda_kernels, kernels, solvers
+from hessrmt.backend.cuda import _COPIED, TWO_STAGE, CudaBackend, cuda_backend
+from hessrmt.errors import ConfigError, ConvergenceError, DeviceError
 
 pytest_plugins = ["fake_gpu"]
 
 BLOCKS = dict(cuda_kernels.THREADS)
-
-
-# The two-stage route
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("n", [1, 2, 4, 5, 9, 23])
-def test_two_stage(make, cupy, n, dtype):
-    backend = make("two-stage")
-    matrix = symmetric(n, dtype)
-    assert close(backend.eigvalsh(lower_only(matrix)), matrix)
-    assert backend.solver == TWO_STAGE
-    assert cupy.solved == 0
-    kind = {torch.float64: "f64", torch.float32: "f32"}[dtype]
-    assert {f"bulge_chase_{kind}", f"sturm_prepare_{kind}"} <= {*chain(*cupy.compiled)}
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_two_stage_on_matrices_of_every_kind(make, dtype):
-    backend = make("two-stage")
-    for kind, a in families(11, 4).items():
-        matrix = torch.from_numpy(a).to(dtype)
-        assert close(backend.eigvalsh(matrix.clone()), matrix), kind
-        assert backend.solver == TWO_STAGE, kind
-
-
-def test_a_matrix_that_is_not_contiguous(make):
-    backend = make("two-stage")
-    large = symmetric(40)
-    assert close(backend.eigvalsh(large[::2, ::2]), large[::2, ::2].clone())
-
-
-@pytest.mark.parametrize("solver", ["two-stage", "library"])
-def test_an_empty_matrix_has_no_levels(make, solver):
-    assert make(solver).eigvalsh(torch.empty(0, 0)).shape == (0,)
 
 
 # Which route
@@ -123,39 +87,40 @@ def test_without_cupy_torch_does_it(torch_only):
     assert forced.solver == "torch.linalg.eigvalsh (cuSOLVER, cuda)"
 
 
-# What is refused
-
-
-@pytest.mark.parametrize("solver", ["two-stage", "library"])
-@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-@pytest.mark.parametrize("place", [(0, 0), (7, 3)])
-def test_what_is_not_finite(make, solver, value, place):
-    matrix = symmetric(9)
-    matrix[place] = value
-    with pytest.raises(NonFiniteError, match="NaN or infinite"):
-        make(solver).eigvalsh(matrix)
-
-
-def test_shapes_and_types(make):
-    backend = make()
-    with pytest.raises(ConfigError, match=r"\(2, 3\)"):
-        backend.eigvalsh(torch.zeros(2, 3))
-    with pytest.raises(ConfigError, match="float16"):
-        backend.eigvalsh(torch.zeros(2, 2, dtype=torch.float16))
-    with pytest.raises(ConfigError, match=r"matrix 1 .*\(2, 3\)"):
-        backend.eigvalsh_batch([torch.zeros(2, 2), torch.zeros(2, 3)])
-
-
 # What if a kernel fails
 
 
-def test_two_stage_does_not_compile(make, monkeypatch, cupy):
-    fails(monkeypatch, cupy, "sturm_bisect")
-    backend = make("two-stage")
-    matrix = symmetric(23)
-    with pytest.warns(RuntimeWarning, match="two-stage not used: .*could not be compiled.*nvrtc"):
+def nobody_waits(monkeypatch, *_):
+    """Blocks that never look at their predecessor: the bulge chase gives up."""
+    monkeypatch.setattr(cuda_kernels, "SPIN_LIMIT", 0)
+
+
+def not_a_number(monkeypatch, cupy, kernels):
+    """The bulge chase leaves what the bisection reports."""
+    ours = kernels.chase
+
+    def broken(band, b):
+        d, e = ours(band, b)
+        d[3] = torch.nan
+        return d, e
+
+    monkeypatch.setattr(kernels, "chase", broken)
+
+
+@pytest.mark.parametrize(
+    ("breaks", "words"),
+    [
+        (lambda patch, cupy, _: fails(patch, cupy, "sturm_bisect"), "could not be compiled.*nvrtc"),
+        (nobody_waits, "the bulge chase stopped"),
+        (not_a_number, "the bisection reports -1"),
+    ],
+)
+def test_the_library_takes_over_from_two_stage(make, monkeypatch, cupy, breaks, words):
+    backend, matrix = make("two-stage"), symmetric(23)
+    breaks(monkeypatch, cupy, backend.kernels)
+    with pytest.warns(RuntimeWarning, match=f"two-stage not used: .*{words}"):
         assert close(backend.eigvalsh(matrix.clone()), matrix)
-    assert backend.solver == LIBRARY
+    assert (backend.solver, cupy.solved) == (LIBRARY, 1)
     attempts = len(cupy.compiled)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # said once
@@ -174,36 +139,6 @@ def test_float32_products_of_fewer_bits(make, cupy):
         assert backend.solver == TWO_STAGE
     finally:
         torch.set_float32_matmul_precision("highest")
-
-
-def nobody_waits(monkeypatch):
-    """Blocks that never look at their predecessor: the bulge chase gives up."""
-    monkeypatch.setattr(twostage, "SPIN_LIMIT", 0)
-
-
-def test_the_bulge_chase_gives_up(make, monkeypatch, cupy):
-    nobody_waits(monkeypatch)
-    backend = make("two-stage")
-    matrix = symmetric(23)
-    with pytest.warns(RuntimeWarning, match="two-stage not used: the bulge chase stopped"):
-        assert close(backend.eigvalsh(matrix.clone()), matrix)
-    assert (backend.solver, cupy.solved) == (LIBRARY, 1)
-
-
-def test_the_bisection_reports_failure(make, monkeypatch, cupy):
-    backend = make("two-stage")
-    ours = backend.kernels.chase
-
-    def broken(band, b):
-        d, e = ours(band, b)
-        d[3] = torch.nan
-        return d, e
-
-    monkeypatch.setattr(backend.kernels, "chase", broken)
-    matrix = symmetric(23)
-    with pytest.warns(RuntimeWarning, match="the bisection reports -1"):
-        assert close(backend.eigvalsh(matrix.clone()), matrix)
-    assert (backend.solver, cupy.solved) == (LIBRARY, 1)
 
 
 def test_failure_without_room_for_a_copy(make, monkeypatch, cupy, memory):
@@ -256,17 +191,87 @@ def test_two_stage_with_the_gpu_s_blocks(make, monkeypatch, dtype):
     assert backend.solver == TWO_STAGE
 
 
-def test_what_a_run_must_have_free_is_the_routes_own(make):
-    itemsize, n = 8, 100_000
-    assert make("library").eigen_bytes(n, itemsize) > 141e9
-    two_stage = make("two-stage").eigen_bytes(n, itemsize)
-    assert itemsize * n**2 < two_stage < 0.9 * 141e9  # in place: one GPU of 141 GB will do
+# Batches and other verbs
+
+
+def all_close(found, batch):
+    return all(close(levels, matrix) for levels, matrix in zip(found, batch, strict=True))
+
+
+@pytest.mark.parametrize(("solver", "library"), [("auto", 2), ("two-stage", 0)])
+def test_large_matrices_of_a_batch_take_the_solver_s_route(
+    make, monkeypatch, cupy, solver, library
+):
+    monkeypatch.setattr(solvers, "SMALL_LIMIT", 7)
+    batch = [symmetric(n, DTYPES[i % 2], seed=i) for i, n in enumerate([3, 9, 3, 5, 3, 9, 1])]
+    assert all_close(make(solver).eigvalsh_batch([lower_only(a) for a in batch]), batch)
+    assert cupy.solved == library
+
+
+def test_a_list_larger_than_its_share_of_memory(make, memory):
+    memory.free = 4 * 2 * 9 * 8  # two matrices at once
+    batch = [symmetric(3, seed=i) for i in range(5)]
+    assert all_close(make().eigvalsh_batch(batch), batch)
+
+
+def test_more_shared_memory_than_is_granted_unasked(make, cupy):
+    n = 110
+    assert solvers.small_shared_bytes(n, 8) > 48 * 1024
+    assert close(make().eigvalsh_batch(symmetric(n)[None])[0], symmetric(n))
+    assert cupy.solved == 0
+
+
+def test_small_kernel_does_not_compile(make, monkeypatch, cupy):
+    fails(monkeypatch, cupy, "batched_small")
+    stack = torch.stack([symmetric(5, seed=seed) for seed in range(3)])
+    with pytest.warns(RuntimeWarning, match="batched_small not used"):
+        assert all_close(make().eigvalsh_batch(lower_only(stack)), stack)
+
+
+def test_small_kernel_misses_an_eigenvalue(make, monkeypatch):
+    backend = make()
+    ours = backend.kernels.small
+
+    def misses(stack):
+        levels, info = ours(stack)
+        levels[1], info[1] = np.nan, 2
+        return levels, info
+
+    monkeypatch.setattr(backend.kernels, "small", misses)
+    batch = [symmetric(5, seed=seed) for seed in range(3)]
+    with pytest.warns(RuntimeWarning, match="not found in 1 matrices"):
+        assert all_close(backend.eigvalsh_batch(batch), batch)
+
+
+def test_a_stack_is_below_torch_s_limit():
+    assert _COPIED // torch.float32.itemsize <= solvers.LIBRARY_NUMBERS
+
+
+def test_other_kernels_that_do_not_compile(make, monkeypatch, cupy):
+    fails(monkeypatch, cupy, "extern")
+    backend = make()
+    numbers = torch.arange(1.0, 5.0, dtype=torch.float64)
+    with pytest.warns(RuntimeWarning, match="staircase not used"):
+        assert backend.staircase(numbers, numbers).tolist() == [0, 1, 2, 3]
+    with pytest.warns(RuntimeWarning, match="powerlaw_scan not used"):
+        assert len(backend.powerlaw_scan([numbers])[0][0]) == 4
+    with pytest.warns(RuntimeWarning, match="goe_fill not used"):
+        assert backend.sample_goe(3, 1, 1, torch.float64).shape == (1, 3, 3)
+    with pytest.warns(RuntimeWarning, match="symmetrize not used"):
+        assert backend.symmetrize_(torch.eye(3)) == 0
+
+
+def test_what_kernels_take_is_told_by_name(make):
+    for file in kernels.csrc().glob("*.cu"):
+        found = make().kernels.compiled(file.stem)
+        assert list(found) == kernels.names(kernels.source(file.stem))
+        assert all(kernel["registers"] > 0 for kernel in found.values())
 
 
 # Thresholds and memory
 
 
-def test_the_plan_of_large_problems():
+def test_the_plan_of_large_problems(make):
     """Bytes as makers count them, with 2 % of the device taken by CUDA itself."""
     for n, device in ((61_706, 80 * GB), (100_000, 141 * GB)):
         matrix, workspace = solvers.plan("two-stage", n, 8)
@@ -277,26 +282,18 @@ def test_the_plan_of_large_problems():
     assert 2 * 8 * 61_706**2 + solvers.plan("two-stage", 61_706, 8).workspace < 0.98 * 80 * GB
     # the library needs two matrices
     assert sum(solvers.plan("library", 61_706, 8)) < 0.98 * 80 * GB
-    assert sum(solvers.plan("library", 100_000, 8)) > 141 * GB
+    assert make("library").eigen_bytes(100_000, 8) > 141 * GB
+    assert make("two-stage").eigen_bytes(100_000, 8) < 0.9 * 141 * GB  # in place: one GPU will do
 
 
 def test_the_plan_counts_what_stage_1_allocates():
     """Peak of the numbers alive at once in to_band, counted by hand, is below the plan."""
     n, b = 20_060, 64
-    outer = solvers.collected(b)
+    outer = max(b, solvers.COLLECTED)
     sides = 2 * n * 2 * outer
     panel = 6 * n * b  # V, its factorisation, W, A W, Z, V (WᵀAW) / 2
     band = n * (2 * b + 1)
     assert solvers.plan("two-stage", n, 8).workspace > 8 * (sides + panel + band)
-
-
-@pytest.mark.parametrize("solver", ["two-stage", "library"])
-@pytest.mark.parametrize("itemsize", [8, 4])
-def test_largest(solver, itemsize):
-    for total in (80 * GB, 141 * GB, 10**6):
-        n = solvers.largest(solver, total, itemsize)
-        fits = [sum(solvers.plan(solver, m, itemsize)) <= total for m in (n, n + 1)]
-        assert fits == ([True, False] if n else [False, False])
 
 
 @pytest.mark.parametrize("solver", ["two-stage", "library"])
@@ -334,3 +331,20 @@ def test_shared_memory_decides_what_is_small():
         assert solvers.small_limit(kilobytes * 1024, 4) == 160
     assert solvers.small_shared_bytes(160, 8) == 108_160
     assert solvers.small_limit(0, 8) == 0
+
+
+# Facts that the fake's launches rest on
+
+
+def test_cupy_stays_in_one_file():
+    package = Path(cuda_kernels.__file__).parents[1]
+    importing = [f.name for f in package.rglob("*.py") if "import cupy" in f.read_text()]
+    assert importing == ["cuda_kernels.py"]
+
+
+def test_blocks_of_a_fixed_size_are_the_sources():
+    tile = re.search(r"#define TILE (\d+)", kernels.source("powerlaw_scan"))
+    assert int(tile[1]) == cuda_kernels.SCAN_THREADS
+    assert "__launch_bounds__(256)" in kernels.source("bulge_chase")
+    for name in ("symmetrize", "goe_fill"):
+        assert re.search(r"#define TILE (\d+)", kernels.source(name))[1] == str(cuda_kernels.TILE)

@@ -2,15 +2,14 @@
 
 import numpy as np
 import pytest
-from host_kernels import build, call
+from host_kernels import Module
 from scipy import stats
 
 from hessrmt.backend import reference
+from hessrmt.backend.cuda_kernels import TILE, TILE_BLOCK
 from hessrmt.backend.reference import philox4x32_10, sample_goe
 
-TILE, BLOCK = 32, (32, 8)
 KEY = 0xA4093822299F31D0
-CANARY = -7.0
 P_VALUE = 1e-4  # on fixed keys; about ten tests of this kind here
 
 # Two normals of the same words differ by the libraries' roundings, in units of ε relative to the
@@ -30,46 +29,38 @@ VECTORS = [
     ),
 ]
 
-LAUNCHERS = """
+FUNCTIONS = """
 extern "C" void philox(u32 *counter, u64 key) {
     philox4x32_10(counter, (u32)key, (u32)(key >> 32));
 }
 extern "C" void normal(u64 key, u64 matrix, u64 element, double *z) {
     *z = standard_normal(key, matrix, element);
 }
-extern "C" void run_@(long long tiles, long long depth, long long rows, REAL *a, long long n,
-                      long long count, u64 key, u64 first) {
-    launch(dim3{unsigned(tiles), unsigned(tiles), unsigned(depth)}, dim3{32, unsigned(rows)},
-           goe_fill_@, a, n, count, key, first);
-}
 """
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    return build(tmp_path_factory.mktemp("csrc"), "goe_fill", LAUNCHERS)
+    return Module(tmp_path_factory.mktemp("csrc"), "goe_fill", FUNCTIONS)
 
 
 @pytest.fixture(scope="module")
 def kernel(library):
-    """The kernel on the CPU: the matrices, with nothing written around them."""
+    """The kernel on the CPU: the matrices."""
 
-    def run(n, count, key=KEY, first=0, dtype=np.float64, depth=65535, rows=BLOCK[1]):
-        size = count * n * n
-        room = np.full(size + 2 * TILE, CANARY, dtype)
-        inside = room[TILE : TILE + size]
-        function = {8: library.run_f64, 4: library.run_f32}[room.itemsize]
-        launch = -(-n // TILE), min(count, depth), rows
-        call(function, *launch, inside, n, count, key, first)
-        assert np.all(np.append(room[:TILE], room[TILE + size :]) == CANARY)
-        return inside.reshape(count, n, n)
+    def run(n, count, key=KEY, first=0, dtype=np.float64, depth=65535, rows=TILE_BLOCK[1]):
+        matrices, tiles = np.full((count, n, n), np.nan, dtype), -(-n // TILE)
+        if n:
+            grid = tiles, tiles, min(count, depth)
+            library.launch("goe_fill", grid, (TILE, rows), matrices, n, count, key, first)
+        return matrices
 
     return run
 
 
 def words_of_kernel(library, counter, key):
     words = np.array(counter, np.uint32)
-    call(library.philox, words, key)
+    library.call("philox", words, key)
     return words.tolist()
 
 
@@ -118,7 +109,7 @@ def test_parts_do_not_matter_to_the_twin(monkeypatch, n):
 def test_elements_beyond_32_bits(library, element):
     # n = 46,341 is the first whose elements a 32-bit number cannot count; too large to fill here
     ours = np.empty(1)
-    call(library.normal, KEY, 3, element, ours)
+    library.call("normal", KEY, 3, element, ours)
     pair, matrix = np.array([element // 2], np.uint64), np.array([[3]], np.uint64)
     twin = reference._normal_pairs(pair, matrix, KEY)[0, element % 2]
     assert abs(ours[0] - twin) <= TOLERANCE * abs(twin)

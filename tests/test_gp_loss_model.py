@@ -39,7 +39,7 @@ def test_everything_from_nothing(cli, tmp_path):
     path = write_settings(
         tmp_path, "gp-loss-model", ("[{ k2", "[{ k2 = 0.1, degenerate = 4 }, { k2")
     )
-    change = ('title = "a small one"', "seed = 1")
+    change = ('"gp-loss-model"', '"gp-loss-model"\nseed = 1')
     found, _, out = run_twice(cli, path, "stationary-c.h5", change, "seed (")
     for row in found["runs"]:
         spectra = load(out / "spectra" / f"{row['run']}.h5")
@@ -110,7 +110,7 @@ def test_levels_lie_where_the_law_has_them(published):
     ("draw", "name"), [(sampled_densities, "fig5-paper"), (sampled_ratios, "fig6-stationary")]
 )
 def test_figures_show_every_panel(settings, published, draw, name):
-    pictures = LossModel().figures(settings, published)
+    pictures = LossModel().figures(published)
     assert set(pictures) == FIGURES
     assert pictures[name].func is draw
     picture = pictures[name]()

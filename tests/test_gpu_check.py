@@ -16,16 +16,6 @@ import gpu_check
 import gpu_steps
 
 ROOT = Path(__file__).parents[1]
-LADDER = [
-    "symmetrize",
-    "goe",
-    "power-law scan",
-    "staircase",
-    "small batches",
-    "sturm",
-    "bulge chase",
-    "two-stage",
-]
 NEED_G = pytest.mark.skipif(not shutil.which("g++"), reason="no g++")
 
 
@@ -34,19 +24,20 @@ def read(folder):
     return json.loads(path.read_text())
 
 
+def start(folder, *options, tree=ROOT):
+    command = [sys.executable, "scripts/gpu_check.py", "--stand-in", "--out", str(folder)]
+    environment = os.environ | {"PYTHONPATH": str(tree)}
+    return subprocess.Popen(
+        [*command, *options], cwd=tree, env=environment, stdout=subprocess.PIPE, text=True
+    )
+
+
 def run(folder, *options, tree=ROOT):
     """The program from a source tree; its exit code, its record by steps, and what it printed."""
-    command = [sys.executable, "scripts/gpu_check.py", "--stand-in", "--out", str(folder)]
-    done = subprocess.run(
-        [*command, *options],
-        cwd=tree,
-        env=os.environ | {"PYTHONPATH": str(tree)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = start(folder, *options, tree=tree)
+    said, _ = done.communicate()
     record = read(folder)
-    return done.returncode, record, {step["name"]: step for step in record["steps"]}, done.stdout
+    return done.returncode, record, {step["name"]: step for step in record["steps"]}, said
 
 
 @pytest.fixture
@@ -71,9 +62,9 @@ def test_everything(tmp_path):
     assert code == 0, said
     assert record["complete"]
     assert [step["name"] for step in record["steps"]] == [step.name for step in gpu_check.STEPS]
-    for name in ("versions", "compile", *LADDER, *gpu_steps.TIMED, "tuning", "batches", "spectrum"):
-        assert steps[name]["status"] == "passed", steps[name]
-    assert steps["memcheck"]["status"] in {"passed", "skipped"}
+    outside = {"memcheck", "racecheck", "parity tests"}  # programs that may be missing
+    for name, found in steps.items():
+        assert found["status"] in {"passed", "skipped" if name in outside else ""}, found
     profile = next(entry for entry in steps["spectrum"]["entries"] if "top" in entry)
     assert len(profile["top"]) == 15
     staged = [e for e in steps["n = 5,000"]["entries"] if "stages" in e]
@@ -131,15 +122,7 @@ def test_a_step_that_hangs_and_one_that_crashes_cost_only_themselves(tmp_path):
 
 def test_a_run_that_is_cut_off_leaves_what_it_has(tmp_path):
     """The record after the first step is whole, though the second never ends."""
-    command = [sys.executable, "scripts/gpu_check.py", "--stand-in", "--out", str(tmp_path)]
-    options = ["--only", "versions", "goe", "--plant", "goe=hang"]
-    process = subprocess.Popen(
-        [*command, *options],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    process = start(tmp_path, "--only", "versions", "goe", "--plant", "goe=hang")
     assert process.stdout is not None
     assert process.stdout.readline().startswith("passed     versions")
     process.kill()
@@ -212,11 +195,12 @@ def test_compared(found, expected, agrees):
     assert gpu_steps.compared("x", found, expected, 0.5)["agrees"] is agrees
 
 
-def test_allowance_follows_the_norm_the_size_and_the_precision():
-    levels = np.array([-3.0, 1.0])
-    assert gpu_steps.allowance(levels) == 20 * 2 * 2.0**-52 * 3
-    assert gpu_steps.allowance(levels, gpu_steps.torch.float32) == 20 * 2 * 2.0**-23 * 3
-    assert 0 < gpu_steps.allowance(np.zeros(2)) < 1e-300
+def step(monkeypatch, entries):
+    """What a step of these entries writes in the end."""
+    monkeypatch.setitem(gpu_steps.STEPS, "goe", entries)
+    said = []
+    gpu_steps.run("goe", lambda: None, lambda *a, **k: said.append((*a, k)))
+    return said[-1]
 
 
 def test_a_fallback_is_a_failure(monkeypatch):
@@ -226,11 +210,9 @@ def test_a_fallback_is_a_failure(monkeypatch):
         gpu_steps.warnings.warn("cuda:0: goe_fill not used: it hangs", RuntimeWarning, stacklevel=1)
         yield {"what": "x", "agrees": True}
 
-    monkeypatch.setitem(gpu_steps.STEPS, "goe", falls_back)
-    said = []
-    gpu_steps.run("goe", lambda: None, lambda *a, **k: said.append((*a, k)))
-    assert said[-1][0] == "failed"
-    assert said[-1][1][-1] == {"what": "cuda:0: goe_fill not used: it hangs", "agrees": False}
+    status, entries, _ = step(monkeypatch, falls_back)
+    assert status == "failed"
+    assert entries[-1] == {"what": "cuda:0: goe_fill not used: it hangs", "agrees": False}
 
 
 def test_an_error_is_recorded_with_what_came_before(monkeypatch):
@@ -238,10 +220,7 @@ def test_an_error_is_recorded_with_what_came_before(monkeypatch):
         yield {"what": "first", "agrees": True}
         raise ValueError("no second")
 
-    monkeypatch.setitem(gpu_steps.STEPS, "goe", breaks)
-    said = []
-    gpu_steps.run("goe", lambda: None, lambda *a, **k: said.append((*a, k)))
-    status, entries, more = said[-1]
+    status, entries, more = step(monkeypatch, breaks)
     assert (status, entries) == ("failed", [{"what": "first", "agrees": True}])
     assert "no second" in more["error"]
 

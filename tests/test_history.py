@@ -2,13 +2,13 @@
 
 import json
 import os
-import signal
 
 import h5py
 import numpy as np
 import pytest
 import torch
-from store_samples import contents, create, resume, spectrum
+from experiment_samples import numbers_of
+from store_samples import create, resume, spectrum
 
 import hessrmt as hr
 from hessrmt.config import HistoryConfig, TrainConfig, load_settings
@@ -19,7 +19,7 @@ from hessrmt.plots.training import side_by_side
 from hessrmt.problems import checkpoints, data, losses, models
 from hessrmt.runs.history import Recording
 from hessrmt.runs.training import TrainingFile, run
-from hessrmt.store.history import CAPACITY, NETWORK, holds_history
+from hessrmt.store.history import holds_history
 from hessrmt.store.spectra import COLUMNS, Extra, ExtraColumn
 from hessrmt.training.protocol import evaluate
 
@@ -68,15 +68,6 @@ def recorded(settings, folder, name="whole", epochs=(0, 1, 3, 6), batch=12, **op
     return hr.load_history(result.history)
 
 
-def same_file(one, other):
-    """All numbers of two files but the timings, and what identifies them."""
-    with h5py.File(one) as a, h5py.File(other) as b:
-        assert a.attrs["identity"] == b.attrs["identity"]
-    found = contents(one)
-    # 4 scales, epoch, layer, eigenvalues, indices, done, 10 columns that are not timings
-    return contents(other) == found and len(found) >= len(CAPACITY) + len(NETWORK) + 4
-
-
 # What is recorded
 
 
@@ -105,12 +96,10 @@ def test_rows_are_the_spectrum_and_the_capacity_of_the_checkpoints(
         assert np.array_equal(item.eigenvalues, direct.eigenvalues)
         assert (item.loss, item.noise_floor) == (direct.loss, direct.noise_floor)
         report = hr.capacity.analyze(model, initial=initial, device="cpu")
-        for place, name in enumerate(found.layers):
-            layer = next(one for one in report.layers if one.name == name)
-            for key, values in found.capacity.items():
-                wanted = getattr(layer, key)
-                wanted = np.nan if wanted is None else wanted
-                assert np.array_equal(values[row, place], wanted, equal_nan=True), key
+        layers = {layer.name: layer for layer in report.layers}
+        for key, values in found.capacity.items():
+            wanted = np.array([getattr(layers[name], key) for name in found.layers], dtype=float)
+            assert np.array_equal(values[row], wanted, equal_nan=True), key
         for key, values in found.network.items():
             assert np.array_equal(values[row], getattr(report, key), equal_nan=True), key
         for split, samples in (("train", train_set), ("test", test)):
@@ -123,15 +112,6 @@ def test_rows_are_the_spectrum_and_the_capacity_of_the_checkpoints(
     assert found.row(3) == 2
     with pytest.raises(StoreError, match="epoch 2 was not recorded; recorded are 0, 1, 3, 6"):
         found.row(2)
-
-
-def test_recording_does_not_change_the_training(settings, tmp_path):
-    recorded(settings, tmp_path)
-    run(settings, tmp_path / "plain.pt")
-    a, b = (checkpoints.read(tmp_path / f"{name}.pt") for name in ("whole", "plain"))
-    assert a["history"] == b["history"]
-    for name, value in a["state_dict"].items():
-        assert torch.equal(value, b["state_dict"][name])
 
 
 def test_layer_of_zeros_has_no_numbers_until_it_has_weights(settings, net, tmp_path):
@@ -202,81 +182,50 @@ def test_epochs_that_cannot_be(asked, message):
         load_settings(HistoryConfig, epochs=asked)
 
 
-def test_epoch_after_the_last(settings, tmp_path):
-    with pytest.raises(ConfigError, match=r"epoch 7 cannot be recorded.* after 6"):
-        recorded(settings, tmp_path, epochs=(0, 7))
-    assert not list(tmp_path.glob("whole*"))
-
-
 # Interrupted and continued
 
 
-class Stop:
-    """Dies in a certain phase of the work on an epoch: a callback of progress."""
+def stopping(where, epoch):
+    """A callback of progress that dies in a certain phase of the work on an epoch."""
 
-    def __init__(self, phase, epoch):
-        self.phase, self.epoch = phase, epoch
-
-    def __call__(self, phase, done, total):
-        measured = phase == f"measuring: epoch {self.epoch}, {self.phase}"
-        trained = self.phase == "trained" and phase.startswith("training: loss")
-        if measured or (trained and done == self.epoch):
+    def told(phase, done, _total):
+        trained = where == "trained" and phase.startswith("training: loss") and done == epoch
+        if trained or phase == f"measuring: epoch {epoch}, {where}":
             raise KeyboardInterrupt
 
-    def save(self, *_):
-        """In place of saving the checkpoint."""
-        raise KeyboardInterrupt
+    return told
 
 
 @pytest.mark.parametrize(
-    ("stop", "save_every", "rows"),
+    ("where", "epoch", "rows"),
     [
-        (Stop("eigenvalues", 1), 1, [0]),  # trained for an epoch, and no checkpoint yet
-        (Stop("eigenvalues", 3), 1, [0, 1]),  # in the middle of a measurement
-        (Stop("saving", 3), 3, [0, 1, 3]),  # the row is there, its checkpoint is not
-        (Stop("trained", 3), 1, [0, 1, 3]),
-        (Stop("trained", 5), 4, [0, 1, 3]),  # back to epoch 4
-        (Stop("trained", 3), 4, [0, 1, 3]),  # back to the start: no checkpoint yet
-        (Stop("saving", 6), 6, [0, 1, 3, 6]),
+        ("eigenvalues", 1, [0]),  # trained for an epoch, and no checkpoint yet
+        ("eigenvalues", 3, [0, 1]),  # in the middle of a measurement
+        ("saving", 3, [0, 1, 3]),  # the row is there, its checkpoint is not
+        ("trained", 3, [0, 1, 3]),
     ],
-    ids=lambda value: f"{value.phase} {value.epoch}" if isinstance(value, Stop) else None,
 )
-def test_stopped_and_resumed_is_the_same_file(
-    settings, tmp_path, monkeypatch, stop, save_every, rows
-):
+def test_stopped_and_resumed_is_the_same_file(settings, tmp_path, monkeypatch, where, epoch, rows):
     recorded(settings, tmp_path)
+    save = TrainingFile.save
+
+    def saving(file, state, *given):
+        if where == "saving" and state.epoch == epoch:
+            raise KeyboardInterrupt
+        save(file, state, *given)
+
     with monkeypatch.context() as patch:
-        if stop.phase == "saving":
-            patch.setattr(TrainingFile, "save", stop.save)
+        patch.setattr(TrainingFile, "save", saving)
         with pytest.raises(KeyboardInterrupt):
-            recorded(settings, tmp_path, "part", tick=stop, save_every=save_every)
+            recorded(settings, tmp_path, "part", tick=stopping(where, epoch))
     assert hr.load_history(tmp_path / "part.h5").epochs.tolist() == rows
     recorded(settings, tmp_path, "part", resume=True)
-    assert same_file(tmp_path / "whole.h5", tmp_path / "part.h5")
-    a, b = (checkpoints.read(tmp_path / f"{name}.pt") for name in ("whole", "part"))
-    assert all(torch.equal(v, b["state_dict"][name]) for name, v in a["state_dict"].items())
+    for ending in ("h5", "pt"):
+        one, other = (numbers_of(tmp_path / f"{name}.{ending}") for name in ("whole", "part"))
+        assert one == other
     before = (tmp_path / "part.h5").read_bytes()
     recorded(settings, tmp_path, "part", resume=True)
     assert (tmp_path / "part.h5").read_bytes() == before
-
-
-@pytest.mark.slow
-def test_killed_and_resumed(settings, tmp_path, start_cli, cli):
-    """The real command, SIGKILL in the second epoch, of ten steps each."""
-    recorded(settings, tmp_path)
-    options = ["train", "--model", settings.model, "--data", settings.data, "--epochs", 6]
-    options += ["--batch", 16, "--device", "cpu", "--lr", 0.05, "--out", "killed.pt"]
-    options += ["--history", "killed.h5", "--history-epochs", "0,1,3,6", "--history-batch", 12]
-    process = start_cli(*options, stop=("hessrmt.training.protocol:_step", 15))
-    path = tmp_path / "killed.h5"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert len(hr.load_history(path)) == 2
-    assert checkpoints.read(tmp_path / "killed.pt")["epoch"] == 1
-    done = cli(*options, "--resume", "--json")
-    assert done.returncode == 0
-    assert json.loads(done.stdout)["history"] == "killed.h5"
-    assert same_file(tmp_path / "whole.h5", path)
 
 
 def test_other_history_settings_and_networks_are_refused(settings, tmp_path):
@@ -334,6 +283,8 @@ def test_what_cannot_be_measured_is_found_before_training(settings, net, tmp_pat
     narrow = settings.model_copy(update={"model": net.replace("Net", "narrow"), "loss": "mse"})
     with pytest.raises(DataError, match=r"no weight matrix to analyse.*weight"):
         recorded(narrow, tmp_path)
+    with pytest.raises(ConfigError, match=r"epoch 7 cannot be recorded.* after 6"):
+        recorded(settings, tmp_path, epochs=(0, 7))
     assert not list(tmp_path.glob("whole*"))
 
 
@@ -410,7 +361,7 @@ def test_picture_shows_every_epoch(settings, tmp_path):
     assert np.array_equal(largest.get_xdata(), found.epochs)
     assert np.array_equal(largest.get_ydata(), found.spectra.eigenvalues[:, -1])
     with pytest.raises(KeyboardInterrupt):
-        recorded(settings, tmp_path, "none", tick=Stop("eigenvalues", 0))
+        recorded(settings, tmp_path, "none", tick=stopping("eigenvalues", 0))
     with pytest.raises(StoreError, match="no finished epoch"):
         draw(hr.load_history(tmp_path / "none.h5"), np.empty((0, 2)))
 

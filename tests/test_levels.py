@@ -10,7 +10,7 @@ from scipy import integrate, stats
 
 from hessrmt import rng
 from hessrmt.ensembles import goe
-from hessrmt.errors import LevelsError
+from hessrmt.errors import DataError
 from hessrmt.levels import (
     brody,
     mean_ratio,
@@ -89,10 +89,10 @@ BAD_LEVELS = {
 @pytest.mark.parametrize("function", [ratios, spacings])
 def test_what_is_no_spectrum_or_no_order_is_refused(function):
     for levels, words in BAD_LEVELS.values():
-        with pytest.raises(LevelsError, match=words):
+        with pytest.raises(DataError, match=words):
             function(levels)
     for order in (0, -1, 1.0, True, "1", None):
-        with pytest.raises(LevelsError, match="order"):
+        with pytest.raises(DataError, match="order"):
             function([0.0, 1.0, 3.0], order=order)
 
 
@@ -159,7 +159,7 @@ def test_spectra_with_too_few_levels_are_left_out_and_said():
     assert chosen.unusable == (1, 2)
     assert len(chosen.levels) == 2
     # three levels, but never three neighbours
-    with pytest.raises(LevelsError, match="neighbouring"):
+    with pytest.raises(DataError, match="neighbouring"):
         select(spectrum([-2.0, -1.0, 0.0, 1.0, 2.0], 1e-9))
 
 
@@ -189,7 +189,7 @@ BAD_SELECTIONS = [
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(("spectra", "options", "words"), BAD_SELECTIONS)
 def test_bad_input_gives_no_selection(spectra, options, words):
-    with pytest.raises(LevelsError, match=words):
+    with pytest.raises(DataError, match=words):
         select(spectra, **options)
 
 
@@ -314,9 +314,9 @@ BAD_SPACINGS = [
 def test_bad_spacings_give_no_parameter():
     for sample, words in BAD_SPACINGS:
         for fit in (brody, superposition):
-            with pytest.raises(LevelsError, match=words):
+            with pytest.raises(DataError, match=words):
                 fit(sample)
-    with pytest.raises(LevelsError, match="got 2"):  # zeros without a resolution are no spacings
+    with pytest.raises(DataError, match="got 2"):  # zeros without a resolution are no spacings
         brody([0.0, 0.0, 1.0, 1.0])
-    with pytest.raises(LevelsError, match="resolution"):
+    with pytest.raises(DataError, match="resolution"):
         brody([1.0, 1.0, 1.0], float("nan"))

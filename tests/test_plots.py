@@ -347,7 +347,7 @@ FAR = [[0.0, 1.0, 101.0, 10201.0]]
         (lambda: ratio_histogram(select(FAR), False, -1.0), "positive"),
         (lambda: density_histograms({"a": FAR}, clip=0.5), "clip must be a share"),
         (lambda: decade_histograms({"flat": [np.ones(5)]}), "flat: a density needs"),
-        (lambda: long_range(unfolded("goe"), "variance"), "known are number_variance"),
+        (lambda: long_range(unfolded("goe"), "variance"), "known: number_variance"),
     ],
 )
 def test_what_cannot_be_drawn(draw, match):
@@ -567,15 +567,11 @@ def test_values_are_written_beside_points_only_where_they_find_room():
 
 
 def test_all_pictures_of_a_preset():
-    planned = entry(name="planned", model="other2")
-    planned = replace(planned, result=type(planned.result)({}, (), "made up", "cpu", False))
-    entries = [RANDOM, CORRUPTED, *SAMPLES, planned]
-    pictures = Puzzles().figures(Mock(reference=()), entries)
+    corrupted = replace(CORRUPTED, reference=(REFERENCE,))
+    pictures = Puzzles().figures([RANDOM, corrupted, *SAMPLES])
     kinds = ("losses", "capacity", "outputs", "margins", "trend", "product")
-    wanted = {*(f"corr-{kind}" for kind in kinds), "samples-errors", "samples-losses", "planned"}
+    wanted = {*(f"corr-{kind}" for kind in kinds), "samples-errors", "samples-losses"}
     assert set(pictures) == wanted  # the random families have no pictures of their own
-    with pytest.raises(DataError, match="no network of this family is finished"):
-        pictures["planned"]()
 
 
 def test_partners_are_networks_of_the_same_kind():

@@ -15,7 +15,7 @@ from hessrmt.store.family import FamilyResult, load_family
 LOSSES = [f"normalized_{split}_loss" for split in ("train", "test")]
 
 
-def member(value, train, test, *, product=1.0, error=0.0):
+def member(value, train, test, *, product=1.0):
     """A network with these normalised losses."""
     return replace(
         drawn.member(drawn.family(), 0, value),
@@ -23,7 +23,6 @@ def member(value, train, test, *, product=1.0, error=0.0):
         test_loss=test * product,
         normalized_train_loss=train,
         normalized_test_loss=test,
-        train_error=error,
         product=product,
     )
 
@@ -42,14 +41,10 @@ def test_everything_from_nothing_and_again(cli, tmp_path):
     found, notes, out = run_twice(cli, path, "random.h5", change, "rates")
     assert "unnormalised R²" in notes
     natural, random = (load_family(out / f"families/{name}.h5") for name in ("natural", "random"))
-    runs = {row["run"]: row for row in found["runs"]}
-    assert len(runs) == 3 + 1
-    for name, family in (("natural", natural), ("random", random)):
-        assert family.complete
-        for index, network in enumerate(family.members):
-            row = runs[f"{name}-{index}"]
-            assert row["normalized_test_loss"] == network.normalized_test_loss
-            assert row["product"] == network.product
+    rows = [row["normalized_test_loss"] for row in found["runs"]]
+    both = [family.column("normalized_test_loss") for family in (natural, random)]
+    assert rows == np.concatenate(both).tolist()
+    assert natural.complete
     # the line is that of the file's numbers
     x, y = (natural.column(name) for name in LOSSES)
     fit, fits = fit_line(x, y).to_dict(), found["fits"]
@@ -86,11 +81,11 @@ def test_random_points_on_and_off_the_line():
     points = [member(0.5, middle, 0.9 * middle + 0.2 + away) for away in (0, 0.05)]
     entries = [entry("a", members), entry("r", points, labels="random")]
     (line,) = lines(entries)
-    assert [point.inside for point in line.random] == [True, False]
+    assert [point.inside for point in line.random_residuals] == [True, False]
     x, y = (entries[0].result.column(name) for name in LOSSES)
     fit = fit_line(x, y)
     assert line.normalized == fit
-    for point, m in zip(line.random, points, strict=True):
+    for point, m in zip(line.random_residuals, points, strict=True):
         residual = m.normalized_test_loss - float(fit(middle))
         assert point.residual == residual
         assert point.sigmas == pytest.approx(residual / fit.deviation, rel=1e-12)
@@ -105,7 +100,7 @@ def test_random_points_on_and_off_the_line():
 def test_families_of_one_network_share_a_line():
     entries = [
         entry("a", exact([0.1, 0.2])),
-        entry("b", exact([0.3, 0.5])),
+        entry("b", [*exact([0.3]), replace(exact([0.5])[0], train_error=0.1)]),
         entry("other", exact([0.1, 0.2, 0.4], slope=2), model="conv3-3"),
         entry("few", exact([0.1, 0.2]), norm=1),
     ]
@@ -114,7 +109,9 @@ def test_families_of_one_network_share_a_line():
     assert found[0].normalized.slope == pytest.approx(0.9, rel=1e-12)
     assert found[0].normalized.intercept == pytest.approx(0.2, rel=1e-11)
     assert found[1].normalized.slope == pytest.approx(2, rel=1e-12)
-    assert found[0].random == ()
+    assert found[0].random_residuals == ()
+    assert (found[0].networks, found[0].zero_training_error) == (4, 3)
+    assert "3 of them have no training error" in Puzzles().conclusions(entries)["a, b"]
     assert Puzzles().fits(entries)["slope"] == found[0].normalized.slope
 
 
@@ -126,13 +123,6 @@ def test_no_line_is_no_error():
     assert "slope" not in found
     assert "same" in Puzzles().markdown(entries)
     assert lines([entry("r", exact([0.1, 0.2, 0.3]), labels="random")]) == []
-
-
-def test_training_errors_are_counted():
-    entries = [entry("a", [*exact([0.1, 0.2]), member(0.3, 1.3, 1.0, error=0.1)])]
-    (line,) = lines(entries)
-    assert (line.networks, line.perfect) == (3, 2)
-    assert "2 of them have no training error" in Puzzles().conclusions(entries)["a"]
 
 
 def test_gaps_as_a_power_of_the_samples():

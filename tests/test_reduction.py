@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from network_samples import at_double, two
 from properties import examples
 from samples import labelled, network
 from torch import nn
@@ -13,19 +14,11 @@ from torch.nn import functional as F  # noqa: N812
 import hessrmt as hr
 from hessrmt.backend.cpu import CpuBackend
 from hessrmt.curvature import factored, reduction
-from hessrmt.curvature.reduction import (
-    assemble_reduced,
-    reduce_problem,
-)
+from hessrmt.curvature.reduction import assemble_reduced, reduce_problem
 from hessrmt.errors import ConvergenceError, ProblemError
 from hessrmt.problems import models
 
 EPS = float(np.finfo(np.float64).eps)
-CPU = torch.device("cpu")
-
-
-def exact(problem):
-    return problem.at(torch.float64, CPU)
 
 
 def assert_same_spectrum(problem):
@@ -39,11 +32,6 @@ def assert_same_spectrum(problem):
     nullity = int((np.abs(full.eigenvalues) <= tolerance).sum())
     assert small.dimension - small.reduced_dimension <= nullity
     return full, small
-
-
-def layer_names(problem):
-    local = exact(problem)
-    return {basis.layer.name: basis for basis in reduce_problem(local).layers}
 
 
 @st.composite
@@ -83,38 +71,36 @@ def test_the_papers_models_on_small_inputs(name):
     assert small.check < 10 * problem.dimension**0.5 * EPS
 
 
-def test_more_samples_than_inputs():
-    model = network(5, 6, 3, kind=nn.ReLU)
+def constant_pixel():
     x, y = labelled((900, 5), 3)
-    x[:, 2] = -1.0  # a constant pixel is collinear with the bias
-    _, small = assert_same_spectrum(hr.Problem(model, "cross-entropy", (x, y)))
-    assert small.reduced_dimension == 6 * 5 + 2 * 7
+    x[:, 2] = -1.0  # collinear with the bias
+    return network(5, 6, 3, kind=nn.ReLU), (x, y)
 
 
-def test_a_frozen_extractor_counts_as_data():
+def frozen_extractor():
     body = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten()).requires_grad_(False)
-    model = nn.Sequential(body, nn.Linear(48, 3))
-    _, small = assert_same_spectrum(hr.Problem(model, "cross-entropy", labelled((7, 1, 6, 6), 3)))
-    assert small.reduced_dimension == 7 * 2
+    return nn.Sequential(body, nn.Linear(48, 3)), labelled((7, 1, 6, 6), 3)
 
 
-def test_a_data_fed_layer_of_a_net_that_is_not_factored():
-    """Convolution behind a linear layer, and a linear layer applied at every position."""
-
-    class Patches(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.embed = nn.Linear(20, 4)
-            self.mix = nn.Conv1d(4, 3, 2)
-
-        def forward(self, x):
-            return self.mix(torch.tanh(self.embed(x)).mT).mean(dim=-1)
-
+def layer_at_every_position():
+    """Not factored: convolution behind a linear layer."""
     torch.manual_seed(0)
-    problem = hr.Problem(Patches(), "cross-entropy", labelled((3, 4, 20), 3))
-    assert layer_names(problem)["embed"].shape == (4, 12)
-    _, small = assert_same_spectrum(problem)
-    assert small.reduced_dimension == 4 * 12 + 3 * 4 * 2 + 3
+    call = lambda m, x: m.last(torch.tanh(m.first(x)).mT).mean(dim=-1)  # noqa: E731
+    return two(inputs=20, call=call, last=nn.Conv1d(4, 3, 2)), labelled((3, 4, 20), 3)
+
+
+@pytest.mark.parametrize(
+    ("make", "dimension"),
+    [
+        (constant_pixel, 6 * 5 + 2 * 7),
+        (frozen_extractor, 7 * 2),
+        (layer_at_every_position, 4 * 12 + 3 * 4 * 2 + 3),
+    ],
+)
+def test_the_span_of_the_data_is_enough(make, dimension):
+    model, pair = make()
+    _, small = assert_same_spectrum(hr.Problem(model, "cross-entropy", pair))
+    assert small.reduced_dimension == dimension
 
 
 def test_convolutional_net_uses_the_range_of_its_largest_layer():
@@ -123,18 +109,17 @@ def test_convolutional_net_uses_the_range_of_its_largest_layer():
         nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 3)
     )
     problem = hr.Problem(model, "cross-entropy", labelled((4, 1, 6, 6), 3))
-    local = exact(problem)
+    local = at_double(problem)
     basis = reduce_problem(local)
     blocks = assemble_reduced(local, basis, CpuBackend())
-    assert blocks.ranged is not None
-    assert len(blocks.ranged.signs) <= 4 * 2
+    assert len(blocks.stacked)
+    assert len(blocks.signs) <= 4 * 2
     _, small = assert_same_spectrum(problem)
     assert small.reduced_dimension == blocks.matrix().shape[0] < basis.reduced_dimension
 
 
 def test_range_of_a_layer_that_is_not_piecewise_linear():
-    model = network(3, 2, 8, 60, 2)
-    assert_same_spectrum(hr.Problem(model, "cross-entropy", labelled((2, 3), 2)))
+    assert_same_spectrum(hr.Problem(network(3, 2, 8, 60, 2), "cross-entropy", labelled((2, 3), 2)))
 
 
 @pytest.mark.parametrize(
@@ -153,90 +138,20 @@ def test_parameter_free_operations_between_linear_layers_are_factored(between):
     width = between(torch.zeros(2, 8)).shape[1]
     model = nn.Sequential(nn.Linear(12, 8), between, nn.Linear(width, 3))
     problem = hr.Problem(model, "cross-entropy", labelled((5, 12), 3))
-    local = exact(problem)
-    found = local.structure
-    assert not found.others
-    assert factored.samples_are_independent(local, found.layers)
+    local = at_double(problem)
+    assert len(local.structure) == 2
+    assert factored.samples_are_independent(local, local.structure)
     assert_same_spectrum(problem)
 
 
-class Tied(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Linear(4, 4)
-        self.second = nn.Linear(4, 4)
-        self.second.weight = self.first.weight
-
-    def forward(self, x):
-        return self.second(torch.tanh(self.first(x)))
-
-
-class Penalised(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(6, 3)
-
-    def forward(self, x):
-        return self.layer(x) + self.layer.weight.square().sum()
-
-
-class Residual(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.b, self.c = nn.Linear(9, 5), nn.Linear(5, 5), nn.Linear(5, 3)
-
-    def forward(self, x):
-        h = torch.relu_(self.a(input=x))
-        return self.c(h + F.softmax(self.b(h), dim=-1))
-
-
-class Twice(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 3)
-
-    def forward(self, x):
-        return self.b(torch.tanh(self.a(torch.tanh(self.a(x)))))
-
-
-class OffsetBySum(nn.Module):
-    """Cross-entropy whose scores are not the last layer's output itself."""
-
-    def __init__(self):
-        super().__init__()
-        self.last = nn.Linear(6, 3)
-
-    def forward(self, x):
-        return torch.relu_(self.last(x))
-
-
-@pytest.mark.parametrize(
-    ("build", "width", "sites"),
-    [
-        (Tied, 4, set()),
-        (Penalised, 6, set()),
-        (Residual, 9, {"a", "b", "c"}),
-        (Twice, 4, {"a", "b"}),
-        (OffsetBySum, 6, {"last"}),
-    ],
-)
-def test_structure_is_found_by_running_the_network(build, width, sites):
-    torch.manual_seed(0)
-    problem = hr.Problem(build(), "cross-entropy", labelled((5, width), 3))
-    assert {layer.name for layer in exact(problem).structure.linear().layers} == sites
-    assert_same_spectrum(problem)
-    if build is OffsetBySum:
-        assert layer_names(problem)["last"].left is None
-
-
-def test_a_loss_that_couples_samples_takes_the_general_path(monkeypatch):
+def test_a_loss_that_couples_samples_takes_the_general_path():
     def spread(outputs, targets):
         return F.cross_entropy(outputs, targets) + outputs.std(dim=0).sum()
 
     model = network(9, 4, 3)
     problem = hr.Problem(model, spread, labelled((6, 9), 3))
-    local = exact(problem)
-    assert not factored.samples_are_independent(local, local.structure.layers)
+    local = at_double(problem)
+    assert not factored.samples_are_independent(local, local.structure)
     assert_same_spectrum(problem)
 
 
@@ -249,7 +164,7 @@ def test_samples_are_streamed_where_the_loss_is_a_mean_and_nothing_changes(monke
     monkeypatch.setattr(factored, "_WORK_BYTES", 4000)
     chunks = [
         len(factored.sample_chunks(local, reduce_problem(local).layers))
-        for local in map(exact, (problem, no_mean))
+        for local in map(at_double, (problem, no_mean))
     ]
     assert chunks[0] > 5
     assert chunks[1] == 1
@@ -258,18 +173,16 @@ def test_samples_are_streamed_where_the_loss_is_a_mean_and_nothing_changes(monke
     assert_same_spectrum(no_mean)
 
 
-def test_only_a_part_of_the_parameters_is_that_block_of_the_hessian():
-    model = network(6, 4, 3)
-    pair = labelled((9, 6), 3)
+@pytest.mark.parametrize(
+    ("only", "rows"),
+    [("2.*", np.r_[28:43]), ("*.weight", np.r_[0:24, 28:40]), ("*.bias", np.r_[24:28, 40:43])],
+)
+def test_only_a_part_of_the_parameters_is_that_block_of_the_hessian(only, rows):
+    model, pair = network(6, 4, 3), labelled((9, 6), 3)
     full = hr.hessian(hr.Problem(model, "cross-entropy", pair))
-    head = hr.Problem(model, "cross-entropy", pair, only="2.*")
-    np.testing.assert_allclose(hr.hessian(head), full[28:, 28:], atol=1e-15)
-    assert_same_spectrum(head)
-    weights = hr.Problem(model, "cross-entropy", pair, only="*.weight")
-    keep = np.r_[0:24, 28:40]
-    np.testing.assert_allclose(hr.hessian(weights), full[np.ix_(keep, keep)], atol=1e-15)
-    assert_same_spectrum(weights)
-    assert_same_spectrum(hr.Problem(model, "cross-entropy", pair, only="*.bias"))
+    part = hr.Problem(model, "cross-entropy", pair, only=only)
+    np.testing.assert_allclose(hr.hessian(part), full[np.ix_(rows, rows)], atol=1e-15)
+    assert_same_spectrum(part)
 
 
 @pytest.mark.parametrize(
@@ -281,7 +194,7 @@ def test_the_basis_is_orthonormal_and_reproduces_the_hessian(shape, hidden, rang
     basis = hr.reduction(problem)
     assert basis.dimension == problem.dimension
     assert basis.reduced_dimension == hr.spectrum(problem).reduced_dimension < problem.dimension
-    assert isinstance(basis, reduction.RangedReduction) == ranged
+    assert (basis.layers[0].narrowed is not None) == ranged
     q = basis.lift(torch.eye(basis.reduced_dimension, dtype=torch.float64)).T
     assert (q.T @ q - torch.eye(q.shape[1], dtype=torch.float64)).abs().max() <= 64 * EPS
     assert torch.allclose(
@@ -306,8 +219,9 @@ def test_a_wrong_reduction_is_caught(monkeypatch, wrong):
             reduction, "_zero_rows", lambda p: real(p).index_fill(0, torch.tensor([66]), True)
         )
     else:
-        real = reduction._mirror
-        monkeypatch.setattr(reduction, "_mirror", lambda m, p: (real(m, p), m[0, 1].mul_(1 + 1e-9)))
+        real = reduction.block
+        spoiled = lambda *a: ((rows, values * (1 + 1e-9)) for rows, values in real(*a))  # noqa: E731
+        monkeypatch.setattr(reduction, "block", spoiled)
     with pytest.raises(ProblemError, match="does not act as the Hessian"):
         hr.spectrum(problem)
 
@@ -329,21 +243,9 @@ def test_a_wrong_qr_is_caught(monkeypatch):
         hr.spectrum(problem)
 
 
-def test_a_layer_without_curvature_of_its_own_has_no_columns():
-    # as before a last layer whose weights are all zero
-    own = factored.OwnCurvature(torch.empty(0, 3), torch.empty(0, 5), torch.empty(0))
-    assert own.columns().shape == (15, 0)
-
-
 def test_small_batches_of_eigenvectors_are_lapacks():
     """A GPU's library takes them one by one: they go to main memory, which "meta" can't."""
-    span = slice(0, 73)
-    found = factored.Factors(
-        curvature=torch.empty(64, 73, 73, device="meta"),
-        gradient=(),
-        features=(),
-        flow=(),
-        spans=(span,),
-    )
+    layer = factored.LayerFactors(None, slice(0, 73), None, None, None)
+    found = factored.Factors(torch.empty(64, 73, 73, device="meta"), (layer,))
     with pytest.raises(NotImplementedError, match="meta tensor"):
         factored.own_curvature(found, 0)

@@ -2,9 +2,12 @@
 
 import json
 
+import h5py
+import numpy as np
 import pytest
 from experiment_samples import run_twice, write_images, write_settings
 
+from hessrmt.backend.host import THREADS
 from hessrmt.config import load_settings
 from hessrmt.experiments import EXPERIMENTS, load, names, settings_file
 from hessrmt.experiments.experiment import Experiment
@@ -28,11 +31,7 @@ def test_spacings_from_nothing(cli, tmp_path, digits):
     for row in found["runs"]:
         spectra = load_spectra(out / "spectra" / f"{row['run']}.h5")
         assert len(spectra) == row["spectra"]
-        # what is in the table is what is in the file
-        certified = row["certified"]
-        assert certified["n_levels"] == sum(item.rank for item in spectra)
-        assert certified["n_levels"] + certified["n_discarded"] == spectra.eigenvalues.size
-        assert spectra.provenance.config["reduce"] == ("auto" if row["reduced"] else "none")
+        assert row["certified"]["n_levels"] == sum(item.rank for item in spectra)
         trained = row["parameters"] == "trained"
         assert bool(spectra.provenance.config["checkpoint_sha256"]) == trained
         kinds = ("ratios", "density", "spacings")
@@ -108,17 +107,8 @@ PANELS = "panels = [{ k2 = 0.01 }, { k2 = 0.1, outliers = 2, degenerate = 3 }]"
             ("training-budget", "[1, 2, 3, 4, 6]", budgets, "presets: ")
             for budgets in ("[]", "[0, 1]", "[3, 2]", "[2, 2]", "[1.5]")
         ),
-        ("puzzles-initialization", "[0.1, 0.2, 0.3]", "[0.1, -1]", "standard deviations"),
-        ("puzzles-initialization", "epochs = 2", "epochs = 0", "greater than or equal to 1"),
-        ("puzzles-initialization", '"conv3s2-2"', '"conv3s2-{width}"', "widths are varied"),
         ("puzzles-initialization", '"random"\nvary', '"natural"\nvary', "different names"),
         ("puzzles-initialization", "presets.small.families", "presets.families", "presets: "),
-        (
-            "puzzles-samples",
-            "[16, 32, 64]",
-            "[16, 32, 65]",
-            "65 training samples, but there are 64",
-        ),
         ("puzzles-samples", '"images.npz"', '"cifar10"', "cifar10"),
     ],
 )
@@ -163,3 +153,22 @@ def test_settings_that_are_published():
     ladder = (15, 30, 45, 60, 90, 120, 150, 180, 210, 270, 300)
     settings = load_settings(BudgetConfig, settings_file("training-budget"))
     assert settings.presets["full"].budgets == ladder
+
+
+# the same command again
+
+
+def test_the_same_command_writes_the_same_numbers(run_cli, tmp_path, monkeypatch):
+    """mlp2's reduced matrix has about 2,060 rows, where MKL left to itself does not repeat."""
+    for name in THREADS:  # as many threads as the machine has
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")  # threads that wait leave the cores to others
+    for name in ("one.h5", "two.h5"):
+        result = run_cli("spectrum", "--model", "mlp2", "--batches", 1, "--out", name)
+        assert result.returncode == 0, result.stderr
+    with h5py.File(tmp_path / "one.h5") as one, h5py.File(tmp_path / "two.h5") as two:
+        names = [name for name in one if not name.startswith("seconds_")]
+        assert {"hessian_evals", "loss", "check"} <= set(names)
+        for name in names:
+            a, b = one[name][()], two[name][()]
+            assert np.array_equal(a, b, equal_nan=a.dtype.kind == "f"), name

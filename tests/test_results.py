@@ -4,7 +4,9 @@ import dataclasses
 import importlib
 import json
 import pkgutil
+from pathlib import Path
 
+import drawn_families
 import h5py
 import numpy as np
 import pytest
@@ -15,12 +17,15 @@ import hessrmt as hr
 from hessrmt import rng
 from hessrmt.curvature.stochastic import quadrature, traces
 from hessrmt.errors import DataError, StoreError
+from hessrmt.experiments.puzzles import lines
 from hessrmt.generalization import bias_free, fits
 from hessrmt.generalization.approximation import study
 from hessrmt.generalization.flow import gradient_flow
 from hessrmt.lossmodel.sampler import sampled_density
 from hessrmt.records import Spectra, Spectrum
 from hessrmt.results import Result
+from hessrmt.runs.training import TrainResult
+from hessrmt.store.history import History
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +62,13 @@ def networks():
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
     return hr.Problem(model, "cross-entropy", (torch.randn(8, 3), torch.arange(8) % 2))
+
+
+ROWS = np.sort(np.random.default_rng(0).normal(size=(4, 30)))
+
+
+def unfolded(method="window"):
+    return hr.levels.unfold_selection(hr.levels.select(ROWS), method)
 
 
 def capacity():
@@ -99,7 +111,22 @@ def sampled():
     return sampled_density(hr.lossmodel.sample_spectra(cov, 9, 4, [20.0]), cov, 9, [20.0])
 
 
+def family_line():
+    labels = ("natural", "random")
+    (line,) = lines([drawn_families.entry(name=name, labels=name) for name in labels])
+    return line
+
+
+def history():
+    ones = {name: np.ones(2) for name in ("mean_alpha", "train_loss")}
+    capacity = {"alpha": np.array([[2.0], [np.nan]])}
+    return History(np.array([0, 2]), spectra(), ("0.weight",), capacity, ones, ones)
+
+
 MADE = {
+    "training": lambda: TrainResult(
+        3, 0.5, 0.9, None, None, 1.5, Path("w.pt"), "00ff", "made up", ("a note",), Path("h.h5")
+    ),
     "line fit": lambda: fits.fit_line([1, 2, 3, 4], [1, 3, 2, 5]),
     "budget fit": budgets,
     "budget law": lambda: next(iter(budgets().laws.values())),
@@ -111,6 +138,10 @@ MADE = {
     "maximum margin": lambda: bias_free.maximum_margin(*bias_free.linear_task(5, 2)),
     "approximation study": lambda: study("sine", 2, (1, 2), seeds=2, samples=32, iterations=2),
     "sampled density": sampled,
+    "family": lambda: drawn_families.entry().result,
+    "family line": family_line,
+    "random point": lambda: family_line().random_residuals[0],
+    "history": history,
     "spectrum": spectrum,
     "spectra": spectra,
     "density": lambda: hr.density(networks(), 2, 4, top=2, trace="xtrace", trace_products=6),
@@ -119,6 +150,18 @@ MADE = {
     "traces": lambda: traces(networks(), 6),
     "extreme eigenvalues": lambda: hr.extremal_eigenvalues(networks(), top=2),
     "eigenpairs": lambda: hr.eigsh(networks(), 2),
+    "level statistics": lambda: hr.levels.analyze(ROWS, surrogates=0),
+    "fit of a law": lambda: hr.levels.analyze(ROWS, surrogates=0).laws["gue"],
+    "selected levels": lambda: hr.levels.select(ROWS),
+    "pooled levels": lambda: hr.levels.pooled(list(ROWS), rotate=False),
+    "unfolded levels": unfolded,
+    "levels unfolded by a pool": lambda: unfolded("pooled"),
+    "fitted parameter": lambda: hr.levels.brody(unfolded().spacings),
+    "spacings": lambda: hr.levels.spacing_histogram(unfolded(), surrogates=3),
+    "ratios": lambda: hr.levels.ratio_histogram(hr.levels.select(ROWS)),
+    "long-range statistic": lambda: hr.levels.long_range(unfolded(), "rigidity"),
+    "density": lambda: hr.levels.density_histograms({"x": list(ROWS)})["x"],
+    "levels per decade": lambda: hr.levels.decade_histograms({"x": list(ROWS)})["x"],
     "capacity": capacity,
     "layer": lambda: capacity().layers[0],
     "matrix": lambda: capacity().layers[0].matrices[0],

@@ -12,7 +12,7 @@ from scipy import integrate, stats
 
 from hessrmt import rng
 from hessrmt.ensembles import gaussian_levels, poisson_levels, wishart_levels
-from hessrmt.errors import HessrmtError, LevelsError
+from hessrmt.errors import DataError
 from hessrmt.levels import pooled, unfold
 from hessrmt.levels.unfolding import METHODS
 from hessrmt.theory import densities
@@ -188,7 +188,7 @@ def test_a_fit_that_is_no_staircase_is_refused():
         (gaussian_levels(1, 2000, draw), "analytic", {"radius": 150}, "misses the staircase"),
         (bimodal(2000, draw), "spline", {"knots": 0}, "misses the staircase"),
     ):
-        with pytest.raises(LevelsError, match=words):
+        with pytest.raises(DataError, match=words):
             unfold(levels, method, **options)
 
 
@@ -274,7 +274,7 @@ def test_units_do_not_matter_for_fits(spacings, move, method):
     options = {"degree": 3} if method == "polynomial" else {}
     try:
         before = np.diff(unfold(levels, method, **options))
-    except LevelsError:
+    except DataError:
         reject()  # a cubic does not follow every density
     # knots and the scaled range are rounded at 2^20, ε 2^20 of the range of 40 or more at worst;
     # N̄ up to n changes by as much of n, times the condition of the bases' normal equations, < 100
@@ -292,7 +292,7 @@ def test_ties_stay_ties_and_nothing_is_nan(levels, method):
     levels = np.array(levels, dtype=float)
     try:
         found = unfold(levels, method)
-    except LevelsError:
+    except DataError:
         assert method in ("spline", "polynomial") or np.ptp(levels) == 0
         return
     assert np.isfinite(found).all()
@@ -345,10 +345,8 @@ BAD = [
 
 @pytest.mark.parametrize(("levels", "method", "options", "message"), BAD)
 def test_bad_input_never_yields_a_number(levels, method, options, message):
-    with pytest.raises(LevelsError, match=message) as caught:
+    with pytest.raises(DataError, match=message):
         unfold(levels, method, **options)
-    assert isinstance(caught.value, ValueError)
-    assert isinstance(caught.value, HessrmtError)
 
 
 @pytest.mark.parametrize(
@@ -362,5 +360,5 @@ def test_bad_input_never_yields_a_number(levels, method, options, message):
     ],
 )
 def test_pooled_refuses_what_it_cannot_pool(spectra, options, message):
-    with pytest.raises(LevelsError, match=message):
+    with pytest.raises(DataError, match=message):
         pooled(spectra, **options)

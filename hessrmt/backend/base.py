@@ -6,13 +6,15 @@ Arguments are checked here, once for every device.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from hessrmt.errors import ConfigError, NonFiniteError
+from hessrmt.backend import reference
+from hessrmt.errors import ConfigError, DeviceError, NonFiniteError
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Float64, Int64
@@ -25,12 +27,15 @@ if TYPE_CHECKING:
 
 FLOATS = (torch.float64, torch.float32)
 
+_TILE = 512
 
-class Backend(Protocol):
+
+class Backend(ABC):
     """A device and its operations; the only place where hardware makes a difference.
 
     Arguments live on the backend's device. Results are float64 or int64 NumPy arrays, except where
-    a tensor is asked for.
+    a tensor is asked for. What a device does not do in a way of its own is done as here: by torch,
+    or by the CPU twins of :mod:`.reference`.
 
     Attributes:
         name: The device in words, for files and terminals.
@@ -42,10 +47,11 @@ class Backend(Protocol):
     device: torch.device
     solver: str
 
+    @abstractmethod
     def free_memory(self) -> int:
         """Bytes that can be allocated now."""
-        ...
 
+    @abstractmethod
     def eigen_bytes(self, n: int, itemsize: int) -> int:
         """Bytes held while an (n, n) matrix is diagonalised: the matrix and the solver's workspace.
 
@@ -53,11 +59,10 @@ class Backend(Protocol):
             n: Dimension.
             itemsize: Bytes of a number.
         """
-        ...
 
+    @abstractmethod
     def solver_table(self) -> dict[str, str]:
         """Which route :meth:`eigvalsh` and :meth:`eigvalsh_batch` take: size range to words."""
-        ...
 
     def symmetrize_(self, matrix: Matrix) -> float:
         """Replace A by (A + Aᵀ)/2 in place.
@@ -65,7 +70,18 @@ class Backend(Protocol):
         Returns:
             The largest |A_ij - A_ji| before; NaN if any entry is not finite.
         """
-        ...
+        worst = matrix.new_zeros(())
+        starts = range(0, matrix.shape[0], _TILE)
+        for i in starts:
+            for j in starts[: i // _TILE + 1]:
+                lower = matrix[i : i + _TILE, j : j + _TILE]
+                upper = matrix[j : j + _TILE, i : i + _TILE].T
+                # inf - inf and NaN both give NaN, and torch.maximum keeps it
+                worst = torch.maximum(worst, (lower - upper).abs().max())
+                mean = (lower + upper) / 2
+                lower.copy_(mean)
+                upper.copy_(mean)
+        return float(worst)
 
     def eigvalsh(self, matrix: Matrix) -> Levels:
         """All eigenvalues of a symmetric matrix.
@@ -81,7 +97,8 @@ class Backend(Protocol):
             NonFiniteError: If an entry is NaN or infinite.
             ConvergenceError: If the solver fails.
         """
-        ...
+        _require_square(matrix, "the matrix")
+        return self._eigvalsh(matrix)
 
     def eigvalsh_batch(self, matrices: Stack) -> list[Levels]:
         """All eigenvalues of each of several symmetric matrices.
@@ -98,7 +115,11 @@ class Backend(Protocol):
             NonFiniteError: If an entry is NaN or infinite.
             ConvergenceError: If the solver fails.
         """
-        ...
+        if isinstance(matrices, torch.Tensor) and matrices.ndim != 3:
+            raise ConfigError(f"a stack of shape {tuple(matrices.shape)}; give (batch, n, n)")
+        for number, matrix in enumerate(matrices):
+            _require_square(matrix, f"matrix {number}")
+        return self._eigvalsh_batch(matrices)
 
     def staircase(
         self, pool: Float64[Tensor, " m"], queries: Float64[Tensor, " n"]
@@ -172,52 +193,37 @@ class Backend(Protocol):
 
         Raises:
             ConfigError: If a number is out of its range or ``dtype`` is another.
+            DeviceError: If the matrices are larger than the free memory.
         """
         if n < 1 or count < 0 or first < 0 or not 0 <= key < 2**64 or dtype not in FLOATS:
             raise ConfigError(
                 f"GOE matrices with n = {n}, count {count}, first {first}, key {key}, {dtype}; "
                 "give n >= 1, count >= 0, first >= 0, a key of 64 bits and float64 or float32"
             )
+        each, free = n * n * dtype.itemsize, self.free_memory()
+        if count * each > free:
+            raise DeviceError(
+                f"{count:,} matrices of {n:,} x {n:,} need {count * each:,} bytes and {self.name} "
+                f"has {free:,} free, enough for {free // each:,}; draw them in parts (first=...)"
+            )
         return self._goe(n, count, key, dtype, first)
 
-    def _staircase(self, pool: Tensor, queries: Tensor) -> Int64[np.ndarray, " n"]: ...
+    @abstractmethod
+    def _eigvalsh(self, matrix: Matrix) -> Levels: ...
 
-    def _scan(
-        self, values: Tensor, offsets: Int64[np.ndarray, " layers+1"]
-    ) -> tuple[np.ndarray, np.ndarray]: ...
+    @abstractmethod
+    def _eigvalsh_batch(self, matrices: Stack) -> list[Levels]: ...
 
-    def _goe(self, n: int, count: int, key: int, dtype: torch.dtype, first: int) -> Tensor: ...
+    def _staircase(self, pool: Tensor, queries: Tensor) -> np.ndarray:
+        return reference.staircase(pool.cpu().numpy(), queries.cpu().numpy())
 
+    def _scan(self, values: Tensor, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return reference.powerlaw_scan(values.cpu().numpy(), offsets)
 
-def require_square(matrix: Tensor, what: str = "the matrix") -> None:
-    """Raise unless a tensor is a square matrix of a type that can be diagonalised.
-
-    Args:
-        matrix: Should be (n, n), float64 or float32.
-        what: Its name in the error.
-
-    Raises:
-        ConfigError: If it is not square, or of another type.
-    """
-    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
-        raise ConfigError(f"{what} has shape {tuple(matrix.shape)}; give an (n, n) matrix")
-    if matrix.dtype not in FLOATS:
-        raise ConfigError(f"{what} is of {matrix.dtype}; give float64 or float32")
-
-
-def require_squares(matrices: Stack) -> None:
-    """Raise unless :func:`require_square` holds for every matrix of a batch.
-
-    Args:
-        matrices: A stack (batch, n, n), or matrices.
-
-    Raises:
-        ConfigError: If it does not, or a tensor is no stack.
-    """
-    if isinstance(matrices, torch.Tensor) and matrices.ndim != 3:
-        raise ConfigError(f"a stack of shape {tuple(matrices.shape)}; give (batch, n, n)")
-    for number, matrix in enumerate(matrices):
-        require_square(matrix, f"matrix {number}")
+    def _goe(self, n: int, count: int, key: int, dtype: torch.dtype, first: int) -> Tensor:
+        kind = np.float64 if dtype == torch.float64 else np.float32
+        drawn = reference.sample_goe(n, count, key, first=first, dtype=kind)
+        return torch.from_numpy(drawn).to(self.device)
 
 
 def require_finite(finite: bool, what: str = "the matrix") -> None:
@@ -248,6 +254,13 @@ def all_finite(values: Tensor) -> bool:
     """
     # NaN is kept by both ends
     return not values.numel() or all(math.isfinite(float(end)) for end in torch.aminmax(values))
+
+
+def _require_square(matrix: Tensor, what: str) -> None:
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+        raise ConfigError(f"{what} has shape {tuple(matrix.shape)}; give an (n, n) matrix")
+    if matrix.dtype not in FLOATS:
+        raise ConfigError(f"{what} is of {matrix.dtype}; give float64 or float32")
 
 
 def _require_ascending(values: Tensor, what: str) -> None:

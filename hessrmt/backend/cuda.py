@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 
-from hessrmt.backend import reference, solvers
-from hessrmt.backend.base import Backend, require_finite, require_square, require_squares
+from hessrmt.backend import solvers
+from hessrmt.backend.base import Backend, all_finite, require_finite
 from hessrmt.backend.cuda_kernels import KernelError, Kernels, import_kernels
 from hessrmt.backend.twostage import two_stage_eigenvalues
-from hessrmt.errors import ConvergenceError, DeviceError
+from hessrmt.checks import one_of
+from hessrmt.errors import ConfigError, ConvergenceError, DeviceError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,9 +30,7 @@ _Result = TypeVar("_Result")
 TWO_STAGE = "two-stage (band, bulge chase, Sturm bisection; csrc, cuda)"
 _MIRRORED = 1024
 _COPIED = 2**30
-"""Bytes of small matrices that are copied into one stack at a time."""
-
-_OUT_OF_MEMORY = (MemoryError, torch.cuda.OutOfMemoryError)
+"""Bytes of small matrices in one stack; as numbers fewer than :data:`.solvers.LIBRARY_NUMBERS`."""
 
 
 class CudaBackend(Backend):
@@ -53,7 +53,9 @@ class CudaBackend(Backend):
         self.device = device
         self.name = f"{device} ({torch.cuda.get_device_name(device)})"
         self.kernels = import_kernels(device)
-        self._policy: solvers.Policy = solvers.checked_policy(solver)
+        name = f"eigenvalue solver ({solvers.VARIABLE})"
+        one_of(name, solver, solvers.POLICIES, error=ConfigError)
+        self._policy = solver
         self.solver = f"{self._policy}, nothing solved yet (cuda)"
         self._warned: set[str] = set()
 
@@ -75,28 +77,46 @@ class CudaBackend(Backend):
 
     def symmetrize_(self, matrix: Matrix) -> float:
         """See :class:`.Backend`; csrc/symmetrize.cu, or torch."""
+        return self._run("symmetrize", super().symmetrize_, matrix)
 
-        def by_torch() -> float:
-            worst = float((matrix - matrix.T).abs().amax()) if len(matrix) else 0.0
-            matrix.add_(matrix.T.clone()).div_(2)
-            return worst
+    def _staircase(self, pool: Tensor, queries: Tensor) -> np.ndarray:
+        return self._run("staircase", super()._staircase, pool, queries)
 
-        return self._run("symmetrize", lambda kernels: kernels.symmetrize_(matrix), by_torch)
+    def _scan(self, values: Tensor, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return self._run("powerlaw_scan", super()._scan, values, offsets)
 
-    def eigvalsh(self, matrix: Matrix) -> Levels:
-        """See :class:`.Backend`; by the two-stage solver or by cuSOLVER.
+    def _goe(self, n: int, count: int, key: int, dtype: torch.dtype, first: int) -> Tensor:
+        return self._run("goe_fill", super()._goe, n, count, key, dtype, first)
 
-        The two-stage solver works in place. Where memory allows, a copy of the matrix is kept on
-        the device so that the library can take over if a kernel fails; where not, that failure is
-        an error.
+    def _run(self, kernel: str, twin: Callable[..., _Result], *arguments: Any) -> _Result:
+        """The kernel where there is one and it works, else what every device can do."""
+        if self.kernels is not None:
+            try:
+                return getattr(self.kernels, kernel)(*arguments)
+            except KernelError as error:
+                self._warn_once(kernel, error)
+        return twin(*arguments)
+
+    def _warn_once(self, what: str, reason: object) -> None:
+        """Say once for each cause that a kernel or solver is not used."""
+        if what not in self._warned:
+            self._warned.add(what)
+            warnings.warn(f"{self.name}: {what} not used: {reason}", RuntimeWarning, stacklevel=3)
+
+    # One matrix
+
+    def _eigvalsh(self, matrix: Matrix) -> Levels:
+        """By the two-stage solver or by cuSOLVER.
 
         Args:
-            matrix: (n, n) symmetric; overwritten.
+            matrix: (n, n); overwritten where it is contiguous.
 
         Returns:
             (n,) float64, ascending.
+
+        Raises:
+            DeviceError: If the workspace does not fit beside the matrix.
         """
-        require_square(matrix)
         n = matrix.shape[0]
         if n == 0:
             return np.empty(0)
@@ -105,15 +125,13 @@ class CudaBackend(Backend):
         if route == "two-stage" and (reason := self._obstacle(matrix.dtype)):
             self._warn_once("two-stage", reason)
             route = "library"
-        free, itemsize = self.free_memory(), matrix.element_size()
-        solvers.require_memory(route, n, itemsize, free, self.name)
+        solvers.require_memory(route, n, matrix.element_size(), self.free_memory(), self.name)
         _mirror_(matrix)
-        require_finite(bool(np.isfinite([float(matrix.min()), float(matrix.max())]).all()))
+        require_finite(all_finite(matrix))
+        levels = None
         if self.kernels is not None and route == "two-stage":
-            levels = self._two_stage(matrix, self.kernels, free)
-            if levels is not None:
-                return levels
-        return self._library(matrix)
+            levels = self._two_stage(matrix, self.kernels)
+        return self._library(matrix) if levels is None else levels
 
     def _obstacle(self, dtype: torch.dtype) -> str:
         """Why the two-stage solver can't be taken; empty if it can. Its kernels are compiled."""
@@ -130,19 +148,18 @@ class CudaBackend(Backend):
             return str(error)
         return ""
 
-    def _two_stage(self, matrix: Matrix, kernels: Kernels, free: int) -> Levels | None:
+    def _two_stage(self, matrix: Matrix, kernels: Kernels) -> Levels | None:
         """By our kernels; None if they failed and the matrix is as it was."""
         n, itemsize = matrix.shape[0], matrix.element_size()
         size, needed = solvers.plan("two-stage", n, itemsize)
         # the library comes after the copy is given back
         most = max(size + needed, solvers.plan("library", n, itemsize).workspace)
-        copy = matrix.clone() if most <= free else None
+        copy = matrix.clone() if most <= self.free_memory() else None
         b = kernels.half_width(itemsize)
         stages = {"chase": kernels.chase, "tridiagonal": kernels.tridiagonal}
         try:
-            levels = two_stage_eigenvalues(matrix, torch, b, outer=solvers.collected(b), **stages)
-        except _OUT_OF_MEMORY as error:
-            raise self._out_of_memory("two-stage", n, itemsize, free) from error
+            with self._memory("two-stage", matrix):
+                levels = two_stage_eigenvalues(matrix, b, max(b, solvers.COLLECTED), **stages)
         except (KernelError, ConvergenceError, RuntimeError) as error:
             if copy is None:
                 raise ConvergenceError(
@@ -157,33 +174,16 @@ class CudaBackend(Backend):
         return levels
 
     def _library(self, matrix: Matrix) -> Levels:
-        """By cuSOLVER.
-
-        torch 2.12 and later refuse n · lda · batch > 2³¹ - 1, n > 46,340 for one matrix; CuPy's
-        ``Xsyevd`` does not.
-
-        Args:
-            matrix: (n, n), finite.
-
-        Returns:
-            (n,) float64, ascending.
-
-        Raises:
-            ConvergenceError: If cuSOLVER reports a failure.
-            DeviceError: If the memory was not enough after all.
-        """
-        n = matrix.shape[0]
+        """By cuSOLVER."""
         try:
-            if self.kernels is not None:
-                levels = self.kernels.library_eigvalsh(matrix)
-            else:
-                levels = torch.linalg.eigvalsh(matrix).cpu().numpy()
-        except _OUT_OF_MEMORY as error:
-            itemsize, free = matrix.element_size(), self.free_memory()
-            raise self._out_of_memory("library", n, itemsize, free) from error
+            with self._memory("library", matrix):
+                if self.kernels is not None:
+                    levels = self.kernels.library_eigvalsh(matrix)
+                else:
+                    levels = torch.linalg.eigvalsh(matrix).cpu().numpy()
         except (RuntimeError, np.linalg.LinAlgError) as error:
             hint = ""
-            if self.kernels is None and n * n > solvers.LIBRARY_NUMBERS:
+            if self.kernels is None and matrix.numel() > solvers.LIBRARY_NUMBERS:
                 most = math.isqrt(solvers.LIBRARY_NUMBERS)
                 hint = f"; torch's solver may refuse n > {most:,} on a GPU: install CuPy"
             raise ConvergenceError(f"the eigenvalue solver failed: {error}{hint}") from error
@@ -194,40 +194,37 @@ class CudaBackend(Backend):
         library = "cupy" if self.kernels is not None else "torch"
         return f"{library}.linalg.eigvalsh (cuSOLVER, cuda)"
 
-    def _out_of_memory(self, route: solvers.Route, n: int, itemsize: int, free: int) -> DeviceError:
-        matrix, workspace = solvers.plan(route, n, itemsize)
-        return DeviceError(
-            f"the {route} eigenvalue solver ran out of memory on {self.name}: a {n:,} x {n:,} "
-            f"matrix was planned with {workspace:,} bytes beside its own {matrix:,}, and {free:,} "
-            "were free; take a smaller problem, or a device with more memory"
-        )
+    @contextmanager
+    def _memory(self, route: str, matrix: Matrix) -> Iterator[None]:
+        """Say what was planned if the memory does not suffice after all."""
+        n, free = matrix.shape[0], self.free_memory()
+        size, workspace = solvers.plan(route, n, matrix.element_size())
+        try:
+            yield
+        except (MemoryError, torch.cuda.OutOfMemoryError) as error:
+            raise DeviceError(
+                f"the {route} eigenvalue solver ran out of memory on {self.name}: a {n:,} x {n:,} "
+                f"matrix was planned with {workspace:,} bytes beside its own {size:,}, and "
+                f"{free:,} were free; take a smaller problem, or a device with more memory"
+            ) from error
 
-    def eigvalsh_batch(self, matrices: Stack) -> list[Levels]:
-        """See :class:`.Backend`; small ones together, large ones in turn."""
-        require_squares(matrices)
-        stack = matrices.detach() if isinstance(matrices, torch.Tensor) else None
-        results: list[Any] = [None] * len(matrices)
+    # Several matrices: small ones together, large ones in turn
+
+    def _eigvalsh_batch(self, matrices: Stack) -> list[Levels]:
+        found: dict[int, Levels] = {}
         groups: dict[tuple[int, torch.dtype], list[int]] = {}
         for i, matrix in enumerate(matrices):
             groups.setdefault((matrix.shape[0], matrix.dtype), []).append(i)
         for (n, dtype), members in groups.items():
             if n == 0 or n > self._together(dtype.itemsize):
-                for i in members:
-                    results[i] = self.eigvalsh(matrices[i])
+                found |= {i: self._eigvalsh(matrices[i]) for i in members}
                 continue
             most = max(1, min(_COPIED, self.free_memory() // 4) // (n * n * dtype.itemsize))
-            if stack is not None and stack.stride(2) == 1:
-                most = len(members)  # read where it lies
             for begin in range(0, len(members), most):
                 part = members[begin : begin + most]
-                if stack is not None and len(part) == len(stack):
-                    together = stack
-                else:
-                    together = torch.stack([matrices[i].detach() for i in part])
-                together = together if together.stride(2) == 1 else together.contiguous()
-                for i, levels in zip(part, self._small(together, part), strict=True):
-                    results[i] = levels
-        return results
+                stack = torch.stack([matrices[i].detach() for i in part])
+                found.update(zip(part, self._small(stack, part), strict=True))
+        return [found[i] for i in range(len(matrices))]
 
     def _together(self, itemsize: int) -> int:
         """Largest n that is solved in a stack."""
@@ -235,70 +232,21 @@ class CudaBackend(Backend):
             return solvers.SMALL_LIMIT  # by torch, whose call costs more than so small a matrix
         return self.kernels.small_limit(itemsize)
 
-    def _small(self, stack: Tensor, numbers: Sequence[int]) -> list[Levels]:
+    def _small(self, stack: Tensor, numbers: Sequence[int]) -> np.ndarray:
         """Small matrices of one size, which have these numbers in the batch."""
-        if self.kernels is None or self._policy == "library":
-            return _stack_by_torch(stack, numbers)
-        try:
-            found, info = self.kernels.small(stack)
-        except KernelError as error:
-            self._warn_once("batched_small", error)
-            return _stack_by_torch(stack, numbers)
-        bad = info == -1
-        require_finite(not bad.any(), f"matrix {numbers[int(np.argmax(bad))]} of the batch")
-        if failed := np.flatnonzero(info).tolist():
-            reason = f"an eigenvalue was not found in {len(failed)} matrices"
-            self._warn_once("batched_small", reason)
-            again = _stack_by_torch(stack[failed], [numbers[i] for i in failed])
-            for i, levels in zip(failed, again, strict=True):
-                found[i] = levels
-        return list(found)
-
-    def _staircase(self, pool: Tensor, queries: Tensor) -> np.ndarray:
-        return self._run(
-            "staircase",
-            lambda kernels: kernels.staircase(pool, queries),
-            lambda: torch.searchsorted(pool, queries).cpu().numpy(),
-        )
-
-    def _scan(self, values: Tensor, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return self._run(
-            "powerlaw_scan",
-            lambda kernels: kernels.powerlaw_scan(values, offsets),
-            lambda: reference.powerlaw_scan(values.cpu().numpy(), offsets),
-        )
-
-    def _goe(self, n: int, count: int, key: int, dtype: torch.dtype, first: int) -> Tensor:
-        each, free = n * n * dtype.itemsize, self.free_memory()
-        if count * each > free:
-            raise DeviceError(
-                f"{count:,} matrices of {n:,} x {n:,} need {count * each:,} bytes and {self.name} "
-                f"has {free:,} free, enough for {free // each:,}; draw them in parts (first=...)"
-            )
-
-        def by_twin() -> Tensor:
-            kind = np.float64 if dtype == torch.float64 else np.float32
-            drawn = reference.sample_goe(n, count, key, first=first, dtype=kind)
-            return torch.from_numpy(drawn).to(self.device)
-
-        return self._run("goe_fill", lambda k: k.goe(n, count, key, dtype, first), by_twin)
-
-    def _warn_once(self, what: str, reason: object) -> None:
-        """Say once for each cause that a kernel or solver is not used."""
-        if what not in self._warned:
-            self._warned.add(what)
-            warnings.warn(f"{self.name}: {what} not used: {reason}", RuntimeWarning, stacklevel=3)
-
-    def _run(
-        self, what: str, ours: Callable[[Kernels], _Result], other: Callable[[], _Result]
-    ) -> _Result:
-        """The kernel where there is one and it works."""
-        if self.kernels is not None:
+        levels, info = np.empty(stack.shape[:2]), np.ones(len(stack), dtype=np.int32)
+        if self.kernels is not None and self._policy != "library":
             try:
-                return ours(self.kernels)
+                levels, info = self.kernels.small(stack)
             except KernelError as error:
-                self._warn_once(what, error)
-        return other()
+                self._warn_once("batched_small", error)
+            else:
+                if missed := np.count_nonzero(info > 0):
+                    reason = f"an eigenvalue was not found in {missed} matrices"
+                    self._warn_once("batched_small", reason)
+        if rest := np.flatnonzero(info).tolist():
+            levels[rest] = _by_torch(stack[rest], [numbers[i] for i in rest])
+        return levels
 
 
 def cuda_backend(device: torch.device, solver: str | None = None) -> CudaBackend:
@@ -328,20 +276,15 @@ def cuda_backend(device: torch.device, solver: str | None = None) -> CudaBackend
     return CudaBackend(torch.device("cuda", index), solver)
 
 
-def _stack_by_torch(stack: Tensor, numbers: Sequence[int]) -> list[Levels]:
-    results: list[Levels] = []
-    most = max(1, solvers.LIBRARY_NUMBERS // stack[0].numel())
-    for begin in range(0, len(stack), most):
-        part = torch.tril(stack[begin : begin + most])
-        finite = torch.isfinite(part).flatten(1).all(dim=1).cpu().numpy()
-        worst = numbers[begin + int(np.argmin(finite))]
-        require_finite(bool(finite.all()), f"matrix {worst} of the batch")
-        try:
-            levels = torch.linalg.eigvalsh(part).cpu().numpy()
-        except RuntimeError as error:
-            raise ConvergenceError(f"the eigenvalue solver failed: {error}") from error
-        results += list(_finite(levels))
-    return results
+def _by_torch(stack: Tensor, numbers: Sequence[int]) -> np.ndarray:
+    lower = torch.tril(stack)
+    finite = torch.isfinite(lower).flatten(1).all(dim=1).cpu().numpy()
+    worst = numbers[int(np.argmin(finite))]
+    require_finite(bool(finite.all()), f"matrix {worst} of the batch")
+    try:
+        return _finite(torch.linalg.eigvalsh(lower).cpu().numpy())
+    except RuntimeError as error:
+        raise ConvergenceError(f"the eigenvalue solver failed: {error}") from error
 
 
 def _coarse_products() -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from hessrmt.backend import solvers, twostage
+from hessrmt.backend import solvers
 from hessrmt.backend.kernels import OPTIONS, csrc, names, source
 from hessrmt.errors import DeviceError
 
@@ -33,6 +33,13 @@ THREADS = {"bulge_chase": 256, "sturm_prepare": 256, "sturm_bisect": 128, "stair
 SCAN_THREADS = 128
 """Threads of a block of csrc/powerlaw_scan.cu, which is compiled for them."""
 
+SPIN_LIMIT = 1 << 24
+"""How often a block looks for its predecessor before the kernel reports failure (some seconds)."""
+
+_FILES = {"sturm_prepare": "sturm", "sturm_bisect": "sturm"}
+"""Kernels in a file of csrc/ that has another name."""
+
+_KINDS = {torch.float64: "f64", torch.float32: "f32"}
 _GRID_LIMIT = 65535
 _RESERVED_SHARED = 1024
 _LARGE = 64 * 2**20
@@ -52,12 +59,11 @@ class Kernels:
 
     # Linear algebra
 
-    def symmetrize_(self, matrix: Matrix) -> float:
+    def symmetrize(self, matrix: Matrix) -> float:
         """A ← (A + Aᵀ)/2 in place; the largest |A_ij - A_ji| before, or NaN."""
-        n = matrix.shape[0]
-        tiles = -(-n // TILE)
-        worst = torch.zeros(1, dtype=torch.int64, device=self._device)
-        self._run("symmetrize", matrix, (tiles, tiles), TILE_BLOCK, matrix, np.int64(n), worst)
+        tiles = _blocks(len(matrix), TILE)
+        worst = self._zeros(1, torch.int64)
+        self._run("symmetrize", matrix, (tiles, tiles), TILE_BLOCK, matrix, len(matrix), worst)
         return float(worst.view(torch.float64)[0])
 
     def half_width(self, itemsize: int) -> int:
@@ -66,9 +72,9 @@ class Kernels:
 
     def compile_two_stage(self, dtype: torch.dtype) -> None:
         """Compile what the two-stage solver launches, while the matrix is still untouched."""
-        self._kernel("bulge_chase", f"bulge_chase_{_KINDS[dtype]}")
-        self._kernel("sturm", f"sturm_prepare_{_KINDS[dtype]}")
-        self._kernel("sturm", "sturm_bisect_f64")
+        self._kernel("bulge_chase", dtype)
+        self._kernel("sturm_prepare", dtype)
+        self._kernel("sturm_bisect", torch.float64)
 
     def chase(
         self, band: Float[Tensor, "n width"], b: int
@@ -76,26 +82,23 @@ class Kernels:
         """Band to tridiagonal.
 
         Args:
-            band: (n, 2b+1) contiguous; overwritten.
-            b: Half-width.
+            band: (n, 2b+1), ``band[j, k] = A[j+k, j]``, zeros for k > b; overwritten.
+            b: Half-width, at most that of :meth:`half_width`.
 
         Returns:
-            Diagonal, and subdiagonal with a 0 behind it.
+            Diagonal and, with one number more than it has, subdiagonal.
 
         Raises:
-            KernelError: If a block waited in vain.
+            KernelError: If a block waited in vain for its predecessor.
         """
-        n, itemsize = band.shape[0], band.element_size()
-        threads = THREADS["bulge_chase"]
-        shared = twostage.chase_launch(n, b, itemsize, resident=1, threads=threads).shared_bytes
-        kernel = self._kernel("bulge_chase", f"bulge_chase_{_KINDS[band.dtype]}", shared)
-        resident = self._resident(kernel, shared, threads)
-        config = twostage.chase_launch(n, b, itemsize, resident=resident, threads=threads)
-        d, e = band.new_empty(n), band.new_empty(n)
-        state = torch.zeros(config.state_words, dtype=torch.int32, device=self._device)
-        sizes = np.int32(n), np.int32(b), np.int32(1)
-        arguments = (band, *sizes, d, e, state, np.uint32(twostage.SPIN_LIMIT))
-        self._launch(kernel, (config.blocks,), (threads,), *arguments, shared=shared)
+        n, threads = len(band), THREADS["bulge_chase"]
+        shared = solvers.chase_shared_bytes(b, band.element_size(), threads)
+        resident = self._resident(self._kernel("bulge_chase", band.dtype, shared), shared, threads)
+        blocks = min(resident, n // (2 * b) + 2)  # as many as have work
+        d, e = self._zeros((2, n), band.dtype)
+        state = self._zeros(2 + n, torch.int32)
+        arguments = (band, *map(np.int32, (n, b, 1)), d, e, state, np.uint32(SPIN_LIMIT))
+        self._run("bulge_chase", band, (blocks,), (threads,), *arguments, shared=shared)
         if failed := int(state[1]):
             raise KernelError(f"the bulge chase stopped: sweep {failed - 1} waited in vain")
         return d, e
@@ -106,27 +109,23 @@ class Kernels:
         """Eigenvalues of a symmetric tridiagonal matrix by bisection, in float64.
 
         Args:
-            d: Diagonal.
-            e: Subdiagonal, of which the last place is not read.
+            d: (n,) diagonal.
+            e: (n,) subdiagonal; the last number is not used.
 
         Returns:
             (n,) ascending.
 
         Raises:
-            KernelError: If an input is not finite or an eigenvalue was not found.
+            KernelError: If an eigenvalue was not found or the matrix is not finite.
         """
-        n = d.shape[0]
-        work = torch.empty(2 * n + 2, dtype=torch.float64, device=self._device)
-        levels = torch.empty(n, dtype=torch.float64, device=self._device)
-        info = torch.zeros(1, dtype=torch.int32, device=self._device)
-        size, one = np.int64(n), np.int64(1)
-        kernel = self._kernel("sturm", f"sturm_prepare_{_KINDS[d.dtype]}")
-        threads = (THREADS["sturm_prepare"],)
-        self._launch(kernel, (1,), threads, d, e, size, size, size, one, work, info)
-        kernel = self._kernel("sturm", "sturm_bisect_f64")
+        n = len(d)
+        work, levels = self._zeros(2 * n + 2), self._zeros(n)
+        info = self._zeros(1, torch.int32)
+        threads = THREADS["sturm_prepare"]
+        self._run("sturm_prepare", d, (1,), (threads,), d, e, n, n, n, 1, work, info)
         threads = THREADS["sturm_bisect"]
-        arguments = (work, size, one, np.int64(0), size, levels, size, info)
-        self._launch(kernel, (-(-n // threads), 1), (threads,), *arguments)
+        arguments = (work, n, 1, 0, n, levels, n, info)
+        self._run("sturm_bisect", work, (_blocks(n, threads), 1), (threads,), *arguments)
         if failed := int(info[0]):
             raise KernelError(f"the bisection reports {failed}")
         return levels.cpu().numpy()
@@ -141,34 +140,33 @@ class Kernels:
         """All eigenvalues of small symmetric matrices, one block for each.
 
         Args:
-            stack: (batch, n, n), the lower triangles are read; rows contiguous.
+            stack: (batch, n, n), rows contiguous, n at most :meth:`small_limit`; only the lower
+                triangles are read, and nothing is changed.
 
         Returns:
-            Eigenvalues, ascending, and for each matrix 0, or -1 (not finite), or the number of an
-            eigenvalue that was not found.
+            Eigenvalues, each row ascending, and for each matrix 0, -1 if it is not finite, or the
+            number of an eigenvalue that was not found.
         """
         batch, n = stack.shape[:2]
         shared = solvers.small_shared_bytes(n, stack.element_size())
-        levels = torch.empty((batch, n), dtype=torch.float64, device=self._device)
-        info = torch.zeros(batch, dtype=torch.int32, device=self._device)
-        sizes = map(np.int64, (n, stack.stride(1), stack.stride(0), batch))
-        arguments = (stack, *sizes, levels, np.int64(n), info)
-        grid, block = (min(batch, _GRID_LIMIT),), (32 * -(-n // 32),)
+        levels, info = self._zeros((batch, n)), self._zeros(batch, torch.int32)
+        sizes = (n, stack.stride(1), stack.stride(0), batch)
+        grid, block = (min(batch, _GRID_LIMIT),), (32 * _blocks(n, 32),)
+        arguments = (stack, *sizes, levels, n, info)
         self._run("batched_small", stack, grid, block, *arguments, shared=shared)
         return levels.cpu().numpy(), info.cpu().numpy()
 
     def library_eigvalsh(self, matrix: Matrix) -> np.ndarray:
         """``cupy.linalg.eigvalsh``: cuSOLVER's ``Xsyevd``.
 
-        It has 64-bit sizes from CUDA 13.0 on; before, it failed above n ≈ 25,000. CuPy has a pool
-        of its own, which can't use what torch's has cached: for large matrices torch's cache is
-        emptied before, CuPy's pool after.
+        CuPy's workspace has another allocator than torch: both give back what they keep before and
+        after a large matrix.
 
         Args:
-            matrix: (n, n), of which the lower triangle is read.
+            matrix: (n, n) contiguous, symmetric; overwritten.
 
         Returns:
-            (n,) ascending, in the matrix's precision.
+            (n,) ascending, in the matrix's type.
         """
         large = matrix.numel() * matrix.element_size() > _LARGE
         if large:
@@ -187,34 +185,33 @@ class Kernels:
         self, pool: Float64[Tensor, " m"], queries: Float64[Tensor, " n"]
     ) -> Int64[np.ndarray, " n"]:
         """How many of an ascending pool are less than each query."""
-        n, threads = queries.shape[0], THREADS["staircase"]
-        counts = torch.empty(n, dtype=torch.int64, device=self._device)
-        arguments = (pool, np.int64(pool.shape[0]), queries, np.int64(n), counts)
-        self._run("staircase", pool, (-(-n // threads),), (threads,), *arguments)
+        n, threads = len(queries), THREADS["staircase"]
+        counts = self._zeros(n, torch.int64)
+        arguments = (pool, len(pool), queries, n, counts)
+        self._run("staircase", pool, (_blocks(n, threads),), (threads,), *arguments)
         return counts.cpu().numpy()
 
     def powerlaw_scan(
         self, values: Float64[Tensor, " total"], offsets: Int64[np.ndarray, " layers+1"]
     ) -> tuple[Float64[np.ndarray, " total"], Float64[np.ndarray, " total"]]:
         """Power-law fits of ragged layers at every x_min: α and distance, one-sided."""
-        alpha = torch.empty(values.shape[0], dtype=torch.float64, device=self._device)
-        distance = torch.empty_like(alpha)
+        alpha, distance = self._zeros((2, len(values)))
         layers, longest = len(offsets) - 1, int(np.diff(offsets).max())
         starts = torch.from_numpy(offsets).to(self._device)
-        grid = (-(-longest // SCAN_THREADS), min(layers, _GRID_LIMIT))
-        arguments = (values, starts, np.int64(layers), np.int32(0), alpha, distance)
+        grid = (_blocks(longest, SCAN_THREADS), min(layers, _GRID_LIMIT))
+        arguments = (values, starts, layers, np.int32(0), alpha, distance)
         self._run("powerlaw_scan", values, grid, (SCAN_THREADS,), *arguments)
         return alpha.cpu().numpy(), distance.cpu().numpy()
 
-    def goe(
+    def goe_fill(
         self, n: int, count: int, key: int, dtype: torch.dtype, first: int
     ) -> Float[Tensor, "count n n"]:
         """GOE matrices ``first`` ... of a key's sequence."""
         matrices = torch.empty((count, n, n), dtype=dtype, device=self._device)
-        tiles = -(-n // TILE)
-        sizes = (np.int64(n), np.int64(count), np.uint64(key), np.uint64(first))
+        tiles = _blocks(n, TILE)
+        arguments = (matrices, n, count, np.uint64(key), np.uint64(first))
         grid = (tiles, tiles, min(count, _GRID_LIMIT))
-        self._run("goe_fill", matrices, grid, TILE_BLOCK, matrices, *sizes)
+        self._run("goe_fill", matrices, grid, TILE_BLOCK, *arguments)
         return matrices
 
     # Compiling and launching
@@ -229,55 +226,56 @@ class Kernels:
             From a kernel's name to its registers, and its bytes of local and of static shared
             memory, all for one thread or block.
         """
-        found = {name: self._kernel(file, name) for name in names(source(file))}
+        found = {name: self._compiled(file, name) for name in names(source(file))}
         with self._current(), _as_kernel_error(f"{file} can't be asked what it takes"):
             words = "registers", "local bytes", "static shared bytes"
             take = attrgetter("num_regs", "local_size_bytes", "shared_size_bytes")
             return {name: dict(zip(words, take(k), strict=True)) for name, k in found.items()}
 
-    def _kernel(self, file: str, name: str, shared: int = 0) -> Any:
+    def _kernel(self, kernel: str, dtype: torch.dtype, shared: int = 0) -> Any:
+        return self._compiled(_FILES.get(kernel, kernel), f"{kernel}_{_KINDS[dtype]}", shared)
+
+    def _compiled(self, file: str, name: str, shared: int = 0) -> Any:
         with self._current(), _as_kernel_error(f"{name} could not be compiled"):
-            found = self._modules.get(file)
-            if isinstance(found, Exception):
-                raise found  # compiling takes seconds: not again
-            try:
-                if found is None:
-                    found = self._cupy.RawModule(code=source(file), options=OPTIONS)
-                kernel = found.get_function(name)
-            except DeviceError:
-                raise
-            except Exception as error:
-                self._modules[file] = error
-                raise
-            self._modules[file] = found
+            if file not in self._modules:
+                try:
+                    module = self._cupy.RawModule(code=source(file), options=OPTIONS)
+                    module.get_function(name)  # compiles
+                except DeviceError:
+                    raise
+                except Exception as error:
+                    module = error
+                self._modules[file] = module
+            if isinstance(self._modules[file], Exception):
+                raise self._modules[file]  # compiling takes seconds: not again
+            kernel = self._modules[file].get_function(name)
             if shared > solvers.OPT_IN:
                 kernel.max_dynamic_shared_size_bytes = shared
             return kernel
 
     def _run(
         self,
-        file: str,
+        name: str,
         of: Tensor,
         grid: tuple[int, ...],
         block: tuple[int, ...],
         *arguments: Any,
         shared: int = 0,
     ) -> None:
-        """Launch the kernel that has its file's name, for a tensor's type."""
-        kernel = self._kernel(file, f"{file}_{_KINDS[of.dtype]}", shared)
-        self._launch(kernel, grid, block, *arguments, shared=shared)
-
-    def _launch(
-        self, kernel: Any, grid: tuple[int, ...], block: tuple[int, ...], *arguments: Any, shared=0
-    ) -> None:
+        """Launch a kernel for a tensor's type; Python's whole numbers are passed as 64 bits."""
+        kernel = self._kernel(name, of.dtype, shared)
         if 0 in grid:  # nothing to do, which CUDA calls an invalid configuration
             return
         with self._current(), _as_kernel_error("a kernel could not be launched"):
-            given = tuple(
-                self._cupy.from_dlpack(x.detach()) if isinstance(x, torch.Tensor) else x
-                for x in arguments
-            )
-            kernel(grid, block, given, shared_mem=shared)
+            kernel(grid, block, tuple(map(self._argument, arguments)), shared_mem=shared)
+
+    def _argument(self, x: Any) -> Any:
+        if isinstance(x, torch.Tensor):
+            return self._cupy.from_dlpack(x.detach())
+        return np.int64(x) if isinstance(x, int) else x
+
+    def _zeros(self, shape: int | tuple[int, ...], dtype: torch.dtype = torch.float64) -> Tensor:
+        return torch.zeros(shape, dtype=dtype, device=self._device)
 
     def _attributes(self) -> dict[str, int]:
         return self._cupy.cuda.Device(self._device.index or 0).attributes
@@ -316,7 +314,8 @@ class _TorchStream(NamedTuple):
         return 0, self.pointer
 
 
-_KINDS = {torch.float64: "f64", torch.float32: "f32"}
+def _blocks(n: int, size: int) -> int:
+    return -(-n // size)
 
 
 @contextmanager

@@ -110,14 +110,32 @@ class DistributedBackend(ABC):
             (n,) float64, ascending; the same bits on every process.
 
         Raises:
+            ConfigError: On every process, if a part is not of that shape, type or device, or the
+                matrix is not symmetric to half the digits of its type.
             DeviceError: If a part has too many entries for the library's integers.
         """
-        require_distributed(part, layout, self.world, self.device)
-        if layout.most_entries > self.most_entries:
-            raise DeviceError(
-                f"{layout.most_entries:,} entries on a process, {self.solver} counts them up to "
-                f"{self.most_entries:,}; start more processes"
-            )
+        shape = (len(layout.columns), len(layout.rows))
+        with self.world.together():
+            if tuple(part.shape) != shape or part.dtype not in FLOATS or not part.is_contiguous():
+                raise ConfigError(
+                    f"a part of shape {tuple(part.shape)}, {part.dtype}; this process keeps "
+                    f"{shape}, columns first, float64 or float32, contiguous"
+                )
+            if part.device != self.device:
+                raise ConfigError(f"a part on {part.device}; this solver works on {self.device}")
+            require_finite(all_finite(part))
+        found = asymmetry(part, layout, self.world)
+        with self.world.together():
+            if not found.within(part.dtype):
+                raise ConfigError(
+                    f"the matrix is not symmetric: |(A - Aᵀ)u| = {found.distance:.3g} for a "
+                    f"random u, where |A| = {found.norm:.3g}"
+                )
+            if layout.most_entries > self.most_entries:
+                raise DeviceError(
+                    f"{layout.most_entries:,} entries on a process, {self.solver} counts them up "
+                    f"to {self.most_entries:,}; start more processes"
+                )
         return self.world.share(np.sort(self._solve(part, layout).astype(np.float64)))
 
     @abstractmethod
@@ -276,37 +294,6 @@ class Asymmetry(NamedTuple):
     def within(self, dtype: torch.dtype) -> bool:
         """Whether A is symmetric to half the digits of its type."""
         return self.distance <= torch.finfo(dtype).eps ** 0.5 * self.norm
-
-
-def require_distributed(part: Tensor, layout: Layout, world: World, device: torch.device) -> None:
-    """Refuse a distributed matrix that has no real eigenvalues, or not these entries.
-
-    Args:
-        part: This process's entries.
-        layout: The layout of the whole.
-        world: The processes.
-        device: Where the entries should be.
-
-    Raises:
-        ConfigError: If the shape, type or place is another, or the matrix is not symmetric.
-    """
-    shape = (len(layout.columns), len(layout.rows))
-    with world.together():
-        if tuple(part.shape) != shape or part.dtype not in FLOATS or not part.is_contiguous():
-            raise ConfigError(
-                f"a part of shape {tuple(part.shape)}, {part.dtype}; this process keeps {shape}, "
-                "columns first, float64 or float32, contiguous"
-            )
-        if part.device != device:
-            raise ConfigError(f"a part on {part.device}; this solver works on {device}")
-        require_finite(all_finite(part))
-    found = asymmetry(part, layout, world)
-    with world.together():
-        if not found.within(part.dtype):
-            raise ConfigError(
-                f"the matrix is not symmetric: |(A - Aᵀ)u| = {found.distance:.3g} for a random u, "
-                f"where |A| = {found.norm:.3g}"
-            )
 
 
 def asymmetry(part: Tensor, layout: Layout, world: World) -> Asymmetry:

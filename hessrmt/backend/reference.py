@@ -168,15 +168,11 @@ def sample_goe(
         pairs = np.arange(begin // 2, (end + 1) // 2, dtype=np.uint64)
         indices = np.arange(first + batch.start, first + batch.stop, dtype=np.uint64)
         normal = _normal_pairs(pairs, indices[:, None], key)[:, begin % 2 :]
-        target = matrices[batch.start : batch.stop, rows.start : rows.stop]
-        for row, i in enumerate(rows):
+        target = matrices[batch.start : batch.stop]
+        for i in rows:
             at = i * (i + 1) // 2 - begin
             normal[:, at + i] *= np.sqrt(2)
-            target[:, row, : i + 1] = normal[:, at : at + i + 1]
-        left, square = target[..., : rows.start], target[..., rows.start : rows.stop]
-        above = matrices[batch.start : batch.stop, : rows.start, rows.start : rows.stop]
-        above[...] = left.swapaxes(1, 2)
-        np.copyto(square, square.swapaxes(1, 2).copy(), where=np.tri(len(rows), k=-1).T > 0)
+            target[:, i, : i + 1] = target[:, : i + 1, i] = normal[:, at : at + i + 1]
     return matrices
 
 

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from typing import Literal, NamedTuple, cast, get_args
+from typing import NamedTuple
 
-from hessrmt.backend.twostage import HALF_WIDTH, chase_launch
-from hessrmt.checks import one_of
-from hessrmt.errors import ConfigError, DeviceError
+from hessrmt.errors import DeviceError
 
-Policy = Literal["auto", "two-stage", "library"]
-Route = Literal["two-stage", "library"]
+POLICIES = ("auto", "two-stage", "library")
+"""What may be asked for; the last two are also the routes that a matrix may take."""
 
 VARIABLE = "HESSRMT_SOLVER"
 """Environment variable that holds the policy."""
@@ -24,7 +22,7 @@ VARIABLE = "HESSRMT_SOLVER"
 TWO_STAGE_FROM: dict[str, int | None] = {"float64": None, "float32": None}
 """Smallest n at which the two-stage solver is faster; None: not measured, the library is taken."""
 
-HALF_WIDTHS = (HALF_WIDTH, 32, 16)
+HALF_WIDTHS = (64, 32, 16)
 """Half-widths of the band; the first whose two blocks fit in shared memory is taken."""
 
 COLLECTED = 512
@@ -59,20 +57,7 @@ class SolverMemory(NamedTuple):
     workspace: int
 
 
-def checked_policy(word: str) -> Policy:
-    """A policy from the outside.
-
-    Args:
-        word: From a constructor or the environment.
-
-    Returns:
-        The same word.
-    """
-    one_of(f"eigenvalue solver ({VARIABLE})", word, get_args(Policy), error=ConfigError)
-    return cast(Policy, word)
-
-
-def route(policy: Policy, n: int, dtype: str) -> Route:
+def route(policy: str, n: int, dtype: str) -> str:
     """The solver for one matrix.
 
     Args:
@@ -89,7 +74,7 @@ def route(policy: Policy, n: int, dtype: str) -> Route:
     return "library" if threshold is None or n < threshold else "two-stage"
 
 
-def table(policy: Policy, library: str, two_stage: str, *, kernels: bool) -> dict[str, str]:
+def table(policy: str, library: str, two_stage: str, *, kernels: bool) -> dict[str, str]:
     """The routes in words, for people.
 
     Args:
@@ -145,6 +130,20 @@ def small_limit(shared: int, itemsize: int) -> int:
     return next((n for n in sizes if small_shared_bytes(n, itemsize) <= room), 0)
 
 
+def chase_shared_bytes(b: int, itemsize: int, threads: int) -> int:
+    """Dynamic shared memory of a block of csrc/bulge_chase.cu.
+
+    Args:
+        b: Half-width of the bands.
+        itemsize: Bytes of a number.
+        threads: Threads of a block.
+
+    Returns:
+        A number of bytes.
+    """
+    return 8 + itemsize * (2 * b * (b + 1) + 2 * max(b, threads) + 4 * b)
+
+
 def half_width(shared: int, itemsize: int, threads: int) -> int:
     """Half-width of the band between the stages.
 
@@ -156,24 +155,11 @@ def half_width(shared: int, itemsize: int, threads: int) -> int:
     Returns:
         The first of :data:`HALF_WIDTHS` whose blocks fit, else the last.
     """
-    needed = (chase_launch(1, b, itemsize, resident=1, threads=threads) for b in HALF_WIDTHS)
-    fits = (b for b, of in zip(HALF_WIDTHS, needed, strict=True) if of.shared_bytes <= shared)
+    fits = (b for b in HALF_WIDTHS if chase_shared_bytes(b, itemsize, threads) <= shared)
     return next(fits, HALF_WIDTHS[-1])
 
 
-def collected(b: int) -> int:
-    """Columns that stage 1 collects.
-
-    Args:
-        b: Half-width of the band.
-
-    Returns:
-        At least b.
-    """
-    return max(b, COLLECTED)
-
-
-def plan(solver: Route, n: int, itemsize: int) -> SolverMemory:
+def plan(solver: str, n: int, itemsize: int) -> SolverMemory:
     """Memory of one eigenvalue problem.
 
     Two-stage: V and Z on both sides of an update, a panel with its products, the band, d and e,
@@ -191,11 +177,11 @@ def plan(solver: Route, n: int, itemsize: int) -> SolverMemory:
     if solver == "library":
         return SolverMemory(matrix, matrix + 8 * n + _FIXED)
     b = max(HALF_WIDTHS)
-    numbers = 4 * collected(b) + 8 * b + (2 * b + 1) + 2
+    numbers = 4 * max(b, COLLECTED) + 8 * b + (2 * b + 1) + 2
     return SolverMemory(matrix, n * numbers * itemsize + 8 * (3 * n + 2) + 4 * (n + 2) + _FIXED)
 
 
-def largest(solver: Route, total: int, itemsize: int) -> int:
+def largest(solver: str, total: int, itemsize: int) -> int:
     """Largest n whose matrix and workspace fit.
 
     Args:
@@ -210,7 +196,7 @@ def largest(solver: Route, total: int, itemsize: int) -> int:
     return bisect_right(sizes, total, key=lambda n: sum(plan(solver, n, itemsize)))
 
 
-def require_memory(solver: Route, n: int, itemsize: int, free: int, device: str) -> None:
+def require_memory(solver: str, n: int, itemsize: int, free: int, device: str) -> None:
     """Refuse, before anything is allocated, a workspace that cannot fit.
 
     Args:

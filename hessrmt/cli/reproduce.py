@@ -80,7 +80,7 @@ def reproduce(
     write_whole(folder / "results.json", console.to_json(rows, indent=1) + "\n")
     figures = folder / "figures"
     figures.mkdir(exist_ok=True)
-    for item in draw_each(experiment.figures(settings, entries), figures, ending):
+    for item in draw_each(experiment.figures(entries), figures, ending):
         if item.path is None:
             console.note(f"not drawn: {item.name}: {item.reason}")
     console.note(f"written: {figures}, {folder / 'results.md'}, results.csv and results.json")

@@ -12,25 +12,25 @@ of P (20,060); each block is then one matrix product over samples.
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING
+from functools import partial
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 
-from hessrmt import rng
-from hessrmt.curvature.gram import sample_slices
+from hessrmt.curvature.gram import other_samples, sample_slices
+from hessrmt.curvature.rounding import gaussian
 from hessrmt.problems.structure import hooked
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from hessrmt.curvature.reduction import LayerBasis
     from hessrmt.problems.problem import Problem
-    from hessrmt.problems.structure import Hook, Layer
+    from hessrmt.problems.structure import Layer
 
 
 _WORK_BYTES = 2**28
@@ -48,24 +48,36 @@ _TANGENT_COPIES = 12
 
 
 @dataclass(frozen=True)
+class LayerFactors:
+    """What the loss of some samples makes of one layer, in reduced coordinates.
+
+    Attributes:
+        basis: The layer's basis, of e rows and k columns.
+        span: The place of its rows among those of all layers.
+        gradient: (B, e) derivatives g in its pre-activations.
+        features: (B, k) coordinates of [a; 1].
+        flow: (B, k, D) derivatives A of them in all pre-activations; None if the layer is fed by
+            the data.
+    """
+
+    basis: LayerBasis
+    span: slice
+    gradient: Tensor
+    features: Tensor
+    flow: Tensor | None
+
+
+@dataclass(frozen=True)
 class Factors:
     """Derivatives of the loss of some samples in the pre-activations, in reduced coordinates.
 
-    e_l and k_l are the rows and columns of layer l's coordinates that are not wholly zero.
-
     Attributes:
         curvature: (B, D, D) second derivatives S_b, D = Σ_l e_l.
-        gradient: Per layer (B, e_l), g_l.
-        features: Per layer (B, k_l), coordinates of [a_l; 1].
-        flow: Per layer m, (B, k_m, D) derivatives A_m; None if the layer is fed by the data.
-        spans: Per layer, its place in D.
+        layers: In the order of execution.
     """
 
     curvature: Tensor
-    gradient: tuple[Tensor, ...]
-    features: tuple[Tensor, ...]
-    flow: tuple[Tensor | None, ...]
-    spans: tuple[slice, ...]
+    layers: tuple[LayerFactors, ...]
 
 
 def samples_are_independent(problem: Problem, layers: tuple[Layer, ...]) -> bool:
@@ -80,25 +92,21 @@ def samples_are_independent(problem: Problem, layers: tuple[Layer, ...]) -> bool
     Returns:
         False also if torch cannot differentiate forward here.
     """
-    theta, draw = problem.theta, rng.torch_generator(0, "independence")
-
-    def random(shape: torch.Size) -> Tensor:
-        return torch.randn(shape, generator=draw, dtype=torch.float64).to(theta)
-
-    some = rng.stream(0, "independence").random(problem.samples) < 0.5
-    some[0], some[-1] = True, problem.samples == 1
-    moved = torch.from_numpy(some).to(theta.device)
-    shifts = _zero_shifts(problem, layers)
-    direction = tuple(random(shift.shape) * moved[:, None] for shift in shifts)
+    theta, others = problem.theta, other_samples(problem.samples, problem.theta, "independence")
     size = float(theta.square().mean().sqrt()) or 1.0
-    for point in (theta, theta + _ELSEWHERE * size * random(theta.shape)):
-        gradient = grad(lambda d, point=point: _shifted_loss(problem, layers, d, point)[0])
+    elsewhere = theta + _ELSEWHERE * size * gaussian(theta.shape, theta, "independence", "theta")
+    for point in (theta, elsewhere):
+        gradient, shifts = _shifted_slopes(problem, layers, point)
+        direction = tuple(
+            gaussian(shift.shape, theta, "independence", number) * ~others[:, None]
+            for number, shift in enumerate(shifts)
+        )
         try:
-            tangents = jvp(gradient, (shifts,), (direction,))[1]
+            tangents = jvp(gradient, (shifts,), (direction,))[1][0]
         except (RuntimeError, NotImplementedError):
             return False
         # a change of some samples must leave the gradients of the others exactly alone
-        if any(bool(tangent[~moved].count_nonzero()) for tangent in tangents):
+        if any(bool(tangent[others].count_nonzero()) for tangent in tangents):
             return False
     return True
 
@@ -114,7 +122,15 @@ def sample_chunks(problem: Problem, layers: tuple[LayerBasis, ...]) -> list[slic
         Slices in order; one if the loss of a part is not a mean like that of the whole.
     """
     chunks = list(sample_slices(problem.samples, factor_bytes(problem, layers), _WORK_BYTES))
-    return chunks if _parts_add_up(problem, chunks) else [slice(0, problem.samples)]
+    if len(chunks) == 1:
+        return chunks
+    theta = problem.theta
+    with torch.no_grad():
+        whole = problem.loss(theta)
+        parts = [(part.samples, part.loss(theta)) for part in map(problem.part, chunks)]
+    total = sum(count * value for count, value in parts) / problem.samples
+    add_up = bool((whole - total).abs() <= 1e3 * torch.finfo(theta.dtype).eps * whole.abs())
+    return chunks if add_up else [slice(0, problem.samples)]
 
 
 def factor_bytes(problem: Problem, layers: tuple[LayerBasis, ...]) -> int:
@@ -127,8 +143,8 @@ def factor_bytes(problem: Problem, layers: tuple[LayerBasis, ...]) -> int:
     Returns:
         Bytes.
     """
-    outputs = sum(len(layer.rows) for layer in layers)
-    inputs = sum(len(layer.columns) for layer in layers)
+    outputs = sum(basis.shape[0] for basis in layers)
+    inputs = sum(basis.shape[1] for basis in layers)
     return problem.dtype.itemsize * outputs * (2 * outputs + inputs)
 
 
@@ -145,43 +161,41 @@ def factors(problem: Problem, layers: tuple[LayerBasis, ...], samples: slice) ->
     """
     part = problem.part(samples)
     weight = part.samples / problem.samples
-    called = tuple(basis.layer for basis in layers)
-    shifts = _zero_shifts(part, called)
+    theta = part.theta
+    gradient, shifts = _shifted_slopes(part, tuple(basis.layer for basis in layers), theta)
     widths = [shift.shape[1] for shift in shifts]
-    gradient = grad(lambda d: _shifted_loss(part, called, d), has_aux=True)
     slopes, inputs = gradient(shifts)
 
     def column(direction: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         pieces = direction.split(widths)
         tangent = tuple(v.expand_as(s) for v, s in zip(pieces, shifts, strict=True))
         curved, moved = jvp(gradient, (shifts,), (tangent,))[1]
-        rows = [layer.turn_outputs(t) for layer, t in zip(layers, curved, strict=True)]
+        rows = [basis.turn_outputs(t) for basis, t in zip(layers, curved, strict=True)]
         return torch.cat(rows, dim=1), tuple(
-            layer.turn_inputs(layer.layer.augmented(t, constant=0.0))
-            for layer, t in zip(layers, moved, strict=True)
-            if layer.layer.inputs is None
+            basis.turn_inputs(t, constant=0.0)
+            for basis, t in zip(layers, moved, strict=True)
+            if basis.layer.inputs is None
         )
 
-    directions = torch.block_diag(*(layer.output_directions() for layer in layers))
+    units = [torch.eye(width, dtype=theta.dtype, device=theta.device) for width in widths]
+    pairs = zip(layers, units, strict=True)
+    directions = torch.block_diag(*(basis.turn_outputs(unit).T for basis, unit in pairs))
     per_direction = _TANGENT_COPIES * problem.dtype.itemsize * part.samples * sum(widths)
     chunk = max(1, _WORK_BYTES // per_direction)
     curvature, moved = vmap(column, chunk_size=chunk)(directions)  # (D, B, D), (D, B, k) ...
-    curvature = curvature.permute(1, 2, 0)
-    flow, ends = iter(moved), accumulate((len(basis.rows) for basis in layers), initial=0)
-    bases = zip(layers, slopes, inputs, strict=True)
-    turned = [
-        (weight * basis.turn_outputs(g), basis.turn_inputs(basis.layer.augmented(a)))
-        for basis, g, a in bases
-    ]
-    return Factors(
-        curvature=weight * (curvature + curvature.mT) / 2,
-        gradient=tuple(slope for slope, _ in turned),
-        features=tuple(features for _, features in turned),
-        flow=tuple(
-            next(flow).permute(1, 2, 0) if basis.layer.inputs is None else None for basis in layers
-        ),
-        spans=tuple(itertools.starmap(slice, pairwise(ends))),
+    curvature, flow = curvature.permute(1, 2, 0), iter(moved)
+    ends = accumulate(basis.shape[0] for basis in layers)
+    found = tuple(
+        LayerFactors(
+            basis,
+            slice(end - basis.shape[0], end),
+            weight * basis.turn_outputs(slope),
+            basis.turn_inputs(entering),
+            next(flow).permute(1, 2, 0) if basis.layer.inputs is None else None,
+        )
+        for basis, end, slope, entering in zip(layers, ends, slopes, inputs, strict=True)
     )
+    return Factors(weight * (curvature + curvature.mT) / 2, found)
 
 
 def block(found: Factors, first: int, second: int) -> Iterator[tuple[slice, Tensor]]:
@@ -193,19 +207,19 @@ def block(found: Factors, first: int, second: int) -> Iterator[tuple[slice, Tens
         second: Layer m.
 
     Yields:
-        A slice of l's outputs i, and their rows ((i, p), (j, q)) of the block.
+        A slice of l's coordinates, and their rows of the block.
     """
-    a, c = found.features[first], found.features[second]
+    upper, lower = found.layers[first], found.layers[second]
+    a, c = upper.features, lower.features
     (samples, left), right = a.shape, c.shape[1]
-    rows, columns = found.spans[first], found.spans[second]
-    outputs, width = rows.stop - rows.start, columns.stop - columns.start
+    outputs, width = upper.basis.shape[0], lower.basis.shape[0]
     entries = max(1, left * width * max(right, samples))
     step = max(1, _WORK_BYTES // (a.element_size() * entries))
-    flow = found.flow[second] if first < second else None
+    flow = lower.flow if first < second else None
     for start in range(0, outputs, step):
-        chosen = slice(rows.start + start, min(rows.start + start + step, rows.stop))
-        count = chosen.stop - chosen.start
-        curvature = found.curvature[:, chosen, columns]
+        count = min(step, outputs - start)
+        chosen = slice(upper.span.start + start, upper.span.start + start + count)
+        curvature = found.curvature[:, chosen, lower.span]
         if left <= right:
             spread = torch.einsum("bij,bp->bijp", curvature, a).reshape(samples, -1)
             result = (spread.T @ c).view(count, width, left, right).permute(0, 2, 1, 3)
@@ -213,11 +227,18 @@ def block(found: Factors, first: int, second: int) -> Iterator[tuple[slice, Tens
             spread = torch.einsum("bij,bq->bijq", curvature, c).reshape(samples, -1)
             result = (a.T @ spread).view(left, count, width, right).permute(1, 0, 2, 3)
         if flow is not None:
-            slopes = torch.einsum("bj,bp->bjp", found.gradient[second], a).reshape(samples, -1)
+            slopes = torch.einsum("bj,bp->bjp", lower.gradient, a).reshape(samples, -1)
             moved = flow[:, :, chosen].reshape(samples, -1)
             extra = (slopes.T @ moved).view(width, left, right, count)
             result = result + extra.permute(3, 1, 0, 2)
-        yield slice(start, start + count), result.reshape(count * left, width * right)
+        values = result.reshape(count * left, width * right)  # ((i, p), (j, q))
+        limits = torch.tensor([start * left, (start + count) * left], device=values.device)
+        begin, end = torch.searchsorted(upper.basis.keep, limits).tolist()
+        if end - begin < len(values):
+            values = values[upper.basis.keep[begin:end] - start * left]
+        if len(lower.basis.keep) < values.shape[1]:
+            values = values[:, lower.basis.keep]
+        yield slice(begin, end), values.detach()
 
 
 @dataclass(frozen=True)
@@ -225,22 +246,26 @@ class OwnCurvature:
     """A layer's own block as A Σ Aᵀ = Σ_c signs_c (v_c ⊗ a_c)(v_c ⊗ a_c)ᵀ.
 
     Attributes:
+        basis: The layer's basis.
         outputs: (c, e_l) eigenvectors of the S_b[ll], scaled by √|w|.
         features: (c, k_l) features of the sample each belongs to.
         signs: (c,) signs of w.
     """
 
+    basis: LayerBasis
     outputs: Tensor
     features: Tensor
     signs: Tensor
 
-    def columns(self) -> Tensor:
-        """A.
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(m, c), the shape of A."""
+        return self.basis.size, len(self.signs)
 
-        Returns:
-            (e_l·k_l, c).
-        """
-        return torch.einsum("ci,cp->ipc", self.outputs, self.features).flatten(0, 1)
+    def columns(self) -> Tensor:
+        """A, (m, c), of the entries that are kept."""
+        whole = torch.einsum("ci,cp->ipc", self.outputs, self.features)
+        return whole.flatten(0, 1)[self.basis.keep]
 
 
 def own_curvature(found: Factors, layer: int) -> OwnCurvature:
@@ -257,54 +282,39 @@ def own_curvature(found: Factors, layer: int) -> OwnCurvature:
     Returns:
         The block's factors.
     """
-    span = found.spans[layer]
-    size = span.stop - span.start
-    curvature = found.curvature[:, span, span]
+    mine = found.layers[layer]
+    curvature, size = found.curvature[:, mine.span, mine.span], mine.span.stop - mine.span.start
     pair = torch.linalg.eigh(curvature.cpu() if size <= _BY_LAPACK else curvature)
     values, vectors = (part.to(curvature.device) for part in pair)
     sizes, relative = values.abs(), size * torch.finfo(values.dtype).eps
-    added = sizes * found.features[layer].square().sum(dim=1, keepdim=True)
+    added = sizes * mine.features.square().sum(dim=1, keepdim=True)
     real = (sizes > relative * sizes.amax(dim=1, keepdim=True)) & (added > relative * added.max())
     sample, which = real.nonzero(as_tuple=True)
     kept = values[sample, which]
     scaled = vectors[sample, :, which] * kept.abs().sqrt()[:, None]
-    return OwnCurvature(scaled, found.features[layer][sample], kept.sign())
+    return OwnCurvature(mine.basis, scaled, mine.features[sample], kept.sign())
 
 
-def _zero_shifts(problem: Problem, layers: tuple[Layer, ...]) -> tuple[Tensor, ...]:
-    like = problem.theta
-    return tuple(like.new_zeros(problem.samples, layer.outputs) for layer in layers)
+def _shifted_slopes(
+    problem: Problem, layers: tuple[Layer, ...], theta: Tensor
+) -> tuple[Callable[..., Any], tuple[Tensor, ...]]:
+    """The loss's derivatives in δ_l, added to each layer's output, and the layers' inputs; δ = 0.
 
+    Returns:
+        The function of (δ_1, δ_2, ...), and its argument.
+    """
+    modules = {layer.name: layer.module for layer in layers}
 
-def _shifted_loss(
-    problem: Problem,
-    layers: tuple[Layer, ...],
-    shifts: tuple[Tensor, ...],
-    theta: Tensor | None = None,
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The loss with δ_l added to each layer's output, and the layers' inputs."""
-    inputs: dict[str, Tensor] = {}
-    shift = {layer.name: value for layer, value in zip(layers, shifts, strict=True)}
+    def loss(shifts: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        shift, inputs = dict(zip(modules, shifts, strict=True)), {}
 
-    def add(name: str) -> Hook:
-        def hook(entering: Tensor, leaving: Tensor) -> Tensor:
+        def add(name: str, entering: Tensor, leaving: Tensor) -> Tensor:
             inputs[name] = entering
             return leaving + shift[name]
 
-        return hook
+        with hooked(modules, lambda name: partial(add, name)):
+            value = problem.loss(theta)
+        return value, tuple(inputs[name] for name in modules)
 
-    with hooked({layer.name: layer.module for layer in layers}, add):
-        loss = problem.loss(problem.theta if theta is None else theta)
-    return loss, tuple(inputs[layer.name] for layer in layers)
-
-
-def _parts_add_up(problem: Problem, chunks: list[slice]) -> bool:
-    """Whether the loss is the mean of its parts' losses, weighted by length."""
-    if len(chunks) == 1:
-        return True
-    theta = problem.theta
-    with torch.no_grad():
-        whole = problem.loss(theta)
-        parts = [(p.samples, p.loss(theta)) for p in map(problem.part, chunks)]
-    total = sum(count * value for count, value in parts) / problem.samples
-    return bool((whole - total).abs() <= 1e3 * torch.finfo(theta.dtype).eps * whole.abs())
+    zeros = tuple(theta.new_zeros(problem.samples, layer.outputs) for layer in layers)
+    return grad(loss, has_aux=True), zeros

@@ -16,14 +16,13 @@ operation knows that can be differentiated twice at all.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from hessrmt import rng
 from hessrmt.curvature.certify import (
     Comparison,
     Reference,
@@ -45,7 +44,13 @@ from hessrmt.curvature.dense import (
     usable_memory,
     whole_matrix,
 )
-from hessrmt.curvature.gram import WORK_BYTES, gram, samples_are_apart, saved_for_backward
+from hessrmt.curvature.gram import (
+    WORK_BYTES,
+    gram,
+    other_samples,
+    samples_are_apart,
+    saved_for_backward,
+)
 from hessrmt.curvature.products import curvature_of_loss, eager_ggn_product, ggn_product, pull, push
 from hessrmt.curvature.rounding import (
     DIRECTIONS,
@@ -81,17 +86,15 @@ class Root:
     """Rows l_k with S = Σ_k s_k l_k l_kᵀ, one for each eigenvalue of S that is not zero.
 
     Attributes:
-        rows: (r, B, c) r rows for each sample, nonzero in that sample's c outputs alone; None if
-            the loss couples samples.
-        signs: s_k, +1 or -1: (r, B), with 0 for a row that is not there; (n,) for ``full``.
-        full: (n, numbers of output) all rows; only if the loss couples samples.
+        rows: (r, B, c) r rows for each sample, nonzero in that sample's c outputs alone; or all
+            (n, 1, numbers of output) if the loss couples samples.
+        signs: s_k, +1 or -1, (r, B) or (n, 1); 0 for a row that is not there.
         norm: ‖S‖₂.
         error: What rounding has moved S by, where that is more than its eigenvalues' own.
     """
 
-    rows: Float[Tensor, "r B c"] | None
-    signs: Tensor
-    full: Float[Tensor, "n outputs"] | None
+    rows: Float[Tensor, "r parts c"]
+    signs: Float[Tensor, "r parts"]
     norm: float
     error: float = 0.0
 
@@ -106,16 +109,14 @@ class Root:
         Returns:
             (n, outputs) and (n,).
         """
-        if self.rows is None:
-            assert self.full is not None
-            return self.full, self.signs
-        count, samples, outputs = self.rows.shape
-        full = self.rows.new_zeros(count, samples, samples, outputs)
-        index = torch.arange(samples, device=full.device)
+        count, parts, outputs = self.rows.shape
+        if parts == 1:
+            return self.rows[:, 0], self.signs[:, 0]
+        full = self.rows.new_zeros(count, parts, parts, outputs)
+        index = torch.arange(parts, device=full.device)
         full[:, index, index] = self.rows
         signs = self.signs.reshape(-1)
-        full = full.view(count * samples, samples * outputs)
-        return full[signs != 0], signs[signs != 0]
+        return full.view(count * parts, parts * outputs)[signs != 0], signs[signs != 0]
 
 
 def root_of_loss_curvature(problem: InOneTensor, outputs: Tensor) -> Root:
@@ -133,10 +134,9 @@ def root_of_loss_curvature(problem: InOneTensor, outputs: Tensor) -> Root:
     if dtype != torch.float64:
         problem = in_one_tensor(problem.at(torch.float64, outputs.device))
     outputs = outputs.detach().double()
-    product = curvature_of_loss(problem, outputs)
-    rows = _softmax(problem, outputs, product)
-    if rows is not None:
-        root = _of_softmax(rows, outputs, problem.samples)
+    softmax, product = _curvature(problem, outputs)
+    if softmax is not None:
+        root = _of_softmax(softmax, outputs, problem.samples)
     else:
         _require_slope_to_change(problem, outputs, product)
         apart = len(outputs) % problem.samples == 0 and _apart(product, outputs, problem.samples)
@@ -145,46 +145,27 @@ def root_of_loss_curvature(problem: InOneTensor, outputs: Tensor) -> Root:
         unit = torch.eye(each, dtype=outputs.dtype, device=outputs.device)
         tiled = product(unit[:, None].expand(each, parts, each).reshape(each, -1))
         root = _of_blocks(tiled.view(each, parts, each).transpose(0, 1), problem, outputs)
-    rows, full = (None if x is None else x.to(dtype) for x in (root.rows, root.full))
-    return Root(rows, root.signs.to(dtype), full, root.norm, root.error)
+    return replace(root, rows=root.rows.to(dtype), signs=root.signs.to(dtype))
 
 
-def curved(problem: InOneTensor, outputs: Tensor, tangent: Tensor) -> Tensor:
-    """S t with the Hessian S of the loss in the outputs, without its root.
-
-    Args:
-        problem: In its final precision and place.
-        outputs: Of the batch, at the problem's parameters.
-        tangent: t, of their shape.
-
-    Returns:
-        Of the shape of the outputs.
-    """
-    product = curvature_of_loss(problem, outputs)
-    rows = _softmax(problem, outputs, product)
-    if rows is not None:
-        return rows.curved(outputs, tangent)
-    return product(tangent.reshape(1, -1))[0].view_as(outputs)
-
-
-def _softmax(
-    problem: InOneTensor, outputs: Tensor, product: Callable[[Tensor], Tensor]
-) -> SoftmaxRows | None:
-    """The rows of a cross-entropy, if differentiation says the same of them."""
-    rows = softmax_rows(problem, outputs)
+def _curvature(
+    problem: InOneTensor, outputs: Tensor
+) -> tuple[SoftmaxRows | None, Callable[[Tensor], Tensor]]:
+    """Rows of a cross-entropy, if differentiation says the same of them; and products with S."""
+    product, rows = curvature_of_loss(problem, outputs), softmax_rows(problem, outputs)
     if rows is None:
-        return None
+        return None, product
     t = gaussian(outputs.shape, outputs, "softmax")
     gap = (rows.curved(outputs, t).reshape(1, -1) - product(t.reshape(1, -1))).abs().max()
     scale = (4 + float(outputs.abs().max())) * float(t.abs().max()) * rows.weights.abs().max()
     allowed = _LOST_ULPS * torch.finfo(outputs.dtype).eps * float(scale)
-    return rows if float(gap) <= allowed else None
+    return (rows if float(gap) <= allowed else None), product
 
 
-def _of_softmax(softmax: SoftmaxRows, outputs: Tensor, given: int) -> Root:
+def _of_softmax(softmax: SoftmaxRows, outputs: Tensor, samples: int) -> Root:
     """√|w| A for each row of scores, by its singular value decomposition."""
     p, weights, index = softmax.probabilities(outputs), softmax.weights, softmax.index
-    (number, count), samples = p.shape, given
+    number, count = p.shape
     others = p @ (1 - torch.eye(count, dtype=p.dtype, device=p.device))  # 1 - p, never cancelling
     columns = -p[:, :, None].expand(number, count, count).clone()
     columns.diagonal(dim1=1, dim2=2).copy_(others)
@@ -207,7 +188,7 @@ def _of_softmax(softmax: SoftmaxRows, outputs: Tensor, given: int) -> Root:
     dealt[owner, place] = rows.new_zeros(number, count, each).scatter(2, where, rows[order])
     signed = signs.new_zeros(samples, most, count)
     signed[owner, place] = signs[order]
-    return _root(dealt.flatten(1, 2), signed.flatten(1), norm, given)
+    return _root(dealt.flatten(1, 2), signed.flatten(1), norm)
 
 
 def _of_blocks(blocks: Tensor, problem: InOneTensor, outputs: Tensor) -> Root:
@@ -221,7 +202,7 @@ def _of_blocks(blocks: Tensor, problem: InOneTensor, outputs: Tensor) -> Root:
         error = 0.0
     keep = values.abs() > relative.clamp(min=error)[:, None]
     rows = (vectors * values.abs().sqrt()[:, None, :]).mT  # √|w| uᵀ
-    return _root(rows, keep * values.sign(), float(sizes.max()), problem.samples, error)
+    return _root(rows, keep * values.sign(), float(sizes.max()), error)
 
 
 def _error(problem: InOneTensor, outputs: Tensor) -> float:
@@ -237,26 +218,20 @@ def _error(problem: InOneTensor, outputs: Tensor) -> float:
     return norm_bound(found)
 
 
-def _root(rows: Tensor, signs: Tensor, norm: float, samples: int, error: float = 0.0) -> Root:
-    """From (B, r, c) and (B, r), or one block for all, without the rows that no sample has."""
+def _root(rows: Tensor, signs: Tensor, norm: float, error: float = 0.0) -> Root:
+    """From (parts, r, c) and (parts, r), without the rows that no part of the batch has."""
     used = (signs != 0).any(dim=0)
     rows, signs = rows[:, used].transpose(0, 1), signs[:, used].T
-    rows = (rows * signs.abs()[..., None]).contiguous()
-    if rows.shape[1] < samples:
-        return Root(None, signs[:, 0], rows[:, 0], norm, error)
-    return Root(rows, signs, None, norm, error)
+    return Root((rows * signs.abs()[..., None]).contiguous(), signs, norm, error)
 
 
 def _apart(product: Callable[[Tensor], Tensor], like: Tensor, samples: int) -> bool:
     """Whether the loss of each sample depends on that sample's outputs alone."""
-    some = rng.stream(0, "loss-independence").random(samples) < 0.5
-    some[0], some[-1] = True, samples == 1
-    moved = torch.from_numpy(some).to(like.device)
+    others = other_samples(samples, like, "loss-independence")
     direction = gaussian((samples, like.numel() // samples), like, "loss-direction")
-    direction = direction * moved[:, None]
-    response = product(direction.view(1, -1)).view(samples, -1)
+    response = product((direction * ~others[:, None]).view(1, -1)).view(samples, -1)
     # a change of some samples must leave the gradients of the others exactly alone
-    return not bool(response[~moved].count_nonzero())
+    return not bool(response[others].count_nonzero())
 
 
 def _require_slope_to_change(
@@ -327,15 +302,17 @@ def smallest_ggn(
     problem = in_one_tensor(problem)
     require_jacobian(problem, random_direction(problem))
     outputs = problem.here()
-    rows, nothing = _rows(problem, outputs), (outputs.new_zeros(0, 0), Comparison(0.0, 0.0, 0.0))
+    rows = _rows(problem, outputs)
     if rows >= problem.dimension:
         return _dense(problem, backend, tick)
+    nothing = outputs.new_zeros(0, 0)
     if not rows:
-        return nothing
+        return nothing, Comparison(0.0, 0.0, 0.0)
     plan = _require_dual(problem, outputs, backend)
     root = root_of_loss_curvature(problem, outputs)
-    if not root.norm:  # linear in the outputs
-        return nothing
+    if not len(root.rows):  # linear in the outputs, but for rounding
+        rounding = _rounding(problem) if root.error else 0.0
+        return nothing, Comparison(0.0, rounding, rounding)
     if root.indefinite:
         plan = _require_dual(problem, outputs, backend, _TRIANGLES)
     return _dual(problem, outputs, root, plan, backend, tick)
@@ -373,8 +350,6 @@ def rounding_of_gram(gram: Matrix, parameters: int) -> float:
         2 √P ε (max_i K_ii · tr K)^½, in the units of the eigenvalues.
     """
     diagonal = gram.diagonal().double()
-    if not len(diagonal):
-        return 0.0
     scale = float((diagonal.max() * diagonal.sum()).clamp(min=0).sqrt())
     return 2 * parameters**0.5 * torch.finfo(gram.dtype).eps * scale
 
@@ -392,8 +367,6 @@ def rounding_of_triangle(triangle: Matrix, parameters: int) -> float:
     Returns:
         2 √(Pn) ε ‖R‖_F ‖R‖₂, in the units of the eigenvalues.
     """
-    if not triangle.numel():
-        return 0.0
     norms = [float(torch.linalg.matrix_norm(triangle, ord=kind)) for kind in ("fro", 1, torch.inf)]
     size = (parameters * triangle.shape[1]) ** 0.5 * torch.finfo(triangle.dtype).eps
     return 2 * size * norms[0] * min(norms[0], (norms[1] * norms[2]) ** 0.5)
@@ -403,12 +376,13 @@ def _dense(problem: InOneTensor, backend: Backend, tick: Tick) -> tuple[Matrix, 
     """G itself, compared with another way of differentiating along a random unit vector."""
     block = dense_block(problem, backend)
     matrix = assemble(ggn_product(problem), problem.theta, block, backend, tick)
-    return matrix, _reference(problem).beside(matrix.matmul)
+    known = Reference.of(eager_ggn_product(problem), directions(problem))
+    return matrix, known.beside(matrix.matmul)
 
 
-def _reference(problem: InOneTensor, count: int = DIRECTIONS) -> Reference:
-    """Products with G by plain differentiation, and their rounding."""
-    return Reference.of(eager_ggn_product(problem), directions(problem, count))
+def _rounding(problem: InOneTensor) -> float:
+    """Bound on the rounding of products with G by plain differentiation."""
+    return Reference.of(eager_ggn_product(problem), directions(problem, FEW_DIRECTIONS)).rounding
 
 
 def _rows(problem: InOneTensor, outputs: Tensor) -> int:
@@ -430,26 +404,25 @@ def _dual(
     Returns:
         The matrix and what is known of its errors.
     """
-    samples, size, signed = problem.samples, problem.dimension, root.indefinite
+    samples, signed = problem.samples, root.indefinite
     lower, signs = root.dense()
     bound = rounding_of_triangle if signed else rounding_of_gram
-    make = partial(gram, saved=plan.saved, work=plan.work, tick=partial(tick, "matrix"))
-    if not plan.apart:
-        found = make(problem, lower, triangle=signed)
-        rounding = bound(found, size)
-    elif root.rows is not None:
-        found, kept = make(problem, root.rows, triangle=signed), root.signs.reshape(-1) != 0
+    coupled = plan.apart and root.rows.shape[1] < samples
+    each = outputs.numel() // samples
+    cotangents = root.rows if plan.apart else lower
+    if coupled:  # the loss couples samples but the network does not: Lᵀ(J Jᵀ)L, or T = R L
+        unit = torch.eye(each, dtype=outputs.dtype, device=outputs.device)
+        cotangents = unit[:, None].expand(each, samples, each)
+    found = gram(problem, cotangents, plan.saved, plan.work, partial(tick, "matrix"), signed)
+    if plan.apart and not coupled:
+        kept = root.signs.reshape(-1) != 0
         if not bool(kept.all()):
             found = found[:, kept] if signed else found[kept][:, kept]
-        rounding = bound(found, size)
-    else:  # the loss couples samples but the network does not: Lᵀ(J Jᵀ)L, or T = R L
-        each = outputs.numel() // samples
-        unit = torch.eye(each, dtype=outputs.dtype, device=outputs.device)
-        inner = make(problem, unit[:, None].expand(each, samples, each), triangle=signed)
-        rounding = root.norm * bound(inner, size)
-        order = torch.arange(len(inner), device=inner.device).view(each, samples).T.reshape(-1)
-        inner = inner[:, order] if signed else lower @ inner[order][:, order]
-        found = inner @ lower.T
+    rounding = bound(found, problem.dimension)
+    if coupled:
+        rounding *= root.norm
+        order = torch.arange(len(found.T), device=found.device).view(each, samples).T.reshape(-1)
+        found = (found[:, order] if signed else lower @ found[order][:, order]) @ lower.T
     matrix = found
     if signed:
         if len(found) > found.shape[1]:
@@ -460,7 +433,7 @@ def _dual(
     product = found.T @ found if signed else matrix
     residual = _residual(problem, outputs, (lower, signs), product, chunk)
     if root.error and not math.isnan(residual):
-        rounding += _reference(problem, FEW_DIRECTIONS).rounding
+        rounding += _rounding(problem)
     else:
         norm = float(torch.linalg.matrix_norm(product)) ** 0.5  # Frobenius, no less than ‖M‖₂
         rounding += 2 * norm * _rounding_of_rows(problem, outputs, lower, chunk)
@@ -498,8 +471,12 @@ def _residual(
     if tangent is None:
         return float("nan")
     expected = ((signs * (gram @ u)) @ lower).view(outputs.shape)
-    missing = curved(problem, outputs, tangent) - expected
-    return float(pull(problem, missing, chunk).norm())
+    softmax, product = _curvature(problem, outputs)
+    if softmax is not None:
+        curved = softmax.curved(outputs, tangent)
+    else:
+        curved = product(tangent.reshape(1, -1))[0].view_as(outputs)
+    return float(pull(problem, curved - expected, chunk).norm())
 
 
 @dataclass(frozen=True)

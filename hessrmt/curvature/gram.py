@@ -9,27 +9,27 @@ runs. All other parameters follow in ranges of coordinates, by one backward pass
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from hessrmt import rng
 from hessrmt.curvature.products import attempt
 from hessrmt.curvature.rounding import gaussian
 from hessrmt.problems.problem import find_structure
 from hessrmt.problems.structure import hooked
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from jaxtyping import Float
 
     from hessrmt.arrays import Matrix
     from hessrmt.problems.problem import Problem
-    from hessrmt.problems.structure import Hook, Layer
+    from hessrmt.problems.structure import Layer
 
 
 _TRIAL = 3
@@ -51,21 +51,34 @@ def find_layers(problem: Problem) -> tuple[Layer, ...]:
         other way. Parameters outside them are for others to treat.
     """
     part = problem.part(slice(0, min(problem.samples, _TRIAL)))
-    found = tuple(layer for layer in find_structure(part, of_loss=False).layers if layer.positions)
+    found = tuple(layer for layer in find_structure(part, of_loss=False) if layer.positions)
     while found:  # a layer that mixes samples can only be seen once layers are no longer cut
-        with tapped(found, part.samples) as taps:
-            outputs = part.outputs(part.theta)
-        some = torch.zeros(part.samples, dtype=torch.bool, device=outputs.device)
-        some[part.samples // 2] = True
-        draw = gaussian(outputs.shape, outputs, "taps")
-        draw = draw.view(part.samples, -1) * some[:, None]
-        deltas = taps.pull(outputs, draw.view_as(outputs))
+        taps = Taps(part, found)
+        some = torch.arange(part.samples, device=part.theta.device) == part.samples // 2
+        draw = gaussian(taps.outputs.shape, taps.outputs, "taps")
+        deltas = _pull(taps.outputs, taps.leaving, draw.view(part.samples, -1) * some[:, None])
         pairs = zip(found, deltas, strict=True)
         apart = tuple(layer for layer, d in pairs if not bool(d[~some].count_nonzero()))
         if len(apart) == len(found):
             break
         found = apart
     return found
+
+
+def other_samples(samples: int, like: Tensor, stream: str) -> Tensor:
+    """About half of the samples, at random: those that a change of the rest must leave alone.
+
+    Args:
+        samples: B.
+        like: Gives the place.
+        stream: Name of the random stream.
+
+    Returns:
+        (B,) bool, of which the first is False, and the last True unless it is the first.
+    """
+    others = rng.stream(0, stream).random(samples) >= 0.5
+    others[-1], others[0] = True, False
+    return torch.from_numpy(others).to(like.device)
 
 
 def samples_are_apart(problem: Problem, outputs: Tensor) -> bool:
@@ -97,71 +110,46 @@ def samples_are_apart(problem: Problem, outputs: Tensor) -> bool:
 
 
 class Taps:
-    """Inputs and outputs of some layers in one run of the network.
-
-    Attributes:
-        entering: Layer name to its input.
-        leaving: Layer name to its output, a place from which derivatives can be taken.
-    """
-
-    def __init__(self, layers: tuple[Layer, ...]) -> None:
-        self._layers = layers
-        self.entering: dict[str, Tensor] = {}
-        self.leaving: dict[str, Tensor] = {}
-
-    def pull(self, outputs: Tensor, cotangent: Tensor) -> tuple[Tensor, ...]:
-        """Derivatives of ⟨cotangent, outputs⟩ in the layers' outputs.
-
-        Args:
-            outputs: Of the run.
-            cotangent: Of the shape of ``outputs``.
-
-        Returns:
-            One tensor for each layer, zero where the outputs do not depend on it.
-        """
-        places = [self.leaving[layer.name] for layer in self._layers]
-        if not outputs.requires_grad:
-            return tuple(torch.zeros_like(place) for place in places)
-        return torch.autograd.grad(
-            outputs, places, cotangent, retain_graph=True, materialize_grads=True
-        )
-
-
-@contextmanager
-def tapped(layers: tuple[Layer, ...], samples: int) -> Iterator[Taps]:
-    """Record the layers' inputs and outputs for the time of a ``with`` block.
-
-    The parameters should not require gradients: nothing is then kept for backward before the first
-    of the layers.
+    """One run of the network, of which the inputs and outputs of some layers are kept.
 
     Args:
+        problem: What is run; nothing is kept for backward before the first of the layers.
         layers: Which.
-        samples: Length of the batch that is run.
 
-    Yields:
-        The record, complete at the end of the block.
+    Attributes:
+        outputs: Of the network.
+        entering: The layers' inputs.
+        leaving: Their outputs, from which derivatives can be taken.
 
     Raises:
         IrregularError: If a layer is not called exactly once with the batch first.
     """
-    taps = Taps(layers)
 
-    def record(name: str) -> Hook:
-        def hook(entering: Tensor, leaving: Tensor) -> Tensor:
-            if name in taps.entering or not len(entering) == len(leaving) == samples:
+    def __init__(self, problem: Problem, layers: Sequence[Layer]) -> None:
+        taps: dict[str, tuple[Tensor, Tensor]] = {}
+
+        def record(name: str, entering: Tensor, leaving: Tensor) -> Tensor:
+            if name in taps or not len(entering) == len(leaving) == problem.samples:
                 raise IrregularError
             if not leaving.requires_grad:
                 leaving = leaving.detach().requires_grad_()
-            taps.entering[name] = entering.detach()
-            taps.leaving[name] = leaving
+            taps[name] = entering.detach(), leaving
             return leaving.clone()  # the model may work in place
 
-        return hook
+        modules = {layer.name: layer.module for layer in layers}
+        with hooked(modules, lambda name: partial(record, name)):
+            self.outputs = problem.outputs(problem.theta)
+        if len(taps) != len(layers):
+            raise IrregularError
+        self.entering, self.leaving = zip(*(taps[layer.name] for layer in layers), strict=True)
 
-    with hooked({layer.name: layer.module for layer in layers}, record):
-        yield taps
-    if len(taps.entering) != len(layers):
-        raise IrregularError
+
+def _pull(outputs: Tensor, places: Sequence[Tensor], cotangent: Tensor) -> tuple[Tensor, ...]:
+    """Derivatives of ⟨cotangent, outputs⟩, zero in what the outputs do not depend on."""
+    if not outputs.requires_grad:
+        return tuple(torch.zeros_like(place) for place in places)
+    along = cotangent.reshape(outputs.shape)
+    return torch.autograd.grad(outputs, places, along, retain_graph=True, materialize_grads=True)
 
 
 WORK_BYTES = 2**28
@@ -169,21 +157,6 @@ WORK_BYTES = 2**28
 of the rows formed at once; more does not run faster."""
 
 _TILE = 512
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows of M: cotangents of the outputs of some samples.
-
-    Attributes:
-        samples: Which samples.
-        cotangents: (r, numbers of output of these samples).
-        index: (r,) their rows in K.
-    """
-
-    samples: slice
-    cotangents: Float[Tensor, "r outputs"]
-    index: Tensor
 
 
 def gram(
@@ -217,12 +190,9 @@ def gram(
     make = partial(_Triangle if triangle else _Gram, cotangents, size, problem.dimension, tick)
     found, layers = make(), ()
     if cotangents.dim() == 2:
-        rows = [Rows(slice(0, problem.samples), cotangents, torch.arange(size))]
+        cotangents, parts = cotangents[:, None], [problem]
     else:
-        places = torch.arange(size).view(cotangents.shape[:-1])
-        rows = [
-            Rows(slice(b, b + 1), cotangents[:, b], places[:, b]) for b in range(problem.samples)
-        ]
+        parts = [problem.part(slice(b, b + 1)) for b in range(problem.samples)]
         try:
             layers = find_layers(problem)
             for group in _groups(layers, size, cotangents.element_size(), work):
@@ -233,9 +203,9 @@ def gram(
             # also where layers are computed again in the backward pass, without their taps, and in
             # a network that differentiates itself
             found, layers = make(), ()
-    claimed = {name for layer in layers for name in layer.parameters}
-    names = tuple(name for name in problem.names if name not in claimed)
-    _add_parameters(found, problem, names, rows, work)
+    claimed = {name for layer in layers for name in layer.parameters.values()}
+    names = [name for name in problem.names if name not in claimed]
+    _add_parameters(found, problem, names, parts, cotangents, work)
     return found.full()
 
 
@@ -320,61 +290,52 @@ class _Triangle(_Gram):
             self._waiting = []
 
 
-def _groups(
-    layers: tuple[Layer, ...], rows: int, itemsize: int, work: int
-) -> Iterator[tuple[Layer, ...]]:
+def _groups(layers: tuple[Layer, ...], rows: int, itemsize: int, work: int) -> list[list[Layer]]:
     """Consecutive layers whose rows or signals fit in ``work``, from the last to the first."""
-    group: list[Layer] = []
-    held = 0
+    groups, held = [], 0
     for layer in reversed(layers):
         size = rows * min(layer.row, layer.signal) * itemsize
-        if group and held + size > work:
-            yield tuple(group)
-            group, held = [], 0
-        group.append(layer)
+        if not groups or held + size > work:
+            groups.append([])
+            held = 0
+        groups[-1].append(layer)
         held += size
-    if group:
-        yield tuple(group)
+    return groups
 
 
 def _add_group(
     gram: _Gram,
     problem: Problem,
-    layers: tuple[Layer, ...],
+    layers: list[Layer],
     cotangents: Float[Tensor, "r B c"],
     saved: int,
     work: int,
 ) -> None:
     """Add the layers' part of K: backward passes chunk by chunk, then one product a layer."""
     count, samples, _ = cotangents.shape
-    widths = {layer.name: layer.row if layer.keeps_rows else layer.signal for layer in layers}
-    held = {name: cotangents.new_empty(count, samples, width) for name, width in widths.items()}
-    entering = {layer.name: [] for layer in layers if not layer.keeps_rows}
+    held = [cotangents.new_empty(count, samples, min(t.row, t.signal)) for t in layers]
+    entering: list[list[Tensor]] = [[] for _ in layers]
     spread = sum(t.groups * t.positions * t.width for t in layers if t.keeps_rows)
     each = saved + cotangents.element_size() * spread
     for chunk in sample_slices(samples, each, work):
-        part = problem.part(chunk)
-        with tapped(layers, part.samples) as taps:
-            outputs = part.outputs(part.theta)
-        seen = {}
-        for layer in layers:
-            if layer.keeps_rows:
-                seen[layer.name] = layer.features(taps.entering[layer.name])
-            else:
-                entering[layer.name].append(taps.entering[layer.name])
+        taps = Taps(problem.part(chunk), layers)
+        features = []
+        for layer, kept, given in zip(layers, entering, taps.entering, strict=True):
+            features.append(layer.features(given) if layer.keeps_rows else None)
+            if not layer.keeps_rows:
+                kept.append(given)
         for k in range(count):
-            deltas = taps.pull(outputs, cotangents[k, chunk].reshape(outputs.shape))
-            for layer, delta in zip(layers, deltas, strict=True):
+            deltas = _pull(taps.outputs, taps.leaving, cotangents[k, chunk])
+            for layer, mine, seen, delta in zip(layers, held, features, deltas, strict=True):
                 signal = layer.signals(delta)
-                if layer.keeps_rows:
-                    signal = signal @ seen[layer.name]
-                held[layer.name][k, chunk] = signal.flatten(1)
+                signal = signal if seen is None else signal @ seen
+                mine[k, chunk] = signal.flatten(1)
     for layer in layers:
-        mine = held.pop(layer.name)
+        mine, kept = held.pop(0), entering.pop(0)
         if layer.keeps_rows:
             gram.add(mine.flatten(0, 1))
         else:
-            _add_signals(gram, layer, mine, torch.cat(entering.pop(layer.name)), work)
+            _add_signals(gram, layer, mine, torch.cat(kept), work)
         gram.advance(layer.row)
 
 
@@ -383,8 +344,7 @@ def _add_signals(
 ) -> None:
     """Add K of one layer from signals δ (d, T) and features u (T, p) of each sample."""
     count, samples, _ = signals.shape
-    shape = (layer.groups, layer.outputs, layer.positions)
-    signals = signals.view(count, samples, *shape)
+    signals = signals.view(count, samples, layer.groups, layer.outputs, layer.positions)
     features = layer.features(entering)
     if type(gram) is _Gram and layer.groups == 1 and layer.positions**2 <= layer.width:
         # Σ_st (u_s · u_t)(δ_s · δ_t): no row is formed
@@ -405,41 +365,29 @@ def _add_signals(
 
 
 def _add_parameters(
-    gram: _Gram, problem: Problem, names: tuple[str, ...], rows: list[Rows], work: int
+    gram: _Gram,
+    problem: Problem,
+    names: list[str],
+    parts: list[Problem],
+    cotangents: Float[Tensor, "r parts c"],
+    work: int,
 ) -> None:
-    """Add the part of any other parameters, coordinate range by coordinate range."""
-    pieces = problem.unflatten(problem.theta)
-    size = sum(pieces[name].numel() for name in names)
+    """Add what other parameters bring, one backward pass for each row of each part of the batch."""
+    sizes = {name: problem.unflatten(problem.theta)[name].numel() for name in names}
+    ends = dict(zip(names, accumulate(sizes.values()), strict=True))
+    size = sum(sizes.values())
     width = max(1, work // (gram.matrix.element_size() * len(gram.matrix)))
     for start in range(0, size, width):
         stop = min(start + width, size)
-        chosen, offset, before = [], 0, 0
-        for name in names:
-            after = before + pieces[name].numel()
-            if after > start and before < stop:
-                offset = before if not chosen else offset
-                chosen.append(name)
-            before = after
-        found = gram.matrix.new_zeros(len(gram.matrix), stop - start)
-        inside = slice(start - offset, stop - offset)
-        for some in rows:
-            _fill(found, problem.part(some.samples), chosen, inside, some)
-        gram.add(found)
+        chosen = [n for n in names if ends[n] > start and ends[n] - sizes[n] < stop]
+        inside = slice(start - ends[chosen[0]] + sizes[chosen[0]], None)
+        found = gram.matrix.new_zeros(*cotangents.shape[:2], stop - start)
+        for number, part in enumerate(parts):
+            leaves = part.unflatten(part.theta)
+            leaves |= {name: leaves[name].detach().requires_grad_() for name in chosen}
+            wanted, outputs = [leaves[name] for name in chosen], part.call(leaves)
+            for along, row in zip(cotangents[:, number], found[:, number], strict=True):
+                slopes = torch.cat([g.flatten() for g in _pull(outputs, wanted, along)])
+                row.copy_(slopes[inside][: stop - start])
+        gram.add(found.flatten(0, 1))
         gram.advance(stop - start)
-
-
-def _fill(found: Tensor, part: Problem, names: list[str], inside: slice, rows: Rows) -> None:
-    """Rows of M in a range of the coordinates of some parameters."""
-    leaves = part.unflatten(part.theta)
-    for name in names:
-        leaves[name] = leaves[name].detach().requires_grad_()
-    wanted = [leaves[name] for name in names]
-    outputs = part.call(leaves)
-    if not outputs.requires_grad:
-        return
-    for cotangent, row in zip(rows.cotangents, rows.index.tolist(), strict=True):
-        along = cotangent.reshape(outputs.shape)
-        gradients = torch.autograd.grad(
-            outputs, wanted, along, retain_graph=True, materialize_grads=True
-        )
-        found[row] = torch.cat([g.reshape(-1) for g in gradients])[inside]

@@ -23,13 +23,13 @@ The matrix is assembled by whichever exact route is cheapest: from factors
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations, combinations_with_replacement
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hessrmt.backend.select import select
 from hessrmt.curvature.certify import reference, require_agreement
@@ -77,93 +77,76 @@ class LayerBasis:
 
     Attributes:
         layer: The layer.
-        left: (d, e) orthonormal E; None for the identity.
-        right: (width, k) orthonormal U; None for the identity.
+        where: (d, width) positions of the entries of [W, b] in θ.
+        left: (d, e) orthonormal E; or (e,), which columns of the identity it consists of.
+        right: (width, k) orthonormal U; or (k,) likewise.
         keep: (r,) kept entries of Z, positions in row-major (e, k) order.
-        weight: Positions of the weight in θ, None if not trainable.
-        bias: Positions of the bias in θ, None if not trainable.
+        narrowed: (r, w) orthonormal combinations of the kept entries which alone matter; None for
+            all.
     """
 
     layer: Layer
-    left: Tensor | None
-    right: Tensor | None
+    where: Tensor
+    left: Tensor
+    right: Tensor
     keep: Tensor
-    weight: slice | None
-    bias: slice | None
-
-    @cached_property
-    def rows(self) -> Tensor:
-        """Rows of Z of which anything is kept."""
-        return (self.keep // self.shape[1]).unique()
-
-    @cached_property
-    def columns(self) -> Tensor:
-        """Columns of Z of which anything is kept."""
-        return (self.keep % self.shape[1]).unique()
-
-    @cached_property
-    def keep_within(self) -> Tensor:
-        """Kept entries as positions in the part of Z made of :attr:`rows` and :attr:`columns`."""
-        row = torch.searchsorted(self.rows, self.keep // self.shape[1])
-        return row * len(self.columns) + torch.searchsorted(self.columns, self.keep % self.shape[1])
-
-    def turn_outputs(self, values: Tensor) -> Tensor:
-        """Derivatives in the layer's outputs (..., d) to its kept rows (..., e)."""
-        turned = values if self.left is None else values @ self.left
-        return turned.index_select(-1, self.rows)
-
-    def turn_inputs(self, features: Tensor) -> Tensor:
-        """Features [a; 1] (..., width) to the layer's kept columns (..., k)."""
-        turned = features if self.right is None else features @ self.right
-        return turned.index_select(-1, self.columns)
-
-    def output_directions(self) -> Tensor:
-        """(e, d), the layer's kept rows as directions of its outputs."""
-        like = self.layer.like
-        eye = torch.eye(self.layer.outputs, dtype=like.dtype, device=like.device)
-        return (eye if self.left is None else self.left.T).index_select(0, self.rows)
+    narrowed: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
         """(e, k), the shape of Z."""
-        rows = self.layer.outputs if self.left is None else self.left.shape[1]
-        return rows, self.layer.width if self.right is None else self.right.shape[1]
+        return self.left.shape[-1], self.right.shape[-1]
+
+    @property
+    def size(self) -> int:
+        """Number of the layer's coordinates."""
+        return len(self.keep) if self.narrowed is None else self.narrowed.shape[1]
+
+    @cached_property
+    def places(self) -> Tensor:
+        """Positions in θ of what E and U are bases of."""
+        rows = self.where if self.left.dim() == 2 else self.where[self.left]
+        return rows if self.right.dim() == 2 else rows[:, self.right]
+
+    def turn_outputs(self, values: Tensor) -> Tensor:
+        """Derivatives in the layer's outputs (..., d) to the rows of Z (..., e)."""
+        return _turn(values, self.left)
+
+    def turn_inputs(self, inputs: Tensor, constant: float = 1.0) -> Tensor:
+        """Inputs a, or tangents of them with 0 for the constant, to the columns of Z (..., k)."""
+        return _turn(self.layer.augmented(inputs, constant), self.right)
 
     def gather(self, theta: Tensor) -> Tensor:
-        """Flat parameter vectors (..., P) to this layer's kept coordinates (..., r).
+        """Flat parameter vectors (..., P) to this layer's coordinates (..., size).
 
         Returns:
             The part of Qᵀθ that belongs to the layer.
         """
-        matrix = _as_matrix(theta, self.layer.outputs, self.weight, self.bias)
-        matrix = matrix if self.right is None else matrix @ self.right
-        matrix = matrix if self.left is None else self.left.T @ matrix
-        return matrix.flatten(-2)[..., self.keep]
+        matrix = theta[..., self.places]
+        matrix = matrix @ self.right if self.right.dim() == 2 else matrix
+        matrix = self.left.T @ matrix if self.left.dim() == 2 else matrix
+        kept = matrix.flatten(-2)[..., self.keep]
+        return kept if self.narrowed is None else kept @ self.narrowed
 
     def scatter(self, z: Tensor, theta: Tensor) -> None:
-        """Write this layer's coordinates (..., r) into flat parameter vectors (..., P)."""
+        """Write this layer's coordinates (..., size) into flat parameter vectors (..., P)."""
         rows, columns = self.shape
         matrix = z.new_zeros(*z.shape[:-1], rows * columns)
-        matrix[..., self.keep] = z
+        matrix[..., self.keep] = z if self.narrowed is None else z @ self.narrowed.T
         matrix = matrix.unflatten(-1, (rows, columns))
-        matrix = matrix if self.left is None else self.left @ matrix
-        matrix = matrix if self.right is None else matrix @ self.right.T
-        if self.weight:
-            kept = matrix[..., :-1] if self.bias else matrix
-            theta[..., self.weight] = kept.flatten(-2)
-        if self.bias:
-            theta[..., self.bias] = matrix[..., -1]
+        matrix = self.left @ matrix if self.left.dim() == 2 else matrix
+        theta[..., self.places] = matrix @ self.right.T if self.right.dim() == 2 else matrix
 
 
 @dataclass(frozen=True)
 class Reduction:
     """An orthonormal basis of the directions in which the loss can vary.
 
-    Coordinates are ordered: layers in the order of execution, then other parameters.
+    Coordinates are ordered: those of the layers, then other parameters.
 
     Attributes:
         dimension: P.
-        layers: Bases of the linear layers.
+        layers: Bases of the linear layers, in the order of execution; the narrowed one first.
         others: Kept positions in θ of parameters outside those layers.
     """
 
@@ -174,7 +157,7 @@ class Reduction:
     @property
     def reduced_dimension(self) -> int:
         """Number of columns of Q."""
-        return sum(len(layer.keep) for layer in self.layers) + len(self.others)
+        return sum(layer.size for layer in self.layers) + len(self.others)
 
     def project(self, v: Tensor) -> Tensor:
         """Qᵀv.
@@ -197,75 +180,16 @@ class Reduction:
             (..., P).
         """
         theta = z.new_zeros(*z.shape[:-1], self.dimension)
-        start = 0
-        for layer in self.layers:
-            end = start + len(layer.keep)
-            layer.scatter(z[..., start:end], theta)
-            start = end
-        theta[..., self.others] = z[..., start:]
+        sizes = [layer.size for layer in self.layers]
+        *parts, others = z.split([*sizes, len(self.others)], dim=-1)
+        theta[..., self.others] = others
+        for layer, part in zip(self.layers, parts, strict=True):
+            layer.scatter(part, theta)
         return theta
 
 
-@dataclass(frozen=True)
-class RangedReduction:
-    """A reduction whose largest layer has been narrowed to the range of its rows of H.
-
-    Coordinates are ordered: the layer's, then all others in their former order.
-
-    Attributes:
-        base: The reduction before.
-        where_block: (m,) positions of the layer's coordinates in ``base``.
-        where: Positions of all others.
-        basis: (m, w) orthonormal columns.
-    """
-
-    base: Reduction
-    where_block: Tensor
-    where: Tensor
-    basis: Tensor
-
-    @property
-    def dimension(self) -> int:
-        """P."""
-        return self.base.dimension
-
-    @property
-    def reduced_dimension(self) -> int:
-        """Number of columns of Q."""
-        return self.basis.shape[1] + len(self.where)
-
-    def project(self, v: Tensor) -> Tensor:
-        """Qᵀv.
-
-        Args:
-            v: (..., P).
-
-        Returns:
-            (..., r).
-        """
-        z = self.base.project(v)
-        return torch.cat([z[..., self.where_block] @ self.basis, z[..., self.where]], dim=-1)
-
-    def lift(self, z: Tensor) -> Tensor:
-        """Q z.
-
-        Args:
-            z: (..., r).
-
-        Returns:
-            (..., P).
-        """
-        width = self.basis.shape[1]
-        inner = z.new_empty(*z.shape[:-1], self.base.reduced_dimension)
-        inner[..., self.where_block] = z[..., :width] @ self.basis.T
-        inner[..., self.where] = z[..., width:]
-        return self.base.lift(inner)
-
-
 @ordinary_mode()
-def reduction(
-    problem: Problem, device: Device = "auto", dtype: Dtype = "float64"
-) -> Reduction | RangedReduction:
+def reduction(problem: Problem, device: Device = "auto", dtype: Dtype = "float64") -> Reduction:
     """The basis Q in which :func:`hessrmt.spectrum` diagonalises a problem's Hessian.
 
     Where the spectrum uses the range of a layer, that layer's part of the Hessian is built and
@@ -288,19 +212,14 @@ def reduction(
     backend = select(device)
     local = problem.at(torch_dtype(dtype), backend.device)
     local.evaluate()
-    base = reduce_problem(local)
     known = reference(local)
-    blocks = assemble_reduced(local, base, backend, rounding=known.rounding)
-    found: Reduction | RangedReduction = base
-    if blocks.ranged is not None:
-        basis = torch.linalg.qr(blocks.ranged.stacked).Q
-        found = RangedReduction(base, blocks.ranged.where, blocks.where, basis)
-
-    def product(v: Tensor) -> Tensor:  # Q Qᵀ H v
-        curved = base.lift(blocks.apply(base.project(v)))
-        return found.lift(found.project(curved))
-
-    seen = known.beside(product)
+    blocks = assemble_reduced(local, reduce_problem(local), backend, rounding=known.rounding)
+    found = blocks.reduction
+    if len(blocks.stacked):
+        first, *others = found.layers
+        first = replace(first, narrowed=torch.linalg.qr(blocks.stacked).Q)
+        found = replace(found, layers=(first, *others))
+    seen = known.beside(lambda v: found.lift(found.project(blocks.product(v))))  # Q Qᵀ H v
     norm = float(torch.linalg.matrix_norm(blocks.matrix()))  # Frobenius, no less than the 2-norm
     require_agreement(seen, norm, local, dtype_name(dtype))
     return found
@@ -328,10 +247,14 @@ def reduce_problem(problem: Problem) -> Reduction:
     Returns:
         The basis.
     """
-    zero, found = _zero_rows(problem), problem.structure.linear()
-    places, everywhere = problem.places(), torch.arange(problem.dimension, device=zero.device)
-    layers = tuple(_layer_basis(layer, problem, zero, places) for layer in found.layers)
-    others = torch.cat([everywhere[:0], *(everywhere[places[name]] for name in found.others)])
+    zero = _zero_rows(problem)
+    where = problem.unflatten(torch.arange(problem.dimension, device=zero.device))
+    layers = tuple(
+        _layer_basis(layer, [where.pop(name) for name in layer.parameters.values()], zero, problem)
+        for layer in problem.structure
+        if isinstance(layer.module, nn.Linear)
+    )
+    others = torch.cat([zero.nonzero()[:0, 0], *(rest.flatten() for rest in where.values())])
     return Reduction(problem.dimension, layers, others[~zero[others]])
 
 
@@ -373,11 +296,9 @@ def softmax_basis(classes: int, like: Tensor) -> Tensor:
     return (eye - 2 * torch.outer(u, u) / (u @ u))[:, 1:].contiguous()
 
 
-def _as_matrix(theta: Tensor, outputs: int, weight: slice | None, bias: slice | None) -> Tensor:
-    """[W, b], or what of it is trainable, of vectors in the space of the parameters."""
-    parts = [theta[..., weight].unflatten(-1, (outputs, -1))] if weight else []
-    parts += [theta[..., bias].unsqueeze(-1)] if bias else []
-    return torch.cat(parts, dim=-1)
+def _turn(values: Tensor, basis: Tensor) -> Tensor:
+    """Rows times a basis, given as a matrix or as a choice of columns of the identity."""
+    return values @ basis if basis.dim() == 2 else values.index_select(-1, basis)
 
 
 def _zero_rows(problem: Problem) -> Tensor:
@@ -388,23 +309,25 @@ def _zero_rows(problem: Problem) -> Tensor:
     return (eager_hessian_product(problem)(probes) == 0).all(dim=0)
 
 
-def _layer_basis(
-    layer: Layer, problem: Problem, zero: Tensor, places: dict[str, slice]
-) -> LayerBasis:
-    weight = places[layer.weight] if layer.weight else None
-    bias = places[layer.bias] if layer.bias else None
-    right = None if layer.inputs is None else input_basis(layer.augmented(layer.inputs))
-    left = None
-    if layer.is_output and layer.outputs > 1 and ignores_softmax_shift(problem):
-        left = softmax_basis(layer.outputs, layer.like)
-    dead = _as_matrix(zero, layer.outputs, weight, bias)
+def _layer_basis(layer: Layer, parts: list[Tensor], zero: Tensor, problem: Problem) -> LayerBasis:
+    left = right = None
+    where = torch.cat([part.view(layer.outputs, -1) for part in parts], dim=1)
+    kept = ~zero[where]
     # a rotated side keeps or drops whole rows or columns of the matrix
-    if right is not None:
-        dead = dead.all(dim=1, keepdim=True).expand(-1, right.shape[1])
-    if left is not None:
-        dead = dead.all(dim=0, keepdim=True).expand(left.shape[1], -1)
-    keep = (~dead).flatten().nonzero().squeeze(-1)
-    return LayerBasis(layer, left, right, keep, weight, bias)
+    if layer.inputs is not None:
+        right = input_basis(layer.augmented(layer.inputs))
+        if right is not None:
+            kept = kept.any(dim=1, keepdim=True).expand(-1, right.shape[1])
+    if layer.is_output and layer.outputs > 1 and ignores_softmax_shift(problem):
+        left = softmax_basis(layer.outputs, problem.theta)
+        kept = kept.any(dim=0, keepdim=True).expand(left.shape[1], -1)
+    if left is None:
+        left = kept.any(dim=1).nonzero().squeeze(1)
+        kept = kept[left]
+    if right is None:
+        right = kept.any(dim=0).nonzero().squeeze(1)
+        kept = kept[:, right]
+    return LayerBasis(layer, where, left, right, kept.flatten().nonzero().squeeze(1))
 
 
 _QR_ADVANTAGE = 2.5
@@ -412,62 +335,35 @@ _QR_ADVANTAGE = 2.5
 
 
 @dataclass(frozen=True)
-class RangeBlock:
-    """The part of a reduced Hessian that concerns one layer.
+class Blocks:
+    """QᵀHQ, of whose first layer only A, Σ and C may be known.
 
     Attributes:
-        where: (m,) positions of the layer's rows among the coordinates.
-        stacked: (m, c + n) M = [A, C].
+        reduction: The basis Q.
+        rest: (n, n) D, symmetric.
+        stacked: (m, c + n) M = [A, C]; m and c are 0 if no layer is treated through its range.
         signs: (c,) diagonal of Σ.
     """
 
-    where: Tensor
+    reduction: Reduction
+    rest: Matrix
     stacked: Tensor
     signs: Tensor
 
-    @property
-    def columns(self) -> Tensor:
-        """(m, c) A."""
-        return self.stacked[:, : len(self.signs)]
-
-    @property
-    def coupling(self) -> Tensor:
-        """(m, n) C."""
-        return self.stacked[:, len(self.signs) :]
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """QᵀHQ in the coordinates of a :class:`~hessrmt.curvature.reduction.Reduction`.
-
-    Attributes:
-        rest: (n, n) D, symmetric.
-        where: (n,) positions of its rows among the coordinates.
-        ranged: The layer that is known through its range, if any.
-    """
-
-    rest: Matrix
-    where: Tensor
-    ranged: RangeBlock | None = None
-
-    def apply(self, z: Tensor) -> Tensor:
-        """The product with a vector, before any range basis.
+    def product(self, v: Tensor) -> Tensor:
+        """Q (QᵀHQ) Qᵀ v, before any range basis.
 
         Args:
-            z: (r,).
+            v: (P,).
 
         Returns:
-            (r,).
+            (P,).
         """
-        result = torch.zeros_like(z)
-        own = z[self.where]
-        result[self.where] = self.rest @ own
-        if self.ranged is not None:
-            other = z[self.ranged.where]
-            inner = self.ranged.signs * (self.ranged.columns.T @ other)
-            result[self.where] += self.ranged.coupling.T @ other
-            result[self.ranged.where] = self.ranged.columns @ inner + self.ranged.coupling @ own
-        return result
+        columns, coupling = self.stacked.tensor_split([len(self.signs)], dim=1)
+        layer, others = self.reduction.project(v).tensor_split([len(self.stacked)])
+        own = columns @ (self.signs * (columns.T @ layer))
+        curved = own + coupling @ others, self.rest @ others + coupling.T @ layer
+        return self.reduction.lift(torch.cat(curved))
 
     def matrix(self) -> Matrix:
         """The smallest symmetric matrix with the same nonzero eigenvalues.
@@ -478,9 +374,9 @@ class Blocks:
         Raises:
             ConvergenceError: If the QR does not keep inner products to rounding.
         """
-        if self.ranged is None:
+        stacked = self.stacked
+        if not len(stacked):
             return self.rest
-        stacked, signs = self.ranged.stacked, self.ranged.signs
         triangle = torch.linalg.qr(stacked, mode="r").R
         x = torch.ones(stacked.shape[1], dtype=stacked.dtype, device=stacked.device)
         x[1::2] = -1
@@ -491,10 +387,10 @@ class Blocks:
                 f"the QR factorisation lost orthogonality: |MᵀMx - RᵀRx| = {float(gap):.3g} where "
                 f"rounding explains {tolerance:.3g}"
             )
-        count, inner = triangle.shape[0], len(signs)
-        left, right = triangle[:, :inner], triangle[:, inner:]
-        small = triangle.new_empty(count + len(self.where), count + len(self.where))
-        small[:count, :count] = (left * signs) @ left.T
+        left, right = triangle.tensor_split([len(self.signs)], dim=1)
+        count, size = len(triangle), len(triangle) + len(self.rest)
+        small = triangle.new_empty(size, size)
+        small[:count, :count] = (left * self.signs) @ left.T
         small[:count, count:] = right
         small[count:, :count] = right.T
         small[count:, count:] = self.rest
@@ -532,14 +428,12 @@ class _Route:
         layers: Linear layers whose factors are used.
         chunks: Slices of samples whose factors are summed; empty if products are used instead.
         found: Factors of the only chunk, if they have been computed already.
-        ranged: Layer to be treated through its range.
-        own: That layer's block.
+        own: Block of the layer that is treated through its range, if any.
     """
 
     layers: tuple[LayerBasis, ...] = ()
     chunks: tuple[slice, ...] = ()
     found: Factors | None = None
-    ranged: LayerBasis | None = None
     own: OwnCurvature | None = None
 
 
@@ -563,7 +457,7 @@ def assemble_reduced(
         rounding: As for :func:`~hessrmt.curvature.dense.make_symmetric`.
 
     Returns:
-        The blocks.
+        The blocks, in coordinates that begin with that layer's.
 
     Raises:
         NonFiniteError: If an entry is NaN or infinite.
@@ -571,31 +465,22 @@ def assemble_reduced(
     """
     route = _choose(problem, reduction)
     fixed, like, own = _require(route, problem, reduction, backend), problem.theta, route.own
-    kinds = [torch.full((len(basis.keep),), basis is route.ranged) for basis in reduction.layers]
-    inside = torch.cat([*kinds, torch.zeros(len(reduction.others), dtype=torch.bool)])
-    inside = inside.to(like.device)
-    where, where_block = (~inside).nonzero().squeeze(1), inside.nonzero().squeeze(1)
-    count = 0 if own is None else len(own.signs)
-    rest = like.new_zeros(len(where), len(where))
-    stacked = like.new_zeros(len(where_block), 0 if route.ranged is None else count + len(where))
-    coupling = stacked[:, count:]
-    if own is not None and route.ranged is not None:
-        stacked[:, :count] = own.columns()[route.ranged.keep_within]
+    size, columns = (0, 0) if own is None else own.shape
+    count = reduction.reduced_dimension - size
+    rest, stacked = like.new_zeros(count, count), like.new_zeros(size, columns + count)
+    if own is not None:
+        stacked[:, :columns] = own.columns()
+        layers = sorted(reduction.layers, key=lambda basis: basis is not own.basis)
+        reduction = replace(reduction, layers=tuple(layers))
     if route.chunks:
-        places = _places(route)
-        for number, chunk in enumerate(route.chunks):
-            found = route.found or factors(problem, route.layers, chunk)
-            _add_factors(found, route, places, rest, coupling)
-            tick("matrix", number + 1, len(route.chunks))
-        kept = zip(route.layers, places, strict=True)
-        _mirror(rest, [place for basis, place in kept if basis is not route.ranged])
+        _fill_by_factors(problem, route, rest, stacked[:, columns:], tick)
     else:
-        rows = rows_beside(fixed, row_bytes(problem), len(where), backend)
-        _fill_by_products(problem, reduction, (where, where_block), (rest, coupling), rows, tick)
+        rows = rows_beside(fixed, row_bytes(problem), count, backend)
+        _fill_by_products(problem, reduction, rest, stacked[:, columns:], rows, tick)
     make_symmetric(rest, backend, rounding)
     if not bool(torch.isfinite(stacked).all()):
         raise NonFiniteError("the Hessian has NaN or infinite entries")
-    return Blocks(rest, where, None if own is None else RangeBlock(where_block, stacked, own.signs))
+    return Blocks(reduction, rest, stacked, like.new_zeros(0) if own is None else own.signs)
 
 
 def require_reduced(problem: Problem, reduction: Reduction, backend: Backend) -> None:
@@ -611,17 +496,15 @@ def require_reduced(problem: Problem, reduction: Reduction, backend: Backend) ->
 
 def _require(route: _Route, problem: Problem, reduction: Reduction, backend: Backend) -> int:
     """Bytes held at the fullest moment; DeviceError if there are not so many."""
-    itemsize = problem.dtype.itemsize
-    if route.ranged is None or route.own is None:
-        size = reduction.reduced_dimension
+    itemsize, size = problem.dtype.itemsize, reduction.reduced_dimension
+    if route.own is None:
         fixed = backend.eigen_bytes(size, itemsize)
     else:  # during the QR, or while diagonalising
-        block = len(route.ranged.keep)
-        rest = reduction.reduced_dimension - block
-        width = len(route.own.signs) + rest
-        size = width + rest
+        block, columns = route.own.shape
+        rest = size - block
+        size = columns + 2 * rest
         solving = backend.eigen_bytes(size, itemsize)
-        fixed = itemsize * rest**2 + max(2 * itemsize * block * width, solving)
+        fixed = itemsize * rest**2 + max(2 * itemsize * block * (columns + rest), solving)
     longest = max((chunk.stop - chunk.start for chunk in route.chunks), default=0)
     fixed += longest * factor_bytes(problem, route.layers)
     require(fixed, size, problem, backend)
@@ -629,15 +512,14 @@ def _require(route: _Route, problem: Problem, reduction: Reduction, backend: Bac
 
 
 def _choose(problem: Problem, reduction: Reduction) -> _Route:
-    kept = tuple(basis for basis in reduction.layers if len(basis.keep))
+    kept = tuple(basis for basis in reduction.layers if basis.size)
     single = tuple(basis for basis in kept if basis.layer.once_per_sample)
     if not single or not samples_are_independent(problem, tuple(basis.layer for basis in single)):
         return _Route()
     complete = len(single) == len(kept) and not len(reduction.others)
-    largest = max(single, key=lambda basis: len(basis.keep))
-    size = len(largest.keep)
-    rest = reduction.reduced_dimension - size
-    may_pay = range_pays(size, problem.samples, rest)  # at least one column a sample
+    largest = max(single, key=lambda basis: basis.size)
+    rest = reduction.reduced_dimension - largest.size
+    may_pay = range_pays(largest.size, problem.samples, rest)  # at least one column a sample
     layers = single if complete else (largest,)
     chunks = tuple(sample_chunks(problem, single)) if complete else ()
     if len(chunks) > 1:
@@ -647,75 +529,49 @@ def _choose(problem: Problem, reduction: Reduction) -> _Route:
         return _Route()
     found = factors(problem, layers, slice(0, problem.samples))
     own = own_curvature(found, layers.index(largest)) if may_pay else None
-    if own is not None and range_pays(size, len(own.signs), rest):
-        return _Route(layers, chunks, found, largest, own)
+    if own is not None and range_pays(*own.shape, rest):
+        return _Route(layers, chunks, found, own)
     return _Route(layers, chunks, found) if complete else _Route()
 
 
-def _places(route: _Route) -> list[slice]:
-    """Where each layer's coordinates lie among those of the rest (or within the ranged layer)."""
-    places, start = [], 0
-    for basis in route.layers:
-        first = 0 if basis is route.ranged else start
-        places.append(slice(first, first + len(basis.keep)))
-        start += 0 if basis is route.ranged else len(basis.keep)
-    return places
-
-
-def _add_factors(
-    found: Factors, route: _Route, places: list[slice], rest: Tensor, coupling: Tensor
+def _fill_by_factors(
+    problem: Problem, route: _Route, rest: Tensor, coupling: Tensor, tick: Tick
 ) -> None:
-    """Add one chunk's contribution to the upper triangle of D, by layers, and to C."""
-    layers = enumerate(route.layers)
-    for (first, upper), (second, lower) in combinations_with_replacement(layers, 2):
-        if upper is route.ranged and lower is route.ranged:
-            continue
-        if upper is route.ranged:
-            target = coupling[:, places[second]]
-        elif lower is route.ranged:
-            target = coupling[:, places[first]].T
+    """D and C layer by layer, from the factors of one chunk of samples after the other."""
+    rows, columns, start = [], {}, 0  # of each layer in them
+    for number, basis in enumerate(route.layers):
+        if route.own is not None and basis is route.own.basis:
+            rows.append(coupling)
         else:
-            target = rest[places[first], places[second]]
-        for rows, values in block(found, first, second):
-            _add_kept(target, upper, lower, rows, values)
-
-
-def _add_kept(
-    target: Tensor, upper: LayerBasis, lower: LayerBasis, rows: slice, values: Tensor
-) -> None:
-    """Add the kept entries of some rows ((i, p), (j, q)) of a block to their place."""
-    width = len(upper.columns)
-    limits = torch.tensor([rows.start * width, rows.stop * width], device=values.device)
-    begin, end = torch.searchsorted(upper.keep_within, limits).tolist()
-    if end - begin < len(values):
-        values = values[upper.keep_within[begin:end] - rows.start * width]
-    if len(lower.keep_within) < values.shape[1]:
-        values = values[:, lower.keep_within]
-    target[begin:end] += values.detach()
-
-
-def _mirror(matrix: Tensor, places: list[slice]) -> None:
-    """Copy the blocks above the diagonal below it."""
-    for first, second in combinations(places, 2):
-        matrix[second, first] = matrix[first, second].T
+            columns[number] = slice(start, start + basis.size)
+            rows.append(rest[columns[number]])
+            start += basis.size
+    for done, chunk in enumerate(route.chunks, 1):
+        found = route.found or factors(problem, route.layers, chunk)
+        for first, second in combinations_with_replacement(range(len(rows)), 2):
+            if second in columns:
+                target = rows[first][:, columns[second]]
+            elif first in columns:
+                target = rows[second][:, columns[first]].T
+            else:
+                continue
+            for some, values in block(found, first, second):
+                target[some] += values
+        tick("matrix", done, len(route.chunks))
+    for first, second in combinations(columns.values(), 2):
+        rest[second, first] = rest[first, second].T
 
 
 def _fill_by_products(
-    problem: Problem,
-    reduction: Reduction,
-    where: tuple[Tensor, Tensor],
-    targets: tuple[Tensor, Tensor],
-    rows: int,
-    tick: Tick,
+    problem: Problem, reduction: Reduction, rest: Tensor, coupling: Tensor, rows: int, tick: Tick
 ) -> None:
     """D and C from Hessian-vector products along the coordinates of the rest."""
-    (own, other), (rest, coupling) = where, targets
-    product = hessian_product(problem)
-    for start in range(0, len(own), rows):
-        chosen = own[start : start + rows]
-        unit = unit_vectors(chosen, reduction.reduced_dimension, rest)
+    product, (first, size) = hessian_product(problem), coupling.shape
+    for start in range(0, size, rows):
+        some = slice(start, min(start + rows, size))
+        places = torch.arange(first + some.start, first + some.stop, device=rest.device)
+        unit = unit_vectors(places, first + size, rest)
         image = reduction.project(product(reduction.lift(unit)).detach())
-        rest[start : start + len(chosen)] = image[:, own]
-        if len(other):
-            coupling[:, start : start + len(chosen)] = image[:, other].T
-        tick("matrix", start + len(chosen), len(own))
+        rest[some] = image[:, first:]
+        coupling[:, some] = image[:, :first].T
+        tick("matrix", some.stop, size)

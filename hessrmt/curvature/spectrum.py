@@ -225,7 +225,7 @@ def compute(
         clock.mark("reduction")
         known = reference(local)
         blocks = assemble_reduced(local, basis, backend, tick, rounding=known.rounding)
-        apart = known.beside(lambda v: basis.lift(blocks.apply(basis.project(v))))
+        apart = known.beside(blocks.product)
         matrix = blocks.matrix()
         del blocks
     size = len(matrix)

@@ -6,27 +6,35 @@ from the same columns, each declared once.
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, ClassVar, Generic, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 from pydantic import Field
 
 from hessrmt import rng
-from hessrmt.config import Settings
+from hessrmt.config import Settings, TrainConfig
 from hessrmt.errors import ConfigError
 from hessrmt.progress import Tick, silent
-from hessrmt.runs.run import SERIAL, Pool
+from hessrmt.results import to_csv
+from hessrmt.runs import spectrum, trajectory
+from hessrmt.runs.run import SERIAL, Pool, make_folders
+
+if TYPE_CHECKING:
+    from hessrmt.config import SpectrumConfig
+    from hessrmt.records import Spectra
+    from hessrmt.runs.trajectory import Trajectory, TrajectoryPlan
 
 S = TypeVar("S", bound="Presets[Any]")
 SizeT = TypeVar("SizeT", bound=Settings)
 E = TypeVar("E")
+Item = TypeVar("Item")
+T = TypeVar("T", bound="TrainedPreset")
 
 
 class Estimate(NamedTuple):
@@ -82,7 +90,6 @@ class Column(Generic[E]):
         form: How a number is written, e.g. ``".4f"``.
         key: Name in JSON and CSV, with a dot before the name inside another; empty where only
             people read it. An estimate is also stored as ``key_error_of_mean`` and in ``seeds``.
-        unit: Of the number.
         terminal: Heading in the terminal's table; empty where it isn't shown there.
         percent: Whether people are shown percents of an estimate.
     """
@@ -91,7 +98,6 @@ class Column(Generic[E]):
     get: Callable[[E], Any]
     form: str = ""
     key: str = ""
-    unit: str = ""
     terminal: str = ""
     percent: bool = False
 
@@ -127,6 +133,18 @@ class Column(Generic[E]):
             f"{self.key}_error_of_mean": error,
             f"seeds.{self.key}": np.asarray(value.values).tolist(),
         }
+
+
+def keyed(**paths: str) -> tuple[Column[Any], ...]:
+    """Columns that only programs read.
+
+    Args:
+        paths: Key to the attribute of an entry, with dots before those of attributes.
+
+    Returns:
+        A column each.
+    """
+    return tuple(Column("", attrgetter(path), key=key) for key, path in paths.items())
 
 
 def _number(value: Any, form: str) -> str:
@@ -185,17 +203,26 @@ class Table(Generic[E]):
             {key: value for key, value in flat.items() if isinstance(value, str | int | float)}
             for flat in self._flat()
         ]
-        text = io.StringIO()
         names = dict.fromkeys(name for row in rows for name in row)
-        writer = csv.DictWriter(text, list(names), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        return text.getvalue()
+        return to_csv([dict.fromkeys(names) | row for row in rows])
 
     def _flat(self) -> Iterator[dict[str, Any]]:
         known = [column for column in self.columns if column.key]
         for entry in self.entries:
             yield {key: value for one in known for key, value in one.plain(entry).items()}
+
+
+def drawn_seed(seed: int, *names: str | int) -> int:
+    """A seed of its own for a part of an experiment, as settings hold it.
+
+    Args:
+        seed: Of everything.
+        names: What the part is.
+
+    Returns:
+        The seed.
+    """
+    return int(rng.seed_sequence(seed, *names).generate_state(1)[0])
 
 
 class Presets(Settings, Generic[SizeT]):
@@ -214,17 +241,53 @@ class Presets(Settings, Generic[SizeT]):
     presets: dict[str, SizeT] = Field(min_length=1)
 
 
-def drawn_seed(seed: int, *names: str | int) -> int:
-    """A seed of its own for a part of an experiment, as settings hold it.
+class TrainedPreset(Settings):
+    """What sizes of experiments have in which networks are trained with several seeds.
 
-    Args:
-        seed: Of everything.
-        names: What the part is.
-
-    Returns:
-        The seed.
+    Attributes:
+        batch: Samples in a minibatch.
+        momentum: Of SGD.
+        weight_decay: Of SGD.
+        seeds: Runs of each kind.
     """
-    return int(rng.seed_sequence(seed, *names).generate_state(1)[0])
+
+    batch: int = Field(128, ge=1)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0, allow_inf_nan=False)
+    seeds: int = Field(1, ge=1)
+
+
+class TrainedSettings(Presets[T], Generic[T]):
+    """Settings of such an experiment.
+
+    Attributes:
+        data: Registry name, file or folder.
+        device: ``auto``, ``cpu`` or ``cuda[:i]``.
+    """
+
+    data: str = "mnist"
+    device: str = "auto"
+
+    def training(self, size: T, *names: str | int, **options: Any) -> TrainConfig:
+        """Settings of one training run.
+
+        Args:
+            size: Of the experiment.
+            names: Of the run's seed.
+            options: What differs from run to run.
+
+        Returns:
+            The settings.
+        """
+        return TrainConfig(
+            data=self.data,
+            batch=size.batch,
+            momentum=size.momentum,
+            weight_decay=size.weight_decay,
+            device=self.device,
+            seed=drawn_seed(self.seed, self.experiment, *names),
+            **options,
+        )
 
 
 def stem(model: str) -> str:
@@ -258,6 +321,52 @@ class Work(Generic[S, SizeT]):
     folder: Path | None = None
     tick: Tick = silent
     pool: Pool = SERIAL
+
+    def each(self, words: str, items: Collection[Item]) -> Iterator[Item]:
+        """Tell of progress while some things are done one after the other.
+
+        Args:
+            words: What is done, e.g. ``"levels of {.name}"``, where the item is filled in.
+            items: With what.
+
+        Yields:
+            The items.
+        """
+        for number, item in enumerate(items):
+            self.tick(words.format(item), number, len(items))
+            yield item
+
+    def spectra(self, name: str, wanted: SpectrumConfig) -> Spectra:
+        """Spectra in a file of the folder ``spectra``, computed as far as they are not there.
+
+        Args:
+            name: Of the file, without its ending.
+            wanted: Settings.
+
+        Returns:
+            The spectra.
+        """
+        make_folders(self.out, "spectra")
+        prepared, file = spectrum.prepare(wanted, self.folder), self.out / "spectra" / f"{name}.h5"
+        return spectrum.run(prepared, file, resume=True, pool=self.pool, folder=self.folder)
+
+    def trajectories(
+        self: Work[Any, Any], items: Sequence[Item], plan: Callable[[Item, int], TrajectoryPlan]
+    ) -> list[list[Trajectory]]:
+        """Training runs of several kinds, each with all seeds of a :class:`TrainedPreset`.
+
+        Args:
+            items: The kinds.
+            plan: Of a kind and the number of a seed.
+
+        Returns:
+            The finished runs of each kind.
+        """
+        make_folders(self.out, "checkpoints")
+        seeds, out = self.size.seeds, self.out / "checkpoints"
+        plans = [plan(item, number) for item in items for number in range(seeds)]
+        done = trajectory.run_all(plans, out, folder=self.folder, tick=self.tick, pool=self.pool)
+        return [done[first : first + seeds] for first in range(0, len(done), seeds)]
 
 
 Pictures: TypeAlias = Mapping[str, Callable[[], Any]]
@@ -312,11 +421,10 @@ class Experiment(ABC, Generic[S, SizeT, E]):
         return entries
 
     @abstractmethod
-    def figures(self, settings: S, entries: Sequence[E]) -> Pictures:
+    def figures(self, entries: Sequence[E]) -> Pictures:
         """The figures of the results.
 
         Args:
-            settings: Of the experiment.
             entries: From :meth:`run`.
 
         Returns:

@@ -18,13 +18,20 @@ from pydantic import Field, model_validator
 
 from hessrmt.config import CountOrAll, Settings, SpectrumConfig
 from hessrmt.errors import DataError
-from hessrmt.experiments.experiment import Column, Estimate, Experiment, Pictures, Work, stem
-from hessrmt.experiments.trained import TrainedPreset, TrainedSettings, train_each
+from hessrmt.experiments.experiment import (
+    Column,
+    Estimate,
+    Experiment,
+    Pictures,
+    TrainedPreset,
+    TrainedSettings,
+    Work,
+    keyed,
+    stem,
+)
 from hessrmt.levels.histograms import mean_counts
 from hessrmt.plots import training as plots
-from hessrmt.runs import spectrum
-from hessrmt.runs.run import make_folders
-from hessrmt.runs.trajectory import LAST, Trajectory, TrajectoryPlan
+from hessrmt.runs.trajectory import LAST, Trajectory, TrajectoryPlan, curves
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -140,37 +147,18 @@ class AveragedPoint:
         """A quantity at the end of each run.
 
         Args:
-            what: As measured on the way, or ``distance`` from the last iterate.
+            what: As measured on the way, or ``distance`` from the last iterate; of the Hessians,
+                averaged over a seed's batches, ``largest``, ``trace``, ``smallest``, ``certified``
+                or ``negative``.
 
         Returns:
-            (seeds,), NaN where it is not known.
+            (seeds,), NaN where it is not known; of Hessians (seeds with spectra,).
         """
+        if what in _CURVATURES:
+            get = _CURVATURES[what]
+            return np.array([np.mean([get(item) for item in rows]) for rows in self.spectra])
         found = [run.measured[-1][self.point].get(what, 0.0) for run in self.runs]
         return np.array(found, dtype=np.float64)
-
-    def curvature(self, what: str) -> np.ndarray:
-        """A property of the Hessians, averaged over a seed's batches.
-
-        Args:
-            what: ``largest``, ``trace``, ``smallest``, ``certified`` or ``negative``.
-
-        Returns:
-            (seeds with spectra,).
-        """
-        get = _CURVATURES[what]
-        return np.array([np.mean([get(item) for item in rows]) for rows in self.spectra])
-
-    def curve(self, what: str) -> tuple[np.ndarray, np.ndarray]:
-        """A quantity over the epochs.
-
-        Args:
-            what: As measured on the way.
-
-        Returns:
-            (m,) epochs and (seeds, m) values, NaN where they are not known.
-        """
-        epochs, values = zip(*(run.curve(self.point, what) for run in self.runs), strict=True)
-        return np.array(epochs[0]), np.array(values, dtype=np.float64)
 
     @property
     def words(self) -> str:
@@ -179,17 +167,13 @@ class AveragedPoint:
         return f"{self.rate.name}, {self.rate.lr:g}" + ("" if final is None else f" to {final:g}")
 
 
-def _measured(name: str, what: str, form: str = "", **options: Any) -> Column[AveragedPoint]:
+def _over_seeds(name: str, what: str, form: str = "", **options: Any) -> Column[AveragedPoint]:
     return Column(name, lambda e: Estimate.of(e.values(what)), form, what, **options)
-
-
-def _curvature(name: str, what: str, form: str = "", **options: Any) -> Column[AveragedPoint]:
-    return Column(name, lambda e: Estimate.of(e.curvature(what)), form, what, **options)
 
 
 def _smallest(entry: AveragedPoint) -> Estimate:
     # a convex loss has no negative level, but round-off has a sign
-    return Estimate.of(entry.curvature("smallest").round(6) + 0.0)
+    return Estimate.of(entry.values("smallest").round(6) + 0.0)
 
 
 def _distance(entry: AveragedPoint) -> Estimate | str:
@@ -201,83 +185,70 @@ class IterateAveraging(Experiment[IterateAveragingConfig, IterateAveragingPreset
 
     settings = IterateAveragingConfig
     columns = (
-        Column("", lambda e: e.name, key="run"),
+        *keyed(run="name"),
         Column("network", lambda e: e.model, key="model"),
-        Column("", lambda e: e.rate.name, key="rate"),
-        Column("", lambda e: e.rate.lr, key="lr"),
-        Column("", lambda e: e.rate.final_lr, key="final_lr"),
+        *keyed(rate="rate.name", lr="rate.lr", final_lr="rate.final_lr"),
         Column("learning rate", lambda e: e.words),
         Column("point", lambda e: e.point, key="point"),
         Column("", lambda e: e.runs[0].measured[-1]["epoch"], key="epochs"),
         Column("", lambda e: e.runs[0].measured[-1][e.point].get("count", 1), key="averaged"),
         Column("", lambda e: e.runs[0].origin, key="data"),
-        _measured("train loss", "train_loss", ",.4f"),
-        _measured("test loss", "test_loss", ",.4f", terminal="test loss"),
-        _measured("", "train_error"),
-        _measured("test error %", "test_error", ",.2f", percent=True, terminal="test\nerror %"),
-        _measured("", "distance"),
+        _over_seeds("train loss", "train_loss", ",.4f"),
+        _over_seeds("test loss", "test_loss", ",.4f", terminal="test loss"),
+        _over_seeds("", "train_error"),
+        _over_seeds("test error %", "test_error", ",.2f", percent=True, terminal="test\nerror %"),
+        _over_seeds("", "distance"),
         Column("‖w - last‖", _distance, ",.2f"),
-        _curvature("λ max", "largest", ",.1f", terminal="λ max"),
-        _curvature("trace", "trace", ",.0f"),
-        _curvature("", "smallest"),
+        _over_seeds("λ max", "largest", ",.1f", terminal="λ max"),
+        _over_seeds("trace", "trace", ",.0f"),
+        _over_seeds("", "smallest"),
         Column("λ min", _smallest, ",.2f"),
-        _curvature("certified", "certified", ",.0f"),
-        _curvature("negative", "negative", ",.0f"),
+        _over_seeds("certified", "certified", ",.0f"),
+        _over_seeds("negative", "negative", ",.0f"),
     )
 
-    def compute(  # noqa: D102 (see the base class)
+    def compute(
         self, work: Work[IterateAveragingConfig, IterateAveragingPreset]
     ) -> list[AveragedPoint]:
-        folder = work.folder
-        make_folders(work.out, "spectra")
+        """See :class:`~hessrmt.experiments.experiment.Experiment`."""
         pairs = [(network, rate) for network in work.size.networks for rate in work.size.rates]
-        done = train_each(work, pairs, partial(_plan, work.settings, work.size))
+        done = work.trajectories(pairs, partial(_plan, work.settings, work.size))
         entries = []
         for (network, rate), runs in zip(pairs, done, strict=True):
             for point in POINTS:
-                name = f"{stem(network.model)}-{rate.name}-{point}"
-                spectra = []
-                for number, run in enumerate(runs[: network.spectra]):
-                    work.tick(f"spectra of {name}", number, min(network.spectra, len(runs)))
-                    prepared = spectrum.prepare(_wanted(work.settings, network, run, point), folder)
-                    file = work.out / "spectra" / f"{run.plan.name}-{point}.h5"
-                    found = spectrum.run(prepared, file, resume=True, pool=work.pool, folder=folder)
-                    spectra.append(found)
+                name, spectra = f"{stem(network.model)}-{rate.name}-{point}", []
+                for run in work.each(f"spectra of {name}", runs[: network.spectra]):
+                    wanted = _wanted(work.settings, network, run, point)
+                    spectra.append(work.spectra(f"{run.plan.name}-{point}", wanted))
                 entries.append(AveragedPoint(name, network.model, rate, point, runs, spectra))
         return entries
 
-    def fits(self, entries: Sequence[AveragedPoint]) -> list[dict[str, Any]]:  # noqa: D102
+    def fits(self, entries: Sequence[AveragedPoint]) -> list[dict[str, Any]]:
+        """See :class:`~hessrmt.experiments.experiment.Experiment`."""
         return [
             {
-                "model": model,
-                "rate": rate,
-                "point": point,
+                **dict(zip(("model", "rate", "point"), names, strict=True)),
                 **{what: found.mean for what, found in values.items()},
                 **{f"{what}_error_of_mean": found.error for what, found in values.items()},
             }
-            for (model, rate), points in gains(entries).items()
-            for point, values in points.items()
+            for names, values in gains(entries).items()
         ]
 
-    def conclusions(self, entries: Sequence[AveragedPoint]) -> dict[str, str]:  # noqa: D102
-        found = {}
-        for (model, rate), points in gains(entries).items():
-            parts = []
-            for point, values in points.items():
-                error, sharp = values["test_error"], values["largest"]
-                text = f"{point}: test loss lower by {values['test_loss'].text(',.4f')}"
-                if np.isfinite(error.mean):
-                    text += f", error by {error.text(',.2f', 100)} %"
-                if np.isfinite(sharp.mean):
-                    text += f", λ max times {sharp.text(',.2f')}"
-                parts.append(text)
-            found[f"{model}, {rate}"] = "; ".join(parts) + "."
-        return found
+    def conclusions(self, entries: Sequence[AveragedPoint]) -> dict[str, str]:
+        """See :class:`~hessrmt.experiments.experiment.Experiment`."""
+        said: dict[str, list[str]] = {}
+        for (model, rate, point), values in gains(entries).items():
+            error, sharp = values["test_error"], values["largest"]
+            text = f"{point}: test loss lower by {values['test_loss'].text(',.4f')}"
+            if np.isfinite(error.mean):
+                text += f", error by {error.text(',.2f', 100)} %"
+            if np.isfinite(sharp.mean):
+                text += f", λ max times {sharp.text(',.2f')}"
+            said.setdefault(f"{model}, {rate}", []).append(text)
+        return {about: "; ".join(parts) + "." for about, parts in said.items()}
 
-    def figures(  # noqa: D102 (see the base class)
-        self, settings: IterateAveragingConfig, entries: Sequence[AveragedPoint]
-    ) -> Pictures:
-        del settings
+    def figures(self, entries: Sequence[AveragedPoint]) -> Pictures:
+        """See :class:`~hessrmt.experiments.experiment.Experiment`."""
         pictures = {}
         for model in dict.fromkeys(entry.model for entry in entries):
             part = [entry for entry in entries if entry.model == model]
@@ -286,34 +257,29 @@ class IterateAveraging(Experiment[IterateAveragingConfig, IterateAveragingPreset
         return pictures
 
 
-def gains(
-    entries: Sequence[AveragedPoint],
-) -> dict[tuple[str, str], dict[str, dict[str, Estimate]]]:
+def gains(entries: Sequence[AveragedPoint]) -> dict[tuple[str, str, str], dict[str, Estimate]]:
     """What averages gain over the last iterate of the same run.
 
     Args:
         entries: All points of all networks and rates.
 
     Returns:
-        Network and rate to average to quantity to its mean over seeds: differences of
+        Network, rate and average to quantity to its mean over seeds: differences of
         ``train_loss``, ``test_loss`` and ``test_error``, and geometric means of the ratios of
         ``largest`` and ``trace``.
     """
     by = {(entry.model, entry.rate.name, entry.point): entry for entry in entries}
-    found: dict[tuple[str, str], dict[str, dict[str, Estimate]]] = {}
+    found = {}
     for (model, rate, point), entry in by.items():
-        if point == LAST:
-            continue
-        last = by[model, rate, LAST]
-        differences = {
-            what: Estimate.of(last.values(what) - entry.values(what))
-            for what in ("train_loss", "test_loss", "test_error")
-        }
-        ratios = {
-            what: _ratio(entry.curvature(what), last.curvature(what))
-            for what in ("largest", "trace")
-        }
-        found.setdefault((model, rate), {})[point] = differences | ratios
+        if point != LAST:
+            last = by[model, rate, LAST]
+            found[model, rate, point] = {
+                **{
+                    what: Estimate.of(last.values(what) - entry.values(what))
+                    for what in ("train_loss", "test_loss", "test_error")
+                },
+                **{w: _ratio(entry.values(w), last.values(w)) for w in ("largest", "trace")},
+            }
     return found
 
 
@@ -347,23 +313,23 @@ def _plan(
 def _wanted(
     settings: IterateAveragingConfig, network: AveragedNetwork, run: Trajectory, point: str
 ) -> SpectrumConfig:
+    given = network.model_dump(exclude={"spectra"})
+    if network.batch == "all":
+        given["batches"] = 1
     return SpectrumConfig(
-        model=network.model,
+        **given,
         data=settings.data,
-        batch=network.batch,
-        batches=1 if network.batch == "all" else network.batches,
         split="train",
         checkpoint=run.files[point],
-        only=network.only,
         device=settings.device,
         seed=run.plan.settings.seed,
     )
 
 
 def _losses(entries: Sequence[AveragedPoint], title: str) -> Figure:
-    curves = [{what: entry.curve(what) for what in _DRAWN} for entry in entries]
-    known = [what for what in _DRAWN if all(np.isfinite(found[what][1]).all() for found in curves)]
-    means = [{what: _mean_curve(*found[what]) for what in known} for found in curves]
+    drawn = [{w: curves(entry.runs, entry.point, w) for w in _DRAWN} for entry in entries]
+    known = [what for what in _DRAWN if all(np.isfinite(found[what][1]).all() for found in drawn)]
+    means = [{what: _mean_curve(*found[what]) for what in known} for found in drawn]
     return plots.averaged_losses(_by_rate(entries, means), title)
 
 

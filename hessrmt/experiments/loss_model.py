@@ -7,10 +7,9 @@ process, a = c = k''(0), which k'(0) doesn't enter: there one set of spectra ser
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from operator import attrgetter
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from hessrmt.experiments.experiment import (
     Presets,
     Work,
     drawn_seed,
+    keyed,
 )
 from hessrmt.levels.histograms import ratio_histogram
 from hessrmt.levels.selection import select
@@ -48,6 +48,12 @@ _CONVENTIONS = {
     "stationary": "Stationary process: a = c = k''(0)",
 }
 _MARKS = "* with degenerate directions, † with outliers"
+
+_SUMMARY = (
+    *("mean", "radius", "mean_ratio", "mean_ratio_error", "bulk_mean_ratio"),
+    *("bulk_mean_ratio_error", "outside_expected", "outside_seen"),
+)
+"""What programs read of a panel's summary."""
 
 _CUT, _RATIO_BINS = 5.0, 40
 """Of the pictures of ratios."""
@@ -100,27 +106,27 @@ class SampledPanel:
     """One set of sampled Hessians.
 
     Attributes:
+        name: Of the file.
         figures: Names of the figures that show it.
         letter: Of the panel.
         k1: k'(0); None where it doesn't matter.
         k2: k''(0).
         settings: Of the sampler.
         spectra: What was sampled.
-        summary: The same in a few numbers.
     """
 
+    name: str
     figures: tuple[str, ...]
     letter: str
     k1: float | None
     k2: float
     settings: SimulateConfig = field(repr=False)
     spectra: Spectra = field(repr=False)
-    summary: Summary = field(repr=False)
 
-    @property
-    def name(self) -> str:
-        """Of the file."""
-        return _name(self.figures, self.letter)
+    @cached_property
+    def summary(self) -> Summary:
+        """The spectra in a few numbers."""
+        return simulate.summary(self.settings, self.spectra)
 
     @property
     def convention(self) -> str:
@@ -165,53 +171,38 @@ class LossModel(Experiment[LossModelConfig, LossModelPreset, SampledPanel]):
 
     settings = LossModelConfig
     columns = (
-        Column("", lambda e: e.name, key="run"),
-        Column("", lambda e: list(e.figures), key="figures"),
+        *keyed(run="name", figures="figures"),
         Column("convention", lambda e: e.convention, key="convention"),
-        Column("", lambda e: e.letter, key="panel"),
+        *keyed(panel="letter"),
         Column("panel", lambda e: f"({e.letter})"),
-        Column("", lambda e: e.k1, key="k1"),
+        *keyed(k1="k1"),
         Column("k'(0)", lambda e: "any" if e.k1 is None else f"{e.k1:g}"),
         Column("k''(0)", lambda e: e.k2, "g", key="k2", terminal="k''(0)"),
-        Column("", lambda e: e.settings.dimension, key="n"),
+        *keyed(n="settings.dimension"),
         Column("n", _size, terminal="n"),
-        Column("", lambda e: e.settings.outliers, key="outliers"),
-        Column("", lambda e: e.settings.degenerate, key="degenerate"),
+        *keyed(outliers="settings.outliers", degenerate="settings.degenerate"),
         Column("spectra", lambda e: len(e.spectra), ",", key="spectra"),
         Column("a", lambda e: e.summary.a, ".4g", key="a"),
         Column("c", lambda e: e.summary.c, ".4g", key="c"),
-        *(
-            Column("", attrgetter(f"summary.{name}"), key=name)
-            for name in (
-                *("mean", "radius", "mean_ratio", "mean_ratio_error", "bulk_mean_ratio"),
-                *("bulk_mean_ratio_error", "outside_expected", "outside_seen"),
-            )
-        ),
+        *keyed(**{name: f"summary.{name}" for name in _SUMMARY}),
         Column("outside the bulk (expected)", _outside),
         Column("⟨r̃⟩ all", lambda e: e.ratios["all levels"], ".4f", terminal="⟨r̃⟩\n(all levels)"),
         Column("⟨r̃⟩ bulk", lambda e: e.ratios["bulk"], ".4f", terminal="⟨r̃⟩\n(bulk)"),
         Column("σ from GOE", lambda e: e.sigmas, "+.1f", "sigmas_from_goe", terminal="σ from\nGOE"),
     )
 
-    def compute(  # noqa: D102 (see the base class)
-        self, work: Work[LossModelConfig, LossModelPreset]
-    ) -> list[SampledPanel]:
-        wanted = list(_wanted(work.settings, work.size))
+    def compute(self, work: Work[LossModelConfig, LossModelPreset]) -> list[SampledPanel]:
+        """See :class:`~hessrmt.experiments.experiment.Experiment`."""
         make_folders(work.out, "spectra")
-        found = []
-        for number, (figures, letter, k1, k2, config) in enumerate(wanted):
-            name = _name(figures, letter)
-            work.tick(name, number, len(wanted))
-            file = work.out / "spectra" / f"{name}.h5"
+        wanted, found = _wanted(work.settings, work.size), []
+        for name in work.each("{}", wanted):
+            file, config = work.out / "spectra" / f"{name}.h5", wanted[name][-1]
             spectra = simulate.run(config, file, resume=True, pool=work.pool)
-            summary = simulate.summary(config, spectra)
-            found.append(SampledPanel(figures, letter, k1, k2, config, spectra, summary))
+            found.append(SampledPanel(name, *wanted[name], spectra))
         return found
 
-    def figures(  # noqa: D102 (see the base class)
-        self, settings: LossModelConfig, entries: Sequence[SampledPanel]
-    ) -> Pictures:
-        del settings
+    def figures(self, entries: Sequence[SampledPanel]) -> Pictures:
+        """See :class:`~hessrmt.experiments.experiment.Experiment`."""
         pictures = {}
         for name in sorted({name for entry in entries for name in entry.figures}):
             draw = sampled_densities if name.startswith("fig5") else sampled_ratios
@@ -219,7 +210,8 @@ class LossModel(Experiment[LossModelConfig, LossModelPreset, SampledPanel]):
             pictures[name] = partial(draw, [e for e in entries if name in e.figures], title)
         return pictures
 
-    def conclusions(self, entries: Sequence[SampledPanel]) -> dict[str, str]:  # noqa: D102
+    def conclusions(self, entries: Sequence[SampledPanel]) -> dict[str, str]:
+        """See :class:`~hessrmt.experiments.experiment.Experiment`."""
         found = {}
         for convention in dict.fromkeys(entry.convention for entry in entries):
             part = [entry for entry in entries if entry.convention == convention]
@@ -281,13 +273,13 @@ def sampled_ratios(panels: Sequence[SampledPanel], title: str = "") -> Figure:
 
 def _wanted(
     settings: LossModelConfig, size: LossModelPreset
-) -> Iterator[tuple[tuple[str, ...], str, float | None, float, SimulateConfig]]:
-    """Figures, letter, k'(0), k''(0) and settings of each set of Hessians."""
-    first = settings.ratio_k1
-    for figures, k1 in (
-        (("fig5-paper",), settings.density_k1),
-        (("fig6-paper",), first),
-        (("fig5-stationary", "fig6-stationary"), None),
+) -> dict[str, tuple[tuple[str, ...], str, float | None, float, SimulateConfig]]:
+    """Name to figures, letter, k'(0), k''(0) and settings of each set of Hessians."""
+    first, found = settings.ratio_k1, {}
+    for kind, figures, k1 in (
+        ("fig5-paper", ("fig5-paper",), settings.density_k1),
+        ("fig6-paper", ("fig6-paper",), first),
+        ("stationary", ("fig5-stationary", "fig6-stationary"), None),
     ):
         for letter, panel in zip(_LETTERS, settings.panels, strict=False):
             k2 = panel.k2
@@ -306,9 +298,5 @@ def _wanted(
                 # each has random numbers of its own: scale and shift would not change a ratio
                 seed=drawn_seed(settings.seed, "gp-loss-model", figures[0], letter),
             )
-            yield figures, letter, k1, k2, config
-
-
-def _name(figures: tuple[str, ...], letter: str) -> str:
-    kind = figures[0] if len(figures) == 1 else figures[0].partition("-")[2]
-    return f"{kind}-{letter}"
+            found[f"{kind}-{letter}"] = figures, letter, k1, k2, config
+    return found

@@ -8,7 +8,7 @@ trained on random labels lie on it too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from operator import attrgetter
@@ -19,16 +19,26 @@ from pydantic import Field, field_validator
 
 from hessrmt.config import Settings
 from hessrmt.errors import DataError
-from hessrmt.experiments.experiment import Column, Experiment, Pictures, Presets, Table, Work
+from hessrmt.experiments.experiment import (
+    Column,
+    Estimate,
+    Experiment,
+    Pictures,
+    Presets,
+    Table,
+    Work,
+)
 from hessrmt.experiments.families import Family, SeededFamily, run_all
 from hessrmt.generalization.fits import LineFit, fit_line
 from hessrmt.plots import puzzles as plots
+from hessrmt.results import Result, plain
+from hessrmt.store.family import Member
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import ArrayLike
 
-    from hessrmt.store.family import FamilyResult, Member
+    from hessrmt.store.family import FamilyResult
 
 _WORDS = {
     "initial-scale": "initial scale",
@@ -138,7 +148,7 @@ class FamilyEntry:
 
 
 @dataclass(frozen=True)
-class RandomPoint:
+class RandomPoint(Result, derived="inside"):
     """Where a network with random labels lies against the line of those with natural ones.
 
     Attributes:
@@ -168,61 +178,39 @@ class RandomPoint:
         """Whether it lies in the band."""
         return self.lower <= self.test <= self.upper
 
-    def to_dict(self) -> dict[str, Any]:
-        """The point as plain values.
-
-        Returns:
-            Name to value.
-        """
-        return {**vars(self), "inside": self.inside}
-
 
 @dataclass(frozen=True)
-class FamilyLine:
+class FamilyLine(Result, derived="random_in_prediction_band"):
     """The line of all families with natural labels of one network.
 
     Attributes:
         families: Names of the families with natural labels.
         model: Their network.
         networks: How many.
-        perfect: Those without training error.
+        zero_training_error: Those without training error.
         normalized: Line of the normalised losses.
         unnormalized: Line of the losses as they are; None where all training losses are equal.
         with_random: Line of the normalised losses with the random-label networks, if there are
             any.
         with_random_unnormalized: The same of the losses as they are.
-        random: Where those lie.
+        random_residuals: Where those lie.
     """
 
     families: tuple[str, ...]
     model: str
     networks: int
-    perfect: int
+    zero_training_error: int
     normalized: LineFit
     unnormalized: LineFit | None
     with_random: LineFit | None
     with_random_unnormalized: LineFit | None
-    random: tuple[RandomPoint, ...]
+    random_residuals: tuple[RandomPoint, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        """The line as plain values, e.g. for JSON.
-
-        Returns:
-            Name to value.
-        """
-        fits = ("normalized", "unnormalized", "with_random", "with_random_unnormalized")
-        found = {name: getattr(self, name) for name in fits}
-        return {
-            "families": list(self.families),
-            "model": self.model,
-            "networks": self.networks,
-            "zero_training_error": self.perfect,
-            **{name: None if fit is None else fit.to_dict() for name, fit in found.items()},
-            "random_residuals": [point.to_dict() for point in self.random],
-            "random_in_prediction_band": (
-                all(point.inside for point in self.random) if self.random else None
-            ),
-        }
+    @property
+    def random_in_prediction_band(self) -> bool | None:
+        """Whether all of those lie in the band; None if there are none."""
+        points = self.random_residuals
+        return all(point.inside for point in points) if points else None
 
 
 def lines(entries: Sequence[FamilyEntry]) -> list[FamilyLine]:
@@ -256,39 +244,45 @@ def gap_law(entry: FamilyEntry) -> LineFit | None:
     Returns:
         The line, whose slope is the exponent; None where a gap is not positive, or too few.
     """
-    if entry.settings.vary != "samples":
+    if entry.settings.vary != "samples" or not (entry.gaps > 0).all():
         return None
-    gaps = entry.gaps
-    if not (gaps > 0).all():
-        return None
-    return _fitted(np.log(entry.result.column("value")), np.log(gaps))
+    return _fitted(np.log(entry.result.column("value")), np.log(entry.gaps))
 
 
 def _line(group: Sequence[FamilyEntry]) -> FamilyLine | None:
-    natural = [entry for entry in group if not entry.random]
-    members = [member for entry in natural for member in entry.result.members]
-    random = [(e.name, m) for e in group if e.random for m in e.result.members]
-    normalized = _fit(members, "normalized_")
+    natural, random = ([e for e in group if e.random is kind] for kind in (False, True))
+    normalized = _fit(natural, "normalized_")
     if normalized is None:
         return None
-    everyone = [*members, *(member for _, member in random)]
-    span = float(np.ptp([member.normalized_test_loss for member in members]))
+    everyone = [*natural, *random] if random else []
+    tests = np.concatenate([entry.result.column("normalized_test_loss") for entry in natural])
+    span = float(np.ptp(tests))
     return FamilyLine(
         families=tuple(entry.name for entry in natural),
         model=natural[0].settings.model,
-        networks=len(members),
-        perfect=sum(entry.perfect for entry in natural),
+        networks=len(tests),
+        zero_training_error=sum(entry.perfect for entry in natural),
         normalized=normalized,
-        unnormalized=_fit(members, ""),
-        with_random=_fit(everyone, "normalized_") if random else None,
-        with_random_unnormalized=_fit(everyone, "") if random else None,
-        random=tuple(_point(name, member, normalized, span) for name, member in random),
+        unnormalized=_fit(natural, ""),
+        with_random=_fit(everyone, "normalized_"),
+        with_random_unnormalized=_fit(everyone, ""),
+        random_residuals=tuple(
+            _point(entry.name, member, normalized, span)
+            for entry in random
+            for member in entry.result.members
+        ),
     )
 
 
-def _fit(members: Sequence[Member], prefix: str) -> LineFit | None:
-    train = [getattr(member, f"{prefix}train_loss") for member in members]
-    return _fitted(train, [getattr(member, f"{prefix}test_loss") for member in members])
+def _losses(entries: Sequence[FamilyEntry], prefix: str) -> Iterator[np.ndarray]:
+    """Training and test losses of all networks of some families."""
+    for split in ("train", "test"):
+        found = [entry.result.column(f"{prefix}{split}_loss") for entry in entries]
+        yield np.concatenate([[], *found])
+
+
+def _fit(entries: Sequence[FamilyEntry], prefix: str) -> LineFit | None:
+    return _fitted(*_losses(entries, prefix))
 
 
 def _fitted(x: ArrayLike, y: ArrayLike) -> LineFit | None:
@@ -333,12 +327,12 @@ def _perfect(entry: FamilyEntry) -> str:
     return f"{entry.perfect} of {len(entry.result.members)}"
 
 
-Numbered = tuple[FamilyEntry, int]
-"""A family and the number of a network in it."""
+Numbered = tuple[FamilyEntry, int, Member]
+"""A family, the number of a network in it, and the network."""
 
 
 def _member(name: str, what: str, form: str = "") -> Column[Numbered]:
-    return Column(name, lambda e: getattr(e[0].result.members[e[1]], what), form, what)
+    return Column(name, lambda row: getattr(row[2], what), form, what)
 
 
 _NETWORKS: tuple[Column[Numbered], ...] = (
@@ -356,43 +350,34 @@ _NETWORKS: tuple[Column[Numbered], ...] = (
     _member("train loss of f̃", "normalized_train_loss", ".6f"),
     _member("test loss of f̃", "normalized_test_loss", ".6f"),
     _member("product of norms", "product", ".4g"),
-    Column("", lambda e: list(e[0].result.members[e[1]].factors), key="factors"),
+    Column("", lambda row: list(row[2].factors), key="factors"),
     _member("", "margin"),
     _member("smallest margin of f̃", "normalized_margin", ".3g"),
-    _member("", "top_output_mean"),
-    _member("", "top_output_std"),
-    _member("", "raw_top_output_mean"),
-    _member("", "raw_top_output_std"),
+    *(_member("", f"{raw}top_output_{what}") for raw in ("", "raw_") for what in ("mean", "std")),
 )
 """What is said of each network."""
 
 
-@dataclass(frozen=True)
-class _FittedLine:
-    """A line as the table shows it."""
-
-    words: str
-    fit: LineFit | None = None
-    published: ReferenceLine | None = None
+Worded = tuple[str, "LineFit | ReferenceLine"]
+"""What a line is of, and the line."""
 
 
-def _of_line(name: str, what: str, form: str, published: str = "") -> Column[_FittedLine]:
+def _of_line(name: str, what: str, form: str, published: str = "") -> Column[Worded]:
     """A number of a line, with its error if there is one."""
 
-    def cell(line: _FittedLine) -> str:
-        value = getattr(line.fit or line.published, what, None)
+    def cell(row: Worded) -> Estimate | str:
+        line, value = row[1], getattr(row[1], what, None)
         if value is None:
             return "-"
-        if line.fit is None:
+        if isinstance(line, ReferenceLine):
             return f"{value:{published}}"
-        error = getattr(line.fit, f"{what}_error", None)
-        return f"{value:{form}}" + ("" if error is None else f" ± {error:{form}}")
+        return Estimate(value, getattr(line, f"{what}_error", np.nan))
 
-    return Column(name, cell)
+    return Column(name, cell, form)
 
 
-_LINES: tuple[Column[_FittedLine], ...] = (
-    Column("line", lambda line: line.words),
+_LINES: tuple[Column[Worded], ...] = (
+    Column("line", lambda row: row[0]),
     _of_line("slope", "slope", ".4f", "g"),
     _of_line("intercept", "intercept", ".4f", "g"),
     _of_line("R²", "r2", ".5f", ".4f"),
@@ -400,6 +385,14 @@ _LINES: tuple[Column[_FittedLine], ...] = (
     _of_line("RMSE", "rmse", ".2g", ".2g"),
     _of_line("networks", "n", ""),
 )
+
+_KINDS = {
+    "normalized": "normalised",
+    "with_random": "normalised, with random labels",
+    "unnormalized": "unnormalised",
+    "with_random_unnormalized": "unnormalised, with random labels",
+}
+"""Fit of a :class:`FamilyLine` to its words."""
 
 
 class Puzzles(Experiment[PuzzlesConfig, PuzzlesPreset, FamilyEntry]):
@@ -422,7 +415,8 @@ class Puzzles(Experiment[PuzzlesConfig, PuzzlesPreset, FamilyEntry]):
         _over_members("product of norms", "product", ".3g"),
     )
 
-    def compute(self, work: Work[PuzzlesConfig, PuzzlesPreset]) -> list[FamilyEntry]:  # noqa: D102
+    def compute(self, work: Work[PuzzlesConfig, PuzzlesPreset]) -> list[FamilyEntry]:
+        """See :class:`~hessrmt.experiments.experiment.Experiment`."""
         wanted, settings = work.size.families, work.settings
         seeded = [
             SeededFamily(**family.model_dump(), seed=settings.seed, device=settings.device)
@@ -434,66 +428,64 @@ class Puzzles(Experiment[PuzzlesConfig, PuzzlesPreset, FamilyEntry]):
             for family, result in zip(wanted, results, strict=True)
         ]
 
-    def table(self, entries: Sequence[FamilyEntry]) -> Table[Numbered]:  # noqa: D102
-        return Table(_NETWORKS, [(e, k) for e in entries for k in range(len(e.result.members))])
+    def table(self, entries: Sequence[FamilyEntry]) -> Table[Numbered]:
+        """See :class:`~hessrmt.experiments.experiment.Experiment`."""
+        rows = [(one, *row) for one in entries for row in enumerate(one.result.members)]
+        return Table(_NETWORKS, rows)
 
-    def markdown(self, entries: Sequence[FamilyEntry]) -> str:  # noqa: D102
-        parts = [super().markdown(entries)]
-        rows = [row for line in lines(entries) for row in _rows(line)]
-        rows += [
-            _FittedLine(f"published: {line.label}", published=line)
-            for line in (entries[0].reference if entries else ())
-        ]
+    def markdown(self, entries: Sequence[FamilyEntry]) -> str:
+        """See :class:`~hessrmt.experiments.experiment.Experiment`."""
+        parts, rows = [super().markdown(entries)], []
+        for line in lines(entries):
+            fits = {words: getattr(line, kind) for kind, words in _KINDS.items()}
+            names = ", ".join(line.families)
+            rows += [(f"{names}: {words}", fit) for words, fit in fits.items() if fit is not None]
+        rows += [(f"published: {line.label}", line) for line in _published(entries)]
         if rows:
             parts.append(Table(_LINES, rows).markdown())
         for entry in entries:
-            first = Column(entry.name, _named)
-            parts.append(Table((first, *_NETWORKS), self.table([entry]).entries).markdown())
+            columns = (Column(entry.name, _varied_in), *_NETWORKS)
+            parts.append(Table(columns, self.table([entry]).entries).markdown())
         return "\n".join(parts)
 
-    def conclusions(self, entries: Sequence[FamilyEntry]) -> dict[str, str]:  # noqa: D102
+    def conclusions(self, entries: Sequence[FamilyEntry]) -> dict[str, str]:
+        """See :class:`~hessrmt.experiments.experiment.Experiment`."""
         found = {", ".join(line.families): _sentence(line) for line in lines(entries)}
         for entry in entries:
-            members = entry.result.members
             if entry.settings.vary not in {"width", "samples"}:
                 continue
-            errors = f"{members[0].test_error:.2%} to {members[-1].test_error:.2%}"
-            gaps = entry.gaps
+            members, gaps = entry.result.members, entry.gaps
+            first, last = members[0], members[-1]
             text = (
-                f"from {members[0].value:g} to {members[-1].value:g} "
-                f"({_WORDS[entry.settings.vary]}) the test error goes from {errors}, the gap "
-                "between test and training loss from "
-                f"{members[0].test_loss - members[0].train_loss:.3g} to "
-                f"{members[-1].test_loss - members[-1].train_loss:.3g}, that of the normalised "
-                f"networks from {gaps[0]:.2g} to {gaps[-1]:.2g}"
+                f"from {first.value:g} to {last.value:g} ({_WORDS[entry.settings.vary]}) the test "
+                f"error goes from {first.test_error:.2%} to {last.test_error:.2%}, the gap between "
+                f"test and training loss from {first.test_loss - first.train_loss:.3g} to "
+                f"{last.test_loss - last.train_loss:.3g}, that of the normalised networks from "
+                f"{gaps[0]:.2g} to {gaps[-1]:.2g}"
             )
             law = gap_law(entry)
             if law is not None:
                 text += f", as samples^({law.slope:.2f} ± {law.slope_error:.2f})"
-            found[entry.name] = (
-                f"{text}; {entry.perfect} of {len(members)} networks have no training error."
-            )
+            found[entry.name] = f"{text}; {_perfect(entry)} networks have no training error."
         return found
 
-    def fits(self, entries: Sequence[FamilyEntry]) -> dict[str, Any]:  # noqa: D102
+    def fits(self, entries: Sequence[FamilyEntry]) -> dict[str, Any]:
+        """See :class:`~hessrmt.experiments.experiment.Experiment`."""
         found = lines(entries)
-        first = found[0].normalized.to_dict() if found else {}
         laws = {entry.name: gap_law(entry) for entry in entries}
         return {
-            **first,
-            "lines": [line.to_dict() for line in found],
-            "gaps": {name: law.to_dict() for name, law in laws.items() if law is not None},
-            "reference": [line.model_dump() for line in (entries[0].reference if entries else ())],
+            **(found[0].normalized.to_dict() if found else {}),
+            "lines": plain(found),
+            "gaps": plain({name: law for name, law in laws.items() if law is not None}),
+            "reference": [line.model_dump() for line in _published(entries)],
         }
 
-    def figures(self, settings: PuzzlesConfig, entries: Sequence[FamilyEntry]) -> Pictures:  # noqa: D102
-        finished = [entry for entry in entries if entry.result.members]
-        partners = {entry.name: random_partner(entry, finished) for entry in finished}
+    def figures(self, entries: Sequence[FamilyEntry]) -> Pictures:
+        """See :class:`~hessrmt.experiments.experiment.Experiment`."""
+        partners = {entry.name: random_partner(entry, entries) for entry in entries}
         shown = {partner.name for partner in partners.values() if partner is not None}
-        pictures: dict[str, Callable[[], Any]] = {
-            entry.name: _unfinished for entry in entries if not entry.result.members
-        }
-        for entry in finished:
+        pictures: dict[str, Callable[[], Any]] = {}
+        for entry in entries:
             name, partner = entry.name, partners[entry.name]
             if name in shown:
                 continue
@@ -504,7 +496,7 @@ class Puzzles(Experiment[PuzzlesConfig, PuzzlesPreset, FamilyEntry]):
                 pictures[f"{name}-errors"] = partial(plots.sample_errors, both)
                 pictures[f"{name}-losses"] = partial(plots.sample_losses, both)
             else:
-                published = settings.reference if entry.settings.by == "layers" else ()
+                published = entry.reference if entry.settings.by == "layers" else ()
                 pictures |= {
                     f"{name}-losses": partial(family_losses, entry, partner, published),
                     f"{name}-capacity": partial(plots.capacity, entry, partner),
@@ -517,24 +509,12 @@ class Puzzles(Experiment[PuzzlesConfig, PuzzlesPreset, FamilyEntry]):
         return pictures
 
 
-def _unfinished() -> Figure:
-    raise DataError("no network of this family is finished")
+def _varied_in(row: Numbered) -> str:
+    return f"{_WORDS[row[0].settings.vary]} {row[2].value:g}"
 
 
-def _named(item: Numbered) -> str:
-    entry, number = item
-    return f"{_WORDS[entry.settings.vary]} {entry.result.members[number].value:g}"
-
-
-def _rows(line: FamilyLine) -> list[_FittedLine]:
-    names = ", ".join(line.families)
-    kinds = {
-        "normalised": line.normalized,
-        "normalised, with random labels": line.with_random,
-        "unnormalised": line.unnormalized,
-        "unnormalised, with random labels": line.with_random_unnormalized,
-    }
-    return [_FittedLine(f"{names}: {kind}", fit) for kind, fit in kinds.items() if fit is not None]
+def _published(entries: Sequence[FamilyEntry]) -> tuple[ReferenceLine, ...]:
+    return entries[0].reference if entries else ()
 
 
 def _sentence(line: FamilyLine) -> str:
@@ -543,9 +523,9 @@ def _sentence(line: FamilyLine) -> str:
     text = (
         f"normalised, test loss = {fit.slope:.4f} · training loss {fit.intercept:+.4f} with "
         f"R² = {fit.r2:.5f} over {line.networks} networks; unnormalised R² {before}. "
-        f"{line.perfect} of them have no training error."
+        f"{line.zero_training_error} of them have no training error."
     )
-    for point in line.random:
+    for point in line.random_residuals:
         text += (
             f" Random labels ({point.family}): {point.sigmas:+.1f} standard deviations from the "
             f"line ({point.relative:+.1%} of its range), "
@@ -600,13 +580,8 @@ def _own_line(
     entry: FamilyEntry, random: FamilyEntry | None, prefix: str
 ) -> tuple[LineFit | str, LineFit | None]:
     """The line of a family, or why there is none, and that of all points."""
-    names = [f"{prefix}{split}_loss" for split in ("train", "test")]
-    own = [entry.result.column(name) for name in names]
     try:
-        line = fit_line(*own)
+        line = fit_line(*_losses([entry], prefix))
     except DataError as error:
         return str(error), None
-    if random is None:
-        return line, None
-    others = [random.result.column(name) for name in names]
-    return line, fit_line(*map(np.append, own, others))
+    return line, None if random is None else _fit([entry, random], prefix)

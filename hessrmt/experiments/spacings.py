@@ -24,9 +24,17 @@ from hessrmt.config import (
     TrainConfig,
 )
 from hessrmt.ensembles import goe
-from hessrmt.experiments.experiment import Column, Estimate, Experiment, Pictures, Presets, Work
+from hessrmt.experiments.experiment import (
+    Column,
+    Estimate,
+    Experiment,
+    Pictures,
+    Presets,
+    Work,
+    keyed,
+)
 from hessrmt.plots import levels as plots
-from hessrmt.runs import levels, spectrum, training
+from hessrmt.runs import levels, training
 from hessrmt.runs.run import make_folders
 
 if TYPE_CHECKING:
@@ -165,13 +173,9 @@ class Spacings(Experiment[SpacingsConfig, SpacingsPreset, AnalysedFile]):
 
     settings = SpacingsConfig
     columns = (
-        Column("", lambda e: e.name, key="run"),
-        Column("", lambda e: e.settings.model, key="model"),
-        Column("", lambda e: e.parameters, key="parameters"),
-        Column("", lambda e: str(e.settings.split), key="split"),
-        Column("", lambda e: e.settings.batch, key="batch"),
-        Column("", lambda e: e.settings.dtype, key="precision"),
-        Column("", lambda e: e.reduced, key="reduced"),
+        *keyed(run="name", model="settings.model", parameters="parameters"),
+        *keyed(split="settings.split", batch="settings.batch", precision="settings.dtype"),
+        *keyed(reduced="reduced"),
         Column("", lambda e: len(e.spectra), key="spectra"),
         Column("network", lambda e: f"{e.settings.model}, {e.parameters}"),
         Column("batch", lambda e: f"{e.settings.batch}, {e.settings.split}"),
@@ -193,64 +197,50 @@ class Spacings(Experiment[SpacingsConfig, SpacingsPreset, AnalysedFile]):
         ),
     )
 
-    def compute(  # noqa: D102 (see the base class)
-        self, work: Work[SpacingsConfig, SpacingsPreset]
-    ) -> list[AnalysedFile]:
-        settings, out, models = work.settings, work.out, work.size.models
-        make_folders(out, "checkpoints", "spectra")
-        for number, model in enumerate(models):
-            work.tick(f"training {model}", number, len(models))
-            wanted = TrainConfig(
-                model=model, data=settings.data, epochs=work.size.epochs, seed=settings.seed
-            )
+    def compute(self, work: Work[SpacingsConfig, SpacingsPreset]) -> list[AnalysedFile]:
+        """See :class:`~hessrmt.experiments.experiment.Experiment`."""
+        settings, out, size = work.settings, work.out, work.size
+        make_folders(out, "checkpoints")
+        given = {"data": settings.data, "epochs": size.epochs, "seed": settings.seed}
+        for model in work.each("training {}", size.models):
+            wanted = TrainConfig(model=model, **given)
             training.run(wanted, _checkpoint(out, model), resume=True, folder=work.folder)
-        files = {
-            out / "spectra" / f"{_name(parameters, wanted)}.h5": (parameters, wanted)
-            for parameters, wanted in _wanted(settings, work.size, out)
+        files = {_name(*pair): pair for pair in _wanted(settings, size, out)}
+        spectra = {
+            name: work.spectra(name, files[name][1]) for name in work.each("spectra of {}", files)
         }
-        for number, (file, (_, wanted)) in enumerate(files.items()):
-            work.tick(f"spectra of {file.stem}", number, len(files))
-            prepared = spectrum.prepare(wanted, work.folder)
-            spectrum.run(prepared, file, resume=True, pool=work.pool, folder=work.folder)
-        chosen = LevelsConfig(compare=True, seed=settings.seed)
-        found = []
-        for number, (file, (parameters, wanted)) in enumerate(files.items()):
-            work.tick(f"levels of {file.stem}", number, len(files))
-            spectra = levels.open_spectra(file)
-            statistics = levels.run(chosen, spectra, pool=work.pool)
-            unfolded = levels.unfolded(chosen, spectra)
-            found.append(AnalysedFile(parameters, wanted, spectra, statistics, unfolded))
+        chosen, found = LevelsConfig(compare=True, seed=settings.seed), []
+        for name in work.each("levels of {}", files):
+            statistics = levels.run(chosen, spectra[name], pool=work.pool)
+            unfolded = levels.unfolded(chosen, spectra[name])
+            found.append(AnalysedFile(*files[name], spectra[name], statistics, unfolded))
         return found
 
-    def figures(  # noqa: D102 (see the base class)
-        self, settings: SpacingsConfig, entries: Sequence[AnalysedFile]
-    ) -> Pictures:
-        control = [goe(1000, settings.seed, index).eigenvalues for index in range(20)]
+    def figures(self, entries: Sequence[AnalysedFile]) -> Pictures:
+        """See :class:`~hessrmt.experiments.experiment.Experiment`."""
+        seed = entries[0].settings.seed
+        control = [goe(1000, seed, index).eigenvalues for index in range(20)]
         pictures: dict[str, Callable[[], Any]] = {
             "surmise": partial(plots.surmise, "Wigner's surmise and the exact GOE law")
         }
         for entry in entries:
-            pictures |= _pictures(entry.name, entry.unfolded["certified"], control, settings.seed)
+            cutoffs = {entry.name: "certified"}
             if not entry.reduced:
-                name = f"{entry.name}-published"
-                pictures |= _pictures(name, entry.unfolded["paper"], control, settings.seed)
+                cutoffs[f"{entry.name}-published"] = "paper"
+            for name, cutoff in cutoffs.items():
+                unfolded = entry.unfolded[cutoff]
+                own = unfolded.selection.levels
+                found = {
+                    "density": partial(levels.densities, {"GOE": control, name: own}, name),
+                    "density-per-decade": partial(levels.decades, {name: own}, name),
+                    **levels.histograms(unfolded, name, surrogates=_SURROGATES, seed=seed),
+                }
+                pictures |= {f"{name}-{kind}": draw for kind, draw in found.items()}
         return pictures
 
-    def conclusions(self, entries: Sequence[AnalysedFile]) -> dict[str, str]:  # noqa: D102
+    def conclusions(self, entries: Sequence[AnalysedFile]) -> dict[str, str]:
+        """See :class:`~hessrmt.experiments.experiment.Experiment`."""
         return {entry.name: entry.statistics["certified"].conclusion for entry in entries}
-
-
-def _pictures(
-    name: str, unfolded: Unfolded, control: Sequence[Any], seed: int
-) -> dict[str, Callable[[], Any]]:
-    """Densities, the GOE's beside them, and histograms of spacings and ratios."""
-    own = unfolded.selection.levels
-    found = {
-        "density": partial(levels.densities, {"GOE": control, name: own}, name),
-        "density-per-decade": partial(levels.decades, {name: own}, name),
-        **levels.histograms(unfolded, name, surrogates=_SURROGATES, seed=seed),
-    }
-    return {f"{name}-{kind}": draw for kind, draw in found.items()}
 
 
 def _wanted(

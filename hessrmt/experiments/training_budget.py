@@ -18,11 +18,21 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from hessrmt.errors import DataError
-from hessrmt.experiments.experiment import Column, Estimate, Experiment, Pictures, Work, stem
-from hessrmt.experiments.trained import TrainedPreset, TrainedSettings, train_each
+from hessrmt.experiments.experiment import (
+    Column,
+    Estimate,
+    Experiment,
+    Pictures,
+    TrainedPreset,
+    TrainedSettings,
+    Work,
+    keyed,
+    stem,
+)
 from hessrmt.generalization.fits import BudgetFit, fit_budgets
 from hessrmt.plots import training as plots
-from hessrmt.runs.trajectory import LAST, Trajectory, TrajectoryPlan
+from hessrmt.runs import trajectory
+from hessrmt.runs.trajectory import Trajectory, TrajectoryPlan
 
 _QUANTITIES = {"loss": "best validation loss", "error": "best validation error"}
 
@@ -95,8 +105,7 @@ class BudgetRuns:
         return self._curves(what)[:, -1]
 
     def _curves(self, what: str) -> np.ndarray:
-        curves = [run.curve(LAST, f"test_{what}")[1] for run in self.runs]
-        return np.array(curves, dtype=np.float64)
+        return trajectory.curves(self.runs, trajectory.LAST, f"test_{what}")[1]
 
 
 def _over_seeds(
@@ -110,9 +119,9 @@ class TrainingBudget(Experiment[BudgetConfig, BudgetPreset, BudgetRuns]):
 
     settings = BudgetConfig
     columns = (
-        Column("", lambda e: e.name, key="run"),
+        *keyed(run="name"),
         Column("budget", lambda e: e.budget, key="budget"),
-        Column("", lambda e: e.model, key="model"),
+        *keyed(model="model"),
         Column("", lambda e: e.runs[0].origin, key="data"),
         _over_seeds("best loss", "best", "loss", ".4f", "best_loss", terminal="best\nloss"),
         _over_seeds("at epoch", "attained", "loss", ".1f", "best_loss_epoch", terminal="at epoch"),
@@ -128,24 +137,30 @@ class TrainingBudget(Experiment[BudgetConfig, BudgetPreset, BudgetRuns]):
         _over_seeds("", "last", "error", "", "last_error"),
     )
 
-    def compute(self, work: Work[BudgetConfig, BudgetPreset]) -> list[BudgetRuns]:  # noqa: D102
-        runs = train_each(work, work.size.budgets, partial(_plan, work.settings, work.size))
+    def compute(self, work: Work[BudgetConfig, BudgetPreset]) -> list[BudgetRuns]:
+        """See :class:`~hessrmt.experiments.experiment.Experiment`."""
+        runs = work.trajectories(work.size.budgets, partial(_plan, work.settings, work.size))
         pairs = zip(work.size.budgets, runs, strict=True)
         return [BudgetRuns(budget, work.size.model, found) for budget, found in pairs]
 
-    def fits(self, entries: Sequence[BudgetRuns]) -> dict[str, Any]:  # noqa: D102
-        found, reasons = fitted(entries)
-        plain: dict[str, Any] = {what: fit.to_dict() for what, fit in found.items()}
-        return plain | {what: {"reason": reason} for what, reason in reasons.items()}
+    def fits(self, entries: Sequence[BudgetRuns]) -> dict[str, Any]:
+        """See :class:`~hessrmt.experiments.experiment.Experiment`."""
+        return {
+            what: {"reason": fit} if isinstance(fit, str) else fit.to_dict()
+            for what, fit in fitted(entries).items()
+        }
 
-    def conclusions(self, entries: Sequence[BudgetRuns]) -> dict[str, str]:  # noqa: D102
-        found, reasons = fitted(entries)
-        said = {_QUANTITIES[what]: reason for what, reason in reasons.items()}
-        return said | {_QUANTITIES[what]: _in_words(fit) for what, fit in found.items()}
+    def conclusions(self, entries: Sequence[BudgetRuns]) -> dict[str, str]:
+        """See :class:`~hessrmt.experiments.experiment.Experiment`."""
+        return {
+            _QUANTITIES[what]: fit if isinstance(fit, str) else _in_words(fit)
+            for what, fit in fitted(entries).items()
+        }
 
-    def figures(self, settings: BudgetConfig, entries: Sequence[BudgetRuns]) -> Pictures:  # noqa: D102
-        del settings
-        return {"budget": partial(plots.budget, curves(entries), fitted(entries)[0])}
+    def figures(self, entries: Sequence[BudgetRuns]) -> Pictures:
+        """See :class:`~hessrmt.experiments.experiment.Experiment`."""
+        laws = {what: fit for what, fit in fitted(entries).items() if isinstance(fit, BudgetFit)}
+        return {"budget": partial(plots.budget, curves(entries), laws)}
 
 
 def curves(
@@ -176,22 +191,22 @@ def curves(
     return found
 
 
-def fitted(entries: Sequence[BudgetRuns]) -> tuple[dict[str, BudgetFit], dict[str, str]]:
+def fitted(entries: Sequence[BudgetRuns]) -> dict[str, BudgetFit | str]:
     """Both laws, fitted to loss and error.
 
     Args:
         entries: All budgets.
 
     Returns:
-        ``loss`` and ``error`` to fits, and to the reasons why there are none.
+        ``loss`` and ``error``, where they are known, to the fit, or to why there is none.
     """
-    found, reasons = {}, {}
+    found: dict[str, BudgetFit | str] = {}
     for what, values in curves(entries).items():
         try:
             found[what] = fit_budgets(*values)
         except DataError as error:
-            reasons[what] = str(error)
-    return found, reasons
+            found[what] = str(error)
+    return found
 
 
 def _in_words(fit: BudgetFit) -> str:

@@ -428,7 +428,7 @@ def _soft_margins(outputs: Outputs, y: np.ndarray) -> tuple[Float64[np.ndarray, 
     rows = np.arange(len(y))
     others = outputs.copy()
     others[rows, y] = -np.inf
-    total = logsumexp(others, axis=1)
+    total = np.asarray(logsumexp(others, axis=1))
     gradient = -np.exp(others - total[:, None])
     gradient[rows, y] = 1.0
     return outputs[rows, y] - total, gradient

@@ -7,7 +7,7 @@ consistent if its ratio p-value is not small and ⟨r̃⟩ lies within three sta
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,23 +19,22 @@ from hessrmt.checks import whole
 from hessrmt.errors import DataError, OptionError
 from hessrmt.levels.goodness import (
     LAWS,
+    STATISTICS,
     MapUnordered,
     Null,
     SurrogatePlan,
     bulk,
-    distance,
+    distances,
     in_turn,
     likelihood_ratio,
     nulls,
-    p_value,
     plan,
-    statistic_law,
 )
 from hessrmt.levels.resampling import mean_and_error
 from hessrmt.levels.selection import Cutoff, Window, ratio_samples, select
 from hessrmt.levels.spacings import Fit, brody, of_spacings, superposition
-from hessrmt.levels.unfolding import unfold_selection
-from hessrmt.records import _html
+from hessrmt.levels.unfolding import Unfolded, unfold_selection
+from hessrmt.results import Result
 from hessrmt.theory import mean_ratio
 
 if TYPE_CHECKING:
@@ -86,7 +85,7 @@ _NOTES = (
 
 
 @dataclass(frozen=True)
-class LawFit:
+class LawFit(Result):
     """How level statistics compare with one law of random matrix theory.
 
     Distances lie in [0, 1]. A p-value is the share of surrogate data sets of the law (same sizes,
@@ -119,7 +118,7 @@ class LawFit:
 
 
 @dataclass(frozen=True)
-class LevelStatistics:
+class LevelStatistics(Result):
     """Local statistics of the levels of one or several spectra, and what they agree with.
 
     Attributes:
@@ -185,15 +184,12 @@ class LevelStatistics:
     seed: int
     notes: tuple[str, ...] = ()
 
-    def to_dict(self) -> dict[str, Any]:
-        """All of it as plain values, e.g. for JSON.
+    def shown(self) -> dict[str, str]:
+        """See :class:`.Result`: the mean ratio, what was used, and the distance from every law.
 
         Returns:
-            Attribute name to value; ``laws`` as a dictionary of dictionaries.
+            Name to value, in words.
         """
-        return asdict(self)
-
-    def _repr_html_(self) -> str:
         error = f" ± {self.mean_ratio_error:.4f}" if np.isfinite(self.mean_ratio_error) else ""
         rows = {
             "⟨r̃⟩": f"{self.mean_ratio:.4f}{error}",
@@ -203,7 +199,11 @@ class LevelStatistics:
         for name, law in self.laws.items():
             p = "" if law.ratio_p_value is None else f", p = {law.ratio_p_value:.3g}"
             rows[name] = f"D = {law.ratio_distance:.4f}{p}"
-        return _html(rows, self.conclusion)
+        return rows
+
+    def caption(self) -> str:
+        """The conclusion."""
+        return self.conclusion
 
 
 def analyze(
@@ -261,10 +261,10 @@ def analyze(
     except DataError as error:
         if isinstance(error, OptionError) or (unfold == "pooled" and len(selection.levels) < 2):
             raise
-        unfolded = None
+        unfolded = Unfolded(selection, (None,) * len(selection.levels), 0.0, "window", {}, rotate)
         why |= dict.fromkeys(_OF_SPACINGS, str(error))
     ratios = ratio_samples(selection)
-    spacings = unfolded.spacings if unfolded else []
+    spacings = unfolded.spacings
     all_ratios, all_spacings = _sorted(ratios), _sorted(spacings)  # once for all laws
     if not len(all_ratios):
         raise DataError("every spacing is zero: no ratio is defined; are the levels degenerate?")
@@ -274,8 +274,7 @@ def analyze(
     fifths, fifths_error = zip(*map(mean_and_error, parts), strict=True)
     drawn: dict[str, tuple[dict[str, Null], str]] = dict.fromkeys(LAWS, ({}, ""))
     if surrogates:
-        method, used = (unfolded.method, unfolded.options) if unfolded else ("window", {})
-        scheme = plan([*map(len, selection.levels)], method, used, rotate, surrogates, seed)
+        scheme = plan(unfolded, surrogates, seed)
         tick("surrogates", 0, len(LAWS))
         for done, (index, result) in enumerate(map_unordered(partial(_nulls, scheme), LAWS), 1):
             drawn[LAWS[index]] = result
@@ -284,23 +283,26 @@ def analyze(
         of_surrogates = ("p_values", "ratio_p_value", "spacing_p_value")
         why |= dict.fromkeys(of_surrogates, "no surrogates were asked for")
     why |= {f"{name}.spacing_p_value": reason for name, (_, reason) in drawn.items() if reason}
-    laws = {}
+    laws, goe = {}, STATISTICS["ratio"]("goe")
     for name in LAWS:
         null, expected = drawn[name][0], mean_ratio(name)
         sigmas = (mean - expected) / error if error > 0 else float("nan")
-        of_ratios = _tested(all_ratios, name, "ratio", null)
-        of_spacings = _tested(all_spacings, name, "spacing", null)
-        gain = likelihood_ratio(ratios, *(statistic_law(law, "ratio") for law in (name, "goe")))
-        laws[name] = LawFit(expected, sigmas, *of_ratios, *of_spacings, *gain)
+        of_ratio, of_spacing = (law(name) for law in STATISTICS.values())
+        laws[name] = LawFit(
+            expected,
+            sigmas,
+            *distances(all_ratios, of_ratio, null.get("ratio")),
+            *distances(all_spacings, of_spacing, null.get("spacing")),
+            *likelihood_ratio(ratios, of_ratio, goe),
+        )
     tick("surrogates", len(LAWS), len(LAWS))
-    resolution = unfolded.resolution if unfolded else 0.0
-    q = _fitted("brody", partial(brody, spacings, resolution), why)
+    q = _fitted("brody", partial(brody, spacings, unfolded.resolution), why)
     f = _fitted("superposition", partial(superposition, spacings), why)
     smoothed = mean_ratio_of_density(selection.levels, seed)
     if np.isnan(smoothed):
         why["mean_ratio_density"] = f"no spectrum has {2 * SMOOTH + 1} distinct levels"
     unresolved = selection.n_unresolved / selection.n_spacings
-    noted = (len(selection.unusable), selection.n_ties, resolution)
+    noted = (len(selection.unusable), selection.n_ties, unfolded.resolution)
     return LevelStatistics(
         n_spectra=len(selection.levels),
         **{name: getattr(selection, name) for name in _OF_SELECTION},
@@ -319,7 +321,7 @@ def analyze(
         laws=laws,
         conclusion=conclude(mean, error, laws, len(all_ratios), unresolved),
         not_computable=why,
-        unfolding=unfolded.words if unfolded else "none",
+        unfolding=unfolded.words,
         surrogates=surrogates,
         seed=seed,
         notes=tuple(note.format(x) for x, note in zip(noted, _NOTES, strict=True) if x),
@@ -344,18 +346,6 @@ def _nulls(scheme: SurrogatePlan, name: str) -> tuple[dict[str, Null], str]:
     except DataError as error:  # an unfolding that follows the data but not this law's spectra
         other = nulls(name, replace(scheme, method="window", options=()))
         return {"ratio": other["ratio"]}, f"the unfolding cannot follow surrogates: {error}"
-
-
-def _tested(
-    values: Levels, name: str, statistic: str, null: dict[str, Null]
-) -> tuple[float, float, float | None]:
-    """Both distances of all values from a law, and the p-value."""
-    if not len(values):
-        return float("nan"), float("nan"), None
-    law = statistic_law(name, statistic)
-    far = distance(values, law)
-    p = p_value(values, law, null[statistic]) if statistic in null else None
-    return far.kolmogorov_smirnov, far.anderson_darling, p
 
 
 def _fitted(name: str, fit: Callable[[], Fit], why: dict[str, str]) -> Fit:

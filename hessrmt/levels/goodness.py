@@ -5,7 +5,8 @@ Darling do not apply; p-values come from surrogate data sets: spectra of a known
 the same unfolding as the data. A bank of spectra is drawn once, and each surrogate data set is a
 random choice from it, so that hundreds of data sets cost little more than a few. Spectra of up to
 1,000 levels are imitated whole, at their own size; of longer ones a stretch from the bulk stands
-for the whole, since local statistics do not know the size, and :func:`p_value` scales fluctuations.
+for the whole, since local statistics do not know the size, and :func:`distances` scales their
+fluctuations.
 Surrogates are kept between runs, in the user's cache folder; losing them costs only time.
 """
 
@@ -14,37 +15,36 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from zipfile import ZipFile
 
 import numpy as np
 from jaxtyping import Float64
 from scipy.special import ndtr, pdtr
 
 from hessrmt import rng
-from hessrmt.checks import one_of
 from hessrmt.ensembles import block_levels, gaussian_levels, poisson_levels
-from hessrmt.errors import DataError, StoreError
+from hessrmt.errors import StoreError
 from hessrmt.files import write_whole
 from hessrmt.levels.resampling import Samples, mean_and_error
 from hessrmt.levels.spacings import log_of, of_spacings
-from hessrmt.levels.unfolding import pooled, unfold
+from hessrmt.levels.unfolding import Unfolded, pooled, unfold
 from hessrmt.theory import number_variance, ratio_law_folded, semicircle_cdf, spacing_law
 from hessrmt.theory.law import BETA_OF, NAMES
 
 if TYPE_CHECKING:
+    from hessrmt.arrays import Levels
     from hessrmt.theory import Law
 
-Values = Float64[np.ndarray, " n"]
 Grid = Float64[np.ndarray, " g"]
 Rows = Float64[np.ndarray, "spectra n"]
+Counts = Float64[np.ndarray, "rows g+1"]
 MapUnordered = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[tuple[int, Any]]]
-
-Options = dict[str, Any]
 
 LAWS = NAMES
 """Laws that level statistics are compared with; ``goe2`` is two superposed GOE blocks."""
@@ -54,7 +54,9 @@ POINTS = 512
 
 _LEVELS = (np.arange(POINTS) + 0.5) / POINTS
 
-_STATISTICS = {"ratio": ratio_law_folded, "spacing": spacing_law}
+STATISTICS = {"ratio": ratio_law_folded, "spacing": spacing_law}
+"""Ratios r̃ and nearest-neighbour spacings, to the function that gives the law of an ensemble."""
+
 
 _VERSION = 2
 """Part of the cache's key: raise it whenever the numbers would change."""
@@ -87,42 +89,57 @@ _MARGIN = 8
 """Levels at each end of a stretch that are dropped after unfolding."""
 
 
-class Distance(NamedTuple):
-    """Two distances between a sample and a law.
+class Null(NamedTuple):
+    """The empirical distribution function of surrogate data sets, on a law's quantiles.
 
     Attributes:
-        kolmogorov_smirnov: sup |F_n - F|, at every value of the sample.
-        anderson_darling: ∫(F_n - F)²/(F(1 - F)) dF; n times it is the usual statistic.
+        bias: (512,) what the unfolding does to the law; zero for ratios, which need none.
+        deviations: (surrogates, 512) of each surrogate data set from the mean over the bank.
+        size: Values in one surrogate data set.
+        bank: Values in the whole bank that the sets are chosen from.
     """
 
-    kolmogorov_smirnov: float
-    anderson_darling: float
+    bias: Grid
+    deviations: Float64[np.ndarray, "surrogates g"]
+    size: float
+    bank: float
 
 
-def distance(values: Values, law: Law) -> Distance:
-    """Distance of a sample from a law.
+def distances(
+    ordered: Levels, law: Law, null: Null | None = None
+) -> tuple[float, float, float | None]:
+    """Distances of a sample from a law, and how likely a spectrum of the law lies as far.
+
+    The surrogates' deviations are brought to the size of the data: sets of n' values chosen
+    without replacement from a bank of N' have the variance σ²(1/n' - 1/N') around the bank's mean,
+    the data have σ²/n around the law's.
 
     Args:
-        values: (n,) in any order.
-        law: A law with ``cdf``.
+        ordered: (n,) ascending.
+        law: With ``cdf`` and ``ppf``.
+        null: Surrogates of that law.
 
     Returns:
-        The distances, dimensionless.
-
-    Raises:
-        DataError: If there is no value.
+        Kolmogorov and Smirnov's sup |F_n - F| at every value of the sample; Anderson and Darling's
+        ∫(F_n - F)²/(F(1 - F)) dF, n times which is the usual statistic; and the p-value of the
+        former, (1 + surrogates at least as far)/(1 + surrogates), None without surrogates. NaN,
+        NaN and None without a value.
     """
-    n = len(values)
-    if n == 0:
-        raise DataError("a distance needs at least one value, got none")
-    ordered = np.sort(values, kind="stable")
+    n = len(ordered)
+    if not n:
+        return float("nan"), float("nan"), None
     below = np.asarray(law.cdf(ordered))
     # at each value F_n rises from i/n to (i + 1)/n; of tied values the first and last decide
     steps = np.arange(n + 1) / n
     largest = float(np.maximum(steps[1:] - below, below - steps[:-1]).max())
-    difference = empirical(ordered, quantiles(law)) - _LEVELS
-    weighted = difference**2 / (_LEVELS * (1 - _LEVELS))
-    return Distance(largest, float(weighted.mean()))
+    difference = np.searchsorted(ordered, quantiles(law), side="right") / n - _LEVELS
+    weighted = float((difference**2 / (_LEVELS * (1 - _LEVELS))).mean())
+    if null is None:
+        return largest, weighted, None
+    scale = ((1 / n) / (1 / null.size - 1 / null.bank)) ** 0.5
+    surrogates = np.abs(null.bias + scale * null.deviations).max(axis=1)
+    as_far = int(np.count_nonzero(surrogates >= np.abs(difference).max()))
+    return largest, weighted, (1 + as_far) / (1 + len(surrogates))
 
 
 @cache
@@ -136,33 +153,6 @@ def quantiles(law: Law) -> Grid:
         (512,) ascending points.
     """
     return np.asarray(law.ppf(_LEVELS))
-
-
-def empirical(ordered: Values, points: Grid) -> Grid:
-    """Empirical distribution function F_n at some points.
-
-    Args:
-        ordered: (n,) ascending sample.
-        points: (g,).
-
-    Returns:
-        (g,) shares of the sample at or below each point.
-    """
-    return np.searchsorted(ordered, points, side="right") / len(ordered)
-
-
-def statistic_law(name: str, statistic: str) -> Law:
-    """The law of a statistic for one of :data:`LAWS`.
-
-    Args:
-        name: Of the ensemble.
-        statistic: ``"ratio"`` for r̃, ``"spacing"`` for nearest-neighbour spacings.
-
-    Returns:
-        The law.
-    """
-    one_of("statistic", statistic, _STATISTICS)
-    return _STATISTICS[statistic](name)
 
 
 def likelihood_ratio(samples: Samples, law: Law, reference: Law) -> tuple[float, float]:
@@ -182,43 +172,6 @@ def likelihood_ratio(samples: Samples, law: Law, reference: Law) -> tuple[float,
     Source: Vuong 1989.
     """
     return mean_and_error([log_of(law.pdf(v)) - log_of(reference.pdf(v)) for v in samples])
-
-
-class Null(NamedTuple):
-    """The empirical distribution function of surrogate data sets, on a law's quantiles.
-
-    Attributes:
-        bias: (512,) what the unfolding does to the law; zero for ratios, which need none.
-        deviations: (surrogates, 512) of each surrogate data set from the mean over the bank.
-        size: Values in one surrogate data set.
-        bank: Values in the whole bank that the sets are chosen from.
-    """
-
-    bias: Grid
-    deviations: Float64[np.ndarray, "surrogates g"]
-    size: float
-    bank: float
-
-
-def p_value(values: Values, law: Law, null: Null) -> float:
-    """Share of surrogate data sets at least as far from a law as the data.
-
-    The surrogates' deviations are brought to the size of the data: sets of n' values chosen
-    without replacement from a bank of N' have the variance σ²(1/n' - 1/N') around the bank's mean,
-    the data have σ²/n around the law's.
-
-    Args:
-        values: (n,) the data, in any order.
-        law: The law that both are measured from.
-        null: Surrogates of that law.
-
-    Returns:
-        (1 + number of surrogates at least as far)/(1 + number of surrogates), in (0, 1].
-    """
-    scale = ((1 / len(values)) / (1 / null.size - 1 / null.bank)) ** 0.5
-    surrogate = np.abs(null.bias + scale * null.deviations).max(axis=1)
-    found = np.abs(empirical(np.sort(values, kind="stable"), quantiles(law)) - _LEVELS).max()
-    return float((1 + np.count_nonzero(surrogate >= found)) / (1 + len(surrogate)))
 
 
 @dataclass(frozen=True)
@@ -246,22 +199,18 @@ class SurrogatePlan:
     seed: int
 
 
-def plan(
-    sizes: Sequence[int], method: str, options: Options, rotate: bool, surrogates: int, seed: int
-) -> SurrogatePlan:
-    """Surrogates for spectra of given sizes.
+def plan(unfolded: Unfolded, surrogates: int, seed: int) -> SurrogatePlan:
+    """Surrogates for spectra as given, with the same unfolding.
 
     Args:
-        sizes: Levels of each spectrum of the data; their median is imitated.
-        method: Unfolding method.
-        options: Of the method.
-        rotate: For ``pooled``.
+        unfolded: The data; the median of their numbers of levels is imitated.
         surrogates: Data sets.
         seed: Of everything random.
 
     Returns:
         Whole spectra where the data are small, stretches where they are large.
     """
+    sizes, method = [len(row) for row in unfolded.selection.levels], unfolded.method
     count, levels = len(sizes), max(3, int(np.median(sizes)))
     whole = levels <= _WHOLE and count * levels <= _WHOLE_IN_ALL
     if not whole:
@@ -275,8 +224,9 @@ def plan(
     elif method != "pooled":
         # fewer than a handful of spectra make a poor choice from a bank
         count = max(count, 5)
-    ordered = tuple(sorted(options.items()))
-    return SurrogatePlan(count, levels, whole, method, ordered, rotate, surrogates, seed)
+    options = tuple(sorted(unfolded.options.items()))
+    how = method, options, unfolded.rotate
+    return SurrogatePlan(count, levels, whole, *how, surrogates, seed)
 
 
 def nulls(law: str, plan: SurrogatePlan) -> dict[str, Null]:
@@ -296,40 +246,31 @@ def nulls(law: str, plan: SurrogatePlan) -> dict[str, Null]:
 
     name = hashlib.sha256(text.encode()).hexdigest()[:24]
     path = Path(os_cache("hessrmt")) / "surrogates" / f"{name}.npz"
-    found = read_nulls(path, plan.surrogates)
+    found = read_nulls(path)
     if found is None:
         found = _simulate(law, plan)
         write_nulls(path, found)
     return found
 
 
-def read_nulls(path: Path, surrogates: int) -> dict[str, Null] | None:
+def read_nulls(path: Path) -> dict[str, Null] | None:
     """Surrogates from a file of the cache.
 
     Args:
         path: The file.
-        surrogates: Data sets expected.
 
     Returns:
-        ``"ratio"`` and ``"spacing"`` to the surrogates; None if the file is not there, damaged, or
-        not what was expected.
+        ``"ratio"`` and ``"spacing"`` to the surrogates; None if the file is not there or damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with ZipFile(path) as archive, np.load(path, allow_pickle=False) as file:
             found = {
                 name: Null(*(file[f"{name}_{field}"][()] for field in Null._fields))
-                for name in _STATISTICS
+                for name in STATISTICS
             }
-        whole = all(
-            null.bias.shape == (POINTS,)
-            and null.deviations.shape == (surrogates, POINTS)
-            and np.isfinite(np.vstack([null.bias, null.deviations])).all()
-            and 0 < null.size < null.bank
-            for null in found.values()
-        )
+            return None if archive.testzip() else found  # the checksums of everything
     except Exception:  # damage raises what zip, numpy's header or the tokenizer raise
         return None
-    return found if whole else None
 
 
 def write_nulls(path: Path, found: dict[str, Null]) -> None:
@@ -368,10 +309,10 @@ def _simulate(law: str, plan: SurrogatePlan) -> dict[str, Null]:
     bank, straight = _draw(law, plan)
     choose = rng.stream(plan.seed, "surrogates", law, "choice")
     chosen = [choose.choice(len(bank), plan.spectra, replace=False) for _ in range(plan.surrogates)]
-    points = quantiles(statistic_law(law, "ratio"))
+    points = quantiles(STATISTICS["ratio"](law))
     steps = [np.diff(row) for row in bank]
     ratios = np.array([_counts(of_spacings(step[:-1], step[1:]), points) for step in steps])
-    points = quantiles(statistic_law(law, "spacing"))
+    points = quantiles(STATISTICS["spacing"](law))
     if plan.method == "pooled":
         spacing = _pooled_null(law, bank, chosen, plan, points)
     else:
@@ -381,30 +322,27 @@ def _simulate(law: str, plan: SurrogatePlan) -> dict[str, Null]:
         # the same spectra unfolded with their known density (the semicircle holds not quite to
         # its ends): the difference is what the method does to the law
         edge = max(_MARGIN, plan.levels // 10) if plan.levels > 4 * _MARGIN else 0
-        exact = [_counts(np.diff(row[edge : len(row) - edge]), points) for row in straight]
-        spacing = _null(counts, chosen, np.array(exact))
-    return {"ratio": _null(ratios, chosen), "spacing": spacing}
+        exact = np.array([_counts(np.diff(r[edge : len(r) - edge]), points) for r in straight])
+        spacing = _null(_sets(counts, chosen), counts, _share(counts) - _share(exact))
+    return {"ratio": _null(_sets(ratios, chosen), ratios, np.zeros(POINTS)), "spacing": spacing}
 
 
 def _pooled_null(
     law: str, bank: Rows, chosen: list[np.ndarray], plan: SurrogatePlan, points: Grid
 ) -> Null:
-    counts, groups = [], ()
+    counts, members = [], []
     for number, which in enumerate(chosen):
         found = pooled(list(bank[which]), rotate=plan.rotate, seed=plan.seed + number)
         unfolded = np.array([row for row in found.levels if row is not None])
         counts.append(_counts(_inner(np.diff(unfolded), plan).ravel(), points))
-        groups = found.groups
-    sets = np.array(counts)
-    shares, size = sets[:, :-1] / sets[:, -1:], float(sets[:, -1].mean())
-    members = np.bincount(groups)[: None if plan.rotate else 1]
-    law_below = np.asarray(statistic_law(law, "spacing").cdf(points))
+        members = np.bincount(found.groups).tolist()[: None if plan.rotate else 1]
+    law_below = np.asarray(STATISTICS["spacing"](law).cdf(points))
     bias = sum(
-        share * (pooled_cdf(points, law, plan.spectra - own) - law_below)
-        for own, share in zip(members, members / members.sum(), strict=True)
+        own / sum(members) * (pooled_cdf(points, law, plan.spectra - own) - law_below)
+        for own in members
     )
-    deviations = shares - shares.mean(axis=0)
-    return Null(np.asarray(bias), deviations, size, size * len(bank) / plan.spectra)
+    sets = np.array(counts)
+    return _null(sets, sets * (len(bank) / plan.spectra / len(sets)), np.asarray(bias))
 
 
 def pooled_cdf(s: Grid, law: str, pool: int) -> Grid:
@@ -425,7 +363,7 @@ def pooled_cdf(s: Grid, law: str, pool: int) -> Grid:
     nodes, weights = np.polynomial.legendre.leggauss(400)
     end = 12.0 if law != "poisson" else 40.0
     t = (nodes + 1) * end / 2
-    density = weights * end / 2 * np.asarray(statistic_law(law, "spacing").pdf(t))
+    density = weights * end / 2 * np.asarray(STATISTICS["spacing"](law).pdf(t))
     whole = np.floor(pool * s * (1 + 1e-12))
     if law == "poisson":
         return pdtr(whole[:, None], pool * t) @ density
@@ -433,23 +371,22 @@ def pooled_cdf(s: Grid, law: str, pool: int) -> Grid:
     return ndtr((whole[:, None] + 0.5 - pool * t) / spread) @ density
 
 
-def _share(counts: Float64[np.ndarray, "rows g+1"]) -> Grid:
+def _sets(counts: Counts, chosen: list[np.ndarray]) -> Counts:
+    return np.array([counts[which].sum(axis=0) for which in chosen])
+
+
+def _share(counts: Counts) -> Grid:
     """Share of the values of some rows at or below each point."""
     total = counts.sum(axis=0)
     return total[:-1] / total[-1]
 
 
-def _null(counts: np.ndarray, chosen: list[np.ndarray], exact: np.ndarray | None = None) -> Null:
-    mean = _share(counts)
-    return Null(
-        bias=np.zeros(len(mean)) if exact is None else mean - _share(exact),
-        deviations=np.array([_share(counts[which]) for which in chosen]) - mean,
-        size=float(np.mean([counts[which, -1].sum() for which in chosen])),
-        bank=float(counts[:, -1].sum()),
-    )
+def _null(sets: Counts, bank: Counts, bias: Grid) -> Null:
+    deviations = sets[:, :-1] / sets[:, -1:] - _share(bank)
+    return Null(bias, deviations, float(sets[:, -1].mean()), float(bank[:, -1].sum()))
 
 
-def _counts(values: Values, points: Grid) -> Float64[np.ndarray, " g+1"]:
+def _counts(values: Levels, points: Grid) -> Float64[np.ndarray, " g+1"]:
     """How many values lie at or below each point, and how many there are."""
     below = np.searchsorted(np.sort(values), points, side="right")
     return np.append(below, len(values)).astype(np.float64)
@@ -463,29 +400,24 @@ def _inner(spacings: np.ndarray, plan: SurrogatePlan) -> np.ndarray:
 def _draw(law: str, plan: SurrogatePlan) -> tuple[Rows, Rows]:
     """The bank, and the same spectra unfolded with the density they were drawn with."""
     generator = rng.stream(plan.seed, "surrogates", law, "bank")
-    enough = min(-(-_BANK_LEVELS // plan.levels), _BANK_MOST)
-    count = max(_BANK * plan.spectra, enough)
-    bank, straight = np.swapaxes([_spectrum(law, plan, generator) for _ in range(count)], 0, 1)
-    return bank, straight
-
-
-def _spectrum(
-    law: str, plan: SurrogatePlan, generator: np.random.Generator
-) -> tuple[Values, Values]:
     n, beta = plan.levels, BETA_OF.get(law, 1)
+    count = max(_BANK * plan.spectra, min(-(-_BANK_LEVELS // n), _BANK_MOST))
     sizes = [n // 2, n - n // 2] if law == "goe2" else [n]
-    if law == "poisson":
-        levels = poisson_levels(n, generator)
-    elif plan.whole:
-        levels = block_levels(sizes, generator, beta)
-        return levels, n * np.asarray(semicircle_cdf(levels, radius=2 * (beta * n) ** 0.5))
-    else:
-        blocks = [bulk(size, beta, generator) * n / size for size in sizes]
-        levels = np.sort(np.concatenate(blocks))
-    return levels, levels
+
+    def spectrum() -> Levels:
+        if law == "poisson":
+            return poisson_levels(n, generator)
+        if plan.whole:
+            return block_levels(sizes, generator, beta)
+        return np.sort(np.concatenate([bulk(k, beta, generator) * n / k for k in sizes]))
+
+    bank = np.array([spectrum() for _ in range(count)])
+    if law == "poisson" or not plan.whole:
+        return bank, bank
+    return bank, n * np.asarray(semicircle_cdf(bank, radius=2 * (beta * n) ** 0.5))
 
 
-def bulk(n: int, beta: int, generator: np.random.Generator) -> Values:
+def bulk(n: int, beta: int, generator: np.random.Generator) -> Levels:
     """Levels of mean spacing 1 from the middle of a spectrum twice as large.
 
     Args:

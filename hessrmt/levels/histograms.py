@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hessrmt.checks import one_of
 from hessrmt.errors import DataError
-from hessrmt.levels.goodness import nulls, plan, quantiles, statistic_law
+from hessrmt.levels.goodness import STATISTICS, nulls, plan, quantiles
 from hessrmt.levels.longrange import BLOCK, form_factor, number_variance, rigidity
-from hessrmt.levels.resampling import ENOUGH, histogram, mean_and_error, units, with_error
+from hessrmt.levels.resampling import ENOUGH, histogram, in_bins, mean_and_error, with_error
 from hessrmt.levels.selection import Selection, ratio_samples
 from hessrmt.levels.spacings import of_spacings
-from hessrmt.levels.unfolding import Unfolded
-from hessrmt.levels.unfolding import window as smoothed_by_window
+from hessrmt.levels.unfolding import NEIGHBOURS, Unfolded, enough
+from hessrmt.results import Result
 
 if TYPE_CHECKING:
     from jaxtyping import Float64
     from numpy.typing import ArrayLike
 
     from hessrmt.arrays import Levels
+    from hessrmt.levels.resampling import Samples
     from hessrmt.records import Spectrum
 
     Grid = Float64[np.ndarray, " k"]
-    Samples = list[Float64[np.ndarray, " n"]]
-
-FEWEST_UNITS = 5
-"""Spectra, or stretches of them, below which a standard error is not worth showing."""
 
 _BINS_OF_A_DECADE = 5
 
@@ -41,6 +39,7 @@ _NARROWEST, _WIDEST, _STEP_PARTS = 0.05, 0.4, 8
 _FEWEST_BINS, _MOST_BINS = {True: 8, False: 20}, {True: 40, False: 100}
 """Of folded ratios and of others."""
 
+_OF_LENGTHS = {"number_variance": number_variance, "rigidity": rigidity}
 _SHORTEST, _LONGEST, _LENGTHS = 0.2, 50.0, 25
 _LATEST = 2.0
 _TIME_BINS = {True: (0.05, 5), False: (0.1, 10)}
@@ -51,7 +50,7 @@ _INDEPENDENT, _FEWEST_PARTS = 1.5, 5
 
 
 @dataclass(frozen=True)
-class SpacingHistogram:
+class SpacingHistogram(Result, axes={"bin": "density error"}, picture="levels.spacings"):
     """P(s) of unfolded spacings, in bins.
 
     Attributes:
@@ -74,15 +73,9 @@ class SpacingHistogram:
     surrogates: int = 0
     unfolded_alike: tuple[Grid, Grid] | None = None
 
-    def plot(self, title: str = "", *, ax: Any = None, blocks: bool = False) -> Any:
-        """Draw it beside the laws; see :func:`hessrmt.plots.levels.spacings`."""
-        from hessrmt.plots.levels import spacings
-
-        return spacings(self, title, ax=ax, blocks=blocks)
-
 
 @dataclass(frozen=True)
-class RatioHistogram:
+class RatioHistogram(Result, axes={"bin": "density error"}, picture="levels.ratios"):
     """P(r̃), or P(r) up to a cut, in bins.
 
     Attributes:
@@ -105,15 +98,9 @@ class RatioHistogram:
     mean: float
     mean_error: float
 
-    def plot(self, title: str = "", *, ax: Any = None) -> Any:
-        """Draw it beside the laws; see :func:`hessrmt.plots.levels.ratios`."""
-        from hessrmt.plots.levels import ratios
-
-        return ratios(self, title, ax=ax)
-
 
 @dataclass(frozen=True)
-class LongRange:
+class LongRange(Result, axes={"at": "at values errors"}, picture="levels.long_range"):
     """Number variance, rigidity or form factor of some spectra, with its standard error.
 
     Attributes:
@@ -134,12 +121,6 @@ class LongRange:
     n_levels: int
     n_spectra: int
     reach: int | None = None
-
-    def plot(self, title: str = "", *, ax: Any = None, blocks: bool = True) -> Any:
-        """Draw it beside the laws; see :func:`hessrmt.plots.levels.long_range`."""
-        from hessrmt.plots.levels import long_range
-
-        return long_range(self, title, ax=ax, blocks=blocks)
 
 
 def spacing_histogram(
@@ -174,12 +155,10 @@ def spacing_histogram(
     spread = [np.add.outer(x, _over_step(step)).ravel() for x in samples] if step else samples
     alike = None
     if surrogates:
-        try:
+        with suppress(DataError):  # an unfolding by the data's own law does not fit these
             alike = _unfolded_alike(unfolded, edges, surrogates, seed)
-        except DataError:  # an unfolding that fits the data, e.g. by their own law, but not these
-            alike = None
     return SpacingHistogram(
-        edges, *_with_bars(spread, edges), count, len(samples), surrogates, alike
+        edges, *histogram(spread, edges), count, len(samples), surrogates, alike
     )
 
 
@@ -220,7 +199,7 @@ def ratio_histogram(
         bins = int(np.clip(wanted, _FEWEST_BINS[folded], _MOST_BINS[folded]))
     edges = np.linspace(0, end, bins + 1)
     mean = mean_and_error(every) if folded else (math.nan, math.nan)  # r has no mean in theory
-    return RatioHistogram(edges, *_with_bars(samples, edges), count, len(samples), folded, *mean)
+    return RatioHistogram(edges, *histogram(samples, edges), count, len(samples), folded, *mean)
 
 
 def long_range(unfolded: Unfolded, statistic: str, at: ArrayLike | None = None) -> LongRange:
@@ -247,10 +226,7 @@ def long_range(unfolded: Unfolded, statistic: str, at: ArrayLike | None = None) 
     number = sum(map(len, rows)), len(rows)
     if statistic == "form_factor":
         return LongRange(statistic, *_form_factor(rows, span, asked), *number)
-    if statistic not in {"number_variance", "rigidity"}:
-        raise DataError(
-            f"unknown statistic {statistic!r}; known are number_variance, rigidity and form_factor"
-        )
+    one_of("statistic", statistic, [*_OF_LENGTHS, "form_factor"])
     if asked is None:
         end = min(_LONGEST, span / 4)
         if not end > _SHORTEST:
@@ -259,14 +235,12 @@ def long_range(unfolded: Unfolded, statistic: str, at: ArrayLike | None = None) 
                 "quarter of that"
             )
         asked = np.geomspace(_SHORTEST, end, _LENGTHS)
-    measure = number_variance if statistic == "number_variance" else rigidity
+    measure = _OF_LENGTHS[statistic]
     value, error = with_error(lambda levels: np.asarray(measure(levels, asked)), rows)
     reach = None
     if unfolded.method == "window":
-        default = inspect.signature(smoothed_by_window).parameters["neighbours"].default
         shortest = min(map(len, unfolded.selection.levels))
-        used = min(int(unfolded.options.get("neighbours", default)), max(2, shortest // 4))
-        reach = 2 * used - 1
+        reach = 2 * enough(unfolded.options.get("neighbours", NEIGHBOURS), shortest) - 1
     return LongRange(statistic, asked, value, error, *number, reach)
 
 
@@ -285,9 +259,9 @@ def mean_ratios(spectra: Sequence[Spectrum]) -> Float64[np.ndarray, "n 2"]:
 
 
 def _form_factor(rows: Samples, span: float, asked: Grid | None) -> tuple[Grid, Grid, Grid]:
-    enough = len(rows) >= ENOUGH
+    many = len(rows) >= ENOUGH
     if asked is None:
-        width, parts = _TIME_BINS[enough]
+        width, parts = _TIME_BINS[many]
         span = min(span, BLOCK)
         first = math.ceil(10 / span / width) * width if span > 0 else math.inf
         if not first <= _LATEST / 2:
@@ -305,19 +279,13 @@ def _form_factor(rows: Samples, span: float, asked: Grid | None) -> tuple[Grid, 
     def table(levels: Samples) -> Float64[np.ndarray, "m parts"]:
         return np.asarray(form_factor(levels, fine)).reshape(len(tau), parts)
 
-    if enough:
+    if many:
         return tau, *with_error(lambda levels: table(levels).mean(axis=1), rows)
     values = table(rows)  # K of one spectrum scatters about its mean from one τ to the next
     error = np.full(len(tau), np.nan)
     if parts >= _FEWEST_PARTS:
         error = values.std(axis=1, ddof=1) / parts**0.5
     return tau, values.mean(axis=1), error
-
-
-def _with_bars(samples: Samples, edges: Grid) -> tuple[Grid, Grid]:
-    """Density and standard error, NaN where too few units make it not worth showing."""
-    density, error = histogram(samples, edges)
-    return density, error if len(units(samples)) >= FEWEST_UNITS else np.full_like(error, np.nan)
 
 
 def _spacing_edges(count: float, step: float) -> Grid:
@@ -337,10 +305,8 @@ def _unfolded_alike(
     unfolded: Unfolded, edges: Grid, surrogates: int, seed: int
 ) -> tuple[Grid, Grid]:
     """Density of GOE spacings after the data's unfolding, in bins like theirs."""
-    sizes = [len(levels) for levels in unfolded.selection.levels]
-    method, options, rotate = unfolded.method, unfolded.options, unfolded.rotate
-    null = nulls("goe", plan(sizes, method, options, rotate, surrogates, seed))["spacing"]
-    law = statistic_law("goe", "spacing")
+    null = nulls("goe", plan(unfolded, surrogates, seed))["spacing"]
+    law = STATISTICS["spacing"]("goe")
     points = quantiles(law)
     below = np.asarray(law.cdf(points)) + null.bias
     if unfolded.resolution == 0:
@@ -354,7 +320,7 @@ def _unfolded_alike(
 
 
 @dataclass(frozen=True)
-class DensityHistogram:
+class DensityHistogram(Result, axes={"bin": "density error"}):
     """Density of the levels of some spectra, in bins.
 
     Attributes:
@@ -377,7 +343,7 @@ class DensityHistogram:
 
 
 @dataclass(frozen=True)
-class DecadeHistogram:
+class DecadeHistogram(Result):
     """Levels of one spectrum in each decade of |λ|, in bins.
 
     Attributes:
@@ -464,11 +430,7 @@ def mean_counts(rows: Sequence[Levels], edges: Levels) -> Float64[np.ndarray, "2
         (k,) mean numbers per unit of the axis, and (k,) their standard errors over the spectra, NaN
         from fewer than five.
     """
-    counts = np.array([np.histogram(row, edges)[0] for row in rows]) / np.diff(edges)
-    mean, error = counts.mean(axis=0), np.full(len(edges) - 1, np.nan)
-    if len(rows) >= FEWEST_UNITS:
-        error = counts.std(axis=0, ddof=1) / len(rows) ** 0.5
-    return np.array([mean, error])
+    return np.array(in_bins(rows, edges, [1] * len(rows)))
 
 
 def _ascending(groups: Mapping[str, Sequence[Levels]]) -> dict[str, list[Levels]]:

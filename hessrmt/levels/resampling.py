@@ -8,7 +8,7 @@ Source: Miller 1974 (the jackknife).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -16,9 +16,7 @@ from jaxtyping import Float64
 
 from hessrmt.errors import DataError
 
-Values = Float64[np.ndarray, " n"]
-Rows = list[Values]
-Samples = Sequence[Values]
+Samples = Sequence[Float64[np.ndarray, " n"]]
 """Values or levels of several spectra, one array for each."""
 
 Curve = Float64[np.ndarray, " m"]
@@ -26,11 +24,14 @@ Curve = Float64[np.ndarray, " m"]
 ENOUGH = 10
 """Spectra from which whole spectra are resampled."""
 
+FEWEST_UNITS = 5
+"""Spectra, or stretches of them, below which the error of a histogram is not worth showing."""
+
 _STRETCHES, _GROUPS = 20, 10
 _SHORTEST = 20
 
 
-def units(samples: Samples) -> Rows:
+def units(samples: Samples) -> Samples:
     """What is resampled: the spectra, or contiguous stretches of them if they are fewer than ten.
 
     Args:
@@ -53,9 +54,6 @@ def units(samples: Samples) -> Rows:
 def mean_and_error(samples: Samples) -> tuple[float, float]:
     """Mean of all values, and its standard error by the jackknife over units.
 
-    For a ratio of sums x̄ = ΣS_b/ΣN_b the jackknife gives var = B/(B-1) Σ(S_b - x̄ N_b)²/N²
-    (Miller 1974), in the linear approximation, which is exact for equal N_b.
-
     Args:
         samples: Values of each spectrum.
 
@@ -66,18 +64,11 @@ def mean_and_error(samples: Samples) -> tuple[float, float]:
     if not parts:
         return float("nan"), float("nan")
     sums = np.array([part.sum() for part in parts])
-    counts = np.array([len(part) for part in parts], dtype=np.float64)
-    mean = sums.sum() / counts.sum()
-    if len(parts) < 2:
-        return float(mean), float("nan")
-    residuals = sums - mean * counts
-    variance = len(parts) / (len(parts) - 1) * (residuals @ residuals) / counts.sum() ** 2
-    return float(mean), float(np.sqrt(variance))
+    mean, error = _of_units(sums, [len(part) for part in parts])
+    return float(mean), float(error)
 
 
-def histogram(
-    samples: Samples, edges: Float64[np.ndarray, " k+1"]
-) -> tuple[Float64[np.ndarray, " k"], Float64[np.ndarray, " k"]]:
+def histogram(samples: Samples, edges: Float64[np.ndarray, " k+1"]) -> tuple[Curve, Curve]:
     """Density of all values in bins, and its standard error over units.
 
     Args:
@@ -85,19 +76,44 @@ def histogram(
         edges: Of the bins, ascending; values outside count in the norm.
 
     Returns:
-        Density and standard error in each bin, per unit of the values.
+        Density and standard error in each bin, per unit of the values; errors of NaN from too few
+        units.
     """
     parts = units(samples)
-    counts = np.array([np.histogram(part, edges)[0] for part in parts], dtype=np.float64)
-    sizes = np.array([len(part) for part in parts], dtype=np.float64)
-    share = counts.sum(axis=0) / sizes.sum()
-    residuals = counts - share * sizes[:, None]
-    correction = len(parts) / max(1, len(parts) - 1)
-    error = np.sqrt(correction * (residuals**2).sum(axis=0)) / sizes.sum()
-    return share / np.diff(edges), error / np.diff(edges)
+    return in_bins(parts, edges, [len(part) for part in parts])
 
 
-def with_error(statistic: Callable[[Rows], Curve], rows: Rows) -> tuple[Curve, Curve]:
+def in_bins(
+    parts: Samples, edges: Float64[np.ndarray, " k+1"], sizes: Sequence[float]
+) -> tuple[Curve, Curve]:
+    """As :func:`histogram`, for given units and what each adds to the total (1: values a unit)."""
+    counts = np.array([np.histogram(part, edges)[0] for part in parts])
+    number, error = _of_units(counts, sizes)
+    if len(parts) < FEWEST_UNITS:
+        error = np.full_like(error, np.nan)
+    return number / np.diff(edges), error / np.diff(edges)
+
+
+def _of_units(sums: np.ndarray, sizes: Sequence[float]) -> tuple[Curve, Curve]:
+    """Ratio of sums x̄ = ΣS_b/ΣN_b over B units, and its standard error by the jackknife.
+
+    The variance is B/(B-1) Σ(S_b - x̄ N_b)²/N² (Miller 1974), in the linear approximation, which
+    is exact for equal N_b; NaN for a single unit.
+
+    Args:
+        sums: (B, ...) S_b.
+        sizes: (B,) N_b.
+
+    Returns:
+        x̄ and its error, in the shape of S_b.
+    """
+    total, count = np.sum(sizes), len(sizes)
+    mean = sums.sum(axis=0) / total
+    squares = ((sums - np.multiply.outer(sizes, mean)) ** 2).sum(axis=0)
+    return mean, np.sqrt(count / (count - 1) * squares) / total if count > 1 else np.nan * mean
+
+
+def with_error(statistic: Callable[[Samples], Curve], rows: Samples) -> tuple[Curve, Curve]:
     """A statistic of all spectra, and its standard error by the jackknife over ten groups.
 
     From ten spectra on a group is every tenth spectrum; fewer spectra are cut into stretches, and
@@ -111,30 +127,25 @@ def with_error(statistic: Callable[[Rows], Curve], rows: Rows) -> tuple[Curve, C
         The (m,) values and standard errors; NaN where what is left cannot be evaluated.
     """
     value = statistic(rows)
-    kept = _leaving_out(rows)
-    unknown = value, np.full(len(value), np.nan)
-    if len(kept) < 2:
-        return unknown
     try:
-        others = np.array([statistic(rest) for rest in kept])
+        others = np.array([statistic(rest) for rest in _leaving_out(rows)])
     except DataError:  # what is left of one spectrum is shorter than the longest window
-        return unknown
-    groups = len(kept)
-    squares = ((others - others.mean(axis=0)) ** 2).sum(axis=0)
-    return value, np.sqrt((groups - 1) / groups * squares)
+        others = np.empty(0)
+    if len(others) < 2:
+        return value, np.full(len(value), np.nan)
+    return value, np.sqrt(len(others) - 1) * others.std(axis=0)
 
 
-def _leaving_out(rows: Rows) -> list[Rows]:
+def _leaving_out(rows: Samples) -> Iterator[Samples]:
     """The data without each group in turn."""
     if len(rows) >= ENOUGH:
-        return [
-            [row for i, row in enumerate(rows) if i % _GROUPS != group] for group in range(_GROUPS)
-        ]
+        for group in range(_GROUPS):
+            yield [row for i, row in enumerate(rows) if i % _GROUPS != group]
+        return
     wanted = -(-_GROUPS // len(rows))
-    kept = []
     for i, row in enumerate(rows):
         parts = max(1, min(wanted, len(row) // _SHORTEST))
         for start, stop in pairwise(np.linspace(0, len(row), parts + 1).astype(int)):
             pieces = [*rows[:i], row[:start], row[stop:], *rows[i + 1 :]]
-            kept.append([piece for piece in pieces if len(piece) >= _SHORTEST])
-    return [rest for rest in kept if rest]
+            if rest := [piece for piece in pieces if len(piece) >= _SHORTEST]:
+                yield rest

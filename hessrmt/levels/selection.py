@@ -18,13 +18,14 @@ from hessrmt.errors import DataError
 from hessrmt.levels.resampling import Samples
 from hessrmt.levels.spacings import ascending, of_spacings
 from hessrmt.records import PAPER_CUTOFF_SPACINGS, Spectrum
+from hessrmt.results import Result
 
 Cutoff = str | float | None
 Window = tuple[float, float] | None
 
 
 @dataclass(frozen=True)
-class Selection:
+class Selection(Result, derived="n_levels n_spacings n_ties n_unresolved"):
     """The levels of several spectra that a statistic is computed from.
 
     Attributes:

@@ -11,20 +11,20 @@ White 1982 (errors).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float64
 from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar
 
+from hessrmt.arrays import Levels
 from hessrmt.checks import real, real_array, whole
 from hessrmt.errors import DataError
 from hessrmt.levels.resampling import Samples, units
+from hessrmt.results import Result
 from hessrmt.theory.spacings import brody as brody_density
 from hessrmt.theory.spacings import superposed_spacing
-
-Values = Float64[np.ndarray, " n"]
 
 _STEP = 1e-3
 """Step of the numerical derivatives of the log-likelihood in its parameter."""
@@ -33,7 +33,7 @@ _BINS, _LONGEST = 4000, 12.0
 """Bins of the superposition fit: 0.003 mean spacings wide, over which the law changes by 1e-5."""
 
 
-def ascending(levels: ArrayLike, name: str = "levels") -> Values:
+def ascending(levels: ArrayLike, name: str = "levels") -> Levels:
     """Levels of one spectrum, checked and sorted.
 
     Args:
@@ -71,7 +71,7 @@ def rows_of(given: Any) -> list[Any]:
     return list(given) if several else [given]
 
 
-def spacings(unfolded: ArrayLike, order: int = 1) -> Values:
+def spacings(unfolded: ArrayLike, order: int = 1) -> Levels:
     """Spacings s_i = ξ_{i+k} - ξ_i of unfolded levels.
 
     Args:
@@ -89,7 +89,7 @@ def spacings(unfolded: ArrayLike, order: int = 1) -> Values:
     return ordered[whole("order", order, 1) :] - ordered[:-order]
 
 
-def ratios(levels: ArrayLike, folded: bool = True, order: int = 1) -> Values:
+def ratios(levels: ArrayLike, folded: bool = True, order: int = 1) -> Levels:
     """Ratios r̃_i = min(s_{i+1}, s_i) / max(s_{i+1}, s_i) of consecutive spacings.
 
     With ``folded=False`` r_i = s_{i+1}/s_i. Of order k the spacings are those of every k-th level,
@@ -112,7 +112,7 @@ def ratios(levels: ArrayLike, folded: bool = True, order: int = 1) -> Values:
     return of_spacings(step[:-order], step[order:], folded)
 
 
-def of_spacings(first: Values, second: Values, folded: bool = True) -> Values:
+def of_spacings(first: Levels, second: Levels, folded: bool = True) -> Levels:
     """Ratios second/first of two arrays of spacings, undefined pairs left out.
 
     Args:
@@ -142,7 +142,8 @@ def mean_ratio(levels: ArrayLike) -> float:
     return float(values.mean()) if len(values) else float("nan")
 
 
-class Fit(NamedTuple):
+@dataclass(frozen=True)
+class Fit(Result):
     """A fitted parameter.
 
     Attributes:
@@ -204,12 +205,12 @@ def superposition(spacings: Samples | ArrayLike) -> Fit:
     return _maximise(lambda f: counts @ log_of(superposed_spacing(middle, (1 - f, f))), (0.0, 0.5))
 
 
-def log_of(density: Values) -> Values:
+def log_of(density: Levels) -> Levels:
     """Logarithm of a density, finite where a law excludes a value."""
     return np.log(np.maximum(density, np.finfo(np.float64).tiny))
 
 
-def _maximise(by_unit: Callable[[float], Values], bounds: tuple[float, float]) -> Fit:
+def _maximise(by_unit: Callable[[float], Levels], bounds: tuple[float, float]) -> Fit:
     """Maximise a log-likelihood given as one sum for each unit."""
 
     def loss(value: float) -> float:
@@ -229,7 +230,7 @@ def _maximise(by_unit: Callable[[float], Values], bounds: tuple[float, float]) -
     return Fit(best, error, -loss(best))
 
 
-def _samples(spacings: Samples | ArrayLike) -> list[Values]:
+def _samples(spacings: Samples | ArrayLike) -> list[Levels]:
     rows = rows_of(spacings)
     return [real_array("spacings", row, dimensions=1, empty=True, least=0) for row in rows]
 

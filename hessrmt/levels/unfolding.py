@@ -13,7 +13,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.polynomial import Chebyshev
@@ -26,6 +26,7 @@ from hessrmt import rng
 from hessrmt.checks import one_of, real, whole
 from hessrmt.errors import DataError, OptionError
 from hessrmt.levels.spacings import ascending
+from hessrmt.results import Result
 from hessrmt.theory import marchenko_pastur_cdf, semicircle_cdf
 
 if TYPE_CHECKING:
@@ -54,11 +55,15 @@ _ADVICE = "try method='window', which follows any density, or method='pooled' wi
 _REACH = 8.0
 """Standard deviations at which a Gaussian step counts as complete: Φ(-8) = 6e-16."""
 
+NEIGHBOURS = 15
+"""Levels on each side, of local mean spacings, unless others are asked for."""
+
 _CHUNK = 1 << 20
 """Pairs of level and kernel evaluated at once."""
 
 
-class Pooled(NamedTuple):
+@dataclass(frozen=True)
+class Pooled(Result):
     """Many spectra, unfolded against each other.
 
     Attributes:
@@ -75,7 +80,7 @@ class Pooled(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Unfolded:
+class Unfolded(Result, derived="words", picture="levels.staircase"):
     """The levels of several spectra, unfolded.
 
     Attributes:
@@ -103,7 +108,9 @@ class Unfolded:
 
     @property
     def words(self) -> str:
-        """Method and options for people."""
+        """Method and options for people; ``"none"`` if no spectrum was unfolded."""
+        if all(levels is None for levels in self.levels):
+            return "none"
         shown = [f"{name}={value}" for name, value in self.options.items()]
         if self.method == "pooled":
             shown.append("every spectrum by rotation" if self.rotate else "⅔ pool, ⅓ unfolded")
@@ -277,7 +284,7 @@ def _ordered(levels: ArrayLike, name: str = "levels") -> Levels:
     return ordered
 
 
-def kernel(levels: Levels, *, width: float = 5.0, neighbours: int = 15) -> Levels:
+def kernel(levels: Levels, *, width: float = 5.0, neighbours: int = NEIGHBOURS) -> Levels:
     """N̄(λ) = Σ_i Φ((λ - λ_i)/h_i), with h_i = width × the mean spacing around level i.
 
     The levels are continued evenly beyond both ends (each end level once), so what a Gaussian puts
@@ -296,7 +303,7 @@ def kernel(levels: Levels, *, width: float = 5.0, neighbours: int = 15) -> Level
     """
     width = real("width", width, above=0, error=OptionError, hint="it is in mean spacings")
     n = len(levels)
-    h = min(width, (n - 1) / 8) * _mean_spacings(levels, _enough(neighbours, n))
+    h = min(width, (n - 1) / 8) * _mean_spacings(levels, enough(neighbours, n))
     low, high, reach = levels[0], levels[-1], _REACH * h
     left = 1 + np.flatnonzero(levels[1:] - low < reach[1:])
     right = np.flatnonzero(high - levels[:-1] < reach[:-1])
@@ -306,7 +313,7 @@ def kernel(levels: Levels, *, width: float = 5.0, neighbours: int = 15) -> Level
     return np.maximum.accumulate(0.5 + (total - total[0]))
 
 
-def window(levels: Levels, *, neighbours: int = 15, passes: int = 2) -> Levels:
+def window(levels: Levels, *, neighbours: int = NEIGHBOURS, passes: int = 2) -> Levels:
     """ξ_{i+1} - ξ_i = (λ_{i+1} - λ_i)·D_i, D_i the density of the levels around this gap.
 
     D_i = (2w - 1)/(λ_{i+w} - λ_{i-w+1}): w levels on each side of the gap, fewer beyond the ends.
@@ -329,7 +336,7 @@ def window(levels: Levels, *, neighbours: int = 15, passes: int = 2) -> Levels:
     """
     n, spacings = len(levels), np.diff(levels)
     for k in range(1, whole("passes", passes, 1, error=OptionError) + 1):
-        w = _enough(neighbours, n, k)
+        w = enough(neighbours, n, k)
         span, held = _around(spacings, w), _around(np.ones(n - 1), w)
         spacings = held * np.divide(spacings, span, out=np.zeros(n - 1), where=span > 0)
     return 0.5 + np.concatenate([[0.0], np.cumsum(spacings)])
@@ -340,7 +347,17 @@ def _around(spacings: Levels, w: int) -> Levels:
     return np.convolve(spacings, np.ones(2 * w - 1))[w - 1 : w - 1 + len(spacings)]
 
 
-def _enough(neighbours: int, n: int, times: int = 1) -> int:
+def enough(neighbours: int, n: int, times: int = 1) -> int:
+    """How many neighbours on each side are used, of n levels and some times as many as asked.
+
+    Args:
+        neighbours: Asked for, at least 2.
+        n: Levels of the spectrum.
+        times: Windows are wider in later passes.
+
+    Returns:
+        At most n/4, but at least 2.
+    """
     return min(times * whole("neighbours", neighbours, 2, error=OptionError), max(2, n // 4))
 
 
@@ -391,9 +408,7 @@ def polynomial(levels: Levels, *, degree: int = 9) -> Levels:
         DataError: If there are too few levels for the degree, or the fit is no staircase of them.
     """
     whole("degree", degree, 1, error=OptionError)
-    x, first, counts = np.unique(levels, return_index=True, return_counts=True)
-    if len(x) < degree + 2:
-        _too_few(f"a polynomial of degree {degree}", degree + 2, len(x))
+    x, y, weights = _distinct(levels, degree + 2, f"a polynomial of degree {degree}")
     fit, (_, rank, _, _) = Chebyshev.fit(levels, _steps(levels), degree, full=True)
     if rank <= degree:
         raise DataError(
@@ -402,7 +417,7 @@ def polynomial(levels: Levels, *, degree: int = 9) -> Levels:
         )
     if not _rises(levels, fit(levels)):
         ends = np.repeat([x[0], x[-1]], degree + 1)  # a spline without knots between them
-        fit = _rising_spline(x, first + counts / 2, ends, np.sqrt(counts), degree)
+        fit = _rising_spline(x, y, ends, weights, degree)
     return _staircase(levels, fit(levels), f"the polynomial of degree {degree}")
 
 
@@ -424,15 +439,12 @@ def spline(levels: Levels, *, knots: int | None = None) -> Levels:
 
     Source: de Boor 1978, ch. XI.
     """
-    x, first, counts = np.unique(levels, return_index=True, return_counts=True)
     if knots is None:
-        knots = max(min(max(len(levels) // 40, 3), 200, len(x) // 4 - 1), 0)
+        knots = max(min(max(len(levels) // 40, 3), 200, len(np.unique(levels)) // 4 - 1), 0)
     least = 2 * (whole("knots", knots, error=OptionError) + 1) + 3
-    if len(x) < least:
-        _too_few(f"a cubic spline with {knots} interior knots", least, len(x))
+    x, y, weights = _distinct(levels, least, f"a cubic spline with {knots} interior knots")
     inner = np.quantile(x, np.arange(1, knots + 1) / (knots + 1))
     t = np.concatenate([[x[0]] * 4, inner, [x[-1]] * 4])
-    y, weights = first + counts / 2, np.sqrt(counts)
     try:
         fit = make_lsq_spline(x, y, t, k=3, w=weights)
         if not _rises(x, fit(x)):
@@ -515,9 +527,13 @@ METHODS = (*_SINGLE, "pooled")
 """What :func:`unfold` knows."""
 
 
-def _too_few(name: str, least: int, found: int) -> NoReturn:
-    advice = "ask for fewer coefficients or try method='window'"
-    raise DataError(f"{name} needs at least {least} distinct levels, got {found}; {advice}")
+def _distinct(levels: Levels, least: int, name: str) -> tuple[Levels, Levels, Levels]:
+    """Distinct levels, N̄ there and the weights of a fit; refused if they are too few for it."""
+    x, first, counts = np.unique(levels, return_index=True, return_counts=True)
+    if len(x) < least:
+        advice = "ask for fewer coefficients or try method='window'"
+        raise DataError(f"{name} needs at least {least} distinct levels, got {len(x)}; {advice}")
+    return x, first + counts / 2, np.sqrt(counts)
 
 
 def _steps(levels: Levels) -> Levels:

@@ -165,9 +165,7 @@ def _log_softmax(input: Tensor, dim=None, dtype=None, _stacklevel: int = 3) -> T
 
 @_replaces(F.softmax, torch.softmax, Tensor.softmax)
 def _softmax(input: Tensor, dim=None, dtype=None, _stacklevel: int = 3) -> Tensor:
-    if dim is None or not input.dim() or not input.numel():
-        return F.softmax(input, dim, _stacklevel, dtype)
-    return torch.exp(_log_softmax(input, dim, dtype=dtype))
+    return torch.exp(_log_softmax(input, dim, dtype, _stacklevel))
 
 
 def _softplus(input: Tensor) -> Tensor:
@@ -420,23 +418,9 @@ def _logcumsumexp(input: Tensor, dim: int) -> Tensor:
     return torch.where(earlier, rows, -torch.inf).logsumexp(-1).movedim(-1, dim)
 
 
-def _within(context: Callable[[], Any], *kernels: Any) -> None:
-    """Run kernels without a second derivative where they are told to take other operations."""
-    for kernel in kernels:
-
-        def inside(*arguments: Any, kernel: Any = kernel, **keywords: Any) -> Any:
-            with context():
-                return kernel(*arguments, **keywords)
-
-        EQUIVALENT[kernel] = inside
-
-
-_within(
-    lambda: sdpa_kernel(SDPBackend.MATH),
-    F.scaled_dot_product_attention,
-    F.multi_head_attention_forward,
-)
-_within(
-    lambda: torch.backends.cudnn.flags(enabled=False),
-    *(torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu),
-)
+_plain_attention = sdpa_kernel(SDPBackend.MATH)
+_plain_recurrence = torch.backends.cudnn.flags(enabled=False)
+for _kernel in (F.scaled_dot_product_attention, F.multi_head_attention_forward):
+    EQUIVALENT[_kernel] = _plain_attention(_kernel)
+for _kernel in (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu):
+    EQUIVALENT[_kernel] = _plain_recurrence(_kernel)

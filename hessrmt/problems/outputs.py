@@ -47,8 +47,7 @@ class InOneTensor(Problem):
         Returns:
             One tensor.
         """
-        found = super().call(parameters)
-        return found if self._places is None else self._packed(found)
+        return self._packed(super().call(parameters))
 
     def loss_of_outputs(self, outputs: Tensor, *, check: bool = False) -> Tensor:
         """The scalar loss of given outputs on the batch's targets.
@@ -63,13 +62,12 @@ class InOneTensor(Problem):
         if self._places is None:
             return super().loss_of_outputs(outputs, check=check)
         example = self._example()
-        leaves = self._leaves(example)
-        shapes = [_real(leaf).shape for leaf in leaves]
+        leaves = [(leaf, _real(leaf).shape) for leaf in self._leaves(example)]
         each = self.samples if outputs.dim() == 2 else 1
-        pieces = outputs.split([shape.numel() // each for shape in shapes], dim=-1)
+        pieces = iter(outputs.split([shape.numel() // each for _, shape in leaves], dim=-1))
         given = {}
-        for leaf, shape, piece in zip(leaves, shapes, pieces, strict=True):
-            part = piece.reshape(shape)
+        for leaf, shape in leaves:
+            part = next(pieces).reshape(shape)
             given[id(leaf)] = torch.view_as_complex(part) if leaf.is_complex() else part
         tree = map_tensors(example, lambda tensor: given.get(id(tensor), tensor))
         return super().loss_of_outputs(tree, check=check)
@@ -107,8 +105,7 @@ class InOneTensor(Problem):
         Returns:
             One tensor, without its graph.
         """
-        found = self._example()
-        return found if self._places is None else self._packed(found)
+        return self._packed(self._example())
 
     def _example(self) -> Any:
         """What the network returns at the problem's parameters, without graphs."""
@@ -126,17 +123,17 @@ class InOneTensor(Problem):
 
     def _seen(self, outputs: Any) -> tuple[int, ...]:
         """Places of the tensors that the loss depends on."""
-        found = tensors_of(outputs)
         free = {
-            place: leaf.detach().requires_grad_()
-            for place, leaf in enumerate(found)
+            place: (leaf, leaf.detach().requires_grad_())
+            for place, leaf in enumerate(tensors_of(outputs))
             if leaf.is_floating_point() or leaf.is_complex()
         }
-        given = {id(found[place]): leaf.clone() for place, leaf in free.items()}
+        given = {id(leaf): point.clone() for leaf, point in free.values()}
         loss = super().loss_of_outputs(map_tensors(outputs, lambda t: given.get(id(t), t)))
         if not free or not loss.requires_grad:
             return ()
-        slopes = torch.autograd.grad(loss, list(free.values()), allow_unused=True)
+        points = [point for _, point in free.values()]
+        slopes = torch.autograd.grad(loss, points, allow_unused=True)
         return tuple(place for place, slope in zip(free, slopes, strict=True) if slope is not None)
 
     def _leaves(self, tree: Any) -> list[Tensor]:
@@ -149,6 +146,8 @@ class InOneTensor(Problem):
         return [found[place] for place in places]
 
     def _packed(self, tree: Any) -> Tensor:
+        if self._places is None:
+            return tree
         leaves = [_real(leaf) for leaf in self._leaves(tree)]
         if not leaves:
             return self.theta.new_zeros(0)

@@ -79,7 +79,7 @@ def find_structure(problem: Problem, *, of_loss: bool = True) -> Structure:
         of_loss: Whether parameters matter that reach the loss, or those that reach the outputs.
 
     Returns:
-        Its layers, and the parameters outside them.
+        Its layers; all other parameters belong to none.
     """
 
     def run(parameters: dict[str, Tensor]) -> tuple[Any, list[Tensor]]:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ Hook = Callable[[Tensor, Tensor], Tensor]
 """Maps a layer's input and output to the output that the network goes on with."""
 
 LINEAR = (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear)
-_CONVOLUTIONS = {nn.Conv1d: 1, nn.Conv2d: 2}
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _TYPES = (*LINEAR, *_CONVOLUTIONS, *_BATCH_NORMS, nn.LayerNorm, nn.GroupNorm)
 """Modules that are such layers, if their normalisation is of fixed statistics."""
@@ -41,8 +41,8 @@ class Layer:
     Attributes:
         name: The module's name.
         module: The module.
-        weight: Name of the weight, None if it is not trainable.
-        bias: Name of the bias, None if absent or not trainable.
+        parameters: Its trainable parameters: ``"weight"`` and ``"bias"``, in this order, to their
+            names.
         groups: g.
         outputs: d, outputs of one group.
         width: p, columns of the trainable matrix [W, bias] of one group.
@@ -55,8 +55,7 @@ class Layer:
 
     name: str
     module: nn.Module
-    weight: str | None
-    bias: str | None
+    parameters: Mapping[str, str]
     groups: int
     outputs: int
     width: int
@@ -64,16 +63,6 @@ class Layer:
     inputs: Tensor | None
     once_per_sample: bool
     is_output: bool
-
-    @property
-    def parameters(self) -> tuple[str, ...]:
-        """Names of its trainable parameters."""
-        return tuple(name for name in (self.weight, self.bias) if name)
-
-    @property
-    def like(self) -> Tensor:
-        """A tensor of the precision and in the place of the layer: its weight."""
-        return cast("Tensor", self.module.weight)
 
     @property
     def row(self) -> int:
@@ -90,20 +79,21 @@ class Layer:
         """Whether rows take less memory than what they are products of."""
         return self.row <= self.signal
 
-    def augmented(self, inputs: Tensor, constant: float = 1.0) -> Tensor:
-        """What the trainable matrix of a linear layer acts on: [a; 1], or its trainable part.
+    def augmented(self, inputs: Tensor, constant: float = 1.0, axis: int = -1) -> Tensor:
+        """What the trainable matrix acts on: [a; 1], or its trainable part.
 
         Args:
-            inputs: (..., p).
+            inputs: a, what the weight acts on.
             constant: What the bias acts on; 0 turns tangents of a into tangents of [a; 1].
+            axis: Along which a has p entries.
 
         Returns:
-            (..., width).
+            Of length ``width`` along that axis.
         """
-        parts = [inputs] if self.weight else []
-        if self.bias:
-            parts.append(torch.full_like(inputs[..., :1], constant))
-        return torch.cat(parts, dim=-1)
+        parts = [inputs] if "weight" in self.parameters else []
+        if "bias" in self.parameters:
+            parts.append(torch.full_like(inputs.narrow(axis, 0, 1), constant))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, axis)
 
     def features(self, entering: Tensor) -> Float[Tensor, "B g T p"]:
         """What the trainable matrix acts on, u, with a 1 for the bias.
@@ -114,13 +104,7 @@ class Layer:
         Returns:
             (B, g, T, p).
         """
-        parts = []
-        if self.weight:
-            parts.append(_seen(self.module, entering, self.groups))
-        if self.bias:
-            shape = (len(entering), self.groups, 1, self.positions)
-            parts.append(entering.new_ones(()).expand(shape))
-        return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)).mT
+        return self.augmented(_seen(self.module, entering, self.groups), axis=2).mT
 
     def signals(self, leaving: Tensor) -> Float[Tensor, "B g d T"]:
         """What comes back to z, by groups, outputs and positions.
@@ -136,40 +120,11 @@ class Layer:
         return leaving.reshape(len(leaving), self.groups, self.outputs, self.positions)
 
 
-@dataclass(frozen=True)
-class Structure:
-    """What one run of the network showed.
+Structure = tuple[Layer, ...]
+"""The layers that one run of a network showed, in the order of execution."""
 
-    Attributes:
-        layers: In the order of execution.
-        others: Names of trainable parameters that belong to no layer.
-    """
-
-    layers: tuple[Layer, ...]
-    others: tuple[str, ...]
-
-    def linear(self) -> Structure:
-        """The linear layers alone; what belongs to others counts as outside."""
-        layers = tuple(layer for layer in self.layers if isinstance(layer.module, nn.Linear))
-        inside = {name for layer in self.layers if layer not in layers for name in layer.parameters}
-        return Structure(layers, (*self.others, *inside))
-
-
-@dataclass(frozen=True)
-class ModuleCall:
-    """One call of a module.
-
-    Attributes:
-        entering: Its first argument.
-        leaving: What it gave.
-        faithful: Whether that is what its class computes: nobody replaced its ``forward``.
-        replaced: What the network went on with.
-    """
-
-    entering: Tensor
-    leaving: Tensor
-    faithful: bool
-    replaced: Tensor
+_Call = tuple[Tensor, Tensor, Tensor]
+"""The first argument of one call of a module, what it gave, what the network went on with."""
 
 
 def structure_of(
@@ -191,47 +146,46 @@ def structure_of(
         samples: Length of the batch.
 
     Returns:
-        Its layers, and the parameters outside them.
+        Its layers; all other parameters belong to none.
 
     Raises:
         OutOfMemoryError: If a device has no room.
     """
     owned = _candidates(model)
     modules = dict(model.named_modules())
-    calls: dict[str, list[ModuleCall]] = {}
+    calls: dict[str, list[_Call]] = {}
+    unfaithful = set()  # somebody has replaced their ``forward``
 
-    def cut(name: str) -> Hook:
-        def hook(entering: Tensor, leaving: Tensor) -> Tensor:
-            with torch.no_grad():
-                plain = type(modules[name]).forward(modules[name], entering)  # type: ignore[arg-type]
-                same = plain.shape == leaving.shape and bool(
-                    (plain - leaving).abs().max()
-                    <= torch.finfo(plain.dtype).eps ** 0.5 * plain.abs().max()
-                )
-            replaced = leaving.detach().requires_grad_().clone()  # the model may work in place
-            kept = entering if entering.requires_grad else entering.detach().clone()
-            calls.setdefault(name, []).append(ModuleCall(kept, leaving, same, replaced))
-            return replaced
-
-        return hook
+    def cut(name: str, entering: Tensor, leaving: Tensor) -> Tensor:
+        with torch.no_grad():
+            plain = type(modules[name]).forward(modules[name], entering)  # type: ignore[arg-type]
+            same = plain.shape == leaving.shape and bool(
+                (plain - leaving).abs().max()
+                <= torch.finfo(plain.dtype).eps ** 0.5 * plain.abs().max()
+            )
+        if not same:
+            unfaithful.add(name)
+        replaced = leaving.detach().requires_grad_().clone()  # the model may work in place
+        kept = entering if entering.requires_grad else entering.detach().clone()
+        calls.setdefault(name, []).append((kept, leaving, replaced))
+        return replaced
 
     leaves = {name: p.detach().requires_grad_() for name, p in parameters.items()}
     try:
-        with hooked({name: modules[name] for name in owned}, cut):
+        with hooked({name: modules[name] for name in owned}, lambda name: partial(cut, name)):
             outputs, ends = run(leaves)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError:  # a network that differentiates itself misses what is cut
-        return Structure((), tuple(parameters))
-    seen = [call.entering for made in calls.values() for call in made]
-    elsewhere = reached([*ends, *seen], leaves)
-    layers = []
-    for name, made in calls.items():
-        if not elsewhere & set(owned[name].values()) and all(call.faithful for call in made):
-            layers.append(_describe(name, modules[name], owned[name], made, samples, outputs))
-    layers = [layer for layer in layers if layer is not None]
-    inside = {name for layer in layers for name in layer.parameters}
-    return Structure(tuple(layers), tuple(n for n in parameters if n not in inside))
+        return ()
+    entering = [call[0] for made in calls.values() for call in made]
+    elsewhere = reached([*ends, *entering], leaves)
+    layers = [
+        _describe(name, modules[name], owned[name], made, samples, outputs)
+        for name, made in calls.items()
+        if name not in unfaithful and elsewhere.isdisjoint(owned[name].values())
+    ]
+    return tuple(layer for layer in layers if layer is not None)
 
 
 @contextmanager
@@ -269,14 +223,11 @@ def in_order(modules: Mapping[str, nn.Module], run: Callable[[], Any]) -> list[s
     """
     called: dict[str, None] = {}
 
-    def note(name: str) -> Hook:
-        def hook(_entering: Tensor, leaving: Tensor) -> Tensor:
-            called.setdefault(name)
-            return leaving
+    def note(name: str, _entering: Tensor, leaving: Tensor) -> Tensor:
+        called.setdefault(name)
+        return leaving
 
-        return hook
-
-    with hooked(modules, note):
+    with hooked(modules, lambda name: partial(note, name)):
         run()
     return list(called)
 
@@ -287,18 +238,16 @@ def _candidates(model: nn.Module) -> dict[str, dict[str, str]]:
     uses = Counter(id(p) for module in model.modules() for p in module._parameters.values())
     found = {}
     for name, module in model.named_modules():
-        mine = {
-            kind: names[id(p)]
-            for kind, p in module._parameters.items()
-            if p is not None and id(p) in names
-        }
-        if type(module) not in _TYPES or not mine or not mine.keys() <= {"weight", "bias"}:
-            continue
-        if any(uses[id(module._parameters[kind])] > 1 for kind in mine):
-            continue
-        if isinstance(module, _BATCH_NORMS) and (module.training or module.running_mean is None):
-            continue
-        found[name] = mine
+        own = module._parameters
+        pairs = sorted(own.items(), reverse=True)  # the weight, then the bias
+        mine = {kind: names[id(p)] for kind, p in pairs if id(p) in names}
+        shared = any(uses[id(own[kind])] > 1 for kind in mine)
+        moving = isinstance(module, _BATCH_NORMS) and (
+            module.training or module.running_mean is None
+        )
+        known = type(module) in _TYPES and mine and mine.keys() <= {"weight", "bias"}
+        if known and not shared and not moving:
+            found[name] = mine
     return found
 
 
@@ -330,22 +279,23 @@ def _describe(
     name: str,
     module: nn.Module,
     mine: Mapping[str, str],
-    calls: list[ModuleCall],
+    calls: list[_Call],
     samples: int,
     outputs: Any,
 ) -> Layer | None:
     """A layer's dimensions from its calls; None if nothing is known of such a use of it."""
-    first = calls[0]
-    entering, leaving = first.entering, first.leaving
-    linear = isinstance(module, nn.Linear)
+    entering, leaving, replaced = calls[0]
     once = len(calls) == 1 and leaving.dim() > 1 and len(entering) == len(leaving) == samples
-    groups, count, width = 1, 1, 1
+    groups, count, width, inputs = 1, 1, 1, None
+    linear = isinstance(module, nn.Linear)
     if isinstance(module, nn.Linear):
         count, width = module.out_features, module.in_features
+        if not any(given.requires_grad for given, *_ in calls):
+            inputs = torch.cat([given.reshape(-1, width) for given, *_ in calls])
     elif not once:
         return None
-    elif isinstance(module, nn.Conv1d | nn.Conv2d):
-        if entering.dim() != 2 + _CONVOLUTIONS[type(module)]:
+    elif isinstance(module, _CONVOLUTIONS):
+        if entering.dim() != module.weight.dim():
             return None
         groups, width = module.groups, module.weight[0].numel()
         count = module.out_channels // groups
@@ -355,20 +305,17 @@ def _describe(
         groups = math.prod(module.normalized_shape)
     else:
         groups = entering.shape[1]
-    weight, bias = mine.get("weight"), mine.get("bias")
-    fed = linear and not any(call.entering.requires_grad for call in calls)
     return Layer(
         name=name,
         module=module,
-        weight=weight,
-        bias=bias,
+        parameters=mine,
         groups=groups,
         outputs=count,
-        width=(width if weight else 0) + (1 if bias else 0),
+        width=width * ("weight" in mine) + ("bias" in mine),
         positions=leaving[0].numel() // (groups * count) if once else 0,
-        inputs=torch.cat([call.entering.reshape(-1, width) for call in calls]) if fed else None,
+        inputs=inputs,
         once_per_sample=linear and once and entering.dim() == 2,
-        is_output=outputs is first.replaced and outputs.dim() == 2 and not outputs._version,
+        is_output=outputs is replaced and outputs.dim() == 2 and not outputs._version,
     )
 
 
@@ -377,13 +324,12 @@ def _seen(module: nn.Module, entering: Tensor, groups: int) -> Float[Tensor, "B 
     samples = len(entering)
     if isinstance(module, nn.Linear):
         return entering.reshape(samples, 1, -1, module.in_features).mT
-    if isinstance(module, nn.Conv1d | nn.Conv2d):
+    if isinstance(module, _CONVOLUTIONS):
         mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
         padded = F.pad(entering, module._reversed_padding_repeated_twice, mode=mode)
-        kernel, stride, dilation = module.kernel_size, module.stride, module.dilation
-        if isinstance(module, nn.Conv1d):
-            padded = padded.unsqueeze(2)
-            kernel, stride, dilation = (1, *kernel), (1, *stride), (1, *dilation)
+        padded = padded.unsqueeze(2) if padded.dim() == 3 else padded  # F.unfold knows images
+        sizes = (module.kernel_size, module.stride, module.dilation)
+        kernel, stride, dilation = ((1, *given)[-2:] for given in sizes)
         columns = F.unfold(padded, kernel, dilation=dilation, stride=stride)
         return columns.view(samples, groups, -1, columns.shape[-1])
     if isinstance(module, nn.LayerNorm):

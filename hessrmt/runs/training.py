@@ -1,34 +1,40 @@
-"""``hessrmt train``: settings to a checkpoint that is complete after every epoch."""
+"""Networks in training: one checkpoint format, one way to train one or several of them.
+
+``hessrmt train`` is :func:`run`: settings to a checkpoint that is complete after every epoch. Those
+that an experiment trains go through :func:`train_all`, here or by workers; each has a checkpoint of
+its own, with which any process goes on.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from hessrmt.backend.select import select
 from hessrmt.errors import ConfigError, StoreError
 from hessrmt.files import require_new
 from hessrmt.problems import checkpoints, data, losses, models
+from hessrmt.progress import silent
 from hessrmt.records import Provenance
-from hessrmt.runs.history import Measurement, Record, Recording, recording
-from hessrmt.runs.run import digest
+from hessrmt.results import Result
+from hessrmt.runs.history import Recording, recording
+from hessrmt.runs.run import SERIAL, compute_all, digest, naming
 from hessrmt.store.files import ResumableFile, require_one, require_same
-from hessrmt.training.protocol import TrainState, evaluate, train
+from hessrmt.training.protocol import TrainState, evaluate_splits, train
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from contextlib import AbstractContextManager
-
     from hessrmt.config import TrainConfig
     from hessrmt.problems.data import Dataset
     from hessrmt.progress import Tick
+    from hessrmt.runs.run import Pool, Run
+
+R = TypeVar("R")
 
 FORMAT = "hessrmt/checkpoint"
 VERSION = 1
@@ -176,7 +182,80 @@ class TrainingFile(ResumableFile):
 
 
 @dataclass(frozen=True)
-class TrainResult:
+class TrainingPlan:
+    """One network of several, as workers are told of it.
+
+    Attributes:
+        name: Of its checkpoint.
+        epochs: Of its training.
+        identity: Plain values that a run which continues the checkpoint must share.
+        task: What else the function that trains it needs.
+        words: What progress and errors call it; its name if empty.
+    """
+
+    name: str
+    epochs: int
+    identity: Mapping[str, Any]
+    task: Any
+    words: str = ""
+
+
+TrainPlanned: TypeAlias = Callable[[Any, TrainingPlan, TrainingFile, Callable[[int], None]], R]
+"""Trains a network: what is prepared, its plan, its checkpoint, and what is told of every epoch."""
+
+
+def train_all(
+    train_one: TrainPlanned[R],
+    tasks: Sequence[tuple[Run[Any], TrainingPlan]],
+    out: Path,
+    *,
+    pool: Pool = SERIAL,
+    tick: Tick = silent,
+) -> Iterator[tuple[int, R]]:
+    """Train what is left of several networks, here or by workers.
+
+    Args:
+        train_one: A function of a module.
+        tasks: The run that each belongs to, and its plan.
+        out: Folder of the checkpoints, which workers must have too.
+        pool: Where networks are trained.
+        tick: Told of progress: epochs done of all.
+
+    Yields:
+        Number of the network and what ``train_one`` returned, as they are done.
+    """
+    total, done = sum(plan.epochs for _, plan in tasks), 0
+    tick("training", 0, total)
+
+    def here(prepared: Any, plan: TrainingPlan) -> R:
+        def told(epoch: int) -> None:
+            tick(f"training {plan.words or plan.name}", done + epoch, total)
+
+        return _train_planned(prepared, plan, train_one, out, told)
+
+    there = partial(_train_planned, train_one=train_one, out=out.absolute())
+    for number, found in compute_all(pool, here if pool.local else there, tasks):
+        done += tasks[number][1].epochs
+        tick("training", done, total)
+        yield number, found
+
+
+def _train_planned(
+    prepared: Any,
+    plan: TrainingPlan,
+    train_one: TrainPlanned[R],
+    out: Path,
+    told: Callable[[int], None] = lambda _: None,
+) -> R:
+    with (
+        naming(plan.words or plan.name),
+        TrainingFile(out / f"{plan.name}.pt", plan.identity, resume=True) as file,
+    ):
+        return train_one(prepared, plan, file, told)
+
+
+@dataclass(frozen=True)
+class TrainResult(Result):
     """A finished training run.
 
     Attributes:
@@ -204,15 +283,6 @@ class TrainResult:
     data: str
     notes: tuple[str, ...] = ()
     history: Path | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """All of it as plain values, e.g. for JSON.
-
-        Returns:
-            Attribute name to value.
-        """
-        plain = {**vars(self), "checkpoint": str(self.checkpoint), "notes": list(self.notes)}
-        return plain | {"history": None if self.history is None else str(self.history)}
 
 
 @dataclass(frozen=True)
@@ -251,11 +321,10 @@ def run(
     *,
     resume: bool = False,
     overwrite: bool = False,
-    save_every: int = 1,
     folder: Path | None = None,
     history: Recording | None = None,
-    tick: Tick | None = None,
-    tell: Callable[[str], None] | None = None,
+    tick: Tick = silent,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> TrainResult:
     """Train a model and write its checkpoint.
 
@@ -264,7 +333,6 @@ def run(
         out: The checkpoint, a ``.pt`` or ``.pth`` file.
         resume: Continue the file if it is there; more epochs than it has are allowed.
         overwrite: Replace the file if it is there.
-        save_every: Epochs between saves; the last one is always saved.
         folder: Where to look for data first.
         history: What to record meanwhile, and where.
         tick: Told of progress: epochs, and what is measured for the history.
@@ -276,79 +344,52 @@ def run(
     Raises:
         ConfigError: If settings or files exclude each other.
     """
-    if save_every < 1:
-        raise ConfigError(f"save_every must be at least 1, got {save_every}")
     if history is not None and history.path.resolve() == out.resolve():
         raise ConfigError(f"history and checkpoint cannot both be {out}; give two names")
-    require_one(resume=resume, overwrite=overwrite)
-    require_new(out, may_exist=resume or overwrite)
     splits = Splits.load(settings.data, folder)
     samples, loss = splits.train, losses.resolve(settings.loss)
-    identity = {**settings.model_dump(mode="json"), "data_sha256": splits.sha256}
+    sets = {"train": samples, "test": splits.test}
+    config, origin = settings.model_dump(mode="json"), f"data: {samples.origin}"
+    identity = {**config, "data_sha256": splits.sha256}
     with TrainingFile(out, identity, resume=resume, overwrite=overwrite, longer=True) as file:
-        backend = select(settings.device)
+        backend, start = select(settings.device), file.start
         model = models.build(settings.model, samples.input_shape, samples.outputs, settings.seed)
-        notes = [samples.origin] if samples.embedded else []
-        start = file.start
+        notes, done = [samples.origin] if samples.embedded else [], 0
         if start is not None:
+            done, before = start.epoch, file.provenance["device"]
             notes += [note for note in file.provenance["notes"] if note not in notes]
-            if file.provenance["device"] != backend.name:
-                before = file.provenance["device"]
-                notes.append(f"resumed after epoch {start.epoch} of a run on {before}")
+            if before != backend.name:
+                notes.append(f"resumed after epoch {done} of a run on {before}")
             checkpoints.apply_state(model, start.model)
-        done = start.epoch if start else 0
-        for line in (
-            f"data: {samples.origin}",
-            f"device: {backend.name}",
-            *([f"resuming after epoch {done} of {settings.epochs}"] if done else []),
-        ):
-            if tell:
-                tell(line)
-        recorder: AbstractContextManager[Record] = nullcontext(lambda *_: None)
-        if history is not None:
-            recorder = recording(
-                history,
-                Measurement(settings, history.settings, samples, splits.test, backend),
-                done,
-                resume=resume,
-                overwrite=overwrite,
-                notes=(f"data: {samples.origin}",),
-                tick=tick,
-            )
+        tell(origin)
+        tell(f"device: {backend.name}")
+        if done:
+            tell(f"resuming after epoch {done} of {settings.epochs}")
         about = {"data": samples.origin, "data_sha256": splits.sha256}
 
         def save(state: TrainState) -> None:
             record(state.epoch, state.model)  # before the checkpoint, so that it is never behind
-            if state.epoch % save_every == 0 or state.epoch == settings.epochs:
-                config = settings.model_dump(mode="json")
-                file.save(state, Provenance(config, backend.name, notes=tuple(notes)), about)
-            if tick:
-                last = state.history[-1]
-                words = f"training: loss {last['train_loss']:.4f}, rate {last['lr']:.2g}"
-                tick(words, state.epoch, settings.epochs)
+            file.save(state, Provenance(config, backend.name, notes=tuple(notes)), about)
+            last = state.history[-1]
+            words = f"training: loss {last['train_loss']:.4f}, rate {last['lr']:.2g}"
+            tick(words, state.epoch, settings.epochs)
 
         clock = time.perf_counter()
-        with recorder as record:
-            if tick:
-                tick("training: first epoch", done, settings.epochs)
+        asked = {"resume": resume, "overwrite": overwrite}
+        with recording(history, settings, sets, backend, done, tick=tick, **asked) as record:
+            tick("training: first epoch", done, settings.epochs)
             record(done, start.model if start else model.state_dict())
             state = train(
                 model, loss, samples, settings, device=backend.device, start=start, on_epoch=save
             )
         seconds = time.perf_counter() - clock
-    measured = {
-        name: (None, None)
-        if part is None
-        else evaluate(model, loss, part, device=backend.device, dtype=settings.dtype)
-        for name, part in (("train", samples), ("test", splits.test))
-    }
-    train_loss, train_accuracy = measured["train"]
+    measured: dict[str, Any] = evaluate_splits(
+        model, loss, sets, device=backend.device, dtype=settings.dtype
+    )
     return TrainResult(
-        state.epoch,
-        math.nan if train_loss is None else train_loss,
-        train_accuracy,
-        *measured["test"],
-        seconds,
+        epochs=state.epoch,
+        **measured,
+        seconds=seconds,
         checkpoint=out,
         sha256=checkpoints.sha256(out),
         data=samples.origin,

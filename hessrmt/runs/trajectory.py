@@ -8,20 +8,19 @@ numbers as one that was not.
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from hessrmt.backend.select import select
 from hessrmt.config import Settings
 from hessrmt.problems import checkpoints, data, losses, models
 from hessrmt.progress import silent
-from hessrmt.runs.run import SERIAL, Run, absolute, digest, naming
-from hessrmt.runs.training import TrainingFile
+from hessrmt.runs.run import SERIAL, Run, absolute, digest
+from hessrmt.runs.training import TrainingPlan, train_all
 from hessrmt.training.averaging import IterateAverage, recompute_batchnorm
 from hessrmt.training.protocol import TrainState, evaluate, train
 
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from hessrmt.problems.data import Dataset
     from hessrmt.progress import Tick
     from hessrmt.runs.run import Pool
+    from hessrmt.runs.training import TrainingFile
 
 LAST = "last"
 """The last iterate, as the averages are named by the caller."""
@@ -62,10 +62,16 @@ class TrajectoryPlan:
     rate: Callable[[int], float] | None = None
     rate_name: str = ""
 
-    @property
-    def points(self) -> tuple[str, ...]:
-        """The last iterate and the averages."""
-        return (LAST, *self.averages)
+    def files(self, out: Path) -> dict[str, Path]:
+        """The last iterate and the averages.
+
+        Args:
+            out: Folder of the run.
+
+        Returns:
+            Point to the checkpoint of its parameters.
+        """
+        return {point: out / f"{self.name}-{point}.pt" for point in (LAST, *self.averages)}
 
 
 @dataclass(frozen=True)
@@ -86,18 +92,21 @@ class Trajectory:
     files: Mapping[str, Path]
     origin: str
 
-    def curve(self, point: str, what: str) -> tuple[list[int], list[float]]:
-        """A quantity over the run.
 
-        Args:
-            point: The last iterate or an average.
-            what: As in ``measured``.
+def curves(runs: Sequence[Trajectory], point: str, what: str) -> tuple[np.ndarray, np.ndarray]:
+    """A quantity over the course of runs of one kind.
 
-        Returns:
-            Epochs at which the point was measured, and the values.
-        """
-        rows = [row for row in self.measured if point in row]
-        return [row["epoch"] for row in rows], [row[point][what] for row in rows]
+    Args:
+        runs: Measured at the same epochs.
+        point: The last iterate or an average.
+        what: As in ``measured``.
+
+    Returns:
+        (m,) epochs at which the point was measured, and (runs, m) values, NaN where there are none.
+    """
+    rows = [[row for row in run.measured if point in row] for run in runs]
+    values = [[row[point][what] for row in one] for one in rows]
+    return np.array([row["epoch"] for row in rows[0]]), np.array(values, dtype=np.float64)
 
 
 class _Wanted(Settings):
@@ -107,18 +116,8 @@ class _Wanted(Settings):
     splits: tuple[str, ...]
 
 
-class Samples:
-    """The samples of a run.
-
-    Args:
-        wanted: Data set and splits.
-        folder: Where to look for data first.
-
-    Attributes:
-        sets: Split to samples, of those that are measured.
-        train: The training samples.
-        digests: SHA-256 of the ``data``.
-    """
+class _Samples:
+    """The samples of a run, by split; the training samples are among them or beside them."""
 
     def __init__(self, wanted: _Wanted, folder: Path | None) -> None:
         self.sets = {split: data.load(wanted.data, split, folder) for split in wanted.splits}
@@ -127,37 +126,15 @@ class Samples:
         self.digests = {"data": digest(arrays)}
 
 
-def run(
-    plan: TrajectoryPlan,
-    out: Path,
-    *,
-    folder: Path | None = None,
-    on_epoch: Callable[[int], None] | None = None,
-) -> Trajectory:
-    """Train, or continue, or only read what is complete.
-
-    Args:
-        plan: What to do.
-        out: Folder of the checkpoints.
-        folder: Where to look for data first.
-        on_epoch: Told of every epoch that is done.
-
-    Returns:
-        The finished run.
-    """
-    wanted = _Wanted(data=plan.settings.data, splits=plan.splits)
-    return _finish(Samples(wanted, folder), (plan, plan.settings.model), out, on_epoch)
-
-
 def run_all(
     plans: Sequence[TrajectoryPlan],
     out: Path,
     *,
     folder: Path | None = None,
-    tick: Tick | None = None,
+    tick: Tick = silent,
     pool: Pool = SERIAL,
 ) -> list[Trajectory]:
-    """Several runs on the same data, each as :func:`run` does it.
+    """Train, or continue, or only read what is complete of several runs on the same data.
 
     Args:
         plans: What to do.
@@ -169,124 +146,95 @@ def run_all(
     Returns:
         The finished runs, in the order of the plans.
     """
-    tick = tick or silent
-    total, done = sum(plan.settings.epochs for plan in plans), 0
     wanted = _Wanted(data=plans[0].settings.data, splits=plans[0].splits)
-    work = Run(Samples, wanted, folder, pool=pool, out=out)
-    found: dict[str, Trajectory] = {}
-    if pool.local:
-        for plan in plans:
-            told = partial(_told, tick, f"training {plan.name}", done, total)
-            told(0)
-            item = plan, plan.settings.model
-            found[plan.name] = _finish(work.prepared, item, out, told)
-            done += plan.settings.epochs
-    else:
-        tick("training", 0, total)
+    work = Run(_Samples, wanted, folder, pool=pool, out=out)
+    samples, tasks = work.prepared, []
+    for plan in plans:
+        identity = {
+            **plan.settings.model_dump(mode="json"),
+            "averages": dict(plan.averages),
+            "splits": list(plan.splits),
+            "measure_every": plan.measure_every,
+            "rate": plan.rate_name,
+            "data_sha256": samples.digests["data"],
+        }
         # the same with paths that hold in another process
-        items = [(plan, absolute(plan.settings, folder)[0].model) for plan in plans]
-        for (plan, _), result in work.on_all(partial(_finish, out=out.absolute()), items):
-            files = {point: out / file.name for point, file in result.files.items()}
-            origin = work.prepared.train.origin
-            found[plan.name] = dataclasses.replace(result, files=files, origin=origin)
-            done += plan.settings.epochs
-            tick("training", done, total)
-    return [found[plan.name] for plan in plans]
-
-
-def _told(tick: Tick, phase: str, before: int, total: int, epoch: int) -> None:
-    tick(phase, before + epoch, total)
+        there = replace(plan, settings=absolute(plan.settings, folder)[0])
+        tasks.append((work, TrainingPlan(plan.name, plan.settings.epochs, identity, there)))
+    found = dict(train_all(_finish, tasks, out, pool=pool, tick=tick))
+    origin = samples.train.origin
+    return [
+        Trajectory(plan, found[number], plan.files(out), origin)
+        for number, plan in enumerate(plans)
+    ]
 
 
 def _finish(
-    samples: Samples,
-    item: tuple[TrajectoryPlan, str],
-    out: Path,
-    on_epoch: Callable[[int], None] | None = None,
-) -> Trajectory:
-    """Do what is not done yet of a run; its model may lie elsewhere here."""
-    plan, model = item
-    with naming(plan.name):
-        return _Training(plan, samples, model, out).finish(on_epoch)
+    samples: _Samples, plan: TrainingPlan, file: TrainingFile, told: Callable[[int], None]
+) -> tuple[Measured, ...]:
+    return _Training(samples, plan.task).finish(file, told)
 
 
 class _Training:
     """One run in this process."""
 
-    def __init__(self, plan: TrajectoryPlan, samples: Samples, model: str, out: Path) -> None:
-        self.plan, self.settings, self.samples, self.out = plan, plan.settings, samples, out
+    def __init__(self, samples: _Samples, plan: TrajectoryPlan) -> None:
+        self.plan, self.settings, self.samples = plan, plan.settings, samples
         self.device = select(self.settings.device).device
         self.loss = losses.resolve(self.settings.loss)
         shape, outputs = samples.train.input_shape, samples.train.outputs
-        self.model = models.build(model, shape, outputs, self.settings.seed).to(
+        self.model = models.build(self.settings.model, shape, outputs, self.settings.seed).to(
             device=self.device, dtype=getattr(torch, self.settings.dtype)
         )
         steps = -(-len(samples.train) // self.settings.batch)
         self.averages = {
             name: IterateAverage(self.model, start * steps) for name, start in plan.averages.items()
         }
-        self.measured: list[Measured] = []
 
-    def finish(self, on_epoch: Callable[[int], None] | None) -> Trajectory:
+    def finish(self, file: TrainingFile, told: Callable[[int], None]) -> tuple[Measured, ...]:
         """Train what is left, and write the parameters of every point."""
-        plan = self.plan
-        identity = {
-            **self.settings.model_dump(mode="json"),
-            "averages": dict(plan.averages),
-            "splits": list(plan.splits),
-            "measure_every": plan.measure_every,
-            "rate": plan.rate_name,
-            "data_sha256": self.samples.digests["data"],
-        }
-        with TrainingFile(self.out / f"{plan.name}.pt", identity, resume=True) as file:
-            start = file.start
-            if start is not None:
-                for name, average in self.averages.items():
-                    average.load_state_dict(file.extra["averages"][name])
-                self.measured = file.extra["measured"]
-            complete = start is not None and start.epoch == self.settings.epochs
+        start, epochs, measured = file.start, self.settings.epochs, file.extra.get("measured", [])
+        for name, average in self.averages.items() if start else ():
+            average.load_state_dict(file.extra["averages"][name])
+        complete = start is not None and start.epoch == epochs
 
-            def after(state: TrainState) -> None:
-                if state.epoch == self.settings.epochs or state.epoch % plan.measure_every == 0:
-                    self.measured.append(self._measure(state))
-                averages = {name: item.state_dict() for name, item in self.averages.items()}
-                file.save(state, averages=averages, measured=self.measured)
-                if on_epoch is not None:
-                    on_epoch(state.epoch)
+        def after(state: TrainState) -> None:
+            if state.epoch == epochs or state.epoch % self.plan.measure_every == 0:
+                measured.append(self._measure(state))
+            averages = {name: item.state_dict() for name, item in self.averages.items()}
+            file.save(state, averages=averages, measured=measured)
+            told(state.epoch)
 
-            if start is not None and complete:
-                checkpoints.apply_state(self.model, start.model)
-            else:
-                train(
-                    self.model,
-                    self.loss,
-                    self.samples.train,
-                    self.settings,
-                    device=self.device,
-                    start=start,
-                    rate=plan.rate,
-                    on_step=self._step,
-                    on_epoch=after,
-                )
-            files = {point: self.out / f"{plan.name}-{point}.pt" for point in plan.points}
-            for point, target in files.items():
-                if not complete or not target.exists():
-                    state = {k: v.detach().cpu() for k, v in self._at(point).state_dict().items()}
-                    checkpoints.save_atomic({"state_dict": state}, target)
-        return Trajectory(plan, tuple(self.measured), files, self.samples.train.origin)
+        def step(model: torch.nn.Module) -> None:
+            for average in self.averages.values():
+                average.update(model)
 
-    def _step(self, model: torch.nn.Module) -> None:
-        for average in self.averages.values():
-            average.update(model)
+        # of a complete run it only loads the last state
+        train(
+            self.model,
+            self.loss,
+            self.samples.train,
+            self.settings,
+            device=self.device,
+            start=start,
+            rate=self.plan.rate,
+            on_step=step,
+            on_epoch=after,
+        )
+        for point, target in self.plan.files(file.path.parent).items():
+            if not complete or not target.exists():
+                state = {k: v.detach().cpu() for k, v in self._at(point).state_dict().items()}
+                checkpoints.save_atomic({"state_dict": state}, target)
+        return tuple(measured)
 
     def _measure(self, state: TrainState) -> Measured:
         found: Measured = {"epoch": state.epoch, "lr": state.history[-1]["lr"]}
-        for point in self.plan.points:
+        for point in (LAST, *self.averages):
             average = self.averages.get(point)
             if average is not None and not average.count:
                 continue
             model = self._at(point)
-            row: dict[str, Any] = {}
+            row = found[point] = {}
             for split, samples in self.samples.sets.items():
                 loss, accuracy = evaluate(
                     model, self.loss, samples, device=self.device, dtype=self.settings.dtype
@@ -295,7 +243,6 @@ class _Training:
                 row[f"{split}_error"] = None if accuracy is None else 1 - accuracy
             if average is not None:
                 row |= {"distance": average.distance(self.model), "count": average.count}
-            found[point] = row
         return found
 
     def _at(self, point: str) -> torch.nn.Module:

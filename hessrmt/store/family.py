@@ -10,16 +10,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_origin, get_type_hints
 
 import h5py
 import numpy as np
 from jaxtyping import Float64
 
-from hessrmt.errors import StoreError
 from hessrmt.files import write_whole
 from hessrmt.records import Provenance
+from hessrmt.results import Result
 from hessrmt.store.files import (
     ResumableFile,
     attributes_of,
@@ -36,35 +37,6 @@ if TYPE_CHECKING:
 
 SCHEMA = "hessrmt/family"
 VERSION = 1
-
-SCALARS = {
-    "value": "of what is varied",
-    "parameters": "trainable parameters",
-    "epoch": "epochs on the family's own labels",
-    "train_loss": "mean training loss",
-    "test_loss": "mean test loss",
-    "normalized_train_loss": "mean training loss of the normalised network",
-    "normalized_test_loss": "mean test loss of the normalised network",
-    "train_error": "share of training samples classified wrongly",
-    "test_error": "share of test samples classified wrongly",
-    "product": "product of the norms",
-    "margin": "smallest margin over the training samples",
-    "normalized_margin": "the same of the normalised network",
-    "top_output_mean": "mean of the normalised network's largest output, training samples",
-    "top_output_std": "its standard deviation",
-    "raw_top_output_mean": "mean of the network's largest output, training samples",
-    "raw_top_output_std": "its standard deviation",
-    "seconds": "wall-clock seconds of training and measuring",
-}
-"""Dataset to its meaning; names are those of a member's attributes."""
-
-ROWS = {
-    "factors": "norms, in the order of depth",
-    "margin_quantiles": "quantiles of the normalised network's margins, training samples",
-    "top_output_edges": "edges of the histogram of the normalised network's largest output",
-    "top_output_counts": "training samples in each bin",
-}
-"""Dataset with several numbers for each network to its meaning."""
 
 HISTORY = (
     "epoch",
@@ -83,7 +55,7 @@ HISTORY = (
 Values = Float64[np.ndarray, " n"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Member:
     """One trained network.
 
@@ -100,48 +72,67 @@ class Member:
         train_error: Share of training samples classified wrongly.
         test_error: Share of test samples classified wrongly.
         product: Πρ_k, or the norm of the output.
-        factors: ρ_k in the order of depth; one number where the output was normalised.
         margin: η of f, the smallest over the training samples; negative if one is wrong.
         normalized_margin: η of f̃.
-        margin_quantiles: Of the margins of f̃, at ``QUANTILES`` of ``generalization``.
         top_output_mean: Mean over the training samples of f̃'s largest output.
         top_output_std: Its standard deviation.
-        top_output_edges: (bins + 1,) edges of its histogram.
-        top_output_counts: (bins,) samples in each bin.
         raw_top_output_mean: The mean for f.
         raw_top_output_std: The standard deviation for f.
+        seconds: Wall-clock time of training and measuring.
+        factors: ρ_k in the order of depth; one number where the output was normalised.
+        margin_quantiles: Of the margins of f̃, at ``QUANTILES`` of ``generalization``.
+        top_output_edges: (bins + 1,) edges of the histogram of f̃'s largest output.
+        top_output_counts: (bins,) samples in each bin.
         history: Each of :data:`HISTORY` after the measured epochs on the family's own labels,
             float64: the learning rate, the losses and errors, η and Πρ_k of that epoch, computed
             from the outputs of the network in float32.
-        seconds: Wall-clock time of training and measuring.
     """
 
-    value: float
-    parameters: int
-    epoch: int
-    train_loss: float
-    test_loss: float
-    normalized_train_loss: float
-    normalized_test_loss: float
-    train_error: float
-    test_error: float
-    product: float
-    factors: tuple[float, ...]
-    margin: float
-    normalized_margin: float
-    margin_quantiles: Float64[np.ndarray, " quantiles"]
-    top_output_mean: float
-    top_output_std: float
-    top_output_edges: Float64[np.ndarray, " edges"]
-    top_output_counts: Float64[np.ndarray, " bins"]
-    raw_top_output_mean: float
-    raw_top_output_std: float
+    value: Annotated[float, "of what is varied"]
+    parameters: Annotated[int, "trainable parameters"]
+    epoch: Annotated[int, "epochs on the family's own labels"]
+    train_loss: Annotated[float, "mean training loss"]
+    test_loss: Annotated[float, "mean test loss"]
+    normalized_train_loss: Annotated[float, "mean training loss of the normalised network"]
+    normalized_test_loss: Annotated[float, "mean test loss of the normalised network"]
+    train_error: Annotated[float, "share of training samples classified wrongly"]
+    test_error: Annotated[float, "share of test samples classified wrongly"]
+    product: Annotated[float, "product of the norms"]
+    margin: Annotated[float, "smallest margin over the training samples"]
+    normalized_margin: Annotated[float, "the same of the normalised network"]
+    top_output_mean: Annotated[
+        float, "mean of the normalised network's largest output, training samples"
+    ]
+    top_output_std: Annotated[float, "its standard deviation"]
+    raw_top_output_mean: Annotated[float, "mean of the network's largest output, training samples"]
+    raw_top_output_std: Annotated[float, "its standard deviation"]
+    seconds: Annotated[float, "wall-clock seconds of training and measuring"] = 0.0
+    factors: Annotated[tuple[float, ...], "norms, in the order of depth"]
+    margin_quantiles: Annotated[
+        Float64[np.ndarray, " quantiles"],
+        "quantiles of the normalised network's margins, training samples",
+    ]
+    top_output_edges: Annotated[
+        Float64[np.ndarray, " edges"],
+        "edges of the histogram of the normalised network's largest output",
+    ]
+    top_output_counts: Annotated[Float64[np.ndarray, " bins"], "training samples in each bin"]
     history: Mapping[str, Values] = field(repr=False)
-    seconds: float = 0.0
+
+
+_MEANINGS: dict[str, str] = {
+    name: hint.__metadata__[0]
+    for name, hint in get_type_hints(Member, include_extras=True).items()
+    if get_origin(hint) is Annotated
+}
+"""Dataset of the file to what it means: those fields of a member that are annotated so."""
+
+_ROWS = ("factors", "margin_quantiles", "top_output_edges", "top_output_counts")
+"""Datasets with several numbers for each network; the others have one."""
 
 
 @dataclass(frozen=True)
-class FamilyResult:
+class FamilyResult(Result):
     """A family of trained networks, as far as it is done.
 
     Attributes:
@@ -170,6 +161,11 @@ class FamilyResult:
             (members,) in their order.
         """
         return np.array([getattr(member, name) for member in self.members], dtype=np.float64)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Its table: a row for each network, without what has several numbers."""
+        names = [name for name in _MEANINGS if name not in _ROWS]
+        return [{name: getattr(member, name) for name in names} for member in self.members]
 
 
 def load_family(path: str | Path) -> FamilyResult:
@@ -233,21 +229,40 @@ class FamilyWriter(ResumableFile):
         Args:
             row: Of which value.
             member: Its numbers.
-
-        Raises:
-            StoreError: If the file has no such row.
         """
-        if not 0 <= row < len(self._values):
-            raise StoreError(f"row {row} of {self.path}, which has {len(self._values)} rows")
-        members = self.members | {row: member}
-        self._replace(members)
+        self._replace(self.members | {row: member})
+
+    def _replace(self, members: dict[int, Member]) -> None:
+        write_whole(self.path, hdf5_image(partial(self._fill, members)))
         self.members = members
 
-    def _replace(self, members: Mapping[int, Member]) -> None:
-        def fill(file: h5py.File) -> None:
-            _fill(file, self._values, members, self._identity, self._provenance)
+    def _fill(self, members: Mapping[int, Member], file: h5py.File) -> None:
+        count = len(self._values)
+        file.attrs.update(
+            {
+                **attributes_of(SCHEMA, VERSION, self._provenance, self._identity),
+                "family": json.dumps(self._identity["family"]),
+                "data": self._provenance.config["data"],
+                "planned": count,
+            }
+        )
+        file["done"] = np.isin(np.arange(count), list(members)).astype(np.uint8)
 
-        write_whole(self.path, hdf5_image(fill))
+        def put(name: str, meaning: str, found: Mapping[int, Any], least: int = 0) -> None:
+            rows = {row: np.atleast_1d(value) for row, value in found.items()}
+            data = np.full((count, max(map(len, rows.values()), default=least)), np.nan)
+            for row, numbers in rows.items():
+                data[row, : len(numbers)] = numbers
+            file.create_dataset(name, data=data[:, 0] if least else data)
+            file[name].attrs["long_name"] = meaning
+
+        for name, meaning in _MEANINGS.items():
+            found = {row: getattr(member, name) for row, member in members.items()}
+            put(name, meaning, found, least=int(name not in _ROWS))
+        dataset(file, "value")[...] = self._values
+        for name in HISTORY:
+            found = {row: member.history[name] for row, member in members.items()}
+            put(f"history/{name}", f"{name} after the measured epochs", found)
 
     def _continue(self) -> None:
         self.members, attributes = _read_file(self.path)
@@ -270,59 +285,20 @@ def _read_file(path: Path) -> tuple[dict[int, Member], dict[str, str]]:
         return {int(row): _read(file, int(row)) for row in done}, attributes
 
 
-def _fill(
-    file: h5py.File,
-    values: Values,
-    members: Mapping[int, Member],
-    identity: Mapping[str, Any],
-    provenance: Provenance,
-) -> None:
-    file.attrs.update(
-        {
-            **attributes_of(SCHEMA, VERSION, provenance, identity),
-            "family": json.dumps(identity["family"]),
-            "data": provenance.config["data"],
-            "planned": len(values),
-        }
-    )
-    file["done"] = np.isin(np.arange(len(values)), list(members)).astype(np.uint8)
-
-    def put(name: str, meaning: str, found: Mapping[int, Any]) -> None:
-        rows = {row: np.atleast_1d(value) for row, value in found.items()}
-        data = np.full((len(values), max(map(len, rows.values()), default=0)), np.nan)
-        for row, numbers in rows.items():
-            data[row, : len(numbers)] = numbers
-        file.create_dataset(name, data=data).attrs["long_name"] = meaning
-
-    def scalar(name: str, meaning: str) -> None:
-        data = np.full(len(values), np.nan)
-        for row, member in members.items():
-            data[row] = getattr(member, name)
-        file.create_dataset(name, data=data).attrs["long_name"] = meaning
-
-    for name, meaning in SCALARS.items():
-        scalar(name, meaning)
-    dataset(file, "value")[...] = values
-    for name, meaning in ROWS.items():
-        put(name, meaning, {row: getattr(member, name) for row, member in members.items()})
-    for name in HISTORY:
-        meaning = f"{name} after the measured epochs"
-        put(f"history/{name}", meaning, {row: m.history[name] for row, m in members.items()})
-
-
 def _read(file: h5py.File, row: int) -> Member:
-    def several(name: str) -> np.ndarray:
-        values = np.asarray(dataset(file, name)[row], dtype=np.float64)
-        return values[~np.isnan(values)]
+    def known(name: str) -> np.ndarray:
+        numbers = np.atleast_1d(np.asarray(dataset(file, name)[row], dtype=np.float64))
+        return numbers[~np.isnan(numbers)]
 
-    scalars: dict[str, Any] = {name: float(dataset(file, name)[row]) for name in SCALARS}
-    if not np.isfinite(list(scalars.values())).all():
-        raise ValueError(f"row {row} is not complete")
+    stored: dict[str, Any] = {name: known(name) for name in _MEANINGS}
+    for name in _MEANINGS.keys() - {*_ROWS}:
+        if np.isfinite(stored[name]).sum() != 1:
+            raise ValueError(f"row {row} is not complete")
+        stored[name] = stored[name].item()
     for name in ("parameters", "epoch"):
-        scalars[name] = int(scalars[name])
-    rows: dict[str, Any] = {name: several(name) for name in ROWS}
-    rows["factors"] = tuple(rows["factors"].tolist())
-    history = {name: several(f"history/{name}") for name in HISTORY}
+        stored[name] = int(stored[name])
+    stored["factors"] = tuple(stored["factors"].tolist())
+    history = {name: known(f"history/{name}") for name in HISTORY}
     if len({len(values) for values in history.values()}) > 1:
         raise ValueError(f"the history of row {row} is not complete")
-    return Member(**scalars, **rows, history=history)
+    return Member(**stored, history=history)

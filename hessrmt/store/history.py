@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hessrmt.errors import StoreError
+from hessrmt.results import Result
 from hessrmt.store.files import dataset, reading, text
 from hessrmt.store.spectra import SCHEMA, VERSION, Extra, ExtraColumn, done_rows, read_rows
 
@@ -71,9 +72,11 @@ TRAINING = {
 }
 """Column of the group ``training`` to its meaning."""
 
+_GROUPS = {"capacity": CAPACITY, "network": NETWORK, "training": TRAINING}
+
 
 @dataclass(frozen=True)
-class History:
+class History(Result, axes={"epoch": "epochs"}):
     """Spectra and capacity metrics of a network at several epochs of its training.
 
     The spectra are those of one batch at different parameters: not independent of each other, so
@@ -117,6 +120,11 @@ class History:
             raise StoreError(f"epoch {epoch} was not recorded; recorded are {known}")
         return int(found[0])
 
+    def rows(self) -> list[dict[str, Any]]:
+        """Its table: losses and numbers of the whole network after each recorded epoch."""
+        columns = {"epoch": self.epochs, **self.training, **self.network}
+        return [{name: v[row].item() for name, v in columns.items()} for row in range(len(self))]
+
 
 def columns(epochs: Sequence[int], layers: Sequence[str]) -> Extra:
     """What a history has beside spectra.
@@ -131,9 +139,9 @@ def columns(epochs: Sequence[int], layers: Sequence[str]) -> Extra:
     return Extra(
         labels={EPOCH: np.asarray(epochs, dtype=np.int64), LAYER: tuple(layers)},
         columns={
-            **{f"capacity/{name}": ExtraColumn(units, LAYER) for name, units in CAPACITY.items()},
-            **{f"network/{name}": ExtraColumn(units) for name, units in NETWORK.items()},
-            **{f"training/{name}": ExtraColumn(units) for name, units in TRAINING.items()},
+            f"{group}/{name}": ExtraColumn(units, LAYER if group == "capacity" else None)
+            for group, meanings in _GROUPS.items()
+            for name, units in meanings.items()
         },
     )
 
@@ -170,15 +178,13 @@ def load_history(path: str | Path) -> History:
                 "hessrmt train --history writes a history"
             )
         done = done_rows(file)
-
-        def group(name: str, known: Mapping[str, str]) -> dict[str, np.ndarray]:
-            return {key: np.asarray(dataset(file, f"{name}/{key}"))[done] for key in known}
-
+        groups = {
+            group: {key: np.asarray(dataset(file, f"{group}/{key}"))[done] for key in meanings}
+            for group, meanings in _GROUPS.items()
+        }
         return History(
             epochs=np.asarray(file[EPOCH])[done],
             spectra=read_rows(file, done),
             layers=tuple(map(text, np.asarray(dataset(file, LAYER)))),
-            capacity=group("capacity", CAPACITY),
-            network=group("network", NETWORK),
-            training=group("training", TRAINING),
+            **groups,
         )

@@ -6,9 +6,11 @@ Spectra have a layout of their own (:mod:`hessrmt.store.spectra`), which other p
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,8 +24,6 @@ from hessrmt.store import spectra
 from hessrmt.store.files import attributes_of, dataset, hdf5_image, reading
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import h5py
 
 SCHEMA, VERSION = "hessrmt/result", 1
@@ -83,17 +83,20 @@ def _encoded(value: Any, place: str, arrays: dict[str, np.ndarray]) -> Any:
         tensor = isinstance(value, torch.Tensor)
         arrays[place] = value.detach().cpu().numpy() if tensor else value
         return {"tensor" if tensor else "array": place}
-    items = fields_of(value)
-    if items is None and callable(value):  # a fitted law is a function, too
-        return None
-    if items is not None and not isinstance(value, Mapping):
-        kind = type(value)
-        found = {k: _encoded(item, f"{place}/{k}", arrays) for k, item in items.items()}
-        return {"class": f"{kind.__module__}:{kind.__qualname__}", "fields": found}
-    if isinstance(value, Mapping):
-        pairs = enumerate(value.items())
-        return {"mapping": [[k, _encoded(v, f"{place}/{i}", arrays)] for i, (k, v) in pairs]}
-    return {"items": [_encoded(v, f"{place}/{i}", arrays) for i, v in enumerate(value)]}
+    if isinstance(value, Path):
+        return {"path": str(value)}
+    items, kind = fields_of(value), type(value)
+    if items is None:  # a fitted law is a function, too, but one with fields
+        parts = () if callable(value) else value
+        found = [_encoded(part, f"{place}/{i}", arrays) for i, part in enumerate(parts)]
+        return None if callable(value) else {"items": found}
+    named = not isinstance(value, Mapping)  # keys may be anything
+    places = [f"{place}/{key if named else i}" for i, key in enumerate(items)]
+    values = map(_encoded, items.values(), places, itertools.repeat(arrays))
+    pairs = [[key, found] for key, found in zip(items, values, strict=True)]
+    if not named:
+        return {"mapping": pairs}
+    return {"class": f"{kind.__module__}:{kind.__qualname__}", "fields": dict(pairs)}
 
 
 def _decoded(value: Any, file: h5py.File) -> Any:
@@ -104,6 +107,8 @@ def _decoded(value: Any, file: h5py.File) -> Any:
         return {key: _decoded(item, file) for key, item in content}
     if name == "items":
         return tuple(_decoded(item, file) for item in content)
+    if name == "path":
+        return Path(content)
     if name in {"array", "tensor"}:
         array = np.asarray(dataset(file, content))
         return array if name == "array" else torch.from_numpy(array)

@@ -17,7 +17,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -209,8 +208,7 @@ def recompute_batchnorm(
 
     def inputs() -> Iterator[Tensor]:
         for first in range(0, len(data), batch):
-            chosen = np.arange(first, min(first + batch, len(data)))
-            yield data.tensors(chosen, precision)[0].to(device)
+            yield data.tensors(slice(first, first + batch), precision)[0].to(device)
 
     was_training = model.training
     model.eval()

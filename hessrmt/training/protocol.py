@@ -10,7 +10,7 @@ C.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -87,7 +87,6 @@ def train(
     augment: Augment | None = None,
     stop: Callable[[TrainState], bool] | None = None,
     on_epoch: Callable[[TrainState], None] | None = None,
-    on_batch: Callable[[int, int, int], None] | None = None,
     on_step: Callable[[nn.Module], None] | None = None,
 ) -> TrainState:
     """Train a model by momentum SGD on shuffled minibatches; the last, smaller batch is used too.
@@ -104,7 +103,6 @@ def train(
             torch's global generator of the CPU, which is seeded for every epoch.
         stop: Called with the state after ``on_epoch``; training ends where it is true.
         on_epoch: Called with the state after each epoch.
-        on_batch: Called with epoch (from 0), batches done in it, and batches in it.
         on_step: Called with the model after each step of the optimiser.
 
     Returns:
@@ -140,15 +138,13 @@ def train(
         chunks = [order[i : i + settings.batch] for i in range(0, len(order), settings.batch)]
         losses = []
         with rng.torch_seeded(settings.seed, "train", epoch):
-            for done, chunk in enumerate(chunks, 1):
+            for chunk in chunks:
                 inputs, targets = fetch(chunk)
                 if augment is not None:
                     inputs = augment(inputs)
                 losses.append(_step(model, loss, optimizer, inputs, targets))
                 if on_step is not None:
                     on_step(model)
-                if on_batch is not None:
-                    on_batch(epoch, done, len(chunks))
         values = torch.stack(losses).cpu().double().numpy()  # read once: no wait in every step
         _require_finite(values, model, f"in epoch {epoch + 1} (learning rate {speed:g})")
         mean = float(np.average(values, weights=[len(chunk) for chunk in chunks]))
@@ -206,6 +202,27 @@ def evaluate(
         what = f"the mean loss over the {data.split} split of {data.name} is {mean}"
         raise NonFiniteError(f"{what}: values are out of range; try a smaller learning rate")
     return mean, correct / len(data) if labelled else None
+
+
+def evaluate_splits(
+    model: nn.Module, loss: Loss, sets: Mapping[str, Dataset | None], **options: Any
+) -> dict[str, float | None]:
+    """Mean losses and accuracies over several data sets.
+
+    Args:
+        model: As for :func:`evaluate`.
+        loss: Likewise.
+        sets: Split to samples; None where there are none.
+        options: Of :func:`evaluate`.
+
+    Returns:
+        ``{split}_loss`` and ``{split}_accuracy`` to value; None where there are no samples.
+    """
+    found: dict[str, float | None] = {}
+    for split, data in sets.items():
+        values = (None, None) if data is None else evaluate(model, loss, data, **options)
+        found[f"{split}_loss"], found[f"{split}_accuracy"] = values
+    return found
 
 
 def _fetcher(model: nn.Module, data: Dataset, dtype: str, device: torch.device) -> Fetch:
