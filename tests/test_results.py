@@ -144,7 +144,7 @@ MADE = {
     "history": history,
     "spectrum": spectrum,
     "spectra": spectra,
-    "curvature density": lambda: hr.density(networks(), 2, 4, top=2, trace="xtrace", trace_products=6),
+    "slq": lambda: hr.density(networks(), 2, 4, top=2, trace="xtrace", trace_products=6),
     "quadrature": lambda: quadrature(networks(), 1, 4),
     "curve": lambda: quadrature(networks(), 2, 4).density(50),
     "traces": lambda: traces(networks(), 6),
