@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from hessrmt import theory as theory
     from hessrmt.curvature.dense import hessian as hessian
     from hessrmt.curvature.density import density as density
-    from hessrmt.curvature.density_file import load_density as load_density
+    from hessrmt.curvature.density import load_density as load_density
     from hessrmt.curvature.gauss_newton import ggn as ggn
     from hessrmt.curvature.lanczos import edge_levels as edge_levels
     from hessrmt.curvature.lanczos import eigsh as eigsh
@@ -43,8 +43,7 @@ if TYPE_CHECKING:
     from hessrmt.store.history import load_history as load_history
 
 _NAMES = {
-    "curvature.density": "density",
-    "curvature.density_file": "load_density",
+    "curvature.density": "density load_density",
     "curvature.dense": "hessian",
     "curvature.lanczos": "edge_levels eigsh extremal_eigenvalues",
     "curvature.gauss_newton": "ggn",

@@ -3,8 +3,10 @@
 import numpy as np
 import torch
 
+from hessrmt import Operator
 
-class DenseOperator:
+
+class DenseOperator(Operator):
     """Products with a matrix, row by row, and how many there were."""
 
     def __init__(self, matrix, dtype=torch.float64):

@@ -48,6 +48,8 @@ class Jet:
             return Jet(self.value + other, self.slope, self.curve)
         return Jet(self.value + other.value, self.slope + other.slope, self.curve + other.curve)
 
+    __radd__ = __add__
+
     def __mul__(self, other):
         if not isinstance(other, Jet):
             return Jet(self.value * other, self.slope * other, self.curve * other)
@@ -56,8 +58,11 @@ class Jet:
         slope = self.slope * other.value + other.slope * self.value
         return Jet(self.value * other.value, slope, curve)
 
+    def __neg__(self):
+        return self * mpf(-1)
+
     def __sub__(self, other):
-        return self + other * mpf(-1)
+        return self + -other
 
     def of(self, value, first, second):
         """f(self) from f, f' and f'' there."""
@@ -74,13 +79,6 @@ class Jet:
     def power(self, exponent):
         p, x = mpf(exponent), self.value
         return self.of(x**p, p * x ** (p - 1), p * (p - 1) * x ** (p - 2))
-
-
-def total(terms):
-    first, *others = terms
-    for term in others:
-        first = first + term
-    return first
 
 
 def logistic(x):
@@ -116,9 +114,9 @@ ACTIVATIONS = {
     nn.ReLU: lambda x: x if x.value > 0 else x * mpf(0),
     nn.GELU: gelu,
     nn.SiLU: lambda x: x * sigmoid(x),
-    nn.ELU: lambda x: x if x.value > 0 else x.exp() + mpf(-1),
+    nn.ELU: lambda x: x if x.value > 0 else x.exp() - 1,
     nn.LeakyReLU: lambda x: x if x.value > 0 else x * mpf(0.01),
-    nn.LogSigmoid: lambda x: softplus(x * mpf(-1)) * mpf(-1),
+    nn.LogSigmoid: lambda x: -softplus(-x),
     nn.Softsign: lambda x: x * (x * mpf(1 if x.value > 0 else -1) + mpf(1)).power(-1),
     nn.Identity: lambda x: x,
 }
@@ -126,14 +124,14 @@ ACTIVATIONS = {
 
 def log_softmax(row):
     most = max(x.value for x in row)
-    norm = total([(x + -most).exp() for x in row]).log() + most
+    norm = sum((x - most).exp() for x in row).log() + most
     return [x - norm for x in row]
 
 
 def normalised(row, eps):
-    mean = total(row) * (1 / mpf(len(row)))
-    centred = [x - mean for x in row]
-    variance = total([x * x for x in centred]) * (1 / mpf(len(row)))
+    middle = mean(row)
+    centred = [x - middle for x in row]
+    variance = mean([x * x for x in centred])
     scale = (variance + mpf(eps)).power(-0.5)
     return [x * scale for x in centred]
 
@@ -142,14 +140,11 @@ def run(module, row, parameters):
     """One sample through one module."""
     own = {name: parameters[id(p)] for name, p in module.named_parameters()}
     if isinstance(module, nn.Linear):
-        out = [total([w * x for w, x in zip(line, row, strict=True)]) for line in own["weight"]]
+        out = [sum(w * x for w, x in zip(line, row, strict=True)) for line in own["weight"]]
         return [x + b for x, b in zip(out, own["bias"], strict=True)] if "bias" in own else out
     if isinstance(module, nn.LayerNorm | nn.GroupNorm):
-        groups = getattr(module, "num_groups", 1)
-        size = len(row) // groups
-        parts = [normalised(row[k * size : (k + 1) * size], module.eps) for k in range(groups)]
-        found = [x for part in parts for x in part]
-        return [x * w + b for x, w, b in zip(found, own["weight"], own["bias"], strict=True)]
+        row = normalised(row, module.eps)  # of one group
+        return [x * w + b for x, w, b in zip(row, own["weight"], own["bias"], strict=True)]
     if isinstance(module, nn.LogSoftmax):
         return log_softmax(row)
     if isinstance(module, nn.Softmax):
@@ -158,32 +153,30 @@ def run(module, row, parameters):
 
 
 def mean(terms):
-    return total(terms) * (1 / mpf(len(terms)))
+    return sum(terms) * (1 / mpf(len(terms)))
 
 
 def binary(row, target):
     terms = zip(row, target, strict=True)
-    return mean([softplus(x) * (1 - t) + softplus(x * mpf(-1)) * t for x, t in terms])
+    return mean([softplus(x) * (1 - t) + softplus(-x) * t for x, t in terms])
 
 
 def smoothed(row, target):
     log = log_softmax(row)
-    return (log[target] * mpf(0.9) + mean(log) * mpf(0.1)) * mpf(-1)
+    return -(log[target] * mpf(0.9) + mean(log) * mpf(0.1))
 
 
 def binary_of_probabilities(row, target):
     terms = zip(row, target, strict=True)
-    return mean(
-        [(x.log() * t + ((x * mpf(-1)) + mpf(1)).log() * (1 - t)) * mpf(-1) for x, t in terms]
-    )
+    return -mean([x.log() * t + (-x + 1).log() * (1 - t) for x, t in terms])
 
 
 def squares(row, target):
-    return total([(x + -t) * (x + -t) for x, t in zip(row, target, strict=True)])
+    return sum((x - t) * (x - t) for x, t in zip(row, target, strict=True))
 
 
 def one_hot_squares(row, target):
-    return squares(row, [mpf(int(c == target)) for c in range(len(row))])
+    return squares(row, [int(c == target) for c in range(len(row))])
 
 
 def brier(outputs, targets):
@@ -195,9 +188,9 @@ def poisson(row, target):
 
 
 LOSSES: dict[str, tuple[Any, Any]] = {
-    "cross-entropy": ("cross-entropy", lambda row, t: log_softmax(row)[t] * mpf(-1)),
+    "cross-entropy": ("cross-entropy", lambda row, t: -log_softmax(row)[t]),
     "smoothed": (nn.CrossEntropyLoss(label_smoothing=0.1), smoothed),
-    "NLL": (nn.NLLLoss(), lambda row, t: row[t] * mpf(-1)),
+    "NLL": (nn.NLLLoss(), lambda row, t: -row[t]),
     "BCE of scores": (nn.BCEWithLogitsLoss(), binary),
     "BCE": (nn.BCELoss(), binary_of_probabilities),
     "mse": ("mse", squares),
@@ -232,11 +225,8 @@ def draw(number: int) -> Drawn:
     """Problem of a number."""
     choose = random.Random(f"problem {number}")
     torch.manual_seed(number)
-    width, classes, samples = (
-        choose.randint(1, 3),
-        choose.choice([2, 3]),
-        choose.choice([1, 2, 3, 6]),
-    )
+    width, classes = choose.randint(1, 3), choose.choice([2, 3])
+    samples = choose.choice([1, 2, 3, 6])
     loss, activation = choose.choice(list(LOSSES)), choose.choice(list(ACTIVATIONS))
     features, layers = width, []
     for _ in range(choose.choice([0, 1, 1, 1, 2])):
@@ -261,11 +251,8 @@ def draw(number: int) -> Drawn:
     fitted = choose.random() < 0.6
     outputs = model(x).detach()
     if loss.startswith("BCE"):
-        y = (
-            (outputs > (0.5 if loss == "BCE" else 0)).double()
-            if fitted
-            else torch.rand_like(outputs)
-        )
+        above = outputs > (0.5 if loss == "BCE" else 0)
+        y = above.double() if fitted else torch.rand_like(outputs)
     elif loss in ("mse", "Poisson"):
         y = outputs.clone() if fitted and loss == "mse" else torch.randn_like(outputs).abs()
     else:
@@ -274,8 +261,7 @@ def draw(number: int) -> Drawn:
         first = choose.random() < 0.5
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name.startswith("0.") == first)
-    kind = f"{activation.__name__} {loss}"
-    return Drawn(kind, model, loss, x, y)
+    return Drawn(f"{activation.__name__} {loss}", model, loss, x, y)
 
 
 def exact_levels(drawn: Drawn) -> list[Any]:
@@ -284,27 +270,21 @@ def exact_levels(drawn: Drawn) -> list[Any]:
     nothing = np.full(size, mpf(0)), np.full((size, size), mpf(0))
     place, parameters = 0, {}
     for parameter in drawn.model.parameters():
-        jets = []
-        for value in parameter.detach().flatten().tolist():
-            slope = nothing[0]
+        array = np.empty(parameter.numel(), dtype=object)
+        for number, value in enumerate(parameter.detach().flatten().tolist()):
+            slope = nothing[0].copy()
             if parameter.requires_grad:
-                slope = slope.copy()
                 slope[place] = mpf(1)
                 place += 1
-            jets.append(Jet(mpf(value), slope, nothing[1]))
-        shape = parameter.shape
-        array = np.empty(len(jets), dtype=object)
-        array[:] = jets
-        parameters[id(parameter)] = array.reshape(shape).tolist()
+            array[number] = Jet(mpf(value), slope, nothing[1])
+        parameters[id(parameter)] = array.reshape(parameter.shape).tolist()
     losses = []
-    of_sample = LOSSES[drawn.loss][1]
     for features, target in zip(drawn.x.tolist(), drawn.y.tolist(), strict=True):
         row = [Jet(mpf(value), *nothing) for value in features]
         for module in drawn.model:
             row = run(module, row, parameters)
-        losses.append(of_sample(row, target))
-    found = mpmath.eigsy(mpmath.matrix(mean(losses).curve.tolist()), eigvals_only=True)
-    return sorted(found)
+        losses.append(LOSSES[drawn.loss][1](row, target))
+    return sorted(mpmath.eigsy(mpmath.matrix(mean(losses).curve.tolist()), eigvals_only=True))
 
 
 @dataclass
@@ -348,9 +328,7 @@ def judge(number: int) -> list[Seen]:
     torch.set_num_threads(1)
     drawn = draw(number)
     size = sum(p.numel() for p in drawn.model.parameters() if p.requires_grad)
-    if not 0 < size <= MOST_PARAMETERS:
-        return []
-    if overflows(drawn):
+    if not 0 < size <= MOST_PARAMETERS or overflows(drawn):
         return []
     try:
         exact = exact_levels(drawn)
@@ -371,15 +349,10 @@ def judge(number: int) -> list[Seen]:
             seen.refused = f"{type(error).__name__}: {error}"
             continue
         floor = mpf(spectrum.noise_floor)
-        pairs = zip(np.sort(spectrum.eigenvalues), exact, strict=True)
-        errors = [abs(mpf(float(ours)) - level) for ours, level in pairs]
-        certified = [
-            abs(float(ours)) > spectrum.noise_floor for ours in np.sort(spectrum.eigenvalues)
-        ]
+        pairs = list(zip(np.sort(spectrum.eigenvalues).tolist(), exact, strict=True))
+        errors = [abs(ours - level) for ours, level in pairs]
         seen.over = max(0, spectrum.rank - rank)
-        worst = max(
-            (e for e, above in zip(errors, certified, strict=True) if above), default=mpf(0)
-        )
+        worst = max((abs(a - b) for a, b in pairs if abs(a) > spectrum.noise_floor), default=mpf(0))
         seen.off = float(worst / floor) if floor else 0.0
         if floor and max(errors):
             seen.ratio = float(min(floor / max(errors), mpf(10) ** 300))

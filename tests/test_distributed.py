@@ -82,16 +82,12 @@ def test_two_processes_find_what_lapack_finds(solver):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("solver", ["scalapack", "elpa"])
-def test_two_processes_reproduce_lapack_at_four_thousand(solver):
-    found = output(start(2, "solve", solver, 4000))
-    assert found["errors"]["4000 float64"][0] <= 2
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("solver", ["scalapack", "elpa"])
-def test_four_processes_on_a_square_grid(solver):
-    found = output(start(4, "solve", solver, 65, 300))
-    assert "2 x 2 grid" in found["grid"]
+@pytest.mark.parametrize(
+    ("processes", "sizes", "grid"), [(2, [4000], "1 x 2 grid"), (4, [65, 300], "2 x 2 grid")]
+)
+def test_processes_reproduce_lapack(processes, sizes, grid, solver):
+    found = output(start(processes, "solve", solver, *sizes))
+    assert grid in found["grid"]
     assert all(error <= 2 and same for error, same in found["errors"].values())
 
 

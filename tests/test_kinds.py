@@ -107,7 +107,8 @@ QUICK = {
     "Hardswish in place", "sparse Embedding", "EmbeddingBag, ragged max", "weight_norm",
     "cdist, p = 2.0", "pdist", "RReLU", "multi margin, squared", "multilabel margin",
     "cross-entropy, weights and smoothed", "MSE", "Huber", "smooth L1", "BCE with logits",
-    "Poisson", "RNN", "GRU", "RMSNorm", "Hardsigmoid", "Hardswish",
+    "Poisson", "RNN", "GRU", "RMSNorm", "Hardsigmoid", "Hardswish", "LayerNorm", "Conv2d",
+    "MaxPool2d", "MultiheadAttention without weights",
 }  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from samples import Once, by_double_backward, labelled, network
+from samples import by_double_backward, labelled, network
 from scipy.sparse.linalg import eigsh
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
@@ -44,8 +44,20 @@ def tanh_network():
     return network(5, 7, 3)
 
 
-def dense_of(model, pair):
-    return by_double_backward(model, F.cross_entropy, *pair).numpy()
+PAIR = labelled((8, 5), 3)
+
+
+def small(loss="cross-entropy", pair=PAIR):
+    return hr.Problem(tanh_network(), loss, pair)
+
+
+def exact_matrix(loss=F.cross_entropy, pair=PAIR):
+    """The Hessian of :func:`small`, from a module of its own."""
+    return by_double_backward(tanh_network(), loss, *pair).numpy()
+
+
+def same(found, expected):
+    return np.abs(found @ np.eye(len(expected)) - expected).max() <= 1e-13 * abs(expected).max()
 
 
 class Branching(nn.Module):
@@ -91,7 +103,7 @@ def test_products_are_those_of_the_dense_matrix(case, kind, linearise):
 
 
 def test_what_memory_cannot_keep_is_read_anew(monkeypatch):
-    problem = hr.Problem(tanh_network(), "cross-entropy", labelled((20, 5), 3))
+    problem = small(pair=labelled((20, 5), 3))
     block = torch.randn(2, problem.dimension, dtype=torch.float64)
     kept = CurvatureOperator.of(problem, batch=10, device="cpu")
     saved = module._TRACED_COPIES * kept._saved
@@ -127,20 +139,9 @@ def test_a_product_is_that_of_the_dense_matrix(build, samples, only, make):
 
 
 def test_no_warning_of_the_tracer_reaches_the_user():
-    problem = hr.Problem(tanh_network(), "cross-entropy", labelled((4, 5), 3))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert CurvatureOperator.of(problem, device="cpu").kept == 1
-
-
-def test_a_loss_that_is_a_sum_adds_up():
-    loss = nn.CrossEntropyLoss(reduction="sum")
-    problem = hr.Problem(tanh_network(), loss, labelled((20, 5), 3))
-    whole, parted = hr.Hessian(problem), hr.Hessian(problem, batch=7)
-    eye = np.eye(whole.dimension)
-    assert np.abs(whole @ eye - parted @ eye).max() <= 1e-13 * np.abs(whole @ eye).max()
-    assert abs(whole.loss - parted.loss) <= 1e-13 * whole.loss
-    assert abs(whole.gradient_norm - parted.gradient_norm) <= 1e-13 * whole.gradient_norm
+        assert hr.Hessian(small(), linearise=True).kept == 1
 
 
 class Wandering:
@@ -156,8 +157,7 @@ class Wandering:
 
 
 def test_operators_are_matrices():
-    model, pair = tanh_network(), labelled((8, 5), 3)
-    problem, exact = hr.Problem(model, "cross-entropy", pair), dense_of(model, pair)
+    problem, exact = small(), exact_matrix()
     n = len(exact)
     for batch in (None, 3):
         hessian = hr.Hessian(problem, batch=batch)
@@ -171,16 +171,10 @@ def test_operators_are_matrices():
         assert np.abs(shifted @ np.eye(n) - expected).max() < 1e-14
         values = eigsh(hessian.to_scipy(), 3, which="LA")[0]
         assert np.abs(values - np.linalg.eigvalsh(exact)[-3:]).max() < 1e-12
-    for bad in (np.ones(n + 1), np.ones((2, n)), np.ones((n, 1, 1))):
-        with pytest.raises(ConfigError, match="can multiply"):
-            hessian @ bad
-    with pytest.raises(ConfigError, match="cannot be added"):
-        hessian + hr.Identity(n + 1)
 
 
 def test_blocks_of_an_operator_and_of_the_spectrum():
-    model, pair = tanh_network(), labelled((8, 5), 3)
-    problem, exact = hr.Problem(model, "cross-entropy", pair), dense_of(model, pair)
+    problem, exact = small(), exact_matrix()
     hessian, places = hr.Hessian(problem), problem.places()
     layers = {name.rpartition(".")[0] for name in problem.names}
     blocks = hr.spectrum(problem, blocks="layer")
@@ -188,45 +182,37 @@ def test_blocks_of_an_operator_and_of_the_spectrum():
     for layer in layers:
         inside = [p for name, p in places.items() if name.startswith(f"{layer}.")]
         part = slice(inside[0].start, inside[-1].stop)
-        for only in (
-            f"{layer}.*",
-            re.compile(rf"{layer}\..*"),
-            [f"{layer}.weight", f"{layer}.bias"],
-        ):
-            found = hessian.block(only)
-            assert np.abs(found @ np.eye(found.dimension) - exact[part, part]).max() < 1e-14
+        both = [f"{layer}.weight", f"{layer}.bias"]
+        for only in (f"{layer}.*", re.compile(rf"{layer}\..*"), both):
+            assert same(hessian.block(only), exact[part, part])
         levels = np.linalg.eigvalsh(exact[part, part])
         assert np.abs(blocks[layer].eigenvalues - levels).max() < 1e-14
     named = hr.spectrum(problem, blocks={"weights": ["*.weight"]})["weights"]
     assert named.dimension == sum(p.stop - p.start for n, p in places.items() if "weight" in n)
-    with pytest.raises(ProblemError, match="no trainable parameter matches"):
-        hessian.block("nothing.*")
 
 
 @pytest.mark.parametrize("loss", ["cross-entropy", "mse", nn.CrossEntropyLoss(reduction="sum")])
 def test_the_empirical_fisher_matrix(loss):
-    model, (x, y) = tanh_network(), labelled((7, 5), 3)
-    problem = hr.Problem(model, loss, (x, y))
+    (x, y), model, problem = PAIR, tanh_network(), small(loss)
     parameters = list(model.parameters())
     rows = [
         torch.autograd.grad(problem.loss_function(model(x[b : b + 1]), y[b : b + 1]), parameters)
-        for b in range(7)
+        for b in range(8)
     ]
     slopes = torch.stack([torch.cat([g.reshape(-1) for g in row]) for row in rows])
-    expected = (slopes.T @ slopes).numpy() / (1 if isinstance(loss, nn.Module) else 7)
+    expected = (slopes.T @ slopes).numpy() / (1 if isinstance(loss, nn.Module) else 8)
     fisher = hr.EmpiricalFisher(problem)
-    assert np.abs(fisher @ np.eye(len(expected)) - expected).max() <= 1e-13 * abs(expected).max()
+    assert same(fisher, expected)
     assert fisher.agreement(float(np.linalg.norm(expected, 2))) < 1e-14
-    parted = hr.EmpiricalFisher(problem, batch=3)
-    assert np.abs(parted @ np.eye(len(expected)) - expected).max() <= 1e-13 * abs(expected).max()
+    assert same(hr.EmpiricalFisher(problem, batch=3), expected)
 
 
 def test_a_loss_that_couples_samples_needs_one_batch_and_has_no_fisher_matrix():
     def coupled(outputs, targets):
         return F.cross_entropy(outputs - outputs.mean(0), targets)
 
-    problem = hr.Problem(tanh_network(), coupled, labelled((20, 5), 3))
-    for make in (lambda p: hr.Hessian(p, batch=10), hr.EmpiricalFisher):
+    problem = small(coupled)
+    for make in (lambda p: hr.Hessian(p, batch=4), hr.EmpiricalFisher):
         with pytest.raises(ProblemError, match="no mean over samples"):
             make(problem)
     assert hr.Hessian(problem, linearise=False).parts == 1
@@ -243,36 +229,6 @@ def test_data_that_change_are_noticed():
     )
     with pytest.raises(DataError, match="every pass must"):
         fewer(torch.ones(1, fewer.dimension, dtype=torch.float64))
-
-
-class OnceOnly(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(5, 3).double()
-
-    def forward(self, x):
-        return Once.apply(self.layer(x))
-
-
-def test_refusals(monkeypatch):
-    pair = labelled((8, 5), 3)
-    model = tanh_network()
-    with pytest.raises(ProblemError, match="known: hessian, ggn, fisher"):
-        CurvatureOperator(model, "mse", [pair], "jacobian")
-    with pytest.raises(DataError, match="only once"):
-        CurvatureOperator(model, "mse", iter([pair]))
-    with pytest.raises(DataError, match="no batch"):
-        CurvatureOperator(model, "mse", [])
-    with pytest.raises(ProblemError, match="once_differentiable"):
-        CurvatureOperator(OnceOnly(), "cross-entropy", [pair], device="cpu", linearise=False)
-    huge = nn.Linear(5, 3).double()
-    with torch.no_grad():
-        huge.weight.fill_(1e308)
-    with pytest.raises(NonFiniteError, match="loss"):
-        CurvatureOperator(huge, "cross-entropy", [pair], device="cpu")
-    monkeypatch.setattr(module, "usable_memory", lambda _: 100)
-    with pytest.raises(DeviceError, match="smaller micro-batches"):
-        CurvatureOperator(model, "cross-entropy", [pair], device="cpu")
 
 
 class Heads(nn.Module):
@@ -296,28 +252,27 @@ def of_heads(outputs, targets):
 
 
 def test_gauss_newton_of_outputs_that_some_batches_do_not_use():
-    x, y = labelled((8, 5), 3)
+    x, y = PAIR
     values = torch.randn(8, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     problem = hr.Problem(Heads(), of_heads, (x, (y, values, torch.arange(8) >= 4)))
     exact = hr.ggn(problem)
     for batch in (8, 4, 2):
-        found = hr.GaussNewton(problem, batch=batch) @ np.eye(len(exact))
-        assert np.abs(found - exact).max() <= 1e-13 * np.abs(exact).max()
+        assert same(hr.GaussNewton(problem, batch=batch), exact)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("where", [slice(2), slice(3, 5), slice(6, None)])
 def test_batches_in_which_no_label_counts(reduction, where):
-    model, (x, y) = tanh_network(), labelled((8, 5), 3)
-    y = y.clone()
+    x, y = PAIR[0], PAIR[1].clone()
     y[where] = -100
     loss = nn.CrossEntropyLoss(reduction=reduction)
-    exact = by_double_backward(model, loss, x, y).numpy()
-    problem = hr.Problem(model, loss, (x, y))
+    problem, exact = small(loss, (x, y)), exact_matrix(loss, (x, y))
+    whole, value = hr.Hessian(problem), float(loss(tanh_network()(x), y).detach())
     for batch in (1, 3):
         found = hr.Hessian(problem, batch=batch)
-        assert np.abs(found @ np.eye(len(exact)) - exact).max() <= 1e-13 * np.abs(exact).max()
-        assert found.loss == pytest.approx(float(loss(model(x), y)), rel=1e-13)
+        assert same(found, exact)
+        assert found.loss == pytest.approx(value, rel=1e-13)
+        assert found.gradient_norm == pytest.approx(whole.gradient_norm, rel=1e-13)
     fishers = [hr.EmpiricalFisher(problem, batch=b) @ np.eye(len(exact)) for b in (None, 3)]
     assert np.ptp([fisher.trace() for fisher in fishers]) <= 1e-13 * fishers[0].trace()
 
@@ -333,30 +288,19 @@ def test_texts_of_many_lengths():
 
     hessians = [by_double_backward(model, tokens("sum"), *batch).numpy() for batch in batches]
     mean = CurvatureOperator(model, tokens("mean"), batches)
-    exact = sum(hessians) / 9
-    assert np.abs(mean @ np.eye(len(exact)) - exact).max() <= 1e-13 * np.abs(exact).max()
-    added = CurvatureOperator(model, tokens("sum"), batches)
-    assert np.abs(added @ np.eye(len(exact)) - sum(hessians)).max() <= 1e-12
+    assert same(mean, sum(hessians) / 9)
+    assert same(CurvatureOperator(model, tokens("sum"), batches), sum(hessians))
     with pytest.raises(DataError, match="pad them to one shape"):
         CurvatureOperator(model, lambda o, t: tokens("none")(o, t).mean(), batches)
 
 
-def test_what_is_no_real_vector_of_the_right_kind():
-    hessian = hr.Hessian(hr.Problem(tanh_network(), "cross-entropy", labelled((8, 5), 3)))
+def test_vectors_of_every_kind():
+    hessian = hr.Hessian(small())
     n = hessian.dimension
-    for multiply in (lambda v: hessian @ v, lambda v: hessian.to_scipy() @ v):
-        with pytest.raises(ConfigError, match="real"):
-            multiply(1j * np.ones(n))
-    expected = hessian @ (np.ones(n) / 3)
-    assert np.array_equal(hessian @ ([1 / 3] * n), expected)
+    assert np.array_equal(hessian @ ([1 / 3] * n), hessian @ (np.ones(n) / 3))
     assert (hessian @ np.zeros((n, 0))).shape == (n, 0)
-    single = hr.Hessian(
-        hr.Problem(tanh_network(), "cross-entropy", labelled((8, 5), 3)), dtype="float32"
-    )
+    single = hr.Hessian(small(), dtype="float32")
     assert (0.1 * hr.Identity(n) + single).dtype == torch.float32
-    for batch in (2.5, "3", True, 0):
-        with pytest.raises(DataError, match="at least one sample"):
-            hr.Hessian(hr.Problem(tanh_network(), "mse", labelled((8, 5), 3)), batch=batch)
 
 
 class Even(nn.Module):
@@ -370,31 +314,56 @@ class Even(nn.Module):
 
 
 def test_a_network_that_needs_an_even_number_of_samples():
-    problem = hr.Problem(Even(), "cross-entropy", labelled((8, 5), 3))
-    plain = hr.Problem(tanh_network(), "cross-entropy", labelled((8, 5), 3))
+    problem = hr.Problem(Even(), "cross-entropy", PAIR)
     for operator in ("hessian", "ggn"):
-        found, expected = (hr.spectrum(p, operator=operator) for p in (problem, plain))
+        found, expected = (hr.spectrum(p, operator=operator) for p in (problem, small()))
         assert np.abs(found.eigenvalues - expected.eigenvalues).max() <= 1e-14
     for road in (lambda p: hr.Hessian(p, batch=2), hr.EmpiricalFisher):
         with pytest.raises(ProblemError, match="on a part of the data"):
             road(problem)
 
 
+def huge():
+    model = nn.Linear(5, 3).double()
+    nn.init.constant_(model.weight, 1e308)
+    return model
+
+
 @pytest.mark.parametrize(
-    ("wrong", "named"),
+    ("wrong", "error", "named"),
     [
-        (lambda p, h: hr.spectrum(h), "must be a Problem, not a Hessian"),
-        (lambda p, h: hr.density(h + h), "must be a CurvatureOperator, not a _Sum"),
-        (lambda p, h: hr.spectrum(p, blocks="layers"), "unknown blocks"),
-        (lambda p, h: hr.eigsh(h, 1, seed=-1), "seed must be a whole number"),
-        (lambda p, h: hr.eigsh(h, 1, tolerance=None), "between 0 and 1"),
-        (lambda p, h: h.block(3), "by a pattern or a list"),
-        (lambda p, h: h + 1, "unsupported operand"),
-        (lambda p, h: h - 1.0, "unsupported operand"),
-        (lambda p, h: h * "2", "multiply"),
+        (lambda p, h: hr.spectrum(h), ConfigError, "must be a Problem, not a Hessian"),
+        (lambda p, h: hr.density(h + h), ConfigError, "must be a CurvatureOperator, not a _Sum"),
+        (lambda p, h: hr.spectrum(p, blocks="layers"), ConfigError, "unknown blocks"),
+        (lambda p, h: hr.eigsh(h, 1, seed=-1), HessrmtError, "seed must be a whole number"),
+        (lambda p, h: hr.eigsh(h, 1, tolerance=None), ConfigError, "between 0 and 1"),
+        (lambda p, h: h.block(3), HessrmtError, "by a pattern or a list"),
+        (lambda p, h: h.block("nothing.*"), ProblemError, "no trainable parameter matches"),
+        (lambda p, h: h + 1, TypeError, "unsupported operand"),
+        (lambda p, h: h - 1.0, TypeError, "unsupported operand"),
+        (lambda p, h: h * "2", TypeError, "multiply"),
+        (lambda p, h: h + hr.Identity(3), ConfigError, "cannot be added"),
+        (lambda p, h: h @ np.ones(3), ConfigError, "can multiply"),
+        (lambda p, h: h @ np.ones((2, h.dimension)), ConfigError, "can multiply"),
+        (lambda p, h: h @ np.ones((h.dimension, 1, 1)), ConfigError, "can multiply"),
+        (lambda p, h: h @ (1j * np.ones(h.dimension)), ConfigError, "real"),
+        (lambda p, h: h.to_scipy() @ (1j * np.ones(h.dimension)), ConfigError, "real"),
+        *((lambda p, h, n=n: hr.Hessian(p, batch=n), DataError, "at least one sample")
+          for n in (2.5, "3", True, 0)),
+        (lambda p, h: CurvatureOperator.of(p, "jacobian"), ProblemError, "hessian, ggn, fisher"),
+        (lambda p, h: CurvatureOperator(p.model, "mse", [PAIR], "x"), ProblemError, "hessian, ggn"),
+        (lambda p, h: CurvatureOperator(p.model, "mse", iter([PAIR])), DataError, "only once"),
+        (lambda p, h: CurvatureOperator(p.model, "mse", []), DataError, "no batch"),
+        (lambda p, h: CurvatureOperator(huge(), "mse", [PAIR]), NonFiniteError, "loss"),
     ],
-)
-def test_what_is_no_problem_and_no_option(wrong, named):
-    problem = hr.Problem(tanh_network(), "cross-entropy", labelled((8, 5), 3))
-    with pytest.raises((HessrmtError, TypeError), match=named):
+)  # fmt: skip
+def test_what_is_refused(wrong, error, named):
+    problem = small()
+    with pytest.raises(error, match=named):
         wrong(problem, hr.Hessian(problem))
+
+
+def test_micro_batches_that_do_not_fit_are_refused(monkeypatch):
+    monkeypatch.setattr(module, "usable_memory", lambda _: 100)
+    with pytest.raises(DeviceError, match="smaller micro-batches"):
+        hr.Hessian(small())

@@ -16,6 +16,7 @@ from torch.nn import functional
 import hessrmt as hr
 from hessrmt import rng
 from hessrmt.config import SimulateConfig
+from hessrmt.curvature.stochastic import quadrature, traces
 from hessrmt.errors import DataError, StoreError
 from hessrmt.experiments.puzzles import lines
 from hessrmt.generalization import bias_free, fits
@@ -146,6 +147,12 @@ MADE = {
     "spectrum": spectrum,
     "spectra": spectra,
     "simulated": lambda: summary(SimulateConfig(dimension=6, samples=2), spectra()),
+    "slq": lambda: hr.density(networks(), 2, 4, top=2, trace="xtrace", trace_products=6),
+    "quadrature": lambda: quadrature(networks(), 1, 4),
+    "curve": lambda: quadrature(networks(), 2, 4).density(50),
+    "traces": lambda: traces(networks(), 6),
+    "extreme eigenvalues": lambda: hr.extremal_eigenvalues(networks(), top=2),
+    "eigenpairs": lambda: hr.eigsh(networks(), 2),
     "level statistics": lambda: hr.levels.analyze(ROWS, surrogates=0),
     "fit of a law": lambda: hr.levels.analyze(ROWS, surrogates=0).laws["gue"],
     "selected levels": lambda: hr.levels.select(ROWS),

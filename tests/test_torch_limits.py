@@ -86,30 +86,6 @@ def test_mean_squared_error_of_torch(loss):
         hr.spectrum(hr.Problem(nn.Linear(5, 1).double(), loss, (x, y[:, 0])))
 
 
-def alignment(outputs, labels):
-    """The loss of aligning a word of one letter with the network's three outputs in a row."""
-    rows = torch.stack([outputs, outputs.sin(), outputs.cos()]).log_softmax(2)
-    lengths = torch.full((2, len(labels)), 3)
-    return F.ctc_loss(rows, labels[:, None], lengths[0], lengths[1] // 3)
-
-
-@pytest.mark.parametrize("road", ["reduced", "none", "matrix", "edges", "density"])
-def test_what_torch_cannot_differentiate_is_an_error_of_ours(road):
-    torch.manual_seed(0)
-    roads = {
-        "reduced": hr.spectrum,
-        "none": lambda p: hr.spectrum(p, reduce="none"),
-        "matrix": hr.hessian,
-        "edges": lambda p: hr.edge_levels(p, top=1),
-        "density": lambda p: hr.density(p, probes=1, steps=3),
-    }
-    data = torch.randn(6, 5), 1 + torch.arange(6) % 2
-    problem = hr.Problem(nn.Linear(5, 3), alignment, data)
-    with pytest.raises(ProblemError) as caught:
-        roads[road](problem)
-    assert "_ctc_loss_backward" in str(caught.value)
-
-
 class Tied(nn.Module):
     """A table with a row for padding, which the last layer uses as any other."""
 

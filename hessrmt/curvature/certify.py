@@ -12,10 +12,11 @@ result, a backward pass that cannot be differentiated, a rule that torch has wro
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -29,7 +30,6 @@ from hessrmt.curvature.rounding import (
     FEW_DIRECTIONS,
     changes,
     directions,
-    gaussian,
     length,
     norm_bound,
     rounding_of,
@@ -201,8 +201,6 @@ def require_agreement(
     return residual / norm if norm else 0.0
 
 
-_Arguments = tuple[tuple, dict]
-
 _STEPS = 7
 _SHORTER = 8
 """Steps tried, and how much shorter each is than the one before. A kink of ReLU at distance d along
@@ -220,21 +218,21 @@ _DIGITS = 1e-4
 differ in the first digits, of a right one by the error that is estimated, and this much more."""
 
 
-def gradient(problem: Problem | _Scalar, theta: Vector) -> Vector:
-    """The gradient of the loss, by plain reverse mode.
+def gradient(loss: Callable[[Vector], Tensor], theta: Vector) -> Vector:
+    """The gradient of a loss, by plain reverse mode.
 
     Args:
-        problem: In its final precision and place.
+        loss: (P,) to a scalar.
         theta: (P,).
 
     Returns:
         (P,).
     """
     point = theta.detach().clone().requires_grad_()
-    loss = problem.loss(point)
-    if not loss.requires_grad:
+    value = loss(point)
+    if not value.requires_grad:
         return torch.zeros_like(point)
-    return torch.autograd.grad(loss, point, allow_unused=True, materialize_grads=True)[0]
+    return torch.autograd.grad(value, point, allow_unused=True, materialize_grads=True)[0]
 
 
 def _outputs_size(problem: Problem) -> float:
@@ -248,20 +246,16 @@ def _outputs_size(problem: Problem) -> float:
     Returns:
         The size.
     """
-    point = problem.theta.requires_grad_()
-    outputs = filter(_is_float, tensors_of(problem.outputs(point)))
-    outputs = [leaf for leaf in outputs if leaf.requires_grad]
-    if not outputs:
-        return 0.0
-    draw = rng.torch_generator(0, "signs of outputs")
-    signs = [torch.randn(t.shape, generator=draw, dtype=torch.float64).to(t) for t in outputs]
-    slope = torch.autograd.grad(outputs, point, signs)[0]
-    return float(slope.norm()) ** 2 / problem.samples
+
+    def combined(theta: Vector) -> Tensor:
+        return _combined(problem.outputs(theta), "signs of outputs")
+
+    return float(gradient(combined, problem.theta).norm()) ** 2 / problem.samples
 
 
 def require_second_derivative(
     problem: Problem, v: Vector, product: Tensor | None = None, rounding: float | None = None
-) -> Tensor:
+) -> None:
     """Refuse second derivatives by which the gradient does not change.
 
     A problem in float32 is checked in float64: it is the rule that may be wrong, not the digits.
@@ -271,21 +265,14 @@ def require_second_derivative(
         v: (P,) unit vector.
         product: (P,) H v; by plain reverse-over-reverse differentiation if None.
         rounding: Bound on its error; measured if None, where it matters.
-
-    Returns:
-        (P,) H v. Raises ProblemError if the gradient
-        changes otherwise.
     """
-    if product is None:
-        product = eager_hessian_product(problem)(v[None])[0]
-    exact, theirs = problem, product
-    if problem.dtype != torch.float64:
-        exact, v, theirs = problem.at(torch.float64, v.device), v.double(), None
-        with suppress(RuntimeError):  # of a part that is of float32 and stays so
-            theirs = eager_hessian_product(exact)(v[None])[0]
-    if theirs is not None:
-        require_difference(exact, v, theirs, rounding)
-    return product
+    if problem.dtype == torch.float64:
+        product = eager_hessian_product(problem)(v[None])[0] if product is None else product
+    else:  # a part may be of float32 and stay so
+        problem, v = problem.at(torch.float64, v.device), v.double()
+        product = attempt(eager_hessian_product(problem), v[None], errors=RuntimeError)
+    if product is not None:
+        require_difference(problem, v, product.reshape(-1), rounding)
 
 
 def require_difference(
@@ -309,7 +296,7 @@ def require_difference(
     Raises:
         ProblemError: If they differ by more than that bound at every step.
     """
-    slope = partial(gradient, problem)
+    slope = partial(gradient, problem.loss)
     least = _ROUNDING * torch.finfo(problem.dtype).eps * _outputs_size(problem)
     found = _disagreement(slope, problem.theta, v, product, least + (rounding or 0.0))
     if found is not None:  # of what may be rounding is measured how much is
@@ -425,44 +412,19 @@ def _disagreement(
     return min(reports, key=lambda report: report[0] - report[1])
 
 
-class _Scalar:
-    """A random combination of a function's outputs, of its tensor arguments and parameters.
-
-    Args:
-        function: Called with the arguments and with its parameters by name.
-        arguments: Positional and keyword arguments.
-        parameters: By name.
-    """
-
-    def __init__(
-        self, function: Callable[..., Any], arguments: _Arguments, parameters: Mapping[str, Tensor]
-    ) -> None:
-        self._function, self._given = function, (arguments, parameters)
-        floats = [t for t in tensors_of(self._given) if t.is_floating_point()]
-        self.theta = torch.cat([t.detach().reshape(-1) for t in floats])
-
-    def loss(self, theta: Vector) -> Tensor:
-        """The combination at other arguments and parameters, (n,)."""
-        pieces = iter(theta.split([t.numel() for t in tensors_of(self._given) if _is_float(t)]))
-        (arguments, keywords), parameters = map_tensors(
-            self._given, lambda t: next(pieces).view(t.shape) if _is_float(t) else t
-        )
-        outputs = tensors_of(self._function(parameters, arguments, keywords))
-        draw = rng.torch_generator(0, "combination of outputs")
-        total = theta.new_zeros(())
-        for leaf in filter(_is_float, outputs):
+def _combined(tree: Any, stream: str) -> Tensor:
+    """A random combination of all numbers in an object that depend on something."""
+    draw, total = rng.torch_generator(0, stream), torch.zeros(())
+    for leaf in tensors_of(tree):
+        if leaf.is_floating_point() and leaf.requires_grad:
             weights = torch.randn(leaf.shape, generator=draw, dtype=torch.float64)
             total = total + (weights.to(leaf) * leaf).sum()
-        return total
-
-
-def _is_float(tensor: Tensor) -> bool:
-    return tensor.is_floating_point()
+    return total
 
 
 def _wrong_part(problem: Problem) -> str:
     """The innermost module whose second derivative is wrong, or the loss, in words."""
-    calls: list[tuple[str, nn.Module, _Arguments]] = []
+    calls: list[tuple[str, nn.Module, tuple[tuple, dict]]] = []
 
     def noted(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, arguments: tuple, keywords: dict, _outputs: Any) -> None:
@@ -476,25 +438,33 @@ def _wrong_part(problem: Problem) -> str:
             handle = module.register_forward_hook(noted(name), with_kwargs=True)
             stack.callback(handle.remove)
         outputs = problem.outputs(problem.theta)
-    for name, module, given in calls:  # those inside a module come before it
+    for name, module, (arguments, keywords) in calls:  # those inside a module come before it
         inside = dict(module.named_parameters())
-        if _is_wrong(lambda p, a, k, m=module: functional_call(m, p, a, k), given, inside):
+        if _is_wrong(partial(functional_call, module), inside, arguments, keywords):
             return f"{name} ({type(module).__name__})" if name else type(module).__name__
-    if _is_wrong(lambda _p, a, _k: problem.loss_of_outputs(*a), ((outputs,), {}), {}):
+    if _is_wrong(problem.loss_of_outputs, outputs):
         return f"the loss {problem.loss_name!r}"
     return ""
 
 
-def _is_wrong(
-    function: Callable[..., Any], arguments: _Arguments, parameters: Mapping[str, Tensor]
-) -> bool:
+def _is_wrong(function: Callable[..., Any], *given: Any) -> bool:
     """Whether torch's second derivative of a part disagrees with differences of its gradient."""
 
     def disagrees() -> bool:
-        part = _Scalar(function, arguments, parameters)
-        v = gaussian(len(part.theta), part.theta, "agreement")
-        v = v / v.norm()
-        product = eager_hessian_product(part)(v[None])[0]  # type: ignore[arg-type]
-        return _disagreement(partial(gradient, part), part.theta, v, product, 0.0) is not None
+        floats = [t for t in tensors_of(given) if t.is_floating_point()]
+        sizes = [t.numel() for t in floats]
+
+        def loss(theta: Vector) -> Tensor:
+            pieces = iter(theta.split(sizes))
+            moved = map_tensors(
+                given, lambda t: next(pieces).view(t.shape) if t.is_floating_point() else t
+            )
+            return _combined(function(*moved), "combination of outputs")
+
+        theta = torch.cat([t.detach().reshape(-1) for t in floats])
+        part: Any = SimpleNamespace(theta=theta, loss=loss)
+        v = random_direction(part)
+        product = eager_hessian_product(part)(v[None])[0]
+        return _disagreement(partial(gradient, loss), theta, v, product, 0.0) is not None
 
     return attempt(disagrees) or False  # a part that cannot be run alone says nothing

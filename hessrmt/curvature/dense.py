@@ -20,6 +20,7 @@ from hessrmt.curvature.certify import Comparison, reference, require_agreement
 from hessrmt.curvature.products import Product, hessian_product
 from hessrmt.errors import DeviceError, NonFiniteError, ProblemError
 from hessrmt.problems.problem import ordinary_mode
+from hessrmt.progress import Tick, silent
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -27,14 +28,12 @@ if TYPE_CHECKING:
 
     from hessrmt.arrays import Matrix, Vectors
     from hessrmt.backend.base import Backend
+    from hessrmt.backend.distributed import DistributedBackend
     from hessrmt.problems.problem import Problem
 
 
 Device = str | torch.device
 Dtype = str | torch.dtype
-
-Tick = Callable[[str, int, int], None]
-"""Progress: phase, steps done, steps in all."""
 
 _TANGENT_COPIES = 6
 """Arrays of the size of everything saved for backward that one Hessian-vector product holds."""
@@ -155,7 +154,7 @@ def halved(budget: int, left: int) -> int:
     return budget
 
 
-def usable_memory(backend: Backend) -> int:
+def usable_memory(backend: Backend | DistributedBackend) -> int:
     """Bytes of free memory that a plan may use.
 
     Returns:
@@ -208,10 +207,6 @@ def gib(size: float) -> str:
     return f"{size / 2**30:.1f} GiB"
 
 
-def silent(phase: str, done: int, total: int) -> None:
-    """Report nothing."""
-
-
 def unit_vectors(places: Tensor, size: int, like: Tensor) -> Vectors:
     """Vectors along some coordinates.
 
@@ -223,9 +218,7 @@ def unit_vectors(places: Tensor, size: int, like: Tensor) -> Vectors:
     Returns:
         (k, n).
     """
-    rows = like.new_zeros(len(places), size)
-    rows[torch.arange(len(places), device=rows.device), places] = 1
-    return rows
+    return torch.nn.functional.one_hot(places, size).to(like)
 
 
 @ordinary_mode()

@@ -1,30 +1,36 @@
-"""Spectral density, certified edge levels and traces of a matrix that is never formed."""
+"""Density, certified edge levels and traces of a matrix that is never formed, and their file."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hessrmt.checks import one_of, require_type, require_whole
-from hessrmt.curvature.dense import Device, Dtype, Tick, gib, silent, usable_memory
-from hessrmt.curvature.lanczos import (
-    EdgeLevels,
-    announce,
-    check_request,
-    extremal_eigenvalues,
-    plan_width,
-)
+from hessrmt.curvature.dense import Device, Dtype, gib, usable_memory
+from hessrmt.curvature.lanczos import EdgeLevels, check_request, extremal_eigenvalues, plan_width
 from hessrmt.curvature.operators import CurvatureOperator
 from hessrmt.curvature.stochastic import LAWS, Quadrature, Traces, check_products, extended, traces
-from hessrmt.errors import ConfigError, DataError, DeviceError
+from hessrmt.errors import ConfigError, DataError, DeviceError, StoreError
+from hessrmt.files import reason
 from hessrmt.problems.problem import Problem, ordinary_mode
+from hessrmt.progress import Tick, silent
 from hessrmt.records import Provenance, Spectra, Spectrum
+from hessrmt.results import Result, plain
+from hessrmt.store.density import SCHEMA, VERSION, Content, read
+from hessrmt.store.files import DAMAGE, attributes_of, provenance_of, text
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PLAIN = ("dimension", "samples", "loss", "gradient_norm", "operator", "dtype", "check")
 """Numbers and words of a result."""
+
+_PARTS = {"edges": EdgeLevels, "traces": Traces}
+"""Parts of a result that need not be there."""
 
 _TOGETHER = 8
 """Probes that share passes over data which are read anew for every product, if memory allows."""
@@ -76,7 +82,7 @@ class DensityPlan:
 
 
 @dataclass(frozen=True)
-class DensityResult:
+class DensityResult(Result, picture="certification.lanczos_density"):
     """The density of a spectrum, and what is known of its ends.
 
     Attributes:
@@ -142,7 +148,6 @@ class DensityResult:
         """
         moments, errors = self.quadrature.moments()
         low, high = self.quadrature.range
-        parts = {"edges": self.edges, "traces": self.traces}
         return {
             **{name: getattr(self, name) for name in PLAIN},
             "probes": len(self.quadrature),
@@ -152,7 +157,7 @@ class DensityResult:
             "moments_error": errors.tolist(),
             "node_min": low,
             "node_max": high,
-            **{k: None if part is None else part.to_dict() for k, part in parts.items()},
+            **{name: plain(getattr(self, name)) for name in _PARTS},
         }
 
 
@@ -218,38 +223,40 @@ def complete(
         The complete result.
     """
     together = _plan(operator, plan)
-    save = save or _keep
-    if found is None:
-        found = DensityResult(
-            quadrature=Quadrature.none(plan.steps, operator.dimension),
-            planned=plan.probes,
-            dimension=operator.dimension,
-            samples=operator.samples,
-            loss=operator.loss,
-            gradient_norm=operator.gradient_norm,
-            operator=operator.kind,
-            dtype=operator.precision,
-            provenance=provenance or Provenance(device=operator.backend.name),
-        )
-    announce(operator, plan.products(operator.dimension))
+    result = found or DensityResult(
+        quadrature=Quadrature.none(plan.steps, operator.dimension),
+        planned=plan.probes,
+        dimension=operator.dimension,
+        samples=operator.samples,
+        loss=operator.loss,
+        gradient_norm=operator.gradient_norm,
+        operator=operator.kind,
+        dtype=operator.precision,
+        provenance=provenance or Provenance(device=operator.backend.name),
+    )
+
+    def keep(**parts: Any) -> None:
+        nonlocal result
+        result = replace(result, **parts)
+        if save:
+            save(result)
+
+    operator.expect(plan.products(operator.dimension))
     common: dict[str, Any] = {"seed": plan.seed, "tick": tick or silent}
-    before = found.quadrature
+    before = result.quadrature
     for now in extended(operator, before, plan.probes, law=plan.law, together=together, **common):
-        if np.isnan(found.check):
+        check = result.check
+        if np.isnan(check):
             norm, rounding = max(map(abs, now.range)), operator.rounding()
-            found = replace(found, check=operator.agreement(norm, rounding=rounding))
-        found = replace(found, quadrature=now)
-        save(found)
-    if plan.trace and found.traces is None:
-        traced = traces(operator, plan.trace_products, plan.trace, **common)
-        found = replace(found, traces=traced)
-        save(found)
-    if plan.levels and found.edges is None:
+            check = operator.agreement(norm, rounding=rounding)
+        keep(quadrature=now, check=check)
+    if plan.trace and result.traces is None:
+        keep(traces=traces(operator, plan.trace_products, plan.trace, **common))
+    if plan.levels and result.edges is None:
         how = {name: getattr(plan, name) for name in ("tolerance", "check_multiplicity")}
-        edges = extremal_eigenvalues(operator, plan.top, plan.bottom, plan.largest, **how, **common)
-        found = replace(found, edges=edges)
-        save(found)
-    return found
+        ends = (plan.top, plan.bottom, plan.largest)
+        keep(edges=extremal_eigenvalues(operator, *ends, **how, **common))
+    return result
 
 
 def _plan(operator: CurvatureOperator, plan: DensityPlan) -> int:
@@ -273,5 +280,90 @@ def _plan(operator: CurvatureOperator, plan: DensityPlan) -> int:
     return max(1, min(_TOGETHER, plan.probes, usable // 2 // each))
 
 
-def _keep(found: DensityResult) -> None:
-    """Store nothing."""
+def content(result: DensityResult, identity: Mapping[str, Any]) -> Content:
+    """A result as what a file holds.
+
+    Args:
+        result: Complete or not.
+        identity: Plain values that a resumed run must share.
+
+    Returns:
+        Attributes and arrays.
+    """
+    source, quadrature = result.provenance, result.quadrature
+    attributes: dict[str, Any] = {
+        **attributes_of(SCHEMA, VERSION, source, identity),
+        "seed": source.config.get("seed", 0),
+        "checkpoint_sha256": identity.get("checkpoint_sha256", ""),
+        **{name: getattr(result, name) for name in PLAIN},
+    }
+    missing = ((0, result.planned - len(quadrature)), (0, 0))
+    arrays = {
+        "nodes": np.pad(quadrature.nodes, missing, constant_values=np.nan),
+        "weights": np.pad(quadrature.weights, missing),
+        "done": (np.arange(result.planned) < len(quadrature)).astype(np.uint8),
+    }
+    for name in _PARTS:
+        part = getattr(result, name)
+        for key, value in ({} if part is None else asdict(part)).items():
+            target = arrays if isinstance(value, np.ndarray) else attributes
+            target[f"{name}/{key}"] = value
+    return Content(attributes, arrays)
+
+
+def load_density(path: str | Path) -> DensityResult:
+    """The result in a density file, as far as it is complete.
+
+    Args:
+        path: A file written by ``hessrmt density``.
+
+    Returns:
+        Its quadratures, edge levels and traces.
+
+    Raises:
+        StoreError: If the file is missing, damaged, foreign or of a newer schema.
+    """
+    attributes, arrays = read(path)
+    try:
+        values: dict[str, Any] = {name: _plain(value) for name, value in attributes.items()}
+        values |= arrays
+        done, dimension = arrays["done"] > 0, values["dimension"]
+        parts = {
+            name: kind(**{item.name: values[f"{name}/{item.name}"] for item in fields(kind)})
+            for name, kind in _PARTS.items()
+            if any(key.startswith(f"{name}/") for key in values)
+        }
+        return DensityResult(
+            quadrature=Quadrature(arrays["nodes"][done], arrays["weights"][done], dimension),
+            planned=len(done),
+            provenance=provenance_of(attributes),
+            **parts,
+            **{name: values[name] for name in PLAIN},
+        )
+    except DAMAGE as error:
+        raise StoreError(f"{path} is damaged: {reason(error)}") from error
+
+
+def stored_identity(path: str | Path) -> dict[str, Any]:
+    """What a run that continues a file must share with it.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Plain values.
+
+    Raises:
+        StoreError: If the file cannot be read.
+    """
+    try:
+        return json.loads(text(read(path).attributes["identity"]))
+    except DAMAGE as error:
+        raise StoreError(f"{path} cannot be continued: {reason(error)}") from error
+
+
+def _plain(value: Any) -> Any:
+    """An attribute as Python's own number or text."""
+    if isinstance(value, bytes | str):
+        return text(value)
+    return value.item() if hasattr(value, "item") else value

@@ -11,37 +11,38 @@ import dataclasses
 import hashlib
 import itertools
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils import _pytree
 
 from hessrmt.backend.distributed import asymmetry, multiply
 from hessrmt.checks import one_of
 from hessrmt.curvature.certify import Comparison, reference
-from hessrmt.curvature.dense import block_size, gib, row_bytes, silent, torch_dtype, unit_vectors
+from hessrmt.curvature.dense import (
+    block_size,
+    gib,
+    row_bytes,
+    torch_dtype,
+    unit_vectors,
+    usable_memory,
+)
 from hessrmt.curvature.products import hessian_product
 from hessrmt.curvature.reduction import Reduction, identity, reduce_problem
 from hessrmt.curvature.spectrum import REDUCTIONS, Clock, certified
 from hessrmt.errors import DeviceError, NonFiniteError, ProblemError
 from hessrmt.problems.problem import ordinary_mode
+from hessrmt.progress import Tick, silent
 from hessrmt.records import Provenance, Spectrum
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from jaxtyping import Float
-    from torch import Tensor
 
     from hessrmt.backend.distributed import DistributedBackend, Layout
     from hessrmt.backend.world import World
-    from hessrmt.curvature.dense import Tick
     from hessrmt.problems.problem import Problem
-
-
-_MARGIN = 0.95
-"""Part of the free memory that is planned with."""
 
 
 @ordinary_mode()
@@ -91,12 +92,12 @@ def distributed_spectrum(
                 f"random u, where |H| = {skew.norm:.3g}. Some operation of the model has a wrong "
                 "second derivative in torch, or none at this point; replace it"
             )
-    compared = _compared(local, basis, partial(multiply, part, layout, world))
+    product = partial(multiply, part, layout, world)
+    compared = reference(local).beside(lambda v: basis.lift(product(basis.project(v))))
     apart = Comparison(*world.share(compared))
     clock.mark("matrix")
     tick("eigenvalues", 0, 1)
     levels = backend.eigvalsh(part, layout)
-    del part
     clock.mark("eigenvalues")
     tick("eigenvalues", 1, 1)
     with world.together():
@@ -147,7 +148,9 @@ def assemble_columns(
     destinations = [layout.rows_of(row) for row in range(below.size)]
     columns = torch.from_numpy(layout.columns).to(theta.device)
     for start in range(0, len(columns), rows * below.size):
-        shares = _deal(start, min(start + rows * below.size, len(columns)), below.size)
+        stop = min(start + rows * below.size, len(columns))
+        cuts = np.linspace(start, stop, below.size + 1).astype(int).tolist()
+        shares = list(itertools.starmap(slice, itertools.pairwise(cuts)))
         with below.together():
             chosen = columns[shares[below.rank]]
             unit = unit_vectors(chosen, layout.n, theta)
@@ -184,23 +187,10 @@ def _plan(
     return local, evaluated, basis, layout, min(world.gather(rows))
 
 
-def _compared(
-    problem: Problem, basis: Reduction, product: Callable[[Tensor], Tensor]
-) -> Comparison:
-    """How far a matrix of Q's coordinates is from the Hessian."""
-    return reference(problem).beside(lambda v: basis.lift(product(basis.project(v))))
-
-
-def _deal(start: int, stop: int, processes: int) -> list[slice]:
-    """Consecutive positions in parts as equal as can be."""
-    cuts = np.linspace(start, stop, processes + 1).astype(int)
-    return [slice(int(a), int(b)) for a, b in itertools.pairwise(cuts)]
-
-
 def _rows_together(problem: Problem, layout: Layout, backend: DistributedBackend) -> int:
     """Products to compute together; DeviceError if this process's part does not fit."""
     itemsize = problem.dtype.itemsize
-    fixed, usable = backend.eigen_bytes(layout, itemsize), int(_MARGIN * backend.free_memory())
+    fixed, usable = backend.eigen_bytes(layout, itemsize), usable_memory(backend)
     each = row_bytes(problem) + 4 * layout.n * itemsize  # two sides of an exchange, and copies
     processes = backend.world.size
     if fixed + each > usable:
@@ -231,19 +221,12 @@ def _require_one_problem(problem: Problem, world: World) -> None:
 
 def _share_basis(basis: Reduction, world: World) -> Reduction:
     """Process 0's basis: others may have rounded another one on other hardware."""
+    mine = [[layer.left, layer.right, layer.keep] for layer in basis.layers], basis.others
+    shared = world.share(_pytree.tree_map_only(Tensor, Tensor.cpu, mine))
     device = basis.others.device
-    mine: list[Any] = [[layer.left, layer.right, layer.keep] for layer in basis.layers]
-    shared = world.share(
-        _pytree.tree_map(lambda t: None if t is None else t.cpu().numpy(), [mine, basis.others])
+    turned, others = _pytree.tree_map_only(Tensor, lambda t: t.to(device), shared)
+    layers = tuple(
+        dataclasses.replace(layer, left=left, right=right, keep=keep)
+        for layer, (left, right, keep) in zip(basis.layers, turned, strict=True)
     )
-    layers, others = _pytree.tree_map(
-        lambda a: None if a is None else torch.from_numpy(a).to(device), shared
-    )
-    return Reduction(
-        basis.dimension,
-        tuple(
-            dataclasses.replace(layer, left=left, right=right, keep=keep)
-            for layer, (left, right, keep) in zip(basis.layers, layers, strict=True)
-        ),
-        others,
-    )
+    return Reduction(basis.dimension, layers, others)

@@ -15,10 +15,9 @@ finds further copies of a multiple eigenvalue as far as it can.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,23 +25,20 @@ import numpy as np
 import torch
 
 from hessrmt.checks import one_of, require_whole
-from hessrmt.curvature.dense import Tick, gib, silent, usable_memory
-from hessrmt.curvature.operators import CurvatureOperator, announce, as_operator
+from hessrmt.curvature.dense import gib, usable_memory
+from hessrmt.curvature.operators import CurvatureOperator, as_operator
 from hessrmt.curvature.rounding import gaussian
 from hessrmt.errors import ConfigError, ConvergenceError, DeviceError, ProblemError
 from hessrmt.problems.problem import Problem, ordinary_mode
+from hessrmt.progress import Tick, silent
+from hessrmt.results import Result
 
 if TYPE_CHECKING:
-    from jaxtyping import Float64
+    from jaxtyping import Bool
     from torch import Tensor
 
-    from hessrmt.arrays import Vector, Vectors
+    from hessrmt.arrays import Levels, Vector, Vectors
     from hessrmt.curvature.operators import Operator
-
-    Numbers = Float64[np.ndarray, " m"]
-    from jaxtyping import Bool, Float64
-
-    Levels = Float64[np.ndarray, " n"]
 
 
 _KEEPS = 0.7
@@ -65,11 +61,14 @@ _TESTED_EACH_STEP = 48
 whenever there are an eighth more vectors."""
 
 
+_PATIENCE = 100
+"""Products for each vector of the basis after which a search ends with what has converged."""
+
 _SKEW = 1e-3
 """Share of the norm beyond which a matrix is called not symmetric, however loose a tolerance."""
 
 _SMALL_BASIS = 2**24
-"""Numbers in a basis (128 MiB) up to which it gets more vectors, so that it restarts less often."""
+"""Levels in a basis (128 MiB) up to which it gets more vectors, so that it restarts less often."""
 
 
 def round_off(norm: float, size: int, dtype: torch.dtype) -> float:
@@ -121,17 +120,18 @@ class _Space:
     """A Krylov space: orthonormal rows V, T = VᵀHV, and the next direction behind the last row."""
 
     def __init__(self, start: Vector, width: int, slack: float = 0.0) -> None:
-        self.size, self.width = len(start), width
+        self.size = len(start)
         self.basis = start.new_empty(min(width + 1, self.size), self.size)
         self.basis[0] = start / start.norm()
         self.small = np.zeros((width, width))
-        self.have, self.beta, self.norm = 0, 0.0, 0.0
+        self.have, self.products, self.beta, self.norm = 0, 0, 0.0, 0.0
         self.coupling = np.zeros(0)  # of the next direction to all rows, known by symmetry
         self.slack = max(slack, torch.finfo(start.dtype).eps ** 0.5)
 
     def add(self, w: Vector) -> None:
         """Take H times the next direction; β = 0 says that the space is invariant."""
         j = self.have
+        self.products += 1
         self.norm = max(self.norm, float(w.norm()))  # ‖Hv‖ <= ‖H‖
         inner, rest = orthogonalise(w, self.basis[: j + 1])
         column = inner.to(torch.float64).cpu().numpy()
@@ -158,15 +158,14 @@ class _Space:
         self.basis[self.have] = direction / direction.norm()
         self.beta, self.coupling = 0.0, np.zeros(self.have)
 
-    def rotate(self, columns: Numbers) -> Vectors:
+    def rotate(self, columns: Levels) -> None:
         """Replace the first rows of V by combinations of all of them, (have, k) coefficients."""
         turn = torch.from_numpy(columns.T.copy()).to(self.basis)
         for first in range(0, self.size, _COLUMNS):
             part = slice(first, first + _COLUMNS)
             self.basis[: len(turn), part] = turn @ self.basis[: self.have, part]
-        return self.basis[: len(turn)]
 
-    def restart(self, values: Numbers, rotation: Numbers, slack: float = 0.0) -> None:
+    def restart(self, values: Levels, rotation: Levels, slack: float = 0.0) -> None:
         """Keep some Ritz pairs only, settled to `slack`; the next direction stays."""
         self.slack = max(self.slack, slack)
         following = self.basis[self.have].clone()
@@ -178,7 +177,7 @@ class _Space:
 
 def tridiagonal(
     operator: Operator, starts: Vectors, steps: int, tick: Callable[[int], None] | None = None
-) -> list[tuple[Numbers, Numbers]]:
+) -> list[tuple[Levels, Levels]]:
     """Lanczos from several vectors at once, which share the passes over the data.
 
     Args:
@@ -222,94 +221,38 @@ class Wanted(NamedTuple):
     @property
     def levels(self) -> int:
         """How many at most."""
-        return self.top + self.bottom + self.largest
+        return sum(self)
 
-    def ends(self, values: Numbers) -> list[tuple[int, np.ndarray]]:
+    def ends(self, values: Levels) -> list[tuple[int, np.ndarray]]:
         """For each end how many are wanted, and the order in which ascending values come."""
         up = np.arange(len(values))  # equal values must not count for both ends
         orders = (up[::-1], up, np.argsort(-np.abs(values), kind="stable"))
         return [(count, order) for count, order in zip(self, orders, strict=True) if count]
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """Extreme Ritz pairs.
-
-    Attributes:
-        values: (n,) ascending.
-        vectors: (n, P) orthonormal rows.
-        n_lower: How many of them belong to the lower end; of largest magnitudes the negative ones.
-        norm: Largest |Ritz value| that was seen, a lower bound of ‖H‖₂ that is sharp once an end
-            has converged.
-        exhausted: Whether an end reached zero before it had as many as wanted.
-        converged: Whether all that was wanted was found.
-        products: Of the operator.
-    """
-
-    values: Numbers
-    vectors: Vectors
-    n_lower: int
-    norm: float
-    exhausted: bool
-    converged: bool
-    products: int
-
-
-class _Verdict(NamedTuple):
-    """Ritz pairs by position: those to report, all that converged, and what is still to come."""
-
-    chosen: np.ndarray
-    settled: np.ndarray
-    n_lower: int
-    more: bool
-    exhausted: bool
-
-
-def extreme_pairs(
+def _extreme_pairs(
     operator: Operator,
     wanted: Wanted,
-    *,
     width: int,
-    tolerance: float = 1e-10,
-    seed: int = 0,
-    limit: int | None = None,
-    check_multiplicity: bool = True,
+    tick: Tick,
+    *,
+    tolerance: float,
+    seed: int,
+    check_multiplicity: bool,
     stop_at_zero: bool = True,
-    tick: Tick = silent,
-) -> Pairs:
-    """Extreme eigenpairs by thick-restart Lanczos, which stops as soon as they have converged.
-
-    Args:
-        operator: H.
-        wanted: Which.
-        width: m, vectors of the basis, more than are wanted unless m = P.
-        tolerance: Largest residual ‖Hx - θx‖ over ‖H‖₂; never below what rounding adds.
-        seed: Of the start vectors.
-        limit: Products after which to stop with what has converged; 100 m if None.
-        check_multiplicity: Search once more from a fresh random vector: an eigenvalue of higher
-            multiplicity shows only one of its copies to the first. Small matrices are searched in
-            any case, and where the Krylov space is invariant.
-        stop_at_zero: Whether an end stops where its eigenvalues can't be told from zero.
-        tick: Told of progress: phase, eigenvalues that converged, eigenvalues wanted.
-
-    Returns:
-        The pairs.
-
-    Raises:
-        ConvergenceError: If none converged.
-        ProblemError: If the matrix is not symmetric.
-    """
-    size, levels, fresh = operator.dimension, wanted.levels, _directions(operator, seed)
-    limit, digits = limit or 100 * width, torch.finfo(operator.dtype).eps ** 0.5
+) -> tuple[_Space, Levels, np.ndarray, bool, bool]:
+    """Ritz values of the space's first rows, their places; whether zero was met, and all found."""
+    size, levels = operator.dimension, wanted.levels
+    fresh = (gaussian(size, operator, "lanczos", n, seed=seed) for n in itertools.count())
+    limit, digits = _PATIENCE * width, torch.finfo(operator.dtype).eps ** 0.5
     space = _Space(next(fresh), width, min(tolerance, _SKEW))
     check_multiplicity |= levels > 1 and size <= _SMALL_MATRIX
-    stop, tested, products = width, 0, 0
-    looked: Numbers | None = None
+    stop, tested = width, 0
+    looked: Levels | None = None
     while True:
-        announce(operator, max(2 * levels, products))
+        operator.expect(max(2 * levels, space.products))
         space.add(operator(space.basis[space.have][None])[0])
-        products += 1
-        have = space.have
+        have, products = space.have, space.products
         due = have >= min(stop, size) or products >= limit
         if looked is None and have >= levels:
             stride = 1 if have <= _TESTED_EACH_STEP else have // 8
@@ -326,26 +269,26 @@ def extreme_pairs(
         space.norm = max(space.norm, float(np.abs(values).max()))
         floor = round_off(space.norm, size, operator.dtype)
         goal, zero = max(tolerance * space.norm, floor), floor if stop_at_zero else -1.0
-        found = _judge(wanted, values, space.beta * np.abs(rotation[-1]), goal, zero, size)
-        now = values[found.chosen]
+        residuals = space.beta * np.abs(rotation[-1])
+        settled, chosen, done = _settled(wanted, values, residuals, goal, zero, size)
+        now = values[chosen]
         tick("edge levels", len(now), levels)
-        done = not found.more
         # an invariant space, up to rounding: some eigenvalue has more copies than it holds
         check_multiplicity |= space.beta <= min(goal, digits * space.norm)
-        same = looked is not None and np.shape(looked) == now.shape
-        final = not check_multiplicity or (same and bool((np.abs(looked - now) <= goal).all()))
-        complete = have == size or (done and final)
+        same = looked is not None and len(looked) == len(now)
+        same = same and bool((np.abs(looked - now) <= goal).all())
+        complete = have == size or (done and (same or not check_multiplicity))
         if complete or products >= limit:
             if not complete and not len(now):
                 raise ConvergenceError(
                     f"no extreme eigenvalue has converged after {products:,} products; allow a "
                     "larger residual (tolerance), or more vectors (ask for more eigenvalues)"
                 )
-            vectors, lower = space.rotate(rotation[:, found.chosen]), found.n_lower
-            return Pairs(now, vectors, lower, space.norm, found.exhausted, complete, products)
+            space.rotate(rotation[:, chosen])
+            return space, now, chosen, len(chosen) < len(settled), complete
         if done:
             looked = now
-            space.restart(values[found.settled], rotation[:, found.settled], tolerance)
+            space.restart(values[settled], rotation[:, settled], tolerance)
             space.turn_to(next(fresh))
             stop, tested = min(width, space.have + _SECOND_LOOK), space.have
         elif looked is not None or have >= width:
@@ -356,44 +299,31 @@ def extreme_pairs(
                 tested = space.have
 
 
-def _directions(operator: Operator, seed: int) -> Iterator[Vector]:
-    """Random vectors, one after another."""
-    for number in itertools.count():
-        yield gaussian(operator.dimension, operator, "lanczos", number, seed=seed)
-
-
-def _judge(
-    wanted: Wanted, values: Numbers, residuals: Numbers, goal: float, zero: float, size: int
-) -> _Verdict:
-    chosen, settled, more, exhausted = set(), set(), False, False
+def _settled(
+    wanted: Wanted, values: Levels, residuals: Levels, goal: float, zero: float, size: int
+) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Positions of wanted Ritz pairs that converged, of those not zero, and if that is all."""
+    found, done = set(), True
     for count, order in wanted.ends(values):
         for position in map(int, order[:count]):
             if residuals[position] > goal:
-                more = True
+                done = False
                 break
-            settled.add(position)
+            found.add(position)
             if abs(values[position]) <= zero:
-                exhausted = True
                 break
-            chosen.add(position)
         else:
-            more |= len(order) < min(count, size)
-    where = np.array(sorted(chosen), dtype=np.int64)
-    # values ascend: those of the lower end come first
-    below = values[where] < 0 if wanted.largest else where < wanted.bottom
-    lower = 0 if len(where) == size else int(np.count_nonzero(below))
-    return _Verdict(where, np.array(sorted(settled), dtype=np.int64), lower, more, exhausted)
+            done &= len(order) >= min(count, size)
+    settled = np.array(sorted(found), dtype=np.int64)
+    return settled, settled[np.abs(values[settled]) > zero], done
 
 
-def _kept(wanted: Wanted, values: Numbers, keep: int) -> np.ndarray:
+def _kept(wanted: Wanted, values: Levels, keep: int) -> np.ndarray:
     """Positions of the wanted Ritz values and of some next to them, each end with its share."""
-    chosen: set[int] = set()
-    ends = wanted.ends(values)
-    for place in range(len(values)):
-        for count, order in ends:
-            if len(chosen) < keep and place < -(-keep * count // wanted.levels):
-                chosen.add(int(order[place]))
-    return np.array(sorted(chosen), dtype=np.int64)
+    shares = [(-(-keep * count // wanted.levels), order) for count, order in wanted.ends(values)]
+    places = range(len(values))
+    chosen = [order[place] for place in places for share, order in shares if place < share]
+    return np.array(sorted(list(dict.fromkeys(chosen))[:keep]))
 
 
 _BLOCK = 8
@@ -404,7 +334,7 @@ _FEWEST_SPARE = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Found:
+class _Found(Result, axes={"level": "values residuals bounds"}, derived="found bounds"):
     """Eigenvalues with a bound each.
 
     Attributes:
@@ -432,24 +362,18 @@ class _Found:
         return len(self.values)
 
     @property
+    def found(self) -> int:
+        """How many."""
+        return len(self)
+
+    @property
     def bounds(self) -> Levels:
         """(n,) an eigenvalue of H lies within this distance of the value."""
         return self.residuals + self.round_off
 
-    def to_dict(self) -> dict[str, Any]:
-        """All numbers as plain values, e.g. for JSON; eigenvectors are left out.
-
-        Returns:
-            Name to value.
-        """
-        fields = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
-        plain = {k: v for k, v in fields.items() if isinstance(v, str | int | float)}
-        arrays = {k: getattr(self, k).tolist() for k in ("values", "residuals", "bounds")}
-        return {"found": len(self), **plain, **arrays}
-
 
 @dataclass(frozen=True, kw_only=True)
-class EdgeLevels(_Found):
+class EdgeLevels(_Found, derived="found bounds joint_bound"):
     """Levels at the ends of a spectrum; those of the lower end come first.
 
     Attributes:
@@ -468,7 +392,7 @@ class EdgeLevels(_Found):
 
         The Frobenius norm of all residuals (Kahan's theorem, Parlett 1998, §11.5), with round-off.
         """
-        return float(np.linalg.norm(self.bounds)) if len(self) else 0.0
+        return float(np.linalg.norm(self.bounds))
 
     @property
     def certified(self) -> Bool[np.ndarray, " n"]:
@@ -478,8 +402,6 @@ class EdgeLevels(_Found):
     @property
     def certain_spacings(self) -> Bool[np.ndarray, " n-1"]:
         """(n - 1,) whether two consecutive levels of one end have disjoint intervals."""
-        if len(self) < 2:
-            return np.zeros(0, dtype=bool)
         apart = np.diff(self.values) > self.bounds[1:] + self.bounds[:-1]
         if 0 < self.n_lower < len(self):
             apart[self.n_lower - 1] = False  # what lies between the ends is unknown
@@ -525,11 +447,15 @@ class EdgeLevels(_Found):
             "certain_spacings": self.certain_spacings,
         }
         counts = {name: int(np.count_nonzero(mark)) for name, mark in marks.items()}
-        return super().to_dict() | counts | {"joint_bound": self.joint_bound}
+        return super().to_dict() | counts
 
 
-@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class Eigenpairs(_Found):
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Eigenpairs(
+    _Found,
+    axes={"pair": "values residuals bounds", "parameter pair": "vectors"},
+    omitted="vectors unflatten",
+):
     """Some eigenvalues of a symmetric matrix and their eigenvectors.
 
     If not all have converged, there are fewer than were asked for.
@@ -543,14 +469,6 @@ class Eigenpairs(_Found):
     vectors: Tensor
     which: str
     unflatten: Callable[[Tensor], dict[str, Tensor]] | None = None
-
-    def __repr__(self) -> str:
-        shown = ", ".join(f"{value:.6g}" for value in self.values[:: max(1, len(self) - 1)])
-        return (
-            f"Eigenpairs({len(self)} {self.which} of {self.dimension:,}: {shown}; bounds up to "
-            f"{self.bounds.max(initial=0.0):.1g}; {self.products:,} products"
-            f"{'' if self.converged else '; not all converged'})"
-        )
 
     def as_parameters(self, index: int) -> dict[str, Tensor]:
         """An eigenvector as one tensor for each parameter.
@@ -621,14 +539,14 @@ def eigsh(
         raise ConfigError(f"k = {k:,} pairs are asked for, the matrix has {matrix.dimension:,}")
     wanted = check_request(matrix, tolerance=tolerance, **{ends[which]: k})
     options = {"tolerance": tolerance, "seed": seed, "check_multiplicity": check_multiplicity}
-    _, vectors, common = _search(matrix, wanted, memory, tick, stop_at_zero=False, **options)
+    vectors, found = _search(matrix, wanted, memory, tick, stop_at_zero=False, **options)
     # the sign of an eigenvector is free: its entry of largest magnitude is positive
     largest = vectors.gather(1, vectors.abs().argmax(dim=1, keepdim=True))
     return Eigenpairs(
         vectors=(vectors * largest.sign()).T.contiguous(),
         which=which,
         unflatten=getattr(matrix, "unflatten", None),
-        **common,
+        **{item.name: getattr(found, item.name) for item in fields(_Found)},
     )
 
 
@@ -669,13 +587,7 @@ def extremal_eigenvalues(
     matrix = as_operator(operator)
     wanted = check_request(matrix, top, bottom, largest, tolerance)
     options = {"tolerance": tolerance, "seed": seed, "check_multiplicity": check_multiplicity}
-    found, _, common = _search(matrix, wanted, memory, tick, **options)
-    return EdgeLevels(
-        n_lower=found.n_lower,
-        asked=", ".join(f"{name} {count}" for name, count in wanted._asdict().items() if count),
-        exhausted=found.exhausted,
-        **common,
-    )
+    return _search(matrix, wanted, memory, tick, **options)[1]
 
 
 edge_levels = extremal_eigenvalues
@@ -684,15 +596,19 @@ edge_levels = extremal_eigenvalues
 
 def _search(
     operator: Any, wanted: Wanted, memory: int | None, tick: Tick | None, **options: Any
-) -> tuple[Pairs, Tensor, dict[str, Any]]:
-    """Ritz pairs, their unit vectors as rows, and what every result says of them."""
-    width = plan_width(operator, wanted.levels, memory)
-    tick = tick or silent
-    found = extreme_pairs(operator, wanted, width=width, tick=tick, **options)
-    vectors = found.vectors / found.vectors.norm(dim=1, keepdim=True)
-    leading = int(np.argmax(np.abs(found.values))) if len(vectors) else -1
-    residuals, check, image = np.empty(len(vectors)), float("nan"), None
-    theta = torch.from_numpy(found.values).to(vectors)
+) -> tuple[Tensor, EdgeLevels]:
+    """Unit Ritz vectors as rows, and all that is said of their values."""
+    width, tick = plan_width(operator, wanted.levels, memory), tick or silent
+    found = _extreme_pairs(operator, wanted, width, tick, **options)
+    space, values, places, exhausted, converged = found
+    # values ascend: those of the lower end come first
+    below = values < 0 if wanted.largest else places < wanted.bottom
+    n_lower = 0 if len(values) == operator.dimension else int(np.count_nonzero(below))
+    vectors, norm = space.basis[: len(values)], space.norm
+    vectors = vectors / vectors.norm(dim=1, keepdim=True)
+    leading = int(np.argmax(np.abs(values))) if len(values) else -1
+    residuals, check, image = np.empty(len(values)), float("nan"), None
+    theta = torch.from_numpy(values).to(vectors)
     for first in range(0, len(vectors), _BLOCK):
         part = slice(first, first + _BLOCK)
         products = operator(vectors[part])
@@ -701,23 +617,24 @@ def _search(
         if first <= leading < first + _BLOCK:
             image = products[leading - first]
         tick("residuals", min(first + _BLOCK, len(vectors)), len(vectors))
-    rounding = round_off(found.norm, operator.dimension, operator.dtype)
+    rounding = round_off(norm, operator.dimension, operator.dtype)
     if isinstance(operator, CurvatureOperator) and len(vectors):
         measured = operator.rounding()
-        rounding = max(rounding, measured)
-        check = operator.agreement(found.norm, vectors[leading], image, measured)
-        rounding = max(rounding, check * found.norm)
-    common = {
-        "values": found.values,
-        "residuals": residuals,
-        "round_off": rounding,
-        "dimension": operator.dimension,
-        "norm": found.norm,
-        "converged": found.converged,
-        "check": check,
-        "products": found.products + len(residuals),
-    }
-    return found, vectors, common
+        check = operator.agreement(norm, vectors[leading], image, measured)
+        rounding = max(rounding, measured, check * norm)
+    return vectors, EdgeLevels(
+        values=values,
+        residuals=residuals,
+        round_off=rounding,
+        dimension=operator.dimension,
+        norm=norm,
+        converged=converged,
+        check=check,
+        products=space.products + len(values),
+        n_lower=n_lower,
+        asked=", ".join(f"{name} {count}" for name, count in wanted._asdict().items() if count),
+        exhausted=exhausted,
+    )
 
 
 def plan_width(operator: Operator, count: int, memory: int | None = None) -> int:

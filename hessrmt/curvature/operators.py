@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from hessrmt.backend.select import select
-from hessrmt.checks import one_of, require_whole
+from hessrmt.checks import one_of, require_whole, whole
 from hessrmt.curvature.certify import (
     Comparison,
     gradient,
@@ -99,6 +99,13 @@ class Operator(ABC):
 
         Returns:
             (k, n).
+        """
+
+    def expect(self, products: int) -> None:  # noqa: B027
+        """Prepare for a number of products, if that pays.
+
+        Args:
+            products: How many there will be at least.
         """
 
     @property
@@ -286,8 +293,8 @@ class CurvatureOperator(Operator):
             The operator.
         """
         one_of("operator", operator, OPERATORS, error=ProblemError)
-        kinds: tuple[type[Hessian], ...] = (Hessian, GaussNewton, EmpiricalFisher)
-        return kinds[OPERATORS.index(operator)](problem, **options)
+        kinds = {"hessian": Hessian, "ggn": GaussNewton, "fisher": EmpiricalFisher}
+        return kinds[operator](problem, **options)
 
     @ordinary_mode()
     def _read(
@@ -312,15 +319,12 @@ class CurvatureOperator(Operator):
         ways = choose(self._base, kind)
         self._plain, self._check = ways.plain, ways.check
         parts = self._problems(stop=0 if linearise is False else self._room())
-        products = (KeptProduct(part, ways) for part in parts)
-        self._kept = list(zip(self._weights, products, strict=False))
+        self._kept = [(weight, KeptProduct(part, ways)) for weight, part in parts]
         self.kept = len(self._kept)
         if linearise:
             self.expect(TRACED_FROM)
         if kind == "hessian":
-            v = random_direction(self._base)
-            product = self._kept[0][1](v[None])[0] if self._kept else None
-            require_second_derivative(self._base, v, product)
+            require_second_derivative(self._base, random_direction(self._base))
 
     def block(self, only: str | re.Pattern[str] | Sequence[str]) -> CurvatureOperator:
         """The block of some parameters, all others held constant.
@@ -390,16 +394,14 @@ class CurvatureOperator(Operator):
         """
         rows = directions(self._base, FEW_DIRECTIONS)
         products, moved = torch.zeros_like(rows), torch.zeros_like(rows)
-        streams = itertools.count()
-        for problem, weight in zip(self._problems(), self._weights, strict=True):
-            numbers = [next(streams) for _ in rows]
+        for part, (weight, problem) in enumerate(self._problems()):
             if weight:
                 way = self._plain(problem)
                 products.add_(way(rows).detach(), alpha=weight)
-                for number, v, total in zip(numbers, rows, moved, strict=True):
-                    with Perturbed(number):
+                for number, v in enumerate(rows):
+                    with Perturbed(part * len(rows) + number):
                         found = way(v[None])[0].detach()
-                    total.add_(found, alpha=weight)
+                    moved[number].add_(found, alpha=weight)
         return norm_bound([length(part) for part in moved - products])
 
     @ordinary_mode()
@@ -422,27 +424,26 @@ class CurvatureOperator(Operator):
             ‖Hv - H'v‖/‖H‖₂. Raises ProblemError if rounding does not explain it: wrong derivatives,
             or data that changed.
         """
-        if v is None:
-            v = random_direction(self._base)
+        v = random_direction(self._base) if v is None else v
         found = self(v[None]) if product is None else product[None]
         # traced products are forward-over-reverse, all others reverse-over-reverse
         traced = self.kind != "fisher" and any(kept.traced for _, kept in self._kept)
         expected = torch.zeros_like(found)
         self._add(expected, v[None], self._plain if traced else self._check)
-        forward = self.kind == "hessian" and not traced
-        if forward and not close(expected, found):  # torch may have a rule of forward mode wrong
+        # torch may have a rule of forward mode wrong
+        if self.kind == "hessian" and not traced and not close(expected, found):
             self._add(expected.zero_(), v[None], self._plain)
         residual = float((found - expected).norm())
         apart = Comparison(residual, rounding, rounding)
         return require_agreement(apart, norm, self, self.precision)
 
     def _add(self, total: Vectors, block: Vectors, way: Any, start: int = 0) -> None:
-        for problem, weight in zip(self._problems(start), self._weights[start:], strict=True):
+        for weight, problem in self._problems(start):
             if weight:
                 total.add_(way(problem)(block).detach(), alpha=weight)
 
-    def _problems(self, start: int = 0, stop: int | None = None) -> Iterator[Problem]:
-        """The problems of the micro-batches in their final precision and place."""
+    def _problems(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[float, Problem]]:
+        """The micro-batches' weights, and their problems in their final precision and place."""
         number = -1
         for number, batch in enumerate(self._batches()):
             if stop is not None and number >= stop:
@@ -455,7 +456,7 @@ class CurvatureOperator(Operator):
                     "give the same data in the same order: take shuffle=False and no random "
                     "augmentation"
                 )
-            yield self._base.on(batch)
+            yield self._weights[number], self._base.on(batch)
         if stop is None and number + 1 != len(self._seen):
             raise DataError(
                 f"there were {len(self._seen):,} batches when they were first read and there are "
@@ -486,7 +487,7 @@ class CurvatureOperator(Operator):
             masses.append(loss_mass(problem) if several else 1.0)
             if masses[-1]:  # else no sample of it counts
                 loss += masses[-1] * problem.evaluate(compare=False)[0]
-                slope += masses[-1] * gradient(problem, problem.theta)
+                slope += masses[-1] * gradient(problem.loss, problem.theta)
             self.samples += problem.samples
             self._saved = max(self._saved, saved)
             if before is not None:
@@ -500,16 +501,13 @@ class CurvatureOperator(Operator):
     def _settle(self) -> None:
         """Take a batch that counts for the base, and whether losses add up, from the first ones."""
         is_sum: bool | None = None
-        base: Problem | None = None
         with of_parts():
             for batch in self._batches():
                 problem = self._base.on(batch)
-                if base is None and loss_mass(problem):
-                    base = problem
                 is_sum = problem.doubles()
-                if base is not None and is_sum is not None:
+                if is_sum is not None and loss_mass(problem):
+                    self._base = problem
                     break
-        self._base = self._base if base is None else base
         self._base.is_sum = bool(is_sum)
 
     def _room(self) -> int:
@@ -544,9 +542,8 @@ class Hessian(CurvatureOperator):
         dtype: Dtype = "float64",
         linearise: bool | None = None,
     ) -> None:
-        step = problem.samples if batch is None else batch
-        if isinstance(step, bool) or not isinstance(step, int) or step < 1:
-            raise DataError(f"micro-batches must hold at least one sample, got {batch!r}")
+        some = "micro-batches hold at least one sample"
+        step = problem.samples if batch is None else whole("batch", batch, 1, hint=some)
         places = [slice(i, i + step) for i in range(0, problem.samples, step)]
         batches = partial(map, problem.batch.part, places)
         self._read(problem.part(places[0]), batches, self._kind, device, dtype, linearise)
@@ -577,10 +574,10 @@ class _Function(Operator):
     dtype, device = torch.float64, torch.device("cpu")
 
     def __init__(self, matvec: Callable[[Vector], Any], size: int) -> None:
-        whole = isinstance(size, int | np.integer) and not isinstance(size, bool)
-        if not callable(matvec) or not whole or size < 1:
-            raise ConfigError(f"(matvec, n) must be a function and its dimension, got n = {size!r}")
-        self.matvec, self.dimension = matvec, int(size)
+        hint = "(matvec, n) must be a function and its dimension"
+        self.matvec, self.dimension = matvec, whole("n", size, 1, error=ConfigError, hint=hint)
+        if not callable(matvec):
+            raise ConfigError(f"{hint}, got {matvec!r}")
 
     def __call__(self, block: Vectors) -> Vectors:
         """Products with the rows of a block, (k, n)."""
@@ -599,13 +596,12 @@ class _Function(Operator):
         return product
 
 
-def as_operator(given: Any) -> Any:
+def as_operator(given: Any) -> Operator:
     """What the algorithms take: an operator, a problem, or a function with its dimension.
 
     Args:
-        given: Anything with ``dimension``, ``dtype``, ``device`` and a call for blocks of rows; a
-            problem, whose Hessian is then taken in float64; or a pair (matvec, n) of a function
-            that maps a float64 vector (n,) to H v, and n.
+        given: An operator; a problem, whose Hessian is then taken in float64; or a pair (matvec, n)
+            of a function that maps a float64 vector (n,) to H v, and n.
 
     Returns:
         The operator.
@@ -617,23 +613,11 @@ def as_operator(given: Any) -> Any:
         return CurvatureOperator.of(given)
     if isinstance(given, tuple) and len(given) == 2:
         return _Function(*given)
-    if not callable(given) or not all(hasattr(given, name) for name in ("dimension", "dtype")):
+    if not isinstance(given, Operator):
         raise ConfigError(
             f"expected an operator, a problem, or a pair (matvec, n), got {type(given).__name__}"
         )
     return given
-
-
-def announce(operator: Operator, products: int) -> None:
-    """Tell an operator that can prepare for many products how many there will be.
-
-    Args:
-        operator: H; what has no method ``expect`` is left alone.
-        products: At least so many.
-    """
-    expect = getattr(operator, "expect", None)
-    if expect is not None:
-        expect(products)
 
 
 def _fingerprint(batch: Batch) -> tuple:
@@ -666,8 +650,7 @@ def _require_sum(first: Problem, second: Problem) -> None:
         with of_parts():
             masses = [loss_mass(part) for part in (one, other)]
             with torch.no_grad():
-                whole = float(both.loss(both.theta))
-                values = [float(part.loss(part.theta)) for part in (one, other)]
+                whole, *values = (float(part.loss(part.theta)) for part in (both, one, other))
         counted = [(mass, value) for mass, value in zip(masses, values, strict=True) if mass]
         pieces = sum(mass * value for mass, value in counted) / (both.total(masses) or 1.0)
         largest = max(abs(whole), *(abs(value) for _, value in counted), 0.0)

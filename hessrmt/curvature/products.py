@@ -209,9 +209,15 @@ def hessian_product(problem: Problem) -> Product:
         The batched product; its way of differentiating has been tried on one vector.
     """
     theta, gradient = problem.theta, grad(problem.loss)
-    forward = vmap(lambda v: jvp(gradient, (theta,), (v,))[1], randomness="error")
+    forward = vmap(_hessian_of_vector(problem), randomness="error")
     reverse = vmap(lambda v: vjp(gradient, theta)[1](v)[0], randomness="error")
     return _first_that_works(theta, (forward, reverse, eager_hessian_product(problem)))
+
+
+def _hessian_of_vector(problem: Problem, linear: bool = False) -> Callable[[Vector], Vector]:
+    """H v by forward-over-reverse; linearised, it keeps the graph of the gradient."""
+    slope, theta = grad(problem.loss), problem.theta
+    return _linear(slope, theta) if linear else lambda v: jvp(slope, (theta,), (v,))[1]
 
 
 def eager_hessian_product(problem: Problem, *, keep: bool = False) -> Product:
@@ -298,13 +304,15 @@ def ggn_product(problem: Problem) -> Product:
     return _first_that_works(problem.theta, (vmap(forward, randomness="error"), plain))
 
 
-def _ggn_of_vector(problem: InOneTensor) -> Callable[[Vector], Vector]:
-    """Jᵀ S J v, J v by forward mode; it keeps the graph of one evaluation."""
-    outputs, pullback = vjp(problem.outputs, problem.theta)[:2]
+def _ggn_of_vector(problem: Problem, linear: bool = False) -> Callable[[Vector], Vector]:
+    """Jᵀ S J v, J v by forward mode or linearised; it keeps the graph of one evaluation."""
+    problem, theta = in_one_tensor(problem), problem.theta
+    outputs, pullback = vjp(problem.outputs, theta)[:2]
     curve = vjp(grad(problem.loss_of_outputs), outputs)[1]  # S is symmetric
+    linearised = _linear(problem.outputs, theta) if linear else None
 
     def product(v: Vector) -> Vector:
-        tangent = jvp(problem.outputs, (problem.theta,), (v,))[1]
+        tangent = linearised(v) if linearised else jvp(problem.outputs, (theta,), (v,))[1]
         return pullback(curve(tangent)[0])[0]
 
     return product
@@ -523,26 +531,15 @@ def choose(problem: Problem, operator: str) -> Ways:
     if operator == "hessian":
         # reverse-over-reverse runs what forward mode cannot, and is as quick for a vector
         kept = partial(eager_hessian_product, keep=True)
-        return Ways(linearised_hessian, kept, eager_hessian_product, checking_hessian)
+        traced = partial(_by_row, _hessian_of_vector, linear=True)
+        return Ways(traced, kept, eager_hessian_product, checking_hessian)
     if operator == "ggn":
-        works = _works(plain_ggn, problem, ggn_product(problem))
-        plain = plain_ggn if works else ggn_product
-        return Ways(linearised_ggn, plain, plain, eager_ggn_product)
+        traced, plain = (partial(_by_row, _ggn_of_vector, linear=x) for x in (True, False))
+        plain = plain if _works(plain, problem, ggn_product(problem)) else ggn_product
+        return Ways(traced, plain, plain, eager_ggn_product)
     with of_parts():
         PerSample(problem)  # refuses what is no mean over samples
     return Ways(fisher_product, fisher_product, fisher_product, fisher_by_samples)
-
-
-def linearised_hessian(problem: Problem) -> Product:
-    """Products with a Hessian whose gradient has been linearised.
-
-    Args:
-        problem: In its final precision and place.
-
-    Returns:
-        The product; it keeps the linearisation.
-    """
-    return _by_row(_linear(grad(problem.loss), problem.theta)[1])
 
 
 def checking_hessian(problem: Problem) -> Product:
@@ -554,42 +551,13 @@ def checking_hessian(problem: Problem) -> Product:
     Returns:
         The product.
     """
-    slope, theta = grad(problem.loss), problem.theta
-    forward = _by_row(lambda v: jvp(slope, (theta,), (v,))[1])
+    forward = _by_row(_hessian_of_vector, problem)
 
     def product(block: Vectors) -> Vectors:
         found = attempt(forward, block)
         return eager_hessian_product(problem)(block) if found is None else found
 
     return product
-
-
-def linearised_ggn(problem: Problem) -> Product:
-    """Products with Jᵀ S J, each factor linearised.
-
-    Args:
-        problem: In its final precision and place.
-
-    Returns:
-        The product; it keeps the linearisations.
-    """
-    problem = in_one_tensor(problem)
-    outputs, push = _linear(problem.outputs, problem.theta)
-    pull = vjp(problem.outputs, problem.theta)[1]
-    curve = vjp(grad(problem.loss_of_outputs), outputs)[1]  # S is symmetric
-    return _by_row(lambda v: pull(curve(push(v))[0])[0])
-
-
-def plain_ggn(problem: Problem) -> Product:
-    """Products with Jᵀ S J, J v by forward mode each time.
-
-    Args:
-        problem: In its final precision and place.
-
-    Returns:
-        The product; it keeps the graph of one evaluation.
-    """
-    return _by_row(_ggn_of_vector(in_one_tensor(problem)))
 
 
 def _works(way: Way, problem: Problem, known: Product) -> Product | None:
@@ -605,15 +573,14 @@ def _works(way: Way, problem: Problem, known: Product) -> Product | None:
     return product if repeats and close(found, expected) else None
 
 
-def _linear(function: Callable, point: torch.Tensor) -> tuple[torch.Tensor, Callable]:
+def _linear(function: Callable[[Vector], Tensor], point: Vector) -> Callable[[Vector], Tensor]:
+    """The derivative of a function at a point, traced."""
     with warnings.catch_warnings():
         # about the tracer's own constants
         warnings.filterwarnings("ignore", message="Attempted to insert a get_attr Node")
-        return linearize(function, point)
+        return linearize(function, point)[1]
 
 
-def _by_row(one: Callable[[Vector], Vector]) -> Product:
-    def product(block: Vectors) -> Vectors:
-        return torch.stack([one(v).detach() for v in block])
-
-    return product
+def _by_row(way: Callable[..., Any], problem: Problem, *, linear: bool = False) -> Product:
+    one = way(problem, linear)
+    return lambda block: torch.stack([one(v).detach() for v in block])

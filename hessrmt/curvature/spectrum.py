@@ -15,10 +15,8 @@ from hessrmt.curvature.certify import noise_floor, reference, require_agreement
 from hessrmt.curvature.dense import (
     Device,
     Dtype,
-    Tick,
     dtype_name,
     require_dense,
-    silent,
     torch_dtype,
 )
 from hessrmt.curvature.gauss_newton import require_ggn, smallest_ggn
@@ -27,6 +25,7 @@ from hessrmt.curvature.operators import CurvatureOperator
 from hessrmt.curvature.reduction import assemble_reduced, identity, reduce_problem, require_reduced
 from hessrmt.errors import ConfigError, ConvergenceError, ProblemError
 from hessrmt.problems.problem import Problem, ordinary_mode
+from hessrmt.progress import Tick, silent
 from hessrmt.records import Provenance, Spectrum
 
 if TYPE_CHECKING:
@@ -215,14 +214,13 @@ def compute(
     one_of("reduction", reduce, REDUCTIONS, error=ProblemError)
     tick, clock = tick or silent, Clock()
     local = problem.at(torch_dtype(dtype), backend.device)
+    if operator == "hessian" and reduce == "none":
+        require_dense(local, backend)
+    evaluated = local.evaluate()
     if operator == "ggn":
-        evaluated = local.evaluate()
         local.require_loss_of_outputs_alone()
         matrix, apart = smallest_ggn(local, backend, tick)
     else:
-        if reduce == "none":
-            require_dense(local, backend)
-        evaluated = local.evaluate()
         basis = identity(local) if reduce == "none" else reduce_problem(local)
         clock.mark("reduction")
         known = reference(local)

@@ -16,8 +16,8 @@ The dominant part of the spectrum is taken out exactly and only the rest is esti
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -25,29 +25,30 @@ from scipy.linalg import eigh_tridiagonal
 
 from hessrmt import rng
 from hessrmt.checks import one_of, require_whole
-from hessrmt.curvature.dense import Tick, silent
-from hessrmt.curvature.lanczos import announce, as_operator, tridiagonal
+from hessrmt.curvature.lanczos import tridiagonal
+from hessrmt.curvature.operators import as_operator
 from hessrmt.curvature.rounding import gaussian
 from hessrmt.errors import ConfigError
 from hessrmt.problems.problem import ordinary_mode
+from hessrmt.progress import Tick, silent
+from hessrmt.results import Result
 
 if TYPE_CHECKING:
     from jaxtyping import Float64
 
-    from hessrmt.arrays import Vector
+    from hessrmt.arrays import Vector, Vectors
     from hessrmt.curvature.operators import Operator
     from hessrmt.problems.problem import Problem
 
     Grid = Float64[np.ndarray, " n"]
     Table = Float64[np.ndarray, "probes steps"]
-    from hessrmt.arrays import Vectors
 
 
 LAWS = ("rademacher", "gaussian")
 
 
 @dataclass(frozen=True)
-class Curve:
+class Curve(Result, axes={"point": "x density error"}):
     """A density with its error.
 
     Attributes:
@@ -67,7 +68,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Quadrature:
+class Quadrature(Result, axes={"probe step": "nodes weights"}):
     """Gauss quadratures of the spectral density, one for each random vector.
 
     Attributes:
@@ -129,16 +130,12 @@ class Quadrature:
     @property
     def resolution(self) -> float:
         """Distance of the neighbours of the node nearest to zero, the widest of all probes."""
-        low, high = self.range
-        least = 1e-6 * (max(abs(low), abs(high)) or 1.0)
-        found = [least]
-        for row in self.nodes:
-            nodes = row[~np.isnan(row)]
+        found = [1e-6 * (max(map(abs, self.range)) or 1.0)]
+        # a probe with fewer nodes has as many as eigenvalues that differ: nothing lies between them
+        for nodes in self.nodes[~np.isnan(self.nodes).any(axis=1)]:
             middle = int(np.argmin(np.abs(nodes)))
             near = nodes[max(0, middle - 1) : middle + 2]
-            # as many nodes as eigenvalues that differ: nothing lies between them
-            if len(nodes) == len(row):
-                found.append(float(near[-1] - near[0]))
+            found.append(float(near[-1] - near[0]))
         return max(found)
 
     def density(
@@ -161,7 +158,6 @@ class Quadrature:
         Raises:
             ConfigError: If a number is not positive.
         """
-        low, high = self.range
         scale = self.resolution if scale is None else float(scale)
         if not scale > 0 or points < 2 or (width is not None and not width > 0):
             raise ConfigError(
@@ -172,13 +168,15 @@ class Quadrature:
         def axis(x: np.ndarray) -> np.ndarray:
             return x if np.isinf(scale) else np.arcsinh(x / scale)
 
-        ends = axis(np.array([low, high]))
+        ends = axis(np.array(self.range))
         length = float(ends[1] - ends[0]) or 1.0
         width = length / 80 if width is None else float(width)
         u = np.linspace(ends[0] - 4 * width, ends[1] + 4 * width, points)
         centres = axis(np.nan_to_num(self.nodes))
-        pairs = zip(centres, self.weights, strict=True)
-        mean, error = _mean_and_error(np.array([_smooth(u, c, w, width) for c, w in pairs]))
+        bells = (np.exp(-(((u[:, None] - row) / width) ** 2) / 2) for row in centres)
+        pairs = zip(bells, self.weights, strict=True)
+        curves = np.array([bell @ weights for bell, weights in pairs])
+        mean, error = _mean_and_error(curves / (width * np.sqrt(2 * np.pi)))
         x = u if np.isinf(scale) else scale * np.sinh(u)
         return Curve(x, mean, error, scale, width)
 
@@ -251,9 +249,9 @@ def quadrature(
     """
     require_whole(probes=probes, steps=steps, together=together)
     matrix = as_operator(operator)
-    announce(matrix, probes * min(steps, matrix.dimension))
-    options = {"law": law, "seed": seed, "together": together, "tick": tick or silent}
-    *_, found = extended(matrix, Quadrature.none(steps, matrix.dimension), probes, **options)
+    matrix.expect(probes * min(steps, matrix.dimension))
+    empty = Quadrature.none(steps, matrix.dimension)
+    *_, found = extended(matrix, empty, probes, law, seed, together, tick or silent)
     return found
 
 
@@ -261,11 +259,10 @@ def extended(
     operator: Operator,
     found: Quadrature,
     probes: int,
-    *,
     law: str,
     seed: int,
     together: int,
-    tick: Tick = silent,
+    tick: Tick,
 ) -> Iterator[Quadrature]:
     """A quadrature that has ever more probes.
 
@@ -289,20 +286,15 @@ def extended(
             tick("density", first * steps + step * group, probes * steps)
 
         starts = torch.stack([probe(operator, seed, number, law) for number in numbers])
-        nodes, weights = np.full((len(starts), steps), np.nan), np.zeros((len(starts), steps))
+        more = ((0, len(numbers)), (0, 0))
+        nodes = np.pad(found.nodes, more, constant_values=np.nan)
+        weights = np.pad(found.weights, more)
         length = min(steps, operator.dimension)
-        for row, small in enumerate(tridiagonal(operator, starts, length, progress)):
+        for row, small in enumerate(tridiagonal(operator, starts, length, progress), first):
             values, vectors = eigh_tridiagonal(*small)
             nodes[row, : len(values)], weights[row, : len(values)] = values, vectors[0] ** 2
-        nodes = np.concatenate([found.nodes, nodes])
-        weights = np.concatenate([found.weights, weights])
         found = Quadrature(nodes, weights, operator.dimension)
         yield found
-
-
-def _smooth(u: Grid, centres: Grid, weights: Grid, width: float) -> Grid:
-    gaussian = np.exp(-(((u[:, None] - centres) / width) ** 2) / 2)
-    return gaussian @ weights / (width * np.sqrt(2 * np.pi))
 
 
 def _mean_and_error(values: np.ndarray) -> tuple:
@@ -321,7 +313,7 @@ _BLOCK = 8
 
 
 @dataclass(frozen=True)
-class Traces:
+class Traces(Result, derived="frobenius frobenius_error"):
     """Estimates of tr H and tr H².
 
     Attributes:
@@ -350,14 +342,6 @@ class Traces:
         """Its standard error, to first order."""
         return self.square_error / (2 * self.frobenius) if self.frobenius else 0.0
 
-    def to_dict(self) -> dict[str, Any]:
-        """All of it as plain values, e.g. for JSON.
-
-        Returns:
-            Name to value.
-        """
-        return asdict(self) | {"frobenius": self.frobenius, "frobenius_error": self.frobenius_error}
-
 
 @ordinary_mode()
 def traces(
@@ -383,7 +367,7 @@ def traces(
     """
     check_products(method, products)
     matrix = as_operator(operator)
-    announce(matrix, products)
+    matrix.expect(products)
     tick, done = tick or silent, 0
 
     def apply(block: Vectors) -> Vectors:
@@ -402,10 +386,11 @@ def traces(
     draw = [probe(matrix, seed, number, law, "trace") for number in range(2 * count)]
     vectors = torch.stack(draw)
     if method == "hutch++":
-        first, second = _hutchpp(apply, vectors[:count], vectors[count:])
+        both = _hutchpp(apply, vectors[:count], vectors[count:])
     else:
-        first, second = _xtrace(apply, vectors[:count])
-    return Traces(*first, *second, method, done)
+        both = _xtrace(apply, vectors[:count])
+    (mean, error), (square, spread) = (map(float, _mean_and_error(values)) for values in both)
+    return Traces(mean, error, square, spread, method, done)
 
 
 def check_products(method: str, products: int) -> None:
@@ -426,24 +411,19 @@ def check_products(method: str, products: int) -> None:
 
 def _hutchpp(
     apply: Callable[[Vectors], Vectors], sketch: Vectors, rest: Vectors
-) -> tuple[tuple[float, float], tuple[float, float]]:
+) -> tuple[np.ndarray, np.ndarray]:
     """tr(QᵀHQ) + mean of gᵀ(I - QQᵀ)H(I - QQᵀ)g, and the same of H²."""
     basis = _span(apply(sketch))[0]
     image = apply(basis)
     probes = rest - (rest @ basis.T) @ basis
     moved = apply(probes)
     projected = moved - (moved @ basis.T) @ basis
-    inside = float((basis * image).sum()), float(image.square().sum())
-    outside = (probes * projected).sum(dim=1), moved.square().sum(dim=1)
-    return tuple(  # type: ignore[return-value]
-        _with_error(start + part.to(torch.float64).cpu().numpy())
-        for start, part in zip(inside, outside, strict=True)
-    )
+    first = (basis * image).sum().double() + (probes * projected).sum(dim=1).double()
+    second = image.square().sum().double() + moved.square().sum(dim=1).double()
+    return first.cpu().numpy(), second.cpu().numpy()
 
 
-def _xtrace(
-    apply: Callable[[Vectors], Vectors], probes: Vectors
-) -> tuple[tuple[float, float], tuple[float, float]]:
+def _xtrace(apply: Callable[[Vectors], Vectors], probes: Vectors) -> tuple[np.ndarray, np.ndarray]:
     """The mean over i of tr(Q_iᵀHQ_i) + ω_iᵀ(I - Q_iQ_iᵀ)H(I - Q_iQ_iᵀ)ω_i, and the same of H²."""
     # Q_i spans the images of all vectors but ω_i. With Y = HΩ = QR, Q_i Q_iᵀ = Q(I - s_i s_iᵀ)Qᵀ,
     # s_i the normalised columns of R⁻ᵀ; everything follows from Q, HQ and their inner products.
@@ -472,7 +452,7 @@ def _xtrace(
         seconds.append(
             float(moved.square().sum() - (s @ moved).square().sum()) + scale * float(h_mu @ h_mu)
         )
-    return _with_error(np.array(firsts)), _with_error(np.array(seconds))
+    return np.array(firsts), np.array(seconds)
 
 
 def _span(images: Vectors) -> tuple[Vectors, Vectors]:
@@ -485,7 +465,3 @@ def _span(images: Vectors) -> tuple[Vectors, Vectors]:
     floor = max(images.shape) ** 0.5 * torch.finfo(images.dtype).eps * float(sizes.max())
     keep = sizes > 10 * floor
     return right[keep], left[:, keep] * sizes[keep]
-
-
-def _with_error(values: np.ndarray) -> tuple[float, float]:
-    return float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5)

@@ -9,8 +9,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from hessrmt.curvature.density import DensityPlan, DensityResult, complete
-from hessrmt.curvature.density_file import content, load_density, stored_identity
+from hessrmt.curvature.density import (
+    DensityPlan,
+    DensityResult,
+    complete,
+    content,
+    load_density,
+    stored_identity,
+)
 from hessrmt.curvature.operators import CurvatureOperator
 from hessrmt.errors import ConfigError
 from hessrmt.problems import data, losses

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from hessrmt.curvature.density_file import load_density
+from hessrmt.curvature.density import load_density
 from hessrmt.errors import StoreError
 from hessrmt.levels.analysis import analyze
 from hessrmt.levels.histograms import (

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from hessrmt.backend.select import select
-from hessrmt.curvature.density_file import load_density
+from hessrmt.curvature.density import load_density
 from hessrmt.errors import ClusterError, HessrmtError, StoreError
 from hessrmt.problems import checkpoints, data, losses, models
 from hessrmt.problems.plugins import is_plugin
