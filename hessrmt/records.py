@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from hessrmt.results import Result, html_table
+from hessrmt.results import Result
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -251,7 +251,3 @@ class Spectra(
 
     def __len__(self) -> int:
         return len(self.items)
-
-
-def _html(rows: Mapping[str, str], caption: str) -> str:
-    return html_table([[name, value] for name, value in rows.items()], caption)

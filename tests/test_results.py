@@ -25,6 +25,8 @@ from hessrmt.generalization.flow import gradient_flow
 from hessrmt.lossmodel.sampler import sampled_density
 from hessrmt.records import Spectra, Spectrum
 from hessrmt.results import Result
+from hessrmt.runs.capacity import Series
+from hessrmt.runs.normalize import NormalizeResult
 from hessrmt.runs.simulate import summary
 from hessrmt.runs.training import TrainResult
 from hessrmt.store.history import History
@@ -165,7 +167,11 @@ MADE = {
     "long-range statistic": lambda: hr.levels.long_range(unfolded(), "rigidity"),
     "density": lambda: hr.levels.density_histograms({"x": list(ROWS)})["x"],
     "levels per decade": lambda: hr.levels.decade_histograms({"x": list(ROWS)})["x"],
+    "normalised": lambda: NormalizeResult(
+        evaluated(), None, {"0": 2.0}, 2.0, 1e-16, (), "", "cpu", ("a note",)
+    ),
     "capacity": capacity,
+    "networks": lambda: Series((capacity(),), {"test": (0.9,)}, (), ()),
     "layer": lambda: capacity().layers[0],
     "matrix": lambda: capacity().layers[0].matrices[0],
     "power law": lambda: hr.capacity.fit(TAIL),

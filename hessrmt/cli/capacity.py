@@ -75,8 +75,8 @@ def capacity(
     with console.Meter() as tick:
         series = run(settings, sources, tick)
     console.note(*series.notes)
-    reports = dict(zip(series.labels, series.reports, strict=True))
-    alone = series.reports[0] if len(reports) == 1 else None
+    reports = dict(zip(series.labels, series.networks, strict=True))
+    alone = series.networks[0] if len(reports) == 1 else None
     if alone:
         _show(alone)
     else:
@@ -132,7 +132,7 @@ def _show_series(reports: dict[str, CapacityReport], series: Series) -> None:
         rows.append((label, analysed, *console.cells(report, _NETWORK), failed, *beside))
     headings = ("", "layers", *console.headings(_NETWORK), "fits\nfailed", *accuracies)
     console.show(console.table(headings, rows))
-    for report in series.reports:
+    for report in series.networks:
         console.note(*(f"{report.source}: {note}" for note in report.notes))
 
 

@@ -15,7 +15,7 @@ from hessrmt.capacity.report import correlations
 from hessrmt.errors import ConfigError, DataError
 from hessrmt.files import write_whole
 from hessrmt.progress import under
-from hessrmt.results import to_csv
+from hessrmt.results import Result, to_csv
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Series:
+class Series(Result):
     """Networks, analysed alike.
 
     Attributes:
-        reports: One for each, in the order given.
+        networks: The report of each, in the order given.
         accuracies: Name to one value for each network; empty without a table.
         correlations: Of every metric with every accuracy.
         notes: Anything a reader must know.
     """
 
-    reports: tuple[CapacityReport, ...]
+    networks: tuple[CapacityReport, ...]
     accuracies: Mapping[str, tuple[float, ...]]
     correlations: tuple[Correlation, ...]
     notes: tuple[str, ...]
@@ -44,25 +44,20 @@ class Series:
     @property
     def labels(self) -> tuple[str, ...]:
         """Short names: of files without ending and hash if these differ, else with, else paths."""
-        sources = tuple(report.source for report in self.reports)
+        sources = tuple(report.source for report in self.networks)
         for name in (_stem, lambda source: Path(source).name):
             short = tuple(map(name, sources))
             if len(set(short)) == len(short):
                 return short
         return sources
 
-    def to_dict(self) -> dict[str, Any]:
-        """All of it as plain values.
+    def rows(self) -> list[dict[str, Any]]:
+        """A table of all tensors of all networks.
 
         Returns:
-            ``networks`` as a list of reports, accuracies, correlations, notes.
+            The name of its network and the tensor's quantities, for each.
         """
-        return {
-            "networks": [report.to_dict() for report in self.reports],
-            "accuracies": {name: list(values) for name, values in self.accuracies.items()},
-            "correlations": [item.to_dict() for item in self.correlations],
-            "notes": list(self.notes),
-        }
+        return [{"source": one.source} | row for one in self.networks for row in one.rows()]
 
 
 def run(settings: CapacityConfig, sources: Sequence[str], tick: Tick | None = None) -> Series:
@@ -145,8 +140,8 @@ def write_csv(series: Series, file: Path) -> None:
     Raises:
         StoreError: If it cannot be written.
     """
-    rows = [{"source": report.source} | row for report in series.reports for row in report.rows()]
-    write_whole(file, to_csv([{key: _cell(value) for key, value in row.items()} for row in rows]))
+    rows = [{key: _cell(value) for key, value in row.items()} for row in series.rows()]
+    write_whole(file, to_csv(rows))
 
 
 def _cell(value: Any) -> Any:

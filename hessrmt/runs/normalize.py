@@ -10,7 +10,7 @@ import torch
 from hessrmt.errors import ConfigError
 from hessrmt.generalization import evaluate, normalize, output_normalize
 from hessrmt.problems import losses
-from hessrmt.results import plain
+from hessrmt.results import Result, plain
 from hessrmt.runs.run import Inputs
 from hessrmt.runs.training import Splits
 
@@ -33,7 +33,7 @@ _CHECKED = 64
 
 
 @dataclass(frozen=True, eq=False)
-class NormalizeResult:
+class NormalizeResult(Result):
     """A network measured before and after normalisation.
 
     Attributes:
