@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from html import escape
 from importlib import import_module
@@ -172,6 +172,19 @@ class Result:
     def _values(self) -> dict[str, Any]:
         names = [*(fields_of(self) or ()), *self._derived.split()]
         return {name: getattr(self, name) for name in names if name not in self._omitted.split()}
+
+
+class TupleResult(Result):
+    """A result that is also a tuple of its fields: it unpacks, and has numbered items."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(vars(self).values())
+
+    def __getitem__(self, index: Any) -> Any:
+        return tuple(self)[index]
+
+    def __len__(self) -> int:
+        return len(vars(self))
 
 
 def plain(value: Any) -> Any:

@@ -44,7 +44,7 @@ from hessrmt.backend.reference import log_ratio
 from hessrmt.backend.select import select
 from hessrmt.checks import one_of, real, real_array, whole
 from hessrmt.errors import DataError
-from hessrmt.results import Result
+from hessrmt.results import Result, TupleResult
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -161,7 +161,7 @@ class PowerLawFit(TailFit, Result):
 
 
 @dataclass(frozen=True)
-class Scan(Result, axes={"tail": "x_min alpha ks_distance"}):
+class Scan(TupleResult, axes={"tail": "x_min alpha ks_distance"}):
     """Fits of all tails of a sample, two distinct values or more.
 
     Attributes:
@@ -173,9 +173,6 @@ class Scan(Result, axes={"tail": "x_min alpha ks_distance"}):
     x_min: Float64[np.ndarray, " c"]
     alpha: Float64[np.ndarray, " c"]
     ks_distance: Float64[np.ndarray, " c"]
-
-    def __iter__(self) -> Iterator[Float64[np.ndarray, " c"]]:
-        return iter((self.x_min, self.alpha, self.ks_distance))
 
 
 def fit(

@@ -22,7 +22,7 @@ from hessrmt.arrays import Levels
 from hessrmt.checks import real, real_array, whole
 from hessrmt.errors import DataError
 from hessrmt.levels.resampling import Samples, units
-from hessrmt.results import Result
+from hessrmt.results import TupleResult
 from hessrmt.theory.spacings import brody as brody_density
 from hessrmt.theory.spacings import superposed_spacing
 
@@ -143,7 +143,7 @@ def mean_ratio(levels: ArrayLike) -> float:
 
 
 @dataclass(frozen=True)
-class Fit(Result):
+class Fit(TupleResult):
     """A fitted parameter.
 
     Attributes:

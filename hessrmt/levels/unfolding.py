@@ -26,7 +26,7 @@ from hessrmt import rng
 from hessrmt.checks import one_of, real, whole
 from hessrmt.errors import DataError, OptionError
 from hessrmt.levels.spacings import ascending
-from hessrmt.results import Result
+from hessrmt.results import Result, TupleResult
 from hessrmt.theory import marchenko_pastur_cdf, semicircle_cdf
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ _CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
-class Pooled(Result):
+class Pooled(TupleResult):
     """Many spectra, unfolded against each other.
 
     Attributes:
