@@ -72,6 +72,7 @@ class Spectrum(
     derived="rank",
     omitted="pairs",
     picture="certification.certification",
+    writer="hessrmt.store.spectra",
 ):
     """All eigenvalues of one curvature matrix, with what is needed to trust them.
 
@@ -177,8 +178,8 @@ class Spectrum(
     def shown(self) -> dict[str, str]:
         """The most important of it, for a terminal or a notebook."""
         return {
-            "eigenvalues": f"{self.dimension:,}, from {self.eigenvalues[0]:.3g} to "
-            f"{self.eigenvalues[-1]:.3g}",
+            "eigenvalues": f"{self.dimension:,}, from {self.eigenvalues.min(initial=np.inf):.3g} "
+            f"to {self.eigenvalues.max(initial=-np.inf):.3g}",
             "diagonalised": f"{self.reduced_dimension:,} rows, {self.solver}, {self.dtype}",
             "certified levels": f"{self.rank:,}",
             "noise floor": f"{self.noise_floor:.2g}",
@@ -197,6 +198,7 @@ class Spectra(
     Sequence[Spectrum],
     axes={"batch index": "eigenvalues"},
     picture="certification.certification",
+    writer="hessrmt.store.spectra",
 ):
     """The complete spectra of one file, in batch order.
 

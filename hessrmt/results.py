@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from html import escape
 from importlib import import_module
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from hessrmt.errors import DataError
+from hessrmt.errors import DataError, StoreError
 from hessrmt.files import write_whole
 
 _SHOWN = 8
@@ -39,12 +39,14 @@ class Result:
         omitted: Names of fields that do not, e.g. since they are large or no values.
         picture: Module and function of ``hessrmt.plots`` that draws it, with a dot between. It
             takes the result, and axes as ``ax``. Without one the table's columns are drawn.
+        writer: Module whose ``save`` writes it to HDF5, where it has a layout of its own.
     """
 
     _axes: Mapping[str, str]
     _derived: str
     _omitted: str
     _picture: str
+    _writer: str
 
     def __init_subclass__(
         cls,
@@ -52,11 +54,13 @@ class Result:
         derived: str = "",
         omitted: str = "",
         picture: str = "",
+        writer: str = "",
         **options: Any,
     ) -> None:
         """Keep what the class says of itself; what it leaves out is its base's."""
         super().__init_subclass__(**options)
         given = {"_axes": axes, "_derived": derived, "_omitted": omitted, "_picture": picture}
+        given["_writer"] = writer
         for name, value in given.items():
             if value or not hasattr(cls, name):
                 setattr(cls, name, value or ({} if name == "_axes" else ""))
@@ -105,7 +109,7 @@ class Result:
             DataError: If xarray is not installed.
         """
         arrays = {
-            name: (tuple(axes.split()), np.asarray(_array(getattr(self, name))))
+            name: (tuple(axes.split()), as_numpy(getattr(self, name)))
             for axes, names in self._axes.items()
             for name in names.split()
         }
@@ -122,16 +126,21 @@ class Result:
 
         Raises:
             DataError: If the name has another ending.
+            StoreError: If there is a file of that name, or it cannot be written.
         """
         path = Path(path)
         if (ending := path.suffix.lower()) not in _WRITTEN:
             raise DataError(f"{path} must end in one of {', '.join(sorted(_WRITTEN))}")
+        if path.is_dir() or (path.exists() and not overwrite):
+            what = "is a folder" if path.is_dir() else "exists; overwrite=True replaces it"
+            raise StoreError(f"{path} {what}")
         if ending == ".json":
             write_whole(path, to_json(self.to_dict(), indent=1) + "\n", replace=overwrite)
         elif ending == ".csv":
             write_whole(path, to_csv(self.rows()), replace=overwrite)
         else:
-            import_module("hessrmt.store.results").save(self, path, overwrite=overwrite)
+            writer = import_module(self._writer or "hessrmt.store.results")
+            writer.save(self, path, overwrite=overwrite)
 
     def plot(self, *arguments: Any, ax: Any = None, **options: Any) -> Any:
         """Draw it.
@@ -172,19 +181,6 @@ class Result:
     def _values(self) -> dict[str, Any]:
         names = [*(fields_of(self) or ()), *self._derived.split()]
         return {name: getattr(self, name) for name in names if name not in self._omitted.split()}
-
-
-class TupleResult(Result):
-    """A result that is also a tuple of its fields: it unpacks, and has numbered items."""
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(vars(self).values())
-
-    def __getitem__(self, index: Any) -> Any:
-        return tuple(self)[index]
-
-    def __len__(self) -> int:
-        return len(vars(self))
 
 
 def plain(value: Any) -> Any:
@@ -272,8 +268,12 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _array(value: Any) -> Any:
-    return value.detach().cpu() if hasattr(value, "detach") else value
+def as_numpy(value: Any) -> np.ndarray:
+    """An array, or a tensor wherever it is; numpy has no half precision with a long exponent."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu().resolve_conj().resolve_neg()
+        value = value.float() if str(value.dtype) == "torch.bfloat16" else value
+    return np.asarray(value)
 
 
 def _short(value: Any) -> str:
@@ -286,7 +286,7 @@ def _short(value: Any) -> str:
         return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
     if hasattr(value, "shape"):
         size = " × ".join(f"{length:,}" for length in value.shape)
-        numbers = np.asarray(_array(value)).ravel()
+        numbers = as_numpy(value).ravel()
         known = numbers[np.isfinite(numbers)] if numbers.dtype.kind in "fiu" else []
         text = f"{size} values" + (f", {min(known):.3g} to {max(known):.3g}" if len(known) else "")
     elif isinstance(value, Mapping | list | tuple) and not hasattr(value, "_asdict"):

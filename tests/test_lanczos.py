@@ -441,3 +441,15 @@ def test_fifty_levels_of_lenet5_agree_with_arpack():
     peer = eigsh(operator.to_scipy(), 50, which="LA")[0]
     assert found.values == pytest.approx(np.sort(peer), rel=1e-8)
     assert len(found.resolved) == 50
+
+
+def test_what_acts_as_an_operator_is_one():
+    class Scaled:
+        dimension, dtype, device = 8, torch.float64, torch.device("cpu")
+
+        def __call__(self, block):
+            return block * torch.arange(1.0, 9.0, dtype=torch.float64)
+
+    assert np.abs(hr.eigsh(Scaled(), 2).values - [7, 8]).max() < 1e-10
+    with pytest.raises(ConfigError, match="expected an operator"):
+        hr.eigsh("matrix", 2)

@@ -176,4 +176,4 @@ def test_pictures(kept, cli, path, tmp_path):
     for cutoff in ("paper", "certified"):
         drawn = {item.name for item in (tmp_path / "new" / "pictures" / cutoff).iterdir()}
         assert {"spacings.svg", "ratios.svg"} <= drawn
-        assert f"pictures in new/pictures/{cutoff}" in result.stderr
+        assert f"written: new/pictures/{cutoff}/spacings.svg" in result.stderr

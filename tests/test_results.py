@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch.nn import functional
 
 import hessrmt as hr
@@ -246,7 +247,8 @@ def test_every_public_result_is_tried_here():
         kinds |= {
             kind
             for kind in found
-            if dataclasses.is_dataclass(kind) and kind.__module__.startswith("hessrmt.")
+            if (dataclasses.is_dataclass(kind) or issubclass(kind, tuple))
+            and kind.__module__.startswith("hessrmt.")
         }
     tried = {type(make()) for make in MADE.values()}
     assert not {kind.__name__ for kind in kinds - tried} - {"_Found"}  # base of two others
@@ -273,11 +275,35 @@ def test_axes_have_names_and_other_values_are_attributes(curve):
     assert found.attrs["count"] == 1234
 
 
-def test_a_fit_is_still_a_tuple():
+def test_a_fit_is_a_tuple_too():
     fit = hr.levels.brody(unfolded().spacings)
     value, error, _ = fit
     assert (value, error) == fit[:2] == (fit.value, fit.error)
-    assert len(fit) == 3
+    assert isinstance(fit, tuple)
+    assert fit == tuple(fit) == fit._replace()
+    assert json.loads(json.dumps(fit)) == list(fit)
+
+
+def test_files_of_a_kind_of_their_own_are_read_as_such(tmp_path):
+    density = hr.density(networks(), 2, 4)
+    density.save(tmp_path / "d.h5")
+    assert same(
+        hr.load_density(tmp_path / "d.h5").quadrature.to_dict(), density.quadrature.to_dict()
+    )
+    history().save(tmp_path / "h.h5")
+    assert same(hr.load_history(tmp_path / "h.h5").to_dict(), history().to_dict())
+
+
+def test_panels_find_room_in_one_pair_of_axes():
+    figure = Figure()
+    left, _ = figure.subplots(1, 2)
+    pairs = hr.eigsh(networks(), 2)
+    assert pairs.plot(ax=left) is figure
+    assert len(figure.axes) == 1 + len(pairs.plot().axes)
+
+
+def test_a_spectrum_of_nothing_is_shown():
+    assert "eigenvalues=0" in repr(Spectrum(np.zeros(0), 0.0, 0, 0))
 
 
 def test_words_are_short_and_escaped(curve):
@@ -296,6 +322,15 @@ def test_a_file_is_kept_unless_it_is_to_be_replaced(curve, tmp_path):
         curve.save(path, overwrite=True)
     with pytest.raises(DataError, match=r"\.csv, \.h5, \.hdf5, \.json"):
         curve.save(tmp_path / "c.txt")
+
+
+@pytest.mark.parametrize("value", [5, [1], {"items": []}])
+def test_a_file_without_a_result_is_refused(tmp_path, value):
+    with h5py.File(tmp_path / "r.h5", "w") as file:
+        file.attrs.update(schema="hessrmt/result", schema_version=1)
+        file["value"] = np.bytes_(json.dumps(value).encode())
+    with pytest.raises(StoreError, match="holds no result"):
+        hr.load(tmp_path / "r.h5")
 
 
 @pytest.mark.parametrize("name", ["os:system", "hessrmt.errors:DataError", "hessrmt.no:such"])

@@ -33,7 +33,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -44,7 +44,7 @@ from hessrmt.backend.reference import log_ratio
 from hessrmt.backend.select import select
 from hessrmt.checks import one_of, real, real_array, whole
 from hessrmt.errors import DataError
-from hessrmt.results import Result, TupleResult
+from hessrmt.results import Result
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -160,16 +160,7 @@ class PowerLawFit(TailFit, Result):
         return self.failed is None
 
 
-@dataclass(frozen=True)
-class Scan(TupleResult, axes={"tail": "x_min alpha ks_distance"}):
-    """Fits of all tails of a sample, two distinct values or more.
-
-    Attributes:
-        x_min: (c,) ascending, where each begins.
-        alpha: (c,) exponents.
-        ks_distance: (c,) Kolmogorov-Smirnov distances.
-    """
-
+class _Scan(NamedTuple):
     x_min: Float64[np.ndarray, " c"]
     alpha: Float64[np.ndarray, " c"]
     ks_distance: Float64[np.ndarray, " c"]
@@ -759,3 +750,13 @@ class _Family:
         moments = functions @ weight
         centred = functions - moments[:, None]
         return float(np.log(z) + h.max()), moments, (centred * weight) @ centred.T
+
+
+class Scan(_Scan, Result, axes={"tail": "x_min alpha ks_distance"}):
+    """Fits of all tails of a sample, two distinct values or more.
+
+    Attributes:
+        x_min: (c,) ascending, where each begins.
+        alpha: (c,) exponents.
+        ks_distance: (c,) Kolmogorov-Smirnov distances.
+    """

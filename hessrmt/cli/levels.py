@@ -155,4 +155,6 @@ def _draw(settings: LevelsConfig, spectra: Spectra, file: Path, folder: Path, en
     for name, item in found.items():
         target, title = folder / name if settings.compare else folder, f"{file.stem}, {name}"
         shown = pictures(item, title, surrogates=settings.surrogates, seed=settings.seed)
-        console.drawn(draw_each(shown, target, ending), target)
+        items = draw_each(shown, target, ending)
+        console.drawn(items)
+        console.note(*(f"written: {item.path}" for item in items if item.path))

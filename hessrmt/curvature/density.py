@@ -20,7 +20,7 @@ from hessrmt.problems.problem import Problem, ordinary_mode
 from hessrmt.progress import Tick, silent
 from hessrmt.records import Provenance, Spectra, Spectrum
 from hessrmt.results import Result, plain
-from hessrmt.store.density import SCHEMA, VERSION, Content, read
+from hessrmt.store.density import SCHEMA, VERSION, Content, DensityWriter, read
 from hessrmt.store.files import DAMAGE, attributes_of, provenance_of, text
 
 if TYPE_CHECKING:
@@ -82,7 +82,9 @@ class DensityPlan:
 
 
 @dataclass(frozen=True)
-class DensityResult(Result, picture="certification.lanczos_density"):
+class DensityResult(
+    Result, picture="certification.lanczos_density", writer="hessrmt.curvature.density"
+):
     """The density of a spectrum, and what is known of its ends.
 
     Attributes:
@@ -309,6 +311,18 @@ def content(result: DensityResult, identity: Mapping[str, Any]) -> Content:
             target = arrays if isinstance(value, np.ndarray) else attributes
             target[f"{name}/{key}"] = value
     return Content(attributes, arrays)
+
+
+def save(result: DensityResult, path: Path, *, overwrite: bool = False) -> None:
+    """Write a density that was computed in a program as the command would have written it.
+
+    Args:
+        result: The density.
+        path: The file.
+        overwrite: Whether to replace a file of that name.
+    """
+    with DensityWriter(path, overwrite=overwrite) as file:
+        file.write(content(result, {}))
 
 
 def load_density(path: str | Path) -> DensityResult:

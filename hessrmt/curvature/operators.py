@@ -596,11 +596,24 @@ class _Function(Operator):
         return product
 
 
+class _Like(Operator):
+    """What looks like an operator without being one."""
+
+    def __init__(self, given: Any) -> None:
+        self._given, self.dimension = given, whole("dimension", given.dimension, error=ConfigError)
+        self.dtype, self.device = given.dtype, given.device
+
+    def __call__(self, block: Vectors) -> Vectors:
+        """Products with the rows of a block, (k, n)."""
+        return self._given(block)
+
+
 def as_operator(given: Any) -> Operator:
     """What the algorithms take: an operator, a problem, or a function with its dimension.
 
     Args:
-        given: An operator; a problem, whose Hessian is then taken in float64; or a pair (matvec, n)
+        given: An operator, or anything with ``dimension``, ``dtype``, ``device`` and a call for
+            blocks of rows; a problem, whose Hessian is then taken in float64; or a pair (matvec, n)
             of a function that maps a float64 vector (n,) to H v, and n.
 
     Returns:
@@ -613,11 +626,13 @@ def as_operator(given: Any) -> Operator:
         return CurvatureOperator.of(given)
     if isinstance(given, tuple) and len(given) == 2:
         return _Function(*given)
-    if not isinstance(given, Operator):
-        raise ConfigError(
-            f"expected an operator, a problem, or a pair (matvec, n), got {type(given).__name__}"
-        )
-    return given
+    if isinstance(given, Operator):
+        return given
+    if callable(given) and all(hasattr(given, name) for name in ("dimension", "dtype", "device")):
+        return _Like(given)
+    raise ConfigError(
+        f"expected an operator, a problem, or a pair (matvec, n), got {type(given).__name__}"
+    )
 
 
 def _fingerprint(batch: Batch) -> tuple:

@@ -20,14 +20,29 @@ module                          contents
 ==============================  ==================================================================
 """
 
-from hessrmt.generalization.fits import LineFit as LineFit
-from hessrmt.generalization.fits import fit_line as fit_line
-from hessrmt.generalization.normalization import Evaluation as Evaluation
-from hessrmt.generalization.normalization import MarginSummary as MarginSummary
-from hessrmt.generalization.normalization import Measurement as Measurement
-from hessrmt.generalization.normalization import Normalized as Normalized
-from hessrmt.generalization.normalization import NormalizedLoss as NormalizedLoss
-from hessrmt.generalization.normalization import evaluate as evaluate
-from hessrmt.generalization.normalization import margins as margins
-from hessrmt.generalization.normalization import normalize as normalize
-from hessrmt.generalization.normalization import output_normalize as output_normalize
+from hessrmt.generalization.fits import LineFit, fit_line
+from hessrmt.generalization.normalization import (
+    Evaluation,
+    MarginSummary,
+    Measurement,
+    Normalized,
+    NormalizedLoss,
+    evaluate,
+    margins,
+    normalize,
+    output_normalize,
+)
+
+__all__ = [
+    "Evaluation",
+    "LineFit",
+    "MarginSummary",
+    "Measurement",
+    "Normalized",
+    "NormalizedLoss",
+    "evaluate",
+    "fit_line",
+    "margins",
+    "normalize",
+    "output_normalize",
+]

@@ -11,8 +11,7 @@ White 1982 (errors).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -22,7 +21,7 @@ from hessrmt.arrays import Levels
 from hessrmt.checks import real, real_array, whole
 from hessrmt.errors import DataError
 from hessrmt.levels.resampling import Samples, units
-from hessrmt.results import TupleResult
+from hessrmt.results import Result
 from hessrmt.theory.spacings import brody as brody_density
 from hessrmt.theory.spacings import superposed_spacing
 
@@ -142,16 +141,7 @@ def mean_ratio(levels: ArrayLike) -> float:
     return float(values.mean()) if len(values) else float("nan")
 
 
-@dataclass(frozen=True)
-class Fit(TupleResult):
-    """A fitted parameter.
-
-    Attributes:
-        value: Maximum-likelihood estimate.
-        error: Standard error; NaN where the estimate lies on the edge of what is possible.
-        log_likelihood: At the estimate, natural logarithm, summed over spacings.
-    """
-
+class _Fit(NamedTuple):
     value: float
     error: float
     log_likelihood: float
@@ -240,3 +230,13 @@ def _units(samples: Samples) -> Samples:
     if count < 3:
         raise DataError(f"a fit needs at least 3 spacings, got {count}")
     return units(samples)
+
+
+class Fit(_Fit, Result):
+    """A fitted parameter.
+
+    Attributes:
+        value: Maximum-likelihood estimate.
+        error: Standard error; NaN where the estimate lies on the edge of what is possible.
+        log_likelihood: At the estimate, natural logarithm, summed over spacings.
+    """

@@ -13,7 +13,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.polynomial import Chebyshev
@@ -26,7 +26,7 @@ from hessrmt import rng
 from hessrmt.checks import one_of, real, whole
 from hessrmt.errors import DataError, OptionError
 from hessrmt.levels.spacings import ascending
-from hessrmt.results import Result, TupleResult
+from hessrmt.results import Result
 from hessrmt.theory import marchenko_pastur_cdf, semicircle_cdf
 
 if TYPE_CHECKING:
@@ -62,18 +62,7 @@ _CHUNK = 1 << 20
 """Pairs of level and kernel evaluated at once."""
 
 
-@dataclass(frozen=True)
-class Pooled(TupleResult):
-    """Many spectra, unfolded against each other.
-
-    Attributes:
-        levels: For each spectrum its unfolded levels, ascending; None where it served as pool only.
-        resolution: Step of the coarsest pool's staircase, 1/(number of pooled spectra), in mean
-            spacings; spacings below it are not to be trusted.
-        groups: Which group each spectrum was dealt into; the pool of a spectrum that is unfolded
-            is every spectrum of the other groups.
-    """
-
+class _Pooled(NamedTuple):
     levels: tuple[Levels | None, ...]
     resolution: float
     groups: tuple[int, ...]
@@ -575,3 +564,15 @@ def _rising_spline(x: Levels, y: Levels, t: Levels, weights: Levels, degree: int
     q, r = np.linalg.qr(increments)
     steps, _ = nnls(r, q.T @ (weights * y))
     return BSpline(t, np.cumsum(steps), degree)
+
+
+class Pooled(_Pooled, Result):
+    """Many spectra, unfolded against each other.
+
+    Attributes:
+        levels: For each spectrum its unfolded levels, ascending; None where it served as pool only.
+        resolution: Step of the coarsest pool's staircase, 1/(number of pooled spectra), in mean
+            spacings; spacings below it are not to be trusted.
+        groups: Which group each spectrum was dealt into; the pool of a spectrum that is unfolded
+            is every spectrum of the other groups.
+    """

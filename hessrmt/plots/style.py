@@ -92,7 +92,8 @@ def panels(
     Args:
         title: Above everything, from the left; left out where panels are given.
         shape: Rows and columns of panels.
-        ax: matplotlib axes to draw into, as many as there are panels; None for a new picture.
+        ax: matplotlib axes to draw into, as many as there are panels, or one pair in whose place
+            the panels are put; None for a new picture.
         size: Width and height of a new picture in inches.
         **options: Of ``Figure.subplots``.
 
@@ -104,6 +105,8 @@ def panels(
     """
     if ax is not None:
         given = np.array(ax, dtype=object)
+        if given.size == 1 and prod(shape) > 1 and given.item().get_subplotspec() is not None:
+            given = _divided(given.item(), shape, **options)
         if given.size != prod(shape):
             raise DataError(f"ax holds {given.size} axes; expected {shape[0]} × {shape[1]} panels")
         return given.flat[0].figure, given.reshape(shape)
@@ -112,6 +115,13 @@ def panels(
     if lines:
         picture.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=10)
     return picture, picture.subplots(*shape, squeeze=False, **options)
+
+
+def _divided(axes: Axes, shape: tuple[int, int], **options: Any) -> Any:
+    """Panels in the place of one pair of axes."""
+    place: Any = axes.get_subplotspec()
+    axes.remove()
+    return place.subgridspec(*shape).subplots(squeeze=False, **options)
 
 
 def single(title: str, ax: Any, size: Size = SIZE) -> Any:

@@ -344,6 +344,8 @@ def run(
     Raises:
         ConfigError: If settings or files exclude each other.
     """
+    require_one(resume=resume, overwrite=overwrite)
+    require_new(out, may_exist=resume or overwrite)
     if history is not None and history.path.resolve() == out.resolve():
         raise ConfigError(f"history and checkpoint cannot both be {out}; give two names")
     splits = Splits.load(settings.data, folder)

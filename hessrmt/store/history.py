@@ -14,7 +14,8 @@ import numpy as np
 
 from hessrmt.errors import StoreError
 from hessrmt.results import Result
-from hessrmt.store.files import dataset, reading, text
+from hessrmt.store import results
+from hessrmt.store.files import dataset, reading, schema_of, text
 from hessrmt.store.spectra import SCHEMA, VERSION, Column, Extra, done_rows, read_rows
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ def load_history(path: str | Path) -> History:
     """The recorded epochs of a training run; also while it still runs.
 
     Args:
-        path: A file written by ``hessrmt train --history``.
+        path: A file written by ``hessrmt train --history``, or by ``save`` of a history.
 
     Returns:
         The complete rows.
@@ -171,6 +172,8 @@ def load_history(path: str | Path) -> History:
     Raises:
         StoreError: If the file is missing, damaged, foreign, or holds the spectra of batches.
     """
+    if schema_of(path) == results.SCHEMA and isinstance(found := results.load(path), History):
+        return found
     with reading(path, SCHEMA, VERSION) as file:
         if EPOCH not in file:
             raise StoreError(

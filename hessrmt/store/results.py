@@ -18,9 +18,8 @@ import torch
 
 from hessrmt.errors import StoreError
 from hessrmt.files import reason, write_whole
-from hessrmt.records import Provenance, Spectra, Spectrum
-from hessrmt.results import Result, fields_of
-from hessrmt.store import spectra
+from hessrmt.records import Provenance
+from hessrmt.results import Result, as_numpy, fields_of
 from hessrmt.store.files import attributes_of, dataset, hdf5_image, reading
 
 if TYPE_CHECKING:
@@ -40,9 +39,6 @@ def save(result: Result, path: Path, *, overwrite: bool = False) -> None:
         path: The file.
         overwrite: Whether to replace a file of that name.
     """
-    if isinstance(result, Spectrum | Spectra):
-        spectra.save(result, path, overwrite=overwrite)
-        return
     arrays: dict[str, np.ndarray] = {}
     value = json.dumps(_encoded(result, type(result).__name__, arrays))
 
@@ -70,9 +66,12 @@ def load(path: str | Path) -> Result:
     """
     with reading(path, SCHEMA, VERSION) as file:
         try:
-            return _decoded(json.loads(dataset(file, _VALUE)[()]), file)
+            found = _decoded(json.loads(dataset(file, _VALUE)[()]), file)
         except (AttributeError, ImportError) as error:
             raise StoreError(f"{path} is damaged: {reason(error)}") from error
+        if not isinstance(found, Result):
+            raise StoreError(f"{path} is damaged: it holds no result")
+        return found
 
 
 def _encoded(value: Any, place: str, arrays: dict[str, np.ndarray]) -> Any:
@@ -81,22 +80,23 @@ def _encoded(value: Any, place: str, arrays: dict[str, np.ndarray]) -> Any:
         return value.item() if isinstance(value, np.generic) else value
     if isinstance(value, np.ndarray | torch.Tensor):
         tensor = isinstance(value, torch.Tensor)
-        arrays[place] = value.detach().cpu().numpy() if tensor else value
+        arrays[place] = as_numpy(value)
         return {"tensor" if tensor else "array": place}
     if isinstance(value, Path):
         return {"path": str(value)}
-    items, kind = fields_of(value), type(value)
+    items, owner = fields_of(value), type(value)
     if items is None:  # a fitted law is a function, too, but one with fields
         parts = () if callable(value) else value
         found = [_encoded(part, f"{place}/{i}", arrays) for i, part in enumerate(parts)]
-        return None if callable(value) else {"items": found}
+        kind = "list" if isinstance(value, list) else "items"
+        return None if callable(value) else {kind: found}
     named = not isinstance(value, Mapping)  # keys may be anything
     places = [f"{place}/{key if named else i}" for i, key in enumerate(items)]
     values = map(_encoded, items.values(), places, itertools.repeat(arrays))
     pairs = [[key, found] for key, found in zip(items, values, strict=True)]
     if not named:
         return {"mapping": pairs}
-    return {"class": f"{kind.__module__}:{kind.__qualname__}", "fields": dict(pairs)}
+    return {"class": f"{owner.__module__}:{owner.__qualname__}", "fields": dict(pairs)}
 
 
 def _decoded(value: Any, file: h5py.File) -> Any:
@@ -105,8 +105,8 @@ def _decoded(value: Any, file: h5py.File) -> Any:
     (name, content), *_ = value.items()
     if name == "mapping":
         return {key: _decoded(item, file) for key, item in content}
-    if name == "items":
-        return tuple(_decoded(item, file) for item in content)
+    if name in {"items", "list"}:
+        return (list if name == "list" else tuple)(_decoded(item, file) for item in content)
     if name == "path":
         return Path(content)
     if name in {"array", "tensor"}:

@@ -146,13 +146,13 @@ def save(result: Spectrum | Spectra, path: Path, *, overwrite: bool = False) -> 
         overwrite: Whether to replace a file of that name.
 
     Raises:
-        DataError: If there is no spectrum.
+        DataError: If there is no spectrum, or not one for each row of batch indices.
     """
     several = isinstance(result, Spectra)
     rows = result.items if several else (result,)
     indices = result.batch_indices if several else np.empty((1, 0), dtype=np.int64)
-    if not rows:
-        raise DataError("there is no spectrum to save")
+    if not rows or len(indices) != len(rows):
+        raise DataError(f"there are {len(rows)} spectra and {len(indices)} rows of batch indices")
     first, source = rows[0], result.provenance
     config = {"operator": first.operator, "dtype": first.dtype, **source.config}
     with new_file(path, replace=overwrite) as draft:
