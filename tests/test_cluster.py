@@ -385,6 +385,17 @@ def test_workers_that_die_at_every_start_end_the_run():
         list(pool.map_unordered(eval, ["__import__('os')._exit(3)"]))
 
 
+def test_workers_that_are_not_started_again_end_the_run(monkeypatch):
+    async def fails(self):
+        raise OSError("no process")
+
+    monkeypatch.setattr(dask_pool, "_GONE", 1.0)
+    with dask_pool.open_pool(1, device="cpu") as pool:
+        monkeypatch.setattr("distributed.Nanny.instantiate", fails)
+        with pytest.raises(ClusterError, match="were not started again"):
+            list(pool.map_unordered(eval, ["__import__('os')._exit(3)"]))
+
+
 @pytest.mark.slow
 def test_workers_that_never_start_are_one_error(monkeypatch):
     monkeypatch.setitem(dask_pool._WORKER, "preload", ["import os; os._exit(3)"])

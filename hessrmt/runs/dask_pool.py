@@ -51,6 +51,9 @@ _AHEAD = 2
 _LOOK = 0.5
 """Seconds between two looks at the workers while nothing happens."""
 
+_GONE = 30.0
+"""Seconds without any process of ours after which none is expected to start again."""
+
 _ATTEMPTS = 3
 """How often a task is given to the scheduler, which repeats it on other workers (three times by
 default) before it gives up."""
@@ -86,16 +89,20 @@ class DaskPool(Pool):
 
     Args:
         client: Connected.
-        processes: Worker processes of this machine, if the cluster is made of these.
+        cluster: Of processes of this machine, if it is one.
+        threads: Of each of these.
     """
 
     local = False
 
-    def __init__(self, client: Client, processes: int = 0, threads: int | None = None) -> None:
+    def __init__(
+        self, client: Client, cluster: SpecCluster | None = None, threads: int | None = None
+    ) -> None:
         self._client = client
-        self._processes = processes
+        self._processes = len(cluster.workers) if cluster else 0
         self._threads = threads
         self._expected = {"threads": threads, "versions": _versions()}
+        self._cluster = cluster
         self._width, self._counted = 1, -float("inf")
 
     @property
@@ -163,12 +170,21 @@ class DaskPool(Pool):
 
     def _next(self, done: SimpleQueue[Future]) -> Future:
         """The next future that is done."""
+        gone = float("inf")
         while True:
             try:
                 return done.get(timeout=_LOOK)
             except Empty:
                 if self._client.status in {"closed", "closing"}:
                     raise self._lost() from None
+            now, nannies = time.monotonic(), self._cluster.workers.values() if self._cluster else ()
+            alive = not self._cluster or any(nanny.is_alive() for nanny in nannies)
+            gone = float("inf") if alive else min(gone, now)
+            if now > gone + _GONE:  # Dask has given up to start them again
+                raise ClusterError(
+                    "the worker processes died and were not started again; finished batches are "
+                    "on disk, start again with --resume"
+                )
 
     def _result(self, future: Future) -> Any:
         """What a task gave; if its worker dies before that is here, the task is done again."""
@@ -248,6 +264,8 @@ def open_pool(
         common = {k: v for k, v in environment[0].items() if k != "CUDA_VISIBLE_DEVICES"}
         settings = {
             "distributed.scheduler.worker-ttl": None,  # a worker that is busy is not lost
+            # nor is one that starts again while this time runs out; Dask would end its nanny
+            "distributed.deploy.lost-worker-timeout": "1000 days",
             "distributed.nanny.pre-spawn-environ": common,
         }
         stack.enter_context(dask.config.set(settings))
@@ -265,7 +283,7 @@ def open_pool(
             ) from error
         stack.enter_context(cluster)
         client = stack.enter_context(_connected(cluster.scheduler_address))
-        yield DaskPool(client, workers, int(environment[0]["OMP_NUM_THREADS"]))
+        yield DaskPool(client, cluster, int(environment[0]["OMP_NUM_THREADS"]))
 
 
 @contextmanager
