@@ -179,8 +179,10 @@ def test_pictures_are_drawn_into_given_axes():
     assert surmise(ax=pair) is own
     own.draw_without_rendering()
     assert (left.get_xlabel(), own.get_suptitle()) == ("r̃ = min(r, 1/r)", "")
-    with pytest.raises(DataError, match="ax holds 1 axes; expected 2 × 1 panels"):
-        surmise(ax=right)
+    with pytest.raises(DataError, match="ax holds 3 axes; expected 2 × 1 panels"):
+        surmise(ax=[left, *pair])
+    assert surmise(ax=right) is own  # two panels in the place of one
+    assert len(own.axes) == 5
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,8 @@ def _divided(axes: Axes, shape: tuple[int, int], **options: Any) -> Any:
     """Panels in the place of one pair of axes."""
     place: Any = axes.get_subplotspec()
     axes.remove()
-    return place.subgridspec(*shape).subplots(squeeze=False, **options)
+    ratios = {name: options.pop(name, None) for name in ("width_ratios", "height_ratios")}
+    return place.subgridspec(*shape, **ratios).subplots(squeeze=False, **options)
 
 
 def single(title: str, ax: Any, size: Size = SIZE) -> Any:
