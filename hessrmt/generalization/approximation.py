@@ -19,8 +19,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from scipy import linalg
@@ -206,7 +205,9 @@ class Exponent(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ApproximationStudy(Result, axes={"width": "units"}):
+class ApproximationStudy(
+    Result, axes={"width": "units"}, picture="generalization.approximation_errors"
+):
     """Errors of networks that were fitted to one compositional function.
 
     Attributes:
@@ -228,20 +229,6 @@ class ApproximationStudy(Result, axes={"width": "units"}):
     sup: Errors
     fitted: Errors
     parameters: dict[str, list[int]]
-
-    def plot(self, *arguments: Any, ax: Any = None, **options: Any) -> Any:
-        """Draw the errors against the units.
-
-        Args:
-            *arguments: Of :func:`hessrmt.plots.generalization.approximation_errors`.
-            ax: matplotlib axes to draw into; None for a new picture.
-            **options: Likewise.
-
-        Returns:
-            A matplotlib figure.
-        """
-        drawn = import_module("hessrmt.plots.generalization").approximation_errors
-        return drawn([self], *arguments, ax=ax, **options)
 
     def exponent(self, kind: str, norm: str = "l2") -> Exponent:
         """How fast the error falls with the units.

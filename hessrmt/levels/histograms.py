@@ -320,7 +320,7 @@ def _unfolded_alike(
 
 
 @dataclass(frozen=True)
-class DensityHistogram(Result, axes={"bin": "density error"}):
+class DensityHistogram(Result, axes={"bin": "density error"}, picture="levels.spectral_density"):
     """Density of the levels of some spectra, in bins.
 
     Attributes:
@@ -343,7 +343,7 @@ class DensityHistogram(Result, axes={"bin": "density error"}):
 
 
 @dataclass(frozen=True)
-class DecadeHistogram(Result):
+class DecadeHistogram(Result, picture="levels.density_per_decade"):
     """Levels of one spectrum in each decade of |λ|, in bins.
 
     Attributes:

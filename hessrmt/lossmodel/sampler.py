@@ -31,7 +31,6 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -495,7 +494,11 @@ _SEEN = 0.98
 
 
 @dataclass(frozen=True)
-class SampledDensity(Result, axes={"point": "x law", "bin": "density", "edge": "edges"}):
+class SampledDensity(
+    Result,
+    axes={"point": "x law", "bin": "density", "edge": "edges"},
+    picture="lossmodel.densities",
+):
     """Density of the levels of sampled Hessians in bins, and its large-matrix law.
 
     Attributes:
@@ -517,20 +520,6 @@ class SampledDensity(Result, axes={"point": "x law", "bin": "density", "edge": "
     n_outliers: int
     n_levels: int
     zeros: float
-
-    def plot(self, *arguments: Any, ax: Any = None, **options: Any) -> Any:
-        """Draw the density beside its law.
-
-        Args:
-            *arguments: Of :func:`hessrmt.plots.lossmodel.densities`.
-            ax: matplotlib axes to draw into; None for a new picture.
-            **options: Likewise.
-
-        Returns:
-            A matplotlib figure.
-        """
-        drawn = import_module("hessrmt.plots.lossmodel").densities
-        return drawn({"": self}, *arguments, ax=ax, **options)
 
 
 def sampled_density(

@@ -158,12 +158,12 @@ def _draw_bulk(axes: Axes, layer: Any, x: Values, n: int) -> None:
         axes.plot(x, np.where(total > 0, total, np.nan), label=label, **look)
 
 
-def alpha_histogram(reports: Mapping[str, Any] | Any, title: str = "", *, ax: Any = None) -> Figure:
+def alpha_histogram(reports: Any, title: str = "", *, ax: Any = None) -> Figure:
     """Exponents of all spectra, a panel for each network.
 
     Args:
-        reports: A :class:`hessrmt.capacity.report.CapacityReport`, or what to call several networks
-            to theirs.
+        reports: A :class:`hessrmt.capacity.report.CapacityReport`, what to call several networks to
+            theirs, or a :class:`hessrmt.runs.capacity.Series`.
         title: Above the picture.
         ax: Axes to draw into, one for each network; None for a new picture.
 
@@ -175,7 +175,9 @@ def alpha_histogram(reports: Mapping[str, Any] | Any, title: str = "", *, ax: An
 
     Source: Martin and Mahoney (2019), Fig. 1a.
     """
-    reports = reports if isinstance(reports, Mapping) else {reports.source: reports}
+    if hasattr(reports, "networks"):
+        reports = dict(zip(reports.labels, reports.networks, strict=True))
+    reports = style.by_label(reports, getattr(reports, "source", ""))
     if len(reports) > _MOST_PANELS:
         raise DataError(f"{len(reports)} networks; one picture holds {_MOST_PANELS}")
     exponents = {}

@@ -11,6 +11,7 @@ import numpy as np
 
 from hessrmt.errors import DataError
 from hessrmt.plots import style
+from hessrmt.results import Result
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -157,7 +158,7 @@ def curvature(
 
 
 def approximation_errors(
-    studies: Sequence[Any], norm: str = "l2", title: str = "", *, ax: Any = None
+    studies: Any, norm: str = "l2", title: str = "", *, ax: Any = None
 ) -> Figure:
     """Errors against units, a panel for each study.
 
@@ -165,7 +166,7 @@ def approximation_errors(
     have the slopes of Poggio, Banburski and Liao (2020), Theorem 1.
 
     Args:
-        studies: At least one :class:`hessrmt.generalization.approximation.ApproximationStudy`.
+        studies: A :class:`hessrmt.generalization.approximation.ApproximationStudy`, or several.
         norm: ``"l2"`` or ``"sup"``.
         title: Above the picture.
         ax: Axes to draw into, one for each study; None for a new picture.
@@ -173,6 +174,7 @@ def approximation_errors(
     Returns:
         The picture.
     """
+    studies = [studies] if isinstance(studies, Result) else studies
     picture, row = style.panels_for(len(studies), title, (3.2, 3.8), ax=ax)
     for axes, study in zip(row, studies, strict=True):
         for kind, look in _KINDS.items():

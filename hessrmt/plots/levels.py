@@ -238,12 +238,13 @@ def _levels_axis(axes: Axes, levels: Values) -> None:
 
 
 def spectral_density(
-    found: Mapping[str, Any], title: str = "", *, ax: Any = None, semicircle: bool = True
+    found: Any, title: str = "", *, ax: Any = None, semicircle: bool = True
 ) -> Figure:
     """Density of λ on a logarithmic axis, a panel for each label.
 
     Args:
-        found: Label to a :class:`hessrmt.levels.histograms.DensityHistogram`.
+        found: A :class:`hessrmt.levels.histograms.DensityHistogram`, or a dictionary of labels to
+            them.
         title: Above the picture.
         ax: Axes to draw into, as many as there are labels; None for a new picture.
         semicircle: Whether to draw the semicircle of the same mean and variance.
@@ -253,6 +254,7 @@ def spectral_density(
 
     Source: Baskerville, Granziol and Keating (2022), Fig. 1.
     """
+    found = style.by_label(found, "all spectra")
     picture, panels = _label_panels(found, title, ax)
     for axes, (label, item) in zip(panels, found.items(), strict=True):
         left_out = f"\n{item.n_outside:,} not drawn" if item.n_outside else ""
@@ -272,18 +274,19 @@ def spectral_density(
     return picture
 
 
-def density_per_decade(found: Mapping[str, Any], title: str = "", *, ax: Any = None) -> Figure:
+def density_per_decade(found: Any, title: str = "", *, ax: Any = None) -> Figure:
     """Levels of one spectrum in each decade of |λ|, negative and positive ones apart.
 
     Args:
-        found: Label to a :class:`hessrmt.levels.histograms.DecadeHistogram`, all with one set of
-            bins.
+        found: A :class:`hessrmt.levels.histograms.DecadeHistogram`, or a dictionary of labels to
+            them, all with one set of bins.
         title: Above the picture.
         ax: Axes to draw into, as many as there are labels; None for a new picture.
 
     Returns:
         The picture: a panel for each label, all with one axis.
     """
+    found = style.by_label(found, "all spectra")
     picture, panels = _label_panels(found, title, ax, sharex=True)
     colours = {"λ > 0": style.POSITIVE, "λ < 0": style.NEGATIVE}
     for axes, (label, item) in zip(panels, found.items(), strict=True):

@@ -21,23 +21,28 @@ if TYPE_CHECKING:
 _COLUMNS, _PANEL = 3, (3.0, 2.35)
 """Panels side by side, width and height of each in inches."""
 
+_ALONE = style.WIDTH, 3.2
+"""Size of a single panel, below which the legend finds room."""
+
 _LAW = "large matrices: semicircle and outliers, smeared by √c·ξ"
 
 
-def densities(found: Mapping[str, Any], title: str = "", *, ax: Any = None) -> Figure:
+def densities(found: Any, title: str = "", *, ax: Any = None) -> Figure:
     """Density of the eigenvalues of each panel, beside its large-matrix law.
 
     Panels with outliers have a logarithmic axis of densities. Exact zeros are not drawn: the panel
     says how many there are.
 
     Args:
-        found: Heading of a panel to a :class:`hessrmt.lossmodel.sampler.SampledDensity`.
+        found: A :class:`hessrmt.lossmodel.sampler.SampledDensity`, or a dictionary of headings of
+            panels to them.
         title: Above the picture.
         ax: Axes to draw into, one for each panel; None for a new picture.
 
     Returns:
         The picture.
     """
+    found = style.by_label(found, "")
     panels = _panels(found, title, ax, "λ", "density of λ")
     for axes, item in zip(panels, found.values(), strict=True):
         style.draw_area(axes, item.edges, item.density, "sampled")
@@ -89,7 +94,8 @@ def ratios(found: Mapping[str, tuple[Any, Any]], title: str = "", *, ax: Any = N
 
 def _panels(found: Mapping[str, Any], title: str, ax: Any, xlabel: str, ylabel: str) -> Any:
     columns = min(len(found), _COLUMNS) if ax is None else len(found)
-    _, panels = style.panels_for(len(found), title, _PANEL, columns, ax=ax, head=1)
+    size = _PANEL if len(found) > 1 else _ALONE
+    _, panels = style.panels_for(len(found), title, size, columns, ax=ax, head=1)
     for axes, heading in zip(panels, found, strict=True):
         style.bare(axes, 8)
         axes.set_title(heading, loc="left", fontsize=9)

@@ -17,36 +17,49 @@ if TYPE_CHECKING:
 _PANEL = 1.9
 """Height of a panel in inches."""
 
+_MOST = 8
+"""Columns in one picture."""
+
 
 def columns(result: Result, title: str = "", *, ax: Any = None) -> Figure:
     """Draw the columns of numbers in a result's table, one below the other.
 
+    If the first one ascends, the others are drawn against it.
+
     Args:
         result: With a table of several rows.
         title: Above the picture.
-        ax: Axes to draw into, one for each column; None for a new picture.
+        ax: Axes to draw into, one for each column that is drawn, or one in whose place they are
+            put; None for a new picture.
 
     Returns:
         The figure.
 
     Raises:
-        DataError: If the table has no columns of numbers, or a single row.
+        DataError: If the table has no columns of numbers, too many, or a single row.
     """
     rows = result.rows()
-    names = [name for name in (rows[0] if rows else {}) if _numbers(rows, name)]
+    found = {name: _numbers([row[name] for row in rows]) for name in (rows[0] if rows else {})}
+    curves = {name: values for name, values in found.items() if values is not None}
     kind = type(result).__name__
-    if not names or len(rows) < 2:
+    if not 1 <= len(curves) <= _MOST or len(rows) < 2:
         raise DataError(f"a {kind} has no curve to draw; its numbers are in to_dict()")
-    count, size = len(names), (style.WIDTH, _PANEL)
+    along, x = "row", np.arange(len(rows))
+    first = next(iter(curves))
+    if len(curves) > 1 and (np.diff(curves[first]) > 0).all():
+        along, x = first, curves.pop(first)
+    count, size = len(curves), (style.WIDTH, _PANEL)
     figure, panels = style.panels_for(count, title or kind, size, 1, ax=ax, head=0.8, sharex=True)
-    for axes, name in zip(panels, names, strict=True):
-        values = [np.nan if row[name] is None else row[name] for row in rows]
-        axes.plot(np.arange(len(rows)), values, ".-", color=style.BLUE, lw=1, ms=4)
+    for axes, (name, values) in zip(panels, curves.items(), strict=True):
+        axes.plot(x, values, ".-", color=style.BLUE, lw=1, ms=4)
         style.bare(axes, ylabel=name)
-    panels[-1].set_xlabel("row")
+    panels[-1].set_xlabel(along)
     return figure
 
 
-def _numbers(rows: list[dict[str, Any]], name: str) -> bool:
-    kinds = {type(row[name]) for row in rows}
-    return bool(kinds & {int, float}) and kinds <= {int, float, type(None)}
+def _numbers(values: list[Any]) -> Any:
+    """A column as an array, NaN where it is empty; None of what is no numbers."""
+    kinds = {type(value) for value in values}
+    if not kinds & {int, float} or not kinds <= {int, float, type(None)}:
+        return None
+    return np.array(values, dtype=np.float64)

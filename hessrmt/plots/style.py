@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from hessrmt.errors import DataError
+from hessrmt.results import Result
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -123,6 +124,11 @@ def _divided(axes: Axes, shape: tuple[int, int], **options: Any) -> Any:
     axes.remove()
     ratios = {name: options.pop(name, None) for name in ("width_ratios", "height_ratios")}
     return place.subgridspec(*shape, **ratios).subplots(squeeze=False, **options)
+
+
+def by_label(found: Any, label: str) -> Any:
+    """Results by what they are called: a dictionary of them as it is, a single one labelled."""
+    return {label: found} if isinstance(found, Result) else found
 
 
 def single(title: str, ax: Any, size: Size = SIZE) -> Any:

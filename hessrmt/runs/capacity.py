@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Series(Result):
+class Series(Result, picture="capacity.alpha_histogram"):
     """Networks, analysed alike.
 
     Attributes:
