@@ -330,7 +330,7 @@ def _layer_basis(layer: Layer, parts: list[Tensor], zero: Tensor, problem: Probl
     return LayerBasis(layer, where, left, right, kept.flatten().nonzero().squeeze(1))
 
 
-_QR_ADVANTAGE = 2.5
+QR_ADVANTAGE = 2.5
 """How much faster a flop of QR runs than one of a tridiagonalisation (two cores, LAPACK)."""
 
 
@@ -413,7 +413,7 @@ def range_pays(block: int, columns: int, rest: int) -> bool:
         return False
     before = 4 / 3 * (block + rest) ** 3
     qr = 2 * block * width**2 - 2 / 3 * width**3
-    return qr / _QR_ADVANTAGE + 4 / 3 * (width + rest) ** 3 < before
+    return qr / QR_ADVANTAGE + 4 / 3 * (width + rest) ** 3 < before
 
 
 _RANGE_BYTES = 2**30
@@ -421,7 +421,7 @@ _RANGE_BYTES = 2**30
 
 
 @dataclass(frozen=True)
-class _Route:
+class Route:
     """How the matrix is going to be built.
 
     Attributes:
@@ -443,6 +443,7 @@ def assemble_reduced(
     backend: Backend,
     tick: Tick = silent,
     rounding: float = 0.0,
+    route: Route | None = None,
 ) -> Blocks:
     """QᵀHQ as blocks.
 
@@ -455,6 +456,7 @@ def assemble_reduced(
         backend: Where the work is done.
         tick: Called with phase, steps done and steps in all.
         rounding: As for :func:`~hessrmt.curvature.dense.make_symmetric`.
+        route: How, if that has been chosen.
 
     Returns:
         The blocks, in coordinates that begin with that layer's.
@@ -463,8 +465,8 @@ def assemble_reduced(
         NonFiniteError: If an entry is NaN or infinite.
         DeviceError: If they do not fit in memory.
     """
-    route = _choose(problem, reduction)
-    fixed, like, own = _require(route, problem, reduction, backend), problem.theta, route.own
+    route = choose_route(problem, reduction) if route is None else route
+    fixed, like, own = require_route(route, problem, reduction, backend), problem.theta, route.own
     size, columns = (0, 0) if own is None else own.shape
     count = reduction.reduced_dimension - size
     rest, stacked = like.new_zeros(count, count), like.new_zeros(size, columns + count)
@@ -483,19 +485,18 @@ def assemble_reduced(
     return Blocks(reduction, rest, stacked, like.new_zeros(0) if own is None else own.signs)
 
 
-def require_reduced(problem: Problem, reduction: Reduction, backend: Backend) -> None:
-    """Refuse, before the main work, a problem whose blocks cannot fit in memory.
+def require_route(route: Route, problem: Problem, reduction: Reduction, backend: Backend) -> int:
+    """Refuse, before the main work, blocks that cannot fit in memory.
 
     Args:
+        route: How they are to be built.
         problem: In its final precision and place, already evaluated once.
         reduction: The coordinates.
         backend: Where the work is to be done.
+
+    Returns:
+        Bytes held at the fullest moment.
     """
-    _require(_choose(problem, reduction), problem, reduction, backend)
-
-
-def _require(route: _Route, problem: Problem, reduction: Reduction, backend: Backend) -> int:
-    """Bytes held at the fullest moment; DeviceError if there are not so many."""
     itemsize, size = problem.dtype.itemsize, reduction.reduced_dimension
     if route.own is None:
         fixed = backend.eigen_bytes(size, itemsize)
@@ -511,11 +512,20 @@ def _require(route: _Route, problem: Problem, reduction: Reduction, backend: Bac
     return fixed
 
 
-def _choose(problem: Problem, reduction: Reduction) -> _Route:
+def choose_route(problem: Problem, reduction: Reduction) -> Route:
+    """How the matrix is built: from factors if they hold everything, a layer through its range.
+
+    Args:
+        problem: In its final precision and place, already evaluated once.
+        reduction: The coordinates.
+
+    Returns:
+        The route.
+    """
     kept = tuple(basis for basis in reduction.layers if basis.size)
     single = tuple(basis for basis in kept if basis.layer.once_per_sample)
     if not single or not samples_are_independent(problem, tuple(basis.layer for basis in single)):
-        return _Route()
+        return Route()
     complete = len(single) == len(kept) and not len(reduction.others)
     largest = max(single, key=lambda basis: basis.size)
     rest = reduction.reduced_dimension - largest.size
@@ -523,19 +533,19 @@ def _choose(problem: Problem, reduction: Reduction) -> _Route:
     layers = single if complete else (largest,)
     chunks = tuple(sample_chunks(problem, single)) if complete else ()
     if len(chunks) > 1:
-        return _Route(layers, chunks)
+        return Route(layers, chunks)
     affordable = factor_bytes(problem, layers) * problem.samples <= _RANGE_BYTES
     if not complete and not (may_pay and affordable):
-        return _Route()
+        return Route()
     found = factors(problem, layers, slice(0, problem.samples))
     own = own_curvature(found, layers.index(largest)) if may_pay else None
     if own is not None and range_pays(*own.shape, rest):
-        return _Route(layers, chunks, found, own)
-    return _Route(layers, chunks, found) if complete else _Route()
+        return Route(layers, chunks, found, own)
+    return Route(layers, chunks, found) if complete else Route()
 
 
 def _fill_by_factors(
-    problem: Problem, route: _Route, rest: Tensor, coupling: Tensor, tick: Tick
+    problem: Problem, route: Route, rest: Tensor, coupling: Tensor, tick: Tick
 ) -> None:
     """D and C layer by layer, from the factors of one chunk of samples after the other."""
     rows, columns, start = [], {}, 0  # of each layer in them

@@ -22,7 +22,8 @@ from hessrmt.curvature.dense import (
 from hessrmt.curvature.gauss_newton import require_ggn, smallest_ggn
 from hessrmt.curvature.lanczos import eigsh
 from hessrmt.curvature.operators import CurvatureOperator
-from hessrmt.curvature.reduction import assemble_reduced, identity, reduce_problem, require_reduced
+from hessrmt.curvature.reduction import identity, reduce_problem
+from hessrmt.curvature.roads import require_road, smallest_hessian
 from hessrmt.errors import ConfigError, ConvergenceError, ProblemError
 from hessrmt.problems.problem import Problem, ordinary_mode
 from hessrmt.progress import Tick, silent
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 
 OPERATORS = ("hessian", "ggn")
-REDUCTIONS = ("auto", "none")
+REDUCTIONS = ("auto", "range", "dense", "none")
 
 _RESIDUAL = 1e-12
 """Residual over the norm of the eigenvectors of an exact spectrum."""
@@ -181,8 +182,8 @@ def require_feasible(
     local.evaluate()
     if operator == "ggn":
         require_ggn(local, backend)
-    elif reduce == "auto":
-        require_reduced(local, reduce_problem(local), backend)
+    elif reduce != "none":
+        require_road(local, reduce_problem(local), backend, reduce)
 
 
 @ordinary_mode()
@@ -224,10 +225,8 @@ def compute(
         basis = identity(local) if reduce == "none" else reduce_problem(local)
         clock.mark("reduction")
         known = reference(local)
-        blocks = assemble_reduced(local, basis, backend, tick, rounding=known.rounding)
-        apart = known.beside(blocks.product)
-        matrix = blocks.matrix()
-        del blocks
+        road = "dense" if reduce == "none" else reduce
+        matrix, apart = smallest_hessian(local, basis, backend, known, road, tick=tick)
     size = len(matrix)
     clock.mark("matrix")
     tick("eigenvalues", 0, 1)

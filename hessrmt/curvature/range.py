@@ -1,0 +1,361 @@
+"""An orthonormal basis of the range of a symmetric matrix that is known by its products.
+
+Block Lanczos with complete reorthogonalisation, run until nothing is left: the newest block of the
+basis V is multiplied, what of the images lies outside of V becomes the next block, and blocks are
+filled up with fresh Gaussian vectors, so that no invariant subspace is missed. Each basis vector is
+multiplied once. T = V H Vᵀ has the nonzero eigenvalues of H; its dimension is the rank of H to
+rounding, whatever architecture H belongs to.
+
+Whether V is complete and orthonormal is not trusted: how far VᵀT V is from H is measured afterwards
+along other random vectors (:class:`hessrmt.curvature.certify.Reference`), and
+:meth:`Basis.shift` measures V Vᵀ - I.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+
+from hessrmt.curvature.rounding import DIRECTIONS, gaussian, norm_bound
+from hessrmt.errors import NonFiniteError
+from hessrmt.progress import Tick, silent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from torch import Tensor
+
+    from hessrmt.arrays import Matrix, Vectors
+    from hessrmt.curvature.products import Product
+
+
+WIDTH = 64
+"""Vectors multiplied together: enough for matrix products to run at full speed."""
+
+_FRESH = 4
+"""Gaussian vectors whose images must lie in the range before it is called complete."""
+
+_PIECE = 1024
+"""Rows of the basis that are allocated together."""
+
+_SPREAD = 1e-2
+"""Length, relative to the longest of its block, from which a new direction keeps enough digits of
+its orthogonality to V; shorter ones are made orthogonal again."""
+
+_SHRINKS = 0.1
+"""Share of its length below which a vector that lost the rest is made orthogonal again."""
+
+_POWER = 4
+"""Power of a matrix whose norm is bounded in place of its own."""
+
+_NOISE = 4
+"""Multiple of the estimated rounding of a product up to which a direction is not there."""
+
+
+class Basis(ABC):
+    """Orthonormal vectors, as rows of V.
+
+    Attributes:
+        like: Gives their precision and place.
+    """
+
+    like: Tensor
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of rows."""
+
+    @abstractmethod
+    def project(self, vectors: Tensor) -> Tensor:
+        """Coordinates of vectors.
+
+        Args:
+            vectors: (..., n).
+
+        Returns:
+            (..., k), vectors times Vᵀ.
+        """
+
+    @abstractmethod
+    def lift(self, coordinates: Tensor) -> Tensor:
+        """Vectors of given coordinates.
+
+        Args:
+            coordinates: (..., k).
+
+        Returns:
+            (..., n), coordinates times V.
+        """
+
+    def shift(self, matrix: Matrix) -> float:
+        """A bound on how far eigenvalues of VᵀT V, or zero, are from those of T.
+
+        They are those of (I + E)^½ T (I + E)^½ with E = V Vᵀ - I, which is T + (E T + T E)/2 to
+        first order: what is not orthonormal matters as far as T acts there.
+
+        Args:
+            matrix: T, (k, k) symmetric.
+
+        Returns:
+            The bound, which fails with probability 0.002.
+        """
+        if not len(self):
+            return 0.0
+
+        def skew(rows: Vectors) -> Vectors:
+            return self.project(self.lift(rows)) - rows
+
+        def first_order(rows: Vectors) -> Vectors:
+            return (skew(rows) @ matrix + skew(rows @ matrix)) / 2
+
+        return _norm(first_order, self) * (1 + _norm(skew, self))
+
+
+def _norm(product: Product, basis: Basis) -> float:
+    """A bound on the 2-norm of a symmetric matrix that acts on coordinates."""
+    rows = gaussian((DIRECTIONS, len(basis)), basis.like, "orthonormality")
+    for _ in range(_POWER):  # of the matrix itself it would bound little better than ‖.‖_F
+        rows = product(rows)
+    return norm_bound(rows.norm(dim=1).tolist()) ** (1 / _POWER)
+
+
+class Rows(Basis):
+    """Orthonormal rows in pieces, so that more of them need no copy.
+
+    Args:
+        like: (n,) gives dimension, precision and place.
+    """
+
+    def __init__(self, like: Tensor) -> None:
+        self.like, self.size = like, 0
+        self._pieces: list[Vectors] = []
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return self.size
+
+    @property
+    def parts(self) -> Iterator[tuple[slice, Vectors]]:
+        """The rows of each piece, and which they are."""
+        for number, piece in enumerate(self._pieces):
+            some = slice(number * _PIECE, min(self.size, (number + 1) * _PIECE))
+            yield some, piece[: some.stop - some.start]
+
+    def append(self, rows: Vectors) -> None:
+        """Add rows that are orthonormal, also to those that are there.
+
+        Args:
+            rows: (m, n).
+        """
+        while len(rows):
+            place = self.size % _PIECE
+            if not place:
+                shape = min(_PIECE, self.like.numel()), self.like.numel()
+                self._pieces.append(self.like.new_empty(shape))
+            piece = self._pieces[-1]
+            now = rows[: len(piece) - place]
+            piece[place : place + len(now)] = now
+            self.size += len(now)
+            rows = rows[len(now) :]
+
+    def rows(self, some: slice) -> Vectors:
+        """Rows of the basis.
+
+        Args:
+            some: Which, consecutive.
+
+        Returns:
+            (m, n), a copy.
+        """
+        found = [
+            part[max(0, some.start - place.start) : max(0, some.stop - place.start)]
+            for place, part in self.parts
+        ]
+        return torch.cat([self.like.new_empty(0, self.like.numel()), *found])
+
+    def project(self, vectors: Tensor) -> Tensor:
+        """Coordinates of vectors (..., n), (..., k)."""
+        found = [vectors @ part.T for _, part in self.parts]
+        return torch.cat(found, dim=-1) if found else vectors[..., :0]
+
+    def lift(self, coordinates: Tensor) -> Tensor:
+        """Vectors of given coordinates (..., k), (..., n)."""
+        total = coordinates.new_zeros(*coordinates.shape[:-1], self.like.numel())
+        for some, part in self.parts:
+            total += coordinates[..., some] @ part
+        return total
+
+    def take_out(self, vectors: Vectors) -> Tensor:
+        """Subtract from vectors, in place, what of them lies in the span.
+
+        Args:
+            vectors: (m, n).
+
+        Returns:
+            (m, k) coordinates of what was taken out.
+        """
+        coordinates = self.project(vectors)
+        for some, part in self.parts:
+            vectors.addmm_(coordinates[:, some], part, alpha=-1)
+        return coordinates
+
+
+@dataclass
+class Range:
+    """A basis of the range of H, and H in it; grows until it is complete.
+
+    Attributes:
+        basis: V, (k, n).
+        blocks: Coordinates of H times the rows, (m, j) for the m rows that end at row j.
+        fresh: Gaussian vectors that have been drawn.
+        products: Products with H.
+        norm: ‖H‖₂ as far as it was seen.
+        noise: Length of what rounding adds to a product with a unit vector, as far as it was seen.
+        complete: Whether fresh vectors add nothing.
+    """
+
+    basis: Rows
+    blocks: list[Tensor] = field(default_factory=list)
+    fresh: int = 0
+    products: int = 0
+    norm: float = 0.0
+    noise: float = 0.0
+    complete: bool = False
+
+    def __len__(self) -> int:
+        """The dimension k."""
+        return len(self.basis)
+
+    @property
+    def multiplied(self) -> int:
+        """How many rows have been multiplied; those behind them wait."""
+        return self.blocks[-1].shape[1] if self.blocks else 0
+
+    @cached_property
+    def matrix(self) -> Matrix:
+        """T = V H Vᵀ of the rows that have been multiplied, (k, k) symmetric."""
+        size = self.multiplied
+        found = self.basis.like.new_zeros(size, size)
+        for block in self.blocks:
+            count, stop = block.shape
+            rows = slice(stop - count, stop)
+            found[rows, :stop] = block
+            found[rows, rows] = (block[:, rows] + block[:, rows].T) / 2
+            found[: rows.start, rows] = block[:, : rows.start].T
+        return found
+
+
+def range_of(
+    product: Product,
+    like: Tensor,
+    *,
+    noise: float = 0.0,
+    width: int = WIDTH,
+    limit: int | None = None,
+    expected: int | None = None,
+    tick: Tick = silent,
+    found: Range | None = None,
+    save: Callable[[Range], None] | None = None,
+) -> Range:
+    """An orthonormal basis of the range of a symmetric matrix, to rounding.
+
+    Args:
+        product: Maps rows (m, n) to their products with H.
+        like: (n,) gives dimension, precision and place.
+        noise: Length of what rounding adds to a product with a unit vector, if that is known.
+        width: Vectors multiplied together.
+        limit: Dimensions beyond which to stop; n if None.
+        expected: What progress compares the dimensions found with; n if None.
+        tick: Called with phase, dimensions found and those expected.
+        found: What an earlier search left, to be continued.
+        save: Called after each block with what has been found.
+
+    Returns:
+        The basis; not complete if it has more dimensions than the limit. Raises NonFiniteError if
+        a product is NaN or infinite.
+    """
+    size = like.numel()
+    limit = size if limit is None else limit
+    state = found or Range(Rows(like), noise=noise)
+    while not state.complete and len(state) <= limit:
+        _multiply(state, product, width)
+        if save:
+            save(state)
+        tick("dimensions", len(state), max(expected or size, len(state)))
+    return state
+
+
+def _multiply(state: Range, product: Product, width: int) -> None:
+    """Multiply the rows that wait and fresh vectors beside them; what is new waits next."""
+    basis, like = state.basis, state.basis.like
+    size, before, waiting = like.numel(), len(basis), len(basis) - state.multiplied
+    fresh = 0 if before == size else min(size, width - waiting if waiting or not before else _FRESH)
+    numbers = range(state.fresh, state.fresh + fresh)
+    drawn = [gaussian((1, size), like, "range", number) for number in numbers]
+    images = product(torch.cat([basis.rows(slice(state.multiplied, before)), *drawn])).detach()
+    if not bool(torch.isfinite(images).all()):
+        raise NonFiniteError("the Hessian has NaN or infinite entries")
+    lengths = images.norm(dim=1)
+    previous = state.blocks[-1].shape[0] if state.blocks else 0
+    coordinates = _take_out(basis, images, max(0, state.multiplied - previous))
+    if waiting:
+        block = coordinates[:waiting]
+        own = block[:, state.multiplied :]
+        asymmetry = float((own - own.T).square().mean().sqrt())
+        state.noise = max(state.noise, math.sqrt(size / 2) * asymmetry)
+        state.blocks.append(block)
+    sizes = lengths.clone()
+    sizes[waiting:] /= math.sqrt(size)  # of Gaussian vectors
+    state.norm = max(state.norm, float(sizes.max()))
+    eps = torch.finfo(like.dtype).eps
+    noise = max(state.noise, eps * math.sqrt(size) * state.norm)
+    if fresh and noise:  # their images are longer, and so is what rounding adds to them
+        relative = max(state.noise / state.norm, eps * math.sqrt(max(before, width)))
+        images *= (noise / (relative * lengths)).clamp(max=1)[:, None]
+    added = _extend(basis, images, _NOISE * noise)
+    state.fresh += fresh
+    state.products += len(images)
+    state.complete = (not waiting and not added) or len(basis) == state.multiplied == size
+
+
+def _take_out(basis: Rows, images: Vectors, near: int) -> Tensor:
+    """Make images orthogonal to the basis, in place; gives their coordinates, (m, k)."""
+    # those of the newest rows lie mostly along the last two blocks, from row `near` on; without
+    # these they are short, and one pass over all rows makes them orthogonal
+    if not len(basis):
+        return images.new_zeros(len(images), 0)
+    rows = basis.rows(slice(near, len(basis)))
+    first = images @ rows.T
+    images.addmm_(first, rows, alpha=-1)
+    lengths = images.norm(dim=1)
+    coordinates = basis.take_out(images)
+    coordinates[:, near:] += first
+    short = (images.norm(dim=1) < _SHRINKS * lengths).nonzero()[:, 0]
+    if len(short):
+        again = images[short]
+        coordinates[short] += basis.take_out(again)
+        images[short] = again
+    return coordinates
+
+
+def _extend(basis: Rows, rows: Vectors, least: float) -> int:
+    """Add to a basis the directions in which orthogonal rows are longer than the least length."""
+    before = len(basis)
+    while len(rows):
+        squares, turn = torch.linalg.eigh(rows @ rows.T)
+        lengths = squares.clamp(min=0).sqrt()
+        longest = float(lengths[-1])
+        if not longest > least:
+            break
+        long = lengths > max(least, _SPREAD * longest)
+        new = (turn[:, long] / lengths[long]).T @ rows
+        lower = torch.linalg.cholesky(new @ new.T)
+        basis.append(torch.linalg.solve_triangular(lower, new, upper=False))
+        rows = turn[:, ~long].T @ rows
+        basis.take_out(rows)
+    return len(basis) - before
