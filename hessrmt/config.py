@@ -181,10 +181,10 @@ class SpectrumConfig(_OfCurvature):
         64, "Samples in a batch, or 'all' for one Hessian of the whole split."
     )
     batches: CountOrAll = option(4, "Number of batches from the start, or 'all'.")
-    reduce: Literal["auto", "none"] = option(
+    reduce: Literal["auto", "range", "dense", "none"] = option(
         "auto",
-        "auto removes exact null directions before diagonalising; none diagonalises the full "
-        "matrix.",
+        "dense diagonalises in the coordinates that the network's structure leaves; range in a "
+        "basis of the range, as small as the rank; auto takes the cheaper; none the full matrix.",
     )
     blocks: Literal["layer"] | None = option(
         None,

@@ -32,7 +32,7 @@ from hessrmt.curvature.dense import (
 from hessrmt.curvature.products import hessian_product
 from hessrmt.curvature.reduction import Reduction, identity, reduce_problem
 from hessrmt.curvature.spectrum import REDUCTIONS, Clock, certified
-from hessrmt.errors import DeviceError, NonFiniteError, ProblemError
+from hessrmt.errors import ConfigError, DeviceError, NonFiniteError, ProblemError
 from hessrmt.problems.problem import ordinary_mode
 from hessrmt.progress import Tick, silent
 from hessrmt.records import Provenance, Spectrum
@@ -116,7 +116,7 @@ def require_feasible(
         problem: Model, loss and batch.
         backend: The processes.
         dtype: ``"float64"`` or ``"float32"``.
-        reduce: ``"auto"`` or ``"none"``.
+        reduce: ``"auto"``, ``"dense"`` or ``"none"``; the first two are the same here.
     """
     _plan(problem, backend, dtype, reduce)
 
@@ -176,6 +176,10 @@ def _plan(
     world = backend.world
     with world.together():
         one_of("reduction", reduce, REDUCTIONS, error=ProblemError)
+        if reduce == "range":
+            raise ConfigError(
+                "a basis of the range is built by one process; give --reduce dense, or none"
+            )
         local = problem.at(torch_dtype(dtype), backend.device)
         evaluated = local.evaluate()
         found = identity(local) if reduce == "none" else reduce_problem(local)

@@ -16,22 +16,23 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 
 from hessrmt.curvature.rounding import DIRECTIONS, gaussian, norm_bound
-from hessrmt.errors import NonFiniteError
+from hessrmt.errors import NonFiniteError, StoreError
 from hessrmt.progress import Tick, silent
+from hessrmt.store.search import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from torch import Tensor
 
     from hessrmt.arrays import Matrix, Vectors
     from hessrmt.curvature.products import Product
+    from hessrmt.store.search import SearchFile
 
 
 WIDTH = 64
@@ -236,7 +237,7 @@ class Range:
         """How many rows have been multiplied; those behind them wait."""
         return self.blocks[-1].shape[1] if self.blocks else 0
 
-    @cached_property
+    @property
     def matrix(self) -> Matrix:
         """T = V H Vᵀ of the rows that have been multiplied, (k, k) symmetric."""
         size = self.multiplied
@@ -259,8 +260,7 @@ def range_of(
     limit: int | None = None,
     expected: int | None = None,
     tick: Tick = silent,
-    found: Range | None = None,
-    save: Callable[[Range], None] | None = None,
+    kept: SearchFile | None = None,
 ) -> Range:
     """An orthonormal basis of the range of a symmetric matrix, to rounding.
 
@@ -272,22 +272,63 @@ def range_of(
         limit: Dimensions beyond which to stop; n if None.
         expected: What progress compares the dimensions found with; n if None.
         tick: Called with phase, dimensions found and those expected.
-        found: What an earlier search left, to be continued.
-        save: Called after each block with what has been found.
+        kept: Where the search is written to now and then; what is there is continued.
 
     Returns:
         The basis; not complete if it has more dimensions than the limit. Raises NonFiniteError if
-        a product is NaN or infinite.
+        a product is NaN or infinite, StoreError if the search that was kept is another one.
     """
     size = like.numel()
     limit = size if limit is None else limit
-    state = found or Range(Rows(like), noise=noise)
+    state = Range(Rows(like), noise=noise)
+    if kept is not None:
+        _restore(state, kept, product)
+    written = len(state), len(state.blocks)
     while not state.complete and len(state) <= limit:
         _multiply(state, product, width)
-        if save:
-            save(state)
+        if kept is not None and kept.due():
+            kept.append(_record(state, *written))
+            written = len(state), len(state.blocks)
         tick("dimensions", len(state), max(expected or size, len(state)))
     return state
+
+
+_NUMBERS = ("fresh", "products", "norm", "noise", "complete")
+
+_SAME = 1e-6
+"""Difference, relative to ‖H‖₂, by which products of another matrix are told from those of the same
+one on another machine."""
+
+
+def _record(state: Range, rows: int, blocks: int) -> Record:
+    """What a search has found since it had so many rows and blocks."""
+    new = state.basis.rows(slice(rows, len(state))), *state.blocks[blocks:]
+    numbers = {name: getattr(state, name) for name in _NUMBERS}
+    return Record(numbers, [part.cpu().numpy() for part in new])
+
+
+def _restore(state: Range, kept: SearchFile, product: Product) -> None:
+    """Go on where an earlier search was; refuses that of another matrix."""
+    like, same = state.basis.like, True
+    for record in kept.read():
+        rows, *blocks = (torch.from_numpy(array).to(like.device) for array in record.arrays)
+        same = same and rows.dtype == like.dtype and rows.shape[1:] == like.shape
+        if not same:
+            break
+        state.basis.append(rows)
+        state.blocks += blocks
+        for name in _NUMBERS:
+            setattr(state, name, record.numbers[name])
+    if same and state.blocks:
+        mixture = gaussian((1, state.multiplied), like, "search")
+        mixture /= mixture.norm()
+        image = product(mixture @ state.basis.rows(slice(0, state.multiplied)))
+        apart = state.basis.project(image)[:, : state.multiplied] - mixture @ state.matrix
+        same = float(apart.norm()) <= _SAME * state.norm
+    if not same:
+        raise StoreError(
+            f"{kept.path} keeps the search of another matrix; remove it, or name another file"
+        )
 
 
 def _multiply(state: Range, product: Product, width: int) -> None:

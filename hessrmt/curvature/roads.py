@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from hessrmt.curvature.range import Basis
     from hessrmt.curvature.reduction import Reduction
     from hessrmt.problems.problem import Problem
+    from hessrmt.store.search import SearchFile
 
 
 _SMALL = 1000
@@ -113,8 +114,7 @@ def smallest_hessian(
     road: str = "auto",
     *,
     tick: Tick = silent,
-    found: Range | None = None,
-    save: Callable[[Range], None] | None = None,
+    kept: SearchFile | None = None,
 ) -> tuple[Matrix, Comparison]:
     """A matrix with the nonzero eigenvalues of the Hessian, and how far it is from it.
 
@@ -125,8 +125,7 @@ def smallest_hessian(
         known: Products to compare with.
         road: ``"auto"``, ``"dense"`` or ``"range"``.
         tick: Called with phase, steps done and steps in all.
-        found: What an earlier search for the range left, to be continued.
-        save: Called whenever that search has gone on.
+        kept: Where a search for the range is written to now and then, and continued from.
 
     Returns:
         (n, n) symmetric, n <= P, the spectrum of H being its spectrum and P - n zeros; and its
@@ -138,7 +137,7 @@ def smallest_hessian(
     if spanned is not None:
         return spanned
     if plan.road != "dense":
-        searched = _searched(problem, reduction, backend, plan, tick, found, save)
+        searched = _searched(problem, reduction, backend, plan, tick, kept)
         if searched is not None:
             return searched.small, _apart(searched, known)
     blocks = assemble_reduced(
@@ -293,8 +292,7 @@ def _searched(
     backend: Backend,
     plan: _Plan,
     tick: Tick,
-    found: Range | None,
-    save: Callable[[Range], None] | None,
+    kept: SearchFile | None,
 ) -> Compressed | None:
     """H in its range; None if that has too many dimensions and the dense matrix is there."""
     like = _like(reduction, problem)
@@ -306,8 +304,7 @@ def _searched(
         limit=plan.limit,
         expected=plan.expected,
         tick=tick,
-        found=found,
-        save=save,
+        kept=kept,
     )
     if state.complete:
         return Compressed(reduction, state.basis, state.matrix)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
 import numpy as np
@@ -28,6 +29,7 @@ from hessrmt.errors import ConfigError, ConvergenceError, ProblemError
 from hessrmt.problems.problem import Problem, ordinary_mode
 from hessrmt.progress import Tick, silent
 from hessrmt.records import Provenance, Spectrum
+from hessrmt.store.search import SearchFile
 
 if TYPE_CHECKING:
     from hessrmt.arrays import Levels
@@ -56,6 +58,7 @@ def spectrum(
     *,
     vectors: int = 0,
     blocks: None = None,
+    checkpoint: str | Path | None = None,
 ) -> Spectrum: ...
 
 
@@ -81,6 +84,7 @@ def spectrum(
     *,
     vectors: int = 0,
     blocks: str | Mapping[str, Sequence[str]] | None = None,
+    checkpoint: str | Path | None = None,
 ) -> Spectrum | dict[str, Spectrum]:
     """All eigenvalues of a problem's Hessian (or Gauss-Newton matrix), certified.
 
@@ -89,11 +93,15 @@ def spectrum(
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
         dtype: ``"float64"`` or ``"float32"``, the precision of the whole computation.
         operator: ``"hessian"``, or ``"ggn"`` for Jᵀ S J.
-        reduce: ``"auto"`` removes exact null directions before diagonalising, ``"none"`` builds
-            the full P x P matrix by double automatic differentiation.
+        reduce: ``"dense"`` removes null directions that the network's structure shows before
+            diagonalising, ``"range"`` diagonalises in a basis of the range of H, whose size is the
+            rank, ``"auto"`` takes the cheaper of the two, and ``"none"`` builds the full P x P
+            matrix by double automatic differentiation.
         vectors: Eigenvectors of how many of the certified levels, those of largest magnitude.
         blocks: ``"layer"`` for the own block of every module that has trainable parameters, all
             others held constant; or names of blocks to the parameters of each.
+        checkpoint: A file in which a long search for the range is kept every two minutes, and from
+            which it is continued; removed at the end.
 
     Returns:
         The :class:`~hessrmt.records.Spectrum`: P eigenvalues, those known exactly to be zero as
@@ -101,7 +109,8 @@ def spectrum(
         spectrum.
 
     Raises:
-        ConfigError: If ``problem`` is none, or ``vectors`` is no number from 0 to P.
+        ConfigError: If ``problem`` is none, ``vectors`` is no number from 0 to P, or a checkpoint
+            is given for several blocks.
         ProblemError: If the loss is random, not a scalar or not twice differentiable by torch, or
             an option is unknown.
         NonFiniteError: If the loss or an entry of the matrix is NaN or infinite.
@@ -116,6 +125,8 @@ def spectrum(
             f"{vectors:,} eigenvectors are asked for, there are {problem.dimension:,}"
         )
     if blocks is not None:
+        if checkpoint is not None:
+            raise ConfigError("a checkpoint keeps one search; leave it out, or compute one block")
         chosen = layers_of(problem) if blocks == "layer" else blocks
         if not isinstance(chosen, Mapping):
             raise ConfigError(
@@ -129,7 +140,11 @@ def spectrum(
     backend, dtype = select(device), dtype_name(dtype)
     config = {"loss": problem.loss_name, "operator": operator, "dtype": dtype, "reduce": reduce}
     provenance = Provenance(config=config, device=backend.name)
-    found = compute(problem, backend, dtype, operator, reduce, provenance=provenance)
+    kept = None if checkpoint is None else SearchFile(Path(checkpoint))
+    options = {"provenance": provenance, "kept": kept}
+    found = compute(problem, backend, dtype, operator, reduce, **options)
+    if kept is not None:
+        kept.remove()
     count = min(vectors, found.rank)  # of zero any vector in the null space is one
     return replace(found, pairs=_leading(problem, found, count, device)) if count else found
 
@@ -174,7 +189,7 @@ def require_feasible(
         backend: Where the work is to be done.
         dtype: ``"float64"`` or ``"float32"``.
         operator: ``"hessian"`` or ``"ggn"``.
-        reduce: ``"auto"`` or ``"none"``.
+        reduce: One of :data:`REDUCTIONS`.
     """
     local = problem.at(torch_dtype(dtype), backend.device)
     if operator == "hessian" and reduce == "none":
@@ -196,6 +211,7 @@ def compute(
     *,
     tick: Tick | None = None,
     provenance: Provenance | None = None,
+    kept: SearchFile | None = None,
 ) -> Spectrum:
     """:func:`spectrum` on a backend that has been chosen, with progress.
 
@@ -204,9 +220,10 @@ def compute(
         backend: Where the work is done.
         dtype: ``"float64"`` or ``"float32"``.
         operator: ``"hessian"`` or ``"ggn"``.
-        reduce: ``"auto"`` or ``"none"``; the Gauss-Newton matrix always takes its smaller form.
+        reduce: As there; the Gauss-Newton matrix always takes its smaller form.
         tick: Called with phase, steps done and steps in all.
         provenance: Stored in the result.
+        kept: Where a search for the range is written to now and then, and continued from.
 
     Returns:
         The spectrum. Raises what :func:`spectrum` raises.
@@ -226,7 +243,7 @@ def compute(
         clock.mark("reduction")
         known = reference(local)
         road = "dense" if reduce == "none" else reduce
-        matrix, apart = smallest_hessian(local, basis, backend, known, road, tick=tick)
+        matrix, apart = smallest_hessian(local, basis, backend, known, road, tick=tick, kept=kept)
     size = len(matrix)
     clock.mark("matrix")
     tick("eigenvalues", 0, 1)

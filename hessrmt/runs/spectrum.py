@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,7 @@ from hessrmt.problems import data
 from hessrmt.problems.problem import Problem
 from hessrmt.progress import under
 from hessrmt.runs.run import SERIAL, Inputs, Run, naming
+from hessrmt.store.search import SearchFile
 from hessrmt.store.spectra import Row, SpectrumWriter, load_all
 
 if TYPE_CHECKING:
@@ -177,7 +179,8 @@ def run(
     Args:
         prepared: From :func:`prepare`.
         out: The spectrum file.
-        resume: Continue the file if it is there; with more batches it is extended.
+        resume: Continue the file if it is there; with more batches it is extended. A search for
+            the range of a large Hessian, kept beside the file every two minutes, is continued too.
         overwrite: Replace the file if it is there.
         tick: Told of progress: the phases of each batch that is computed in this process.
         finished: Given every spectrum of the file: of a file that is continued first those that it
@@ -194,9 +197,17 @@ def run(
     with prepared.writer(out, facts, pool, resume=resume, overwrite=overwrite) as file:
         tell_stored(file, finished)
         missing = np.flatnonzero(~file.done).tolist()
-        step = partial(_compute, tick=tick) if pool.local else _compute
+        blocks = [""] if isinstance(facts.dimension, int) else list(facts.dimension)
+        searches = {n: [_search(out, n, name) for name in blocks] for n in missing}
+        if not resume:
+            for name in itertools.chain.from_iterable(searches.values()):
+                name.unlink(missing_ok=True)
+        # workers may see another disk
+        step = partial(_compute, tick=tick, out=out) if pool.local else _compute
         for number, found in work.on_all(step, missing):
             file.write(number, found)
+            for name in searches[number]:
+                name.unlink(missing_ok=True)
             if finished:
                 finished(number, found)
     return next(iter(load_all(out).values()))
@@ -229,13 +240,21 @@ def _examine(prepared: Batches, batch: int) -> Facts:
     return Facts(backend.solver, sizes[""] if config.blocks is None else sizes, backend.name)
 
 
-def _compute(prepared: Batches, batch: int, tick: Tick | None = None) -> Row:
+def _search(out: Path, batch: int, block: str) -> Path:
+    """Where the search for the range of a batch's Hessian, or of a block of it, is kept."""
+    return out.with_name(f"{out.name}.batch{batch}{block and f'.{block}'}.search")
+
+
+def _compute(
+    prepared: Batches, batch: int, tick: Tick | None = None, out: Path | None = None
+) -> Row:
     config, backend = prepared.settings, prepared.backend
     name = f"batch {batch}"
     told = under(tick, f"computing: {name}, ")  # one bar, whichever batch it is
+    how = config.dtype, config.operator, config.reduce
     with naming(name):
-        found: dict[str, Any] = {
-            part: compute(problem, backend, config.dtype, config.operator, config.reduce, tick=told)
-            for part, problem in prepared.blocks(batch).items()
-        }
+        found: dict[str, Any] = {}
+        for part, problem in prepared.blocks(batch).items():
+            kept = None if out is None else SearchFile(_search(out, batch, part))
+            found[part] = compute(problem, backend, *how, tick=told, kept=kept)
     return found[""] if config.blocks is None else found

@@ -1,0 +1,194 @@
+"""A basis of the range, by products alone: complete, orthonormal, and no larger than the rank."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from properties import examples
+
+from hessrmt.curvature.certify import Reference
+from hessrmt.curvature.range import WIDTH, range_of
+from hessrmt.curvature.rounding import gaussian
+from hessrmt.errors import NonFiniteError, StoreError
+from hessrmt.store.search import SearchFile
+
+EPS = float(np.finfo(np.float64).eps)
+
+
+def matrix_of(eigenvalues, size, seed=0):
+    """Products with a symmetric matrix of given nonzero eigenvalues."""
+    values = torch.as_tensor(np.asarray(eigenvalues, dtype=np.float64))
+    drawn = gaussian((size, len(values)), values, "test of range", seed=seed)
+    vectors = torch.linalg.qr(drawn).Q
+    return lambda rows: (rows @ vectors * values) @ vectors.T
+
+
+def like(size):
+    return torch.zeros(size, dtype=torch.float64)
+
+
+def assert_right(eigenvalues, size, found, product):
+    """All eigenvalues within n·ε·‖H‖ plus the stated bound, and the bound not absurd."""
+    exact = np.zeros(size)
+    exact[: len(eigenvalues)] = eigenvalues
+    values = np.zeros(size)
+    values[: len(found)] = torch.linalg.eigvalsh(found.matrix).numpy()
+    norm = np.abs(exact).max()
+    apart = np.abs(np.sort(values) - np.sort(exact)).max()
+    rows = gaussian((5, size), like(size), "test of range", "check")
+    beside = Reference(rows, product(rows), 0.0).beside(
+        lambda v: found.basis.lift(found.basis.project(v) @ found.matrix)
+    )
+    bound = beside.rounding + found.basis.shift(found.matrix)
+    assert apart <= bound + size * EPS * norm
+    # the products that are compared round too, along vectors of length √n
+    assert bound <= 50 * size * EPS * norm
+
+
+CASES = {
+    "nothing": ([], 40),
+    "rank 1": ([3.0], 300),
+    "one parameter": ([-2.0], 1),
+    "full rank": (np.linspace(-1, 2, 150), 150),
+    "both signs": (np.concatenate([np.linspace(-1, -0.1, 90), np.linspace(0.2, 3, 110)]), 700),
+    "multiplicity 50": ([1.0] * 50 + [2.0] * 50 + list(np.linspace(3, 4, 20)), 600),
+    "multiplicity above the width": ([1.0] * (2 * WIDTH) + [-5.0], 500),
+    "14 decades": (10.0 ** -np.linspace(0, 14, 150), 500),
+    "a cluster and one far away": ([1e6, *np.linspace(1, 1 + 1e-9, 80)], 400),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_spectra_in_closed_form(name):
+    eigenvalues, size = CASES[name]
+    product = matrix_of(eigenvalues, size)
+    found = range_of(product, like(size))
+    assert found.complete
+    assert_right(eigenvalues, size, found, product)
+    norm = np.abs(eigenvalues).max(initial=0.0)
+    above = int((np.abs(eigenvalues) > 4 * size * EPS * norm).sum())
+    assert above <= len(found)
+    assert len(found) <= 1.02 * len(eigenvalues) + 3
+
+
+@settings(max_examples=examples(25))
+@given(
+    st.integers(1, 120),
+    st.integers(0, 120),
+    st.floats(0, 15),
+    st.sampled_from([1, 3, 16, WIDTH]),
+    st.integers(0, 99),
+)
+def test_random_spectra(size, rank, decades, width, seed):
+    rank = min(size, rank)
+    eigenvalues = 10.0 ** -np.linspace(0, decades, rank) * (-1.0) ** np.arange(rank)
+    product = matrix_of(eigenvalues, size, seed)
+    found = range_of(product, like(size), width=width)
+    assert found.complete
+    assert_right(eigenvalues, size, found, product)
+
+
+def test_one_product_a_dimension():
+    found = range_of(matrix_of(np.linspace(1, 2, 640), 4000), like(4000))
+    # all of them lie far from zero: there rounding brings in a block of null vectors (Lanczos finds
+    # the eigenvalue zero as well)
+    assert 640 <= len(found) <= 640 + WIDTH
+    assert found.products <= len(found) + 2 * WIDTH
+
+
+def test_the_limit():
+    product = matrix_of(np.linspace(1, 2, 200), 300)
+    found = range_of(product, like(300), limit=100)
+    assert not found.complete
+    assert 100 < len(found) <= 100 + WIDTH
+
+
+def test_progress_and_products_that_are_not_finite():
+    told = []
+    range_of(matrix_of([1.0] * 100, 200), like(200), expected=90, tick=lambda *x: told.append(x))
+    assert told[-1] == ("dimensions", 100, 100)
+    with pytest.raises(NonFiniteError):
+        range_of(lambda rows: rows * math.nan, like(9))
+
+
+@pytest.mark.parametrize("spoiled", ["left out", "not orthogonal", "wrong entry"])
+@pytest.mark.parametrize("size", [2, 10, 100, 1e6])
+def test_a_spoiled_basis_is_seen(spoiled, size):
+    """What is wrong by so many floors is covered by the bound."""
+    dimension = 200
+    product = matrix_of(np.linspace(0.5, 2, 80), dimension)
+    found = range_of(product, like(dimension))
+    exact = torch.linalg.eigvalsh(found.matrix)
+    error = size * dimension * EPS * 2
+    rows = found.basis.rows(slice(0, len(found)))
+    small = found.matrix.clone()
+    if spoiled == "left out":  # a direction along which H has an eigenvalue of that size
+        extra = torch.linalg.qr(torch.cat([rows, gaussian((1, dimension), rows, "extra")]).T).Q
+        true = product
+        product = lambda v: true(v) + error * torch.outer(v @ extra[:, -1], extra[:, -1])  # noqa: E731
+    elif spoiled == "not orthogonal":
+        found.basis.parts.__next__()[1][3] += error * rows[4]
+    else:
+        small[3, 5] += error
+        small[5, 3] += error
+    check = gaussian((5, dimension), rows, "test of range", "check")
+    beside = Reference(check, product(check), 0.0).beside(
+        lambda v: found.basis.lift(found.basis.project(v) @ small)
+    )
+    bound = beside.rounding + found.basis.shift(small)
+    wrong = float((torch.linalg.eigvalsh(small) - exact).abs().max())
+    wrong = error if spoiled == "left out" else wrong
+    assert wrong <= bound
+    if size >= 10:
+        assert bound >= error / 2
+
+
+class Counted:
+    """A product that counts its calls, and fails at one of them."""
+
+    def __init__(self, product, fails=0):
+        self.product, self.fails, self.calls = product, fails, 0
+
+    def __call__(self, rows):
+        self.calls += 1
+        if self.calls == self.fails:
+            raise KeyboardInterrupt
+        return self.product(rows)
+
+
+def test_a_search_is_kept_and_continued(tmp_path):
+    product, path = matrix_of(np.linspace(1, 2, 300), 900), tmp_path / "a.search"
+    undisturbed, killed, resumed = Counted(product), Counted(product, fails=4), Counted(product)
+    whole = range_of(undisturbed, like(900))
+    with pytest.raises(KeyboardInterrupt):
+        range_of(killed, like(900), kept=SearchFile(path, every=0))
+    again = range_of(resumed, like(900), kept=SearchFile(path, every=1e9))
+    # three calls were kept; one looks whether what was kept belongs to this matrix
+    assert resumed.calls == undisturbed.calls - 3 + 1
+    assert torch.equal(again.matrix, whole.matrix)
+    assert again.products == whole.products
+    with path.open("ab") as file:  # killed while it wrote
+        file.write(path.read_bytes()[20:3000])
+    cut = range_of(product, like(900), kept=SearchFile(path))
+    assert torch.equal(cut.matrix, whole.matrix)
+
+
+def test_searches_that_cannot_be_continued(tmp_path):
+    path = tmp_path / "a.search"
+    range_of(matrix_of(np.linspace(1, 2, 99), 300), like(300), kept=SearchFile(path, every=0))
+    for product, size in ((matrix_of([1.0] * 99, 300), 300), (matrix_of([1.0], 299), 299)):
+        with pytest.raises(StoreError, match="another matrix"):
+            range_of(product, like(size), kept=SearchFile(path))
+    path.write_bytes(b"something else")
+    with pytest.raises(StoreError, match="no search"):
+        range_of(product, like(299), kept=SearchFile(path))
+
+
+def test_a_disk_that_refuses_ends_nothing(tmp_path):
+    kept = SearchFile(tmp_path / "missing" / "a.search", every=0)
+    with pytest.warns(UserWarning, match="can't be kept"):
+        found = range_of(matrix_of([1.0] * 9, 30), like(30), kept=kept)
+    assert len(found) == 9
