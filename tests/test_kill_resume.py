@@ -8,6 +8,7 @@ import pytest
 from gate import PATIENCE, open_gate
 from store_samples import NET, contents
 
+from hessrmt.store import search as search_files
 from hessrmt.store.spectra import COLUMNS, load
 
 BATCHES = 6
@@ -92,3 +93,34 @@ def test_second_run_on_the_same_file_is_refused(tmp_path, options, cli, start_cl
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
     assert len(load(path)) == BATCHES
+
+
+def test_a_search_for_the_range_goes_on_where_it_was_killed(
+    tmp_path, tiny_npz, cli, start_cli, monkeypatch
+):
+    monkeypatch.setattr(search_files, "EVERY", search_files.EVERY)  # as it is afterwards too
+    net = "nn.Sequential(nn.Unflatten(1, (1, -1)), nn.Conv1d(1, 6, 2), nn.Tanh(), nn.Flatten(), "
+    (tmp_path / "net.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "import hessrmt.store.search\n\n"
+        "hessrmt.store.search.EVERY = 0.0  # whatever is found is written\n\n"
+        f"def net():\n    torch.manual_seed(0)\n    return {net}nn.Linear(30, 30), nn.Tanh(), "
+        "nn.Linear(30, 3))\n"
+    )
+    options = ["spectrum", "--model", "net.py:net", "--data", tiny_npz, "--batch", 4, "--batches"]
+    options += [1, "--device", "cpu", "--reduce", "range"]
+    assert cli(*options, "--out", "whole.h5").returncode == 0
+    path, search = tmp_path / "killed.h5", tmp_path / "killed.h5.batch0.search"
+    process = start_cli(*options, "--out", path, stop=("hessrmt.curvature.range:_multiply", 4))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = search.stat().st_size
+    assert kept > 0
+    assert len(load(path)) == 0
+    resumed = cli(*options, "--out", path, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert not search.exists()
+    assert contents(path) == contents(tmp_path / "whole.h5")
+    search.write_bytes(b"of an earlier run")
+    assert cli(*options, "--out", path, "--overwrite").returncode == 0
+    assert not search.exists()

@@ -156,7 +156,7 @@ def require_road(problem: Problem, reduction: Reduction, backend: Backend, road:
         backend: Where the work is to be done.
         road: ``"auto"``, ``"dense"`` or ``"range"``.
     """
-    _plan(problem, reduction, backend, road)
+    _plan(problem, reduction, backend, road, estimate=False)
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,10 @@ class _Plan:
     fits: bool = True
 
 
-def _plan(problem: Problem, reduction: Reduction, backend: Backend, road: str) -> _Plan:
+def _plan(
+    problem: Problem, reduction: Reduction, backend: Backend, road: str, *, estimate: bool = True
+) -> _Plan:
+    """The cheapest road that fits; the rank is estimated only if that is asked for."""
     size, route = reduction.reduced_dimension, choose_route(problem, reduction)
     if road == "dense" or (road == "auto" and size <= _SMALL):
         require_route(route, problem, reduction, backend)
@@ -198,7 +201,8 @@ def _plan(problem: Problem, reduction: Reduction, backend: Backend, road: str) -
         limit = min(limit, _largest(lambda rank: _search_cost(rank, size, each) <= dense, size))
     if limit <= WIDTH and refusal is not None:
         raise refusal
-    expected = _expected_rank(problem, reduction, limit) if problem.samples >= _MANY else None
+    many = estimate and problem.samples >= _MANY
+    expected = _expected_rank(problem, reduction, limit) if many else None
     if road == "auto" and (limit <= WIDTH or (expected or 0) > limit) and refusal is None:
         return _Plan("dense", route)
     return _Plan("search", route, limit, expected, fits=refusal is None and road == "auto")

@@ -176,7 +176,7 @@ class Block(nn.Module):
         return self.relu(self.shortcut(x) + self.branch(x))
 
 
-def resnet(input_shape: Shape, outputs: int, depth: int) -> nn.Sequential:
+def resnet(input_shape: Shape, outputs: int, depth: int, first: int = 16) -> nn.Sequential:
     """The residual network for CIFAR of He et al. 2016, §4.2, of depth 6n + 2.
 
     A 3x3 convolution of 16 filters; three stages of n blocks with 16, 32 and 64 filters, the second
@@ -190,6 +190,7 @@ def resnet(input_shape: Shape, outputs: int, depth: int) -> nn.Sequential:
         input_shape: (channels, height, width) of one image.
         outputs: Number of outputs K.
         depth: Layers with weights on the longest path: 8, 14, 20, ..., 6n + 2.
+        first: Filters of the first stage; the others have twice and four times as many.
 
     Returns:
         The network, mapping (B, channels, height, width) to (B, K).
@@ -204,12 +205,14 @@ def resnet(input_shape: Shape, outputs: int, depth: int) -> nn.Sequential:
             "e.g. resnet8, resnet20, resnet32, resnet44, resnet56, resnet110; for another network "
             "give file.py:factory"
         )
-    layers = _normalised(_require_images(f"resnet{depth}", input_shape)[0], 16, 3, 1)
+    layers = _normalised(_require_images(f"resnet{depth}", input_shape)[0], first, 3, 1)
     layers.append(nn.ReLU())
-    for before, filters in pairwise((16, 16, 32, 64)):
+    for before, filters in pairwise((first, first, 2 * first, 4 * first)):
         layers.append(Block(before, filters, 1 if before == filters else 2))
         layers += [Block(filters, filters, 1) for _ in range(blocks - 1)]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, outputs))
+    return nn.Sequential(
+        *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * first, outputs)
+    )
 
 
 def _normalised(channels: int, filters: int, size: int, stride: int) -> list[nn.Module]:

@@ -23,8 +23,8 @@ from hessrmt.files import reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from io import BufferedIOBase
     from pathlib import Path
-    from typing import BinaryIO
 
 _SCHEMA = "hessrmt/search 1"
 
@@ -51,11 +51,11 @@ class SearchFile:
 
     Args:
         path: Its name.
-        every: Seconds between two records.
+        every: Seconds between two records; :data:`EVERY` if None.
     """
 
-    def __init__(self, path: Path, every: float = EVERY) -> None:
-        self.path, self._every = path, every
+    def __init__(self, path: Path, every: float | None = None) -> None:
+        self.path, self._every = path, EVERY if every is None else every
         self._last, self._full = time.monotonic(), False
 
     def due(self) -> bool:
@@ -110,7 +110,7 @@ class SearchFile:
         arrays = [np.ascontiguousarray(array) for array in record.arrays]
         checksum = 0
         for array in arrays:
-            checksum = zlib.crc32(array, checksum)
+            checksum = zlib.crc32(array.data, checksum)
         described = [[array.dtype.str, array.shape] for array in arrays]
         head = {"numbers": record.numbers, "arrays": described, "crc32": checksum}
         with self.path.open("ab") as file:
@@ -118,7 +118,7 @@ class SearchFile:
             try:
                 if not end:
                     file.write(f"{_SCHEMA}\n".encode())
-                for part in (json.dumps(head).encode() + b"\n", *arrays):
+                for part in (json.dumps(head).encode() + b"\n", *(array.data for array in arrays)):
                     file.write(part)
                 file.flush()
                 os.fsync(file.fileno())
@@ -132,16 +132,16 @@ class SearchFile:
         self.path.unlink(missing_ok=True)
 
 
-def _record(file: BinaryIO) -> Record | None:
+def _record(file: BufferedIOBase) -> Record | None:
     """The next record; None at the end, or if it is not whole."""
     try:
         head = json.loads(file.readline())
         arrays, checksum = [], 0
         for kind, shape in head["arrays"]:
             array = np.empty(shape, kind)
-            if file.readinto(array) != array.nbytes:  # type: ignore[arg-type]
+            if file.readinto(array.data) != array.nbytes:
                 return None
-            checksum = zlib.crc32(array, checksum)
+            checksum = zlib.crc32(array.data, checksum)
             arrays.append(array)
         return Record(head["numbers"], arrays) if checksum == head["crc32"] else None
     except (ValueError, KeyError, TypeError, MemoryError):
