@@ -6,8 +6,8 @@ come to the same decisions. That they have the same numbers is checked, bit for 
 product: ranks that drift apart would wait for each other for ever. Work that a rank does by itself
 fails on all of them if it fails on one (:class:`~hessrmt.backend.world.Processes`).
 
-The same division of work is used for networks of 10⁹ to 10¹¹ parameters (Kalra et al. 2026), with
-sharded vectors, which are not built here.
+Networks of 10⁹ to 10¹¹ parameters need more: parameters and vectors that stay sharded, and
+products by differences of the gradient (Granziol and Juarev 2026). That is not built here.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import socket
+import zlib
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,10 @@ for it: every rank would silently take its own share for all data."""
 _COPIES = 4
 """Vectors of all parameters in float64 that a rank needs at least: the gathered model, the
 problem's copy of it, the one that is differentiated, and its gradient."""
+
+
+_NUMBERS = 4
+"""Of a fingerprint."""
 
 
 class Alone:
@@ -96,20 +101,47 @@ class Ranks(Processes):
     """
 
     def __init__(self, group: ProcessGroup) -> None:
-        self._group, self.neighbours = group, 1
+        self._group, self.neighbours, self._device = group, 1, None
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
 
-    def at(self, step: str, block: Vectors | None = None) -> AbstractContextManager:
+    @contextmanager
+    def at(self, step: str, block: Vectors | None = None) -> Iterator[None]:
         """:meth:`Processes.together` at one step, which must be the same on all ranks.
 
         Args:
             step: What is being done, in words.
             block: (k, P) vectors that must be the same on all ranks.
 
-        Returns:
-            The context.
+        Yields:
+            None.
         """
-        return self.together((step, *([] if block is None else _fingerprint(block))))
+        own: Exception | None = None
+        try:
+            yield
+        except Exception as error:
+            own = error
+        numbers = () if block is None else _fingerprint(block)
+        if not self._all_at(own is None, step, numbers):  # words take longer than numbers
+            rows, size, *sums = numbers or (0, 0)
+            vectors = f" of {rows} vectors of {size} numbers (checksums {sums})" if rows else ""
+            with self.together(step + vectors):
+                if own is not None:
+                    raise own
+
+    def _all_at(self, well: bool, step: str, numbers: tuple[int, ...]) -> bool:
+        """Whether all ranks are well, and at one step with the same numbers."""
+        code = [int(well), zlib.crc32(step.encode()), *numbers]
+        mine = torch.zeros(2 + _NUMBERS, dtype=torch.int64)
+        mine[: len(code)] = torch.tensor(code)
+        if self._device is None:
+            rows = self.gather(mine)
+        else:
+            mine = mine.to(self._device)
+            rows = [torch.empty_like(mine) for _ in range(self.size)]
+            with self._collective():
+                dist.all_gather(rows, mine, group=self._group)
+        found = torch.stack(rows).cpu()
+        return bool(found[:, 0].all()) and bool((found == found[0]).all())
 
     def gather(self, value: Any) -> list[Any]:
         """See :class:`Processes`."""
@@ -174,6 +206,7 @@ class Ranks(Processes):
                 f"tensors on {backend.device} ({error}); start it with "
                 'init_process_group("cpu:gloo,cuda:nccl")'
             ) from error
+        self._device = backend.device
         shared: Any = _SharedBackend(backend, self)
         return shared
 
@@ -236,7 +269,7 @@ class Ranks(Processes):
                 other = [name for name, digest in digests.items() if digest != first[name]]
                 if not other:
                     continue
-                what = f"{other[0]} has other numbers on rank {rank} than on rank 0"
+                what = f"{other[0]} is not the same on rank {rank} as on rank 0"
             raise ProblemError(
                 f"{what}; all ranks must ask for the same matrix at the same parameters and "
                 "buffers: load the same checkpoint on each, or broadcast rank 0's"
@@ -349,7 +382,7 @@ def _plain_copy(model: nn.Module, full: dict[int, Tensor]) -> nn.Module:
         for module in model.modules():
             changed.append((module, dict(vars(module)), type(module)))
             for name, value in changed[-1][1].items():
-                if _of_torch(type(name)) or _of_torch(type(value)):  # what fully_shard notes down
+                if name.startswith("__composable_api"):  # what fully_shard notes down
                     del vars(module)[name]
                 elif name.endswith("_hooks") and isinstance(value, dict):
                     kept = {key: hook for key, hook in value.items() if not _of_torch(hook)}
@@ -364,11 +397,10 @@ def _plain_copy(model: nn.Module, full: dict[int, Tensor]) -> nn.Module:
 
 
 def _of_torch(what: Any) -> bool:
-    """Whether a hook or a type belongs to torch's own handling of sharded parameters."""
+    """Whether a hook or a class is one by which torch handles sharded parameters."""
     return (getattr(what, "__module__", None) or "").startswith("torch.distributed")
 
 
 def _unwrapped_class(kind: type) -> type:
     """The class that FSDP2 derived one from, which it gives to modules in place of their own."""
-    made = kind.__bases__[0].__module__.startswith("torch.distributed.fsdp")
-    return kind.__bases__[1] if made and len(kind.__bases__) == 2 else kind
+    return kind.__bases__[1] if len(kind.__bases__) == 2 and _of_torch(kind.__bases__[0]) else kind
