@@ -166,6 +166,7 @@ def wrapped(rank):
     fully_shard(sharded)
     before, kind = sharded(x), type(sharded)
     found["fsdp"] = measured(sharded, over(sharded))
+    found["fsdp alone"] = refused(lambda: hr.Problem(sharded, "cross-entropy", share[0]))
     after = sharded(x)
     after.sum().backward()
     found["fsdp left alone"] = {
@@ -263,7 +264,7 @@ def refusals(rank):
 
 
 def short_of_memory(rank):
-    """Rank 1 has 2 kB, which hold no basis, and no FSDP model as a whole."""
+    """Rank 1 has 1 kB, which hold no basis, and no FSDP model as a whole."""
     from torch.distributed.fsdp import fully_shard
 
     from hessrmt.backend.cpu import CpuBackend
@@ -274,7 +275,7 @@ def short_of_memory(rank):
     found = []
     try:
         if rank:
-            CpuBackend.free_memory = lambda _self: 2000
+            CpuBackend.free_memory = lambda _self: 1000
         found.append(refused(lambda: hr.eigsh(matrix, 3)))
         found.append(refused(lambda: hr.density(matrix, 2, 3)))
         share = unequal()[rank]

@@ -167,6 +167,9 @@ def test_wrapped_models(ranks):
         require_equal(found[kind], expected)
         assert found[kind]["names"] == names
     require_equal(found["tensor parallel"], found["plain"])
+    raised, said = found["fsdp alone"]
+    assert raised == "ProblemError"
+    assert "0.weight is spread over several processes" in said
     # the user's own goes on as before: sharded, with hooks that gather and reduce
     x, model = programs.pairs((2,), seed=3)[0][0], programs.network()
     model(x).sum().backward()
@@ -235,6 +238,14 @@ def test_what_is_no_group_is_refused(group):
     with pytest.raises(ConfigError, match="init_process_group"):
         alone("unequal shares", group=group)
     assert ranks_of("alone").size == 1
+
+
+def test_a_torch_without_process_groups_says_so(monkeypatch):
+    monkeypatch.setattr(dist, "is_available", lambda: False)
+    monkeypatch.delattr(dist, "ProcessGroup")
+    with pytest.raises(ConfigError, match="init_process_group"):
+        alone("unequal shares", group=object())
+    assert alone("unequal shares").samples == 12
 
 
 def test_fsdp1_is_refused():

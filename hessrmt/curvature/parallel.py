@@ -48,7 +48,6 @@ _COPIES = 4
 """Vectors of all parameters in float64 that a rank needs at least: the gathered model, the
 problem's copy of it, the one that is differentiated, and its gradient."""
 
-
 _NUMBERS = 4
 """Of a fingerprint."""
 
@@ -215,7 +214,7 @@ class Ranks(Processes):
 
         Args:
             model: Of FSDP2, tensor-parallel, or a plain one.
-            backend: Where there must be room.
+            backend: Where there must be room, from :meth:`beside`.
 
         Returns:
             A plain copy with the same names; the model itself if nothing is sharded.
@@ -229,7 +228,7 @@ class Ranks(Processes):
             return model
         with self.at(f"{len(sharded)} sharded tensors"):
             size = _COPIES * sum(8 * tensor.numel() for tensor in sharded)
-        free = min(self.gather(usable_memory(backend) // self.neighbours))
+        free = usable_memory(backend)
         if size > free:
             raise DeviceError(
                 f"every rank holds all parameters, and that takes {gib(size)} on each, where "
