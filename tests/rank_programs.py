@@ -4,8 +4,10 @@
 """
 
 import os
+import re
 import sys
 from pathlib import Path
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -113,7 +115,7 @@ def cases(rank):
 def kinds(rank):
     found = {kind: facts(operator("unequal shares", rank, kind)) for kind in KINDS}
     found["read anew"] = facts(operator("unequal shares", rank, linearise=False))
-    found["linearised"] = facts(operator("unequal shares", rank, linearise=True))
+    found["linearised"] = facts(operator("one sample each", rank, linearise=True))
     found["block"] = facts(operator("unequal shares", rank).block("2.*"))
     problem = hr.Problem(network(), "cross-entropy", pairs((5, 5))[rank])
     found["in memory"] = facts(hr.GaussNewton(problem, batch=2, group=dist.group.WORLD))
@@ -291,6 +293,43 @@ def short_of_memory(rank):
     return found
 
 
+def documented(_rank):
+    """The example of docs/distributed.md, in the group that is there."""
+    names = {}
+    with (
+        mock.patch.object(dist, "init_process_group"),
+        mock.patch.object(dist, "destroy_process_group"),
+    ):
+        exec(example(), names)
+    density = names["density"]
+    return {
+        "loss": names["H"].loss,
+        "values": names["pairs"].values,
+        "trace": density.traces.trace,
+        "nodes": density.quadrature.nodes,
+        "samples": names["H"].samples,
+    }
+
+
+def example():
+    """The script in docs/distributed.md."""
+    text = (Path(__file__).parents[1] / "docs" / "distributed.md").read_text(encoding="utf-8")
+    found = re.search(r"^```python\n(import os.*?)^```", text, re.DOTALL | re.MULTILINE)
+    assert found is not None
+    return found[1]
+
+
+def subgroup(_rank):
+    """A group of rank 1 alone, with all data."""
+    group = dist.new_group([1])
+    first, second = unequal()
+    batches = [*first, *second]
+    try:
+        return facts(hr.CurvatureOperator(network(), "cross-entropy", batches, group=group))
+    except HessrmtError as error:
+        return type(error).__name__
+
+
 def death(rank):
     """Rank 1 ends in the middle of a product."""
     matrix = operator("unequal shares", rank)
@@ -299,7 +338,7 @@ def death(rank):
     return refused(matrix.diagonal)
 
 
-PROGRAMS = (cases, kinds, algorithms, wrapped, refusals, death)
+PROGRAMS = (cases, kinds, algorithms, wrapped, refusals, documented, subgroup, death)
 
 
 def main(rank, folder):

@@ -5,10 +5,8 @@ What they do is in tests/rank_programs.py; they are started once for all tests.
 
 import fcntl
 import os
-import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,8 +25,6 @@ if not (dist.is_available() and dist.is_gloo_available()):
 
 LIMIT = 600
 """Seconds after which it hangs."""
-
-DOCS = Path(__file__).parents[1] / "docs"
 
 
 def run_both(folder):
@@ -93,7 +89,7 @@ def require_equal(found, expected):
 
 
 def test_every_rank_has_the_same_bits(ranks):
-    for program in ("cases", "kinds", "algorithms", "wrapped", "refusals"):
+    for program in ("cases", "kinds", "algorithms", "wrapped", "refusals", "documented"):
         one, other = (found[program] for found in ranks)
         assert same(one, other), program
 
@@ -124,7 +120,7 @@ def test_ways_of_multiplying_and_blocks(ranks):
     found = ranks[0]["kinds"]
     expected = programs.facts(alone("unequal shares"))
     require_equal(found["read anew"], expected | {"kept": 0})
-    require_equal(found["linearised"], expected)
+    require_equal(found["linearised"], programs.facts(alone("one sample each")))
     block = alone("unequal shares").block("2.*")
     require_equal(found["block"], programs.facts(block))
     batches = programs.pairs((5, 5))
@@ -226,6 +222,11 @@ def test_a_group_works_on_after_an_error(ranks):
     assert torch.equal(found["left out"], ranks[1]["cases"]["unequal shares"]["matrix"])
 
 
+def test_a_group_of_some_ranks(ranks):
+    assert ranks[0]["subgroup"] == "ConfigError"  # it does not belong to it
+    require_equal(ranks[1]["subgroup"], programs.facts(alone("unequal shares")))
+
+
 def test_a_rank_that_dies_is_not_waited_for(ranks):
     raised, said = ranks[0]["death"]
     assert raised == "DistributedError"
@@ -257,10 +258,15 @@ def test_fsdp1_is_refused():
         hr.Problem(wrapped, "cross-entropy", programs.pairs((3,))[0])
 
 
-def test_the_example_of_the_documentation(tmp_path):
-    text = (DOCS / "distributed.md").read_text()
-    script = re.search(r"^```python\n(import os.*?)^```", text, re.DOTALL | re.MULTILINE)
-    (tmp_path / "script.py").write_text(script[1])
+def test_the_example_of_the_documentation(ranks):
+    found = ranks[0]["documented"]
+    assert found["samples"] == 80
+    assert len(found["values"]) == 3
+
+
+@pytest.mark.slow
+def test_torchrun_runs_the_example_of_the_documentation(tmp_path):
+    (tmp_path / "script.py").write_text(programs.example())
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     done = subprocess.run(
         [*launcher, "--nproc-per-node", "2", str(tmp_path / "script.py")],
