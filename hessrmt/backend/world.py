@@ -1,13 +1,15 @@
-"""The processes of one MPI run, and how they fail: all together, never one waiting for another.
+"""Processes that work on one problem, and how they fail: together, never one waiting for another.
 
-Work that a process does by itself is wrapped in :meth:`World.together`: if it fails anywhere, the
-same error is raised everywhere. Whatever fails between processes, or outside such a block, ends
-the run on all of them with a message, since the others may wait for this one for ever.
+Work that a process does by itself is wrapped in :meth:`Processes.together`: if it fails anywhere,
+the same error is raised everywhere. Whatever fails between the processes of an MPI run, or outside
+such a block, ends the run on all of them with a message, since the others may wait for this one for
+ever.
 """
 
 from __future__ import annotations
 
 import sys
+from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +21,77 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 
-class World:
-    """Processes that work on one problem.
+class Processes(ABC):
+    """Processes that do one thing together, and fail together.
 
     Attributes:
         rank: This process, from 0.
         size: How many there are.
+    """
+
+    rank: int
+    size: int
+    _agreed: HessrmtError | None = None
+
+    @abstractmethod
+    def gather(self, value: Any) -> list[Any]:
+        """Everybody's value on every process, in the order of their ranks.
+
+        Args:
+            value: Anything that pickles; small.
+
+        Returns:
+            One of each process.
+        """
+
+    @contextmanager
+    def together(self, same: Any = None) -> Iterator[None]:
+        """Run a block on every process; if it fails on one, it fails on all with that error.
+
+        The block itself may use :meth:`together` and what else needs all processes only in ways in
+        which all take part.
+
+        Args:
+            same: What must be equal on all, such as the step that they are at; small.
+
+        Yields:
+            None.
+
+        Raises:
+            HessrmtError: The error of the first process that failed.
+            DistributedError: If it was another one, or the processes are not at the same step.
+        """
+        own: Exception | None = None
+        try:
+            yield
+        except Exception as error:
+            own = error
+        kind = type(own) if isinstance(own, HessrmtError) else DistributedError
+        found = self.gather((None if own is None else (kind, _words(own)), same))
+        texts = [text for text, _ in found]
+        failed = [rank for rank, text in enumerate(texts) if text is not None]
+        if not failed:
+            odd = [rank for rank, (_, theirs) in enumerate(found) if theirs != found[0][1]]
+            if not odd:
+                return
+            self._agreed = DistributedError(
+                f"process {odd[0]} of {self.size} is at {found[odd[0]][1]} and process 0 at "
+                f"{found[0][1]}: all must make the same calls in the same order, with the same "
+                "numbers to the last bit, which takes the same kind of hardware and the same "
+                "number of threads"
+            )
+            raise self._agreed
+        kind, words = texts[failed[0]]
+        if len(failed) < self.size or len(set(texts)) > 1:
+            words = f"process {failed[0]} of {self.size}: {words}"
+        self._agreed = agreed = kind(words)
+        raise agreed from own
+
+
+class World(Processes):
+    """The processes of an MPI run.
+
+    Attributes:
         neighbours: How many of them share this machine, this one included.
         local_rank: This process among those, from 0.
     """
@@ -42,41 +109,11 @@ class World:
         self.size: int = communicator.Get_size()
         self.neighbours = neighbours
         self.local_rank = local_rank
-        self._agreed: HessrmtError | None = None
 
     @property
     def fortran_handle(self) -> int:
         """The communicator as libraries written in Fortran take it."""
         return self._communicator.py2f()
-
-    @contextmanager
-    def together(self) -> Iterator[None]:
-        """Run a block on every process; if it fails on one, it fails on all with that error.
-
-        The block itself may use :meth:`together` and the methods below only in ways in which all
-        processes take part.
-
-        Yields:
-            None.
-
-        Raises:
-            HessrmtError: The error of the first process that failed.
-        """
-        own: Exception | None = None
-        try:
-            yield
-        except Exception as error:
-            own = error
-        kind = type(own) if isinstance(own, HessrmtError) else DistributedError
-        texts = self.gather(None if own is None else (kind, _words(own)))
-        failed = [rank for rank, text in enumerate(texts) if text is not None]
-        if not failed:
-            return
-        kind, words = texts[failed[0]]
-        if len(failed) < self.size or len(set(texts)) > 1:
-            words = f"process {failed[0]} of {self.size}: {words}"
-        self._agreed = agreed = kind(words)
-        raise agreed from own
 
     @contextmanager
     def guard(self) -> Iterator[None]:
@@ -104,14 +141,7 @@ class World:
         self._communicator.Abort(1)
 
     def gather(self, value: Any) -> list[Any]:
-        """Everybody's value on every process, in the order of their ranks.
-
-        Args:
-            value: Anything that pickles; small.
-
-        Returns:
-            One of each process.
-        """
+        """See :class:`Processes`."""
         with self._collective():
             return self._communicator.allgather(value)
 

@@ -40,6 +40,7 @@ from hessrmt.curvature.dense import (
     unit_vectors,
     usable_memory,
 )
+from hessrmt.curvature.parallel import ALONE, ranks_of
 from hessrmt.curvature.products import TRACED_FROM, KeptProduct, choose, close
 from hessrmt.curvature.rounding import FEW_DIRECTIONS, Perturbed, directions, length, norm_bound
 from hessrmt.errors import ConfigError, DataError, DeviceError, NonFiniteError, ProblemError
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 
     from hessrmt.arrays import Vector, Vectors
     from hessrmt.backend.base import Backend
+    from hessrmt.curvature.parallel import Group
     from hessrmt.problems.losses import Loss
 
 
@@ -239,9 +241,12 @@ class CurvatureOperator(Operator):
         linearise: Keep micro-batches, as far as memory allows, linearised from the start; False
             differentiates anew for every product. If None, the graphs of their gradients are kept,
             and they are linearised when :meth:`expect` hears of enough products.
+        group: Of ``torch.distributed``: the loss is the mean over the batches of all its ranks,
+            each of which gives its share, makes the same calls and gets the same numbers
+            (docs/distributed.md). A model of FSDP2 is gathered.
 
     Attributes:
-        samples: N.
+        samples: N; like the next four of all ranks.
         parts: Micro-batches.
         kept: How many of them are kept as graphs.
         loss: Mean loss.
@@ -268,17 +273,28 @@ class CurvatureOperator(Operator):
         dtype: Dtype = "float64",
         only: str | re.Pattern[str] | Sequence[str] | None = None,
         linearise: bool | None = None,
+        group: Group = ALONE,
     ) -> None:
-        if isinstance(batches, Iterator):
-            raise DataError(
-                "the batches can be read only once, and every product reads them again; give a "
-                "list or a DataLoader"
-            )
-        first = next(iter(batches), None)
-        if first is None:
+        ranks = ranks_of(group)
+        with ranks.at("the first batch"):
+            if isinstance(batches, Iterator):
+                raise DataError(
+                    "the batches can be read only once, and every product reads them again; give a "
+                    "list or a DataLoader"
+                )
+            backend = select(device)
+            first = next(map(read_batch, batches), None)
+        having = [rank for rank, has in enumerate(ranks.gather(first is not None)) if has]
+        if not having:
             raise DataError("there is no batch of data")
-        problem = Problem(model, loss, read_batch(first), only=only)
-        self._read(problem, lambda: map(read_batch, batches), operator, device, dtype, linearise)
+        if len(having) < ranks.size:  # a rank without data looks at that of another
+            lent = ranks.share(first, having[0])
+            first = lent if first is None else first
+        model = ranks.whole(model, ranks.beside(backend))
+        with ranks.at("the model"):
+            problem = Problem(model, loss, first, only=only)
+        options = (operator, device, dtype, linearise, group)
+        self._read(problem, lambda: map(read_batch, batches), *options)
 
     @classmethod
     def of(cls, problem: Problem, operator: str = "hessian", **options: Any) -> CurvatureOperator:
@@ -300,31 +316,37 @@ class CurvatureOperator(Operator):
     def _read(
         self, problem: Problem, batches: Callable[[], Iterable[Batch]], *options: Any
     ) -> None:
-        """Set up, from the first batch, with kind, device, dtype and whether to linearise."""
-        kind, device, dtype, linearise = self._options = options
-        one_of("operator", kind, OPERATORS, error=ProblemError)
-        self.backend: Backend = select(device)
-        self.device, self.dtype = self.backend.device, torch_dtype(dtype)
-        self.kind, self.precision, self.products = kind, dtype_name(dtype), 0
-        self._batches = batches
-        self._base = problem.at(self.dtype, self.device)
+        """Set up, from a batch, with kind, device, dtype, whether to linearise, and group."""
+        kind, device, dtype, linearise, group = self._options = options
+        self._ranks = ranks = ranks_of(group)
+        with ranks.at("the set-up"):
+            one_of("operator", kind, OPERATORS, error=ProblemError)
+            self._place = select(device)
+            self.device, self.dtype = self._place.device, torch_dtype(dtype)
+            self.kind, self.precision, self.products = kind, dtype_name(dtype), 0
+            self._batches = batches
+            self._base = problem.at(self.dtype, self.device)
+        self.backend: Backend = ranks.beside(self._place)
+        ranks.require_one_problem(self._base, (kind, self.precision))
         self.dimension = self._base.dimension
         self._survey()
-        if kind == "ggn":
-            self._base.require_loss_of_outputs_alone()
-            packed = in_one_tensor(self._base)
-            require_jacobian(packed, random_direction(self._base))
-            if self.parts == 1:  # the loss of other batches may depend on other outputs
-                self._base = packed
-        ways = choose(self._base, kind)
-        self._plain, self._check = ways.plain, ways.check
-        parts = self._problems(stop=0 if linearise is False else self._room())
-        self._kept = [(weight, KeptProduct(part, ways)) for weight, part in parts]
-        self.kept = len(self._kept)
+        with ranks.at("the choice of products"):
+            if kind == "ggn":
+                self._base.require_loss_of_outputs_alone()
+                packed = in_one_tensor(self._base)
+                require_jacobian(packed, random_direction(self._base))
+                if self.parts == 1:  # the loss of other batches may depend on other outputs
+                    self._base = packed
+            ways = choose(self._base, kind)
+            self._plain, self._check = ways.plain, ways.check
+            parts = self._problems(stop=0 if linearise is False else self._room())
+            self._kept = [(weight, KeptProduct(part, ways)) for weight, part in parts]
+        self.kept, self._traced = sum(ranks.gather(len(self._kept))), False
         if linearise:
             self.expect(TRACED_FROM)
-        if kind == "hessian":
-            require_second_derivative(self._base, random_direction(self._base))
+        with ranks.at("the second derivative"):
+            if kind == "hessian":
+                require_second_derivative(self._base, random_direction(self._base))
 
     def block(self, only: str | re.Pattern[str] | Sequence[str]) -> CurvatureOperator:
         """The block of some parameters, all others held constant.
@@ -346,9 +368,12 @@ class CurvatureOperator(Operator):
         Args:
             products: How many there will be at least.
         """
-        if products >= TRACED_FROM:
+        if products < TRACED_FROM or self._traced:
+            return
+        with self._ranks.at("the linearisation"):
             for _, product in self._kept:
                 product.trace()
+        self._traced = True
 
     def unflatten(self, vector: Vector) -> dict[str, Tensor]:
         """A vector as one tensor for each parameter.
@@ -375,11 +400,13 @@ class CurvatureOperator(Operator):
             NonFiniteError: If an entry comes out as NaN or infinite.
         """
         total = torch.zeros_like(block)
-        for weight, product in self._kept:
-            if weight:
-                total.add_(product(block), alpha=weight)
-        if self.kept < self.parts:
-            self._add(total, block, self._plain, self.kept)
+        with self._ranks.at("a product", block):
+            for weight, product in self._kept:
+                if weight:
+                    total.add_(product(block), alpha=weight)
+            if len(self._kept) < len(self._seen):
+                self._add(total, block, self._plain, len(self._kept))
+        total = self._ranks.total(total)
         if not bool(torch.isfinite(total).all()):
             raise NonFiniteError(f"a product with the {self.kind} is NaN or infinite")
         self.products += len(block)
@@ -394,15 +421,16 @@ class CurvatureOperator(Operator):
         """
         rows = directions(self._base, FEW_DIRECTIONS)
         products, moved = torch.zeros_like(rows), torch.zeros_like(rows)
-        for part, (weight, problem) in enumerate(self._problems()):
-            if weight:
-                way = self._plain(problem)
-                products.add_(way(rows).detach(), alpha=weight)
-                for number, v in enumerate(rows):
-                    with Perturbed(part * len(rows) + number):
-                        found = way(v[None])[0].detach()
-                    moved[number].add_(found, alpha=weight)
-        return norm_bound([length(part) for part in moved - products])
+        with self._ranks.at("the rounding error of products", rows):
+            for part, (weight, problem) in enumerate(self._problems(), self._before):
+                if weight:
+                    way = self._plain(problem)
+                    products.add_(way(rows).detach(), alpha=weight)
+                    for number, v in enumerate(rows):
+                        with Perturbed(part * len(rows) + number):
+                            found = way(v[None])[0].detach()
+                        moved[number].add_(found, alpha=weight)
+        return norm_bound([length(part) for part in self._ranks.total(moved - products)])
 
     @ordinary_mode()
     def agreement(
@@ -428,14 +456,20 @@ class CurvatureOperator(Operator):
         found = self(v[None]) if product is None else product[None]
         # traced products are forward-over-reverse, all others reverse-over-reverse
         traced = self.kind != "fisher" and any(kept.traced for _, kept in self._kept)
-        expected = torch.zeros_like(found)
-        self._add(expected, v[None], self._plain if traced else self._check)
+        expected = self._by(self._plain if traced else self._check, v[None])
         # torch may have a rule of forward mode wrong
-        if self.kind == "hessian" and not traced and not close(expected, found):
-            self._add(expected.zero_(), v[None], self._plain)
+        if self.kind == "hessian" and not close(expected, found):
+            expected = self._by(self._plain, v[None])
         residual = float((found - expected).norm())
         apart = Comparison(residual, rounding, rounding)
         return require_agreement(apart, norm, self, self.precision)
+
+    def _by(self, way: Any, block: Vectors) -> Vectors:
+        """Products by a way of differentiating, from data read anew."""
+        total = torch.zeros_like(block)
+        with self._ranks.at("a product that is compared", block):
+            self._add(total, block, way)
+        return self._ranks.total(total)
 
     def _add(self, total: Vectors, block: Vectors, way: Any, start: int = 0) -> None:
         for weight, problem in self._problems(start):
@@ -465,54 +499,74 @@ class CurvatureOperator(Operator):
 
     def _survey(self) -> None:
         """Read all data once: sizes, loss and gradient, and everything that can be wrong."""
+        ranks = self._ranks
         self._seen: list[tuple] = []
-        self._saved = self.samples = 0
+        self._saved = samples = 0
         masses, loss = [], 0.0
         slope = torch.zeros(self.dimension, dtype=self.dtype, device=self.device)
-        several = len(list(itertools.islice(self._batches(), 2))) > 1
+        with ranks.at("the first pass over the data"):
+            few = len(list(itertools.islice(self._batches(), 2)))
+        several = sum(ranks.gather(few)) > 1
         if several:
             self._settle()
-        self._base.evaluate()
-        before: Problem | None = None
-        for batch in self._batches():
-            self._seen.append(_fingerprint(batch))
-            problem = self._base.on(batch)
-            saved, usable = saved_bytes(problem), usable_memory(self.backend)
-            needed = row_bytes(problem, saved)
-            if needed > usable:
-                raise DeviceError(
-                    f"a product over {problem.samples:,} samples takes {gib(needed)} and "
-                    f"{self.backend.name} has {gib(usable)} free; take smaller micro-batches"
-                )
-            masses.append(loss_mass(problem) if several else 1.0)
-            if masses[-1]:  # else no sample of it counts
-                loss += masses[-1] * problem.evaluate(compare=False)[0]
-                slope += masses[-1] * gradient(problem.loss, problem.theta)
-            self.samples += problem.samples
-            self._saved = max(self._saved, saved)
-            if before is not None:
-                _require_sum(before, problem)
-            before = problem
-        total = self._base.total(masses) if several else 1.0
+        with ranks.at("the loss"):
+            evaluated = self._base.evaluate()
+        ranks.require_one_loss(evaluated, self._base)
+        # the first batch of a rank comes after one of another
+        before = self._base if several and ranks.size > 1 else None
+        with ranks.at("the pass over all data"):
+            for batch in self._batches():
+                self._seen.append(_fingerprint(batch))
+                problem = self._base.on(batch)
+                saved, usable = saved_bytes(problem), self._usable()
+                needed = row_bytes(problem, saved)
+                if needed > usable:
+                    raise DeviceError(
+                        f"a product over {problem.samples:,} samples takes {gib(needed)} and "
+                        f"{self.backend.name} has {gib(usable)} free; take smaller micro-batches"
+                    )
+                masses.append(loss_mass(problem) if several else 1.0)
+                if masses[-1]:  # else no sample of it counts
+                    loss += masses[-1] * problem.evaluate(compare=False)[0]
+                    slope += masses[-1] * gradient(problem.loss, problem.theta)
+                samples += problem.samples
+                self._saved = max(self._saved, saved)
+                if before is not None:
+                    _require_sum(before, problem)
+                before = problem
+        found = ranks.gather((len(masses), samples, sum(masses), loss))
+        self._before = sum(parts for parts, *_ in found[: ranks.rank])
+        self.parts, self.samples, mass, loss = map(sum, zip(*found, strict=True))
+        total = self._base.total([mass]) if several else 1.0
         self._weights = [mass / total for mass in masses]
-        self.parts = len(masses)
-        self.loss, self.gradient_norm = loss / total, float(slope.norm()) / total
+        self.loss, self.gradient_norm = loss / total, float(ranks.total(slope).norm()) / total
 
     def _settle(self) -> None:
         """Take a batch that counts for the base, and whether losses add up, from the first ones."""
-        is_sum: bool | None = None
-        with of_parts():
+        ranks, is_sum, counting = self._ranks, None, None
+        with ranks.at("the first losses"), of_parts():
             for batch in self._batches():
                 problem = self._base.on(batch)
                 is_sum = problem.doubles()
                 if is_sum is not None and loss_mass(problem):
-                    self._base = problem
+                    counting = batch
                     break
+        found = ranks.gather((counting is not None, is_sum))
+        root = next((rank for rank, (counts, _) in enumerate(found) if counts), 0)
+        is_sum = found[root][1]
+        if found[root][0]:
+            self._base = self._base.on(ranks.share(counting, root))
+        elif ranks.size > 1:
+            self._base = self._base.on(ranks.share(self._base.batch))
         self._base.is_sum = bool(is_sum)
+
+    def _usable(self) -> int:
+        """Bytes of this rank's part of the free memory."""
+        return usable_memory(self._place) // self._ranks.neighbours
 
     def _room(self) -> int:
         """Micro-batches whose linearisations fit beside everything else."""
-        budget = halved(_KEPT_BYTES, usable_memory(self.backend) // 2)
+        budget = halved(_KEPT_BYTES, self._usable() // 2)
         return budget // max(1, _TRACED_COPIES * self._saved)
 
 
@@ -525,6 +579,7 @@ class Hessian(CurvatureOperator):
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
         dtype: ``"float64"`` or ``"float32"``.
         linearise: As for :class:`CurvatureOperator`.
+        group: Likewise; the problem's samples are this rank's share.
 
     Raises:
         DataError: If the batch is not a positive number; so much else as for
@@ -541,12 +596,14 @@ class Hessian(CurvatureOperator):
         device: Device = "auto",
         dtype: Dtype = "float64",
         linearise: bool | None = None,
+        group: Group = ALONE,
     ) -> None:
         some = "micro-batches hold at least one sample"
         step = problem.samples if batch is None else whole("batch", batch, 1, hint=some)
         places = [slice(i, i + step) for i in range(0, problem.samples, step)]
         batches = partial(map, problem.batch.part, places)
-        self._read(problem.part(places[0]), batches, self._kind, device, dtype, linearise)
+        options = (self._kind, device, dtype, linearise, group)
+        self._read(problem.part(places[0]), batches, *options)
 
 
 class GaussNewton(Hessian):

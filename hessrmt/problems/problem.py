@@ -19,6 +19,7 @@ from torch.func import functional_call
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils import _pytree
 
 from hessrmt import rng
@@ -98,7 +99,7 @@ class Problem:
     constants. Parameters that the loss does not use are kept: their curvature is exactly zero.
 
     Args:
-        model: Any ``torch.nn.Module``.
+        model: Any ``torch.nn.Module``; of ``DistributedDataParallel`` the module inside.
         loss: ``"cross-entropy"``, ``"mse"``, ``"file.py:function"`` or a callable
             (outputs, targets) -> scalar mean over the batch.
         data: Inputs and targets, each a tensor or NumPy array with the batch first. Inputs may
@@ -140,6 +141,7 @@ class Problem:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise ProblemError(f"the model is a {type(model).__name__}, not a torch.nn.Module")
+        model = _of_one_process(model)
         self.batch = read_data(data)
         uncopied = "the model cannot be copied, since it holds something that cannot"
         with explained((RuntimeError, TypeError), uncopied, ()):
@@ -778,6 +780,37 @@ def _moved(leaf: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
         dtype = leaf.dtype
     found = leaf.to(device=device, dtype=dtype)
     return found.clone() if found.is_inference() else found
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether a tensor is spread over the ranks of ``torch.distributed``.
+
+    Args:
+        tensor: Any.
+
+    Returns:
+        Whether it is a DTensor; torch's module for them need not be loaded for that.
+    """
+    return hasattr(tensor, "full_tensor")
+
+
+def _of_one_process(model: nn.Module) -> nn.Module:
+    """The module inside DistributedDataParallel, or a refusal of parameters in pieces."""
+    if isinstance(model, DistributedDataParallel):
+        model = model.module
+    if any(type(part).__name__ == "FullyShardedDataParallel" for part in model.modules()):
+        raise ProblemError(
+            "the model is wrapped in FullyShardedDataParallel, which hides its parameters; use "
+            "torch.distributed.fsdp.fully_shard, or give the module before it was wrapped"
+        )
+    sharded = [name for name, tensor in _named_tensors(model).items() if is_sharded(tensor)]
+    if sharded:
+        raise ProblemError(
+            f"{sharded[0]} is spread over several processes; give the model to "
+            "hr.CurvatureOperator(model, loss, batches, group=torch.distributed.group.WORLD), "
+            "which gathers it on every rank"
+        )
+    return model
 
 
 def _copied_module(module: nn.Module) -> Any:
