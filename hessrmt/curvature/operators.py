@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from numbers import Real
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from hessrmt.curvature.certify import (
     gradient,
     random_direction,
     require_agreement,
+    require_gradient,
     require_jacobian,
     require_second_derivative,
 )
@@ -39,6 +41,12 @@ from hessrmt.curvature.dense import (
     torch_dtype,
     unit_vectors,
     usable_memory,
+)
+from hessrmt.curvature.differences import (
+    DIFFERENTIATION,
+    FINITE_DIFFERENCE,
+    PRODUCTS,
+    Differences,
 )
 from hessrmt.curvature.products import TRACED_FROM, KeptProduct, choose, close
 from hessrmt.curvature.rounding import FEW_DIRECTIONS, Perturbed, directions, length, norm_bound
@@ -82,11 +90,17 @@ class Operator(ABC):
         dimension: n.
         dtype: Of its vectors.
         device: Where they live.
+        products_by: ``"differentiation"``, or ``"finite-difference"`` where products are quotients
+            of differences.
+        product_error: Bound on the rounding error of a product with a unit vector, where that is
+            far more than :func:`~hessrmt.curvature.lanczos.round_off`; else 0.0.
     """
 
     dimension: int
     dtype: torch.dtype
     device: torch.device
+    products_by: str = DIFFERENTIATION
+    product_error: float = 0.0
     neutral = False
     """Whether it takes vectors of any precision, in any place."""
 
@@ -107,6 +121,17 @@ class Operator(ABC):
         Args:
             products: How many there will be at least.
         """
+
+    def truncation(self, block: Vectors) -> Tensor:
+        """Estimates of what errors of the products with unit vectors are not rounding.
+
+        Args:
+            block: (k, n) unit vectors.
+
+        Returns:
+            (k,) in the 2-norm; zeros unless products are finite differences.
+        """
+        return block.new_zeros(len(block))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -211,6 +236,9 @@ class _Sum(Operator):
         leading = next((t for _, t in terms if not t.neutral), terms[0][1])
         self.neutral, self.dimension = leading.neutral, leading.dimension
         self.dtype, self.device = leading.dtype, leading.device
+        self.product_error = sum(abs(factor) * term.product_error for factor, term in terms)
+        if any(term.products_by == FINITE_DIFFERENCE for _, term in terms):
+            self.products_by = FINITE_DIFFERENCE
 
     def __call__(self, block: Vectors) -> Vectors:
         """Products with the rows of a block, (k, n)."""
@@ -218,6 +246,11 @@ class _Sum(Operator):
         for factor, term in self._terms:
             total.add_(term(block), alpha=factor)
         return total
+
+    def truncation(self, block: Vectors) -> Tensor:
+        """The terms' errors that are not rounding, (k,)."""
+        found = [abs(factor) * term.truncation(block) for factor, term in self._terms]
+        return torch.stack(found).sum(dim=0)
 
 
 class CurvatureOperator(Operator):
@@ -239,6 +272,8 @@ class CurvatureOperator(Operator):
         linearise: Keep micro-batches, as far as memory allows, linearised from the start; False
             differentiates anew for every product. If None, the graphs of their gradients are kept,
             and they are linearised when :meth:`expect` hears of enough products.
+        products: ``"differentiation"``, or ``"finite-difference"`` for central differences of the
+            gradient, for a Hessian whose network torch cannot differentiate twice.
 
     Attributes:
         samples: N.
@@ -253,7 +288,7 @@ class CurvatureOperator(Operator):
 
     Raises:
         ProblemError: If the operator's name is unknown, the loss is random, no mean over samples or
-            not twice differentiable by torch.
+            not twice differentiable by torch; with finite differences if the gradient jumps.
         DataError: If there is no batch, or batches that can be read only once or change.
     """
 
@@ -268,6 +303,7 @@ class CurvatureOperator(Operator):
         dtype: Dtype = "float64",
         only: str | re.Pattern[str] | Sequence[str] | None = None,
         linearise: bool | None = None,
+        products: str = DIFFERENTIATION,
     ) -> None:
         if isinstance(batches, Iterator):
             raise DataError(
@@ -278,7 +314,8 @@ class CurvatureOperator(Operator):
         if first is None:
             raise DataError("there is no batch of data")
         problem = Problem(model, loss, read_batch(first), only=only)
-        self._read(problem, lambda: map(read_batch, batches), operator, device, dtype, linearise)
+        options = operator, device, dtype, linearise, products
+        self._read(problem, lambda: map(read_batch, batches), *options)
 
     @classmethod
     def of(cls, problem: Problem, operator: str = "hessian", **options: Any) -> CurvatureOperator:
@@ -300,14 +337,23 @@ class CurvatureOperator(Operator):
     def _read(
         self, problem: Problem, batches: Callable[[], Iterable[Batch]], *options: Any
     ) -> None:
-        """Set up, from the first batch, with kind, device, dtype and whether to linearise."""
-        kind, device, dtype, linearise = self._options = options
+        """Set up, from the first batch, with kind, device, dtype, linearise and products."""
+        kind, device, dtype, linearise, products_by = self._options = options
         one_of("operator", kind, OPERATORS, error=ProblemError)
+        one_of("way of products", products_by, PRODUCTS, error=ProblemError)
+        differences = products_by == FINITE_DIFFERENCE
+        if differences and kind != "hessian":
+            raise ProblemError(
+                f"products by finite differences are those of the Hessian; the operator {kind!r} "
+                "needs derivatives of the outputs, take products='differentiation' for it"
+            )
         self.backend: Backend = select(device)
         self.device, self.dtype = self.backend.device, torch_dtype(dtype)
         self.kind, self.precision, self.products = kind, dtype_name(dtype), 0
-        self._batches = batches
+        self._batches, self.products_by = batches, products_by
         self._base = problem.at(self.dtype, self.device)
+        if differences:
+            self._base.inside = replace(self._base.inside, own_kernels=True)
         self.dimension = self._base.dimension
         self._survey()
         if kind == "ggn":
@@ -316,6 +362,9 @@ class CurvatureOperator(Operator):
             require_jacobian(packed, random_direction(self._base))
             if self.parts == 1:  # the loss of other batches may depend on other outputs
                 self._base = packed
+        if differences:
+            self._use_differences()
+            return
         ways = choose(self._base, kind)
         self._plain, self._check = ways.plain, ways.check
         parts = self._problems(stop=0 if linearise is False else self._room())
@@ -325,6 +374,34 @@ class CurvatureOperator(Operator):
             self.expect(TRACED_FROM)
         if kind == "hessian":
             require_second_derivative(self._base, random_direction(self._base))
+
+    def _use_differences(self) -> None:
+        """Measure the gradient and choose a step; parts that fit are held, not read anew."""
+        self._held = list(self._problems(stop=self._room()))
+        self._kept, self.kept = [], len(self._held)
+        theta = self._base.theta
+        slope = self._slopes(theta[None])[0]
+        require_gradient(self._loss_at, theta, slope, random_direction(self._base))
+        together = self.kept < self.parts
+        self._differences = Differences(self._slopes, theta, together=together)
+        self.product_error = self._differences.rounding
+
+    def _parts(self) -> Iterator[tuple[float, Problem]]:
+        """Weights and problems of micro-batches that count, held or read anew."""
+        anew = self._problems(self.kept) if self.kept < self.parts else ()
+        return (pair for pair in itertools.chain(self._held, anew) if pair[0])
+
+    def _slopes(self, points: Vectors) -> Vectors:
+        """Gradients of the mean loss at the rows."""
+        total = torch.zeros_like(points)
+        for weight, problem in self._parts():
+            for row, point in zip(total, points, strict=True):
+                row.add_(gradient(problem.loss, point), alpha=weight)
+        return total
+
+    def _loss_at(self, theta: Vector) -> Tensor:
+        with torch.no_grad():
+            return torch.stack([w * part.loss(theta) for w, part in self._parts()]).sum()
 
     def block(self, only: str | re.Pattern[str] | Sequence[str]) -> CurvatureOperator:
         """The block of some parameters, all others held constant.
@@ -346,7 +423,7 @@ class CurvatureOperator(Operator):
         Args:
             products: How many there will be at least.
         """
-        if products >= TRACED_FROM:
+        if products >= TRACED_FROM:  # finite differences keep nothing
             for _, product in self._kept:
                 product.trace()
 
@@ -374,24 +451,44 @@ class CurvatureOperator(Operator):
         Raises:
             NonFiniteError: If an entry comes out as NaN or infinite.
         """
-        total = torch.zeros_like(block)
-        for weight, product in self._kept:
-            if weight:
-                total.add_(product(block), alpha=weight)
-        if self.kept < self.parts:
-            self._add(total, block, self._plain, self.kept)
+        if self.products_by == FINITE_DIFFERENCE:
+            total = self._differences(block) if len(block) else block
+        else:
+            total = torch.zeros_like(block)
+            for weight, product in self._kept:
+                if weight:
+                    total.add_(product(block), alpha=weight)
+            if self.kept < self.parts:
+                self._add(total, block, self._plain, self.kept)
         if not bool(torch.isfinite(total).all()):
             raise NonFiniteError(f"a product with the {self.kind} is NaN or infinite")
         self.products += len(block)
         return total
 
     @ordinary_mode()
+    def truncation(self, block: Vectors) -> Tensor:
+        """Estimates of what errors of the products with unit vectors are not rounding.
+
+        Args:
+            block: (k, P) unit vectors.
+
+        Returns:
+            (k,) in the 2-norm; zeros unless products are finite differences.
+        """
+        if self.products_by != FINITE_DIFFERENCE or not len(block):
+            return super().truncation(block)
+        return self._differences.truncation(block)
+
+    @ordinary_mode()
     def rounding(self) -> float:
         """Bound on the rounding error of products, in the 2-norm (see ``curvature/rounding.py``).
 
         Returns:
-            The bound, in the units of the eigenvalues.
+            The bound, in the units of the eigenvalues; by finite differences, that of a product
+            with a unit vector.
         """
+        if self.products_by == FINITE_DIFFERENCE:
+            return self.product_error
         rows = directions(self._base, FEW_DIRECTIONS)
         products, moved = torch.zeros_like(rows), torch.zeros_like(rows)
         for part, (weight, problem) in enumerate(self._problems()):
@@ -422,9 +519,11 @@ class CurvatureOperator(Operator):
 
         Returns:
             ‖Hv - H'v‖/‖H‖₂. Raises ProblemError if rounding does not explain it: wrong derivatives,
-            or data that changed.
+            or data that changed. By finite differences H' is that of half the step.
         """
         v = random_direction(self._base) if v is None else v
+        if self.products_by == FINITE_DIFFERENCE:
+            return float(self.truncation(v[None])) / norm if norm else 0.0
         found = self(v[None]) if product is None else product[None]
         # traced products are forward-over-reverse, all others reverse-over-reverse
         traced = self.kind != "fisher" and any(kept.traced for _, kept in self._kept)
@@ -525,6 +624,7 @@ class Hessian(CurvatureOperator):
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
         dtype: ``"float64"`` or ``"float32"``.
         linearise: As for :class:`CurvatureOperator`.
+        products: Likewise.
 
     Raises:
         DataError: If the batch is not a positive number; so much else as for
@@ -541,12 +641,14 @@ class Hessian(CurvatureOperator):
         device: Device = "auto",
         dtype: Dtype = "float64",
         linearise: bool | None = None,
+        products: str = DIFFERENTIATION,
     ) -> None:
         some = "micro-batches hold at least one sample"
         step = problem.samples if batch is None else whole("batch", batch, 1, hint=some)
         places = [slice(i, i + step) for i in range(0, problem.samples, step)]
         batches = partial(map, problem.batch.part, places)
-        self._read(problem.part(places[0]), batches, self._kind, device, dtype, linearise)
+        options = self._kind, device, dtype, linearise, products
+        self._read(problem.part(places[0]), batches, *options)
 
 
 class GaussNewton(Hessian):
@@ -602,6 +704,7 @@ class _Like(Operator):
     def __init__(self, given: Any) -> None:
         self._given, self.dimension = given, whole("dimension", given.dimension, error=ConfigError)
         self.dtype, self.device = given.dtype, given.device
+        self.product_error = float(getattr(given, "product_error", 0.0))
 
     def __call__(self, block: Vectors) -> Vectors:
         """Products with the rows of a block, (k, n)."""
