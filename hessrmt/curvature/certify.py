@@ -312,7 +312,11 @@ def require_difference(
 
 
 def require_gradient(
-    loss: Callable[[Vector], Tensor], theta: Vector, slope: Vector, v: Vector
+    loss: Callable[[Vector], Tensor],
+    theta: Vector,
+    slope: Vector,
+    v: Vector,
+    rounded: Callable[[], Tensor],
 ) -> None:
     """Refuse a gradient that is not how the loss changes.
 
@@ -321,6 +325,7 @@ def require_gradient(
         theta: (P,) where.
         slope: (P,) what torch takes for the gradient there.
         v: (P,) a random unit vector; the other direction is that of the gradient itself.
+        rounded: The loss with every operation rounded otherwise.
 
     Raises:
         ProblemError: If along one of them the loss changes otherwise at every step.
@@ -330,13 +335,11 @@ def require_gradient(
     def value(point: Vector) -> Vector:
         return loss(point).detach().reshape(1)
 
-    here = value(theta)
     for direction in (slope / size, v) if size else (v,):
         product = (slope @ direction)[None]
         found = _disagreement(value, theta, direction, product, epsilon * size)
         if found is not None:  # of what may be rounding is measured how much is
-            moved = changes(value, theta.expand(FEW_DIRECTIONS, -1), here.expand(2, -1))
-            of_loss = _ROUNDING * max(moved)
+            of_loss = _ROUNDING * abs(float(rounded()) - float(loss(theta)))
             found = _disagreement(value, theta, direction, product, epsilon * size, of_loss)
         if found is not None:
             gap, bound, change = found

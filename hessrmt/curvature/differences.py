@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from hessrmt.curvature.rounding import changes, gaussian, length, norm_bound
+from hessrmt.curvature.rounding import gaussian, length, norm_bound
 from hessrmt.errors import NonFiniteError, ProblemError
 
 if TYPE_CHECKING:
@@ -51,19 +51,19 @@ _SAMPLES = 6
 _SHORTEST = 40
 """Steps tried at most, each half as long as the one before."""
 
-_ABRUPT = 1000
-"""How much more than its rounding a product may differ from that with half the step, if with the
-half step it is at rounding. Smooth truncation falls by 16; a kink that is left behind was of the
-size of the products."""
+_ABRUPT = 200
+"""Multiple of rounding from which truncation of a smooth gradient does not fall below rounding when
+the step is halved: it falls by 16, and rounding doubles."""
+
+_FALL = 4
+"""How much the truncation of a smooth gradient falls at least when a step near the chosen one is
+halved: by 16, or by 4 where only its third derivative jumps (ELU). That of kinks stays or grows."""
 
 _BELOW_KINKS = 64
 """How much shorter the step is made then: a kink lies between the points of other vectors too."""
 
 _USEFUL = 1e-6
 """Rounding over the norm up to which steps below the kinks are taken."""
-
-_WORST = 1e-2
-"""Rounding over the norm beyond which no shorter step is tried."""
 
 _RETRIES = 3
 
@@ -79,7 +79,8 @@ class Differences:
     """Products with the Hessian of a loss whose gradient is all that can be had.
 
     Args:
-        slopes: Gradients (m, P) at points (m, P).
+        slopes: Gradients (m, P) at points (m, P); with a number as the second argument, those with
+            points and all operations rounded otherwise (``rounding.Perturbed``).
         theta: (P,) the parameters.
         together: Whether the rows of a block should share passes over the data.
 
@@ -95,15 +96,11 @@ class Differences:
     """
 
     def __init__(
-        self, slopes: Callable[[Vectors], Vectors], theta: Vector, *, together: bool = False
+        self, slopes: Callable[..., Vectors], theta: Vector, *, together: bool = False
     ) -> None:
         self._slopes, self._theta, self._together = slopes, theta, together
-        here, nowhere = slopes(theta[None])[0], torch.zeros_like(theta)
-
-        def slope(shift: Vector) -> Vector:
-            return slopes((theta + shift)[None])[0]  # the point is rounded otherwise, too
-
-        moved = changes(slope, nowhere.expand(_SAMPLES, -1), here.expand(_SAMPLES, -1))
+        here = slopes(theta[None])
+        moved = [length((slopes(theta[None], n) - here)[0]) for n in range(_SAMPLES)]
         self._of_slope = _SPREAD * norm_bound(moved)
         random = [_unit(gaussian(len(theta), theta, "differences", n)) for n in range(4)]
         self.kinked = False
@@ -197,23 +194,25 @@ class Differences:
             stiff = image / size
         self._tried = torch.stack([*directions, stiff])
         far, near = self._pair(2 * self.step), self._pair(self.step)
-        earlier = 0.0
+        rejected: list[tuple[float, float]] = []
+        digits = torch.finfo(self._theta.dtype).eps ** 0.5
         for _ in range(_SHORTEST):
             half = self._pair(self.step / 2)
             products, shorter = _extrapolated(near, far), _extrapolated(half, near)
             apart = max(length(row) for row in products - shorter)
             sizes = [length(row) for row in shorter]
-            if math.isfinite(apart) and apart <= self.rounding:
-                self._leave_kinks(earlier, max(sizes))
-                return
-            if math.isfinite(max(sizes)) and self.rounding > _WORST * max(sizes):
+            # kinks can't be told from truncation with less than half of the digits
+            if rejected and self.rounding > digits * max(sizes):
                 break
-            earlier = apart / self.rounding if math.isfinite(apart) else 0.0
+            if apart <= self.rounding:
+                self._leave_kinks(rejected, max(sizes))
+                return
+            rejected.append((apart, self.rounding))
             self.step, far, near = self.step / 2, near, half
         raise ProblemError(
             "central differences of the gradient do not agree for any two steps: down to "
-            f"{self.step:.1g} they differ by more than rounding of the gradient explains, and with "
-            f"shorter ones nothing but rounding is left. {_ADVICE}"
+            f"{self.step:.1g} they differ by more than rounding of the gradient explains, and "
+            f"shorter ones leave less than half of the digits. {_ADVICE}"
         )
 
     def _pair(self, step: float) -> Vectors:
@@ -221,18 +220,30 @@ class Differences:
         rows = [self._quotients(u[None], step, (1.0, -1.0))[0] for u in self._tried]
         return torch.cat(rows)
 
-    def _leave_kinks(self, earlier: float, norm: float) -> None:
-        """Shorten the step, or refuse, if kinks were seen at twice the step."""
-        if earlier <= _ABRUPT:
+    def _leave_kinks(self, rejected: list[tuple[float, float]], norm: float) -> None:
+        """Shorten the step, or refuse, if longer ones differed as they do across kinks.
+
+        Args:
+            rejected: What products with longer steps differed by, and their rounding.
+            norm: The largest product.
+
+        Raises:
+            ProblemError: If the step below the kinks leaves too few digits.
+        """
+        last = [apart for apart, _ in rejected[-3:] if math.isfinite(apart)]
+        if not last:
+            return
+        earlier = last[-1] / rejected[-1][1]
+        if earlier <= _ABRUPT and last[0] >= _FALL ** (len(last) - 1) * last[-1]:
             return
         self.kinked = True
         seen, self.step = 2 * self.step, self.step / _BELOW_KINKS
         if self.rounding > _USEFUL * norm:
             raise ProblemError(
-                f"the gradient jumps: with a step of {seen:.1g} central differences differ "
-                f"{earlier:.0f} times more than rounding explains from those with half of it, "
-                f"which agree. Steps short enough for all vectors leave only "
-                f"{-math.log10(self.rounding / norm):.0f} digits here. {_ADVICE}"
+                f"the gradient jumps: with a step of {seen:.1g} central differences along a vector "
+                f"differ from those with half of it by {earlier:.3g} times what rounding explains, "
+                "as with longer steps, and then no more. Steps short enough for all vectors leave "
+                f"an error of {self.rounding / norm:.1g} of the norm. {_ADVICE}"
             )
 
     def _require_agreement(self, units: Vectors) -> None:
@@ -261,6 +272,12 @@ class Differences:
                 "function: the backward pass of an operation is wrong (an autograd.Function, a "
                 "custom kernel, a detach() or a straight-through estimator); replace it"
             )
+
+
+def inexact_first(shown: dict[str, str]) -> dict[str, str]:
+    """What a result's short text says: that products are not exact before anything else."""
+    name = "products_by"
+    return {name: shown[name]} | shown if shown[name] == FINITE_DIFFERENCE else shown
 
 
 def _unit(vector: Vector) -> Vector:

@@ -26,7 +26,7 @@ import torch
 
 from hessrmt.checks import one_of, require_whole
 from hessrmt.curvature.dense import gib, usable_memory
-from hessrmt.curvature.differences import DIFFERENTIATION
+from hessrmt.curvature.differences import DIFFERENTIATION, inexact_first
 from hessrmt.curvature.operators import CurvatureOperator, as_operator
 from hessrmt.curvature.rounding import gaussian
 from hessrmt.errors import ConfigError, ConvergenceError, DeviceError, ProblemError
@@ -67,6 +67,11 @@ _PATIENCE = 100
 
 _SKEW = 1e-3
 """Share of the norm beyond which a matrix is called not symmetric, however loose a tolerance."""
+
+_OF_DIFFERENCES = (
+    ". Or the gradient jumps between the points of finite differences: take smooth activations in "
+    "place of kinks (ReLU, max-pooling)"
+)
 
 _SMALL_BASIS = 2**24
 """Levels in a basis (128 MiB) up to which it gets more vectors, so that it restarts less often."""
@@ -145,6 +150,7 @@ class _Space:
                 f"the matrix is not symmetric: wᵀ(Hv) and vᵀ(Hw) differ by {gap:.3g} for unit "
                 f"vectors, its norm is {self.norm:.3g}. Eigenvalues by Lanczos need H = Hᵀ; an "
                 "operation of a model with a wrong second derivative in torch must be replaced"
+                + (_OF_DIFFERENCES if self.product_error else "")
             )
         column[:j] = self.coupling
         self.small[: j + 1, j] = self.small[j, : j + 1] = column
@@ -370,6 +376,10 @@ class _Found(Result, axes={"level": "values residuals bounds"}, derived="found b
 
     def __len__(self) -> int:
         return len(self.values)
+
+    def shown(self) -> dict[str, str]:
+        """What its short text says."""
+        return inexact_first(super().shown())
 
     @property
     def found(self) -> int:

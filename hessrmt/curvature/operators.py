@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from numbers import Real
@@ -381,7 +382,8 @@ class CurvatureOperator(Operator):
         self._kept, self.kept = [], len(self._held)
         theta = self._base.theta
         slope = self._slopes(theta[None])[0]
-        require_gradient(self._loss_at, theta, slope, random_direction(self._base))
+        moved = partial(self._loss_at, theta, 0)
+        require_gradient(self._loss_at, theta, slope, random_direction(self._base), moved)
         together = self.kept < self.parts
         self._differences = Differences(self._slopes, theta, together=together)
         self.product_error = self._differences.rounding
@@ -391,17 +393,25 @@ class CurvatureOperator(Operator):
         anew = self._problems(self.kept) if self.kept < self.parts else ()
         return (pair for pair in itertools.chain(self._held, anew) if pair[0])
 
-    def _slopes(self, points: Vectors) -> Vectors:
-        """Gradients of the mean loss at the rows."""
+    def _slopes(self, points: Vectors, rounded: int | None = None) -> Vectors:
+        """Gradients of the mean loss at the rows; perhaps all is rounded otherwise."""
         total = torch.zeros_like(points)
-        for weight, problem in self._parts():
+        with _rounding(rounded):
+            points = points + 0  # a point is rounded as well
+        for part, (weight, problem) in enumerate(self._parts()):
             for row, point in zip(total, points, strict=True):
-                row.add_(gradient(problem.loss, point), alpha=weight)
+                with _rounding(rounded, part):
+                    slope = gradient(problem.loss, point)
+                row.add_(slope, alpha=weight)
         return total
 
-    def _loss_at(self, theta: Vector) -> Tensor:
-        with torch.no_grad():
-            return torch.stack([w * part.loss(theta) for w, part in self._parts()]).sum()
+    def _loss_at(self, theta: Vector, rounded: int | None = None) -> Tensor:
+        total = theta.new_zeros(())
+        for part, (weight, problem) in enumerate(self._parts()):
+            with torch.no_grad(), _rounding(rounded, part):
+                loss = problem.loss(theta)
+            total += weight * loss
+        return total
 
     def block(self, only: str | re.Pattern[str] | Sequence[str]) -> CurvatureOperator:
         """The block of some parameters, all others held constant.
@@ -736,6 +746,11 @@ def as_operator(given: Any) -> Operator:
     raise ConfigError(
         f"expected an operator, a problem, or a pair (matvec, n), got {type(given).__name__}"
     )
+
+
+def _rounding(number: int | None, part: int = 0) -> AbstractContextManager:
+    """Operations rounded otherwise, by a stream for each part; or as they are."""
+    return nullcontext() if number is None else Perturbed(number, part)
 
 
 def _fingerprint(batch: Batch) -> tuple:
