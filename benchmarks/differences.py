@@ -6,7 +6,8 @@ Five smooth networks at random parameters and after 200 steps of Adam on the bat
 float32, and two that are not smooth: the five eigenvalues of largest magnitude by ``hr.eigsh`` of
 ``hr.Hessian(problem, products="finite-difference")`` against LAPACK on the dense Hessian of the
 same numbers in float64. Everything is relative to ‖H‖₂ but the step. Beside it the
-least error that any step leaves along the leading eigenvector, for quotients of second and of fourth order.
+least error that any step leaves along the leading eigenvector, for quotients of
+second and of fourth order.
 """
 
 from __future__ import annotations
