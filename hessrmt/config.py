@@ -213,6 +213,11 @@ class DensityConfig(_OfCurvature):
     tolerance: float = option(
         1e-10, "Largest residual of these eigenvalues, relative to the norm.", gt=0, lt=1
     )
+    products: Literal["differentiation", "finite-difference"] = option(
+        "differentiation",
+        "finite-difference: central differences of the gradient, for networks that torch cannot "
+        "differentiate twice.",
+    )
     check_multiplicity: bool = option(
         True, "Search again for further copies of multiple eigenvalues.", shown="yes"
     )
@@ -225,6 +230,12 @@ class DensityConfig(_OfCurvature):
     def _one_kind_of_end(self) -> Self:
         if self.largest and (self.top or self.bottom):
             raise ValueError("largest takes levels of both ends; leave out top and bottom")
+        return self
+
+    @model_validator(mode="after")
+    def _differences_of_hessian(self) -> Self:
+        if self.products == "finite-difference" and self.operator != "hessian":
+            raise ValueError("products by finite-difference are those of the operator hessian")
         return self
 
 

@@ -32,7 +32,7 @@ LEVELS = 300 * 100 * EPS
 
 _LEVELS = {"hessian_evals", "lambda_min", "lambda_max"}
 
-_FLOORS = {"noise_floor", "noise floors", "round_off"}
+_FLOORS = {"noise_floor", "noise floors", "round_off", "product_error"}
 """They have a measured part, the residual of the solver's eigenvalues: known to a factor of two."""
 
 WIDTH = 150

@@ -129,7 +129,9 @@ def algorithms(rank):
     density = hr.density(matrix, 2, 4)
     trace = traces(matrix, 12)
     edges = extremal_eigenvalues(matrix, 1, 1)
+    differences = hr.eigsh(operator("unequal shares", rank, products="finite-difference"), 3)
     return {
+        "by differences": (differences.values, differences.bounds, differences.products_by),
         "values": pairs.values,
         "bounds": pairs.bounds,
         "vectors": pairs.vectors,

@@ -140,6 +140,10 @@ def test_algorithms_find_the_same_as_on_one_process(ranks):
     residuals = np.linalg.norm(products - found["values"] * found["vectors"].numpy(), axis=0)
     assert (residuals <= found["bounds"] + rounding).all()
     assert found["check"] * norm <= rounding
+    values, bounds, products_by = found["by differences"]
+    assert products_by == "finite-difference"
+    assert (np.abs(values - exact[-3:]) <= bounds).all()
+    assert bounds.max() <= 1e-8 * norm
     # the same random roundings, batch by batch; those of the sum over batches are as large
     assert 0.1 < found["rounding"] / matrix.rounding() < 10
     assert abs(found["shifted"][-1] - 1 - exact[-1]) <= 1e-8 * (1 + norm)

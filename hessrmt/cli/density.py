@@ -78,11 +78,18 @@ def _show(found: DensityResult) -> None:
     console.show(console.table(("", "value", "± standard error"), rows))
     if found.edges is not None:
         _show_edges(found.edges)
+    differences = found.products_by == "finite-difference"
+    ways = "steps of the differences" if differences else "ways of differentiating"
     console.show(
         f"{len(found.quadrature)} probes, {found.quadrature.nodes.shape[1]} steps; loss "
-        f"{found.loss:.6g}; two ways of differentiating agree to {found.check:.1g} of the norm; "
+        f"{found.loss:.6g}; two {ways} agree to {found.check:.1g} of the norm; "
         f"{found.dtype}, {found.provenance.device}"
     )
+    if differences:
+        console.show(
+            "Not exact: products are finite differences of the gradient, with an error of at most "
+            f"{found.product_error:.1g} each for unit vectors. It is in all error bounds."
+        )
 
 
 def _show_edges(edges: EdgeLevels) -> None:

@@ -311,6 +311,47 @@ def require_difference(
         raise ProblemError(_words(found, _wrong_part(problem)))
 
 
+def require_gradient(
+    loss: Callable[[Vector], Tensor],
+    theta: Vector,
+    slope: Vector,
+    v: Vector,
+    rounded: Callable[[], Tensor],
+) -> None:
+    """Refuse a gradient that is not how the loss changes.
+
+    Args:
+        loss: (P,) to a scalar.
+        theta: (P,) where.
+        slope: (P,) what torch takes for the gradient there.
+        v: (P,) a random unit vector; the other direction is that of the gradient itself.
+        rounded: The loss with every operation rounded otherwise.
+
+    Raises:
+        ProblemError: If along one of them the loss changes otherwise at every step.
+    """
+    size, epsilon = length(slope), torch.finfo(theta.dtype).eps
+
+    def value(point: Vector) -> Vector:
+        return loss(point).detach().reshape(1)
+
+    for direction in (slope / size, v) if size else (v,):
+        product = (slope @ direction)[None]
+        found = _disagreement(value, theta, direction, product, epsilon * size)
+        if found is not None:  # of what may be rounding is measured how much is
+            of_loss = _ROUNDING * abs(float(rounded()) - float(loss(theta)))
+            found = _disagreement(value, theta, direction, product, epsilon * size, of_loss)
+        if found is not None:
+            gap, bound, change = found
+            raise ProblemError(
+                f"torch's gradient of this loss is wrong: along a unit vector the loss changes by "
+                f"{change:.3g}, the gradient's product with it differs from that by {gap:.3g}, and "
+                f"differencing explains {bound:.3g}. The backward pass of some operation (an "
+                "autograd.Function, a custom kernel, a detach() or a straight-through estimator) "
+                "is not that of its forward pass; replace it"
+            )
+
+
 def require_jacobian(problem: InOneTensor, v: Vector) -> None:
     """Refuse a derivative of the outputs that is not how they change along a direction.
 

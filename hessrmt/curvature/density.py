@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hessrmt.checks import one_of, require_type, require_whole
 from hessrmt.curvature.dense import Device, Dtype, gib, usable_memory
+from hessrmt.curvature.differences import DIFFERENTIATION, inexact_first
 from hessrmt.curvature.lanczos import EdgeLevels, check_request, extremal_eigenvalues, plan_width
 from hessrmt.curvature.operators import CurvatureOperator
 from hessrmt.curvature.stochastic import LAWS, Quadrature, Traces, check_products, extended, traces
@@ -26,8 +27,21 @@ from hessrmt.store.files import DAMAGE, attributes_of, provenance_of, text
 if TYPE_CHECKING:
     from pathlib import Path
 
-PLAIN = ("dimension", "samples", "loss", "gradient_norm", "operator", "dtype", "check")
+PLAIN = (
+    "dimension",
+    "samples",
+    "loss",
+    "gradient_norm",
+    "operator",
+    "dtype",
+    "check",
+    "products_by",
+    "product_error",
+)
 """Numbers and words of a result."""
+
+_LATER = ("products_by", "product_error")
+"""Those that older files lack."""
 
 _PARTS = {"edges": EdgeLevels, "traces": Traces}
 """Parts of a result that need not be there."""
@@ -98,7 +112,11 @@ class DensityResult(
         dtype: Precision.
         edges: Edge levels; None if not asked for or not done.
         traces: tr H and ‖H‖_F; None if not asked for or not done.
-        check: ‖Hv - H'v‖/‖H‖₂ for a random v and another way of differentiating.
+        check: ‖Hv - H'v‖/‖H‖₂ for a random v and another way of differentiating, or half the step
+            of finite differences.
+        products_by: ``"differentiation"``; or ``"finite-difference"``: then no product is exact.
+        product_error: Bound e on the error of each product with a unit vector. The quadrature of m
+            steps is that of a symmetric matrix which lies within 2 √m e of H in the 2-norm.
         provenance: Where it came from.
     """
 
@@ -113,7 +131,13 @@ class DensityResult(
     edges: EdgeLevels | None = None
     traces: Traces | None = None
     check: float = float("nan")
+    products_by: str = DIFFERENTIATION
+    product_error: float = float("nan")
     provenance: Provenance = field(default_factory=Provenance)
+
+    def shown(self) -> dict[str, str]:
+        """What its short text says."""
+        return inexact_first(super().shown())
 
     def spectra(self) -> Spectra:
         """The resolved edge levels as spectra for :mod:`hessrmt.levels`.
@@ -173,6 +197,7 @@ def density(
     device: Device = "auto",
     dtype: Dtype = "float64",
     batch: int | None = None,
+    products: str = DIFFERENTIATION,
     tick: Tick | None = None,
     **options: Any,
 ) -> DensityResult:
@@ -182,10 +207,11 @@ def density(
         problem: Model, loss and samples; or an operator, which may stream its data from a loader.
         probes: Random vectors.
         steps: Lanczos steps from each.
-        operator: ``"hessian"`` or ``"ggn"``; like the next three, for a problem.
+        operator: ``"hessian"`` or ``"ggn"``; like the next four, for a problem.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
         dtype: ``"float64"`` or ``"float32"``.
         batch: Samples differentiated at a time; all if None.
+        products: ``"differentiation"`` or ``"finite-difference"``.
         tick: Told of progress: phase, steps done, steps in all.
         options: Further fields of :class:`DensityPlan`, e.g. ``top=50``, ``trace="hutch++"``.
 
@@ -196,7 +222,8 @@ def density(
         ConfigError: If it is the density of something else.
     """
     if isinstance(problem, Problem):
-        problem = CurvatureOperator.of(problem, operator, batch=batch, device=device, dtype=dtype)
+        how: dict[str, Any] = {"batch": batch, "device": device, "dtype": dtype}
+        problem = CurvatureOperator.of(problem, operator, products=products, **how)
     require_type(CurvatureOperator, "of other matrices eigsh gives the edges", problem=problem)
     return complete(problem, DensityPlan(probes, steps, **options), tick=tick)
 
@@ -234,6 +261,7 @@ def complete(
         gradient_norm=operator.gradient_norm,
         operator=operator.kind,
         dtype=operator.precision,
+        products_by=operator.products_by,
         provenance=provenance or Provenance(device=operator.backend.name),
     )
 
@@ -247,11 +275,13 @@ def complete(
     common: dict[str, Any] = {"seed": plan.seed, "tick": tick or silent}
     before = result.quadrature
     for now in extended(operator, before, plan.probes, law=plan.law, together=together, **common):
-        check = result.check
+        check, error = result.check, result.product_error
         if np.isnan(check):
-            norm, rounding = max(map(abs, now.range)), operator.rounding()
-            check = operator.agreement(norm, rounding=rounding)
-        keep(quadrature=now, check=check)
+            norm, error = max(map(abs, now.range)), operator.rounding()
+            check = operator.agreement(norm, rounding=error)
+            if operator.products_by != DIFFERENTIATION:
+                error += check * norm  # of rounding and of truncation
+        keep(quadrature=now, check=check, product_error=error)
     if plan.trace and result.traces is None:
         keep(traces=traces(operator, plan.trace_products, plan.trace, **common))
     if plan.levels and result.edges is None:
@@ -343,7 +373,14 @@ def load_density(path: str | Path) -> DensityResult:
         values |= arrays
         done, dimension = arrays["done"] > 0, values["dimension"]
         parts = {
-            name: kind(**{item.name: values[f"{name}/{item.name}"] for item in fields(kind)})
+            name: kind(
+                **{
+                    item.name: values[f"{name}/{item.name}"]
+                    for item in fields(kind)
+                    # older files have no products_by
+                    if item.default is MISSING or f"{name}/{item.name}" in values
+                }
+            )
             for name, kind in _PARTS.items()
             if any(key.startswith(f"{name}/") for key in values)
         }
@@ -352,7 +389,7 @@ def load_density(path: str | Path) -> DensityResult:
             planned=len(done),
             provenance=provenance_of(attributes),
             **parts,
-            **{name: values[name] for name in PLAIN},
+            **{name: values[name] for name in PLAIN if name in values or name not in _LATER},
         )
     except DAMAGE as error:
         raise StoreError(f"{path} is damaged: {reason(error)}") from error

@@ -26,6 +26,7 @@ import torch
 
 from hessrmt.checks import one_of, require_whole
 from hessrmt.curvature.dense import gib, usable_memory
+from hessrmt.curvature.differences import DIFFERENTIATION, inexact_first
 from hessrmt.curvature.operators import CurvatureOperator, as_operator
 from hessrmt.curvature.rounding import gaussian
 from hessrmt.errors import ConfigError, ConvergenceError, DeviceError, ProblemError
@@ -66,6 +67,11 @@ _PATIENCE = 100
 
 _SKEW = 1e-3
 """Share of the norm beyond which a matrix is called not symmetric, however loose a tolerance."""
+
+_OF_DIFFERENCES = (
+    ". Or the gradient jumps between the points of finite differences: take smooth activations in "
+    "place of kinks (ReLU, max-pooling)"
+)
 
 _SMALL_BASIS = 2**24
 """Levels in a basis (128 MiB) up to which it gets more vectors, so that it restarts less often."""
@@ -119,7 +125,9 @@ def orthogonalise(w: Vector, basis: Vectors) -> tuple[Tensor, Vector]:
 class _Space:
     """A Krylov space: orthonormal rows V, T = VᵀHV, and the next direction behind the last row."""
 
-    def __init__(self, start: Vector, width: int, slack: float = 0.0) -> None:
+    def __init__(
+        self, start: Vector, width: int, slack: float = 0.0, product_error: float = 0.0
+    ) -> None:
         self.size = len(start)
         self.basis = start.new_empty(min(width + 1, self.size), self.size)
         self.basis[0] = start / start.norm()
@@ -127,6 +135,7 @@ class _Space:
         self.have, self.products, self.beta, self.norm = 0, 0, 0.0, 0.0
         self.coupling = np.zeros(0)  # of the next direction to all rows, known by symmetry
         self.slack = max(slack, torch.finfo(start.dtype).eps ** 0.5)
+        self.product_error = product_error
 
     def add(self, w: Vector) -> None:
         """Take H times the next direction; β = 0 says that the space is invariant."""
@@ -136,16 +145,18 @@ class _Space:
         inner, rest = orthogonalise(w, self.basis[: j + 1])
         column = inner.to(torch.float64).cpu().numpy()
         gap = float(np.abs(column[:j] - self.coupling).max(initial=0.0))
-        if gap > self.slack * self.norm:
+        if gap > self.slack * self.norm + 4 * self.product_error:  # of two products
             raise ProblemError(
                 f"the matrix is not symmetric: wᵀ(Hv) and vᵀ(Hw) differ by {gap:.3g} for unit "
                 f"vectors, its norm is {self.norm:.3g}. Eigenvalues by Lanczos need H = Hᵀ; an "
                 "operation of a model with a wrong second derivative in torch must be replaced"
+                + (_OF_DIFFERENCES if self.product_error else "")
             )
         column[:j] = self.coupling
         self.small[: j + 1, j] = self.small[j, : j + 1] = column
         self.have, beta = j + 1, float(rest.norm())
-        invariant = self.have == self.size or beta <= round_off(self.norm, self.size, w.dtype)
+        least = max(round_off(self.norm, self.size, w.dtype), self.product_error)
+        invariant = self.have == self.size or beta <= least
         self.beta = 0.0 if invariant else beta
         self.coupling = np.append(np.zeros(j), self.beta)
         if not invariant:
@@ -190,7 +201,8 @@ def tridiagonal(
         For each start the diagonal (m,) and off-diagonal (m - 1,) of VᵀHV; shorter if the Krylov
         space is invariant before.
     """
-    spaces = [_Space(start, steps) for start in starts]
+    error = operator.product_error
+    spaces = [_Space(start, steps, product_error=error) for start in starts]
     running = spaces
     for step in range(steps):
         products = operator(torch.stack([space.basis[step] for space in running]))
@@ -245,7 +257,7 @@ def _extreme_pairs(
     size, levels = operator.dimension, wanted.levels
     fresh = (gaussian(size, operator, "lanczos", n, seed=seed) for n in itertools.count())
     limit, digits = _PATIENCE * width, torch.finfo(operator.dtype).eps ** 0.5
-    space = _Space(next(fresh), width, min(tolerance, _SKEW))
+    space = _Space(next(fresh), width, min(tolerance, _SKEW), operator.product_error)
     check_multiplicity |= levels > 1 and size <= _SMALL_MATRIX
     stop, tested = width, 0
     looked: Levels | None = None
@@ -267,7 +279,7 @@ def _extreme_pairs(
         tested, small = have, torch.from_numpy(space.small[:have, :have])
         values, rotation = (part.numpy() for part in torch.linalg.eigh(small))
         space.norm = max(space.norm, float(np.abs(values).max()))
-        floor = round_off(space.norm, size, operator.dtype)
+        floor = max(round_off(space.norm, size, operator.dtype), operator.product_error)
         goal, zero = max(tolerance * space.norm, floor), floor if stop_at_zero else -1.0
         residuals = space.beta * np.abs(rotation[-1])
         settled, chosen, done = _settled(wanted, values, residuals, goal, zero, size)
@@ -339,7 +351,8 @@ class _Found(Result, axes={"level": "values residuals bounds"}, derived="found b
 
     Attributes:
         values: (n,) float64, ascending.
-        residuals: (n,) ‖Hx - λx‖ of each, x a unit vector.
+        residuals: (n,) ‖Hx - λx‖ of each, x a unit vector, with the truncation of that product
+            where products are finite differences.
         round_off: What rounding may add to a residual.
         dimension: P.
         norm: ‖H‖₂ as far as it was seen.
@@ -347,6 +360,8 @@ class _Found(Result, axes={"level": "values residuals bounds"}, derived="found b
         check: ‖Hx - H'x‖/‖H‖₂ for the eigenvalue of largest magnitude and another way of
             differentiating; NaN where there is none.
         products: Products with H that it took.
+        products_by: ``"differentiation"``; or ``"finite-difference"``: then no product is exact,
+            and their measured errors are in the bounds.
     """
 
     values: Levels
@@ -357,9 +372,14 @@ class _Found(Result, axes={"level": "values residuals bounds"}, derived="found b
     converged: bool = True
     check: float = float("nan")
     products: int = 0
+    products_by: str = DIFFERENTIATION
 
     def __len__(self) -> int:
         return len(self.values)
+
+    def shown(self) -> dict[str, str]:
+        """What its short text says."""
+        return inexact_first(super().shown())
 
     @property
     def found(self) -> int:
@@ -613,11 +633,12 @@ def _search(
         part = slice(first, first + _BLOCK)
         products = operator(vectors[part])
         rest = products - theta[part, None] * vectors[part]
-        residuals[part] = rest.norm(dim=1).to(torch.float64).cpu().numpy()
+        errors = rest.norm(dim=1) + operator.truncation(vectors[part])
+        residuals[part] = errors.to(torch.float64).cpu().numpy()
         if first <= leading < first + _BLOCK:
             image = products[leading - first]
         tick("residuals", min(first + _BLOCK, len(vectors)), len(vectors))
-    rounding = round_off(norm, operator.dimension, operator.dtype)
+    rounding = max(round_off(norm, operator.dimension, operator.dtype), operator.product_error)
     if isinstance(operator, CurvatureOperator) and len(vectors):
         measured = operator.rounding()
         check = operator.agreement(norm, vectors[leading], image, measured)
@@ -631,6 +652,7 @@ def _search(
         converged=converged,
         check=check,
         products=space.products + len(values),
+        products_by=operator.products_by,
         n_lower=n_lower,
         asked=", ".join(f"{name} {count}" for name, count in wanted._asdict().items() if count),
         exhausted=exhausted,

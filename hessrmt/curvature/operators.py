@@ -10,6 +10,8 @@ from __future__ import annotations
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from numbers import Real
 from typing import TYPE_CHECKING, Any
@@ -25,6 +27,7 @@ from hessrmt.curvature.certify import (
     gradient,
     random_direction,
     require_agreement,
+    require_gradient,
     require_jacobian,
     require_second_derivative,
 )
@@ -39,6 +42,12 @@ from hessrmt.curvature.dense import (
     torch_dtype,
     unit_vectors,
     usable_memory,
+)
+from hessrmt.curvature.differences import (
+    DIFFERENTIATION,
+    FINITE_DIFFERENCE,
+    PRODUCTS,
+    Differences,
 )
 from hessrmt.curvature.parallel import ALONE, ranks_of
 from hessrmt.curvature.products import TRACED_FROM, KeptProduct, choose, close
@@ -84,11 +93,17 @@ class Operator(ABC):
         dimension: n.
         dtype: Of its vectors.
         device: Where they live.
+        products_by: ``"differentiation"``, or ``"finite-difference"`` where products are quotients
+            of differences.
+        product_error: Bound on the rounding error of a product with a unit vector, where that is
+            far more than :func:`~hessrmt.curvature.lanczos.round_off`; else 0.0.
     """
 
     dimension: int
     dtype: torch.dtype
     device: torch.device
+    products_by: str = DIFFERENTIATION
+    product_error: float = 0.0
     neutral = False
     """Whether it takes vectors of any precision, in any place."""
 
@@ -109,6 +124,17 @@ class Operator(ABC):
         Args:
             products: How many there will be at least.
         """
+
+    def truncation(self, block: Vectors) -> Tensor:
+        """Estimates of what errors of the products with unit vectors are not rounding.
+
+        Args:
+            block: (k, n) unit vectors.
+
+        Returns:
+            (k,) in the 2-norm; zeros unless products are finite differences.
+        """
+        return block.new_zeros(len(block))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -213,6 +239,9 @@ class _Sum(Operator):
         leading = next((t for _, t in terms if not t.neutral), terms[0][1])
         self.neutral, self.dimension = leading.neutral, leading.dimension
         self.dtype, self.device = leading.dtype, leading.device
+        self.product_error = sum(abs(factor) * term.product_error for factor, term in terms)
+        if any(term.products_by == FINITE_DIFFERENCE for _, term in terms):
+            self.products_by = FINITE_DIFFERENCE
 
     def __call__(self, block: Vectors) -> Vectors:
         """Products with the rows of a block, (k, n)."""
@@ -220,6 +249,11 @@ class _Sum(Operator):
         for factor, term in self._terms:
             total.add_(term(block), alpha=factor)
         return total
+
+    def truncation(self, block: Vectors) -> Tensor:
+        """The terms' errors that are not rounding, (k,)."""
+        found = [abs(factor) * term.truncation(block) for factor, term in self._terms]
+        return torch.stack(found).sum(dim=0)
 
 
 class CurvatureOperator(Operator):
@@ -244,6 +278,8 @@ class CurvatureOperator(Operator):
         group: Of ``torch.distributed``: the loss is the mean over the batches of all its ranks,
             each of which gives its share, makes the same calls and gets the same numbers
             (docs/distributed.md). A model of FSDP2 is gathered.
+        products: ``"differentiation"``, or ``"finite-difference"`` for central differences of the
+            gradient, for a Hessian whose network torch cannot differentiate twice.
 
     Attributes:
         samples: N; like the next four of all ranks.
@@ -258,7 +294,7 @@ class CurvatureOperator(Operator):
 
     Raises:
         ProblemError: If the operator's name is unknown, the loss is random, no mean over samples or
-            not twice differentiable by torch.
+            not twice differentiable by torch; with finite differences if the gradient jumps.
         DataError: If there is no batch, or batches that can be read only once or change.
     """
 
@@ -273,6 +309,7 @@ class CurvatureOperator(Operator):
         dtype: Dtype = "float64",
         only: str | re.Pattern[str] | Sequence[str] | None = None,
         linearise: bool | None = None,
+        products: str = DIFFERENTIATION,
         group: Group = ALONE,
     ) -> None:
         ranks = ranks_of(group)
@@ -293,7 +330,7 @@ class CurvatureOperator(Operator):
         model = ranks.whole(model, ranks.beside(backend))
         with ranks.at("the model"):
             problem = Problem(model, loss, first, only=only)
-        options = (operator, device, dtype, linearise, group)
+        options = (operator, device, dtype, linearise, products, group)
         self._read(problem, lambda: map(read_batch, batches), *options)
 
     @classmethod
@@ -316,20 +353,33 @@ class CurvatureOperator(Operator):
     def _read(
         self, problem: Problem, batches: Callable[[], Iterable[Batch]], *options: Any
     ) -> None:
-        """Set up, from a batch, with kind, device, dtype, whether to linearise, and group."""
-        kind, device, dtype, linearise, group = self._options = options
+        """Set up, from a batch, with kind, device, dtype, linearise, products and group."""
+        kind, device, dtype, linearise, products_by, group = self._options = options
         self._ranks = ranks = ranks_of(group)
+        differences = products_by == FINITE_DIFFERENCE
         with ranks.at("the set-up"):
             one_of("operator", kind, OPERATORS, error=ProblemError)
+            one_of("way of products", products_by, PRODUCTS, error=ProblemError)
+            if differences and kind != "hessian":
+                raise ProblemError(
+                    f"products by finite differences are those of the Hessian; the operator "
+                    f"{kind!r} needs derivatives of the outputs, take products='differentiation' "
+                    "for it"
+                )
             self._place = select(device)
             self.device, self.dtype = self._place.device, torch_dtype(dtype)
             self.kind, self.precision, self.products = kind, dtype_name(dtype), 0
-            self._batches = batches
+            self._batches, self.products_by = batches, products_by
             self._base = problem.at(self.dtype, self.device)
+            if differences:
+                self._base.inside = replace(self._base.inside, own_kernels=True)
         self.backend: Backend = ranks.beside(self._place)
-        ranks.require_one_problem(self._base, (kind, self.precision))
+        ranks.require_one_problem(self._base, (kind, self.precision, products_by))
         self.dimension = self._base.dimension
         self._survey()
+        if differences:
+            self._use_differences()
+            return
         with ranks.at("the choice of products"):
             if kind == "ggn":
                 self._base.require_loss_of_outputs_alone()
@@ -347,6 +397,50 @@ class CurvatureOperator(Operator):
         with ranks.at("the second derivative"):
             if kind == "hessian":
                 require_second_derivative(self._base, random_direction(self._base))
+
+    def _use_differences(self) -> None:
+        """Measure the gradient and choose a step; parts that fit are held, not read anew."""
+        with self._ranks.at("the micro-batches that are held"):
+            self._held = list(self._problems(stop=self._room()))
+        self._kept, self._traced = [], False
+        self.kept = sum(self._ranks.gather(len(self._held)))
+        theta = self._base.theta
+        slope = self._slopes(theta[None])[0]
+        moved = partial(self._loss_at, theta, 0)
+        require_gradient(self._loss_at, theta, slope, random_direction(self._base), moved)
+        together = self.kept < self.parts
+        self._differences = Differences(self._slopes, theta, together=together)
+        self.product_error = self._differences.rounding
+
+    def _counting(self) -> Iterator[tuple[int, float, Problem]]:
+        """Number, weight and problem of the micro-batches that count, held or read anew."""
+        held = len(self._held)
+        anew = self._problems(held) if held < len(self._seen) else ()
+        for part, (weight, problem) in enumerate(itertools.chain(self._held, anew), self._before):
+            if weight:
+                yield part, weight, problem
+
+    def _slopes(self, points: Vectors, rounded: int | None = None) -> Vectors:
+        """Gradients of the mean loss at the rows; perhaps all is rounded otherwise."""
+        total = torch.zeros_like(points)
+        with self._ranks.at("a gradient", points):
+            with _rounding(rounded):
+                points = points + 0  # a point is rounded as well
+            for part, weight, problem in self._counting():
+                for row, point in zip(total, points, strict=True):
+                    with _rounding(rounded, part):
+                        slope = gradient(problem.loss, point)
+                    row.add_(slope, alpha=weight)
+        return self._ranks.total(total)
+
+    def _loss_at(self, theta: Vector, rounded: int | None = None) -> Tensor:
+        total = theta.new_zeros(1)
+        with self._ranks.at("a loss", theta[None]):
+            for part, weight, problem in self._counting():
+                with torch.no_grad(), _rounding(rounded, part):
+                    loss = problem.loss(theta)
+                total += weight * loss
+        return self._ranks.total(total)[0]
 
     def block(self, only: str | re.Pattern[str] | Sequence[str]) -> CurvatureOperator:
         """The block of some parameters, all others held constant.
@@ -368,7 +462,7 @@ class CurvatureOperator(Operator):
         Args:
             products: How many there will be at least.
         """
-        if products < TRACED_FROM or self._traced:
+        if products < TRACED_FROM or self._traced:  # finite differences keep nothing
             return
         with self._ranks.at("the linearisation"):
             for _, product in self._kept:
@@ -399,26 +493,46 @@ class CurvatureOperator(Operator):
         Raises:
             NonFiniteError: If an entry comes out as NaN or infinite.
         """
-        total = torch.zeros_like(block)
-        with self._ranks.at("a product", block):
-            for weight, product in self._kept:
-                if weight:
-                    total.add_(product(block), alpha=weight)
-            if len(self._kept) < len(self._seen):
-                self._add(total, block, self._plain, len(self._kept))
-        total = self._ranks.total(total)
+        if self.products_by == FINITE_DIFFERENCE:
+            total = self._differences(block) if len(block) else block
+        else:
+            total = torch.zeros_like(block)
+            with self._ranks.at("a product", block):
+                for weight, product in self._kept:
+                    if weight:
+                        total.add_(product(block), alpha=weight)
+                if len(self._kept) < len(self._seen):
+                    self._add(total, block, self._plain, len(self._kept))
+            total = self._ranks.total(total)
         if not bool(torch.isfinite(total).all()):
             raise NonFiniteError(f"a product with the {self.kind} is NaN or infinite")
         self.products += len(block)
         return total
 
     @ordinary_mode()
+    def truncation(self, block: Vectors) -> Tensor:
+        """Estimates of what errors of the products with unit vectors are not rounding.
+
+        Args:
+            block: (k, P) unit vectors.
+
+        Returns:
+            (k,) in the 2-norm; zeros unless products are finite differences.
+        """
+        if self.products_by != FINITE_DIFFERENCE or not len(block):
+            return super().truncation(block)
+        return self._differences.truncation(block)
+
+    @ordinary_mode()
     def rounding(self) -> float:
         """Bound on the rounding error of products, in the 2-norm (see ``curvature/rounding.py``).
 
         Returns:
-            The bound, in the units of the eigenvalues.
+            The bound, in the units of the eigenvalues; by finite differences, that of a product
+            with a unit vector.
         """
+        if self.products_by == FINITE_DIFFERENCE:
+            return self.product_error
         rows = directions(self._base, FEW_DIRECTIONS)
         products, moved = torch.zeros_like(rows), torch.zeros_like(rows)
         with self._ranks.at("the rounding error of products", rows):
@@ -450,9 +564,11 @@ class CurvatureOperator(Operator):
 
         Returns:
             ‖Hv - H'v‖/‖H‖₂. Raises ProblemError if rounding does not explain it: wrong derivatives,
-            or data that changed.
+            or data that changed. By finite differences H' is that of half the step.
         """
         v = random_direction(self._base) if v is None else v
+        if self.products_by == FINITE_DIFFERENCE:
+            return float(self.truncation(v[None])) / norm if norm else 0.0
         found = self(v[None]) if product is None else product[None]
         # traced products are forward-over-reverse, all others reverse-over-reverse
         traced = self.kind != "fisher" and any(kept.traced for _, kept in self._kept)
@@ -579,6 +695,7 @@ class Hessian(CurvatureOperator):
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
         dtype: ``"float64"`` or ``"float32"``.
         linearise: As for :class:`CurvatureOperator`.
+        products: Likewise.
         group: Likewise; the problem's samples are this rank's share.
 
     Raises:
@@ -596,13 +713,14 @@ class Hessian(CurvatureOperator):
         device: Device = "auto",
         dtype: Dtype = "float64",
         linearise: bool | None = None,
+        products: str = DIFFERENTIATION,
         group: Group = ALONE,
     ) -> None:
         some = "micro-batches hold at least one sample"
         step = problem.samples if batch is None else whole("batch", batch, 1, hint=some)
         places = [slice(i, i + step) for i in range(0, problem.samples, step)]
         batches = partial(map, problem.batch.part, places)
-        options = (self._kind, device, dtype, linearise, group)
+        options = (self._kind, device, dtype, linearise, products, group)
         self._read(problem.part(places[0]), batches, *options)
 
 
@@ -659,6 +777,7 @@ class _Like(Operator):
     def __init__(self, given: Any) -> None:
         self._given, self.dimension = given, whole("dimension", given.dimension, error=ConfigError)
         self.dtype, self.device = given.dtype, given.device
+        self.product_error = float(getattr(given, "product_error", 0.0))
 
     def __call__(self, block: Vectors) -> Vectors:
         """Products with the rows of a block, (k, n)."""
@@ -690,6 +809,11 @@ def as_operator(given: Any) -> Operator:
     raise ConfigError(
         f"expected an operator, a problem, or a pair (matvec, n), got {type(given).__name__}"
     )
+
+
+def _rounding(number: int | None, part: int = 0) -> AbstractContextManager:
+    """Operations rounded otherwise, by a stream for each part; or as they are."""
+    return nullcontext() if number is None else Perturbed(number, part)
 
 
 def _fingerprint(batch: Batch) -> tuple:

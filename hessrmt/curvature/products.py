@@ -279,7 +279,8 @@ def _require_twice_differentiable(loss: Tensor) -> None:
         if getattr(backward, "__code__", None) is _ONCE:
             raise ProblemError(
                 f"the loss cannot be differentiated twice by torch: {node.name()} is marked "
-                "once_differentiable (a custom kernel); replace that operation"
+                "once_differentiable (a custom kernel); replace that operation, or take eigsh and "
+                "density of hr.Hessian(problem, products='finite-difference')"
             )
         seen.add(node)
         waiting += [following for following, _ in node.next_functions]

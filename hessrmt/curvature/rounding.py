@@ -146,6 +146,7 @@ class Perturbed(TorchDispatchMode):
 
     Args:
         number: Of the stream of random numbers.
+        part: Of the data, if each has a stream of its own.
     """
 
     @classmethod
@@ -153,9 +154,9 @@ class Perturbed(TorchDispatchMode):
         """Spare torch the import of its compiler, half a second: nothing is compiled here."""
         return False
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, part: int = 0) -> None:
         super().__init__()
-        self._places = rng.stream(0, "ulps", number)
+        self._places = rng.stream(0, "ulps", number, *([part] if part else []))
         self._steps = torch.from_numpy(self._places.choice([1.0, -0.5], _TABLE))
         self._tables: dict[tuple[torch.dtype, torch.device], Tensor] = {}
 

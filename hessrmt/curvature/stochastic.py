@@ -25,6 +25,7 @@ from scipy.linalg import eigh_tridiagonal
 
 from hessrmt import rng
 from hessrmt.checks import one_of, require_whole
+from hessrmt.curvature.differences import DIFFERENTIATION
 from hessrmt.curvature.lanczos import tridiagonal
 from hessrmt.curvature.operators import as_operator
 from hessrmt.curvature.rounding import gaussian
@@ -318,11 +319,13 @@ class Traces(Result, derived="frobenius frobenius_error"):
 
     Attributes:
         trace: Of H.
-        trace_error: Its standard error.
+        trace_error: Its standard error. By finite differences n e is added, e the error of each
+            product with a unit vector.
         square: tr H² = ‖H‖_F².
-        square_error: Its standard error.
+        square_error: Its standard error; by finite differences 2 √n ‖H‖_F e + n e² is added.
         method: ``"xtrace"`` or ``"hutch++"``.
         products: Products with H that they took.
+        products_by: ``"differentiation"`` or ``"finite-difference"``.
     """
 
     trace: float
@@ -331,6 +334,7 @@ class Traces(Result, derived="frobenius frobenius_error"):
     square_error: float
     method: str
     products: int
+    products_by: str = DIFFERENTIATION
 
     @property
     def frobenius(self) -> float:
@@ -390,7 +394,13 @@ def traces(
     else:
         both = _xtrace(apply, vectors[:count])
     (mean, error), (square, spread) = (map(float, _mean_and_error(values)) for values in both)
-    return Traces(mean, error, square, spread, method, done)
+    size, each = matrix.dimension, matrix.product_error
+    if each:
+        unit = vectors[:1] / vectors[0].norm()
+        each += float(matrix.truncation(unit))
+        error += size * each
+        spread += 2 * (size * max(square, 0.0)) ** 0.5 * each + size * each**2
+    return Traces(mean, error, square, spread, method, done, matrix.products_by)
 
 
 def check_products(method: str, products: int) -> None:

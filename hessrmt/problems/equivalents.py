@@ -418,9 +418,19 @@ def _logcumsumexp(input: Tensor, dim: int) -> Tensor:
     return torch.where(earlier, rows, -torch.inf).logsumexp(-1).movedim(-1, dim)
 
 
+KERNELS = (
+    F.scaled_dot_product_attention,
+    F.multi_head_attention_forward,
+    torch.lstm,
+    torch.gru,
+    torch.rnn_tanh,
+    torch.rnn_relu,
+)
+"""Functions whose fused kernels torch cannot differentiate twice, all digits of which are right."""
+
 _plain_attention = sdpa_kernel(SDPBackend.MATH)
 _plain_recurrence = torch.backends.cudnn.flags(enabled=False)
-for _kernel in (F.scaled_dot_product_attention, F.multi_head_attention_forward):
+for _kernel in KERNELS[:2]:
     EQUIVALENT[_kernel] = _plain_attention(_kernel)
-for _kernel in (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu):
+for _kernel in KERNELS[2:]:
     EQUIVALENT[_kernel] = _plain_recurrence(_kernel)

@@ -22,7 +22,7 @@ from torch.utils import checkpoint as torch_checkpoint
 
 from hessrmt.errors import ProblemError
 from hessrmt.problems.batches import Intercepting, map_tensors
-from hessrmt.problems.equivalents import EQUIVALENT
+from hessrmt.problems.equivalents import EQUIVALENT, KERNELS
 
 _WIDE = dict.fromkeys((torch.float16, torch.bfloat16, torch.float32), torch.float64)
 _WIDE |= dict.fromkeys((torch.complex32, torch.complex64), torch.complex128)
@@ -52,12 +52,14 @@ class Inside:
         keeps_data: Whether it leaves its inputs and targets as they are; None before it was run.
         own_loss: Loss of the model as it was given, in its own precision; None before the problem
             was evaluated, and where the model can't be run as it is.
+        own_kernels: Whether fused kernels are used that torch can differentiate only once.
     """
 
     own: torch.dtype
     lifted: set[torch.dtype] = field(default_factory=set)
     keeps_data: bool | None = None
     own_loss: float | None = None
+    own_kernels: bool = False
 
 
 def _spelled_out(function: Any, arguments: Any) -> tuple[Any, Any]:
@@ -187,7 +189,7 @@ def running(
 
     def operation(function: Any, arguments: Any, keywords: dict[str, Any]) -> Any:
         """By its equivalent, and in float64 where it asks for less."""
-        if function in EQUIVALENT:
+        if function in EQUIVALENT and not (inside.own_kernels and function in KERNELS):
             keywords = keywords | more.get(function, {})
             function = EQUIVALENT[function]
         if not lift:

@@ -103,8 +103,9 @@ def run(
     with DensityWriter(out, resume=resume, overwrite=overwrite) as file:
         found = None
         if resume and os.path.exists(out):
-            # older files don't say whether multiplicity was checked: there was no choice
-            require_same(out, {"check_multiplicity": True} | stored_identity(out), identity)
+            # older files don't say what there was no choice of
+            older = {"check_multiplicity": True, "products": "differentiation"}
+            require_same(out, older | stored_identity(out), identity)
             found = load_density(out)
         operator = CurvatureOperator(
             prepared.model,
@@ -114,6 +115,7 @@ def run(
             device=config.device,
             dtype=config.dtype,
             only=config.only,
+            products=config.products,
         )
         names = DensityPlan.__dataclass_fields__  # the same in the settings
         provenance = prepared.provenance(
