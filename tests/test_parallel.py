@@ -63,6 +63,8 @@ def same(one, other):
     """Whether two results agree in every bit."""
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, tuple | list):
+        return len(one) == len(other) and all(map(same, one, other))
     if isinstance(one, torch.Tensor):
         return torch.equal(one, other)
     if isinstance(one, np.ndarray):
@@ -191,7 +193,7 @@ REFUSED = {
     "steps": ("DistributedError", "at the rounding error of products"),
     "parameters": ("ProblemError", "0.weight is not the same on rank 1"),
     "sizes": ("ProblemError", "weight is not the same on rank 1"),
-    "dtype": ("ProblemError", "('hessian', 'float32')"),
+    "dtype": ("ProblemError", "('hessian', 'float32', 'differentiation')"),
     "operator": ("ProblemError", "rank 0 asks for ('hessian', 'float64') and rank 1 for ('ggn'"),
     "only": ("ProblemError", "other parameters or buffers"),
     "loss": ("ProblemError", "of the same batch rank 0 finds loss and gradient norm"),
