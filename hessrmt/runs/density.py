@@ -18,6 +18,7 @@ from hessrmt.curvature.density import (
     stored_identity,
 )
 from hessrmt.curvature.operators import CurvatureOperator
+from hessrmt.config import window_bounds
 from hessrmt.errors import ConfigError
 from hessrmt.problems import data, losses
 from hessrmt.runs.run import Inputs
@@ -103,8 +104,10 @@ def run(
     with DensityWriter(out, resume=resume, overwrite=overwrite) as file:
         found = None
         if resume and os.path.exists(out):
-            # older files don't say whether multiplicity was checked: there was no choice
-            require_same(out, {"check_multiplicity": True} | stored_identity(out), identity)
+            # older files don't say whether multiplicity was checked: there was no choice; nor
+            # windows
+            then = {"check_multiplicity": True, "window": None, "failure_probability": 1e-6}
+            require_same(out, then | stored_identity(out), identity)
             found = load_density(out)
         operator = CurvatureOperator(
             prepared.model,
@@ -116,12 +119,14 @@ def run(
             only=config.only,
         )
         names = DensityPlan.__dataclass_fields__  # the same in the settings
+        settings = {name: getattr(config, name) for name in names}
+        window = None if config.window is None else window_bounds(config.window)
         provenance = prepared.provenance(
             operator.backend.name, leave_out="batch", micro_batch=config.batch, samples=samples
         )
         return complete(
             operator,
-            DensityPlan(**{name: getattr(config, name) for name in names}),
+            DensityPlan(**settings | {"window": window}),
             found,
             save=lambda result: file.write(content(result, identity)),
             tick=tick,
