@@ -702,7 +702,7 @@ def _window(
         rounding = max(rounding, check * found.norm)
     rest = float(np.linalg.norm(found.residuals))
     apart = found.values[found.values >= near].min(initial=np.inf) - found.rest
-    known = found.mixed + len(found.values) ** 0.5 * rounding
+    known = found.mixed + (1 + len(found.values) ** 0.5) * rounding
     matched = known + (min(rest, rest**2 / apart) if apart > 0 else rest)
     inside = (found.values >= near - matched) & (found.values <= far + matched)
     unsure = np.minimum(np.abs(found.values - near), np.abs(found.values - far)) <= matched

@@ -73,7 +73,13 @@ _CHECK_STEPS = 100
 _PATIENCE = 100
 """Products for each vector of the basis after which a search ends with what has converged."""
 
-_FULL = 0.75
+_FEWEST = 10 * _BLOCK
+"""Vectors below which a search makes no sense."""
+
+_RESTARTS = 8
+"""Restarts that are tried for a check that fits, after everything in the window has converged."""
+
+_FULL = 0.7
 """Share of the vectors that fit which the window's eigenvalues may take."""
 
 _SHARE_OF_BOUND = 1e-2
@@ -201,7 +207,7 @@ class _Space:
         self.operator, self.sign, self.size = operator, sign, operator.dimension
         self.slack = max(slack, torch.finfo(operator.dtype).eps ** 0.5)
         self.most = _room(operator, memory)
-        self.basis = self._rows(min(self.most, _FIRST_WIDTH))
+        self.basis = self._rows(min(self.size, self.most, _FIRST_WIDTH))
         self.small = np.zeros((len(self.basis), len(self.basis)))
         self.locked = self.have = self.pending = self.products = 0
         self.residuals, self.coupling = np.zeros(0), np.zeros((0, 0))
@@ -210,6 +216,11 @@ class _Space:
     def _rows(self, count: int) -> Vectors:
         kind, place = self.operator.dtype, self.operator.device
         return torch.empty(count, self.size, dtype=kind, device=place)
+
+    @property
+    def reach(self) -> int:
+        """Rows that the basis may grow to; the old one is there while it is copied."""
+        return max(len(self.basis), min(self.size, self.most - len(self.basis)))
 
     @property
     def floor(self) -> float:
@@ -223,8 +234,8 @@ class _Space:
 
     def begin(self, block: Vectors) -> None:
         """Drop what is not locked and start a Krylov space from a block of random vectors."""
-        self.have = self.locked
-        self.require(len(block))
+        self.have, self.pending = self.locked, 0
+        self.require(2 * len(block))
         rows = self._orthonormal(block[: self.size - self.locked], 0.0)[0]
         for _ in range(2 if len(rows) else 0):  # random vectors have nothing of the basis but noise
             rows = self._orthonormal(self._project(rows, self.locked)[1], 0.0)[0]
@@ -237,12 +248,9 @@ class _Space:
         needed = min(self.have + self.pending + more, self.size)
         if needed <= len(self.basis):
             return True
-        # both bases are there while one is copied to the other
-        width = min(max(2 * len(self.basis), needed), self.most - len(self.basis), self.size)
-        if self.size <= self.most // 2:
-            width = min(max(2 * len(self.basis), needed), self.size)
-        if width < needed:
+        if needed > self.reach:
             return False
+        width = min(max(2 * len(self.basis), needed), self.reach)
         used, grown = self.have + self.pending, self._rows(width)
         grown[:used] = self.basis[:used]
         self.basis = grown
@@ -358,7 +366,7 @@ class _Space:
 
     def shift(self, measured: float) -> float:
         """So close eigenvalues of H lie to those locked and those of the rest together."""
-        rounding = self.locked**0.5 * max(self.floor, measured)
+        rounding = (1 + self.locked**0.5) * max(self.floor, measured)
         return self.mixed + float(np.linalg.norm(self.residuals)) + rounding
 
 
@@ -372,10 +380,10 @@ def _room(operator: Operator, memory: int | None) -> int:
     each, work = itemsize * size, 6 * _BLOCK * itemsize * size
     # n vectors, and T with its eigenvectors and LAPACK's workspace, 40 n² bytes
     most = (math.sqrt(each**2 + 160 * max(0, usable - work)) - each) / 80
-    if most < 4 * _BLOCK:
+    if most < min(_FEWEST, size):
         raise DeviceError(
-            f"a window needs a basis of at least {4 * _BLOCK} vectors of {size:,} numbers, "
-            f"{gib(4 * _BLOCK * each + work)}, and there are {gib(usable)}; take --dtype float32 "
+            f"a window needs a basis of at least {_FEWEST} vectors of {size:,} numbers, "
+            f"{gib(_FEWEST * each + work)}, and there are {gib(usable)}; take --dtype float32 "
             "(half of it), or a device with more memory"
         )
     return int(most)
@@ -427,9 +435,11 @@ class _Search:
             Whether it came to its end.
         """
         space, first = self.space, math.isnan(self.target)
+        if not first and space.reach - space.locked < _FEWEST // 2 and space.reach < space.size:
+            self._refuse(np.diag(space.small)[: space.locked])
         space.begin(self.fresh(_BLOCK))
         steps = tested = 0
-        restarted = False
+        restarts = 0
         while True:
             if not space.exhausted:
                 space.step()
@@ -448,7 +458,7 @@ class _Search:
             self.tick("window", space.locked + now, space.locked + seen)
             patient = space.products < _PATIENCE * max(active, _FIRST_WIDTH)
             if now == seen and (steps >= least or space.exhausted):
-                chosen = self._locked(values, settled, restarted) if first else inside
+                chosen = self._locked(values, settled, restarts) if first else inside
                 if chosen is not None:
                     space.lock(values[chosen], rotation[:, chosen])
                     return True
@@ -462,25 +472,31 @@ class _Search:
                 space.lock(values[kept], rotation[:, kept])
                 return False
             if full:
-                restarted = True
+                # counted from where all has converged, and only the check would take too long
+                restarts = restarts + 1 if now == seen else 1
                 self._restart(values, rotation, inside)
                 tested = space.have - space.locked
 
     def _restart(self, values: Levels, rotation: np.ndarray, inside: np.ndarray) -> None:
         space, wanted = self.space, int(np.count_nonzero(inside))
-        width = len(space.basis) - space.locked
-        if wanted > _FULL * width:
-            fits = int(0.5 * width)
-            raise DeviceError(
-                f"the window holds more eigenvalues than there is memory for: at least {wanted:,} "
-                f"and more to come, and a basis of {width:,} vectors of {space.size:,} numbers "
-                f"fits. A window from {space.sign * values[-fits]:.6g} on holds about {fits:,}; or "
-                "take --dtype float32 (half the memory), or a device with more"
-            )
-        keep = min(wanted + (len(values) - wanted) // 2, width - 3 * _BLOCK)
+        if space.locked + wanted > _FULL * len(space.basis):
+            self._refuse(np.append(np.diag(space.small)[: space.locked], values))
+        keep = wanted + (len(values) - wanted) // 2
         space.restart(values[-keep:], rotation[:, -keep:])
 
-    def _locked(self, values: Levels, settled: np.ndarray, restarted: bool) -> np.ndarray | None:
+    def _refuse(self, values: Levels) -> None:
+        """There are more eigenvalues than fit."""
+        space, values = self.space, np.sort(values)
+        fits, width = len(space.basis) // 2, len(space.basis)
+        known = int(np.count_nonzero(values >= self.low))
+        raise DeviceError(
+            f"the window holds more eigenvalues than there is memory for: {known:,} or more, and "
+            f"{width:,} vectors of {space.size:,} numbers fit, of which a search and its check "
+            f"need a part. A window that ends at {space.sign * values[-fits:][0]:.6g} holds about "
+            f"{fits:,}; or take --dtype float32 (half the memory), or a device with more"
+        )
+
+    def _locked(self, values: Levels, settled: np.ndarray, restarts: int) -> np.ndarray | None:
         """Which converged pairs make the check short, those of the window with them.
 
         Each extra pair costs a product, and shortens the check: pairs just below the window widen
@@ -489,7 +505,7 @@ class _Search:
         space, at = self.space, int(np.searchsorted(values, self.low))
         below = settled[:at]
         down = int(np.argmin(np.append(below[::-1], False)))  # converged ones next to the window
-        up = 0 if restarted else int(np.argmin(np.append(below, False)))  # and at the other end
+        up = 0 if restarts else int(np.argmin(np.append(below, False)))  # and at the other end
         extras, others = np.arange(down + 1)[:, None], np.arange(up + 1)[None, :]
         following = np.append(values[:at][::-1], -math.inf)[: down + 1]
         remaining = np.append(values[:at], math.inf)[: up + 1]
@@ -498,13 +514,16 @@ class _Search:
         with np.errstate(divide="ignore"):
             steps = _expected_steps(gap / width, space.size, self.failure_probability)
         possible = (extras + others <= at) & (gap > 0)
-        room = space.most - space.locked - (len(values) - at) - extras - others
-        if not space.exhausted:
+        room = space.reach - 2 - space.locked - (len(values) - at) - extras - others
+        cost = extras + others + steps
+        if restarts > _RESTARTS:  # as much as fits
+            cost = steps - room
+        elif not space.exhausted:
             active = max(_CHECK_STEPS, (space.have - space.locked) // 4)
             possible = possible & (steps <= np.minimum(active, room))
         if not possible.any():
             return None
-        cost = np.where(possible, extras + others + steps, math.inf)
+        cost = np.where(possible, cost, math.inf)
         more, rest = np.unravel_index(int(np.argmin(cost)), cost.shape)
         self.target = float(self.low - gap[more, 0] / 2)
         chosen = np.arange(len(values)) >= at - more
@@ -524,12 +543,12 @@ class _Search:
         rest = space.size - space.locked
         if not rest:
             return -math.inf, 0, False
+        if space.locked == space.reach:
+            return math.inf, 0, False
         aim = self.low - 2 * space.shift(self.measured)
         wanted = math.log(2 * rest / math.pi) - 2 * math.log(probability)  # 1/τ²
-        expected = _expected_steps(
-            (self.low - self.target) / (self.low + space.norm), rest, probability
-        )
-        limit = max(_CHECK_STEPS, 3 * float(expected))
+        gap = max(self.low - self.target, space.floor) / (self.low + space.norm)
+        limit = max(_CHECK_STEPS, 3 * float(_expected_steps(gap, rest, probability)))
         space.begin(self.fresh(1))
         for steps in itertools.count(1):
             space.step()
