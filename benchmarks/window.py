@@ -7,9 +7,9 @@ lenet5: P = 61,706, first samples of the embedded MNIST test split, seed 0. All 
 ``--share`` of the largest on, by ``hessrmt.eigsh(H, window=...)``, against those of the exact
 spectrum, with mean spacing ratios of both.
 
-resnet20: P = 272,474, 32 x 32 colour noise and random classes, evaluation mode. Windows reach lower
-and lower, each holding up to twice as many eigenvalues as the one before, as long as the next one is
-expected to end within ``--minutes``. What counts is the last one; all are recorded.
+resnet20: P = 272,474, 32 x 32 colour noise and random classes, evaluation mode. Windows reach
+lower and lower, each with up to twice as many eigenvalues as the one before, as long as the next one
+is expected to end within ``--minutes``. What counts is the last one; all are recorded.
 """
 
 from __future__ import annotations

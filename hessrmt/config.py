@@ -234,8 +234,8 @@ class DensityConfig(_OfCurvature):
     largest: int = option(0, "The K eigenvalues of largest magnitude instead.", ge=0, metavar="K")
     window: str | None = option(
         None,
-        "All eigenvalues between LOW and HIGH instead, and how surely none was missed; one side may "
-        "be open: 0.5: or :-0.1. Zero must lie outside.",
+        "All eigenvalues between LOW and HIGH instead, and how surely none was missed; one side "
+        "may be open: 0.5: or :-0.1. Zero must lie outside.",
         metavar="LOW:HIGH",
         shown="none",
     )

@@ -12,9 +12,9 @@ from hessrmt.cli.options import DataDir, Overwrite, Resume, with_settings
 from hessrmt.config import DensityConfig
 
 if TYPE_CHECKING:
-    from hessrmt.curvature.density import DensityResult
     from collections.abc import Iterator
 
+    from hessrmt.curvature.density import DensityResult
     from hessrmt.curvature.lanczos import EdgeLevels
     from hessrmt.curvature.windows import Window
 
@@ -120,9 +120,7 @@ def _show_edges(edges: EdgeLevels, counted: tuple[float, float] | None) -> None:
         console.show("Not all that were asked for converged; allow a larger --tolerance.")
 
 
-def _completeness(
-    window: Window, found: int, counted: tuple[float, float] | None
-) -> Iterator[str]:
+def _completeness(window: Window, found: int, counted: tuple[float, float] | None) -> Iterator[str]:
     """What is known of a window, sentence by sentence."""
     number = f"these {found:,} are" if found else "there is no eigenvalue in it: these are"
     side = "above" if window.low > 0 else "below"

@@ -141,8 +141,8 @@ class DensityResult(
         runs = () if self.edges is None else self.edges.runs()
         if self.edges is None or not runs:
             raise DataError(
-                "there are no three resolved neighbouring levels; ask for edge levels (--top K), or "
-                "for all of a window (--window LOW:HIGH)"
+                "there are no three resolved neighbouring levels; ask for edge levels (--top K), "
+                "or for all of a window (--window LOW:HIGH)"
             )
         names = ("dimension", "loss", "gradient_norm", "operator", "dtype", "provenance")
         shared: dict[str, Any] = {name: getattr(self, name) for name in names} | {
@@ -165,7 +165,7 @@ class DensityResult(
         if window is None:
             return None
         mean, error = self.quadrature.mean(lambda x: (x >= window.low) & (x <= window.high))
-        return mean * self.dimension, error * self.dimension
+        return float(mean * self.dimension), float(error * self.dimension)
 
     def to_dict(self) -> dict[str, Any]:
         """Its numbers as plain values, e.g. for JSON.
@@ -341,7 +341,8 @@ def content(result: DensityResult, identity: Mapping[str, Any]) -> Content:
         part = getattr(result, name)
         found = {} if part is None else asdict(part)
         window = found.pop("window", None) or {}
-        for key, value in (found | {f"window/{key}": value for key, value in window.items()}).items():
+        found |= {f"window/{key}": value for key, value in window.items()}
+        for key, value in found.items():
             target = arrays if isinstance(value, np.ndarray) else attributes
             target[f"{name}/{key}"] = value
     return Content(attributes, arrays)

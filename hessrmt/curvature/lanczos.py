@@ -377,8 +377,9 @@ class EdgeLevels(_Found, derived="found bounds joint_bound"):
     @property
     def certain_spacing(self) -> float:
         """A spacing in one of :meth:`runs` that is larger than this is certain."""
-        bound = float(self.bounds.max(initial=0.0)) if self.window is None else self.window.matched_bound
-        return 2 * bound
+        if self.window is not None:
+            return 2 * self.window.matched_bound
+        return 2 * float(self.bounds.max(initial=0.0))
 
     @property
     def certified(self) -> Bool[np.ndarray, " n"]:
@@ -698,12 +699,13 @@ def _window(
     check, products = float("nan"), found.products
     if isinstance(operator, CurvatureOperator):
         leading = found.vectors[np.abs(found.values).argmax()] if len(found.values) else None
-        check, products = operator.agreement(found.norm, leading, None, found.measured), products + 1
+        check = operator.agreement(found.norm, leading, None, found.measured)
+        products += 1
         rounding = max(rounding, check * found.norm)
     rest = float(np.linalg.norm(found.residuals))
     apart = found.values[found.values >= near].min(initial=np.inf) - found.rest
     known = found.mixed + (1 + len(found.values) ** 0.5) * rounding
-    matched = known + (min(rest, rest**2 / apart) if apart > 0 else rest)
+    matched = float(known + (min(rest, rest**2 / apart) if apart > 0 else rest))
     inside = (found.values >= near - matched) & (found.values <= far + matched)
     unsure = np.minimum(np.abs(found.values - near), np.abs(found.values - far)) <= matched
     places = np.flatnonzero(inside)[:: int(sign)]

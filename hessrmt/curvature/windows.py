@@ -433,6 +433,9 @@ class _Search:
 
         Returns:
             Whether it came to its end.
+
+        Raises:
+            ConvergenceError: If nothing has converged.
         """
         space, first = self.space, math.isnan(self.target)
         if not first and space.reach - space.locked < _FEWEST // 2 and space.reach < space.size:
@@ -501,6 +504,9 @@ class _Search:
 
         Each extra pair costs a product, and shortens the check: pairs just below the window widen
         the gap to what remains, those at the other end make the remaining spectrum narrow.
+
+        Returns:
+            (n,) truth values; None if the check would still take too long.
         """
         space, at = self.space, int(np.searchsorted(values, self.low))
         below = settled[:at]
@@ -550,8 +556,10 @@ class _Search:
         gap = max(self.low - self.target, space.floor) / (self.low + space.norm)
         limit = max(_CHECK_STEPS, 3 * float(_expected_steps(gap, rest, probability)))
         space.begin(self.fresh(1))
-        for steps in itertools.count(1):
+        steps = 0
+        while True:
             space.step()
+            steps += 1
             active = slice(space.locked, space.have)
             diagonal = np.diag(space.small)[active]
             beta = np.abs(np.diag(space.small, 1))[space.locked : space.have - 1]
@@ -563,11 +571,10 @@ class _Search:
             last = space.exhausted or steps >= limit or not space.require(2)
             if last or polynomials(diagonal, beta, aim) >= wanted:
                 return _crossing(diagonal, beta, wanted, aim, space.norm), steps, False
-        raise AssertionError
 
 
 def polynomials(diagonal: Levels, beta: Levels, x: float) -> float:
-    """log Σ_j p_j(x)² of the Lanczos polynomials p_0 = 1, ..., p_s.
+    """The logarithm of Σ_j p_j(x)² for the Lanczos polynomials p_0 = 1, ..., p_s.
 
     Args:
         diagonal: (s,) of the tridiagonal matrix.

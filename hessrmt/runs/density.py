@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hessrmt.config import window_bounds
 from hessrmt.curvature.density import (
     DensityPlan,
     DensityResult,
@@ -18,7 +19,6 @@ from hessrmt.curvature.density import (
     stored_identity,
 )
 from hessrmt.curvature.operators import CurvatureOperator
-from hessrmt.config import window_bounds
 from hessrmt.errors import ConfigError
 from hessrmt.problems import data, losses
 from hessrmt.runs.run import Inputs
@@ -119,14 +119,15 @@ def run(
             only=config.only,
         )
         names = DensityPlan.__dataclass_fields__  # the same in the settings
-        settings = {name: getattr(config, name) for name in names}
-        window = None if config.window is None else window_bounds(config.window)
+        planned: dict[str, Any] = {name: getattr(config, name) for name in names}
+        if config.window is not None:
+            planned["window"] = window_bounds(config.window)
         provenance = prepared.provenance(
             operator.backend.name, leave_out="batch", micro_batch=config.batch, samples=samples
         )
         return complete(
             operator,
-            DensityPlan(**settings | {"window": window}),
+            DensityPlan(**planned),
             found,
             save=lambda result: file.write(content(result, identity)),
             tick=tick,
