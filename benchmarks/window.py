@@ -8,8 +8,8 @@ lenet5: P = 61,706, first samples of the embedded MNIST test split, seed 0. All 
 spectrum, with mean spacing ratios of both.
 
 resnet20: P = 272,474, 32 x 32 colour noise and random classes, evaluation mode. Windows reach
-lower and lower, each with up to twice as many eigenvalues as the one before, as long as the next one
-is expected to end within ``--minutes``. What counts is the last one; all are recorded.
+lower and lower, each with up to twice as many eigenvalues as the one before, as long as the next
+one is expected to end within ``--minutes``. What counts is the last one; all are recorded.
 """
 
 from __future__ import annotations

@@ -806,6 +806,6 @@ def check_request(
     return wanted
 
 
-def _check_tolerance(tolerance: Any) -> None:
+def _check_tolerance(tolerance: float) -> None:
     if not isinstance(tolerance, Real) or not 0 < tolerance < 1:
         raise ConfigError(f"the tolerance must lie between 0 and 1, got {tolerance!r}")

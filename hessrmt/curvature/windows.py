@@ -653,17 +653,20 @@ def find(
     if isinstance(operator, CurvatureOperator):
         operator.expect(_FIRST_BLOCKS * _BLOCK + _CHECK_STEPS)
         search.measured = operator.rounding()
-    search.converged = search.find(_FIRST_BLOCKS)
-    spent = 0.0
-    for number in itertools.count(1):
+    probability, spent, missed, steps, rest = (
+        failure_probability,
+        0.0,
+        True,
+        _FIRST_BLOCKS,
+        math.inf,
+    )
+    while missed and search.converged:
+        search.converged = search.find(steps)
         if math.isnan(search.target):
             search.target = low
-        probability = failure_probability / 2**number
+        probability /= 2  # of all checks together at most what was asked for
         spent += probability
         rest, steps, missed = search.check(probability)
-        if not missed or not search.converged:
-            break
-        search.converged = search.find(steps)
     values = np.diag(space.small)[: space.locked].copy()
     order = np.argsort(values, kind="stable")
     places = torch.from_numpy(order).to(space.basis.device)
