@@ -20,7 +20,7 @@ from hessrmt.curvature.lanczos import (
 )
 from hessrmt.curvature.operators import CurvatureOperator
 from hessrmt.curvature.stochastic import LAWS, Quadrature, Traces, check_products, extended, traces
-from hessrmt.curvature.windows import Window, check_window
+from hessrmt.curvature.windows import Window, check_window, vectors_that_fit
 from hessrmt.errors import ConfigError, DataError, DeviceError, StoreError
 from hessrmt.files import reason
 from hessrmt.problems.problem import Problem, ordinary_mode
@@ -295,6 +295,7 @@ def _plan(operator: CurvatureOperator, plan: DensityPlan) -> int:
     one_of("law of probes", plan.law, LAWS, error=ConfigError)
     if plan.window is not None:
         check_window(plan.window, plan.failure_probability)
+        vectors_that_fit(operator)
         if plan.levels:
             raise ConfigError("a window takes all levels of it; leave out top, bottom and largest")
     if plan.levels:

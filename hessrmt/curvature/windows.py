@@ -206,7 +206,7 @@ class _Space:
     def __init__(self, operator: Operator, sign: float, slack: float, memory: int | None) -> None:
         self.operator, self.sign, self.size = operator, sign, operator.dimension
         self.slack = max(slack, torch.finfo(operator.dtype).eps ** 0.5)
-        self.most = _room(operator, memory)
+        self.most = vectors_that_fit(operator, memory)
         self.basis = self._rows(min(self.size, self.most, _FIRST_WIDTH))
         self.small = np.zeros((len(self.basis), len(self.basis)))
         self.locked = self.have = self.pending = self.products = 0
@@ -370,8 +370,19 @@ class _Space:
         return self.mixed + float(np.linalg.norm(self.residuals)) + rounding
 
 
-def _room(operator: Operator, memory: int | None) -> int:
-    """Vectors of the basis that fit."""
+def vectors_that_fit(operator: Operator, memory: int | None = None) -> int:
+    """Vectors of the basis that there is memory for; a window's eigenvalues take half of them.
+
+    Args:
+        operator: H.
+        memory: Bytes; what is free on the operator's device if None, no limit if that is unknown.
+
+    Returns:
+        How many.
+
+    Raises:
+        DeviceError: If they are too few for any window.
+    """
     size, itemsize = operator.dimension, operator.dtype.itemsize
     backend: Any = getattr(operator, "backend", None)
     if memory is None and backend is None:
