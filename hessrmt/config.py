@@ -105,6 +105,28 @@ def number_or_text(value: str) -> int | float | str:
     return value
 
 
+def window_bounds(text: str) -> tuple[float | None, float | None]:
+    """The bounds of a window in words.
+
+    Args:
+        text: ``LOW:HIGH``, ``LOW:`` or ``:HIGH``.
+
+    Returns:
+        Lower and upper bound, None for an open side.
+
+    Raises:
+        ValueError: If it is anything else.
+    """
+    try:
+        low, high = (float(side) if side.strip() else None for side in text.split(":"))
+    except ValueError:
+        raise ValueError(
+            "should be two numbers with a colon between them, one of which may be left out: "
+            "0.1:0.5, 0.5: or :-0.1"
+        ) from None
+    return low, high
+
+
 def _number_or(*words: str, wanted: str, kind: Any = int | float, above: float = 0) -> Any:
     """Checks that a setting is a number of some kind, or one of some words."""
 
@@ -210,6 +232,16 @@ class DensityConfig(_OfCurvature):
         0, "Also the K smallest eigenvalues, with error bounds.", ge=0, metavar="K"
     )
     largest: int = option(0, "The K eigenvalues of largest magnitude instead.", ge=0, metavar="K")
+    window: str | None = option(
+        None,
+        "All eigenvalues between LOW and HIGH instead, and how surely none was missed; one side "
+        "may be open: 0.5: or :-0.1. Zero must lie outside.",
+        metavar="LOW:HIGH",
+        shown="none",
+    )
+    failure_probability: float = option(
+        1e-6, "That a window's completeness may fail with.", gt=0, le=0.5
+    )
     tolerance: float = option(
         1e-10, "Largest residual of these eigenvalues, relative to the norm.", gt=0, lt=1
     )
@@ -230,6 +262,8 @@ class DensityConfig(_OfCurvature):
     def _one_kind_of_end(self) -> Self:
         if self.largest and (self.top or self.bottom):
             raise ValueError("largest takes levels of both ends; leave out top and bottom")
+        if self.window is not None and (self.top or self.bottom or self.largest):
+            raise ValueError("window takes all levels of it; leave out top, bottom and largest")
         return self
 
     @model_validator(mode="after")
@@ -237,6 +271,13 @@ class DensityConfig(_OfCurvature):
         if self.products == "finite-difference" and self.operator != "hessian":
             raise ValueError("products by finite-difference are those of the operator hessian")
         return self
+
+    @field_validator("window")
+    @classmethod
+    def _two_numbers(cls, text: str | None) -> str | None:
+        if text is not None:
+            window_bounds(text)
+        return text
 
 
 class TrainConfig(_OnData):

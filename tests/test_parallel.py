@@ -194,7 +194,7 @@ REFUSED = {
     "parameters": ("ProblemError", "0.weight is not the same on rank 1"),
     "sizes": ("ProblemError", "weight is not the same on rank 1"),
     "dtype": ("ProblemError", "('hessian', 'float32', 'differentiation')"),
-    "operator": ("ProblemError", "rank 0 asks for ('hessian', 'float64') and rank 1 for ('ggn'"),
+    "operator": ("ProblemError", "and rank 1 for ('ggn', 'float64'"),
     "only": ("ProblemError", "other parameters or buffers"),
     "loss": ("ProblemError", "of the same batch rank 0 finds loss and gradient norm"),
     "buffer": ("ProblemError", "shift is not the same on rank 1"),

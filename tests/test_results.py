@@ -156,6 +156,8 @@ MADE = {
     "traces": lambda: traces(networks(), 6),
     "extreme eigenvalues": lambda: hr.extremal_eigenvalues(networks(), top=2),
     "eigenpairs": lambda: hr.eigsh(networks(), 2),
+    "all eigenvalues of a window": lambda: hr.eigsh(networks(), window=(0.01, None)),
+    "window": lambda: hr.eigsh(networks(), window=(0.01, None)).window,
     "level statistics": lambda: hr.levels.analyze(ROWS, surrogates=0),
     "fit of a law": lambda: hr.levels.analyze(ROWS, surrogates=0).laws["gue"],
     "selected levels": lambda: hr.levels.select(ROWS),

@@ -12,8 +12,11 @@ from hessrmt.cli.options import DataDir, Overwrite, Resume, with_settings
 from hessrmt.config import DensityConfig
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from hessrmt.curvature.density import DensityResult
     from hessrmt.curvature.lanczos import EdgeLevels
+    from hessrmt.curvature.windows import Window
 
 _SHOWN = 5
 """Eigenvalues of each end in the table."""
@@ -77,7 +80,7 @@ def _show(found: DensityResult) -> None:
         ]
     console.show(console.table(("", "value", "± standard error"), rows))
     if found.edges is not None:
-        _show_edges(found.edges)
+        _show_edges(found.edges, found.window_count)
     differences = found.products_by == "finite-difference"
     ways = "steps of the differences" if differences else "ways of differentiating"
     console.show(
@@ -92,7 +95,7 @@ def _show(found: DensityResult) -> None:
         )
 
 
-def _show_edges(edges: EdgeLevels) -> None:
+def _show_edges(edges: EdgeLevels, counted: tuple[float, float] | None) -> None:
     rows, clear, n_lower = [], edges.is_resolved, edges.n_lower
     ends = {"top": range(len(edges) - 1, n_lower - 1, -1), "bottom": range(n_lower)}
     for end, places in ends.items():
@@ -101,13 +104,19 @@ def _show_edges(edges: EdgeLevels) -> None:
             rows.append((end, str(number), value, bound, "" if clear[place] else "not resolved"))
         if len(places) > _SHOWN:
             rows.append((end, f"… {len(places):,}", "", "", ""))
-    console.show(
-        f"{len(edges):,} extreme eigenvalues (asked for: {edges.asked})",
-        console.table(("end", "#", "λ", "|λ - eigenvalue| ≤", ""), rows),
+    kind = "extreme eigenvalues" if edges.window is None else "eigenvalues"
+    console.show(f"{len(edges):,} {kind} (asked for: {edges.asked})")
+    if rows:
+        console.show(console.table(("end", "#", "λ", "|λ - eigenvalue| ≤", ""), rows))
+    resolved = (
         f"{clear.sum():,} of {len(edges):,} are resolved: certainly not zero, and apart "
-        "from their neighbours by more than both bounds. A bound holds for some eigenvalue; "
-        "further copies of a multiple one may be missing.",
+        "from their neighbours by more than both bounds."
     )
+    if edges.window is None:
+        copies = "further copies of a multiple one may be missing."
+        console.show(f"{resolved} A bound holds for some eigenvalue; {copies}")
+    else:
+        console.show(resolved, *_completeness(edges.window, len(edges), counted))
     if edges.exhausted:
         console.show(
             f"Only {len(edges) - n_lower:,} eigenvalues at the top and {n_lower:,} at the bottom "
@@ -116,6 +125,29 @@ def _show_edges(edges: EdgeLevels) -> None:
         )
     if not edges.converged:
         console.show("Not all that were asked for converged; allow a larger --tolerance.")
+
+
+def _completeness(window: Window, found: int, counted: tuple[float, float] | None) -> Iterator[str]:
+    """What is known of a window, sentence by sentence."""
+    number = f"these {found:,} are" if found else "there is no eigenvalue in it: these are"
+    side = "above" if window.low > 0 else "below"
+    trust = f"up to a failure probability of {window.failure_probability:.1g}"
+    if window.complete:
+        yield (
+            f"The window is complete: {number} all, counted with multiplicity, each within "
+            f"{window.matched_bound:.1g} of its eigenvalue, {trust}."
+        )
+    else:
+        yield (
+            f"Completeness not proved: eigenvalues may be missing unless they lie {side} "
+            f"{window.complete_from:.6g}, where these are all {trust}."
+        )
+    if window.ambiguous:
+        yield f"{window.ambiguous:,} of them lie so close to a bound that they may be outside."
+    if window.beyond:
+        yield f"{window.beyond:,} more lie {side} the window, up to the end of the spectrum."
+    if counted is not None:
+        yield f"The quadrature counts {counted[0]:.4g} ± {_error(counted[1])}, an estimate."
 
 
 def _error(value: float) -> str:

@@ -12,9 +12,16 @@ import numpy as np
 from hessrmt.checks import one_of, require_type, require_whole
 from hessrmt.curvature.dense import Device, Dtype, gib, usable_memory
 from hessrmt.curvature.differences import DIFFERENTIATION, inexact_first
-from hessrmt.curvature.lanczos import EdgeLevels, check_request, extremal_eigenvalues, plan_width
+from hessrmt.curvature.lanczos import (
+    EdgeLevels,
+    check_request,
+    extremal_eigenvalues,
+    plan_width,
+    window_eigenvalues,
+)
 from hessrmt.curvature.operators import CurvatureOperator
 from hessrmt.curvature.stochastic import LAWS, Quadrature, Traces, check_products, extended, traces
+from hessrmt.curvature.windows import Window, check_window, vectors_that_fit
 from hessrmt.errors import ConfigError, DataError, DeviceError, StoreError
 from hessrmt.files import reason
 from hessrmt.problems.problem import Problem, ordinary_mode
@@ -61,6 +68,8 @@ class DensityPlan:
         top: Largest levels.
         bottom: Smallest levels.
         largest: Levels of largest magnitude instead.
+        window: All levels between two bounds instead, as of ``hessrmt.eigsh``.
+        failure_probability: That the window's completeness may fail with.
         tolerance: Largest residual of a level over ‖H‖₂.
         check_multiplicity: Search for further copies of multiple levels.
         trace: ``"hutch++"`` or ``"xtrace"``; None for no trace.
@@ -74,6 +83,8 @@ class DensityPlan:
     top: int = 0
     bottom: int = 0
     largest: int = 0
+    window: tuple[float | None, float | None] | None = None
+    failure_probability: float = 1e-6
     tolerance: float = 1e-10
     check_multiplicity: bool = True
     trace: str | None = None
@@ -82,7 +93,7 @@ class DensityPlan:
 
     @property
     def levels(self) -> int:
-        """Edge levels that are asked for."""
+        """Edge levels that are asked for, those of a window not counted."""
         return self.top + self.bottom + self.largest
 
     def products(self, size: int) -> int:
@@ -142,8 +153,8 @@ class DensityResult(
     def spectra(self) -> Spectra:
         """The resolved edge levels as spectra for :mod:`hessrmt.levels`.
 
-        Every stretch of resolved neighbours is a spectrum of its own, whose noise floor is twice
-        the largest bound: a spacing above it is certain.
+        Every stretch of resolved neighbours is a spectrum of its own, and so is the complete part
+        of a window. Its noise floor is twice the largest bound: a spacing above it is certain.
 
         Returns:
             One spectrum for each stretch of three or more levels.
@@ -154,17 +165,31 @@ class DensityResult(
         runs = () if self.edges is None else self.edges.runs()
         if self.edges is None or not runs:
             raise DataError(
-                "there are no three resolved neighbouring levels; ask for edge levels (--top K)"
+                "there are no three resolved neighbouring levels; ask for edge levels (--top K), "
+                "or for all of a window (--window LOW:HIGH)"
             )
         names = ("dimension", "loss", "gradient_norm", "operator", "dtype", "provenance")
         shared: dict[str, Any] = {name: getattr(self, name) for name in names} | {
-            "noise_floor": 2 * float(self.edges.bounds.max()),
+            "noise_floor": self.edges.certain_spacing,
             "solver": "thick-restart Lanczos",
             "check": self.edges.check,
         }
         items = tuple(Spectrum(run, reduced_dimension=len(run), **shared) for run in runs)
         nobody = np.zeros((len(items), 0), dtype=np.int64)
         return Spectra(items, nobody, planned=len(items), provenance=self.provenance)
+
+    @property
+    def window_count(self) -> tuple[float, float] | None:
+        """How many eigenvalues of the window the quadratures count, and the standard error.
+
+        An estimate that has nothing to do with the search: of k eigenvalues each probe has an error
+        of about √(2k), and another one of what its nodes next to the bounds stand for.
+        """
+        window = None if self.edges is None else self.edges.window
+        if window is None:
+            return None
+        mean, error = self.quadrature.mean(lambda x: (x >= window.low) & (x <= window.high))
+        return float(mean * self.dimension), float(error * self.dimension)
 
     def to_dict(self) -> dict[str, Any]:
         """Its numbers as plain values, e.g. for JSON.
@@ -183,7 +208,7 @@ class DensityResult(
             "moments_error": errors.tolist(),
             "node_min": low,
             "node_max": high,
-            **{name: plain(getattr(self, name)) for name in _PARTS},
+            **{name: plain(getattr(self, name)) for name in (*_PARTS, "window_count")},
         }
 
 
@@ -284,6 +309,9 @@ def complete(
         keep(quadrature=now, check=check, product_error=error)
     if plan.trace and result.traces is None:
         keep(traces=traces(operator, plan.trace_products, plan.trace, **common))
+    if plan.window is not None and result.edges is None:
+        how = {name: getattr(plan, name) for name in ("tolerance", "failure_probability")}
+        keep(edges=window_eigenvalues(operator, plan.window, **how, **common))
     if plan.levels and result.edges is None:
         how = {name: getattr(plan, name) for name in ("tolerance", "check_multiplicity")}
         ends = (plan.top, plan.bottom, plan.largest)
@@ -295,6 +323,11 @@ def _plan(operator: CurvatureOperator, plan: DensityPlan) -> int:
     """Probes that go together; refuses what cannot be done before anything is."""
     require_whole(probes=plan.probes, steps=plan.steps)
     one_of("law of probes", plan.law, LAWS, error=ConfigError)
+    if plan.window is not None:
+        check_window(plan.window, plan.failure_probability)
+        vectors_that_fit(operator)
+        if plan.levels:
+            raise ConfigError("a window takes all levels of it; leave out top, bottom and largest")
     if plan.levels:
         check_request(operator, plan.top, plan.bottom, plan.largest, plan.tolerance)
         plan_width(operator, plan.levels)
@@ -337,7 +370,10 @@ def content(result: DensityResult, identity: Mapping[str, Any]) -> Content:
     }
     for name in _PARTS:
         part = getattr(result, name)
-        for key, value in ({} if part is None else asdict(part)).items():
+        found = {} if part is None else asdict(part)
+        window = found.pop("window", None) or {}
+        found |= {f"window/{key}": value for key, value in window.items()}
+        for key, value in found.items():
             target = arrays if isinstance(value, np.ndarray) else attributes
             target[f"{name}/{key}"] = value
     return Content(attributes, arrays)
@@ -372,15 +408,10 @@ def load_density(path: str | Path) -> DensityResult:
         values: dict[str, Any] = {name: _plain(value) for name, value in attributes.items()}
         values |= arrays
         done, dimension = arrays["done"] > 0, values["dimension"]
+        if "edges/window/low" in values:
+            values["edges/window"] = _part(Window, "edges/window", values)
         parts = {
-            name: kind(
-                **{
-                    item.name: values[f"{name}/{item.name}"]
-                    for item in fields(kind)
-                    # older files have no products_by
-                    if item.default is MISSING or f"{name}/{item.name}" in values
-                }
-            )
+            name: _part(kind, name, values)
             for name, kind in _PARTS.items()
             if any(key.startswith(f"{name}/") for key in values)
         }
@@ -411,6 +442,13 @@ def stored_identity(path: str | Path) -> dict[str, Any]:
         return json.loads(text(read(path).attributes["identity"]))
     except DAMAGE as error:
         raise StoreError(f"{path} cannot be continued: {reason(error)}") from error
+
+
+def _part(kind: type[Any], name: str, values: Mapping[str, Any]) -> Any:
+    """A part of a result; older files lack what there was no choice of."""
+    stored = {item.name: f"{name}/{item.name}" for item in fields(kind)}
+    optional = {item.name for item in fields(kind) if item.default is not MISSING}
+    return kind(**{k: values[at] for k, at in stored.items() if k not in optional or at in values})
 
 
 def _plain(value: Any) -> Any:

@@ -28,8 +28,9 @@ from hessrmt.checks import one_of, require_whole
 from hessrmt.curvature.dense import gib, usable_memory
 from hessrmt.curvature.differences import DIFFERENTIATION, inexact_first
 from hessrmt.curvature.operators import CurvatureOperator, as_operator
-from hessrmt.curvature.rounding import gaussian
-from hessrmt.errors import ConfigError, ConvergenceError, DeviceError, ProblemError
+from hessrmt.curvature.rounding import gaussian, require_symmetric, round_off
+from hessrmt.curvature.windows import Window, check_window, find
+from hessrmt.errors import ConfigError, ConvergenceError, DeviceError
 from hessrmt.problems.problem import Problem, ordinary_mode
 from hessrmt.progress import Tick, silent
 from hessrmt.results import Result
@@ -68,31 +69,8 @@ _PATIENCE = 100
 _SKEW = 1e-3
 """Share of the norm beyond which a matrix is called not symmetric, however loose a tolerance."""
 
-_OF_DIFFERENCES = (
-    ". Or the gradient jumps between the points of finite differences: take smooth activations in "
-    "place of kinks (ReLU, max-pooling)"
-)
-
 _SMALL_BASIS = 2**24
 """Levels in a basis (128 MiB) up to which it gets more vectors, so that it restarts less often."""
-
-
-def round_off(norm: float, size: int, dtype: torch.dtype) -> float:
-    """What rounding may add to a product with a unit vector: 10 √P ε ‖H‖₂.
-
-    An entry is a sum whose rounding errors grow like the root of its length (Higham and
-    Mary 2019); the norm over P entries brings √P. What has been measured of an operator
-    (``rounding``) counts where it is more.
-
-    Args:
-        norm: ‖H‖₂.
-        size: P.
-        dtype: Of the products.
-
-    Returns:
-        In the units of the eigenvalues.
-    """
-    return 10 * size**0.5 * torch.finfo(dtype).eps * norm
 
 
 def orthogonalise(w: Vector, basis: Vectors) -> tuple[Tensor, Vector]:
@@ -145,13 +123,8 @@ class _Space:
         inner, rest = orthogonalise(w, self.basis[: j + 1])
         column = inner.to(torch.float64).cpu().numpy()
         gap = float(np.abs(column[:j] - self.coupling).max(initial=0.0))
-        if gap > self.slack * self.norm + 4 * self.product_error:  # of two products
-            raise ProblemError(
-                f"the matrix is not symmetric: wᵀ(Hv) and vᵀ(Hw) differ by {gap:.3g} for unit "
-                f"vectors, its norm is {self.norm:.3g}. Eigenvalues by Lanczos need H = Hᵀ; an "
-                "operation of a model with a wrong second derivative in torch must be replaced"
-                + (_OF_DIFFERENCES if self.product_error else "")
-            )
+        slack = self.slack * self.norm + 4 * self.product_error  # of two products
+        require_symmetric(gap, self.norm, slack, differences=bool(self.product_error))
         column[:j] = self.coupling
         self.small[: j + 1, j] = self.small[j, : j + 1] = column
         self.have, beta = j + 1, float(rest.norm())
@@ -362,6 +335,7 @@ class _Found(Result, axes={"level": "values residuals bounds"}, derived="found b
         products: Products with H that it took.
         products_by: ``"differentiation"``; or ``"finite-difference"``: then no product is exact,
             and their measured errors are in the bounds.
+        window: Of all eigenvalues of a window what is known; None if a number was asked for.
     """
 
     values: Levels
@@ -373,6 +347,7 @@ class _Found(Result, axes={"level": "values residuals bounds"}, derived="found b
     check: float = float("nan")
     products: int = 0
     products_by: str = DIFFERENTIATION
+    window: Window | None = None
 
     def __len__(self) -> int:
         return len(self.values)
@@ -415,6 +390,13 @@ class EdgeLevels(_Found, derived="found bounds joint_bound"):
         return float(np.linalg.norm(self.bounds))
 
     @property
+    def certain_spacing(self) -> float:
+        """A spacing in one of :meth:`runs` that is larger than this is certain."""
+        if self.window is not None:
+            return 2 * self.window.matched_bound
+        return 2 * float(self.bounds.max(initial=0.0))
+
+    @property
     def certified(self) -> Bool[np.ndarray, " n"]:
         """(n,) whether the level is certainly not zero."""
         return np.abs(self.values) > self.bounds
@@ -444,12 +426,18 @@ class EdgeLevels(_Found, derived="found bounds joint_bound"):
     def runs(self, smallest: int = 3) -> tuple[Levels, ...]:
         """Stretches of resolved levels with nothing unresolved in between, for level statistics.
 
+        A window's levels are counted with multiplicity, so those of its complete part are one
+        stretch, also where neighbours cannot be told apart.
+
         Args:
             smallest: Levels below which a stretch is left out; three have one ratio.
 
         Returns:
             Ascending arrays, which the functions of ``hessrmt.levels`` take as so many spectra.
         """
+        if self.window is not None:
+            run = self.values[self.window.reaches(self.values)]
+            return (run,) if len(run) >= smallest else ()
         clear, apart = self.is_resolved, self.certain_spacings
         edges = np.flatnonzero(~(apart & clear[1:] & clear[:-1])) + 1
         pieces = zip(np.split(self.values, edges), np.split(clear, edges), strict=True)
@@ -515,9 +503,11 @@ class Eigenpairs(
 @ordinary_mode()
 def eigsh(
     operator: Operator | Problem | tuple[Callable[[Tensor], Tensor], int],
-    k: int = 6,
+    k: int | None = None,
     which: str = "LA",
     *,
+    window: tuple[float | None, float | None] | None = None,
+    failure_probability: float = 1e-6,
     tolerance: float = 1e-8,
     check_multiplicity: bool = False,
     seed: int = 0,
@@ -526,27 +516,35 @@ def eigsh(
 ) -> Eigenpairs:
     """Some eigenvalues at one end of a symmetric matrix with their eigenvectors, by Lanczos.
 
-    Source: thick restarts, Wu and Simon 2000.
+    Or all eigenvalues of a window, and from where on none was missed (``curvature/windows.py``).
+    Sources: thick restarts, Wu and Simon 2000; completeness, van Dorsselaer, Hochstenbach and van
+    der Vorst 2001, Kuczyński and Woźniakowski 1992.
 
     Args:
         operator: H: an operator; a problem, whose Hessian is then taken in float64 on the device
             that is there; or a pair (matvec, n) of a function from (n,) to H v, in float64.
-        k: How many, at most n.
+        k: How many, at most n; 6 if None and there is no window.
         which: ``"LA"`` for the largest, ``"SA"`` for the smallest, ``"LM"`` for those of largest
             magnitude.
+        window: (low, high) instead, for all eigenvalues between them; None or infinite for an open
+            side. It lies on one side of zero and off it: null directions can't be counted. It is
+            searched from that end of the spectrum on, so all that lies beyond it is found too.
+        failure_probability: That the window's completeness may fail with.
         tolerance: Largest residual ‖Hx - λx‖ over ‖H‖₂; never below what rounding adds.
         check_multiplicity: Search once more from a fresh random vector, since an eigenvalue of
             higher multiplicity may have shown only one of its copies to the first. If False, this
-            is done where n is at most 1,000 or the Krylov space is invariant.
+            is done where n is at most 1,000 or the Krylov space is invariant. In a window all
+            copies are found.
         seed: Of the start vectors.
         memory: Bytes for the basis; what is free if None.
         tick: Told of progress: phase, steps done, steps in all.
 
     Returns:
-        The pairs; zero eigenvalues are pairs like others.
+        The pairs; zero eigenvalues are pairs like others. For a window none, if it is empty.
 
     Raises:
-        ConfigError: If k, which or the tolerance is out of range, or H is nothing of these.
+        ConfigError: If k, which, the window or the tolerance is out of range, the window holds zero
+            or what rounding makes of it, or H is nothing of these.
         DeviceError: If the basis does not fit in memory.
         ConvergenceError: If none converged within 100 times the basis' size.
         ProblemError: If the matrix is not symmetric.
@@ -554,12 +552,25 @@ def eigsh(
     ends = {"LA": "top", "SA": "bottom", "LM": "largest"}
     one_of("end", which, ends, error=ConfigError)
     matrix = as_operator(operator)
-    require_whole(k=k)
-    if k > matrix.dimension:
-        raise ConfigError(f"k = {k:,} pairs are asked for, the matrix has {matrix.dimension:,}")
-    wanted = check_request(matrix, tolerance=tolerance, **{ends[which]: k})
-    options = {"tolerance": tolerance, "seed": seed, "check_multiplicity": check_multiplicity}
-    vectors, found = _search(matrix, wanted, memory, tick, stop_at_zero=False, **options)
+    if window is not None:
+        if k is not None or which != "LA":
+            raise ConfigError(
+                "a window takes all eigenvalues of it, at the end that it reaches; leave out k and "
+                "which"
+            )
+        bounds = check_window(window, failure_probability)
+        _check_tolerance(tolerance)
+        how = {"tolerance": tolerance, "seed": seed, "failure_probability": failure_probability}
+        vectors, found = _window(matrix, bounds, memory, tick, **how)
+        which = "LA" if bounds[0] > 0 else "SA"
+    else:
+        k = 6 if k is None else k
+        require_whole(k=k)
+        if k > matrix.dimension:
+            raise ConfigError(f"k = {k:,} pairs are asked for, the matrix has {matrix.dimension:,}")
+        wanted = check_request(matrix, tolerance=tolerance, **{ends[which]: k})
+        options = {"tolerance": tolerance, "seed": seed, "check_multiplicity": check_multiplicity}
+        vectors, found = _search(matrix, wanted, memory, tick, stop_at_zero=False, **options)
     # the sign of an eigenvector is free: its entry of largest magnitude is positive
     largest = vectors.gather(1, vectors.abs().argmax(dim=1, keepdim=True))
     return Eigenpairs(
@@ -610,6 +621,37 @@ def extremal_eigenvalues(
     return _search(matrix, wanted, memory, tick, **options)[1]
 
 
+@ordinary_mode()
+def window_eigenvalues(
+    operator: Operator | Problem | tuple[Callable[[Tensor], Tensor], int],
+    window: tuple[float | None, float | None],
+    *,
+    failure_probability: float = 1e-6,
+    tolerance: float = 1e-10,
+    seed: int = 0,
+    memory: int | None = None,
+    tick: Tick | None = None,
+) -> EdgeLevels:
+    """All eigenvalues of a window, as :func:`eigsh` finds them, without the eigenvectors.
+
+    Args:
+        operator: H, as for :func:`eigsh`.
+        window: Likewise.
+        failure_probability: Likewise.
+        tolerance: Likewise.
+        seed: Likewise.
+        memory: Likewise.
+        tick: Likewise.
+
+    Returns:
+        The eigenvalues. Raises as :func:`eigsh`.
+    """
+    matrix, bounds = as_operator(operator), check_window(window, failure_probability)
+    _check_tolerance(tolerance)
+    how = {"tolerance": tolerance, "seed": seed, "failure_probability": failure_probability}
+    return _window(matrix, bounds, memory, tick, **how)[1]
+
+
 edge_levels = extremal_eigenvalues
 """The former name."""
 
@@ -656,6 +698,57 @@ def _search(
         n_lower=n_lower,
         asked=", ".join(f"{name} {count}" for name, count in wanted._asdict().items() if count),
         exhausted=exhausted,
+    )
+
+
+def _window(
+    operator: Any,
+    window: tuple[float, float],
+    memory: int | None,
+    tick: Tick | None,
+    **options: Any,
+) -> tuple[Tensor, EdgeLevels]:
+    """Unit vectors as rows and all that is said of the window's eigenvalues."""
+    upper = window[0] > 0
+    sign, (near, far) = (1.0, window) if upper else (-1.0, (-window[1], -window[0]))
+    found = find(operator, near, sign, memory=memory, tick=tick or silent, **options)
+    rounding = max(round_off(found.norm, operator.dimension, operator.dtype), found.measured)
+    check, products = float("nan"), found.products
+    if isinstance(operator, CurvatureOperator):
+        leading = found.vectors[np.abs(found.values).argmax()] if len(found.values) else None
+        check = operator.agreement(found.norm, leading, None, found.measured)
+        products += 1
+        rounding = max(rounding, check * found.norm)
+    rest = float(np.linalg.norm(found.residuals))
+    apart = found.values[found.values >= near].min(initial=np.inf) - found.rest
+    known = found.mixed + (1 + len(found.values) ** 0.5) * rounding
+    matched = float(known + (min(rest, rest**2 / apart) if apart > 0 else rest))
+    inside = (found.values >= near - matched) & (found.values <= far + matched)
+    unsure = np.minimum(np.abs(found.values - near), np.abs(found.values - far)) <= matched
+    places = np.flatnonzero(inside)[:: int(sign)]
+    low, high = window
+    return found.vectors[torch.from_numpy(places.copy()).to(operator.device)], EdgeLevels(
+        values=sign * found.values[places],
+        residuals=found.residuals[places],
+        round_off=rounding,
+        dimension=operator.dimension,
+        norm=found.norm,
+        converged=found.converged,
+        check=check,
+        products=products,
+        products_by=operator.products_by,
+        n_lower=0 if upper else len(places),
+        asked=f"window {low:.6g} to {high:.6g}",
+        window=Window(
+            low=low,
+            high=high,
+            complete_from=sign * (found.rest + known + rest),
+            failure_probability=found.failure_probability,
+            matched_bound=matched,
+            ambiguous=int(np.count_nonzero(unsure)),
+            beyond=int(np.count_nonzero(found.values > far + matched)),
+            steps=found.steps,
+        ),
     )
 
 
@@ -717,8 +810,7 @@ def check_request(
         ConfigError: If nothing, or more than P levels are asked for, or a number is out of range.
     """
     require_whole(0, top=top, bottom=bottom, largest=largest)
-    if not isinstance(tolerance, Real) or not 0 < tolerance < 1:
-        raise ConfigError(f"the tolerance must lie between 0 and 1, got {tolerance!r}")
+    _check_tolerance(tolerance)
     wanted = Wanted(int(top), int(bottom), int(largest))
     if largest and (top or bottom):
         raise ConfigError("largest magnitudes already are of both ends; leave out top and bottom")
@@ -730,3 +822,8 @@ def check_request(
             "hessrmt spectrum computes all of them"
         )
     return wanted
+
+
+def _check_tolerance(tolerance: float) -> None:
+    if not isinstance(tolerance, Real) or not 0 < tolerance < 1:
+        raise ConfigError(f"the tolerance must lie between 0 and 1, got {tolerance!r}")

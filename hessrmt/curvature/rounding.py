@@ -19,7 +19,7 @@ from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hessrmt import rng
-from hessrmt.errors import NonFiniteError
+from hessrmt.errors import NonFiniteError, ProblemError
 
 if TYPE_CHECKING:
     from hessrmt.arrays import Vector, Vectors
@@ -35,6 +35,11 @@ _FAILURE = 1e-3
 
 _TABLE = 2**16 + 1
 """Random numbers that are drawn once and used from a random place on."""
+
+_OF_DIFFERENCES = (
+    ". Or the gradient jumps between the points of finite differences: take smooth activations in "
+    "place of kinks (ReLU, max-pooling)"
+)
 
 
 def norm_bound(differences: Sequence[float]) -> float:
@@ -61,6 +66,45 @@ def norm_bound(differences: Sequence[float]) -> float:
             "is defined, such as the root or the logarithm of what is zero but for round-off"
         )
     return _FAILURE ** (-1 / len(differences)) * math.sqrt(2 / math.pi) * max(differences)
+
+
+def round_off(norm: float, size: int, dtype: torch.dtype) -> float:
+    """What rounding may add to a product with a unit vector: 10 √P ε ‖H‖₂.
+
+    An entry is a sum whose rounding errors grow like the root of its length (Higham and
+    Mary 2019); the norm over P entries brings √P. What has been measured of an operator
+    (:meth:`~hessrmt.curvature.operators.CurvatureOperator.rounding`) counts where it is more.
+
+    Args:
+        norm: ‖H‖₂.
+        size: P.
+        dtype: Of the products.
+
+    Returns:
+        In the units of the eigenvalues.
+    """
+    return 10 * size**0.5 * torch.finfo(dtype).eps * norm
+
+
+def require_symmetric(gap: float, norm: float, slack: float, *, differences: bool = False) -> None:
+    """Refuse a matrix whose products contradict H = Hᵀ.
+
+    Args:
+        gap: Largest |wᵀ(Hv) - vᵀ(Hw)| seen for unit vectors.
+        norm: ‖H‖₂ as far as it was seen.
+        slack: What may be rounding.
+        differences: Whether products are finite differences of a gradient.
+
+    Raises:
+        ProblemError: If it is not symmetric.
+    """
+    if gap > slack:
+        raise ProblemError(
+            f"the matrix is not symmetric: wᵀ(Hv) and vᵀ(Hw) differ by {gap:.3g} for unit "
+            f"vectors, its norm is {norm:.3g}. Eigenvalues by Lanczos need H = Hᵀ; an "
+            "operation of a model with a wrong second derivative in torch must be replaced"
+            + (_OF_DIFFERENCES if differences else "")
+        )
 
 
 def length(vector: Tensor) -> float:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hessrmt.config import window_bounds
 from hessrmt.curvature.density import (
     DensityPlan,
     DensityResult,
@@ -104,7 +105,12 @@ def run(
         found = None
         if resume and os.path.exists(out):
             # older files don't say what there was no choice of
-            older = {"check_multiplicity": True, "products": "differentiation"}
+            older = {
+                "check_multiplicity": True,
+                "products": "differentiation",
+                "window": None,
+                "failure_probability": 1e-6,
+            }
             require_same(out, older | stored_identity(out), identity)
             found = load_density(out)
         operator = CurvatureOperator(
@@ -118,12 +124,15 @@ def run(
             products=config.products,
         )
         names = DensityPlan.__dataclass_fields__  # the same in the settings
+        planned: dict[str, Any] = {name: getattr(config, name) for name in names}
+        if config.window is not None:
+            planned["window"] = window_bounds(config.window)
         provenance = prepared.provenance(
             operator.backend.name, leave_out="batch", micro_batch=config.batch, samples=samples
         )
         return complete(
             operator,
-            DensityPlan(**{name: getattr(config, name) for name in names}),
+            DensityPlan(**planned),
             found,
             save=lambda result: file.write(content(result, identity)),
             tick=tick,
