@@ -13,6 +13,7 @@ Operations are counted and not timed, so that the same problem always goes the s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,7 +31,7 @@ from hessrmt.curvature.dense import (
     usable_memory,
 )
 from hessrmt.curvature.products import attempt, hessian_product
-from hessrmt.curvature.range import WIDTH, Range, range_of
+from hessrmt.curvature.range import WIDTH, range_of
 from hessrmt.curvature.reduction import (
     QR_ADVANTAGE,
     Route,
@@ -59,9 +60,9 @@ if TYPE_CHECKING:
 _SMALL = 1000
 """Rows up to which the dense matrix is diagonalised without a search for a smaller one."""
 
-_PRODUCT = 10
-"""How much slower an operation of a Hessian-vector product runs than one of a matrix product: most
-of its time goes to elementwise operations, which are not counted."""
+_TRAFFIC = 10
+"""Operations of a matrix product in the time in which a byte of a Hessian-vector product's working
+memory is written and read (0.05 to 0.5 ms for a MiB, networks of benchmarks/range.py, two cores)."""
 
 _MANY = 8
 """Samples from which the rank is estimated, by that of one of them."""
@@ -69,6 +70,9 @@ _MANY = 8
 _GROWTH = 0.6
 """Power of the number of samples with which the rank grows (LeNet-5: 905 for one sample, 10,261 for
 64; docs/large-networks.md)."""
+
+_LOOK = 0.03
+"""Share of the dense road's cost that may be spent on that estimate."""
 
 _SURPLUS = 1.1
 """Products of a search over the dimensions that it finds."""
@@ -187,7 +191,7 @@ def _plan(
         require_route(route, problem, reduction, backend)
         return _Plan("dense", route)
     refusal = _refusal(partial(require_route, route, problem, reduction, backend))
-    dense = float("inf") if refusal or road == "range" else _dense_cost(problem, reduction, route)
+    dense = math.inf if refusal or road == "range" else _dense_cost(problem, reduction, route)
     if route.chunks and route.found is not None:  # the factors hold everything
         columns = span_columns(route.found)
         small = sum(min(c, b.size) for c, b in zip(columns, route.layers, strict=True))
@@ -195,14 +199,15 @@ def _plan(
         fits = backend.eigen_bytes(sum(columns), problem.dtype.itemsize) <= usable_memory(backend)
         if fits and roots + _eigen_cost(small) < dense:
             return _Plan("span", route, fits=refusal is None)
-    each = _PRODUCT * _flops(problem)
+    each = _product_cost(problem)
     limit = _room(problem, reduction, backend)
-    if dense < float("inf"):
+    if dense < math.inf:
         limit = min(limit, _largest(lambda rank: _search_cost(rank, size, each) <= dense, size))
     if limit <= WIDTH and refusal is not None:
         raise refusal
-    many = estimate and problem.samples >= _MANY
-    expected = _expected_rank(problem, reduction, limit) if many else None
+    expected = None
+    if estimate and problem.samples >= _MANY and limit > WIDTH and dense < math.inf:
+        expected = _expected_rank(problem, reduction, limit, dense * _LOOK)
     if road == "auto" and (limit <= WIDTH or (expected or 0) > limit) and refusal is None:
         return _Plan("dense", route)
     return _Plan("search", route, limit, expected, fits=refusal is None and road == "auto")
@@ -251,28 +256,31 @@ def _dense_cost(problem: Problem, reduction: Reduction, route: Route) -> float:
         rows = size - block
         size = columns + 2 * rows
         cost = 2 * block * (columns + rows) ** 2
-    products = 0.0 if route.chunks else rows * _PRODUCT * _flops(problem)
+    products = 0.0 if route.chunks else rows * _product_cost(problem)
     return cost + products + _eigen_cost(size)
 
 
-def _flops(problem: Problem) -> int:
-    """Floating-point operations of a Hessian-vector product, elementwise ones left out."""
+def _product_cost(problem: Problem) -> float:
+    """Operations of matrix products in the time of one Hessian-vector product."""
     with FlopCounterMode(display=False) as counter:
         hessian_product(problem)(gaussian((1, problem.dimension), problem.theta, "flops"))
-    return counter.get_total_flops()
+    return counter.get_total_flops() + _TRAFFIC * row_bytes(problem)
 
 
-def _expected_rank(problem: Problem, reduction: Reduction, limit: int) -> int | None:
-    """The rank, from that of one sample; None if a sample alone says nothing."""
-
-    def search() -> Range:
-        part = problem.part(slice(0, 1))
-        return range_of(_within(part, reduction, WIDTH), _like(reduction, part), limit=limit)
-
-    one = attempt(search, errors=(RuntimeError, ValueError, ProblemError))
-    if one is None or not one.complete:
+def _expected_rank(problem: Problem, reduction: Reduction, limit: int, cost: float) -> int | None:
+    """The rank, from that of one sample, or more than the limit; None if nothing can be said."""
+    part = attempt(problem.part, slice(0, 1), errors=(RuntimeError, ValueError, ProblemError))
+    if part is None:
         return None
-    return min(reduction.reduced_dimension, int(len(one) * problem.samples**_GROWTH))
+    size, each = reduction.reduced_dimension, _product_cost(part)
+    most = _largest(lambda rank: _search_cost(rank, size, each) <= cost, limit)
+    product, like = _within(part, reduction, WIDTH), _like(reduction, part)
+    errors = (RuntimeError, ValueError, ProblemError)
+    one = attempt(lambda: range_of(product, like, limit=most), errors=errors)
+    if one is None:
+        return None
+    expected = int(len(one) * problem.samples**_GROWTH)
+    return min(size, expected) if one.complete else max(limit + 1, expected)
 
 
 def _like(reduction: Reduction, problem: Problem) -> Tensor:
