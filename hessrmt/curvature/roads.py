@@ -62,7 +62,8 @@ _SMALL = 1000
 
 _TRAFFIC = 10
 """Operations of a matrix product in the time in which a byte of a Hessian-vector product's working
-memory is written and read (0.05 to 0.5 ms for a MiB, networks of benchmarks/range.py, two cores)."""
+memory is written and read: 0.05 to 0.5 ms for a MiB, measured on the networks of
+benchmarks/range.py with two cores."""
 
 _MANY = 8
 """Samples from which the rank is estimated, by that of one of them."""
