@@ -65,6 +65,7 @@ class Sizes(NamedTuple):
         batches: Matrices of a batch, and their n.
         model: Whose spectra are computed.
         samples: Of a batch of such a spectrum.
+        searched: A network whose range is searched for, on one sample.
         repeats: Of a timing, after one that warms up.
     """
 
@@ -77,6 +78,7 @@ class Sizes(NamedTuple):
     batches: tuple[tuple[int, int], ...]
     model: str
     samples: int
+    searched: str
     repeats: int
 
 
@@ -91,6 +93,7 @@ GPU = Sizes(
     batches=((100, 32), (100, 64), (100, 160), (100, 300), (32, 2750)),
     model="mlp3",
     samples=64,
+    searched="lenet5",
     repeats=2,
 )
 STAND_IN = Sizes(
@@ -103,6 +106,7 @@ STAND_IN = Sizes(
     batches=((4, 5), (4, 8), (4, 12), (4, 16), (2, 20)),
     model="logistic",
     samples=3,
+    searched="conv3s2-1",
     repeats=1,
 )
 SANITIZED = GPU._replace(
@@ -551,7 +555,7 @@ def problem(model: str, samples: int, number: int) -> hr.Problem:
 
 
 def spectrum(machine: Machine) -> Iterator[Entry]:
-    """Three batches by each route, the first against the CPU; what the time goes into."""
+    """Three batches by each route, the first against the CPU; a search; what the time goes into."""
     from torch.profiler import ProfilerActivity, profile
 
     model = machine.sizes.model
@@ -573,6 +577,15 @@ def spectrum(machine: Machine) -> Iterator[Entry]:
             if number == 0:
                 what = f"spectrum of {model}, {policy}, against the CPU"
                 yield compared(what, found.eigenvalues, here.eigenvalues, 20 * here.noise_floor)
+    few, how = problem(machine.sizes.searched, 1, 0), ("float64", "hessian", "range")
+    here, start = compute(few, machine.cpu, *how), time.perf_counter()
+    found = compute(few, machine.routes["auto"], *how)
+    machine.wait()
+    what = f"range of {machine.sizes.searched}"
+    facts = {"phases": dict(found.seconds), "rows": found.reduced_dimension, "rank": found.rank}
+    yield {"what": what, "seconds": time.perf_counter() - start, **facts}
+    allowed = here.noise_floor + found.noise_floor
+    yield compared(f"{what}, against the CPU", found.eigenvalues, here.eigenvalues, allowed)
     on_gpu = [] if machine.stand_in else [ProfilerActivity.CUDA]
     with profile(activities=[ProfilerActivity.CPU, *on_gpu]) as profiled:
         compute(given[2], machine.routes["auto"], "float64", "hessian")

@@ -30,19 +30,24 @@ def like(size):
     return torch.zeros(size, dtype=torch.float64)
 
 
-def assert_right(eigenvalues, size, found, product):
-    """All eigenvalues within n·ε·‖H‖ plus the stated bound, and the bound not absurd."""
+def bound_and_error(eigenvalues, size, found, product):
+    """What is said of the largest error of an eigenvalue, and what it is."""
     exact = np.zeros(size)
     exact[: len(eigenvalues)] = eigenvalues
     values = np.zeros(size)
     values[: len(found)] = torch.linalg.eigvalsh(found.matrix).numpy()
-    norm = np.abs(exact).max()
     apart = np.abs(np.sort(values) - np.sort(exact)).max()
     rows = gaussian((5, size), like(size), "test of range", "check")
     beside = Reference(rows, product(rows), 0.0).beside(
         lambda v: found.basis.lift(found.basis.project(v) @ found.matrix)
     )
-    bound = beside.rounding + found.basis.shift(found.matrix)
+    return beside.rounding + found.basis.shift(found.matrix), apart
+
+
+def assert_right(eigenvalues, size, found, product):
+    """All eigenvalues within n·ε·‖H‖ plus the stated bound, and the bound not absurd."""
+    bound, apart = bound_and_error(eigenvalues, size, found, product)
+    norm = np.abs(eigenvalues).max(initial=0.0)
     assert apart <= bound + size * EPS * norm
     # the products that are compared round too, along vectors of length √n
     assert bound <= 50 * size * EPS * norm
@@ -89,6 +94,19 @@ def test_random_spectra(size, rank, decades, width, seed):
     found = range_of(product, like(size), width=width)
     assert found.complete
     assert_right(eigenvalues, size, found, product)
+
+
+@pytest.mark.parametrize("size", [40, 120, 360])
+def test_floors_are_not_much_larger_than_errors(size):
+    """The median over spectra of floor / max(error, ε‖H‖) is at most half the dimension."""
+    ratios = []
+    for seed, decades in enumerate(np.linspace(0, 12, 9)):
+        values = 10.0 ** -np.linspace(0, decades, size // 2) * (-1.0) ** np.arange(size // 2)
+        product = matrix_of(values, size, seed)
+        found = range_of(product, like(size))
+        bound, apart = bound_and_error(values, size, found, product)
+        ratios.append(max(bound, len(found) * EPS) / max(apart, EPS))  # ‖H‖ = 1
+    assert np.median(ratios) <= size / 2
 
 
 def test_one_product_a_dimension():
