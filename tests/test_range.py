@@ -177,32 +177,62 @@ class Counted:
         return self.product(rows)
 
 
+def keep(product, path, **options):
+    with SearchFile(path, **options) as kept:
+        return range_of(product, like(900), kept=kept)
+
+
 def test_a_search_is_kept_and_continued(tmp_path):
     product, path = matrix_of(np.linspace(1, 2, 300), 900), tmp_path / "a.search"
     undisturbed, killed, resumed = Counted(product), Counted(product, fails=4), Counted(product)
     whole = range_of(undisturbed, like(900))
     with pytest.raises(KeyboardInterrupt):
-        range_of(killed, like(900), kept=SearchFile(path, every=0))
-    again = range_of(resumed, like(900), kept=SearchFile(path, every=1e9))
+        keep(killed, path, every=0)
+    again = keep(resumed, path, every=1e9)
     # three calls were kept; one looks whether what was kept belongs to this matrix
     assert resumed.calls == undisturbed.calls - 3 + 1
     assert torch.equal(again.matrix, whole.matrix)
     assert again.products == whole.products
     with path.open("ab") as file:  # killed while it wrote
         file.write(path.read_bytes()[20:3000])
-    cut = range_of(product, like(900), kept=SearchFile(path))
+    cut = keep(product, path)
     assert torch.equal(cut.matrix, whole.matrix)
 
 
 def test_searches_that_cannot_be_continued(tmp_path):
-    path = tmp_path / "a.search"
-    range_of(matrix_of(np.linspace(1, 2, 99), 300), like(300), kept=SearchFile(path, every=0))
-    for product, size in ((matrix_of([1.0] * 99, 300), 300), (matrix_of([1.0], 299), 299)):
-        with pytest.raises(StoreError, match="another matrix"):
-            range_of(product, like(size), kept=SearchFile(path))
+    path, product = tmp_path / "a.search", matrix_of(np.linspace(1, 2, 99), 300)
+    with SearchFile(path, every=0) as kept:
+        range_of(product, like(300), kept=kept)
+        with pytest.raises(StoreError, match="another process"):
+            range_of(product, like(300), kept=SearchFile(path))
+    nearly = matrix_of(np.linspace(1, 2, 99) * (1 + 1e-9), 300)
+    for other, size in (
+        (matrix_of([1.0] * 99, 300), 300),
+        (nearly, 300),
+        (matrix_of([1.0], 299), 299),
+    ):
+        with pytest.raises(StoreError, match="another matrix"), SearchFile(path) as kept:
+            range_of(other, like(size), kept=kept)
     path.write_bytes(b"something else")
     with pytest.raises(StoreError, match="no search"):
-        range_of(product, like(299), kept=SearchFile(path))
+        SearchFile(path)
+    with pytest.raises(StoreError, match="cannot read"):
+        SearchFile(tmp_path)
+
+
+@pytest.mark.parametrize("kept", [0, 5, 17, 40])
+def test_a_file_that_was_cut_early_begins_anew(tmp_path, kept):
+    path, product = tmp_path / "a.search", matrix_of(np.linspace(1, 2, 99), 300)
+    with SearchFile(path, every=0) as file:
+        whole = range_of(product, like(300), kept=file)
+    path.write_bytes(path.read_bytes()[:kept])
+    with SearchFile(path, every=0) as file:
+        again = range_of(product, like(300), kept=file)
+    assert torch.equal(again.matrix, whole.matrix)
+    with SearchFile(path) as file:
+        assert torch.equal(range_of(product, like(300), kept=file).matrix, whole.matrix)
+        file.remove()
+    assert not path.exists()
 
 
 def test_a_disk_that_refuses_ends_nothing(tmp_path):
@@ -210,3 +240,34 @@ def test_a_disk_that_refuses_ends_nothing(tmp_path):
     with pytest.warns(UserWarning, match="can't be kept"):
         found = range_of(matrix_of([1.0] * 9, 30), like(30), kept=kept)
     assert len(found) == 9
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size"),
+    [
+        (torch.float64, 1e-200),
+        (torch.float64, 1e160),
+        (torch.float32, 1e-30),
+        (torch.float32, 1e25),
+    ],
+)
+def test_scales_at_which_squares_vanish_or_overflow(dtype, size):
+    of_one = matrix_of(np.linspace(0.5, 1, 60), 200)
+    one = torch.zeros(200, dtype=dtype)
+    found = range_of(lambda rows: (of_one(rows.double()) * size).to(dtype), one)
+    values = torch.linalg.eigvalsh(found.matrix.double() / size)
+    eps = torch.finfo(dtype).eps
+    assert (
+        float((values[-60:] - torch.linspace(0.5, 1, 60, dtype=torch.float64)).abs().max())
+        <= 200 * eps
+    )
+    shift = found.basis.shift(found.matrix) / size
+    assert 0 < shift <= 200 * eps
+    next(found.basis.parts)[1][7] *= 1.01  # of which the bound must tell
+    assert found.basis.shift(found.matrix) / size >= 0.005
+
+
+def test_nothing_at_all():
+    found = range_of(lambda rows: rows, like(0))
+    assert found.complete
+    assert found.matrix.shape == (0, 0)

@@ -18,7 +18,7 @@ from hessrmt.curvature import roads
 from hessrmt.curvature.certify import reference
 from hessrmt.curvature.reduction import reduce_problem
 from hessrmt.curvature.spectrum import REDUCTIONS
-from hessrmt.errors import ConfigError, DeviceError
+from hessrmt.errors import ConfigError, DeviceError, StoreError
 
 EPS = float(np.finfo(np.float64).eps)
 
@@ -144,6 +144,52 @@ def test_nearly_equal_samples_go_another_road():
     assert_same(found, full)
 
 
+def test_float32_with_samples_that_cancel():
+    """Noise must not be certified: the range is orthonormal to what float32 can do, or it shows."""
+    x, y = labelled((8, 40), 4)
+    x[4:] = x[:4] * (1 + 1e-5)
+    weights = torch.tensor([1.0] * 4 + [-1.0] * 4, dtype=torch.float64)[:, None]
+
+    def loss(outputs, targets):
+        signs = weights.to(outputs)
+        return 1e-3 * (signs * (outputs - nn.functional.one_hot(targets, 4)).square()).mean()
+
+    problem = hr.Problem(perceptron(40, 30, 30, 4, kind=nn.Tanh), loss, (x, y))
+    exact = hr.spectrum(problem, reduce="none")
+    for road in ("range", "dense"):
+        found = hr.spectrum(problem, reduce=road, dtype="float32")
+        apart = np.abs(found.eigenvalues - exact.eigenvalues).max()
+        assert apart <= found.noise_floor + exact.noise_floor
+
+
+@pytest.mark.parametrize("scale", [3.0, 40.0, 400.0])
+def test_saturated_networks(scale):
+    model = perceptron(40, 60, 60, 4, kind=nn.Tanh)
+    with torch.no_grad():
+        model[-1].weight *= scale
+    problem = hr.Problem(model, "cross-entropy", labelled((6, 40), 4))
+    assert_same(hr.spectrum(problem, reduce="range"), hr.spectrum(problem, reduce="dense"))
+
+
+@pytest.mark.parametrize("road", ["range", "auto"])
+def test_no_curvature_at_all(road):
+    x, y = labelled((3, 1, 4, 4), 3)
+    conv = nn.Sequential(nn.Conv2d(1, 2, 2), nn.Flatten())
+    dead = perceptron(5, 4, 3, kind=nn.ReLU)
+    with torch.no_grad():
+        dead[0].bias.fill_(-100)
+        dead[-1].weight.zero_()
+    for model, loss, pair in (
+        (conv, lambda outputs, _: outputs.mean(), (x, y)),
+        (nn.Linear(5, 3), lambda outputs, _: outputs.mean(), labelled((3, 5), 3)),
+        (dead, "mse", labelled((3, 5), 3)),
+    ):
+        problem = hr.Problem(model.double(), loss, pair)
+        found, full = hr.spectrum(problem, reduce=road), hr.spectrum(problem, reduce="none")
+        assert found.rank == full.rank
+        assert np.abs(found.eigenvalues - full.eigenvalues).max() <= full.noise_floor
+
+
 def conv(samples):
     torch.manual_seed(0)
     net = nn.Sequential(
@@ -195,6 +241,11 @@ def test_a_checkpoint(tmp_path, monkeypatch):
     found = hr.spectrum(problem, reduce="range", checkpoint=path)
     assert np.array_equal(found.eigenvalues, whole.eigenvalues)
     assert not path.exists()
+    path.write_text("weights of weeks")
+    for options in ({"reduce": "range"}, {"reduce": "none"}, {"operator": "ggn"}):
+        with pytest.raises(StoreError, match="no search"):
+            hr.spectrum(problem, checkpoint=path, **options)
+    assert path.read_text() == "weights of weeks"
 
 
 def test_the_bound_of_the_reduced_product():

@@ -191,7 +191,7 @@ def _round_off(item: Spectrum) -> str:
         )
     false = item.dimension - item.rank
     return (
-        f"Batch 0 has {item.dimension - item.reduced_dimension:,} exact null directions, removed "
+        f"Batch 0 has {item.dimension - item.reduced_dimension:,} null directions, left out "
         f"before diagonalising. Without that the published cutoff |λ| > 1e-20 would keep up to "
         f"{false:,} eigenvalues that are round-off ({false / item.dimension:.0%} of "
         f"{item.dimension:,}); --reduce none counts them."

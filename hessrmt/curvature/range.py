@@ -105,8 +105,10 @@ class Basis(ABC):
         Returns:
             The bound, which fails with probability 0.002.
         """
-        if not len(self):
+        size = float(matrix.abs().max()) if len(self) else 0.0
+        if not size:
             return 0.0
+        matrix = matrix / size
 
         def skew(rows: Vectors) -> Vectors:
             return self.project(self.lift(rows)) - rows
@@ -114,15 +116,21 @@ class Basis(ABC):
         def first_order(rows: Vectors) -> Vectors:
             return (skew(rows) @ matrix + skew(rows @ matrix)) / 2
 
-        return _norm(first_order, self) * (1 + _norm(skew, self))
+        return size * _norm(first_order, self) * (1 + _norm(skew, self))
 
 
 def _norm(product: Product, basis: Basis) -> float:
     """A bound on the 2-norm of a symmetric matrix that acts on coordinates."""
     rows = gaussian((DIRECTIONS, len(basis)), basis.like, "orthonormality")
+    logarithm = 0.0
     for _ in range(_POWER):  # of the matrix itself it would bound little better than ‖.‖_F
         rows = product(rows)
-    return norm_bound(rows.norm(dim=1).tolist()) ** (1 / _POWER)
+        size = float(rows.abs().max())
+        if not size:
+            return 0.0
+        rows, logarithm = rows / size, logarithm + math.log(size)
+    bound = norm_bound(rows.norm(dim=1).tolist())
+    return math.exp((math.log(bound) + logarithm) / _POWER)
 
 
 class Rows(Basis):
@@ -153,6 +161,7 @@ class Rows(Basis):
         Args:
             rows: (m, n).
         """
+        assert self.size + len(rows) <= self.like.numel()
         while len(rows):
             place = self.size % _PIECE
             if not place:
@@ -212,7 +221,8 @@ class Range:
 
     Attributes:
         basis: V, (k, n).
-        blocks: Coordinates of H times the rows, (m, j) for the m rows that end at row j.
+        blocks: Coordinates of H/scale times the rows, (m, j) for the m rows that end at row j.
+        scale: A power of two, of the size of H: what is below belongs to H over it.
         fresh: Gaussian vectors that have been drawn.
         products: Products with H.
         norm: ‖H‖₂ as far as it was seen.
@@ -222,6 +232,7 @@ class Range:
 
     basis: Rows
     blocks: list[Tensor] = field(default_factory=list)
+    scale: float = 0.0
     fresh: int = 0
     products: int = 0
     norm: float = 0.0
@@ -248,14 +259,13 @@ class Range:
             found[rows, :stop] = block
             found[rows, rows] = (block[:, rows] + block[:, rows].T) / 2
             found[: rows.start, rows] = block[:, : rows.start].T
-        return found
+        return found * self.scale
 
 
 def range_of(
     product: Product,
     like: Tensor,
     *,
-    noise: float = 0.0,
     width: int = WIDTH,
     limit: int | None = None,
     expected: int | None = None,
@@ -267,7 +277,6 @@ def range_of(
     Args:
         product: Maps rows (m, n) to their products with H.
         like: (n,) gives dimension, precision and place.
-        noise: Length of what rounding adds to a product with a unit vector, if that is known.
         width: Vectors multiplied together.
         limit: Dimensions beyond which to stop; n if None.
         expected: What progress compares the dimensions found with; n if None.
@@ -280,9 +289,9 @@ def range_of(
     """
     size = like.numel()
     limit = size if limit is None else limit
-    state = Range(Rows(like), noise=noise)
-    if kept is not None:
-        _restore(state, kept, product)
+    state = Range(Rows(like), complete=not size)
+    if kept is not None and size:
+        state = _restored(like, kept, product)
     written = len(state), len(state.blocks)
     while not state.complete and len(state) <= limit:
         _multiply(state, product, width)
@@ -293,11 +302,11 @@ def range_of(
     return state
 
 
-_NUMBERS = ("fresh", "products", "norm", "noise", "complete")
+_NUMBERS = ("scale", "fresh", "products", "norm", "noise", "complete")
 
-_SAME = 1e-6
-"""Difference, relative to ‖H‖₂, by which products of another matrix are told from those of the same
-one on another machine."""
+_SAME = 100
+"""Multiple of rounding by which products of another matrix are told from those of the same one on
+another machine."""
 
 
 def _record(state: Range, rows: int, blocks: int) -> Record:
@@ -307,28 +316,40 @@ def _record(state: Range, rows: int, blocks: int) -> Record:
     return Record(numbers, [part.cpu().numpy() for part in new])
 
 
-def _restore(state: Range, kept: SearchFile, product: Product) -> None:
-    """Go on where an earlier search was; refuses that of another matrix."""
-    like, same = state.basis.like, True
+def _restored(like: Tensor, kept: SearchFile, product: Product) -> Range:
+    """Where an earlier search was; a new one if there is none. Refuses that of another matrix."""
+    state, same = Range(Rows(like)), True
     for record in kept.read():
         rows, *blocks = (torch.from_numpy(array).to(like.device) for array in record.arrays)
+        size = len(state) + len(rows)
         same = same and rows.dtype == like.dtype and rows.shape[1:] == like.shape
+        same = same and size <= like.numel() and all(x.shape[1] <= size for x in blocks)
         if not same:
             break
         state.basis.append(rows)
         state.blocks += blocks
         for name in _NUMBERS:
             setattr(state, name, record.numbers[name])
-    if same and state.blocks:
+    if same and not state.blocks:  # nothing that could be compared
+        kept.clear()
+        return Range(Rows(like))
+    if same:
         mixture = gaussian((1, state.multiplied), like, "search")
         mixture /= mixture.norm()
-        image = product(mixture @ state.basis.rows(slice(0, state.multiplied)))
-        apart = state.basis.project(image)[:, : state.multiplied] - mixture @ state.matrix
-        same = float(apart.norm()) <= _SAME * state.norm
+        vector = mixture @ state.basis.rows(slice(0, state.multiplied))
+        image = state.basis.project(product(vector) / state.scale)[:, : state.multiplied]
+        apart = float((image - mixture @ state.matrix / state.scale).norm())
+        same = apart <= _SAME * max(state.noise, _rounding(like, state.norm))
     if not same:
         raise StoreError(
             f"{kept.path} keeps the search of another matrix; remove it, or name another file"
         )
+    return state
+
+
+def _rounding(like: Tensor, norm: float) -> float:
+    """Length of what rounding adds to a product with a unit vector, if nothing else is known."""
+    return torch.finfo(like.dtype).eps * math.sqrt(like.numel()) * norm
 
 
 def _multiply(state: Range, product: Product, width: int) -> None:
@@ -339,6 +360,10 @@ def _multiply(state: Range, product: Product, width: int) -> None:
     numbers = range(state.fresh, state.fresh + fresh)
     drawn = [gaussian((1, size), like, "range", number) for number in numbers]
     images = product(torch.cat([basis.rows(slice(state.multiplied, before)), *drawn])).detach()
+    if not state.scale:
+        largest = float(images.abs().max())
+        state.scale = 2.0 ** math.frexp(largest)[1] if math.isfinite(largest) else 1.0
+    images = images / state.scale
     if not bool(torch.isfinite(images).all()):
         raise NonFiniteError("the Hessian has NaN or infinite entries")
     lengths = images.norm(dim=1)
@@ -353,8 +378,7 @@ def _multiply(state: Range, product: Product, width: int) -> None:
     sizes = lengths.clone()
     sizes[waiting:] /= math.sqrt(size)  # of Gaussian vectors
     state.norm = max(state.norm, float(sizes.max()))
-    eps = torch.finfo(like.dtype).eps
-    noise = max(state.noise, eps * math.sqrt(size) * state.norm)
+    noise, eps = max(state.noise, _rounding(like, state.norm)), torch.finfo(like.dtype).eps
     if fresh and noise:  # their images are longer, and so is what rounding adds to them
         relative = max(state.noise / state.norm, eps * math.sqrt(max(before, width)))
         images *= (noise / (relative * lengths)).clamp(max=1)[:, None]

@@ -65,7 +65,7 @@ _TRAFFIC = 10
 memory is written and read: 0.05 to 0.5 ms for a MiB, measured on the networks of
 benchmarks/range.py with two cores."""
 
-_MANY = 8
+_SEVERAL = 2
 """Samples from which the rank is estimated, by that of one of them."""
 
 _GROWTH = 0.6
@@ -138,10 +138,12 @@ def smallest_hessian(
         or infinite, DeviceError if what it takes does not fit in memory.
     """
     plan = _plan(problem, reduction, backend, road)
-    spanned = _spanned(problem, reduction, plan.route, known) if plan.road == "span" else None
-    if spanned is not None:
-        return spanned
-    if plan.road != "dense":
+    if plan.road == "span":
+        spanned = _spanned(problem, reduction, plan.route, known)
+        if spanned is not None:
+            return spanned
+        plan = _plan(problem, reduction, backend, road, span=False)
+    if plan.road == "search":
         searched = _searched(problem, reduction, backend, plan, tick, kept)
         if searched is not None:
             return searched.small, _apart(searched, known)
@@ -184,22 +186,28 @@ class _Plan:
 
 
 def _plan(
-    problem: Problem, reduction: Reduction, backend: Backend, road: str, *, estimate: bool = True
+    problem: Problem,
+    reduction: Reduction,
+    backend: Backend,
+    road: str,
+    *,
+    span: bool = True,
+    estimate: bool = True,
 ) -> _Plan:
     """The cheapest road that fits; the rank is estimated only if that is asked for."""
     size, route = reduction.reduced_dimension, choose_route(problem, reduction)
-    if road == "dense" or (road == "auto" and size <= _SMALL):
+    if road == "dense" or not size or (road == "auto" and size <= _SMALL):
         require_route(route, problem, reduction, backend)
         return _Plan("dense", route)
     refusal = _refusal(partial(require_route, route, problem, reduction, backend))
     dense = math.inf if refusal or road == "range" else _dense_cost(problem, reduction, route)
-    if route.chunks and route.found is not None:  # the factors hold everything
+    if span and route.chunks and route.found is not None:  # the factors hold everything
         columns = span_columns(route.found)
         small = sum(min(c, b.size) for c, b in zip(columns, route.layers, strict=True))
         roots = sum(9 * count**3 for count in columns) + 4 * sum(columns) ** 3
         fits = backend.eigen_bytes(sum(columns), problem.dtype.itemsize) <= usable_memory(backend)
         if fits and roots + _eigen_cost(small) < dense:
-            return _Plan("span", route, fits=refusal is None)
+            return _Plan("span", route)
     each = _product_cost(problem)
     limit = _room(problem, reduction, backend)
     if dense < math.inf:
@@ -207,7 +215,7 @@ def _plan(
     if limit <= WIDTH and refusal is not None:
         raise refusal
     expected = None
-    if estimate and problem.samples >= _MANY and limit > WIDTH and dense < math.inf:
+    if estimate and problem.samples >= _SEVERAL and limit > WIDTH and dense < math.inf:
         expected = _expected_rank(problem, reduction, limit, dense * _LOOK)
     if road == "auto" and (limit <= WIDTH or (expected or 0) > limit) and refusal is None:
         return _Plan("dense", route)
@@ -341,7 +349,10 @@ def _spanned(
 ) -> tuple[Matrix, Comparison] | None:
     """H in the span of inputs and slopes; None if that loses digits."""
     assert route.found is not None
-    basis, small = in_span(route.found)
+    spanned = attempt(in_span, route.found, errors=RuntimeError)  # of LAPACK
+    if spanned is None or not bool(torch.isfinite(spanned[1]).all()):
+        return None
+    basis, small = spanned
     whole = tuple(
         replace(layer, keep=torch.arange(layer.shape[0] * layer.shape[1], device=small.device))
         for layer in route.layers

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from hessrmt.curvature.factored import Factors, LayerFactors
 
 
-_DEPENDENT = 1e-12
-"""Share of the largest squared singular value of the normalised columns of M up to which a
-combination of them is taken for zero: ten times what rounding leaves of it in MᵀM."""
+_DEPENDENT = 4500
+"""Multiple of ε times the largest squared singular value of the normalised columns of M up to which
+a combination of them is taken for zero: ten times what rounding leaves of it in MᵀM."""
 
 
 @dataclass(frozen=True)
@@ -143,10 +143,10 @@ def _active(layer: LayerFactors, found: Factors) -> tuple[Tensor, Tensor]:
     for other in found.layers:
         if other.flow is not None:
             seen = seen | (other.flow[:, :, layer.span] != 0).any(dim=1)
-    seen = seen & (layer.features != 0).any(dim=1, keepdim=True)
+    seen = seen & (layer.features.norm(dim=1, keepdim=True) > 0)  # it may underflow
     fed = seen.new_zeros(len(seen), layer.basis.shape[1])
     if layer.flow is not None:
-        fed = (layer.flow != 0).any(dim=2) & (layer.gradient != 0).any(dim=1, keepdim=True)
+        fed = (layer.flow != 0).any(dim=2) & (layer.gradient.norm(dim=1, keepdim=True) > 0)
     return seen.nonzero().T, fed.nonzero().T
 
 
@@ -164,7 +164,8 @@ def _columns(layer: LayerFactors, found: Factors) -> _Columns:
     inner = (slopes @ slopes.T)[other][:, other]
     second[:, len(sample) :] = inner * (entry[:, None] == entry)
     squares, turn = torch.linalg.eigh(gram / norms[:, None] / norms)
-    kept = squares > _DEPENDENT * squares.abs().max() if len(squares) else squares > 0
+    least = _DEPENDENT * torch.finfo(squares.dtype).eps
+    kept = squares > least * squares.abs().max() if len(squares) else squares > 0
     size, turn = squares[kept].sqrt()[:, None], turn[:, kept].T
     return _Columns(layer, unit, fed, norms, size * turn, turn / size)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
@@ -101,10 +102,10 @@ def spectrum(
         blocks: ``"layer"`` for the own block of every module that has trainable parameters, all
             others held constant; or names of blocks to the parameters of each.
         checkpoint: A file in which a long search for the range is kept every two minutes, and from
-            which it is continued; removed at the end.
+            which it is continued; removed at the end. Refused if it holds anything else.
 
     Returns:
-        The :class:`~hessrmt.records.Spectrum`: P eigenvalues, those known exactly to be zero as
+        The :class:`~hessrmt.records.Spectrum`: P eigenvalues, those of the null directions as
         0.0, and the noise floor; eigenvectors as ``pairs``. With ``blocks``, a dict of name to
         spectrum.
 
@@ -140,11 +141,11 @@ def spectrum(
     backend, dtype = select(device), dtype_name(dtype)
     config = {"loss": problem.loss_name, "operator": operator, "dtype": dtype, "reduce": reduce}
     provenance = Provenance(config=config, device=backend.name)
-    kept = None if checkpoint is None else SearchFile(Path(checkpoint))
-    options = {"provenance": provenance, "kept": kept}
-    found = compute(problem, backend, dtype, operator, reduce, **options)
-    if kept is not None:
-        kept.remove()
+    with nullcontext() if checkpoint is None else SearchFile(Path(checkpoint)) as kept:
+        options = {"provenance": provenance, "kept": kept}
+        found = compute(problem, backend, dtype, operator, reduce, **options)
+        if kept is not None:
+            kept.remove()
     count = min(vectors, found.rank)  # of zero any vector in the null space is one
     return replace(found, pairs=_leading(problem, found, count, device)) if count else found
 

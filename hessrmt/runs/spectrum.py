@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -255,6 +256,6 @@ def _compute(
     with naming(name):
         found: dict[str, Any] = {}
         for part, problem in prepared.blocks(batch).items():
-            kept = None if out is None else SearchFile(_search(out, batch, part))
-            found[part] = compute(problem, backend, *how, tick=told, kept=kept)
+            with nullcontext() if out is None else SearchFile(_search(out, batch, part)) as kept:
+                found[part] = compute(problem, backend, *how, tick=told, kept=kept)
     return found[""] if config.blocks is None else found

@@ -87,7 +87,9 @@ def lock(descriptor: int, path: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise StoreError(f"another process is writing {path}; wait for it or use --out") from error
+        raise StoreError(
+            f"another process is writing {path}; wait for it, or name another file"
+        ) from error
     except OSError:
         return
 
