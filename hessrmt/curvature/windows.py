@@ -230,8 +230,17 @@ class _Space:
 
     @property
     def exhausted(self) -> bool:
-        """Whether the space is invariant, as far as rounding lets it be seen."""
+        """Whether nothing is left of the products, not even what rounding would hide."""
         return not self.pending
+
+    @property
+    def faintest(self) -> float:
+        """A rest this small is nothing but rounding.
+
+        That of an eigenvector in which a random vector has its usual component is √P times smaller
+        than the eigenvalue, so eigenvalues of a few floors show in rests far below the floor.
+        """
+        return self.floor / (10 * self.size**0.5)
 
     def begin(self, block: Vectors) -> None:
         """Drop what is not locked and start a Krylov space from a block of random vectors."""
@@ -240,6 +249,15 @@ class _Space:
         rows = self._orthonormal(block[: self.size - self.locked], 0.0)[0]
         for _ in range(2 if len(rows) else 0):  # random vectors have nothing of the basis but noise
             rows = self._orthonormal(self._project(rows, self.locked)[1], 0.0)[0]
+        self.pending = len(rows)
+        self.basis[self.have : self.have + self.pending] = rows
+        self.coupling = np.zeros((self.pending, self.have))
+
+    def turn_to(self, block: Vectors) -> None:
+        """Go on from an exhausted space with random vectors."""
+        rows = block[: self.size - self.have]
+        for _ in range(3):
+            rows = self._orthonormal(self._project(rows, self.have)[1], 0.0)[0]
         self.pending = len(rows)
         self.basis[self.have : self.have + self.pending] = rows
         self.coupling = np.zeros((self.pending, self.have))
@@ -276,14 +294,18 @@ class _Space:
         self.small[first:last, first:last] = (own + own.T) / 2
         self.small[:first, first:last] = self.coupling.T
         self.small[first:last, :first] = self.coupling
-        rows, mixing = self._orthonormal(rest, self.floor)
+        rows, mixing = self._orthonormal(rest, self.faintest)
         rows, mixing = rows[: self.size - last], mixing[:, : self.size - last]
         self.pending = len(rows)
         if len(rows):
             least = float(np.linalg.norm(mixing, axis=0).min())
             if least < _SMALL_REST * self.norm:  # what is small has more of the basis' rounding
-                rows, turn = self._orthonormal(self._project(rows, last)[1], 0.0)
-                mixing = mixing @ turn
+                for _ in range(3):
+                    rows, turn = self._orthonormal(self._project(rows, last)[1], 0.0)
+                    mixing = mixing @ turn
+                    if float(np.linalg.norm(turn, axis=0).min(initial=1.0)) >= _KEEPS:
+                        break
+                self.pending = len(rows)
             self.basis[last : last + len(rows)] = rows
         self.coupling = np.zeros((self.pending, last))
         self.coupling[:, first:] = mixing.T
@@ -549,11 +571,15 @@ class _Search:
         chosen = np.arange(len(values)) >= at - more
         return chosen | (np.arange(len(values)) < rest)
 
-    def check(self, probability: float) -> tuple[float, int, bool]:
+    def check(self, probability: float, *, final: bool = False) -> tuple[float, int, bool]:
         """Lanczos from one fresh vector in what is left.
+
+        Of a rest below the floor nothing is known but that it is no larger: it counts as large as
+        the floor, and the iteration goes on, from a fresh random vector where it has vanished.
 
         Args:
             probability: That it may fail with.
+            final: Whether to go on though an eigenvalue was seen, for the bound.
 
         Returns:
             The bound on the largest eigenvalue there, steps, and whether an eigenvalue beyond the
@@ -569,6 +595,8 @@ class _Search:
         wanted = math.log(2 * rest / math.pi) - 2 * math.log(probability)  # 1/τ²
         gap = max(self.low - self.target, space.floor) / (self.low + space.norm)
         limit = max(_CHECK_STEPS, 3 * float(_expected_steps(gap, rest, probability)))
+        if not aim > 2 * space.floor:  # rests as large as the floor allow for eigenvalues up to it
+            limit = _CHECK_STEPS
         space.begin(self.fresh(1))
         steps = 0
         while True:
@@ -580,11 +608,17 @@ class _Search:
             beta = np.append(beta, np.abs(space.coupling).max(initial=0.0))
             if steps % 8 == 0:
                 self.tick("completeness", steps, steps)
-            if math.isnan(polynomials(diagonal, beta, self.target)):
+            if not final and math.isnan(polynomials(diagonal, beta, self.target)):
                 return math.inf, steps, True
-            last = space.exhausted or steps >= limit or not space.require(2)
-            if last or polynomials(diagonal, beta, aim) >= wanted:
-                return _crossing(diagonal, beta, wanted, aim, space.norm), steps, False
+            everything = space.have == space.size
+            known = np.maximum(beta, space.floor)
+            if everything:
+                known[-1] = 0.0
+            last = everything or steps >= limit or not space.require(2)
+            if last or polynomials(diagonal, known, aim) >= wanted:
+                return _crossing(diagonal, known, wanted, aim, space.norm), steps, False
+            if space.exhausted:
+                space.turn_to(self.fresh(1))
 
 
 def polynomials(diagonal: Levels, beta: Levels, x: float) -> float:
@@ -677,12 +711,15 @@ def find(
         math.inf,
     )
     while missed and search.converged:
+        before = space.locked
         search.converged = search.find(steps)
         if math.isnan(search.target):
             search.target = low
         probability /= 2  # of all checks together at most what was asked for
         spent += probability
-        rest, steps, missed = search.check(probability)
+        # what the check has seen and the search can't find can't be told from rounding
+        vain = spent > probability and space.locked == before
+        rest, steps, missed = search.check(probability, final=vain)
     values = np.diag(space.small)[: space.locked].copy()
     order = np.argsort(values, kind="stable")
     places = torch.from_numpy(order).to(space.basis.device)
