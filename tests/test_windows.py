@@ -19,7 +19,7 @@ import hessrmt as hr
 from hessrmt.config import DensityConfig, load_settings, window_bounds
 from hessrmt.curvature import windows
 from hessrmt.curvature.lanczos import tridiagonal
-from hessrmt.curvature.operators import CurvatureOperator
+from hessrmt.curvature.operators import CurvatureOperator, Operator
 from hessrmt.curvature.rounding import round_off
 from hessrmt.curvature.windows import Window, polynomials
 from hessrmt.errors import ConfigError, ConvergenceError, DeviceError, ProblemError, StoreError
@@ -238,6 +238,49 @@ def test_the_polynomials_are_those_of_the_recurrence():
     assert polynomials(diagonal, np.array([0.7, 0.4, 0.0]), x) == math.inf
     huge = polynomials(np.zeros(900), np.ones(900), 1e9)  # p_900 is about 1e8100
     assert huge == pytest.approx(2 * 900 * math.log(1e9), rel=1e-9)
+
+
+class Diagonal(Operator):
+    """A diagonal matrix whose products may have errors of a stated size."""
+
+    def __init__(self, values, dtype=torch.float64, error=0.0):
+        self.values, self.dimension = torch.tensor(values, dtype=dtype), len(values)
+        self.dtype, self.device, self.product_error = dtype, torch.device("cpu"), error
+        self.stream = torch.Generator().manual_seed(0)
+
+    def __call__(self, block):
+        noise = torch.randn(block.shape, generator=self.stream, dtype=block.dtype)
+        noise /= noise.norm(dim=1, keepdim=True) / block.norm(dim=1, keepdim=True)
+        return block * self.values + 0.4 * self.product_error * noise
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("floors", [5, 8, 20, 100])
+def test_eigenvalues_whose_share_of_a_random_vector_is_below_rounding(floors, dtype):
+    """A product with a random vector has 1/100 of them: an invariant space says nothing."""
+    size, copies = 10_000, 12
+    value = floors * round_off(1.0, size, dtype)
+    values = np.zeros(size)
+    values[0], values[1 : 1 + copies] = 1.0, value
+    found = hr.eigsh(Diagonal(values, dtype), window=(0.9 * value, None), tolerance=1e-6)
+    assert len(found) == 1 + copies or not found.window.complete
+    if floors >= 20:  # where the proof has room between rounding and the bound
+        assert found.window.complete
+    if floors <= 5:  # twice what rounding adds, for 13 vectors, is more than the bound
+        assert found.window.complete_from > 2 * round_off(1.0, size, dtype)
+
+
+@pytest.mark.parametrize("size", [1000, 10_000])
+@pytest.mark.parametrize("share", [6, 8, 20, 60])
+def test_eigenvalues_little_above_the_error_of_products(share, size):
+    error = 1e-5
+    values = np.zeros(size)
+    values[:3] = 1.0, share * error, share * error
+    for seed in range(3):
+        window = (0.9 * share * error, None)
+        found = hr.eigsh(Diagonal(values, error=error), window=window, seed=seed)
+        assert len(found) == 3 or not found.window.complete
+        assert found.window.complete == (share >= 20)  # 8 errors are what the proof subtracts
 
 
 # What is refused
