@@ -29,7 +29,7 @@ from hessrmt.curvature.dense import gib, usable_memory
 from hessrmt.curvature.differences import DIFFERENTIATION, inexact_first
 from hessrmt.curvature.operators import CurvatureOperator, as_operator
 from hessrmt.curvature.rounding import gaussian, require_symmetric, round_off
-from hessrmt.curvature.windows import Window, check_window, find
+from hessrmt.curvature.windows import Window, check_window, find, norm_seen
 from hessrmt.errors import ConfigError, ConvergenceError, DeviceError
 from hessrmt.problems.problem import Problem, ordinary_mode
 from hessrmt.progress import Tick, silent
@@ -119,7 +119,7 @@ class _Space:
         """Take H times the next direction; β = 0 says that the space is invariant."""
         j = self.have
         self.products += 1
-        self.norm = max(self.norm, float(w.norm()))  # ‖Hv‖ <= ‖H‖
+        self.norm = norm_seen(w[None], self.norm)
         inner, rest = orthogonalise(w, self.basis[: j + 1])
         column = inner.to(torch.float64).cpu().numpy()
         gap = float(np.abs(column[:j] - self.coupling).max(initial=0.0))
@@ -547,7 +547,8 @@ def eigsh(
             or what rounding makes of it, or H is nothing of these.
         DeviceError: If the basis does not fit in memory.
         ConvergenceError: If none converged within 100 times the basis' size.
-        ProblemError: If the matrix is not symmetric.
+        ProblemError: If the matrix is not symmetric, or its entries are so large or small that
+            their squares overflow or underflow.
     """
     ends = {"LA": "top", "SA": "bottom", "LM": "largest"}
     one_of("end", which, ends, error=ConfigError)

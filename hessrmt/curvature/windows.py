@@ -38,8 +38,14 @@ import torch
 from hessrmt.checks import real
 from hessrmt.curvature.dense import gib, usable_memory
 from hessrmt.curvature.operators import CurvatureOperator
-from hessrmt.curvature.rounding import gaussian, require_symmetric, round_off
-from hessrmt.errors import ConfigError, ConvergenceError, DeviceError
+from hessrmt.curvature.rounding import gaussian, length, require_symmetric, round_off
+from hessrmt.errors import (
+    ConfigError,
+    ConvergenceError,
+    DeviceError,
+    NonFiniteError,
+    ProblemError,
+)
 from hessrmt.results import Result
 
 if TYPE_CHECKING:
@@ -282,7 +288,7 @@ class _Space:
         block = self.basis[first : first + count]
         products = self.sign * self.operator(block)
         self.products += count
-        self.norm = max(self.norm, float(products.norm(dim=1).max()))  # ‖Hv‖ <= ‖H‖
+        self.norm = norm_seen(products, self.norm)
         inner, rest = self._project(products, first + count, 2 * count)
         inner = inner.to(torch.float64).cpu().numpy()
         own = inner[:, first:]
@@ -393,6 +399,39 @@ class _Space:
         """So close eigenvalues of H lie to those locked and those of the rest together."""
         rounding = (1 + self.locked**0.5) * max(self.floor, measured)
         return self.mixed + float(np.linalg.norm(self.residuals)) + rounding
+
+
+def norm_seen(products: Vectors, before: float) -> float:
+    """What is known of ‖H‖₂ from below: ‖Hv‖ <= ‖H‖₂.
+
+    Args:
+        products: (k, n) with unit vectors.
+        before: What was known.
+
+    Returns:
+        The largest.
+
+    Raises:
+        NonFiniteError: If a product is NaN or infinite.
+        ProblemError: If squares of numbers of this size, or of their rounding errors, are not those
+            of the precision.
+    """
+    kind = torch.finfo(products.dtype)
+    most, least = kind.max**0.5 / 1e3, kind.tiny**0.5 / (10 * kind.eps)
+    norm = max(float(products.norm(dim=1).max()), before)  # NaN stays NaN
+    if least <= norm <= most:
+        return norm
+    if not bool(torch.isfinite(products).all()):
+        raise NonFiniteError("a product with the matrix is NaN or infinite")
+    norm = max(before, *(length(row) for row in products))
+    if norm and not least <= norm <= most:
+        raise ProblemError(
+            f"the matrix's products with unit vectors are of size {norm:.1g}, and squares of such "
+            f"numbers {'overflow' if norm > most else 'underflow'} in "
+            f"{str(products.dtype).removeprefix('torch.')}: multiply the matrix (and a window's "
+            f"bounds) by {10.0 ** -round(math.log10(norm)):.0e}"
+        )
+    return norm
 
 
 def vectors_that_fit(operator: Operator, memory: int | None = None) -> int:
