@@ -18,9 +18,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import hessrmt as hr
 from hessrmt.config import DensityConfig, load_settings, window_bounds
 from hessrmt.curvature import windows
-from hessrmt.curvature.lanczos import tridiagonal
+from hessrmt.curvature.density import DensityResult
+from hessrmt.curvature.lanczos import EdgeLevels, tridiagonal
 from hessrmt.curvature.operators import CurvatureOperator, Operator
 from hessrmt.curvature.rounding import round_off
+from hessrmt.curvature.stochastic import Quadrature
 from hessrmt.curvature.windows import Window, polynomials
 from hessrmt.errors import ConfigError, ConvergenceError, DeviceError, ProblemError, StoreError
 from hessrmt.runs.density import prepare, run
@@ -415,8 +417,10 @@ def test_the_command_gives_all_of_a_window(cli, digits, exact, tmp_path):
     assert window["complete_from"] <= low
     assert window["failure_probability"] <= 1e-6
     assert window["high"] is None
-    count, error = answer["window_count"]
-    assert abs(count - len(own)) < 6 * error + 5
+    fewest, most = answer["window_count"]
+    assert 0 <= fewest <= most <= answer["dimension"]
+    wider = 2 * math.sqrt(2 * len(own) / answer["probes"])  # 4 standard errors in all
+    assert fewest - wider <= len(own) <= most + wider
     # statistics are of the complete stretch
     (run_,) = hr.load_density(tmp_path / "density.h5").spectra()
     assert run_.eigenvalues.tolist() == edges["values"]
@@ -427,7 +431,7 @@ def test_the_command_gives_all_of_a_window(cli, digits, exact, tmp_path):
     shown = cli("density", *WORDS, "--data", digits, "--window", f"{low}:", "--overwrite").stdout
     assert f"these {len(own):,} are all" in " ".join(shown.split())
     empty = cli("density", *WORDS, "--data", digits, "--window", "1e9:", "--overwrite").stdout
-    assert "there is no eigenvalue in it" in " ".join(empty.split())
+    assert "The window is complete: no eigenvalue lies in it" in " ".join(empty.split())
 
 
 def test_the_lower_end_and_a_part_in_the_middle(cli, digits, exact):
@@ -503,6 +507,35 @@ def test_a_run_that_died_goes_on_and_older_files_are_read(digits, tmp_path):
         file.attrs["identity"] = json.dumps(identity)
         assert "window" not in file["edges"]
     assert run(plain, old, resume=True).edges.window is None
+
+
+@pytest.mark.parametrize("steps", [2, 5, 20, 60])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_count_holds_what_the_vectors_have_of_the_window(steps, seed):
+    """Bounds of each probe against the spectral measure of the vector, which has no chance."""
+    values = np.sort(np.random.default_rng(seed).normal(size=120))
+    start = np.random.default_rng(seed + 50).normal(size=(1, 120))
+    measure = (start[0] / np.linalg.norm(start)) ** 2
+    operator = DenseOperator(np.diag(values))
+    ((diagonal, beta),) = tridiagonal(operator, torch.from_numpy(start), steps)
+    nodes, turn = np.linalg.eigh(np.diag(diagonal) + np.diag(beta, 1) + np.diag(beta, -1))
+    quadrature = Quadrature(nodes[None], turn[None, 0] ** 2, 120)
+    between, slack = 0, 120 * EPS
+    shared = ("values", "residuals", "round_off", "dimension", "norm", "n_lower", "asked")
+    for low, high in [(0.1, math.inf), (0.4, 0.9), (1.3, 1.31), (-math.inf, -0.5), (5.0, 6.0)]:
+        window = Window(low, high, low if low > 0 else high, 1e-6)
+        levels = (np.zeros(0), np.zeros(0), 0.0, 120, 1.0, 0, "")
+        edges = EdgeLevels(window=window, **dict(zip(shared, levels, strict=True)))
+        found = DensityResult(quadrature, 1, 120, 1, 0.0, 0.0, "hessian", "float64", edges)
+        fewest, most = found._measure(0, window)
+        exact = measure[(values >= low) & (values <= high)].sum()
+        assert fewest - slack <= exact <= most + slack
+        between += most > fewest
+        # of one probe the spread of a random vector is added, two standard errors
+        count = np.count_nonzero((values >= low) & (values <= high))
+        assert found.window_count[0] <= 120 * exact <= found.window_count[1] + 120 * slack
+        assert abs(120 * exact - count) <= 4 * math.sqrt(2 * count)
+    assert between
 
 
 def test_only_the_complete_part_goes_to_level_statistics():
