@@ -184,7 +184,8 @@ class Found(NamedTuple):
         steps: Of the check.
         norm: ‖H‖₂ as far as it was seen.
         products: Products so far.
-        mixed: ‖XᵀHX - Θ‖_F, what couples vectors that were found one after the other.
+        mixed: ‖XᵀHX - Θ‖_F, what couples vectors that were found one after the other; with the
+            truncation of products that are finite differences.
         measured: What rounding does to products, as measured; 0 where it was not.
         converged: Whether the search ended by itself.
     """
@@ -217,7 +218,7 @@ class _Space:
         self.small = np.zeros((len(self.basis), len(self.basis)))
         self.locked = self.have = self.pending = self.products = 0
         self.residuals, self.coupling = np.zeros(0), np.zeros((0, 0))
-        self.norm = self.mixed = 0.0
+        self.norm = self.mixed = self.strayed = 0.0
 
     def _rows(self, count: int) -> Vectors:
         kind, place = self.operator.dtype, self.operator.device
@@ -292,10 +293,10 @@ class _Space:
         inner, rest = self._project(products, first + count, 2 * count)
         inner = inner.to(torch.float64).cpu().numpy()
         own = inner[:, first:]
-        gap = np.abs(inner[:, :first] - self.coupling).max(initial=np.abs(own - own.T).max())
-        error = self.operator.product_error
-        slack = self.slack * self.norm + 4 * error  # of two products
-        require_symmetric(float(gap), self.norm, slack, differences=bool(error))
+        apart = np.abs(inner[:, :first] - self.coupling)
+        gap = float(apart.max(initial=np.abs(own - own.T).max()))
+        where = np.append(np.arange(first, first + count), apart.max(axis=0).argsort()[-1:])
+        require_symmetric_products(self.operator, self.basis, where, gap, self.norm, self.slack)
         self.have = last = first + count
         self.small[first:last, first:last] = (own + own.T) / 2
         self.small[:first, first:last] = self.coupling.T
@@ -375,10 +376,13 @@ class _Space:
             rows = self.basis[part]
             theta = torch.from_numpy(values[start : start + _BLOCK]).to(rows)
             rest = self.sign * self.operator(rows) - theta[:, None] * rows
-            found[start : start + _BLOCK] = rest.norm(dim=1).to(torch.float64).cpu().numpy()
+            stray = self.operator.truncation(rows)
+            self.strayed = math.hypot(self.strayed, float(stray.norm()))
+            errors = rest.norm(dim=1) + stray
+            found[start : start + _BLOCK] = errors.to(torch.float64).cpu().numpy()
             inner = (rest @ self.basis[: self.locked].T).to(torch.float64)
             before, own = float(inner[:, :first].norm()), float(inner[:, first:].norm())
-            self.mixed = math.hypot(self.mixed, before, before, own)
+            self.mixed = math.hypot(self.mixed, before, before, own)  # as computed
             self.products += len(rows)
         self.residuals = np.append(self.residuals, found)
 
@@ -398,7 +402,8 @@ class _Space:
     def shift(self, measured: float) -> float:
         """So close eigenvalues of H lie to those locked and those of the rest together."""
         rounding = (1 + self.locked**0.5) * max(self.floor, measured)
-        return self.mixed + float(np.linalg.norm(self.residuals)) + rounding
+        coupled = self.mixed + 2**0.5 * self.strayed
+        return coupled + float(np.linalg.norm(self.residuals)) + rounding
 
 
 def norm_seen(products: Vectors, before: float) -> float:
@@ -432,6 +437,38 @@ def norm_seen(products: Vectors, before: float) -> float:
             f"bounds) by {10.0 ** -round(math.log10(norm)):.0e}"
         )
     return norm
+
+
+def require_symmetric_products(
+    operator: Operator, basis: Vectors, where: np.ndarray, gap: float, norm: float, slack: float
+) -> None:
+    """Refuse products that contradict H = Hᵀ, or differences along vectors with too long a step.
+
+    Args:
+        operator: H.
+        basis: (k, n) unit vectors.
+        where: Places of those whose products contradict each other most.
+        gap: Largest |wᵀ(Hv) - vᵀ(Hw)|.
+        norm: ‖H‖₂ as far as it was seen.
+        slack: Share of it that may be rounding.
+
+    Raises:
+        ProblemError: If they do.
+    """
+    error = operator.product_error
+    allowed = slack * norm + 4 * error  # of two products
+    if error and gap > allowed:
+        rows = basis[torch.from_numpy(np.unique(where)).to(basis.device)]
+        stray = float(operator.truncation(rows).max())
+        if gap <= allowed + 4 * stray:
+            raise ProblemError(
+                "the step of the finite differences is too long for a vector that Lanczos met: the "
+                f"curvature changes along it so fast that products with it err by {stray:.3g} "
+                f"(half the step shows it), where rounding explains {error:.3g} and the norm is "
+                f"{norm:.3g}. Take products='differentiation', or dtype='float64', whose step is "
+                "shorter"
+            )
+    require_symmetric(gap, norm, allowed, differences=bool(error))
 
 
 def vectors_that_fit(operator: Operator, memory: int | None = None) -> int:
@@ -475,7 +512,7 @@ class _Search:
     seed: int
     tick: Tick
     target: float = math.nan
-    measured: float = 0.0
+    rounding: float = 0.0
     converged: bool = True
     draws: Iterator[int] = field(default_factory=itertools.count)
 
@@ -483,6 +520,11 @@ class _Search:
         """Random vectors that nothing before depends on."""
         operator, size = self.space.operator, self.space.size
         return gaussian((count, size), operator, "window", next(self.draws), seed=self.seed)
+
+    @property
+    def measured(self) -> float:
+        """What rounding does to products; of finite differences truncation is as large at most."""
+        return max(self.rounding, 2 * self.space.operator.product_error)
 
     @property
     def goal(self) -> float:
@@ -739,9 +781,7 @@ def find(
     search = _Search(space, low, tolerance, failure_probability, seed, tick)
     if isinstance(operator, CurvatureOperator):
         operator.expect(_FIRST_BLOCKS * _BLOCK + _CHECK_STEPS)
-        search.measured = operator.rounding()
-    if operator.product_error:  # of finite differences: their truncation is as large at most
-        search.measured = 2 * operator.product_error
+        search.rounding = operator.rounding()
     probability, spent, missed, steps, rest = (
         failure_probability,
         0.0,
@@ -771,7 +811,7 @@ def find(
         steps=steps,
         norm=space.norm,
         products=space.products,
-        mixed=space.mixed,
+        mixed=space.mixed + 2**0.5 * space.strayed,
         measured=search.measured,
         converged=search.converged,
     )
