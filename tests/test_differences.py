@@ -10,6 +10,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import hessrmt as hr
+from hessrmt.curvature.differences import Differences
 from hessrmt.curvature.operators import CurvatureOperator
 from hessrmt.curvature.stochastic import traces
 from hessrmt.errors import ConfigError, NonFiniteError, ProblemError
@@ -359,3 +360,64 @@ def test_the_double_backward_reference():
     x, y = given.batch.inputs, given.batch.targets
     plain = by_double_backward(given.model, F.cross_entropy, x, y)
     assert np.allclose(hr.hessian(given), plain, rtol=1e-9, atol=1e-12)
+
+
+class Wave(nn.Module):
+    """A quadratic form, and one parameter along which the loss is a fast wave."""
+
+    def __init__(self, size, pace, height):
+        super().__init__()
+        self.bulk = nn.Parameter(0.01 * torch.randn(size, dtype=torch.float64))
+        self.fast = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+        self.register_buffer("curvature", torch.linspace(0, 1, size, dtype=torch.float64) ** 8)
+        self.pace, self.height = pace, height
+
+    def forward(self, x):
+        """The same for all samples."""
+        wave = self.height * torch.cos(self.pace * self.fast) / self.pace**2
+        return 0 * x[:, :1] + (self.curvature * self.bulk**2).sum() / 2 - wave
+
+
+def wave(pace, height, size=200):
+    torch.manual_seed(0)
+    data = torch.ones(2, 1, dtype=torch.float64), torch.zeros(2)
+    problem = hr.Problem(Wave(size, pace, height), lambda out, _: out.mean(), data)
+    return hr.Hessian(problem, products="finite-difference", dtype="float32")
+
+
+def test_a_step_too_long_for_one_vector_is_called_that():
+    """Random vectors have little of the fast parameter, its eigenvector everything."""
+    with pytest.raises(ProblemError, match="step of the finite differences is too long"):
+        hr.eigsh(wave(60.0, 0.3), window=(0.04, None))
+
+
+@pytest.mark.parametrize(("pace", "height"), [(10.0, 0.3), (30.0, 0.3)])
+def test_a_window_has_the_truncation_along_its_own_eigenvectors(pace, height):
+    operator = wave(pace, height)
+    found = hr.eigsh(operator, window=(0.04, None))
+    stray = operator.truncation(found.vectors.T).numpy()
+    assert (found.bounds >= stray).all()
+    assert found.window.matched_bound >= stray.max()
+    place = int(found.vectors[-1].abs().argmax())  # λ = height belongs to the fast parameter
+    product = operator(found.vectors[:, place][None])[0]
+    assert found.window.matched_bound >= abs(float(product[-1]) - height)
+
+
+def test_a_shorter_step_for_one_vector_shows_in_the_error():
+    kink = [float("inf")]
+
+    def slopes(points, number=None):
+        # λ = 1, and 2 beyond the kink
+        found = points.clone()
+        found[:, 0] += (points[:, 0] - kink[0]).clamp(min=0.0)
+        return found if number is None else found * (1 + np.finfo(float).eps)
+
+    ones = torch.eye(30, dtype=torch.float64)
+    ways = Differences(slopes, torch.ones(30, dtype=torch.float64))
+    ways.kinked, before = True, ways.rounding  # as if kinks had been seen
+    kink[0] = 1 + 0.5 * ways.step
+    product = ways(ones[:1])[0]
+    assert float((product - ones[0]).norm()) <= ways.rounding
+    assert ways.rounding == 8 * before
+    ways(ones[1:])
+    assert ways.rounding == 8 * before

@@ -453,3 +453,32 @@ def test_what_acts_as_an_operator_is_one():
     assert np.abs(hr.eigsh(Scaled(), 2).values - [7, 8]).max() < 1e-10
     with pytest.raises(ConfigError, match="expected an operator"):
         hr.eigsh("matrix", 2)
+
+
+@pytest.mark.parametrize("window", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "scale", "why"),
+    [
+        (torch.float64, 1e160, r"overflow in float64.*by 1e-160"),
+        (torch.float64, 1e-170, r"underflow in float64.*by 1e\+170"),
+        (torch.float32, 1e20, "overflow in float32"),
+        (torch.float32, 1e-20, "underflow in float32"),
+        (torch.float64, 1e150, None),
+        (torch.float64, 1e-135, None),
+        (torch.float32, 1e15, None),
+        (torch.float32, 1e-12, None),
+    ],
+)
+def test_numbers_whose_squares_do_not_fit_are_refused(dtype, scale, why, window):
+    values = scale * np.linspace(0, 1, 200)
+    operator = DenseOperator(np.diag(values), dtype)
+    request = {"window": (0.98 * scale, None)} if window else {"k": 4}
+    if why:
+        with pytest.raises(ProblemError, match=why):
+            hr.eigsh(operator, tolerance=1e-5, **request)
+        return
+    found = hr.eigsh(operator, tolerance=1e-5, **request)
+    assert len(found) == 4
+    assert found.converged
+    slack = 200 * torch.finfo(dtype).eps * scale
+    assert (np.abs(found.values - values[-4:]) <= found.bounds + slack).all()

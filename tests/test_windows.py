@@ -18,9 +18,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import hessrmt as hr
 from hessrmt.config import DensityConfig, load_settings, window_bounds
 from hessrmt.curvature import windows
-from hessrmt.curvature.lanczos import tridiagonal
-from hessrmt.curvature.operators import CurvatureOperator
+from hessrmt.curvature.density import DensityResult
+from hessrmt.curvature.lanczos import EdgeLevels, tridiagonal
+from hessrmt.curvature.operators import CurvatureOperator, Operator
 from hessrmt.curvature.rounding import round_off
+from hessrmt.curvature.stochastic import Quadrature
 from hessrmt.curvature.windows import Window, polynomials
 from hessrmt.errors import ConfigError, ConvergenceError, DeviceError, ProblemError, StoreError
 from hessrmt.runs.density import prepare, run
@@ -240,6 +242,49 @@ def test_the_polynomials_are_those_of_the_recurrence():
     assert huge == pytest.approx(2 * 900 * math.log(1e9), rel=1e-9)
 
 
+class Diagonal(Operator):
+    """A diagonal matrix whose products may have errors of a stated size."""
+
+    def __init__(self, values, dtype=torch.float64, error=0.0):
+        self.values, self.dimension = torch.tensor(values, dtype=dtype), len(values)
+        self.dtype, self.device, self.product_error = dtype, torch.device("cpu"), error
+        self.stream = torch.Generator().manual_seed(0)
+
+    def __call__(self, block):
+        noise = torch.randn(block.shape, generator=self.stream, dtype=block.dtype)
+        noise /= noise.norm(dim=1, keepdim=True) / block.norm(dim=1, keepdim=True)
+        return block * self.values + 0.4 * self.product_error * noise
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("floors", [5, 8, 20, 100])
+def test_eigenvalues_whose_share_of_a_random_vector_is_below_rounding(floors, dtype):
+    """A product with a random vector has 1/100 of them: an invariant space says nothing."""
+    size, copies = 10_000, 12
+    value = floors * round_off(1.0, size, dtype)
+    values = np.zeros(size)
+    values[0], values[1 : 1 + copies] = 1.0, value
+    found = hr.eigsh(Diagonal(values, dtype), window=(0.9 * value, None), tolerance=1e-6)
+    assert len(found) == 1 + copies or not found.window.complete
+    if floors >= 20:  # where the proof has room between rounding and the bound
+        assert found.window.complete
+    if floors <= 5:  # twice what rounding adds, for 13 vectors, is more than the bound
+        assert found.window.complete_from > 2 * round_off(1.0, size, dtype)
+
+
+@pytest.mark.parametrize("size", [1000, 10_000])
+@pytest.mark.parametrize("share", [6, 8, 20, 60])
+def test_eigenvalues_little_above_the_error_of_products(share, size):
+    error = 1e-5
+    values = np.zeros(size)
+    values[:3] = 1.0, share * error, share * error
+    for seed in range(3):
+        window = (0.9 * share * error, None)
+        found = hr.eigsh(Diagonal(values, error=error), window=window, seed=seed)
+        assert len(found) == 3 or not found.window.complete
+        assert found.window.complete == (share >= 20)  # 8 errors are what the proof subtracts
+
+
 # What is refused
 
 
@@ -372,8 +417,10 @@ def test_the_command_gives_all_of_a_window(cli, digits, exact, tmp_path):
     assert window["complete_from"] <= low
     assert window["failure_probability"] <= 1e-6
     assert window["high"] is None
-    count, error = answer["window_count"]
-    assert abs(count - len(own)) < 6 * error + 5
+    fewest, most = answer["window_count"]
+    assert 0 <= fewest <= most <= answer["dimension"]
+    wider = 2 * math.sqrt(2 * len(own) / answer["probes"])  # 4 standard errors in all
+    assert fewest - wider <= len(own) <= most + wider
     # statistics are of the complete stretch
     (run_,) = hr.load_density(tmp_path / "density.h5").spectra()
     assert run_.eigenvalues.tolist() == edges["values"]
@@ -384,7 +431,7 @@ def test_the_command_gives_all_of_a_window(cli, digits, exact, tmp_path):
     shown = cli("density", *WORDS, "--data", digits, "--window", f"{low}:", "--overwrite").stdout
     assert f"these {len(own):,} are all" in " ".join(shown.split())
     empty = cli("density", *WORDS, "--data", digits, "--window", "1e9:", "--overwrite").stdout
-    assert "there is no eigenvalue in it" in " ".join(empty.split())
+    assert "The window is complete: no eigenvalue lies in it" in " ".join(empty.split())
 
 
 def test_the_lower_end_and_a_part_in_the_middle(cli, digits, exact):
@@ -460,6 +507,35 @@ def test_a_run_that_died_goes_on_and_older_files_are_read(digits, tmp_path):
         file.attrs["identity"] = json.dumps(identity)
         assert "window" not in file["edges"]
     assert run(plain, old, resume=True).edges.window is None
+
+
+@pytest.mark.parametrize("steps", [2, 5, 20, 60])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_count_holds_what_the_vectors_have_of_the_window(steps, seed):
+    """Bounds of each probe against the spectral measure of the vector, which has no chance."""
+    values = np.sort(np.random.default_rng(seed).normal(size=120))
+    start = np.random.default_rng(seed + 50).normal(size=(1, 120))
+    measure = (start[0] / np.linalg.norm(start)) ** 2
+    operator = DenseOperator(np.diag(values))
+    ((diagonal, beta),) = tridiagonal(operator, torch.from_numpy(start), steps)
+    nodes, turn = np.linalg.eigh(np.diag(diagonal) + np.diag(beta, 1) + np.diag(beta, -1))
+    quadrature = Quadrature(nodes[None], turn[None, 0] ** 2, 120)
+    between, slack = 0, 120 * EPS
+    shared = ("values", "residuals", "round_off", "dimension", "norm", "n_lower", "asked")
+    for low, high in [(0.1, math.inf), (0.4, 0.9), (1.3, 1.31), (-math.inf, -0.5), (5.0, 6.0)]:
+        window = Window(low, high, low if low > 0 else high, 1e-6)
+        levels = (np.zeros(0), np.zeros(0), 0.0, 120, 1.0, 0, "")
+        edges = EdgeLevels(window=window, **dict(zip(shared, levels, strict=True)))
+        found = DensityResult(quadrature, 1, 120, 1, 0.0, 0.0, "hessian", "float64", edges)
+        fewest, most = found._measure(0, window)
+        exact = measure[(values >= low) & (values <= high)].sum()
+        assert fewest - slack <= exact <= most + slack
+        between += most > fewest
+        # of one probe the spread of a random vector is added, two standard errors
+        count = np.count_nonzero((values >= low) & (values <= high))
+        assert found.window_count[0] <= 120 * exact <= found.window_count[1] + 120 * slack
+        assert abs(120 * exact - count) <= 4 * math.sqrt(2 * count)
+    assert between
 
 
 def test_only_the_complete_part_goes_to_level_statistics():

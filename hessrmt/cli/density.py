@@ -129,13 +129,14 @@ def _show_edges(edges: EdgeLevels, counted: tuple[float, float] | None) -> None:
 
 def _completeness(window: Window, found: int, counted: tuple[float, float] | None) -> Iterator[str]:
     """What is known of a window, sentence by sentence."""
-    number = f"these {found:,} are" if found else "there is no eigenvalue in it: these are"
     side = "above" if window.low > 0 else "below"
     trust = f"up to a failure probability of {window.failure_probability:.1g}"
-    if window.complete:
+    if window.complete and not found:
+        yield f"The window is complete: no eigenvalue lies in it, {trust}."
+    elif window.complete:
         yield (
-            f"The window is complete: {number} all, counted with multiplicity, each within "
-            f"{window.matched_bound:.1g} of its eigenvalue, {trust}."
+            f"The window is complete: these {found:,} are all, counted with multiplicity, each "
+            f"within {window.matched_bound:.1g} of its eigenvalue, {trust}."
         )
     else:
         yield (
@@ -147,7 +148,10 @@ def _completeness(window: Window, found: int, counted: tuple[float, float] | Non
     if window.beyond:
         yield f"{window.beyond:,} more lie {side} the window, up to the end of the spectrum."
     if counted is not None:
-        yield f"The quadrature counts {counted[0]:.4g} ± {_error(counted[1])}, an estimate."
+        yield (
+            f"The quadratures count between {counted[0]:.4g} and {counted[1]:.4g}, two standard "
+            "errors included."
+        )
 
 
 def _error(value: float) -> str:

@@ -86,7 +86,8 @@ class Differences:
 
     Attributes:
         step: h, the distance of neighbouring points.
-        rounding: Bound on the rounding error of a product with a unit vector.
+        rounding: Bound on the rounding error of a product with a unit vector, also of those so far
+            that took a shorter step.
         kinked: Whether kinks were seen at longer steps: then every product is measured, and taken
             with a shorter step where it has to be.
 
@@ -103,15 +104,15 @@ class Differences:
         moved = [length((slopes(theta[None], n) - here)[0]) for n in range(_SAMPLES)]
         self._of_slope = _SPREAD * norm_bound(moved)
         random = [_unit(gaussian(len(theta), theta, "differences", n)) for n in range(4)]
-        self.kinked = False
+        self.kinked, self._shortened = False, 1.0
         self.step = torch.finfo(theta.dtype).eps ** 0.2 * max(1.0, length(theta))
         self._choose(random[:2])
         self._require_agreement(torch.stack([*random[2:], *self._tried]))
 
     @property
     def rounding(self) -> float:
-        """Bound on the rounding error of a product with a unit vector."""
-        return self._of_slope / self.step
+        """Bound on the rounding error of the products so far with unit vectors."""
+        return self._of_slope * self._shortened / self.step
 
     def __call__(self, block: Vectors) -> Vectors:
         """Products with the rows of a block.
@@ -133,7 +134,8 @@ class Differences:
         Returns:
             (k,) in the 2-norm, 16/15 of the differences to products with half the step.
         """
-        return torch.cat([self._measured(rows, self.step)[1] for rows in self._groups(block)])
+        way = self._settled if self.kinked else self._measured
+        return torch.cat([way(rows, self.step)[1] for rows in self._groups(block)])
 
     def _groups(self, block: Vectors) -> tuple[Vectors, ...]:
         return block.split(len(block) if self._together else 1)
@@ -166,14 +168,19 @@ class Differences:
         return products, apart.new_tensor([16 / 15 * length(row) for row in apart])
 
     def _below_kinks(self, units: Vectors, step: float) -> Vectors:
-        """Products each with a step at which no kink lies between the points."""
-        found = []
+        return self._settled(units, step)[0]
+
+    def _settled(self, units: Vectors, step: float) -> tuple[Vectors, Tensor]:
+        """Products each with a step at which no kink lies between the points, and truncation."""
+        found, errors = [], []
         for unit in units:
             now = step
             for _ in range(_RETRIES):
                 product, apart = self._measured(unit[None], now)
                 if float(apart) <= 2 * self._of_slope / now:
                     found.append(product)
+                    errors.append(apart)
+                    self._shortened = max(self._shortened, step / now)
                     break
                 now /= 8
             else:
@@ -181,7 +188,7 @@ class Differences:
                     "central differences of the gradient along a vector do not agree for any "
                     f"step from {step:.1g} down to {8 * now:.1g}. {_ADVICE}"
                 )
-        return torch.cat(found)
+        return torch.cat(found), torch.cat(errors)
 
     def _choose(self, directions: list[Vector]) -> None:
         """Find the step, and note the unit vectors along which it was tried."""

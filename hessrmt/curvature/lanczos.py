@@ -28,8 +28,14 @@ from hessrmt.checks import one_of, require_whole
 from hessrmt.curvature.dense import gib, usable_memory
 from hessrmt.curvature.differences import DIFFERENTIATION, inexact_first
 from hessrmt.curvature.operators import CurvatureOperator, as_operator
-from hessrmt.curvature.rounding import gaussian, require_symmetric, round_off
-from hessrmt.curvature.windows import Window, check_window, find
+from hessrmt.curvature.rounding import gaussian, round_off
+from hessrmt.curvature.windows import (
+    Window,
+    check_window,
+    find,
+    norm_seen,
+    require_symmetric_products,
+)
 from hessrmt.errors import ConfigError, ConvergenceError, DeviceError
 from hessrmt.problems.problem import Problem, ordinary_mode
 from hessrmt.progress import Tick, silent
@@ -103,9 +109,8 @@ def orthogonalise(w: Vector, basis: Vectors) -> tuple[Tensor, Vector]:
 class _Space:
     """A Krylov space: orthonormal rows V, T = VᵀHV, and the next direction behind the last row."""
 
-    def __init__(
-        self, start: Vector, width: int, slack: float = 0.0, product_error: float = 0.0
-    ) -> None:
+    def __init__(self, operator: Operator, start: Vector, width: int, slack: float = 0.0) -> None:
+        self.operator = operator
         self.size = len(start)
         self.basis = start.new_empty(min(width + 1, self.size), self.size)
         self.basis[0] = start / start.norm()
@@ -113,22 +118,21 @@ class _Space:
         self.have, self.products, self.beta, self.norm = 0, 0, 0.0, 0.0
         self.coupling = np.zeros(0)  # of the next direction to all rows, known by symmetry
         self.slack = max(slack, torch.finfo(start.dtype).eps ** 0.5)
-        self.product_error = product_error
 
     def add(self, w: Vector) -> None:
         """Take H times the next direction; β = 0 says that the space is invariant."""
         j = self.have
         self.products += 1
-        self.norm = max(self.norm, float(w.norm()))  # ‖Hv‖ <= ‖H‖
+        self.norm = norm_seen(w[None], self.norm)
         inner, rest = orthogonalise(w, self.basis[: j + 1])
         column = inner.to(torch.float64).cpu().numpy()
-        gap = float(np.abs(column[:j] - self.coupling).max(initial=0.0))
-        slack = self.slack * self.norm + 4 * self.product_error  # of two products
-        require_symmetric(gap, self.norm, slack, differences=bool(self.product_error))
+        apart = np.abs(column[:j] - self.coupling)
+        where, gap = np.append(apart.argsort()[-1:], j), float(apart.max(initial=0.0))
+        require_symmetric_products(self.operator, self.basis, where, gap, self.norm, self.slack)
         column[:j] = self.coupling
         self.small[: j + 1, j] = self.small[j, : j + 1] = column
         self.have, beta = j + 1, float(rest.norm())
-        least = max(round_off(self.norm, self.size, w.dtype), self.product_error)
+        least = max(round_off(self.norm, self.size, w.dtype), self.operator.product_error)
         invariant = self.have == self.size or beta <= least
         self.beta = 0.0 if invariant else beta
         self.coupling = np.append(np.zeros(j), self.beta)
@@ -174,8 +178,7 @@ def tridiagonal(
         For each start the diagonal (m,) and off-diagonal (m - 1,) of VᵀHV; shorter if the Krylov
         space is invariant before.
     """
-    error = operator.product_error
-    spaces = [_Space(start, steps, product_error=error) for start in starts]
+    spaces = [_Space(operator, start, steps) for start in starts]
     running = spaces
     for step in range(steps):
         products = operator(torch.stack([space.basis[step] for space in running]))
@@ -230,7 +233,7 @@ def _extreme_pairs(
     size, levels = operator.dimension, wanted.levels
     fresh = (gaussian(size, operator, "lanczos", n, seed=seed) for n in itertools.count())
     limit, digits = _PATIENCE * width, torch.finfo(operator.dtype).eps ** 0.5
-    space = _Space(next(fresh), width, min(tolerance, _SKEW), operator.product_error)
+    space = _Space(operator, next(fresh), width, min(tolerance, _SKEW))
     check_multiplicity |= levels > 1 and size <= _SMALL_MATRIX
     stop, tested = width, 0
     looked: Levels | None = None
@@ -547,7 +550,8 @@ def eigsh(
             or what rounding makes of it, or H is nothing of these.
         DeviceError: If the basis does not fit in memory.
         ConvergenceError: If none converged within 100 times the basis' size.
-        ProblemError: If the matrix is not symmetric.
+        ProblemError: If the matrix is not symmetric, or its entries are so large or small that
+            their squares overflow or underflow.
     """
     ends = {"LA": "top", "SA": "bottom", "LM": "largest"}
     one_of("end", which, ends, error=ConfigError)

@@ -239,7 +239,7 @@ class _Sum(Operator):
         leading = next((t for _, t in terms if not t.neutral), terms[0][1])
         self.neutral, self.dimension = leading.neutral, leading.dimension
         self.dtype, self.device = leading.dtype, leading.device
-        self.product_error = sum(abs(factor) * term.product_error for factor, term in terms)
+        self._weigh()
         if any(term.products_by == FINITE_DIFFERENCE for _, term in terms):
             self.products_by = FINITE_DIFFERENCE
 
@@ -248,7 +248,13 @@ class _Sum(Operator):
         total = torch.zeros_like(block)
         for factor, term in self._terms:
             total.add_(term(block), alpha=factor)
+        self._weigh()
         return total
+
+    def _weigh(self) -> None:
+        """Add the terms' errors, which may have grown with their products."""
+        errors = (abs(factor) * term.product_error for factor, term in self._terms)
+        self.product_error = sum(errors)
 
     def truncation(self, block: Vectors) -> Tensor:
         """The terms' errors that are not rounding, (k,)."""
@@ -495,6 +501,7 @@ class CurvatureOperator(Operator):
         """
         if self.products_by == FINITE_DIFFERENCE:
             total = self._differences(block) if len(block) else block
+            self.product_error = self._differences.rounding  # of a shorter step it is larger
         else:
             total = torch.zeros_like(block)
             with self._ranks.at("a product", block):
@@ -521,7 +528,9 @@ class CurvatureOperator(Operator):
         """
         if self.products_by != FINITE_DIFFERENCE or not len(block):
             return super().truncation(block)
-        return self._differences.truncation(block)
+        found = self._differences.truncation(block)
+        self.product_error = self._differences.rounding
+        return found
 
     @ordinary_mode()
     def rounding(self) -> float:

@@ -38,8 +38,14 @@ import torch
 from hessrmt.checks import real
 from hessrmt.curvature.dense import gib, usable_memory
 from hessrmt.curvature.operators import CurvatureOperator
-from hessrmt.curvature.rounding import gaussian, require_symmetric, round_off
-from hessrmt.errors import ConfigError, ConvergenceError, DeviceError
+from hessrmt.curvature.rounding import gaussian, length, require_symmetric, round_off
+from hessrmt.errors import (
+    ConfigError,
+    ConvergenceError,
+    DeviceError,
+    NonFiniteError,
+    ProblemError,
+)
 from hessrmt.results import Result
 
 if TYPE_CHECKING:
@@ -178,7 +184,8 @@ class Found(NamedTuple):
         steps: Of the check.
         norm: ‖H‖₂ as far as it was seen.
         products: Products so far.
-        mixed: ‖XᵀHX - Θ‖_F, what couples vectors that were found one after the other.
+        mixed: ‖XᵀHX - Θ‖_F, what couples vectors that were found one after the other; with the
+            truncation of products that are finite differences.
         measured: What rounding does to products, as measured; 0 where it was not.
         converged: Whether the search ended by itself.
     """
@@ -211,7 +218,7 @@ class _Space:
         self.small = np.zeros((len(self.basis), len(self.basis)))
         self.locked = self.have = self.pending = self.products = 0
         self.residuals, self.coupling = np.zeros(0), np.zeros((0, 0))
-        self.norm = self.mixed = 0.0
+        self.norm = self.mixed = self.strayed = 0.0
 
     def _rows(self, count: int) -> Vectors:
         kind, place = self.operator.dtype, self.operator.device
@@ -230,8 +237,17 @@ class _Space:
 
     @property
     def exhausted(self) -> bool:
-        """Whether the space is invariant, as far as rounding lets it be seen."""
+        """Whether nothing is left of the products, not even what rounding would hide."""
         return not self.pending
+
+    @property
+    def faintest(self) -> float:
+        """A rest this small is nothing but rounding.
+
+        That of an eigenvector in which a random vector has its usual component is √P times smaller
+        than the eigenvalue, so eigenvalues of a few floors show in rests far below the floor.
+        """
+        return self.floor / (10 * self.size**0.5)
 
     def begin(self, block: Vectors) -> None:
         """Drop what is not locked and start a Krylov space from a block of random vectors."""
@@ -240,6 +256,15 @@ class _Space:
         rows = self._orthonormal(block[: self.size - self.locked], 0.0)[0]
         for _ in range(2 if len(rows) else 0):  # random vectors have nothing of the basis but noise
             rows = self._orthonormal(self._project(rows, self.locked)[1], 0.0)[0]
+        self.pending = len(rows)
+        self.basis[self.have : self.have + self.pending] = rows
+        self.coupling = np.zeros((self.pending, self.have))
+
+    def turn_to(self, block: Vectors) -> None:
+        """Go on from an exhausted space with random vectors."""
+        rows = block[: self.size - self.have]
+        for _ in range(3):
+            rows = self._orthonormal(self._project(rows, self.have)[1], 0.0)[0]
         self.pending = len(rows)
         self.basis[self.have : self.have + self.pending] = rows
         self.coupling = np.zeros((self.pending, self.have))
@@ -264,26 +289,30 @@ class _Space:
         block = self.basis[first : first + count]
         products = self.sign * self.operator(block)
         self.products += count
-        self.norm = max(self.norm, float(products.norm(dim=1).max()))  # ‖Hv‖ <= ‖H‖
+        self.norm = norm_seen(products, self.norm)
         inner, rest = self._project(products, first + count, 2 * count)
         inner = inner.to(torch.float64).cpu().numpy()
         own = inner[:, first:]
-        gap = np.abs(inner[:, :first] - self.coupling).max(initial=np.abs(own - own.T).max())
-        error = self.operator.product_error
-        slack = self.slack * self.norm + 4 * error  # of two products
-        require_symmetric(float(gap), self.norm, slack, differences=bool(error))
+        apart = np.abs(inner[:, :first] - self.coupling)
+        gap = float(apart.max(initial=np.abs(own - own.T).max()))
+        where = np.append(np.arange(first, first + count), apart.max(axis=0).argsort()[-1:])
+        require_symmetric_products(self.operator, self.basis, where, gap, self.norm, self.slack)
         self.have = last = first + count
         self.small[first:last, first:last] = (own + own.T) / 2
         self.small[:first, first:last] = self.coupling.T
         self.small[first:last, :first] = self.coupling
-        rows, mixing = self._orthonormal(rest, self.floor)
+        rows, mixing = self._orthonormal(rest, self.faintest)
         rows, mixing = rows[: self.size - last], mixing[:, : self.size - last]
         self.pending = len(rows)
         if len(rows):
             least = float(np.linalg.norm(mixing, axis=0).min())
             if least < _SMALL_REST * self.norm:  # what is small has more of the basis' rounding
-                rows, turn = self._orthonormal(self._project(rows, last)[1], 0.0)
-                mixing = mixing @ turn
+                for _ in range(3):
+                    rows, turn = self._orthonormal(self._project(rows, last)[1], 0.0)
+                    mixing = mixing @ turn
+                    if float(np.linalg.norm(turn, axis=0).min(initial=1.0)) >= _KEEPS:
+                        break
+                self.pending = len(rows)
             self.basis[last : last + len(rows)] = rows
         self.coupling = np.zeros((self.pending, last))
         self.coupling[:, first:] = mixing.T
@@ -347,10 +376,13 @@ class _Space:
             rows = self.basis[part]
             theta = torch.from_numpy(values[start : start + _BLOCK]).to(rows)
             rest = self.sign * self.operator(rows) - theta[:, None] * rows
-            found[start : start + _BLOCK] = rest.norm(dim=1).to(torch.float64).cpu().numpy()
+            stray = self.operator.truncation(rows)
+            self.strayed = math.hypot(self.strayed, float(stray.norm()))
+            errors = rest.norm(dim=1) + stray
+            found[start : start + _BLOCK] = errors.to(torch.float64).cpu().numpy()
             inner = (rest @ self.basis[: self.locked].T).to(torch.float64)
             before, own = float(inner[:, :first].norm()), float(inner[:, first:].norm())
-            self.mixed = math.hypot(self.mixed, before, before, own)
+            self.mixed = math.hypot(self.mixed, before, before, own)  # as computed
             self.products += len(rows)
         self.residuals = np.append(self.residuals, found)
 
@@ -370,7 +402,73 @@ class _Space:
     def shift(self, measured: float) -> float:
         """So close eigenvalues of H lie to those locked and those of the rest together."""
         rounding = (1 + self.locked**0.5) * max(self.floor, measured)
-        return self.mixed + float(np.linalg.norm(self.residuals)) + rounding
+        coupled = self.mixed + 2**0.5 * self.strayed
+        return coupled + float(np.linalg.norm(self.residuals)) + rounding
+
+
+def norm_seen(products: Vectors, before: float) -> float:
+    """What is known of ‖H‖₂ from below: ‖Hv‖ <= ‖H‖₂.
+
+    Args:
+        products: (k, n) with unit vectors.
+        before: What was known.
+
+    Returns:
+        The largest.
+
+    Raises:
+        NonFiniteError: If a product is NaN or infinite.
+        ProblemError: If squares of numbers of this size, or of their rounding errors, are not those
+            of the precision.
+    """
+    kind = torch.finfo(products.dtype)
+    most, least = kind.max**0.5 / 1e3, kind.tiny**0.5 / (10 * kind.eps)
+    norm = max(float(products.norm(dim=1).max()), before)  # NaN stays NaN
+    if least <= norm <= most:
+        return norm
+    if not bool(torch.isfinite(products).all()):
+        raise NonFiniteError("a product with the matrix is NaN or infinite")
+    norm = max(before, *(length(row) for row in products))
+    if norm and not least <= norm <= most:
+        raise ProblemError(
+            f"the matrix's products with unit vectors are of size {norm:.1g}, and squares of such "
+            f"numbers {'overflow' if norm > most else 'underflow'} in "
+            f"{str(products.dtype).removeprefix('torch.')}: multiply the matrix (and a window's "
+            f"bounds) by {10.0 ** -round(math.log10(norm)):.0e}"
+        )
+    return norm
+
+
+def require_symmetric_products(
+    operator: Operator, basis: Vectors, where: np.ndarray, gap: float, norm: float, slack: float
+) -> None:
+    """Refuse products that contradict H = Hᵀ, or differences along vectors with too long a step.
+
+    Args:
+        operator: H.
+        basis: (k, n) unit vectors.
+        where: Places of those whose products contradict each other most.
+        gap: Largest |wᵀ(Hv) - vᵀ(Hw)|.
+        norm: ‖H‖₂ as far as it was seen.
+        slack: Share of it that may be rounding.
+
+    Raises:
+        ProblemError: If they do.
+    """
+    error = operator.product_error
+    allowed = slack * norm + 4 * error  # of two products
+    if error and gap > allowed:
+        rows = basis[torch.from_numpy(np.unique(where)).to(basis.device)]
+        stray = float(operator.truncation(rows).max())
+        if gap <= allowed + 4 * stray:
+            raise ProblemError(
+                "the step of the finite differences is too long for a vector that Lanczos met: the "
+                f"curvature changes along it so fast that products with it err by {stray:.3g} "
+                f"(half the step shows it), where rounding explains {error:.3g} and the norm is "
+                f"{norm:.3g}. Take products='differentiation', or dtype='float64', whose step is "
+                "shorter"
+            )
+    require_symmetric(gap, norm, allowed, differences=bool(error))
 
 
 def vectors_that_fit(operator: Operator, memory: int | None = None) -> int:
@@ -414,7 +512,7 @@ class _Search:
     seed: int
     tick: Tick
     target: float = math.nan
-    measured: float = 0.0
+    rounding: float = 0.0
     converged: bool = True
     draws: Iterator[int] = field(default_factory=itertools.count)
 
@@ -422,6 +520,11 @@ class _Search:
         """Random vectors that nothing before depends on."""
         operator, size = self.space.operator, self.space.size
         return gaussian((count, size), operator, "window", next(self.draws), seed=self.seed)
+
+    @property
+    def measured(self) -> float:
+        """What rounding does to products; of finite differences truncation is as large at most."""
+        return max(self.rounding, 2 * self.space.operator.product_error)
 
     @property
     def goal(self) -> float:
@@ -549,11 +652,15 @@ class _Search:
         chosen = np.arange(len(values)) >= at - more
         return chosen | (np.arange(len(values)) < rest)
 
-    def check(self, probability: float) -> tuple[float, int, bool]:
+    def check(self, probability: float, *, final: bool = False) -> tuple[float, int, bool]:
         """Lanczos from one fresh vector in what is left.
+
+        Of a rest below the floor nothing is known but that it is no larger: it counts as large as
+        the floor, and the iteration goes on, from a fresh random vector where it has vanished.
 
         Args:
             probability: That it may fail with.
+            final: Whether to go on though an eigenvalue was seen, for the bound.
 
         Returns:
             The bound on the largest eigenvalue there, steps, and whether an eigenvalue beyond the
@@ -569,6 +676,8 @@ class _Search:
         wanted = math.log(2 * rest / math.pi) - 2 * math.log(probability)  # 1/τ²
         gap = max(self.low - self.target, space.floor) / (self.low + space.norm)
         limit = max(_CHECK_STEPS, 3 * float(_expected_steps(gap, rest, probability)))
+        if not aim > 2 * space.floor:  # rests as large as the floor allow for eigenvalues up to it
+            limit = _CHECK_STEPS
         space.begin(self.fresh(1))
         steps = 0
         while True:
@@ -580,11 +689,17 @@ class _Search:
             beta = np.append(beta, np.abs(space.coupling).max(initial=0.0))
             if steps % 8 == 0:
                 self.tick("completeness", steps, steps)
-            if math.isnan(polynomials(diagonal, beta, self.target)):
+            if not final and math.isnan(polynomials(diagonal, beta, self.target)):
                 return math.inf, steps, True
-            last = space.exhausted or steps >= limit or not space.require(2)
-            if last or polynomials(diagonal, beta, aim) >= wanted:
-                return _crossing(diagonal, beta, wanted, aim, space.norm), steps, False
+            everything = space.have == space.size
+            known = np.maximum(beta, space.floor)
+            if everything:
+                known[-1] = 0.0
+            last = everything or steps >= limit or not space.require(2)
+            if last or polynomials(diagonal, known, aim) >= wanted:
+                return _crossing(diagonal, known, wanted, aim, space.norm), steps, False
+            if space.exhausted:
+                space.turn_to(self.fresh(1))
 
 
 def polynomials(diagonal: Levels, beta: Levels, x: float) -> float:
@@ -666,9 +781,7 @@ def find(
     search = _Search(space, low, tolerance, failure_probability, seed, tick)
     if isinstance(operator, CurvatureOperator):
         operator.expect(_FIRST_BLOCKS * _BLOCK + _CHECK_STEPS)
-        search.measured = operator.rounding()
-    if operator.product_error:  # of finite differences: their truncation is as large at most
-        search.measured = 2 * operator.product_error
+        search.rounding = operator.rounding()
     probability, spent, missed, steps, rest = (
         failure_probability,
         0.0,
@@ -677,12 +790,15 @@ def find(
         math.inf,
     )
     while missed and search.converged:
+        before = space.locked
         search.converged = search.find(steps)
         if math.isnan(search.target):
             search.target = low
         probability /= 2  # of all checks together at most what was asked for
         spent += probability
-        rest, steps, missed = search.check(probability)
+        # what the check has seen and the search can't find can't be told from rounding
+        vain = spent > probability and space.locked == before
+        rest, steps, missed = search.check(probability, final=vain)
     values = np.diag(space.small)[: space.locked].copy()
     order = np.argsort(values, kind="stable")
     places = torch.from_numpy(order).to(space.basis.device)
@@ -695,7 +811,7 @@ def find(
         steps=steps,
         norm=space.norm,
         products=space.products,
-        mixed=space.mixed,
+        mixed=space.mixed + 2**0.5 * space.strayed,
         measured=search.measured,
         converged=search.converged,
     )
