@@ -24,7 +24,14 @@ from hessrmt.curvature.operators import CurvatureOperator, Operator
 from hessrmt.curvature.rounding import round_off
 from hessrmt.curvature.stochastic import Quadrature
 from hessrmt.curvature.windows import Window, polynomials
-from hessrmt.errors import ConfigError, ConvergenceError, DeviceError, ProblemError, StoreError
+from hessrmt.errors import (
+    ConfigError,
+    ConvergenceError,
+    DataError,
+    DeviceError,
+    ProblemError,
+    StoreError,
+)
 from hessrmt.runs.density import prepare, run
 
 EPS = np.finfo(float).eps
@@ -340,6 +347,21 @@ def test_a_matrix_that_is_not_symmetric_is_refused():
     matrix = torch.from_numpy(np.random.default_rng(0).normal(size=(40, 40)))
     with pytest.raises(ProblemError, match="not symmetric"):
         hr.eigsh((matrix.mv, 40), window=(0.5, None))
+
+
+def test_an_empty_window_has_no_spectrum():
+    settings = {"probes": 1, "steps": 5}
+    problem = hr.Problem(network(4, 3), "cross-entropy", labelled((8, 4), 3))
+    found = hr.density(problem, window=(1e3, None), **settings)
+    assert found.edges.window.complete
+    with pytest.raises(DataError, match="complete part holds 0"):
+        found.spectra()
+
+
+@pytest.mark.parametrize(("size", "vectors"), [(30, 30), (400, 80)])
+def test_the_least_memory_in_words(size, vectors):
+    with pytest.raises(DeviceError, match=rf"at least {vectors} vectors of {size} .* \d\.\d MiB, "):
+        hr.eigsh(DenseOperator(np.eye(size)), window=(0.5, None), memory=1000)
 
 
 def test_memory():

@@ -202,8 +202,10 @@ def gib(size: float) -> str:
     """A number of bytes in words.
 
     Returns:
-        For example ``"3.0 GiB"``.
+        For example ``"3.0 GiB"``, or ``"3.0 MiB"`` where that would round to none.
     """
+    if size < 0.05 * 2**30:
+        return f"{size / 2**20:.1f} MiB"
     return f"{size / 2**30:.1f} GiB"
 
 

@@ -163,6 +163,13 @@ class DensityResult(
             DataError: If there is none.
         """
         runs = () if self.edges is None else self.edges.runs()
+        window = None if self.edges is None else self.edges.window
+        if self.edges is not None and window is not None and not runs:
+            known = int(np.count_nonzero(window.reaches(self.edges.values)))
+            raise DataError(
+                f"statistics need three neighbouring levels, and the window's complete part holds "
+                f"{known}; take a wider window"
+            )
         if self.edges is None or not runs:
             raise DataError(
                 "there are no three resolved neighbouring levels; ask for edge levels (--top K), "

@@ -17,7 +17,8 @@ beyond the largest Ritz value the sum grows. So where it first reaches 1/τ² λ
 with that probability. After s steps this lies within ε (λ_max - λ_min) of the largest eigenvalue as
 soon as 1.648 √n exp(-√ε (2s - 1)) is small (Kuczyński and Woźniakowski 1992, theorem 4.2, here for
 the number of steps to expect); where the spectrum of A is thin at its end, far earlier. The proof
-is of exact arithmetic; what rounding may do to products is added.
+is of exact arithmetic; what rounding may do to products is added. A rest below that says nothing of
+eigenvectors that v has as little of, so it is counted as large as rounding, and followed.
 
 Zero. Null directions of a Hessian are many and their computed eigenvalues round-off, so a window
 lies on one side of zero and off it; the largest eigenvalues are those of a window above zero.
@@ -492,11 +493,13 @@ def vectors_that_fit(operator: Operator, memory: int | None = None) -> int:
     each, work = itemsize * size, 6 * _BLOCK * itemsize * size
     # n vectors, and T with its eigenvectors and LAPACK's workspace, 40 n² bytes
     most = (math.sqrt(each**2 + 160 * max(0, usable - work)) - each) / 80
-    if most < min(_FEWEST, size):
+    least = min(_FEWEST, size)
+    needed = least * each + 40 * least**2 + work
+    if most < least:
         raise DeviceError(
-            f"a window needs a basis of at least {_FEWEST} vectors of {size:,} numbers, "
-            f"{gib(_FEWEST * each + work)}, and there are {gib(usable)}; take --dtype float32 "
-            "(half of it), or a device with more memory"
+            f"a window needs a basis of at least {least} vectors of {size:,} numbers, "
+            f"{gib(needed)}, and there are {gib(usable)}; take --dtype float32 (half of it), or"
+            " a device with more memory"
         )
     return int(most)
 
