@@ -177,7 +177,9 @@ def main() -> None:
         case, road, out = given.child
         print(json.dumps(one(case, road, Path(out))))
         return
-    kept = json.loads(given.out.read_text()) if given.out.exists() else {"cases": []}
+    kept: dict[str, Any] = {"cases": []}
+    if given.out.exists():
+        kept = json.loads(given.out.read_text())
     for case in given.cases:
         new = measure(case, given.roads, given.repeat)
         kept["cases"] = [c for c in kept["cases"] if c["case"] != case] + [new]
