@@ -54,6 +54,7 @@ def test_every_kind_of_network(name):
         assert_same(hr.spectrum(problem, reduce="range"), full)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["Llama", "GPT-2"])
 def test_transformers(name):
     package = pytest.importorskip("transformers")
@@ -107,7 +108,7 @@ class Attending(nn.Module):
         return self.head(self.layer(self.embed(x)).mean(1))
 
 
-@settings(max_examples=examples(12))
+@settings(max_examples=examples(8))
 @given(small_problems(), st.sampled_from([None, 1, 5]))
 def test_random_networks(problem, width):
     full = hr.spectrum(problem, reduce="none")
