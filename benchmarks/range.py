@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from spectrum import library
 from torch import nn
 
 import hessrmt as hr
@@ -38,7 +39,6 @@ from hessrmt.records import Provenance
 
 RESULTS = Path(__file__).parent / "results"
 ROADS = ("auto", "range", "dense", "library")
-CHUNK = 64
 VOCABULARY, LENGTH, WIDTH = 65, 16, 32
 
 
@@ -86,20 +86,6 @@ def problem(case: str) -> hr.Problem:
     return hr.Problem(model.eval(), "cross-entropy", (x, y))
 
 
-def library(given: hr.Problem) -> tuple[np.ndarray, dict[str, Any]]:
-    """The Hessian of torch.func, in chunks of rows, and torch's eigenvalues."""
-    local = given.at(torch.float64, torch.device("cpu"))
-    theta, gradient = local.theta, torch.func.grad(local.loss)
-    matrix = torch.empty(len(theta), len(theta), dtype=theta.dtype)
-    for start in range(0, len(theta), CHUNK):
-        unit = torch.zeros(min(CHUNK, len(theta) - start), len(theta), dtype=theta.dtype)
-        unit[:, start:].fill_diagonal_(1)
-        matrix[start : start + CHUNK] = torch.func.vmap(
-            lambda v: torch.func.jvp(gradient, (theta,), (v,))[1]
-        )(unit)
-    return torch.linalg.eigvalsh(matrix).numpy(), {"rows": len(theta)}
-
-
 def one(case: str, road: str, out: Path) -> dict[str, Any]:
     """One spectrum in this process; its eigenvalues go to a file."""
     labels = torch.tensor([0, 1])
@@ -107,7 +93,7 @@ def one(case: str, road: str, out: Path) -> dict[str, Any]:
     hr.spectrum(tiny, device="cpu")
     given, base, begin = problem(case), _peak(), time.perf_counter()
     if road == "library":
-        values, facts = library(given)
+        values, facts = library(given), {"rows": given.dimension}
     else:
         found = hr.spectrum(given, device="cpu", reduce=road)
         values = found.eigenvalues

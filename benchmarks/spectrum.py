@@ -68,9 +68,9 @@ def published(model: str) -> np.ndarray:
     return np.linalg.eigvalsh(rows.numpy())
 
 
-def library(model: str) -> np.ndarray:
+def library(given: hr.Problem) -> np.ndarray:
     """torch.func Hessian (forward over reverse) in chunks, torch eigenvalues."""
-    local = problem(model).at(torch.float64, torch.device("cpu"))
+    local = given.at(torch.float64, torch.device("cpu"))
     theta, gradient = local.theta, torch.func.grad(local.loss)
     matrix = torch.empty(len(theta), len(theta), dtype=theta.dtype)
     for start in range(0, len(theta), CHUNK):
@@ -98,7 +98,7 @@ def run_route(route: str, model: str) -> dict[str, float]:
     """Seconds, peak memory and extremes of one route, in this process."""
     ways: dict[str, Callable[[str], np.ndarray]] = {
         "published": published,
-        "library": library,
+        "library": lambda model: library(problem(model)),
         "hessrmt": hessrmt,
     }
     begin = time.perf_counter()

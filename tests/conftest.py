@@ -26,6 +26,7 @@ from store_samples import BATCHES, create, spectrum  # noqa: E402
 
 from hessrmt import rng  # noqa: E402
 from hessrmt.cli.app import main  # noqa: E402
+from hessrmt.curvature.operators import CurvatureOperator  # noqa: E402
 from hessrmt.problems import data  # noqa: E402
 
 HESSRMT = Path(sys.executable).parent / "hessrmt"
@@ -102,6 +103,17 @@ def tiny_npz(tmp_path):
     path = tmp_path / "tiny.npz"
     np.savez(path, x=rng.normal(size=(60, 6)), y=rng.permutation(np.arange(60) % 3))
     return path
+
+
+@pytest.fixture
+def products_anew(monkeypatch):
+    """Products are differentiated anew: tracing takes longer than a few hundred of them."""
+    plain = CurvatureOperator.__init__
+
+    def init(self, *args, **options):
+        plain(self, *args, **{**options, "linearise": False})
+
+    monkeypatch.setattr(CurvatureOperator, "__init__", init)
 
 
 @pytest.fixture

@@ -22,15 +22,7 @@ X = np.random.default_rng(0).normal(size=(9, 4))
 WORDS = ["--model", "mlp2", "--batch", "40", "--probes", "4", "--steps", "12", "--device", "cpu"]
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """Products differentiated anew: tracing takes longer than these few dozen of them."""
-    plain = CurvatureOperator.__init__
-
-    def init(self, *args, **options):
-        plain(self, *args, **{**options, "linearise": False})
-
-    monkeypatch.setattr(CurvatureOperator, "__init__", init)
+pytestmark = pytest.mark.usefixtures("products_anew")
 
 
 def small_problem():

@@ -381,7 +381,7 @@ def test_too_few_products_keep_what_converged_or_say_so(monkeypatch):
     values = np.random.default_rng(0).normal(size=500)
     values[0] = 50.0
     operator = DenseOperator(with_spectrum(values))
-    monkeypatch.setattr(lanczos, "_PATIENCE", 0.1)  # products for each vector of a basis of 300
+    monkeypatch.setattr(lanczos, "PATIENCE", 0.1)  # products for each vector of a basis of 300
     found = hr.extremal_eigenvalues(operator, top=20)
     assert not found.converged
     assert 1 <= len(found.values) < 20

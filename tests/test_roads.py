@@ -260,3 +260,15 @@ def test_the_bound_of_the_reduced_product():
     norm = float(torch.linalg.matrix_norm(matrix, 2))
     assert apart.residual <= 10 * local.dimension**0.5 * EPS * norm
     assert apart.rounding <= 10 * local.dimension * EPS * norm
+
+
+def test_a_first_sample_that_does_not_count():
+    """The rank of one sample is only a guess: a sample without a loss costs nothing but that."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(1, 6, 3), nn.Tanh(), nn.Flatten(), nn.Linear(216, 5), nn.Tanh(), nn.Linear(5, 3)
+    )
+    x, y = labelled((3, 1, 8, 8), 3)
+    y[0] = -100
+    problem = hr.Problem(net, nn.functional.cross_entropy, (x, y))
+    assert_same(hr.spectrum(problem), hr.spectrum(problem, reduce="dense"))

@@ -20,7 +20,7 @@ from hessrmt.config import DensityConfig, load_settings, window_bounds
 from hessrmt.curvature import windows
 from hessrmt.curvature.density import DensityResult
 from hessrmt.curvature.lanczos import EdgeLevels, tridiagonal
-from hessrmt.curvature.operators import CurvatureOperator, Operator
+from hessrmt.curvature.operators import Operator
 from hessrmt.curvature.rounding import round_off
 from hessrmt.curvature.stochastic import Quadrature
 from hessrmt.curvature.windows import Window, polynomials
@@ -392,7 +392,7 @@ def test_where_the_check_has_no_room_completeness_is_not_claimed():
 
 
 def test_too_few_products(monkeypatch):
-    monkeypatch.setattr(windows, "_PATIENCE", 0.1)
+    monkeypatch.setattr(windows, "PATIENCE", 0.1)
     values = np.random.default_rng(0).normal(size=400)
     operator = DenseOperator(with_spectrum(values))
     with pytest.raises(ConvergenceError, match="no eigenvalue of the window"):
@@ -405,15 +405,7 @@ def test_too_few_products(monkeypatch):
 WORDS = ["--model", "mlp2", "--batch", "40", "--probes", "3", "--steps", "12", "--device", "cpu"]
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """Products differentiated anew: tracing takes longer than these few hundreds of them."""
-    plain = CurvatureOperator.__init__
-
-    def init(self, *args, **options):
-        plain(self, *args, **{**options, "linearise": False})
-
-    monkeypatch.setattr(CurvatureOperator, "__init__", init)
+pytestmark = pytest.mark.usefixtures("products_anew")
 
 
 @pytest.fixture

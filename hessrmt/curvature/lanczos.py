@@ -27,14 +27,19 @@ import torch
 from hessrmt.checks import one_of, require_whole
 from hessrmt.curvature.dense import gib, usable_memory
 from hessrmt.curvature.differences import DIFFERENTIATION, inexact_first
+from hessrmt.curvature.krylov import (
+    KEEPS,
+    PATIENCE,
+    norm_seen,
+    require_symmetric_products,
+    rotate,
+)
 from hessrmt.curvature.operators import CurvatureOperator, as_operator
 from hessrmt.curvature.rounding import gaussian, round_off
 from hessrmt.curvature.windows import (
     Window,
     check_window,
     find,
-    norm_seen,
-    require_symmetric_products,
 )
 from hessrmt.errors import ConfigError, ConvergenceError, DeviceError
 from hessrmt.problems.problem import Problem, ordinary_mode
@@ -49,12 +54,6 @@ if TYPE_CHECKING:
     from hessrmt.curvature.operators import Operator
 
 
-_KEEPS = 0.7
-"""Share of a vector's norm below which one pass of orthogonalisation is not enough (about 1/√2)."""
-
-_COLUMNS = 4096
-"""Parameters whose part of the basis is rotated at a time."""
-
 _SECOND_LOOK = 24
 """Steps from a fresh random vector that look for eigenvalues which the first could not see. s steps
 miss one that lies above the others by a share ε of the spectrum's width with a probability below
@@ -68,9 +67,6 @@ _TESTED_EACH_STEP = 48
 """Vectors up to which the eigenvalues of T cost less than a product; beyond, they are computed
 whenever there are an eighth more vectors."""
 
-
-_PATIENCE = 100
-"""Products for each vector of the basis after which a search ends with what has converged."""
 
 _SKEW = 1e-3
 """Share of the norm beyond which a matrix is called not symmetric, however loose a tolerance."""
@@ -100,7 +96,7 @@ def orthogonalise(w: Vector, basis: Vectors) -> tuple[Tensor, Vector]:
         rest = rest - step @ basis
         inner += step
         after = float(rest.norm())
-        if after >= _KEEPS * before or after == 0:
+        if after >= KEEPS * before or after == 0:
             break
         before = after
     return inner, rest
@@ -148,10 +144,7 @@ class _Space:
 
     def rotate(self, columns: Levels) -> None:
         """Replace the first rows of V by combinations of all of them, (have, k) coefficients."""
-        turn = torch.from_numpy(columns.T.copy()).to(self.basis)
-        for first in range(0, self.size, _COLUMNS):
-            part = slice(first, first + _COLUMNS)
-            self.basis[: len(turn), part] = turn @ self.basis[: self.have, part]
+        rotate(self.basis, slice(0, self.have), columns)
 
     def restart(self, values: Levels, rotation: Levels, slack: float = 0.0) -> None:
         """Keep some Ritz pairs only, settled to `slack`; the next direction stays."""
@@ -232,7 +225,7 @@ def _extreme_pairs(
     """Ritz values of the space's first rows, their places; whether zero was met, and all found."""
     size, levels = operator.dimension, wanted.levels
     fresh = (gaussian(size, operator, "lanczos", n, seed=seed) for n in itertools.count())
-    limit, digits = _PATIENCE * width, torch.finfo(operator.dtype).eps ** 0.5
+    limit, digits = PATIENCE * width, torch.finfo(operator.dtype).eps ** 0.5
     space = _Space(operator, next(fresh), width, min(tolerance, _SKEW))
     check_multiplicity |= levels > 1 and size <= _SMALL_MATRIX
     stop, tested = width, 0

@@ -787,6 +787,12 @@ class _Like(Operator):
         self._given, self.dimension = given, whole("dimension", given.dimension, error=ConfigError)
         self.dtype, self.device = given.dtype, given.device
         self.product_error = float(getattr(given, "product_error", 0.0))
+        self.products_by = getattr(given, "products_by", DIFFERENTIATION)
+
+    def truncation(self, block: Vectors) -> Tensor:
+        """Errors of products with unit vectors that aren't rounding, (k,)."""
+        known = getattr(self._given, "truncation", super().truncation)
+        return known(block)
 
     def __call__(self, block: Vectors) -> Vectors:
         """Products with the rows of a block, (k, n)."""

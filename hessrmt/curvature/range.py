@@ -336,7 +336,8 @@ def _restored(like: Tensor, kept: SearchFile, product: Product) -> Range:
     if same:
         mixture = gaussian((1, state.multiplied), like, "search")
         mixture /= mixture.norm()
-        vector = mixture @ state.basis.rows(slice(0, state.multiplied))
+        waiting = len(state) - state.multiplied
+        vector = state.basis.lift(torch.nn.functional.pad(mixture, (0, waiting)))
         image = state.basis.project(product(vector) / state.scale)[:, : state.multiplied]
         apart = float((image - mixture @ state.matrix / state.scale).norm())
         same = apart <= _SAME * max(state.noise, _rounding(like, state.norm))

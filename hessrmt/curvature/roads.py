@@ -41,7 +41,7 @@ from hessrmt.curvature.reduction import (
 )
 from hessrmt.curvature.rounding import gaussian
 from hessrmt.curvature.spanned import in_span, span_columns
-from hessrmt.errors import DeviceError, ProblemError
+from hessrmt.errors import DeviceError
 from hessrmt.progress import Tick, silent
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from hessrmt.backend.base import Backend
     from hessrmt.curvature.certify import Comparison, Reference
     from hessrmt.curvature.products import Product
-    from hessrmt.curvature.range import Basis
+    from hessrmt.curvature.range import Basis, Range
     from hessrmt.curvature.reduction import Reduction
     from hessrmt.problems.problem import Problem
     from hessrmt.store.search import SearchFile
@@ -200,7 +200,8 @@ def _plan(
         require_route(route, problem, reduction, backend)
         return _Plan("dense", route)
     refusal = _refusal(partial(require_route, route, problem, reduction, backend))
-    dense = math.inf if refusal or road == "range" else _dense_cost(problem, reduction, route)
+    each = _product_cost(problem)
+    dense = math.inf if refusal or road == "range" else _dense_cost(reduction, route, each)
     if span and route.chunks and route.found is not None:  # the factors hold everything
         columns = span_columns(route.found)
         small = sum(min(c, b.size) for c, b in zip(columns, route.layers, strict=True))
@@ -208,7 +209,6 @@ def _plan(
         fits = backend.eigen_bytes(sum(columns), problem.dtype.itemsize) <= usable_memory(backend)
         if fits and roots + _eigen_cost(small) < dense:
             return _Plan("span", route)
-    each = _product_cost(problem)
     limit = _room(problem, reduction, backend)
     if dense < math.inf:
         limit = min(limit, _largest(lambda rank: _search_cost(rank, size, each) <= dense, size))
@@ -258,14 +258,14 @@ def _search_cost(rank: int, size: int, each: float) -> float:
     return _SURPLUS * rank * each + 2 * size * rank**2 + _eigen_cost(rank)
 
 
-def _dense_cost(problem: Problem, reduction: Reduction, route: Route) -> float:
+def _dense_cost(reduction: Reduction, route: Route, each: float) -> float:
     size, rows, cost = reduction.reduced_dimension, reduction.reduced_dimension, 0.0
     if route.own is not None:
         block, columns = route.own.shape
         rows = size - block
         size = columns + 2 * rows
         cost = 2 * block * (columns + rows) ** 2
-    products = 0.0 if route.chunks else rows * _product_cost(problem)
+    products = 0.0 if route.chunks else rows * each
     return cost + products + _eigen_cost(size)
 
 
@@ -278,14 +278,15 @@ def _product_cost(problem: Problem) -> float:
 
 def _expected_rank(problem: Problem, reduction: Reduction, limit: int, cost: float) -> int | None:
     """The rank, from that of one sample, or more than the limit; None if nothing can be said."""
-    part = attempt(problem.part, slice(0, 1), errors=(RuntimeError, ValueError, ProblemError))
-    if part is None:
-        return None
-    size, each = reduction.reduced_dimension, _product_cost(part)
-    most = _largest(lambda rank: _search_cost(rank, size, each) <= cost, limit)
-    product, like = _within(part, reduction, WIDTH), _like(reduction, part)
-    errors = (RuntimeError, ValueError, ProblemError)
-    one = attempt(lambda: range_of(product, like, limit=most), errors=errors)
+    size = reduction.reduced_dimension
+
+    def of_one() -> Range:
+        part = problem.part(slice(0, 1))
+        each = _product_cost(part)
+        most = _largest(lambda rank: _search_cost(rank, size, each) <= cost, limit)
+        return range_of(_within(part, reduction, WIDTH), _like(reduction, part), limit=most)
+
+    one = attempt(of_one)  # alone it may have no loss, or no network
     if one is None:
         return None
     expected = int(len(one) * problem.samples**_GROWTH)

@@ -38,14 +38,19 @@ import torch
 
 from hessrmt.checks import real
 from hessrmt.curvature.dense import gib, usable_memory
+from hessrmt.curvature.krylov import (
+    KEEPS,
+    PATIENCE,
+    norm_seen,
+    require_symmetric_products,
+    rotate,
+)
 from hessrmt.curvature.operators import CurvatureOperator
-from hessrmt.curvature.rounding import gaussian, length, require_symmetric, round_off
+from hessrmt.curvature.rounding import gaussian, round_off
 from hessrmt.errors import (
     ConfigError,
     ConvergenceError,
     DeviceError,
-    NonFiniteError,
-    ProblemError,
 )
 from hessrmt.results import Result
 
@@ -56,17 +61,11 @@ if TYPE_CHECKING:
     from hessrmt.curvature.operators import Operator
     from hessrmt.progress import Tick
 
-_KEEPS = 0.7
-"""Share of a vector's norm below which one pass of orthogonalisation is not enough (about 1/√2)."""
-
 _SMALL_REST = 0.05
 """Share of the norm below which what is left of a product is made orthogonal once more."""
 
 _BLOCK = 8
 """Vectors multiplied and orthogonalised together: passes over the basis are what costs."""
-
-_COLUMNS = 4096
-"""Parameters whose part of the basis is rotated at a time."""
 
 _FIRST_BLOCKS = 8
 """Blocks before it is asked whether a search has found everything."""
@@ -76,9 +75,6 @@ _FIRST_WIDTH = 256
 
 _CHECK_STEPS = 100
 """Steps of the completeness check that are always worth their products."""
-
-_PATIENCE = 100
-"""Products for each vector of the basis after which a search ends with what has converged."""
 
 _FEWEST = 10 * _BLOCK
 """Vectors below which a search makes no sense."""
@@ -311,7 +307,7 @@ class _Space:
                 for _ in range(3):
                     rows, turn = self._orthonormal(self._project(rows, last)[1], 0.0)
                     mixing = mixing @ turn
-                    if float(np.linalg.norm(turn, axis=0).min(initial=1.0)) >= _KEEPS:
+                    if float(np.linalg.norm(turn, axis=0).min(initial=1.0)) >= KEEPS:
                         break
                 self.pending = len(rows)
             self.basis[last : last + len(rows)] = rows
@@ -332,7 +328,7 @@ class _Space:
             rest = rest - along @ basis
             inner += along
             after = rest.norm(dim=1)
-            if bool((after >= _KEEPS * before).all()):
+            if bool((after >= KEEPS * before).all()):
                 break
             before = after
         return inner, rest
@@ -388,11 +384,7 @@ class _Space:
         self.residuals = np.append(self.residuals, found)
 
     def _rotate(self, columns: np.ndarray) -> None:
-        turn = torch.from_numpy(columns.T.copy()).to(self.basis)
-        source, target = slice(self.locked, self.have), slice(self.locked, self.locked + len(turn))
-        for first in range(0, self.size, _COLUMNS):
-            part = slice(first, first + _COLUMNS)
-            self.basis[target, part] = turn @ self.basis[source, part]
+        rotate(self.basis, slice(self.locked, self.have), columns)
 
     def _diagonal(self, values: Levels) -> None:
         self.small[self.locked :] = 0.0
@@ -405,71 +397,6 @@ class _Space:
         rounding = (1 + self.locked**0.5) * max(self.floor, measured)
         coupled = self.mixed + 2**0.5 * self.strayed
         return coupled + float(np.linalg.norm(self.residuals)) + rounding
-
-
-def norm_seen(products: Vectors, before: float) -> float:
-    """What is known of ‖H‖₂ from below: ‖Hv‖ <= ‖H‖₂.
-
-    Args:
-        products: (k, n) with unit vectors.
-        before: What was known.
-
-    Returns:
-        The largest.
-
-    Raises:
-        NonFiniteError: If a product is NaN or infinite.
-        ProblemError: If squares of numbers of this size, or of their rounding errors, are not those
-            of the precision.
-    """
-    kind = torch.finfo(products.dtype)
-    most, least = kind.max**0.5 / 1e3, kind.tiny**0.5 / (10 * kind.eps)
-    norm = max(float(products.norm(dim=1).max()), before)  # NaN stays NaN
-    if least <= norm <= most:
-        return norm
-    if not bool(torch.isfinite(products).all()):
-        raise NonFiniteError("a product with the matrix is NaN or infinite")
-    norm = max(before, *(length(row) for row in products))
-    if norm and not least <= norm <= most:
-        raise ProblemError(
-            f"the matrix's products with unit vectors are of size {norm:.1g}, and squares of such "
-            f"numbers {'overflow' if norm > most else 'underflow'} in "
-            f"{str(products.dtype).removeprefix('torch.')}: multiply the matrix (and a window's "
-            f"bounds) by {10.0 ** -round(math.log10(norm)):.0e}"
-        )
-    return norm
-
-
-def require_symmetric_products(
-    operator: Operator, basis: Vectors, where: np.ndarray, gap: float, norm: float, slack: float
-) -> None:
-    """Refuse products that contradict H = Hᵀ, or differences along vectors with too long a step.
-
-    Args:
-        operator: H.
-        basis: (k, n) unit vectors.
-        where: Places of those whose products contradict each other most.
-        gap: Largest |wᵀ(Hv) - vᵀ(Hw)|.
-        norm: ‖H‖₂ as far as it was seen.
-        slack: Share of it that may be rounding.
-
-    Raises:
-        ProblemError: If they do.
-    """
-    error = operator.product_error
-    allowed = slack * norm + 4 * error  # of two products
-    if error and gap > allowed:
-        rows = basis[torch.from_numpy(np.unique(where)).to(basis.device)]
-        stray = float(operator.truncation(rows).max())
-        if gap <= allowed + 4 * stray:
-            raise ProblemError(
-                "the step of the finite differences is too long for a vector that Lanczos met: the "
-                f"curvature changes along it so fast that products with it err by {stray:.3g} "
-                f"(half the step shows it), where rounding explains {error:.3g} and the norm is "
-                f"{norm:.3g}. Take products='differentiation', or dtype='float64', whose step is "
-                "shorter"
-            )
-    require_symmetric(gap, norm, allowed, differences=bool(error))
 
 
 def vectors_that_fit(operator: Operator, memory: int | None = None) -> int:
@@ -579,7 +506,7 @@ class _Search:
             inside = values >= (self.low if first else self.target)
             now, seen = int(np.count_nonzero(settled & inside)), int(np.count_nonzero(inside))
             self.tick("window", space.locked + now, space.locked + seen)
-            patient = space.products < _PATIENCE * max(active, _FIRST_WIDTH)
+            patient = space.products < PATIENCE * max(active, _FIRST_WIDTH)
             if now == seen and (steps >= least or space.exhausted):
                 chosen = self._locked(values, settled, restarts) if first else inside
                 if chosen is not None:
