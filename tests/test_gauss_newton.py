@@ -500,7 +500,7 @@ def test_nothing_depends_on_the_parameters():
 
 def test_too_little_memory_is_refused_with_numbers(small_resnet, monkeypatch):
     monkeypatch.setattr(CpuBackend, "free_memory", lambda self: 50_000)
-    with pytest.raises(DeviceError, match=r"Gram matrix \(32 x 32\).*GiB.*smaller batch"):
+    with pytest.raises(DeviceError, match=r"Gram matrix \(32 x 32\).*MiB.*smaller batch"):
         hr.spectrum(small_resnet, device="cpu", operator="ggn")
 
 

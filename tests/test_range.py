@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from properties import examples
 
 from hessrmt.curvature.certify import Reference
-from hessrmt.curvature.range import WIDTH, range_of
+from hessrmt.curvature.range import WIDTH, range_of, rank_at_least
 from hessrmt.curvature.rounding import gaussian
 from hessrmt.errors import NonFiniteError, StoreError
 from hessrmt.store.search import SearchFile
@@ -93,6 +93,7 @@ def test_random_spectra(size, rank, decades, width, seed):
     product = matrix_of(eigenvalues, size, seed)
     found = range_of(product, like(size), width=width)
     assert found.complete
+    assert found.at_least == len(found)
     assert_right(eigenvalues, size, found, product)
 
 
@@ -121,7 +122,27 @@ def test_the_limit():
     product = matrix_of(np.linspace(1, 2, 200), 300)
     found = range_of(product, like(300), limit=100)
     assert not found.complete
-    assert 100 < len(found) <= 100 + WIDTH
+    assert 100 < found.at_least <= 200
+    assert len(found) <= 100 + WIDTH
+
+
+@pytest.mark.parametrize("decades", [0, 3, 10])
+def test_a_rank_far_above_the_limit_is_seen_early(decades):
+    weights = torch.logspace(0, -decades, 18_000, dtype=torch.float64)
+    weights = torch.nn.functional.pad(weights, (0, 2_000))
+    found = range_of(lambda rows: rows * weights, like(20_000), limit=1_000)
+    assert not found.complete
+    assert 1_000 < found.at_least <= 18_000
+    assert found.products <= {0: WIDTH, 3: 4 * WIDTH, 10: 12 * WIDTH}[decades]
+
+
+@pytest.mark.parametrize("rank", [0, 1, 1_000, 3_000])
+def test_a_lower_bound_on_the_rank(rank):
+    draw = torch.Generator().manual_seed(rank)
+    weights = torch.randn(rank, generator=draw, dtype=torch.float64)
+    weights = torch.nn.functional.pad(weights, (0, 3_000 - rank))
+    least = rank_at_least(lambda rows: rows * weights, like(3_000), 32)
+    assert rank / 2 - 200 < least <= rank  # 5 √(n/2) = 194
 
 
 def test_progress_and_products_that_are_not_finite():

@@ -39,7 +39,11 @@ WIDTH = 64
 """Vectors multiplied together: enough for matrix products to run at full speed."""
 
 _FRESH = 4
-"""Gaussian vectors whose images must lie in the range before it is called complete."""
+"""Gaussian vectors whose images must lie in the range before it is called complete; and as many
+whose part outside of the basis says how large the range is at least."""
+
+_CHANCE = 5
+"""Standard deviations of that which are allowed for: it fails with probability 3e-7."""
 
 _PIECE = 1024
 """Rows of the basis that are allocated together."""
@@ -228,6 +232,7 @@ class Range:
         norm: ‖H‖₂ as far as it was seen.
         noise: Length of what rounding adds to a product with a unit vector, as far as it was seen.
         complete: Whether fresh vectors add nothing.
+        outside: What lies outside of the basis of the Gaussian vectors drawn first, (4, n).
     """
 
     basis: Rows
@@ -238,10 +243,26 @@ class Range:
     norm: float = 0.0
     noise: float = 0.0
     complete: bool = False
+    outside: Vectors | None = None
 
     def __len__(self) -> int:
         """The dimension k."""
         return len(self.basis)
+
+    @property
+    def at_least(self) -> int:
+        """Dimensions that the range has at least.
+
+        What lies outside of the range lies outside of the basis, whose polynomials in H leave far
+        less of a vector than k of its n coordinates: a Gaussian vector has the square of its length
+        there that is the dimension of H's null space, and one of a deviation of √(2 n) at most.
+        """
+        if self.outside is None:
+            return len(self)
+        size = self.outside.shape[1]
+        null = float(self.outside.square().sum(1).mean())
+        null += _CHANCE * math.sqrt(2 * size / len(self.outside))
+        return max(len(self), int(size - null))
 
     @property
     def multiplied(self) -> int:
@@ -284,7 +305,7 @@ def range_of(
         kept: Where the search is written to now and then; what is there is continued.
 
     Returns:
-        The basis; not complete if it has more dimensions than the limit. Raises NonFiniteError if
+        The basis; not complete if the range has more dimensions than the limit. Raises NonFiniteError if
         a product is NaN or infinite, StoreError if the search that was kept is another one.
     """
     size = like.numel()
@@ -293,13 +314,31 @@ def range_of(
     if kept is not None and size:
         state = _restored(like, kept, product)
     written = len(state), len(state.blocks)
-    while not state.complete and len(state) <= limit:
+    while not state.complete and state.at_least <= limit:
         _multiply(state, product, width)
         if kept is not None and kept.due():
             kept.append(_record(state, *written))
             written = len(state), len(state.blocks)
         tick("dimensions", len(state), max(expected or size, len(state)))
     return state
+
+
+def rank_at_least(product: Product, like: Tensor, products: int) -> int:
+    """A lower bound on the rank of a symmetric matrix, from a few products.
+
+    Args:
+        product: Maps rows (m, n) to their products with H.
+        like: (n,) gives dimension, precision and place.
+        products: How many to spend.
+
+    Returns:
+        The bound, which fails with probability 3e-7. Raises NonFiniteError if a product is NaN or
+        infinite.
+    """
+    state = Range(Rows(like), complete=not like.numel())
+    while not state.complete and state.products < products:
+        _multiply(state, product, _FRESH)
+    return state.at_least
 
 
 _NUMBERS = ("scale", "fresh", "products", "norm", "noise", "complete")
@@ -353,14 +392,19 @@ def _rounding(like: Tensor, norm: float) -> float:
     return torch.finfo(like.dtype).eps * math.sqrt(like.numel()) * norm
 
 
+def _drawn(like: Tensor, numbers: range) -> Vectors:
+    """Gaussian vectors by their numbers, (m, n)."""
+    drawn = [gaussian((1, like.numel()), like, "range", number) for number in numbers]
+    return torch.cat([like.new_empty(0, like.numel()), *drawn])
+
+
 def _multiply(state: Range, product: Product, width: int) -> None:
     """Multiply the rows that wait and fresh vectors beside them; what is new waits next."""
     basis, like = state.basis, state.basis.like
     size, before, waiting = like.numel(), len(basis), len(basis) - state.multiplied
     fresh = 0 if before == size else min(size, width - waiting if waiting or not before else _FRESH)
-    numbers = range(state.fresh, state.fresh + fresh)
-    drawn = [gaussian((1, size), like, "range", number) for number in numbers]
-    images = product(torch.cat([basis.rows(slice(state.multiplied, before)), *drawn])).detach()
+    drawn = _drawn(like, range(state.fresh, state.fresh + fresh))
+    images = product(torch.cat([basis.rows(slice(state.multiplied, before)), drawn])).detach()
     if not state.scale:
         largest = float(images.abs().max())
         state.scale = 2.0 ** math.frexp(largest)[1] if math.isfinite(largest) else 1.0
@@ -384,6 +428,12 @@ def _multiply(state: Range, product: Product, width: int) -> None:
         relative = max(state.noise / state.norm, eps * math.sqrt(max(before, width)))
         images *= (noise / (relative * lengths)).clamp(max=1)[:, None]
     added = _extend(basis, images, _NOISE * noise)
+    if state.outside is None:
+        state.outside = _drawn(like, range(_FRESH))
+        basis.take_out(state.outside)
+    else:
+        new = basis.rows(slice(before, len(basis)))
+        state.outside.addmm_(state.outside @ new.T, new, alpha=-1)
     state.fresh += fresh
     state.products += len(images)
     state.complete = (not waiting and not added) or len(basis) == state.multiplied == size

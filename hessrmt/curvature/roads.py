@@ -31,7 +31,7 @@ from hessrmt.curvature.dense import (
     usable_memory,
 )
 from hessrmt.curvature.products import attempt, hessian_product
-from hessrmt.curvature.range import WIDTH, range_of
+from hessrmt.curvature.range import WIDTH, range_of, rank_at_least
 from hessrmt.curvature.reduction import (
     QR_ADVANTAGE,
     Route,
@@ -74,6 +74,9 @@ _GROWTH = 0.6
 
 _LOOK = 0.03
 """Share of the dense road's cost that may be spent on that estimate."""
+
+_PROBES = 32
+"""Products that are spent on a lower bound of the rank before a search that memory limits."""
 
 _SURPLUS = 1.1
 """Products of a search over the dimensions that it finds."""
@@ -214,6 +217,8 @@ def _plan(
         limit = min(limit, _largest(lambda rank: _search_cost(rank, size, each) <= dense, size))
     if limit <= WIDTH and refusal is not None:
         raise refusal
+    if dense == math.inf and limit < size:
+        _require_rank(problem, reduction, backend, limit)
     expected = None
     if estimate and problem.samples >= _SEVERAL and limit > WIDTH and dense < math.inf:
         expected = _expected_rank(problem, reduction, limit, dense * _LOOK)
@@ -317,9 +322,9 @@ def _searched(
     kept: SearchFile | None,
 ) -> Compressed | None:
     """H in its range; None if that has too many dimensions and the dense matrix is there."""
-    like = _like(reduction, problem)
+    like, memory = _like(reduction, problem), usable_memory(backend)
     fixed = problem.dtype.itemsize * (plan.expected or plan.limit) * len(like)
-    rows = rows_beside(min(fixed, usable_memory(backend) // 2), row_bytes(problem), WIDTH, backend)
+    rows = rows_beside(min(fixed, memory // 2), row_bytes(problem), WIDTH, backend)
     state = range_of(
         _within(problem, reduction, rows),
         like,
@@ -332,10 +337,22 @@ def _searched(
         return Compressed(reduction, state.basis, state.matrix)
     if plan.fits:
         return None
-    raise DeviceError(
-        f"the Hessian's rank is above {plan.limit:,}: a basis of its range, {len(state):,} vectors "
-        f"of {len(like):,} numbers so far, and the matrix in it don't fit in the memory that "
-        f"{backend.name} has, {gib(usable_memory(backend))}; take a smaller batch, a device with "
+    raise _too_large(state.at_least, plan.limit, like, backend, memory)
+
+
+def _require_rank(problem: Problem, reduction: Reduction, backend: Backend, limit: int) -> None:
+    """Refuse a Hessian of which a few products show that its range does not fit."""
+    like, memory = _like(reduction, problem), usable_memory(backend)
+    least = rank_at_least(_within(problem, reduction, 1), like, _PROBES)
+    if least > limit:
+        raise _too_large(least, limit, like, backend, memory)
+
+
+def _too_large(rank: int, limit: int, like: Tensor, backend: Backend, memory: int) -> DeviceError:
+    return DeviceError(
+        f"the Hessian's rank is {rank:,} or more, and {limit:,} dimensions is the largest that "
+        f"fits here: {backend.name} has {gib(memory)} free for a basis of its range, of vectors of "
+        f"{len(like):,} numbers, and for the matrix in it; take a smaller batch, a device with "
         "more memory, or --operator ggn"
     )
 
