@@ -7,7 +7,9 @@ from precision import LOSSES, draw, exact_levels, judge, summary, sweep
 import hessrmt as hr
 
 
-@pytest.mark.parametrize("first", range(0, 90, 30))
+@pytest.mark.parametrize(
+    "first", [0, *(pytest.param(first, marks=pytest.mark.slow) for first in (30, 60))]
+)
 def test_a_sample_of_the_sweep(first):
     found = summary(sweep(first, 30))
     assert found["runs"] >= 40

@@ -54,7 +54,7 @@ def nets(draw):
     return model, draw(st.sampled_from(["cross-entropy", "mse"])), (x, y)
 
 
-@settings(max_examples=examples(60), suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(30), suppress_health_check=list(HealthCheck))
 @given(nets())
 def test_random_small_nets(case):
     model, loss, pair = case

@@ -158,6 +158,7 @@ def test_settings_that_are_published():
 # the same command again
 
 
+@pytest.mark.slow
 def test_the_same_command_writes_the_same_numbers(run_cli, tmp_path, monkeypatch):
     """mlp2's reduced matrix has about 2,060 rows, where MKL left to itself does not repeat."""
     for name in THREADS:  # as many threads as the machine has

@@ -108,7 +108,7 @@ class Attending(nn.Module):
         return self.head(self.layer(self.embed(x)).mean(1))
 
 
-@settings(max_examples=examples(8))
+@settings(max_examples=examples(3))
 @given(small_problems(), st.sampled_from([None, 1, 5]))
 def test_random_networks(problem, width):
     full = hr.spectrum(problem, reduce="none")

@@ -150,7 +150,9 @@ def samples():
 
 
 @pytest.mark.parametrize("share", [0.3, 1e-3, -1e-3])
-@pytest.mark.parametrize("name", ["mlp", "conv", "transformer", "regression"])
+@pytest.mark.parametrize(
+    "name", ["mlp", "conv", pytest.param("transformer", marks=pytest.mark.slow), "regression"]
+)
 def test_windows_of_networks_against_lapack(name, share):
     model, x, y, loss = samples()[name]
     problem = hr.Problem(model, loss, (x, y))
