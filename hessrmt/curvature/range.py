@@ -305,8 +305,9 @@ def range_of(
         kept: Where the search is written to now and then; what is there is continued.
 
     Returns:
-        The basis; not complete if the range has more dimensions than the limit. Raises NonFiniteError if
-        a product is NaN or infinite, StoreError if the search that was kept is another one.
+        The basis; not complete if the range has more dimensions than the limit. Raises
+        NonFiniteError if a product is NaN or infinite, StoreError if the search that was kept is
+        another one.
     """
     size = like.numel()
     limit = size if limit is None else limit
