@@ -220,7 +220,9 @@ def test_a_search_that_finds_too_much_gives_way(monkeypatch):
 def test_too_little_memory(monkeypatch):
     problem = conv(1)
     monkeypatch.setattr(roads, "_room", lambda *_: 100)
-    with pytest.raises(DeviceError, match="or more, and 100 dimensions is the largest that fits here"):
+    with pytest.raises(
+        DeviceError, match="or more, and 100 dimensions is the largest that fits here"
+    ):
         hr.spectrum(problem, reduce="range")
     dense = hr.spectrum(problem)  # gives way
     assert dense.reduced_dimension == hr.spectrum(problem, reduce="dense").reduced_dimension
