@@ -1,10 +1,11 @@
-"""Names for the shapes that appear everywhere.
+"""Names for the shapes that appear everywhere, and the way of numbers from a device to here.
 
 ``P`` counts parameters, ``n`` any matrix dimension, ``B`` the samples of a batch, ``k`` vectors
 treated together. Results handed to users are float64 NumPy; everything inside is ``torch.Tensor``.
 """
 
 import numpy as np
+import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
@@ -20,3 +21,20 @@ Indices = Int64[np.ndarray, "batches B"]
 Vector = Float[Tensor, "P"]
 Vectors = Float[Tensor, "k P"]
 Matrix = Float[Tensor, "n n"]
+
+
+def fetched(*parts: Tensor) -> list[np.ndarray]:
+    """Some numbers in main memory by one copy: every copy, each ``float(x)``, waits for the device.
+
+    Args:
+        parts: At least one tensor of real numbers or truth values, all on one device.
+
+    Returns:
+        Of each a float64 array of its shape.
+    """
+    flat = torch.cat([part.detach().to(torch.float64).reshape(-1) for part in parts])
+    host, found, start = flat.cpu().numpy(), [], 0
+    for part in parts:
+        found.append(host[start : start + part.numel()].reshape(part.shape))
+        start += part.numel()
+    return found

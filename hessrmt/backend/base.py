@@ -5,7 +5,6 @@ Arguments are checked here, once for every device.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from hessrmt.arrays import fetched
 from hessrmt.backend import reference
 from hessrmt.errors import ConfigError, DeviceError, NonFiniteError
 
@@ -253,7 +253,7 @@ def all_finite(values: Tensor) -> bool:
         True also if there are none.
     """
     # NaN is kept by both ends
-    return not values.numel() or all(math.isfinite(float(end)) for end in torch.aminmax(values))
+    return not values.numel() or bool(np.isfinite(fetched(*torch.aminmax(values))).all())
 
 
 def _require_square(matrix: Tensor, what: str) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from hessrmt.arrays import fetched
 from hessrmt.errors import ConvergenceError
 
 if TYPE_CHECKING:
@@ -78,7 +79,8 @@ def prescale_(a: Matrix) -> float:
         The factor; divide eigenvalues by it.
     """
     of = np.finfo(str(a.dtype).removeprefix("torch."))
-    largest = max(float(a.max()), -float(a.min()))
+    least, most = map(float, fetched(*torch.aminmax(a)))
+    largest = max(most, -least)
     smallest = math.sqrt(float(of.tiny) / float(of.eps))
     if largest == 0 or smallest <= largest <= 1 / smallest:
         return 1.0

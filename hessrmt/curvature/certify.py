@@ -25,12 +25,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from hessrmt import rng
+from hessrmt.arrays import fetched
 from hessrmt.curvature.products import attempt, eager_hessian_product, push
 from hessrmt.curvature.rounding import (
     FEW_DIRECTIONS,
     changes,
     directions,
     length,
+    lengths,
     norm_bound,
     rounding_of,
 )
@@ -121,9 +123,9 @@ class Reference:
             The differences, in the units of the eigenvalues.
         """
         pairs = zip(self.rows, self.products, strict=True)
-        apart = [length(product(v) - w) for v, w in pairs]
-        residual = apart[0] / length(self.rows[0])
-        return Comparison(residual, self.rounding + norm_bound(apart), self.rounding)
+        gaps = [product(v) - w for v, w in pairs]
+        *apart, size = lengths([*gaps, self.rows[0]])
+        return Comparison(apart[0] / size, self.rounding + norm_bound(apart), self.rounding)
 
 
 def reference(problem: Problem) -> Reference:
@@ -140,7 +142,7 @@ def reference(problem: Problem) -> Reference:
         The products.
     """
     found = Reference.of(eager_hessian_product(problem), directions(problem))
-    scale = length(found.rows[0])
+    scale = found.rows[0].norm()
     v, product = found.rows[0] / scale, found.products[0] / scale
     require_second_derivative(problem, v, product, found.rounding)
     return found
@@ -435,21 +437,21 @@ def _disagreement(
     """Gap, its bound and the size of the quotient where they agree best; None if they do."""
     epsilon = torch.finfo(theta.dtype).eps
     here = slope(theta)
-    step = epsilon ** (1 / 3) * max(1.0, float(theta.norm()))
+    step = epsilon ** (1 / 3) * theta.norm().clamp(min=1.0)
     reports = []
     for _ in range(_STEPS):
         up, down = (slope(theta + sign * step * v) for sign in (1, -1))
         quotient = (up - down) / (2 * step)
-        slopes = max(float(here.norm()), float(up.norm()), float(down.norm()))
-        bound = float((up - 2 * here + down).norm()) / step + rounding
+        differences = (up - 2 * here + down, quotient - product)
+        sizes = [part.norm() for part in (*differences, quotient, product, here, up, down)]
+        second, gap, change, expected, *slopes, now = map(float, fetched(*sizes, step))
+        bound = second / now + rounding
         # where both sides are rounded alike
-        bound += max(_ROUNDING * epsilon * slopes, of_slope) / step
-        scale = max(float(product.norm()), float(quotient.norm()))
-        gap = float((quotient - product).norm())
-        if not gap > bound + _DIGITS * scale:  # what is not finite is for others to judge
+        bound += max(_ROUNDING * epsilon * max(slopes), of_slope) / now
+        if not gap > bound + _DIGITS * max(expected, change):  # what is not finite others judge
             return None
-        reports.append((gap, bound, float(quotient.norm())))
-        step /= _SHORTER
+        reports.append((gap, bound, change))
+        step = step / _SHORTER
     return min(reports, key=lambda report: report[0] - report[1])
 
 
@@ -459,7 +461,7 @@ def _combined(tree: Any, stream: str) -> Tensor:
     for leaf in tensors_of(tree):
         if leaf.is_floating_point() and leaf.requires_grad:
             weights = torch.randn(leaf.shape, generator=draw, dtype=torch.float64)
-            total = total + (weights.to(leaf) * leaf).sum()
+            total = total + (weights.to(leaf, non_blocking=True) * leaf).sum()
     return total
 
 

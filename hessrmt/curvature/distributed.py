@@ -225,12 +225,13 @@ def _require_one_problem(problem: Problem, world: World) -> None:
 
 def _share_basis(basis: Reduction, world: World) -> Reduction:
     """Process 0's basis: others may have rounded another one on other hardware."""
-    mine = [[layer.left, layer.right, layer.keep] for layer in basis.layers], basis.others
-    shared = world.share(_pytree.tree_map_only(Tensor, Tensor.cpu, mine))
+    mine = [(layer.left, layer.right) for layer in basis.layers], basis.others
+    kept = [layer.keep for layer in basis.layers]
+    shared, kept = world.share((_pytree.tree_map_only(Tensor, Tensor.cpu, mine), kept))
     device = basis.others.device
     turned, others = _pytree.tree_map_only(Tensor, lambda t: t.to(device), shared)
     layers = tuple(
         dataclasses.replace(layer, left=left, right=right, keep=keep)
-        for layer, (left, right, keep) in zip(basis.layers, turned, strict=True)
+        for layer, (left, right), keep in zip(basis.layers, turned, kept, strict=True)
     )
     return Reduction(basis.dimension, layers, others)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 
+from hessrmt.arrays import fetched
 from hessrmt.curvature.gram import other_samples, sample_slices
 from hessrmt.curvature.rounding import gaussian
 from hessrmt.problems.structure import hooked
@@ -93,7 +94,9 @@ def samples_are_independent(problem: Problem, layers: tuple[Layer, ...]) -> bool
         False also if torch cannot differentiate forward here.
     """
     theta, others = problem.theta, other_samples(problem.samples, problem.theta, "independence")
-    size = float(theta.square().mean().sqrt()) or 1.0
+    size = theta.square().mean().sqrt()
+    size = torch.where(size > 0, size, 1.0)
+    touched: list[Tensor] = []
     elsewhere = theta + _ELSEWHERE * size * gaussian(theta.shape, theta, "independence", "theta")
     for point in (theta, elsewhere):
         gradient, shifts = _shifted_slopes(problem, layers, point)
@@ -105,10 +108,9 @@ def samples_are_independent(problem: Problem, layers: tuple[Layer, ...]) -> bool
             tangents = jvp(gradient, (shifts,), (direction,))[1][0]
         except (RuntimeError, NotImplementedError):
             return False
-        # a change of some samples must leave the gradients of the others exactly alone
-        if any(bool(tangent[others].count_nonzero()) for tangent in tangents):
-            return False
-    return True
+        touched += [((tangent != 0) & others[:, None]).any() for tangent in tangents]
+    # a change of some samples must leave the gradients of the others exactly alone
+    return not any(fetched(*touched))
 
 
 def sample_chunks(problem: Problem, layers: tuple[LayerBasis, ...]) -> list[slice]:
@@ -232,12 +234,12 @@ def block(found: Factors, first: int, second: int) -> Iterator[tuple[slice, Tens
             extra = (slopes.T @ moved).view(width, left, right, count)
             result = result + extra.permute(3, 1, 0, 2)
         values = result.reshape(count * left, width * right)  # ((i, p), (j, q))
-        limits = torch.tensor([start * left, (start + count) * left], device=values.device)
+        limits = torch.tensor([start * left, (start + count) * left])
         begin, end = torch.searchsorted(upper.basis.keep, limits).tolist()
         if end - begin < len(values):
-            values = values[upper.basis.keep[begin:end] - start * left]
+            values = values[upper.basis.kept[begin:end] - start * left]
         if len(lower.basis.keep) < values.shape[1]:
-            values = values[:, lower.basis.keep]
+            values = values[:, lower.basis.kept]
         yield slice(begin, end), values.detach()
 
 
@@ -265,7 +267,7 @@ class OwnCurvature:
     def columns(self) -> Tensor:
         """A, (m, c), of the entries that are kept."""
         whole = torch.einsum("ci,cp->ipc", self.outputs, self.features)
-        return whole.flatten(0, 1)[self.basis.keep]
+        return whole.flatten(0, 1)[self.basis.kept]
 
 
 def own_curvature(found: Factors, layer: int) -> OwnCurvature:
@@ -285,7 +287,7 @@ def own_curvature(found: Factors, layer: int) -> OwnCurvature:
     mine = found.layers[layer]
     curvature, size = found.curvature[:, mine.span, mine.span], mine.span.stop - mine.span.start
     pair = torch.linalg.eigh(curvature.cpu() if size <= _BY_LAPACK else curvature)
-    values, vectors = (part.to(curvature.device) for part in pair)
+    values, vectors = (part.to(curvature.device, non_blocking=True) for part in pair)
     sizes, relative = values.abs(), size * torch.finfo(values.dtype).eps
     added = sizes * mine.features.square().sum(dim=1, keepdim=True)
     real = (sizes > relative * sizes.amax(dim=1, keepdim=True)) & (added > relative * added.max())

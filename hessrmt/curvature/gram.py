@@ -78,7 +78,7 @@ def other_samples(samples: int, like: Tensor, stream: str) -> Tensor:
     """
     others = rng.stream(0, stream).random(samples) >= 0.5
     others[-1], others[0] = True, False
-    return torch.from_numpy(others).to(like.device)
+    return torch.from_numpy(others).to(like.device, non_blocking=True)
 
 
 def samples_are_apart(problem: Problem, outputs: Tensor) -> bool:

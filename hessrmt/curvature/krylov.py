@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from hessrmt.curvature.rounding import length, require_symmetric
+from hessrmt.curvature.rounding import lengths, require_symmetric
 from hessrmt.errors import NonFiniteError, ProblemError
 
 if TYPE_CHECKING:
@@ -34,18 +34,19 @@ def rotate(basis: Vectors, some: slice, columns: np.ndarray) -> None:
         some: Which m rows.
         columns: (m, j) coefficients of the combinations.
     """
-    turn = torch.from_numpy(columns.T.copy()).to(basis)
+    turn = torch.from_numpy(columns.T.copy()).to(basis, non_blocking=True)
     target = slice(some.start, some.start + len(turn))
     for first in range(0, basis.shape[1], _COLUMNS):
         part = slice(first, first + _COLUMNS)
         basis[target, part] = turn @ basis[some, part]
 
 
-def norm_seen(products: Vectors, before: float) -> float:
+def norm_seen(products: Vectors, longest: float, before: float) -> float:
     """What is known of ‖H‖₂ from below: ‖Hv‖ <= ‖H‖₂.
 
     Args:
         products: (k, n) with unit vectors.
+        longest: The largest of their norms; NaN if one is.
         before: What was known.
 
     Returns:
@@ -58,12 +59,12 @@ def norm_seen(products: Vectors, before: float) -> float:
     """
     kind = torch.finfo(products.dtype)
     most, least = kind.max**0.5 / 1e3, kind.tiny**0.5 / (10 * kind.eps)
-    norm = max(float(products.norm(dim=1).max()), before)  # NaN stays NaN
+    norm = max(longest, before)  # NaN stays NaN
     if least <= norm <= most:
         return norm
     if not bool(torch.isfinite(products).all()):
         raise NonFiniteError("a product with the matrix is NaN or infinite")
-    norm = max(before, *(length(row) for row in products))
+    norm = max(before, *lengths(list(products)))
     if norm and not least <= norm <= most:
         raise ProblemError(
             f"the matrix's products with unit vectors are of size {norm:.1g}, and squares of such "

@@ -16,7 +16,7 @@ finds further copies of a multiple eigenvalue as far as it can.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
+from hessrmt.arrays import fetched
 from hessrmt.checks import one_of, require_whole
 from hessrmt.curvature.dense import gib, usable_memory
 from hessrmt.curvature.differences import DIFFERENTIATION, inexact_first
@@ -75,31 +76,61 @@ _SMALL_BASIS = 2**24
 """Levels in a basis (128 MiB) up to which it gets more vectors, so that it restarts less often."""
 
 
-def orthogonalise(w: Vector, basis: Vectors) -> tuple[Tensor, Vector]:
+class Parted(NamedTuple):
+    """A vector w = Vᵀh + rest, the rest orthogonal to the rows of V.
+
+    Attributes:
+        size: ‖w‖.
+        inner: (j,) h, in float64.
+        rest: (P,).
+        length: ‖rest‖.
+    """
+
+    size: float
+    inner: np.ndarray
+    rest: Vector
+    length: float
+
+
+def orthogonalise(vectors: Sequence[Vector], bases: Sequence[Vectors]) -> list[Parted]:
     """Take everything that lies in the span of an orthonormal basis out of a vector.
 
+    Several of them share what has to be waited for: once, where one pass is enough.
+
     Args:
-        w: (P,).
-        basis: (j, P) orthonormal rows.
+        vectors: Each (P,).
+        bases: For each (j, P) orthonormal rows.
 
     Returns:
-        (j,) coefficients and the (P,) rest, w = Vᵀh + rest.
+        For each its parts.
     """
+    rests, asked = zip(*map(_one_pass, vectors, bases), strict=True)
+    found = []
+    for first, basis, numbers in zip(rests, bases, fetched(*asked), strict=True):
+        rest, inner, (size, before, after) = first, numbers[:-3], map(float, numbers[-3:])
+        for _ in range(2):
+            if not 0 < after < KEEPS * before:
+                break
+            step = basis @ rest
+            rest = rest - step @ basis
+            before, (more, last) = after, fetched(step, rest.norm())
+            inner, after = inner + more, float(last)
+        found.append(Parted(size, inner, rest, after))
+    return found
+
+
+def _one_pass(w: Vector, basis: Vectors) -> tuple[Vector, Tensor]:
+    """What is left after one pass; and coefficients, ‖w‖, and lengths before and after it."""
     inner = w.new_zeros(len(basis))
     # a Lanczos vector lies mostly along the last two: without them one pass usually is enough
     near = basis[-2:]
     inner[-2:] = near @ w
     rest = w - inner[-2:] @ near
-    before = float(rest.norm())
-    for _ in range(3):
-        step = basis @ rest
-        rest = rest - step @ basis
-        inner += step
-        after = float(rest.norm())
-        if after >= KEEPS * before or after == 0:
-            break
-        before = after
-    return inner, rest
+    before = rest.norm()
+    step = basis @ rest
+    rest = rest - step @ basis
+    inner += step
+    return rest, torch.cat([inner, w[None].norm(dim=1), torch.stack([before, rest.norm()])])
 
 
 class _Space:
@@ -115,30 +146,30 @@ class _Space:
         self.coupling = np.zeros(0)  # of the next direction to all rows, known by symmetry
         self.slack = max(slack, torch.finfo(start.dtype).eps ** 0.5)
 
-    def add(self, w: Vector) -> None:
+    def take(self, w: Vector, parted: Parted) -> None:
         """Take H times the next direction; β = 0 says that the space is invariant."""
         j = self.have
         self.products += 1
-        self.norm = norm_seen(w[None], self.norm)
-        inner, rest = orthogonalise(w, self.basis[: j + 1])
-        column = inner.to(torch.float64).cpu().numpy()
+        self.norm = norm_seen(w[None], parted.size, self.norm)
+        column, beta = parted.inner, parted.length
         apart = np.abs(column[:j] - self.coupling)
         where, gap = np.append(apart.argsort()[-1:], j), float(apart.max(initial=0.0))
         require_symmetric_products(self.operator, self.basis, where, gap, self.norm, self.slack)
         column[:j] = self.coupling
         self.small[: j + 1, j] = self.small[j, : j + 1] = column
-        self.have, beta = j + 1, float(rest.norm())
+        self.have = j + 1
         least = max(round_off(self.norm, self.size, w.dtype), self.operator.product_error)
         invariant = self.have == self.size or beta <= least
         self.beta = 0.0 if invariant else beta
         self.coupling = np.append(np.zeros(j), self.beta)
         if not invariant:
-            self.basis[self.have] = rest / beta
+            self.basis[self.have] = parted.rest / beta
 
     def turn_to(self, direction: Vector) -> None:
         """Go on in a direction that has nothing to do with the space."""
         for _ in range(2):
-            direction = orthogonalise(direction / direction.norm(), self.basis[: self.have])[1]
+            (parted,) = orthogonalise([direction / direction.norm()], [self.basis[: self.have]])
+            direction = parted.rest
         self.basis[self.have] = direction / direction.norm()
         self.beta, self.coupling = 0.0, np.zeros(self.have)
 
@@ -154,6 +185,15 @@ class _Space:
         self.coupling, self.have = self.beta * rotation[-1], len(values)
         self.basis[self.have] = following
         self.small[: self.have, : self.have] = np.diag(values)
+
+
+def _advance(operator: Operator, spaces: Sequence[_Space]) -> None:
+    """One step of several spaces together, which share what has to be waited for."""
+    products = operator.unchecked(torch.stack([space.basis[space.have] for space in spaces]))
+    rows = [space.basis[: space.have + 1] for space in spaces]
+    parts = orthogonalise(list(products), rows)
+    for space, product, parted in zip(spaces, products, parts, strict=True):
+        space.take(product, parted)
 
 
 def tridiagonal(
@@ -174,9 +214,7 @@ def tridiagonal(
     spaces = [_Space(operator, start, steps) for start in starts]
     running = spaces
     for step in range(steps):
-        products = operator(torch.stack([space.basis[step] for space in running]))
-        for space, product in zip(running, products, strict=True):
-            space.add(product)
+        _advance(operator, running)
         if tick:
             tick(step + 1)
         running = [space for space in running if space.beta]
@@ -232,7 +270,7 @@ def _extreme_pairs(
     looked: Levels | None = None
     while True:
         operator.expect(max(2 * levels, space.products))
-        space.add(operator(space.basis[space.have][None])[0])
+        _advance(operator, [space])
         have, products = space.have, space.products
         due = have >= min(stop, size) or products >= limit
         if looked is None and have >= levels:
@@ -673,7 +711,7 @@ def _search(
         products = operator(vectors[part])
         rest = products - theta[part, None] * vectors[part]
         errors = rest.norm(dim=1) + operator.truncation(vectors[part])
-        residuals[part] = errors.to(torch.float64).cpu().numpy()
+        (residuals[part],) = fetched(errors)
         if first <= leading < first + _BLOCK:
             image = products[leading - first]
         tick("residuals", min(first + _BLOCK, len(vectors)), len(vectors))

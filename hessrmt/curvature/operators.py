@@ -51,7 +51,7 @@ from hessrmt.curvature.differences import (
 )
 from hessrmt.curvature.parallel import ALONE, ranks_of
 from hessrmt.curvature.products import TRACED_FROM, KeptProduct, choose, close
-from hessrmt.curvature.rounding import FEW_DIRECTIONS, Perturbed, directions, length, norm_bound
+from hessrmt.curvature.rounding import FEW_DIRECTIONS, Perturbed, directions, lengths, norm_bound
 from hessrmt.errors import ConfigError, DataError, DeviceError, NonFiniteError, ProblemError
 from hessrmt.problems.batches import Batch, join, read_batch
 from hessrmt.problems.outputs import in_one_tensor, is_recorded_mean, loss_mass
@@ -117,6 +117,19 @@ class Operator(ABC):
         Returns:
             (k, n).
         """
+
+    def unchecked(self, block: Vectors) -> Vectors:
+        """The same for callers that see themselves if a product is NaN or infinite.
+
+        Whether all is finite, a device has to be asked and waited for.
+
+        Args:
+            block: (k, n).
+
+        Returns:
+            (k, n).
+        """
+        return self(block)
 
     def expect(self, products: int) -> None:  # noqa: B027
         """Prepare for a number of products, if that pays.
@@ -245,9 +258,16 @@ class _Sum(Operator):
 
     def __call__(self, block: Vectors) -> Vectors:
         """Products with the rows of a block, (k, n)."""
+        return self._added(block, (term(block) for _, term in self._terms))
+
+    def unchecked(self, block: Vectors) -> Vectors:
+        """The same, perhaps not finite."""
+        return self._added(block, (term.unchecked(block) for _, term in self._terms))
+
+    def _added(self, block: Vectors, products: Iterable[Vectors]) -> Vectors:
         total = torch.zeros_like(block)
-        for factor, term in self._terms:
-            total.add_(term(block), alpha=factor)
+        for (factor, _), product in zip(self._terms, products, strict=True):
+            total.add_(product, alpha=factor)
         self._weigh()
         return total
 
@@ -499,6 +519,21 @@ class CurvatureOperator(Operator):
         Raises:
             NonFiniteError: If an entry comes out as NaN or infinite.
         """
+        total = self.unchecked(block)
+        if not bool(torch.isfinite(total).all()):
+            raise NonFiniteError(f"a product with the {self.kind} is NaN or infinite")
+        return total
+
+    @ordinary_mode()
+    def unchecked(self, block: Vectors) -> Vectors:
+        """The same, perhaps not finite.
+
+        Args:
+            block: (k, P) in the operator's precision and place.
+
+        Returns:
+            (k, P).
+        """
         if self.products_by == FINITE_DIFFERENCE:
             total = self._differences(block) if len(block) else block
             self.product_error = self._differences.rounding  # of a shorter step it is larger
@@ -511,8 +546,6 @@ class CurvatureOperator(Operator):
                 if len(self._kept) < len(self._seen):
                     self._add(total, block, self._plain, len(self._kept))
             total = self._ranks.total(total)
-        if not bool(torch.isfinite(total).all()):
-            raise NonFiniteError(f"a product with the {self.kind} is NaN or infinite")
         self.products += len(block)
         return total
 
@@ -553,7 +586,7 @@ class CurvatureOperator(Operator):
                         with Perturbed(part * len(rows) + number):
                             found = way(v[None])[0].detach()
                         moved[number].add_(found, alpha=weight)
-        return norm_bound([length(part) for part in self._ranks.total(moved - products)])
+        return norm_bound(lengths(list(self._ranks.total(moved - products))))
 
     @ordinary_mode()
     def agreement(

@@ -25,6 +25,7 @@ from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 from torch.func import grad, jvp, linearize, vjp, vmap
 
+from hessrmt.arrays import fetched
 from hessrmt.curvature.rounding import gaussian
 from hessrmt.errors import ProblemError
 from hessrmt.problems.outputs import InOneTensor, in_one_tensor, loss_mass
@@ -194,8 +195,8 @@ def _transposed(part: Problem, v: Vector) -> Tensor | None:
     except RuntimeError:
         return None
     # torch drops, without a word, what an operation that cannot be differentiated twice adds
-    whole, seen = float(gradient.detach() @ v), float(tangent.sum())
-    size = float(gradient.detach().norm() * v.norm())
+    slope = gradient.detach()
+    whole, seen, size = map(float, fetched(slope @ v, tangent.sum(), slope.norm() * v.norm()))
     return tangent if abs(whole - seen) <= torch.finfo(v.dtype).eps ** 0.5 * size else None
 
 
@@ -454,10 +455,11 @@ def close(a: Tensor, b: Tensor) -> bool:
     Returns:
         Whether ``a``'s way can be taken.
     """
-    finite = [bool(torch.isfinite(x).all()) for x in (a, b)]
+    flags, norms = [torch.isfinite(x).all() for x in (a, b)], [(a - b).norm(), b.norm()]
+    *finite, gap, size = map(float, fetched(*flags, *norms))
     if not all(finite):
         return not any(finite)
-    return float((a - b).norm()) <= torch.finfo(a.dtype).eps ** 0.5 * float(b.norm())
+    return gap <= torch.finfo(a.dtype).eps ** 0.5 * size
 
 
 class Ways(NamedTuple):
@@ -569,8 +571,8 @@ def _works(way: Way, problem: Problem, known: Product) -> Product | None:
     found, turned, again = (product and attempt(product, v) for v in (probe, -2 * probe, probe))
     if found is None or turned is None or again is None:
         return None
-    rounding = _REPEATS * torch.finfo(probe.dtype).eps * float(found.norm())
-    repeats = float((again - found).norm()) <= rounding
+    gap, size = map(float, fetched((again - found).norm(), found.norm()))
+    repeats = gap <= _REPEATS * torch.finfo(probe.dtype).eps * size
     return product if repeats and close(found, expected) else None
 
 

@@ -18,8 +18,10 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
+from hessrmt.arrays import fetched
 from hessrmt.curvature.rounding import DIRECTIONS, gaussian, norm_bound
 from hessrmt.errors import NonFiniteError, StoreError
 from hessrmt.progress import Tick, silent
@@ -109,10 +111,10 @@ class Basis(ABC):
         Returns:
             The bound, which fails with probability 0.002.
         """
-        size = float(matrix.abs().max()) if len(self) else 0.0
-        if not size:
+        if not len(self):
             return 0.0
-        matrix = matrix / size
+        largest = matrix.abs().max()
+        matrix = matrix / largest
 
         def skew(rows: Vectors) -> Vectors:
             return self.project(self.lift(rows)) - rows
@@ -120,21 +122,30 @@ class Basis(ABC):
         def first_order(rows: Vectors) -> Vectors:
             return (skew(rows) @ matrix + skew(rows @ matrix)) / 2
 
-        return size * _norm(first_order, self) * (1 + _norm(skew, self))
-
-
-def _norm(product: Product, basis: Basis) -> float:
-    """A bound on the 2-norm of a symmetric matrix that acts on coordinates."""
-    rows = gaussian((DIRECTIONS, len(basis)), basis.like, "orthonormality")
-    logarithm = 0.0
-    for _ in range(_POWER):  # of the matrix itself it would bound little better than ‖.‖_F
-        rows = product(rows)
-        size = float(rows.abs().max())
+        parts = [*_powers(first_order, self), *_powers(skew, self)]
+        size, *known = fetched(largest, *parts)
         if not size:
             return 0.0
-        rows, logarithm = rows / size, logarithm + math.log(size)
-    bound = norm_bound(rows.norm(dim=1).tolist())
-    return math.exp((math.log(bound) + logarithm) / _POWER)
+        return float(size) * _norm(*known[:2]) * (1 + _norm(*known[2:]))
+
+
+def _powers(product: Product, basis: Basis) -> tuple[Tensor, Tensor]:
+    """Random rows times a power of a matrix on coordinates: their norms, and what was left out."""
+    rows = gaussian((DIRECTIONS, len(basis)), basis.like, "orthonormality")
+    sizes = []
+    for _ in range(_POWER):
+        rows = product(rows)
+        sizes.append(rows.abs().max())
+        rows = rows / sizes[-1]
+    return rows.norm(dim=1), torch.stack(sizes)
+
+
+def _norm(norms: np.ndarray, sizes: np.ndarray) -> float:
+    """A bound on the 2-norm of a matrix: of itself it would bound little better than ‖.‖_F."""
+    if not sizes.all():
+        return 0.0
+    logarithm = sum(map(math.log, sizes.tolist()))
+    return math.exp((math.log(norm_bound(norms.tolist())) + logarithm) / _POWER)
 
 
 class Rows(Basis):
@@ -410,18 +421,23 @@ def _multiply(state: Range, product: Product, width: int) -> None:
         largest = float(images.abs().max())
         state.scale = 2.0 ** math.frexp(largest)[1] if math.isfinite(largest) else 1.0
     images = images / state.scale
-    if not bool(torch.isfinite(images).all()):
-        raise NonFiniteError("the Hessian has NaN or infinite entries")
-    lengths = images.norm(dim=1)
+    finite, lengths = torch.isfinite(images).all(), images.norm(dim=1)
     previous = state.blocks[-1].shape[0] if state.blocks else 0
-    coordinates = _take_out(basis, images, max(0, state.multiplied - previous))
+    coordinates, short = _take_out(basis, images, max(0, state.multiplied - previous))
+    asymmetry = _asymmetry(coordinates, waiting)
+    asked = fetched(finite, lengths, short, asymmetry)
+    if not asked[0]:
+        raise NonFiniteError("the Hessian has NaN or infinite entries")
+    if asked[2].any():
+        again = torch.from_numpy(asked[2].nonzero()[0]).to(like.device, non_blocking=True)
+        rows = images[again]
+        coordinates[again] += basis.take_out(rows)
+        images[again] = rows
+        asked[3:] = fetched(_asymmetry(coordinates, waiting))
     if waiting:
-        block = coordinates[:waiting]
-        own = block[:, state.multiplied :]
-        asymmetry = float((own - own.T).square().mean().sqrt())
-        state.noise = max(state.noise, math.sqrt(size / 2) * asymmetry)
-        state.blocks.append(block)
-    sizes = lengths.clone()
+        state.noise = max(state.noise, math.sqrt(size / 2) * float(asked[3]))
+        state.blocks.append(coordinates[:waiting])
+    sizes = asked[1].copy()
     sizes[waiting:] /= math.sqrt(size)  # of Gaussian vectors
     state.norm = max(state.norm, float(sizes.max()))
     noise, eps = max(state.noise, _rounding(like, state.norm)), torch.finfo(like.dtype).eps
@@ -440,39 +456,52 @@ def _multiply(state: Range, product: Product, width: int) -> None:
     state.complete = (not waiting and not added) or len(basis) == state.multiplied == size
 
 
-def _take_out(basis: Rows, images: Vectors, near: int) -> Tensor:
-    """Make images orthogonal to the basis, in place; gives their coordinates, (m, k)."""
+def _asymmetry(coordinates: Tensor, waiting: int) -> Tensor:
+    """Root mean square of h - hᵀ of the newest rows, which the waiting images belong to."""
+    if not waiting:
+        return coordinates.new_zeros(())
+    own = coordinates[:waiting, -waiting:]
+    return (own - own.T).square().mean().sqrt()
+
+
+def _take_out(basis: Rows, images: Vectors, near: int) -> tuple[Tensor, Tensor]:
+    """Take out of images, in place, what lies in the basis.
+
+    Returns:
+        (m, k) coordinates, and (m,) for which it should be done again.
+    """
     # those of the newest rows lie mostly along the last two blocks, from row `near` on; without
     # these they are short, and one pass over all rows makes them orthogonal
     if not len(basis):
-        return images.new_zeros(len(images), 0)
+        nothing = images.new_zeros(len(images), 0)
+        return nothing, nothing.any(dim=1)
     rows = basis.rows(slice(near, len(basis)))
     first = images @ rows.T
     images.addmm_(first, rows, alpha=-1)
     lengths = images.norm(dim=1)
     coordinates = basis.take_out(images)
     coordinates[:, near:] += first
-    short = (images.norm(dim=1) < _SHRINKS * lengths).nonzero()[:, 0]
-    if len(short):
-        again = images[short]
-        coordinates[short] += basis.take_out(again)
-        images[short] = again
-    return coordinates
+    return coordinates, images.norm(dim=1) < _SHRINKS * lengths
 
 
 def _extend(basis: Rows, rows: Vectors, least: float) -> int:
     """Add to a basis the directions in which orthogonal rows are longer than the least length."""
     before = len(basis)
     while len(rows):
-        squares, turn = torch.linalg.eigh(rows @ rows.T)
+        squares, turn = torch.linalg.eigh(
+            (rows @ rows.T).cpu()
+        )  # in main memory, where it is quick
         lengths = squares.clamp(min=0).sqrt()
         longest = float(lengths[-1])
         if not longest > least:
             break
         long = lengths > max(least, _SPREAD * longest)
-        new = (turn[:, long] / lengths[long]).T @ rows
-        lower = torch.linalg.cholesky(new @ new.T)
+        turns = ((turn[:, long] / lengths[long]).T, turn[:, ~long].T)
+        first, others = (part.to(rows.device, non_blocking=True) for part in turns)
+        new = first @ rows
+        # nearly the identity, so that nothing can fail and nothing has to be waited for
+        lower = torch.linalg.cholesky_ex(new @ new.T).L
         basis.append(torch.linalg.solve_triangular(lower, new, upper=False))
-        rows = turn[:, ~long].T @ rows
+        rows = others @ rows
         basis.take_out(rows)
     return len(basis) - before

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from hessrmt.arrays import fetched
 from hessrmt.backend.select import select
 from hessrmt.curvature.certify import reference, require_agreement
 from hessrmt.curvature.dense import (
@@ -80,7 +81,8 @@ class LayerBasis:
         where: (d, width) positions of the entries of [W, b] in θ.
         left: (d, e) orthonormal E; or (e,), which columns of the identity it consists of.
         right: (width, k) orthonormal U; or (k,) likewise.
-        keep: (r,) kept entries of Z, positions in row-major (e, k) order.
+        keep: (r,) kept entries of Z, positions in row-major (e, k) order; in main memory, where
+            shapes are decided, and as ``kept`` beside the others.
         narrowed: (r, w) orthonormal combinations of the kept entries which alone matter; None for
             all.
     """
@@ -101,6 +103,11 @@ class LayerBasis:
     def size(self) -> int:
         """Number of the layer's coordinates."""
         return len(self.keep) if self.narrowed is None else self.narrowed.shape[1]
+
+    @cached_property
+    def kept(self) -> Tensor:
+        """The kept entries in the place of the others."""
+        return self.keep.to(self.where.device, non_blocking=True)
 
     @cached_property
     def places(self) -> Tensor:
@@ -125,14 +132,14 @@ class LayerBasis:
         matrix = theta[..., self.places]
         matrix = matrix @ self.right if self.right.dim() == 2 else matrix
         matrix = self.left.T @ matrix if self.left.dim() == 2 else matrix
-        kept = matrix.flatten(-2)[..., self.keep]
+        kept = matrix.flatten(-2)[..., self.kept]
         return kept if self.narrowed is None else kept @ self.narrowed
 
     def scatter(self, z: Tensor, theta: Tensor) -> None:
         """Write this layer's coordinates (..., size) into flat parameter vectors (..., P)."""
         rows, columns = self.shape
         matrix = z.new_zeros(*z.shape[:-1], rows * columns)
-        matrix[..., self.keep] = z if self.narrowed is None else z @ self.narrowed.T
+        matrix[..., self.kept] = z if self.narrowed is None else z @ self.narrowed.T
         matrix = matrix.unflatten(-1, (rows, columns))
         matrix = self.left @ matrix if self.left.dim() == 2 else matrix
         theta[..., self.places] = matrix @ self.right.T if self.right.dim() == 2 else matrix
@@ -248,14 +255,17 @@ def reduce_problem(problem: Problem) -> Reduction:
         The basis.
     """
     zero = _zero_rows(problem)
-    where = problem.unflatten(torch.arange(problem.dimension, device=zero.device))
+    # in main memory, since shapes depend on it: asked for one by one, each would be waited for
+    device, zero = zero.device, zero.cpu()
+    where = problem.unflatten(torch.arange(problem.dimension))
     layers = tuple(
         _layer_basis(layer, [where.pop(name) for name in layer.parameters.values()], zero, problem)
         for layer in problem.structure
         if isinstance(layer.module, nn.Linear)
     )
-    others = torch.cat([zero.nonzero()[:0, 0], *(rest.flatten() for rest in where.values())])
-    return Reduction(problem.dimension, layers, others[~zero[others]])
+    others = torch.cat([torch.arange(0), *(rest.flatten() for rest in where.values())])
+    others = others[~zero[others]].to(device, non_blocking=True)
+    return Reduction(problem.dimension, layers, others)
 
 
 def input_basis(features: Tensor) -> Tensor | None:
@@ -274,7 +284,7 @@ def input_basis(features: Tensor) -> Tensor | None:
     if rows > columns:  # same row space and singular values, smaller
         features = torch.linalg.qr(features, mode="r").R
     mixing, sizes, _ = torch.linalg.svd(features, full_matrices=False)
-    tolerance = max(rows, columns) * torch.finfo(sizes.dtype).eps * float(sizes.max())
+    tolerance = max(rows, columns) * torch.finfo(sizes.dtype).eps * sizes.max()
     rank = int((sizes > tolerance).sum())
     # the right singular vectors themselves are orthonormal to a few digits less than a QR's
     return None if rank == columns else torch.linalg.qr(features.T @ mixing[:, :rank]).Q
@@ -311,6 +321,7 @@ def _zero_rows(problem: Problem) -> Tensor:
 
 def _layer_basis(layer: Layer, parts: list[Tensor], zero: Tensor, problem: Problem) -> LayerBasis:
     left = right = None
+    like = problem.theta
     where = torch.cat([part.view(layer.outputs, -1) for part in parts], dim=1)
     kept = ~zero[where]
     # a rotated side keeps or drops whole rows or columns of the matrix
@@ -319,7 +330,7 @@ def _layer_basis(layer: Layer, parts: list[Tensor], zero: Tensor, problem: Probl
         if right is not None:
             kept = kept.any(dim=1, keepdim=True).expand(-1, right.shape[1])
     if layer.is_output and layer.outputs > 1 and ignores_softmax_shift(problem):
-        left = softmax_basis(layer.outputs, problem.theta)
+        left = softmax_basis(layer.outputs, like)
         kept = kept.any(dim=0, keepdim=True).expand(left.shape[1], -1)
     if left is None:
         left = kept.any(dim=1).nonzero().squeeze(1)
@@ -327,6 +338,7 @@ def _layer_basis(layer: Layer, parts: list[Tensor], zero: Tensor, problem: Probl
     if right is None:
         right = kept.any(dim=0).nonzero().squeeze(1)
         kept = kept[:, right]
+    where, left, right = (x.to(like.device, non_blocking=True) for x in (where, left, right))
     return LayerBasis(layer, where, left, right, kept.flatten().nonzero().squeeze(1))
 
 
@@ -380,11 +392,12 @@ class Blocks:
         triangle = torch.linalg.qr(stacked, mode="r").R
         x = torch.ones(stacked.shape[1], dtype=stacked.dtype, device=stacked.device)
         x[1::2] = -1
-        gap = (stacked.T @ (stacked @ x) - triangle.T @ (triangle @ x)).norm() / x.norm()
-        tolerance = stacked.shape[0] * torch.finfo(x.dtype).eps * float(stacked.square().sum())
-        if not float(gap) <= tolerance:
+        apart = (stacked.T @ (stacked @ x) - triangle.T @ (triangle @ x)).norm() / x.norm()
+        gap, total = map(float, fetched(apart, stacked.square().sum()))
+        tolerance = stacked.shape[0] * torch.finfo(x.dtype).eps * total
+        if not gap <= tolerance:
             raise ConvergenceError(
-                f"the QR factorisation lost orthogonality: |MᵀMx - RᵀRx| = {float(gap):.3g} where "
+                f"the QR factorisation lost orthogonality: |MᵀMx - RᵀRx| = {gap:.3g} where "
                 f"rounding explains {tolerance:.3g}"
             )
         left, right = triangle.tensor_split([len(self.signs)], dim=1)

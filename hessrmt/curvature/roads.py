@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -121,6 +122,7 @@ def smallest_hessian(
     known: Reference,
     road: str = "auto",
     *,
+    route: Route | None = None,
     tick: Tick = silent,
     kept: SearchFile | None = None,
 ) -> tuple[Matrix, Comparison]:
@@ -132,6 +134,7 @@ def smallest_hessian(
         backend: Where the work is done.
         known: Products to compare with.
         road: ``"auto"``, ``"dense"`` or ``"range"``.
+        route: Of the dense matrix, if :func:`require_road` has found it.
         tick: Called with phase, steps done and steps in all.
         kept: Where a search for the range is written to now and then, and continued from.
 
@@ -140,12 +143,12 @@ def smallest_hessian(
         distance from products by other differentiation. Raises NonFiniteError if an entry is NaN
         or infinite, DeviceError if what it takes does not fit in memory.
     """
-    plan = _plan(problem, reduction, backend, road)
+    plan = _plan(problem, reduction, backend, road, route)
     if plan.road == "span":
         spanned = _spanned(problem, reduction, plan.route, known)
         if spanned is not None:
             return spanned
-        plan = _plan(problem, reduction, backend, road, span=False)
+        plan = _plan(problem, reduction, backend, road, plan.route, span=False)
     if plan.road == "search":
         searched = _searched(problem, reduction, backend, plan, tick, kept)
         if searched is not None:
@@ -157,7 +160,7 @@ def smallest_hessian(
     return blocks.matrix(), apart
 
 
-def require_road(problem: Problem, reduction: Reduction, backend: Backend, road: str) -> None:
+def require_road(problem: Problem, reduction: Reduction, backend: Backend, road: str) -> Route:
     """Refuse, before the main work, a problem for which no road fits in memory.
 
     Args:
@@ -165,8 +168,11 @@ def require_road(problem: Problem, reduction: Reduction, backend: Backend, road:
         reduction: The coordinates that the structure leaves.
         backend: Where the work is to be done.
         road: ``"auto"``, ``"dense"`` or ``"range"``.
+
+    Returns:
+        The route of the dense matrix, for :func:`smallest_hessian`.
     """
-    _plan(problem, reduction, backend, road, estimate=False)
+    return _plan(problem, reduction, backend, road, estimate=False).route
 
 
 @dataclass(frozen=True)
@@ -193,12 +199,14 @@ def _plan(
     reduction: Reduction,
     backend: Backend,
     road: str,
+    route: Route | None = None,
     *,
     span: bool = True,
     estimate: bool = True,
 ) -> _Plan:
     """The cheapest road that fits; the rank is estimated only if that is asked for."""
-    size, route = reduction.reduced_dimension, choose_route(problem, reduction)
+    size = reduction.reduced_dimension
+    route = choose_route(problem, reduction) if route is None else route
     if road == "dense" or not size or (road == "auto" and size <= _SMALL):
         require_route(route, problem, reduction, backend)
         return _Plan("dense", route)
@@ -368,15 +376,16 @@ def _spanned(
     """H in the span of inputs and slopes; None if that loses digits."""
     assert route.found is not None
     spanned = attempt(in_span, route.found, errors=RuntimeError)  # of LAPACK
-    if spanned is None or not bool(torch.isfinite(spanned[1]).all()):
+    if spanned is None:
         return None
     basis, small = spanned
+    rows = small.norm(dim=1).cpu().numpy()  # the longest of them is no longer than ‖H‖₂
+    if not np.isfinite(rows).all():
+        return None
     whole = tuple(
-        replace(layer, keep=torch.arange(layer.shape[0] * layer.shape[1], device=small.device))
-        for layer in route.layers
+        replace(layer, keep=torch.arange(layer.shape[0] * layer.shape[1])) for layer in route.layers
     )
     found = Compressed(replace(reduction, layers=whole), basis, small)
     apart = _apart(found, known)
-    rows = small.norm(dim=1).cpu().numpy()  # the longest of them is no longer than ‖H‖₂
     there = known.rounding + noise_floor(rows, len(small), dtype_name(problem.dtype))
     return (small, apart) if apart.rounding <= _LOST * there else None

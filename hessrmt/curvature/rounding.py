@@ -19,6 +19,7 @@ from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hessrmt import rng
+from hessrmt.arrays import fetched
 from hessrmt.errors import NonFiniteError, ProblemError
 
 if TYPE_CHECKING:
@@ -116,10 +117,25 @@ def length(vector: Tensor) -> float:
     Returns:
         Its norm.
     """
-    largest = float(vector.abs().max()) if vector.numel() else 0.0
-    if not largest or not math.isfinite(largest):
-        return largest
-    return largest * float((vector / largest).norm())
+    return lengths([vector])[0]
+
+
+def lengths(vectors: Sequence[Tensor]) -> list[float]:
+    """:func:`length` of several vectors, of which the device is asked once.
+
+    Args:
+        vectors: In one place.
+
+    Returns:
+        Their norms.
+    """
+    if not vectors:
+        return []
+    largest = [v.abs().max() if v.numel() else v.new_zeros(()) for v in vectors]
+    over = [(v / size).norm() for v, size in zip(vectors, largest, strict=True)]
+    pairs = zip(*fetched(torch.stack(largest), torch.stack(over)), strict=True)
+    known = [(float(size), float(norm)) for size, norm in pairs]
+    return [size * norm if size and math.isfinite(size) else size for size, norm in known]
 
 
 def gaussian(shape: int | Sequence[int], like: Any, *stream: Any, seed: int = 0) -> Tensor:
@@ -136,7 +152,7 @@ def gaussian(shape: int | Sequence[int], like: Any, *stream: Any, seed: int = 0)
     """
     generator = rng.torch_generator(seed, *stream)
     drawn = torch.randn(shape, generator=generator, dtype=torch.float64)
-    return drawn.to(dtype=like.dtype, device=like.device)
+    return drawn.to(dtype=like.dtype, device=like.device, non_blocking=True)
 
 
 def directions(problem: Problem, count: int = DIRECTIONS) -> Vectors:
@@ -181,8 +197,8 @@ def changes(function: Callable[[Vector], Vector], points: Vectors, values: Vecto
     found = []
     for number, (point, value) in enumerate(zip(points, values, strict=True)):
         with Perturbed(number):
-            found.append(length(function(point) - value))
-    return found
+            found.append(function(point) - value)
+    return lengths(found)
 
 
 class Perturbed(TorchDispatchMode):
@@ -213,7 +229,7 @@ class Perturbed(TorchDispatchMode):
         key = leaf.dtype, leaf.device
         if key not in self._tables:
             epsilon = torch.finfo(leaf.dtype).eps
-            self._tables[key] = (1 + epsilon * self._steps).to(leaf)
+            self._tables[key] = (1 + epsilon * self._steps).to(leaf, non_blocking=True)
         table, count = self._tables[key], leaf.numel()
         start = int(self._places.integers(_TABLE))
         if count + start > _TABLE:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from hessrmt.arrays import fetched
 from hessrmt.curvature.range import Basis
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class SpanBasis(Basis):
 
     def __init__(self, found: Factors) -> None:
         self.like = found.curvature
-        self.layers = [_columns(layer, found) for layer in found.layers]
+        self.layers = _all_columns(found)
 
     def __len__(self) -> int:
         """Number of vectors."""
@@ -134,11 +135,13 @@ def span_columns(found: Factors) -> list[int]:
     Returns:
         The number for each layer.
     """
-    return [sum(part.shape[1] for part in _active(layer, found)) for layer in found.layers]
+    masks = (_active(layer, found) for layer in found.layers)
+    counts = [seen.sum() + fed.sum() for seen, fed in masks]
+    return fetched(torch.stack(counts))[0].astype(int).tolist()
 
 
 def _active(layer: LayerFactors, found: Factors) -> tuple[Tensor, Tensor]:
-    """Sample and output of the columns e_i ⊗ a[b], sample and input of the columns g[b] ⊗ e_q."""
+    """Which samples and outputs have a column e_i ⊗ a[b], which samples and inputs g[b] ⊗ e_q."""
     seen = (found.curvature[:, layer.span] != 0).any(dim=2)
     for other in found.layers:
         if other.flow is not None:
@@ -147,11 +150,21 @@ def _active(layer: LayerFactors, found: Factors) -> tuple[Tensor, Tensor]:
     fed = seen.new_zeros(len(seen), layer.basis.shape[1])
     if layer.flow is not None:
         fed = (layer.flow != 0).any(dim=2) & (layer.gradient.norm(dim=1, keepdim=True) > 0)
-    return seen.nonzero().T, fed.nonzero().T
+    return seen, fed
 
 
-def _columns(layer: LayerFactors, found: Factors) -> _Columns:
-    unit, fed = _active(layer, found)
+def _all_columns(found: Factors) -> list[_Columns]:
+    """The columns of each layer; which there are is asked for all layers together."""
+    masks = [mask for layer in found.layers for mask in _active(layer, found)]
+    flat = torch.cat([mask.flatten() for mask in masks]).cpu()
+    parts = zip(masks, flat.split([mask.numel() for mask in masks]), strict=True)
+    device = found.curvature.device
+    places = (part.view(mask.shape).nonzero().T for mask, part in parts)
+    moved = (place.to(device, non_blocking=True) for place in places)
+    return [_columns(layer, next(moved), next(moved)) for layer in found.layers]
+
+
+def _columns(layer: LayerFactors, unit: Tensor, fed: Tensor) -> _Columns:
     (sample, output), (other, entry) = unit, fed
     inputs, slopes = layer.features, layer.gradient
     gram = slopes.new_zeros((unit.shape[1] + fed.shape[1],) * 2)
@@ -165,8 +178,9 @@ def _columns(layer: LayerFactors, found: Factors) -> _Columns:
     second[:, len(sample) :] = inner * (entry[:, None] == entry)
     squares, turn = torch.linalg.eigh(gram / norms[:, None] / norms)
     least = _DEPENDENT * torch.finfo(squares.dtype).eps
-    kept = squares > least * squares.abs().max() if len(squares) else squares > 0
-    size, turn = squares[kept].sqrt()[:, None], turn[:, kept].T
+    kept = int((squares > least * squares.abs().max()).sum()) if len(squares) else 0
+    start = len(squares) - kept  # they ascend
+    size, turn = squares[start:].sqrt()[:, None], turn[:, start:].T
     return _Columns(layer, unit, fed, norms, size * turn, turn / size)
 
 
@@ -177,15 +191,13 @@ def _coupling(found: Factors, left: _Columns, right: _Columns) -> Tensor:
     block = left.norms.new_zeros(len(left.norms), len(right.norms))
     upper, lower = block.tensor_split([len(sample)])
     rows, columns = left.layer.span.start + output, right.layer.span.start + its_output
-    width = len(its_sample)
-    for b in range(len(found.curvature)):
-        mine, theirs = (sample == b).nonzero()[:, 0], (its_sample == b).nonzero()[:, 0]
-        upper[mine[:, None], theirs] = found.curvature[b][rows[mine][:, None], columns[theirs]]
-        if left.layer.flow is not None:
-            fed = (other == b).nonzero()[:, 0]
-            lower[fed[:, None], theirs] = left.layer.flow[b][entry[fed][:, None], columns[theirs]]
-        if right.layer.flow is not None:
-            fed = (its_other == b).nonzero()[:, 0]
-            moved = right.layer.flow[b][its_entry[fed][:, None], rows[mine]]
-            upper[mine[:, None], width + fed] = moved.T
+    width, same = len(its_sample), sample[:, None] == its_sample
+    curved = found.curvature[sample[:, None], rows[:, None], columns]
+    upper[:, :width] = torch.where(same, curved, 0)
+    if left.layer.flow is not None:
+        moved = left.layer.flow[other[:, None], entry[:, None], columns]
+        lower[:, :width] = torch.where(other[:, None] == its_sample, moved, 0)
+    if right.layer.flow is not None:
+        moved = right.layer.flow[its_other, its_entry, rows[:, None]]
+        upper[:, width:] = torch.where(sample[:, None] == its_other, moved, 0)
     return block * left.norms[:, None] * right.norms

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from hessrmt.backend.distributed import DistributedBackend
     from hessrmt.curvature.certify import Comparison
     from hessrmt.curvature.lanczos import Eigenpairs
+    from hessrmt.curvature.reduction import Reduction, Route
 
 
 OPERATORS = ("hessian", "ggn")
@@ -179,10 +180,68 @@ def layers_of(problem: Problem) -> dict[str, list[str]]:
     return found
 
 
+class Clock:
+    """Wall-clock seconds of consecutive phases."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Leave out the time since the last phase ended."""
+        self._last = time.perf_counter()
+
+    def mark(self, phase: str) -> None:
+        """End a phase, or a further part of it.
+
+        Args:
+            phase: Its name.
+        """
+        now = time.perf_counter()
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._last
+        self._last = now
+
+
+@dataclass
+class Begun:
+    """What was found of a problem before the main work, so that it need not be found again.
+
+    Attributes:
+        problem: In its final precision and place, evaluated once.
+        evaluated: Loss and gradient norm.
+        reduction: The coordinates; None for the Gauss-Newton matrix.
+        clock: Of what it took.
+        route: How the dense Hessian is built, if that has been chosen; it may hold factors.
+    """
+
+    problem: Problem
+    evaluated: tuple[float, float]
+    reduction: Reduction | None
+    clock: Clock = field(default_factory=Clock)
+    route: Route | None = None
+
+    def take_route(self) -> Route | None:
+        """The route, which is not held here any longer."""
+        found, self.route = self.route, None
+        return found
+
+
+def _begin(problem: Problem, backend: Backend, dtype: str, operator: str, reduce: str) -> Begun:
+    clock, reduction = Clock(), None
+    local = problem.at(torch_dtype(dtype), backend.device)
+    if operator == "hessian" and reduce == "none":
+        require_dense(local, backend)
+    evaluated = local.evaluate()
+    if operator == "hessian":
+        reduction = identity(local) if reduce == "none" else reduce_problem(local)
+    clock.mark("reduction" if operator == "hessian" else "matrix")
+    return Begun(local, evaluated, reduction, clock)
+
+
 @ordinary_mode()
 def require_feasible(
     problem: Problem, backend: Backend, dtype: str, operator: str, reduce: str = "auto"
-) -> None:
+) -> Begun:
     """Raise what :func:`compute` would raise before its main work: bad input, too little memory.
 
     Args:
@@ -191,15 +250,17 @@ def require_feasible(
         dtype: ``"float64"`` or ``"float32"``.
         operator: ``"hessian"`` or ``"ggn"``.
         reduce: One of :data:`REDUCTIONS`.
+
+    Returns:
+        What was found on the way, for :func:`compute`.
     """
-    local = problem.at(torch_dtype(dtype), backend.device)
-    if operator == "hessian" and reduce == "none":
-        require_dense(local, backend)
-    local.evaluate()
-    if operator == "ggn":
-        require_ggn(local, backend)
+    found = _begin(problem, backend, dtype, operator, reduce)
+    if found.reduction is None:
+        require_ggn(found.problem, backend)
     elif reduce != "none":
-        require_road(local, reduce_problem(local), backend, reduce)
+        found.route = require_road(found.problem, found.reduction, backend, reduce)
+    found.clock.mark("matrix")
+    return found
 
 
 @ordinary_mode()
@@ -213,6 +274,7 @@ def compute(
     tick: Tick | None = None,
     provenance: Provenance | None = None,
     kept: SearchFile | None = None,
+    begun: Begun | None = None,
 ) -> Spectrum:
     """:func:`spectrum` on a backend that has been chosen, with progress.
 
@@ -225,26 +287,27 @@ def compute(
         tick: Called with phase, steps done and steps in all.
         provenance: Stored in the result.
         kept: Where a search for the range is written to now and then, and continued from.
+        begun: What :func:`require_feasible` found of this problem with these arguments.
 
     Returns:
         The spectrum. Raises what :func:`spectrum` raises.
     """
     one_of("operator", operator, OPERATORS, error=ProblemError)
     one_of("reduction", reduce, REDUCTIONS, error=ProblemError)
-    tick, clock = tick or silent, Clock()
-    local = problem.at(torch_dtype(dtype), backend.device)
-    if operator == "hessian" and reduce == "none":
-        require_dense(local, backend)
-    evaluated = local.evaluate()
-    if operator == "ggn":
+    tick = tick or silent
+    if begun is None:
+        begun = _begin(problem, backend, dtype, operator, reduce)
+    local, clock, basis = begun.problem, begun.clock, begun.reduction
+    clock.go_on()
+    if basis is None:
         local.require_loss_of_outputs_alone()
         matrix, apart = smallest_ggn(local, backend, tick)
     else:
-        basis = identity(local) if reduce == "none" else reduce_problem(local)
-        clock.mark("reduction")
         known = reference(local)
         road = "dense" if reduce == "none" else reduce
-        matrix, apart = smallest_hessian(local, basis, backend, known, road, tick=tick, kept=kept)
+        matrix, apart = smallest_hessian(
+            local, basis, backend, known, road, route=begun.take_route(), tick=tick, kept=kept
+        )
     size = len(matrix)
     clock.mark("matrix")
     tick("eigenvalues", 0, 1)
@@ -252,6 +315,7 @@ def compute(
     del matrix
     clock.mark("eigenvalues")
     tick("eigenvalues", 1, 1)
+    evaluated = begun.evaluated
     return certified(local, evaluated, found, size, apart, backend, clock, operator, provenance)
 
 
@@ -298,21 +362,3 @@ def certified(
         seconds=clock.seconds,
         provenance=provenance or Provenance(device=backend.name),
     )
-
-
-class Clock:
-    """Wall-clock seconds of consecutive phases."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def mark(self, phase: str) -> None:
-        """End a phase.
-
-        Args:
-            phase: Its name.
-        """
-        now = time.perf_counter()
-        self.seconds[phase] = now - self._last
-        self._last = now

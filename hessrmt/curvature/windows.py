@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
+from hessrmt.arrays import fetched
 from hessrmt.checks import real
 from hessrmt.curvature.dense import gib, usable_memory
 from hessrmt.curvature.krylov import (
@@ -55,8 +56,6 @@ from hessrmt.errors import (
 from hessrmt.results import Result
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from hessrmt.arrays import Levels, Vectors
     from hessrmt.curvature.operators import Operator
     from hessrmt.progress import Tick
@@ -284,11 +283,10 @@ class _Space:
         """Multiply the pending block, and find the next one."""
         first, count = self.have, self.pending
         block = self.basis[first : first + count]
-        products = self.sign * self.operator(block)
+        products = self.sign * self.operator.unchecked(block)
         self.products += count
-        self.norm = norm_seen(products, self.norm)
-        inner, rest = self._project(products, first + count, 2 * count)
-        inner = inner.to(torch.float64).cpu().numpy()
+        inner, rest, longest = self._project(products, first + count, 2 * count)
+        self.norm = norm_seen(products, longest, self.norm)
         own = inner[:, first:]
         apart = np.abs(inner[:, :first] - self.coupling)
         gap = float(apart.max(initial=np.abs(own - own.T).max()))
@@ -314,8 +312,10 @@ class _Space:
         self.coupling = np.zeros((self.pending, last))
         self.coupling[:, first:] = mixing.T
 
-    def _project(self, rows: Vectors, count: int, near: int = 0) -> tuple[Tensor, Vectors]:
-        """Coefficients along the first rows of the basis, and what is left."""
+    def _project(
+        self, rows: Vectors, count: int, near: int = 0
+    ) -> tuple[np.ndarray, Vectors, float]:
+        """Coefficients along the first rows of the basis, what is left, and the largest norm."""
         basis = self.basis[:count]
         inner = rows.new_zeros(len(rows), count)
         near = min(near, count)
@@ -323,25 +323,29 @@ class _Space:
         inner[:, count - near :] = rows @ basis[count - near :].T
         rest = rows - inner[:, count - near :] @ basis[count - near :]
         before = rest.norm(dim=1)
+        sizes = rows.norm(dim=1)
         for _ in range(3):
             along = rest @ basis.T
             rest = rest - along @ basis
             inner += along
             after = rest.norm(dim=1)
-            if bool((after >= KEEPS * before).all()):
+            enough = (after >= KEEPS * before).all()
+            found, longest, enough = fetched(inner, sizes, enough)
+            if enough:
                 break
             before = after
-        return inner, rest
+        return found, rest, float(longest.max(initial=0.0))
 
     def _orthonormal(self, rows: Vectors, floor: float) -> tuple[Vectors, np.ndarray]:
         """Orthonormal rows Q and coefficients C with C Q the given rows but for their floor."""
         if not len(rows):
             return rows, np.zeros((0, 0))
         directions, triangle = torch.linalg.qr(rows.T)
-        left, lengths, right = torch.linalg.svd(triangle)
+        left, lengths, right = torch.linalg.svd(triangle.cpu())  # it is small
         kept = lengths > floor
         mixing = (right.T[:, : len(lengths)] * lengths)[:, kept]
-        return (directions @ left[:, kept]).T, mixing.to(torch.float64).cpu().numpy()
+        turn = left[:, kept].to(directions.device, non_blocking=True)
+        return (directions @ turn).T, mixing.to(torch.float64).numpy()
 
     def ritz(self) -> tuple[Levels, np.ndarray, Levels]:
         """Ritz values of what is not locked, their vectors, and the residuals by the recurrence."""
@@ -374,11 +378,12 @@ class _Space:
             theta = torch.from_numpy(values[start : start + _BLOCK]).to(rows)
             rest = self.sign * self.operator(rows) - theta[:, None] * rows
             stray = self.operator.truncation(rows)
-            self.strayed = math.hypot(self.strayed, float(stray.norm()))
-            errors = rest.norm(dim=1) + stray
-            found[start : start + _BLOCK] = errors.to(torch.float64).cpu().numpy()
             inner = (rest @ self.basis[: self.locked].T).to(torch.float64)
-            before, own = float(inner[:, :first].norm()), float(inner[:, first:].norm())
+            sizes = [part.norm() for part in (stray, inner[:, :first], inner[:, first:])]
+            errors, *known = fetched(rest.norm(dim=1) + stray, *sizes)
+            found[start : start + _BLOCK] = errors
+            strayed, before, own = map(float, known)
+            self.strayed = math.hypot(self.strayed, strayed)
             self.mixed = math.hypot(self.mixed, before, before, own)  # as computed
             self.products += len(rows)
         self.residuals = np.append(self.residuals, found)

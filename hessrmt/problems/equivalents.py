@@ -15,6 +15,7 @@ from torch.nn import _reduction
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from hessrmt.arrays import fetched
 from hessrmt.errors import DataError, NonFiniteError, ProblemError
 
 EQUIVALENT: dict[Any, Callable[..., Any]] = {}
@@ -133,8 +134,12 @@ def _check_labels(scores: Tensor, labels: Tensor, axis: int, ignored: int) -> No
             "cross-entropy needs outputs (batch, classes) or (batch, classes, ...) and labels "
             f"(batch) or (batch, ...), got shapes {tuple(scores.shape)} and {tuple(labels.shape)}"
         )
-    used, classes = labels[labels != ignored], scores.shape[axis]
-    low, high = (int(used.min()), int(used.max())) if used.numel() else (0, 0)
+    used, classes = labels != ignored, scores.shape[axis]
+    if not labels.numel():
+        return
+    # between the smallest and the largest label that is used; 0 if there is none
+    known = torch.where(used, labels, torch.where(used, labels, 0).amax())
+    low, high = map(int, fetched(*torch.aminmax(known)))
     if low < 0 or high >= classes:
         raise DataError(
             f"labels run from {low} to {high}, but the model has {classes} outputs; "

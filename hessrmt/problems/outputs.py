@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hessrmt import rng
+from hessrmt.arrays import fetched
 from hessrmt.errors import ProblemError
 from hessrmt.problems.batches import map_tensors, tensors_of
 from hessrmt.problems.losses import SoftmaxCall, cut_softmax
@@ -317,7 +318,8 @@ def ignores_softmax_shift(problem: Problem) -> bool:
     problem = in_one_tensor(problem)
     outputs = problem.here()
     generator = rng.torch_generator(0, "shift")
-    drawn = torch.randn(2, *outputs.shape, generator=generator, dtype=torch.float64).to(outputs)
+    drawn = torch.randn(2, *outputs.shape, generator=generator, dtype=torch.float64)
+    drawn = drawn.to(outputs, non_blocking=True)
     try:
         # where the network is certain a loss is linear but for exponentially little, and any may
         # seem to be invariant: so elsewhere, too
@@ -325,11 +327,12 @@ def ignores_softmax_shift(problem: Problem) -> bool:
         found = torch.stack([problem.slope(place)[1] for place in places])
     except (RuntimeError, ValueError, IndexError):  # defined for some outputs only
         return False
+    ends = [part.abs().max() for part in (found.sum(dim=-1), found, outputs)]
+    total, largest, size = map(float, fetched(*ends))
     # of a network that is certain, derivatives are differences of numbers as large as the random
     # ones; exp makes a relative error of the rounding of its argument
-    scale = float(found.abs().max()) * (4 + float(outputs.abs().max()))
-    allowed = outputs.shape[-1] * torch.finfo(outputs.dtype).eps * scale
-    return float(found.sum(dim=-1).abs().max()) <= allowed
+    allowed = outputs.shape[-1] * torch.finfo(outputs.dtype).eps * largest * (4 + size)
+    return total <= allowed
 
 
 def _real(leaf: Tensor) -> Tensor:

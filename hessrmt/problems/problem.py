@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils import _pytree
 
 from hessrmt import rng
+from hessrmt.arrays import fetched
 from hessrmt.errors import HessrmtError, NonFiniteError, ProblemError
 from hessrmt.problems.batches import Batch, Intercepting, join, map_tensors, read_data, tensors_of
 from hessrmt.problems.equivalents import cross_entropy
@@ -120,6 +121,7 @@ class Problem:
         loss_function: The callable.
         batch: The samples.
         held_elsewhere: Whether parameters are reached in other ways than through their modules.
+        origin: The problem of which :meth:`at` has made it.
         inside: Precisions in which the network computes inside, and what it does to its data.
 
     Raises:
@@ -157,6 +159,7 @@ class Problem:
         _check_finite_parameters(self.model)
         self.own = Own(model, own_loss)
         self.held_elsewhere = False
+        self.origin: Problem | None = None
         self.inside = Inside(self.own.dtype)
 
     def _take(self, only: str | re.Pattern[str] | Sequence[str] | None) -> None:
@@ -258,7 +261,9 @@ class Problem:
         model, loss = _copied_module(self.model)._apply(move), self.loss_function
         if isinstance(loss, nn.Module):  # class weights move along
             loss = _copied_module(loss)._apply(move).requires_grad_(False)
-        return self._twin(model=model, batch=self.batch.map(move), loss_function=loss)
+        # of a copy of a copy, what the first was rounded to would be unknown
+        changes = {"loss_function": loss, "origin": None if self.origin else self}
+        return self._twin(model=model, batch=self.batch.map(move), **changes)
 
     def unflatten(self, theta: Vector) -> dict[str, Tensor]:
         """Flat vector (P,) to named parameters.
@@ -340,7 +345,7 @@ class Problem:
         """A copy that shares everything but what was found out by running the network."""
         twin = copy.copy(self)
         twin.__dict__.pop("structure", None)
-        twin.__dict__.update(changes)
+        twin.__dict__.update({"origin": None} | changes)
         return twin
 
     def places(self) -> dict[str, slice]:
@@ -489,10 +494,10 @@ class Problem:
             inside = replace(self.inside, keeps_data=True)
             trial = self._twin(batch=self.batch.map(Tensor.clone), inside=inside)
             loss = trial.loss_with(self.unflatten(theta), check=True)
+            # on copies, since whether it works on its data in place is known only below
+            again = self._twin(inside=replace(self.inside, keeps_data=False)).loss(theta)
             pairs = zip(trial.batch.tensors(), self.batch.tensors(), strict=True)
-            left = all(a.layout != torch.strided or torch.equal(a, b) for a, b in pairs)
-            self.inside.keeps_data = left and self.inside.keeps_data is not False
-            again = self.loss(theta)
+            same = [_equal(a, b) for a, b in pairs if a.layout == torch.strided]
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
             found = type(loss).__name__
             if isinstance(loss, Tensor):
@@ -502,7 +507,8 @@ class Problem:
                 f"the loss {self.loss_name!r} returned {found}; it must return one number, the "
                 "mean over the batch"
             )
-        value, second = float(loss.detach()), float(again.detach())
+        value, second, *left = map(float, fetched(loss.reshape(()), again.reshape(()), *same))
+        self.inside.keeps_data = all(left) and self.inside.keeps_data is not False
         if not math.isfinite(value):
             raise NonFiniteError(f"the loss is {value} at these parameters")
         epsilon = max(torch.finfo(kind).eps for kind in (loss.dtype, self.dtype))
@@ -560,7 +566,7 @@ class Problem:
             found = own.beside(self)
         if found is None:
             return False
-        loss, again, theirs, mine = found
+        loss, again, theirs, mine, gap, size = found
         self.inside.own_loss = loss
         digits = most = max(torch.finfo(kind).eps for kind in (own.dtype, self.dtype)) ** 0.5
         # where the copy agrees in the model's own precision, a part may have still fewer digits
@@ -568,19 +574,18 @@ class Problem:
             kinds = [kind for kind in self.inside.lifted if kind.is_floating_point]
             least = max((torch.finfo(kind).eps ** 0.5 for kind in kinds), default=digits)
             most = max(digits, min(_FEWEST_DIGITS, least))
-        allowed = digits * max(float(theirs.norm()), float(mine.norm()))
-        gap = float((theirs - mine).norm())
+        allowed = digits * size
         loss_differs = not _near(loss, value, most)
         if not loss_differs and not gap > allowed:
             return False
         repeated = own.beside(self)
-        if repeated and not _near(loss, repeated[0], digits):
+        if repeated and not _near(loss, repeated.loss, digits):
             raise ProblemError(
                 f"the loss of the model as it is given is not deterministic: it is {loss!r} and "
-                f"then {repeated[0]!r}. If the model draws something when it is first called, call "
-                "it once before the problem is made"
+                f"then {repeated.loss!r}. If the model draws something when it is first called, "
+                "call it once before the problem is made"
             )
-        scatter = math.inf if repeated is None else 10 * float((repeated[2] - theirs).norm())
+        scatter = math.inf if repeated is None else 10 * float((repeated.theirs - theirs).norm())
         if not loss_differs and gap <= scatter:
             return False  # sums in another order every time, of a gradient that is all round-off
         if not self.held_elsewhere:
@@ -589,9 +594,7 @@ class Problem:
             with torch.no_grad():
                 now = float(self.loss(self.theta))
             self.held_elsewhere = bool(
-                everywhere
-                and float((everywhere[2] - everywhere[3]).norm()) <= allowed
-                and _near(loss, now, most)
+                everywhere and everywhere.gap <= allowed and _near(loss, now, most)
             )
             if self.held_elsewhere:
                 return True
@@ -637,8 +640,24 @@ class Problem:
             )
 
 
-Beside = tuple[float, float, Tensor, Tensor]
-"""Losses of the user's model and of its copy, and the gradients (P,) of both."""
+class Beside(NamedTuple):
+    """The user's own model beside its copy.
+
+    Attributes:
+        loss: Of the user's model.
+        again: Of the copy.
+        theirs: (P,) gradient of the user's model.
+        mine: (P,) that of the copy.
+        gap: Norm of the difference of both.
+        size: Norm of the longer one.
+    """
+
+    loss: float
+    again: float
+    theirs: Vector
+    mine: Vector
+    gap: float
+    size: float
 
 
 class Own:
@@ -682,7 +701,10 @@ class Own:
         wanted = [parameters[name] for name in problem.names]
         if not all(p.requires_grad and not p.is_inference() for p in wanted):
             return None
-        moved = problem.at(self.dtype, wanted[0].device)
+        # from where it was copied: what lies on a device need not come back from it
+        source = problem.origin or problem
+        moved = source.at(self.dtype, wanted[0].device)
+        moved.inside, moved.held_elsewhere = problem.inside, problem.held_elsewhere
         theta = moved.theta.requires_grad_()
         pieces = moved.unflatten(theta)
         plain = partial(running, moved.inside, moved.dtype, lift=False)
@@ -701,8 +723,13 @@ class Own:
                 raise
             except Exception:  # as it is given it can't be run: there is nothing to compare with
                 continue
-            if all(bool(torch.isfinite(part).all()) for part in (loss, *slopes)):
-                return float(loss.detach()), float(again.detach()), slopes[0], slopes[1]
+            theirs, mine = slopes
+            finite = [torch.isfinite(part).all() for part in (loss, theirs, mine)]
+            norms = [part.norm() for part in (theirs - mine, theirs, mine)]
+            values = (loss.reshape(()), again.reshape(()))
+            *known, one, other, gap, own, copied = map(float, fetched(*finite, *values, *norms))
+            if all(known):
+                return Beside(one, other, theirs, mine, gap, max(own, copied))
         return None
 
     @contextmanager
@@ -737,6 +764,12 @@ class Own:
                 tensor.data = data
             for parameter, before in hooks:
                 parameter._backward_hooks = before
+
+
+def _equal(one: Tensor, other: Tensor) -> Tensor:
+    """Whether all numbers of two tensors are equal, known on their device."""
+    same = one.shape == other.shape
+    return (one == other).all() if same else one.new_zeros((), dtype=torch.bool)
 
 
 def _near(one: float, other: float, digits: float) -> bool:

@@ -24,9 +24,12 @@ from hessrmt.store.spectra import Row, SpectrumWriter, load_all
 
 if TYPE_CHECKING:
     from hessrmt.config import SpectrumConfig
+    from hessrmt.curvature.spectrum import Begun
     from hessrmt.progress import Tick
     from hessrmt.records import Spectra, Spectrum
     from hessrmt.runs.run import Pool
+
+    Known = dict[tuple[int, str], Begun]
 
 Finished = Callable[[int, Row], None]
 """Results as they come: batch number and spectrum."""
@@ -194,17 +197,21 @@ def run(
         The spectra of the whole file; for a file of blocks those of the first.
     """
     work = Run(prepare, prepared.settings, folder, pool=pool, prepared=prepared)
-    facts = work.on_one(_examine, 0)  # what cannot be computed must not cost an existing file
+    begun: Known = {}
+    examine = partial(_examine, begun=begun) if pool.local else _examine
+    facts = work.on_one(examine, 0)  # what cannot be computed must not cost an existing file
     with prepared.writer(out, facts, pool, resume=resume, overwrite=overwrite) as file:
         tell_stored(file, finished)
         missing = np.flatnonzero(~file.done).tolist()
+        if 0 not in missing:
+            begun.clear()
         blocks = [""] if isinstance(facts.dimension, int) else list(facts.dimension)
         searches = {n: [_search(out, n, name) for name in blocks] for n in missing}
         if not resume:
             for name in itertools.chain.from_iterable(searches.values()):
                 name.unlink(missing_ok=True)
         # workers may see another disk
-        step = partial(_compute, tick=tick, out=out) if pool.local else _compute
+        step = partial(_compute, tick=tick, out=out, begun=begun) if pool.local else _compute
         for number, found in work.on_all(step, missing):
             file.write(number, found)
             for name in searches[number]:
@@ -230,13 +237,15 @@ def tell_stored(file: SpectrumWriter, finished: Finished | None) -> None:
         finished(number, row.get(None, row))
 
 
-def _examine(prepared: Batches, batch: int) -> Facts:
-    """Raise what computing would raise at once."""
+def _examine(prepared: Batches, batch: int, begun: Known | None = None) -> Facts:
+    """Raise what computing would raise at once; of a matrix in one piece note what was found."""
     config, backend = prepared.settings, prepared.backend
     with naming(f"batch {batch}"):
         parts = prepared.blocks(batch)
-        for part in parts.values():
-            require_feasible(part, backend, config.dtype, config.operator, config.reduce)
+        for name, part in parts.items():
+            found = require_feasible(part, backend, config.dtype, config.operator, config.reduce)
+            if begun is not None and len(parts) == 1:  # those of several would be held together
+                begun[batch, name] = found
     sizes = {name: part.dimension for name, part in parts.items()}
     return Facts(backend.solver, sizes[""] if config.blocks is None else sizes, backend.name)
 
@@ -247,15 +256,20 @@ def _search(out: Path, batch: int, block: str) -> Path:
 
 
 def _compute(
-    prepared: Batches, batch: int, tick: Tick | None = None, out: Path | None = None
+    prepared: Batches,
+    batch: int,
+    tick: Tick | None = None,
+    out: Path | None = None,
+    begun: Known | None = None,
 ) -> Row:
     config, backend = prepared.settings, prepared.backend
-    name = f"batch {batch}"
+    name, known = f"batch {batch}", {} if begun is None else begun
     told = under(tick, f"computing: {name}, ")  # one bar, whichever batch it is
     how = config.dtype, config.operator, config.reduce
     with naming(name):
         found: dict[str, Any] = {}
         for part, problem in prepared.blocks(batch).items():
             with nullcontext() if out is None else SearchFile(_search(out, batch, part)) as kept:
-                found[part] = compute(problem, backend, *how, tick=told, kept=kept)
+                options = {"tick": told, "kept": kept, "begun": known.pop((batch, part), None)}
+                found[part] = compute(problem, backend, *how, **options)
     return found[""] if config.blocks is None else found
