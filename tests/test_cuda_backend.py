@@ -259,7 +259,7 @@ def test_other_kernels_that_do_not_compile(make, monkeypatch, cupy):
     with pytest.warns(RuntimeWarning, match="powerlaw_scan not used"):
         assert len(backend.powerlaw_scan([numbers.numpy()])[0][0]) == 4
     with pytest.warns(RuntimeWarning, match="goe_fill not used"):
-        assert backend.sample_goe(3, 1, 1, torch.float64).shape == (1, 3, 3)
+        assert backend.sample_goe(3, 1, 1).shape == (1, 3, 3)
     with pytest.warns(RuntimeWarning, match="symmetrize not used"):
         assert backend.symmetrize_(torch.eye(3)) == 0
 

@@ -93,7 +93,7 @@ def test_a_fault_in_one_kernel_fails_its_step_alone(tree):
 @NEED_G
 @pytest.mark.slow
 def test_a_kernel_that_does_not_compile_is_named(tree):
-    plant(tree, "goe_fill.cu", "void goe_tile(T *a", "void goe_tile(Nothing *a")
+    plant(tree, "goe_fill.cu", "void goe_tile(double *a", "void goe_tile(Nothing *a")
     code, _, steps, _ = run(tree / "out", "--only", "compile", tree=tree)
     assert code == 1
     assert steps["compile"]["status"] == "failed"

@@ -207,8 +207,8 @@ class Backend(ABC):
         return list(zip(*(_parted(of_each, offsets) for of_each in fits), strict=True))
 
     def sample_goe(
-        self, n: int, count: int, key: int, dtype: torch.dtype = torch.float64, first: int = 0
-    ) -> Float[Tensor, "count n n"]:
+        self, n: int, count: int, key: int, first: int = 0
+    ) -> Float64[Tensor, "count n n"]:
         """Draw matrices of the Gaussian orthogonal ensemble: N(0, 1), on the diagonal N(0, 2).
 
         The same on every device, up to the last bits of logarithm and cosine; see
@@ -218,28 +218,27 @@ class Backend(ABC):
             n: Dimension, at least 1.
             count: How many matrices, 0 or more.
             key: 64-bit word of a named stream.
-            dtype: ``torch.float64`` or ``torch.float32``.
             first: Number of the first matrix in the key's sequence.
 
         Returns:
             (count, n, n) on the backend's device, symmetric to the bit.
 
         Raises:
-            ConfigError: If a number is out of its range or ``dtype`` is another.
+            ConfigError: If a number is out of its range.
             DeviceError: If the matrices are larger than the free memory.
         """
-        if n < 1 or count < 0 or first < 0 or not 0 <= key < 2**64 or dtype not in FLOATS:
+        if n < 1 or count < 0 or first < 0 or not 0 <= key < 2**64:
             raise ConfigError(
-                f"GOE matrices with n = {n}, count {count}, first {first}, key {key}, {dtype}; "
-                "give n >= 1, count >= 0, first >= 0, a key of 64 bits and float64 or float32"
+                f"GOE matrices with n = {n}, count {count}, first {first}, key {key}; "
+                "give n >= 1, count >= 0, first >= 0 and a key of 64 bits"
             )
-        each, free = n * n * dtype.itemsize, self.free_memory()
+        each, free = 8 * n * n, self.free_memory()
         if count * each > free:
             raise DeviceError(
                 f"{count:,} matrices of {n:,} x {n:,} need {count * each:,} bytes and {self.name} "
                 f"has {free:,} free, enough for {free // each:,}; draw them in parts (first=...)"
             )
-        return self._goe(n, count, key, dtype, first)
+        return self._goe(n, count, key, first)
 
     @abstractmethod
     def _eigvalsh(self, matrix: Matrix) -> Levels: ...
@@ -256,9 +255,8 @@ class Backend(ABC):
     def _scan(self, values: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return reference.powerlaw_scan(values, offsets)
 
-    def _goe(self, n: int, count: int, key: int, dtype: torch.dtype, first: int) -> Tensor:
-        kind = np.float64 if dtype == torch.float64 else np.float32
-        drawn = reference.sample_goe(n, count, key, first=first, dtype=kind)
+    def _goe(self, n: int, count: int, key: int, first: int) -> Tensor:
+        drawn = reference.sample_goe(n, count, key, first=first)
         return torch.from_numpy(drawn).to(self.device)
 
 

@@ -112,8 +112,8 @@ class CudaBackend(Backend):
     def _scan(self, values: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return self._run("powerlaw_scan", super()._scan, values, offsets)
 
-    def _goe(self, n: int, count: int, key: int, dtype: torch.dtype, first: int) -> Tensor:
-        return self._run("goe_fill", super()._goe, n, count, key, dtype, first)
+    def _goe(self, n: int, count: int, key: int, first: int) -> Tensor:
+        return self._run("goe_fill", super()._goe, n, count, key, first)
 
     def _run(self, kernel: str, twin: Callable[..., _Result], *arguments: Any) -> _Result:
         """The kernel where there is one and it works, else what every device can do."""

@@ -212,11 +212,9 @@ class Kernels:
         self._run("powerlaw_scan", there, grid, (SCAN_THREADS,), *arguments)
         return alpha.cpu().numpy(), distance.cpu().numpy()
 
-    def goe_fill(
-        self, n: int, count: int, key: int, dtype: torch.dtype, first: int
-    ) -> Float[Tensor, "count n n"]:
+    def goe_fill(self, n: int, count: int, key: int, first: int) -> Float64[Tensor, "count n n"]:
         """GOE matrices ``first`` ... of a key's sequence."""
-        matrices = torch.empty((count, n, n), dtype=dtype, device=self._device)
+        matrices = torch.empty((count, n, n), dtype=torch.float64, device=self._device)
         tiles = _blocks(n, TILE)
         arguments = (matrices, n, count, np.uint64(key), np.uint64(first))
         grid = (tiles, tiles, min(count, _GRID_LIMIT))

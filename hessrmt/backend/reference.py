@@ -174,9 +174,7 @@ def log_ratio(high: Any, low: np.ndarray) -> np.ndarray:
     return np.where(excess < 1e300, np.log1p(excess), np.log(high) - np.log(low))
 
 
-def sample_goe(
-    n: int, count: int, key: int, *, first: int = 0, dtype: type[np.floating[Any]] = np.float64
-) -> Float[np.ndarray, "count n n"]:
+def sample_goe(n: int, count: int, key: int, *, first: int = 0) -> Float64[np.ndarray, "count n n"]:
     """Draw matrices of the Gaussian orthogonal ensemble: off-diagonal N(0, 1), diagonal N(0, 2).
 
     Element (i, j), i ≥ j, of matrix m depends on (key, m, i(i+1)/2 + j) alone: the same matrices
@@ -192,12 +190,11 @@ def sample_goe(
         key: 64-bit word of a named stream, e.g.
             ``int(rng.seed_sequence(seed, "goe").generate_state(1, np.uint64)[0])``.
         first: Number of the first matrix in the key's sequence.
-        dtype: Of the result; computed in float64 and rounded.
 
     Returns:
         (count, n, n), symmetric to the bit.
     """
-    matrices = np.empty((count, n, n), dtype=dtype)
+    matrices = np.empty((count, n, n))
     for rows, batch in _parts(n, count):
         begin, end = (int(i) * (int(i) + 1) // 2 for i in (rows.start, rows.stop))
         pairs = np.arange(begin // 2, (end + 1) // 2, dtype=np.uint64)

@@ -317,7 +317,7 @@ def _matrices(
 ) -> Float64[Tensor, "batch size size"]:
     """Dense samples of consecutive indices, degenerate directions left out unless H_true acts."""
     key = int(rng.seed_sequence(model.seed, "lossmodel", "goe").generate_state(1, np.uint64)[0])
-    found = backend.sample_goe(model.n, len(points), key, torch.float64, first=points[0].number)
+    found = backend.sample_goe(model.n, len(points), key, first=points[0].number)
     found *= model.cov.a**0.5
     diagonal = np.repeat([[point.shift] for point in points], model.n, axis=1)
     if model.h_true is None:
