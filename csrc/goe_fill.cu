@@ -37,9 +37,8 @@ __device__ inline double standard_normal(u64 key, u64 matrix, u64 element) {
     return sqrt(-2.0 * log(distance)) * (element & 1 ? sin(angle) : cos(angle));
 }
 
-template <typename T>
-__device__ void goe_tile(T *a, long long n, u64 key, u64 matrix) {
-    __shared__ T lower[TILE][TILE + 1];
+__device__ void goe_tile(double *a, long long n, u64 key, u64 matrix) {
+    __shared__ double lower[TILE][TILE + 1];
     const long long bi = blockIdx.y, bj = blockIdx.x;
     const long long rows = bi * TILE, columns = bj * TILE;
     __syncthreads();  // the matrix before is no longer read
@@ -47,7 +46,7 @@ __device__ void goe_tile(T *a, long long n, u64 key, u64 matrix) {
         const long long i = rows + r, j = columns + threadIdx.x;
         if (i >= n || j > i) continue;
         const double z = standard_normal(key, matrix, (u64)i * (u64)(i + 1) / 2 + (u64)j);
-        lower[r][threadIdx.x] = (T)(i == j ? 1.4142135623730951 * z : z);
+        lower[r][threadIdx.x] = i == j ? 1.4142135623730951 * z : z;
     }
     __syncthreads();
     for (int r = threadIdx.y; r < TILE; r += blockDim.y) {
@@ -61,18 +60,9 @@ __device__ void goe_tile(T *a, long long n, u64 key, u64 matrix) {
 }
 
 // a[count][n][n], the matrices first ... first + count - 1 of the key's sequence
-template <typename T>
-__device__ void goe_fill(T *a, long long n, long long count, u64 key, u64 first) {
-    if (blockIdx.x > blockIdx.y) return;  // the whole block leaves: no barrier is split
-    for (long long m = blockIdx.z; m < count; m += gridDim.z)
-        goe_tile<T>(a + m * n * n, n, key, first + (u64)m);
-}
-
 extern "C" __global__ void goe_fill_f64(double *a, long long n, long long count, u64 key,
                                         u64 first) {
-    goe_fill<double>(a, n, count, key, first);
-}
-extern "C" __global__ void goe_fill_f32(float *a, long long n, long long count, u64 key,
-                                        u64 first) {
-    goe_fill<float>(a, n, count, key, first);
+    if (blockIdx.x > blockIdx.y) return;  // the whole block leaves: no barrier is split
+    for (long long m = blockIdx.z; m < count; m += gridDim.z)
+        goe_tile(a + m * n * n, n, key, first + (u64)m);
 }

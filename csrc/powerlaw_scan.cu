@@ -23,8 +23,7 @@ __device__ inline double log_ratio(double high, double low) {
     return excess < 1e300 ? log1p(excess) : log(high) - log(low);  // overflows only near 1e308
 }
 
-template <typename T>
-__device__ long long first_not_below(const T *x, long long n, T value) {
+__device__ long long first_not_below(const double *x, long long n, double value) {
     long long low = 0, high = n;
     while (low < high) {
         const long long middle = low + (high - low) / 2;
@@ -36,19 +35,18 @@ __device__ long long first_not_below(const T *x, long long n, T value) {
     return low;
 }
 
-template <typename T>
-__device__ void scan_layer(const T *x, long long n, int two_sided, double *alpha, double *ks) {
+__device__ void scan_layer(const double *x, long long n, int two_sided, double *alpha, double *ks) {
     __shared__ double depth[TILE];
     __shared__ int fresh[TILE];  // 0 where the value before is the same: no step of its own
     const long long base = (long long)blockIdx.x * TILE, i = base + threadIdx.x;
     if (base >= n) return;  // the whole block
-    const double top = (double)x[n - 1];
+    const double top = x[n - 1];
     const bool fits = i < n && x[i] < x[n - 1];
     // tile where the block's longest tail begins; tiles lie alike for all blocks, so that equal
     // candidates in two of them add up the same partial sums
     const long long start = first_not_below(x, n, x[base]) / TILE * TILE;
     const long long first = fits ? first_not_below(x, n, x[i]) : n;
-    const double own = fits ? log_ratio(top, (double)x[i]) : 0.0;
+    const double own = fits ? log_ratio(top, x[i]) : 0.0;
     const double size = (double)(n - first), share = 1.0 / size;  // share unused if size is 0
     double sum = 0.0, slope = 0.0, worst = 0.0;
 
@@ -57,7 +55,7 @@ __device__ void scan_layer(const T *x, long long n, int two_sided, double *alpha
             const long long j = tile + threadIdx.x;
             __syncthreads();  // the tile before is no longer read
             if (j < n) {
-                depth[threadIdx.x] = log_ratio(top, (double)x[j]);
+                depth[threadIdx.x] = log_ratio(top, x[j]);
                 fresh[threadIdx.x] = two_sided || j == 0 || x[j - 1] < x[j];
             }
             __syncthreads();
@@ -86,22 +84,11 @@ __device__ void scan_layer(const T *x, long long n, int two_sided, double *alpha
     }
 }
 
-template <typename T>
-__device__ void powerlaw_scan(const T *values, const long long *offsets, long long layers,
-                              int two_sided, double *alpha, double *ks) {
-    for (long long l = blockIdx.y; l < layers; l += gridDim.y) {
-        const long long at = offsets[l];
-        scan_layer<T>(values + at, offsets[l + 1] - at, two_sided, alpha + at, ks + at);
-    }
-}
-
 extern "C" __global__ void powerlaw_scan_f64(const double *values, const long long *offsets,
                                              long long layers, int two_sided, double *alpha,
                                              double *ks) {
-    powerlaw_scan<double>(values, offsets, layers, two_sided, alpha, ks);
-}
-extern "C" __global__ void powerlaw_scan_f32(const float *values, const long long *offsets,
-                                             long long layers, int two_sided, double *alpha,
-                                             double *ks) {
-    powerlaw_scan<float>(values, offsets, layers, two_sided, alpha, ks);
+    for (long long l = blockIdx.y; l < layers; l += gridDim.y) {
+        const long long at = offsets[l];
+        scan_layer(values + at, offsets[l + 1] - at, two_sided, alpha + at, ks + at);
+    }
 }

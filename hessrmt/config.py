@@ -404,6 +404,7 @@ class LevelsConfig(Settings):
         ge=0,
         le=100_000,
     )
+    device: str = option("auto", _DEVICE)
     seed: int = option(0, _SEED, ge=0)
 
     @property

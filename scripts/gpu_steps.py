@@ -39,8 +39,12 @@ from hessrmt.backend import cuda_kernels, kernels, solvers  # noqa: E402
 from hessrmt.backend.cpu import CpuBackend  # noqa: E402
 from hessrmt.backend.cuda import CudaBackend  # noqa: E402
 from hessrmt.backend.cuda_kernels import KernelError, Kernels  # noqa: E402
+from hessrmt.backend.select import select  # noqa: E402
 from hessrmt.backend.twostage import two_stage_eigenvalues  # noqa: E402
 from hessrmt.curvature.spectrum import compute  # noqa: E402
+from hessrmt.levels import unfolding  # noqa: E402
+from hessrmt.levels.goodness import LAWS, SurrogatePlan, simulate_nulls  # noqa: E402
+from hessrmt.lossmodel.sampler import sample_spectra  # noqa: E402
 from hessrmt.problems import data, models  # noqa: E402
 
 Entry = dict[str, Any]
@@ -66,6 +70,7 @@ class Sizes(NamedTuple):
         model: Whose spectra are computed.
         samples: Of a batch of such a spectrum.
         searched: A network whose range is searched for, on one sample.
+        levels: Rows of sampled matrices, and how many there are.
         repeats: Of a timing, after one that warms up.
     """
 
@@ -79,6 +84,7 @@ class Sizes(NamedTuple):
     model: str
     samples: int
     searched: str
+    levels: tuple[int, int]
     repeats: int
 
 
@@ -94,6 +100,7 @@ GPU = Sizes(
     model="mlp3",
     samples=64,
     searched="lenet5",
+    levels=(300, 60),
     repeats=2,
 )
 STAND_IN = Sizes(
@@ -107,6 +114,7 @@ STAND_IN = Sizes(
     model="logistic",
     samples=3,
     searched="conv3s2-1",
+    levels=(12, 6),
     repeats=1,
 )
 SANITIZED = GPU._replace(
@@ -310,12 +318,10 @@ def symmetrize(machine: Machine) -> Iterator[Entry]:
 def goe(machine: Machine) -> Iterator[Entry]:
     """The same draws as the CPU's, up to a few ulp of logarithm and cosine; |x| < 9 √2."""
     key, first = 2**63 + 12345, 2**32 - 1
-    for dtype in DTYPES:
-        for n in machine.sizes.few:
-            found = machine.kernels.goe_fill(n, 3, key, dtype, first).cpu().numpy()
-            expected = machine.cpu.sample_goe(n, 3, key, dtype, first).numpy()
-            allowed = 32 * torch.finfo(dtype).eps * 13
-            yield compared(f"goe, n = {n}, {kind_of(dtype)}", found, expected, allowed)
+    for n in machine.sizes.few:
+        found = machine.kernels.goe_fill(n, 3, key, first).cpu().numpy()
+        expected = machine.cpu.sample_goe(n, 3, key, first).numpy()
+        yield compared(f"goe, n = {n}", found, expected, 32 * EPS * 13)
 
 
 def scan(machine: Machine) -> Iterator[Entry]:
@@ -324,23 +330,13 @@ def scan(machine: Machine) -> Iterator[Entry]:
     layers = [np.sort(1 + draw.pareto(2, size=n)) for n in (1, 2, 33, 0, 1000)] + [np.ones(5)]
     offsets = np.cumsum([0, *map(len, layers)], dtype=np.int64)
     values = np.concatenate(layers)
-    found = machine.kernels.powerlaw_scan(machine.there(values), offsets)
-    expected = machine.cpu.powerlaw_scan([torch.from_numpy(layer) for layer in layers])
+    found = machine.kernels.powerlaw_scan(values, offsets)
+    expected = machine.cpu.powerlaw_scan(layers)
     for number, name in enumerate(("alpha", "distance")):
         wanted = np.concatenate([fit[number] for fit in expected])
         # sums of at most 1,000 positive terms; relative to alpha, distances are at most 1
         scale = max(1.0, float(np.nanmax(np.abs(wanted))))
         yield compared(f"scan, {name}", found[number], wanted, 2 * 1000 * EPS * scale)
-
-
-def staircase(machine: Machine) -> Iterator[Entry]:
-    """Whole numbers, equal levels among them."""
-    draw = rng.stream(0, "gpu_check", "staircase")
-    for m, n in ((0, 5), (5, 0), (1, 1), (5000, 3001)):
-        pool, queries = (np.sort(np.round(draw.normal(size=k), 2)) for k in (m, n))
-        found = machine.kernels.staircase(machine.there(pool), machine.there(queries))
-        expected = machine.cpu.staircase(torch.from_numpy(pool), torch.from_numpy(queries))
-        yield compared(f"staircase, {m} levels, {n} queries", found, expected, 0.0)
 
 
 def small(machine: Machine) -> Iterator[Entry]:
@@ -375,6 +371,17 @@ def sturm(machine: Machine) -> Iterator[Entry]:
             expected = np.asarray(eigvalsh_tridiagonal(d, e) if n > 1 else d)
             allowed = allowance(expected)
             yield compared(f"sturm, {kind}, n = {n}", found, expected, allowed)
+
+
+def banded(machine: Machine) -> Iterator[Entry]:
+    """Several bands of one half-width at once: packed, chased, bisected."""
+    for n in machine.sizes.few:
+        for width in (w for w in (1, 2, 20) if w < n):
+            bands = rng.stream(0, "gpu_check", "banded", n).normal(size=(3, width + 1, n))
+            expected = machine.cpu.eigvalsh_banded(bands.copy())
+            allowed = max(map(allowance, expected))
+            found = machine.kernels.banded(bands)
+            yield compared(f"banded, r = {width}, n = {n}", found, expected, allowed)
 
 
 def bulge_chase(machine: Machine) -> Iterator[Entry]:
@@ -609,9 +616,48 @@ def spectrum(machine: Machine) -> Iterator[Entry]:
     }
 
 
+def commands(machine: Machine) -> Iterator[Entry]:
+    """What hessrmt simulate, levels and capacity compute, on the CPU and on the device."""
+    n, count = machine.sizes.levels
+    for method, outliers in (("tridiagonal", ()), ("tridiagonal", (40.0, -30.0)), ("dense", ())):
+        model = hr.lossmodel.rbf(), n, count, outliers, 1.0, 0, method
+        pair, seconds = twice(lambda where, model=model: sample_spectra(*model, device=where))
+        here, there = (np.array([one.eigenvalues for one in spectra]) for spectra in pair)
+        what = f"simulate, {method}, {len(outliers)} outliers, {count} x n = {n}"
+        yield compared(what, there, here, max(map(allowance, here))) | seconds
+    rows = [hr.ensembles.goe(n, 0, index).eigenvalues for index in range(count)]
+    pair, seconds = twice(lambda where: unfolding.pooled(rows, backend=select(where)))
+    here, there = (np.concatenate(found.levels) for found in pair)
+    yield compared(f"pooled unfolding, {count} x n = {n}", there, here, 0.0) | seconds
+    plan = SurrogatePlan(count, n, True, "pooled", (), True, 20, 0)
+    for law in LAWS:
+        pair, seconds = twice(lambda where, law=law: simulate_nulls(law, plan, select(where)))
+        here, there = (nulls["spacing"].deviations for nulls in pair)
+        # shares of counts: a level that round-off moves across a point changes one by 1/size
+        allowed = 4 / pair[0]["spacing"].size
+        yield compared(f"surrogates of {law}, {count} x n = {n}", there, here, allowed) | seconds
+    draw = rng.stream(0, "gpu_check", "weights")
+    weights = {"w": draw.pareto(2, size=(n, 2 * n)), "k": draw.normal(size=(n // 2, 8, 3, 3))}
+    pair, seconds = twice(lambda where: hr.capacity.analyze(weights, p_values=20, device=where))
+    for name in ("alpha", "ks_distance", "p_value", "lambda_max"):
+        here, there = ([getattr(one, name) for one in found.layers] for found in pair)
+        allowed = 1e-9 * float(np.nanmax(np.abs(here), initial=1.0))
+        yield compared(f"capacity, {name}", there, here, allowed) | seconds
+
+
+def twice(work: Callable[[str], Any]) -> tuple[list[Any], Entry]:
+    """What a call gives on the CPU and on the device, and the seconds of both."""
+    found, seconds = [], []
+    for where in ("cpu", "cuda"):
+        start = time.perf_counter()
+        found.append(work(where))
+        seconds.append(time.perf_counter() - start)
+    return found, {"seconds on the CPU": seconds[0], "seconds": seconds[1]}
+
+
 def everything_small(machine: Machine) -> Iterator[Entry]:
     """All kernels on matrices of at most 70 rows, for compute-sanitizer."""
-    for step in (symmetrize, goe, scan, staircase, small, sturm, bulge_chase, two_stage):
+    for step in (symmetrize, goe, scan, small, sturm, banded, bulge_chase, two_stage):
         yield from step(machine)
 
 
@@ -665,10 +711,10 @@ STEPS: dict[str, Callable[[Machine], Iterator[Entry]]] = {
     "symmetrize": symmetrize,
     "goe": goe,
     "power-law scan": scan,
-    "staircase": staircase,
     "small batches": small,
     "sturm": sturm,
     "bulge chase": bulge_chase,
+    "banded": banded,
     "two-stage": two_stage,
     **{
         name: lambda machine, name=name: single(machine, machine.sizes.timed[name])
@@ -677,6 +723,7 @@ STEPS: dict[str, Callable[[Machine], Iterator[Entry]]] = {
     "tuning": tuning,
     "batches": batches,
     "spectrum": spectrum,
+    "simulate, levels, capacity": commands,
     "memcheck": sanitized("memcheck"),
     "racecheck": sanitized("racecheck"),
     "parity tests": parity_tests,

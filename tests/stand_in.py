@@ -10,17 +10,23 @@ from types import SimpleNamespace
 import torch
 from fake_cupy import FakeCupy
 
-from hessrmt.backend import cuda_kernels, solvers
+from hessrmt.backend import cuda, cuda_kernels, solvers
 
 GB = 10**9
 # of launches whose number of threads the kernel leaves open: here each is one of the machine's
-FEW = {"bulge_chase": 4, "sturm_prepare": 4, "sturm_bisect": 8, "staircase": 8}
+FEW = {"bulge_chase": 4, "sturm_prepare": 4, "sturm_bisect": 8}
 
 
 def replacements(memory):
     """(object, attribute, value) of everything; ``memory.free`` is what the device says is free."""
     stream = SimpleNamespace(cuda_stream=0)
+
+    def chosen(_, solver="auto"):
+        """What `select("cuda")` gives."""
+        return cuda.CudaBackend(torch.device("cpu"), solver)
+
     return [
+        (cuda, "cuda_backend", chosen),
         (torch.cuda, "get_device_name", lambda _: "fake"),
         (torch.cuda, "current_stream", lambda _: stream),
         (torch.cuda, "mem_get_info", lambda _: (memory.free, 80 * GB)),

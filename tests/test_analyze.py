@@ -12,7 +12,7 @@ from hessrmt import rng
 from hessrmt.ensembles import goe, goe2, gue, poisson
 from hessrmt.errors import DataError
 from hessrmt.levels import analyze, ratios
-from hessrmt.levels.goodness import LAWS, bulk
+from hessrmt.levels.goodness import LAWS, bulks
 from hessrmt.levels.resampling import mean_and_error
 from hessrmt.levels.unfolding import POOL_FROM
 from hessrmt.records import Provenance, Spectra, Spectrum
@@ -121,7 +121,7 @@ def test_a_curved_density_lowers_the_mean_ratio_as_predicted(rate):
     """Levels exp(rate·ξ): 200 over 4 or 9 decades. The change of ⟨r̃⟩ is compared on the same GOE
     levels before and after, whose own fluctuations cancel."""
     generator = rng.stream(1, "curved")
-    before = [bulk(200, 1, generator) for _ in range(100)]
+    before = bulks([200] * 100, 1, generator)
     after = [np.exp(rate * levels) for levels in before]
     changes = [
         ratios(one).mean() - ratios(other).mean() for one, other in zip(after, before, strict=True)

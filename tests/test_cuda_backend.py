@@ -251,12 +251,15 @@ def test_other_kernels_that_do_not_compile(make, monkeypatch, cupy):
     fails(monkeypatch, cupy, "extern")
     backend = make()
     numbers = torch.arange(1.0, 5.0, dtype=torch.float64)
-    with pytest.warns(RuntimeWarning, match="staircase not used"):
-        assert backend.staircase(numbers, numbers).tolist() == [0, 1, 2, 3]
+    bands = np.array([[[0.0, 0.0, 0.0], [3.0, 4.0, 0.0]]])
+    assert backend.banded_route(1) == (backend.name, "Sturm bisection; csrc, cuda")
+    with pytest.warns(RuntimeWarning, match="banded not used"):
+        np.testing.assert_allclose(backend.eigvalsh_banded(bands), [[-5, 0, 5]], atol=1e-14)
+    assert backend.banded_route(1) == ("cpu", "LAPACK dsterf")  # what has been done is told
     with pytest.warns(RuntimeWarning, match="powerlaw_scan not used"):
-        assert len(backend.powerlaw_scan([numbers])[0][0]) == 4
+        assert len(backend.powerlaw_scan([numbers.numpy()])[0][0]) == 4
     with pytest.warns(RuntimeWarning, match="goe_fill not used"):
-        assert backend.sample_goe(3, 1, 1, torch.float64).shape == (1, 3, 3)
+        assert backend.sample_goe(3, 1, 1).shape == (1, 3, 3)
     with pytest.warns(RuntimeWarning, match="symmetrize not used"):
         assert backend.symmetrize_(torch.eye(3)) == 0
 
@@ -322,6 +325,11 @@ def test_shared_memory_decides_the_half_width():
     assert solvers.half_width(227 * 1024, 8, 256) == 64
     assert solvers.half_width(64 * 1024, 8, 256) == 32  # sm_75
     assert solvers.half_width(64 * 1024, 4, 256) == 64
+    for shared in (48 * 1024, 227 * 1024):
+        b = solvers.widest_band(shared, 8, 256)
+        assert solvers.chase_shared_bytes(b, 8, 256) <= shared
+        assert solvers.chase_shared_bytes(b + 1, 8, 256) > shared
+    assert solvers.widest_band(1000, 8, 256) == 1  # no room for a chase: tridiagonal ones alone
 
 
 def test_shared_memory_decides_what_is_small():

@@ -19,7 +19,7 @@ from hessrmt.levels.goodness import (
     POINTS,
     STATISTICS,
     Null,
-    bulk,
+    bulks,
     distances,
     likelihood_ratio,
     nulls,
@@ -201,8 +201,8 @@ def stretch(law, n, draw):
     if law == "poisson":
         return poisson_levels(n, draw)
     if law == "goe":
-        return bulk(n, 1, draw)
-    return np.sort(np.concatenate([2 * bulk(n // 2, 1, draw) for _ in range(2)]))
+        return bulks([n], 1, draw)[0]
+    return np.sort(2 * np.concatenate(bulks([n // 2] * 2, 1, draw)))
 
 
 SMALL = planned([20] * 4, "window", {}, 7, 0)
@@ -228,7 +228,7 @@ def test_surrogates_are_kept_and_found_again(folder, monkeypatch):
     first = nulls("goe", SMALL)
     assert len(files(folder)) == 1
     with monkeypatch.context() as without:
-        without.setattr(goodness, "_simulate", None)  # calling it would fail
+        without.setattr(goodness, "simulate_nulls", None)  # calling it would fail
         assert same(nulls("goe", SMALL), first)
     # everything that the numbers depend on makes another file
     changes = {"seed": 1, "surrogates": 8, "levels": 21, "spectra": 6, "method": "kernel"}

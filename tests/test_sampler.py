@@ -4,16 +4,17 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from scipy import stats
 
 from hessrmt import Spectrum, rng, theory
+from hessrmt.backend.cpu import CpuBackend
 from hessrmt.backend.select import select
 from hessrmt.ensembles import gaussian_levels
 from hessrmt.errors import DataError, DeviceError, NonFiniteError
 from hessrmt.lossmodel import p_spin, paper, rational_quadratic, rbf, sampler
-from hessrmt.lossmodel.sampler import band_eigenvalues, goe_band, sample_hessian, sample_spectra
+from hessrmt.lossmodel.sampler import goe_band, sample_hessian, sample_spectra
 
+CPU = CpuBackend()
 EPS = np.finfo(float).eps
 P_VALUE = 1e-4
 """Below it a test calls two samples different; each is run some tens of times, on fixed seeds."""
@@ -88,14 +89,14 @@ def test_band_eigenvalues_are_those_of_the_matrix(n, width):
     # backward errors of both solvers, n ε ‖H‖ each with a modest factor
     bound = 10 * n * EPS * np.linalg.norm(dense, 2)
     np.testing.assert_allclose(
-        band_eigenvalues(band), np.linalg.eigvalsh(dense), rtol=0, atol=bound
+        CPU.eigvalsh_banded(band[None])[0], np.linalg.eigvalsh(dense), rtol=0, atol=bound
     )
 
 
 def test_without_outliers_the_band_is_the_ensembles_own():
     draws = [rng.stream(6, "same") for _ in range(2)]
     np.testing.assert_array_equal(
-        band_eigenvalues(goe_band(40, 1, draws[0])), gaussian_levels(1, 40, draws[1])
+        CPU.eigvalsh_banded(goe_band(40, 1, draws[0])[None])[0], gaussian_levels(1, 40, draws[1])
     )
 
 
@@ -224,11 +225,8 @@ def test_a_sample_is_a_spectrum_with_all_its_settings(method):
     assert sample_spectra(rbf(), 5, 0, method=method) == []
 
 
-class Full:
+class Full(CpuBackend):
     """A CPU backend with no memory left."""
-
-    name, device = "full", torch.device("cpu")
-    eigen_bytes = staticmethod(select("cpu").eigen_bytes)
 
     def free_memory(self):
         return 1000

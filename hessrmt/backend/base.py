@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from hessrmt.arrays import Levels, Matrix
 
     Stack = Float[Tensor, "batch n n"] | Sequence[Matrix]
+    Rows = Sequence[Float[np.ndarray, " n"]]
     Fits = list[tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " n"]]]
 
 FLOATS = (torch.float64, torch.float32)
@@ -33,8 +34,9 @@ _TILE = 512
 class Backend(ABC):
     """A device and its operations; the only place where hardware makes a difference.
 
-    Arguments live on the backend's device. Results are float64 or int64 NumPy arrays, except where
-    a tensor is asked for. What a device does not do in a way of its own is done as here: by torch,
+    Matrices live on the backend's device; bands and rows of numbers, which are drawn or computed in
+    main memory, are NumPy arrays, and so are results, float64 or int64, except where a tensor is
+    asked for. What a device does not do in a way of its own is done as here: by torch,
     or by the CPU twins of :mod:`.reference`.
 
     Attributes:
@@ -63,6 +65,11 @@ class Backend(ABC):
     @abstractmethod
     def solver_table(self) -> dict[str, str]:
         """Which route :meth:`eigvalsh` and :meth:`eigvalsh_batch` take: size range to words."""
+
+    @property
+    def scans(self) -> bool:
+        """Whether :meth:`powerlaw_scan` of all tails is quicker than a search for the best one."""
+        return False
 
     def symmetrize_(self, matrix: Matrix) -> float:
         """Replace A by (A + Aᵀ)/2 in place.
@@ -121,29 +128,60 @@ class Backend(ABC):
             _require_square(matrix, f"matrix {number}")
         return self._eigvalsh_batch(matrices)
 
-    def staircase(
-        self, pool: Float64[Tensor, " m"], queries: Float64[Tensor, " n"]
-    ) -> Int64[np.ndarray, " n"]:
-        """Counting function of a pool of levels: how many are less than each query.
+    def banded_route(self, width: int) -> tuple[str, str]:
+        """Where and how :meth:`eigvalsh_banded` solves bands.
 
         Args:
-            pool: (m,) float64, ascending.
-            queries: (n,) float64, ascending.
+            width: Their half-width r.
 
         Returns:
-            (n,) int64; equal levels are not counted.
+            The device and the solver in words.
+        """
+        return "cpu", "LAPACK dsterf" if width < 2 else "LAPACK dsbtrd, dsterf"
+
+    def eigvalsh_banded(
+        self, bands: Float64[np.ndarray, "batch width n"]
+    ) -> Float64[np.ndarray, "batch n"]:
+        """All eigenvalues of each of several symmetric band matrices of one shape.
+
+        Args:
+            bands: (batch, r + 1, n) float64, r < n: row k of each is the k-th subdiagonal in its
+                first n - k numbers, the rest is not used; may be overwritten.
+
+        Returns:
+            (batch, n) float64, each row ascending.
 
         Raises:
-            ConfigError: If an argument is not a vector of float64, or does not ascend.
+            ConfigError: If the bands are of another shape or type.
+            NonFiniteError: If a number is NaN or infinite.
+            ConvergenceError: If the solver fails.
+        """
+        if bands.ndim != 3 or not 0 < bands.shape[1] <= bands.shape[2] or bands.dtype != np.float64:
+            given = f"bands of shape {bands.shape}, {bands.dtype}"
+            raise ConfigError(f"{given}; give (batch, r + 1, n) with r < n, float64")
+        for number, band in enumerate(bands):
+            require_finite(bool(np.isfinite(band).all()), f"band {number}")
+        return self._eigvalsh_banded(bands) if len(bands) else bands[:, 0]
+
+    def staircase(self, pool: Rows, queries: Rows) -> list[Int64[np.ndarray, " n"]]:
+        """Counting function of pooled levels: how many of them are less than each query.
+
+        Args:
+            pool: The levels of each spectrum, (m_i,) ascending.
+            queries: Rows (n_i,), ascending.
+
+        Returns:
+            For each of the queries (n_i,) int64; equal levels are not counted.
+
+        Raises:
+            ConfigError: If a row is not a vector of floating-point numbers, or does not ascend.
             NonFiniteError: If a value is NaN or infinite.
         """
-        for what, values in (("pool", pool), ("queries", queries)):
-            _require_ascending(values, what)
-            if values.dtype != torch.float64:
-                raise ConfigError(f"{what}: {values.dtype}; give float64")
-        return self._staircase(pool.contiguous(), queries.contiguous())
+        levels, _ = _joined(pool, "pool")
+        places, offsets = _joined(queries, "queries")
+        return _parted(self._staircase(levels, places), offsets)
 
-    def powerlaw_scan(self, values: Sequence[Float[Tensor, " n"]]) -> Fits:
+    def powerlaw_scan(self, values: Rows) -> Fits:
         """Fit ρ(x) ~ x^(-α) to the tail of every layer that begins at each of its values.
 
         Definitions and sources: :func:`hessrmt.backend.reference.powerlaw_scan`.
@@ -160,22 +198,17 @@ class Backend(ABC):
                 holds a value that is not positive.
             NonFiniteError: If a value is NaN or infinite.
         """
-        for number, layer in enumerate(values):
-            what = f"layer {number}"
-            _require_ascending(layer, what)
-            if len(layer) and float(layer[0]) <= 0:
-                smallest = f"the smallest value is {float(layer[0]):g}"
-                raise ConfigError(f"{what}: {smallest}; a power law needs values > 0")
-        if not len(values):
-            return []
-        offsets = np.cumsum([0, *map(len, values)], dtype=np.int64)
-        alpha, distance = self._scan(torch.cat([layer.double() for layer in values]), offsets)
-        cuts = offsets[1:-1]
-        return list(zip(np.split(alpha, cuts), np.split(distance, cuts), strict=True))
+        every, offsets = _joined(values, "layer")
+        for number, begin in enumerate(offsets[:-1]):
+            if begin < offsets[number + 1] and every[begin] <= 0:
+                smallest = f"the smallest value is {every[begin]:g}"
+                raise ConfigError(f"layer {number}: {smallest}; a power law needs values > 0")
+        fits = self._scan(every, offsets) if len(values) else (every, every)
+        return list(zip(*(_parted(of_each, offsets) for of_each in fits), strict=True))
 
     def sample_goe(
-        self, n: int, count: int, key: int, dtype: torch.dtype = torch.float64, first: int = 0
-    ) -> Float[Tensor, "count n n"]:
+        self, n: int, count: int, key: int, first: int = 0
+    ) -> Float64[Tensor, "count n n"]:
         """Draw matrices of the Gaussian orthogonal ensemble: N(0, 1), on the diagonal N(0, 2).
 
         The same on every device, up to the last bits of logarithm and cosine; see
@@ -185,28 +218,27 @@ class Backend(ABC):
             n: Dimension, at least 1.
             count: How many matrices, 0 or more.
             key: 64-bit word of a named stream.
-            dtype: ``torch.float64`` or ``torch.float32``.
             first: Number of the first matrix in the key's sequence.
 
         Returns:
             (count, n, n) on the backend's device, symmetric to the bit.
 
         Raises:
-            ConfigError: If a number is out of its range or ``dtype`` is another.
+            ConfigError: If a number is out of its range.
             DeviceError: If the matrices are larger than the free memory.
         """
-        if n < 1 or count < 0 or first < 0 or not 0 <= key < 2**64 or dtype not in FLOATS:
+        if n < 1 or count < 0 or first < 0 or not 0 <= key < 2**64:
             raise ConfigError(
-                f"GOE matrices with n = {n}, count {count}, first {first}, key {key}, {dtype}; "
-                "give n >= 1, count >= 0, first >= 0, a key of 64 bits and float64 or float32"
+                f"GOE matrices with n = {n}, count {count}, first {first}, key {key}; "
+                "give n >= 1, count >= 0, first >= 0 and a key of 64 bits"
             )
-        each, free = n * n * dtype.itemsize, self.free_memory()
+        each, free = 8 * n * n, self.free_memory()
         if count * each > free:
             raise DeviceError(
                 f"{count:,} matrices of {n:,} x {n:,} need {count * each:,} bytes and {self.name} "
                 f"has {free:,} free, enough for {free // each:,}; draw them in parts (first=...)"
             )
-        return self._goe(n, count, key, dtype, first)
+        return self._goe(n, count, key, first)
 
     @abstractmethod
     def _eigvalsh(self, matrix: Matrix) -> Levels: ...
@@ -214,15 +246,17 @@ class Backend(ABC):
     @abstractmethod
     def _eigvalsh_batch(self, matrices: Stack) -> list[Levels]: ...
 
-    def _staircase(self, pool: Tensor, queries: Tensor) -> np.ndarray:
-        return reference.staircase(pool.cpu().numpy(), queries.cpu().numpy())
+    def _eigvalsh_banded(self, bands: np.ndarray) -> np.ndarray:
+        return reference.banded_eigenvalues(bands)
 
-    def _scan(self, values: Tensor, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return reference.powerlaw_scan(values.cpu().numpy(), offsets)
+    def _staircase(self, pool: np.ndarray, queries: np.ndarray) -> np.ndarray:
+        return reference.staircase(pool, queries)
 
-    def _goe(self, n: int, count: int, key: int, dtype: torch.dtype, first: int) -> Tensor:
-        kind = np.float64 if dtype == torch.float64 else np.float32
-        drawn = reference.sample_goe(n, count, key, first=first, dtype=kind)
+    def _scan(self, values: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return reference.powerlaw_scan(values, offsets)
+
+    def _goe(self, n: int, count: int, key: int, first: int) -> Tensor:
+        drawn = reference.sample_goe(n, count, key, first=first)
         return torch.from_numpy(drawn).to(self.device)
 
 
@@ -263,11 +297,33 @@ def _require_square(matrix: Tensor, what: str) -> None:
         raise ConfigError(f"{what} is of {matrix.dtype}; give float64 or float32")
 
 
-def _require_ascending(values: Tensor, what: str) -> None:
-    if values.ndim != 1 or values.dtype not in FLOATS:
-        given = f"shape {tuple(values.shape)}, {values.dtype}"
-        raise ConfigError(f"{what}: {given}; give a vector of float64 or float32")
-    if not all_finite(values):
-        raise NonFiniteError(f"{what}: a value is NaN or infinite; remove it before")
-    if bool((values[1:] < values[:-1]).any()):
-        raise ConfigError(f"{what}: the values do not ascend; sort them before")
+def _joined(rows: Rows, what: str) -> tuple[np.ndarray, np.ndarray]:
+    """Rows one after another, float64, and where each begins; each must be finite and ascend."""
+    for number, row in enumerate(rows):
+        if row.ndim != 1 or row.dtype.kind != "f":
+            given = f"{what} {number}: shape {row.shape}, {row.dtype}"
+            raise ConfigError(f"{given}; give a vector of floating-point numbers")
+    offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
+    every = np.concatenate([np.empty(0), *rows], dtype=np.float64)
+    some = np.diff(offsets) > 0
+    first, last = offsets[:-1][some], offsets[1:][some] - 1
+    rises = every[1:] >= every[:-1]  # not where one is NaN
+    rises[last[:-1]] = True  # from one row to the next
+    # what ascends between finite ends is finite
+    if not (rises.all() and np.isfinite(every[np.append(first, last)]).all()):
+        _refuse_rows(rows, what)
+    return every, offsets
+
+
+def _refuse_rows(rows: Rows, what: str) -> None:
+    """Say which row is the first that is not finite or does not ascend, and what is wrong."""
+    for number, row in enumerate(rows):
+        if not np.isfinite(row).all():
+            raise NonFiniteError(f"{what} {number}: a value is NaN or infinite; remove it before")
+        if (row[1:] < row[:-1]).any():
+            raise ConfigError(f"{what} {number}: the values do not ascend; sort them before")
+
+
+def _parted(values: np.ndarray, offsets: np.ndarray) -> list[np.ndarray]:
+    """What belongs to each of several rows; an empty list for none."""
+    return np.split(values, offsets[1:-1]) if len(offsets) > 1 else []

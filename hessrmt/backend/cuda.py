@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _Result = TypeVar("_Result")
 
 TWO_STAGE = "two-stage (band, bulge chase, Sturm bisection; csrc, cuda)"
+STURM = "Sturm bisection; csrc, cuda"
 _MIRRORED = 1024
 _COPIED = 2**30
 """Bytes of small matrices in one stack; as numbers fewer than :data:`.solvers.LIBRARY_NUMBERS`."""
@@ -79,14 +80,40 @@ class CudaBackend(Backend):
         """See :class:`.Backend`; csrc/symmetrize.cu, or torch."""
         return self._run("symmetrize", super().symmetrize_, matrix)
 
-    def _staircase(self, pool: Tensor, queries: Tensor) -> np.ndarray:
-        return self._run("staircase", super()._staircase, pool, queries)
+    @property
+    def scans(self) -> bool:
+        """See :class:`.Backend`; by csrc/powerlaw_scan.cu."""
+        return self.kernels is not None
 
-    def _scan(self, values: Tensor, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def banded_route(self, width: int) -> tuple[str, str]:
+        """See :class:`.Backend`; csrc/bulge_chase.cu and sturm.cu, wide bands by the CPU."""
+        if not self._takes_bands(width):
+            return super().banded_route(width)
+        return self.name, STURM if width == 1 else f"bulge chase, {STURM}"
+
+    def _takes_bands(self, width: int) -> bool:
+        """Whether bands of this half-width are solved by kernels, which have not failed."""
+        if self.kernels is None or "banded" in self._warned:
+            return False
+        return 0 < width <= self.kernels.widest_band()
+
+    def _eigvalsh_banded(self, bands: np.ndarray) -> np.ndarray:
+        twin, width, n = super()._eigvalsh_banded, bands.shape[1] - 1, bands.shape[2]
+        if not self._takes_bands(width):
+            return twin(bands)
+        most = max(1, self.free_memory() // (2 * solvers.banded_bytes(n, width)))
+        starts = range(0, len(bands), most)
+        return np.concatenate([self._run("banded", twin, bands[i : i + most]) for i in starts])
+
+    def _staircase(self, pool: np.ndarray, queries: np.ndarray) -> np.ndarray:
+        levels = torch.from_numpy(pool).to(self.device).sort().values
+        return torch.searchsorted(levels, torch.from_numpy(queries).to(self.device)).cpu().numpy()
+
+    def _scan(self, values: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return self._run("powerlaw_scan", super()._scan, values, offsets)
 
-    def _goe(self, n: int, count: int, key: int, dtype: torch.dtype, first: int) -> Tensor:
-        return self._run("goe_fill", super()._goe, n, count, key, dtype, first)
+    def _goe(self, n: int, count: int, key: int, first: int) -> Tensor:
+        return self._run("goe_fill", super()._goe, n, count, key, first)
 
     def _run(self, kernel: str, twin: Callable[..., _Result], *arguments: Any) -> _Result:
         """The kernel where there is one and it works, else what every device can do."""

@@ -6,6 +6,7 @@ allocator knows all memory; CuPy compiles and launches. Functions trust their ar
 
 from __future__ import annotations
 
+import math
 from contextlib import contextmanager
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 TILE = 32
 TILE_BLOCK = (32, 8)
-THREADS = {"bulge_chase": 256, "sturm_prepare": 256, "sturm_bisect": 128, "staircase": 256}
+THREADS = {"bulge_chase": 256, "sturm_prepare": 256, "sturm_bisect": 128}
 """Threads of a block, where the kernel leaves the choice."""
 
 SCAN_THREADS = 128
@@ -70,6 +71,10 @@ class Kernels:
         """Half-width of the band that this device's shared memory allows."""
         return solvers.half_width(self._shared(), itemsize, THREADS["bulge_chase"])
 
+    def widest_band(self) -> int:
+        """Largest half-width that the bulge chase takes, float64."""
+        return solvers.widest_band(self._shared(), 8, THREADS["bulge_chase"])
+
     def compile_two_stage(self, dtype: torch.dtype) -> None:
         """Compile what the two-stage solver launches, while the matrix is still untouched."""
         self._kernel("bulge_chase", dtype)
@@ -77,13 +82,13 @@ class Kernels:
         self._kernel("sturm_bisect", torch.float64)
 
     def chase(
-        self, band: Float[Tensor, "n width"], b: int
-    ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-        """Band to tridiagonal.
+        self, band: Float[Tensor, "*batch n width"], b: int
+    ) -> tuple[Float[Tensor, "*batch n"], Float[Tensor, "*batch n"]]:
+        """Band to tridiagonal, one matrix or several.
 
         Args:
-            band: (n, 2b+1), ``band[j, k] = A[j+k, j]``, zeros for k > b; overwritten.
-            b: Half-width, at most that of :meth:`half_width`.
+            band: ([batch,] n, 2b+1), ``band[j, k] = A[j+k, j]``, zeros for k > b; overwritten.
+            b: Half-width, at most that of :meth:`widest_band`.
 
         Returns:
             Diagonal and, with one number more than it has, subdiagonal.
@@ -91,44 +96,58 @@ class Kernels:
         Raises:
             KernelError: If a block waited in vain for its predecessor.
         """
-        n, threads = len(band), THREADS["bulge_chase"]
+        *many, n, _ = band.shape
+        batch, threads = math.prod(many), THREADS["bulge_chase"]
         shared = solvers.chase_shared_bytes(b, band.element_size(), threads)
         resident = self._resident(self._kernel("bulge_chase", band.dtype, shared), shared, threads)
-        blocks = min(resident, n // (2 * b) + 2)  # as many as have work
-        d, e = self._zeros((2, n), band.dtype)
-        state = self._zeros(2 + n, torch.int32)
-        arguments = (band, *map(np.int32, (n, b, 1)), d, e, state, np.uint32(SPIN_LIMIT))
+        blocks = min(resident, batch * (n // (2 * b) + 2))  # as many as have work
+        d, e = self._zeros((2, *many, n), band.dtype)
+        state = self._zeros(2 + batch * n, torch.int32)
+        arguments = (band, *map(np.int32, (n, b, batch)), d, e, state, np.uint32(SPIN_LIMIT))
         self._run("bulge_chase", band, (blocks,), (threads,), *arguments, shared=shared)
         if failed := int(state[1]):
             raise KernelError(f"the bulge chase stopped: sweep {failed - 1} waited in vain")
         return d, e
 
     def tridiagonal(
-        self, d: Float[Tensor, " n"], e: Float[Tensor, " n"]
-    ) -> Float64[np.ndarray, " n"]:
-        """Eigenvalues of a symmetric tridiagonal matrix by bisection, in float64.
+        self, d: Float[Tensor, "*batch n"], e: Float[Tensor, "*batch n"]
+    ) -> Float64[np.ndarray, "*batch n"]:
+        """Eigenvalues of symmetric tridiagonal matrices, one or several, by bisection in float64.
 
         Args:
-            d: (n,) diagonal.
-            e: (n,) subdiagonal; the last number is not used.
+            d: ([batch,] n) diagonals.
+            e: ([batch,] n) subdiagonals; the last number of each is not used.
 
         Returns:
-            (n,) ascending.
+            ([batch,] n) ascending.
 
         Raises:
-            KernelError: If an eigenvalue was not found or the matrix is not finite.
+            KernelError: If an eigenvalue was not found or a matrix is not finite.
         """
-        n = len(d)
-        work, levels = self._zeros(2 * n + 2), self._zeros(n)
-        info = self._zeros(1, torch.int32)
-        threads = THREADS["sturm_prepare"]
-        self._run("sturm_prepare", d, (1,), (threads,), d, e, n, n, n, 1, work, info)
+        n, batch = d.shape[-1], math.prod(d.shape[:-1])
+        work, levels = self._zeros(batch * (2 * n + 2)), self._zeros(tuple(d.shape))
+        info = self._zeros(batch, torch.int32)
+        along, threads = min(batch, _GRID_LIMIT), THREADS["sturm_prepare"]
+        arguments = (d, e, n, n, n, batch, work, info)
+        self._run("sturm_prepare", d, (along,), (threads,), *arguments)
         threads = THREADS["sturm_bisect"]
-        arguments = (work, n, 1, 0, n, levels, n, info)
-        self._run("sturm_bisect", work, (_blocks(n, threads), 1), (threads,), *arguments)
-        if failed := int(info[0]):
-            raise KernelError(f"the bisection reports {failed}")
+        arguments = (work, n, batch, 0, n, levels, n, info)
+        self._run("sturm_bisect", work, (_blocks(n, threads), along), (threads,), *arguments)
+        failed = info.cpu().numpy()
+        if failed.any():
+            raise KernelError(f"the bisection reports {failed[failed != 0][0]}")
         return levels.cpu().numpy()
+
+    def banded(self, bands: Float64[np.ndarray, "batch width n"]) -> Float64[np.ndarray, "batch n"]:
+        """Eigenvalues of symmetric band matrices, 1 <= r < n; row k is the k-th subdiagonal."""
+        b, n = bands.shape[1] - 1, bands.shape[2]
+        there = torch.from_numpy(bands).to(self._device)
+        if b == 1:
+            return self.tridiagonal(there[:, 0].contiguous(), there[:, 1].contiguous())
+        packed = self._zeros((len(bands), n, 2 * b + 1))
+        row, column = (torch.arange(size, device=self._device) for size in (b + 1, n))
+        packed[..., : b + 1] = torch.where(row + column[:, None] < n, there.mT, 0)
+        return self.tridiagonal(*self.chase(packed, b))
 
     def small_limit(self, itemsize: int) -> int:
         """Largest n of :meth:`small`."""
@@ -181,33 +200,21 @@ class Kernels:
 
     # The rest
 
-    def staircase(
-        self, pool: Float64[Tensor, " m"], queries: Float64[Tensor, " n"]
-    ) -> Int64[np.ndarray, " n"]:
-        """How many of an ascending pool are less than each query."""
-        n, threads = len(queries), THREADS["staircase"]
-        counts = self._zeros(n, torch.int64)
-        arguments = (pool, len(pool), queries, n, counts)
-        self._run("staircase", pool, (_blocks(n, threads),), (threads,), *arguments)
-        return counts.cpu().numpy()
-
     def powerlaw_scan(
-        self, values: Float64[Tensor, " total"], offsets: Int64[np.ndarray, " layers+1"]
+        self, values: Float64[np.ndarray, " total"], offsets: Int64[np.ndarray, " layers+1"]
     ) -> tuple[Float64[np.ndarray, " total"], Float64[np.ndarray, " total"]]:
         """Power-law fits of ragged layers at every x_min: α and distance, one-sided."""
         alpha, distance = self._zeros((2, len(values)))
         layers, longest = len(offsets) - 1, int(np.diff(offsets).max())
-        starts = torch.from_numpy(offsets).to(self._device)
+        there, starts = (torch.from_numpy(a).to(self._device) for a in (values, offsets))
         grid = (_blocks(longest, SCAN_THREADS), min(layers, _GRID_LIMIT))
-        arguments = (values, starts, layers, np.int32(0), alpha, distance)
-        self._run("powerlaw_scan", values, grid, (SCAN_THREADS,), *arguments)
+        arguments = (there, starts, layers, np.int32(0), alpha, distance)
+        self._run("powerlaw_scan", there, grid, (SCAN_THREADS,), *arguments)
         return alpha.cpu().numpy(), distance.cpu().numpy()
 
-    def goe_fill(
-        self, n: int, count: int, key: int, dtype: torch.dtype, first: int
-    ) -> Float[Tensor, "count n n"]:
+    def goe_fill(self, n: int, count: int, key: int, first: int) -> Float64[Tensor, "count n n"]:
         """GOE matrices ``first`` ... of a key's sequence."""
-        matrices = torch.empty((count, n, n), dtype=dtype, device=self._device)
+        matrices = torch.empty((count, n, n), dtype=torch.float64, device=self._device)
         tiles = _blocks(n, TILE)
         arguments = (matrices, n, count, np.uint64(key), np.uint64(first))
         grid = (tiles, tiles, min(count, _GRID_LIMIT))

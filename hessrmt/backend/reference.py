@@ -1,4 +1,4 @@
-"""CPU twins of the kernels in csrc/ that no library has: staircases, power laws, GOE matrices.
+"""CPU twins of what GPUs do in ways of their own: bands, staircases, power laws, GOE matrices.
 
 Plain functions over NumPy arrays: what :class:`~hessrmt.backend.cpu.CpuBackend` calls, and what the
 kernels are compared with. Like kernels they trust their arguments: whoever calls them has checked
@@ -12,6 +12,9 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.linalg import LinAlgError, eig_banded, eigvalsh_tridiagonal
+
+from hessrmt.errors import ConvergenceError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,19 +30,51 @@ _LOW = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
 
 
+def banded_eigenvalues(
+    bands: Float64[np.ndarray, "batch width n"],
+) -> Float64[np.ndarray, "batch n"]:
+    """All eigenvalues of symmetric band matrices, O(n² r) each.
+
+    Args:
+        bands: (batch, r + 1, n), row k of each the k-th subdiagonal in its first n - k numbers;
+            overwritten.
+
+    Returns:
+        (batch, n), each row ascending.
+
+    Raises:
+        ConvergenceError: If LAPACK's iteration fails.
+    """
+    try:
+        return np.array([_of_band(band) for band in bands])
+    except LinAlgError as error:
+        raise ConvergenceError(f"the eigenvalue solver of band matrices failed: {error}") from error
+
+
+def _of_band(band: np.ndarray) -> np.ndarray:
+    if len(band) == 1:
+        return np.sort(band[0])
+    if len(band) == 2:
+        return np.asarray(eigvalsh_tridiagonal(band[0], band[1, :-1], lapack_driver="sterf"))
+    options: dict[str, Any] = {"overwrite_a_band": True, "check_finite": False}
+    return np.asarray(eig_banded(band, True, eigvals_only=True, **options))
+
+
 def staircase(
     pool: Float[np.ndarray, " m"], queries: Float[np.ndarray, " n"]
 ) -> Int64[np.ndarray, " n"]:
     """Counting function of a pool of levels: how many are less than each query.
 
     Args:
-        pool: (m,) ascending, without NaN.
-        queries: (n,) without NaN; the GPU is fastest where they ascend.
+        pool: (m,) without NaN, fastest where long stretches ascend.
+        queries: (n,) without NaN, fastest where they ascend.
 
     Returns:
         (n,) numbers of pooled levels, equal ones not counted.
     """
-    return np.searchsorted(pool, queries, side="left").astype(np.int64, copy=False)
+    # kind="stable" merges what is sorted already
+    ordered = np.sort(pool, kind="stable")
+    return np.searchsorted(ordered, queries, side="left").astype(np.int64, copy=False)
 
 
 def powerlaw_scan(
@@ -139,9 +174,7 @@ def log_ratio(high: Any, low: np.ndarray) -> np.ndarray:
     return np.where(excess < 1e300, np.log1p(excess), np.log(high) - np.log(low))
 
 
-def sample_goe(
-    n: int, count: int, key: int, *, first: int = 0, dtype: type[np.floating[Any]] = np.float64
-) -> Float[np.ndarray, "count n n"]:
+def sample_goe(n: int, count: int, key: int, *, first: int = 0) -> Float64[np.ndarray, "count n n"]:
     """Draw matrices of the Gaussian orthogonal ensemble: off-diagonal N(0, 1), diagonal N(0, 2).
 
     Element (i, j), i ≥ j, of matrix m depends on (key, m, i(i+1)/2 + j) alone: the same matrices
@@ -157,12 +190,11 @@ def sample_goe(
         key: 64-bit word of a named stream, e.g.
             ``int(rng.seed_sequence(seed, "goe").generate_state(1, np.uint64)[0])``.
         first: Number of the first matrix in the key's sequence.
-        dtype: Of the result; computed in float64 and rounded.
 
     Returns:
         (count, n, n), symmetric to the bit.
     """
-    matrices = np.empty((count, n, n), dtype=dtype)
+    matrices = np.empty((count, n, n))
     for rows, batch in _parts(n, count):
         begin, end = (int(i) * (int(i) + 1) // 2 for i in (rows.start, rows.stop))
         pairs = np.arange(begin // 2, (end + 1) // 2, dtype=np.uint64)

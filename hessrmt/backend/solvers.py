@@ -159,6 +159,34 @@ def half_width(shared: int, itemsize: int, threads: int) -> int:
     return next(fits, HALF_WIDTHS[-1])
 
 
+def widest_band(shared: int, itemsize: int, threads: int) -> int:
+    """Largest half-width of a band that csrc/bulge_chase.cu takes.
+
+    Args:
+        shared: Bytes of shared memory that a block may ask for.
+        itemsize: Bytes of a number.
+        threads: Threads of a block.
+
+    Returns:
+        A half-width; at least 1, since such a band needs no chase.
+    """
+    widths = range(math.isqrt(shared // (2 * itemsize)), 1, -1)
+    return next((b for b in widths if chase_shared_bytes(b, itemsize, threads) <= shared), 1)
+
+
+def banded_bytes(n: int, width: int) -> int:
+    """Memory of one band on a device: as it comes, packed for the chase, and stage 3.
+
+    Args:
+        n: Dimension.
+        width: Its half-width r.
+
+    Returns:
+        Bytes, in float64.
+    """
+    return 8 * n * (width + 1 + 2 * width + 1 + 2 + 3) + 4 * (n + 2) + 16
+
+
 def plan(solver: str, n: int, itemsize: int) -> SolverMemory:
     """Memory of one eigenvalue problem.
 

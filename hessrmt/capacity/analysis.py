@@ -15,6 +15,7 @@ import torch
 from hessrmt import rng
 from hessrmt.backend.select import select
 from hessrmt.capacity import powerlaw
+from hessrmt.capacity.powerlaw import PowerLawFit
 from hessrmt.capacity.report import NAN, CapacityReport, Layer, MatrixFit
 from hessrmt.capacity.sources import open_source, pairs
 from hessrmt.capacity.spectra import (
@@ -115,12 +116,16 @@ def analyze(
 
 @dataclass
 class _Task:
-    """A layer on its way: roles of its matrices to what is to be diagonalised, then to spectra."""
+    """A layer on its way: roles of its matrices to what is to be diagonalised, then to spectra.
+
+    ``fits`` are those of the spectra of its weights.
+    """
 
     weights: WeightTensor
     skipped: str | None = None
     matrices: dict[str, Sequence[Gram | MatrixSpectrum]] = field(default_factory=dict)
     spectra: dict[str, list[MatrixSpectrum]] = field(default_factory=dict)
+    fits: list[PowerLawFit] = field(default_factory=list)
 
     def distance(self, norm: str) -> float:
         """Norm of the difference over that of the initial weights."""
@@ -146,6 +151,11 @@ class _Run:
     compare_with: Sequence[str]
     exact: bool
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def scanning(self) -> Backend | None:
+        """Where all tails of spectra are fitted; None: on the CPU those that the best one needs."""
+        return self.backend if self.backend.scans else None
 
     def layers(self) -> Iterator[Layer]:
         """Records of all tensors in order, small layers diagonalised together."""
@@ -201,6 +211,10 @@ class _Run:
             # power laws and bulks are fitted to each matrix, or to all of them pooled
             spectra = list(islice(found, len(each)))
             task.spectra[role] = [direct_sum(spectra)] if task.weights.pooled else spectra
+        values = [one.positive for task in tasks for one in task.spectra.get("weights", [])]
+        fits = iter(powerlaw.fit_all(values, x_max=self.x_max, backend=self.scanning))
+        for task in tasks:
+            task.fits = list(islice(fits, len(task.spectra.get("weights", []))))
         return map(self._layer, tasks)
 
     def _layer(self, task: _Task) -> Layer:
@@ -220,13 +234,14 @@ class _Run:
         weights, spectra = task.weights, task.spectra["weights"]
         spectrum, label = spectra[number], weights.parts[number] if len(spectra) > 1 else ""
         values = spectrum.positive
-        fit, bulk = powerlaw.fit(values, x_max=self.x_max), fit_bulk(spectrum)
+        fit, bulk = task.fits[number], fit_bulk(spectrum)
         random = task.spectra["permuted"][number] if self.randomize else None
         p_value = NAN
         if self.p_values and fit:
             name = f"{weights.name}/{label}"
             word = int(rng.seed_sequence(self.seed, "p-value", name).generate_state(1)[0])
-            p_value = powerlaw.goodness_of_fit(values, fit, samples=self.p_values, seed=word)
+            drawn = {"samples": self.p_values, "seed": word}
+            p_value = powerlaw.goodness_of_fit(values, fit, **drawn, backend=self.scanning)
         # what weightwatcher multiplies ‖W‖₂² by: 2-D convolutions by 1/2 pooled, by k²/2 in slices
         factor = 1.0
         if weights.kind == "Conv2d" and weights.parts != ("",):

@@ -36,7 +36,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
-import torch
 from scipy.special import erfc
 
 from hessrmt import rng
@@ -251,7 +250,7 @@ def scan(
         of = _tails(ordered, float(ordered[-1] if x_max == "max" else rule.x_max))
         return Scan(of.x[:-1], 1 + of.slope, of.distances())
     where = select("cpu") if backend is None else backend
-    ((alpha, distance),) = where.powerlaw_scan([torch.from_numpy(ordered).to(where.device)])
+    ((alpha, distance),) = where.powerlaw_scan([ordered])
     first = np.flatnonzero(np.append(True, ordered[1:] > ordered[:-1]))[:-1]
     return Scan(ordered[first], alpha[first], distance[first])
 
@@ -272,8 +271,8 @@ def _fits(
     samples = [_usable(values, each) for values, each in zip(spectra, rules, strict=True)]
     scanned: list[np.ndarray | None] = [None] * len(samples)
     if backend is not None and all(each.x_min is each.x_max is None for each in rules):
-        there = [torch.from_numpy(ordered).to(backend.device) for ordered, *_ in samples]
-        scanned = [distance for _, distance in backend.powerlaw_scan(there)]
+        scans = backend.powerlaw_scan([ordered for ordered, *_ in samples])
+        scanned = [distance for _, distance in scans]
     return [_fit(*one) for one in zip(samples, rules, scanned, strict=True)]
 
 

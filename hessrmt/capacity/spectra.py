@@ -219,7 +219,9 @@ def grams(stack: Num[Tensor, "parts rows columns"], device: torch.device) -> lis
         One for each. Weights that are NaN, infinite, or too large or small for their squares are a
         DataError: the reason to skip the layer.
     """
-    found, bad, peak = [], 0, 0.0
+    if stack.numel() < _STREAM_FROM:
+        stack = stack.to(device)  # all of them at once
+    found, peak = [], torch.zeros((), dtype=torch.float64, device=device)
     for part in stack:
         tall = part if part.shape[0] >= part.shape[1] else part.mT
         n, m = tall.shape
@@ -227,16 +229,17 @@ def grams(stack: Num[Tensor, "parts rows columns"], device: torch.device) -> lis
         product = torch.zeros(m, m, dtype=torch.float64, device=device)
         for begin in range(0, n, height):
             block = tall[begin : begin + height].to(device, torch.float64)
-            bad += count_nonfinite(block)
-            if bad:
-                continue
-            peak = max(peak, *(abs(float(end)) for end in torch.aminmax(block)))
+            low, high = torch.aminmax(block)  # both are NaN if a weight is
+            peak = torch.maximum(peak, torch.maximum(high, -low))
             for first in range(0, m, _TILE):
                 tile = slice(first, first + _TILE)
                 product[tile, : tile.stop].addmm_(block[:, tile].T, block[:, : tile.stop])
         found.append(Gram(product, n))
-    require_finite(bad, stack.numel())
-    _require_range(peak)
+    # asked for once a layer: a device is not waited for between its matrices
+    largest = float(peak)
+    if not math.isfinite(largest):
+        require_finite(sum(count_nonfinite(part.double()) for part in stack), stack.numel())
+    _require_range(largest)
     return found
 
 
@@ -250,7 +253,7 @@ def from_grams(grams: Sequence[Gram], backend: Backend) -> list[MatrixSpectrum]:
     Returns:
         One for each.
     """
-    traces = [float(item.matrix.diagonal().sum()) for item in grams]
+    traces = torch.stack([item.matrix.diagonal().sum() for item in grams]).tolist() if grams else []
     levels = backend.eigvalsh_batch([item.matrix for item in grams])
     return [
         _spectrum(found / larger, noise(larger, len(found)), larger, trace)

@@ -53,7 +53,7 @@ def levels(
 
     check_pictures(plot, picture)
     spectra = open_spectra(file)
-    with pool_of(workers, scheduler, "cpu") as pool, console.Meter() as tick:
+    with pool_of(workers, scheduler, settings.device) as pool, console.Meter() as tick:
         found = run(settings, spectra, tick, pool)
     _show(found, spectra)
     if plot is not None:
@@ -154,7 +154,8 @@ def _draw(settings: LevelsConfig, spectra: Spectra, file: Path, folder: Path, en
         return
     for name, item in found.items():
         target, title = folder / name if settings.compare else folder, f"{file.stem}, {name}"
-        shown = pictures(item, title, surrogates=settings.surrogates, seed=settings.seed)
+        count, seed, device = settings.surrogates, settings.seed, settings.device
+        shown = pictures(item, title, surrogates=count, seed=seed, device=device)
         items = draw_each(shown, target, ending)
         console.drawn(items)
         console.note(*(f"written: {item.path}" for item in items if item.path))

@@ -37,6 +37,10 @@ def reproduce(
         ),
     ] = None,
     picture: PictureFormat = "png",
+    device: Annotated[
+        str | None,
+        typer.Option("--device", help="auto, cpu, cuda or cuda:N. \\[default: of the settings]"),
+    ] = None,
     workers: Workers = None,
     scheduler: Scheduler = None,
     data_dir: DataDir = None,
@@ -59,8 +63,10 @@ def reproduce(
     ending = checked_ending(picture)
     file = settings_file(name)
     experiment, settings = load(file)
+    if device is not None:
+        settings = settings.model_copy(update={"device": device})
     folder = out if out is not None else Path(file.stem)
-    with pool_of(workers, scheduler) as pool, console.Meter(one=True) as tick:
+    with pool_of(workers, scheduler, settings.device) as pool, console.Meter(one=True) as tick:
         entries = experiment.run(settings, preset, folder, folder=data_dir, tick=tick, pool=pool)
     table = experiment.table(entries)
     rows = table.plain()

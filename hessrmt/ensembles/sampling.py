@@ -25,9 +25,12 @@ from hessrmt.records import Provenance, Spectrum
 from hessrmt.theory.law import BETAS
 
 if TYPE_CHECKING:
+    from jaxtyping import Float64
+
     from hessrmt.arrays import Levels
 
-TRIDIAGONAL = "tridiagonal beta-ensemble (LAPACK dsterf)"
+BETA_ENSEMBLE = "tridiagonal beta-ensemble"
+TRIDIAGONAL = f"{BETA_ENSEMBLE} (LAPACK dsterf)"
 """Solver named by the ensembles that are sampled as a tridiagonal matrix."""
 
 DENSITIES = ("uniform", "semicircle", "normal", "exponential")
@@ -75,26 +78,39 @@ def ensemble_spectrum(levels: Levels, dimension: int, **known: Any) -> Spectrum:
     return Spectrum(eigenvalues, floor, dimension, n, operator="ensemble", **known)
 
 
-def gaussian_levels(beta: int, n: int, generator: np.random.Generator) -> Levels:
-    """Levels of one Gaussian matrix, in O(n) random numbers and O(n²) work.
-
-    The eigenvalues have exactly the law of those of a dense matrix: those of the symmetric
-    tridiagonal matrix with N(0, 2) on the diagonal and χ_{β(n-1)}, ..., χ_{2β}, χ_β beside it.
+def gaussian_band(beta: int, n: int, generator: np.random.Generator) -> Float64[np.ndarray, "2 n"]:
+    """Tridiagonal matrix whose eigenvalues have the law of those of a dense Gaussian matrix.
 
     Args:
         beta: Dyson's index: 1 orthogonal, 2 unitary, 4 symplectic (each doubly degenerate
             eigenvalue once).
-        n: How many levels.
+        n: Dimension.
         generator: Source of randomness, e.g. ``hessrmt.rng.stream(seed, "goe", index)``.
+
+    Returns:
+        (2, n): the diagonal, N(0, 2); and beside it χ_{β(n-1)}, ..., χ_{2β}, χ_β and a zero.
+    """
+    one_of("beta", beta, BETAS)
+    band = np.zeros((2, whole("n", n, 1)))
+    band[0] = generator.normal(scale=2**0.5, size=n)
+    band[1, :-1] = np.sqrt(generator.chisquare(beta * np.arange(n - 1, 0, -1)))
+    return band
+
+
+def gaussian_levels(beta: int, n: int, generator: np.random.Generator) -> Levels:
+    """Levels of one Gaussian matrix, in O(n) random numbers and O(n²) work.
+
+    Args:
+        beta: As for :func:`gaussian_band`, whose eigenvalues they are.
+        n: How many levels.
+        generator: Source of randomness.
 
     Returns:
         (n,) levels, ascending, in units of the standard deviation of one real component of an
         off-diagonal element.
     """
-    one_of("beta", beta, BETAS)
-    diagonal = generator.normal(scale=2**0.5, size=whole("n", n, 1))
-    beside = np.sqrt(generator.chisquare(beta * np.arange(n - 1, 0, -1)))
-    return tridiagonal_eigenvalues(diagonal, beside)
+    diagonal, beside = gaussian_band(beta, n, generator)
+    return tridiagonal_eigenvalues(diagonal, beside[:-1])
 
 
 def goe(n: int, seed: int = 0, index: int = 0) -> Spectrum:
@@ -245,9 +261,21 @@ def block_levels(sizes: Sequence[int], generator: np.random.Generator, beta: int
     """
     if not isinstance(sizes, Sized) or not len(sizes):
         raise DataError(f"sizes must be the dimensions of at least one block, got {sizes!r}")
-    total = sum(whole("each of sizes", size, 1) for size in sizes)
-    parts = [(total / n) ** 0.5 * gaussian_levels(beta, n, generator) for n in sizes]
-    return np.sort(np.concatenate(parts))
+    every = [whole("each of sizes", size, 1) for size in sizes]
+    return superposed([gaussian_levels(beta, n, generator) for n in every])
+
+
+def superposed(blocks: Sequence[Levels]) -> Levels:
+    """Levels of independent Gaussian blocks together, as :func:`block_levels` has them.
+
+    Args:
+        blocks: The levels of each, at least one block.
+
+    Returns:
+        (N,) levels, ascending: those of a block of n levels times √(N/n).
+    """
+    total = sum(map(len, blocks))
+    return np.sort(np.concatenate([(total / len(own)) ** 0.5 * own for own in blocks]))
 
 
 def blocks(sizes: Sequence[int], seed: int = 0, beta: int = 1, index: int = 0) -> Spectrum:

@@ -231,12 +231,14 @@ class Presets(Settings, Generic[SizeT]):
     Attributes:
         experiment: Its name in :data:`hessrmt.experiments.EXPERIMENTS`.
         title: What it is about.
+        device: ``auto``, ``cpu`` or ``cuda[:i]``.
         seed: Of everything.
         presets: Name to size.
     """
 
     experiment: str
     title: str = ""
+    device: str = "auto"
     seed: int = Field(0, ge=0)
     presets: dict[str, SizeT] = Field(min_length=1)
 
@@ -262,11 +264,9 @@ class TrainedSettings(Presets[T], Generic[T]):
 
     Attributes:
         data: Registry name, file or folder.
-        device: ``auto``, ``cpu`` or ``cuda[:i]``.
     """
 
     data: str = "mnist"
-    device: str = "auto"
 
     def training(self, size: T, *names: str | int, **options: Any) -> TrainConfig:
         """Settings of one training run.

@@ -89,12 +89,14 @@ class LossModelConfig(Presets[LossModelPreset]):
     """Settings of ``hessrmt reproduce gp-loss-model``.
 
     Attributes:
+        device: Of the samples; they are small.
         outlier_scale: Of drawn outliers.
         density_k1: k'(0) of the figure of densities, with the covariance as printed.
         ratio_k1: k'(0) of the figure of ratios.
         panels: Of each figure.
     """
 
+    device: str = "cpu"
     outlier_scale: float = Field(10.0, gt=0, allow_inf_nan=False)
     density_k1: float = Field(0.0, ge=0, allow_inf_nan=False)
     ratio_k1: float = Field(1.0, gt=0, allow_inf_nan=False)
@@ -294,7 +296,7 @@ def _wanted(
                 outliers=panel.outliers,
                 outlier_scale=settings.outlier_scale if panel.outliers else None,
                 degenerate=panel.degenerate,
-                device="cpu",
+                device=settings.device,
                 # each has random numbers of its own: scale and shift would not change a ratio
                 seed=drawn_seed(settings.seed, "gp-loss-model", figures[0], letter),
             )

@@ -99,11 +99,9 @@ class PuzzlesConfig(Presets[PuzzlesPreset]):
     """Settings of ``hessrmt reproduce puzzles-...``.
 
     Attributes:
-        device: ``auto``, ``cpu`` or ``cuda[:i]``.
         reference: Published lines, to be shown beside the measured ones.
     """
 
-    device: str = "auto"
     reference: tuple[ReferenceLine, ...] = ()
 
 

@@ -201,7 +201,8 @@ class Spacings(Experiment[SpacingsConfig, SpacingsPreset, AnalysedFile]):
         """See :class:`~hessrmt.experiments.experiment.Experiment`."""
         settings, out, size = work.settings, work.out, work.size
         make_folders(out, "checkpoints")
-        given = {"data": settings.data, "epochs": size.epochs, "seed": settings.seed}
+        same: dict[str, Any] = {"seed": settings.seed, "device": settings.device}
+        given = {"data": settings.data, "epochs": size.epochs, **same}
         for model in work.each("training {}", size.models):
             wanted = TrainConfig(model=model, **given)
             training.run(wanted, _checkpoint(out, model), resume=True, folder=work.folder)
@@ -209,7 +210,7 @@ class Spacings(Experiment[SpacingsConfig, SpacingsPreset, AnalysedFile]):
         spectra = {
             name: work.spectra(name, files[name][1]) for name in work.each("spectra of {}", files)
         }
-        chosen, found = LevelsConfig(compare=True, seed=settings.seed), []
+        chosen, found = LevelsConfig(compare=True, **same), []
         for name in work.each("levels of {}", files):
             statistics = levels.run(chosen, spectra[name], pool=work.pool)
             unfolded = levels.unfolded(chosen, spectra[name])
@@ -218,7 +219,8 @@ class Spacings(Experiment[SpacingsConfig, SpacingsPreset, AnalysedFile]):
 
     def figures(self, entries: Sequence[AnalysedFile]) -> Pictures:
         """See :class:`~hessrmt.experiments.experiment.Experiment`."""
-        seed = entries[0].settings.seed
+        seed, device = entries[0].settings.seed, entries[0].settings.device
+        same: dict[str, Any] = {"surrogates": _SURROGATES, "seed": seed, "device": device}
         control = [goe(1000, seed, index).eigenvalues for index in range(20)]
         pictures: dict[str, Callable[[], Any]] = {
             "surmise": partial(plots.surmise, "Wigner's surmise and the exact GOE law")
@@ -233,7 +235,7 @@ class Spacings(Experiment[SpacingsConfig, SpacingsPreset, AnalysedFile]):
                 found = {
                     "density": partial(levels.densities, {"GOE": control, name: own}, name),
                     "density-per-decade": partial(levels.decades, {name: own}, name),
-                    **levels.histograms(unfolded, name, surrogates=_SURROGATES, seed=seed),
+                    **levels.histograms(unfolded, name, **same),
                 }
                 pictures |= {f"{name}-{kind}": draw for kind, draw in found.items()}
         return pictures
@@ -250,7 +252,12 @@ def _wanted(
 
     def both(model: str, **choice: Any) -> list[tuple[str, SpectrumConfig]]:
         make = partial(
-            SpectrumConfig, model=model, data=settings.data, seed=settings.seed, **choice
+            SpectrumConfig,
+            model=model,
+            data=settings.data,
+            device=settings.device,
+            seed=settings.seed,
+            **choice,
         )
         return [("untrained", make()), ("trained", make(checkpoint=_checkpoint(out, model)))]
 

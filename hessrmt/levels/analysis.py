@@ -15,6 +15,7 @@ import numpy as np
 from scipy.interpolate import PchipInterpolator
 
 from hessrmt import rng
+from hessrmt.backend.select import select as select_backend
 from hessrmt.checks import whole
 from hessrmt.errors import DataError, OptionError
 from hessrmt.levels.goodness import (
@@ -23,7 +24,7 @@ from hessrmt.levels.goodness import (
     MapUnordered,
     Null,
     SurrogatePlan,
-    bulk,
+    bulks,
     distances,
     in_turn,
     likelihood_ratio,
@@ -215,6 +216,7 @@ def analyze(
     rotate: bool = True,
     surrogates: int = 200,
     seed: int = 0,
+    device: str = "auto",
     tick: Callable[[str, int, int], object] | None = None,
     map_unordered: MapUnordered = in_turn,
     **options: Any,
@@ -238,6 +240,8 @@ def analyze(
         rotate: For pooled unfolding.
         surrogates: Surrogate data sets for each p-value; 0 for none.
         seed: Of folds and surrogates.
+        device: Where pooled levels are counted and the eigenvalues of surrogates computed:
+            ``auto``, ``cpu`` or ``cuda[:i]``.
         tick: Called with phase, steps done and steps in all.
         map_unordered: Draws the surrogates of the laws, which are independent of each other; here
             and in turn, or another function like :func:`hessrmt.levels.goodness.in_turn`.
@@ -254,10 +258,13 @@ def analyze(
     """
     surrogates, seed = whole("surrogates", surrogates), whole("seed", seed)
     selection = select(spectra, cutoff, window)
+    backend = select_backend(device)
     tick = tick or (lambda *_: None)
     why: dict[str, str] = {}
     try:
-        unfolded = unfold_selection(selection, unfold, rotate=rotate, seed=seed, **options)
+        unfolded = unfold_selection(
+            selection, unfold, rotate=rotate, seed=seed, backend=backend, **options
+        )
     except DataError as error:
         if isinstance(error, OptionError) or (unfold == "pooled" and len(selection.levels) < 2):
             raise
@@ -276,7 +283,8 @@ def analyze(
     if surrogates:
         scheme = plan(unfolded, surrogates, seed)
         tick("surrogates", 0, len(LAWS))
-        for done, (index, result) in enumerate(map_unordered(partial(_nulls, scheme), LAWS), 1):
+        draw = partial(_nulls, scheme, device)
+        for done, (index, result) in enumerate(map_unordered(draw, LAWS), 1):
             drawn[LAWS[index]] = result
             tick("surrogates", done, len(LAWS))
     else:
@@ -298,7 +306,7 @@ def analyze(
     tick("surrogates", len(LAWS), len(LAWS))
     q = _fitted("brody", partial(brody, spacings, unfolded.resolution), why)
     f = _fitted("superposition", partial(superposition, spacings), why)
-    smoothed = mean_ratio_of_density(selection.levels, seed)
+    smoothed = mean_ratio_of_density(selection.levels, seed, device)
     if np.isnan(smoothed):
         why["mean_ratio_density"] = f"no spectrum has {2 * SMOOTH + 1} distinct levels"
     unresolved = selection.n_unresolved / selection.n_spacings
@@ -339,12 +347,13 @@ def _sorted(samples: Samples) -> Levels:
     return np.sort(np.concatenate([np.empty(0), *samples]))
 
 
-def _nulls(scheme: SurrogatePlan, name: str) -> tuple[dict[str, Null], str]:
+def _nulls(scheme: SurrogatePlan, device: str, name: str) -> tuple[dict[str, Null], str]:
     """Surrogates of a law, and why those of its spacings cannot be used, if so."""
+    backend = select_backend(device)
     try:
-        return nulls(name, scheme), ""
+        return nulls(name, scheme, backend), ""
     except DataError as error:  # an unfolding that follows the data but not this law's spectra
-        other = nulls(name, replace(scheme, method="window", options=()))
+        other = nulls(name, replace(scheme, method="window", options=()), backend)
         return {"ratio": other["ratio"]}, f"the unfolding cannot follow surrogates: {error}"
 
 
@@ -361,7 +370,7 @@ def _fitted(name: str, fit: Callable[[], Fit], why: dict[str, str]) -> Fit:
     return found
 
 
-def mean_ratio_of_density(spectra: Samples, seed: int = 0) -> float:
+def mean_ratio_of_density(spectra: Samples, seed: int = 0, device: str = "cpu") -> float:
     """⟨r̃⟩ of GOE levels moved to the smoothed density of some spectra.
 
     Ratios are meant not to depend on the density, and do on its curvature.
@@ -369,12 +378,13 @@ def mean_ratio_of_density(spectra: Samples, seed: int = 0) -> float:
     Args:
         spectra: Ascending levels of each spectrum.
         seed: Of the GOE levels.
+        device: Where they are computed.
 
     Returns:
         The large-matrix mean plus what moving the same levels changes, so that their own
         fluctuations cancel; NaN if no spectrum has 41 distinct levels.
     """
-    stretches = _stretches(seed)
+    stretches = _stretches(seed, device)
     generator = rng.stream(seed, "levels of the same density", "order")
     change = count = 0.0
     for levels in spectra:
@@ -394,9 +404,9 @@ def mean_ratio_of_density(spectra: Samples, seed: int = 0) -> float:
 
 
 @lru_cache(maxsize=4)
-def _stretches(seed: int) -> np.ndarray:
+def _stretches(seed: int, device: str) -> np.ndarray:
     generator = rng.stream(seed, "levels of the same density")
-    return np.array([bulk(_STRETCH, 1, generator) for _ in range(_STRETCHES)])
+    return np.array(bulks([_STRETCH] * _STRETCHES, 1, generator, select_backend(device)))
 
 
 def consistent(law: LawFit) -> bool:

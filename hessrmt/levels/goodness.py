@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -28,7 +28,8 @@ from jaxtyping import Float64
 from scipy.special import ndtr, pdtr
 
 from hessrmt import rng
-from hessrmt.ensembles import block_levels, gaussian_levels, poisson_levels
+from hessrmt.backend.select import select
+from hessrmt.ensembles import gaussian_band, poisson_levels, superposed
 from hessrmt.errors import StoreError
 from hessrmt.files import write_whole
 from hessrmt.levels.resampling import Samples, mean_and_error
@@ -39,6 +40,7 @@ from hessrmt.theory.law import BETA_OF, NAMES
 
 if TYPE_CHECKING:
     from hessrmt.arrays import Levels
+    from hessrmt.backend.base import Backend
     from hessrmt.theory import Law
 
 Grid = Float64[np.ndarray, " g"]
@@ -229,26 +231,30 @@ def plan(unfolded: Unfolded, surrogates: int, seed: int) -> SurrogatePlan:
     return SurrogatePlan(count, levels, whole, *how, surrogates, seed)
 
 
-def nulls(law: str, plan: SurrogatePlan) -> dict[str, Null]:
+def nulls(law: str, plan: SurrogatePlan, backend: Backend | None = None) -> dict[str, Null]:
     """Surrogate distribution functions of ratios and spacings; from the cache where they are there.
 
     Args:
         law: One of :data:`LAWS`.
         plan: From :func:`plan`.
+        backend: Where levels are computed and counted; the CPU if None.
 
     Returns:
         ``"ratio"`` and ``"spacing"`` to the surrogates.
     """
-    text = json.dumps([_VERSION, law, asdict(plan)], sort_keys=True, default=repr)
+    where = select("cpu") if backend is None else backend
+    # solvers differ in the last bits
+    known = [_VERSION, law, asdict(plan), where.banded_route(1)[1]]
+    text = json.dumps(known, sort_keys=True, default=repr)
     if "<" in text:  # a law that is a Python function has no name that outlives the process
-        return _simulate(law, plan)
+        return simulate_nulls(law, plan, where)
     from pooch import os_cache
 
     name = hashlib.sha256(text.encode()).hexdigest()[:24]
     path = Path(os_cache("hessrmt")) / "surrogates" / f"{name}.npz"
     found = read_nulls(path)
     if found is None:
-        found = _simulate(law, plan)
+        found = simulate_nulls(law, plan, where)
         write_nulls(path, found)
     return found
 
@@ -305,8 +311,9 @@ def in_turn(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[tu
     yield from enumerate(map(function, items))
 
 
-def _simulate(law: str, plan: SurrogatePlan) -> dict[str, Null]:
-    bank, straight = _draw(law, plan)
+def simulate_nulls(law: str, plan: SurrogatePlan, backend: Backend) -> dict[str, Null]:
+    """Draw surrogates anew (arguments and result as of :func:`nulls`)."""
+    bank, straight = _draw(law, plan, backend)
     choose = rng.stream(plan.seed, "surrogates", law, "choice")
     chosen = [choose.choice(len(bank), plan.spectra, replace=False) for _ in range(plan.surrogates)]
     points = quantiles(STATISTICS["ratio"](law))
@@ -314,7 +321,7 @@ def _simulate(law: str, plan: SurrogatePlan) -> dict[str, Null]:
     ratios = np.array([_counts(of_spacings(step[:-1], step[1:]), points) for step in steps])
     points = quantiles(STATISTICS["spacing"](law))
     if plan.method == "pooled":
-        spacing = _pooled_null(law, bank, chosen, plan, points)
+        spacing = _pooled_null(law, bank, chosen, plan, points, backend)
     else:
         options = dict(plan.options)
         rows = (np.diff(unfold(row, plan.method, **options)) for row in bank)
@@ -328,11 +335,17 @@ def _simulate(law: str, plan: SurrogatePlan) -> dict[str, Null]:
 
 
 def _pooled_null(
-    law: str, bank: Rows, chosen: list[np.ndarray], plan: SurrogatePlan, points: Grid
+    law: str,
+    bank: Rows,
+    chosen: list[np.ndarray],
+    plan: SurrogatePlan,
+    points: Grid,
+    backend: Backend,
 ) -> Null:
     counts, members = [], []
     for number, which in enumerate(chosen):
-        found = pooled(list(bank[which]), rotate=plan.rotate, seed=plan.seed + number)
+        rows, seed = list(bank[which]), plan.seed + number
+        found = pooled(rows, rotate=plan.rotate, seed=seed, backend=backend)
         unfolded = np.array([row for row in found.levels if row is not None])
         counts.append(_counts(_inner(np.diff(unfolded), plan).ravel(), points))
         members = np.bincount(found.groups).tolist()[: None if plan.rotate else 1]
@@ -397,39 +410,71 @@ def _inner(spacings: np.ndarray, plan: SurrogatePlan) -> np.ndarray:
     return spacings[..., margin : spacings.shape[-1] - margin]
 
 
-def _draw(law: str, plan: SurrogatePlan) -> tuple[Rows, Rows]:
+def _draw(law: str, plan: SurrogatePlan, backend: Backend) -> tuple[Rows, Rows]:
     """The bank, and the same spectra unfolded with the density they were drawn with."""
     generator = rng.stream(plan.seed, "surrogates", law, "bank")
     n, beta = plan.levels, BETA_OF.get(law, 1)
     count = max(_BANK * plan.spectra, min(-(-_BANK_LEVELS // n), _BANK_MOST))
-    sizes = [n // 2, n - n // 2] if law == "goe2" else [n]
-
-    def spectrum() -> Levels:
-        if law == "poisson":
-            return poisson_levels(n, generator)
-        if plan.whole:
-            return block_levels(sizes, generator, beta)
-        return np.sort(np.concatenate([bulk(k, beta, generator) * n / k for k in sizes]))
-
-    bank = np.array([spectrum() for _ in range(count)])
-    if law == "poisson" or not plan.whole:
+    if law == "poisson":
+        bank = np.array([poisson_levels(n, generator) for _ in range(count)])
         return bank, bank
-    return bank, n * np.asarray(semicircle_cdf(bank, radius=2 * (beta * n) ** 0.5))
+    sizes = [n // 2, n - n // 2] if law == "goe2" else [n]
+    if plan.whole:
+        drawn = gaussian_spectra(sizes * count, beta, generator, backend)
+    else:
+        drawn = bulks(sizes * count, beta, generator, backend)
+    # the blocks of each spectrum
+    parts = [drawn[i : i + len(sizes)] for i in range(0, len(drawn), len(sizes))]
+    if plan.whole:
+        bank = np.array([superposed(blocks) for blocks in parts])
+        return bank, n * np.asarray(semicircle_cdf(bank, radius=2 * (beta * n) ** 0.5))
+    bank = np.array([np.sort(np.concatenate([x * n / len(x) for x in row])) for row in parts])
+    return bank, bank
 
 
-def bulk(n: int, beta: int, generator: np.random.Generator) -> Levels:
-    """Levels of mean spacing 1 from the middle of a spectrum twice as large.
+def gaussian_spectra(
+    sizes: Sequence[int], beta: int, generator: np.random.Generator, backend: Backend
+) -> list[Levels]:
+    """Levels of Gaussian matrices, as :func:`hessrmt.ensembles.gaussian_levels` draws one.
 
     Args:
-        n: How many.
+        sizes: How many levels each has.
         beta: 1, 2 or 4.
-        generator: Source of randomness.
+        generator: Source of randomness; the matrices are drawn one after the other.
+        backend: Where their eigenvalues are computed, those of one size together.
 
     Returns:
-        (n,) ascending, unfolded with the semicircle law, between about 0 and n.
+        (n,) for each, ascending.
     """
-    size = max(2 * n, 200)
-    levels = gaussian_levels(beta, size, generator)
-    unfolded = size * np.asarray(semicircle_cdf(levels, radius=2 * (beta * size) ** 0.5))
-    start = (size - n) // 2
-    return unfolded[start : start + n] - start
+    bands = [gaussian_band(beta, n, generator) for n in sizes]
+    found: dict[int, Levels] = {}
+    for n in sorted(set(sizes)):
+        which = [number for number, size in enumerate(sizes) if size == n]
+        levels = backend.eigvalsh_banded(np.array([bands[i][:n] for i in which]))  # n may be 1
+        found.update(zip(which, levels, strict=True))
+    return [found[number] for number in range(len(sizes))]
+
+
+def bulks(
+    sizes: Sequence[int], beta: int, generator: np.random.Generator, backend: Backend | None = None
+) -> list[Levels]:
+    """Levels of mean spacing 1, each time from the middle of a spectrum twice as large.
+
+    Args:
+        sizes: How many levels, each time.
+        beta: 1, 2 or 4.
+        generator: Source of randomness.
+        backend: Where eigenvalues are computed; the CPU if None.
+
+    Returns:
+        (n,) for each, ascending, unfolded with the semicircle law, between about 0 and n.
+    """
+    where = select("cpu") if backend is None else backend
+    larger = [max(2 * n, 200) for n in sizes]
+    found = []
+    for n, levels in zip(sizes, gaussian_spectra(larger, beta, generator, where), strict=True):
+        size = len(levels)
+        unfolded = size * np.asarray(semicircle_cdf(levels, radius=2 * (beta * size) ** 0.5))
+        start = (size - n) // 2
+        found.append(unfolded[start : start + n] - start)
+    return found

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from hessrmt.arrays import Levels
+    from hessrmt.backend.base import Backend
     from hessrmt.levels.resampling import Samples
     from hessrmt.records import Spectrum
 
@@ -124,7 +125,7 @@ class LongRange(Result, axes={"at": "at values errors"}, picture="levels.long_ra
 
 
 def spacing_histogram(
-    unfolded: Unfolded, *, surrogates: int = 0, seed: int = 0
+    unfolded: Unfolded, *, surrogates: int = 0, seed: int = 0, backend: Backend | None = None
 ) -> SpacingHistogram:
     """Density of unfolded spacings, with its standard error.
 
@@ -140,6 +141,7 @@ def spacing_histogram(
         surrogates: GOE data sets to put through the same unfolding. Those of :func:`analyze` with
             the same number and seed are reused.
         seed: Of the surrogates.
+        backend: Where their levels are computed and counted; the CPU if None.
 
     Returns:
         The histogram.
@@ -156,7 +158,7 @@ def spacing_histogram(
     alike = None
     if surrogates:
         with suppress(DataError):  # an unfolding by the data's own law does not fit these
-            alike = _unfolded_alike(unfolded, edges, surrogates, seed)
+            alike = _unfolded_alike(unfolded, edges, surrogates, seed, backend)
     return SpacingHistogram(
         edges, *histogram(spread, edges), count, len(samples), surrogates, alike
     )
@@ -302,10 +304,10 @@ def _over_step(step: float) -> Float64[np.ndarray, " parts"]:
 
 
 def _unfolded_alike(
-    unfolded: Unfolded, edges: Grid, surrogates: int, seed: int
+    unfolded: Unfolded, edges: Grid, surrogates: int, seed: int, backend: Backend | None
 ) -> tuple[Grid, Grid]:
     """Density of GOE spacings after the data's unfolding, in bins like theirs."""
-    null = nulls("goe", plan(unfolded, surrogates, seed))["spacing"]
+    null = nulls("goe", plan(unfolded, surrogates, seed), backend)["spacing"]
     law = STATISTICS["spacing"]("goe")
     points = quantiles(law)
     below = np.asarray(law.cdf(points)) + null.bias

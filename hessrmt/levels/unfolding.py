@@ -23,6 +23,7 @@ from scipy.optimize import nnls
 from scipy.special import ndtr
 
 from hessrmt import rng
+from hessrmt.backend.select import select
 from hessrmt.checks import one_of, real, whole
 from hessrmt.errors import DataError, OptionError
 from hessrmt.levels.spacings import ascending
@@ -31,6 +32,7 @@ from hessrmt.theory import marchenko_pastur_cdf, semicircle_cdf
 
 if TYPE_CHECKING:
     from hessrmt.arrays import Levels
+    from hessrmt.backend.base import Backend
     from hessrmt.levels.resampling import Samples
     from hessrmt.levels.selection import Selection
 
@@ -112,6 +114,7 @@ def unfold_selection(
     *,
     rotate: bool = True,
     seed: int = 0,
+    backend: Backend | None = None,
     **options: Any,
 ) -> Unfolded:
     """Unfold every spectrum of a selection.
@@ -122,6 +125,7 @@ def unfold_selection(
         rotate: For ``pooled``: deal the spectra into three groups and unfold each with the other
             two, so that all are used; False is the published single split, ⅔ pool and ⅓ unfolded.
         seed: Of the groups.
+        backend: For ``pooled``: where levels are counted; the CPU if None.
         **options: Of the method.
 
     Returns:
@@ -135,7 +139,7 @@ def unfold_selection(
         method = "pooled" if len(selection.levels) >= POOL_FROM else "window"
     check_options(method, options)
     if method == "pooled":
-        found = pooled(selection.levels, rotate=rotate, seed=seed)
+        found = pooled(selection.levels, rotate=rotate, seed=seed, backend=backend)
         return Unfolded(selection, found.levels, found.resolution, method, {}, rotate)
     unfolded = []
     for number, levels in enumerate(selection.levels):
@@ -219,7 +223,14 @@ def _refuse_foreign(name: str, options: Iterable[str], function: Callable | None
         raise OptionError(f"{name} has no option {foreign!r}; known: {shown}")
 
 
-def pooled(spectra: Rows, *, folds: int = 3, rotate: bool = True, seed: int = 0) -> Pooled:
+def pooled(
+    spectra: Rows,
+    *,
+    folds: int = 3,
+    rotate: bool = True,
+    seed: int = 0,
+    backend: Backend | None = None,
+) -> Pooled:
     """Unfold many spectra against each other: ξ = #{λ' < λ in the pool}/pooled.
 
     A seeded permutation deals the spectra into ``folds`` equal groups. With ``rotate`` each
@@ -232,6 +243,7 @@ def pooled(spectra: Rows, *, folds: int = 3, rotate: bool = True, seed: int = 0)
         folds: Groups, at most as many as spectra are used.
         rotate: Whether each group is unfolded in turn.
         seed: Of the permutation.
+        backend: Where levels are counted, with the same result; the CPU if None.
 
     Returns:
         The unfolded levels in the order of the spectra, the resolution and the groups.
@@ -248,13 +260,14 @@ def pooled(spectra: Rows, *, folds: int = 3, rotate: bool = True, seed: int = 0)
     rows = [_ordered(levels, f"spectra[{i}]") for i, levels in enumerate(spectra)]
     group = np.empty(count, dtype=np.intp)
     group[rng.stream(seed, "unfold", "folds").permutation(count)] = np.arange(count) % groups
+    where = select("cpu") if backend is None else backend
     unfolded: list[Levels | None] = [None] * count
     for own in range(groups if rotate else 1):
         outside = [row for row, g in zip(rows, group, strict=True) if g != own]
-        # kind="stable" merges the rows, which are sorted already
-        pool = np.sort(np.concatenate(outside), kind="stable")
-        for i in np.flatnonzero(group == own):
-            unfolded[i] = np.searchsorted(pool, rows[i]) / len(outside)
+        members = np.flatnonzero(group == own)
+        below = where.staircase(outside, [rows[i] for i in members])
+        for i, counts in zip(members, below, strict=True):
+            unfolded[i] = counts / len(outside)
     # the first group is never smaller than the others, so its pool is the coarsest
     resolution = 1 / (count - np.count_nonzero(group == 0))
     return Pooled(tuple(unfolded), float(resolution), tuple(group.tolist()))

@@ -35,19 +35,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.linalg import LinAlgError, eig_banded
 from scipy.special import ndtri
 
 from hessrmt import rng
 from hessrmt.backend.select import select
 from hessrmt.checks import one_of, real, real_array, whole
-from hessrmt.ensembles.sampling import (
-    TRIDIAGONAL,
-    ensemble_spectrum,
-    noise_floor,
-    tridiagonal_eigenvalues,
-)
-from hessrmt.errors import ConvergenceError, DataError, DeviceError, NonFiniteError
+from hessrmt.ensembles.sampling import BETA_ENSEMBLE, ensemble_spectrum, noise_floor
+from hessrmt.errors import DataError, DeviceError, NonFiniteError
 from hessrmt.lossmodel.covariance import HessianCovariance, symmetrized
 from hessrmt.records import Provenance
 from hessrmt.results import Result
@@ -75,6 +69,9 @@ from 100 to 2,000; it needs far less memory besides)."""
 _BATCH = 256
 _BATCH_WORK = 64 * 1000**3
 """Largest Σ n³ of a batch of dense matrices: a report of progress every few seconds on a CPU."""
+
+_BAND_WORK = 10**8
+"""Largest Σ n² r of a batch of bands, for the same reason."""
 
 _QUANTILES = 2000
 """Values that stand for the law of a drawn outlier."""
@@ -205,7 +202,8 @@ def sample_spectra(
         h_true: H_true itself instead of outliers, (n, n); or (n + degenerate, n + degenerate) to
             act on degenerate directions too, for which the matrices are dense, of that size, and
             without exact zeros.
-        device: Where dense matrices are drawn and diagonalised.
+        device: Where dense matrices are drawn, and eigenvalues computed: ``auto``, ``cpu`` or
+            ``cuda[:i]``. Bands are drawn in main memory.
         tick: Called with the number of spectra done and the number wanted.
         first: Index of the first sample: a run is continued with the number that are done.
 
@@ -227,10 +225,8 @@ def sample_spectra(
         method = "tridiagonal" if banded else "dense"
     if tick is not None and not callable(tick):
         raise DataError(f"tick must be a function of two numbers or None, got {tick!r}")
-    # a device that is not there is refused also where it is not needed
-    backend = select("cpu" if (method, device) == ("tridiagonal", "auto") else device)
-    spectra = []
-    for spectrum in _sampled(model, method, backend, range(first, first + samples)):
+    backend, indices, spectra = select(device), range(first, first + samples), []
+    for spectrum in _sampled(model, method, backend, indices):
         spectra.append(spectrum)
         if tick is not None:
             tick(len(spectra), samples)
@@ -273,25 +269,27 @@ def sample_hessian(
 
 
 def _sampled(model: _Model, method: str, backend: Backend, indices: range) -> Iterator[Spectrum]:
-    """By bands one by one, by dense matrices in batches that fit into half of the free memory."""
-    batch, device, solver = 1, "cpu", TRIDIAGONAL
+    """In batches; dense matrices of one fit into half of the free memory."""
     width, banded = min(max(1, model.rank), model.n - 1), method == "tridiagonal"
-    if not banded:
+    if banded:
+        fitting = _BAND_WORK // (model.n**2 * max(1, width))
+    else:
         each = backend.eigen_bytes(model.size, 8) + 8 * model.n**2
         _require_memory(backend, each, model)
-        fitting = min(_BATCH, _BATCH_WORK // model.size**3, backend.free_memory() // (2 * each))
-        batch, device, solver = max(1, int(fitting)), backend.name, f"dense, {backend.solver}"
-    elif width > 1:
-        solver = f"GOE as a band of half-width {width} (LAPACK dsbtrd, dsterf)"
+        fitting = min(_BATCH_WORK // model.size**3, backend.free_memory() // (2 * each))
+    batch = max(1, min(_BATCH, int(fitting)))
+    device, solver = backend.name, f"dense, {backend.solver}"
     for start in range(0, len(indices), batch):
         begin = time.perf_counter()
         points = [model.point(index) for index in indices[start : start + batch]]
         if banded:
-            (point,) = points
-            band = goe_band(model.n, width, point.generator) * model.cov.a**0.5
-            band[0, : model.rank] += point.outliers
+            bands = np.array([_band(model, width, point) for point in points])
             middle = time.perf_counter()
-            found = [band_eigenvalues(band) + point.shift]
+            shifts = np.array([[point.shift] for point in points])
+            found = backend.eigvalsh_banded(bands) + shifts
+            device, route = backend.banded_route(width)
+            kind = f"GOE as a band of half-width {width}" if width > 1 else BETA_ENSEMBLE
+            solver = f"{kind} ({route})"
         else:
             matrices = _matrices(model, backend, points)
             middle = time.perf_counter()
@@ -307,12 +305,19 @@ def _sampled(model: _Model, method: str, backend: Backend, indices: range) -> It
             yield ensemble_spectrum(levels, model.dimension, **known)
 
 
+def _band(model: _Model, width: int, point: _Point) -> Float64[np.ndarray, "width+1 n"]:
+    """A sample as a band, without its shift."""
+    band = goe_band(model.n, width, point.generator) * model.cov.a**0.5
+    band[0, : model.rank] += point.outliers
+    return band
+
+
 def _matrices(
     model: _Model, backend: Backend, points: Sequence[_Point]
 ) -> Float64[Tensor, "batch size size"]:
     """Dense samples of consecutive indices, degenerate directions left out unless H_true acts."""
     key = int(rng.seed_sequence(model.seed, "lossmodel", "goe").generate_state(1, np.uint64)[0])
-    found = backend.sample_goe(model.n, len(points), key, torch.float64, first=points[0].number)
+    found = backend.sample_goe(model.n, len(points), key, first=points[0].number)
     found *= model.cov.a**0.5
     diagonal = np.repeat([[point.shift] for point in points], model.n, axis=1)
     if model.h_true is None:
@@ -357,30 +362,6 @@ def goe_band(
     if width:
         band[width, : n - width] = np.sqrt(generator.chisquare(np.arange(n - width, 0, -1)))
     return band
-
-
-def band_eigenvalues(band: Float64[np.ndarray, "width+1 n"]) -> Levels:
-    """All eigenvalues of a symmetric band matrix, O(n² r).
-
-    Args:
-        band: (r + 1, n) lower form; overwritten.
-
-    Returns:
-        (n,) eigenvalues, ascending.
-
-    Raises:
-        ConvergenceError: If LAPACK's iteration fails.
-    """
-    if len(band) == 1:
-        return np.sort(band[0])
-    try:
-        if len(band) == 2:
-            return tridiagonal_eigenvalues(band[0], band[1, :-1])
-        return np.asarray(
-            eig_banded(band, True, eigvals_only=True, overwrite_a_band=True, check_finite=False)
-        )
-    except LinAlgError as error:
-        raise ConvergenceError(f"the eigenvalue solver of band matrices failed: {error}") from error
 
 
 def _outside(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from hessrmt.backend.select import select as select_backend
 from hessrmt.curvature.density import load_density
 from hessrmt.errors import StoreError
 from hessrmt.levels.analysis import analyze
@@ -67,7 +68,7 @@ def run(
     """Analyse spectra.
 
     Args:
-        settings: Cutoff, unfolding, surrogates.
+        settings: Cutoff, unfolding, surrogates, device.
         spectra: From :func:`open_spectra`.
         tick: Told of progress: the surrogates of each law.
         pool: Where surrogates are drawn.
@@ -88,6 +89,7 @@ def run(
                 rotate=settings.rotate,
                 surrogates=settings.surrogates,
                 seed=settings.seed,
+                device=settings.device,
                 tick=under(tick, f"{name}: "),
                 map_unordered=pool.map_unordered,
                 **options,
@@ -106,12 +108,14 @@ def unfolded(settings: LevelsConfig, spectra: Spectra) -> dict[str, Unfolded]:
         Cutoff name to levels.
     """
     method, options = settings.method
+    backend = select_backend(settings.device)
     return {
         name: unfold_selection(
             select(spectra, cutoff, settings.range),
             method,
             rotate=settings.rotate,
             seed=settings.seed,
+            backend=backend,
             **options,
         )
         for name, cutoff in settings.cutoffs.items()
@@ -123,7 +127,12 @@ Pictures = dict[str, "Callable[[], Figure]"]
 
 
 def pictures(
-    unfolded: Unfolded, title: str = "", *, surrogates: int = 0, seed: int = 0
+    unfolded: Unfolded,
+    title: str = "",
+    *,
+    surrogates: int = 0,
+    seed: int = 0,
+    device: str = "auto",
 ) -> Pictures:
     """Everything there is to see of some levels.
 
@@ -132,6 +141,7 @@ def pictures(
         title: Above every picture.
         surrogates: As for :func:`hessrmt.levels.spacing_histogram`.
         seed: Of the surrogates.
+        device: Where their levels are computed.
 
     Returns:
         ``spacings``, ``ratios``, ``ratios-unfolded`` (r up to 10), ``density``,
@@ -141,7 +151,7 @@ def pictures(
     rows = unfolded.selection.levels
     group = {of_spectra(len(rows)): rows}
     first = next((i for i, row in enumerate(unfolded.levels) if row is not None), 0)
-    return histograms(unfolded, title, surrogates=surrogates, seed=seed) | {
+    return histograms(unfolded, title, surrogates=surrogates, seed=seed, device=device) | {
         "density": partial(densities, group, title),
         "density-per-decade": partial(decades, group, title),
         "staircase": partial(plots.staircase, unfolded, first, title),
@@ -152,17 +162,23 @@ def pictures(
     }
 
 
-def histograms(unfolded: Unfolded, title: str, *, surrogates: int, seed: int) -> Pictures:
+def histograms(
+    unfolded: Unfolded, title: str, *, surrogates: int, seed: int, device: str
+) -> Pictures:
     """Spacings and ratios beside the laws (arguments as of :func:`pictures`).
 
     Returns:
         ``spacings``, ``ratios`` and ``ratios-unfolded``.
     """
     selection = unfolded.selection
+
+    def spacings() -> Figure:
+        backend = select_backend(device)
+        found = spacing_histogram(unfolded, surrogates=surrogates, seed=seed, backend=backend)
+        return found.plot(title)
+
     return {
-        "spacings": lambda: spacing_histogram(unfolded, surrogates=surrogates, seed=seed).plot(
-            title
-        ),
+        "spacings": spacings,
         "ratios": lambda: ratio_histogram(selection).plot(title),
         "ratios-unfolded": lambda: ratio_histogram(selection, folded=False).plot(title),
     }
