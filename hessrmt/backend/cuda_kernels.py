@@ -6,6 +6,7 @@ allocator knows all memory; CuPy compiles and launches. Functions trust their ar
 
 from __future__ import annotations
 
+import math
 from contextlib import contextmanager
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -32,6 +33,9 @@ THREADS = {"bulge_chase": 256, "sturm_prepare": 256, "sturm_bisect": 128, "stair
 
 SCAN_THREADS = 128
 """Threads of a block of csrc/powerlaw_scan.cu, which is compiled for them."""
+
+PANEL_THREADS = 512
+"""Threads of a block of csrc/panel_batch.cu."""
 
 SPIN_LIMIT = 1 << 24
 """How often a block looks for its predecessor before the kernel reports failure (some seconds)."""
@@ -76,14 +80,36 @@ class Kernels:
         self._kernel("sturm_prepare", dtype)
         self._kernel("sturm_bisect", torch.float64)
 
-    def chase(
-        self, band: Float[Tensor, "n width"], b: int
-    ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-        """Band to tridiagonal.
+    def batched_panels(
+        self, given: Float[Tensor, "batch b rows"]
+    ) -> tuple[
+        Float[Tensor, "batch rows k"], Float[Tensor, "batch k k"], Float[Tensor, "batch k b"]
+    ]:
+        """QR of a batch of panels, (I - V T Vᵀ) R, one block for each.
 
         Args:
-            band: (n, 2b+1), ``band[j, k] = A[j+k, j]``, zeros for k > b; overwritten.
-            b: Half-width, at most that of :meth:`half_width`.
+            given: The panels column by column, each column contiguous, entries of order 1.
+
+        Returns:
+            V, unit lower trapezoidal, T, upper triangular, and R, with k = min(rows, b).
+        """
+        batch, b, rows = given.shape
+        k, shared = min(rows, b), solvers.batched_panel_bytes(rows, b, given.element_size())
+        v = torch.empty((batch, b, rows), dtype=given.dtype, device=self._device)
+        t, r = self._zeros((2, batch, b, b), given.dtype)
+        grid, block = (min(batch, _GRID_LIMIT),), (PANEL_THREADS,)
+        sizes = (given.stride(1), given.stride(0), rows, np.int32(b), batch)
+        self._run("panel_batch", given, grid, block, given, *sizes, v, t, r, shared=shared)
+        return v[:, :k].mT, t[:, :k, :k], r[:, :k]
+
+    def chase(
+        self, band: Float[Tensor, "*batch n width"], b: int
+    ) -> tuple[Float[Tensor, "*batch n"], Float[Tensor, "*batch n"]]:
+        """Band to tridiagonal, one matrix or several.
+
+        Args:
+            band: ([batch,] n, 2b+1), ``band[j, k] = A[j+k, j]``, zeros for k > b; overwritten.
+            b: Half-width, at most that of :meth:`widest_band`.
 
         Returns:
             Diagonal and, with one number more than it has, subdiagonal.
@@ -91,43 +117,46 @@ class Kernels:
         Raises:
             KernelError: If a block waited in vain for its predecessor.
         """
-        n, threads = len(band), THREADS["bulge_chase"]
+        *many, n, _ = band.shape
+        batch, threads = math.prod(many), THREADS["bulge_chase"]
         shared = solvers.chase_shared_bytes(b, band.element_size(), threads)
         resident = self._resident(self._kernel("bulge_chase", band.dtype, shared), shared, threads)
-        blocks = min(resident, n // (2 * b) + 2)  # as many as have work
-        d, e = self._zeros((2, n), band.dtype)
-        state = self._zeros(2 + n, torch.int32)
-        arguments = (band, *map(np.int32, (n, b, 1)), d, e, state, np.uint32(SPIN_LIMIT))
+        blocks = min(resident, batch * (n // (2 * b) + 2))  # as many as have work
+        d, e = self._zeros((2, *many, n), band.dtype)
+        state = self._zeros(2 + batch * n, torch.int32)
+        arguments = (band, *map(np.int32, (n, b, batch)), d, e, state, np.uint32(SPIN_LIMIT))
         self._run("bulge_chase", band, (blocks,), (threads,), *arguments, shared=shared)
         if failed := int(state[1]):
             raise KernelError(f"the bulge chase stopped: sweep {failed - 1} waited in vain")
         return d, e
 
     def tridiagonal(
-        self, d: Float[Tensor, " n"], e: Float[Tensor, " n"]
-    ) -> Float64[np.ndarray, " n"]:
-        """Eigenvalues of a symmetric tridiagonal matrix by bisection, in float64.
+        self, d: Float[Tensor, "*batch n"], e: Float[Tensor, "*batch n"]
+    ) -> Float64[np.ndarray, "*batch n"]:
+        """Eigenvalues of symmetric tridiagonal matrices, one or several, by bisection in float64.
 
         Args:
-            d: (n,) diagonal.
-            e: (n,) subdiagonal; the last number is not used.
+            d: ([batch,] n) diagonals.
+            e: ([batch,] n) subdiagonals; the last number of each is not used.
 
         Returns:
-            (n,) ascending.
+            ([batch,] n) ascending.
 
         Raises:
-            KernelError: If an eigenvalue was not found or the matrix is not finite.
+            KernelError: If an eigenvalue was not found or a matrix is not finite.
         """
-        n = len(d)
-        work, levels = self._zeros(2 * n + 2), self._zeros(n)
-        info = self._zeros(1, torch.int32)
-        threads = THREADS["sturm_prepare"]
-        self._run("sturm_prepare", d, (1,), (threads,), d, e, n, n, n, 1, work, info)
+        n, batch = d.shape[-1], math.prod(d.shape[:-1])
+        work, levels = self._zeros(batch * (2 * n + 2)), self._zeros(tuple(d.shape))
+        info = self._zeros(batch, torch.int32)
+        along, threads = min(batch, _GRID_LIMIT), THREADS["sturm_prepare"]
+        arguments = (d, e, n, n, n, batch, work, info)
+        self._run("sturm_prepare", d, (along,), (threads,), *arguments)
         threads = THREADS["sturm_bisect"]
-        arguments = (work, n, 1, 0, n, levels, n, info)
-        self._run("sturm_bisect", work, (_blocks(n, threads), 1), (threads,), *arguments)
-        if failed := int(info[0]):
-            raise KernelError(f"the bisection reports {failed}")
+        arguments = (work, n, batch, 0, n, levels, n, info)
+        self._run("sturm_bisect", work, (_blocks(n, threads), along), (threads,), *arguments)
+        failed = info.cpu().numpy()
+        if failed.any():
+            raise KernelError(f"the bisection reports {failed[failed != 0][0]}")
         return levels.cpu().numpy()
 
     def small_limit(self, itemsize: int) -> int:
@@ -155,6 +184,13 @@ class Kernels:
         arguments = (stack, *sizes, levels, n, info)
         self._run("batched_small", stack, grid, block, *arguments, shared=shared)
         return levels.cpu().numpy(), info.cpu().numpy()
+
+    def library_version(self) -> tuple[int, ...] | None:
+        """Version of the cuSOLVER that CuPy calls; None where CuPy does not tell."""
+        try:
+            return tuple(self._cupy.cuda.cusolver._getVersion())
+        except Exception:  # of any kind: a private name, a library that it loads late
+            return None
 
     def library_eigvalsh(self, matrix: Matrix) -> np.ndarray:
         """``cupy.linalg.eigvalsh``: cuSOLVER's ``Xsyevd``.
