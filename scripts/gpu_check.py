@@ -221,8 +221,9 @@ def conclusions(steps: list[Entry]) -> Entry:
             sizes[entry["race"]] = entry["n"]
     rows, wins = [], {name: {} for name in OURS}
     for race, median in races.items():
-        peer = min((name for name in PEERS if name in median), key=median.__getitem__, default=None)
-        for ours in (name for name in OURS if name in median and peer is not None):
+        peers = [name for name in PEERS if name in median]
+        for ours in (name for name in OURS if name in median and peers):
+            peer = min(peers, key=median.__getitem__)
             faster = median[peer] / median[ours]
             rows.append({"race": race, "ours": ours, "peer": peer, "times faster": faster})
             wins[ours][sizes[race]] = faster > 1

@@ -14,13 +14,22 @@ import torch
 from cuda_samples import DTYPES, LIBRARY, close, fails, lower_only, symmetric
 from stand_in import GB
 
-from hessrmt.backend import cuda_kernels, kernels, solvers
-from hessrmt.backend.cuda import _COPIED, TWO_STAGE, TWO_STAGES, CudaBackend, cuda_backend
+from hessrmt.backend import cuda_kernels, kernels, select, solvers
+from hessrmt.backend.cpu import CpuBackend
+from hessrmt.backend.cuda import (
+    _COPIED,
+    ONE_BLOCK,
+    TWO_STAGE,
+    TWO_STAGES,
+    CudaBackend,
+    cuda_backend,
+)
+from hessrmt.cli import info
 from hessrmt.errors import ConfigError, ConvergenceError, DeviceError, NonFiniteError
 
 pytest_plugins = ["fake_gpu"]
 
-BLOCKS = dict(cuda_kernels.THREADS)
+BLOCKS, PANEL_THREADS = dict(cuda_kernels.THREADS), cuda_kernels.PANEL_THREADS
 
 
 # Which route
@@ -234,9 +243,10 @@ def test_a_list_larger_than_its_share_of_memory(make, memory):
 
 
 def test_more_shared_memory_than_is_granted_unasked(make, cupy):
-    n = 110
+    n, backend = 110, make()
     assert solvers.small_shared_bytes(n, 8) > 48 * 1024
-    assert close(make().eigvalsh_batch(symmetric(n)[None])[0], symmetric(n))
+    assert close(backend.eigvalsh_batch(symmetric(n)[None])[0], symmetric(n))
+    assert backend.solver == ONE_BLOCK
     assert cupy.solved == 0
 
 
@@ -297,8 +307,8 @@ def few(monkeypatch):
 
 
 def mixed():
-    """Seven matrices, of which the two of 9 rows are of one type."""
-    return [symmetric(n, DTYPES[i % 2], seed=i) for i, n in enumerate([3, 9, 3, 5, 3, 9, 1])]
+    """Eight matrices; the last to be solved are two of 9 rows and of one type."""
+    return [symmetric(n, DTYPES[i % 2], seed=i) for i, n in enumerate([3, 3, 5, 1, 1, 9, 3, 9])]
 
 
 def batched(backend, batch):
@@ -487,6 +497,29 @@ def test_the_plan_of_a_stack_counts_what_is_allocated():
     # 64-bit sizes: numbers of one call of the library
     assert solvers.together(solvers.XSYEV, 40_000, 4, 10**15) == 1
     assert solvers.together(solvers.XSYEV, 3_000, 4, 10**15) * 3_000**2 <= 2**31 - 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_our_stack_with_the_gpu_s_blocks(make, few, monkeypatch, memory, dtype):
+    memory.cusolver.clear()
+    monkeypatch.setattr(solvers, "HALF_WIDTHS", (64, 32, 16))
+    monkeypatch.setattr(cuda_kernels, "PANEL_THREADS", PANEL_THREADS)
+    for name, threads in BLOCKS.items():
+        monkeypatch.setitem(cuda_kernels.THREADS, name, threads)
+    backend = make()
+    assert batched(backend, [symmetric(80, dtype, seed) for seed in range(2)])
+    assert backend.solver == TWO_STAGES
+
+
+def test_info_says_which_solver_and_why(make, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(cuda_kernels, "compile_report", lambda _: {})
+    monkeypatch.setattr(select, "select", lambda word: make() if word == "cuda:0" else CpuBackend())
+    rows = dict(info._rows("", info._about_installation()))
+    shown = rows[", eigenvalue solvers, cuda:0, float64, n >= 8,000"]
+    assert shown == f"{TWO_STAGE}; cuSOLVER 12.0.4 has one stage; modelled, not measured"
+    assert XSYEV in rows[", eigenvalue solvers, cuda:0, batches, float32, 161 <= n < 3,001"]
 
 
 # Thresholds and memory

@@ -32,6 +32,8 @@ _Solve = Callable[["Tensor", Sequence[int]], np.ndarray]
 
 TWO_STAGE = "two-stage (band, bulge chase, Sturm bisection; csrc, cuda)"
 TWO_STAGES = "batched two-stage (bands, bulge chase, Sturm bisection; csrc, cuda)"
+ONE_BLOCK = "one block per matrix (csrc, cuda)"
+_TORCH, _CUPY = (f"{name}.linalg.eigvalsh (cuSOLVER, cuda)" for name in ("torch", "cupy"))
 _FAULTS = (CusolverError, KernelError, ConvergenceError, RuntimeError, MemoryError)
 """Of a stack's solver, after which the next one is tried; the last two are torch's."""
 
@@ -218,8 +220,7 @@ class CudaBackend(Backend):
         return _finite(levels)
 
     def _library_words(self) -> str:
-        library = "cupy" if self.kernels is not None else "torch"
-        return f"{library}.linalg.eigvalsh (cuSOLVER, cuda)"
+        return _TORCH if self.kernels is None else _CUPY
 
     @contextmanager
     def _memory(self, route: str, matrix: Matrix) -> Iterator[None]:
@@ -324,8 +325,10 @@ class CudaBackend(Backend):
                 if missed := np.count_nonzero(info > 0):
                     reason = f"an eigenvalue was not found in {missed} matrices"
                     self._warn_once("batched_small", reason)
-        if rest := np.flatnonzero(info).tolist():
+        rest = np.flatnonzero(info).tolist()
+        if rest:
             levels[rest] = _by_torch(stack[rest], [numbers[i] for i in rest])
+        self.solver = _TORCH if len(rest) == len(stack) else ONE_BLOCK
         return levels
 
 

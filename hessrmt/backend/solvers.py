@@ -34,8 +34,8 @@ the matrix through memory, half as long in float32; panels and bulge chase wait 
 """
 
 OWN_TWO_STAGE = (12, 4, 1)
-"""The cuSOLVER (CUDA 13.5) that first has two stages of its own: it and later ones are taken at every
-n, until they are measured against ours."""
+"""The cuSOLVER (CUDA 13.5) that first has two stages of its own: from it on the library is taken at
+every n, until ours is measured against it."""
 
 BATCH_LIMIT = 3_000
 """Largest n of which several matrices are solved in one stack; larger ones fill a GPU alone."""
