@@ -67,6 +67,9 @@ def test_calls_stay_below_the_limit_of_numbers(library, monkeypatch):
     found = solved(library, stack)
     assert [call["batch"] for call in library.calls] == [3, 3, 2]
     assert all(close(row, a) for row, a in zip(found, stack, strict=True))
+    monkeypatch.setattr(cusolver, "_AT_ONCE", 2)
+    solved(library, stack)
+    assert [call["batch"] for call in library.calls[3:]] == [2, 2, 2, 2]
     monkeypatch.setattr(solvers, "LIBRARY_NUMBERS", n * n - 1)
     with pytest.raises(CusolverError, match="n = 5 is more than"):
         solved(library, stack)
