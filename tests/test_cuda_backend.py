@@ -29,7 +29,7 @@ from hessrmt.errors import ConfigError, ConvergenceError, DeviceError, NonFinite
 
 pytest_plugins = ["fake_gpu"]
 
-BLOCKS, PANEL_THREADS = dict(cuda_kernels.THREADS), cuda_kernels.PANEL_THREADS
+BLOCKS = dict(cuda_kernels.THREADS)
 
 
 # Which route
@@ -504,7 +504,7 @@ def test_the_plan_of_a_stack_counts_what_is_allocated():
 def test_our_stack_with_the_gpu_s_blocks(make, few, monkeypatch, memory, dtype):
     memory.cusolver.clear()
     monkeypatch.setattr(solvers, "HALF_WIDTHS", (64, 32, 16))
-    monkeypatch.setattr(cuda_kernels, "PANEL_THREADS", PANEL_THREADS)
+    monkeypatch.setattr(cuda_kernels, "PANEL_THREADS", 512)
     for name, threads in BLOCKS.items():
         monkeypatch.setitem(cuda_kernels.THREADS, name, threads)
     backend = make()

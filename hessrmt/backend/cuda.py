@@ -32,15 +32,16 @@ _Solve = Callable[["Tensor", Sequence[int]], np.ndarray]
 
 TWO_STAGE = "two-stage (band, bulge chase, Sturm bisection; csrc, cuda)"
 TWO_STAGES = "batched two-stage (bands, bulge chase, Sturm bisection; csrc, cuda)"
+_MIRRORED = 1024
+_COPIED = 2**30
+"""Bytes of small matrices in one stack; as numbers fewer than :data:`.solvers.LIBRARY_NUMBERS`."""
+
 ONE_BLOCK = "one block per matrix (csrc, cuda)"
 _TORCH, _CUPY = (f"{name}.linalg.eigvalsh (cuSOLVER, cuda)" for name in ("torch", "cupy"))
 _FAULTS = (CusolverError, KernelError, ConvergenceError, RuntimeError, MemoryError)
 """Of a stack's solver, after which the next one is tried; the last two are torch's."""
 
 _SMALL = "one block per matrix"
-_MIRRORED = 1024
-_COPIED = 2**30
-"""Bytes of small matrices in one stack; as numbers fewer than :data:`.solvers.LIBRARY_NUMBERS`."""
 
 
 class CudaBackend(Backend):

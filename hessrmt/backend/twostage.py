@@ -92,12 +92,6 @@ def prescale_(a: Matrix) -> float:
     return factor
 
 
-def _factor(largest: float, of: np.finfo[Any]) -> float:
-    """The power of two that brings a number near 1; 1 for 0."""
-    exponent = -math.frexp(largest)[1]
-    return math.ldexp(1.0, max(int(of.minexp), min(exponent, int(of.maxexp) - 2)))
-
-
 def to_band(a: Matrix, b: int, outer: int) -> Float[Tensor, "n width"]:
     """Reduce a dense symmetric matrix to a band by orthogonal similarity, in place.
 
@@ -229,3 +223,9 @@ def to_bands(
     for k in range(min(b + 1, n)):
         bands[:, : n - k, k] = torch.diagonal(a, -k, 1, 2)
     return bands
+
+
+def _factor(largest: float, of: np.finfo[Any]) -> float:
+    """The power of two that brings a number near 1; 1 for 0."""
+    exponent = -math.frexp(largest)[1]
+    return math.ldexp(1.0, max(int(of.minexp), min(exponent, int(of.maxexp) - 2)))
