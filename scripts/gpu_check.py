@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime as dt
+import itertools
 import json
 import os
 import platform
@@ -65,6 +66,7 @@ STEPS = (
     Step("bulge chase", 60),
     Step("banded", 30),
     Step("two-stage", 60),
+    Step("stacks", 45),
     Step("n = 20,060", 90),
     Step("n = 10,000", 45),
     Step("n = 5,000", 30),
@@ -194,7 +196,8 @@ def write(path: Path, result: Entry) -> None:
     draft.replace(path)
 
 
-OURS, PEERS = ("two-stage", "ours"), ("torch", "cupy", "XsyevBatched")
+OURS = ("two-stage", "one block", "batched two-stage")
+PEERS = ("torch", "cupy", "XsyevBatched")
 
 
 def conclusions(steps: list[Entry]) -> Entry:
@@ -204,43 +207,40 @@ def conclusions(steps: list[Entry]) -> Entry:
         steps: Of the record.
 
     Returns:
-        For each race the fastest of ours and of the peers; the smallest n from which the two-stage
-        solver beats the best peer at every larger size timed (``TWO_STAGE_FROM``); the largest n of
-        one block per matrix that beats the best peer for it and all smaller ones (``SMALL_LIMIT``);
-        the versions of cuSOLVER, the peer.
+        For each race each solver of ours and the fastest of the peers; the thresholds of
+        hessrmt/backend/solvers.py for float64: the smallest n from which the two-stage solver beats
+        the best peer at every larger size timed (``TWO_STAGE_FROM``), the same of stacks
+        (``BATCHED_FROM``), and the largest n of one block per matrix that beats the best peer for
+        it and all smaller ones (``SMALL_LIMIT``); the versions of cuSOLVER, the peer.
     """
     entries = [entry for step in steps for entry in step["entries"]]
     races: dict[str, dict[str, float]] = {}
-    sizes: dict[str, tuple[int, int]] = {}
+    sizes: dict[str, int] = {}
     for entry in entries:
         if "race" in entry and entry.get("median"):
             races.setdefault(entry["race"], {})[entry["route"]] = entry["median"]
-            sizes[entry["race"]] = (entry.get("count", 1), entry["n"])
-    rows, single, small = [], {}, {}
+            sizes[entry["race"]] = entry["n"]
+    rows, wins = [], {name: {} for name in OURS}
     for race, median in races.items():
-        ours = min((name for name in OURS if name in median), key=median.__getitem__, default=None)
-        peer = min((name for name in PEERS if name in median), key=median.__getitem__, default=None)
-        if ours is None or peer is None:
-            continue
-        faster = median[peer] / median[ours]
-        rows.append({"race": race, "ours": ours, "peer": peer, "times faster": faster})
-        count, n = sizes[race]
-        (small if count > 1 else single)[n] = faster > 1
-    start = limit = None
-    for n in sorted(single, reverse=True):
-        if not single[n]:
-            break
-        start = n
-    for n in sorted(n for n in small if n <= 160):
-        if not small[n]:
-            break
-        limit = n
+        peers = [name for name in PEERS if name in median]
+        for ours in (name for name in OURS if name in median and peers):
+            peer = min(peers, key=median.__getitem__)
+            faster = median[peer] / median[ours]
+            rows.append({"race": race, "ours": ours, "peer": peer, "times faster": faster})
+            wins[ours][sizes[race]] = faster > 1
     return {
         "races": rows,
-        "TWO_STAGE_FROM": start,
-        "SMALL_LIMIT": limit,
+        "TWO_STAGE_FROM": _unbroken(wins["two-stage"], downwards=True),
+        "BATCHED_FROM": _unbroken(wins["batched two-stage"], downwards=True),
+        "SMALL_LIMIT": _unbroken(wins["one block"], downwards=False),
         "cuSOLVER": next((e["cuSOLVER"] for e in entries if "cuSOLVER" in e), None),
     }
+
+
+def _unbroken(wins: dict[int, bool], *, downwards: bool) -> int | None:
+    """The last of the sizes won without a gap, from the largest down or from the smallest up."""
+    won = list(itertools.takewhile(wins.__getitem__, sorted(wins, reverse=downwards)))
+    return won[-1] if won else None
 
 
 def device_name(options: argparse.Namespace) -> str | None:

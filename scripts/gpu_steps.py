@@ -40,7 +40,7 @@ from hessrmt.backend.cpu import CpuBackend  # noqa: E402
 from hessrmt.backend.cuda import CudaBackend  # noqa: E402
 from hessrmt.backend.cuda_kernels import KernelError, Kernels  # noqa: E402
 from hessrmt.backend.select import select  # noqa: E402
-from hessrmt.backend.twostage import two_stage_eigenvalues  # noqa: E402
+from hessrmt.backend.twostage import two_stage_batch, two_stage_eigenvalues  # noqa: E402
 from hessrmt.curvature.spectrum import compute  # noqa: E402
 from hessrmt.levels import unfolding  # noqa: E402
 from hessrmt.levels.goodness import LAWS, SurrogatePlan, simulate_nulls  # noqa: E402
@@ -53,6 +53,7 @@ DTYPES = (torch.float64, torch.float32)
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 JACOBI_UP_TO = 300
 """Largest n of CuPy's batches: it takes Jacobi's method, minutes beyond."""
+PEERS = ("torch", "cupy", solvers.XSYEV)
 EPS = float(np.finfo(np.float64).eps)
 
 
@@ -171,6 +172,13 @@ class Machine:
             self.kernels.symmetrize(matrix)
         return stack
 
+    def stacked_two_stage(self, stack: torch.Tensor, b: int | None = None) -> np.ndarray:
+        """Eigenvalues of a stack by our kernels; it is overwritten."""
+        ours = self.kernels
+        b = b or min(ours.half_width(stack.element_size()), solvers.BATCH_HALF_WIDTH)
+        stages = {"chase": ours.chase, "tridiagonal": ours.tridiagonal}
+        return two_stage_batch(stack, b, panels=ours.batched_panels, **stages)
+
     def seconds(self, work: Callable[[], Any]) -> tuple[list[float], Any]:
         """Wall-clock times of a call, after one that warms up; what the last one returned."""
         self.release()
@@ -271,9 +279,8 @@ def versions(machine: Machine) -> Iterator[Entry]:
         "NVRTC": list(cupy.cuda.nvrtc.getVersion()),
     }
     eye = torch.eye(40, dtype=torch.float64, device=machine.device)
-    torch.linalg.eigvalsh(eye)
     cupy.linalg.eigvalsh(cupy.from_dlpack(eye))
-    yield {"cuSOLVER": libraries.cusolver_versions()}
+    yield {"cuSOLVER": libraries.cusolver_versions(machine.device)}
 
 
 def compile_all(machine: Machine) -> Iterator[Entry]:
@@ -422,6 +429,29 @@ def two_stage(machine: Machine) -> Iterator[Entry]:
                     yield {"what": f"{what}: {backend.solver}", "agrees": False}
 
 
+def stacks(machine: Machine) -> Iterator[Entry]:
+    """Dense matrices of every kind in stacks, by our kernels and by `XsyevBatched`."""
+    peer = libraries.stacked(machine.device, machine.routes["auto"].free_memory)[solvers.XSYEV]
+    routes = {solvers.BATCHED: machine.stacked_two_stage, solvers.XSYEV: peer}
+    for dtype in DTYPES:
+        for n in machine.sizes.two_stage:
+            kinds = dense_symmetric.families(n, 8)
+            stack = machine.there(np.stack(list(kinds.values())), dtype)
+            expected = machine.cpu.eigvalsh_batch(stack.cpu().double())
+            for route, solve in routes.items():
+                try:
+                    found = solve(stack.clone())
+                except Exception as error:
+                    if route == solvers.XSYEV:  # CUDA before 12.6
+                        yield no_peer(f"stacks, n = {n}", route, error)
+                        continue
+                    raise
+                rows = found.cpu().numpy() if isinstance(found, torch.Tensor) else found
+                for kind, levels, wanted in zip(kinds, rows, expected, strict=True):
+                    what = f"{route}, {kind}, n = {n}, {kind_of(dtype)}"
+                    yield compared(what, levels, wanted, allowance(wanted, dtype))
+
+
 # Timings
 
 
@@ -528,25 +558,39 @@ def tuning(machine: Machine) -> Iterator[Entry]:
 
 
 def batches(machine: Machine) -> Iterator[Entry]:
-    """Stacks of matrices of one size."""
+    """Stacks of matrices of one size by every route, ours and others'; half-widths of our bands."""
+    backend = machine.routes["auto"]
     for count, n in machine.sizes.batches:
         race = f"{count} x n = {n:,}"
         stack = machine.random(n, count)
-        backend = machine.routes["auto"]
-        times, levels = machine.seconds(lambda b=backend, s=stack: b.eigvalsh_batch(s.clone()))
-        yield timing(race, "ours", times, n=n, count=count)
-        for route, solve in libraries.stacked(machine.stand_in).items():
-            if route == "cupy" and n > JACOBI_UP_TO:
-                continue
+        routes: dict[str, Callable[[torch.Tensor], Any]] = {
+            **libraries.stacked(machine.device, backend.free_memory),
+            solvers.BATCHED: machine.stacked_two_stage,
+            "one by one": lambda s: np.stack([backend.eigvalsh(a) for a in s]),
+            "auto": lambda s: np.stack(backend.eigvalsh_batch(s)),
+        }
+        if n <= machine.kernels.small_limit(8):
+            routes["one block"] = lambda s: machine.kernels.small(s)[0]
+        elif n > JACOBI_UP_TO:
+            del routes["cupy"]
+        found: dict[str, np.ndarray] = {}
+        for route, solve in routes.items():
             try:
-                times, found = machine.seconds(lambda solve=solve, s=stack: solve(s.clone()))
+                times, levels = machine.seconds(lambda solve=solve, s=stack: solve(s.clone()))
             except Exception as error:
-                yield no_peer(race, route, error)
-                continue
-            yield timing(race, route, times, n=n, count=count)
-            expected = found.cpu().numpy()
-            allowed = max(allowance(row) for row in expected)
-            yield compared(f"{race}, against {route}", np.stack(levels), expected, allowed)
+                if route in PEERS:
+                    yield no_peer(race, route, error)
+                    continue
+                raise
+            about = {"solver": backend.solver} if route == "auto" else {}
+            yield timing(race, route, times, n=n, count=count, **about)
+            found[route] = np.asarray(levels.cpu() if isinstance(levels, torch.Tensor) else levels)
+        for route, levels in found.items():
+            allowed = max(allowance(row) for row in found["torch"])
+            yield compared(f"{race}, {route} against torch", levels, found["torch"], allowed)
+        for b in solvers.HALF_WIDTHS:
+            times, _ = machine.seconds(lambda b=b, s=stack: machine.stacked_two_stage(s.clone(), b))
+            yield {"what": "tuning of stacks", "n": n, "count": count, "b": b, "seconds": times}
 
 
 # Whole spectra, and what runs in programs of its own
@@ -657,7 +701,7 @@ def twice(work: Callable[[str], Any]) -> tuple[list[Any], Entry]:
 
 def everything_small(machine: Machine) -> Iterator[Entry]:
     """All kernels on matrices of at most 70 rows, for compute-sanitizer."""
-    for step in (symmetrize, goe, scan, small, sturm, banded, bulge_chase, two_stage):
+    for step in (symmetrize, goe, scan, small, sturm, banded, bulge_chase, two_stage, stacks):
         yield from step(machine)
 
 
@@ -716,6 +760,7 @@ STEPS: dict[str, Callable[[Machine], Iterator[Entry]]] = {
     "bulge chase": bulge_chase,
     "banded": banded,
     "two-stage": two_stage,
+    "stacks": stacks,
     **{
         name: lambda machine, name=name: single(machine, machine.sizes.timed[name])
         for name in TIMED

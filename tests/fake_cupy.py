@@ -66,12 +66,14 @@ class Device:
 
 
 class FakeCupy:
-    """Stands where the module ``cupy`` does; ``compiled`` and ``solved`` say what was done."""
+    """Stands where the module ``cupy`` does; ``compiled`` and ``solved`` say what was done,
+    ``version`` is cuSOLVER's."""
 
     def __init__(self, folder, built):
         self.folder, self.built = folder, built
-        self.compiled, self.solved = [], 0
-        self.cuda = SimpleNamespace(Device=Device, Stream=Stream)
+        self.compiled, self.solved, self.version = [], 0, (12, 0, 4)
+        library = SimpleNamespace(_getVersion=lambda: self.version)  # cuSOLVER's
+        self.cuda = SimpleNamespace(Device=Device, Stream=Stream, cusolver=library)
         self.linalg = SimpleNamespace(eigvalsh=self.eigvalsh)
 
     def RawModule(self, *, code, options):  # noqa: N802

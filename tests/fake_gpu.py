@@ -2,12 +2,11 @@
 
 import builtins
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
 from fake_cupy import FakeCupy
-from stand_in import GB, replacements
+from stand_in import device_memory, replacements
 
 from hessrmt.backend.cuda import CudaBackend
 
@@ -19,8 +18,10 @@ def compiled(tmp_path_factory):
 
 @pytest.fixture
 def memory():
-    """Bytes that the device says are free."""
-    return SimpleNamespace(free=80 * GB)
+    """Bytes that the device says are free, and what is loaded of cuSOLVER."""
+    found = device_memory()
+    yield found
+    assert not any(library.error for library in found.cusolver)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from torch import nn
 
 import hessrmt as hr
 from hessrmt import rng
-from hessrmt.backend import base, cpu, cuda_kernels, reference
+from hessrmt.backend import base, cpu, cuda_kernels, reference, solvers
 from hessrmt.backend.cpu import CpuBackend
 from hessrmt.backend.cuda import CudaBackend
 from hessrmt.backend.cuda_kernels import KernelError
@@ -179,6 +179,17 @@ def test_batches(backend, n, dtype):
     stack = torch.stack([symmetric(n, dtype, seed) for seed in range(3)])
     found = backend.eigvalsh_batch(there(backend, lower_only(stack)))
     assert len(found) == 3
+    assert all(close(levels, matrix) for levels, matrix in zip(found, stack, strict=True))
+    again = backend.eigvalsh_batch(list(there(backend, lower_only(stack))))
+    assert np.array_equal(found, again)  # to the bit
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [5, 33])
+def test_stacks_of_more_rows_than_one_block_takes(backend, monkeypatch, n, dtype):
+    monkeypatch.setattr(solvers, "SMALL_LIMIT", 4)
+    stack = torch.stack([symmetric(n, dtype, seed) for seed in range(3)])
+    found = backend.eigvalsh_batch(there(backend, lower_only(stack)))
     assert all(close(levels, matrix) for levels, matrix in zip(found, stack, strict=True))
     again = backend.eigvalsh_batch(list(there(backend, lower_only(stack))))
     assert np.array_equal(found, again)  # to the bit

@@ -14,9 +14,18 @@ import torch
 from cuda_samples import DTYPES, LIBRARY, close, fails, lower_only, symmetric
 from stand_in import GB
 
-from hessrmt.backend import cuda_kernels, kernels, solvers
-from hessrmt.backend.cuda import _COPIED, TWO_STAGE, CudaBackend, cuda_backend
-from hessrmt.errors import ConfigError, ConvergenceError, DeviceError
+from hessrmt.backend import cuda_kernels, kernels, select, solvers
+from hessrmt.backend.cpu import CpuBackend
+from hessrmt.backend.cuda import (
+    _COPIED,
+    ONE_BLOCK,
+    TWO_STAGE,
+    TWO_STAGES,
+    CudaBackend,
+    cuda_backend,
+)
+from hessrmt.cli import info
+from hessrmt.errors import ConfigError, ConvergenceError, DeviceError, NonFiniteError
 
 pytest_plugins = ["fake_gpu"]
 
@@ -26,29 +35,58 @@ BLOCKS = dict(cuda_kernels.THREADS)
 # Which route
 
 
-def test_nothing_is_measured_yet_so_auto_is_the_library(make, cupy):
-    assert solvers.TWO_STAGE_FROM == {"float64": None, "float32": None}
-    backend = make()
-    for dtype in DTYPES:
-        assert close(backend.eigvalsh(symmetric(23, dtype)), symmetric(23, dtype))
-        assert backend.solver == LIBRARY
-    assert cupy.solved == 2
-    assert cupy.compiled == []
-    assert "not measured" in backend.solver_table()["float64, any n"]
+def unknown(cupy):
+    del cupy.cuda.cusolver
 
 
-def test_thresholds(make, monkeypatch):
-    monkeypatch.setitem(solvers.TWO_STAGE_FROM, "float64", 10)
+@pytest.mark.parametrize(
+    ("version", "sizes"),
+    [
+        ((12, 0, 4), {"float64": 10, "float32": 20}),  # CUDA 13.0: one stage
+        ((12, 4, 0), {"float64": 10, "float32": 20}),
+        ((12, 4, 1), {}),  # CUDA 13.5: two stages of its own
+        ((13, 0, 0), {}),
+        (None, {}),
+    ],
+)
+def test_auto_decides_by_the_version_of_cusolver_and_the_size(
+    make, monkeypatch, cupy, version, sizes
+):
+    monkeypatch.setattr(solvers, "TWO_STAGE_FROM", {"float64": 10, "float32": 20})
+    cupy.version = version
+    if version is None:
+        unknown(cupy)
     backend = make()
-    for n, dtype, expected in (
-        (9, torch.float64, LIBRARY),
-        (10, torch.float64, TWO_STAGE),
-        (10, torch.float32, LIBRARY),
-    ):
-        assert close(backend.eigvalsh(symmetric(n, dtype)), symmetric(n, dtype))
-        assert backend.solver == expected
     table = backend.solver_table()
-    assert (table["float64, n < 10"], table["float64, n >= 10"]) == (LIBRARY, TWO_STAGE)
+    for dtype in DTYPES:
+        kind = str(dtype).removeprefix("torch.")
+        for n in (9, 10, 19, 20):
+            ours = n >= sizes.get(kind, np.inf)
+            assert close(backend.eigvalsh(symmetric(n, dtype)), symmetric(n, dtype))
+            assert backend.solver == (TWO_STAGE if ours else LIBRARY)
+            memory = solvers.plan("two-stage" if ours else "library", n, dtype.itemsize)
+            assert backend.eigen_bytes(n, dtype.itemsize) == sum(memory)
+        known = "of unknown version" if version is None else ".".join(map(str, version))
+        if kind in sizes:
+            rows = table[f"{kind}, n < {sizes[kind]}"], table[f"{kind}, n >= {sizes[kind]}"]
+            assert rows[0].startswith(LIBRARY)
+            assert rows[1].startswith(TWO_STAGE)
+            assert f"cuSOLVER {known} has one stage" in rows[1]
+            assert all("modelled, not measured" in row for row in rows)
+        else:
+            row = table[f"{kind}, any n"]
+            assert row.startswith(LIBRARY)
+            assert f"cuSOLVER {known}" in row
+            assert "not measured" in row
+
+
+def test_provisional_thresholds(make):
+    """What is claimed of them: that they come from a model."""
+    assert solvers.TWO_STAGE_FROM == {"float64": 8_000, "float32": 14_000}
+    assert solvers.BATCHED_FROM == {"float64": None, "float32": None}
+    assert solvers.BASIS == "modelled, not measured"
+    assert make().eigen_bytes(7_999, 8) == sum(solvers.plan("library", 7_999, 8))
+    assert make().eigen_bytes(8_000, 8) == sum(solvers.plan("two-stage", 8_000, 8))
 
 
 def test_policy_from_the_environment(monkeypatch, cupy):
@@ -101,7 +139,7 @@ def not_a_number(monkeypatch, cupy, kernels):
 
     def broken(band, b):
         d, e = ours(band, b)
-        d[3] = torch.nan
+        d[..., 3] = torch.nan
         return d, e
 
     monkeypatch.setattr(kernels, "chase", broken)
@@ -198,16 +236,6 @@ def all_close(found, batch):
     return all(close(levels, matrix) for levels, matrix in zip(found, batch, strict=True))
 
 
-@pytest.mark.parametrize(("solver", "library"), [("auto", 2), ("two-stage", 0)])
-def test_large_matrices_of_a_batch_take_the_solver_s_route(
-    make, monkeypatch, cupy, solver, library
-):
-    monkeypatch.setattr(solvers, "SMALL_LIMIT", 7)
-    batch = [symmetric(n, DTYPES[i % 2], seed=i) for i, n in enumerate([3, 9, 3, 5, 3, 9, 1])]
-    assert all_close(make(solver).eigvalsh_batch([lower_only(a) for a in batch]), batch)
-    assert cupy.solved == library
-
-
 def test_a_list_larger_than_its_share_of_memory(make, memory):
     memory.free = 4 * 2 * 9 * 8  # two matrices at once
     batch = [symmetric(3, seed=i) for i in range(5)]
@@ -215,9 +243,10 @@ def test_a_list_larger_than_its_share_of_memory(make, memory):
 
 
 def test_more_shared_memory_than_is_granted_unasked(make, cupy):
-    n = 110
+    n, backend = 110, make()
     assert solvers.small_shared_bytes(n, 8) > 48 * 1024
-    assert close(make().eigvalsh_batch(symmetric(n)[None])[0], symmetric(n))
+    assert close(backend.eigvalsh_batch(symmetric(n)[None])[0], symmetric(n))
+    assert backend.solver == ONE_BLOCK
     assert cupy.solved == 0
 
 
@@ -269,6 +298,231 @@ def test_what_kernels_take_is_told_by_name(make):
         found = make().kernels.compiled(file.stem)
         assert list(found) == kernels.names(kernels.source(file.stem))
         assert all(kernel["registers"] > 0 for kernel in found.values())
+
+
+# Stacks of more than one block's matrices
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """More than 7 rows are too many for one block."""
+    monkeypatch.setattr(solvers, "SMALL_LIMIT", 7)
+
+
+def mixed():
+    """Eight matrices; the last to be solved are two of 9 rows and of one type."""
+    return [symmetric(n, DTYPES[i % 2], seed=i) for i, n in enumerate([3, 3, 5, 1, 1, 9, 3, 9])]
+
+
+def batched(backend, batch):
+    return all_close(backend.eigvalsh_batch([lower_only(a) for a in batch]), batch)
+
+
+XSYEV = "cusolverDnXsyevBatched (cuSOLVER 12.0.4, cuda)"
+
+
+@pytest.mark.parametrize(
+    ("solver", "there", "route"),
+    [
+        ("auto", True, XSYEV),
+        ("auto", False, TWO_STAGES),
+        ("two-stage", True, TWO_STAGES),
+        ("library", True, XSYEV),
+        ("library", False, LIBRARY),  # one after another
+    ],
+)
+def test_routes_of_a_stack(make, few, memory, cupy, solver, there, route):
+    if not there:
+        memory.cusolver.clear()
+    backend = make(solver)
+    assert batched(backend, mixed())
+    assert backend.solver == route
+    assert cupy.solved == (2 if route == LIBRARY else 0)
+    calls = [(call["n"], call["batch"]) for one in memory.cusolver for call in one.calls]
+    assert calls == ([(9, 2)] if route == XSYEV else [])
+    word = "one after another" if route == LIBRARY else route
+    assert backend.solver_table()["batches, float64, 8 <= n < 3,001"].startswith(word)
+
+
+def test_a_stack_without_cupy(torch_only, few, memory):
+    assert batched(torch_only, mixed())
+    assert torch_only.solver == XSYEV
+    memory.cusolver.clear()
+    alone = CudaBackend(torch.device("cpu"))
+    assert batched(alone, mixed())
+    assert alone.solver == "torch.linalg.eigvalsh (cuSOLVER, cuda)"
+
+
+def test_the_threshold_of_stacks(make, few, monkeypatch):
+    monkeypatch.setitem(solvers.BATCHED_FROM, "float64", 10)
+    backend = make()
+    for n, dtype, route in (
+        (9, torch.float64, XSYEV),
+        (10, torch.float64, TWO_STAGES),
+        (10, torch.float32, XSYEV),
+    ):
+        assert batched(backend, [symmetric(n, dtype, seed) for seed in range(2)])
+        assert backend.solver == route
+    table = backend.solver_table()
+    assert table["batches, float64, 8 <= n < 10"].startswith(XSYEV)
+    assert table["batches, float64, 10 <= n < 3,001"].startswith(TWO_STAGES)
+    assert "ours is not measured against it" in table["batches, float32, 8 <= n < 3,001"]
+
+
+def test_large_matrices_and_single_ones_are_no_stack(make, few, monkeypatch, memory, cupy):
+    assert batched(make(), [symmetric(9), symmetric(10)])
+    assert cupy.solved == 2
+    monkeypatch.setattr(solvers, "BATCH_LIMIT", 8)
+    assert batched(make(), mixed())
+    assert cupy.solved == 4
+    assert memory.cusolver[0].calls == []
+
+
+def failed_call(patch, cupy, memory, kernels):
+    memory.cusolver[0].statuses = {"cusolverDnXsyevBatched": 7}
+
+
+def failed_handle(patch, cupy, memory, kernels):
+    memory.cusolver[0].statuses = {"cusolverDnCreate": 1}
+
+
+def failed_matrix(patch, cupy, memory, kernels):
+    memory.cusolver[0].failing = {1: 3}
+
+
+@pytest.mark.parametrize(
+    ("breaks", "words"),
+    [
+        (failed_call, "cusolverDnXsyevBatched: status 7"),
+        (failed_handle, "cusolverDnCreate: status 1"),
+        (failed_matrix, "info 3 of matrix 1"),
+    ],
+)
+def test_ours_take_over_from_cusolver_s_stack(make, few, monkeypatch, cupy, memory, breaks, words):
+    backend, batch = make(), mixed()
+    breaks(monkeypatch, cupy, memory, backend.kernels)
+    with pytest.warns(RuntimeWarning, match=f"XsyevBatched not used: .*{words}"):
+        assert batched(backend, batch)
+    assert backend.solver == TWO_STAGES
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # said once
+        assert batched(backend, batch)
+
+
+def no_panels(patch, cupy, kernels):
+    fails(patch, cupy, "panel_batch")
+
+
+def no_memory(patch, cupy, kernels):
+    def fail(*_):
+        raise torch.cuda.OutOfMemoryError("out of memory")
+
+    patch.setattr(kernels, "batched_panels", fail)
+
+
+@pytest.mark.parametrize(
+    ("breaks", "words"),
+    [
+        (no_panels, "panel_batch.* could not be compiled"),
+        (no_memory, "out of memory"),
+        (lambda patch, *_: nobody_waits(patch), "the bulge chase stopped"),
+        (not_a_number, "the bisection reports -1"),
+    ],
+)
+def test_one_after_another_takes_over_from_our_stack(
+    make, few, monkeypatch, cupy, memory, breaks, words
+):
+    memory.cusolver.clear()
+    backend = make()
+    breaks(monkeypatch, cupy, backend.kernels)
+    with pytest.warns(RuntimeWarning, match=f"batched two-stage not used: .*{words}"):
+        assert batched(backend, mixed())
+    assert (backend.solver, cupy.solved) == (LIBRARY, 2)
+
+
+def test_a_stack_of_float32_products_of_fewer_bits(make, few, memory, cupy):
+    memory.cusolver.clear()
+    try:
+        torch.set_float32_matmul_precision("high")
+        with pytest.warns(RuntimeWarning, match="batched two-stage not used: .* TF32"):
+            assert batched(make(), mixed())
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert cupy.solved == 2
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_stack_names_the_matrix_that_is_not_finite(make, few, memory, there):
+    if not there:
+        memory.cusolver.clear()
+    batch = mixed()
+    batch[5][4, 2] = torch.inf
+    with pytest.raises(NonFiniteError, match="matrix 5 of the batch"):
+        make().eigvalsh_batch(batch)
+
+
+@pytest.mark.parametrize("name", [solvers.XSYEV, solvers.BATCHED])
+def test_a_stack_is_parted_by_memory(make, few, monkeypatch, memory, cupy, name):
+    if name == solvers.BATCHED:
+        memory.cusolver.clear()
+    monkeypatch.setattr(solvers, "_FIXED", 0)
+    sizes, stacked = [], torch.stack
+
+    def stack(tensors, *arguments):
+        if tensors[0].shape == (9, 9):
+            sizes.append(len(tensors))
+        return stacked(tensors, *arguments)
+
+    monkeypatch.setattr(torch, "stack", stack)
+    batch = [symmetric(9, seed=seed) for seed in range(5)]
+
+    def smallest(count):
+        return next(free for free in range(10**6) if solvers.together(name, 9, 8, free) == count)
+
+    memory.free = smallest(2)
+    assert batched(make(), batch)
+    assert sizes == [2, 2, 1]
+    memory.free = max(smallest(2) - 1, sum(solvers.plan("library", 9, 8)))  # room for one
+    assert solvers.together(name, 9, 8, memory.free) < 2
+    assert batched(make(), batch)
+    assert cupy.solved == 5
+
+
+def test_the_plan_of_a_stack_counts_what_is_allocated():
+    """Peak of the numbers alive at once in to_bands, counted by hand, is below the plan."""
+    n, count = 2_750, 32
+    b = solvers.BATCH_HALF_WIDTH
+    panel = 5 * n * b + 2 * b * b  # V, T, R, W, A W, Z, V (WᵀAW) / 2
+    each = n * n + panel + 4 * n * b + n * (2 * b + 1)
+    free = count * 8 * each
+    assert solvers.together(solvers.BATCHED, n, 8, free) < count
+    assert solvers.together(solvers.BATCHED, n, 8, int(1.1 * free) + solvers._FIXED) >= count
+    # 64-bit sizes: numbers of one call of the library
+    assert solvers.together(solvers.XSYEV, 40_000, 4, 10**15) == 1
+    assert solvers.together(solvers.XSYEV, 3_000, 4, 10**15) * 3_000**2 <= 2**31 - 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_our_stack_with_the_gpu_s_blocks(make, few, monkeypatch, memory, dtype):
+    memory.cusolver.clear()
+    monkeypatch.setattr(solvers, "HALF_WIDTHS", (64, 32, 16))
+    monkeypatch.setattr(cuda_kernels, "PANEL_THREADS", 512)
+    for name, threads in BLOCKS.items():
+        monkeypatch.setitem(cuda_kernels.THREADS, name, threads)
+    backend = make()
+    assert batched(backend, [symmetric(80, dtype, seed) for seed in range(2)])
+    assert backend.solver == TWO_STAGES
+
+
+def test_info_says_which_solver_and_why(make, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(cuda_kernels, "compile_report", lambda _: {})
+    monkeypatch.setattr(select, "select", lambda word: make() if word == "cuda:0" else CpuBackend())
+    rows = dict(info._rows("", info._about_installation()))
+    shown = rows[", eigenvalue solvers, cuda:0, float64, n >= 8,000"]
+    assert shown == f"{TWO_STAGE}; cuSOLVER 12.0.4 has one stage; modelled, not measured"
+    assert XSYEV in rows[", eigenvalue solvers, cuda:0, batches, float32, 161 <= n < 3,001"]
 
 
 # Thresholds and memory

@@ -236,9 +236,11 @@ def test_conclusions():
         *race("n = 10,000", 10_000, torch=4.0, **{"two-stage": 1.0, "sytrd alone": 0.1}),
         *race("n = 20,060", 20_060, cupy=9.0, **{"two-stage": 1.0}),
         *race("n = 40,000", 40_000, **{"two-stage": 5.0}),
-        *race("100 x n = 32", 32, 100, ours=1.0, torch=2.0, cupy=9.0),
-        *race("100 x n = 160", 160, 100, ours=3.0, XsyevBatched=2.0),
-        *race("32 x n = 2,750", 2750, 32, ours=1.0, XsyevBatched=2.0),
+        *race("100 x n = 32", 32, 100, **{"one block": 1.0}, torch=2.0, cupy=9.0),
+        *race("100 x n = 160", 160, 100, **{"one block": 3.0}, XsyevBatched=2.0, auto=3.0),
+        *race("100 x n = 300", 300, 100, **{"batched two-stage": 3.0}, XsyevBatched=2.0),
+        *race("32 x n = 2,000", 2000, 32, **{"batched two-stage": 1.0}, XsyevBatched=2.0),
+        *race("32 x n = 2,750", 2750, 32, **{"batched two-stage": 1.0}, torch=1.5),
         {"race": "n = 40,000", "route": "torch", "not timed": "MemoryError"},
         {"cuSOLVER": {"libcusolver.so.12": "12.0.4"}},
     ]
@@ -248,8 +250,11 @@ def test_conclusions():
     }
     assert faster["n = 10,000"] == ("two-stage", "torch", 4.0)
     assert faster["n = 20,060"] == ("two-stage", "cupy", 9.0)
-    assert faster["100 x n = 32"] == ("ours", "torch", 2.0)
+    assert faster["100 x n = 32"] == ("one block", "torch", 2.0)
     assert "n = 40,000" not in faster
     assert (found["TWO_STAGE_FROM"], found["SMALL_LIMIT"]) == (10_000, 32)
+    assert found["BATCHED_FROM"] == 2000
     assert found["cuSOLVER"] == {"libcusolver.so.12": "12.0.4"}
-    assert gpu_check.conclusions([])["TWO_STAGE_FROM"] is None
+    nothing = gpu_check.conclusions([])
+    names = "TWO_STAGE_FROM", "BATCHED_FROM", "SMALL_LIMIT", "cuSOLVER"
+    assert {nothing[name] for name in names} == {None}

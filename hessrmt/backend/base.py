@@ -42,7 +42,8 @@ class Backend(ABC):
     Attributes:
         name: The device in words, for files and terminals.
         device: Where tensors live.
-        solver: The route of the last :meth:`eigvalsh` in words; before it, the policy.
+        solver: The route of the last :meth:`eigvalsh` or :meth:`eigvalsh_batch` in words; before
+            it, the policy.
     """
 
     name: str

@@ -7,15 +7,17 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 
-from hessrmt.backend import solvers
+from hessrmt.backend import cusolver, solvers
 from hessrmt.backend.base import Backend, all_finite, require_finite
 from hessrmt.backend.cuda_kernels import KernelError, Kernels, import_kernels
-from hessrmt.backend.twostage import two_stage_eigenvalues
+from hessrmt.backend.cusolver import Cusolver, CusolverError
+from hessrmt.backend.twostage import two_stage_batch, two_stage_eigenvalues
 from hessrmt.checks import one_of
 from hessrmt.errors import ConfigError, ConvergenceError, DeviceError
 
@@ -26,12 +28,21 @@ if TYPE_CHECKING:
     from hessrmt.backend.base import Stack
 
 _Result = TypeVar("_Result")
+_Solve = Callable[["Tensor", Sequence[int]], np.ndarray]
 
 TWO_STAGE = "two-stage (band, bulge chase, Sturm bisection; csrc, cuda)"
 STURM = "Sturm bisection; csrc, cuda"
+TWO_STAGES = "batched two-stage (bands, bulge chase, Sturm bisection; csrc, cuda)"
 _MIRRORED = 1024
 _COPIED = 2**30
 """Bytes of small matrices in one stack; as numbers fewer than :data:`.solvers.LIBRARY_NUMBERS`."""
+
+ONE_BLOCK = "one block per matrix (csrc, cuda)"
+_TORCH, _CUPY = (f"{name}.linalg.eigvalsh (cuSOLVER, cuda)" for name in ("torch", "cupy"))
+_FAULTS = (CusolverError, KernelError, ConvergenceError, RuntimeError, MemoryError)
+"""Of a stack's solver, after which the next one is tried; the last two are torch's."""
+
+_SMALL = "one block per matrix"
 
 
 class CudaBackend(Backend):
@@ -68,13 +79,32 @@ class CudaBackend(Backend):
 
     def eigen_bytes(self, n: int, itemsize: int) -> int:
         """See :class:`.Backend`; by the route that the size takes."""
-        route = solvers.route(self._policy, n, "float64" if itemsize == 8 else "float32")
+        route = self._route(n, "float64" if itemsize == 8 else "float32")
         return sum(solvers.plan("library" if self.kernels is None else route, n, itemsize))
 
     def solver_table(self) -> dict[str, str]:
         """See :class:`.Backend`."""
-        kernels = self.kernels is not None
-        return solvers.table(self._policy, self._library_words(), TWO_STAGE, kernels=kernels)
+        words = {"library": self._library_words(), "two-stage": TWO_STAGE}
+        kernels, version = self.kernels is not None, self._version
+        return solvers.table(self._policy, words, self._batches(), kernels=kernels, version=version)
+
+    @cached_property
+    def _version(self) -> tuple[int, ...] | None:
+        """Of the cuSOLVER that CuPy calls for one matrix; None if it is not known."""
+        return None if self.kernels is None else self.kernels.library_version()
+
+    @cached_property
+    def _batching(self) -> Any | None:
+        """The cuSOLVER that solves batches; None if there is none."""
+        return cusolver.with_batches(self.device)
+
+    @cached_property
+    def _handle(self) -> Cusolver:
+        return Cusolver(self._batching, self.device)
+
+    def _route(self, n: int, kind: str) -> str:
+        """The solver of one matrix."""
+        return solvers.route(self._policy, n, kind, self._version)
 
     def symmetrize_(self, matrix: Matrix) -> float:
         """See :class:`.Backend`; csrc/symmetrize.cu, or torch."""
@@ -148,7 +178,7 @@ class CudaBackend(Backend):
         if n == 0:
             return np.empty(0)
         matrix = matrix.detach().contiguous()
-        route = solvers.route(self._policy, n, str(matrix.dtype).removeprefix("torch."))
+        route = self._route(n, _kind(matrix.dtype))
         if route == "two-stage" and (reason := self._obstacle(matrix.dtype)):
             self._warn_once("two-stage", reason)
             route = "library"
@@ -218,8 +248,7 @@ class CudaBackend(Backend):
         return _finite(levels)
 
     def _library_words(self) -> str:
-        library = "cupy" if self.kernels is not None else "torch"
-        return f"{library}.linalg.eigvalsh (cuSOLVER, cuda)"
+        return _TORCH if self.kernels is None else _CUPY
 
     @contextmanager
     def _memory(self, route: str, matrix: Matrix) -> Iterator[None]:
@@ -235,7 +264,7 @@ class CudaBackend(Backend):
                 f"{free:,} were free; take a smaller problem, or a device with more memory"
             ) from error
 
-    # Several matrices: small ones together, large ones in turn
+    # Several matrices: those of one size together
 
     def _eigvalsh_batch(self, matrices: Stack) -> list[Levels]:
         found: dict[int, Levels] = {}
@@ -243,21 +272,74 @@ class CudaBackend(Backend):
         for i, matrix in enumerate(matrices):
             groups.setdefault((matrix.shape[0], matrix.dtype), []).append(i)
         for (n, dtype), members in groups.items():
-            if n == 0 or n > self._together(dtype.itemsize):
-                found |= {i: self._eigvalsh(matrices[i]) for i in members}
-                continue
-            most = max(1, min(_COPIED, self.free_memory() // 4) // (n * n * dtype.itemsize))
-            for begin in range(0, len(members), most):
-                part = members[begin : begin + most]
-                stack = torch.stack([matrices[i].detach() for i in part])
-                found.update(zip(part, self._small(stack, part), strict=True))
+            for name, solve in self._stacked(n, dtype, len(members)):
+                most = max(1, self._together(name, n, dtype.itemsize))
+                left = [i for i in members if i not in found]
+                try:
+                    for begin in range(0, len(left), most):
+                        part = left[begin : begin + most]
+                        # no name for the copy: it is gone before the next one is made
+                        levels = solve(torch.stack([matrices[i].detach() for i in part]), part)
+                        found.update(zip(part, levels, strict=True))
+                    break
+                except _FAULTS as error:
+                    self._warn_once(name, error)
+            found |= {i: self._eigvalsh(matrices[i]) for i in members if i not in found}
         return [found[i] for i in range(len(matrices))]
 
-    def _together(self, itemsize: int) -> int:
-        """Largest n that is solved in a stack."""
+    def _stacked(self, n: int, dtype: torch.dtype, count: int) -> Iterator[tuple[str, _Solve]]:
+        """Solvers of stacks, to be tried in turn; what none has solved goes one by one."""
+        if 0 < n <= self._small_limit(dtype.itemsize):
+            yield _SMALL, self._small
+        elif n and count > 1:
+            known = {solvers.XSYEV: self._by_cusolver, solvers.BATCHED: self._two_stages}
+            for name in solvers.batch_routes(self._policy, n, _kind(dtype)):
+                if name in self._batches() and self._together(name, n, dtype.itemsize) > 1:
+                    yield name, known[name]
+
+    def _batches(self) -> dict[str, str]:
+        """Routes of a stack that are there, in words."""
+        found = {}
+        if self._batching is not None:
+            version = solvers.dotted(cusolver.version(self._batching))
+            found[solvers.XSYEV] = f"{cusolver.BATCHED} (cuSOLVER {version}, cuda)"
+        if self.kernels is not None:
+            found[solvers.BATCHED] = TWO_STAGES
+        return found
+
+    def _together(self, name: str, n: int, itemsize: int) -> int:
+        """How many matrices are copied into one stack."""
+        free = self.free_memory()
+        if name != _SMALL:
+            return solvers.together(name, n, itemsize, free)
+        return min(_COPIED, free // 4) // (n * n * itemsize)
+
+    def _small_limit(self, itemsize: int) -> int:
+        """Largest n that is small."""
         if self.kernels is None or self._policy == "library":
             return solvers.SMALL_LIMIT  # by torch, whose call costs more than so small a matrix
         return self.kernels.small_limit(itemsize)
+
+    def _by_cusolver(self, stack: Tensor, numbers: Sequence[int]) -> np.ndarray:
+        """By cuSOLVER's solver for batches."""
+        _mirror_(stack)
+        _require_all_finite(stack, numbers)
+        levels = self._handle.batch(stack, self.free_memory())
+        self.solver = self._batches()[solvers.XSYEV]
+        return _finite(levels.cpu().numpy())
+
+    def _two_stages(self, stack: Tensor, numbers: Sequence[int]) -> np.ndarray:
+        """By our kernels, all matrices at once."""
+        kernels, reason = self.kernels, self._obstacle(stack.dtype)
+        if kernels is None or reason:
+            raise KernelError(reason)
+        _mirror_(stack)
+        _require_all_finite(stack, numbers)
+        b = min(kernels.half_width(stack.element_size()), solvers.BATCH_HALF_WIDTH)
+        stages = {"chase": kernels.chase, "tridiagonal": kernels.tridiagonal}
+        levels = two_stage_batch(stack, b, panels=kernels.batched_panels, **stages)
+        self.solver = TWO_STAGES
+        return levels
 
     def _small(self, stack: Tensor, numbers: Sequence[int]) -> np.ndarray:
         """Small matrices of one size, which have these numbers in the batch."""
@@ -271,8 +353,10 @@ class CudaBackend(Backend):
                 if missed := np.count_nonzero(info > 0):
                     reason = f"an eigenvalue was not found in {missed} matrices"
                     self._warn_once("batched_small", reason)
-        if rest := np.flatnonzero(info).tolist():
+        rest = np.flatnonzero(info).tolist()
+        if rest:
             levels[rest] = _by_torch(stack[rest], [numbers[i] for i in rest])
+        self.solver = _TORCH if len(rest) == len(stack) else ONE_BLOCK
         return levels
 
 
@@ -305,13 +389,23 @@ def cuda_backend(device: torch.device, solver: str | None = None) -> CudaBackend
 
 def _by_torch(stack: Tensor, numbers: Sequence[int]) -> np.ndarray:
     lower = torch.tril(stack)
-    finite = torch.isfinite(lower).flatten(1).all(dim=1).cpu().numpy()
-    worst = numbers[int(np.argmin(finite))]
-    require_finite(bool(finite.all()), f"matrix {worst} of the batch")
+    _require_all_finite(lower, numbers)
     try:
         return _finite(torch.linalg.eigvalsh(lower).cpu().numpy())
     except RuntimeError as error:
         raise ConvergenceError(f"the eigenvalue solver failed: {error}") from error
+
+
+def _require_all_finite(stack: Tensor, numbers: Sequence[int]) -> None:
+    """Matrices with these numbers in the batch; no temporary of their size."""
+    ends = torch.stack(torch.aminmax(stack.flatten(1), dim=1))
+    finite = torch.isfinite(ends).all(dim=0).cpu().numpy()
+    worst = numbers[int(np.argmin(finite))]
+    require_finite(bool(finite.all()), f"matrix {worst} of the batch")
+
+
+def _kind(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _coarse_products() -> bool:
@@ -325,14 +419,14 @@ def _coarse_products() -> bool:
     return precision not in {"none", "ieee"}
 
 
-def _mirror_(matrix: Matrix) -> None:
-    """Copy the lower triangle to the upper one, without a second matrix."""
-    n = matrix.shape[0]
-    for i in range(0, n, _MIRRORED):
-        rows = slice(i, min(i + _MIRRORED, n))
-        matrix[:i, rows] = matrix[rows, :i].T
-        square = torch.tril(matrix[rows, rows])
-        matrix[rows, rows] = square + torch.tril(square, -1).T
+def _mirror_(matrix: Tensor) -> None:
+    """Copy the lower triangle to the upper one, of one matrix or several, without a second one."""
+    n, tile = matrix.shape[-1], _MIRRORED if matrix.ndim == 2 else solvers.BATCH_TILE
+    for i in range(0, n, tile):
+        rows = slice(i, min(i + tile, n))
+        matrix[..., :i, rows] = matrix[..., rows, :i].mT
+        square = torch.tril(matrix[..., rows, rows])
+        matrix[..., rows, rows] = square + torch.tril(square, -1).mT
 
 
 def _finite(levels: np.ndarray) -> np.ndarray:

@@ -34,6 +34,9 @@ THREADS = {"bulge_chase": 256, "sturm_prepare": 256, "sturm_bisect": 128}
 SCAN_THREADS = 128
 """Threads of a block of csrc/powerlaw_scan.cu, which is compiled for them."""
 
+PANEL_THREADS = 512
+"""Threads of a block of csrc/panel_batch.cu."""
+
 SPIN_LIMIT = 1 << 24
 """How often a block looks for its predecessor before the kernel reports failure (some seconds)."""
 
@@ -174,6 +177,35 @@ class Kernels:
         arguments = (stack, *sizes, levels, n, info)
         self._run("batched_small", stack, grid, block, *arguments, shared=shared)
         return levels.cpu().numpy(), info.cpu().numpy()
+
+    def batched_panels(
+        self, given: Float[Tensor, "batch b rows"]
+    ) -> tuple[
+        Float[Tensor, "batch rows k"], Float[Tensor, "batch k k"], Float[Tensor, "batch k b"]
+    ]:
+        """QR of a batch of panels, (I - V T Vᵀ) R, one block for each.
+
+        Args:
+            given: The panels column by column, each column contiguous, entries of order 1.
+
+        Returns:
+            V, unit lower trapezoidal, T, upper triangular, and R, with k = min(rows, b).
+        """
+        batch, b, rows = given.shape
+        k, shared = min(rows, b), solvers.batched_panel_bytes(rows, b, given.element_size())
+        v = torch.empty((batch, b, rows), dtype=given.dtype, device=self._device)
+        t, r = self._zeros((2, batch, b, b), given.dtype)
+        grid, block = (min(batch, _GRID_LIMIT),), (PANEL_THREADS,)
+        sizes = (given.stride(1), given.stride(0), rows, np.int32(b), batch)
+        self._run("panel_batch", given, grid, block, given, *sizes, v, t, r, shared=shared)
+        return v[:, :k].mT, t[:, :k, :k], r[:, :k]
+
+    def library_version(self) -> tuple[int, ...] | None:
+        """Version of the cuSOLVER that CuPy calls; None where CuPy does not tell."""
+        try:
+            return tuple(self._cupy.cuda.cusolver._getVersion())
+        except Exception:  # of any kind: a private name, a library that it loads late
+            return None
 
     def library_eigvalsh(self, matrix: Matrix) -> np.ndarray:
         """``cupy.linalg.eigvalsh``: cuSOLVER's ``Xsyevd``.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
+from hessrmt.backend.cusolver import LOWER, TYPES
 from hessrmt.backend.distributed import DistributedBackend
 from hessrmt.errors import ConvergenceError, DeviceError
 
@@ -23,12 +24,6 @@ if TYPE_CHECKING:
 
     from hessrmt.backend.distributed import Layout
     from hessrmt.backend.world import World
-
-_LOWER = 0
-"""``CUBLAS_FILL_MODE_LOWER``."""
-
-_TYPES = {torch.float64: 1, torch.float32: 0}
-"""``CUDA_R_64F`` and ``CUDA_R_32F``."""
 
 
 class Libraries(NamedTuple):
@@ -127,13 +122,13 @@ class CusolverMpBackend(DistributedBackend):
         self, layout: Layout, dtype: torch.dtype, matrix: int, values: int
     ) -> Iterator[tuple[int, ...]]:
         """What the routine and the query of its workspace have in common."""
-        n, block, kind, no_vectors = layout.n, layout.block, _TYPES[dtype], 0
+        n, block, kind, no_vectors = layout.n, layout.block, TYPES[dtype], 0
         descriptor = self._solver.create_matrix_desc(
             self._grid, kind, n, n, block, block, 0, 0, len(layout.rows)
         )
         try:
             yield (
-                *(self._handle, ctypes.addressof(_JOB), _LOWER, n),
+                *(self._handle, ctypes.addressof(_JOB), LOWER, n),
                 *(matrix, 1, 1, descriptor, values),
                 *(no_vectors, 1, 1, descriptor, kind),
             )

@@ -1,12 +1,13 @@
 """Which eigenvalue solver a GPU takes at which size, and the memory that each needs.
 
-The one table of thresholds. None of it has been measured on a GPU yet: until
-``scripts/gpu_check.py`` has run on one and its record is in ``benchmarks/results``, every size goes
-to the library (cuSOLVER) unless the two-stage solver is asked for (``HESSRMT_SOLVER=two-stage``).
+The one table of thresholds. None of it has been measured on a GPU yet: the values come from a model
+of an H100 (:data:`BASIS`), to be replaced by those that ``scripts/gpu_check.py`` proposes once it
+has run on one and its record is in ``benchmarks/results``. ``HESSRMT_SOLVER`` overrules it.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from bisect import bisect_right
 from typing import NamedTuple
@@ -16,14 +17,41 @@ from hessrmt.errors import DeviceError
 POLICIES = ("auto", "two-stage", "library")
 """What may be asked for; the last two are also the routes that a matrix may take."""
 
+XSYEV, BATCHED = "XsyevBatched", "batched two-stage"
+"""Routes of a stack: cuSOLVER's solver for batches, and ours."""
+
 VARIABLE = "HESSRMT_SOLVER"
 """Environment variable that holds the policy."""
 
-TWO_STAGE_FROM: dict[str, int | None] = {"float64": None, "float32": None}
-"""Smallest n at which the two-stage solver is faster; None: not measured, the library is taken."""
+BASIS = "modelled, not measured"
+"""What the thresholds of this file rest on."""
+
+TWO_STAGE_FROM: dict[str, int | None] = {"float64": 8_000, "float32": 14_000}
+"""Smallest n at which the two-stage solver is taken before a one-stage cuSOLVER; None: never.
+
+Where the slower estimate of ours meets the faster one of cuSOLVER 12.0 (CUDA 13.0). That streams
+the matrix through memory, half as long in float32; panels and bulge chase wait as long in both.
+"""
+
+OWN_TWO_STAGE = (12, 4, 1)
+"""The cuSOLVER (CUDA 13.5) that first has two stages of its own: from it on the library is taken at
+every n, until ours is measured against it."""
+
+BATCH_LIMIT = 3_000
+"""Largest n of which several matrices are solved in one stack; larger ones fill a GPU alone."""
+
+BATCHED_FROM: dict[str, int | None] = {"float64": None, "float32": None}
+"""Smallest n at which a stack takes the batched two-stage solver though cuSOLVER has one for
+batches; None: only where it has none."""
 
 HALF_WIDTHS = (64, 32, 16)
 """Half-widths of the band; the first whose two blocks fit in shared memory is taken."""
+
+BATCH_HALF_WIDTH = 32
+"""Largest half-width of a batch's bands: panels and chase cost less, small products more."""
+
+BATCH_TILE = 256
+"""Rows and columns of a batch's matrices that are mirrored at a time."""
 
 COLLECTED = 512
 """Columns that stage 1 collects before it updates the matrix (double blocking); not measured."""
@@ -32,7 +60,7 @@ SMALL_LIMIT = 160
 """Largest n of one block per matrix, where shared memory holds it; not measured."""
 
 LIBRARY_NUMBERS = 2**31 - 1
-"""Numbers in one call of torch's solver on a GPU, n · lda · batch (torch 2.12 and later)."""
+"""Numbers in one call of XsyevBatched, n · lda · batch; torch from 2.12 on calls nothing else."""
 
 OPT_IN = 48 * 1024
 """Bytes of dynamic shared memory above which a block must ask for it."""
@@ -57,8 +85,39 @@ class SolverMemory(NamedTuple):
     workspace: int
 
 
-def route(policy: str, n: int, dtype: str) -> str:
+def two_stage_from(dtype: str, version: tuple[int, ...] | None) -> int | None:
+    """Smallest n of the two-stage solver where nothing is forced.
+
+    Args:
+        dtype: ``"float64"`` or ``"float32"``.
+        version: Of the cuSOLVER that would be taken instead; None if it is not known.
+
+    Returns:
+        A dimension; None: the library is taken at every n.
+    """
+    return None if version is None or version >= OWN_TWO_STAGE else TWO_STAGE_FROM[dtype]
+
+
+def route(policy: str, n: int, dtype: str, version: tuple[int, ...] | None) -> str:
     """The solver for one matrix.
+
+    Args:
+        policy: What was asked for.
+        n: Dimension.
+        dtype: ``"float64"`` or ``"float32"``.
+        version: Of the cuSOLVER that would be taken instead; None if it is not known.
+
+    Returns:
+        Its name.
+    """
+    if policy != "auto":
+        return policy
+    threshold = two_stage_from(dtype, version)
+    return "library" if threshold is None or n < threshold else "two-stage"
+
+
+def batch_routes(policy: str, n: int, dtype: str) -> tuple[str, ...]:
+    """Solvers for a stack of matrices of more than :data:`SMALL_LIMIT` rows, the first one first.
 
     Args:
         policy: What was asked for.
@@ -66,40 +125,81 @@ def route(policy: str, n: int, dtype: str) -> str:
         dtype: ``"float64"`` or ``"float32"``.
 
     Returns:
-        Its name.
+        Their names; after them, one matrix after another.
     """
+    if n > BATCH_LIMIT:
+        return ()
     if policy != "auto":
-        return policy
-    threshold = TWO_STAGE_FROM[dtype]
-    return "library" if threshold is None or n < threshold else "two-stage"
+        return (BATCHED,) if policy == "two-stage" else (XSYEV,)
+    threshold = BATCHED_FROM[dtype]
+    ours_first = threshold is not None and n >= threshold
+    return (BATCHED, XSYEV) if ours_first else (XSYEV, BATCHED)
 
 
-def table(policy: str, library: str, two_stage: str, *, kernels: bool) -> dict[str, str]:
-    """The routes in words, for people.
+def table(
+    policy: str,
+    words: dict[str, str],
+    batches: dict[str, str],
+    *,
+    kernels: bool,
+    version: tuple[int, ...] | None,
+) -> dict[str, str]:
+    """The routes in words, for people, with the reason.
 
     Args:
         policy: What was asked for.
-        library: The library's solver in words.
-        two_stage: The two-stage solver in words.
+        words: For each route of one matrix.
+        batches: For each route of a stack that is there.
         kernels: Whether kernels can be compiled at all.
+        version: Of the cuSOLVER that is called for one matrix; None if it is not known.
 
     Returns:
         From a range of sizes to its route.
     """
-    rows = {}
-    for dtype, threshold in TWO_STAGE_FROM.items():
-        if not kernels or policy == "library":
+    library, two_stage, rows = words["library"], words["two-stage"], {}
+    cusolver = "cuSOLVER of unknown version" if version is None else f"cuSOLVER {dotted(version)}"
+    for dtype in TWO_STAGE_FROM:
+        threshold = two_stage_from(dtype, version)
+        if policy == "library":
             rows[f"{dtype}, any n"] = library
+        elif not kernels:
+            rows[f"{dtype}, any n"] = f"{library}; the two-stage solver needs CuPy"
         elif policy == "two-stage":
             rows[f"{dtype}, any n"] = f"{two_stage}, forced by {VARIABLE}"
         elif threshold is None:
-            rows[f"{dtype}, any n"] = f"{library}; two-stage not measured yet on a GPU"
+            own = version is not None and version >= OWN_TWO_STAGE
+            why = f"{cusolver} has two stages of its own, " if own else f"{cusolver}, "
+            rows[f"{dtype}, any n"] = f"{library}; {why}against which ours is not measured"
         else:
-            rows[f"{dtype}, n < {threshold:,}"] = library
-            rows[f"{dtype}, n >= {threshold:,}"] = two_stage
-    small = kernels and policy != "library"
-    one = "one block per matrix, where shared memory holds it; not measured yet on a GPU"
-    return rows | {f"batches, n <= {SMALL_LIMIT}": one if small else "torch.linalg.eigvalsh"}
+            rows[f"{dtype}, n < {threshold:,}"] = f"{library}; {BASIS}"
+            why = f"{cusolver} has one stage; {BASIS}"
+            rows[f"{dtype}, n >= {threshold:,}"] = f"{two_stage}; {why}"
+    small = f"one block per matrix, where shared memory holds it; {BASIS}"
+    ours = kernels and policy != "library"
+    rows[f"batches, n <= {SMALL_LIMIT}"] = small if ours else "torch.linalg.eigvalsh"
+    for dtype, threshold in BATCHED_FROM.items():
+        begin, end = SMALL_LIMIT + 1, BATCH_LIMIT + 1
+        starts = [begin, *([threshold] if threshold and begin < threshold < end else [])]
+        for start, stop in itertools.pairwise([*starts, end]):
+            taken = next((r for r in batch_routes(policy, start, dtype) if r in batches), None)
+            said = "one after another" if taken is None else batches[taken]
+            if taken and policy == "auto":
+                unknown = taken == XSYEV and threshold is None
+                said += f"; {'ours is not measured against it' if unknown else BASIS}"
+            rows[f"batches, {dtype}, {start:,} <= n < {stop:,}"] = said
+    return rows
+
+
+def dotted(version: tuple[int, ...]) -> str:
+    """A version in words.
+
+    Args:
+        version: Its numbers.
+
+    Returns:
+        E.g. ``"12.0.4"``.
+    """
+    return ".".join(map(str, version))
 
 
 def small_shared_bytes(n: int, itemsize: int) -> int:
@@ -142,6 +242,20 @@ def chase_shared_bytes(b: int, itemsize: int, threads: int) -> int:
         A number of bytes.
     """
     return 8 + itemsize * (2 * b * (b + 1) + 2 * max(b, threads) + 4 * b)
+
+
+def batched_panel_bytes(rows: int, b: int, itemsize: int) -> int:
+    """Dynamic shared memory of a block of csrc/panel_batch.cu.
+
+    Args:
+        rows: Of a panel.
+        b: Its columns.
+        itemsize: Bytes of a number.
+
+    Returns:
+        A number of bytes.
+    """
+    return itemsize * (rows + 34 * b)
 
 
 def half_width(shared: int, itemsize: int, threads: int) -> int:
@@ -207,6 +321,32 @@ def plan(solver: str, n: int, itemsize: int) -> SolverMemory:
     b = max(HALF_WIDTHS)
     numbers = 4 * max(b, COLLECTED) + 8 * b + (2 * b + 1) + 2
     return SolverMemory(matrix, n * numbers * itemsize + 8 * (3 * n + 2) + 4 * (n + 2) + _FIXED)
+
+
+def together(solver: str, n: int, itemsize: int, free: int) -> int:
+    """How many matrices are solved in one stack.
+
+    Ours: the copy of a matrix, a panel with its products, both sides of an update, the band, d
+    and e, flags, and stage 3 in float64. XsyevBatched: the copy, and as much for its workspace,
+    whose size the library itself says once the stack is there.
+
+    Args:
+        solver: Of :func:`batch_routes`.
+        n: Dimension.
+        itemsize: Bytes of a number: 8 or 4.
+        free: Bytes free beside the matrices that were given.
+
+    Returns:
+        A number of matrices; 0 if none fits.
+    """
+    tiles = 3 * min(n, BATCH_TILE) ** 2
+    each = 2 * n * n * itemsize + 8 * n
+    if solver == BATCHED:
+        b = min(max(HALF_WIDTHS), BATCH_HALF_WIDTH)
+        numbers = n * (n + 9 * b + (2 * b + 1) + 2) + 4 * b * b + tiles
+        each = numbers * itemsize + 8 * (3 * n + 2) + 4 * (n + 1)
+    most = max(0, free - _FIXED) // each
+    return min(most, LIBRARY_NUMBERS // (n * n))
 
 
 def largest(solver: str, total: int, itemsize: int) -> int:

@@ -24,7 +24,7 @@ from hessrmt.errors import ConvergenceError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from jaxtyping import Float
+    from jaxtyping import Float, Float64
     from torch import Tensor
 
     from hessrmt.arrays import Levels, Matrix
@@ -55,7 +55,12 @@ def two_stage_eigenvalues(
             larger than the largest float64.
     """
     factor = prescale_(a)
-    levels = np.sort(tridiagonal(*chase(to_band(a, b, outer), b)))
+    return _unscaled(tridiagonal(*chase(to_band(a, b, outer), b)), factor)
+
+
+def _unscaled(levels: np.ndarray, factor: Any) -> np.ndarray:
+    """Eigenvalues in order and by the scale of the matrix that was given."""
+    levels = np.sort(levels)
     with np.errstate(over="ignore"):
         levels /= factor
     if not np.all(np.isfinite(levels)):
@@ -84,8 +89,7 @@ def prescale_(a: Matrix) -> float:
     smallest = math.sqrt(float(of.tiny) / float(of.eps))
     if largest == 0 or smallest <= largest <= 1 / smallest:
         return 1.0
-    exponent = -math.frexp(largest)[1]
-    factor = math.ldexp(1.0, max(int(of.minexp), min(exponent, int(of.maxexp) - 2)))
+    factor = _factor(largest, of)
     a *= factor
     return factor
 
@@ -156,3 +160,74 @@ def _panel(panel: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     # unlike an inverse, which reports singular matrices, it does not wait for the device
     W = torch.linalg.solve_triangular(inverse, V, upper=True, left=False)
     return V, W, torch.triu(h[:k])
+
+
+# A batch
+
+
+def two_stage_batch(
+    a: Float[Tensor, "batch n n"],
+    b: int,
+    *,
+    panels: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]],
+    chase: Callable[[Tensor, int], tuple[Any, Any]],
+    tridiagonal: Callable[[Any, Any], np.ndarray],
+) -> Float64[np.ndarray, "batch n"]:
+    """All eigenvalues of each of several symmetric matrices of one size.
+
+    Args:
+        a: (batch, n, n) symmetric, finite, at least one, n >= 1, float64 or float32; overwritten.
+        b: Half-width of the bands in between.
+        panels: Of the first stage (:func:`to_bands`).
+        chase: Second stage, (bands, b) to (diagonals, subdiagonals).
+        tridiagonal: Third stage, (diagonals, subdiagonals) to float64 eigenvalues.
+
+    Returns:
+        (batch, n) float64, each row ascending.
+
+    Raises:
+        ConvergenceError: If an eigenvalue is not finite, as in :func:`two_stage_eigenvalues`.
+    """
+    of = np.finfo(str(a.dtype).removeprefix("torch."))
+    largest = torch.maximum(a.amax((1, 2)), -a.amin((1, 2))).tolist()
+    # always, since csrc/panel_batch.cu relies on it
+    factors = np.array([[[_factor(x, of)]] for x in largest])
+    a *= torch.from_numpy(factors).to(a)
+    levels = tridiagonal(*chase(to_bands(a, b, panels), b))
+    return _unscaled(levels, factors[:, 0])
+
+
+def to_bands(
+    a: Float[Tensor, "batch n n"], b: int, panels: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
+) -> Float[Tensor, "batch n width"]:
+    """:func:`to_band` of several matrices of one size at once, with an update for each panel.
+
+    Args:
+        a: (batch, n, n) symmetric, scaled to entries of order 1; overwritten.
+        b: Half-width of the bands, at least 1.
+        panels: QR of panels (batch, b, rows), given column by column: (I - V T Vᵀ) R as V (batch,
+            rows, k), T (batch, k, k) and R (batch, k, b), k = min(rows, b).
+
+    Returns:
+        (batch, n, 2b+1) bands, as of :func:`to_band`.
+    """
+    batch, n, _ = a.shape
+    for i in range(0, n - b - 1, b):
+        low = i + b
+        V, T, R = panels(a[:, i:low, low:])  # by rows of the mirror image: contiguous
+        a[:, low : low + R.shape[1], i:low] = R
+        W, trailing = V @ T, a[:, low:, low:]
+        AW = trailing @ W
+        Z = AW - V @ ((W.mT @ AW) / 2)
+        trailing.baddbmm_(torch.cat([V, Z], 2), torch.cat([Z, V], 2).mT, alpha=-1)
+
+    bands = a.new_zeros(batch, n, 2 * b + 1)
+    for k in range(min(b + 1, n)):
+        bands[:, : n - k, k] = torch.diagonal(a, -k, 1, 2)
+    return bands
+
+
+def _factor(largest: float, of: np.finfo[Any]) -> float:
+    """The power of two that brings a number near 1; 1 for 0."""
+    exponent = -math.frexp(largest)[1]
+    return math.ldexp(1.0, max(int(of.minexp), min(exponent, int(of.maxexp) - 2)))
