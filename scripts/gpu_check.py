@@ -63,6 +63,7 @@ STEPS = (
     Step("staircase", 30),
     Step("small batches", 40),
     Step("sturm", 30),
+    Step("panel", 40),
     Step("bulge chase", 60),
     Step("two-stage", 60),
     Step("n = 20,060", 90),

@@ -7,6 +7,7 @@ from dense_symmetric import error, families, levels_of_band, sizes
 from scipy import linalg
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from hessrmt.backend import twostage
 from hessrmt.backend.twostage import prescale_, to_band, two_stage_eigenvalues
 from hessrmt.errors import ConvergenceError
 
@@ -42,6 +43,14 @@ def test_the_band_has_the_eigenvalues_of_every_kind_at_every_size(b, n, dtype):
 def test_double_blocking(outer):
     a = families(43, 4)["random"]
     assert error(two_stage(a, 4, outer), linalg.eigvalsh(a)) < BOUND
+
+
+@pytest.mark.parametrize("square", [1, 3, 7, 42])
+def test_updates_by_block_columns_of_the_lower_triangle(monkeypatch, square):
+    monkeypatch.setattr(twostage, "_SQUARE", square)
+    for kind in ("random", "graded", "graded up"):
+        a = families(43, 4)[kind]
+        assert error(two_stage(a, 4, 8), linalg.eigvalsh(a)) < BOUND, kind
 
 
 def test_the_matrix_is_worked_on_in_place():
