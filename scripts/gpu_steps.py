@@ -396,7 +396,7 @@ def panel(machine: Machine) -> Iterator[Entry]:
     b = machine.kernels.half_width(8)
     for dtype in DTYPES:
         for m in machine.sizes.panels:
-            for kind, a in dense_symmetric.panels(m, b, np.dtype(kind_of(dtype))).items():
+            for kind, a in dense_symmetric.panels(m, b, np.dtype(kind_of(dtype)).type).items():
                 factor, check = machine.kernels.panels(m, b, dtype)
                 found = factor(machine.there(a))
                 check()
@@ -407,14 +407,14 @@ def panel(machine: Machine) -> Iterator[Entry]:
         there = wide[:, b:]  # rows are farther apart than they are long, as those of a matrix
         seconds = {}
         for route, work in (("geqrf", torch.geqrf), ("geqrf, V and W", geqrf_panel)):
-            times, found = machine.seconds(lambda work=work: work(there))
+            times, found = machine.seconds(lambda work=work, there=there: work(there))
             seconds[route] = statistics.median(times)
         expected, usual = found[2].cpu().numpy(), solvers.PANEL_ROWS
         for rows in (usual // 2, 2 * usual, usual):
             try:
                 solvers.PANEL_ROWS = rows
                 factor, check = machine.kernels.panels(m, b, there.dtype)
-                times, found = machine.seconds(lambda factor=factor: factor(there))
+                times, found = machine.seconds(lambda factor=factor, there=there: factor(there))
             finally:
                 solvers.PANEL_ROWS = usual
             check()

@@ -29,7 +29,7 @@ COLLECTED = 512
 """Columns that stage 1 collects before it updates the matrix (double blocking); not measured."""
 
 PANEL_ROWS = 128
-"""Rows of a panel in each block of csrc/panel_qr.cu, more only where blocks run out; not measured."""
+"""Rows of a panel in each block of csrc/panel_qr.cu, more where blocks run out; not measured."""
 
 SMALL_LIMIT = 160
 """Largest n of one block per matrix, where shared memory holds it; not measured."""

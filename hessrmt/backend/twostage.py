@@ -7,8 +7,7 @@ is the double blocking of Wang et al. 2024.
 
 The first stage is torch on any device, on a GPU with panels by csrc/panel_qr.cu; there nothing in
 its loop waits for the device. The method is backward stable: |λ̂ - λ| ≤ c n ε ‖A‖₂ with ε of the
-matrix's own type, which says nothing about the relative error of small eigenvalues.|λ̂ - λ| ≤ c n ε ‖A‖₂ with ε of the matrix's own type, which says nothing
-about the relative error of small eigenvalues.
+matrix's own type, which says nothing about the relative error of small eigenvalues.
 """
 
 from __future__ import annotations
@@ -96,9 +95,7 @@ def prescale_(a: Matrix) -> float:
     return factor
 
 
-def to_band(
-    a: Matrix, b: int, outer: int, panel: Panel | None = None
-) -> Float[Tensor, "n width"]:
+def to_band(a: Matrix, b: int, outer: int, panel: Panel | None = None) -> Float[Tensor, "n width"]:
     """Reduce a dense symmetric matrix to a band by orthogonal similarity, in place.
 
     For every panel of b columns below the band: A_panel = (I - V T Vᵀ) R, W = V T,
