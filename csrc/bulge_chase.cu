@@ -1,5 +1,6 @@
 #include "common.cuh"
 #include "flags.cuh"
+#include "householder.cuh"
 
 // Symmetric band -> tridiagonal by bulge chasing, for a batch of matrices of one size.
 //
@@ -36,37 +37,12 @@
 // passed a barrier, and counts its own step up after a barrier, with release. The pointers are
 // neither const nor __restrict__: no read may go through the read-only cache.
 
-template <typename T>
-struct Reflector {  // H = I - tau v v^T, v = (1, x / big * scale), H (alpha, x) = (beta, 0)
-    T beta, tau, big, scale;
-};
-
-__device__ inline double least_square(double) { return 1e-280; }
-__device__ inline double most_square(double) { return 1e300; }
-__device__ inline float least_square(float) { return 1e-30f; }
-__device__ inline float most_square(float) { return 1e36f; }
-
-// x . y over [from, to), in four sums so that the additions need not wait for each other.
-template <typename T>
-__device__ T dot(const T *x, const T *y, int from, int to) {
-    T a = 0, b = 0, c = 0, d = 0;
-    int i = from;
-    for (; i + 3 < to; i += 4) {
-        a += x[i] * y[i];
-        b += x[i + 1] * y[i + 1];
-        c += x[i + 2] * y[i + 2];
-        d += x[i + 3] * y[i + 3];
-    }
-    for (; i < to; ++i) a += x[i] * y[i];
-    return (a + b) + (c + d);
-}
-
 // Every thread computes the same. Scaled only where squares would lose bits, or all.
 template <typename T>
 __device__ Reflector<T> reflector(const T *x, int rows) {
     T big = 1, alpha = x[0], tail = dot(x, x, 1, rows);
     const T square = alpha * alpha + tail;
-    if (!(square >= least_square(alpha) && square <= most_square(alpha))) {
+    if (!keeps_bits(square)) {
         big = fabs(alpha);
         for (int i = 1; i < rows; ++i) big = fabs(x[i]) > big ? fabs(x[i]) : big;
         if (big == (T)0) return {square, 0, 1, 0};  // zeros; or NaN, which stays one
@@ -74,30 +50,8 @@ __device__ Reflector<T> reflector(const T *x, int rows) {
         tail = 0;
         for (int i = 1; i < rows; ++i) tail += (x[i] / big) * (x[i] / big);
     }
-    if (tail == (T)0) return {x[0], 0, 1, 0};  // nothing to annihilate: H = I
-    const T norm = sqrt(alpha * alpha + tail);
-    const T beta = alpha > (T)0 ? -norm : norm;
-    return {beta * big, (beta - alpha) / beta, big, (T)1 / (alpha - beta)};
-}
-
-// A thread's share of a block of b rows: rows row, row + step, ...; of the columns (or of a sum)
-// every parts-th from part on.
-struct Share {
-    int row, step, part, parts;
-};
-
-__device__ inline Share share_of(int b) {
-    const int t = threadIdx.x, threads = blockDim.x;
-    if (threads < b) return {t, threads, 0, 1};
-    const int parts = threads / b;
-    return {t < parts * b ? t % b : b, b, t / b, parts};  // threads left over get no row
-}
-
-template <typename T>
-__device__ T sum_of_parts(const T *sums, int i, int b, int parts) {
-    T sum = 0;
-    for (int p = 0; p < parts; ++p) sum += sums[p * b + i];
-    return sum;
+    if (tail == (T)0) return {x[0], 0, 1, 0};
+    return reflector(alpha, tail, big);
 }
 
 #define FETCH 8
@@ -194,20 +148,6 @@ __device__ void chase_step(T *band, int n, int b, int r0, bool first, const Shar
                 w.middle[c * pitch + r] - v * (w.p[c] - half * w.now[c]) - q * w.now[c];
     }
     __syncthreads();
-}
-
-// Whether the flag came to its value; if not, or if another block failed, the kernel gives up.
-__device__ inline bool wait_for(const unsigned *flag, unsigned value, unsigned *failure,
-                                unsigned sweep, unsigned spin_limit) {
-    for (unsigned spin = 0; spin < spin_limit; ++spin) {
-        if (load_acquire(flag) >= value) return true;
-        if (spin % 64 == 63) {
-            if (load_acquire(failure)) return false;
-            __nanosleep(64);
-        }
-    }
-    atomicCAS(failure, 0u, sweep + 1);
-    return false;
 }
 
 template <typename T>

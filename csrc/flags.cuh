@@ -22,3 +22,18 @@ __device__ inline T *dynamic_shared() {
 }
 
 #endif
+
+// Whether the flag came to its value within spin_limit looks; if not, or if another waiter failed,
+// the kernel is to give up: *failure is then 1 + who of the first that waited in vain.
+__device__ inline bool wait_for(const unsigned *flag, unsigned value, unsigned *failure,
+                                unsigned who, unsigned spin_limit) {
+    for (unsigned spin = 0; spin < spin_limit; ++spin) {
+        if (load_acquire(flag) >= value) return true;
+        if (spin % 64 == 63) {
+            if (load_acquire(failure)) return false;
+            __nanosleep(64);
+        }
+    }
+    atomicCAS(failure, 0u, who + 1);
+    return false;
+}

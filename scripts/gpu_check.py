@@ -63,6 +63,7 @@ STEPS = (
     Step("power-law scan", 30),
     Step("small batches", 40),
     Step("sturm", 30),
+    Step("panel", 40),
     Step("bulge chase", 60),
     Step("banded", 30),
     Step("two-stage", 60),

@@ -40,7 +40,11 @@ from hessrmt.backend.cpu import CpuBackend  # noqa: E402
 from hessrmt.backend.cuda import CudaBackend  # noqa: E402
 from hessrmt.backend.cuda_kernels import KernelError, Kernels  # noqa: E402
 from hessrmt.backend.select import select  # noqa: E402
-from hessrmt.backend.twostage import two_stage_batch, two_stage_eigenvalues  # noqa: E402
+from hessrmt.backend.twostage import (  # noqa: E402
+    geqrf_panel,
+    two_stage_batch,
+    two_stage_eigenvalues,
+)
 from hessrmt.curvature.spectrum import compute  # noqa: E402
 from hessrmt.levels import unfolding  # noqa: E402
 from hessrmt.levels.goodness import LAWS, SurrogatePlan, simulate_nulls  # noqa: E402
@@ -63,6 +67,8 @@ class Sizes(NamedTuple):
     Attributes:
         few: n of kernels that are one launch.
         small: n of one block per matrix.
+        panels: Rows of panels, every kind.
+        tall: Rows of panels that are timed.
         chased: n of bulge chases.
         two_stage: n of whole problems.
         timed: Names of the steps of one matrix, and its n.
@@ -77,6 +83,8 @@ class Sizes(NamedTuple):
 
     few: tuple[int, ...]
     small: tuple[int, ...]
+    panels: tuple[int, ...]
+    tall: tuple[int, ...]
     chased: tuple[int, ...]
     two_stage: tuple[int, ...]
     timed: dict[str, int]
@@ -93,6 +101,8 @@ TIMED = {"n = 20,060": 20_060, "n = 10,000": 10_000, "n = 5,000": 5_000, "n = 40
 GPU = Sizes(
     few=(1, 2, 31, 33, 65, 1000),
     small=(1, 2, 31, 32, 33, 64, 100, 160),
+    panels=(1, 2, 63, 64, 65, 129, 1000),
+    tall=(5_000, 20_000, 40_000),
     chased=(1, 2, 65, 130, 500),
     two_stage=(1, 2, 65, 200, 1000),
     timed=TIMED,
@@ -107,6 +117,8 @@ GPU = Sizes(
 STAND_IN = Sizes(
     few=(1, 2, 31, 33, 65),
     small=(1, 2, 5, 33),
+    panels=(1, 3, 5, 30),
+    tall=(20, 40, 60),
     chased=(1, 2, 33, 70),
     two_stage=(1, 2, 9, 30),
     timed=dict(zip(TIMED, (50, 40, 20, 60), strict=True)),
@@ -119,7 +131,13 @@ STAND_IN = Sizes(
     repeats=1,
 )
 SANITIZED = GPU._replace(
-    few=(1, 33, 70), small=(1, 33, 70), chased=(1, 70), two_stage=(2, 70), repeats=1
+    few=(1, 33, 70),
+    small=(1, 33, 70),
+    panels=(33, 300),
+    tall=(),
+    chased=(1, 70),
+    two_stage=(2, 70),
+    repeats=1,
 )
 
 
@@ -391,6 +409,48 @@ def banded(machine: Machine) -> Iterator[Entry]:
             yield compared(f"banded, r = {width}, n = {n}", found, expected, allowed)
 
 
+def panel(machine: Machine) -> Iterator[Entry]:
+    """QR of panels of every kind by all blocks together; seconds of tall ones, and of geqrf's."""
+    b = machine.kernels.half_width(8)
+    for dtype in DTYPES:
+        for m in machine.sizes.panels:
+            for kind, a in dense_symmetric.panels(m, b, np.dtype(kind_of(dtype)).type).items():
+                factor, check = machine.kernels.panels(m, b, dtype)
+                found = factor(machine.there(a))
+                check()
+                yield from panel_entries(f"{kind}, m = {m}, {kind_of(dtype)}", a, found)
+    for m in machine.sizes.tall:
+        draw = rng.stream(0, "gpu_check", "panel", m)
+        wide = machine.there(draw.normal(size=(m, 2 * b)))
+        there = wide[:, b:]  # rows are farther apart than they are long, as those of a matrix
+        seconds = {}
+        for route, work in (("geqrf", torch.geqrf), ("geqrf, V and W", geqrf_panel)):
+            times, found = machine.seconds(lambda work=work, there=there: work(there))
+            seconds[route] = statistics.median(times)
+        expected, usual = found[2].cpu().numpy(), solvers.PANEL_ROWS
+        for rows in (usual // 2, 2 * usual, usual):
+            try:
+                solvers.PANEL_ROWS = rows
+                factor, check = machine.kernels.panels(m, b, there.dtype)
+                times, found = machine.seconds(lambda factor=factor, there=there: factor(there))
+            finally:
+                solvers.PANEL_ROWS = usual
+            check()
+            seconds[f"panel_qr, {rows} rows a block"] = statistics.median(times)
+        yield from panel_entries(f"m = {m:,}", there.cpu().numpy(), found)
+        # random columns are nearly orthogonal: R is as well determined as Q R
+        allowed = dense_symmetric.PANEL_BOUND * b * EPS * float(torch.linalg.norm(there))
+        yield compared(f"panel, m = {m:,}, R of geqrf", found[2].cpu(), expected, allowed)
+        yield {"what": f"seconds of a panel, m = {m:,}", "b": b, "seconds": seconds}
+
+
+def panel_entries(what: str, a: np.ndarray, factors: Any) -> Iterator[Entry]:
+    """Backward error and orthogonality of a panel's factors."""
+    residual, apart = dense_symmetric.panel_errors(a, *(x.cpu().numpy() for x in factors))
+    yield compared(f"panel, {what}, A - QR", residual, 0.0, dense_symmetric.PANEL_BOUND)
+    yield compared(f"panel, {what}, QᵀQ - 1", apart, 0.0, dense_symmetric.PANEL_BOUND)
+
+
 def bulge_chase(machine: Machine) -> Iterator[Entry]:
     """Bands of half-width 16, 32 and 64, zero ones and such as are tridiagonal already."""
     from scipy.linalg import eigvals_banded, eigvalsh_tridiagonal
@@ -468,9 +528,11 @@ def staged(machine: Machine, a: torch.Tensor, b: int, outer: int) -> tuple[np.nd
         Eigenvalues, and the seconds of each stage.
     """
     stages, ours = Stages(machine), machine.kernels
+    panels = ours.panels(len(a), b, a.dtype)
 
     def chased(band: torch.Tensor, b: int) -> tuple[torch.Tensor, torch.Tensor]:
         stages.mark("dense to band")
+        panels.check()
         found = ours.chase(band, b)
         stages.mark("band to tridiagonal")
         return found
@@ -481,7 +543,8 @@ def staged(machine: Machine, a: torch.Tensor, b: int, outer: int) -> tuple[np.nd
         return found
 
     stages.mark("start")
-    found = two_stage_eigenvalues(a, b, outer, chase=chased, tridiagonal=bisected)
+    rest = {"chase": chased, "tridiagonal": bisected}
+    found = two_stage_eigenvalues(a, b, outer, panel=panels.factor, **rest)
     return found, stages.seconds()
 
 
@@ -701,7 +764,7 @@ def twice(work: Callable[[str], Any]) -> tuple[list[Any], Entry]:
 
 def everything_small(machine: Machine) -> Iterator[Entry]:
     """All kernels on matrices of at most 70 rows, for compute-sanitizer."""
-    for step in (symmetrize, goe, scan, small, sturm, banded, bulge_chase, two_stage, stacks):
+    for step in (symmetrize, goe, scan, small, sturm, panel, banded, bulge_chase, two_stage, stacks):
         yield from step(machine)
 
 
@@ -757,6 +820,7 @@ STEPS: dict[str, Callable[[Machine], Iterator[Entry]]] = {
     "power-law scan": scan,
     "small batches": small,
     "sturm": sturm,
+    "panel": panel,
     "bulge chase": bulge_chase,
     "banded": banded,
     "two-stage": two_stage,

@@ -59,3 +59,52 @@ def levels_of_band(band, b):
 def sizes(b):
     """Orders at which something changes for half-width b."""
     return sorted({1, 2, 3, b - 1, b, b + 1, b + 2, 2 * b, 2 * b + 1, 5 * b + 3} - {0})
+
+
+# Panels of the first stage
+
+
+PANEL_BOUND = 10.0
+"""Of panel_errors: a reflector costs a small multiple of ε (Higham 2002, section 19.3)."""
+
+
+def panels(m, b, dtype=np.float64):
+    """Every kind of (m, b) panel; no square of an entry overflows, as after prescaling."""
+    rng = np.random.default_rng([m, b])
+    of = np.finfo(dtype)
+    noise, k = rng.normal(size=(m, b)), min(m, b)
+    top, least = np.sqrt(float(of.eps) / float(of.tiny)), float(of.tiny)
+    falling, to_zero = np.logspace(0, -16, b), np.logspace(0, np.log10(least), b)
+    factor = rng.normal(size=(m, max(1, k // 2)))
+    kinds = {
+        "random": noise,
+        "graded columns": noise * falling,
+        "graded up": noise * falling[::-1],
+        "graded rows": noise * np.logspace(0, -16, m)[:, None],
+        "down to the smallest number": noise * to_zero,
+        "up from the smallest number": noise * to_zero[::-1],
+        "nearly dependent": np.vander(np.linspace(0, 1, m), b, increasing=True),
+        "differ in the last digit": 1 + of.eps * rng.integers(0, 4, size=(m, b)),
+        "rank-deficient": factor @ rng.normal(size=(factor.shape[1], b)),
+        "rank 1": np.outer(factor[:, 0], noise[0]),
+        "ones": np.ones((m, b)),
+        "zero": np.zeros((m, b)),
+        "zero columns": np.where(np.arange(b) % 3 == 0, 0, noise),
+        "zero above": np.where(np.arange(m)[:, None] < k, 0, noise),
+        "triangular": np.triu(noise),
+        "huge": noise * top / 100,
+        "tiny": noise * 100 / top,
+    }
+    return {kind: a.astype(dtype) for kind, a in kinds.items()}
+
+
+def panel_errors(a, V, W, R):
+    """‖A - QR‖ / ‖A‖ and ‖QᵀQ - 1‖ in units of b ε, of the first columns of Q = 1 - W Vᵀ."""
+    unit = a.shape[1] * float(np.finfo(a.dtype).eps)
+    k = V.shape[1]
+    # divided twice: the reciprocal of a subnormal number overflows
+    big = float(np.abs(a).max()) or 1.0
+    A, V, W, R = a.astype(np.float64) / big, *(x.astype(np.float64) for x in (V, W, R))
+    Q = np.eye(len(A), k) - W @ V[:k].T
+    residual = linalg.norm(A - Q @ (R / big)) / (linalg.norm(A) or 1.0)
+    return residual / unit, linalg.norm(Q.T @ Q - np.eye(k)) / unit

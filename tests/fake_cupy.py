@@ -14,6 +14,8 @@ from host_kernels import Module, parameters
 from hessrmt.backend.kernels import csrc, source
 
 OPT_IN = 48 * 1024
+RESIDENT = 2
+"""Blocks of kernels that wait for each other that run at once."""
 
 
 class Kernel:
@@ -29,7 +31,7 @@ class Kernel:
         if any(type(x) is int for x in arguments):
             raise TypeError(f"{self.name}: a number without a type")
         assert min(*grid, *block) > 0, (self.name, grid, block)
-        at_once = 2 if self.name.startswith("bulge_chase") else 1
+        at_once = RESIDENT if self.name.startswith(("bulge_chase", "panel_qr")) else 1
         launch = self.module.launch
         launch(self.name, grid, block, *arguments, shared=shared_mem, at_once=at_once)
 
@@ -48,7 +50,7 @@ class Stream:
 class Device:
     # of an H100, but for the multiprocessors
     attributes = {  # noqa: RUF012
-        "MultiProcessorCount": 2,
+        "MultiProcessorCount": RESIDENT,
         "MaxSharedMemoryPerBlockOptin": 227 * 1024,
         "MaxSharedMemoryPerMultiprocessor": 228 * 1024,
         "MaxThreadsPerMultiProcessor": 2048,

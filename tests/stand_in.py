@@ -16,7 +16,7 @@ from hessrmt.backend import cuda, cuda_kernels, cusolver, solvers
 
 GB = 10**9
 # of launches whose number of threads the kernel leaves open: here each is one of the machine's
-FEW = {"bulge_chase": 4, "sturm_prepare": 4, "sturm_bisect": 8}
+FEW = {"bulge_chase": 4, "panel_qr": 8, "sturm_prepare": 4, "sturm_bisect": 8}
 
 
 def device_memory():
@@ -47,6 +47,7 @@ def replacements(memory):
         (cuda_kernels, "SPIN_LIMIT", 1 << 28),
         (solvers, "HALF_WIDTHS", (4,)),
         (solvers, "COLLECTED", 8),
+        (solvers, "PANEL_ROWS", 8),
         (cuda_kernels, "THREADS", cuda_kernels.THREADS | FEW),
     ]
 

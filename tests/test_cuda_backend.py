@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from cuda_samples import DTYPES, LIBRARY, close, fails, lower_only, symmetric
+from fake_cupy import Device
 from stand_in import GB
 
 from hessrmt.backend import cuda_kernels, kernels, select, solvers
@@ -29,7 +30,7 @@ from hessrmt.errors import ConfigError, ConvergenceError, DeviceError, NonFinite
 
 pytest_plugins = ["fake_gpu"]
 
-BLOCKS = dict(cuda_kernels.THREADS)
+BLOCKS, ROWS = dict(cuda_kernels.THREADS), solvers.PANEL_ROWS
 
 
 # Which route
@@ -129,8 +130,20 @@ def test_without_cupy_torch_does_it(torch_only):
 
 
 def nobody_waits(monkeypatch, *_):
-    """Blocks that never look at their predecessor: the bulge chase gives up."""
+    """Blocks that never look at another: the panel's QR gives up."""
     monkeypatch.setattr(cuda_kernels, "SPIN_LIMIT", 0)
+
+
+def nobody_waits_in_the_chase(monkeypatch, *_):
+    """Panels in one block, which has nobody to wait for."""
+    monkeypatch.setattr(cuda_kernels, "SPIN_LIMIT", 0)
+    monkeypatch.setattr(solvers, "PANEL_ROWS", 100)
+
+
+def not_resident(monkeypatch, cupy, kernels):
+    """Fewer blocks run at once than the device says: the panel's QR gives up."""
+    monkeypatch.setattr(cuda_kernels, "SPIN_LIMIT", 1000)
+    monkeypatch.setitem(Device.attributes, "MultiProcessorCount", 3)
 
 
 def not_a_number(monkeypatch, cupy, kernels):
@@ -149,7 +162,9 @@ def not_a_number(monkeypatch, cupy, kernels):
     ("breaks", "words"),
     [
         (lambda patch, cupy, _: fails(patch, cupy, "sturm_bisect"), "could not be compiled.*nvrtc"),
-        (nobody_waits, "the bulge chase stopped"),
+        (nobody_waits, "the panel's QR stopped: block [01] waited in vain"),
+        (nobody_waits_in_the_chase, "the bulge chase stopped"),
+        (not_resident, "the panel's QR stopped: block [01] waited in vain"),
         (not_a_number, "the bisection reports -1"),
     ],
 )
@@ -164,6 +179,39 @@ def test_the_library_takes_over_from_two_stage(make, monkeypatch, cupy, breaks, 
         warnings.simplefilter("error")  # said once
         assert close(backend.eigvalsh(matrix.clone()), matrix)
     assert len(cupy.compiled) == attempts  # and tried once
+
+
+def test_panels_by_torch_where_their_kernel_does_not_compile(make, monkeypatch, cupy):
+    backend, matrix = make("two-stage"), symmetric(23)
+    fails(monkeypatch, cupy, "panel_qr")
+    with pytest.warns(RuntimeWarning, match="panel_qr not used: .*could not be compiled"):
+        assert close(backend.eigvalsh(matrix.clone()), matrix)
+    assert (backend.solver, cupy.solved) == (TWO_STAGE, 0)
+    assert close(backend.eigvalsh(matrix.clone()), matrix)  # said once
+
+
+def test_panels_by_torch_where_they_do_not_fit(make, monkeypatch):
+    """The first ones of a tall matrix; the rest by the kernel."""
+    room = solvers.panel_shared_bytes(9, 4, 8, cuda_kernels.THREADS["panel_qr"])
+    monkeypatch.setitem(Device.attributes, "MaxSharedMemoryPerBlockOptin", room)
+    taken = {"torch": [], "kernel": []}
+    torch_s, run = cuda_kernels.geqrf_panel, cuda_kernels.Kernels._run
+
+    def by_torch(panel):
+        taken["torch"].append(len(panel))
+        return torch_s(panel)
+
+    def by_kernel(self, name, of, grid, *arguments, **options):
+        if name == "panel_qr":
+            taken["kernel"].append((len(of), *grid))
+        return run(self, name, of, grid, *arguments, **options)
+
+    monkeypatch.setattr(cuda_kernels, "geqrf_panel", by_torch)
+    monkeypatch.setattr(cuda_kernels.Kernels, "_run", by_kernel)
+    backend = make("two-stage")
+    assert close(backend.eigvalsh(symmetric(31)), symmetric(31))
+    assert backend.solver == TWO_STAGE
+    assert taken == {"torch": [27, 23, 19], "kernel": [(15, 2), (11, 2), (7, 1), (3, 1)]}
 
 
 def test_float32_products_of_fewer_bits(make, cupy):
@@ -222,6 +270,7 @@ def test_out_of_memory_after_all(make, monkeypatch, cupy, error_type):
 def test_two_stage_with_the_gpu_s_blocks(make, monkeypatch, dtype):
     monkeypatch.setattr(solvers, "HALF_WIDTHS", (64, 32, 16))
     monkeypatch.setattr(solvers, "COLLECTED", 128)
+    monkeypatch.setattr(solvers, "PANEL_ROWS", ROWS)
     for name, threads in BLOCKS.items():
         monkeypatch.setitem(cuda_kernels.THREADS, name, threads)
     backend = make("two-stage")
@@ -586,6 +635,24 @@ def test_shared_memory_decides_the_half_width():
     assert solvers.widest_band(1000, 8, 256) == 1  # no room for a chase: tridiagonal ones alone
 
 
+def test_shared_memory_decides_which_panels_fit(monkeypatch):
+    """The numbers of docs/gpu.md."""
+    monkeypatch.setattr(solvers, "PANEL_ROWS", ROWS)
+    threads = BLOCKS["panel_qr"]
+    for itemsize, rows in ((8, 436), (4, 883)):
+        assert solvers.panel_rows(227 * 1024, 64, itemsize, threads) == rows
+        assert solvers.panel_shared_bytes(rows, 64, itemsize, threads) <= 227 * 1024
+        assert solvers.panel_share(132 * rows, rows, 132) == rows
+        assert solvers.panel_share(132 * rows + 1, rows, 132) == 0
+    assert solvers.panel_rows(64 * 1024, 64, 8, threads) == 0
+    assert [solvers.panel_share(m, 436, 132) for m in (1, 100, 5000, 20_000)] == [1, 100, 128, 152]
+    for m in range(1, 60_000, 97):  # work and flags suffice for every panel
+        if share := solvers.panel_share(m, 436, 132):
+            blocks = -(-m // share)
+            assert blocks <= min(132, -(-m // ROWS))
+            assert -(-m // blocks) <= share
+
+
 def test_shared_memory_decides_what_is_small():
     """The numbers of csrc/batched_small.cu."""
     for kilobytes, limit in ((64, 122), (99, 154), (163, 160), (227, 160)):
@@ -607,6 +674,7 @@ def test_cupy_stays_in_one_file():
 def test_blocks_of_a_fixed_size_are_the_sources():
     tile = re.search(r"#define TILE (\d+)", kernels.source("powerlaw_scan"))
     assert int(tile[1]) == cuda_kernels.SCAN_THREADS
-    assert "__launch_bounds__(256)" in kernels.source("bulge_chase")
+    for name in ("bulge_chase", "panel_qr"):
+        assert f"__launch_bounds__({BLOCKS[name]})" in kernels.source(name)
     for name in ("symmetrize", "goe_fill"):
         assert re.search(r"#define TILE (\d+)", kernels.source(name))[1] == str(cuda_kernels.TILE)

@@ -7,8 +7,11 @@ from dense_symmetric import error, families, levels_of_band, sizes
 from scipy import linalg
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from hessrmt.backend import twostage
 from hessrmt.backend.twostage import prescale_, to_band, two_stage_eigenvalues
 from hessrmt.errors import ConvergenceError
+
+pytest_plugins = ["fake_gpu"]
 
 # λ̂ of a backward stable method: |λ̂ - λ| <= c n ε ‖A‖₂
 BOUND = 20
@@ -44,6 +47,14 @@ def test_double_blocking(outer):
     assert error(two_stage(a, 4, outer), linalg.eigvalsh(a)) < BOUND
 
 
+@pytest.mark.parametrize("square", [1, 3, 7, 42])
+def test_updates_by_block_columns_of_the_lower_triangle(monkeypatch, square):
+    monkeypatch.setattr(twostage, "_SQUARE", square)
+    for kind in ("random", "graded", "graded up"):
+        a = families(43, 4)[kind]
+        assert error(two_stage(a, 4, 8), linalg.eigvalsh(a)) < BOUND, kind
+
+
 def test_the_matrix_is_worked_on_in_place():
     a = tensor(families(20, 4)["random"])
     band = to_band(a, 4, 4)
@@ -77,6 +88,10 @@ def test_prescaling_is_exact_and_only_where_needed():
     assert 0.5 <= work.abs().max() < 1
 
 
+WAITING = {"_local_scalar_dense", "_linalg_check_errors", "nonzero", "masked_select"}
+"""On a GPU each of these copies a number to the host, hundreds of times for one matrix."""
+
+
 class Operations(TorchDispatchMode):
     """Names of torch's operations as they are dispatched to a device, and sizes of new tensors."""
 
@@ -88,21 +103,32 @@ class Operations(TorchDispatchMode):
         found = function(*arguments, **(options or {}))
         self.names.add(function.overloadpacket.__name__)
         for one in found if isinstance(found, tuple | list) else (found,):
-            if one.untyped_storage().data_ptr() != self.given:
+            if torch.is_tensor(one) and one.untyped_storage().data_ptr() != self.given:
                 self.largest = max(self.largest, one.untyped_storage().nbytes() // one.itemsize)
         return found
 
 
 def test_no_panel_waits_for_the_device_or_takes_a_second_matrix():
-    """On a GPU each of these copies a number to the host, hundreds of times for one matrix."""
-    waiting = {"_local_scalar_dense", "_linalg_check_errors", "nonzero", "masked_select"}
     n, b, outer = 500, 8, 16
     a = tensor(families(n, b)["random"])
     with Operations(a) as seen:
         to_band(a, b, outer)
     assert "geqrf" in seen.names
-    assert not waiting & seen.names
+    assert not WAITING & seen.names
     assert seen.largest <= 2 * n * 2 * outer  # both sides of an update
+
+
+def test_no_panel_of_the_gpu_waits_for_it(make):
+    """Its kernel is launched; only whether a block waited in vain is read, after all panels."""
+    n, b = 50, 4
+    a = tensor(families(n, b)["random"])
+    panels = make().kernels.panels(n, b, a.dtype)
+    with Operations(a) as seen:
+        to_band(a, b, 2 * b, panels.factor)
+    assert not (WAITING | {"geqrf"}) & seen.names
+    with Operations(a) as seen:
+        panels.check()
+    assert WAITING & seen.names
 
 
 @pytest.mark.parametrize(

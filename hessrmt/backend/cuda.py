@@ -213,9 +213,9 @@ class CudaBackend(Backend):
         most = max(size + needed, solvers.plan("library", n, itemsize).workspace)
         copy = matrix.clone() if most <= self.free_memory() else None
         b = kernels.half_width(itemsize)
-        stages = {"chase": kernels.chase, "tridiagonal": kernels.tridiagonal}
         try:
             with self._memory("two-stage", matrix):
+                stages = self._stages(kernels, n, b, matrix.dtype)
                 levels = two_stage_eigenvalues(matrix, b, max(b, solvers.COLLECTED), **stages)
         except (KernelError, ConvergenceError, RuntimeError) as error:
             if copy is None:
@@ -229,6 +229,23 @@ class CudaBackend(Backend):
             return None
         self.solver = TWO_STAGE
         return levels
+
+    def _stages(
+        self, kernels: Kernels, n: int, b: int, dtype: torch.dtype
+    ) -> dict[str, Callable[..., Any]]:
+        """What two_stage_eigenvalues takes; panels by torch where their kernel does not compile."""
+        stages = {"chase": kernels.chase, "tridiagonal": kernels.tridiagonal}
+        try:
+            panels = kernels.panels(n, b, dtype)
+        except KernelError as error:
+            self._warn_once("panel_qr", error)
+            return stages
+
+        def chase(band: Tensor, b: int) -> tuple[Tensor, Tensor]:
+            panels.check()
+            return kernels.chase(band, b)
+
+        return stages | {"panel": panels.factor, "chase": chase}
 
     def _library(self, matrix: Matrix) -> Levels:
         """By cuSOLVER."""

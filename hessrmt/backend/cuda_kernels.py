@@ -6,6 +6,7 @@ allocator knows all memory; CuPy compiles and launches. Functions trust their ar
 
 from __future__ import annotations
 
+import itertools
 import math
 from contextlib import contextmanager
 from operator import attrgetter
@@ -16,10 +17,11 @@ import torch
 
 from hessrmt.backend import solvers
 from hessrmt.backend.kernels import OPTIONS, csrc, names, source
+from hessrmt.backend.twostage import geqrf_panel
 from hessrmt.errors import DeviceError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from jaxtyping import Float, Float64, Int32, Int64
     from torch import Tensor
@@ -28,7 +30,12 @@ if TYPE_CHECKING:
 
 TILE = 32
 TILE_BLOCK = (32, 8)
-THREADS = {"bulge_chase": 256, "sturm_prepare": 256, "sturm_bisect": 128}
+THREADS = {
+    "bulge_chase": 256,
+    "panel_qr": 512,
+    "sturm_prepare": 256,
+    "sturm_bisect": 128,
+}
 """Threads of a block, where the kernel leaves the choice."""
 
 SCAN_THREADS = 128
@@ -38,7 +45,7 @@ PANEL_THREADS = 512
 """Threads of a block of csrc/panel_batch.cu."""
 
 SPIN_LIMIT = 1 << 24
-"""How often a block looks for its predecessor before the kernel reports failure (some seconds)."""
+"""How often a block looks for another before the kernel reports failure (some seconds)."""
 
 _FILES = {"sturm_prepare": "sturm", "sturm_bisect": "sturm"}
 """Kernels in a file of csrc/ that has another name."""
@@ -83,6 +90,49 @@ class Kernels:
         self._kernel("bulge_chase", dtype)
         self._kernel("sturm_prepare", dtype)
         self._kernel("sturm_bisect", torch.float64)
+
+    def panels(self, n: int, b: int, dtype: torch.dtype) -> Panels:
+        """QR of the panels of one matrix, each by a grid whose blocks are all resident.
+
+        Args:
+            n: Rows of the matrix.
+            b: Columns of a panel.
+            dtype: Of the matrix.
+
+        Returns:
+            The factorisation, which takes :func:`.twostage.geqrf_panel` for a panel that does not
+            fit into the shared memory of one block on every multiprocessor.
+
+        Raises:
+            KernelError: If the kernel does not compile.
+        """
+        threads, most = THREADS["panel_qr"], self._attributes()["MultiProcessorCount"]
+        rows = solvers.panel_rows(self._shared(), b, dtype.itemsize, threads)
+        self._kernel("panel_qr", dtype)
+        work = self._zeros(solvers.panel_numbers(n, b), dtype)
+        words = self._zeros(1 + _blocks(n, solvers.PANEL_ROWS), torch.int32)
+        failure, flags = words[:1], words[1:]
+        turns = itertools.count(0, 3 * b)  # flags only rise: none is set back between panels
+
+        def factor(panel: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            m, k = len(panel), min(panel.shape)
+            share = solvers.panel_share(m, rows, most)
+            if share == 0:
+                return geqrf_panel(panel)
+            blocks = _blocks(m, share)
+            v, w, r = (panel.new_empty(size) for size in ((m, k), (m, k), (k, b)))
+            shared = solvers.panel_shared_bytes(_blocks(m, blocks), b, dtype.itemsize, threads)
+            sizes = (panel.stride(0), np.int32(m), np.int32(b))
+            waits = (flags, failure, np.uint32(next(turns)), np.uint32(SPIN_LIMIT))
+            arguments = (panel, *sizes, v, w, r, work, *waits)
+            self._run("panel_qr", panel, (blocks,), (threads,), *arguments, shared=shared)
+            return v, w, r
+
+        def check() -> None:
+            if failed := int(failure[0]):
+                raise KernelError(f"the panel's QR stopped: block {failed - 1} waited in vain")
+
+        return Panels(factor, check)
 
     def chase(
         self, band: Float[Tensor, "*batch n width"], b: int
@@ -342,6 +392,19 @@ class Kernels:
             self._cupy.cuda.Stream.from_external(stream),
         ):
             yield
+
+
+class Panels(NamedTuple):
+    """QR of the panels of one matrix, in any number and order.
+
+    Attributes:
+        factor: As :func:`.twostage.geqrf_panel`; it does not wait for the device.
+        check: Waits, and raises :class:`KernelError` if a block of any panel waited in vain; the
+            factors are then worthless.
+    """
+
+    factor: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
+    check: Callable[[], None]
 
 
 class _TorchStream(NamedTuple):

@@ -56,6 +56,9 @@ BATCH_TILE = 256
 COLLECTED = 512
 """Columns that stage 1 collects before it updates the matrix (double blocking); not measured."""
 
+PANEL_ROWS = 128
+"""Rows of a panel in each block of csrc/panel_qr.cu, more where blocks run out; not measured."""
+
 SMALL_LIMIT = 160
 """Largest n of one block per matrix, where shared memory holds it; not measured."""
 
@@ -301,11 +304,72 @@ def banded_bytes(n: int, width: int) -> int:
     return 8 * n * (width + 1 + 2 * width + 1 + 2 + 3) + 4 * (n + 2) + 16
 
 
+def panel_rows(shared: int, b: int, itemsize: int, threads: int) -> int:
+    """Rows of a panel that a block of csrc/panel_qr.cu can hold.
+
+    Args:
+        shared: Bytes of shared memory that a block may ask for.
+        b: Columns of the panel.
+        itemsize: Bytes of a number.
+        threads: Threads of a block.
+
+    Returns:
+        A number of rows; none where a block can't hold :data:`PANEL_ROWS`.
+    """
+    rows = (shared - panel_shared_bytes(0, b, itemsize, threads)) // (itemsize * (b + 1))
+    return rows if rows >= PANEL_ROWS else 0
+
+
+def panel_shared_bytes(rows: int, b: int, itemsize: int, threads: int) -> int:
+    """Dynamic shared memory of a block of csrc/panel_qr.cu.
+
+    Args:
+        rows: Of the panel, in each block.
+        b: Columns of the panel.
+        itemsize: Bytes of a number.
+        threads: Threads of a block.
+
+    Returns:
+        A number of bytes.
+    """
+    return 8 + itemsize * (rows * (b + 1) + max(b, threads) + 3 * b)
+
+
+def panel_share(m: int, rows: int, most: int) -> int:
+    """Rows that each block of csrc/panel_qr.cu gets.
+
+    Args:
+        m: Rows of the panel, at least 1.
+        rows: What a block can hold (:func:`panel_rows`).
+        most: Blocks that run at the same time.
+
+    Returns:
+        At most ``rows``, with ``most`` blocks or fewer; 0 if the panel does not fit.
+    """
+    share = min(max(-(-m // most), PANEL_ROWS), m)
+    return share if share <= rows else 0
+
+
+def panel_numbers(n: int, b: int) -> int:
+    """Numbers that csrc/panel_qr.cu works with beside the panels of a matrix.
+
+    Args:
+        n: Rows of the matrix.
+        b: Columns of a panel.
+
+    Returns:
+        How many.
+    """
+    blocks = -(-n // PANEL_ROWS)
+    return 2 * b * (blocks + 1) + blocks * b * b
+
+
 def plan(solver: str, n: int, itemsize: int) -> SolverMemory:
     """Memory of one eigenvalue problem.
 
     Two-stage: V and Z on both sides of an update, a panel with its products, the band, d and e,
-    flags, and stage 3 in float64. Library: a copy of the matrix, which it overwrites.
+    sums of the panel's QR, flags, and stage 3 in float64. Library: a copy of the matrix, which it
+    overwrites.
 
     Args:
         solver: Which.
@@ -319,8 +383,8 @@ def plan(solver: str, n: int, itemsize: int) -> SolverMemory:
     if solver == "library":
         return SolverMemory(matrix, matrix + 8 * n + _FIXED)
     b = max(HALF_WIDTHS)
-    numbers = 4 * max(b, COLLECTED) + 8 * b + (2 * b + 1) + 2
-    return SolverMemory(matrix, n * numbers * itemsize + 8 * (3 * n + 2) + 4 * (n + 2) + _FIXED)
+    numbers = n * (4 * max(b, COLLECTED) + 8 * b + (2 * b + 1) + 2) + panel_numbers(n, b)
+    return SolverMemory(matrix, numbers * itemsize + 8 * (3 * n + 2) + 4 * (2 * n + 3) + _FIXED)
 
 
 def together(solver: str, n: int, itemsize: int, free: int) -> int:

@@ -5,9 +5,9 @@ is matrix products, and the second, bulge chasing (csrc/bulge_chase.cu), works o
 into a cache (Bischof, Lang and Sun 2000). Collecting several panels before an update of the matrix
 is the double blocking of Wang et al. 2024.
 
-The first stage is torch on any device; on a GPU nothing in its loop waits for the device. The
-method is backward stable: |λ̂ - λ| ≤ c n ε ‖A‖₂ with ε of the matrix's own type, which says nothing
-about the relative error of small eigenvalues.
+The first stage is torch on any device, on a GPU with panels by csrc/panel_qr.cu; there nothing in
+its loop waits for the device. The method is backward stable: |λ̂ - λ| ≤ c n ε ‖A‖₂ with ε of the
+matrix's own type, which says nothing about the relative error of small eigenvalues.
 """
 
 from __future__ import annotations
@@ -29,12 +29,18 @@ if TYPE_CHECKING:
 
     from hessrmt.arrays import Levels, Matrix
 
+    Panel = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
+
+_SQUARE = 2048
+"""Columns of the trailing matrix that are updated together, half of their square in vain."""
+
 
 def two_stage_eigenvalues(
     a: Matrix,
     b: int,
     outer: int,
     *,
+    panel: Panel | None = None,
     chase: Callable[[Tensor, int], tuple[Any, Any]],
     tridiagonal: Callable[[Any, Any], Levels],
 ) -> Levels:
@@ -44,6 +50,7 @@ def two_stage_eigenvalues(
         a: (n, n) symmetric, finite, n >= 1, float64 or float32, contiguous; overwritten.
         b: Half-width of the band in between.
         outer: Columns collected before an update of the matrix (:func:`to_band`).
+        panel: QR of a panel (:func:`to_band`).
         chase: Second stage, (band, b) to (diagonal, subdiagonal).
         tridiagonal: Third stage, (diagonal, subdiagonal) to float64 eigenvalues.
 
@@ -55,7 +62,7 @@ def two_stage_eigenvalues(
             larger than the largest float64.
     """
     factor = prescale_(a)
-    return _unscaled(tridiagonal(*chase(to_band(a, b, outer), b)), factor)
+    return _unscaled(tridiagonal(*chase(to_band(a, b, outer, panel), b)), factor)
 
 
 def _unscaled(levels: np.ndarray, factor: Any) -> np.ndarray:
@@ -94,7 +101,7 @@ def prescale_(a: Matrix) -> float:
     return factor
 
 
-def to_band(a: Matrix, b: int, outer: int) -> Float[Tensor, "n width"]:
+def to_band(a: Matrix, b: int, outer: int, panel: Panel | None = None) -> Float[Tensor, "n width"]:
     """Reduce a dense symmetric matrix to a band by orthogonal similarity, in place.
 
     For every panel of b columns below the band: A_panel = (I - V T Vᵀ) R, W = V T,
@@ -102,13 +109,15 @@ def to_band(a: Matrix, b: int, outer: int) -> Float[Tensor, "n width"]:
     ``outer`` columns before the trailing matrix is updated; until then panels and products A W are
     corrected by what is collected.
 
-    About 2 n³ operations in products of the whole trailing matrix, which is kept explicitly
-    symmetric, and 2 n² b in panels. Workspace: 6 n outer + O(n b) numbers, nothing of size n².
+    Updates compute the lower triangle and copy it to the upper one: A W is then one product, which
+    reads the whole matrix, at the speed of memory. About 4/3 n³ operations in products, half of
+    them in A W, and 2 n² b in panels. Workspace: 6 n outer + O(n b) numbers, nothing of size n².
 
     Args:
         a: (n, n) symmetric and contiguous, scaled (:func:`prescale_`); overwritten.
         b: Half-width of the band, at least 1.
         outer: Columns of V collected before an update, at least b; b is single blocking.
+        panel: QR of an (m, b) panel, to V, W and R as :func:`geqrf_panel`, the default, gives them.
 
     Returns:
         (n, 2b+1) band, ``band[j, k] = A[j+k, j]``; zeros for k > b, where bulge chasing needs room.
@@ -120,7 +129,7 @@ def to_band(a: Matrix, b: int, outer: int) -> Float[Tensor, "n width"]:
     for i in range(0, n - b - 1, b):
         low = i + b
         a[i:, i:low].addmm_(left[i:, :used], right[i:low, :used].T, alpha=-1)
-        V, W, R = _panel(a[low:, i:low])
+        V, W, R = (panel or geqrf_panel)(a[low:, i:low])
         k = V.shape[1]
         a[low : low + k, i:low] = R
         AW = a[low:, low:] @ W
@@ -130,7 +139,7 @@ def to_band(a: Matrix, b: int, outer: int) -> Float[Tensor, "n width"]:
             left[low:, columns], right[low:, columns] = x, y
         used += 2 * k
         if used + 2 * b > 2 * outer or low >= n - b - 1:
-            a[low:, low:].addmm_(left[low:, :used], right[low:, :used].T, alpha=-1)
+            _update_(a[low:, low:], left[low:, :used], right[low:, :used])
             used = 0
 
     band = a.new_zeros(n, 2 * b + 1)
@@ -139,7 +148,15 @@ def to_band(a: Matrix, b: int, outer: int) -> Float[Tensor, "n width"]:
     return band
 
 
-def _panel(panel: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _update_(a: Tensor, left: Tensor, right: Tensor) -> None:
+    """A ← A - left rightᵀ, symmetric: block columns of the lower triangle, copied to the upper."""
+    for i in range(0, len(a), _SQUARE):
+        end = i + _SQUARE
+        a[i:, i:end].addmm_(left[i:], right[i:end].T, alpha=-1)
+        a[i:end, end:] = a[end:, i:end].T
+
+
+def geqrf_panel(panel: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """QR of an (m, b) panel, Q = I - V T Vᵀ with V unit lower trapezoidal, by LAPACK's routine.
 
     T⁻¹ has 1/tau on its diagonal and above it VᵀV (Puglisi 1992). A reflector with tau = 0 is the
