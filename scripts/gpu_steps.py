@@ -764,7 +764,18 @@ def twice(work: Callable[[str], Any]) -> tuple[list[Any], Entry]:
 
 def everything_small(machine: Machine) -> Iterator[Entry]:
     """All kernels on matrices of at most 70 rows, for compute-sanitizer."""
-    for step in (symmetrize, goe, scan, small, sturm, panel, banded, bulge_chase, two_stage, stacks):
+    for step in (
+        symmetrize,
+        goe,
+        scan,
+        small,
+        sturm,
+        panel,
+        banded,
+        bulge_chase,
+        two_stage,
+        stacks,
+    ):
         yield from step(machine)
 
 
