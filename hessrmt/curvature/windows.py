@@ -323,7 +323,7 @@ class _Space:
         inner[:, count - near :] = rows @ basis[count - near :].T
         rest = rows - inner[:, count - near :] @ basis[count - near :]
         before = rest.norm(dim=1)
-        sizes = rows.norm(dim=1)
+        sizes, found, longest = rows.norm(dim=1), np.zeros(0), np.zeros(0)
         for _ in range(3):
             along = rest @ basis.T
             rest = rest - along @ basis
