@@ -284,8 +284,10 @@ def require_difference(
     of the gradients, and by jumps of the gradient at kinks between the two points. The second
     difference g(θ + hv) - 2 g(θ) + g(θ - hv), divided by h, bounds all three: of a smooth loss it
     is h ‖∂³L‖, much more than the truncation h² ‖∂⁴L‖/6; of rounding and of jumps it holds as much
-    as the quotient does, at a kink in θ itself too. Where it is large nothing is said, nor where
-    the network is so certain that its curvature is less than rounding in its outputs can bring.
+    as the quotient does. At a kink in θ itself the jumps of both sides may cancel in it; there they
+    are measured one by one, as how far the gradient is from its limit. Where the bound is large
+    nothing is said, nor where the network is so certain that its curvature is less than rounding in
+    its outputs can bring.
 
     Args:
         problem: In float64.
@@ -446,6 +448,10 @@ def _disagreement(
         bound += max(_ROUNDING * epsilon * slopes, of_slope) / step
         scale = max(float(product.norm()), float(quotient.norm()))
         gap = float((quotient - product).norm())
+        if gap > bound + _DIGITS * scale:
+            half = (slope(theta + sign * step / 2 * v) for sign in (1, -1))
+            limits = (2 * near - far for near, far in zip(half, (up, down), strict=True))
+            bound += sum(float((limit - here).norm()) for limit in limits) / (2 * step)
         if not gap > bound + _DIGITS * scale:  # what is not finite is for others to judge
             return None
         reports.append((gap, bound, float(quotient.norm())))
