@@ -518,6 +518,19 @@ def test_tiny_and_huge_parameters_and_kinks_are_no_error(case):
     assert hr.spectrum(hr.Problem(HARD[case](), "cross-entropy", (X, Y))).rank > 0
 
 
+@pytest.mark.parametrize("kind", [nn.ReLU, nn.LeakyReLU, nn.Hardtanh])
+def test_jumps_on_both_sides_of_a_kink_that_cancel(kind):
+    """A unit at zero, of samples of one label: its gradient jumps by as much on either side."""
+    bound = {"min_val": 0.0} if kind is nn.Hardtanh else {}
+    for seed in range(10):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(1, 1, bias=False), kind(**bound), nn.Linear(1, 2)).double()
+        model[0].weight.data.zero_()
+        x = torch.tensor([[1.0], [-1.0]], dtype=torch.float64) * torch.rand(1).double()
+        problem = hr.Problem(model, "cross-entropy", (x, torch.ones(2, dtype=torch.long)))
+        assert np.isfinite(hr.spectrum(problem).eigenvalues).all()
+
+
 @pytest.mark.parametrize("scale", [1e-13, 1e-18])
 def test_tiny_parameters_alone_have_their_rank(scale):
     problem = hr.Problem(scaled(net(), scale, "2.bias"), "cross-entropy", (X, Y), only="2.bias")

@@ -286,8 +286,10 @@ def require_difference(
     of the gradients, and by jumps of the gradient at kinks between the two points. The second
     difference g(θ + hv) - 2 g(θ) + g(θ - hv), divided by h, bounds all three: of a smooth loss it
     is h ‖∂³L‖, much more than the truncation h² ‖∂⁴L‖/6; of rounding and of jumps it holds as much
-    as the quotient does, at a kink in θ itself too. Where it is large nothing is said, nor where
-    the network is so certain that its curvature is less than rounding in its outputs can bring.
+    as the quotient does. At a kink in θ itself the jumps of both sides may cancel in it; there they
+    are measured one by one, as how far the gradient is from its limit. Where the bound is large
+    nothing is said, nor where the network is so certain that its curvature is less than rounding in
+    its outputs can bring.
 
     Args:
         problem: In float64.
@@ -448,7 +450,12 @@ def _disagreement(
         bound = second / now + rounding
         # where both sides are rounded alike
         bound += max(_ROUNDING * epsilon * max(slopes), of_slope) / now
-        if not gap > bound + _DIGITS * max(expected, change):  # what is not finite others judge
+        enough = _DIGITS * max(expected, change)
+        if gap > bound + enough:
+            half = (slope(theta + sign * step / 2 * v) for sign in (1, -1))
+            limits = (2 * near - far for near, far in zip(half, (up, down), strict=True))
+            bound += sum(lengths([limit - here for limit in limits])) / (2 * now)
+        if not gap > bound + enough:  # what is not finite is for others to judge
             return None
         reports.append((gap, bound, change))
         step = step / _SHORTER
