@@ -86,6 +86,15 @@ def build(folder, name, code):
     return ctypes.CDLL(str(library))
 
 
+def ptx_of(name, folder):
+    """What nvcc makes of a kernel file for a GPU, as text."""
+    text, out = folder / f"{name}.cu", folder / f"{name}.ptx"
+    text.write_text(kernels.source(name))
+    command = ["nvcc", *kernels.OPTIONS, "-ptx", "-arch=sm_90", text, "-o", out]
+    subprocess.run(command, check=True)
+    return out.read_text()
+
+
 class Module:
     """csrc/NAME.cu with C++ functions of a test, which ``call`` calls."""
 

@@ -1,17 +1,15 @@
 """csrc/bulge_chase.cu on the CPU, several blocks in flight, against LAPACK and its plain twin."""
 
 import shutil
-import subprocess
 
 import numpy as np
 import pytest
 import torch
 from dense_symmetric import error as error_of
 from dense_symmetric import families, levels_of_band, sizes
-from host_kernels import Module
+from host_kernels import Module, ptx_of
 from scipy import linalg
 
-from hessrmt.backend import kernels
 from hessrmt.backend.solvers import chase_shared_bytes
 from hessrmt.backend.twostage import two_stage_eigenvalues
 
@@ -196,14 +194,9 @@ def test_blocks_leave_when_another_has_failed(chase):
         chase(random_band(23, 4)[None], 4, in_flight=2, begun=(0, 7))
 
 
+@pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc")
 def test_the_pointers_are_never_read_through_the_read_only_cache(tmp_path):
-    if not shutil.which("nvcc"):
-        pytest.skip("no nvcc")
-    text = tmp_path / "bulge_chase.cu"
-    text.write_text(kernels.source("bulge_chase"))
-    command = ["nvcc", *kernels.OPTIONS, "-ptx", "-arch=sm_90", text, "-o", tmp_path / "a.ptx"]
-    subprocess.run(command, check=True)
-    ptx = (tmp_path / "a.ptx").read_text()
+    ptx = ptx_of("bulge_chase", tmp_path)
     assert "ld.global.f64" in ptx
     assert ".nc." not in ptx
     assert "ld.acquire.gpu" in ptx

@@ -1,16 +1,15 @@
 """csrc/panel_qr.cu on the CPU with all blocks in flight: backward errors, and LAPACK's numbers."""
 
 import shutil
-import subprocess
 
 import numpy as np
 import pytest
 import torch
 from dense_symmetric import PANEL_BOUND, error, families, levels_of_band, panel_errors, panels
-from host_kernels import Module
+from host_kernels import Module, ptx_of
 from scipy import linalg
 
-from hessrmt.backend import kernels, solvers
+from hessrmt.backend import solvers
 from hessrmt.backend.twostage import geqrf_panel, to_band
 
 PATIENCE = 1 << 28  # looks, of which every 64th sleeps: minutes, whatever else the machine does
@@ -190,14 +189,9 @@ def test_the_band_of_every_kind(library, dtype):
         assert error(levels, linalg.eigvalsh(a.astype(np.float64)), dtype) < 20, kind
 
 
+@pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc")
 def test_memory_between_blocks_as_the_machine_sees_it(tmp_path):
-    if not shutil.which("nvcc"):
-        pytest.skip("no nvcc")
-    text = tmp_path / "panel_qr.cu"
-    text.write_text(kernels.source("panel_qr"))
-    command = ["nvcc", *kernels.OPTIONS, "-ptx", "-arch=sm_90", text, "-o", tmp_path / "a.ptx"]
-    subprocess.run(command, check=True)
-    ptx = (tmp_path / "a.ptx").read_text()
+    ptx = ptx_of("panel_qr", tmp_path)
     assert "ld.acquire.gpu" in ptx
     assert "st.release.gpu" in ptx
     assert ".nc." not in ptx

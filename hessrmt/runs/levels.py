@@ -78,6 +78,7 @@ def run(
     """
     method, options = settings.method
     check_options("window" if method == "auto" else method, options)
+    select_backend(settings.device)  # one that is not there is no fault of a cutoff
     found = {}
     for name, cutoff in settings.cutoffs.items():
         with naming(f"cutoff {name}"):
