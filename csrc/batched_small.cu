@@ -3,8 +3,7 @@
 #include "sturm.cuh"
 
 // All eigenvalues, ascending, of a batch of small symmetric matrices, one block for each:
-// Householder reduction to tridiagonal form in shared memory and in the matrix's own precision (as
-// LAPACK's dsytd2), then bisection in float64.
+// Householder reduction to tridiagonal form in shared memory (as LAPACK's dsytd2), then bisection.
 //
 // Matrix m begins at a + m stride, row-major with rows lda apart; only its lower triangle is read.
 // Row m of eigenvalues begins at eigenvalues + m ld. info for each matrix: 0 ok; -1 an entry is not
@@ -12,10 +11,9 @@
 // float64; its result is NaN.
 //
 // Block: n rounded up to a multiple of 32; any size is correct. Grid: (up to batch); a block takes
-// every gridDim.x-th matrix. Dynamic shared memory: 16 n + s (2 n + n (n + 1) / 2) bytes, s = 8 for
-// float64 and 4 for float32; n = 160: 108,160 and 55,360. Above 48 KB the launch must opt in.
-// Static shared memory takes less than 1 KB more. Largest n of float64 (float32 always reaches
-// 160):
+// every gridDim.x-th matrix. Dynamic shared memory: 8 (4 n + n (n + 1) / 2) bytes, 108,160 for
+// n = 160. Above 48 KB the launch must opt in. Static shared memory takes less than 1 KB more.
+// Largest n:
 //   64 KB per block (sm_75) 122; 99 KB (sm_86, sm_89, sm_120) 154; 163 KB (sm_80) 160 and more;
 //   227 KB (sm_90, sm_100) 160 and more
 //
@@ -27,17 +25,15 @@ __device__ inline int row_start(int r) { return r * (r + 1) / 2; }
 
 // A sum is LANES partial sums, which every thread then adds up: the bits don't depend on the size
 // of the block, and one barrier is enough.
-template <typename T>
-__device__ T sum_of(const T *partial) {
-    T sum = 0;
+__device__ inline double sum_of(const double *partial) {
+    double sum = 0;
     for (int lane = 0; lane < LANES; ++lane) sum += partial[lane];
     return sum;
 }
 
 // Q^T A Q = T; d[i] = T_ii, e[i] = T_{i,i-1}, e[0] = 0. The largest entry of A must be of order 1.
-template <typename T>
-__device__ void tridiagonalise(int n, T *a, T *v, T *p, T (*partial)[LANES], double *d,
-                               double *e) {
+__device__ void tridiagonalise(int n, double *a, double *v, double *p, double (*partial)[LANES],
+                               double *d, double *e) {
     const int me = threadIdx.x, threads = blockDim.x;
     for (int i = 0; i + 2 < n; ++i) {
         const int first = i + 1;
@@ -46,61 +42,61 @@ __device__ void tridiagonalise(int n, T *a, T *v, T *p, T (*partial)[LANES], dou
 
         // The column scaled to order 1: squares of what matters neither overflow nor underflow.
         for (int lane = me; lane < LANES; lane += threads) {
-            T largest = 0;
+            double largest = 0;
             for (int r = first + lane; r < n; r += LANES) {
-                const T x = v[r] < 0 ? -v[r] : v[r];
+                const double x = v[r] < 0 ? -v[r] : v[r];
                 if (x > largest) largest = x;
             }
             partial[0][lane] = largest;
         }
         __syncthreads();
-        T largest = 0;
+        double largest = 0;
         for (int lane = 0; lane < LANES; ++lane)
             if (partial[0][lane] > largest) largest = partial[0][lane];
         const int q = exponent_of(largest);
         for (int lane = me; lane < LANES; lane += threads) {
-            T sum = 0;
+            double sum = 0;
             for (int r = first + 1 + lane; r < n; r += LANES) {
-                const T x = ldexp(v[r], -q);
+                const double x = ldexp(v[r], -q);
                 sum += x * x;
             }
             partial[1][lane] = sum;
         }
-        const T unscaled = v[first];
+        const double unscaled = v[first];
         __syncthreads();
 
-        const T below = sum_of(partial[1]);
+        const double below = sum_of(partial[1]);
         if (below == 0) {  // nothing to annihilate: no reflector (for all threads alike)
             if (me == 0) e[first] = unscaled;
             continue;
         }
         // H = I - tau v v^T, v_first = 1, maps the column to beta (dlarfg)
-        const T alpha = ldexp(unscaled, -q), norm = sqrt(alpha * alpha + below);
-        const T beta = alpha < 0 ? norm : -norm, tau = (beta - alpha) / beta;
-        const T scale = 1 / (alpha - beta);
+        const double alpha = ldexp(unscaled, -q), norm = sqrt(alpha * alpha + below);
+        const double beta = alpha < 0 ? norm : -norm, tau = (beta - alpha) / beta;
+        const double scale = 1 / (alpha - beta);
         for (int r = first + me; r < n; r += threads)
-            v[r] = r == first ? (T)1 : (T)(ldexp(v[r], -q) * scale);
+            v[r] = r == first ? 1 : ldexp(v[r], -q) * scale;
         if (me == 0) e[first] = ldexp(beta, q);
         __syncthreads();
 
         // A <- H A H = A - v w^T - w v^T; p = tau A v, w = p - (tau/2) (p^T v) v
         for (int r = first + me; r < n; r += threads) {
-            T sum = 0;
+            double sum = 0;
             for (int c = first; c <= r; ++c) sum += a[row_start(r) + c] * v[c];
             for (int c = r + 1; c < n; ++c) sum += a[row_start(c) + r] * v[c];
             p[r] = tau * sum;
         }
         __syncthreads();
         for (int lane = me; lane < LANES; lane += threads) {
-            T sum = 0;
+            double sum = 0;
             for (int r = first + lane; r < n; r += LANES) sum += p[r] * v[r];
             partial[2][lane] = sum;
         }
         __syncthreads();
-        const T half = -tau * sum_of(partial[2]) / 2;
+        const double half = -tau * sum_of(partial[2]) / 2;
         for (int t = me; t < (n - first) * LANES; t += threads) {
             const int r = first + t / LANES;
-            const T vr = v[r], wr = p[r] + half * vr;
+            const double vr = v[r], wr = p[r] + half * vr;
             for (int c = first + t % LANES; c <= r; c += LANES)
                 a[row_start(r) + c] -= vr * (p[c] + half * v[c]) + wr * v[c];
         }
@@ -115,12 +111,13 @@ __device__ void tridiagonalise(int n, T *a, T *v, T *p, T (*partial)[LANES], dou
     __syncthreads();
 }
 
-template <typename T>
-__device__ void batched_small(const T *a, int n, long long lda, long long stride, long long batch,
-                              double *eigenvalues, long long ld, int *info) {
+extern "C" __global__ void batched_small_f64(const double *a, long long size, long long lda,
+                                             long long stride, long long batch,
+                                             double *eigenvalues, long long ld, int *info) {
+    const int n = (int)size;
     double *d = dynamic_shared<double>(), *e = d + n;
-    T *v = (T *)(e + n), *p = v + n, *packed = p + n;
-    __shared__ T partial[3][LANES];
+    double *v = e + n, *p = v + n, *packed = p + n;
+    __shared__ double partial[3][LANES];
     __shared__ u64 largest, norm;
     __shared__ int failed;
     const int me = threadIdx.x, threads = blockDim.x;
@@ -134,7 +131,7 @@ __device__ void batched_small(const T *a, int n, long long lda, long long stride
         for (int t = me; t < n * LANES; t += threads) {
             const int r = t / LANES;
             for (int c = t % LANES; c <= r; c += LANES) {
-                const T x = a[m * stride + r * lda + c];
+                const double x = a[m * stride + r * lda + c];
                 const u64 bits = magnitude(x);
                 if (bits > mine) mine = bits;
                 packed[row_start(r) + c] = x;
@@ -178,15 +175,4 @@ __device__ void batched_small(const T *a, int n, long long lda, long long stride
         __syncthreads();
         if (me == 0) info[m] = finite ? failed : -1;
     }
-}
-
-extern "C" __global__ void batched_small_f64(const double *a, long long n, long long lda,
-                                             long long stride, long long batch,
-                                             double *eigenvalues, long long ld, int *info) {
-    batched_small<double>(a, (int)n, lda, stride, batch, eigenvalues, ld, info);
-}
-extern "C" __global__ void batched_small_f32(const float *a, long long n, long long lda,
-                                             long long stride, long long batch,
-                                             double *eigenvalues, long long ld, int *info) {
-    batched_small<float>(a, (int)n, lda, stride, batch, eigenvalues, ld, info);
 }

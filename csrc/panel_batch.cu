@@ -10,8 +10,8 @@
 // v: (batch, b, rows), column by column; columns from k on are scratch.
 // t, r: (batch, b, b) row-major, zero on entry; T fills its first k rows and columns, R its first k
 //   rows.
-// The matrices must be scaled to entries of order 1: a column whose norm is below 1e-140 (float64)
-// or 1e-15 (float32) of that counts as zero below its first entry, far below n eps ||A||.
+// The matrices must be scaled to entries of order 1: a column whose norm is below 1e-140 of that
+// counts as zero below its first entry, far below n eps ||A||.
 //
 // Block: 1-D, any size (the bits do not depend on it); 512 is meant. Grid: (up to batch). Dynamic
 // shared memory: rows + (LANES + 2) b numbers.
@@ -21,13 +21,12 @@
 // for those before (column j of T).
 #define LANES 32
 
-__device__ inline double least_square(double) { return 1e-280; }
-__device__ inline float least_square(float) { return 1e-30f; }
+#define LEAST_SQUARE 1e-280
 
-template <typename T>
-__device__ void factorise(const T *given, long long ld, int rows, int b, T *v, T *t, T *r) {
-    T *const x = dynamic_shared<T>(), *const partial = x + rows;
-    T *const sums = partial + LANES * b, *const heads = sums + b;
+__device__ void factorise(const double *given, long long ld, int rows, int b, double *v, double *t,
+                          double *r) {
+    double *const x = dynamic_shared<double>(), *const partial = x + rows;
+    double *const sums = partial + LANES * b, *const heads = sums + b;
     const int me = threadIdx.x, threads = blockDim.x, k = min(rows, b), shares = LANES * b;
 
     for (int s = me; s < shares; s += threads) {
@@ -37,9 +36,9 @@ __device__ void factorise(const T *given, long long ld, int rows, int b, T *v, T
     __syncthreads();
 
     for (int j = 0; j < k; ++j) {
-        T *const column = v + (long long)j * rows;
+        double *const column = v + (long long)j * rows;
         for (int i = me; i < rows; i += threads) {
-            const T entry = column[i];
+            const double entry = column[i];
             x[i] = entry;
             if (i < j) {
                 r[i * b + j] = entry;
@@ -50,14 +49,14 @@ __device__ void factorise(const T *given, long long ld, int rows, int b, T *v, T
 
         for (int s = me; s < shares; s += threads) {
             const int c = s / LANES;
-            const T *const other = c == j ? x : v + (long long)c * rows;
-            T sum = 0;
+            const double *const other = c == j ? x : v + (long long)c * rows;
+            double sum = 0;
             for (int i = j + 1 + s % LANES; i < rows; i += LANES) sum += x[i] * other[i];
             partial[s] = sum;
         }
         __syncthreads();
         for (int c = me; c < b; c += threads) {
-            T sum = 0;
+            double sum = 0;
             for (int lane = 0; lane < LANES; ++lane) sum += partial[c * LANES + lane];
             sums[c] = sum;
             heads[c] = v[(long long)c * rows + j];
@@ -65,19 +64,19 @@ __device__ void factorise(const T *given, long long ld, int rows, int b, T *v, T
         __syncthreads();
 
         // H = I - tau v v^T maps the column to beta (dlarfg); every thread computes the same
-        const T alpha = x[j], tail = sums[j], square = alpha * alpha + tail;
-        T beta = alpha, tau = 0, scale = 0;
-        if (tail > (T)0 && square > least_square(square)) {
-            const T norm = sqrt(square);
-            beta = alpha > (T)0 ? -norm : norm;
+        const double alpha = x[j], tail = sums[j], square = alpha * alpha + tail;
+        double beta = alpha, tau = 0, scale = 0;
+        if (tail > 0 && square > LEAST_SQUARE) {
+            const double norm = sqrt(square);
+            beta = alpha > 0 ? -norm : norm;
             tau = (beta - alpha) / beta;
             scale = 1 / (alpha - beta);
         }
         for (int s = me; s < shares; s += threads) {
             const int c = s / LANES, lane = s % LANES, below = j + 1 + lane;
-            if (c > j && tau != (T)0) {
-                T *const other = v + (long long)c * rows;
-                const T change = tau * (heads[c] + scale * sums[c]), each = change * scale;
+            if (c > j && tau != 0) {
+                double *const other = v + (long long)c * rows;
+                const double change = tau * (heads[c] + scale * sums[c]), each = change * scale;
                 if (lane == 0) other[j] = heads[c] - change;
                 for (int i = below; i < rows; i += LANES) other[i] -= each * x[i];
             } else if (c == j) {
@@ -88,7 +87,7 @@ __device__ void factorise(const T *given, long long ld, int rows, int b, T *v, T
                     t[j * b + j] = tau;
                 }
             } else if (c < j && lane == 0) {  // row c of T is this thread's alone
-                T sum = 0;
+                double sum = 0;
                 for (int q = c; q < j; ++q) sum += t[c * b + q] * (heads[q] + scale * sums[q]);
                 t[c * b + j] = -tau * sum;
             }
@@ -102,21 +101,10 @@ __device__ void factorise(const T *given, long long ld, int rows, int b, T *v, T
     __syncthreads();
 }
 
-template <typename T>
-__device__ void panel_batch(const T *given, long long ld, long long stride, long long rows, int b,
-                            long long batch, T *v, T *t, T *r) {
-    for (long long m = blockIdx.x; m < batch; m += gridDim.x)
-        factorise(given + m * stride, ld, (int)rows, b, v + m * b * rows, t + m * b * b,
-                  r + m * b * b);
-}
-
 extern "C" __global__ void __launch_bounds__(512)
     panel_batch_f64(const double *given, long long ld, long long stride, long long rows, int b,
                     long long batch, double *v, double *t, double *r) {
-    panel_batch<double>(given, ld, stride, rows, b, batch, v, t, r);
-}
-extern "C" __global__ void __launch_bounds__(512)
-    panel_batch_f32(const float *given, long long ld, long long stride, long long rows, int b,
-                    long long batch, float *v, float *t, float *r) {
-    panel_batch<float>(given, ld, stride, rows, b, batch, v, t, r);
+    for (long long m = blockIdx.x; m < batch; m += gridDim.x)
+        factorise(given + m * stride, ld, (int)rows, b, v + m * b * rows, t + m * b * b,
+                  r + m * b * b);
 }

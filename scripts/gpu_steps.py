@@ -193,7 +193,7 @@ class Machine:
     def stacked_two_stage(self, stack: torch.Tensor, b: int | None = None) -> np.ndarray:
         """Eigenvalues of a stack by our kernels; it is overwritten."""
         ours = self.kernels
-        b = b or min(ours.half_width(stack.element_size()), solvers.BATCH_HALF_WIDTH)
+        b = b or min(ours.half_width(8), solvers.BATCH_HALF_WIDTH)
         stages = {"chase": ours.chase, "tridiagonal": ours.tridiagonal}
         return two_stage_batch(stack, b, panels=ours.batched_panels, **stages)
 
@@ -366,22 +366,16 @@ def scan(machine: Machine) -> Iterator[Entry]:
 
 def small(machine: Machine) -> Iterator[Entry]:
     """One block per matrix, matrices of every kind."""
-    for dtype in DTYPES:
-        for n in machine.sizes.small:
-            if n > machine.kernels.small_limit(dtype.itemsize):
-                continue
-            kinds = dense_symmetric.families(n, 8)
-            stack = machine.there(np.stack(list(kinds.values())), dtype)
-            found, info = machine.kernels.small(stack)
-            for kind, levels, failed, a in zip(kinds, found, info, stack, strict=True):
-                expected = machine.cpu.eigvalsh(a.cpu().double())
-                entry = compared(
-                    f"small, {kind}, n = {n}, {kind_of(dtype)}",
-                    levels,
-                    expected,
-                    allowance(expected, dtype),
-                )
-                yield entry | {"agrees": entry["agrees"] and not failed, "info": int(failed)}
+    for n in machine.sizes.small:
+        if n > machine.kernels.small_limit():
+            continue
+        kinds = dense_symmetric.families(n, 8)
+        stack = machine.there(np.stack(list(kinds.values())))
+        found, info = machine.kernels.small(stack)
+        for kind, levels, failed, a in zip(kinds, found, info, stack, strict=True):
+            expected = machine.cpu.eigvalsh(a.cpu())
+            entry = compared(f"small, {kind}, n = {n}", levels, expected, allowance(expected))
+            yield entry | {"agrees": entry["agrees"] and not failed, "info": int(failed)}
 
 
 def sturm(machine: Machine) -> Iterator[Entry]:
@@ -493,23 +487,21 @@ def stacks(machine: Machine) -> Iterator[Entry]:
     """Dense matrices of every kind in stacks, by our kernels and by `XsyevBatched`."""
     peer = libraries.stacked(machine.device, machine.routes["auto"].free_memory)[solvers.XSYEV]
     routes = {solvers.BATCHED: machine.stacked_two_stage, solvers.XSYEV: peer}
-    for dtype in DTYPES:
-        for n in machine.sizes.two_stage:
-            kinds = dense_symmetric.families(n, 8)
-            stack = machine.there(np.stack(list(kinds.values())), dtype)
-            expected = machine.cpu.eigvalsh_batch(stack.cpu().double())
-            for route, solve in routes.items():
-                try:
-                    found = solve(stack.clone())
-                except Exception as error:
-                    if route == solvers.XSYEV:  # CUDA before 12.6
-                        yield no_peer(f"stacks, n = {n}", route, error)
-                        continue
-                    raise
-                rows = found.cpu().numpy() if isinstance(found, torch.Tensor) else found
-                for kind, levels, wanted in zip(kinds, rows, expected, strict=True):
-                    what = f"{route}, {kind}, n = {n}, {kind_of(dtype)}"
-                    yield compared(what, levels, wanted, allowance(wanted, dtype))
+    for n in machine.sizes.two_stage:
+        kinds = dense_symmetric.families(n, 8)
+        stack = machine.there(np.stack(list(kinds.values())))
+        expected = machine.cpu.eigvalsh_batch(stack.cpu())
+        for route, solve in routes.items():
+            try:
+                found = solve(stack.clone())
+            except Exception as error:
+                if route == solvers.XSYEV:  # CUDA before 12.6
+                    yield no_peer(f"stacks, n = {n}", route, error)
+                    continue
+                raise
+            rows = found.cpu().numpy() if isinstance(found, torch.Tensor) else found
+            for kind, levels, wanted in zip(kinds, rows, expected, strict=True):
+                yield compared(f"{route}, {kind}, n = {n}", levels, wanted, allowance(wanted))
 
 
 # Timings
@@ -632,7 +624,7 @@ def batches(machine: Machine) -> Iterator[Entry]:
             "one by one": lambda s: np.stack([backend.eigvalsh(a) for a in s]),
             "auto": lambda s: np.stack(backend.eigvalsh_batch(s)),
         }
-        if n <= machine.kernels.small_limit(8):
+        if n <= machine.kernels.small_limit():
             routes["one block"] = lambda s: machine.kernels.small(s)[0]
         elif n > JACOBI_UP_TO:
             del routes["cupy"]

@@ -84,7 +84,7 @@ def test_auto_decides_by_the_version_of_cusolver_and_the_size(
 def test_provisional_thresholds(make):
     """What is claimed of them: that they come from a model."""
     assert solvers.TWO_STAGE_FROM == {"float64": 8_000, "float32": 14_000}
-    assert solvers.BATCHED_FROM == {"float64": None, "float32": None}
+    assert solvers.BATCHED_FROM is None
     assert solvers.BASIS == "modelled, not measured"
     assert make().eigen_bytes(7_999, 8) == sum(solvers.plan("library", 7_999, 8))
     assert make().eigen_bytes(8_000, 8) == sum(solvers.plan("two-stage", 8_000, 8))
@@ -293,7 +293,7 @@ def test_a_list_larger_than_its_share_of_memory(make, memory):
 
 def test_more_shared_memory_than_is_granted_unasked(make, cupy):
     n, backend = 110, make()
-    assert solvers.small_shared_bytes(n, 8) > 48 * 1024
+    assert solvers.small_shared_bytes(n) > 48 * 1024
     assert close(backend.eigvalsh_batch(symmetric(n)[None])[0], symmetric(n))
     assert backend.solver == ONE_BLOCK
     assert cupy.solved == 0
@@ -322,7 +322,7 @@ def test_small_kernel_misses_an_eigenvalue(make, monkeypatch):
 
 
 def test_a_stack_is_below_torch_s_limit():
-    assert _COPIED // torch.float32.itemsize <= solvers.LIBRARY_NUMBERS
+    assert _COPIED // torch.float64.itemsize <= solvers.LIBRARY_NUMBERS
 
 
 def test_other_kernels_that_do_not_compile(make, monkeypatch, cupy):
@@ -359,7 +359,7 @@ def few(monkeypatch):
 
 
 def mixed():
-    """Eight matrices; the last to be solved are two of 9 rows and of one type."""
+    """Eight matrices of both types; the last to be solved are two of 9 rows."""
     return [symmetric(n, DTYPES[i % 2], seed=i) for i, n in enumerate([3, 3, 5, 1, 1, 9, 3, 9])]
 
 
@@ -390,7 +390,7 @@ def test_routes_of_a_stack(make, few, memory, cupy, solver, there, route):
     calls = [(call["n"], call["batch"]) for one in memory.cusolver for call in one.calls]
     assert calls == ([(9, 2)] if route == XSYEV else [])
     word = "one after another" if route == LIBRARY else route
-    assert backend.solver_table()["batches, float64, 8 <= n < 3,001"].startswith(word)
+    assert backend.solver_table()["batches, 8 <= n < 3,001"].startswith(word)
 
 
 def test_a_stack_without_cupy(torch_only, few, memory):
@@ -403,19 +403,15 @@ def test_a_stack_without_cupy(torch_only, few, memory):
 
 
 def test_the_threshold_of_stacks(make, few, monkeypatch):
-    monkeypatch.setitem(solvers.BATCHED_FROM, "float64", 10)
+    assert "ours is not measured against it" in make().solver_table()["batches, 8 <= n < 3,001"]
+    monkeypatch.setattr(solvers, "BATCHED_FROM", 10)
     backend = make()
-    for n, dtype, route in (
-        (9, torch.float64, XSYEV),
-        (10, torch.float64, TWO_STAGES),
-        (10, torch.float32, XSYEV),
-    ):
-        assert batched(backend, [symmetric(n, dtype, seed) for seed in range(2)])
+    for n, route in ((9, XSYEV), (10, TWO_STAGES)):
+        assert batched(backend, [symmetric(n, seed=seed) for seed in range(2)])
         assert backend.solver == route
     table = backend.solver_table()
-    assert table["batches, float64, 8 <= n < 10"].startswith(XSYEV)
-    assert table["batches, float64, 10 <= n < 3,001"].startswith(TWO_STAGES)
-    assert "ours is not measured against it" in table["batches, float32, 8 <= n < 3,001"]
+    assert table["batches, 8 <= n < 10"].startswith(XSYEV)
+    assert table["batches, 10 <= n < 3,001"].startswith(TWO_STAGES)
 
 
 def test_large_matrices_and_single_ones_are_no_stack(make, few, monkeypatch, memory, cupy):
@@ -489,15 +485,19 @@ def test_one_after_another_takes_over_from_our_stack(
     assert (backend.solver, cupy.solved) == (LIBRARY, 2)
 
 
-def test_a_stack_of_float32_products_of_fewer_bits(make, few, memory, cupy):
+def test_a_stack_of_float32_is_computed_in_float64(make, few, memory, cupy):
+    """With products of fewer bits too: they concern float32 alone."""
     memory.cusolver.clear()
-    try:
-        torch.set_float32_matmul_precision("high")
-        with pytest.warns(RuntimeWarning, match="batched two-stage not used: .* TF32"):
-            assert batched(make(), mixed())
-    finally:
-        torch.set_float32_matmul_precision("highest")
-    assert cupy.solved == 2
+    backend = make()
+    for n in (5, 9):
+        stack = torch.stack([symmetric(n, torch.float32, seed) for seed in range(3)])
+        try:
+            torch.set_float32_matmul_precision("high")
+            found = backend.eigvalsh_batch(stack)
+        finally:
+            torch.set_float32_matmul_precision("highest")
+        assert all_close(found, stack.double())
+    assert backend.solver == TWO_STAGES
 
 
 @pytest.mark.parametrize("there", [True, False])
@@ -526,13 +526,13 @@ def test_a_stack_is_parted_by_memory(make, few, monkeypatch, memory, cupy, name)
     batch = [symmetric(9, seed=seed) for seed in range(5)]
 
     def smallest(count):
-        return next(free for free in range(10**6) if solvers.together(name, 9, 8, free) == count)
+        return next(free for free in range(10**6) if solvers.together(name, 9, free) == count)
 
     memory.free = smallest(2)
     assert batched(make(), batch)
     assert sizes == [2, 2, 1]
     memory.free = max(smallest(2) - 1, sum(solvers.plan("library", 9, 8)))  # room for one
-    assert solvers.together(name, 9, 8, memory.free) < 2
+    assert solvers.together(name, 9, memory.free) < 2
     assert batched(make(), batch)
     assert cupy.solved == 5
 
@@ -544,23 +544,22 @@ def test_the_plan_of_a_stack_counts_what_is_allocated():
     panel = 5 * n * b + 2 * b * b  # V, T, R, W, A W, Z, V (WᵀAW) / 2
     each = n * n + panel + 4 * n * b + n * (2 * b + 1)
     free = count * 8 * each
-    assert solvers.together(solvers.BATCHED, n, 8, free) < count
-    assert solvers.together(solvers.BATCHED, n, 8, int(1.1 * free) + solvers._FIXED) >= count
+    assert solvers.together(solvers.BATCHED, n, free) < count
+    assert solvers.together(solvers.BATCHED, n, int(1.1 * free) + solvers._FIXED) >= count
     # 64-bit sizes: numbers of one call of the library
-    assert solvers.together(solvers.XSYEV, 40_000, 4, 10**15) == 1
-    assert solvers.together(solvers.XSYEV, 3_000, 4, 10**15) * 3_000**2 <= 2**31 - 1
+    assert solvers.together(solvers.XSYEV, 40_000, 10**15) == 1
+    assert solvers.together(solvers.XSYEV, 3_000, 10**15) * 3_000**2 <= 2**31 - 1
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_our_stack_with_the_gpu_s_blocks(make, few, monkeypatch, memory, dtype):
+def test_our_stack_with_the_gpu_s_blocks(make, few, monkeypatch, memory):
     memory.cusolver.clear()
     monkeypatch.setattr(solvers, "HALF_WIDTHS", (64, 32, 16))
     monkeypatch.setattr(cuda_kernels, "PANEL_THREADS", 512)
     for name, threads in BLOCKS.items():
         monkeypatch.setitem(cuda_kernels.THREADS, name, threads)
     backend = make()
-    assert batched(backend, [symmetric(80, dtype, seed) for seed in range(2)])
+    assert batched(backend, [symmetric(80, seed=seed) for seed in range(2)])
     assert backend.solver == TWO_STAGES
 
 
@@ -571,7 +570,7 @@ def test_info_says_which_solver_and_why(make, monkeypatch):
     rows = dict(info._rows("", info._about_installation()))
     shown = rows[", eigenvalue solvers, cuda:0, float64, n >= 8,000"]
     assert shown == f"{TWO_STAGE}; cuSOLVER 12.0.4 has one stage; modelled, not measured"
-    assert XSYEV in rows[", eigenvalue solvers, cuda:0, batches, float32, 161 <= n < 3,001"]
+    assert XSYEV in rows[", eigenvalue solvers, cuda:0, batches, 161 <= n < 3,001"]
 
 
 # Thresholds and memory
@@ -656,10 +655,9 @@ def test_shared_memory_decides_which_panels_fit(monkeypatch):
 def test_shared_memory_decides_what_is_small():
     """The numbers of csrc/batched_small.cu."""
     for kilobytes, limit in ((64, 122), (99, 154), (163, 160), (227, 160)):
-        assert solvers.small_limit(kilobytes * 1024, 8) == limit
-        assert solvers.small_limit(kilobytes * 1024, 4) == 160
-    assert solvers.small_shared_bytes(160, 8) == 108_160
-    assert solvers.small_limit(0, 8) == 0
+        assert solvers.small_limit(kilobytes * 1024) == limit
+    assert solvers.small_shared_bytes(160) == 108_160
+    assert solvers.small_limit(0) == 0
 
 
 # Facts that the fake's launches rest on

@@ -13,8 +13,7 @@ from hessrmt.errors import ConvergenceError
 
 # Householder's QR and what is built on it are backward stable: errors of c n ε ‖A‖
 BOUND = 20
-
-every_type = pytest.mark.parametrize("dtype", [np.float64, np.float32])
+EPS = np.finfo(float).eps
 
 
 @pytest.fixture(scope="module")
@@ -28,13 +27,12 @@ def panels(library):
 
     def run(given, threads=4, blocks=2):
         batch, b, rows = given.shape
-        v = np.full((batch, b, rows), np.nan, given.dtype)
-        t, r = np.zeros((2, batch, b, b), given.dtype)
+        v, (t, r) = np.full((batch, b, rows), np.nan), np.zeros((2, batch, b, b))
         strides = (given.strides[1] // given.itemsize, given.strides[0] // given.itemsize)
         library.launch(
             *("panel_batch", (blocks,), (threads,)),
             *(given, *strides, rows, b, batch, v, t, r),
-            shared=batched_panel_bytes(rows, b, given.itemsize),
+            shared=batched_panel_bytes(rows, b),
         )
         k = min(rows, b)
         assert not t[:, k:].any()
@@ -44,11 +42,11 @@ def panels(library):
     return run
 
 
-def kinds(rows, b, dtype):
+def kinds(rows, b):
     """Panels (rows, b) that are hard on a reflector."""
     noise = np.random.default_rng([rows, b]).normal(size=(rows, b)) / 4
-    tiny, first = float(np.finfo(dtype).tiny), np.arange(b) == b // 2
-    each = {
+    tiny, first = float(np.finfo(float).tiny), np.arange(b) == b // 2
+    return {
         "random": noise,
         "zero": 0 * noise,
         "rank 1": np.outer(noise[:, 0], noise[0]),
@@ -60,27 +58,25 @@ def kinds(rows, b, dtype):
         "a column whose squares vanish": np.where(first, noise * np.sqrt(tiny) / 8, noise),
         "a subnormal column": np.where(first, noise * tiny / 8, noise),
     }
-    return {kind: a.astype(dtype) for kind, a in each.items()}
 
 
-@every_type
 @pytest.mark.parametrize(
     ("rows", "b"), [(1, 1), (33, 1), (1, 4), (3, 4), (4, 4), (5, 4), (40, 4), (70, 8)]
 )
-def test_a_panel_is_an_orthogonal_matrix_times_a_triangle(panels, rows, b, dtype):
-    given = kinds(rows, b, dtype)
+def test_a_panel_is_an_orthogonal_matrix_times_a_triangle(panels, rows, b):
+    given = kinds(rows, b)
     v, t, r = panels(np.ascontiguousarray(np.stack(list(given.values())).swapaxes(1, 2)))
-    allowed, k = BOUND * max(rows, b) * float(np.finfo(dtype).eps), min(rows, b)
-    dropped = np.sqrt(b) * {np.float64: 1e-140, np.float32: 1e-15}[dtype]  # of columns so small
+    allowed, k = BOUND * max(rows, b) * EPS, min(rows, b)
+    dropped = np.sqrt(b) * 1e-140  # of columns so small
     for number, (kind, a) in enumerate(given.items()):
-        V, T, R = (x[number].astype(np.float64) for x in (v, t, r))
+        V, T, R = (x[number] for x in (v, t, r))
         assert np.array_equal(V, np.tril(V, -1) + np.eye(rows, k)), kind
         assert np.array_equal(T, np.triu(T)), kind
         assert np.array_equal(R, np.triu(R)), kind
         Q = np.eye(rows) - V @ T @ V.T
         assert np.linalg.norm(Q.T @ Q - np.eye(rows), 2) <= allowed, kind
-        norm = np.linalg.norm(a.astype(np.float64))
-        assert np.linalg.norm(Q[:, :k] @ R - a, 2) <= allowed * norm + dropped, kind
+        distance = np.linalg.norm(Q[:, :k] @ R - a, 2)
+        assert distance <= allowed * np.linalg.norm(a) + dropped, kind
 
 
 @pytest.mark.parametrize(("threads", "blocks"), [(1, 1), (3, 2), (32, 1), (40, 4)])
@@ -120,28 +116,26 @@ def two_stages(panels):
     return run
 
 
-@every_type
 @pytest.mark.parametrize(("b", "n"), [(b, n) for b in (1, 4) for n in sizes(b)] + [(8, 43)])
-def test_the_bands_have_the_eigenvalues_of_every_kind(two_stages, b, n, dtype):
-    every = families(n, b, dtype)
+def test_the_bands_have_the_eigenvalues_of_every_kind(two_stages, b, n):
+    every = families(n, b)
     found = two_stages(np.stack(list(every.values())), b)
     for (kind, a), levels in zip(every.items(), found, strict=True):
-        assert error(levels, linalg.eigvalsh(a.astype(np.float64)), dtype) < BOUND, kind
+        assert error(levels, linalg.eigvalsh(a)) < BOUND, kind
 
 
-@every_type
-def test_scales_do_not_mix(two_stages, dtype):
+def test_scales_do_not_mix(two_stages):
     """From the largest numbers down to subnormal ones in one stack, and zeros."""
-    a, top = families(23, 4, dtype)["random"] / 32, np.log2(float(np.finfo(dtype).max))
-    scales = [dtype(2.0 ** np.round(top * power)) for power in (0.99, 0.5, 0, -0.5, -0.99, -1.03)]
+    a, top = families(23, 4)["random"] / 32, np.log2(float(np.finfo(float).max))
+    scales = [2.0 ** np.round(top * power) for power in (0.99, 0.5, 0, -0.5, -0.99, -1.03)]
     stack = np.stack([*(a * scale for scale in scales), 0 * a])
     found = two_stages(stack, 4)
     for scale, given, levels in zip(scales, stack, found, strict=False):
-        expected = linalg.eigvalsh((given / scale).astype(np.float64))
+        expected = linalg.eigvalsh(given / scale)
         # a subnormal result has no more digits than the format
-        room = np.finfo(np.float64).smallest_subnormal / float(scale)
-        gap = np.abs(levels / float(scale) - expected).max()
-        assert error(levels / float(scale), expected, dtype) < BOUND or gap <= room
+        room = np.finfo(float).smallest_subnormal / scale
+        gap = np.abs(levels / scale - expected).max()
+        assert error(levels / scale, expected) < BOUND or gap <= room
     assert not found[-1].any()
 
 

@@ -285,18 +285,18 @@ class CudaBackend(Backend):
 
     def _eigvalsh_batch(self, matrices: Stack) -> list[Levels]:
         found: dict[int, Levels] = {}
-        groups: dict[tuple[int, torch.dtype], list[int]] = {}
+        groups: dict[int, list[int]] = {}
         for i, matrix in enumerate(matrices):
-            groups.setdefault((matrix.shape[0], matrix.dtype), []).append(i)
-        for (n, dtype), members in groups.items():
-            for name, solve in self._stacked(n, dtype, len(members)):
-                most = max(1, self._together(name, n, dtype.itemsize))
+            groups.setdefault(matrix.shape[0], []).append(i)
+        for n, members in groups.items():
+            for name, solve in self._stacked(n, len(members)):
+                most = max(1, self._together(name, n))
                 left = [i for i in members if i not in found]
                 try:
                     for begin in range(0, len(left), most):
                         part = left[begin : begin + most]
                         # no name for the copy: it is gone before the next one is made
-                        levels = solve(torch.stack([matrices[i].detach() for i in part]), part)
+                        levels = solve(_stack([matrices[i] for i in part]), part)
                         found.update(zip(part, levels, strict=True))
                     break
                 except _FAULTS as error:
@@ -304,14 +304,14 @@ class CudaBackend(Backend):
             found |= {i: self._eigvalsh(matrices[i]) for i in members if i not in found}
         return [found[i] for i in range(len(matrices))]
 
-    def _stacked(self, n: int, dtype: torch.dtype, count: int) -> Iterator[tuple[str, _Solve]]:
+    def _stacked(self, n: int, count: int) -> Iterator[tuple[str, _Solve]]:
         """Solvers of stacks, to be tried in turn; what none has solved goes one by one."""
-        if 0 < n <= self._small_limit(dtype.itemsize):
+        if 0 < n <= self._small_limit():
             yield _SMALL, self._small
         elif n and count > 1:
             known = {solvers.XSYEV: self._by_cusolver, solvers.BATCHED: self._two_stages}
-            for name in solvers.batch_routes(self._policy, n, _kind(dtype)):
-                if name in self._batches() and self._together(name, n, dtype.itemsize) > 1:
+            for name in solvers.batch_routes(self._policy, n):
+                if name in self._batches() and self._together(name, n) > 1:
                     yield name, known[name]
 
     def _batches(self) -> dict[str, str]:
@@ -324,18 +324,18 @@ class CudaBackend(Backend):
             found[solvers.BATCHED] = TWO_STAGES
         return found
 
-    def _together(self, name: str, n: int, itemsize: int) -> int:
+    def _together(self, name: str, n: int) -> int:
         """How many matrices are copied into one stack."""
         free = self.free_memory()
         if name != _SMALL:
-            return solvers.together(name, n, itemsize, free)
-        return min(_COPIED, free // 4) // (n * n * itemsize)
+            return solvers.together(name, n, free)
+        return min(_COPIED, free // 4) // (8 * n * n)
 
-    def _small_limit(self, itemsize: int) -> int:
+    def _small_limit(self) -> int:
         """Largest n that is small."""
         if self.kernels is None or self._policy == "library":
             return solvers.SMALL_LIMIT  # by torch, whose call costs more than so small a matrix
-        return self.kernels.small_limit(itemsize)
+        return self.kernels.small_limit()
 
     def _by_cusolver(self, stack: Tensor, numbers: Sequence[int]) -> np.ndarray:
         """By cuSOLVER's solver for batches."""
@@ -347,12 +347,12 @@ class CudaBackend(Backend):
 
     def _two_stages(self, stack: Tensor, numbers: Sequence[int]) -> np.ndarray:
         """By our kernels, all matrices at once."""
-        kernels, reason = self.kernels, self._obstacle(stack.dtype)
+        kernels, reason = self.kernels, self._obstacle(torch.float64)
         if kernels is None or reason:
             raise KernelError(reason)
         _mirror_(stack)
         _require_all_finite(stack, numbers)
-        b = min(kernels.half_width(stack.element_size()), solvers.BATCH_HALF_WIDTH)
+        b = min(kernels.half_width(8), solvers.BATCH_HALF_WIDTH)
         stages = {"chase": kernels.chase, "tridiagonal": kernels.tridiagonal}
         levels = two_stage_batch(stack, b, panels=kernels.batched_panels, **stages)
         self.solver = TWO_STAGES
@@ -402,6 +402,11 @@ def cuda_backend(device: torch.device, solver: str | None = None) -> CudaBackend
         raise DeviceError(f"device {str(device)!r}: there are {count}, numbered from 0")
     solver = solver or os.environ.get(solvers.VARIABLE, "auto")
     return CudaBackend(torch.device("cuda", index), solver)
+
+
+def _stack(matrices: Sequence[Matrix]) -> Tensor:
+    """A copy in float64, which the solvers of batches are written for."""
+    return torch.stack([matrix.detach().double() for matrix in matrices])
 
 
 def _by_torch(stack: Tensor, numbers: Sequence[int]) -> np.ndarray:

@@ -202,12 +202,12 @@ class Kernels:
         packed[..., : b + 1] = torch.where(row + column[:, None] < n, there.mT, 0)
         return self.tridiagonal(*self.chase(packed, b))
 
-    def small_limit(self, itemsize: int) -> int:
+    def small_limit(self) -> int:
         """Largest n of :meth:`small`."""
-        return solvers.small_limit(self._shared(), itemsize)
+        return solvers.small_limit(self._shared())
 
     def small(
-        self, stack: Float[Tensor, "batch n n"]
+        self, stack: Float64[Tensor, "batch n n"]
     ) -> tuple[Float64[np.ndarray, "batch n"], Int32[np.ndarray, " batch"]]:
         """All eigenvalues of small symmetric matrices, one block for each.
 
@@ -220,7 +220,7 @@ class Kernels:
             number of an eigenvalue that was not found.
         """
         batch, n = stack.shape[:2]
-        shared = solvers.small_shared_bytes(n, stack.element_size())
+        shared = solvers.small_shared_bytes(n)
         levels, info = self._zeros((batch, n)), self._zeros(batch, torch.int32)
         sizes = (n, stack.stride(1), stack.stride(0), batch)
         grid, block = (min(batch, _GRID_LIMIT),), (32 * _blocks(n, 32),)
@@ -229,9 +229,9 @@ class Kernels:
         return levels.cpu().numpy(), info.cpu().numpy()
 
     def batched_panels(
-        self, given: Float[Tensor, "batch b rows"]
+        self, given: Float64[Tensor, "batch b rows"]
     ) -> tuple[
-        Float[Tensor, "batch rows k"], Float[Tensor, "batch k k"], Float[Tensor, "batch k b"]
+        Float64[Tensor, "batch rows k"], Float64[Tensor, "batch k k"], Float64[Tensor, "batch k b"]
     ]:
         """QR of a batch of panels, (I - V T Vᵀ) R, one block for each.
 
@@ -242,7 +242,7 @@ class Kernels:
             V, unit lower trapezoidal, T, upper triangular, and R, with k = min(rows, b).
         """
         batch, b, rows = given.shape
-        k, shared = min(rows, b), solvers.batched_panel_bytes(rows, b, given.element_size())
+        k, shared = min(rows, b), solvers.batched_panel_bytes(rows, b)
         v = torch.empty((batch, b, rows), dtype=given.dtype, device=self._device)
         t, r = self._zeros((2, batch, b, b), given.dtype)
         grid, block = (min(batch, _GRID_LIMIT),), (PANEL_THREADS,)

@@ -20,7 +20,7 @@ from hessrmt.backend import solvers
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from jaxtyping import Float
+    from jaxtyping import Float64
     from torch import Tensor
 
 LOWER = 0
@@ -158,14 +158,13 @@ class Cusolver:
             self.call("cusolverDnSetStream", self.handle, stream)
             yield
 
-    def batch(self, stack: Float[Tensor, "batch n n"], free: int) -> Float[Tensor, "batch n"]:
+    def batch(self, stack: Float64[Tensor, "batch n n"], free: int) -> Float64[Tensor, "batch n"]:
         """All eigenvalues of symmetric matrices by ``XsyevBatched``.
 
         In as many calls as its limit (:data:`.solvers.LIBRARY_NUMBERS`) and its workspace need.
 
         Args:
-            stack: Contiguous, symmetric, finite, float64 or float32, at least one, n >= 1;
-                overwritten.
+            stack: Contiguous, symmetric, finite, at least one, n >= 1; overwritten.
             free: Bytes that a workspace may take.
 
         Returns:

@@ -40,7 +40,7 @@ every n, until ours is measured against it."""
 BATCH_LIMIT = 3_000
 """Largest n of which several matrices are solved in one stack; larger ones fill a GPU alone."""
 
-BATCHED_FROM: dict[str, int | None] = {"float64": None, "float32": None}
+BATCHED_FROM: int | None = None
 """Smallest n at which a stack takes the batched two-stage solver though cuSOLVER has one for
 batches; None: only where it has none."""
 
@@ -69,7 +69,7 @@ OPT_IN = 48 * 1024
 """Bytes of dynamic shared memory above which a block must ask for it."""
 
 _STATIC_SHARED = 896
-"""Static shared memory of csrc/batched_small.cu, 800 bytes in float64, and some room."""
+"""Static shared memory of csrc/batched_small.cu, 800 bytes, and some room."""
 
 _FIXED = 64 * 2**20
 """What cuBLAS, cuSOLVER and small temporaries are allowed beside what is counted."""
@@ -119,13 +119,12 @@ def route(policy: str, n: int, dtype: str, version: tuple[int, ...] | None) -> s
     return "library" if threshold is None or n < threshold else "two-stage"
 
 
-def batch_routes(policy: str, n: int, dtype: str) -> tuple[str, ...]:
+def batch_routes(policy: str, n: int) -> tuple[str, ...]:
     """Solvers for a stack of matrices of more than :data:`SMALL_LIMIT` rows, the first one first.
 
     Args:
         policy: What was asked for.
         n: Dimension.
-        dtype: ``"float64"`` or ``"float32"``.
 
     Returns:
         Their names; after them, one matrix after another.
@@ -134,8 +133,7 @@ def batch_routes(policy: str, n: int, dtype: str) -> tuple[str, ...]:
         return ()
     if policy != "auto":
         return (BATCHED,) if policy == "two-stage" else (XSYEV,)
-    threshold = BATCHED_FROM[dtype]
-    ours_first = threshold is not None and n >= threshold
+    ours_first = BATCHED_FROM is not None and n >= BATCHED_FROM
     return (BATCHED, XSYEV) if ours_first else (XSYEV, BATCHED)
 
 
@@ -180,16 +178,15 @@ def table(
     small = f"one block per matrix, where shared memory holds it; {BASIS}"
     ours = kernels and policy != "library"
     rows[f"batches, n <= {SMALL_LIMIT}"] = small if ours else "torch.linalg.eigvalsh"
-    for dtype, threshold in BATCHED_FROM.items():
-        begin, end = SMALL_LIMIT + 1, BATCH_LIMIT + 1
-        starts = [begin, *([threshold] if threshold and begin < threshold < end else [])]
-        for start, stop in itertools.pairwise([*starts, end]):
-            taken = next((r for r in batch_routes(policy, start, dtype) if r in batches), None)
-            said = "one after another" if taken is None else batches[taken]
-            if taken and policy == "auto":
-                unknown = taken == XSYEV and threshold is None
-                said += f"; {'ours is not measured against it' if unknown else BASIS}"
-            rows[f"batches, {dtype}, {start:,} <= n < {stop:,}"] = said
+    begin, end = SMALL_LIMIT + 1, BATCH_LIMIT + 1
+    starts = [begin, *([BATCHED_FROM] if BATCHED_FROM and begin < BATCHED_FROM < end else [])]
+    for start, stop in itertools.pairwise([*starts, end]):
+        taken = next((r for r in batch_routes(policy, start) if r in batches), None)
+        said = "one after another" if taken is None else batches[taken]
+        if taken and policy == "auto":
+            unknown = taken == XSYEV and BATCHED_FROM is None
+            said += f"; {'ours is not measured against it' if unknown else BASIS}"
+        rows[f"batches, {start:,} <= n < {stop:,}"] = said
     return rows
 
 
@@ -205,32 +202,30 @@ def dotted(version: tuple[int, ...]) -> str:
     return ".".join(map(str, version))
 
 
-def small_shared_bytes(n: int, itemsize: int) -> int:
+def small_shared_bytes(n: int) -> int:
     """Dynamic shared memory of a block of csrc/batched_small.cu.
 
     Args:
         n: Dimension.
-        itemsize: Bytes of a number.
 
     Returns:
         A number of bytes.
     """
-    return 16 * n + itemsize * (2 * n + n * (n + 1) // 2)
+    return 8 * (4 * n + n * (n + 1) // 2)
 
 
-def small_limit(shared: int, itemsize: int) -> int:
+def small_limit(shared: int) -> int:
     """Largest n of csrc/batched_small.cu.
 
     Args:
         shared: Bytes of shared memory that a block may ask for.
-        itemsize: Bytes of a number.
 
     Returns:
         A dimension, at most :data:`SMALL_LIMIT`; 0 if none fits.
     """
     room = shared - _STATIC_SHARED
     sizes = range(SMALL_LIMIT, 0, -1)
-    return next((n for n in sizes if small_shared_bytes(n, itemsize) <= room), 0)
+    return next((n for n in sizes if small_shared_bytes(n) <= room), 0)
 
 
 def chase_shared_bytes(b: int, itemsize: int, threads: int) -> int:
@@ -247,18 +242,17 @@ def chase_shared_bytes(b: int, itemsize: int, threads: int) -> int:
     return 8 + itemsize * (2 * b * (b + 1) + 2 * max(b, threads) + 4 * b)
 
 
-def batched_panel_bytes(rows: int, b: int, itemsize: int) -> int:
+def batched_panel_bytes(rows: int, b: int) -> int:
     """Dynamic shared memory of a block of csrc/panel_batch.cu.
 
     Args:
         rows: Of a panel.
         b: Its columns.
-        itemsize: Bytes of a number.
 
     Returns:
         A number of bytes.
     """
-    return itemsize * (rows + 34 * b)
+    return 8 * (rows + 34 * b)
 
 
 def half_width(shared: int, itemsize: int, threads: int) -> int:
@@ -387,28 +381,27 @@ def plan(solver: str, n: int, itemsize: int) -> SolverMemory:
     return SolverMemory(matrix, numbers * itemsize + 8 * (3 * n + 2) + 4 * (2 * n + 3) + _FIXED)
 
 
-def together(solver: str, n: int, itemsize: int, free: int) -> int:
-    """How many matrices are solved in one stack.
+def together(solver: str, n: int, free: int) -> int:
+    """How many float64 matrices are solved in one stack.
 
     Ours: the copy of a matrix, a panel with its products, both sides of an update, the band, d
-    and e, flags, and stage 3 in float64. XsyevBatched: the copy, and as much for its workspace,
+    and e, flags, and stage 3. XsyevBatched: the copy, and as much for its workspace,
     whose size the library itself says once the stack is there.
 
     Args:
         solver: Of :func:`batch_routes`.
         n: Dimension.
-        itemsize: Bytes of a number: 8 or 4.
         free: Bytes free beside the matrices that were given.
 
     Returns:
         A number of matrices; 0 if none fits.
     """
     tiles = 3 * min(n, BATCH_TILE) ** 2
-    each = 2 * n * n * itemsize + 8 * n
+    each = 16 * n * n + 8 * n
     if solver == BATCHED:
         b = min(max(HALF_WIDTHS), BATCH_HALF_WIDTH)
         numbers = n * (n + 9 * b + (2 * b + 1) + 2) + 4 * b * b + tiles
-        each = numbers * itemsize + 8 * (3 * n + 2) + 4 * (n + 1)
+        each = 8 * (numbers + 3 * n + 2) + 4 * (n + 1)
     most = max(0, free - _FIXED) // each
     return min(most, LIBRARY_NUMBERS // (n * n))
 

@@ -183,7 +183,7 @@ def geqrf_panel(panel: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def two_stage_batch(
-    a: Float[Tensor, "batch n n"],
+    a: Float64[Tensor, "batch n n"],
     b: int,
     *,
     panels: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]],
@@ -193,7 +193,7 @@ def two_stage_batch(
     """All eigenvalues of each of several symmetric matrices of one size.
 
     Args:
-        a: (batch, n, n) symmetric, finite, at least one, n >= 1, float64 or float32; overwritten.
+        a: (batch, n, n) symmetric, finite, at least one, n >= 1; overwritten.
         b: Half-width of the bands in between.
         panels: Of the first stage (:func:`to_bands`).
         chase: Second stage, (bands, b) to (diagonals, subdiagonals).
@@ -205,7 +205,7 @@ def two_stage_batch(
     Raises:
         ConvergenceError: If an eigenvalue is not finite, as in :func:`two_stage_eigenvalues`.
     """
-    of = np.finfo(str(a.dtype).removeprefix("torch."))
+    of = np.finfo(np.float64)
     largest = torch.maximum(a.amax((1, 2)), -a.amin((1, 2))).tolist()
     # always, since csrc/panel_batch.cu relies on it
     factors = np.array([[[_factor(x, of)]] for x in largest])
@@ -215,8 +215,10 @@ def two_stage_batch(
 
 
 def to_bands(
-    a: Float[Tensor, "batch n n"], b: int, panels: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
-) -> Float[Tensor, "batch n width"]:
+    a: Float64[Tensor, "batch n n"],
+    b: int,
+    panels: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]],
+) -> Float64[Tensor, "batch n width"]:
     """:func:`to_band` of several matrices of one size at once, with an update for each panel.
 
     Args:
