@@ -278,7 +278,6 @@ def _sampled(model: _Model, method: str, backend: Backend, indices: range) -> It
         _require_memory(backend, each, model)
         fitting = min(_BATCH_WORK // model.size**3, backend.free_memory() // (2 * each))
     batch = max(1, min(_BATCH, int(fitting)))
-    device, solver = backend.name, f"dense, {backend.solver}"
     for start in range(0, len(indices), batch):
         begin = time.perf_counter()
         points = [model.point(index) for index in indices[start : start + batch]]
@@ -294,6 +293,7 @@ def _sampled(model: _Model, method: str, backend: Backend, indices: range) -> It
             matrices = _matrices(model, backend, points)
             middle = time.perf_counter()
             found = backend.eigvalsh_batch(matrices)
+            device, solver = backend.name, f"dense, {backend.solver}"  # the one that was taken
         times = np.diff([begin, middle, time.perf_counter()]) / len(points)
         seconds = dict(zip(("matrix", "eigenvalues"), times.tolist(), strict=True))
         for point, levels in zip(points, found, strict=True):
