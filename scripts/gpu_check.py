@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime as dt
+import importlib.util
 import itertools
 import json
 import os
@@ -33,6 +34,7 @@ import sys
 import tempfile
 import time
 import zipfile
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -199,6 +201,8 @@ def write(path: Path, result: Entry) -> None:
 
 OURS = ("two-stage", "one block", "batched two-stage")
 PEERS = ("torch", "cupy", "XsyevBatched")
+WINS = 1.3
+"""Times faster than the best peer a solver of ours must be to be taken."""
 
 
 def conclusions(steps: list[Entry]) -> Entry:
@@ -212,7 +216,8 @@ def conclusions(steps: list[Entry]) -> Entry:
         hessrmt/backend/solvers.py for float64: the smallest n from which the two-stage solver beats
         the best peer at every larger size timed (``TWO_STAGE_FROM``), the same of stacks
         (``BATCHED_FROM``), and the largest n of one block per matrix that beats the best peer for
-        it and all smaller ones (``SMALL_LIMIT``); the versions of cuSOLVER, the peer.
+        it and all smaller ones (``SMALL_LIMIT``), None where no size is won; the versions of
+        cuSOLVER, the peer.
     """
     entries = [entry for step in steps for entry in step["entries"]]
     races: dict[str, dict[str, float]] = {}
@@ -228,7 +233,7 @@ def conclusions(steps: list[Entry]) -> Entry:
             peer = min(peers, key=median.__getitem__)
             faster = median[peer] / median[ours]
             rows.append({"race": race, "ours": ours, "peer": peer, "times faster": faster})
-            wins[ours][sizes[race]] = faster > 1
+            wins[ours][sizes[race]] = faster >= WINS
     return {
         "races": rows,
         "TWO_STAGE_FROM": _unbroken(wins["two-stage"], downwards=True),
@@ -238,8 +243,10 @@ def conclusions(steps: list[Entry]) -> Entry:
     }
 
 
-def _unbroken(wins: dict[int, bool], *, downwards: bool) -> int | None:
+def _unbroken(wins: dict[int, bool], *, downwards: bool) -> int | str | None:
     """The last of the sizes won without a gap, from the largest down or from the smallest up."""
+    if not wins:
+        return "not measured"
     won = list(itertools.takewhile(wins.__getitem__, sorted(wins, reverse=downwards)))
     return won[-1] if won else None
 
@@ -266,6 +273,21 @@ def device_name(options: argparse.Namespace) -> str | None:
         if done.returncode == 0 and names:
             return names[0].strip()
     return None
+
+
+def without_cuda() -> str:
+    """Version of a torch that is built without CUDA, read without importing it.
+
+    Returns:
+        Empty if it has CUDA, or can't be read.
+    """
+    found = importlib.util.find_spec("torch")
+    if found is None or found.origin is None:
+        return ""
+    text = Path(found.origin).with_name("version.py").read_text(encoding="utf-8")
+    if re.search(r"^cuda\b.*= *None$", text, re.MULTILINE) is None:
+        return ""
+    return metadata.version("torch")
 
 
 def line(step: Entry) -> str:
@@ -356,11 +378,27 @@ def check(device: str, options: argparse.Namespace, folder: Path) -> int:
             process.stop()
     result["complete"] = True
     write(path, result)
+    return concluded(result, path)
+
+
+def concluded(result: Entry, path: Path) -> int:
+    """Print what was found.
+
+    Args:
+        result: The record.
+        path: Its file.
+
+    Returns:
+        The exit code.
+    """
     for name, found in result["conclusions"].items():
         for row in found if isinstance(found, list) else [found]:
             print(f"{name}: {row}")
     print(f"written: {path}")
-    found = {step["status"] for step in result["steps"]}
+    statuses = [step["status"] for step in result["steps"]]
+    counts = {name: statuses.count(name) for name in dict.fromkeys(statuses)}
+    print(", ".join(f"{count} {name}" for name, count in counts.items()))
+    found = set(statuses)
     if found - {PASSED, SKIPPED, NOT_RUN}:
         return 1
     return 3 if NOT_RUN in found else 0
@@ -397,9 +435,15 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     names = [step.name for step in STEPS]
     results = ROOT / "benchmarks" / "results"
-    add("--out", type=Path, default=results, help="folder of the record")
+    add("--out", type=Path, default=results, help="folder of the record (benchmarks/results)")
     add("--seconds", type=float, default=430, help="for everything (430)")
-    add("--only", nargs="+", metavar="STEP", choices=names, help=f"some of: {', '.join(names)}")
+    add(
+        "--only",
+        nargs="+",
+        metavar="STEP",
+        choices=names,
+        help=f"some of: {', '.join(map(repr, names))}",
+    )
     add("--stand-in", action="store_true", help="without a GPU: kernels run on the CPU, small")
     add("--wheels", type=Path, help="folder with wheels of packages that the machine lacks")
     add("--plant", type=planted, action="append", default=[], metavar="STEP=hang|crash",
@@ -422,6 +466,10 @@ def main(arguments: list[str] | None = None) -> int:
     device = device_name(options)
     if device is None:
         print("error: nvidia-smi and torch find no GPU (--stand-in needs none)", file=sys.stderr)
+        return 2
+    if not options.stand_in and (version := without_cuda()):
+        said = f"{device} is there, but torch {version} is built without CUDA; install a CUDA build"
+        print(f"error: {said}", file=sys.stderr)
         return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that all processes are ended
     cuda = [str(place) for place in Path("/usr/local").glob("cuda*/bin")]  # compute-sanitizer

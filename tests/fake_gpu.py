@@ -50,7 +50,7 @@ def torch_only(monkeypatch, no_gpu):
 
     def absent(name, *arguments, **options):
         if name == "cupy":
-            raise ImportError(name)
+            raise ModuleNotFoundError(name, name=name)
         return find(name, *arguments, **options)
 
     monkeypatch.delitem(sys.modules, "cupy", raising=False)

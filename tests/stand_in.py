@@ -30,9 +30,9 @@ def replacements(memory):
     """
     stream = SimpleNamespace(cuda_stream=0)
 
-    def chosen(_, solver="auto"):
+    def chosen(_, solver=None):
         """What `select("cuda")` gives."""
-        return cuda.CudaBackend(torch.device("cpu"), solver)
+        return cuda.CudaBackend(torch.device("cpu"), solvers.policy(solver))
 
     return [
         (cuda, "cuda_backend", chosen),

@@ -6,6 +6,7 @@ same tests run on it.
 """
 
 import json
+import sys
 import warnings
 from types import SimpleNamespace
 
@@ -380,7 +381,7 @@ def test_unknown_devices(word):
 @NO_GPU
 def test_without_a_gpu():
     for word in ("cuda", "cuda:0", "cuda:3"):
-        with pytest.raises(DeviceError, match=f"'{word}': torch sees no CUDA .*use --device cpu"):
+        with pytest.raises(DeviceError, match=f"'{word}': torch .*, or take the device cpu"):
             select(word)
     for word in ("auto", "cpu"):
         assert select(word).name.startswith("cpu (")
@@ -389,8 +390,41 @@ def test_without_a_gpu():
 def test_gpu_number_out_of_range(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(DeviceError, match="'cuda:2': there are 2, numbered from 0"):
+    with pytest.raises(
+        DeviceError, match="'cuda:2' is not there; this machine has cuda:0 to cuda:1"
+    ):
         select("cuda:2")
+
+
+@pytest.mark.parametrize("number", ["256", "999", "99999999999999999999"])
+def test_a_gpu_number_that_torch_cannot_hold(monkeypatch, number):
+    """torch keeps it in eight bits: cuda:256 is cuda:0 there."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(DeviceError, match=f"'cuda:{number}' is not there; this machine has cuda:0"):
+        select(f"cuda:{number}")
+    for word in ("cuda:01", "cuda:\u0967", "cuda:-1"):
+        with pytest.raises(DeviceError, match="unknown device"):
+            select(word)
+
+
+def test_eigenvalues_beyond_float64_are_no_result():
+    for matrix in (torch.full((5, 5), 1.7e308, dtype=torch.float64), torch.full((5, 5), 1.7e38)):
+        with pytest.raises(ConvergenceError, match="not finite"):
+            CPU.eigvalsh(matrix)
+        with pytest.raises(ConvergenceError, match="not finite"):
+            CPU.eigvalsh_batch([torch.eye(3).double(), matrix])
+    with pytest.raises(ConvergenceError, match="not finite"):
+        CPU.eigvalsh_banded(np.full((1, 2, 5), 1.7e308))
+
+
+def test_bands_from_the_end_and_what_is_not_used():
+    bands = np.random.default_rng(0).normal(size=(2, 3, 7))
+    expected = CPU.eigvalsh_banded(bands.copy())
+    unused = bands.copy()
+    unused[:, 1, 6:] = unused[:, 2, 5:] = np.nan
+    for given in (unused, bands[::-1, ::-1][::-1, ::-1]):
+        np.testing.assert_array_equal(CPU.eigvalsh_banded(given), expected)
 
 
 @pytest.mark.gpu
@@ -408,7 +442,7 @@ def test_auto_is_the_first_gpu_and_works_on_any_stream():
 
 
 def test_nothing_is_compiled_without_a_gpu(cli):
-    reason = "not tried: no CUDA device"
+    reason = f"not tried: {cuda_kernels.no_device()}"
     assert cuda_kernels.compile_report(CPU.device) == {"all": reason}
     if not torch.cuda.is_available():
         found = json.loads(cli("info", "--json").stdout)
@@ -433,3 +467,20 @@ def test_kernels_that_compile_and_one_that_does_not(monkeypatch):
     monkeypatch.setattr(cuda_kernels, "import_kernels", lambda device: None)
     missing = {"all": "not tried: CuPy is not installed"}
     assert cuda_kernels.compile_report(torch.device("cuda", 0)) == missing
+
+
+def test_a_cupy_that_cannot_be_imported_is_not_called_missing(monkeypatch, tmp_path):
+    (tmp_path / "cupy.py").write_text("raise ImportError('libnvrtc.so.12: no such file')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    reason = "CuPy cannot be imported: libnvrtc.so.12: no such file"
+    assert cuda_kernels.no_cupy() == reason
+    found = cuda_kernels.compile_report(torch.device("cuda", 0))
+    assert found == {"all": f"not tried: {reason}"}
+
+
+def test_a_wrong_solver_is_refused_on_every_device(monkeypatch):
+    monkeypatch.setenv("HESSRMT_SOLVER", "twostage")
+    for word in ("auto", "cpu"):
+        with pytest.raises(ConfigError, match=r"HESSRMT_SOLVER.*twostage"):
+            select(word)

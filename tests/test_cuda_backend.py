@@ -93,15 +93,15 @@ def test_provisional_thresholds(make):
 def test_policy_from_the_environment(monkeypatch, cupy):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    device = torch.device("cuda")
     monkeypatch.delenv("HESSRMT_SOLVER", raising=False)
-    assert cuda_backend(device).solver.startswith("auto")
+    assert cuda_backend().solver.startswith("auto")
     monkeypatch.setenv("HESSRMT_SOLVER", "two-stage")
-    assert "forced by HESSRMT_SOLVER" in cuda_backend(device).solver_table()["float64, any n"]
-    assert cuda_backend(device, "library").solver_table()["float64, any n"] == LIBRARY
+    assert "forced by HESSRMT_SOLVER" in cuda_backend().solver_table()["float64, any n"]
+    found = cuda_backend(0, "library").solver_table()["float64, any n"]
+    assert found == f"{LIBRARY}, forced by HESSRMT_SOLVER"
     monkeypatch.setenv("HESSRMT_SOLVER", "fast")
     with pytest.raises(ConfigError, match=r"'fast'.*auto, two-stage, library"):
-        cuda_backend(device)
+        cuda_backend()
 
 
 def test_torch_s_limit_is_explained(torch_only, monkeypatch):
@@ -390,7 +390,7 @@ def test_routes_of_a_stack(make, few, memory, cupy, solver, there, route):
     calls = [(call["n"], call["batch"]) for one in memory.cusolver for call in one.calls]
     assert calls == ([(9, 2)] if route == XSYEV else [])
     word = "one after another" if route == LIBRARY else route
-    assert backend.solver_table()["batches, 8 <= n < 3,001"].startswith(word)
+    assert backend.solver_table()["batches, 7 < n <= 3,000"].startswith(word)
 
 
 def test_a_stack_without_cupy(torch_only, few, memory):
@@ -403,15 +403,15 @@ def test_a_stack_without_cupy(torch_only, few, memory):
 
 
 def test_the_threshold_of_stacks(make, few, monkeypatch):
-    assert "ours is not measured against it" in make().solver_table()["batches, 8 <= n < 3,001"]
+    assert "is not measured against it" in make().solver_table()["batches, 7 < n <= 3,000"]
     monkeypatch.setattr(solvers, "BATCHED_FROM", 10)
     backend = make()
     for n, route in ((9, XSYEV), (10, TWO_STAGES)):
         assert batched(backend, [symmetric(n, seed=seed) for seed in range(2)])
         assert backend.solver == route
     table = backend.solver_table()
-    assert table["batches, 8 <= n < 10"].startswith(XSYEV)
-    assert table["batches, 10 <= n < 3,001"].startswith(TWO_STAGES)
+    assert table["batches, 7 < n <= 9"].startswith(XSYEV)
+    assert table["batches, 9 < n <= 3,000"].startswith(TWO_STAGES)
 
 
 def test_large_matrices_and_single_ones_are_no_stack(make, few, monkeypatch, memory, cupy):
@@ -569,8 +569,11 @@ def test_info_says_which_solver_and_why(make, monkeypatch):
     monkeypatch.setattr(select, "select", lambda word: make() if word == "cuda:0" else CpuBackend())
     rows = dict(info._rows("", info._about_installation()))
     shown = rows[", eigenvalue solvers, cuda:0, float64, n >= 8,000"]
-    assert shown == f"{TWO_STAGE}; cuSOLVER 12.0.4 has one stage; modelled, not measured"
-    assert XSYEV in rows[", eigenvalue solvers, cuda:0, batches, 161 <= n < 3,001"]
+    assert (
+        shown
+        == f"{TWO_STAGE}; cuSOLVER 12.0.4 has one stage; the threshold is modelled, not measured"
+    )
+    assert XSYEV in rows[", eigenvalue solvers, cuda:0, batches, 160 < n <= 3,000"]
 
 
 # Thresholds and memory

@@ -17,6 +17,8 @@ from golden_samples import DOUBLE, differences
 from level_samples import write_file
 from test_capacity import heavy
 
+from hessrmt.backend import solvers
+from hessrmt.backend.cuda import ONE_BLOCK, TWO_STAGE, TWO_STAGES
 from hessrmt.ensembles import goe
 from hessrmt.levels import analysis, goodness
 from hessrmt.store.spectra import load
@@ -64,7 +66,7 @@ SIMULATED = {
         "GOE as a band of half-width 3 (bulge chase, Sturm",
         {"bulge_chase_f64", "sturm_bisect_f64"},
     ),
-    "dense": (("--method", "dense"), "dense, ", {"goe_fill_f64", "batched_small_f64"}),
+    "dense": (("--method", "dense"), f"dense, {ONE_BLOCK}", {"goe_fill_f64", "batched_small_f64"}),
 }
 
 
@@ -83,6 +85,32 @@ def test_simulate(both, tmp_path, kind):
     # two backward stable solvers (cuda_samples.close), and the last bits of a matrix that is drawn
     np.testing.assert_allclose(other, one, rtol=0, atol=20 * n * EPS * np.abs(one).max())
     assert_same(here, there)
+
+
+def test_simulate_by_the_batched_stages(both, memory, monkeypatch):
+    """Where cuSOLVER has no solver for batches, and the matrices are too large for one block."""
+    memory.cusolver.clear()
+    monkeypatch.setattr(solvers, "SMALL_LIMIT", 7)
+    out = ("--dimension", 12, "--samples", 3, "--method", "dense", "--out", "DEVICE.h5")
+    here, there, compiled = both("simulate", *out)
+    assert {"goe_fill_f64", "panel_batch_f64", "bulge_chase_f64", "sturm_bisect_f64"} <= compiled
+    assert there["solver"] == f"dense, {TWO_STAGES}"
+    assert_same(here, there)
+
+
+@pytest.mark.parametrize("operator", ["hessian", "ggn"])
+def test_spectrum(both, tmp_path, monkeypatch, tiny_npz, operator):
+    monkeypatch.setenv("HESSRMT_SOLVER", "two-stage")
+    words = ("--model", "logistic", "--data", tiny_npz, "--batch", 4, "--operator", operator)
+    compiled = both("spectrum", *words, "--out", "DEVICE.h5")[2]
+    kernels = {"symmetrize_f64", "panel_qr_f64", "bulge_chase_f64", "sturm_bisect_f64"}
+    assert kernels <= compiled
+    one, other = (load(tmp_path / f"{name}.h5") for name in ("cpu", "cuda"))
+    assert {item.solver for item in other} == {TWO_STAGE}
+    for here, far in zip(one, other, strict=True):
+        apart = np.abs(here.eigenvalues - far.eigenvalues).max()
+        assert apart <= here.noise_floor + far.noise_floor
+        assert (here.rank, here.reduced_dimension) == (far.rank, far.reduced_dimension)
 
 
 def test_levels(both, tmp_path, monkeypatch):

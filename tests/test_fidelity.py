@@ -75,6 +75,33 @@ def test_the_callers_mode_changes_nothing(mode, road):
     assert np.array_equal(outside, expected)
 
 
+def test_float32_products_have_all_their_bits_and_the_callers_setting_comes_back():
+    """cuDNN's convolutions have 11 of 24 by default: rounding far beyond the floor."""
+    backends = torch.backends
+    places = [backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul]
+    places += [backends.mkldnn.conv, backends.mkldnn.rnn, backends.mkldnn.matmul]
+    seen = []
+
+    class Watched(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 2).double()
+
+        def forward(self, x):
+            seen.append({place.fp32_precision for place in places})
+            return self.layer(x)
+
+    torch.set_float32_matmul_precision("medium")
+    try:
+        before = [place.fp32_precision for place in places]
+        hr.spectrum(hr.Problem(Watched(), "mse", (X[:, :3], X[:, :2])), dtype="float32")
+        assert [place.fp32_precision for place in places] == before
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert "tf32" in before
+    assert seen[-1] == {"ieee"}
+
+
 def test_a_model_made_in_inference_mode():
     with torch.inference_mode():
         model, data = net(), labelled((6, 5), 3)

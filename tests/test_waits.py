@@ -142,6 +142,15 @@ def test_waits_of_a_batch_do_not_grow_with_the_network(options, small, large, mo
 
 
 @pytest.mark.slow
+def test_waits_of_a_gauss_newton_matrix_do_not_grow_with_the_network():
+    found = []
+    for widths in ((6, 4, 4, 3), (6, *[4] * 12, 3)):
+        with counting() as counts:
+            spectrum.compute(classifier(5, *widths), FarBackend(), "float64", "ggn")
+        found.append(counts.waits)
+    assert found[0] == found[1]
+
+
 def test_the_span_of_inputs_and_slopes_waits_twice_a_layer():
     """For the eigenvectors of a layer's inner products, and for how many of them count."""
     for widths in ((40, 60, 4), (40, 60, 60, 4)):

@@ -14,7 +14,7 @@ import torch
 
 from hessrmt.arrays import fetched
 from hessrmt.backend import reference
-from hessrmt.errors import ConfigError, DeviceError, NonFiniteError
+from hessrmt.errors import ConfigError, ConvergenceError, DeviceError, NonFiniteError
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Float64, Int64
@@ -44,11 +44,13 @@ class Backend(ABC):
         device: Where tensors live.
         solver: The route of the last :meth:`eigvalsh` or :meth:`eigvalsh_batch` in words; before
             it, the policy.
+        speed: About how many times more work than a CPU is given to it at a time.
     """
 
     name: str
     device: torch.device
     solver: str
+    speed: int = 1
 
     @abstractmethod
     def free_memory(self) -> int:
@@ -62,6 +64,20 @@ class Backend(ABC):
             n: Dimension.
             itemsize: Bytes of a number.
         """
+
+    def less_memory(self, n: int, itemsize: int, room: int) -> str:
+        """What to change so that the eigenvalues of an (n, n) matrix fit, in words.
+
+        Args:
+            n: Dimension.
+            itemsize: Bytes of a number.
+            room: Bytes for the matrix and the solver's workspace.
+
+        Returns:
+            Empty if nothing is known.
+        """
+        del n, itemsize, room
+        return ""
 
     @abstractmethod
     def solver_table(self) -> dict[str, str]:
@@ -106,7 +122,7 @@ class Backend(ABC):
             ConvergenceError: If the solver fails.
         """
         _require_square(matrix, "the matrix")
-        return self._eigvalsh(matrix)
+        return finite_levels(self._eigvalsh(matrix.detach()))
 
     def eigvalsh_batch(self, matrices: Stack) -> list[Levels]:
         """All eigenvalues of each of several symmetric matrices.
@@ -127,7 +143,8 @@ class Backend(ABC):
             raise ConfigError(f"a stack of shape {tuple(matrices.shape)}; give (batch, n, n)")
         for number, matrix in enumerate(matrices):
             _require_square(matrix, f"matrix {number}")
-        return self._eigvalsh_batch(matrices)
+        found = self._eigvalsh_batch([matrix.detach() for matrix in matrices])
+        return [finite_levels(levels) for levels in found]
 
     def banded_route(self, width: int) -> tuple[str, str]:
         """Where and how :meth:`eigvalsh_banded` solves bands.
@@ -160,9 +177,14 @@ class Backend(ABC):
         if bands.ndim != 3 or not 0 < bands.shape[1] <= bands.shape[2] or bands.dtype != np.float64:
             given = f"bands of shape {bands.shape}, {bands.dtype}"
             raise ConfigError(f"{given}; give (batch, r + 1, n) with r < n, float64")
+        unused = (
+            np.add.outer(np.arange(bands.shape[1]), np.arange(bands.shape[2])) >= bands.shape[2]
+        )
         for number, band in enumerate(bands):
-            require_finite(bool(np.isfinite(band).all()), f"band {number}")
-        return self._eigvalsh_banded(bands) if len(bands) else bands[:, 0]
+            require_finite(bool((np.isfinite(band) | unused).all()), f"band {number}")
+        if not len(bands):
+            return bands[:, 0]
+        return finite_levels(self._eigvalsh_banded(np.ascontiguousarray(bands)))
 
     def staircase(self, pool: Rows, queries: Rows) -> list[Int64[np.ndarray, " n"]]:
         """Counting function of pooled levels: how many of them are less than each query.
@@ -259,6 +281,26 @@ class Backend(ABC):
     def _goe(self, n: int, count: int, key: int, first: int) -> Tensor:
         drawn = reference.sample_goe(n, count, key, first=first)
         return torch.from_numpy(drawn).to(self.device)
+
+
+def finite_levels(levels: np.ndarray) -> np.ndarray:
+    """What a solver has found, if it is finite.
+
+    Args:
+        levels: Eigenvalues.
+
+    Returns:
+        The same in float64.
+
+    Raises:
+        ConvergenceError: If one is not finite.
+    """
+    if not np.all(np.isfinite(levels)):
+        raise ConvergenceError(
+            "the eigenvalue solver gave eigenvalues that are not finite though every entry of the "
+            "matrix is; try a smaller scale"
+        )
+    return levels.astype(np.float64, copy=False)
 
 
 def require_finite(finite: bool, what: str = "the matrix") -> None:

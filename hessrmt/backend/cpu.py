@@ -64,7 +64,7 @@ class CpuBackend(Backend):
         return levels.numpy().astype(np.float64)
 
     def _eigvalsh_batch(self, matrices: Stack) -> list[Levels]:
-        names = [f"matrix {number}" for number in range(len(matrices))]
+        names = [f"matrix {number} of the batch" for number in range(len(matrices))]
         small = [i for i, matrix in enumerate(matrices) if len(matrix) <= TOGETHER]
         before = torch.get_num_threads()
         torch.set_num_threads(1)

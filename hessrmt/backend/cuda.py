@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,12 +13,11 @@ import numpy as np
 import torch
 
 from hessrmt.backend import cusolver, solvers
-from hessrmt.backend.base import Backend, all_finite, require_finite
-from hessrmt.backend.cuda_kernels import KernelError, Kernels, import_kernels
+from hessrmt.backend.base import Backend, all_finite, finite_levels, require_finite
+from hessrmt.backend.cuda_kernels import KernelError, Kernels, import_kernels, no_cupy, no_device
 from hessrmt.backend.cusolver import Cusolver, CusolverError
 from hessrmt.backend.twostage import two_stage_batch, two_stage_eigenvalues
-from hessrmt.checks import one_of
-from hessrmt.errors import ConfigError, ConvergenceError, DeviceError
+from hessrmt.errors import ConvergenceError, DeviceError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,6 +53,8 @@ class CudaBackend(Backend):
         kernels: This package's kernels; None where CuPy is not installed.
     """
 
+    speed = solvers.SPEED
+
     def __init__(self, device: torch.device, solver: str = "auto") -> None:
         """Take the device; nothing is compiled yet.
 
@@ -65,11 +65,10 @@ class CudaBackend(Backend):
         self.device = device
         self.name = f"{device} ({torch.cuda.get_device_name(device)})"
         self.kernels = import_kernels(device)
-        name = f"eigenvalue solver ({solvers.VARIABLE})"
-        one_of(name, solver, solvers.POLICIES, error=ConfigError)
-        self._policy = solver
+        self._policy = solvers.policy(solver)
         self.solver = f"{self._policy}, nothing solved yet (cuda)"
         self._warned: set[str] = set()
+        self._failed: set[str] = set()  # solvers whose kernels failed: not tried on every matrix
 
     def free_memory(self) -> int:
         """See :class:`.Backend`; torch's own cache counts as free."""
@@ -81,6 +80,12 @@ class CudaBackend(Backend):
         """See :class:`.Backend`; by the route that the size takes."""
         route = self._route(n, "float64" if itemsize == 8 else "float32")
         return sum(solvers.plan("library" if self.kernels is None else route, n, itemsize))
+
+    def less_memory(self, n: int, itemsize: int, room: int) -> str:
+        """See :class:`.Backend`; two stages work in place."""
+        route = self._route(n, "float64" if itemsize == 8 else "float32")
+        taken = self.kernels is not None and route == "two-stage"
+        return "" if taken else solvers.in_place(n, itemsize, room)
 
     def solver_table(self) -> dict[str, str]:
         """See :class:`.Backend`."""
@@ -107,7 +112,9 @@ class CudaBackend(Backend):
         return solvers.route(self._policy, n, kind, self._version)
 
     def symmetrize_(self, matrix: Matrix) -> float:
-        """See :class:`.Backend`; csrc/symmetrize.cu, or torch."""
+        """See :class:`.Backend`; csrc/symmetrize.cu, or torch, also for a part of a matrix."""
+        if not matrix.is_contiguous():
+            return super().symmetrize_(matrix)
         return self._run("symmetrize", super().symmetrize_, matrix)
 
     @property
@@ -136,8 +143,13 @@ class CudaBackend(Backend):
         return np.concatenate([self._run("banded", twin, bands[i : i + most]) for i in starts])
 
     def _staircase(self, pool: np.ndarray, queries: np.ndarray) -> np.ndarray:
-        levels = torch.from_numpy(pool).to(self.device).sort().values
-        return torch.searchsorted(levels, torch.from_numpy(queries).to(self.device)).cpu().numpy()
+        try:
+            levels = torch.from_numpy(pool).to(self.device).sort().values
+            places = torch.from_numpy(queries).to(self.device)
+            return torch.searchsorted(levels, places).cpu().numpy()
+        except torch.OutOfMemoryError as error:
+            self._warn_once("counting function", error)
+            return super()._staircase(pool, queries)
 
     def _scan(self, values: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return self._run("powerlaw_scan", super()._scan, values, offsets)
@@ -150,7 +162,7 @@ class CudaBackend(Backend):
         if self.kernels is not None:
             try:
                 return getattr(self.kernels, kernel)(*arguments)
-            except KernelError as error:
+            except (KernelError, MemoryError, torch.OutOfMemoryError) as error:
                 self._warn_once(kernel, error)
         return twin(*arguments)
 
@@ -160,13 +172,20 @@ class CudaBackend(Backend):
             self._warned.add(what)
             warnings.warn(f"{self.name}: {what} not used: {reason}", RuntimeWarning, stacklevel=3)
 
+    def _give_up(self, solver: str, error: Exception) -> None:
+        """Go on with the next solver; for good if it is the kernels that failed."""
+        self._warn_once(solver, error)
+        if isinstance(error, KernelError):
+            self._failed.add(solver)
+
     # One matrix
 
-    def _eigvalsh(self, matrix: Matrix) -> Levels:
+    def _eigvalsh(self, matrix: Matrix, what: str = "the matrix") -> Levels:
         """By the two-stage solver or by cuSOLVER.
 
         Args:
             matrix: (n, n); overwritten where it is contiguous.
+            what: It is called.
 
         Returns:
             (n,) float64, ascending.
@@ -182,9 +201,11 @@ class CudaBackend(Backend):
         if route == "two-stage" and (reason := self._obstacle(matrix.dtype)):
             self._warn_once("two-stage", reason)
             route = "library"
+        if "two-stage" in self._failed:
+            route = "library"
         solvers.require_memory(route, n, matrix.element_size(), self.free_memory(), self.name)
         _mirror_(matrix)
-        require_finite(all_finite(matrix))
+        require_finite(all_finite(matrix), what)
         levels = None
         if self.kernels is not None and route == "two-stage":
             levels = self._two_stage(matrix, self.kernels)
@@ -193,7 +214,7 @@ class CudaBackend(Backend):
     def _obstacle(self, dtype: torch.dtype) -> str:
         """Why the two-stage solver can't be taken; empty if it can. Its kernels are compiled."""
         if self.kernels is None:
-            return "CuPy is not installed"
+            return no_cupy()
         if dtype == torch.float32 and _coarse_products():
             return (
                 "torch is set to compute float32 products in TF32, which stage 1 would inherit; "
@@ -224,7 +245,7 @@ class CudaBackend(Backend):
                     "room for the copy of the matrix that the library would need to take over; "
                     f"compute the matrix again with {solvers.VARIABLE}=library"
                 ) from error
-            self._warn_once("two-stage", error)
+            self._give_up("two-stage", error)
             matrix.copy_(copy)
             return None
         self.solver = TWO_STAGE
@@ -262,7 +283,7 @@ class CudaBackend(Backend):
                 hint = f"; torch's solver may refuse n > {most:,} on a GPU: install CuPy"
             raise ConvergenceError(f"the eigenvalue solver failed: {error}{hint}") from error
         self.solver = self._library_words()
-        return _finite(levels)
+        return levels.astype(np.float64)
 
     def _library_words(self) -> str:
         return _TORCH if self.kernels is None else _CUPY
@@ -300,8 +321,9 @@ class CudaBackend(Backend):
                         found.update(zip(part, levels, strict=True))
                     break
                 except _FAULTS as error:
-                    self._warn_once(name, error)
-            found |= {i: self._eigvalsh(matrices[i]) for i in members if i not in found}
+                    self._give_up(name, error)
+            left = [i for i in members if i not in found]
+            found |= {i: self._eigvalsh(matrices[i], f"matrix {i} of the batch") for i in left}
         return [found[i] for i in range(len(matrices))]
 
     def _stacked(self, n: int, count: int) -> Iterator[tuple[str, _Solve]]:
@@ -311,7 +333,8 @@ class CudaBackend(Backend):
         elif n and count > 1:
             known = {solvers.XSYEV: self._by_cusolver, solvers.BATCHED: self._two_stages}
             for name in solvers.batch_routes(self._policy, n):
-                if name in self._batches() and self._together(name, n) > 1:
+                tried = name in self._batches() and name not in self._failed
+                if tried and self._together(name, n) > 1:
                     yield name, known[name]
 
     def _batches(self) -> dict[str, str]:
@@ -343,7 +366,7 @@ class CudaBackend(Backend):
         _require_all_finite(stack, numbers)
         levels = self._handle.batch(stack, self.free_memory())
         self.solver = self._batches()[solvers.XSYEV]
-        return _finite(levels.cpu().numpy())
+        return finite_levels(levels.cpu().numpy())
 
     def _two_stages(self, stack: Tensor, numbers: Sequence[int]) -> np.ndarray:
         """By our kernels, all matrices at once."""
@@ -377,11 +400,11 @@ class CudaBackend(Backend):
         return levels
 
 
-def cuda_backend(device: torch.device, solver: str | None = None) -> CudaBackend:
+def cuda_backend(index: int = 0, solver: str | None = None) -> CudaBackend:
     """Backend for one CUDA device.
 
     Args:
-        device: ``cuda`` or ``cuda:i``.
+        index: Number of the device.
         solver: ``"auto"``, ``"two-stage"`` or ``"library"``; by default the environment variable
             ``HESSRMT_SOLVER``, and ``"auto"`` without it.
 
@@ -391,17 +414,13 @@ def cuda_backend(device: torch.device, solver: str | None = None) -> CudaBackend
     Raises:
         DeviceError: If torch sees no CUDA, or no device of that number.
     """
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if count == 0:
-        raise DeviceError(
-            f"device {str(device)!r}: torch sees no CUDA device; use --device cpu, or install a "
-            "CUDA build of torch and check the driver with nvidia-smi"
-        )
-    index = device.index or 0
+    if reason := no_device():
+        raise DeviceError(f"device 'cuda:{index}': {reason}, or take the device cpu")
+    count = torch.cuda.device_count()
     if index >= count:
-        raise DeviceError(f"device {str(device)!r}: there are {count}, numbered from 0")
-    solver = solver or os.environ.get(solvers.VARIABLE, "auto")
-    return CudaBackend(torch.device("cuda", index), solver)
+        there = "cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
+        raise DeviceError(f"device 'cuda:{index}' is not there; this machine has {there}")
+    return CudaBackend(torch.device("cuda", index), solvers.policy(solver))
 
 
 def _stack(matrices: Sequence[Matrix]) -> Tensor:
@@ -413,7 +432,7 @@ def _by_torch(stack: Tensor, numbers: Sequence[int]) -> np.ndarray:
     lower = torch.tril(stack)
     _require_all_finite(lower, numbers)
     try:
-        return _finite(torch.linalg.eigvalsh(lower).cpu().numpy())
+        return torch.linalg.eigvalsh(lower).cpu().numpy()
     except RuntimeError as error:
         raise ConvergenceError(f"the eigenvalue solver failed: {error}") from error
 
@@ -449,13 +468,3 @@ def _mirror_(matrix: Tensor) -> None:
         matrix[..., :i, rows] = matrix[..., rows, :i].mT
         square = torch.tril(matrix[..., rows, rows])
         matrix[..., rows, rows] = square + torch.tril(square, -1).mT
-
-
-def _finite(levels: np.ndarray) -> np.ndarray:
-    """The library's result in float64, all of it finite."""
-    if not np.all(np.isfinite(levels)):
-        raise ConvergenceError(
-            "the eigenvalue solver gave eigenvalues that are not finite though every entry of the "
-            "matrix is; try a smaller scale"
-        )
-    return levels.astype(np.float64)

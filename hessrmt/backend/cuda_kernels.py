@@ -438,13 +438,54 @@ def import_kernels(device: torch.device) -> Kernels | None:
         device: A CUDA device.
 
     Returns:
-        None where CuPy is not installed.
+        None where CuPy can't be used.
+    """
+    if no_cupy():
+        return None
+    import cupy  # pyright: ignore[reportMissingImports]
+
+    return Kernels(cupy, device)
+
+
+def no_device() -> str:
+    """Why there is no CUDA device, and what to do about it.
+
+    Returns:
+        Empty if there is one.
+    """
+    if torch.cuda.is_available() and torch.cuda.device_count():
+        return ""
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA; install a CUDA build of it"
+    return "torch finds no CUDA device; check nvidia-smi and CUDA_VISIBLE_DEVICES"
+
+
+def no_cupy() -> str:
+    """Why CuPy can't be used.
+
+    Returns:
+        Empty if it can.
     """
     try:
-        import cupy  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        return None
-    return Kernels(cupy, device)
+        import cupy  # pyright: ignore[reportMissingImports] # noqa: F401
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "cupy":
+            return "CuPy is not installed"
+        return f"CuPy cannot be imported: {error}"
+    return ""
+
+
+def cupy_version() -> str:
+    """Version of CuPy, or why it can't be used.
+
+    Returns:
+        For people.
+    """
+    if reason := no_cupy():
+        return reason
+    import cupy  # pyright: ignore[reportMissingImports]
+
+    return str(getattr(cupy, "__version__", "of unknown version"))
 
 
 def compile_report(device: torch.device) -> dict[str, str]:
@@ -458,10 +499,10 @@ def compile_report(device: torch.device) -> dict[str, str]:
         can be tried, one entry ``"all"`` that says why.
     """
     if device.type != "cuda":
-        return {"all": "not tried: no CUDA device"}
+        return {"all": f"not tried: {no_device() or 'no CUDA device is asked about'}"}
     kernels = import_kernels(device)
     if kernels is None:
-        return {"all": "not tried: CuPy is not installed"}
+        return {"all": f"not tried: {no_cupy()}"}
     found = {}
     for file in sorted(csrc().glob("*.cu")):
         try:

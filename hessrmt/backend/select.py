@@ -7,23 +7,24 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from hessrmt.backend import solvers
+from hessrmt.backend.base import Backend
 from hessrmt.checks import one_of
 from hessrmt.errors import ConfigError, DeviceError
 
 if TYPE_CHECKING:
-    from hessrmt.backend.base import Backend
     from hessrmt.backend.distributed import DistributedBackend
     from hessrmt.backend.world import World
 
 SOLVERS = ("auto", "elpa", "scalapack", "cusolvermp")
 
 
-def select(device: str | torch.device = "auto") -> Backend:
+def select(device: str | torch.device | Backend = "auto") -> Backend:
     """Backend for a device specification.
 
     Args:
         device: ``"auto"`` (the first GPU, else the CPU), ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; or
-            a ``torch.device``.
+            a ``torch.device``; a backend that has been chosen is returned as it is.
 
     Returns:
         The backend; decided once, then passed on.
@@ -31,6 +32,9 @@ def select(device: str | torch.device = "auto") -> Backend:
     Raises:
         DeviceError: If the word is unknown or the device is not there.
     """
+    if isinstance(device, Backend):
+        return device
+    solvers.policy()  # a wrong word is wrong on every device
     device = str(device)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -38,10 +42,10 @@ def select(device: str | torch.device = "auto") -> Backend:
         from hessrmt.backend.cpu import CpuBackend
 
         return CpuBackend()
-    if re.fullmatch(r"cuda(:\d+)?", device):
+    if found := re.fullmatch(r"cuda(?::(0|[1-9][0-9]*))?", device):
         from hessrmt.backend.cuda import cuda_backend
 
-        return cuda_backend(torch.device(device))
+        return cuda_backend(int(found[1] or 0))
     raise DeviceError(f"unknown device {device!r}; known are auto, cpu, cuda and cuda:N")
 
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from bisect import bisect_right
 from typing import NamedTuple
 
-from hessrmt.errors import DeviceError
+from hessrmt.checks import one_of
+from hessrmt.errors import ConfigError, DeviceError
 
 POLICIES = ("auto", "two-stage", "library")
 """What may be asked for; the last two are also the routes that a matrix may take."""
@@ -43,6 +45,9 @@ BATCH_LIMIT = 3_000
 BATCHED_FROM: int | None = None
 """Smallest n at which a stack takes the batched two-stage solver though cuSOLVER has one for
 batches; None: only where it has none."""
+
+SPEED = 100
+"""Times more work than a CPU gets that a batch is made of, so that it fills a GPU; not measured."""
 
 HALF_WIDTHS = (64, 32, 16)
 """Half-widths of the band; the first whose two blocks fit in shared memory is taken."""
@@ -86,6 +91,24 @@ class SolverMemory(NamedTuple):
 
     matrix: int
     workspace: int
+
+
+def policy(given: str | None = None) -> str:
+    """The solver for GPUs that was asked for.
+
+    Args:
+        given: One of :data:`POLICIES`; by default what the environment variable says, and
+            ``"auto"`` without it.
+
+    Returns:
+        One of :data:`POLICIES`.
+
+    Raises:
+        ConfigError: If it is none of them.
+    """
+    asked = given or os.environ.get(VARIABLE, "auto")
+    one_of(f"eigenvalue solver ({VARIABLE})", asked, POLICIES, error=ConfigError)
+    return asked
 
 
 def two_stage_from(dtype: str, version: tuple[int, ...] | None) -> int | None:
@@ -162,7 +185,7 @@ def table(
     for dtype in TWO_STAGE_FROM:
         threshold = two_stage_from(dtype, version)
         if policy == "library":
-            rows[f"{dtype}, any n"] = library
+            rows[f"{dtype}, any n"] = f"{library}, forced by {VARIABLE}"
         elif not kernels:
             rows[f"{dtype}, any n"] = f"{library}; the two-stage solver needs CuPy"
         elif policy == "two-stage":
@@ -170,12 +193,13 @@ def table(
         elif threshold is None:
             own = version is not None and version >= OWN_TWO_STAGE
             why = f"{cusolver} has two stages of its own, " if own else f"{cusolver}, "
-            rows[f"{dtype}, any n"] = f"{library}; {why}against which ours is not measured"
+            why += "against which the two-stage solver is not measured"
+            rows[f"{dtype}, any n"] = f"{library}; {why}"
         else:
-            rows[f"{dtype}, n < {threshold:,}"] = f"{library}; {BASIS}"
-            why = f"{cusolver} has one stage; {BASIS}"
+            why = f"{cusolver} has one stage; the threshold is {BASIS}"
+            rows[f"{dtype}, n < {threshold:,}"] = f"{library}; {why}"
             rows[f"{dtype}, n >= {threshold:,}"] = f"{two_stage}; {why}"
-    small = f"one block per matrix, where shared memory holds it; {BASIS}"
+    small = f"one block per matrix, where shared memory holds it; the threshold is {BASIS}"
     ours = kernels and policy != "library"
     rows[f"batches, n <= {SMALL_LIMIT}"] = small if ours else "torch.linalg.eigvalsh"
     begin, end = SMALL_LIMIT + 1, BATCH_LIMIT + 1
@@ -185,8 +209,9 @@ def table(
         said = "one after another" if taken is None else batches[taken]
         if taken and policy == "auto":
             unknown = taken == XSYEV and BATCHED_FROM is None
-            said += f"; {'ours is not measured against it' if unknown else BASIS}"
-        rows[f"batches, {start:,} <= n < {stop:,}"] = said
+            said += "; the batched two-stage solver is not measured against it" if unknown else ""
+            said += "" if unknown else f"; the threshold is {BASIS}"
+        rows[f"batches, {start - 1:,} < n <= {stop - 1:,}"] = said
     return rows
 
 
@@ -421,6 +446,26 @@ def largest(solver: str, total: int, itemsize: int) -> int:
     return bisect_right(sizes, total, key=lambda n: sum(plan(solver, n, itemsize)))
 
 
+def in_place(n: int, itemsize: int, room: int) -> str:
+    """The advice to take the solver that works in place.
+
+    Args:
+        n: Dimension.
+        itemsize: Bytes of a number.
+        room: Bytes for the matrix and the solver's workspace.
+
+    Returns:
+        Empty if it would not fit either.
+    """
+    needed = sum(plan("two-stage", n, itemsize))
+    if needed > room:
+        return ""
+    return (
+        f" {VARIABLE}=two-stage (it needs CuPy) works in place and would fit, with "
+        f"{needed / 2**30:.1f} GiB;"
+    )
+
+
 def require_memory(solver: str, n: int, itemsize: int, free: int, device: str) -> None:
     """Refuse, before anything is allocated, a workspace that cannot fit.
 
@@ -438,9 +483,7 @@ def require_memory(solver: str, n: int, itemsize: int, free: int, device: str) -
     if workspace <= free:
         return
     fits = largest(solver, matrix + free, itemsize)
-    hint = ""
-    if solver == "library" and plan("two-stage", n, itemsize).workspace <= free:
-        hint = f" {VARIABLE}=two-stage works in place and would fit;"
+    hint = in_place(n, itemsize, matrix + free) if solver == "library" else ""
     raise DeviceError(
         f"the eigenvalues of a {n:,} x {n:,} matrix by the {solver} solver need {workspace:,} "
         f"bytes beside the matrix's {matrix:,}, and {device} has {free:,} free; the largest that "

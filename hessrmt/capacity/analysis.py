@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from hessrmt.progress import Tick
 
 _TOGETHER = 2**25
-"""Bytes of Gram matrices that are diagonalised in one call: a core for each small one."""
+"""Bytes of Gram matrices that are diagonalised in one call of a CPU: a core for each small one."""
 
 
 def analyze(
@@ -164,7 +164,8 @@ class _Run:
             waiting.append(self._read(weights))
             roles = (each for task in waiting for each in task.matrices.values())
             grams = (one for each in roles for one in each if isinstance(one, Gram))
-            if sum(one.matrix.nbytes for one in grams) >= _TOGETHER:
+            most = min(_TOGETHER * self.backend.speed, self.backend.free_memory() // 8)
+            if sum(one.matrix.nbytes for one in grams) >= most:
                 yield from self._finish(waiting)
                 waiting = []
         yield from self._finish(waiting)

@@ -36,7 +36,7 @@ def _rows(key: str, value: Any) -> Iterator[tuple[str, str]]:
 def _about_installation() -> dict[str, Any]:
     import torch
 
-    from hessrmt.backend.cuda_kernels import compile_report
+    from hessrmt.backend.cuda_kernels import compile_report, cupy_version
     from hessrmt.backend.host import free_host_memory
     from hessrmt.backend.select import select
     from hessrmt.problems import models
@@ -49,6 +49,8 @@ def _about_installation() -> dict[str, Any]:
     kernels = {word: compile_report(backends[word].device) for word in words[1:]}
     return {
         **Provenance().versions,
+        "CUDA of torch": torch.version.cuda or "none: built without",
+        "CuPy": cupy_version(),
         "devices": [backend.name for backend in backends.values()],
         "eigenvalue solvers": {word: b.solver_table() for word, b in backends.items()},
         "CUDA kernels": kernels or compile_report(backends["cpu"].device)["all"],
@@ -72,6 +74,7 @@ def _about_file(file: Path) -> dict[str, Any]:
         **ranks,
         "batches done": len(spectra),
         "batches planned": spectra.planned,
+        "solver": sorted({item.solver for part in found.values() for item in part}),
         "parameters": spectra[0].dimension if spectra else None,
         "rank": [item.rank for item in spectra],
         "created": source.created,

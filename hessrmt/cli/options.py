@@ -216,6 +216,10 @@ def pool_of(workers: int | None, scheduler: str | None, device: str = "auto") ->
             f"--workers and --scheduler need Dask (no module {error.name}): pip install "
             '"hessrmt[cluster]"'
         ) from error
+    if workers is not None:  # a device that is not there is refused before processes are started
+        from hessrmt.backend.select import select
+
+        select(device)
     with open_pool(workers, scheduler, device) as pool:
         console.note(f"computing with {pool.words}")
         yield pool

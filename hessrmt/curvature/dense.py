@@ -91,10 +91,13 @@ def require(fixed: int, size: int, problem: Problem, backend: Backend) -> None:
         sizes = range(math.isqrt(max(0, usable) // itemsize) + 1)
         bytes_of = partial(backend.eigen_bytes, itemsize=itemsize)
         fits = max(0, bisect.bisect_right(sizes, usable, key=bytes_of) - 1)
+        # where the fullest moment is that of the solver
+        hint = backend.less_memory(size, itemsize, usable) if fixed == bytes_of(size) else ""
         raise DeviceError(
             f"the dense {size:,} x {size:,} matrix and the eigenvalue solver's workspace need "
-            f"{gib(fixed)} and {backend.name} has {gib(usable)} free; the largest that fits here "
-            f"has {fits:,} rows. Otherwise:{_SINGLE if itemsize == 8 else ''} --operator ggn "
+            f"{gib(fixed)} and {backend.name} has {gib(usable)} free beside a margin of "
+            f"{1 - _MARGIN:.0%}; the largest that fits here has {fits:,} rows. "
+            f"Otherwise:{hint}{_SINGLE if itemsize == 8 else ''} --operator ggn "
             "diagonalises at most (samples x outputs) squared; or take a smaller batch, or a "
             "device with more memory"
         )

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from hessrmt import rng
+from hessrmt.arrays import fetched
 from hessrmt.curvature.products import attempt
 from hessrmt.curvature.rounding import gaussian
 from hessrmt.problems.problem import find_structure
@@ -57,8 +58,9 @@ def find_layers(problem: Problem) -> tuple[Layer, ...]:
         some = torch.arange(part.samples, device=part.theta.device) == part.samples // 2
         draw = gaussian(taps.outputs.shape, taps.outputs, "taps")
         deltas = _pull(taps.outputs, taps.leaving, draw.view(part.samples, -1) * some[:, None])
-        pairs = zip(found, deltas, strict=True)
-        apart = tuple(layer for layer, d in pairs if not bool(d[~some].count_nonzero()))
+        others = [torch.where(some.view(-1, *[1] * (d.ndim - 1)), 0, d) for d in deltas]
+        (mixed,) = fetched(torch.stack([other.count_nonzero() for other in others]))
+        apart = tuple(layer for layer, count in zip(found, mixed, strict=True) if not count)
         if len(apart) == len(found):
             break
         found = apart

@@ -18,6 +18,7 @@ import numpy as np
 from pydantic import Field
 
 from hessrmt import rng
+from hessrmt.backend.select import select
 from hessrmt.config import Settings, TrainConfig
 from hessrmt.errors import ConfigError
 from hessrmt.progress import Tick, silent
@@ -416,6 +417,8 @@ class Experiment(ABC, Generic[S, SizeT, E]):
                 f"{', '.join(settings.presets)}"
             )
         work = Work(settings, settings.presets[preset], out, **options)
+        if work.pool.local:
+            select(settings.device)  # refused before anything is written
         entries = self.compute(work)
         work.tick("done", len(entries), len(entries))
         return entries

@@ -176,7 +176,7 @@ def sample_spectra(
     seed: int = 0,
     *,
     h_true: Square | None = None,
-    device: str = "cpu",
+    device: str | Backend = "cpu",
     tick: Callable[[int, int], None] | None = None,
     first: int = 0,
 ) -> list[Spectrum]:
@@ -272,11 +272,13 @@ def _sampled(model: _Model, method: str, backend: Backend, indices: range) -> It
     """In batches; dense matrices of one fit into half of the free memory."""
     width, banded = min(max(1, model.rank), model.n - 1), method == "tridiagonal"
     if banded:
-        fitting = _BAND_WORK // (model.n**2 * max(1, width))
+        fitting = backend.speed * _BAND_WORK // (model.n**2 * max(1, width))
     else:
         each = backend.eigen_bytes(model.size, 8) + 8 * model.n**2
         _require_memory(backend, each, model)
-        fitting = min(_BATCH_WORK // model.size**3, backend.free_memory() // (2 * each))
+        # one more: itself, its copy in the stack, and as much for the solver
+        more = max(0, backend.free_memory() // 2 - each) // (3 * 8 * model.size**2)
+        fitting = min(backend.speed * _BATCH_WORK // model.size**3, 1 + more)
     batch = max(1, min(_BATCH, int(fitting)))
     for start in range(0, len(indices), batch):
         begin = time.perf_counter()

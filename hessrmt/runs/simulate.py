@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hessrmt import lossmodel
+from hessrmt.backend.select import select as backend_of
 from hessrmt.config import OUTLIER_SCALE
 from hessrmt.errors import DataError
 from hessrmt.levels.resampling import mean_and_error
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from hessrmt.arrays import Indices, Levels, Stack
+    from hessrmt.backend.base import Backend
     from hessrmt.config import SimulateConfig
     from hessrmt.lossmodel import HessianCovariance
     from hessrmt.progress import Tick
@@ -33,7 +35,8 @@ if TYPE_CHECKING:
     from hessrmt.runs.run import Pool
 
 _GROUP, _GROUP_WORK = 256, 10**10
-"""Largest number of samples, and of samples times n³, that are drawn before they are stored."""
+"""Largest number of samples, and on a CPU of samples times n³, that are drawn before they are
+stored."""
 
 _TASKS = 8
 """Groups for each worker of a pool, at least, where there are as many samples."""
@@ -136,7 +139,8 @@ def run(
     Returns:
         All spectra of the file.
     """
-    sample = partial(_sample, config)
+    backend = backend_of(config.device) if pool.local else None
+    sample = partial(_sample, config, backend=backend) if backend else partial(_sample, config)
     # what cannot be sampled must not cost an existing file
     ((_, (first,)),) = pool.map_unordered(sample, [(0, 1)])
     with SpectrumWriter(
@@ -149,7 +153,7 @@ def run(
         resume=resume,
         overwrite=overwrite,
     ) as file:
-        groups = list(_groups(np.flatnonzero(~file.done), config.dimension, pool))
+        groups = list(_groups(np.flatnonzero(~file.done), config.dimension, pool, backend))
         for index, found in pool.map_unordered(sample, groups):
             file.write_all(dict(enumerate(found, groups[index][0])))
             if tick:
@@ -157,7 +161,9 @@ def run(
     return load(out)
 
 
-def _sample(config: SimulateConfig, rows: tuple[int, int]) -> list[Spectrum]:
+def _sample(
+    config: SimulateConfig, rows: tuple[int, int], backend: Backend | None = None
+) -> list[Spectrum]:
     """Samples from a first one up to one past the last; each depends on its number alone."""
     start, stop = rows
     found = sample_spectra(
@@ -169,7 +175,7 @@ def _sample(config: SimulateConfig, rows: tuple[int, int]) -> list[Spectrum]:
         config.degenerate,
         config.method,
         config.seed,
-        device=config.device,
+        device=backend or config.device,
         first=start,
     )
     loss = float("nan") if config.given_loss is None else config.given_loss
@@ -239,9 +245,12 @@ def _outliers(given: Levels, places: Stack, n: int, cov: HessianCovariance) -> t
     return tuple(found)
 
 
-def _groups(rows: Indices, n: int, pool: Pool) -> Iterator[tuple[int, int]]:
+def _groups(
+    rows: Indices, n: int, pool: Pool, backend: Backend | None
+) -> Iterator[tuple[int, int]]:
     """Stretches of rows that are sampled together: first, and one past the last."""
-    size = max(1, min(_GROUP, _GROUP_WORK // n**3))
+    work = _GROUP_WORK * (1 if backend is None else backend.speed)
+    size = max(1, min(_GROUP, work // n**3))
     if not pool.local:
         size = min(size, -(-max(1, len(rows)) // (_TASKS * pool.width)))
     for stretch in np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1):

@@ -48,6 +48,10 @@ VERSION = 1
 EIGENVALUES = "hessian_evals"
 INDICES = "batch_indices"
 DONE = "done"
+SOLVER = "solver"
+"""Eigenvalue routine of each row, in words; files from before it have only the attribute of that
+name, which holds what was chosen before the first row."""
+
 BLOCKS = "blocks"
 """Attribute of a file that holds a group for each of several blocks, all in this layout: their
 names as JSON."""
@@ -213,10 +217,10 @@ def read_rows(file: h5py.File | h5py.Group, done: np.ndarray) -> Spectra:
         Their spectra.
     """
     provenance = provenance_of(file.attrs)
-    settings, solver = provenance.config, text(file.attrs["solver"])
-    levels = np.asarray(file[EIGENVALUES])
+    settings, levels = provenance.config, np.asarray(file[EIGENVALUES])
     columns = {name: np.asarray(file[name]) for name in COLUMNS}
     seconds = {phase: columns[f"seconds_{phase}"] for phase in PHASES}
+    solvers = _solvers(file)
     items = tuple(
         Spectrum(
             eigenvalues=levels[row],
@@ -224,7 +228,7 @@ def read_rows(file: h5py.File | h5py.Group, done: np.ndarray) -> Spectra:
             **{name: columns[name][row].item() for name in _STORED},
             operator=settings["operator"],
             dtype=settings["dtype"],
-            solver=solver,
+            solver=solvers[row].decode(errors="replace"),
             seconds={p: float(values[row]) for p, values in seconds.items() if values[row] >= 0},
             provenance=provenance,
         )
@@ -232,6 +236,13 @@ def read_rows(file: h5py.File | h5py.Group, done: np.ndarray) -> Spectra:
     )
     indices = np.asarray(file[INDICES])
     return Spectra(items, indices[done], planned=len(levels), provenance=provenance)
+
+
+def _solvers(file: Any) -> np.ndarray:
+    """Eigenvalue routine of each row of an open file, UTF-8."""
+    if SOLVER in file:
+        return np.asarray(file[SOLVER])
+    return np.full(len(file[DONE]), text(file.attrs[SOLVER]).encode())
 
 
 class _Slot(NamedTuple):
@@ -317,7 +328,7 @@ class SpectrumWriter(ResumableFile):
             provenance = dataclasses.replace(
                 before, config=layout.provenance.config, notes=(*before.notes, note)
             )
-            solver = text(parts[0].attrs["solver"])
+            solver = text(parts[0].attrs[SOLVER])
             larger = dataclasses.replace(layout, provenance=provenance, solver=solver)
 
             def fill(new: h5py.File) -> None:
@@ -326,6 +337,7 @@ class SpectrumWriter(ResumableFile):
                     for name in (EIGENVALUES, DONE, *COLUMNS):
                         target = dataset(new, f"{part.name}/{name}")
                         target[:rows] = np.asarray(part[name])  # type: ignore[index]
+                    dataset(new, f"{part.name}/{SOLVER}")[:rows] = _solvers(part)
 
             image = hdf5_image(fill)
         write_whole(self.path, image)
@@ -336,7 +348,9 @@ class SpectrumWriter(ResumableFile):
             names = (EIGENVALUES, DONE, *COLUMNS, *self._extra)
             self._groups = {name: f"{_group_of(name)}/" for name in blocks_in(file)} or {"": ""}
             groups = self._groups.values()
-            self._slots = {g + name: self._slot(file, g + name) for g in groups for name in names}
+            places = [g + name for g in groups for name in names]
+            places += [g + SOLVER for g in groups if g + SOLVER in file]
+            self._slots = {name: self._slot(file, name) for name in places}
             done = [np.asarray(file[group + DONE]).astype(bool) for group in groups]
         self.done = np.logical_and.reduce(done)
         self._descriptor = os.open(self.path, os.O_RDWR)
@@ -391,6 +405,8 @@ class SpectrumWriter(ResumableFile):
                         **{column: _value(spectrum, column) for column in COLUMNS},
                         **further,
                     }
+                    if self._groups[name] + SOLVER in self._slots:
+                        values[SOLVER] = spectrum.solver.encode()
                     for column, value in values.items():
                         self._put(self._groups[name] + column, row, value)
             os.fsync(self._descriptor)
@@ -448,7 +464,7 @@ class _Layout:
         file.attrs.update(
             {
                 **attributes_of(SCHEMA, VERSION, self.provenance, self.identity),
-                "solver": self.solver,
+                SOLVER: self.solver,
                 "seed": self.provenance.config.get("seed", 0),
                 "checkpoint_sha256": self.identity.get("checkpoint_sha256", ""),
             }
@@ -461,6 +477,7 @@ class _Layout:
         _add(file, EIGENVALUES, levels, ("batch", "level"), units)
         _add(file, INDICES, self.batch_indices.astype(np.int64), ("batch", "sample"))
         _add(file, DONE, np.zeros(batches, dtype=np.uint8), ("batch",))
+        _add(file, SOLVER, np.full(batches, b"", dtype="S128"), ("batch",), "eigenvalue routine")
         if self.extra.columns:
             file.attrs["extra"] = json.dumps(list(self.extra.columns))
         columns = {**COLUMNS, **self.extra.columns}
