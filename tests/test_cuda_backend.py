@@ -638,7 +638,7 @@ def test_shared_memory_decides_the_half_width():
 
 
 def test_shared_memory_decides_which_panels_fit(monkeypatch):
-    """The numbers of docs/gpu.md, "What fits"."""
+    """The numbers of docs/gpu-kernels.md."""
     monkeypatch.setattr(solvers, "PANEL_ROWS", ROWS)
     threads = BLOCKS["panel_qr"]
     for itemsize, rows in ((8, 436), (4, 883)):
