@@ -195,7 +195,7 @@ def test_features_of_a_random_resnet34_and_the_spectrum_of_a_linear_layer_on_the
     spectra = hr.load(folder / "head.h5")
     # P = 513 · 3; softmax regression on B samples in K classes has rank B(K - 1) at most
     assert [(item.dimension, item.rank) for item in spectra] == [(1539, 30)] * 3
-    x, y = data.load("features.npz", "train").tensors(slice(15))
+    x, _ = data.load("features.npz", "train").tensors(slice(15))
     model = models.build("logistic", (512,), 3, 0).double()
     with torch.no_grad():
         p = torch.softmax(model(x), dim=1).numpy()

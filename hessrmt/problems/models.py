@@ -18,7 +18,8 @@ name           layers                               biases
 The first four are those of Baskerville, Granziol and Keating 2022, §4: on MNIST the parameter
 counts are 7,850, 9,960 (the paper prints 9,860), 20,060 and 61,706. The convolutional networks
 without pooling are those of Generalization puzzles (2020), Figs. 1 to 20 and appendix L. Features
-of ``resnet34`` are what the first paper trains a linear layer on (Fig. 3). Every ReLU is a module of its own and not in place. A linear layer ends each network.
+of ``resnet34`` are what the first paper trains a linear layer on (Fig. 3). Every ReLU is a module
+of its own and not in place. A linear layer ends each network.
 """
 
 from __future__ import annotations
