@@ -84,7 +84,7 @@ def test_sampled_runs_meet_the_moments(method):
     drawn = sampled_iterates(
         lambda w: values * w, start, given, steps, NOISE, batch=2, begin=20, samples=samples, seed=3
     )
-    for begin, found in ((None, drawn.last), (20, drawn.average)):
+    for begin, found in ((None, drawn.last), (20, drawn.average), (0, drawn.average_of_all)):
         exact = iterate_moments(values, start, rates, steps, NOISE, batch=2, begin=begin)
         error = np.sqrt(exact.variance / samples)
         assert (np.abs(found.mean(axis=0) - exact.mean) < 4 * error).all()

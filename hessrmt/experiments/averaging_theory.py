@@ -29,7 +29,6 @@ from hessrmt.experiments.experiment import (
 )
 from hessrmt.lossmodel.iterates import (
     IterateMoments,
-    SampledIterates,
     iterate_moments,
     sampled_iterates,
     theorem_8_1,
@@ -403,18 +402,15 @@ def _independent(
         # s²(√(1 + x) - 1) = w²/(1 + √(1 + x)), x = w²/s²
         return (values * w**2 / (1 + np.sqrt(1 + (w / scale) ** 2))).sum(axis=1)
 
-    half = landscape.steps // 2
     rates: float | Callable[[np.ndarray], np.ndarray] = rate if method == "sgd" else multiplier
-    found: dict[int, SampledIterates] = {}
-    for begin in (0, half):  # the same seed, so that these are the same runs
-        found[begin] = sampled_iterates(
-            *(gradient, np.full(size.dimension, size.start), rates, landscape.steps, size.noise),
-            batch=size.batch,
-            begin=begin,
-            samples=landscape.samples,
-            seed=seed,
-        )
-    points = [found[0].last, found[0].average, found[half].average]
+    found = sampled_iterates(
+        *(gradient, np.full(size.dimension, size.start), rates, landscape.steps, size.noise),
+        batch=size.batch,
+        begin=landscape.steps // 2,
+        samples=landscape.samples,
+        seed=seed,
+    )
+    points = [found.last, found.average_of_all, found.average]
     return points, [loss(point) for point in points]
 
 

@@ -113,11 +113,13 @@ class SampledIterates(NamedTuple):
 
     Attributes:
         last: (samples, P) last iterates.
-        average: (samples, P) averages.
+        average: (samples, P) averages of the iterates from ``begin`` on.
+        average_of_all: (samples, P) averages of all iterates.
     """
 
     last: Points
     average: Points
+    average_of_all: Points
 
 
 def iterate_moments(
@@ -242,7 +244,7 @@ def sampled_iterates(
         steps: n.
         noise: σ, standard deviation of a component of one sample's gradient.
         batch: B, samples of a step.
-        begin: Iterates left out of the average.
+        begin: Iterates left out of ``average``.
         samples: Runs.
         seed: Of the noise.
 
@@ -261,16 +263,19 @@ def sampled_iterates(
     if fixed is not None and fixed.shape not in {(), at.shape}:
         raise DataError(f"rates must be one number or {at.shape}, got shape {fixed.shape}")
     w = np.tile(at, (whole("samples", samples, 1), 1))
-    total, draw = np.zeros_like(w), rng.stream(whole("seed", seed), "iterates")
+    before, total = np.zeros_like(w), np.zeros_like(w)
+    draw = rng.stream(whole("seed", seed), "iterates")
     with np.errstate(over="ignore", invalid="ignore"):
         for step in range(n):
             push = gradient(w) + sigma * draw.normal(size=w.shape)
             w = w - (rates(w) if callable(rates) else fixed) * push
             if not np.isfinite(w).all():
                 raise DataError(f"the iterates diverge at step {step + 1}; take a smaller rate")
-            if step >= first:
+            if step < first:
+                before += w
+            else:
                 total += w
-    return SampledIterates(w, total / (n - first))
+    return SampledIterates(w, total / (n - first), (before + total) / n)
 
 
 def _arguments(
