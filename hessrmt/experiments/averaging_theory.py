@@ -303,7 +303,7 @@ class AveragingTheory(Experiment[AveragingTheoryConfig, AveragingTheoryPreset, T
             far = max(part, key=lambda entry: abs(entry.sigmas))
             low, high = (get(entry.ratio.mean for entry in part) for get in (min, max))
             text = (
-                f"sampled ⟨w²⟩ is {low:.3f} to {high:.3f} of the exact moments, at most "
+                f"sampled ⟨w²⟩ is {low:.3f} to {high:.3f} of the AR(1) process's, at most "
                 f"{abs(far.sigmas):.1f} standard errors off in {len(part)} points; beyond the 5 % "
                 f"radius {max(entry.beyond for entry in part):.1%} at most"
             )

@@ -121,7 +121,7 @@ def iterate_norms(
             name, colour, marker = _ITERATES[point]
             bars = {"color": colour, "marker": marker, "ms": 4.5, "ls": "none", "capsize": 2}
             axes.errorbar(rate, mean, error, label=f"{name}, sampled", **bars)
-            axes.plot(rate, exact, color=colour, lw=1.3, label=f"{name}, exact")
+            axes.plot(rate, exact, color=colour, lw=1.3, label=f"{name}, AR(1) process")
             if np.isfinite(printed).any():
                 dotted = {"color": colour, "lw": 1.5, "ls": (0, (1, 1.5))}
                 axes.plot(rate, printed, label=f"{name}, as printed", **dotted)
