@@ -375,8 +375,9 @@ def _runs(
         require_same(file, stored.settings, asked)
         return stored
     points, losses = _SAMPLERS[landscape.kind](size, landscape, method, rate, seed)
-    norms = [(point**2).sum(axis=1) for point in points]
-    found = IterateRuns(*norms, *losses, asked)
+    columns = {name: (point**2).sum(axis=1) for name, point in zip(POINTS, points, strict=True)}
+    columns |= {f"{name}_loss": loss for name, loss in zip(POINTS, losses, strict=True)}
+    found = IterateRuns(**columns, settings=asked)
     results.save(found, file)
     return found
 

@@ -259,8 +259,8 @@ def sampled_iterates(
     if first >= n:
         raise DataError(f"begin {first} leaves none of {n} iterates to average")
     sigma = real("noise", noise, least=0) / math.sqrt(whole("batch", batch, 1))
-    fixed = None if callable(rates) else real_array("rates", rates, least=0)
-    if fixed is not None and fixed.shape not in {(), at.shape}:
+    fixed = np.zeros(()) if callable(rates) else real_array("rates", rates, least=0)
+    if fixed.shape not in {(), at.shape}:
         raise DataError(f"rates must be one number or {at.shape}, got shape {fixed.shape}")
     w = np.tile(at, (whole("samples", samples, 1), 1))
     before, total = np.zeros_like(w), np.zeros_like(w)
@@ -268,7 +268,7 @@ def sampled_iterates(
     with np.errstate(over="ignore", invalid="ignore"):
         for step in range(n):
             push = gradient(w) + sigma * draw.normal(size=w.shape)
-            w = w - (rates(w) if callable(rates) else fixed) * push
+            w = w - (np.asarray(rates(w)) if callable(rates) else fixed) * push
             if not np.isfinite(w).all():
                 raise DataError(f"the iterates diverge at step {step + 1}; take a smaller rate")
             if step < first:
