@@ -161,7 +161,7 @@ ConvolutionAs = Literal["slices", "pooled", "unfolded"]
 
 _MODEL = (
     "logistic, mlp2, mlp3, lenet5, conv3-N, conv3s2-N, conv5, conv5-N (N filters), resnet8, "
-    "resnet20, ... (6n+2), or file.py:factory."
+    "resnet20, ... (6n+2), resnet18, resnet34 (ImageNet's), or file.py:factory."
 )
 _DATA = (
     "mnist, fashion-mnist, cifar10, cifar100, an .npz file with x and y, or a directory of IDX "

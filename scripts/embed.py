@@ -4,6 +4,9 @@ The paper computes Hessians of small heads on features of a ResNet-34 for CIFAR-
 
     python scripts/embed.py --data cifar10 --model resnet34 --size 224 --out features.npz
     hessrmt spectrum --model logistic --data features.npz
+
+Pretrained weights come with torchvision or timm. Without either, --weights takes a file of them, or
+``random``: the architecture alone, with the statistics of the first batch in its BatchNorms.
 """
 
 import argparse
@@ -21,25 +24,36 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from hessrmt.errors import DataError, DeviceError, HessrmtError, ProblemError
+from hessrmt.problems import checkpoints, models
 from hessrmt.problems.data import Dataset, load
 from hessrmt.problems.plugins import is_plugin, load_object
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+PRETRAINED, RANDOM = "pretrained", "random"
 
-def build(name: str) -> tuple[nn.Module, bool]:
-    """The network, and whether it is a named pretrained one (which wants ImageNet's scaling).
+
+def build(name: str, weights: str = PRETRAINED, seed: int = 0) -> tuple[nn.Module, bool]:
+    """The network, and whether it is a named one with weights (which want ImageNet's scaling).
 
     Args:
-        name: ``file.py:factory``, or a name of torchvision or timm.
+        name: ``file.py:factory``, a name of torchvision or timm, or with other weights than
+            pretrained ones a convolutional network of hessrmt, e.g. ``resnet34``.
+        weights: ``pretrained``, ``random``, or a file of them, whose last linear layer may have any
+            number of outputs.
+        seed: Of random weights.
 
     Returns:
-        The module in eval mode, and True for a name of torchvision or timm.
+        The module in eval mode, and True for a named network with weights.
 
     Raises:
         ProblemError: If there is no such network, or it cannot be built.
     """
+    if weights != PRETRAINED:
+        if is_plugin(name):
+            raise ProblemError(f"{name} brings its own weights; leave --weights {weights} out.")
+        return _of_hessrmt(name, weights, seed).eval(), weights != RANDOM
     if is_plugin(name):
         factory = load_object(name)
         model = factory() if callable(factory) and not isinstance(factory, nn.Module) else factory
@@ -69,15 +83,35 @@ def build(name: str) -> tuple[nn.Module, bool]:
         )
     raise ProblemError(
         f"the named model {name!r} needs torchvision or timm, and neither is installed: run "
-        f"`pip install torchvision` (or timm), or give file.py:factory."
+        f"`pip install torchvision` (or timm), give --weights with a file of them or `random`, or "
+        f"give file.py:factory."
     )
 
 
+def _of_hessrmt(name: str, weights: str, seed: int) -> nn.Module:
+    """A network of hessrmt for colour images, without its classifier."""
+    state = None if weights == RANDOM else checkpoints.load_state(Path(weights))
+    # the first number of the last matrix: how many classes the weights are for
+    matrices = [len(tensor) for tensor in (state or {}).values() if tensor.ndim == 2]
+    model = models.build(name, (3, 224, 224), matrices[-1] if matrices else 1000, seed)
+    if not any(isinstance(module, nn.Conv2d) for module in model.modules()):
+        raise ProblemError(f"{name} has no convolutions; for images take e.g. resnet34.")
+    if state is not None:
+        # older files have no counts of batches, which nothing here depends on
+        counts = {k: v for k, v in model.state_dict().items() if k.endswith("num_batches_tracked")}
+        checkpoints.apply_state(model, counts | state)
+    return _cut(model, name)
+
+
 def _torchvision(name: str) -> nn.Module | None:
-    models = importlib.import_module("torchvision.models")
-    if name not in models.list_models(module=models):
+    zoo = importlib.import_module("torchvision.models")
+    if name not in zoo.list_models(module=zoo):
         return None
-    model = models.get_model(name, weights="DEFAULT")
+    return _cut(zoo.get_model(name, weights="DEFAULT"), name)
+
+
+def _cut(model: nn.Module, name: str) -> nn.Module:
+    """The network without its last linear layer."""
     linear = [key for key, module in model.named_modules() if isinstance(module, nn.Linear)]
     if not linear:
         raise ProblemError(f"{name} has no linear classifier to remove; give file.py:factory.")
@@ -184,6 +218,38 @@ def embed(
     return np.concatenate(done)
 
 
+def settle(
+    data: Dataset, model: nn.Module, prepare: Callable[[Tensor], Tensor], batch: int, device: str
+) -> None:
+    """Put the statistics of the first batch into every BatchNorm, in one pass.
+
+    Args:
+        data: Images.
+        model: The network; in eval mode afterwards.
+        prepare: What :func:`preparation` returned.
+        batch: Images in the batch.
+        device: Where to compute.
+
+    Raises:
+        ProblemError: If the network cannot take the images.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    kept = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+    x, _ = data.tensors(slice(batch), torch.float32)
+    try:
+        with torch.no_grad():
+            model.train()(prepare(x.to(device)))
+    except (RuntimeError, TypeError, ValueError) as error:
+        shape = tuple(x.shape)
+        raise ProblemError(f"the network failed on samples of shape {shape}: {error}") from error
+    finally:
+        model.eval()
+        for norm, momentum in zip(norms, kept, strict=True):
+            norm.momentum = momentum
+
+
 def write(out: Path, arrays: dict[str, Any]) -> None:
     """Write an ``.npz`` completely or not at all.
 
@@ -224,12 +290,14 @@ def run(options: argparse.Namespace) -> None:
     first = load(options.data, options.split)
     both = options.split is None and first.split != "all"
     parts = [load(options.data, "train"), first] if both else [first]
-    model, pretrained = build(options.model)
+    model, pretrained = build(options.model, options.weights, options.seed)
     prepare = preparation(first, model, pretrained, options.size)
     try:
         model.to(options.device)
     except (RuntimeError, AssertionError) as error:
         raise DeviceError(f"cannot use the device {options.device!r}: {error}") from error
+    if options.weights == RANDOM:
+        settle(parts[0], model, prepare, options.batch, options.device)
     arrays: dict[str, Any] = {}
     for data in parts:
         end = f"_{data.split}" if both else ""
@@ -272,8 +340,16 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--model",
         required=True,
-        help="name of torchvision or timm (pretrained), or file.py:factory",
+        help="name of torchvision or timm (pretrained), file.py:factory, or with --weights a "
+        "network of hessrmt: resnet34, resnet18, ...",
     )
+    parser.add_argument(
+        "--weights",
+        default=PRETRAINED,
+        help="pretrained (the default), a .pth or .safetensors file with the state dict of the "
+        "network (for resnet34 torchvision's), or random",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of random weights (0)")
     parser.add_argument("--out", required=True, type=Path, help="the .npz to write")
     parser.add_argument(
         "--split", choices=("train", "test"), help="only this split, written as x and y"

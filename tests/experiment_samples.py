@@ -45,6 +45,24 @@ tail_start = 1
 batch = 32
 seeds = 2
 """,
+    "averaging-theory": """
+experiment = "averaging-theory"
+
+[presets.small]
+dimension = 12
+least = 0.2
+largest = 1.0
+start = 0.5
+noise = 0.5
+batch = 2
+rates = [0.2, 1.0]
+newton_rates = [0.3]
+landscapes = [
+    { kind = "quadratic", steps = 200, samples = 300 },
+    { kind = "huber", scale = 2.0, damping = 0.1, steps = 50, samples = 20 },
+    { kind = "surface", scale = 1.0, damping = 0.2, steps = 6, samples = 3 },
+]
+""",
     "training-budget": """
 experiment = "training-budget"
 data = "clouds.npz"
@@ -146,7 +164,9 @@ def run_twice(cli, path, gone, change, said):
     found, out = json.loads(first.stdout), path.parent / "done"
     assert json.loads((out / "results.json").read_text()) == found["runs"]
     files = [
-        file for name in ("checkpoints", "spectra", "families") for file in (out / name).glob("*")
+        file
+        for name in ("checkpoints", "spectra", "families", "runs")
+        for file in (out / name).glob("*")
     ]
     before = {file: file.stat().st_mtime_ns for file in files if Path(gone).stem not in file.name}
     (missing,) = [file for file in files if file.name == gone]

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from hessrmt.problems import data
+from hessrmt import rng
+from hessrmt.problems import data, models
 from hessrmt.problems.plugins import load_object
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "embed.py"
@@ -156,3 +157,97 @@ def test_an_existing_file_is_kept_unless_told(folder, embed):
     assert (folder / "features.npz").read_bytes() == b"precious"
     assert embed("nets.py:moments", "--overwrite")[0] == 0
     assert len(data.load(str(folder / "features.npz"))) == 3
+
+
+@pytest.fixture
+def photographs(folder):
+    """Gray images in three classes of 7 + 3, which random features tell apart."""
+    draw = rng.stream(0, "photographs")
+    y = np.arange(60) % 3
+    x = draw.integers(0, 60, (60, 16, 16))
+    x[np.arange(60), :, 4 * y + 1] += 150
+    x = x.astype(np.uint8)
+    np.savez(folder / "photos.npz", x_train=x[:45], y_train=y[:45], x_test=x[45:], y_test=y[45:])
+    return folder / "photos.npz"
+
+
+def test_features_of_a_random_resnet34_and_the_spectrum_of_a_linear_layer_on_them(
+    folder, embed, photographs, cli
+):
+    """The whole road of Fig. 3 of Baskerville et al., on small data."""
+    given = ("--weights", "random", "--seed", "3", "--size", "32", "--batch", "45")
+    assert embed("resnet34", *given, data="photos.npz")[0] == 0
+    features = data.load("features.npz", "test")
+    assert features.x.shape == (15, 512)
+    # the last block adds a branch of variance one to what stood before it, and cuts at zero
+    train = data.load("features.npz", "train").x
+    assert (train >= 0).all()
+    assert 0.3 < train.std() < 30
+    result = cli(
+        *("spectrum", "--model", "logistic", "--data", "features.npz", "--split", "train"),
+        *("--batch", 15, "--batches", 3, "--out", "head.h5", "--json"),
+    )
+    assert result.returncode == 0, result.stderr
+    result = cli("levels", "head.h5", "--json", "--surrogates", 20)
+    assert result.returncode == 0, result.stderr
+    import hessrmt as hr
+
+    spectra = hr.load(folder / "head.h5")
+    # P = 513 · 3; softmax regression on B samples in K classes has rank B(K - 1) at most
+    assert [(item.dimension, item.rank) for item in spectra] == [(1539, 30)] * 3
+    x, _ = data.load("features.npz", "train").tensors(slice(15))
+    model = models.build("logistic", (512,), 3, 0).double()
+    with torch.no_grad():
+        p = torch.softmax(model(x), dim=1).numpy()
+    a = np.hstack([x.numpy(), np.ones((15, 1))])
+    # the dual Gram matrix: blocks a_b·a_c √S_b √S_c of the softmax's covariances S
+    roots = []
+    for row in p:
+        values, vectors = np.linalg.eigh(np.diag(row) - np.outer(row, row))
+        roots.append(vectors * np.sqrt(values.clip(0)))
+    gram = np.block([[a[b] @ a[c] * roots[b].T @ roots[c] for c in range(15)] for b in range(15)])
+    wanted = np.linalg.eigvalsh(gram / 15)[-30:]
+    floor = spectra[0].noise_floor + 45 * np.finfo(float).eps * wanted[-1]
+    np.testing.assert_allclose(spectra[0].resolved, wanted, rtol=0, atol=4 * floor)
+
+
+def test_weights_of_a_user_with_any_number_of_classes(folder, embed, photographs):
+    with rng.torch_seeded(0, "weights"):
+        own = models.build("resnet18", (3, 32, 32), 7, 5)
+        for module in own.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_var.uniform_(0.5, 2)
+                module.running_mean.normal_()
+    state = {k: v for k, v in own.state_dict().items() if not k.endswith("num_batches_tracked")}
+    torch.save({"state_dict": state}, folder / "own.pth")
+    given = ("--weights", "own.pth", "--split", "test", "--size", "32")
+    assert embed("resnet18", *given, data="photos.npz")[0] == 0
+    own.fc = nn.Identity()
+    x, _ = data.load("photos.npz", "test").tensors(slice(None), torch.float32)
+    x = torch.nn.functional.interpolate(
+        x.expand(-1, 3, -1, -1), (32, 32), mode="bilinear", align_corners=False, antialias=True
+    )
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    with torch.no_grad():
+        wanted = own.eval()((x / 2 + 0.5 - mean[:, None, None]) / std[:, None, None]).numpy()
+    # twenty convolutions of up to 4608 terms in float32, in batches of another size
+    bound = 20 * 4608**0.5 * np.finfo(np.float32).eps * np.abs(wanted).max()
+    np.testing.assert_allclose(data.load("features.npz").x, wanted, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize(
+    ("model", "weights", "words"),
+    [
+        ("resnet34", "absent.pth", "does not exist"),
+        ("resnet18", "other.pth", "does not fit the model (ImageNetResNet)"),
+        ("mlp3", "random", "has no convolutions"),
+        ("resnet33", "random", "no depth 6n + 2"),
+        ("nets.py:colour", "random", "brings its own weights"),
+    ],
+)
+def test_weights_that_do_not_fit(folder, embed, model, weights, words):
+    torch.save(nn.Linear(3, 2).state_dict(), folder / "other.pth")
+    code, stderr = embed(model, "--weights", weights)
+    assert code == 2
+    assert words in stderr
+    assert not list(folder.glob("features*"))

@@ -37,6 +37,9 @@ def images(shape, samples=5):
         ("resnet20", CIFAR, 272_474),
         ("resnet56", CIFAR, 853_018 + 2_752),
         ("resnet110", CIFAR, 1_727_962 + 2_752),
+        # torchvision's table, 11,689,512 and 21,797,672 with 1000 classes
+        ("resnet18", (3, 224, 224), 11_689_512 - 990 * 513),
+        ("resnet34", (3, 224, 224), 21_797_672 - 990 * 513),
     ],
 )
 def test_parameters_are_those_of_the_papers(spec, shape, parameters):
@@ -49,6 +52,43 @@ def test_a_resnet_is_as_deep_as_its_name(depth):
     shortcuts = [[*m.shortcut.children()] for m in model.modules() if isinstance(m, Block)]
     assert sum(len(shortcut) == 2 for shortcut in shortcuts) == 2  # projections
     assert sum(isinstance(m, nn.Conv2d | nn.Linear) for m in model.modules()) - 2 == depth
+
+
+@pytest.mark.parametrize(("depth", "blocks"), [(18, (2, 2, 2, 2)), (34, (3, 4, 6, 3))])
+def test_resnets_for_imagenet_are_those_of_another_library(depth, blocks):
+    transformers = pytest.importorskip("transformers")
+    ours = models.build(f"resnet{depth}", CIFAR, 4, 0).double().eval()
+    config = transformers.ResNetConfig(layer_type="basic", depths=[*blocks], num_labels=4)
+    config.hidden_sizes = [64, 128, 256, 512]
+    theirs = transformers.ResNetForImageClassification(config).double().eval()
+    state = {}
+
+    def copy(source, target, parts=("weight",)):
+        state.update({f"{target}.{part}": ours.state_dict()[f"{source}.{part}"] for part in parts})
+
+    def copy_normalised(conv, norm, target):
+        copy(conv, f"{target}.convolution")
+        parts = "weight", "bias", "running_mean", "running_var", "num_batches_tracked"
+        copy(norm, f"{target}.normalization", parts)
+
+    copy_normalised("conv1", "bn1", "resnet.embedder.embedder")
+    for stage, count in enumerate(blocks):
+        for block in range(count):
+            own = f"layer{stage + 1}.{block}"
+            other = f"resnet.encoder.stages.{stage}.layers.{block}"
+            for part in (1, 2):
+                names = f"{own}.conv{part}", f"{own}.bn{part}"
+                copy_normalised(*names, f"{other}.layer.{part - 1}")
+            if f"{own}.downsample.0.weight" in ours.state_dict():
+                names = f"{own}.downsample.0", f"{own}.downsample.1"
+                copy_normalised(*names, f"{other}.shortcut")
+    copy("fc", "classifier.1", ("weight", "bias"))
+    theirs.load_state_dict(state, strict=True)
+    x = images((3, 40, 36), 2)
+    with torch.no_grad():
+        one, other = ours(x), theirs(x).logits
+    # the same sums in the same order or another one, through at most 36 layers
+    assert torch.allclose(one, other, rtol=0, atol=36 * 2**-52 * 4608**0.5 * float(one.abs().max()))
 
 
 @pytest.mark.parametrize("shape", [CIFAR, MNIST, (2, 9, 11)])
@@ -83,7 +123,8 @@ def test_the_seed_decides_the_weights(spec):
         ("resnet8", (784,), "resnet8 needs images"),
         ("conv3-0", CIFAR, "0 filters per layer; expected from 1 to 4096"),
         ("conv5-123456789", CIFAR, "123456789 filters per layer"),
-        ("resnet18", CIFAR, "resnet18 has no depth 6n.*resnet20"),
+        ("resnet28", CIFAR, "resnet28 has no depth 6n.*resnet20"),
+        ("resnet34", (784,), "resnet34 needs images"),
         ("resnet2", CIFAR, "resnet2 has no depth"),
         ("resnet0", CIFAR, "resnet0 has no depth"),
         ("resnet1208", CIFAR, "from 8 to 1202"),

@@ -19,6 +19,7 @@ from hessrmt import rng
 from hessrmt.config import SimulateConfig
 from hessrmt.curvature.stochastic import quadrature, traces
 from hessrmt.errors import DataError, StoreError
+from hessrmt.experiments.averaging_theory import IterateRuns
 from hessrmt.experiments.puzzles import lines
 from hessrmt.generalization import bias_free, fits
 from hessrmt.generalization.approximation import study
@@ -143,6 +144,8 @@ MADE = {
     "maximum margin": lambda: bias_free.maximum_margin(*bias_free.linear_task(5, 2)),
     "approximation study": lambda: study("sine", 2, (1, 2), seeds=2, samples=32, iterations=2),
     "sampled density": sampled,
+    "moments of iterates": lambda: hr.lossmodel.iterate_moments([0.5, 1], [1, 1], 0.1, 9, 1.0),
+    "runs of iterates": lambda: IterateRuns(*np.ones((6, 3)), {"rate": 0.1}),
     "family": lambda: drawn_families.entry().result,
     "family line": family_line,
     "random point": lambda: family_line().random_residuals[0],

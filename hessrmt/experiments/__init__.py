@@ -20,6 +20,7 @@ EXPERIMENTS = {
     "hessian-spacings": "hessrmt.experiments.spacings:Spacings",
     "gp-loss-model": "hessrmt.experiments.loss_model:LossModel",
     "iterate-averaging": "hessrmt.experiments.iterate_averaging:IterateAveraging",
+    "averaging-theory": "hessrmt.experiments.averaging_theory:AveragingTheory",
     "training-budget": "hessrmt.experiments.training_budget:TrainingBudget",
     "puzzles": "hessrmt.experiments.puzzles:Puzzles",
 }

@@ -9,6 +9,7 @@ module                  contents
 :mod:`~.sampler`        sampled Hessians, their spectra, and where bulk and outliers lie
 :mod:`~.surfaces`       whole surfaces, samples at several points, gradient descent
 :mod:`~.averaging`      variance of averaged gradients: exact, bounded, sampled
+:mod:`~.iterates`       SGD's iterates near a minimum: exact moments, Theorem 8.1, sampled
 ======================  ==========================================================================
 """
 
@@ -27,6 +28,12 @@ from hessrmt.lossmodel.covariance import Stationary as Stationary
 from hessrmt.lossmodel.covariance import mixed_spherical as mixed_spherical
 from hessrmt.lossmodel.covariance import p_spin as p_spin
 from hessrmt.lossmodel.covariance import paper as paper
+from hessrmt.lossmodel.iterates import IterateMoments as IterateMoments
+from hessrmt.lossmodel.iterates import Radii as Radii
+from hessrmt.lossmodel.iterates import SampledIterates as SampledIterates
+from hessrmt.lossmodel.iterates import iterate_moments as iterate_moments
+from hessrmt.lossmodel.iterates import sampled_iterates as sampled_iterates
+from hessrmt.lossmodel.iterates import theorem_8_1 as theorem_8_1
 from hessrmt.lossmodel.kernels import matern as matern
 from hessrmt.lossmodel.kernels import mixture as mixture
 from hessrmt.lossmodel.kernels import rational_quadratic as rational_quadratic

@@ -436,9 +436,10 @@ def descend(
     *,
     weight_decay: float = 0.0,
     noise: float = 0.0,
+    damping: float | None = None,
     seed: int = 0,
 ) -> Float64[np.ndarray, "T P"]:
-    """Gradient descent on L_emp, w ← w - α(∇L_emp + λw + σ·normal).
+    """Gradient descent on L_emp, w ← w - αA(∇L_emp + λw + σ·normal).
 
     Args:
         surface: The loss surface.
@@ -447,6 +448,8 @@ def descend(
         steps: How many steps.
         weight_decay: λ.
         noise: σ, standard deviation of each component of an independent gradient noise.
+        damping: δ of A = (|H| + δI)⁻¹, with |H| the Hessian of L_emp at the iterate, its
+            eigenvalues in magnitude; None for A = I.
         seed: Of the noise.
 
     Returns:
@@ -458,12 +461,16 @@ def descend(
     w = torch.from_numpy(real_array("start", start, dimensions=1))
     lr, steps = real("lr", lr, above=0), whole("steps", steps, 1)
     decay, sigma = real("weight_decay", weight_decay, least=0), real("noise", noise, least=0)
+    delta = None if damping is None else real("damping", damping, above=0)
     draw = rng.stream(whole("seed", seed), "descent")
     found = np.empty((steps, len(w)))
     for step in range(steps):
         gradient = surface.gradient(w) + decay * w
         if sigma:
             gradient = gradient + sigma * torch.from_numpy(draw.normal(size=len(w)))
+        if delta is not None:
+            values, vectors = torch.linalg.eigh(surface.hessian(w))
+            gradient = vectors @ ((vectors.T @ gradient) / (values.abs() + delta))
         w = w - lr * gradient
         if not bool(torch.isfinite(w).all()):
             rule = "a quadratic of largest eigenvalue h needs lr < 2/h"

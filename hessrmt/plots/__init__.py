@@ -11,7 +11,8 @@ module                   pictures
                          ``lanczos_density``: from Lanczos quadrature, with certified eigenvalues
 :mod:`~.levels`          ``spacings``, ``surmise``, ``ratios``, ``long_range``, ``staircase``,
                          ``spectral_density``, ``density_per_decade``
-:mod:`~.lossmodel`       ``densities``, ``ratios`` of sampled Hessians, panel by panel
+:mod:`~.lossmodel`       ``densities``, ``ratios`` of sampled Hessians, panel by panel;
+                         ``iterate_norms`` of sampled iterates
 :mod:`~.capacity`        ``layer_density``, ``alpha_histogram``, ``against`` accuracies
 :mod:`~.training`        ``history``, ``side_by_side``: a network against training epochs;
                          ``averaged_losses``, ``averaged_spectra`` of averaged iterates; ``budget``

@@ -1,6 +1,6 @@
-"""Densities and ratios of sampled Hessians, panel by panel.
+"""Sampled Hessians and sampled iterates, panel by panel.
 
-Source: Baskerville, Granziol and Keating (2022), Figs. 5 and 6.
+Source: Baskerville, Granziol and Keating (2022), Figs. 5 and 6, section 8.
 """
 
 from __future__ import annotations
@@ -23,6 +23,13 @@ _COLUMNS, _PANEL = 3, (3.0, 2.35)
 
 _ALONE = style.WIDTH, 3.2
 """Size of a single panel, below which the legend finds room."""
+
+_ITERATES = {
+    "last": ("last iterate", "#000000", "o"),
+    "average": ("average of all", style.BLUE, "s"),
+    "tail": ("of the second half", style.RED, "D"),
+}
+"""Point to its name, colour and marker."""
 
 _LAW = "large matrices: semicircle and outliers, smeared by √c·ξ"
 
@@ -89,6 +96,44 @@ def ratios(found: Mapping[str, tuple[Any, Any]], title: str = "", *, ax: Any = N
         axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
         words = [f"⟨r̃⟩ = {m:.4f} ± {error:.4f}, {name}" for name, (m, error) in means.items()]
         style.note(axes, "\n".join(words))
+    return style.legend_below(panels[0], 2)
+
+
+def iterate_norms(
+    found: Mapping[str, Mapping[str, Any]], title: str = "", *, ax: Any = None
+) -> Figure:
+    """⟨w²⟩ of SGD's iterates against the rate: sampled, exact of a quadratic, as printed.
+
+    Args:
+        found: Heading of a panel to point (``last``, ``average``, ``tail``) to (5, rates) rates,
+            means, standard errors, exact values and those as printed, NaN where there are none.
+        title: Above the picture.
+        ax: Axes to draw into, one for each panel; None for a new picture.
+
+    Returns:
+        The picture, with logarithmic axes.
+    """
+    columns = 2 if ax is None else len(found)
+    size = _PANEL if len(found) > 1 else _ALONE
+    _, panels = style.panels_for(len(found), title, size, columns, ax=ax, head=0.9)
+    for axes, (heading, points) in zip(panels, found.items(), strict=True):
+        for point, (rate, mean, error, exact, printed) in points.items():
+            name, colour, marker = _ITERATES[point]
+            bars = {"color": colour, "marker": marker, "ms": 4.5, "ls": "none", "capsize": 2}
+            axes.errorbar(rate, mean, error, label=f"{name}, sampled", **bars)
+            axes.plot(rate, exact, color=colour, lw=1.3, label=f"{name}, AR(1) process")
+            if np.isfinite(printed).any():
+                dotted = {"color": colour, "lw": 1.5, "ls": (0, (1, 1.5))}
+                axes.plot(rate, printed, label=f"{name}, as printed", **dotted)
+        axes.set(xscale="log", yscale="log")
+        style.bare(axes, 8)
+        axes.set_title(heading, loc="left", fontsize=9)
+        for axis in (axes.xaxis, axes.yaxis):
+            style.log_ticks(axis, 5)
+    for axes in panels[::columns]:
+        axes.set_ylabel("⟨w²⟩", fontsize=9)
+    for axes in panels[-columns:]:
+        axes.set_xlabel("α or η", fontsize=9)
     return style.legend_below(panels[0], 2)
 
 

@@ -12,12 +12,14 @@ name           layers                               biases
 ``conv5``      32, 64, 64, 128 filters 3x3          BatchNorm's and the last layer's
 ``conv5-N``    four of N filters 3x3                all
 ``resnetN``    convolutions in residual blocks      BatchNorm's and the last layer's
+``resnet34``   likewise, for ImageNet; ``resnet18`` BatchNorm's and the last layer's
 =============  ===================================  ================================================
 
 The first four are those of Baskerville, Granziol and Keating 2022, §4: on MNIST the parameter
 counts are 7,850, 9,960 (the paper prints 9,860), 20,060 and 61,706. The convolutional networks
-without pooling are those of Generalization puzzles (2020), Figs. 1 to 20 and appendix L. Every
-ReLU is a module of its own and not in place. A linear layer ends each network.
+without pooling are those of Generalization puzzles (2020), Figs. 1 to 20 and appendix L. Features
+of ``resnet34`` are what the first paper trains a linear layer on (Fig. 3). Every ReLU is a module
+of its own and not in place. A linear layer ends each network.
 """
 
 from __future__ import annotations
@@ -215,6 +217,103 @@ def resnet(input_shape: Shape, outputs: int, depth: int, first: int = 16) -> nn.
     )
 
 
+class BasicBlock(nn.Module):
+    """The block of :class:`ImageNetResNet`, with the names of torchvision and timm.
+
+    Args:
+        channels: Of the input.
+        filters: Of the output.
+        stride: Of the first convolution.
+    """
+
+    def __init__(self, channels: int, filters: int, stride: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = _normalised(channels, filters, 3, stride)
+        self.relu = nn.ReLU()
+        self.conv2, self.bn2 = _normalised(filters, filters, 3, 1)
+        changed = stride != 1 or channels != filters
+        shortcut = _normalised(channels, filters, 1, stride) if changed else []
+        self.downsample = nn.Sequential(*shortcut) if changed else None
+        self.relu2 = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """One block.
+
+        Args:
+            x: (B, channels, height, width).
+
+        Returns:
+            (B, filters, height, width), height and width over the stride, rounded up.
+        """
+        branch = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        return self.relu2((x if self.downsample is None else self.downsample(x)) + branch)
+
+
+class ImageNetResNet(nn.Module):
+    """The residual network for ImageNet of He et al. 2016, table 1, with basic blocks.
+
+    A 7x7 convolution of 64 filters and a maximum over 3x3, both of stride 2; four stages of blocks
+    with 64, 128, 256 and 512 filters; the mean over all positions; a linear layer. Its state dict
+    is that of ``resnet18`` and ``resnet34`` of torchvision and timm, whose weights load into it.
+    Convolutions start as N(0, 2/(k²·filters)) (He et al. 2015), the rest as torch has it.
+
+    Args:
+        channels: Of the images.
+        outputs: Number of outputs K.
+        blocks: In each stage: 2, 2, 2, 2 for 18 layers, 3, 4, 6, 3 for 34.
+    """
+
+    def __init__(self, channels: int, outputs: int, blocks: tuple[int, int, int, int]) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
+        self.bn1, self.relu = nn.BatchNorm2d(64), nn.ReLU()
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.layer1, self.layer2, self.layer3, self.layer4 = (
+            nn.Sequential(
+                BasicBlock(before, filters, 1 if before == filters else 2),
+                *(BasicBlock(filters, filters, 1) for _ in range(count - 1)),
+            )
+            for (before, filters), count in zip(
+                pairwise((64, 64, 128, 256, 512)), blocks, strict=True
+            )
+        )
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(512, outputs)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs of a batch of images.
+
+        Args:
+            x: (B, channels, height, width).
+
+        Returns:
+            (B, K).
+        """
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.fc(self.avgpool(x).flatten(1))
+
+
+def imagenet_resnet(
+    input_shape: Shape, outputs: int, blocks: tuple[int, int, int, int]
+) -> ImageNetResNet:
+    """See :class:`ImageNetResNet`.
+
+    Args:
+        input_shape: (channels, height, width) of one image; 3 x 224 x 224 in the paper.
+        outputs: Number of outputs K.
+        blocks: In each stage.
+
+    Returns:
+        The network, mapping (B, channels, height, width) to (B, K).
+    """
+    name = f"resnet{2 + 2 * sum(blocks)}"
+    return ImageNetResNet(_require_images(name, input_shape)[0], outputs, blocks)
+
+
 def _normalised(channels: int, filters: int, size: int, stride: int) -> list[nn.Module]:
     """A convolution that keeps height and width up to its stride, and its BatchNorm."""
     return [
@@ -247,6 +346,8 @@ MODELS: dict[str, Callable[[Shape, int], nn.Module]] = {
     "mlp3": partial(mlp, hidden=(10, 100, 100)),
     "lenet5": lenet5,
     "conv5": conv5,
+    "resnet18": partial(imagenet_resnet, blocks=(2, 2, 2, 2)),
+    "resnet34": partial(imagenet_resnet, blocks=(3, 4, 6, 3)),
 }
 """Name to a function of the input shape and the number of outputs."""
 
