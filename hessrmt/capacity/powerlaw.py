@@ -575,8 +575,11 @@ class Comparison(Result):
             ``"lognormal"``, which has it as a limit.
         normalized_ratio: R/(√n s), s the standard deviation of ln(p_power/p_other); 0 where the
             laws coincide.
-        p_value: Of R = 0; large: the sign of R means nothing. Two-sided normal (Vuong); of
-            ``"truncated"``, which is nested, from χ² with one degree of freedom.
+        p_value: Of ``"lognormal"`` and ``"truncated"``, which hold the power law, it is
+            ``p_power``. Of ``"exponential"`` that of R = 0, two-sided, from the normal law (Vuong):
+            large, the sign of R means nothing.
+        p_power: Probability that a tail of the power law speaks as much against it as this one,
+            for this alternative, from simulated tails; at least 1/(samples + 1).
         parameters: Of the other law: ``mu``, ``sigma`` (infinite in the power law's limit);
             ``Lambda``; ``alpha``, ``Lambda``.
     """
@@ -586,9 +589,17 @@ class Comparison(Result):
     normalized_ratio: float
     p_value: float
     parameters: dict[str, float]
+    p_power: float = math.nan
 
 
-def compare(values: Values, fitted: PowerLawFit, against: str = "lognormal") -> Comparison:
+def compare(
+    values: Values,
+    fitted: PowerLawFit,
+    against: str = "lognormal",
+    *,
+    samples: int = 1999,
+    seed: int = 0,
+) -> Comparison:
     """Compare a fitted power law with another law of its tail.
 
     - ``"lognormal"``: p ~ e^(-(ln x - μ)²/2σ²)/x;
@@ -602,10 +613,20 @@ def compare(values: Values, fitted: PowerLawFit, against: str = "lognormal") -> 
     itself and the ratio is 0; solvers in the usual parameters, of which some are infinite there,
     stop somewhere on the way.
 
+    A law that holds the power law at the end of its range makes 2|R| neither normal nor χ²
+    distributed, and the mean of e^t may have no variance. But Σt is sufficient for a power law:
+    given it, the tail's t are uniform on a simplex, whatever α. And given it, R rises with the mean
+    of t² (lognormal) or of e^t (the others). So simulated simplices tell how
+    improbable this mean is, exactly, for tails of any length that begin at a given x_min. Where
+    x_min was chosen by the fit, the tail is one that a power law fits well: small values of
+    ``p_power`` then are rarer than they say.
+
     Args:
         values: (n,) those that were fitted.
         fitted: Their fit.
         against: The other law.
+        samples: Simulated tails.
+        seed: Of the run.
 
     Returns:
         The comparison; NaN and no parameters for a failed fit.
@@ -617,6 +638,7 @@ def compare(values: Values, fitted: PowerLawFit, against: str = "lognormal") -> 
     Source: Clauset, Shalizi and Newman 2009, §5.1 and appendix C; Vuong 1989.
     """
     one_of("law", against, ALTERNATIVES)
+    whole("samples", samples, 1)
     _, tail = _parts(values, fitted)
     if not fitted:
         return Comparison(against, math.nan, math.nan, math.nan, {})
@@ -630,12 +652,26 @@ def compare(values: Values, fitted: PowerLawFit, against: str = "lognormal") -> 
     power = math.log(slope) - slope * t  # densities in t: the factor x of both drops out
     other, parameters = _LAWS[against](t, slope, fitted.x_min)
     ratio, spread = float((power - other).sum()), float((power - other).std()) * len(t) ** 0.5
-    if against == "truncated":
-        # survival function of χ² with one degree of freedom at 2|R|
-        p = float(erfc(math.sqrt(abs(ratio))))
-    else:
+    function = np.square if against == "lognormal" else np.expm1
+    p_power = p = _as_small(t, function, samples, rng.stream(seed, "powerlaw", "comparison"))
+    if against == "exponential":
         p = float(erfc(abs(ratio) / (math.sqrt(2) * spread))) if spread > 0 else 1.0
-    return Comparison(against, ratio, ratio / spread if spread > 0 else 0.0, p, parameters)
+    return Comparison(against, ratio, ratio / spread if spread > 0 else 0.0, p, parameters, p_power)
+
+
+def _as_small(
+    t: Array, function: Callable[[Array], Array], samples: int, generator: np.random.Generator
+) -> float:
+    """Probability that Σ f(t) is as small, given Σt, for independent exponential t."""
+    found, sum_of_t = float(function(t).sum()), float(t.sum())
+    free = int(np.count_nonzero(t))  # x_min itself is no draw where it is one of the values
+    below = 1
+    for chunk in _chunks(samples, free):
+        drawn = generator.standard_exponential((chunk.stop - chunk.start, free))
+        drawn *= sum_of_t / drawn.sum(axis=1, keepdims=True)
+        with np.errstate(over="ignore"):
+            below += int(np.count_nonzero(function(drawn).sum(axis=1) <= found))
+    return below / (samples + 1)
 
 
 def _exponential(t: Array, _: float, x_min: float) -> tuple[Array, dict[str, float]]:
