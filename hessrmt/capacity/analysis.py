@@ -236,11 +236,10 @@ class _Run:
         values = spectrum.positive
         fit, bulk = task.fits[number], fit_bulk(spectrum)
         random = task.spectra["permuted"][number] if self.randomize else None
-        p_value = NAN
+        p_value, name = NAN, f"{weights.name}/{label}"
+        seed = int(rng.seed_sequence(self.seed, "p-value", name).generate_state(1)[0])
         if self.p_values and fit:
-            name = f"{weights.name}/{label}"
-            word = int(rng.seed_sequence(self.seed, "p-value", name).generate_state(1)[0])
-            drawn = {"samples": self.p_values, "seed": word}
+            drawn = {"samples": self.p_values, "seed": seed}
             p_value = powerlaw.goodness_of_fit(values, fit, **drawn, backend=self.scanning)
         # what weightwatcher multiplies ‖W‖₂² by: 2-D convolutions by 1/2 pooled, by k²/2 in slices
         factor = 1.0
@@ -260,7 +259,9 @@ class _Run:
             **_of(bulk, "spikes", "soft_rank"),
             traps=None if random is None else fit_bulk(random).spikes,
             random_lambda_max=NAN if random is None else random.lambda_max,
-            comparisons={law: powerlaw.compare(values, fit, law) for law in self.compare_with},
+            comparisons={
+                law: powerlaw.compare(values, fit, law, seed=seed) for law in self.compare_with
+            },
             fit_failed=fit.failed,
             mp_failed=bulk.failed,
             eigenvalues=spectrum.eigenvalues,

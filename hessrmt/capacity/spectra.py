@@ -65,7 +65,7 @@ _LARGEST, _SMALLEST = 1e70, 1e-70
 """Weights must lie between them: their squares' sums stay far inside float64's range."""
 
 FEWEST = 10
-"""Eigenvalues above the noise floor below which no bulk is fitted."""
+"""Eigenvalues above the noise floor, of each matrix, below which no bulk is fitted."""
 
 FALSE_ALARMS = 0.01
 """Part of spectra of pure noise that have a spike, at most."""
@@ -355,11 +355,11 @@ def fit_bulk(spectrum: MatrixSpectrum) -> BulkFit:
         The fit.
     """
     values = spectrum.positive
-    bulk = len(values)
-    if bulk < FEWEST:
-        return BulkFit(failed=f"{bulk} eigenvalues above zero; a bulk needs {FEWEST}")
-    matrices = len(spectrum.eigenvalues) // spectrum.smaller
+    bulk, matrices = len(values), len(spectrum.eigenvalues) // spectrum.smaller
     width = bulk / matrices
+    if width < FEWEST:
+        each = " in each matrix" if matrices > 1 else ""
+        return BulkFit(failed=f"{width:.3g} eigenvalues above zero{each}; a bulk needs {FEWEST}")
     ratio = width / spectrum.larger
     edge = noise_edge(spectrum.larger, width, matrices)
     while True:
