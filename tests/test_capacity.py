@@ -369,6 +369,40 @@ def test_a_single_huge_entry_is_a_trap():
     assert layer.matrices[0].random_lambda_max == pytest.approx(120**2 / 300, rel=0.1)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(60, 60), (40, 90), (130, 30), (20, 12, 3, 3)])
+def test_an_orthogonal_matrix_has_no_power_law(shape, dtype):
+    """Nor a scaled one, nor one in an orthogonal network that was stored in less precision."""
+    draw = torch.Generator().manual_seed(1)
+    kernel = torch.empty(shape, dtype=torch.float32)
+    for part in kernel.flatten(2).movedim(2, 0) if len(shape) > 2 else [kernel]:
+        part.copy_(2.5 * nn.init.orthogonal_(torch.empty(shape[:2]), generator=draw))
+    layer = layer_of(kernel.to(dtype))
+    assert {part.fit_failed for part in layer.matrices} == {"all singular values equal"}
+    assert {part.mp_failed for part in layer.matrices} == {"all singular values equal"}
+    assert math.isnan(layer.alpha) and math.isnan(layer.alpha_hat)
+    assert layer.stable_rank > min(shape[:2]) * 0.97
+    # one direction that is stronger by 1 % is seen in float32
+    if dtype != torch.bfloat16 and len(shape) == 2:
+        kernel[0] *= 1.01
+        assert layer_of(kernel.to(dtype)).fit_failed != "all singular values equal"
+
+
+def test_depthwise_convolutions_are_pooled_as_weightwatcher_does():
+    """k² eigenvalues, the squared norms of the columns over N, with groups known or not."""
+    module = nn.Conv2d(48, 48, 5, groups=48, bias=False)
+    kernel = module.weight.detach().double()
+    expected = np.sort(kernel.square().sum(dim=(0, 1)).ravel().numpy() / 48)
+    for source in (nn.ModuleDict({"dw": module}), {"dw.weight": kernel}):
+        (layer,) = hr.capacity.analyze(source, "pooled").layers
+        (part,) = layer.matrices
+        np.testing.assert_allclose(part.eigenvalues, expected, rtol=1e-6)
+        assert part.mp_failed is not None  # matrices of one column have no bulk
+        assert math.isfinite(layer.alpha)
+    (layer,) = hr.capacity.analyze({"dw.weight": kernel}).layers
+    assert "conv='pooled'" in layer.skipped
+
+
 def test_decades_of_levels_have_no_bulk():
     bulk = fit_bulk(spectrum_of(np.geomspace(1e-6, 1, 300), 300))
     assert "more than half" in bulk.failed
@@ -459,7 +493,8 @@ def test_every_tensor_is_analysed_or_has_a_reason():
     report = hr.capacity.analyze(state)
     good, *without = report.analyzed
     assert [layer.n_failed for layer in without] == [1, 1]
-    assert all("distinct values" in layer.fit_failed for layer in without)
+    reasons = ("distinct values", "all singular values equal")
+    assert all(w in one.fit_failed for w, one in zip(reasons, without, strict=True))
     # failed fits and skipped tensors enter no average
     found = report.mean_alpha, report.alpha_hat, report.alpha_weighted
     assert found == (good.alpha, good.alpha_hat, good.alpha_weighted)

@@ -19,6 +19,7 @@ from hessrmt.capacity.powerlaw import PowerLawFit
 from hessrmt.capacity.report import NAN, CapacityReport, Layer, MatrixFit
 from hessrmt.capacity.sources import open_source, pairs
 from hessrmt.capacity.spectra import (
+    BulkFit,
     Gram,
     MatrixSpectrum,
     direct_sum,
@@ -114,6 +115,12 @@ def analyze(
         return CapacityReport(network.label, conv, seed, tuple(layers), backend.name, notes)
 
 
+_FLAT = "all singular values equal"
+
+_NO_POWER_LAW = dict.fromkeys(("alpha", "x_min", "x_max", "ks_distance", "sigma"), NAN)
+_NO_POWER_LAW |= {"n_tail": 0, "failed": _FLAT}
+
+
 @dataclass
 class _Task:
     """A layer on its way: roles of its matrices to what is to be diagonalised, then to spectra.
@@ -126,6 +133,12 @@ class _Task:
     matrices: dict[str, Sequence[Gram | MatrixSpectrum]] = field(default_factory=dict)
     spectra: dict[str, list[MatrixSpectrum]] = field(default_factory=dict)
     fits: list[PowerLawFit] = field(default_factory=list)
+
+    @property
+    def eps(self) -> float:
+        """Machine epsilon of the stored weights."""
+        dtype = getattr(torch, self.weights.dtype, None)
+        return torch.finfo(dtype if dtype and dtype.is_floating_point else torch.float32).eps
 
     def distance(self, norm: str) -> float:
         """Norm of the difference over that of the initial weights."""
@@ -214,7 +227,11 @@ class _Run:
         values = [one.positive for task in tasks for one in task.spectra.get("weights", [])]
         fits = iter(powerlaw.fit_all(values, x_max=self.x_max, backend=self.scanning))
         for task in tasks:
-            task.fits = list(islice(fits, len(task.spectra.get("weights", []))))
+            of = task.spectra.get("weights", [])
+            task.fits = [
+                replace(fit, **_NO_POWER_LAW) if one.flat(task.eps) else fit
+                for one, fit in zip(of, islice(fits, len(of)), strict=True)
+            ]
         return map(self._layer, tasks)
 
     def _layer(self, task: _Task) -> Layer:
@@ -234,7 +251,8 @@ class _Run:
         weights, spectra = task.weights, task.spectra["weights"]
         spectrum, label = spectra[number], weights.parts[number] if len(spectra) > 1 else ""
         values = spectrum.positive
-        fit, bulk = task.fits[number], fit_bulk(spectrum)
+        fit = task.fits[number]
+        bulk = BulkFit(failed=_FLAT) if fit.failed == _FLAT else fit_bulk(spectrum)
         random = task.spectra["permuted"][number] if self.randomize else None
         p_value, name = NAN, f"{weights.name}/{label}"
         seed = int(rng.seed_sequence(self.seed, "p-value", name).generate_state(1)[0])
