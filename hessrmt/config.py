@@ -487,6 +487,9 @@ class CapacityConfig(Settings):
         "Accuracies of the series: a column source or name, and columns of numbers.",
         metavar="CSV",
     )
+    side_by_side: bool = option(
+        False, "Compare networks layer by layer; --csv and --plot are then about that."
+    )
     device: str = option("auto", _DEVICE)
     seed: int = option(0, _SEED, ge=0)
 
