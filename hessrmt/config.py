@@ -532,7 +532,7 @@ KERNELS: Mapping[str, dict[str, Any]] = MappingProxyType(
 """Kernel to its options and their defaults; None for one that must be given."""
 
 OUTLIER_SCALE = 10.0
-"""That of the published code."""
+"""Scale of drawn outliers wherever none is given: that of the published code."""
 
 
 def _numbers_of(value: Any) -> Any:
@@ -584,7 +584,12 @@ class SimulateConfig(Settings):
         panel="Model",
     )
     outlier_scale: float | None = option(
-        None, "Scale s of the outliers.", shown="10", gt=0, allow_inf_nan=False, panel="Model"
+        None,
+        "Scale s of the outliers.",
+        shown=f"{OUTLIER_SCALE:g}",
+        gt=0,
+        allow_inf_nan=False,
+        panel="Model",
     )
     outlier_values: Numbers | None = option(
         None, "Outliers of these sizes, the same in every sample, e.g. 30,50.", panel="Model"

@@ -21,6 +21,7 @@ EXPERIMENTS = {
     "gp-loss-model": "hessrmt.experiments.loss_model:LossModel",
     "iterate-averaging": "hessrmt.experiments.iterate_averaging:IterateAveraging",
     "training-budget": "hessrmt.experiments.training_budget:TrainingBudget",
+    "compression": "hessrmt.experiments.compression:Compression",
     "puzzles": "hessrmt.experiments.puzzles:Puzzles",
 }
 """Word after ``experiment =`` in a settings file to the class of the experiment."""

@@ -325,6 +325,66 @@ def side_by_side(found: Any, title: str = "", *, ax: Any = None) -> Figure:
     return picture
 
 
+_MEANS = {
+    "test_error": "test error",
+    "alpha": "⟨α⟩",
+    "log_frobenius": "⟨ln ‖W‖_F⟩",
+    "log_spectral": "⟨ln ‖W‖₂⟩",
+    "stable_rank": "⟨stable rank⟩",
+    "log_alpha_norm": "⟨ln Σ λ^α⟩",
+    "entropy": "⟨entropy⟩",
+}
+_STRENGTHS = {"bits": "bits", "share": "share removed"}
+
+
+def compression(
+    panels: Mapping[str, tuple[float, Mapping[str, tuple[str, Values, Values]]]],
+    title: str = "",
+    *,
+    ax: Any = None,
+) -> Figure:
+    """Metrics of one network against the strength of its compression, two panels a metric.
+
+    Args:
+        panels: Name of a metric to its value without compression, and by method the kind of its
+            strength, ``bits`` or ``share``, (k,) strengths and (k,) values of the metric.
+        title: Above the picture.
+        ax: Axes to draw into, for each metric as many as there are kinds; None for a new picture.
+
+    Returns:
+        The picture; dashes mark the network without compression.
+    """
+    every = [method for _, methods in panels.values() for method in methods]
+    methods = [*dict.fromkeys(every)]
+    looks = {
+        method: {"color": style.COLOURS[k % 7], "marker": _SYMBOLS[k % 7], "ms": 3.5, "lw": 0.9}
+        for k, method in enumerate(methods)
+    }
+    kinds = [*dict.fromkeys(kind for _, of in panels.values() for kind, *_ in of.values())]
+    shape = (len(panels), len(kinds))
+    size = (3.5 * len(kinds), 1.55 * len(panels) + 0.4)
+    picture, grid = style.panels(title, shape, ax=ax, size=size, sharex="col", sharey="row")
+    for row, (name, (start, found)) in zip(grid, panels.items(), strict=True):
+        for axes, kind in zip(row, kinds, strict=True):
+            axes.axhline(start, color=style.MUTED, lw=1, ls=(0, (3, 2)))
+            for method, (of, strengths, values) in found.items():
+                if of == kind:
+                    axes.plot(strengths, values, label=method, **looks[method])
+            style.bare(axes, 8)
+            axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
+            if kind == "bits" and not axes.xaxis_inverted():
+                axes.invert_xaxis()
+        row[0].set_ylabel(_MEANS.get(name, name), fontsize=8)
+    for axes, kind in zip(grid[-1], kinds, strict=True):
+        axes.set_xlabel(_STRENGTHS[kind], fontsize=8)
+    handles = {}
+    for axes in grid[0]:
+        handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    place = {"loc": "outside lower center", "ncols": 3, "fontsize": 9, "frameon": False}
+    picture.legend(handles.values(), handles.keys(), **place)
+    return picture
+
+
 def against(
     reports: Mapping[str, Any],
     accuracy: Sequence[float],
