@@ -173,13 +173,14 @@ class _Run:
     def layers(self) -> Iterator[Layer]:
         """Records of all tensors in order, small layers diagonalised together."""
         waiting: list[_Task] = []
+        held = 0
         for weights in self.network:
             waiting.append(self._read(weights))
-            roles = (each for task in waiting for each in task.matrices.values())
-            grams = (one for each in roles for one in each if isinstance(one, Gram))
-            if sum(one.matrix.nbytes for one in grams) >= _TOGETHER:
+            each = (one for of in waiting[-1].matrices.values() for one in of)
+            held += sum(one.matrix.nbytes for one in each if isinstance(one, Gram))
+            if held >= _TOGETHER:
                 yield from self._finish(waiting)
-                waiting = []
+                waiting, held = [], 0
         yield from self._finish(waiting)
 
     def _read(self, weights: WeightTensor) -> _Task:

@@ -252,25 +252,27 @@ def grams(stack: Num[Tensor, "parts rows columns"], device: torch.device) -> lis
     """
     if stack.numel() < _STREAM_FROM:
         stack = stack.to(device)  # all of them at once
-    found, peak = [], torch.zeros((), dtype=torch.float64, device=device)
-    for part in stack:
+    found, longest = [], max(stack.shape[1:])
+    if min(stack.shape[1:]) == 1:  # the columns of a depthwise convolution: one sum of squares each
+        squares = stack.to(device, torch.float64).square().sum(dim=(1, 2))
+        found = [Gram(each.view(1, 1), longest) for each in squares]
+    for part in stack if not found else ():
         tall = part if part.shape[0] >= part.shape[1] else part.mT
         n, m = tall.shape
         height = min(n, _BLOCK) if n * m >= _STREAM_FROM else n
         product = torch.zeros(m, m, dtype=torch.float64, device=device)
         for begin in range(0, n, height):
             block = tall[begin : begin + height].to(device, torch.float64)
-            low, high = torch.aminmax(block)  # both are NaN if a weight is
-            peak = torch.maximum(peak, torch.maximum(high, -low))
             for first in range(0, m, _TILE):
                 tile = slice(first, first + _TILE)
                 product[tile, : tile.stop].addmm_(block[:, tile].T, block[:, : tile.stop])
         found.append(Gram(product, n))
-    # asked for once a layer: a device is not waited for between its matrices
-    largest = float(peak)
-    if not math.isfinite(largest):
+    # asked for once a layer: a device is not waited for between its matrices. The largest weight's
+    # square is at most the largest diagonal element, and at least that over the number of rows
+    square = float(torch.stack([item.matrix.diagonal().amax() for item in found]).amax())
+    if not longest * _SMALLEST**2 < square < _LARGEST**2:
         require_finite(sum(count_nonfinite(part.double()) for part in stack), stack.numel())
-    _require_range(largest)
+        _require_range(max(float(part.double().abs().max()) for part in stack))
     return found
 
 
@@ -285,7 +287,11 @@ def from_grams(grams: Sequence[Gram], backend: Backend) -> list[MatrixSpectrum]:
         One for each.
     """
     traces = torch.stack([item.matrix.diagonal().sum() for item in grams]).tolist() if grams else []
-    levels = backend.eigvalsh_batch([item.matrix for item in grams])
+    several = iter(backend.eigvalsh_batch([g.matrix for g in grams if len(g.matrix) > 1]))
+    levels = [
+        next(several) if len(item.matrix) > 1 else np.array([trace])
+        for item, trace in zip(grams, traces, strict=True)
+    ]
     return [
         _spectrum(found / larger, noise(larger, len(found)), larger, trace)
         for (_, larger), found, trace in zip(grams, levels, traces, strict=True)
@@ -382,7 +388,8 @@ def fit_bulk(spectrum: MatrixSpectrum) -> BulkFit:
     ratio = width / spectrum.larger
     edge = noise_edge(spectrum.larger, width, matrices)
     while True:
-        variance = float(np.median(values[:bulk])) / _median(ratio)
+        middle = float(values[(bulk - 1) // 2] + values[bulk // 2]) / 2  # ascending: the median
+        variance = middle / _median(ratio)
         below = int(np.searchsorted(values, variance * edge, side="right"))
         if below >= bulk:
             break

@@ -317,7 +317,8 @@ def side_by_side(found: Any, title: str = "", *, ax: Any = None) -> Figure:
             look = {"color": colour, "marker": mark, "ms": 3.5, "lw": 0.9}
             axes.plot(depth[seen], each[seen], label=_shortened(network), **look)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-        style.bare(axes, 8, yscale=scale, xlabel="layer", xlim=(0.5, len(depth) + 0.5))
+        style.bare(axes, 8, yscale=scale, xlim=(0.5, len(depth) + 0.5))
+        axes.set_xlabel("layer", fontsize=8)
         axes.set_title(words, fontsize=9, loc="left")
         if scale == "log" and np.any(values > 0):
             style.log_ticks(axes.yaxis, 5)
