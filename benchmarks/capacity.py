@@ -1,6 +1,6 @@
-"""Capacity metrics of weight matrices, against weightwatcher, in one run.
+r"""Capacity metrics of weight matrices, against weightwatcher, in one run.
 
-    python benchmarks/capacity.py transformer resnet depthwise large memory \\
+    python benchmarks/capacity.py transformer resnet depthwise large memory \
         --peer-python PEER/bin/python --weights model.safetensors --depthwise efficientnet-lite0.pth
 
 - transformer: the 37 linear layers (10.8 million weights) of the sentence embedder
@@ -153,7 +153,9 @@ def resnet(options: argparse.Namespace) -> dict[str, Any]:
     """The convolutions of a ResNet."""
     with tempfile.TemporaryDirectory() as folder:
         if options.resnet is not None:
-            return {"model": options.resnet.name} | described(copied(options.resnet, folder), options)
+            return {"model": options.resnet.name} | described(
+                copied(options.resnet, folder), options
+            )
         return {"model": "ResNet-18, seeded"} | described(write_resnet(folder), options)
 
 
@@ -162,7 +164,9 @@ def depthwise(options: argparse.Namespace) -> dict[str, Any]:
     if options.depthwise is None:
         raise SystemExit("--depthwise is needed: the checkpoint of EfficientNet-Lite0")
     with tempfile.TemporaryDirectory() as folder:
-        return {"model": "EfficientNet-Lite0"} | described(copied(options.depthwise, folder), options)
+        return {"model": "EfficientNet-Lite0"} | described(
+            copied(options.depthwise, folder), options
+        )
 
 
 def described(file: str, options: argparse.Namespace) -> dict[str, Any]:

@@ -19,7 +19,6 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-
 COLUMNS = (
     *("alpha", "D", "sigma", "num_pl_spikes", "stable_rank", "matrix_rank", "entropy"),
     *("log_norm", "log_spectral_norm", "log_alpha_norm", "alpha_weighted", "num_evals"),

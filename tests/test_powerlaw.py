@@ -405,7 +405,9 @@ def test_comparisons_like_powerlaws(name, against, compared):
         # the normal law's p-value, which these long tails have nearly: its skewness is of order
         # 1/√n_tail, and p is counted in 1,999 samples
         error = 4 * math.sqrt(p / 2000) + 1 / 1000
-        assert ours.p_value == pytest.approx(p, abs=error + 2 * min(p, 0.1) * len(tail) ** -0.5 + 0.03)
+        assert ours.p_value == pytest.approx(
+            p, abs=error + 2 * min(p, 0.1) * len(tail) ** -0.5 + 0.03
+        )
     else:
         assert ours.p_value == ours.p_power
 
@@ -455,7 +457,7 @@ def test_a_chosen_tail_makes_small_p_values_rarer():
 
 
 def test_the_p_value_against_an_exponential_law():
-    """Tails of a law e^(-at - b(e^t - 1)) from which both are equally far: ln⟨e^t - 1⟩ = ln⟨t⟩ + ⟨t⟩.
+    """Tails of a law e^(-at - b(e^t - 1)) with ln⟨e^t - 1⟩ = ln⟨t⟩ + ⟨t⟩: both are equally far.
 
     The normal law would give p ≤ 0.1 in 19 % of such tails of 20 values.
     """

@@ -75,8 +75,8 @@ def capacity(
     Returns:
         What --json prints.
     """
-    from hessrmt.files import require_file
     from hessrmt.capacity.report import side_by_side
+    from hessrmt.files import require_file
     from hessrmt.plots.capacity import draw_layers, draw_series
     from hessrmt.runs.capacity import run, write_csv
 
