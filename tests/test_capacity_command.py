@@ -16,6 +16,7 @@ from test_capacity import heavy
 import hessrmt as hr
 from hessrmt.capacity import correlate
 from hessrmt.errors import ConfigError, DataError
+from hessrmt.plots.capacity import alpha_histogram, alpha_quantiles
 from hessrmt.runs.capacity import Series, read_accuracies
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -264,3 +265,25 @@ def test_layers_that_cannot_be_drawn_are_named(cli, tmp_path):
     assert result.returncode == 0, result.stderr
     assert "not drawn: layer-equal" in result.stderr
     assert "written: 4 pictures" in result.stderr
+
+
+@pytest.mark.parametrize("count", [2, 17, 60])
+def test_any_number_of_networks_is_drawn(count):
+    draw = np.random.default_rng(0)
+    reports = {
+        f"net{i}": hr.capacity.analyze({"a.weight": draw.standard_t(3, (30, 20))})
+        for i in range(count)
+    }
+    every = [report.layers[0].alpha for report in reports.values()]
+    panels = alpha_histogram(reports).axes
+    assert len(panels) == (count if count <= 16 else 1)
+    if count > 16:  # one histogram of all of them, less those beyond its end
+        (area,) = (patch for patch in panels[0].patches if hasattr(patch, "get_data"))
+        values, edges, _ = area.get_data()
+        assert values.sum() == np.count_nonzero(np.array(every) <= edges[-1])
+    (axes,) = alpha_quantiles(reports).axes
+    if count <= 40:
+        assert [label.get_text() for label in axes.get_yticklabels()] == list(reports)
+    else:
+        medians = next(line for line in axes.lines if line.get_label() == "median")
+        np.testing.assert_allclose(medians.get_ydata(), every)
