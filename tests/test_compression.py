@@ -94,8 +94,8 @@ def test_what_cannot_be_compressed(state, method, strength, said):
         compress(state, NAMES, method, strength)
 
 
-def test_the_experiment_measures_every_version(cli, tmp_path):
-    path = write_settings(tmp_path, "compression")
+def test_the_experiment_measures_every_version(cli, tmp_path, digits):
+    path = write_settings(digits.parent, "compression")
     result = cli("reproduce", path.name, "--json")
     assert result.returncode == 0, result.stderr
     rows = json.loads(result.stdout)["runs"]
