@@ -243,7 +243,7 @@ def write_resnet(folder: str) -> str:
     draw, state = torch.Generator().manual_seed(0), {}
     for name, shape in shapes.items():
         slices = [
-            with_a_tail(shape[:2], max(2, min(shape[:2]) // 10), draw)
+            with_a_tail((shape[0], shape[1]), max(2, min(shape[:2]) // 10), draw)
             for _ in range(math.prod(shape[2:]))
         ]
         values = torch.stack(slices, dim=-1).reshape(shape)

@@ -34,7 +34,8 @@ def network(file: str) -> nn.ModuleDict:
         if values.ndim == 2 and "embedding" not in name:
             layer = nn.Linear(values.shape[1], values.shape[0], bias=False)
         elif values.ndim == 4:  # as it is stored, whatever groups it has
-            layer = nn.Conv2d(values.shape[1], values.shape[0], values.shape[2:], bias=False)
+            outputs, inputs, *kernel = values.shape
+            layer = nn.Conv2d(inputs, outputs, (kernel[0], kernel[1]), bias=False)
         if layer is not None:
             layer.load_state_dict({"weight": values})
             found[name.removesuffix(".weight").replace(".", "-")] = layer.requires_grad_(False)
