@@ -487,6 +487,9 @@ class CapacityConfig(Settings):
         "Accuracies of the series: a column source or name, and columns of numbers.",
         metavar="CSV",
     )
+    side_by_side: bool = option(
+        False, "Compare networks layer by layer; --csv and --plot are then about that."
+    )
     device: str = option("auto", _DEVICE)
     seed: int = option(0, _SEED, ge=0)
 
@@ -529,7 +532,7 @@ KERNELS: Mapping[str, dict[str, Any]] = MappingProxyType(
 """Kernel to its options and their defaults; None for one that must be given."""
 
 OUTLIER_SCALE = 10.0
-"""That of the published code."""
+"""Scale of drawn outliers wherever none is given: that of the published code."""
 
 
 def _numbers_of(value: Any) -> Any:
@@ -581,7 +584,12 @@ class SimulateConfig(Settings):
         panel="Model",
     )
     outlier_scale: float | None = option(
-        None, "Scale s of the outliers.", shown="10", gt=0, allow_inf_nan=False, panel="Model"
+        None,
+        "Scale s of the outliers.",
+        shown=f"{OUTLIER_SCALE:g}",
+        gt=0,
+        allow_inf_nan=False,
+        panel="Model",
     )
     outlier_values: Numbers | None = option(
         None, "Outliers of these sizes, the same in every sample, e.g. 30,50.", panel="Model"

@@ -63,6 +63,21 @@ landscapes = [
     { kind = "surface", scale = 1.0, damping = 0.2, steps = 6, samples = 3 },
 ]
 """,
+    "compression": """
+experiment = "compression"
+data = "clouds.npz"
+device = "cpu"
+
+[presets.small]
+model = "mlp2"
+epochs = 2
+batch = 30
+
+[presets.small.strengths]
+uniform = [8, 2]
+magnitude = [0.5, 0.9]
+low-rank = [0.5]
+""",
     "training-budget": """
 experiment = "training-budget"
 data = "clouds.npz"

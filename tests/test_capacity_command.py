@@ -15,7 +15,8 @@ from test_capacity import heavy
 
 import hessrmt as hr
 from hessrmt.capacity import correlate
-from hessrmt.errors import ConfigError
+from hessrmt.errors import ConfigError, DataError
+from hessrmt.plots.capacity import alpha_histogram, alpha_quantiles
 from hessrmt.runs.capacity import Series, read_accuracies
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -43,14 +44,72 @@ def net(tmp_path):
     return save(tmp_path / "net.pt")
 
 
-def test_long_names_are_folded_on_a_terminal(cli, net):
+def test_a_table_cuts_names_and_never_numbers(cli, tmp_path):
     # with --json the table is shown on standard error, 80 columns wide
-    table = cli("capacity", "net.pt", "--json").stderr.splitlines()
+    names = [f"encoder.layers.{i}.attention.output_projection.weight" for i in range(12)]
+    more = {name: heavy(40, 60, i) * 1e-6**i for i, name in enumerate(names)}
+    save(tmp_path / "net.pt", **more)
+    result = cli("capacity", "net.pt", "--json")
+    table = result.stderr.splitlines()
     assert max(map(cell_len, table)) <= 80
-    begun = next(i for i, line in enumerate(table) if " encoder.layers" in line)
-    rest = table[begun + 1].strip()
-    name = "encoder.layers.11.attention.output_projection"
-    assert table[begun].split()[0] + rest == name
+    cut = [line.split() for line in table if line.startswith(" encoder.l")]
+    # the part that tells them apart is left
+    assert len({name for name, *_ in cut}) == len(names)
+    layers = {layer["name"]: layer for layer in parsed(result)["layers"]}
+    order = [name for name in layers if name in names]
+    for (name, _, _, _, top, *_), full in zip(cut, order, strict=True):
+        begin, end = name.split("…")
+        assert full.startswith(begin)
+        assert full.removesuffix(".weight").endswith(end)
+        assert top == f"{layers[full]['lambda_max']:.3g}"
+
+
+def test_networks_layer_by_layer(cli, tmp_path):
+    one, other = save(tmp_path / "one.pt"), save(tmp_path / "other.pt", seed=3)
+    save(other, seed=3, **{"extra.weight": heavy(30, 20)})
+    options = ("--side-by-side", "--csv", "table.csv", "--plot", "pictures", "--json")
+    found = parsed(cli("capacity", "one.pt", "other.pt", *options))["side_by_side"]
+    assert (found["networks"], found["by"]) == (["one", "other"], "name")
+    reports = [hr.capacity.analyze(str(path)) for path in (one, other)]
+    assert found["layers"] == [layer.name for layer in reports[1].analyzed]
+    assert set(found["values"]) >= {"alpha", "log_frobenius", "log_alpha_norm", "stable_rank"}
+    for metric, values in found["values"].items():
+        for report, row in zip(reports, values, strict=True):
+            known = {layer.name: getattr(layer, metric) for layer in report.analyzed}
+            assert row == [known.get(name) for name in found["layers"]]
+    with (tmp_path / "table.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["layer"] for row in rows] == found["layers"]
+    assert rows[-1]["alpha one"] == ""
+    assert float(rows[0]["alpha other"]) == found["values"]["alpha"][1][0]
+    assert (tmp_path / "pictures" / "side-by-side.png").stat().st_size > 0
+    alone = cli("capacity", "one.pt", "--side-by-side")
+    assert alone.returncode == 2
+    assert "give two or more" in alone.stderr
+
+
+def test_networks_without_common_names_are_compared_by_depth():
+    deep = {f"a.{i}.weight": heavy(30, 20, i) for i in range(3)}
+    shallow = {f"b.{i}.weight": heavy(30, 20, i) for i in range(2)}
+    reports = {name: hr.capacity.analyze(net) for name, net in (("a", deep), ("b", shallow))}
+    found = hr.capacity.side_by_side(reports)
+    assert (found.by, found.layers) == ("place", ("layer 1", "layer 2", "layer 3"))
+    alpha = found.values["alpha"]
+    assert alpha[0, :2].tolist() == alpha[1, :2].tolist()
+    assert np.isnan(alpha[1, 2])
+    with pytest.raises(DataError, match="two or more"):
+        hr.capacity.side_by_side({"a": reports["a"]})
+
+
+def test_layers_stay_in_the_order_of_their_networks():
+    nets = ["abd", "acd", "xad"]
+    reports = {
+        net: hr.capacity.analyze({f"{name}.weight": heavy(20, 30) for name in net}) for net in nets
+    }
+    layers = "".join(name[0] for name in hr.capacity.side_by_side(reports).layers)
+    assert sorted(layers) == list("abcdx")
+    for net in nets:
+        assert [name for name in layers if name in net] == list(net)
 
 
 def test_what_cannot_be_analysed_is_named(cli, tmp_path):
@@ -206,3 +265,25 @@ def test_layers_that_cannot_be_drawn_are_named(cli, tmp_path):
     assert result.returncode == 0, result.stderr
     assert "not drawn: layer-equal" in result.stderr
     assert "written: 4 pictures" in result.stderr
+
+
+@pytest.mark.parametrize("count", [2, 17, 60])
+def test_any_number_of_networks_is_drawn(count):
+    draw = np.random.default_rng(0)
+    reports = {
+        f"net{i}": hr.capacity.analyze({"a.weight": draw.standard_t(3, (30, 20))})
+        for i in range(count)
+    }
+    every = [report.layers[0].alpha for report in reports.values()]
+    panels = alpha_histogram(reports).axes
+    assert len(panels) == (count if count <= 16 else 1)
+    if count > 16:  # one histogram of all of them, less those beyond its end
+        (area,) = (patch for patch in panels[0].patches if hasattr(patch, "get_data"))
+        values, edges, _ = area.get_data()
+        assert values.sum() == np.count_nonzero(np.array(every) <= edges[-1])
+    (axes,) = alpha_quantiles(reports).axes
+    if count <= 40:
+        assert [label.get_text() for label in axes.get_yticklabels()] == list(reports)
+    else:
+        medians = next(line for line in axes.lines if line.get_label() == "median")
+        np.testing.assert_allclose(medians.get_ydata(), every)

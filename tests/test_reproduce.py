@@ -55,14 +55,14 @@ def test_seed_reaches_everything(tmp_path, digits, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("nonsense", "no experiment 'nonsense'; known are gp-loss-model, hessian-spacings"),
+        ("nonsense", "no experiment 'nonsense'; known are compression, gp-loss-model"),
         ("hessian-spacings --preset huge", "no preset 'huge'; it has small, full"),
         ("puzzles-initialization.toml --preset middle", "no preset 'middle'"),
         ("hessian-spacings.toml --format bmp3", "no picture format 'bmp3'"),
         ("hessian-spacings.toml --out mine", "cannot make mine/checkpoints"),
         ("broken.toml", "broken.toml is not valid TOML"),
         ("empty.toml", "experiment: Field required"),
-        ("other.toml", "other.toml is for 'gp-loss'; known are gp-loss-model, hessian-spacings"),
+        ("other.toml", "other.toml is for 'gp-loss'; known are compression, gp-loss-model"),
         ("number.toml", "experiment: Input should be a valid string"),
     ],
 )

@@ -178,6 +178,7 @@ MADE = {
     ),
     "capacity": capacity,
     "networks": lambda: Series((capacity(),), {"test": (0.9,)}, (), ()),
+    "networks layer by layer": lambda: hr.capacity.side_by_side({"a": capacity(), "b": capacity()}),
     "layer": lambda: capacity().layers[0],
     "matrix": lambda: capacity().layers[0].matrices[0],
     "power law": lambda: hr.capacity.fit(TAIL),

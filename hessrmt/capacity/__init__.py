@@ -25,7 +25,15 @@ from hessrmt.capacity.powerlaw import (
     goodness_of_fit,
     scan,
 )
-from hessrmt.capacity.report import CapacityReport, Correlation, Layer, MatrixFit, correlate
+from hessrmt.capacity.report import (
+    CapacityReport,
+    Correlation,
+    Layer,
+    MatrixFit,
+    SideBySide,
+    correlate,
+    side_by_side,
+)
 from hessrmt.capacity.sources import open_source
 from hessrmt.capacity.spectra import BulkFit, fit_bulk
 
@@ -37,6 +45,7 @@ __all__ = [
     "Layer",
     "MatrixFit",
     "PowerLawFit",
+    "SideBySide",
     "analyze",
     "compare",
     "correlate",
@@ -46,4 +55,5 @@ __all__ = [
     "goodness_of_fit",
     "open_source",
     "scan",
+    "side_by_side",
 ]

@@ -19,6 +19,7 @@ from hessrmt.capacity.powerlaw import PowerLawFit
 from hessrmt.capacity.report import NAN, CapacityReport, Layer, MatrixFit
 from hessrmt.capacity.sources import open_source, pairs
 from hessrmt.capacity.spectra import (
+    BulkFit,
     Gram,
     MatrixSpectrum,
     direct_sum,
@@ -114,6 +115,12 @@ def analyze(
         return CapacityReport(network.label, conv, seed, tuple(layers), backend.name, notes)
 
 
+_FLAT = "all singular values equal"
+
+_NO_POWER_LAW = dict.fromkeys(("alpha", "x_min", "x_max", "ks_distance", "sigma"), NAN)
+_NO_POWER_LAW |= {"n_tail": 0, "failed": _FLAT}
+
+
 @dataclass
 class _Task:
     """A layer on its way: roles of its matrices to what is to be diagonalised, then to spectra.
@@ -126,6 +133,12 @@ class _Task:
     matrices: dict[str, Sequence[Gram | MatrixSpectrum]] = field(default_factory=dict)
     spectra: dict[str, list[MatrixSpectrum]] = field(default_factory=dict)
     fits: list[PowerLawFit] = field(default_factory=list)
+
+    @property
+    def eps(self) -> float:
+        """Machine epsilon of the stored weights."""
+        dtype = getattr(torch, self.weights.dtype, None)
+        return torch.finfo(dtype if dtype and dtype.is_floating_point else torch.float32).eps
 
     def distance(self, norm: str) -> float:
         """Norm of the difference over that of the initial weights."""
@@ -160,14 +173,14 @@ class _Run:
     def layers(self) -> Iterator[Layer]:
         """Records of all tensors in order, small layers diagonalised together."""
         waiting: list[_Task] = []
+        held = 0
         for weights in self.network:
             waiting.append(self._read(weights))
-            roles = (each for task in waiting for each in task.matrices.values())
-            grams = (one for each in roles for one in each if isinstance(one, Gram))
-            most = min(_TOGETHER * self.backend.speed, self.backend.free_memory() // 8)
-            if sum(one.matrix.nbytes for one in grams) >= most:
+            each = (one for of in waiting[-1].matrices.values() for one in of)
+            held += sum(one.matrix.nbytes for one in each if isinstance(one, Gram))
+            if held >= min(_TOGETHER * self.backend.speed, self.backend.free_memory() // 8):
                 yield from self._finish(waiting)
-                waiting = []
+                waiting, held = [], 0
         yield from self._finish(waiting)
 
     def _read(self, weights: WeightTensor) -> _Task:
@@ -215,7 +228,11 @@ class _Run:
         values = [one.positive for task in tasks for one in task.spectra.get("weights", [])]
         fits = iter(powerlaw.fit_all(values, x_max=self.x_max, backend=self.scanning))
         for task in tasks:
-            task.fits = list(islice(fits, len(task.spectra.get("weights", []))))
+            of = task.spectra.get("weights", [])
+            task.fits = [
+                replace(fit, **_NO_POWER_LAW) if one.flat(task.eps) else fit
+                for one, fit in zip(of, islice(fits, len(of)), strict=True)
+            ]
         return map(self._layer, tasks)
 
     def _layer(self, task: _Task) -> Layer:
@@ -235,13 +252,13 @@ class _Run:
         weights, spectra = task.weights, task.spectra["weights"]
         spectrum, label = spectra[number], weights.parts[number] if len(spectra) > 1 else ""
         values = spectrum.positive
-        fit, bulk = task.fits[number], fit_bulk(spectrum)
+        fit = task.fits[number]
+        bulk = BulkFit(failed=_FLAT) if fit.failed == _FLAT else fit_bulk(spectrum)
         random = task.spectra["permuted"][number] if self.randomize else None
-        p_value = NAN
+        p_value, name = NAN, f"{weights.name}/{label}"
+        seed = int(rng.seed_sequence(self.seed, "p-value", name).generate_state(1)[0])
         if self.p_values and fit:
-            name = f"{weights.name}/{label}"
-            word = int(rng.seed_sequence(self.seed, "p-value", name).generate_state(1)[0])
-            drawn = {"samples": self.p_values, "seed": word}
+            drawn = {"samples": self.p_values, "seed": seed}
             p_value = powerlaw.goodness_of_fit(values, fit, **drawn, backend=self.scanning)
         # what weightwatcher multiplies ‖W‖₂² by: 2-D convolutions by 1/2 pooled, by k²/2 in slices
         factor = 1.0
@@ -261,7 +278,9 @@ class _Run:
             **_of(bulk, "spikes", "soft_rank"),
             traps=None if random is None else fit_bulk(random).spikes,
             random_lambda_max=NAN if random is None else random.lambda_max,
-            comparisons={law: powerlaw.compare(values, fit, law) for law in self.compare_with},
+            comparisons={
+                law: powerlaw.compare(values, fit, law, seed=seed) for law in self.compare_with
+            },
             fit_failed=fit.failed,
             mp_failed=bulk.failed,
             eigenvalues=spectrum.eigenvalues,

@@ -201,7 +201,8 @@ def split(role: Role, shape: Shape, conv: Conv) -> Split:
     transposed: ``slices`` and ``pooled`` take the matrix at each kernel position (Martin and
     Mahoney 2019, below eq. 6), of each group by itself where the groups are known; ``unfolded``
     takes one matrix, a row for each output channel and a column for each of the inputs that its
-    kernel meets.
+    kernel meets. Pooled, the groups of a depthwise convolution, a number each, are one column for
+    each kernel position.
 
     Args:
         role: Of the tensor; its form is not "none".
@@ -212,6 +213,8 @@ def split(role: Role, shape: Shape, conv: Conv) -> Split:
         The cut.
     """
     count, groups = len(role.labels), role.groups
+    if role.form == "convolution" and conv == "pooled" and shape[1] == 1:
+        groups = 1
     first = shape[0] // groups
     if role.form in {"matrix", "stacked"}:
         parts = ("",) if role.form == "matrix" else tuple(map(str, range(shape[0])))
@@ -282,13 +285,14 @@ def too_small(cut: Split, role: Role, shape: Shape, min_size: int) -> str | None
         The reason, or None.
     """
     what, count = " x ".join(map(str, cut.shape)), min(cut.shape)
+    count *= len(cut.parts) if cut.pooled else 1
     if len(cut.parts) > 1:
         what = f"each of its {len(cut.parts)} parts is {what}"
     if count == 1:
-        unfolds = role.form == "convolution" and min(split(role, shape, "unfolded").shape) > 1
-        whole = "; conv='unfolded' takes the whole layer as one matrix" if unfolds else ""
+        several = role.form == "convolution" and min(split(role, shape, "unfolded").shape) > 1
+        instead = "'pooled' takes them together, 'unfolded' the whole layer as one matrix"
+        whole = f"; conv={instead}" if several else ""
         return f"{what}: a single row or column has one eigenvalue{whole}"
-    count *= len(cut.parts) if cut.pooled else 1
     few = f"{what}: {count} eigenvalues, fewer than the {min_size} asked for by min_size"
     return few if count < min_size else None
 

@@ -36,7 +36,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
-from scipy.special import erfc
 
 from hessrmt import rng
 from hessrmt.backend.reference import log_ratio
@@ -575,8 +574,11 @@ class Comparison(Result):
             ``"lognormal"``, which has it as a limit.
         normalized_ratio: R/(√n s), s the standard deviation of ln(p_power/p_other); 0 where the
             laws coincide.
-        p_value: Of R = 0; large: the sign of R means nothing. Two-sided normal (Vuong); of
-            ``"truncated"``, which is nested, from χ² with one degree of freedom.
+        p_value: Of ``"lognormal"`` and ``"truncated"``, which hold the power law, it is
+            ``p_power``. Of ``"exponential"`` that of R = 0, two-sided, from simulated tails of a
+            law as far from one as from the other: large, the sign of R means nothing.
+        p_power: Probability that a tail of the power law speaks as much against it as this one,
+            for this alternative, from simulated tails; at least 1/(samples + 1).
         parameters: Of the other law: ``mu``, ``sigma`` (infinite in the power law's limit);
             ``Lambda``; ``alpha``, ``Lambda``.
     """
@@ -586,9 +588,17 @@ class Comparison(Result):
     normalized_ratio: float
     p_value: float
     parameters: dict[str, float]
+    p_power: float = math.nan
 
 
-def compare(values: Values, fitted: PowerLawFit, against: str = "lognormal") -> Comparison:
+def compare(
+    values: Values,
+    fitted: PowerLawFit,
+    against: str = "lognormal",
+    *,
+    samples: int = 1999,
+    seed: int = 0,
+) -> Comparison:
     """Compare a fitted power law with another law of its tail.
 
     - ``"lognormal"``: p ~ e^(-(ln x - μ)²/2σ²)/x;
@@ -602,10 +612,20 @@ def compare(values: Values, fitted: PowerLawFit, against: str = "lognormal") -> 
     itself and the ratio is 0; solvers in the usual parameters, of which some are infinite there,
     stop somewhere on the way.
 
+    A law that holds the power law at the end of its range makes 2|R| neither normal nor χ²
+    distributed, and the mean of e^t may have no variance. But Σt is sufficient for a power law:
+    given it, the tail's t are uniform on a simplex, whatever α. And given it, R rises with the mean
+    of t² (lognormal) or of e^t (the others). So simulated simplices tell how
+    improbable this mean is, exactly, for tails of any length that begin at a given x_min. Where
+    x_min was chosen by the fit, the tail is one that a power law fits well: small values of
+    ``p_power`` then are rarer than they say.
+
     Args:
         values: (n,) those that were fitted.
         fitted: Their fit.
         against: The other law.
+        samples: Simulated tails.
+        seed: Of the run.
 
     Returns:
         The comparison; NaN and no parameters for a failed fit.
@@ -614,9 +634,11 @@ def compare(values: Values, fitted: PowerLawFit, against: str = "lognormal") -> 
         DataError: If the law is unknown, the fit has a cut-off, which the other laws lack, or
             is one of other values.
 
-    Source: Clauset, Shalizi and Newman 2009, §5.1 and appendix C; Vuong 1989.
+    Source: Clauset, Shalizi and Newman 2009, §5.1 and appendix C; the ratio of laws of which none
+    holds the other: Vuong 1989, whose normal law (here simulated) needs hundreds of values.
     """
     one_of("law", against, ALTERNATIVES)
+    whole("samples", samples, 1)
     _, tail = _parts(values, fitted)
     if not fitted:
         return Comparison(against, math.nan, math.nan, math.nan, {})
@@ -630,12 +652,52 @@ def compare(values: Values, fitted: PowerLawFit, against: str = "lognormal") -> 
     power = math.log(slope) - slope * t  # densities in t: the factor x of both drops out
     other, parameters = _LAWS[against](t, slope, fitted.x_min)
     ratio, spread = float((power - other).sum()), float((power - other).std()) * len(t) ** 0.5
-    if against == "truncated":
-        # survival function of χ² with one degree of freedom at 2|R|
-        p = float(erfc(math.sqrt(abs(ratio))))
-    else:
-        p = float(erfc(abs(ratio) / (math.sqrt(2) * spread))) if spread > 0 else 1.0
-    return Comparison(against, ratio, ratio / spread if spread > 0 else 0.0, p, parameters)
+    function = np.square if against == "lognormal" else np.expm1
+    generator = rng.stream(seed, "powerlaw", "comparison")
+    normalized = ratio / spread if spread > 0 else 0.0
+    p_power = p = _as_small(t, function, samples, generator)
+    if against == "exponential":
+        p = _as_far(t, normalized, samples, generator)
+    return Comparison(against, ratio, normalized, p, parameters, p_power)
+
+
+def _as_small(
+    t: Array, function: Callable[[Array], Array], samples: int, generator: np.random.Generator
+) -> float:
+    """Probability that Σ f(t) is as small, given Σt, for independent exponential t."""
+    found, sum_of_t = float(function(t).sum()), float(t.sum())
+    free = int(np.count_nonzero(t))  # x_min itself is no draw where it is one of the values
+    below = 1
+    for chunk in _chunks(samples, free):
+        drawn = generator.standard_exponential((chunk.stop - chunk.start, free))
+        drawn *= sum_of_t / drawn.sum(axis=1, keepdims=True)
+        with np.errstate(over="ignore"):
+            below += int(np.count_nonzero(function(drawn).sum(axis=1) <= found))
+    return below / (samples + 1)
+
+
+def _as_far(t: Array, normalized: float, samples: int, generator: np.random.Generator) -> float:
+    """Two-sided probability of R/(√n s) under a law as far from the power law as from e^(-Λx)."""
+    # of the truncated power laws, which hold both: the one with ⟨t⟩ of the sample and R = 0, where
+    # ln⟨e^t - 1⟩ = ln⟨t⟩ + ⟨t⟩
+    mean = float(t.mean())
+    scale = mean * math.exp(mean)
+    family = _truncated_family(1 / mean, scale)
+    s, weight, _ = family.quadrature(*family.of_means(np.array([mean, 1.0]), 1 / mean)[:2])
+    law, free = weight.cumsum(), int(np.count_nonzero(t))
+    low, high = 1, 1
+    for chunk in _chunks(samples, len(t)):
+        drawn = np.zeros((chunk.stop - chunk.start, len(t)))
+        drawn[:, :free] = np.interp(generator.random((len(drawn), free)), law, s)
+        excess = np.expm1(drawn)
+        means = drawn.mean(axis=1, keepdims=True), excess.mean(axis=1, keepdims=True)
+        # ln(p_power/p_exponential) but for its mean
+        each = excess / means[1] - drawn * (1 + 1 / means[0])
+        ratio = np.log(means[1] / means[0])[:, 0] - means[0][:, 0]
+        found = math.sqrt(len(t)) * ratio / each.std(axis=1)
+        low += int(np.count_nonzero(found <= normalized))
+        high += int(np.count_nonzero(found >= normalized))
+    return min(1.0, 2 * min(low, high) / (samples + 1))
 
 
 def _exponential(t: Array, _: float, x_min: float) -> tuple[Array, dict[str, float]]:
@@ -657,10 +719,15 @@ def _lognormal(t: Array, slope: float, x_min: float) -> tuple[Array, dict[str, f
 
 def _truncated(t: Array, slope: float, x_min: float) -> tuple[Array, dict[str, float]]:
     scale = float(np.expm1(t).mean())
-    mean = 1 / ((slope - 1) * scale) if slope > 1 else math.inf
-    family = _Family(lambda s: np.expm1(s) / scale, lambda q: math.log(q * scale), mean)
+    family = _truncated_family(slope, scale)
     a, b, density = family.maximum(t, slope)
     return density, {"alpha": 1 + a, "Lambda": b / (scale * x_min)}
+
+
+def _truncated_family(slope: float, scale: float) -> _Family:
+    """Truncated power laws, whose ``scale`` is the mean of e^t - 1 in a sample."""
+    mean = 1 / ((slope - 1) * scale) if slope > 1 else math.inf
+    return _Family(lambda s: np.expm1(s) / scale, lambda q: math.log(q * scale), mean)
 
 
 _LAWS = {"lognormal": _lognormal, "exponential": _exponential, "truncated": _truncated}
@@ -681,7 +748,7 @@ class _Family:
     power_mean: float
 
     def maximum(self, t: Array, slope: float) -> tuple[float, float, Array]:
-        """Maximum of the likelihood by damped Newton steps.
+        """Maximum of the likelihood.
 
         Args:
             t: (n,) the sample.
@@ -695,6 +762,19 @@ class _Family:
         # ∂/∂b of the mean log-likelihood at the power law; concave, so b = 0 unless it rises
         if self.power_mean <= means[1]:
             return slope, 0.0, math.log(slope) - slope * t
+        a, b, log_z = self.of_means(means, slope)
+        return a, b, -a * t - b * of_t - log_z
+
+    def of_means(self, means: Array, slope: float) -> tuple[float, float, float]:
+        """The law whose t and g have given means, b > 0, by damped Newton steps.
+
+        Args:
+            means: Of t and g.
+            slope: Where a begins.
+
+        Returns:
+            a, b and ln Z.
+        """
         theta = np.array([slope, 0.5])
         log_z, moments, covariance = self.integrals(theta)
         for _ in range(200):
@@ -713,19 +793,18 @@ class _Family:
             theta, (log_z, moments, covariance) = theta + step, found
             if done:
                 break
-        a, b = map(float, theta)
-        return a, b, -a * t - b * of_t - log_z
+        return float(theta[0]), float(theta[1]), float(log_z)
 
-    def integrals(self, theta: Array) -> tuple[float, Array, Float64[np.ndarray, "2 2"]]:
-        """Logarithm of Z, the means of (t, g) and their covariance by Gauss-Legendre panels.
+    def quadrature(self, a: float, b: float) -> tuple[Array, Array, float]:
+        """Points t, ascending, the law's probability at each, and ln Z, by Gauss-Legendre panels.
 
         Args:
-            theta: a and b > 0.
+            a: Of the law.
+            b: Of the law, above 0.
 
         Returns:
             The three.
         """
-        a, b = map(float, theta)
 
         def exponent(s: Array) -> Array:
             with np.errstate(over="ignore"):
@@ -744,11 +823,22 @@ class _Family:
         h = exponent(s)
         weight = np.exp(h - h.max()) * np.tile(half * _WEIGHTS, _PANELS)
         z = weight.sum()
-        weight /= z
+        return s, weight / z, float(np.log(z) + h.max())
+
+    def integrals(self, theta: Array) -> tuple[float, Array, Float64[np.ndarray, "2 2"]]:
+        """Logarithm of Z, the means of (t, g) and their covariance.
+
+        Args:
+            theta: a and b > 0.
+
+        Returns:
+            The three.
+        """
+        s, weight, log_z = self.quadrature(*map(float, theta))
         functions = np.stack([s, self.g(s)])
         moments = functions @ weight
         centred = functions - moments[:, None]
-        return float(np.log(z) + h.max()), moments, (centred * weight) @ centred.T
+        return log_z, moments, (centred * weight) @ centred.T
 
 
 class Scan(_Scan, Result, axes={"tail": "x_min alpha ks_distance"}):

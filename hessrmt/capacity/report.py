@@ -19,6 +19,8 @@ from hessrmt.results import Result, html_table
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from jaxtyping import Float64
+
     from hessrmt.arrays import Levels
     from hessrmt.capacity.powerlaw import Comparison
     from hessrmt.capacity.spectra import MatrixSpectrum
@@ -366,6 +368,97 @@ class CapacityReport(
         if len(self.layers) > _MOST_ROWS:
             lines.append([f"{len(self.layers) - _MOST_ROWS} more"])
         return html_table(lines, self.caption(), list(_SHOWN))
+
+
+# Networks layer by layer
+
+SIDE_BY_SIDE = ("alpha", "lambda_max", "log_frobenius", "log_alpha_norm", "stable_rank")
+"""Numbers of layers that are compared between networks."""
+
+
+@dataclass(frozen=True)
+class SideBySide(Result, picture="capacity.side_by_side"):
+    """Numbers of the layers of several networks, in the order of depth.
+
+    Attributes:
+        networks: What the networks are called.
+        layers: What the layers are called; where networks share no names, by their places.
+        by: How layers were matched: by ``name`` or by ``place``.
+        values: Name of a number of a :class:`Layer` to (networks, layers) of it; NaN where a
+            network lacks the layer, or its power law has failed.
+    """
+
+    networks: tuple[str, ...]
+    layers: tuple[str, ...]
+    by: str
+    values: Mapping[str, Float64[np.ndarray, "n l"]]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A table of the layers.
+
+        Returns:
+            A row for each layer, with a column for each number of each network.
+        """
+        columns = {
+            f"{name} {network}": of.tolist()
+            for name, each in self.values.items()
+            for network, of in zip(self.networks, each, strict=True)
+        }
+        return [
+            {"layer": layer} | {name: column[place] for name, column in columns.items()}
+            for place, layer in enumerate(self.layers)
+        ]
+
+
+def side_by_side(reports: Mapping[str, CapacityReport]) -> SideBySide:
+    """Put the layers of networks beside each other.
+
+    Args:
+        reports: What the networks are called to their reports, two or more.
+
+    Returns:
+        Every analysed layer of any network; by its name, in the order of the first network that has
+        it. Networks that have no name in common are compared by place: their first layers, second
+        layers and so on.
+
+    Raises:
+        DataError: If there are fewer than two networks.
+
+    Source: Martin and Mahoney 2019, Fig. 4, for α and λ_max of two networks.
+    """
+    if len(reports) < 2:
+        raise DataError(f"{len(reports)} networks; two or more are compared layer by layer")
+    layers = [{one.name: one for one in report.analyzed} for report in reports.values()]
+    places = Counter(name for each in layers for name in each)
+    shared = any(count > 1 for count in places.values())
+    if not shared:
+        layers = [dict(enumerate(each.values())) for each in layers]
+        longest = max(map(len, layers))
+        names: list[Any] = list(range(longest))
+    else:
+        names = _merged([list(each) for each in layers])
+    values = {
+        metric: np.array(
+            [[getattr(each[n], metric) if n in each else NAN for n in names] for each in layers]
+        ).reshape(len(layers), len(names))
+        for metric in SIDE_BY_SIDE
+    }
+    called = tuple(names) if shared else tuple(f"layer {place + 1}" for place in names)
+    return SideBySide(tuple(reports), called, "name" if shared else "place", values)
+
+
+def _merged(orders: Sequence[Sequence[str]]) -> list[str]:
+    """All names, those of a later list behind the one that precedes them there."""
+    found: list[str] = []
+    for order in orders:
+        known, place = set(found), 0
+        for name in order:
+            if name in known:
+                place = found.index(name) + 1
+            else:
+                found.insert(place, name)
+                place += 1
+    return found
 
 
 # A series of networks

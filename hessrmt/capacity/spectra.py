@@ -17,8 +17,8 @@ Independent elements of variance σ² give X the density of Marchenko and Pastur
 which ends at λ₊ = σ²(1 + √c)². What training adds shows as eigenvalues beyond.
 
 Sources: Marchenko and Pastur 1967; the scale from the median: Gavish and Donoho 2014, eq. (6);
-fluctuations at the edge: Johnstone 2001, theorem 1 and table 1; soft rank and entropy: Martin and
-Mahoney 2021.
+fluctuations at the edge and of the median: see :func:`noise_edge`; soft rank and entropy: Martin
+and Mahoney 2021.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 from scipy.optimize import brentq
-from scipy.special import logsumexp, xlogy
+from scipy.special import gammainc, logsumexp, xlogy
 
 from hessrmt.capacity.layers import count_nonfinite, require_finite
 from hessrmt.errors import ConvergenceError, DataError
 from hessrmt.results import Result
-from hessrmt.theory import marchenko_pastur_cdf, marchenko_pastur_support
+from hessrmt.theory import marchenko_pastur, marchenko_pastur_cdf, marchenko_pastur_support
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 NAN = math.nan
 
 _EPS = float(np.finfo(np.float64).eps)
+_EPS_OF_FLOAT32 = float(np.finfo(np.float32).eps)
 
 _TILE = 192
 """Rows of a tile of a Gram matrix, of which only the tiles on and below the diagonal are computed:
@@ -65,10 +66,22 @@ _LARGEST, _SMALLEST = 1e70, 1e-70
 """Weights must lie between them: their squares' sums stay far inside float64's range."""
 
 FEWEST = 10
-"""Eigenvalues above the noise floor below which no bulk is fitted."""
+"""Eigenvalues above the noise floor, of each matrix, below which no bulk is fitted."""
 
-TRACY_WIDOM_99 = 2.0234
-"""99 % quantile of the Tracy-Widom distribution for real matrices, Johnstone 2001."""
+FALSE_ALARMS = 0.01
+"""Part of spectra of pure noise that have a spike, at most."""
+
+_SHAPE, _SCALE, _SHIFT = 46.446, 0.186054, 9.84801
+"""Of the gamma law that is the Tracy-Widom law of real matrices to 7e-4, Chiani 2014, table II."""
+
+_NORMAL_NODES, _NORMAL_WEIGHTS = np.polynomial.hermite_e.hermegauss(15)
+_NORMAL_WEIGHTS /= _NORMAL_WEIGHTS.sum()
+
+_ANGLES = np.linspace(0.0, math.pi, 1025)
+"""Of the points where a Marchenko-Pastur law is inverted, closer to each other at its ends."""
+
+_SPACING_VARIANCE = 0.286
+"""Of neighbouring levels of large real symmetric matrices, Mehta 2004."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +163,24 @@ class MatrixSpectrum:
         # by Jensen's inequality at most ln R: what lies outside of [0, 1] is round-off
         return min(1.0, max(0.0, -float(xlogy(share, share).sum())) / math.log(len(values)))
 
+    def flat(self, eps: float) -> bool:
+        """Whether rounding alone can tell its singular values apart: an orthogonal matrix, scaled.
+
+        Args:
+            eps: Machine epsilon of the precision in which the weights are stored.
+
+        Returns:
+            Whether those above the noise floor, two or more, spread by no more than 4 ε‖W‖_F in
+            float32, in which most are made, or than the norm of a matrix of rounding errors.
+        """
+        values = np.sqrt(self.larger * self.positive)
+        if len(values) < 2:
+            return False
+        frobenius = math.sqrt(self.frobenius_squared)
+        rms = frobenius / math.sqrt(self.larger * len(self.eigenvalues))
+        rounding = 2 * eps * rms * (self.larger**0.5 + self.smaller**0.5)
+        return float(np.ptp(values)) <= max(rounding, 4 * _EPS_OF_FLOAT32 * frobenius)
+
     def log_alpha_norm(self, alpha: float) -> float:
         """Logarithm of the α-norm, ln Σ λ^α: the Schatten norm of W to the power 2α, over N^α.
 
@@ -221,25 +252,27 @@ def grams(stack: Num[Tensor, "parts rows columns"], device: torch.device) -> lis
     """
     if stack.numel() < _STREAM_FROM:
         stack = stack.to(device)  # all of them at once
-    found, peak = [], torch.zeros((), dtype=torch.float64, device=device)
-    for part in stack:
+    found, longest = [], max(stack.shape[1:])
+    if min(stack.shape[1:]) == 1:  # the columns of a depthwise convolution: one sum of squares each
+        squares = stack.to(device, torch.float64).square().sum(dim=(1, 2))
+        found = [Gram(each.view(1, 1), longest) for each in squares]
+    for part in stack if not found else ():
         tall = part if part.shape[0] >= part.shape[1] else part.mT
         n, m = tall.shape
         height = min(n, _BLOCK) if n * m >= _STREAM_FROM else n
         product = torch.zeros(m, m, dtype=torch.float64, device=device)
         for begin in range(0, n, height):
             block = tall[begin : begin + height].to(device, torch.float64)
-            low, high = torch.aminmax(block)  # both are NaN if a weight is
-            peak = torch.maximum(peak, torch.maximum(high, -low))
             for first in range(0, m, _TILE):
                 tile = slice(first, first + _TILE)
                 product[tile, : tile.stop].addmm_(block[:, tile].T, block[:, : tile.stop])
         found.append(Gram(product, n))
-    # asked for once a layer: a device is not waited for between its matrices
-    largest = float(peak)
-    if not math.isfinite(largest):
+    # asked for once a layer: a device is not waited for between its matrices. The largest weight's
+    # square is at most the largest diagonal element, and at least that over the number of rows
+    square = float(torch.stack([item.matrix.diagonal().amax() for item in found]).amax())
+    if not longest * _SMALLEST**2 < square < _LARGEST**2:
         require_finite(sum(count_nonfinite(part.double()) for part in stack), stack.numel())
-    _require_range(largest)
+        _require_range(max(float(part.double().abs().max()) for part in stack))
     return found
 
 
@@ -254,7 +287,11 @@ def from_grams(grams: Sequence[Gram], backend: Backend) -> list[MatrixSpectrum]:
         One for each.
     """
     traces = torch.stack([item.matrix.diagonal().sum() for item in grams]).tolist() if grams else []
-    levels = backend.eigvalsh_batch([item.matrix for item in grams])
+    several = iter(backend.eigvalsh_batch([g.matrix for g in grams if len(g.matrix) > 1]))
+    levels = [
+        next(several) if len(item.matrix) > 1 else np.array([trace])
+        for item, trace in zip(grams, traces, strict=True)
+    ]
     return [
         _spectrum(found / larger, noise(larger, len(found)), larger, trace)
         for (_, larger), found, trace in zip(grams, levels, traces, strict=True)
@@ -312,8 +349,8 @@ class BulkFit(Result):
         variance: σ² of the elements that make the bulk.
         lower: λ₋, where the bulk begins.
         upper: λ₊, where it ends for large matrices.
-        threshold: λ₊ with the fluctuations of matrices of this size: the largest eigenvalue of pure
-            noise exceeds it in one of a hundred matrices.
+        threshold: λ₊ with the fluctuations of matrices of this size and of their fitted variance:
+            the largest eigenvalue of pure noise exceeds it in one of a hundred spectra.
         spikes: Eigenvalues above the threshold.
         soft_rank: λ₊/λ_max; about 1 without spikes.
         ks_distance: Of the eigenvalues below the threshold to the law.
@@ -343,15 +380,16 @@ def fit_bulk(spectrum: MatrixSpectrum) -> BulkFit:
         The fit.
     """
     values = spectrum.positive
-    bulk = len(values)
-    if bulk < FEWEST:
-        return BulkFit(failed=f"{bulk} eigenvalues above zero; a bulk needs {FEWEST}")
-    matrices = len(spectrum.eigenvalues) / spectrum.smaller
+    bulk, matrices = len(values), len(spectrum.eigenvalues) // spectrum.smaller
     width = bulk / matrices
+    if width < FEWEST:
+        each = " in each matrix" if matrices > 1 else ""
+        return BulkFit(failed=f"{width:.3g} eigenvalues above zero{each}; a bulk needs {FEWEST}")
     ratio = width / spectrum.larger
-    edge = noise_edge(spectrum.larger, width)
+    edge = noise_edge(spectrum.larger, width, matrices)
     while True:
-        variance = float(np.median(values[:bulk])) / _median(ratio)
+        middle = float(values[(bulk - 1) // 2] + values[bulk // 2]) / 2  # ascending: the median
+        variance = middle / _median(ratio)
         below = int(np.searchsorted(values, variance * edge, side="right"))
         if below >= bulk:
             break
@@ -366,27 +404,74 @@ def fit_bulk(spectrum: MatrixSpectrum) -> BulkFit:
     return BulkFit(variance, *ends, len(values) - bulk, upper / float(values[-1]), distance)
 
 
-def noise_edge(larger: int, smaller: float) -> float:
-    """Where the largest eigenvalue of WᵀW/N of unit-variance noise lies in 99 of 100 matrices.
+@lru_cache(maxsize=4096)
+def noise_edge(larger: int, smaller: float, matrices: int = 1) -> float:
+    """What the largest eigenvalue of noise, over its fitted σ², exceeds with probability 1 %.
 
-    With a = √(N - 1), b = √M it is [(a + b)² + q (a + b)(1/a + 1/b)^(1/3)]/N, q = 2.0234.
+    The largest eigenvalue has the Tracy-Widom law, scaled for N - 1/2 and M - 1/2. The fitted σ² is
+    the sample's median over the law's. As many of the eigenvalues of a real matrix lie below x as
+    the law says, plus 1/4 - (π/2 + arcsin u)/2π, u = x scaled to [-1, 1], with the variance
+    [ln(4πMρ(u)(1 - u²)) + 1 + γ - π²/8]/π²: what the median's place varies by, less 1/12 since
+    counts are whole and, where it is the mean of two levels, less a quarter of a spacing's
+    variance. Both are taken to be independent.
 
     Args:
         larger: N, at least 2.
-        smaller: M.
+        smaller: M, or the mean of non-zero eigenvalues of a matrix.
+        matrices: Whose eigenvalues together are one spectrum.
 
     Returns:
-        The edge, a little above (1 + √(M/N))².
+        The threshold in units of the fitted σ², above (1 + √(M/N))². Pure noise exceeds it in 0.5
+        to 1 % of spectra of Gaussian matrices from M = 10 on, in 0.2 to 0.4 % of uniform ones.
 
-    Source: Johnstone 2001, theorem 1.
+    Source: Johnstone 2001, theorem 1; its law: Chiani 2014; N - 1/2, M - 1/2: Ma 2012; the mean
+    count: Bai and Silverstein 2004; its variance: Charlier 2019 for complex matrices, with the
+    local term of real ones as in Mehta 2004.
     """
-    a, b = math.sqrt(max(larger - 1, 1)), math.sqrt(smaller)
-    width = (a + b) * (1 / a + 1 / b) ** (1 / 3)
-    return ((a + b) ** 2 + TRACY_WIDOM_99 * width) / larger
+    a, b = math.sqrt(max(larger, 2) - 0.5), math.sqrt(smaller - 0.5)
+    middle, width = (a + b) ** 2 / larger, (a + b) * (1 / a + 1 / b) ** (1 / 3) / larger
+    ratio = _median_ratios(larger, smaller, matrices)
+
+    def excess(threshold: float) -> float:
+        scaled = np.maximum((threshold * ratio - middle) / width + _SHIFT, 0.0)
+        below = gammainc(_SHAPE, scaled / _SCALE) ** matrices
+        return float(1 - _NORMAL_WEIGHTS @ below) - FALSE_ALARMS
+
+    return float(brentq(excess, middle / 4, 16 * middle, xtol=1e-9))  # pyright: ignore[reportArgumentType]
+
+
+def _median_ratios(larger: int, smaller: float, matrices: int) -> Float64[np.ndarray, " k"]:
+    """The fitted σ² over the true one at the nodes of a normal distribution."""
+    ratio = smaller / larger
+    low, high = marchenko_pastur_support(ratio)
+    middle, half = (low + high) / 2, (high - low) / 2
+    x, law = _tabulated(ratio)
+    median = _median(ratio)
+    u = (median - middle) / half
+    density = float(marchenko_pastur(median, ratio)) * half
+    shift = 0.25 - (math.pi / 2 + math.asin(u)) / (2 * math.pi)
+    spread = math.log(4 * math.pi * smaller * density * (1 - u * u))
+    variance = (spread + 1 + np.euler_gamma - math.pi**2 / 8) / math.pi**2
+    even = round(smaller * matrices) % 2 == 0
+    whole = matrices * variance - 1 / 12 - even * _SPACING_VARIANCE / 4
+    place = 0.5 + (math.sqrt(whole) / matrices * _NORMAL_NODES - shift) / smaller
+    return np.interp(place, law, x) / median
 
 
 @lru_cache(maxsize=4096)
 def _median(ratio: float) -> float:
     """Median of the law with unit variance."""
+    x, law = _tabulated(ratio)
+    median = float(np.interp(0.5, law, x))
+    for _ in range(3):  # Newton's steps from 1e-5 or closer
+        over = float(marchenko_pastur_cdf(median, ratio)) - 0.5
+        median -= over / float(marchenko_pastur(median, ratio))
+    return median
+
+
+@lru_cache(maxsize=16)
+def _tabulated(ratio: float) -> tuple[Float64[np.ndarray, " k"], Float64[np.ndarray, " k"]]:
+    """Points of the law with unit variance, and its distribution function there."""
     low, high = marchenko_pastur_support(ratio)
-    return float(brentq(lambda x: float(marchenko_pastur_cdf(x, ratio)) - 0.5, low, high))  # pyright: ignore[reportArgumentType]
+    x = (low + high) / 2 - (high - low) / 2 * np.cos(_ANGLES)
+    return x, np.asarray(marchenko_pastur_cdf(x, ratio))

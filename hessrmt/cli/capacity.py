@@ -12,7 +12,7 @@ from hessrmt.cli.options import PictureFormat, PlotFolder, check_pictures, with_
 from hessrmt.config import CapacityConfig
 
 if TYPE_CHECKING:
-    from hessrmt.capacity.report import CapacityReport
+    from hessrmt.capacity.report import CapacityReport, SideBySide
     from hessrmt.runs.capacity import Series
 
 _LAYER = {
@@ -36,7 +36,17 @@ _CORRELATION = {
     "spearman": ("Spearman ρ", "+.2f"),
     "spearman_p": ("p", ".2g"),
 }
+_BESIDE = {
+    "alpha": ("α", ".2f"),
+    "lambda_max": ("λ max", ".3g"),
+    "log_frobenius": ("ln‖W‖", ".2f"),
+    "log_alpha_norm": ("ln Σ λ^α", ".2f"),
+    "stable_rank": ("stable\nrank", ".3g"),
+}
 """Attributes of layers, networks and correlations that are columns: heading and format."""
+
+_WIDTH, _NAME, _CELL = 80, 24, 9
+"""Characters of a table, of them for names of layers and for a number."""
 
 
 @with_settings
@@ -65,6 +75,7 @@ def capacity(
     Returns:
         What --json prints.
     """
+    from hessrmt.capacity.report import side_by_side
     from hessrmt.files import require_file
     from hessrmt.plots.capacity import draw_layers, draw_series
     from hessrmt.runs.capacity import run, write_csv
@@ -83,14 +94,19 @@ def capacity(
         _show_series(reports, series)
     if series.correlations:
         _show_correlations(series)
+    beside = side_by_side(reports) if settings.side_by_side else None
+    if beside:
+        _show_side_by_side(beside)
     if table is not None:
-        write_csv(series, table)
+        write_csv(beside or series, table)
         console.note(f"written: {table}")
     if plot is not None:
-        about = (reports, series.accuracies, series.correlations)
+        about = (reports, series.accuracies, series.correlations, beside)
         drawn = draw_layers(alone, plot, picture) if alone else draw_series(*about, plot, picture)
         console.drawn(drawn, plot)
-    return alone.to_dict() if alone and settings.against is None else series.to_dict()
+    if alone and settings.against is None:
+        return alone.to_dict()
+    return series.to_dict() | ({"side_by_side": beside.to_dict()} if beside else {})
 
 
 def _show(report: CapacityReport) -> None:
@@ -142,3 +158,29 @@ def _show_correlations(series: Series) -> None:
     console.show(console.table(("", *console.headings(_CORRELATION)), rows))
     failed = {name: item.failed for name, item in found.items() if item.failed is not None}
     console.note(*(f"{name}: {why}" for name, why in failed.items()))
+
+
+def _show_side_by_side(found: SideBySide) -> None:
+    """Tables of as many numbers as 80 columns hold beside a name; letters stand for networks."""
+    letters = [_letter(place) for place in range(len(found.networks))]
+    console.facts(dict(zip(letters, found.networks, strict=True)))
+    together = max(1, (_WIDTH - _NAME) // (_CELL * len(letters)))
+    metrics = list(_BESIDE)
+    for first in range(0, len(metrics), together):
+        chosen = {name: _BESIDE[name] for name in metrics[first : first + together]}
+        headings = [f"{head} {x}" for head, _ in chosen.values() for x in letters]
+        rows = []
+        for place, layer in enumerate(found.layers):
+            numbers = (
+                console.number(float(value), form)
+                for name, (_, form) in chosen.items()
+                for value in found.values[name][:, place]
+            )
+            rows.append((layer.removesuffix(".weight"), *numbers))
+        console.show(console.table(("", *headings), rows))
+
+
+def _letter(place: int) -> str:
+    """A, B, ..., Z, AA, AB, ..."""
+    before = _letter(place // 26 - 1) if place >= 26 else ""
+    return before + chr(ord("A") + place % 26)

@@ -7,19 +7,26 @@ import math
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Self
 
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.markup import escape
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from rich.console import ConsoleOptions, RenderResult
     from rich.progress import TaskID
     from rich.table import Table
 
 err = Console(stderr=True, highlight=False)
 """Progress, notes and errors."""
+
+_SHORTEST, _WIDEST = 9, 10_000
+"""Cells that a name is left at least, and of a line that is not wrapped."""
 
 _wanted = {"quiet": False, "json": False}
 
@@ -31,7 +38,7 @@ class _Plain(Console):
     """A file or a pipe: no line is wrapped, cut off, or filled up with blanks."""
 
     def __init__(self) -> None:
-        super().__init__(highlight=False, width=10_000)
+        super().__init__(highlight=False, width=_WIDEST)
 
     def print(self, *objects: Any, **options: Any) -> None:
         """Print without blanks at the ends of lines."""
@@ -52,7 +59,7 @@ def begin(*, quiet: bool, json: bool) -> None:
     _wanted.update(quiet=quiet, json=json)
 
 
-def show(*parts: str | Table, style: str = "", markup: bool = False) -> None:
+def show(*parts: str | Numbers, style: str = "", markup: bool = False) -> None:
     """Print tables and sentences of a result.
 
     Args:
@@ -179,29 +186,88 @@ class Meter:
             display.start()
 
 
-def table(
-    headings: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None
-) -> Table:
+@dataclass(frozen=True)
+class Numbers:
     """A table whose first column holds names and whose others hold numbers.
 
-    Args:
+    On a terminal names are cut, in the middle or where that leaves them different, to make room for
+    the numbers, which never are.
+
+    Attributes:
         headings: Of the columns.
         rows: Their cells.
         title: Above it.
+    """
+
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    title: str | None = None
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """The table as rich shows it in a given width."""
+        names = tuple(row[0] for row in self.rows)
+        longest = max(map(cell_len, names), default=0)
+        unlimited = options.update(width=_WIDEST)
+        over = console.measure(self._table(names), options=unlimited).maximum - options.max_width
+        room = max(longest - max(over, 0), min(longest, _SHORTEST))
+        if room < longest:
+            head = _head(names, room)
+            names = tuple(cut(name, room, head) for name in names)
+        yield from console.render(self._table(names), unlimited)
+
+    def _table(self, names: Iterable[str]) -> Table:
+        from rich.box import SIMPLE_HEAD
+        from rich.table import Table
+
+        made = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title=self.title)
+        made.add_column(self.headings[0], no_wrap=True)
+        for heading in self.headings[1:]:
+            made.add_column(heading, justify="right", no_wrap=True)
+        for name, row in zip(names, self.rows, strict=True):
+            made.add_row(escape(name), *row[1:])
+        return made
+
+
+def table(
+    headings: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None
+) -> Numbers:
+    """A table for :func:`show`.
+
+    Args:
+        headings: Of the columns.
+        rows: Their cells, a name first.
+        title: Above it.
 
     Returns:
-        The table, for :func:`show`.
+        The table.
     """
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
+    return Numbers(headings, [tuple(row) for row in rows], title)
 
-    made = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title=title)
-    made.add_column(headings[0], overflow="fold")
-    for heading in headings[1:]:
-        made.add_column(heading, justify="right", no_wrap=True)
-    for row in rows:
-        made.add_row(*row)
-    return made
+
+@lru_cache(maxsize=64)
+def _head(names: tuple[str, ...], width: int) -> int:
+    """Cells before the ellipsis, as near the middle as leaves the fewest names alike."""
+    middle = (width - 1) // 2
+    choices = sorted(range(width), key=lambda head: abs(head - middle))
+    return max(choices, key=lambda head: len({cut(name, width, head) for name in names}))
+
+
+def cut(name: str, width: int, head: int) -> str:
+    """A name in a given width, with an ellipsis inside if it is longer.
+
+    Args:
+        name: The name.
+        width: Cells of a terminal that it may take, 1 or more.
+        head: Of them those before the ellipsis.
+
+    Returns:
+        The name, or its beginning and its end.
+    """
+    if cell_len(name) <= width:
+        return name
+    begin = set_cell_size(name, head).rstrip()
+    end = set_cell_size(name[::-1], width - 1 - head).rstrip()
+    return f"{begin}…{end[::-1]}"
 
 
 def headings(columns: Mapping[str, tuple[str, str]]) -> list[str]:

@@ -22,6 +22,7 @@ EXPERIMENTS = {
     "iterate-averaging": "hessrmt.experiments.iterate_averaging:IterateAveraging",
     "averaging-theory": "hessrmt.experiments.averaging_theory:AveragingTheory",
     "training-budget": "hessrmt.experiments.training_budget:TrainingBudget",
+    "compression": "hessrmt.experiments.compression:Compression",
     "puzzles": "hessrmt.experiments.puzzles:Puzzles",
 }
 """Word after ``experiment =`` in a settings file to the class of the experiment."""

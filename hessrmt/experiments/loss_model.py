@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import Field
 
-from hessrmt.config import Settings, SimulateConfig
+from hessrmt.config import OUTLIER_SCALE, Settings, SimulateConfig
 from hessrmt.experiments.experiment import (
     Column,
     Estimate,
@@ -97,7 +97,7 @@ class LossModelConfig(Presets[LossModelPreset]):
     """
 
     device: str = "cpu"
-    outlier_scale: float = Field(10.0, gt=0, allow_inf_nan=False)
+    outlier_scale: float = Field(OUTLIER_SCALE, gt=0, allow_inf_nan=False)
     density_k1: float = Field(0.0, ge=0, allow_inf_nan=False)
     ratio_k1: float = Field(1.0, gt=0, allow_inf_nan=False)
     panels: tuple[LossModelPanel, ...] = Field(min_length=1, max_length=9)

@@ -40,6 +40,7 @@ from scipy.special import ndtri
 from hessrmt import rng
 from hessrmt.backend.select import select
 from hessrmt.checks import one_of, real, real_array, whole
+from hessrmt.config import OUTLIER_SCALE
 from hessrmt.ensembles.sampling import BETA_ENSEMBLE, ensemble_spectrum, noise_floor
 from hessrmt.errors import DataError, DeviceError, NonFiniteError
 from hessrmt.lossmodel.covariance import HessianCovariance, symmetrized
@@ -170,7 +171,7 @@ def sample_spectra(
     n: int = 300,
     samples: int = 100,
     outliers: Outliers = 0,
-    outlier_scale: float = 1.0,
+    outlier_scale: float = OUTLIER_SCALE,
     degenerate: int = 0,
     method: str = "auto",
     seed: int = 0,
@@ -239,7 +240,7 @@ def sample_hessian(
     seed: int = 0,
     index: int = 0,
     outliers: Outliers = 0,
-    outlier_scale: float = 1.0,
+    outlier_scale: float = OUTLIER_SCALE,
     degenerate: int = 0,
     h_true: Square | None = None,
     backend: Backend | None = None,
@@ -385,7 +386,7 @@ def mean_density(
     cov: HessianCovariance,
     n: int,
     outliers: Outliers = 0,
-    outlier_scale: float = 1.0,
+    outlier_scale: float = OUTLIER_SCALE,
     degenerate: int = 0,
 ) -> Levels:
     """Mean density of the levels of sampled Hessians for large n and few outliers.
@@ -420,7 +421,7 @@ def mean_density(
 
 
 def expected_outside(
-    cov: HessianCovariance, n: int, outliers: Outliers = 0, outlier_scale: float = 1.0
+    cov: HessianCovariance, n: int, outliers: Outliers = 0, outlier_scale: float = OUTLIER_SCALE
 ) -> tuple[float, float]:
     """Mean numbers of levels below and above the bulk of one sample.
 
@@ -510,7 +511,7 @@ def sampled_density(
     cov: HessianCovariance,
     n: int,
     outliers: int | Sequence[float] = 0,
-    outlier_scale: float = 1.0,
+    outlier_scale: float = OUTLIER_SCALE,
     degenerate: int = 0,
 ) -> SampledDensity:
     """Density of the levels of sampled Hessians, with its large-matrix law.

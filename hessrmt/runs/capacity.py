@@ -72,9 +72,11 @@ def run(settings: CapacityConfig, sources: Sequence[str], tick: Tick | None = No
         The series.
 
     Raises:
-        ConfigError: If a network is given twice.
+        ConfigError: If a network is given twice, or a single one is to be compared layer by layer.
         DataError: If a network has nothing to analyse.
     """
+    if settings.side_by_side and len(sources) < 2:
+        raise ConfigError("side_by_side: one network was given; give two or more")
     twice = [source for source, count in Counter(sources).items() if count > 1]
     if twice:
         raise ConfigError(f"{twice[0]} is given twice")
@@ -130,17 +132,17 @@ def named(names: Sequence[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (f" and {more:,} more" if more > 0 else "")
 
 
-def write_csv(series: Series, file: Path) -> None:
-    """Write all tensors of all networks as a table, completely or not at all.
+def write_csv(found: Result, file: Path) -> None:
+    """Write the table of a result, e.g. all tensors of all networks, completely or not at all.
 
     Args:
-        series: The networks.
+        found: A :class:`Series`, or networks layer by layer.
         file: Replaced if it exists.
 
     Raises:
         StoreError: If it cannot be written.
     """
-    rows = [{key: _cell(value) for key, value in row.items()} for row in series.rows()]
+    rows = [{key: _cell(value) for key, value in row.items()} for row in found.rows()]
     write_whole(file, to_csv(rows))
 
 
