@@ -223,7 +223,7 @@ def test_damaged_and_foreign_files_are_named(net, tmp_path):
         np.save(file, np.ones((3, 3)))
     (tmp_path / "void").mkdir()
     (tmp_path / "torch").mkdir()
-    torch.save(state, tmp_path / "torch" / "pytorch_model.bin")
+    torch.save(state, tmp_path / "torch" / "training_args.bin")
     (tmp_path / "net.weights").write_text("?")
     for name, reason in {
         "cut.safetensors": "not a complete safetensors file",
@@ -235,7 +235,7 @@ def test_damaged_and_foreign_files_are_named(net, tmp_path):
         "no.npz": "holds no tensors",
         "single.npz": "not a complete .npz file",
         "void": "holds no .safetensors files",
-        "torch": "but pytorch_model.bin",
+        "torch": "but training_args.bin",
         "net.weights": "cannot tell what",
         "missing.pt": "there is no file or folder",
     }.items():
@@ -444,8 +444,8 @@ SKIPPED = {
     "meta": (torch.ones(4, 4, device="meta"), "meta device"),
     "number": (3, "of type int"),
     "small": (torch.ones(2, 9), "fewer than the 3"),
-    "scaled": (torch.ones(4, 4).to(torch.float8_e4m3fn), "scaled_scale_inv"),
-    "scaled_scale_inv": (torch.ones(4, 4), "scales of the quantised scaled"),
+    "scaled": (torch.ones(4, 4).to(torch.float8_e4m3fn), "float8_e4m3fn, to be scaled"),
+    "scaled_scale_inv": (torch.ones(4, 4), "float8_e4m3fn, to be scaled"),
 }
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from hessrmt.errors import ProblemError, StoreError, WriteError
-from hessrmt.problems import checkpoints
+from hessrmt.problems import checkpoints, readers
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def nested(key):
 WRAPPERS = [dict, *map(prefixed, ("module.", "_orig_mod."))]
 KINDS = [("c.safetensors", save_file, wrap) for wrap in WRAPPERS]
 KINDS += [
-    ("c.pt", torch.save, wrap) for wrap in (*WRAPPERS, *map(nested, checkpoints.NESTED_UNDER))
+    ("c.pt", torch.save, wrap) for wrap in (*WRAPPERS, *map(nested, readers.NESTED_UNDER))
 ]
 
 
@@ -53,9 +53,9 @@ def test_state_dicts_of_every_kind_are_loaded(model, tmp_path, name, save, wrap)
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("nothing.pt", None, r"nothing\.pt does not exist"),
-        (".", None, "expected a name ending in .*, got 'none'"),
-        ("weights.npz", b"", r"expected a name ending in \.pt, \.pth"),
+        ("nothing.pt", None, r"no file or folder .*nothing\.pt"),
+        ("weights", b"?", r"cannot tell what .*; expected a \.pt, \.pth"),
+        ("weights.npz", b"", "is not a complete .npz file"),
         ("c.pt", b"", "not a PyTorch checkpoint, or is damaged"),
         ("c.pt", b"hello world" * 50, "not a PyTorch checkpoint, or is damaged"),
         ("c.pt", b"PK\x03\x04" + bytes(200), "cut short or damaged"),
@@ -64,7 +64,7 @@ def test_state_dicts_of_every_kind_are_loaded(model, tmp_path, name, save, wrap)
         ("c.pt", {"epoch": 3, "net": {"a": 1}}, r"no tensors \(its keys: epoch, net\)"),
         ("c.pt", [1, 2], "no state dict but a list"),
         ("c.pt", torch.ones(3), "no state dict but a Tensor"),
-        ("folder.pt", None, "is a folder"),
+        ("folder.pt", None, "holds no .safetensors files"),
     ],
 )
 def test_what_is_no_checkpoint_is_refused(tmp_path, name, content, message):
