@@ -29,7 +29,7 @@ from hessrmt.capacity.layers import (
     unusable,
 )
 from hessrmt.checks import one_of, whole
-from hessrmt.errors import DataError
+from hessrmt.errors import DataError, ProblemError
 from hessrmt.problems import checkpoints, models
 from hessrmt.problems.adapters import Updated, factor_of
 from hessrmt.problems.plugins import is_plugin
@@ -312,7 +312,11 @@ def _opened(source: AnySource, seed: int) -> tuple[str, Reader, dict[str, nn.Mod
     if is_plugin(spec):
         with rng.torch_seeded(seed, "init"):
             return spec, *_module(models.from_factory(spec))
-    return spec, checkpoints.whole(open_path(Path(spec).expanduser())), {}
+    path = Path(spec).expanduser()
+    if not path.exists():
+        expected = f"{EXPECTED}, or file.py:factory"
+        raise ProblemError(f"there is no file or folder {spec}; expected {expected}")
+    return spec, checkpoints.whole(open_path(path)), {}
 
 
 def _module(module: nn.Module) -> tuple[Reader, dict[str, nn.Module]]:

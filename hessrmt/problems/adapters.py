@@ -22,13 +22,13 @@ from hessrmt.problems.assembled import Assembled, Weight
 from hessrmt.problems.readers import Entries, Reader, Shape, Stored, listed
 
 _FACTOR = re.compile(
-    r"(?P<layer>.+?)(?:"
-    r"\.lora_(?P<pair>A|B|down|up)(?:\.(?P<adapter>\w+?))?\.weight"
-    r"|[._]lora(?:_linear_layer)?\.(?P<unet>down|up)\.weight"
-    r"|\.lora_(?P<table>embedding_)?(?P<bare>A|B)(?:\.(?P<named>\w+))?)$"
+    r"(?P<layer>(?:.+?\.)??)(?:"
+    r"lora_(?P<pair>A|B|down|up)(?:\.(?P<adapter>\w+?))?\.weight"
+    r"|(?P<of>\w*?)_?lora(?:_linear_layer)?\.(?P<unet>down|up)\.weight"
+    r"|lora_(?P<table>embedding_)?(?P<bare>A|B)(?:\.(?P<named>\w+))?)$"
 )
 _OTHER_UPDATE = re.compile(
-    r"(?P<layer>.+?)\.(?P<what>lora_magnitude_vector|dora_scale|lora_E|lora_mid|hada_\w+|lokr_\w+|"
+    r"(?P<layer>(?:.+?\.)??)(?P<what>lora_magnitude_vector|dora_scale|lora_E|lora_mid|hada_\w+|lokr_\w+|"
     r"ia3_l|vera_\w+|b?oft_\w+|fourierft_\w+|randlora_\w+|hra_\w+|waveft_\w+)(?:\..+)?$"
 )
 _CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "eva_residual")
@@ -36,8 +36,8 @@ _OF_LORA = 'a LoRA update, but "{}" makes it more than the product of two factor
 
 
 Factor = Callable[[str, str, int], tuple[float | None, bool]]
-"""Path of a layer, name of an adapter and rank to alpha/r, None if that isn't known, and whether
-the layer keeps its weight transposed, as GPT-2's do."""
+"""Path of a layer, with a dot behind it, name of an adapter and rank to alpha/r, None if that isn't
+known, and whether the layer keeps its weight transposed, as GPT-2's do."""
 
 
 @dataclass
@@ -64,9 +64,9 @@ def low_rank(reader: Reader, factor: Factor | None = None) -> Iterator[Weight]:
     for name in reader.entries:
         if found := _FACTOR.match(name):
             which = found["pair"] or found["unet"] or found["bare"]
-            pair = layers.setdefault(found["layer"], {}).setdefault(
-                found["adapter"] or found["named"] or "", _Pair()
-            )
+            layer = found["layer"] + (f"{found['of']}." if found["of"] else "")
+            adapter = found["adapter"] or found["named"] or ""
+            pair = layers.setdefault(layer, {}).setdefault(adapter, _Pair())
             pair.table |= found["table"] is not None
             pair.names["A" if which in {"A", "down"} else "B"] = name
         elif found := _OTHER_UPDATE.match(name):
@@ -74,12 +74,13 @@ def low_rank(reader: Reader, factor: Factor | None = None) -> Iterator[Weight]:
     kind = str(reader.stated("adapter_config.json").get("peft_type", "LORA"))
     for layer, found in others.items():
         names = [pair.names[key] for pair in layers.pop(layer, {}).values() for key in pair.names]
-        parts = (*names, *(name for name, _ in found))
-        yield Weight(f"{layer}.weight", parts, _OF_LORA.format(found[0][1]))
+        base = {f"{layer}base_layer.weight"} & reader.entries.keys()
+        parts = (*base, *names, *(name for name, _ in found))
+        yield Weight(f"{layer}weight", parts, _OF_LORA.format(found[0][1]))
     for layer, adapters in layers.items():
         if kind != "LORA":
             names = tuple(name for pair in adapters.values() for name in pair.names.values())
-            yield Weight(f"{layer}.weight", names, f"parts of an update by {kind}; merge it first")
+            yield Weight(f"{layer}weight", names, f"parts of an update by {kind}; merge it first")
         else:
             yield from _updates(reader, layer, adapters, factor)
 
@@ -98,18 +99,19 @@ def _updates(
 ) -> Iterator[Weight]:
     found: dict[str, _Update] = {}
     for adapter, pair in adapters.items():
-        whole = f"{layer}.{adapter}.weight" if len(adapters) > 1 else f"{layer}.weight"
+        whole = f"{layer}{adapter}.weight" if len(adapters) > 1 else f"{layer}weight"
         update = _update(reader, layer, adapter, pair, factor)
         if isinstance(update, str):
             yield Weight(whole, tuple(pair.names.values()), update)
         else:
             found[whole] = update
-    places = (f"{layer}.base_layer.weight", f"{layer}.weight")
+    places = (f"{layer}base_layer.weight", f"{layer}weight")
     base = next((name for name in places if name in reader.entries), None)
     every = list(found.values())
-    if base is None or any(update.factor is None for update in every) or not every:
+    unknown = any(update.factor is None for update in every) or not every
+    if base is None or unknown or reader.entries[base].unusable is not None:
         for name, update in found.items():
-            name = f"{layer}.lora.weight" if name == base else name  # noqa: PLW2901
+            name = f"{layer}lora.weight" if name == base else name  # noqa: PLW2901
             stored = Stored(update.shape, "float64")
             about = update.make, base is None, update.factor
             yield Weight(name, update.parts, "a LoRA update", stored, *about)
@@ -117,11 +119,11 @@ def _updates(
     parts = (base, *(name for update in every for name in update.parts))
     shape = reader.entries[base].shape
     if any(update.shape not in {shape, shape[::-1]} for update in every):
-        yield Weight(f"{layer}.weight", parts, f"a LoRA update of another shape than {base}")
+        yield Weight(f"{layer}weight", parts, "a LoRA update of another shape than its base")
         return
     make = partial(_summed, partial(reader.read, base), [update.make for update in every])
     stored = Stored(shape, "float64")
-    yield Weight(f"{layer}.weight", parts, "a weight and its LoRA update", stored, make, factor=1)
+    yield Weight(f"{layer}weight", parts, "a weight and its LoRA update", stored, make, factor=1)
 
 
 def _update(reader: Reader, layer: str, adapter: str, pair: _Pair, factor: Factor) -> _Update | str:
@@ -133,7 +135,7 @@ def _update(reader: Reader, layer: str, adapter: str, pair: _Pair, factor: Facto
     a, b = entries[first].shape, entries[second].shape
     if len(a) < 2 or len(b) != len(a) or b[1] != a[0] or prod(b[2:]) != 1:
         return f"factors of a LoRA update of the shapes {a} and {b}, which can't be multiplied"
-    parts = (first, second, *({f"{layer}.alpha"} & entries.keys()))
+    parts = (first, second, *({f"{layer}alpha"} & entries.keys()))
     scale, transposed = factor(layer, adapter, a[0])
     if len(parts) > 2 and prod(entries[parts[2]].shape) == 1:
         scale = float(reader.read(parts[2])) / a[0]
@@ -168,8 +170,11 @@ def _stated_factor(reader: Reader) -> Factor:
     def factor(layer: str, _: str, rank: int) -> tuple[float | None, bool]:
         alpha = config.get("lora_alpha")
         for pattern, value in (config.get("alpha_pattern") or {}).items():
-            if re.match(rf"(?:.*\.)?(?:{pattern})$", layer):
-                alpha = value
+            try:
+                matches = re.match(rf"(?:.*\.)?(?:{pattern})$", layer.rstrip("."))
+            except re.error as error:
+                raise ProblemError(f"alpha_pattern {pattern!r} is no pattern: {error}") from error
+            alpha = value if matches else alpha
         if not isinstance(alpha, int | float):
             return None, turned
         return alpha / (sqrt(rank) if config.get("use_rslora") else rank), turned
@@ -188,7 +193,7 @@ def factor_of(modules: Mapping[str, nn.Module]) -> Factor:
     """
 
     def factor(layer: str, adapter: str, _: int) -> tuple[float | None, bool]:
-        module = modules.get(layer)
+        module = modules.get(layer.rstrip("."))
         turned = getattr(module, "fan_in_fan_out", False) is True
         scaling = getattr(module, "scaling", None)
         if not isinstance(scaling, Mapping):
@@ -222,11 +227,11 @@ class Updated(Reader):
         self.notes = (*base.notes, *adapter.notes)
         weights = adapter.weights if isinstance(adapter, Assembled) else {}
         updates = [weight for weight in weights.values() if weight.update]
-        if not updates:
-            raise ProblemError(f"{name} holds no LoRA update that could be added to a base")
         for key, entry in adapter.entries.items():
             if entry.part_of is not None and entry.part_of not in weights:
                 raise ProblemError(f"{name}: {key}: {entry.unusable}")
+        if not updates:
+            raise ProblemError(f"{name} holds no LoRA update that could be added to a base")
         said = adapter.stated("adapter_config.json").get("init_lora_weights")
         if isinstance(said, str) and said.lower().startswith(_CHANGED_BASE):
             raise ProblemError(

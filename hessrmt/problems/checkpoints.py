@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -42,9 +42,9 @@ def whole(reader: Reader, factor: Factor | None = None) -> Reader:
         notes = [f"{count} weights are dequantised: {how}" for how, count in kinds.items()]
         reader = Assembled(reader, weights, notes)
     if weights := list(low_rank(reader, factor)):
-        unknown = [weight.name for weight in weights if weight.make and weight.factor is None]
-        note = "B A without the factor alpha/r of the update, which isn't stated"
-        notes = [f"{listed(unknown)}: {note}"] if unknown else []
+        unknown = sum(weight.make is not None and weight.factor is None for weight in weights)
+        note = f"{unknown} LoRA updates are B A without the factor alpha/r, which isn't stated"
+        notes = [f"{note}: exponents don't depend on it, norms do"] if unknown else []
         reader = Assembled(reader, weights, notes)
     return reader
 
@@ -215,15 +215,11 @@ def load_into(model: nn.Module, path: Path) -> str:
         path: Checkpoint, as for :func:`load_state`.
 
     Returns:
-        The file's sha256, hexadecimal; of several files that of what ``sha256sum`` prints of them.
+        Its :func:`sha256_of_all`.
     """
     with _opened(path) as reader:
         apply_state(model, _finite(reader, path))
-        files = reader.files
-    if len(files) == 1:
-        return sha256(files[0])
-    lines = (f"{sha256(file)}  {file.name}\n" for file in sorted(files))
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+        return sha256_of_all(reader.files)
 
 
 def sha256(path: Path) -> str:
@@ -237,6 +233,21 @@ def sha256(path: Path) -> str:
     """
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def sha256_of_all(files: Sequence[Path]) -> str:
+    """Hexadecimal sha256 of one file, or of what ``sha256sum`` prints of several.
+
+    Args:
+        files: At least one.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    if len(files) == 1:
+        return sha256(files[0])
+    lines = (f"{sha256(file)}  {file.name}\n" for file in files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def save_atomic(obj: object, path: Path) -> None:

@@ -41,7 +41,8 @@ _GIVE = "give the folder with the files that say it, or the weights dequantised"
 _BITS = {"gptq": (2, 3, 4, 8), "awq": (4,)}
 _LAYOUTS = {"gptq": ("gptq", "gptq_v2"), "awq": ("awq", "gemm")}
 _EIGHT_BITS = ("fp8", "fbgemm_fp8", "compressed-tensors")
-"""Methods of ``quant_method`` by which scales multiply weights of eight bits."""
+_INTEGERS_OF_8 = ("compressed-tensors",)
+"""Values of ``quant_method`` by which scales multiply floats and integers of eight bits."""
 
 # values of the sixteen numbers of four bits E2M1, and the column of eight that each four bits of
 # an integer of AWQ hold, lowest first
@@ -307,7 +308,8 @@ def _scaled(part: _Part) -> Weight | None:
         return None
     ends = ("_scale_2", "_zero_point", "_global_scale")
     more = tuple(name + end for end in ends if name + end in entries)
-    readable = eight and not more and part.method in _EIGHT_BITS
+    known = _INTEGERS_OF_8 if part.entry.dtype == "int8" else _EIGHT_BITS
+    readable = eight and not more and part.method in known
     return _made(name, (name, scale, *more), partial(_scales, part, scale, readable))
 
 
@@ -323,7 +325,9 @@ def _scales(part: _Part, scale: str, readable: bool) -> tuple[str, Shape, Make]:
             make = partial(_times_scale, part.reader, part.name, scale, block)
             return f"{dtype} in blocks of {block[0]} x {block[1]}", shape, make
     if prod(scales) != 1 and scales not in {(*shape[:-1], 1), shape[:-1]}:
-        raise _UnreadError(f"{dtype}, to be scaled by tensors of shapes as {scales}, not known here")
+        raise _UnreadError(
+            f"{dtype}, to be scaled by tensors of shapes as {scales}, not known here"
+        )
     how = "one scale" if prod(scales) == 1 else "a scale for each row"
     return f"{dtype} with {how}", shape, partial(_times_scale, part.reader, part.name, scale, None)
 
