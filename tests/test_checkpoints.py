@@ -35,9 +35,7 @@ def nested(key):
 
 WRAPPERS = [dict, *map(prefixed, ("module.", "_orig_mod."))]
 KINDS = [("c.safetensors", save_file, wrap) for wrap in WRAPPERS]
-KINDS += [
-    ("c.pt", torch.save, wrap) for wrap in (*WRAPPERS, *map(nested, readers.NESTED_UNDER))
-]
+KINDS += [("c.pt", torch.save, wrap) for wrap in (*WRAPPERS, *map(nested, readers.NESTED_UNDER))]
 
 
 @pytest.mark.parametrize(("name", "save", "wrap"), [*KINDS, ("c.pth", torch.save, dict)])

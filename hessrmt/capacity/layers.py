@@ -95,6 +95,10 @@ def recognise(name: str, entries: Entries, module: nn.Module | None = None) -> R
             return Role(kind, form, (), 0, groups, transposed, inferred=False)
         if kind in _NAMED_TENSORS and dimensions == 2:
             return replace(inferred, kind=kind, inferred=False)
+    # no convolution of torch's: what else has three dimensions multiplies matrices
+    named = f"{name} {type(module).__name__}".lower()
+    if module is not None and not scripted and dimensions == 3 and "conv" not in named:
+        return inferred if inferred.kind == "Embedding" else Role("Experts", "stacked")
     return inferred
 
 
@@ -107,12 +111,13 @@ def _from_name(name: str, entries: Entries) -> Role:
     table = len(shape) == 2 or (len(shape) == 3 and shape[0] == 1)
     if table and _EMBEDDING_WORD.fullmatch(word.lower()):
         return Role("Embedding", "matrix")
-    if len(shape) == 3 and "experts" in path:
+    if len(shape) == 3 and any("expert" in part or part.endswith("moe") for part in path):
         return Role("Experts", "stacked")
-    if len(shape) > 5:
-        return Role(f"{len(shape)}-D", "none")
     if len(shape) > 2:
-        return Role(f"Conv{len(shape) - 2}d", "convolution")
+        form = "convolution" if len(shape) < 6 else "none"
+        return Role(f"Conv{len(shape) - 2}d" if len(shape) < 6 else f"{len(shape)}-D", form)
+    if experts := _one_below_the_other(name, shape, entries):
+        return Role("Experts", "packed", tuple(map(str, range(experts))))
     recurrent = _RECURRENT_NAME.fullmatch(name)
     return _gates(recurrent, shape, entries) if recurrent else _linear(name, shape, entries)
 
@@ -129,6 +134,15 @@ def _linear(name: str, shape: Shape, entries: Entries) -> Role:
         return Role(kind, "matrix")
     # a cross-attention's queries have a layer of their own, q_attn
     return _packed(kind, _QKV[1:] if "crossattention" in name else _QKV, shape, 1, 0)
+
+
+def _one_below_the_other(name: str, shape: Shape, entries: Entries) -> int:
+    """How many experts a matrix of DBRX holds, as many as its router has rows; 0 for others."""
+    layer, found, last = name.partition(".experts.mlp.")
+    router = entries.get(f"{layer}.router.layer.weight")
+    if not found or last not in {"w1", "v1", "w2"} or router is None or len(shape) != 2:
+        return 0
+    return 0 if not router.shape or shape[0] % router.shape[0] else router.shape[0]
 
 
 def _packed(kind: str, labels: tuple[str, ...], shape: Shape, *axes: int) -> Role:
