@@ -161,3 +161,56 @@ def test_the_bytes_depend_on_the_content_only(tmp_path):
     assert one.read_bytes() == another.read_bytes()
     with pytest.raises(StoreError, match="No such file or directory"):
         checkpoints.save_atomic({"a": torch.ones(2)}, tmp_path / "none" / "c.pt")
+
+
+class Tied(nn.Module):
+    """An embedding whose weight is the head's too."""
+
+    def __init__(self):
+        super().__init__()
+        self.emb, self.head = nn.Embedding(7, 4), nn.Linear(4, 7, bias=False)
+        self.head.weight = self.emb.weight
+
+
+@pytest.mark.parametrize("names", [("emb",), ("head",), ("emb", "head")])
+def test_tied_weights_may_be_stored_once(tmp_path, names):
+    weight, model = torch.randn(7, 4), Tied()
+    save_file({f"{name}.weight": weight.clone() for name in names}, tmp_path / "c.safetensors")
+    checkpoints.load_into(model, tmp_path / "c.safetensors")
+    assert model.head.weight is model.emb.weight
+    assert torch.equal(model.head.weight, weight)
+
+
+def test_weights_that_differ_where_the_model_ties_them_are_refused():
+    model = Tied()
+    before = model.emb.weight.detach().clone()
+    state = {"emb.weight": torch.ones(7, 4), "head.weight": torch.zeros(7, 4)}
+    with pytest.raises(ProblemError, match=r"emb.weight and head.weight are one weight"):
+        checkpoints.apply_state(model, state)
+    with pytest.raises(ProblemError, match=r"head.weight \(7, 5\) where the model has \(7, 4\)"):
+        checkpoints.apply_state(model, {"head.weight": torch.zeros(7, 5)})
+    assert torch.equal(model.emb.weight, before)
+
+
+def test_names_that_differ_by_what_wraps_the_network(model):
+    state = {name: torch.randn_like(value) for name, value in model.state_dict().items()}
+    for given, target in (
+        (prefixed("net.")(state), model),  # of a LightningModule, into its network
+        (state, nn.ModuleDict({"net": model})),
+        (state, torch.nn.DataParallel(model)),
+    ):
+        for value in model.parameters():
+            value.data.zero_()
+        checkpoints.apply_state(target, given)
+        assert same(model.state_dict(), state)
+
+
+def test_counters_of_batchnorm_may_be_missing_and_integers_are_no_weights():
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    state = {k: v + 1 for k, v in model.state_dict().items() if "num_batches" not in k}
+    checkpoints.apply_state(model, state)
+    assert torch.equal(model[1].running_var, state["1.running_var"])
+    assert model[1].num_batches_tracked == 0
+    state["0.weight"] = torch.ones(4, 3, dtype=torch.int8)
+    with pytest.raises(ProblemError, match=r"of integers, .*0.weight, torch.int8"):
+        checkpoints.apply_state(model, state)

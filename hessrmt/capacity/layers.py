@@ -98,7 +98,8 @@ def recognise(name: str, entries: Entries, module: nn.Module | None = None) -> R
     # no convolution of torch's: what else has three dimensions multiplies matrices
     named = f"{name} {type(module).__name__}".lower()
     if module is not None and not scripted and dimensions == 3 and "conv" not in named:
-        return inferred if inferred.kind == "Embedding" else Role("Experts", "stacked")
+        kinds = {"Conv1d": Role("Linear", "stacked")}
+        return kinds.get(inferred.kind, inferred)
     return inferred
 
 
@@ -111,15 +112,31 @@ def _from_name(name: str, entries: Entries) -> Role:
     table = len(shape) == 2 or (len(shape) == 3 and shape[0] == 1)
     if table and _EMBEDDING_WORD.fullmatch(word.lower()):
         return Role("Embedding", "matrix")
-    if len(shape) == 3 and any("expert" in part or part.endswith("moe") for part in path):
-        return Role("Experts", "stacked")
+    if role := _experts(name, shape, entries):
+        return role
     if len(shape) > 2:
         form = "convolution" if len(shape) < 6 else "none"
         return Role(f"Conv{len(shape) - 2}d" if len(shape) < 6 else f"{len(shape)}-D", form)
-    if experts := _one_below_the_other(name, shape, entries):
-        return Role("Experts", "packed", tuple(map(str, range(experts))))
     recurrent = _RECURRENT_NAME.fullmatch(name)
     return _gates(recurrent, shape, entries) if recurrent else _linear(name, shape, entries)
+
+
+def _experts(name: str, shape: Shape, entries: Entries) -> Role | None:
+    """Of weights of several experts in one tensor: a stack, or with DBRX one below the other."""
+    *path, last = name.split(".")
+    if not any("expert" in part or part.endswith("moe") for part in path):
+        return None
+    if len(shape) == 3:
+        return Role("Experts", "stacked")
+    if len(shape) == 2 and last.endswith("bias"):
+        return Role("biases", "none")
+    layer, found, matrix = name.partition(".experts.mlp.")
+    router = entries.get(f"{layer}.router.layer.weight")
+    if len(shape) != 2 or not found or matrix not in {"w1", "v1", "w2"} or router is None:
+        return None
+    count = router.shape[0] if router.shape else 1
+    labels = tuple(map(str, range(count)))
+    return None if shape[0] % count else Role("Experts", "packed", labels)
 
 
 def _linear(name: str, shape: Shape, entries: Entries) -> Role:
@@ -134,15 +151,6 @@ def _linear(name: str, shape: Shape, entries: Entries) -> Role:
         return Role(kind, "matrix")
     # a cross-attention's queries have a layer of their own, q_attn
     return _packed(kind, _QKV[1:] if "crossattention" in name else _QKV, shape, 1, 0)
-
-
-def _one_below_the_other(name: str, shape: Shape, entries: Entries) -> int:
-    """How many experts a matrix of DBRX holds, as many as its router has rows; 0 for others."""
-    layer, found, last = name.partition(".experts.mlp.")
-    router = entries.get(f"{layer}.router.layer.weight")
-    if not found or last not in {"w1", "v1", "w2"} or router is None or len(shape) != 2:
-        return 0
-    return 0 if not router.shape or shape[0] % router.shape[0] else router.shape[0]
 
 
 def _packed(kind: str, labels: tuple[str, ...], shape: Shape, *axes: int) -> Role:
@@ -251,6 +259,7 @@ def unusable(name: str, role: Role, entries: Entries) -> str | None:
         ("int" in dtype or dtype.startswith("float4"), f"{dtype}: {_QUANTISED}"),
         (dtype not in _REAL and not float8, f"{dtype}: expected {', '.join(_REAL)} or float8"),
         (part, "a part of a parametrised weight; remove the parametrisation, then save"),
+        (role.kind == "biases", "biases, a row for each expert"),
         (role.form == "none", f"{len(shape)}-D: no rule how to make matrices of it"),
     )
     return next((reason for applies, reason in reasons if applies), None)

@@ -32,7 +32,7 @@ _OTHER_UPDATE = re.compile(
     r"ia3_l|vera_\w+|b?oft_\w+|fourierft_\w+|randlora_\w+|hra_\w+|waveft_\w+)(?:\..+)?$"
 )
 _CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "eva_residual")
-_OF_LORA = 'a LoRA update, but "{}" makes it more than the product of two factors; merge it first'
+_NO_PRODUCT = 'of an update that is no product of two factors (it has "{}"); merge it into its base'
 
 
 Factor = Callable[[str, str, int], tuple[float | None, bool]]
@@ -76,7 +76,7 @@ def low_rank(reader: Reader, factor: Factor | None = None) -> Iterator[Weight]:
         names = [pair.names[key] for pair in layers.pop(layer, {}).values() for key in pair.names]
         base = {f"{layer}base_layer.weight"} & reader.entries.keys()
         parts = (*base, *names, *(name for name, _ in found))
-        yield Weight(f"{layer}weight", parts, _OF_LORA.format(found[0][1]))
+        yield Weight(f"{layer}weight", parts, _NO_PRODUCT.format(found[0][1]))
     for layer, adapters in layers.items():
         if kind != "LORA":
             names = tuple(name for pair in adapters.values() for name in pair.names.values())
