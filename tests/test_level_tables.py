@@ -85,6 +85,9 @@ def test_files_of_the_published_code(rows, dtype, tmp_path):
     values = values.astype(dtype).astype(np.float64)
     with h5py.File(tmp_path / "p.h5", "w") as file:
         file["hessian_evals"] = values
+    with h5py.File(tmp_path / "one.h5", "w") as file:
+        file["hessian_evals"] = values[0]
+    assert len(hr.load(tmp_path / "one.h5")) == 1
     spectra = hr.load(tmp_path / "p.h5")
     np.testing.assert_array_equal(spectra.eigenvalues, np.sort(values))
     floors = 40 * np.finfo(dtype).eps * np.abs(values).max(axis=1)
@@ -94,6 +97,9 @@ def test_files_of_the_published_code(rows, dtype, tmp_path):
     run = CliRunner().invoke(app, ["levels", str(tmp_path / "p.h5"), "--surrogates", "0", "--json"])
     assert run.exit_code == 0, run.output
     assert f'"n_levels": {5 * kept}' in run.stdout
+    for command in ("info", f"plot --out {tmp_path / 'pictures'}"):
+        run = CliRunner().invoke(app, [*command.split(), str(tmp_path / "p.h5")])
+        assert run.exit_code == 0, run.output
 
 
 def test_a_published_file_reads_no_other_file(tmp_path):

@@ -34,7 +34,15 @@ def analysed(source, **options):
         return {layer.name: layer.load() for layer in layers if layer.skipped is None}
 
 
-NAMES = ["pytorch_model.bin", "last.ckpt", "model_best.pth.tar", "c.tar", "C.PTH", "net.weights"]
+NAMES = [
+    "pytorch_model.bin",
+    "last.ckpt",
+    "model_best.pth.tar",
+    "c.tar",
+    "C.PTH",
+    "net.weights",
+    "zip",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -197,7 +197,9 @@ def factor_of(modules: Mapping[str, nn.Module]) -> Factor:
         turned = getattr(module, "fan_in_fan_out", False) is True
         scaling = getattr(module, "scaling", None)
         if not isinstance(scaling, Mapping):
-            return (float(scaling) if isinstance(scaling, int | float) else None), turned
+            known = isinstance(scaling, int | float)
+            merged = getattr(module, "merged", False) is True  # loralib's, in evaluation mode
+            return (scaling * (not merged) if known else None), turned
         off = getattr(module, "disable_adapters", False)
         active = adapter in getattr(module, "active_adapters", scaling)
         merged = adapter in getattr(module, "merged_adapters", ())

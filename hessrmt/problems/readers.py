@@ -35,7 +35,7 @@ ValueT = TypeVar("ValueT")
 Shape = tuple[int, ...]
 
 _KINDS = {
-    **dict.fromkeys((".pt", ".pth", ".bin", ".ckpt", ".tar"), "torch"),
+    **dict.fromkeys((".pt", ".pth", ".bin", ".ckpt", ".tar", ".th", ".pkl"), "torch"),
     ".safetensors": "safetensors",
     ".npz": "npz",
 }
@@ -219,6 +219,11 @@ def kind_of(path: Path) -> str:
     header = int.from_bytes(start[:8], "little") if start[8:] == b"{" else 0
     if 0 < header < path.stat().st_size:
         return "safetensors"
+    if kind is None and start[:4] == b"PK\x03\x04":
+        with _reading(path, "zip file"), ZipFile(path) as archive:
+            names = archive.namelist()
+        kind = "npz" if all(name.endswith(".npy") for name in names) else None
+        kind = "torch" if any(name.endswith("/data.pkl") for name in names) else kind
     if kind is None:
         raise ProblemError(f"cannot tell what {path} is; expected {EXPECTED}")
     return kind

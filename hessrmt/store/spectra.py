@@ -193,13 +193,13 @@ def _published(path: str | Path) -> Spectra | None:
     try:
         with h5py.File(path, "r", locking=False) as file:
             link, found = file.get(EIGENVALUES, getlink=True), file.get(EIGENVALUES)
-            if "schema" in file.attrs or not isinstance(found, h5py.Dataset) or found.ndim != 2:
+            if "schema" in file.attrs or not isinstance(found, h5py.Dataset):
                 return None
             if not isinstance(link, h5py.HardLink) or found.external or found.is_virtual:
                 raise StoreError(f"{path} keeps {EIGENVALUES} in another file, which isn't read")
-            if found.dtype.kind != "f" or not found.size:
+            if found.dtype.kind != "f" or not found.size or found.ndim > 2:
                 raise StoreError(f"{path}: {EIGENVALUES} must be a table of real numbers")
-            values = np.asarray(found, dtype=np.float64)
+            values = np.atleast_2d(np.asarray(found, dtype=np.float64))
     except DAMAGE as error:
         if isinstance(error, HessrmtError):
             raise
@@ -210,7 +210,8 @@ def _published(path: str | Path) -> Spectra | None:
         dtype = "float32" if np.array_equal(values, values.astype(np.float32)) else "float64"
     count, size = values.shape
     note = f"{EIGENVALUES} alone: the noise floor is that of {dtype}, n·ε·max|λ|"
-    provenance = Provenance({}, "unknown", {}, "unknown", (note,))
+    about = {"operator": "hessian", "dtype": dtype}
+    provenance = Provenance(about, "unknown", {}, "unknown", (note,))
     floors = size * float(np.finfo(dtype).eps) * np.abs(values).max(axis=1)
     items = tuple(
         Spectrum(np.sort(row), float(floor), size, size, dtype=dtype, provenance=provenance)
