@@ -109,7 +109,7 @@ def quantised(reader: Reader) -> Iterator[Weight]:
     packed = {
         name.rpartition(".")[0]
         for name, entry in reader.entries.items()
-        if entry.dtype in _PACKED and len(entry.shape) > 1
+        if entry.dtype in _PACKED and len(entry.shape) > 1 and "." in name
     }
     for name, entry in reader.entries.items():
         part = _Part(reader, config, name)
@@ -137,7 +137,7 @@ def _stated(reader: Reader) -> dict[str, Any]:
 
 
 def _unpacks(name: str, entry: Stored, packed: Container[str]) -> bool:
-    """Whether a tensor is named like a scale and lies beside integers."""
+    """Whether a tensor is named like a scale and lies beside integers of its layer."""
     *path, last = name.split(".")
     if entry.part_of or len(entry.shape) < 2 or "float" not in entry.dtype:
         return False
