@@ -7,8 +7,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from typer.testing import CliRunner
 
 from hessrmt.capacity import analyze, open_source
+from hessrmt.cli.app import app
 from hessrmt.errors import ProblemError
 from hessrmt.problems import checkpoints
 
@@ -226,3 +228,12 @@ def test_an_adapter_is_no_checkpoint_of_a_network(tmp_path):
     folder = write(tmp_path, factors(), lora_alpha=2)
     with pytest.raises(ProblemError, match=r"is an adapter.*merge it into its base"):
         checkpoints.load_into(nn.Linear(6, 8), folder)
+
+
+def test_the_command_adds_the_adapter_to_its_base(base, tmp_path):
+    folder = write(tmp_path / "lora", factors(), lora_alpha=6)
+    for options, count in (([], 1), (["--base", str(base[1])], 4)):
+        run = CliRunner().invoke(app, ["capacity", str(folder), "--json", *options])
+        assert run.exit_code == 0, run.output
+        layers = json.loads(run.stdout)["layers"]
+        assert sum(layer["skipped"] is None for layer in layers) == count
