@@ -168,7 +168,10 @@ _DATA = (
     "files or CIFAR batches."
 )
 _LOSS = "cross-entropy, mse, or file.py:function."
-_CHECKPOINT = "Trained parameters: a state dict (.pt, .pth, .safetensors)."
+_CHECKPOINT = (
+    "Trained parameters: a .pt, .pth, .bin, .ckpt, .pth.tar, .safetensors or .npz file, or a "
+    "folder of shards."
+)
 _OPERATOR = "hessian, or ggn for the generalised Gauss-Newton matrix."
 _ONLY = "Names of the parameters to differentiate in, as a pattern, e.g. '7.*'."
 _DEVICE = "auto, cpu, cuda or cuda:N."
@@ -459,6 +462,11 @@ class CapacityConfig(Settings):
     )
     only: str | None = option(None, "Pattern of the layers to take, e.g. 'encoder.*'.", shown="all")
     min_size: int = option(2, "Leave out matrices of fewer eigenvalues.", ge=1)
+    base: str | None = option(
+        None,
+        "The network that the sources are LoRA adapters of: measured is their sum.",
+        metavar="F",
+    )
     initial: str | None = option(
         None, "The network before training, to measure distances from.", metavar="F"
     )
@@ -504,9 +512,7 @@ class CapacityConfig(Settings):
 class NormalizeConfig(_OnData):
     """Settings of ``hessrmt normalize``."""
 
-    checkpoint: Path | None = option(
-        None, "Trained parameters (.pt, .pth, .safetensors); else random ones."
-    )
+    checkpoint: Path | None = option(None, "Trained parameters (as of spectrum); else random ones.")
     norm: float = option(2, "p of the L_p norms, from 1 on; inf for the largest.", ge=1)
     by: Literal["layers", "output"] = option(
         "layers",

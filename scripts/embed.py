@@ -26,7 +26,7 @@ from tqdm import tqdm
 from hessrmt.errors import DataError, DeviceError, HessrmtError, ProblemError
 from hessrmt.problems import checkpoints, models
 from hessrmt.problems.data import Dataset, load
-from hessrmt.problems.plugins import is_plugin, load_object
+from hessrmt.problems.plugins import among_neighbours, is_plugin, load_object
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -56,7 +56,9 @@ def build(name: str, weights: str = PRETRAINED, seed: int = 0) -> tuple[nn.Modul
         return _of_hessrmt(name, weights, seed).eval(), weights != RANDOM
     if is_plugin(name):
         factory = load_object(name)
-        model = factory() if callable(factory) and not isinstance(factory, nn.Module) else factory
+        with among_neighbours(name):
+            made = callable(factory) and not isinstance(factory, nn.Module)
+            model = factory() if made else factory
         if not isinstance(model, nn.Module):
             raise ProblemError(
                 f"{name} gave a {type(model).__name__}, expected a torch.nn.Module from images to "

@@ -142,6 +142,25 @@ def test_tied_weights_are_analysed_once(form, tmp_path):
     assert "does not match" in second["0.weight"]
 
 
+@pytest.mark.parametrize("form", ["npz", "safetensors", "shards"])
+def test_one_weight_that_is_stored_twice_is_analysed_once(form, tmp_path):
+    """As embedding and as head; equal layers of one kind are two, e.g. those of a fresh encoder."""
+    weight = torch.randn(6, 4)
+    names = ("shared.weight", "decoder.embed_tokens.weight", "lm_head.weight")
+    state = {name: weight.clone() for name in names} | {"other.weight": torch.randn(6, 4)}
+    reasons = skipped(stored(form, state, tmp_path))
+    (first,) = (name for name in names if reasons[name] is None)
+    again = f"has the numbers of {first}: one weight, stored twice"
+    assert [reasons[name] for name in names if name != first] == [again, again]
+    assert reasons["other.weight"] is None
+    fresh = nn.TransformerEncoder(
+        nn.TransformerEncoderLayer(4, 2, 6), 2, enable_nested_tensor=False
+    )
+    for source in (fresh, fresh.state_dict()):
+        reasons = skipped(source)
+        assert reasons["layers.0.linear1.weight"] is reasons["layers.1.linear1.weight"] is None
+
+
 def test_a_factory_is_initialised_from_the_seed(tmp_path):
     (tmp_path / "mine.py").write_text(
         "from torch import nn\n"
@@ -223,7 +242,7 @@ def test_damaged_and_foreign_files_are_named(net, tmp_path):
         np.save(file, np.ones((3, 3)))
     (tmp_path / "void").mkdir()
     (tmp_path / "torch").mkdir()
-    torch.save(state, tmp_path / "torch" / "pytorch_model.bin")
+    torch.save(state, tmp_path / "torch" / "training_args.bin")
     (tmp_path / "net.weights").write_text("?")
     for name, reason in {
         "cut.safetensors": "not a complete safetensors file",
@@ -235,7 +254,7 @@ def test_damaged_and_foreign_files_are_named(net, tmp_path):
         "no.npz": "holds no tensors",
         "single.npz": "not a complete .npz file",
         "void": "holds no .safetensors files",
-        "torch": "but pytorch_model.bin",
+        "torch": "but training_args.bin",
         "net.weights": "cannot tell what",
         "missing.pt": "there is no file or folder",
     }.items():
@@ -373,6 +392,36 @@ def test_stacks_of_experts_and_position_tables():
         np.testing.assert_array_equal(found[name][1], state[name])
 
 
+class Groups(nn.Module):
+    """Matrices side by side in one parameter, by whatever name."""
+
+    def __init__(self):
+        super().__init__()
+        self.kernels = nn.Parameter(torch.randn(3, 5, 4))
+
+
+def test_matrices_in_one_parameter_are_a_batch_of_them():
+    net = nn.ModuleDict({"groups": Groups(), "conv": nn.Conv1d(4, 6, 3)})
+    found = read(net)
+    np.testing.assert_array_equal(found["groups.kernels"][1], net["groups"].kernels.detach())
+    assert found["conv.weight"][0].parts == ("0", "1", "2")
+    state = {
+        "ffn.experts.mlp.w1": torch.randn(4 * 6, 5),  # of DBRX: four experts one below the other
+        "ffn.router.layer.weight": torch.randn(4, 5),
+        "block_sparse_moe.input_linear.weight": torch.randn(3, 6, 5),
+        "feed_forward.experts.gate_up_proj": torch.randn(3, 5, 12),
+        "conv1.weight": torch.randn(6, 5, 3),
+        "feed_forward.experts.gate_up_proj_bias": torch.randn(3, 12),
+    }
+    found = read(state)
+    kinds = ("Experts", "Linear", "Experts", "Experts", "Conv1d")
+    for name, kind, count in zip(state, kinds, (4, 1, 3, 3, 3), strict=False):
+        assert (found[name][0].kind, len(found[name][1])) == (kind, count)
+    assert "biases" in found["feed_forward.experts.gate_up_proj_bias"][0].skipped
+    experts = state["ffn.experts.mlp.w1"].reshape(4, 6, 5)
+    np.testing.assert_array_equal(found["ffn.experts.mlp.w1"][1], experts)
+
+
 CONVOLUTIONS = [
     nn.Conv1d(4, 6, 3),
     nn.Conv2d(4, 6, (2, 3)),
@@ -444,8 +493,8 @@ SKIPPED = {
     "meta": (torch.ones(4, 4, device="meta"), "meta device"),
     "number": (3, "of type int"),
     "small": (torch.ones(2, 9), "fewer than the 3"),
-    "scaled": (torch.ones(4, 4).to(torch.float8_e4m3fn), "scaled_scale_inv"),
-    "scaled_scale_inv": (torch.ones(4, 4), "scales of the quantised scaled"),
+    "scaled": (torch.ones(4, 4).to(torch.float8_e4m3fn), "float8_e4m3fn, to be scaled"),
+    "scaled_scale_inv": (torch.ones(4, 4), "float8_e4m3fn, to be scaled"),
 }
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from hessrmt.errors import ProblemError, StoreError, WriteError
-from hessrmt.problems import checkpoints
+from hessrmt.problems import checkpoints, readers
 
 
 @pytest.fixture
@@ -35,9 +35,7 @@ def nested(key):
 
 WRAPPERS = [dict, *map(prefixed, ("module.", "_orig_mod."))]
 KINDS = [("c.safetensors", save_file, wrap) for wrap in WRAPPERS]
-KINDS += [
-    ("c.pt", torch.save, wrap) for wrap in (*WRAPPERS, *map(nested, checkpoints.NESTED_UNDER))
-]
+KINDS += [("c.pt", torch.save, wrap) for wrap in (*WRAPPERS, *map(nested, readers.NESTED_UNDER))]
 
 
 @pytest.mark.parametrize(("name", "save", "wrap"), [*KINDS, ("c.pth", torch.save, dict)])
@@ -53,9 +51,9 @@ def test_state_dicts_of_every_kind_are_loaded(model, tmp_path, name, save, wrap)
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("nothing.pt", None, r"nothing\.pt does not exist"),
-        (".", None, "expected a name ending in .*, got 'none'"),
-        ("weights.npz", b"", r"expected a name ending in \.pt, \.pth"),
+        ("nothing.pt", None, r"no file or folder .*nothing\.pt"),
+        ("weights", b"?", r"cannot tell what .*; expected a \.pt, \.pth"),
+        ("weights.npz", b"", "is not a complete .npz file"),
         ("c.pt", b"", "not a PyTorch checkpoint, or is damaged"),
         ("c.pt", b"hello world" * 50, "not a PyTorch checkpoint, or is damaged"),
         ("c.pt", b"PK\x03\x04" + bytes(200), "cut short or damaged"),
@@ -64,7 +62,7 @@ def test_state_dicts_of_every_kind_are_loaded(model, tmp_path, name, save, wrap)
         ("c.pt", {"epoch": 3, "net": {"a": 1}}, r"no tensors \(its keys: epoch, net\)"),
         ("c.pt", [1, 2], "no state dict but a list"),
         ("c.pt", torch.ones(3), "no state dict but a Tensor"),
-        ("folder.pt", None, "is a folder"),
+        ("folder.pt", None, "holds no .safetensors files"),
     ],
 )
 def test_what_is_no_checkpoint_is_refused(tmp_path, name, content, message):
@@ -163,3 +161,56 @@ def test_the_bytes_depend_on_the_content_only(tmp_path):
     assert one.read_bytes() == another.read_bytes()
     with pytest.raises(StoreError, match="No such file or directory"):
         checkpoints.save_atomic({"a": torch.ones(2)}, tmp_path / "none" / "c.pt")
+
+
+class Tied(nn.Module):
+    """An embedding whose weight is the head's too."""
+
+    def __init__(self):
+        super().__init__()
+        self.emb, self.head = nn.Embedding(7, 4), nn.Linear(4, 7, bias=False)
+        self.head.weight = self.emb.weight
+
+
+@pytest.mark.parametrize("names", [("emb",), ("head",), ("emb", "head")])
+def test_tied_weights_may_be_stored_once(tmp_path, names):
+    weight, model = torch.randn(7, 4), Tied()
+    save_file({f"{name}.weight": weight.clone() for name in names}, tmp_path / "c.safetensors")
+    checkpoints.load_into(model, tmp_path / "c.safetensors")
+    assert model.head.weight is model.emb.weight
+    assert torch.equal(model.head.weight, weight)
+
+
+def test_weights_that_differ_where_the_model_ties_them_are_refused():
+    model = Tied()
+    before = model.emb.weight.detach().clone()
+    state = {"emb.weight": torch.ones(7, 4), "head.weight": torch.zeros(7, 4)}
+    with pytest.raises(ProblemError, match=r"emb.weight and head.weight are one weight"):
+        checkpoints.apply_state(model, state)
+    with pytest.raises(ProblemError, match=r"head.weight \(7, 5\) where the model has \(7, 4\)"):
+        checkpoints.apply_state(model, {"head.weight": torch.zeros(7, 5)})
+    assert torch.equal(model.emb.weight, before)
+
+
+def test_names_that_differ_by_what_wraps_the_network(model):
+    state = {name: torch.randn_like(value) for name, value in model.state_dict().items()}
+    for given, target in (
+        (prefixed("net.")(state), model),  # of a LightningModule, into its network
+        (state, nn.ModuleDict({"net": model})),
+        (state, torch.nn.DataParallel(model)),
+    ):
+        for value in model.parameters():
+            value.data.zero_()
+        checkpoints.apply_state(target, given)
+        assert same(model.state_dict(), state)
+
+
+def test_counters_of_batchnorm_may_be_missing_and_integers_are_no_weights():
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    state = {k: v + 1 for k, v in model.state_dict().items() if "num_batches" not in k}
+    checkpoints.apply_state(model, state)
+    assert torch.equal(model[1].running_var, state["1.running_var"])
+    assert model[1].num_batches_tracked == 0
+    state["0.weight"] = torch.ones(4, 3, dtype=torch.int8)
+    with pytest.raises(ProblemError, match=r"of integers, .*0.weight, torch.int8"):
+        checkpoints.apply_state(model, state)

@@ -124,7 +124,7 @@ def test_missing_file_folder_and_unreachable_name(tmp_path, opened):
 
 def test_foreign_hdf5(path, opened):
     with h5py.File(path, "w") as file:
-        file["hessian_evals"] = np.zeros((2, 2))
+        file["eigenvalues"] = np.zeros((2, 2))
     with pytest.raises(StoreError, match="it has no schema attribute, expected 'hessrmt/spectra'"):
         opened(path)
     with h5py.File(path, "r+") as file:

@@ -58,6 +58,7 @@ def analyze(
     min_size: int = 2,
     only: str | None = None,
     device: str = "auto",
+    base: AnySource | None = None,
     tick: Tick | None = None,
 ) -> CapacityReport:
     """Measure the weight matrices of a network: power laws, norms, ranks, bulks. No data needed.
@@ -66,9 +67,9 @@ def analyze(
     not.
 
     Args:
-        source: A module, a state dict, or a path: a checkpoint (``.pt``, ``.pth``,
-            ``.safetensors``), a folder of safetensors shards, an ``.npz`` file, or
-            ``file.py:factory``.
+        source: A module, a state dict, or a path: a checkpoint (``.pt``, ``.pth``, ``.bin``,
+            ``.ckpt``, ``.pth.tar``, ``.safetensors``), a folder of shards or their index, an
+            ``.npz`` file, or ``file.py:factory``. Of a LoRA adapter the updates are measured.
         conv: Convolutions as k² matrices c_out × c_in with a fit each (``slices``, as Martin and
             Mahoney 2019), as these with one fit to all their eigenvalues (``pooled``), or as one
             matrix c_out × c_in k² (``unfolded``).
@@ -83,6 +84,8 @@ def analyze(
         min_size: Fewest eigenvalues of a spectrum; smaller matrices are skipped.
         only: Pattern of the layer names to take, e.g. ``"encoder.*"``.
         device: ``auto``, ``cpu`` or ``cuda[:i]``.
+        base: The network that ``source`` is a LoRA adapter of: measured is the base with the
+            updates added.
         tick: Told of every tensor that is done.
 
     Returns:
@@ -100,7 +103,7 @@ def analyze(
     backend = select(device)
     opened = partial(open_source, conv=conv, min_size=min_size, only=only, seed=seed)
     with ExitStack() as stack:
-        network = stack.enter_context(opened(source))
+        network = stack.enter_context(opened(source, base=base))
         before = None
         if initial is not None:
             start = stack.enter_context(opened(initial))
@@ -111,7 +114,7 @@ def analyze(
             layers.append(layer)
             if tick:
                 tick(layer.name, len(layers), len(network.layers))
-        notes = tuple(run.notes)
+        notes = (*network.notes, *run.notes)
         return CapacityReport(network.label, conv, seed, tuple(layers), backend.name, notes)
 
 

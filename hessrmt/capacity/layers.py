@@ -9,8 +9,7 @@ the difference, the packed q, k, v of ``c_attn`` do. Fused projections of other 
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
 from typing import Any, Literal
@@ -19,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from hessrmt.errors import DataError
+from hessrmt.problems.readers import Entries, Shape
 
 Conv = Literal["slices", "pooled", "unfolded"]
-Shape = tuple[int, ...]
 
 _FORMS = {
     **dict.fromkeys(("Linear", "Conv1D", "Embedding", "EmbeddingBag"), ("matrix", 2)),
@@ -44,29 +43,8 @@ _EMBEDDING_WORD = re.compile(
 )
 _REAL = ("float64", "float32", "float16", "bfloat16")
 _INDICES = ("int16", "int64", "uint16", "uint64")
-_SCALES = ("_scale_inv", "_scale")  # as DeepSeek and compressed-tensors name them
 _QUANTISED = "quantised weights have no spectrum of their own; give them dequantised"
 _PARAMETRISED = re.compile(r"\.parametrizations\.\w+\.original\d*$|weight_orig$")
-
-
-@dataclass(frozen=True)
-class Stored:
-    """What is known of a stored value before it is read.
-
-    Attributes:
-        shape: () for a single number and for what is no tensor.
-        dtype: torch's name of it, e.g. "bfloat16".
-        unusable: Why it can't be read as weights, or None.
-        storage: Equal for tensors that are known to share all their numbers.
-    """
-
-    shape: Shape
-    dtype: str
-    unusable: str | None = None
-    storage: Hashable = field(default_factory=object)
-
-
-Entries = Mapping[str, Stored]
 
 
 @dataclass(frozen=True)
@@ -117,6 +95,11 @@ def recognise(name: str, entries: Entries, module: nn.Module | None = None) -> R
             return Role(kind, form, (), 0, groups, transposed, inferred=False)
         if kind in _NAMED_TENSORS and dimensions == 2:
             return replace(inferred, kind=kind, inferred=False)
+    # no convolution of torch's: what else has three dimensions multiplies matrices
+    named = f"{name} {type(module).__name__}".lower()
+    if module is not None and not scripted and dimensions == 3 and "conv" not in named:
+        kinds = {"Conv1d": Role("Linear", "stacked")}
+        return kinds.get(inferred.kind, inferred)
     return inferred
 
 
@@ -129,14 +112,31 @@ def _from_name(name: str, entries: Entries) -> Role:
     table = len(shape) == 2 or (len(shape) == 3 and shape[0] == 1)
     if table and _EMBEDDING_WORD.fullmatch(word.lower()):
         return Role("Embedding", "matrix")
-    if len(shape) == 3 and "experts" in path:
-        return Role("Experts", "stacked")
-    if len(shape) > 5:
-        return Role(f"{len(shape)}-D", "none")
+    if role := _experts(name, shape, entries):
+        return role
     if len(shape) > 2:
-        return Role(f"Conv{len(shape) - 2}d", "convolution")
+        form = "convolution" if len(shape) < 6 else "none"
+        return Role(f"Conv{len(shape) - 2}d" if len(shape) < 6 else f"{len(shape)}-D", form)
     recurrent = _RECURRENT_NAME.fullmatch(name)
     return _gates(recurrent, shape, entries) if recurrent else _linear(name, shape, entries)
+
+
+def _experts(name: str, shape: Shape, entries: Entries) -> Role | None:
+    """Of weights of several experts in one tensor: a stack, or with DBRX one below the other."""
+    *path, last = name.split(".")
+    if not any("expert" in part or part.endswith("moe") for part in path):
+        return None
+    if len(shape) == 3:
+        return Role("Experts", "stacked")
+    if len(shape) == 2 and last.endswith("bias"):
+        return Role("biases", "none")
+    layer, found, matrix = name.partition(".experts.mlp.")
+    router = entries.get(f"{layer}.router.layer.weight")
+    if len(shape) != 2 or not found or matrix not in {"w1", "v1", "w2"} or router is None:
+        return None
+    count = router.shape[0] if router.shape else 1
+    labels = tuple(map(str, range(count)))
+    return None if shape[0] % count else Role("Experts", "packed", labels)
 
 
 def _linear(name: str, shape: Shape, entries: Entries) -> Role:
@@ -249,9 +249,6 @@ def unusable(name: str, role: Role, entries: Entries) -> str | None:
     """
     shape, dtype = entries[name].shape, entries[name].dtype
     float8 = dtype.startswith("float8")
-    scale = next((name + end for end in _SCALES if name + end in entries), None)
-    scaled = next((name.removesuffix(end) for end in _SCALES if name.endswith(end)), "")
-    quantised = scaled in entries and entries[scaled].dtype not in _REAL
     norm = name.endswith("weight_v") and f"{name[:-1]}g" in entries  # of weight_norm
     part = norm or _PARAMETRISED.search(name)
     reasons = (
@@ -264,9 +261,8 @@ def unusable(name: str, role: Role, entries: Entries) -> str | None:
         (dtype in _INDICES, f"{dtype}: integers such as indices or counters, not weights"),
         ("int" in dtype or dtype.startswith("float4"), f"{dtype}: {_QUANTISED}"),
         (dtype not in _REAL and not float8, f"{dtype}: expected {', '.join(_REAL)} or float8"),
-        (float8 and scale, f"{dtype}, to be scaled by {scale}; give the weights dequantised"),
-        (quantised, f"the scales of the quantised {scaled}"),
         (part, "a part of a parametrised weight; remove the parametrisation, then save"),
+        (role.kind == "biases", "biases, a row for each expert"),
         (role.form == "none", f"{len(shape)}-D: no rule how to make matrices of it"),
     )
     return next((reason for applies, reason in reasons if applies), None)

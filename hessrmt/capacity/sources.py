@@ -1,38 +1,26 @@
 """Where weights come from: modules, state dicts, files and folders, read one tensor at a time.
 
-Every tensor of a network is delivered, or listed with the reason why not. Files are memory-mapped.
-The pages that were read stay in a process's memory as long as their mapping does, so a mapping is
-renewed after 32 MB: peak memory doesn't grow with the file.
+Every tensor of a network is delivered, or listed with the reason why not.
 """
 
 from __future__ import annotations
 
-import json
-import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from functools import cache
-from math import prod
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
-from zipfile import ZipFile
 
 import numpy as np
 import torch
-from numpy.lib import format as npy
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from hessrmt import rng
 from hessrmt.capacity.layers import (
     Conv,
-    Shape,
     Split,
-    Stored,
     count_nonfinite,
     recognise,
     require_finite,
@@ -43,15 +31,29 @@ from hessrmt.capacity.layers import (
 from hessrmt.checks import one_of, whole
 from hessrmt.errors import DataError, ProblemError
 from hessrmt.problems import checkpoints, models
+from hessrmt.problems.adapters import Updated, factor_of
 from hessrmt.problems.plugins import is_plugin
+from hessrmt.problems.readers import (
+    EXPECTED,
+    Reader,
+    Shape,
+    StateDict,
+    innermost,
+    listed,
+    open_path,
+    unwrap,
+)
 
 if TYPE_CHECKING:
     from jaxtyping import Float64, Num
 
 AnySource = nn.Module | Mapping[str, Any] | str | PathLike[str]
 
-_RENEW_AFTER = 32 * 2**20
-_EXPECTED = "a .pt, .pth, .safetensors or .npz file, a folder of safetensors, or file.py:factory"
+_TIED = ("Embedding", "Linear")
+"""Kinds of layers of which one may have the weights of the other."""
+
+_COMPARED = 2**16
+"""Numbers of a weight that are compared with another one's at first."""
 
 
 @dataclass(frozen=True)
@@ -131,11 +133,18 @@ class WeightSource(AbstractContextManager["WeightSource"]):
     Attributes:
         label: What the network was given as: a path, or a class name.
         layers: All tensors in the network's order, the skipped ones too.
+        notes: What a user must know of how it was read.
         close: Closes files; layers can't be loaded any more.
     """
 
-    def __init__(self, label: str, layers: Iterable[WeightTensor], close: Callable[[], None]):
-        self.label, self.layers, self.close = label, tuple(layers), close
+    def __init__(
+        self,
+        label: str,
+        layers: Iterable[WeightTensor],
+        close: Callable[[], None],
+        notes: tuple[str, ...] = (),
+    ):
+        self.label, self.layers, self.close, self.notes = label, tuple(layers), close, notes
         self._by_name = {layer.name: layer for layer in self.layers}
 
     def __iter__(self) -> Iterator[WeightTensor]:
@@ -156,6 +165,7 @@ def open_source(
     min_size: int = 2,
     only: str | None = None,
     seed: int = 0,
+    base: AnySource | None = None,
 ) -> WeightSource:
     """Describe the layers of a network, without reading their values.
 
@@ -164,9 +174,10 @@ def open_source(
     whether it is transposed are unknown, and each tensor is taken as it is stored.
 
     Args:
-        source: A module; a state dict; the path of a ``.pt``, ``.pth``, ``.safetensors`` or
-            ``.npz`` file, or of a folder of safetensors shards; or ``file.py:factory``, whose
-            factory is called without arguments and returns a module.
+        source: A module; a state dict; the path of a ``.pt``, ``.pth``, ``.bin``, ``.ckpt``,
+            ``.pth.tar``, ``.safetensors`` or ``.npz`` file, of a folder of shards or of their
+            index; or ``file.py:factory``, whose factory is called without arguments and returns a
+            module. Of a LoRA adapter the layers are its updates (alpha/r) B A.
         conv: Convolutions as ``slices`` (a matrix for each kernel position, Martin and Mahoney
             2019, below eq. 6), ``pooled`` (the eigenvalues of all slices in one spectrum) or
             ``unfolded`` (one c_out × c_in·k² matrix).
@@ -174,6 +185,8 @@ def open_source(
         only: Pattern of the names to analyse, with ``*``, ``?`` and ``[...]``; the others are
             listed as skipped.
         seed: Of the random initialisation of ``file.py:factory``.
+        base: The network that ``source`` is a LoRA adapter of: the layers are those of the base,
+            with the updates added.
 
     Returns:
         The source. Close it, or use it in a ``with`` block.
@@ -187,13 +200,16 @@ def open_source(
     if only is not None and not isinstance(only, str):
         raise DataError(f"only must be a pattern such as 'features.*', got {only!r}")
     label, reader, owners = _opened(source, seed)
+    if base is not None:
+        on, below, owners = _opened(base, seed)
+        reader, label = Updated(below, reader, label), f"{label} on {on}"
     if not reader.entries:
         raise DataError(f"{label} holds no tensors; expected the weights of a network")
     layers = _layers(reader, owners, conv, min_size, only)
     if only and not any(fnmatchcase(layer.name, only) for layer in layers):
-        names = checkpoints.listed([layer.name for layer in layers])
+        names = listed([layer.name for layer in layers])
         raise DataError(f"no tensor of {label} is named like {only!r}; its first names are {names}")
-    return WeightSource(label, layers, reader.close)
+    return WeightSource(label, layers, reader.close, reader.notes)
 
 
 def pairs(
@@ -227,9 +243,10 @@ def pairs(
 def _layers(
     reader: Reader, owners: Mapping[str, nn.Module], conv: Conv, min_size: int, only: str | None
 ) -> list[WeightTensor]:
-    stored = checkpoints.unwrap({name: name for name in reader.entries})
+    stored = unwrap({name: name for name in reader.entries})
     entries = {name: reader.entries[old] for name, old in stored.items()}
     seen: dict[Any, str] = {}
+    alike: dict[Shape, list[tuple[str, str]]] = {}
     layers = []
     for name, old in stored.items():
         shape, dtype, storage = entries[name].shape, entries[name].dtype, entries[name].storage
@@ -242,6 +259,8 @@ def _layers(
         elif reason is None:
             cut = split(role, shape, conv)
             reason = too_small(cut, role, shape, min_size)
+        if reason is None and role.kind in _TIED:
+            reason = _same_numbers(reader, old, role.kind, alike.setdefault(shape, []))
         if reason is None:
             seen[storage] = name
         else:
@@ -252,6 +271,25 @@ def _layers(
     return layers
 
 
+def _same_numbers(
+    reader: Reader, name: str, kind: str, others: list[tuple[str, str]]
+) -> str | None:
+    """Whether an embedding is stored once more, as the weights of a linear layer or of another."""
+    for other, its_kind in others:
+        if "Embedding" not in {kind, its_kind}:
+            continue
+        # a few rows first: those of two trained weights always differ
+        rows = max(1, _COMPARED // max(1, reader.entries[name].shape[-1]))
+        for part in (slice(rows), slice(None)):
+            one, another = reader.read(name)[part], reader.read(other)[part]
+            if one.dtype != another.dtype or not torch.equal(one, another):
+                break
+        else:
+            return f"has the numbers of {other}: one weight, stored twice"
+    others.append((name, kind))
+    return None
+
+
 # What can be given
 
 
@@ -259,217 +297,33 @@ def _opened(source: AnySource, seed: int) -> tuple[str, Reader, dict[str, nn.Mod
     if isinstance(source, nn.Module):
         return type(source).__name__, *_module(source)
     if isinstance(source, Mapping):
-        state = checkpoints.innermost(source)
+        state, _, others = innermost(source)
         if not any(isinstance(value, Tensor | np.ndarray) for value in state.values()):
-            keys = checkpoints.listed(map(str, source)) or "none"
-            raise DataError(f"a state dict of tensors is needed, got one with the keys: {keys}")
-        return "the state dict", _StateDict(state), {}
+            keys = listed(map(str, source)) or "none"
+            several = f"; there are several, under {listed(others)}" if len(others) > 1 else ""
+            raise DataError(
+                f"a state dict of tensors is needed, got one with the keys: {keys}{several}"
+            )
+        return "the state dict", checkpoints.whole(StateDict(state)), {}
     if not isinstance(source, str | PathLike):
-        expected = f"a torch.nn.Module, a state dict, or the path of {_EXPECTED}"
+        expected = f"a torch.nn.Module, a state dict, or the path of {EXPECTED}"
         raise DataError(f"cannot read weights from a {type(source).__name__}; expected {expected}")
     spec = fspath(source)
     if is_plugin(spec):
         with rng.torch_seeded(seed, "init"):
             return spec, *_module(models.from_factory(spec))
-    return spec, _file(Path(spec).expanduser(), spec), {}
-
-
-def _file(path: Path, spec: str) -> Reader:
-    suffix = path.suffix.lower()
-    if path.is_dir():
-        return _folder(path)
+    path = Path(spec).expanduser()
     if not path.exists():
-        raise ProblemError(f"there is no file or folder {spec}; expected {_EXPECTED}")
-    if suffix == ".npz":
-        return _Npz(path)
-    if suffix not in {*checkpoints.TORCH_SUFFIXES, checkpoints.SAFETENSORS_SUFFIX}:
-        raise ProblemError(f"cannot tell what {spec} is; expected {_EXPECTED}")
-    return _Checkpoints([path])
+        expected = f"{EXPECTED}, or file.py:factory"
+        raise ProblemError(f"there is no file or folder {spec}; expected {expected}")
+    return spec, checkpoints.whole(open_path(path)), {}
 
 
 def _module(module: nn.Module) -> tuple[Reader, dict[str, nn.Module]]:
-    reader = _StateDict(module.state_dict())
+    reader = StateDict(module.state_dict())
     trained = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     for name, entry in reader.entries.items():
         if name not in trained and len(entry.shape) > 1 and "float" in entry.dtype:
             reader.entries[name] = replace(entry, unusable="a buffer, not a trained weight")
-    return reader, dict(module.named_modules(remove_duplicate=False))
-
-
-# Readers of what is given
-
-
-class Reader(ABC):
-    """A container of tensors, lazily read: what is known of each before it is read, by name."""
-
-    entries: dict[str, Stored]
-
-    @abstractmethod
-    def read(self, name: str) -> Tensor:
-        """The tensor of that name, on the CPU, not to be written to."""
-
-    def close(self) -> None:  # noqa: B027
-        """Let go of files and mappings; may be called twice."""
-
-
-@contextmanager
-def _reading(path: Path, kind: str, instead: str = "copy or save it again") -> Iterator[None]:
-    """What a library raises of a file, as a ProblemError that names it."""
-    try:
-        yield
-    except OSError as error:
-        raise ProblemError(f"cannot read {path}: {error.strerror or error}") from error
-    except Exception as error:  # of a foreign file almost anything
-        what = f"{path} is not a complete {kind} ({type(error).__name__}: {error})"
-        raise ProblemError(f"{what}; {instead}") from error
-
-
-class _StateDict(Reader):
-    """A state dict in memory."""
-
-    def __init__(self, state: Mapping[str, object]):
-        self._tensors = {str(name): _as_tensor(value) for name, value in state.items()}
-        self.entries = {name: _described(value) for name, value in self._tensors.items()}
-
-    def read(self, name: str) -> Tensor:
-        return self._tensors[name].detach().cpu()
-
-
-class _Checkpoints(Reader):
-    """Files of torch or safetensors: one is mapped, anew before more than 32 MB were read."""
-
-    def __init__(self, paths: Iterable[Path]):
-        self.entries: dict[str, Stored] = {}
-        self.places: dict[str, Path] = {}
-        self._path, self._tensors, self._used = None, {}, 0
-        self._whole = cache(checkpoints.read)
-        for path in paths:
-            for name, value in self._mapped(path).items():
-                if name in self.entries:
-                    both = f"{path} and {self.places[name]} both hold a tensor {name!r}"
-                    raise ProblemError(f"{both}; give the files of one network, or a single file")
-                known = value if isinstance(value, Stored) else _described(value, path)
-                self.entries[name], self.places[name] = known, path
-
-    def _mapped(self, path: Path) -> dict[str, Any]:
-        if path.suffix.lower() == checkpoints.SAFETENSORS_SUFFIX:
-            found = {}
-            with _reading(path, "safetensors file"), safe_open(path, "pt") as handle:
-                for name in handle.keys():  # noqa: SIM118
-                    about = handle.get_slice(name)
-                    found[name] = Stored(tuple(about.get_shape()), str(about.get_dtype()).lower())
-                    with suppress(SafetensorError):  # of a type that torch lacks
-                        found[name] = handle.get_tensor(name)
-            return found
-        try:
-            content = checkpoints.read(path, mapped=True)
-        except ProblemError:  # of an older format, or no checkpoint: this says what is wrong
-            content = self._whole(path)
-        return checkpoints.tensors(content, path)
-
-    def read(self, name: str) -> Tensor:
-        path, entry = self.places[name], self.entries[name]
-        count = prod(entry.shape) * getattr(torch, entry.dtype).itemsize
-        if path != self._path or self._used + count > _RENEW_AFTER:
-            self.close()
-            self._path, self._tensors = path, self._mapped(path)
-        self._used += count
-        return self._tensors[name].detach()
-
-    def close(self) -> None:
-        self._path, self._tensors, self._used = None, {}, 0
-
-
-class _Npz(Reader):
-    """An ``.npz`` file of NumPy arrays; pickled objects in it are never executed."""
-
-    def __init__(self, path: Path):
-        self._path = path
-        with _reading(path, ".npz file, as numpy.savez writes it"):
-            self._archive = ZipFile(path)
-            names = self._archive.namelist()
-            self.entries = {name.removesuffix(".npy"): self._described(name) for name in names}
-
-    def _described(self, member: str) -> Stored:
-        if not member.endswith(".npy"):
-            return Stored((), "file", "not an array but a file of another kind")
-        with self._archive.open(member) as handle:
-            first = npy.read_magic(handle) == (1, 0)
-            reads = npy.read_array_header_1_0 if first else npy.read_array_header_2_0
-            shape, _, dtype = reads(handle)
-        if dtype.hasobject:
-            return Stored(shape, "object", "pickled Python objects, which are never executed")
-        return Stored(shape, dtype.newbyteorder("=").name)
-
-    def read(self, name: str) -> Tensor:
-        with _reading(self._path, ".npz file"), self._archive.open(f"{name}.npy") as handle:
-            return _as_tensor(npy.read_array(handle, allow_pickle=False))
-
-    def close(self) -> None:
-        self._archive.close()
-
-
-def _folder(folder: Path) -> Reader:
-    """The network in a folder: the shards that its index lists, or else all safetensors files."""
-    indices = sorted(folder.glob("*.safetensors.index.json"))
-    files = sorted(folder.glob("*.safetensors"))
-    if len(indices) > 1:
-        names = checkpoints.listed([index.name for index in indices])
-        raise ProblemError(f"{folder} holds several indices ({names}); give each its own folder")
-    if indices:
-        return _indexed(indices[0])
-    if not files:
-        suffixes = {".pt", ".pth", ".npz", ".bin", ".ckpt"}
-        others = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in suffixes)
-        but = f" (but {checkpoints.listed(others)})" if others else ""
-        raise ProblemError(f"the folder {folder} holds no .safetensors files{but}; give a file")
-    return _Checkpoints(files)
-
-
-def _indexed(index: Path) -> Reader:
-    folder, again = index.parent, "download or save the folder again"
-    kind = 'index of shards, JSON with a "weight_map" of tensor names to file names'
-    with _reading(index, kind, again):
-        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        expected = {str(name): folder / file for name, file in places.items()}
-    if not expected:
-        raise ProblemError(f"{index} lists no tensors; {again}")
-    shards = sorted(set(expected.values()))
-    missing = [shard.name for shard in shards if not shard.is_file()]
-    if missing:
-        lacks = f"{folder} lacks {len(missing)} of the {len(shards)} shards that {index.name} lists"
-        raise ProblemError(f"{lacks}: {checkpoints.listed(missing)}; download the rest")
-    reader = _Checkpoints(shards)
-    for name, path in expected.items():
-        if reader.places.get(name) != path:
-            where = f"which {index.name} places there"
-            raise ProblemError(f"{path} does not hold the tensor {name!r}, {where}; {again}")
-    return reader
-
-
-def _described(value: object, place: object = None) -> Stored:
-    """What a value of a state dict is; unusable unless a plain tensor with values."""
-    if not isinstance(value, Tensor):
-        kind = type(value).__name__
-        return Stored((), kind, f"not a tensor, but of type {kind}")
-    if nn.parameter.is_lazy(value):
-        return Stored((), "uninitialised", "not initialised yet: run the network on data once")
-    shape, dtype = tuple(value.shape), str(value.dtype).removeprefix("torch.")
-    if value.layout is not torch.strided:
-        layout = str(value.layout).removeprefix("torch.")
-        return Stored(shape, dtype, f"{layout}: sparse tensors aren't analysed; use to_dense()")
-    if value.is_meta:
-        return Stored(shape, dtype, "on the meta device, where tensors have no values")
-    if value.is_quantized or not value.numel():
-        return Stored(shape, dtype)
-    storage = place, str(value.device), value.data_ptr(), value.numel(), dtype
-    return Stored(shape, dtype, None, storage)
-
-
-def _as_tensor(value: Any) -> Any:
-    """Arrays that torch can hold as tensors; anything else as it is."""
-    if isinstance(value, np.ndarray):
-        with suppress(TypeError), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a read-only array; it is never written to
-            return torch.from_numpy(np.asarray(value, value.dtype.newbyteorder("="), order="C"))
-    return value
+    modules = dict(module.named_modules(remove_duplicate=False))
+    return checkpoints.whole(reader, factor_of(modules)), modules

@@ -55,8 +55,8 @@ def capacity(
         list[str],
         typer.Argument(
             metavar="SOURCE",
-            help="Checkpoints (.pt, .pth, .safetensors, .npz), folders of safetensors shards, or "
-            "file.py:factory; several are a series.",
+            help="Checkpoints (.pt, .pth, .bin, .ckpt, .pth.tar, .safetensors, .npz), folders of "
+            "shards, LoRA adapters, or file.py:factory; several are a series.",
         ),
     ],
     settings: CapacityConfig,

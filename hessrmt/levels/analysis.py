@@ -229,7 +229,8 @@ def analyze(
 
     Args:
         spectra: :class:`~hessrmt.records.Spectrum` objects, a loaded file, or plain eigenvalues
-            (1-D, 2-D with one row for each spectrum, or a sequence of 1-D arrays).
+            (1-D, 2-D with one row for each spectrum, or a sequence of 1-D arrays; also tables of
+            pandas, polars or xarray, with a row for each spectrum).
         cutoff: ``"certified"`` (what ``"auto"`` takes for spectra), ``"paper"``, a value, or None
             (what it takes for plain eigenvalues); see :func:`hessrmt.levels.select`.
         unfold: Method, or ``"auto"``; see :func:`hessrmt.levels.unfold_selection`. One that cannot

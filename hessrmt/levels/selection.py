@@ -17,6 +17,7 @@ from hessrmt.checks import real, real_array
 from hessrmt.errors import DataError
 from hessrmt.levels.resampling import Samples
 from hessrmt.levels.spacings import ascending, of_spacings
+from hessrmt.levels.tables import from_table
 from hessrmt.records import PAPER_CUTOFF_SPACINGS, Spectrum
 from hessrmt.results import Result
 
@@ -100,7 +101,7 @@ def select(spectra: Any, cutoff: Cutoff = "auto", window: Window = None) -> Sele
     Args:
         spectra: :class:`~hessrmt.records.Spectrum` objects, a loaded file, or plain eigenvalues:
             a 1-D array for one spectrum, a 2-D array with a row for each, or a sequence of 1-D
-            arrays.
+            arrays; or a table of these, see :func:`hessrmt.levels.tables.from_table`.
         cutoff: ``"certified"`` keeps |λ| above each spectrum's noise floor, ``"paper"`` the
             |λ| > 1e-20 of Baskerville, Granziol and Keating 2022, §6, a number |λ| above it, None
             everything. ``"auto"`` means certified, and None for plain eigenvalues.
@@ -150,6 +151,7 @@ def select(spectra: Any, cutoff: Cutoff = "auto", window: Window = None) -> Sele
 
 def _rows_and_floors(spectra: Any) -> tuple[Samples, Float64[np.ndarray, " m"]]:
     """Ascending eigenvalues and noise floor (NaN if unknown) of every spectrum."""
+    spectra = from_table(spectra)
     if isinstance(spectra, Spectrum) or (isinstance(spectra, np.ndarray) and spectra.ndim != 2):
         spectra = [spectra]
     elif not isinstance(spectra, Iterable) or isinstance(spectra, str | bytes):

@@ -2,58 +2,97 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
-import pickle
-import re
-import warnings
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-import safetensors
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hessrmt.errors import ProblemError
 from hessrmt.files import write_whole
+from hessrmt.problems.adapters import Factor, low_rank
+from hessrmt.problems.assembled import Assembled
+from hessrmt.problems.quantised import quantised
+from hessrmt.problems.readers import AVERAGED, Reader, ValueT, listed, open_path, unwrap
+from hessrmt.problems.readers import read as read  # noqa: PLC0414
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from pathlib import Path
 
-ValueT = TypeVar("ValueT")
-
 TORCH_SUFFIXES = (".pt", ".pth")
-SAFETENSORS_SUFFIX = ".safetensors"
-NESTED_UNDER = ("state_dict", "model_state_dict", "model")
-"""Keys under which programs keep a state dict inside a checkpoint."""
+"""Endings of the files that a training writes."""
 
-_WRAPPERS = ("module.", "_orig_mod.")  # DataParallel and torch.compile prefix every name
-_LISTED = 8
+
+def whole(reader: Reader, factor: Factor | None = None) -> Reader:
+    """A container with the weights that its parts make.
+
+    Args:
+        reader: The container.
+        factor: Of updates of low rank; by default as the files say.
+
+    Returns:
+        The same container if nothing is in parts.
+    """
+    if weights := list(quantised(reader)):
+        kinds = Counter(weight.how for weight in weights if weight.make)
+        notes = [f"{count} weights are dequantised: {how}" for how, count in kinds.items()]
+        reader = Assembled(reader, weights, notes)
+    if weights := list(low_rank(reader, factor)):
+        unknown = sum(weight.make is not None and weight.factor is None for weight in weights)
+        note = f"{unknown} LoRA updates are B A without the factor alpha/r, which isn't stated"
+        notes = [f"{note}: exponents don't depend on it, norms do"] if unknown else []
+        reader = Assembled(reader, weights, notes)
+    return reader
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Reader]:
+    reader = whole(open_path(path))
+    try:
+        yield reader
+    finally:
+        reader.close()
 
 
 def load_state(path: Path) -> dict[str, Tensor]:
-    """State dict of a checkpoint file, on the CPU, every value finite.
+    """State dict of a checkpoint, on the CPU, every value finite.
 
-    Nothing stored in the file is executed: ``.pt`` and ``.pth`` files are read by
-    ``torch.load(weights_only=True)``.
+    Nothing stored in a file is executed: those of torch are read by
+    ``torch.load(weights_only=True)``. Quantised weights are made whole where the files say how
+    they were packed.
 
     Args:
-        path: ``.pt``, ``.pth`` or ``.safetensors`` file holding a state dict, or a dict with one
-            under ``state_dict``, ``model_state_dict`` or ``model``.
+        path: A ``.pt``, ``.pth``, ``.bin``, ``.ckpt``, ``.pth.tar``, ``.safetensors`` or ``.npz``
+            file holding a state dict, or a dict with one under ``state_dict``, ``model`` and the
+            like; a folder of shards, or the index of one.
 
     Returns:
-        Entry name to tensor, without the prefix of DataParallel or torch.compile.
+        Entry name to tensor, without the prefixes of DataParallel, torch.compile or FSDP.
 
     Raises:
-        ProblemError: If the file is missing, unreadable, refused or foreign, holds no tensors, or
-            a tensor holds NaN or infinity.
+        ProblemError: If the file is missing, unreadable, refused or foreign, holds no tensors or
+            only parts of them, or a tensor holds NaN or infinity.
     """
-    state = unwrap(tensors(read(path), path))
-    for name, tensor in state.items():
-        if not (tensor.is_floating_point() or tensor.is_complex()):
+    with _opened(path) as reader:
+        return _finite(reader, path)
+
+
+def _finite(reader: Reader, path: Path) -> dict[str, Tensor]:
+    state = {}
+    for name, entry in reader.entries.items():
+        if entry.part_of is not None:
+            whole = reader.entries.get(entry.part_of)
+            if whole is None or whole.part_of is not None:
+                raise ProblemError(f"{path} does not hold whole weights; {name}: {entry.unusable}")
+            continue
+        if not hasattr(torch, entry.dtype):
+            continue  # no tensor, e.g. text in an .npz file
+        state[name] = tensor = reader.read(name).clone()
+        if not _is_number(tensor):
             continue
         wide = tensor if tensor.element_size() >= 4 else tensor.float()  # float8 has no isfinite
         if bad := wide.numel() - int(torch.isfinite(wide).sum()):
@@ -61,53 +100,51 @@ def load_state(path: Path) -> dict[str, Tensor]:
                 f"{path} holds {bad} values that are NaN or infinite, of {tensor.numel()}, "
                 f"in {name!r}; the training diverged or the file is damaged"
             )
-    return state
-
-
-def read(path: Path, *, mapped: bool = False) -> Any:
-    """Content of a checkpoint file as it was saved, tensors on the CPU; executes nothing in it.
-
-    Args:
-        path: ``.pt``, ``.pth`` or ``.safetensors`` file.
-        mapped: Whether tensors of a ``.pt`` or ``.pth`` file stay in the file until their values
-            are used; torch's older format doesn't allow that.
-
-    Returns:
-        The saved object: tensors in containers of plain Python types.
-
-    Raises:
-        ProblemError: If the file is missing, unreadable, refused or foreign.
-    """
-    suffix = path.suffix.lower()
-    if suffix not in {*TORCH_SUFFIXES, SAFETENSORS_SUFFIX}:
+    weights = getattr(reader, "weights", {})
+    if any(weight.update for weight in weights.values()):
         raise ProblemError(
-            f"cannot tell what kind of checkpoint {path} is: "
-            f"expected a name ending in .pt, .pth or .safetensors, got {path.suffix or 'none'!r}"
+            f"{path} is an adapter: it holds LoRA updates of {len(weights)} weights, not a "
+            "network; merge it into its base (PEFT: merge_and_unload) and give what that makes"
         )
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise ProblemError(f"the checkpoint {path} {what}; expected a file holding a state dict")
-    try:
-        if suffix == SAFETENSORS_SUFFIX:
-            return load_file(path, device="cpu")
-        with warnings.catch_warnings():  # torch's remarks on foreign files; ours are errors
-            warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except Exception as error:  # a foreign file makes torch.load raise almost anything
-        raise ProblemError(_why_unreadable(path, error)) from error
+    if not state:
+        raise ProblemError(f"{path} holds no tensors; expected the weights of a network")
+    state = unwrap(state)
+    if any(name != AVERAGED for name in state):
+        state.pop(AVERAGED, None)
+    return state
 
 
 def apply_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Put a state dict into a model; every entry must match in name and shape.
+
+    Weights that the model ties need be there only once. A prefix that all names of the state dict
+    share, as that of a LightningModule around the model, may be missing in the model, as may the
+    batch counters of BatchNorm, which old checkpoints lack, in the state dict.
 
     Args:
         model: The model; unchanged if the state does not fit.
         state: Entry name to tensor; cast to the model's dtype and device.
 
     Raises:
-        ProblemError: If entries are missing, unexpected or of another shape.
+        ProblemError: If entries are missing, unexpected or of another shape, or differ where the
+            model ties them.
     """
     own = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    state = _named_alike(own, state)
+    for names in _tied(own):
+        there = [name for name in names if name in state]
+        differing = [name for name in there[1:] if not _equal(state[name], state[there[0]])]
+        if differing:
+            raise ProblemError(
+                f"{there[0]} and {listed(differing)} are one weight in the model "
+                f"({type(model).__name__}), but differ in the checkpoint; give the model that was "
+                "trained"
+            )
+        if there:
+            state |= dict.fromkeys(names, state[there[0]])
+    for name, value in own.items():
+        if name not in state and name.endswith("num_batches_tracked"):
+            state[name] = value
     found = {
         "missing from the checkpoint": [name for name in own if name not in state],
         "not in the model": [name for name in state if name not in own],
@@ -116,6 +153,11 @@ def apply_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
             for name, value in own.items()
             if name in state and state[name].shape != value.shape
         ],
+        "of integers, as quantised weights are": [
+            f"{name}, {state[name].dtype}"
+            for name, value in own.items()
+            if name in state and value.is_floating_point() and not _is_number(state[name])
+        ],
     }
     faults = [f"{what}: {listed(names)}" for what, names in found.items() if names]
     if faults:
@@ -123,10 +165,46 @@ def apply_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
             f"the checkpoint does not fit the model ({type(model).__name__}): "
             f"{'; '.join(faults)}. Give the model that was trained"
         )
+    others = {name: value for name, value in model.state_dict().items() if name not in own}
     try:
-        model.load_state_dict(dict(state), strict=True)
+        model.load_state_dict({**others, **state}, strict=True)
     except RuntimeError as error:
         raise ProblemError(f"the checkpoint does not fit the model: {error}") from error
+
+
+def _named_alike(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict under the model's names, where only what wraps either differs."""
+    names = unwrap({name: name for name in own})
+    for mine, theirs in ((names, state), (names, _inside(state)), (_inside(names), state)):
+        if mine.keys() & theirs.keys():
+            return {mine.get(name, name): value for name, value in theirs.items()}
+    return dict(state)
+
+
+def _inside(names: Mapping[str, ValueT]) -> dict[str, ValueT]:
+    """Names without the first part that all of them share; none if they don't."""
+    prefix = next(iter(names), "").partition(".")[0] + "."
+    if not all(name.startswith(prefix) for name in names):
+        return {}
+    return {name.removeprefix(prefix): value for name, value in names.items()}
+
+
+def _tied(own: Mapping[str, Tensor]) -> list[list[str]]:
+    """Names in a model of the same numbers."""
+    found: dict[object, list[str]] = {}
+    for name, value in own.items():
+        if value.numel() and not value.is_meta:
+            place = value.device, value.data_ptr(), value.shape, value.stride()
+            found.setdefault(place, []).append(name)
+    return [names for names in found.values() if len(names) > 1]
+
+
+def _is_number(value: Tensor) -> bool:
+    return value.is_floating_point() or value.is_complex()
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and bool((one == other).all())
 
 
 def load_into(model: nn.Module, path: Path) -> str:
@@ -134,13 +212,14 @@ def load_into(model: nn.Module, path: Path) -> str:
 
     Args:
         model: The model; unchanged on failure.
-        path: Checkpoint file, as for :func:`load_state`.
+        path: Checkpoint, as for :func:`load_state`.
 
     Returns:
-        The file's sha256, hexadecimal.
+        Its :func:`sha256_of_all`.
     """
-    apply_state(model, load_state(path))
-    return sha256(path)
+    with _opened(path) as reader:
+        apply_state(model, _finite(reader, path))
+        return sha256_of_all(reader.files)
 
 
 def sha256(path: Path) -> str:
@@ -156,6 +235,21 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def sha256_of_all(files: Sequence[Path]) -> str:
+    """Hexadecimal sha256 of one file, or of what ``sha256sum`` prints of several.
+
+    Args:
+        files: At least one.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    if len(files) == 1:
+        return sha256(files[0])
+    lines = (f"{sha256(file)}  {file.name}\n" for file in files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
 def save_atomic(obj: object, path: Path) -> None:
     """Write a checkpoint so that the file is always either the old one or the new one, complete.
 
@@ -166,97 +260,3 @@ def save_atomic(obj: object, path: Path) -> None:
     buffer = io.BytesIO()  # so that the bytes do not depend on the file's name
     torch.save(obj, buffer)
     write_whole(path, buffer.getbuffer())
-
-
-def innermost(content: Any) -> Any:
-    """The state dict inside a checkpoint, by :data:`NESTED_UNDER`; else the whole of it.
-
-    Args:
-        content: The saved object.
-
-    Returns:
-        A mapping, if there is one.
-    """
-    inner = map(content.get, NESTED_UNDER) if isinstance(content, Mapping) else ()
-    return next((state for state in inner if isinstance(state, Mapping)), content)
-
-
-def tensors(content: Any, path: Path) -> dict[str, Tensor]:
-    """The state dict in what :func:`read` found.
-
-    Args:
-        content: The saved object.
-        path: The file, for messages.
-
-    Returns:
-        Entry name to tensor, as named in the file.
-
-    Raises:
-        ProblemError: If there is none, or it holds no tensors.
-    """
-    content = innermost(content)
-    if not isinstance(content, Mapping):
-        raise ProblemError(
-            f"{path} holds no state dict but a {type(content).__name__}; "
-            "save one with torch.save(model.state_dict(), path)"
-        )
-    found = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-    if not found:
-        raise ProblemError(
-            f"{path} holds no tensors (its keys: {listed(map(str, content)) or 'none'}); expected "
-            f"a state dict, at the top or under {', '.join(map(repr, NESTED_UNDER))}"
-        )
-    return found
-
-
-def unwrap(state: dict[str, ValueT]) -> dict[str, ValueT]:
-    """Entry names without the prefix of DataParallel or torch.compile.
-
-    Args:
-        state: Entry name to anything.
-
-    Returns:
-        The same values, renamed where every name has the prefix.
-    """
-    for prefix in _WRAPPERS:
-        if all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): value for name, value in state.items()}
-    return state
-
-
-def _why_unreadable(path: Path, error: Exception) -> str:
-    if isinstance(error, safetensors.SafetensorError):
-        return f"{path} is not a complete safetensors file ({error}); copy or save it again"
-    # torch raises EINVAL for some files that were cut short
-    if isinstance(error, OSError) and error.errno != errno.EINVAL:
-        return f"cannot read the checkpoint {path}: {error.strerror or error}"
-    with path.open("rb") as handle:
-        start = handle.read(4)
-    foreign = ""
-    if named := re.search(r"GLOBAL ([\w.]+)", str(error)):
-        foreign = f"holds pickled Python objects ({named[1]}), not only tensors"
-    elif "TorchScript" in str(error):
-        foreign = "is a TorchScript archive, not a state dict"
-    elif start[:1] == b"\x80" and isinstance(error, pickle.UnpicklingError):
-        foreign = "is a pickle that was not written by torch.save"
-    if foreign:
-        return (
-            f"{path} {foreign}; nothing in it was executed. In the program that made it, save "
-            "only its tensors: torch.save(model.state_dict(), path)"
-        )
-    if start == b"PK\x03\x04":
-        return (
-            f"{path} is cut short or damaged, or is a zip file of another program; "
-            "copy or save it again"
-        )
-    return (
-        f"{path} is not a PyTorch checkpoint, or is damaged ({path.stat().st_size} bytes); "
-        "expected a file written by torch.save(model.state_dict(), path)"
-    )
-
-
-def listed(names: Iterable[str]) -> str:
-    """The first of some names, and how many more there are."""
-    names = list(names)
-    rest = len(names) - _LISTED
-    return ", ".join(names[:_LISTED]) + (f" and {rest} more" if rest > 0 else "")

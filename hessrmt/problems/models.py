@@ -36,7 +36,7 @@ from torch import nn
 
 from hessrmt import rng
 from hessrmt.errors import ProblemError
-from hessrmt.problems.plugins import explained, is_plugin, load_object
+from hessrmt.problems.plugins import among_neighbours, explained, is_plugin, load_object
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -414,7 +414,8 @@ def from_factory(spec: str, **offered: object) -> nn.Module:
     wanted = inspect.signature(factory).parameters
     given = {name: value for name, value in offered.items() if name in wanted}
     how = f"with {' and '.join(given)}" if given else "without arguments"
-    with explained(Exception, f"the factory {spec!r}, called {how}, failed", ()):
+    failed = f"the factory {spec!r}, called {how}, failed"
+    with explained(Exception, failed, ()), among_neighbours(spec):
         model = factory(**given)
     if not isinstance(model, nn.Module):
         raise ProblemError(

@@ -1,11 +1,20 @@
-"""The user's own code: objects given as ``file.py:name``, and what goes wrong in it."""
+"""The user's own code: objects given as ``file.py:name``, and what goes wrong in it.
+
+A file may import its neighbours, as it could if Python ran it from its own folder. What it has
+imported from there is kept apart from what files of other folders have under the same names:
+between two pieces of user's code neither ``sys.path`` nor ``sys.modules`` knows of any of it.
+"""
 
 from __future__ import annotations
 
+import ast
+import hashlib
+import importlib
 import sys
+import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.machinery import SourceFileLoader
+from importlib.machinery import PathFinder, SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,6 +22,9 @@ from typing import Any
 import torch
 
 from hessrmt.errors import HessrmtError, ProblemError
+
+_neighbours: dict[str, dict[str, tuple[ModuleType, int]]] = {}
+"""Folder to the modules that were imported from it, by name, and when their files were written."""
 
 
 @contextmanager
@@ -57,24 +69,161 @@ def load_object(spec: str) -> Any:
         spec: Path of a Python file, a colon, and a name defined in it.
 
     Returns:
-        The object.
+        The object. Call it within :func:`among_neighbours`.
 
     Raises:
         ProblemError: If the file is missing, fails to run, or lacks the name.
     """
     file, _, name = spec.rpartition(":")
-    path = Path(file).expanduser()
     if not is_plugin(spec) or not name:
         raise ProblemError(f"{spec!r} is not of the form file.py:name")
+    path = _path(spec)
     if not path.is_file():
         raise ProblemError(f"{spec!r}: there is no file {file}")
-    module_name = f"_hessrmt_user_{path.stem}"
+    unique = hashlib.sha256(str(path.parent).encode()).hexdigest()[:8]
+    module_name = f"_hessrmt_user_{path.stem}_{unique}"
     loader = SourceFileLoader(module_name, str(path))
     module = sys.modules[module_name] = ModuleType(module_name)
-    module.__file__ = str(path)
-    with explained(Exception, f"{spec!r}: running {file} failed", ()):
+    module.__file__, module.__package__ = str(path), _package(path)[1]
+    with explained(Exception, f"{spec!r}: running {file} failed", ()), among_neighbours(spec):
         loader.exec_module(module)
     if not hasattr(module, name):
         public = sorted(n for n in vars(module) if not n.startswith("_"))
         raise ProblemError(f"{spec!r}: {file} defines no {name!r}; it has {', '.join(public)}")
     return getattr(module, name)
+
+
+@contextmanager
+def among_neighbours(spec: str) -> Iterator[None]:
+    """While a user's file or an object of it runs: what stands beside the file can be imported.
+
+    Args:
+        spec: ``file.py:name``.
+
+    Yields:
+        None.
+    """
+    path = _path(spec)
+    folders = list(dict.fromkeys(map(str, (path.parent, _package(path)[0]))))
+    kept = _neighbours.setdefault(folders[0], {})
+    if any(_written(module) != when for module, when in kept.values()):
+        kept.clear()  # edited since
+    foreign = _foreign(folders)
+    hidden = {
+        name: module
+        for name, module in list(sys.modules.items())
+        if name in kept or name.partition(".")[0] in foreign
+    }
+    before = list(sys.path)
+    for name in hidden:
+        del sys.modules[name]
+    sys.path[:0] = folders
+    sys.modules.update({name: module for name, (module, _) in kept.items()})
+    importlib.invalidate_caches()
+    known = dict(sys.modules)
+    try:
+        yield
+    finally:
+        places = [*folders, *(entry for entry in sys.path if entry not in before)]
+        found = [name for name, module in sys.modules.items() if known.get(name) is not module]
+        mine = {
+            first
+            for first in {name.partition(".")[0] for name in found}
+            if not first.startswith("_hessrmt_") and _lies_in(first, places)
+        }
+        sys.path[:] = before
+        kept |= {
+            name: (sys.modules[name], _written(sys.modules[name]))
+            for name in found
+            if name.partition(".")[0] in mine
+        }
+        for name in kept:
+            sys.modules.pop(name, None)
+        sys.modules.update(hidden)
+
+
+def sources(spec: str) -> list[Path]:
+    """The files that an object of a user's file was made from.
+
+    Args:
+        spec: ``file.py:name``, loaded.
+
+    Returns:
+        The file, and those beside it that it imports, in the order of their names.
+    """
+    path = _path(spec)
+    kept = _neighbours.get(str(path.parent), {})
+    found, waiting = {path}, [(path, _package(path)[1])]
+    while waiting:
+        file, package = waiting.pop()
+        for name in _imported(file, package) & kept.keys():
+            module = kept[name][0]
+            if module.__file__ and Path(module.__file__) not in found:
+                found.add(Path(module.__file__))
+                waiting.append((Path(module.__file__), module.__package__ or ""))
+    return [path, *sorted(found - {path})]
+
+
+def _imported(file: Path, package: str) -> set[str]:
+    """Names of modules that a file may import."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_bytes())) if file.suffix == ".py" else ():
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            parts = package.split(".")[: len(package.split(".")) - node.level + 1]
+            base = ".".join(
+                [*(parts if node.level else []), *([node.module] if node.module else [])]
+            )
+            found |= {base} | {f"{base}.{alias.name}" for alias in node.names}
+    return found | {name.rpartition(".")[0] for name in found}
+
+
+def _path(spec: str) -> Path:
+    return Path(spec.rpartition(":")[0]).expanduser().absolute()
+
+
+def _foreign(folders: list[str]) -> set[str]:
+    """Names in some folders that modules from elsewhere have, other than installed ones."""
+    here = {path.stem for folder in folders for path in Path(folder).iterdir()}
+    names = {name for name in sys.modules if "." not in name} & here
+    return {
+        name
+        for name in names - set(sys.stdlib_module_names)
+        if not _lies_in(name, folders) and not _installed(sys.modules[name])
+    }
+
+
+def _installed(module: ModuleType) -> bool:
+    places = sysconfig.get_paths()
+    file = getattr(module, "__file__", None) or ""
+    return any(file.startswith(places[kind]) for kind in ("purelib", "platlib", "stdlib"))
+
+
+def _package(path: Path) -> tuple[Path, str]:
+    """The folder that the package of a file lies in, and its name; empty if it is in none."""
+    folder, names = path.parent, []
+    while (folder / "__init__.py").is_file() and folder != folder.parent:
+        names.insert(0, folder.name)
+        folder = folder.parent
+    return folder, ".".join(names)
+
+
+def _lies_in(name: str, folders: list[str]) -> bool:
+    """Whether a module of that name was imported from one of some folders."""
+    module, found = sys.modules.get(name), PathFinder.find_spec(name, folders)
+    spec = getattr(module, "__spec__", None)
+    if spec is None or found is None:
+        return False
+    if found.origin is not None:
+        return spec.origin == found.origin
+    places = set(found.submodule_search_locations or ())
+    return bool(places & set(spec.submodule_search_locations or ()))
+
+
+def _written(module: ModuleType) -> int:
+    file = getattr(module, "__file__", None)
+    try:
+        return Path(file).stat().st_mtime_ns if file else 0
+    except OSError:
+        return 0

@@ -86,7 +86,18 @@ def run(settings: CapacityConfig, sources: Sequence[str], tick: Tick | None = No
     return Series(reports, accuracies, tuple(correlations(reports, accuracies)), notes)
 
 
-_SAME = ("conv", "seed", "initial", "randomize", "p_values", "exact", "min_size", "only", "device")
+_SAME = (
+    "base",
+    "conv",
+    "seed",
+    "initial",
+    "randomize",
+    "p_values",
+    "exact",
+    "min_size",
+    "only",
+    "device",
+)
 """Settings that :func:`hessrmt.capacity.analyze` takes under the same names."""
 
 

@@ -24,7 +24,7 @@ from hessrmt.backend.select import select
 from hessrmt.curvature.density import load_density
 from hessrmt.errors import ClusterError, HessrmtError, StoreError
 from hessrmt.problems import checkpoints, data, losses, models
-from hessrmt.problems.plugins import is_plugin
+from hessrmt.problems.plugins import is_plugin, sources
 from hessrmt.records import Provenance
 from hessrmt.store import density, family, results, spectra
 from hessrmt.store.files import schema_of
@@ -290,9 +290,7 @@ class Inputs:
             "parameters": digest(value.numpy(force=True) for value in model.state_dict().values()),
             "checkpoint": sha256,
             **{
-                f"source of the {name}": hashlib.sha256(
-                    Path(spec.rpartition(":")[0]).expanduser().read_bytes()
-                ).hexdigest()
+                f"source of the {name}": checkpoints.sha256_of_all(sources(spec))
                 for name, spec in specs.items()
                 if is_plugin(spec)
             },

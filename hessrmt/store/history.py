@@ -156,6 +156,8 @@ def holds_history(path: str | Path) -> bool:
     Returns:
         Whether :func:`load_history` can read it.
     """
+    if schema_of(path) != SCHEMA:  # of the published code
+        return False
     with reading(path, SCHEMA, VERSION) as file:
         return EPOCH in file
 

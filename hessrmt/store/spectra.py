@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import h5py
 import numpy as np
 
-from hessrmt.errors import DataError, StoreError, WriteError
+from hessrmt.errors import DataError, HessrmtError, StoreError, WriteError
 from hessrmt.files import new_file, reason, require_new, write_whole
-from hessrmt.records import Spectra, Spectrum
+from hessrmt.records import Provenance, Spectra, Spectrum
 from hessrmt.store.files import (
+    DAMAGE,
     ResumableFile,
     attributes_of,
     dataset,
@@ -35,12 +36,12 @@ from hessrmt.store.files import (
     reading,
     require_one,
     require_same,
+    schema_of,
     text,
 )
 
 if TYPE_CHECKING:
     from hessrmt.arrays import Indices
-    from hessrmt.records import Provenance
 
 SCHEMA = "hessrmt/spectra"
 VERSION = 1
@@ -120,7 +121,8 @@ def load(path: str | Path, block: str | None = None) -> Spectra:
     """The complete spectra of a file; also while a run is still writing it.
 
     Args:
-        path: A file written by ``hessrmt spectrum`` or ``hessrmt simulate``.
+        path: A file written by ``hessrmt spectrum`` or ``hessrmt simulate``, or by the published
+            code, with ``hessian_evals`` alone.
         block: Which block's spectra, for a file of blocks.
 
     Returns:
@@ -182,10 +184,44 @@ def load_all(path: str | Path) -> dict[str | None, Spectra]:
     Returns:
         Name of a block to its spectra, as of :func:`load`; None to those of whole matrices.
     """
+    if not schema_of(path) and (published := _published(path)):
+        return {None: published}
     with reading(path, SCHEMA, VERSION) as file:
         blocks: dict[Any, Any] = {name: file[_group_of(name)] for name in blocks_in(file)}
         parts = blocks or {None: file}
         return {name: read_rows(part, done_rows(part)) for name, part in parts.items()}
+
+
+def _published(path: str | Path) -> Spectra | None:
+    """What a file of the published code holds, eigenvalues alone; None for another file."""
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            link, found = file.get(EIGENVALUES, getlink=True), file.get(EIGENVALUES)
+            if "schema" in file.attrs or not isinstance(found, h5py.Dataset):
+                return None
+            if not isinstance(link, h5py.HardLink) or found.external or found.is_virtual:
+                raise StoreError(f"{path} keeps {EIGENVALUES} in another file, which isn't read")
+            if found.dtype.kind != "f" or not found.size or found.ndim > 2:
+                raise StoreError(f"{path}: {EIGENVALUES} must be a table of real numbers")
+            values = np.atleast_2d(np.asarray(found, dtype=np.float64))
+    except DAMAGE as error:
+        if isinstance(error, HessrmtError):
+            raise
+        return None
+    if not np.isfinite(values).all():
+        raise StoreError(f"{path}: {EIGENVALUES} holds NaN or infinite values")
+    with np.errstate(over="ignore"):
+        dtype = "float32" if np.array_equal(values, values.astype(np.float32)) else "float64"
+    count, size = values.shape
+    note = f"{EIGENVALUES} alone: the noise floor is that of {dtype}, n·ε·max|λ|"
+    about = {"operator": "hessian", "dtype": dtype}
+    provenance = Provenance(about, "unknown", {}, "unknown", (note,))
+    floors = size * float(np.finfo(dtype).eps) * np.abs(values).max(axis=1)
+    items = tuple(
+        Spectrum(np.sort(row), float(floor), size, size, dtype=dtype, provenance=provenance)
+        for row, floor in zip(values, floors, strict=True)
+    )
+    return Spectra(items, np.empty((count, 0), dtype=np.int64), count, provenance)
 
 
 def blocks_in(file: h5py.File) -> tuple[str, ...]:

@@ -1,0 +1,85 @@
+"""Users' files that import what lies beside them, apart from those of other folders."""
+
+import sys
+
+import pytest
+import torch
+
+from hessrmt.errors import ProblemError
+from hessrmt.problems import losses, models, plugins
+
+
+def folder(path, width):
+    """A model file, a module and a package beside it, and a loss that imports the same module."""
+    (path / "parts").mkdir(parents=True)
+    (path / "layers.py").write_text(
+        f"from torch import nn\nclass Layer(nn.Linear):\n    width = {width}\n"
+        "    def __init__(self):\n        super().__init__(4, self.width)\n"
+    )
+    (path / "parts" / "inner.py").write_text("import layers\n")
+    (path / "net.py").write_text(
+        "from layers import Layer\n"
+        "def make():\n"
+        "    from parts.inner import layers  # only when it is called\n"
+        "    assert layers.Layer is Layer\n"
+        "    return Layer()\n"
+    )
+    (path / "loss.py").write_text(
+        "from layers import Layer\ndef loss(out, target):\n    return Layer.width * out.sum()\n"
+    )
+    return path
+
+
+@pytest.fixture
+def folders(tmp_path):
+    return [folder(tmp_path / name, width) for name, width in (("a", 3), ("b", 5))]
+
+
+def test_neighbours_of_one_name_in_two_folders(folders):
+    before = list(sys.path), {name for name in sys.modules if not name.startswith("_hessrmt")}
+    made = [models.from_factory(f"{path}/net.py:make") for path in (*folders, *folders)]
+    assert [net.out_features for net in made] == [3, 5, 3, 5]
+    assert type(made[0]) is type(made[2])  # as of one import
+    loss = losses.resolve(f"{folders[1]}/loss.py:loss")
+    assert loss(torch.ones(2), None) == 10
+    after = list(sys.path), {name for name in sys.modules if not name.startswith("_hessrmt")}
+    assert after == before
+    files = plugins.sources(f"{folders[0]}/net.py:make")
+    assert [file.name for file in files] == ["net.py", "layers.py", "inner.py"]
+
+
+def test_what_the_caller_has_imported_stays_his(folders, tmp_path, monkeypatch):
+    theirs = folder(tmp_path / "theirs", 9)
+    monkeypatch.syspath_prepend(str(theirs))
+    import layers
+
+    try:
+        assert models.from_factory(f"{folders[0]}/net.py:make").out_features == 3
+        assert sys.modules["layers"] is layers
+        assert type(models.from_factory(f"{theirs}/net.py:make")) is layers.Layer
+        assert sys.modules["layers"] is layers
+    finally:
+        del sys.modules["layers"]
+
+
+def test_edited_neighbours_and_failing_ones(folders):
+    net, layers = f"{folders[0]}/net.py:make", folders[0] / "layers.py"
+    assert models.from_factory(net).out_features == 3
+    layers.write_text(layers.read_text().replace("width = 3", "width = 77"))
+    assert models.from_factory(net).out_features == 77
+    layers.write_text("import sys\nsys.path.append('elsewhere')\nraise OSError('no such thing')\n")
+    before = list(sys.path)
+    with pytest.raises(ProblemError, match="OSError: no such thing"):
+        models.from_factory(net)
+    assert sys.path == before
+    assert "layers" not in sys.modules
+
+
+def test_a_file_of_a_package_imports_relatively(folders):
+    path = folders[0]
+    (path / "__init__.py").touch()
+    (path / "relative.py").write_text(
+        "from .layers import Layer\ndef make():\n    return Layer()\n"
+    )
+    assert models.from_factory(f"{path}/relative.py:make").out_features == 3
+    assert path.name not in sys.modules

@@ -1,0 +1,196 @@
+"""Files of weights as people have them: names, nested dictionaries, shards, what lies beside."""
+
+import argparse
+import datetime
+import hashlib
+import json
+import pathlib
+import types
+
+import numpy as np
+import pytest
+import torch
+from file_samples import Planted
+from safetensors.torch import save_file
+from torch import nn
+
+from hessrmt.capacity import open_source
+from hessrmt.errors import DataError, ProblemError
+from hessrmt.problems import checkpoints, readers
+
+
+@pytest.fixture
+def state():
+    generator = torch.Generator().manual_seed(7)
+    return {"fc.weight": torch.randn(6, 5, generator=generator), "fc.bias": torch.ones(6)}
+
+
+def same(one, other) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def analysed(source, **options):
+    with open_source(source, **options) as layers:
+        return {layer.name: layer.load() for layer in layers if layer.skipped is None}
+
+
+NAMES = [
+    "pytorch_model.bin",
+    "last.ckpt",
+    "model_best.pth.tar",
+    "c.tar",
+    "C.PTH",
+    "net.weights",
+    "zip",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_files_of_torch_by_any_of_their_names(state, tmp_path, name):
+    save = save_file if name == "net.weights" else torch.save  # known by its first bytes
+    save(state, tmp_path / name)
+    assert same(checkpoints.load_state(tmp_path / name), state)
+    np.testing.assert_array_equal(analysed(tmp_path / name)["fc.weight"][0], state["fc.weight"])
+
+
+NESTED = [
+    *({"epoch": 3, key: "state"} for key in readers.NESTED_UNDER),
+    {"state": {"generator": {"weights": "state"}}, "step": torch.tensor(3)},
+    {"mine": "state", "optimizer": {"state": {0: {"m": torch.ones(3, 3)}}, "param_groups": []}},
+    {"model": {"state_dict": "state"}, "ema": {"fc.weight": torch.zeros(6, 5)}},
+]
+
+
+def filled(content, state):
+    if isinstance(content, dict):
+        return {key: filled(value, state) for key, value in content.items()}
+    return state if isinstance(content, str) else content
+
+
+@pytest.mark.parametrize("content", NESTED, ids="-".join)
+def test_state_dicts_inside_others(state, tmp_path, content):
+    torch.save(filled(content, state), tmp_path / "c.pt")
+    assert same(checkpoints.load_state(tmp_path / "c.pt"), state)
+    assert analysed(filled(content, state)).keys() == {"fc.weight"}
+    with open_source(tmp_path / "c.pt") as source:
+        others = [note for note in source.notes if "others under ema" in note]
+        assert len(others) == ("ema" in content and "model" in content)
+
+
+def test_of_several_networks_none_is_chosen_by_chance(state, tmp_path):
+    content = {"generator": state, "discriminator": state}
+    torch.save(content, tmp_path / "gan.pt")
+    with pytest.raises(ProblemError, match="several state dicts, under generator, discriminator"):
+        checkpoints.load_state(tmp_path / "gan.pt")
+    with pytest.raises(DataError, match="several, under generator, discriminator"):
+        open_source(content)
+
+
+def prefixed(*prefixes):
+    return lambda state: {"".join(prefixes) + name: value for name, value in state.items()}
+
+
+WRAPPED = {
+    "parallel": prefixed("module."),
+    "parallel, compiled": prefixed("_orig_mod.", "module."),
+    "compiled, parallel": prefixed("module.", "_orig_mod."),
+    "within": lambda s: {name.replace("fc.", "fc._orig_mod."): value for name, value in s.items()},
+    "fsdp": prefixed("_fsdp_wrapped_module."),
+    "averaged": lambda s: {"n_averaged": torch.tensor(4)} | prefixed("module.")(s),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
+def test_names_are_those_of_the_network_inside(state, tmp_path, wrap):
+    torch.save(wrap(state), tmp_path / "c.pt")
+    assert same(checkpoints.load_state(tmp_path / "c.pt"), state)
+    assert analysed(wrap(state)).keys() == {"fc.weight"}
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_what_training_scripts_keep_beside_the_tensors(state, tmp_path, legacy):
+    beside = {
+        "args": argparse.Namespace(lr=0.1, out=pathlib.Path("out")),
+        "best": [np.float64(0.9), np.int64(3), np.float32(2)],
+        "took": datetime.timedelta(3),
+        "more": types.SimpleNamespace(a=datetime.datetime(2020, 1, 1)),
+    }
+    file = tmp_path / "c.pth.tar"
+    torch.save(beside | {"model": state}, file, _use_new_zipfile_serialization=not legacy)
+    assert same(checkpoints.load_state(file), state)
+    assert type(readers.read(file)["args"]).__name__ == "_Inert"
+    torch.save({"args": argparse.Namespace(x=Planted(tmp_path / "made"))} | state, file)
+    with pytest.raises(ProblemError, match="nothing in it was executed"):
+        checkpoints.load_state(file)
+    assert not (tmp_path / "made").exists()
+
+
+FOREIGN = {
+    "model.gguf": (b"GGUF" + bytes(40), "GGUF file of llama.cpp"),
+    "pytorch_model.bin": (b"GGUF" + bytes(40), "GGUF file of llama.cpp"),
+    "model.h5": (b"\x89HDF\r\n\x1a\n" + bytes(40), "HDF5 file"),
+    "net.onnx": (b"\x08\x07" + bytes(40), "ONNX"),
+    "net.tar": (bytes(257) + b"ustar" + bytes(250), "tar archive; unpack it"),
+    "net.txt": (b"weights", "cannot tell what"),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_other_formats_are_refused_by_name(tmp_path, name):
+    content, reason = FOREIGN[name]
+    (tmp_path / name).write_bytes(content)
+    for load in (checkpoints.load_state, open_source):
+        with pytest.raises(ProblemError, match=reason):
+            load(tmp_path / name)
+
+
+def shards(folder, state, ending=".bin", index=True, places=None):
+    folder.mkdir()
+    stem = "pytorch_model" if ending == ".bin" else "model"
+    where = {}
+    for i, (name, value) in enumerate(state.items()):
+        where[name] = f"{stem}-{i + 1:05}-of-{len(state):05}{ending}"
+        (torch.save if ending == ".bin" else save_file)({name: value}, folder / where[name])
+    if index:
+        content = {"metadata": {}, "weight_map": places or where}
+        (folder / f"{stem}{ending}.index.json").write_text(json.dumps(content))
+    torch.save({"lr": 0.1}, folder / "training_args.bin")
+    torch.save({"state": {}}, folder / "optimizer.pt")
+    return folder
+
+
+@pytest.mark.parametrize("ending", [".bin", ".safetensors"])
+@pytest.mark.parametrize("index", [True, False])
+def test_shards_with_and_without_index(state, tmp_path, ending, index):
+    folder = shards(tmp_path / "net", state, ending, index)
+    given = [folder, *folder.glob("*.index.json")]
+    assert len(given) == 1 + index
+    for path in given:
+        assert same(checkpoints.load_state(path), state)
+        assert analysed(path).keys() == {"fc.weight"}
+    net = nn.ModuleDict({"fc": nn.Linear(5, 6)})
+    sums = (
+        f"{hashlib.sha256(f.read_bytes()).hexdigest()}  {f.name}\n" for f in folder.glob("*-of-*")
+    )
+    expected = hashlib.sha256(
+        "".join(sorted(sums, key=lambda line: line[66:])).encode()
+    ).hexdigest()
+    assert checkpoints.load_into(net, folder) == expected
+    assert torch.equal(net["fc"].weight, state["fc.weight"])
+
+
+OUTSIDE = ["../secret.bin", "/etc/passwd", "sub/a.bin", "..\\secret.bin", "C:a.bin", "", "..", "."]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_an_index_names_no_file_outside_of_its_folder(state, tmp_path, name):
+    torch.save(state, tmp_path / "secret.bin")
+    folder = shards(tmp_path / "net", state, places=dict.fromkeys(state, name))
+    for path in (folder, *folder.glob("*.index.json")):
+        with pytest.raises(ProblemError, match="none in its own folder"):
+            checkpoints.load_state(path)
+
+
+def test_npz_files_are_checkpoints_too(state, tmp_path):
+    np.savez(tmp_path / "c.npz", **{name: value.numpy() for name, value in state.items()}, a="text")
+    assert same(checkpoints.load_state(tmp_path / "c.npz"), state)
