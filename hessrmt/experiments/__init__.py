@@ -22,6 +22,7 @@ EXPERIMENTS = {
     "iterate-averaging": "hessrmt.experiments.iterate_averaging:IterateAveraging",
     "training-budget": "hessrmt.experiments.training_budget:TrainingBudget",
     "puzzles": "hessrmt.experiments.puzzles:Puzzles",
+    "approximation": "hessrmt.experiments.approximation:Approximation",
 }
 """Word after ``experiment =`` in a settings file to the class of the experiment."""
 

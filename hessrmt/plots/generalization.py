@@ -31,6 +31,10 @@ _LINES = [{"color": colour, "ls": ls} for colour, ls in zip(_COLOURS, _DASHES, s
 _KINDS = {"deep": {**_LINES[0], "marker": "o"}, "shallow": {**_LINES[1], "marker": "s"}}
 _TIME = "log(1 + t)"
 
+_EXACT, _MOST_SPREAD = 1e-9, 20.0
+"""Below this error a function is exact and falls by no power of the units; how far a bar may reach
+down, so that it ends on a logarithmic axis."""
+
 
 def margin_growth(flow: Any, title: str = "", *, ax: Any = None) -> Figure:
     """Smallest normalised margin in time.
@@ -175,22 +179,81 @@ def approximation_errors(
         The picture.
     """
     studies = [studies] if isinstance(studies, Result) else studies
-    picture, row = style.panels_for(len(studies), title, (3.2, 3.8), ax=ax)
+    picture, row = style.panels_for(len(studies), title, (3.3, 3.8), 4, ax=ax)
     for axes, study in zip(row, studies, strict=True):
+        exact = min(errors.min() for errors in getattr(study, norm).values()) < _EXACT
         for kind, look in _KINDS.items():
             middle, error = study.mean(kind, norm)
             found = study.exponent(kind, norm)
             note = f" ± {found.error:.2f}" if np.isfinite(found.error) else ""
-            label = f"{kind}: {found.exponent:.2f}{note}"
-            axes.errorbar(study.units, middle, yerr=error, label=label, ms=4, lw=1.3, **look)
+            label = kind if exact else f"{kind}: {found.exponent:.2f}{note}"
+            low = np.minimum(error, middle * (1 - 1 / _MOST_SPREAD))
+            axes.errorbar(study.units, middle, yerr=(low, error), label=label, ms=4, lw=1.3, **look)
+            if exact:
+                continue
             bound = 0.5 if kind == "deep" else 1 / study.inputs
             guide = middle[0] * (study.units / study.units[0]) ** -bound
             axes.plot(study.units, guide, color=style.MUTED, lw=0.8, ls=look["ls"])
         style.bare(axes, xscale="log", yscale="log", xlabel="units")
         axes.set_xticks(study.units, [f"{units:g}" for units in study.units])
         axes.minorticks_off()
-        axes.set_title(f"{study.constituent}, n = {study.inputs}", fontsize=9, loc="left")
-        axes.legend(frameon=False, fontsize=8, title="exponents", title_fontsize=8)
+        words = f"{study.constituent}, n = {study.inputs}, {study.activation}"
+        axes.set_title(words, fontsize=9, loc="left")
+        heading = "" if exact else "exponents"
+        axes.legend(frameon=False, fontsize=8, title=heading, title_fontsize=8)
     what = "root mean square error" if norm == "l2" else "largest error"
-    row[0].set_ylabel(f"{what} over standard deviation")
+    for axes in row[:: 4 if ax is None else len(row)]:
+        axes.set_ylabel(f"{what} over standard deviation")
     return picture
+
+
+def polynomial_errors(studies: Any, title: str = "", *, ax: Any = None) -> Figure:
+    """Errors of random polynomials against the scale h of the units' weights.
+
+    Args:
+        studies: A :class:`hessrmt.generalization.polynomials.PolynomialStudy`, or several.
+        title: Above the picture.
+        ax: Two axes to draw into, for shallow and deep networks; None for a new picture.
+
+    Returns:
+        The picture: solid with the theorem's units, dotted with one less.
+    """
+    studies = [studies] if isinstance(studies, Result) else studies
+    picture, (row,) = style.panels(title, (1, 2), ax=ax, size=(2 * 3.3, 4.2), sharey=True)
+    for axes, kind in zip(row, ("shallow", "deep"), strict=True):
+        part = [study for study in studies if study.kind == kind]
+        for study, colour, marker in zip(part, style.COLOURS * 3, "os^vDPX" * 3, strict=False):
+            words = f"n = {study.inputs}, k = {study.degree}, {study.units:,} units"
+            look = {"color": colour, "marker": marker, "ms": 3.5}
+            for errors, ls, label in ((study.errors, "-", words), (study.fewer, ":", None)):
+                middle = np.exp(np.log(errors).mean(axis=1))
+                axes.loglog(study.scales, middle, lw=1.2, ls=ls, label=label, **look)
+        if part:
+            guide = np.array([part[0].scales.min(), part[0].scales.max()])
+            start = np.exp(np.log(part[0].errors).mean(axis=1)).min() / 3
+            axes.loglog(guide, start * guide / guide[0], color=style.MUTED, lw=0.9)
+            style.legend_above(axes, fontsize=8)
+        style.bare(axes, xlabel=f"h ({kind})")
+    row[0].set_ylabel("root mean square error over\nstandard deviation")
+    return picture
+
+
+def square_errors(study: Any, title: str = "", *, ax: Any = None) -> Figure:
+    """The square of the ReLU by deep and shallow networks of ReLUs.
+
+    Args:
+        study: A :class:`hessrmt.generalization.polynomials.SquareStudy`.
+        title: Above the picture.
+        ax: Axes to draw into; None for a new picture.
+
+    Returns:
+        The picture.
+    """
+    axes = style.single(title, ax, (3.3, 3.0))
+    axes.semilogy(study.units, study.deep, label="deep", ms=4, lw=1.3, **_KINDS["deep"])
+    axes.semilogy(study.units, study.shallow, label="shallow", ms=4, lw=1.3, **_KINDS["shallow"])
+    note = "bound of all shallow ones"
+    axes.semilogy(study.units, study.bound, color=style.MUTED, lw=0.9, ls="-.", label=note)
+    style.bare(axes, xlabel="ReLUs", ylabel="largest error of (z₊)²")
+    axes.legend(frameon=False, fontsize=8)
+    return axes.figure
