@@ -240,6 +240,10 @@ def _plain(get: Callable[[ApproximationEntry], Any]) -> Callable[[ApproximationE
     return number
 
 
+def _enough(entry: ApproximationEntry, kind: str) -> int | None:
+    return entry.fitted.enough(kind) if entry.fitted else None
+
+
 def _of_fit(name: str) -> Callable[[ApproximationEntry], Any]:
     return lambda entry: getattr(entry.study, name, None)
 
@@ -366,10 +370,6 @@ def _polynomials(size: ApproximationPreset, seed: int) -> Iterable[Planned]:
 def _squares(size: ApproximationPreset) -> Iterable[Planned]:
     about = "step to ReLUs", "(z₊)²", 1, "relu", None
     yield "square", about, {"levels": size.levels}, partial(squares, size.levels)
-
-
-def _enough(entry: ApproximationEntry, kind: str) -> int | None:
-    return entry.fitted.enough(kind) if entry.fitted else None
 
 
 def _bound(kind: str, entry: ApproximationEntry) -> float:
