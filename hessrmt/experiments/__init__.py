@@ -23,6 +23,8 @@ EXPERIMENTS = {
     "training-budget": "hessrmt.experiments.training_budget:TrainingBudget",
     "puzzles": "hessrmt.experiments.puzzles:Puzzles",
     "approximation": "hessrmt.experiments.approximation:Approximation",
+    "flow": "hessrmt.experiments.flow:GradientFlows",
+    "stability": "hessrmt.experiments.stability:Stability",
 }
 """Word after ``experiment =`` in a settings file to the class of the experiment."""
 

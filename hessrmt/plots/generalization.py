@@ -257,3 +257,128 @@ def square_errors(study: Any, title: str = "", *, ax: Any = None) -> Figure:
     style.bare(axes, xlabel="ReLUs", ylabel="largest error of (z₊)²")
     axes.legend(frameon=False, fontsize=8)
     return axes.figure
+
+
+def residuals(
+    found: Mapping[str, tuple[Any, Values, Values]], title: str = "", *, ax: Any = None
+) -> Figure:
+    """Residuals of eqs. 15 and 5 of Poggio, Banburski and Liao (2020) along flows.
+
+    Args:
+        found: Label to a flow and its (T,) residuals with the nearest sample alone and with all
+            samples, up to four.
+        title: Above the picture.
+        ax: Axes to draw into; None for a new picture.
+
+    Returns:
+        The picture.
+    """
+    axes = style.single(title, ax)
+    for (label, (flow, one, every)), colour in zip(found.items(), _COLOURS, strict=False):
+        later = slice(flow.separated_from, None)
+        times = flow.log_times[later]
+        axes.semilogy(times, one[later], lw=1.4, color=colour, label=f"{label}: eq. 15")
+        axes.semilogy(times, every[later], lw=1.4, color=colour, ls="--", label=f"{label}: eq. 5")
+    return style.finish(axes, xlabel=_TIME, ylabel="largest sine of V_k and its gradient")
+
+
+def batch_norm_margins(flow: Any, title: str = "", *, ax: Any = None) -> Figure:
+    """Margins of a network with batch normalisation in time.
+
+    Args:
+        flow: A :class:`hessrmt.generalization.batch_norm.BatchNormFlow`.
+        title: Above the picture.
+        ax: Axes to draw into; None for a new picture.
+
+    Returns:
+        The picture.
+    """
+    axes = style.single(title, ax, (3.3, 3.3))
+    curves = {
+        "over Π‖γ_k‖ ‖W_K‖": flow.margin,
+        "smoothed": np.where(flow.smoothed_margin > 0, flow.smoothed_margin, np.nan),
+        "folded into the weights": flow.folded_margins.min(axis=1),
+    }
+    for (label, values), look in zip(curves.items(), _LINES, strict=False):
+        axes.plot(flow.log_times, values, lw=1.3, label=label, **look)
+    axes.axhline(0, color=style.MUTED, lw=0.8)
+    style.legend_above(axes, fontsize=8)
+    style.bare(axes, xlabel=_TIME, ylabel="smallest normalised margin")
+    return axes.figure
+
+
+def stationary_counts(sets: Any, title: str = "", *, ax: Any = None) -> Figure:
+    """How often each flow ended in each minimum.
+
+    Args:
+        sets: A :class:`hessrmt.generalization.stationary.StationarySets`.
+        title: Above the picture.
+        ax: Axes to draw into; None for a new picture.
+
+    Returns:
+        The picture: minima in the order of their margins, which are written below.
+    """
+    axes = style.single(title, ax, (max(3.3, 0.45 * len(sets.outputs) + 1.5), 3.3))
+    flows = len(sets.flows)
+    for f, (name, row) in enumerate(zip(sets.flows, sets.counts, strict=True)):
+        place = np.arange(len(row)) + (f - (flows - 1) / 2) / (flows + 1)
+        axes.bar(place, row, 1 / (flows + 1), color=style.COLOURS[f], label=name)
+    labels = [f"{margin:.3f}" for margin in sets.margins]
+    axes.set_xticks(range(len(labels)), labels, rotation=90)
+    style.legend_above(axes, fontsize=8, ncols=2)
+    style.bare(axes, size=8, xlabel="smallest margin at the minimum", ylabel="starts")
+    return axes.figure
+
+
+def stability(found: Any, title: str = "", *, ax: Any = None) -> Figure:
+    """Cross-validation along gradient flows.
+
+    Args:
+        found: A :class:`hessrmt.generalization.stability.LeaveOneOut`, or several.
+        title: Above the picture.
+        ax: Two axes to draw into; None for a new picture.
+
+    Returns:
+        The picture: losses and instability, and errors.
+    """
+    found = [found] if isinstance(found, Result) else found
+    picture, ((left, right),) = style.panels(title, (1, 2), ax=ax, size=(6.6, 3.4))
+    sides = (
+        (left, {"instability": "instability", "left_out_loss": "left out", "test_loss": "fresh"}),
+        (right, {"left_out_error": "left out", "test_error": "fresh"}),
+    )
+    for axes, names in sides:
+        for (name, label), look in zip(names.items(), _LINES, strict=False):
+            for number, one in enumerate(found):
+                words = None if number else label
+                axes.plot(one.log_times, getattr(one, name), lw=1.0, label=words, **look)
+        style.legend_above(axes, fontsize=8, ncols=3, columnspacing=1.0)
+    style.bare(left, xlabel=_TIME, ylabel="normalised loss")
+    style.bare(right, xlabel=_TIME, ylabel="classification error")
+    return picture
+
+
+def square_loss(study: Any, title: str = "", *, ax: Any = None) -> Figure:
+    """Expected error and instability of least squares against the dimension.
+
+    Args:
+        study: A :class:`hessrmt.generalization.stability.SquareLossStudy`.
+        title: Above the picture.
+        ax: Two axes to draw into; None for a new picture.
+
+    Returns:
+        The picture: medians over random problems.
+    """
+    picture, ((left, right),) = style.panels(title, (1, 2), ax=ax, size=(6.6, 3.4))
+    ratio = study.dimensions / study.samples
+    sides = (
+        (left, study.error, "expected square error"),
+        (right, study.instability, "instability"),
+    )
+    for axes, values, words in sides:
+        for name, rows, look in zip(study.starts, values, _LINES, strict=False):
+            axes.loglog(ratio, np.median(rows, axis=1), lw=1.3, label=f"start: {name}", **look)
+        axes.axvline(1, color=style.MUTED, lw=0.8)
+        style.bare(axes, xlabel="dimension over samples", ylabel=words)
+    style.legend_above(left, fontsize=8, ncols=3, columnspacing=1.0)
+    return picture
