@@ -416,8 +416,8 @@ def _together(study: SquareLossStudy) -> str:
     order = stats.kendalltau(study.instability[zero].mean(axis=1), error).statistic
     return (
         f"the mean square error at samples left out is the expected one, noise included, within "
-        f"{off:.0%} in every dimension (it is that of one sample less); over dimensions instability "
-        f"and expected error have Kendall's τ = {order:+.2f}; in one dimension d > n, from problem "
+        f"{off:.0%} in every dimension (it is that of one sample less); Kendall's τ of instability "
+        f"and expected error is {order:+.2f} over dimensions; in one dimension d > n, from problem "
         f"to problem, τ with the expected error is: {', '.join(parts)}: agrees on the average, "
         "says little about a single problem."
     )

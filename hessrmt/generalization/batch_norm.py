@@ -43,6 +43,10 @@ if TYPE_CHECKING:
     State = Float64[np.ndarray, " n"]
 
 
+_CONSTANT = 1e-12
+"""Standard deviation over the size of what is summed that is round-off of a constant."""
+
+
 class _Normalized(NamedTuple):
     """A hidden layer on its way: what enters, z without mean over s, s, and before σ."""
 
@@ -181,8 +185,13 @@ def batch_norm_flow(
     grid = time_grid(saved, log_time)
     network = _Network(start, inputs, labels, loss, activation)
     state = network.state()
-    if min(layer.deviation.min() for layer in network.forward(network.parts(state))[1]) == 0:
-        raise DataError("a unit has the same value for all samples, so that it has no scale")
+    parts = network.parts(state)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        hidden = network.forward(parts)[1]
+    for w, layer in zip(parts[0], hidden, strict=True):
+        size = np.linalg.norm(w, axis=1) * np.linalg.norm(layer.entering, axis=1).max()
+        if not (layer.deviation > _CONSTANT * size).all():
+            raise DataError("a unit has the same value for all samples, so that it has no scale")
     kinks = activation == "relu"
     options = {"method": method, "rtol": rtol, "atol": atol, "evaluations": evaluations}
     states, statistics = solve(network.rate, state, grid, kinks, **options)
