@@ -83,13 +83,13 @@ experiment = "flow"
 name = "line"
 task = { kind = "hyperplane", samples = 6, features = 2 }
 kinds = ["descent", "constrained"]
-log_time = 60
+log_time = 10
 
 [[presets.small.flows]]
 name = "hidden"
-task = { kind = "hyperplane", samples = 6, features = 2 }
-hidden = [2]
-log_time = 4
+task = { kind = "hyperplane", samples = 6, features = 2, gap = 2.0 }
+hidden = [3]
+log_time = 5
 
 [[presets.small.flows]]
 name = "batch"
@@ -97,14 +97,14 @@ task = { kind = "hyperplane", samples = 6, features = 2 }
 hidden = [1]
 kinds = ["batch-normalization"]
 activation = "linear"
-log_time = 20
+log_time = 4
 
 [[presets.small.sets]]
 name = "sets"
 task = { kind = "hyperplane", samples = 6, features = 2 }
 hidden = [1]
-starts = 2
-log_time = 4
+starts = 1
+log_time = 2
 """,
     "stability": """
 experiment = "stability"

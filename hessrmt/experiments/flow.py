@@ -50,6 +50,9 @@ _ONE = 1.05
 _SMALL = 0.05
 """Sine of an angle that is small at the end of a flow, which nears its limit like 1/log t."""
 
+_ALIKE = 2.0
+"""Ratio of two residuals that vanish together."""
+
 _HESSIANS = 11
 """Times at which Hessians are computed."""
 
@@ -525,14 +528,14 @@ def _eq_15(entries: Sequence[FlowEntry]) -> str:
         if part:
             sines = [e.eq15 or 0.0 for e in part]
             others, sizes = [e.eq5 or 0.0 for e in part], [e.support or 0.0 for e in part]
-            small = sum(sine < _SMALL for sine in sines)
+            small = sum(map(_vanishes, part))
             parts.append(
                 f"where {words} the directions ({len(part)} flows, effective number "
                 f"{min(sizes):.3g} to {max(sizes):.3g}) the residual of eq. 15 ends at "
-                f"{min(sines):.2g} to {max(sines):.2g} (below {_SMALL} in {small}), that of eq. 5, "
-                f"with all samples, at {min(others):.2g} to {max(others):.2g}"
+                f"{min(sines):.2g} to {max(sines):.2g}, that of eq. 5, with all samples, at "
+                f"{min(others):.2g} to {max(others):.2g} (both vanish alike in {small})"
             )
-    agrees = all((e.eq15 or 0) < _SMALL for e in found)
+    agrees = all(map(_vanishes, found))
     verdict = (
         "agrees"
         if agrees
@@ -540,6 +543,11 @@ def _eq_15(entries: Sequence[FlowEntry]) -> str:
         "their weighted sum, eq. 5, vanishes"
     )
     return f"{'; '.join(parts)}: {verdict}."
+
+
+def _vanishes(entry: FlowEntry) -> bool:
+    """Whether the residual of eq. 15 goes to zero with that of eq. 5, or is zero already."""
+    return (entry.eq15 or 0.0) <= max(_ALIKE * (entry.eq5 or 0.0), _ROUND_OFF)
 
 
 def _maximum_margin(entries: Sequence[FlowEntry]) -> str:
