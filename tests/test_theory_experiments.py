@@ -73,7 +73,10 @@ def test_rates_and_dimensions_are_judged_by_their_exponents():
     say = Approximation().conclusions
     good = say([fitted(1.0, 0.5), fitted(0.9, 0.2, inputs=8)])
     assert "deep: exponents 0.90 to 1.00, 2 of 2 at least" in good["Theorem 1, rates"]
-    assert "larger for deep networks in 1 of 1" in good["Theorem 1, dimension"]
+    assert (
+        "larger for deep networks, by more than 2 standard errors, in 1 of 1"
+        in (good["Theorem 1, dimension"])
+    )
     assert good["Theorem 1, dimension"].endswith("agrees.")
     assert good["Theorem 1, equal units"].endswith("agrees.")
     bad = say([fitted(0.3, 0.5), fitted(0.1, 0.5, inputs=8)])

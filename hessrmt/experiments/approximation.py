@@ -407,22 +407,17 @@ def _dimension(entries: Sequence[ApproximationEntry]) -> str:
     groups: dict[tuple[str, str], list[ApproximationEntry]] = {}
     for entry in entries:
         groups.setdefault((entry.target, entry.activation), []).append(entry)
-    kept, lost, said = 0, 0, []
+    kept, said = 0, []
     for (target, activation), part in groups.items():
         low, high = min(part, key=lambda e: e.inputs), max(part, key=lambda e: e.inputs)
         if low.inputs == high.inputs:
             continue
-        change = {}
-        for kind in KINDS:
-            one, two = low.exponent(kind), high.exponent(kind)
-            assert isinstance(one, Estimate)
-            assert isinstance(two, Estimate)
-            change[kind] = two.mean / one.mean
-        kept += change["deep"] > change["shallow"]
-        lost += 1
-        said.append(
-            f"{target} ({activation}) {change['deep']:.2f} deep, {change['shallow']:.2f} shallow"
-        )
+        change = {kind: _quotient(high.exponent(kind), low.exponent(kind)) for kind in KINDS}
+        deep, shallow = change["deep"], change["shallow"]
+        kept += deep.mean - shallow.mean > _SIGMAS * float(np.hypot(deep.error, shallow.error))
+        words = f"{deep.text('.2f')} deep, {shallow.text('.2f')} shallow"
+        said.append(f"{target} ({activation}) {words}")
+    lost = len(said)
     if not said:
         return ""
     verdict = (
@@ -430,8 +425,15 @@ def _dimension(entries: Sequence[ApproximationEntry]) -> str:
     )
     return (
         "the exponent in the largest dimension over that in the smallest is larger for deep "
-        f"networks in {kept} of {lost} ({'; '.join(said)}): {verdict}."
+        f"networks, by more than {_SIGMAS:g} standard errors, in {kept} of {lost} "
+        f"({'; '.join(said)}): {verdict}."
     )
+
+
+def _quotient(one: Any, other: Any) -> Estimate:
+    """Of two exponents, with its standard error."""
+    mean = one.mean / other.mean
+    return Estimate(mean, float(np.hypot(one.error, mean * other.error)) / abs(other.mean))
 
 
 def _equal_units(entries: Sequence[ApproximationEntry]) -> str:
@@ -459,21 +461,16 @@ def _boolean(entries: Sequence[ApproximationEntry]) -> str:
     parts = []
     for entry in entries:
         assert entry.fitted is not None
-        most = entry.units[-1]
-        needed = [
-            f"{kind} {entry.fitted.enough(kind) or f'more than {most}'} (tree's rule "
-            f"{2 * (entry.inputs - 1)})"
-            if kind == "deep"
-            else f"{kind} {entry.fitted.enough(kind) or f'more than {most}'}"
-            for kind in KINDS
-        ]
+        most = f"more than {entry.units[-1]}"
+        needed = [f"{kind} {entry.fitted.enough(kind) or most}" for kind in KINDS]
         parts.append(f"{entry.target} of {entry.inputs} bits: {', '.join(needed)} units")
     if not parts:
         return ""
     return (
-        f"units with which the best fit is exact: {'; '.join(parts)}. Two ReLUs a node make every "
-        "such tree, but parity is no example of an advantage: it is a function of Σx, and n ReLUs "
-        "in one layer are enough."
+        f"units with which the best fit is exact: {'; '.join(parts)}. Two ReLUs at each of the "
+        "n - 1 nodes make every such tree, and fits find them; but parity is no example of an "
+        "advantage in units: it is a function of Σx, which n ReLUs in one layer are, though fits "
+        "of shallow networks may miss them."
     )
 
 

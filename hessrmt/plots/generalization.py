@@ -379,6 +379,8 @@ def square_loss(study: Any, title: str = "", *, ax: Any = None) -> Figure:
         for name, rows, look in zip(study.starts, values, _LINES, strict=False):
             axes.loglog(ratio, np.median(rows, axis=1), lw=1.3, label=f"start: {name}", **look)
         axes.axvline(1, color=style.MUTED, lw=0.8)
+        style.log_ticks(axes.xaxis, 5)
+        style.log_ticks(axes.yaxis, 5)
         style.bare(axes, xlabel="dimension over samples", ylabel=words)
     style.legend_above(left, fontsize=8, ncols=3, columnspacing=1.0)
     return picture
