@@ -166,7 +166,9 @@ def test_stability_is_judged_over_starts_or_not_at_all():
         return Stability().conclusions([*flows, StabilityEntry("", "square loss", squares, 0)])
 
     few = said([(0.5, 0.5)] * 4)
-    assert "4 starts are too few to say" in few["stability, margin and expected error"]
+    assert (
+        "4 starts that separate are too few to say" in few["stability, margin and expected error"]
+    )
     same = said([(0.5, 0.5)] * 8)["stability, margin and expected error"]
     assert "instability is the same for all starts" in same
     good = said([(0.1 * i, 0.05 * i) for i in range(1, 9)])

@@ -291,7 +291,10 @@ def _flows(size: StabilityPreset, seed: int) -> Iterable[tuple[str, str, dict[st
             yield f"{one.name}-{number}", one.name, wanted, make
 
 
-def _along(flows: Sequence[LeaveOneOut]) -> str:
+def _along(every: Sequence[LeaveOneOut]) -> str:
+    flows = [flow for flow in every if flow.margin[-1] > 0]
+    if not flows:
+        return f"none of {len(every)} flows classifies all samples correctly: nothing to say."
     falls, parts = {}, []
     for name, words in (
         ("instability", "the instability"),
@@ -307,8 +310,9 @@ def _along(flows: Sequence[LeaveOneOut]) -> str:
     if falls["instability"] < falls["test_loss"]:
         verdict += ": margins grow, and with them what a single sample is worth"
     return (
-        f"from the largest value to the end of the flow, by {_FALL:.0%} at least, normalised "
-        f"networks (means over starts): {', '.join(parts)}: {verdict}."
+        f"from the largest value to the end of the flow, by {_FALL:.0%} at least, in the "
+        f"{len(flows)} of {len(every)} flows that classify all samples correctly (means of the "
+        f"normalised networks): {', '.join(parts)}: {verdict}."
     )
 
 
@@ -318,9 +322,10 @@ def _over_starts(entries: Sequence[StabilityEntry]) -> str:
         if entry.flow is not None:
             groups.setdefault(entry.group, []).append(entry.flow)
     parts = []
-    for name, flows in groups.items():
+    for name, every in groups.items():
+        flows = [flow for flow in every if flow.margin[-1] > 0]
         if len(flows) < _FEWEST:
-            parts.append(f"{name}: {len(flows)} starts are too few to say")
+            parts.append(f"{name}: {len(flows)} starts that separate are too few to say")
             continue
         ends = {
             what: np.array([getattr(flow, what)[-1] for flow in flows])

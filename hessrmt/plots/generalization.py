@@ -200,7 +200,7 @@ def approximation_errors(
         words = f"{study.constituent}, n = {study.inputs}, {study.activation}"
         axes.set_title(words, fontsize=9, loc="left")
         heading = "" if exact else "exponents"
-        axes.legend(frameon=False, fontsize=8, title=heading, title_fontsize=8)
+        axes.legend(fontsize=8, title=heading, title_fontsize=8, edgecolor="none", framealpha=0.85)
     what = "root mean square error" if norm == "l2" else "largest error"
     for axes in row[:: 4 if ax is None else len(row)]:
         axes.set_ylabel(f"{what} over standard deviation")
