@@ -206,7 +206,9 @@ def _mean(get: Callable[[StabilityEntry], Any]) -> Callable[[StabilityEntry], An
 def _both(
     name: str, get: Callable[[StabilityEntry], Estimate | float | None], key: str
 ) -> tuple[Column[StabilityEntry], Column[StabilityEntry]]:
-    shown = Column(name, lambda e: _text(get(e)), terminal=name.replace(" ", "\n"))
+    shown: Column[StabilityEntry] = Column(
+        name, lambda e: _text(get(e)), terminal=name.replace(" ", "\n")
+    )
     return shown, Column("", _mean(get), key=key)
 
 
@@ -354,8 +356,12 @@ def _rank(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     keep = np.unique(np.round(np.stack([x, y], axis=1), 4), axis=0)
     if len(keep) < _FEWEST:
         return float("nan"), float("nan")
-    found = stats.kendalltau(keep[:, 0], keep[:, 1])
-    return float(found.statistic), float(found.pvalue)
+    return _kendall(keep[:, 0], keep[:, 1])
+
+
+def _kendall(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    tau, p = stats.kendalltau(x, y)
+    return float(tau), float(p)
 
 
 def _unique(study: SquareLossStudy) -> str:
@@ -414,9 +420,9 @@ def _together(study: SquareLossStudy) -> str:
     parts = []
     for name, words in (("instability", "instability"), ("left_out", "error left out")):
         rows = zip(getattr(study, name)[zero][wide], study.error[zero][wide], strict=True)
-        taus = [stats.kendalltau(a, b).statistic for a, b in rows]
+        taus = [_kendall(a, b)[0] for a, b in rows]
         parts.append(f"{words} {min(taus):+.2f} to {max(taus):+.2f}")
-    order = stats.kendalltau(study.instability[zero].mean(axis=1), error).statistic
+    order = _kendall(study.instability[zero].mean(axis=1), error)[0]
     return (
         f"the mean square error at samples left out is the expected one, noise included, within "
         f"{off:.0%} in every dimension (it is that of one sample less); Kendall's τ of instability "

@@ -302,4 +302,6 @@ def square_loss_study(
             off[i, r] = np.linalg.norm(square_flow(x, y) - least) / np.linalg.norm(least)
     d = np.array(sizes, dtype=float)
     expected = np.minimum(n, d) / (np.abs(d - n) - 1)
-    return SquareLossStudy(n, sigma, d, STARTS, *found, sensitivity, expected, off)
+    error, instability, left_out = found
+    of_starts = error, instability, left_out
+    return SquareLossStudy(n, sigma, d, STARTS, *of_starts, sensitivity, expected, off)
