@@ -123,7 +123,7 @@ def test_a_margin_that_falls_is_said_to_fall():
     entry = flow_entry(flow, widths=(2, 2, 1))
     said = GradientFlows().conclusions([entry])
     assert "in 1 of 1 flows" in said["Lemma 3, Fig. 3"]
-    assert said["Lemma 3, Fig. 3"].endswith(": agrees.")
+    assert ": agrees here;" in said["Lemma 3, Fig. 3"]
     assert said["Lemma 1"].endswith("agrees.")
     margins = flow.margins.copy()
     margins[-1] /= 2

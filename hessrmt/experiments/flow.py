@@ -518,7 +518,7 @@ def _lemma_3(entries: Sequence[FlowEntry]) -> str:
     text += f"; the smoothed margin falls in {len(smoothed)}"
     if falling:
         return f"{text}: agrees in part: Lemma 3 holds only once one support vector dominates."
-    return f"{text}: agrees."
+    return f"{text}: agrees here; before one support vector dominates nothing forbids a fall."
 
 
 def _eq_15(entries: Sequence[FlowEntry]) -> str:
@@ -628,7 +628,7 @@ def _sets_agree(entries: Sequence[FlowEntry], flows: tuple[str, ...]) -> str:
         }
         if any(elsewhere.values()):
             ends = ", ".join(f"{name} {count}" for name, count in elsewhere.items() if count)
-            text += f"; starts that end where not all samples are classified correctly: {ends}"
+            text += f"; starts that end with samples classified wrongly, or not at rest: {ends}"
         if missed:
             rarest = min(missed, key=lambda item: item[-1])
             text += (
