@@ -309,6 +309,15 @@ def _along(every: Sequence[LeaveOneOut]) -> str:
         parts.append(f"{words} falls in {falls[name]} of {len(flows)} ({peak:.3g} to {end:.3g})")
     both = falls["instability"] == falls["test_loss"] == len(flows)
     verdict = "agrees" if both else "agrees in part" if falls["test_loss"] else "does not agree"
+    errors = [flow.test_error for flow in flows]
+    again = sum(row[-1] > (1 + _FALL) * row.min() for row in errors)
+    least, end = (np.mean([get(row) for row in errors]) for get in (np.min, lambda row: row[-1]))
+    parts.append(
+        f"the classification error on fresh samples is above its least value again in {again} of "
+        f"{len(flows)} ({least:.3g} to {end:.3g})"
+    )
+    if again and verdict == "agrees":
+        verdict = "agrees for the losses, not for the classification error"
     if falls["instability"] < falls["test_loss"]:
         verdict += ": margins grow, and with them what a single sample is worth"
     return (
