@@ -88,7 +88,7 @@ log_time = 10
 [[presets.small.flows]]
 name = "hidden"
 task = { kind = "hyperplane", samples = 6, features = 2, gap = 2.0 }
-hidden = [3]
+hidden = [5]
 log_time = 5
 
 [[presets.small.flows]]

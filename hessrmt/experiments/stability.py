@@ -369,8 +369,8 @@ def _rank(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
 
 
 def _kendall(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    tau, p = stats.kendalltau(x, y)
-    return float(tau), float(p)
+    found: Any = stats.kendalltau(x, y)
+    return float(found.statistic), float(found.pvalue)
 
 
 def _unique(study: SquareLossStudy) -> str:
