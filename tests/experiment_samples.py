@@ -90,8 +90,64 @@ lr = 0.02
 batch = 30
 seeds = 2
 """,
+    "approximation": """
+experiment = "approximation"
+
+[presets.small]
+seeds = 2
+iterations = 3
+repeats = 1
+scales = [0.5, 0.25, 0.125]
+levels = 3
+fits = [
+    { targets = ["sine"], inputs = [2, 4], widths = [1, 2], samples = 64 },
+    { targets = ["parity"], inputs = [2], widths = [1, 2] },
+    { targets = ["sine"], inputs = [2], widths = [1, 2], samples = 64, start = "random" },
+]
+polynomials = [
+    { kind = "shallow", inputs = 2, degree = 1 },
+    { kind = "deep", inputs = 2, degree = 2 },
+]
+""",
+    "flow": """
+experiment = "flow"
+
+[[presets.small.flows]]
+name = "line"
+task = { kind = "hyperplane", samples = 6, features = 2 }
+kinds = ["descent", "constrained"]
+log_time = 10
+
+[[presets.small.flows]]
+name = "hidden"
+task = { kind = "hyperplane", samples = 6, features = 2, gap = 2.0 }
+hidden = [5]
+log_time = 5
+
+[[presets.small.flows]]
+name = "batch"
+task = { kind = "hyperplane", samples = 6, features = 2 }
+hidden = [1]
+kinds = ["batch-normalization"]
+activation = "linear"
+log_time = 4
+
+[[presets.small.sets]]
+name = "sets"
+task = { kind = "hyperplane", samples = 6, features = 2 }
+hidden = [1]
+starts = 1
+log_time = 2
+""",
+    "stability": """
+experiment = "stability"
+
+[presets.small]
+flows = [{ name = "few", samples = 3, fresh = 20, hidden = [2], starts = 2, log_time = 1 }]
+squares = { samples = 6, dimensions = [2, 10, 20], draws = 4 }
+""",
 }
-"""Of the experiments on the data of the fixture ``digits``."""
+"""Of the experiments on the data of the fixture ``digits``, or on none."""
 
 PUZZLES = {
     "puzzles-initialization": (
@@ -180,7 +236,7 @@ def run_twice(cli, path, gone, change, said):
     assert json.loads((out / "results.json").read_text()) == found["runs"]
     files = [
         file
-        for name in ("checkpoints", "spectra", "families", "runs")
+        for name in ("checkpoints", "spectra", "families", "runs", "studies")
         for file in (out / name).glob("*")
     ]
     before = {file: file.stat().st_mtime_ns for file in files if Path(gone).stem not in file.name}

@@ -6,7 +6,7 @@ import pytest
 from hessrmt import rng
 from hessrmt.errors import ConvergenceError, DataError
 from hessrmt.generalization.approximation import (
-    CONSTITUENTS,
+    TARGETS,
     ApproximationStudy,
     Tree,
     fit,
@@ -18,13 +18,14 @@ from hessrmt.plots.generalization import approximation_errors
 EPS = np.finfo(float).eps
 
 
-@pytest.mark.parametrize("name", CONSTITUENTS)
+@pytest.mark.parametrize("name", TARGETS)
 def test_tree_functions_are_nested_constituents_within_their_bounds(name):
-    h = CONSTITUENTS[name]
+    h = (TARGETS[name].constituents * 7)[:7]
     x = rng.stream(1, "points").uniform(-1, 1, size=(500, 8))
+    x = np.sign(x) if TARGETS[name].boolean else x
     x[:2] = [[1] * 8, [-1] * 8]
-    a, b, c, d = (h(x[:, i], x[:, i + 1]) for i in (0, 2, 4, 6))
-    expected = h(h(a, b), h(c, d))
+    a, b, c, d = (h[i](x[:, 2 * i], x[:, 2 * i + 1]) for i in range(4))
+    expected = h[6](h[4](a, b), h[5](c, d))
     found = tree_function(name, x)
     np.testing.assert_array_equal(found, expected)
     assert np.abs(found).max() <= 1 + 4 * EPS

@@ -55,14 +55,17 @@ def test_seed_reaches_everything(tmp_path, digits, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("nonsense", "no experiment 'nonsense'; known are compression, gp-loss-model"),
+        (
+            "nonsense",
+            "no experiment 'nonsense'; known are approximation, averaging-theory, compression",
+        ),
         ("hessian-spacings --preset huge", "no preset 'huge'; it has small, full"),
         ("puzzles-initialization.toml --preset middle", "no preset 'middle'"),
         ("hessian-spacings.toml --format bmp3", "no picture format 'bmp3'"),
         ("hessian-spacings.toml --out mine", "cannot make mine/checkpoints"),
         ("broken.toml", "broken.toml is not valid TOML"),
         ("empty.toml", "experiment: Field required"),
-        ("other.toml", "other.toml is for 'gp-loss'; known are compression, gp-loss-model"),
+        ("other.toml", "other.toml is for 'gp-loss'; known are approximation, averaging-theory"),
         ("number.toml", "experiment: Input should be a valid string"),
     ],
 )
@@ -110,6 +113,12 @@ PANELS = "panels = [{ k2 = 0.01 }, { k2 = 0.1, outliers = 2, degenerate = 3 }]"
         ("puzzles-initialization", '"random"\nvary', '"natural"\nvary', "different names"),
         ("puzzles-initialization", "presets.small.families", "presets.families", "presets: "),
         ("puzzles-samples", '"images.npz"', '"cifar10"', "cifar10"),
+        ("approximation", '["parity"]', '["maximum"]', "no 'maximum'; known are polynomial, sine"),
+        ("approximation", "inputs = [2, 4]", "inputs = [3]", "2, 4, 8, 16, ... variables, not 3"),
+        ("approximation", "seeds = 2", "seeds = 1", "greater than or equal to 2"),
+        ("flow", 'name = "hidden"', 'name = "line"', "different names"),
+        ("flow", "hidden = [1]\nkinds", "kinds", "batch-normalization needs a hidden layer"),
+        ("stability", "[2, 10, 20]", "[2, 7]", "differ from 6 samples by more"),
     ],
 )
 def test_bad_settings(cli, tmp_path, kind, old, new, said):

@@ -20,10 +20,15 @@ from hessrmt.config import SimulateConfig
 from hessrmt.curvature.stochastic import quadrature, traces
 from hessrmt.errors import DataError, StoreError
 from hessrmt.experiments.averaging_theory import IterateRuns
+from hessrmt.experiments.experiment import Kept
 from hessrmt.experiments.puzzles import lines
 from hessrmt.generalization import bias_free, fits
 from hessrmt.generalization.approximation import study
+from hessrmt.generalization.batch_norm import batch_norm_flow
 from hessrmt.generalization.flow import gradient_flow
+from hessrmt.generalization.polynomials import realize, squares
+from hessrmt.generalization.stability import leave_one_out, square_loss_study
+from hessrmt.generalization.stationary import stationary_sets
 from hessrmt.lossmodel.sampler import sampled_density
 from hessrmt.records import Spectra, Spectrum
 from hessrmt.results import Result
@@ -142,6 +147,23 @@ MADE = {
     "measurement": monitored,
     "flow": flow,
     "maximum margin": lambda: bias_free.maximum_margin(*bias_free.linear_task(5, 2)),
+    "batch-normalisation flow": lambda: batch_norm_flow(
+        bias_free.initial_layers([2, 2, 1]), *bias_free.linear_task(5, 2), log_time=1, saved=3
+    ),
+    "stationary sets": lambda: stationary_sets(
+        [2, 1], *bias_free.linear_task(4, 2), starts=1, log_time=1, flows=("descent",)
+    ),
+    "left out": lambda: leave_one_out(
+        bias_free.initial_layers([2, 1]),
+        *bias_free.linear_task(3, 2),
+        bias_free.linear_task(9, 2),
+        log_time=1,
+        saved=3,
+    ),
+    "least squares": lambda: square_loss_study(4, (2, 8), draws=2),
+    "polynomials": lambda: realize("shallow", 2, 1, scales=[0.5, 0.25], polynomials=2),
+    "squares": lambda: squares(3),
+    "part of an experiment": lambda: Kept({"seed": 1}, squares(2)),
     "approximation study": lambda: study("sine", 2, (1, 2), seeds=2, samples=32, iterations=2),
     "sampled density": sampled,
     "moments of iterates": lambda: hr.lossmodel.iterate_moments([0.5, 1], [1, 1], 0.1, 9, 1.0),

@@ -24,6 +24,9 @@ EXPERIMENTS = {
     "training-budget": "hessrmt.experiments.training_budget:TrainingBudget",
     "compression": "hessrmt.experiments.compression:Compression",
     "puzzles": "hessrmt.experiments.puzzles:Puzzles",
+    "approximation": "hessrmt.experiments.approximation:Approximation",
+    "flow": "hessrmt.experiments.flow:GradientFlows",
+    "stability": "hessrmt.experiments.stability:Stability",
 }
 """Word after ``experiment =`` in a settings file to the class of the experiment."""
 

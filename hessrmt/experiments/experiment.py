@@ -6,6 +6,7 @@ from the same columns, each declared once.
 
 from __future__ import annotations
 
+import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -22,9 +23,11 @@ from hessrmt.backend.select import select
 from hessrmt.config import Settings, TrainConfig
 from hessrmt.errors import ConfigError
 from hessrmt.progress import Tick, silent
-from hessrmt.results import to_csv
+from hessrmt.results import Result, to_csv
 from hessrmt.runs import spectrum, trajectory
 from hessrmt.runs.run import SERIAL, Pool, make_folders
+from hessrmt.store import results
+from hessrmt.store.files import require_same
 
 if TYPE_CHECKING:
     from hessrmt.config import SpectrumConfig
@@ -35,6 +38,7 @@ S = TypeVar("S", bound="Presets[Any]")
 SizeT = TypeVar("SizeT", bound=Settings)
 E = TypeVar("E")
 Item = TypeVar("Item")
+R = TypeVar("R")
 T = TypeVar("T", bound="TrainedPreset")
 
 
@@ -304,6 +308,19 @@ def stem(model: str) -> str:
 
 
 @dataclass(frozen=True)
+class Kept(Result):
+    """A result of a part of an experiment as it lies in the experiment's folder.
+
+    Attributes:
+        settings: That it depends on.
+        result: What was computed.
+    """
+
+    settings: Mapping[str, Any]
+    result: Any
+
+
+@dataclass(frozen=True)
 class Work(Generic[S, SizeT]):
     """What an experiment is to do, where, and with whom.
 
@@ -350,6 +367,27 @@ class Work(Generic[S, SizeT]):
         make_folders(self.out, "spectra")
         prepared, file = spectrum.prepare(wanted, self.folder), self.out / "spectra" / f"{name}.h5"
         return spectrum.run(prepared, file, resume=True, pool=self.pool, folder=self.folder)
+
+    def kept(self, name: str, wanted: Mapping[str, Any], make: Callable[[], R]) -> R:
+        """A result in a file of the folder ``studies``, computed if it is not there.
+
+        Args:
+            name: Of the file, without its ending.
+            wanted: Settings that the result depends on, plain values.
+            make: Computes it.
+
+        Returns:
+            The result.
+        """
+        make_folders(self.out, "studies")
+        file = self.out / "studies" / f"{name}.h5"
+        if file.exists():
+            found: Any = results.load(file)
+            require_same(file, found.settings, wanted)
+            return found.result
+        made = make()
+        Kept(json.loads(json.dumps(dict(wanted))), made).save(file)
+        return made
 
     def trajectories(
         self: Work[Any, Any], items: Sequence[Item], plan: Callable[[Item, int], TrajectoryPlan]

@@ -16,7 +16,11 @@ module                          contents
                                 ``quadrant_task``; ``maximum_margin``, where flows should end
 :mod:`~.flow`                   ``gradient_flow`` of such networks; ``Flow``: norms, directions,
                                 margins along it
+:mod:`~.batch_norm`             ``batch_norm_flow``: the same of networks with batch normalisation
+:mod:`~.stationary`             ``stationary_sets``: where flows from many starts end
+:mod:`~.stability`              ``leave_one_out`` along flows; ``square_flow``, least squares
 :mod:`~.approximation`          ``study``: deep tree networks against shallow ones
+:mod:`~.polynomials`            ``realize``: polynomials by smooth units; ``squares`` by ReLUs
 ==============================  ==================================================================
 """
 

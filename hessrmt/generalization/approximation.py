@@ -1,16 +1,17 @@
 """Deep tree networks against shallow ones: error against the number of units.
 
-A function of n = 2^l variables in [-1, 1] has the n - 1 nodes of a binary tree, each the same
-function of two variables with values in [-1, 1] (Poggio, Banburski and Liao 2020, Fig. 1 B). A deep
-network has q ReLUs at every node, a shallow one all its ReLUs in one layer (Fig. 1 A):
+A function of n = 2^l variables in [-1, 1] has the n - 1 nodes of a binary tree, each a function of
+two variables with values in [-1, 1] (Poggio, Banburski and Liao 2020, Fig. 1 B). A deep network has
+q units at every node, a shallow one all its units in one layer (Fig. 1 A):
 
-    node(a, b) = c_0 + Σ_j c_j max(0, w_j·(a, b) + b_j),   shallow(x) the same of all x.
+    node(a, b) = c_0 + Σ_j c_j σ(w_j·(a, b) + b_j),   shallow(x) the same of all x.
 
 Their Theorem 1 bounds what is needed for the accuracy ε: a shallow network of O(ε^-n) units, a deep
 one of O((n - 1) ε^-2), for the worst constituents of bounded first derivatives. So the bounds on
-the error fall like units^-1/n and units^-1/2.
+the error fall like units^-1/n and units^-1/2. Theorems 2 and 3 are about polynomials and smooth
+units: :mod:`hessrmt.generalization.polynomials`.
 
-Source: Poggio, Banburski and Liao 2020, §2.
+Source: Poggio, Banburski and Liao 2020, §2; Boolean functions: Mhaskar, Liao and Poggio 2016.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from scipy import linalg
+from scipy.special import expit
 from scipy.stats import qmc
 
 from hessrmt import rng
@@ -40,6 +42,16 @@ if TYPE_CHECKING:
     MeanErrors = Float64[np.ndarray, " U"]
 
 Constituent = Callable[[np.ndarray, np.ndarray], np.ndarray]
+Function = Callable[[np.ndarray], np.ndarray]
+
+ACTIVATIONS: dict[str, tuple[Function, Function]] = {
+    "relu": (lambda z: np.maximum(z, 0.0), lambda z: (z > 0).astype(float)),
+    "squared-relu": (lambda z: np.maximum(z, 0.0) ** 2, lambda z: 2 * np.maximum(z, 0.0)),
+    "softplus": (lambda z: np.logaddexp(0.0, z), expit),
+    "tanh": (np.tanh, lambda z: 1 - np.tanh(z) ** 2),
+}
+"""σ and σ'. The last two are infinitely differentiable and no polynomials, as Theorems 1 to 3 ask;
+(z₊)² is the square of the ReLU of the text."""
 
 KINDS = ("deep", "shallow")
 STARTS = ("nodes", "random")
@@ -48,6 +60,11 @@ _RESTARTS, _NODE_POINTS = 4, 512
 """Fits of one node to its constituent, of which the best is taken, and points of each."""
 
 _SMALLEST_DAMPING, _LARGEST_DAMPING = 1e-10, 1e10
+
+_MOST_VARIABLES = 12
+"""Of a Boolean function, which is fitted at all its points."""
+
+_EPS = float(np.finfo(float).eps)
 
 
 def polynomial(a: Values, b: Values) -> Values:
@@ -65,28 +82,74 @@ def cone(a: Values, b: Values) -> Values:
     return np.sqrt(2 * (a * a + b * b)) - 1
 
 
-CONSTITUENTS: dict[str, Constituent] = {"polynomial": polynomial, "sine": sine, "cone": cone}
+def product(a: Values, b: Values) -> Values:
+    """The product: the tree is x_1 ··· x_n, of ±1 their parity."""
+    return a * b
 
 
-def tree_function(constituent: str, x: Points) -> Values:
-    """The compositional function of a constituent.
+def gap(a: Values, b: Values) -> Values:
+    """|a - b| - 1, which two ReLUs are."""
+    return np.abs(a - b) - 1
+
+
+def bell(a: Values, b: Values) -> Values:
+    """2 exp(-a² - b²) - 1."""
+    return 2 * np.exp(-a * a - b * b) - 1
+
+
+def wave(a: Values, b: Values) -> Values:
+    """Cosine of a - 2b."""
+    return np.cos(a - 2 * b)
+
+
+class Target(NamedTuple):
+    """A function with the graph of a binary tree.
+
+    Attributes:
+        constituents: Of the nodes, from the inputs up and from left to right; again from the first
+            where there are more nodes.
+        boolean: Whether it is a function of the 2^n points ±1 only.
+    """
+
+    constituents: tuple[Constituent, ...]
+    boolean: bool = False
+
+
+TARGETS: dict[str, Target] = {
+    **{f.__name__: Target((f,)) for f in (polynomial, sine, cone, product)},
+    "different": Target((polynomial, sine, cone, product, gap, bell, wave)),
+    "parity": Target((product,), boolean=True),
+    "gates": Target((product, np.minimum, np.maximum), boolean=True),
+}
+"""Those whose nodes are all alike; one with seven different nodes, as h_11 ... h_3 of the text; and
+two Boolean functions of ±1: parity, and a tree of XNOR, AND and OR gates."""
+
+
+def tree_function(target: str, x: Points) -> Values:
+    """A function with the graph of a binary tree.
 
     Args:
-        constituent: One of :data:`CONSTITUENTS`.
+        target: One of :data:`TARGETS`.
         x: (B, n) points in [-1, 1]^n, n a power of two.
 
     Returns:
         (B,) values in [-1, 1].
     """
-    values = x
+    values, nodes = x, iter(_constituents(target, x.shape[1]))
     while values.shape[1] > 1:
-        values = CONSTITUENTS[constituent](values[:, ::2], values[:, 1::2])
+        pairs = zip(values[:, ::2].T, values[:, 1::2].T, nodes, strict=False)
+        values = np.stack([constituent(a, b) for a, b, constituent in pairs], axis=1)
     return values[:, 0]
+
+
+def _constituents(target: str, inputs: int) -> list[Constituent]:
+    """The functions of all nodes, from the inputs up."""
+    return list(itertools.islice(itertools.cycle(TARGETS[target].constituents), inputs - 1))
 
 
 @dataclass(frozen=True)
 class Tree:
-    """A network with q ReLUs at every node of a tree whose nodes have d inputs.
+    """A network with q units at every node of a tree whose nodes have d inputs.
 
     ``Tree(n, q)`` is the deep network, d = 2; ``Tree(n, q, arity=n)`` has one node, the shallow
     network.
@@ -95,11 +158,13 @@ class Tree:
         inputs: n, a power of d.
         width: q.
         arity: d, inputs of a node.
+        activation: σ, one of :data:`ACTIVATIONS`.
     """
 
     inputs: int
     width: int
     arity: int = 2
+    activation: str = "relu"
 
     @property
     def nodes(self) -> int:
@@ -108,7 +173,7 @@ class Tree:
 
     @property
     def units(self) -> int:
-        """How many ReLUs."""
+        """How many units."""
         return self.nodes * self.width
 
     @property
@@ -117,7 +182,7 @@ class Tree:
         return self.nodes * (self.width * (self.arity + 2) + 1)
 
     def initial(self, draw: np.random.Generator) -> Theta:
-        """Random parameters, the kink of every unit through a random point of [-1, 1]^d.
+        """Random parameters, z = 0 of every unit through a random point of [-1, 1]^d.
 
         Args:
             draw: Source of randomness.
@@ -156,15 +221,16 @@ class Tree:
             (B,) outputs and (B, P) derivatives.
         """
         output, layers = self._forward(theta, x)
+        activate, derivative = ACTIVATIONS[self.activation]
         table = np.empty((len(x), len(theta)))
         slope = np.ones((len(x), 1))
         for nodes, pairs, z in reversed(layers):
             w, _, c, _ = self._node_parameters(theta, nodes)
-            on = (z > 0) * c * slope[:, :, None]
+            on = derivative(z) * c * slope[:, :, None]
             by_w, by_b, by_c, by_c0 = self._node_parameters(table, nodes)
             by_w[...] = on[..., None] * pairs[:, :, None, :]
             by_b[...] = on
-            by_c[...] = np.maximum(z, 0) * slope[:, :, None]
+            by_c[...] = activate(z) * slope[:, :, None]
             by_c0[...] = slope
             slope = np.einsum("bmq,mqd->bmd", on, w).reshape(len(x), -1)
         return output, table
@@ -179,7 +245,8 @@ class Tree:
     def _forward(
         self, theta: Theta, x: Points
     ) -> tuple[Values, list[tuple[slice, np.ndarray, np.ndarray]]]:
-        """The outputs; for each layer which nodes it has, their inputs, and those of its ReLUs."""
+        """The outputs; for each layer which nodes it has, their inputs, and those of its units."""
+        activate, _ = ACTIVATIONS[self.activation]
         layers, start, entering = [], 0, x
         while entering.shape[1] > 1:
             pairs = entering.reshape(len(x), -1, self.arity)
@@ -187,7 +254,7 @@ class Tree:
             w, b, c, c0 = self._node_parameters(theta, nodes)
             z = np.einsum("bmd,mqd->bmq", pairs, w) + b
             layers.append((nodes, pairs, z))
-            entering = np.einsum("bmq,mq->bm", np.maximum(z, 0), c) + c0
+            entering = np.einsum("bmq,mq->bm", activate(z), c) + c0
             start = nodes.stop
         return entering[:, 0], layers
 
@@ -211,15 +278,16 @@ class ApproximationStudy(
     """Errors of networks that were fitted to one compositional function.
 
     Attributes:
-        constituent: Of the function.
+        constituent: The function, one of :data:`TARGETS`.
         inputs: n.
-        units: (U,) ReLUs, equal for both kinds.
+        units: (U,) units, equal for both kinds.
         l2: For ``"deep"`` and ``"shallow"`` (U, S) root mean squares of the error over the test
             points, relative to the function's standard deviation; one column for each seed.
         sup: The same for the largest error of a test point.
         fitted: As ``l2``, over the points that were fitted: far below ``l2`` where a network has
-            too many parameters for them.
+            too many parameters for them. A Boolean function is fitted at all its points.
         parameters: For each kind (U,) numbers of parameters.
+        activation: Of the units.
     """
 
     constituent: str
@@ -229,6 +297,12 @@ class ApproximationStudy(
     sup: Errors
     fitted: Errors
     parameters: dict[str, list[int]]
+    activation: str = "relu"
+
+    @property
+    def seeds(self) -> int:
+        """S, starts of each network."""
+        return next(iter(self.l2.values())).shape[1]
 
     def exponent(self, kind: str, norm: str = "l2") -> Exponent:
         """How fast the error falls with the units.
@@ -258,6 +332,19 @@ class ApproximationStudy(
         seeds, middle = logs.shape[1], np.exp(logs.mean(1))
         spread = logs.std(1, ddof=1) / np.sqrt(seeds) if seeds > 1 else np.zeros(len(logs))
         return middle, middle * spread
+
+    def enough(self, kind: str, accuracy: float = 1e-6) -> int | None:
+        """The fewest units with which the best of the seeds is that accurate.
+
+        Args:
+            kind: ``"deep"`` or ``"shallow"``.
+            accuracy: Relative root mean square of the error.
+
+        Returns:
+            Units; None if no number that was tried is enough.
+        """
+        found = np.flatnonzero(self.l2[kind].min(axis=1) <= accuracy)
+        return int(self.units[found[0]]) if len(found) else None
 
     def advantage(self, index: int = -1, norm: str = "l2") -> tuple[float, float]:
         """log(shallow error/deep error) at equal units.
@@ -289,16 +376,18 @@ def study(
     samples: int = 2048,
     iterations: int = 100,
     start: str = "nodes",
+    activation: str = "relu",
     seed: int = 0,
 ) -> ApproximationStudy:
     """Fit deep and shallow networks of equal numbers of units to a compositional function.
 
     Every network is fitted by least squares to values at ``samples`` quasi-random points, and
-    tested at as many others. The errors contain what the optimiser missed, so they are upper bounds
-    on the best that a network of that size can do.
+    tested at as many others; for a Boolean function both are all its 2^n points. The errors contain
+    what the optimiser missed, so they are upper bounds on the best that a network of that size can
+    do. Errors below ε are given as ε.
 
     Args:
-        constituent: One of :data:`CONSTITUENTS`.
+        constituent: The function, one of :data:`TARGETS`.
         inputs: n, a power of two.
         widths: q, units at each of the n - 1 nodes of the deep network; increasing.
         seeds: Initialisations of each network.
@@ -306,6 +395,7 @@ def study(
         iterations: Of the optimiser.
         start: ``"nodes"``: every node of the deep network starts as the best of a few fits to the
             constituent alone, as in the proof of Theorem 1; ``"random"``: as the shallow one.
+        activation: Of all units, one of :data:`ACTIVATIONS`.
         seed: Of the run.
 
     Returns:
@@ -314,7 +404,8 @@ def study(
     Raises:
         DataError: If a setting cannot be used.
     """
-    one_of("constituent", constituent, CONSTITUENTS)
+    one_of("constituent", constituent, TARGETS)
+    one_of("activation", activation, ACTIVATIONS)
     one_of("start", start, STARTS)
     n = whole("inputs", inputs, 2, hint="a binary tree has 2, 4, 8, 16, ... variables")
     if n & (n - 1):
@@ -324,30 +415,46 @@ def study(
     sizes = [whole("a width", width, 1) for width in widths]
     if len(sizes) < 2 or (np.diff(sizes) <= 0).any():
         raise DataError(f"widths must be two or more increasing numbers, got {list(widths)}")
-    points = _points(n, 2 * samples, rng.stream(seed, "points", n).uniform(size=n))
-    values = tree_function(constituent, points)
     networks = {
-        "deep": [Tree(n, q) for q in sizes],
-        "shallow": [Tree(n, (n - 1) * q, arity=n) for q in sizes],
+        "deep": [Tree(n, q, activation=activation) for q in sizes],
+        "shallow": [Tree(n, (n - 1) * q, n, activation) for q in sizes],
     }
     parameters = {kind: [net.parameters for net in networks[kind]] for kind in KINDS}
-    most = max(parameters["deep"][-1], parameters["shallow"][-1])
-    if samples <= most:
-        raise DataError(f"{samples} points cannot test {most} parameters; give more samples")
+    if TARGETS[constituent].boolean:
+        if n > _MOST_VARIABLES:
+            raise DataError(
+                f"{constituent} has 2^{n} points; take at most {_MOST_VARIABLES} inputs"
+            )
+        cube = np.array(list(itertools.product((-1.0, 1.0), repeat=n)))
+        fitted_at, tested_at = cube, cube
+    else:
+        most = max(parameters["deep"][-1], parameters["shallow"][-1])
+        if samples <= most:
+            raise DataError(f"{samples} points cannot test {most} parameters; give more samples")
+        points = quasi_random(n, 2 * samples, rng.stream(seed, "points", n).uniform(size=n))
+        fitted_at, tested_at = np.split(points, 2)
+    values, expected = (tree_function(constituent, at) for at in (fitted_at, tested_at))
     errors = {kind: np.empty((3, len(sizes), seeds)) for kind in KINDS}
     for kind, i, s in itertools.product(KINDS, range(len(sizes)), range(seeds)):
         network = networks[kind][i]
         draw = rng.stream(seed, "network", kind, n, network.width, s)
         theta = network.initial(draw)
         if kind == "deep" and start == "nodes":
-            theta = np.tile(_node(constituent, network.width, draw, iterations), n - 1)
-        theta = fit(network, theta, points[:samples], values[:samples], iterations)
-        missed = network.values(theta, points) - values
-        within, beyond = np.sqrt((missed**2).reshape(2, samples).mean(axis=1))
-        errors[kind][:, i, s] = beyond, np.abs(missed[samples:]).max(), within
-    l2, sup, fitted = ({kind: errors[kind][j] / values.std() for kind in KINDS} for j in range(3))
+            theta = _nodes(constituent, network, draw, iterations)
+        theta = fit(network, theta, fitted_at, values, iterations)
+        within = _root_mean_square(network.values(theta, fitted_at) - values)
+        missed = network.values(theta, tested_at) - expected
+        errors[kind][:, i, s] = _root_mean_square(missed), np.abs(missed).max(), within
+    scale = np.concatenate([values, expected]).std()
+    l2, sup, fitted = (
+        {kind: np.maximum(errors[kind][j] / scale, _EPS) for kind in KINDS} for j in range(3)
+    )
     units = np.array([net.units for net in networks["deep"]], dtype=float)
-    return ApproximationStudy(constituent, n, units, l2, sup, fitted, parameters)
+    return ApproximationStudy(constituent, n, units, l2, sup, fitted, parameters, activation)
+
+
+def _root_mean_square(values: Values) -> float:
+    return float(np.sqrt((values**2).mean()))
 
 
 def fit(network: Tree, theta: Theta, x: Points, y: Values, iterations: int) -> Theta:
@@ -397,17 +504,37 @@ def fit(network: Tree, theta: Theta, x: Points, y: Values, iterations: int) -> T
     return theta
 
 
-def _points(n: int, count: int, shift: Float64[np.ndarray, " n"]) -> Points:
-    """Sobol points in [-1, 1]^n, shifted modulo 2; a power of two of them is balanced."""
+def quasi_random(n: int, count: int, shift: Float64[np.ndarray, " n"]) -> Points:
+    """Sobol points in [-1, 1]^n, shifted modulo 2; a power of two of them is balanced.
+
+    Args:
+        n: Variables.
+        count: How many.
+        shift: (n,) in units of the cube's edge.
+
+    Returns:
+        (count, n) points.
+    """
     exponent = int(np.ceil(np.log2(count)))
     unit = qmc.Sobol(n, scramble=False).random_base2(exponent)[:count]
     return 2 * ((unit + shift) % 1) - 1
 
 
-def _node(constituent: str, width: int, draw: np.random.Generator, iterations: int) -> Theta:
-    """Parameters of one node, fitted to its constituent: the best of a few starts."""
-    node = Tree(2, width)
-    points = _points(2, _NODE_POINTS, np.zeros(2))
-    values = tree_function(constituent, points)
-    found = [fit(node, node.initial(draw), points, values, iterations) for _ in range(_RESTARTS)]
-    return min(found, key=lambda theta: float(np.square(node.values(theta, points) - values).sum()))
+def _nodes(target: str, network: Tree, draw: np.random.Generator, iterations: int) -> Theta:
+    """Parameters of a tree, every node fitted to its constituent: the best of a few starts."""
+    node = Tree(2, network.width, activation=network.activation)
+    domain = TARGETS[target].boolean
+    points = np.array(list(itertools.product((-1.0, 1.0), repeat=2)))
+    points = points if domain else quasi_random(2, _NODE_POINTS, np.zeros(2))
+
+    def fitted(constituent: Constituent) -> Theta:
+        values = constituent(*points.T)
+        found = [
+            fit(node, node.initial(draw), points, values, iterations) for _ in range(_RESTARTS)
+        ]
+        missed = [np.square(node.values(theta, points) - values).sum() for theta in found]
+        return found[int(np.argmin(missed))]
+
+    nodes = _constituents(target, network.inputs)
+    of = {constituent: fitted(constituent) for constituent in dict.fromkeys(nodes)}
+    return np.concatenate([of[constituent] for constituent in nodes])

@@ -195,14 +195,32 @@ def _root(z: Hidden) -> Hidden:
     return np.sqrt(square + (SMOOTHING**2 * square.mean(axis=1, keepdims=True) + _TINY))
 
 
-def _activate(activation: str, z: Hidden) -> Hidden:
+def activate(activation: str, z: Hidden) -> Hidden:
+    """σ(z).
+
+    Args:
+        activation: One of :data:`ACTIVATIONS`.
+        z: (B, H) pre-activations of a layer.
+
+    Returns:
+        (B, H) activations.
+    """
     if activation == "relu":
         return np.maximum(z, 0.0)
     return (z + _root(z)) / 2 if activation == "smooth-relu" else z
 
 
-def _pull_back(activation: str, z: Hidden, pull: Hidden) -> Hidden:
-    """Gradient with respect to z of Σ pull · σ(z); the ReLU's derivative at 0 is 0, as torch's."""
+def pull_back(activation: str, z: Hidden, pull: Hidden) -> Hidden:
+    """Gradient with respect to z of Σ pull · σ(z); the ReLU's derivative at 0 is 0, as torch's.
+
+    Args:
+        activation: One of :data:`ACTIVATIONS`.
+        z: (B, H) pre-activations of a layer.
+        pull: (B, H) gradient with respect to the activations.
+
+    Returns:
+        (B, H) gradient.
+    """
     if activation == "relu":
         return pull * (z > 0)
     if activation == "linear":
@@ -224,7 +242,7 @@ def forward(layers: Layers, x: Inputs, activation: str) -> Outputs:
         (B, C) outputs.
     """
     for layer in layers[:-1]:
-        x = _activate(activation, x @ layer.T)
+        x = activate(activation, x @ layer.T)
     return x @ layers[-1].T
 
 
@@ -247,16 +265,29 @@ def descent(
     entering, before = [x], []
     for layer in layers[:-1]:
         before.append(entering[-1] @ layer.T)
-        entering.append(_activate(activation, before[-1]))
+        entering.append(activate(activation, before[-1]))
     log_loss, pull = log_loss_and_pull(loss, entering[-1] @ layers[-1].T, y)
     if u is not None:
-        pull *= np.exp(min(u + log_loss, _LARGEST_EXPONENT))
+        pull *= speed(u, log_loss)
     gradients = []
     for k in range(len(layers) - 1, -1, -1):
         gradients.append(pull.T @ entering[k])
         if k:
-            pull = _pull_back(activation, before[k - 1], pull @ layers[k])
+            pull = pull_back(activation, before[k - 1], pull @ layers[k])
     return tuple(reversed(gradients))
+
+
+def speed(u: float, log_loss: float) -> float:
+    """(1 + t) L, by which -∂log L/∂u is multiplied.
+
+    Args:
+        u: log(1 + t).
+        log_loss: log L.
+
+    Returns:
+        The factor; of order one along a flow, and kept from overflowing in trial steps.
+    """
+    return float(np.exp(min(u + log_loss, _LARGEST_EXPONENT)))
 
 
 def split_scales(layers: Layers) -> tuple[Scales, Layers]:

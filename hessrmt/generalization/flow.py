@@ -18,14 +18,15 @@ Source: Poggio, Banburski and Liao 2020, §3; equations, lemmas and figures are 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from scipy.integrate import solve_ivp
+from scipy.special import softmax
 
 from hessrmt.checks import one_of, real, real_array, whole
 from hessrmt.errors import ConvergenceError, DataError
@@ -220,6 +221,56 @@ class Flow(
         pairs = zip(self.directions, self.log_gradients(index), strict=True)
         return np.array([_sine(g - np.vdot(v[index], g) * v[index], g) for v, g in pairs])
 
+    def shares(self, index: int = -1) -> Float64[np.ndarray, " B"]:
+        """Shares e^{-ρ y f(V)}/Σ e^{-ρ y f(V)} of the samples in the exponential loss.
+
+        They are the coefficients of eq. 5; the support vectors are the samples that keep one.
+
+        Args:
+            index: Which time.
+
+        Returns:
+            (B,) shares, their sum 1.
+        """
+        return softmax(-self.rho[index] * self.margins[index])
+
+    def support_size(self, index: int = -1) -> float:
+        """How many samples carry the gradient, 1/Σ shares².
+
+        Args:
+            index: Which time.
+
+        Returns:
+            From 1 to B.
+        """
+        return float(1 / np.square(self.shares(index)).sum())
+
+    def support_residual(self, index: int = -1) -> Scales:
+        """Size of ∂f(V; x)/∂V_k - V_k f(V; x), x the nearest sample, over that of ∂f(V; x)/∂V_k.
+
+        Zero for all layers is eq. 15: that sample alone holds the directions. The sine of the angle
+        between V_k and the gradient of f; where several samples hold them, only
+        :meth:`misalignment` vanishes.
+
+        Args:
+            index: Which time.
+
+        Returns:
+            (K,) in [0, 1].
+
+        Raises:
+            DataError: If the network has several outputs.
+        """
+        if self.loss == "cross-entropy":
+            raise DataError("eq. 15 is about a network with one output, this has several")
+        # of one sample log L is -y f
+        directions, nearest = tuple(v[index] for v in self.directions), [self.support[index]]
+        pulls = bias_free.descent(
+            directions, self.x[nearest], self.y[nearest], "exponential", self.activation
+        )
+        pairs = zip(directions, pulls, strict=True)
+        return np.array([_sine(g - np.vdot(v, g) * v, g) for v, g in pairs])
+
     def linear_direction(self, index: int = -1) -> Float64[np.ndarray, " d"]:
         """Unit vector β of a linear network with one output, f(W; x) = ‖W_K ··· W_1‖ βᵀx.
 
@@ -306,9 +357,6 @@ def gradient_flow(
     Returns:
         The flow at the saved times.
 
-    Raises:
-        DataError: If layers, data and settings don't fit together.
-        ConvergenceError: If the solver gives up or needs too many evaluations.
     """
     inputs = real_array("x", x, dimensions=2, hint="expected a matrix (samples, features)")
     start = bias_free.checked_layers(layers, inputs.shape[1])
@@ -318,26 +366,63 @@ def gradient_flow(
     one_of("method", method, METHODS)
     for name, value in (("rtol", rtol), ("atol", atol), ("log_time", log_time)):
         real(name, value, above=0)
-    grid = _grid(saved, log_time)
+    grid = time_grid(saved, log_time)
     system = System(start, inputs, labels, loss, activation, kind)
+    rest = _Rest(system) if kind == "fixed-norm" else None
+    kinks = activation == "relu" and len(start) > 1
+    options = {"method": method, "rtol": rtol, "atol": atol, "evaluations": evaluations}
+    states, statistics = solve(system.rate, system.state(), grid, kinks, rest, **options)
+    return _record(system, grid, states, statistics)
+
+
+def solve(
+    rate: Callable[[float, State], State],
+    state: State,
+    grid: Times,
+    kinks: bool = False,
+    rest: Any = None,
+    *,
+    method: str,
+    rtol: float,
+    atol: float,
+    evaluations: int,
+) -> tuple[Float64[np.ndarray, "T n"], SolverStatistics]:
+    """Solve dstate/du = rate(u, state) from u = 0 on.
+
+    Args:
+        rate: The right-hand side.
+        state: (n,) at u = 0.
+        grid: (T,) u at which the state is wanted.
+        kinks: Whether the right-hand side has some, to say so where the solver gets stuck.
+        rest: An event that ends the integration; the state stays as it is then.
+        method: Of ``scipy.integrate.solve_ivp``.
+        rtol: Relative tolerance of a step.
+        atol: Absolute tolerance of a step.
+        evaluations: How many of the right-hand side are allowed.
+
+    Returns:
+        (T, n) states, and how they were found.
+
+    Raises:
+        ConvergenceError: If the solver gives up or needs too many evaluations.
+    """
     made = 0
 
-    def rate(u: float, state: State) -> State:
+    def counted(u: float, state: State) -> State:
         nonlocal made
         made += 1
         if made > evaluations:
             hint = "relax rtol or shorten log_time"
-            if activation == "relu" and len(start) > 1:
+            if kinks:
                 hint = "a ReLU's flow may slide along a kink there, a solution in Filippov's sense "
                 hint += 'only; take activation="smooth-relu"'
             what = f"{evaluations:,} evaluations of the gradient were not enough: they end at"
             raise ConvergenceError(f"{what} log(1 + t) = {u:g}; {hint}")
-        return system.rate(u, state)
+        return rate(u, state)
 
-    rest = _Rest(system) if kind == "fixed-norm" else None
     with np.errstate(under="ignore", over="ignore", invalid="ignore"):  # in trial steps
         solution = solve_ivp(
-            rate, (0.0, grid[-1]), system.state(), method, grid, events=rest, rtol=rtol, atol=atol
+            counted, (0.0, grid[-1]), state, method, grid, events=rest, rtol=rtol, atol=atol
         )
     states = solution.y.T
     if solution.status == 1:  # at rest: the states that are missing are the last one
@@ -348,11 +433,22 @@ def gradient_flow(
         where = f"{method} stopped at log(1 + t) = {end:g} of {grid[-1]:g}: {solution.message}"
         raise ConvergenceError(f"{where} Try another method, a shorter log_time or a larger rtol")
     counts = made, solution.njev, solution.nlu
-    statistics = SolverStatistics(method, rtol, atol, *counts, solution.message)
-    return _record(system, grid, states, statistics)
+    return states, SolverStatistics(method, rtol, atol, *counts, solution.message)
 
 
-def _grid(saved: int | ArrayLike, log_time: float) -> Times:
+def time_grid(saved: int | ArrayLike, log_time: float) -> Times:
+    """Values of log(1 + t) at which a flow is saved.
+
+    Args:
+        saved: How many, evenly from 0 to the end, or (T,) the values themselves, increasing.
+        log_time: The end.
+
+    Returns:
+        (T,) values.
+
+    Raises:
+        DataError: If there are fewer than two, or they don't increase.
+    """
     if isinstance(saved, int | np.integer):
         return np.linspace(0.0, log_time, whole("saved", saved, 2, hint="times"))
     grid = real_array("saved", saved, dimensions=1, least=0, hint="values of log(1 + t)")

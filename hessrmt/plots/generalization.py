@@ -31,6 +31,10 @@ _LINES = [{"color": colour, "ls": ls} for colour, ls in zip(_COLOURS, _DASHES, s
 _KINDS = {"deep": {**_LINES[0], "marker": "o"}, "shallow": {**_LINES[1], "marker": "s"}}
 _TIME = "log(1 + t)"
 
+_EXACT, _MOST_SPREAD = 1e-9, 20.0
+"""Below this error a function is exact and falls by no power of the units; how far a bar may reach
+down, so that it ends on a logarithmic axis."""
+
 
 def margin_growth(flow: Any, title: str = "", *, ax: Any = None) -> Figure:
     """Smallest normalised margin in time.
@@ -175,22 +179,208 @@ def approximation_errors(
         The picture.
     """
     studies = [studies] if isinstance(studies, Result) else studies
-    picture, row = style.panels_for(len(studies), title, (3.2, 3.8), ax=ax)
+    picture, row = style.panels_for(len(studies), title, (3.3, 3.8), 4, ax=ax)
     for axes, study in zip(row, studies, strict=True):
+        exact = min(errors.min() for errors in getattr(study, norm).values()) < _EXACT
         for kind, look in _KINDS.items():
             middle, error = study.mean(kind, norm)
             found = study.exponent(kind, norm)
             note = f" ± {found.error:.2f}" if np.isfinite(found.error) else ""
-            label = f"{kind}: {found.exponent:.2f}{note}"
-            axes.errorbar(study.units, middle, yerr=error, label=label, ms=4, lw=1.3, **look)
+            label = kind if exact else f"{kind}: {found.exponent:.2f}{note}"
+            low = np.minimum(error, middle * (1 - 1 / _MOST_SPREAD))
+            axes.errorbar(study.units, middle, yerr=(low, error), label=label, ms=4, lw=1.3, **look)
+            if exact:
+                continue
             bound = 0.5 if kind == "deep" else 1 / study.inputs
             guide = middle[0] * (study.units / study.units[0]) ** -bound
             axes.plot(study.units, guide, color=style.MUTED, lw=0.8, ls=look["ls"])
         style.bare(axes, xscale="log", yscale="log", xlabel="units")
         axes.set_xticks(study.units, [f"{units:g}" for units in study.units])
         axes.minorticks_off()
-        axes.set_title(f"{study.constituent}, n = {study.inputs}", fontsize=9, loc="left")
-        axes.legend(frameon=False, fontsize=8, title="exponents", title_fontsize=8)
+        words = f"{study.constituent}, n = {study.inputs}, {study.activation}"
+        axes.set_title(words, fontsize=9, loc="left")
+        heading = "" if exact else "exponents"
+        axes.legend(fontsize=8, title=heading, title_fontsize=8, edgecolor="none", framealpha=0.85)
     what = "root mean square error" if norm == "l2" else "largest error"
-    row[0].set_ylabel(f"{what} over standard deviation")
+    for axes in row[:: 4 if ax is None else len(row)]:
+        axes.set_ylabel(f"{what} over standard deviation")
+    return picture
+
+
+def polynomial_errors(studies: Any, title: str = "", *, ax: Any = None) -> Figure:
+    """Errors of random polynomials against the scale h of the units' weights.
+
+    Args:
+        studies: A :class:`hessrmt.generalization.polynomials.PolynomialStudy`, or several.
+        title: Above the picture.
+        ax: Two axes to draw into, for shallow and deep networks; None for a new picture.
+
+    Returns:
+        The picture: solid with the theorem's units, dotted with one less.
+    """
+    studies = [studies] if isinstance(studies, Result) else studies
+    picture, (row,) = style.panels(title, (1, 2), ax=ax, size=(2 * 3.3, 4.2), sharey=True)
+    for axes, kind in zip(row, ("shallow", "deep"), strict=True):
+        part = [study for study in studies if study.kind == kind]
+        for study, colour, marker in zip(part, style.COLOURS * 3, "os^vDPX" * 3, strict=False):
+            words = f"n = {study.inputs}, k = {study.degree}, {study.units:,} units"
+            look = {"color": colour, "marker": marker, "ms": 3.5}
+            for errors, ls, label in ((study.errors, "-", words), (study.fewer, ":", None)):
+                middle = np.exp(np.log(errors).mean(axis=1))
+                axes.loglog(study.scales, middle, lw=1.2, ls=ls, label=label, **look)
+        if part:
+            guide = np.array([part[0].scales.min(), part[0].scales.max()])
+            start = np.exp(np.log(part[0].errors).mean(axis=1)).min() / 3
+            axes.loglog(guide, start * guide / guide[0], color=style.MUTED, lw=0.9)
+            style.legend_above(axes, fontsize=8)
+        style.bare(axes, xlabel=f"h ({kind})")
+    row[0].set_ylabel("root mean square error over\nstandard deviation")
+    return picture
+
+
+def square_errors(study: Any, title: str = "", *, ax: Any = None) -> Figure:
+    """The square of the ReLU by deep and shallow networks of ReLUs.
+
+    Args:
+        study: A :class:`hessrmt.generalization.polynomials.SquareStudy`.
+        title: Above the picture.
+        ax: Axes to draw into; None for a new picture.
+
+    Returns:
+        The picture.
+    """
+    axes = style.single(title, ax, (3.3, 3.0))
+    axes.semilogy(study.units, study.deep, label="deep", ms=4, lw=1.3, **_KINDS["deep"])
+    axes.semilogy(study.units, study.shallow, label="shallow", ms=4, lw=1.3, **_KINDS["shallow"])
+    note = "bound of all shallow ones"
+    axes.semilogy(study.units, study.bound, color=style.MUTED, lw=0.9, ls="-.", label=note)
+    style.bare(axes, xlabel="ReLUs", ylabel="largest error of (z₊)²")
+    axes.legend(frameon=False, fontsize=8)
+    return axes.figure
+
+
+def residuals(
+    found: Mapping[str, tuple[Any, Values, Values]], title: str = "", *, ax: Any = None
+) -> Figure:
+    """Residuals of eqs. 15 and 5 of Poggio, Banburski and Liao (2020) along flows.
+
+    Args:
+        found: Label to a flow and its (T,) residuals with the nearest sample alone and with all
+            samples, up to four.
+        title: Above the picture.
+        ax: Axes to draw into; None for a new picture.
+
+    Returns:
+        The picture.
+    """
+    axes = style.single(title, ax)
+    for (label, (flow, one, every)), colour in zip(found.items(), _COLOURS, strict=False):
+        later = slice(flow.separated_from, None)
+        times = flow.log_times[later]
+        axes.semilogy(times, one[later], lw=1.4, color=colour, label=f"{label}: eq. 15")
+        axes.semilogy(times, every[later], lw=1.4, color=colour, ls="--", label=f"{label}: eq. 5")
+    return style.finish(axes, xlabel=_TIME, ylabel="largest sine of V_k and its gradient")
+
+
+def batch_norm_margins(flow: Any, title: str = "", *, ax: Any = None) -> Figure:
+    """Margins of a network with batch normalisation in time.
+
+    Args:
+        flow: A :class:`hessrmt.generalization.batch_norm.BatchNormFlow`.
+        title: Above the picture.
+        ax: Axes to draw into; None for a new picture.
+
+    Returns:
+        The picture.
+    """
+    axes = style.single(title, ax, (3.3, 3.3))
+    curves = {
+        "over Π‖γ_k‖ ‖W_K‖": flow.margin,
+        "smoothed": np.where(flow.smoothed_margin > 0, flow.smoothed_margin, np.nan),
+        "folded into the weights": flow.folded_margins.min(axis=1),
+    }
+    for (label, values), look in zip(curves.items(), _LINES, strict=False):
+        axes.plot(flow.log_times, values, lw=1.3, label=label, **look)
+    axes.axhline(0, color=style.MUTED, lw=0.8)
+    style.legend_above(axes, fontsize=8)
+    style.bare(axes, xlabel=_TIME, ylabel="smallest normalised margin")
+    return axes.figure
+
+
+def stationary_counts(sets: Any, title: str = "", *, ax: Any = None) -> Figure:
+    """How often each flow ended in each minimum.
+
+    Args:
+        sets: A :class:`hessrmt.generalization.stationary.StationarySets`.
+        title: Above the picture.
+        ax: Axes to draw into; None for a new picture.
+
+    Returns:
+        The picture: minima in the order of their margins, which are written below.
+    """
+    axes = style.single(title, ax, (max(3.3, 0.45 * len(sets.outputs) + 1.5), 3.3))
+    flows = len(sets.flows)
+    for f, (name, row) in enumerate(zip(sets.flows, sets.counts, strict=True)):
+        place = np.arange(len(row)) + (f - (flows - 1) / 2) / (flows + 1)
+        axes.bar(place, row, 1 / (flows + 1), color=style.COLOURS[f], label=name)
+    labels = [f"{margin:.3f}" for margin in sets.margins]
+    axes.set_xticks(range(len(labels)), labels, rotation=90)
+    style.legend_above(axes, fontsize=8, ncols=2)
+    style.bare(axes, size=8, xlabel="smallest margin at the minimum", ylabel="starts")
+    return axes.figure
+
+
+def stability(found: Any, title: str = "", *, ax: Any = None) -> Figure:
+    """Cross-validation along gradient flows.
+
+    Args:
+        found: A :class:`hessrmt.generalization.stability.LeaveOneOut`, or several.
+        title: Above the picture.
+        ax: Two axes to draw into; None for a new picture.
+
+    Returns:
+        The picture: losses and instability, and errors.
+    """
+    found = [found] if isinstance(found, Result) else found
+    picture, ((left, right),) = style.panels(title, (1, 2), ax=ax, size=(6.6, 3.4))
+    sides = (
+        (left, {"instability": "instability", "left_out_loss": "left out", "test_loss": "fresh"}),
+        (right, {"left_out_error": "left out", "test_error": "fresh"}),
+    )
+    for axes, names in sides:
+        for (name, label), look in zip(names.items(), _LINES, strict=False):
+            for number, one in enumerate(found):
+                words = None if number else label
+                axes.plot(one.log_times, getattr(one, name), lw=1.0, label=words, **look)
+        style.legend_above(axes, fontsize=8, ncols=3, columnspacing=1.0)
+    style.bare(left, xlabel=_TIME, ylabel="normalised loss")
+    style.bare(right, xlabel=_TIME, ylabel="classification error")
+    return picture
+
+
+def square_loss(study: Any, title: str = "", *, ax: Any = None) -> Figure:
+    """Expected error and instability of least squares against the dimension.
+
+    Args:
+        study: A :class:`hessrmt.generalization.stability.SquareLossStudy`.
+        title: Above the picture.
+        ax: Two axes to draw into; None for a new picture.
+
+    Returns:
+        The picture: medians over random problems.
+    """
+    picture, ((left, right),) = style.panels(title, (1, 2), ax=ax, size=(6.6, 3.4))
+    ratio = study.dimensions / study.samples
+    sides = (
+        (left, study.error, "expected square error"),
+        (right, study.instability, "instability"),
+    )
+    for axes, values, words in sides:
+        for name, rows, look in zip(study.starts, values, _LINES, strict=False):
+            axes.loglog(ratio, np.median(rows, axis=1), lw=1.3, label=f"start: {name}", **look)
+        axes.axvline(1, color=style.MUTED, lw=0.8)
+        style.log_ticks(axes.xaxis, 5)
+        style.log_ticks(axes.yaxis, 5)
+        style.bare(axes, xlabel="dimension over samples", ylabel=words)
+    style.legend_above(left, fontsize=8, ncols=3, columnspacing=1.0)
     return picture
