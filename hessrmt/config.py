@@ -146,6 +146,16 @@ CountOrAll = Annotated[
 ]
 """How many, or all that there are."""
 
+
+def _words_of(value: Any) -> Any:
+    if isinstance(value, str):
+        return tuple(filter(None, (part.strip() for part in value.split(","))))
+    return value
+
+
+Words = Annotated[tuple[str, ...], BeforeValidator(_words_of)]
+"""Several words, as a list or with commas between them."""
+
 Cutoff = Annotated[
     float | Literal["certified", "paper"],
     _number_or("certified", "paper", wanted="certified, paper or a number", above=-float("inf")),
@@ -484,8 +494,12 @@ class CapacityConfig(Settings):
     )
     against: Path | None = option(
         None,
-        "Accuracies of the series: a column source or name, and columns of numbers.",
+        "Accuracies of the series: a column source or name, and columns of numbers; with a column "
+        "path no SOURCE is needed.",
         metavar="CSV",
+    )
+    columns: Words = option(
+        (), "Columns of that table to compare with, e.g. test_error,test_loss.", shown="all"
     )
     device: str = option("auto", _DEVICE)
     seed: int = option(0, _SEED, ge=0)

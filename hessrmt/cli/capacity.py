@@ -12,6 +12,7 @@ from hessrmt.cli.options import PictureFormat, PlotFolder, check_pictures, with_
 from hessrmt.config import CapacityConfig
 
 if TYPE_CHECKING:
+    from hessrmt.capacity.correlation import Correlation
     from hessrmt.capacity.report import CapacityReport
     from hessrmt.runs.capacity import Series
 
@@ -27,29 +28,22 @@ _NETWORK = {
     "mean_alpha": ("⟨α⟩", ".3f"),
     "mean_log_norm": ("⟨ln‖W‖⟩", ".3f"),
 }
-_CORRELATION = {
-    "n": ("n", "d"),
-    "slope": ("slope", ".3g"),
-    "r_squared": ("R²", ".3f"),
-    "kendall": ("Kendall τ", "+.2f"),
-    "kendall_p": ("p", ".2g"),
-    "spearman": ("Spearman ρ", "+.2f"),
-    "spearman_p": ("p", ".2g"),
-}
+_LINE = {"n": ("n", "d"), "r_squared": ("R²", ".3f")}
+_COEFFICIENTS = {"pearson": "Pearson r", "spearman": "Spearman ρ", "kendall": "Kendall τ"}
 """Attributes of layers, networks and correlations that are columns: heading and format."""
 
 
 @with_settings
 def capacity(
+    settings: CapacityConfig,
     sources: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="SOURCE",
-            help="Checkpoints (.pt, .pth, .safetensors, .npz), folders of safetensors shards, or "
-            "file.py:factory; several are a series.",
+            help="Checkpoints (.pt, .pth, .safetensors, .npz), folders of safetensors shards or of "
+            "networks, or file.py:factory; several are a series.",
         ),
-    ],
-    settings: CapacityConfig,
+    ] = None,
     table: Annotated[
         Path | None, typer.Option("--csv", metavar="F", help="Write a row for each tensor.")
     ] = None,
@@ -73,7 +67,7 @@ def capacity(
     if table is not None:
         require_file(table, "--csv")
     with console.Meter() as tick:
-        series = run(settings, sources, tick)
+        series = run(settings, sources or (), tick)
     console.note(*series.notes)
     reports = dict(zip(series.labels, series.networks, strict=True))
     alone = series.networks[0] if len(reports) == 1 else None
@@ -137,8 +131,23 @@ def _show_series(reports: dict[str, CapacityReport], series: Series) -> None:
 
 
 def _show_correlations(series: Series) -> None:
-    found = {f"{item.accuracy}, {item.metric}": item for item in series.correlations}
-    rows = ((name, *console.cells(item, _CORRELATION)) for name, item in found.items())
-    console.show(console.table(("", *console.headings(_CORRELATION)), rows))
+    found = {f"{item.accuracy},\n{item.metric}": item for item in series.correlations}
+    rows = (
+        (name, *console.cells(item, _LINE), *(_coefficient(item, one) for one in _COEFFICIENTS))
+        for name, item in found.items()
+    )
+    headings = ("", *console.headings(_LINE), *_COEFFICIENTS.values())
+    console.show(console.table(headings, rows))
+    level = series.correlations[0].level
+    console.note(f"with {level:.0%} intervals over networks; p: probability without a connection")
     failed = {name: item.failed for name, item in found.items() if item.failed is not None}
-    console.note(*(f"{name}: {why}" for name, why in failed.items()))
+    console.note(*(f"{' '.join(name.split())}: {why}" for name, why in failed.items()))
+
+
+def _coefficient(item: Correlation, name: str) -> str:
+    """A coefficient, its interval and its p-value, in a line each."""
+    number = console.number
+    ends = getattr(item, f"{name}_interval")
+    known = f"{ends[0]:.2f} to {ends[1]:.2f}" if ends[0] == ends[0] else "-"
+    p_value = f"p {number(getattr(item, f'{name}_p'), '.2g')}"
+    return "\n".join((number(getattr(item, name), "+.2f"), known, p_value))
