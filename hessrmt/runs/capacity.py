@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import re
 from collections import Counter
@@ -19,9 +18,10 @@ from hessrmt.files import write_whole
 from hessrmt.problems.checkpoints import SAFETENSORS_SUFFIX, TORCH_SUFFIXES
 from hessrmt.progress import under
 from hessrmt.results import Result, to_csv
+from hessrmt.runs.tables import numbers_of, read_table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from hessrmt.capacity.report import CapacityReport, Correlation
     from hessrmt.config import CapacityConfig
@@ -232,7 +232,7 @@ def read_paths(file: Path | None) -> list[str]:
     """
     if file is None:
         raise ConfigError("no network is given: name files, or --against a table with their paths")
-    header, rows = _table(file)
+    header, rows = read_table(file)
     column = next((name for name in header if name.strip().lower() == PATH), None)
     if column is None:
         raise ConfigError(
@@ -271,14 +271,14 @@ def read_accuracies(
         ConfigError: If the table cannot be read, has no column of names or none of numbers, lacks
             one of ``columns``, or no network of ``sources`` is in it, or one more than once.
     """
-    header, rows = _table(file)
+    header, rows = read_table(file)
     named = [column for column in header if column.strip().lower() in NAMES]
     if not named:
         raise ConfigError(
             f"{file} has the columns {', '.join(header)}; the one that says which network a row "
             f"is about must be called {', '.join(NAMES[:-1])} or {NAMES[-1]}"
         )
-    others = {name: _numbers(row[name] for row in rows) for name in header if name not in named}
+    others = {name: numbers_of(row[name] for row in rows) for name in header if name not in named}
     numbers = {name: values for name, values in others.items() if values is not None}
     if not numbers:
         raise ConfigError(f"{file} has no column of numbers; give e.g. top1 beside the names")
@@ -315,29 +315,6 @@ def _called(file: Path, row: Mapping[str, str], named: Sequence[str]) -> set[str
     """What a row calls its network."""
     paths = {str(_from(file, row[name])) for name in named if name.strip().lower() == PATH}
     return {row[name] for name in named} | paths
-
-
-def _table(file: Path) -> tuple[list[str], list[dict[str, str]]]:
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as lines:
-            reader = csv.DictReader(line for line in lines if not line.startswith("#"))
-            rows = [{k: (v or "").strip() for k, v in row.items() if k} for row in reader]
-            header = list(reader.fieldnames or ())
-    except OSError as error:
-        raise ConfigError(f"cannot read {file}: {error.strerror or error}") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"{file} is no table of comma-separated values: {error}") from error
-    if not rows:
-        raise ConfigError(f"{file} has no rows; give a header and a row for each network")
-    return header, rows
-
-
-def _numbers(cells: Iterable[str]) -> list[float] | None:
-    """The numbers in a column, NaN for an empty cell; None if there is text in it."""
-    try:
-        return [float(cell or "nan") for cell in cells]
-    except ValueError:
-        return None
 
 
 def _stem(source: str) -> str:
