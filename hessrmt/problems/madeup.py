@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 MADE_UP = "made-up-cifar100"
 """Name of the data set."""
 
-COUNTS = {"train": 2_000, "test": 1_000}
+COUNTS = {"train": 1_000, "test": 500}
 """Images of each split, as many of each class."""
 
 CLASSES, _SUPERCLASSES = 100, 20
