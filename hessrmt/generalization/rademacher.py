@@ -338,7 +338,7 @@ def attained(
                 outputs = networks.outputs(network, data, dict(zip(names, leaves, strict=True)))
                 value = signs @ outputs.flatten(1)[:, 0] / len(signs)
                 gradients = torch.autograd.grad(value, leaves)
-            best = max(best, float(value))
+            best = max(best, float(value.detach()))
             length = rate * (1 - step / steps)
             weights = [
                 _unit(weight.detach() + length * _unit(gradient))

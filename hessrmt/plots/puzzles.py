@@ -328,7 +328,8 @@ def margin_error(
     if isinstance(line, str):
         left.plot([], [], " ", label=f"no line: {line}")
     else:
-        ends = np.linspace(*left.get_xlim(), 101)
+        low, high = left.get_xlim()
+        ends = np.linspace(low, high, 101)
         words = f"slope {line.slope:.2g} ± {line.slope_error:.1g}, intercept {line.intercept:.2g}"
         left.plot(ends, line(ends), color=style.BLUE, lw=1.3, label=f"{words}, R² {line.r2:.2f}")
         area = {"color": style.BLUE, "alpha": 0.1, "lw": 0, "zorder": 1, "label": PREDICTION}
