@@ -48,11 +48,11 @@ def write_cifar100(folder: Path, counts: Mapping[str, int] = COUNTS, seed: int =
         fine = draw.permutation(np.arange(counts[split]) % CLASSES)
         images = _images(fine, seed, draw)
         batch = {
-            b"filenames": [f"{split}_{place:05}.png".encode() for place in range(len(fine))],
-            b"batch_label": f"{split}ing batch 1 of 1".encode(),
-            b"fine_labels": fine.tolist(),
-            b"coarse_labels": (fine % _SUPERCLASSES).tolist(),
-            b"data": images.reshape(len(images), -1),
+            "filenames": [f"{split}_{place:05}.png" for place in range(len(fine))],
+            "batch_label": f"{split}ing batch 1 of 1",
+            "fine_labels": fine.tolist(),
+            "coarse_labels": (fine % _SUPERCLASSES).tolist(),
+            "data": images.reshape(len(images), -1),
         }
         write_whole(folder / file, pickle.dumps(batch, protocol=2))
 
