@@ -482,16 +482,16 @@ def test_errors_against_margins_and_bounds():
     left, right = margin_error(NATURAL, RANDOM).axes[:2]
     x, y = NATURAL.separating
     assert any(np.array_equal(one, np.column_stack([x, y])) for one in scattered(left))
-    check_points(right, NATURAL, RANDOM, names=("error_bound", "test_error"))
+    check_points(right, NATURAL, RANDOM, names=("complexity_over_margin", "test_error"))
     assert right.get_xscale() == "log"
     rho, fit = NATURAL.correlations["margin"], fit_line(x, y)
     assert rho.n == len(x)
     assert f"slope {fit.slope:.2g}" in said(left)
     low, high = rho.spearman_interval
     assert f"{rho.spearman:+.2f} [{low:+.2f}, {high:+.2f}]" in said(left)
-    assert "an error is at most 1" in said(right)
+    assert f"says something of 0 of {len(NATURAL.result.members)} networks" in said(right)
     unproven = entry(name="resnet", by="output")
-    members = [replace(m, error_bound=np.nan) for m in unproven.result.members]
+    members = [replace(m, rademacher=np.nan) for m in unproven.result.members]
     unproven = replace(unproven, result=replace(unproven.result, members=tuple(members)))
     assert "no bound is proven" in said(margin_error(unproven).axes[1])
     wrong = tuple(replace(m, normalized_margin=-1.0) for m in members)

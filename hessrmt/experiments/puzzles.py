@@ -148,8 +148,8 @@ class FamilyEntry:
 
     @property
     def correlations(self) -> dict[str, Correlation]:
-        """How the test error goes with 1/η of f̃, and with the bound on the error."""
-        bounds, errors = (self.result.column(x) for x in ("error_bound", "test_error"))
+        """How the test error goes with 1/η of f̃, and with R̂/η, of the networks that have an η."""
+        bounds, errors = (self.result.column(x) for x in ("complexity_over_margin", "test_error"))
         columns = {"margin": self.separating, "bound": (bounds, errors)}
         return {
             name: correlate(*values, (name, "test_error"))  # pyright: ignore[reportArgumentType]
@@ -369,7 +369,8 @@ _NETWORKS: tuple[Column[Numbered], ...] = (
     _member("", "margin"),
     _member("smallest margin of f̃", "normalized_margin", ".3g"),
     _member("", "rademacher"),
-    _member("bound on the error", "error_bound", ".2g"),
+    _member("R̂/η", "complexity_over_margin", ".2g"),
+    _member("", "error_bound"),
     _member("", "error_bound_margin"),
     *(_member("", f"{raw}top_output_{what}") for raw in ("", "raw_") for what in ("mean", "std")),
 )
@@ -625,11 +626,13 @@ def _of_margins(entry: FamilyEntry) -> str:
     text = f"test error against 1/η of the normalised networks: {_in_words(found['margin'])}"
     if not np.isfinite(bounds).any():
         return f"{text}. No bound is proven for this network."
-    least = float(np.nanmin(bounds))
-    says = "which says something" if least < 1 else "which says nothing: no error exceeds 1"
+    proven = int(np.sum(bounds < 1))
+    says = "nothing: no error exceeds 1" if not proven else f"something of {proven} networks"
+    ratios = entry.result.column("complexity_over_margin")
+    least = f" (at least {np.nanmin(ratios):.2g})" if np.isfinite(ratios).any() else ""
     return (
-        f"{text}; against the bound by the Rademacher complexity: {_in_words(found['bound'])}. "
-        f"The smallest bound is {least:.2g}, {says}."
+        f"{text}; against R̂/η{least}: {_in_words(found['bound'])}. "
+        f"The bound by the Rademacher complexity says {says}."
     )
 
 

@@ -296,7 +296,7 @@ def margins(entry: Any, random: Any = None, *, ax: Any = None) -> Figure:
 def margin_error(
     entry: Any, line: Any, correlations: Mapping[str, Any], random: Any = None, *, ax: Any = None
 ) -> Figure:
-    """Test errors against 1/η of the normalised networks, and against the bounds that are proven.
+    """Test errors against 1/η of the normalised networks, and against R̂/η, R̂ a proven bound.
 
     Args:
         entry: A family.
@@ -338,23 +338,23 @@ def margin_error(
     wrong = _left_out(len(every[0][0]) - len(x), "have a training error")
     style.few_ticks(left, x=4)
     left.set(xlabel=f"1/η, inverse of the normalised smallest margin{wrong}", ylabel="test error")
-    bounds = _columns(entry, "error_bound", "test_error")
-    known = np.isfinite(bounds[0])
-    theirs = _columns(random, "error_bound", "test_error")
+    ratios = _columns(entry, "complexity_over_margin", "test_error")
+    known = np.isfinite(ratios[0])
+    theirs = _columns(random, "complexity_over_margin", "test_error")
     seen = np.isfinite(theirs[0])
-    places = tuple(part[known] for part in bounds), tuple(part[seen] for part in theirs)
+    places = tuple(part[known] for part in ratios), tuple(part[seen] for part in theirs)
     _scatter(right, entry, *places, entry.result.column("value")[known])
     if known.any():
         right.set_xscale("log")
         _limit(right, *places)
         right.plot([], [], " ", label=_correlation_words(correlations["bound"]))
-        least = float(bounds[0][known].min())
-        says = "below 1: it says something" if least < 1 else "an error is at most 1"
-        right.plot([], [], " ", label=f"smallest bound {least:.2g}; {says}")
+        proven = int(np.sum(entry.result.column("error_bound") < 1))
+        words = f"says something of {proven} of {len(known)} networks"
+        right.plot([], [], " ", label=f"the bound on the error {words}")
     else:
         right.plot([], [], " ", label="no bound is proven for this network")
         right.xaxis.set_ticks([])
-    right.set(xlabel="bound on the error, probability 0.95", ylabel="test error")
+    right.set(xlabel="R̂/η, complexity over smallest margin", ylabel="test error")
     for axes in (left, right):
         _key(axes)
     return _colour_bar(entry, [left, right])

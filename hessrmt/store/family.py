@@ -131,6 +131,11 @@ class Member:
     top_output_counts: Annotated[Float64[np.ndarray, " bins"], "training samples in each bin"]
     history: Mapping[str, Values] = field(repr=False)
 
+    @property
+    def complexity_over_margin(self) -> float:
+        """R̂/η; NaN where no bound on R̂ is known, or not all training samples are right."""
+        return self.rademacher / self.margin if self.margin > 0 else math.nan
+
 
 _MEANINGS: dict[str, str] = {
     name: hint.__metadata__[0]
