@@ -354,6 +354,7 @@ def margin_error(
     else:
         right.plot([], [], " ", label="no bound is proven for this network")
         right.xaxis.set_ticks([])
+    style.few_ticks(right, x=4)
     right.set(xlabel="R̂/η, complexity over smallest margin", ylabel="test error")
     for axes in (left, right):
         _key(axes)
