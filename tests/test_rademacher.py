@@ -67,7 +67,7 @@ def test_biases_are_weights_of_a_constant_unit():
             last = torch.zeros(weight.shape[1] + 1, dtype=torch.float64)
             last[-1] = after / before
             whole = torch.cat([torch.cat([weight, bias[:, None] / before], 1), last[None]])
-            norms.append(float(torch.linalg.norm(whole)))
+            norms.append(float(torch.linalg.norm(whole.detach())))
             hidden = hidden @ whole.T
             hidden, before = (torch.relu(hidden) if after else hidden), after
         assert torch.allclose(hidden[:, :-1], model(x), rtol=1e-10, atol=1e-12)
