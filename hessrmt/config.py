@@ -146,6 +146,16 @@ CountOrAll = Annotated[
 ]
 """How many, or all that there are."""
 
+
+def _words_of(value: Any) -> Any:
+    if isinstance(value, str):
+        return tuple(filter(None, (part.strip() for part in value.split(","))))
+    return value
+
+
+Words = Annotated[tuple[str, ...], BeforeValidator(_words_of)]
+"""Several words, as a list or with commas between them."""
+
 Cutoff = Annotated[
     float | Literal["certified", "paper"],
     _number_or("certified", "paper", wanted="certified, paper or a number", above=-float("inf")),
@@ -296,6 +306,13 @@ class TrainConfig(_OnData):
     final_lr: float = option(0.00003, "Learning rate from --decay-end on.", ge=0, shown="0.00003")
     momentum: float = option(0.9, "Momentum of SGD.", ge=0, lt=1)
     weight_decay: float = option(5e-4, "Weight decay.", ge=0)
+    stable_rank: float = option(
+        0.0,
+        "Weight μ of a penalty μ Σ ‖W‖_F²/‖W‖₂², the layers' stable ranks, that is added to the "
+        "loss.",
+        ge=0,
+        shown="0, none",
+    )
     decay_start: int = option(150, "Epoch at which the rate starts to fall.", ge=0)
     decay_end: int = option(270, "Epoch at which the rate stops falling.", ge=0)
     dtype: Dtype = option("float32", "float32 or float64.")
@@ -305,6 +322,11 @@ class TrainConfig(_OnData):
         if self.decay_end < self.decay_start:
             raise ValueError("decay_end comes before decay_start")
         return self
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a run that continues a file must share; files from before a setting lack it."""
+        return self.model_dump(mode="json", exclude=None if self.stable_rank else {"stable_rank"})
 
 
 class HistoryConfig(Settings):
@@ -492,11 +514,15 @@ class CapacityConfig(Settings):
     )
     against: Path | None = option(
         None,
-        "Accuracies of the series: a column source or name, and columns of numbers.",
+        "Accuracies of the series: a column source or name, and columns of numbers; with a column "
+        "path no SOURCE is needed.",
         metavar="CSV",
     )
     side_by_side: bool = option(
         False, "Compare networks layer by layer; --csv and --plot are then about that."
+    )
+    columns: Words = option(
+        (), "Columns of that table to compare with, e.g. test_error,test_loss.", shown="all"
     )
     device: str = option("auto", _DEVICE)
     seed: int = option(0, _SEED, ge=0)
@@ -521,6 +547,28 @@ class NormalizeConfig(_OnData):
     )
     reference: int = option(1, "How many samples --by output takes.", ge=1)
     batch: int = option(1024, "Samples computed at a time.", ge=1)
+    fit: Path | None = option(
+        None,
+        "Instead, the line of test against training losses in this table, a row for each network; "
+        "rows without a test loss are predicted.",
+        metavar="CSV",
+    )
+    columns: Words = option(
+        (),
+        "Training and test column of that table.",
+        shown="train,test, or train_loss,test_loss, or both with normalized_ before them",
+    )
+    level: float = option(0.95, "Probability of its prediction intervals.", gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _a_table_or_a_network(self) -> Self:
+        if self.fit is None and self.columns:
+            raise ValueError("columns are those of a table; give one with fit")
+        if self.fit is not None and self.checkpoint is not None:
+            raise ValueError("fit reads a table alone; leave out checkpoint")
+        if self.columns and len(self.columns) != 2:
+            raise ValueError("columns should be two names, training and test, e.g. train,test")
+        return self
 
 
 Kernel = Literal["paper", "rbf", "rational-quadratic", "matern", "p-spin", "mixed-spherical"]

@@ -76,5 +76,8 @@ def member(settings, index, value, separated=True):
         top_output_counts=np.full(60, samples / 60),
         raw_top_output_mean=mean * product,
         raw_top_output_std=0.21 * mean * product,
+        rademacher=40 * product,
+        error_bound=1600 * product / max(margin[-1], 0.1),
+        error_bound_margin=max(margin[-1], 0.1) / product,
         history=history,
     )

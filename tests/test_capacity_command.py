@@ -11,13 +11,16 @@ import numpy as np
 import pytest
 import torch
 from rich.cells import cell_len
+from safetensors.numpy import save_file
 from test_capacity import heavy
 
 import hessrmt as hr
 from hessrmt.capacity import correlate
+from hessrmt.config import CapacityConfig
 from hessrmt.errors import ConfigError, DataError
 from hessrmt.plots.capacity import alpha_histogram, alpha_quantiles
-from hessrmt.runs.capacity import Series, read_accuracies
+from hessrmt.runs.capacity import Series, networks_in, read_accuracies
+from hessrmt.runs.capacity import run as run_capacity
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -231,6 +234,71 @@ def test_unusable_tables(tmp_path, text, match):
     table.write_text(text)
     with pytest.raises(ConfigError, match=match):
         read_accuracies(table, ["a.pt"])
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """Ten networks in a folder, and a table of them."""
+    (tmp_path / "nets").mkdir()
+    lines = ["name,path,test_error,epochs"]
+    for number in range(10):
+        save(tmp_path / "nets" / f"net-{number}.pt", seed=number)
+        lines.append(f"number {number},nets/net-{number}.pt,{0.1 + number**2 / 1000},{number}")
+    (tmp_path / "table.csv").write_text("\n".join(lines) + "\n")
+    return [f"nets/net-{number}.pt" for number in range(10)]
+
+
+def test_networks_of_a_table_and_of_a_folder(cli, tmp_path, trained, monkeypatch):
+    """The column ``path`` is from the folder of the table on, and needs no further words."""
+    against = ("--against", "table.csv", "--columns", "test_error", "--json")
+    listed = parsed(cli("capacity", *against))
+    assert [network["source"] for network in listed["networks"]] == trained
+    assert list(listed["accuracies"]) == ["test_error"]
+    monkeypatch.chdir(tmp_path.parent)
+    found = run_capacity(CapacityConfig(against=tmp_path / "table.csv", columns="test_error"), [])
+    assert found.labels == tuple(f"net-{number}" for number in range(10))
+    folder = run_capacity(CapacityConfig(against=tmp_path / "table.csv"), [str(tmp_path / "nets")])
+    assert list(folder.accuracies) == ["test_error", "epochs"]
+    for one, two, three in zip(
+        listed["correlations"], found.correlations, folder.correlations, strict=False
+    ):
+        assert one["spearman_interval"] == list(two.spearman_interval)
+        assert two == three
+        assert two.n == 10
+
+
+def test_what_a_folder_is(tmp_path):
+    """Files in natural order; shards, a folder with a configuration and others are one network."""
+    for name in ("net-10.pt", "net-9.pt", "net-9.txt"):
+        (tmp_path / name).write_text("")
+    assert networks_in(str(tmp_path)) == [str(tmp_path / n) for n in ("net-9.pt", "net-10.pt")]
+    (tmp_path / "config.json").write_text("{}")
+    assert networks_in(str(tmp_path)) == [str(tmp_path)]
+    for names, one in (("ab", True), ("aa", False)):
+        folder = tmp_path / names
+        folder.mkdir()
+        for number, name in enumerate(names):
+            save_file({name: np.ones((3, 4))}, folder / f"{number}.safetensors")
+        assert (networks_in(str(folder)) == [str(folder)]) == one
+    assert networks_in("net.pt") == ["net.pt"]
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        ((), "no network is given"),
+        (("--against", "plain.csv"), "columns name, top1"),
+        (("--against", "empty.csv"), "path in row 2 is empty"),
+        (("net.pt", "--against", "plain.csv", "--columns", "top5"), "no column of numbers 'top5'"),
+    ],
+)
+def test_series_that_are_not_said_right(cli, tmp_path, words, match):
+    (tmp_path / "plain.csv").write_text("name,top1\nnet,70\n")
+    (tmp_path / "empty.csv").write_text("path,top1\na.pt,70\n,80\n")
+    result = cli("capacity", *words)
+    assert result.returncode == 2
+    assert match in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 # pictures

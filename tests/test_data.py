@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import pickle
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -13,11 +14,12 @@ import pytest
 import torch
 from file_samples import not_refused, pack, write_batches
 from samples import write_idx, write_set
+from scipy import stats
 from typer.testing import CliRunner
 
 from hessrmt.cli.data import app
 from hessrmt.errors import DataError
-from hessrmt.problems import data
+from hessrmt.problems import data, madeup
 from hessrmt.problems.formats import SETS
 
 CIFAR = {name: known for name, known in SETS.items() if known.batches}
@@ -454,3 +456,29 @@ def test_a_network_is_trained_on_an_archive(tmp_path, cli):
     done = cli(*run, "--data", "cifar10", "--data-dir", tmp_path, "--json")
     assert done.returncode == 0, done.stderr
     assert "CIFAR-10" in done.stdout
+
+
+def test_made_up_images_are_read_as_the_published_ones(tmp_path):
+    """In the format of CIFAR-100's "python version", as torchvision opens it."""
+    madeup.write_cifar100(tmp_path, {"train": 300, "test": 200}, seed=3)
+    for split, count in (("train", 300), ("test", 200)):
+        with (tmp_path / split).open("rb") as file:
+            batch = pickle.load(file, encoding="latin1")
+        found = data.load(str(tmp_path), split)
+        assert found.classes == 100
+        assert np.array_equal(found.x.reshape(count, 3072), batch["data"])
+        assert found.y.tolist() == batch["fine_labels"]
+        assert np.bincount(found.y).tolist() == [count // 100] * 100
+        assert [label % 20 for label in batch["fine_labels"]] == batch["coarse_labels"]
+    # images of a class are more alike than others: a nearest mean does better than chance
+    train, test = (data.load(str(tmp_path), split) for split in ("train", "test"))
+    means = [train.x[train.y == label].mean(axis=0).ravel() for label in range(100)]
+    away = ((test.x.reshape(200, 1, -1) - np.array(means)[None]) ** 2).sum(axis=2)
+    right = int((away.argmin(axis=1) == test.y).sum())
+    assert stats.binom.sf(right - 1, 200, 0.01) < 1e-6
+
+
+def test_made_up_data_by_their_name():
+    found = data.load(madeup.MADE_UP, "test")
+    assert (found.x.shape, found.classes, found.embedded) == ((500, 3, 32, 32), 100, True)
+    assert "made-up" in found.origin

@@ -412,3 +412,19 @@ def test_data_that_cannot_be_used(family, tmp_path, monkeypatch, changes, said):
     with pytest.raises((ConfigError, DataError), match=said):
         run(family(**changes), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_files_from_before_the_bounds_are_read(family, tmp_path):
+    result = run(family(epochs=1, rates=(0.01,)), tmp_path / "out")
+    (one, _) = result.members
+    # no bound on an error is below the training error, and these networks are small
+    assert one.error_bound > one.train_error
+    assert 0 < one.rademacher < math.inf
+    path = tmp_path / "out" / "families" / "scales.h5"
+    with h5py.File(path, "r+") as file:
+        for name in ("rademacher", "error_bound", "error_bound_margin"):
+            del file[name]
+    (old, _) = load_family(path).members
+    assert math.isnan(old.rademacher)
+    assert math.isnan(old.error_bound)
+    assert old.product == one.product

@@ -22,6 +22,7 @@ from hessrmt.experiments.puzzles import (
     Puzzles,
     ReferenceLine,
     family_losses,
+    margin_error,
     random_partner,
 )
 from hessrmt.generalization import fit_line
@@ -195,6 +196,7 @@ def test_pictures_are_drawn_into_given_axes():
         (lambda: family_losses(NATURAL, RANDOM, [REFERENCE]), 7),
         (lambda: puzzles.capacity(NATURAL, RANDOM), 7),
         (lambda: puzzles.margins(NATURAL, RANDOM), 7),
+        (lambda: margin_error(NATURAL, RANDOM), 7),
         (lambda: puzzles.sample_errors(SAMPLES), 7),
     ],
 )
@@ -474,6 +476,28 @@ def test_capacity():
         assert axes.get_xscale() == scale
     by_output = puzzles.capacity(entry(name="resnet", by="output"))
     assert by_output.axes[0].get_xlabel() == "norm of the output"
+
+
+def test_errors_against_margins_and_bounds():
+    left, right = margin_error(NATURAL, RANDOM).axes[:2]
+    x, y = NATURAL.separating
+    assert any(np.array_equal(one, np.column_stack([x, y])) for one in scattered(left))
+    check_points(right, NATURAL, RANDOM, names=("complexity_over_margin", "test_error"))
+    assert right.get_xscale() == "log"
+    rho, fit = NATURAL.correlations["margin"], fit_line(x, y)
+    assert rho.n == len(x)
+    assert f"slope {fit.slope:.2g}" in said(left)
+    low, high = rho.spearman_interval
+    assert f"{rho.spearman:+.2f} [{low:+.2f}, {high:+.2f}]" in said(left)
+    assert f"says something of 0 of {len(NATURAL.result.members)} networks" in said(right)
+    unproven = entry(name="resnet", by="output")
+    members = [replace(m, rademacher=np.nan) for m in unproven.result.members]
+    unproven = replace(unproven, result=replace(unproven.result, members=tuple(members)))
+    assert "no bound is proven" in said(margin_error(unproven).axes[1])
+    wrong = tuple(replace(m, normalized_margin=-1.0) for m in members)
+    wrong = replace(unproven, result=replace(unproven.result, members=wrong))
+    with pytest.raises(DataError, match="no network classifies"):
+        margin_error(wrong)
 
 
 def test_product_at_a_common_loss():

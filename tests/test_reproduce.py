@@ -14,6 +14,7 @@ from hessrmt.experiments.experiment import Experiment
 from hessrmt.experiments.puzzles import PuzzlesConfig
 from hessrmt.experiments.spacings import Spacings, SpacingsConfig
 from hessrmt.experiments.training_budget import BudgetConfig
+from hessrmt.problems.madeup import COUNTS, MADE_UP
 from hessrmt.store.spectra import load as load_spectra
 
 
@@ -57,7 +58,7 @@ def test_seed_reaches_everything(tmp_path, digits, monkeypatch):
     [
         (
             "nonsense",
-            "no experiment 'nonsense'; known are approximation, averaging-theory, compression",
+            "no experiment 'nonsense'; known are approximation, averaging-theory",
         ),
         ("hessian-spacings --preset huge", "no preset 'huge'; it has small, full"),
         ("puzzles-initialization.toml --preset middle", "no preset 'middle'"),
@@ -145,9 +146,9 @@ def test_shipped_settings_are_valid(name):
     if not isinstance(settings, PuzzlesConfig):
         return
     for family in settings.presets["small"].families:
-        assert family.data == "mnist"
+        there = {"mnist": 8000, MADE_UP: COUNTS["train"]}[family.data]  # embedded digits
         sizes = family.values if family.vary == "samples" else (family.samples,)
-        assert all(size != "all" and size <= 8000 for size in sizes)  # embedded digits
+        assert all(size != "all" and size <= there for size in sizes)
     for preset in ("small", "full"):
         for family in settings.presets[preset].families:
             assert family.rate(family.epochs - 1) == family.rates[-1]

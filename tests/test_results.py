@@ -22,7 +22,7 @@ from hessrmt.errors import DataError, StoreError
 from hessrmt.experiments.averaging_theory import IterateRuns
 from hessrmt.experiments.experiment import Kept
 from hessrmt.experiments.puzzles import lines
-from hessrmt.generalization import bias_free, fits
+from hessrmt.generalization import attained, bias_free, fits, rademacher_bound
 from hessrmt.generalization.approximation import study
 from hessrmt.generalization.batch_norm import batch_norm_flow
 from hessrmt.generalization.flow import gradient_flow
@@ -33,7 +33,7 @@ from hessrmt.lossmodel.sampler import sampled_density
 from hessrmt.records import Spectra, Spectrum
 from hessrmt.results import Result
 from hessrmt.runs.capacity import Series
-from hessrmt.runs.normalize import NormalizeResult
+from hessrmt.runs.normalize import NormalizeResult, TableFit, TablePoint
 from hessrmt.runs.simulate import summary
 from hessrmt.runs.training import TrainResult
 from hessrmt.store.history import History
@@ -134,12 +134,28 @@ def history():
     return History(np.array([0, 2]), spectra(), ("0.weight",), capacity, ones, ones)
 
 
+def complexity():
+    return rademacher_bound(torch.nn.Sequential(torch.nn.Linear(2, 3)), torch.ones(4, 2))
+
+
+def table_fit():
+    point = TablePoint("a", 1.0, None, 2.0, 1.5, 2.5, beyond=False)
+    line = fits.fit_line([1, 2, 3, 4], [1, 3, 2, 5])
+    other = TablePoint("b", 2.0, 3.0, 2.0, 1.5, 2.5, beyond=False)
+    return TableFit("table.csv", ("train", "test"), line, 0.95, (point, other))
+
+
 MADE = {
     "training": lambda: TrainResult(
         3, 0.5, 0.9, None, None, 1.5, Path("w.pt"), "00ff", "made up", ("a note",), Path("h.h5")
     ),
     "line fit": lambda: fits.fit_line([1, 2, 3, 4], [1, 3, 2, 5]),
     "budget fit": budgets,
+    "complexity": complexity,
+    "error bound": lambda: complexity().error_bound(np.arange(4.0), 3),
+    "attained": lambda: attained(torch.nn.Linear(2, 3, bias=False), torch.eye(2), steps=2),
+    "table fit": table_fit,
+    "table point": lambda: table_fit().points[0],
     "budget law": lambda: next(iter(budgets().laws.values())),
     "normalized network": lambda: hr.generalization.normalize(*classified()[:2]),
     "margins": lambda: hr.generalization.margins(*classified()),

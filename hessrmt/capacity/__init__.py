@@ -11,11 +11,13 @@ module                contents
 :mod:`~.layers`       which matrices a layer has, or why it has none
 :mod:`~.spectra`      eigenvalues of X = WᵀW/N, norms, ranks, entropy; Marchenko-Pastur bulk
 :mod:`~.powerlaw`     exponents by maximum likelihood, p-values, comparisons with other laws
-:mod:`~.report`       records of layers and of the network; correlations with accuracies
+:mod:`~.report`       records of layers and of the network
+:mod:`~.correlation`  metrics against accuracies along a series: lines, correlations, intervals
 ====================  ============================================================================
 """
 
 from hessrmt.capacity.analysis import analyze
+from hessrmt.capacity.correlation import Correlation, correlate
 from hessrmt.capacity.powerlaw import (
     Comparison,
     PowerLawFit,
@@ -25,15 +27,7 @@ from hessrmt.capacity.powerlaw import (
     goodness_of_fit,
     scan,
 )
-from hessrmt.capacity.report import (
-    CapacityReport,
-    Correlation,
-    Layer,
-    MatrixFit,
-    SideBySide,
-    correlate,
-    side_by_side,
-)
+from hessrmt.capacity.report import CapacityReport, Layer, MatrixFit, SideBySide, side_by_side
 from hessrmt.capacity.sources import open_source
 from hessrmt.capacity.spectra import BulkFit, fit_bulk
 

@@ -1,4 +1,4 @@
-"""Results of a capacity analysis: records of layers and of a network, correlations of a series."""
+"""Results of a capacity analysis: records of layers and of a network, a series with accuracies."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import stats
 
+from hessrmt.capacity.correlation import Correlation, correlate
 from hessrmt.capacity.powerlaw import TailFit
 from hessrmt.checks import one_of
 from hessrmt.errors import DataError
@@ -31,9 +31,6 @@ METRICS = ("alpha_hat", "alpha_weighted", "mean_alpha", "mean_log_norm")
 """Numbers of a network that are compared with its accuracy."""
 
 _DERIVED = " ".join(("alpha_hat alpha_hat_log10", *METRICS[1:], "means counts"))
-
-_FEWEST = 3
-"""Networks below which nothing is said of a series."""
 
 _NORMS = ("log_frobenius", "log_spectral", "stable_rank", "log_stable_rank")
 _OF_ALL_WEIGHTS = ("lambda_max", *_NORMS, "entropy", "rank")
@@ -462,74 +459,6 @@ def _merged(orders: Sequence[Sequence[str]]) -> list[str]:
 
 
 # A series of networks
-
-
-@dataclass(frozen=True)
-class Correlation(Result):
-    """How one metric goes with one accuracy along a series of networks.
-
-    Attributes:
-        metric: Name of the metric, one of :data:`METRICS`.
-        accuracy: Name of the accuracy.
-        n: Networks with both.
-        slope: Of the least-squares line, accuracy for each unit of the metric.
-        slope_error: Its standard error.
-        intercept: Of the line.
-        r_squared: R² of the line.
-        kendall: Kendall's τ_b.
-        kendall_p: Probability of such a τ without a connection.
-        spearman: Spearman's ρ.
-        spearman_p: Probability of such a ρ without a connection.
-        failed: Why there are no numbers, else None.
-    """
-
-    metric: str
-    accuracy: str
-    n: int
-    slope: float = NAN
-    slope_error: float = NAN
-    intercept: float = NAN
-    r_squared: float = NAN
-    kendall: float = NAN
-    kendall_p: float = NAN
-    spearman: float = NAN
-    spearman_p: float = NAN
-    failed: str | None = None
-
-
-def correlate(
-    metric: Sequence[float], accuracy: Sequence[float], names: tuple[str, str] = ("", "")
-) -> Correlation:
-    """Least-squares line and rank correlations of two columns.
-
-    Args:
-        metric: (n,) of the networks.
-        accuracy: (n,) of the same networks.
-        names: Of metric and accuracy.
-
-    Returns:
-        The correlation; networks that lack one of the two are left out. With fewer than three, or
-        where one of the two never changes, numbers are NaN and ``failed`` says why.
-
-    Raises:
-        DataError: If the columns differ in length.
-    """
-    x, y = np.asarray(metric, dtype=np.float64), np.asarray(accuracy, dtype=np.float64)
-    if x.shape != y.shape or x.ndim != 1:
-        raise DataError(f"{x.shape} metrics and {y.shape} accuracies; give one of each")
-    both = np.isfinite(x) & np.isfinite(y)
-    x, y = x[both], y[both]
-    n = len(x)
-    if n < _FEWEST:
-        return Correlation(*names, n, failed=f"{n} networks with both; {_FEWEST} are needed")
-    for values, name in zip((x, y), names, strict=True):
-        if np.ptp(values) == 0:
-            return Correlation(*names, n, failed=f"{name or 'a column'} is the same for all")
-    line: Any = stats.linregress(x, y)
-    fitted = line.slope, line.stderr, line.intercept, float(line.rvalue) ** 2
-    ranks: Any = *stats.kendalltau(x, y), *stats.spearmanr(x, y)
-    numbers: list[Any] = [float(value) for value in (*fitted, *ranks)]
-    return Correlation(*names, n, *numbers)
 
 
 def correlations(

@@ -12,6 +12,7 @@ from hessrmt.cli.options import PictureFormat, PlotFolder, check_pictures, with_
 from hessrmt.config import CapacityConfig
 
 if TYPE_CHECKING:
+    from hessrmt.capacity.correlation import Correlation
     from hessrmt.capacity.report import CapacityReport, SideBySide
     from hessrmt.runs.capacity import Series
 
@@ -27,15 +28,6 @@ _NETWORK = {
     "mean_alpha": ("⟨α⟩", ".3f"),
     "mean_log_norm": ("⟨ln‖W‖⟩", ".3f"),
 }
-_CORRELATION = {
-    "n": ("n", "d"),
-    "slope": ("slope", ".3g"),
-    "r_squared": ("R²", ".3f"),
-    "kendall": ("Kendall τ", "+.2f"),
-    "kendall_p": ("p", ".2g"),
-    "spearman": ("Spearman ρ", "+.2f"),
-    "spearman_p": ("p", ".2g"),
-}
 _BESIDE = {
     "alpha": ("α", ".2f"),
     "lambda_max": ("λ max", ".3g"),
@@ -43,6 +35,8 @@ _BESIDE = {
     "log_alpha_norm": ("ln Σ λ^α", ".2f"),
     "stable_rank": ("stable\nrank", ".3g"),
 }
+_LINE = {"n": ("n", "d"), "r_squared": ("R²", ".3f")}
+_COEFFICIENTS = {"pearson": "Pearson r", "spearman": "Spearman ρ", "kendall": "Kendall τ"}
 """Attributes of layers, networks and correlations that are columns: heading and format."""
 
 _WIDTH, _NAME, _CELL = 80, 24, 9
@@ -51,15 +45,15 @@ _WIDTH, _NAME, _CELL = 80, 24, 9
 
 @with_settings
 def capacity(
+    settings: CapacityConfig,
     sources: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="SOURCE",
             help="Checkpoints (.pt, .pth, .bin, .ckpt, .pth.tar, .safetensors, .npz), folders of "
-            "shards, LoRA adapters, or file.py:factory; several are a series.",
+            "shards or of networks, LoRA adapters, or file.py:factory; several are a series.",
         ),
-    ],
-    settings: CapacityConfig,
+    ] = None,
     table: Annotated[
         Path | None, typer.Option("--csv", metavar="F", help="Write a row for each tensor.")
     ] = None,
@@ -84,7 +78,7 @@ def capacity(
     if table is not None:
         require_file(table, "--csv")
     with console.Meter() as tick:
-        series = run(settings, sources, tick)
+        series = run(settings, sources or (), tick)
     console.note(*series.notes)
     reports = dict(zip(series.labels, series.networks, strict=True))
     alone = series.networks[0] if len(reports) == 1 else None
@@ -153,11 +147,17 @@ def _show_series(reports: dict[str, CapacityReport], series: Series) -> None:
 
 
 def _show_correlations(series: Series) -> None:
-    found = {f"{item.accuracy}, {item.metric}": item for item in series.correlations}
-    rows = ((name, *console.cells(item, _CORRELATION)) for name, item in found.items())
-    console.show(console.table(("", *console.headings(_CORRELATION)), rows))
+    found = {f"{item.accuracy},\n{item.metric}": item for item in series.correlations}
+    rows = (
+        (name, *console.cells(item, _LINE), *(_coefficient(item, one) for one in _COEFFICIENTS))
+        for name, item in found.items()
+    )
+    headings = ("", *console.headings(_LINE), *_COEFFICIENTS.values())
+    console.show(console.table(headings, rows))
+    level = series.correlations[0].level
+    console.note(f"with {level:.0%} intervals over networks; p: probability without a connection")
     failed = {name: item.failed for name, item in found.items() if item.failed is not None}
-    console.note(*(f"{name}: {why}" for name, why in failed.items()))
+    console.note(*(f"{' '.join(name.split())}: {why}" for name, why in failed.items()))
 
 
 def _show_side_by_side(found: SideBySide) -> None:
@@ -184,3 +184,12 @@ def _letter(place: int) -> str:
     """A, B, ..., Z, AA, AB, ..."""
     before = _letter(place // 26 - 1) if place >= 26 else ""
     return before + chr(ord("A") + place % 26)
+
+
+def _coefficient(item: Correlation, name: str) -> str:
+    """A coefficient, its interval and its p-value, in a line each."""
+    number = console.number
+    ends = getattr(item, f"{name}_interval")
+    known = f"{ends[0]:.2f} to {ends[1]:.2f}" if ends[0] == ends[0] else "-"
+    p_value = f"p {number(getattr(item, f'{name}_p'), '.2g')}"
+    return "\n".join((number(getattr(item, name), "+.2f"), known, p_value))

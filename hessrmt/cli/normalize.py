@@ -5,25 +5,53 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from hessrmt.cli import console
-from hessrmt.cli.options import DataDir, with_settings
+from hessrmt.cli.options import (
+    DataDir,
+    PictureFormat,
+    PlotFolder,
+    check_pictures,
+    with_settings,
+)
 from hessrmt.config import NormalizeConfig
+from hessrmt.errors import ConfigError
 
 if TYPE_CHECKING:
-    from hessrmt.runs.normalize import NormalizeResult
+    from hessrmt.runs.normalize import NormalizeResult, TableFit
 
 
 @with_settings
-def normalize(settings: NormalizeConfig, data_dir: DataDir = None) -> dict[str, Any]:
+def normalize(
+    settings: NormalizeConfig,
+    data_dir: DataDir = None,
+    plot: PlotFolder = None,
+    picture: PictureFormat = "png",
+) -> dict[str, Any]:
     """Divide every layer of a trained network by its norm and measure what that reveals.
 
     f = Πρ f̃ with ρ the norm of a layer's weight: classification stays the same, and over networks
     of one architecture the training loss of f̃ tells its test loss. BatchNorm is folded first. All
     of it is computed in float64; a network for which it is not exact is refused.
 
+    With --fit the line of test against training losses of networks that were measured elsewhere.
+
     Returns:
         What --json prints.
+
+    Raises:
+        ConfigError: If a picture is asked for of what has none.
     """
-    from hessrmt.runs.normalize import run
+    from hessrmt.plots.files import draw_each
+    from hessrmt.runs.normalize import fit_table, run
+
+    if settings.fit is not None:
+        check_pictures(plot, picture)
+        found = fit_table(settings)
+        _show_fit(found)
+        if plot is not None:
+            console.drawn(draw_each({"line": found.plot}, plot, picture), plot)
+        return found.to_dict()
+    if plot is not None:
+        raise ConfigError("--plot draws the line of --fit; without a table there is no picture")
 
     with console.Meter() as tick:
         result = run(settings, folder=data_dir, tick=tick)
@@ -63,6 +91,35 @@ def _show(result: NormalizeResult, norm: float | str) -> None:
     console.note(
         f"the normalised network times the product equals the network to {result.deviation:.1e}"
     )
+
+
+def _show_fit(found: TableFit) -> None:
+    line, number, with_error = found.line, console.number, console.with_error
+    train, test = found.columns
+    rows = (
+        (
+            point.name,
+            number(point.train, ".7g"),
+            number(point.test, ".7g"),
+            f"{point.lower:.7g} to {point.upper:.7g}",
+            {True: "inside", False: "outside", None: "predicted"}[point.inside],
+        )
+        for point in found.points
+    )
+    console.show(
+        console.table(("", "train", "test", f"{found.level:.0%} from the others", ""), rows)
+    )
+    console.facts(
+        {
+            f"{test} = slope · {train} + intercept": f"slope "
+            f"{with_error(line.slope, line.slope_error, '.5g')}, intercept "
+            f"{with_error(line.intercept, line.intercept_error, '.5g')}, {line.n} networks",
+            "R², adjusted, RMSE": f"{line.r2:.6g}, {line.adjusted_r2:.6g}, {line.rmse:.3g}",
+            "outside of their interval": f"{found.outside} of {line.n}; {1 - found.level:.0%} are "
+            "expected of networks on a line with normal errors",
+        }
+    )
+    console.note(*found.notes)
 
 
 def _number(norm: float) -> float | str:

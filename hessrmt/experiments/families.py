@@ -25,7 +25,13 @@ from hessrmt.backend.select import select
 from hessrmt.config import CountOrAll, Settings, TrainConfig
 from hessrmt.errors import ConfigError, DataError, NonFiniteError
 from hessrmt.experiments.experiment import drawn_seed
-from hessrmt.generalization import NormalizedLoss, evaluate, normalize, output_normalize
+from hessrmt.generalization import (
+    NormalizedLoss,
+    evaluate,
+    normalize,
+    output_normalize,
+    rademacher_bound,
+)
 from hessrmt.generalization.networks import evaluating, outputs
 from hessrmt.generalization.normalization import QUANTILES, margins_of_outputs
 from hessrmt.problems import checkpoints, data, losses, models
@@ -39,10 +45,11 @@ from hessrmt.training.protocol import TrainState, crop_and_flip, drawn, initiali
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from hessrmt.backend.base import Backend
     from hessrmt.generalization import Evaluation, Measurement
+    from hessrmt.generalization.normalization import Margins
     from hessrmt.problems.data import Dataset
     from hessrmt.progress import Tick
     from hessrmt.runs.run import Pool
@@ -456,6 +463,7 @@ class _Network:
         top = every.amax(dim=1).numpy()
         margins = margins_of_outputs(every, torch.from_numpy(self.train.y))
         counts, edges = np.histogram(top / product, BINS)
+        bounds = self._bounds(model, margins, product) if family.by == "layers" else {}
         losses_found = (
             evaluate(model, _pieces(part, torch.float64), loss, product)
             for part in (self.train, self.samples.test)
@@ -478,7 +486,23 @@ class _Network:
             raw_top_output_std=float(top.std()),
             history={name: np.array(values) for name, values in self.progress.measured.items()},
             seconds=self.progress.seconds + time.perf_counter() - self.saved,
+            **bounds,
         )
+
+    def _bounds(self, model: nn.Module, margins: Margins, product: float) -> dict[str, float]:
+        """What the network's size and margins prove, where something is proven of its kind."""
+        inputs = self.train.tensors(slice(None))[0]
+        try:
+            found = rademacher_bound(model, inputs)
+        except DataError:
+            return {}
+        bound = found.error_bound(margins, self.samples.train.outputs)
+        # γ is in units of the network whose matrices on all positions have norm 1
+        return {
+            "rademacher": found.complexity,
+            "error_bound": bound.value,
+            "error_bound_margin": bound.margin * found.product / product,
+        }
 
 
 def _losses(*found: Measurement | Evaluation) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import Field, field_validator
 
+from hessrmt.capacity.correlation import Correlation, correlate
 from hessrmt.config import Settings
 from hessrmt.errors import DataError
 from hessrmt.experiments.experiment import (
@@ -138,6 +139,22 @@ class FamilyEntry:
         """(n,) test loss less training loss of the normalised networks."""
         test, train = (self.result.column(f"normalized_{x}_loss") for x in ("test", "train"))
         return test - train
+
+    @property
+    def separating(self) -> tuple[np.ndarray, np.ndarray]:
+        """1/η of f̃ and test errors of the networks that classify all training samples correctly."""
+        margins, errors = (self.result.column(x) for x in ("normalized_margin", "test_error"))
+        return 1 / margins[margins > 0], errors[margins > 0]
+
+    @property
+    def correlations(self) -> dict[str, Correlation]:
+        """How the test error goes with 1/η of f̃, and with R̂/η, of the networks that have an η."""
+        bounds, errors = (self.result.column(x) for x in ("complexity_over_margin", "test_error"))
+        columns = {"margin": self.separating, "bound": (bounds, errors)}
+        return {
+            name: correlate(*values, (name, "test_error"))  # pyright: ignore[reportArgumentType]
+            for name, values in columns.items()
+        }
 
     @property
     def perfect(self) -> int:
@@ -351,6 +368,10 @@ _NETWORKS: tuple[Column[Numbered], ...] = (
     Column("", lambda row: list(row[2].factors), key="factors"),
     _member("", "margin"),
     _member("smallest margin of f̃", "normalized_margin", ".3g"),
+    _member("", "rademacher"),
+    _member("R̂/η", "complexity_over_margin", ".2g"),
+    _member("", "error_bound"),
+    _member("", "error_bound_margin"),
     *(_member("", f"{raw}top_output_{what}") for raw in ("", "raw_") for what in ("mean", "std")),
 )
 """What is said of each network."""
@@ -450,6 +471,8 @@ class Puzzles(Experiment[PuzzlesConfig, PuzzlesPreset, FamilyEntry]):
         """See :class:`~hessrmt.experiments.experiment.Experiment`."""
         found = {", ".join(line.families): _sentence(line) for line in lines(entries)}
         for entry in entries:
+            if entry.settings.vary in ON_LINES and not entry.random:
+                found[f"{entry.name}, margins"] = _of_margins(entry)
             if entry.settings.vary not in {"width", "samples"}:
                 continue
             members, gaps = entry.result.members, entry.gaps
@@ -474,6 +497,11 @@ class Puzzles(Experiment[PuzzlesConfig, PuzzlesPreset, FamilyEntry]):
         return {
             **(found[0].normalized.to_dict() if found else {}),
             "lines": plain(found),
+            "margins": {
+                entry.name: plain(entry.correlations)
+                for entry in entries
+                if entry.settings.vary in ON_LINES
+            },
             "gaps": plain({name: law for name, law in laws.items() if law is not None}),
             "reference": [line.model_dump() for line in _published(entries)],
         }
@@ -500,6 +528,7 @@ class Puzzles(Experiment[PuzzlesConfig, PuzzlesPreset, FamilyEntry]):
                     f"{name}-capacity": partial(plots.capacity, entry, partner),
                     f"{name}-outputs": partial(plots.outputs, entry),
                     f"{name}-margins": partial(plots.margins, entry, partner),
+                    f"{name}-bounds": partial(margin_error, entry, partner),
                     f"{name}-trend": partial(plots.against_value, entry),
                 }
                 if entry.settings.reference_loss is not None:
@@ -572,6 +601,49 @@ def family_losses(
     """
     found = {prefix: _own_line(entry, random, prefix) for prefix in ("", "normalized_")}
     return plots.losses(entry, found, random, references)
+
+
+def margin_error(entry: FamilyEntry, random: FamilyEntry | None = None) -> Figure:
+    """Test errors of a family against 1/η and against the bounds on them.
+
+    Args:
+        entry: A family.
+        random: A family of the same networks that was trained on random labels.
+
+    Returns:
+        The picture, see :func:`hessrmt.plots.puzzles.margin_error`.
+    """
+    try:
+        line: LineFit | str = fit_line(*entry.separating)
+    except DataError as error:
+        line = str(error)
+    return plots.margin_error(entry, line, entry.correlations, random)
+
+
+def _of_margins(entry: FamilyEntry) -> str:
+    """What margins and bounds say about the test errors of a family."""
+    found, bounds = entry.correlations, entry.result.column("error_bound")
+    text = f"test error against 1/η of the normalised networks: {_in_words(found['margin'])}"
+    if not np.isfinite(bounds).any():
+        return f"{text}. No bound is proven for this network."
+    proven = int(np.sum(bounds < 1))
+    says = "nothing: no error exceeds 1" if not proven else f"something of {proven} networks"
+    ratios = entry.result.column("complexity_over_margin")
+    least = f" (at least {np.nanmin(ratios):.2g})" if np.isfinite(ratios).any() else ""
+    return (
+        f"{text}; against R̂/η{least}: {_in_words(found['bound'])}. "
+        f"The bound by the Rademacher complexity says {says}."
+    )
+
+
+def _in_words(found: Correlation) -> str:
+    if found.failed is not None:
+        return found.failed
+    low, high = found.spearman_interval
+    known = "too few for an interval"
+    if np.isfinite(low):
+        known = f"95 % interval {low:+.2f} to {high:+.2f}"
+    return f"Spearman ρ = {found.spearman:+.2f} ({known}, n = {found.n})"
 
 
 def _own_line(

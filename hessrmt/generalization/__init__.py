@@ -12,6 +12,7 @@ module                          contents
 :mod:`~.networks`               layers in the order of depth, with BatchNorm folded into them
 :mod:`~.fits`                   ``fit_line``: test losses against training losses of a family;
                                 ``fit_budgets``: best validation losses against the training budget
+:mod:`~.rademacher`             ``rademacher_bound``: complexity of such networks, bounds on errors
 :mod:`~.bias_free`              bias-free networks and their losses; ``linear_task``,
                                 ``quadrant_task``; ``maximum_margin``, where flows should end
 :mod:`~.flow`                   ``gradient_flow`` of such networks; ``Flow``: norms, directions,
@@ -36,17 +37,29 @@ from hessrmt.generalization.normalization import (
     normalize,
     output_normalize,
 )
+from hessrmt.generalization.rademacher import (
+    Attained,
+    ErrorBound,
+    RademacherBound,
+    attained,
+    rademacher_bound,
+)
 
 __all__ = [
+    "Attained",
+    "ErrorBound",
     "Evaluation",
     "LineFit",
     "MarginSummary",
     "Measurement",
     "Normalized",
     "NormalizedLoss",
+    "RademacherBound",
+    "attained",
     "evaluate",
     "fit_line",
     "margins",
     "normalize",
     "output_normalize",
+    "rademacher_bound",
 ]

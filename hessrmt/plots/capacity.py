@@ -430,10 +430,16 @@ def against(
             ends = np.array([x.min(), x.max()])
             axes.plot(ends, item.intercept + item.slope * ends, color=_TAIL, lw=1.2)
         words = item.failed or (
-            f"slope {item.slope:.3g}, R² {item.r_squared:.2f}, τ {item.kendall:+.2f} "
-            f"(p {item.kendall_p:.2g}), ρ {item.spearman:+.2f}"
+            f"slope {item.slope:.3g}, R² {item.r_squared:.2f}, p of ρ {item.spearman_p:.2g}\n"
+            f"ρ {_with_interval(item, 'spearman')}, τ {_with_interval(item, 'kendall')}"
         )
         axes.set_title(words, fontsize=8.5, loc="left")
         axes.margins(x=0.16, y=0.12)
         style.bare(axes, xlabel=_METRICS.get(item.metric, item.metric), ylabel=item.accuracy)
     return picture
+
+
+def _with_interval(item: Any, name: str) -> str:
+    low, high = getattr(item, f"{name}_interval")
+    known = f" [{low:+.2f}, {high:+.2f}]" if np.isfinite(low) else ""
+    return f"{getattr(item, name):+.2f}{known}"

@@ -384,3 +384,53 @@ def square_loss(study: Any, title: str = "", *, ax: Any = None) -> Figure:
         style.bare(axes, xlabel="dimension over samples", ylabel=words)
     style.legend_above(left, fontsize=8, ncols=3, columnspacing=1.0)
     return picture
+
+
+def table_line(found: Any, title: str = "", *, ax: Any = None) -> Figure:
+    """Test against training losses of a table's networks, with their line and its bands.
+
+    Networks without a test loss are bars, from the lower to the upper end of their interval.
+
+    Args:
+        found: A :class:`hessrmt.runs.normalize.TableFit`.
+        title: Above the picture.
+        ax: Axes to draw into; None for a new picture.
+
+    Returns:
+        The picture.
+
+    Source: Generalization puzzles (2020), Fig. 10.
+    """
+    axes, line = style.single(title, ax), found.line
+    known = [point for point in found.points if point.test is not None]
+    others = [point for point in found.points if point.test is None]
+    places = np.array([point.train for point in found.points])
+    room = 0.06 * np.ptp(places)
+    x = np.linspace(places.min() - room, places.max() + room, 201)
+    words = f"slope {line.slope:.4g} ± {line.slope_error:.2g}, R² {line.r2:.6g}, {line.n} networks"
+    axes.plot(x, line(x), color=style.BLUE, lw=1.3, label=words)
+    percent = f"{found.level:.0%}"
+    for band, what, opacity in (
+        (line.confidence_band, "band of the line", 0.25),
+        (line.prediction_band, "band of a further network", 0.1),
+    ):
+        area = {"color": style.BLUE, "alpha": opacity, "lw": 0, "label": f"{percent} {what}"}
+        axes.fill_between(x, *band(x, found.level), **area)
+    for inside, look, label in (
+        (True, {"marker": "o", "color": style.INK}, None),
+        (False, {"marker": "X", "color": style.RED}, f"outside of the others' {percent} interval"),
+    ):
+        some = [point for point in known if point.inside is inside]
+        if some:
+            where = [point.train for point in some], [point.test for point in some]
+            axes.scatter(*where, s=30, label=label, zorder=4, **look)
+    if others:
+        low, middle, high = (
+            np.array([getattr(point, name) for point in others])
+            for name in ("lower", "predicted", "upper")
+        )
+        bars = {"fmt": "D", "ms": 4, "capsize": 3, "color": style.GREEN, "zorder": 5}
+        where = [point.train for point in others]
+        axes.errorbar(where, middle, [middle - low, high - middle], label="predicted", **bars)
+    style.few_ticks(axes)
+    return style.finish(axes, xlabel=found.columns[0], ylabel=found.columns[1])

@@ -293,6 +293,93 @@ def margins(entry: Any, random: Any = None, *, ax: Any = None) -> Figure:
     return _colour_bar(entry, [left, right])
 
 
+def margin_error(
+    entry: Any, line: Any, correlations: Mapping[str, Any], random: Any = None, *, ax: Any = None
+) -> Figure:
+    """Test errors against 1/η of the normalised networks, and against R̂/η, R̂ a proven bound.
+
+    Args:
+        entry: A family.
+        line: The :class:`hessrmt.generalization.fits.LineFit` of test error against 1/η over the
+            networks that separate the training samples, or in words why there is none.
+        correlations: ``margin`` and ``bound`` to the
+            :class:`hessrmt.capacity.correlation.Correlation` of the test error with each.
+        random: A family of the same networks that was trained on random labels.
+        ax: Two axes to draw into; None for a new picture.
+
+    Returns:
+        The picture; where no bound is known, its panel says so.
+
+    Raises:
+        DataError: If no network classifies all training samples correctly.
+
+    Source: Generalization puzzles (2020), eq. (13) and Appendix J.
+    """
+    names = "normalized_margin", "test_error", "value"
+    every = [np.array(_columns(family, *names)) for family in (entry, random)]
+    (x, y, values), others = (found[:, found[0] > 0] for found in every)
+    if not len(x):
+        raise DataError(f"{entry.name}: no network classifies all training samples correctly")
+    title = _title(entry, "Test error against margins and bounds")
+    _, ((left, right),) = style.panels(title, (1, 2), ax=ax, size=(10.5, 4.6))
+    places = (1 / x, y), (1 / others[0], others[1])
+    _scatter(left, entry, *places, values)
+    _limit(left, *places)
+    if isinstance(line, str):
+        left.plot([], [], " ", label=f"no line: {line}")
+    else:
+        low, high = left.get_xlim()
+        ends = np.linspace(low, high, 101)
+        words = f"slope {line.slope:.2g} ± {line.slope_error:.1g}, intercept {line.intercept:.2g}"
+        left.plot(ends, line(ends), color=style.BLUE, lw=1.3, label=f"{words}, R² {line.r2:.2f}")
+        area = {"color": style.BLUE, "alpha": 0.1, "lw": 0, "zorder": 1, "label": PREDICTION}
+        left.fill_between(ends, *line.prediction_band(ends), **area)
+    left.plot([], [], " ", label=_correlation_words(correlations["margin"]))
+    wrong = _left_out(len(every[0][0]) - len(x), "have a training error")
+    style.few_ticks(left, x=4)
+    left.set(xlabel=f"1/η, inverse of the normalised smallest margin{wrong}", ylabel="test error")
+    ratios = _columns(entry, "complexity_over_margin", "test_error")
+    known = np.isfinite(ratios[0])
+    theirs = _columns(random, "complexity_over_margin", "test_error")
+    seen = np.isfinite(theirs[0])
+    places = tuple(part[known] for part in ratios), tuple(part[seen] for part in theirs)
+    _scatter(right, entry, *places, entry.result.column("value")[known])
+    if known.any():
+        right.set_xscale("log")
+        _limit(right, *places)
+        right.plot([], [], " ", label=_correlation_words(correlations["bound"]))
+        proven = int(np.sum(entry.result.column("error_bound") < 1))
+        words = f"says something of {proven} of {len(known)} networks"
+        right.plot([], [], " ", label=f"the bound on the error {words}")
+    else:
+        right.plot([], [], " ", label="no bound is proven for this network")
+        right.xaxis.set_ticks([])
+    style.few_ticks(right, x=4)
+    right.set(xlabel="R̂/η, complexity over smallest margin", ylabel="test error")
+    for axes in (left, right):
+        _key(axes)
+    return _colour_bar(entry, [left, right])
+
+
+def _limit(axes: Axes, *places: Points) -> None:
+    """Fix the limits around all points."""
+    x, y = (np.concatenate(parts) for parts in zip(*places, strict=True))
+    if axes.get_xscale() == "log":
+        axes.set_xlim(x.min() / 1.6, x.max() * 1.6)
+    else:
+        axes.set_xlim(_limits(x))
+    axes.set_ylim(_limits(y))
+
+
+def _correlation_words(found: Any) -> str:
+    """Spearman's ρ with its interval and p-value, for a legend."""
+    if found.failed is not None:
+        return found.failed
+    low, high = found.spearman_interval
+    known = f" [{low:+.2f}, {high:+.2f}]" if np.isfinite(low) else ""
+    return f"Spearman ρ {found.spearman:+.2f}{known}, p {found.spearman_p:.2g}, n = {found.n}"
+
+
 def _growth(axes: Axes, families: Sequence[Any]) -> int:
     """Margins in time, random labels as the second family; returns how many networks have none."""
     without, name, colours = 0, TRAINED_ON_RANDOM, _colours(families[0])

@@ -9,9 +9,10 @@ import math
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from hessrmt import rng
 from hessrmt.checks import one_of
 from hessrmt.errors import DataError
-from hessrmt.problems import formats
+from hessrmt.problems import formats, madeup
 from hessrmt.problems.formats import NPZ_KEYS, SETS, SPLITS, Published
 
 MAX_CLASSES = 1_000_000
@@ -44,7 +45,8 @@ class Dataset:
         y: (N,) int64 class labels, or float targets (N, ...) for regression.
         classes: Number of classes, labels being 0 to ``classes - 1``; None for regression.
         origin: One sentence saying where the data came from.
-        embedded: Whether this is the subset of MNIST shipped with the package.
+        embedded: Whether these are no published data: the subset of MNIST shipped with the package,
+            or made-up images.
     """
 
     name: str
@@ -206,9 +208,10 @@ def load(spec: str, split: str | None = None, folder: Path | None = None) -> Dat
         spec: ``mnist``, ``fashion-mnist``, ``cifar10``, ``cifar100`` (fine labels), an ``.npz``
             file with ``x`` and ``y`` or with ``x_train``, ``y_train``, ``x_test`` and ``y_test``,
             a folder with the four IDX files of an MNIST-like set or with CIFAR's batches, or
-            CIFAR's archive. In an ``.npz``, uint8 ``x`` are pixels, integer ``y`` are class labels
-            (their number is the largest label of the file plus one, or the entry ``classes``) and
-            float ``y`` are regression targets.
+            CIFAR's archive; ``made-up-cifar100`` for images that are none, see
+            :mod:`hessrmt.problems.madeup`. In an ``.npz``, uint8 ``x`` are pixels, integer ``y``
+            are class labels (their number is the largest label of the file plus one, or the entry
+            ``classes``) and float ``y`` are regression targets.
         split: ``train`` or ``test``; None means test, or everything where data have no splits.
         folder: A folder to search first for the names.
 
@@ -221,6 +224,8 @@ def load(spec: str, split: str | None = None, folder: Path | None = None) -> Dat
     one_of("split", split, (*SPLITS, None))
     if spec in NAMES:
         return _registered(spec, split or "test", folder)
+    if spec == madeup.MADE_UP:
+        return _made_up(split or "test")
     path = Path(os.path.expanduser(spec))
     for known in SETS.values():  # by the names of files only
         if known.batches and (
@@ -253,6 +258,16 @@ def _registered(name: str, split: str, folder: Path | None) -> Dataset:
         f"{name} was not found in {', '.join(map(str, places(name, folder)))}. Run `hessrmt data "
         f"fetch {name}`, or {remedy} into a folder {name}/ below one that HESSRMT_DATA names."
     )
+
+
+def _made_up(split: str) -> Dataset:
+    """Written and read as the published files are."""
+    with TemporaryDirectory() as folder:
+        madeup.write_cifar100(Path(folder))
+        found = _from_cifar(SETS["cifar100"], Path(folder), madeup.MADE_UP, split)
+    counts = " and ".join(f"{count:,} {name}" for name, count in madeup.COUNTS.items())
+    origin = f"made-up images in CIFAR-100's format, {counts}: no photographs ({split} split)"
+    return replace(found, origin=origin, embedded=True)
 
 
 # From files

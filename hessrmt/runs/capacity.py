@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import re
 from collections import Counter
@@ -10,15 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError, safe_open
+
 from hessrmt.capacity.analysis import analyze
 from hessrmt.capacity.report import correlations
 from hessrmt.errors import ConfigError, DataError
 from hessrmt.files import write_whole
+from hessrmt.problems.checkpoints import SAFETENSORS_SUFFIX, TORCH_SUFFIXES
 from hessrmt.progress import under
 from hessrmt.results import Result, to_csv
+from hessrmt.runs.tables import numbers_of, read_table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from hessrmt.capacity.report import CapacityReport, Correlation
     from hessrmt.config import CapacityConfig
@@ -65,7 +68,8 @@ def run(settings: CapacityConfig, sources: Sequence[str], tick: Tick | None = No
 
     Args:
         settings: What to compute.
-        sources: Files, folders or factories.
+        sources: Files, folders or factories; a folder of several networks is all of them, and
+            without any source the networks are those in the column ``path`` of ``against``.
         tick: Told of progress.
 
     Returns:
@@ -75,13 +79,16 @@ def run(settings: CapacityConfig, sources: Sequence[str], tick: Tick | None = No
         ConfigError: If a network is given twice, or a single one is to be compared layer by layer.
         DataError: If a network has nothing to analyse.
     """
+    against = settings.against
+    sources = [one for source in sources or read_paths(against) for one in networks_in(source)]
     if settings.side_by_side and len(sources) < 2:
         raise ConfigError("side_by_side: one network was given; give two or more")
     twice = [source for source, count in Counter(sources).items() if count > 1]
     if twice:
         raise ConfigError(f"{twice[0]} is given twice")
-    against = settings.against
-    accuracies, notes = read_accuracies(against, sources) if against is not None else ({}, ())
+    accuracies, notes = {}, ()
+    if against is not None:
+        accuracies, notes = read_accuracies(against, sources, settings.columns)
     reports = tuple(_analyse(settings, source, tick) for source in sources)
     return Series(reports, accuracies, tuple(correlations(reports, accuracies)), notes)
 
@@ -162,50 +169,144 @@ def _cell(value: Any) -> Any:
     return "" if value is None or (isinstance(value, float) and math.isnan(value)) else value
 
 
-NAMES = ("source", "file", "name", "model")
+PATH = "path"
+"""Column of the networks' files, from the folder of the table on."""
+
+NAMES = ("source", "file", PATH, "name", "model", "run")
 """Columns that say which network a row is about; one is enough."""
 
-_HASH = re.compile(r"-[0-9a-f]{8}$")
-"""What torch.hub puts behind the names of weight files."""
+_HASH = re.compile(r"-[0-9a-f]{8}$|\.final$")
+"""What torch.hub puts behind the names of weight files, and what experiments do."""
+
+_NETWORKS = (*TORCH_SUFFIXES, ".npz", ".ckpt", ".pth.tar")
+"""Endings of files each of which holds a network; safetensors may also be shards of one."""
+
+
+def networks_in(source: str) -> list[str]:
+    """The networks that a source stands for.
+
+    Args:
+        source: File, folder or factory.
+
+    Returns:
+        The files in a folder of several networks, in the order of their names, numbers by size;
+        otherwise the source. A folder with an index, ``config.json`` or ``adapter_config.json`` is one network, and so is
+        one of safetensors, unless the same tensor is in two of its files.
+    """
+    folder = Path(source).expanduser()
+    alone = ("*.index.json", "config.json", "adapter_config.json")
+    if not folder.is_dir() or any([*folder.glob(name)] for name in alone):
+        return [source]
+    files = [path for path in folder.iterdir() if path.is_file()]
+    found = [path for path in files if path.name.lower().endswith(_NETWORKS)]
+    shards = [path for path in files if path.suffix.lower() == SAFETENSORS_SUFFIX]
+    if len(shards) > 1 and not _parts_of_one(shards):
+        found += shards
+    elif shards or any(_SHARD.search(path.stem) for path in found):
+        return [source]  # one network, or what has to be told apart by hand
+    return [str(path) for path in sorted(found, key=_natural)] or [source]
+
+
+_SHARD = re.compile(r"-\d+-of-\d+$")
+
+
+def _parts_of_one(files: Sequence[Path]) -> bool:
+    """Whether no two of some safetensors files hold a tensor of the same name."""
+    names: list[str] = []
+    try:
+        for file in files:
+            with safe_open(file, framework="numpy") as content:
+                names += content.keys()
+    except (SafetensorError, OSError):
+        return True  # whoever reads them says what is wrong
+    return len(set(names)) == len(names)
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """Names by their words and the size of their numbers: net-2 before net-10."""
+    return [
+        (int(part), "") if part.isdigit() else (-1, part)
+        for part in re.split(r"(\d+)", path.name)
+        if part
+    ]
+
+
+def read_paths(file: Path | None) -> list[str]:
+    """The networks that a table lists.
+
+    Args:
+        file: CSV with a column ``path``, or None.
+
+    Returns:
+        Their paths, relative ones from the folder of the table on.
+
+    Raises:
+        ConfigError: If there is no table, it cannot be read or has no such column, or a path is
+            missing.
+    """
+    if file is None:
+        raise ConfigError("no network is given: name files, or --against a table with their paths")
+    header, rows = read_table(file)
+    column = next((name for name in header if name.strip().lower() == PATH), None)
+    if column is None:
+        raise ConfigError(
+            f"no network is given, and {file} has the columns {', '.join(header)}; name files, or "
+            f"add a column {PATH}"
+        )
+    empty = [number for number, row in enumerate(rows, 1) if not row[column]]
+    if empty:
+        raise ConfigError(f"{file}: the {PATH} in row {empty[0]} is empty")
+    return [str(_from(file, row[column])) for row in rows]
+
+
+def _from(file: Path, path: str) -> Path:
+    return file.parent / Path(path).expanduser()
 
 
 def read_accuracies(
-    file: Path, sources: Sequence[str]
+    file: Path, sources: Sequence[str], columns: Sequence[str] = ()
 ) -> tuple[dict[str, tuple[float, ...]], tuple[str, ...]]:
     """Find the accuracies of some networks in a table.
 
     A row is about a network if one of its names is the network's path, file name, file name without
-    ending, or that without a hash of eight digits behind it. Every other column of numbers is an
-    accuracy.
+    ending, or that without a hash of eight digits, or ``.final``, behind it. Every other column of
+    numbers is an accuracy.
 
     Args:
         file: CSV with a header.
         sources: The networks as they are given to the command.
+        columns: The accuracies to take; all if empty.
 
     Returns:
         Name of an accuracy to one value for each network, NaN where the table has none; and notes:
         networks without a row, rows without a network.
 
     Raises:
-        ConfigError: If the table cannot be read, has no column of names or none of numbers, or no
-            network of ``sources`` is in it, or one more than once.
+        ConfigError: If the table cannot be read, has no column of names or none of numbers, lacks
+            one of ``columns``, or no network of ``sources`` is in it, or one more than once.
     """
-    header, rows = _table(file)
+    header, rows = read_table(file)
     named = [column for column in header if column.strip().lower() in NAMES]
     if not named:
         raise ConfigError(
             f"{file} has the columns {', '.join(header)}; the one that says which network a row "
             f"is about must be called {', '.join(NAMES[:-1])} or {NAMES[-1]}"
         )
-    columns = {name: _numbers(row[name] for row in rows) for name in header if name not in named}
-    numbers = {name: values for name, values in columns.items() if values is not None}
+    others = {name: numbers_of(row[name] for row in rows) for name in header if name not in named}
+    numbers = {name: values for name, values in others.items() if values is not None}
     if not numbers:
         raise ConfigError(f"{file} has no column of numbers; give e.g. top1 beside the names")
+    lacking = [name for name in columns if name not in numbers]
+    if lacking:
+        raise ConfigError(
+            f"{file} has no column of numbers {lacking[0]!r}; it has {', '.join(numbers)}"
+        )
+    numbers = {name: numbers[name] for name in columns or numbers}
     places, notes = [], []
     for source in sources:
         path = Path(source)
         keys = {source, path.name, path.stem, _stem(source)}
-        about = [i for i, row in enumerate(rows) if keys & {row[name] for name in named}]
+        about = [i for i, row in enumerate(rows) if keys & _called(file, row, named)]
         if len(about) > 1:
             raise ConfigError(f"{file} has {len(about)} rows about {source}; keep one")
         if not about:
@@ -224,27 +325,10 @@ def read_accuracies(
     return found, tuple(notes)
 
 
-def _table(file: Path) -> tuple[list[str], list[dict[str, str]]]:
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as lines:
-            reader = csv.DictReader(line for line in lines if not line.startswith("#"))
-            rows = [{k: (v or "").strip() for k, v in row.items() if k} for row in reader]
-            header = list(reader.fieldnames or ())
-    except OSError as error:
-        raise ConfigError(f"cannot read {file}: {error.strerror or error}") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"{file} is no table of comma-separated values: {error}") from error
-    if not rows:
-        raise ConfigError(f"{file} has no rows; give a header and a row for each network")
-    return header, rows
-
-
-def _numbers(cells: Iterable[str]) -> list[float] | None:
-    """The numbers in a column, NaN for an empty cell; None if there is text in it."""
-    try:
-        return [float(cell or "nan") for cell in cells]
-    except ValueError:
-        return None
+def _called(file: Path, row: Mapping[str, str], named: Sequence[str]) -> set[str]:
+    """What a row calls its network."""
+    paths = {str(_from(file, row[name])) for name in named if name.strip().lower() == PATH}
+    return {row[name] for name in named} | paths
 
 
 def _stem(source: str) -> str:

@@ -90,8 +90,9 @@ class _Measurement:
         self.dimension = problem.dimension
         asked = settings.model_dump(mode="json") | {"epochs": list(self.epochs)}
         arrays = (a for data in sets.values() if data is not None for a in (data.x, data.y))
+        trained = {name: value for name, value in training.identity.items() if name != "epochs"}
         self.identity: dict[str, Any] = {
-            **training.model_dump(mode="json", exclude={"epochs"}),
+            **trained,
             **{f"history_{name}": value for name, value in asked.items()},
             "data_sha256": digest(arrays),
             "parameters_sha256": digest(v.numpy(force=True) for v in model.state_dict().values()),

@@ -5,23 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
-from hessrmt.errors import ConfigError
-from hessrmt.generalization import evaluate, normalize, output_normalize
+from hessrmt.errors import ConfigError, DataError
+from hessrmt.generalization import evaluate, fit_line, normalize, output_normalize
+from hessrmt.generalization.fits import FEWEST_POINTS
 from hessrmt.problems import losses
 from hessrmt.results import Result, plain
 from hessrmt.runs.run import Inputs
+from hessrmt.runs.tables import numbers_of, read_table
 from hessrmt.runs.training import Splits
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
 
     from hessrmt.config import NormalizeConfig
-    from hessrmt.generalization import Evaluation
+    from hessrmt.generalization import Evaluation, LineFit
     from hessrmt.problems.data import Dataset
     from hessrmt.progress import Tick
 
@@ -134,3 +137,140 @@ def _batches(samples: Dataset, batch: int, tick: Tick | None) -> Iterator[tuple[
         yield samples.tensors(slice(first, first + batch))
         if tick is not None:
             tick(f"measuring {samples.split}", min(first + batch, len(samples)), len(samples))
+
+
+@dataclass(frozen=True, eq=False)
+class TablePoint(Result, derived="inside"):
+    """A network of a table beside the line of the others.
+
+    Attributes:
+        name: What the table calls it, or the number of its row.
+        train: Training loss.
+        test: Test loss; None where the table has none.
+        predicted: Test loss on the line of the other networks.
+        lower: Lower end of the prediction interval from those.
+        upper: Its upper end.
+        beyond: Whether the training loss lies outside of those of the others: extrapolated.
+    """
+
+    name: str
+    train: float
+    test: float | None
+    predicted: float
+    lower: float
+    upper: float
+    beyond: bool
+
+    @property
+    def inside(self) -> bool | None:
+        """Whether the test loss lies in the interval; None where the table has none."""
+        return None if self.test is None else self.lower <= self.test <= self.upper
+
+
+@dataclass(frozen=True, eq=False)
+class TableFit(Result, derived="outside", picture="generalization.table_line"):
+    """The line of test against training losses in a table, and what it says of each network.
+
+    Attributes:
+        source: The table.
+        columns: Its training and its test column.
+        line: Through all networks with both losses.
+        level: Probability of the prediction intervals.
+        points: All networks. Each is predicted from the line of the *other* ones, so that the
+            interval of one which has a test loss is that of a network not seen.
+        notes: Anything a reader must know.
+    """
+
+    source: str
+    columns: tuple[str, str]
+    line: LineFit
+    level: float
+    points: tuple[TablePoint, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def outside(self) -> int:
+        """Networks with a test loss outside of their interval."""
+        return sum(point.inside is False for point in self.points)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each network."""
+        return [point.to_dict() for point in self.points]
+
+
+def fit_table(settings: NormalizeConfig) -> TableFit:
+    """Fit the line of test against training losses in a table of networks from anywhere.
+
+    Args:
+        settings: ``fit``, ``columns`` and ``level`` count.
+
+    Returns:
+        The line, and a prediction for each network.
+
+    Raises:
+        ConfigError: If the table cannot be read, lacks a column, holds what is no finite number, or
+            it is not clear which columns are meant.
+        DataError: If there are too few networks for a line and its errors.
+
+    Source: Draper and Smith 1998, §1.2-1.4 and §3.1.
+    """
+    file = settings.fit
+    if file is None:
+        raise ConfigError("fit is not given; name a table")
+    header, rows = read_table(file)
+    names = _chosen(file, header, settings.columns)
+    x, y = (_column(file, rows, name) for name in names)
+    if np.isnan(x).any():
+        raise ConfigError(f"{file}: row {1 + int(np.argmax(np.isnan(x)))} has no {names[0]}")
+    known = ~np.isnan(y)
+    if (count := int(known.sum())) <= FEWEST_POINTS:
+        raise DataError(
+            f"{file} has {count} networks with both losses; at least {FEWEST_POINTS + 1} are "
+            "needed, a line of three for each of them"
+        )
+    line, points = fit_line(x[known], y[known]), []
+    for place, row in enumerate(rows):
+        others = known & (np.arange(len(rows)) != place)
+        own = line if not known[place] else fit_line(x[others], y[others])
+        lower, upper = own.prediction_band(x[place], settings.level)
+        points.append(
+            TablePoint(
+                name=next((row[n] for n in header if n not in names and row[n]), str(place + 1)),
+                train=float(x[place]),
+                test=float(y[place]) if known[place] else None,
+                predicted=float(own(x[place])),
+                lower=float(lower),
+                upper=float(upper),
+                beyond=not x[others].min() <= x[place] <= x[others].max(),
+            )
+        )
+    far = [point.name for point in points if point.beyond and point.test is None]
+    notes = (f"extrapolated: {', '.join(far)}",) if far else ()
+    return TableFit(str(file), names, line, settings.level, tuple(points), notes)
+
+
+_PAIRS = tuple(
+    (f"{before}train{after}", f"{before}test{after}")
+    for before, after in (("", ""), ("", "_loss"), ("normalized_", "_loss"))
+)
+
+
+def _chosen(file: Path, header: Sequence[str], asked: Sequence[str]) -> tuple[str, str]:
+    pairs = [pair for pair in _PAIRS if set(pair) <= set(header)]
+    if asked:
+        pairs = [(asked[0], asked[1])]
+    has = f"{file} has the columns {', '.join(header)}"
+    if len(pairs) > 1:
+        which = " or ".join(",".join(pair) for pair in pairs)
+        raise ConfigError(f"{has}; say which two are meant: --columns {which}")
+    if not pairs or not set(pairs[0]) <= set(header):
+        wanted = ",".join(pairs[0]) if pairs else "train and test"
+        raise ConfigError(f"{has}, but not {wanted}; say which two are meant: --columns TRAIN,TEST")
+    return pairs[0]
+
+
+def _column(file: Path, rows: Sequence[Mapping[str, str]], name: str) -> np.ndarray:
+    found = numbers_of(row[name] for row in rows)
+    if found is None or np.isinf(found).any():
+        raise ConfigError(f"{file}: the column {name} holds what is no finite number")
+    return np.array(found)

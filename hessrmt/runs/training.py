@@ -352,7 +352,7 @@ def run(
     samples, loss = splits.train, losses.resolve(settings.loss)
     sets = {"train": samples, "test": splits.test}
     config, origin = settings.model_dump(mode="json"), f"data: {samples.origin}"
-    identity = {**config, "data_sha256": splits.sha256}
+    identity = {**settings.identity, "data_sha256": splits.sha256}
     with TrainingFile(out, identity, resume=resume, overwrite=overwrite, longer=True) as file:
         backend, start = select(settings.device), file.start
         model = models.build(settings.model, samples.input_shape, samples.outputs, settings.seed)

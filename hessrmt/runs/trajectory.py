@@ -151,7 +151,7 @@ def run_all(
     samples, tasks = work.prepared, []
     for plan in plans:
         identity = {
-            **plan.settings.model_dump(mode="json"),
+            **plan.settings.identity,
             "averages": dict(plan.averages),
             "splits": list(plan.splits),
             "measure_every": plan.measure_every,

@@ -8,6 +8,7 @@ are NaN. ``history/...`` has a column for each measured epoch, NaN after the las
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -79,6 +80,12 @@ class Member:
         raw_top_output_mean: The mean for f.
         raw_top_output_std: The standard deviation for f.
         seconds: Wall-clock time of training and measuring.
+        rademacher: Bound on the Rademacher complexity of all networks no larger than this one, see
+            :mod:`hessrmt.generalization.rademacher`; NaN where there is none, e.g. for residual
+            networks, and in files from before it was stored.
+        error_bound: Bound on the share of samples to come that are classified wrongly, which holds
+            with probability 0.95; likewise.
+        error_bound_margin: The margin γ of f̃ at which that bound is smallest; likewise.
         factors: ρ_k in the order of depth; one number where the output was normalised.
         margin_quantiles: Of the margins of f̃, at ``QUANTILES`` of ``generalization``.
         top_output_edges: (bins + 1,) edges of the histogram of f̃'s largest output.
@@ -107,6 +114,11 @@ class Member:
     raw_top_output_mean: Annotated[float, "mean of the network's largest output, training samples"]
     raw_top_output_std: Annotated[float, "its standard deviation"]
     seconds: Annotated[float, "wall-clock seconds of training and measuring"] = 0.0
+    rademacher: Annotated[float, "bound on the Rademacher complexity"] = math.nan
+    error_bound: Annotated[float, "bound on the classification error, probability 0.95"] = math.nan
+    error_bound_margin: Annotated[
+        float, "margin of the normalised network at which the bound is smallest"
+    ] = math.nan
     factors: Annotated[tuple[float, ...], "norms, in the order of depth"]
     margin_quantiles: Annotated[
         Float64[np.ndarray, " quantiles"],
@@ -119,6 +131,11 @@ class Member:
     top_output_counts: Annotated[Float64[np.ndarray, " bins"], "training samples in each bin"]
     history: Mapping[str, Values] = field(repr=False)
 
+    @property
+    def complexity_over_margin(self) -> float:
+        """R̂/η; NaN where no bound on R̂ is known, or not all training samples are right."""
+        return self.rademacher / self.margin if self.margin > 0 else math.nan
+
 
 _MEANINGS: dict[str, str] = {
     name: hint.__metadata__[0]
@@ -129,6 +146,9 @@ _MEANINGS: dict[str, str] = {
 
 _ROWS = ("factors", "margin_quantiles", "top_output_edges", "top_output_counts")
 """Datasets with several numbers for each network; the others have one."""
+
+_LATER = ("rademacher", "error_bound", "error_bound_margin")
+"""Datasets that files of the first versions lack, and that may have no number."""
 
 
 @dataclass(frozen=True)
@@ -287,12 +307,16 @@ def _read_file(path: Path) -> tuple[dict[int, Member], dict[str, str]]:
 
 def _read(file: h5py.File, row: int) -> Member:
     def known(name: str) -> np.ndarray:
+        if name in _LATER and name not in file:
+            return np.empty(0)
         numbers = np.atleast_1d(np.asarray(dataset(file, name)[row], dtype=np.float64))
         return numbers[~np.isnan(numbers)]
 
     stored: dict[str, Any] = {name: known(name) for name in _MEANINGS}
+    for name in _LATER:
+        stored[name] = stored[name] if len(stored[name]) else np.array([math.nan])
     for name in _MEANINGS.keys() - {*_ROWS}:
-        if np.isfinite(stored[name]).sum() != 1:
+        if name not in _LATER and np.isfinite(stored[name]).sum() != 1:
             raise ValueError(f"row {row} is not complete")
         stored[name] = stored[name].item()
     for name in ("parameters", "epoch"):

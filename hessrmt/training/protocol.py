@@ -25,6 +25,7 @@ from torch.utils import _pytree
 from hessrmt import rng
 from hessrmt.checks import real
 from hessrmt.errors import DataError, DeviceError, HessrmtError, NonFiniteError, ProblemError
+from hessrmt.training.penalties import stable_ranks
 
 if TYPE_CHECKING:
     from numpy.random import Generator
@@ -48,7 +49,8 @@ class TrainState:
         model: The model's state dict.
         optimizer: The optimiser's state dict.
         history: One ``{"epoch", "lr", "train_loss"}`` per completed epoch; ``train_loss`` is the
-            mean over the epoch's samples, each at the parameters its batch was computed with.
+            mean over the epoch's samples, each at the parameters its batch was computed with,
+            without weight decay and penalty.
     """
 
     epoch: int
@@ -95,7 +97,8 @@ def train(
         model: Trained in place; moved to the device and dtype.
         loss: (outputs, targets) -> scalar mean over the batch.
         data: The training samples.
-        settings: Epochs, batch size, learning rates, momentum, weight decay, dtype and seed.
+        settings: Epochs, batch size, learning rates, momentum, weight decay, penalty, dtype and
+            seed.
         device: Where to compute.
         start: State to continue from; None starts at epoch 0 from the model as given.
         rate: Epoch, counted from 0, to its learning rate; None for :func:`learning_rate`.
@@ -142,7 +145,7 @@ def train(
                 inputs, targets = fetch(chunk)
                 if augment is not None:
                     inputs = augment(inputs)
-                losses.append(_step(model, loss, optimizer, inputs, targets))
+                losses.append(_step(model, loss, optimizer, inputs, targets, settings.stable_rank))
                 if on_step is not None:
                     on_step(model)
         values = torch.stack(losses).cpu().double().numpy()  # read once: no wait in every step
@@ -269,12 +272,17 @@ def _forward(
 
 
 def _step(
-    model: nn.Module, loss: Loss, optimizer: torch.optim.SGD, inputs: Tensor, targets: Tensor
+    model: nn.Module,
+    loss: Loss,
+    optimizer: torch.optim.SGD,
+    inputs: Tensor,
+    targets: Tensor,
+    penalty: float = 0.0,
 ) -> Tensor:
     optimizer.zero_grad(set_to_none=True)
     _, value = _forward(model, loss, inputs, targets)
     with _explained(inputs, ProblemError, "the loss cannot be differentiated: {}"):
-        value.backward()
+        (value + penalty * stable_ranks(model).sum() if penalty else value).backward()
     failed = "a step of SGD failed ({}); try a smaller learning rate"
     with _explained(inputs, NonFiniteError, failed):
         optimizer.step()
