@@ -190,8 +190,8 @@ def networks_in(source: str) -> list[str]:
 
     Returns:
         The files in a folder of several networks, in the order of their names, numbers by size;
-        otherwise the source. A folder with an index, ``config.json`` or ``adapter_config.json`` is one network, and so is
-        one of safetensors, unless the same tensor is in two of its files.
+        otherwise the source. A folder with an index, ``config.json`` or ``adapter_config.json`` is
+        one network, and so is one of safetensors, unless the same tensor is in two of its files.
     """
     folder = Path(source).expanduser()
     alone = ("*.index.json", "config.json", "adapter_config.json")
