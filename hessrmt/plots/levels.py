@@ -210,7 +210,7 @@ def staircase(unfolded: Any, spectrum: int = 0, title: str = "", *, ax: Any = No
     name = f"N(λ), {len(levels):,} levels of spectrum {spectrum % count} of {count}"
     upper.step(levels, steps + 1, where="post", color=style.INK, lw=1.4, label=name)
     upper.plot(levels, heights, color=style.RED, lw=1.0, label=f"N̄(λ): {unfolded.words}")
-    top = 1.05 * max(len(levels), float(heights[-1]))
+    top = 1.05 * max(len(levels), float(np.nanmax(heights)))
     lower.axhline(0, color=style.RED, lw=0.8)
     lower.plot(levels, steps + 0.5 - heights, color=style.INK, lw=0.8)
     _levels_axis(lower, levels)
