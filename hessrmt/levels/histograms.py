@@ -12,10 +12,11 @@ import numpy as np
 
 from hessrmt.checks import one_of
 from hessrmt.errors import DataError
-from hessrmt.levels.goodness import STATISTICS, nulls, plan, quantiles
+from hessrmt.levels.goodness import STATISTICS, quantiles
 from hessrmt.levels.longrange import BLOCK, form_factor, number_variance, rigidity
 from hessrmt.levels.resampling import ENOUGH, histogram, in_bins, mean_and_error, with_error
 from hessrmt.levels.selection import Selection, ratio_samples, select
+from hessrmt.levels.surrogates import Surrogates, plan
 from hessrmt.levels.unfolding import NEIGHBOURS, Unfolded, enough
 from hessrmt.results import Result
 
@@ -236,8 +237,8 @@ def long_range(unfolded: Unfolded, statistic: str, at: ArrayLike | None = None) 
         end = min(_LONGEST, span / 4)
         if not end > _SHORTEST:
             raise DataError(
-                f"a typical run spans {span:.3g} mean spacings, too few for windows of a quarter of "
-                "that"
+                f"a typical run spans {span:.3g} mean spacings, too few for windows of a quarter "
+                "of that"
             )
         asked = np.geomspace(_SHORTEST, end, _LENGTHS)
     measure = _OF_LENGTHS[statistic]
@@ -320,7 +321,7 @@ def _unfolded_alike(
     unfolded: Unfolded, edges: Grid, surrogates: int, seed: int, backend: Backend | None
 ) -> tuple[Grid, Grid]:
     """Density of GOE spacings after the data's unfolding, in bins like theirs."""
-    null = nulls("goe", plan(unfolded, surrogates, seed), backend)["spacing"]
+    null = Surrogates("goe", plan(unfolded, surrogates, seed), backend).spacings()
     law = STATISTICS["spacing"]("goe")
     points = quantiles(law)
     below = np.asarray(law.cdf(points)) + null.bias

@@ -1,8 +1,8 @@
 """Which eigenvalues count as levels: cutoff, window, and what is left out.
 
 Two levels are neighbours only if nothing was discarded between them. A discarded band (exact zeros,
-round-off, what a user cuts) splits a spectrum into runs of neighbours, and every statistic, unfolding
-included, is taken within runs: nothing reaches over a hole.
+round-off, what a user cuts) splits a spectrum into runs of neighbours, and every statistic,
+unfolding included, is taken within runs: nothing reaches over a hole.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Window = tuple[float, float] | None
 Adjacent = Bool[np.ndarray, " n-1"]
 
 FEWEST = 3
-"""Levels of the shortest run that is used: two neighbouring spacings are the least a ratio needs."""
+"""Levels of the shortest run that is used: a ratio needs two neighbouring spacings."""
 
 _GAP, _AROUND, _ENDS = 5.0, 20, 0.1
 """An outlier lies beyond a gap of more than 5 times the mean of the 20 spacings on its inner side,
@@ -60,8 +60,8 @@ class Selection(Result, derived="n_levels n_runs n_spacings n_ties n_unresolved"
 
     Attributes:
         levels: One ascending (n_i,) float64 array for each usable spectrum.
-        neighbours: For each an (n_i - 1,) bool array: whether nothing lies between two levels. Where
-            something does, a run of neighbours ends.
+        neighbours: For each an (n_i - 1,) bool array: whether nothing lies between two levels.
+            Where something does, a run of neighbours ends.
         floors: (m,) noise floor of each, in the units of the eigenvalues; NaN where none is known.
         n_eigenvalues: Eigenvalues given, the spectra that were not usable included.
         n_discarded: How many of them were left out by cutoff, window and as outliers, exact zeros
@@ -122,20 +122,22 @@ class Selection(Result, derived="n_levels n_runs n_spacings n_ties n_unresolved"
         return sum(int(np.count_nonzero(s <= floor)) for s, floor in pairs)
 
 
-def ratio_samples(selection: Selection, folded: bool = True, order: int = 1) -> Samples:
+def ratio_samples(
+    selection: Selection, folded: bool = True, order: int = 1, overlapping: bool = False
+) -> Samples:
     """Ratios of neighbouring spacings, for each spectrum.
 
     Args:
         selection: The levels; no ratio bridges a discarded band.
         folded: r̃ in [0, 1], or r.
         order: k, of the spacings of every k-th level.
+        overlapping: As of :func:`hessrmt.levels.ratios`.
 
     Returns:
         One array for each spectrum.
     """
-    return [
-        np.concatenate([ratios(run, folded, order) for run in runs]) for runs in selection.runs
-    ]
+    how = folded, order, overlapping
+    return [np.concatenate([ratios(run, *how) for run in runs]) for runs in selection.runs]
 
 
 def select(
@@ -151,11 +153,11 @@ def select(
             |λ| > 1e-20 of Baskerville, Granziol and Keating 2022, §6, a number |λ| above it, None
             everything. ``"auto"`` means certified, and None for plain eigenvalues.
         window: Lowest and highest level taken, in the units of the eigenvalues.
-        drop_outliers: Leave out the levels of each spectrum that lie beyond its bulk: by ``"gap"``,
-            beyond the innermost spacing of more than five times the mean of the twenty before it, in
-            the outer tenth on either side; by ``"marchenko-pastur"``, above the upper edge of the
-            law of Marchenko and Pastur that has the mean and the variance of the levels below it
-            (of matrices X Xᵀ only: all levels must be positive); ``"none"`` of them.
+        drop_outliers: Leave out the levels of each spectrum that lie beyond its bulk: by
+            ``"gap"``, beyond the innermost spacing of over five times the mean of the twenty
+            before it, in the outer tenth on either side; by ``"marchenko-pastur"``, above the upper
+            edge of the law of Marchenko and Pastur that has the mean and the variance of the levels
+            below it (of matrices X Xᵀ only: all levels must be positive); ``"none"`` of them.
 
     Returns:
         The levels, and what was left out.

@@ -62,8 +62,8 @@ NEIGHBOURS = 15
 """Levels on each side, of local mean spacings, unless others are asked for."""
 
 SHORTEST = 12
-"""Levels of the shortest run that is unfolded where there are longer ones: a shorter one has too few
-to take a density from, and would only come out even. Its ratios count all the same."""
+"""Levels of the shortest run that is unfolded where there are longer ones: a shorter one has too
+few to take a density from, and would only come out even. Its ratios count all the same."""
 
 _CHUNK = 1 << 20
 """Pairs of level and kernel evaluated at once."""

@@ -87,6 +87,8 @@ def run(
                 cutoff,
                 method,
                 window=settings.range,
+                drop_outliers=settings.drop_outliers,
+                orders=settings.orders,
                 rotate=settings.rotate,
                 surrogates=settings.surrogates,
                 seed=settings.seed,
@@ -112,7 +114,7 @@ def unfolded(settings: LevelsConfig, spectra: Spectra) -> dict[str, Unfolded]:
     backend = select_backend(settings.device)
     return {
         name: unfold_selection(
-            select(spectra, cutoff, settings.range),
+            select(spectra, cutoff, settings.range, settings.drop_outliers),
             method,
             rotate=settings.rotate,
             seed=settings.seed,
