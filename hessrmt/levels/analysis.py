@@ -398,13 +398,10 @@ def analyze(
     why |= _unknown_errors(error)
     parts = zip(*(np.array_split(values, _PARTS) for values in ratios), strict=True)
     fifths, fifths_error = zip(*map(mean_and_error, parts), strict=True)
-    drawn: dict[str, _Drawn] = {}
-    scheme = plan(unfolded, surrogates, seed)
-    tick("surrogates", 0, len(LAWS))
+    how: dict[str, Any] = {"options": unfolded.options, "rotate": rotate}
+    scheme = plan(selection, unfolded.method, surrogates, seed, **how)
     draw = partial(_drawn, scheme, bool(surrogates), len(all_spacings), orders, device)
-    for done, (index, result) in enumerate(map_unordered(draw, LAWS), 1):
-        drawn[LAWS[index]] = result
-        tick("surrogates", done, len(LAWS))
+    drawn = _of_laws(draw, map_unordered, tick)
     if not surrogates:
         of_surrogates = ("p_values", "ratio_p_value", "spacing_p_value")
         why |= dict.fromkeys(of_surrogates, "no surrogates were asked for")
@@ -425,7 +422,6 @@ def analyze(
             verdict.p_value,
             verdict.p_value < RATE if enough else None,
         )
-    tick("surrogates", len(LAWS), len(LAWS))
     q = _fitted("brody", partial(brody, spacings, unfolded.resolution), why)
     f = _fitted("superposition", partial(superposition, spacings), why)
     alike = {
@@ -511,6 +507,18 @@ class _Drawn(NamedTuple):
     reason: str
     alike: dict[str, float]
     ratios: dict[tuple[int, bool], tuple[float, np.ndarray, float]]
+
+
+def _of_laws(
+    draw: Callable[[str], _Drawn], map_unordered: MapUnordered, tick: Callable[..., object]
+) -> dict[str, _Drawn]:
+    """Surrogates of every law."""
+    found: dict[str, _Drawn] = {}
+    tick("surrogates", 0, len(LAWS))
+    for done, (index, result) in enumerate(map_unordered(draw, LAWS), 1):
+        found[LAWS[index]] = result
+        tick("surrogates", done, len(LAWS))
+    return found
 
 
 def _drawn(

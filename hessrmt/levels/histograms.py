@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -321,7 +321,9 @@ def _unfolded_alike(
     unfolded: Unfolded, edges: Grid, surrogates: int, seed: int, backend: Backend | None
 ) -> tuple[Grid, Grid]:
     """Density of GOE spacings after the data's unfolding, in bins like theirs."""
-    null = Surrogates("goe", plan(unfolded, surrogates, seed), backend).spacings()
+    how: dict[str, Any] = {"options": unfolded.options, "rotate": unfolded.rotate}
+    scheme = plan(unfolded.selection, unfolded.method, surrogates, seed, **how)
+    null = Surrogates("goe", scheme, backend).spacings()
     law = STATISTICS["spacing"]("goe")
     points = quantiles(law)
     below = np.asarray(law.cdf(points)) + null.bias

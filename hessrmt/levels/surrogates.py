@@ -18,9 +18,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,13 +37,14 @@ from hessrmt.errors import StoreError
 from hessrmt.files import write_whole
 from hessrmt.levels.goodness import POINTS, STATISTICS, Null, quantiles
 from hessrmt.levels.resampling import Samples
-from hessrmt.levels.unfolding import SHORTEST, Unfolded, pooled, unfold
+from hessrmt.levels.unfolding import SHORTEST, pooled, unfold
 from hessrmt.theory import number_variance, semicircle_cdf
 from hessrmt.theory.law import BETA_OF
 
 if TYPE_CHECKING:
     from hessrmt.arrays import Levels
     from hessrmt.backend.base import Backend
+    from hessrmt.levels.selection import Selection
 
 Grid = Float64[np.ndarray, " g"]
 Rows = Float64[np.ndarray, "spectra n"]
@@ -88,8 +89,17 @@ reject 2 to 17 % of GOE data."""
 
 
 _MOST_IN_MEMORY = 16
-_memory: dict[str, dict[str, np.ndarray]] = {}
-_scatter: dict[tuple[Any, ...], tuple[np.ndarray, np.ndarray]] = {}
+_memory: dict[Any, Any] = {}
+
+
+def _remembered(key: Any, make: Callable[[], Any]) -> Any:
+    """What was made before in this process, or is made now."""
+    if key not in _memory:
+        made = make()
+        while len(_memory) >= _MOST_IN_MEMORY:
+            _memory.pop(next(iter(_memory)))
+        _memory[key] = made
+    return _memory[key]
 
 
 @dataclass(frozen=True)
@@ -125,7 +135,9 @@ class Smooth:
         """
         n = len(levels)
         block = int(np.clip(n // _BLOCKS, *_BLOCK))
-        edges = np.linspace(0, n - 1, max(1, (n - 1) // block) + 1).round().astype(int)
+        count = max(1, (n - 1) // block)
+        width = (n - 1) // count  # the same for all, as is then what averaging makes of a slope
+        edges = (n - 1 - width * count) // 2 + width * np.arange(count + 1)
         middle, mean = (edges[1:] + edges[:-1]) / 2, np.diff(levels[edges]) / np.diff(edges)
         middle, mean = middle[mean > 0], mean[mean > 0]
         logs = np.log(mean)
@@ -182,20 +194,29 @@ class SurrogatePlan:
     seed: int
 
 
-def plan(unfolded: Unfolded, surrogates: int, seed: int) -> SurrogatePlan:
+def plan(
+    selection: Selection,
+    method: str,
+    surrogates: int,
+    seed: int,
+    *,
+    options: Mapping[str, Any] | None = None,
+    rotate: bool = True,
+) -> SurrogatePlan:
     """Surrogates for spectra as given, with the same unfolding.
 
     Args:
-        unfolded: The data.
+        selection: The data.
+        method: How they are unfolded; ``"none"`` for ratios alone.
         surrogates: Data sets.
         seed: Of everything random.
+        options: Of the method.
+        rotate: For ``pooled``.
 
     Returns:
         The runs as they are where the data are small, some of them or pieces where they are large.
     """
-    selection, method = unfolded.selection, unfolded.method
     runs = _imitated([run for runs in selection.runs for run in runs if np.ptp(run) > 0])
-    options = tuple(sorted(unfolded.options.items()))
     count = levels = 0
     whole = False
     if method == "pooled":
@@ -205,7 +226,7 @@ def plan(unfolded: Unfolded, surrogates: int, seed: int) -> SurrogatePlan:
         if not whole:
             count = min(count, _MOST_POOLED)
             levels = min(levels, max(_SHORTEST_POOLED, _TARGET_POOLED // count))
-    how = method, options, unfolded.rotate
+    how = method, tuple(sorted((options or {}).items())), rotate
     return SurrogatePlan(runs, count, levels, whole, *how, surrogates, seed)
 
 
@@ -264,8 +285,8 @@ class Surrogates:
             Their counts.
         """
         surrogates = max(self._plan.surrogates, _RATIO_SETS)
-        key = self._law, self._plan.seed, surrogates, self._backend.banded_route(1)[1]
-        if key not in _scatter:
+
+        def drawn() -> tuple[Counts, np.ndarray]:
             draw = rng.stream(self._plan.seed, "surrogates", self._law, "ratios")
             values = _folded(np.diff(self._drawn(_STRETCH, _STRETCHES, draw), axis=1))
             wide = values.shape[1] // _TOGETHER * _TOGETHER
@@ -273,10 +294,10 @@ class Surrogates:
             order = np.array([draw.permutation(len(counts)) for _ in range(surrogates)])
             chosen = np.zeros((surrogates, len(counts)))
             np.put_along_axis(chosen, order[:, : len(counts) // 4], 1.0, axis=1)
-            while len(_scatter) >= _MOST_IN_MEMORY:
-                _scatter.pop(next(iter(_scatter)))
-            _scatter[key] = chosen @ counts, counts.sum(axis=0)
-        return _scatter[key]
+            return chosen @ counts, counts.sum(axis=0)
+
+        key = self._law, self._plan.seed, surrogates, self._backend.banded_route(1)[1]
+        return _remembered(key, drawn)
 
     def spacings(self) -> Null:
         """Distribution functions of the unfolded spacings.
@@ -436,6 +457,10 @@ class Surrogates:
         return pooled(rows, rotate=self._plan.rotate, seed=seed, backend=self._backend)
 
     def _pooled(self, points: Grid) -> Null:
+        key = self._law, replace(self._plan, runs=()), self._backend.banded_route(1)[1]
+        return _remembered(key, lambda: self._pooled_anew(points))
+
+    def _pooled_anew(self, points: Grid) -> Null:
         scheme, law, bank = self._plan, self._law, self._whole[0]
         counts, members = [], []
         margin = 0 if scheme.whole else min(_MARGIN, (scheme.levels - 2) // 4)
@@ -491,8 +516,6 @@ def _spectra(
     return kept["levels"], kept["unfolded"]
 
 
-
-
 def _kept(
     *key: Any, draw: Callable[[], dict[str, np.ndarray]], backend: Backend
 ) -> dict[str, np.ndarray]:
@@ -503,16 +526,15 @@ def _kept(
     text = json.dumps([_VERSION, *key, backend.banded_route(1)[1]])
     name = hashlib.sha256(text.encode()).hexdigest()[:24]
     path = Path(os_cache("hessrmt")) / "surrogates" / f"{name}.npz"
-    where = str(path)
-    if where not in _memory:
+
+    def kept() -> dict[str, np.ndarray]:
         found = read_kept(path)
         if found is None:
             found = draw()
             write_kept(path, found)
-        while len(_memory) >= _MOST_IN_MEMORY:
-            _memory.pop(next(iter(_memory)))
-        _memory[where] = found
-    return _memory[where]
+        return found
+
+    return _remembered(path, kept)
 
 
 def read_kept(path: Path) -> dict[str, np.ndarray] | None:

@@ -12,7 +12,7 @@ from hessrmt.errors import DataError
 from hessrmt.plots import style
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from jaxtyping import Float64
     from matplotlib.axes import Axes
@@ -175,6 +175,36 @@ def long_range(found: Any, title: str = "", *, ax: Any = None, blocks: bool = Tr
         shade = {"color": style.MUTED, "alpha": 0.25, "lw": 0, "zorder": 0, "label": label}
         axes.axvspan(found.reach, float(x.max()), **shade)
     return style.finish(axes, xlim=(grid[0], grid[-1]), xlabel=xlabel, ylabel=ylabel)
+
+
+def p_values(found: Mapping[str, Sequence[Values]], title: str = "", *, ax: Any = None) -> Figure:
+    """Share of the p-values that lie below p, less p, for every cell of some groups.
+
+    Args:
+        found: Name of a group to the p-values of each of its cells.
+        title: Above the picture.
+        ax: Axes to draw into, one for each group; None for a new picture.
+
+    Returns:
+        The picture.
+    """
+    size = style.WIDTH, 1.15 * len(found) + 0.6
+    options = {"size": size, "sharex": True, "sharey": True}
+    picture, rows = style.panels(title, (len(found), 1), ax=ax, **options)
+    for (axes,), (name, cells) in zip(rows, found.items(), strict=True):
+        count = min(len(values) for values in cells)
+        p = np.linspace(0, 1, 201)
+        spread = 1.96 * np.sqrt(p * (1 - p) / count)
+        style.draw_band(axes, p, -spread, spread)
+        for values in cells:
+            share = np.searchsorted(np.sort(values), p, side="right") / len(values)
+            axes.plot(p, share - p, color=style.INK, lw=0.6, alpha=0.7)
+        axes.axhline(0, color=style.RED, lw=0.8)
+        axes.set_title(f"{name}: {len(cells)} cells", fontsize="small", loc="left")
+        style.bare(axes, ylabel="F(p) - p")
+    rows[-1][0].set(xlim=(0, 1), xlabel="p")
+    picture.align_ylabels()
+    return picture
 
 
 def staircase(unfolded: Any, spectrum: int = 0, title: str = "", *, ax: Any = None) -> Figure:
