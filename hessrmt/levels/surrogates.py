@@ -79,6 +79,9 @@ _SHORTEST_POOLED, _TARGET_POOLED, _MOST_POOLED = 100, 30_000, 200
 """Of larger ones: the shortest stretch that stands for a spectrum, levels of a data set, spectra: a
 pool of 133 already unfolds to a hundredth of a spacing."""
 
+_GROUPS = 3
+"""Pooled: groups that the spectra are dealt into, as :func:`hessrmt.levels.pooled` does."""
+
 _BANK = 3
 """Pooled: spectra in the bank for each one of a data set, if that is enough levels."""
 
@@ -378,7 +381,8 @@ class Surrogates:
         """Smallest spacing that can be told from zero, as of :class:`.Unfolded`."""
         if self._plan.method != "pooled":
             return 0.0
-        return self._pool(self._whole[0], self._chosen[0], 0).resolution
+        spectra = self._plan.spectra
+        return 1 / (spectra - -(-spectra // min(spectra, _GROUPS)))
 
     @property
     def _shortest(self) -> int:
