@@ -1,4 +1,4 @@
-"""Runs: a discarded band splits a spectrum, and nothing is taken across; verdicts from few levels."""
+"""Runs: a discarded band splits a spectrum, nothing is taken across; verdicts from few levels."""
 
 import numpy as np
 import pytest
@@ -52,7 +52,7 @@ def test_pooled_spacings_do_not_bridge_the_hole():
     found = unfold_selection(select(rows, 1e-300), "pooled")
     below = [int((row < 0).sum()) for row in rows]
     for runs, count in zip(found.runs, below, strict=True):
-        assert [len(run) for run in runs][0] == count
+        assert len(runs[0]) == count
     assert sum(map(len, found.spacings)) == sum(len(row) - 7 - 2 for row in rows)
 
 

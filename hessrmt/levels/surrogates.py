@@ -91,6 +91,9 @@ the spread of small data sets badly: with 3 × 6 spectra of 200 levels, tests at
 reject 2 to 17 % of GOE data."""
 
 
+_ENDS = (5, 15)
+"""Levels from either end at which blocks end, where they are longer."""
+
 _MOST_IN_MEMORY = 16
 _memory: dict[Any, Any] = {}
 
@@ -150,7 +153,30 @@ class Smooth:
             first, last = slopes[0] * middle[0], slopes[-1] * (n - 1 - middle[-1])
             logs = np.concatenate([[logs[0] - first], logs, [logs[-1] + last]])
             middle = np.concatenate([[0.0], middle, [n - 1.0]])
-        return cls(n, middle, logs, cut)
+        return cls(n, middle, logs, cut)._with_ends(levels, width)
+
+    def _with_ends(self, levels: Levels, width: int) -> Smooth:
+        """The density followed more closely in the first block and the last, as at a soft edge."""
+        if width < 2 * _ENDS[0] or self.size < 2 * width:
+            return self
+        grid = np.arange(float(self.size))
+        even = np.concatenate([[0.0], np.cumsum(self.spacings(grid[None])[0])])
+        cuts = [0, *(place for place in _ENDS if place < width - 2), width]
+        last = self.size - 1
+        places, change = [], []
+        for edges in (np.array(cuts), last - np.array(cuts[::-1])):
+            lengths, expected = np.diff(levels[edges]), np.diff(even[edges])
+            if not (lengths > 0).all():
+                return self
+            places.append((edges[1:] + edges[:-1]) / 2)
+            change.append(np.log(lengths / expected))
+        offset = np.log((levels[-1] - levels[0]) / even[-1])  # of the units
+        inner = [1.0 * width, 1.0 * last - width]
+        x = np.concatenate([places[0], inner, places[1]])
+        shift = np.concatenate([change[0] - offset, [0.0, 0.0], change[1] - offset])
+        knots = np.union1d(self.places, x)
+        logs = np.interp(knots, self.places, self.logs) + np.interp(knots, x, shift)
+        return replace(self, places=knots, logs=logs)
 
     def spacings(self, positions: Rows) -> Rows:
         """Spacings of levels of mean spacing 1 that are moved to this density.
