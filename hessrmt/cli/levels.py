@@ -36,6 +36,14 @@ _LAW = {
 def levels(
     file: Annotated[Path, typer.Argument(help="A spectrum file.")],
     settings: LevelsConfig,
+    block: Annotated[
+        str | None,
+        typer.Option(
+            "--block",
+            metavar="NAME",
+            help="Of a file of blocks (spectrum --blocks): one's name, or all, each by itself.",
+        ),
+    ] = None,
     plot: PlotFolder = None,
     picture: PictureFormat = "png",
     workers: Workers = None,
@@ -49,23 +57,46 @@ def levels(
     Returns:
         What --json prints.
     """
-    from hessrmt.runs.levels import open_spectra, run
+    from hessrmt.runs.levels import ALL, open_spectra
 
     check_pictures(plot, picture)
-    spectra = open_spectra(file)
-    with pool_of(workers, scheduler, settings.device) as pool, console.Meter() as tick:
-        found = run(settings, spectra, tick, pool)
-    _show(found, spectra)
-    if plot is not None:
-        _draw(settings, spectra, file, plot, picture)
-    plain = {name: statistics.to_dict() for name, statistics in found.items()}
-    return plain if settings.compare else next(iter(plain.values()))
+    results: dict[str, Any] = {}
+    blocks = open_spectra(file, block)
+    for name, spectra in blocks.items():
+        with pool_of(workers, scheduler, settings.device) as pool, console.Meter() as tick:
+            found = _analysed(settings, spectra, name if len(blocks) > 1 else "", tick, pool)
+        if not found:
+            results[name] = None
+            continue
+        _show(found, spectra, name)
+        if plot is not None:
+            _draw(settings, spectra, file, plot / name if name else plot, picture)
+        plain = {cutoff: statistics.to_dict() for cutoff, statistics in found.items()}
+        results[name] = plain if settings.compare else next(iter(plain.values()))
+    return {"blocks": results} if block == ALL else next(iter(results.values()))
 
 
-def _show(found: dict[str, LevelStatistics], spectra: Spectra) -> None:
+def _analysed(
+    settings: LevelsConfig, spectra: Spectra, block: str, tick: Any, pool: Any
+) -> dict[str, LevelStatistics]:
+    """Statistics with each cutoff; none where a block among others has too few levels."""
+    from hessrmt.errors import DataError
+    from hessrmt.runs.levels import run
+
+    try:
+        return run(settings, spectra, tick, pool)
+    except DataError as error:
+        if not block:
+            raise
+        console.note(f"block {block}: {error}")
+        return {}
+
+
+def _show(found: dict[str, LevelStatistics], spectra: Spectra, block: str) -> None:
     for statistics in found.values():
         console.note(*statistics.notes)
     source = console.source_in_words(spectra.provenance.config)
+    source += f", block {block}" if block else ""
     facts = [_facts(statistics) for statistics in found.values()]
     rows = [(name, *(one[name] for one in facts)) for name in facts[0]]
     console.show(
