@@ -201,7 +201,7 @@ class Controls(Experiment[ControlsConfig, ControlsPreset, Cell]):
             )
             others = [cell for cell in ratios if not cell.is_null]
             for name in dict.fromkeys(cell.ensemble for cell in others):
-                powers = [cell.excluded for cell in others if cell.ensemble == name]
+                powers = [cell.excluded or 0.0 for cell in others if cell.ensemble == name]
                 text += f"; of {name} levels in {min(powers):.0%} to {max(powers):.0%}"
             found[f"repetition {repetition + 1}"] = text + "."
         return found

@@ -484,7 +484,8 @@ def _of_order(k: int, unfolded: Unfolded, drawn: Mapping[str, _Drawn]) -> Higher
         found += [mean, error, Alike(goe[0], poisson[0]), p]
     squares = [np.concatenate(_about_mean(runs, k)) for runs in unfolded.runs]
     alike = Alike(*(drawn[x].alike.get(f"spacing_variance_{k}", np.nan) for x in Alike._fields))
-    return HigherOrder(k, *found, *mean_and_error(squares), alike)
+    found += [*mean_and_error(squares), alike]
+    return HigherOrder(k, *found)
 
 
 def _unknown_errors(error: float) -> dict[str, str]:
