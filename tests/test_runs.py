@@ -139,7 +139,7 @@ def test_goe_is_seldom_excluded_from_few_units_and_poisson_nearly_always(kept):
 def test_brody_of_goe_and_poisson_levels_is_corrected_for_the_pool(kept):
     """0.953 and 0 within four standard errors, where the plain fit gives 0.86."""
     for ensemble, law in ((goe, "goe"), (poisson, "poisson")):
-        found = analyze([ensemble(100, 2, i).eigenvalues for i in range(30)], surrogates=0)
+        found = analyze([ensemble(100, 2, index=i).eigenvalues for i in range(30)], surrogates=0)
         assert found.unfolding.startswith("pooled")
         assert abs(found.brody - brody_of(law)) < 4 * found.brody_error
         assert abs(found.brody_raw - getattr(found.alike["brody_raw"], law)) < 4 * found.brody_error
