@@ -66,7 +66,7 @@ _RATIO_SETS, _TOGETHER = 1000, 20
 _TARGET = 12_000
 """Levels of a surrogate data set for more data than that: fluctuations are scaled."""
 
-_MARGIN = 8
+_MARGIN = 30
 """Spacings at each end of a piece of a longer run that are dropped after unfolding."""
 
 _BLOCKS, _BLOCK = 5, (5, 30)
@@ -157,7 +157,7 @@ class Smooth:
 
     def _with_ends(self, levels: Levels, width: int) -> Smooth:
         """The density followed more closely in the first block and the last, as at a soft edge."""
-        if width < 2 * _ENDS[0] or self.size < 2 * width:
+        if self.cut or width < 2 * _ENDS[0] or self.size < 2 * width:
             return self
         grid = np.arange(float(self.size))
         even = np.concatenate([[0.0], np.cumsum(self.spacings(grid[None])[0])])
