@@ -423,6 +423,18 @@ class LevelsConfig(Settings):
         shown="all",
         metavar="LOW:HIGH",
     )
+    drop_outliers: Literal["none", "gap", "marchenko-pastur"] = option(
+        "none",
+        "Leave out levels beyond the bulk: beyond a gap near an end of the spectrum, or above the "
+        "edge of Marchenko and Pastur's law (positive matrices).",
+    )
+    orders: int = option(
+        1,
+        "Also spacings and ratios of every k-th level, up to this k, beside those of GOE and "
+        "Poisson surrogates.",
+        ge=1,
+        le=10,
+    )
     surrogates: int = option(
         200,
         "Data sets simulated for each p-value (surrogates), 0 for no p-values.",

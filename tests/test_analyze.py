@@ -12,8 +12,9 @@ from hessrmt import rng
 from hessrmt.ensembles import goe, goe2, gue, poisson
 from hessrmt.errors import DataError
 from hessrmt.levels import analyze, ratios
-from hessrmt.levels.goodness import LAWS, bulks
+from hessrmt.levels.goodness import LAWS
 from hessrmt.levels.resampling import mean_and_error
+from hessrmt.levels.surrogates import bulks
 from hessrmt.levels.unfolding import POOL_FROM
 from hessrmt.records import Provenance, Spectra, Spectrum
 from hessrmt.theory.ratios import MEAN_RATIO_GOE
@@ -192,7 +193,7 @@ def test_surrogates_that_the_unfolding_cannot_follow_leave_the_ratios(kept):
 @pytest.mark.parametrize(
     ("levels", "words"),
     [
-        ([0.0, 1.0, 3.0], "no conclusion: ⟨r̃⟩ = 0.5000 from 1 ratios, too few"),
+        ([0.0, 1.0, 3.0], "too few to say: ⟨r̃⟩ = 0.5000 from 1 ratios, fewer than 40"),
         ([0.0, 0.0, 1.0, 1.0, 2.0], ""),
         (np.arange(200.0), "no conclusion: ⟨r̃⟩ = 1.0000 from 198 ratios, which do not scatter"),
         ([[1, 2, 4], [3, 5, 6]], ""),

@@ -20,7 +20,7 @@ from test_capacity import heavy
 from hessrmt.backend import solvers
 from hessrmt.backend.cuda import ONE_BLOCK, TWO_STAGE, TWO_STAGES
 from hessrmt.ensembles import goe
-from hessrmt.levels import analysis, goodness
+from hessrmt.levels import surrogates
 from hessrmt.store.spectra import load
 
 pytest_plugins = ["fake_gpu"]
@@ -116,22 +116,23 @@ def test_spectrum(both, tmp_path, monkeypatch, tiny_npz, operator):
 def test_levels(both, tmp_path, monkeypatch):
     path = write_file(tmp_path / "spectra.h5", [goe(12, 3, index) for index in range(31)])
     # fewer and shorter than usual, and kept for no other test
-    monkeypatch.setattr(goodness, "_BANK_MOST", 1)
-    monkeypatch.setattr(analysis, "_STRETCHES", 2)
-    monkeypatch.setattr(analysis, "_STRETCH", 60)
-    monkeypatch.setattr(analysis, "_stretches", analysis._stretches.__wrapped__)
+    monkeypatch.setattr(surrogates, "_BANK_MOST", 1)
+    monkeypatch.setattr(surrogates, "_STRETCHES", 2)
+    monkeypatch.setattr(surrogates, "_STRETCH", 60)
+    monkeypatch.setattr(surrogates, "_memory", {})
     counted = []
     search = torch.searchsorted
     monkeypatch.setattr(torch, "searchsorted", lambda *a: counted.append(len(a[1])) or search(*a))
     here, there, compiled = both("levels", path, "--surrogates", 3)
     assert {"sturm_prepare_f64", "sturm_bisect_f64"} <= compiled
-    # the data, and the surrogates of five laws, in three groups each
-    assert len(counted) == 3 + 5 * 3 * 3
+    # the data, the surrogates of five laws, and three more data sets of GOE and Poisson levels
+    # beside the data's statistics, in three groups each
+    assert len(counted) == 3 + 5 * 3 * 3 + 2 * 3 * 3
     assert here["unfolding"].startswith("pooled")
     assert here["laws"]["gse"]["spacing_p_value"] is not None
     assert_same(here, there)
-    # of each route, whose last bits differ
-    assert len([*Path(os.environ["XDG_CACHE_HOME"]).rglob("*.npz")]) == 2 * 5
+    # of each route, whose last bits differ: spectra of five laws, stretches of three ensembles
+    assert len([*Path(os.environ["XDG_CACHE_HOME"]).rglob("*.npz")]) == 2 * (5 + 3)
 
 
 def test_capacity(both, tmp_path):

@@ -1,9 +1,7 @@
 """Distances from laws, surrogates and their p-values, the cache, and the sentence."""
 
-import dataclasses
 import os
 import re
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,22 +10,20 @@ from scipy import stats
 
 from hessrmt import rng
 from hessrmt.ensembles import block_levels, gaussian_levels, poisson_levels
-from hessrmt.levels import LawFit, goodness, pooled, ratios, unfold
-from hessrmt.levels.analysis import conclude, consistent
+from hessrmt.levels import LawFit, pooled, ratios, select, surrogates, unfold
+from hessrmt.levels.analysis import conclude
 from hessrmt.levels.goodness import (
     LAWS,
     POINTS,
     STATISTICS,
     Null,
-    bulks,
     distances,
+    judge,
     likelihood_ratio,
-    nulls,
-    plan,
-    pooled_cdf,
     quantiles,
 )
-from hessrmt.levels.unfolding import Unfolded
+from hessrmt.levels.surrogates import Smooth, Surrogates, bank, bulks, plan, pooled_cdf
+from hessrmt.theory import mean_ratio
 from hessrmt.theory.longrange import number_variance
 
 
@@ -113,8 +109,7 @@ def literal(law, count, n, method, sets):
 
 
 def largest(null, size):
-    scale = ((1 / size) / (1 / null.size - 1 / null.bank)) ** 0.5
-    return np.abs(null.bias + scale * null.deviations).max(axis=1)
+    return np.abs(null.bias + null.of_size(size)).max(axis=1)
 
 
 FULL_SIZE = [
@@ -147,9 +142,9 @@ def test_surrogates_are_as_far_as_fresh_data(kept, law, count, n, method, sets):
     banks = 6
     fresh = literal(law, count, n, method, sets)
     sizes = {"ratio": count * (n - 2), "spacing": count * (n - 1)}
-    plans = [planned([n] * count, method, {}, 200, seed) for seed in range(banks)]
-    assert plans[0].whole == (n <= 1000)
-    found = [nulls(law, one) for one in plans]
+    plans = [planned([n] * count, method, 200, seed) for seed in range(banks)]
+    made = [Surrogates(law, one) for one in plans]
+    found = [{"ratio": one.ratios(), "spacing": one.spacings()} for one in made]
     for row, (statistic, size) in zip(fresh, sizes.items(), strict=True):
         simulated = np.array([largest(null[statistic], size) for null in found])
         for q in (0.5, 0.9):
@@ -160,22 +155,59 @@ def test_surrogates_are_as_far_as_fresh_data(kept, law, count, n, method, sets):
             assert abs(each.mean() - value) < 4 * error, (statistic, q, each.mean() / value)
 
 
-def planned(sizes, method, options, surrogates, seed):
-    levels = tuple(np.arange(float(n)) for n in sizes)
-    selection = SimpleNamespace(levels=levels)
-    return plan(Unfolded(selection, levels, 0.0, method, options, True), surrogates, seed)
+def planned(sizes, method, count, seed):
+    return plan(select([np.arange(float(n)) for n in sizes], None), method, count, seed)
 
 
-def test_plans_imitate_small_data_whole_and_large_data_by_stretches():
-    small = planned([300] * 12, "pooled", {}, 200, 0)
-    assert (small.spectra, small.levels, small.whole) == (12, 300, True)
-    assert planned([300], "window", {}, 200, 0).spectra == 5
-    assert planned([1, 2, 1], "window", {}, 200, 0).levels == 3
-    large = planned([5000] * 400, "pooled", {}, 200, 0)
+def test_plans_imitate_runs_as_they_are_and_longer_ones_by_pieces():
+    zeros = np.zeros(5)
+    holes = [np.concatenate([np.arange(-30.0, -1), zeros, np.arange(1.0, 101)])] * 3
+    found = plan(select(holes, 0.5), "window", 200, 0)
+    assert [run.size for run in found.runs] == [29, 100] * 3
+    assert not any(run.cut for run in found.runs)
+    long = planned([3000], "window", 200, 0)
+    assert {run.size for run in long.runs} == {375}
+    assert all(run.cut for run in long.runs)
+    many = planned([300] * 400, "window", 200, 0)
+    assert 11_000 < sum(run.size for run in many.runs) < 13_000
+    whole = planned([300] * 12, "pooled", 200, 0)
+    assert (whole.spectra, whole.levels, whole.whole) == (12, 300, True)
+    large = planned([5000] * 400, "pooled", 200, 0)
     assert (large.spectra, large.levels, large.whole) == (200, 150, False)
-    long = planned([20_000], "window", {}, 200, 0)
-    assert (long.levels, long.whole) == (400, False)
-    assert long.spectra * long.levels >= 30_000
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.02, -0.05])
+def test_an_exponential_density_is_followed_exactly(rate):
+    """Evenly spaced levels moved to that of exp(rate i): spacings in geometric progression."""
+    levels = np.cumsum(np.exp(rate * np.arange(200.0)))
+    steps = Smooth.of(levels).spacings(np.arange(200.0)[None])[0]
+    growth = np.diff(np.log(steps))
+    # differences of levels lose ε max|λ|/s_min of their digits, sums of 200 terms n ε
+    lost = np.finfo(float).eps * levels[-1] / np.diff(levels).min()
+    np.testing.assert_allclose(growth, rate, atol=200 * lost, rtol=0)
+
+
+def test_a_verdict_by_hand():
+    """Independent ratios: the mean in units of σ/√n, the distance with the tail of a normal law."""
+    draw, law = rng.stream(5, "judge"), STATISTICS["ratio"]("poisson")
+    sets = np.array([deviation(law.sample(300, draw), law) for _ in range(1000)])
+    null = Null(np.zeros(POINTS), sets, 300.0, np.inf)
+    values = np.sort(law.sample(300, draw))
+    found = judge(values, law, mean_ratio("poisson"), null)
+    error = (law.variance / 300) ** 0.5
+    # the spread of 1000 sets is known to 1/√2000
+    expected = (values.mean() - mean_ratio("poisson")) / error
+    assert found.sigmas == pytest.approx(expected, rel=4 / 2000**0.5, abs=0.02)
+    assert found.expected == pytest.approx(mean_ratio("poisson"), abs=1e-12)
+    assert found.p_value == found.simulated
+    # far away both go on, the simulated one down to 1/1001
+    moved = judge(np.sqrt(values), law, mean_ratio("poisson"), null)
+    assert moved.simulated == 1 / 1001
+    assert moved.p_value == 1e-6
+    # what density makes of the law is no deviation
+    shifted = deviation(np.sqrt(law.sample(200_000, draw)), law)
+    alike = judge(np.sqrt(values), law, mean_ratio("poisson"), null._replace(bias=shifted))
+    assert alike.p_value == pytest.approx(found.p_value, abs=0.1)
 
 
 @pytest.mark.parametrize("law", ["goe", "poisson", "goe2"])
@@ -205,14 +237,6 @@ def stretch(law, n, draw):
     return np.sort(2 * np.concatenate(bulks([n // 2] * 2, 1, draw)))
 
 
-SMALL = planned([20] * 4, "window", {}, 7, 0)
-
-
-def same(one, other):
-    mine, others = ([*found["ratio"], *found["spacing"]] for found in (one, other))
-    return all(map(np.array_equal, mine, others))
-
-
 def files(folder):
     return sorted((folder / "hessrmt" / "surrogates").iterdir())
 
@@ -221,55 +245,57 @@ def files(folder):
 def folder(tmp_path, monkeypatch):
     place = tmp_path / "kept"
     monkeypatch.setenv("XDG_CACHE_HOME", str(place))
+    monkeypatch.setattr(surrogates, "_STRETCH", 20)
+    monkeypatch.setattr(surrogates, "_memory", {})
     return place
 
 
-def test_surrogates_are_kept_and_found_again(folder, monkeypatch):
-    first = nulls("goe", SMALL)
+def stretches(seed=0, law="goe"):
+    surrogates._memory.clear()
+    return bank(law, seed, surrogates.select("cpu"))
+
+
+def test_levels_are_kept_and_found_again(folder, monkeypatch):
+    first = stretches()
+    assert first.shape == (75, 20)
     assert len(files(folder)) == 1
     with monkeypatch.context() as without:
-        without.setattr(goodness, "simulate_nulls", None)  # calling it would fail
-        assert same(nulls("goe", SMALL), first)
-    # everything that the numbers depend on makes another file
-    changes = {"seed": 1, "surrogates": 8, "levels": 21, "spectra": 6, "method": "kernel"}
-    for number, (name, value) in enumerate(changes.items()):
-        other = nulls("goe", dataclasses.replace(SMALL, **{name: value}))
-        assert len(files(folder)) == 2 + number
-        assert not same(other, first)
-    nulls("goe", dataclasses.replace(SMALL, options=(("passes", 1),)))
-    nulls("gue", SMALL)
-    assert len(files(folder)) == 8
+        without.setattr(surrogates, "bulks", None)  # calling it would fail
+        np.testing.assert_array_equal(stretches(), first)
+    assert not np.array_equal(stretches(1), first)
+    assert not np.array_equal(stretches(0, "gue"), first)
+    assert len(files(folder)) == 3
     assert not any(path.suffix != ".npz" for path in files(folder))  # no draft is left
 
 
-def test_damaged_or_foreign_surrogates_are_drawn_again(folder):
-    first = nulls("goe", SMALL)
+def test_damaged_or_foreign_levels_are_drawn_again(folder):
+    first = stretches()
     (path,) = files(folder)
     whole = path.read_bytes()
     for size in (0, 1, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:size])
-        assert goodness.read_nulls(path) is None
+        assert surrogates.read_kept(path) is None
     draw = rng.stream(9, "damage")
-    for place in [*range(0, 400, 3), *draw.integers(len(whole), size=200)]:
+    for place in [*range(0, 300, 3), *draw.integers(len(whole), size=200)]:
         damaged = bytearray(whole)
         damaged[place] ^= 0xFF
         path.write_bytes(damaged)
-        found = goodness.read_nulls(path)  # some bytes of a zip file mean nothing
-        assert found is None or same(found, first)
+        found = surrogates.read_kept(path)  # some bytes of a zip file mean nothing
+        assert found is None or np.array_equal(found["levels"], first)
     np.save(path.with_suffix(".npy"), np.zeros(3))
     os.replace(path.with_suffix(".npy"), path)
-    assert goodness.read_nulls(path) is None
+    assert surrogates.read_kept(path) is None
     path.write_bytes(b"precious")
-    assert same(nulls("goe", SMALL), first)
+    np.testing.assert_array_equal(stretches(), first)
     assert path.read_bytes() == whole
 
 
 @pytest.mark.parametrize("kind", ["a file", "read-only", "absent device", "full"])
-def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path, monkeypatch, kind):
+def test_a_cache_that_cannot_be_written_costs_only_time(folder, tmp_path, monkeypatch, kind):
     def full(_descriptor):
         raise OSError(28, "No space left on device")
 
-    expected = nulls("goe", SMALL)
+    expected = stretches()
     place = tmp_path / "place"
     if kind == "a file":
         place.write_text("precious")
@@ -282,57 +308,36 @@ def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path, monkeypatch, k
         monkeypatch.setattr(os, "fsync", full)
     monkeypatch.setenv("XDG_CACHE_HOME", str(place))
     for _ in range(2):
-        assert same(nulls("goe", SMALL), expected)
+        np.testing.assert_array_equal(stretches(), expected)
     if kind == "a file":
         assert place.read_text() == "precious"
     if kind == "full":
         assert files(place) == []
 
 
-def test_surrogates_of_a_function_are_not_kept(folder):
-    """A Python function has no name that outlives the process."""
-    nulls("poisson", planned([20] * 4, "analytic", {"law": lambda x: x / 20}, 3, 0))
-    assert not folder.exists()
-
-
-def fit(mean_ratio, sigmas, p=0.5, far=0.01):
-    return LawFit(mean_ratio, sigmas, far, 0.0, p, far, 0.0, p, 0.0, 0.1)
+def fit(mean_ratio, sigmas, p=0.5, far=0.01, excluded=False, spacings=0.5):
+    numbers = mean_ratio, sigmas, far, 0.0, p, far, 0.0, spacings, 0.0, 0.1
+    return LawFit(*numbers, mean_ratio, p, excluded)
 
 
 def laws(**changed):
-    none = {name: fit(0.5, 20.0, 0.001, 0.1) for name in LAWS}
+    none = {name: fit(0.5, 20.0, 1e-6, 0.1, True) for name in LAWS}
     return none | changed
 
 
-@pytest.mark.parametrize(
-    ("law", "allowed"),
-    [
-        (fit(0.5, 2.9), True),
-        (fit(0.5, -2.9, None), True),
-        (fit(0.5, float("nan")), True),
-        (fit(0.5, 0.0, 0.01), True),
-        (fit(0.5, 3.1), False),
-        (fit(0.5, -3.1, None), False),
-        (fit(0.5, 0.0, 0.009), False),
-    ],
-)
-def test_a_law_is_excluded_by_its_mean_or_by_its_shape(law, allowed):
-    assert consistent(law) == allowed
-
-
-NEAR, SHAPE = fit(0.5307, -0.7), fit(0.5307, 0.7, 0.002)
+NEAR, SHAPE = fit(0.5307, -0.7), fit(0.5307, 0.7, 0.002, excluded=True)
 SENTENCES = [
     ({"goe": NEAR}, 0.001, "^consistent with GOE .⟨r̃⟩ = 0.5300 ± 0.0010, 0.7 σ from 0.5307.$"),
+    ({"goe": NEAR}, float("nan"), "^consistent with GOE .⟨r̃⟩ = 0.5300, 0.7 σ from 0.5307.$"),
     ({"goe": NEAR, "gue": fit(0.5996, 1.0)}, 0.001, "also with GUE: too few levels to tell them"),
-    ({}, 0.001, "^GOE excluded at 20.0 σ"),
+    ({}, 0.001, "^GOE excluded .20.0 σ, p < 1e-06: "),
     ({"gue": fit(0.5996, 0.3)}, 0.001, "; GUE fits$"),
     ({"goe2": fit(0.4234, 0.3)}, 0.001, "; two superposed GOE blocks fit$"),
     ({"goe": SHAPE}, 0.001, r"excluded by the shape of P\(r̃\) \(p = 0.002"),
-    ({"poisson": fit(0.3863, 9.0, 0.001, 0.05)}, 0.001, "nearest is Poisson"),
-    ({"goe": fit(0.5307, 9.0, 0.001, 0.05)}, 0.001, "no other reference law comes nearer"),
-    # without p-values the mean decides, without an error nothing does
-    ({"goe": fit(0.5307, -0.7, None)}, 0.001, "^consistent with GOE"),
-    ({}, float("nan"), "too few for a standard error"),
+    ({"poisson": fit(0.3863, 9.0, 1e-6, 0.05, True)}, 0.001, "nearest is Poisson"),
+    ({"goe": fit(0.5307, 9.0, 1e-6, 0.05, True)}, 0.001, "no other reference law comes nearer"),
+    ({"goe": fit(0.5307, 9.0, 0.3, 0.05, None)}, 0.001, "^too few to say: .* 1000 ratios, fewer"),
+    ({"goe": fit(0.5307, 0.7, spacings=0.002)}, 0.001, r"spacings are not \(p\(s\) ≤ 0.002\)"),
     ({}, 0.0, "do not scatter"),
 ]
 

@@ -1,5 +1,7 @@
 """``hessrmt spectrum --blocks layer``: one file, a group for each layer's own block."""
 
+import json
+
 import h5py
 import numpy as np
 import pytest
@@ -8,7 +10,9 @@ from store_samples import NET
 import hessrmt as hr
 from hessrmt.config import SpectrumConfig
 from hessrmt.errors import StoreError
+from hessrmt.levels import analyze
 from hessrmt.problems import data, models
+from hessrmt.runs.levels import ALL, open_spectra
 from hessrmt.runs.spectrum import prepare, run
 from hessrmt.store.spectra import load_all
 
@@ -22,7 +26,7 @@ def settings(tmp_path, tiny_npz):
     )
 
 
-def test_every_layer_is_a_group_of_the_file(refused, tmp_path, settings):
+def test_every_layer_is_a_group_of_the_file(cli, refused, tmp_path, settings):
     path = tmp_path / "b.h5"
     run(prepare(settings), path)
     samples, net = data.load(settings.data), models.build(settings.model, (6,), 3, 0)
@@ -35,6 +39,12 @@ def test_every_layer_is_a_group_of_the_file(refused, tmp_path, settings):
             assert found[number].dimension == size
             np.testing.assert_array_equal(found.eigenvalues[number], expected[layer].eigenvalues)
     refused(["levels", "b.h5"], ["blocks '0', '2'"])
+    each = open_spectra(path, ALL)
+    assert list(each) == ["0", "2"]
+    np.testing.assert_array_equal(each["2"].eigenvalues, open_spectra(path, "2")["2"].eigenvalues)
+    found = json.loads(cli("levels", path, "--block", "all", "--surrogates", "0", "--json").stdout)
+    alone = analyze(each["0"], surrogates=0).to_dict()
+    assert found["blocks"]["0"]["mean_ratio"] == alone["mean_ratio"]
     for block in (None, "1"):
         with pytest.raises(StoreError, match="blocks '0', '2'"):
             hr.load(path, block)

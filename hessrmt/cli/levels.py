@@ -36,6 +36,14 @@ _LAW = {
 def levels(
     file: Annotated[Path, typer.Argument(help="A spectrum file.")],
     settings: LevelsConfig,
+    block: Annotated[
+        str | None,
+        typer.Option(
+            "--block",
+            metavar="NAME",
+            help="Of a file of blocks (spectrum --blocks): one's name, or all, each by itself.",
+        ),
+    ] = None,
     plot: PlotFolder = None,
     picture: PictureFormat = "png",
     workers: Workers = None,
@@ -49,23 +57,46 @@ def levels(
     Returns:
         What --json prints.
     """
-    from hessrmt.runs.levels import open_spectra, run
+    from hessrmt.runs.levels import ALL, open_spectra
 
     check_pictures(plot, picture)
-    spectra = open_spectra(file)
-    with pool_of(workers, scheduler, settings.device) as pool, console.Meter() as tick:
-        found = run(settings, spectra, tick, pool)
-    _show(found, spectra)
-    if plot is not None:
-        _draw(settings, spectra, file, plot, picture)
-    plain = {name: statistics.to_dict() for name, statistics in found.items()}
-    return plain if settings.compare else next(iter(plain.values()))
+    results: dict[str, Any] = {}
+    blocks = open_spectra(file, block)
+    for name, spectra in blocks.items():
+        with pool_of(workers, scheduler, settings.device) as pool, console.Meter() as tick:
+            found = _analysed(settings, spectra, name if len(blocks) > 1 else "", tick, pool)
+        if not found:
+            results[name] = None
+            continue
+        _show(found, spectra, name)
+        if plot is not None:
+            _draw(settings, spectra, file, plot / name if name else plot, picture)
+        plain = {cutoff: statistics.to_dict() for cutoff, statistics in found.items()}
+        results[name] = plain if settings.compare else next(iter(plain.values()))
+    return {"blocks": results} if block == ALL else next(iter(results.values()))
 
 
-def _show(found: dict[str, LevelStatistics], spectra: Spectra) -> None:
+def _analysed(
+    settings: LevelsConfig, spectra: Spectra, block: str, tick: Any, pool: Any
+) -> dict[str, LevelStatistics]:
+    """Statistics with each cutoff; none where a block among others has too few levels."""
+    from hessrmt.errors import DataError
+    from hessrmt.runs.levels import run
+
+    try:
+        return run(settings, spectra, tick, pool)
+    except DataError as error:
+        if not block:
+            raise
+        console.note(f"block {block}: {error}")
+        return {}
+
+
+def _show(found: dict[str, LevelStatistics], spectra: Spectra, block: str) -> None:
     for statistics in found.values():
         console.note(*statistics.notes)
     source = console.source_in_words(spectra.provenance.config)
+    source += f", block {block}" if block else ""
     facts = [_facts(statistics) for statistics in found.values()]
     rows = [(name, *(one[name] for one in facts)) for name in facts[0]]
     console.show(
@@ -78,6 +109,7 @@ def _show(found: dict[str, LevelStatistics], spectra: Spectra) -> None:
         shown = ", ".join(console.with_error(value, error) for value, error in fifths)
         console.show(_laws(statistics, f"cutoff {name}" if len(found) > 1 else None))
         console.show(f"⟨r̃⟩ by fifths, lowest levels first: {shown}")
+        console.show(_beside(statistics))
         text = statistics.conclusion
         console.show(f"{text[0].upper()}{text[1:]}.", style="bold")
     if len(found) > 1:
@@ -91,10 +123,9 @@ def _show(found: dict[str, LevelStatistics], spectra: Spectra) -> None:
 
 def _laws(found: LevelStatistics, title: str | None) -> Any:
     from hessrmt.levels.analysis import SHORT
+    from hessrmt.levels.goodness import SMALLEST
 
-    smallest = 1 / (1 + found.surrogates)
-
-    def p(value: float | None) -> str:
+    def p(value: float | None, smallest: float) -> str:
         if value is not None and value <= smallest:
             return f"≤ {smallest:.1g}"
         return console.number(value, ".2g")
@@ -102,9 +133,38 @@ def _laws(found: LevelStatistics, title: str | None) -> Any:
     rows = []
     for name, law in found.laws.items():
         *ratios, spacings = console.cells(law, _LAW)
-        rows.append((SHORT[name], *ratios, p(law.ratio_p_value), spacings, p(law.spacing_p_value)))
+        ps = p(law.p_value, SMALLEST), p(law.spacing_p_value, 1 / (1 + found.surrogates))
+        excluded = {True: "yes", False: "no", None: "-"}[law.excluded]
+        rows.append((SHORT[name], *ratios, ps[0], excluded, spacings, ps[1]))
     *ratios, spacings = console.headings(_LAW)
-    return console.table(("", *ratios, "p", spacings, "p"), rows, title)
+    return console.table(("", *ratios, "p", "excluded", spacings, "p"), rows, title)
+
+
+_HIGHER = {
+    "mean_ratio": "⟨r̃⟩ of every k-th level, k = {}",
+    "overlapping": "⟨r̃⟩, overlapping, k = {}",
+    "spacing_variance": "⟨(s - k)²⟩, k = {}",
+}
+"""Statistics of higher order as a table names them."""
+
+
+def _row(found: Any, name: str, alike: Any) -> tuple[str, ...]:
+    value = console.with_error(getattr(found, name), getattr(found, f"{name}_error", None))
+    return value, *(console.number(x, ".4f") for x in alike)
+
+
+def _beside(found: LevelStatistics) -> Any:
+    """What was measured beside what GOE and Poisson levels give in its place."""
+    from hessrmt.levels.analysis import MEASURES
+
+    rows = []
+    for name, words in MEASURES.items():
+        rows.append((words, *_row(found, name, found.alike[name])))
+    for one in found.higher:
+        for name, words in _HIGHER.items():
+            alike = getattr(one, f"{name}_alike")
+            rows.append((words.format(one.order), *_row(one, name, alike)))
+    return console.table(("through the same unfolding", "data", "GOE", "Poisson"), rows)
 
 
 def _cutoff_in_words(found: LevelStatistics) -> str:
@@ -115,14 +175,13 @@ def _cutoff_in_words(found: LevelStatistics) -> str:
 
 def _facts(found: LevelStatistics) -> dict[str, str]:
     return {
-        "levels used": f"{found.n_levels:,}",
+        "levels used (runs)": f"{found.n_levels:,} ({found.n_runs:,})",
         "discarded (exact zeros)": f"{found.n_discarded:,} ({found.n_zeros:,})",
         "ties, spacings below floor": f"{found.n_ties:,}, {found.n_unresolved:,}",
         "⟨r̃⟩": console.with_error(found.mean_ratio, found.mean_ratio_error),
         "⟨r̃⟩ of GOE, this density": console.number(found.mean_ratio_density, ".4f"),
         "mean unfolded spacing": console.number(found.mean_spacing, ".4f"),
         "Brody parameter": console.with_error(found.brody, found.brody_error),
-        "share of a 2nd block": console.with_error(found.superposition, found.superposition_error),
     }
 
 

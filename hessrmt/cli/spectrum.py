@@ -96,9 +96,9 @@ def spectrum(
 
 
 def _mean_ratio(item: Spectrum) -> float:
-    from hessrmt.levels.spacings import mean_ratio
+    from hessrmt.levels.histograms import mean_ratios
 
-    return mean_ratio(item.resolved)
+    return float(mean_ratios([item])[0, 0])
 
 
 _PHASES = {"reduction": "reduce", "matrix": "matrix", "eigenvalues": "eigen"}

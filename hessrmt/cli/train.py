@@ -99,10 +99,11 @@ def _show(result: TrainResult) -> None:
 
 
 def _show_history(file: Path) -> None:
-    from hessrmt.levels.spacings import mean_ratio
+    from hessrmt.levels.histograms import mean_ratios
     from hessrmt.store.history import load_history
 
     found = load_history(file)
+    mean_ratio = mean_ratios(found.spectra)[:, 0]
     rows = [
         (
             str(found.epochs[row]),
@@ -113,7 +114,7 @@ def _show_history(file: Path) -> None:
             f"{item.eigenvalues[0]:.3g}",
             f"{item.eigenvalues[-1]:.3g}",
             f"{item.rank:,}",
-            f"{mean_ratio(item.resolved):.4f}",
+            f"{mean_ratio[row]:.4f}",
         )
         for row, item in enumerate(found.spectra)
     ]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 EXPERIMENTS = {
     "hessian-spacings": "hessrmt.experiments.spacings:Spacings",
+    "controls": "hessrmt.experiments.controls:Controls",
     "gp-loss-model": "hessrmt.experiments.loss_model:LossModel",
     "iterate-averaging": "hessrmt.experiments.iterate_averaging:IterateAveraging",
     "averaging-theory": "hessrmt.experiments.averaging_theory:AveragingTheory",

@@ -222,8 +222,9 @@ class LossModel(Experiment[LossModelConfig, LossModelPreset, SampledPanel]):
             weights = np.array(errors) ** -2
             together = Estimate(weights @ means / weights.sum(), weights.sum() ** -0.5)
             found[convention] = (
-                f"⟨r̃⟩ of the bulk = {together.text('.4f')} for all panels together; furthest from "
-                f"GOE is {far.name}, {far.sigmas:+.1f} σ."
+                f"⟨r̃⟩ of the bulk = {together.text('.4f')} for all panels together; the bulk of "
+                f"{far.name}, furthest from GOE of {len(part)}: "
+                f"{simulate.statistics(far.settings, far.spectra).conclusion}."
             )
         return found
 

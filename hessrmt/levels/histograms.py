@@ -6,17 +6,17 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hessrmt.checks import one_of
 from hessrmt.errors import DataError
-from hessrmt.levels.goodness import STATISTICS, nulls, plan, quantiles
+from hessrmt.levels.goodness import STATISTICS, quantiles
 from hessrmt.levels.longrange import BLOCK, form_factor, number_variance, rigidity
 from hessrmt.levels.resampling import ENOUGH, histogram, in_bins, mean_and_error, with_error
-from hessrmt.levels.selection import Selection, ratio_samples
-from hessrmt.levels.spacings import of_spacings
+from hessrmt.levels.selection import Selection, ratio_samples, select
+from hessrmt.levels.surrogates import Surrogates, plan
 from hessrmt.levels.unfolding import NEIGHBOURS, Unfolded, enough
 from hessrmt.results import Result
 
@@ -207,12 +207,16 @@ def ratio_histogram(
 def long_range(unfolded: Unfolded, statistic: str, at: ArrayLike | None = None) -> LongRange:
     """Number variance Σ²(L), rigidity Δ₃(L) or form factor K(τ), with its standard error.
 
+    Windows lie within runs of neighbouring levels. Runs that are too short for an L are left out
+    there.
+
     Args:
         unfolded: The unfolded levels.
         statistic: ``"number_variance"``, ``"rigidity"`` or ``"form_factor"``.
         at: (m,) L in mean spacings, or τ in Heisenberg times. If None, L up to 50 or a quarter of
-            the shortest spectrum; or averages over 0.05 up to τ = 2 (over 0.1 from fewer than ten
-            spectra), from where the mean density of the shortest spectrum no longer shows.
+            a typical run (half of the levels lie in runs no shorter than that); or averages over
+            0.05 up to τ = 2 (over 0.1 from fewer than ten runs), from where the mean density of a
+            typical run no longer shows.
 
     Returns:
         The curve.
@@ -220,12 +224,12 @@ def long_range(unfolded: Unfolded, statistic: str, at: ArrayLike | None = None) 
     Raises:
         DataError: If the statistic is unknown, no spectrum was unfolded, or they are too short.
     """
-    rows = [levels for levels in unfolded.levels if levels is not None]
+    rows = [run for runs in unfolded.runs for run in runs]
     if not rows:
         raise DataError("no spectrum was unfolded; there is nothing to draw")
-    span = min(float(row[-1] - row[0]) for row in rows)
+    span = _typical([float(row[-1] - row[0]) for row in rows])
     asked = None if at is None else np.atleast_1d(np.asarray(at, dtype=np.float64))
-    number = sum(map(len, rows)), len(rows)
+    number = sum(map(len, rows)), len(unfolded.runs)
     if statistic == "form_factor":
         return LongRange(statistic, *_form_factor(rows, span, asked), *number)
     one_of("statistic", statistic, [*_OF_LENGTHS, "form_factor"])
@@ -233,15 +237,15 @@ def long_range(unfolded: Unfolded, statistic: str, at: ArrayLike | None = None) 
         end = min(_LONGEST, span / 4)
         if not end > _SHORTEST:
             raise DataError(
-                f"the shortest spectrum spans {span:.3g} mean spacings, too few for windows of a "
-                "quarter of that"
+                f"a typical run spans {span:.3g} mean spacings, too few for windows of a quarter "
+                "of that"
             )
         asked = np.geomspace(_SHORTEST, end, _LENGTHS)
     measure = _OF_LENGTHS[statistic]
     value, error = with_error(lambda levels: np.asarray(measure(levels, asked)), rows)
     reach = None
     if unfolded.method == "window":
-        shortest = min(map(len, unfolded.selection.levels))
+        shortest = min(map(len, rows))
         reach = 2 * enough(unfolded.options.get("neighbours", NEIGHBOURS), shortest) - 1
     return LongRange(statistic, asked, value, error, *number, reach)
 
@@ -256,8 +260,19 @@ def mean_ratios(spectra: Sequence[Spectrum]) -> Float64[np.ndarray, "n 2"]:
         (n, 2) means, and their standard errors from stretches of each spectrum; NaN where there are
         too few levels.
     """
-    spacings = [np.diff(item.resolved) for item in spectra]
-    return np.array([mean_and_error([of_spacings(s[:-1], s[1:])]) for s in spacings])
+    found = []
+    for item in spectra:
+        try:
+            found.append(mean_and_error(ratio_samples(select(item))))
+        except DataError:  # fewer than three neighbouring levels
+            found.append((math.nan, math.nan))
+    return np.array(found)
+
+
+def _typical(spans: Sequence[float]) -> float:
+    """Half of the levels lie in runs that span no less than this."""
+    ordered = np.sort(spans)
+    return float(ordered[np.searchsorted(np.cumsum(ordered), ordered.sum() / 2)])
 
 
 def _form_factor(rows: Samples, span: float, asked: Grid | None) -> tuple[Grid, Grid, Grid]:
@@ -268,8 +283,7 @@ def _form_factor(rows: Samples, span: float, asked: Grid | None) -> tuple[Grid, 
         first = math.ceil(10 / span / width) * width if span > 0 else math.inf
         if not first <= _LATEST / 2:
             raise DataError(
-                f"the shortest spectrum spans {span:.3g} mean spacings; a form factor needs at "
-                "least 10"
+                f"a typical run spans {span:.3g} mean spacings; a form factor needs at least 10"
             )
         bins = round((_LATEST - first) / width)
         parts = int(np.clip(width * span / _INDEPENDENT, 1, parts))
@@ -307,7 +321,9 @@ def _unfolded_alike(
     unfolded: Unfolded, edges: Grid, surrogates: int, seed: int, backend: Backend | None
 ) -> tuple[Grid, Grid]:
     """Density of GOE spacings after the data's unfolding, in bins like theirs."""
-    null = nulls("goe", plan(unfolded, surrogates, seed), backend)["spacing"]
+    how: dict[str, Any] = {"options": unfolded.options, "rotate": unfolded.rotate}
+    scheme = plan(unfolded.selection, unfolded.method, surrogates, seed, **how)
+    null = Surrogates("goe", scheme, backend).spacings()
     law = STATISTICS["spacing"]("goe")
     points = quantiles(law)
     below = np.asarray(law.cdf(points)) + null.bias

@@ -88,27 +88,33 @@ def spacings(unfolded: ArrayLike, order: int = 1) -> Levels:
     return ordered[whole("order", order, 1) :] - ordered[:-order]
 
 
-def ratios(levels: ArrayLike, folded: bool = True, order: int = 1) -> Levels:
+def ratios(
+    levels: ArrayLike, folded: bool = True, order: int = 1, overlapping: bool = False
+) -> Levels:
     """Ratios r̃_i = min(s_{i+1}, s_i) / max(s_{i+1}, s_i) of consecutive spacings.
 
     With ``folded=False`` r_i = s_{i+1}/s_i. Of order k the spacings are those of every k-th level,
-    s_i = λ_{i+k} - λ_i beside λ_{i+2k} - λ_{i+k}.
+    s_i = λ_{i+k} - λ_i beside λ_{i+2k} - λ_{i+k}; or, overlapping, beside λ_{i+k+1} - λ_{i+1}.
 
     Args:
-        levels: (n,) levels of one spectrum, in any order; give only certified ones
-            (``spectrum.resolved``), since round-off has GOE statistics of its own.
+        levels: (n,) levels of one spectrum, in any order; give only certified ones, since round-off
+            has GOE statistics of its own, and those between two discarded bands
+            (``hessrmt.levels.select(spectrum).runs``), since nothing is known across one.
         folded: Whether to take min(r, 1/r), in [0, 1].
         order: k.
+        overlapping: Whether the two spacings share k - 1 of theirs (for k = 1: none).
 
     Returns:
-        (n - 2k,) ratios, dimensionless; pairs whose ratio is undefined are left out: two zero
-        spacings, and for ``folded=False`` a zero denominator. Empty for fewer than 2k + 1 levels.
+        (n - 2k,) ratios, or (n - k - 1,) overlapping ones, dimensionless; pairs whose ratio is
+        undefined are left out: two zero spacings, and for ``folded=False`` a zero denominator.
+        Empty for fewer levels.
 
     Source: Baskerville, Granziol and Keating 2022, eq. (11); Tekur, Bhosale and Santhanam 2018 for
     higher orders.
     """
     step = spacings(levels, order)
-    return of_spacings(step[:-order], step[order:], folded)
+    apart = 1 if overlapping else order
+    return of_spacings(step[:-apart], step[apart:], folded)
 
 
 def of_spacings(first: Levels, second: Levels, folded: bool = True) -> Levels:

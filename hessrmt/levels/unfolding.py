@@ -26,6 +26,7 @@ from hessrmt import rng
 from hessrmt.backend.select import select
 from hessrmt.checks import one_of, real, whole
 from hessrmt.errors import DataError, OptionError
+from hessrmt.levels.selection import FEWEST, split
 from hessrmt.levels.spacings import ascending
 from hessrmt.results import Result
 from hessrmt.theory import marchenko_pastur_cdf, semicircle_cdf
@@ -60,6 +61,10 @@ _REACH = 8.0
 NEIGHBOURS = 15
 """Levels on each side, of local mean spacings, unless others are asked for."""
 
+SHORTEST = 12
+"""Levels of the shortest run that is unfolded where there are longer ones: a shorter one has too
+few to take a density from, and would only come out even. Its ratios count all the same."""
+
 _CHUNK = 1 << 20
 """Pairs of level and kernel evaluated at once."""
 
@@ -77,7 +82,8 @@ class Unfolded(Result, derived="words", picture="levels.staircase"):
     Attributes:
         selection: The levels before unfolding.
         levels: For each spectrum its unfolded levels, ascending, mean spacing 1; None where it
-            only served as pool.
+            only served as pool. Each run was unfolded by itself, and begins where the one before
+            it ends; NaN in runs that are too short for it (:data:`SHORTEST`).
         resolution: Smallest spacing that can be told from zero, in mean spacings; 0 if any can.
         method: Of unfolding.
         options: Of the method.
@@ -92,10 +98,24 @@ class Unfolded(Result, derived="words", picture="levels.staircase"):
     rotate: bool
 
     @property
+    def runs(self) -> list[list[Levels]]:
+        """The unfolded runs of each spectrum that was unfolded."""
+        pairs = zip(self.levels, self.selection.neighbours, strict=True)
+        found = [split(levels, adjacent) for levels, adjacent in pairs if levels is not None]
+        return [
+            [run for run in runs if len(run) >= FEWEST and not np.isnan(run[0])] for runs in found
+        ]
+
+    @property
     def spacings(self) -> Samples:
         """Spacings of unfolded neighbours, (m_i,) for each spectrum that was unfolded."""
-        pairs = zip(self.levels, self.selection.neighbours, strict=True)
-        return [np.diff(levels)[adjacent] for levels, adjacent in pairs if levels is not None]
+        return [np.concatenate([np.empty(0), *map(np.diff, runs)]) for runs in self.runs]
+
+    @property
+    def n_short(self) -> int:
+        """Levels in runs that were too short to be unfolded."""
+        unfolded = (levels for levels in self.levels if levels is not None)
+        return sum(int(np.isnan(levels).sum()) for levels in unfolded)
 
     @property
     def words(self) -> str:
@@ -119,6 +139,9 @@ def unfold_selection(
 ) -> Unfolded:
     """Unfold every spectrum of a selection.
 
+    Each run of neighbouring levels is unfolded by itself, so that no window, kernel or polynomial
+    reaches over a discarded band; a pool counts levels and needs no density on either side.
+
     Args:
         selection: From :func:`hessrmt.levels.select`.
         method: One of :data:`METHODS`, or ``"auto"``: pooled from thirty spectra on, else window.
@@ -141,15 +164,27 @@ def unfold_selection(
     if method == "pooled":
         found = pooled(selection.levels, rotate=rotate, seed=seed, backend=backend)
         return Unfolded(selection, found.levels, found.resolution, method, {}, rotate)
+    longest = max(len(run) for runs in selection.runs for run in runs)
+    shortest = SHORTEST if longest >= SHORTEST else FEWEST
     unfolded = []
-    for number, levels in enumerate(selection.levels):
+    for number, pair in enumerate(zip(selection.levels, selection.neighbours, strict=True)):
         try:
-            unfolded.append(unfold(levels, method, **options))
+            unfolded.append(_run_by_run(split(*pair), method, options, shortest))
         except OptionError:
             raise
         except DataError as error:
             raise DataError(f"spectrum {number}: {error}") from error
     return Unfolded(selection, tuple(unfolded), 0.0, method, options, rotate)
+
+
+def _run_by_run(runs: Samples, method: str, options: dict[str, Any], shortest: int) -> Levels:
+    """Runs of one spectrum, each unfolded by itself and put behind the one before."""
+    found, below = [], 0
+    for run in runs:
+        long_enough = len(run) >= shortest
+        found.append(below + unfold(run, method, **options) if long_enough else run * np.nan)
+        below += len(run)
+    return np.concatenate(found)
 
 
 def unfold(

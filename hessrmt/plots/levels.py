@@ -12,7 +12,7 @@ from hessrmt.errors import DataError
 from hessrmt.plots import style
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from jaxtyping import Float64
     from matplotlib.axes import Axes
@@ -177,6 +177,36 @@ def long_range(found: Any, title: str = "", *, ax: Any = None, blocks: bool = Tr
     return style.finish(axes, xlim=(grid[0], grid[-1]), xlabel=xlabel, ylabel=ylabel)
 
 
+def p_values(found: Mapping[str, Sequence[Values]], title: str = "", *, ax: Any = None) -> Figure:
+    """Share of the p-values that lie below p, less p, for every cell of some groups.
+
+    Args:
+        found: Name of a group to the p-values of each of its cells.
+        title: Above the picture.
+        ax: Axes to draw into, one for each group; None for a new picture.
+
+    Returns:
+        The picture.
+    """
+    size = style.WIDTH, 1.15 * len(found) + 0.6
+    options = {"size": size, "sharex": True, "sharey": True}
+    picture, rows = style.panels(title, (len(found), 1), ax=ax, **options)
+    for (axes,), (name, cells) in zip(rows, found.items(), strict=True):
+        count = min(len(values) for values in cells)
+        p = np.linspace(0, 1, 201)
+        spread = 1.96 * np.sqrt(p * (1 - p) / count)
+        style.draw_band(axes, p, -spread, spread)
+        for values in cells:
+            share = np.searchsorted(np.sort(values), p, side="right") / len(values)
+            axes.plot(p, share - p, color=style.INK, lw=0.6, alpha=0.7)
+        axes.axhline(0, color=style.RED, lw=0.8)
+        axes.set_title(f"{name}: {len(cells)} cells", fontsize="small", loc="left")
+        style.bare(axes, ylabel="F(p) - p")
+    rows[-1][0].set(xlim=(0, 1), xlabel="p")
+    picture.align_ylabels()
+    return picture
+
+
 def staircase(unfolded: Any, spectrum: int = 0, title: str = "", *, ax: Any = None) -> Figure:
     """N(λ) with the unfolding curve through (λ_i, ξ_i), and below N - N̄ at the levels.
 
@@ -210,7 +240,7 @@ def staircase(unfolded: Any, spectrum: int = 0, title: str = "", *, ax: Any = No
     name = f"N(λ), {len(levels):,} levels of spectrum {spectrum % count} of {count}"
     upper.step(levels, steps + 1, where="post", color=style.INK, lw=1.4, label=name)
     upper.plot(levels, heights, color=style.RED, lw=1.0, label=f"N̄(λ): {unfolded.words}")
-    top = 1.05 * max(len(levels), float(heights[-1]))
+    top = 1.05 * max(len(levels), float(np.nanmax(heights)))
     lower.axhline(0, color=style.RED, lw=0.8)
     lower.plot(levels, steps + 0.5 - heights, color=style.INK, lw=0.8)
     _levels_axis(lower, levels)

@@ -45,7 +45,7 @@ _EVALUATION_ULPS = 64
 @contextmanager
 def _all_bits() -> Iterator[None]:
     """Multiply float32 with all its bits: cuDNN's convolutions use 11 of 24 by default."""
-    library = torch.backends
+    library: Any = torch.backends
     if hasattr(library.cudnn, "conv"):
         places = (library.cudnn.conv, library.cudnn.rnn, library.cuda.matmul)
         places += (library.mkldnn.conv, library.mkldnn.rnn, library.mkldnn.matmul)

@@ -15,7 +15,7 @@ from hessrmt.capacity.analysis import analyze
 from hessrmt.capacity.report import correlations
 from hessrmt.errors import ConfigError, DataError
 from hessrmt.files import write_whole
-from hessrmt.problems.checkpoints import SAFETENSORS_SUFFIX, TORCH_SUFFIXES
+from hessrmt.problems.checkpoints import TORCH_SUFFIXES
 from hessrmt.progress import under
 from hessrmt.results import Result, to_csv
 from hessrmt.runs.tables import numbers_of, read_table
@@ -199,7 +199,7 @@ def networks_in(source: str) -> list[str]:
         return [source]
     files = [path for path in folder.iterdir() if path.is_file()]
     found = [path for path in files if path.name.lower().endswith(_NETWORKS)]
-    shards = [path for path in files if path.suffix.lower() == SAFETENSORS_SUFFIX]
+    shards = [path for path in files if path.suffix.lower() == ".safetensors"]
     if len(shards) > 1 and not _parts_of_one(shards):
         found += shards
     elif shards or any(_SHARD.search(path.stem) for path in found):

@@ -25,7 +25,7 @@ from hessrmt.progress import under
 from hessrmt.runs.run import SERIAL, naming
 from hessrmt.store.density import SCHEMA
 from hessrmt.store.files import schema_of
-from hessrmt.store.spectra import load
+from hessrmt.store.spectra import load, load_all
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,24 +39,32 @@ if TYPE_CHECKING:
     from hessrmt.runs.run import Pool
 
 
-def open_spectra(file: Path) -> Spectra:
+ALL = "all"
+"""Instead of the name of a block: each by itself."""
+
+
+def open_spectra(file: Path, block: str | None = None) -> dict[str, Spectra]:
     """The finished spectra of a file.
 
     Args:
         file: A spectrum file, or a density file with extreme eigenvalues.
+        block: Of a file of blocks: which one, or :data:`ALL`.
 
     Returns:
-        At least one spectrum.
+        Name of the block, empty for whole matrices, to at least one spectrum.
 
     Raises:
-        StoreError: If the file cannot be read or holds no finished batch.
+        StoreError: If the file cannot be read, holds no finished batch or no such block.
     """
     if schema_of(file) == SCHEMA:
-        return load_density(file).spectra()
-    spectra = load(file)
-    if not spectra:
+        found = {"": load_density(file).spectra()}
+    elif block == ALL:
+        found = {name or "": spectra for name, spectra in load_all(file).items()}
+    else:
+        found = {block or "": load(file, block)}
+    if not all(found.values()):
         raise StoreError(f"{file} holds no finished batch yet; continue it with --resume")
-    return spectra
+    return found
 
 
 def run(
@@ -87,6 +95,8 @@ def run(
                 cutoff,
                 method,
                 window=settings.range,
+                drop_outliers=settings.drop_outliers,
+                orders=settings.orders,
                 rotate=settings.rotate,
                 surrogates=settings.surrogates,
                 seed=settings.seed,
@@ -112,7 +122,7 @@ def unfolded(settings: LevelsConfig, spectra: Spectra) -> dict[str, Unfolded]:
     backend = select_backend(settings.device)
     return {
         name: unfold_selection(
-            select(spectra, cutoff, settings.range),
+            select(spectra, cutoff, settings.range, settings.drop_outliers),
             method,
             rotate=settings.rotate,
             seed=settings.seed,

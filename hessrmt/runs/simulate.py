@@ -13,6 +13,7 @@ from hessrmt import lossmodel
 from hessrmt.backend.select import select as backend_of
 from hessrmt.config import OUTLIER_SCALE
 from hessrmt.errors import DataError
+from hessrmt.levels.analysis import analyze
 from hessrmt.levels.resampling import mean_and_error
 from hessrmt.levels.selection import ratio_samples, select
 from hessrmt.lossmodel.sampler import bulk, centre, expected_outside, sample_spectra
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from hessrmt.arrays import Indices, Levels, Stack
     from hessrmt.backend.base import Backend
     from hessrmt.config import SimulateConfig
+    from hessrmt.levels import LevelStatistics
     from hessrmt.lossmodel import HessianCovariance
     from hessrmt.progress import Tick
     from hessrmt.records import Spectra, Spectrum
@@ -205,8 +207,7 @@ def summary(config: SimulateConfig, spectra: Sequence[Spectrum]) -> Summary:
     cov, n = covariance(config), config.dimension
     given = np.sort(np.asarray(config.outlier_values or (), dtype=np.float64))
     threshold = bbp_threshold(n, cov.a)
-    below = int(np.count_nonzero(given < -threshold))
-    above = int(np.count_nonzero(given > threshold)) + config.outliers
+    below, above = _outside(config)
     places = np.array(
         [item.eigenvalues[item.eigenvalues != 0] - centre(item, below, above) for item in spectra]
     )
@@ -222,6 +223,27 @@ def summary(config: SimulateConfig, spectra: Sequence[Spectrum]) -> Summary:
         outside_seen=float(np.mean(np.count_nonzero(np.abs(places) > edge, axis=1))),
         outliers=_outliers(given[given != 0], places, n, cov),
     )
+
+
+def statistics(config: SimulateConfig, spectra: Sequence[Spectrum]) -> LevelStatistics:
+    """What the levels of the bulk agree with.
+
+    Args:
+        config: The settings they were sampled with.
+        spectra: At least one.
+
+    Returns:
+        The statistics, without p-values.
+    """
+    return analyze([bulk(item, *_outside(config)) for item in spectra], surrogates=0)
+
+
+def _outside(config: SimulateConfig) -> tuple[int, int]:
+    """Outliers that a spectrum has below its bulk, and above it."""
+    given = np.asarray(config.outlier_values or (), dtype=np.float64)
+    threshold = bbp_threshold(config.dimension, covariance(config).a)
+    below, above = np.count_nonzero(given < -threshold), np.count_nonzero(given > threshold)
+    return int(below), int(above) + config.outliers
 
 
 def _ratios(name: str, spectra: Sequence[Spectrum]) -> dict[str, float]:

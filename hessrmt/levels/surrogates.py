@@ -1,0 +1,736 @@
+"""Surrogate levels: spectra of a known law with the runs and the density of some data.
+
+A null hypothesis is that the levels are those of a law moved to the density of the data: ξ of the
+law, λ = Q(ξ) with Q the data's smoothed staircase turned round. Surrogates have the data's runs,
+and go through the same unfolding, so that whatever these do to a law is in the comparison. Runs of
+up to 400 levels are imitated whole, longer ones in pieces.
+
+A bank of levels of mean spacing 1 is drawn once for each law and kept in the user's cache folder;
+losing it costs only time. Every run is imitated several times, and a surrogate data set takes one
+of these versions for each, so that hundreds of data sets cost little more than a few.
+
+Pooled unfolding does not change if all spectra are moved alike, and needs no density: there whole
+spectra of a law are unfolded with each other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from zipfile import ZipFile
+
+import numpy as np
+from jaxtyping import Float64
+from scipy.special import ndtr, pdtr
+
+from hessrmt import rng
+from hessrmt.backend.select import select
+from hessrmt.ensembles import gaussian_band, poisson_levels, superposed
+from hessrmt.errors import StoreError
+from hessrmt.files import write_whole
+from hessrmt.levels.goodness import POINTS, STATISTICS, Null, quantiles
+from hessrmt.levels.resampling import Samples
+from hessrmt.levels.unfolding import SHORTEST, pooled, unfold
+from hessrmt.theory import number_variance, semicircle_cdf
+from hessrmt.theory.law import BETA_OF
+
+if TYPE_CHECKING:
+    from hessrmt.arrays import Levels
+    from hessrmt.backend.base import Backend
+    from hessrmt.levels.selection import Selection
+
+Grid = Float64[np.ndarray, " g"]
+Rows = Float64[np.ndarray, "spectra n"]
+Counts = Float64[np.ndarray, "rows g+1"]
+MapUnordered = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[tuple[int, Any]]]
+
+_VERSION = 3
+"""Part of the cache's key: raise it whenever the numbers would change."""
+
+_STRETCH, _STRETCHES = 400, 75
+"""Levels of a stretch in the bank of a law, and stretches: 30,000 levels."""
+
+_VERSIONS, _MOST_VERSIONS, _LEVELS = 3, 400, 15_000
+"""Versions of each run at least, and at most; and levels of all of them, if these allow."""
+
+_RATIO_SETS, _TOGETHER = 1000, 20
+"""Data sets of ratios at least, which the verdicts rest on; how many neighbours stay together."""
+
+_TARGET = 12_000
+"""Levels of a surrogate data set for more data than that: fluctuations are scaled."""
+
+_MARGIN = 30
+"""Spacings at each end of a piece of a longer run that are dropped after unfolding."""
+
+_BLOCKS, _BLOCK = 5, (5, 30)
+"""A density is smoothed over blocks of a fifth of a run, between 5 and 30 levels."""
+
+_WHOLE, _WHOLE_IN_ALL = 1_000, 100_000
+"""Pooled: levels of a spectrum, and of a data set, up to which spectra have the data's own size."""
+
+_SHORTEST_POOLED, _TARGET_POOLED, _MOST_POOLED = 100, 30_000, 200
+"""Of larger ones: the shortest stretch that stands for a spectrum, levels of a data set, spectra: a
+pool of 133 already unfolds to a hundredth of a spacing."""
+
+_GROUPS = 3
+"""Pooled: groups that the spectra are dealt into, as :func:`hessrmt.levels.pooled` does."""
+
+_BANK = 3
+"""Pooled: spectra in the bank for each one of a data set, if that is enough levels."""
+
+_BANK_LEVELS, _BANK_MOST = 30_000, 600
+"""Pooled: levels that a bank has at least, unless it takes too many spectra. A smaller one knows
+the spread of small data sets badly: with 3 × 6 spectra of 200 levels, tests at the level of 5 %
+reject 2 to 17 % of GOE data."""
+
+
+_ENDS = (5, 15)
+"""Levels from either end at which blocks end, where they are longer."""
+
+_MOST_IN_MEMORY = 16
+_memory: dict[Any, Any] = {}
+
+
+def _remembered(key: Any, make: Callable[[], Any]) -> Any:
+    """What was made before in this process, or is made now."""
+    if key not in _memory:
+        made = make()
+        while len(_memory) >= _MOST_IN_MEMORY:
+            _memory.pop(next(iter(_memory)))
+        _memory[key] = made
+    return _memory[key]
+
+
+@dataclass(frozen=True)
+class Smooth:
+    """The smoothed density of a run, or of a piece of one.
+
+    Attributes:
+        size: Levels.
+        places: (k,) of the knots, counted in levels from the first one.
+        logs: (k,) ln of the mean spacing there, linear in between.
+        cut: Whether it is a piece of a longer run.
+    """
+
+    size: int
+    places: Grid
+    logs: Grid
+    cut: bool = False
+
+    @classmethod
+    def of(cls, levels: Levels, cut: bool = False) -> Smooth:
+        """Smooth the density of some levels.
+
+        Spacings are averaged over blocks; their logarithm is linear from the middle of one to that
+        of the next, which is exact for exponential densities, over however many decades. What
+        changes within a block, as the tail of a few outliers or a gap, is not followed.
+
+        Args:
+            levels: (n,) ascending, not all equal.
+            cut: Whether they are a piece of a longer run.
+
+        Returns:
+            The density.
+        """
+        n = len(levels)
+        block = int(np.clip(n // _BLOCKS, *_BLOCK))
+        count = max(1, (n - 1) // block)
+        width = (n - 1) // count  # the same for all, as is then what averaging makes of a slope
+        edges = (n - 1 - width * count) // 2 + width * np.arange(count + 1)
+        middle, mean = (edges[1:] + edges[:-1]) / 2, np.diff(levels[edges]) / np.diff(edges)
+        middle, mean = middle[mean > 0], mean[mean > 0]
+        logs = np.log(mean)
+        logs -= logs.max()
+        if len(logs) > 1:  # continued to the ends
+            slopes = np.diff(logs) / np.diff(middle)
+            first, last = slopes[0] * middle[0], slopes[-1] * (n - 1 - middle[-1])
+            logs = np.concatenate([[logs[0] - first], logs, [logs[-1] + last]])
+            middle = np.concatenate([[0.0], middle, [n - 1.0]])
+        return cls(n, middle, logs, cut)._with_ends(levels, width)
+
+    def _with_ends(self, levels: Levels, width: int) -> Smooth:
+        """The density followed more closely in the first block and the last, as at a soft edge."""
+        if self.cut or width < 2 * _ENDS[0] or self.size < 2 * width:
+            return self
+        grid = np.arange(float(self.size))
+        even = np.concatenate([[0.0], np.cumsum(self.spacings(grid[None])[0])])
+        cuts = [0, *(place for place in _ENDS if place < width - 2), width]
+        last = self.size - 1
+        places, change = [], []
+        for edges in (np.array(cuts), last - np.array(cuts[::-1])):
+            lengths, expected = np.diff(levels[edges]), np.diff(even[edges])
+            if not (lengths > 0).all():
+                return self
+            places.append((edges[1:] + edges[:-1]) / 2)
+            change.append(np.log(lengths / expected))
+        offset = np.log((levels[-1] - levels[0]) / even[-1])  # of the units
+        inner = [1.0 * width, 1.0 * last - width]
+        x = np.concatenate([places[0], inner, places[1]])
+        shift = np.concatenate([change[0] - offset, [0.0, 0.0], change[1] - offset])
+        knots = np.union1d(self.places, x)
+        logs = np.interp(knots, self.places, self.logs) + np.interp(knots, x, shift)
+        return replace(self, places=knots, logs=logs)
+
+    def spacings(self, positions: Rows) -> Rows:
+        """Spacings of levels of mean spacing 1 that are moved to this density.
+
+        Args:
+            positions: (k, n) ascending, of k spectra; each is stretched to the whole run first.
+
+        Returns:
+            (k, n - 1) spacings.
+        """
+        first, last = positions[:, :1], positions[:, -1:]
+        x = (positions - first) * ((self.size - 1) / (last - first))
+        logs = np.interp(x, self.places, self.logs)
+        change = np.diff(logs, axis=1)
+        # the integral of an exponential from one level to the next
+        mean = np.divide(np.expm1(change), change, out=np.ones_like(change), where=change != 0)
+        return np.diff(x, axis=1) * np.exp(logs[:, :-1]) * mean
+
+
+@dataclass(frozen=True)
+class SurrogatePlan:
+    """What surrogate data sets look like.
+
+    Attributes:
+        runs: Densities of the runs, or pieces of runs, that are imitated.
+        spectra: For ``pooled``: spectra in one data set; else 0.
+        levels: Levels of each of them.
+        whole: Whether these are whole spectra; else stretches from the bulk of larger ones.
+        method: Unfolding method; ``"none"`` for ratios alone.
+        options: Its options, as pairs.
+        rotate: For ``pooled``: whether every spectrum is unfolded.
+        surrogates: Data sets of spacings; of ratios there are at least 1,000.
+        seed: Of everything random.
+    """
+
+    runs: tuple[Smooth, ...]
+    spectra: int
+    levels: int
+    whole: bool
+    method: str
+    options: tuple[tuple[str, Any], ...]
+    rotate: bool
+    surrogates: int
+    seed: int
+
+
+def plan(
+    selection: Selection,
+    method: str,
+    surrogates: int,
+    seed: int,
+    *,
+    options: Mapping[str, Any] | None = None,
+    rotate: bool = True,
+) -> SurrogatePlan:
+    """Surrogates for spectra as given, with the same unfolding.
+
+    Args:
+        selection: The data.
+        method: How they are unfolded; ``"none"`` for ratios alone.
+        surrogates: Data sets.
+        seed: Of everything random.
+        options: Of the method.
+        rotate: For ``pooled``.
+
+    Returns:
+        The runs as they are where the data are small, some of them or pieces where they are large.
+    """
+    runs = _imitated([run for runs in selection.runs for run in runs if np.ptp(run) > 0])
+    count = levels = 0
+    whole = False
+    if method == "pooled":
+        sizes = [len(row) for row in selection.levels]
+        count, levels = len(sizes), max(3, int(np.median(sizes)))
+        whole = levels <= _WHOLE and count * levels <= _WHOLE_IN_ALL
+        if not whole:
+            count = min(count, _MOST_POOLED)
+            levels = min(levels, max(_SHORTEST_POOLED, _TARGET_POOLED // count))
+    how = method, tuple(sorted((options or {}).items())), rotate
+    return SurrogatePlan(runs, count, levels, whole, *how, surrogates, seed)
+
+
+def _imitated(runs: Samples) -> tuple[Smooth, ...]:
+    """Densities of the runs, cut into pieces, as many as surrogates need."""
+    found = []
+    for run in runs:
+        pieces = -(-len(run) // _STRETCH)
+        found += [Smooth.of(x, pieces > 1) for x in np.array_split(run, pieces) if np.ptp(x) > 0]
+    total = sum(item.size for item in found)
+    if total > _TARGET:
+        ordered = sorted(found, key=lambda item: item.size)
+        wanted = max(1, round(len(found) * _TARGET / total))
+        found = [ordered[i] for i in np.linspace(0, len(found) - 1, wanted).round().astype(int)]
+    return tuple(found)
+
+
+class Surrogates:
+    """Levels of one law in the runs of a plan.
+
+    Args:
+        law: One of :data:`hessrmt.levels.goodness.LAWS`.
+        scheme: The plan.
+        backend: Where eigenvalues are computed and levels counted; the CPU if None.
+    """
+
+    def __init__(self, law: str, scheme: SurrogatePlan, backend: Backend | None = None) -> None:
+        self._law, self._plan = law, scheme
+        self._backend = select("cpu") if backend is None else backend
+        self._choose = rng.stream(scheme.seed, "surrogates", law, "choice")
+        total = sum(run.size for run in scheme.runs)
+        wanted = -(-_LEVELS // max(total, 1))
+        self._versions = int(np.clip(wanted, _VERSIONS, _MOST_VERSIONS))
+
+    def ratios(self) -> Null:
+        """Distribution functions of the ratios r̃.
+
+        Returns:
+            The surrogates.
+        """
+        points = quantiles(STATISTICS["ratio"](self._law))
+        sets, every = self._ratio_sets(points)
+        moved = [_row_counts(_folded(steps).reshape(1, -1), points) for steps in self._steps]
+        exact = [_folded(np.diff(places, axis=1)).ravel() for places in self._places]
+        known = _row_counts(np.concatenate(exact)[None], points)[0]
+        found = np.concatenate(moved).sum(axis=0)
+        return _null(sets, every, found[:-1] / found[-1] - known[:-1] / known[-1])
+
+    def _ratio_sets(self, points: Grid) -> tuple[Counts, Float64[np.ndarray, " g+1"]]:
+        """Data sets of stretches of twenty levels of the bank, and the whole bank.
+
+        How ratios scatter does not depend on runs and density, and short stretches know it better
+        than the few runs that a bank holds.
+
+        Returns:
+            Their counts.
+        """
+        surrogates = max(self._plan.surrogates, _RATIO_SETS)
+
+        def drawn() -> tuple[Counts, np.ndarray]:
+            draw = rng.stream(self._plan.seed, "surrogates", self._law, "ratios")
+            values = _folded(np.diff(self._drawn(_STRETCH, _STRETCHES, draw), axis=1))
+            wide = values.shape[1] // _TOGETHER * _TOGETHER
+            counts = _row_counts(values[:, :wide].reshape(-1, _TOGETHER), points)
+            order = np.array([draw.permutation(len(counts)) for _ in range(surrogates)])
+            chosen = np.zeros((surrogates, len(counts)))
+            np.put_along_axis(chosen, order[:, : len(counts) // 4], 1.0, axis=1)
+            return chosen @ counts, counts.sum(axis=0)
+
+        key = self._law, self._plan.seed, surrogates, self._backend.banded_route(1)[1]
+        return _remembered(key, drawn)
+
+    def spacings(self) -> Null:
+        """Distribution functions of the unfolded spacings.
+
+        Returns:
+            The surrogates.
+        """
+        points = quantiles(STATISTICS["spacing"](self._law))
+        if self._plan.method == "pooled":
+            return self._pooled(points)
+        rows = [i for i, run in enumerate(self._plan.runs) if run.size >= self._shortest]
+        counts, exact = [], []
+        for i in rows:
+            own = np.array([self._unfolded(i, k) for k in range(self._versions)])
+            counts.append(_row_counts(own, points))
+            exact += [self._inner(i, np.diff(x)) for x in self._places[i]]
+        return self._null(counts, exact, points)
+
+    def sample(self, levels: float) -> tuple[list[Levels], list[Levels]]:
+        """Runs of surrogate levels, unfolded as the data are and with their exact density.
+
+        Args:
+            levels: How many at least, if there are so many versions.
+
+        Returns:
+            Unfolded runs, and those that are known to have mean spacing 1.
+        """
+        found: tuple[list[Levels], list[Levels]] = [], []
+        if self._plan.method == "pooled":
+            bank, straight = self._whole
+            count = max(1, min(round(levels / self._plan.spectra / self._plan.levels), _BANK))
+            for number, which in enumerate(self._chosen[:count]):
+                unfolded = self._pool(bank, which, number).levels
+                for row, own in zip(unfolded, which, strict=True):
+                    if row is not None:
+                        found[0].append(row)
+                        found[1].append(straight[own])
+            return found
+        total = sum(run.size for run in self._plan.runs)
+        for k in range(min(self._versions, max(1, round(levels / total)))):
+            for i, run in enumerate(self._plan.runs):
+                if run.size >= self._shortest:
+                    steps = self._unfolded(i, k)
+                    found[0].append(np.concatenate([[0.0], np.cumsum(steps)]))
+                    found[1].append(self._places[i][k])
+        return found
+
+    def mean_ratios(self, order: int, overlapping: bool) -> tuple[float, np.ndarray, float]:
+        """Means of the ratios of spacings of every k-th level.
+
+        Args:
+            order: k.
+            overlapping: As of :func:`hessrmt.levels.ratios`.
+
+        Returns:
+            Mean over the bank, (surrogates,) means of data sets and how many ratios one has.
+        """
+        apart, found = (1 if overlapping else order), []
+        for steps in self._steps:
+            wide = steps.shape[1] - order + 1
+            if wide > apart:
+                far = np.sum([steps[:, i : i + wide] for i in range(order)], axis=0)
+                found.append(_folded(far, apart))
+        if not found:
+            return float("nan"), np.empty(0), 0.0
+        sets = np.zeros(max(self._plan.surrogates, _RATIO_SETS))
+        for values in found:
+            sums = values.sum(axis=1)
+            sets += sums[self._choose.integers(len(sums), size=len(sets))]
+        size = sum(values.shape[1] for values in found)
+        mean = sum(float(values.mean(axis=1).mean()) * values.shape[1] for values in found) / size
+        # a choice among a few versions scatters less than fresh levels do
+        scale = (1 - 1 / self._versions) ** -0.5
+        return mean, mean + scale * (sets / size - mean), float(size)
+
+    @property
+    def resolution(self) -> float:
+        """Smallest spacing that can be told from zero, as of :class:`.Unfolded`."""
+        if self._plan.method != "pooled":
+            return 0.0
+        spectra = self._plan.spectra
+        return 1 / (spectra - -(-spectra // min(spectra, _GROUPS)))
+
+    @property
+    def _shortest(self) -> int:
+        return SHORTEST if max(run.size for run in self._plan.runs) >= SHORTEST else 0
+
+    @cached_property
+    def _places(self) -> list[Rows]:
+        """(versions, n) levels of mean spacing 1 for each run."""
+        draw = rng.stream(self._plan.seed, "surrogates", self._law, "places")
+        return [self._drawn(run.size, self._versions, draw) for run in self._plan.runs]
+
+    def _drawn(self, n: int, count: int, draw: np.random.Generator) -> Rows:
+        """Some rows of n levels of mean spacing 1."""
+        if self._law == "poisson":
+            return np.cumsum(draw.exponential(size=(count, n)), axis=1)
+        if self._law != "goe2":
+            return _pieces(bank(self._law, self._plan.seed, self._backend), n, count, draw)
+        half, pad = n // 2 + 6, 4
+        one = bank("goe", self._plan.seed, self._backend)
+        parts = [2 * _pieces(one, half, count, draw) for _ in range(2)]
+        shift = [2 * draw.uniform(size=(count, 1)) - part[:, :1] for part in parts]
+        both = [part + own for part, own in zip(parts, shift, strict=True)]
+        return np.sort(np.concatenate(both, axis=1), axis=1)[:, pad : pad + n]
+
+    @cached_property
+    def _steps(self) -> list[Rows]:
+        """(versions, n - 1) spacings of the moved levels of each run."""
+        pairs = zip(self._plan.runs, self._places, strict=True)
+        return [run.spacings(places) for run, places in pairs]
+
+    def _unfolded(self, i: int, k: int) -> Levels:
+        """Unfolded spacings of one version of a run."""
+        if self._plan.method == "analytic":  # the law's own density, which needs no following
+            return self._inner(i, np.diff(self._places[i][k]))
+        steps = self._steps[i][k]
+        # summed from the end with the smaller spacings, so that none is lost
+        turned = self._plan.runs[i].logs[0] > self._plan.runs[i].logs[-1]
+        levels = np.concatenate([[0.0], np.cumsum(steps[::-1] if turned else steps)])
+        levels = -levels[::-1] if turned else levels
+        return self._inner(
+            i, np.diff(unfold(levels, self._plan.method, **dict(self._plan.options)))
+        )
+
+    def _inner(self, i: int, spacings: Levels) -> Levels:
+        margin = min(_MARGIN, (len(spacings) - 1) // 4) if self._plan.runs[i].cut else 0
+        return spacings[margin : len(spacings) - margin]
+
+    def _null(self, counts: list[Counts], exact: list[Levels], points: Grid) -> Null:
+        """Data sets of one version of each run, and what became of the exact values."""
+        sets = np.zeros((self._plan.surrogates, POINTS + 1))
+        for own in counts:
+            sets += own[self._choose.integers(len(own), size=len(sets))]
+        every = np.sum([own.sum(axis=0) for own in counts], axis=0)
+        known = _row_counts(np.concatenate(exact)[None], points)[0]
+        return _null(sets, every, every[:-1] / every[-1] - known[:-1] / known[-1])
+
+    # pooled: whole spectra of one density, unfolded with each other
+
+    @cached_property
+    def _whole(self) -> tuple[Rows, Rows]:
+        scheme = self._plan
+        return _spectra(
+            self._law, scheme.spectra, scheme.levels, scheme.whole, scheme.seed, self._backend
+        )
+
+    @cached_property
+    def _chosen(self) -> list[np.ndarray]:
+        bank, count = self._whole[0], max(self._plan.surrogates, _BANK)
+        return [
+            self._choose.choice(len(bank), self._plan.spectra, replace=False) for _ in range(count)
+        ]
+
+    def _pool(self, bank: Rows, which: np.ndarray, number: int) -> Any:
+        seed = self._plan.seed + number
+        rows = list(bank[which])
+        return pooled(rows, rotate=self._plan.rotate, seed=seed, backend=self._backend)
+
+    def _pooled(self, points: Grid) -> Null:
+        key = self._law, replace(self._plan, runs=()), self._backend.banded_route(1)[1]
+        return _remembered(key, lambda: self._pooled_anew(points))
+
+    def _pooled_anew(self, points: Grid) -> Null:
+        scheme, law, bank = self._plan, self._law, self._whole[0]
+        counts, members = [], []
+        margin = 0 if scheme.whole else min(_MARGIN, (scheme.levels - 2) // 4)
+        for number, which in enumerate(self._chosen[: scheme.surrogates]):
+            found = self._pool(bank, which, number)
+            steps = np.diff(np.array([row for row in found.levels if row is not None]))
+            inner = steps[:, margin : steps.shape[1] - margin]
+            counts.append(_row_counts(inner.reshape(1, -1), points)[0])
+            members = np.bincount(found.groups).tolist()[: None if scheme.rotate else 1]
+        law_below = np.asarray(STATISTICS["spacing"](law).cdf(points))
+        bias = sum(
+            own / sum(members) * (pooled_cdf(points, law, scheme.spectra - own) - law_below)
+            for own in members
+        )
+        sets = np.array(counts)
+        every = sets.sum(axis=0) * (len(bank) / scheme.spectra / len(sets))
+        return _null(sets, every, np.asarray(bias))
+
+
+def bank(law: str, seed: int, backend: Backend) -> Rows:
+    """Stretches of levels of mean spacing 1 from the bulk; from the cache where they are there.
+
+    Args:
+        law: ``"goe"``, ``"gue"`` or ``"gse"``.
+        seed: Of the levels.
+        backend: Where they are computed.
+
+    Returns:
+        (75, 400) levels.
+    """
+
+    def drawn() -> dict[str, np.ndarray]:
+        generator = rng.stream(seed, "surrogates", law, "stretches")
+        return {
+            "levels": np.array(bulks([_STRETCH] * _STRETCHES, BETA_OF[law], generator, backend))
+        }
+
+    return _kept("stretches", law, seed, _STRETCH, _STRETCHES, draw=drawn, backend=backend)[
+        "levels"
+    ]
+
+
+def _spectra(
+    law: str, count: int, n: int, whole: bool, seed: int, backend: Backend
+) -> tuple[Rows, Rows]:
+    """Whole spectra of a law, or stretches, and the same with their known density."""
+
+    def drawn() -> dict[str, np.ndarray]:
+        found = _draw(law, count, n, whole, seed, backend)
+        return dict(zip(("levels", "unfolded"), found, strict=True))
+
+    kept = _kept("spectra", law, count, n, whole, seed, draw=drawn, backend=backend)
+    return kept["levels"], kept["unfolded"]
+
+
+def _kept(
+    *key: Any, draw: Callable[[], dict[str, np.ndarray]], backend: Backend
+) -> dict[str, np.ndarray]:
+    """Levels from memory, from the cache folder, or drawn anew."""
+    from pooch import os_cache
+
+    # solvers differ in the last bits
+    text = json.dumps([_VERSION, *key, backend.banded_route(1)[1]])
+    name = hashlib.sha256(text.encode()).hexdigest()[:24]
+    path = Path(os_cache("hessrmt")) / "surrogates" / f"{name}.npz"
+
+    def kept() -> dict[str, np.ndarray]:
+        found = read_kept(path)
+        if found is None:
+            found = draw()
+            write_kept(path, found)
+        return found
+
+    return _remembered(path, kept)
+
+
+def read_kept(path: Path) -> dict[str, np.ndarray] | None:
+    """Levels from a file of the cache.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Name to array; None if the file is not there or damaged.
+    """
+    try:
+        with ZipFile(path) as archive, np.load(path, allow_pickle=False) as file:
+            found = {name: file[name] for name in file.files}
+            return None if archive.testzip() else found  # the checksums of everything
+    except Exception:  # damage raises what zip, numpy's header or the tokenizer raise
+        return None
+
+
+def write_kept(path: Path, found: dict[str, np.ndarray]) -> None:
+    """Keep levels for next time; a cache that cannot be written is no error.
+
+    Args:
+        path: Of the file.
+        found: Name to array.
+    """
+    image = io.BytesIO()
+    arrays: dict[str, Any] = found
+    np.savez(image, **arrays)
+    with suppress(OSError, StoreError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, image.getbuffer())
+
+
+def in_turn(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[tuple[int, Any]]:
+    """Apply a function to every item here and now; a pool of workers has a method like this.
+
+    Args:
+        function: Of one item.
+        items: Its arguments.
+
+    Yields:
+        Index of an item, and the result.
+    """
+    yield from enumerate(map(function, items))
+
+
+def _pieces(stretches: Rows, n: int, count: int, draw: np.random.Generator) -> Rows:
+    """Neighbouring levels from anywhere in some stretches, (count, n)."""
+    which = draw.integers(len(stretches), size=(count, 1))
+    start = draw.integers(stretches.shape[1] - n + 1, size=(count, 1))
+    return stretches[which, start + np.arange(n)]
+
+
+def _folded(steps: Rows, apart: int = 1) -> Rows:
+    """Ratios r̃ of spacings that lie so far apart in each row."""
+    first, second = steps[:, :-apart], steps[:, apart:]
+    low, high = np.minimum(first, second), np.maximum(first, second)
+    return np.divide(low, high, out=low, where=high > 0)
+
+
+def _row_counts(values: Rows, points: Grid) -> Counts:
+    """How many values of each row lie at or below each point, and how many there are."""
+    size = len(points) + 1
+    place = np.searchsorted(points, values) + size * np.arange(len(values))[:, None]
+    counts = np.bincount(place.ravel(), minlength=size * len(values)).astype(np.float64)
+    return np.cumsum(counts.reshape(len(values), size), axis=1)
+
+
+def pooled_cdf(s: Grid, law: str, pool: int) -> Grid:
+    """Distribution of the spacings that a pooled staircase gives: ∫ p(t) P(K ≤ m s | t) dt.
+
+    An interval of true length t holds K levels of the m pooled spectra, of mean m t and variance
+    m Σ²(t); K is a sum of many independent counts and taken as normal, rounded to whole numbers.
+    For independent levels K is Poisson's exactly.
+
+    Args:
+        s: Unfolded spacings.
+        law: Of the levels.
+        pool: m.
+
+    Returns:
+        Probability of a spacing of at most s.
+    """
+    nodes, weights = np.polynomial.legendre.leggauss(400)
+    end = 12.0 if law != "poisson" else 40.0
+    t = (nodes + 1) * end / 2
+    density = weights * end / 2 * np.asarray(STATISTICS["spacing"](law).pdf(t))
+    whole = np.floor(pool * s * (1 + 1e-12))
+    if law == "poisson":
+        return pdtr(whole[:, None], pool * t) @ density
+    spread = np.sqrt(pool * np.asarray(number_variance(t, law)))
+    return ndtr((whole[:, None] + 0.5 - pool * t) / spread) @ density
+
+
+def _null(sets: Counts, bank: Float64[np.ndarray, " g+1"], bias: Grid) -> Null:
+    deviations = sets[:, :-1] / sets[:, -1:] - bank[:-1] / bank[-1]
+    return Null(bias, deviations, float(sets[:, -1].mean()), float(bank[-1]))
+
+
+def _draw(
+    law: str, spectra: int, n: int, whole: bool, seed: int, backend: Backend
+) -> tuple[Rows, Rows]:
+    """Spectra of a law, and the same unfolded with the density they were drawn with."""
+    generator, beta = rng.stream(seed, "surrogates", law, "bank"), BETA_OF.get(law, 1)
+    count = max(_BANK * spectra, min(-(-_BANK_LEVELS // n), _BANK_MOST))
+    if law == "poisson":
+        bank = np.array([poisson_levels(n, generator) for _ in range(count)])
+        return bank, bank
+    sizes = [n // 2, n - n // 2] if law == "goe2" else [n]
+    if whole:
+        drawn = gaussian_spectra(sizes * count, beta, generator, backend)
+    else:
+        drawn = bulks(sizes * count, beta, generator, backend)
+    # the blocks of each spectrum
+    parts = [drawn[i : i + len(sizes)] for i in range(0, len(drawn), len(sizes))]
+    if whole:
+        bank = np.array([superposed(blocks) for blocks in parts])
+        return bank, n * np.asarray(semicircle_cdf(bank, radius=2 * (beta * n) ** 0.5))
+    bank = np.array([np.sort(np.concatenate([x * n / len(x) for x in row])) for row in parts])
+    return bank, bank
+
+
+def gaussian_spectra(
+    sizes: Sequence[int], beta: int, generator: np.random.Generator, backend: Backend
+) -> list[Levels]:
+    """Levels of Gaussian matrices, as :func:`hessrmt.ensembles.gaussian_levels` draws one.
+
+    Args:
+        sizes: How many levels each has.
+        beta: 1, 2 or 4.
+        generator: Source of randomness; the matrices are drawn one after the other.
+        backend: Where their eigenvalues are computed, those of one size together.
+
+    Returns:
+        (n,) for each, ascending.
+    """
+    bands = [gaussian_band(beta, n, generator) for n in sizes]
+    found: dict[int, Levels] = {}
+    for n in sorted(set(sizes)):
+        which = [number for number, size in enumerate(sizes) if size == n]
+        levels = backend.eigvalsh_banded(np.array([bands[i][:n] for i in which]))  # n may be 1
+        found.update(zip(which, levels, strict=True))
+    return [found[number] for number in range(len(sizes))]
+
+
+def bulks(
+    sizes: Sequence[int], beta: int, generator: np.random.Generator, backend: Backend | None = None
+) -> list[Levels]:
+    """Levels of mean spacing 1, each time from the middle of a spectrum twice as large.
+
+    Args:
+        sizes: How many levels, each time.
+        beta: 1, 2 or 4.
+        generator: Source of randomness.
+        backend: Where eigenvalues are computed; the CPU if None.
+
+    Returns:
+        (n,) for each, ascending, unfolded with the semicircle law, between about 0 and n.
+    """
+    where = select("cpu") if backend is None else backend
+    larger = [max(2 * n, 200) for n in sizes]
+    found = []
+    for n, levels in zip(sizes, gaussian_spectra(larger, beta, generator, where), strict=True):
+        size = len(levels)
+        unfolded = size * np.asarray(semicircle_cdf(levels, radius=2 * (beta * size) ** 0.5))
+        start = (size - n) // 2
+        found.append(unfolded[start : start + n] - start)
+    return found
