@@ -1,5 +1,7 @@
 """Runs: a discarded band splits a spectrum, nothing is taken across; verdicts from few levels."""
 
+import json
+
 import numpy as np
 import pytest
 from level_samples import keep_surrogates
@@ -122,11 +124,11 @@ def test_the_verdict_is_a_field_that_the_sentence_is_made_from(kept):
             assert law.excluded == (law.p_value < RATE)
 
 
-def test_goe_is_seldom_excluded_from_few_units_and_poisson_nearly_always(kept):
+def test_goe_is_seldom_excluded_from_few_units_and_poisson_nearly_always(kept, tmp_path):
     """A rate of 0.3 %: of 300 sets more than 6 with a probability below 1e-4."""
     preset = ControlsPreset(sizes=((1, 60), (3, 45)), methods=("window",), sets=150, others=0)
     settings = ControlsConfig(experiment="controls", presets={"small": preset})
-    cells = Controls().run(settings, "small", None)
+    cells = Controls().run(settings, "small", tmp_path)
     whole = [cell for cell in cells if cell.ensemble == "GOE" and cell.excluded is not None]
     assert len(whole) == 4
     assert sum(round(cell.excluded * 150) for cell in whole[::2]) <= 6
@@ -134,6 +136,17 @@ def test_goe_is_seldom_excluded_from_few_units_and_poisson_nearly_always(kept):
     assert min(nulls) > 0.01 / len(nulls)
     text = Controls().conclusions(cells)["repetition 1"]
     assert text.startswith(f"uniform p-values in all {len(nulls)} cells of GOE levels: holds")
+
+
+def test_controls_write_their_table_into_a_new_folder(kept, cli, tmp_path):
+    text = 'experiment = "controls"\ntitle = "few"\ndevice = "cpu"\nseed = 0\n[presets.small]\n'
+    file = tmp_path / "few.toml"
+    file.write_text(text + 'sizes = [[1, 45]]\nmethods = ["window"]\nsets = 10\nothers = 0\n')
+    result = cli("reproduce", file.name, "--out", "new/folder", "--json")
+    assert result.returncode == 0, result.stderr
+    runs = json.loads(result.stdout)["runs"]
+    assert [run["sets"] for run in runs] == [10] * 8  # of two ensembles, with and without hole
+    assert (tmp_path / "new" / "folder" / "results.csv").is_file()
 
 
 def test_brody_of_goe_and_poisson_levels_is_corrected_for_the_pool(kept):

@@ -457,6 +457,7 @@ class Experiment(ABC, Generic[S, SizeT, E]):
         work = Work(settings, settings.presets[preset], out, **options)
         if work.pool.local:
             select(settings.device)  # refused before anything is written
+        make_folders(out, ".")
         entries = self.compute(work)
         work.tick("done", len(entries), len(entries))
         return entries
