@@ -4,9 +4,12 @@
 treated together. Results handed to users are float64 NumPy; everything inside is ``torch.Tensor``.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from jaxtyping import Float, Float64, Int64
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 Levels = Float64[np.ndarray, "n"]
@@ -38,3 +41,18 @@ def fetched(*parts: Tensor) -> list[np.ndarray]:
         found.append(host[start : start + part.numel()].reshape(part.shape))
         start += part.numel()
     return found
+
+
+def sample_mean(values: ArrayLike) -> tuple[Any, Any]:
+    """Mean of independent values, and its standard error.
+
+    Args:
+        values: (draws, ...).
+
+    Returns:
+        Both, of the shape of one draw; the error is NaN for a single one.
+    """
+    rows = np.asarray(values, dtype=np.float64)
+    mean, count = rows.mean(axis=0), len(rows)
+    error = rows.std(axis=0, ddof=1) / count**0.5 if count > 1 else np.full_like(mean, np.nan)
+    return (mean, error) if rows.ndim > 1 else (float(mean), float(error))

@@ -236,7 +236,7 @@ def run_twice(cli, path, gone, change, said):
     assert json.loads((out / "results.json").read_text()) == found["runs"]
     files = [
         file
-        for name in ("checkpoints", "spectra", "families", "runs", "studies")
+        for name in ("checkpoints", "spectra", "families", "studies")
         for file in (out / name).glob("*")
     ]
     before = {file: file.stat().st_mtime_ns for file in files if Path(gone).stem not in file.name}

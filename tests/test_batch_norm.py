@@ -115,6 +115,9 @@ def test_the_picture_shows_the_margin(flow):
         ({"activation": "tanh"}, "positively homogeneous"),
         ({"x": np.ones((4, 2))}, "the same value for all samples"),
         ({"saved": [0.0]}, "two or more"),
+        ({"log_time": -1.0}, "log_time"),
+        ({"method": "Euler"}, "known: LSODA"),
+        ({"rtol": 0.0}, "rtol"),
     ],
 )
 def test_what_cannot_be_followed_is_refused(change, message):

@@ -183,7 +183,7 @@ MADE = {
     "approximation study": lambda: study("sine", 2, (1, 2), seeds=2, samples=32, iterations=2),
     "sampled density": sampled,
     "moments of iterates": lambda: hr.lossmodel.iterate_moments([0.5, 1], [1, 1], 0.1, 9, 1.0),
-    "runs of iterates": lambda: IterateRuns(*np.ones((6, 3)), {"rate": 0.1}),
+    "runs of iterates": lambda: IterateRuns(*np.ones((6, 3))),
     "family": lambda: drawn_families.entry().result,
     "family line": family_line,
     "random point": lambda: family_line().random_residuals[0],

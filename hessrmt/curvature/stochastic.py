@@ -24,6 +24,7 @@ import torch
 from scipy.linalg import eigh_tridiagonal
 
 from hessrmt import rng
+from hessrmt.arrays import sample_mean
 from hessrmt.checks import one_of, require_whole
 from hessrmt.curvature.differences import DIFFERENTIATION
 from hessrmt.curvature.lanczos import tridiagonal
@@ -109,7 +110,7 @@ class Quadrature(Result, axes={"probe step": "nodes weights"}):
             Mean over the probes and its standard error; NaN from one probe.
         """
         values = np.where(np.isnan(self.nodes), 0.0, function(np.nan_to_num(self.nodes)))
-        return _mean_and_error((self.weights * values).sum(axis=1))
+        return sample_mean((self.weights * values).sum(axis=1))
 
     def moments(self, count: int = 4) -> tuple[Grid, Grid]:
         """Moments tr(H^k)/P, k = 1 to ``count``.
@@ -177,7 +178,7 @@ class Quadrature(Result, axes={"probe step": "nodes weights"}):
         bells = (np.exp(-(((u[:, None] - row) / width) ** 2) / 2) for row in centres)
         pairs = zip(bells, self.weights, strict=True)
         curves = np.array([bell @ weights for bell, weights in pairs])
-        mean, error = _mean_and_error(curves / (width * np.sqrt(2 * np.pi)))
+        mean, error = sample_mean(curves / (width * np.sqrt(2 * np.pi)))
         x = u if np.isinf(scale) else scale * np.sinh(u)
         return Curve(x, mean, error, scale, width)
 
@@ -298,13 +299,6 @@ def extended(
         yield found
 
 
-def _mean_and_error(values: np.ndarray) -> tuple:
-    mean, count = values.mean(axis=0), len(values)
-    if count < 2:
-        return mean, np.full_like(mean, np.nan)
-    return mean, values.std(axis=0, ddof=1) / count**0.5
-
-
 METHODS = ("hutch++", "xtrace")
 
 _FEWEST = {"xtrace": 4, "hutch++": 6}
@@ -393,7 +387,7 @@ def traces(
         both = _hutchpp(apply, vectors[:count], vectors[count:])
     else:
         both = _xtrace(apply, vectors[:count])
-    (mean, error), (square, spread) = (map(float, _mean_and_error(values)) for values in both)
+    (mean, error), (square, spread) = (map(float, sample_mean(values)) for values in both)
     size, each = matrix.dimension, matrix.product_error
     if each:
         unit = vectors[:1] / vectors[0].norm()

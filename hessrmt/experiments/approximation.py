@@ -220,24 +220,8 @@ def _unit_range(entry: ApproximationEntry) -> str:
     return f"{first:,} to {rest[-1]:,}" if rest else f"{first:,}"
 
 
-def _text(value: Estimate | float | None) -> str:
-    if value is None:
-        return "-"
-    return value.text(".2f") if isinstance(value, Estimate) else f"{value:.2f}"
-
-
 def _gain(entry: ApproximationEntry) -> Any:
     return float(np.exp(entry.gain[0].mean)) if entry.fitted else None
-
-
-def _plain(get: Callable[[ApproximationEntry], Any]) -> Callable[[ApproximationEntry], Any]:
-    """Numbers alone of an estimate."""
-
-    def number(entry: ApproximationEntry) -> Any:
-        value = get(entry)
-        return value.mean if isinstance(value, Estimate) else value
-
-    return number
 
 
 def _enough(entry: ApproximationEntry, kind: str) -> int | None:
@@ -267,10 +251,13 @@ class Approximation(Experiment[ApproximationConfig, ApproximationPreset, Approxi
         ),
         *(Column("", methodcaller("error", k), key=f"{k}_error") for k in KINDS),
         *(
-            Column(f"{k} exponent", lambda e, k=k: _text(e.exponent(k)), terminal=f"{k}\nexponent")
+            Column(
+                *(f"{k} exponent", methodcaller("exponent", k), ".2f", f"{k}_exponent"),
+                terminal=f"{k}\nexponent",
+                alone=True,
+            )
             for k in KINDS
         ),
-        *(Column("", _plain(methodcaller("exponent", k)), key=f"{k}_exponent") for k in KINDS),
         Column("gain", _gain, ".3g", "gain", terminal="gain"),
         Column("p", lambda e: e.gain[1] if e.fitted else None, ".1g", "p_of_gain"),
         Column("", _of_fit("smallest_with_fewer"), key="error_with_one_unit_less"),

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, Self, cast
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -37,9 +37,6 @@ from hessrmt.lossmodel.kernels import rbf
 from hessrmt.lossmodel.surfaces import descend, iterate_average, quadratic, random_surface
 from hessrmt.plots import lossmodel
 from hessrmt.results import Result
-from hessrmt.runs.run import make_folders
-from hessrmt.store import results
-from hessrmt.store.files import require_same
 
 if TYPE_CHECKING:
     from jaxtyping import Float64
@@ -145,7 +142,6 @@ class IterateRuns(Result, axes={"sample": "last average tail last_loss average_l
         last_loss: (samples,) loss above the minimum.
         average_loss: Of the average of all.
         tail_loss: Of the average of the second half.
-        settings: What a run that continues the folder must share.
     """
 
     last: Values
@@ -154,7 +150,6 @@ class IterateRuns(Result, axes={"sample": "last average tail last_loss average_l
     last_loss: Values
     average_loss: Values
     tail_loss: Values
-    settings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -260,17 +255,21 @@ class AveragingTheory(Experiment[AveragingTheoryConfig, AveragingTheoryPreset, T
         self, work: Work[AveragingTheoryConfig, AveragingTheoryPreset]
     ) -> list[TheoryPoint]:
         """See :class:`~hessrmt.experiments.experiment.Experiment`."""
-        make_folders(work.out, "runs")
         size, entries = work.size, []
-        wanted = [
+        planned = [
             (landscape, method, rate)
             for landscape in size.landscapes
             for method, rates in (("sgd", size.rates), ("newton", size.newton_rates))
             for rate in rates
         ]
-        for landscape, method, rate in work.each("{0[0].kind}, {0[1]}, {0[2]:g}", wanted):
+        for landscape, method, rate in work.each("{0[0].kind}, {0[1]}, {0[2]:g}", planned):
             name = f"{landscape.kind}-{method}-{rate:g}"
-            runs = _runs(work, name, landscape, method, rate)
+            seed = drawn_seed(work.settings.seed, work.settings.experiment, name)
+            wanted = size.model_dump(exclude={"rates", "newton_rates", "landscapes"})
+            wanted |= {"landscape": landscape.model_dump(), "method": method, "rate": rate}
+            wanted["seed"] = seed
+            make = partial(_sampled, size, landscape, method, rate, seed)
+            runs = work.kept(name, wanted, make)
             found = _multipliers(size, landscape, method, rate)
             given = size.eigenvalues, np.full(size.dimension, size.start)
             spread = {"noise": size.noise, "batch": size.batch}
@@ -357,29 +356,13 @@ def _multipliers(
     return rate if method == "sgd" else rate / (size.eigenvalues + landscape.damping)
 
 
-def _runs(
-    work: Work[AveragingTheoryConfig, AveragingTheoryPreset],
-    name: str,
-    landscape: Landscape,
-    method: str,
-    rate: float,
+def _sampled(
+    size: AveragingTheoryPreset, landscape: Landscape, method: str, rate: float, seed: int
 ) -> IterateRuns:
-    """What was sampled before, or is now."""
-    file, size = work.out / "runs" / f"{name}.h5", work.size
-    seed = drawn_seed(work.settings.seed, work.settings.experiment, name)
-    asked = size.model_dump(mode="json", exclude={"rates", "newton_rates", "landscapes"})
-    asked |= {"landscape": landscape.model_dump(mode="json"), "method": method, "rate": rate}
-    asked["seed"] = seed
-    if file.exists():
-        stored = cast("IterateRuns", results.load(file))
-        require_same(file, stored.settings, asked)
-        return stored
     points, losses = _SAMPLERS[landscape.kind](size, landscape, method, rate, seed)
     columns = {name: (point**2).sum(axis=1) for name, point in zip(POINTS, points, strict=True)}
     columns |= {f"{name}_loss": loss for name, loss in zip(POINTS, losses, strict=True)}
-    found = IterateRuns(**columns, settings=asked)
-    results.save(found, file)
-    return found
+    return IterateRuns(**columns)
 
 
 Sampled = tuple[list[np.ndarray], list[np.ndarray]]

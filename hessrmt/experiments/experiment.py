@@ -19,6 +19,7 @@ import numpy as np
 from pydantic import Field
 
 from hessrmt import rng
+from hessrmt.arrays import sample_mean
 from hessrmt.backend.select import select
 from hessrmt.config import Settings, TrainConfig
 from hessrmt.errors import ConfigError
@@ -65,9 +66,8 @@ class Estimate(NamedTuple):
         Returns:
             The estimate.
         """
-        count = len(values)
-        error = float(np.std(values, ddof=1)) / count**0.5 if count > 1 else math.nan
-        return cls(float(np.mean(values)) if count else math.nan, error, values)
+        known = sample_mean(values) if len(values) else (math.nan, math.nan)
+        return cls(*known, values)
 
     def text(self, form: str, scale: float = 1) -> str:
         """The estimate as people read it.
@@ -97,6 +97,7 @@ class Column(Generic[E]):
             people read it. An estimate is also stored as ``key_error_of_mean`` and in ``seeds``.
         terminal: Heading in the terminal's table; empty where it isn't shown there.
         percent: Whether people are shown percents of an estimate.
+        alone: Whether an estimate's mean alone is stored.
     """
 
     name: str
@@ -105,6 +106,7 @@ class Column(Generic[E]):
     key: str = ""
     terminal: str = ""
     percent: bool = False
+    alone: bool = False
 
     def cell(self, entry: E) -> str:
         """The quantity as people read it.
@@ -130,8 +132,8 @@ class Column(Generic[E]):
             Keys to plain values.
         """
         value = self.get(entry)
-        if not isinstance(value, Estimate):
-            return {self.key: value}
+        if not isinstance(value, Estimate) or self.alone:
+            return {self.key: value.mean if isinstance(value, Estimate) else value}
         error = None if len(value.values) < 2 else value.error
         return {
             self.key: value.mean,

@@ -29,7 +29,8 @@ from hessrmt.experiments.experiment import (
 )
 from hessrmt.generalization import bias_free
 from hessrmt.generalization.batch_norm import BatchNormFlow, batch_norm_flow, whitened
-from hessrmt.generalization.flow import Flow, direction_distances, gradient_flow
+from hessrmt.generalization.fits import fit_line, log_slopes
+from hessrmt.generalization.flow import Flow, direction_distances, gradient_flow, largest_drop
 from hessrmt.generalization.stationary import COUNTED, FIXED, StationarySets, stationary_sets
 from hessrmt.plots import generalization as plots
 from hessrmt.records import Spectrum
@@ -239,7 +240,7 @@ class FlowEntry:
             return None
         kept = self.flow.smoothed_margin[self.flow.separated_from or 0 :]
         kept = kept[kept > 0]
-        return float((1 - kept / np.maximum.accumulate(kept)).max()) if len(kept) else None
+        return largest_drop(kept) if len(kept) else None
 
     @cached_property
     def growth(self) -> float | None:
@@ -578,10 +579,9 @@ def _norms(entries: Sequence[FlowEntry]) -> str:
             continue
         late = flow.log_times > flow.log_times[-1] / 2
         gamma = bias_free.maximum_margin(*entry.task.made()).margin
-        slope = float(np.polyfit(flow.log_times[late], flow.rho[late] * gamma, 1)[0])
+        slope = fit_line(flow.log_times[late], flow.rho[late] * gamma).slope
         ends = flow.rho[-1] * gamma - flow.log_times[-1]
-        times, sizes = np.log([flow.log_times[late], flow.scales[late, 0]])
-        power = float(np.polyfit(times, sizes, 1)[0])
+        power = float(log_slopes(flow.log_times[late], flow.scales[late, 0]))
         one = len(entry.widths) == 2
         agrees &= abs(slope - 1) < _SMALL and (one or power < 1 - _SMALL)
         parts.append(

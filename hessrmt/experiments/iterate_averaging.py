@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from pydantic import Field, model_validator
 
+from hessrmt.arrays import sample_mean
 from hessrmt.config import CountOrAll, Settings, SpectrumConfig
 from hessrmt.errors import DataError
 from hessrmt.experiments.experiment import (
@@ -352,8 +353,8 @@ def _spectra(entries: Sequence[AveragedPoint], title: str) -> Figure:
 
 def _mean_curve(x: np.ndarray, values: np.ndarray) -> tuple[Any, Any, Any]:
     """Means over the rows of values, and their standard errors, None of one row."""
-    error = values.std(axis=0, ddof=1) / len(values) ** 0.5 if len(values) > 1 else None
-    return x, values.mean(axis=0), error
+    mean, error = sample_mean(values)
+    return x, mean, error if len(values) > 1 else None
 
 
 def _by_rate(entries: Sequence[AveragedPoint], found: Sequence[Any]) -> dict[str, dict[str, Any]]:

@@ -175,12 +175,6 @@ class StabilityEntry:
         return Estimate.of(rows[self.place])
 
 
-def _text(value: Estimate | float | None) -> str:
-    if value is None:
-        return "-"
-    return value.text(".3g") if isinstance(value, Estimate) else f"{value:.3g}"
-
-
 def _either(
     at_end: str, name: str, start: str = "zero"
 ) -> Callable[[StabilityEntry], Estimate | float | None]:
@@ -195,21 +189,10 @@ _LEFT_OUT = _either("left_out_loss", "left_out")
 _FRESH = _either("test_loss", "error")
 
 
-def _mean(get: Callable[[StabilityEntry], Any]) -> Callable[[StabilityEntry], Any]:
-    def number(entry: StabilityEntry) -> Any:
-        value = get(entry)
-        return value.mean if isinstance(value, Estimate) else value
-
-    return number
-
-
-def _both(
+def _column(
     name: str, get: Callable[[StabilityEntry], Estimate | float | None], key: str
-) -> tuple[Column[StabilityEntry], Column[StabilityEntry]]:
-    shown: Column[StabilityEntry] = Column(
-        name, lambda e: _text(get(e)), terminal=name.replace(" ", "\n")
-    )
-    return shown, Column("", _mean(get), key=key)
+) -> Column[StabilityEntry]:
+    return Column(name, get, ".3g", key, terminal=name.replace(" ", "\n"), alone=True)
 
 
 def _random(entry: StabilityEntry) -> Estimate | None:
@@ -227,14 +210,14 @@ class Stability(Experiment[StabilityConfig, StabilityPreset, StabilityEntry]):
     columns = (
         *keyed(run="name", group="group"),
         Column("of", lambda e: e.name),
-        *_both("margin", lambda e: e.at_end("margin"), "margin"),
-        *_both("instability", _INSTABILITY, "instability"),
-        *_both("left out", _LEFT_OUT, "left_out"),
-        *_both("expected error", _FRESH, "expected"),
-        *_both("left-out errors", lambda e: e.at_end("left_out_error"), "left_out_error"),
-        *_both("fresh errors", lambda e: e.at_end("test_error"), "test_error"),
-        *_both("instability, random start", _random_instability, "instability_random_start"),
-        *_both("expected error, random start", _random, "expected_random_start"),
+        _column("margin", lambda e: e.at_end("margin"), "margin"),
+        _column("instability", _INSTABILITY, "instability"),
+        _column("left out", _LEFT_OUT, "left_out"),
+        _column("expected error", _FRESH, "expected"),
+        _column("left-out errors", lambda e: e.at_end("left_out_error"), "left_out_error"),
+        _column("fresh errors", lambda e: e.at_end("test_error"), "test_error"),
+        _column("instability, random start", _random_instability, "instability_random_start"),
+        _column("expected error, random start", _random, "expected_random_start"),
     )
 
     def compute(self, work: Work[StabilityConfig, StabilityPreset]) -> list[StabilityEntry]:

@@ -28,8 +28,10 @@ from scipy.special import expit
 from scipy.stats import qmc
 
 from hessrmt import rng
+from hessrmt.arrays import sample_mean
 from hessrmt.checks import one_of, whole
 from hessrmt.errors import ConvergenceError, DataError
+from hessrmt.generalization.fits import log_slopes
 from hessrmt.results import Result
 
 if TYPE_CHECKING:
@@ -316,7 +318,7 @@ class ApproximationStudy(
             for shallow networks.
         """
         errors = self.l2[kind] if norm == "l2" else self.sup[kind]
-        return Exponent(*_mean(-np.polyfit(np.log(self.units), np.log(errors), 1)[0]))
+        return Exponent(*sample_mean(-log_slopes(self.units, errors)))
 
     def mean(self, kind: str, norm: str = "l2") -> tuple[MeanErrors, MeanErrors]:
         """Geometric mean of the errors over seeds.
@@ -357,14 +359,7 @@ class ApproximationStudy(
             Mean over seeds, and its standard error.
         """
         errors = self.l2 if norm == "l2" else self.sup
-        return _mean(np.log(errors["shallow"][index]) - np.log(errors["deep"][index]))
-
-
-def _mean(values: Float64[np.ndarray, " S"]) -> tuple[float, float]:
-    """Mean and its standard error."""
-    count = len(values)
-    spread = values.std(ddof=1) / np.sqrt(count) if count > 1 else float("nan")
-    return float(values.mean()), float(spread)
+        return sample_mean(np.log(errors["shallow"][index]) - np.log(errors["deep"][index]))
 
 
 def study(

@@ -30,7 +30,7 @@ from scipy.linalg import sqrtm
 from hessrmt.checks import one_of, real_array
 from hessrmt.errors import DataError
 from hessrmt.generalization import bias_free
-from hessrmt.generalization.flow import SolverStatistics, solve, time_grid
+from hessrmt.generalization.flow import Margins, SolverStatistics, largest_drop, solve, time_grid
 from hessrmt.results import Result
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ class _Normalized(NamedTuple):
 
 @dataclass(frozen=True)
 class BatchNormFlow(
+    Margins,
     Result,
     axes={
         "time": "log_times log_losses",
@@ -101,42 +102,20 @@ class BatchNormFlow(
     solver: SolverStatistics
 
     @property
-    def rho(self) -> Times:
-        """(T,) ρ, the product of the scales."""
-        return self.scales.prod(axis=1)
-
-    @property
-    def margin(self) -> Times:
-        """(T,) smallest margin."""
-        return self.margins.min(axis=1)
-
-    @property
-    def smoothed_margin(self) -> Times:
-        """(T,) -log(B L)/ρ, as :attr:`hessrmt.generalization.flow.Flow.smoothed_margin`."""
-        return -(self.log_losses + np.log(len(self.y))) / self.rho
-
-    @property
     def largest_drop(self) -> float:
         """Largest relative fall of the smallest margin below an earlier positive one."""
-        return _drop(self.margin)
+        return largest_drop(self.margin)
 
     @property
     def smoothed_drop(self) -> float:
         """The same of the smoothed margin."""
-        return _drop(self.smoothed_margin)
+        return largest_drop(self.smoothed_margin)
 
     @property
     def growth_difference(self) -> float:
         """Largest difference of what the squared scales have grown by, over the mean growth."""
         grown = self.scales[-1] ** 2 - self.scales[0] ** 2
         return float(np.ptp(grown) / abs(grown.mean()))
-
-
-def _drop(values: Times) -> float:
-    """Largest relative fall below an earlier value after the last one that isn't positive."""
-    wrong = np.flatnonzero(values <= 0)
-    kept = values[wrong[-1] + 1 if len(wrong) else 0 :]
-    return float((1 - kept / np.maximum.accumulate(kept)).max()) if len(kept) else float("nan")
 
 
 def batch_norm_flow(

@@ -182,6 +182,19 @@ def fit_line(x: ArrayLike, y: ArrayLike) -> LineFit:
     return LineFit(*line, r2, adjusted, rmse, *errors, n, x_mean, y_mean, x_spread)
 
 
+def log_slopes(x: ArrayLike, y: ArrayLike) -> Any:
+    """Exponents of powers: slopes of least-squares lines through log y against log x.
+
+    Args:
+        x: (n,) positive points.
+        y: (n,) or (n, S) positive values, a column for each of S powers.
+
+    Returns:
+        The slope, or (S,) slopes.
+    """
+    return np.polyfit(np.log(x), np.log(y), 1)[0]
+
+
 def _centred(values: Values) -> tuple[float, Values, float]:
     """Mean, differences to it as a vector of length 1, and their length; zeros if all are equal."""
     if (values == values[0]).all():

@@ -75,8 +75,44 @@ class SolverStatistics:
     message: str
 
 
+class Margins:
+    """Size and margins along a flow of a network f(W; x) = ρ f(V; x).
+
+    Attributes:
+        y: (B,) labels.
+        log_losses: (T,) logarithm of the mean loss.
+        scales: (T, K) factors of ρ.
+        margins: (T, B) normalised margins.
+    """
+
+    y: np.ndarray
+    log_losses: Times
+    scales: Float64[np.ndarray, "T K"]
+    margins: Float64[np.ndarray, "T B"]
+
+    @property
+    def rho(self) -> Times:
+        """(T,) ρ = Π_k ρ_k: f(W; x) = ρ f(V; x)."""
+        return self.scales.prod(axis=1)
+
+    @property
+    def margin(self) -> Times:
+        """(T,) smallest normalised margin (Fig. 3)."""
+        return self.margins.min(axis=1)
+
+    @property
+    def smoothed_margin(self) -> Times:
+        """(T,) -log(B L)/ρ; B L is Σ e^{-ρ y f(V)} for the exponential loss.
+
+        It tends to the smallest margin as ρ → ∞ and, for the exponential loss, never decreases once
+        it is positive (Lyu and Li 2019, Theorem 4.1), unlike the smallest margin.
+        """
+        return -(self.log_losses + np.log(len(self.y))) / self.rho
+
+
 @dataclass(frozen=True)
 class Flow(
+    Margins,
     Result,
     axes={"time": "log_times log_losses", "time layer": "scales", "time sample": "margins"},
     derived="separated_from largest_drop",
@@ -128,34 +164,14 @@ class Flow(
             return np.exp(self.log_losses)
 
     @property
-    def rho(self) -> Times:
-        """(T,) ρ = Π_k ρ_k: f(W; x) = ρ f(V; x)."""
-        return self.scales.prod(axis=1)
-
-    @property
-    def margin(self) -> Times:
-        """(T,) smallest normalised margin (Fig. 3)."""
-        return self.margins.min(axis=1)
-
-    @property
     def support(self) -> Int64[np.ndarray, " T"]:
         """(T,) which sample has the smallest margin."""
         return self.margins.argmin(axis=1)
 
     @property
-    def smoothed_margin(self) -> Times:
-        """(T,) -log(B L)/ρ; B L is Σ e^{-ρ y f(V)} for the exponential loss.
-
-        It tends to the smallest margin as ρ → ∞ and, for the exponential loss, never decreases once
-        it is positive (Lyu and Li 2019, Theorem 4.1), unlike the smallest margin.
-        """
-        return -(self.log_losses + np.log(len(self.y))) / self.rho
-
-    @property
     def separated_from(self) -> int | None:
         """First saved time from which on all samples are classified correctly; None if none."""
-        wrong = np.flatnonzero(self.margin <= 0)
-        first = int(wrong[-1]) + 1 if len(wrong) else 0
+        first = _positive_from(self.margin)
         return first if first < len(self.margin) else None
 
     @property
@@ -164,11 +180,7 @@ class Flow(
 
         Zero if it never decreases, NaN without separation.
         """
-        first = self.separated_from
-        if first is None:
-            return float("nan")
-        margin = self.margin[first:]
-        return float((1 - margin / np.maximum.accumulate(margin)).max())
+        return largest_drop(self.margin)
 
     def layers(self, index: int) -> Layers:
         """W_1 ... W_K at a saved time.
@@ -321,6 +333,25 @@ class Flow(
         return Problem(model, bias_free.LOSSES[self.loss], data)
 
 
+def largest_drop(values: Times) -> float:
+    """Largest relative fall below an earlier value after the last one that isn't positive.
+
+    Args:
+        values: (T,) along a flow.
+
+    Returns:
+        Zero if they never decrease, NaN if the last one isn't positive.
+    """
+    kept = values[_positive_from(values) :]
+    return float((1 - kept / np.maximum.accumulate(kept)).max()) if len(kept) else float("nan")
+
+
+def _positive_from(values: Times) -> int:
+    """Place behind the last value that isn't positive."""
+    wrong = np.flatnonzero(values <= 0)
+    return int(wrong[-1]) + 1 if len(wrong) else 0
+
+
 def gradient_flow(
     layers: Sequence[ArrayLike],
     x: ArrayLike,
@@ -363,9 +394,6 @@ def gradient_flow(
     labels = bias_free.checked_labels(loss, y, len(inputs), len(start[-1]))
     one_of("positively homogeneous activation", activation, bias_free.ACTIVATIONS)
     one_of("kind", kind, FLOWS)
-    one_of("method", method, METHODS)
-    for name, value in (("rtol", rtol), ("atol", atol), ("log_time", log_time)):
-        real(name, value, above=0)
     grid = time_grid(saved, log_time)
     system = System(start, inputs, labels, loss, activation, kind)
     rest = _Rest(system) if kind == "fixed-norm" else None
@@ -406,6 +434,9 @@ def solve(
     Raises:
         ConvergenceError: If the solver gives up or needs too many evaluations.
     """
+    one_of("method", method, METHODS)
+    for name, value in (("rtol", rtol), ("atol", atol)):
+        real(name, value, above=0)
     made = 0
 
     def counted(u: float, state: State) -> State:
@@ -449,6 +480,7 @@ def time_grid(saved: int | ArrayLike, log_time: float) -> Times:
     Raises:
         DataError: If there are fewer than two, or they don't increase.
     """
+    real("log_time", log_time, above=0)
     if isinstance(saved, int | np.integer):
         return np.linspace(0.0, log_time, whole("saved", saved, 2, hint="times"))
     grid = real_array("saved", saved, dimensions=1, least=0, hint="values of log(1 + t)")

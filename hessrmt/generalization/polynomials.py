@@ -29,6 +29,7 @@ from hessrmt import rng
 from hessrmt.checks import one_of, real_array, whole
 from hessrmt.errors import DataError
 from hessrmt.generalization.approximation import ACTIVATIONS, quasi_random
+from hessrmt.generalization.fits import log_slopes
 from hessrmt.results import Result
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ class PolynomialStudy(
         if end < 2:
             return float("nan")
         last = slice(max(end - _SLOPE, 0), end)
-        return float(np.polyfit(np.log(self.scales[last]), logs[last], 1)[0])
+        return float(log_slopes(self.scales[last], self.errors[last]).mean())
 
     @property
     def smallest(self) -> float:

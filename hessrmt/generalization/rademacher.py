@@ -41,6 +41,7 @@ from scipy import optimize
 from torch import Tensor, nn
 
 from hessrmt import rng
+from hessrmt.arrays import sample_mean
 from hessrmt.checks import real, whole
 from hessrmt.errors import DataError
 from hessrmt.generalization import networks
@@ -345,8 +346,7 @@ def attained(
                 for weight, gradient in zip(weights, gradients, strict=True)
             ]
         values.append(best)
-    error = float(np.std(values, ddof=1)) / math.sqrt(draws) if draws > 1 else math.nan
-    return Attained(float(np.mean(values)), error, tuple(values))
+    return Attained(*sample_mean(values), tuple(values))
 
 
 def _unit(values: Tensor) -> Tensor:

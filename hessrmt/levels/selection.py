@@ -251,9 +251,6 @@ def _none(levels: Levels, _: Adjacent) -> Bool[np.ndarray, " n"]:
 
 _OUTLIERS = {"none": _none, "gap": _beyond_gaps, "marchenko-pastur": _beyond_edge}
 
-OUTLIERS = tuple(_OUTLIERS)
-"""What ``drop_outliers`` may be."""
-
 
 def _rows_and_floors(spectra: Any) -> tuple[Samples, Float64[np.ndarray, " m"]]:
     """Ascending eigenvalues and noise floor (NaN if unknown) of every spectrum."""

@@ -31,7 +31,6 @@ Source: Baskerville, Granziol and Keating 2022, section 8, equations 16, 19 and 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -39,6 +38,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from hessrmt import rng
+from hessrmt.arrays import sample_mean
 from hessrmt.checks import one_of, real, real_array, whole
 from hessrmt.errors import DataError
 from hessrmt.lossmodel.covariance import require_stationary, symmetrized
@@ -271,7 +271,7 @@ def monte_carlo(
     for g in sampled_gradients(cov, at, samples, seed):
         average = weights.apply(slice(0, len(at)), g).mean(axis=0)
         found.append(float(average @ average) / weights.rows)
-    return Estimate(float(np.mean(found)), float(np.std(found, ddof=1) / math.sqrt(samples)))
+    return Estimate(*sample_mean(found))
 
 
 def sampled_gradients(

@@ -23,9 +23,6 @@ from hessrmt.problems.readers import read as read  # noqa: PLC0414
 if TYPE_CHECKING:
     from pathlib import Path
 
-TORCH_SUFFIXES = (".pt", ".pth")
-"""Endings of the files that a training writes."""
-
 
 def whole(reader: Reader, factor: Factor | None = None) -> Reader:
     """A container with the weights that its parts make.

@@ -34,18 +34,27 @@ from hessrmt.errors import ProblemError
 ValueT = TypeVar("ValueT")
 Shape = tuple[int, ...]
 
+WRITTEN = (".pt", ".pth")
+"""Endings of the files that a training writes."""
+
+WHOLE = (*WRITTEN, ".ckpt", ".pth.tar", ".npz")
+"""Endings of files each of which holds a network; those of others may also be of one shard."""
+
+SAFETENSORS = ".safetensors"
+
 _KINDS = {
-    **dict.fromkeys((".pt", ".pth", ".bin", ".ckpt", ".tar", ".th", ".pkl"), "torch"),
-    ".safetensors": "safetensors",
+    **dict.fromkeys((*WRITTEN, ".ckpt", ".tar", ".bin", ".th", ".pkl"), "torch"),
+    SAFETENSORS: "safetensors",
     ".npz": "npz",
 }
 """Ending of a name to what is in the file; ``.pth.tar`` and its like end in ``.tar``."""
 
-_INDEX = ".index.json"
+INDEX = ".index.json"
+"""Ending of the file that lists shards."""
 
 EXPECTED = (
     "a .pt, .pth, .bin, .ckpt, .pth.tar, .safetensors or .npz file, or a folder of shards or its "
-    f"*{_INDEX} file"
+    f"*{INDEX} file"
 )
 
 _FOREIGN = {
@@ -189,7 +198,7 @@ def open_path(path: Path) -> Reader:
         return _folder(path)
     if not path.exists():
         raise ProblemError(f"there is no file or folder {path}; expected {EXPECTED}")
-    if path.name.lower().endswith(_INDEX):
+    if path.name.lower().endswith(INDEX):
         return _indexed(path)
     return Npz(path) if kind_of(path) == "npz" else Files([path])
 
@@ -518,8 +527,8 @@ class Npz(Reader):
 
 def _folder(folder: Path) -> Reader:
     """The network in a folder: the shards that its index lists, or else all files of one kind."""
-    for ending in (".safetensors", ".bin"):
-        indices = sorted(folder.glob(f"*{ending}{_INDEX}"))
+    for ending in (SAFETENSORS, ".bin"):
+        indices = sorted(folder.glob(f"*{ending}{INDEX}"))
         files = sorted(path for path in folder.glob(f"*{ending}") if path.is_file())
         if len(indices) > 1:
             names = listed([index.name for index in indices])

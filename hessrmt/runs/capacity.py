@@ -15,7 +15,7 @@ from hessrmt.capacity.analysis import analyze
 from hessrmt.capacity.report import correlations
 from hessrmt.errors import ConfigError, DataError
 from hessrmt.files import write_whole
-from hessrmt.problems.checkpoints import TORCH_SUFFIXES
+from hessrmt.problems.readers import INDEX, SAFETENSORS, WHOLE
 from hessrmt.progress import under
 from hessrmt.results import Result, to_csv
 from hessrmt.runs.tables import numbers_of, read_table
@@ -178,9 +178,6 @@ NAMES = ("source", "file", PATH, "name", "model", "run")
 _HASH = re.compile(r"-[0-9a-f]{8}$|\.final$")
 """What torch.hub puts behind the names of weight files, and what experiments do."""
 
-_NETWORKS = (*TORCH_SUFFIXES, ".npz", ".ckpt", ".pth.tar")
-"""Endings of files each of which holds a network; safetensors may also be shards of one."""
-
 
 def networks_in(source: str) -> list[str]:
     """The networks that a source stands for.
@@ -194,12 +191,12 @@ def networks_in(source: str) -> list[str]:
         one network, and so is one of safetensors, unless the same tensor is in two of its files.
     """
     folder = Path(source).expanduser()
-    alone = ("*.index.json", "config.json", "adapter_config.json")
+    alone = (f"*{INDEX}", "config.json", "adapter_config.json")
     if not folder.is_dir() or any([*folder.glob(name)] for name in alone):
         return [source]
     files = [path for path in folder.iterdir() if path.is_file()]
-    found = [path for path in files if path.name.lower().endswith(_NETWORKS)]
-    shards = [path for path in files if path.suffix.lower() == ".safetensors"]
+    found = [path for path in files if path.name.lower().endswith(WHOLE)]
+    shards = [path for path in files if path.suffix.lower() == SAFETENSORS]
     if len(shards) > 1 and not _parts_of_one(shards):
         found += shards
     elif shards or any(_SHARD.search(path.stem) for path in found):

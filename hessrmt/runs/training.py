@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from hessrmt.backend.select import select
 from hessrmt.errors import ConfigError, StoreError
 from hessrmt.files import require_new
-from hessrmt.problems import checkpoints, data, losses, models
+from hessrmt.problems import checkpoints, data, losses, models, readers
 from hessrmt.progress import silent
 from hessrmt.records import Provenance
 from hessrmt.results import Result
@@ -109,7 +109,7 @@ class TrainingFile(ResumableFile):
         longer: bool = False,
     ) -> None:
         require_one(resume=resume, overwrite=overwrite)
-        if path.suffix.lower() not in checkpoints.TORCH_SUFFIXES:
+        if path.suffix.lower() not in readers.WRITTEN:
             raise ConfigError(
                 f"a training checkpoint is a .pt or .pth file (it also holds the optimiser's "
                 f"state), but out is {path}"
