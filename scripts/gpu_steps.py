@@ -47,7 +47,8 @@ from hessrmt.backend.twostage import (  # noqa: E402
 )
 from hessrmt.curvature.spectrum import compute  # noqa: E402
 from hessrmt.levels import unfolding  # noqa: E402
-from hessrmt.levels.goodness import LAWS, SurrogatePlan, simulate_nulls  # noqa: E402
+from hessrmt.levels.goodness import LAWS  # noqa: E402
+from hessrmt.levels.surrogates import Surrogates, plan  # noqa: E402
 from hessrmt.lossmodel.sampler import sample_spectra  # noqa: E402
 from hessrmt.problems import data, models  # noqa: E402
 
@@ -728,12 +729,14 @@ def commands(machine: Machine) -> Iterator[Entry]:
     pair, seconds = twice(lambda where: unfolding.pooled(rows, backend=select(where)))
     here, there = (np.concatenate(found.levels) for found in pair)
     yield compared(f"pooled unfolding, {count} x n = {n}", there, here, 0.0) | seconds
-    plan = SurrogatePlan(count, n, True, "pooled", (), True, 20, 0)
+    scheme = plan(hr.levels.select(rows), "pooled", 20, 0)
     for law in LAWS:
-        pair, seconds = twice(lambda where, law=law: simulate_nulls(law, plan, select(where)))
-        here, there = (nulls["spacing"].deviations for nulls in pair)
+        pair, seconds = twice(
+            lambda where, law=law: Surrogates(law, scheme, select(where)).spacings()
+        )
+        here, there = (null.deviations for null in pair)
         # shares of counts: a level that round-off moves across a point changes one by 1/size
-        allowed = 4 / pair[0]["spacing"].size
+        allowed = 4 / pair[0].size
         yield compared(f"surrogates of {law}, {count} x n = {n}", there, here, allowed) | seconds
     draw = rng.stream(0, "gpu_check", "weights")
     weights = {"w": draw.pareto(2, size=(n, 2 * n)), "k": draw.normal(size=(n // 2, 8, 3, 3))}

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from functools import cache, partial
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import numpy as np
@@ -37,12 +38,19 @@ from hessrmt.levels import (
     rigidity,
     spacing_histogram,
 )
+from hessrmt.levels.analysis import Alike
 from hessrmt.levels.resampling import with_error
 from hessrmt.levels.selection import ratio_samples, select
 from hessrmt.levels.unfolding import unfold_selection
 from hessrmt.plots import puzzles, style
 from hessrmt.plots.files import draw_each, save
-from hessrmt.plots.levels import density_per_decade, spectral_density, staircase, surmise
+from hessrmt.plots.levels import (
+    density_per_decade,
+    higher_orders,
+    spectral_density,
+    staircase,
+    surmise,
+)
 from hessrmt.runs.levels import pictures
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -133,6 +141,28 @@ def test_every_picture_is_drawn(kind, tmp_path):
     assert not any(one.reason for one in drawn)
     assert sorted(folder.iterdir()) == sorted(one.path for one in drawn)  # no draft is left
     assert all(one.path.read_bytes().startswith(MAGIC["png"]) for one in drawn)
+
+
+def test_higher_orders_beside_surrogates_and_the_approximate_law():
+    fit = {k: SimpleNamespace(mean_ratio_alike=v) for k, v in (("goe", 0.53), ("poisson", 0.39))}
+    second = SimpleNamespace(
+        mean_ratio=0.67, mean_ratio_error=np.nan, mean_ratio_alike=Alike(0.672, 0.5)
+    )
+    found = SimpleNamespace(
+        mean_ratio=0.52, mean_ratio_error=0.01, higher=(second,), laws=fit, n_levels=90, n_spectra=2
+    )
+    (axes,) = higher_orders(found).axes
+    for label, values in (
+        ("GOE surrogates", (0.53, 0.672)),
+        ("Poisson surrogates", (0.39, 0.5)),
+        ("GOE, approximate law", [theory.higher_mean_ratio(k) for k in (1, 2)]),
+    ):
+        np.testing.assert_allclose(line(axes, label), [[1, 2], values])
+    ((data, _, _),) = axes.containers
+    np.testing.assert_array_equal(data.get_data(), [[1, 2], [0.52, 0.67]])
+    found.higher = ()
+    with pytest.raises(DataError, match="orders=2"):
+        higher_orders(found)
 
 
 @pytest.mark.parametrize("kind", ["svg", "pdf"])

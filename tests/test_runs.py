@@ -16,7 +16,7 @@ from hessrmt.levels.analysis import FEWEST_RATIOS, RATE, brody_of
 from hessrmt.levels.histograms import mean_ratios
 from hessrmt.levels.selection import ratio_samples
 from hessrmt.records import Spectrum
-from hessrmt.theory import semicircle_cdf
+from hessrmt.theory import higher_mean_ratio, semicircle_cdf
 from hessrmt.theory.ratios import MEAN_RATIO_GSE
 
 
@@ -179,6 +179,8 @@ def test_higher_orders_beside_surrogates(kept):
     assert abs(second.mean_ratio_alike.goe - MEAN_RATIO_GSE) < 0.008
     for one in (second, third):
         assert one.mean_ratio_p_value > 0.001
+        # the law is off by some thousandths, the bank by 0.004
+        assert abs(one.mean_ratio_alike.goe - higher_mean_ratio(one.order)) < 0.015
         assert abs(one.spacing_variance - one.spacing_variance_alike.goe) < (
             5 * one.spacing_variance_error
         )

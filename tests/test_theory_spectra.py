@@ -1,5 +1,6 @@
 """Ratio laws, long-range statistics, densities and outliers against quadrature and samples."""
 
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -10,6 +11,7 @@ from scipy.linalg import eigvalsh_tridiagonal
 
 import hessrmt as hr
 from hessrmt import rng
+from hessrmt.errors import DataError
 from hessrmt.lossmodel.sampler import goe_band
 from hessrmt.theory import ratios
 
@@ -67,6 +69,24 @@ def test_surmise_means_have_closed_forms():
     r = np.linspace(0, 5, 30)
     expected = 27 / 8 * (r + r**2) / (1 + r + r**2) ** 2.5
     np.testing.assert_allclose(theory.ratio_law(r), expected, rtol=1e-12)
+
+
+def test_the_law_of_every_kth_level():
+    """Of order 1 the surmise; every second level of the GOE as the surmise of the GSE, β' = 4."""
+    r = np.array([-1.0, 0.0, 0.2, 1.0, 3.0, np.inf])
+    for order, beta in ((1, 1), (2, 4)):
+        expected = theory.ratio_law(r, beta)
+        np.testing.assert_allclose(theory.higher_ratio_law(r, order), expected, rtol=1e-12)
+    for order in (3, 40):
+        for beta in (1, 4):
+            law = partial(theory.higher_ratio_law, order=order, beta=beta, folded=True)
+            assert quad(law, 0, 1, points=[0.9])[0] == pytest.approx(1, abs=1e-9)
+            mean = quad(lambda r, law=law: r * law(r), 0, 1, points=[0.9])[0]
+            assert theory.higher_mean_ratio(order, beta) == pytest.approx(mean, abs=1e-9)
+    assert theory.higher_mean_ratio(2) == pytest.approx(ratios.MEAN_RATIO_GSE_SURMISE, abs=1e-12)
+    for wrong in ({"order": 0}, {"order": 2, "beta": 3}):
+        with pytest.raises(DataError, match=next(reversed(wrong))):
+            theory.higher_mean_ratio(**wrong)
 
 
 def test_cut_laws():

@@ -70,7 +70,7 @@ def levels(
             continue
         _show(found, spectra, name)
         if plot is not None:
-            _draw(settings, spectra, file, plot / name if name else plot, picture)
+            _draw(settings, spectra, found, file, plot / name if name else plot, picture)
         plain = {cutoff: statistics.to_dict() for cutoff, statistics in found.items()}
         results[name] = plain if settings.compare else next(iter(plain.values()))
     return {"blocks": results} if block == ALL else next(iter(results.values()))
@@ -201,10 +201,17 @@ def _round_off(found: dict[str, LevelStatistics]) -> str:
     )
 
 
-def _draw(settings: LevelsConfig, spectra: Spectra, file: Path, folder: Path, ending: str) -> None:
+def _draw(
+    settings: LevelsConfig,
+    spectra: Spectra,
+    statistics: dict[str, LevelStatistics],
+    file: Path,
+    folder: Path,
+    ending: str,
+) -> None:
     from hessrmt.errors import DataError
     from hessrmt.plots.files import draw_each
-    from hessrmt.runs.levels import pictures, unfolded
+    from hessrmt.runs.levels import higher_orders, pictures, unfolded
 
     try:
         found = unfolded(settings, spectra)
@@ -215,6 +222,7 @@ def _draw(settings: LevelsConfig, spectra: Spectra, file: Path, folder: Path, en
         target, title = folder / name if settings.compare else folder, f"{file.stem}, {name}"
         count, seed, device = settings.surrogates, settings.seed, settings.device
         shown = pictures(item, title, surrogates=count, seed=seed, device=device)
+        shown |= higher_orders(statistics[name], title)
         items = draw_each(shown, target, ending)
         console.drawn(items)
         console.note(*(f"written: {item.path}" for item in items if item.path))

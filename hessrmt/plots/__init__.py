@@ -9,8 +9,9 @@ module                   pictures
 =======================  =========================================================================
 :mod:`~.certification`   ``certification``: |λ| against index with the noise floor;
                          ``lanczos_density``: from Lanczos quadrature, with certified eigenvalues
-:mod:`~.levels`          ``spacings``, ``surmise``, ``ratios``, ``long_range``, ``staircase``,
-                         ``spectral_density``, ``density_per_decade``
+:mod:`~.levels`          ``spacings``, ``surmise``, ``ratios``, ``higher_orders``,
+                         ``long_range``, ``staircase``, ``spectral_density``,
+                         ``density_per_decade``, ``p_values``
 :mod:`~.lossmodel`       ``densities``, ``ratios`` of sampled Hessians, panel by panel;
                          ``iterate_norms`` of sampled iterates
 :mod:`~.capacity`        ``layer_density``, ``alpha_histogram``, ``against`` accuracies

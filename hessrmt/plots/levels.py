@@ -135,6 +135,44 @@ def ratios(found: Any, title: str = "", *, ax: Any = None) -> Figure:
     return style.finish(axes, xlim=(0, end), ylim=(0, 1.04 * top), xlabel=xlabel, ylabel=ylabel)
 
 
+def higher_orders(found: Any, title: str = "", *, ax: Any = None) -> Figure:
+    """⟨r̃⟩ of every k-th level, of the data and of GOE and Poisson surrogates, and a law.
+
+    The law of Tekur, Bhosale and Santhanam is only approximate: verdicts rest on the surrogates.
+
+    Args:
+        found: A :class:`hessrmt.levels.LevelStatistics` with orders beyond the first.
+        title: Above the picture.
+        ax: Axes to draw into; None for a new picture.
+
+    Returns:
+        The picture.
+
+    Raises:
+        DataError: If there are none.
+
+    Source: Tekur, Bhosale and Santhanam 2018.
+    """
+    if not found.higher:
+        raise DataError("there are no higher orders to draw; analyze with orders=2 or more")
+    axes = style.single(title, ax)
+    k = np.arange(1, len(found.higher) + 2)
+    means = [found.mean_ratio, *(one.mean_ratio for one in found.higher)]
+    errors = [found.mean_ratio_error, *(one.mean_ratio_error for one in found.higher)]
+    label = style.counted(found.n_levels, "levels", found.n_spectra)
+    look = {"fmt": "o", "ms": 4, "color": style.INK, "capsize": 3, "zorder": 5}
+    axes.errorbar(k, means, yerr=np.nan_to_num(errors), label=label, **look)
+    for name in ("goe", "poisson"):
+        first = found.laws[name].mean_ratio_alike
+        alike = [first, *(getattr(one.mean_ratio_alike, name) for one in found.higher)]
+        style.draw_law(axes, name, k, np.array(alike), " surrogates", marker="_", ms=12)
+    law = [theory.higher_mean_ratio(int(order)) for order in k]
+    style.draw_law(axes, "wigner", k, np.array(law), label="GOE, approximate law")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ends = k[0] - 0.4, k[-1] + 0.4
+    return style.finish(axes, xlim=ends, xlabel="k", ylabel="⟨r̃⟩ of every k-th level")
+
+
 def long_range(found: Any, title: str = "", *, ax: Any = None, blocks: bool = True) -> Figure:
     """Σ²(L), Δ₃(L) or K(τ) with the laws of GOE, two GOE blocks and Poisson.
 

@@ -195,6 +195,19 @@ def histograms(
     }
 
 
+def higher_orders(found: LevelStatistics, title: str) -> Pictures:
+    """Statistics of every k-th level.
+
+    Args:
+        found: The statistics.
+        title: Above the picture.
+
+    Returns:
+        ``higher-orders``; nothing if none beyond the first were asked for.
+    """
+    return {"higher-orders": partial(plots.higher_orders, found, title)} if found.higher else {}
+
+
 def densities(groups: Mapping[str, Sequence[Any]], title: str) -> Figure:
     """Densities of the levels of several groups of spectra.
 

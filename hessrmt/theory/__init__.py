@@ -21,6 +21,8 @@ from hessrmt.theory.longrange import rigidity as rigidity
 from hessrmt.theory.longrange import rigidity_asymptotic as rigidity_asymptotic
 from hessrmt.theory.ratios import block_ratio_law as block_ratio_law
 from hessrmt.theory.ratios import block_ratio_law_cdf as block_ratio_law_cdf
+from hessrmt.theory.ratios import higher_mean_ratio as higher_mean_ratio
+from hessrmt.theory.ratios import higher_ratio_law as higher_ratio_law
 from hessrmt.theory.ratios import mean_ratio as mean_ratio
 from hessrmt.theory.ratios import poisson_ratio_law as poisson_ratio_law
 from hessrmt.theory.ratios import poisson_ratio_law_cdf as poisson_ratio_law_cdf
