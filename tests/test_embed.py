@@ -238,7 +238,7 @@ def test_weights_of_a_user_with_any_number_of_classes(folder, embed, photographs
 @pytest.mark.parametrize(
     ("model", "weights", "words"),
     [
-        ("resnet34", "absent.pth", "does not exist"),
+        ("resnet34", "absent.pth", "there is no file or folder absent.pth"),
         ("resnet18", "other.pth", "does not fit the model (ImageNetResNet)"),
         ("mlp3", "random", "has no convolutions"),
         ("resnet33", "random", "no depth 6n + 2"),

@@ -625,7 +625,7 @@ def test_values_are_written_beside_points_only_where_they_find_room():
 def test_all_pictures_of_a_preset():
     corrupted = replace(CORRUPTED, reference=(REFERENCE,))
     pictures = Puzzles().figures([RANDOM, corrupted, *SAMPLES])
-    kinds = ("losses", "capacity", "outputs", "margins", "trend", "product")
+    kinds = ("losses", "capacity", "outputs", "margins", "trend", "product", "bounds")
     wanted = {*(f"corr-{kind}" for kind in kinds), "samples-errors", "samples-losses"}
     assert set(pictures) == wanted  # the random families have no pictures of their own
 
