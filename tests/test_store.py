@@ -70,6 +70,7 @@ def test_round_trip(levels, floor, loss, norm, seconds):
         loss=loss,
         gradient_norm=norm,
         seconds={"matrix": seconds, "eigenvalues": 0.0},
+        solver="two-stage, ±",
     )
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "a.h5"
@@ -81,7 +82,7 @@ def test_round_trip(levels, floor, loss, norm, seconds):
     for name in ("noise_floor", "dimension", "reduced_dimension", "loss", "gradient_norm", "rank"):
         assert getattr(found, name) == getattr(given, name), name
     assert dict(found.seconds) == dict(given.seconds)
-    assert (found.operator, found.dtype, found.solver) == ("hessian", "float64", "LAPACK syevd")
+    assert (found.operator, found.dtype, found.solver) == ("hessian", "float64", given.solver)
     assert found.provenance.config == CONFIG
     assert found.provenance.notes == ("a", "b")
 
@@ -155,6 +156,8 @@ BENT = [(name, "{no json") for name in ("config", "versions", "notes")] + [("con
 @pytest.mark.parametrize(("name", "bent"), MISSING + BENT)
 def test_missing_and_bent_attributes(full, name, bent):
     with h5py.File(full, "r+") as file:
+        if name == "solver":
+            del file[name]
         if bent is None:
             del file.attrs[name]
         else:
@@ -168,7 +171,19 @@ def test_strings_of_the_other_kind(full):
     with h5py.File(full, "r+") as file:
         for name in ("schema", "config", "device", "solver"):
             file.attrs[name] = np.bytes_(file.attrs[name])
+        del file["solver"]
     assert load(full)[0].solver == "LAPACK syevd"
+
+
+def test_a_file_that_has_one_solver_for_all_rows_is_read_and_extended(path):
+    """As files were until the solver of each row was stored."""
+    with create(path) as writer:
+        writer.write(0, spectrum(0))
+    with h5py.File(path, "r+") as file:
+        del file["solver"]
+    with resume(path) as writer:
+        writer.write(1, spectrum(1))
+    assert [item.solver for item in load(path)] == ["LAPACK syevd"] * 2
 
 
 # Names that are taken
