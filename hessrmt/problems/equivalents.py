@@ -6,7 +6,8 @@ would save in time or memory is given up.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -434,8 +435,21 @@ KERNELS = (
 """Functions whose fused kernels torch cannot differentiate twice, all digits of which are right."""
 
 _plain_attention = sdpa_kernel(SDPBackend.MATH)
-_plain_recurrence = torch.backends.cudnn.flags(enabled=False)
+
+
+@contextmanager
+def _plain_recurrence() -> Iterator[None]:
+    """Without cuDNN; its own context also reads settings that newer names may have split in two."""
+    library: Any = torch.backends.cudnn
+    before = library.enabled
+    library.enabled = False
+    try:
+        yield
+    finally:
+        library.enabled = before
+
+
 for _kernel in KERNELS[:2]:
     EQUIVALENT[_kernel] = _plain_attention(_kernel)
 for _kernel in KERNELS[2:]:
-    EQUIVALENT[_kernel] = _plain_recurrence(_kernel)
+    EQUIVALENT[_kernel] = _plain_recurrence()(_kernel)

@@ -8,7 +8,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -45,21 +45,25 @@ _EVALUATION_ULPS = 64
 @contextmanager
 def _all_bits() -> Iterator[None]:
     """Multiply float32 with all its bits: cuDNN's convolutions use 11 of 24 by default."""
-    library = torch.backends
-    if hasattr(library.cudnn, "conv"):
-        places = (library.cudnn.conv, library.cudnn.rnn, library.cuda.matmul)
-        places += (library.mkldnn.conv, library.mkldnn.rnn, library.mkldnn.matmul)
-        name, value = "fp32_precision", "ieee"
-    else:  # torch before 2.9
-        places, name, value = (library.cudnn, library.cuda.matmul), "allow_tf32", False
-    before = [getattr(place, name) for place in places]
-    try:
-        for place in places:
-            setattr(place, name, value)
+    library: Any = torch.backends
+    with ExitStack() as undo:
+        try:
+            _change(undo, library.cudnn, "allow_tf32", False)
+            undo.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+            torch.set_float32_matmul_precision("highest")
+        except RuntimeError:  # the caller has set some by torch's newer names, which exclude these
+            for part, kinds in (("cudnn", "conv rnn"), ("mkldnn", "conv rnn matmul")):
+                for kind in kinds.split():
+                    place = getattr(getattr(library, part), kind)
+                    _change(undo, place, "fp32_precision", "ieee")
+            _change(undo, library.cuda.matmul, "fp32_precision", "ieee")
         yield
-    finally:
-        for place, given in zip(places, before, strict=True):
-            setattr(place, name, given)
+
+
+def _change(undo: ExitStack, place: Any, name: str, value: Any) -> None:
+    """Set an attribute for the time being."""
+    undo.callback(setattr, place, name, getattr(place, name))
+    setattr(place, name, value)
 
 
 @contextmanager
