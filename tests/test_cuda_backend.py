@@ -621,7 +621,7 @@ def test_too_large_is_refused_before_anything_is_allocated(make, memory, cupy, s
 def test_the_library_s_refusal_names_the_solver_that_fits():
     n = 100_000
     free = 141 * GB - 8 * n**2
-    with pytest.raises(DeviceError, match="HESSRMT_SOLVER=two-stage .* works in place and would fit, with 76.6 GiB"):
+    with pytest.raises(DeviceError, match=r"=two-stage .* works in place and would fit"):
         solvers.require_memory("library", n, 8, free, "fake")
     solvers.require_memory("two-stage", n, 8, free, "fake")
 

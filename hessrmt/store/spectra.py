@@ -238,7 +238,7 @@ def read_rows(file: h5py.File | h5py.Group, done: np.ndarray) -> Spectra:
     return Spectra(items, indices[done], planned=len(levels), provenance=provenance)
 
 
-def _solvers(file: Any) -> np.ndarray:
+def _solvers(file: Any) -> Any:
     """Eigenvalue routine of each row of an open file, UTF-8."""
     if SOLVER in file:
         return np.asarray(file[SOLVER])
