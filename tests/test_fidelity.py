@@ -85,12 +85,17 @@ def new_setting():
     torch.backends.cuda.matmul.fp32_precision = "tf32"
 
 
-@pytest.mark.parametrize("change", [old_setting, new_setting])
+def setting_of_the_cpu():
+    torch.backends.mkldnn.conv.fp32_precision = "bf16"
+
+
+@pytest.mark.parametrize("change", [old_setting, new_setting, setting_of_the_cpu])
 @pytest.mark.parametrize("layer", [nn.Linear, nn.LSTM])
 def test_float32_products_have_all_their_bits_and_the_callers_setting_comes_back(change, layer):
     """cuDNN's convolutions have 11 of 24 by default: rounding far beyond the floor."""
     backends = torch.backends
-    places = [backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul, backends.mkldnn.matmul]
+    places = [backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul]
+    places += [backends.mkldnn.conv, backends.mkldnn.matmul]
     seen = []
 
     class Watched(nn.Module):
@@ -109,9 +114,10 @@ def test_float32_products_have_all_their_bits_and_the_callers_setting_comes_back
         hr.spectrum(hr.Problem(Watched(), "mse", (X[:, :3], X[:, :2])), dtype="float32")
         assert [place.fp32_precision for place in places] == before
     finally:
+        torch.backends.mkldnn.conv.fp32_precision = "none"
         torch.backends.cudnn.allow_tf32 = True
         torch.set_float32_matmul_precision("highest")
-    assert "tf32" in before
+    assert {"tf32", "bf16"} & set(before)
     assert seen[-1] <= {"ieee", "none"}
 
 

@@ -49,8 +49,13 @@ def _all_bits() -> Iterator[None]:
     with ExitStack() as undo:
         try:
             _change(undo, library.cudnn, "allow_tf32", False)
-            undo.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
-            torch.set_float32_matmul_precision("highest")
+            if (precision := torch.get_float32_matmul_precision()) != "highest":
+                undo.callback(torch.set_float32_matmul_precision, precision)
+                torch.set_float32_matmul_precision("highest")
+            for kind in ("conv", "rnn"):  # which only the newer names can change
+                place = getattr(library.mkldnn, kind, None)
+                if getattr(place, "fp32_precision", "none") != "none":
+                    _change(undo, place, "fp32_precision", "ieee")
         except RuntimeError:  # the caller has set some by torch's newer names, which exclude these
             for part, kinds in (("cudnn", "conv rnn"), ("mkldnn", "conv rnn matmul")):
                 for kind in kinds.split():
