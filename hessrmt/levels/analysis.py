@@ -129,7 +129,7 @@ class LawFit(Result):
             units of its spread.
         spacing_distance: Kolmogorov-Smirnov distance of the unfolded spacings.
         spacing_anderson_darling: As for the ratios.
-        spacing_p_value: Of ``spacing_distance``.
+        spacing_p_value: Of the distance of the spacings from the mean of the surrogates' ones.
         log_likelihood_ratio: Mean of ln(p_law/p_GOE) for one ratio r̃; positive favours the law.
         log_likelihood_ratio_error: Its standard error from resampling spectra.
         mean_ratio_alike: ⟨r̃⟩ of surrogates of the law, which have the density of the data.
@@ -410,6 +410,10 @@ def analyze(
     why |= {f"{name}.spacing_p_value": one.reason for name, one in drawn.items() if one.reason}
     laws, goe = {}, STATISTICS["ratio"]("goe")
     enough = len(all_ratios) >= FEWEST_RATIOS and error != 0
+    if not enough:
+        why["excluded"] = (
+            "the ratios do not scatter" if error == 0 else f"fewer than {FEWEST_RATIOS} ratios"
+        )
     for name in LAWS:
         of_ratio, of_spacing = (law(name) for law in STATISTICS.values())
         verdict = judge(all_ratios, of_ratio, mean_ratio(name), drawn[name].ratio)
@@ -431,6 +435,11 @@ def analyze(
         for name in MEASURES
     }
     corrected = _corrected(q, alike["brody_raw"], len(units(spacings)))
+    if "brody" in why:
+        why["brody_raw"] = why["brody"]
+    elif np.isnan(corrected[0]):
+        why["brody"] = "what the unfolding makes of GOE and Poisson levels is not known"
+        why.setdefault("brody_error", why["brody"])
     square, variance, stiffness = _moments(unfolded, why)
     unresolved = selection.n_unresolved / max(selection.n_spacings, 1)
     noted = (

@@ -106,8 +106,8 @@ def distances(
     Returns:
         Kolmogorov and Smirnov's sup |F_n - F| at every value of the sample; Anderson and Darling's
         ∫(F_n - F)²/(F(1 - F)) dF, n times which is the usual statistic; and the p-value of the
-        former, (1 + surrogates at least as far)/(1 + surrogates), with what density and unfolding
-        make of the law in the surrogates; None without surrogates. NaN, NaN and None without
+        distance from what density and unfolding make of the law in the surrogates, (1 + surrogates
+        at least as far)/(1 + surrogates); None without surrogates. NaN, NaN and None without
         values.
     """
     n = len(ordered)
@@ -121,8 +121,8 @@ def distances(
     weighted = float((difference**2 / (_LEVELS * (1 - _LEVELS))).mean())
     if null is None:
         return largest, weighted, None
-    surrogates = np.abs(null.bias + null.of_size(n)).max(axis=1)
-    return largest, weighted, _rank(np.abs(difference).max(), surrogates)
+    surrogates = np.abs(null.of_size(n)).max(axis=1)
+    return largest, weighted, _rank(np.abs(difference - null.bias).max(), surrogates)
 
 
 def judge(ordered: Levels, law: Law, mean: float, null: Null) -> Verdict:

@@ -21,13 +21,13 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zipfile import ZipFile
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float32, Float64
 from scipy.special import ndtr, pdtr
 
 from hessrmt import rng
@@ -51,14 +51,17 @@ Rows = Float64[np.ndarray, "spectra n"]
 Counts = Float64[np.ndarray, "rows g+1"]
 MapUnordered = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[tuple[int, Any]]]
 
-_VERSION = 3
+_VERSION = 4
 """Part of the cache's key: raise it whenever the numbers would change."""
 
-_STRETCH, _STRETCHES = 400, 75
-"""Levels of a stretch in the bank of a law, and stretches: 30,000 levels."""
+_STRETCH, _STRETCHES = 400, 200
+"""Levels of a stretch in the bank of a law, and stretches: 80,000 levels."""
 
-_VERSIONS, _MOST_VERSIONS, _LEVELS = 3, 400, 15_000
+_VERSIONS, _MOST_VERSIONS, _LEVELS = 3, 400, 30_000
 """Versions of each run at least, and at most; and levels of all of them, if these allow."""
+
+_SCATTERING = 15_000
+"""Levels of those from which it is known how ratios scatter."""
 
 _RATIO_SETS, _TOGETHER = 1000, 20
 """Data sets of ratios at least, which the verdicts rest on; how many neighbours stay together."""
@@ -94,6 +97,15 @@ reject 2 to 17 % of GOE data."""
 _ENDS = (5, 15)
 """Levels from either end at which blocks end, where they are longer."""
 
+_LEAST = -690.0
+"""Logarithm of the smallest spacing that is told from zero, of the largest one."""
+
+_CHANCE = 2.0
+"""Part of a change of density that is ascribed to chance, times what chance explains on average."""
+
+_PASSES = 3
+"""After the first, in each of which spacings are divided by the density found so far."""
+
 _MOST_IN_MEMORY = 16
 _memory: dict[Any, Any] = {}
 
@@ -110,90 +122,153 @@ def _remembered(key: Any, make: Callable[[], Any]) -> Any:
 
 @dataclass(frozen=True)
 class Smooth:
-    """The smoothed density of a run, or of a piece of one.
+    """The smoothed density of a run, or of a piece of one; or of several of one size.
 
     Attributes:
         size: Levels.
         places: (k,) of the knots, counted in levels from the first one.
-        logs: (k,) ln of the mean spacing there, linear in between.
+        logs: (..., k) ln of the mean spacing there, linear in between.
         cut: Whether it is a piece of a longer run.
     """
 
     size: int
     places: Grid
-    logs: Grid
+    logs: Rows
     cut: bool = False
 
     @classmethod
-    def of(cls, levels: Levels, cut: bool = False) -> Smooth:
+    def of(cls, steps: Rows, cut: bool = False) -> Smooth:
         """Smooth the density of some levels.
 
         Spacings are averaged over blocks; their logarithm is linear from the middle of one to that
-        of the next, which is exact for exponential densities, over however many decades. What
-        changes within a block, as the tail of a few outliers or a gap, is not followed.
+        of the next, which is exact for exponential densities, over however many decades. They are
+        divided by the density so found and averaged again, so that the largest one of a block does
+        not decide alone. What changes within a block, as the tail of a few outliers or a gap, is
+        not followed.
 
         Args:
-            levels: (n,) ascending, not all equal.
+            steps: (..., n - 1) spacings of neighbours, not all zero.
             cut: Whether they are a piece of a longer run.
 
         Returns:
-            The density.
+            The density, or that of each row.
         """
-        n = len(levels)
+        n = steps.shape[-1] + 1
         block = int(np.clip(n // _BLOCKS, *_BLOCK))
         count = max(1, (n - 1) // block)
         width = (n - 1) // count  # the same for all, as is then what averaging makes of a slope
         edges = (n - 1 - width * count) // 2 + width * np.arange(count + 1)
-        middle, mean = (edges[1:] + edges[:-1]) / 2, np.diff(levels[edges]) / np.diff(edges)
-        middle, mean = middle[mean > 0], mean[mean > 0]
-        logs = np.log(mean)
-        logs -= logs.max()
-        if len(logs) > 1:  # continued to the ends
-            slopes = np.diff(logs) / np.diff(middle)
-            first, last = slopes[0] * middle[0], slopes[-1] * (n - 1 - middle[-1])
-            logs = np.concatenate([[logs[0] - first], logs, [logs[-1] + last]])
-            middle = np.concatenate([[0.0], middle, [n - 1.0]])
-        return cls(n, middle, logs, cut)._with_ends(levels, width)
+        middle, mean = (edges[1:] + edges[:-1]) / 2, _means(steps, edges)
+        used = (mean > 0).reshape(-1, count).all(axis=0)
+        if not used.any():
+            middle, mean = np.array([(n - 1) / 2]), steps.mean(axis=-1, keepdims=True)
+            return cls(n, middle, np.zeros_like(mean), cut)
+        middle, logs = middle[used], np.log(mean[..., used])
+        found = cls._through(n, middle, logs, cut)
+        for _ in range(_PASSES):
+            logs = logs + np.log(_means(steps / found._even, edges)[..., used])
+            found = cls._through(n, middle, logs, cut)
+        if len(middle) > 2:
+            x = middle - middle.mean()
+            line = logs.mean(axis=-1, keepdims=True) + (logs @ x)[..., None] / (x @ x) * x
+            widths = np.full(len(middle), 1.0 * width)
+            logs = line + _beyond_chance(logs - line, widths, len(middle) - 2)
+            found = cls._through(n, middle, logs, cut)
+        return found._with_ends(steps, width)
 
-    def _with_ends(self, levels: Levels, width: int) -> Smooth:
+    @classmethod
+    def _through(cls, n: int, middle: Grid, logs: Rows, cut: bool) -> Smooth:
+        """The density with these values in the middle of the blocks, continued to the ends."""
+        if len(middle) > 1:
+            slopes = np.diff(logs) / np.diff(middle)
+            first = logs[..., :1] - slopes[..., :1] * middle[0]
+            last = logs[..., -1:] + slopes[..., -1:] * (n - 1 - middle[-1])
+            logs = np.concatenate([first, logs, last], axis=-1)
+            middle = np.concatenate([[0.0], middle, [n - 1.0]])
+        return cls(n, middle, logs - logs.max(axis=-1, keepdims=True), cut)
+
+    @property
+    def _even(self) -> Rows:
+        """Spacings of evenly spaced levels that are moved to this density."""
+        return self.spacings(np.arange(float(self.size)))
+
+    def _with_ends(self, steps: Rows, width: int) -> Smooth:
         """The density followed more closely in the first block and the last, as at a soft edge."""
         if self.cut or width < 2 * _ENDS[0] or self.size < 2 * width:
             return self
-        grid = np.arange(float(self.size))
-        even = np.concatenate([[0.0], np.cumsum(self.spacings(grid[None])[0])])
-        cuts = [0, *(place for place in _ENDS if place < width - 2), width]
+        straight = steps / self._even
+        cuts = np.array([0, *(place for place in _ENDS if place < width - 2), width])
         last = self.size - 1
-        places, change = [], []
-        for edges in (np.array(cuts), last - np.array(cuts[::-1])):
-            lengths, expected = np.diff(levels[edges]), np.diff(even[edges])
-            if not (lengths > 0).all():
-                return self
-            places.append((edges[1:] + edges[:-1]) / 2)
-            change.append(np.log(lengths / expected))
-        offset = np.log((levels[-1] - levels[0]) / even[-1])  # of the units
-        inner = [1.0 * width, 1.0 * last - width]
-        x = np.concatenate([places[0], inner, places[1]])
-        shift = np.concatenate([change[0] - offset, [0.0, 0.0], change[1] - offset])
+        ends = cuts, last - cuts[::-1]
+        means = [_means(straight, edges) for edges in ends]
+        if not all((mean > 0).all() for mean in means):
+            return self
+        change = np.log(np.concatenate(means, axis=-1) / straight.mean(axis=-1, keepdims=True))
+        widths = np.concatenate([np.diff(edges) for edges in ends])
+        low, high = np.split(_beyond_chance(change, widths, len(widths)), 2, axis=-1)
+        places = [(edges[1:] + edges[:-1]) / 2 for edges in ends]
+        x = np.concatenate([places[0], [1.0 * width, 1.0 * last - width], places[1]])
+        shift = np.concatenate([low, np.zeros((*steps.shape[:-1], 2)), high], axis=-1)
         knots = np.union1d(self.places, x)
-        logs = np.interp(knots, self.places, self.logs) + np.interp(knots, x, shift)
+        logs = _linear(knots, self.places, self.logs) + _linear(knots, x, shift)
         return replace(self, places=knots, logs=logs)
 
     def spacings(self, positions: Rows) -> Rows:
         """Spacings of levels of mean spacing 1 that are moved to this density.
 
         Args:
-            positions: (k, n) ascending, of k spectra; each is stretched to the whole run first.
+            positions: (..., n) ascending; each is stretched to the whole run first. Several
+                densities move a row each.
 
         Returns:
-            (k, n - 1) spacings.
+            (..., n - 1) spacings.
         """
-        first, last = positions[:, :1], positions[:, -1:]
+        first, last = positions[..., :1], positions[..., -1:]
         x = (positions - first) * ((self.size - 1) / (last - first))
-        logs = np.interp(x, self.places, self.logs)
-        change = np.diff(logs, axis=1)
+        logs = _linear(x, self.places, self.logs)
+        change = np.diff(logs)
         # the integral of an exponential from one level to the next
         mean = np.divide(np.expm1(change), change, out=np.ones_like(change), where=change != 0)
-        return np.diff(x, axis=1) * np.exp(logs[:, :-1]) * mean
+        return np.diff(x) * np.exp(np.maximum(logs[..., :-1], _LEAST)) * mean
+
+
+def _beyond_chance(change: Rows, widths: np.ndarray, free: int) -> Rows:
+    """Changes of a density, less what they owe to chance: that makes tests of levels too lenient.
+
+    Args:
+        change: (..., k) ln of the mean spacings of blocks, less what is expected.
+        widths: (k,) spacings of each.
+        free: How many of the k changes are independent.
+
+    Returns:
+        (..., k) the part by which their square is larger than that of GOE levels.
+
+    Source: James and Stein 1961.
+    """
+    variance = number_variance(widths, "goe") - 1 / 6  # of the distance of w-th neighbours
+    chance = _CHANCE * free * float(np.mean(variance / widths**2))
+    square = np.square(change).sum(axis=-1, keepdims=True)
+    return (1 - chance / np.maximum(square, chance)) * change
+
+
+def _means(steps: Rows, edges: np.ndarray) -> Rows:
+    """Mean spacing of each block of neighbouring ones."""
+    sums = np.add.reduceat(steps[..., : edges[-1]], edges[:-1], axis=-1)
+    return sums / np.diff(edges)
+
+
+def _linear(x: Rows, places: Grid, values: Rows) -> Rows:
+    """Values between knots, and beyond them those of the ends; rows of x and values go together."""
+    if len(places) == 1:
+        return np.zeros_like(x) + values
+    values = np.broadcast_to(
+        values, (*np.broadcast_shapes(x.shape[:-1], values.shape[:-1]), len(places))
+    )
+    x = np.broadcast_to(np.clip(x, places[0], places[-1]), (*values.shape[:-1], x.shape[-1]))
+    left = np.clip(np.searchsorted(places, x, side="right") - 1, 0, len(places) - 2)
+    share = (x - places[left]) / np.diff(places)[left]
+    low, high = (np.take_along_axis(values, i, axis=-1) for i in (left, left + 1))
+    return low + share * (high - low)
 
 
 @dataclass(frozen=True)
@@ -264,7 +339,8 @@ def _imitated(runs: Samples) -> tuple[Smooth, ...]:
     found = []
     for run in runs:
         pieces = -(-len(run) // _STRETCH)
-        found += [Smooth.of(x, pieces > 1) for x in np.array_split(run, pieces) if np.ptp(x) > 0]
+        parts = [np.diff(part) for part in np.array_split(run, pieces)]
+        found += [Smooth.of(steps, pieces > 1) for steps in parts if steps.any()]
     total = sum(item.size for item in found)
     if total > _TARGET:
         ordered = sorted(found, key=lambda item: item.size)
@@ -297,36 +373,34 @@ class Surrogates:
             The surrogates.
         """
         points = quantiles(STATISTICS["ratio"](self._law))
-        sets, every = self._ratio_sets(points)
-        moved = [_row_counts(_folded(steps).reshape(1, -1), points) for steps in self._steps]
-        exact = [_folded(np.diff(places, axis=1)).ravel() for places in self._places]
-        known = _row_counts(np.concatenate(exact)[None], points)[0]
-        found = np.concatenate(moved).sum(axis=0)
-        return _null(sets, every, found[:-1] / found[-1] - known[:-1] / known[-1])
+        moved, sets, sizes = [], [], []
+        for i, (steps, places) in enumerate(zip(self._steps, self._places, strict=True)):
+            if not (wide := steps.shape[1] - 1):
+                continue
+            values = _folded(steps)
+            change = _row_counts(values.reshape(1, -1), points)[0]
+            change -= _row_counts(_folded(np.diff(places)).reshape(1, -1), points)[0]
+            moved.append(change)
+            sizes.append(values.size)
+            if i % self._every:
+                continue
+            values = values[: max(_VERSIONS, round(self._versions * _SCATTERING / _LEVELS))]
+            # how ratios scatter changes little from one part of a run to the next, and short
+            # stretches know it better than the few versions of a long run
+            for part in np.array_split(np.arange(wide), -(-wide // _TOGETHER)):
+                own = _row_counts(values[:, part], points)
+                own[:, :-1] -= len(part) * change[:-1] / sizes[-1]
+                sets.append(own)
+        counts = np.concatenate(sets)
+        count = max(self._plan.surrogates, _RATIO_SETS)
+        chosen = _quarters(self._law, self._plan.seed, count, len(counts))
+        bias = np.sum(moved, axis=0)[:-1] / sum(sizes)
+        return _null(chosen @ counts.astype(np.float32), counts.sum(axis=0), bias)
 
-    def _ratio_sets(self, points: Grid) -> tuple[Counts, Float64[np.ndarray, " g+1"]]:
-        """Data sets of stretches of twenty levels of the bank, and the whole bank.
-
-        How ratios scatter does not depend on runs and density, and short stretches know it better
-        than the few runs that a bank holds.
-
-        Returns:
-            Their counts.
-        """
-        surrogates = max(self._plan.surrogates, _RATIO_SETS)
-
-        def drawn() -> tuple[Counts, np.ndarray]:
-            draw = rng.stream(self._plan.seed, "surrogates", self._law, "ratios")
-            values = _folded(np.diff(self._drawn(_STRETCH, _STRETCHES, draw), axis=1))
-            wide = values.shape[1] // _TOGETHER * _TOGETHER
-            counts = _row_counts(values[:, :wide].reshape(-1, _TOGETHER), points)
-            order = np.array([draw.permutation(len(counts)) for _ in range(surrogates)])
-            chosen = np.zeros((surrogates, len(counts)))
-            np.put_along_axis(chosen, order[:, : len(counts) // 4], 1.0, axis=1)
-            return chosen @ counts, counts.sum(axis=0)
-
-        key = self._law, self._plan.seed, surrogates, self._backend.banded_route(1)[1]
-        return _remembered(key, drawn)
+    @property
+    def _every(self) -> int:
+        """Of many runs, which ones show how much data sets scatter."""
+        return max(1, sum(run.size for run in self._plan.runs) * _VERSIONS // _SCATTERING)
 
     def spacings(self) -> Null:
         """Distribution functions of the unfolded spacings.
@@ -338,12 +412,17 @@ class Surrogates:
         if self._plan.method == "pooled":
             return self._pooled(points)
         rows = [i for i, run in enumerate(self._plan.runs) if run.size >= self._shortest]
-        counts, exact = [], []
+        sets = np.zeros((self._plan.surrogates, POINTS + 1))
+        every, moved, size = np.zeros(POINTS + 1), np.zeros(POINTS + 1), 0
         for i in rows:
-            own = np.array([self._unfolded(i, k) for k in range(self._versions)])
-            counts.append(_row_counts(own, points))
-            exact += [self._inner(i, np.diff(x)) for x in self._places[i]]
-        return self._null(counts, exact, points)
+            values = self._unfolded(i)
+            moved += _row_counts(values.reshape(1, -1), points)[0]
+            moved -= _row_counts(self._inner(i, np.diff(self._places[i])).reshape(1, -1), points)[0]
+            size += values.size
+            own = _row_counts(values, points)
+            sets += own[self._choose.integers(len(own), size=len(sets))]
+            every += own.sum(axis=0)
+        return _null(sets, every, moved[:-1] / size)
 
     def sample(self, levels: float) -> tuple[list[Levels], list[Levels]]:
         """Runs of surrogate levels, unfolded as the data are and with their exact density.
@@ -369,7 +448,7 @@ class Surrogates:
         for k in range(min(self._versions, max(1, round(levels / total)))):
             for i, run in enumerate(self._plan.runs):
                 if run.size >= self._shortest:
-                    steps = self._unfolded(i, k)
+                    steps = self._unfolded(i, slice(k, k + 1))[0]
                     found[0].append(np.concatenate([[0.0], np.cumsum(steps)]))
                     found[1].append(self._places[i][k])
         return found
@@ -439,31 +518,27 @@ class Surrogates:
         pairs = zip(self._plan.runs, self._places, strict=True)
         return [run.spacings(places) for run, places in pairs]
 
-    def _unfolded(self, i: int, k: int) -> Levels:
-        """Unfolded spacings of one version of a run."""
+    def _unfolded(self, i: int, which: slice = slice(None)) -> Rows:
+        """Unfolded spacings of some versions of a run."""
         if self._plan.method == "analytic":  # the law's own density, which needs no following
-            return self._inner(i, np.diff(self._places[i][k]))
-        steps = self._steps[i][k]
+            return self._inner(i, np.diff(self._places[i][which]))
+        return self._unfold(i, self._steps[i][which])
+
+    def _unfold(self, i: int, steps: Rows) -> Rows:
+        """Spacings of levels that follow the density of a run, unfolded as the data are."""
+        run, options = self._plan.runs[i], dict(self._plan.options)
         # summed from the end with the smaller spacings, so that none is lost
-        turned = self._plan.runs[i].logs[0] > self._plan.runs[i].logs[-1]
-        levels = np.concatenate([[0.0], np.cumsum(steps[::-1] if turned else steps)])
-        levels = -levels[::-1] if turned else levels
-        return self._inner(
-            i, np.diff(unfold(levels, self._plan.method, **dict(self._plan.options)))
-        )
+        turned = np.mean(run.logs[..., 0]) > np.mean(run.logs[..., -1])
+        zero = np.zeros((len(steps), 1))
+        levels = np.concatenate([zero, np.cumsum(steps[:, ::-1] if turned else steps, 1)], axis=1)
+        levels = -levels[:, ::-1] if turned else levels
+        unfolded = [unfold(row, self._plan.method, **options) for row in levels]
+        return self._inner(i, np.diff(unfolded))
 
-    def _inner(self, i: int, spacings: Levels) -> Levels:
-        margin = min(_MARGIN, (len(spacings) - 1) // 4) if self._plan.runs[i].cut else 0
-        return spacings[margin : len(spacings) - margin]
-
-    def _null(self, counts: list[Counts], exact: list[Levels], points: Grid) -> Null:
-        """Data sets of one version of each run, and what became of the exact values."""
-        sets = np.zeros((self._plan.surrogates, POINTS + 1))
-        for own in counts:
-            sets += own[self._choose.integers(len(own), size=len(sets))]
-        every = np.sum([own.sum(axis=0) for own in counts], axis=0)
-        known = _row_counts(np.concatenate(exact)[None], points)[0]
-        return _null(sets, every, every[:-1] / every[-1] - known[:-1] / known[-1])
+    def _inner(self, i: int, spacings: Rows) -> Rows:
+        width = spacings.shape[1]
+        margin = min(_MARGIN, (width - 1) // 4) if self._plan.runs[i].cut else 0
+        return spacings[:, margin : width - margin]
 
     # pooled: whole spectra of one density, unfolded with each other
 
@@ -519,7 +594,7 @@ def bank(law: str, seed: int, backend: Backend) -> Rows:
         backend: Where they are computed.
 
     Returns:
-        (75, 400) levels.
+        (200, 400) levels.
     """
 
     def drawn() -> dict[str, np.ndarray]:
@@ -610,6 +685,16 @@ def in_turn(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[tu
         Index of an item, and the result.
     """
     yield from enumerate(map(function, items))
+
+
+@lru_cache(maxsize=8)
+def _quarters(law: str, seed: int, sets: int, count: int) -> Float32[np.ndarray, "sets count"]:
+    """For each of some sets 1 for a quarter of the things to choose from and 0 for the others."""
+    draw = rng.stream(seed, "surrogates", law, "ratios")
+    chosen = np.zeros((sets, count), dtype=np.float32)
+    for row in chosen:
+        row[draw.permutation(count)[: -(-count // 4)]] = 1.0
+    return chosen
 
 
 def _pieces(stretches: Rows, n: int, count: int, draw: np.random.Generator) -> Rows:
@@ -714,7 +799,7 @@ def gaussian_spectra(
 def bulks(
     sizes: Sequence[int], beta: int, generator: np.random.Generator, backend: Backend | None = None
 ) -> list[Levels]:
-    """Levels of mean spacing 1, each time from the middle of a spectrum twice as large.
+    """Levels of mean spacing 1, each time from the middle of a larger spectrum.
 
     Args:
         sizes: How many levels, each time.
@@ -726,7 +811,7 @@ def bulks(
         (n,) for each, ascending, unfolded with the semicircle law, between about 0 and n.
     """
     where = select("cpu") if backend is None else backend
-    larger = [max(2 * n, 200) for n in sizes]
+    larger = [max(n + n // 4, 200) for n in sizes]
     found = []
     for n, levels in zip(sizes, gaussian_spectra(larger, beta, generator, where), strict=True):
         size = len(levels)
