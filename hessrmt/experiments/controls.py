@@ -28,6 +28,7 @@ from hessrmt.levels.selection import Selection, ratio_samples, select
 from hessrmt.levels.surrogates import Surrogates, bulks, plan
 from hessrmt.levels.unfolding import POOL_FROM, unfold_selection
 from hessrmt.plots import levels as plots
+from hessrmt.results import Result
 from hessrmt.theory import mean_ratio
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class ControlsConfig(Presets[ControlsPreset]):
 
 
 @dataclass(frozen=True)
-class Cell:
+class Cell(Result):
     """Data sets of one ensemble through one unfolding.
 
     Attributes:
@@ -128,6 +129,17 @@ class Cell:
         return float(np.mean(self.p_values < level)) if len(self.p_values) else None
 
 
+@dataclass(frozen=True)
+class Cells(Result):
+    """All unfoldings of the data sets of one ensemble and size.
+
+    Attributes:
+        cells: One for the ratios, and one for each unfolding.
+    """
+
+    cells: tuple[Cell, ...]
+
+
 class Controls(Experiment[ControlsConfig, ControlsPreset, Cell]):
     """Level statistics of known ensembles."""
 
@@ -160,13 +172,16 @@ class Controls(Experiment[ControlsConfig, ControlsPreset, Cell]):
             for hole in (False, True)
             if size.others or name.startswith("GOE")
         ]
-        found: dict[int, list[Cell]] = {}
-        draw = partial(_cells, size, seed)
-        work.tick("controls", 0, len(tasks))
-        for done, (index, cells) in enumerate(work.pool.map_unordered(draw, tasks), 1):
-            found[index] = cells
+        wanted = {"seed": seed, **size.model_dump(exclude={"sizes", "seeds"})}
+        kept = {task: work.found(_file(task), wanted) for task in tasks}
+        missing = [task for task in tasks if kept[task] is None]
+        draw, before = partial(_cells, size, seed), len(tasks) - len(missing)
+        work.tick("controls", before, len(tasks))
+        for done, (index, cells) in enumerate(work.pool.map_unordered(draw, missing), before + 1):
+            task = missing[index]
+            kept[task] = work.kept(_file(task), wanted, partial(Cells, tuple(cells)))
             work.tick("controls", done, len(tasks))
-        return [cell for index in sorted(found) for cell in found[index]]
+        return [cell for found in kept.values() for cell in found.cells]
 
     def figures(self, entries: Sequence[Cell]) -> Pictures:
         """See :class:`~hessrmt.experiments.experiment.Experiment`."""
@@ -207,6 +222,13 @@ class Controls(Experiment[ControlsConfig, ControlsPreset, Cell]):
         return found
 
 
+def _file(task: tuple[str, bool, int, int, int]) -> str:
+    """Of the cells, in the experiment's folder."""
+    name, hole, count, n, repetition = task
+    words = f"{name} {'hole ' if hole else ''}{count}x{n} {repetition + 1}"
+    return words.replace(",", "").replace(" ", "-")
+
+
 def _even(name: str, n: int, draw: np.random.Generator) -> Levels:
     """Levels about zero, of the ensemble's own density."""
     if name == "Poisson":
@@ -219,7 +241,7 @@ def _even(name: str, n: int, draw: np.random.Generator) -> Levels:
 def _decades(n: int, hole: bool, draw: np.random.Generator) -> Levels:
     """GOE levels over ten decades: positive ones, or unequal halves with zeros between them."""
     (levels,) = bulks([n], 1, draw)
-    share = np.clip(levels / n, 0, 1)
+    share = levels / n
     if not hole:
         return 10 ** (_DECADES * (share - 1))
     below, above = share[share < _HALF], share[share >= _HALF]

@@ -370,6 +370,23 @@ class Work(Generic[S, SizeT]):
         prepared, file = spectrum.prepare(wanted, self.folder), self.out / "spectra" / f"{name}.h5"
         return spectrum.run(prepared, file, resume=True, pool=self.pool, folder=self.folder)
 
+    def found(self, name: str, wanted: Mapping[str, Any]) -> Any:
+        """A result in a file of the folder ``studies``.
+
+        Args:
+            name: Of the file, without its ending.
+            wanted: Settings that the result depends on, plain values.
+
+        Returns:
+            The result; None if it is not there.
+        """
+        file = self.out / "studies" / f"{name}.h5"
+        if not file.exists():
+            return None
+        kept: Any = results.load(file)
+        require_same(file, kept.settings, wanted)
+        return kept.result
+
     def kept(self, name: str, wanted: Mapping[str, Any], make: Callable[[], R]) -> R:
         """A result in a file of the folder ``studies``, computed if it is not there.
 
@@ -382,13 +399,10 @@ class Work(Generic[S, SizeT]):
             The result.
         """
         make_folders(self.out, "studies")
-        file = self.out / "studies" / f"{name}.h5"
-        if file.exists():
-            found: Any = results.load(file)
-            require_same(file, found.settings, wanted)
-            return found.result
+        if (there := self.found(name, wanted)) is not None:
+            return there
         made = make()
-        Kept(json.loads(json.dumps(dict(wanted))), made).save(file)
+        Kept(json.loads(json.dumps(dict(wanted))), made).save(self.out / "studies" / f"{name}.h5")
         return made
 
     def trajectories(

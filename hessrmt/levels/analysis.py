@@ -49,6 +49,8 @@ FEWEST_RATIOS = 40
 """Ratios from which anything is concluded; ⟨r̃⟩ of 40 is known to 0.05, a third of the way from the
 GOE to independent levels."""
 
+_WHY_NOT_SAID = f"fewer than {FEWEST_RATIOS} ratios", "the ratios do not scatter"
+
 FAR = 3.0
 """Standard deviations of ⟨r̃⟩ beyond which a sentence calls a law excluded by its mean."""
 
@@ -410,10 +412,7 @@ def analyze(
     why |= {f"{name}.spacing_p_value": one.reason for name, one in drawn.items() if one.reason}
     laws, goe = {}, STATISTICS["ratio"]("goe")
     enough = len(all_ratios) >= FEWEST_RATIOS and error != 0
-    if not enough:
-        why["excluded"] = (
-            "the ratios do not scatter" if error == 0 else f"fewer than {FEWEST_RATIOS} ratios"
-        )
+    why |= {} if enough else {"excluded": _WHY_NOT_SAID[error == 0]}
     for name in LAWS:
         of_ratio, of_spacing = (law(name) for law in STATISTICS.values())
         verdict = judge(all_ratios, of_ratio, mean_ratio(name), drawn[name].ratio)
@@ -435,11 +434,7 @@ def analyze(
         for name in MEASURES
     }
     corrected = _corrected(q, alike["brody_raw"], len(units(spacings)))
-    if "brody" in why:
-        why["brody_raw"] = why["brody"]
-    elif np.isnan(corrected[0]):
-        why["brody"] = "what the unfolding makes of GOE and Poisson levels is not known"
-        why.setdefault("brody_error", why["brody"])
+    why |= _without_correction(corrected[0], why)
     square, variance, stiffness = _moments(unfolded, why)
     unresolved = selection.n_unresolved / max(selection.n_spacings, 1)
     noted = (
@@ -602,6 +597,16 @@ def _corrected(fit: Fit, alike: Alike, count: int) -> tuple[float, float]:
     # so wide that it covers as often as that of a normal variable, from few units too
     wide = float(t.ppf(_ONE_SIGMA, count - 1)) if count > 1 else float("nan")
     return (fit.value - alike.poisson) * slope, fit.error * abs(slope) * wide
+
+
+def _without_correction(brody: float, why: Mapping[str, str]) -> dict[str, str]:
+    """Why there is no Brody parameter."""
+    if "brody" in why:
+        return {"brody_raw": why["brody"]}
+    if np.isnan(brody):
+        reason = "what the unfolding makes of GOE and Poisson levels is not known"
+        return {"brody": reason, "brody_error": why.get("brody_error", reason)}
+    return {}
 
 
 def _moments(unfolded: Unfolded, why: dict[str, str]) -> list[tuple[float, float]]:

@@ -33,7 +33,7 @@ from scipy.special import ndtr, pdtr
 from hessrmt import rng
 from hessrmt.backend.select import select
 from hessrmt.ensembles import gaussian_band, poisson_levels, superposed
-from hessrmt.errors import StoreError
+from hessrmt.errors import DataError, StoreError
 from hessrmt.files import write_whole
 from hessrmt.levels.goodness import POINTS, STATISTICS, Null, quantiles
 from hessrmt.levels.resampling import Samples
@@ -59,6 +59,10 @@ _STRETCH, _STRETCHES = 400, 200
 
 _VERSIONS, _MOST_VERSIONS, _LEVELS = 3, 400, 30_000
 """Versions of each run at least, and at most; and levels of all of them, if these allow."""
+
+_STEEP, _TOO_STEEP, _LEVELS_STEEP = 0.1, 0.5, 80_000
+"""Change of ln(mean spacing) from one level to the next from which surrogates are corrected for
+what their density owes to chance, and from which no unfolding is followed; levels there."""
 
 _SCATTERING = 15_000
 """Levels of those from which it is known how ratios scatter."""
@@ -188,6 +192,11 @@ class Smooth:
         return cls(n, middle, logs - logs.max(axis=-1, keepdims=True), cut)
 
     @property
+    def change(self) -> float:
+        """Sum of the changes of ln(mean spacing), up and down, of one density."""
+        return float(np.abs(np.diff(self.logs)).sum())
+
+    @property
     def _even(self) -> Rows:
         """Spacings of evenly spaced levels that are moved to this density."""
         return self.spacings(np.arange(float(self.size)))
@@ -297,6 +306,12 @@ class SurrogatePlan:
     surrogates: int
     seed: int
 
+    @property
+    def steepness(self) -> float:
+        """Mean change of ln(mean spacing) from one level to the next."""
+        steps = sum(run.size - 1 for run in self.runs)
+        return sum(run.change for run in self.runs) / max(steps, 1)
+
 
 def plan(
     selection: Selection,
@@ -363,7 +378,8 @@ class Surrogates:
         self._backend = select("cpu") if backend is None else backend
         self._choose = rng.stream(scheme.seed, "surrogates", law, "choice")
         total = sum(run.size for run in scheme.runs)
-        wanted = -(-_LEVELS // max(total, 1))
+        self._steep = scheme.steepness > _STEEP
+        wanted = -(-(_LEVELS_STEEP if self._steep else _LEVELS) // max(total, 1))
         self._versions = int(np.clip(wanted, _VERSIONS, _MOST_VERSIONS))
 
     def ratios(self) -> Null:
@@ -374,6 +390,7 @@ class Surrogates:
         """
         points = quantiles(STATISTICS["ratio"](self._law))
         moved, sets, sizes = [], [], []
+        total = sum(run.size for run in self._plan.runs)
         for i, (steps, places) in enumerate(zip(self._steps, self._places, strict=True)):
             if not (wide := steps.shape[1] - 1):
                 continue
@@ -384,7 +401,7 @@ class Surrogates:
             sizes.append(values.size)
             if i % self._every:
                 continue
-            values = values[: max(_VERSIONS, round(self._versions * _SCATTERING / _LEVELS))]
+            values = values[: max(_VERSIONS, _SCATTERING // total)]
             # how ratios scatter changes little from one part of a run to the next, and short
             # stretches know it better than the few versions of a long run
             for part in np.array_split(np.arange(wide), -(-wide // _TOGETHER)):
@@ -407,10 +424,17 @@ class Surrogates:
 
         Returns:
             The surrogates.
+
+        Raises:
+            DataError: If the unfolding cannot follow them.
         """
         points = quantiles(STATISTICS["spacing"](self._law))
         if self._plan.method == "pooled":
             return self._pooled(points)
+        follows = self._plan.method != "analytic"
+        if follows and self._plan.steepness > _TOO_STEEP:
+            factor = np.exp(self._plan.steepness)
+            raise DataError(f"the density changes by a factor of {factor:.1f} from level to level")
         rows = [i for i, run in enumerate(self._plan.runs) if run.size >= self._shortest]
         sets = np.zeros((self._plan.surrogates, POINTS + 1))
         every, moved, size = np.zeros(POINTS + 1), np.zeros(POINTS + 1), 0
@@ -419,6 +443,13 @@ class Surrogates:
             moved += _row_counts(values.reshape(1, -1), points)[0]
             moved -= _row_counts(self._inner(i, np.diff(self._places[i])).reshape(1, -1), points)[0]
             size += values.size
+            if follows and self._steep:
+                # the smoothed density of the data has their fluctuations: what those of the
+                # surrogates' own would change
+                shown = Smooth.of(self._steps[i], self._plan.runs[i].cut)
+                again = self._unfold(i, shown.spacings(np.roll(self._places[i], 1, axis=0)))
+                twice = _row_counts(values.reshape(1, -1), points)[0]
+                moved += twice - _row_counts(again.reshape(1, -1), points)[0]
             own = _row_counts(values, points)
             sets += own[self._choose.integers(len(own), size=len(sets))]
             every += own.sum(axis=0)

@@ -179,10 +179,8 @@ def _named_alike(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict
 
 
 def _inside(names: Mapping[str, ValueT]) -> dict[str, ValueT]:
-    """Names without the first part that all of them share, the name of a wrapper; else none.
-
-    A number is no such name: it is a place among several layers.
-    """
+    """Names without the first part that all of them share, the name of a wrapper; else none."""
+    # a number is no such name: it is a place among several layers
     first = next(iter(names), "").partition(".")[0]
     prefix = f"{first}."
     if not first.isidentifier() or not all(name.startswith(prefix) for name in names):
