@@ -95,7 +95,7 @@ def nulls_have_reasons(found):
 def test_a_quantity_that_was_not_computed_is_null_with_a_reason(kept, cli, path):
     make(path, goe, 2, 4)
     missing = nulls_have_reasons(parsed(cli("levels", path, "--json", "--surrogates", "0")))
-    assert {"goe.ratio_p_value", "goe.spacing_p_value", "mean_ratio_density"} <= set(missing)
+    assert {"goe.ratio_p_value", "goe.spacing_p_value", "goe.excluded"} <= set(missing)
 
 
 def test_an_unfolding_that_cannot_follow(kept, cli, path, tmp_path):

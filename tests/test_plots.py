@@ -302,10 +302,8 @@ def test_spacings_of_goe_spectra_unfolded_alike():
 
 
 def test_an_unfolding_that_goe_spectra_do_not_fit():
-    # levels of a Wishart matrix, unfolded by the Marchenko-Pastur law
-    x = rng.stream(4, "wishart").normal(size=(3, 60, 120))
-    levels = np.linalg.eigvalsh(x @ x.transpose(0, 2, 1) / 120)
-    data = unfold_selection(select(levels), "analytic", law="marchenko-pastur", ratio=0.5, scale=1)
+    # a polynomial that just follows even levels over three decades
+    data = unfold_selection(select(10 ** np.linspace(0, 3, 200)), "polynomial")
     axes = spacing_histogram(data, surrogates=2).plot().axes[0]
     assert "the unfolding cannot follow GOE spectra" in said(axes)
 
@@ -402,7 +400,9 @@ def test_long_range(measure, theirs, labels):
     axes = long_range(data, name).plot().axes[0]
     at, values = line(axes, "3,000 levels of 20 spectra")
     if measure is not form_factor:  # whose values are averages over bins of τ
-        assert at[-1] == pytest.approx(min(x[-1] - x[0] for x in data.levels) / 4)
+        spans = np.array([x[-1] - x[0] for x in data.levels]) / 4
+        # of spectra with equally many levels half span no less, and half no more
+        assert min(np.mean(spans >= at[-1] - 1e-9), np.mean(spans <= at[-1] + 1e-9)) >= 0.5
         np.testing.assert_allclose(values, measure(data.levels, at))
     check_laws(axes, **{law: partial(theirs, law=law) for law in ("goe", "goe2", "poisson")})
     assert "± one standard error" in said(axes)

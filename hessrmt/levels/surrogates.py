@@ -60,7 +60,7 @@ _STRETCH, _STRETCHES = 400, 200
 _VERSIONS, _MOST_VERSIONS, _LEVELS = 3, 400, 30_000
 """Versions of each run at least, and at most; and levels of all of them, if these allow."""
 
-_STEEP, _TOO_STEEP, _LEVELS_STEEP = 0.1, 0.5, 80_000
+_STEEP, _TOO_STEEP, _LEVELS_STEEP = 0.1, 0.5, 40_000
 """Change of ln(mean spacing) from one level to the next from which surrogates are corrected for
 what their density owes to chance, and from which no unfolding is followed; levels there."""
 
