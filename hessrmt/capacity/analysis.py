@@ -228,7 +228,7 @@ class _Run:
             # power laws and bulks are fitted to each matrix, or to all of them pooled
             spectra = list(islice(found, len(each)))
             task.spectra[role] = [direct_sum(spectra)] if task.weights.pooled else spectra
-        values = [one.positive for task in tasks for one in task.spectra.get("weights", [])]
+        values = [one.tied for task in tasks for one in task.spectra.get("weights", [])]
         fits = iter(powerlaw.fit_all(values, x_max=self.x_max, backend=self.scanning))
         for task in tasks:
             of = task.spectra.get("weights", [])
@@ -254,7 +254,7 @@ class _Run:
     def _matrix(self, task: _Task, number: int) -> MatrixFit:
         weights, spectra = task.weights, task.spectra["weights"]
         spectrum, label = spectra[number], weights.parts[number] if len(spectra) > 1 else ""
-        values = spectrum.positive
+        values = spectrum.tied
         fit = task.fits[number]
         bulk = BulkFit(failed=_FLAT) if fit.failed == _FLAT else fit_bulk(spectrum)
         random = task.spectra["permuted"][number] if self.randomize else None

@@ -177,7 +177,8 @@ def fit(
     """Fit a power law to the tail of a sample.
 
     Args:
-        values: (n,) finite numbers in any order, e.g. eigenvalues.
+        values: (n,) finite numbers in any order, e.g. eigenvalues. Equal ones are one place where a
+            tail may begin: see :func:`hessrmt.capacity.tied` for those that rounding has split.
         x_min: See :class:`Rule`, as for the next four.
         x_max: Where the law ends.
         floor: Below the values of interest.
