@@ -518,6 +518,11 @@ class CapacityConfig(Settings):
         "none",
         "Upper end of the power laws: none, max (the largest eigenvalue) or a number.",
     )
+    two_sided: bool = option(
+        False,
+        "Power laws by the two-sided Kolmogorov-Smirnov distance, not that of steps' lower ends "
+        "alone (as the package powerlaw).",
+    )
     compare: tuple[Literal["lognormal", "exponential", "truncated"], ...] = option(
         (), "Compare the power law with lognormal, exponential or truncated; repeatable."
     )

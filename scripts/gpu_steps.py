@@ -356,13 +356,14 @@ def scan(machine: Machine) -> Iterator[Entry]:
     layers = [np.sort(1 + draw.pareto(2, size=n)) for n in (1, 2, 33, 0, 1000)] + [np.ones(5)]
     offsets = np.cumsum([0, *map(len, layers)], dtype=np.int64)
     values = np.concatenate(layers)
-    found = machine.kernels.powerlaw_scan(values, offsets)
-    expected = machine.cpu.powerlaw_scan(layers)
-    for number, name in enumerate(("alpha", "distance")):
-        wanted = np.concatenate([fit[number] for fit in expected])
-        # sums of at most 1,000 positive terms; relative to alpha, distances are at most 1
-        scale = max(1.0, float(np.nanmax(np.abs(wanted))))
-        yield compared(f"scan, {name}", found[number], wanted, 2 * 1000 * EPS * scale)
+    for two_sided, names in ((False, ("alpha", "distance")), (True, ("alpha", "two-sided"))):
+        found = machine.kernels.powerlaw_scan(values, offsets, two_sided)
+        expected = machine.cpu.powerlaw_scan(layers, two_sided=two_sided)
+        for number, name in enumerate(names):
+            wanted = np.concatenate([fit[number] for fit in expected])
+            # sums of at most 1,000 positive terms; relative to alpha, distances are at most 1
+            scale = max(1.0, float(np.nanmax(np.abs(wanted))))
+            yield compared(f"scan, {name}", found[number], wanted, 2 * 1000 * EPS * scale)
 
 
 def small(machine: Machine) -> Iterator[Entry]:

@@ -294,13 +294,14 @@ def test_staircase(backend, sizes):
         np.testing.assert_array_equal(counts, (every[None, :] < row[:, None]).sum(axis=1))
 
 
-def test_powerlaw_scan(backend):
+@pytest.mark.parametrize("two_sided", [False, True])
+def test_powerlaw_scan(backend, two_sided):
     draw = rng.stream(0, "scan")
     layers = [np.sort(draw.pareto(1.5, n) + 1) for n in (300, 1, 0, 127, 128, 129)] + [np.ones(5)]
     layers.append(np.sort(draw.pareto(1.5, 20) + 1).astype(np.float32))
-    found = backend.powerlaw_scan(layers)
+    found = backend.powerlaw_scan(layers, two_sided=two_sided)
     for ours, layer in zip(found, layers, strict=True):
-        theirs = reference.powerlaw_scan(layer, np.array([0, len(layer)]))
+        theirs = reference.powerlaw_scan(layer, np.array([0, len(layer)]), two_sided)
         # sums of n terms, and depths ln(x_max/x) each good to 4 ε of the tail's extent, here less
         # than 10 times its mean: ε (80 + n) relative to α - 1, less than 20 n ε for n > 4; an
         # exponent y is off by as much relative to itself, and y exp(-y) < 1

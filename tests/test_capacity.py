@@ -17,7 +17,7 @@ from torch import nn
 from weight_samples import weights
 
 import hessrmt as hr
-from hessrmt.capacity import analysis, spectra
+from hessrmt.capacity import analysis, powerlaw, spectra
 from hessrmt.capacity.spectra import FALSE_ALARMS, MatrixSpectrum, fit_bulk
 from hessrmt.errors import DataError, HessrmtError
 
@@ -46,7 +46,8 @@ def squares(matrix):
 
 def spectrum_of(values, larger=50):
     values = np.sort(np.asarray(values, dtype=float))
-    return MatrixSpectrum(values, larger, len(values), float(larger * values.sum()))
+    squares = float(larger * values.sum())
+    return MatrixSpectrum(values, larger, len(values), squares, np.zeros_like(values))
 
 
 # against weightwatcher
@@ -160,6 +161,100 @@ def test_low_rank_matrices_have_their_rank(exact):
     assert layer.spikes is None
     one = layer_of(np.outer(draw.normal(size=9), draw.normal(size=22)), exact=exact)
     assert 1 <= one.stable_rank < 1 + 1e-12
+
+
+# repeated singular values
+
+
+def assert_fits_of(part, exact, error):
+    """The fit of the exact values, where each eigenvalue is wrong by ``error`` at most.
+
+    ln(λ/x_min) then is wrong by 2 error/x_min, α - 1 = 1/⟨ln(λ/x_min)⟩ by (α - 1) times as much
+    relative to itself, and exponents y of the law by both, of which D sees y e^-y < 1/2 and the
+    slope. That times 1 + 2^-10 for what is of second order, and n ε for sums.
+    """
+    wanted = powerlaw.fit(exact)
+    slope, relative = wanted.alpha - 1, 2 * error / wanted.x_min
+    assert part.n_tail == wanted.n_tail
+    rounding = len(exact) * EPS
+    bound = slope * relative * (1 + 2**-10) + rounding
+    assert part.alpha - 1 == pytest.approx(slope, rel=bound)
+    assert part.ks_distance == pytest.approx(wanted.ks_distance, abs=1.5 * bound)
+    assert part.x_min == pytest.approx(wanted.x_min, abs=error)
+    # what the tail is, whoever looks at the eigenvalues as they are
+    assert np.count_nonzero(part.eigenvalues >= part.x_min) == part.n_tail
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("copies", [2, 3])
+def test_a_repeated_matrix_has_the_power_law_of_one(copies, exact):
+    for seed in range(6):
+        one = heavy(40, 60, seed)
+        values = squares(one)
+        matrix = np.kron(np.eye(copies), one)
+        (part,) = layer_of(matrix, exact=exact).matrices
+        # of both routes, and the oracle's own
+        error = 2 * spectra.noise(*matrix.shape[::-1]) * values[-1] / copies
+        assert_fits_of(part, np.repeat(values / copies, copies), error)
+        alone = layer_of(one, exact=exact)
+        assert part.sigma == pytest.approx(alone.sigma / math.sqrt(copies), rel=1e-9)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_rotations_leave_the_power_law_of_repeated_singular_values(exact):
+    n, m = 48, 36
+    for seed in range(6):
+        draw = np.random.default_rng([seed, n, m])
+        values = np.repeat(np.sort(draw.pareto(1.5, m // 3) + 0.2), 3)
+        left, right = (stats.ortho_group.rvs(k, random_state=draw) for k in (n, m))
+        matrix = left[:, :m] * np.sqrt(n * values) @ right
+        (part,) = layer_of(matrix, exact=exact).matrices
+        # the product of m terms and factors orthogonal to m ε or so: W is wrong by 3 m ε of σ_max,
+        # λ by twice that; the solver as above
+        error = (spectra.noise(n, m) + 6 * m * EPS) * values[-1]
+        assert_fits_of(part, values, error)
+
+
+def test_tied_kernel_positions_are_samples_of_one_value():
+    kernel = heavy(24, 30)
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], (5, 24, 1))
+    layer = layer_of((signs * kernel).transpose(1, 2, 0), "pooled")
+    values = squares(kernel)
+    error = 2 * spectra.noise(30, 24) * values[-1]
+    assert_fits_of(layer.matrices[0], np.repeat(values, 5), error)
+
+
+def test_levels_are_equal_within_their_errors_alone():
+    def of(levels, error):
+        return hr.capacity.tied(np.array(levels), error).tolist()
+
+    assert of([], 1.0) == []
+    assert of([5.0, 7.0, 9.1], 1.0) == [5.0, 5.0, 9.1]
+    assert of([5.0, 5.0, 5.0], 0.0) == [5.0, 5.0, 5.0]
+    # a run of close levels doesn't become one
+    assert of([0.0, 1.5, 3.0, 4.5, 6.0], 1.0) == [0.0, 0.0, 3.0, 3.0, 6.0]
+    # each has the error of its own matrix, of which one may be a millionth of the other
+    assert of([1.0, 1.5, 2.0, 1e6, 1e6 + 1], np.array([0.1, 0.1, 0.1, 1, 1])) == [
+        *(1.0, 1.5, 2.0),
+        *(1e6, 1e6),
+    ]
+    small, large = heavy(20, 30), 1e8 * heavy(20, 30, 1)
+    layer = layer_of(np.stack([small, large], axis=-1), "pooled")
+    every = np.sort(np.concatenate([squares(small), squares(large)]))
+    assert layer.alpha == pytest.approx(powerlaw.fit(every).alpha, rel=1e-9)
+
+
+@given(st.lists(st.integers(0, 60), min_size=1, max_size=40), st.integers(0, 5))
+def test_ties_of_levels_against_their_definition(levels, error):
+    """Integers, without rounding: groups within 2 error of their least level."""
+    levels = np.sort(np.array(levels, dtype=float))
+    expected, first = [], -math.inf
+    for level in levels.tolist():
+        first = first if level - first <= 2 * error else level
+        expected.append(first)
+    found = hr.capacity.tied(levels, float(error))
+    assert found.tolist() == expected
+    assert hr.capacity.tied(found, float(error)).tolist() == expected
 
 
 def test_waiting_together_changes_nothing(monkeypatch):

@@ -12,6 +12,7 @@ import pytest
 import torch
 from rich.cells import cell_len
 from safetensors.numpy import save_file
+from scipy import stats
 from test_capacity import heavy
 
 import hessrmt as hr
@@ -89,6 +90,28 @@ def test_networks_layer_by_layer(cli, tmp_path):
     alone = cli("capacity", "one.pt", "--side-by-side")
     assert alone.returncode == 2
     assert "give two or more" in alone.stderr
+
+
+def test_two_sided_distances(cli, tmp_path, net):
+    result = cli("capacity", "net.pt", "--conv", "pooled", "--two-sided", "--json")
+    found = parsed(result)
+    assert "two-sided distance" in found["notes"][-1]
+    assert "two-sided distance" in result.stderr
+    plain = hr.capacity.analyze(str(net), "pooled")
+    assert not plain.notes
+    for layer, other in zip(found["layers"], plain.layers, strict=True):
+        if layer["skipped"]:
+            continue
+        values = other.matrices[0].eigenvalues
+        tails = [values[values >= x] for x in values[values > 0][:-2]]
+        slopes = [len(tail) / np.log(tail / tail[0]).sum() for tail in tails]
+        laws = [stats.pareto(a, scale=tail[0]).cdf for a, tail in zip(slopes, tails, strict=True)]
+        distances = [stats.kstest(*each).statistic for each in zip(tails, laws, strict=True)]
+        best = int(np.argmin(distances))
+        assert layer["x_min"] == pytest.approx(tails[best][0], rel=1e-9)
+        assert layer["ks_distance"] == pytest.approx(distances[best], abs=1e-9)
+        assert layer["alpha"] == pytest.approx(1 + slopes[best], rel=1e-9)
+        assert layer["ks_distance"] >= other.ks_distance - 1e-9
 
 
 def test_networks_without_common_names_are_compared_by_depth():

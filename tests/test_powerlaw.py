@@ -194,24 +194,71 @@ def test_recovers_the_exponent(alpha):
 # pruned search, scans, backends
 
 
+@pytest.mark.parametrize("two_sided", [False, True])
 @pytest.mark.parametrize("x_max", [None, "max"])
 @pytest.mark.parametrize("chunk", [64, 2**16])
-def test_pruned_search_finds_the_least_distance(x_max, chunk, monkeypatch):
+def test_pruned_search_finds_the_least_distance(x_max, chunk, two_sided, monkeypatch):
     monkeypatch.setattr(powerlaw, "_CHUNK", chunk)
     draw = rng.stream(0, "fit", "pruned")
     samples = [spectrum(kind, 9) for kind in KINDS]
     if chunk > 64:  # two and three levels of bounds
         samples += [pareto(1500, "pruned"), pareto(6000, "pruned"), draw.lognormal(size=3000)]
         samples.append(np.round(100 * pareto(3000, "ties")) / 100)
-    there = fit_all(samples, x_max=x_max, backend=select("cpu"))
+    rule = {"x_max": x_max, "two_sided": two_sided}
+    there = fit_all(samples, **rule, backend=select("cpu"))
     for values, other in zip(samples, there, strict=True):
-        ours, every = fit(values, x_max=x_max), scan(values, x_max=x_max)
+        ours, every = fit(values, **rule), scan(values, **rule)
         best = every.ks_distance[:-1].argmin()  # the last tail holds two distinct values
         assert ours.x_min == every.x_min[best]
         # another order of the same operations
         assert ours.alpha == pytest.approx(every.alpha[best], rel=8 * EPS)
         assert ours.ks_distance == pytest.approx(every.ks_distance[best], rel=1e-12)
         np.testing.assert_allclose(numbers(other), numbers(ours), rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_sided_distances_are_scipys(kind):
+    values = np.sort(spectrum(kind, 3))
+    every = scan(values, two_sided=True)
+    assert len(every.x_min) == len(np.unique(values)) - 1
+    found = []
+    for x_min, alpha, distance in zip(*every, strict=True):
+        tail = values[values >= x_min]
+        law = stats.pareto(alpha - 1, scale=x_min)
+        found.append(stats.kstest(tail, law.cdf, method="asymp").statistic)
+        # the same α on both sides, but for the rounding of α - 1: left are the power of a quotient,
+        # rounded once, and ours, whose depths are good to 4 ε of the tail's extent
+        bound = EPS * (8 + alpha * (1 + 8 * np.log(values[-1] / x_min)))
+        assert abs(found[-1] - distance) <= bound
+    best = int(np.argmin(found[:-1]))  # the last tail holds two distinct values
+    for backend in (None, select("cpu")):
+        ours = fit(values, two_sided=True, backend=backend)
+        assert ours.x_min == every.x_min[best]
+        assert ours.ks_distance == pytest.approx(found[best], abs=1e-12)
+        assert ours.rule.two_sided
+    # the other distance leaves out steps' upper ends, 1/n each but for ties
+    steps = np.unique(values, return_counts=True)[1].max() / (
+        len(values) - np.searchsorted(values, every.x_min)
+    )
+    lower = scan(values)
+    np.testing.assert_array_equal(lower.alpha, every.alpha)
+    assert np.all(lower.ks_distance <= every.ks_distance)
+    assert np.all(every.ks_distance <= lower.ks_distance + steps + 1e-12)
+
+
+@pytest.mark.parametrize("given", [{"x_min": 1.1}, {"x_max": 40.0}, {"x_max": "max"}])
+def test_two_sided_distances_of_given_ends(given):
+    values = np.sort(spectrum("pareto with a body", 5))
+    ours = fit(values, two_sided=True, **given)
+    tail = values[(values >= ours.x_min) & (values <= ours.x_max)]
+    slope, extent = ours.alpha - 1, np.log(ours.x_max / ours.x_min)
+
+    def law(x):
+        return np.expm1(-slope * np.log(x / ours.x_min)) / np.expm1(-slope * extent)
+
+    wanted = stats.kstest(tail, law, method="asymp").statistic
+    assert ours.ks_distance == pytest.approx(wanted, abs=1e-12)
+    assert ours.n_tail == len(tail)
 
 
 # what a fit leaves out, and what is none
@@ -333,9 +380,10 @@ def test_p_of_another_law_is_small():
     assert goodness_of_fit(values, ended, samples=50) < 0.1
 
 
-def test_p_is_seeded_and_counts_distances(monkeypatch):
+@pytest.mark.parametrize("two_sided", [False, True])
+def test_p_is_seeded_and_counts_distances(two_sided, monkeypatch):
     values = spectrum("pareto with a body", 1)
-    one = fit(values)
+    one = fit(values, two_sided=two_sided)
     p = goodness_of_fit(values, one, samples=40, seed=5)
     assert p == goodness_of_fit(values[::-1], one, samples=40, seed=5)
     assert p == goodness_of_fit(values, one, samples=40, seed=5, backend=select("cpu"))
@@ -349,7 +397,8 @@ def test_p_is_seeded_and_counts_distances(monkeypatch):
         k = draw.binomial(one.n, one.n_tail / one.n)
         below = draw.choice(body, one.n - k)
         tail = one.x_min * (1 - draw.random(k)) ** (-1 / (one.alpha - 1))
-        farther += fit(np.append(below, tail)).ks_distance >= one.ks_distance
+        again = fit(np.append(below, tail), two_sided=two_sided)
+        farther += again.ks_distance >= one.ks_distance
     assert p == farther / 40
 
 

@@ -204,13 +204,14 @@ class Backend(ABC):
         places, offsets = _joined(queries, "queries")
         return _parted(self._staircase(levels, places), offsets)
 
-    def powerlaw_scan(self, values: Rows) -> Fits:
+    def powerlaw_scan(self, values: Rows, *, two_sided: bool = False) -> Fits:
         """Fit ρ(x) ~ x^(-α) to the tail of every layer that begins at each of its values.
 
         Definitions and sources: :func:`hessrmt.backend.reference.powerlaw_scan`.
 
         Args:
             values: For each layer (n_i,) ascending, positive; computed with in float64.
+            two_sided: Whether distances count the upper ends of the staircase's steps too.
 
         Returns:
             For each layer α and the Kolmogorov-Smirnov distance of each candidate, (n_i,) float64,
@@ -226,7 +227,7 @@ class Backend(ABC):
             if begin < offsets[number + 1] and every[begin] <= 0:
                 smallest = f"the smallest value is {every[begin]:g}"
                 raise ConfigError(f"layer {number}: {smallest}; a power law needs values > 0")
-        fits = self._scan(every, offsets) if len(values) else (every, every)
+        fits = self._scan(every, offsets, two_sided) if len(values) else (every, every)
         return list(zip(*(_parted(of_each, offsets) for of_each in fits), strict=True))
 
     def sample_goe(
@@ -275,8 +276,10 @@ class Backend(ABC):
     def _staircase(self, pool: np.ndarray, queries: np.ndarray) -> np.ndarray:
         return reference.staircase(pool, queries)
 
-    def _scan(self, values: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return reference.powerlaw_scan(values, offsets)
+    def _scan(
+        self, values: np.ndarray, offsets: np.ndarray, two_sided: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        return reference.powerlaw_scan(values, offsets, two_sided)
 
     def _goe(self, n: int, count: int, key: int, first: int) -> Tensor:
         drawn = reference.sample_goe(n, count, key, first=first)

@@ -151,8 +151,10 @@ class CudaBackend(Backend):
             self._warn_once("counting function", error)
             return super()._staircase(pool, queries)
 
-    def _scan(self, values: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return self._run("powerlaw_scan", super()._scan, values, offsets)
+    def _scan(
+        self, values: np.ndarray, offsets: np.ndarray, two_sided: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        return self._run("powerlaw_scan", super()._scan, values, offsets, two_sided)
 
     def _goe(self, n: int, count: int, key: int, first: int) -> Tensor:
         return self._run("goe_fill", super()._goe, n, count, key, first)

@@ -283,14 +283,17 @@ class Kernels:
     # The rest
 
     def powerlaw_scan(
-        self, values: Float64[np.ndarray, " total"], offsets: Int64[np.ndarray, " layers+1"]
+        self,
+        values: Float64[np.ndarray, " total"],
+        offsets: Int64[np.ndarray, " layers+1"],
+        two_sided: bool = False,
     ) -> tuple[Float64[np.ndarray, " total"], Float64[np.ndarray, " total"]]:
-        """Power-law fits of ragged layers at every x_min: α and distance, one-sided."""
+        """Power-law fits of ragged layers at every x_min: α and distance."""
         alpha, distance = self._zeros((2, len(values)))
         layers, longest = len(offsets) - 1, int(np.diff(offsets).max())
         there, starts = (torch.from_numpy(a).to(self._device) for a in (values, offsets))
         grid = (_blocks(longest, SCAN_THREADS), min(layers, _GRID_LIMIT))
-        arguments = (there, starts, layers, np.int32(0), alpha, distance)
+        arguments = (there, starts, layers, np.int32(two_sided), alpha, distance)
         self._run("powerlaw_scan", there, grid, (SCAN_THREADS,), *arguments)
         return alpha.cpu().numpy(), distance.cpu().numpy()
 

@@ -80,7 +80,6 @@ def staircase(
 def powerlaw_scan(
     values: Float[np.ndarray, " total"],
     offsets: Int64[np.ndarray, " layers+1"],
-    *,
     two_sided: bool = False,
 ) -> tuple[Float64[np.ndarray, " total"], Float64[np.ndarray, " total"]]:
     """Fit ρ(x) ~ x^(-α), x ≥ x_min, to every layer at every candidate x_min = x_i.

@@ -29,7 +29,7 @@ from hessrmt.capacity.powerlaw import (
 )
 from hessrmt.capacity.report import CapacityReport, Layer, MatrixFit, SideBySide, side_by_side
 from hessrmt.capacity.sources import open_source
-from hessrmt.capacity.spectra import BulkFit, fit_bulk
+from hessrmt.capacity.spectra import BulkFit, fit_bulk, tied
 
 __all__ = [
     "BulkFit",
@@ -50,4 +50,5 @@ __all__ = [
     "open_source",
     "scan",
     "side_by_side",
+    "tied",
 ]

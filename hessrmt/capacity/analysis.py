@@ -53,6 +53,7 @@ def analyze(
     randomize: bool = False,
     p_values: int = 0,
     x_max: float | Literal["max"] | None = None,
+    two_sided: bool = False,
     compare_with: Sequence[str] = (),
     exact: bool = False,
     min_size: int = 2,
@@ -78,6 +79,9 @@ def analyze(
         randomize: Also spectra of the matrices with their entries permuted: correlation traps.
         p_values: Bootstrap samples for the p-value of every power law; 0 for none.
         x_max: Where tails end: nowhere (None), at the largest eigenvalue (``"max"``), or there.
+        two_sided: Whether x_min is where the two-sided Kolmogorov-Smirnov distance is least, rather
+            than that of the lower ends of steps, which the Python package ``powerlaw`` takes; a
+            note of the report says so.
         compare_with: Alternatives to the power law: ``lognormal``, ``exponential``, ``truncated``;
             not with ``x_max``.
         exact: Singular values instead of Gram eigenvalues, see :mod:`hessrmt.capacity.spectra`.
@@ -108,13 +112,15 @@ def analyze(
         if initial is not None:
             start = stack.enter_context(opened(initial))
             before = {layer.name: other for layer, other in pairs(network, start)}
-        run = _Run(network, before, backend, seed, randomize, p_values, x_max, compare_with, exact)
+        laws = p_values, x_max, two_sided, compare_with
+        run = _Run(network, before, backend, seed, randomize, *laws, exact)
         layers = []
         for layer in run.layers():
             layers.append(layer)
             if tick:
                 tick(layer.name, len(layers), len(network.layers))
-        notes = (*network.notes, *run.notes)
+        which = ("x_min and D of power laws are by the two-sided distance",) if two_sided else ()
+        notes = (*network.notes, *run.notes, *which)
         return CapacityReport(network.label, conv, seed, tuple(layers), backend.name, notes)
 
 
@@ -164,6 +170,7 @@ class _Run:
     randomize: bool
     p_values: int
     x_max: float | Literal["max"] | None
+    two_sided: bool
     compare_with: Sequence[str]
     exact: bool
     notes: list[str] = field(default_factory=list)
@@ -228,8 +235,12 @@ class _Run:
             # power laws and bulks are fitted to each matrix, or to all of them pooled
             spectra = list(islice(found, len(each)))
             task.spectra[role] = [direct_sum(spectra)] if task.weights.pooled else spectra
-        values = [one.positive for task in tasks for one in task.spectra.get("weights", [])]
-        fits = iter(powerlaw.fit_all(values, x_max=self.x_max, backend=self.scanning))
+        values = [one.tied for task in tasks for one in task.spectra.get("weights", [])]
+        fits = iter(
+            powerlaw.fit_all(
+                values, x_max=self.x_max, two_sided=self.two_sided, backend=self.scanning
+            )
+        )
         for task in tasks:
             of = task.spectra.get("weights", [])
             task.fits = [
@@ -254,7 +265,7 @@ class _Run:
     def _matrix(self, task: _Task, number: int) -> MatrixFit:
         weights, spectra = task.weights, task.spectra["weights"]
         spectrum, label = spectra[number], weights.parts[number] if len(spectra) > 1 else ""
-        values = spectrum.positive
+        values = spectrum.tied
         fit = task.fits[number]
         bulk = BulkFit(failed=_FLAT) if fit.failed == _FLAT else fit_bulk(spectrum)
         random = task.spectra["permuted"][number] if self.randomize else None

@@ -4,8 +4,10 @@
 least (Clauset, Shalizi and Newman 2009, §3.3), for continuous values. Conventions are those of the
 Python package ``powerlaw`` 2.0 (Alstott, Bullmore and Plenz 2014):
 
-- the distance counts the lower ends of the staircase's steps
-  (:func:`hessrmt.backend.reference.powerlaw_scan`);
+- the distance counts the lower ends of the staircase's steps, #{tail < x}/n, alone
+  (:func:`hessrmt.backend.reference.powerlaw_scan`). ``two_sided`` counts the upper ends as well:
+  the Kolmogorov-Smirnov distance as it is defined, the supremum over all x, which for short tails
+  is least at another x_min;
 - a tail holds three distinct values or more (``powerlaw`` 1.5: two. The distance of two values
   from their law is 1/2 - e^-2, whatever they are).
 
@@ -92,6 +94,7 @@ class Rule:
         floor: Values at or below it are left out: zero, or the noise of the values' computation.
         max_alpha: Only smaller exponents are considered; None: all.
         min_tail: Distinct values that a tail must hold, 3 or more.
+        two_sided: Whether distances count the upper ends of the staircase's steps too.
     """
 
     x_min: float | None = None
@@ -99,6 +102,7 @@ class Rule:
     floor: float = 0.0
     max_alpha: float | None = None
     min_tail: int = 3
+    two_sided: bool = False
 
     def __post_init__(self) -> None:
         if self.x_min is not None:
@@ -119,7 +123,8 @@ class TailFit:
         alpha: Exponent α.
         x_min: Where the tail begins.
         x_max: Where the law ends; infinite without a cut-off.
-        ks_distance: Kolmogorov-Smirnov distance D between the tail and its law.
+        ks_distance: Kolmogorov-Smirnov distance D between the tail and its law, of the lower ends
+            of steps or two-sided.
         sigma: Standard error of α: (α - 1)/√n_tail; with a cut-off from its law's Fisher
             information. That of x_min's choice is not in it.
         n_tail: Values of the tail; 0 without one.
@@ -172,23 +177,26 @@ def fit(
     floor: float = 0.0,
     max_alpha: float | None = None,
     min_tail: int = 3,
+    two_sided: bool = False,
     backend: Backend | None = None,
 ) -> PowerLawFit:
     """Fit a power law to the tail of a sample.
 
     Args:
-        values: (n,) finite numbers in any order, e.g. eigenvalues.
-        x_min: See :class:`Rule`, as for the next four.
+        values: (n,) finite numbers in any order, e.g. eigenvalues. Equal ones are one place where a
+            tail may begin: see :func:`hessrmt.capacity.tied` for those that rounding has split.
+        x_min: See :class:`Rule`, as for the next five.
         x_max: Where the law ends.
         floor: Below the values of interest.
         max_alpha: Limit of the exponent.
         min_tail: Distinct values of a tail.
+        two_sided: Which distance.
         backend: As in :func:`fit_all`.
 
     Returns:
         The fit; without any tail that fits the rule, its reason.
     """
-    return _fits([values], [Rule(x_min, x_max, floor, max_alpha, min_tail)], backend)[0]
+    return _fits([values], [Rule(x_min, x_max, floor, max_alpha, min_tail, two_sided)], backend)[0]
 
 
 def fit_all(
@@ -199,17 +207,19 @@ def fit_all(
     floor: float | Sequence[float] = 0.0,
     max_alpha: float | None = None,
     min_tail: int = 3,
+    two_sided: bool = False,
     backend: Backend | None = None,
 ) -> list[PowerLawFit]:
     """Fit power laws to the tails of many samples.
 
     Args:
         spectra: Samples, as for :func:`fit`.
-        x_min: See :class:`Rule`, as for the next four.
+        x_min: See :class:`Rule`, as for the next five.
         x_max: Where the laws end.
         floor: One for all, or one for each.
         max_alpha: Limit of the exponents.
         min_tail: Distinct values of a tail.
+        two_sided: Which distance.
         backend: Where all distances of all tails of all samples are computed, in one launch. None:
             on the CPU those that the least one needs. The fits are the same. Where x_min or x_max
             is given, a backend is not used.
@@ -223,33 +233,40 @@ def fit_all(
     floors = [floor] * len(spectra) if isinstance(floor, int | float) else list(floor)
     if len(floors) != len(spectra):
         raise DataError(f"{len(floors)} floors for {len(spectra)} spectra; give one for each")
-    rules = [Rule(x_min, x_max, each, max_alpha, min_tail) for each in floors]
+    rules = [Rule(x_min, x_max, each, max_alpha, min_tail, two_sided) for each in floors]
     return _fits(spectra, rules, backend)
 
 
 def scan(
-    values: Values, *, x_max: XMax = None, floor: float = 0.0, backend: Backend | None = None
+    values: Values,
+    *,
+    x_max: XMax = None,
+    floor: float = 0.0,
+    two_sided: bool = False,
+    backend: Backend | None = None,
 ) -> Scan:
     """Fits of all tails of a sample, e.g. to plot α and D against x_min; work O(n²).
 
     Args:
         values: (n,) as for :func:`fit`.
-        x_max: See :class:`Rule`, as for the floor.
+        x_max: See :class:`Rule`, as for the next two.
         floor: Below the values of interest.
+        two_sided: Which distance.
         backend: Where it is computed, the CPU by default; with x_max on the CPU.
 
     Returns:
         x_min, α and D of each; none for fewer than two distinct values.
     """
-    rule = Rule(x_max=x_max, floor=floor)
+    rule = Rule(x_max=x_max, floor=floor, two_sided=two_sided)
     ordered, *_ = _usable(values, rule)
     if len(ordered) < 2 or ordered[0] == ordered[-1]:
         return Scan(*np.empty((3, 0)))
     if rule.x_max is not None:
-        of = _tails(ordered, float(ordered[-1] if x_max == "max" else rule.x_max))
+        x_max = float(ordered[-1] if x_max == "max" else rule.x_max)
+        of = _tails(ordered, x_max, two_sided=two_sided)
         return Scan(of.x[:-1], 1 + of.slope, of.distances())
     where = select("cpu") if backend is None else backend
-    ((alpha, distance),) = where.powerlaw_scan([ordered])
+    ((alpha, distance),) = where.powerlaw_scan([ordered], two_sided=two_sided)
     first = np.flatnonzero(np.append(True, ordered[1:] > ordered[:-1]))[:-1]
     return Scan(ordered[first], alpha[first], distance[first])
 
@@ -270,7 +287,8 @@ def _fits(
     samples = [_usable(values, each) for values, each in zip(spectra, rules, strict=True)]
     scanned: list[np.ndarray | None] = [None] * len(samples)
     if backend is not None and all(each.x_min is each.x_max is None for each in rules):
-        scans = backend.powerlaw_scan([ordered for ordered, *_ in samples])
+        rows = [ordered for ordered, *_ in samples]
+        scans = backend.powerlaw_scan(rows, two_sided=any(each.two_sided for each in rules))
         scanned = [distance for _, distance in scans]
     return [_fit(*one) for one in zip(samples, rules, scanned, strict=True)]
 
@@ -288,7 +306,7 @@ def _fit(sample: tuple[Array, int, int], rule: Rule, scanned: np.ndarray | None)
         why = f"{distinct} distinct values {where}; {rule.min_tail} are needed"
         return PowerLawFit(*nothing, why)
     x_max = float(values[-1]) if rule.x_max == "max" else rule.x_max
-    of = _tails(values, x_max, rule.x_min)
+    of = _tails(values, x_max, rule.x_min, two_sided=rule.two_sided)
     longest = distinct - rule.min_tail if rule.x_min is None else 0
     allowed = np.arange(len(of.slope)) <= longest
     if rule.max_alpha is not None:
@@ -319,6 +337,7 @@ class _Tails:
         depth: (d,) ln(x_top/x).
         extent: (d,) ln(x_max/x), where the law ends; None without an upper cut-off.
         slope: (d - 1,) α - 1, tails of two distinct values or more.
+        above: (d,) values above each, where distances are two-sided; else None.
     """
 
     x: Float64[np.ndarray, " d"]
@@ -326,6 +345,7 @@ class _Tails:
     depth: Float64[np.ndarray, " d"]
     extent: Float64[np.ndarray, " d"] | None
     slope: Float64[np.ndarray, " d-1"]
+    above: Int64[np.ndarray, " d"] | None = None
 
     def sigma(self, i: int) -> float:
         """Standard error of tail i's exponent, (α - 1)/√n (Clauset et al. 2009, eq. 3.2)."""
@@ -399,12 +419,17 @@ class _Tails:
         return worst
 
     def _gaps(self, some: Candidates, at: Candidates | slice) -> Table:
-        """|F - #{tail < x}/n| of tails at values, lower ends of steps; 0 below a tail."""
+        """|F - #{tail < x}/n| of tails at values, or the larger of both ends; 0 below a tail."""
         i = some[:, None]
         share = 1 / self.size[i]
+        law = self._survival(i, np.maximum(self.depth[i] - self.depth[at], 0.0))
         gap = np.minimum(self.size[at] * share, 1.0)
-        gap -= self._survival(i, np.maximum(self.depth[i] - self.depth[at], 0.0))
-        return np.abs(gap, out=gap)
+        gap -= law
+        np.abs(gap, out=gap)
+        if self.above is not None:  # the upper end, #{tail ≤ x}/n
+            law -= np.minimum(self.above[at] * share, 1.0)
+            np.maximum(gap, law, out=gap)
+        return gap
 
     def _survival(self, i: Candidates, t: Table) -> Table:
         if self.extent is None:
@@ -418,7 +443,13 @@ class _Tails:
         return np.where(mirrored, 1 - law, law)
 
 
-def _tails(ordered: Array, x_max: float | None = None, x_min: float | None = None) -> _Tails:
+def _tails(
+    ordered: Array,
+    x_max: float | None = None,
+    x_min: float | None = None,
+    *,
+    two_sided: bool = False,
+) -> _Tails:
     """Exponents of all tails of two distinct values or more, the longest first, in one pass."""
     # without a cut-off α = 1 + n/Σ ln(x/x_min) (Clauset et al. 2009, eq. 3.1); with one, ln x has
     # an exponential law cut off at L = ln(x_max/x_min), and β = α - 1, which may be negative,
@@ -430,11 +461,12 @@ def _tails(ordered: Array, x_max: float | None = None, x_min: float | None = Non
     # Σ over a tail = Σ over the next one + its size · the ratio between them, all positive
     sums = np.cumsum((size[1:] * log_ratio(x[1:], x[:-1]))[::-1])[::-1]
     depth = log_ratio(x[-1], x)
+    above = np.append(size[1:], 0) if two_sided else None
     if x_max is None:
-        return _Tails(x, size, depth, None, size[:-1] / sums)
+        return _Tails(x, size, depth, None, size[:-1] / sums, above)
     extent = log_ratio(x_max, x)
     slope = _truncated_rate(sums / (size[:-1] * extent[:-1])) / extent[:-1]
-    return _Tails(x, size, depth, extent, slope)
+    return _Tails(x, size, depth, extent, slope, above)
 
 
 def _truncated_rate(mean: Float64[np.ndarray, " c"]) -> Float64[np.ndarray, " c"]:

@@ -13,6 +13,12 @@ Marchenko-Pastur bulks and entropies don't feel it. Only the rank of float64 wei
 values span more than six decades does; singular values have the floor (N ε σ_max)²/N at two to
 six times the cost.
 
+The same errors split an eigenvalue that a matrix has several times, otherwise on each machine. For
+power laws, whose tails begin at distinct values, eigenvalues within each other's errors are one
+value, of as many samples: within 2 (M + √N) ε λ_max, as many as two errors, of Gram matrices. An
+error δ = N ε σ_max of singular values is one of (2σδ + δ²)/N in λ = σ²/N, so that small ones are
+told apart as far as the floor of this route.
+
 Independent elements of variance σ² give X the density of Marchenko and Pastur with ratio c = M/N,
 which ends at λ₊ = σ²(1 + √c)². What training adds shows as eigenvalues beyond.
 
@@ -96,12 +102,14 @@ class MatrixSpectrum:
         larger: N.
         smaller: M, the number of eigenvalues of one matrix.
         frobenius_squared: ‖W‖_F², the sum of all squared weights.
+        error: (n,) bounds of the eigenvalues' rounding errors, in their order and units.
     """
 
     eigenvalues: Levels
     larger: int
     smaller: int
     frobenius_squared: float
+    error: Levels
 
     @property
     def lambda_max(self) -> float:
@@ -117,6 +125,12 @@ class MatrixSpectrum:
     def positive(self) -> Levels:
         """Eigenvalues above the noise floor, ascending."""
         return self.eigenvalues[self.eigenvalues > 0]
+
+    @property
+    def tied(self) -> Levels:
+        """Eigenvalues above the noise floor, ascending; what rounding may have split is equal."""
+        above = self.eigenvalues > 0
+        return tied(self.eigenvalues[above], self.error[above])
 
     @property
     def rank(self) -> int:
@@ -215,11 +229,38 @@ def direct_sum(spectra: Sequence[MatrixSpectrum]) -> MatrixSpectrum:
     """
     if len(spectra) == 1:
         return spectra[0]
+    every = np.concatenate([item.eigenvalues for item in spectra])
+    order = np.argsort(every)
     return replace(
         spectra[0],
-        eigenvalues=np.sort(np.concatenate([item.eigenvalues for item in spectra])),
+        eigenvalues=every[order],
+        error=np.concatenate([item.error for item in spectra])[order],
         frobenius_squared=float(sum(item.frobenius_squared for item in spectra)),
     )
+
+
+def tied(levels: Levels, error: Levels | float) -> Levels:
+    """Make levels equal that their errors cannot tell apart, such as a repeated eigenvalue's.
+
+    Args:
+        levels: (n,) ascending.
+        error: (n,) bounds of their absolute errors, or one for all.
+
+    Returns:
+        (n,) ascending: groups of neighbours, whose intervals ± error have a point in common, at the
+        least of each. A run of close levels is several groups, none wider than twice its errors.
+    """
+    low, high = levels - error, levels + error
+    found = levels.copy()
+    first = last = -1  # of the levels that are one
+    reach = math.inf
+    for i in (np.flatnonzero(low[1:] <= high[:-1]) + 1).tolist():
+        if i - 1 != last:
+            first, reach = i - 1, high[i - 1]
+        if low[i] > reach:
+            first, reach = i, high[i]
+        found[i], last, reach = levels[first], i, min(reach, high[i])
+    return found
 
 
 # How they are computed
@@ -293,7 +334,7 @@ def from_grams(grams: Sequence[Gram], backend: Backend) -> list[MatrixSpectrum]:
         for item, trace in zip(grams, traces, strict=True)
     ]
     return [
-        _spectrum(found / larger, noise(larger, len(found)), larger, trace)
+        _of_gram(found / larger, larger, trace)
         for (_, larger), found, trace in zip(grams, levels, traces, strict=True)
     ]
 
@@ -318,7 +359,7 @@ def from_singular_values(stack: Float64[Tensor, "parts rows columns"]) -> list[M
         raise ConvergenceError(f"the singular values don't converge: {error}") from error
     squares = stack.square().sum(dim=(1, 2)).tolist()
     return [
-        _spectrum(found[::-1] ** 2 / larger, (larger * _EPS) ** 2, larger, square)
+        _of_singular_values(found[::-1], larger, square)
         for found, square in zip(values.cpu().numpy(), squares, strict=True)
     ]
 
@@ -333,9 +374,22 @@ def noise(larger: int, smaller: int) -> float:
     return (smaller + larger**0.5) * _EPS
 
 
-def _spectrum(levels: Levels, relative: float, larger: int, frobenius: float) -> MatrixSpectrum:
-    cleaned = np.where(levels > max(float(levels[-1]), 0.0) * relative, levels, 0.0)
-    return MatrixSpectrum(cleaned, larger, len(levels), frobenius)
+def _of_gram(levels: Levels, larger: int, trace: float) -> MatrixSpectrum:
+    floor = noise(larger, len(levels)) * max(float(levels[-1]), 0.0)
+    return _spectrum(levels, floor, np.full(len(levels), floor), larger, trace)
+
+
+def _of_singular_values(values: Levels, larger: int, squares: float) -> MatrixSpectrum:
+    error = larger * _EPS * float(values[-1])
+    spread = (2 * values * error + error**2) / larger
+    return _spectrum(values**2 / larger, error**2 / larger, spread, larger, squares)
+
+
+def _spectrum(
+    levels: Levels, floor: float, error: Levels, larger: int, squares: float
+) -> MatrixSpectrum:
+    cleaned = np.where(levels > floor, levels, 0.0)
+    return MatrixSpectrum(cleaned, larger, len(levels), squares, error)
 
 
 # The Marchenko-Pastur bulk

@@ -100,6 +100,7 @@ _SAME = (
     "initial",
     "randomize",
     "p_values",
+    "two_sided",
     "exact",
     "min_size",
     "only",
