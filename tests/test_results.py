@@ -20,6 +20,7 @@ from hessrmt.config import SimulateConfig
 from hessrmt.curvature.stochastic import quadrature, traces
 from hessrmt.errors import DataError, StoreError
 from hessrmt.experiments.averaging_theory import IterateRuns
+from hessrmt.experiments.controls import Cell, Cells
 from hessrmt.experiments.experiment import Kept
 from hessrmt.experiments.puzzles import lines
 from hessrmt.generalization import attained, bias_free, fits, rademacher_bound
@@ -225,6 +226,8 @@ MADE = {
     "comparison": lambda: hr.capacity.compare(TAIL, hr.capacity.fit(TAIL)),
     "bulk": lambda: hr.capacity.BulkFit(1.0, 0.1, 2.0, 2.1, 3, 0.5, 0.01),
     "correlation": lambda: hr.capacity.correlate([1, 2, 3], [3, 1, 2]),
+    "control": lambda: Cell("GOE", True, 4, 100, "none", 0, np.array([0.2, 0.7]), 0.5),
+    "controls": lambda: Cells((Cell("GOE", False, 1, 9, "window", 0, np.array([0.2]), None, "x"),)),
 }
 """One of every kind of result that public functions return."""
 

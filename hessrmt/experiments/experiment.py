@@ -473,8 +473,8 @@ class Experiment(ABC, Generic[S, SizeT, E]):
         work = Work(settings, settings.presets[preset], out, **options)
         if work.pool.local:
             select(settings.device)  # refused before anything is written
-        make_folders(out, ".")
         entries = self.compute(work)
+        make_folders(out, ".")  # where nothing was kept on the way
         work.tick("done", len(entries), len(entries))
         return entries
 
