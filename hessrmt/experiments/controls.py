@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from pydantic import Field
 from scipy import stats
+from scipy.interpolate import interp1d
 
 from hessrmt import rng
 from hessrmt.config import Settings
@@ -25,7 +26,7 @@ from hessrmt.experiments.experiment import Column, Experiment, Pictures, Presets
 from hessrmt.levels.analysis import FEWEST_RATIOS, RATE
 from hessrmt.levels.goodness import STATISTICS, distances, judge
 from hessrmt.levels.selection import Selection, ratio_samples, select
-from hessrmt.levels.surrogates import Surrogates, bulks, plan
+from hessrmt.levels.surrogates import Surrogates, plan
 from hessrmt.levels.unfolding import POOL_FROM, unfold_selection
 from hessrmt.plots import levels as plots
 from hessrmt.results import Result
@@ -45,6 +46,9 @@ _HALF = 0.35
 """Share of the levels below zero where they span decades: unequal halves."""
 
 _DECADES = 10.0
+
+_SPECTRA = 200
+"""From which mean positions are taken."""
 
 _METHODS = ("window", "kernel", "spline", "polynomial", "pooled")
 
@@ -238,10 +242,17 @@ def _even(name: str, n: int, draw: np.random.Generator) -> Levels:
     return gaussian_levels(2 if name == "GUE" else 1, n, draw)
 
 
+@lru_cache(maxsize=8)
+def _mean_levels(n: int) -> Levels:
+    """Mean position of each level of a GOE spectrum, with tails that no density of a bulk has."""
+    draw = rng.stream(0, "controls", "mean levels", n)
+    return np.mean([gaussian_levels(1, n, draw) for _ in range(_SPECTRA)], axis=0)
+
+
 def _decades(n: int, hole: bool, draw: np.random.Generator) -> Levels:
     """GOE levels over ten decades: positive ones, or unequal halves with zeros between them."""
-    (levels,) = bulks([n], 1, draw)
-    share = levels / n
+    places = interp1d(_mean_levels(n), np.arange(n) + 0.5, fill_value="extrapolate")
+    share = places(gaussian_levels(1, n, draw)) / n
     if not hole:
         return 10 ** (_DECADES * (share - 1))
     below, above = share[share < _HALF], share[share >= _HALF]

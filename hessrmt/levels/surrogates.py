@@ -289,6 +289,7 @@ class SurrogatePlan:
         spectra: For ``pooled``: spectra in one data set; else 0.
         levels: Levels of each of them.
         whole: Whether these are whole spectra; else stretches from the bulk of larger ones.
+        cuts: For ``pooled``: shares of the levels of a spectrum that lie below each hole.
         method: Unfolding method; ``"none"`` for ratios alone.
         options: Its options, as pairs.
         rotate: For ``pooled``: whether every spectrum is unfolded.
@@ -300,6 +301,7 @@ class SurrogatePlan:
     spectra: int
     levels: int
     whole: bool
+    cuts: tuple[float, ...]
     method: str
     options: tuple[tuple[str, Any], ...]
     rotate: bool
@@ -345,8 +347,20 @@ def plan(
         if not whole:
             count = min(count, _MOST_POOLED)
             levels = min(levels, max(_SHORTEST_POOLED, _TARGET_POOLED // count))
+    cuts = _cuts(selection.runs) if method == "pooled" else ()
     how = method, tuple(sorted((options or {}).items())), rotate
-    return SurrogatePlan(runs, count, levels, whole, *how, surrogates, seed)
+    return SurrogatePlan(runs, count, levels, whole, cuts, *how, surrogates, seed)
+
+
+def _cuts(spectra: Sequence[Samples]) -> tuple[float, ...]:
+    """Shares of the levels below each hole, of the spectra with the usual number of holes."""
+    usual = int(np.median([len(runs) for runs in spectra]))
+    sizes = np.array([[len(run) for run in runs] for runs in spectra if len(runs) == usual])
+    if usual < 2 or not len(sizes):
+        return ()
+    below = np.cumsum(sizes.mean(axis=0))
+    # in hundredths: the surrogates of similar data are then the same ones
+    return tuple(np.round(below[:-1] / below[-1], 2).tolist())
 
 
 def _imitated(runs: Samples) -> tuple[Smooth, ...]:
@@ -597,14 +611,20 @@ class Surrogates:
         return _remembered(key, lambda: self._pooled_anew(points))
 
     def _pooled_anew(self, points: Grid) -> Null:
-        scheme, law, bank = self._plan, self._law, self._whole[0]
-        counts, members = [], []
+        scheme, law, (bank, straight) = self._plan, self._law, self._whole
+        counts, left_out, members = [], np.zeros(POINTS + 1), []
         margin = 0 if scheme.whole else min(_MARGIN, (scheme.levels - 2) // 4)
+        cuts = np.array(scheme.cuts) * scheme.levels
         for number, which in enumerate(self._chosen[: scheme.surrogates]):
             found = self._pool(bank, which, number)
-            steps = np.diff(np.array([row for row in found.levels if row is not None]))
+            used = [i for i, row in enumerate(found.levels) if row is not None]
+            steps = np.diff(np.array([found.levels[i] for i in used]))
             inner = steps[:, margin : steps.shape[1] - margin]
-            counts.append(_row_counts(inner.reshape(1, -1), points)[0])
+            whole = _row_counts(inner.reshape(1, -1), points)[0]
+            over = _over(steps, straight[which[used]], cuts)
+            bridging = _row_counts(over[None], points)[0]
+            counts.append(whole - bridging)
+            left_out += bridging
             members = np.bincount(found.groups).tolist()[: None if scheme.rotate else 1]
         law_below = np.asarray(STATISTICS["spacing"](law).cdf(points))
         bias = sum(
@@ -612,8 +632,11 @@ class Surrogates:
             for own in members
         )
         sets = np.array(counts)
-        every = sets.sum(axis=0) * (len(bank) / scheme.spectra / len(sets))
-        return _null(sets, every, np.asarray(bias))
+        total = sets.sum(axis=0)
+        # a spacing that lies over some place is longer than most: without those of the holes
+        kept, every = total, total + left_out
+        bias = np.asarray(bias) + kept[:-1] / kept[-1] - every[:-1] / every[-1]
+        return _null(sets, total * (len(bank) / scheme.spectra / len(sets)), bias)
 
 
 def bank(law: str, seed: int, backend: Backend) -> Rows:
@@ -726,6 +749,25 @@ def _quarters(law: str, seed: int, sets: int, count: int) -> Float32[np.ndarray,
     for row in chosen:
         row[draw.permutation(count)[: -(-count // 4)]] = 1.0
     return chosen
+
+
+def _over(steps: Rows, places: Rows, cuts: Grid) -> Levels:
+    """The spacings that lie over some places.
+
+    Args:
+        steps: (k, n - 1) spacings of k spectra.
+        places: (k, n) of their levels, with mean spacing 1.
+        cuts: (c,) places in the same units.
+
+    Returns:
+        (k c,) spacings, fewer where a place lies outside.
+    """
+    found = []
+    for cut in cuts:
+        left = (places < cut).sum(axis=1) - 1
+        inside = (left >= 0) & (left < steps.shape[1])
+        found.append(steps[inside, left[inside]])
+    return np.concatenate([np.empty(0), *found])
 
 
 def _pieces(stretches: Rows, n: int, count: int, draw: np.random.Generator) -> Rows:
