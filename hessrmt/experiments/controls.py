@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import Field
 from scipy import stats
-from scipy.interpolate import interp1d
 
 from hessrmt import rng
 from hessrmt.config import Settings
@@ -49,6 +48,9 @@ _DECADES = 10.0
 
 _SPECTRA = 200
 """From which mean positions are taken."""
+
+_BEYOND = 9.0
+"""Spacings to which these are continued; the outermost level of a spectrum lies within three."""
 
 _METHODS = ("window", "kernel", "spline", "polynomial", "pooled")
 
@@ -243,16 +245,18 @@ def _even(name: str, n: int, draw: np.random.Generator) -> Levels:
 
 
 @lru_cache(maxsize=8)
-def _mean_levels(n: int) -> Levels:
-    """Mean position of each level of a GOE spectrum, with tails that no density of a bulk has."""
+def _mean_levels(n: int) -> tuple[Levels, Levels]:
+    """Mean position of each level of a GOE spectrum, and its number, both continued evenly."""
     draw = rng.stream(0, "controls", "mean levels", n)
-    return np.mean([gaussian_levels(1, n, draw) for _ in range(_SPECTRA)], axis=0)
+    mean = np.mean([gaussian_levels(1, n, draw) for _ in range(_SPECTRA)], axis=0)
+    beyond = _BEYOND * (mean[1] - mean[0]), _BEYOND * (mean[-1] - mean[-2])
+    places = np.concatenate([[mean[0] - beyond[0]], mean, [mean[-1] + beyond[1]]])
+    return places, np.concatenate([[-_BEYOND], np.arange(n), [n - 1 + _BEYOND]]) + 0.5
 
 
 def _decades(n: int, hole: bool, draw: np.random.Generator) -> Levels:
     """GOE levels over ten decades: positive ones, or unequal halves with zeros between them."""
-    places = interp1d(_mean_levels(n), np.arange(n) + 0.5, fill_value="extrapolate")
-    share = places(gaussian_levels(1, n, draw)) / n
+    share = np.interp(gaussian_levels(1, n, draw), *_mean_levels(n)) / n
     if not hole:
         return 10 ** (_DECADES * (share - 1))
     below, above = share[share < _HALF], share[share >= _HALF]
