@@ -203,7 +203,10 @@ def test_surrogates_that_the_unfolding_cannot_follow_leave_the_ratios(kept):
     [
         ([0.0, 1.0, 3.0], "too few to say: ⟨r̃⟩ = 0.5000 from 1 ratios, fewer than 40"),
         ([0.0, 0.0, 1.0, 1.0, 2.0], ""),
-        (np.arange(200.0), "no conclusion: ⟨r̃⟩ = 1.0000 from 198 ratios, which do not scatter"),
+        (
+            np.arange(200.0),
+            "no conclusion: ⟨r̃⟩ = 1.0000 from 198 ratios; the mean ratio",
+        ),
         ([[1, 2, 4], [3, 5, 6]], ""),
     ],
     ids=["three", "ties", "picket fence", "two of three"],
@@ -283,3 +286,27 @@ def test_html_of_spectra_is_escaped():
         assert words in page
     empty = Spectra((), np.zeros((0, 1), int), 7, Provenance())
     assert "0 of 7 planned" in empty._repr_html_()
+
+
+def test_copies_of_a_spectrum_are_no_evidence():
+    (levels,) = draw(goe, 1, 100)
+    found = analyze([levels] * 20, surrogates=0)
+    assert "copies" in found.conclusion
+    assert found.laws["goe"].excluded is None
+    assert "copies" in found.not_computable["excluded"]
+
+
+def test_few_surrogates_say_nothing_of_spacings(kept):
+    """Of nine, GOE levels are the furthest in one case of ten."""
+    sentences = [analyze(draw(goe, 2, 60, seed), surrogates=9).conclusion for seed in range(12)]
+    assert not any("spacings are not" in sentence for sentence in sentences)
+
+
+def test_errors_from_few_units_are_not_given(kept):
+    """From two of them one deviation in five exceeds three errors."""
+    found = analyze(draw(goe, 1, 60), surrogates=0, orders=3)
+    assert np.isnan(found.mean_ratio_error)
+    assert np.isnan([found.second_moment_error, found.laws["gue"].log_likelihood_ratio_error]).all()
+    assert all(np.isnan(one.mean_ratio_error) for one in found.higher)
+    assert "higher" in found.not_computable
+    assert explained(found)

@@ -338,7 +338,7 @@ SENTENCES = [
     ({"goe": fit(0.5307, 9.0, 1e-6, 0.05, True)}, 0.001, "no other reference law comes nearer"),
     ({"goe": fit(0.5307, 9.0, 0.3, 0.05, None)}, 0.001, "^too few to say: .* 1000 ratios, fewer"),
     ({"goe": fit(0.5307, 0.7, spacings=0.002)}, 0.001, r"spacings are not \(p\(s\) ≤ 0.002\)"),
-    ({}, 0.0, "do not scatter"),
+    ({}, 0.0, "copies, or evenly spaced"),
 ]
 
 

@@ -24,6 +24,8 @@ SEVERAL = {
     "table": pd.DataFrame,
     "named columns": lambda e: pd.DataFrame(e, index=list("abcde")).add_prefix("level_"),
     "index of two levels": lambda e: pd.DataFrame(e).stack(),
+    "table of pandas' own floats": lambda e: pd.DataFrame(e).astype("Float64"),
+    "table of objects": lambda e: pd.DataFrame(e, dtype=object),
     "series of arrays": lambda e: pd.Series(list(e)),
     "list of series": lambda e: [row for _, row in pd.DataFrame(e).iterrows()],
     "array": lambda e: xr.DataArray(e, dims=("batch", "level")),
@@ -116,3 +118,11 @@ def test_a_published_file_reads_no_other_file(tmp_path):
         file["hessian_evals"] = np.full((2, 5), np.nan)
     with pytest.raises(StoreError, match="NaN"):
         hr.load(tmp_path / "nan.h5")
+
+
+def test_a_series_of_several_spectra_below_each_other_is_refused(rows):
+    """As one spectrum they would look like independent levels."""
+    names = np.repeat(range(len(rows)), rows.shape[1])
+    with pytest.raises(DataError, match="entries that repeat"):
+        analyze(pd.Series(rows.ravel(), index=names), surrogates=0)
+    assert analyze(pd.Series(rows[0]), surrogates=0).n_spectra == 1

@@ -106,3 +106,17 @@ def test_mistakes(cli, words):
     result = cli("normalize", *words)
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
+
+
+def test_a_network_without_which_there_is_no_line_is_not_predicted(tmp_path):
+    x, y = [1.0, 1.0, 1.0, 1.0, 1.0, 2.0], [1.1, 0.9, 1.0, 1.2, 0.8, 2.0]
+    found = fit_table(NormalizeConfig(fit=write(tmp_path / "t.csv", x, y)))
+    line = stats.linregress(x, y)
+    assert found.line.slope == pytest.approx(line.slope)
+    last = found.points[-1]
+    assert np.isnan([last.predicted, last.lower, last.upper]).all()
+    assert last.inside is None
+    assert any("not predicted: n5" in note for note in found.notes)
+    assert not np.isnan([point.predicted for point in found.points[:-1]]).any()
+    with pytest.raises(ConfigError, match="both are 'train'"):
+        fit_table(NormalizeConfig(fit=tmp_path / "t.csv", columns=("train", "train")))

@@ -179,6 +179,15 @@ def test_shards_with_and_without_index(state, tmp_path, ending, index):
     assert torch.equal(net["fc"].weight, state["fc.weight"])
 
 
+@pytest.mark.parametrize("ending", [".bin", ".safetensors"])
+def test_a_missing_shard_without_an_index_is_noticed(state, tmp_path, ending):
+    folder = shards(tmp_path / "net", state, ending, index=False)
+    sorted(folder.glob("*-of-*"))[-1].unlink()
+    for load in (checkpoints.load_state, open_source):
+        with pytest.raises(ProblemError, match=f"lacks 1 of the {len(state)} shards"):
+            load(folder)
+
+
 OUTSIDE = ["../secret.bin", "/etc/passwd", "sub/a.bin", "..\\secret.bin", "C:a.bin", "", "..", "."]
 
 

@@ -157,14 +157,21 @@ def _beside(found: LevelStatistics) -> Any:
     """What was measured beside what GOE and Poisson levels give in its place."""
     from hessrmt.levels.analysis import MEASURES
 
-    rows = []
+    rows, ps = [], list[str]()
     for name, words in MEASURES.items():
         rows.append((words, *_row(found, name, found.alike[name])))
     for one in found.higher:
         for name, words in _HIGHER.items():
-            alike = getattr(one, f"{name}_alike")
+            alike, p = getattr(one, f"{name}_alike"), getattr(one, f"{name}_p_value", None)
             rows.append((words.format(one.order), *_row(one, name, alike)))
-    return console.table(("through the same unfolding", "data", "GOE", "Poisson"), rows)
+            ps.append(console.number(p, ".2g"))
+    headings = "through the same unfolding", "data", "GOE", "Poisson"
+    if not found.higher:
+        return console.table(headings, rows)
+    ps = ["-"] * (len(rows) - len(ps)) + ps
+    return console.table(
+        (*headings, "p (GOE)"), [(*row, p) for row, p in zip(rows, ps, strict=True)]
+    )
 
 
 def _cutoff_in_words(found: LevelStatistics) -> str:
@@ -195,9 +202,9 @@ def _round_off(found: dict[str, LevelStatistics]) -> str:
             "round-off, whose statistics are no property of the network."
         )
     return (
-        f"Both cutoffs keep the same levels: the {certified.n_zeros:,} null directions of this "
-        "file were found exactly and removed before diagonalising. A file made with --reduce none "
-        "shows what the published protocol takes for levels."
+        f"Both cutoffs keep the same levels and leave out the {certified.n_zeros:,} exact zeros of "
+        "this file; as such hessrmt stores null directions that it removes before diagonalising. A "
+        "file made with --reduce none shows what the published protocol takes for levels."
     )
 
 

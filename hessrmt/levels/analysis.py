@@ -8,7 +8,7 @@ says what levels agree with says it by :func:`conclude`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -49,7 +49,12 @@ FEWEST_RATIOS = 40
 """Ratios from which anything is concluded; ⟨r̃⟩ of 40 is known to 0.05, a third of the way from the
 GOE to independent levels."""
 
-_WHY_NOT_SAID = f"fewer than {FEWEST_RATIOS} ratios", "the ratios do not scatter"
+_NO_SCATTER = "the mean ratio is the same in all spectra: copies, or evenly spaced levels"
+
+_WHY_NOT_SAID = f"fewer than {FEWEST_RATIOS} ratios", _NO_SCATTER
+
+_RATE_SPACINGS = 0.005
+"""The same for spacings, whose p-values are no smaller than one of 201 by default."""
 
 FAR = 3.0
 """Standard deviations of ⟨r̃⟩ beyond which a sentence calls a law excluded by its mean."""
@@ -397,8 +402,6 @@ def analyze(
     if not len(all_ratios):
         raise DataError("every spacing is zero: no ratio is defined; are the levels degenerate?")
     mean, error = mean_and_error(ratios)
-    if len(units(ratios)) < FEWEST_UNITS:
-        error = float("nan")
     why |= _unknown_errors(error)
     parts = zip(*(np.array_split(values, _PARTS) for values in ratios), strict=True)
     fifths, fifths_error = zip(*map(mean_and_error, parts), strict=True)
@@ -441,6 +444,8 @@ def analyze(
         *(len(selection.unusable), selection.n_ties, unfolded.resolution),
         0 if all(row is None for row in unfolded.levels) else unfolded.n_short,
     )
+    higher = tuple(_of_order(k, unfolded, drawn) for k in range(2, orders + 1))
+    why |= _few_of_order(higher)
     return LevelStatistics(
         n_spectra=len(selection.levels),
         **{name: getattr(selection, name) for name in _OF_SELECTION},
@@ -471,7 +476,7 @@ def analyze(
         surrogates=surrogates,
         seed=seed,
         notes=tuple(note.format(x) for x, note in zip(noted, _NOTES, strict=True) if x),
-        higher=tuple(_of_order(k, unfolded, drawn) for k in range(2, orders + 1)),
+        higher=higher,
     )
 
 
@@ -492,6 +497,16 @@ def _of_order(k: int, unfolded: Unfolded, drawn: Mapping[str, _Drawn]) -> Higher
     alike = Alike(*(drawn[x].alike.get(f"spacing_variance_{k}", np.nan) for x in Alike._fields))
     found += [*mean_and_error(squares), alike]
     return HigherOrder(k, *found)
+
+
+def _few_of_order(higher: Sequence[HigherOrder]) -> dict[str, str]:
+    """Why some statistics of every k-th level are not known."""
+    few = [str(one.order) for one in higher if np.isnan(one.mean_ratio + one.overlapping)]
+    loose = [str(one.order) for one in higher if np.isnan(one.mean_ratio_error)]
+    if not loose:
+        return {}
+    some = f"; no run has as many levels as orders {', '.join(few)} take" if few else ""
+    return {"higher": f"too few units for the errors of orders {', '.join(loose)}{some}"}
 
 
 def _unknown_errors(error: float) -> dict[str, str]:
@@ -670,7 +685,7 @@ def conclude(
     noise = f"; but {unresolved:.0%} of the spacings lie below the noise floor"
     sentence = _sentence(mean, error, laws, n_ratios)
     goe, p = laws["goe"], laws["goe"].spacing_p_value
-    if goe.excluded is False and p is not None and p <= max(RATE, smallest):
+    if goe.excluded is False and p is not None and p <= max(RATE, min(smallest, _RATE_SPACINGS)):
         sentence += f"; but the unfolded spacings are not (p(s) ≤ {p:.1g}), as this unfolds them"
     return sentence + (noise if unresolved > MANY else "")
 
@@ -678,7 +693,7 @@ def conclude(
 def _sentence(mean: float, error: float, laws: Mapping[str, LawFit], n_ratios: int) -> str:
     goe = laws["goe"]
     if error == 0:
-        return f"no conclusion: ⟨r̃⟩ = {mean:.4f} from {n_ratios} ratios, which do not scatter"
+        return f"no conclusion: ⟨r̃⟩ = {mean:.4f} from {n_ratios} ratios; {_NO_SCATTER}"
     if goe.excluded is None:
         few = f"fewer than {FEWEST_RATIOS}"
         return f"too few to say: ⟨r̃⟩ = {mean:.4f} from {n_ratios} ratios, {few}"

@@ -25,7 +25,8 @@ ENOUGH = 10
 """Spectra from which whole spectra are resampled."""
 
 FEWEST_UNITS = 5
-"""Spectra, or stretches of them, below which the error of a histogram is not worth showing."""
+"""Spectra, or stretches of them, below which no error is given: one of two units misses by three
+of its own in a fifth of all cases."""
 
 _STRETCHES, _GROUPS = 20, 10
 _SHORTEST = 20
@@ -58,14 +59,14 @@ def mean_and_error(samples: Samples) -> tuple[float, float]:
         samples: Values of each spectrum.
 
     Returns:
-        Mean and standard error; NaN without a value, an error of NaN from a single unit.
+        Mean and standard error; NaN without a value, an error of NaN from fewer than five units.
     """
     parts = units(samples)
     if not parts:
         return float("nan"), float("nan")
     sums = np.array([part.sum() for part in parts])
     mean, error = _of_units(sums, [len(part) for part in parts])
-    return float(mean), float(error)
+    return float(mean), float(error) if len(parts) >= FEWEST_UNITS else float("nan")
 
 
 def histogram(samples: Samples, edges: Float64[np.ndarray, " k+1"]) -> tuple[Curve, Curve]:
@@ -124,14 +125,15 @@ def with_error(statistic: Callable[[Samples], Curve], rows: Samples) -> tuple[Cu
         rows: Ascending levels of each spectrum.
 
     Returns:
-        The (m,) values and standard errors; NaN where what is left cannot be evaluated.
+        The (m,) values and standard errors; NaN where what is left cannot be evaluated, or there
+        are fewer than five groups.
     """
     value = statistic(rows)
     try:
         others = np.array([statistic(rest) for rest in _leaving_out(rows)])
     except DataError:  # what is left of one spectrum is shorter than the longest window
         others = np.empty(0)
-    if len(others) < 2:
+    if len(others) < FEWEST_UNITS:
         return value, np.full(len(value), np.nan)
     return value, np.sqrt(len(others) - 1) * others.std(axis=0)
 

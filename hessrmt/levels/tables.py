@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,8 @@ def _of_dataset(dataset: Any) -> Any:
 def _of_frame(frame: Any) -> Any:
     columns = [str(name) for name in frame.columns]
     values = frame.to_numpy()
+    if values.dtype == object and all(isinstance(x, Real) for x in values.ravel()):
+        values = values.astype(np.float64)  # of pandas' own types for numbers
     if values.dtype.kind not in "fiu":
         raise DataError(
             f"a table with the columns {', '.join(columns[:6])} holds other things than numbers; "
@@ -110,4 +113,10 @@ def _of_series(series: Any) -> Any:
     if getattr(index, "nlevels", 1) == 2:
         groups = series.groupby(level=0, sort=False)
         return [group.to_numpy() for _, group in groups]
+    if not getattr(index, "is_unique", True):
+        raise DataError(
+            "the index of the series has entries that repeat, as if several spectra stood below "
+            "each other; give it an index of two levels (spectrum, eigenvalue), a list of the "
+            "spectra, or series.to_numpy() if it is one"
+        )
     return list(values) if values.dtype == object else values

@@ -97,6 +97,9 @@ _BEFORE_ALL = ("module.", "base_model.model.")
 AVERAGED = "n_averaged"
 """What AveragedModel counts beside the network."""
 
+_SHARD = re.compile(r"-(\d{1,6})-of-(\d{1,6})\.")
+"""Number of a file of weights and of all of them, in its name."""
+
 _WEIGHT_FILES = ("model", "pytorch_model", "adapter_model", "diffusion_pytorch_model")
 """Beginnings of the names of files of weights, where others of the same ending lie beside them."""
 
@@ -538,6 +541,7 @@ def _folder(folder: Path) -> Reader:
         if ending == ".bin":  # optimisers, schedulers and arguments of the training too
             files = [path for path in files if path.name.startswith(_WEIGHT_FILES)]
         if files:
+            _require_all_shards(folder, files)
             return Files(files)
     others = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in _KINDS)
     but = f" (but {listed(others)})" if others else ""
@@ -545,6 +549,19 @@ def _folder(folder: Path) -> Reader:
         f"the folder {folder} holds no .safetensors files and no .bin files of weights{but}; "
         "give a file"
     )
+
+
+def _require_all_shards(folder: Path, files: list[Path]) -> None:
+    """Shards without an index say in their names how many they are."""
+    numbered = [match for path in files if (match := _SHARD.search(path.name))]
+    for total in {match[2] for match in numbered}:
+        there = {int(match[1]) for match in numbered if match[2] == total}
+        missing = sorted(set(range(1, int(total) + 1)) - there)
+        if missing:
+            raise ProblemError(
+                f"{folder} lacks {len(missing)} of the {int(total)} shards that the names of its "
+                f"files speak of: {listed([str(number) for number in missing])}; download the rest"
+            )
 
 
 def _indexed(index: Path) -> Reader:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -147,7 +149,7 @@ class TablePoint(Result, derived="inside"):
         name: What the table calls it, or the number of its row.
         train: Training loss.
         test: Test loss; None where the table has none.
-        predicted: Test loss on the line of the other networks.
+        predicted: Test loss on the line of the other networks; NaN if these have none.
         lower: Lower end of the prediction interval from those.
         upper: Its upper end.
         beyond: Whether the training loss lies outside of those of the others: extrapolated.
@@ -163,8 +165,10 @@ class TablePoint(Result, derived="inside"):
 
     @property
     def inside(self) -> bool | None:
-        """Whether the test loss lies in the interval; None where the table has none."""
-        return None if self.test is None else self.lower <= self.test <= self.upper
+        """Whether the test loss lies in the interval; None where either is not known."""
+        if self.test is None or math.isnan(self.lower):
+            return None
+        return self.lower <= self.test <= self.upper
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,6 +223,8 @@ def fit_table(settings: NormalizeConfig) -> TableFit:
         raise ConfigError("fit is not given; name a table")
     header, rows = read_table(file)
     names = _chosen(file, header, settings.columns)
+    if names[0] == names[1]:
+        raise ConfigError(f"columns: both are {names[0]!r}; name that of the test loss too")
     x, y = (_column(file, rows, name) for name in names)
     if np.isnan(x).any():
         raise ConfigError(f"{file}: row {1 + int(np.argmax(np.isnan(x)))} has no {names[0]}")
@@ -231,21 +237,28 @@ def fit_table(settings: NormalizeConfig) -> TableFit:
     line, points = fit_line(x[known], y[known]), []
     for place, row in enumerate(rows):
         others = known & (np.arange(len(rows)) != place)
-        own = line if not known[place] else fit_line(x[others], y[others])
-        lower, upper = own.prediction_band(x[place], settings.level)
+        predicted = lower = upper = float("nan")
+        with suppress(DataError):  # all others have the same training loss
+            own = fit_line(x[others], y[others]) if known[place] else line
+            lower, upper = own.prediction_band(x[place], settings.level)
+            predicted = float(own(x[place]))
         points.append(
             TablePoint(
                 name=next((row[n] for n in header if n not in names and row[n]), str(place + 1)),
                 train=float(x[place]),
                 test=float(y[place]) if known[place] else None,
-                predicted=float(own(x[place])),
+                predicted=predicted,
                 lower=float(lower),
                 upper=float(upper),
                 beyond=not x[others].min() <= x[place] <= x[others].max(),
             )
         )
     far = [point.name for point in points if point.beyond and point.test is None]
+    alone = [point.name for point in points if np.isnan(point.predicted)]
     notes = (f"extrapolated: {', '.join(far)}",) if far else ()
+    if alone:
+        why = "the others have the same training loss, and no line"
+        notes += (f"not predicted: {', '.join(alone)}: {why}",)
     return TableFit(str(file), names, line, settings.level, tuple(points), notes)
 
 
