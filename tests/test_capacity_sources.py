@@ -297,6 +297,9 @@ def test_folders_whose_index_and_files_disagree(net, tmp_path):
     shards = json.dumps({"weight_map": {"x": second, "y": first}})
     refused(f"lacks 1 of the 2 shards.*{second}", index, shards)
     index.unlink()
+    with pytest.raises(ProblemError, match="lacks 1 of the 2 shards"):  # so says the other's name
+        open_source(folder)
+    (folder / first).rename(folder / "one.safetensors")
     assert skipped(folder).keys() == state.keys()
     save_file({"embed.weight": torch.ones(2, 2)}, folder / "again.safetensors")
     with pytest.raises(ProblemError, match="both hold a tensor"):
