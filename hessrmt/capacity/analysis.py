@@ -183,15 +183,19 @@ class _Run:
     def layers(self) -> Iterator[Layer]:
         """Records of all tensors in order, small layers diagonalised together."""
         waiting: list[_Task] = []
-        held = 0
+        held, most = 0, self._most_held()
         for weights in self.network:
             waiting.append(self._read(weights))
             each = (one for of in waiting[-1].matrices.values() for one in of)
             held += sum(one.matrix.nbytes for one in each if isinstance(one, Gram))
-            if held >= min(_TOGETHER * self.backend.speed, self.backend.free_memory() // 8):
+            if held >= most:
                 yield from self._finish(waiting)
-                waiting, held = [], 0
+                waiting, held, most = [], 0, self._most_held()
         yield from self._finish(waiting)
+
+    def _most_held(self) -> float:
+        """Bytes of matrices that may wait for each other; asking the system takes milliseconds."""
+        return min(_TOGETHER * self.backend.speed, self.backend.free_memory() // 8)
 
     def _read(self, weights: WeightTensor) -> _Task:
         """Read a layer and keep what is to be diagonalised; the weights themselves are dropped."""

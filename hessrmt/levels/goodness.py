@@ -54,12 +54,15 @@ class Null(NamedTuple):
         deviations: (surrogates, 512) of each surrogate data set from the mean over the bank.
         size: Values in one surrogate data set.
         bank: Values in the whole bank that the sets are chosen from.
+        unknown: (surrogates, 512) random errors of the bias, or 0 where it is known: these do not
+            fall with the number of values.
     """
 
     bias: Grid
     deviations: Float64[np.ndarray, "surrogates g"]
     size: float
     bank: float
+    unknown: Float64[np.ndarray, "surrogates g"] | float = 0.0
 
     def of_size(self, n: int) -> Float64[np.ndarray, "surrogates g"]:
         """Deviations of data sets of another size.
@@ -73,7 +76,8 @@ class Null(NamedTuple):
         Returns:
             (surrogates, 512) deviations.
         """
-        return ((1 / n) / (1 / self.size - 1 / self.bank)) ** 0.5 * self.deviations
+        chance = ((1 / n) / (1 / self.size - 1 / self.bank)) ** 0.5 * self.deviations
+        return chance + self.unknown
 
 
 class Verdict(NamedTuple):
