@@ -7,7 +7,7 @@ A settings class is what a TOML file holds, what a command takes as options
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
@@ -80,19 +80,30 @@ def load_settings(kind: type[SettingsT], file: Path | None = None, **options: An
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_in_words(error)) from error
+        raise ConfigError(_in_words(error, values)) from error
 
 
-def _in_words(error: ValidationError) -> str:
+def _in_words(error: ValidationError, values: Mapping[str, Any]) -> str:
     lines: dict[str, str] = {}
     for item in error.errors():
         message = item["msg"].removeprefix("Value error, ")
         if item["loc"]:
-            name = str(item["loc"][0])
+            name = _place(item["loc"], values)
             lines.setdefault(name, f"{name}: {message} (got {item['input']!r})")
         else:  # about several settings together
             lines.setdefault("", message)
     return "; ".join(lines.values())
+
+
+def _place(location: Iterable[str | int], values: Any) -> str:
+    """Names down to the setting that is wrong, without what pydantic adds of its type."""
+    names = []
+    for name in location:
+        if not isinstance(values, Mapping):
+            break
+        names.append(str(name))
+        values = values.get(name)
+    return ".".join(names)
 
 
 def number_or_text(value: str) -> int | float | str:

@@ -92,7 +92,9 @@ def main() -> None:
             console.note(f"try: {error.ctx.command_path} --help")
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
-        console.fail("interrupted; what was finished is on disk, --resume continues it")
+        console.fail(
+            "interrupted; what was finished is on disk: --resume (reproduce: the same again) goes on"
+        )
         sys.exit(_INTERRUPTED)
     except HessrmtError as error:
         console.fail(str(error))

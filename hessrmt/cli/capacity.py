@@ -22,6 +22,7 @@ _LAYER = {
     "log_frobenius": ("ln‖W‖", ".2f"),
     "stable_rank": ("stable\nrank", ".3g"),
 }
+_P_VALUE = {"p_value": ("p", ".2g")}
 _NETWORK = {
     "alpha_hat": ("α̂", ".5g"),
     "alpha_weighted": ("⟨α log λ⟩", ".3f"),
@@ -106,12 +107,15 @@ def capacity(
 def _show(report: CapacityReport) -> None:
     from hessrmt.runs.capacity import named, skipped
 
+    columns = _LAYER
+    if any(layer.p_value == layer.p_value for layer in report.analyzed):
+        columns = _P_VALUE | _LAYER
     rows = []
     for layer in report.analyzed:
         alpha = console.with_error(layer.alpha, layer.sigma, ".2f").replace(" ", "")
         name, shape = layer.name.removesuffix(".weight"), "×".join(map(str, layer.shape))
-        rows.append((name, shape, alpha, *console.cells(layer, _LAYER)))
-    headings = ("", "shape", "α", *console.headings(_LAYER))
+        rows.append((name, shape, alpha, *console.cells(layer, columns)))
+    headings = ("", "shape", "α", *console.headings(columns))
     console.show(f"Weights of {report.source}", console.table(headings, rows))
     for what, attribute in {"no power law": "fit_failed", "skipped": "skipped"}.items():
         found = skipped(report, attribute)
@@ -130,7 +134,23 @@ def _show(report: CapacityReport) -> None:
             f"{counts['spectra']:,} spectra, {counts['skipped']:,} skipped; "
             f"{counts['fits_failed']:,} fits failed",
         }
+        | {
+            f"{law} fits better than a power law (p < 0.05)": named(better) or "in no layer"
+            for law, better in _better(report).items()
+        }
     )
+
+
+def _better(report: CapacityReport) -> dict[str, list[str]]:
+    """Alternatives to the layers with a tail that prefers them."""
+    names: dict[str, list[str]] = {}
+    for layer in report.analyzed:
+        for matrix in layer.matrices:
+            for law, found in matrix.comparisons.items():
+                of = names.setdefault(law, [])
+                if found.log_likelihood_ratio < 0 and found.p_value < 0.05 and layer.name not in of:
+                    of.append(layer.name)
+    return names
 
 
 def _show_series(reports: dict[str, CapacityReport], series: Series) -> None:

@@ -56,6 +56,7 @@ class Null(NamedTuple):
         bank: Values in the whole bank that the sets are chosen from.
         unknown: (surrogates, 512) random errors of the bias, or 0 where it is known: these do not
             fall with the number of values.
+        most: Values beyond which data sets are taken to scatter as with so many.
     """
 
     bias: Grid
@@ -63,6 +64,7 @@ class Null(NamedTuple):
     size: float
     bank: float
     unknown: Float64[np.ndarray, "surrogates g"] | float = 0.0
+    most: float = float("inf")
 
     def of_size(self, n: int) -> Float64[np.ndarray, "surrogates g"]:
         """Deviations of data sets of another size.
@@ -76,7 +78,9 @@ class Null(NamedTuple):
         Returns:
             (surrogates, 512) deviations.
         """
-        chance = ((1 / n) / (1 / self.size - 1 / self.bank)) ** 0.5 * self.deviations
+        chance = (
+            (1 / min(n, self.most)) / (1 / self.size - 1 / self.bank)
+        ) ** 0.5 * self.deviations
         return chance + self.unknown
 
 

@@ -64,10 +64,11 @@ _STEEP, _TOO_STEEP, _LEVELS_STEEP = 0.1, 0.5, 40_000
 """Change of ln(mean spacing) from one level to the next from which surrogates are corrected for
 what their density owes to chance, and from which no unfolding is followed; levels there."""
 
-_UNKNOWN, _UNKNOWN_PART = 0.4, 0.03
-"""What unfolding does to a distribution function is known to 0.4 divided by the levels of a run,
-and to 3 % of it (docs/controls.md): ends of spectra scatter in a way of their own, and the density
-is known from the levels alone."""
+_UNKNOWN, _UNKNOWN_PART, _RUNS = 0.02, 0.011, 60
+"""What unfolding does to a distribution function is known to 0.02 divided by the square root of the
+levels of a run, and to 1.1 % of it, fitted to controls (docs/controls.md): the density is known
+from the levels alone. More than 60 runs, unless they are long, are not taken to know better than so
+many."""
 
 _SCATTERING = 15_000
 """Levels of those from which it is known how ratios scatter."""
@@ -473,12 +474,16 @@ class Surrogates:
             sets += own[self._choose.integers(len(own), size=len(sets))]
             every += own.sum(axis=0)
         null = _null(sets, every, moved[:-1] / size)
-        return null._replace(unknown=self._unknown(null.bias, rows)) if follows else null
+        if not follows:
+            return null
+        whole = not any(self._plan.runs[i].cut for i in rows)
+        most = _RUNS * null.size / len(rows) if whole else np.inf
+        return null._replace(unknown=self._unknown(null.bias, rows), most=most)
 
     def _unknown(self, bias: Grid, rows: Sequence[int]) -> Rows:
         """Errors of what an unfolding is taken to do, (surrogates, 512)."""
         length = np.mean([self._plan.runs[i].size for i in rows])
-        scale = np.hypot(_UNKNOWN / length, _UNKNOWN_PART * np.abs(bias).max())
+        scale = np.hypot(_UNKNOWN / length**0.5, _UNKNOWN_PART * np.abs(bias).max())
         below = (np.arange(POINTS) + 0.5) / POINTS
         shapes = np.sin(np.pi * np.outer([1, 2], below))
         draw = rng.stream(self._plan.seed, "surrogates", self._law, "unknown")

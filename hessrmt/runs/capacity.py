@@ -18,7 +18,7 @@ from hessrmt.files import write_whole
 from hessrmt.problems.readers import INDEX, SAFETENSORS, WHOLE
 from hessrmt.progress import under
 from hessrmt.results import Result, to_csv
-from hessrmt.runs.tables import numbers_of, read_table
+from hessrmt.runs.tables import numbers_of, read_table, spoilt
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -83,14 +83,23 @@ def run(settings: CapacityConfig, sources: Sequence[str], tick: Tick | None = No
     sources = [one for source in sources or read_paths(against) for one in networks_in(source)]
     if settings.side_by_side and len(sources) < 2:
         raise ConfigError("side_by_side: one network was given; give two or more")
-    twice = [source for source, count in Counter(sources).items() if count > 1]
+    twice = [source for source, count in Counter(map(_same_file, sources)).items() if count > 1]
     if twice:
         raise ConfigError(f"{twice[0]} is given twice")
     accuracies, notes = {}, ()
     if against is not None:
         accuracies, notes = read_accuracies(against, sources, settings.columns)
     reports = tuple(_analyse(settings, source, tick) for source in sources)
+    parts = [source for source in sources if _SHARD.search(Path(source).stem)]
+    notes += tuple(
+        f"{name} is one of several files of a network: name their folder" for name in parts
+    )
     return Series(reports, accuracies, tuple(correlations(reports, accuracies)), notes)
+
+
+def _same_file(source: str) -> str:
+    """One name for all names of a file."""
+    return str(Path(source).resolve()) if Path(source).exists() else source
 
 
 _SAME = (
@@ -290,17 +299,21 @@ def read_accuracies(
             f"{file} has the columns {', '.join(header)}; the one that says which network a row "
             f"is about must be called {', '.join(NAMES[:-1])} or {NAMES[-1]}"
         )
-    others = {name: numbers_of(row[name] for row in rows) for name in header if name not in named}
-    numbers = {name: values for name, values in others.items() if values is not None}
+    others = {name: [row[name] for row in rows] for name in header if name not in named}
+    numbers = {name: found for name, of in others.items() if (found := numbers_of(of)) is not None}
+    wrong = {name: words for name, of in others.items() if (words := spoilt(name, of)) is not None}
     if not numbers:
-        raise ConfigError(f"{file} has no column of numbers; give e.g. top1 beside the names")
-    lacking = [name for name in columns if name not in numbers]
-    if lacking:
-        raise ConfigError(
-            f"{file} has no column of numbers {lacking[0]!r}; it has {', '.join(numbers)}"
-        )
+        why = "; ".join(wrong.values()) or "give e.g. top1 beside the names"
+        raise ConfigError(f"{file} has no column of numbers: {why}")
+    for name in columns:
+        if name in wrong:
+            raise ConfigError(f"{file}: {wrong[name]}")
+        if name not in numbers:
+            raise ConfigError(
+                f"{file} has no column of numbers {name!r}; it has {', '.join(numbers)}"
+            )
     numbers = {name: numbers[name] for name in columns or numbers}
-    places, notes = [], []
+    places, notes = [], [] if columns else [f"{file}: {why}" for why in wrong.values()]
     for source in sources:
         path = Path(source)
         keys = {source, path.name, path.stem, _stem(source)}

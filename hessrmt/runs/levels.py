@@ -43,6 +43,9 @@ ALL = "all"
 """Instead of the name of a block: each by itself."""
 
 
+_OTHER_TABLES = (".npz", ".npy", ".csv", ".txt", ".mat", ".parquet")
+
+
 def open_spectra(file: Path, block: str | None = None) -> dict[str, Spectra]:
     """The finished spectra of a file.
 
@@ -54,8 +57,14 @@ def open_spectra(file: Path, block: str | None = None) -> dict[str, Spectra]:
         Name of the block, empty for whole matrices, to at least one spectrum.
 
     Raises:
-        StoreError: If the file cannot be read, holds no finished batch or no such block.
+        StoreError: If the file cannot be read, is of another kind, holds no finished batch
+            or no such block.
     """
+    if file.suffix.lower() in _OTHER_TABLES:
+        raise StoreError(
+            f"{file} is no HDF5 file; eigenvalues from elsewhere go through hr.levels.analyze(...) "
+            "in Python, which takes arrays and tables"
+        )
     if schema_of(file) == SCHEMA:
         found = {"": load_density(file).spectra()}
     elif block == ALL:

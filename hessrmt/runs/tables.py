@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from hessrmt.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
 
@@ -16,7 +16,7 @@ def read_table(file: Path) -> tuple[list[str], list[dict[str, str]]]:
     """A table as it stands in its file; lines that begin with # are comments.
 
     Args:
-        file: CSV with a header.
+        file: CSV with a header; semicolons or tabs between the cells will do.
 
     Returns:
         Names of the columns, and a dictionary of cells without blanks around them for each row.
@@ -26,7 +26,8 @@ def read_table(file: Path) -> tuple[list[str], list[dict[str, str]]]:
     """
     try:
         with file.open(encoding="utf-8-sig", newline="") as lines:
-            reader = csv.DictReader(line for line in lines if not line.startswith("#"))
+            given = [line for line in lines if not line.startswith("#")]
+            reader = csv.DictReader(given, delimiter=_delimiter(given))
             rows = [{k: (v or "").strip() for k, v in row.items() if k} for row in reader]
             header = list(reader.fieldnames or ())
     except OSError as error:
@@ -38,8 +39,14 @@ def read_table(file: Path) -> tuple[list[str], list[dict[str, str]]]:
     return header, rows
 
 
+def _delimiter(lines: list[str]) -> str:
+    """What stands between the names of the columns: a comma, or what spreadsheets write instead."""
+    header = lines[0] if lines else ""
+    return next((mark for mark in (",", ";", "\t") if mark in header), ",")
+
+
 def numbers_of(cells: Iterable[str]) -> list[float] | None:
-    """The numbers in a column.
+    """The numbers in a column; a decimal comma is as good as a point.
 
     Args:
         cells: As :func:`read_table` has them.
@@ -48,6 +55,22 @@ def numbers_of(cells: Iterable[str]) -> list[float] | None:
         A number for each, NaN for an empty cell; None if there is text in it.
     """
     try:
-        return [float(cell or "nan") for cell in cells]
+        return [float(cell.replace(",", ".") or "nan") for cell in cells]
     except ValueError:
         return None
+
+
+def spoilt(name: str, cells: Sequence[str]) -> str | None:
+    """Words on the first cell that is no number, in a column most of whose cells are.
+
+    Args:
+        name: Of the column.
+        cells: As :func:`read_table` has them.
+
+    Returns:
+        Which cell it is; None in a column of numbers, or of text.
+    """
+    wrong = [place for place, cell in enumerate(cells) if numbers_of([cell]) is None]
+    if not wrong or 2 * len(wrong) > len(cells):
+        return None
+    return f"{cells[wrong[0]]!r} in row {wrong[0] + 1} of column {name} is no number"
