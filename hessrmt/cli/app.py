@@ -93,7 +93,7 @@ def main() -> None:
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
         console.fail(
-            "interrupted; what was finished is on disk: --resume (reproduce: the same again) goes on"
+            "interrupted; what was finished is on disk: continue with --resume (reproduce: without)"
         )
         sys.exit(_INTERRUPTED)
     except HessrmtError as error:
