@@ -92,6 +92,28 @@ def test_networks_layer_by_layer(cli, tmp_path):
     assert "give two or more" in alone.stderr
 
 
+def test_p_values_and_alternatives_are_shown(cli, tmp_path):
+    """Evenly dense eigenvalues end where a power law has a tail, and the terminal says so."""
+    rng = np.random.default_rng(0)
+    rotation = np.linalg.qr(rng.standard_normal((400, 400)))[0]
+    weights = rotation * np.sqrt(rng.uniform(1, 3, 400))
+    torch.save({"w": torch.from_numpy(weights)}, tmp_path / "net.pt")
+    shown = cli("capacity", "net.pt", "--p-values", "50", "--compare", "truncated").stdout
+    lines = shown.splitlines()
+    heading, row = (line.split() for line in lines if "shape" in line or line.startswith(" w "))
+    assert heading[:3] == ["shape", "α", "p"]
+    assert 0 < float(row[3]) <= 1
+    (line,) = [line for line in shown.splitlines() if "truncated fits better" in line]
+    assert line.endswith(": w")
+
+
+def test_part_of_a_network_is_noted(cli, tmp_path):
+    save_file(
+        {"a": np.random.default_rng(0).random((30, 40))}, tmp_path / "m-00001-of-2.safetensors"
+    )
+    assert "one of several files" in cli("capacity", "m-00001-of-2.safetensors").stderr
+
+
 def test_two_sided_distances(cli, tmp_path, net):
     result = cli("capacity", "net.pt", "--conv", "pooled", "--two-sided", "--json")
     found = parsed(result)
@@ -228,6 +250,23 @@ def test_tables_of_accuracies(tmp_path):
     assert notes == (f"d.pt is not in {table}", f"of {table} not given: c")
 
 
+@pytest.mark.parametrize("text", ["name;top1\na;70,5\n", "name\ttop1\na\t70.5\n"])
+def test_tables_as_spreadsheets_write_them(tmp_path, text):
+    table = tmp_path / "table.csv"
+    table.write_text(text)
+    assert read_accuracies(table, ["a.pt"])[0] == {"top1": (70.5,)}
+
+
+def test_a_spoilt_column_is_named_and_left_out(tmp_path):
+    table = tmp_path / "table.csv"
+    table.write_text("name,remark,top1,top5\na,good,70,90\nb,bad,7o,95\nc,fair,71,96\n")
+    found, notes = read_accuracies(table, ["a.pt", "b.pt", "c.pt"])
+    assert list(found) == ["top5"]
+    assert notes == (f"{table}: '7o' in row 2 of column top1 is no number",)
+    with pytest.raises(ConfigError, match="'7o' in row 2 of column top1"):
+        read_accuracies(table, ["a.pt"], ["top1"])
+
+
 @pytest.mark.parametrize(
     ("sources", "labels"),
     [
@@ -313,9 +352,10 @@ def test_what_a_folder_is(tmp_path):
         (("--against", "plain.csv"), "columns name, top1"),
         (("--against", "empty.csv"), "path in row 2 is empty"),
         (("net.pt", "--against", "plain.csv", "--columns", "top5"), "no column of numbers 'top5'"),
+        (("net.pt", "./net.pt"), "net.pt is given twice"),
     ],
 )
-def test_series_that_are_not_said_right(cli, tmp_path, words, match):
+def test_series_that_are_not_said_right(cli, tmp_path, net, words, match):
     (tmp_path / "plain.csv").write_text("name,top1\nnet,70\n")
     (tmp_path / "empty.csv").write_text("path,top1\na.pt,70\n,80\n")
     result = cli("capacity", *words)

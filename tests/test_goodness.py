@@ -187,6 +187,27 @@ def test_an_exponential_density_is_followed_exactly(rate):
     np.testing.assert_allclose(growth, rate, atol=200 * lost, rtol=0)
 
 
+def test_what_unfolding_does_is_known_to_an_error_that_does_not_fall():
+    """Chance falls with the number of values up to a bound, the error of the bias not at all."""
+    sets, unknown = np.ones((20, POINTS)), np.full((20, POINTS), 3.0)
+    null = Null(np.zeros(POINTS), sets, 100.0, np.inf, unknown, 400.0)
+    for n, chance in ((100, 1.0), (400, 0.5), (1600, 0.5)):
+        np.testing.assert_allclose(null.of_size(n), chance + 3.0, rtol=1e-15)
+
+
+def test_only_unfoldings_that_follow_the_levels_have_such_an_error(kept):
+    draw = np.random.default_rng(0)
+    data = select([np.sort(draw.uniform(size=60)) for _ in range(9)])
+    nulls = {
+        method: Surrogates("goe", plan(data, method, 20, 0)).spacings()
+        for method in ("window", "pooled")
+    }
+    assert np.isscalar(nulls["pooled"].unknown)
+    assert np.isinf(nulls["pooled"].most)
+    assert 0.001 < np.abs(nulls["window"].unknown).max() < 0.02
+    assert nulls["window"].most == pytest.approx(60 * 59)  # sixty runs of 59 spacings
+
+
 def test_a_verdict_by_hand():
     """Independent ratios: the mean in units of σ/√n, the distance with the tail of a normal law."""
     draw, law = rng.stream(5, "judge"), STATISTICS["ratio"]("poisson")

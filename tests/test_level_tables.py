@@ -126,3 +126,11 @@ def test_a_series_of_several_spectra_below_each_other_is_refused(rows):
     with pytest.raises(DataError, match="entries that repeat"):
         analyze(pd.Series(rows.ravel(), index=names), surrogates=0)
     assert analyze(pd.Series(rows[0]), surrogates=0).n_spectra == 1
+
+
+@pytest.mark.parametrize("name", ["levels.npz", "levels.csv"])
+def test_files_that_are_no_spectra_say_where_they_go(cli, tmp_path, name):
+    (tmp_path / name).write_text("1, 2, 3")
+    result = cli("levels", name)
+    assert result.returncode == 2
+    assert "hr.levels.analyze" in result.stderr

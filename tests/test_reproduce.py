@@ -68,6 +68,11 @@ def test_seed_reaches_everything(tmp_path, digits, monkeypatch):
         ("empty.toml", "experiment: Field required"),
         ("other.toml", "other.toml is for 'gp-loss'; known are approximation, averaging-theory"),
         ("number.toml", "experiment: Input should be a valid string"),
+        (
+            "controls.toml",
+            "presets.small.sets: Input should be greater than or equal to 10 (got 3)",
+        ),
+        ("controls.toml", "presets.small.wrong: Extra inputs are not permitted"),
     ],
 )
 def test_bad_words(cli, tmp_path, words, said):
@@ -79,6 +84,7 @@ def test_bad_words(cli, tmp_path, words, said):
         "empty": "[presets.small]\nmodels = ['logistic']\n",
         "other": 'experiment = "gp-loss"\n',
         "number": "experiment = 3\n",
+        "controls": 'experiment = "controls"\n[presets]\nsmall = {sizes=[[1, 9]], sets=3, wrong=1}',
     }.items():
         (tmp_path / f"{name}.toml").write_text(text)
     result = cli("reproduce", *words.split())

@@ -529,12 +529,13 @@ def goodness_of_fit(
         backend: Where the fits are computed, as in :func:`fit_all`.
 
     Returns:
-        The share of synthetic samples whose distance is not below the fit's; NaN for a failed fit.
+        (1 + samples whose distance is not below the fit's)/(1 + samples), so that it is never 0; NaN
+        for a failed fit.
 
     Raises:
         DataError: If ``samples`` is not positive, or the fit is one of other values.
 
-    Source: Clauset, Shalizi and Newman 2009, §4.1.
+    Source: Clauset, Shalizi and Newman 2009, §4.1; the 1 + of Davison and Hinkley 1997, §4.2.
     """
     whole("samples", samples, 1, hint="1,000 for p to 0.016")
     body, _ = _parts(values, fitted)
@@ -553,7 +554,10 @@ def goodness_of_fit(
         drawn = [synthetic() for _ in range(min(step, samples - begin))]
         fits = _fits(drawn, [fitted.rule] * len(drawn), backend)
         distances += [one.ks_distance for one in fits if one]
-    return float(np.mean(np.array(distances) >= fitted.ks_distance)) if distances else math.nan
+    if not distances:
+        return math.nan
+    far = np.count_nonzero(np.array(distances) >= fitted.ks_distance)
+    return (1 + int(far)) / (1 + len(distances))
 
 
 def _parts(values: Values, fitted: PowerLawFit) -> tuple[Array, Array]:

@@ -83,7 +83,8 @@ def run(settings: CapacityConfig, sources: Sequence[str], tick: Tick | None = No
     sources = [one for source in sources or read_paths(against) for one in networks_in(source)]
     if settings.side_by_side and len(sources) < 2:
         raise ConfigError("side_by_side: one network was given; give two or more")
-    twice = [source for source, count in Counter(map(_same_file, sources)).items() if count > 1]
+    counts = Counter(map(_same_file, sources))
+    twice = [source for source in sources if counts[_same_file(source)] > 1]
     if twice:
         raise ConfigError(f"{twice[0]} is given twice")
     accuracies, notes = {}, ()

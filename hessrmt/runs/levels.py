@@ -43,7 +43,7 @@ ALL = "all"
 """Instead of the name of a block: each by itself."""
 
 
-_OTHER_TABLES = (".npz", ".npy", ".csv", ".txt", ".mat", ".parquet")
+_OTHER_TABLES = (".npz", ".npy", ".csv", ".txt", ".parquet")
 
 
 def open_spectra(file: Path, block: str | None = None) -> dict[str, Spectra]:
