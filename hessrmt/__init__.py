@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from hessrmt.records import Provenance as Provenance
     from hessrmt.records import Spectrum as Spectrum
     from hessrmt.runs.run import load as load
+    from hessrmt.runs.tracking import Track as Track
+    from hessrmt.runs.tracking import Tracker as Tracker
     from hessrmt.store.history import load_history as load_history
 
 _NAMES = {
@@ -55,6 +57,7 @@ _NAMES = {
     "problems.problem": "Problem",
     "records": "Provenance Spectrum",
     "runs.run": "load",
+    "runs.tracking": "Track Tracker",
     "store.history": "load_history",
 }
 """Module to the names that are loaded from it when they are first used."""

@@ -206,6 +206,68 @@ def _line(
     axes.plot(found.epochs, values, ls=dashes, ms=3.5, lw=1.1, label=label, **look)
 
 
+def track(found: Any, title: str = "", *, ax: Any = None) -> Figure:
+    """What was tracked against the steps of a training, a panel each.
+
+    λ_max with 2/η, beyond which gradient descent with the learning rate η = ``numbers["lr"]``
+    diverges on a quadratic, 2 (1 + β)/η with a momentum β (``numbers["momentum"]``); the smallest
+    eigenvalue; the loss; the trace with its standard error; the rank.
+
+    Args:
+        found: A :class:`hessrmt.runs.tracking.Track` with at least one record.
+        title: Above the picture.
+        ax: As many axes as panels; None for a new picture.
+
+    Returns:
+        The picture.
+
+    Raises:
+        StoreError: If nothing is measured yet.
+
+    Source: Cohen, Kaur, Li, Kolter and Talwalkar 2021, for 2/η and 2 (1 + β)/η.
+    """
+    if not len(found):
+        raise StoreError("nothing has been measured yet")
+    draws = {
+        "largest": (_largest, "largest eigenvalue λ$_{max}$"),
+        "smallest": (_tracked("smallest", "smallest_bound"), "smallest eigenvalue λ$_{min}$"),
+        "trace": (_tracked("trace", "trace_error"), "trace"),
+        "rank": (_tracked("rank"), f"rank, of {found.dimension:,}"),
+        "loss": (_tracked("loss"), "loss on the tracker's samples"),
+    }
+    known = [name for name in draws if np.isfinite(getattr(found, name)).any()]
+    columns = min(2, len(known))
+    picture, panels = style.panels_for(len(known), title, (4.2, 2.9), columns, ax=ax)
+    for axes, name in zip(panels, known, strict=True):
+        draw, label = draws[name]
+        draw(axes, found)
+        labelled = axes.get_legend_handles_labels()[1]
+        (style.finish if labelled else style.bare)(axes, xlabel="step", ylabel=label)
+    return picture
+
+
+def _tracked(name: str, error: str = "") -> Any:
+    """Draws one number of a track with its error."""
+
+    def draw(axes: Axes, found: Any) -> None:
+        bars = getattr(found, error) if error else None
+        look: dict[str, Any] = {"color": style.INK, "marker": "o", "ms": 3.5, "lw": 1.1}
+        axes.errorbar(found.steps, getattr(found, name), yerr=bars, elinewidth=0.8, **look)
+
+    return draw
+
+
+def _largest(axes: Axes, found: Any) -> None:
+    _tracked("largest", "largest_bound")(axes, found)
+    rates = found.numbers.get("lr")
+    if rates is None:
+        return
+    momentum = np.nan_to_num(found.numbers.get("momentum", np.zeros(len(found))))
+    beta = " (1 + β)" if momentum.any() else ""
+    edge = 2 * (1 + momentum) / np.where(rates > 0, rates, np.nan)
+    axes.plot(found.steps, edge, color=style.RED, ls=style.DASHED, lw=1.3, label=f"2{beta}/η")
+
+
 def averaged_losses(
     rates: Mapping[str, Mapping[str, Mapping[str, Curve]]], title: str = "", *, ax: Any = None
 ) -> Figure:

@@ -378,6 +378,27 @@ class Problem:
         twin.__dict__.update({"origin": None} | changes)
         return twin
 
+    @ordinary_mode()
+    def current(self) -> Problem:
+        """The problem at the parameters and buffers that the user's model has by now.
+
+        Modes (training or evaluation), samples and loss are those of this problem.
+
+        Returns:
+            A problem of its own, which later training does not change.
+
+        Raises:
+            ProblemError: If the model has lost a parameter, or one is NaN or infinite.
+        """
+        model, own = _copied_module(self.model), _named_tensors(self.own.model)
+        for name, tensor in _named_tensors(model).items():
+            value = own.get(name)
+            if value is None or value.shape != tensor.shape:
+                raise ProblemError(f"{name} of the model is no longer what it was; track it anew")
+            tensor.data.copy_(value.detach())
+        _check_finite_parameters(model)
+        return self._twin(model=model)
+
     def places(self) -> dict[str, slice]:
         """Where each trainable parameter lies in θ.
 

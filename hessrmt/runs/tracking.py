@@ -1,0 +1,365 @@
+"""Curvature along any training loop: measured every so many steps, kept in a file as it goes.
+
+>>> tracker = hr.Tracker(hr.Problem(model.eval(), "cross-entropy", (x, y)), every=50, out="run.h5")
+>>> for step, batch in enumerate(batches):
+...     update(model, batch)
+...     tracker(step, lr=0.1)
+>>> tracker.track.plot()
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from hessrmt.checks import one_of, real, require_whole
+from hessrmt.curvature.lanczos import extremal_eigenvalues
+from hessrmt.curvature.operators import CurvatureOperator
+from hessrmt.curvature.spectrum import spectrum
+from hessrmt.curvature.stochastic import quadrature, traces
+from hessrmt.errors import ConfigError
+from hessrmt.files import require_new
+from hessrmt.problems.problem import Problem
+from hessrmt.records import Provenance
+from hessrmt.results import Result
+from hessrmt.store import results
+from hessrmt.store.files import ResumableFile, require_one, require_same
+
+if TYPE_CHECKING:
+    from jaxtyping import Float64, Int64
+
+    from hessrmt.curvature.dense import Device, Dtype
+
+WHAT = ("edge", "trace", "rank", "density")
+"""What can be tracked: ends of the spectrum, tr H, all eigenvalues above the floor, the density."""
+
+_COLUMNS = {
+    "edge": ("largest", "largest_bound", "smallest", "smallest_bound"),
+    "trace": ("trace", "trace_error"),
+    "rank": ("rank", "noise_floor"),
+}
+_NAN = float("nan")
+
+
+@dataclass(frozen=True)
+class Track(
+    Result,
+    axes={
+        "record": "steps loss gradient_norm largest largest_bound smallest smallest_bound trace "
+        "trace_error rank noise_floor",
+        "record probe node": "nodes weights",
+    },
+    picture="training.track",
+):
+    """Curvature of one loss at several steps of a training.
+
+    What was not asked for is NaN, or empty.
+
+    Attributes:
+        steps: (n,) the steps.
+        loss: (n,) mean loss on the tracker's samples.
+        gradient_norm: (n,) Euclidean norm of its gradient.
+        largest: (n,) λ_max.
+        largest_bound: (n,) an eigenvalue lies within this distance of it.
+        smallest: (n,) λ_min; NaN where the lower end can't be told from zero.
+        smallest_bound: (n,) as of the largest.
+        trace: (n,) estimate of tr H.
+        trace_error: (n,) its standard error.
+        rank: (n,) eigenvalues above the noise floor, exactly counted from all of them.
+        noise_floor: (n,) that floor.
+        nodes: (n, probes, m) Gauss quadratures of the density; NaN where there are fewer.
+        weights: (n, probes, m) their weights; a row sums to 1.
+        numbers: What the loop told, e.g. ``"lr"``, to its (n,) values; NaN where it did not.
+        dimension: P.
+        provenance: Settings of the tracker.
+    """
+
+    steps: Int64[np.ndarray, " n"]
+    loss: Float64[np.ndarray, " n"]
+    gradient_norm: Float64[np.ndarray, " n"]
+    largest: Float64[np.ndarray, " n"]
+    largest_bound: Float64[np.ndarray, " n"]
+    smallest: Float64[np.ndarray, " n"]
+    smallest_bound: Float64[np.ndarray, " n"]
+    trace: Float64[np.ndarray, " n"]
+    trace_error: Float64[np.ndarray, " n"]
+    rank: Float64[np.ndarray, " n"]
+    noise_floor: Float64[np.ndarray, " n"]
+    nodes: Float64[np.ndarray, "n probes m"]
+    weights: Float64[np.ndarray, "n probes m"]
+    numbers: Mapping[str, Float64[np.ndarray, " n"]]
+    dimension: int
+    provenance: Provenance = field(default_factory=Provenance)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Its table.
+
+        Returns:
+            A row for each record, with what the loop told.
+        """
+        told = {name: values.tolist() for name, values in self.numbers.items()}
+        return [
+            row | {name: values[place] for name, values in told.items()}
+            for place, row in enumerate(super().rows())
+        ]
+
+
+class Tracker:
+    """Measures the curvature of a network while any loop trains it.
+
+    The problem's samples stay the same; its parameters and buffers are those that the user's model
+    has when the tracker is called. The training is not changed by being tracked.
+
+    Args:
+        problem: Model, loss and samples, made from the very model that is trained (in evaluation
+            mode: the tracker keeps the modes that it had then).
+        every: Measure at steps that this divides.
+        what: Of :data:`WHAT`. ``"rank"`` takes all eigenvalues, and so P² numbers of memory.
+        out: HDF5 file, written anew after each measurement; None to keep all in memory only.
+        operator: ``"hessian"`` or ``"ggn"``.
+        tolerance: Of the ends, as of :func:`hessrmt.extremal_eigenvalues`.
+        products: Products with H for the trace.
+        probes: Random vectors of the density.
+        lanczos_steps: Steps from each.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+        dtype: ``"float64"`` or ``"float32"``.
+        batch: Samples differentiated at a time; all if None.
+        seed: Of everything random.
+        resume: Continue the file if it is there.
+        overwrite: Replace the file if it is there.
+
+    Raises:
+        ConfigError: If a number is not positive or a name unknown.
+        StoreError: If the file is there, is of other settings, or another process writes it.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        *,
+        every: int = 1,
+        what: Sequence[str] = ("edge",),
+        out: str | Path | None = None,
+        operator: str = "hessian",
+        tolerance: float = 1e-6,
+        products: int = 60,
+        probes: int = 4,
+        lanczos_steps: int = 40,
+        device: Device = "auto",
+        dtype: Dtype = "float64",
+        batch: int | None = None,
+        seed: int = 0,
+        resume: bool = False,
+        overwrite: bool = False,
+    ) -> None:
+        require_whole(every=every, products=products, probes=probes, lanczos_steps=lanczos_steps)
+        names = (what,) if isinstance(what, str) else tuple(what)
+        for name in names:
+            one_of("what", name, WHAT, error=ConfigError)
+        self._problem, self.every, self.what = problem, every, names
+        self._how = {"operator": operator, "device": device, "dtype": str(dtype), "batch": batch}
+        self._options = {
+            "tolerance": tolerance,
+            "products": products,
+            "probes": probes,
+            "lanczos_steps": lanczos_steps,
+            "seed": seed,
+        }
+        config = {
+            "what": list(names),
+            "loss": problem.loss_name,
+            "samples": problem.samples,
+            "dimension": problem.dimension,
+            **{name: self._how[name] for name in ("operator", "dtype")},
+            **self._options,
+        }
+        self._records: list[dict[str, Any]] = []
+        self._calls = 0
+        self._file: ResumableFile | None = None
+        self._provenance = Provenance(config, str(device))
+        if out is not None:
+            require_one(resume=resume, overwrite=overwrite)
+            path = Path(out)
+            require_new(path, may_exist=resume or overwrite)
+            self._file = ResumableFile(path)
+            try:
+                if resume and os.path.exists(path):
+                    self._continue(path)
+            except BaseException:
+                self.close()
+                raise
+
+    def _continue(self, path: Path) -> None:
+        found = results.load(path)
+        if not isinstance(found, Track):
+            raise ConfigError(f"{path} holds no track of a training; name another file")
+        require_same(path, found.provenance.config, self._provenance.config)
+        columns = found.to_dict()
+        for place, row in enumerate(columns["steps"]):
+            told = {name: values[place] for name, values in found.numbers.items()}
+            record = {name: columns[name][place] for name in _names(self.what)}
+            record |= {"step": row, "told": told}
+            record |= {name: getattr(found, name)[place] for name in ("nodes", "weights")}
+            self._records.append(record)
+
+    def __call__(self, step: int | None = None, **numbers: float) -> bool:
+        """Measure, if it is time.
+
+        Args:
+            step: Of the training; how often this was called, from 0, if None. A step that was
+                measured before (in a training that was resumed) is not measured again.
+            **numbers: Kept beside, e.g. ``lr=0.1``; with ``lr`` the picture has 2/η.
+
+        Returns:
+            Whether it was.
+
+        Raises:
+            ConfigError: If the step is no whole number from 0 on.
+            DataError: If another number is none.
+            ProblemError: If the model's parameters are NaN or infinite by now.
+        """
+        if step is None:
+            step, self._calls = self._calls, self._calls + 1
+        require_whole(0, step=step)
+        if step % self.every or any(record["step"] == step for record in self._records):
+            return False
+        self.measure(step, **numbers)
+        return True
+
+    def measure(self, step: int, **numbers: float) -> None:
+        """Measure now.
+
+        Args:
+            step: Of the training; what was measured there before is replaced.
+            **numbers: Kept beside.
+        """
+        told = {name: real(name, value) for name, value in numbers.items()}
+        problem, options = self._problem.current(), self._options
+        matrix = CurvatureOperator.of(problem, **self._how)
+        found: dict[str, Any] = {"loss": matrix.loss, "gradient_norm": matrix.gradient_norm}
+        if "edge" in self.what:
+            how = {name: options[name] for name in ("tolerance", "seed")}
+            ends = extremal_eigenvalues(matrix, 1, 1, check_multiplicity=False, **how)
+            low = ends.n_lower
+            found |= dict.fromkeys(_COLUMNS["edge"], _NAN)
+            if len(ends) > low:
+                found |= {"largest": ends.values[-1], "largest_bound": ends.bounds[-1]}
+            if low:
+                found |= {"smallest": ends.values[0], "smallest_bound": ends.bounds[0]}
+        if "trace" in self.what:
+            known = traces(matrix, options["products"], seed=options["seed"])
+            found |= {"trace": known.trace, "trace_error": known.trace_error}
+        if "rank" in self.what:
+            how = {name: self._how[name] for name in ("operator", "device", "dtype")}
+            every = spectrum(problem, **how)
+            found |= {"rank": every.rank, "noise_floor": every.noise_floor}
+        if "density" in self.what:
+            sizes = options["probes"], options["lanczos_steps"]
+            curve = quadrature(matrix, *sizes, seed=options["seed"])
+            found |= {"nodes": curve.nodes, "weights": curve.weights}
+        self._records = [record for record in self._records if record["step"] != step]
+        self._records.append(found | {"step": step, "told": told})
+        if self._file is not None:
+            results.save(self.track, self._file.path, overwrite=True)
+
+    @property
+    def track(self) -> Track:
+        """All that has been measured, by step."""
+        records = sorted(self._records, key=lambda record: record["step"])
+        told = list(dict.fromkeys(name for record in records for name in record["told"]))
+        empty = np.empty((0, 0))
+        columns = {
+            name: np.array([record.get(name, _NAN) for record in records], dtype=np.float64)
+            for name in ("loss", "gradient_norm", *sum(_COLUMNS.values(), ()))
+        }
+        return Track(
+            steps=np.array([record["step"] for record in records], dtype=np.int64),
+            **columns,
+            nodes=np.array([record.get("nodes", empty) for record in records]),
+            weights=np.array([record.get("weights", empty) for record in records]),
+            numbers={
+                name: np.array([record["told"].get(name, _NAN) for record in records])
+                for name in told
+            },
+            dimension=self._problem.dimension,
+            provenance=self._provenance,
+        )
+
+    def close(self) -> None:
+        """Let others write the file."""
+        if self._file is not None:
+            self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def lightning(self) -> Any:
+        """A callback for a trainer of Lightning: after every optimiser step, with its rate.
+
+        Returns:
+            A ``lightning.pytorch.Callback``.
+
+        Raises:
+            ConfigError: If Lightning is not installed.
+        """
+        try:
+            from lightning.pytorch import Callback  # pyright: ignore[reportMissingImports]
+        except ImportError as error:
+            raise ConfigError("pip install lightning: it is not installed") from error
+        tracker = self
+
+        class Tracking(Callback):
+            def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+                groups = trainer.optimizers[0].param_groups if trainer.optimizers else []
+                if trainer.is_global_zero:
+                    tracker(trainer.global_step, **_rate(groups))
+
+        return Tracking()
+
+    def huggingface(self) -> Any:
+        """A callback for a ``transformers.Trainer``: after every optimiser step, with its rate.
+
+        Returns:
+            A ``transformers.TrainerCallback``.
+
+        Raises:
+            ConfigError: If transformers is not installed.
+        """
+        try:
+            from transformers import TrainerCallback
+        except ImportError as error:
+            raise ConfigError("pip install transformers: it is not installed") from error
+        tracker = self
+
+        class Tracking(TrainerCallback):
+            def on_step_end(self, *given: Any, **more: Any) -> None:
+                _, state, _ = given
+                groups = getattr(more.get("optimizer"), "param_groups", [])
+                if state.is_world_process_zero:
+                    tracker(state.global_step, **_rate(groups))
+
+        return Tracking()
+
+
+def _names(what: Sequence[str]) -> list[str]:
+    """The columns of what is tracked."""
+    return ["loss", "gradient_norm", *(c for name in what for c in _COLUMNS.get(name, ()))]
+
+
+def _rate(groups: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The learning rate, and the momentum of SGD, of an optimiser's first group of parameters."""
+    if not groups:
+        return {}
+    kept = {"lr": groups[0].get("lr"), "momentum": groups[0].get("momentum")}
+    return {name: float(value) for name, value in kept.items() if value is not None}
