@@ -529,8 +529,8 @@ def goodness_of_fit(
         backend: Where the fits are computed, as in :func:`fit_all`.
 
     Returns:
-        (1 + samples whose distance is not below the fit's)/(1 + samples), so that it is never 0; NaN
-        for a failed fit.
+        (1 + samples whose distance is not below the fit's)/(1 + samples), so that it is never 0;
+        NaN for a failed fit.
 
     Raises:
         DataError: If ``samples`` is not positive, or the fit is one of other values.
