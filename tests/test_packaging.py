@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PINS = re.findall(r"^([\w.-]+)==", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.M)
 CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
-OPTIONAL = {"cupy", "dask", "distributed", "mpi4py", "nccl", "nvmath"}
+OPTIONAL = {"cupy", "dask", "distributed", "lightning", "mpi4py", "nccl", "nvmath", "transformers"}
 """Imported only where they are installed; extras."""
 
 

@@ -146,7 +146,15 @@ def table_fit():
     return TableFit("table.csv", ("train", "test"), line, 0.95, (point, other))
 
 
+def tracked():
+    tracker = hr.Tracker(networks(), what=("edge", "trace", "density"), products=12)
+    tracker(0, lr=0.1)
+    tracker(1, loss=2.0)
+    return tracker.track
+
+
 MADE = {
+    "track": tracked,
     "training": lambda: TrainResult(
         3, 0.5, 0.9, None, None, 1.5, Path("w.pt"), "00ff", "made up", ("a note",), Path("h.h5")
     ),

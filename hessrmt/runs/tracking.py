@@ -320,7 +320,7 @@ class Tracker:
         tracker = self
 
         class Tracking(Callback):
-            def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            def on_train_batch_end(self, trainer: Any, *_: Any, **__: Any) -> None:
                 groups = trainer.optimizers[0].param_groups if trainer.optimizers else []
                 if trainer.is_global_zero:
                     tracker(trainer.global_step, **_rate(groups))
