@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from hessrmt.curvature.lanczos import edge_levels as edge_levels
     from hessrmt.curvature.lanczos import eigsh as eigsh
     from hessrmt.curvature.lanczos import extremal_eigenvalues as extremal_eigenvalues
+    from hessrmt.curvature.landscape import Landscape as Landscape
+    from hessrmt.curvature.landscape import landscape as landscape
     from hessrmt.curvature.operators import CurvatureOperator as CurvatureOperator
     from hessrmt.curvature.operators import EmpiricalFisher as EmpiricalFisher
     from hessrmt.curvature.operators import GaussNewton as GaussNewton
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
 _NAMES = {
     "curvature.density": "density load_density",
     "curvature.dense": "hessian",
+    "curvature.landscape": "Landscape landscape",
     "curvature.lanczos": "edge_levels eigsh extremal_eigenvalues",
     "curvature.gauss_newton": "ggn",
     "curvature.operators": "CurvatureOperator EmpiricalFisher GaussNewton Hessian Identity "

@@ -304,6 +304,20 @@ class DensityConfig(_OfCurvature):
         return text
 
 
+class LandscapeConfig(_OfCurvature):
+    """Settings of ``hessrmt landscape``."""
+
+    batch: CountOrAll = option(64, "Samples from the start of the split, or 'all'.")
+    directions: int = option(1, "Eigenvectors: 1 or 2.", ge=1, le=2)
+    points: int = option(41, "Points along each, an odd number.", ge=3)
+    span: float | None = option(
+        None,
+        "Largest distance from the parameters.",
+        gt=0,
+        shown="where a parabola has added the loss",
+    )
+
+
 class TrainConfig(_OnData):
     """Settings of ``hessrmt train``; the defaults are the protocol of Baskerville et al. (2022).
 

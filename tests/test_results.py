@@ -155,6 +155,7 @@ def tracked():
 
 MADE = {
     "track": tracked,
+    "landscape": lambda: hr.landscape(networks(), 2, points=3),
     "training": lambda: TrainResult(
         3, 0.5, 0.9, None, None, 1.5, Path("w.pt"), "00ff", "made up", ("a note",), Path("h.h5")
     ),

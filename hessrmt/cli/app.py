@@ -13,6 +13,7 @@ from hessrmt.cli import data as data_command
 from hessrmt.cli.capacity import capacity
 from hessrmt.cli.density import density
 from hessrmt.cli.info import info
+from hessrmt.cli.landscape import landscape
 from hessrmt.cli.levels import levels
 from hessrmt.cli.normalize import normalize
 from hessrmt.cli.plot import plot
@@ -61,6 +62,7 @@ _COMMANDS = {
     levels: "hessrmt levels spectra.h5 --compare --plot pictures",
     plot: "hessrmt plot spectra.h5 --out spectra.png",
     density: "hessrmt density --model lenet5 --top 20 --plot density.png",
+    landscape: "hessrmt landscape --model mlp2 --directions 2 --plot landscape.png",
     simulate: "hessrmt simulate --kernel paper --dimension 300 --samples 100",
     capacity: "hessrmt capacity net.pt --csv layers.csv",
     normalize: "hessrmt normalize --model mlp3 --checkpoint mlp3.pt",

@@ -1,0 +1,60 @@
+"""``hessrmt landscape``: the loss of a network on a batch along leading eigenvectors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from hessrmt.curvature.landscape import landscape
+from hessrmt.errors import ConfigError
+from hessrmt.problems import data
+from hessrmt.problems.problem import Problem
+from hessrmt.runs.run import Inputs
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from hessrmt.config import LandscapeConfig
+    from hessrmt.curvature.landscape import Landscape
+    from hessrmt.progress import Tick
+
+
+def run(
+    config: LandscapeConfig, folder: Path | None = None, tick: Tick | None = None
+) -> tuple[Landscape, tuple[str, ...]]:
+    """Read network and data, and walk.
+
+    Args:
+        config: The settings.
+        folder: Where to look for data first.
+        tick: Told of progress.
+
+    Returns:
+        The landscape, and what the user must be told.
+
+    Raises:
+        ConfigError: If the batch is larger than the split.
+    """
+    dataset = data.load(config.data, config.split, folder)
+    size = len(dataset) if config.batch == "all" else config.batch
+    if size > len(dataset):
+        raise ConfigError(
+            f"batch {size} is larger than the {dataset.split} split of {dataset.name} "
+            f"({len(dataset):,} samples)"
+        )
+    inputs = Inputs.read(config, dataset)
+    batch = dataset.tensors(slice(size), torch.float64, inputs.model)
+    found = landscape(
+        Problem(inputs.model, inputs.loss, batch, only=config.only),
+        config.directions,
+        points=config.points,
+        span=config.span,
+        operator=config.operator,
+        device=config.device,
+        dtype=config.dtype,
+        seed=config.seed,
+        tick=tick,
+        provenance=inputs.provenance(inputs.backend.name, batch=size),
+    )
+    return found, inputs.notes
