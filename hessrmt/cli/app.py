@@ -17,6 +17,7 @@ from hessrmt.cli.landscape import landscape
 from hessrmt.cli.levels import levels
 from hessrmt.cli.normalize import normalize
 from hessrmt.cli.plot import plot
+from hessrmt.cli.report import report
 from hessrmt.cli.reproduce import reproduce
 from hessrmt.cli.simulate import simulate
 from hessrmt.cli.spectrum import spectrum
@@ -67,6 +68,7 @@ _COMMANDS = {
     capacity: "hessrmt capacity net.pt --csv layers.csv",
     normalize: "hessrmt normalize --model mlp3 --checkpoint mlp3.pt",
     reproduce: "hessrmt reproduce hessian-spacings --preset small",
+    report: "hessrmt report spectra.h5 --out report.html",
     info: "hessrmt info spectra.h5",
 }
 """Each command and an example of its use."""

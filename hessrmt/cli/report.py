@@ -1,0 +1,44 @@
+"""``hessrmt report``: files of results as one page to keep or to send."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hessrmt.cli import console
+from hessrmt.cli.options import Overwrite, with_settings
+
+
+@with_settings
+def report(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="What hessrmt has written.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Page to write (.html).")] = Path(
+        "report.html"
+    ),
+    title: Annotated[
+        str, typer.Option("--title", help="Of the page. \\[default: names of the files]")
+    ] = "",
+    surrogates: Annotated[
+        int, typer.Option("--surrogates", help="Of level statistics; 0 for none.", min=0)
+    ] = 200,
+    overwrite: Overwrite = False,
+) -> dict[str, Any]:
+    """Write one page about files of results: pictures, tables, conclusions, settings.
+
+    It needs nothing else and fetches nothing, so it can be sent as it is.
+
+    Returns:
+        What --json prints.
+    """
+    from hessrmt.files import require_file, require_new, write_whole
+    from hessrmt.runs.report import report as page
+
+    require_file(out, "--out")
+    require_new(out, may_exist=overwrite)
+    with console.Meter() as tick:
+        text = page(files, title, surrogates=surrogates, tick=tick)
+    write_whole(out, text, replace=overwrite)
+    console.note(f"written: {out}")
+    return {"file": str(out), "files": [str(file) for file in files]}
