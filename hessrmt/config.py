@@ -462,7 +462,7 @@ class LevelsConfig(Settings):
     )
     surrogates: int = option(
         200,
-        "Data sets simulated for each p-value (surrogates), 0 for no p-values.",
+        "Data sets for each p-value of spacings (surrogates); 0: p-values of ratios only.",
         ge=0,
         le=100_000,
     )

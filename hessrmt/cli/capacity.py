@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,7 +23,13 @@ _LAYER = {
     "log_frobenius": ("ln‖W‖", ".2f"),
     "stable_rank": ("stable\nrank", ".3g"),
 }
-_P_VALUE = {"p_value": ("p", ".2g")}
+_ASKED_FOR = {
+    "p_value": ("p", ".2g"),
+    "traps": ("traps", "d"),
+    "distance_frobenius": ("‖ΔW‖/\n‖W₀‖", ".3g"),
+}
+"""Columns where they were computed."""
+
 _NETWORK = {
     "alpha_hat": ("α̂", ".5g"),
     "alpha_weighted": ("⟨α log λ⟩", ".3f"),
@@ -107,9 +114,13 @@ def capacity(
 def _show(report: CapacityReport) -> None:
     from hessrmt.runs.capacity import named, skipped
 
-    columns = _LAYER
-    if any(layer.p_value == layer.p_value for layer in report.analyzed):
-        columns = _P_VALUE | _LAYER
+    known = {
+        name
+        for name in _ASKED_FOR
+        for layer in report.analyzed
+        if (value := getattr(layer, name)) is not None and not math.isnan(value)
+    }
+    columns = {name: look for name, look in _ASKED_FOR.items() if name in known} | _LAYER
     rows = []
     for layer in report.analyzed:
         alpha = console.with_error(layer.alpha, layer.sigma, ".2f").replace(" ", "")
@@ -175,7 +186,10 @@ def _show_correlations(series: Series) -> None:
     headings = ("", *console.headings(_LINE), *_COEFFICIENTS.values())
     console.show(console.table(headings, rows))
     level = series.correlations[0].level
-    console.note(f"with {level:.0%} intervals over networks; p: probability without a connection")
+    console.note(
+        f"with {level:.0%} intervals over networks; p: probability of a coefficient at least as "
+        "far from 0 if there were no connection"
+    )
     failed = {name: item.failed for name, item in found.items() if item.failed is not None}
     console.note(*(f"{' '.join(name.split())}: {why}" for name, why in failed.items()))
 

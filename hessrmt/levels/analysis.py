@@ -49,6 +49,11 @@ FEWEST_RATIOS = 40
 """Ratios from which anything is concluded; ⟨r̃⟩ of 40 is known to 0.05, a third of the way from the
 GOE to independent levels."""
 
+_NOT_ASKED_FOR = dict.fromkeys(("ratio_p_value", "spacing_p_value"), "no surrogates were asked for")
+
+_EVEN = 1e-9
+"""Range of ratios that differ by rounding alone."""
+
 _NO_SCATTER = "the mean ratio is the same in all spectra: copies, or evenly spaced levels"
 
 _WHY_NOT_SAID = f"fewer than {FEWEST_RATIOS} ratios", _NO_SCATTER
@@ -402,6 +407,8 @@ def analyze(
     if not len(all_ratios):
         raise DataError("every spacing is zero: no ratio is defined; are the levels degenerate?")
     mean, error = mean_and_error(ratios)
+    # copies of one spectrum, or evenly spaced levels, which a single spectrum may have too
+    error = 0.0 if float(np.ptp(all_ratios)) < _EVEN else error
     why |= _unknown_errors(error)
     parts = zip(*(np.array_split(values, _PARTS) for values in ratios), strict=True)
     fifths, fifths_error = zip(*map(mean_and_error, parts), strict=True)
@@ -409,13 +416,12 @@ def analyze(
     scheme = plan(selection, unfolded.method, surrogates, seed, **how)
     draw = partial(_drawn, scheme, bool(surrogates), len(all_spacings), orders, device)
     drawn = _of_laws(draw, map_unordered, tick)
-    if not surrogates:
-        of_surrogates = ("p_values", "ratio_p_value", "spacing_p_value")
-        why |= dict.fromkeys(of_surrogates, "no surrogates were asked for")
+    why |= {} if surrogates else _NOT_ASKED_FOR
     why |= {f"{name}.spacing_p_value": one.reason for name, one in drawn.items() if one.reason}
     laws, goe = {}, STATISTICS["ratio"]("goe")
-    enough = len(all_ratios) >= FEWEST_RATIOS and error != 0
-    why |= {} if enough else {"excluded": _WHY_NOT_SAID[error == 0]}
+    same = error == 0
+    enough = len(all_ratios) >= FEWEST_RATIOS and not same
+    why |= {} if enough else {"excluded": _WHY_NOT_SAID[same]}
     for name in LAWS:
         of_ratio, of_spacing = (law(name) for law in STATISTICS.values())
         verdict = judge(all_ratios, of_ratio, mean_ratio(name), drawn[name].ratio)
@@ -699,17 +705,20 @@ def _sentence(mean: float, error: float, laws: Mapping[str, LawFit], n_ratios: i
         return f"too few to say: ⟨r̃⟩ = {mean:.4f} from {n_ratios} ratios, {few}"
     measured = f"⟨r̃⟩ = {mean:.4f}" + (f" ± {error:.4f}" if error > 0 else "")
     expected = f"{goe.mean_ratio_alike:.4f}"
+    if goe.sigmas:  # what the levels of a law scatter by
+        expected += f" ± {abs((mean - goe.mean_ratio_alike) / goe.sigmas):.4f}"
     fitting = [name for name, law in laws.items() if not law.excluded]
     others = " and ".join(WORDS[name] for name in fitting if name != "goe")
     if "goe" in fitting:
-        near = f"consistent with GOE ({measured}, {abs(goe.sigmas):.1f} σ from {expected})"
+        away = f"{abs(goe.sigmas):.1f} σ from the {expected} of GOE levels alike"
+        near = f"consistent with GOE ({measured}, {away})"
         if others:
             near = f"{near}, but also with {others}: too few levels to tell them apart"
         return near
-    p = f"p = {goe.p_value:.1g}" if goe.p_value > SMALLEST else f"p < {SMALLEST:.0e}"
+    p = f"p = {goe.p_value:.2g}" if goe.p_value > SMALLEST else f"p < {SMALLEST:.0e}"
     far = f"{abs(goe.sigmas):.1f} σ, {p}: " if abs(goe.sigmas) > FAR else f"{p}: "
     shape = "" if abs(goe.sigmas) > FAR else " by the shape of P(r̃)"
-    start = f"GOE excluded{shape} ({far}{measured} against {expected})"
+    start = f"GOE excluded{shape} ({far}{measured}, GOE levels alike {expected})"
     if fitting:
         return f"{start}; {others} {'fits' if len(fitting) == 1 and fitting != ['goe2'] else 'fit'}"
     nearest = min(laws, key=lambda name: laws[name].ratio_distance)

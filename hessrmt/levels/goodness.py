@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from jaxtyping import Float64
-from scipy.special import erfc, kolmogi
+from scipy.special import erfc, erfcinv, kolmogi
 
 from hessrmt.levels.resampling import Samples, mean_and_error
 from hessrmt.levels.spacings import log_of
@@ -37,7 +37,7 @@ STATISTICS = {"ratio": ratio_law_folded, "spacing": spacing_law}
 """Ratios r̃ and nearest-neighbour spacings, to the function that gives the law of an ensemble."""
 
 _MEDIAN = 2 * float(kolmogi(0.5))
-"""Median of 2 √n D, whose tail exp(-x²/2) is that of a normal variable, D Kolmogorov's distance."""
+"""Median of 2 √n D, D Kolmogorov's distance."""
 
 _TAIL = 10
 """Surrogates beyond which a p-value is continued by the tail of a normal variable."""
@@ -137,7 +137,8 @@ def judge(ordered: Levels, law: Law, mean: float, null: Null) -> Verdict:
     """Compare ratios with those of surrogates, by their mean and by the shape of their law at once.
 
     Both deviations, that of the mean and the distance D, are taken in units of their spread over
-    the surrogates, in which either has the tail of a normal variable; the larger decides.
+    the surrogates, and D as the deviation of a normal variable that is as improbable; the larger
+    decides.
 
     Args:
         ordered: (n,) ratios r̃, ascending; at least one.
@@ -158,13 +159,18 @@ def judge(ordered: Levels, law: Law, mean: float, null: Null) -> Verdict:
     far = np.abs(surrogates).max(axis=1)
     unit = float(np.median(far)) / _MEDIAN
     furthest = float(np.abs(_difference(ordered, law) - null.bias).max())
-    value = max(abs(sigmas), furthest / unit)
-    each = np.sort(np.maximum(np.abs(shifts) / spread, far / unit))[::-1]
+    value = max(abs(sigmas), float(_as_normal(np.array(furthest / unit))))
+    each = np.sort(np.maximum(np.abs(shifts) / spread, _as_normal(far / unit)))[::-1]
     edge = min(_TAIL, -(-len(each) // 5))
     p = _rank(value, each)
     if value > each[edge - 1]:
         p = edge / len(each) * float(erfc(value / 2**0.5) / erfc(each[edge - 1] / 2**0.5))
     return Verdict(expected, sigmas, max(p, 1 / (1 + len(each))), max(p, SMALLEST))
+
+
+def _as_normal(x: Levels) -> Levels:
+    """The normal deviation that is as improbable as 2 √n D = x, of probability 2 exp(-x²/2)."""
+    return 2**0.5 * erfcinv(np.minimum(1.0, 2 * np.exp(-(x**2) / 2)))
 
 
 def _difference(ordered: Levels, law: Law) -> Grid:

@@ -7,7 +7,7 @@ unfolding included, is taken within runs: nothing reaches over a hole.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from hessrmt.arrays import Levels
 
 Cutoff = str | float | None
-Window = tuple[float, float] | None
+Window = tuple[float | None, float | None] | None
 
 Adjacent = Bool[np.ndarray, " n-1"]
 
@@ -153,7 +153,8 @@ def select(
         cutoff: ``"certified"`` keeps |λ| above each spectrum's noise floor, ``"paper"`` the
             |λ| > 1e-20 of Baskerville, Granziol and Keating 2022, §6, a number |λ| above it, None
             everything. ``"auto"`` means certified, and None for plain eigenvalues.
-        window: Lowest and highest level taken, in the units of the eigenvalues.
+        window: Lowest and highest level taken, in the units of the eigenvalues; None for an open
+            end.
         drop_outliers: Leave out the levels of each spectrum that lie beyond its bulk: by
             ``"gap"``, beyond the innermost spacing of over five times the mean of the twenty
             before it, in the outer tenth on either side; by ``"marchenko-pastur"``, above the upper
@@ -294,7 +295,10 @@ def _ends(window: Window) -> tuple[float, float]:
     if window is None:
         return -np.inf, np.inf
     advice = "give (LOW, HIGH) with LOW < HIGH"
-    ends = real_array("window", window, dimensions=1, infinite=True, hint=advice).tolist()
+    given: Any = window
+    if isinstance(window, Sequence) and len(window) == 2:
+        given = [x if v is None else v for v, x in zip(window, (-np.inf, np.inf), strict=True)]
+    ends = real_array("window", given, dimensions=1, infinite=True, hint=advice).tolist()
     if len(ends) != 2 or not ends[0] < ends[1]:
         raise DataError(f"window {window!r} cannot be used; {advice}")
     return ends[0], ends[1]

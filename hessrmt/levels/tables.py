@@ -93,11 +93,20 @@ def _of_frame(frame: Any) -> Any:
         )
     if len(columns) == 1:
         return values[:, 0]
-    if not all(any(map(str.isdigit, name)) for name in columns):
+    named = [name for name in columns if not any(map(str.isdigit, name))]
+    if len(named) == 1 and len(columns) > 3:
         raise DataError(
-            f"a table with the columns {', '.join(columns[:6])} seems to have a row for each "
-            "eigenvalue; give a list of the spectra, e.g. [group['eigenvalue'] for _, group in "
-            "table.groupby('batch')]"
+            f"the column {named[0]} of the table looks like a label beside eigenvalues; leave it "
+            f"out: table.drop(columns={named[0]!r})"
+        )
+    if named:
+        of = next((name for name in named if name in _EIGENVALUES), named[-1])
+        by = next(name for name in columns if name != of)
+        more = ", ..." if len(columns) > 6 else ""
+        raise DataError(
+            f"a table with the columns {', '.join(columns[:6])}{more} seems to have a row for each "
+            f"eigenvalue; give a list of the spectra, e.g. [group[{of!r}] for _, group in "
+            f"table.groupby({by!r})]"
         )
     ordered = [bool((np.diff(values, axis=axis) >= 0).all()) for axis in (0, 1)]
     if ordered == [True, False] and len(values) > 2:

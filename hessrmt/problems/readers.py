@@ -79,7 +79,11 @@ NESTED_UNDER = (
 _INERT = (
     *("argparse.Namespace", "types.SimpleNamespace", "pathlib.PosixPath", "pathlib.WindowsPath"),
     *("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"),
-    *("datetime.datetime", "datetime.timedelta"),
+    *("datetime.datetime", "datetime.date", "datetime.time", "datetime.timedelta"),
+    *("datetime.timezone", "pathlib.PurePosixPath", "pathlib.PureWindowsPath", "decimal.Decimal"),
+    *("collections.deque", "fractions.Fraction", "uuid.UUID", "uuid.SafeUUID"),
+    *("numpy.ndarray", "numpy.core.multiarray._reconstruct"),
+    "numpy._core.multiarray._reconstruct",
     "lightning.fabric.utilities.data.AttributeDict",
     "lightning_fabric.utilities.data.AttributeDict",
     "pytorch_lightning.utilities.parsing.AttributeDict",

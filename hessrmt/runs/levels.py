@@ -44,6 +44,7 @@ ALL = "all"
 
 
 _OTHER_TABLES = (".npz", ".npy", ".csv", ".txt", ".parquet")
+_WEIGHTS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 
 
 def open_spectra(file: Path, block: str | None = None) -> dict[str, Spectra]:
@@ -64,6 +65,11 @@ def open_spectra(file: Path, block: str | None = None) -> dict[str, Spectra]:
         raise StoreError(
             f"{file} is no HDF5 file; eigenvalues from elsewhere go through hr.levels.analyze(...) "
             "in Python, which takes arrays and tables"
+        )
+    if file.suffix.lower() in _WEIGHTS:
+        raise StoreError(
+            f"{file} holds weights, not eigenvalues: hessrmt spectrum --checkpoint computes those "
+            "of a Hessian, hessrmt capacity looks at the weights themselves"
         )
     if schema_of(file) == SCHEMA:
         found = {"": load_density(file).spectra()}

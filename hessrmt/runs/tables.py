@@ -46,7 +46,9 @@ def _delimiter(lines: list[str]) -> str:
 
 
 def numbers_of(cells: Iterable[str]) -> list[float] | None:
-    """The numbers in a column; a decimal comma is as good as a point.
+    """The numbers in a column.
+
+    A decimal comma is as good as a point, and a % behind a number is left out.
 
     Args:
         cells: As :func:`read_table` has them.
@@ -55,7 +57,7 @@ def numbers_of(cells: Iterable[str]) -> list[float] | None:
         A number for each, NaN for an empty cell; None if there is text in it.
     """
     try:
-        return [float(cell.replace(",", ".") or "nan") for cell in cells]
+        return [float(cell.removesuffix("%").replace(",", ".") or "nan") for cell in cells]
     except ValueError:
         return None
 
