@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from hessrmt.problems.problem import Problem as Problem
     from hessrmt.records import Provenance as Provenance
     from hessrmt.records import Spectrum as Spectrum
-    from hessrmt.runs.run import load as load
+    from hessrmt.runs.stored import load as load
     from hessrmt.store.history import load_history as load_history
 
 _NAMES = {
@@ -54,7 +54,7 @@ _NAMES = {
     "problems.batches": "shared",
     "problems.problem": "Problem",
     "records": "Provenance Spectrum",
-    "runs.run": "load",
+    "runs.stored": "load",
     "store.history": "load_history",
 }
 """Module to the names that are loaded from it when they are first used."""

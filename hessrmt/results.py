@@ -69,12 +69,13 @@ class Result:
             cls.__repr__ = Result.__repr__
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain values.
+        """All of it as plain values, as JSON knows them.
 
         Returns:
-            Name to a number, text, None, or lists and dictionaries of them.
+            Name to a finite number, text, None, or lists and dictionaries of them. None is what
+            does not exist or is infinite; where a result has ``not_computable``, it says why.
         """
-        return plain(self._values())
+        return finite(plain(self._values()))
 
     def rows(self) -> list[dict[str, Any]]:
         """Its table: a row for each place along its first axis, or one row of its plain values.
@@ -86,7 +87,7 @@ class Result:
             columns = {name: plain(getattr(self, name)) for name in names.split()}
             lines = zip(*columns.values(), strict=True)
             return [dict(zip(columns, line, strict=True)) for line in lines]
-        return [_flat(self.to_dict())]
+        return [flat(self.to_dict())]
 
     def to_pandas(self) -> Any:
         """Its table for pandas.
@@ -113,7 +114,7 @@ class Result:
             for axes, names in self._axes.items()
             for name in names.split()
         }
-        others = _flat({k: v for k, v in self.to_dict().items() if k not in arrays})
+        others = flat({k: v for k, v in self.to_dict().items() if k not in arrays})
         return _library("xarray", "to_dict()").Dataset(arrays, attrs=others)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
@@ -216,7 +217,7 @@ def to_json(value: Any, indent: int | None = None) -> str:
     Returns:
         The text.
     """
-    return json.dumps(_finite(plain(value)), allow_nan=False, indent=indent)
+    return json.dumps(finite(plain(value)), allow_nan=False, indent=indent)
 
 
 def to_csv(rows: list[dict[str, Any]]) -> str:
@@ -252,19 +253,33 @@ def html_table(lines: list[list[str]], caption: str, head: list[str] | None = No
     return f"<table><caption>{escape(caption)}</caption>{body}</table>"
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """A plain value with None in place of NaN and infinity.
+
+    Returns:
+        The value.
+    """
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values side by side, their names joined by dots.
+
+    Args:
+        value: Dictionaries of dictionaries.
+        prefix: Of the names.
+
+    Returns:
+        Name to value.
+    """
     found: dict[str, Any] = {}
     for key, item in value.items():
         nested = isinstance(item, dict)
-        found |= _flat(item, f"{prefix}{key}.") if nested else {f"{prefix}{key}": item}
+        found |= flat(item, f"{prefix}{key}.") if nested else {f"{prefix}{key}": item}
     return found
 
 

@@ -37,7 +37,7 @@ from hessrmt.runs.capacity import Series
 from hessrmt.runs.normalize import NormalizeResult, TableFit, TablePoint
 from hessrmt.runs.simulate import summary
 from hessrmt.runs.training import TrainResult
-from hessrmt.store.history import History
+from hessrmt.store.history import CAPACITY, NETWORK, TRAINING, History
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,9 +130,9 @@ def family_line():
 
 
 def history():
-    ones = {name: np.ones(2) for name in ("mean_alpha", "train_loss")}
-    capacity = {"alpha": np.array([[2.0], [np.nan]])}
-    return History(np.array([0, 2]), spectra(), ("0.weight",), capacity, ones, ones)
+    network, training = ({name: np.ones(2) for name in names} for names in (NETWORK, TRAINING))
+    measured = {name: np.array([[2.0], [np.nan]]) for name in CAPACITY}
+    return History(np.array([0, 2]), spectra(), ("0.weight",), measured, network, training)
 
 
 def complexity():

@@ -27,7 +27,7 @@ from hessrmt.files import reason
 from hessrmt.problems.problem import Problem, ordinary_mode
 from hessrmt.progress import Tick, silent
 from hessrmt.records import Provenance, Spectra, Spectrum
-from hessrmt.results import Result, plain
+from hessrmt.results import Result, finite, plain
 from hessrmt.store.density import SCHEMA, VERSION, Content, DensityWriter, read
 from hessrmt.store.files import DAMAGE, attributes_of, provenance_of, text
 
@@ -231,7 +231,7 @@ class DensityResult(
         """
         moments, errors = self.quadrature.moments()
         low, high = self.quadrature.range
-        return {
+        numbers = {
             **{name: getattr(self, name) for name in PLAIN},
             "probes": len(self.quadrature),
             "probes_planned": self.planned,
@@ -240,8 +240,9 @@ class DensityResult(
             "moments_error": errors.tolist(),
             "node_min": low,
             "node_max": high,
-            **{name: plain(getattr(self, name)) for name in (*_PARTS, "window_count")},
+            **{name: getattr(self, name) for name in (*_PARTS, "window_count")},
         }
+        return finite(plain(numbers))
 
 
 @ordinary_mode()

@@ -353,7 +353,12 @@ _FEWEST_SPARE = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Found(Result, axes={"level": "values residuals bounds"}, derived="found bounds"):
+class _Found(
+    Result,
+    axes={"level": "values residuals bounds"},
+    derived="found bounds not_computable",
+    picture="certification.eigenvalues",
+):
     """Eigenvalues with a bound each.
 
     Attributes:
@@ -396,13 +401,21 @@ class _Found(Result, axes={"level": "values residuals bounds"}, derived="found b
         return len(self)
 
     @property
+    def not_computable(self) -> dict[str, str]:
+        """Quantity that is NaN to the reason."""
+        if not np.isnan(self.check):
+            return {}
+        only = "the matrix is known by its products alone: there is nothing to compare them with"
+        return {"check": only if len(self) else "no eigenvalue was found"}
+
+    @property
     def bounds(self) -> Levels:
         """(n,) an eigenvalue of H lies within this distance of the value."""
         return self.residuals + self.round_off
 
 
 @dataclass(frozen=True, kw_only=True)
-class EdgeLevels(_Found, derived="found bounds joint_bound"):
+class EdgeLevels(_Found, derived="found bounds joint_bound not_computable"):
     """Levels at the ends of a spectrum; those of the lower end come first.
 
     Attributes:
