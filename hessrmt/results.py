@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
-from html import escape
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,11 +14,12 @@ import numpy as np
 
 from hessrmt.errors import DataError, StoreError
 from hessrmt.files import write_whole
+from hessrmt.tables import html_table, to_csv, to_markdown
 
 _SHOWN = 8
 """Values in a result's short text."""
 
-_WRITTEN = {".json", ".csv", ".h5", ".hdf5"}
+_WRITTEN = {".json", ".csv", ".md", ".h5", ".hdf5"}
 
 
 class Result:
@@ -121,8 +119,9 @@ class Result:
         """Write it to a file, completely or not at all.
 
         Args:
-            path: ``.json`` for the plain values (NaN and infinity become null), ``.csv`` for the
-                table, ``.h5`` or ``.hdf5`` for all of it, which ``hessrmt.load`` gives back.
+            path: ``.json`` for the plain values (NaN and infinity become null), ``.csv`` or ``.md``
+                for the table, ``.h5`` or ``.hdf5`` for all of it, which ``hessrmt.load`` gives
+                back.
             overwrite: Whether to replace a file of that name.
 
         Raises:
@@ -139,6 +138,10 @@ class Result:
             write_whole(path, to_json(self.to_dict(), indent=1) + "\n", replace=overwrite)
         elif ending == ".csv":
             write_whole(path, to_csv(self.rows()), replace=overwrite)
+        elif ending == ".md":
+            rows = self.rows()
+            lines = ([_cell(value) for value in row.values()] for row in rows)
+            write_whole(path, to_markdown(list(rows[0]) if rows else [], lines), replace=overwrite)
         else:
             writer = import_module(self._writer or "hessrmt.store.results")
             writer.save(self, path, overwrite=overwrite)
@@ -220,39 +223,6 @@ def to_json(value: Any, indent: int | None = None) -> str:
     return json.dumps(finite(plain(value)), allow_nan=False, indent=indent)
 
 
-def to_csv(rows: list[dict[str, Any]]) -> str:
-    """A table as comma-separated values with a head.
-
-    Returns:
-        The text; empty for no rows.
-    """
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
-    if rows:
-        writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def html_table(lines: list[list[str]], caption: str, head: list[str] | None = None) -> str:
-    """A table for a notebook; all text is escaped.
-
-    Args:
-        lines: Its cells.
-        caption: Above it.
-        head: Names of the columns; if None, the first cell of each line is its name.
-
-    Returns:
-        HTML.
-    """
-    first = "td" if head else "th"
-    rows = [[("th", cell) for cell in head]] if head else []
-    rows += [[(first, line[0]), *(("td", cell) for cell in line[1:])] for line in lines]
-    cells = ["".join(f"<{tag}>{escape(cell)}</{tag}>" for tag, cell in row) for row in rows]
-    body = "".join(f"<tr>{row}</tr>" for row in cells)
-    return f"<table><caption>{escape(caption)}</caption>{body}</table>"
-
-
 def finite(value: Any) -> Any:
     """A plain value with None in place of NaN and infinity.
 
@@ -289,6 +259,13 @@ def as_numpy(value: Any) -> np.ndarray:
         value = value.detach().cpu().resolve_conj().resolve_neg()
         value = value.float() if str(value.dtype) == "torch.bfloat16" else value
     return np.asarray(value)
+
+
+def _cell(value: Any) -> str:
+    """A plain value as people read it."""
+    if isinstance(value, float):
+        return f"{value:.6g}" if math.isfinite(value) else "-"
+    return "-" if value is None else str(value)
 
 
 def _short(value: Any) -> str:

@@ -9,18 +9,19 @@ from typing import Annotated, Any
 import typer
 
 from hessrmt.cli import console
-from hessrmt.cli.options import with_settings
+from hessrmt.cli.options import Report, quick
 
 
-@with_settings
+@quick
 def info(
     file: Annotated[
-        Path | None, typer.Argument(
-            help="A file of spectra, a density, a history, a checkpoint or any saved result; without "
-            "it, this installation."
-        )
+        Path | None,
+        typer.Argument(
+            help="A file of spectra, a density, a history, a checkpoint or any saved result; "
+            "without it, this installation."
+        ),
     ] = None,
-) -> dict[str, Any]:
+) -> Report:
     """Show versions, devices and data; or the contents and provenance of a file."""
     if file:
         from hessrmt.runs.stored import facts
@@ -28,8 +29,9 @@ def info(
         found = facts(file)
     else:
         found = _about_installation()
-    console.facts(dict(row for key, value in found.items() for row in _rows(key, value)))
-    return found
+    shown = dict(row for key, value in found.items() for row in _rows(key, value))
+    console.facts(shown)
+    return Report(found, lambda: [{"name": k, "value": v} for k, v in shown.items()])
 
 
 def _rows(key: str, value: Any) -> Iterator[tuple[str, str]]:

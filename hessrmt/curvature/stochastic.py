@@ -70,9 +70,7 @@ class Curve(Result, axes={"point": "x density error"}, picture="certification.cu
 
 
 @dataclass(frozen=True)
-class Quadrature(
-    Result, axes={"probe step": "nodes weights"}, picture="certification.quadrature"
-):
+class Quadrature(Result, axes={"probe step": "nodes weights"}, picture="certification.quadrature"):
     """Gauss quadratures of the spectral density, one for each random vector.
 
     Attributes:

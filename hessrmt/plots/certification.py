@@ -161,11 +161,16 @@ def eigenvalues(found: Any, title: str = "", *, ax: Any = None) -> Figure:
     axes = style.single(title, ax)
     values, bounds = found.values[::-1], found.bounds[::-1]
     place, clear = np.arange(1, len(values) + 1), np.abs(values) > bounds
-    groups = (clear, style.BLUE, "o", "certainly not zero"), (~clear, style.MUTED, "s", "maybe zero")
+    groups = (
+        (clear, style.BLUE, "o", "certainly not zero"),
+        (~clear, style.MUTED, "s", "perhaps 0"),
+    )
     for chosen, colour, marker, words in groups:
         if chosen.any():
             look = {"fmt": marker, "ms": 4.5, "color": colour, "capsize": 3, "elinewidth": 0.8}
-            label = f"{chosen.sum():,} eigenvalues, {words}, bounds up to {bounds[chosen].max():.1g}"
+            label = (
+                f"{chosen.sum():,} eigenvalues, {words}, bounds up to {bounds[chosen].max():.1g}"
+            )
             axes.errorbar(place[chosen], values[chosen], bounds[chosen], label=label, **look)
     low, high = float(np.abs(values).min()), float(np.abs(values).max())
     if low > 0 and high > _WIDE * low:

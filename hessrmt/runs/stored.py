@@ -1,7 +1,8 @@
 """Any file that hessrmt has written: recognised, read, described and drawn, in one place.
 
 A file says what it is by its attribute ``schema``; files of the published code have none, training
-checkpoints are recognised by their own ``format``. A new kind of file is one entry of :data:`_KINDS`.
+checkpoints are recognised by their own ``format``. A new kind of file is one entry of
+:data:`_KINDS`.
 """
 
 from __future__ import annotations

@@ -90,9 +90,7 @@ def _stored(path: Path, otherwise: str) -> tuple[TrainState, dict[str, Any]]:
         newer = version > VERSION
         content["provenance"], content["extra"], content["identity"]
     except (KeyError, TypeError, ValueError) as error:
-        raise StoreError(
-            f"{path} is not a checkpoint written by hessrmt, {otherwise}"
-        ) from error
+        raise StoreError(f"{path} is not a checkpoint written by hessrmt, {otherwise}") from error
     if newer:
         raise StoreError(
             f"{path} was written by a newer hessrmt (checkpoint version {version}, this "
@@ -132,7 +130,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     Returns:
         The run as far as it got. Raises StoreError for any other file.
     """
-    otherwise = "so nothing is known of a training run; hessrmt capacity reads weights of any origin"
+    otherwise = "so it says nothing of a training run; hessrmt capacity reads weights of any origin"
     state, content = _stored(Path(path), otherwise)
     known = {name: content["provenance"].get(name) for name in ("device", "versions", "created")}
     missing = {"device": "unknown", "versions": {}, "created": "unknown"}
