@@ -84,7 +84,8 @@ class Spectrum(
         reduced_dimension: Dimension n of the matrix that was diagonalised, n <= P.
         loss: Mean loss of the batch at the point of expansion.
         gradient_norm: Euclidean norm of the gradient there.
-        operator: ``"hessian"``, ``"ggn"``, or ``"ensemble"`` for a random matrix.
+        operator: ``"hessian"``, ``"ggn"``, ``"ensemble"`` for a random matrix, or ``"matrix"`` for
+            one that was given.
         dtype: Precision of the computation.
         solver: Eigenvalue routine used.
         check: ‖Hv - Q(QᵀHQ)Qᵀv‖ / (‖H‖₂ ‖v‖) for a random v, Hv by an independent differentiation;
