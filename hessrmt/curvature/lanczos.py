@@ -570,8 +570,8 @@ def eigsh(
     Args:
         operator: H: an operator; a problem, whose Hessian is then taken in float64 on the device
             that is there; a pair (matvec, n) of a function from (n,) to H v, in float64; or
-            anything with ``shape`` and ``@``: an array, a tensor, a sparse matrix, a ``LinearOperator`` of
-            scipy, an operator of curvlinops.
+            anything with ``shape`` and ``@``: an array, a tensor, a sparse matrix, a
+            ``LinearOperator`` of scipy, an operator of curvlinops.
         k: How many, at most n; 6 if None and there is no window.
         which: ``"LA"`` for the largest, ``"SA"`` for the smallest, ``"LM"`` for those of largest
             magnitude.
