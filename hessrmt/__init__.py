@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from hessrmt.problems.problem import Problem as Problem
     from hessrmt.records import Provenance as Provenance
     from hessrmt.records import Spectrum as Spectrum
-    from hessrmt.runs.run import load as load
+    from hessrmt.runs.stored import load as load
     from hessrmt.runs.tracking import Track as Track
     from hessrmt.runs.tracking import Tracker as Tracker
     from hessrmt.store.history import load_history as load_history
@@ -59,7 +59,7 @@ _NAMES = {
     "problems.batches": "shared",
     "problems.problem": "Problem",
     "records": "Provenance Spectrum",
-    "runs.run": "load",
+    "runs.stored": "load",
     "runs.tracking": "Track Tracker",
     "store.history": "load_history",
 }

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from hessrmt.results import Result
+from hessrmt.results import Result, fields_of, plain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -84,7 +84,8 @@ class Spectrum(
         reduced_dimension: Dimension n of the matrix that was diagonalised, n <= P.
         loss: Mean loss of the batch at the point of expansion.
         gradient_norm: Euclidean norm of the gradient there.
-        operator: ``"hessian"``, ``"ggn"``, or ``"ensemble"`` for a random matrix.
+        operator: ``"hessian"``, ``"ggn"``, ``"ensemble"`` for a random matrix, or ``"matrix"`` for
+            one that was given.
         dtype: Precision of the computation.
         solver: Eigenvalue routine used.
         check: ‖Hv - Q(QᵀHQ)Qᵀv‖ / (‖H‖₂ ‖v‖) for a random v, Hv by an independent differentiation;
@@ -227,8 +228,9 @@ class Spectra(
         Returns:
             Its numbers, without the eigenvalues.
         """
-        found = [item.to_dict() for item in self.items]
-        return [{k: v for k, v in row.items() if not isinstance(v, list | dict)} for row in found]
+        found = [plain(fields_of(item)) | {"rank": item.rank} for item in self.items]
+        other = list | dict | None
+        return [{k: v for k, v in row.items() if not isinstance(v, other)} for row in found]
 
     def shown(self) -> dict[str, str]:
         """What file it is of."""

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
-from html import escape
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,11 +14,12 @@ import numpy as np
 
 from hessrmt.errors import DataError, StoreError
 from hessrmt.files import write_whole
+from hessrmt.tables import html_table, to_csv, to_markdown
 
 _SHOWN = 8
 """Values in a result's short text."""
 
-_WRITTEN = {".json", ".csv", ".h5", ".hdf5"}
+_WRITTEN = {".json", ".csv", ".md", ".h5", ".hdf5"}
 
 
 class Result:
@@ -69,12 +67,13 @@ class Result:
             cls.__repr__ = Result.__repr__
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain values.
+        """All of it as plain values, as JSON knows them.
 
         Returns:
-            Name to a number, text, None, or lists and dictionaries of them.
+            Name to a finite number, text, None, or lists and dictionaries of them. None is what
+            does not exist or is infinite; where a result has ``not_computable``, it says why.
         """
-        return plain(self._values())
+        return finite(plain(self._values()))
 
     def rows(self) -> list[dict[str, Any]]:
         """Its table: a row for each place along its first axis, or one row of its plain values.
@@ -86,7 +85,7 @@ class Result:
             columns = {name: plain(getattr(self, name)) for name in names.split()}
             lines = zip(*columns.values(), strict=True)
             return [dict(zip(columns, line, strict=True)) for line in lines]
-        return [_flat(self.to_dict())]
+        return [flat(self.to_dict())]
 
     def to_pandas(self) -> Any:
         """Its table for pandas.
@@ -113,15 +112,16 @@ class Result:
             for axes, names in self._axes.items()
             for name in names.split()
         }
-        others = _flat({k: v for k, v in self.to_dict().items() if k not in arrays})
+        others = flat({k: v for k, v in self.to_dict().items() if k not in arrays})
         return _library("xarray", "to_dict()").Dataset(arrays, attrs=others)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write it to a file, completely or not at all.
 
         Args:
-            path: ``.json`` for the plain values (NaN and infinity become null), ``.csv`` for the
-                table, ``.h5`` or ``.hdf5`` for all of it, which ``hessrmt.load`` gives back.
+            path: ``.json`` for the plain values (NaN and infinity become null), ``.csv`` or ``.md``
+                for the table, ``.h5`` or ``.hdf5`` for all of it, which ``hessrmt.load`` gives
+                back.
             overwrite: Whether to replace a file of that name.
 
         Raises:
@@ -138,6 +138,10 @@ class Result:
             write_whole(path, to_json(self.to_dict(), indent=1) + "\n", replace=overwrite)
         elif ending == ".csv":
             write_whole(path, to_csv(self.rows()), replace=overwrite)
+        elif ending == ".md":
+            rows = self.rows()
+            lines = ([_cell(value) for value in row.values()] for row in rows)
+            write_whole(path, to_markdown(list(rows[0]) if rows else [], lines), replace=overwrite)
         else:
             writer = import_module(self._writer or "hessrmt.store.results")
             writer.save(self, path, overwrite=overwrite)
@@ -216,55 +220,36 @@ def to_json(value: Any, indent: int | None = None) -> str:
     Returns:
         The text.
     """
-    return json.dumps(_finite(plain(value)), allow_nan=False, indent=indent)
+    return json.dumps(finite(plain(value)), allow_nan=False, indent=indent)
 
 
-def to_csv(rows: list[dict[str, Any]]) -> str:
-    """A table as comma-separated values with a head.
-
-    Returns:
-        The text; empty for no rows.
-    """
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
-    if rows:
-        writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def html_table(lines: list[list[str]], caption: str, head: list[str] | None = None) -> str:
-    """A table for a notebook; all text is escaped.
-
-    Args:
-        lines: Its cells.
-        caption: Above it.
-        head: Names of the columns; if None, the first cell of each line is its name.
+def finite(value: Any) -> Any:
+    """A plain value with None in place of NaN and infinity.
 
     Returns:
-        HTML.
+        The value.
     """
-    first = "td" if head else "th"
-    rows = [[("th", cell) for cell in head]] if head else []
-    rows += [[(first, line[0]), *(("td", cell) for cell in line[1:])] for line in lines]
-    cells = ["".join(f"<{tag}>{escape(cell)}</{tag}>" for tag, cell in row) for row in rows]
-    body = "".join(f"<tr>{row}</tr>" for row in cells)
-    return f"<table><caption>{escape(caption)}</caption>{body}</table>"
-
-
-def _finite(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values side by side, their names joined by dots.
+
+    Args:
+        value: Dictionaries of dictionaries.
+        prefix: Of the names.
+
+    Returns:
+        Name to value.
+    """
     found: dict[str, Any] = {}
     for key, item in value.items():
         nested = isinstance(item, dict)
-        found |= _flat(item, f"{prefix}{key}.") if nested else {f"{prefix}{key}": item}
+        found |= flat(item, f"{prefix}{key}.") if nested else {f"{prefix}{key}": item}
     return found
 
 
@@ -274,6 +259,13 @@ def as_numpy(value: Any) -> np.ndarray:
         value = value.detach().cpu().resolve_conj().resolve_neg()
         value = value.float() if str(value.dtype) == "torch.bfloat16" else value
     return np.asarray(value)
+
+
+def _cell(value: Any) -> str:
+    """A plain value as people read it."""
+    if isinstance(value, float):
+        return f"{value:.6g}" if math.isfinite(value) else "-"
+    return "-" if value is None else str(value)
 
 
 def _short(value: Any) -> str:

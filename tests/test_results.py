@@ -31,13 +31,13 @@ from hessrmt.generalization.polynomials import realize, squares
 from hessrmt.generalization.stability import leave_one_out, square_loss_study
 from hessrmt.generalization.stationary import stationary_sets
 from hessrmt.lossmodel.sampler import sampled_density
-from hessrmt.records import Spectra, Spectrum
+from hessrmt.records import Provenance, Spectra, Spectrum
 from hessrmt.results import Result
 from hessrmt.runs.capacity import Series
 from hessrmt.runs.normalize import NormalizeResult, TableFit, TablePoint
 from hessrmt.runs.simulate import summary
-from hessrmt.runs.training import TrainResult
-from hessrmt.store.history import History
+from hessrmt.runs.training import Checkpoint, TrainResult
+from hessrmt.store.history import CAPACITY, NETWORK, TRAINING, History
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,9 +130,9 @@ def family_line():
 
 
 def history():
-    ones = {name: np.ones(2) for name in ("mean_alpha", "train_loss")}
-    capacity = {"alpha": np.array([[2.0], [np.nan]])}
-    return History(np.array([0, 2]), spectra(), ("0.weight",), capacity, ones, ones)
+    network, training = ({name: np.ones(2) for name in names} for names in (NETWORK, TRAINING))
+    measured = {name: np.array([[2.0], [np.nan]]) for name in CAPACITY}
+    return History(np.array([0, 2]), spectra(), ("0.weight",), measured, network, training)
 
 
 def complexity():
@@ -153,9 +153,15 @@ def tracked():
     return tracker.track
 
 
+def checkpoint():
+    curves = np.array([1, 2]), np.array([0.1, 0.1]), np.array([2.0, 1.5])
+    return Checkpoint(*curves, numbers=7, provenance=Provenance())
+
+
 MADE = {
     "track": tracked,
     "landscape": lambda: hr.landscape(networks(), 2, points=3),
+    "checkpoint": checkpoint,
     "training": lambda: TrainResult(
         3, 0.5, 0.9, None, None, 1.5, Path("w.pt"), "00ff", "made up", ("a note",), Path("h.h5")
     ),
@@ -270,7 +276,7 @@ def test_every_result_comes_back_from_its_file(result, tmp_path):
 
 def test_every_result_has_plain_values_tables_and_words(result, tmp_path):
     pandas, xarray = pytest.importorskip("pandas"), pytest.importorskip("xarray")
-    json.dumps(result.to_dict())
+    json.dumps(result.to_dict(), allow_nan=False)
     rows = result.rows()
     assert len({tuple(row) for row in rows}) <= 1
     table = result.to_pandas()
@@ -281,6 +287,11 @@ def test_every_result_has_plain_values_tables_and_words(result, tmp_path):
     json.loads((tmp_path / "r.json").read_text())
     result.save(tmp_path / "r.csv")
     assert len((tmp_path / "r.csv").read_text().splitlines()) == len(rows) + bool(rows)
+    result.save(tmp_path / "r.md")
+    lines = (tmp_path / "r.md").read_text().splitlines()
+    assert len(lines) == len(rows) + 2
+    # columns are parted by bars that are no part of a cell
+    assert len({line.replace(r"\|", "").count("|") for line in lines}) == 1
     assert len(repr(result)) < 600
     assert "\n" not in repr(result)
     assert result._repr_html_().startswith("<table>")
@@ -377,7 +388,7 @@ def test_a_file_is_kept_unless_it_is_to_be_replaced(curve, tmp_path):
             curve.save(path)
         assert path.read_bytes() == before
         curve.save(path, overwrite=True)
-    with pytest.raises(DataError, match=r"\.csv, \.h5, \.hdf5, \.json"):
+    with pytest.raises(DataError, match=r"\.csv, \.h5, \.hdf5, \.json, \.md"):
         curve.save(tmp_path / "c.txt")
 
 

@@ -14,7 +14,8 @@ from hessrmt.capacity.correlation import Correlation, correlate
 from hessrmt.capacity.powerlaw import TailFit
 from hessrmt.checks import one_of
 from hessrmt.errors import DataError
-from hessrmt.results import Result, html_table
+from hessrmt.results import Result
+from hessrmt.tables import html_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

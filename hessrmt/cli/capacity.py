@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hessrmt.cli import console
-from hessrmt.cli.options import PictureFormat, PlotFolder, check_pictures, with_settings
+from hessrmt.cli.options import (
+    PictureFormat,
+    PlotFolder,
+    Report,
+    check_pictures,
+    with_settings,
+)
 from hessrmt.config import CapacityConfig
 
 if TYPE_CHECKING:
@@ -62,12 +67,9 @@ def capacity(
             "shards or of networks, LoRA adapters, or file.py:factory; several are a series.",
         ),
     ] = None,
-    table: Annotated[
-        Path | None, typer.Option("--csv", metavar="F", help="Write a row for each tensor.")
-    ] = None,
     plot: PlotFolder = None,
     picture: PictureFormat = "png",
-) -> dict[str, Any]:
+) -> Report:
     """Measure the capacity of trained networks from their weights alone.
 
     Power-law exponents of layer spectra, α̂, norms, ranks and Marchenko-Pastur bulks.
@@ -75,16 +77,13 @@ def capacity(
     Several networks are compared with their accuracies.
 
     Returns:
-        What --json prints.
+        What --json and --csv write.
     """
     from hessrmt.capacity.report import side_by_side
-    from hessrmt.files import require_file
     from hessrmt.plots.capacity import draw_layers, draw_series
-    from hessrmt.runs.capacity import run, write_csv
+    from hessrmt.runs.capacity import run
 
     check_pictures(plot, picture)
-    if table is not None:
-        require_file(table, "--csv")
     with console.Meter() as tick:
         series = run(settings, sources or (), tick)
     console.note(*series.notes)
@@ -99,16 +98,16 @@ def capacity(
     beside = side_by_side(reports) if settings.side_by_side else None
     if beside:
         _show_side_by_side(beside)
-    if table is not None:
-        write_csv(beside or series, table)
-        console.note(f"written: {table}")
     if plot is not None:
         about = (reports, series.accuracies, series.correlations, beside)
         drawn = draw_layers(alone, plot, picture) if alone else draw_series(*about, plot, picture)
         console.drawn(drawn, plot)
+    table = beside or series
     if alone and settings.against is None:
-        return alone.to_dict()
-    return series.to_dict() | ({"side_by_side": beside.to_dict()} if beside else {})
+        return Report(alone.to_dict(), table.rows)
+    return Report(
+        series.to_dict() | ({"side_by_side": beside.to_dict()} if beside else {}), table.rows
+    )
 
 
 def _show(report: CapacityReport) -> None:

@@ -15,6 +15,8 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.markup import escape
 
+from hessrmt.tables import markdown_words, to_markdown
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -28,7 +30,9 @@ err = Console(stderr=True, highlight=False)
 _SHORTEST, _WIDEST = 9, 10_000
 """Cells that a name is left at least, and of a line that is not wrapped."""
 
-_wanted = {"quiet": False, "json": False}
+_wanted = {"quiet": False, "json": False, "markdown": False, "quick": False}
+_before = [""]
+"""What the last lines of Markdown were: a table, a list or sentences."""
 
 OPERATORS = {"hessian": "Hessian", "ggn": "Gauss-Newton matrix"}
 """Operators in words."""
@@ -49,14 +53,17 @@ class _Plain(Console):
         self.file.flush()
 
 
-def begin(*, quiet: bool, json: bool) -> None:
+def begin(*, quiet: bool, json: bool, markdown: bool = False, quick: bool = False) -> None:
     """Say what is to be printed from now on.
 
     Args:
         quiet: Results and errors alone.
         json: One JSON object on standard output; tables go to standard error.
+        markdown: Tables and sentences as Markdown.
+        quick: The command only looks something up: with ``json`` nothing else is printed.
     """
-    _wanted.update(quiet=quiet, json=json)
+    _wanted.update(quiet=quiet, json=json, markdown=markdown, quick=quick)
+    _before[0] = ""
 
 
 def show(*parts: str | Numbers, style: str = "", markup: bool = False) -> None:
@@ -67,7 +74,15 @@ def show(*parts: str | Numbers, style: str = "", markup: bool = False) -> None:
         style: Of sentences.
         markup: Whether square brackets in sentences are markup.
     """
+    if _wanted["markdown"]:
+        for part in parts:
+            table = isinstance(part, Numbers)
+            text = part.markdown() if table else markdown_words(part)
+            _markdown("table" if table else "sentence", f"**{text}**" if style == "bold" else text)
+        return
     if _wanted["json"]:
+        if _wanted["quick"]:
+            return
         to = err
     else:
         terminal = sys.stdout is not None and sys.stdout.isatty()
@@ -76,10 +91,47 @@ def show(*parts: str | Numbers, style: str = "", markup: bool = False) -> None:
         to.print(part, style=style or None, markup=markup, soft_wrap=True)
 
 
+def show_row(cells: Sequence[str], widths: Sequence[int], *, heading: bool = False) -> None:
+    """Print a row of a table whose later rows are not known yet.
+
+    Args:
+        cells: Of the row.
+        widths: Cells of a terminal that each takes; longer ones move the others.
+        heading: Whether it holds the names of the columns.
+    """
+    if not _wanted["markdown"]:
+        filled = (" " * (n - cell_len(cell)) + cell for cell, n in zip(cells, widths, strict=True))
+        show(" ".join(filled))
+        return
+    head, rule, *line = to_markdown(cells, [] if heading else [cells]).splitlines()
+    _markdown("row", f"{head}\n{rule}" if heading else line[0])
+
+
+def _markdown(kind: str, text: str) -> None:
+    """Print some Markdown, apart from what came before where it is of another kind."""
+    apart = _before[0] and (kind != _before[0] or kind in {"sentence", "table"})
+    sys.stdout.write(("\n" if apart else "") + text.rstrip("\n") + "\n")
+    sys.stdout.flush()
+    _before[0] = kind
+
+
 def facts(rows: Mapping[str, str]) -> None:
     """Print a line for each name and what is said of it."""
     for name, value in rows.items():
+        if _wanted["markdown"]:
+            _markdown("fact", f"- **{markdown_words(name)}**: {markdown_words(value)}")
+            continue
         show(f"[bold]{escape(name)}[/bold]: {escape(value)}", markup=True)
+
+
+def listing(rows: Mapping[str, str]) -> None:
+    """Print names in a column, and what is said of each behind them."""
+    if _wanted["markdown"]:
+        facts(rows)
+        return
+    width = max(map(len, rows), default=0)
+    for name, value in rows.items():
+        show(f"{name:<{width}}  {value}")
 
 
 def accept_any_text() -> None:
@@ -98,7 +150,7 @@ def emit_json(result: Any) -> None:
 
 def note(*lines: str) -> None:
     """Print lines of information on standard error."""
-    if not _wanted["quiet"]:
+    if not (_wanted["quiet"] or (_wanted["json"] and _wanted["quick"])):
         for line in lines:
             err.print(line, style="dim", markup=False, soft_wrap=True)
 
@@ -214,6 +266,11 @@ class Numbers:
             head = _head(names, room)
             names = tuple(cut(name, room, head) for name in names)
         yield from console.render(self._table(names), unlimited)
+
+    def markdown(self) -> str:
+        """The table, below its title, as Markdown."""
+        title = f"**{markdown_words(self.title)}**\n\n" if self.title else ""
+        return title + to_markdown(self.headings, self.rows)
 
     def _table(self, names: Iterable[str]) -> Table:
         from rich.box import SIMPLE_HEAD

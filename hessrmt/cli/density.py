@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hessrmt.cli import console
-from hessrmt.cli.options import DataDir, Overwrite, Resume, with_settings
+from hessrmt.cli.options import DataDir, Overwrite, Report, Resume, with_settings
 from hessrmt.config import DensityConfig
 
 if TYPE_CHECKING:
@@ -34,18 +34,19 @@ def density(
     resume: Resume = False,
     overwrite: Overwrite = False,
     data_dir: DataDir = None,
-) -> dict[str, Any]:
+) -> Report:
     """Estimate the density of a Hessian's eigenvalues and compute extreme ones with error bounds.
 
     The Hessian of the mean loss over all samples is only multiplied with vectors, never formed, so
     networks of any size will do. --resume continues with the first probe that is not done.
 
     Returns:
-        What --json prints.
+        What --json prints; --csv writes the eigenvalues with their bounds, if there are any.
     """
     from hessrmt.files import require_file
     from hessrmt.plots.certification import lanczos_density
     from hessrmt.plots.files import checked_ending, save
+    from hessrmt.results import flat
     from hessrmt.runs.density import prepare, run
 
     if plot is not None:
@@ -63,7 +64,11 @@ def density(
         title = f"{what}, {found.samples:,} samples, {found.operator}"
         save(lanczos_density(found, title), plot)
         console.note(f"written: {plot}")
-    return {"file": str(out), **found.to_dict(), **vars(source)}
+    edges = () if found.edges is None else found.edges.rows()
+    numbers = flat({k: v for k, v in found.to_dict().items() if not isinstance(v, list)})
+    return Report(
+        {"file": str(out), **found.to_dict(), **vars(source)}, lambda: list(edges) or [numbers]
+    )
 
 
 def _show(found: DensityResult) -> None:

@@ -1,4 +1,4 @@
-"""``hessrmt info``: this installation, its devices and data; or what a spectrum file holds."""
+"""``hessrmt info``: this installation, its devices and data; or what a file holds."""
 
 from __future__ import annotations
 
@@ -9,19 +9,29 @@ from typing import Annotated, Any
 import typer
 
 from hessrmt.cli import console
-from hessrmt.cli.options import with_settings
+from hessrmt.cli.options import Report, quick
 
 
-@with_settings
+@quick
 def info(
     file: Annotated[
-        Path | None, typer.Argument(help="A spectrum file; without it, this installation.")
+        Path | None,
+        typer.Argument(
+            help="A file of spectra, a density, a history, a checkpoint or any saved result; "
+            "without it, this installation."
+        ),
     ] = None,
-) -> dict[str, Any]:
-    """Show versions, devices and data; or the contents and provenance of a spectrum file."""
-    found = _about_file(file) if file else _about_installation()
-    console.facts(dict(row for key, value in found.items() for row in _rows(key, value)))
-    return found
+) -> Report:
+    """Show versions, devices and data; or the contents and provenance of a file."""
+    if file:
+        from hessrmt.runs.stored import facts
+
+        found = facts(file)
+    else:
+        found = _about_installation()
+    shown = dict(row for key, value in found.items() for row in _rows(key, value))
+    console.facts(shown)
+    return Report(found, lambda: [{"name": k, "value": v} for k, v in shown.items()])
 
 
 def _rows(key: str, value: Any) -> Iterator[tuple[str, str]]:
@@ -58,28 +68,4 @@ def _about_installation() -> dict[str, Any]:
         "models": list(models.NAMES),
         "losses": list(LOSSES),
         "data on disk": [name for name in NAMES if locate(name)] or ["embedded subset of mnist"],
-    }
-
-
-def _about_file(file: Path) -> dict[str, Any]:
-    from hessrmt.store.spectra import load_all
-
-    found = load_all(file)
-    spectra = next(iter(found.values()))
-    source = spectra.provenance
-    blocks = {name: part for name, part in found.items() if name is not None}
-    ranks = {f"rank of {name}": [item.rank for item in part] for name, part in blocks.items()}
-    return {
-        "file": str(file),
-        **ranks,
-        "batches done": len(spectra),
-        "batches planned": spectra.planned,
-        "solver": sorted({item.solver for part in found.values() for item in part}),
-        "parameters": spectra[0].dimension if spectra else None,
-        "rank": [item.rank for item in spectra],
-        "created": source.created,
-        "device": source.device,
-        **{f"config {key}": value for key, value in source.config.items()},
-        **{f"version {key}": value for key, value in source.versions.items()},
-        "notes": list(source.notes),
     }

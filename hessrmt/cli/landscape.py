@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from hessrmt.cli import console
-from hessrmt.cli.options import DataDir, Overwrite, with_settings
+from hessrmt.cli.options import DataDir, Overwrite, Report, with_settings
 from hessrmt.config import LandscapeConfig
 
 
@@ -23,13 +23,13 @@ def landscape(
     ] = None,
     overwrite: Overwrite = False,
     data_dir: DataDir = None,
-) -> dict[str, Any]:
+) -> Report:
     """Evaluate the loss along one or two eigenvectors of the largest eigenvalues.
 
     Beside it stands the parabola that loss, gradient and eigenvalues promise.
 
     Returns:
-        What --json prints.
+        What --json prints; --csv writes every point.
     """
     from hessrmt.files import require_file, require_new
     from hessrmt.plots.files import checked_ending, save
@@ -55,4 +55,4 @@ def landscape(
         what = console.source_in_words(found.provenance.config)
         save(found.plot(title=f"{what}, {found.operator}"), plot)
         console.note(f"written: {plot}")
-    return {"file": str(out), **found.to_dict()}
+    return Report({"file": str(out), **found.to_dict()}, found.rows)

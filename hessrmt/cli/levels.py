@@ -11,6 +11,7 @@ from hessrmt.cli import console
 from hessrmt.cli.options import (
     PictureFormat,
     PlotFolder,
+    Report,
     Scheduler,
     Workers,
     check_pictures,
@@ -48,19 +49,20 @@ def levels(
     picture: PictureFormat = "png",
     workers: Workers = None,
     scheduler: Scheduler = None,
-) -> dict[str, Any]:
+) -> Report:
     """Compare the levels of a spectrum file with the laws of random matrix theory.
 
     Ratios of neighbouring spacings, unfolded spacings, their distance to each law, p-values from
     surrogate spectra, and one sentence of conclusion.
 
     Returns:
-        What --json prints.
+        What --json prints; --csv writes a row for each cutoff and block.
     """
     from hessrmt.runs.levels import ALL, open_spectra
 
     check_pictures(plot, picture)
     results: dict[str, Any] = {}
+    rows: list[dict[str, Any]] = []
     blocks = open_spectra(file, block)
     for name, spectra in blocks.items():
         with pool_of(workers, scheduler, settings.device) as pool, console.Meter() as tick:
@@ -73,7 +75,21 @@ def levels(
             _draw(settings, spectra, found, file, plot / name if name else plot, picture)
         plain = {cutoff: statistics.to_dict() for cutoff, statistics in found.items()}
         results[name] = plain if settings.compare else next(iter(plain.values()))
-    return {"blocks": results} if block == ALL else next(iter(results.values()))
+        rows += [({"block": name} if name else {}) | _flat_row(one) for one in plain.values()]
+    plain = {"blocks": results} if block == ALL else next(iter(results.values()))
+    return Report(plain, lambda: rows)
+
+
+def _flat_row(plain: dict[str, Any]) -> dict[str, Any]:
+    """Statistics side by side: numbers and words; places of fifths and of higher orders counted."""
+    from hessrmt.results import flat
+
+    counted = {
+        name: dict(enumerate(value)) if isinstance(value, list) else value
+        for name, value in plain.items()
+        if name not in {"notes", "not_computable"}
+    }
+    return flat(counted)
 
 
 def _analysed(

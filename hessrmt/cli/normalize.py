@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hessrmt.cli import console
 from hessrmt.cli.options import (
     DataDir,
     PictureFormat,
     PlotFolder,
+    Report,
     check_pictures,
     with_settings,
 )
@@ -25,7 +26,7 @@ def normalize(
     data_dir: DataDir = None,
     plot: PlotFolder = None,
     picture: PictureFormat = "png",
-) -> dict[str, Any]:
+) -> Report:
     """Divide every layer of a trained network by its norm and measure what that reveals.
 
     f = Πρ f̃ with ρ the norm of a layer's weight: classification stays the same, and over networks
@@ -35,7 +36,7 @@ def normalize(
     With --fit the line of test against training losses of networks that were measured elsewhere.
 
     Returns:
-        What --json prints.
+        What --json prints; --csv writes the norms of the layers, or the networks of --fit.
 
     Raises:
         ConfigError: If a picture is asked for of what has none.
@@ -49,7 +50,7 @@ def normalize(
         _show_fit(found)
         if plot is not None:
             console.drawn(draw_each({"line": found.plot}, plot, picture), plot)
-        return found.to_dict()
+        return Report(found.to_dict(), lambda: [point.to_dict() for point in found.points])
     if plot is not None:
         raise ConfigError("--plot draws the line of --fit; without a table there is no picture")
 
@@ -58,7 +59,8 @@ def normalize(
     norm = _number(settings.norm)
     _show(result, norm)
     config = {**settings.model_dump(mode="json"), "norm": norm}
-    return {**result.to_dict(), "norm": norm, "config": config}
+    plain = {**result.to_dict(), "norm": norm, "config": config}
+    return Report(plain, lambda: [{"layer": k, "norm": v} for k, v in result.factors.items()])
 
 
 def _show(result: NormalizeResult, norm: float | str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ import typer
 from hessrmt.cli import console
 from hessrmt.config import Settings, load_settings
 from hessrmt.errors import ConfigError
+from hessrmt.files import require_file, write_whole
+from hessrmt.tables import to_csv
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -66,6 +69,8 @@ Scheduler = Annotated[
     ),
 ]
 _JSON = typer.Option("--json", help="Print one JSON object on standard output.")
+_MARKDOWN = typer.Option("--markdown", help="Print the report as Markdown on standard output.")
+_CSV = typer.Option("--csv", metavar="F", help="Write the table of the result to this file.")
 _CONFIG = typer.Option("--config", help="TOML file of settings; options given here override it.")
 _QUIET = typer.Option("--quiet", "-q", help="Print results and errors alone.")
 
@@ -82,14 +87,41 @@ class Group(NamedTuple):
     panel: str
 
 
-def with_settings(command: Callable[..., Any]) -> Callable[..., None]:
+class Report(NamedTuple):
+    """What a command found, beside what it has shown.
+
+    Attributes:
+        plain: What ``--json`` prints, or a function that gives it.
+        rows: Gives what ``--csv`` writes: flat dictionaries.
+    """
+
+    plain: Any
+    rows: Callable[[], list[dict[str, Any]]]
+
+
+def quick(command: Callable[..., Report]) -> Callable[..., None]:
+    """:func:`with_settings` for a command that only looks something up.
+
+    With ``--json`` nothing but JSON is printed, on standard error neither.
+
+    Args:
+        command: As there.
+
+    Returns:
+        The command as typer takes it.
+    """
+    return with_settings(command, quick=True)
+
+
+def with_settings(command: Callable[..., Any], *, quick: bool = False) -> Callable[..., None]:
     """Give a command an option for every setting of its parameters that are settings classes.
 
-    Those that are in no :class:`Group` can also be read from a file with ``--config``. What a
-    command returns is printed with ``--json``; if it is a function, what that returns.
+    Those that are in no :class:`Group` can also be read from a file with ``--config``. A command
+    that returns a :class:`Report` has ``--json``, ``--markdown`` and ``--csv``.
 
     Args:
         command: Its parameters are arguments, settings classes and options of typer.
+        quick: Whether it only looks something up.
 
     Returns:
         The command as typer takes it.
@@ -110,6 +142,8 @@ def with_settings(command: Callable[..., Any]) -> Callable[..., None]:
             for name, field in made.items()
         ]
     if hints["return"] is not type(None):
+        parameters.append(_parameter("csv", Annotated[Path | None, _CSV], None))
+        parameters.append(_parameter("markdown", Annotated[bool, _MARKDOWN], False))
         parameters.append(_parameter("json", Annotated[bool, _JSON], False))
     if kinds:
         parameters.append(_parameter("config", Annotated[Path | None, _CONFIG], None))
@@ -118,8 +152,12 @@ def with_settings(command: Callable[..., Any]) -> Callable[..., None]:
     @wraps(command)
     def run(**given: Any) -> None:
         file = given.pop("config", None)
-        json = given.pop("json", False)
-        console.begin(quiet=given.pop("quiet"), json=json)
+        json, markdown = given.pop("json", False), given.pop("markdown", False)
+        console.begin(quiet=given.pop("quiet"), json=json, markdown=markdown, quick=quick)
+        if json and markdown:
+            raise ConfigError("--json and --markdown both print on standard output; give one")
+        if (table := given.pop("csv", None)) is not None:
+            require_file(table, "--csv")
         for name, (kind, group, made) in kinds.items():
             values = {field: given.pop(option) for option, field in made.items()}
             values = {k: v for k, v in values.items() if v is not None and v != []}
@@ -128,13 +166,23 @@ def with_settings(command: Callable[..., Any]) -> Callable[..., None]:
             except ConfigError as error:
                 raise ConfigError(f"{group.prefix if group else ''}{error}") from error
         found = command(**given)
-        if json and found is not None:
-            console.emit_json(found() if callable(found) else found)
+        if found is None:
+            return
+        if table is not None:
+            write_whole(table, to_csv([{k: _blank(v) for k, v in r.items()} for r in found.rows()]))
+            console.note(f"written: {table}")
+        if json:
+            console.emit_json(found.plain() if callable(found.plain) else found.plain)
 
     run.__doc__ = (command.__doc__ or "").partition("Returns:")[0]
     setattr(run, "__signature__", inspect.Signature(parameters))  # noqa: B010
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
+
+
+def _blank(value: Any) -> Any:
+    """NaN and None as empty cells."""
+    return "" if value is None or (isinstance(value, float) and math.isnan(value)) else value
 
 
 def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:

@@ -1,4 +1,4 @@
-"""``hessrmt plot``: the picture of a spectrum file, or of the history of a training run."""
+"""``hessrmt plot``: the picture of what a file holds."""
 
 from __future__ import annotations
 
@@ -13,36 +13,37 @@ from hessrmt.cli.options import with_settings
 
 @with_settings
 def plot(
-    file: Annotated[Path, typer.Argument(help="A spectrum file.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="A file of spectra, a density, a history, a checkpoint or any saved result."
+        ),
+    ],
     out: Annotated[
         Path | None,
         typer.Option(
             "--out", "-o", help="Picture to write (.png, .pdf, .svg). \\[default: FILE.png]"
         ),
     ] = None,
+    block: Annotated[
+        str | None,
+        typer.Option(
+            "--block", metavar="NAME", help="Of a file of blocks (spectrum --blocks): which one."
+        ),
+    ] = None,
 ) -> None:
-    """Draw |λ| with the noise floor: which levels are real; a training history against epochs."""
-    from hessrmt.errors import StoreError
-    from hessrmt.files import require_new
-    from hessrmt.levels.histograms import mean_ratios
-    from hessrmt.plots.certification import certification
-    from hessrmt.plots.files import save
-    from hessrmt.plots.training import history
-    from hessrmt.store.history import holds_history, load_history
-    from hessrmt.store.spectra import load
+    """Draw what a file holds.
 
-    spectra = load(file)
-    if not spectra:
-        raise StoreError(f"{file} holds no finished batch yet; continue it with --resume")
+    Spectra: |λ| with the noise floor, which eigenvalues are real. A density with its extreme
+    eigenvalues. A training history against epochs. Any other result its own picture.
+    """
+    from hessrmt.files import require_new
+    from hessrmt.plots.files import save
+    from hessrmt.runs.stored import picture
+
+    drawn = picture(file, block, console.source_in_words)
     target = out or file.with_suffix(".png")
     require_new(target, may_exist=True)
     target = target if target.suffix else target.with_suffix(".png")
-    settings = spectra.provenance.config
-    title = f"{console.source_in_words(settings)}, {settings['operator']}, {settings['dtype']}"
-    if holds_history(file):
-        found = load_history(file)
-        picture = history(found, mean_ratios(found.spectra), title)
-    else:
-        picture = certification(spectra, title)
-    save(picture, target)
+    save(drawn, target)
     console.note(f"written: {target}")

@@ -11,6 +11,7 @@ from hessrmt.cli import console
 from hessrmt.cli.options import (
     DataDir,
     PictureFormat,
+    Report,
     Scheduler,
     Workers,
     pool_of,
@@ -44,13 +45,13 @@ def reproduce(
     workers: Workers = None,
     scheduler: Scheduler = None,
     data_dir: DataDir = None,
-) -> dict[str, Any]:
+) -> Report:
     """Run a published experiment from nothing to spectra, statistics, table and figures.
 
     What is in the folder already is not computed again, so a run that was killed continues.
 
     Returns:
-        What --json prints.
+        What --json and --csv write.
     """
     from hessrmt.experiments import load, names, settings_file
     from hessrmt.files import write_whole
@@ -59,7 +60,8 @@ def reproduce(
 
     if name is None:
         console.facts(names())
-        return {"experiments": names()}
+        listed = [{"name": name, "title": title} for name, title in names().items()]
+        return Report({"experiments": names()}, lambda: listed)
     ending = checked_ending(picture)
     file = settings_file(name)
     experiment, settings = load(file)
@@ -79,7 +81,7 @@ def reproduce(
     _show(experiment, entries)
     fits = experiment.fits(entries)
     result = {"experiment": settings.experiment, "preset": preset, "runs": rows}
-    return result | ({} if fits is None else {"fits": fits})
+    return Report(result | ({} if fits is None else {"fits": fits}), table.flat)
 
 
 def _show(experiment: Experiment[Any, Any, Any], entries: list[Any]) -> None:

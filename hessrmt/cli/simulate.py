@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hessrmt.cli import console
 from hessrmt.cli.options import (
     Overwrite,
+    Report,
     Resume,
     Scheduler,
     SpectrumFile,
@@ -31,14 +32,14 @@ def simulate(
     overwrite: Overwrite = False,
     workers: Workers = None,
     scheduler: Scheduler = None,
-) -> dict[str, Any]:
+) -> Report:
     """Sample Hessians of a Gaussian-process loss and compute all their eigenvalues.
 
     The file is like one of hessrmt spectrum: levels, plot and info take it. A run that was killed
     continues with --resume.
 
     Returns:
-        What --json prints.
+        What --json prints; --csv writes a row for each sample.
     """
     from hessrmt.runs.simulate import run, summary
 
@@ -48,7 +49,7 @@ def simulate(
     _show(found, spectra)
     console.note(f"written: {out}")
     levels, first = spectra.eigenvalues, spectra[0]
-    return {
+    plain = {
         "file": str(out),
         "dimension": first.dimension,
         "samples": len(spectra),
@@ -59,6 +60,7 @@ def simulate(
         **{name: value for name, value in vars(spectra.provenance).items() if name != "notes"},
         **found.to_dict(),
     }
+    return Report(plain, spectra.rows)
 
 
 def _show(found: Summary, spectra: Spectra) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +13,7 @@ from hessrmt.cli import console
 from hessrmt.cli.options import (
     DataDir,
     Overwrite,
+    Report,
     Resume,
     Scheduler,
     SpectrumFile,
@@ -46,7 +47,7 @@ def spectrum(
         ),
     ] = None,
     data_dir: DataDir = None,
-) -> Callable[[], dict[Any, Any]] | None:
+) -> Report | None:
     """Compute all eigenvalues of the loss Hessian, batch by batch, and certify them.
 
     Batches are taken in file order, unshuffled.
@@ -56,7 +57,7 @@ def spectrum(
     It is on disk, too: a run that was killed continues with --resume.
 
     Returns:
-        What --json prints; None on all processes of mpirun but the first.
+        What --json and --csv write; None on all processes of mpirun but the first.
 
     Raises:
         ConfigError: If Dask and MPI are both asked for.
@@ -92,7 +93,7 @@ def spectrum(
 
             found = run(prepared, out, tick=meter, finished=finished, pool=pool, **options)
     _conclude(found, out)
-    return partial(_as_json, out)
+    return Report(partial(_as_json, out), partial(_rows, out))
 
 
 def _mean_ratio(item: Spectrum) -> float:
@@ -122,9 +123,10 @@ class _Rows:
             several = len(items) > 1
             what = f"own blocks, P up to {size:,}" if several else f"P = {size:,}"
             console.show(f"{console.OPERATORS[item.operator]} of {self._source}, {what}")
-            rows.insert(0, self._heading([row[0] for row in rows], len(f"{size:,}")))
+            heading = self._heading([row[0] for row in rows], len(f"{size:,}"))
+            console.show_row(heading, self._widths, heading=True)
         for row in rows:
-            console.show(" ".join(map(_right, row, self._widths)))
+            console.show_row(row, self._widths)
 
     def _heading(self, names: list[str], count: int) -> list[str]:
         """Columns as wide as their longest possible entry: later rows are not known yet."""
@@ -153,12 +155,6 @@ class _Rows:
             console.number(_mean_ratio(item), ".4f"),
             *(console.number(item.seconds.get(phase), ".1f") for phase in _PHASES),
         ]
-
-
-def _right(cell: str, width: int) -> str:
-    from rich.cells import cell_len
-
-    return " " * (width - cell_len(cell)) + cell
 
 
 def _conclude(found: Spectra, out: Path) -> None:
@@ -204,6 +200,18 @@ def _as_json(out: Path) -> dict[Any, Any]:
 
     whole = {name: _plain(spectra, out) for name, spectra in load_all(out).items()}
     return whole.get(None, whole)
+
+
+def _rows(out: Path) -> list[dict[str, Any]]:
+    """A row for each batch, or for each batch of each block."""
+    from hessrmt.results import flat
+    from hessrmt.store.spectra import load_all
+
+    return [
+        ({} if name is None else {"block": name}) | flat(batch)
+        for name, spectra in load_all(out).items()
+        for batch in _plain(spectra, out)["batches"]
+    ]
 
 
 def _plain(found: Spectra, out: Path) -> dict[str, Any]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hessrmt.cli import console
-from hessrmt.cli.options import DataDir, Group, Overwrite, Resume, with_settings
+from hessrmt.cli.options import DataDir, Group, Overwrite, Report, Resume, with_settings
 from hessrmt.config import HistoryConfig, TrainConfig
 from hessrmt.errors import ConfigError
 
@@ -41,7 +41,7 @@ def train(
         ),
     ] = None,
     data_dir: DataDir = None,
-) -> dict[str, Any]:
+) -> Report:
     """Train a model and write its checkpoint, complete after every epoch.
 
     The defaults are the published protocol: 300 epochs of SGD, batch 128, learning rate 0.003
@@ -51,7 +51,7 @@ def train(
     recorded at chosen epochs, in one file.
 
     Returns:
-        What --json prints.
+        What --json prints; --csv writes the epochs of the history, if there is one.
 
     Raises:
         ConfigError: If it is said what to record, but not where.
@@ -61,6 +61,7 @@ def train(
         raise ConfigError(f"--history-{option} says what to record; say where with --history F")
     from hessrmt.runs.history import Recording
     from hessrmt.runs.training import run
+    from hessrmt.store.history import load_history
 
     with console.Meter() as tick:
         result = run(
@@ -77,7 +78,9 @@ def train(
     _show(result)
     if result.history is not None:
         _show_history(result.history)
-    return {**result.to_dict(), "config": settings.model_dump(mode="json")}
+    plain = {**result.to_dict(), "config": settings.model_dump(mode="json")}
+    rows = result.rows if result.history is None else load_history(result.history).rows
+    return Report(plain, rows)
 
 
 def _show(result: TrainResult) -> None:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hessrmt.checks import one_of, require_type, require_whole
-from hessrmt.curvature.dense import Device, Dtype, gib, usable_memory
+from hessrmt.backend.select import select
+from hessrmt.checks import one_of, require_whole
+from hessrmt.curvature.dense import Device, Dtype, dtype_name, gib, usable_memory
 from hessrmt.curvature.differences import DIFFERENTIATION, inexact_first
 from hessrmt.curvature.lanczos import (
     EdgeLevels,
@@ -19,7 +20,8 @@ from hessrmt.curvature.lanczos import (
     plan_width,
     window_eigenvalues,
 )
-from hessrmt.curvature.operators import CurvatureOperator
+from hessrmt.curvature.operators import CurvatureOperator, Operator, as_operator
+from hessrmt.curvature.rounding import round_off
 from hessrmt.curvature.stochastic import LAWS, Quadrature, Traces, check_products, extended, traces
 from hessrmt.curvature.windows import Window, check_window, vectors_that_fit
 from hessrmt.errors import ConfigError, DataError, DeviceError, StoreError
@@ -27,7 +29,7 @@ from hessrmt.files import reason
 from hessrmt.problems.problem import Problem, ordinary_mode
 from hessrmt.progress import Tick, silent
 from hessrmt.records import Provenance, Spectra, Spectrum
-from hessrmt.results import Result, plain
+from hessrmt.results import Result, finite, plain
 from hessrmt.store.density import SCHEMA, VERSION, Content, DensityWriter, read
 from hessrmt.store.files import DAMAGE, attributes_of, provenance_of, text
 
@@ -116,10 +118,10 @@ class DensityResult(
         quadrature: Gauss quadratures, one for each probe that is done.
         planned: Probes that the run was to do.
         dimension: P.
-        samples: N, samples that the loss is a mean over.
+        samples: N, samples that the loss is a mean over; 0 for a matrix of no loss.
         loss: Mean loss.
         gradient_norm: Euclidean norm of its gradient.
-        operator: ``"hessian"`` or ``"ggn"``.
+        operator: ``"hessian"``, ``"ggn"`` or ``"fisher"``; ``"matrix"`` for any other.
         dtype: Precision.
         edges: Edge levels; None if not asked for or not done.
         traces: tr H and ‖H‖_F; None if not asked for or not done.
@@ -223,6 +225,13 @@ class DensityResult(
         narrow = slice(first + (window.low > -np.inf), max(0, last - (window.high < np.inf)))
         return float(weights[narrow].sum()), float(weights[wide].sum())
 
+    @property
+    def not_computable(self) -> dict[str, str]:
+        """Quantity that is NaN to the reason."""
+        why = "the matrix belongs to no loss: it is known by its products alone"
+        unknown = ("loss", "gradient_norm", "check") if self.operator == "matrix" else ()
+        return dict.fromkeys(unknown, why)
+
     def to_dict(self) -> dict[str, Any]:
         """Its numbers as plain values, e.g. for JSON.
 
@@ -231,7 +240,7 @@ class DensityResult(
         """
         moments, errors = self.quadrature.moments()
         low, high = self.quadrature.range
-        return {
+        numbers = {
             **{name: getattr(self, name) for name in PLAIN},
             "probes": len(self.quadrature),
             "probes_planned": self.planned,
@@ -240,13 +249,14 @@ class DensityResult(
             "moments_error": errors.tolist(),
             "node_min": low,
             "node_max": high,
-            **{name: plain(getattr(self, name)) for name in (*_PARTS, "window_count")},
+            **{name: getattr(self, name) for name in (*_PARTS, "window_count", "not_computable")},
         }
+        return finite(plain(numbers))
 
 
 @ordinary_mode()
 def density(
-    problem: Problem | CurvatureOperator,
+    problem: Any,
     probes: int = 10,
     steps: int = 100,
     *,
@@ -261,7 +271,8 @@ def density(
     """The spectral density of a network's curvature by stochastic Lanczos quadrature.
 
     Args:
-        problem: Model, loss and samples; or an operator, which may stream its data from a loader.
+        problem: Model, loss and samples; or an operator, which may stream its data from a loader;
+            or any other symmetric matrix, as for :func:`~hessrmt.curvature.lanczos.eigsh`.
         probes: Random vectors.
         steps: Lanczos steps from each.
         operator: ``"hessian"`` or ``"ggn"``; like the next four, for a problem.
@@ -273,21 +284,18 @@ def density(
         options: Further fields of :class:`DensityPlan`, e.g. ``top=50``, ``trace="hutch++"``.
 
     Returns:
-        Density, and edge levels and traces if asked for. Raises TypeError for an unknown option.
-
-    Raises:
-        ConfigError: If it is the density of something else.
+        Density, and edge levels and traces if asked for. Raises TypeError for an unknown option,
+        ConfigError for what is no matrix, ProblemError for one that is not symmetric.
     """
     if isinstance(problem, Problem):
         how: dict[str, Any] = {"batch": batch, "device": device, "dtype": dtype}
         problem = CurvatureOperator.of(problem, operator, products=products, **how)
-    require_type(CurvatureOperator, "of other matrices eigsh gives the edges", problem=problem)
-    return complete(problem, DensityPlan(probes, steps, **options), tick=tick)
+    return complete(as_operator(problem), DensityPlan(probes, steps, **options), tick=tick)
 
 
 @ordinary_mode()
 def complete(
-    operator: CurvatureOperator,
+    operator: Operator,
     plan: DensityPlan,
     found: DensityResult | None = None,
     *,
@@ -313,13 +321,9 @@ def complete(
         quadrature=Quadrature.none(plan.steps, operator.dimension),
         planned=plan.probes,
         dimension=operator.dimension,
-        samples=operator.samples,
-        loss=operator.loss,
-        gradient_norm=operator.gradient_norm,
-        operator=operator.kind,
-        dtype=operator.precision,
+        **_about(operator),
         products_by=operator.products_by,
-        provenance=provenance or Provenance(device=operator.backend.name),
+        provenance=provenance or Provenance(device=_backend_of(operator).name),
     )
 
     def keep(**parts: Any) -> None:
@@ -333,8 +337,11 @@ def complete(
     before = result.quadrature
     for now in extended(operator, before, plan.probes, law=plan.law, together=together, **common):
         check, error = result.check, result.product_error
-        if np.isnan(check):
-            norm, error = max(map(abs, now.range)), operator.rounding()
+        norm = max(map(abs, now.range))
+        if not isinstance(operator, CurvatureOperator):
+            error = max(operator.product_error, round_off(norm, now.dimension, operator.dtype))
+        elif np.isnan(check):
+            error = operator.rounding()
             check = operator.agreement(norm, rounding=error)
             if operator.products_by != DIFFERENTIATION:
                 error += check * norm  # of rounding and of truncation
@@ -351,7 +358,22 @@ def complete(
     return result
 
 
-def _plan(operator: CurvatureOperator, plan: DensityPlan) -> int:
+def _about(operator: Operator) -> dict[str, Any]:
+    """What is known of a matrix beside its products; of one that belongs to no loss, no samples."""
+    if isinstance(operator, CurvatureOperator):
+        names = ("samples", "loss", "gradient_norm")
+        known = {name: getattr(operator, name) for name in names}
+        return known | {"operator": operator.kind, "dtype": operator.precision}
+    unknown = float("nan")
+    about = {"operator": "matrix", "dtype": dtype_name(operator.dtype)}
+    return {"samples": 0, "loss": unknown, "gradient_norm": unknown, **about}
+
+
+def _backend_of(operator: Operator) -> Any:
+    return getattr(operator, "backend", None) or select(operator.device)
+
+
+def _plan(operator: Operator, plan: DensityPlan) -> int:
     """Probes that go together; refuses what cannot be done before anything is."""
     require_whole(probes=plan.probes, steps=plan.steps)
     one_of("law of probes", plan.law, LAWS, error=ConfigError)
@@ -366,13 +388,14 @@ def _plan(operator: CurvatureOperator, plan: DensityPlan) -> int:
     if plan.trace:
         check_products(plan.trace, plan.trace_products)
     each = operator.dimension * operator.dtype.itemsize * (min(plan.steps, operator.dimension) + 4)
-    usable = usable_memory(operator.backend)
+    usable = usable_memory(_backend_of(operator))
     if each > usable:
         raise DeviceError(
             f"{plan.steps:,} Lanczos vectors of {operator.dimension:,} numbers take {gib(each)} "
             f"and there are {gib(usable)}; take fewer steps"
         )
-    if operator.kept == operator.parts:  # nothing is shared then
+    # nothing is shared then
+    if not isinstance(operator, CurvatureOperator) or operator.kept == operator.parts:
         return 1
     return max(1, min(_TOGETHER, plan.probes, usable // 2 // each))
 

@@ -43,7 +43,7 @@ from hessrmt.curvature.windows import (
     find,
 )
 from hessrmt.errors import ConfigError, ConvergenceError, DeviceError
-from hessrmt.problems.problem import Problem, ordinary_mode
+from hessrmt.problems.problem import ordinary_mode
 from hessrmt.progress import Tick, silent
 from hessrmt.results import Result
 
@@ -353,7 +353,12 @@ _FEWEST_SPARE = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Found(Result, axes={"level": "values residuals bounds"}, derived="found bounds"):
+class _Found(
+    Result,
+    axes={"level": "values residuals bounds"},
+    derived="found bounds not_computable",
+    picture="certification.eigenvalues",
+):
     """Eigenvalues with a bound each.
 
     Attributes:
@@ -396,13 +401,21 @@ class _Found(Result, axes={"level": "values residuals bounds"}, derived="found b
         return len(self)
 
     @property
+    def not_computable(self) -> dict[str, str]:
+        """Quantity that is NaN to the reason."""
+        if not np.isnan(self.check):
+            return {}
+        only = "the matrix is known by its products alone: there is nothing to compare them with"
+        return {"check": only if len(self) else "no eigenvalue was found"}
+
+    @property
     def bounds(self) -> Levels:
         """(n,) an eigenvalue of H lies within this distance of the value."""
         return self.residuals + self.round_off
 
 
 @dataclass(frozen=True, kw_only=True)
-class EdgeLevels(_Found, derived="found bounds joint_bound"):
+class EdgeLevels(_Found, derived="found bounds joint_bound not_computable"):
     """Levels at the ends of a spectrum; those of the lower end come first.
 
     Attributes:
@@ -536,7 +549,7 @@ class Eigenpairs(
 
 @ordinary_mode()
 def eigsh(
-    operator: Operator | Problem | tuple[Callable[[Tensor], Tensor], int],
+    operator: Any,
     k: int | None = None,
     which: str = "LA",
     *,
@@ -556,7 +569,9 @@ def eigsh(
 
     Args:
         operator: H: an operator; a problem, whose Hessian is then taken in float64 on the device
-            that is there; or a pair (matvec, n) of a function from (n,) to H v, in float64.
+            that is there; a pair (matvec, n) of a function from (n,) to H v, in float64; or
+            anything with ``shape`` and ``@``: an array, a tensor, a sparse matrix, a
+            ``LinearOperator`` of scipy, an operator of curvlinops.
         k: How many, at most n; 6 if None and there is no window.
         which: ``"LA"`` for the largest, ``"SA"`` for the smallest, ``"LM"`` for those of largest
             magnitude.
@@ -618,7 +633,7 @@ def eigsh(
 
 @ordinary_mode()
 def extremal_eigenvalues(
-    operator: Operator | Problem | tuple[Callable[[Tensor], Tensor], int],
+    operator: Any,
     top: int = 0,
     bottom: int = 0,
     largest: int = 0,
@@ -658,7 +673,7 @@ def extremal_eigenvalues(
 
 @ordinary_mode()
 def window_eigenvalues(
-    operator: Operator | Problem | tuple[Callable[[Tensor], Tensor], int],
+    operator: Any,
     window: tuple[float | None, float | None],
     *,
     failure_probability: float = 1e-6,

@@ -7,26 +7,31 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
+import torch
 
 from hessrmt.backend.select import select
-from hessrmt.checks import one_of, require_type, require_whole
+from hessrmt.checks import one_of, require_whole
 from hessrmt.curvature.certify import noise_floor, reference, require_agreement
 from hessrmt.curvature.dense import (
     Device,
     Dtype,
     dtype_name,
+    gib,
     require_dense,
     torch_dtype,
+    unit_vectors,
+    usable_memory,
 )
 from hessrmt.curvature.gauss_newton import require_ggn, smallest_ggn
 from hessrmt.curvature.lanczos import eigsh
-from hessrmt.curvature.operators import CurvatureOperator
+from hessrmt.curvature.operators import CurvatureOperator, as_operator
 from hessrmt.curvature.reduction import identity, reduce_problem
 from hessrmt.curvature.roads import require_road, smallest_hessian
-from hessrmt.errors import ConfigError, ConvergenceError, ProblemError
+from hessrmt.curvature.rounding import round_off
+from hessrmt.errors import ConfigError, ConvergenceError, DeviceError, ProblemError
 from hessrmt.problems.problem import Problem, ordinary_mode
 from hessrmt.progress import Tick, silent
 from hessrmt.records import Provenance, Spectrum
@@ -38,6 +43,7 @@ if TYPE_CHECKING:
     from hessrmt.backend.distributed import DistributedBackend
     from hessrmt.curvature.certify import Comparison
     from hessrmt.curvature.lanczos import Eigenpairs
+    from hessrmt.curvature.operators import Operator
     from hessrmt.curvature.reduction import Reduction, Route
 
 
@@ -47,12 +53,13 @@ REDUCTIONS = ("auto", "range", "dense", "none")
 _RESIDUAL = 1e-12
 """Residual over the norm of the eigenvectors of an exact spectrum."""
 
-_OF_MATRICES = "of other matrices eigsh gives the edges, numpy.linalg.eigvalsh all levels"
+_TOGETHER = 64
+"""Unit vectors that a matrix is multiplied with at a time."""
 
 
 @overload
 def spectrum(
-    problem: Problem,
+    problem: Problem | Any,
     device: Device = "auto",
     dtype: Dtype = "float64",
     operator: str = "hessian",
@@ -66,7 +73,7 @@ def spectrum(
 
 @overload
 def spectrum(
-    problem: Problem,
+    problem: Problem | Any,
     device: Device = "auto",
     dtype: Dtype = "float64",
     operator: str = "hessian",
@@ -78,7 +85,7 @@ def spectrum(
 
 
 def spectrum(
-    problem: Problem,
+    problem: Problem | Any,
     device: Device = "auto",
     dtype: Dtype = "float64",
     operator: str = "hessian",
@@ -88,10 +95,12 @@ def spectrum(
     blocks: str | Mapping[str, Sequence[str]] | None = None,
     checkpoint: str | Path | None = None,
 ) -> Spectrum | dict[str, Spectrum]:
-    """All eigenvalues of a problem's Hessian (or Gauss-Newton matrix), certified.
+    """All eigenvalues of a problem's Hessian (or Gauss-Newton matrix) or of a matrix, certified.
 
     Args:
-        problem: Model, loss and batch.
+        problem: Model, loss and batch. Or any symmetric matrix that ``hessrmt.eigsh`` takes (an
+            array, an operator): its eigenvalues are computed where it lies, in ``dtype``, from its
+            products with unit vectors; of the other arguments only ``vectors`` applies.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
         dtype: ``"float64"`` or ``"float32"``, the precision of the whole computation.
         operator: ``"hessian"``, or ``"ggn"`` for Jᵀ S J.
@@ -111,8 +120,8 @@ def spectrum(
         spectrum.
 
     Raises:
-        ConfigError: If ``problem`` is none, ``vectors`` is no number from 0 to P, or a checkpoint
-            is given for several blocks.
+        ConfigError: If ``problem`` is none and no matrix, ``vectors`` is no number from 0 to P, or
+            a checkpoint is given for several blocks.
         ProblemError: If the loss is random, not a scalar or not twice differentiable by torch, or
             an option is unknown.
         NonFiniteError: If the loss or an entry of the matrix is NaN or infinite.
@@ -120,8 +129,14 @@ def spectrum(
         ConvergenceError: If the eigenvalue solver fails, or the eigenvectors don't belong to the
             leading eigenvalues.
     """
-    require_type(Problem, _OF_MATRICES, problem=problem)
     require_whole(0, vectors=vectors)
+    if not isinstance(problem, Problem):
+        if blocks is not None or checkpoint is not None or operator != "hessian":
+            raise ConfigError(
+                "blocks, checkpoint and operator are of problems; of a matrix all eigenvalues are "
+                "computed as it is"
+            )
+        return _of_matrix(as_operator(problem), dtype, vectors)
     if vectors > problem.dimension:
         raise ConfigError(
             f"{vectors:,} eigenvectors are asked for, there are {problem.dimension:,}"
@@ -151,9 +166,64 @@ def spectrum(
     return replace(found, pairs=_leading(problem, found, count, device)) if count else found
 
 
+@ordinary_mode()
+def _of_matrix(matrix: Operator, dtype: Dtype, vectors: int) -> Spectrum:
+    """All eigenvalues of a matrix from its products with unit vectors, where the matrix lies."""
+    size, kind = matrix.dimension, torch_dtype(dtype)
+    backend: Backend = getattr(matrix, "backend", None) or select(matrix.device)
+    if vectors > size:
+        raise ConfigError(f"{vectors:,} eigenvectors are asked for, there are {size:,}")
+    needed, usable = backend.eigen_bytes(size, kind.itemsize), usable_memory(backend)
+    if needed > usable:
+        raise DeviceError(
+            f"all eigenvalues of a {size:,} x {size:,} matrix take {gib(needed)} and there are "
+            f"{gib(usable)}; eigsh and extremal_eigenvalues need products alone"
+        )
+    clock = Clock()
+    like = torch.empty(0, dtype=matrix.dtype, device=matrix.device)
+    dense = torch.empty(size, size, dtype=kind, device=matrix.device)
+    matrix.expect(size)
+    for start in range(0, size, _TOGETHER):
+        places = torch.arange(start, min(start + _TOGETHER, size), device=matrix.device)
+        dense[places] = matrix(unit_vectors(places, size, like)).to(kind)
+    skew = size * backend.symmetrize_(dense) / 2  # no less than ‖H - Hᵀ‖₂/2
+    clock.mark("matrix")
+    levels = backend.eigvalsh(dense)
+    clock.mark("eigenvalues")
+    norm = float(np.abs(levels).max(initial=0.0))
+    products, about = 0.0, dict[str, Any]()
+    if not getattr(matrix, "held", False):  # each row has the error of a product
+        products = size**0.5 * max(matrix.product_error, round_off(norm, size, matrix.dtype))
+    if isinstance(matrix, CurvatureOperator):
+        measured = matrix.rounding()
+        check = matrix.agreement(norm, rounding=measured)
+        products = max(products, size**0.5 * measured, check * norm)
+        about = {"loss": matrix.loss, "gradient_norm": matrix.gradient_norm, "check": check}
+    kind_of = matrix.kind if isinstance(matrix, CurvatureOperator) else "matrix"
+    found = Spectrum(
+        eigenvalues=levels,
+        noise_floor=max(noise_floor(levels, size, dtype_name(kind)), skew, products),
+        dimension=size,
+        reduced_dimension=size,
+        operator=kind_of,
+        dtype=dtype_name(kind),
+        solver=backend.solver,
+        seconds=clock.seconds,
+        provenance=Provenance({"operator": kind_of, "dtype": dtype_name(kind)}, backend.name),
+        **about,
+    )
+    count = min(vectors, found.rank)
+    return replace(found, pairs=_leading_of(matrix, found, count)) if count else found
+
+
 def _leading(problem: Problem, found: Spectrum, count: int, device: Device) -> Eigenpairs:
-    """Eigenpairs by Lanczos whose values are the leading ones of the exact spectrum."""
+    """Eigenpairs of a problem's matrix that belong to its leading eigenvalues."""
     matrix = CurvatureOperator.of(problem, found.operator, device=device, dtype=found.dtype)
+    return _leading_of(matrix, found, count)
+
+
+def _leading_of(matrix: Operator, found: Spectrum, count: int) -> Eigenpairs:
+    """Eigenpairs by Lanczos whose values are the leading ones of the exact spectrum."""
     pairs = eigsh(matrix, count, "LM", tolerance=_RESIDUAL, check_multiplicity=True)
     exact, own = np.sort(np.abs(found.eigenvalues))[-count:], np.sort(np.abs(pairs.values))
     allowed = np.max(pairs.bounds, initial=0.0) + found.noise_floor

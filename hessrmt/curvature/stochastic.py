@@ -50,7 +50,7 @@ LAWS = ("rademacher", "gaussian")
 
 
 @dataclass(frozen=True)
-class Curve(Result, axes={"point": "x density error"}):
+class Curve(Result, axes={"point": "x density error"}, picture="certification.curve"):
     """A density with its error.
 
     Attributes:
@@ -70,7 +70,7 @@ class Curve(Result, axes={"point": "x density error"}):
 
 
 @dataclass(frozen=True)
-class Quadrature(Result, axes={"probe step": "nodes weights"}):
+class Quadrature(Result, axes={"probe step": "nodes weights"}, picture="certification.quadrature"):
     """Gauss quadratures of the spectral density, one for each random vector.
 
     Attributes:

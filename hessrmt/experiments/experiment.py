@@ -24,11 +24,12 @@ from hessrmt.backend.select import select
 from hessrmt.config import Settings, TrainConfig
 from hessrmt.errors import ConfigError
 from hessrmt.progress import Tick, silent
-from hessrmt.results import Result, to_csv
+from hessrmt.results import Result
 from hessrmt.runs import spectrum, trajectory
 from hessrmt.runs.run import SERIAL, Pool, make_folders
 from hessrmt.store import results
 from hessrmt.store.files import require_same
+from hessrmt.tables import to_csv, to_markdown
 
 if TYPE_CHECKING:
     from hessrmt.config import SpectrumConfig
@@ -179,9 +180,8 @@ class Table(Generic[E]):
             Lines of Markdown.
         """
         shown = [column for column in self.columns if column.name]
-        rows = [[column.name for column in shown], ["---"] * len(shown)]
-        rows += [[column.cell(entry) for column in shown] for entry in self.entries]
-        return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
+        rows = ([column.cell(entry) for column in shown] for entry in self.entries)
+        return to_markdown([column.name for column in shown], rows)
 
     def plain(self) -> list[dict[str, Any]]:
         """The table for programs.
@@ -201,17 +201,25 @@ class Table(Generic[E]):
         return rows
 
     def csv(self) -> str:
-        """The table for spreadsheets: numbers and texts, without lists.
+        """The table for spreadsheets.
 
         Returns:
-            Comma-separated values with a header.
+            :meth:`flat` as comma-separated values with a header.
+        """
+        return to_csv(self.flat())
+
+    def flat(self) -> list[dict[str, Any]]:
+        """Numbers and texts of the table, without lists.
+
+        Returns:
+            Rows with the same keys.
         """
         rows = [
             {key: value for key, value in flat.items() if isinstance(value, str | int | float)}
             for flat in self._flat()
         ]
         names = dict.fromkeys(name for row in rows for name in row)
-        return to_csv([dict.fromkeys(names) | row for row in rows])
+        return [dict.fromkeys(names) | row for row in rows]
 
     def _flat(self) -> Iterator[dict[str, Any]]:
         known = [column for column in self.columns if column.key]

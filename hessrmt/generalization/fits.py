@@ -123,15 +123,6 @@ class LineFit(Result, omitted="x_mean y_mean x_spread"):
         """Where one more point lies; arguments and result as of :meth:`confidence_band`."""
         return self._band(x, level, 1.0)
 
-    def to_dict(self) -> dict[str, float | int | None]:
-        """The fit as plain values, e.g. for JSON; None instead of NaN.
-
-        Returns:
-            Name to value.
-        """
-        values = super().to_dict().items()
-        return {name: None if math.isnan(value) else value for name, value in values}
-
     def _band(self, x: ArrayLike, level: float, own: float) -> tuple[Any, Any]:
         if isinstance(level, bool) or not 0 < level < 1:
             raise DataError(f"level is {level!r}; expected a probability between 0 and 1, as 0.95")

@@ -33,7 +33,7 @@ from hessrmt.errors import DataError, NonFiniteError
 from hessrmt.generalization import networks
 from hessrmt.generalization.networks import ALTERNATIVE, ARRAYS, FoldedLayer, listed
 from hessrmt.problems.losses import resolve
-from hessrmt.results import Result
+from hessrmt.results import Result, finite
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -455,7 +455,7 @@ class MarginSummary(Result, axes={"sample": "margins"}):
             Name to value.
         """
         support = self.support()
-        return {
+        numbers = {
             "samples": len(self.margins),
             "min": self.minimum,
             "normalized_min": self.normalized_minimum,
@@ -466,6 +466,7 @@ class MarginSummary(Result, axes={"sample": "margins"}):
             "inverse": self.bound,
             "normalized_inverse": self.normalized_bound,
         }
+        return finite(numbers)
 
 
 def margins(

@@ -50,6 +50,7 @@ class StationarySets(
     Result,
     axes={"flow start": "classes misalignment moved", "class sample": "outputs"},
     derived="counts stationary",
+    picture="generalization.stationary_counts",
 ):
     """Where flows from S starts end.
 

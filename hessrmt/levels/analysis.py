@@ -213,7 +213,7 @@ class HigherOrder(Result):
 
 
 @dataclass(frozen=True)
-class LevelStatistics(Result):
+class LevelStatistics(Result, picture="levels.fifths"):
     """Local statistics of the levels of one or several spectra, and what they agree with.
 
     Attributes:

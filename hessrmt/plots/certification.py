@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from hessrmt.errors import DataError
 from hessrmt.plots import style
 from hessrmt.records import PAPER_CUTOFF_SPACINGS, Spectrum
 
@@ -20,6 +21,12 @@ _CERTIFIED, _NOISE, _FLOOR, _CUTOFF = "#1f5fa8", style.MUTED, "#b3341d", "#44444
 
 _LOWEST = 0.03
 """Eigenvalues per decade where the picture of a density ends below."""
+
+_SHARE = 1e-6
+"""Of the highest share of the eigenvalues, where the picture of shares ends below."""
+
+_WIDE = 100
+"""Largest over smallest magnitude from which eigenvalues are drawn on a logarithmic axis."""
 
 _EDGES_AT = 0.25
 """Height of the eigenvalues at the ends of a spectrum, in eigenvalues per decade."""
@@ -92,18 +99,111 @@ def lanczos_density(
     Returns:
         The picture.
     """
-    curve = result.quadrature.density(scale=scale)
+    quadrature = result.quadrature
+    _require_probe(quadrature)
+    name = f"{len(quadrature)} probes of {quadrature.nodes.shape[1]} steps"
+    return _decades(
+        quadrature.density(scale=scale), result.dimension, name, result.edges, title=title, ax=ax
+    )
+
+
+def quadrature(found: Any, title: str = "", *, ax: Any = None) -> Figure:
+    """As :func:`lanczos_density`, of the quadratures alone.
+
+    Args:
+        found: A :class:`hessrmt.curvature.stochastic.Quadrature`.
+        title: Above the picture.
+        ax: Axes to draw into; None for a new picture.
+
+    Returns:
+        The picture.
+    """
+    _require_probe(found)
+    name = f"{len(found)} probes of {found.nodes.shape[1]} steps"
+    return _decades(found.density(), found.dimension, name, title=title, ax=ax)
+
+
+def curve(found: Any, title: str = "", *, ax: Any = None) -> Figure:
+    """A smooth density, as a share of the eigenvalues.
+
+    Args:
+        found: A :class:`hessrmt.curvature.stochastic.Curve`.
+        title: Above the picture.
+        ax: Axes to draw into; None for a new picture.
+
+    Returns:
+        The picture.
+    """
+    if np.isfinite(found.scale):
+        return _decades(found, 1, "density", title=title, ax=ax)
     axes = style.single(title, ax, (style.WIDTH, 4.8))
-    count = result.dimension * np.log(10)
+    axes.plot(found.x, found.density, color=style.INK, lw=1.2, label="density", zorder=3)
+    style.draw_band(axes, found.x, found.density - found.error, found.density + found.error)
+    return style.finish(axes, xlabel="λ", ylabel="share of the eigenvalues per unit of λ")
+
+
+def eigenvalues(found: Any, title: str = "", *, ax: Any = None) -> Figure:
+    """Some eigenvalues in descending order, each with its bound where that is wide enough to see.
+
+    Args:
+        found: A result of ``hessrmt.eigsh`` or of ``hessrmt.extremal_eigenvalues``.
+        title: Above the picture.
+        ax: Axes to draw into; None for a new picture.
+
+    Returns:
+        The picture.
+
+    Raises:
+        DataError: If there is no eigenvalue.
+    """
+    if not len(found):
+        raise DataError("there is no eigenvalue to draw")
+    axes = style.single(title, ax)
+    values, bounds = found.values[::-1], found.bounds[::-1]
+    place, clear = np.arange(1, len(values) + 1), np.abs(values) > bounds
+    groups = (
+        (clear, style.BLUE, "o", "certainly not zero"),
+        (~clear, style.MUTED, "s", "perhaps 0"),
+    )
+    for chosen, colour, marker, words in groups:
+        if chosen.any():
+            look = {"fmt": marker, "ms": 4.5, "color": colour, "capsize": 3, "elinewidth": 0.8}
+            label = (
+                f"{chosen.sum():,} eigenvalues, {words}, bounds up to {bounds[chosen].max():.1g}"
+            )
+            axes.errorbar(place[chosen], values[chosen], bounds[chosen], label=label, **look)
+    low, high = float(np.abs(values).min()), float(np.abs(values).max())
+    if low > 0 and high > _WIDE * low:
+        axes.set_yscale("log" if (values > 0).all() else "asinh", **_asinh(values, low))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return style.finish(axes, xlabel=f"number, of {found.dimension:,}", ylabel="eigenvalue λ")
+
+
+def _asinh(values: Any, low: float) -> dict[str, float]:
+    return {} if (values > 0).all() else {"linear_width": low}
+
+
+def _require_probe(quadrature: Any) -> None:
+    if not len(quadrature):
+        raise DataError("no probe of the density is done yet; continue it with --resume")
+
+
+def _decades(
+    curve: Any, dimension: int, name: str, edges: Any = None, *, title: str, ax: Any
+) -> Figure:
+    """Numbers, or for one eigenvalue shares, in each decade of |λ|."""
+    axes = style.single(title, ax, (style.WIDTH, 4.8))
+    count = dimension * np.log(10)
     y, error, u = curve.density * count, curve.error * count, np.arcsinh(curve.x / curve.scale)
-    name = f"{len(result.quadrature)} probes of {result.quadrature.nodes.shape[1]} steps"
+    lowest = min(_LOWEST, float(y.max()) * _SHARE) if dimension == 1 else _LOWEST
     axes.plot(u, y, color=style.INK, lw=1.2, label=name, zorder=3)
-    style.draw_band(axes, u, np.maximum(y - error, _LOWEST / 10), y + error)
-    if result.edges is not None and len(result.edges):
-        _edges(axes, result.edges, curve.scale)
-    axes.set(yscale="log", ylim=(_LOWEST, 6 * float(y.max())), xlim=(u[0], u[-1]))
+    style.draw_band(axes, u, np.maximum(y - error, lowest / 10), y + error)
+    if edges is not None and len(edges):
+        _edges(axes, edges, curve.scale)
+    axes.set(yscale="log", ylim=(lowest, 6 * float(y.max())), xlim=(u[0], u[-1]))
     _both_sides(axes, curve)
-    return style.finish(axes, xlabel="λ", ylabel="eigenvalues per decade")
+    what = "share of the eigenvalues" if dimension == 1 else "eigenvalues"
+    return style.finish(axes, xlabel="λ", ylabel=f"{what} per decade")
 
 
 def _edges(axes: Axes, edges: Any, scale: float) -> None:

@@ -135,6 +135,29 @@ def ratios(found: Any, title: str = "", *, ax: Any = None) -> Figure:
     return style.finish(axes, xlim=(0, end), ylim=(0, 1.04 * top), xlabel=xlabel, ylabel=ylabel)
 
 
+def fifths(found: Any, title: str = "", *, ax: Any = None) -> Figure:
+    """⟨r̃⟩ by fifths of the levels with its standard error, and the laws' values.
+
+    Args:
+        found: A :class:`hessrmt.levels.LevelStatistics`.
+        title: Above the picture.
+        ax: Axes to draw into; None for a new picture.
+
+    Returns:
+        The picture.
+    """
+    axes = style.single(title, ax)
+    means, errors = found.mean_ratio_fifths, found.mean_ratio_fifths_error
+    look = {"fmt": "o", "ms": 4, "color": style.INK, "capsize": 3, "zorder": 5}
+    label = style.counted(found.n_levels, "levels", found.n_spectra)
+    axes.errorbar(np.arange(1, 6), means, yerr=np.nan_to_num(errors), label=label, **look)
+    ends = np.array([0.6, 5.4])
+    for name in ("goe", "goe2", "poisson"):
+        style.draw_law(axes, name, ends, np.full(2, theory.mean_ratio(name)))
+    axes.set_xticks(range(1, 6), ["lowest", "2nd", "3rd", "4th", "highest"])
+    return style.finish(axes, xlim=ends, xlabel="fifth of the levels", ylabel="⟨r̃⟩")
+
+
 def higher_orders(found: Any, title: str = "", *, ax: Any = None) -> Figure:
     """⟨r̃⟩ of every k-th level, of the data and of GOE and Poisson surrogates, and a law.
 

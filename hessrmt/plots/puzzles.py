@@ -9,6 +9,7 @@ Source: Generalization puzzles (2020).
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
@@ -420,6 +421,30 @@ def against_value(entry: Any, *, ax: Any = None) -> Figure:
     for axes, what in zip(row, ("loss", "error"), strict=True):
         _both(axes, entry, what)
         _finish(axes, xlabel=WORDS[entry.settings.vary], ylabel=what)
+    return picture
+
+
+def family(found: Any, title: str = "", *, ax: Any = None) -> Figure:
+    """:func:`against_value` of a family that was read from its file.
+
+    Args:
+        found: A :class:`hessrmt.store.family.FamilyResult`.
+        title: Above the picture; what the networks are if empty.
+        ax: Two axes to draw into; None for a new picture.
+
+    Returns:
+        The picture.
+
+    Raises:
+        DataError: If no network is finished.
+    """
+    if not found.members:
+        raise DataError("no network of the family is finished yet")
+    settings = SimpleNamespace(**found.family)
+    entry = SimpleNamespace(name=settings.name, settings=settings, result=found)
+    picture = against_value(entry, ax=ax)
+    if title and ax is None:
+        picture.suptitle(title, x=0.01, ha="left", fontsize=10)
     return picture
 
 

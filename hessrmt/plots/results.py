@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from hessrmt.errors import DataError
 from hessrmt.plots import style
@@ -54,6 +55,8 @@ def columns(result: Result, title: str = "", *, ax: Any = None) -> Figure:
         axes.plot(x, values, ".-", color=style.BLUE, lw=1, ms=4)
         style.bare(axes, ylabel=name)
     panels[-1].set_xlabel(along)
+    if x.dtype.kind == "i" or (x == np.round(x)).all():
+        panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
 

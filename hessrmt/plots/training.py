@@ -54,7 +54,9 @@ _LINEAR = 0.4
 """Width of the axis from 0 to the first epoch, in decades."""
 
 
-def history(found: Any, mean_ratios: ArrayLike, title: str = "", *, ax: Any = None) -> Figure:
+def history(
+    found: Any, mean_ratios: ArrayLike | None = None, title: str = "", *, ax: Any = None
+) -> Figure:
     """Six panels against the epoch, the untrained network at 0.
 
     Exponent α of every layer with its standard error, hollow where it rests on fewer than ten
@@ -66,7 +68,7 @@ def history(found: Any, mean_ratios: ArrayLike, title: str = "", *, ax: Any = No
         found: A :class:`hessrmt.store.history.History` with at least one epoch. Of more than seven
             layers those with most eigenvalues in their tails are drawn.
         mean_ratios: (n, 2) ⟨r̃⟩ and its standard error at each epoch, as
-            :func:`hessrmt.levels.analysis.mean_ratios` has them.
+            :func:`hessrmt.levels.histograms.mean_ratios` has them; None to leave them out.
         title: Above the picture.
         ax: Six axes to draw into; None for a new picture.
 
@@ -78,12 +80,18 @@ def history(found: Any, mean_ratios: ArrayLike, title: str = "", *, ax: Any = No
     """
     if not len(found):
         raise StoreError("the history has no finished epoch yet; continue it with --resume")
+    draws = [_exponents, _norms, _losses, _extremes, _ranks]
+    if mean_ratios is not None:
+        draws.append(partial(_ratios, mean_ratios))
     size = 2 * _WIDTH, 3 * _HEIGHT
-    picture, panels = style.panels(title, (3, 2), ax=ax, size=size, sharex=True)
-    draws = (_exponents, _norms, _losses, _extremes, _ranks, partial(_ratios, mean_ratios))
-    _draw_panels(panels.ravel(), draws, found)
-    for axes in panels[-1]:
+    picture, grid = style.panels(title, (3, 2), ax=ax, size=size, sharex=True)
+    panels = grid.ravel()
+    _draw_panels(panels[: len(draws)], draws, found)
+    for axes in panels[len(draws) :]:
+        axes.set_axis_off()
+    for axes in panels[len(draws) - 2 : len(draws)]:
         axes.set_xlabel("epochs of training")
+        axes.tick_params(labelbottom=True)
     return picture
 
 

@@ -14,10 +14,9 @@ from safetensors import SafetensorError, safe_open
 from hessrmt.capacity.analysis import analyze
 from hessrmt.capacity.report import correlations
 from hessrmt.errors import ConfigError, DataError
-from hessrmt.files import write_whole
 from hessrmt.problems.readers import INDEX, SAFETENSORS, WHOLE
 from hessrmt.progress import under
-from hessrmt.results import Result, to_csv
+from hessrmt.results import Result
 from hessrmt.runs.tables import numbers_of, read_table, spoilt
 
 if TYPE_CHECKING:
@@ -159,25 +158,6 @@ def named(names: Sequence[str], most: int = 3) -> str:
     """
     more = len(names) - most
     return ", ".join(names[:most]) + (f" and {more:,} more" if more > 0 else "")
-
-
-def write_csv(found: Result, file: Path) -> None:
-    """Write the table of a result, e.g. all tensors of all networks, completely or not at all.
-
-    Args:
-        found: A :class:`Series`, or networks layer by layer.
-        file: Replaced if it exists.
-
-    Raises:
-        StoreError: If it cannot be written.
-    """
-    rows = [{key: _cell(value) for key, value in row.items()} for row in found.rows()]
-    write_whole(file, to_csv(rows))
-
-
-def _cell(value: Any) -> Any:
-    """NaN and None as empty cells."""
-    return "" if value is None or (isinstance(value, float) and math.isnan(value)) else value
 
 
 PATH = "path"

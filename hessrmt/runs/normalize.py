@@ -14,7 +14,7 @@ from hessrmt.errors import ConfigError, DataError
 from hessrmt.generalization import evaluate, fit_line, normalize, output_normalize
 from hessrmt.generalization.fits import FEWEST_POINTS
 from hessrmt.problems import losses
-from hessrmt.results import Result, plain
+from hessrmt.results import Result, finite, plain
 from hessrmt.runs.run import Inputs
 from hessrmt.runs.tables import numbers_of, read_table
 from hessrmt.runs.training import Splits
@@ -79,12 +79,12 @@ class NormalizeResult(Result):
             }
             summary = None if found is None else found.margins
             margins[split] = None if summary is None else summary.to_dict()
-        return {
-            **numbers,
+        numbers |= {
             "product_norm": self.product,
             "margins": margins,
             **{name: plain(getattr(self, name)) for name in _PLAIN},
         }
+        return finite(numbers)
 
 
 def run(

@@ -30,7 +30,7 @@ from hessrmt.levels.selection import select
 from hessrmt.plots.training import history
 from hessrmt.records import Provenance, Spectra, Spectrum
 from hessrmt.results import plain
-from hessrmt.runs.run import load
+from hessrmt.runs.stored import load
 from hessrmt.store.history import History, holds_history, load_history
 
 if TYPE_CHECKING:

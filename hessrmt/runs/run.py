@@ -21,13 +21,10 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from hessrmt.backend.select import select
-from hessrmt.curvature.density import load_density
 from hessrmt.errors import ClusterError, HessrmtError, StoreError
 from hessrmt.problems import checkpoints, data, losses, models
 from hessrmt.problems.plugins import is_plugin, sources
 from hessrmt.records import Provenance
-from hessrmt.store import density, family, results, spectra
-from hessrmt.store.files import schema_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -399,23 +396,3 @@ def make_folders(out: Path, *names: str) -> None:
             (out / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(f"cannot make {out / name}: {error.strerror or error}") from error
-
-
-def load(path: str | Path, block: str | None = None) -> Any:
-    """What a run has written, whichever kind of file it is; also while the run is still writing.
-
-    Args:
-        path: A file of spectra, of a density, of a family of networks, or of any result that was
-            saved.
-        block: Which block's spectra, for a file of blocks.
-
-    Returns:
-        Its complete content.
-    """
-    kinds = {
-        density.SCHEMA: load_density,
-        family.SCHEMA: family.load_family,
-        results.SCHEMA: results.load,
-    }
-    read = None if block is not None else kinds.get(schema_of(path))
-    return read(path) if read else spectra.load(path, block)

@@ -16,6 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
+import numpy as np
+
 from hessrmt.backend.select import select
 from hessrmt.errors import ConfigError, StoreError
 from hessrmt.files import require_new
@@ -77,6 +79,78 @@ _LAYOUTS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 """Format of a checkpoint to what makes it one of today."""
 
 
+def _stored(path: Path, otherwise: str) -> tuple[TrainState, dict[str, Any]]:
+    """The state in a checkpoint, and all else in it as files of today have it."""
+    content = checkpoints.read(path)
+    try:
+        content = _LAYOUTS[content["format"]](content)
+        version = content["version"]
+        epoch, weights, optimizer, history = (content[name] for name in _STATE)
+        start = TrainState(epoch, weights, optimizer, tuple(history))
+        newer = version > VERSION
+        content["provenance"], content["extra"], content["identity"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreError(f"{path} is not a checkpoint written by hessrmt, {otherwise}") from error
+    if newer:
+        raise StoreError(
+            f"{path} was written by a newer hessrmt (checkpoint version {version}, this "
+            f"one knows {VERSION}); upgrade, or give another --out"
+        )
+    return start, content
+
+
+@dataclass(frozen=True)
+class Checkpoint(Result, axes={"epoch": "epochs rate train_loss"}):
+    """What the checkpoint of a training run says of the run.
+
+    Its weights are read by every command that takes a checkpoint, and by
+    ``hessrmt.capacity.analyze``.
+
+    Attributes:
+        epochs: (n,) completed epochs.
+        rate: (n,) learning rate of each.
+        train_loss: (n,) mean loss over the minibatches of each, while the weights changed.
+        numbers: In all tensors of its state dict.
+        provenance: Where it came from; settings alone in files of the first versions.
+    """
+
+    epochs: np.ndarray
+    rate: np.ndarray
+    train_loss: np.ndarray
+    numbers: int
+    provenance: Provenance
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """What a checkpoint of a training run says of it.
+
+    Args:
+        path: A file of :class:`TrainingFile`.
+
+    Returns:
+        The run as far as it got. Raises StoreError for any other file.
+    """
+    otherwise = "so it says nothing of a training run; hessrmt capacity reads weights of any origin"
+    state, content = _stored(Path(path), otherwise)
+    known = {name: content["provenance"].get(name) for name in ("device", "versions", "created")}
+    missing = {"device": "unknown", "versions": {}, "created": "unknown"}
+    columns = zip(
+        *((item["epoch"], item["lr"], item["train_loss"]) for item in state.history), strict=True
+    )
+    epochs, rate, loss = map(np.array, columns) if state.history else (np.empty(0),) * 3
+    return Checkpoint(
+        epochs,
+        rate,
+        loss,
+        sum(value.numel() for value in state.model.values()),
+        Provenance(
+            content.get("config") or content["identity"],
+            notes=tuple(content["provenance"].get("notes", ())),
+            **{name: missing[name] if value is None else value for name, value in known.items()},
+        ),
+    )
+
+
 class TrainingFile(ResumableFile):
     """The one writer of the checkpoint of a training run: everything that continues it.
 
@@ -128,25 +202,9 @@ class TrainingFile(ResumableFile):
                 raise
 
     def _read(self, growing: tuple[str, ...]) -> None:
-        content = checkpoints.read(self.path)
-        try:
-            content = _LAYOUTS[content["format"]](content)
-            version, stored = content["version"], content["identity"]
-            self.provenance, self.extra = content["provenance"], content["extra"]
-            epoch, weights, optimizer, history = (content[name] for name in _STATE)
-            start = TrainState(epoch, weights, optimizer, tuple(history))
-            newer = version > VERSION
-        except (KeyError, TypeError, ValueError) as error:
-            raise StoreError(
-                f"{self.path} is not a checkpoint written by hessrmt, so it cannot be resumed; "
-                "give another --out"
-            ) from error
-        if newer:
-            raise StoreError(
-                f"{self.path} was written by a newer hessrmt (checkpoint version {version}, this "
-                f"one knows {VERSION}); upgrade, or give another --out"
-            )
-        require_same(self.path, stored, self._identity, growing)
+        start, content = _stored(self.path, "so it cannot be resumed; give another --out")
+        self.provenance, self.extra = content["provenance"], content["extra"]
+        require_same(self.path, content["identity"], self._identity, growing)
         self.start = start
 
     def save(

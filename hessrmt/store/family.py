@@ -152,7 +152,7 @@ _LATER = ("rademacher", "error_bound", "error_bound_margin")
 
 
 @dataclass(frozen=True)
-class FamilyResult(Result):
+class FamilyResult(Result, picture="puzzles.family"):
     """A family of trained networks, as far as it is done.
 
     Attributes:

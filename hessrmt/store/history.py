@@ -77,7 +77,7 @@ _GROUPS = {"capacity": CAPACITY, "network": NETWORK, "training": TRAINING}
 
 
 @dataclass(frozen=True)
-class History(Result, axes={"epoch": "epochs"}):
+class History(Result, axes={"epoch": "epochs"}, picture="training.history"):
     """Spectra and capacity metrics of a network at several epochs of its training.
 
     The spectra are those of one batch at different parameters: not independent of each other, so

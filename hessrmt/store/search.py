@@ -34,6 +34,15 @@ EVERY = 120.0
 one block of products."""
 
 
+def is_search(path: Path) -> bool:
+    """Whether a file is one of :class:`SearchFile`."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_SCHEMA)) == _SCHEMA
+    except OSError:
+        return False
+
+
 @dataclass(frozen=True)
 class Record:
     """What a search found between two looks.

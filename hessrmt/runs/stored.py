@@ -1,0 +1,200 @@
+"""Any file that hessrmt has written: recognised, read, described and drawn, in one place.
+
+A file says what it is by its attribute ``schema``; files of the published code have none, training
+checkpoints are recognised by their own ``format``. A new kind of file is one entry of
+:data:`_KINDS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+from hessrmt.curvature.density import load_density
+from hessrmt.errors import StoreError
+from hessrmt.levels.histograms import mean_ratios
+from hessrmt.problems import readers
+from hessrmt.records import Provenance, Spectra
+from hessrmt.results import Result, flat, plain
+from hessrmt.runs.training import load_checkpoint
+from hessrmt.store import density, family, results, search, spectra
+from hessrmt.store.files import schema_of
+from hessrmt.store.history import History, holds_history, load_history
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Parts: TypeAlias = "dict[str | None, Any]"
+"""Name of a block to its result; None to that of a file without blocks."""
+
+_TABLES = (".json", ".csv", ".md")
+_SHORT = 8
+"""Numbers of a list that are shown."""
+
+
+class _Kind(NamedTuple):
+    """A kind of file.
+
+    Attributes:
+        words: What it holds.
+        read: All of a file.
+    """
+
+    words: str
+    read: Callable[[Path], Parts]
+
+
+def _single(read: Callable[[Path], Any]) -> Callable[[Path], Parts]:
+    return lambda path: {None: read(path)}
+
+
+_CHECKPOINT = _Kind("training checkpoint", _single(load_checkpoint))
+_HISTORY = _Kind("training history", _single(load_history))
+_KINDS = {
+    "": _Kind("spectra of the published code", spectra.load_all),
+    spectra.SCHEMA: _Kind("spectra", spectra.load_all),
+    density.SCHEMA: _Kind("density", _single(load_density)),
+    family.SCHEMA: _Kind("family of networks", _single(family.load_family)),
+    results.SCHEMA: _Kind("result", _single(results.load)),
+}
+"""Schema of an HDF5 file to what it is."""
+
+
+def _kind_of(path: Path) -> _Kind:
+    if path.suffix.lower() in readers.WRITTEN:
+        return _CHECKPOINT
+    if path.suffix.lower() in _TABLES and path.exists():
+        raise StoreError(
+            f"{path} is a table for other programs; what is to be loaded again is saved with the "
+            "ending .h5"
+        )
+    if search.is_search(path):
+        raise StoreError(
+            f"{path} is a search that has not finished; the command or the call that began it "
+            "continues it (--resume, checkpoint=...)"
+        )
+    return _KINDS.get(schema_of(path), _KINDS[spectra.SCHEMA])  # whose reader says what is wrong
+
+
+def load(path: str | Path, block: str | None = None) -> Any:
+    """What a run has written, whichever kind of file it is; also while the run is still writing.
+
+    Args:
+        path: A file of spectra, of a density, of a family of networks, of any result that was saved
+            as HDF5, or a checkpoint of ``hessrmt train``. Of a training history the spectra;
+            ``hessrmt.load_history`` gives all of it.
+        block: Which block's spectra, for a file of blocks.
+
+    Returns:
+        Its complete content.
+    """
+    kind = _kind_of(Path(path))
+    if block is not None or kind.read is spectra.load_all:
+        return spectra.load(path, block)
+    return kind.read(Path(path))[None]
+
+
+def _contents(path: Path) -> tuple[str, Parts]:
+    """What a file is, and all of it: of a history more than its spectra."""
+    kind = _kind_of(path)
+    if kind.read is spectra.load_all and holds_history(path):
+        kind = _HISTORY
+    return kind.words, kind.read(path)
+
+
+def facts(path: Path) -> dict[str, Any]:
+    """What a file holds and where it came from.
+
+    Args:
+        path: As for :func:`load`.
+
+    Returns:
+        Name to plain value.
+    """
+    words, parts = _contents(path)
+    first = next(iter(parts.values()))
+    source = getattr(first, "provenance", None)
+    about: dict[str, Any] = {"file": str(path), "kind": words}
+    if isinstance(first, History):
+        about |= {"epochs": first.epochs.tolist(), "layers": list(first.layers)}
+        first = first.spectra
+        parts, source = {None: first}, first.provenance
+    if isinstance(first, Spectra):
+        about |= _of_spectra(parts, first)
+    else:
+        about |= {} if words != "result" else {"result": type(first).__name__}
+        about |= dict(_of_result(first))
+    return about | ({} if source is None else _of_provenance(source))
+
+
+def _of_spectra(parts: Mapping[Any, Spectra], first: Spectra) -> dict[str, Any]:
+    blocks = {name: part for name, part in parts.items() if name is not None}
+    return {
+        **{f"rank of {name}": [item.rank for item in part] for name, part in blocks.items()},
+        "batches done": len(first),
+        "batches planned": first.planned,
+        "solver": sorted({item.solver for part in parts.values() for item in part}),
+        "parameters": first[0].dimension if first else None,
+        "rank": [item.rank for item in first],
+    }
+
+
+def _of_provenance(source: Provenance) -> dict[str, Any]:
+    return {
+        "created": source.created,
+        "device": source.device,
+        **{f"config {key}": value for key, value in source.config.items()},
+        **{f"version {key}": value for key, value in source.versions.items()},
+        "notes": list(source.notes),
+    }
+
+
+def _of_result(found: Result) -> Iterator[tuple[str, Any]]:
+    """Its numbers and words; of long lists only how long they are."""
+    for name, value in flat(plain(found.to_dict())).items():
+        if name.startswith("provenance.") or value is None:
+            continue
+        if not isinstance(value, list):
+            yield name, value
+        elif len(value) > _SHORT or any(isinstance(item, list | dict) for item in value):
+            yield name, f"{len(value):,} items"
+        else:
+            yield name, value
+
+
+def picture(path: Path, block: str | None, title: Callable[[Mapping[str, Any]], str]) -> Figure:
+    """The picture of what a file holds.
+
+    Args:
+        path: As for :func:`load`.
+        block: Which block's, for a file of blocks.
+        title: From the settings in the file's provenance to what it is about, in words.
+
+    Returns:
+        The picture.
+
+    Raises:
+        StoreError: If the file holds nothing that is finished, or blocks and none is named.
+    """
+    _, parts = _contents(path)
+    if block is None and None not in parts:
+        names = ", ".join(map(str, parts))
+        raise StoreError(f"{path} holds the spectra of the blocks {names}; name one with --block")
+    found = parts[None] if block is None else spectra.load(path, block)
+    whole = found.spectra if isinstance(found, History) else found
+    if isinstance(whole, Spectra) and not whole:
+        raise StoreError(f"{path} holds no finished batch yet; continue it with --resume")
+    source = getattr(whole, "provenance", None)
+    settings = {} if source is None else source.config
+    words = title(settings) if settings else type(whole).__name__
+    draw = found.plot
+    if isinstance(found, History):
+        draw = partial(draw, mean_ratios(found.spectra))
+    about = [getattr(whole, "operator", settings.get("operator"))]
+    if isinstance(whole, Spectra):
+        about.append(settings.get("dtype"))
+    elif hasattr(whole, "samples"):
+        about.insert(0, f"{whole.samples:,} samples")
+    return draw(title=", ".join([words, *filter(None, about)]))
