@@ -57,8 +57,8 @@ def tables() -> str:
     """
     parts = [
         "# Options of all commands\n\n"
-        "Made from the settings classes (`hessrmt/config.py`) by `scripts/option_tables.py`. Names\n"
-        "in a TOML file (`--config`) are those of the options, with `_` in place of `-`.",
+        "Made from the settings classes (`hessrmt/config.py`) by `scripts/option_tables.py`. "
+        "Names\nin a TOML file (`--config`) are those of the options, with `_` in place of `-`.",
         *(f"## hessrmt {name}\n\n{table(command)}" for name, command in commands().items()),
     ]
     return "\n\n".join(parts) + "\n"

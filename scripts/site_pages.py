@@ -17,7 +17,11 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 from option_tables import commands, table  # noqa: E402
 
-_PAGES = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
+_PAGES = {
+    "README.md": "index.md",
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+}
 """Files of the repository's root to their pages."""
 
 _MORE = {
@@ -52,8 +56,8 @@ def command_pages() -> dict[str, str]:
             parts.append("More: " + ", ".join(links) + ".")
         if any("--config" in parameter.opts for parameter in command.params):
             parts.append(
-                "Settings can stand in a TOML file (`--config`), under the names of the options with"
-                " `_` in place of `-`."
+                "Settings can stand in a TOML file (`--config`), under the names of the options "
+                "with `_` in place of `-`."
             )
         parts += ["## Options", table(command)]
         found[f"reference/commands/{name.replace(' ', '-')}.md"] = "\n\n".join(parts) + "\n"
