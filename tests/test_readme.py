@@ -47,6 +47,7 @@ def commands(script):
     for line in script.replace("\\\n", " ").splitlines():
         plain = re.sub(r"(?<=\s)\d(?=>)", "", line)  # without the 2 of 2>
         lexer = shlex.shlex(plain, posix=True, punctuation_chars=";&|<>")
+        lexer.whitespace_split = True  # :-0.001 is one word
         words, redirected = [], False
         for token in [*lexer, ";"]:
             if set(token) <= set(";&|"):
