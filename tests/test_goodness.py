@@ -348,8 +348,16 @@ def laws(**changed):
 
 NEAR, SHAPE = fit(0.5307, -0.7), fit(0.5307, 0.7, 0.002, excluded=True)
 SENTENCES = [
-    ({"goe": NEAR}, 0.001, "^consistent with GOE .⟨r̃⟩ = 0.5300 ± 0.0010, 0.7 σ from 0.5307.$"),
-    ({"goe": NEAR}, float("nan"), "^consistent with GOE .⟨r̃⟩ = 0.5300, 0.7 σ from 0.5307.$"),
+    (
+        {"goe": NEAR},
+        0.001,
+        "^consistent with GOE .⟨r̃⟩ = 0.5300 ± 0.0010, 0.7 σ from the 0.5307 ± 0.0010 of GOE",
+    ),
+    (
+        {"goe": NEAR},
+        float("nan"),
+        "^consistent with GOE .⟨r̃⟩ = 0.5300, 0.7 σ from the 0.5307 ± 0.0010 of GOE levels alike.$",
+    ),
     ({"goe": NEAR, "gue": fit(0.5996, 1.0)}, 0.001, "also with GUE: too few levels to tell them"),
     ({}, 0.001, "^GOE excluded .20.0 σ, p < 1e-06: "),
     ({"gue": fit(0.5996, 0.3)}, 0.001, "; GUE fits$"),

@@ -112,13 +112,18 @@ PANELS = "panels = [{ k2 = 0.01 }, { k2 = 0.1, outliers = 2, degenerate = 3 }]"
         ("iterate-averaging", '"low"', '"no/way"', "match pattern"),
         ("iterate-averaging", "batch = 20", "batch = 0", "should be a positive integer, or 'all'"),
         ("iterate-averaging", "seeds = 2", "seeds = 0", "greater than or equal to 1"),
-        ("iterate-averaging", "epochs = 3", "epoch = 3", "presets: "),
+        ("iterate-averaging", "epochs = 3", "epoch = 3", "presets.small.epochs: Field required"),
         *(
-            ("training-budget", "[1, 2, 3, 4, 6]", budgets, "presets: ")
+            ("training-budget", "[1, 2, 3, 4, 6]", budgets, "presets.small.budgets: ")
             for budgets in ("[]", "[0, 1]", "[3, 2]", "[2, 2]", "[1.5]")
         ),
         ("puzzles-initialization", '"random"\nvary', '"natural"\nvary', "different names"),
-        ("puzzles-initialization", "presets.small.families", "presets.families", "presets: "),
+        (
+            "puzzles-initialization",
+            "presets.small.families",
+            "presets.families",
+            "presets.families: ",
+        ),
         ("puzzles-samples", '"images.npz"', '"cifar10"', "cifar10"),
         ("approximation", '["parity"]', '["maximum"]', "no 'maximum'; known are polynomial, sine"),
         ("approximation", "inputs = [2, 4]", "inputs = [3]", "2, 4, 8, 16, ... variables, not 3"),

@@ -186,8 +186,8 @@ def _show_correlations(series: Series) -> None:
     console.show(console.table(headings, rows))
     level = series.correlations[0].level
     console.note(
-        f"with {level:.0%} intervals over networks; p: probability of a coefficient at least as "
-        "far from 0 if there were no connection"
+        f"with {level:.0%} intervals over networks",
+        "p: probability of a coefficient as far from 0 if there were no connection",
     )
     failed = {name: item.failed for name, item in found.items() if item.failed is not None}
     console.note(*(f"{' '.join(name.split())}: {why}" for name, why in failed.items()))

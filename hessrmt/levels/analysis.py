@@ -408,7 +408,8 @@ def analyze(
         raise DataError("every spacing is zero: no ratio is defined; are the levels degenerate?")
     mean, error = mean_and_error(ratios)
     # copies of one spectrum, or evenly spaced levels, which a single spectrum may have too
-    error = 0.0 if float(np.ptp(all_ratios)) < _EVEN else error
+    even = len(all_ratios) >= FEWEST_RATIOS and float(np.ptp(all_ratios)) < _EVEN
+    error = 0.0 if even else error
     why |= _unknown_errors(error)
     parts = zip(*(np.array_split(values, _PARTS) for values in ratios), strict=True)
     fifths, fifths_error = zip(*map(mean_and_error, parts), strict=True)
