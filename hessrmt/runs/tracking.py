@@ -340,7 +340,7 @@ class Tracker:
             ConfigError: If transformers is not installed.
         """
         try:
-            from transformers import TrainerCallback
+            from transformers import TrainerCallback  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise ConfigError("pip install transformers: it is not installed") from error
         tracker = self
