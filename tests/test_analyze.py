@@ -12,9 +12,9 @@ from hessrmt import rng
 from hessrmt.ensembles import goe, goe2, gue, poisson
 from hessrmt.errors import DataError
 from hessrmt.levels import analyze, ratios
+from hessrmt.levels.banks import bulks
 from hessrmt.levels.goodness import LAWS
 from hessrmt.levels.resampling import mean_and_error
-from hessrmt.levels.surrogates import bulks
 from hessrmt.levels.unfolding import POOL_FROM
 from hessrmt.records import Provenance, Spectra, Spectrum
 from hessrmt.theory.ratios import MEAN_RATIO_GOE

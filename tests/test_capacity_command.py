@@ -22,6 +22,7 @@ from hessrmt.errors import ConfigError, DataError
 from hessrmt.plots.capacity import alpha_histogram, alpha_quantiles
 from hessrmt.runs.capacity import Series, networks_in, read_accuracies
 from hessrmt.runs.capacity import run as run_capacity
+from hessrmt.runs.tables import numbers_of, read_table
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -105,6 +106,16 @@ def test_p_values_and_alternatives_are_shown(cli, tmp_path):
     assert 0 < float(row[3]) <= 1
     (line,) = [line for line in shown.splitlines() if "truncated fits better" in line]
     assert line.endswith(": w")
+
+
+def test_what_was_asked_for_is_shown(cli, tmp_path):
+    for seed in range(2):
+        save(tmp_path / f"{seed}.pt", seed)
+    plain = cli("capacity", "0.pt").stdout
+    shown = cli("capacity", "0.pt", "--randomize", "--initial", "1.pt").stdout
+    for heading in ("traps", "‖ΔW‖"):
+        assert heading in shown
+        assert heading not in plain
 
 
 def test_part_of_a_network_is_noted(cli, tmp_path):
@@ -255,6 +266,23 @@ def test_tables_as_spreadsheets_write_them(tmp_path, text):
     table = tmp_path / "table.csv"
     table.write_text(text)
     assert read_accuracies(table, ["a.pt"])[0] == {"top1": (70.5,)}
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('name,n\na,"1,234"\nb,"2,500"\n', None),  # thousands, or decimals: nobody knows
+        ("name;n\na;1,5\nb;2\n", [1.5, 2.0]),
+        ("name;n\na;1.234,5\nb;2\n", None),
+        ("name,n\na,91%\nb,\nc,88.5%\n", [91.0, math.nan, 88.5]),
+        ("name,n\na,91%\nb,0.9\n", None),  # of two units
+        ("name;n\na;91,5%\nb;90%\n", [91.5, 90.0]),
+    ],
+)
+def test_numbers_are_read_where_there_is_one_reading(tmp_path, text, found):
+    (tmp_path / "table.csv").write_text(text)
+    _, rows = read_table(tmp_path / "table.csv")
+    np.testing.assert_equal(numbers_of(row["n"] for row in rows), found)
 
 
 def test_a_spoilt_column_is_named_and_left_out(tmp_path):

@@ -537,3 +537,12 @@ def test_buffers_lazy_parametrised_and_scripted_modules():
         found, others = scripted[name]
         assert (found.kind, found.skipped) == (layer.kind, layer.skipped)
         assert layer.kind != "Linear" or np.array_equal(others, matrices)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_weights_in_arrays_of_numpy_are_not_lost_without_a_word(tmp_path, nested):
+    """A pickled array can't be told from weights before it is read, which would execute code."""
+    state = {"a": torch.ones(3, 4), "b": np.ones((3, 4))}
+    torch.save({"state_dict": state} if nested else state, tmp_path / "net.pt")
+    with pytest.raises(ProblemError, match="pickled Python objects"):
+        open_source(tmp_path / "net.pt")

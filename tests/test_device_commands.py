@@ -20,7 +20,7 @@ from test_capacity import heavy
 from hessrmt.backend import solvers
 from hessrmt.backend.cuda import ONE_BLOCK, TWO_STAGE, TWO_STAGES
 from hessrmt.ensembles import goe
-from hessrmt.levels import surrogates
+from hessrmt.levels import banks
 from hessrmt.store.spectra import load
 
 pytest_plugins = ["fake_gpu"]
@@ -116,10 +116,10 @@ def test_spectrum(both, tmp_path, monkeypatch, tiny_npz, operator):
 def test_levels(both, tmp_path, monkeypatch):
     path = write_file(tmp_path / "spectra.h5", [goe(12, 3, index) for index in range(31)])
     # fewer and shorter than usual, and kept for no other test
-    monkeypatch.setattr(surrogates, "_BANK_MOST", 1)
-    monkeypatch.setattr(surrogates, "_STRETCHES", 2)
-    monkeypatch.setattr(surrogates, "_STRETCH", 60)
-    monkeypatch.setattr(surrogates, "_memory", {})
+    monkeypatch.setattr(banks, "_BANK_MOST", 1)
+    monkeypatch.setattr(banks, "_STRETCHES", 2)
+    monkeypatch.setattr(banks, "STRETCH", 60)
+    monkeypatch.setattr(banks, "_memory", {})
     counted = []
     search = torch.searchsorted
     monkeypatch.setattr(torch, "searchsorted", lambda *a: counted.append(len(a[1])) or search(*a))

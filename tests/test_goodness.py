@@ -10,8 +10,9 @@ from scipy import stats
 
 from hessrmt import rng
 from hessrmt.ensembles import block_levels, gaussian_levels, poisson_levels
-from hessrmt.levels import LawFit, pooled, ratios, select, surrogates, unfold
+from hessrmt.levels import LawFit, banks, pooled, ratios, select, unfold
 from hessrmt.levels.analysis import conclude
+from hessrmt.levels.banks import bank, bulks
 from hessrmt.levels.goodness import (
     LAWS,
     POINTS,
@@ -22,7 +23,8 @@ from hessrmt.levels.goodness import (
     likelihood_ratio,
     quantiles,
 )
-from hessrmt.levels.surrogates import Smooth, Surrogates, bank, bulks, plan, pooled_cdf
+from hessrmt.levels.smoothing import Smooth
+from hessrmt.levels.surrogates import Surrogates, plan, pooled_cdf
 from hessrmt.theory import mean_ratio
 from hessrmt.theory.longrange import number_variance
 
@@ -266,14 +268,14 @@ def files(folder):
 def folder(tmp_path, monkeypatch):
     place = tmp_path / "kept"
     monkeypatch.setenv("XDG_CACHE_HOME", str(place))
-    monkeypatch.setattr(surrogates, "_STRETCH", 20)
-    monkeypatch.setattr(surrogates, "_memory", {})
+    monkeypatch.setattr(banks, "STRETCH", 20)
+    monkeypatch.setattr(banks, "_memory", {})
     return place
 
 
 def stretches(seed=0, law="goe"):
-    surrogates._memory.clear()
-    return bank(law, seed, surrogates.select("cpu"))
+    banks._memory.clear()
+    return bank(law, seed, banks.select("cpu"))
 
 
 def test_levels_are_kept_and_found_again(folder, monkeypatch):
@@ -281,7 +283,7 @@ def test_levels_are_kept_and_found_again(folder, monkeypatch):
     assert first.shape == (200, 20)
     assert len(files(folder)) == 1
     with monkeypatch.context() as without:
-        without.setattr(surrogates, "bulks", None)  # calling it would fail
+        without.setattr(banks, "bulks", None)  # calling it would fail
         np.testing.assert_array_equal(stretches(), first)
     assert not np.array_equal(stretches(1), first)
     assert not np.array_equal(stretches(0, "gue"), first)
@@ -295,17 +297,17 @@ def test_damaged_or_foreign_levels_are_drawn_again(folder):
     whole = path.read_bytes()
     for size in (0, 1, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:size])
-        assert surrogates.read_kept(path) is None
+        assert banks.read_kept(path) is None
     draw = rng.stream(9, "damage")
     for place in [*range(0, 300, 3), *draw.integers(len(whole), size=200)]:
         damaged = bytearray(whole)
         damaged[place] ^= 0xFF
         path.write_bytes(damaged)
-        found = surrogates.read_kept(path)  # some bytes of a zip file mean nothing
+        found = banks.read_kept(path)  # some bytes of a zip file mean nothing
         assert found is None or np.array_equal(found["levels"], first)
     np.save(path.with_suffix(".npy"), np.zeros(3))
     os.replace(path.with_suffix(".npy"), path)
-    assert surrogates.read_kept(path) is None
+    assert banks.read_kept(path) is None
     path.write_bytes(b"precious")
     np.testing.assert_array_equal(stretches(), first)
     assert path.read_bytes() == whole

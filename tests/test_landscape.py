@@ -77,7 +77,7 @@ def test_the_ends_may_overflow_and_are_left_out_of_the_picture(data):
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"directions": 3}, "one or two directions"),
+        ({"directions": 3}, "one or two can be drawn"),
         ({"points": 8}, "odd number"),
         ({"points": 1}, "points"),
         ({"span": 0.0}, "span"),

@@ -128,9 +128,41 @@ def test_a_series_of_several_spectra_below_each_other_is_refused(rows):
     assert analyze(pd.Series(rows[0]), surrogates=0).n_spectra == 1
 
 
-@pytest.mark.parametrize("name", ["levels.npz", "levels.csv"])
-def test_files_that_are_no_spectra_say_where_they_go(cli, tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "where"),
+    [
+        ("levels.npz", "hr.levels.analyze"),
+        ("levels.csv", "hr.levels.analyze"),
+        ("net.pt", "hessrmt capacity"),
+        ("net.safetensors", "hessrmt capacity"),
+    ],
+)
+def test_files_that_are_no_spectra_say_where_they_go(cli, tmp_path, name, where):
     (tmp_path / name).write_text("1, 2, 3")
     result = cli("levels", name)
     assert result.returncode == 2
-    assert "hr.levels.analyze" in result.stderr
+    assert where in result.stderr
+
+
+def test_words_on_labels_in_tables_can_be_followed():
+    rows = pd.DataFrame(np.sort(np.random.default_rng(0).normal(size=(4, 30))))
+    with pytest.raises(DataError, match=r"table.drop\(columns='batch'\)"):
+        hr.levels.select(rows.assign(batch=range(4)))
+    columns = {"spectrum": np.repeat(range(2), 30), "level": np.tile(range(30), 2)}
+    long = pd.DataFrame(columns | {"eigenvalue": np.sort(np.random.default_rng(0).normal(size=60))})
+    with pytest.raises(DataError, match=r"group\['eigenvalue'\].*groupby\('spectrum'\)"):
+        hr.levels.select(long)
+
+
+@pytest.mark.parametrize("window", [(None, 0.0), (0.0, None)])
+def test_a_window_may_be_open_at_one_end(window):
+    levels = np.sort(np.random.default_rng(0).normal(size=50))
+    inside = levels[levels <= 0] if window[0] is None else levels[levels >= 0]
+    assert hr.levels.select(levels, window=window).levels[0].tolist() == inside.tolist()
+
+
+@pytest.mark.parametrize("size", [100, 400])
+def test_evenly_spaced_levels_allow_no_conclusion(size):
+    found = hr.levels.analyze(0.7 * np.arange(size), surrogates=0)
+    assert found.laws["goe"].excluded is None
+    assert found.conclusion.startswith("no conclusion")

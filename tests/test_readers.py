@@ -2,10 +2,13 @@
 
 import argparse
 import datetime
+import decimal
+import fractions
 import hashlib
 import json
 import pathlib
 import types
+import uuid
 
 import numpy as np
 import pytest
@@ -113,7 +116,9 @@ def test_what_training_scripts_keep_beside_the_tensors(state, tmp_path, legacy):
         "args": argparse.Namespace(lr=0.1, out=pathlib.Path("out")),
         "best": [np.float64(0.9), np.int64(3), np.float32(2)],
         "took": datetime.timedelta(3),
-        "more": types.SimpleNamespace(a=datetime.datetime(2020, 1, 1)),
+        "more": types.SimpleNamespace(a=datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)),
+        "day": [datetime.date(2026, 1, 1), datetime.time(1), uuid.UUID(int=1)],
+        "else": [pathlib.PurePosixPath("runs"), decimal.Decimal("1.5"), fractions.Fraction(1, 3)],
     }
     file = tmp_path / "c.pth.tar"
     torch.save(beside | {"model": state}, file, _use_new_zipfile_serialization=not legacy)

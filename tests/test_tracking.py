@@ -101,6 +101,33 @@ def test_buffers_are_those_of_the_step_and_modes_those_of_the_problem(data):
     assert tracker.track.largest[-1] == pytest.approx(fresh.values[-1], rel=1e-10)
 
 
+@pytest.mark.parametrize("kind", ["penalty", "weights of the loss", "parameters elsewhere"])
+def test_what_the_loss_is_made_of_is_that_of_the_step(model, data, kind):
+    class Elsewhere(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(5, 3)
+            self.kept = [self.layer.weight]
+
+        def forward(self, x):
+            return torch.tanh(x @ self.kept[0].T + self.layer.bias)
+
+    model = Elsewhere() if kind == "parameters elsewhere" else model
+    loss = nn.CrossEntropyLoss(weight=torch.ones(3)) if "loss" in kind else "cross-entropy"
+    how = {"l2": 0.3} if kind == "penalty" else {}
+    tracker = hr.Tracker(hr.Problem(model, loss, data, **how))
+    tracker(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.7)
+        if isinstance(loss, nn.Module):
+            loss.weight[1] = 5.0
+    tracker(1)
+    fresh = hr.extremal_eigenvalues(hr.Problem(model, loss, data, **how), 1, 0)
+    assert tracker.track.largest[1] == pytest.approx(fresh.values[-1], rel=1e-10)
+    assert tracker.track.largest[0] != pytest.approx(fresh.values[-1], rel=1e-3)
+
+
 def test_a_training_that_was_resumed(model, data, tmp_path):
     path, problem = tmp_path / "run.h5", hr.Problem(model, "cross-entropy", data)
     with hr.Tracker(problem, every=2, out=path) as tracker:
@@ -111,6 +138,9 @@ def test_a_training_that_was_resumed(model, data, tmp_path):
         hr.Tracker(problem, out=path)
     with pytest.raises(StoreError, match="another configuration"):
         hr.Tracker(problem, out=path, resume=True, what=("edge", "trace"))
+    others = hr.Problem(model, "cross-entropy", (data[0] + 1, data[1]))
+    with pytest.raises(StoreError, match="data_sha256"):
+        hr.Tracker(others, out=path, resume=True)
     before = hr.load(path)
     with hr.Tracker(problem, every=2, out=path, resume=True) as tracker:
         assert not tracker(2)  # it is there

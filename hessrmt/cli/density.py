@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hessrmt.cli import console
-from hessrmt.cli.options import DataDir, Overwrite, Report, Resume, with_settings
+from hessrmt.cli.options import (
+    DataDir,
+    Overwrite,
+    PictureFile,
+    Report,
+    Resume,
+    with_settings,
+)
 from hessrmt.config import DensityConfig
 
 if TYPE_CHECKING:
@@ -28,9 +35,7 @@ def density(
     out: Annotated[Path, typer.Option("--out", "-o", help="Density file to write (HDF5).")] = Path(
         "density.h5"
     ),
-    plot: Annotated[
-        Path | None, typer.Option("--plot", metavar="FILE", help="Picture (.png, .pdf, .svg).")
-    ] = None,
+    plot: PictureFile = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     data_dir: DataDir = None,

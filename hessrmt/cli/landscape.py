@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from hessrmt.cli import console
-from hessrmt.cli.options import DataDir, Overwrite, Report, with_settings
+from hessrmt.cli.options import DataDir, Overwrite, PictureFile, Report, with_settings
 from hessrmt.config import LandscapeConfig
 
 
@@ -18,9 +18,7 @@ def landscape(
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write (HDF5).")] = Path(
         "landscape.h5"
     ),
-    plot: Annotated[
-        Path | None, typer.Option("--plot", metavar="FILE", help="Picture (.png, .pdf, .svg).")
-    ] = None,
+    plot: PictureFile = None,
     overwrite: Overwrite = False,
     data_dir: DataDir = None,
 ) -> Report:

@@ -50,6 +50,9 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the file i
 PlotFolder = Annotated[
     Path | None, typer.Option("--plot", metavar="DIR", help="Draw pictures into this folder.")
 ]
+PictureFile = Annotated[
+    Path | None, typer.Option("--plot", metavar="FILE", help="Picture (.png, .pdf, .svg).")
+]
 PictureFormat = Annotated[str, typer.Option("--format", help="Of the pictures: png, svg or pdf.")]
 Workers = Annotated[
     int | None,

@@ -113,11 +113,10 @@ def landscape(
     require_type(Problem, "made of model, loss and samples", problem=problem)
     require_whole(directions=directions)
     require_whole(3, points=points)
-    if directions > _MOST or points % 2 == 0:
-        raise ConfigError(
-            f"{directions} directions with {points} points; take one or two directions, and an odd "
-            "number of points, so that the network itself is one of them"
-        )
+    if directions > _MOST:
+        raise ConfigError(f"directions is {directions}; one or two can be drawn")
+    if points % 2 == 0:
+        raise ConfigError(f"points is {points}; with an odd number the network itself is one")
     if span is not None and not real("span", span) > 0:
         raise ConfigError(f"span is {span!r}; expected a distance above 0")
     matrix = CurvatureOperator.of(problem, operator, device=device, dtype=dtype)

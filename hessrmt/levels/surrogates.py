@@ -15,16 +15,10 @@ spectra of a law are unfolded with each other.
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zipfile import ZipFile
 
 import numpy as np
 from jaxtyping import Float32, Float64
@@ -32,14 +26,13 @@ from scipy.special import ndtr, pdtr
 
 from hessrmt import rng
 from hessrmt.backend.select import select
-from hessrmt.ensembles import gaussian_band, poisson_levels, superposed
-from hessrmt.errors import DataError, StoreError
-from hessrmt.files import write_whole
+from hessrmt.errors import DataError
+from hessrmt.levels.banks import BANK, STRETCH, bank, remembered, whole_spectra
 from hessrmt.levels.goodness import POINTS, STATISTICS, Null, quantiles
 from hessrmt.levels.resampling import Samples
+from hessrmt.levels.smoothing import Smooth
 from hessrmt.levels.unfolding import SHORTEST, pooled, unfold
-from hessrmt.theory import number_variance, semicircle_cdf
-from hessrmt.theory.law import BETA_OF
+from hessrmt.theory import number_variance
 
 if TYPE_CHECKING:
     from hessrmt.arrays import Levels
@@ -51,11 +44,6 @@ Rows = Float64[np.ndarray, "spectra n"]
 Counts = Float64[np.ndarray, "rows g+1"]
 MapUnordered = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[tuple[int, Any]]]
 
-_VERSION = 4
-"""Part of the cache's key: raise it whenever the numbers would change."""
-
-_STRETCH, _STRETCHES = 400, 200
-"""Levels of a stretch in the bank of a law, and stretches: 80,000 levels."""
 
 _VERSIONS, _MOST_VERSIONS, _LEVELS = 3, 400, 30_000
 """Versions of each run at least, and at most; and levels of all of them, if these allow."""
@@ -82,8 +70,6 @@ _TARGET = 12_000
 _MARGIN = 30
 """Spacings at each end of a piece of a longer run that are dropped after unfolding."""
 
-_BLOCKS, _BLOCK = 5, (5, 30)
-"""A density is smoothed over blocks of a fifth of a run, between 5 and 30 levels."""
 
 _WHOLE, _WHOLE_IN_ALL = 1_000, 100_000
 """Pooled: levels of a spectrum, and of a data set, up to which spectra have the data's own size."""
@@ -94,196 +80,6 @@ pool of 133 already unfolds to a hundredth of a spacing."""
 
 _GROUPS = 3
 """Pooled: groups that the spectra are dealt into, as :func:`hessrmt.levels.pooled` does."""
-
-_BANK = 3
-"""Pooled: spectra in the bank for each one of a data set, if that is enough levels."""
-
-_BANK_LEVELS, _BANK_MOST = 30_000, 600
-"""Pooled: levels that a bank has at least, unless it takes too many spectra. A smaller one knows
-the spread of small data sets badly: with 3 × 6 spectra of 200 levels, tests at the level of 5 %
-reject 2 to 17 % of GOE data."""
-
-
-_ENDS = (5, 15)
-"""Levels from either end at which blocks end, where they are longer."""
-
-_LEAST = -690.0
-"""Logarithm of the smallest spacing that is told from zero, of the largest one."""
-
-_CHANCE = 2.0
-"""Part of a change of density that is ascribed to chance, times what chance explains on average."""
-
-_PASSES = 3
-"""After the first, in each of which spacings are divided by the density found so far."""
-
-_MOST_IN_MEMORY = 16
-_memory: dict[Any, Any] = {}
-
-
-def _remembered(key: Any, make: Callable[[], Any]) -> Any:
-    """What was made before in this process, or is made now."""
-    if key not in _memory:
-        made = make()
-        while len(_memory) >= _MOST_IN_MEMORY:
-            _memory.pop(next(iter(_memory)))
-        _memory[key] = made
-    return _memory[key]
-
-
-@dataclass(frozen=True)
-class Smooth:
-    """The smoothed density of a run, or of a piece of one; or of several of one size.
-
-    Attributes:
-        size: Levels.
-        places: (k,) of the knots, counted in levels from the first one.
-        logs: (..., k) ln of the mean spacing there, linear in between.
-        cut: Whether it is a piece of a longer run.
-    """
-
-    size: int
-    places: Grid
-    logs: Rows
-    cut: bool = False
-
-    @classmethod
-    def of(cls, steps: Rows, cut: bool = False) -> Smooth:
-        """Smooth the density of some levels.
-
-        Spacings are averaged over blocks; their logarithm is linear from the middle of one to that
-        of the next, which is exact for exponential densities, over however many decades. They are
-        divided by the density so found and averaged again, so that the largest one of a block does
-        not decide alone. What changes within a block, as the tail of a few outliers or a gap, is
-        not followed.
-
-        Args:
-            steps: (..., n - 1) spacings of neighbours, not all zero.
-            cut: Whether they are a piece of a longer run.
-
-        Returns:
-            The density, or that of each row.
-        """
-        n = steps.shape[-1] + 1
-        block = int(np.clip(n // _BLOCKS, *_BLOCK))
-        count = max(1, (n - 1) // block)
-        width = (n - 1) // count  # the same for all, as is then what averaging makes of a slope
-        edges = (n - 1 - width * count) // 2 + width * np.arange(count + 1)
-        middle, mean = (edges[1:] + edges[:-1]) / 2, _means(steps, edges)
-        used = (mean > 0).reshape(-1, count).all(axis=0)
-        if not used.any():
-            middle, mean = np.array([(n - 1) / 2]), steps.mean(axis=-1, keepdims=True)
-            return cls(n, middle, np.zeros_like(mean), cut)
-        middle, logs = middle[used], np.log(mean[..., used])
-        found = cls._through(n, middle, logs, cut)
-        for _ in range(_PASSES):
-            logs = logs + np.log(_means(steps / found._even, edges)[..., used])
-            found = cls._through(n, middle, logs, cut)
-        if len(middle) > 2:
-            x = middle - middle.mean()
-            line = logs.mean(axis=-1, keepdims=True) + (logs @ x)[..., None] / (x @ x) * x
-            widths = np.full(len(middle), 1.0 * width)
-            logs = line + _beyond_chance(logs - line, widths, len(middle) - 2)
-            found = cls._through(n, middle, logs, cut)
-        return found._with_ends(steps, width)
-
-    @classmethod
-    def _through(cls, n: int, middle: Grid, logs: Rows, cut: bool) -> Smooth:
-        """The density with these values in the middle of the blocks, continued to the ends."""
-        if len(middle) > 1:
-            slopes = np.diff(logs) / np.diff(middle)
-            first = logs[..., :1] - slopes[..., :1] * middle[0]
-            last = logs[..., -1:] + slopes[..., -1:] * (n - 1 - middle[-1])
-            logs = np.concatenate([first, logs, last], axis=-1)
-            middle = np.concatenate([[0.0], middle, [n - 1.0]])
-        return cls(n, middle, logs - logs.max(axis=-1, keepdims=True), cut)
-
-    @property
-    def change(self) -> float:
-        """Sum of the changes of ln(mean spacing), up and down, of one density."""
-        return float(np.abs(np.diff(self.logs)).sum())
-
-    @property
-    def _even(self) -> Rows:
-        """Spacings of evenly spaced levels that are moved to this density."""
-        return self.spacings(np.arange(float(self.size)))
-
-    def _with_ends(self, steps: Rows, width: int) -> Smooth:
-        """The density followed more closely in the first block and the last, as at a soft edge."""
-        if self.cut or width < 2 * _ENDS[0] or self.size < 2 * width:
-            return self
-        straight = steps / self._even
-        cuts = np.array([0, *(place for place in _ENDS if place < width - 2), width])
-        last = self.size - 1
-        ends = cuts, last - cuts[::-1]
-        means = [_means(straight, edges) for edges in ends]
-        if not all((mean > 0).all() for mean in means):
-            return self
-        change = np.log(np.concatenate(means, axis=-1) / straight.mean(axis=-1, keepdims=True))
-        widths = np.concatenate([np.diff(edges) for edges in ends])
-        low, high = np.split(_beyond_chance(change, widths, len(widths)), 2, axis=-1)
-        places = [(edges[1:] + edges[:-1]) / 2 for edges in ends]
-        x = np.concatenate([places[0], [1.0 * width, 1.0 * last - width], places[1]])
-        shift = np.concatenate([low, np.zeros((*steps.shape[:-1], 2)), high], axis=-1)
-        knots = np.union1d(self.places, x)
-        logs = _linear(knots, self.places, self.logs) + _linear(knots, x, shift)
-        return replace(self, places=knots, logs=logs)
-
-    def spacings(self, positions: Rows) -> Rows:
-        """Spacings of levels of mean spacing 1 that are moved to this density.
-
-        Args:
-            positions: (..., n) ascending; each is stretched to the whole run first. Several
-                densities move a row each.
-
-        Returns:
-            (..., n - 1) spacings.
-        """
-        first, last = positions[..., :1], positions[..., -1:]
-        x = (positions - first) * ((self.size - 1) / (last - first))
-        logs = _linear(x, self.places, self.logs)
-        change = np.diff(logs)
-        # the integral of an exponential from one level to the next
-        mean = np.divide(np.expm1(change), change, out=np.ones_like(change), where=change != 0)
-        return np.diff(x) * np.exp(np.maximum(logs[..., :-1], _LEAST)) * mean
-
-
-def _beyond_chance(change: Rows, widths: np.ndarray, free: int) -> Rows:
-    """Changes of a density, less what they owe to chance: that makes tests of levels too lenient.
-
-    Args:
-        change: (..., k) ln of the mean spacings of blocks, less what is expected.
-        widths: (k,) spacings of each.
-        free: How many of the k changes are independent.
-
-    Returns:
-        (..., k) the part by which their square is larger than that of GOE levels.
-
-    Source: James and Stein 1961.
-    """
-    variance = number_variance(widths, "goe") - 1 / 6  # of the distance of w-th neighbours
-    chance = _CHANCE * free * float(np.mean(variance / widths**2))
-    square = np.square(change).sum(axis=-1, keepdims=True)
-    return (1 - chance / np.maximum(square, chance)) * change
-
-
-def _means(steps: Rows, edges: np.ndarray) -> Rows:
-    """Mean spacing of each block of neighbouring ones."""
-    sums = np.add.reduceat(steps[..., : edges[-1]], edges[:-1], axis=-1)
-    return sums / np.diff(edges)
-
-
-def _linear(x: Rows, places: Grid, values: Rows) -> Rows:
-    """Values between knots, and beyond them those of the ends; rows of x and values go together."""
-    if len(places) == 1:
-        return np.zeros_like(x) + values
-    values = np.broadcast_to(
-        values, (*np.broadcast_shapes(x.shape[:-1], values.shape[:-1]), len(places))
-    )
-    x = np.broadcast_to(np.clip(x, places[0], places[-1]), (*values.shape[:-1], x.shape[-1]))
-    left = np.clip(np.searchsorted(places, x, side="right") - 1, 0, len(places) - 2)
-    share = (x - places[left]) / np.diff(places)[left]
-    low, high = (np.take_along_axis(values, i, axis=-1) for i in (left, left + 1))
-    return low + share * (high - low)
 
 
 @dataclass(frozen=True)
@@ -373,7 +169,7 @@ def _imitated(runs: Samples) -> tuple[Smooth, ...]:
     """Densities of the runs, cut into pieces, as many as surrogates need."""
     found = []
     for run in runs:
-        pieces = -(-len(run) // _STRETCH)
+        pieces = -(-len(run) // STRETCH)
         parts = [np.diff(part) for part in np.array_split(run, pieces)]
         found += [Smooth.of(steps, pieces > 1) for steps in parts if steps.any()]
     total = sum(item.size for item in found)
@@ -501,7 +297,7 @@ class Surrogates:
         found: tuple[list[Levels], list[Levels]] = [], []
         if self._plan.method == "pooled":
             bank, straight = self._whole
-            count = max(1, min(round(levels / self._plan.spectra / self._plan.levels), _BANK))
+            count = max(1, min(round(levels / self._plan.spectra / self._plan.levels), BANK))
             for number, which in enumerate(self._chosen[:count]):
                 unfolded = self._pool(bank, which, number).levels
                 for row, own in zip(unfolded, which, strict=True):
@@ -610,13 +406,13 @@ class Surrogates:
     @cached_property
     def _whole(self) -> tuple[Rows, Rows]:
         scheme = self._plan
-        return _spectra(
+        return whole_spectra(
             self._law, scheme.spectra, scheme.levels, scheme.whole, scheme.seed, self._backend
         )
 
     @cached_property
     def _chosen(self) -> list[np.ndarray]:
-        bank, count = self._whole[0], max(self._plan.surrogates, _BANK)
+        bank, count = self._whole[0], max(self._plan.surrogates, BANK)
         return [
             self._choose.choice(len(bank), self._plan.spectra, replace=False) for _ in range(count)
         ]
@@ -628,7 +424,7 @@ class Surrogates:
 
     def _pooled(self, points: Grid) -> Null:
         key = self._law, replace(self._plan, runs=()), self._backend.banded_route(1)[1]
-        return _remembered(key, lambda: self._pooled_anew(points))
+        return remembered(key, lambda: self._pooled_anew(points))
 
     def _pooled_anew(self, points: Grid) -> Null:
         scheme, law, (bank, straight) = self._plan, self._law, self._whole
@@ -657,95 +453,6 @@ class Surrogates:
         kept, every = total, total + left_out
         bias = np.asarray(bias) + kept[:-1] / kept[-1] - every[:-1] / every[-1]
         return _null(sets, total * (len(bank) / scheme.spectra / len(sets)), bias)
-
-
-def bank(law: str, seed: int, backend: Backend) -> Rows:
-    """Stretches of levels of mean spacing 1 from the bulk; from the cache where they are there.
-
-    Args:
-        law: ``"goe"``, ``"gue"`` or ``"gse"``.
-        seed: Of the levels.
-        backend: Where they are computed.
-
-    Returns:
-        (200, 400) levels.
-    """
-
-    def drawn() -> dict[str, np.ndarray]:
-        generator = rng.stream(seed, "surrogates", law, "stretches")
-        return {
-            "levels": np.array(bulks([_STRETCH] * _STRETCHES, BETA_OF[law], generator, backend))
-        }
-
-    return _kept("stretches", law, seed, _STRETCH, _STRETCHES, draw=drawn, backend=backend)[
-        "levels"
-    ]
-
-
-def _spectra(
-    law: str, count: int, n: int, whole: bool, seed: int, backend: Backend
-) -> tuple[Rows, Rows]:
-    """Whole spectra of a law, or stretches, and the same with their known density."""
-
-    def drawn() -> dict[str, np.ndarray]:
-        found = _draw(law, count, n, whole, seed, backend)
-        return dict(zip(("levels", "unfolded"), found, strict=True))
-
-    kept = _kept("spectra", law, count, n, whole, seed, draw=drawn, backend=backend)
-    return kept["levels"], kept["unfolded"]
-
-
-def _kept(
-    *key: Any, draw: Callable[[], dict[str, np.ndarray]], backend: Backend
-) -> dict[str, np.ndarray]:
-    """Levels from memory, from the cache folder, or drawn anew."""
-    from pooch import os_cache
-
-    # solvers differ in the last bits
-    text = json.dumps([_VERSION, *key, backend.banded_route(1)[1]])
-    name = hashlib.sha256(text.encode()).hexdigest()[:24]
-    path = Path(os_cache("hessrmt")) / "surrogates" / f"{name}.npz"
-
-    def kept() -> dict[str, np.ndarray]:
-        found = read_kept(path)
-        if found is None:
-            found = draw()
-            write_kept(path, found)
-        return found
-
-    return _remembered(path, kept)
-
-
-def read_kept(path: Path) -> dict[str, np.ndarray] | None:
-    """Levels from a file of the cache.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Name to array; None if the file is not there or damaged.
-    """
-    try:
-        with ZipFile(path) as archive, np.load(path, allow_pickle=False) as file:
-            found = {name: file[name] for name in file.files}
-            return None if archive.testzip() else found  # the checksums of everything
-    except Exception:  # damage raises what zip, numpy's header or the tokenizer raise
-        return None
-
-
-def write_kept(path: Path, found: dict[str, np.ndarray]) -> None:
-    """Keep levels for next time; a cache that cannot be written is no error.
-
-    Args:
-        path: Of the file.
-        found: Name to array.
-    """
-    image = io.BytesIO()
-    arrays: dict[str, Any] = found
-    np.savez(image, **arrays)
-    with suppress(OSError, StoreError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, image.getbuffer())
 
 
 def in_turn(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[tuple[int, Any]]:
@@ -841,74 +548,3 @@ def pooled_cdf(s: Grid, law: str, pool: int) -> Grid:
 def _null(sets: Counts, bank: Float64[np.ndarray, " g+1"], bias: Grid) -> Null:
     deviations = sets[:, :-1] / sets[:, -1:] - bank[:-1] / bank[-1]
     return Null(bias, deviations, float(sets[:, -1].mean()), float(bank[-1]))
-
-
-def _draw(
-    law: str, spectra: int, n: int, whole: bool, seed: int, backend: Backend
-) -> tuple[Rows, Rows]:
-    """Spectra of a law, and the same unfolded with the density they were drawn with."""
-    generator, beta = rng.stream(seed, "surrogates", law, "bank"), BETA_OF.get(law, 1)
-    count = max(_BANK * spectra, min(-(-_BANK_LEVELS // n), _BANK_MOST))
-    if law == "poisson":
-        bank = np.array([poisson_levels(n, generator) for _ in range(count)])
-        return bank, bank
-    sizes = [n // 2, n - n // 2] if law == "goe2" else [n]
-    if whole:
-        drawn = gaussian_spectra(sizes * count, beta, generator, backend)
-    else:
-        drawn = bulks(sizes * count, beta, generator, backend)
-    # the blocks of each spectrum
-    parts = [drawn[i : i + len(sizes)] for i in range(0, len(drawn), len(sizes))]
-    if whole:
-        bank = np.array([superposed(blocks) for blocks in parts])
-        return bank, n * np.asarray(semicircle_cdf(bank, radius=2 * (beta * n) ** 0.5))
-    bank = np.array([np.sort(np.concatenate([x * n / len(x) for x in row])) for row in parts])
-    return bank, bank
-
-
-def gaussian_spectra(
-    sizes: Sequence[int], beta: int, generator: np.random.Generator, backend: Backend
-) -> list[Levels]:
-    """Levels of Gaussian matrices, as :func:`hessrmt.ensembles.gaussian_levels` draws one.
-
-    Args:
-        sizes: How many levels each has.
-        beta: 1, 2 or 4.
-        generator: Source of randomness; the matrices are drawn one after the other.
-        backend: Where their eigenvalues are computed, those of one size together.
-
-    Returns:
-        (n,) for each, ascending.
-    """
-    bands = [gaussian_band(beta, n, generator) for n in sizes]
-    found: dict[int, Levels] = {}
-    for n in sorted(set(sizes)):
-        which = [number for number, size in enumerate(sizes) if size == n]
-        levels = backend.eigvalsh_banded(np.array([bands[i][:n] for i in which]))  # n may be 1
-        found.update(zip(which, levels, strict=True))
-    return [found[number] for number in range(len(sizes))]
-
-
-def bulks(
-    sizes: Sequence[int], beta: int, generator: np.random.Generator, backend: Backend | None = None
-) -> list[Levels]:
-    """Levels of mean spacing 1, each time from the middle of a larger spectrum.
-
-    Args:
-        sizes: How many levels, each time.
-        beta: 1, 2 or 4.
-        generator: Source of randomness.
-        backend: Where eigenvalues are computed; the CPU if None.
-
-    Returns:
-        (n,) for each, ascending, unfolded with the semicircle law, between about 0 and n.
-    """
-    where = select("cpu") if backend is None else backend
-    larger = [max(n + n // 4, 200) for n in sizes]
-    found = []
-    for n, levels in zip(sizes, gaussian_spectra(larger, beta, generator, where), strict=True):
-        size = len(levels)
-        unfolded = size * np.asarray(semicircle_cdf(levels, radius=2 * (beta * size) ** 0.5))
-        start = (size - n) // 2
-        found.append(unfolded[start : start + n] - start)
-    return found

@@ -100,7 +100,7 @@ def _of_frame(frame: Any) -> Any:
             f"out: table.drop(columns={named[0]!r})"
         )
     if named:
-        of = next((name for name in named if name in _EIGENVALUES), named[-1])
+        of = next((name for name in _EIGENVALUES if name in named), named[-1])
         by = next(name for name in columns if name != of)
         more = ", ..." if len(columns) > 6 else ""
         raise DataError(

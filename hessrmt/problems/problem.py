@@ -397,6 +397,9 @@ class Problem:
                 raise ProblemError(f"{name} of the model is no longer what it was; track it anew")
             tensor.data.copy_(value.detach())
         _check_finite_parameters(model)
+        loss = self.own.loss
+        if isinstance(loss, nn.Module):  # whose weights may have changed, too
+            return self._twin(model=model, loss_function=_copied_module(loss).requires_grad_(False))
         return self._twin(model=model)
 
     def places(self) -> dict[str, slice]:
@@ -717,10 +720,14 @@ class Own:
     Args:
         model: As it was given.
         loss: The callable.
+
+    Attributes:
+        model: The same.
+        loss: The same.
     """
 
     def __init__(self, model: nn.Module, loss: Loss) -> None:
-        self.model, self._loss = model, loss
+        self.model, self.loss = model, loss
 
     @property
     def dtype(self) -> torch.dtype:
@@ -765,7 +772,7 @@ class Own:
                     inputs, targets = (
                         partial(map_tensors, x, Tensor.clone) for x in moved.batch.pair
                     )
-                    loss = self._loss(called(self.model, inputs()), targets())
+                    loss = self.loss(called(self.model, inputs()), targets())
                     with moved.reached_everywhere(pieces):
                         outputs = called(partial(moved.run, pieces), inputs())
                         again = moved.loss_function(outputs, targets())
@@ -786,7 +793,7 @@ class Own:
     @contextmanager
     def _as_copied(self, twin: nn.Module) -> Iterator[None]:
         """The user's model in the state of its copy, without hooks on gradients; then as before."""
-        parts = [part for part in (self.model, self._loss) if isinstance(part, nn.Module)]
+        parts = [part for part in (self.model, self.loss) if isinstance(part, nn.Module)]
         modules = [module for part in parts for module in part.modules()]
         held = [x for m in modules for x in (vars(m), *vars(m).values())]
         contents = [(x, copy.copy(x)) for x in held if type(x) in (dict, list, set)]

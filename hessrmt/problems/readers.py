@@ -81,14 +81,13 @@ _INERT = (
     *("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"),
     *("datetime.datetime", "datetime.date", "datetime.time", "datetime.timedelta"),
     *("datetime.timezone", "pathlib.PurePosixPath", "pathlib.PureWindowsPath", "decimal.Decimal"),
-    *("collections.deque", "fractions.Fraction", "uuid.UUID", "uuid.SafeUUID"),
-    *("numpy.ndarray", "numpy.core.multiarray._reconstruct"),
-    "numpy._core.multiarray._reconstruct",
+    *("fractions.Fraction", "uuid.UUID", "uuid.SafeUUID"),
     "lightning.fabric.utilities.data.AttributeDict",
     "lightning_fabric.utilities.data.AttributeDict",
     "pytorch_lightning.utilities.parsing.AttributeDict",
 )
-"""Classes of what training scripts keep beside tensors: read as placeholders without content."""
+"""Classes of what training scripts keep beside tensors: read as placeholders without content. None
+of them may hold weights: NumPy's arrays do, and would be lost without a word."""
 
 _INSERTED = re.compile(
     r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
@@ -101,7 +100,7 @@ _BEFORE_ALL = ("module.", "base_model.model.")
 AVERAGED = "n_averaged"
 """What AveragedModel counts beside the network."""
 
-_SHARD = re.compile(r"-(\d{1,6})-of-(\d{1,6})\.")
+SHARD = re.compile(r"-(\d{1,6})-of-(\d{1,6})\.")
 """Number of a file of weights and of all of them, in its name."""
 
 _WEIGHT_FILES = ("model", "pytorch_model", "adapter_model", "diffusion_pytorch_model")
@@ -557,7 +556,7 @@ def _folder(folder: Path) -> Reader:
 
 def _require_all_shards(folder: Path, files: list[Path]) -> None:
     """Shards without an index say in their names how many they are."""
-    numbered = [match for path in files if (match := _SHARD.search(path.name))]
+    numbered = [match for path in files if (match := SHARD.search(path.name))]
     for total in {match[2] for match in numbered}:
         there = {int(match[1]) for match in numbered if match[2] == total}
         missing = sorted(set(range(1, int(total) + 1)) - there)

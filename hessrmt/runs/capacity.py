@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from hessrmt.capacity.analysis import analyze
 from hessrmt.capacity.report import correlations
 from hessrmt.errors import ConfigError, DataError
-from hessrmt.problems.readers import INDEX, SAFETENSORS, WHOLE
+from hessrmt.problems.readers import INDEX, SAFETENSORS, SHARD, WHOLE
 from hessrmt.progress import under
 from hessrmt.results import Result
 from hessrmt.runs.tables import numbers_of, read_table, spoilt
@@ -90,7 +90,7 @@ def run(settings: CapacityConfig, sources: Sequence[str], tick: Tick | None = No
     if against is not None:
         accuracies, notes = read_accuracies(against, sources, settings.columns)
     reports = tuple(_analyse(settings, source, tick) for source in sources)
-    parts = [source for source in sources if _SHARD.search(Path(source).stem)]
+    parts = [source for source in sources if SHARD.search(Path(source).name)]
     notes += tuple(
         f"{name} is one of several files of a network: name their folder" for name in parts
     )
@@ -190,12 +190,9 @@ def networks_in(source: str) -> list[str]:
     shards = [path for path in files if path.suffix.lower() == SAFETENSORS]
     if len(shards) > 1 and not _parts_of_one(shards):
         found += shards
-    elif shards or any(_SHARD.search(path.stem) for path in found):
+    elif shards or any(SHARD.search(path.name) for path in found):
         return [source]  # one network, or what has to be told apart by hand
     return [str(path) for path in sorted(found, key=_natural)] or [source]
-
-
-_SHARD = re.compile(r"-\d+-of-\d+$")
 
 
 def _parts_of_one(files: Sequence[Path]) -> bool:

@@ -24,7 +24,7 @@ from hessrmt.problems import checkpoints, losses, models
 from hessrmt.problems.problem import Problem
 from hessrmt.progress import silent, under
 from hessrmt.records import Provenance
-from hessrmt.runs.run import digest, naming
+from hessrmt.runs.run import batch_size, digest, naming
 from hessrmt.store.history import CAPACITY, NETWORK, columns
 from hessrmt.store.spectra import SpectrumWriter
 from hessrmt.training.protocol import evaluate_splits
@@ -68,11 +68,7 @@ class _Measurement:
         self._training, self._settings, self.backend, self._sets = training, settings, backend, sets
         self._loss = losses.resolve(training.loss)
         self.dataset = dataset = cast("Dataset", sets["test"] or sets["train"])
-        if settings.batch > len(dataset):
-            raise ConfigError(
-                f"a history's batch of {settings.batch} is larger than the {dataset.split} split "
-                f"of {dataset.name} ({len(dataset):,} samples)"
-            )
+        batch_size(settings.batch, dataset)
         self.epochs = settings.schedule(training.epochs)
         self.indices = np.arange(settings.batch)
         model = models.build(training.model, dataset.input_shape, dataset.outputs, training.seed)

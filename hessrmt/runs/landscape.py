@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from hessrmt.curvature.landscape import landscape
-from hessrmt.errors import ConfigError
 from hessrmt.problems import data
 from hessrmt.problems.problem import Problem
-from hessrmt.runs.run import Inputs
+from hessrmt.runs.run import Inputs, batch_size
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,17 +31,9 @@ def run(
 
     Returns:
         The landscape, and what the user must be told.
-
-    Raises:
-        ConfigError: If the batch is larger than the split.
     """
     dataset = data.load(config.data, config.split, folder)
-    size = len(dataset) if config.batch == "all" else config.batch
-    if size > len(dataset):
-        raise ConfigError(
-            f"batch {size} is larger than the {dataset.split} split of {dataset.name} "
-            f"({len(dataset):,} samples)"
-        )
+    size = batch_size(config.batch, dataset)
     inputs = Inputs.read(config, dataset)
     batch = dataset.tensors(slice(size), torch.float64, inputs.model)
     found = landscape(

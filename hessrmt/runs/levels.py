@@ -21,6 +21,7 @@ from hessrmt.levels.selection import select
 from hessrmt.levels.unfolding import Unfolded, check_options, unfold_selection
 from hessrmt.plots import levels as plots
 from hessrmt.plots.style import of_spectra
+from hessrmt.problems.readers import SAFETENSORS, WRITTEN
 from hessrmt.progress import under
 from hessrmt.runs.run import SERIAL, naming
 from hessrmt.store.density import SCHEMA
@@ -44,7 +45,6 @@ ALL = "all"
 
 
 _OTHER_TABLES = (".npz", ".npy", ".csv", ".txt", ".parquet")
-_WEIGHTS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 
 
 def open_spectra(file: Path, block: str | None = None) -> dict[str, Spectra]:
@@ -61,15 +61,15 @@ def open_spectra(file: Path, block: str | None = None) -> dict[str, Spectra]:
         StoreError: If the file cannot be read, is of another kind, holds no finished batch
             or no such block.
     """
+    if file.name.lower().endswith((*WRITTEN, ".ckpt", SAFETENSORS)):
+        raise StoreError(
+            f"{file} holds weights, not eigenvalues: hessrmt spectrum --checkpoint computes those "
+            "of a Hessian, hessrmt capacity looks at the weights themselves"
+        )
     if file.suffix.lower() in _OTHER_TABLES:
         raise StoreError(
             f"{file} is no HDF5 file; eigenvalues from elsewhere go through hr.levels.analyze(...) "
             "in Python, which takes arrays and tables"
-        )
-    if file.suffix.lower() in _WEIGHTS:
-        raise StoreError(
-            f"{file} holds weights, not eigenvalues: hessrmt spectrum --checkpoint computes those "
-            "of a Hessian, hessrmt capacity looks at the weights themselves"
         )
     if schema_of(file) == SCHEMA:
         found = {"": load_density(file).spectra()}

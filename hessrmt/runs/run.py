@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from hessrmt.backend.select import select
-from hessrmt.errors import ClusterError, HessrmtError, StoreError
+from hessrmt.errors import ClusterError, ConfigError, HessrmtError, StoreError
 from hessrmt.problems import checkpoints, data, losses, models
 from hessrmt.problems.plugins import is_plugin, sources
 from hessrmt.records import Provenance
@@ -338,6 +338,28 @@ class Inputs:
             "embedded_data": self.dataset.embedded,
         }
         return Provenance(config, device, notes=(*self.notes, *computed_by(pool)))
+
+
+def batch_size(asked: int | str, dataset: Dataset) -> int:
+    """Samples in a batch.
+
+    Args:
+        asked: A number, or ``"all"``.
+        dataset: The split.
+
+    Returns:
+        The number.
+
+    Raises:
+        ConfigError: If the split has fewer.
+    """
+    size = asked if isinstance(asked, int) else len(dataset)
+    if size > len(dataset):
+        raise ConfigError(
+            f"batch {size} is larger than the {dataset.split} split of {dataset.name} "
+            f"({len(dataset):,} samples)"
+        )
+    return size
 
 
 def computed_by(pool: Pool) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from hessrmt.errors import ConfigError
 from hessrmt.problems import data
 from hessrmt.problems.problem import Problem
 from hessrmt.progress import under
-from hessrmt.runs.run import SERIAL, Inputs, Run, naming
+from hessrmt.runs.run import SERIAL, Inputs, Run, batch_size, naming
 from hessrmt.store.search import SearchFile
 from hessrmt.store.spectra import Row, SpectrumWriter, load_all
 
@@ -139,13 +139,8 @@ def prepare(config: SpectrumConfig, folder: Path | None = None) -> Batches:
         ConfigError: If the batch does not fit the split.
     """
     dataset = data.load(config.data, config.split, folder)
-    size = len(dataset) if config.batch == "all" else config.batch
+    size = batch_size(config.batch, dataset)
     available = len(dataset) // size
-    if available == 0:
-        raise ConfigError(
-            f"batch {size} is larger than the {dataset.split} split of {dataset.name} "
-            f"({len(dataset):,} samples)"
-        )
     count = config.batches if isinstance(config.batches, int) else available
     if config.batch == "all":
         count = 1

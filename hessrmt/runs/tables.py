@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import csv
+import re
 from typing import TYPE_CHECKING
 
 from hessrmt.errors import ConfigError
+
+_COMMA = re.compile(r"[-+]?\d+,\d+([eE][-+]?\d+)?%?")
+"""A number with a decimal comma."""
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -27,8 +31,9 @@ def read_table(file: Path) -> tuple[list[str], list[dict[str, str]]]:
     try:
         with file.open(encoding="utf-8-sig", newline="") as lines:
             given = [line for line in lines if not line.startswith("#")]
-            reader = csv.DictReader(given, delimiter=_delimiter(given))
-            rows = [{k: (v or "").strip() for k, v in row.items() if k} for row in reader]
+            mark = _delimiter(given)
+            reader = csv.DictReader(given, delimiter=mark)
+            rows = [{k: _point(v or "", mark) for k, v in row.items() if k} for row in reader]
             header = list(reader.fieldnames or ())
     except OSError as error:
         raise ConfigError(f"cannot read {file}: {error.strerror or error}") from error
@@ -45,10 +50,16 @@ def _delimiter(lines: list[str]) -> str:
     return next((mark for mark in (",", ";", "\t") if mark in header), ",")
 
 
+def _point(cell: str, mark: str) -> str:
+    """A cell without blanks around it, a decimal comma as a point; between commas there is none."""
+    cell = cell.strip()
+    return cell.replace(",", ".") if mark != "," and _COMMA.fullmatch(cell) else cell
+
+
 def numbers_of(cells: Iterable[str]) -> list[float] | None:
     """The numbers in a column.
 
-    A decimal comma is as good as a point, and a % behind a number is left out.
+    Of percentages the % is left out, if all are.
 
     Args:
         cells: As :func:`read_table` has them.
@@ -56,8 +67,11 @@ def numbers_of(cells: Iterable[str]) -> list[float] | None:
     Returns:
         A number for each, NaN for an empty cell; None if there is text in it.
     """
+    given = list(cells)
+    if all(cell.endswith("%") for cell in given if cell):
+        given = [cell.removesuffix("%") for cell in given]
     try:
-        return [float(cell.removesuffix("%").replace(",", ".") or "nan") for cell in cells]
+        return [float(cell or "nan") for cell in given]
     except ValueError:
         return None
 

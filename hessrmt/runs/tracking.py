@@ -24,9 +24,11 @@ from hessrmt.curvature.spectrum import spectrum
 from hessrmt.curvature.stochastic import quadrature, traces
 from hessrmt.errors import ConfigError
 from hessrmt.files import require_new
+from hessrmt.problems.batches import tensors_of
 from hessrmt.problems.problem import Problem
 from hessrmt.records import Provenance
 from hessrmt.results import Result
+from hessrmt.runs.run import digest
 from hessrmt.store import results
 from hessrmt.store.files import ResumableFile, require_one, require_same
 
@@ -177,6 +179,7 @@ class Tracker:
             "what": list(names),
             "loss": problem.loss_name,
             "samples": problem.samples,
+            "data_sha256": digest(x.numpy(force=True) for x in tensors_of(problem.batch.pair)),
             "dimension": problem.dimension,
             **{name: self._how[name] for name in ("operator", "dtype")},
             **self._options,
@@ -337,7 +340,7 @@ class Tracker:
             ConfigError: If transformers is not installed.
         """
         try:
-            from transformers import TrainerCallback
+            from transformers import TrainerCallback  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise ConfigError("pip install transformers: it is not installed") from error
         tracker = self
