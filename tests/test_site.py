@@ -150,7 +150,7 @@ def histories():
 
 
 def trained():
-    x, y = data.load("mnist", "test").tensors(slice(200))
+    x, y = data.load("mnist", "test").tensors(slice(200), torch.float32)
     layers = nn.Linear(784, 8, bias=False), nn.ReLU(), nn.Linear(8, 10, bias=False)
     model = nn.Sequential(nn.Flatten(), *layers)
     descent = torch.optim.SGD(model.parameters(), lr=0.3)

@@ -83,6 +83,7 @@ def main() -> None:
     # the same file, bit for bit, from the same seed: see hessrmt/backend/cpu.py
     os.environ.setdefault("MKL_CBWR", "AUTO")
     console.accept_any_text()
+    console.begin(quiet=False, json=False)  # of a mistake before the command itself begins
     try:
         code = app(standalone_mode=False)
         if code == _INTERRUPTED:  # newer typer swallows the interrupt

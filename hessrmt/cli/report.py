@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from hessrmt.cli import console
-from hessrmt.cli.options import Overwrite, with_settings
+from hessrmt.cli.options import Overwrite, Report, with_settings
 
 
 @with_settings
@@ -24,13 +24,13 @@ def report(
         int, typer.Option("--surrogates", help="Of level statistics; 0 for none.", min=0)
     ] = 200,
     overwrite: Overwrite = False,
-) -> dict[str, Any]:
+) -> Report:
     """Write one page about files of results: pictures, tables, conclusions, settings.
 
     It needs nothing else and fetches nothing, so it can be sent as it is.
 
     Returns:
-        What --json prints.
+        What --json prints; --csv writes a row for each file.
     """
     from hessrmt.files import require_file, require_new, write_whole
     from hessrmt.runs.report import report as page
@@ -41,4 +41,5 @@ def report(
         text = page(files, title, surrogates=surrogates, tick=tick)
     write_whole(out, text, replace=overwrite)
     console.note(f"written: {out}")
-    return {"file": str(out), "files": [str(file) for file in files]}
+    found = {"file": str(out), "files": [str(file) for file in files]}
+    return Report(found, lambda: [{"file": file, "page": str(out)} for file in found["files"]])

@@ -30,8 +30,8 @@ from hessrmt.levels.selection import select
 from hessrmt.plots.training import history
 from hessrmt.records import Provenance, Spectra, Spectrum
 from hessrmt.results import plain
-from hessrmt.runs.stored import load
-from hessrmt.store.history import History, holds_history, load_history
+from hessrmt.runs.stored import contents
+from hessrmt.store.history import History
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,7 +84,7 @@ class Section:
 def report(
     files: Sequence[str | Path], title: str = "", *, surrogates: int = 200, tick: Tick | None = None
 ) -> str:
-    """A page about files of results, in the order given.
+    """A page about files of results, in the order given; of a file of blocks, about each of them.
 
     Args:
         files: Of anything that :func:`hessrmt.load` reads, one or more.
@@ -104,13 +104,13 @@ def report(
     for place, file in enumerate(files):
         if tick is not None:
             tick("report", place, len(files))
-        sections.append(section(Path(file), surrogates))
+        sections += sections_of(Path(file), surrogates)
     if tick is not None:
         tick("report", len(files), len(files))
     return page(sections, title or ", ".join(one.name for one in sections))
 
 
-def section(file: Path, surrogates: int = 200) -> Section:
+def sections_of(file: Path, surrogates: int = 200) -> list[Section]:
     """What there is to say of one file.
 
     Args:
@@ -118,11 +118,18 @@ def section(file: Path, surrogates: int = 200) -> Section:
         surrogates: As of :func:`report`.
 
     Returns:
-        The section.
+        A section; of a file of blocks one for each.
     """
-    found = load_history(file) if holds_history(file) else load(file)
+    parts = contents(file)[1]
+    return [
+        _section_of(file.name if block is None else f"{file.name}, {block}", found, surrogates)
+        for block, found in parts.items()
+    ]
+
+
+def _section_of(name: str, found: Any, surrogates: int) -> Section:
     shown = {name: text for name, text in found.shown().items() if name != "provenance"}
-    made = Section(file.name, _sentence(type(found)), facts=shown)
+    made = Section(name, _sentence(type(found)), facts=shown)
     source = getattr(found, "provenance", None) or getattr(
         getattr(found, "spectra", None), "provenance", None
     )

@@ -96,8 +96,15 @@ def load(path: str | Path, block: str | None = None) -> Any:
     return kind.read(Path(path))[None]
 
 
-def _contents(path: Path) -> tuple[str, Parts]:
-    """What a file is, and all of it: of a history more than its spectra."""
+def contents(path: Path) -> tuple[str, Parts]:
+    """What a file is, and all of it: of a history more than its spectra.
+
+    Args:
+        path: As for :func:`load`.
+
+    Returns:
+        Words on its kind, and name of a block to its result; None to that of a file without blocks.
+    """
     kind = _kind_of(path)
     if kind.read is spectra.load_all and holds_history(path):
         kind = _HISTORY
@@ -113,7 +120,7 @@ def facts(path: Path) -> dict[str, Any]:
     Returns:
         Name to plain value.
     """
-    words, parts = _contents(path)
+    words, parts = contents(path)
     first = next(iter(parts.values()))
     source = getattr(first, "provenance", None)
     about: dict[str, Any] = {"file": str(path), "kind": words}
@@ -178,7 +185,7 @@ def picture(path: Path, block: str | None, title: Callable[[Mapping[str, Any]], 
     Raises:
         StoreError: If the file holds nothing that is finished, or blocks and none is named.
     """
-    _, parts = _contents(path)
+    _, parts = contents(path)
     if block is None and None not in parts:
         names = ", ".join(map(str, parts))
         raise StoreError(f"{path} holds the spectra of the blocks {names}; name one with --block")

@@ -42,6 +42,7 @@ FORMAT = "hessrmt/checkpoint"
 VERSION = 1
 
 _STATE = ("epoch", "state_dict", "optimizer", "history")
+_ABOUT = ("provenance", "extra", "identity")
 
 
 def _of_training(content: dict[str, Any]) -> dict[str, Any]:
@@ -88,7 +89,7 @@ def _stored(path: Path, otherwise: str) -> tuple[TrainState, dict[str, Any]]:
         epoch, weights, optimizer, history = (content[name] for name in _STATE)
         start = TrainState(epoch, weights, optimizer, tuple(history))
         newer = version > VERSION
-        content["provenance"], content["extra"], content["identity"]
+        content |= {name: content[name] for name in _ABOUT}  # each must be there
     except (KeyError, TypeError, ValueError) as error:
         raise StoreError(f"{path} is not a checkpoint written by hessrmt, {otherwise}") from error
     if newer:

@@ -1,0 +1,277 @@
+"""Every kind of file that hessrmt writes is loaded, described, drawn and reported; no other is."""
+
+import json
+import shutil
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from store_samples import create, spectrum
+
+import hessrmt as hr
+from hessrmt.errors import HessrmtError
+from hessrmt.runs.stored import facts
+from hessrmt.store.search import Record, SearchFile
+
+DATA = "--data tiny.npz --device cpu"
+NET = f"--model logistic {DATA}"
+
+COMMANDS = {
+    "spectra.h5": f"spectrum {NET} --batch 10 --batches 2",
+    "blocks.h5": f"spectrum {NET} --batch 10 --batches 2 --blocks layer",
+    "density.h5": f"density {NET} --batch 60 --steps 8 --probes 2 --top 2",
+    "net.pt": f"train {NET} --batch 16 --epochs 2 --history history.h5 --history-batch 12",
+    "simulated.h5": "simulate --samples 3 --dimension 20",
+    "landscape.h5": f"landscape {NET} --batch 60 --points 5",
+}
+
+KINDS = {
+    "spectra.h5": ("spectra", "Spectra"),
+    "blocks.h5": ("spectra", None),
+    "density.h5": ("density", "DensityResult"),
+    "net.pt": ("training checkpoint", "Checkpoint"),
+    "history.h5": ("training history", "Spectra"),
+    "simulated.h5": ("spectra", "Spectra"),
+    "landscape.h5": ("result", "Landscape"),
+    "levels.h5": ("result", "LevelStatistics"),
+    "track.h5": ("result", "Track"),
+    "published.h5": ("spectra of the published code", "Spectra"),
+}
+"""File to the words on its kind, and what `hr.load` makes of it; None where it asks for a block."""
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A folder with a file of each kind."""
+    from typer.testing import CliRunner
+
+    from hessrmt.cli.app import app
+
+    folder = tmp_path_factory.mktemp("kinds")
+    draw = np.random.default_rng(5)
+    np.savez(folder / "tiny.npz", x=draw.normal(size=(60, 6)), y=draw.permutation(60) % 3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name, command in COMMANDS.items():
+            done = CliRunner().invoke(app, [*command.split(), "--out", name, "-q"])
+            assert done.exit_code == 0, done.output
+    rows = np.sort(draw.normal(size=(2, 60)))
+    hr.levels.analyze(rows, surrogates=20).save(folder / "levels.h5")
+    layer = torch.nn.Linear(2, 3)
+    problem = hr.Problem(layer, "cross-entropy", (torch.eye(2), torch.tensor([0, 1])))
+    with hr.Tracker(problem, out=folder / "track.h5") as tracker:
+        tracker(0, lr=0.1)
+    with h5py.File(folder / "published.h5", "w") as file:
+        file["hessian_evals"] = rows
+    return folder
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_is_recognised(written, name):
+    words, kind = KINDS[name]
+    found = facts(written / name)
+    assert (found["file"], found["kind"]) == (str(written / name), words)
+    json.dumps(found)
+    if kind is None:
+        with pytest.raises(HessrmtError, match="blocks '1'"):
+            hr.load(written / name)
+        assert len(hr.load(written / name, "1")) == 2
+    else:
+        assert type(hr.load(written / name)).__name__ == kind
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_is_shown_drawn_and_reported(written, name, cli, tmp_path):
+    shutil.copy(written / name, tmp_path)
+    info = cli("info", name)
+    assert info.returncode == 0
+    assert f"kind: {KINDS[name][0]}\n" in info.stdout
+    block = ["--block", "1"] if KINDS[name][1] is None else []
+    assert cli("plot", name, *block, "--out", "drawn.svg").returncode == 0
+    assert "</svg>" in (tmp_path / "drawn.svg").read_text()
+    assert cli("report", name, "--surrogates", 0).returncode == 0
+    assert "<svg" in (tmp_path / "report.html").read_text()
+
+
+def test_facts_are_those_of_the_run(written):
+    about = facts(written / "spectra.h5")
+    loaded = hr.load(written / "spectra.h5")
+    assert about["rank"] == [item.rank for item in loaded]
+    assert about["parameters"] == loaded[0].dimension == 21  # 6 inputs and a bias, 3 classes
+    assert (about["batches done"], about["config batch"]) == (2, 10)
+    assert facts(written / "history.h5")["epochs"] == list(hr.load_history(written / "history.h5"))
+    assert facts(written / "blocks.h5")["rank of 1"] == about["rank"]  # the only layer
+    assert facts(written / "published.h5")["batches done"] == 2
+    assert facts(written / "density.h5")["samples"] == 60
+    assert facts(written / "landscape.h5")["result"] == "Landscape"
+    assert facts(written / "track.h5")["steps"] == [0]
+
+
+def test_a_file_without_a_finished_row(tmp_path, cli):
+    create(tmp_path / "begun.h5").close()
+    assert facts(tmp_path / "begun.h5")["batches done"] == 0
+    assert cli("info", "begun.h5").returncode == 0
+    for command in ("plot", "report"):
+        done = cli(command, "begun.h5")
+        assert done.returncode == 2
+        assert "no finished batch yet" in done.stderr
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4, 0.95])
+@pytest.mark.parametrize("name", KINDS)
+def test_half_a_file_is_refused_in_one_sentence(written, name, share, tmp_path, refused):
+    whole = (written / name).read_bytes()
+    (tmp_path / name).write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(HessrmtError):
+        hr.load(tmp_path / name)
+    for command in ("info", "plot", "report"):
+        assert len(refused([command, name], [name]).splitlines()) == 1
+
+
+@pytest.fixture
+def foreign(tmp_path):
+    with h5py.File(tmp_path / "foreign.h5", "w") as file:
+        file["x"] = 1
+    for name, schema, version in (("newer", "hessrmt/result", 9), ("unknown", "hessrmt/x", 1)):
+        with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+            file.attrs.update(schema=schema, schema_version=version)
+    with h5py.File(tmp_path / "text.h5", "w") as file:
+        file["hessian_evals"] = np.bytes_(b"none")
+    with SearchFile(tmp_path / "search.h5", every=0) as search:
+        assert not list(search.read())
+        search.append(Record({"n": 1}, [np.ones(3)]))
+    torch.save({"weight": torch.ones(2)}, tmp_path / "weights.pt")
+    (tmp_path / "text.txt").write_text("no HDF5")
+    (tmp_path / "table.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "folder.h5").mkdir()
+
+
+FOREIGN = {
+    "foreign.h5": "no schema",
+    "newer.h5": "version 9",
+    "unknown.h5": "'hessrmt/x'",
+    "text.h5": "real numbers",
+    "search.h5": "not finished",
+    "weights.pt": "not a checkpoint written by hessrmt",
+    "text.txt": "HDF5",
+    "table.csv": "table for other programs",
+    "folder.h5": "directory",
+    "none.h5": "no file",
+    "none.pt": "does not exist",
+}
+
+
+@pytest.mark.usefixtures("foreign")
+@pytest.mark.parametrize("name", FOREIGN)
+def test_what_is_none_of_ours_is_refused_in_one_sentence(name, tmp_path, refused):
+    with pytest.raises(HessrmtError):
+        hr.load(tmp_path / name)
+    for command in ("info", "plot", "report"):
+        assert len(refused([command, name], [name, FOREIGN[name]]).splitlines()) == 1
+
+
+# What reporting commands print
+
+
+NAME = "a|b\nc"
+"""A name of a column of a table that Markdown would take for two."""
+
+REPORTING = {
+    "spectrum": f"spectrum {NET} --batch 10 --batches 2 --overwrite --out new.h5",
+    "blocks": f"spectrum {NET} --batch 10 --batches 2 --blocks layer --overwrite --out new.h5",
+    "train": f"train {NET} --batch 16 --epochs 2 --overwrite --out new.pt",
+    "levels": "levels spectra.h5 --surrogates 0",
+    "density": f"density {NET} --batch 60 --steps 8 --probes 2 --top 2 --overwrite --out new.h5",
+    "landscape": f"landscape {NET} --batch 60 --points 5 --overwrite --out new.h5",
+    "simulate": "simulate --samples 3 --dimension 20 --overwrite --out new.h5",
+    "capacity": "capacity net.pt --min-size 1",
+    "several": "capacity net.pt evil.pt --min-size 1",
+    "normalize": f"normalize {NET} --checkpoint net.pt",
+    "reproduce": "reproduce",
+    "report": "report spectra.h5 --surrogates 0 --overwrite --out new.html",
+    "info": "info",
+    "info of a file": "info spectra.h5",
+    "data list": "data list",
+}
+QUICK = {"info", "info of a file", "data list"}
+"""Those that print nothing beside the JSON, on standard error neither."""
+
+
+@pytest.fixture
+def place(written, tmp_path):
+    for path in written.iterdir():
+        shutil.copy(path, tmp_path)
+    torch.save({NAME: torch.randn(8, 6), "other|": torch.randn(8, 6)}, tmp_path / "evil.pt")
+    return tmp_path
+
+
+def tables(text):
+    """The tables in Markdown: of each its rows, of each of those its cells."""
+    found, last = [], False
+    for line in text.splitlines():
+        if line.startswith("|"):
+            cells = line.replace(r"\|", "").strip("|").split("|")
+            found = [*found[:-1], [*found[-1], cells]] if last else [*found, [cells]]
+        last = line.startswith("|")
+    return found
+
+
+@pytest.mark.parametrize("name", REPORTING)
+def test_markdown(place, cli, name):
+    done = cli(*REPORTING[name].split(), "--markdown")
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stdout
+    assert not {"│", "─", "━"} & set(done.stdout)  # lines of tables on a terminal
+    if name != "report":  # which prints nothing
+        assert done.stdout.strip()
+    for head, rule, *rows in tables(done.stdout):
+        assert {cell.strip() for cell in rule} == {"---"}
+        assert {len(row) for row in [head, rule, *rows]} == {len(head)}
+
+
+@pytest.mark.parametrize("name", REPORTING)
+def test_json_alone(place, cli, name):
+    done = cli(*REPORTING[name].split(), "--json")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 1
+    assert isinstance(json.loads(done.stdout), dict)
+    if name in QUICK:
+        assert not done.stderr
+
+
+@pytest.mark.parametrize("name", REPORTING)
+def test_csv(place, cli, name):
+    import csv
+
+    done = cli(*REPORTING[name].split(), "--csv", "table.csv")
+    assert done.returncode == 0, done.stderr
+    with (place / "table.csv").open(newline="") as file:
+        rows = list(csv.reader(file))
+    if name != "train":  # without a history there is no table
+        assert len(rows) > 1
+    assert len({len(row) for row in rows}) <= 1
+
+
+def test_names_are_escaped_in_tables(place, cli):
+    import csv
+
+    done = cli("capacity", "evil.pt", "--min-size", 1, "--markdown", "--csv", "table.csv")
+    assert done.returncode == 0, done.stderr
+    assert r"a\|b<br>c" in done.stdout
+    with (place / "table.csv").open(newline="") as file:
+        assert NAME in {row["name"] for row in csv.DictReader(file)}
+
+
+def test_json_and_markdown_exclude_each_other(place, refused):
+    refused(["info", "--json", "--markdown"], ["give one"])
+
+
+def test_spectra_in_a_report_are_told_by_their_blocks(place, cli):
+    assert cli("report", "blocks.h5", "--surrogates", 0).returncode == 0
+    assert "blocks.h5, 1</h2>" in (place / "report.html").read_text()
+
+
+def test_saved_spectrum_is_loaded(tmp_path):
+    spectrum(0).save(tmp_path / "one.h5")
+    assert facts(tmp_path / "one.h5")["batches done"] == 1
