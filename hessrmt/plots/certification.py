@@ -44,8 +44,13 @@ def certification(
 
     Returns:
         The figure; save it with ``figure.savefig``.
+
+    Raises:
+        DataError: If there is no spectrum.
     """
     spectra = [spectra] if isinstance(spectra, Spectrum) else spectra
+    if not len(spectra):
+        raise DataError("there is no spectrum to draw; continue the run with --resume")
     axes = style.single("", ax, (7.5, 4.4))
     sizes = [np.sort(np.abs(item.eigenvalues[item.eigenvalues != 0]))[::-1] for item in spectra]
     for item, size in zip(spectra, sizes, strict=True):

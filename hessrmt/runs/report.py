@@ -30,7 +30,7 @@ from hessrmt.levels.selection import select
 from hessrmt.plots.training import history
 from hessrmt.records import Provenance, Spectra, Spectrum
 from hessrmt.results import plain
-from hessrmt.runs.stored import contents
+from hessrmt.runs.stored import contents, require_finished
 from hessrmt.store.history import History
 
 if TYPE_CHECKING:
@@ -121,6 +121,8 @@ def sections_of(file: Path, surrogates: int = 200) -> list[Section]:
         A section; of a file of blocks one for each.
     """
     parts = contents(file)[1]
+    for found in parts.values():
+        require_finished(file, found)
     return [
         _section_of(file.name if block is None else f"{file.name}, {block}", found, surrogates)
         for block, found in parts.items()

@@ -111,6 +111,21 @@ def contents(path: Path) -> tuple[str, Parts]:
     return kind.words, kind.read(path)
 
 
+def require_finished(path: Path, found: Result) -> None:
+    """Refuse what has nothing to show yet.
+
+    Args:
+        path: A file.
+        found: What it holds.
+
+    Raises:
+        StoreError: If no spectrum in it is finished.
+    """
+    whole = found.spectra if isinstance(found, History) else found
+    if isinstance(whole, Spectra) and not whole:
+        raise StoreError(f"{path} holds no finished batch yet; continue it with --resume")
+
+
 def facts(path: Path) -> dict[str, Any]:
     """What a file holds and where it came from.
 
@@ -183,16 +198,15 @@ def picture(path: Path, block: str | None, title: Callable[[Mapping[str, Any]], 
         The picture.
 
     Raises:
-        StoreError: If the file holds nothing that is finished, or blocks and none is named.
+        StoreError: If the file holds blocks and none is named.
     """
     _, parts = contents(path)
     if block is None and None not in parts:
         names = ", ".join(map(str, parts))
         raise StoreError(f"{path} holds the spectra of the blocks {names}; name one with --block")
     found = parts[None] if block is None else spectra.load(path, block)
+    require_finished(path, found)
     whole = found.spectra if isinstance(found, History) else found
-    if isinstance(whole, Spectra) and not whole:
-        raise StoreError(f"{path} holds no finished batch yet; continue it with --resume")
     source = getattr(whole, "provenance", None)
     settings = {} if source is None else source.config
     words = title(settings) if settings else type(whole).__name__
