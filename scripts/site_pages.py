@@ -135,12 +135,38 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str: 
     home = "" if here in _PAGES.values() and here != "index.md" else posixpath.join("docs", here)
     folder = posixpath.dirname(home)
 
+    def titled(link: re.Match[str]) -> str:
+        path = posixpath.normpath(posixpath.join(folder, link[1]))
+        return f"[{_title(path[5:-3])}]({link[1]}" if path.startswith("docs/") else link[0]
+
     def moved(link: re.Match[str]) -> str:
         path = posixpath.normpath(posixpath.join(folder, link[1]))
         inside = path.removeprefix("docs/") if path.startswith("docs/") else _PAGES.get(path, path)
         return f"]({posixpath.relpath(inside, posixpath.dirname(here) or '.')}{link[2] or ''})"
 
+    markdown = re.sub(r"\[[\w/-]+\.md\]\(([\w./-]+\.md)", titled, markdown)
     return re.sub(r"\]\((?![a-z]+:|#)([^)#\s]+)(#[^)\s]*)?\)", moved, markdown)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Turn the roles of docstrings, ``:class:`~hessrmt.Spectrum```, into links to the reference.
+
+    Args:
+        html: Of a page.
+        **_: What else mkdocs gives.
+
+    Returns:
+        The same with links, which are found once all pages are there.
+    """
+
+    def linked(role: re.Match[str]) -> str:
+        shown = role[2].rpartition(".")[2] if role[1] else role[2]
+        text = f"<code>{shown}</code>"
+        if not role[2].startswith("hessrmt."):
+            return text
+        return f'<autoref identifier="{role[2]}" optional>{text}</autoref>'
+
+    return re.sub(r":(?:[a-z]+):<code>(~?)([\w.]+)</code>", linked, html)
 
 
 def _plain(latex: str) -> str:
