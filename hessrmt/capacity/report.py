@@ -336,7 +336,7 @@ class CapacityReport(
         """All of it as plain values, e.g. for JSON.
 
         Returns:
-            :meth:`summary`, and ``layers`` as a list of dictionaries.
+            Everything of :meth:`summary`, and ``layers`` as a list of dictionaries.
         """
         return self.summary() | {"layers": [layer.to_dict() for layer in self.layers]}
 

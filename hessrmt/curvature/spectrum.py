@@ -115,9 +115,9 @@ def spectrum(
             which it is continued; removed at the end. Refused if it holds anything else.
 
     Returns:
-        The :class:`~hessrmt.records.Spectrum`: P eigenvalues, those of the null directions as
-        0.0, and the noise floor; eigenvectors as ``pairs``. With ``blocks``, a dict of name to
-        spectrum.
+        P eigenvalues, those of the null directions as 0.0, and the noise floor, in a
+        :class:`~hessrmt.records.Spectrum`; eigenvectors as ``pairs``. With ``blocks``, a dict of
+        name to spectrum.
 
     Raises:
         ConfigError: If ``problem`` is none and no matrix, ``vectors`` is no number from 0 to P, or
