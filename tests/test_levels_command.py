@@ -114,6 +114,11 @@ def test_an_unfolding_that_cannot_follow(kept, cli, path, tmp_path):
     assert result.stderr.count("not computable: spacings: spectrum 0:") == 1
     assert "not drawn: spectrum 0:" in result.stderr
     assert "nan" not in result.stderr
+    table = cli("levels", path, *options[:4], "-q").stdout
+    assert "unfolding: none (spectrum 0:" in " ".join(
+        table.split()
+    )  # not a note that -q leaves out
+    assert "through the same unfolding" not in table
 
 
 def test_a_cache_that_cannot_be_written(cli, path, tmp_path, monkeypatch):
