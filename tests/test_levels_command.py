@@ -87,6 +87,9 @@ def nulls_have_reasons(found):
     flat = {name: value for name, value in found.items() if name not in SETTINGS}
     for law, fit in found["laws"].items():
         flat |= {f"{law}.{name}": value for name, value in fit.items()}
+    flat |= {
+        f"alike.{name}": value for name, pair in found["alike"].items() for value in pair.values()
+    }
     missing = [name for name, value in flat.items() if value is None]
     assert all(name in reasons or name.split(".")[-1] in reasons for name in missing)
     return missing
