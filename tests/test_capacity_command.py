@@ -357,6 +357,13 @@ def test_networks_of_a_table_and_of_a_folder(cli, tmp_path, trained, monkeypatch
         assert two.n == 10
 
 
+def test_too_few_networks_for_a_correlation_are_said_once(cli, trained):
+    result = cli("capacity", *trained[:2], "--against", "table.csv", "--columns", "test_error")
+    said = "no correlation with test_error: 2 networks with both; 3 are needed"
+    assert " ".join(result.stdout.split()).count(said) == 1
+    assert "spearman" not in result.stdout.lower()
+
+
 def test_what_a_folder_is(tmp_path):
     """Files in natural order; shards, a folder with a configuration and others are one network."""
     for name in ("net-10.pt", "net-9.pt", "net-9.txt"):
@@ -444,5 +451,5 @@ def test_any_number_of_networks_is_drawn(count):
     if count <= 40:
         assert [label.get_text() for label in axes.get_yticklabels()] == list(reports)
     else:
-        medians = next(line for line in axes.lines if line.get_label() == "median")
+        medians = next(line for line in axes.lines if line.get_label() == "spectra: median")
         np.testing.assert_allclose(medians.get_ydata(), every)

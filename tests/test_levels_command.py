@@ -87,6 +87,9 @@ def nulls_have_reasons(found):
     flat = {name: value for name, value in found.items() if name not in SETTINGS}
     for law, fit in found["laws"].items():
         flat |= {f"{law}.{name}": value for name, value in fit.items()}
+    flat |= {
+        f"alike.{name}": value for name, pair in found["alike"].items() for value in pair.values()
+    }
     missing = [name for name, value in flat.items() if value is None]
     assert all(name in reasons or name.split(".")[-1] in reasons for name in missing)
     return missing
@@ -114,6 +117,11 @@ def test_an_unfolding_that_cannot_follow(kept, cli, path, tmp_path):
     assert result.stderr.count("not computable: spacings: spectrum 0:") == 1
     assert "not drawn: spectrum 0:" in result.stderr
     assert "nan" not in result.stderr
+    table = cli("levels", path, *options[:4], "-q").stdout
+    assert "unfolding: none (spectrum 0:" in " ".join(
+        table.split()
+    )  # not a note that -q leaves out
+    assert "through the same unfolding" not in table
 
 
 def test_a_cache_that_cannot_be_written(cli, path, tmp_path, monkeypatch):

@@ -31,7 +31,8 @@ def test_the_line_and_its_predictions(tmp_path, cli):
     table = write(tmp_path / "table.csv", x, gaps)
     result = cli("normalize", "--fit", table, "--level", "0.9", "--json", "--plot", "pictures")
     assert result.returncode == 0, result.stderr
-    assert "written: 1 pictures" in result.stderr
+    assert "written: 1 picture in" in result.stderr
+    assert "extrapolated, beyond the training losses of the others: n0, n2, n3" in result.stderr
     found = json.loads(result.stdout)
     known = [place for place in range(9) if gaps[place] is not None]
     line = stats.linregress([x[i] for i in known], [y[i] for i in known])

@@ -182,8 +182,8 @@ def test_analytic_laws_are_fitted_by_moments():
 def test_a_fit_that_is_no_staircase_is_refused():
     draw = rng.stream(6, "refused")
     for levels, method, options, words in (
-        (decades(400, draw), "polynomial", {}, "try method='window'"),
-        (decades(400, draw), "analytic", {}, "try method='window'"),
+        (decades(400, draw), "polynomial", {}, "try 'window'"),
+        (decades(400, draw), "analytic", {}, "try 'window'"),
         (bimodal(2000, draw), "polynomial", {"degree": 8}, "misses the staircase"),
         (gaussian_levels(1, 2000, draw), "analytic", {"radius": 150}, "misses the staircase"),
         (bimodal(2000, draw), "spline", {"knots": 0}, "misses the staircase"),
@@ -336,6 +336,8 @@ BAD = [
     (range(50), "analytic", {"law": abs, "ratio": 1}, "no option 'ratio'; known: none"),
     (range(50), "analytic", {"law": "marchenko-pastur"}, "lowest level is 0"),
     (range(1, 50), "analytic", {"law": "marchenko-pastur", "ratio": 2}, "ratio must be"),
+    (range(50), "polynomial:degree=5", {}, "arguments of their own: 'polynomial', degree=5"),
+    (range(50), "auto", {}, "unknown unfolding method 'auto'; known: window"),
     (range(50), "pooled", {}, "needs the other spectra"),
     (range(50), "pooled", {"pool": []}, "empty"),
     (range(50), "pooled", {"pool": [[1.0], [np.nan]]}, r"pool\[1\] must be finite"),
@@ -353,7 +355,7 @@ def test_bad_input_never_yields_a_number(levels, method, options, message):
     ("spectra", "options", "message"),
     [
         ([], {}, "several batches, got 0"),
-        ([[1.0, 2, 3]], {}, "several batches, got 1; for one: method='window'"),
+        ([[1.0, 2, 3]], {}, "several batches, got 1; for one: 'window'"),
         ([[1.0, 2, 3], [1.0]], {}, r"spectra\[1\].*at least 3"),
         ([[1.0, 2, 3], [1.0, 2, np.nan]], {}, r"spectra\[1\] must be finite"),
         ([[1.0, 2, 3]] * 3, {"folds": 1}, "folds must be a whole number from 2 on"),

@@ -135,7 +135,9 @@ def correlate(
     x, y = x[both], y[both]
     n = len(x)
     if n < FEWEST:
-        return Correlation(*names, n, failed=f"{n} networks with both; {FEWEST} are needed")
+        return Correlation(
+            *names, n, failed=f"{n} network{'s' * (n != 1)} with both; {FEWEST} are needed"
+        )
     for values, name in zip((x, y), names, strict=True):
         if np.ptp(values) == 0:
             return Correlation(*names, n, failed=f"{name or 'a column'} is the same for all")

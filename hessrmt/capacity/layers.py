@@ -286,8 +286,8 @@ def too_small(cut: Split, role: Role, shape: Shape, min_size: int) -> str | None
         what = f"each of its {len(cut.parts)} parts is {what}"
     if count == 1:
         several = role.form == "convolution" and min(split(role, shape, "unfolded").shape) > 1
-        instead = "'pooled' takes them together, 'unfolded' the whole layer as one matrix"
-        whole = f"; conv={instead}" if several else ""
+        instead = "conv 'pooled' takes them together, 'unfolded' the whole layer as one matrix"
+        whole = f"; {instead}" if several else ""
         return f"{what}: a single row or column has one eigenvalue{whole}"
     few = f"{what}: {count} eigenvalues, fewer than the {min_size} asked for by min_size"
     return few if count < min_size else None

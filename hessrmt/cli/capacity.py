@@ -177,20 +177,28 @@ def _show_series(reports: dict[str, CapacityReport], series: Series) -> None:
 
 
 def _show_correlations(series: Series) -> None:
-    found = {f"{item.accuracy},\n{item.metric}": item for item in series.correlations}
-    rows = (
-        (name, *console.cells(item, _LINE), *(_coefficient(item, one) for one in _COEFFICIENTS))
-        for name, item in found.items()
-    )
-    headings = ("", *console.headings(_LINE), *_COEFFICIENTS.values())
-    console.show(console.table(headings, rows))
-    level = series.correlations[0].level
-    console.note(
-        f"with {level:.0%} intervals over networks",
-        "p: probability of a coefficient as far from 0 if there were no connection",
-    )
-    failed = {name: item.failed for name, item in found.items() if item.failed is not None}
-    console.note(*(f"{' '.join(name.split())}: {why}" for name, why in failed.items()))
+    found = [item for item in series.correlations if item.failed is None]
+    if found:
+        rows = (
+            (
+                f"{item.accuracy},\n{item.metric}",
+                *console.cells(item, _LINE),
+                *(_coefficient(item, one) for one in _COEFFICIENTS),
+            )
+            for item in found
+        )
+        headings = ("", *console.headings(_LINE), *_COEFFICIENTS.values())
+        console.show(console.table(headings, rows))
+        console.note(
+            f"with {found[0].level:.0%} intervals over networks",
+            "p: probability of a coefficient as far from 0 if there were no connection",
+        )
+    failed: dict[str, list[str]] = {}
+    for item in series.correlations:
+        if item.failed is not None:
+            failed.setdefault(f"{item.accuracy}: {item.failed}", []).append(item.metric)
+    for why, metrics in failed.items():
+        console.show(f"no correlation with {why} ({', '.join(metrics)})")
 
 
 def _show_side_by_side(found: SideBySide) -> None:

@@ -374,7 +374,21 @@ def drawn(items: Sequence[Any], folder: Any = None) -> None:
     missing = [item for item in items if item.path is None]
     note(*(f"not drawn: {item.name}: {item.reason}" for item in missing))
     if folder is not None:
-        note(f"written: {len(items) - len(missing)} pictures in {folder}")
+        note(f"written: {counted(len(items) - len(missing), 'picture', 'pictures')} in {folder}")
+
+
+def counted(number: int, one: str, several: str) -> str:
+    """A number with its noun.
+
+    Args:
+        number: How many.
+        one: The noun for one of them.
+        several: For any other number.
+
+    Returns:
+        Such as "1 picture".
+    """
+    return f"{number:,} {one if number == 1 else several}"
 
 
 def source_in_words(settings: Mapping[str, Any]) -> str:

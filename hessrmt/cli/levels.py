@@ -116,16 +116,17 @@ def _show(found: dict[str, LevelStatistics], spectra: Spectra, block: str) -> No
     facts = [_facts(statistics) for statistics in found.values()]
     rows = [(name, *(one[name] for one in facts)) for name in facts[0]]
     console.show(
-        f"Levels of {source}: {len(spectra)} spectra",
+        f"Levels of {source}: {console.counted(len(spectra), 'spectrum', 'spectra')}",
         console.table(("", *map(_cutoff_in_words, found.values())), rows),
-        f"unfolding: {next(iter(found.values())).unfolding}",
+        f"unfolding: {_unfolding_in_words(next(iter(found.values())))}",
     )
     for name, statistics in found.items():
         fifths = zip(statistics.mean_ratio_fifths, statistics.mean_ratio_fifths_error, strict=True)
         shown = ", ".join(console.with_error(value, error) for value, error in fifths)
         console.show(_laws(statistics, f"cutoff {name}" if len(found) > 1 else None))
         console.show(f"⟨r̃⟩ by fifths, lowest levels first: {shown}")
-        console.show(_beside(statistics))
+        if (beside := _beside(statistics)) is not None:
+            console.show(beside)
         text = statistics.conclusion
         console.show(f"{text[0].upper()}{text[1:]}.", style="bold")
     if len(found) > 1:
@@ -137,19 +138,25 @@ def _show(found: dict[str, LevelStatistics], spectra: Spectra, block: str) -> No
         console.note(*(f"not computable: {name}: {why}" for why, name in reasons.items()))
 
 
+def _unfolding_in_words(found: LevelStatistics) -> str:
+    failed = found.not_computable.get("spacings", "")
+    return f"{found.unfolding}{failed and f' ({failed})'}"
+
+
+def _p(value: float | None, smallest: float) -> str:
+    if value is not None and value <= smallest:
+        return f"≤ {smallest:.1g}"
+    return console.number(value, ".2g")
+
+
 def _laws(found: LevelStatistics, title: str | None) -> Any:
     from hessrmt.levels.analysis import SHORT
     from hessrmt.levels.goodness import SMALLEST
 
-    def p(value: float | None, smallest: float) -> str:
-        if value is not None and value <= smallest:
-            return f"≤ {smallest:.1g}"
-        return console.number(value, ".2g")
-
     rows = []
     for name, law in found.laws.items():
         *ratios, spacings = console.cells(law, _LAW)
-        ps = p(law.p_value, SMALLEST), p(law.spacing_p_value, 1 / (1 + found.surrogates))
+        ps = _p(law.p_value, SMALLEST), _p(law.spacing_p_value, 1 / (1 + found.surrogates))
         excluded = {True: "yes", False: "no", None: "-"}[law.excluded]
         rows.append((SHORT[name], *ratios, ps[0], excluded, spacings, ps[1]))
     *ratios, spacings = console.headings(_LAW)
@@ -164,30 +171,26 @@ _HIGHER = {
 """Statistics of higher order as a table names them."""
 
 
-def _row(found: Any, name: str, alike: Any) -> tuple[str, ...]:
+def _row(words: str, found: Any, name: str, alike: Any) -> list[str]:
     value = console.with_error(getattr(found, name), getattr(found, f"{name}_error", None))
-    return value, *(console.number(x, ".4f") for x in alike)
+    return [words, value, *(console.number(x, ".4f") for x in alike)]
 
 
 def _beside(found: LevelStatistics) -> Any:
-    """What was measured beside what GOE and Poisson levels give in its place."""
+    """What was measured beside what GOE and Poisson levels give in its place; None if nothing."""
     from hessrmt.levels.analysis import MEASURES
+    from hessrmt.levels.surrogates import RATIO_SETS
 
-    rows, ps = [], list[str]()
-    for name, words in MEASURES.items():
-        rows.append((words, *_row(found, name, found.alike[name])))
+    rows = [[*_row(words, found, x, found.alike[x]), "-"] for x, words in MEASURES.items()]
+    smallest = 1 / (1 + max(found.surrogates, RATIO_SETS))
     for one in found.higher:
         for name, words in _HIGHER.items():
-            alike, p = getattr(one, f"{name}_alike"), getattr(one, f"{name}_p_value", None)
-            rows.append((words.format(one.order), *_row(one, name, alike)))
-            ps.append(console.number(p, ".2g"))
-    headings = "through the same unfolding", "data", "GOE", "Poisson"
-    if not found.higher:
-        return console.table(headings, rows)
-    ps = ["-"] * (len(rows) - len(ps)) + ps
-    return console.table(
-        (*headings, "p (GOE)"), [(*row, p) for row, p in zip(rows, ps, strict=True)]
-    )
+            row = _row(words.format(one.order), one, name, getattr(one, f"{name}_alike"))
+            rows.append([*row, _p(getattr(one, f"{name}_p_value", None), smallest)])
+    rows = [row for row in rows if row[1] != "-"]
+    headings = "through the same unfolding", "data", "GOE", "Poisson", "p (GOE)"
+    shown = slice(None if found.higher else -1)
+    return console.table(headings[shown], [row[shown] for row in rows]) if rows else None
 
 
 def _cutoff_in_words(found: LevelStatistics) -> str:

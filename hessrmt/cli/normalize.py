@@ -103,14 +103,14 @@ def _show_fit(found: TableFit) -> None:
             point.name,
             number(point.train, ".7g"),
             number(point.test, ".7g"),
+            number(point.predicted, ".7g"),
             f"{point.lower:.7g} to {point.upper:.7g}",
             {True: "inside", False: "outside", None: "predicted"}[point.inside],
         )
         for point in found.points
     )
-    console.show(
-        console.table(("", "train", "test", f"{found.level:.0%} from the others", ""), rows)
-    )
+    headings = ("", "train", "test", "predicted", f"{found.level:.0%} from the others", "")
+    console.show(console.table(headings, rows))
     console.facts(
         {
             f"{test} = slope · {train} + intercept": f"slope "

@@ -258,7 +258,8 @@ class LevelStatistics(Result, picture="levels.fifths"):
             to the comparison with it.
         conclusion: One sentence.
         not_computable: Quantity, by the name of its attribute here or in :class:`LawFit` (for one
-            law only: ``goe.spacing_p_value``), to the reason why it could not be computed.
+            law only: ``goe.spacing_p_value``; of ``alike``: ``alike.rigidity``), to the reason why
+            it could not be computed.
         cutoff: ``"certified"``, ``"paper"``, a value, or None.
         window: Lowest and highest level taken, or None.
         unfolding: Method and options in words.
@@ -444,8 +445,8 @@ def analyze(
         for name in MEASURES
     }
     corrected = _corrected(q, alike["brody_raw"], len(units(spacings)))
-    why |= _without_correction(corrected[0], why)
     square, variance, stiffness = _moments(unfolded, why)
+    why |= _without_correction(corrected[0], why) | _without_surrogates(alike, drawn, why)
     unresolved = selection.n_unresolved / max(selection.n_spacings, 1)
     noted = (
         *(len(selection.unusable), selection.n_ties, unfolded.resolution),
@@ -504,6 +505,19 @@ def _of_order(k: int, unfolded: Unfolded, drawn: Mapping[str, _Drawn]) -> Higher
     alike = Alike(*(drawn[x].alike.get(f"spacing_variance_{k}", np.nan) for x in Alike._fields))
     found += [*mean_and_error(squares), alike]
     return HigherOrder(k, *found)
+
+
+def _without_surrogates(
+    alike: Mapping[str, Alike], drawn: Mapping[str, _Drawn], why: Mapping[str, str]
+) -> dict[str, str]:
+    """Why it isn't known what levels of a law give in the place of some quantities."""
+    found = {}
+    for name, pair in alike.items():
+        for law, value in pair._asdict().items():
+            if np.isnan(value):
+                few = f"too few {law.upper() if law == 'goe' else law.title()} levels alike"
+                found[f"alike.{name}"] = drawn[law].reason or why.get(name, few)
+    return found
 
 
 def _few_of_order(higher: Sequence[HigherOrder]) -> dict[str, str]:

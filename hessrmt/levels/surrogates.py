@@ -61,7 +61,7 @@ many."""
 _SCATTERING = 15_000
 """Levels of those from which it is known how ratios scatter."""
 
-_RATIO_SETS, _TOGETHER = 1000, 20
+RATIO_SETS, _TOGETHER = 1000, 20
 """Data sets of ratios at least, which the verdicts rest on; how many neighbours stay together."""
 
 _TARGET = 12_000
@@ -225,7 +225,7 @@ class Surrogates:
                 own[:, :-1] -= len(part) * change[:-1] / sizes[-1]
                 sets.append(own)
         counts = np.concatenate(sets)
-        count = max(self._plan.surrogates, _RATIO_SETS)
+        count = max(self._plan.surrogates, RATIO_SETS)
         chosen = _quarters(self._law, self._plan.seed, count, len(counts))
         bias = np.sum(moved, axis=0)[:-1] / sum(sizes)
         return _null(chosen @ counts.astype(np.float32), counts.sum(axis=0), bias)
@@ -332,7 +332,7 @@ class Surrogates:
                 found.append(_folded(far, apart))
         if not found:
             return float("nan"), np.empty(0), 0.0
-        sets = np.zeros(max(self._plan.surrogates, _RATIO_SETS))
+        sets = np.zeros(max(self._plan.surrogates, RATIO_SETS))
         for values in found:
             sums = values.sum(axis=1)
             sets += sums[self._choose.integers(len(sums), size=len(sets))]

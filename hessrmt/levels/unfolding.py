@@ -53,7 +53,7 @@ the most irregular of the usual ensembles, do so with probability 2 exp(-2·3²)
 _CDF_ROUNDING = float(np.finfo(np.float64).eps ** 0.5)
 """By how much the values of a distribution function may be out of order."""
 
-_ADVICE = "try method='window', which follows any density, or method='pooled' with more batches"
+_ADVICE = "try 'window', which follows any density, or 'pooled' with more batches"
 
 _REACH = 8.0
 """Standard deviations at which a Gaussian step counts as complete: Φ(-8) = 6e-16."""
@@ -158,9 +158,10 @@ def unfold_selection(
         OptionError: If an option has a value that it cannot have.
         DataError: If the method is unknown or cannot follow the density of some spectrum.
     """
+    check_options(method, options, auto=True)
     if method == "auto":
         method = "pooled" if len(selection.levels) >= POOL_FROM else "window"
-    check_options(method, options)
+        check_options(method, options)
     if method == "pooled":
         found = pooled(selection.levels, rotate=rotate, seed=seed, backend=backend)
         return Unfolded(selection, found.levels, found.resolution, method, {}, rotate)
@@ -227,7 +228,7 @@ def unfold(
     if (pool is not None) != (method == "pooled"):
         raise DataError(
             f"method {method!r} needs the other spectra: pool=[levels, ...]; for one spectrum try "
-            "method='window'"
+            "'window'"
             if pool is None
             else f"method {method!r} takes no pool: pool=[levels, ...] goes with 'pooled' alone"
         )
@@ -240,15 +241,26 @@ def unfold(
     return np.searchsorted(np.sort(np.concatenate(others)), ordered) / len(others)
 
 
-def check_options(method: str, options: Iterable[str]) -> None:
+def check_options(method: str, options: Iterable[str], *, auto: bool = False) -> None:
     """Refuse a method or the name of an option that does not exist.
 
     Args:
         method: One of :data:`METHODS`.
         options: Names given.
+        auto: Whether ``"auto"`` is a method too, with the options of ``window``.
+
+    Raises:
+        OptionError: If one does not exist.
     """
-    one_of("unfolding method", method, METHODS, error=OptionError)
-    _refuse_foreign(f"method {method!r}", options, _SINGLE.get(method))
+    if isinstance(method, str) and ":" in method:
+        name, _, given = method.partition(":")
+        raise OptionError(
+            f"unknown unfolding method {method!r}; in Python options are arguments of their own: "
+            f"{name!r}, {given}"
+        )
+    one_of("unfolding method", method, ("auto",) * auto + METHODS, error=OptionError)
+    function = window if method == "auto" else _SINGLE.get(method)
+    _refuse_foreign(f"method {method!r}", options, function)
 
 
 def _refuse_foreign(name: str, options: Iterable[str], function: Callable | None) -> None:
@@ -290,7 +302,7 @@ def pooled(
     """
     count = len(spectra)
     if count < 2:
-        raise DataError(f"pooled needs several batches, got {count}; for one: method='window'")
+        raise DataError(f"pooled needs several batches, got {count}; for one: 'window'")
     groups = min(whole("folds", folds, 2, error=OptionError), count)
     rows = [_ordered(levels, f"spectra[{i}]") for i, levels in enumerate(spectra)]
     group = np.empty(count, dtype=np.intp)
@@ -450,7 +462,7 @@ def polynomial(levels: Levels, *, degree: int = 9) -> Levels:
     if rank <= degree:
         raise DataError(
             f"the levels determine only {rank} of a polynomial's {degree + 1} coefficients, they "
-            "crowd in a small part of their range; try method='window' or 'spline'"
+            "crowd in a small part of their range; try 'window' or 'spline'"
         )
     if not _rises(levels, fit(levels)):
         ends = np.repeat([x[0], x[-1]], degree + 1)  # a spline without knots between them
@@ -489,7 +501,7 @@ def spline(levels: Levels, *, knots: int | None = None) -> Levels:
     except (np.linalg.LinAlgError, RuntimeError) as error:
         raise DataError(
             f"the spline with {knots} interior knots has no unique fit ({error}), its knots lie "
-            "too close for round-off; use fewer knots or try method='window'"
+            "too close for round-off; use fewer knots or try 'window'"
         ) from error
     return _staircase(levels, fit(levels), f"the spline with {knots} knots")
 
@@ -547,7 +559,7 @@ def _marchenko_pastur(x: Levels, ratio: float | None = None, scale: float | None
     if not x[0] > 0:
         raise DataError(
             f"the lowest level is {x[0]:.3g}, Marchenko-Pastur is the law of the nonzero levels of "
-            "a positive matrix; leave the others out or try method='window'"
+            "a positive matrix; leave the others out or try 'window'"
         )
     # at 1 the estimate falls on both sides; the fit is checked against the levels in any case
     ratio = min(1.0, float(x.var() / x.mean() ** 2)) if ratio is None else ratio
@@ -568,7 +580,7 @@ def _distinct(levels: Levels, least: int, name: str) -> tuple[Levels, Levels, Le
     """Distinct levels, N̄ there and the weights of a fit; refused if they are too few for it."""
     x, first, counts = np.unique(levels, return_index=True, return_counts=True)
     if len(x) < least:
-        advice = "ask for fewer coefficients or try method='window'"
+        advice = "ask for fewer coefficients or try 'window'"
         raise DataError(f"{name} needs at least {least} distinct levels, got {len(x)}; {advice}")
     return x, first + counts / 2, np.sqrt(counts)
 

@@ -246,10 +246,13 @@ def alpha_quantiles(reports: Any, title: str = "", *, ax: Any = None) -> Figure:
     places, quantiles = np.arange(1, len(found) + 1), np.array([*found.values()]).T
     if len(found) > _MOST_BOXES:
         axes = style.single(title, ax)
-        for low, high, label, alpha in ((0, 4, "5 to 95 %", 0.3), (1, 3, "quartiles", 0.6)):
+        for low, high, label, alpha in (
+            (0, 4, "spectra: 5 to 95 %", 0.3),
+            (1, 3, "spectra: quartiles", 0.6),
+        ):
             look = {"color": _BULK, "alpha": alpha, "lw": 0, "label": label}
             axes.fill_between(places, quantiles[low], quantiles[high], **look)
-        axes.plot(places, quantiles[2], color=style.INK, lw=1.4, label="median")
+        axes.plot(places, quantiles[2], color=style.INK, lw=1.4, label="spectra: median")
         axes.plot(places, means, ".", color=_TAIL, ms=4, label="mean of the layers")
         for mark in (2, 5):
             axes.axhline(mark, label="2 and 5" if mark == 2 else None, **_MARK)
@@ -266,7 +269,9 @@ def alpha_quantiles(reports: Any, title: str = "", *, ax: Any = None) -> Figure:
     }
     about = {"widths": 0.6, "patch_artist": True, "showfliers": False, "orientation": "horizontal"}
     axes.bxp(boxes, positions=places, **about, **looks)
-    axes.plot([], [], "s", color=style.FILL, mec=style.INK, ms=8, label="quartiles; 5 to 95 %")
+    axes.plot(
+        [], [], "s", color=style.FILL, mec=style.INK, ms=8, label="spectra: quartiles, 5 to 95 %"
+    )
     axes.plot(means, places, "o", color=_TAIL, ms=4, zorder=4, label="mean of the layers")
     for mark in (2, 5):
         axes.axvline(mark, label="2 and 5" if mark == 2 else None, zorder=0, **_MARK)

@@ -100,7 +100,7 @@ def run(
         Cutoff name to statistics: one entry, or ``paper`` and ``certified``.
     """
     method, options = settings.method
-    check_options("window" if method == "auto" else method, options)
+    check_options(method, options, auto=True)
     select_backend(settings.device)  # one that is not there is no fault of a cutoff
     found = {}
     for name, cutoff in settings.cutoffs.items():

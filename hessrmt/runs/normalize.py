@@ -253,9 +253,10 @@ def fit_table(settings: NormalizeConfig) -> TableFit:
                 beyond=not x[others].min() <= x[place] <= x[others].max(),
             )
         )
-    far = [point.name for point in points if point.beyond and point.test is None]
+    far = [point.name for point in points if point.beyond and not np.isnan(point.predicted)]
     alone = [point.name for point in points if np.isnan(point.predicted)]
-    notes = (f"extrapolated: {', '.join(far)}",) if far else ()
+    words = "extrapolated, beyond the training losses of the others"
+    notes = (f"{words}: {', '.join(far)}",) if far else ()
     if alone:
         why = "the others have the same training loss, and no line"
         notes += (f"not predicted: {', '.join(alone)}: {why}",)
