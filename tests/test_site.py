@@ -198,7 +198,7 @@ RUN = [
 @pytest.mark.parametrize("page", RUN)
 def test_python_runs(page, tmp_path, monkeypatch):
     code = [block for block in blocks(TEXTS[page], "python") if CLUSTER not in block.text]
-    for library in ("transformers", "timm", "h5netcdf", "pandas"):
+    for library in ("transformers", "timm", "lightning", "transformer_lens", "h5netcdf", "pandas"):
         if any(library in block.text for block in code):
             pytest.importorskip(library, exc_type=ImportError)
     monkeypatch.chdir(tmp_path)
