@@ -1,7 +1,9 @@
 """The command line: what it prints where, its exit codes, and one clear error for each mistake."""
 
+import os
 import re
 import resource
+import stat
 import subprocess
 import sys
 import textwrap
@@ -230,6 +232,55 @@ def test_plot_names_its_file(place, cli, refused):
         assert cli("plot", "a.h5", *arguments).stderr == f"written: {name}\n"
         assert (place / name).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     refused(["plot", "a.h5", "--out", "folder"], ["is a folder"])
+
+
+# output never destroys input
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [*RUN, "--out", "tiny.npz", "--overwrite"],
+        [*RUN, "--out", "link.npz", "--overwrite"],
+        [*RUN, "--out", "./folder/../tiny.npz", "--overwrite"],
+        [*RUN, "--out", "hard.npz", "--overwrite"],
+        [*RUN, "--model", "user.py:factory", "--out", "user.py", "--overwrite"],
+        [*RUN, "--config", "run.toml", "--out", "run.toml", "--overwrite"],
+        [*RUN, "--checkpoint", "names.pt", "--csv", "names.pt"],
+        ["train", "--data", "tiny.npz", "--history", "tiny.npz", "--overwrite"],
+        ["density", "--data", "tiny.npz", "--plot", "tiny.npz"],
+        ["capacity", "names.pt", "--csv", "names.pt"],
+        ["capacity", "tiny.npz", "names.pt", "--csv", "names.pt"],
+        ["levels", "a.h5", "--csv", "a.h5"],
+        ["report", "a.h5", "--out", "a.h5", "--overwrite"],
+        ["plot", "a.png"],
+        ["plot", "a.h5", "--out", "a.h5"],
+        ["info", "a.h5", "--csv", "a.h5"],
+    ],
+    ids=" ".join,
+)
+def test_output_never_destroys_input(place, refused, words):
+    (place / "link.npz").symlink_to("tiny.npz")
+    (place / "hard.npz").hardlink_to(place / "tiny.npz")
+    (place / "run.toml").write_text("batch = 10\n")
+    (place / "a.h5").write_bytes(b"anything")
+    (place / "a.png").write_bytes(b"anything")
+    before = {path.name: path.read_bytes() for path in place.iterdir() if path.is_file()}
+    refused(words, ["which is read"])
+    assert before == {path.name: path.read_bytes() for path in place.iterdir() if path.is_file()}
+
+
+def test_two_results_need_two_files(place, refused):
+    refused([*RUN, "--out", "new.h5", "--csv", "./new.h5"], ["--out and --csv both name"])
+    assert not (place / "new.h5").exists()
+
+
+@pytest.mark.parametrize("option", ["--out", "--csv"])
+def test_devices_and_pipes_are_no_files(place, refused, option):
+    os.mkfifo(place / "pipe")
+    for name in ("pipe", os.devnull):
+        refused([*RUN, option, name, "--overwrite"], ["is a device or a pipe"])
+    assert stat.S_ISFIFO((place / "pipe").stat().st_mode)
 
 
 # --help: there for every command, quick, without torch
