@@ -59,6 +59,7 @@ Workers = Annotated[
     typer.Option(
         "--workers",
         min=1,
+        max=4096,
         help="Compute in this many processes: one a GPU, or the cores divided among them. "
         "\\[default: in this process]",
     ),
