@@ -74,6 +74,8 @@ def load_settings(kind: type[SettingsT], file: Path | None = None, **options: An
             values = tomllib.loads(file.read_text(encoding="utf-8"))
         except OSError as error:
             raise ConfigError(f"cannot read the settings file {file}: {error.strerror}") from error
+        except RecursionError as error:
+            raise ConfigError(f"{file} is nested too deep for settings") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"{file} is not valid TOML: {error}") from error
     values |= {name: value for name, value in options.items() if value is not None}
@@ -188,7 +190,7 @@ _DATA = (
     "mnist, fashion-mnist, cifar10, cifar100, an .npz file with x and y, or a directory of IDX "
     "files or CIFAR batches."
 )
-_LOSS = "cross-entropy, mse, or file.py:function."
+_LOSS = "cross-entropy, mse, next-token (language models), or file.py:function."
 _CHECKPOINT = (
     "Trained parameters: a .pt, .pth, .bin, .ckpt, .pth.tar, .safetensors or .npz file, or a "
     "folder of shards."
@@ -197,6 +199,7 @@ _OPERATOR = "hessian, or ggn for the generalised Gauss-Newton matrix."
 _ONLY = "Names of the parameters to differentiate in, as a pattern, e.g. '7.*'."
 _DEVICE = "auto, cpu, cuda or cuda:N."
 _SEED = "Seed of all random numbers."
+_MOST_SEED = 2**64 - 1  # what files can hold
 _RANDOM = "random initial values"
 
 
@@ -207,7 +210,7 @@ class _OnData(Settings):
     data: str = option("mnist", _DATA)
     loss: str = option("cross-entropy", _LOSS)
     device: str = option("auto", _DEVICE)
-    seed: int = option(0, _SEED, ge=0)
+    seed: int = option(0, _SEED, ge=0, le=_MOST_SEED)
 
 
 class _OfCurvature(_OnData):
@@ -467,7 +470,7 @@ class LevelsConfig(Settings):
         le=100_000,
     )
     device: str = option("auto", _DEVICE)
-    seed: int = option(0, _SEED, ge=0)
+    seed: int = option(0, _SEED, ge=0, le=_MOST_SEED)
 
     @property
     def cutoffs(self) -> dict[str, float | str]:
@@ -567,7 +570,7 @@ class CapacityConfig(Settings):
         (), "Columns of that table to compare with, e.g. test_error,test_loss.", shown="all"
     )
     device: str = option("auto", _DEVICE)
-    seed: int = option(0, _SEED, ge=0)
+    seed: int = option(0, _SEED, ge=0, le=_MOST_SEED)
 
     @property
     def upper(self) -> float | Literal["max"] | None:
@@ -700,7 +703,7 @@ class SimulateConfig(Settings):
         "auto", "tridiagonal (a band with outliers; no n × n matrix), dense, or auto."
     )
     device: str = option("auto", _DEVICE)
-    seed: int = option(0, _SEED, ge=0)
+    seed: int = option(0, _SEED, ge=0, le=_MOST_SEED)
 
     @property
     def kernel_options(self) -> dict[str, Any]:

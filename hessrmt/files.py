@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import uuid
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hessrmt.errors import ConfigError, StoreError, WriteError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
 
 _DISK_FAILED = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
@@ -31,6 +32,8 @@ def require_new(path: Path, *, may_exist: bool) -> None:
     """
     if os.path.isdir(path):
         raise StoreError(f"{path} is a folder; --out takes the name of a file")
+    if _is_special(path):
+        raise StoreError(f"{path} is a device or a pipe; --out takes the name of a file")
     if not may_exist and os.path.exists(path):
         raise StoreError(_exists(path))
 
@@ -43,11 +46,59 @@ def require_file(path: Path, option: str) -> None:
         option: That names it.
 
     Raises:
-        ConfigError: If it is a folder, or its folder is missing.
+        ConfigError: If it is a folder, a device or a pipe, or its folder is missing.
     """
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        problem = "is a folder" if path.is_dir() else "lies in a folder that doesn't exist"
+    problem = ""
+    if path.is_dir():
+        problem = "is a folder"
+    elif not path.absolute().parent.is_dir():
+        problem = "lies in a folder that doesn't exist"
+    elif _is_special(path):
+        problem = "is a device or a pipe"
+    if problem:
         raise ConfigError(f"{path} {problem}; {option} takes the name of a file")
+
+
+def _is_special(path: Path) -> bool:
+    """Whether something is there that is no file: replacing it would take it away from others."""
+    try:
+        return not stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return False
+
+
+def require_apart(written: Mapping[str, Path], read: Iterable[str | Path]) -> None:
+    """Refuse to write onto what is read, by whatever name, or two results into one file.
+
+    Args:
+        written: Option to the file that it names.
+        read: Files, some of which may not exist; words that are none don't matter.
+
+    Raises:
+        StoreError: If two of them are one file.
+    """
+    inputs = {_identity(path): path for path in read}
+    taken: dict[Any, str] = {}
+    for option, path in written.items():
+        known = _identity(path)
+        if known in inputs and known != _NOTHING:
+            raise StoreError(f"{option} {path} is {inputs[known]}, which is read; name another")
+        where = os.path.realpath(path) if known == _NOTHING else known
+        if where in taken:
+            raise StoreError(f"{taken[where]} and {option} both name {path}; name another")
+        taken[where] = option
+
+
+_NOTHING = (0, 0)
+
+
+def _identity(path: str | Path) -> tuple[int, int]:
+    """Device and number of a file, whichever link leads to it."""
+    try:
+        about = os.stat(path)
+    except (OSError, ValueError):
+        return _NOTHING
+    return _NOTHING if stat.S_ISDIR(about.st_mode) else (about.st_dev, about.st_ino)
 
 
 def _exists(path: Path) -> str:

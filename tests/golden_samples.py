@@ -139,6 +139,7 @@ def lines(text, folder):
 
     Seconds at the end of a row of ``hessrmt spectrum`` go, and the numbers of rows about round-off.
     """
+    text = re.sub(r"\b(version \w+: )\S+", r"\1<version>", text)
     text = re.sub(r"(?m)^(\s*\d+\s.*?)(?:\s+(?:\d+\.\d|-)){3}$", r"\1 <seconds>", text)
     found = [line for line in (words(line, folder) for line in text.splitlines()) if line]
     return [_NUMBER.sub("#", line) if _PUBLISHED.search(line) else line for line in found]

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -183,3 +184,47 @@ def test_data_are_copied():
     assert close(hr.hessian(hr.Problem(net(), "cross-entropy", loader)), exact)
     streamed = hr.CurvatureOperator(net(), "cross-entropy", loader)
     assert close(streamed @ np.eye(len(exact)), exact)
+
+
+class Tokens(nn.Module):
+    """A small language model; its answer is an object with logits, as those of transformers."""
+
+    def __init__(self, named=True):
+        super().__init__()
+        self.embed, self.head, self.named = nn.Embedding(7, 3), nn.Linear(3, 7), named
+
+    def forward(self, input_ids):
+        logits = self.head(self.embed(input_ids).cumsum(1).tanh())
+        return SimpleNamespace(logits=logits) if self.named else logits
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_the_loss_of_language_models(named):
+    torch.manual_seed(0)
+    model = Tokens(named).double()
+    tokens = torch.randint(0, 7, (5, 6))
+    labels = torch.where(torch.rand(5, 6) < 0.3, -100, tokens)
+
+    def by_hand(outputs, targets):  # token by token
+        logits = outputs.logits if named else outputs
+        log_p = logits.log_softmax(-1)
+        each = [
+            -log_p[row, place - 1, target]
+            for row, line in enumerate(targets.tolist())
+            for place, target in enumerate(line)
+            if place and target != -100
+        ]
+        return torch.stack(each).mean()
+
+    data = {"input_ids": tokens, "labels": labels}
+    found = hr.spectrum(hr.Problem(model, "next-token", data))
+    wanted = np.asarray(by_double_backward(model, by_hand, tokens, labels))
+    atol = found.noise_floor + 1e-13
+    np.testing.assert_allclose(found.eigenvalues, np.linalg.eigvalsh(wanted), rtol=0, atol=atol)
+    # sequences in several batches: the mean is over the tokens that count in all of them
+    parts = [{name: value[rows] for name, value in data.items()} for rows in ([0, 1], [2, 3, 4])]
+    vector = torch.randn(len(wanted), dtype=torch.float64, generator=torch.manual_seed(1))
+    product = hr.CurvatureOperator(model, "next-token", parts) @ vector
+    np.testing.assert_allclose(np.asarray(product), wanted @ vector.numpy(), rtol=0, atol=1e-12)
+    with pytest.raises(ProblemError, match=r"next-token: .*expected logits \(B, T, V\)"):
+        hr.spectrum(hr.Problem(model, "next-token", {"input_ids": tokens, "labels": labels[:, 0]}))

@@ -1,19 +1,24 @@
 """The command line: what it prints where, its exit codes, and one clear error for each mistake."""
 
+import os
 import re
 import resource
+import stat
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import torch
+from level_samples import write_file
 from safetensors.torch import save_file
 from torch import nn
 
 from hessrmt.cli import console
+from hessrmt.records import Spectrum
 from hessrmt.store.spectra import load
 
 USER_CODE = """
@@ -86,6 +91,7 @@ def place(tmp_path, tiny_npz):
     (tmp_path / "folder").mkdir()
     (tmp_path / "taken.h5").write_text("precious")
     (tmp_path / "type.toml").write_text('batch = "many"\n')
+    (tmp_path / "deep.toml").write_text(f"batch = {'[' * 2000}\n")
     with np.load(tiny_npz) as tiny:
         x, y = tiny["x"], tiny["y"]
     for name, row, value in (("inf", 17, np.inf), ("late", 25, 100)):
@@ -107,6 +113,9 @@ BAD = {
     "data": ([*RUN, "--data", "cifar"], ["cifar", "mnist", "npz"]),
     "device number": ([*RUN, "--device", "cuda:99"], ["'cuda:99'"]),
     "seed word": ([*RUN, "--seed", "x"], ["--seed", "integer"]),
+    "seed huge": ([*RUN, "--seed", str(2**64)], ["seed", "18446744073709551615"]),
+    "workers": ([*RUN, "--workers", str(10**20)], ["--workers", "4096"]),
+    "toml deep": ([*RUN, "--config", "deep.toml"], ["deep.toml", "nested too deep"]),
     "batch word": ([*RUN, "--batch", "many"], ["batch", "integer", "'many'"]),
     "batch fraction": ([*RUN, "--batch", "2.5"], ["batch", "integer", "'2.5'"]),
     "batches odd": ([*RUN, "--batches", "²"], ["batches", "'all'", "'²'"]),
@@ -230,6 +239,84 @@ def test_plot_names_its_file(place, cli, refused):
         assert cli("plot", "a.h5", *arguments).stderr == f"written: {name}\n"
         assert (place / name).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     refused(["plot", "a.h5", "--out", "folder"], ["is a folder"])
+
+
+# output never destroys input
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [*RUN, "--out", "tiny.npz", "--overwrite"],
+        [*RUN, "--out", "link.npz", "--overwrite"],
+        [*RUN, "--out", "./folder/../tiny.npz", "--overwrite"],
+        [*RUN, "--out", "hard.npz", "--overwrite"],
+        [*RUN, "--model", "user.py:factory", "--out", "user.py", "--overwrite"],
+        [*RUN, "--config", "run.toml", "--out", "run.toml", "--overwrite"],
+        [*RUN, "--checkpoint", "names.pt", "--csv", "names.pt"],
+        ["train", "--data", "tiny.npz", "--history", "tiny.npz", "--overwrite"],
+        ["density", "--data", "tiny.npz", "--plot", "tiny.npz"],
+        ["capacity", "names.pt", "--csv", "names.pt"],
+        ["capacity", "tiny.npz", "names.pt", "--csv", "names.pt"],
+        ["levels", "a.h5", "--csv", "a.h5"],
+        ["report", "a.h5", "--out", "a.h5", "--overwrite"],
+        ["plot", "a.png"],
+        ["plot", "a.h5", "--out", "a.h5"],
+        ["info", "a.h5", "--csv", "a.h5"],
+    ],
+    ids=" ".join,
+)
+def test_output_never_destroys_input(place, refused, words):
+    (place / "link.npz").symlink_to("tiny.npz")
+    (place / "hard.npz").hardlink_to(place / "tiny.npz")
+    (place / "run.toml").write_text("batch = 10\n")
+    (place / "a.h5").write_bytes(b"anything")
+    (place / "a.png").write_bytes(b"anything")
+    before = {path.name: path.read_bytes() for path in place.iterdir() if path.is_file()}
+    refused(words, ["which is read"])
+    assert before == {path.name: path.read_bytes() for path in place.iterdir() if path.is_file()}
+
+
+def test_two_results_need_two_files(place, refused):
+    refused([*RUN, "--out", "new.h5", "--csv", "./new.h5"], ["--out and --csv both name"])
+    assert not (place / "new.h5").exists()
+
+
+@pytest.mark.parametrize("option", ["--out", "--csv"])
+def test_devices_and_pipes_are_no_files(place, refused, option):
+    os.mkfifo(place / "pipe")
+    for name in ("pipe", os.devnull):
+        refused([*RUN, option, name, "--overwrite"], ["is a device or a pipe"])
+    assert stat.S_ISFIFO((place / "pipe").stat().st_mode)
+
+
+def test_pictures_that_need_another_program(place, refused, monkeypatch):
+    monkeypatch.setenv("PATH", str(place))  # no TeX
+    levels = np.arange(1.0, 9)
+    write_file(
+        place / "a.h5", [Spectrum(levels, noise_floor=0.0, dimension=8, reduced_dimension=8)]
+    )
+    refused(["plot", "a.h5", "--out", "a.pgf"], ["matplotlib can't write .pgf here", "xelatex"])
+
+
+def test_the_largest_seed(place, cli):
+    assert cli(*RUN, "--seed", str(2**64 - 1), "--out", "seed.h5").returncode == 0
+    assert load(place / "seed.h5").provenance.config["seed"] == 2**64 - 1
+
+
+def test_json_without_standard_output(place):
+    words = [str(Path(sys.executable).parent / "hessrmt"), *RUN, "--out", "closed.h5", "--json"]
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *words],
+        cwd=place,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "standard output is closed" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(load(place / "closed.h5")) == 2  # what was computed stays
 
 
 # --help: there for every command, quick, without torch

@@ -188,7 +188,7 @@ ELSEWHERE = {"problems.md": "test_readme.py", "distributed.md": "test_parallel.p
 CLUSTER = "dask_jobqueue"
 """Blocks that import it need a cluster."""
 
-QUICK = {"start.md", "how-to/own-model.md", "how-to/layer-block.md"}
+QUICK = {"start.md", "tour.md", "how-to/own-model.md", "how-to/layer-block.md"}
 RUN = [
     pytest.param(page, marks=[] if page in QUICK else pytest.mark.slow)
     for page in TEXTS
@@ -199,7 +199,7 @@ RUN = [
 @pytest.mark.parametrize("page", RUN)
 def test_python_runs(page, tmp_path, monkeypatch):
     code = [block for block in blocks(TEXTS[page], "python") if CLUSTER not in block.text]
-    for library in ("transformers", "timm", "h5netcdf", "pandas"):
+    for library in ("transformers", "timm", "lightning", "transformer_lens", "h5netcdf", "pandas"):
         if any(library in block.text for block in code):
             pytest.importorskip(library, exc_type=ImportError)
     monkeypatch.chdir(tmp_path)

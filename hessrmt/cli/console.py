@@ -141,9 +141,16 @@ def accept_any_text() -> None:
 
 
 def emit_json(result: Any) -> None:
-    """Print one JSON object on standard output; NaN and infinity become null."""
+    """Print one JSON object on standard output; NaN and infinity become null.
+
+    Raises:
+        WriteError: If standard output is closed.
+    """
+    from hessrmt.errors import WriteError
     from hessrmt.results import to_json
 
+    if sys.stdout is None:
+        raise WriteError("standard output is closed: there is nowhere to print the JSON")
     sys.stdout.write(to_json(result) + "\n")
     sys.stdout.flush()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -26,7 +26,7 @@ import typer
 from hessrmt.cli import console
 from hessrmt.config import Settings, load_settings
 from hessrmt.errors import ConfigError
-from hessrmt.files import require_file, write_whole
+from hessrmt.files import require_apart, require_file, write_whole
 from hessrmt.tables import to_csv
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ Workers = Annotated[
     typer.Option(
         "--workers",
         min=1,
+        max=4096,
         help="Compute in this many processes: one a GPU, or the cores divided among them. "
         "\\[default: in this process]",
     ),
@@ -168,6 +169,7 @@ def with_settings(command: Callable[..., Any], *, quick: bool = False) -> Callab
                 given[name] = load_settings(kind, None if group else file, **values)
             except ConfigError as error:
                 raise ConfigError(f"{group.prefix if group else ''}{error}") from error
+        _keep_inputs({**given, "csv": table}, file)
         found = command(**given)
         if found is None:
             return
@@ -181,6 +183,25 @@ def with_settings(command: Callable[..., Any], *, quick: bool = False) -> Callab
     setattr(run, "__signature__", inspect.Signature(parameters))  # noqa: B010
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
+
+
+_OUTPUTS = ("out", "csv", "plot", "history")
+"""Options that name what is written."""
+
+
+def _keep_inputs(given: Mapping[str, Any], config: Path | None) -> None:
+    """Refuse options by which a command would write onto what it reads."""
+    written = {f"--{name}": Path(given[name]) for name in _OUTPUTS if given.get(name)}
+    read: list[Any] = [config]
+    for name, value in given.items():
+        if name not in _OUTPUTS:
+            read += value.model_dump().values() if isinstance(value, Settings) else [value]
+    every = [x for one in read for x in (one if isinstance(one, list | tuple) else [one])]
+    # a word without a dot or a folder is the name of something known
+    words = [
+        str(x) for x in every if isinstance(x, Path) or (isinstance(x, str) and set(x) & set("./"))
+    ]
+    require_apart(written, [*words, *(word.partition(".py:")[0] + ".py" for word in words)])
 
 
 def _blank(value: Any) -> Any:

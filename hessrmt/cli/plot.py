@@ -37,13 +37,14 @@ def plot(
     Spectra: |λ| with the noise floor, which eigenvalues are real. A density with its extreme
     eigenvalues. A training history against epochs. Any other result its own picture.
     """
-    from hessrmt.files import require_new
+    from hessrmt.files import require_apart, require_new
     from hessrmt.plots.files import save
     from hessrmt.runs.stored import picture
 
-    drawn = picture(file, block, console.source_in_words)
     target = out or file.with_suffix(".png")
     require_new(target, may_exist=True)
     target = target if target.suffix else target.with_suffix(".png")
+    require_apart({"--out": target}, [file])
+    drawn = picture(file, block, console.source_in_words)
     save(drawn, target)
     console.note(f"written: {target}")

@@ -1,4 +1,4 @@
-"""Density, certified edge levels and traces of a matrix that is never formed, and their file."""
+"""Density, extremal eigenvalues and traces of a matrix that is never formed, and their file."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ class DensityResult(
         return inexact_first(super().shown())
 
     def spectra(self) -> Spectra:
-        """The resolved edge levels as spectra for :mod:`hessrmt.levels`.
+        """The resolved extremal eigenvalues as spectra for :mod:`hessrmt.levels`.
 
         Every stretch of resolved neighbours is a spectrum of its own, and so is the complete part
         of a window. Its noise floor is twice the largest bound: a spacing above it is certain.
@@ -174,8 +174,8 @@ class DensityResult(
             )
         if self.edges is None or not runs:
             raise DataError(
-                "there are no three resolved neighbouring levels; ask for edge levels (--top K), "
-                "or for all of a window (--window LOW:HIGH)"
+                "there are no three resolved neighbouring levels; ask for extremal eigenvalues "
+                "(--top K), or for all of a window (--window LOW:HIGH)"
             )
         names = ("dimension", "loss", "gradient_norm", "operator", "dtype", "provenance")
         shared: dict[str, Any] = {name: getattr(self, name) for name in names} | {
@@ -284,8 +284,8 @@ def density(
         options: Further fields of :class:`DensityPlan`, e.g. ``top=50``, ``trace="hutch++"``.
 
     Returns:
-        Density, and edge levels and traces if asked for. Raises TypeError for an unknown option,
-        ConfigError for what is no matrix, ProblemError for one that is not symmetric.
+        Density, and extremal eigenvalues and traces if asked for. Raises TypeError for an unknown
+        option, ConfigError for what is no matrix, ProblemError for one that is not symmetric.
     """
     if isinstance(problem, Problem):
         how: dict[str, Any] = {"batch": batch, "device": device, "dtype": dtype}
@@ -309,7 +309,7 @@ def complete(
         operator: H.
         plan: What to compute.
         found: What an earlier run with the same plan has done.
-        save: Called whenever a probe, the trace or the edge levels are complete.
+        save: Called whenever a probe, the trace or the extremal eigenvalues are complete.
         tick: Told of progress.
         provenance: Stored in a new result.
 
@@ -453,7 +453,7 @@ def load_density(path: str | Path) -> DensityResult:
         path: A file written by ``hessrmt density``.
 
     Returns:
-        Its quadratures, edge levels and traces.
+        Its quadratures, extremal eigenvalues and traces.
 
     Raises:
         StoreError: If the file is missing, damaged, foreign or of a newer schema.

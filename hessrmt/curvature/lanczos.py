@@ -291,7 +291,7 @@ def _extreme_pairs(
         residuals = space.beta * np.abs(rotation[-1])
         settled, chosen, done = _settled(wanted, values, residuals, goal, zero, size)
         now = values[chosen]
-        tick("edge levels", len(now), levels)
+        tick("extremal eigenvalues", len(now), levels)
         # an invariant space, up to rounding: some eigenvalue has more copies than it holds
         check_multiplicity |= space.beta <= min(goal, digits * space.norm)
         same = looked is not None and len(looked) == len(now)

@@ -77,13 +77,17 @@ def save(picture: Figure, path: Path) -> None:
         path: The file; its ending is the format.
 
     Raises:
+        ConfigError: If matplotlib lacks a program that the format needs.
         StoreError: If the file cannot be written.
     """
     kind = checked_ending(path.suffix)
     content = io.BytesIO()
     options = {"dpi": _DPI, "bbox_inches": "tight", "metadata": _UNDATED.get(kind)}
     with mpl.rc_context({"svg.hashsalt": "hessrmt"}):
-        picture.savefig(content, format=kind, **options)
+        try:
+            picture.savefig(content, format=kind, **options)
+        except RuntimeError as error:  # a format that needs another program, as .pgf needs TeX
+            raise ConfigError(f"matplotlib can't write .{kind} here: {error}") from error
     write_whole(path, content.getbuffer())
 
 

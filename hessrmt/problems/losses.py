@@ -46,6 +46,30 @@ def mean_squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
     return (outputs - targets).square().sum() / outputs.shape[0]
 
 
+def next_token(outputs: Any, targets: Tensor) -> Tensor:
+    """Cross-entropy of each token given those before it, as language models are trained.
+
+    Args:
+        outputs: (B, T, V) logits, or an object with these as ``logits``, as models of transformers
+            return it.
+        targets: (B, T) the tokens themselves; positions with -100 don't count.
+
+    Returns:
+        The mean over all tokens that count, of each sequence from the second on.
+
+    Raises:
+        ProblemError: If there are no logits of that shape.
+    """
+    logits = getattr(outputs, "logits", outputs)
+    shape = tuple(getattr(logits, "shape", ()))
+    if len(shape) != 3 or shape[:2] != tuple(targets.shape):
+        raise ProblemError(
+            f"next-token: outputs {type(outputs).__name__} of shape {shape} against tokens of "
+            f"shape {tuple(targets.shape)}; expected logits (B, T, V) and tokens (B, T)"
+        )
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten())
+
+
 def penalised(loss: Loss, model: nn.Module, l2: float) -> Loss:
     """A loss with a penalty on the trainable parameters of a model.
 
@@ -71,15 +95,19 @@ def penalised(loss: Loss, model: nn.Module, l2: float) -> Loss:
     return total
 
 
-LOSSES: dict[str, Loss] = {"cross-entropy": F.cross_entropy, "mse": mean_squared_error}
+LOSSES: dict[str, Loss] = {
+    "cross-entropy": F.cross_entropy,
+    "mse": mean_squared_error,
+    "next-token": next_token,
+}
 
 
 def resolve(loss: str | Loss) -> Loss:
     """The loss function a name, ``file.py:function`` or callable stands for.
 
     Args:
-        loss: ``"cross-entropy"``, ``"mse"``, ``"file.py:function"`` or a callable
-            (outputs, targets) -> scalar mean.
+        loss: A name in :data:`LOSSES`, ``"file.py:function"`` or a callable (outputs, targets) ->
+            scalar mean.
 
     Returns:
         The callable.

@@ -131,8 +131,9 @@ class Problem:
 
     Args:
         model: Any ``torch.nn.Module``; of ``DistributedDataParallel`` the module inside.
-        loss: ``"cross-entropy"``, ``"mse"``, ``"file.py:function"`` or a callable
-            (outputs, targets) -> scalar mean over the batch.
+        loss: ``"cross-entropy"``, ``"mse"``, ``"next-token"`` (of a language model, whose targets
+            are the tokens), ``"file.py:function"`` or a callable (outputs, targets) -> scalar mean
+            over the batch.
         data: Inputs and targets, each a tensor or NumPy array with the batch first. Inputs may
             also be a tuple or a dict-like object of them, passed as positional or keyword
             arguments; tensors whose first axis is not the batch's belong to all samples (see
