@@ -170,28 +170,27 @@ def _conclude(found: Spectra, out: Path) -> None:
         "last three: seconds",
     )
     if not found.provenance.config.get("blocks"):
-        console.show(_round_off(first))
+        console.show(_of_first(first))
     console.note(f"written: {out}")
 
 
-def _round_off(item: Spectrum) -> str:
-    """What the published cutoff would have kept of the first batch beside real eigenvalues."""
-    if item.reduced_dimension == item.dimension:
-        low, high = item.log_gap
-        false = max(0, item.n_paper_cutoff - item.rank)
-        return (
-            f"The published cutoff |λ| > 1e-20 keeps {item.n_paper_cutoff:,} eigenvalues of batch "
-            f"0; {false:,} of them ({false / max(1, item.n_paper_cutoff):.0%}) lie below the noise "
-            "floor, where none can be told from round-off. The widest gap in |λ| is from "
-            f"{low:.1e} to {high:.1e}, {item.gap_decades:.1f} decades."
+def _of_first(item: Spectrum) -> str:
+    """What became of all eigenvalues of the first batch."""
+    null = item.dimension - item.reduced_dimension
+    small = item.reduced_dimension - item.rank
+    counted = f"Batch 0: rank {item.rank:,} of {item.dimension:,}"
+    if null:
+        counted += (
+            f"; along {null:,} directions the loss is exactly constant, and these were left out "
+            "before diagonalising"
         )
-    false = item.dimension - item.rank
-    return (
-        f"Batch 0 has {item.dimension - item.reduced_dimension:,} null directions, left out "
-        f"before diagonalising. Without that the published cutoff |λ| > 1e-20 would keep up to "
-        f"{false:,} eigenvalues that are round-off ({false / item.dimension:.0%} of "
-        f"{item.dimension:,}); --reduce none counts them."
-    )
+    if small:
+        counted += f"; {small:,} eigenvalues lie below the floor, where none is told from round-off"
+    low, high = item.log_gap
+    if not null and low > 0:
+        decades = item.gap_decades
+        counted += f". The widest gap in |λ| is from {low:.1e} to {high:.1e}, {decades:.1f} decades"
+    return f"{counted}."
 
 
 def _as_json(out: Path) -> dict[Any, Any]:
