@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _DPI = 150
+_TEXT_AS_TEXT = {"svg.hashsalt": "hessrmt", "svg.fonttype": "none", "pdf.fonttype": 42}
 _UNDATED = {"svg": {"Date": None}, "svgz": {"Date": None}, "pdf": {"CreationDate": None}}
 
 
@@ -82,7 +83,7 @@ def save(picture: Figure, path: Path) -> None:
     kind = checked_ending(path.suffix)
     content = io.BytesIO()
     options = {"dpi": _DPI, "bbox_inches": "tight", "metadata": _UNDATED.get(kind)}
-    with mpl.rc_context({"svg.hashsalt": "hessrmt"}):
+    with mpl.rc_context(_TEXT_AS_TEXT):
         picture.savefig(content, format=kind, **options)
     write_whole(path, content.getbuffer())
 
