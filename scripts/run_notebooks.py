@@ -3,8 +3,8 @@
     python scripts/run_notebooks.py            # all of them
     python scripts/run_notebooks.py sharpness  # or some, by name
 
-Each runs in an empty folder. Times, and names of the machine, are left out; pictures are PNG with few colours.
-Needs nbclient and ipykernel (``pip install ".[tutorials]"``).
+Each runs in an empty folder. Times, and names of the machine, are left out; pictures are PNG with
+256 colours. Needs nbclient and ipykernel (``pip install ".[tutorials]"``).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The tutorials of docs/tutorials: they run, and what is stored in them is what comes out.
 
-Each notebook states its facts in ``assert`` lines of its own. Those that take more than seconds, and the runs in a kernel of
-their own (extra ``tutorials``), are marked slow; .ci/run does them all.
+Each notebook states its facts in ``assert`` lines of its own. Runs in a kernel of their own (extra
+``tutorials``) are marked slow; .ci/run does them all.
 """
 
 import importlib
@@ -18,7 +18,7 @@ NOTEBOOKS = sorted((ROOT / "docs" / "tutorials").glob("*.ipynb"))
 QUICK = {"first-spectrum"}
 NUMBER = r"[-+−]?\d[\d,]*\.?\d*(?:e[-+]?\d+)?"
 STALE = 0.1
-"""Relative difference of numbers that other processors may print: sharpness along training is chaotic in float32."""
+"""Relative difference of numbers on other processors: training at the edge of stability is chaotic."""
 
 
 def cells(notebook):
@@ -99,17 +99,24 @@ def test_gives_what_is_stored(path, monkeypatch):
     needs("\n".join(source for source, _ in kept))
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    made = cells(json.loads(json.dumps(importlib.import_module("run_notebooks").executed(path.stem))))
+    made = cells(
+        json.loads(json.dumps(importlib.import_module("run_notebooks").executed(path.stem)))
+    )
     for (source, before), (_, now) in zip(kept, made, strict=True):
         kinds = [sorted(output.get("data", {"text": 0})) for output in before]
         assert kinds == [sorted(output.get("data", {"text": 0})) for output in now], source
-        for old, new in zip(before, now, strict=True):
-            old, new = ("".join(item.get("text", [])) for item in (old, new))
-            assert re.sub(r" +", " ", re.sub(NUMBER, "#", new)) == re.sub(
-                r" +", " ", re.sub(NUMBER, "#", old)
-            ), source
+        for old, new in zip(printed(before), printed(now), strict=True):
+            assert words_of(new) == words_of(old), source
             was, comes = ([value(word) for word in re.findall(NUMBER, t)] for t in (old, new))
             assert comes == pytest.approx(was, rel=STALE, abs=STALE), source
+
+
+def printed(outputs):
+    return ["".join(output.get("text", [])) for output in outputs]
+
+
+def words_of(text):
+    return re.sub(r" +", " ", re.sub(NUMBER, "#", text))
 
 
 def value(word):

@@ -406,7 +406,9 @@ def density_histograms(
         edges = np.linspace(low, high, wanted + 1)
         narrow = float(np.median(np.abs(every)))
         if bins is None and 0 < narrow < (high - low) / wanted:
-            edges = narrow * np.sinh(np.linspace(*np.arcsinh([low / narrow, high / narrow]), wanted + 1))
+            edges = narrow * np.sinh(
+                np.linspace(*np.arcsinh([low / narrow, high / narrow]), wanted + 1)
+            )
             edges[[0, -1]] = low, high
         density, error = mean_counts(rows, edges) * (len(rows) / len(every))
         outside = int(np.count_nonzero((every < low) | (every > high)))

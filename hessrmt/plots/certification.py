@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _NOISE, _FLOOR, _CUTOFF = style.MUTED, style.RED, "#444444"
+_OF_NETWORKS = tuple(colour for colour in style.COLOURS if colour != _FLOOR)
 _ALTERNATING: tuple[style.Dashes, ...] = ("-", style.DASHED, style.DOT_DASHED, ":")
 
 _LOWEST = 0.03
@@ -54,7 +55,7 @@ def certification(
     sizes = []
     for place, (name, group) in enumerate(groups.items()):
         dashes = _ALTERNATING[place % len(_ALTERNATING)]
-        colour = style.COLOURS[place % len(style.COLOURS)]
+        colour = _OF_NETWORKS[place % len(_OF_NETWORKS)]
         for item in group:
             size = np.sort(np.abs(item.eigenvalues[item.eigenvalues != 0]))[::-1]
             index, real = np.arange(1, len(size) + 1), size > item.noise_floor

@@ -373,7 +373,7 @@ def _even_bins(axes: Axes, edges: Values) -> None:
     widths = np.diff(edges)
     if widths.max() < 2 * widths.min():
         return
-    # edges s·sinh(u) at equal steps h of u: the sum of the ends' inner differences over an edge is 2cosh(h)
+    # of edges s·sinh(u) at equal steps h of u, the neighbours of one add up to 2cosh(h) times it
     inner = edges[1:-1]
     at = int(np.argmax(np.abs(inner)))
     ratio = (edges[at] + edges[at + 2]) / inner[at]
@@ -382,10 +382,13 @@ def _even_bins(axes: Axes, edges: Values) -> None:
     axes.set_xscale("asinh", linear_width=scale)
     first = int(np.ceil(np.log10(scale)))
     last = int(np.floor(np.log10(np.abs(edges[[0, -1]]).max())))
-    every = max(1, (last - first + 1) // (_TICKS // 2) + 1)
+    sides = 2 if edges[0] < 0 < edges[-1] else 1
+    every = -(-(last - first + 1) // (2 * _TICKS // sides))
     powers = 10.0 ** np.arange(last, first - 1, -every)
     places = np.concatenate([-powers, [0.0], powers[::-1]])
-    axes.set_xticks(places[(places >= edges[0]) & (places <= edges[-1])])
+    low, high = edges[0] - scale / 5, edges[-1] + scale / 5
+    axes.set_xticks(places[(places >= low) & (places <= high)])
+    axes.set_xlim(low, high)
     axes.set_xticks([], minor=True)
     axes.xaxis.set_major_formatter(FuncFormatter(_signed_power))
 
