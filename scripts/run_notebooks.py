@@ -21,7 +21,7 @@ TUTORIALS = Path(__file__).parents[1] / "docs" / "tutorials"
 _COLOURS = 256
 """In a stored picture."""
 
-_SECONDS = 300
+_SECONDS = 1200
 """The longest that a cell may take."""
 
 

@@ -18,7 +18,7 @@ NOTEBOOKS = sorted((ROOT / "docs" / "tutorials").glob("*.ipynb"))
 QUICK = {"first-spectrum"}
 NUMBER = r"[-+−]?\d[\d,]*\.?\d*(?:e[-+]?\d+)?"
 STALE = 0.1
-"""Relative difference of numbers on other processors: training at the edge of stability is chaotic."""
+"""Relative difference on other processors: training at the edge of stability is chaotic."""
 
 
 def cells(notebook):
