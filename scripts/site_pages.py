@@ -1,11 +1,14 @@
 """Pages of the site that no file in docs/ holds: a hook of mkdocs.yml.
 
-One for each command, from the program itself; the bibliography, from docs/references.bib; changes,
-contributing and the records of benchmarks, from the files beside docs/.
+One for each command, from the program itself; one for each notebook of docs/tutorials, with its
+stored outputs; the bibliography, from docs/references.bib; changes, contributing and the records of
+benchmarks, from the files beside docs/.
 """
 
 from __future__ import annotations
 
+import base64
+import json
 import posixpath
 import re
 import sys
@@ -64,6 +67,35 @@ def command_pages() -> dict[str, str]:
     return found
 
 
+def tutorial_pages() -> dict[str, str | bytes]:
+    """A page for each notebook of docs/tutorials, as it was executed.
+
+    Returns:
+        Path within docs/ to Markdown, or to the picture of an output.
+    """
+    found: dict[str, str | bytes] = {}
+    for path in sorted((ROOT / "docs" / "tutorials").glob("*.ipynb")):
+        parts = []
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            text = "".join(cell["source"])
+            parts.append(f"```python\n{text}\n```" if cell["cell_type"] == "code" else text)
+            for output in cell.get("outputs", []):
+                data = output.get("data", {"text/plain": output.get("text", [])})
+                if "image/png" in data:
+                    name = f"{path.stem}-{len(found)}.png"
+                    found[f"tutorials/{name}"] = base64.b64decode("".join(data["image/png"]))
+                    parts.append(f"![Output of the cell above]({name})")
+                elif "text/html" in data:
+                    lines = "".join(data["text/html"]).splitlines()
+                    parts.append("\n".join(line for line in lines if line.strip()))
+                else:
+                    shown = "".join(data["text/plain"]).rstrip()
+                    parts.append(f"``` {{ .text .output }}\n{shown}\n```")
+        parts.insert(1, f"*This page is a [notebook]({path.name}) with its outputs.*")
+        found[f"tutorials/{path.stem}.md"] = "\n\n".join(parts) + "\n"
+    return found
+
+
 def bibliography() -> str:
     """The sources that pages and docstrings name by author and year.
 
@@ -107,7 +139,7 @@ def on_files(files: Any, config: Any) -> Any:
     """
     from mkdocs.structure.files import File  # pyright: ignore[reportMissingImports]
 
-    made = {**command_pages(), "reference/bibliography.md": bibliography()}
+    made = {**command_pages(), **tutorial_pages(), "reference/bibliography.md": bibliography()}
     for name, text in made.items():
         files.append(File.generated(config, name, content=text))
     for name, page in _PAGES.items():

@@ -112,7 +112,7 @@ def test_what_is_imported_is_declared():
 def test_direct_dependencies_are_pinned():
     extras = PYPROJECT["project"]["optional-dependencies"]
     wanted = [*PYPROJECT["project"]["dependencies"], *extras["test"], *extras["dev"]]
-    wanted += extras["docs"]
+    wanted += [*extras["docs"], *extras["tutorials"]]
     assert {normal(item) for item in wanted} - {"hessrmt"} <= {normal(pin) for pin in PINS}
     assert len(PINS) == len(set(PINS))
 

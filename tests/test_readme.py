@@ -3,7 +3,6 @@
 The set-up commands themselves are run by .ci/run, word for word, in an empty environment.
 """
 
-import json
 import os
 import re
 import shlex
@@ -17,7 +16,6 @@ from typer.testing import CliRunner
 from hessrmt.cli.app import app
 
 README = Path(__file__).parents[1] / "README.md"
-NOTEBOOKS = sorted((README.parent / "examples").glob("*.ipynb"))
 SETUP = (
     "pip install -c constraints.txt . && hessrmt spectrum --model mlp3 --data mnist --batch 64",
     'pip install -c constraints.txt ".[test]" && pytest',
@@ -140,13 +138,3 @@ def test_command_parses(words):
     # --help ends the command after its words were parsed and before it runs
     result = CliRunner().invoke(app, [*words[1:], "--help"])
     assert result.exit_code == 0, result.output
-
-
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
-def test_notebook_runs(path, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    namespace: dict = {}
-    for cell in cells:
-        if cell["cell_type"] == "code":
-            exec("".join(cell["source"]), namespace)

@@ -31,20 +31,33 @@ def plot(
             "--block", metavar="NAME", help="Of a file of blocks (spectrum --blocks): which one."
         ),
     ] = None,
+    style: Annotated[
+        str,
+        typer.Option(
+            "--style",
+            metavar="screen|paper|dark",
+            help="For a screen, 3.3 inches wide for a column of print, or on a dark ground.",
+        ),
+    ] = "screen",
 ) -> None:
     """Draw what a file holds.
 
     Spectra: |λ| with the noise floor, which eigenvalues are real. A density with its extreme
     eigenvalues. A training history against epochs. Any other result its own picture.
     """
+    from hessrmt.checks import one_of
+    from hessrmt.errors import ConfigError
     from hessrmt.files import require_apart, require_new
     from hessrmt.plots.files import save
+    from hessrmt.plots.style import LOOKS, relook
     from hessrmt.runs.stored import picture
 
+    one_of("--style", style, LOOKS, error=ConfigError)
     target = out or file.with_suffix(".png")
     require_new(target, may_exist=True)
     target = target if target.suffix else target.with_suffix(".png")
     require_apart({"--out": target}, [file])
     drawn = picture(file, block, console.source_in_words)
+    relook(drawn, style)
     save(drawn, target)
     console.note(f"written: {target}")

@@ -383,7 +383,9 @@ def density_histograms(
 
     Args:
         groups: What to call them to the levels, one (n_i,) array for each spectrum, in any order.
-        bins: Of each histogram; more the more levels there are if None.
+        bins: Of each histogram; more the more levels there are if None. They are equally wide; if
+            None, and one of them would hold most levels, equally wide in arsinh(λ/s), s the median
+            of |λ|: narrow around zero, each a factor further out.
         clip: Share of levels left out at either end, so that few outliers don't make all bins wide.
 
     Returns:
@@ -402,6 +404,11 @@ def density_histograms(
             low, high = every.min(), every.max()
         wanted = int(np.clip(2 * len(every) ** 0.5, 10, 100)) if bins is None else bins
         edges = np.linspace(low, high, wanted + 1)
+        narrow = float(np.median(np.abs(every)))
+        if bins is None and 0 < narrow < (high - low) / wanted:
+            ends = np.arcsinh(low / narrow), np.arcsinh(high / narrow)
+            edges = narrow * np.sinh(np.linspace(*ends, wanted + 1))
+            edges[[0, -1]] = low, high
         density, error = mean_counts(rows, edges) * (len(rows) / len(every))
         outside = int(np.count_nonzero((every < low) | (every > high)))
         moments = float(every.mean()), float(every.std())

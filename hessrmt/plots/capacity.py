@@ -131,8 +131,11 @@ def layer_density(layer: Any, title: str = "", *, ax: Any = None) -> Figure:
     x = np.geomspace(edges[0], edges[-1], 600)
     _draw_bulk(axes, layer, x, len(values))
     _draw_tails(axes, layer, x)
-    scales = {"xscale": "log", "yscale": "log", "ylim": (low, 3 * density.max())}
-    return style.finish(axes, **scales, xlabel="λ, eigenvalues of WᵀW/N", ylabel="density")
+    limits = {"xlim": (edges[0], edges[-1]), "ylim": (low, 3 * density.max())}
+    axes.set(xscale="log", yscale="log", **limits)
+    for axis in (axes.xaxis, axes.yaxis):
+        style.log_ticks(axis)
+    return style.finish(axes, xlabel="λ, eigenvalues of WᵀW/N", ylabel="density")
 
 
 def _draw_tails(axes: Axes, layer: Any, x: Values) -> None:
@@ -206,20 +209,20 @@ def alpha_histogram(reports: Any, title: str = "", *, ax: Any = None) -> Figure:
         exponents = {label: np.concatenate([*exponents.values()])}
     every = np.concatenate([*exponents.values()])
     top = float(max(np.quantile(every, 0.98), 6.0))
-    edges = np.linspace(1, top, int(np.clip(8 * (len(every) / len(exponents)) ** 0.5, 16, 80)) + 1)
+    edges = np.linspace(1, top, int(np.clip(3 * (len(every) / len(exponents)) ** 0.5, 15, 80)) + 1)
     size = style.SIZE if len(exponents) == 1 else (style.WIDTH, _PANEL)
     picture, panels = style.panels_for(len(exponents), title, size, 1, ax=ax, sharex=True)
     for axes, (label, found) in zip(panels, exponents.items(), strict=True):
         above = int(np.count_nonzero(found > top))
-        name = f"{label}: {len(found):,}" + (f", {above:,} above {top:.3g}" if above else "")
+        name = f"{label}: {len(found):,} fits" + (f", {above:,} above {top:.3g}" if above else "")
         style.draw_area(axes, edges, np.histogram(found, edges)[0], name)
         if np.isfinite(mean := means[label]):
             whose = "networks" if label not in reports else "layers"
             axes.axvline(mean, color=style.INK, lw=1.3, label=f"mean of the {whose} {mean:.2f}")
-        axes.axvline(2, label="2 and 5", **_MARK)
+        axes.axvline(2, label="2 and 5, the usual range", **_MARK)
         axes.axvline(5, **_MARK)
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-        style.finish(axes, ylabel="spectra")
+        style.finish(axes, xlim=(1, top), ylabel="number of fits")
     panels[-1].set_xlabel("α")
     return picture
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_CERTIFIED, _NOISE, _FLOOR, _CUTOFF = "#1f5fa8", style.MUTED, "#b3341d", "#444444"
+_NOISE, _FLOOR, _CUTOFF = style.MUTED, style.RED, "#444444"
+_OF_NETWORKS = tuple(colour for colour in style.COLOURS if colour != _FLOOR)
+_ALTERNATING: tuple[style.Dashes, ...] = ("-", style.DASHED, style.DOT_DASHED, ":")
 
 _LOWEST = 0.03
 """Eigenvalues per decade where the picture of a density ends below."""
@@ -33,12 +36,13 @@ _EDGES_AT = 0.25
 
 
 def certification(
-    spectra: Spectrum | Sequence[Spectrum], title: str = "", *, ax: Any = None
+    spectra: Spectrum | Sequence[Spectrum] | Mapping[str, Any], title: str = "", *, ax: Any = None
 ) -> Figure:
     """Magnitudes of all nonzero eigenvalues in descending order, one line for each spectrum.
 
     Args:
-        spectra: One spectrum or several.
+        spectra: One spectrum; several of one network, which share a colour; or what to call
+            several networks to theirs.
         title: Drawn above the axes.
         ax: Axes to draw into; None for a new figure.
 
@@ -48,22 +52,30 @@ def certification(
     Raises:
         DataError: If there is no spectrum.
     """
-    spectra = [spectra] if isinstance(spectra, Spectrum) else spectra
-    if not len(spectra):
+    groups = spectra if isinstance(spectra, Mapping) else {"": spectra}
+    groups = {k: [v] if isinstance(v, Spectrum) else list(v) for k, v in groups.items()}
+    if not any(map(len, groups.values())):
         raise DataError("there is no spectrum to draw; continue the run with --resume")
-    axes = style.single("", ax, (7.5, 4.4))
-    sizes = [np.sort(np.abs(item.eigenvalues[item.eigenvalues != 0]))[::-1] for item in spectra]
-    for item, size in zip(spectra, sizes, strict=True):
-        index, real = np.arange(1, len(size) + 1), size > item.noise_floor
-        axes.plot(index[~real], size[~real], color=_NOISE, lw=1)
-        axes.plot(index[real], size[real], color=_CERTIFIED, lw=1.2)
+    axes = style.single(title, ax, (style.WIDTH, 4.4))
+    sizes = []
+    for place, (name, group) in enumerate(groups.items()):
+        dashes = _ALTERNATING[place % len(_ALTERNATING)]
+        colour = _OF_NETWORKS[place % len(_OF_NETWORKS)]
+        for item in group:
+            size = np.sort(np.abs(item.eigenvalues[item.eigenvalues != 0]))[::-1]
+            index, real = np.arange(1, len(size) + 1), size > item.noise_floor
+            axes.plot(index[~real], size[~real], color=_NOISE, lw=1, ls=dashes)
+            axes.plot(index[real], size[real], color=colour, lw=1.6, ls=dashes)
+            sizes.append(size)
+        label = f"{name}, " * bool(name) + f"certified: {_range([item.rank for item in group])}"
+        axes.plot([], [], color=colour, lw=1.6, ls=dashes, label=label)
+    spectra = [item for group in groups.values() for item in group]
     floor = float(np.median([item.noise_floor for item in spectra]))
     axes.axhline(floor, color=_FLOOR, ls="--", lw=1)
     noisy = any(item.count_above(0) > item.rank for item in spectra)
     if noisy:
         axes.axhline(PAPER_CUTOFF_SPACINGS, color=_CUTOFF, ls=":", lw=1)
         axes.plot([], [], color=_CUTOFF, ls=":", label="published cutoff 1e-20")
-    axes.plot([], [], color=_CERTIFIED, label=f"certified: {_range([s.rank for s in spectra])}")
     axes.plot([], [], color=_FLOOR, ls="--", label=f"noise floor {floor:.1e}")
     if noisy:
         axes.plot([], [], color=_NOISE, label="indistinguishable from round-off")
@@ -75,10 +87,7 @@ def certification(
     smallest = min((size[-1] for size in sizes if len(size)), default=floor)
     if floor > 0 and smallest < PAPER_CUTOFF_SPACINGS:
         axes.set_ylim(bottom=PAPER_CUTOFF_SPACINGS / 10)
-    axes.set_title(title, loc="left", fontsize=10)
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    return axes.figure
+    return style.finish(axes)
 
 
 def _range(counts: list[int]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import matplotlib as mpl
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _DPI = 150
+_TEXT_AS_TEXT: Any = {"svg.hashsalt": "hessrmt", "svg.fonttype": "none", "pdf.fonttype": 42}
 _UNDATED = {"svg": {"Date": None}, "svgz": {"Date": None}, "pdf": {"CreationDate": None}}
 
 
@@ -83,7 +84,7 @@ def save(picture: Figure, path: Path) -> None:
     kind = checked_ending(path.suffix)
     content = io.BytesIO()
     options = {"dpi": _DPI, "bbox_inches": "tight", "metadata": _UNDATED.get(kind)}
-    with mpl.rc_context({"svg.hashsalt": "hessrmt"}):
+    with mpl.rc_context(_TEXT_AS_TEXT):
         try:
             picture.savefig(content, format=kind, **options)
         except RuntimeError as error:  # a format that needs another program, as .pgf needs TeX

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from hessrmt import theory
 from hessrmt.errors import DataError
@@ -333,6 +333,8 @@ def spectral_density(
 ) -> Figure:
     """Density of λ on a logarithmic axis, a panel for each label.
 
+    Where the bins are not equally wide, the axis is linear around zero and logarithmic further out.
+
     Args:
         found: A :class:`hessrmt.levels.histograms.DensityHistogram`, or a dictionary of labels to
             them.
@@ -359,10 +361,41 @@ def spectral_density(
             law = theory.semicircle(x - item.mean, radius)
             style.draw_law(axes, "semicircle", x, law, ", same mean and variance")
             top = max(top, 2 / (np.pi * radius))
-        smallest = 1 / (item.n_levels * (item.edges[1] - item.edges[0]))  # one level in a bin
+        smallest = 1 / (item.n_levels * np.diff(item.edges).max())  # one level in a bin
         axes.set(yscale="log", ylim=(smallest / 2, 3 * top))
+        _even_bins(axes, item.edges)
         style.finish(axes, ylabel="density of λ", xlabel="λ")
     return picture
+
+
+def _even_bins(axes: Axes, edges: Values) -> None:
+    """An axis on which the bins are equally wide, and ticks at decades of both signs."""
+    widths = np.diff(edges)
+    if widths.max() < 2 * widths.min():
+        return
+    # of edges s·sinh(u) at equal steps h of u, the neighbours of one add up to 2cosh(h) times it
+    inner = edges[1:-1]
+    at = int(np.argmax(np.abs(inner)))
+    ratio = (edges[at] + edges[at + 2]) / inner[at]
+    step = np.arccosh(max(ratio / 2, 1 + 1e-12))
+    scale = float(widths.min() / step)
+    axes.set_xscale("asinh", linear_width=scale)
+    first = int(np.ceil(np.log10(scale)))
+    last = int(np.floor(np.log10(np.abs(edges[[0, -1]]).max())))
+    sides = 2 if edges[0] < 0 < edges[-1] else 1
+    every = -(-(last - first + 1) // (2 * _TICKS // sides))
+    powers = 10.0 ** np.arange(last, first - 1, -every)
+    places = np.concatenate([-powers, [0.0], powers[::-1]])
+    low, high = edges[0] - scale / 5, edges[-1] + scale / 5
+    axes.set_xticks(places[(places >= low) & (places <= high)])
+    axes.set_xlim(low, high)
+    axes.set_xticks([], minor=True)
+    axes.xaxis.set_major_formatter(FuncFormatter(_signed_power))
+
+
+def _signed_power(value: float, _: Any) -> str:
+    power = round(np.log10(abs(value))) if value else 0
+    return f"${'-' if value < 0 else ''}10^{{{power}}}$" if value else "0"
 
 
 def density_per_decade(found: Any, title: str = "", *, ax: Any = None) -> Figure:

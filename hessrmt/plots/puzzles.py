@@ -40,6 +40,8 @@ TRAINED_ON_RANDOM = "trained on random labels"
 LINE, WITH_RANDOM = "line of the natural labels", "line of all points"
 CONFIDENCE, PREDICTION = "95 % band of the line", "95 % band of a further point"
 DIAGONAL = "test = training"
+_SHARED = TRAINED_ON_RANDOM, CONFIDENCE, PREDICTION, DIAGONAL
+"""What the legend of the left panel says for both."""
 
 _REFERENCES = (style.DOT_DASHED, (0, (1, 1.2)), (0, (8, 2)))
 
@@ -97,7 +99,7 @@ def losses(
         lower.set_xlabel(f"training loss, {what}")
         style.few_ticks(upper)
         style.few_ticks(lower, y=3)
-        _key(upper)
+        _key(upper, _SHARED if prefix else ())
     grid[0, 0].set_ylabel("test loss")
     grid[1, 0].set_ylabel("test loss - line")
     picture.align_ylabels(grid[:, 0])
@@ -556,9 +558,13 @@ def _finish(axes: Axes, **settings: Any) -> None:
     style.few_ticks(axes)
 
 
-def _key(axes: Axes) -> None:
-    """A legend above the axes, one line for each entry."""
-    style.legend_above(axes, fontsize=8, ncols=1, handlelength=2.4, labelspacing=0.35)
+def _key(axes: Axes, without: Sequence[str] = ()) -> None:
+    """A legend above the axes, one line for each entry that no other panel's legend has."""
+    pairs = zip(*axes.get_legend_handles_labels(), strict=True)
+    shown = [(handle, label) for handle, label in pairs if label not in without]
+    handles, labels = (list(part) for part in zip(*shown, strict=True)) if shown else ([], [])
+    look: dict[str, Any] = {"fontsize": 8, "ncols": 1, "handlelength": 2.4, "labelspacing": 0.35}
+    style.legend_above(axes, handles=handles, labels=labels, **look)
 
 
 def _columns(entry: Any, *names: str) -> list[Values]:

@@ -12,10 +12,17 @@ from math import ceil, prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib.collections import Collection
+from matplotlib.colors import to_hex, to_rgb, to_rgba_array
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.spines import Spine
+from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from hessrmt.errors import DataError
+from hessrmt.checks import one_of
+from hessrmt.errors import ConfigError, DataError
 from hessrmt.results import Result
 
 if TYPE_CHECKING:
@@ -343,3 +350,95 @@ def _round_number(value: float) -> str:
         return f"{value:g}"
     digit = value / 10.0**power
     return ("" if abs(digit - 1) < 1e-6 else f"{digit:g}·") + f"$10^{{{power}}}$"
+
+
+LOOKS = ("screen", "paper", "dark")
+"""How a finished picture can be changed: not, to a column of a journal, to a dark ground."""
+
+_COLUMN = 3.3
+"""Width of a column of a journal in inches."""
+
+_SMALLEST = 6.0
+"""Points below which text can't be read in print."""
+
+_NIGHT, _PALE = "#1b1f27", "#e3e6eb"
+"""Ground and ink of the dark look."""
+
+_DARK = 0.45
+"""Largest share of red, green and blue of what counts as ink."""
+
+_LIFTED = {BLUE: "#5fb1e6", RED: "#ff9a4d", GREEN: "#3ccf9d", FILL: "#4c5666", MUTED: "#8d95a3"}
+"""Colours that are too dark on a dark ground to those in their place."""
+
+
+def relook(picture: Figure, look: str) -> None:
+    """Change a finished picture for print in a column, or for a dark page.
+
+    Args:
+        picture: Changed in place.
+        look: One of :data:`LOOKS`. ``"paper"`` is 3.3 inches wide, twice
+            that if panels stand side by side, with text of 6 points at least;
+            ``"dark"`` has light ink on a dark ground.
+
+    Raises:
+        ConfigError: If there is no such look.
+    """
+    one_of("look", look, LOOKS, error=ConfigError)
+    if look == "paper":
+        _to_column(picture)
+    elif look == "dark":
+        _to_night(picture)
+
+
+def _to_column(picture: Figure) -> None:
+    places = [axes.get_subplotspec() for axes in picture.axes]
+    columns = max((place.get_gridspec().ncols for place in places if place is not None), default=1)
+    (width, height), new = picture.get_size_inches(), _COLUMN * min(columns, 2)
+    for item in picture.findobj(Line2D):
+        item.set_linewidth(0.8 * item.get_linewidth())
+        item.set_markersize(0.75 * item.get_markersize())
+    for item in picture.findobj(Text):
+        item.set_fontsize(max(_SMALLEST, 0.72 * float(item.get_fontsize())))
+    title, entries = picture.get_suptitle(), 0
+    if title:
+        lines = textwrap.wrap(title, int(_TITLE_CHARACTERS * new / WIDTH / 0.8))
+        picture.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=_SMALLEST + 1)
+    for axes in picture.axes:
+        if (legend := axes.get_legend()) is not None:
+            words = [text.get_text() for text in legend.get_texts()]
+            entries = max(entries, sum(1 + word.count("\n") for word in words))
+            look = {"fontsize": _SMALLEST, "ncols": 1, "handlelength": 2.2, "labelspacing": 0.3}
+            legend_above(axes, handles=legend.legend_handles, labels=words, **look)
+    body = max(height * new / width, 0.6 * new / min(columns, 2))
+    picture.set_size_inches(new, body + 0.12 * entries)
+
+
+def _to_night(picture: Figure) -> None:
+    kinds = Line2D, Text, Patch, Collection, Spine
+    names = "color", "facecolor", "edgecolor", "markerfacecolor", "markeredgecolor"
+    for item in picture.findobj(lambda part: isinstance(part, kinds)):
+        for name in names:
+            if hasattr(item, f"get_{name}") and hasattr(item, f"set_{name}"):
+                _lighten(item, name)
+    for axes in picture.axes:
+        axes.tick_params(which="both", colors=_PALE)
+        axes.set_facecolor(_NIGHT)
+    picture.set_facecolor(_NIGHT)
+
+
+def _lighten(item: Any, name: str) -> None:
+    """Give one colour of an artist its counterpart on a dark ground; others stay."""
+    found = getattr(item, f"get_{name}")()
+    if isinstance(found, str) and found in {"none", "auto"}:
+        return
+    colours = to_rgba_array(found)
+    lifted = {to_hex(old): new for old, new in _LIFTED.items()}
+    changed = colours.copy()
+    for place, colour in enumerate(colours):
+        known = to_hex(colour)
+        if known in lifted:
+            changed[place, :3] = to_rgb(lifted[known])
+        elif colour[:3].max() < _DARK:
+            changed[place, :3] = to_rgb(_PALE)
+    if not np.array_equal(changed, colours):
+        getattr(item, f"set_{name}")(changed if np.ndim(found) > 1 else tuple(changed[0]))
