@@ -13,7 +13,7 @@ import hessrmt as hr
 from hessrmt.curvature.differences import Differences
 from hessrmt.curvature.operators import CurvatureOperator
 from hessrmt.curvature.stochastic import traces
-from hessrmt.errors import ConfigError, NonFiniteError, ProblemError
+from hessrmt.errors import NonFiniteError, ProblemError
 
 FD = "finite-difference"
 USED = []
@@ -277,8 +277,15 @@ def test_what_there_are_no_differences_for():
             kind(given, products=FD)
     with pytest.raises(ProblemError, match="finite-difference"):
         hr.Hessian(given, products="differences")
-    with pytest.raises(ConfigError, match="eigsh"):
-        hr.spectrum(hr.Hessian(given, products=FD))
+
+
+def test_the_floor_of_a_spectrum_of_differences_holds_their_error():
+    for kind in SMOOTH.values():
+        given = problem(kind)
+        exact, found = hr.spectrum(given), hr.spectrum(hr.Hessian(given, products=FD))
+        far = np.abs(found.eigenvalues - exact.eigenvalues).max()
+        assert far <= found.noise_floor + exact.noise_floor
+        assert found.noise_floor > exact.noise_floor
 
 
 def test_densities_say_that_they_are_not_exact(tmp_path):

@@ -332,8 +332,8 @@ def huge():
 @pytest.mark.parametrize(
     ("wrong", "error", "named"),
     [
-        (lambda p, h: hr.spectrum(h), ConfigError, "must be a Problem, not a Hessian"),
-        (lambda p, h: hr.density(h + h), ConfigError, "must be a CurvatureOperator, not a _Sum"),
+        (lambda p, h: hr.spectrum("h"), ConfigError, "expected an operator, a matrix"),
+        (lambda p, h: hr.density(3.0), ConfigError, "expected an operator, a matrix"),
         (lambda p, h: hr.spectrum(p, blocks="layers"), ConfigError, "unknown blocks"),
         (lambda p, h: hr.eigsh(h, 1, seed=-1), HessrmtError, "seed must be a whole number"),
         (lambda p, h: hr.eigsh(h, 1, tolerance=None), ConfigError, "between 0 and 1"),

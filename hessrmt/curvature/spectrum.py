@@ -197,7 +197,7 @@ def _of_matrix(matrix: Operator, dtype: Dtype, vectors: int) -> Spectrum:
     if isinstance(matrix, CurvatureOperator):
         measured = matrix.rounding()
         check = matrix.agreement(norm, rounding=measured)
-        products = max(products, size**0.5 * measured, check * norm)
+        products = max(products, size**0.5 * measured, size**0.5 * check * norm)
         about = {"loss": matrix.loss, "gradient_norm": matrix.gradient_norm, "check": check}
     kind_of = matrix.kind if isinstance(matrix, CurvatureOperator) else "matrix"
     found = Spectrum(
