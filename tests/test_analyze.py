@@ -37,6 +37,7 @@ def draw(ensemble, count, n, seed=0):
         (goe2, "goe2", "; two superposed GOE blocks fit"),
     ],
 )
+@pytest.mark.slow
 def test_controls_are_recognised(kept, ensemble, law, sentence):
     """30 spectra of 100 levels: ⟨r̃⟩ is known to 0.005, the nearest laws are 0.037 apart."""
     found = analyze(draw(ensemble, 30, 100))
@@ -67,6 +68,7 @@ def p_values(count, n, seeds, law="goe", ensemble=goe, banks=1):
     ("count", "n", "law", "ensemble"),
     [(30, 100, "goe", goe), (6, 200, "goe", goe), (6, 200, "poisson", poisson)],
 )
+@pytest.mark.slow
 def test_p_values_of_a_few_data_sets_are_even(kept, count, n, law, ensemble):
     """Their mean is 1/2 ± 1/√(12·20): within four of these, beside 0.1 for the surrogates' bank.
 
@@ -117,6 +119,7 @@ def test_a_flat_density_leaves_the_mean_ratio_alone():
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.1])
+@pytest.mark.slow
 def test_a_curved_density_lowers_the_mean_ratio_as_predicted(rate):
     """Levels exp(rate·ξ): 200 over 4 or 9 decades. The change of ⟨r̃⟩ is compared on the same GOE
     levels before and after, whose own fluctuations cancel."""
@@ -136,6 +139,7 @@ def test_a_curved_density_lowers_the_mean_ratio_as_predicted(rate):
         assert predicted == pytest.approx(-0.0023, abs=0.0007)
 
 
+@pytest.mark.slow
 def test_the_same_call_gives_the_same_statistics(kept):
     levels = draw(goe, 3, 20)
     one, other = (json.dumps(analyze(levels, seed=3).to_dict()) for _ in range(2))
@@ -294,6 +298,7 @@ def test_copies_of_a_spectrum_are_no_evidence():
     assert "copies" in found.not_computable["excluded"]
 
 
+@pytest.mark.slow
 def test_few_surrogates_say_nothing_of_spacings(kept):
     """Of nine, GOE levels are the furthest in one case of ten."""
     sentences = [analyze(draw(goe, 2, 60, seed), surrogates=9).conclusion for seed in range(12)]

@@ -95,6 +95,7 @@ def test_eigenvalues_are_those_of_the_band(chase, b, n, dtype):
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize(("b", "n"), [(4, n) for n in sizes(4)] + [(8, 43)])
+@pytest.mark.slow
 def test_dense_matrices_of_every_kind(chase, b, n, dtype):
     """The way of the GPU but for the third stage: to_band, this kernel."""
 

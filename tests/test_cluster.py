@@ -143,6 +143,7 @@ def test_work_is_done_by_two_processes_of_one_thread(pool, tmp_path):
     assert {threads for _, threads in found} == {1}
 
 
+@pytest.mark.slow
 def test_results_that_workers_take_with_them_are_computed_again(pool):
     results = pool.map_unordered(partial(pow, 3), range(4))  # all are given out at once
     found = [next(results)]
@@ -157,6 +158,7 @@ def test_results_that_workers_take_with_them_are_computed_again(pool):
 # Errors
 
 
+@pytest.mark.slow
 def test_an_error_of_a_task_is_that_of_one_process(tmp_path, pool):
     x = np.random.default_rng(0).normal(size=(40, 4))
     x[25] = 1e300  # the squared error of its batch overflows
@@ -327,6 +329,7 @@ def test_a_file_begun_by_one_is_finished_by_the_other(tmp_path, config, pool, on
         assert contents(path) == contents(tmp_path / "serial.h5")
 
 
+@pytest.mark.slow
 def test_statistics_equal_those_of_one_process(tmp_path, pool, one_thread):
     spectra = load(write_file(tmp_path / "goe.h5", [goe(40, 0, index=i) for i in range(6)]))
     # this unfolding follows the data, but not the surrogates of every law
@@ -385,6 +388,7 @@ def test_workers_that_die_at_every_start_end_the_run():
         list(pool.map_unordered(eval, ["__import__('os')._exit(3)"]))
 
 
+@pytest.mark.slow
 def test_workers_that_are_not_started_again_end_the_run(monkeypatch):
     async def fails(self):
         raise OSError("no process")

@@ -122,6 +122,7 @@ def test_coverage_of_all_sizes(kind, r):
             assert share >= LEAST - 3 * math.sqrt(LEAST * (1 - LEAST) / sets), (name, n, share)
 
 
+@pytest.mark.slow
 def test_intervals_for_normal_columns_are_not_wasteful():
     """Fisher's interval for r, of n normal pairs, but for Student's t instead of the normal law."""
     n = 400

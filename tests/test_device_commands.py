@@ -113,6 +113,7 @@ def test_spectrum(both, tmp_path, monkeypatch, tiny_npz, operator):
         assert (here.rank, here.reduced_dimension) == (far.rank, far.reduced_dimension)
 
 
+@pytest.mark.slow
 def test_levels(both, tmp_path, monkeypatch):
     path = write_file(tmp_path / "spectra.h5", [goe(12, 3, index) for index in range(31)])
     # fewer and shorter than usual, and kept for no other test
@@ -147,6 +148,7 @@ def test_capacity(both, tmp_path):
     assert_same(*both("capacity", path, "--x-max", "max", "--p-values", 3)[:2])
 
 
+@pytest.mark.slow
 def test_reproduce(both, tmp_path):
     path = write_settings(tmp_path, "gp-loss-model", ("samples = 3", "samples = 2"))
     here, there, compiled = both("reproduce", path, "--out", "DEVICE")

@@ -121,6 +121,7 @@ def test_equations_are_the_gradients_of_their_coordinates(kind):
         ("cross-entropy", "weight-normalization", [8]),
     ],
 )
+@pytest.mark.slow
 def test_squared_norms_of_all_layers_grow_alike(loss, kind, hidden):
     given, outputs = task(loss)
     flow = follow([4, *hidden, outputs], given, 3, 1.5, loss=loss, kind=kind, log_time=8)
@@ -135,6 +136,7 @@ def test_squared_norms_of_all_layers_grow_alike(loss, kind, hidden):
     require_equal_growth(flow)
 
 
+@pytest.mark.slow
 def test_lemma_1_is_2_rho_times_the_mean_of_margins_and_losses():
     flow = follow([4, 5, 1], quadrant_task(12, 4, seed=7), 5, log_time=5)
     for i in (0, 150, 300):
@@ -163,12 +165,14 @@ def test_exact_relu_without_kinks_on_its_way_and_a_margin_that_falls():
     assert np.diff(late).min() > -100 * RTOL
 
 
+@pytest.mark.slow
 def test_relu_that_slides_along_a_kink_is_told():
     with pytest.raises(ConvergenceError, match=r"Filippov.*smooth-relu"):
         follow([8, 8, 1], quadrant_task(10, 8), activation="relu", evaluations=3000)
 
 
 @pytest.mark.parametrize("kind", THREE)
+@pytest.mark.slow
 def test_margin_never_decreases_after_separation(kind):
     flow = follow([2, 10, 1], quadrant_task(24, 2, seed=3), kind=kind, log_time=40)
     assert 0 < flow.separated_from < 20
@@ -226,6 +230,7 @@ def test_maximum_margin_is_that_of_a_general_solver(samples, features):
         ([5, 4, 4, 1], "constrained", "exponential"),
     ],
 )
+@pytest.mark.slow
 def test_linear_networks_become_support_vector_machines(widths, kind, loss):
     x, y = linear_task(30, 5, seed=1)
     # the direction's error falls like 1/log t for one layer and for constrained flows

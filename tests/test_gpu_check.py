@@ -77,6 +77,7 @@ def test_everything(tmp_path):
 
 
 @NEED_G
+@pytest.mark.slow
 def test_a_fault_in_one_kernel_fails_its_step_alone(tree):
     """Strict becomes not strict: a tail begins behind its own first value."""
     plant(tree, "powerlaw_scan.cu", "x[middle] < value", "x[middle] <= value")

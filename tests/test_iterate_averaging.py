@@ -37,6 +37,7 @@ def net():
 """
 
 
+@pytest.mark.slow
 def test_everything_from_nothing(cli, tmp_path, digits):
     path = write_settings(
         tmp_path, KIND, ("spectra = 1", "spectra = 2"), ("seeds = 2", "seeds = 3")

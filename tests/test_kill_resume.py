@@ -95,6 +95,7 @@ def test_second_run_on_the_same_file_is_refused(tmp_path, options, cli, start_cl
     assert len(load(path)) == BATCHES
 
 
+@pytest.mark.slow
 def test_a_search_for_the_range_goes_on_where_it_was_killed(
     tmp_path, tiny_npz, cli, start_cli, monkeypatch
 ):

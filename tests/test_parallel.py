@@ -90,6 +90,7 @@ def require_equal(found, expected):
         assert found[name] == expected[name], name
 
 
+@pytest.mark.slow
 def test_every_rank_has_the_same_bits(ranks):
     for program in ("cases", "kinds", "algorithms", "wrapped", "refusals", "documented"):
         one, other = (found[program] for found in ranks)

@@ -18,6 +18,7 @@ from hessrmt.problems.madeup import COUNTS, MADE_UP
 from hessrmt.store.spectra import load as load_spectra
 
 
+@pytest.mark.slow
 def test_spacings_from_nothing(cli, tmp_path, digits):
     few = ("batches = 1 }]", "batches = 2 }]\nwhole = false")
     path = write_settings(tmp_path, "hessian-spacings", few)
@@ -40,6 +41,7 @@ def test_spacings_from_nothing(cli, tmp_path, digits):
         assert {f"{row['run']}-{kind}.png" for kind in kinds} <= figures
 
 
+@pytest.mark.slow
 def test_seed_reaches_everything(tmp_path, digits, monkeypatch):
     monkeypatch.chdir(tmp_path)
     sizes = {"only": {"models": ["logistic"], "epochs": 1, "batch": 15, "whole": False}}

@@ -188,7 +188,7 @@ ELSEWHERE = {"problems.md": "test_readme.py", "distributed.md": "test_parallel.p
 CLUSTER = "dask_jobqueue"
 """Blocks that import it need a cluster."""
 
-QUICK = {"start.md", "tour.md", "how-to/own-model.md", "how-to/layer-block.md"}
+QUICK = {"start.md", "how-to/own-model.md", "how-to/layer-block.md"}
 RUN = [
     pytest.param(page, marks=[] if page in QUICK else pytest.mark.slow)
     for page in TEXTS

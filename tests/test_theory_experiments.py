@@ -41,6 +41,7 @@ ABOUT = {
         ("stability", "few-1.h5", ("draws = 4", "draws = 5"), "draws (4 in the file, 5 now)"),
     ],
 )
+@pytest.mark.slow
 def test_everything_from_nothing(cli, tmp_path, kind, gone, change, said):
     path = write_settings(tmp_path, kind)
     found, _, out = run_twice(cli, path, gone, change, said)
