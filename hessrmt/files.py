@@ -20,12 +20,13 @@ _DISK_FAILED = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 """Errors of a run; others are those of a name that cannot be used."""
 
 
-def require_new(path: Path, *, may_exist: bool) -> None:
+def require_new(path: Path, *, may_exist: bool, resumable: bool = True) -> None:
     """Refuse a name that is a folder's, or that of a file which is to stay.
 
     Args:
         path: The file.
         may_exist: Whether it is to be continued or replaced.
+        resumable: Whether the command could continue it.
 
     Raises:
         StoreError: If it is taken.
@@ -35,7 +36,7 @@ def require_new(path: Path, *, may_exist: bool) -> None:
     if _is_special(path):
         raise StoreError(f"{path} is a device or a pipe; --out takes the name of a file")
     if not may_exist and os.path.exists(path):
-        raise StoreError(_exists(path))
+        raise StoreError(_exists(path, resumable))
 
 
 def require_file(path: Path, option: str) -> None:
@@ -101,8 +102,9 @@ def _identity(path: str | Path) -> tuple[int, int]:
     return _NOTHING if stat.S_ISDIR(about.st_mode) else (about.st_dev, about.st_ino)
 
 
-def _exists(path: Path) -> str:
-    return f"{path} exists; --resume continues it, --overwrite replaces it; or name another file"
+def _exists(path: Path, resumable: bool = True) -> str:
+    resume = "--resume continues it, " * resumable
+    return f"{path} exists; {resume}--overwrite replaces it; or name another file"
 
 
 def write_whole(path: Path, content: bytes | memoryview | str, *, replace: bool = True) -> None:

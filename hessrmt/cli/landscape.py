@@ -36,7 +36,7 @@ def landscape(
     if plot is not None:
         require_file(plot, "--plot")
         checked_ending(plot.suffix or plot.name)
-    require_new(out, may_exist=overwrite)
+    require_new(out, may_exist=overwrite, resumable=False)
     with console.Meter() as tick:
         found, notes = run(settings, data_dir, tick)
     console.note(*notes)

@@ -36,7 +36,7 @@ def report(
     from hessrmt.runs.report import report as page
 
     require_file(out, "--out")
-    require_new(out, may_exist=overwrite)
+    require_new(out, may_exist=overwrite, resumable=False)
     with console.Meter() as tick:
         text = page(files, title, surrogates=surrogates, tick=tick)
     write_whole(out, text, replace=overwrite)
