@@ -82,6 +82,7 @@ def test_every_kind_of_file(files, name):
     assert ("Laws" in page.text) == (name in {"one", "levels"})
     assert f"{name}.h5" in page.text
     assert "What the words mean" in page.text
+    assert not re.search(r"``|:\w+:`", " ".join(page.text))  # markup of docstrings
 
 
 def test_several_files_side_by_side(files):

@@ -233,14 +233,20 @@ def _drawn_by(found: Any) -> str:
 def _sentence(described: Any) -> str:
     """The first sentence that a class or a function says of itself."""
     text = inspect.cleandoc(described.__doc__ or described.__name__)
-    return " ".join(text.split("\n\n")[0].split())
+    return _without_markup(text.split("\n\n")[0])
+
+
+def _without_markup(text: str) -> str:
+    """Words of a docstring in one line: names alone, without markup."""
+    text = re.sub(r":\w+:`~?(?:[\w.]*\.)?(\w+)`", r"\1", " ".join(text.split()))
+    return text.replace("``", "").replace("`", "")
 
 
 def _meanings(kind: type) -> dict[str, str]:
     """Attributes of a class to what its description says of them."""
     text = inspect.cleandoc(kind.__doc__ or "").partition("Attributes:")[2]
     found = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", text, re.MULTILINE)
-    return {name: " ".join(words.split()) for name, words in found}
+    return {name: _without_markup(words) for name, words in found}
 
 
 # The page
