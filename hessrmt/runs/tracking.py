@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -311,18 +312,11 @@ class Tracker:
         """A callback for a trainer of Lightning: after every optimiser step, with its rate.
 
         Returns:
-            A ``lightning.pytorch.Callback``.
-
-        Raises:
-            ConfigError: If Lightning is not installed.
+            A ``lightning.pytorch.Callback``. Raises ConfigError if Lightning is not installed.
         """
-        try:
-            from lightning.pytorch import Callback  # pyright: ignore[reportMissingImports]
-        except ImportError as error:
-            raise ConfigError("pip install lightning: it is not installed") from error
-        tracker = self
+        tracker, base = self, _callback_of("lightning.pytorch", "Callback")
 
-        class Tracking(Callback):
+        class Tracking(base):
             def on_train_batch_end(self, trainer: Any, *_: Any, **__: Any) -> None:
                 groups = trainer.optimizers[0].param_groups if trainer.optimizers else []
                 if trainer.is_global_zero:
@@ -334,18 +328,11 @@ class Tracker:
         """A callback for a ``transformers.Trainer``: after every optimiser step, with its rate.
 
         Returns:
-            A ``transformers.TrainerCallback``.
-
-        Raises:
-            ConfigError: If transformers is not installed.
+            A ``transformers.TrainerCallback``. Raises ConfigError if transformers is not installed.
         """
-        try:
-            from transformers import TrainerCallback  # pyright: ignore[reportMissingImports]
-        except ImportError as error:
-            raise ConfigError("pip install transformers: it is not installed") from error
-        tracker = self
+        tracker, base = self, _callback_of("transformers", "TrainerCallback")
 
-        class Tracking(TrainerCallback):
+        class Tracking(base):
             def on_step_end(self, *given: Any, **more: Any) -> None:
                 _, state, _ = given
                 groups = getattr(more.get("optimizer"), "param_groups", [])
@@ -353,6 +340,15 @@ class Tracker:
                     tracker(state.global_step, **_rate(groups))
 
         return Tracking()
+
+
+def _callback_of(module: str, name: str) -> Any:
+    """The class that a library's callbacks have in common."""
+    try:
+        return getattr(import_module(module), name)
+    except ImportError as error:
+        library = module.partition(".")[0]
+        raise ConfigError(f"pip install {library}: it is not installed") from error
 
 
 def _names(what: Sequence[str]) -> list[str]:
