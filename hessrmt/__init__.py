@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from hessrmt.curvature.lanczos import extremal_eigenvalues as extremal_eigenvalues
     from hessrmt.curvature.landscape import Landscape as Landscape
     from hessrmt.curvature.landscape import landscape as landscape
+    from hessrmt.curvature.linear import Identity as Identity
+    from hessrmt.curvature.linear import Operator as Operator
     from hessrmt.curvature.operators import CurvatureOperator as CurvatureOperator
     from hessrmt.curvature.operators import EmpiricalFisher as EmpiricalFisher
     from hessrmt.curvature.operators import GaussNewton as GaussNewton
     from hessrmt.curvature.operators import Hessian as Hessian
-    from hessrmt.curvature.operators import Identity as Identity
-    from hessrmt.curvature.operators import Operator as Operator
     from hessrmt.curvature.reduction import reduction as reduction
     from hessrmt.curvature.spectrum import spectrum as spectrum
     from hessrmt.problems.batches import shared as shared
@@ -52,8 +52,8 @@ _NAMES = {
     "curvature.landscape": "Landscape landscape",
     "curvature.lanczos": "edge_levels eigsh extremal_eigenvalues",
     "curvature.gauss_newton": "ggn",
-    "curvature.operators": "CurvatureOperator EmpiricalFisher GaussNewton Hessian Identity "
-    "Operator",
+    "curvature.linear": "Identity Operator",
+    "curvature.operators": "CurvatureOperator EmpiricalFisher GaussNewton Hessian",
     "curvature.reduction": "reduction",
     "curvature.spectrum": "spectrum",
     "problems.batches": "shared",

@@ -9,8 +9,8 @@ from torch.nn import functional as F  # noqa: N812
 
 import hessrmt as hr
 from hessrmt.errors import DataError, ProblemError
+from hessrmt.problems.differentiation import derivatives
 from hessrmt.problems.equivalents import EQUIVALENT
-from hessrmt.problems.problem import derivatives
 
 EPS = torch.finfo(torch.float64).eps
 N = 5

@@ -20,7 +20,7 @@ from hessrmt.config import DensityConfig, load_settings, window_bounds
 from hessrmt.curvature import windows
 from hessrmt.curvature.density import DensityResult
 from hessrmt.curvature.lanczos import EdgeLevels, tridiagonal
-from hessrmt.curvature.operators import Operator
+from hessrmt.curvature.linear import Operator
 from hessrmt.curvature.rounding import round_off
 from hessrmt.curvature.stochastic import Quadrature
 from hessrmt.curvature.windows import Window, polynomials

@@ -19,7 +19,7 @@ from hessrmt.backend.select import select
 from hessrmt.curvature.certify import Comparison, reference, require_agreement
 from hessrmt.curvature.products import Product, hessian_product
 from hessrmt.errors import DeviceError, NonFiniteError, ProblemError
-from hessrmt.problems.problem import ordinary_mode
+from hessrmt.problems.differentiation import ordinary_mode
 from hessrmt.progress import Tick, silent
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ from hessrmt.backend.select import select
 from hessrmt.checks import one_of, require_whole
 from hessrmt.curvature.dense import Device, Dtype, dtype_name, gib, usable_memory
 from hessrmt.curvature.differences import DIFFERENTIATION, inexact_first
+from hessrmt.curvature.foreign import as_operator
 from hessrmt.curvature.lanczos import (
     EdgeLevels,
     check_request,
@@ -20,13 +21,15 @@ from hessrmt.curvature.lanczos import (
     plan_width,
     window_eigenvalues,
 )
-from hessrmt.curvature.operators import CurvatureOperator, Operator, as_operator
+from hessrmt.curvature.linear import Operator
+from hessrmt.curvature.operators import CurvatureOperator
 from hessrmt.curvature.rounding import round_off
 from hessrmt.curvature.stochastic import LAWS, Quadrature, Traces, check_products, extended, traces
 from hessrmt.curvature.windows import Window, check_window, vectors_that_fit
 from hessrmt.errors import ConfigError, DataError, DeviceError, StoreError
 from hessrmt.files import reason
-from hessrmt.problems.problem import Problem, ordinary_mode
+from hessrmt.problems.differentiation import ordinary_mode
+from hessrmt.problems.problem import Problem
 from hessrmt.progress import Tick, silent
 from hessrmt.records import Provenance, Spectra, Spectrum
 from hessrmt.results import Result, finite, plain

@@ -33,7 +33,7 @@ from hessrmt.curvature.products import hessian_product
 from hessrmt.curvature.reduction import Reduction, identity, reduce_problem
 from hessrmt.curvature.spectrum import REDUCTIONS, Clock, certified
 from hessrmt.errors import ConfigError, DeviceError, NonFiniteError, ProblemError
-from hessrmt.problems.problem import ordinary_mode
+from hessrmt.problems.differentiation import ordinary_mode
 from hessrmt.progress import Tick, silent
 from hessrmt.records import Provenance, Spectrum
 

@@ -62,8 +62,8 @@ from hessrmt.curvature.rounding import (
     rounding_of,
 )
 from hessrmt.errors import DeviceError
+from hessrmt.problems.differentiation import ordinary_mode
 from hessrmt.problems.outputs import SoftmaxRows, in_one_tensor, softmax_rows
-from hessrmt.problems.problem import ordinary_mode
 
 if TYPE_CHECKING:
     from collections.abc import Callable

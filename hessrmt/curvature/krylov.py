@@ -13,7 +13,7 @@ from hessrmt.errors import NonFiniteError, ProblemError
 
 if TYPE_CHECKING:
     from hessrmt.arrays import Vectors
-    from hessrmt.curvature.operators import Operator
+    from hessrmt.curvature.linear import Operator
 
 
 KEEPS = 0.7

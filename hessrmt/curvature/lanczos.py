@@ -28,6 +28,7 @@ from hessrmt.arrays import fetched
 from hessrmt.checks import one_of, require_whole
 from hessrmt.curvature.dense import gib, usable_memory
 from hessrmt.curvature.differences import DIFFERENTIATION, inexact_first
+from hessrmt.curvature.foreign import as_operator
 from hessrmt.curvature.krylov import (
     KEEPS,
     PATIENCE,
@@ -35,7 +36,7 @@ from hessrmt.curvature.krylov import (
     require_symmetric_products,
     rotate,
 )
-from hessrmt.curvature.operators import CurvatureOperator, as_operator
+from hessrmt.curvature.operators import CurvatureOperator
 from hessrmt.curvature.rounding import gaussian, round_off
 from hessrmt.curvature.windows import (
     Window,
@@ -43,7 +44,7 @@ from hessrmt.curvature.windows import (
     find,
 )
 from hessrmt.errors import ConfigError, ConvergenceError, DeviceError
-from hessrmt.problems.problem import ordinary_mode
+from hessrmt.problems.differentiation import ordinary_mode
 from hessrmt.progress import Tick, silent
 from hessrmt.results import Result
 
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from hessrmt.arrays import Levels, Vector, Vectors
-    from hessrmt.curvature.operators import Operator
+    from hessrmt.curvature.linear import Operator
 
 
 _SECOND_LOOK = 24

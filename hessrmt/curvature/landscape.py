@@ -13,7 +13,8 @@ from hessrmt.curvature.dense import torch_dtype
 from hessrmt.curvature.lanczos import eigsh
 from hessrmt.curvature.operators import CurvatureOperator
 from hessrmt.errors import ConfigError, ConvergenceError
-from hessrmt.problems.problem import Problem, derivatives, ordinary_mode
+from hessrmt.problems.differentiation import derivatives, ordinary_mode
+from hessrmt.problems.problem import Problem
 from hessrmt.progress import silent
 from hessrmt.records import Provenance
 from hessrmt.results import Result

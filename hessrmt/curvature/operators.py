@@ -8,21 +8,17 @@ product otherwise.
 from __future__ import annotations
 
 import itertools
-import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
-from numbers import Real
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from hessrmt.backend.select import select
-from hessrmt.checks import one_of, require_whole, whole
+from hessrmt.checks import one_of, whole
 from hessrmt.curvature.certify import (
     Comparison,
     gradient,
@@ -41,7 +37,6 @@ from hessrmt.curvature.dense import (
     row_bytes,
     saved_bytes,
     torch_dtype,
-    unit_vectors,
     usable_memory,
 )
 from hessrmt.curvature.differences import (
@@ -50,27 +45,25 @@ from hessrmt.curvature.differences import (
     PRODUCTS,
     Differences,
 )
+from hessrmt.curvature.linear import Operator
 from hessrmt.curvature.parallel import ALONE, ranks_of
 from hessrmt.curvature.products import TRACED_FROM, KeptProduct, choose, close
 from hessrmt.curvature.rounding import (
-    DIRECTIONS,
     FEW_DIRECTIONS,
     Perturbed,
     directions,
-    gaussian,
     lengths,
     norm_bound,
-    round_off,
 )
-from hessrmt.errors import ConfigError, DataError, DeviceError, NonFiniteError, ProblemError
+from hessrmt.errors import DataError, DeviceError, NonFiniteError, ProblemError
 from hessrmt.problems.batches import Batch, join, read_batch
+from hessrmt.problems.differentiation import of_parts, ordinary_mode
 from hessrmt.problems.outputs import in_one_tensor, is_recorded_mean, loss_mass
-from hessrmt.problems.problem import Problem, of_parts, ordinary_mode
+from hessrmt.problems.problem import Problem
 
 if TYPE_CHECKING:
     import re
 
-    from scipy.sparse.linalg import LinearOperator
     from torch import nn
 
     from hessrmt.arrays import Vector, Vectors
@@ -91,205 +84,6 @@ measured on LeNet-5 (docs/density.md)."""
 
 _MEAN_ULPS = 256
 """How far, in ulps, a loss may lie from the weighted mean of its parts."""
-
-_TOGETHER = 8
-"""Unit vectors multiplied at a time."""
-
-
-class Operator(ABC):
-    """A symmetric matrix known by its products: ``H @ v``, ``H + 0.1 * hr.Identity(n)``.
-
-    Attributes:
-        dimension: n.
-        dtype: Of its vectors.
-        device: Where they live.
-        products_by: ``"differentiation"``, or ``"finite-difference"`` where products are quotients
-            of differences.
-        product_error: Bound on the rounding error of a product with a unit vector, where that is
-            far more than :func:`~hessrmt.curvature.lanczos.round_off`; else 0.0.
-    """
-
-    dimension: int
-    dtype: torch.dtype
-    device: torch.device
-    products_by: str = DIFFERENTIATION
-    product_error: float = 0.0
-    neutral = False
-    """Whether it takes vectors of any precision, in any place."""
-
-    @abstractmethod
-    def __call__(self, block: Vectors) -> Vectors:
-        """Products with the rows of a block.
-
-        Args:
-            block: (k, n) in the operator's precision and place.
-
-        Returns:
-            (k, n).
-        """
-
-    def unchecked(self, block: Vectors) -> Vectors:
-        """The same for callers that see themselves if a product is NaN or infinite.
-
-        Whether all is finite, a device has to be asked and waited for.
-
-        Args:
-            block: (k, n).
-
-        Returns:
-            (k, n).
-        """
-        return self(block)
-
-    def expect(self, products: int) -> None:  # noqa: B027
-        """Prepare for a number of products, if that pays.
-
-        Args:
-            products: How many there will be at least.
-        """
-
-    def truncation(self, block: Vectors) -> Tensor:
-        """Estimates of what errors of the products with unit vectors are not rounding.
-
-        Args:
-            block: (k, n) unit vectors.
-
-        Returns:
-            (k,) in the 2-norm; zeros unless products are finite differences.
-        """
-        return block.new_zeros(len(block))
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(n, n)."""
-        return self.dimension, self.dimension
-
-    def __matmul__(self, other: Any) -> Any:
-        """The product with a vector or with columns.
-
-        Args:
-            other: (n,) or (n, k), a tensor or an array.
-
-        Returns:
-            Of the same shape; an array for an array.
-
-        Raises:
-            ConfigError: If the shape is another one.
-        """
-        given = other if isinstance(other, Tensor) else torch.as_tensor(np.array(other))
-        if given.is_complex():
-            raise ConfigError("a real matrix multiplies real vectors; give real and imaginary part")
-        if given.dim() not in (1, 2) or len(given) != self.dimension:
-            raise ConfigError(
-                f"a matrix of shape {self.shape} can multiply a vector ({self.dimension},) or "
-                f"columns ({self.dimension}, k), not shape {tuple(given.shape)}"
-            )
-        rows = given.reshape(self.dimension, -1).T.to(device=self.device, dtype=self.dtype)
-        found = self(rows.contiguous()).T.reshape(given.shape) if len(rows) else rows.T
-        return found.cpu().numpy() if isinstance(other, np.ndarray) else found
-
-    def __add__(self, other: Operator, factor: float = 1.0) -> Operator:
-        return _Sum((1.0, self), (factor, other)) if isinstance(other, Operator) else NotImplemented
-
-    def __sub__(self, other: Operator) -> Operator:
-        return self.__add__(other, -1.0)
-
-    def __mul__(self, factor: float) -> Operator:
-        return _Sum((float(factor), self)) if isinstance(factor, Real) else NotImplemented
-
-    __rmul__ = __mul__
-
-    def __neg__(self) -> Operator:
-        return -1.0 * self
-
-    def diagonal(self) -> Vector:
-        """The diagonal, from n products.
-
-        Returns:
-            (n,).
-        """
-        found = torch.empty(self.dimension, dtype=self.dtype, device=self.device)
-        for start in range(0, self.dimension, _TOGETHER):
-            rows = torch.arange(start, min(start + _TOGETHER, self.dimension), device=self.device)
-            found[rows] = self(unit_vectors(rows, self.dimension, found))[:, rows].diagonal()
-        return found
-
-    def to_scipy(self) -> LinearOperator:
-        """The same matrix for ``scipy.sparse.linalg``.
-
-        Returns:
-            An operator on NumPy vectors and columns, in the precision of this one.
-        """
-        from scipy.sparse.linalg import LinearOperator
-
-        def multiply(columns: np.ndarray) -> np.ndarray:
-            return self @ np.ascontiguousarray(columns)
-
-        kind = torch.zeros(0, dtype=self.dtype).numpy().dtype
-        make: Any = LinearOperator  # its constructor is that of a subclass which it picks
-        return make(self.shape, matvec=multiply, rmatvec=multiply, matmat=multiply, dtype=kind)
-
-
-class Identity(Operator):
-    """The identity matrix, to be added to others.
-
-    Its products have the precision and the place of the vectors.
-
-    Args:
-        n: Its dimension.
-        dtype: Of its vectors.
-        device: Where they live.
-    """
-
-    def __init__(self, n: int, dtype: Dtype = torch.float64, device: Device = "cpu") -> None:
-        require_whole(n=n)
-        self.dimension, self.dtype, self.neutral = n, torch_dtype(dtype), True
-        self.device = select(device).device
-
-    def __call__(self, block: Vectors) -> Vectors:
-        """The block itself, (k, n)."""
-        return block.clone()
-
-
-class _Sum(Operator):
-    """A linear combination of operators, in the precision and place of the first proper one."""
-
-    def __init__(self, *terms: tuple[float, Operator]) -> None:
-        if len({term.dimension for _, term in terms}) != 1:
-            shapes = ", ".join(str(term.shape) for _, term in terms)
-            raise ConfigError(f"matrices of shapes {shapes} cannot be added")
-        self._terms = terms
-        leading = next((t for _, t in terms if not t.neutral), terms[0][1])
-        self.neutral, self.dimension = leading.neutral, leading.dimension
-        self.dtype, self.device = leading.dtype, leading.device
-        self._weigh()
-        if any(term.products_by == FINITE_DIFFERENCE for _, term in terms):
-            self.products_by = FINITE_DIFFERENCE
-
-    def __call__(self, block: Vectors) -> Vectors:
-        """Products with the rows of a block, (k, n)."""
-        return self._added(block, (term(block) for _, term in self._terms))
-
-    def unchecked(self, block: Vectors) -> Vectors:
-        """The same, perhaps not finite."""
-        return self._added(block, (term.unchecked(block) for _, term in self._terms))
-
-    def _added(self, block: Vectors, products: Iterable[Vectors]) -> Vectors:
-        total = torch.zeros_like(block)
-        for (factor, _), product in zip(self._terms, products, strict=True):
-            total.add_(product, alpha=factor)
-        self._weigh()
-        return total
-
-    def _weigh(self) -> None:
-        """Add the terms' errors, which may have grown with their products."""
-        errors = (abs(factor) * term.product_error for factor, term in self._terms)
-        self.product_error = sum(errors)
-
-    def truncation(self, block: Vectors) -> Tensor:
-        """The terms' errors that are not rounding, (k,)."""
-        found = [abs(factor) * term.truncation(block) for factor, term in self._terms]
-        return torch.stack(found).sum(dim=0)
 
 
 class CurvatureOperator(Operator):
@@ -793,207 +587,6 @@ class EmpiricalFisher(Hessian):
     """
 
     _kind = "fisher"
-
-
-class _Function(Operator):
-    """A symmetric matrix known as a function of one vector, in float64."""
-
-    dtype, device = torch.float64, torch.device("cpu")
-
-    def __init__(self, matvec: Callable[[Vector], Any], size: int) -> None:
-        hint = "(matvec, n) must be a function and its dimension"
-        self.matvec, self.dimension = matvec, whole("n", size, 1, error=ConfigError, hint=hint)
-        if not callable(matvec):
-            raise ConfigError(f"{hint}, got {matvec!r}")
-
-    def __call__(self, block: Vectors) -> Vectors:
-        """Products with the rows of a block, (k, n)."""
-        found = [torch.as_tensor(self.matvec(row.clone())).detach() for row in block]
-        for one in found:
-            if one.shape != (self.dimension,):
-                raise ConfigError(
-                    f"matvec must map ({self.dimension},) to ({self.dimension},), it gave "
-                    f"{tuple(one.shape)}"
-                )
-            if one.is_complex():
-                raise ConfigError("matvec must give real numbers, it gave complex ones")
-        product = torch.stack(found).to(block)
-        if not bool(torch.isfinite(product).all()):
-            raise NonFiniteError("a product of matvec is NaN or infinite")
-        return product
-
-
-class _Like(Operator):
-    """What looks like an operator without being one."""
-
-    def __init__(self, given: Any) -> None:
-        self._given, self.dimension = given, whole("dimension", given.dimension, error=ConfigError)
-        self.dtype, self.device = given.dtype, given.device
-        self.product_error = float(getattr(given, "product_error", 0.0))
-        self.products_by = getattr(given, "products_by", DIFFERENTIATION)
-
-    def truncation(self, block: Vectors) -> Tensor:
-        """Errors of products with unit vectors that aren't rounding, (k,)."""
-        known = getattr(self._given, "truncation", super().truncation)
-        return known(block)
-
-    def __call__(self, block: Vectors) -> Vectors:
-        """Products with the rows of a block, (k, n)."""
-        return self._given(block)
-
-
-class _Matrix(Operator):
-    """Anything with ``shape`` and ``@``, of any library, that a random probe finds symmetric.
-
-    ``held`` says whether its entries are in memory, so that products with unit vectors are exact.
-    """
-
-    def __init__(self, given: Any) -> None:
-        name = type(given).__name__
-        shape = tuple(given.shape)
-        if len(shape) != 2 or shape[0] != shape[1]:
-            raise ConfigError(
-                f"eigenvalues are those of a square matrix, but this {name} has shape {shape}"
-            )
-        self.dimension = whole("n", shape[0], 1, error=ConfigError)
-        kind = getattr(given, "dtype", None)
-        takes_tensors = isinstance(given, Tensor) or isinstance(kind, torch.dtype)
-        self.dtype, exact = _precision(kind, name)
-        held = isinstance(given, Tensor | np.ndarray) or hasattr(given, "toarray")
-        self.held = held or name == "DataFrame"
-        if not (exact or held):
-            raise ConfigError(
-                f"the products of this {name} are in {kind}, too few digits for eigenvalues; give "
-                "an operator in float32 or float64"
-            )
-        place = getattr(given, "device", None)
-        self.device = torch.device(place) if takes_tensors and place is not None else _CPU
-        if isinstance(given, Tensor) and not exact:
-            given = given.to(self.dtype)
-        elif (not exact and isinstance(given, np.ndarray)) or name == "DataFrame":
-            given = np.asarray(given, dtype=np.float64)
-        self._given, self._takes_tensors = given, takes_tensors
-        self.backend = select(self.device)
-        self._probe(name)
-
-    def __call__(self, block: Vectors) -> Vectors:
-        """Products with the rows of a block, (k, n)."""
-        product = self.unchecked(block)
-        if not bool(torch.isfinite(product).all()):
-            raise NonFiniteError(
-                f"a product with this {type(self._given).__name__} is NaN or infinite"
-            )
-        return product
-
-    def unchecked(self, block: Vectors) -> Vectors:
-        """The same, perhaps not finite."""
-        columns = block.T.contiguous()
-        given = columns if self._takes_tensors else columns.numpy(force=True)
-        try:
-            found = self._given @ given
-        except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
-            raise ConfigError(
-                f"this {type(self._given).__name__} of shape {self.shape} could not be multiplied "
-                f"with columns of shape {tuple(columns.shape)}: {error}"
-            ) from error
-        found = found.detach() if isinstance(found, Tensor) else torch.from_numpy(np.array(found))
-        if found.is_complex():
-            raise ConfigError(f"this {type(self._given).__name__} gives complex numbers; {_REAL}")
-        if found.shape != columns.shape:
-            raise ConfigError(
-                f"this {type(self._given).__name__} makes {tuple(found.shape)} of columns of "
-                f"shape {tuple(columns.shape)}; a square matrix keeps the shape"
-            )
-        return found.T.to(block).contiguous()
-
-    def _probe(self, name: str) -> None:
-        """Refuse a matrix that isn't symmetric, and keep what it may differ from one by.
-
-        For Gaussian v and w the number wᵀ(H - Hᵀ)v is ‖H - Hᵀ‖_F in the mean square, and ‖Hv‖ is
-        ‖H‖_F. The bound is that of :func:`~hessrmt.curvature.rounding.norm_bound`, once for each
-        side.
-
-        Raises:
-            ProblemError: If it isn't.
-        """
-        pairs = gaussian((2, DIRECTIONS, self.dimension), self, "symmetric")
-        left, right = pairs
-        products = self(pairs.reshape(-1, self.dimension)).reshape(pairs.shape)
-        gaps = (left * products[1]).sum(dim=1) - (right * products[0]).sum(dim=1)
-        gap = float(gaps.abs().max())
-        size = max(lengths(list(products.reshape(-1, self.dimension))))
-        epsilon = torch.finfo(self.dtype).eps
-        if gap > epsilon**0.5 * size:
-            raise ProblemError(
-                f"this {name} is not symmetric: wᵀ(Hv) and vᵀ(Hw) of random vectors differ by "
-                f"{gap / size:.2g} of the size of its entries. Give the symmetric part, "
-                "(H + Hᵀ)/2, or for singular values HᵀH"
-            )
-        share = (2 / _FAILURE ** (1 / DIRECTIONS)) ** 2 * 2 / math.pi
-        skew = share * gap / 2
-        norm = size / self.dimension**0.5  # at least that is ‖H‖₂
-        self.product_error = skew if skew > round_off(norm, self.dimension, self.dtype) else 0.0
-
-
-_CPU = torch.device("cpu")
-
-_FAILURE = 1e-3
-"""Probability that the bound on how far a matrix is from a symmetric one fails."""
-
-_REAL = "eigenvalues are computed of real symmetric matrices"
-
-
-def _precision(kind: Any, name: str) -> tuple[torch.dtype, bool]:
-    """Precision in which a matrix of some type is multiplied, and whether that is its own."""
-    if kind is None:
-        return torch.float64, True
-    if isinstance(kind, torch.dtype):
-        words, number = str(kind).removeprefix("torch."), kind.is_floating_point
-        complex_, size = kind.is_complex, kind.itemsize
-    else:
-        known = np.dtype(kind)
-        words, number, complex_ = str(known), known.kind == "f", known.kind == "c"
-        size = known.itemsize
-        if known.kind not in "fiubc":
-            raise ConfigError(f"this {name} holds {words}; {_REAL}")
-    if complex_:
-        raise ConfigError(f"this {name} is complex ({words}); {_REAL}")
-    if number and size == 4:
-        return torch.float32, True
-    return torch.float64, not number or size >= 8
-
-
-def as_operator(given: Any) -> Operator:
-    """What the algorithms take: an operator, a matrix, a problem, or a function with its dimension.
-
-    Args:
-        given: An operator, or anything with ``dimension``, ``dtype``, ``device`` and a call for
-            blocks of rows; a problem, whose Hessian is then taken in float64; a pair (matvec, n)
-            of a function that maps a float64 vector (n,) to H v, and n; or anything with ``shape``
-            and ``@``: an array, a tensor, a sparse matrix, a ``LinearOperator`` of scipy, an
-            operator of curvlinops. Such a matrix is multiplied in its own precision and place, and
-            refused if random vectors show that it isn't symmetric.
-
-    Returns:
-        The operator.
-
-    Raises:
-        ConfigError: If it is nothing of these, or not square.
-    """
-    if isinstance(given, Problem):
-        return CurvatureOperator.of(given)
-    if isinstance(given, tuple) and len(given) == 2:
-        return _Function(*given)
-    if isinstance(given, Operator):
-        return given
-    if callable(given) and all(hasattr(given, name) for name in ("dimension", "dtype", "device")):
-        return _Like(given)
-    if hasattr(given, "shape") and hasattr(given, "__matmul__"):
-        return _Matrix(given)
-    raise ConfigError(
-        "expected an operator, a matrix (anything with shape and @), a problem, or a pair "
-        f"(matvec, n), got {type(given).__name__}"
-    )
 
 
 def _rounding(number: int | None, part: int = 0) -> AbstractContextManager:

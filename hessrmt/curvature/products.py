@@ -28,8 +28,8 @@ from torch.func import grad, jvp, linearize, vjp, vmap
 from hessrmt.arrays import fetched
 from hessrmt.curvature.rounding import gaussian
 from hessrmt.errors import ProblemError
+from hessrmt.problems.differentiation import of_parts
 from hessrmt.problems.outputs import InOneTensor, in_one_tensor, loss_mass
-from hessrmt.problems.problem import of_parts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -58,8 +58,8 @@ from hessrmt.curvature.factored import (
 from hessrmt.curvature.products import eager_hessian_product, hessian_product
 from hessrmt.curvature.rounding import gaussian
 from hessrmt.errors import ConvergenceError, NonFiniteError
+from hessrmt.problems.differentiation import ordinary_mode
 from hessrmt.problems.outputs import ignores_softmax_shift
-from hessrmt.problems.problem import ordinary_mode
 
 if TYPE_CHECKING:
     from hessrmt.arrays import Matrix

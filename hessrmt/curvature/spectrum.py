@@ -25,14 +25,16 @@ from hessrmt.curvature.dense import (
     unit_vectors,
     usable_memory,
 )
+from hessrmt.curvature.foreign import as_operator
 from hessrmt.curvature.gauss_newton import require_ggn, smallest_ggn
 from hessrmt.curvature.lanczos import eigsh
-from hessrmt.curvature.operators import CurvatureOperator, as_operator
+from hessrmt.curvature.operators import CurvatureOperator
 from hessrmt.curvature.reduction import identity, reduce_problem
 from hessrmt.curvature.roads import require_road, smallest_hessian
 from hessrmt.curvature.rounding import round_off
 from hessrmt.errors import ConfigError, ConvergenceError, DeviceError, ProblemError
-from hessrmt.problems.problem import Problem, ordinary_mode
+from hessrmt.problems.differentiation import ordinary_mode
+from hessrmt.problems.problem import Problem
 from hessrmt.progress import Tick, silent
 from hessrmt.records import Provenance, Spectrum
 from hessrmt.store.search import SearchFile
@@ -43,7 +45,7 @@ if TYPE_CHECKING:
     from hessrmt.backend.distributed import DistributedBackend
     from hessrmt.curvature.certify import Comparison
     from hessrmt.curvature.lanczos import Eigenpairs
-    from hessrmt.curvature.operators import Operator
+    from hessrmt.curvature.linear import Operator
     from hessrmt.curvature.reduction import Reduction, Route
 
 

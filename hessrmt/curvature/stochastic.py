@@ -27,11 +27,11 @@ from hessrmt import rng
 from hessrmt.arrays import sample_mean
 from hessrmt.checks import one_of, require_whole
 from hessrmt.curvature.differences import DIFFERENTIATION
+from hessrmt.curvature.foreign import as_operator
 from hessrmt.curvature.lanczos import tridiagonal
-from hessrmt.curvature.operators import as_operator
 from hessrmt.curvature.rounding import gaussian
 from hessrmt.errors import ConfigError
-from hessrmt.problems.problem import ordinary_mode
+from hessrmt.problems.differentiation import ordinary_mode
 from hessrmt.progress import Tick, silent
 from hessrmt.results import Result
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float64
 
     from hessrmt.arrays import Vector, Vectors
-    from hessrmt.curvature.operators import Operator
+    from hessrmt.curvature.linear import Operator
     from hessrmt.problems.problem import Problem
 
     Grid = Float64[np.ndarray, " n"]

@@ -57,7 +57,7 @@ from hessrmt.results import Result
 
 if TYPE_CHECKING:
     from hessrmt.arrays import Levels, Vectors
-    from hessrmt.curvature.operators import Operator
+    from hessrmt.curvature.linear import Operator
     from hessrmt.progress import Tick
 
 _SMALL_REST = 0.05

@@ -13,8 +13,9 @@ from hessrmt import rng
 from hessrmt.arrays import fetched
 from hessrmt.errors import ProblemError
 from hessrmt.problems.batches import map_tensors, tensors_of
+from hessrmt.problems.differentiation import derivatives
 from hessrmt.problems.losses import SoftmaxCall, cut_softmax
-from hessrmt.problems.problem import Problem, derivatives
+from hessrmt.problems.problem import Problem
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int

@@ -8,10 +8,10 @@ import itertools
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +26,11 @@ from hessrmt import rng
 from hessrmt.arrays import fetched
 from hessrmt.errors import HessrmtError, NonFiniteError, ProblemError
 from hessrmt.problems.batches import Batch, Intercepting, join, map_tensors, read_data, tensors_of
+from hessrmt.problems.differentiation import gradient_vector, ordinary_mode
 from hessrmt.problems.equivalents import cross_entropy
-from hessrmt.problems.lifting import Inside, as_written, called, require_wide, running
+from hessrmt.problems.lifting import Inside, called, require_wide, running
 from hessrmt.problems.losses import Loss, penalised, resolve
+from hessrmt.problems.own import Beside, Own, named_tensors, near
 from hessrmt.problems.plugins import explained
 from hessrmt.problems.structure import Structure, reached, structure_of
 
@@ -40,67 +42,6 @@ _FEWEST_DIGITS = 2.0**-6
 
 _EVALUATION_ULPS = 64
 """Two evaluations may differ by so many ulps (summation order); randomness differs by far more."""
-
-
-@contextmanager
-def _all_bits() -> Iterator[None]:
-    """Multiply float32 with all its bits: cuDNN's convolutions use 11 of 24 by default."""
-    library: Any = torch.backends
-    with ExitStack() as undo:
-        try:
-            _change(undo, library.cudnn, "allow_tf32", False)
-            if (precision := torch.get_float32_matmul_precision()) != "highest":
-                undo.callback(torch.set_float32_matmul_precision, precision)
-                torch.set_float32_matmul_precision("highest")
-            for kind in ("conv", "rnn"):  # which only the newer names can change
-                place = getattr(library.mkldnn, kind, None)
-                if getattr(place, "fp32_precision", "none") != "none":
-                    _change(undo, place, "fp32_precision", "ieee")
-        except RuntimeError:  # the caller has set some by torch's newer names, which exclude these
-            for part, kinds in (("cudnn", "conv rnn"), ("mkldnn", "conv rnn matmul")):
-                for kind in kinds.split():
-                    place = getattr(getattr(library, part), kind)
-                    _change(undo, place, "fp32_precision", "ieee")
-            _change(undo, library.cuda.matmul, "fp32_precision", "ieee")
-        yield
-
-
-def _change(undo: ExitStack, place: Any, name: str, value: Any) -> None:
-    """Set an attribute for the time being."""
-    undo.callback(setattr, place, name, getattr(place, name))
-    setattr(place, name, value)
-
-
-@contextmanager
-def ordinary_mode() -> Iterator[None]:
-    """Gradients on, inference mode, mixed and reduced precision off, whatever the caller has set.
-
-    Also a decorator, of every public function that differentiates. Under ``torch.no_grad()`` every
-    second derivative would silently be zero. What torch cannot do becomes an error of ours here:
-    a ProblemError for any RuntimeError but that a device has no room.
-
-    Yields:
-        None.
-    """
-    with (
-        explained(RuntimeError, "torch cannot differentiate this loss as it must be"),
-        torch.inference_mode(mode=False),
-        torch.enable_grad(),
-        torch.autocast("cpu", enabled=False),
-        torch.autocast("cuda", enabled=False),
-        _all_bits(),
-    ):
-        yield
-
-
-def of_parts() -> Any:
-    """Say so if a network or a loss that is run on a part of its data needs all of it.
-
-    Returns:
-        A context in which every error but ours, and but that a device has no room, is a
-        ProblemError.
-    """
-    return explained(Exception, "the network or the loss cannot be run on a part of the data")
 
 
 def find_structure(problem: Problem, *, of_loss: bool = True) -> Structure:
@@ -391,8 +332,8 @@ class Problem:
         Raises:
             ProblemError: If the model has lost a parameter, or one is NaN or infinite.
         """
-        model, own = _copied_module(self.model), _named_tensors(self.own.model)
-        for name, tensor in _named_tensors(model).items():
+        model, own = _copied_module(self.model), named_tensors(self.own.model)
+        for name, tensor in named_tensors(model).items():
             value = own.get(name)
             if value is None or value.shape != tensor.shape:
                 raise ProblemError(f"{name} of the model is no longer what it was; track it anew")
@@ -588,7 +529,7 @@ class Problem:
                     "the forward pass runs under torch.no_grad(), detaches its result, works on "
                     ".data or goes through NumPy. So it has no derivatives; take that out"
                 )
-        norm = float(_gradient(loss, [theta]).norm())
+        norm = float(gradient_vector(loss, [theta]).norm())
         if not math.isfinite(norm):
             raise NonFiniteError(f"the gradient's norm is {norm} at these parameters")
         return value, norm
@@ -625,16 +566,16 @@ class Problem:
         self.inside.own_loss = loss
         digits = most = max(torch.finfo(kind).eps for kind in (own.dtype, self.dtype)) ** 0.5
         # where the copy agrees in the model's own precision, a part may have still fewer digits
-        if _near(loss, again, digits):
+        if near(loss, again, digits):
             kinds = [kind for kind in self.inside.lifted if kind.is_floating_point]
             least = max((torch.finfo(kind).eps ** 0.5 for kind in kinds), default=digits)
             most = max(digits, min(_FEWEST_DIGITS, least))
         allowed = digits * size
-        loss_differs = not _near(loss, value, most)
+        loss_differs = not near(loss, value, most)
         if not loss_differs and not gap > allowed:
             return False
         repeated = own.beside(self)
-        if repeated and not _near(loss, repeated.loss, digits):
+        if repeated and not near(loss, repeated.loss, digits):
             raise ProblemError(
                 f"the loss of the model as it is given is not deterministic: it is {loss!r} and "
                 f"then {repeated.loss!r}. If the model draws something when it is first called, "
@@ -649,7 +590,7 @@ class Problem:
             with torch.no_grad():
                 now = float(self.loss(self.theta))
             self.held_elsewhere = bool(
-                everywhere and everywhere.gap <= allowed and _near(loss, now, most)
+                everywhere and everywhere.gap <= allowed and near(loss, now, most)
             )
             if self.held_elsewhere:
                 return True
@@ -695,173 +636,10 @@ class Problem:
             )
 
 
-class Beside(NamedTuple):
-    """The user's own model beside its copy.
-
-    Attributes:
-        loss: Of the user's model.
-        again: Of the copy.
-        theirs: (P,) gradient of the user's model.
-        mine: (P,) that of the copy.
-        gap: Norm of the difference of both.
-        size: Norm of the longer one.
-    """
-
-    loss: float
-    again: float
-    theirs: Vector
-    mine: Vector
-    gap: float
-    size: float
-
-
-class Own:
-    """The user's own model and loss: called, its buffers put back, never changed.
-
-    Args:
-        model: As it was given.
-        loss: The callable.
-
-    Attributes:
-        model: The same.
-        loss: The same.
-    """
-
-    def __init__(self, model: nn.Module, loss: Loss) -> None:
-        self.model, self.loss = model, loss
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Floating-point type of the model."""
-        kinds = (p.dtype for p in self.model.parameters() if p.is_floating_point())
-        return next(kinds, torch.get_default_dtype())
-
-    def beside(self, problem: Problem) -> Beside | None:
-        """What the user's model and a problem's copy of it say of the problem's data.
-
-        Both in the precision and the place of the user's, by the user's form of the loss. The
-        user's model has the parameters and buffers of the copy meanwhile, and no hooks on its
-        gradients; afterwards all of it is as before.
-
-        Args:
-            problem: Whose parameters are asked for.
-
-        Returns:
-            The losses and the gradients (P,) of the user's model and of the copy. None if the model
-            can't be run as it is, has other parameters than when it was copied, or its numbers
-            overflow.
-
-        Raises:
-            OutOfMemoryError: If the device has no room for it.
-        """
-        parameters, copies = (dict(m.named_parameters()) for m in (self.model, problem.model))
-        if {n: p.shape for n, p in parameters.items()} != {n: p.shape for n, p in copies.items()}:
-            return None
-        wanted = [parameters[name] for name in problem.names]
-        if not all(p.requires_grad and not p.is_inference() for p in wanted):
-            return None
-        # from where it was copied: what lies on a device need not come back from it
-        source = problem.origin or problem
-        moved = source.at(self.dtype, wanted[0].device)
-        moved.inside, moved.held_elsewhere = problem.inside, problem.held_elsewhere
-        theta = moved.theta.requires_grad_()
-        pieces = moved.unflatten(theta)
-        plain = partial(running, moved.inside, moved.dtype, lift=False)
-        for way in (as_written, plain):  # nothing replaced, or what torch cannot do as it is
-            try:
-                with self._as_copied(moved.model), way():
-                    inputs, targets = (
-                        partial(map_tensors, x, Tensor.clone) for x in moved.batch.pair
-                    )
-                    loss = self.loss(called(self.model, inputs()), targets())
-                    with moved.reached_everywhere(pieces):
-                        outputs = called(partial(moved.run, pieces), inputs())
-                        again = moved.loss_function(outputs, targets())
-                    slopes = [_gradient(loss, wanted), _gradient(again, [theta])]
-            except torch.OutOfMemoryError:
-                raise
-            except Exception:  # as it is given it can't be run: there is nothing to compare with
-                continue
-            theirs, mine = slopes
-            finite = [torch.isfinite(part).all() for part in (loss, theirs, mine)]
-            norms = [part.norm() for part in (theirs - mine, theirs, mine)]
-            values = (loss.reshape(()), again.reshape(()))
-            *known, one, other, gap, own, copied = map(float, fetched(*finite, *values, *norms))
-            if all(known):
-                return Beside(one, other, theirs, mine, gap, max(own, copied))
-        return None
-
-    @contextmanager
-    def _as_copied(self, twin: nn.Module) -> Iterator[None]:
-        """The user's model in the state of its copy, without hooks on gradients; then as before."""
-        parts = [part for part in (self.model, self.loss) if isinstance(part, nn.Module)]
-        modules = [module for part in parts for module in part.modules()]
-        held = [x for m in modules for x in (vars(m), *vars(m).values())]
-        contents = [(x, copy.copy(x)) for x in held if type(x) in (dict, list, set)]
-        own, copied = _named_tensors(self.model), _named_tensors(twin)
-        written = {id(t): t for part in parts for t in _named_tensors(part).values()}
-        tensors = [(t, t.data) for t in written.values() if not t.is_inference()]
-        hooks = [(p, p._backward_hooks) for p in self.model.parameters()]
-        try:
-            for tensor, data in tensors:
-                tensor.data = data.clone()
-            for name, tensor in own.items():
-                value = copied.get(name)
-                if value is not None and value.shape == tensor.shape and not tensor.is_inference():
-                    tensor.data = value.detach().to(tensor.data)
-            for parameter, _ in hooks:
-                parameter._backward_hooks = None
-            modes = {name: module.training for name, module in twin.named_modules()}
-            for name, module in self.model.named_modules():
-                module.training = modes.get(name, module.training)
-            yield
-        finally:
-            for container, before in contents:  # in place, since others may hold it too
-                container.clear()
-                (container.extend if isinstance(container, list) else container.update)(before)
-            for tensor, data in tensors:
-                tensor.data = data
-            for parameter, before in hooks:
-                parameter._backward_hooks = before
-
-
 def _equal(one: Tensor, other: Tensor) -> Tensor:
     """Whether all numbers of two tensors are equal, known on their device."""
     same = one.shape == other.shape
     return (one == other).all() if same else one.new_zeros((), dtype=torch.bool)
-
-
-def _near(one: float, other: float, digits: float) -> bool:
-    return abs(one - other) <= digits * (1 + abs(one))
-
-
-def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
-
-
-def derivatives(
-    value: Tensor, leaves: Sequence[Tensor], *, graph: bool = False
-) -> Sequence[Tensor]:
-    """The derivatives of a number; zeros where there is no way to it.
-
-    Args:
-        value: The number.
-        leaves: By what.
-        graph: Whether to keep the graph of the derivatives.
-
-    Returns:
-        Of the shapes of the leaves.
-    """
-    if not value.requires_grad:
-        return [torch.zeros_like(leaf) for leaf in leaves]
-    return torch.autograd.grad(
-        value, leaves, create_graph=graph, materialize_grads=True, allow_unused=True
-    )
-
-
-def _gradient(loss: Tensor, parameters: Sequence[Tensor]) -> Vector:
-    found = derivatives(loss, parameters)
-    return torch.cat([part.detach().to_dense().reshape(-1) for part in found])
 
 
 def _moved(leaf: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -895,7 +673,7 @@ def _of_one_process(model: nn.Module) -> nn.Module:
             "the model is wrapped in FullyShardedDataParallel, which hides its parameters; use "
             "torch.distributed.fsdp.fully_shard, or give the module before it was wrapped"
         )
-    sharded = [name for name, tensor in _named_tensors(model).items() if is_sharded(tensor)]
+    sharded = [name for name, tensor in named_tensors(model).items() if is_sharded(tensor)]
     if sharded:
         raise ProblemError(
             f"{sharded[0]} is spread over several processes; give the model to "
@@ -925,7 +703,7 @@ def _matching(only: str | re.Pattern[str] | Sequence[str], names: Iterable[str])
 
 
 def _check_finite_parameters(model: nn.Module) -> None:
-    for name, value in _named_tensors(model).items():
+    for name, value in named_tensors(model).items():
         if not value.is_floating_point() and not value.is_complex():
             continue
         # constants may be infinite: masks are
