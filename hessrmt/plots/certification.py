@@ -36,7 +36,11 @@ _EDGES_AT = 0.25
 
 
 def certification(
-    spectra: Spectrum | Sequence[Spectrum] | Mapping[str, Any], title: str = "", *, ax: Any = None
+    spectra: Spectrum | Sequence[Spectrum] | Mapping[str, Any],
+    title: str = "",
+    *,
+    ax: Any = None,
+    compare: bool = False,
 ) -> Figure:
     """Magnitudes of all nonzero eigenvalues in descending order, one line for each spectrum.
 
@@ -45,12 +49,15 @@ def certification(
             several networks to theirs.
         title: Drawn above the axes.
         ax: Axes to draw into; None for a new figure.
+        compare: Whether to show the cutoff of 1e-20 that such spectra were published with.
 
     Returns:
         The figure; save it with ``figure.savefig``.
 
     Raises:
         DataError: If there is no spectrum.
+
+    Source of the cutoff: Baskerville, Granziol and Keating (2022).
     """
     groups = spectra if isinstance(spectra, Mapping) else {"": spectra}
     groups = {k: [v] if isinstance(v, Spectrum) else list(v) for k, v in groups.items()}
@@ -73,7 +80,7 @@ def certification(
     floor = float(np.median([item.noise_floor for item in spectra]))
     axes.axhline(floor, color=_FLOOR, ls="--", lw=1)
     noisy = any(item.count_above(0) > item.rank for item in spectra)
-    if noisy:
+    if compare:
         axes.axhline(PAPER_CUTOFF_SPACINGS, color=_CUTOFF, ls=":", lw=1)
         axes.plot([], [], color=_CUTOFF, ls=":", label="published cutoff 1e-20")
     axes.plot([], [], color=_FLOOR, ls="--", label=f"noise floor {floor:.1e}")
@@ -82,8 +89,8 @@ def certification(
     null = [int((item.eigenvalues == 0).sum()) for item in spectra]
     if any(null):
         axes.plot([], [], alpha=0, label=f"exact zeros, not drawn: {_range(null)}")
-    dimension = spectra[0].dimension
-    axes.set(yscale="log", xlabel=f"index by magnitude (of {dimension:,})", ylabel="|λ|")
+    of = _range([item.dimension for item in spectra])
+    axes.set(yscale="log", xlabel=f"index by magnitude (of {of})", ylabel="|λ|")
     smallest = min((size[-1] for size in sizes if len(size)), default=floor)
     if floor > 0 and smallest < PAPER_CUTOFF_SPACINGS:
         axes.set_ylim(bottom=PAPER_CUTOFF_SPACINGS / 10)
