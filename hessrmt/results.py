@@ -155,7 +155,8 @@ class Result:
             **options: Likewise.
 
         Returns:
-            A matplotlib figure, which a notebook shows; ``figure.savefig`` writes it.
+            The matplotlib figure, with ``ax`` the one that these axes are in: a notebook shows it,
+            and ``figure.savefig`` writes it.
         """
         module, function = (self._picture or "results.columns").split(".")
         drawn = getattr(import_module(f"hessrmt.plots.{module}"), function)

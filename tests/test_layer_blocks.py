@@ -78,7 +78,8 @@ def test_a_program_writes_what_the_command_writes(cli, tmp_path, settings):
         assert cli("plot", f"{name}.h5", "--out", f"{name}.svg").returncode == 0
         shown = (tmp_path / f"{name}.svg").read_text(encoding="utf-8")
         assert all(words in shown for words in drawn)
-    said = cli("spectrum", "--model", settings.model, "--data", settings.data, "--batches", 1, "--batch", 20,
+    said = cli("spectrum", "--model", settings.model, "--data", settings.data, "--batches", 1,
+               "--batch", 20,
                "--blocks", "layer", "--only", "2.*").stdout  # fmt: skip
     assert "2 (P = 18)\n" in said
     assert "in the parameters of that layer alone" in said

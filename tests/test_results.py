@@ -306,6 +306,8 @@ def test_every_result_has_plain_values_tables_and_words(result, tmp_path):
 def test_every_result_is_drawn_or_says_that_it_has_no_curve(result):
     if result._picture or len(result.rows()) > 1:
         assert result.plot().axes
+        figure = Figure()
+        assert result.plot(ax=figure.subplots()) is figure
     else:
         with pytest.raises(DataError, match="no curve"):
             result.plot()
