@@ -103,7 +103,9 @@ def draw(part: Part, work: Path, docs: Path) -> None:
     for language, text in part.code:
         code = text.replace("python scripts/", f"python {ROOT}/scripts/")
         words = ["bash", "-euc", code] if language == "bash" else [sys.executable, "-c", code]
-        done = subprocess.run(words, cwd=work, env=environment, stdout=subprocess.DEVNULL)
+        done = subprocess.run(
+            words, cwd=work, env=environment, stdout=subprocess.DEVNULL, check=False
+        )
         if done.returncode:
             raise RuntimeError(f"{part.name}: exit code {done.returncode}")
     for target, written in part.pictures.items():

@@ -1,4 +1,4 @@
-"""The gallery: every picture of the documentation has the code that draws it, and every function."""
+"""The gallery: every picture of the documentation, and every function, with code that draws."""
 
 import importlib
 import inspect
