@@ -74,6 +74,8 @@ def test_a_program_writes_what_the_command_writes(cli, tmp_path, settings):
             assert back[block][0].noise_floor == part.noise_floor
     # with one block none need be named, with several all are drawn
     assert open_spectra(tmp_path / "one.h5")["2"].planned == 1
+    assert cli("plot", "both.h5", "--compare", "--out", "c.svg").returncode == 0
+    assert "published cutoff" in (tmp_path / "c.svg").read_text(encoding="utf-8")
     for name, drawn in (("both", ["0, certified", "2, certified"]), ("one", ["block 2"])):
         assert cli("plot", f"{name}.h5", "--out", f"{name}.svg").returncode == 0
         shown = (tmp_path / f"{name}.svg").read_text(encoding="utf-8")
