@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from gate import open_gate
 
+from hessrmt.cli import console
 from hessrmt.config import SpectrumConfig
 from hessrmt.runs import spectrum
 from hessrmt.store.spectra import load

@@ -175,6 +175,7 @@ GIVEN = {
     "large-networks.md": lambda: {"hr": hr, "problem": problem()},
     "normalize.md": trained,
     "training-history.md": histories,
+    "gallery.md": histories,
     "iterate-averaging.md": averaged,
     "training-budget.md": lambda: {
         "epochs": np.array([5, 10, 20, 40, 80]),
