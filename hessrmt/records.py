@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from hessrmt.results import Result, fields_of, plain
+from hessrmt.results import Result, fields_of, library, plain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -228,9 +228,7 @@ class Spectra(
         Returns:
             Its numbers, without the eigenvalues.
         """
-        found = [plain(fields_of(item)) | {"rank": item.rank} for item in self.items]
-        other = list | dict | None
-        return [{k: v for k, v in row.items() if not isinstance(v, other)} for row in found]
+        return [_numbers(item) for item in self.items]
 
     def shown(self) -> dict[str, str]:
         """What file it is of."""
@@ -255,3 +253,71 @@ class Spectra(
 
     def __len__(self) -> int:
         return len(self.items)
+
+
+class BlockSpectra(
+    Result,
+    dict[str, Any],
+    picture="certification.certification",
+    writer="hessrmt.store.spectra",
+):
+    """Name of a block of a matrix to its :class:`Spectrum`, or to the :class:`Spectra` of a file.
+
+    A block is the matrix in some of the parameters, with all others held constant.
+    """
+
+    @property
+    def provenance(self) -> Provenance:
+        """Where they came from: that of the first."""
+        return next(iter(self.values())).provenance
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row for each spectrum of each block.
+
+        Returns:
+            The name of the block and the spectrum's numbers, without the eigenvalues.
+        """
+        return [{"block": k} | _numbers(item) for k, part in self.items() for item in _items(part)]
+
+    def to_xarray(self) -> Any:
+        """The eigenvalues of each block under its name, each along an axis of its own.
+
+        Returns:
+            An ``xarray.Dataset``.
+        """
+        arrays = {
+            name: (("batch",) * (part.eigenvalues.ndim - 1) + (f"index of {name}",), part)
+            for name, part in self.items()
+        }
+        arrays = {name: (axes, part.eigenvalues) for name, (axes, part) in arrays.items()}
+        return library("xarray", "to_dict()").Dataset(arrays)
+
+    def shown(self) -> dict[str, str]:
+        """Size, ends and rank of each."""
+        found = {}
+        for name, part in self.items():
+            ranks = sorted({item.rank for item in _items(part)})
+            ends = [item.eigenvalues[[0, -1]] for item in _items(part)]
+            found[name or "(root)"] = (
+                f"{part[0].dimension if isinstance(part, Spectra) else part.dimension:,} "
+                f"eigenvalues, from {np.min(ends):.3g} to {np.max(ends):.3g}; certified: "
+                + (f"{ranks[0]:,}" if len(ranks) == 1 else f"{ranks[0]:,} to {ranks[-1]:,}")
+            )
+        return found
+
+    def caption(self) -> str:
+        """What they are of."""
+        return "Spectra of blocks, each with all other parameters held constant"
+
+    def _values(self) -> dict[str, Any]:
+        return dict(self)
+
+
+def _items(part: Spectrum | Spectra) -> Sequence[Spectrum]:
+    return part.items if isinstance(part, Spectra) else (part,)
+
+
+def _numbers(item: Spectrum) -> dict[str, Any]:
+    """A spectrum's numbers and words, without the eigenvalues."""
+    found = plain(fields_of(item)) | {"rank": item.rank}
+    return {k: v for k, v in found.items() if not isinstance(v, list | dict | None)}

@@ -96,7 +96,7 @@ class Result:
         Raises:
             DataError: If pandas is not installed.
         """
-        return _library("pandas", "rows()").DataFrame(self.rows())
+        return library("pandas", "rows()").DataFrame(self.rows())
 
     def to_xarray(self) -> Any:
         """Its arrays with the names of their axes; other values are attributes.
@@ -113,7 +113,7 @@ class Result:
             for name in names.split()
         }
         others = flat({k: v for k, v in self.to_dict().items() if k not in arrays})
-        return _library("xarray", "to_dict()").Dataset(arrays, attrs=others)
+        return library("xarray", "to_dict()").Dataset(arrays, attrs=others)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write it to a file, completely or not at all.
@@ -155,7 +155,8 @@ class Result:
             **options: Likewise.
 
         Returns:
-            A matplotlib figure, which a notebook shows; ``figure.savefig`` writes it.
+            The matplotlib figure, with ``ax`` the one that these axes are in: a notebook shows it,
+            and ``figure.savefig`` writes it.
         """
         module, function = (self._picture or "results.columns").split(".")
         drawn = getattr(import_module(f"hessrmt.plots.{module}"), function)
@@ -288,7 +289,19 @@ def _short(value: Any) -> str:
     return text
 
 
-def _library(name: str, otherwise: str) -> Any:
+def library(name: str, otherwise: str) -> Any:
+    """A package that may be missing.
+
+    Args:
+        name: Of the package.
+        otherwise: What does without it.
+
+    Returns:
+        The package.
+
+    Raises:
+        DataError: If it is not installed.
+    """
     try:
         return import_module(name)
     except ImportError as error:

@@ -60,7 +60,8 @@ def executed(name: str) -> Any:
             output.get("metadata", {}).clear()
             if "image/png" in output.get("data", {}):
                 # of a picture's text only its size would be left
-                output.data = {"image/png": _small(output.data["image/png"])}
+                png = few_colours(base64.b64decode(output.data["image/png"]))
+                output.data = {"image/png": base64.b64encode(png).decode()}
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
@@ -68,14 +69,21 @@ def executed(name: str) -> Any:
     return notebook
 
 
-def _small(png: str) -> str:
-    """A picture with few colours, in base 64."""
+def few_colours(png: bytes) -> bytes:
+    """A picture with few colours.
+
+    Args:
+        png: The picture.
+
+    Returns:
+        A smaller file.
+    """
     from PIL import Image
 
-    picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
+    picture = Image.open(io.BytesIO(png)).convert("RGB")
     content = io.BytesIO()
     picture.quantize(_COLOURS, dither=Image.Dither.NONE).save(content, "png", optimize=True)
-    return base64.b64encode(content.getvalue()).decode()
+    return content.getvalue()
 
 
 def main() -> None:

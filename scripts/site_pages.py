@@ -180,6 +180,26 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str: 
     return re.sub(r"\]\((?![a-z]+:|#)([^)#\s]+)(#[^)\s]*)?\)", moved, markdown)
 
 
+def on_post_template(output_content: str, template_name: str, **_: Any) -> str:
+    """Let the page for what isn't there be read from a folder, too; mkdocs links it from the root.
+
+    Args:
+        output_content: Of a page that is made of no Markdown.
+        template_name: Which one.
+        **_: What else mkdocs gives.
+
+    Returns:
+        The same; of 404.html with links from its own place, and on a server from the root.
+    """
+    if template_name != "404.html":
+        return output_content
+    near = re.sub(r'((?:href|src|content)=")/(?=[^/"])', r"\1", output_content)
+    near = near.replace('"base": "/"', '"base": "."')
+    near = re.sub(r'"search": "/(?=[^/])', '"search": "', near)
+    served = "location.protocol == 'file:' || document.write('<base href=\"/\">')"
+    return near.replace("<head>", f"<head><script>{served}</script>", 1)
+
+
 def on_page_content(html: str, **_: Any) -> str:
     """Turn the roles of docstrings, ``:class:`~hessrmt.Spectrum```, into links to the reference.
 

@@ -107,6 +107,7 @@ def place(tmp_path, tiny_npz):
 
 
 RUN = ["spectrum", "--model", "logistic", "--data", "tiny.npz", "--batch", "10", "--batches", "2"]
+SMALL = ["--model", "logistic", "--data", "tiny.npz"]
 
 BAD = {
     "argument": ([*RUN, "stray"], ["stray"]),
@@ -239,6 +240,30 @@ def test_plot_names_its_file(place, cli, refused):
         assert cli("plot", "a.h5", *arguments).stderr == f"written: {name}\n"
         assert (place / name).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     refused(["plot", "a.h5", "--out", "folder"], ["is a folder"])
+
+
+@pytest.mark.parametrize(
+    ("words", "others"),
+    [
+        (["plot", "a.h5", "--out", "p.png"], []),
+        (["plot", "a.h5", "--out", "p"], []),  # which becomes p.png
+        (
+            ["density", *SMALL, "--samples", 20, "--steps", 3, "--probes", 1, "--plot", "p.png"],
+            ["--resume"],
+        ),
+        (["landscape", *SMALL, "--batch", 20, "--points", 3, "--plot", "p.png"], []),
+    ],
+    ids=lambda words: words[0] if words else "",
+)
+def test_a_picture_is_replaced_only_if_asked_for(place, cli, refused, words, others):
+    (place / "p.png").write_bytes(b"mine")
+    write_file(place / "a.h5", [Spectrum(np.arange(1.0, 9), 0.0, 8, 8)])
+    refused(words, ["p.png exists", "--overwrite replaces it"])
+    assert not (place / "density.h5").exists()
+    for how in ("--overwrite", *others):
+        (place / "p.png").write_bytes(b"mine")
+        assert cli(*words, how).returncode == 0
+        assert (place / "p.png").read_bytes().startswith(b"\x89PNG")
 
 
 # output never destroys input

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from gate import open_gate
 
+from hessrmt.cli import console
 from hessrmt.config import SpectrumConfig
 from hessrmt.runs import spectrum
 from hessrmt.store.spectra import load
@@ -227,3 +228,18 @@ def test_bars_and_rows_on_one_terminal(tmp_path, tiny_npz, columns):
     assert shown[begin + 2 + BATCHES].startswith(f"{BATCHES} batches, float64")
     assert "written: a.h5" in shown
     assert not any("━" in line for line in shown)  # and they are gone
+
+
+def test_a_log_gets_a_line_for_every_tenth(capsys):
+    for quiet in (True, False):
+        console.begin(quiet=quiet, json=False)
+        with console.Meter(lines=True) as tick, console.Meter() as silent:
+            for done in range(41):
+                tick("training: loss 0.5", done, 40)
+                silent("other", done, 40)
+            for done in (2, 5, 1, 3, 10):  # a search that begins again
+                tick("products", done, 10)
+            tick("one step", 1, 1)
+    told = capsys.readouterr().err.splitlines()
+    steps = [f"training: loss 0.5, {done} of 40" for done in range(4, 41, 4)]
+    assert told == [*steps, *(f"products, {done} of 10" for done in (2, 5, 10))]

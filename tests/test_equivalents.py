@@ -1,7 +1,9 @@
 """What stands in for an operation of torch has its values and its gradient, option by option."""
 
 import itertools
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -187,6 +189,41 @@ def test_labels_out_of_range(spelling):
             continue
         with pytest.raises(DataError, match=r"labels run from .* 3 outputs"):
             hr.spectrum(problem)
+
+
+@pytest.mark.parametrize("kind", ["tensor", "dict", "object"])
+def test_a_language_model_is_sent_to_its_own_loss(kind):
+    class Model(nn.Sequential):
+        def forward(self, tokens):
+            logits = super().forward(tokens)
+            whole = {"dict": {"logits": logits}, "object": SimpleNamespace(logits=logits)}
+            return whole.get(kind, logits)
+
+    torch.manual_seed(0)
+    net = Model(nn.Embedding(7, 3), nn.Linear(3, 7))
+    tokens = torch.randint(0, 7, (4, 5))
+    for loss in ("cross-entropy", nn.CrossEntropyLoss()):
+        with pytest.raises(ProblemError, match='the loss "next-token" takes logits'):
+            hr.spectrum(hr.Problem(net, loss, (tokens, tokens)))
+    if kind != "object":
+        own = hr.spectrum(hr.Problem(net, "next-token", (tokens, tokens)))
+
+        def by_hand(outputs, tokens):
+            logits = outputs["logits"] if kind == "dict" else outputs
+            return F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+
+        expected = hr.spectrum(hr.Problem(net, by_hand, (tokens, tokens)))
+        np.testing.assert_array_equal(own.eigenvalues, expected.eigenvalues)
+
+
+def test_scores_that_lie_within_what_a_classifier_returns():
+    class Model(nn.Linear):
+        def forward(self, x):
+            return {"logits": super().forward(x)}
+
+    problem = hr.Problem(Model(5, 3), "cross-entropy", (torch.randn(6, 5), torch.arange(6) % 3))
+    with pytest.raises(ProblemError, match=r'returns a dict.*cross_entropy\(outputs\["logits"\]'):
+        hr.spectrum(problem)
 
 
 def test_outputs_without_classes():

@@ -5,6 +5,7 @@ import json
 import h5py
 import numpy as np
 import pytest
+import torch
 from store_samples import NET
 
 import hessrmt as hr
@@ -45,12 +46,45 @@ def test_every_layer_is_a_group_of_the_file(cli, refused, tmp_path, settings):
     found = json.loads(cli("levels", path, "--block", "all", "--surrogates", "0", "--json").stdout)
     alone = analyze(each["0"], surrogates=0).to_dict()
     assert found["blocks"]["0"]["mean_ratio"] == alone["mean_ratio"]
-    for block in (None, "1"):
-        with pytest.raises(StoreError, match="blocks '0', '2'"):
-            hr.load(path, block)
+    with pytest.raises(StoreError, match="blocks '0', '2'"):
+        hr.load(path, "1")
+    whole = hr.load(path)  # all of them
+    assert list(whole) == ["0", "2"]
+    np.testing.assert_array_equal(whole["2"].eigenvalues, hr.load(path, "2").eigenvalues)
     run(prepare(settings.model_copy(update={"blocks": None})), tmp_path / "whole.h5")
     with pytest.raises(StoreError, match="holds no blocks"):
         hr.load(tmp_path / "whole.h5", "0")
+
+
+def test_a_program_writes_what_the_command_writes(cli, tmp_path, settings):
+    samples, net = data.load(settings.data), models.build(settings.model, (6,), 3, 0)
+    problem = hr.Problem(net, "cross-entropy", samples.tensors(slice(20), torch.float64))
+    for blocks, name in (("layer", "both.h5"), ({"2": "2.*"}, "one.h5")):
+        found = hr.spectrum(problem, blocks=blocks)
+        assert isinstance(found, dict)
+        assert [row["block"] for row in found.rows()] == list(found)
+        assert [row["rank"] for row in found.rows()] == [part.rank for part in found.values()]
+        found.save(tmp_path / name)
+        with pytest.raises(StoreError, match="exists"):
+            found.save(tmp_path / name)
+        back = hr.load(tmp_path / name)
+        assert list(back) == list(found)
+        for block, part in found.items():
+            np.testing.assert_array_equal(back[block].eigenvalues, part.eigenvalues[None])
+            assert back[block][0].noise_floor == part.noise_floor
+    # with one block none need be named, with several all are drawn
+    assert open_spectra(tmp_path / "one.h5")["2"].planned == 1
+    assert cli("plot", "both.h5", "--compare", "--out", "c.svg").returncode == 0
+    assert "published cutoff" in (tmp_path / "c.svg").read_text(encoding="utf-8")
+    for name, drawn in (("both", ["0, certified", "2, certified"]), ("one", ["block 2"])):
+        assert cli("plot", f"{name}.h5", "--out", f"{name}.svg").returncode == 0
+        shown = (tmp_path / f"{name}.svg").read_text(encoding="utf-8")
+        assert all(words in shown for words in drawn)
+    said = cli("spectrum", "--model", settings.model, "--data", settings.data, "--batches", 1,
+               "--batch", 20,
+               "--blocks", "layer", "--only", "2.*").stdout  # fmt: skip
+    assert "2 (P = 18)\n" in said
+    assert "in the parameters of that layer alone" in said
 
 
 def test_a_row_is_complete_in_all_blocks_or_absent(tmp_path, settings):

@@ -1,5 +1,6 @@
 """Pictures for print and for dark pages, and what a fresh look found wrong with them."""
 
+import dataclasses
 import re
 
 import numpy as np
@@ -63,6 +64,26 @@ def test_networks_have_colours_of_their_own_and_the_floor_has_another():
     # the legend is above the axes, not in them
     axes.figure.draw_without_rendering()
     assert axes.get_legend().get_window_extent().y0 >= axes.get_window_extent().y1 - 1
+
+
+def test_each_network_has_the_floor_that_its_levels_are_certified_by():
+    coarse = dataclasses.replace(SPECTRA[1], noise_floor=0.5)
+    axes = certification({"fine": SPECTRA[0], "coarse": coarse}).axes[0]
+    labels = [line.get_label() for line in axes.lines]
+    for name, item in (("fine", SPECTRA[0]), ("coarse", coarse)):
+        floors = [x for x in axes.lines if list(x.get_ydata()) == [item.noise_floor] * 2]
+        (label,) = (text for text in labels if text.startswith(f"{name}, certified: {item.rank}"))
+        (colour,) = (x.get_color() for x in axes.lines if x.get_label() == label)
+        assert [line.get_color() for line in floors] == [colour]
+        assert label.endswith(f"floor {item.noise_floor:.1e}")
+
+
+def test_the_published_cutoff_is_shown_only_if_asked_for():
+    tiny = dataclasses.replace(SPECTRA[0], eigenvalues=np.array([-1e-25, 1e-18, 0.5, 2.0]))
+    for compare in (False, True):
+        lines = certification(tiny, compare=compare).axes[0].lines
+        assert any("published cutoff" in line.get_label() for line in lines) == compare
+        assert any(list(line.get_ydata()) == [1e-20, 1e-20] for line in lines) == compare
 
 
 def test_density_of_heavy_tails_has_even_bins_in_arsinh():

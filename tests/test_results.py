@@ -31,7 +31,7 @@ from hessrmt.generalization.polynomials import realize, squares
 from hessrmt.generalization.stability import leave_one_out, square_loss_study
 from hessrmt.generalization.stationary import stationary_sets
 from hessrmt.lossmodel.sampler import sampled_density
-from hessrmt.records import Provenance, Spectra, Spectrum
+from hessrmt.records import BlockSpectra, Provenance, Spectra, Spectrum
 from hessrmt.results import Result
 from hessrmt.runs.capacity import Series
 from hessrmt.runs.normalize import NormalizeResult, TableFit, TablePoint
@@ -206,6 +206,8 @@ MADE = {
     "history": history,
     "spectrum": spectrum,
     "spectra": spectra,
+    "spectra of blocks": lambda: BlockSpectra({"0": spectrum(), "2": spectrum(9)}),
+    "spectra of blocks, several": lambda: BlockSpectra({"0": spectra(), "": spectra()}),
     "simulated": lambda: summary(SimulateConfig(dimension=6, samples=2), spectra()),
     "slq": lambda: hr.density(networks(), 2, 4, top=2, trace="xtrace", trace_products=6),
     "quadrature": lambda: quadrature(networks(), 1, 4),
@@ -264,13 +266,17 @@ def same(one, other):
 def test_every_result_comes_back_from_its_file(result, tmp_path):
     result.save(tmp_path / "r.h5")
     back = hr.load(tmp_path / "r.h5")
-    if isinstance(result, Spectrum):  # a file of spectra with one row; batch and phases unknown
+    # a file of spectra with one row; batch and phases unknown
+    if isinstance(result, Spectrum):
         (back,) = back
+    if isinstance(result, BlockSpectra) and isinstance(next(iter(result.values())), Spectrum):
+        back = BlockSpectra({name: part[0] for name, part in back.items()})
     ours, theirs = result.to_dict(), back.to_dict()
     for plain in (ours, theirs):
-        plain.pop("provenance", None)
-        for item in plain.get("items", []):
-            item.pop("provenance", None)
+        for part in [plain, *(x for x in plain.values() if isinstance(x, dict))]:
+            part.pop("provenance", None)
+            for item in part.get("items", []):
+                item.pop("provenance", None)
     assert same(ours, theirs)
 
 
@@ -300,6 +306,8 @@ def test_every_result_has_plain_values_tables_and_words(result, tmp_path):
 def test_every_result_is_drawn_or_says_that_it_has_no_curve(result):
     if result._picture or len(result.rows()) > 1:
         assert result.plot().axes
+        figure = Figure()
+        assert result.plot(ax=figure.subplots()) is figure
     else:
         with pytest.raises(DataError, match="no curve"):
             result.plot()
@@ -315,7 +323,7 @@ def test_every_public_result_is_tried_here():
         kinds |= {
             kind
             for kind in found
-            if (dataclasses.is_dataclass(kind) or issubclass(kind, tuple))
+            if (dataclasses.is_dataclass(kind) or issubclass(kind, tuple | dict))
             and kind.__module__.startswith("hessrmt.")
         }
     tried = {type(make()) for make in MADE.values()}

@@ -170,14 +170,15 @@ def fail(text: str) -> None:
 class Meter:
     """Progress bars on standard error: one for each kind of work, named by what precedes a colon.
 
-    Silent where standard error is not a terminal that can redraw a line.
+    Where standard error is not a terminal that can redraw a line, as in a log, there are none.
 
     Args:
         one: Whether one bar shows whatever is being done.
         transient: Whether they disappear at the end.
+        lines: Whether a log gets a line for every tenth of each kind of work instead.
     """
 
-    def __init__(self, *, one: bool = False, transient: bool = False) -> None:
+    def __init__(self, *, one: bool = False, transient: bool = False, lines: bool = False) -> None:
         from rich import progress
 
         self._display = progress.Progress(
@@ -192,6 +193,8 @@ class Meter:
             transient=transient,
             disable=_wanted["quiet"] or not err.is_interactive,
         )
+        self._lines = lines and not err.is_interactive
+        self._tenths: dict[str, int] = {}
         self._one = one
         self._bars: dict[str, TaskID] = {}
         self._begun: dict[str, tuple[str, float]] = {}
@@ -206,6 +209,11 @@ class Meter:
     def __call__(self, phase: str, done: int, total: int) -> None:
         """See :data:`hessrmt.progress.Tick`."""
         kind, _, words = ("", "", phase) if self._one else phase.partition(": ")
+        tenth = 10 * done // max(total, 1)
+        # what begins again, as a search does, isn't told again
+        if self._lines and total > 1 and tenth > self._tenths.get(kind, 0):
+            self._tenths[kind] = tenth
+            note(f"{phase}, {done:,} of {total:,}")
         if kind not in self._bars:
             self._bars[kind] = self._display.add_task(phase, total=total, rate="")
         now = time.perf_counter()

@@ -14,6 +14,7 @@ from hessrmt.cli.options import (
     PictureFile,
     Report,
     Resume,
+    check_picture,
     with_settings,
 )
 from hessrmt.config import DensityConfig
@@ -48,18 +49,15 @@ def density(
     Returns:
         What --json prints; --csv writes the eigenvalues with their bounds, if there are any.
     """
-    from hessrmt.files import require_file
     from hessrmt.plots.certification import lanczos_density
-    from hessrmt.plots.files import checked_ending, save
+    from hessrmt.plots.files import save
     from hessrmt.results import flat
     from hessrmt.runs.density import prepare, run
 
-    if plot is not None:
-        require_file(plot, "--plot")
-        checked_ending(plot.suffix or plot.name)
+    check_picture(plot, may_exist=resume or overwrite)
     prepared = prepare(settings, data_dir)
     console.note(*prepared.notes)
-    with console.Meter() as tick:
+    with console.Meter(lines=True) as tick:
         found = run(prepared, out, resume=resume, overwrite=overwrite, tick=tick)
     _show(found)
     console.note(f"written: {out}")
@@ -67,7 +65,7 @@ def density(
     if plot is not None:
         what = console.source_in_words(source.config)
         title = f"{what}, {found.samples:,} samples, {found.operator}"
-        save(lanczos_density(found, title), plot)
+        save(lanczos_density(found, title), plot, replace=resume or overwrite)
         console.note(f"written: {plot}")
     edges = () if found.edges is None else found.edges.rows()
     numbers = flat({k: v for k, v in found.to_dict().items() if not isinstance(v, list)})

@@ -8,7 +8,14 @@ from typing import Annotated
 import typer
 
 from hessrmt.cli import console
-from hessrmt.cli.options import DataDir, Overwrite, PictureFile, Report, with_settings
+from hessrmt.cli.options import (
+    DataDir,
+    Overwrite,
+    PictureFile,
+    Report,
+    check_picture,
+    with_settings,
+)
 from hessrmt.config import LandscapeConfig
 
 
@@ -29,15 +36,13 @@ def landscape(
     Returns:
         What --json prints; --csv writes every point.
     """
-    from hessrmt.files import require_file, require_new
-    from hessrmt.plots.files import checked_ending, save
+    from hessrmt.files import require_new
+    from hessrmt.plots.files import save
     from hessrmt.runs.landscape import run
 
-    if plot is not None:
-        require_file(plot, "--plot")
-        checked_ending(plot.suffix or plot.name)
+    check_picture(plot, may_exist=overwrite)
     require_new(out, may_exist=overwrite, resumable=False)
-    with console.Meter() as tick:
+    with console.Meter(lines=True) as tick:
         found, notes = run(settings, data_dir, tick)
     console.note(*notes)
     found.save(out, overwrite=overwrite)
@@ -51,6 +56,6 @@ def landscape(
     console.note(f"written: {out}")
     if plot is not None:
         what = console.source_in_words(found.provenance.config)
-        save(found.plot(title=f"{what}, {found.operator}"), plot)
+        save(found.plot(title=f"{what}, {found.operator}"), plot, replace=overwrite)
         console.note(f"written: {plot}")
     return Report({"file": str(out), **found.to_dict()}, found.rows)

@@ -26,7 +26,7 @@ import typer
 from hessrmt.cli import console
 from hessrmt.config import Settings, load_settings
 from hessrmt.errors import ConfigError
-from hessrmt.files import require_apart, require_file, write_whole
+from hessrmt.files import require_apart, require_file, require_new, write_whole
 from hessrmt.tables import to_csv
 
 if TYPE_CHECKING:
@@ -240,6 +240,21 @@ def _kind(annotation: Any) -> Any:
     if get_origin(parts[0]) is tuple and get_origin(get_args(parts[0])[0]) is Literal:
         return list[str]
     return parts[0] if parts[0] in {bool, int, float, Path} else str
+
+
+def check_picture(file: Path | None, *, may_exist: bool) -> None:
+    """Refuse before minutes of work a picture that cannot be written or would replace another.
+
+    Args:
+        file: For it, if there is to be one.
+        may_exist: Whether it may be replaced.
+    """
+    if file is not None:
+        from hessrmt.plots.files import checked_ending
+
+        require_file(file, "--plot")
+        checked_ending(file.suffix or file.name)
+        require_new(file, may_exist=may_exist, resumable=False)
 
 
 def check_pictures(folder: Path | None, ending: str) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from hessrmt.cli import console
-from hessrmt.cli.options import with_settings
+from hessrmt.cli.options import Overwrite, with_settings
 
 
 @with_settings
@@ -28,7 +28,9 @@ def plot(
     block: Annotated[
         str | None,
         typer.Option(
-            "--block", metavar="NAME", help="Of a file of blocks (spectrum --blocks): which one."
+            "--block",
+            metavar="NAME",
+            help="Of a file of blocks (spectrum --blocks): which one. \\[default: all]",
         ),
     ] = None,
     style: Annotated[
@@ -39,6 +41,11 @@ def plot(
             help="For a screen, 3.3 inches wide for a column of print, or on a dark ground.",
         ),
     ] = "screen",
+    compare: Annotated[
+        bool,
+        typer.Option("--compare", help="Show the published cutoff of 1e-20 beside spectra."),
+    ] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Draw what a file holds.
 
@@ -54,10 +61,11 @@ def plot(
 
     one_of("--style", style, LOOKS, error=ConfigError)
     target = out or file.with_suffix(".png")
-    require_new(target, may_exist=True)
-    target = target if target.suffix else target.with_suffix(".png")
+    if not target.is_dir():
+        target = target if target.suffix else target.with_suffix(".png")
     require_apart({"--out": target}, [file])
-    drawn = picture(file, block, console.source_in_words)
+    require_new(target, may_exist=overwrite, resumable=False)
+    drawn = picture(file, block, console.source_in_words, compare=compare)
     relook(drawn, style)
-    save(drawn, target)
+    save(drawn, target, replace=overwrite)
     console.note(f"written: {target}")

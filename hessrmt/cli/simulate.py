@@ -92,6 +92,4 @@ def _ratio(mean: float, error: float) -> str:
 
     if not math.isfinite(mean):
         return "not computable: too few levels"
-    if not math.isfinite(error) or error == 0:
-        return f"{mean:.4f}; GOE {LAW}"
-    return f"{mean:.4f} ± {error:.4f}, {(mean - LAW) / error:+.1f} σ from GOE {LAW}"
+    return f"{console.with_error(mean, error or math.nan)}; GOE {LAW}"

@@ -102,6 +102,9 @@ def _mean_ratio(item: Spectrum) -> float:
     return float(mean_ratios([item])[0, 0])
 
 
+_LAYERS = 5
+"""Blocks that are named above the table."""
+
 _PHASES = {"reduction": "reduce", "matrix": "matrix", "eigenvalues": "eigen"}
 """Headings of the columns of seconds."""
 
@@ -120,9 +123,11 @@ class _Rows:
         rows = [self._cells(f"{batch} {name}".rstrip(), item) for name, item in items.items()]
         if not self._widths:
             item, size = next(iter(items.values())), max(i.dimension for i in items.values())
-            several = len(items) > 1
-            what = f"own blocks, P up to {size:,}" if several else f"P = {size:,}"
-            console.show(f"{console.OPERATORS[item.operator]} of {self._source}, {what}")
+            of = f"{console.OPERATORS[item.operator]} of {self._source}"
+            if isinstance(found, Mapping):
+                console.show(f"{of}: the blocks of its layers", *_blocks(found))
+            else:
+                console.show(f"{of}, P = {size:,}")
             heading = self._heading([row[0] for row in rows], len(f"{size:,}"))
             console.show_row(heading, self._widths, heading=True)
         for row in rows:
@@ -155,6 +160,14 @@ class _Rows:
             console.number(_mean_ratio(item), ".4f"),
             *(console.number(item.seconds.get(phase), ".1f") for phase in _PHASES),
         ]
+
+
+def _blocks(found: Mapping[str, Spectrum]) -> tuple[str, str]:
+    """Which layers' blocks these are, and what a block is."""
+    named = [f"{name or '(root)'} (P = {item.dimension:,})" for name, item in found.items()]
+    more = len(named) - _LAYERS
+    words = ", ".join(named[:_LAYERS]) + (f" and {more} more" if more > 0 else "")
+    return words, "each in the parameters of that layer alone, with all others held constant"
 
 
 def _conclude(found: Spectra, out: Path) -> None:

@@ -63,7 +63,7 @@ def train(
     from hessrmt.runs.training import run
     from hessrmt.store.history import load_history
 
-    with console.Meter() as tick:
+    with console.Meter(lines=True) as tick:
         result = run(
             settings,
             # "mlp3" is itself, "path/file.py:factory" becomes "factory"

@@ -36,7 +36,7 @@ from hessrmt.errors import ConfigError, ConvergenceError, DeviceError, ProblemEr
 from hessrmt.problems.differentiation import ordinary_mode
 from hessrmt.problems.problem import Problem
 from hessrmt.progress import Tick, silent
-from hessrmt.records import Provenance, Spectrum
+from hessrmt.records import BlockSpectra, Provenance, Spectrum
 from hessrmt.store.search import SearchFile
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def spectrum(
     *,
     vectors: int = 0,
     blocks: str | Mapping[str, Sequence[str]],
-) -> dict[str, Spectrum]: ...
+) -> BlockSpectra: ...
 
 
 def spectrum(
@@ -96,7 +96,7 @@ def spectrum(
     vectors: int = 0,
     blocks: str | Mapping[str, Sequence[str]] | None = None,
     checkpoint: str | Path | None = None,
-) -> Spectrum | dict[str, Spectrum]:
+) -> Spectrum | BlockSpectra:
     """All eigenvalues of a problem's Hessian (or Gauss-Newton matrix) or of a matrix, certified.
 
     Args:
@@ -119,7 +119,8 @@ def spectrum(
     Returns:
         P eigenvalues, those of the null directions as 0.0, and the noise floor, in a
         :class:`~hessrmt.records.Spectrum`; eigenvectors as ``pairs``. With ``blocks``, a dict of
-        name to spectrum.
+        name to spectrum that has the methods of a result,
+        :class:`~hessrmt.records.BlockSpectra`.
 
     Raises:
         ConfigError: If ``problem`` is none and no matrix, ``vectors`` is no number from 0 to P, or
@@ -155,7 +156,9 @@ def spectrum(
         parts = {name: problem.restricted(only) for name, only in chosen.items()}
         options = (device, dtype, operator, reduce)
         counts = {name: min(vectors, part.dimension) for name, part in parts.items()}
-        return {k: spectrum(part, *options, vectors=counts[k]) for k, part in parts.items()}
+        return BlockSpectra(
+            {k: spectrum(part, *options, vectors=counts[k]) for k, part in parts.items()}
+        )
     backend, dtype = select(device), dtype_name(dtype)
     config = {"loss": problem.loss_name, "operator": operator, "dtype": dtype, "reduce": reduce}
     provenance = Provenance(config=config, device=backend.name)

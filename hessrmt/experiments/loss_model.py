@@ -190,7 +190,13 @@ class LossModel(Experiment[LossModelConfig, LossModelPreset, SampledPanel]):
         Column("outside the bulk (expected)", _outside),
         Column("⟨r̃⟩ all", lambda e: e.ratios["all levels"], ".4f", terminal="⟨r̃⟩\n(all levels)"),
         Column("⟨r̃⟩ bulk", lambda e: e.ratios["bulk"], ".4f", terminal="⟨r̃⟩\n(bulk)"),
-        Column("σ from GOE", lambda e: e.sigmas, "+.1f", "sigmas_from_goe", terminal="σ from\nGOE"),
+        Column(
+            "standard errors from GOE",
+            lambda e: e.sigmas,
+            "+.1f",
+            "sigmas_from_goe",
+            terminal="errors\nfrom GOE",
+        ),
     )
 
     def compute(self, work: Work[LossModelConfig, LossModelPreset]) -> list[SampledPanel]:

@@ -214,7 +214,9 @@ def alpha_histogram(reports: Any, title: str = "", *, ax: Any = None) -> Figure:
     picture, panels = style.panels_for(len(exponents), title, size, 1, ax=ax, sharex=True)
     for axes, (label, found) in zip(panels, exponents.items(), strict=True):
         above = int(np.count_nonzero(found > top))
-        name = f"{label}: {len(found):,} fits" + (f", {above:,} above {top:.3g}" if above else "")
+        name = f"{_shortened(label)}: {len(found):,} fits" + (
+            f", {above:,} above {top:.3g}" if above else ""
+        )
         style.draw_area(axes, edges, np.histogram(found, edges)[0], name)
         if np.isfinite(mean := means[label]):
             whose = "networks" if label not in reports else "layers"

@@ -36,7 +36,11 @@ _EDGES_AT = 0.25
 
 
 def certification(
-    spectra: Spectrum | Sequence[Spectrum] | Mapping[str, Any], title: str = "", *, ax: Any = None
+    spectra: Spectrum | Sequence[Spectrum] | Mapping[str, Any],
+    title: str = "",
+    *,
+    ax: Any = None,
+    compare: bool = False,
 ) -> Figure:
     """Magnitudes of all nonzero eigenvalues in descending order, one line for each spectrum.
 
@@ -45,19 +49,22 @@ def certification(
             several networks to theirs.
         title: Drawn above the axes.
         ax: Axes to draw into; None for a new figure.
+        compare: Whether to show the cutoff of 1e-20 that such spectra were published with.
 
     Returns:
         The figure; save it with ``figure.savefig``.
 
     Raises:
         DataError: If there is no spectrum.
+
+    Source of the cutoff: Baskerville, Granziol and Keating (2022).
     """
     groups = spectra if isinstance(spectra, Mapping) else {"": spectra}
     groups = {k: [v] if isinstance(v, Spectrum) else list(v) for k, v in groups.items()}
     if not any(map(len, groups.values())):
         raise DataError("there is no spectrum to draw; continue the run with --resume")
     axes = style.single(title, ax, (style.WIDTH, 4.4))
-    sizes = []
+    sizes, several = [], len(groups) > 1
     for place, (name, group) in enumerate(groups.items()):
         dashes = _ALTERNATING[place % len(_ALTERNATING)]
         colour = _OF_NETWORKS[place % len(_OF_NETWORKS)]
@@ -68,22 +75,30 @@ def certification(
             axes.plot(index[real], size[real], color=colour, lw=1.6, ls=dashes)
             sizes.append(size)
         label = f"{name}, " * bool(name) + f"certified: {_range([item.rank for item in group])}"
+        if several and group:  # each has a floor of its own
+            own = float(np.median([item.noise_floor for item in group]))
+            axes.axhline(own, color=colour, ls="--", lw=0.8)
+            label += f", floor {own:.1e}"
         axes.plot([], [], color=colour, lw=1.6, ls=dashes, label=label)
     spectra = [item for group in groups.values() for item in group]
     floor = float(np.median([item.noise_floor for item in spectra]))
-    axes.axhline(floor, color=_FLOOR, ls="--", lw=1)
+    if not several:
+        axes.axhline(floor, color=_FLOOR, ls="--", lw=1)
     noisy = any(item.count_above(0) > item.rank for item in spectra)
-    if noisy:
+    if compare:
         axes.axhline(PAPER_CUTOFF_SPACINGS, color=_CUTOFF, ls=":", lw=1)
         axes.plot([], [], color=_CUTOFF, ls=":", label="published cutoff 1e-20")
-    axes.plot([], [], color=_FLOOR, ls="--", label=f"noise floor {floor:.1e}")
+    if several:
+        axes.plot([], [], color=style.INK, ls="--", lw=0.8, label="noise floor of each")
+    else:
+        axes.plot([], [], color=_FLOOR, ls="--", label=f"noise floor {floor:.1e}")
     if noisy:
         axes.plot([], [], color=_NOISE, label="indistinguishable from round-off")
     null = [int((item.eigenvalues == 0).sum()) for item in spectra]
     if any(null):
         axes.plot([], [], alpha=0, label=f"exact zeros, not drawn: {_range(null)}")
-    dimension = spectra[0].dimension
-    axes.set(yscale="log", xlabel=f"index by magnitude (of {dimension:,})", ylabel="|λ|")
+    of = _range([item.dimension for item in spectra])
+    axes.set(yscale="log", xlabel=f"index by magnitude (of {of})", ylabel="|λ|")
     smallest = min((size[-1] for size in sizes if len(size)), default=floor)
     if floor > 0 and smallest < PAPER_CUTOFF_SPACINGS:
         axes.set_ylim(bottom=PAPER_CUTOFF_SPACINGS / 10)

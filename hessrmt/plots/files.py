@@ -70,12 +70,13 @@ def draw_each(
     return drawn
 
 
-def save(picture: Figure, path: Path) -> None:
+def save(picture: Figure, path: Path, *, replace: bool = True) -> None:
     """Write a picture, completely or not at all; the same picture gives the same file.
 
     Args:
         picture: What to write.
         path: The file; its ending is the format.
+        replace: Whether a file of that name may be replaced.
 
     Raises:
         ConfigError: If matplotlib lacks a program that the format needs.
@@ -89,7 +90,7 @@ def save(picture: Figure, path: Path) -> None:
             picture.savefig(content, format=kind, **options)
         except RuntimeError as error:  # a format that needs another program, as .pgf needs TeX
             raise ConfigError(f"matplotlib can't write .{kind} here: {error}") from error
-    write_whole(path, content.getbuffer())
+    write_whole(path, content.getbuffer(), replace=replace)
 
 
 def require_folder(folder: Path) -> None:

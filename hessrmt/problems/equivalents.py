@@ -6,7 +6,7 @@ would save in time or memory is given up.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -87,6 +87,7 @@ def cross_entropy(
         DataError: If a label is out of range.
     """
     reduction = _named(size_average, reduce, reduction)
+    _require_scores(input)
     axis = min(1, input.dim() - 1)
     if target.is_floating_point() or target.dtype == torch.bool:
         if target.shape != input.shape or not input.dim():
@@ -128,12 +129,44 @@ def cross_entropy(
     return loss.reshape(target.shape) if reduction == "none" else loss.sum()
 
 
+def logits_of(outputs: Any) -> Any:
+    """What a network returns under the name of logits, as models of transformers do; else all."""
+    if isinstance(outputs, Mapping) and "logits" in outputs:
+        return outputs["logits"]
+    return getattr(outputs, "logits", outputs)
+
+
+def _require_scores(outputs: Any) -> None:
+    """Refuse what a network returns around its scores, and say which loss takes it."""
+    if isinstance(outputs, Tensor):
+        return
+    scores = logits_of(outputs)
+    hint = "give a loss of your own that takes the scores out of it"
+    if isinstance(scores, Tensor):
+        where = "outputs.logits" if hasattr(outputs, "logits") else 'outputs["logits"]'
+        own = f"lambda outputs, labels: F.cross_entropy({where}, labels)"
+        hint = f"its logits have the shape {tuple(scores.shape)}: " + (
+            f"{_NEXT_TOKEN}; otherwise give {own}" if scores.dim() == 3 else f"give the loss {own}"
+        )
+    raise ProblemError(
+        f"cross-entropy takes a tensor and the network returns a {type(outputs).__name__}; {hint}"
+    )
+
+
+_NEXT_TOKEN = (
+    'the loss "next-token" takes logits (batch, length, vocabulary) and the tokens '
+    "(batch, length), and shifts them by one"
+)
+
+
 def _check_labels(scores: Tensor, labels: Tensor, axis: int, ignored: int) -> None:
     """Refuse class labels that cross-entropy would index out of bounds."""
     if axis < 0 or labels.shape != scores.shape[:axis] + scores.shape[axis + 1 :]:
         raise ProblemError(
             "cross-entropy needs outputs (batch, classes) or (batch, classes, ...) and labels "
             f"(batch) or (batch, ...), got shapes {tuple(scores.shape)} and {tuple(labels.shape)}"
+            + f"; {_NEXT_TOKEN}"
+            * (scores.dim() == 3 and labels.shape == scores.shape[:2])
         )
     used, classes = labels != ignored, scores.shape[axis]
     if not labels.numel():

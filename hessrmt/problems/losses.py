@@ -13,6 +13,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from hessrmt.errors import ProblemError
 from hessrmt.problems.batches import Intercepting
+from hessrmt.problems.equivalents import logits_of
 from hessrmt.problems.plugins import is_plugin, load_object
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -50,8 +51,8 @@ def next_token(outputs: Any, targets: Tensor) -> Tensor:
     """Cross-entropy of each token given those before it, as language models are trained.
 
     Args:
-        outputs: (B, T, V) logits, or an object with these as ``logits``, as models of transformers
-            return it.
+        outputs: (B, T, V) logits, or an object or a dict with these as ``logits``, as models of
+            transformers return it.
         targets: (B, T) the tokens themselves; positions with -100 don't count.
 
     Returns:
@@ -60,7 +61,7 @@ def next_token(outputs: Any, targets: Tensor) -> Tensor:
     Raises:
         ProblemError: If there are no logits of that shape.
     """
-    logits = getattr(outputs, "logits", outputs)
+    logits = logits_of(outputs)
     shape = tuple(getattr(logits, "shape", ()))
     if len(shape) != 3 or shape[:2] != tuple(targets.shape):
         raise ProblemError(

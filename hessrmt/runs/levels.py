@@ -52,7 +52,7 @@ def open_spectra(file: Path, block: str | None = None) -> dict[str, Spectra]:
 
     Args:
         file: A spectrum file, or a density file with extreme eigenvalues.
-        block: Of a file of blocks: which one, or :data:`ALL`.
+        block: Of a file of several blocks: which one, or :data:`ALL`.
 
     Returns:
         Name of the block, empty for whole matrices, to at least one spectrum.
@@ -73,10 +73,10 @@ def open_spectra(file: Path, block: str | None = None) -> dict[str, Spectra]:
         )
     if schema_of(file) == SCHEMA:
         found = {"": load_density(file).spectra()}
-    elif block == ALL:
-        found = {name or "": spectra for name, spectra in load_all(file).items()}
     else:
-        found = {block or "": load(file, block)}
+        found = {name or "": spectra for name, spectra in load_all(file).items()}
+        if block != ALL and (block is not None or len(found) > 1):
+            found = {block or "": load(file, block)}
     if not all(found.values()):
         raise StoreError(f"{file} holds no finished batch yet; continue it with --resume")
     return found

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from hessrmt.curvature.density import load_density
-from hessrmt.errors import StoreError
+from hessrmt.errors import ConfigError, StoreError
 from hessrmt.levels.histograms import mean_ratios
 from hessrmt.problems import readers
-from hessrmt.records import Provenance, Spectra
+from hessrmt.records import BlockSpectra, Provenance, Spectra
 from hessrmt.results import Result, flat, plain
 from hessrmt.runs.training import load_checkpoint
 from hessrmt.store import density, family, results, search, spectra
@@ -88,12 +88,13 @@ def load(path: str | Path, block: str | None = None) -> Any:
         block: Which block's spectra, for a file of blocks.
 
     Returns:
-        Its complete content.
+        Its complete content; of a file of blocks, if none is named, a dict of all of them,
+        :class:`~hessrmt.records.BlockSpectra`.
     """
-    kind = _kind_of(Path(path))
-    if block is not None or kind.read is spectra.load_all:
+    if block is not None:
         return spectra.load(path, block)
-    return kind.read(Path(path))[None]
+    parts = _kind_of(Path(path)).read(Path(path))
+    return parts[None] if None in parts else BlockSpectra(parts)
 
 
 def contents(path: Path) -> tuple[str, Parts]:
@@ -122,7 +123,8 @@ def require_finished(path: Path, found: Result) -> None:
         StoreError: If no spectrum in it is finished.
     """
     whole = found.spectra if isinstance(found, History) else found
-    if isinstance(whole, Spectra) and not whole:
+    parts = whole.values() if isinstance(whole, BlockSpectra) else [whole]
+    if any(isinstance(part, Spectra) and not part for part in parts):
         raise StoreError(f"{path} holds no finished batch yet; continue it with --resume")
 
 
@@ -186,35 +188,48 @@ def _of_result(found: Result) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def picture(path: Path, block: str | None, title: Callable[[Mapping[str, Any]], str]) -> Figure:
+def picture(
+    path: Path,
+    block: str | None,
+    title: Callable[[Mapping[str, Any]], str],
+    *,
+    compare: bool = False,
+) -> Figure:
     """The picture of what a file holds.
 
     Args:
         path: As for :func:`load`.
-        block: Which block's, for a file of blocks.
+        block: Which block's, for a file of blocks; all of them in one picture if None.
         title: From the settings in the file's provenance to what it is about, in words.
+        compare: Whether to show the published cutoff beside the spectra.
 
     Returns:
         The picture.
 
     Raises:
-        StoreError: If the file holds blocks and none is named.
+        ConfigError: If the published cutoff is to be shown beside something else.
     """
     _, parts = contents(path)
-    if block is None and None not in parts:
-        names = ", ".join(map(str, parts))
-        raise StoreError(f"{path} holds the spectra of the blocks {names}; name one with --block")
-    found = parts[None] if block is None else spectra.load(path, block)
+    found = spectra.load(path, block) if block is not None else parts.get(None)
+    if found is None:
+        found = BlockSpectra(parts)
     require_finished(path, found)
     whole = found.spectra if isinstance(found, History) else found
     source = getattr(whole, "provenance", None)
     settings = {} if source is None else source.config
     words = title(settings) if settings else type(whole).__name__
     draw = found.plot
+    if compare:
+        if isinstance(found, History) or not isinstance(whole, Spectra | BlockSpectra):
+            raise ConfigError(f"--compare shows a cutoff of spectra; {path} holds none")
+        draw = partial(draw, compare=True)
     if isinstance(found, History):
         draw = partial(draw, mean_ratios(found.spectra))
-    about = [getattr(whole, "operator", settings.get("operator"))]
-    if isinstance(whole, Spectra):
+    named = block if block is not None else ", ".join(filter(None, parts))
+    about = [f"block {named}"] if named else []
+    about = ["blocks of layers"] if isinstance(whole, BlockSpectra) and len(whole) > 1 else about
+    about.append(getattr(whole, "operator", settings.get("operator")))
+    if isinstance(whole, Spectra | BlockSpectra):
         about.append(settings.get("dtype"))
     elif hasattr(whole, "samples"):
         about.insert(0, f"{whole.samples:,} samples")

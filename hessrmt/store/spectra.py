@@ -24,7 +24,7 @@ import numpy as np
 
 from hessrmt.errors import DataError, HessrmtError, StoreError, WriteError
 from hessrmt.files import new_file, reason, require_new, write_whole
-from hessrmt.records import Provenance, Spectra, Spectrum
+from hessrmt.records import BlockSpectra, Provenance, Spectra, Spectrum
 from hessrmt.store.files import (
     DAMAGE,
     ResumableFile,
@@ -123,7 +123,7 @@ def load(path: str | Path, block: str | None = None) -> Spectra:
     Args:
         path: A file written by ``hessrmt spectrum`` or ``hessrmt simulate``, or by the published
             code, with ``hessian_evals`` alone.
-        block: Which block's spectra, for a file of blocks.
+        block: Which block's spectra, for a file of blocks; of one block none need be named.
 
     Returns:
         Its spectra, in batch order.
@@ -133,6 +133,8 @@ def load(path: str | Path, block: str | None = None) -> Spectra:
             and none or an unknown one is named, or one is named and it has none.
     """
     found = load_all(path)
+    if block is None and len(found) == 1:
+        return next(iter(found.values()))
     if block in found:
         return found[block]
     raise StoreError(
@@ -143,36 +145,51 @@ def load(path: str | Path, block: str | None = None) -> Spectra:
     )
 
 
-def save(result: Spectrum | Spectra, path: Path, *, overwrite: bool = False) -> None:
+def save(result: Spectrum | Spectra | BlockSpectra, path: Path, *, overwrite: bool = False) -> None:
     """Write spectra that were computed in a program as the command would have written them.
 
     Args:
-        result: One spectrum, or several of the same matrix size.
+        result: One spectrum, several of the same matrix size, or as many of each block.
         path: The file.
         overwrite: Whether to replace a file of that name.
 
     Raises:
         DataError: If there is no spectrum, or not one for each row of batch indices.
     """
-    several = isinstance(result, Spectra)
-    rows = result.items if several else (result,)
-    indices = result.batch_indices if several else np.empty((1, 0), dtype=np.int64)
-    if not rows or len(indices) != len(rows):
-        raise DataError(f"there are {len(rows)} spectra and {len(indices)} rows of batch indices")
-    first, source = rows[0], result.provenance
+    blocks = isinstance(result, BlockSpectra)
+    parts: dict[str, Any] = dict(result) if blocks else {"": result}
+    several = {name: isinstance(part, Spectra) for name, part in parts.items()}
+    rows = {name: part.items if several[name] else (part,) for name, part in parts.items()}
+    if not parts or not all(rows.values()) or len(set(map(len, rows.values()))) > 1:
+        raise DataError(
+            f"there are {list(map(len, rows.values()))} spectra; there must be some, "
+            "and of each block as many"
+        )
+    name, first = next((name, items[0]) for name, items in rows.items())
+    count, source = len(rows[name]), first.provenance
+    indices = parts[name].batch_indices if several[name] else np.empty((1, 0), dtype=np.int64)
+    if len(indices) != count:
+        raise DataError(f"there are {count} spectra and {len(indices)} rows of batch indices")
     config = {"operator": first.operator, "dtype": first.dtype, **source.config}
     with new_file(path, replace=overwrite) as draft:
         file = SpectrumWriter(
             draft,
             identity=config,
             solver=first.solver,
-            dimension=first.dimension,
+            dimension={k: items[0].dimension for k, items in rows.items()}
+            if blocks
+            else first.dimension,
             batch_indices=indices,
             provenance=dataclasses.replace(source, config=config),
             overwrite=True,
         )
         with file:
-            file.write_all(dict(enumerate(rows)))
+            file.write_all(
+                {
+                    row: {k: items[row] for k, items in rows.items()} if blocks else rows[name][row]
+                    for row in range(count)
+                }
+            )
 
 
 def load_all(path: str | Path) -> dict[str | None, Spectra]:
