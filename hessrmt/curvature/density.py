@@ -28,7 +28,7 @@ from hessrmt.errors import ConfigError, DataError, DeviceError, StoreError
 from hessrmt.files import reason
 from hessrmt.problems.problem import Problem, ordinary_mode
 from hessrmt.progress import Tick, silent
-from hessrmt.records import Provenance, Spectra, Spectrum
+from hessrmt.records import Provenance, Spectra, Spectrum, from_python
 from hessrmt.results import Result, finite, plain
 from hessrmt.store.density import SCHEMA, VERSION, Content, DensityWriter, read
 from hessrmt.store.files import DAMAGE, attributes_of, provenance_of, text
@@ -287,10 +287,15 @@ def density(
         Density, and extremal eigenvalues and traces if asked for. Raises TypeError for an unknown
         option, ConfigError for what is no matrix, ProblemError for one that is not symmetric.
     """
+    plan, matrix = DensityPlan(probes, steps, **options), problem
     if isinstance(problem, Problem):
         how: dict[str, Any] = {"batch": batch, "device": device, "dtype": dtype}
-        problem = CurvatureOperator.of(problem, operator, products=products, **how)
-    return complete(as_operator(problem), DensityPlan(probes, steps, **options), tick=tick)
+        matrix = CurvatureOperator.of(problem, operator, products=products, **how)
+    matrix = as_operator(matrix)
+    source = problem if isinstance(problem, Problem) else matrix
+    config = plain(asdict(plan)) | from_python("hessrmt.density", source)
+    provenance = Provenance(config, _backend_of(matrix).name)
+    return complete(matrix, plan, tick=tick, provenance=provenance)
 
 
 @ordinary_mode()

@@ -15,7 +15,7 @@ from hessrmt.curvature.operators import CurvatureOperator
 from hessrmt.errors import ConfigError, ConvergenceError
 from hessrmt.problems.problem import Problem, derivatives, ordinary_mode
 from hessrmt.progress import silent
-from hessrmt.records import Provenance
+from hessrmt.records import Provenance, from_python
 from hessrmt.results import Result
 
 if TYPE_CHECKING:
@@ -152,7 +152,8 @@ def landscape(
         loss=matrix.loss,
         dimension=matrix.dimension,
         operator=operator,
-        provenance=provenance or Provenance(device=matrix.backend.name),
+        provenance=provenance
+        or Provenance(from_python("hessrmt.landscape", problem), matrix.backend.name),
     )
 
 
