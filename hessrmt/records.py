@@ -78,15 +78,19 @@ def from_python(call: str, source: Any) -> dict[str, Any]:
         Plain values for :attr:`Provenance.config`; ``script`` is the file that Python was started
         with, without its folder, where there is one.
     """
-    script = getattr(sys.modules.get("__main__"), "__file__", None)
     found = {
         "call": call,
         "network": type(getattr(source, "model", source)).__name__,
         "parameters": int(source.dimension),
         "samples": getattr(source, "samples", 0),
-        "script": Path(script).name if script else "",
     }
-    return {name: value for name, value in found.items() if value}
+    return {name: value for name, value in found.items() if value} | script()
+
+
+def script() -> dict[str, str]:
+    """The file that Python was started with, without its folder, as ``script``; nothing if none."""
+    path = getattr(sys.modules.get("__main__"), "__file__", None)
+    return {"script": Path(path).name} if path else {}
 
 
 def source_in_words(settings: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.markup import escape
 
-from hessrmt.tables import markdown_words, to_markdown
+from hessrmt.tables import counted, markdown_words, to_markdown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -382,20 +382,6 @@ def drawn(items: Sequence[Any], folder: Any = None) -> None:
     note(*(f"not drawn: {item.name}: {item.reason}" for item in missing))
     if folder is not None:
         note(f"written: {counted(len(items) - len(missing), 'picture', 'pictures')} in {folder}")
-
-
-def counted(number: int, one: str, several: str) -> str:
-    """A number with its noun.
-
-    Args:
-        number: How many.
-        one: The noun for one of them.
-        several: For any other number.
-
-    Returns:
-        Such as "1 picture".
-    """
-    return f"{number:,} {one if number == 1 else several}"
 
 
 def source_in_words(settings: Mapping[str, Any]) -> str:

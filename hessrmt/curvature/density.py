@@ -117,7 +117,7 @@ class DensityResult(
     Attributes:
         quadrature: Gauss quadratures, one for each probe that is done.
         planned: Probes that the run was to do.
-        dimension: P.
+        dimension: P, the number of trainable parameters.
         samples: N, samples that the loss is a mean over; 0 for a matrix of no loss.
         loss: Mean loss.
         gradient_norm: Euclidean norm of its gradient.

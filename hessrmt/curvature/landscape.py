@@ -46,7 +46,7 @@ class Landscape(
         parabola: Of the same shape: L + Σ (gᵢ aᵢ + λᵢ aᵢ²/2), what loss, slopes and eigenvalues at
             θ say.
         loss: L, at θ.
-        dimension: P.
+        dimension: P, the number of trainable parameters.
         operator: ``"hessian"`` or ``"ggn"``.
         provenance: Where it came from.
     """

@@ -218,11 +218,11 @@ def _line(
 
 
 def track(found: Any, title: str = "", *, ax: Any = None) -> Figure:
-    """The largest eigenvalue against the steps of a training, and below it what else was tracked.
+    """The largest eigenvalue against the steps of a training, and what else was tracked below it.
 
-    λ_max with the threshold 2/η of gradient descent with the learning rate η (``numbers["lr"]``), or
-    that with momentum; the smallest eigenvalue; the trace with its standard error; the rank; the
-    loss. One panel below the other, so that a step is at one place in all.
+    λ_max with the threshold 2/η of gradient descent with the learning rate η, or that with
+    momentum (``found.threshold``); the smallest eigenvalue; the trace with its standard error; the
+    rank; the loss. One panel below the other, so that a step is at one place in all.
 
     Args:
         found: A :class:`hessrmt.runs.tracking.Track` with at least one record.

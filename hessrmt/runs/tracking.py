@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from hessrmt.backend.select import select
 from hessrmt.checks import one_of, real, require_whole
 from hessrmt.curvature.lanczos import extremal_eigenvalues
 from hessrmt.curvature.operators import CurvatureOperator
@@ -82,7 +83,7 @@ class Track(
         nodes: (n, probes, m) Gauss quadratures of the density; NaN where there are fewer.
         weights: (n, probes, m) their weights; a row sums to 1.
         numbers: What the loop told, e.g. ``"lr"``, to its (n,) values; NaN where it did not.
-        dimension: P.
+        dimension: P, the number of trainable parameters.
         provenance: Settings of the tracker.
     """
 
@@ -212,7 +213,7 @@ class Tracker:
         self._calls = 0
         self._file: ResumableFile | None = None
         made = from_python("hessrmt.Tracker", problem)
-        self._provenance = Provenance(self._identity | made, str(device))
+        self._provenance = Provenance(self._identity | made, select(device).name)
         if out is not None:
             require_one(resume=resume, overwrite=overwrite)
             path = Path(out)
