@@ -40,14 +40,14 @@ def measured(value: float, error: float | None, sign: str = " ±", most: int = 1
         most: Digits at most.
 
     Returns:
-        Such as "24.82 ± 0.02"; a dash for NaN.
+        Such as "24.817 ± 0.021"; a dash for NaN.
     """
     if math.isnan(value):
         return "-"
     if error is None or not (math.isfinite(error) and error > 0 and math.isfinite(value)):
         return f"{value:.{min(most, 6)}g}"
-    digits = math.ceil(math.log10(abs(value) / error)) + 1 if value else 2
-    return f"{value:.{min(max(digits, 2), most)}g}{sign} {error:.1g}"
+    digits = math.ceil(math.log10(abs(value) / error)) + 2 if value else 2
+    return f"{value:.{min(max(digits, 2), most)}g}{sign} {error:.2g}"
 
 
 def to_csv(rows: list[dict[str, Any]]) -> str:

@@ -30,6 +30,12 @@ _ROWS = 500
 _OPEN = 40
 """Rows of a table that is shown without a click."""
 
+_SHORT = 3
+"""Sentences of each of several files at the top."""
+
+_SOME = 10
+"""Columns beyond which a table is set in smaller letters."""
+
 _ERRORS = ("_error", "_bound")
 """Ends of the names of columns that belong to the one without them."""
 
@@ -111,7 +117,7 @@ def page(sections: Sequence[Section], title: str, terms: Mapping[str, str], vers
 
 
 def _in_short(number: int, one: Section) -> str:
-    said = " ".join(one.conclusions[:2]) or one.kind
+    said = " ".join(one.conclusions[:_SHORT]) or one.kind
     return f'<li><a href="#file-{number}">{escape(one.name)}</a>: {escape(said)}</li>'
 
 
@@ -220,7 +226,8 @@ def _table(rows: Sequence[Mapping[str, Any]], words: Mapping[str, str] | None = 
         body += f"<tr>{cells}</tr>"
     more = f"<p>{len(rows) - _ROWS:,} more rows</p>" if len(rows) > _ROWS else ""
     more += f"<p>In every row: {escape(_listed(same))}.</p>" if same else ""
-    table = f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
+    kind = ' class="many"' if len(columns) > _SOME else ""
+    table = f"<table{kind}><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
     return f'<div class="wide" tabindex="0">{table}</div>{more}'
 
 
@@ -360,8 +367,8 @@ _STYLE = """
   --soft: #f2f4f7; --link: #0b57a4; }
 @media screen and (prefers-color-scheme: dark) {
   :root { --ink: #e6e9ee; --ground: #14181f; --line: #3a4250; --soft: #1e242e; --link: #8ab8f0;
-    --c-000000: #e3e6eb; /* colours of pictures */ }
-  figure img { filter: invert(1) hue-rotate(180deg); } }
+    --c-000000: #e3e6eb; --c-ffffff: #1b1f27; /* colours of pictures */ }
+  figure img { filter: invert(.9) hue-rotate(180deg); } }
 @media print { :root { color-scheme: light; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--ground); color: var(--ink);
@@ -390,6 +397,7 @@ figcaption { font-size: .9rem; padding-top: .3rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
 th, td { padding: .15rem .6rem; text-align: right; border-bottom: 1px solid var(--line); }
 th { vertical-align: bottom; } td { white-space: nowrap; }
+.many { font-size: .8rem; } .many th, .many td { padding: .15rem .35rem; }
 th:first-child, td:first-child { text-align: left; }
 thead th { cursor: pointer; background: var(--soft); }
 th[aria-sort=ascending]::after { content: " \\2191"; }
@@ -398,7 +406,7 @@ summary { cursor: pointer; font-weight: 600; padding: .3rem 0; }
 footer { text-align: center; font-size: .8rem; padding: 1rem; }
 @media print { main { max-width: none; padding: 0; } body { font-size: 10pt; }
   figure, tr, .conclusions li { break-inside: avoid; } h2, h3 { break-after: avoid; }
-  figure svg { min-width: 0 !important; max-height: 22cm; } .wide { overflow: visible; }
+  figure svg { min-width: 0 !important; max-width: 14cm; } .wide { overflow: visible; }
   table { font-size: 7.5pt; } th, td { padding: .1rem .25rem; } }
 """
 

@@ -136,10 +136,10 @@ _TERMS = {
         "η is the learning rate, β the momentum. Gradient descent on a quadratic diverges along "
         "every eigenvector whose eigenvalue exceeds 2/η (with momentum 2(1 + β)/η). Training on "
         "all samples at once often brings λ_max there and keeps it there, the edge of stability "
-        "(Cohen et al. 2021). With minibatches, or measured on other samples than those trained on, it is "
-        "a yardstick and no threshold.",
+        "(Cohen et al. 2021). With minibatches, or measured on other samples than those trained on, "
+        "it is a yardstick and no threshold.",
     ),
-    r"α": (
+    r"α̂|[Mm]ean α|exponent α|α lies|\balpha": (
         "α, α̂",
         "α is the exponent of the power law that the largest eigenvalues of a layer's WᵀW/N "
         "follow; α̂ sums α ln λ_max over layers (Martin and Mahoney 2019).",
@@ -231,6 +231,8 @@ def _section_of(file: Path, name: str, found: Any, surrogates: int) -> Section:
     source = provenance(file, found)
     config = source.config
     about = source_in_words(config)
+    if hasattr(found, "conclusions"):
+        about = found.caption()
     made = Section(
         name,
         ": ".join(filter(None, [heading(found), about])),
@@ -254,6 +256,13 @@ def _section_of(file: Path, name: str, found: Any, surrogates: int) -> Section:
             )
         ]
         made.tables["Points"] = found.rows()
+    elif isinstance(found, DensityResult) and found.edges is not None and len(found.edges):
+        edges = found.edges
+        columns = zip(edges.values, edges.bounds, edges.is_resolved, strict=True)
+        made.tables["Eigenvalues found"] = [
+            {"eigenvalue": float(x), "eigenvalue_bound": float(e), "resolved": bool(clear)}
+            for x, e, clear in list(columns)[::-1]
+        ]
     elif isinstance(found, CapacityReport):
         made.tables["Layers"] = [_of_layer(row) for row in found.rows()]
         made.words |= _meanings(Layer)
@@ -297,7 +306,7 @@ def _terms(sections: Sequence[Section]) -> dict[str, str]:
     for one in sections:
         said += [*one.conclusions, *one.facts, *one.pictures, *one.notes]
         for rows in one.tables.values():
-            said += [*rows[0], *(str(next(iter(row.values()))) for row in rows[:100])]
+            said += [*shown_columns(rows), *(str(next(iter(row.values()))) for row in rows[:100])]
     text = "\n".join(said).replace("_value", " value")
     return dict(words for form, words in _TERMS.items() if re.search(form, text))
 
@@ -451,6 +460,8 @@ def _origin(found: Any, config: Mapping[str, Any], command: str) -> str:
     if config.get("ensemble"):
         return "Sampled random matrices; the settings say of which law."
     script = f" in {config['script']}" if "script" in config else ""
+    if isinstance(found, Series):
+        return f"Of {', '.join(one.source for one in found.networks)}; saved from Python{script}."
     if getattr(found, "source", None):
         return f"Of {found.source}; saved from Python{script}."
     return f"Saved from Python{script}; such a file doesn't say of which network or data it is."
