@@ -228,19 +228,19 @@ def _of_series(found: Series) -> Iterator[str]:
 @findings.register
 def _of_history(found: History) -> Iterator[str]:
     first, last = found.spectra[0], found.spectra[-1]
+    ends = [first.eigenvalues[-1], last.eigenvalues[-1]]
     between = f"epoch {found.epochs[0]} to epoch {found.epochs[-1]}"
     yield (
-        f"From {between} the largest eigenvalue goes from {first.eigenvalues[-1]:.4g} to "
-        f"{last.eigenvalues[-1]:.4g}, the rank from {first.rank:,} to {last.rank:,} of "
-        f"{first.dimension:,}."
+        f"From {between} the largest eigenvalue {_course(ends)}, the rank "
+        f"{_course([first.rank, last.rank])} of {first.dimension:,}."
     )
     for name, words in (("test_loss", "test loss"), ("test_accuracy", "test accuracy")):
         values = found.training[name]
         if np.isfinite(values[[0, -1]]).all():
-            yield f"The {words} goes from {values[0]:.4g} to {values[-1]:.4g}."
+            yield f"The {words} {_course(values)}."
     alphas = found.network["mean_alpha"]
     if np.isfinite(alphas[[0, -1]]).all():
-        yield f"The mean exponent α of the layers goes from {alphas[0]:.3g} to {alphas[-1]:.3g}."
+        yield f"The mean exponent α of the layers {_course(alphas)}."
 
 
 @findings.register
@@ -249,9 +249,8 @@ def _of_checkpoint(found: Checkpoint) -> Iterator[str]:
         yield "No epoch is finished yet."
         return
     yield (
-        f"The training loss goes from {found.train_loss[0]:.4g} (mean over epoch "
-        f"{found.epochs[0]}) to {found.train_loss[-1]:.4g} (epoch {found.epochs[-1]}); the "
-        f"learning rate was {_range(found.rate)}."
+        f"The training loss {_course(found.train_loss)} (means over epochs {found.epochs[0]} and "
+        f"{found.epochs[-1]}); the learning rate was {_range(found.rate)}."
     )
 
 
@@ -293,7 +292,7 @@ def _of_track(found: Track) -> Iterator[str]:
     for name, words in (("loss", "loss"), ("trace", "trace"), ("rank", "rank")):
         values = getattr(found, name)
         if len(found) > 1 and np.isfinite(values[[0, -1]]).all():
-            yield f"The {words} goes from {values[0]:,.4g} to {values[-1]:,.4g}."
+            yield f"The {words} {_course(values)}."
 
 
 def _of_threshold(found: Track) -> Iterator[str]:
@@ -389,6 +388,12 @@ def threshold_name(found: Track) -> str:
 def sentence(text: str) -> str:
     """A text with a capital and a full stop."""
     return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+
+
+def _course(values: Sequence[float] | np.ndarray) -> str:
+    """From where to where it goes."""
+    first, last = f"{values[0]:,.4g}", f"{values[-1]:,.4g}"
+    return f"stays at {first}" if first == last else f"goes from {first} to {last}"
 
 
 def _lies(values: Sequence[float] | np.ndarray) -> str:

@@ -136,8 +136,8 @@ _TERMS = {
         "η is the learning rate, β the momentum. Gradient descent on a quadratic diverges along "
         "every eigenvector whose eigenvalue exceeds 2/η (with momentum 2(1 + β)/η). Training on "
         "all samples at once often brings λ_max there and keeps it there, the edge of stability "
-        "(Cohen et al. 2021). With minibatches, or measured on other samples than those trained on, "
-        "it is a yardstick and no threshold.",
+        "(Cohen et al. 2021). With minibatches, or measured on other samples than those of the "
+        "training, it is a yardstick and no threshold.",
     ),
     r"α̂|[Mm]ean α|exponent α|α lies|\balpha": (
         "α, α̂",
