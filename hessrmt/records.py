@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import datetime as dt
 import platform
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -63,6 +65,56 @@ class Provenance:
         default_factory=lambda: dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
     )
     notes: tuple[str, ...] = ()
+
+
+def from_python(call: str, source: Any) -> dict[str, Any]:
+    """Settings of a result that no command has computed: what a reader can know of its origin.
+
+    Args:
+        call: Which function of hessrmt, e.g. ``"hessrmt.spectrum"``.
+        source: What it was given: a problem, or a matrix known by its products.
+
+    Returns:
+        Plain values for :attr:`Provenance.config`; ``script`` is the file that Python was started
+        with, without its folder, where there is one.
+    """
+    found = {
+        "call": call,
+        "network": type(getattr(source, "model", source)).__name__,
+        "parameters": int(source.dimension),
+        "samples": getattr(source, "samples", 0),
+    }
+    return {name: value for name, value in found.items() if value} | script()
+
+
+def script() -> dict[str, str]:
+    """The file that Python was started with, without its folder, as ``script``; nothing if none."""
+    path = getattr(sys.modules.get("__main__"), "__file__", None)
+    return {"script": Path(path).name} if path else {}
+
+
+def source_in_words(settings: Mapping[str, Any]) -> str:
+    """What a result is about.
+
+    Args:
+        settings: The settings in its provenance.
+
+    Returns:
+        Model, data, split and batch size, or kernel and dimension, or class and size of a network
+        from Python, as far as they are known; empty if nothing is.
+    """
+    if settings.get("ensemble") == "loss-model":
+        outliers = settings.get("outliers") or 0
+        count = outliers if isinstance(outliers, int) else len(outliers)
+        parts = [f"loss model, kernel {settings['kernel']}", f"n = {settings['n']:,}"]
+        parts += [f"{count} outliers"] if count else []
+        parts += [f"{settings['degenerate']:,} degenerate"] if settings["degenerate"] else []
+        return ", ".join(parts)
+    parts = [str(settings[key]) for key in ("model", "data", "split") if settings.get(key)]
+    parts += [f"batch {settings['batch']}"] if settings.get("batch") else []
+    if not parts and settings.get("network"):
+        parts = [settings["network"], f"{settings['parameters']:,} parameters"]
+    return ", ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -193,6 +245,12 @@ class Spectrum(
         return f"Spectrum ({self.operator})"
 
 
+def in_range(counts: Sequence[int]) -> str:
+    """Counts in words: ``"3 to 5"``, one number where all are the same, nothing of none."""
+    ends = sorted({min(counts), max(counts)}) if counts else []
+    return " to ".join(f"{count:,}" for count in ends)
+
+
 @dataclass(frozen=True)
 class Spectra(
     Result,
@@ -232,11 +290,10 @@ class Spectra(
 
     def shown(self) -> dict[str, str]:
         """What file it is of."""
-        ranks = [item.rank for item in self.items]
         return {
             "spectra": f"{len(self)} of {self.planned} planned",
             "eigenvalues of each": f"{self.items[0].dimension:,}" if self.items else "",
-            "certified levels": f"{min(ranks):,} to {max(ranks):,}" if ranks else "",
+            "certified levels": in_range([item.rank for item in self.items]),
             **{name: str(value) for name, value in self.provenance.config.items()},
         }
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from hessrmt.errors import DataError, StoreError
 from hessrmt.files import write_whole
-from hessrmt.tables import html_table, to_csv, to_markdown
+from hessrmt.tables import counted, html_table, to_csv, to_markdown
 
 _SHOWN = 8
 """Values in a result's short text."""
@@ -281,9 +281,11 @@ def _short(value: Any) -> str:
         size = " × ".join(f"{length:,}" for length in value.shape)
         numbers = as_numpy(value).ravel()
         known = numbers[np.isfinite(numbers)] if numbers.dtype.kind in "fiu" else []
-        text = f"{size} values" + (f", {min(known):.3g} to {max(known):.3g}" if len(known) else "")
+        text = f"{size} {'value' if numbers.size == 1 else 'values'}" + (
+            f", {min(known):.3g} to {max(known):.3g}" if len(known) else ""
+        )
     elif isinstance(value, Mapping | list | tuple) and not hasattr(value, "_asdict"):
-        text = f"{len(value)} items" if value else ""
+        text = counted(len(value), "item", "items") if value else ""
     else:
         text = type(value).__name__
     return text

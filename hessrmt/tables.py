@@ -1,4 +1,4 @@
-"""Tables as text that other programs read: CSV, Markdown, HTML.
+"""Tables as text that other programs read: CSV, Markdown, HTML; numbers with their nouns.
 
 Apart from :mod:`hessrmt.results`, which needs NumPy: the command line's ``--help`` does not.
 """
@@ -7,12 +7,47 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import re
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+
+def counted(number: int, one: str, several: str) -> str:
+    """A number with its noun.
+
+    Args:
+        number: How many.
+        one: The noun for one of them.
+        several: For any other number.
+
+    Returns:
+        Such as "1 picture".
+    """
+    return f"{number:,} {one if number == 1 else several}"
+
+
+def measured(value: float, error: float | None, sign: str = " ±", most: int = 12) -> str:
+    """A number with its error, to the digits that the error leaves.
+
+    Args:
+        value: The number.
+        error: Its error or a bound on that; NaN or None if it isn't known.
+        sign: What stands between the two.
+        most: Digits at most.
+
+    Returns:
+        Such as "24.817 ± 0.021"; a dash for NaN.
+    """
+    if math.isnan(value):
+        return "-"
+    if error is None or not (math.isfinite(error) and error > 0 and math.isfinite(value)):
+        return f"{value:.{min(most, 6)}g}"
+    digits = math.ceil(math.log10(abs(value) / error)) + 2 if value else 2
+    return f"{value:.{min(max(digits, 2), most)}g}{sign} {error:.2g}"
 
 
 def to_csv(rows: list[dict[str, Any]]) -> str:

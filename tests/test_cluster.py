@@ -297,7 +297,7 @@ def test_spectra_equal_those_of_one_process(tmp_path, pool, one_thread, choice):
     assert contents(tmp_path / "pool.h5") == contents(tmp_path / "serial.h5")
     found = load(tmp_path / "pool.h5").provenance
     assert "computed by 2 local Dask worker(s), threads of each: 1" in found.notes
-    assert found.device == "cpu (1 threads)"
+    assert found.device == "cpu (1 thread)"
 
 
 @pytest.mark.parametrize("method", ["tridiagonal", "dense"])

@@ -368,7 +368,26 @@ SENTENCES = [
     ({"poisson": fit(0.3863, 9.0, 1e-6, 0.05, True)}, 0.001, "nearest is Poisson"),
     ({"goe": fit(0.5307, 9.0, 1e-6, 0.05, True)}, 0.001, "no other reference law comes nearer"),
     ({"goe": fit(0.5307, 9.0, 0.3, 0.05, None)}, 0.001, "^too few to say: .* 1000 ratios, fewer"),
-    ({"goe": fit(0.5307, 0.7, spacings=0.002)}, 0.001, r"spacings are not \(p\(s\) ≤ 0.002\)"),
+    (
+        {"goe": fit(0.5307, 0.7, spacings=0.002)},
+        0.001,
+        r"^undecided: the ratios are consistent with GOE \(.*spacings are not \(p\(s\) ≤ 0.002\);",
+    ),
+    (
+        {"goe": fit(0.5307, -3.3, 0.0037)},
+        0.001,
+        r"^GOE only just not excluded \(p = 0.0037 where 0.003 is the limit: ⟨r̃⟩ = .* 3.3 σ from",
+    ),
+    (
+        {"goe": fit(0.5307, -3.3, 0.0037), "gue": fit(0.5996, 1.0)},
+        0.001,
+        "^GOE only just not .*; nor is GUE$",
+    ),
+    (
+        {"goe": fit(0.5307, -3.3, 0.0037, spacings=0.002)},
+        0.001,
+        r"^GOE unlikely: only just not excluded by the ratios .*disagree too \(p\(s\) ≤ 0.002\)$",
+    ),
     ({}, 0.0, "copies, or evenly spaced"),
 ]
 

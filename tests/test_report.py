@@ -1,10 +1,12 @@
 """Reports: one page, complete, offline, with every name escaped."""
 
 import json
+import math
 import re
 import shlex
 import shutil
 import subprocess
+from html import unescape
 from html.parser import HTMLParser
 
 import numpy as np
@@ -12,8 +14,18 @@ import pytest
 import torch
 
 import hessrmt as hr
+from hessrmt.config import CapacityConfig
 from hessrmt.errors import ConfigError, StoreError
-from hessrmt.runs.report import report
+from hessrmt.experiments.experiment import ExperimentResult
+from hessrmt.plots import style
+from hessrmt.records import Spectrum
+from hessrmt.runs.capacity import run as networks
+from hessrmt.runs.findings import findings
+from hessrmt.runs.page import page as html
+from hessrmt.runs.page import shown_columns
+from hessrmt.runs.report import report, sections_of
+from hessrmt.runs.tracking import Track
+from hessrmt.tables import measured
 
 EVIL = "<script>alert(1)</script> & more"
 
@@ -33,7 +45,8 @@ class Page(HTMLParser):
         if tag not in self.VOID:
             self.open.append(tag)
         for name, value in attributes:
-            outside = name in {"src", "href", "xlink:href", "data"} and not value.startswith("#")
+            inside = value.startswith(("#", "data:image/"))
+            outside = name in {"src", "href", "xlink:href", "data"} and not inside
             self.fetched += [value] * outside
 
     def handle_startendtag(self, tag, attributes):
@@ -46,6 +59,10 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         self.text.append(data)
+
+    def said(self):
+        """All but pictures' and scripts' markup as one text."""
+        return " ".join(self.text)
 
 
 @pytest.fixture(scope="module")
@@ -64,25 +81,35 @@ def files(tmp_path_factory):
     tracker.close()
     levels = [np.sort(np.random.default_rng(i).normal(size=60)) for i in range(2)]
     hr.levels.analyze(levels, surrogates=20).save(folder / "levels.h5")
-    hr.capacity.analyze({"layer": np.random.default_rng(0).normal(size=(40, 60))}).save(
-        folder / "capacity.h5"
-    )
+    weights = np.random.default_rng(0).normal(size=(2, 40, 60))
+    hr.capacity.analyze({"layer": weights[0]}).save(folder / "capacity.h5")
+    for number, values in enumerate(weights):
+        np.savez(folder / f"net{number}.npz", layer=values)
+    sources = [str(folder / f"net{number}.npz") for number in range(2)]
+    networks(CapacityConfig(), sources).save(folder / "series.h5")
     return folder
 
 
-NAMES = ("one", "density", "landscape", "track", "levels", "capacity")
+NAMES = ("one", "density", "landscape", "track", "levels", "capacity", "series")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_kind_of_file(files, name):
-    page = Page(report([files / f"{name}.h5"], surrogates=20))
+    (section,) = sections_of(files / f"{name}.h5", 20)
+    page = Page(html([section], "title", {"GOE": "a term"}, "hessrmt 0"))
     assert page.open == []
     assert not page.fetched
     assert "svg" in page.tags or name == "levels"
-    assert ("Laws" in page.text) == (name in {"one", "levels"})
+    assert ("Reference laws" in page.text) == (name in {"one", "levels"})
     assert f"{name}.h5" in page.text
-    assert "What the words mean" in page.text
-    assert not re.search(r"``|:\w+:`", " ".join(page.text))  # markup of docstrings
+    assert page.text.count("What the words mean") == 1
+    assert not re.search(r"``|:\w+:`", page.said())  # markup of docstrings
+    assert "test_report" not in page.said()  # what a script's folder is called is nobody's business
+    assert section.conclusions
+    assert section.origin
+    shown = {name for rows in section.tables.values() for name in shown_columns(rows)}
+    assert section.words.keys() <= shown | section.facts.keys()  # no word that doesn't occur
+    assert not re.search(r"\b(\S+) to \1\b|\b1 (spectra|layers|networks)\b", page.said())
 
 
 def test_several_files_side_by_side(files):
@@ -90,8 +117,11 @@ def test_several_files_side_by_side(files):
     page = Page(text)
     assert page.open == []
     assert not page.fetched
-    assert page.tags.count("svg") >= len(NAMES)
+    assert page.tags.count("svg") >= len(NAMES) - 1
     assert "Side by side" in page.text
+    assert page.text.count("What the words mean") == 1
+    words = re.findall(r"<dt>(.*?)</dt>", text[text.index('id="words"') :])
+    assert len(words) == len(set(words)) > 20
     assert EVIL not in text
     assert EVIL in page.text
 
@@ -133,6 +163,120 @@ def test_the_command_names_what_differs_from_the_defaults(cli, tmp_path):
     assert cli("report", "run.h5").returncode == 2  # report.html is there
 
 
+def track(largest, rate=None, bound=0.0, **numbers):
+    """A training whose λ_max was this, every ten steps."""
+    nothing = np.full(len(largest), math.nan)
+    told = {name: np.full(len(largest), value) for name, value in numbers.items()}
+    return Track(
+        steps=10 * np.arange(len(largest)),
+        loss=np.linspace(2, 1, len(largest)),
+        gradient_norm=nothing,
+        largest=np.array(largest, dtype=float),
+        largest_bound=np.full(len(largest), bound),
+        **dict.fromkeys(("smallest", "smallest_bound", "trace", "trace_error"), nothing),
+        rank=nothing,
+        noise_floor=nothing,
+        nodes=np.empty((len(largest), 0, 0)),
+        weights=np.empty((len(largest), 0, 0)),
+        numbers=told if rate is None else {"lr": np.full(len(largest), rate), **told},
+        dimension=3,
+    )
+
+
+RISING = [1, 2, 3, 5, 6, 4.2, 4.1, 3.9, 4.0, 4.1, 3.95, 3.95]
+TRAININGS = [
+    (
+        track(RISING, 0.5),
+        r"rises above 2/η = 4 between steps 20 \(3\) and 30 \(5\); 5 of 12 measurements lie above, "
+        r"the last at step 90|settles at 4 over .*steps 90 to 110.*edge of stability",
+    ),
+    (track([1, 2, 3], 0.5), r"never .* above 2/η = 4: .* nearest at step 20, with 3, 75% of it"),
+    (
+        track([5, 3, 2], 0.5),
+        r"is above 2/η = 4 from the first .* 1 of 3 .* lies above, the last at",
+    ),
+    (track([1, 2, 4.5], 0.5, bound=1.0), "never measured above"),  # within its bound it may be 4
+    (track([1, 2, 30], 0.1, momentum=0.5), r"never .* above 2\(1 \+ β\)/η = 30"),
+    (track([1, 2, 9], 0.5, sgd=0.0), "not compared with 2/η: .* Adam"),
+    (track([1, 2, 9]), "told no learning rate"),
+    (track([1, 2, 9], 0.5), r"has not settled: .* still rises between 1 and 9"),
+    (track([9, 2, 9], 0.5), "has not settled: .* still moves between 2 and 9"),
+    (track([2, 2.1], 0.5), "too few measurements to say"),
+]
+
+
+@pytest.mark.parametrize(("found", "words"), TRAININGS)
+def test_what_is_said_of_a_training(found, words):
+    said = " ".join(findings(found))
+    for one in words.split("|settles"):
+        assert re.search(one, said), said
+    assert "from 2 to 1" in said  # the loss
+
+
+def test_numbers_with_their_errors():
+    assert measured(111.808348347, 2e-11, ", to within") == "111.808348347, to within 2e-11"
+    assert measured(0.50836, 0.0063) == "0.5084 ± 0.0063"
+    assert measured(5.689, 4.27) == "5.69 ± 4.3"
+    assert measured(0.0, 0.5) == "0 ± 0.5"
+    assert measured(2.5, None) == measured(2.5, math.nan) == "2.5"
+
+
+def test_a_table_has_no_column_of_dashes(files):
+    text = report([files / "track.h5"])
+    heads = re.findall(r"<th [^>]*>(.*?)</th>", text)
+    assert heads[:5] == ["step", "loss", "gradient norm", "largest", "2/η"]
+    assert not {"trace", "rank", "noise floor", "largest bound"} & set(heads)
+    rows = re.findall(r"<tr>(.*?)</tr>", text)[1:]
+    assert [re.findall(r">([^<>]+)</td>", row)[0] for row in rows] == ["0", "1"]
+
+
+def test_pictures_follow_a_dark_page(files):
+    """Each colour of a picture is a variable, and the dark page has its counterpart."""
+    text = report([files / "track.h5"])
+    picture = re.search(r"<svg.*?</svg>", text, re.DOTALL)[0]
+    colours = set(re.findall(r"(?:fill|stroke): (?:var\(--c-\w+, )?#(\w{6})", picture))
+    assert not re.search(r"(?:fill|stroke): #", picture)
+    dark = text[text.index("prefers-color-scheme: dark") :]
+    for colour in colours:
+        wanted = style.NIGHT[0] if colour == "ffffff" else style.at_night(f"#{colour}")
+        assert f"--c-{colour}: {wanted};" in dark
+    assert {"ffffff", "000000", "d55e00"} <= colours
+    mapped = report([files / "landscape.h5"])  # what a colour bar explains stays
+    assert re.search(r"fill: #[0-9a-f]{6}", mapped)
+
+
+def test_it_says_where_results_from_python_come_from(files, tmp_path):
+    (made,) = sections_of(files / "landscape.h5", 0)
+    assert "Computed from Python by hessrmt.landscape: Sequential, 53 parameters" in made.origin
+    assert made.heading == "Loss along eigenvectors: Sequential, 53 parameters"
+    found = hr.load(files / "one.h5").provenance.config
+    assert [found[name] for name in ("call", "samples")] == ["hessrmt.spectrum", 30]
+    Spectrum(np.array([1.0, 2.0]), 0.1, 2, 2).save(tmp_path / "old.h5")
+    (old,) = sections_of(tmp_path / "old.h5", 0)
+    assert "doesn't say of which network" in old.origin
+    assert old.heading == "Eigenvalues"
+
+
+def test_the_folder_of_an_experiment(tmp_path):
+    with pytest.raises(StoreError, match=r"results\.h5"):
+        report([tmp_path])
+    said = {"all": f"consistent with {EVIL}"}
+    rows = [{"panel": "(a)", "σ": "+0.7"}, {"panel": "(b)", "σ": "-0.3"}]
+    made = ExperimentResult("kind", EVIL, "small", said, rows, [{"panel": "a", "sigma": 0.7}])
+    made.save(tmp_path / "results.h5")
+    (tmp_path / "figures").mkdir()
+    style.panels("a picture")[0].savefig(tmp_path / "figures" / "one.png")
+    text = report([tmp_path])
+    page = Page(text)
+    assert EVIL not in text
+    assert page.open == []
+    assert not page.fetched
+    assert f"All: consistent with {EVIL}." in page.text
+    assert page.tags.count("img") == 1
+    assert "+0.7" in page.text
+    assert hr.load(tmp_path / "results.h5").rows() == rows
+
+
 @pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed")
 def test_a_browser_shows_it_without_a_complaint(files, tmp_path):
     path = tmp_path / "page.html"
@@ -140,18 +284,37 @@ def test_a_browser_shows_it_without_a_complaint(files, tmp_path):
     words = (
         "--headless --no-sandbox --disable-gpu --enable-logging=stderr --virtual-time-budget=3000"
     )
-    for width in (400, 1400):
-        how = [*words.split(), f"--window-size={width},2000", f"--user-data-dir={tmp_path}/{width}"]
-        script = "document.title=document.documentElement.scrollWidth+' '+innerWidth"
+    script = """
+const wide = [...document.querySelectorAll("table")].map((one) => one.parentNode);
+const texts = [...document.querySelectorAll("svg text")].map((one) => one.getBoundingClientRect());
+const ground = (one) => getComputedStyle(one).backgroundColor;
+document.title = JSON.stringify({
+  content: document.documentElement.scrollWidth, inner: innerWidth,
+  cut: wide.filter((one) => one.scrollWidth > one.clientWidth).length,
+  letters: Math.min(...texts.map((one) => Math.min(one.width, one.height)).filter((x) => x > 0)),
+  page: ground(document.body), figure: ground(document.querySelector("figure")),
+});"""
+    for width, dark in ((400, True), (1400, False)):
+        look = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
+        how = [*words.split(), look, f"--window-size={width},2000"]
         wide = path.read_text().replace("</body>", f"<script>{script}</script></body>")
         (tmp_path / "wide.html").write_text(wide)
         done = subprocess.run(
-            ["chromium", *how, "--dump-dom", (tmp_path / "wide.html").as_uri()],
+            [
+                *("chromium", *how, f"--user-data-dir={tmp_path}/{width}"),
+                *("--dump-dom", (tmp_path / "wide.html").as_uri()),
+            ],
             capture_output=True,
             text=True,
             timeout=60,
             check=True,
         )
         assert ":CONSOLE" not in done.stderr
-        content, inner = map(int, re.search(r"<title>(\d+) (\d+)</title>", done.stdout).groups())
-        assert content <= inner  # nothing sticks out at the side
+        found = json.loads(unescape(re.search(r"<title>(.*?)</title>", done.stdout)[1]))
+        assert found["content"] <= found["inner"]  # nothing sticks out at the side
+        assert width < 1000 or not found["cut"]  # no table need be scrolled on a screen
+        assert found["letters"] >= 3  # a full stop's width; a digit is twice as wide
+        grounds = [
+            sum(map(int, re.findall(r"\d+", found[name])[:3])) for name in ("page", "figure")
+        ]
+        assert all((ground < 200) == dark for ground in grounds)  # of 765

@@ -21,7 +21,7 @@ from hessrmt.curvature.stochastic import quadrature, traces
 from hessrmt.errors import DataError, StoreError
 from hessrmt.experiments.averaging_theory import IterateRuns
 from hessrmt.experiments.controls import Cell, Cells
-from hessrmt.experiments.experiment import Kept
+from hessrmt.experiments.experiment import ExperimentResult, Kept
 from hessrmt.experiments.puzzles import lines
 from hessrmt.generalization import attained, bias_free, fits, rademacher_bound
 from hessrmt.generalization.approximation import study
@@ -196,6 +196,9 @@ MADE = {
     "polynomials": lambda: realize("shallow", 2, 1, scales=[0.5, 0.25], polynomials=2),
     "squares": lambda: squares(3),
     "part of an experiment": lambda: Kept({"seed": 1}, squares(2)),
+    "experiment": lambda: ExperimentResult(
+        "kind", "title", "small", {"all": "nothing"}, [{"a": "1"}, {"a": "2"}], [{"a": 1}, {"a": 2}]
+    ),
     "approximation study": lambda: study("sine", 2, (1, 2), seeds=2, samples=32, iterations=2),
     "sampled density": sampled,
     "moments of iterates": lambda: hr.lossmodel.iterate_moments([0.5, 1], [1, 1], 0.1, 9, 1.0),

@@ -86,7 +86,7 @@ def test_every_number_is_that_of_the_weights_of_its_step(model, data, tmp_path):
         assert moment.mean() == pytest.approx(levels.mean(), abs=0.2 * size)
         assert track.weights[place].sum(axis=1) == pytest.approx(np.ones(4), rel=1e-12)
     assert [row["step"] if "step" in row else row["steps"] for row in track.rows()] == [0, 3, 6]
-    assert len(track.plot().axes) == 6
+    assert len(track.plot().axes) == 5  # no empty panel
 
 
 def test_buffers_are_those_of_the_step_and_modes_those_of_the_problem(data):
@@ -201,8 +201,9 @@ def test_as_callback_of_transformers(data, tmp_path):
     )
     callbacks = [tracker.huggingface()]
     transformers.Trainer(network, how, train_dataset=samples, callbacks=callbacks).train()
-    assert tracker.track.steps.tolist() == [2, 4]
+    assert tracker.track.steps.tolist() == [0, 2, 4]
     assert (tracker.track.numbers["lr"] >= 0).all()
+    assert np.isnan(tracker.track.threshold).all()  # AdamW scales the gradient
 
 
 def test_as_callback_of_lightning(data):
@@ -232,5 +233,31 @@ def test_as_callback_of_lightning(data):
         callbacks=[tracker.lightning()],
     )
     trainer.fit(module, loader)
-    assert tracker.track.steps.tolist() == [2, 4]
-    assert tracker.track.numbers["momentum"].tolist() == [0.9, 0.9]
+    assert tracker.track.steps.tolist() == [0, 2, 4]
+    assert tracker.track.numbers["momentum"].tolist() == [0.9] * 3
+    assert tracker.track.threshold == pytest.approx([2 * 1.9 / RATE] * 3, rel=1e-15)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"momentum": 0.9},
+        {"momentum": 0.9, "nesterov": True},
+        {"momentum": 0.5, "dampening": 0.3},
+    ],
+)
+@pytest.mark.parametrize("side", [0.99, 1.01])
+def test_the_threshold_is_where_torch_begins_to_diverge(how, side):
+    """Gradient descent on λθ²/2 shrinks below the threshold and grows above it."""
+    told = {"lr": 0.3, **{name: float(value) for name, value in how.items()}}
+    problem = hr.Problem(nn.Linear(1, 1), "mse", (torch.ones(1, 1), torch.ones(1, 1)))
+    tracker = hr.Tracker(problem)
+    tracker(0, **told)
+    curvature = side * float(tracker.track.threshold[0])
+    theta = nn.Parameter(torch.ones(1, dtype=torch.float64))
+    optimiser = torch.optim.SGD([theta], lr=0.3, **how)
+    for _ in range(2000):  # at 1 % from the threshold a factor of e or more in some hundred steps
+        theta.grad = curvature * theta.detach()
+        optimiser.step()
+    assert (abs(theta.item()) < 1) == (side < 1)

@@ -16,6 +16,7 @@ import torch
 from hessrmt.backend.base import Backend, all_finite, require_finite
 from hessrmt.backend.host import free_host_memory
 from hessrmt.errors import ConvergenceError
+from hessrmt.tables import counted
 
 if TYPE_CHECKING:
     from hessrmt.arrays import Levels, Matrix
@@ -39,7 +40,7 @@ class CpuBackend(Backend):
     def __init__(self) -> None:
         os.environ.setdefault("MKL_CBWR", "AUTO")
         self.device = torch.device("cpu")
-        self.name = f"cpu ({torch.get_num_threads()} threads)"
+        self.name = f"cpu ({counted(torch.get_num_threads(), 'thread', 'threads')})"
 
     def free_memory(self) -> int:
         """See :class:`.Backend`; :func:`.host.free_host_memory`."""

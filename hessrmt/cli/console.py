@@ -15,7 +15,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.markup import escape
 
-from hessrmt.tables import markdown_words, to_markdown
+from hessrmt.tables import counted, markdown_words, to_markdown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -392,36 +392,8 @@ def drawn(items: Sequence[Any], folder: Any = None) -> None:
         note(f"written: {counted(len(items) - len(missing), 'picture', 'pictures')} in {folder}")
 
 
-def counted(number: int, one: str, several: str) -> str:
-    """A number with its noun.
-
-    Args:
-        number: How many.
-        one: The noun for one of them.
-        several: For any other number.
-
-    Returns:
-        Such as "1 picture".
-    """
-    return f"{number:,} {one if number == 1 else several}"
-
-
 def source_in_words(settings: Mapping[str, Any]) -> str:
-    """What a spectrum file is about.
+    """What a file is about, as of :func:`hessrmt.records.source_in_words`."""
+    from hessrmt.records import source_in_words as known
 
-    Args:
-        settings: The settings in its provenance.
-
-    Returns:
-        Model, data, split and batch size, or kernel and dimension, as far as they are known.
-    """
-    if settings.get("ensemble") == "loss-model":
-        outliers = settings.get("outliers") or 0
-        count = outliers if isinstance(outliers, int) else len(outliers)
-        parts = [f"loss model, kernel {settings['kernel']}", f"n = {settings['n']:,}"]
-        parts += [f"{count} outliers"] if count else []
-        parts += [f"{settings['degenerate']:,} degenerate"] if settings["degenerate"] else []
-        return ", ".join(parts)
-    parts = [str(settings[key]) for key in ("model", "data", "split") if settings.get(key)]
-    parts += [f"batch {settings['batch']}"] if settings.get("batch") else []
-    return ", ".join(parts) or "a file"
+    return known(settings) or "a file"

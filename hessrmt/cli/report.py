@@ -13,19 +13,22 @@ from hessrmt.cli.options import Overwrite, Report, with_settings
 
 @with_settings
 def report(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="What hessrmt has written.")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE", help="What hessrmt has written, or a folder of reproduce."),
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Page to write (.html).")] = Path(
         "report.html"
     ),
     title: Annotated[
-        str, typer.Option("--title", help="Of the page. \\[default: names of the files]")
+        str, typer.Option("--title", help="Of the page. \\[default: what it is about]")
     ] = "",
     surrogates: Annotated[
         int, typer.Option("--surrogates", help="Of level statistics; 0 for none.", min=0)
     ] = 200,
     overwrite: Overwrite = False,
 ) -> Report:
-    """Write one page about files of results: pictures, tables, conclusions, settings.
+    """Write one page about files of results: conclusions, pictures, tables, settings.
 
     It needs nothing else and fetches nothing, so it can be sent as it is.
 

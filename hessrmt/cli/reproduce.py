@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +20,8 @@ from hessrmt.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from hessrmt.experiments.experiment import Experiment
 
 
@@ -75,20 +78,24 @@ def reproduce(
     write_whole(folder / "results.md", experiment.markdown(entries))
     write_whole(folder / "results.csv", table.csv())
     write_whole(folder / "results.json", to_json(rows, indent=1) + "\n")
+    command = shlex.join(["hessrmt", "reproduce", name, "--preset", preset])
+    found = experiment.result(settings, preset, entries, command)
+    found.save(folder / "results.h5", overwrite=True)
     figures = folder / "figures"
     console.drawn(draw_each(experiment.figures(entries), figures, ending))
-    console.note(f"written: {figures}, {folder / 'results.md'}, results.csv and results.json")
-    _show(experiment, entries)
-    fits = experiment.fits(entries)
+    console.note(f"written: {figures}, {folder / 'results.md'}, results.csv, .json and .h5")
+    _show(experiment, entries, found.conclusions)
     result = {"experiment": settings.experiment, "preset": preset, "runs": rows}
-    return Report(result | ({} if fits is None else {"fits": fits}), table.flat)
+    return Report(result | ({} if found.fits is None else {"fits": found.fits}), table.flat)
 
 
-def _show(experiment: Experiment[Any, Any, Any], entries: list[Any]) -> None:
+def _show(
+    experiment: Experiment[Any, Any, Any], entries: list[Any], conclusions: Mapping[str, str]
+) -> None:
     shown = [column for column in experiment.columns if column.terminal]
     rows = [
         (entry.name, *(column.cell(entry).replace(" ± ", "±") for column in shown))
         for entry in entries
     ]
     console.show(console.table(("", *(column.terminal for column in shown)), rows))
-    console.facts(experiment.conclusions(entries))
+    console.facts(conclusions)

@@ -31,7 +31,7 @@ from hessrmt.files import reason
 from hessrmt.problems.differentiation import ordinary_mode
 from hessrmt.problems.problem import Problem
 from hessrmt.progress import Tick, silent
-from hessrmt.records import Provenance, Spectra, Spectrum
+from hessrmt.records import Provenance, Spectra, Spectrum, from_python
 from hessrmt.results import Result, finite, plain
 from hessrmt.store.density import SCHEMA, VERSION, Content, DensityWriter, read
 from hessrmt.store.files import DAMAGE, attributes_of, provenance_of, text
@@ -120,7 +120,7 @@ class DensityResult(
     Attributes:
         quadrature: Gauss quadratures, one for each probe that is done.
         planned: Probes that the run was to do.
-        dimension: P.
+        dimension: P, the number of trainable parameters.
         samples: N, samples that the loss is a mean over; 0 for a matrix of no loss.
         loss: Mean loss.
         gradient_norm: Euclidean norm of its gradient.
@@ -290,10 +290,15 @@ def density(
         Density, and extremal eigenvalues and traces if asked for. Raises TypeError for an unknown
         option, ConfigError for what is no matrix, ProblemError for one that is not symmetric.
     """
+    plan, matrix = DensityPlan(probes, steps, **options), problem
     if isinstance(problem, Problem):
         how: dict[str, Any] = {"batch": batch, "device": device, "dtype": dtype}
-        problem = CurvatureOperator.of(problem, operator, products=products, **how)
-    return complete(as_operator(problem), DensityPlan(probes, steps, **options), tick=tick)
+        matrix = CurvatureOperator.of(problem, operator, products=products, **how)
+    matrix = as_operator(matrix)
+    source = problem if isinstance(problem, Problem) else matrix
+    config = plain(asdict(plan)) | from_python("hessrmt.density", source)
+    provenance = Provenance(config, _backend_of(matrix).name)
+    return complete(matrix, plan, tick=tick, provenance=provenance)
 
 
 @ordinary_mode()

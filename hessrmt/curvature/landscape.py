@@ -16,7 +16,7 @@ from hessrmt.errors import ConfigError, ConvergenceError
 from hessrmt.problems.differentiation import derivatives, ordinary_mode
 from hessrmt.problems.problem import Problem
 from hessrmt.progress import silent
-from hessrmt.records import Provenance
+from hessrmt.records import Provenance, from_python
 from hessrmt.results import Result
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Landscape(
         parabola: Of the same shape: L + Σ (gᵢ aᵢ + λᵢ aᵢ²/2), what loss, slopes and eigenvalues at
             θ say.
         loss: L, at θ.
-        dimension: P.
+        dimension: P, the number of trainable parameters.
         operator: ``"hessian"`` or ``"ggn"``.
         provenance: Where it came from.
     """
@@ -153,7 +153,8 @@ def landscape(
         loss=matrix.loss,
         dimension=matrix.dimension,
         operator=operator,
-        provenance=provenance or Provenance(device=matrix.backend.name),
+        provenance=provenance
+        or Provenance(from_python("hessrmt.landscape", problem), matrix.backend.name),
     )
 
 

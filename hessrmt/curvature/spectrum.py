@@ -36,7 +36,7 @@ from hessrmt.errors import ConfigError, ConvergenceError, DeviceError, ProblemEr
 from hessrmt.problems.differentiation import ordinary_mode
 from hessrmt.problems.problem import Problem
 from hessrmt.progress import Tick, silent
-from hessrmt.records import BlockSpectra, Provenance, Spectrum
+from hessrmt.records import BlockSpectra, Provenance, Spectrum, from_python
 from hessrmt.store.search import SearchFile
 
 if TYPE_CHECKING:
@@ -160,7 +160,10 @@ def spectrum(
             {k: spectrum(part, *options, vectors=counts[k]) for k, part in parts.items()}
         )
     backend, dtype = select(device), dtype_name(dtype)
-    config = {"loss": problem.loss_name, "operator": operator, "dtype": dtype, "reduce": reduce}
+    config = {
+        **{"loss": problem.loss_name, "operator": operator, "dtype": dtype, "reduce": reduce},
+        **from_python("hessrmt.spectrum", problem),
+    }
     provenance = Provenance(config=config, device=backend.name)
     with nullcontext() if checkpoint is None else SearchFile(Path(checkpoint)) as kept:
         options = {"provenance": provenance, "kept": kept}
@@ -205,6 +208,10 @@ def _of_matrix(matrix: Operator, dtype: Dtype, vectors: int) -> Spectrum:
         products = max(products, size**0.5 * measured, size**0.5 * check * norm)
         about = {"loss": matrix.loss, "gradient_norm": matrix.gradient_norm, "check": check}
     kind_of = matrix.kind if isinstance(matrix, CurvatureOperator) else "matrix"
+    config = {
+        **{"operator": kind_of, "dtype": dtype_name(kind)},
+        **from_python("hessrmt.spectrum", matrix),
+    }
     found = Spectrum(
         eigenvalues=levels,
         noise_floor=max(noise_floor(levels, size, dtype_name(kind)), skew, products),
@@ -214,7 +221,7 @@ def _of_matrix(matrix: Operator, dtype: Dtype, vectors: int) -> Spectrum:
         dtype=dtype_name(kind),
         solver=backend.solver,
         seconds=clock.seconds,
-        provenance=Provenance({"operator": kind_of, "dtype": dtype_name(kind)}, backend.name),
+        provenance=Provenance(config, backend.name),
         **about,
     )
     count = min(vectors, found.rank)

@@ -24,6 +24,7 @@ from hessrmt.backend.select import select
 from hessrmt.config import Settings, TrainConfig
 from hessrmt.errors import ConfigError
 from hessrmt.progress import Tick, silent
+from hessrmt.records import Provenance
 from hessrmt.results import Result
 from hessrmt.runs import spectrum, trajectory
 from hessrmt.runs.run import SERIAL, Pool, make_folders
@@ -179,9 +180,17 @@ class Table(Generic[E]):
         Returns:
             Lines of Markdown.
         """
+        heads = [column.name for column in self.columns if column.name]
+        return to_markdown(heads, (list(row.values()) for row in self.texts()))
+
+    def texts(self) -> list[dict[str, str]]:
+        """The same table cell by cell.
+
+        Returns:
+            Heading to text, for each row.
+        """
         shown = [column for column in self.columns if column.name]
-        rows = ([column.cell(entry) for column in shown] for entry in self.entries)
-        return to_markdown([column.name for column in shown], rows)
+        return [{column.name: column.cell(entry) for column in shown} for entry in self.entries]
 
     def plain(self) -> list[dict[str, Any]]:
         """The table for programs.
@@ -328,6 +337,43 @@ class Kept(Result):
 
     settings: Mapping[str, Any]
     result: Any
+
+
+@dataclass(frozen=True)
+class ExperimentResult(Result):
+    """What an experiment has found: ``results.h5`` of its folder.
+
+    Attributes:
+        experiment: Name of its kind.
+        title: What it is about.
+        preset: Its size.
+        conclusions: What a sentence is about to the sentence.
+        table: A row for each entry: heading to text, as people read it.
+        runs: The same with all numbers, as ``results.json`` has them.
+        fits: What was fitted to all entries together, or None.
+        provenance: Where it came from.
+    """
+
+    experiment: str
+    title: str
+    preset: str
+    conclusions: Mapping[str, str]
+    table: Sequence[Mapping[str, str]]
+    runs: Sequence[Mapping[str, Any]]
+    fits: Any = None
+    provenance: Provenance = field(default_factory=Provenance)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The table for people.
+
+        Returns:
+            A row for each entry.
+        """
+        return [dict(row) for row in self.table]
+
+    def caption(self) -> str:
+        """What it is about."""
+        return self.title or self.experiment
 
 
 @dataclass(frozen=True)
@@ -507,6 +553,33 @@ class Experiment(ABC, Generic[S, SizeT, E]):
         Returns:
             What a sentence is about, to the sentence.
         """
+
+    def result(
+        self, settings: S, preset: str, entries: Sequence[E], command: str
+    ) -> ExperimentResult:
+        """All that was found, to be kept.
+
+        Args:
+            settings: Of the experiment.
+            preset: Its size.
+            entries: From :meth:`run`.
+            command: That made them.
+
+        Returns:
+            Conclusions and tables.
+        """
+        about: Any = settings
+        config = {"command": command, "seed": about.seed, **about.presets[preset].model_dump()}
+        return ExperimentResult(
+            about.experiment,
+            about.title,
+            preset,
+            self.conclusions(entries),
+            Table(self.columns, entries).texts(),
+            self.table(entries).plain(),
+            self.fits(entries),
+            Provenance(json.loads(json.dumps(config, default=str)), about.device),
+        )
 
     def fits(self, entries: Sequence[E]) -> Any:  # noqa: ARG002 (most have none)
         """What was fitted to all entries together, as plain values.

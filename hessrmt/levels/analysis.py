@@ -36,6 +36,7 @@ from hessrmt.levels.spacings import Fit, brody, superposition
 from hessrmt.levels.surrogates import MapUnordered, SurrogatePlan, Surrogates, in_turn, plan
 from hessrmt.levels.unfolding import SHORTEST, Unfolded, unfold_selection
 from hessrmt.results import Result
+from hessrmt.tables import counted
 from hessrmt.theory import mean_ratio, spacing_law
 
 if TYPE_CHECKING:
@@ -44,6 +45,9 @@ if TYPE_CHECKING:
 
 RATE = 0.003
 """Probability with which a law is excluded though the levels are those of the law."""
+
+BARELY = 0.01
+"""Probability below which a law that is not excluded is called only just not excluded."""
 
 FEWEST_RATIOS = 40
 """Ratios from which anything is concluded; ⟨r̃⟩ of 40 is known to 0.05, a third of the way from the
@@ -317,7 +321,7 @@ class LevelStatistics(Result, picture="levels.fifths"):
         error = f" ± {self.mean_ratio_error:.4f}" if np.isfinite(self.mean_ratio_error) else ""
         rows = {
             "⟨r̃⟩": f"{self.mean_ratio:.4f}{error}",
-            "levels": f"{self.n_levels:,} of {self.n_spectra} spectra",
+            "levels": f"{self.n_levels:,} of {counted(self.n_spectra, 'spectrum', 'spectra')}",
             "discarded": f"{self.n_discarded:,}",
         }
         for name, law in self.laws.items():
@@ -704,14 +708,15 @@ def conclude(
         The sentence.
     """
     noise = f"; but {unresolved:.0%} of the spacings lie below the noise floor"
-    sentence = _sentence(mean, error, laws, n_ratios)
-    goe, p = laws["goe"], laws["goe"].spacing_p_value
-    if goe.excluded is False and p is not None and p <= max(RATE, min(smallest, _RATE_SPACINGS)):
-        sentence += f"; but the unfolded spacings are not (p(s) ≤ {p:.1g}), as this unfolds them"
-    return sentence + (noise if unresolved > MANY else "")
+    p = laws["goe"].spacing_p_value
+    strange = p is not None and p <= max(RATE, min(smallest, _RATE_SPACINGS))
+    spacings = f"p(s) ≤ {p:.1g}" if strange else ""
+    return _sentence(mean, error, laws, n_ratios, spacings) + (noise if unresolved > MANY else "")
 
 
-def _sentence(mean: float, error: float, laws: Mapping[str, LawFit], n_ratios: int) -> str:
+def _sentence(
+    mean: float, error: float, laws: Mapping[str, LawFit], n_ratios: int, spacings: str
+) -> str:
     goe = laws["goe"]
     if error == 0:
         return f"no conclusion: ⟨r̃⟩ = {mean:.4f} from {n_ratios} ratios; {_NO_SCATTER}"
@@ -726,10 +731,7 @@ def _sentence(mean: float, error: float, laws: Mapping[str, LawFit], n_ratios: i
     others = " and ".join(WORDS[name] for name in fitting if name != "goe")
     if "goe" in fitting:
         away = f"{abs(goe.sigmas):.1f} σ from the {expected} of GOE levels alike"
-        near = f"consistent with GOE ({measured}, {away})"
-        if others:
-            near = f"{near}, but also with {others}: too few levels to tell them apart"
-        return near
+        return _not_excluded(goe, f"{measured}, {away}", others, spacings)
     p = f"p = {goe.p_value:.2g}" if goe.p_value > SMALLEST else f"p < {SMALLEST:.0e}"
     far = f"{abs(goe.sigmas):.1f} σ, {p}: " if abs(goe.sigmas) > FAR else f"{p}: "
     shape = "" if abs(goe.sigmas) > FAR else " by the shape of P(r̃)"
@@ -740,3 +742,21 @@ def _sentence(mean: float, error: float, laws: Mapping[str, LawFit], n_ratios: i
     if nearest == "goe":
         return f"{start}; no other reference law comes nearer"
     return f"{start}; no reference law fits, the nearest is {WORDS[nearest]}"
+
+
+def _not_excluded(goe: LawFit, numbers: str, others: str, spacings: str) -> str:
+    """What ratios that don't exclude the GOE say, together with the unfolded spacings."""
+    if goe.p_value < BARELY:
+        limit = f"p = {goe.p_value:.2g} where {RATE:g} is the limit"
+        also = f"; nor is {others}" if others else ""
+        if not spacings:
+            return f"GOE only just not excluded ({limit}: {numbers}){also}"
+        by = f"only just not excluded by the ratios ({limit}: {numbers})"
+        return f"GOE unlikely: {by}, and the unfolded spacings disagree too ({spacings}){also}"
+    near = f"consistent with GOE ({numbers})"
+    if others:
+        near += f", but also with {others}: too few levels to tell them apart"
+    if not spacings:
+        return near
+    why = "the ratios need no unfolding, so that a poor fit of the density may be the reason"
+    return f"undecided: the ratios are {near}; the unfolded spacings are not ({spacings}); {why}"

@@ -361,7 +361,7 @@ _COLUMN = 3.3
 _SMALLEST = 6.0
 """Points below which text can't be read in print."""
 
-_NIGHT, _PALE = "#1b1f27", "#e3e6eb"
+NIGHT = "#1b1f27", "#e3e6eb"
 """Ground and ink of the dark look."""
 
 _DARK = 0.45
@@ -421,9 +421,22 @@ def _to_night(picture: Figure) -> None:
             if hasattr(item, f"get_{name}") and hasattr(item, f"set_{name}"):
                 _lighten(item, name)
     for axes in picture.axes:
-        axes.tick_params(which="both", colors=_PALE)
-        axes.set_facecolor(_NIGHT)
-    picture.set_facecolor(_NIGHT)
+        axes.tick_params(which="both", colors=NIGHT[1])
+        axes.set_facecolor(NIGHT[0])
+    picture.set_facecolor(NIGHT[0])
+
+
+def at_night(colour: str) -> str:
+    """The counterpart of a colour of a picture on a dark ground.
+
+    Args:
+        colour: As ``#rrggbb``.
+
+    Returns:
+        The same, for what is light or bright enough.
+    """
+    lifted = {to_hex(old): new for old, new in _LIFTED.items()}
+    return lifted.get(colour, NIGHT[1] if max(to_rgb(colour)) < _DARK else colour)
 
 
 def _lighten(item: Any, name: str) -> None:
@@ -432,13 +445,7 @@ def _lighten(item: Any, name: str) -> None:
     if isinstance(found, str) and found in {"none", "auto"}:
         return
     colours = to_rgba_array(found)
-    lifted = {to_hex(old): new for old, new in _LIFTED.items()}
     changed = colours.copy()
-    for place, colour in enumerate(colours):
-        known = to_hex(colour)
-        if known in lifted:
-            changed[place, :3] = to_rgb(lifted[known])
-        elif colour[:3].max() < _DARK:
-            changed[place, :3] = to_rgb(_PALE)
+    changed[:, :3] = [to_rgb(at_night(to_hex(colour))) for colour in colours]
     if not np.array_equal(changed, colours):
         getattr(item, f"set_{name}")(changed if np.ndim(found) > 1 else tuple(changed[0]))

@@ -49,6 +49,9 @@ _LOOKS = [{"color": c, "marker": m} for c, m in zip(style.COLOURS, "osD^vPX", st
 _WIDTH, _HEIGHT = 5.0, 2.7
 """Of a panel of a history, in inches."""
 
+_TALL, _LOW = 2.9, 1.5
+"""Heights of the panels of a track: of the largest eigenvalue, and of the others."""
+
 _FEW = 10
 _LINEAR = 0.4
 """Width of the axis from 0 to the first epoch, in decades."""
@@ -215,11 +218,11 @@ def _line(
 
 
 def track(found: Any, title: str = "", *, ax: Any = None) -> Figure:
-    """What was tracked against the steps of a training, a panel each.
+    """The largest eigenvalue against the steps of a training, and what else was tracked below it.
 
-    λ_max with 2/η, beyond which gradient descent with the learning rate η = ``numbers["lr"]``
-    diverges on a quadratic, 2 (1 + β)/η with a momentum β (``numbers["momentum"]``); the smallest
-    eigenvalue; the loss; the trace with its standard error; the rank.
+    λ_max with the threshold 2/η of gradient descent with the learning rate η, or that with
+    momentum (``found.threshold``); the smallest eigenvalue; the trace with its standard error; the
+    rank; the loss. One panel below the other, so that a step is at one place in all.
 
     Args:
         found: A :class:`hessrmt.runs.tracking.Track` with at least one record.
@@ -238,19 +241,21 @@ def track(found: Any, title: str = "", *, ax: Any = None) -> Figure:
         raise StoreError("nothing has been measured yet")
     draws = {
         "largest": (_largest, "largest eigenvalue λ$_{max}$"),
-        "smallest": (_tracked("smallest", "smallest_bound"), "smallest eigenvalue λ$_{min}$"),
+        "smallest": (_tracked("smallest", "smallest_bound"), "smallest λ$_{min}$"),
         "trace": (_tracked("trace", "trace_error"), "trace"),
         "rank": (_tracked("rank"), f"rank, of {found.dimension:,}"),
-        "loss": (_tracked("loss"), "loss on the tracker's samples"),
+        "loss": (_tracked("loss"), "loss"),
     }
     known = [name for name in draws if np.isfinite(getattr(found, name)).any()]
-    columns = min(2, len(known))
-    picture, panels = style.panels_for(len(known), title, (4.2, 2.9), columns, ax=ax)
-    for axes, name in zip(panels, known, strict=True):
+    heights = [_TALL if name == "largest" else _LOW for name in known]
+    size, how = (style.WIDTH, sum(heights) + 0.4), {"sharex": True, "height_ratios": heights}
+    picture, grid = style.panels(title, (len(known), 1), ax=ax, size=size, **how)
+    for axes, name in zip(grid.ravel(), known, strict=True):
         draw, label = draws[name]
         draw(axes, found)
         labelled = axes.get_legend_handles_labels()[1]
-        (style.finish if labelled else style.bare)(axes, xlabel="step", ylabel=label)
+        (style.finish if labelled else style.bare)(axes, ylabel=label)
+    grid[-1, 0].set_xlabel("step")
     return picture
 
 
@@ -267,13 +272,15 @@ def _tracked(name: str, error: str = "") -> Any:
 
 def _largest(axes: Axes, found: Any) -> None:
     _tracked("largest", "largest_bound")(axes, found)
-    rates = found.numbers.get("lr")
-    if rates is None:
-        return
-    momentum = np.nan_to_num(found.numbers.get("momentum", np.zeros(len(found))))
-    beta = " (1 + β)" if momentum.any() else ""
-    edge = 2 * (1 + momentum) / np.where(rates > 0, rates, np.nan)
-    axes.plot(found.steps, edge, color=style.RED, ls=style.DASHED, lw=1.3, label=f"2{beta}/η")
+    edge = found.threshold
+    if np.isfinite(edge).any():
+        beta, nesterov = (
+            np.nan_to_num(found.numbers.get(name, 0.0)).any() for name in ("momentum", "nesterov")
+        )
+        label = "2 (1 + β)/((1 + 2β) η)" if nesterov else "2 (1 + β)/η"
+        label = label if beta else "2/η"
+        look: dict[str, Any] = {"color": style.RED, "ls": style.DASHED, "lw": 1.3}
+        axes.plot(found.steps, edge, label=label, **look)
 
 
 def averaged_losses(

@@ -1,84 +1,163 @@
 """``hessrmt report``: what files of results hold, as one page that needs nothing else.
 
-Pictures are SVG inside the page, tables sort by a click, nothing is fetched. What the words mean is
-taken from the descriptions of the results themselves.
+Conclusions come from :mod:`hessrmt.runs.findings`, HTML from :mod:`hessrmt.runs.page`; what numbers
+mean is taken from the descriptions of the results themselves.
 """
 
 from __future__ import annotations
 
 import inspect
-import io
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from html import escape
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
 import numpy as np
 
-from hessrmt.config import DensityConfig, LandscapeConfig, SpectrumConfig
+from hessrmt.capacity.correlation import Correlation
+from hessrmt.capacity.report import METRICS, CapacityReport, Layer
+from hessrmt.config import (
+    DensityConfig,
+    HistoryConfig,
+    LandscapeConfig,
+    Settings,
+    SpectrumConfig,
+    TrainConfig,
+)
 from hessrmt.curvature.density import DensityResult
 from hessrmt.curvature.landscape import Landscape
-from hessrmt.errors import ConfigError, HessrmtError
-from hessrmt.levels.analysis import SHORT, LawFit, LevelStatistics, analyze
+from hessrmt.errors import ConfigError, HessrmtError, StoreError
+from hessrmt.levels.analysis import MEASURES, SHORT, LawFit, LevelStatistics, analyze
 from hessrmt.levels.histograms import mean_ratios, ratio_histogram
 from hessrmt.levels.selection import select
 from hessrmt.plots.training import history
-from hessrmt.records import Provenance, Spectra, Spectrum
+from hessrmt.records import Provenance, Spectra, Spectrum, source_in_words
 from hessrmt.results import plain
-from hessrmt.runs.stored import contents, require_finished
-from hessrmt.store.history import History
+from hessrmt.runs.capacity import Series
+from hessrmt.runs.findings import findings, threshold_name
+from hessrmt.runs.page import Section, page, shown_columns
+from hessrmt.runs.stored import contents, heading, provenance, require_finished
+from hessrmt.runs.tracking import Track
+from hessrmt.runs.training import Checkpoint
+from hessrmt.store.family import FamilyResult, Member
+from hessrmt.store.history import NETWORK, TRAINING, History
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from matplotlib.figure import Figure
 
     from hessrmt.progress import Tick
 
-_ROWS = 500
-"""Of a table, beyond which it is cut, and the page says so."""
-
-_OPEN = 40
-"""Rows of a table that is shown without a click."""
-
 _SPECTRUM = ("loss", "gradient_norm", "noise_floor", "rank", "check")
 """Columns of a table of spectra, beside the ends of each."""
 
+_LAW = (
+    *("excluded", "p_value", "sigmas", "mean_ratio", "mean_ratio_alike", "ratio_distance"),
+    *("spacing_distance", "spacing_p_value", "log_likelihood_ratio", "log_likelihood_ratio_error"),
+)
+"""Columns of the table of laws."""
 
-@dataclass
-class Section:
-    """What the page says of one file.
+_LAYER = (
+    *("name", "kind", "shape", "alpha", "n_tail", "x_min", "ks_distance", "p_value"),
+    *("lambda_max", "log_frobenius", "stable_rank", "rank", "entropy", "spikes", "soft_rank"),
+    *("distance_frobenius", "skipped", "fit_failed"),
+)
+"""Columns of the table of layers."""
 
-    Attributes:
-        name: Of the file.
-        kind: What it holds, in a sentence.
-        conclusions: Sentences.
-        facts: Name to value, in words.
-        pictures: Caption to figure.
-        tables: Caption to rows, flat dictionaries with the same keys.
-        words: Name of a number to what it means.
-        command: That gives such a file; empty where no one command does.
-        settings: Of the run.
-        source: Machine, versions and time.
-        notes: Anything a reader must know.
-    """
+_CORRELATION = (
+    "metric",
+    "accuracy",
+    "n",
+    "kendall",
+    "kendall_p",
+    "spearman",
+    "r_squared",
+    "failed",
+)
+"""Columns of the table of correlations."""
 
-    name: str
-    kind: str
-    conclusions: list[str] = field(default_factory=list)
-    facts: dict[str, str] = field(default_factory=dict)
-    pictures: dict[str, Figure] = field(default_factory=dict)
-    tables: dict[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
-    words: dict[str, str] = field(default_factory=dict)
-    command: str = ""
-    settings: dict[str, Any] = field(default_factory=dict)
-    source: dict[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+_IMAGES = (".png", ".svg", ".jpg")
+"""Endings of pictures in the folder of an experiment that a page can show."""
+
+_MANY = 3
+"""Names of files that make a title."""
+
+_TERMS = {
+    r"GOE|GUE|GSE": (
+        "GOE, GUE, GSE",
+        "Gaussian ensembles of random matrices: real symmetric, complex Hermitian, self-dual. "
+        "Neighbouring eigenvalues repel each other, in the second and third more strongly.",
+    ),
+    r"Poisson|independent levels": (
+        "Poisson",
+        "Independent levels, as numbers thrown at random: neighbours don't repel each other.",
+    ),
+    r"GOE blocks": (
+        "two GOE blocks",
+        "The levels of two independent GOE matrices thrown together.",
+    ),
+    r"r̃": (
+        "r̃, ⟨r̃⟩",
+        "Ratio of the smaller to the larger of two neighbouring spacings, and its mean: 0.5307 for "
+        "the GOE, 0.3863 for independent levels. It needs no unfolding.",
+    ),
+    r"GOE levels alike|levels alike": (
+        "levels alike",
+        "Surrogates: levels of a law, drawn in the number and with the density of the data.",
+    ),
+    r"unfold": (
+        "unfolded",
+        "Levels divided by their smoothed density, so that their mean spacing is 1. What a test of "
+        "unfolded spacings says depends on how the density is smoothed.",
+    ),
+    r"noise floor|resolved|certified": (
+        "noise floor",
+        "The magnitude below which an eigenvalue can't be told from zero in the precision of the "
+        "computation; one above it is certified. The number of those is the rank.",
+    ),
+    r"σ (from|away)|sigmas|\d σ": (
+        "σ",
+        "Standard deviation: here of the mean ratio over surrogates of the law.",
+    ),
+    r"p value|p\(s\)|[Ee]xcluded": (
+        "p, p(s)",
+        "Probability that levels of the law are as far from it as the data; p(s) from the unfolded "
+        "spacings. Below 0.003 a law is called excluded.",
+    ),
+    r"λ_max|λ_min|largest eigenvalue": (
+        "λ_max, λ_min",
+        "The largest and the smallest eigenvalue of the Hessian, the matrix of second derivatives "
+        "of the loss in the parameters: curvature along the sharpest and the most downward "
+        "direction.",
+    ),
+    r"/η": (
+        "η, β, 2/η",
+        "η is the learning rate, β the momentum. Gradient descent on a quadratic diverges along "
+        "every eigenvector whose eigenvalue exceeds 2/η (with momentum 2(1 + β)/η). Training on "
+        "all samples at once often brings λ_max there and keeps it there, the edge of stability "
+        "(Cohen et al. 2021). With minibatches, or measured on other samples than those of the "
+        "training, it is a yardstick and no threshold.",
+    ),
+    r"α̂|[Mm]ean α|exponent α|α lies|\balpha": (
+        "α, α̂",
+        "α is the exponent of the power law that the largest eigenvalues of a layer's WᵀW/N "
+        "follow; α̂ sums α ln λ_max over layers (Martin and Mahoney 2019).",
+    ),
+    r"Marchenko-Pastur": (
+        "Marchenko-Pastur bulk",
+        "Where the eigenvalues of WᵀW/N lie if the entries of W are independent noise.",
+    ),
+    r"Kendall": (
+        "Kendall's τ",
+        "Rank correlation: 1 if two quantities order the networks alike, -1 if oppositely.",
+    ),
+    r"parabola": (
+        "parabola",
+        "What loss, slope and eigenvalue at the network predict along the eigenvector.",
+    ),
+}
+"""Where a word occurs (a regular expression) to the word and what it means."""
 
 
 def report(
@@ -87,8 +166,9 @@ def report(
     """A page about files of results, in the order given; of a file of blocks, about each of them.
 
     Args:
-        files: Of anything that :func:`hessrmt.load` reads, one or more.
-        title: Of the page; the names of the files if empty.
+        files: Of anything that :func:`hessrmt.load` reads, or folders of ``hessrmt reproduce``, one
+            or more.
+        title: Of the page; if empty, what a single file is about, or the names of several.
         surrogates: Of the level statistics of spectra; 0 for none, which is faster.
         tick: Told of progress.
 
@@ -107,76 +187,148 @@ def report(
         sections += sections_of(Path(file), surrogates)
     if tick is not None:
         tick("report", len(files), len(files))
-    return page(sections, title or ", ".join(one.name for one in sections))
+    names = list(dict.fromkeys(Path(file).name for file in files))
+    if not title:
+        title = ", ".join(names) if len(names) <= _MANY else f"{len(names)} files of results"
+        title = sections[0].heading if len(sections) == 1 else title
+    version = Provenance().versions["hessrmt"]
+    return page(sections, title, _terms(sections), f"hessrmt {version}")
 
 
 def sections_of(file: Path, surrogates: int = 200) -> list[Section]:
     """What there is to say of one file.
 
     Args:
-        file: Of results.
+        file: Of results, or a folder of ``hessrmt reproduce``.
         surrogates: As of :func:`report`.
 
     Returns:
         A section; of a file of blocks one for each.
+
+    Raises:
+        StoreError: If a folder has no results.
     """
+    name = file.name or file.resolve().name
+    if file.is_dir():
+        if not (file / "results.h5").exists():
+            raise StoreError(
+                f"{file} is a folder without results.h5, which hessrmt reproduce writes at its "
+                "end: give the same command again, which computes nothing anew, or name files"
+            )
+        file /= "results.h5"
     parts = contents(file)[1]
     for found in parts.values():
         require_finished(file, found)
     return [
-        _section_of(file.name if block is None else f"{file.name}, {block}", found, surrogates)
+        _section_of(file, name if block is None else f"{name}, block {block}", found, surrogates)
         for block, found in parts.items()
     ]
 
 
-def _section_of(name: str, found: Any, surrogates: int) -> Section:
-    shown = {name: text for name, text in found.shown().items() if name != "provenance"}
-    made = Section(name, _sentence(type(found)), facts=shown)
-    source = getattr(found, "provenance", None) or getattr(
-        getattr(found, "spectra", None), "provenance", None
+def _section_of(file: Path, name: str, found: Any, surrogates: int) -> Section:
+    if type(found).__name__ == "Kept":  # a part of an experiment, with its settings
+        found = found.result
+    source = provenance(file, found)
+    config = source.config
+    about = source_in_words(config)
+    if hasattr(found, "conclusions"):
+        about = found.caption()
+    made = Section(
+        name,
+        ": ".join(filter(None, [heading(found), about])),
+        _sentence(type(found)),
+        conclusions=list(findings(found)),
+        settings=dict(config),
+        notes=tuple(source.notes),
+        words=_meanings(type(found)),
     )
-    if isinstance(source, Provenance):
-        made.settings, made.notes = dict(source.config), source.notes
-        versions = ", ".join(f"{name} {number}" for name, number in source.versions.items())
-        made.source = {"computed on": source.device, "created": source.created, "with": versions}
-        made.facts = {k: v for k, v in made.facts.items() if k not in made.settings}
-        made.command = command_of(found, source.config)
-    if isinstance(found, History):
-        _draw(made, "history", lambda: history(found, mean_ratios(found.spectra)))
-    else:
-        _draw(made, _drawn_by(found), found.plot)
-    made.words = _meanings(type(found))
-    if isinstance(found, Spectra):
+    versions = ", ".join(f"{name} {number}" for name, number in source.versions.items())
+    made.source = {"computed on": source.device, "created": source.created, "with": versions}
+    made.command = command_of(found, config)
+    made.origin = _origin(found, config, made.command)
+    facts = {k: v for k, v in found.shown().items() if k not in {"provenance", *config} and v}
+    _draw_all(made, found, file)
+    if isinstance(found, Landscape):
+        made.tables["Directions"] = [
+            {"eigenvalue": float(value), "eigenvalue_bound": float(bound), "slope": float(slope)}
+            for value, bound, slope in zip(
+                found.eigenvalues, found.bounds, found.slopes, strict=True
+            )
+        ]
+        made.tables["Points"] = found.rows()
+    elif isinstance(found, DensityResult) and found.edges is not None and len(found.edges):
+        edges = found.edges
+        columns = zip(edges.values, edges.bounds, edges.is_resolved, strict=True)
+        made.tables["Eigenvalues found"] = [
+            {"eigenvalue": float(x), "eigenvalue_bound": float(e), "resolved": bool(clear)}
+            for x, e, clear in list(columns)[::-1]
+        ]
+    elif isinstance(found, CapacityReport):
+        made.tables["Layers"] = [_of_layer(row) for row in found.rows()]
+        made.words |= _meanings(Layer)
+    elif isinstance(found, Series):
+        _add_networks(made, found)
+    elif isinstance(found, History):
+        made.words |= NETWORK | TRAINING
+    elif isinstance(found, FamilyResult):
+        made.words |= _meanings(Member)
+    elif isinstance(found, Spectra):
         made.tables["Spectra"] = [_ends(number, one) for number, one in enumerate(found)]
-        made.words = _meanings(Spectrum) | made.words
+        made.words = _meanings(Spectrum) | made.words | _ENDS
         _add_levels(made, found, surrogates)
     elif isinstance(found, LevelStatistics):
+        facts = {}
         _add_statistics(made, found)
+    elif isinstance(found, Track):
+        made.tables["Measurements"] = _measurements(found)
+        made.words["step"] = made.words.pop("steps")
     rows = [] if made.tables else found.rows()
     if len(rows) > 1:
         made.tables["Table"] = rows
+    columns = {name for rows in made.tables.values() for name in shown_columns(rows)}
+    listed = {name for rows in made.tables.values() for name in rows[0]}
+    made.facts = {k: v for k, v in facts.items() if _says(k, v, listed)} | made.facts
+    occurring = columns | set(made.facts)
+    made.words = {name: text for name, text in made.words.items() if name in occurring}
     return made
 
 
-def _add_levels(made: Section, found: Spectra, surrogates: int) -> None:
-    """Level statistics of spectra: a sentence and a picture, or why there are none."""
-    try:
-        statistics = analyze(found, surrogates=surrogates)
-    except HessrmtError as error:
-        made.notes += (f"no level statistics: {error}",)
-        return
-    _add_statistics(made, statistics)
-    _draw(made, "Ratios of neighbouring spacings", lambda: ratio_histogram(select(found)).plot())
+def _says(name: str, text: str, columns: set[str]) -> bool:
+    """Whether a line of a result's short text says what its table and sentences do not."""
+    if name in columns or name.removesuffix("s") in columns or name in {"conclusion", "notes"}:
+        return False
+    return not re.fullmatch(r"[\d,]+ items?|[\d,× ]+ values?\b.*|[A-Z]\w+", text)
 
 
-def _add_statistics(made: Section, found: LevelStatistics) -> None:
-    made.conclusions.append(found.conclusion)
-    made.notes += found.notes
-    shown = {name: text for name, text in found.shown().items() if name not in found.laws}
-    made.facts |= {f"level statistics: {name}": text for name, text in shown.items()}
-    laws = {SHORT.get(name, name): plain(law) for name, law in found.laws.items()}
-    made.tables["Laws"] = [{"law": name, **numbers} for name, numbers in laws.items()]
-    made.words = _meanings(LawFit) | made.words
+def _terms(sections: Sequence[Section]) -> dict[str, str]:
+    """Words of the subject that the page says."""
+    said = [one.heading for one in sections]
+    for one in sections:
+        said += [*one.conclusions, *one.facts, *one.pictures, *one.notes]
+        for rows in one.tables.values():
+            said += [*shown_columns(rows), *(str(next(iter(row.values()))) for row in rows[:100])]
+    text = "\n".join(said).replace("_value", " value")
+    return dict(words for form, words in _TERMS.items() if re.search(form, text))
+
+
+# What a kind of result has beside its sentences
+
+_ENDS = {
+    "batch": "Number of the spectrum in the file, from 0.",
+    "smallest": "The smallest eigenvalue.",
+    "largest": "The largest eigenvalue.",
+    "rank": "Eigenvalues whose magnitude exceeds the noise floor.",
+}
+
+
+_OF_LAWS = {
+    "excluded": "Whether the ratios exclude the law: p value below 0.003.",
+    "p_value": "Probability that levels of the law, drawn with the density of the data, are as far "
+    "from it in ⟨r̃⟩ or in the shape of P(r̃); no smaller than 1e-06 is given.",
+    "sigmas": "⟨r̃⟩ of the data less that of levels alike, in their standard deviations.",
+    "spacing_p_value": "The same probability of the unfolded spacings, from the surrogates alone: "
+    "no smaller than one in their number.",
+}
 
 
 def _ends(number: int, one: Spectrum) -> dict[str, Any]:
@@ -188,11 +340,131 @@ def _ends(number: int, one: Spectrum) -> dict[str, Any]:
     }
 
 
+def _add_levels(made: Section, found: Spectra, surrogates: int) -> None:
+    """Level statistics of spectra: a sentence and a picture, or why there are none."""
+    try:
+        statistics = analyze(found, surrogates=surrogates)
+    except HessrmtError as error:
+        made.notes += (f"no level statistics: {error}",)
+        return
+    made.conclusions += findings(statistics)
+    _add_statistics(made, statistics)
+    _draw(made, "Ratios of neighbouring spacings", lambda: ratio_histogram(select(found)).plot())
+
+
+def _add_statistics(made: Section, found: LevelStatistics) -> None:
+    made.notes += found.notes
+    shown = {name: text for name, text in found.shown().items() if name not in found.laws}
+    names = {"levels": "levels used", "discarded": "levels discarded"}
+    made.facts |= {names.get(name, name): text for name, text in shown.items()}
+    rows = []
+    for name, law in found.laws.items():
+        numbers = plain(law)
+        few = {key: _rounded(numbers[key]) for key in _LAW}
+        rows.append({"law": SHORT.get(name, name)} | few)
+    made.tables["Reference laws"] = rows
+    made.tables["Of unfolded levels, beside surrogates through the same unfolding"] = [
+        {
+            "measure": words,
+            "data": getattr(found, name),
+            "data_error": getattr(found, f"{name}_error", None),
+            "GOE": found.alike[name].goe,
+            "Poisson": found.alike[name].poisson,
+        }
+        for name, words in MEASURES.items()
+        if np.isfinite(getattr(found, name))
+    ]
+    if not made.tables[(last := list(made.tables)[-1])]:
+        del made.tables[last]
+    made.words |= _meanings(LawFit) | _OF_LAWS
+
+
+def _of_layer(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a layer fits into a table; the file has more."""
+    found = {name: row[name] for name in _LAYER}
+    place = list(found).index("alpha") + 1
+    items = list(found.items())
+    return dict([*items[:place], ("alpha_error", row["sigma"]), *items[place:]])
+
+
+def _add_networks(made: Section, found: Series) -> None:
+    """Tables of several networks: their numbers, correlations with accuracies, layers."""
+    made.tables["Networks"] = [
+        {"network": label, "layers": report.counts["analyzed"]}
+        | {name: getattr(report, name) for name in METRICS}
+        | {name: values[place] for name, values in found.accuracies.items()}
+        for place, (label, report) in enumerate(zip(found.labels, found.networks, strict=True))
+    ]
+    if found.correlations:
+        made.tables["Correlations"] = [
+            {name: plain(getattr(one, name)) for name in _CORRELATION} for one in found.correlations
+        ]
+    made.tables["Layers"] = [
+        {"network": label} | _of_layer(row)
+        for label, report in zip(found.labels, found.networks, strict=True)
+        for row in report.rows()
+    ]
+    made.words |= _meanings(Layer) | _meanings(Correlation)
+
+
+def _rounded(value: Any) -> Any:
+    """A number to the digits of a table that nobody computes with."""
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def _measurements(found: Track) -> list[dict[str, Any]]:
+    """Its table with the threshold beside λ_max."""
+    name, edge = threshold_name(found), found.threshold
+    rows = []
+    for place, row in enumerate(found.rows()):
+        bound, step = row.pop("largest_bound"), row.pop("steps")
+        first = {key: row.pop(key) for key in ("loss", "gradient_norm", "largest")}
+        first |= {"largest_bound": bound, name: float(edge[place])}
+        first |= {f"largest/({name})": float(found.largest[place] / edge[place])}
+        rows.append({"step": int(step), **first, **row})
+    return rows
+
+
+def _draw_all(made: Section, found: Any, file: Path) -> None:
+    folder = file.parent / "figures"
+    if hasattr(found, "conclusions") and folder.is_dir():
+        images = sorted(one for one in folder.iterdir() if one.suffix.lower() in _IMAGES)
+        made.pictures |= {one.stem.replace("-", " "): one for one in images}
+    elif isinstance(found, History):
+        _draw(made, _drawn_by(found), lambda: history(found, mean_ratios(found.spectra)))
+    else:
+        _draw(made, _drawn_by(found), found.plot)
+
+
 def _draw(made: Section, caption: str, draw: Callable[[], Figure]) -> None:
     try:
         made.pictures[caption] = draw()
     except HessrmtError as error:
         made.notes += (f"no picture: {error}",)
+
+
+# Where it came from
+
+
+def _origin(found: Any, config: Mapping[str, Any], command: str) -> str:
+    """Where a result came from, in a sentence."""
+    if command or config.get("command"):
+        return "By this command, or one that came to the same settings:"
+    if "call" in config:
+        count = f"{config['parameters']:,} parameters"
+        data = f", {config['samples']:,} samples" if "samples" in config else ""
+        script = f", in {config['script']}" if "script" in config else ""
+        return (
+            f"Computed from Python by {config['call']}: {config['network']}, {count}{data}{script}."
+        )
+    if config.get("ensemble"):
+        return "Sampled random matrices; the settings say of which law."
+    script = f" in {config['script']}" if "script" in config else ""
+    if isinstance(found, Series):
+        return f"Of {', '.join(one.source for one in found.networks)}; saved from Python{script}."
+    if getattr(found, "source", None):
+        return f"Of {found.source}; saved from Python{script}."
+    return f"Saved from Python{script}; such a file doesn't say of which network or data it is."
 
 
 def command_of(found: Any, config: Mapping[str, Any]) -> str:
@@ -205,28 +477,55 @@ def command_of(found: Any, config: Mapping[str, Any]) -> str:
     Returns:
         What to type, with all that differs from the defaults; empty where no one command made it.
     """
-    kinds = {Spectra: SpectrumConfig, DensityResult: DensityConfig, Landscape: LandscapeConfig}
+    if "command" in config:
+        return str(config["command"])
+    kinds: dict[type, type[Settings]] = {
+        Spectra: SpectrumConfig,
+        DensityResult: DensityConfig,
+        Landscape: LandscapeConfig,
+        Checkpoint: TrainConfig,
+    }
+    if isinstance(found, History):
+        if "training" not in config:
+            return ""
+        asked = {"batch": config.get("batch"), "only": config.get("only"), "conv": config["conv"]}
+        words = _options(HistoryConfig, asked, "history-")
+        epochs = ",".join(map(str, found.epochs.tolist()))
+        words += ["--history-epochs", epochs, "--history", "history.h5"]
+        return " ".join(["hessrmt train", *_options(TrainConfig, config["training"]), *words])
     kind = kinds.get(type(found))
-    if kind is None or not {"model", "data"} <= config.keys() or isinstance(found, History):
+    if kind is None or not {"model", "data"} <= config.keys():
         return ""
     if "micro_batch" in config:  # what a density file calls it
         config = {**config, "batch": config["micro_batch"]}
-    words = ["hessrmt", kind.__name__.removesuffix("Config").lower()]
+    return " ".join(
+        ["hessrmt", kind.__name__.removesuffix("Config").lower(), *_options(kind, config)]
+    )
+
+
+def _options(kind: type[Settings], config: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Options of a command for all that differs from its defaults."""
+    words = []
     for name, item in kind.model_fields.items():
         value = config.get(name, item.default)
         if value is None or value == item.default:
             continue
-        option = f"--{name.replace('_', '-')}"
+        option = f"{prefix}{name.replace('_', '-')}"
         if isinstance(value, bool):
-            words.append(option if value else f"--no-{option[2:]}")
+            words.append(f"--{option}" if value else f"--no-{option}")
         else:
-            words += [option, shlex.quote(str(value))]
-    return " ".join(words)
+            words += [f"--{option}", shlex.quote(str(value))]
+    return words
+
+
+# Words of docstrings
 
 
 def _drawn_by(found: Any) -> str:
     """What a picture of a result shows: the first sentence of what draws it."""
-    module, name = (found._picture or "results.columns").split(".")
+    if not found._picture:
+        return "The columns of the table, one panel each."
+    module, name = found._picture.split(".")
     return _sentence(getattr(import_module(f"hessrmt.plots.{module}"), name))
 
 
@@ -243,186 +542,10 @@ def _without_markup(text: str) -> str:
 
 
 def _meanings(kind: type) -> dict[str, str]:
-    """Attributes of a class to what its description says of them."""
-    text = inspect.cleandoc(kind.__doc__ or "").partition("Attributes:")[2]
-    found = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", text, re.MULTILINE)
-    return {name: _without_markup(words) for name, words in found}
-
-
-# The page
-
-
-def page(sections: Sequence[Section], title: str) -> str:
-    """HTML of some sections.
-
-    Args:
-        sections: Each of a file.
-        title: Of the page.
-
-    Returns:
-        A whole document.
-    """
-    parts = [f"<h1>{escape(title)}</h1>"]
-    if len(sections) > 1:
-        links = (
-            f'<li><a href="#file-{i}">{escape(one.name)}</a>: {escape(one.kind)}</li>'
-            for i, one in enumerate(sections)
-        )
-        parts += ["<nav><ol>", *links, "</ol></nav>", _compared(sections)]
-    parts += [_section(i, one) for i, one in enumerate(sections)]
-    return _PAGE.format(title=escape(title), body="\n".join(parts), style=_STYLE, script=_SCRIPT)
-
-
-def _compared(sections: Sequence[Section]) -> str:
-    """Facts that several files share, side by side."""
-    names = list(dict.fromkeys(name for one in sections for name in one.facts))
-    shared = [name for name in names if sum(name in one.facts for one in sections) > 1]
-    if not shared:
-        return ""
-    heads = [f"{i}. {one.name}" for i, one in enumerate(sections, 1)]
-    rows = []
-    for name in shared:
-        values = (one.facts.get(name, "") for one in sections)
-        rows.append({"": name, **dict(zip(heads, values, strict=True))})
-    return f"<h2>Side by side</h2>{_table(rows)}"
-
-
-def _section(number: int, one: Section) -> str:
-    parts = [f'<section id="file-{number}"><h2>{escape(one.name)}</h2><p>{escape(one.kind)}</p>']
-    parts += [f"<pre>{escape(one.command)}</pre>"] if one.command else []
-    parts += [f'<p class="conclusion">{escape(text)}</p>' for text in one.conclusions]
-    if one.facts:
-        parts.append(_facts(one.facts))
-    for caption, picture in one.pictures.items():
-        parts.append(f"<figure>{_svg(picture)}<figcaption>{escape(caption)}</figcaption></figure>")
-    for caption, rows in one.tables.items():
-        if len(rows) <= _OPEN:
-            parts.append(f"<h3>{escape(caption)}</h3>{_table(rows)}")
-        else:
-            head = f"<summary>{escape(caption)}, {len(rows):,} rows</summary>"
-            parts.append(f"<details>{head}{_table(rows)}</details>")
-    if one.notes:
-        parts.append("<h3>Notes</h3><ul>")
-        parts += [f"<li>{escape(note)}</li>" for note in one.notes]
-        parts.append("</ul>")
-    if one.settings:
-        settings = {name: _cell(value) for name, value in one.settings.items()}
-        parts.append(f"<details><summary>Settings</summary>{_facts(settings)}</details>")
-    if one.source:
-        parts.append(f"<details><summary>Where it was made</summary>{_facts(one.source)}</details>")
-    if one.words:
-        parts.append(
-            f"<details><summary>What the words mean</summary>{_facts(one.words)}</details>"
-        )
-    return "\n".join([*parts, "</section>"])
-
-
-def _facts(facts: Mapping[str, str]) -> str:
-    named = ((name.replace("_", " "), text) for name, text in facts.items())
-    rows = (f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in named)
-    return f"<dl>{''.join(rows)}</dl>"
-
-
-def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    head = "".join(f"<th>{escape(str(name).replace('_', ' '))}</th>" for name in rows[0])
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(_cell(value))}</td>" for value in row.values()) + "</tr>"
-        for row in rows[:_ROWS]
-    )
-    more = f"<p>{len(rows) - _ROWS:,} more rows</p>" if len(rows) > _ROWS else ""
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    return f'<div class="wide">{table}</div>{more}'
-
-
-def _cell(value: Any) -> str:
-    """A value as text; what isn't known is a dash."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if value is None or (isinstance(value, float) and np.isnan(value)):
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{k} {_cell(v)}" for k, v in value.items())
-    if isinstance(value, Iterable) and not isinstance(value, str):
-        return ", ".join(map(_cell, value))
-    return str(value)
-
-
-def _svg(picture: Figure) -> str:
-    """A picture for the inside of a page, with its text as text."""
-    image = io.StringIO()
-    with mpl.rc_context({"svg.fonttype": "none"}):
-        picture.savefig(image, format="svg", bbox_inches="tight", metadata={"Date": None})
-    text = image.getvalue()
-    return re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<main>
-{body}
-</main>
-<footer>made by hessrmt</footer>
-<script>{script}</script>
-</body>
-</html>
-"""
-
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1d2430; --ground: #ffffff; --line: #c9cfd8;
-  --soft: #f2f4f7; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e9ee; --ground: #14181f; --line: #3a4250; --soft: #1e242e; } }
-body { margin: 0; background: var(--ground); color: var(--ink);
-  font: 16px/1.5 system-ui, "DejaVu Sans", sans-serif; }
-main { max-width: 62rem; margin: 0 auto; padding: 1rem; }
-h1, h2, h3 { line-height: 1.2; overflow-wrap: anywhere; }
-section { border-top: 1px solid var(--line); }
-.conclusion { border-left: 4px solid #0072b2; padding: .3rem .8rem; background: var(--soft); }
-dl { display: grid; grid-template-columns: minmax(8rem, max-content) 1fr; gap: .1rem 1rem; }
-dt { font-weight: 600; overflow-wrap: anywhere; } dd { margin: 0; overflow-wrap: anywhere; }
-@media (max-width: 34rem) { dl { grid-template-columns: 1fr; } dd { padding-left: 1rem; } }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; padding: .4rem .8rem;
-  background: var(--soft); }
-figure { margin: 1rem 0; padding: .5rem; background: #ffffff; border: 1px solid var(--line); }
-figure svg { max-width: 100%; height: auto; display: block; margin: 0 auto; }
-figcaption { color: #1d2430; font-size: .9rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
-th, td { padding: .15rem .6rem; text-align: right; border-bottom: 1px solid var(--line);
-  white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-thead th { cursor: pointer; background: var(--soft); }
-summary { cursor: pointer; font-weight: 600; padding: .3rem 0; }
-footer { text-align: center; font-size: .8rem; padding: 1rem; }
-@media print { :root { --ink: #000; --ground: #fff; --soft: #fff; } figure { break-inside: avoid; }
-  .wide { overflow: visible; } }
-"""
-
-_SCRIPT = """
-for (const head of document.querySelectorAll("thead th")) {
-  head.addEventListener("click", () => {
-    const place = [...head.parentNode.children].indexOf(head);
-    const body = head.closest("table").tBodies[0];
-    const up = head.dataset.order !== "up";
-    for (const other of head.parentNode.children) delete other.dataset.order;
-    head.dataset.order = up ? "up" : "down";
-    const of = (row) => row.children[place].textContent;
-    const number = (text) => Number(text.replaceAll(",", ""));
-    const rows = [...body.rows].sort((a, b) => {
-      const [x, y] = [number(of(a)), number(of(b))];
-      const by = Number.isNaN(x) || Number.isNaN(y) ? of(a).localeCompare(of(b)) : x - y;
-      return up ? by : -by;
-    });
-    body.append(...rows);
-  });
-}
-"""
+    """Attributes of a class to what its description says of them, without shapes of arrays."""
+    found = []
+    for base in reversed(kind.__mro__):
+        text = inspect.cleandoc(base.__doc__ or "").partition("Attributes:")[2]
+        found += re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", text, re.MULTILINE)
+    plain_words = ((name, _without_markup(words)) for name, words in found)
+    return {name: re.sub(r"^\([\w, ]+\) ", "", words) for name, words in plain_words}

@@ -7,7 +7,9 @@ checkpoints are recognised by their own ``format``. A new kind of file is one en
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -16,11 +18,11 @@ from hessrmt.curvature.density import load_density
 from hessrmt.errors import ConfigError, StoreError
 from hessrmt.levels.histograms import mean_ratios
 from hessrmt.problems import readers
-from hessrmt.records import BlockSpectra, Provenance, Spectra
+from hessrmt.records import BlockSpectra, Provenance, Spectra, source_in_words
 from hessrmt.results import Result, flat, plain
 from hessrmt.runs.training import load_checkpoint
 from hessrmt.store import density, family, results, search, spectra
-from hessrmt.store.files import schema_of
+from hessrmt.store.files import schema_of, written_by
 from hessrmt.store.history import History, holds_history, load_history
 
 if TYPE_CHECKING:
@@ -128,6 +130,38 @@ def require_finished(path: Path, found: Result) -> None:
         raise StoreError(f"{path} holds no finished batch yet; continue it with --resume")
 
 
+_HEADINGS = {
+    "Track": "Curvature along a training",
+    "Spectra": "Eigenvalues",
+    "DensityResult": "Density of eigenvalues",
+    "Landscape": "Loss along eigenvectors",
+    "LevelStatistics": "Level statistics",
+    "CapacityReport": "Capacity of a network",
+    "Series": "Capacity of several networks",
+    "SideBySide": "Layers of several networks",
+    "History": "A network along its training",
+    "Checkpoint": "A training run",
+    "FamilyResult": "A family of trained networks",
+    "ExperimentResult": "A published experiment",
+    "Eigenpairs": "Eigenvalues with eigenvectors",
+    "EdgeLevels": "Extremal eigenvalues",
+}
+"""Class of a result to what a reader calls it."""
+
+
+def heading(found: Result) -> str:
+    """What a result is called where nothing is known of its origin, e.g. above its picture.
+
+    Args:
+        found: The result.
+
+    Returns:
+        A few words; of a class without any its name as words.
+    """
+    name = type(found).__name__
+    return _HEADINGS.get(name, re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).capitalize())
+
+
 def facts(path: Path) -> dict[str, Any]:
     """What a file holds and where it came from.
 
@@ -217,7 +251,7 @@ def picture(
     whole = found.spectra if isinstance(found, History) else found
     source = getattr(whole, "provenance", None)
     settings = {} if source is None else source.config
-    words = title(settings) if settings else type(whole).__name__
+    words = title(settings) if source_in_words(settings) else heading(whole)
     draw = found.plot
     if compare:
         if isinstance(found, History) or not isinstance(whole, Spectra | BlockSpectra):
@@ -234,3 +268,20 @@ def picture(
     elif hasattr(whole, "samples"):
         about.insert(0, f"{whole.samples:,} samples")
     return draw(title=", ".join([words, *filter(None, about)]))
+
+
+def provenance(path: Path, found: Any) -> Provenance:
+    """Where a result came from, as far as it or its file says.
+
+    Args:
+        path: Of the file.
+        found: What was read from it.
+
+    Returns:
+        That of the result; for one without, when and with what its file was written.
+    """
+    for owner in (found, getattr(found, "spectra", None)):
+        if isinstance(source := getattr(owner, "provenance", None), Provenance):
+            return source
+    known = getattr(found, "device", None)
+    return replace(written_by(path), device=known if isinstance(known, str) else "unknown")

@@ -2,8 +2,8 @@
 
 >>> tracker = hr.Tracker(hr.Problem(model.eval(), "cross-entropy", (x, y)), every=50, out="run.h5")
 >>> for step, batch in enumerate(batches):
+...     tracker(step, lr=0.1)  # before the update: step 0 is the untrained network
 ...     update(model, batch)
-...     tracker(step, lr=0.1)
 >>> tracker.track.plot()
 """
 
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from hessrmt.backend.select import select
 from hessrmt.checks import one_of, real, require_whole
 from hessrmt.curvature.lanczos import extremal_eigenvalues
 from hessrmt.curvature.operators import CurvatureOperator
@@ -27,7 +28,7 @@ from hessrmt.errors import ConfigError
 from hessrmt.files import require_new
 from hessrmt.problems.batches import tensors_of
 from hessrmt.problems.problem import Problem
-from hessrmt.records import Provenance
+from hessrmt.records import Provenance, from_python
 from hessrmt.results import Result
 from hessrmt.runs.run import digest
 from hessrmt.store import results
@@ -46,6 +47,9 @@ _COLUMNS = {
     "trace": ("trace", "trace_error"),
     "rank": ("rank", "noise_floor"),
 }
+_MORE = {"momentum": 0.0, "dampening": 0.0, "nesterov": 0.0, "sgd": 1.0}
+"""What of an optimiser is told beside its rate, in torch's words, to what holds where it isn't."""
+
 _NAN = float("nan")
 
 
@@ -64,7 +68,8 @@ class Track(
     What was not asked for is NaN, or empty.
 
     Attributes:
-        steps: (n,) the steps.
+        steps: (n,) as the loop counts them: updates made before the measurement where it calls the
+            tracker before it updates, as the callbacks do; 0 is then the untrained network.
         loss: (n,) mean loss on the tracker's samples.
         gradient_norm: (n,) Euclidean norm of its gradient.
         largest: (n,) λ_max.
@@ -78,7 +83,7 @@ class Track(
         nodes: (n, probes, m) Gauss quadratures of the density; NaN where there are fewer.
         weights: (n, probes, m) their weights; a row sums to 1.
         numbers: What the loop told, e.g. ``"lr"``, to its (n,) values; NaN where it did not.
-        dimension: P.
+        dimension: P, the number of trainable parameters.
         provenance: Settings of the tracker.
     """
 
@@ -101,6 +106,25 @@ class Track(
 
     def __len__(self) -> int:
         return len(self.steps)
+
+    @property
+    def threshold(self) -> Float64[np.ndarray, " n"]:
+        """(n,) the λ_max beyond which gradient descent is unstable on a quadratic.
+
+        2/η with the learning rate η, 2 (1 + β)/η with a momentum β, 2 (1 + β)/((1 + 2 β) η) with
+        Nesterov's. NaN where the loop told no rate ``lr``, and where it told ``sgd=0``: for
+        Adam and others that scale the gradient the Hessian alone doesn't decide.
+
+        Source: Cohen, Kaur, Li, Kolter and Talwalkar 2021.
+        """
+        nothing = np.full(len(self), _NAN)
+        rate = self.numbers.get("lr", nothing)
+        beta, damped, nesterov, sgd = (
+            np.where(np.isnan(told), usual, told)
+            for told, usual in ((self.numbers.get(k, nothing), v) for k, v in _MORE.items())
+        )
+        known = np.where((rate > 0) & (sgd != 0), rate * (1 - damped), _NAN)
+        return 2 * (1 + beta) / np.where(nesterov != 0, 1 + 2 * beta, 1) / known
 
     def rows(self) -> list[dict[str, Any]]:
         """Its table.
@@ -176,7 +200,7 @@ class Tracker:
             "lanczos_steps": lanczos_steps,
             "seed": seed,
         }
-        config = {
+        self._identity = {
             "what": list(names),
             "loss": problem.loss_name,
             "samples": problem.samples,
@@ -188,7 +212,8 @@ class Tracker:
         self._records: list[dict[str, Any]] = []
         self._calls = 0
         self._file: ResumableFile | None = None
-        self._provenance = Provenance(config, str(device))
+        made = from_python("hessrmt.Tracker", problem)
+        self._provenance = Provenance(self._identity | made, select(device).name)
         if out is not None:
             require_one(resume=resume, overwrite=overwrite)
             path = Path(out)
@@ -205,7 +230,8 @@ class Tracker:
         found = results.load(path)
         if not isinstance(found, Track):
             raise ConfigError(f"{path} holds no track of a training; name another file")
-        require_same(path, found.provenance.config, self._provenance.config)
+        stored = {k: v for k, v in found.provenance.config.items() if k in self._identity}
+        require_same(path, stored, self._identity)
         columns = found.to_dict()
         for place, row in enumerate(columns["steps"]):
             told = {name: values[place] for name, values in found.numbers.items()}
@@ -220,7 +246,9 @@ class Tracker:
         Args:
             step: Of the training; how often this was called, from 0, if None. A step that was
                 measured before (in a training that was resumed) is not measured again.
-            **numbers: Kept beside, e.g. ``lr=0.1``; with ``lr`` the picture has 2/η.
+            **numbers: Kept beside, e.g. ``lr=0.1``, with which the picture has
+                :attr:`Track.threshold`; ``momentum``, ``dampening``, ``nesterov=1`` and ``sgd=0``
+                (of any other optimiser) change it.
 
         Returns:
             Whether it was.
@@ -309,7 +337,7 @@ class Tracker:
         self.close()
 
     def lightning(self) -> Any:
-        """A callback for a trainer of Lightning: after every optimiser step, with its rate.
+        """A callback for a trainer of Lightning: at the start and after every optimiser step.
 
         Returns:
             A ``lightning.pytorch.Callback``. Raises ConfigError if Lightning is not installed.
@@ -317,15 +345,17 @@ class Tracker:
         tracker, base = self, _callback_of("lightning.pytorch", "Callback")
 
         class Tracking(base):
-            def on_train_batch_end(self, trainer: Any, *_: Any, **__: Any) -> None:
+            def on_train_start(self, trainer: Any, *_: Any, **__: Any) -> None:
                 groups = trainer.optimizers[0].param_groups if trainer.optimizers else []
                 if trainer.is_global_zero:
                     tracker(trainer.global_step, **_rate(groups))
 
+            on_train_batch_end = on_train_start
+
         return Tracking()
 
     def huggingface(self) -> Any:
-        """A callback for a ``transformers.Trainer``: after every optimiser step, with its rate.
+        """A callback for a ``transformers.Trainer``: at the start and after every optimiser step.
 
         Returns:
             A ``transformers.TrainerCallback``. Raises ConfigError if transformers is not installed.
@@ -333,11 +363,13 @@ class Tracker:
         tracker, base = self, _callback_of("transformers", "TrainerCallback")
 
         class Tracking(base):
-            def on_step_end(self, *given: Any, **more: Any) -> None:
+            def on_train_begin(self, *given: Any, **more: Any) -> None:
                 _, state, _ = given
                 groups = getattr(more.get("optimizer"), "param_groups", [])
                 if state.is_world_process_zero:
                     tracker(state.global_step, **_rate(groups))
+
+            on_step_end = on_train_begin
 
         return Tracking()
 
@@ -357,8 +389,11 @@ def _names(what: Sequence[str]) -> list[str]:
 
 
 def _rate(groups: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The learning rate, and the momentum of SGD, of an optimiser's first group of parameters."""
+    """What an optimiser's first group of parameters says: its rate and :data:`_MORE`."""
     if not groups:
         return {}
-    kept = {"lr": groups[0].get("lr"), "momentum": groups[0].get("momentum")}
-    return {name: float(value) for name, value in kept.items() if value is not None}
+    first = groups[0]
+    told = {name: first.get(name) for name in ("lr", "momentum")}
+    told |= {name: first.get(name) or None for name in ("dampening", "nesterov")}
+    told["sgd"] = None if {"dampening", "nesterov"} <= first.keys() else 0
+    return {name: float(value) for name, value in told.items() if value is not None}

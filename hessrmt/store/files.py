@@ -264,6 +264,21 @@ def provenance_of(attributes: Any) -> Provenance:
     )
 
 
+def written_by(path: Path) -> Provenance:
+    """When and with what a file of ours was written, and the settings in it.
+
+    Args:
+        path: Of the file.
+
+    Returns:
+        The provenance; one that knows nothing of a file of another program.
+    """
+    with h5py.File(path) as file:
+        if "versions" in file.attrs:
+            return provenance_of(file.attrs)
+    return Provenance({}, "unknown", {}, "unknown")
+
+
 def dataset(file: h5py.File | h5py.Group, name: str) -> h5py.Dataset:
     """A dataset of a file.
 

@@ -18,7 +18,7 @@ import torch
 
 from hessrmt.errors import StoreError
 from hessrmt.files import reason, write_whole
-from hessrmt.records import Provenance
+from hessrmt.records import Provenance, script
 from hessrmt.results import Result, as_numpy, fields_of
 from hessrmt.store.files import attributes_of, dataset, hdf5_image, reading
 
@@ -43,7 +43,7 @@ def save(result: Result, path: Path, *, overwrite: bool = False) -> None:
     value = json.dumps(_encoded(result, type(result).__name__, arrays))
 
     def fill(file: h5py.File) -> None:
-        source = getattr(result, "provenance", None) or Provenance()
+        source = getattr(result, "provenance", None) or Provenance(script(), "unknown")
         file.attrs.update(attributes_of(SCHEMA, VERSION, source, {}))
         file[_VALUE] = np.bytes_(value.encode())
         for name, array in arrays.items():
