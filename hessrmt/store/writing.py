@@ -229,7 +229,7 @@ class SpectrumWriter(ResumableFile):
                 f"{self.path} cannot be continued: {name} was stored anew in pieces by another "
                 "program"
             )
-        return _Slot(offset, found.shape, found.dtype)
+        return _Slot(offset, found.shape, np.dtype(found.dtype.str))
 
     def write(self, row: int, spectrum: Row, extra: Mapping[str, Any] | None = None) -> None:
         """Store one complete row; it counts as done only once all of it is on disk.
