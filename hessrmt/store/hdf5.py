@@ -170,6 +170,14 @@ def put_attributes(place: h5py.File | h5py.Group, values: Mapping[str, Any]) -> 
             place.attrs[name] = value
 
 
+class _Handle(io.BufferedReader):
+    """A file that Python opens: HDF5 itself would lock it if HDF5_USE_FILE_LOCKING says so."""
+
+    def __repr__(self) -> str:
+        """Its path, which h5py takes for its name."""
+        return os.fsdecode(self.name)
+
+
 @contextmanager
 def opened(path: str | Path) -> Iterator[h5py.File]:
     """Any HDF5 file, open for reading without a lock: also while a run is writing it.
@@ -191,7 +199,7 @@ def opened(path: str | Path) -> Iterator[h5py.File]:
             about = os.stat(path)
             why = _fault(str(path), (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns))
         if not why:
-            file = _file(path)
+            file = h5py.File(_Handle(io.FileIO(path)), "r")
     except (OSError, RuntimeError) as error:
         why, cause = reason(error), error
     if file is None:
@@ -200,15 +208,6 @@ def opened(path: str | Path) -> Iterator[h5py.File]:
         ) from cause
     with file:
         yield file
-
-
-def _file(path: str | Path) -> h5py.File:
-    try:
-        return h5py.File(path, "r", locking=False)
-    except OSError as error:
-        if "locking flag" not in str(error):
-            raise
-        return h5py.File(path, "r")  # this process has it open already, with a lock
 
 
 @cache
