@@ -41,7 +41,7 @@ from hessrmt import rng
 from hessrmt.levels import number_variance, rigidity
 from hessrmt.levels.unfolding import pooled
 from hessrmt.records import Provenance, Spectrum
-from hessrmt.store.spectra import SpectrumWriter
+from hessrmt.store.writing import SpectrumWriter
 from hessrmt.theory import semicircle_cdf, semicircle_radius
 
 LEVELS = 20_000

@@ -76,7 +76,7 @@ def load_settings(kind: type[SettingsT], file: Path | None = None, **options: An
             raise ConfigError(f"cannot read the settings file {file}: {error.strerror}") from error
         except RecursionError as error:
             raise ConfigError(f"{file} is nested too deep for settings") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except ValueError as error:  # no TOML, no UTF-8, or a number of thousands of digits
             raise ConfigError(f"{file} is not valid TOML: {error}") from error
     values |= {name: value for name, value in options.items() if value is not None}
     try:

@@ -5,6 +5,10 @@ command line returns for it: 2 for bad usage or bad input, 1 for a run that fail
 """
 
 
+class HessrmtWarning(UserWarning):
+    """What a reader of the numbers must know, though they are right."""
+
+
 class HessrmtError(Exception):
     """Base class of every error raised on purpose by hessrmt."""
 

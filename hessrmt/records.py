@@ -124,7 +124,7 @@ class Spectrum(
     derived="rank",
     omitted="pairs",
     picture="certification.certification",
-    writer="hessrmt.store.spectra",
+    writer="hessrmt.store.writing",
 ):
     """All eigenvalues of one curvature matrix, with what is needed to trust them.
 
@@ -257,7 +257,7 @@ class Spectra(
     Sequence[Spectrum],
     axes={"batch index": "eigenvalues"},
     picture="certification.certification",
-    writer="hessrmt.store.spectra",
+    writer="hessrmt.store.writing",
 ):
     """The complete spectra of one file, in batch order.
 
@@ -268,12 +268,14 @@ class Spectra(
         batch_indices: (batches, B) positions of each batch's samples in its split.
         planned: Batches that the run was to compute; more than ``len`` if it was cut short.
         provenance: Where they came from.
+        damaged: Rows of the file that don't match their checksum, and are left out.
     """
 
     items: tuple[Spectrum, ...]
     batch_indices: Indices
     planned: int
     provenance: Provenance
+    damaged: tuple[int, ...] = ()
 
     @property
     def eigenvalues(self) -> Stack:
@@ -316,7 +318,7 @@ class BlockSpectra(
     Result,
     dict[str, Any],
     picture="certification.certification",
-    writer="hessrmt.store.spectra",
+    writer="hessrmt.store.writing",
 ):
     """Name of a block of a matrix to its :class:`Spectrum`, or to the :class:`Spectra` of a file.
 

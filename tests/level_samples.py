@@ -3,7 +3,7 @@
 import numpy as np
 
 from hessrmt.records import Provenance
-from hessrmt.store.spectra import SpectrumWriter
+from hessrmt.store.writing import SpectrumWriter
 
 
 def keep_surrogates(monkeypatch, tmp_path_factory):

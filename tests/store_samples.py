@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 
 from hessrmt.records import Provenance, Spectrum
-from hessrmt.store.spectra import SpectrumWriter
+from hessrmt.store.writing import SpectrumWriter
 
 NET = """
 from torch import nn

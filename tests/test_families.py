@@ -19,7 +19,7 @@ from hessrmt.generalization import evaluate, normalize, output_normalize
 from hessrmt.generalization.normalization import QUANTILES, margins
 from hessrmt.problems import checkpoints, data, losses, models
 from hessrmt.store.family import load_family
-from hessrmt.store.files import dataset
+from hessrmt.store.hdf5 import dataset
 from hessrmt.training.protocol import crop_and_flip, drawn, initialize, permuted, train
 
 SINGLE = 1e3 * float(np.finfo(np.float32).eps)

@@ -38,7 +38,7 @@ from hessrmt import rng
 from hessrmt.cli import console
 from hessrmt.ensembles import goe, poisson
 from hessrmt.records import Spectrum
-from hessrmt.store.files import dataset as array
+from hessrmt.store.hdf5 import dataset as array
 
 GOLDEN = Path(__file__).parent / "golden"
 WRITE = "HESSRMT_WRITE_GOLDEN"

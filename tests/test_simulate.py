@@ -13,7 +13,8 @@ from hessrmt.lossmodel.sampler import bulk, centre, expected_outside, mean_densi
 from hessrmt.records import Spectrum
 from hessrmt.runs import simulate
 from hessrmt.runs.simulate import run, summary
-from hessrmt.store.spectra import SpectrumWriter, load
+from hessrmt.store.spectra import load
+from hessrmt.store.writing import SpectrumWriter
 
 SMALL = ["simulate", "--dimension", 40, "--samples", 12, "--out", "sim.h5"]
 

@@ -8,26 +8,13 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from kind_files import NET, write_stored
 from store_samples import create, spectrum
-from typer.testing import CliRunner
 
 import hessrmt as hr
-from hessrmt.cli.app import app
 from hessrmt.errors import HessrmtError
 from hessrmt.runs.stored import facts
 from hessrmt.store.search import Record, SearchFile
-
-DATA = "--data tiny.npz --device cpu"
-NET = f"--model logistic {DATA}"
-
-COMMANDS = {
-    "spectra.h5": f"spectrum {NET} --batch 10 --batches 2",
-    "blocks.h5": f"spectrum {NET} --batch 10 --batches 2 --blocks layer",
-    "density.h5": f"density {NET} --batch 60 --steps 8 --probes 2 --top 2",
-    "net.pt": f"train {NET} --batch 16 --epochs 2 --history history.h5 --history-batch 12",
-    "simulated.h5": "simulate --samples 3 --dimension 20",
-    "landscape.h5": f"landscape {NET} --batch 60 --points 5",
-}
 
 KINDS = {
     "spectra.h5": ("spectra", "Spectra"),
@@ -54,21 +41,7 @@ def some(names, slow):
 def written(tmp_path_factory):
     """A folder with a file of each kind."""
     folder = tmp_path_factory.mktemp("kinds")
-    draw = np.random.default_rng(5)
-    np.savez(folder / "tiny.npz", x=draw.normal(size=(60, 6)), y=draw.permutation(60) % 3)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        for name, command in COMMANDS.items():
-            done = CliRunner().invoke(app, [*command.split(), "--out", name, "-q"])
-            assert done.exit_code == 0, done.output
-    rows = np.sort(draw.normal(size=(2, 60)))
-    hr.levels.analyze(rows, surrogates=20).save(folder / "levels.h5")
-    layer = torch.nn.Linear(2, 3)
-    problem = hr.Problem(layer, "cross-entropy", (torch.eye(2), torch.tensor([0, 1])))
-    with hr.Tracker(problem, out=folder / "track.h5") as tracker:
-        tracker(0, lr=0.1)
-    with h5py.File(folder / "published.h5", "w") as file:
-        file["hessian_evals"] = rows
+    write_stored(folder)
     return folder
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from typing import Annotated, Any
 
 import typer
@@ -22,7 +23,7 @@ from hessrmt.cli.reproduce import reproduce
 from hessrmt.cli.simulate import simulate
 from hessrmt.cli.spectrum import spectrum
 from hessrmt.cli.train import train
-from hessrmt.errors import HessrmtError
+from hessrmt.errors import HessrmtError, HessrmtWarning
 
 _UsageError: Any = typer.BadParameter.__bases__[0]
 """Bad usage as typer raises it: click's class, or that of the copy of click inside newer typer."""
@@ -78,11 +79,25 @@ for _command, _example in _COMMANDS.items():
 app.add_typer(data_command.app, name="data", epilog="Example: hessrmt data fetch mnist")
 
 
+def _tell_warnings() -> None:
+    """Print warnings of ours as lines for a reader, those of libraries as Python does."""
+    usual = warnings.showwarning
+
+    def show(message: Any, category: type[Warning], *where: Any) -> None:
+        if issubclass(category, HessrmtWarning):
+            console.warn(str(message))
+        else:
+            usual(message, category, *where)
+
+    warnings.showwarning = show
+
+
 def main() -> None:
     """Run the command line; exit 0 on success, 1 if the run failed, 2 on bad usage or input."""
     # the same file, bit for bit, from the same seed: see hessrmt/backend/cpu.py
     os.environ.setdefault("MKL_CBWR", "AUTO")
     console.accept_any_text()
+    _tell_warnings()
     console.begin(quiet=False, json=False)  # of a mistake before the command itself begins
     try:
         code = app(standalone_mode=False)

@@ -162,6 +162,11 @@ def note(*lines: str) -> None:
             err.print(line, style="dim", markup=False, soft_wrap=True)
 
 
+def warn(text: str) -> None:
+    """Print one paragraph on standard error on what a reader of the numbers must know."""
+    err.print(f"[bold yellow]warning:[/bold yellow] {escape(text)}", soft_wrap=True)
+
+
 def fail(text: str) -> None:
     """Print one error paragraph on standard error."""
     err.print(f"[bold red]error:[/bold red] {escape(text)}", soft_wrap=True)

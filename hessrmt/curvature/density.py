@@ -34,7 +34,8 @@ from hessrmt.progress import Tick, silent
 from hessrmt.records import Provenance, Spectra, Spectrum, from_python
 from hessrmt.results import Result, finite, plain
 from hessrmt.store.density import SCHEMA, VERSION, Content, DensityWriter, read
-from hessrmt.store.files import DAMAGE, attributes_of, provenance_of, text
+from hessrmt.store.files import DAMAGE, attributes_of, provenance_of
+from hessrmt.store.hdf5 import text
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -20,7 +20,7 @@ from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
-from zipfile import ZipFile
+from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hessrmt.errors import ProblemError
+from hessrmt.problems.archives import look_through
 
 ValueT = TypeVar("ValueT")
 Shape = tuple[int, ...]
@@ -271,6 +272,8 @@ def read(path: Path, *, mapped: bool = False) -> Any:
         known: Any = [(_Inert, name) for name in _INERT]
         with warnings.catch_warnings(), torch.serialization.safe_globals(known):
             warnings.simplefilter("ignore")  # torch's remarks on foreign files; ours are errors
+            if is_zipfile(path):
+                mapped &= look_through(path)
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # a foreign file makes torch.load raise almost anything
         raise ProblemError(_why_unreadable(path, error)) from error
@@ -290,8 +293,9 @@ class _Inert:
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:
-    if isinstance(error, SafetensorError):
-        return f"{path} is not a complete safetensors file ({error}); copy or save it again"
+    if isinstance(error, SafetensorError | BadZipFile):
+        kind = "safetensors" if isinstance(error, SafetensorError) else "zip"
+        return f"{path} is not a whole {kind} file ({error}); copy or save it again"
     # torch raises EINVAL for some files that were cut short
     if isinstance(error, OSError) and error.errno != errno.EINVAL:
         return f"cannot read the checkpoint {path}: {error.strerror or error}"
@@ -506,6 +510,7 @@ class Npz(Reader):
     def __init__(self, path: Path):
         self.files = (path,)
         with _reading(path, ".npz file, as numpy.savez writes it"):
+            look_through(path)
             self._archive = ZipFile(path)
             names = self._archive.namelist()
             self.entries = {name.removesuffix(".npy"): self._described(name) for name in names}

@@ -26,7 +26,7 @@ from hessrmt.progress import silent, under
 from hessrmt.records import Provenance
 from hessrmt.runs.run import batch_size, digest, naming
 from hessrmt.store.history import CAPACITY, NETWORK, columns
-from hessrmt.store.spectra import SpectrumWriter
+from hessrmt.store.writing import SpectrumWriter
 from hessrmt.training.protocol import evaluate_splits
 
 if TYPE_CHECKING:

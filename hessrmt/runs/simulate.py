@@ -20,7 +20,8 @@ from hessrmt.lossmodel.sampler import bulk, centre, expected_outside, sample_spe
 from hessrmt.records import Provenance
 from hessrmt.results import Result
 from hessrmt.runs.run import SERIAL, computed_by
-from hessrmt.store.spectra import SpectrumWriter, load
+from hessrmt.store.spectra import load
+from hessrmt.store.writing import SpectrumWriter
 from hessrmt.theory.densities import bbp_position, bbp_threshold
 
 if TYPE_CHECKING:

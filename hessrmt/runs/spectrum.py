@@ -20,7 +20,8 @@ from hessrmt.problems.problem import Problem
 from hessrmt.progress import under
 from hessrmt.runs.run import SERIAL, Inputs, Run, batch_size, naming
 from hessrmt.store.search import SearchFile
-from hessrmt.store.spectra import Row, SpectrumWriter, load_all
+from hessrmt.store.spectra import load_all
+from hessrmt.store.writing import Row, SpectrumWriter
 
 if TYPE_CHECKING:
     from hessrmt.config import SpectrumConfig

@@ -34,11 +34,13 @@ def read_table(file: Path) -> tuple[list[str], list[dict[str, str]]]:
             mark = _delimiter(given)
             reader = csv.DictReader(given, delimiter=mark)
             rows = [{k: _point(v or "", mark) for k, v in row.items() if k} for row in reader]
-            header = list(reader.fieldnames or ())
+            header = [name for name in reader.fieldnames or () if name]
     except OSError as error:
         raise ConfigError(f"cannot read {file}: {error.strerror or error}") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"{file} is no table of comma-separated values: {error}") from error
+    if twice := sorted({name for name in header if header.count(name) > 1}):
+        raise ConfigError(f"{file} has several columns called {twice[0]!r}; rename all but one")
     if not rows:
         raise ConfigError(f"{file} has no rows; give a header and a row for each network")
     return header, rows

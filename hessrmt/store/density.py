@@ -1,4 +1,4 @@
-"""Density files, ``hessrmt/density`` version 1: small, and each version of one is complete.
+"""Density files, ``hessrmt/density`` version 2: small, and each version of one is complete.
 
 A file holds a few random vectors' quadratures and some thousand eigenvalues at most, so every
 change writes a new file beside the old one and puts it in its place at once: whatever interrupts a
@@ -29,10 +29,11 @@ import h5py
 import numpy as np
 
 from hessrmt.files import require_new, write_whole
-from hessrmt.store.files import ResumableFile, hdf5_image, reading, require_one
+from hessrmt.store.files import ResumableFile, reading, require_one
+from hessrmt.store.hdf5 import dataset, hdf5_bytes, put_attributes, text
 
 SCHEMA = "hessrmt/density"
-VERSION = 1
+VERSION = 2
 
 
 class Content(NamedTuple):
@@ -57,13 +58,13 @@ def read(path: str | Path) -> Content:
         Its content.
     """
     with reading(path, SCHEMA, VERSION) as file:
-        attributes, arrays = dict(file.attrs), {}
+        attributes, arrays = _values(file), {}
 
         def visit(name: str, item: Any) -> None:
             if isinstance(item, h5py.Dataset):
-                arrays[name] = np.asarray(item)
+                arrays[name] = np.asarray(dataset(file, name))
             else:
-                attributes.update({f"{name}/{key}": v for key, v in item.attrs.items()})
+                attributes.update({f"{name}/{key}": v for key, v in _values(item).items()})
 
         file.visititems(visit)
     return Content(attributes, arrays)
@@ -98,7 +99,10 @@ class DensityWriter(ResumableFile):
                 file.create_dataset(name, data=values)
             for name, value in content.attributes.items():
                 group, _, key = name.rpartition("/")
-                place = file.require_group(group) if group else file
-                place.attrs[key] = value
+                put_attributes(file.require_group(group) if group else file, {key: value})
 
-        write_whole(self.path, hdf5_image(fill))
+        write_whole(self.path, hdf5_bytes(fill))
+
+
+def _values(place: h5py.File | h5py.Group) -> dict[str, Any]:
+    return {k: text(v) if isinstance(v, bytes) else v for k, v in place.attrs.items()}

@@ -1,4 +1,4 @@
-"""A family of trained networks on disk, ``hessrmt/family`` version 1.
+"""A family of trained networks on disk, ``hessrmt/family`` version 2.
 
 The file is small, so a new row is written by replacing the whole file: it is always complete, and
 a row is in it or is not. Datasets have one row for each planned network; rows with ``done == 0``
@@ -25,19 +25,17 @@ from hessrmt.results import Result
 from hessrmt.store.files import (
     ResumableFile,
     attributes_of,
-    dataset,
-    hdf5_image,
     provenance_of,
     reading,
     require_same,
-    text,
 )
+from hessrmt.store.hdf5 import dataset, hdf5_bytes, put_attributes, text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 SCHEMA = "hessrmt/family"
-VERSION = 1
+VERSION = 2
 
 HISTORY = (
     "epoch",
@@ -253,19 +251,18 @@ class FamilyWriter(ResumableFile):
         self._replace(self.members | {row: member})
 
     def _replace(self, members: dict[int, Member]) -> None:
-        write_whole(self.path, hdf5_image(partial(self._fill, members)))
+        write_whole(self.path, hdf5_bytes(partial(self._fill, members)))
         self.members = members
 
     def _fill(self, members: Mapping[int, Member], file: h5py.File) -> None:
         count = len(self._values)
-        file.attrs.update(
-            {
-                **attributes_of(SCHEMA, VERSION, self._provenance, self._identity),
-                "family": json.dumps(self._identity["family"]),
-                "data": self._provenance.config["data"],
-                "planned": count,
-            }
-        )
+        about = {
+            **attributes_of(SCHEMA, VERSION, self._provenance, self._identity),
+            "family": json.dumps(self._identity["family"]),
+            "data": self._provenance.config["data"],
+            "planned": count,
+        }
+        put_attributes(file, about)
         file["done"] = np.isin(np.arange(count), list(members)).astype(np.uint8)
 
         def put(name: str, meaning: str, found: Mapping[int, Any], least: int = 0) -> None:

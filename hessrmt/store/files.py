@@ -7,25 +7,32 @@ is only what they hold. How any file is replaced is in :mod:`hessrmt.files`.
 from __future__ import annotations
 
 import fcntl
-import io
 import json
 import os
+import warnings
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-import h5py
 import numpy as np
 
-from hessrmt.errors import ConfigError, HessrmtError, StoreError
+from hessrmt.errors import ConfigError, HessrmtError, HessrmtWarning, StoreError
 from hessrmt.files import reason
 from hessrmt.records import Provenance
+from hessrmt.store.hdf5 import opened, text
+from hessrmt.store.seal import has_seal, is_cut
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
+
+    import h5py
 
 DAMAGE = (OSError, KeyError, ValueError, TypeError, IndexError, RuntimeError)
 """What h5py and json raise on a file that lacks something or is bent."""
+
+
+_SEALED_FROM = 2
+"""Schema version of every kind of file since which files have a seal."""
 
 
 def require_one(*, resume: bool, overwrite: bool) -> None:
@@ -144,21 +151,6 @@ class ResumableFile:
         self.close()
 
 
-def hdf5_image(fill: Callable[[h5py.File], None]) -> memoryview:
-    """An HDF5 file in memory.
-
-    Args:
-        fill: Puts everything into the empty file.
-
-    Returns:
-        Its bytes.
-    """
-    image = io.BytesIO()
-    with h5py.File(image, "w", track_order=True) as file:
-        fill(file)
-    return image.getbuffer()
-
-
 @contextmanager
 def reading(path: str | Path, schema: str, newest: int) -> Iterator[h5py.File]:
     """An HDF5 file of ours, open for reading without a lock: also while a run is writing it.
@@ -175,16 +167,7 @@ def reading(path: str | Path, schema: str, newest: int) -> Iterator[h5py.File]:
         StoreError: If it is missing, damaged, foreign or of a newer version; also where what is
             done with the open file fails as it does with a damaged one.
     """
-    if not os.path.exists(path):
-        raise StoreError(f"there is no file {path}")
-    try:
-        file = h5py.File(path, "r", locking=False)
-    except (OSError, RuntimeError) as error:
-        raise StoreError(
-            f"{path} cannot be opened as HDF5 (truncated, damaged or another format): "
-            f"{reason(error)}"
-        ) from error
-    with file:
+    with opened(path) as file:
         try:
             found = text(file.attrs.get("schema", ""))
             version = int(np.asarray(file.attrs.get("schema_version", 0)).item())
@@ -196,6 +179,11 @@ def reading(path: str | Path, schema: str, newest: int) -> Iterator[h5py.File]:
                     f"{path} has schema version {version}, this hessrmt reads 1 to {newest}; a "
                     "newer hessrmt may read it"
                 )
+            if version >= _SEALED_FROM and not has_seal(path):
+                if is_cut(path):
+                    raise StoreError(f"{path} is damaged: it was cut short after it was written")
+                said = "was changed by another program after it was written"
+                warnings.warn(f"{path} {said}", HessrmtWarning, stacklevel=4)
             yield file
         except DAMAGE as error:
             if isinstance(error, HessrmtError):
@@ -213,9 +201,9 @@ def schema_of(path: str | Path) -> str:
         Its schema; empty if it has none, is not there or cannot be read.
     """
     try:
-        with h5py.File(path, "r", locking=False) as file:
+        with opened(path) as file:
             return text(file.attrs.get("schema", ""))
-    except DAMAGE:
+    except (StoreError, *DAMAGE):
         return ""
 
 
@@ -273,35 +261,7 @@ def written_by(path: Path) -> Provenance:
     Returns:
         The provenance; one that knows nothing of a file of another program.
     """
-    with h5py.File(path) as file:
+    with opened(path) as file:
         if "versions" in file.attrs:
             return provenance_of(file.attrs)
     return Provenance({}, "unknown", {}, "unknown")
-
-
-def dataset(file: h5py.File | h5py.Group, name: str) -> h5py.Dataset:
-    """A dataset of a file.
-
-    Args:
-        file: An open file or group.
-        name: Of a dataset in it.
-
-    Returns:
-        The dataset.
-
-    Raises:
-        KeyError: If there is none of that name.
-    """
-    found = file[name]
-    if not isinstance(found, h5py.Dataset):
-        raise KeyError(f"{name} is no dataset")
-    return found
-
-
-def text(value: Any) -> str:
-    """An attribute as text, whichever of HDF5's kinds of string it was stored as.
-
-    Returns:
-        The text.
-    """
-    return value.decode() if isinstance(value, bytes) else str(value)

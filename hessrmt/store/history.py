@@ -15,8 +15,9 @@ import numpy as np
 from hessrmt.errors import StoreError
 from hessrmt.results import Result
 from hessrmt.store import results
-from hessrmt.store.files import dataset, reading, schema_of, text
-from hessrmt.store.spectra import SCHEMA, VERSION, Column, Extra, done_rows, read_rows
+from hessrmt.store.files import reading, schema_of
+from hessrmt.store.hdf5 import dataset, text
+from hessrmt.store.spectra import SCHEMA, VERSION, Column, Extra, read_rows, spectra_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -182,14 +183,14 @@ def load_history(path: str | Path) -> History:
                 f"{path} holds spectra of batches, not of epochs: read it with hessrmt.load; "
                 "hessrmt train --history writes a history"
             )
-        done = done_rows(file)
+        rows = read_rows(file)
         groups = {
-            group: {key: np.asarray(dataset(file, f"{group}/{key}"))[done] for key in meanings}
+            group: {key: rows.values[f"{group}/{key}"] for key in meanings}
             for group, meanings in _GROUPS.items()
         }
         return History(
-            epochs=np.asarray(file[EPOCH])[done],
-            spectra=read_rows(file, done),
+            epochs=np.asarray(dataset(file, EPOCH))[rows.numbers],
+            spectra=spectra_of(file, rows),
             layers=tuple(map(text, np.asarray(dataset(file, LAYER)))),
             **groups,
         )

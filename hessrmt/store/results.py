@@ -20,12 +20,13 @@ from hessrmt.errors import StoreError
 from hessrmt.files import reason, write_whole
 from hessrmt.records import Provenance, script
 from hessrmt.results import Result, as_numpy, fields_of
-from hessrmt.store.files import attributes_of, dataset, hdf5_image, reading
+from hessrmt.store.files import attributes_of, reading
+from hessrmt.store.hdf5 import dataset, hdf5_bytes, put_attributes
 
 if TYPE_CHECKING:
     import h5py
 
-SCHEMA, VERSION = "hessrmt/result", 1
+SCHEMA, VERSION = "hessrmt/result", 2
 
 _VALUE = "value"
 """Data set with everything but the arrays, as JSON; attributes hold 64 KiB at most."""
@@ -44,12 +45,12 @@ def save(result: Result, path: Path, *, overwrite: bool = False) -> None:
 
     def fill(file: h5py.File) -> None:
         source = getattr(result, "provenance", None) or Provenance(script(), "unknown")
-        file.attrs.update(attributes_of(SCHEMA, VERSION, source, {}))
+        put_attributes(file, attributes_of(SCHEMA, VERSION, source, {}))
         file[_VALUE] = np.bytes_(value.encode())
         for name, array in arrays.items():
             file[name] = array
 
-    write_whole(path, hdf5_image(fill), replace=overwrite)
+    write_whole(path, hdf5_bytes(fill), replace=overwrite)
 
 
 def load(path: str | Path) -> Result:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from hessrmt.errors import StoreError
+from hessrmt.errors import HessrmtWarning, StoreError
 from hessrmt.files import reason
 from hessrmt.store.files import lock
 
@@ -176,6 +176,7 @@ class SearchFile:
         warnings.warn(
             f"the search can't be kept in {self.path}: {reason(error)}; it goes on, and would "
             "begin anew after an interruption",
+            HessrmtWarning,
             stacklevel=3,
         )
 

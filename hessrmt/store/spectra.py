@@ -1,50 +1,37 @@
-"""Spectrum files, ``hessrmt/spectra`` version 1: each row is complete or absent, always.
+"""Spectrum files, ``hessrmt/spectra`` version 2: each row is complete or absent, always.
 
 Every dataset has its full size from the start and is contiguous, so that writing a row never
 changes the file's structure: a process may die at any moment and the file stays valid.
 ``hessian_evals`` keeps the name and layout of the published code of Baskerville, Granziol and
-Keating (2022), (batches, P) float64 ascending per row; rows with ``done == 0`` are NaN.
-
-HDF5 only lays the file out, in memory. Rows are then written by the operating system at their known
-offsets: HDF5 keeps unwritten changes of its own, and after a write that failed (disk full) it can
-neither drop them nor close the file.
+Keating (2022), (batches, P) float64 ascending per row; rows with ``done == 0`` are NaN. A row
+counts if it matches its own checksum; what stays as it was laid out is under the file's seal
+(:mod:`hessrmt.store.seal`). Files of version 1 have neither. :mod:`hessrmt.store.writing` makes and
+continues such files.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
+import warnings
+import zlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import h5py
 import numpy as np
 
-from hessrmt.errors import DataError, HessrmtError, StoreError, WriteError
-from hessrmt.files import new_file, reason, require_new, write_whole
-from hessrmt.records import BlockSpectra, Provenance, Spectra, Spectrum
-from hessrmt.store.files import (
-    DAMAGE,
-    ResumableFile,
-    attributes_of,
-    dataset,
-    hdf5_image,
-    lock,
-    provenance_of,
-    reading,
-    require_one,
-    require_same,
-    schema_of,
-    text,
-)
+from hessrmt.errors import HessrmtError, HessrmtWarning, StoreError
+from hessrmt.records import Provenance, Spectra, Spectrum
+from hessrmt.store.files import DAMAGE, provenance_of, reading, schema_of
+from hessrmt.store.hdf5 import dataset, opened, text
 
 if TYPE_CHECKING:
-    from hessrmt.arrays import Indices
+    from pathlib import Path
+
+    import h5py
 
 SCHEMA = "hessrmt/spectra"
-VERSION = 1
+VERSION = 2
 
 EIGENVALUES = "hessian_evals"
 INDICES = "batch_indices"
@@ -53,18 +40,16 @@ SOLVER = "solver"
 """Eigenvalue routine of each row, in words; files from before it have only the attribute of that
 name, which holds what was chosen before the first row."""
 
+CHECKSUM, SECONDS_CHECKSUM = "checksum", "seconds_checksum"
+"""CRC-32 of each row, its number and its batch indices, and of its timings, which are never the
+same twice; -1 where there is none yet."""
+
 BLOCKS = "blocks"
 """Attribute of a file that holds a group for each of several blocks, all in this layout: their
 names as JSON."""
 
 PHASES = ("reduction", "matrix", "eigenvalues")
 """Timed phases; each is stored as ``seconds_<phase>``."""
-
-GROWING = ("batches", "samples")
-"""Numbers in the identity of a file that say how many rows it has: a resumed run may have more."""
-
-Row: TypeAlias = "Spectrum | Mapping[str, Spectrum]"
-"""What a batch has given: a spectrum, or that of each block."""
 
 
 class Column(NamedTuple):
@@ -96,6 +81,9 @@ COLUMNS: dict[str, Column] = {
     "gradient_norm": Column("Euclidean norm of the gradient"),
     **{f"seconds_{phase}": Column(f"wall-clock seconds: {phase}") for phase in PHASES},
 }
+
+_READ = 1 << 21
+"""Eigenvalues read at a time."""
 
 _STORED = ("noise_floor", "reduced_dimension", "loss", "gradient_norm", "check")
 """Columns that a spectrum is made from; the others follow from its eigenvalues."""
@@ -145,53 +133,6 @@ def load(path: str | Path, block: str | None = None) -> Spectra:
     )
 
 
-def save(result: Spectrum | Spectra | BlockSpectra, path: Path, *, overwrite: bool = False) -> None:
-    """Write spectra that were computed in a program as the command would have written them.
-
-    Args:
-        result: One spectrum, several of the same matrix size, or as many of each block.
-        path: The file.
-        overwrite: Whether to replace a file of that name.
-
-    Raises:
-        DataError: If there is no spectrum, or not one for each row of batch indices.
-    """
-    blocks = isinstance(result, BlockSpectra)
-    parts: dict[str, Any] = dict(result) if blocks else {"": result}
-    several = {name: isinstance(part, Spectra) for name, part in parts.items()}
-    rows = {name: part.items if several[name] else (part,) for name, part in parts.items()}
-    if not parts or not all(rows.values()) or len(set(map(len, rows.values()))) > 1:
-        raise DataError(
-            f"there are {list(map(len, rows.values()))} spectra; there must be some, "
-            "and of each block as many"
-        )
-    name, first = next((name, items[0]) for name, items in rows.items())
-    count, source = len(rows[name]), first.provenance
-    indices = parts[name].batch_indices if several[name] else np.empty((1, 0), dtype=np.int64)
-    if len(indices) != count:
-        raise DataError(f"there are {count} spectra and {len(indices)} rows of batch indices")
-    config = {"operator": first.operator, "dtype": first.dtype, **source.config}
-    with new_file(path, replace=overwrite) as draft:
-        file = SpectrumWriter(
-            draft,
-            identity=config,
-            solver=first.solver,
-            dimension={k: items[0].dimension for k, items in rows.items()}
-            if blocks
-            else first.dimension,
-            batch_indices=indices,
-            provenance=dataclasses.replace(source, config=config),
-            overwrite=True,
-        )
-        with file:
-            file.write_all(
-                {
-                    row: {k: items[row] for k, items in rows.items()} if blocks else rows[name][row]
-                    for row in range(count)
-                }
-            )
-
-
 def load_all(path: str | Path) -> dict[str | None, Spectra]:
     """The complete spectra of a file, by blocks.
 
@@ -203,21 +144,23 @@ def load_all(path: str | Path) -> dict[str | None, Spectra]:
     """
     if not schema_of(path) and (published := _published(path)):
         return {None: published}
+    found: dict[str | None, Spectra] = {}
     with reading(path, SCHEMA, VERSION) as file:
-        blocks: dict[Any, Any] = {name: file[_group_of(name)] for name in blocks_in(file)}
-        parts = blocks or {None: file}
-        return {name: read_rows(part, done_rows(part)) for name, part in parts.items()}
+        for name, part in parts_of(file).items():
+            found[name] = spectra_of(part, read_rows(part))
+    return found
 
 
 def _published(path: str | Path) -> Spectra | None:
     """What a file of the published code holds, eigenvalues alone; None for another file."""
     try:
-        with h5py.File(path, "r", locking=False) as file:
-            link, found = file.get(EIGENVALUES, getlink=True), file.get(EIGENVALUES)
-            if "schema" in file.attrs or not isinstance(found, h5py.Dataset):
+        with opened(path) as file:
+            if "schema" in file.attrs or EIGENVALUES not in file:
                 return None
-            if not isinstance(link, h5py.HardLink) or found.external or found.is_virtual:
-                raise StoreError(f"{path} keeps {EIGENVALUES} in another file, which isn't read")
+            try:
+                found = dataset(file, EIGENVALUES)
+            except ValueError as error:
+                raise StoreError(f"{path}: {error}") from error
             if found.dtype.kind != "f" or not found.size or found.ndim > 2:
                 raise StoreError(f"{path}: {EIGENVALUES} must be a table of real numbers")
             values = np.atleast_2d(np.asarray(found, dtype=np.float64))
@@ -241,339 +184,170 @@ def _published(path: str | Path) -> Spectra | None:
     return Spectra(items, np.empty((count, 0), dtype=np.int64), count, provenance)
 
 
-def blocks_in(file: h5py.File) -> tuple[str, ...]:
-    """Names of the blocks whose spectra an open file holds.
+def parts_of(file: h5py.File) -> dict[str | None, Any]:
+    """Where the spectra in an open file lie.
 
     Returns:
-        None for a file of whole matrices.
+        Name of a block to its group; None to the file itself if it holds whole matrices.
     """
-    return tuple(json.loads(text(file.attrs.get(BLOCKS, "[]"))))
+    names = json.loads(text(file.attrs.get(BLOCKS, "[]")))
+    return {name: file[group_of(name)] for name in names} or {None: file}
 
 
-def done_rows(file: h5py.File | h5py.Group) -> np.ndarray:
-    """Which rows of an open file are complete; to be read before the rows themselves.
+def group_of(block: str) -> str:
+    """Where the spectra of a block lie in its file.
 
     Returns:
-        Their numbers.
+        The name of a group.
     """
-    return np.flatnonzero(np.asarray(file[DONE]))
-
-
-def read_rows(file: h5py.File | h5py.Group, done: np.ndarray) -> Spectra:
-    """Some complete spectra of an open file.
-
-    Args:
-        file: The file, or the group of a block.
-        done: Which rows.
-
-    Returns:
-        Their spectra.
-    """
-    provenance = provenance_of(file.attrs)
-    settings, levels = provenance.config, np.asarray(file[EIGENVALUES])
-    columns = {name: np.asarray(file[name]) for name in COLUMNS}
-    seconds = {phase: columns[f"seconds_{phase}"] for phase in PHASES}
-    solvers = _solvers(file)
-    items = tuple(
-        Spectrum(
-            eigenvalues=levels[row],
-            dimension=levels.shape[1],
-            **{name: columns[name][row].item() for name in _STORED},
-            operator=settings["operator"],
-            dtype=settings["dtype"],
-            solver=solvers[row].decode(errors="replace"),
-            seconds={p: float(values[row]) for p, values in seconds.items() if values[row] >= 0},
-            provenance=provenance,
-        )
-        for row in done
-    )
-    indices = np.asarray(file[INDICES])
-    return Spectra(items, indices[done], planned=len(levels), provenance=provenance)
-
-
-def _solvers(file: Any) -> Any:
-    """Eigenvalue routine of each row of an open file, UTF-8."""
-    if SOLVER in file:
-        return np.asarray(file[SOLVER])
-    return np.full(len(file[DONE]), text(file.attrs[SOLVER]).encode())
-
-
-class _Slot(NamedTuple):
-    """Where a dataset with one row per batch lies in the file."""
-
-    offset: int
-    shape: tuple[int, ...]
-    dtype: np.dtype
-
-
-class SpectrumWriter(ResumableFile):
-    """The one writer of a spectrum file: a new one with every row absent, or one to continue.
-
-    A file that is continued with more batches is extended: its rows are copied into a larger one,
-    which takes its place at once.
-
-    Args:
-        path: The file.
-        identity: Plain values that a resumed run must share; ``batches`` or ``samples`` may grow.
-        solver: Eigenvalue routine.
-        dimension: P, or name to P for blocks.
-        batch_indices: (batches, B) positions of each batch's samples in its split.
-        provenance: Where the spectra come from.
-        extra: Further columns.
-        resume: Continue the file if it is there.
-        overwrite: Replace the file if it is there.
-
-    Attributes:
-        path: The file.
-        done: (batches,) whether each row is complete.
-
-    Raises:
-        ConfigError: If both resume and overwrite are asked for.
-        StoreError: If it cannot be written, exists, is being written by another process, or was
-            made with another configuration.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        *,
-        identity: Mapping[str, Any],
-        solver: str,
-        dimension: int | Mapping[str, int],
-        batch_indices: Indices,
-        provenance: Provenance,
-        extra: Extra = NOTHING,
-        resume: bool = False,
-        overwrite: bool = False,
-    ) -> None:
-        require_one(resume=resume, overwrite=overwrite)
-        require_new(path, may_exist=resume or overwrite)
-        super().__init__(path)
-        self._descriptor = -1
-        layout = _Layout(identity, solver, dimension, np.asarray(batch_indices), provenance, extra)
-        try:
-            if resume and os.path.exists(path):
-                self._extend(layout)
-            else:
-                write_whole(path, hdf5_image(layout.fill), replace=overwrite)
-            self._open()
-        except BaseException as error:
-            self.close()
-            cause = error.__cause__ if isinstance(error, WriteError) else error
-            if isinstance(cause, OSError):
-                raise StoreError(f"cannot write {path}: {reason(cause)}") from error
-            raise
-
-    def _extend(self, layout: _Layout) -> None:
-        """Make room for more rows than the file has, if that is all that differs."""
-        with reading(self.path, SCHEMA, VERSION) as old:
-            stored = json.loads(text(old.attrs["identity"]))
-            require_same(self.path, stored, layout.identity, GROWING)
-            parts = [old[_group_of(name)] for name in blocks_in(old)] or [old]
-            indices = np.asarray(parts[0][INDICES])  # type: ignore[index]
-            rows = len(indices)
-            if len(layout.batch_indices) <= rows:
-                return
-            if not np.array_equal(indices, layout.batch_indices[:rows]):
-                raise StoreError(f"{self.path} has other batches than the first {rows} of this run")
-            before = provenance_of(parts[0].attrs)
-            note = f"extended from {rows} rows to {len(layout.batch_indices)}"
-            provenance = dataclasses.replace(
-                before, config=layout.provenance.config, notes=(*before.notes, note)
-            )
-            solver = text(parts[0].attrs[SOLVER])
-            larger = dataclasses.replace(layout, provenance=provenance, solver=solver)
-
-            def fill(new: h5py.File) -> None:
-                larger.fill(new)
-                for part in parts:
-                    for name in (EIGENVALUES, DONE, *COLUMNS):
-                        target = dataset(new, f"{part.name}/{name}")
-                        target[:rows] = np.asarray(part[name])  # type: ignore[index]
-                    dataset(new, f"{part.name}/{SOLVER}")[:rows] = _solvers(part)
-
-            image = hdf5_image(fill)
-        write_whole(self.path, image)
-
-    def _open(self) -> None:
-        with reading(self.path, SCHEMA, VERSION) as file:
-            self._extra = frozenset(json.loads(text(file.attrs.get("extra", "[]"))))
-            names = (EIGENVALUES, DONE, *COLUMNS, *self._extra)
-            self._groups = {name: f"{_group_of(name)}/" for name in blocks_in(file)} or {"": ""}
-            groups = self._groups.values()
-            places = [g + name for g in groups for name in names]
-            places += [g + SOLVER for g in groups if g + SOLVER in file]
-            self._slots = {name: self._slot(file, name) for name in places}
-            done = [np.asarray(file[group + DONE]).astype(bool) for group in groups]
-        self.done = np.logical_and.reduce(done)
-        self._descriptor = os.open(self.path, os.O_RDWR)
-        lock(self._descriptor, self.path)  # other programs that use HDF5 look there
-
-    def _slot(self, file: h5py.File, name: str) -> _Slot:
-        found = dataset(file, name)
-        offset = found.id.get_offset()
-        if offset is None:
-            raise StoreError(
-                f"{self.path} cannot be continued: {name} was stored anew in pieces by another "
-                "program"
-            )
-        return _Slot(offset, found.shape, found.dtype)
-
-    def write(self, row: int, spectrum: Row, extra: Mapping[str, Any] | None = None) -> None:
-        """Store one complete row; it counts as done only once all of it is on disk.
-
-        Args:
-            row: Batch number.
-            spectrum: What was computed.
-            extra: Values of the further columns.
-        """
-        self.write_all({row: spectrum}, {row: extra or {}})
-
-    def write_all(
-        self, rows: Mapping[int, Row], extra: Mapping[int, Mapping[str, Any]] | None = None
-    ) -> None:
-        """Store several complete rows with one wait for the disk; none is done before all are.
-
-        Args:
-            rows: Batch number to what was computed.
-            extra: Batch number to values of the further columns.
-
-        Raises:
-            StoreError: If a row doesn't fit the file.
-            WriteError: If the disk refuses; the rows are then absent.
-        """
-        row = -1
-        try:
-            for row, found in rows.items():
-                further = (extra or {}).get(row, {})
-                if further.keys() != self._extra:
-                    other = ", ".join(sorted(further.keys() ^ self._extra))
-                    raise StoreError(
-                        f"row {row} and {self.path} have different extra columns: {other}"
-                    )
-                parts = found if isinstance(found, Mapping) else {"": found}
-                for name, spectrum in parts.items():
-                    values = {
-                        EIGENVALUES: spectrum.eigenvalues,
-                        **{column: _value(spectrum, column) for column in COLUMNS},
-                        **further,
-                    }
-                    if self._groups[name] + SOLVER in self._slots:
-                        values[SOLVER] = spectrum.solver.encode()
-                    for column, value in values.items():
-                        self._put(self._groups[name] + column, row, value)
-            os.fsync(self._descriptor)
-            for row in rows:
-                for group in self._groups.values():
-                    self._put(group + DONE, row, 1)
-            os.fsync(self._descriptor)
-        except OSError as error:
-            raise WriteError(
-                f"writing batch {row} to {self.path} failed: {reason(error)}"
-            ) from error
-        self.done[list(rows)] = True
-
-    def close(self) -> None:
-        """Release the file."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-        super().close()
-
-    def _put(self, name: str, row: int, value: Any) -> None:
-        slot = self._slots[name]
-        data = np.ascontiguousarray(value, dtype=slot.dtype)
-        if not 0 <= row < slot.shape[0] or data.size != int(np.prod(slot.shape[1:])):
-            raise StoreError(
-                f"row {row} with {data.size:,} values does not fit {name} of shape {slot.shape}"
-            )
-        _write_at(self._descriptor, data.tobytes(), slot.offset + row * data.nbytes)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Layout:
-    """What a file is like before its first row."""
-
-    identity: Mapping[str, Any]
-    solver: str
-    dimension: int | Mapping[str, int]
-    batch_indices: np.ndarray
-    provenance: Provenance
-    extra: Extra
-
-    def fill(self, file: h5py.File) -> None:
-        """Put every attribute and dataset into an empty file; every row absent."""
-        if not isinstance(self.dimension, Mapping):
-            self._fill(file, self.dimension)
-            return
-        shared = {"schema": SCHEMA, "schema_version": VERSION}
-        names = json.dumps(list(self.dimension))
-        file.attrs.update(shared | {"identity": json.dumps(dict(self.identity)), BLOCKS: names})
-        for name, dimension in self.dimension.items():
-            self._fill(file.create_group(_group_of(name), track_order=True), dimension)
-
-    def _fill(self, file: h5py.File | h5py.Group, dimension: int) -> None:
-        batches, size = self.batch_indices.shape
-        file.attrs.update(
-            {
-                **attributes_of(SCHEMA, VERSION, self.provenance, self.identity),
-                SOLVER: self.solver,
-                "seed": self.provenance.config.get("seed", 0),
-                "checkpoint_sha256": self.identity.get("checkpoint_sha256", ""),
-            }
-        )
-        for name, length in (("batch", batches), ("level", dimension), ("sample", size)):
-            file[name] = np.arange(length)
-            dataset(file, name).make_scale(name)
-        levels = np.full((batches, dimension), np.nan)
-        units = "eigenvalues of the mean loss's Hessian, ascending"
-        _add(file, EIGENVALUES, levels, ("batch", "level"), units)
-        _add(file, INDICES, self.batch_indices.astype(np.int64), ("batch", "sample"))
-        _add(file, DONE, np.zeros(batches, dtype=np.uint8), ("batch",))
-        _add(file, SOLVER, np.full(batches, b"", dtype="S128"), ("batch",), "eigenvalue routine")
-        if self.extra.columns:
-            file.attrs["extra"] = json.dumps(list(self.extra.columns))
-        columns = {**COLUMNS, **self.extra.columns}
-        scales = {column.along for column in columns.values()}
-        for name, values in self.extra.labels.items():
-            if name in scales:
-                file.create_dataset(name, data=values).make_scale(name.rpartition("/")[2])
-            else:
-                _add(file, name, np.asarray(values), ("batch",))
-        for name, (units, dtype, along) in columns.items():
-            dimensions = ("batch",) if along is None else ("batch", along)
-            shape = [batches, *(len(self.extra.labels[label]) for label in dimensions[1:])]
-            blank = np.nan if dtype is np.float64 else -1
-            _add(file, name, np.full(shape, blank, dtype=dtype), dimensions, units)
-
-
-def _add(
-    file: h5py.File | h5py.Group,
-    name: str,
-    values: np.ndarray,
-    dimensions: tuple[str, ...],
-    units: str | None = None,
-) -> None:
-    data = file.create_dataset(name, data=values)
-    for axis, scale in enumerate(dimensions):
-        data.dims[axis].attach_scale(dataset(file, scale))
-    if units is not None:
-        data.attrs["long_name"] = units
-
-
-def _group_of(block: str) -> str:
-    """Where the spectra of a block lie in its file."""
     return f"{BLOCKS}/{block or '(root)'}"
 
 
-def _write_at(descriptor: int, data: bytes, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(descriptor, view, offset)
-        view, offset = view[written:], offset + written
+class Rows(NamedTuple):
+    """The complete rows of a file, or of the group of a block.
+
+    Attributes:
+        numbers: (n,) which they are.
+        values: Name of a dataset that has one row for each batch to its n rows.
+        damaged: Rows that claim to be complete, but don't match their checksum or can't be right.
+        planned: Rows that the file has room for.
+    """
+
+    numbers: np.ndarray
+    values: Mapping[str, np.ndarray]
+    damaged: tuple[int, ...]
+    planned: int
 
 
-def _value(spectrum: Spectrum, name: str) -> Any:
-    if name.startswith("seconds_"):
-        return spectrum.seconds.get(name.removeprefix("seconds_"), float("nan"))
-    return getattr(spectrum, name)
+def row_names(place: Any) -> list[str]:
+    """Datasets of an open file, or of the group of a block, that are written row by row.
+
+    Returns:
+        Their names, those of further columns last; neither ``done`` nor checksums.
+    """
+    extra = json.loads(text(place.attrs.get("extra", "[]")))
+    return [EIGENVALUES, *COLUMNS, *([SOLVER] if SOLVER in place else []), *extra]
+
+
+def checksums(numbers: np.ndarray, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The checksums of rows.
+
+    Args:
+        numbers: (n,) which rows.
+        values: Name to n rows, of all that :func:`row_names` names and of the batch indices.
+
+    Returns:
+        Name of the dataset to its (n,) int64.
+    """
+    found, count = {}, len(numbers)
+    timed = [name for name in sorted(values) if name.startswith("seconds_")]
+    rest = [name for name in sorted(values) if name not in timed]
+    for kind, names in ((CHECKSUM, rest), (SECONDS_CHECKSUM, timed)):
+        parts = [np.asarray(numbers, dtype=np.int64), *(values[name] for name in names)]
+        flat = [
+            np.ascontiguousarray(part).reshape(count, -1 if count else 0).view(np.uint8)
+            for part in parts
+        ]
+        found[kind] = np.array([zlib.crc32(row) for row in np.hstack(flat)], dtype=np.int64)
+    return found
+
+
+def read_rows(place: Any) -> Rows:
+    """All complete rows of an open file, or of the group of a block.
+
+    Args:
+        place: The file or group.
+
+    Returns:
+        What is complete and right.
+
+    Raises:
+        ValueError: If its datasets don't fit each other.
+    """
+    done = np.asarray(dataset(place, DONE)) != 0
+    kinds = [name for name in (CHECKSUM, SECONDS_CHECKSUM) if name in place]
+    sums = {name: np.asarray(dataset(place, name)) for name in kinds}
+    claimed = np.logical_or.reduce([done, *(found >= 0 for found in sums.values())])
+    held = {name: dataset(place, name) for name in (*row_names(place), INDICES)}
+    if any(data.ndim == 0 or len(data) != len(done) for data in held.values()):
+        raise ValueError("data sets have different numbers of rows")
+    step = max(1, _READ // max(1, held[EIGENVALUES].shape[1]))
+    numbers, damaged, pieces = [np.empty(0, dtype=np.int64)], [], []
+    for start in range(0, len(done), step):
+        asked = start + np.flatnonzero(claimed[start : start + step])
+        if not len(asked) and pieces:
+            continue
+        here = slice(start, start + step)
+        values = {name: np.asarray(data[here])[asked - start] for name, data in held.items()}
+        right = _plausible(values)
+        if sums:
+            expected = checksums(asked, values)
+            right &= np.logical_and.reduce([sums[name][asked] == expected[name] for name in sums])
+        damaged += asked[~right & done[asked]].tolist()
+        pieces.append(values if right.all() else {k: v[right] for k, v in values.items()})
+        numbers.append(asked[right])
+    whole = pieces[0] if len(pieces) == 1 else {}
+    joined = {name: np.concatenate([p[name] for p in pieces]) for name in held if not whole}
+    return Rows(np.concatenate(numbers), whole or joined, tuple(damaged), len(done))
+
+
+def _plausible(values: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Which rows could be spectra: finite, ascending, with a floor and a rank that exist."""
+    levels, floor = values[EIGENVALUES], values["noise_floor"]
+    right = np.isfinite(levels).all(axis=1) & (levels[:, 1:] >= levels[:, :-1]).all(axis=1)
+    right &= np.isfinite(floor) & (floor >= 0)
+    for name in ("rank", "reduced_dimension"):
+        right &= (values[name] >= 0) & (values[name] <= levels.shape[1])
+    return right
+
+
+def spectra_of(place: Any, rows: Rows) -> Spectra:
+    """The spectra of an open file, or of the group of a block.
+
+    Args:
+        place: The file or group.
+        rows: What was read of it.
+
+    Returns:
+        Its spectra.
+    """
+    provenance = provenance_of(place.attrs)
+    settings, values = provenance.config, rows.values
+    if rows.damaged:
+        where = "" if place.name == "/" else f", {place.name[1:]}"
+        warnings.warn(f"{place.file.filename}{where}: {damage(rows)}", HessrmtWarning, stacklevel=4)
+        provenance = dataclasses.replace(provenance, notes=(*provenance.notes, damage(rows)))
+    seconds = {phase: values[f"seconds_{phase}"] for phase in PHASES}
+    every = np.full(len(rows.numbers), text(place.attrs[SOLVER]).encode())
+    solvers = values.get(SOLVER, every)
+    items = tuple(
+        Spectrum(
+            eigenvalues=levels,
+            dimension=len(levels),
+            **{name: values[name][row].item() for name in _STORED},
+            operator=settings["operator"],
+            dtype=settings["dtype"],
+            solver=solvers[row].decode(errors="replace"),
+            seconds={p: float(v[row]) for p, v in seconds.items() if v[row] >= 0},
+            provenance=provenance,
+        )
+        for row, levels in enumerate(values[EIGENVALUES])
+    )
+    return Spectra(items, values[INDICES], rows.planned, provenance, rows.damaged)
+
+
+def damage(rows: Rows) -> str:
+    """What is said of rows that are left out.
+
+    Args:
+        rows: Of a file.
+
+    Returns:
+        A sentence without its full stop.
+    """
+    which = ", ".join(map(str, rows.damaged))
+    which = f"rows {which} are" if len(rows.damaged) > 1 else f"row {which} is"
+    return (
+        f"{which} damaged and left out: the numbers stored there don't match their checksum or "
+        "can't be a spectrum; --resume computes them again"
+    )

@@ -1,0 +1,127 @@
+"""Zip files, such as ``.npz`` and checkpoints of torch: looked through before they are read."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from functools import cache
+from typing import IO, TYPE_CHECKING, Any, BinaryIO
+from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo
+
+import torch
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_PIECE = 1 << 20
+_HEADER = 30
+"""Bytes of a member's own header before its name."""
+
+_PICKLE = "data.pkl"
+"""Member of a checkpoint of torch that says which tensors there are."""
+
+_MOST = 1 << 30
+"""Bytes that members may always have together, unpacked; beyond, so many times the file's:"""
+_TIMES = 1100  # deflate packs no better than 1032 : 1
+
+
+def look_through(path: Path) -> bool:
+    """Check every member of a zip file: its place, its length, its checksum.
+
+    torch compares no checksums, and maps packed members as if they weren't. Files of torch may have
+    been written without checksums (``set_crc32_options(False)``): then all of them are 0.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Whether all members are stored as they are, so that they can be mapped into memory.
+
+    Raises:
+        BadZipFile: If something doesn't fit.
+    """
+    about = os.stat(path)
+    return _look_through(path, (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns))
+
+
+@cache
+def _look_through(path: Path, _known_by: tuple[int, ...]) -> bool:
+    with path.open("rb") as raw, ZipFile(raw) as archive:
+        size = os.fstat(raw.fileno()).st_size
+        members = sorted(archive.infolist(), key=lambda member: member.header_offset)
+        starts = [*(member.header_offset for member in members), archive.start_dir]
+        for member, after in zip(members, starts[1:], strict=True):
+            if _end(raw, member) > after:
+                raise BadZipFile(f"its member {member.filename!r} reaches into another")
+        if sum(member.file_size for member in members) > max(_MOST, _TIMES * size):
+            raise BadZipFile("its members claim to be larger than they can be")
+        if not any(member.CRC for member in members):
+            for member in members:
+                del member.CRC  # zipfile then compares none
+        for member in members:
+            with archive.open(member) as handle:
+                while handle.read(_PIECE):  # compares the checksum at the end
+                    pass
+        for member in members:
+            if member.filename.rpartition("/")[2] == _PICKLE:
+                _require_storages(archive, member)
+    return all(member.compress_type == ZIP_STORED for member in members)
+
+
+class _Inert:
+    """In place of any object of a pickle: holds nothing, does nothing."""
+
+    def __new__(cls, *_: object, **__: object) -> _Inert:
+        return object.__new__(cls)
+
+    def __init__(self, *_: object, **__: object) -> None:
+        pass
+
+    def __setstate__(self, _: object) -> None:
+        pass
+
+    def __setitem__(self, _: object, __: object) -> None:
+        pass
+
+    def append(self, _: object) -> None:
+        """Take an item of a list and forget it."""
+
+
+class _Storages(pickle._Unpickler):  # the one in C takes any memory that a file asks for
+    """What storages a checkpoint of torch refers to; nothing of its pickle is executed."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__(file)
+        self.found: list[tuple[str, str, int]] = []
+
+    def find_class(self, _: str, name: str) -> Any:
+        return type(name, (_Inert,), {})
+
+    def persistent_load(self, pid: Any) -> Any:
+        _, kind, key, _, count = pid
+        self.found.append((kind.__name__, str(key), int(count)))
+        return _Inert()
+
+
+def _require_storages(archive: ZipFile, pickled: ZipInfo) -> None:
+    """Refuse storages that are larger than the members which hold them: mapped, they go beyond."""
+    with archive.open(pickled) as file:
+        storages = _Storages(file)
+        storages.load()
+    folder = pickled.filename.removesuffix(_PICKLE)
+    for kind, key, count in storages.found:
+        dtype = torch.uint8 if kind == "UntypedStorage" else getattr(torch, kind).dtype
+        name = f"{folder}data/{key}"
+        held, needed = archive.getinfo(name).file_size, count * dtype.itemsize
+        if held < needed:
+            raise BadZipFile(f"{name!r} has {held:,} bytes, its tensors need {needed:,}")
+
+
+def _end(raw: BinaryIO, member: ZipInfo) -> int:
+    """Where a member ends by its own header, which may be longer than the directory says."""
+    raw.seek(member.header_offset)
+    header = raw.read(_HEADER)
+    if header[:4] != b"PK\x03\x04" or len(header) < _HEADER:
+        raise BadZipFile(f"its member {member.filename!r} is not where it should be")
+    name, extra = (int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
+    return member.header_offset + _HEADER + name + extra + member.compress_size

@@ -1,0 +1,78 @@
+"""Read all of an HDF5 file in a process of its own: damage can make the library loop or crash.
+
+Run by :mod:`hessrmt.store.hdf5` as ``python probe.py FILE``; says on standard output what is wrong,
+and ends with status 3 then. Imports nothing of the package, so that it starts at once.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import resource
+import sys
+from contextlib import suppress
+
+import h5py
+
+_PIECE = 1 << 24
+"""Bytes read at a time."""
+
+_ALLOWED = 1 << 30
+"""Bytes that a dataset may always have; beyond, three times as many as the file."""
+
+
+def require_held(name: str, claimed: int, size: int) -> None:
+    """Refuse a dataset that can't be in its file, before memory for it is taken.
+
+    Args:
+        name: Of the dataset.
+        claimed: Its bytes.
+        size: Bytes of the file.
+
+    Raises:
+        ValueError: If it has more than 1 GiB and more than three times as many as the file.
+    """
+    if claimed > max(_ALLOWED, 3 * size):
+        raise ValueError(
+            f"{name} claims {claimed:,} bytes, more than a file of {size:,} bytes can hold"
+        )
+
+
+def _read(item: h5py.Group | h5py.Dataset, size: int) -> None:
+    for name in item.attrs:
+        item.attrs[name]
+    if not isinstance(item, h5py.Dataset):
+        return
+    width = item.dtype.itemsize
+    row = width * math.prod(item.shape[1:])
+    for claimed in (width * (item.size or 0), row, width * math.prod(item.chunks or ())):
+        require_held(str(item.name), claimed, size)
+    if item.external or item.is_virtual:
+        raise ValueError(f"{item.name} keeps its numbers in another file, which isn't read")
+    if not item.shape:
+        item[()]
+        return
+    step = max(1, _PIECE // max(1, row))
+    for start in range(0, len(item), step):
+        item[start : start + step]
+
+
+def _run(path: str) -> None:
+    size = os.path.getsize(path)
+    seconds = 2 + size // 2**26
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with suppress(OSError, ValueError), open("/proc/self/statm", "rb") as about:
+        held = int(about.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (held + _ALLOWED,) * 2)
+    with open(path, "rb") as handle, h5py.File(handle, "r") as file:  # without HDF5's locks
+        _read(file, size)
+        file.visititems(lambda _, item: _read(item, size))
+
+
+if __name__ == "__main__":
+    try:
+        _run(sys.argv[1])
+    except Exception as error:  # whatever it is, this file isn't read
+        print(error or type(error).__name__)
+        sys.exit(3)
