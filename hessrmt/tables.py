@@ -50,6 +50,42 @@ def measured(value: float, error: float | None, sign: str = " ±", most: int = 1
     return f"{value:.{min(max(digits, 2), most)}g}{sign} {error:.2g}"
 
 
+_UNSEEN = re.compile(
+    "[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
+)
+"""What moves a terminal's cursor, turns the direction of writing round or isn't seen."""
+
+_FORMULA = re.compile(r"[=@]|[-+](?![\s\d.]|inf|nan|$)")
+"""How a cell begins that a spreadsheet takes for a formula."""
+
+
+def printable(text: str, *, lines: bool = False) -> str:
+    """A name or a sentence as it can be shown anywhere: characters that aren't seen are escaped.
+
+    Args:
+        text: From a file or a user, who may mean harm.
+        lines: Whether it may have several.
+
+    Returns:
+        The same with escapes as in Python: a backslash and ``x1b``.
+    """
+    found = _UNSEEN.sub(lambda one: ascii(one[0])[1:-1], text)
+    return found if lines else found.replace("\n", "\\n")
+
+
+def html_words(text: str) -> str:
+    """A text as HTML shows it, without anything that a browser takes for markup."""
+    return escape(printable(text, lines=True))
+
+
+def _cell(value: Any) -> Any:
+    """A cell of a CSV file that a spreadsheet takes for a text if it is one."""
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    return f"'{text}" if _FORMULA.match(text) else text
+
+
 def to_csv(rows: list[dict[str, Any]]) -> str:
     """A table as comma-separated values with a head.
 
@@ -57,10 +93,10 @@ def to_csv(rows: list[dict[str, Any]]) -> str:
         The text; empty for no rows.
     """
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    writer = csv.writer(text, lineterminator="\n")
     if rows:
-        writer.writeheader()
-    writer.writerows(rows)
+        writer.writerow(map(_cell, rows[0]))
+    writer.writerows([_cell(row.get(name, "")) for name in rows[0]] for row in rows)
     return text.getvalue()
 
 
@@ -81,7 +117,8 @@ def to_markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 def markdown_words(text: str) -> str:
     """A text in one line in which Markdown and HTML see no markup."""
-    return re.sub(r"([\\`*_\[]|<(?=[a-zA-Z/!?]))", r"\\\1", text).replace("\n", "<br>")
+    words = re.sub(r"([\\`*_\[]|<(?=[a-zA-Z/!?]))", r"\\\1", text)
+    return printable(words, lines=True).replace("\n", "<br>")
 
 
 def html_table(lines: list[list[str]], caption: str, head: list[str] | None = None) -> str:
@@ -98,6 +135,6 @@ def html_table(lines: list[list[str]], caption: str, head: list[str] | None = No
     first = "td" if head else "th"
     rows = [[("th", cell) for cell in head]] if head else []
     rows += [[(first, line[0]), *(("td", cell) for cell in line[1:])] for line in lines]
-    cells = ["".join(f"<{tag}>{escape(cell)}</{tag}>" for tag, cell in row) for row in rows]
+    cells = ["".join(f"<{tag}>{html_words(cell)}</{tag}>" for tag, cell in row) for row in rows]
     body = "".join(f"<tr>{row}</tr>" for row in cells)
-    return f"<table><caption>{escape(caption)}</caption>{body}</table>"
+    return f"<table><caption>{html_words(caption)}</caption>{body}</table>"

@@ -15,7 +15,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.markup import escape
 
-from hessrmt.tables import counted, markdown_words, to_markdown
+from hessrmt.tables import counted, markdown_words, printable, to_markdown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -88,7 +88,8 @@ def show(*parts: str | Numbers, style: str = "", markup: bool = False) -> None:
         terminal = sys.stdout is not None and sys.stdout.isatty()
         to = Console(highlight=False) if terminal else _Plain()
     for part in parts:
-        to.print(part, style=style or None, markup=markup, soft_wrap=True)
+        shown = printable(part, lines=True) if isinstance(part, str) else part
+        to.print(shown, style=style or None, markup=markup, soft_wrap=True)
 
 
 def show_row(cells: Sequence[str], widths: Sequence[int], *, heading: bool = False) -> None:
@@ -100,7 +101,8 @@ def show_row(cells: Sequence[str], widths: Sequence[int], *, heading: bool = Fal
         heading: Whether it holds the names of the columns.
     """
     if not _wanted["markdown"]:
-        filled = (" " * (n - cell_len(cell)) + cell for cell, n in zip(cells, widths, strict=True))
+        seen = map(printable, cells)
+        filled = (" " * (n - cell_len(cell)) + cell for cell, n in zip(seen, widths, strict=True))
         show(" ".join(filled))
         return
     head, rule, *line = to_markdown(cells, [] if heading else [cells]).splitlines()
@@ -159,17 +161,19 @@ def note(*lines: str) -> None:
     """Print lines of information on standard error."""
     if not (_wanted["quiet"] or (_wanted["json"] and _wanted["quick"])):
         for line in lines:
-            err.print(line, style="dim", markup=False, soft_wrap=True)
+            err.print(printable(line, lines=True), style="dim", markup=False, soft_wrap=True)
 
 
 def warn(text: str) -> None:
     """Print one paragraph on standard error on what a reader of the numbers must know."""
-    err.print(f"[bold yellow]warning:[/bold yellow] {escape(text)}", soft_wrap=True)
+    words = escape(printable(text, lines=True))
+    err.print(f"[bold yellow]warning:[/bold yellow] {words}", soft_wrap=True)
 
 
 def fail(text: str) -> None:
     """Print one error paragraph on standard error."""
-    err.print(f"[bold red]error:[/bold red] {escape(text)}", soft_wrap=True)
+    words = escape(printable(text, lines=True))
+    err.print(f"[bold red]error:[/bold red] {words}", soft_wrap=True)
 
 
 class Meter:
@@ -230,7 +234,7 @@ class Meter:
             completed=done,
             # one long step reports nothing until it is done: a pulsing bar, not one stuck at zero
             total=None if total == 1 and done == 0 else total,
-            description=words or phase,
+            description=printable(words or phase),
             rate=f"{done / elapsed:,.0f}/s" if total > 1 and elapsed > 1 else "",
         )
 
@@ -295,13 +299,14 @@ class Numbers:
     def _table(self, names: Iterable[str]) -> Table:
         from rich.box import SIMPLE_HEAD
         from rich.table import Table
+        from rich.text import Text
 
         made = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title=self.title)
         made.add_column(self.headings[0], no_wrap=True)
         for heading in self.headings[1:]:
             made.add_column(heading, justify="right", no_wrap=True)
         for name, row in zip(names, self.rows, strict=True):
-            made.add_row(escape(name), *row[1:])
+            made.add_row(Text(name), *row[1:])
         return made
 
 
@@ -318,7 +323,9 @@ def table(
     Returns:
         The table.
     """
-    return Numbers(headings, [tuple(row) for row in rows], title)
+    return Numbers(
+        headings, [tuple(map(printable, row)) for row in rows], title and printable(title)
+    )
 
 
 @lru_cache(maxsize=64)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import textwrap
+from functools import cache
 from math import ceil, prod
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from matplotlib.collections import Collection
 from matplotlib.colors import to_hex, to_rgb, to_rgba_array
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.mathtext import MathTextParser
 from matplotlib.patches import Patch
 from matplotlib.spines import Spine
 from matplotlib.text import Text
@@ -24,6 +26,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from hessrmt.checks import one_of
 from hessrmt.errors import ConfigError, DataError
 from hessrmt.results import Result
+from hessrmt.tables import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -86,10 +89,30 @@ _LEADING = ((1, 2, 3, 4, 5, 6, 7, 8, 9), (1, 2, 5), (1, 3), (1,))
 class Picture(Figure):
     """A matplotlib figure without pyplot's global state; notebooks show it, ``savefig`` writes."""
 
+    def draw(self, renderer: Any) -> None:
+        """Draw it; names that come from files are shown as they are, without harm."""
+        for text in self.findobj(Text):
+            words = text.get_text()
+            if (seen := printable(words, lines=True)) != words:
+                text.set_text(seen)
+            if "$" in seen:
+                text.set_parse_math(_is_mathematics(seen))
+        super().draw(renderer)
+
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
         self.savefig(buffer, format="png", dpi=120, bbox_inches="tight")
         return buffer.getvalue()
+
+
+@cache
+def _is_mathematics(words: str) -> bool:
+    """Whether matplotlib can set what stands between dollar signs: a name may have some, too."""
+    try:
+        MathTextParser("path").parse(words)
+    except ValueError:
+        return False
+    return True
 
 
 def panels(

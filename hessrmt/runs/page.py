@@ -10,7 +10,6 @@ import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import matplotlib as mpl
@@ -19,6 +18,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 
 from hessrmt.plots.style import NIGHT, at_night
+from hessrmt.tables import html_words as _words
 from hessrmt.tables import measured
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def page(sections: Sequence[Section], title: str, terms: Mapping[str, str], vers
     """
     colours: set[str] = set()
     several = len(sections) > 1
-    parts = [f"<h1>{escape(title)}</h1>"]
+    parts = [f"<h1>{_words(title)}</h1>"]
     if several:
         parts += ["<h2>In short</h2><ol>", *map(_in_short, range(len(sections)), sections), "</ol>"]
         parts.append(_compared(sections))
@@ -112,13 +112,13 @@ def page(sections: Sequence[Section], title: str, terms: Mapping[str, str], vers
     style = _STYLE.replace("/* colours of pictures */", dark)
     name = title if several or sections[0].name in title else f"{title}: {sections[0].name}"
     return _PAGE.format(
-        title=escape(name), body="\n".join(parts), style=style, script=_SCRIPT, made=escape(version)
+        title=_words(name), body="\n".join(parts), style=style, script=_SCRIPT, made=_words(version)
     )
 
 
 def _in_short(number: int, one: Section) -> str:
     said = " ".join(one.conclusions[:_SHORT]) or one.kind
-    return f'<li><a href="#file-{number}">{escape(one.name)}</a>: {escape(said)}</li>'
+    return f'<li><a href="#file-{number}">{_words(one.name)}</a>: {_words(said)}</li>'
 
 
 def _compared(sections: Sequence[Section]) -> str:
@@ -133,7 +133,7 @@ def _compared(sections: Sequence[Section]) -> str:
             same[name] = str(values[0])
         else:
             rows.append({"": name.replace("_", " "), **dict(zip(heads, values, strict=True))})
-    alike = f"<p>The same in all: {escape(_listed(same))}.</p>" if same else ""
+    alike = f"<p>The same in all: {_words(_listed(same))}.</p>" if same else ""
     return f"<h2>Side by side</h2>{_table(rows)}{alike}" if rows or same else ""
 
 
@@ -156,12 +156,12 @@ def _meanings(sections: Sequence[Section]) -> dict[str, str]:
 
 
 def _section(number: int, one: Section, title: str, colours: set[str]) -> str:
-    parts = [f'<section id="file-{number}"><h2>{escape(one.name)}</h2>']
-    parts += [f"<p><strong>{escape(one.heading)}</strong></p>"] if one.heading != title else []
-    said = "".join(f"<li>{escape(text)}</li>" for text in one.conclusions)
-    parts += [f'<ul class="conclusions">{said}</ul>'] if said else [f"<p>{escape(one.kind)}</p>"]
+    parts = [f'<section id="file-{number}"><h2>{_words(one.name)}</h2>']
+    parts += [f"<p><strong>{_words(one.heading)}</strong></p>"] if one.heading != title else []
+    said = "".join(f"<li>{_words(text)}</li>" for text in one.conclusions)
+    parts += [f'<ul class="conclusions">{said}</ul>'] if said else [f"<p>{_words(one.kind)}</p>"]
     for caption, picture in one.pictures.items():
-        label = escape(caption)
+        label = _words(caption)
         parts.append(
             f'<figure><div class="wide" tabindex="0" role="img" aria-label="{label}">'
             f"{_drawn(picture, colours)}</div><figcaption>{label}</figcaption></figure>"
@@ -171,17 +171,17 @@ def _section(number: int, one: Section, title: str, colours: set[str]) -> str:
         parts.append(f"<h3>In numbers</h3>{_facts(facts)}")
     for caption, rows in one.tables.items():
         if len(rows) <= _OPEN:
-            parts.append(f"<h3>{escape(caption)}</h3>{_table(rows, one.words)}")
+            parts.append(f"<h3>{_words(caption)}</h3>{_table(rows, one.words)}")
         else:
-            head = f"<summary>{escape(caption)}, {len(rows):,} rows</summary>"
+            head = f"<summary>{_words(caption)}, {len(rows):,} rows</summary>"
             parts.append(f"<details>{head}{_table(rows, one.words)}</details>")
     if one.notes:
         parts.append("<h3>Notes</h3><ul>")
-        parts += [f"<li>{escape(note)}</li>" for note in one.notes]
+        parts += [f"<li>{_words(note)}</li>" for note in one.notes]
         parts.append("</ul>")
     parts.append("<h3>How it was made</h3>")
-    parts += [f"<p>{escape(one.origin)}</p>"] if one.origin else []
-    parts += [f"<pre>{escape(one.command)}</pre>"] if one.command else []
+    parts += [f"<p>{_words(one.origin)}</p>"] if one.origin else []
+    parts += [f"<pre>{_words(one.command)}</pre>"] if one.command else []
     if one.settings:
         settings = {k.replace("_", " "): cell(value) for k, value in one.settings.items()}
         parts.append(f"<details><summary>Settings</summary>{_facts(settings)}</details>")
@@ -192,7 +192,7 @@ def _section(number: int, one: Section, title: str, colours: set[str]) -> str:
 
 
 def _facts(facts: Mapping[str, str]) -> str:
-    rows = (f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in facts.items())
+    rows = (f"<dt>{_words(name)}</dt><dd>{_words(text)}</dd>" for name, text in facts.items())
     return f"<dl>{''.join(rows)}</dl>"
 
 
@@ -214,18 +214,18 @@ def _table(rows: Sequence[Mapping[str, Any]], words: Mapping[str, str] | None = 
     heads = ""
     for column in columns:
         told = (words or {}).get(column.head, "")
-        hint = f' title="{escape(told)}"' if told else ""
-        name = escape(column.head.replace("_", " "))
+        hint = f' title="{_words(told)}"' if told else ""
+        name = _words(column.head.replace("_", " "))
         heads += f'<th scope="col" tabindex="0"{hint}>{name}</th>'
     body = ""
     for place in range(min(len(rows), _ROWS)):
         cells = ""
         for column in columns:
             number = "" if column.numbers is None else f' data-v="{column.numbers[place]!r}"'
-            cells += f"<td{number}>{escape(column.cells[place])}</td>"
+            cells += f"<td{number}>{_words(column.cells[place])}</td>"
         body += f"<tr>{cells}</tr>"
     more = f"<p>{len(rows) - _ROWS:,} more rows</p>" if len(rows) > _ROWS else ""
-    more += f"<p>In every row: {escape(_listed(same))}.</p>" if same else ""
+    more += f"<p>In every row: {_words(_listed(same))}.</p>" if same else ""
     kind = ' class="many"' if len(columns) > _SOME else ""
     table = f"<table{kind}><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
     return f'<div class="wide" tabindex="0">{table}</div>{more}'

@@ -1,0 +1,77 @@
+"""Names out of files are data: no terminal, browser, spreadsheet or picture does what they say."""
+
+import csv
+import re
+
+import pytest
+import torch
+from matplotlib.text import Text
+from safetensors.torch import save_file
+
+import hessrmt as hr
+from hessrmt.plots.style import panels
+from hessrmt.tables import printable, to_csv
+
+NAMES = {
+    "\x1b]52;c;ZXZpbA==\x07": "\\x1b]52;c;ZXZpbA==\\x07",
+    "a\nb": "a\\nb",
+    "x\u202egnp": "x\\u202egnp",
+    "[bold]w[/bold]": "[bold]w[/bold]",
+    "$\\frac{a$": "$\\frac{a$",
+    "<script>alert(1)</script>": "<script>alert(1)</script>",
+    "=cmd|' /C calc'!A0": "=cmd|' /C calc'!A0",
+}
+HARMFUL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]")
+
+
+@pytest.fixture
+def evil(tmp_path):
+    draw = torch.Generator().manual_seed(0)
+    weights = {name: torch.randn(20, 12, generator=draw) for name in NAMES}
+    save_file(weights, tmp_path / "evil.safetensors")
+    return "evil.safetensors"
+
+
+@pytest.mark.parametrize("extra", [[], ["--markdown"]])
+def test_a_terminal_shows_names_escaped(evil, cli, extra):
+    done = cli("capacity", evil, "--min-size", 1, *extra)
+    assert done.returncode == 0
+    assert not HARMFUL.search(done.stdout + done.stderr)
+    if not extra:
+        assert all(shown in done.stdout for shown in NAMES.values())
+
+
+def test_errors_show_names_escaped(evil, refused):
+    assert not HARMFUL.search(refused(["capacity", evil, "--only", "absent"], ["\\x1b]52"]))
+
+
+def test_cells_of_tables_are_no_formulas(evil, cli, tmp_path):
+    assert cli("capacity", evil, "--min-size", 1, "--csv", "t.csv").returncode == 0
+    with open(tmp_path / "t.csv", newline="") as file:
+        names = [row["name"] for row in csv.DictReader(file)]
+    assert sorted(names) == sorted("'" + v if v[0] == "=" else v for v in NAMES.values())
+    plain = {"a": -1.5, "b": "-0.5 ± 0.1", "c": "-", "d": "+3", "e": None, "f": "-inf", "g": "@x"}
+    assert to_csv([plain]) == "a,b,c,d,e,f,g\n-1.5,-0.5 ± 0.1,-,+3,,-inf,'@x\n"
+
+
+def test_a_page_holds_names_as_text(evil, cli, tmp_path):
+    hr.capacity.analyze(str(tmp_path / evil), min_size=1).save(tmp_path / "e.h5")
+    assert cli("report", "e.h5").returncode == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "<script>alert" not in page
+    assert not HARMFUL.search(page)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_picture_shows_any_name(name, tmp_path):
+    figure, axes = panels(name)
+    axes[0, 0].plot([1, 2], label=name)
+    axes[0, 0].legend()
+    figure.savefig(tmp_path / "p.svg")
+    words = [text.get_text() for text in figure.findobj(Text)]
+    assert NAMES[name] in words or name.replace("\n", "") in [w.replace("\n", "") for w in words]
+
+
+def test_printable_leaves_ordinary_text_alone():
+    for text in ("λ_max ‖W‖ → 0.5 ± 0.1 ⟨r̃⟩", "тест 测试 עברית", "a\nb", "🙂"):
+        assert printable(text, lines=True) == text
