@@ -96,7 +96,11 @@ def load(path: str | Path, block: str | None = None) -> Any:
     if block is not None:
         return spectra.load(path, block)
     parts = _kind_of(Path(path)).read(Path(path))
-    return parts[None] if None in parts else BlockSpectra(parts)
+    return parts[None] if None in parts else _blocks(parts)
+
+
+def _blocks(parts: Parts) -> BlockSpectra:
+    return BlockSpectra({str(name): part for name, part in parts.items()})
 
 
 def contents(path: Path) -> tuple[str, Parts]:
@@ -246,7 +250,7 @@ def picture(
     _, parts = contents(path)
     found = spectra.load(path, block) if block is not None else parts.get(None)
     if found is None:
-        found = BlockSpectra(parts)
+        found = _blocks(parts)
     require_finished(path, found)
     whole = found.spectra if isinstance(found, History) else found
     source = getattr(whole, "provenance", None)
@@ -260,7 +264,7 @@ def picture(
     if isinstance(found, History):
         draw = partial(draw, mean_ratios(found.spectra))
     named = block if block is not None else ", ".join(filter(None, parts))
-    about = [f"block {named}"] if named else []
+    about: list[Any] = [f"block {named}"] if named else []
     about = ["blocks of layers"] if isinstance(whole, BlockSpectra) and len(whole) > 1 else about
     about.append(getattr(whole, "operator", settings.get("operator")))
     if isinstance(whole, Spectra | BlockSpectra):
