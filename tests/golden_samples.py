@@ -185,7 +185,8 @@ def hdf5(path, folder):
             if parsed:
                 found[f"{name} attributes"] = plain(parsed, folder)
         if isinstance(item, h5py.Dataset):
-            found[name] = _dataset(item)
+            # of eigenvalues to the last bit, which not every machine has
+            found[name] = "<checksum>" if name.endswith("checksum") else _dataset(item)
 
     with h5py.File(path) as file:
         visit("", file)
@@ -194,6 +195,7 @@ def hdf5(path, folder):
 
 
 def _parsed(value):
+    value = value.decode() if isinstance(value, bytes) else value
     return json.loads(value) if isinstance(value, str) and value[:1] in {"{", "["} else value
 
 

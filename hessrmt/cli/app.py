@@ -81,11 +81,13 @@ app.add_typer(data_command.app, name="data", epilog="Example: hessrmt data fetch
 
 def _tell_warnings() -> None:
     """Print warnings of ours as lines for a reader, those of libraries as Python does."""
-    usual = warnings.showwarning
+    usual, told = warnings.showwarning, set[str]()
 
     def show(message: Any, category: type[Warning], *where: Any) -> None:
         if issubclass(category, HessrmtWarning):
-            console.warn(str(message))
+            if str(message) not in told:  # a command may read a file several times
+                console.warn(str(message))
+            told.add(str(message))
         else:
             usual(message, category, *where)
 
