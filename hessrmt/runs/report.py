@@ -282,7 +282,7 @@ def _section_of(file: Path, name: str, found: Any, surrogates: int) -> Section:
     elif isinstance(found, Track):
         made.tables["Measurements"] = _measurements(found)
         made.words["step"] = made.words.pop("steps")
-    rows = [] if made.tables else found.rows()
+    rows = [] if made.tables else getattr(found, "table", None) or found.rows()
     if len(rows) > 1:
         made.tables["Table"] = rows
     columns = {name for rows in made.tables.values() for name in shown_columns(rows)}
