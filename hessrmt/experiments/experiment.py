@@ -199,9 +199,9 @@ class Table(Generic[E]):
             A dictionary of plain values for each row.
         """
         rows: list[dict[str, Any]] = []
-        for flat in self._flat():
+        for entry in self._flat():
             rows.append({})
-            for key, value in flat.items():
+            for key, value in entry.items():
                 *around, name = key.split(".")
                 target = rows[-1]
                 for inner in around:
@@ -224,8 +224,8 @@ class Table(Generic[E]):
             Rows with the same keys.
         """
         rows = [
-            {key: value for key, value in flat.items() if isinstance(value, str | int | float)}
-            for flat in self._flat()
+            {key: value for key, value in entry.items() if isinstance(value, str | int | float)}
+            for entry in self._flat()
         ]
         names = dict.fromkeys(name for row in rows for name in row)
         return [dict.fromkeys(names) | row for row in rows]
