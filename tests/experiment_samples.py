@@ -10,6 +10,7 @@ import torch
 from hessrmt import rng
 from hessrmt.experiments.families import SeededFamily
 from hessrmt.problems import checkpoints
+from hessrmt.store import results
 
 SETTINGS = {
     "hessian-spacings": """
@@ -234,6 +235,10 @@ def run_twice(cli, path, gone, change, said):
     assert first.returncode == 0, first.stderr
     found, out = json.loads(first.stdout), path.parent / "done"
     assert json.loads((out / "results.json").read_text()) == found["runs"]
+    kept = results.load(out / "results.h5").to_dict()
+    assert [kept["runs"], kept["experiment"]] == [found["runs"], found["experiment"]]
+    assert kept["conclusions"]
+    assert kept["table"]
     files = [
         file
         for name in ("checkpoints", "spectra", "families", "studies")

@@ -252,6 +252,8 @@ _KINDS = {
 
 def content(path, folder, brief=False):
     """What is in a file, or of a picture that it is one."""
+    if path.name == "results.h5":
+        return "<what results.md and results.json say>"
     if brief and path.suffix == ".h5":
         return {name: part for name, part in hdf5(path, folder).items() if name in _LEVELS}
     read = _KINDS.get(path.suffix)

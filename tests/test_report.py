@@ -274,7 +274,7 @@ def test_the_folder_of_an_experiment(tmp_path):
     assert f"All: consistent with {EVIL}." in page.text
     assert page.tags.count("img") == 1
     assert "+0.7" in page.text
-    assert hr.load(tmp_path / "results.h5").rows() == rows
+    assert list(hr.load(tmp_path / "results.h5").table) == rows
 
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed")

@@ -369,8 +369,9 @@ def test_files_of_a_kind_of_their_own_are_read_as_such(tmp_path):
     assert same(
         hr.load_density(tmp_path / "d.h5").quadrature.to_dict(), density.quadrature.to_dict()
     )
-    history().save(tmp_path / "h.h5")
-    assert same(hr.load_history(tmp_path / "h.h5").to_dict(), history().to_dict())
+    kept = history()
+    kept.save(tmp_path / "h.h5")
+    assert same(hr.load_history(tmp_path / "h.h5").to_dict(), kept.to_dict())
 
 
 def test_panels_find_room_in_one_pair_of_axes():

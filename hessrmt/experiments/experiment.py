@@ -25,7 +25,7 @@ from hessrmt.config import Settings, TrainConfig
 from hessrmt.errors import ConfigError
 from hessrmt.progress import Tick, silent
 from hessrmt.records import Provenance
-from hessrmt.results import Result
+from hessrmt.results import Result, flat
 from hessrmt.runs import spectrum, trajectory
 from hessrmt.runs.run import SERIAL, Pool, make_folders
 from hessrmt.store import results
@@ -199,9 +199,9 @@ class Table(Generic[E]):
             A dictionary of plain values for each row.
         """
         rows: list[dict[str, Any]] = []
-        for flat in self._flat():
+        for entry in self._flat():
             rows.append({})
-            for key, value in flat.items():
+            for key, value in entry.items():
                 *around, name = key.split(".")
                 target = rows[-1]
                 for inner in around:
@@ -224,8 +224,8 @@ class Table(Generic[E]):
             Rows with the same keys.
         """
         rows = [
-            {key: value for key, value in flat.items() if isinstance(value, str | int | float)}
-            for flat in self._flat()
+            {key: value for key, value in entry.items() if isinstance(value, str | int | float)}
+            for entry in self._flat()
         ]
         names = dict.fromkeys(name for row in rows for name in row)
         return [dict.fromkeys(names) | row for row in rows]
@@ -364,12 +364,13 @@ class ExperimentResult(Result):
     provenance: Provenance = field(default_factory=Provenance)
 
     def rows(self) -> list[dict[str, Any]]:
-        """The table for people.
+        """The table with all numbers.
 
         Returns:
-            A row for each entry.
+            A row for each entry, without lists.
         """
-        return [dict(row) for row in self.table]
+        rows = [flat(dict(row)) for row in self.runs]
+        return [{k: v for k, v in row.items() if not isinstance(v, list | tuple)} for row in rows]
 
     def caption(self) -> str:
         """What it is about."""

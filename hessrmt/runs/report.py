@@ -212,7 +212,7 @@ def sections_of(file: Path, surrogates: int = 200) -> list[Section]:
     if file.is_dir():
         if not (file / "results.h5").exists():
             raise StoreError(
-                f"{file} is a folder without results.h5, which hessrmt reproduce writes at its "
+                f"{file} is a directory without results.h5, which hessrmt reproduce writes at its "
                 "end: give the same command again, which computes nothing anew, or name files"
             )
         file /= "results.h5"
@@ -220,7 +220,7 @@ def sections_of(file: Path, surrogates: int = 200) -> list[Section]:
     for found in parts.values():
         require_finished(file, found)
     return [
-        _section_of(file, name if block is None else f"{name}, block {block}", found, surrogates)
+        _section_of(file, name if block is None else f"{name}, {block}", found, surrogates)
         for block, found in parts.items()
     ]
 
@@ -282,7 +282,7 @@ def _section_of(file: Path, name: str, found: Any, surrogates: int) -> Section:
     elif isinstance(found, Track):
         made.tables["Measurements"] = _measurements(found)
         made.words["step"] = made.words.pop("steps")
-    rows = [] if made.tables else found.rows()
+    rows = [] if made.tables else getattr(found, "table", None) or found.rows()
     if len(rows) > 1:
         made.tables["Table"] = rows
     columns = {name for rows in made.tables.values() for name in shown_columns(rows)}
