@@ -26,7 +26,7 @@ from hessrmt.errors import ConfigError
 
 if TYPE_CHECKING:
     from hessrmt.records import Spectra, Spectrum
-    from hessrmt.store.spectra import Row
+    from hessrmt.store.writing import Row
 
 
 @with_settings

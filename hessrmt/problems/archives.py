@@ -94,7 +94,7 @@ class _Storages(pickle._Unpickler):  # the one in C takes any memory that a file
         super().__init__(file)
         self.found: list[tuple[str, str, int]] = []
 
-    def find_class(self, _: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> Any:  # noqa: ARG002
         return type(name, (_Inert,), {})
 
     def persistent_load(self, pid: Any) -> Any:

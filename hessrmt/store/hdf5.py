@@ -155,11 +155,11 @@ def hdf5_bytes(fill: Callable[[h5py.File], None]) -> bytes:
     return found.at(0, found.size)
 
 
-def put_attributes(place: h5py.File | h5py.Group, values: Mapping[str, Any]) -> None:
+def put_attributes(place: h5py.Group | h5py.Dataset, values: Mapping[str, Any]) -> None:
     """Set attributes; texts have a fixed length, so that they lie where HDF5 guards them.
 
     Args:
-        place: A file or group.
+        place: A file, group or dataset.
         values: Name to number or text.
     """
     for name, value in values.items():

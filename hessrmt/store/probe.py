@@ -64,7 +64,7 @@ def _run(path: str) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with suppress(OSError, ValueError), open("/proc/self/statm", "rb") as about:
         held = int(about.read().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (held + _ALLOWED,) * 2)
+        resource.setrlimit(resource.RLIMIT_AS, (held + _ALLOWED, held + _ALLOWED))
     with open(path, "rb") as handle, h5py.File(handle, "r") as file:  # without HDF5's locks
         _read(file, size)
         file.visititems(lambda _, item: _read(item, size))
