@@ -20,6 +20,9 @@ _HEADER = 30
 _PICKLE = "data.pkl"
 """Member of a checkpoint of torch that says which tensors there are."""
 
+_LAST, _MANY = (1 << 16) + 22, 0xFFFF
+"""Bytes in which the end of the directory lies, and what it says of more members than that."""
+
 _MOST = 1 << 30
 """Bytes that members may always have together, unpacked; beyond, so many times the file's:"""
 _TIMES = 1100  # deflate packs no better than 1032 : 1
@@ -49,6 +52,9 @@ def _look_through(path: Path, _known_by: tuple[int, ...]) -> bool:
     with path.open("rb") as raw, ZipFile(raw) as archive:
         size = os.fstat(raw.fileno()).st_size
         members = sorted(archive.infolist(), key=lambda member: member.header_offset)
+        lost = not members or members[0].header_offset != 0
+        if lost or _counted(raw, size) not in {len(members), _MANY}:
+            raise BadZipFile("its directory has lost members")
         starts = [*(member.header_offset for member in members), archive.start_dir]
         for member, after in zip(members, starts[1:], strict=True):
             if _end(raw, member) > after:
@@ -115,6 +121,14 @@ def _require_storages(archive: ZipFile, pickled: ZipInfo) -> None:
         held, needed = archive.getinfo(name).file_size, count * dtype.itemsize
         if held < needed:
             raise BadZipFile(f"{name!r} has {held:,} bytes, its tensors need {needed:,}")
+
+
+def _counted(raw: BinaryIO, size: int) -> int:
+    """How many members the end of a zip file says that there are."""
+    raw.seek(max(0, size - _LAST))
+    last = raw.read()
+    place = last.rfind(b"PK\5\6") + 10
+    return int.from_bytes(last[place : place + 2], "little")
 
 
 def _end(raw: BinaryIO, member: ZipInfo) -> int:
