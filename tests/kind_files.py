@@ -76,8 +76,9 @@ def _stored(path):
         rows = {}
         spectra = result.spectra if isinstance(result, History) else result
         if type(spectra).__name__ == "Spectra":
-            for item, which in zip(spectra, spectra.batch_indices, strict=True):
-                name = f"row {block} {which.tolist()}"
+            epochs = result.epochs if isinstance(result, History) else [""] * len(spectra)
+            for item, which, at in zip(spectra, spectra.batch_indices, epochs, strict=True):
+                name = f"row {block} {which.tolist()} {at}"
                 numbers = {k: v for k, v in vars(item).items() if k != "provenance"}
                 rows[name] = {**numbers, "seconds": dict(item.seconds), "indices": which}
             about = spectra.provenance

@@ -20,6 +20,9 @@ _HEADER = 30
 _PICKLE = "data.pkl"
 """Member of a checkpoint of torch that says which tensors there are."""
 
+_EMPTY = 22
+"""Bytes of a zip file without members."""
+
 _LAST, _MANY = (1 << 16) + 22, 0xFFFF
 """Bytes in which the end of the directory lies, and what it says of more members than that."""
 
@@ -52,7 +55,7 @@ def _look_through(path: Path, _known_by: tuple[int, ...]) -> bool:
     with path.open("rb") as raw, ZipFile(raw) as archive:
         size = os.fstat(raw.fileno()).st_size
         members = sorted(archive.infolist(), key=lambda member: member.header_offset)
-        lost = not members or members[0].header_offset != 0
+        lost = members[0].header_offset > 0 if members else size > _EMPTY
         if lost or _counted(raw, size) not in {len(members), _MANY}:
             raise BadZipFile("its directory has lost members")
         starts = [*(member.header_offset for member in members), archive.start_dir]
