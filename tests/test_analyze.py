@@ -284,7 +284,7 @@ def test_html_of_spectra_is_escaped():
     several = Spectra((spectrum,) * 2, np.zeros((2, 1), int), 7, Provenance(config=config))
     page = several._repr_html_()
     assert "<script>" not in page
-    for words in ("&lt;script&gt;", "a&amp;b", "2 of 7 planned", "3 to 3"):
+    for words in ("&lt;script&gt;", "a&amp;b", "2 of 7 planned", "<td>3</td>"):
         assert words in page
     empty = Spectra((), np.zeros((0, 1), int), 7, Provenance())
     assert "0 of 7 planned" in empty._repr_html_()

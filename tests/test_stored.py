@@ -223,9 +223,9 @@ def test_what_reporting_commands_give_to_other_programs(place, cli, name):
 def test_names_are_escaped_in_tables(place, cli):
     done = cli("capacity", "evil.pt", "--min-size", 1, "--markdown", "--csv", "table.csv")
     assert done.returncode == 0, done.stderr
-    assert r"a\|b<br>c" in done.stdout
+    assert r"a\|b\\nc" in done.stdout
     with (place / "table.csv").open(newline="") as file:
-        assert NAME in {row["name"] for row in csv.DictReader(file)}
+        assert NAME.replace("\n", "\\n") in {row["name"] for row in csv.DictReader(file)}
 
 
 def test_json_and_markdown_exclude_each_other(place, refused):

@@ -323,9 +323,10 @@ def table(
     Returns:
         The table.
     """
-    return Numbers(
-        headings, [tuple(map(printable, row)) for row in rows], title and printable(title)
-    )
+    shown = [
+        (printable(name), *(printable(cell, lines=True) for cell in cells)) for name, *cells in rows
+    ]
+    return Numbers(headings, shown, title and printable(title))
 
 
 @lru_cache(maxsize=64)

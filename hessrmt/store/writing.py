@@ -16,6 +16,7 @@ import io
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -372,11 +373,11 @@ class _Layout:
         with new_file(path, replace=replace) as draft, draft.open("r+b") as file:
             descriptor = file.fileno()
             _reserve(descriptor, image.size)
-            for offset, piece in image.pieces():
-                _write_at(descriptor, piece, offset)
-            for slot in slots.values():
-                for offset, piece in _blanks(slot):
-                    _write_at(descriptor, piece, offset)
+            blanks = (_blanks(slot) for slot in slots.values())
+            for offset, piece in chain(image.pieces(), *blanks):
+                file.seek(offset)
+                file.write(piece)
+            file.flush()
             for name, place in (kept or {}).items():
                 group = "" if name is None else f"{group_of(name)}/"
                 self._copy(descriptor, slots, group, read_rows(place))
