@@ -112,7 +112,7 @@ def test_a_published_file_reads_no_other_file(tmp_path):
     with h5py.File(tmp_path / "link.h5", "w") as file:
         file["hessian_evals"] = h5py.ExternalLink("external.h5", "hessian_evals")
     for name in ("external", "link"):
-        with pytest.raises(StoreError, match="in another file|is a link"):
+        with pytest.raises(StoreError, match=r"in another file|is a link"):
             hr.load(tmp_path / f"{name}.h5")
     with h5py.File(tmp_path / "nan.h5", "w") as file:
         file["hessian_evals"] = np.full((2, 5), np.nan)

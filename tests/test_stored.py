@@ -71,7 +71,7 @@ def test_every_kind_is_shown_drawn_and_reported(written, name, cli, tmp_path):
         assert cli("report", name, "--surrogates", 0).returncode == 0
         text = (tmp_path / "report.html").read_text()
         assert "<svg" in text
-        assert ("blocks.h5, block 1</h2>" in text) == (name == "blocks.h5")
+        assert ("blocks.h5, 1</h2>" in text) == (name == "blocks.h5")
 
 
 def test_facts_are_those_of_the_run(written):

@@ -16,6 +16,7 @@ from hessrmt.cli.options import (
     with_settings,
 )
 from hessrmt.config import CapacityConfig
+from hessrmt.tables import printable
 
 if TYPE_CHECKING:
     from hessrmt.capacity.correlation import Correlation
@@ -123,7 +124,7 @@ def _show(report: CapacityReport) -> None:
     rows = []
     for layer in report.analyzed:
         alpha = console.with_error(layer.alpha, layer.sigma, ".2f").replace(" ", "")
-        name, shape = layer.name.removesuffix(".weight"), "×".join(map(str, layer.shape))
+        name, shape = printable(layer.name.removesuffix(".weight")), "×".join(map(str, layer.shape))
         rows.append((name, shape, alpha, *console.cells(layer, columns)))
     headings = ("", "shape", "α", *console.headings(columns))
     console.show(f"Weights of {report.source}", console.table(headings, rows))
@@ -217,7 +218,7 @@ def _show_side_by_side(found: SideBySide) -> None:
                 for name, (_, form) in chosen.items()
                 for value in found.values[name][:, place]
             )
-            rows.append((layer.removesuffix(".weight"), *numbers))
+            rows.append((printable(layer.removesuffix(".weight")), *numbers))
         console.show(console.table(("", *headings), rows))
 
 

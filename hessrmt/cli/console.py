@@ -323,9 +323,7 @@ def table(
     Returns:
         The table.
     """
-    shown = [
-        (printable(name), *(printable(cell, lines=True) for cell in cells)) for name, *cells in rows
-    ]
+    shown = [tuple(printable(cell, lines=True) for cell in row) for row in rows]
     return Numbers(headings, shown, title and printable(title))
 
 
