@@ -21,6 +21,7 @@ os.environ.setdefault("MKL_CBWR", "AUTO")
 import numpy as np  # noqa: E402
 import properties  # noqa: E402
 import pytest  # noqa: E402
+import slowest  # noqa: E402
 from host_kernels import share_builds  # noqa: E402
 from store_samples import BATCHES, create, spectrum  # noqa: E402
 
@@ -62,6 +63,10 @@ def pytest_configure(config):
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items):
     properties.mark(items)
+    slow = set(slowest.LIST.read_text(encoding="utf-8").splitlines())
+    for item in items:
+        if item.nodeid in slow:
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session", autouse=True)
