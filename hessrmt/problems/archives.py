@@ -77,11 +77,8 @@ def _look_through(path: Path, _known_by: tuple[int, ...]) -> bool:
     return all(member.compress_type == ZIP_STORED for member in members)
 
 
-class _Inert:
-    """In place of any object of a pickle: holds nothing, does nothing."""
-
-    def __new__(cls, *_: object, **__: object) -> _Inert:
-        return object.__new__(cls)
+class Inert:
+    """In place of any other object of a pickle: holds nothing, does nothing."""
 
     def __init__(self, *_: object, **__: object) -> None:
         pass
@@ -104,12 +101,12 @@ class _Storages(pickle._Unpickler):  # the one in C takes any memory that a file
         self.found: list[tuple[str, str, int]] = []
 
     def find_class(self, module: str, name: str) -> Any:  # noqa: ARG002
-        return type(name, (_Inert,), {})
+        return type(name, (Inert,), {})
 
     def persistent_load(self, pid: Any) -> Any:
         _, kind, key, _, count = pid
         self.found.append((kind.__name__, str(key), int(count)))
-        return _Inert()
+        return Inert()
 
 
 def _require_storages(archive: ZipFile, pickled: ZipInfo) -> None:

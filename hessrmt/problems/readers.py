@@ -30,7 +30,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hessrmt.errors import ProblemError
-from hessrmt.problems.archives import look_through
+from hessrmt.problems.archives import Inert, look_through
 
 ValueT = TypeVar("ValueT")
 Shape = tuple[int, ...]
@@ -269,7 +269,7 @@ def read(path: Path, *, mapped: bool = False) -> Any:
     try:
         if kind == "safetensors":
             return load_file(path, device="cpu")
-        known: Any = [(_Inert, name) for name in _INERT]
+        known: Any = [(Inert, name) for name in _INERT]
         with warnings.catch_warnings(), torch.serialization.safe_globals(known):
             warnings.simplefilter("ignore")  # torch's remarks on foreign files; ours are errors
             if is_zipfile(path):
@@ -277,19 +277,6 @@ def read(path: Path, *, mapped: bool = False) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # a foreign file makes torch.load raise almost anything
         raise ProblemError(_why_unreadable(path, error)) from error
-
-
-class _Inert:
-    """In place of an object of the training script: holds nothing, does nothing."""
-
-    def __init__(self, *_: object, **__: object) -> None:
-        pass
-
-    def __setstate__(self, _: object) -> None:
-        pass
-
-    def __setitem__(self, _: object, __: object) -> None:
-        pass
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:

@@ -12,7 +12,7 @@ import math
 import os
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -193,21 +193,23 @@ def opened(path: str | Path) -> Iterator[h5py.File]:
     """
     if not os.path.exists(path):
         raise StoreError(f"there is no file {path}")
-    file, why, cause = None, "", None
+    handle, file, why, cause = None, None, "", None
     try:
         if not is_sealed(path):
             about = os.stat(path)
             why = _fault(str(path), (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns))
         if not why:
-            file = h5py.File(_Handle(io.FileIO(path)), "r")
+            handle = _Handle(io.FileIO(path))
+            file = h5py.File(handle, "r")
     except (OSError, RuntimeError) as error:
         why, cause = reason(error), error
-    if file is None:
-        raise StoreError(
-            f"{path} cannot be opened as HDF5 (truncated, damaged or another format): {why}"
-        ) from cause
-    with file:
-        yield file
+    with handle or nullcontext():
+        if file is None:
+            raise StoreError(
+                f"{path} cannot be opened as HDF5 (truncated, damaged or another format): {why}"
+            ) from cause
+        with file:
+            yield file
 
 
 @cache
