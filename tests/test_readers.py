@@ -123,7 +123,7 @@ def test_what_training_scripts_keep_beside_the_tensors(state, tmp_path, legacy):
     file = tmp_path / "c.pth.tar"
     torch.save(beside | {"model": state}, file, _use_new_zipfile_serialization=not legacy)
     assert same(checkpoints.load_state(file), state)
-    assert type(readers.read(file)["args"]).__name__ == "_Inert"
+    assert type(readers.read(file)["args"]).__name__ == "Inert"
     torch.save({"args": argparse.Namespace(x=Planted(tmp_path / "made"))} | state, file)
     with pytest.raises(ProblemError, match="nothing in it was executed"):
         checkpoints.load_state(file)
