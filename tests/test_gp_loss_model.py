@@ -24,6 +24,9 @@ from hessrmt.theory.ratios import MEAN_RATIO_GOE
 FIGURES = {f"fig{n}-{kind}" for n in "56" for kind in ("paper", "stationary")}
 
 
+pytestmark = pytest.mark.slow  # of an experiment in its published size
+
+
 @pytest.fixture(scope="module")
 def settings():
     return load_settings(LossModelConfig, settings_file("gp-loss-model"))
@@ -35,7 +38,6 @@ def published(settings, tmp_path_factory):
     return LossModel().run(settings, "small", tmp_path_factory.mktemp("published"))
 
 
-@pytest.mark.slow
 def test_everything_from_nothing(cli, tmp_path):
     path = write_settings(
         tmp_path, "gp-loss-model", ("[{ k2", "[{ k2 = 0.1, degenerate = 4 }, { k2")
@@ -54,7 +56,6 @@ def test_everything_from_nothing(cli, tmp_path):
     assert {path.stem for path in (out / "figures").iterdir()} == FIGURES
 
 
-@pytest.mark.slow
 def test_the_published_panels(published):
     assert len(published) == 27
     wanted = {1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0}

@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 import pkgutil
+from functools import cache
 from pathlib import Path
 
 import drawn_families
@@ -252,9 +253,15 @@ MADE = {
 """One of every kind of result that public functions return."""
 
 
+@cache
+def made(name):
+    """Results are frozen: one of each is enough for a process."""
+    return MADE[name]()
+
+
 @pytest.fixture(params=MADE)
 def result(request):
-    return MADE[request.param]()
+    return made(request.param)
 
 
 def same(one, other):
