@@ -59,6 +59,20 @@ def test_a_linear_network_has_one_minimum_for_every_flow():
     assert [bar.get_height() for bar in bars] == [3] * 4
 
 
+def test_a_flow_that_cannot_be_followed_takes_no_other_with_it(monkeypatch):
+    x, y = linear_task(8, 3, seed=2)
+    options = {"starts": 2, "log_time": 10, "activation": "linear", "rho": 50}
+    whole = stationary_sets([3, 1], x, y, **options)
+    # fewer evaluations than descent needs, and enough for none: minimising alone is left
+    monkeypatch.setattr("hessrmt.generalization.stationary._EVALUATIONS", 3)
+    found = stationary_sets([3, 1], x, y, **options)
+    assert found.classes.tolist() == [[-2, -2]] * 3 + [[0, 0]]
+    assert found.counts.tolist() == [[0]] * 3 + [[2]]
+    assert np.isnan(found.misalignment[:3]).all()
+    np.testing.assert_array_equal(found.misalignment[3], whole.misalignment[3])
+    np.testing.assert_array_equal(found.outputs, whole.outputs[:1])
+
+
 def test_minima_are_told_apart_by_their_outputs_in_the_order_of_their_margins():
     low, high = np.array([1.0, 2.0, 3.0]), np.array([2.0, 2.5, 3.0])
     found = np.array([[low, high * 1.0005, -low], [high, low, low * 1.5]])

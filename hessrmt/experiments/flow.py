@@ -628,7 +628,10 @@ def _sets_agree(entries: Sequence[FlowEntry], flows: tuple[str, ...]) -> str:
         }
         if any(elsewhere.values()):
             ends = ", ".join(f"{name} {count}" for name, count in elsewhere.items() if count)
-            text += f"; starts that end with samples classified wrongly, or not at rest: {ends}"
+            text += (
+                "; starts that end with samples classified wrongly, not at rest, or can't be "
+                f"followed to their end: {ends}"
+            )
         if missed:
             rarest = min(missed, key=lambda item: item[-1])
             text += (

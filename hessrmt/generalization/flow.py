@@ -18,6 +18,7 @@ Source: Poggio, Banburski and Liao 2020, §3; equations, lemmas and figures are 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -451,7 +452,12 @@ def solve(
             raise ConvergenceError(f"{what} log(1 + t) = {u:g}; {hint}")
         return rate(u, state)
 
-    with np.errstate(under="ignore", over="ignore", invalid="ignore"):  # in trial steps
+    with (
+        np.errstate(under="ignore", over="ignore", invalid="ignore"),  # in trial steps
+        warnings.catch_warnings(
+            action="ignore", category=UserWarning
+        ),  # of LSODA: the error says it
+    ):
         solution = solve_ivp(
             counted, (0.0, grid[-1]), state, method, grid, events=rest, rtol=rtol, atol=atol
         )

@@ -19,7 +19,7 @@ from scipy.optimize import minimize
 
 from hessrmt import rng
 from hessrmt.checks import one_of, real, real_array, whole
-from hessrmt.errors import DataError
+from hessrmt.errors import ConvergenceError, DataError
 from hessrmt.generalization import bias_free
 from hessrmt.generalization.flow import FLOWS, gradient_flow
 from hessrmt.results import Result
@@ -44,6 +44,10 @@ _RTOL, _ATOL = 1e-6, 1e-8
 
 _STEPS = 3000
 
+_EVALUATIONS = 20_000
+"""Of the gradient, for one flow. Ordinary ones need some thousands; one that slides along the kink
+where all units of a layer are zero for a sample has no end."""
+
 
 @dataclass(frozen=True)
 class StationarySets(
@@ -58,11 +62,12 @@ class StationarySets(
         flows: F kinds of flows; of ``"fixed-norm"`` ρ was that of the comparison from the start.
         rho: ρ at which they are compared.
         classes: (F, S) number of the minimum; -1 where not all samples are classified correctly,
-            -2 where no minimum was reached.
+            -2 where no minimum was reached, or the flow could not be followed to its end.
         outputs: (C, B) y_n f(V; x_n) at the C minima, the largest margin first.
-        misalignment: (F, S) sine of the angle between directions and gradients at the end.
+        misalignment: (F, S) sine of the angle between directions and gradients at the end; NaN
+            where the flow could not be followed.
         moved: (F, S) distance of f(V; x) at the end of the flow from the minimum, over the largest
-            output there.
+            output there; NaN likewise.
     """
 
     flows: tuple[str, ...]
@@ -210,10 +215,23 @@ def stationary_sets(
         for f, kind in enumerate(flows):
             directions = bias_free.split_scales(layers)[1]
             if kind != FIXED:
-                options = {"log_time": log_time, "saved": 2, "rtol": _RTOL, "atol": _ATOL}
-                flow = gradient_flow(
-                    layers, inputs, labels, kind=kind, loss=loss, activation=activation, **options
-                )
+                try:
+                    flow = gradient_flow(
+                        layers,
+                        inputs,
+                        labels,
+                        kind=kind,
+                        loss=loss,
+                        activation=activation,
+                        log_time=log_time,
+                        saved=2,
+                        rtol=_RTOL,
+                        atol=_ATOL,
+                        evaluations=_EVALUATIONS,
+                    )
+                except ConvergenceError:
+                    found[f, s] = rest[f, s] = moved[f, s] = np.nan
+                    continue
                 directions = tuple(v[-1] for v in flow.directions)
             before = labels * bias_free.forward(directions, inputs, activation)[:, 0]
             ends, rest[f, s] = relax(directions, inputs, labels, rho, loss, activation)
