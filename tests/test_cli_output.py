@@ -243,3 +243,17 @@ def test_a_log_gets_a_line_for_every_tenth(capsys):
     told = capsys.readouterr().err.splitlines()
     steps = [f"training: loss 0.5, {done} of 40" for done in range(4, 41, 4)]
     assert told == [*steps, *(f"products, {done} of 10" for done in (2, 5, 10))]
+
+
+def test_a_log_of_many_kinds_of_work_gets_a_line_every_ten_seconds(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(console.time, "perf_counter", lambda: now[0])
+    console.begin(quiet=False, json=False)
+    with console.Meter(one=True, lines=True) as tick:
+        for item in range(5):
+            tick(f"levels of {item}", item, 5)
+            now[0] += 6
+        now[0] += 60
+        tick("levels of 4", 4, 5)  # told already
+    told = capsys.readouterr().err.splitlines()
+    assert told == [f"levels of {item}, {item} of 5" for item in (0, 2, 4)]

@@ -30,6 +30,9 @@ err = Console(stderr=True, highlight=False)
 _SHORTEST, _WIDEST = 9, 10_000
 """Cells that a name is left at least, and of a line that is not wrapped."""
 
+_SECONDS = 10.0
+"""Between lines of a log on progress, at least."""
+
 _wanted = {"quiet": False, "json": False, "markdown": False, "quick": False}
 _before = [""]
 """What the last lines of Markdown were: a table, a list or sentences."""
@@ -184,7 +187,8 @@ class Meter:
     Args:
         one: Whether one bar shows whatever is being done.
         transient: Whether they disappear at the end.
-        lines: Whether a log gets a line for every tenth of each kind of work instead.
+        lines: Whether a log gets a line for every tenth of each kind of work instead; with ``one``,
+            for whatever is being done by then, every ten seconds at most.
     """
 
     def __init__(self, *, one: bool = False, transient: bool = False, lines: bool = False) -> None:
@@ -204,6 +208,7 @@ class Meter:
         )
         self._lines = lines and not err.is_interactive
         self._tenths: dict[str, int] = {}
+        self._told = ("", -1, -math.inf)
         self._one = one
         self._bars: dict[str, TaskID] = {}
         self._begun: dict[str, tuple[str, float]] = {}
@@ -218,14 +223,11 @@ class Meter:
     def __call__(self, phase: str, done: int, total: int) -> None:
         """See :data:`hessrmt.progress.Tick`."""
         kind, _, words = ("", "", phase) if self._one else phase.partition(": ")
-        tenth = 10 * done // max(total, 1)
-        # what begins again, as a search does, isn't told again
-        if self._lines and total > 1 and tenth > self._tenths.get(kind, 0):
-            self._tenths[kind] = tenth
+        now = time.perf_counter()
+        if self._lines and total > 1 and self._is_news(kind, phase, 10 * done // total, now):
             note(f"{phase}, {done:,} of {total:,}")
         if kind not in self._bars:
             self._bars[kind] = self._display.add_task(phase, total=total, rate="")
-        now = time.perf_counter()
         if self._begun.get(kind, ("", 0.0))[0] != phase:
             self._begun[kind] = phase, now
         elapsed = now - self._begun[kind][1]
@@ -237,6 +239,18 @@ class Meter:
             description=printable(words or phase),
             rate=f"{done / elapsed:,.0f}/s" if total > 1 and elapsed > 1 else "",
         )
+
+    def _is_news(self, kind: str, phase: str, tenth: int, now: float) -> bool:
+        if self._one:
+            if (phase, tenth) == self._told[:2] or now < self._told[2] + _SECONDS:
+                return False
+            self._told = phase, tenth, now
+            return True
+        # what begins again, as a search does, isn't told again
+        if tenth <= self._tenths.get(kind, 0):
+            return False
+        self._tenths[kind] = tenth
+        return True
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -71,7 +71,8 @@ def reproduce(
     if device is not None:
         settings = settings.model_copy(update={"device": device})
     folder = out if out is not None else Path(file.stem)
-    with pool_of(workers, scheduler, settings.device) as pool, console.Meter(one=True) as tick:
+    meter = console.Meter(one=True, lines=True)
+    with pool_of(workers, scheduler, settings.device) as pool, meter as tick:
         entries = experiment.run(settings, preset, folder, folder=data_dir, tick=tick, pool=pool)
     table = experiment.table(entries)
     rows = table.plain()
