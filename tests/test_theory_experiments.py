@@ -90,6 +90,27 @@ def test_rates_and_dimensions_are_judged_by_their_exponents():
     assert unsure["Theorem 1, equal units"].endswith("not shown.")
 
 
+def test_a_target_that_is_reached_has_no_exponent_and_no_ratio():
+    say = Approximation().conclusions
+    reached = fitted(15.0, 0.5, name="polynomial")  # 24 units: 4^-15
+    assert reached.fitted.exact("deep")
+    assert not reached.fitted.exact("shallow")
+    assert reached.exponent("deep") is None
+    both = [reached, fitted(1.0, 0.5), fitted(15.0, 0.4, name="polynomial", inputs=8)]
+    said = say([*both, fitted(0.9, 0.2, inputs=8)])
+    assert "deep: exponents 0.90 to 1.00, 2 of 2 at least" in said["Theorem 1, rates"]
+    names = "polynomial n = 4 relu, polynomial n = 8 relu"
+    assert f"deep: the target itself is reached by {names};" in said["Theorem 1, rates"]
+    assert "in 1 of 1 (sine" in said["Theorem 1, dimension"]
+    assert "in 4 of 4 cases" in said["Theorem 1, equal units"]
+    # 4^(1 - 0.5) and 4^(0.9 - 0.2), of the sine alone
+    ratios = "where none is exact relu, n = 4: 2; relu, n = 8: 2.64:"
+    assert ratios in said["Theorem 1, equal units"]
+    only = say([reached])
+    assert only["Theorem 1, rates"].startswith("deep: the target itself is reached by polynomial")
+    assert "Theorem 1, dimension" not in only
+
+
 def sets(first, second):
     """Sets of two flows with so many arrivals at two minima each."""
     classes = np.array([[0] * a + [1] * b for a, b in (first, second)])

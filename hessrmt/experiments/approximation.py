@@ -196,11 +196,12 @@ class ApproximationEntry:
             kind: ``deep`` or ``shallow``.
 
         Returns:
-            The exponent; None where there is none.
+            The exponent; None where there is none, as where networks reach the target itself.
         """
         found = self.study
         if isinstance(found, ApproximationStudy):
-            return None if TARGETS[found.constituent].boolean else Estimate(*found.exponent(kind))
+            without = TARGETS[found.constituent].boolean or found.exact(kind)
+            return None if without else Estimate(*found.exponent(kind))
         if isinstance(found, SquareStudy):
             return 2.0 if kind == "shallow" else None
         return found.exponent if kind == found.kind else None
@@ -373,21 +374,28 @@ def _rates(entries: Sequence[ApproximationEntry]) -> str:
         rates = [(e, r) for e, r in found if isinstance(r, Estimate)]
         below = [e for e, r in rates if r.mean + _SIGMAS * r.error < _bound(kind, e)]
         means = [r.mean for _, r in rates]
+        exact = [_case(e) for e, r in found if r is None]
+        reached = f"{kind}: the target itself is reached by {', '.join(exact)}" if exact else ""
+        if not means:
+            parts.append(reached)
+            continue
         text = (
             f"{kind}: exponents {min(means):.2f} to {max(means):.2f}, "
             f"{len(rates) - len(below)} of {len(rates)} at least the bound's "
             f"{'1/2' if kind == 'deep' else '1/n'} within {_SIGMAS:g} standard errors"
         )
         if below:
-            text += (
-                f" (not: {', '.join(f'{e.target} n = {e.inputs} {e.activation}' for e in below)})"
-            )
-        parts.append(text)
+            text += f" (not: {', '.join(map(_case, below))})"
+        parts += [text, reached] if reached else [text]
     parts.append(
         "the bounds are for the worst functions and for many units: an exponent above agrees, one "
         "below at these sizes is no contradiction"
     )
     return "; ".join(parts) + "."
+
+
+def _case(entry: ApproximationEntry) -> str:
+    return f"{entry.target} n = {entry.inputs} {entry.activation}"
 
 
 def _dimension(entries: Sequence[ApproximationEntry]) -> str:
@@ -397,7 +405,9 @@ def _dimension(entries: Sequence[ApproximationEntry]) -> str:
     kept, said = 0, []
     for (target, activation), part in groups.items():
         low, high = min(part, key=lambda e: e.inputs), max(part, key=lambda e: e.inputs)
-        if low.inputs == high.inputs:
+        if low.inputs == high.inputs or None in (
+            one.exponent(kind) for one in (low, high) for kind in KINDS
+        ):
             continue
         change = {kind: _quotient(high.exponent(kind), low.exponent(kind)) for kind in KINDS}
         deep, shallow = change["deep"], change["shallow"]
@@ -430,8 +440,11 @@ def _equal_units(entries: Sequence[ApproximationEntry]) -> str:
     worse = [e for e in entries if e.gain[1] < _SURE and e.gain[0].mean < 0]
     by: dict[str, list[float]] = {}
     for entry in entries:
-        by.setdefault(f"{entry.activation}, n = {entry.inputs}", []).append(entry.gain[0].mean)
+        # where one kind reaches the target itself, the ratio is that of an error to round-off
+        if entry.fitted is not None and not any(map(entry.fitted.exact, KINDS)):
+            by.setdefault(f"{entry.activation}, n = {entry.inputs}", []).append(entry.gain[0].mean)
     gains = "; ".join(f"{name}: {np.exp(np.mean(found)):.3g}" for name, found in by.items())
+    ratio = f"; ratio of errors where none is exact {gains}" if gains else ""
     verdict = (
         "agrees" if len(better) == len(entries) else "agrees in part" if better else "not shown"
     )
@@ -439,8 +452,8 @@ def _equal_units(entries: Sequence[ApproximationEntry]) -> str:
         verdict += f", against it {', '.join(e.name for e in worse)}"
     return (
         f"at the largest number of units deep networks have the smaller error in {len(better)} of "
-        f"{len(entries)} cases, shallow ones in {len(worse)} (Student's t, p < {_SURE:g}); ratio "
-        f"of errors {gains}: {verdict}."
+        f"{len(entries)} cases, shallow ones in {len(worse)} (Student's t, p < {_SURE:g})"
+        f"{ratio}: {verdict}."
     )
 
 

@@ -348,6 +348,17 @@ class ApproximationStudy(
         found = np.flatnonzero(self.l2[kind].min(axis=1) <= accuracy)
         return int(self.units[found[0]]) if len(found) else None
 
+    def exact(self, kind: str) -> bool:
+        """Whether networks of a kind reach the target itself, so that errors follow no power.
+
+        Args:
+            kind: ``"deep"`` or ``"shallow"``.
+
+        Returns:
+            Whether a number of units is :meth:`enough`.
+        """
+        return self.enough(kind) is not None
+
     def advantage(self, index: int = -1, norm: str = "l2") -> tuple[float, float]:
         """log(shallow error/deep error) at equal units.
 

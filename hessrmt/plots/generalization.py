@@ -31,9 +31,8 @@ _LINES = [{"color": colour, "ls": ls} for colour, ls in zip(_COLOURS, _DASHES, s
 _KINDS = {"deep": {**_LINES[0], "marker": "o"}, "shallow": {**_LINES[1], "marker": "s"}}
 _TIME = "log(1 + t)"
 
-_EXACT, _MOST_SPREAD = 1e-9, 20.0
-"""Below this error a function is exact and falls by no power of the units; how far a bar may reach
-down, so that it ends on a logarithmic axis."""
+_MOST_SPREAD = 20.0
+"""How far a bar may reach down, so that it ends on a logarithmic axis."""
 
 
 def margin_growth(flow: Any, title: str = "", *, ax: Any = None) -> Figure:
@@ -181,8 +180,8 @@ def approximation_errors(
     studies = [studies] if isinstance(studies, Result) else studies
     picture, row = style.panels_for(len(studies), title, (3.3, 3.8), 4, ax=ax)
     for axes, study in zip(row, studies, strict=True):
-        exact = min(errors.min() for errors in getattr(study, norm).values()) < _EXACT
         for kind, look in _KINDS.items():
+            exact = study.exact(kind)
             middle, error = study.mean(kind, norm)
             found = study.exponent(kind, norm)
             note = f" ± {found.error:.2f}" if np.isfinite(found.error) else ""
@@ -199,7 +198,7 @@ def approximation_errors(
         axes.minorticks_off()
         words = f"{study.constituent}, n = {study.inputs}, {study.activation}"
         axes.set_title(words, fontsize=9, loc="left")
-        heading = "" if exact else "exponents"
+        heading = "" if all(map(study.exact, _KINDS)) else "exponents"
         axes.legend(fontsize=8, title=heading, title_fontsize=8, edgecolor="none", framealpha=0.85)
     what = "root mean square error" if norm == "l2" else "largest error"
     for axes in row[:: 4 if ax is None else len(row)]:
