@@ -93,8 +93,8 @@ def test_rates_and_dimensions_are_judged_by_their_exponents():
 def test_a_target_that_is_reached_has_no_exponent_and_no_ratio():
     say = Approximation().conclusions
     reached = fitted(15.0, 0.5, name="polynomial")  # 24 units: 4^-15
-    assert reached.fitted.exact("deep")
-    assert not reached.fitted.exact("shallow")
+    assert not reached.fitted.has_power("deep")
+    assert reached.fitted.has_power("shallow")
     assert reached.exponent("deep") is None
     both = [reached, fitted(1.0, 0.5), fitted(15.0, 0.4, name="polynomial", inputs=8)]
     said = say([*both, fitted(0.9, 0.2, inputs=8)])

@@ -169,7 +169,7 @@ class ApproximationEntry:
         if self.fitted is None:
             return Estimate(np.nan, np.nan), np.nan
         mean, error = self.fitted.advantage()
-        t = mean / error if error else np.inf
+        t = mean / error if error else np.copysign(np.inf, mean) if mean else 0.0
         return Estimate(mean, error), float(2 * stats.t.sf(abs(t), self.fitted.seeds - 1))
 
     def error(self, kind: str, place: int = -1) -> float | None:
@@ -200,8 +200,7 @@ class ApproximationEntry:
         """
         found = self.study
         if isinstance(found, ApproximationStudy):
-            without = TARGETS[found.constituent].boolean or found.exact(kind)
-            return None if without else Estimate(*found.exponent(kind))
+            return Estimate(*found.exponent(kind)) if found.has_power(kind) else None
         if isinstance(found, SquareStudy):
             return 2.0 if kind == "shallow" else None
         return found.exponent if kind == found.kind else None
@@ -441,7 +440,7 @@ def _equal_units(entries: Sequence[ApproximationEntry]) -> str:
     by: dict[str, list[float]] = {}
     for entry in entries:
         # where one kind reaches the target itself, the ratio is that of an error to round-off
-        if entry.fitted is not None and not any(map(entry.fitted.exact, KINDS)):
+        if entry.fitted is not None and all(map(entry.fitted.has_power, KINDS)):
             by.setdefault(f"{entry.activation}, n = {entry.inputs}", []).append(entry.gain[0].mean)
     gains = "; ".join(f"{name}: {np.exp(np.mean(found)):.3g}" for name, found in by.items())
     ratio = f"; ratio of errors where none is exact {gains}" if gains else ""

@@ -348,16 +348,16 @@ class ApproximationStudy(
         found = np.flatnonzero(self.l2[kind].min(axis=1) <= accuracy)
         return int(self.units[found[0]]) if len(found) else None
 
-    def exact(self, kind: str) -> bool:
-        """Whether networks of a kind reach the target itself, so that errors follow no power.
+    def has_power(self, kind: str) -> bool:
+        """Whether errors of a kind of networks can follow a power of the units.
 
         Args:
             kind: ``"deep"`` or ``"shallow"``.
 
         Returns:
-            Whether a number of units is :meth:`enough`.
+            Not for Boolean functions, nor where a number of units is :meth:`enough`.
         """
-        return self.enough(kind) is not None
+        return not TARGETS[self.constituent].boolean and self.enough(kind) is None
 
     def advantage(self, index: int = -1, norm: str = "l2") -> tuple[float, float]:
         """log(shallow error/deep error) at equal units.

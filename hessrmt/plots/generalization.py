@@ -181,7 +181,7 @@ def approximation_errors(
     picture, row = style.panels_for(len(studies), title, (3.3, 3.8), 4, ax=ax)
     for axes, study in zip(row, studies, strict=True):
         for kind, look in _KINDS.items():
-            exact = study.exact(kind)
+            exact = not study.has_power(kind)
             middle, error = study.mean(kind, norm)
             found = study.exponent(kind, norm)
             note = f" ± {found.error:.2f}" if np.isfinite(found.error) else ""
@@ -198,7 +198,7 @@ def approximation_errors(
         axes.minorticks_off()
         words = f"{study.constituent}, n = {study.inputs}, {study.activation}"
         axes.set_title(words, fontsize=9, loc="left")
-        heading = "" if all(map(study.exact, _KINDS)) else "exponents"
+        heading = "exponents" if any(map(study.has_power, _KINDS)) else ""
         axes.legend(fontsize=8, title=heading, title_fontsize=8, edgecolor="none", framealpha=0.85)
     what = "root mean square error" if norm == "l2" else "largest error"
     for axes in row[:: 4 if ax is None else len(row)]:
@@ -222,7 +222,7 @@ def polynomial_errors(studies: Any, title: str = "", *, ax: Any = None) -> Figur
     for axes, kind in zip(row, ("shallow", "deep"), strict=True):
         part = [study for study in studies if study.kind == kind]
         for study, colour, marker in zip(part, style.COLOURS * 3, "os^vDPX" * 3, strict=False):
-            words = f"n = {study.inputs}, k = {study.degree}, {study.units:,} units"
+            words = f"n = {study.inputs}, k = {study.degree}, {study.units:,} {study.activation}"
             look = {"color": colour, "marker": marker, "ms": 3.5}
             for errors, ls, label in ((study.errors, "-", words), (study.fewer, ":", None)):
                 middle = np.exp(np.log(errors).mean(axis=1))
