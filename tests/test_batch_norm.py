@@ -52,9 +52,9 @@ def test_the_equations_are_the_gradients_of_torchs_batch_normalisation(loss, act
     np.testing.assert_allclose(found, expected, atol=1e4 * EPS * np.abs(expected).max())
 
 
-@pytest.fixture(scope="module")
-def flow():
-    return batch_norm_flow(initial_layers([2, 4, 1]), *quadrant_task(12, seed=3), log_time=12)
+@pytest.fixture(scope="module", params=[[2, 4, 1], [2, 4, 3, 1]], ids=["one layer", "two layers"])
+def flow(request):
+    return batch_norm_flow(initial_layers(request.param), *quadrant_task(12, seed=3), log_time=12)
 
 
 def test_rows_keep_their_norms_and_scales_grow_alike(flow):

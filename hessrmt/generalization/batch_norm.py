@@ -4,11 +4,12 @@ Every hidden layer is normalised over the samples, all of which are one batch:
 
     h = σ(γ ∘ (z - mean z)/s),   z = W h',   s² = mean (z - mean z)²,
 
-with a factor γ for each unit and no shift; the last layer is linear. The output doesn't depend on
-the sizes of the rows of W, so that the flow conserves each of them, and it is positively
-homogeneous of degree one in every γ_k and in the last layer. With ρ the product of the norms of
-those, the squares of the norms grow alike (as in Lemma 1), and -log(B L)/ρ never falls once it is
-positive: the rows only add to |∇L|² in the argument of Lyu and Li (2019).
+with a factor γ for each unit and no shift; the last layer is linear. The output depends neither on
+the sizes of the rows of W nor, where another normalisation follows, on that of γ, so that the flow
+conserves each of them. It is positively homogeneous of degree one in the γ of the last hidden layer
+and in the last layer. With ρ the product of their norms, the squares of the norms grow alike (as in
+Lemma 1), and -log(B L)/ρ never falls once it is positive: what is conserved only adds to |∇L|² in
+the argument of Lyu and Li (2019).
 
 With linear units the network is a hyperplane w whose scale is taken out by the standard deviation
 of w·x instead of by ‖w‖. Its margin is that of the whitened samples, and so is the hyperplane where
@@ -78,13 +79,13 @@ class BatchNormFlow(
         y: (B,) labels.
         log_times: (T,) log(1 + t).
         log_losses: (T,) logarithm of the mean loss.
-        scales: (T, K) norms of γ_1 ... γ_{K-1} and of the last layer.
+        scales: (T, 2) norms of γ_{K-1} and of the last layer.
         weights: W_1 ... W_{K-1} at the end.
         margins: (T, B) y_n f(x_n) over the product of the scales.
         folded_margins: (T, B) the same over the Frobenius norms of the layers with the
             normalisation folded into them, which is how trained networks are normalised.
-        row_drift: Largest relative change of the norm of a row of W_k, which the exact flow
-            conserves: an error of the solver.
+        row_drift: Largest relative change of the norm of a row of W_k or of one of γ_1 ...
+            γ_{K-2}, which the exact flow conserves: an error of the solver.
         solver: How the equations were solved.
     """
 
@@ -94,7 +95,7 @@ class BatchNormFlow(
     y: np.ndarray
     log_times: Times
     log_losses: Times
-    scales: Float64[np.ndarray, "T K"]
+    scales: Float64[np.ndarray, "T 2"]
     weights: Layers
     margins: Float64[np.ndarray, "T B"]
     folded_margins: Float64[np.ndarray, "T B"]
@@ -242,12 +243,13 @@ class _Network:
             weights, factors, last = parts
             outputs, hidden, _ = self.forward(parts)
             log_losses.append(bias_free.log_loss_and_pull(self.loss, outputs, self.y)[0])
-            scales.append([*map(np.linalg.norm, factors), np.linalg.norm(last)])
+            scales.append([np.linalg.norm(factors[-1]), np.linalg.norm(last)])
             triples = zip(weights, factors, hidden, strict=True)
             norms = [np.linalg.norm((g / h.deviation)[:, None] * w) for w, g, h in triples]
             margins.append(self.y * outputs[:, 0] / np.prod(scales[-1]))
             folded.append(self.y * outputs[:, 0] / np.prod([*norms, np.linalg.norm(last)]))
-            rows.append(np.concatenate([np.linalg.norm(w, axis=1) for w in weights]))
+            sizes = [np.linalg.norm(w, axis=1) for w in weights]
+            rows.append(np.concatenate([*sizes, [*map(np.linalg.norm, factors[:-1])]]))
         drift = float(np.abs(np.array(rows) / rows[0] - 1).max())
         arrays = np.array(log_losses), np.array(scales), tuple(self.parts(states[-1])[0])
         given = self.loss, self.activation, self.x, self.y, grid
