@@ -50,7 +50,7 @@ def test_the_code_says_where_it_writes(part):
         # hessrmt plot FILE writes FILE.png
         names = [f'"{first}"', f"'{first}'", f" {first}", f"plot {Path(first).stem}.h5"]
         assert any(name in code for name in names), target
-        if "reproduce" not in code and "flow_figures" not in code:
+        if "reproduce" not in code:
             assert part.minutes < 60
 
 

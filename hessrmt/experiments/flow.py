@@ -34,6 +34,7 @@ from hessrmt.generalization.flow import Flow, direction_distances, gradient_flow
 from hessrmt.generalization.stationary import COUNTED, FIXED, StationarySets, stationary_sets
 from hessrmt.plots import generalization as plots
 from hessrmt.records import Spectrum
+from hessrmt.tables import counted
 
 R = TypeVar("R")
 
@@ -473,7 +474,7 @@ def _linear(entries: Sequence[FlowEntry]) -> Any:
     for entry in entries[:4]:
         assert entry.flow is not None
         best = bias_free.maximum_margin(*entry.task.made())
-        label = f"{len(entry.widths) - 1} layer(s), {entry.kind}"
+        label = f"{counted(len(entry.widths) - 1, 'layer', 'layers')}, {entry.kind}"
         found[label] = entry.flow.log_times, direction_distances(entry.flow, best.direction)
     return plots.distances(found)
 
@@ -585,8 +586,8 @@ def _norms(entries: Sequence[FlowEntry]) -> str:
         one = len(entry.widths) == 2
         agrees &= abs(slope - 1) < _SMALL and (one or power < 1 - _SMALL)
         parts.append(
-            f"{len(entry.widths) - 1} layer(s): slope of γρ against log t {slope:.5f}, "
-            f"γρ - log t = {ends:.3g}, ρ_1 ~ (log t)^{power:.2f}"
+            f"{counted(len(entry.widths) - 1, 'layer', 'layers')}: slope of γρ against log t "
+            f"{slope:.5f}, γρ - log t = {ends:.3g}, ρ_1 ~ (log t)^{power:.2f}"
         )
     if not parts:
         return ""

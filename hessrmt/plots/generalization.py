@@ -155,7 +155,7 @@ def curvature(
         axes.semilogy(times, sizes, color=style.INK, lw=1.2, label="largest |λ|, not divided by L")
         axes.plot([], [], ".", color=style.POSITIVE, label="λ/L > 0")
         axes.plot([], [], "x", color=style.NEGATIVE, ms=4, label="|λ|/L, λ < 0")
-        style.bare(axes, xlabel=_TIME, ylabel=f"levels of the Hessian {what}")
+        style.bare(axes, xlabel=_TIME, ylabel=f"eigenvalues of the Hessian {what}")
     panels[0].legend(frameon=False, fontsize=8, loc="lower left")
     return picture
 
@@ -294,7 +294,7 @@ def batch_norm_margins(flow: Any, title: str = "", *, ax: Any = None) -> Figure:
     """
     axes = style.single(title, ax, (3.3, 3.3))
     curves = {
-        "over Π‖γ_k‖ ‖W_K‖": flow.margin,
+        "over ‖γ‖ ‖W_K‖": flow.margin,
         "smoothed": np.where(flow.smoothed_margin > 0, flow.smoothed_margin, np.nan),
         "folded into the weights": flow.folded_margins.min(axis=1),
     }
