@@ -6,7 +6,7 @@ import inspect
 import math
 import types
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import wraps
 from pathlib import Path
 from typing import (
@@ -170,7 +170,8 @@ def with_settings(command: Callable[..., Any], *, quick: bool = False) -> Callab
             except ConfigError as error:
                 raise ConfigError(f"{group.prefix if group else ''}{error}") from error
         _keep_inputs({**given, "csv": table}, file)
-        found = command(**given)
+        with console.silent_output() if json else nullcontext():
+            found = command(**given)
         if found is None:
             return
         if table is not None:
