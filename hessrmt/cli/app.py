@@ -137,3 +137,5 @@ def main() -> None:
     except MemoryError:
         console.fail("out of memory; take a smaller model or batch, or --dtype float32")
         sys.exit(1)
+    if code:  # of a command that has said what is wrong
+        sys.exit(code)

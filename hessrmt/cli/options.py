@@ -97,10 +97,12 @@ class Report(NamedTuple):
     Attributes:
         plain: What ``--json`` prints, or a function that gives it.
         rows: Gives what ``--csv`` writes: flat dictionaries.
+        exit_code: Of the process, once all is printed.
     """
 
     plain: Any
     rows: Callable[[], list[dict[str, Any]]]
+    exit_code: int = 0
 
 
 def quick(command: Callable[..., Report]) -> Callable[..., None]:
@@ -179,6 +181,8 @@ def with_settings(command: Callable[..., Any], *, quick: bool = False) -> Callab
             console.note(f"written: {table}")
         if json:
             console.emit_json(found.plain() if callable(found.plain) else found.plain)
+        if found.exit_code:
+            raise typer.Exit(found.exit_code)
 
     run.__doc__ = (command.__doc__ or "").partition("Returns:")[0]
     setattr(run, "__signature__", inspect.Signature(parameters))  # noqa: B010
