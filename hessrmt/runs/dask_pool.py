@@ -36,7 +36,8 @@ import dask.config
 import torch
 from dask.system import CPU_COUNT
 from distributed import Client, Future, Nanny, Scheduler, Security, SpecCluster, get_worker
-from distributed.comm import connect, get_address_host, parse_address
+from distributed.comm.addressing import get_address_host, parse_address
+from distributed.comm.core import connect
 from distributed.core import send_recv
 from distributed.protocol.pickle import dumps
 from distributed.scheduler import KilledWorker

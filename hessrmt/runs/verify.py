@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile, is_zipfile
 
+import numpy as np
+
 from hessrmt.errors import HessrmtError, StoreError
 from hessrmt.files import reason
 from hessrmt.problems import readers
 from hessrmt.problems.archives import look_through
 from hessrmt.store import search, spectra
-from hessrmt.store.files import reading, schema_of
+from hessrmt.store.files import SEALED_FROM, reading, schema_of
 from hessrmt.store.hdf5 import opened
 from hessrmt.store.seal import has_seal
 from hessrmt.tables import counted
@@ -108,7 +110,10 @@ def verify(path: Path) -> Verified:
         raise StoreError(f"{path} {what}; give files that hessrmt reads or writes")
     try:
         name, check = _how(path)
-        found = Verified(path, name)
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {reason(error)}") from error
+    found = Verified(path, name)
+    try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what ours say is said here
             check(path, found)
@@ -140,12 +145,12 @@ def _hdf5(path: Path, found: Verified) -> None:
     found.checked["seal"] = int(has_seal(path))
     if schema_of(path) != spectra.SCHEMA:
         with opened(path) as file:
-            version = int(file.attrs.get("schema_version", 0))
-        if version >= spectra.VERSION and not has_seal(path):
+            version = _version(file)
+        if version >= SEALED_FROM and not has_seal(path):
             found.damage.append(_UNSEALED)
         return
     with reading(path, spectra.SCHEMA, spectra.VERSION) as file:
-        if int(file.attrs["schema_version"]) >= spectra.VERSION and not has_seal(path):
+        if _version(file) >= SEALED_FROM and not has_seal(path):
             found.damage.append(_UNSEALED)
         found.checked["row"] = 0
         for name, part in spectra.parts_of(file).items():
@@ -163,6 +168,10 @@ def _hdf5(path: Path, found: Verified) -> None:
             absent = rows.planned - len(rows.numbers) - len(rows.damaged)
             if absent:
                 found.notes.append(f"{counted(absent, 'row', 'rows')}{of} not computed yet")
+
+
+def _version(file: Any) -> int:
+    return int(np.asarray(file.attrs.get("schema_version", 0)).item())
 
 
 _UNSEALED = "its seal is missing, so another program has changed it after it was written"

@@ -31,7 +31,7 @@ DAMAGE = (OSError, KeyError, ValueError, TypeError, IndexError, RuntimeError)
 """What h5py and json raise on a file that lacks something or is bent."""
 
 
-_SEALED_FROM = 2
+SEALED_FROM = 2
 """Schema version of every kind of file since which files have a seal."""
 
 
@@ -78,7 +78,7 @@ def _differences(stored: Any, asked: Any, growing: Sequence[str], name: str = ""
     with suppress(RuntimeError, ValueError):  # of tensors, which a checkpoint may hold anywhere
         if alike and stored == asked:
             return []
-    if name.strip() in growing and type(stored) is type(asked) is int:
+    if name.strip() in growing and type(stored) is int and type(asked) is int:
         return [] if 0 < stored < asked else [f"{name}({stored} in the file, only {asked} now)"]
     return [f"{name}({stored!r} in the file, {asked!r} now)"]
 
@@ -205,7 +205,7 @@ def reading(path: str | Path, schema: str, newest: int) -> Iterator[h5py.File]:
                     f"{path} has schema version {version}, this hessrmt reads 1 to {newest}; a "
                     "newer hessrmt may read it"
                 )
-            if version >= _SEALED_FROM and not has_seal(path):
+            if version >= SEALED_FROM and not has_seal(path):
                 if is_cut(path):
                     raise StoreError(f"{path} is damaged: it was cut short after it was written")
                 said = "was changed by another program after it was written"
