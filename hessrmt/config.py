@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
@@ -19,6 +19,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -27,9 +28,23 @@ from hessrmt.errors import ConfigError
 
 
 class Settings(BaseModel):
-    """What every settings class does: frozen, and no unknown names."""
+    """What every settings class does: frozen, no unknown names, truth values are no numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        values = value if isinstance(value, list | tuple) else [value]
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if any(isinstance(item, bool) for item in values) and not _holds_truth(kind):
+            raise ValueError("should not be true or false")
+        return value
+
+
+def _holds_truth(annotation: Any) -> bool:
+    """Whether a setting of this type may be true or false."""
+    return annotation is bool or any(map(_holds_truth, get_args(annotation)))
 
 
 SettingsT = TypeVar("SettingsT", bound=Settings)

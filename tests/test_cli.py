@@ -1,5 +1,6 @@
 """The command line: what it prints where, its exit codes, and one clear error for each mistake."""
 
+import json
 import os
 import re
 import resource
@@ -7,6 +8,7 @@ import stat
 import subprocess
 import sys
 import textwrap
+import typing
 from pathlib import Path
 
 import h5py
@@ -14,12 +16,27 @@ import numpy as np
 import pytest
 import torch
 from level_samples import write_file
+from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import nn
 
+from hessrmt import experiments  # noqa: F401
 from hessrmt.cli import console
+from hessrmt.config import Settings
 from hessrmt.records import Spectrum
 from hessrmt.store.spectra import load
+
+
+def every_settings(kind):
+    """Settings classes, those of experiments too."""
+    return {found for sub in kind.__subclasses__() for found in ({sub} | every_settings(sub))}
+
+
+def types_in(annotation):
+    """All types that a setting may have."""
+    parts = typing.get_args(annotation)
+    return [found for part in parts for found in types_in(part)] or [annotation]
+
 
 USER_CODE = """
 import torch
@@ -342,6 +359,83 @@ def test_json_without_standard_output(place):
     assert "standard output is closed" in done.stderr
     assert "Traceback" not in done.stderr
     assert len(load(place / "closed.h5")) == 2  # what was computed stays
+
+
+TALKING = """
+import os
+from torch import nn
+
+print("imported")
+
+
+class Net(nn.Linear):
+    def __init__(self):
+        super().__init__(6, 3)
+        os.system("echo of a child")
+
+    def forward(self, x):
+        print("computing")
+        os.write(1, b"of the system")
+        {more}
+        return super().forward(x)
+"""
+
+
+def test_users_code_may_print_beside_json(place, cli):
+    (place / "talking.py").write_text(TALKING.format(more=""))
+    result = cli(*RUN[:1], "--model", "talking.py:Net", *RUN[3:], "--json", "--out", "json.h5")
+    assert result.returncode == 0
+    assert len(json.loads(result.stdout)["batches"]) == 2
+    assert "computing" in result.stderr
+
+
+def test_users_code_that_ends_the_process_is_an_error(place, cli):
+    (place / "leaving.py").write_text(TALKING.format(more="raise SystemExit(0)"))
+    result = cli(*RUN[:1], "--model", "leaving.py:Net", *RUN[3:], "--out", "left.h5")
+    assert result.returncode == 1
+    assert "error: code of the model or the loss ended the process: sys.exit(0)" in result.stderr
+
+
+CLOSED = """
+import os, subprocess, sys
+from hessrmt.cli.console import take_descriptors
+
+{before}
+take_descriptors()
+nothing = os.stat(os.devnull)
+for number in ({numbers}):
+    assert os.path.samestat(os.fstat(number), nothing), number
+with open("a", "wb") as file:
+    assert file.fileno() > 2, file.fileno()
+look = "import os; [os.fstat(number) for number in range(3)]"
+assert subprocess.run([sys.executable, "-c", look], close_fds=True).returncode == 0
+"""
+
+
+@pytest.mark.parametrize("numbers", [(0,), (1,), (2,), (0, 1, 2)])
+def test_files_never_have_the_numbers_of_closed_streams(tmp_path, numbers):
+    before = "".join(f"os.close({number});" for number in numbers)
+    program = CLOSED.format(before=before, numbers="".join(f"{number}, " for number in numbers))
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=False)
+    assert done.returncode == 0
+
+
+NUMBERS = [
+    (kind, name)
+    for kind in sorted(every_settings(Settings), key=lambda kind: kind.__name__)
+    for name, field in kind.model_fields.items()
+    if {int, float} & {*types_in(field.annotation)} and bool not in types_in(field.annotation)
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), NUMBERS, ids=lambda part: getattr(part, "__name__", part)
+)
+@pytest.mark.parametrize("value", [True, False, [True]])
+def test_truth_values_are_no_numbers(kind, name, value):
+    with pytest.raises(ValidationError) as error:
+        kind.model_validate({name: value})
+    assert name in [item["loc"][0] for item in error.value.errors() if item["loc"]]
 
 
 # --help: there for every command, quick, without torch

@@ -2,12 +2,18 @@
 
 import os
 import signal
+import socket
+import ssl
 import subprocess
 import sys
+import threading
+import warnings
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
+import dask.config
 import numpy as np
 import pytest
 import torch
@@ -25,7 +31,13 @@ from store_samples import NET, contents
 
 from hessrmt.config import LevelsConfig, SimulateConfig, SpectrumConfig
 from hessrmt.ensembles import goe
-from hessrmt.errors import ClusterError, NonFiniteError, ProblemError
+from hessrmt.errors import (
+    ClusterError,
+    ConfigError,
+    HessrmtWarning,
+    NonFiniteError,
+    ProblemError,
+)
 from hessrmt.runs import levels, simulate, spectrum
 from hessrmt.runs.run import SERIAL, Run, absolute
 from hessrmt.store.spectra import load
@@ -214,6 +226,97 @@ def test_no_scheduler_is_one_clear_error(cli, refused, monkeypatch, tiny_npz, tm
     assert not (tmp_path / "spectra.h5").exists()
     words = ["error: scheduler: 'nonsense://there' cannot be used"]
     refused([*command, "--scheduler", "nonsense://there"], words)
+
+
+ANSWERS = {
+    "nothing": b"",
+    "HTTP": b"HTTP/1.1 400 Bad Request\r\nContent-Length: 3\r\n\r\nbad",
+    "SSH": b"SSH-2.0-OpenSSH_9.2p1\r\n",
+    "lengths that are none": b"\xff" * 64,
+    "a piece of a message": (1000).to_bytes(8, "little"),
+}
+
+
+@contextmanager
+def answering(said):
+    """An address where each connection is told the same and then kept."""
+    held = []
+
+    def serve():
+        with suppress(OSError):  # the listener is closed
+            while True:
+                held.append(listener.accept()[0])
+                held[-1].sendall(said)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join(PATIENCE)
+    for connection in held:
+        connection.close()
+
+
+@pytest.mark.parametrize("kind", ["tcp", "tls"])
+@pytest.mark.parametrize("said", ANSWERS)
+def test_what_is_no_scheduler_is_one_error_in_time(kind, said, monkeypatch):
+    monkeypatch.setattr(dask_pool, "TIMEOUT", 0.5)
+    monkeypatch.setattr(  # as if certificates were named in Dask's settings
+        dask_pool.Security,
+        "get_connection_args",
+        lambda self, role: {"ssl_context": ssl.create_default_context()},
+    )
+    monkeypatch.setattr(dask_pool, "Client", None)  # which would go on trying
+    with (
+        answering(ANSWERS[said]) as address,
+        pytest.raises(ClusterError, match=f"there is no Dask scheduler at {kind}://{address} "),
+        dask_pool.open_pool(scheduler=f"{kind}://{address}"),
+    ):
+        pass
+
+
+def test_encrypted_addresses_need_certificates(monkeypatch):
+    with pytest.raises(ConfigError, match=r"needs certificates.*TLS__CA_FILE"):
+        dask_pool._require_scheduler("tls://127.0.0.1:9")
+    with (
+        dask.config.set(
+            {
+                f"distributed.comm.tls.{name}": "/nowhere/a.pem"
+                for name in ("ca-file", "client.cert", "client.key")
+            }
+        ),
+        pytest.raises(ConfigError, match="certificates in Dask's settings cannot be used"),
+    ):
+        dask_pool._require_scheduler("tls://127.0.0.1:9")
+
+
+@pytest.mark.parametrize(
+    ("address", "warned"),
+    [
+        ("tcp://node:8786", True),
+        ("10.0.0.1:8786", True),
+        ("tcp://[fe80::1]:8786", True),
+        ("tls://node:8786", False),
+        ("tcp://127.0.0.1:8786", False),
+        ("tcp://localhost:8786", False),
+        ("tcp://[::1]:8786", False),
+    ],
+)
+def test_who_can_be_reached_from_elsewhere_is_told_what_that_means(address, warned, monkeypatch):
+    async def found(*_, **__):
+        raise OSError("not asked")
+
+    monkeypatch.setattr(dask_pool, "connect", found)
+    monkeypatch.setattr(
+        dask_pool.Security, "get_connection_args", lambda self, role: {"ssl_context": 1}
+    )
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        with pytest.raises(ClusterError):
+            dask_pool._require_scheduler(address)
+    said = [str(item.message) for item in seen if item.category is HessrmtWarning]
+    assert [f"{address} is not encrypted" in words for words in said] == [True] * warned
 
 
 def test_workers_of_no_use_are_usage_errors(refused, monkeypatch):

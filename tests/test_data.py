@@ -2,9 +2,11 @@
 
 import dataclasses
 import hashlib
+import io
 import json
 import pickle
 import threading
+import zipfile
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -13,13 +15,15 @@ import numpy as np
 import pytest
 import torch
 from file_samples import not_refused, pack, write_batches
+from numpy.lib import format as npy
 from samples import write_idx, write_set
 from scipy import stats
 from typer.testing import CliRunner
 
 from hessrmt.cli.data import app
-from hessrmt.errors import DataError
+from hessrmt.errors import DataError, ProblemError
 from hessrmt.problems import data, madeup
+from hessrmt.problems.checkpoints import load_state
 from hessrmt.problems.formats import SETS
 
 CIFAR = {name: known for name, known in SETS.items() if known.batches}
@@ -326,6 +330,20 @@ def test_files_that_are_not_npz(tmp_path):
         path.write_bytes(content)
         with pytest.raises(DataError, match=r"a\.npz is not an \.npz file"):
             data.load(str(path))
+
+
+@pytest.mark.parametrize("shape", [(1 << 40,), (1 << 20, 1 << 20), (2,)])
+def test_an_npz_that_claims_another_size_than_it_holds_is_refused(tmp_path, shape):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as file:
+        for name, claimed in (("x", shape), ("y", (3,))):
+            head = io.BytesIO()
+            about = {"descr": "<i8", "fortran_order": False, "shape": claimed}
+            npy.write_array_header_1_0(head, about)
+            file.writestr(f"{name}.npy", head.getvalue() + bytes(24))
+    with pytest.raises(DataError, match=r"a\.npz.*'x\.npy' has 24 bytes of numbers, its shape"):
+        data.load(str(tmp_path / "a.npz"))
+    with pytest.raises(ProblemError, match=r"a\.npz.*'x\.npy' has 24 bytes of numbers, its shape"):
+        load_state(tmp_path / "a.npz")
 
 
 def test_damaged_npz_never_escapes_as_another_error(tmp_path):

@@ -4,6 +4,7 @@ import gzip
 import pickle
 import struct
 import tarfile
+import tracemalloc
 from functools import partial
 
 import numpy as np
@@ -75,6 +76,8 @@ BAD_BLOCK[10] = 0xFF  # first deflate byte: an invalid block type, which is a zl
         (b"\0\0\x08\0", "dimensions"),
         (b"\0\0\x08\x03\0\0", "dimensions"),  # header ends early
         (b"\0\0\x08\x02" + b"\xff" * 8 + b"12", "truncated"),  # announces 2^64 bytes
+        (gzip.compress(b"\0\0\x08\x02" + b"\xff" * 8 + b"12", mtime=0), "truncated"),
+        (gzip.compress(b"\0\0\x08\x01\xff\xff\xff\xff12", mtime=0), "truncated"),  # 4 GiB
         (b"\0\0\x08\x02\0\0\0\0" + b"\xff" * 4, "no values"),
         (idx_bytes(IMAGES) + b"\0", "too long"),
         (b"\x1f\x8bgarbage", "damaged gzip"),
@@ -91,6 +94,23 @@ def test_damaged_idx_files_are_refused_by_name(tmp_path, content, word):
     with pytest.raises(DataError, match=word) as error:
         formats.read_idx(path)
     assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("pack", [bytes, partial(gzip.compress, mtime=0)])
+@pytest.mark.parametrize("announced", ["less", "more"])
+def test_memory_of_idx_files_is_bounded_by_what_they_announce_and_hold(tmp_path, pack, announced):
+    path, size = tmp_path / "t10k-images-idx3-ubyte", 32 << 20
+    if announced == "less":  # the rest isn't unpacked
+        path.write_bytes(pack(idx_bytes(IMAGES) + bytes(size)))
+    else:
+        path.write_bytes(pack(b"\0\0\x08\1\x30\0\0\0" + bytes(9)))
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match="too long" if announced == "less" else "truncated"):
+            formats.read_idx(path)
+        assert tracemalloc.get_traced_memory()[1] < size // 8
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("mark", ["-", "."])
@@ -231,6 +251,25 @@ def test_files_and_archives_are_bounded(tmp_path, monkeypatch):
             data.load(str(source))
 
 
+def test_archives_are_unpacked_in_pieces(tmp_path, monkeypatch):
+    known = formats.SETS["cifar10"]
+    splits = write_batches(tmp_path / "made", "cifar10")
+    (tmp_path / "made" / "zeros").write_bytes(bytes(32 << 20))  # packed first
+    archive = pack(tmp_path / known.archive, tmp_path / "made", known.folder)
+    tracemalloc.start()
+    try:
+        assert_is(formats.read_cifar(known, archive, "train"), splits["train"])
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+    with tarfile.open(archive, "w:gz") as file:  # a member that isn't there
+        member = tarfile.TarInfo(f"{known.folder}/other")
+        member.size = 1 << 60
+        file.addfile(member)
+    with pytest.raises(DataError, match="unpacks to more than"):
+        formats.read_cifar(known, archive, "train")
+
+
 def test_damaged_archives_are_refused(tmp_path):
     known = formats.SETS["cifar10"]
     splits = write_batches(tmp_path / "made", "cifar10")
@@ -350,6 +389,25 @@ def test_truncated_and_damaged_batches_never_escape_as_another_error(form):
     for flip in (0xFF, 0x01):
         left = not_refused(partial(formats._batch, known, file="damaged"), whole, positions, flip)
         assert len(left) < 11 * len(positions) // 12
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_one_long_text_named_often_is_not_made_often(tmp_path, name, split):
+    known = formats.SETS[name]
+    write_batches(tmp_path, name)
+    long = b"X" + struct.pack("<i", 1 << 20) + b"a" * (1 << 20)
+    names = b"".join(b"X\5\0\0\0%05dh\1h\2h\3\x86R" % k for k in range(1000))  # each encoded
+    bomb = b"\x80\x02}(X\1\0\0\0xc_codecs\nencode\nq\1" + long + b"q\2X\6\0\0\0latin1q\3"
+    bomb += b"\x87" + names + b"u."
+    (tmp_path / known.batches[split][0]).write_bytes(bomb)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match="but not data and"):
+            data.load(name, split, tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20  # and not a megabyte for each name
+    finally:
+        tracemalloc.stop()
 
 
 def test_memory_is_bounded(monkeypatch):

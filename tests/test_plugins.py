@@ -1,7 +1,11 @@
 """Users' files that import what lies beside them, apart from those of other folders."""
 
+import os
+import signal
 import sys
+import warnings
 
+import numpy as np
 import pytest
 import torch
 
@@ -36,6 +40,8 @@ def folders(tmp_path):
 
 
 def test_neighbours_of_one_name_in_two_folders(folders):
+    with plugins.contained():
+        pass  # for which libraries import more of their own
     before = list(sys.path), {name for name in sys.modules if not name.startswith("_hessrmt")}
     made = [models.from_factory(f"{path}/net.py:make") for path in (*folders, *folders)]
     assert [net.out_features for net in made] == [3, 5, 3, 5]
@@ -83,3 +89,88 @@ def test_a_file_of_a_package_imports_relatively(folders):
     )
     assert models.from_factory(f"{path}/relative.py:make").out_features == 3
     assert path.name not in sys.modules
+
+
+SPOILING = """
+import os, random, signal, sys, warnings
+import numpy as np, torch
+from torch import nn
+
+def spoil():
+    print("printed")
+    os.chdir("/")
+    torch.set_grad_enabled(False)
+    torch.set_num_threads(3)
+    torch.set_default_device("meta")
+    torch.set_float32_matmul_precision("medium")
+    torch.use_deterministic_algorithms(True)
+    np.random.seed(1)
+    np.seterr(all="raise")
+    random.seed(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    warnings.simplefilter("error")
+
+class Net(nn.Linear):
+    def __init__(self):
+        super().__init__(6, 3, device="cpu")
+
+    def forward(self, x):
+        if {talks}:
+            print("printed"); os.write(1, b"written")
+        if {leaves}:
+            sys.exit(0)
+        return super().forward(x)
+
+{early}
+
+def net():
+    made = Net()
+    {late}
+    return made
+
+def double():
+    torch.manual_seed(1)
+    torch.set_default_dtype(torch.float64)
+    return Net()
+
+def leaving():
+    sys.exit(0)
+
+def loss(outputs, targets):
+    return nn.functional.cross_entropy(outputs, targets)
+"""
+
+
+def spoiling(path, early="", late="", *, talks=False, leaves=False):
+    path.write_text(SPOILING.format(early=early, late=late, talks=talks, leaves=leaves))
+    return path
+
+
+def state():
+    return (
+        *(get() for get, _ in plugins._CHANGED),
+        *(repr(np.asarray(part).tolist()) for get, _ in plugins._DRAWN for part in get()[:2]),
+        signal.getsignal(signal.SIGINT),
+        list(warnings.filters),
+        os.getcwd(),
+    )
+
+
+def test_what_users_code_changes_for_the_process_is_put_back(tmp_path, capsys):
+    before = state()
+    calm = spoiling(tmp_path / "calm.py")
+    early = spoiling(tmp_path / "early.py", "spoil()")
+    late = spoiling(tmp_path / "late.py", late="spoil()")
+    made = [models.build(f"{path}:net", (6,), 3, 0) for path in (calm, early, late)]
+    assert all(torch.equal(net.weight, made[0].weight) for net in made)
+    losses.resolve(f"{early}:loss")
+    assert models.build(f"{calm}:double", (6,), 3, 0).weight.dtype == torch.float64  # as they want
+    assert state() == before
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("name", ["leaving", "net"])
+def test_sys_exit_in_users_code_is_an_error(tmp_path, name):
+    file = spoiling(tmp_path / "a.py", "" if name == "leaving" else "sys.exit(0)")
+    with pytest.raises(ProblemError, match="failed: SystemExit: 0"):
+        models.build(f"{file}:{name}", (6,), 3, 0)

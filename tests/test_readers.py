@@ -9,6 +9,7 @@ import json
 import pathlib
 import types
 import uuid
+from math import prod
 
 import numpy as np
 import pytest
@@ -191,6 +192,22 @@ def test_a_missing_shard_without_an_index_is_noticed(state, tmp_path, ending):
     for load in (checkpoints.load_state, open_source):
         with pytest.raises(ProblemError, match=f"lacks 1 of the {len(state)} shards"):
             load(folder)
+
+
+@pytest.mark.parametrize("length", [0, 1, 7, 1 << 20, 1 << 27, (1 << 63) - 1, (1 << 64) - 1])
+@pytest.mark.parametrize("shape", [[2], [1 << 40], [1 << 63, 4]])
+def test_what_a_safetensors_file_claims_is_compared_with_its_size(tmp_path, length, shape):
+    about = {"weight": {"dtype": "F32", "shape": shape, "data_offsets": [0, 4 * prod(shape)]}}
+    header, path = json.dumps(about).encode(), tmp_path / "a.safetensors"
+    path.write_bytes(length.to_bytes(8, "little") + header + bytes(8))
+    with pytest.raises(ProblemError, match=r"a\.safetensors"):
+        checkpoints.load_state(path)
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    if shape == [2]:
+        assert checkpoints.load_state(path)["weight"].tolist() == [0, 0]
+    else:
+        with pytest.raises(ProblemError, match=r"a\.safetensors"):
+            checkpoints.load_state(path)
 
 
 OUTSIDE = ["../secret.bin", "/etc/passwd", "sub/a.bin", "..\\secret.bin", "C:a.bin", "", "..", "."]

@@ -1,5 +1,9 @@
 """The reduction is exact: nonzero eigenvalues with it equal those without it."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -115,7 +119,71 @@ def test_convolutional_net_uses_the_range_of_its_largest_layer():
     assert len(blocks.stacked)
     assert len(blocks.signs) <= 4 * 2
     _, small = assert_same_spectrum(problem)
-    assert small.reduced_dimension == blocks.matrix().shape[0] < basis.reduced_dimension
+    assert small.reduced_dimension == blocks.turned().matrix().shape[0] < basis.reduced_dimension
+
+
+ONE_PEAK = """
+import resource, sys
+from pathlib import Path
+import torch
+from torch import nn
+import hessrmt as hr
+from hessrmt.backend.cpu import CpuBackend
+from hessrmt.backend.host import _address_space_left
+from hessrmt.curvature import dense, reduction as r
+
+dense._BLOCK_BYTES = 4 << 20  # rows in flight, which take what is left
+
+def held(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(x.split()[1]) * 1024 for x in lines if x.startswith(name))
+
+def problem(samples, width):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(1152, width), nn.ReLU(),
+        nn.Linear(width, 10),
+    )
+    x, y = torch.randn(samples, 1, 26, 26), torch.arange(samples) % 10
+    return hr.Problem(model, "cross-entropy", (x, y)).at(torch.float64, torch.device("cpu"))
+
+backend = CpuBackend()
+
+def diagonalised(local, limited):
+    local.evaluate()
+    basis = r.reduce_problem(local)
+    route = r.choose_route(local, basis)
+    assert route.own is not None
+    needed = r.require_route(route, local, basis, backend)
+    before = held("VmRSS")
+    if limited:
+        least = int((needed + dense.row_bytes(local)) / dense._MARGIN) + (16 << 20)
+        resource.setrlimit(resource.RLIMIT_AS, (held("VmSize") + least, -1))
+        assert _address_space_left() < 1.2 * least
+        Path("/proc/self/clear_refs").write_text("5")
+    blocks = r.assemble_reduced(local, basis, backend, route=route).turned()
+    matrix = blocks.matrix()
+    del blocks
+    backend.eigvalsh(matrix)
+    return needed, held("VmHWM") - before
+
+diagonalised(problem(2, 4), False)  # libraries and buffers
+print(*diagonalised(problem(*map(int, sys.argv[1:])), True))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is read from /proc")
+@pytest.mark.parametrize(("samples", "width"), [(12, 24), (4, 64)])  # diagonalising, or the QR
+def test_memory_of_a_convolutional_net_is_planned_once(samples, width):
+    # with barely what is planned the matrix isn't refused, and no more is taken
+    command = [sys.executable, "-c", ONE_PEAK, str(samples), str(width)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    planned, taken = map(int, done.stdout.split())
+    working = 24 << 20  # of products and of LAPACK
+    assert taken <= planned + working
+    assert planned <= 1.3 * taken
 
 
 def test_range_of_a_layer_that_is_not_piecewise_linear():

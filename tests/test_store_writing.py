@@ -23,6 +23,9 @@ from store_samples import (
 )
 
 from hessrmt.errors import StoreError, WriteError
+from hessrmt.files import new_file
+from hessrmt.runs.training import TrainingFile
+from hessrmt.store.density import DensityWriter
 from hessrmt.store.spectra import load
 
 # One row is complete or absent
@@ -101,6 +104,62 @@ def test_second_writer_in_this_process_is_refused(path):
         writer.write(0, spectrum(0))
         assert len(load(path)) == 1
     resume(path).close()
+
+
+@pytest.mark.parametrize("how", ["replaced", "removed", "moved"])
+@pytest.mark.parametrize("when", ["between rows", "after the last"])
+def test_a_run_says_where_its_rows_are_if_its_file_was_taken_away(path, how, when):
+    other = path.with_name("other")
+    other.write_text("of another program")
+
+    def take_away():
+        if how == "replaced":
+            os.replace(other, path)
+        elif how == "removed":
+            path.unlink()
+        else:
+            path.rename(path.with_name("moved.h5"))
+
+    def write():
+        with create(path) as writer:
+            writer.write(0, spectrum(0))
+            if when == "after the last":
+                writer.write(1, spectrum(1))
+            take_away()
+            if when == "between rows":
+                writer.write(1, spectrum(1))
+
+    with pytest.raises(WriteError, match="during this run; all 2 finished rows are in ") as error:
+        write()
+    where = Path(str(error.value).rpartition(" --out ")[2])
+    assert (where.name == "moved.h5") == (how == "moved")
+    assert np.array_equal(load(where).eigenvalues, [spectrum(r).eigenvalues for r in (0, 1)])
+    if how == "replaced":
+        assert path.read_text() == "of another program"
+    with resume(where) as writer:
+        assert writer.done.tolist() == [True, True, False]
+
+
+def test_temporary_names_are_those_of_one_process_on_one_machine(path, monkeypatch):
+    # another host, or another container on a shared folder, may have the same process number
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    with new_file(path) as first, new_file(path) as second:
+        first.write_text("first")
+        second.write_text("second")
+        assert first != second
+    assert path.read_text() == "first"  # which was put in place last
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_every_kind_of_file_has_one_writer(path):
+    checkpoint = path.with_suffix(".pt")
+    for make in (
+        lambda: DensityWriter(path, overwrite=True),
+        lambda: TrainingFile(checkpoint, {}, overwrite=True),
+    ):
+        with make(), pytest.raises(StoreError, match="another process is writing"):
+            make()
+        make().close()
 
 
 def test_any_hdf5_program_respects_the_lock(path):

@@ -96,6 +96,7 @@ def _tell_warnings() -> None:
 
 def main() -> None:
     """Run the command line; exit 0 on success, 1 if the run failed, 2 on bad usage or input."""
+    console.take_descriptors()
     # the same file, bit for bit, from the same seed: see hessrmt/backend/cpu.py
     os.environ.setdefault("MKL_CBWR", "AUTO")
     console.accept_any_text()
@@ -121,6 +122,11 @@ def main() -> None:
     except HessrmtError as error:
         console.fail(str(error))
         sys.exit(error.exit_code)
+    except SystemExit as error:
+        if isinstance(error.__cause__, HessrmtError):  # a process of many, of which one speaks
+            raise
+        console.fail(f"code of the model or the loss ended the process: sys.exit({error.code!r})")
+        sys.exit(1)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing left to flush
         sys.exit(1)
@@ -131,3 +137,5 @@ def main() -> None:
     except MemoryError:
         console.fail("out of memory; take a smaller model or batch, or --dtype float32")
         sys.exit(1)
+    if code:  # of a command that has said what is wrong
+        sys.exit(code)

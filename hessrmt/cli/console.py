@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import sys
 import time
 from contextlib import contextmanager
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 err = Console(stderr=True, highlight=False)
 """Progress, notes and errors."""
+
+_STANDARD_OUTPUT, _STANDARD_ERROR = 1, 2
+"""Numbers of descriptors."""
 
 _SHORTEST, _WIDEST = 9, 10_000
 """Cells that a name is left at least, and of a line that is not wrapped."""
@@ -139,10 +143,45 @@ def listing(rows: Mapping[str, str]) -> None:
         show(f"{name:<{width}}  {value}")
 
 
+def take_descriptors() -> None:
+    """Open what is closed of standard input, output and error, with nothing behind it.
+
+    The next file that is opened would have their numbers, and libraries, which know no better,
+    would write their messages into it.
+    """
+    while (opened := os.open(os.devnull, os.O_RDWR)) <= _STANDARD_ERROR:
+        os.set_inheritable(opened, True)  # worker processes have the same need
+    os.close(opened)
+
+
 def accept_any_text() -> None:
     """Let a character that standard output cannot encode be escaped, as standard error does."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+@contextmanager
+def silent_output() -> Iterator[None]:
+    """Send to standard error what is printed meanwhile, also by other languages and processes.
+
+    For a command whose standard output is one JSON object: user's code may print, too.
+
+    Yields:
+        None.
+    """
+    if sys.stdout is None:
+        yield
+        return
+    sys.stdout.flush()
+    kept, output = os.dup(_STANDARD_OUTPUT), sys.stdout
+    try:
+        os.dup2(_STANDARD_ERROR, _STANDARD_OUTPUT)
+        sys.stdout = sys.stderr
+        yield
+    finally:
+        sys.stdout = output
+        os.dup2(kept, _STANDARD_OUTPUT)
+        os.close(kept)
 
 
 def emit_json(result: Any) -> None:

@@ -10,28 +10,70 @@ import typer
 
 from hessrmt.cli import console
 from hessrmt.cli.options import Report, quick
+from hessrmt.errors import ConfigError
 
 
 @quick
 def info(
-    file: Annotated[
-        Path | None,
+    files: Annotated[
+        list[Path] | None,
         typer.Argument(
+            metavar="[FILE]...",
             help="A file of spectra, a density, a history, a checkpoint or any saved result; "
-            "without it, this installation."
+            "without it, this installation. With --verify any number of files.",
         ),
     ] = None,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Read all of each file and compare it with the checksums in it; exit status 1 if "
+            "one is damaged.",
+        ),
+    ] = False,
 ) -> Report:
-    """Show versions, devices and data; or the contents and provenance of a file."""
-    if file:
+    """Show versions, devices and data; or the contents and provenance of a file.
+
+    With --verify: whether files are as they were written.
+
+    Returns:
+        What --json and --csv write.
+
+    Raises:
+        ConfigError: If there are no files to verify, or several to show.
+    """
+    if verify:
+        return _verified(files or [])
+    if files and len(files) > 1:
+        raise ConfigError("info shows one file; give one, or --verify for several")
+    if files:
         from hessrmt.runs.stored import facts
 
-        found = facts(file)
+        found = facts(files[0])
     else:
         found = _about_installation()
     shown = dict(row for key, value in found.items() for row in _rows(key, value))
     console.facts(shown)
     return Report(found, lambda: [{"name": k, "value": v} for k, v in shown.items()])
+
+
+def _verified(files: list[Path]) -> Report:
+    from hessrmt.runs.verify import verify
+
+    if not files:
+        raise ConfigError("--verify needs the names of files")
+    found = [verify(path) for path in files]
+    for item in found:
+        console.facts({str(item.file): item.words})
+    damaged = sum(bool(item.damage) for item in found)
+    plain = {"files": [item.to_dict() for item in found], "damaged": damaged}
+    return Report(
+        plain,
+        lambda: [
+            {"file": str(item.file), "state": item.state, "words": item.words} for item in found
+        ],
+        exit_code=int(damaged > 0),
+    )
 
 
 def _rows(key: str, value: Any) -> Iterator[tuple[str, str]]:

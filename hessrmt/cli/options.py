@@ -6,7 +6,7 @@ import inspect
 import math
 import types
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import wraps
 from pathlib import Path
 from typing import (
@@ -97,10 +97,12 @@ class Report(NamedTuple):
     Attributes:
         plain: What ``--json`` prints, or a function that gives it.
         rows: Gives what ``--csv`` writes: flat dictionaries.
+        exit_code: Of the process, once all is printed.
     """
 
     plain: Any
     rows: Callable[[], list[dict[str, Any]]]
+    exit_code: int = 0
 
 
 def quick(command: Callable[..., Report]) -> Callable[..., None]:
@@ -170,7 +172,8 @@ def with_settings(command: Callable[..., Any], *, quick: bool = False) -> Callab
             except ConfigError as error:
                 raise ConfigError(f"{group.prefix if group else ''}{error}") from error
         _keep_inputs({**given, "csv": table}, file)
-        found = command(**given)
+        with console.silent_output() if json else nullcontext():
+            found = command(**given)
         if found is None:
             return
         if table is not None:
@@ -178,6 +181,8 @@ def with_settings(command: Callable[..., Any], *, quick: bool = False) -> Callab
             console.note(f"written: {table}")
         if json:
             console.emit_json(found.plain() if callable(found.plain) else found.plain)
+        if found.exit_code:
+            raise typer.Exit(found.exit_code)
 
     run.__doc__ = (command.__doc__ or "").partition("Returns:")[0]
     setattr(run, "__signature__", inspect.Signature(parameters))  # noqa: B010

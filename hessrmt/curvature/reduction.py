@@ -32,6 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from hessrmt.arrays import fetched
+from hessrmt.backend.base import all_finite
 from hessrmt.backend.select import select
 from hessrmt.curvature.certify import reference, require_agreement
 from hessrmt.curvature.dense import (
@@ -227,7 +228,9 @@ def reduction(problem: Problem, device: Device = "auto", dtype: Dtype = "float64
         first = replace(first, narrowed=torch.linalg.qr(blocks.stacked).Q)
         found = replace(found, layers=(first, *others))
     seen = known.beside(lambda v: found.lift(found.project(blocks.product(v))))  # Q Qᵀ H v
-    norm = float(torch.linalg.matrix_norm(blocks.matrix()))  # Frobenius, no less than the 2-norm
+    norm = float(
+        torch.linalg.matrix_norm(blocks.turned().matrix())
+    )  # Frobenius, no less than the 2-norm
     require_agreement(seen, norm, local, dtype_name(dtype))
     return found
 
@@ -378,17 +381,32 @@ class Blocks:
         return self.reduction.lift(torch.cat(curved))
 
     def matrix(self) -> Matrix:
-        """The smallest symmetric matrix with the same nonzero eigenvalues.
+        """The symmetric matrix, of :meth:`turned` blocks the smallest with these eigenvalues."""
+        stacked = self.stacked
+        if not len(stacked):
+            return self.rest
+        left, right = stacked.tensor_split([len(self.signs)], dim=1)
+        count, size = len(stacked), len(stacked) + len(self.rest)
+        whole = stacked.new_empty(size, size)
+        whole[:count, :count] = (left * self.signs) @ left.T
+        whole[:count, count:] = right
+        whole[count:, :count] = right.T
+        whole[count:, count:] = self.rest
+        return whole
+
+    def turned(self) -> Blocks:
+        """The same nonzero eigenvalues in a basis of the first layer's range.
 
         Returns:
-            The matrix.
+            Blocks whose M is the triangle of its QR; only their matrix is of use. Let go of these
+            before it is made: the largest of all matrices is M.
 
         Raises:
             ConvergenceError: If the QR does not keep inner products to rounding.
         """
         stacked = self.stacked
         if not len(stacked):
-            return self.rest
+            return self
         triangle = torch.linalg.qr(stacked, mode="r").R
         x = torch.ones(stacked.shape[1], dtype=stacked.dtype, device=stacked.device)
         x[1::2] = -1
@@ -400,14 +418,7 @@ class Blocks:
                 f"the QR factorisation lost orthogonality: |MᵀMx - RᵀRx| = {gap:.3g} where "
                 f"rounding explains {tolerance:.3g}"
             )
-        left, right = triangle.tensor_split([len(self.signs)], dim=1)
-        count, size = len(triangle), len(triangle) + len(self.rest)
-        small = triangle.new_empty(size, size)
-        small[:count, :count] = (left * self.signs) @ left.T
-        small[:count, count:] = right
-        small[count:, :count] = right.T
-        small[count:, count:] = self.rest
-        return small
+        return replace(self, stacked=triangle)
 
 
 def range_pays(block: int, columns: int, rest: int) -> bool:
@@ -479,9 +490,14 @@ def assemble_reduced(
         DeviceError: If they do not fit in memory.
     """
     route = choose_route(problem, reduction) if route is None else route
-    fixed, like, own = require_route(route, problem, reduction, backend), problem.theta, route.own
+    require_route(route, problem, reduction, backend)
+    like, own = problem.theta, route.own
     size, columns = (0, 0) if own is None else own.shape
     count = reduction.reduced_dimension - size
+    rows = 0
+    if not route.chunks:  # planned while nothing is held yet
+        held = problem.dtype.itemsize * (count**2 + size * (columns + count))
+        rows = rows_beside(held, row_bytes(problem), count, backend)
     rest, stacked = like.new_zeros(count, count), like.new_zeros(size, columns + count)
     if own is not None:
         stacked[:, :columns] = own.columns()
@@ -490,16 +506,15 @@ def assemble_reduced(
     if route.chunks:
         _fill_by_factors(problem, route, rest, stacked[:, columns:], tick)
     else:
-        rows = rows_beside(fixed, row_bytes(problem), count, backend)
         _fill_by_products(problem, reduction, rest, stacked[:, columns:], rows, tick)
     make_symmetric(rest, backend, rounding)
-    if not bool(torch.isfinite(stacked).all()):
+    if not all_finite(stacked):
         raise NonFiniteError("the Hessian has NaN or infinite entries")
     return Blocks(reduction, rest, stacked, like.new_zeros(0) if own is None else own.signs)
 
 
 def require_route(route: Route, problem: Problem, reduction: Reduction, backend: Backend) -> int:
-    """Refuse, before the main work, blocks that cannot fit in memory.
+    """Refuse, before any matrix is made, blocks that cannot fit in memory.
 
     Args:
         route: How they are to be built.
@@ -511,14 +526,17 @@ def require_route(route: Route, problem: Problem, reduction: Reduction, backend:
         Bytes held at the fullest moment.
     """
     itemsize, size = problem.dtype.itemsize, reduction.reduced_dimension
-    if route.own is None:
-        fixed = backend.eigen_bytes(size, itemsize)
-    else:  # during the QR, or while diagonalising
+    steps = [0]
+    if route.own is not None:
         block, columns = route.own.shape
         rest = size - block
         size = columns + 2 * rest
-        solving = backend.eigen_bytes(size, itemsize)
-        fixed = itemsize * rest**2 + max(2 * itemsize * block * (columns + rest), solving)
+        triangle, small = (columns + rest) ** 2, size**2
+        steps = [  # the QR, whose M is there twice; the matrix with what it is made of
+            rest**2 + 2 * block * (columns + rest) + triangle,
+            rest**2 + triangle + small + columns * (columns + rest) + (columns + rest) ** 2,
+        ]
+    fixed = max(itemsize * max(steps), backend.eigen_bytes(size, itemsize))
     longest = max((chunk.stop - chunk.start for chunk in route.chunks), default=0)
     fixed += longest * factor_bytes(problem, route.layers)
     require(fixed, size, problem, backend)

@@ -157,6 +157,7 @@ def smallest_hessian(
         problem, reduction, backend, tick, rounding=known.rounding, route=plan.route
     )
     apart = known.beside(blocks.product)
+    blocks = blocks.turned()
     return blocks.matrix(), apart
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import pickle
 from functools import cache
+from math import prod
 from typing import IO, TYPE_CHECKING, Any, BinaryIO
 from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
+import numpy as np
 import torch
+from numpy.lib import format as npy
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,7 +31,8 @@ _LAST, _MANY = (1 << 16) + 22, 0xFFFF
 
 _MOST = 1 << 30
 """Bytes that members may always have together, unpacked; beyond, so many times the file's:"""
-_TIMES = 1100  # deflate packs no better than 1032 : 1
+MOST_DEFLATED = 1100
+"""What is unpacked to what is stored, at most: deflate packs no better than 1032 : 1."""
 
 
 def look_through(path: Path) -> bool:
@@ -62,7 +66,7 @@ def _look_through(path: Path, _known_by: tuple[int, ...]) -> bool:
         for member, after in zip(members, starts[1:], strict=True):
             if _end(raw, member) > after:
                 raise BadZipFile(f"its member {member.filename!r} reaches into another")
-        if sum(member.file_size for member in members) > max(_MOST, _TIMES * size):
+        if sum(member.file_size for member in members) > max(_MOST, MOST_DEFLATED * size):
             raise BadZipFile("its members claim to be larger than they can be")
         if not any(member.CRC for member in members):
             for member in members:
@@ -75,6 +79,33 @@ def _look_through(path: Path, _known_by: tuple[int, ...]) -> bool:
             if member.filename.rpartition("/")[2] == _PICKLE:
                 _require_storages(archive, member)
     return all(member.compress_type == ZIP_STORED for member in members)
+
+
+def npy_header(archive: ZipFile, member: str) -> tuple[tuple[int, ...], np.dtype]:
+    """What an array in an ``.npz`` file says of itself, before memory for it is taken.
+
+    Args:
+        archive: The file, open.
+        member: A name in it that ends in ``.npy``.
+
+    Returns:
+        Shape and type.
+
+    Raises:
+        BadZipFile: If the member doesn't hold as many numbers as that.
+    """
+    with archive.open(member) as handle:
+        first = npy.read_magic(handle) == (1, 0)
+        reads = npy.read_array_header_1_0 if first else npy.read_array_header_2_0
+        shape, _, dtype = reads(handle)
+        held = archive.getinfo(member).file_size - handle.tell()
+    needed = prod(shape) * dtype.itemsize
+    if not dtype.hasobject and held != needed:
+        raise BadZipFile(
+            f"its member {member!r} has {held:,} bytes of numbers, its shape {shape} needs "
+            f"{needed:,}"
+        )
+    return shape, dtype
 
 
 class Inert:

@@ -29,6 +29,7 @@ from typing import IO, TYPE_CHECKING, Any, ClassVar, NoReturn, cast
 import numpy as np
 
 from hessrmt.errors import DataError
+from hessrmt.problems.archives import MOST_DEFLATED, look_through, npy_header
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "test")
 NPZ_KEYS = ("x_train", "y_train", "x_test", "y_test")
+_NPZ_READ = {"x", "y", "classes", *NPZ_KEYS}
 IDX_STEMS = {"train": "train", "test": "t10k"}
 
 LARGEST_PICKLE = 1 << 29
@@ -45,6 +47,7 @@ MOST_INSTRUCTIONS = 2_000_000
 """Most instructions of a pickle, which bound its memory: CIFAR-100 has about 300,000."""
 
 _UNPACKED = 2 * LARGEST_PICKLE
+_PIECE = 1 << 20
 _IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _DAMAGE = (ValueError, EOFError, RuntimeError, MemoryError, OverflowError, zlib.error)
 
@@ -60,13 +63,21 @@ def _reading(path: Path, kind: str) -> Iterator[None]:
         raise DataError(f"cannot read {path}: {error.strerror or error}.") from error
 
 
-def _bytes(path: Path, kind: str, most: int = -1) -> bytes:
-    """The content of a file, unpacked if it begins as gzip does."""
-    with _reading(path, kind):
-        with path.open("rb") as file:
-            packed = file.read(2) == b"\x1f\x8b"
-        with gzip.open(path) if packed else path.open("rb") as file:
-            return file.read(most)
+def _unpacked(path: Path) -> IO[bytes]:
+    """A file open for reading, unpacked if it begins as gzip does."""
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    return cast("IO[bytes]", gzip.open(path)) if packed else path.open("rb")
+
+
+def _read(file: IO[bytes], most: int) -> bytes | bytearray:
+    """So many bytes, or as many as there are: memory is taken for those alone."""
+    if not isinstance(file, gzip.GzipFile):
+        return file.read(min(most, os.fstat(file.fileno()).st_size))
+    found = bytearray()
+    while piece := file.read(min(_PIECE, most - len(found))):
+        found += piece
+    return found
 
 
 # What is published
@@ -204,31 +215,36 @@ def read_idx(path: Path) -> np.ndarray:
     Raises:
         DataError: If the file cannot be read, is damaged, or is not as long as its header says.
     """
-    raw = _bytes(path, "gzip file")
-    if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] not in _IDX_TYPES:
-        codes = ", ".join(f"0x{code:02X}" for code in _IDX_TYPES)
-        raise DataError(
-            f"{path} is not an IDX file: it starts with {raw[:4].hex(' ') or 'nothing'}, expected "
-            f"00 00, a dtype code ({codes}) and the number of dimensions. Download it again."
-        )
-    dtype, ndim = np.dtype(_IDX_TYPES[raw[2]]), raw[3]
-    start = 4 + 4 * ndim
-    if not 1 <= ndim <= 8 or len(raw) < start:
-        raise DataError(
-            f"{path} is not a usable IDX file: its header announces {ndim} dimensions (expected 1 "
-            f"to 8) and the file has {len(raw)} bytes. Download it again."
-        )
-    shape = tuple(int(n) for n in np.frombuffer(raw, ">u4", ndim, 4))
-    expected = start + math.prod(shape) * dtype.itemsize
-    if expected == start:
-        raise DataError(f"{path} holds no values: its header announces the shape {shape}.")
-    if len(raw) != expected:
-        fault = "truncated" if len(raw) < expected else "too long"
-        raise DataError(
-            f"{path} is {fault}: its header announces {dtype.name} values of shape {shape}, "
-            f"{expected} bytes in all, but there are {len(raw)}. Download it again."
-        )
-    return np.frombuffer(raw, dtype, offset=start).reshape(shape).astype(dtype.newbyteorder("="))
+    with _reading(path, "gzip file"), _unpacked(path) as file:
+        head = file.read(4)
+        if len(head) < 4 or head[:2] != b"\0\0" or head[2] not in _IDX_TYPES:
+            codes = ", ".join(f"0x{code:02X}" for code in _IDX_TYPES)
+            raise DataError(
+                f"{path} is not an IDX file: it starts with {head.hex(' ') or 'nothing'}, expected "
+                f"00 00, a dtype code ({codes}) and the number of dimensions. Download it again."
+            )
+        dtype, ndim = np.dtype(_IDX_TYPES[head[2]]), head[3]
+        sizes = file.read(4 * ndim)
+        if not 1 <= ndim <= 8 or len(sizes) < 4 * ndim:
+            raise DataError(
+                f"{path} is not a usable IDX file: its header announces {ndim} dimensions "
+                f"(expected 1 to 8) and the file has {4 + len(sizes)} bytes. Download it again."
+            )
+        shape = tuple(int(n) for n in np.frombuffer(sizes, ">u4"))
+        count = math.prod(shape) * dtype.itemsize
+        if not count:
+            raise DataError(f"{path} holds no values: its header announces the shape {shape}.")
+        stored = os.stat(path).st_size
+        possible = MOST_DEFLATED * stored if isinstance(file, gzip.GzipFile) else stored
+        content = _read(file, count) if count <= possible else b""
+        more = len(file.read(1)) if len(content) == count else 0
+        if len(content) != count or more:
+            fault = "too long" if more else "truncated"
+            raise DataError(
+                f"{path} is {fault}: its header announces {dtype.name} values of shape {shape}, "
+                f"{count} bytes, and there are {'more' if more else 'fewer'}. Download it again."
+            )
+    return np.frombuffer(content, dtype).reshape(shape).astype(dtype.newbyteorder("="))
 
 
 def read_idx_labels(path: Path) -> np.ndarray:
@@ -269,8 +285,12 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
             f"IDX files give the folder they are in."
         )
     try:
+        look_through(path)
+        with zipfile.ZipFile(path) as archive:
+            for name in {f"{key}.npy" for key in _NPZ_READ} & set(archive.namelist()):
+                npy_header(archive, name)
         with np.load(path, allow_pickle=False) as file:
-            wanted = {"x", "y", "classes", *NPZ_KEYS} & set(file.files)
+            wanted = _NPZ_READ & set(file.files)
             found = {key: value for key in wanted if isinstance(value := file[key], np.ndarray)}
     except (OSError, zipfile.BadZipFile, *_DAMAGE) as error:
         raise DataError(
@@ -312,25 +332,55 @@ def read_cifar(known: Published, source: Path, split: str) -> tuple[np.ndarray, 
         )
     else:
         paths = [source / file for file in known.batches[split]]
-        contents = {str(path): _bytes(path, "file", LARGEST_PICKLE + 1) for path in paths}
+        contents = {}
+        for path in paths:
+            with _reading(path, "file"), _unpacked(path) as file:
+                contents[str(path)] = bytes(_read(file, LARGEST_PICKLE + 1))
     x, y = zip(*(_batch(known, raw, file) for file, raw in contents.items()), strict=True)
     return np.concatenate(x), np.concatenate(y)
 
 
+class _Unpacking:
+    """An archive as it is unpacked: nothing of it is kept, and it comes to an end.
+
+    Args:
+        file: Of what is in the archive.
+        path: Of the archive.
+    """
+
+    def __init__(self, file: IO[bytes], path: Path) -> None:
+        self._file, self._path, self.tell = file, path, file.tell
+
+    def read(self, count: int = _PIECE) -> bytes:
+        self._require(self.tell() + count, count)
+        return self._file.read(count)
+
+    def seek(self, place: int) -> int:
+        self._require(place)
+        return self._file.seek(place)
+
+    def _require(self, place: int, count: int = 0) -> None:
+        if place > _UNPACKED + _PIECE or count > LARGEST_PICKLE:
+            raise DataError(
+                f"{self._path} unpacks to more than {_UNPACKED >> 20} MiB, or claims a member of "
+                f"more than {LARGEST_PICKLE >> 20} MiB, which no archive of a CIFAR set does. "
+                "Download it again."
+            )
+
+
 def _from_archive(known: Published, path: Path, split: str) -> dict[str, bytes]:
     """The batches of a split, read without writing anything to disk."""
-    content = _bytes(path, "archive", _UNPACKED + 1)
-    if len(content) > _UNPACKED:
-        raise DataError(
-            f"{path} unpacks to more than {_UNPACKED >> 20} MiB, which no archive of a CIFAR set "
-            "does. Download it again."
-        )
     wanted = [f"{known.folder}/{file}" for file in known.batches[split]]
     found: dict[str, bytes] = {}
-    with _reading(path, "archive"), tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
-        for member in archive:
-            if member.name in wanted and member.isreg():
-                found[member.name] = cast("IO[bytes]", archive.extractfile(member)).read()
+    with _reading(path, "archive"), _unpacked(path) as file:
+        unpacking: Any = _Unpacking(file, path)
+        with tarfile.open(fileobj=unpacking, mode="r:") as archive:
+            for member in archive:
+                if member.name in wanted and member.isreg():
+                    _require_size(member.size, f"{member.name} in {path}")
+                    found[member.name] = cast("IO[bytes]", archive.extractfile(member)).read()
+        while unpacking.read():  # the checksum is at the end
+            pass
     if missing := " and ".join(name for name in wanted if name not in found):
         raise DataError(
             f"{path} lacks {missing}; expected the python version of {known.title}, as published. "
@@ -348,15 +398,16 @@ def _batch(known: Published, raw: bytes, file: str) -> tuple[np.ndarray, np.ndar
             f"{file} holds {names}, but not {lacking}; expected a batch of {known.title}."
         )
     x, y = batch["data"], batch[known.key]
-    y = y.tolist() if isinstance(y, np.ndarray) and y.ndim == 1 else y
     fault = ""
     if not isinstance(x, np.ndarray) or x.dtype != np.uint8 or x.shape[1:] != (3072,):
         found = f"{x.dtype} {x.shape}" if isinstance(x, np.ndarray) else type(x).__name__
         fault = f"data is {found}, expected uint8 (N, 3072)."
-    elif not isinstance(y, list) or not all(type(label) is int for label in y):
+    elif not isinstance(y, list) and (not isinstance(y, np.ndarray) or y.ndim != 1):
         fault = f"{known.key} is not a list of integers."
-    elif len(y) != len(x) or not y:
+    elif len(y) != len(x) or not len(y):
         fault = f"{len(x)} images but {len(y)} labels; expected as many, one or more."
+    elif not all(type(label) is int or isinstance(label, np.integer) for label in y):
+        fault = f"{known.key} is not a list of integers."
     elif bad := [row for row, label in enumerate(y) if not 0 <= label < known.classes]:
         fault = f"the label in row {bad[0]} is {y[bad[0]]}; expected 0 to {known.classes - 1}."
     if fault:
@@ -389,12 +440,17 @@ class _Noted:
         self.state: Any = ()
 
     def __call__(self, *arguments: Any) -> Any:
-        if self.name == "_codecs.encode" and arguments[1:] == ("latin1",):
-            return arguments[0].encode("latin1")  # bytes of Python 3 in protocol 2
+        # nor are bytes made of text here: a pickle may call any number of times with one long text
         return _Noted(self.name, arguments)
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
+
+    def encoded(self, most: int | None = None) -> bytes:
+        """The bytes, or so many, that Python 3 writes as a call in protocol 2."""
+        if self.name != "_codecs.encode" or self.arguments[1:] != ("latin1",):
+            raise TypeError(f"{self.name} where bytes belong")
+        return self.arguments[0][:most].encode("latin1")
 
 
 _Python: Any = pickle._Unpickler  # the one in C cannot look at a key before it is hashed
@@ -441,11 +497,7 @@ def read_pickle(raw: bytes, source: str, arrays: tuple[str, ...]) -> dict[str, A
     Raises:
         DataError: If it is damaged, too large, no dictionary, or asks for anything else.
     """
-    if len(raw) > LARGEST_PICKLE:
-        raise DataError(
-            f"{source} is larger than {LARGEST_PICKLE >> 20} MiB, which no file of a CIFAR set is. "
-            "Download it again."
-        )
+    _require_size(len(raw), source)
     try:
         for count, (opcode, *_) in enumerate(pickletools.genops(raw)):
             if opcode.name in _REFUSED:
@@ -469,6 +521,14 @@ def read_pickle(raw: bytes, source: str, arrays: tuple[str, ...]) -> dict[str, A
     raise DataError(f"{source} holds a pickled {kind}, expected a dictionary.")
 
 
+def _require_size(size: int, source: str) -> None:
+    if size > LARGEST_PICKLE:
+        raise DataError(
+            f"{source} is larger than {LARGEST_PICKLE >> 20} MiB, which no file of a CIFAR set is. "
+            "Download it again."
+        )
+
+
 def _refuse(what: str, source: str) -> NoReturn:
     raise DataError(
         f"{source} is not plain data: its pickle asks for {what[:100]!r}, but only integer "
@@ -483,6 +543,7 @@ def _array(call: _Noted, source: str) -> np.ndarray:
         raw, kind, shape, order = call.arguments
     else:
         _version, shape, kind, fortran, raw = call.state
+        raw = raw.encoded() if isinstance(raw, _Noted) else raw
         order = "F" if fortran else "C"
     code = _text(kind.arguments[0])
     if kind.name != "numpy.dtype" or not re.fullmatch("[iu][1248]", code):
@@ -495,6 +556,7 @@ def _array(call: _Noted, source: str) -> np.ndarray:
 
 def _text(value: Any) -> str:
     """A short text, such as a key, by any Python and protocol."""
+    value = value.encoded(200) if isinstance(value, _Noted) else value
     if not isinstance(value, str | bytes | int):
         raise TypeError(f"{type(value).__name__} where text belongs")
     return value[:200].decode("latin-1") if isinstance(value, bytes) else str(value)[:200]

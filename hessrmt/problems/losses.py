@@ -14,7 +14,7 @@ from torch.nn import functional as F  # noqa: N812
 from hessrmt.errors import ProblemError
 from hessrmt.problems.batches import Intercepting
 from hessrmt.problems.equivalents import logits_of
-from hessrmt.problems.plugins import is_plugin, load_object
+from hessrmt.problems.plugins import contained, is_plugin, load_object
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -121,7 +121,11 @@ def resolve(loss: str | Loss) -> Loss:
             raise ProblemError(
                 f"unknown loss {loss!r}; known are {', '.join(LOSSES)}, or give file.py:function"
             )
-        return LOSSES[loss] if loss in LOSSES else resolve(load_object(loss))
+        if loss in LOSSES:
+            return LOSSES[loss]
+        with contained():
+            found = load_object(loss)
+        return resolve(found)
     if not callable(loss):
         raise ProblemError(f"the loss {loss!r} is not callable")
     return loss

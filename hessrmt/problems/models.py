@@ -36,7 +36,14 @@ from torch import nn
 
 from hessrmt import rng
 from hessrmt.errors import ProblemError
-from hessrmt.problems.plugins import among_neighbours, explained, is_plugin, load_object
+from hessrmt.problems.plugins import (
+    RAISED,
+    among_neighbours,
+    contained,
+    explained,
+    is_plugin,
+    load_object,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -395,6 +402,7 @@ def build(spec: str, input_shape: Shape, outputs: int, seed: int) -> nn.Module:
         return from_factory(spec, input_shape=input_shape, outputs=outputs)
 
 
+@contained()
 def from_factory(spec: str, **offered: object) -> nn.Module:
     """The network that a user's own function makes.
 
@@ -415,7 +423,7 @@ def from_factory(spec: str, **offered: object) -> nn.Module:
     given = {name: value for name, value in offered.items() if name in wanted}
     how = f"with {' and '.join(given)}" if given else "without arguments"
     failed = f"the factory {spec!r}, called {how}, failed"
-    with explained(Exception, failed, ()), among_neighbours(spec):
+    with explained(RAISED, failed, ()), among_neighbours(spec):
         model = factory(**given)
     if not isinstance(model, nn.Module):
         raise ProblemError(

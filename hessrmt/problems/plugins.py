@@ -10,21 +10,78 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib
+import os
+import random
+import signal
 import sys
 import sysconfig
-from collections.abc import Iterator
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from importlib.machinery import PathFinder, SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 
 from hessrmt.errors import HessrmtError, ProblemError
 
+RAISED = (Exception, SystemExit)
+"""What user's code ends with where it fails; a program of theirs may end the process."""
+
 _neighbours: dict[str, dict[str, tuple[ModuleType, int]]] = {}
 """Folder to the modules that were imported from it, by name, and when their files were written."""
+
+
+_CHANGED: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
+    (torch.is_grad_enabled, torch.set_grad_enabled),
+    (torch.get_default_dtype, torch.set_default_dtype),
+    (torch.get_default_device, torch.set_default_device),
+    (torch.get_num_threads, torch.set_num_threads),
+    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    (torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
+    (np.geterr, lambda known: np.seterr(**known)),
+)
+"""What user's code may change for the whole process: how it is asked for and put back."""
+
+_DRAWN: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
+    (random.getstate, random.setstate),
+    (np.random.get_state, np.random.set_state),
+    (torch.get_rng_state, torch.set_rng_state),
+)
+"""The same of random numbers, whose states aren't compared."""
+
+
+@contextmanager
+def contained() -> Iterator[None]:
+    """While user's code is executed: what it changes for the whole process is put back.
+
+    What it prints goes to standard error: standard output is for results.
+
+    Yields:
+        None.
+    """
+    changed = [(get, put, get()) for get, put in _CHANGED]
+    drawn = [(put, get()) for get, put in _DRAWN]
+    handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY)  # its name may be another's meanwhile
+    try:
+        with redirect_stdout(sys.stderr), warnings.catch_warnings():
+            yield
+    finally:
+        for get, put, before in changed:
+            if get() != before:
+                put(before)
+        for put, before in drawn:
+            put(before)
+        for number, before in handlers.items():
+            # None: not of Python. Another thread can neither have changed them nor put them back
+            if before is not None and signal.getsignal(number) is not before:
+                signal.signal(number, before)
+        os.fchdir(folder)
+        os.close(folder)
 
 
 @contextmanager
@@ -69,7 +126,8 @@ def load_object(spec: str) -> Any:
         spec: Path of a Python file, a colon, and a name defined in it.
 
     Returns:
-        The object. Call it within :func:`among_neighbours`.
+        The object. Load and call it within :func:`contained`, call it within
+        :func:`among_neighbours`.
 
     Raises:
         ProblemError: If the file is missing, fails to run, or lacks the name.
@@ -85,7 +143,7 @@ def load_object(spec: str) -> Any:
     loader = SourceFileLoader(module_name, str(path))
     module = sys.modules[module_name] = ModuleType(module_name)
     module.__file__, module.__package__ = str(path), _package(path)[1]
-    with explained(Exception, f"{spec!r}: running {file} failed", ()), among_neighbours(spec):
+    with explained(RAISED, f"{spec!r}: running {file} failed", ()), among_neighbours(spec):
         loader.exec_module(module)
     if not hasattr(module, name):
         public = sorted(n for n in vars(module) if not n.startswith("_"))

@@ -30,7 +30,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hessrmt.errors import ProblemError
-from hessrmt.problems.archives import Inert, look_through
+from hessrmt.problems.archives import Inert, look_through, npy_header
 
 ValueT = TypeVar("ValueT")
 Shape = tuple[int, ...]
@@ -505,10 +505,7 @@ class Npz(Reader):
     def _described(self, member: str) -> Stored:
         if not member.endswith(".npy"):
             return Stored((), "file", "not an array but a file of another kind")
-        with self._archive.open(member) as handle:
-            first = npy.read_magic(handle) == (1, 0)
-            reads = npy.read_array_header_1_0 if first else npy.read_array_header_2_0
-            shape, _, dtype = reads(handle)
+        shape, dtype = npy_header(self._archive, member)
         if dtype.hasobject:
             return Stored(shape, "object", "pickled Python objects, which are never executed")
         return Stored(shape, dtype.newbyteorder("=").name)

@@ -13,14 +13,19 @@ may run code on the workers anyway can send them tasks: Dask's own rule.
 
 from __future__ import annotations
 
+import asyncio
+import ipaddress
 import logging
 import os
 import pickle
 import socket
+import ssl
 import threading
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib import metadata
@@ -30,13 +35,16 @@ from typing import Any, TypeVar
 import dask.config
 import torch
 from dask.system import CPU_COUNT
-from distributed import Client, Future, Nanny, Scheduler, SpecCluster, get_worker
+from distributed import Client, Future, Nanny, Scheduler, Security, SpecCluster, get_worker
+from distributed.comm.addressing import get_address_host, parse_address
+from distributed.comm.core import connect
+from distributed.core import send_recv
 from distributed.protocol.pickle import dumps
 from distributed.scheduler import KilledWorker
 from distributed.utils import silence_logging_cmgr
 
 from hessrmt.backend.host import environments
-from hessrmt.errors import ClusterError, ConfigError
+from hessrmt.errors import ClusterError, ConfigError, HessrmtWarning
 from hessrmt.runs.run import Pool
 
 T = TypeVar("T")
@@ -76,6 +84,9 @@ _WORKER: dict[str, Any] = {
     # Ctrl-C is the business of the process that started them alone; standard output is for results
     "preload": ["import os, signal; signal.signal(signal.SIGINT, signal.SIG_IGN); os.dup2(2, 1)"],
 }
+
+_ENCRYPTED = ("tls", "wss")
+"""Kinds of addresses whose connections are encrypted, both ends having certificates."""
 
 _EQUAL = ("hessrmt", "torch", "numpy", "scipy")
 """Packages that client and workers must have the same version of."""
@@ -254,6 +265,7 @@ def open_pool(
         for name in ("distributed", "distributed.client", "tornado.application", "asyncio"):
             stack.enter_context(silence_logging_cmgr(logging.CRITICAL, root=name))
         if scheduler is not None:
+            _require_scheduler(scheduler)
             yield DaskPool(stack.enter_context(_connected(scheduler)))
             return
         assert workers is not None
@@ -298,21 +310,72 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
         os.environ.update(before)
 
 
-@contextmanager
-def _connected(address: str) -> Iterator[Client]:
+def _require_scheduler(address: str) -> None:
+    """Refuse an address at which no scheduler answers in time: Dask's client may wait for ever."""
     try:
-        client = Client(address, timeout=TIMEOUT, set_as_default=False)
-    except (OSError, TimeoutError) as error:
-        raise ClusterError(
-            f"there is no Dask scheduler at {address} ({error}); start one with `dask scheduler`, "
-            "or use --workers for processes of this machine"
-        ) from error
+        kind, host = parse_address(address)[0], get_address_host(address)
     except Exception as error:
         raise ConfigError(
             f"scheduler: {address!r} cannot be used ({error}); give the address that `dask "
             "scheduler` prints, e.g. tcp://node:8786"
         ) from error
-    with client:
+    try:
+        options = Security().get_connection_args("client")
+    except (OSError, ValueError) as error:  # also those of ssl
+        raise ConfigError(
+            f"scheduler: the certificates in Dask's settings cannot be used ({error})"
+        ) from error
+    if kind in _ENCRYPTED and options.get("ssl_context") is None:
+        raise ConfigError(
+            f"scheduler: {address} needs certificates, and Dask's settings name none: "
+            "distributed.comm.tls.ca-file, .client.cert and .client.key, or "
+            "DASK_DISTRIBUTED__COMM__TLS__CA_FILE and so on in the environment"
+        )
+    if kind not in _ENCRYPTED and not _is_loopback(host):
+        warnings.warn(
+            f"{address} is not encrypted, and nobody there has to say who they are: whoever "
+            "reaches that port or the network between can run code on the workers and here; use a "
+            "tls:// address beyond a network that you trust",
+            HessrmtWarning,
+            stacklevel=4,
+        )
+
+    async def ask() -> Any:
+        comm = await connect(address, TIMEOUT, deserialize=False, **options)
+        try:
+            return await send_recv(comm, op="identity")
+        finally:
+            comm.abort()
+
+    try:
+        with ThreadPoolExecutor(1) as thread:  # a notebook's own thread has a loop that is running
+            found = thread.submit(asyncio.run, asyncio.wait_for(ask(), TIMEOUT)).result()
+        why = "" if found["type"] == "Scheduler" else f"but a {found['type']}"
+    except TimeoutError:
+        why = f"no answer within {TIMEOUT:g} s"
+    except (OSError, ssl.SSLError) as error:
+        why = str(error.__cause__ or error)
+    except Exception:  # what other programs say is taken for lengths and for pieces of messages
+        why = "what answers doesn't speak Dask's protocol"
+    if why:
+        other = "tcp" if kind in _ENCRYPTED else "tls"
+        raise ClusterError(
+            f"there is no Dask scheduler at {address} ({why}); start one with `dask scheduler`, "
+            f"give its {other}:// address if it prints one, or use --workers for processes of this "
+            "machine"
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+@contextmanager
+def _connected(address: str) -> Iterator[Client]:
+    with Client(address, timeout=TIMEOUT, set_as_default=False) as client:
         yield client
 
 

@@ -28,7 +28,7 @@ from hessrmt.results import Result
 from hessrmt.runs.history import Recording, recording
 from hessrmt.runs.run import SERIAL, compute_all, digest, naming
 from hessrmt.store.files import ResumableFile, require_one, require_same
-from hessrmt.training.protocol import TrainState, evaluate_splits, train
+from hessrmt.training.protocol import TrainState, evaluate_splits, require_continuing, train
 
 if TYPE_CHECKING:
     from hessrmt.config import TrainConfig
@@ -42,7 +42,6 @@ FORMAT = "hessrmt/checkpoint"
 VERSION = 1
 
 _STATE = ("epoch", "state_dict", "optimizer", "history")
-_ABOUT = ("provenance", "extra", "identity")
 
 
 def _of_training(content: dict[str, Any]) -> dict[str, Any]:
@@ -80,21 +79,51 @@ _LAYOUTS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 """Format of a checkpoint to what makes it one of today."""
 
 
+_TYPES: dict[str, type] = {
+    "version": int,
+    **dict.fromkeys(("state_dict", "optimizer", "provenance", "extra", "identity"), dict),
+    "history": list,
+}
+"""Of parts of a checkpoint that are always there."""
+
+_TYPES_OF_PROVENANCE: dict[str, type] = {"device": str, "versions": dict, "notes": list}
+
+
+def _require_types(content: dict[str, Any]) -> None:
+    """Refuse parts of other types than are written; their values are checked where they are used.
+
+    Raises:
+        TypeError: If one has another.
+    """
+    told = content["provenance"]
+    given = {name: content[name] for name in _TYPES} | {"config": content.get("config", {})}
+    kinds = _TYPES | {"config": dict}
+    if isinstance(told, dict):
+        given |= {name: told[name] for name in _TYPES_OF_PROVENANCE.keys() & told.keys()}
+        kinds |= _TYPES_OF_PROVENANCE
+    for name, value in given.items():
+        if type(value) is not kinds[name]:
+            raise TypeError(f"{name} is of type {type(value).__name__}")
+    if not all(isinstance(note, str) for note in given.get("notes", [])):
+        raise TypeError("notes are no texts")
+    if content["version"] < 1:
+        raise TypeError(f"version is {content['version']}")
+
+
 def _stored(path: Path, otherwise: str) -> tuple[TrainState, dict[str, Any]]:
     """The state in a checkpoint, and all else in it as files of today have it."""
     content = checkpoints.read(path)
     try:
         content = _LAYOUTS[content["format"]](content)
-        version = content["version"]
+        _require_types(content)
         epoch, weights, optimizer, history = (content[name] for name in _STATE)
         start = TrainState(epoch, weights, optimizer, tuple(history))
-        newer = version > VERSION
-        content |= {name: content[name] for name in _ABOUT}  # each must be there
-    except (KeyError, TypeError, ValueError) as error:
+        newer = content["version"] > VERSION
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise StoreError(f"{path} is not a checkpoint written by hessrmt, {otherwise}") from error
     if newer:
         raise StoreError(
-            f"{path} was written by a newer hessrmt (checkpoint version {version}, this "
+            f"{path} was written by a newer hessrmt (checkpoint version {content['version']}, this "
             f"one knows {VERSION}); upgrade, or give another --out"
         )
     return start, content
@@ -225,6 +254,7 @@ class TrainingFile(ResumableFile):
         """
         made = dataclasses.asdict(provenance or Provenance())
         config = dict(made.pop("config"))
+        del made["created"]  # the same run makes the same file, bit for bit
         content = {
             "format": FORMAT,
             "version": VERSION,
@@ -417,11 +447,12 @@ def run(
         model = models.build(settings.model, samples.input_shape, samples.outputs, settings.seed)
         notes, done = [samples.origin] if samples.embedded else [], 0
         if start is not None:
-            done, before = start.epoch, file.provenance["device"]
-            notes += [note for note in file.provenance["notes"] if note not in notes]
+            require_continuing(start, model, settings)
+            done, before = start.epoch, file.provenance.get("device", "unknown")
+            kept = file.provenance.get("notes", [])
+            notes += [note for note in kept if note not in notes]
             if before != backend.name:
                 notes.append(f"resumed after epoch {done} of a run on {before}")
-            checkpoints.apply_state(model, start.model)
         tell(origin)
         tell(f"device: {backend.name}")
         if done:

@@ -31,7 +31,7 @@ DAMAGE = (OSError, KeyError, ValueError, TypeError, IndexError, RuntimeError)
 """What h5py and json raise on a file that lacks something or is bent."""
 
 
-_SEALED_FROM = 2
+SEALED_FROM = 2
 """Schema version of every kind of file since which files have a seal."""
 
 
@@ -71,14 +71,40 @@ def _differences(stored: Any, asked: Any, growing: Sequence[str], name: str = ""
     if isinstance(stored, dict) and isinstance(asked, dict):
         return [
             line
-            for key in sorted({*stored, *asked})
+            for key in sorted({*stored, *asked} - _one_place(stored, asked))
             for line in _differences(stored.get(key), asked.get(key), growing, f"{name}{key} ")
         ]
-    if stored == asked:
-        return []
-    if name.strip() in growing and isinstance(stored, int) and isinstance(asked, int):
-        return [] if stored < asked else [f"{name}({stored} in the file, only {asked} now)"]
+    alike = type(stored) is type(asked) or {type(stored), type(asked)} == {int, float}
+    with suppress(RuntimeError, ValueError):  # of tensors, which a checkpoint may hold anywhere
+        if alike and stored == asked:
+            return []
+    if name.strip() in growing and type(stored) is int and type(asked) is int:
+        return [] if 0 < stored < asked else [f"{name}({stored} in the file, only {asked} now)"]
     return [f"{name}({stored!r} in the file, {asked!r} now)"]
+
+
+_DATA, _DATA_SHA256 = "data", "data_sha256"
+_PLACES = (_DATA, "model", "loss")
+"""Settings that may name a file, or an object of one."""
+
+
+def _one_place(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> set[str]:
+    """Which of these settings name the same file, by whatever way to it."""
+
+    def place(spec: str) -> str:
+        return os.path.realpath(os.path.expanduser(spec))
+
+    found = set()
+    for key in _PLACES:
+        one, other = stored.get(key), asked.get(key)
+        if not isinstance(one, str) or not isinstance(other, str):
+            continue
+        # a relative name may be of another folder
+        alike = key == _DATA and os.path.basename(one) == os.path.basename(other)
+        digest = stored.get(_DATA_SHA256)
+        if place(one) == place(other) or (alike and digest and digest == asked.get(_DATA_SHA256)):
+            found.add(key)
+    return found
 
 
 def lock(descriptor: int, path: Path) -> None:
@@ -179,7 +205,7 @@ def reading(path: str | Path, schema: str, newest: int) -> Iterator[h5py.File]:
                     f"{path} has schema version {version}, this hessrmt reads 1 to {newest}; a "
                     "newer hessrmt may read it"
                 )
-            if version >= _SEALED_FROM and not has_seal(path):
+            if version >= SEALED_FROM and not has_seal(path):
                 if is_cut(path):
                     raise StoreError(f"{path} is damaged: it was cut short after it was written")
                 said = "was changed by another program after it was written"

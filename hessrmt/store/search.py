@@ -8,6 +8,7 @@ nothing before it is ever written again.
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 import warnings
@@ -24,7 +25,7 @@ from hessrmt.store.files import lock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from io import BufferedRandom
+    from io import BufferedRandom, BufferedReader
     from pathlib import Path
 
 _SCHEMA = b"hessrmt/search 1\n"
@@ -181,13 +182,34 @@ class SearchFile:
         )
 
 
-def _record(file: BufferedRandom) -> Record | None:
+def whole_records(path: Path) -> tuple[int, int]:
+    """How much of a search can be continued from.
+
+    Args:
+        path: Of a search.
+
+    Returns:
+        Whole records, and bytes behind them: of one that was being written, or of damaged ones.
+    """
+    with path.open("rb") as file:
+        file.readline()
+        count, end = 0, file.tell()
+        while _record(file) is not None:
+            count, end = count + 1, file.tell()
+        return count, os.fstat(file.fileno()).st_size - end
+
+
+def _record(file: BufferedReader | BufferedRandom) -> Record | None:
     """The next record; None at the end, or if it is not whole."""
     try:
         head = json.loads(file.readline())
-        arrays, checksum = [], 0
+        arrays, checksum, size = [], 0, os.fstat(file.fileno()).st_size
         for kind, shape in head["arrays"]:
-            array = np.empty(shape, kind)
+            dtype = np.dtype(kind)
+            # before memory is taken; bytes in place of objects would be taken for addresses
+            if dtype.kind not in "biufc" or math.prod(shape) * dtype.itemsize > size - file.tell():
+                return None
+            array = np.empty(shape, dtype)
             if file.readinto(array.data) != array.nbytes:
                 return None
             checksum = zlib.crc32(array.data, checksum)

@@ -15,7 +15,9 @@ import errno
 import io
 import json
 import os
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -294,6 +296,37 @@ class SpectrumWriter(ResumableFile):
                 f"writing batch {row} to {self.path} failed: {reason(error)}"
             ) from error
         self.done[list(rows)] = True
+        self._require_in_place()
+
+    def _require_in_place(self) -> None:
+        """Say where the rows are if another file has taken the place of this one meanwhile."""
+        held = os.fstat(self._descriptor)
+        with suppress(OSError):
+            if os.path.samestat(held, os.stat(self.path)):
+                return
+        where = self.path
+        with suppress(OSError):  # moved, where the system tells so; in use under that name, perhaps
+            found = Path(os.readlink(f"/proc/self/fd/{self._descriptor}"))
+            if os.path.samestat(held, os.stat(found)):
+                where = found
+        if where == self.path:
+            where = self.path.with_name(f"{self.path.name}.rows-{uuid.uuid4().hex[:8]}.h5")
+            with new_file(where, replace=False) as draft, draft.open("wb") as target:
+                offset = 0
+                while piece := os.pread(self._descriptor, _PIECE, offset):
+                    offset += target.write(piece)
+        count = int(self.done.sum())
+        raise WriteError(
+            f"{self.path} was removed or replaced by another program during this run; all {count} "
+            f"finished rows are in {where}: continue with --resume --out {where}"
+        )
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            if error[0] is None and self._descriptor >= 0:
+                self._require_in_place()
+        finally:
+            super().__exit__(*error)
 
     def close(self) -> None:
         """Release the file."""

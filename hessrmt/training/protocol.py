@@ -10,6 +10,7 @@ C.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -57,6 +58,103 @@ class TrainState:
     model: dict[str, Any]
     optimizer: dict[str, Any]
     history: tuple[dict[str, float], ...] = ()
+
+
+_DECIDING = {"lr", "params", "momentum", "weight_decay", "dampening", "nesterov", "maximize"}
+"""What the steps of SGD depend on."""
+
+_UNFIT = "the state to continue from does not fit"
+
+
+def require_continuing(start: TrainState, model: nn.Module, settings: TrainConfig) -> None:
+    """Refuse a state with which training would not go on as it would have gone on by itself.
+
+    Args:
+        start: The state; of a file anything can be in it.
+        model: The network, of whatever type.
+        settings: Of the run.
+
+    Raises:
+        ProblemError: If a part of it has another type, shape or value than training gives it.
+    """
+    fault = next(_faults(start, model, settings), None)
+    if fault is not None:
+        raise ProblemError(f"{_UNFIT}: {fault}")
+
+
+def _faults(start: TrainState, model: nn.Module, settings: TrainConfig) -> Iterator[str]:
+    epoch, dtype = start.epoch, getattr(torch, settings.dtype)
+    if type(epoch) is not int or not 0 <= epoch <= settings.epochs:
+        yield f"its epoch is {epoch!r:.60}, of {settings.epochs}"
+        return
+    yield from _faults_of_history(start.history, epoch)
+    own = model.state_dict()
+    if start.model.keys() != own.keys():
+        yield "its parameters have other names than those of the model"
+        return
+    for name, value in own.items():
+        if isinstance(value, Tensor):
+            cast = value.is_floating_point() or value.is_complex()
+            yield from _unlike(start.model[name], name, value.shape, dtype if cast else value.dtype)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    made = torch.optim.SGD(
+        parameters, settings.lr, settings.momentum, weight_decay=settings.weight_decay
+    )
+    yield from _faults_of_settings(start.optimizer, made)
+    held = start.optimizer.get("state")
+    with_momentum, numbers = settings.momentum > 0 and epoch > 0, {*range(len(parameters))}
+    if not isinstance(held, dict) or bool(held) != with_momentum or not held.keys() <= numbers:
+        yield "its optimiser has no momentum, or that of other parameters"
+        return
+    for number, value in held.items():
+        if not isinstance(value, dict) or value.keys() != {"momentum_buffer"}:
+            yield f"its optimiser keeps {value!r:.60} of parameter {number}"
+        else:
+            shape = parameters[number].shape
+            yield from _unlike(value["momentum_buffer"], f"momentum {number}", shape, dtype)
+
+
+def _faults_of_history(history: tuple[Any, ...], epochs: int) -> Iterator[str]:
+    if len(history) != epochs:
+        yield f"its history is of {len(history)} epochs, and {epochs} are done"
+    for number, entry in enumerate(history, 1):
+        held = entry if isinstance(entry, dict) else {}
+        told = held.get("epoch")
+        if type(told) is not int or told != number:
+            yield f"its history of epoch {number} is that of {told!r:.60}"
+        for name in ("lr", "train_loss"):
+            if not _is_finite(held.get(name)):
+                yield f"{name} of epoch {number} in its history is {held.get(name)!r:.60}"
+
+
+def _faults_of_settings(state: dict[str, Any], made: torch.optim.SGD) -> Iterator[str]:
+    groups, (wanted,) = state.get("param_groups"), made.state_dict()["param_groups"]
+    group = groups[0] if isinstance(groups, list) and len(groups) == 1 else None
+    if not isinstance(group, dict) or not group.keys() >= _DECIDING:
+        yield "its optimiser has no settings"
+        return
+    if not _is_finite(group["lr"]):
+        yield f"the rate of its optimiser is {group['lr']!r:.60}"
+    for name, value in group.items():  # older versions of torch have fewer, newer ones more
+        known = {repr(wanted[name])} if name in wanted else {"None", "False"}
+        if name != "lr" and repr(value) not in known:
+            yield f"{name} of its optimiser is {value!r:.60}"
+
+
+def _is_finite(value: Any) -> bool:
+    return type(value) in {int, float} and abs(value) < math.inf
+
+
+def _unlike(value: Any, name: str, shape: torch.Size, dtype: torch.dtype) -> Iterator[str]:
+    """What a stored tensor has that this network's has not."""
+    if not isinstance(value, Tensor) or value.layout is not torch.strided or value.is_meta:
+        yield f"its {name} is no tensor with values"
+    elif value.shape != shape or value.dtype != dtype:
+        given = str(value.dtype).removeprefix("torch.")
+        wanted = str(dtype).removeprefix("torch.")
+        yield f"its {name} is {given} {tuple(value.shape)}, expected {wanted} {tuple(shape)}"
+    elif not bool(torch.isfinite(value).all()):
+        yield f"its {name} holds NaN or infinity"
 
 
 def learning_rate(epoch: int, settings: TrainConfig) -> float:
@@ -124,11 +222,12 @@ def train(
         parameters, settings.lr, settings.momentum, weight_decay=settings.weight_decay
     )
     if start is not None:
+        require_continuing(start, model, settings)
         try:
             model.load_state_dict(start.model)
             optimizer.load_state_dict(start.optimizer)
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise ProblemError(f"the state to continue from does not fit: {error}") from error
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ProblemError(f"{_UNFIT}: {error}") from error
     state = start or _state(0, model, optimizer, ())
     fetch = _fetcher(model, data, settings.dtype, device)
     was_training = model.training
