@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
@@ -19,17 +19,37 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 
 from hessrmt.errors import ConfigError
+from hessrmt.files import require_ordinary
+
+_MOST = 10**12
+"""Of anything: numpy refuses sizes beyond some 10^18 with errors of its own."""
 
 
 class Settings(BaseModel):
-    """What every settings class does: frozen, and no unknown names."""
+    """What every settings class does: frozen, no unknown names, and numbers that are some."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_value(cls, value: Any, info: ValidationInfo) -> Any:
+        kind = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and bool not in (kind, *get_args(kind)):
+            raise ValueError("should not be true or false")
+        return value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _no_endless_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, int) and info.field_name != "seed" and abs(value) > _MOST:
+            raise ValueError(f"should be at most {_MOST:,}")
+        return value
 
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
@@ -70,6 +90,7 @@ def load_settings(kind: type[SettingsT], file: Path | None = None, **options: An
     """
     values: dict[str, Any] = {}
     if file is not None:
+        require_ordinary(file)
         try:
             values = tomllib.loads(file.read_text(encoding="utf-8"))
         except OSError as error:

@@ -19,24 +19,20 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
-
-from hessrmt.errors import HessrmtError, ProblemError
+from hessrmt.errors import HessrmtError, ProblemError, let_pass
 
 _neighbours: dict[str, dict[str, tuple[ModuleType, int]]] = {}
 """Folder to the modules that were imported from it, by name, and when their files were written."""
 
 
 @contextmanager
-def explained(
-    kinds: Any, why: str, passing: Any = (torch.OutOfMemoryError, HessrmtError)
-) -> Iterator[None]:
+def explained(kinds: Any, why: str, passing: Any = HessrmtError) -> Iterator[None]:
     """Errors of torch or of the user's code as errors of ours.
 
     Args:
         kinds: Of errors.
         why: What could not be done.
-        passing: Kinds of errors that stay as they are.
+        passing: Kinds of errors that stay as they are, beside a lack of memory.
 
     Yields:
         None.
@@ -49,6 +45,7 @@ def explained(
     except passing:
         raise
     except kinds as error:
+        let_pass(error)
         said = (str(error).strip().splitlines() or [""])[0]
         raise ProblemError(f"{why}: {type(error).__name__}: {said}") from error
 
