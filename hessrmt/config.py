@@ -25,10 +25,14 @@ from pydantic import (
 )
 
 from hessrmt.errors import ConfigError
+from hessrmt.files import require_ordinary
+
+_MOST = 10**12
+"""Of anything: numpy refuses sizes beyond some 10^18 with errors of its own."""
 
 
 class Settings(BaseModel):
-    """What every settings class does: frozen, no unknown names, truth values are no numbers."""
+    """What every settings class does: frozen, no unknown names, numbers that are some."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -39,6 +43,13 @@ class Settings(BaseModel):
         kind = cls.model_fields[str(info.field_name)].annotation
         if any(isinstance(item, bool) for item in values) and not _holds_truth(kind):
             raise ValueError("should not be true or false")
+        return value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _no_endless_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, int) and info.field_name != "seed" and abs(value) > _MOST:
+            raise ValueError(f"should be at most {_MOST:,}")
         return value
 
 
@@ -85,6 +96,7 @@ def load_settings(kind: type[SettingsT], file: Path | None = None, **options: An
     """
     values: dict[str, Any] = {}
     if file is not None:
+        require_ordinary(file)
         try:
             values = tomllib.loads(file.read_text(encoding="utf-8"))
         except OSError as error:

@@ -4,6 +4,19 @@ An error says what was given, what was expected and what to try. ``exit_code`` i
 command line returns for it: 2 for bad usage or bad input, 1 for a run that failed.
 """
 
+from __future__ import annotations
+
+import errno
+
+_NO_MEMORY = (
+    "out of memory",
+    "not enough memory",
+    "t allocate memory",
+    "alloc_failed",
+    "bad_alloc",
+)
+"""What torch, and the libraries below it, say in a plain RuntimeError."""
+
 
 class HessrmtWarning(UserWarning):
     """What a reader of the numbers must know, though they are right."""
@@ -33,6 +46,12 @@ LevelsError = EnsembleError = LossModelError = CapacityError = GeneralizationErr
 
 class DeviceError(HessrmtError):
     """The requested device is not there, or has too little memory for the work."""
+
+
+class NoMemoryError(DeviceError):
+    """Memory that was planned with, or could not be planned, ran out in the middle of a run."""
+
+    exit_code = 1
 
 
 class StoreError(HessrmtError):
@@ -71,3 +90,31 @@ class DistributedError(HessrmtError):
     """One process of an MPI run failed, so that the others gave up."""
 
     exit_code = 1
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on any device.
+
+    Args:
+        error: Of Python, numpy, torch, CuPy or the system; or the SystemError that Python makes of
+            it where numpy, which got no memory for an index, fails and doesn't say why.
+
+    Returns:
+        Whether it does.
+    """
+    if isinstance(error, SystemError):
+        return "exception set" in str(error)
+    named = any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
+    said = isinstance(error, RuntimeError) and any(w in str(error).lower() for w in _NO_MEMORY)
+    system = isinstance(error, OSError) and error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError) or named or said or system
+
+
+def let_pass(error: BaseException) -> None:
+    """Raise an error again if it says that memory ran out: no other way of doing the same helps.
+
+    Args:
+        error: As it was caught; the caller goes on if it is another.
+    """
+    if is_out_of_memory(error):
+        raise error

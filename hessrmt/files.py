@@ -8,7 +8,7 @@ import stat
 import uuid
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from hessrmt.errors import ConfigError, StoreError, WriteError
 
@@ -60,11 +60,24 @@ def require_file(path: Path, option: str) -> None:
         raise ConfigError(f"{path} {problem}; {option} takes the name of a file")
 
 
+def require_ordinary(path: Path) -> None:
+    """Refuse to read a device or a pipe, which may never end or never begin.
+
+    Args:
+        path: To be read; nothing needs to be there.
+
+    Raises:
+        ConfigError: If it is one.
+    """
+    if not path.is_dir() and _is_special(path):
+        raise ConfigError(f"{path} is a device or a pipe; give the name of a file")
+
+
 def _is_special(path: Path) -> bool:
     """Whether something is there that is no file: replacing it would take it away from others."""
     try:
         return not stat.S_ISREG(path.stat().st_mode)
-    except OSError:
+    except (OSError, ValueError):
         return False
 
 
@@ -154,16 +167,30 @@ def new_file(path: Path, *, replace: bool = True) -> Iterator[Path]:
     except FileExistsError as error:
         raise StoreError(_exists(path)) from error
     except OSError as error:
-        if error.errno in _DISK_FAILED:
-            raise WriteError(
-                f"writing {path} failed: {reason(error)}; what the file held before is untouched"
-            ) from error
-        raise StoreError(
-            f"cannot write {path}: {reason(error)}; give a path in a folder you can write to"
-        ) from error
+        fail_writing(path, error)
     finally:
         with suppress(OSError):
             draft.unlink(missing_ok=True)
+
+
+def fail_writing(path: Path, error: OSError) -> NoReturn:
+    """Say that a name cannot be used, or that a disk failed.
+
+    Args:
+        path: The file or folder that was to be made.
+        error: Of the system.
+
+    Raises:
+        WriteError: If the disk refused: the run failed.
+        StoreError: If the name cannot be used.
+    """
+    if error.errno in _DISK_FAILED:
+        old = "; what the file held before is untouched" * path.is_file()
+        raise WriteError(f"writing {path} failed: {reason(error)}{old}") from error
+    raise StoreError(
+        f"cannot write {path}: {reason(error)}; give a name in a folder that exists and that you "
+        "can write to"
+    ) from error
 
 
 def _publish(draft: Path, path: Path) -> None:

@@ -258,9 +258,9 @@ def test_disk_full_at_creation(full, monkeypatch):
     before = full.read_bytes()
     monkeypatch.setattr(os, "fsync", refuse)
     for path in (full, full.with_name("new.h5")):
-        with pytest.raises(StoreError, match=f"cannot write .*{path.name}: No space left") as error:
+        with pytest.raises(StoreError, match=f"writing .*{path.name} failed: No space") as error:
             create(path, overwrite=True)
-        assert error.value.exit_code == 2
+        assert error.value.exit_code == 1
     assert full.read_bytes() == before
     assert os.listdir(full.parent) == [full.name]
 

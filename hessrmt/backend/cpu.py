@@ -15,7 +15,7 @@ import torch
 
 from hessrmt.backend.base import Backend, all_finite, require_finite
 from hessrmt.backend.host import free_host_memory
-from hessrmt.errors import ConvergenceError
+from hessrmt.errors import ConvergenceError, let_pass
 from hessrmt.tables import counted
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ class CpuBackend(Backend):
         try:
             levels = torch.linalg.eigvalsh(matrix)
         except RuntimeError as error:
+            let_pass(error)
             raise ConvergenceError(f"the eigenvalue solver failed: {error}") from error
         return levels.numpy().astype(np.float64)
 

@@ -17,7 +17,7 @@ from hessrmt.backend.base import Backend, all_finite, finite_levels, require_fin
 from hessrmt.backend.cuda_kernels import KernelError, Kernels, import_kernels, no_cupy, no_device
 from hessrmt.backend.cusolver import Cusolver, CusolverError
 from hessrmt.backend.twostage import two_stage_batch, two_stage_eigenvalues
-from hessrmt.errors import ConvergenceError, DeviceError
+from hessrmt.errors import ConvergenceError, DeviceError, NoMemoryError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -298,7 +298,7 @@ class CudaBackend(Backend):
         try:
             yield
         except (MemoryError, torch.cuda.OutOfMemoryError) as error:
-            raise DeviceError(
+            raise NoMemoryError(
                 f"the {route} eigenvalue solver ran out of memory on {self.name}: a {n:,} x {n:,} "
                 f"matrix was planned with {workspace:,} bytes beside its own {size:,}, and "
                 f"{free:,} were free; take a smaller problem, or a device with more memory"

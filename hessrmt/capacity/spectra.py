@@ -40,7 +40,7 @@ from scipy.optimize import brentq
 from scipy.special import gammainc, logsumexp, xlogy
 
 from hessrmt.capacity.layers import count_nonfinite, require_finite
-from hessrmt.errors import ConvergenceError, DataError
+from hessrmt.errors import ConvergenceError, DataError, let_pass
 from hessrmt.results import Result
 from hessrmt.theory import marchenko_pastur, marchenko_pastur_cdf, marchenko_pastur_support
 
@@ -356,6 +356,7 @@ def from_singular_values(stack: Float64[Tensor, "parts rows columns"]) -> list[M
     try:
         values = torch.linalg.svdvals(stack)
     except RuntimeError as error:
+        let_pass(error)
         raise ConvergenceError(f"the singular values don't converge: {error}") from error
     squares = stack.square().sum(dim=(1, 2)).tolist()
     return [

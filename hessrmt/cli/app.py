@@ -23,7 +23,7 @@ from hessrmt.cli.reproduce import reproduce
 from hessrmt.cli.simulate import simulate
 from hessrmt.cli.spectrum import spectrum
 from hessrmt.cli.train import train
-from hessrmt.errors import HessrmtError, HessrmtWarning
+from hessrmt.errors import HessrmtError, HessrmtWarning, is_out_of_memory
 
 _UsageError: Any = typer.BadParameter.__bases__[0]
 """Bad usage as typer raises it: click's class, or that of the copy of click inside newer typer."""
@@ -130,12 +130,42 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing left to flush
         sys.exit(1)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        console.fail(f"{where}{error.strerror or error}")
-        sys.exit(1)
-    except MemoryError:
-        console.fail("out of memory; take a smaller model or batch, or --dtype float32")
+    except Exception as error:
+        console.fail(_reason(error))
         sys.exit(1)
     if code:  # of a command that has said what is wrong
         sys.exit(code)
+
+
+def _reason(error: Exception) -> str:
+    """What of the machine ended a command; anything else is a fault of ours, and raised again."""
+    if is_out_of_memory(error):
+        return _lack_of_memory()
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or error}"
+    raise error
+
+
+_SMALLER = {
+    "spectrum": "a smaller --batch, --dtype float32, --only some parameters, or hessrmt density, "
+    "which forms no matrix",
+    "density": "a smaller --batch, fewer --steps and --top, or --dtype float32",
+    "landscape": "a smaller --batch, or --dtype float32",
+    "train": "a smaller --batch and --history-batch",
+    "simulate": "a smaller --dimension, or --method tridiagonal",
+    "capacity": "--only some layers, or --conv slices",
+    "normalize": "a smaller --batch",
+    "levels": "fewer --surrogates, or --window a part of the levels",
+    "report": "fewer --surrogates, or fewer files",
+    "reproduce": "--preset small, or fewer --workers",
+}
+"""Command to what takes less memory."""
+
+
+def _lack_of_memory() -> str:
+    """What is said where memory runs out; nothing of the error itself, which may be pages long."""
+    command = next((word for word in sys.argv[1:] if word in _SMALLER), "")
+    stored = command in {"spectrum", "density", "train", "simulate"}
+    kept = "; what was finished is on disk: --resume continues it" * stored
+    return f"out of memory; take {_SMALLER.get(command, 'a smaller input')}{kept}"

@@ -26,7 +26,13 @@ import typer
 from hessrmt.cli import console
 from hessrmt.config import Settings, load_settings
 from hessrmt.errors import ConfigError
-from hessrmt.files import require_apart, require_file, require_new, write_whole
+from hessrmt.files import (
+    require_apart,
+    require_file,
+    require_new,
+    require_ordinary,
+    write_whole,
+)
 from hessrmt.tables import to_csv
 
 if TYPE_CHECKING:
@@ -195,7 +201,7 @@ _OUTPUTS = ("out", "csv", "plot", "history")
 
 
 def _keep_inputs(given: Mapping[str, Any], config: Path | None) -> None:
-    """Refuse options by which a command would write onto what it reads."""
+    """Refuse options by which a command would write onto what it reads, or never finish reading."""
     written = {f"--{name}": Path(given[name]) for name in _OUTPUTS if given.get(name)}
     read: list[Any] = [config]
     for name, value in given.items():
@@ -206,6 +212,8 @@ def _keep_inputs(given: Mapping[str, Any], config: Path | None) -> None:
     words = [
         str(x) for x in every if isinstance(x, Path) or (isinstance(x, str) and set(x) & set("./"))
     ]
+    for word in words:
+        require_ordinary(Path(word))
     require_apart(written, [*words, *(word.partition(".py:")[0] + ".py" for word in words)])
 
 
@@ -269,11 +277,12 @@ def check_pictures(folder: Path | None, ending: str) -> None:
         folder: For them, if there are to be some.
         ending: Of their files.
     """
-    if folder is not None:
+    if folder is not None or ending != "png":
         from hessrmt.plots.files import checked_ending, require_folder
 
         checked_ending(ending)
-        require_folder(folder)
+        if folder is not None:
+            require_folder(folder)
 
 
 @contextmanager

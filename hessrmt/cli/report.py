@@ -24,7 +24,8 @@ def report(
         str, typer.Option("--title", help="Of the page. \\[default: what it is about]")
     ] = "",
     surrogates: Annotated[
-        int, typer.Option("--surrogates", help="Of level statistics; 0 for none.", min=0)
+        int,
+        typer.Option("--surrogates", help="Of level statistics; 0 for none.", min=0, max=100_000),
     ] = 200,
     overwrite: Overwrite = False,
 ) -> Report:

@@ -16,7 +16,7 @@ from hessrmt.curvature.differences import DIFFERENTIATION
 from hessrmt.curvature.linear import Operator
 from hessrmt.curvature.operators import CurvatureOperator
 from hessrmt.curvature.rounding import DIRECTIONS, gaussian, lengths, round_off
-from hessrmt.errors import ConfigError, NonFiniteError, ProblemError
+from hessrmt.errors import ConfigError, NonFiniteError, ProblemError, let_pass
 from hessrmt.problems.problem import Problem
 
 if TYPE_CHECKING:
@@ -120,6 +120,7 @@ class _Matrix(Operator):
         try:
             found = self._given @ given
         except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+            let_pass(error)
             raise ConfigError(
                 f"this {type(self._given).__name__} of shape {self.shape} could not be multiplied "
                 f"with columns of shape {tuple(columns.shape)}: {error}"

@@ -20,6 +20,7 @@ from hessrmt import rng
 from hessrmt.arrays import fetched
 from hessrmt.curvature.products import attempt
 from hessrmt.curvature.rounding import gaussian
+from hessrmt.errors import let_pass
 from hessrmt.problems.problem import find_structure
 from hessrmt.problems.structure import hooked
 
@@ -185,8 +186,6 @@ def gram(
         (r·B, r·B), row and column k·B + b of K, column of R, for cotangent k of sample b; or
         (n, n).
 
-    Raises:
-        OutOfMemoryError: If a device has no room.
     """
     size = cotangents.shape[:-1].numel()
     make = partial(_Triangle if triangle else _Gram, cotangents, size, problem.dimension, tick)
@@ -199,9 +198,8 @@ def gram(
             layers = find_layers(problem)
             for group in _groups(layers, size, cotangents.element_size(), work):
                 _add_group(found, problem, group, cotangents, saved, work)
-        except torch.OutOfMemoryError:
-            raise
-        except (IrregularError, RuntimeError):
+        except (IrregularError, RuntimeError) as error:
+            let_pass(error)
             # also where layers are computed again in the backward pass, without their taps, and in
             # a network that differentiates itself
             found, layers = make(), ()

@@ -27,7 +27,7 @@ from torch.func import grad, jvp, linearize, vjp, vmap
 
 from hessrmt.arrays import fetched
 from hessrmt.curvature.rounding import gaussian
-from hessrmt.errors import ProblemError
+from hessrmt.errors import ProblemError, let_pass
 from hessrmt.problems.differentiation import of_parts
 from hessrmt.problems.outputs import InOneTensor, in_one_tensor, loss_mass
 
@@ -72,15 +72,12 @@ def attempt(
     Returns:
         Its value.
 
-    Raises:
-        OutOfMemoryError: If there is no room.
-        MemoryError: Likewise.
+    Nothing is caught that says that there is no room.
     """
     try:
         return function(*arguments)
-    except (torch.OutOfMemoryError, MemoryError):
-        raise
     except errors as error:
+        let_pass(error)
         if reasons is not None:
             reasons.append(str(error).strip().split("\n")[0])
         return None
@@ -190,9 +187,8 @@ def _transposed(part: Problem, v: Vector) -> Tensor | None:
     try:
         gradient = torch.autograd.grad(outputs, point, dual, create_graph=True)[0]
         tangent = torch.autograd.grad(gradient, dual, v)[0]
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError:
+    except RuntimeError as error:
+        let_pass(error)
         return None
     # torch drops, without a word, what an operation that cannot be differentiated twice adds
     slope = gradient.detach()

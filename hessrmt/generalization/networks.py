@@ -25,7 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 from torch.utils import _pytree
 
-from hessrmt.errors import DataError, DeviceError
+from hessrmt.errors import DataError, NoMemoryError, is_out_of_memory, let_pass
 from hessrmt.problems.lifting import called
 from hessrmt.problems.structure import hooked, reached
 
@@ -97,6 +97,7 @@ def working_copy(model: nn.Module) -> nn.Module:
     try:
         duplicate = copy.deepcopy(model).double().eval()
     except Exception as error:
+        let_pass(error)
         raise DataError(f"the model ({type(model).__name__}) cannot be copied: {error}") from error
     for module in list(duplicate.modules()):
         if parametrize.is_parametrized(module):
@@ -200,7 +201,7 @@ def outputs(
         (B, ...), as the model returns them.
 
     Raises:
-        DeviceError: If the batch does not fit into memory.
+        NoMemoryError: If the batch does not fit into memory.
         DataError: If the model fails or returns no floating-point tensor.
     """
 
@@ -211,10 +212,10 @@ def outputs(
 
     try:
         result = called(run, inputs)
-    except torch.OutOfMemoryError as error:
-        where, count = device_of(model), samples_in(inputs)
-        raise DeviceError(f"{where} has no memory for {count} samples; try fewer") from error
     except Exception as error:
+        if is_out_of_memory(error):
+            where, count = device_of(model), samples_in(inputs)
+            raise NoMemoryError(f"{where} has no memory for {count} samples; try fewer") from error
         leaves = [leaf for leaf in _pytree.tree_leaves(inputs) if hasattr(leaf, "shape")]
         shapes = ", ".join(str(tuple(leaf.shape)) for leaf in leaves)
         what = f"{type(error).__name__}: {error}"

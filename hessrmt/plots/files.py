@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import matplotlib as mpl
 
-from hessrmt.errors import ConfigError, DataError, StoreError
-from hessrmt.files import write_whole
+from hessrmt.errors import ConfigError, DataError
+from hessrmt.files import fail_writing, write_whole
 from hessrmt.plots.style import Picture
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def draw_each(
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StoreError(f"cannot make the folder {folder}: {error.strerror or error}") from error
+        fail_writing(folder, error)
     for name, draw in pictures.items():
         path = folder / f"{name}.{kind}"
         try:

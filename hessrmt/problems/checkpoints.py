@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from hessrmt.errors import ProblemError
+from hessrmt.errors import ProblemError, let_pass
 from hessrmt.files import write_whole
 from hessrmt.problems.adapters import Factor, low_rank
 from hessrmt.problems.assembled import Assembled
@@ -166,6 +166,7 @@ def apply_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     try:
         model.load_state_dict({**others, **state}, strict=True)
     except RuntimeError as error:
+        let_pass(error)
         raise ProblemError(f"the checkpoint does not fit the model: {error}") from error
 
 

@@ -20,7 +20,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.utils import _pytree
 from torch.utils import checkpoint as torch_checkpoint
 
-from hessrmt.errors import ProblemError
+from hessrmt.errors import ProblemError, let_pass
 from hessrmt.problems.batches import Intercepting, map_tensors
 from hessrmt.problems.equivalents import EQUIVALENT, KERNELS
 
@@ -209,7 +209,8 @@ def running(
             return found.clone() if found is source and kind != inside.own else found
         try:
             return function(*arguments, **keywords)
-        except RuntimeError:
+        except RuntimeError as error:
+            let_pass(error)
             widened = _widened(function, arguments, keywords)
             if widened is None:
                 raise

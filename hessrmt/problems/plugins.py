@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hessrmt.errors import HessrmtError, ProblemError
+from hessrmt.errors import HessrmtError, ProblemError, let_pass
 
 RAISED = (Exception, SystemExit)
 """What user's code ends with where it fails; a program of theirs may end the process."""
@@ -85,15 +85,13 @@ def contained() -> Iterator[None]:
 
 
 @contextmanager
-def explained(
-    kinds: Any, why: str, passing: Any = (torch.OutOfMemoryError, HessrmtError)
-) -> Iterator[None]:
+def explained(kinds: Any, why: str, passing: Any = HessrmtError) -> Iterator[None]:
     """Errors of torch or of the user's code as errors of ours.
 
     Args:
         kinds: Of errors.
         why: What could not be done.
-        passing: Kinds of errors that stay as they are.
+        passing: Kinds of errors that stay as they are, beside a lack of memory.
 
     Yields:
         None.
@@ -106,6 +104,7 @@ def explained(
     except passing:
         raise
     except kinds as error:
+        let_pass(error)
         said = (str(error).strip().splitlines() or [""])[0]
         raise ProblemError(f"{why}: {type(error).__name__}: {said}") from error
 

@@ -24,7 +24,7 @@ from torch.utils import _pytree
 
 from hessrmt import rng
 from hessrmt.arrays import fetched
-from hessrmt.errors import HessrmtError, NonFiniteError, ProblemError
+from hessrmt.errors import HessrmtError, NonFiniteError, ProblemError, let_pass
 from hessrmt.problems.batches import Batch, Intercepting, join, map_tensors, read_data, tensors_of
 from hessrmt.problems.differentiation import gradient_vector, ordinary_mode
 from hessrmt.problems.equivalents import cross_entropy
@@ -388,8 +388,6 @@ class Problem:
         Returns:
             None if it cannot be told, since the loss is zero or not a number.
 
-        Raises:
-            OutOfMemoryError: If a device has no room.
         """
         twice = join([self.batch, self.batch])
         if twice is None:
@@ -397,9 +395,8 @@ class Problem:
         try:
             with torch.no_grad():
                 once, both = (float(p.loss(self.theta)) for p in (self, self.on(twice)))
-        except torch.OutOfMemoryError:
-            raise
-        except Exception:  # it cannot be run on a part of the batch
+        except Exception as error:  # it cannot be run on a part of the batch
+            let_pass(error)
             return False
         if not once or not math.isfinite(once):
             return None

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from hessrmt.arrays import fetched
+from hessrmt.errors import let_pass
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -150,8 +151,6 @@ def structure_of(
     Returns:
         Its layers; all other parameters belong to none.
 
-    Raises:
-        OutOfMemoryError: If a device has no room.
     """
     owned = _candidates(model)
     modules = dict(model.named_modules())
@@ -176,9 +175,8 @@ def structure_of(
     try:
         with hooked({name: modules[name] for name in owned}, lambda name: partial(cut, name)):
             outputs, ends = run(leaves)
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError:  # a network that differentiates itself misses what is cut
+    except RuntimeError as error:  # a network that differentiates itself misses what is cut
+        let_pass(error)
         return ()
     if near:
         names, same = zip(*near, strict=True)

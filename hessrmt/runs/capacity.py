@@ -87,6 +87,8 @@ def run(settings: CapacityConfig, sources: Sequence[str], tick: Tick | None = No
     if twice:
         raise ConfigError(f"{twice[0]} is given twice")
     accuracies, notes = {}, ()
+    if settings.columns and against is None:
+        raise ConfigError("columns: they are those of a table of accuracies; give it (--against)")
     if against is not None:
         accuracies, notes = read_accuracies(against, sources, settings.columns)
     reports = tuple(_analyse(settings, source, tick) for source in sources)

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from hessrmt.backend.select import select
-from hessrmt.errors import ClusterError, ConfigError, HessrmtError, StoreError
+from hessrmt.errors import ClusterError, ConfigError, HessrmtError
+from hessrmt.files import fail_writing
 from hessrmt.problems import checkpoints, data, losses, models
 from hessrmt.problems.plugins import is_plugin, sources
 from hessrmt.records import Provenance
@@ -417,4 +418,4 @@ def make_folders(out: Path, *names: str) -> None:
         try:
             (out / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise StoreError(f"cannot make {out / name}: {error.strerror or error}") from error
+            fail_writing(out / name, error)

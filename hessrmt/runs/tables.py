@@ -33,7 +33,14 @@ def read_table(file: Path) -> tuple[list[str], list[dict[str, str]]]:
             given = [line for line in lines if not line.startswith("#")]
             mark = _delimiter(given)
             reader = csv.DictReader(given, delimiter=mark)
-            rows = [{k: _point(v or "", mark) for k, v in row.items() if k} for row in reader]
+            rows = []
+            for row in reader:
+                if None in row:
+                    raise ConfigError(
+                        f"{file}, row {len(rows) + 1} of the table has more cells than its header "
+                        "names columns"
+                    )
+                rows.append({k: _point(v or "", mark) for k, v in row.items() if k})
             header = [name for name in reader.fieldnames or () if name]
     except OSError as error:
         raise ConfigError(f"cannot read {file}: {error.strerror or error}") from error

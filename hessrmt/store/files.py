@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from hessrmt.errors import ConfigError, HessrmtError, HessrmtWarning, StoreError
-from hessrmt.files import reason
+from hessrmt.files import fail_writing, reason
 from hessrmt.records import Provenance
 from hessrmt.store.hdf5 import opened, text
 from hessrmt.store.seal import has_seal, is_cut
@@ -148,10 +148,7 @@ class ResumableFile:
             try:
                 descriptor = os.open(beside, os.O_RDWR | os.O_CREAT, 0o666)
             except OSError as error:
-                raise StoreError(
-                    f"cannot write {path}: {reason(error)}; give a name in a folder that exists "
-                    "and that you can write to"
-                ) from error
+                fail_writing(path, error)
             try:
                 lock(descriptor, path)
             except StoreError:

@@ -26,7 +26,7 @@ import h5py
 import numpy as np
 
 from hessrmt.errors import DataError, StoreError, WriteError
-from hessrmt.files import new_file, reason, require_new, write_whole
+from hessrmt.files import fail_writing, new_file, reason, require_new, write_whole
 from hessrmt.records import BlockSpectra, Provenance, Spectra, Spectrum
 from hessrmt.store.files import (
     ResumableFile,
@@ -191,9 +191,8 @@ class SpectrumWriter(ResumableFile):
             self._open()
         except BaseException as error:
             self.close()
-            cause = error.__cause__ if isinstance(error, WriteError) else error
-            if isinstance(cause, OSError):
-                raise StoreError(f"cannot write {path}: {reason(cause)}") from error
+            if isinstance(error, OSError):
+                fail_writing(path, error)
             raise
 
     def _extend(self, layout: _Layout) -> None:
@@ -223,7 +222,7 @@ class SpectrumWriter(ResumableFile):
             self._groups = {
                 name or "": "" if name is None else f"{group_of(name)}/" for name in parts_of(file)
             }
-            self._slots, done, damaged = {}, [], set()
+            self._slots, done, damaged, unmarked = {}, [], set(), []
             for place in parts_of(file).values():
                 self._extra = frozenset(row_names(place)) - {EIGENVALUES, SOLVER, *COLUMNS}
                 checked = [name for name in (CHECKSUM, SECONDS_CHECKSUM) if name in place]
@@ -233,11 +232,15 @@ class SpectrumWriter(ResumableFile):
                 found = read_rows(place)
                 done.append(np.isin(np.arange(found.planned), found.numbers))
                 damaged |= {*found.damaged}
+                marked = np.asarray(dataset(place, DONE))
+                unmarked += [(group + DONE, row) for row in found.numbers if not marked[row]]
                 self._indices = np.asarray(dataset(place, INDICES))
         self.done = np.logical_and.reduce(done)
         self._damaged = damaged
         self._descriptor = os.open(self.path, os.O_RDWR)
         lock(self._descriptor, self.path)  # other programs that use HDF5 look there
+        for name, row in unmarked:  # killed between the last two writes: the row itself is whole
+            self._put(name, int(row), 1)
 
     def _slot(self, place: Any, name: str) -> _Slot:
         found = dataset(place, name)

@@ -25,7 +25,15 @@ from torch.utils import _pytree
 
 from hessrmt import rng
 from hessrmt.checks import real
-from hessrmt.errors import DataError, DeviceError, HessrmtError, NonFiniteError, ProblemError
+from hessrmt.errors import (
+    DataError,
+    HessrmtError,
+    NoMemoryError,
+    NonFiniteError,
+    ProblemError,
+    is_out_of_memory,
+    let_pass,
+)
 from hessrmt.training.penalties import stable_ranks
 
 if TYPE_CHECKING:
@@ -227,6 +235,7 @@ def train(
             model.load_state_dict(start.model)
             optimizer.load_state_dict(start.optimizer)
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            let_pass(error)
             raise ProblemError(f"{_UNFIT}: {error}") from error
     state = start or _state(0, model, optimizer, ())
     fetch = _fetcher(model, data, settings.dtype, device)
@@ -348,12 +357,12 @@ def _explained(inputs: Tensor, kind: type[HessrmtError], words: str) -> Iterator
         yield
     except HessrmtError:
         raise
-    except torch.OutOfMemoryError as error:
-        raise DeviceError(
-            f"{inputs.device} has too little memory for a batch of {len(inputs)} samples; "
-            "try a smaller batch"
-        ) from error
     except Exception as error:
+        if is_out_of_memory(error):
+            raise NoMemoryError(
+                f"{inputs.device} has too little memory for a batch of {len(inputs)} samples; "
+                "try a smaller batch"
+            ) from error
         raise kind(words.format(error)) from error
 
 
