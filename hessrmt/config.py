@@ -217,7 +217,10 @@ _DATA = (
     "mnist, fashion-mnist, cifar10, cifar100, an .npz file with x and y, or a directory of IDX "
     "files or CIFAR batches."
 )
-_LOSS = "cross-entropy, mse, next-token (language models), or file.py:function."
+_LOSS = (
+    "cross-entropy, mse (squares summed over outputs, mean over samples), next-token (language "
+    "models), or file.py:function."
+)
 _CHECKPOINT = (
     "Trained parameters: a .pt, .pth, .bin, .ckpt, .pth.tar, .safetensors or .npz file, or a "
     "folder of shards."

@@ -277,6 +277,12 @@ class Spectra(
     provenance: Provenance
     damaged: tuple[int, ...] = ()
 
+    def __getattr__(self, name: str) -> Any:
+        known = name in Spectrum.__annotations__ or hasattr(Spectrum, name)
+        one = known and not name.startswith("_")
+        hint = f"; each of them has, such as spectra[0].{name}" if one else ""
+        raise AttributeError(f"the spectra of a file have no {name!r}{hint}", name=name, obj=self)
+
     @property
     def eigenvalues(self) -> Stack:
         """All eigenvalues, one row for each spectrum, (batches, P) float64."""

@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 import hessrmt as hr
 from hessrmt.backend.cpu import CpuBackend
 from hessrmt.curvature import dense as plan
-from hessrmt.errors import DataError, DeviceError, NonFiniteError, ProblemError
+from hessrmt.errors import DataError, DeviceError, HessrmtError, NonFiniteError, ProblemError
 from hessrmt.problems import data, models
 
 EPS = float(np.finfo(np.float64).eps)
@@ -225,3 +225,51 @@ def test_block_size_changes_no_number_beyond_rounding(monkeypatch):
     monkeypatch.setattr(plan, "_BLOCK_BYTES", 1)
     single = hr.hessian(problem)
     assert np.abs(whole - single).max() <= 1e-14 * np.abs(whole).max()
+
+
+X, Y = labelled((6, 4), 3)
+
+
+@pytest.mark.parametrize(
+    ("loss", "data", "said"),
+    [
+        (nn.MSELoss, (X, Y), r"the loss is the class MSELoss; make one of it: MSELoss\(\)"),
+        ("cross_entropy", (X, Y), r"unknown loss .* \(did you mean cross-entropy\?\)"),
+        ("cross-entropy", (X, Y.double()), "labels of classes must be integers"),
+        ("cross-entropy", (X, Y[:3]), "inputs have 6, targets 3"),
+    ],
+)
+def test_common_slips_are_told_what_to_write(loss, data, said):
+    with pytest.raises(HessrmtError, match=said):
+        hr.spectrum(hr.Problem(nn.Linear(4, 3), loss, data))
+
+
+def test_networks_and_their_classes_are_no_problems():
+    with pytest.raises(HessrmtError, match=r"class Linear; make one of it: Linear\(\.\.\.\)"):
+        hr.Problem(nn.Linear, "mse", (X, Y))
+    with pytest.raises(HessrmtError, match=r"give hessrmt\.Problem\(model, loss"):
+        hr.spectrum(nn.Linear(4, 3))
+
+
+def test_a_token_beyond_the_vocabulary_is_explained():
+    network = nn.Sequential(nn.Embedding(5, 4), nn.Flatten(), nn.Linear(8, 3))
+    problem = hr.Problem(network, "cross-entropy", (torch.tensor([[1, 5]]), Y[:1]))
+    with pytest.raises(HessrmtError, match="a token beyond the vocabulary"):
+        hr.eigsh(problem, k=1)
+
+
+def test_the_squared_error_by_name_is_that_of_torch_times_the_outputs():
+    network, wanted = nn.Linear(4, 3), torch.randn(6, 3, dtype=torch.float64)
+    named, torchs = (
+        hr.spectrum(hr.Problem(network, loss, (X, wanted))) for loss in ("mse", nn.MSELoss())
+    )
+    np.testing.assert_allclose(named.eigenvalues, 3 * torchs.eigenvalues, atol=1e-12)
+
+
+def test_spectra_of_a_file_say_where_what_one_spectrum_has_is(tmp_path):
+    hr.spectrum(hr.Problem(nn.Linear(4, 3), "cross-entropy", (X, Y))).save(tmp_path / "a.h5")
+    found = hr.load(tmp_path / "a.h5")
+    with pytest.raises(AttributeError, match=r"no 'rank'; each of them has, such as spectra\[0\]"):
+        _ = found.rank
+    assert found[0].rank == hr.load(tmp_path / "a.h5")[0].rank
+    assert not hasattr(found, "anything")

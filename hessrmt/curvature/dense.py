@@ -44,7 +44,7 @@ _BLOCK_BYTES = 256 * 2**20
 _MARGIN = 0.95
 """Part of the free memory that is planned with."""
 
-_SINGLE = " --dtype float32 needs half (and certifies fewer levels);"
+_SINGLE = " dtype float32 needs half (and certifies fewer eigenvalues);"
 
 
 def require_dense(problem: Problem, backend: Backend) -> None:
@@ -97,9 +97,9 @@ def require(fixed: int, size: int, problem: Problem, backend: Backend) -> None:
             f"the dense {size:,} x {size:,} matrix and the eigenvalue solver's workspace need "
             f"{gib(fixed)} and {backend.name} has {gib(usable)} free beside a margin of "
             f"{1 - _MARGIN:.0%}; the largest that fits here has {fits:,} rows. "
-            f"Otherwise:{hint}{_SINGLE if itemsize == 8 else ''} --operator ggn "
-            "diagonalises at most (samples x outputs) squared; or take a smaller batch, or a "
-            "device with more memory"
+            f"Otherwise:{hint}{_SINGLE if itemsize == 8 else ''} the Gauss-Newton matrix (operator "
+            "ggn) is at most of (samples x outputs) rows; a part of the parameters (only) has a "
+            "smaller matrix; the ends of the spectrum (eigsh) and its density need none"
         )
 
 

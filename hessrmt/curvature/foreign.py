@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hessrmt.backend.select import select
 from hessrmt.checks import whole
@@ -219,6 +219,10 @@ def as_operator(given: Any) -> Operator:
         return _Like(given)
     if hasattr(given, "shape") and hasattr(given, "__matmul__"):
         return _Matrix(given)
+    if isinstance(given, nn.Module):
+        raise ConfigError(
+            "a network alone has no Hessian: give hessrmt.Problem(model, loss, (inputs, targets))"
+        )
     raise ConfigError(
         "expected an operator, a matrix (anything with shape and @), a problem, or a pair "
         f"(matvec, n), got {type(given).__name__}"

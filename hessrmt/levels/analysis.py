@@ -65,6 +65,8 @@ _WHY_NOT_SAID = f"fewer than {FEWEST_RATIOS} ratios", _NO_SCATTER
 _RATE_SPACINGS = 0.005
 """The same for spacings, whose p-values are no smaller than one of 201 by default."""
 
+_AGREES = "consistent with GOE"
+
 FAR = 3.0
 """Standard deviations of ⟨r̃⟩ beyond which a sentence calls a law excluded by its mean."""
 
@@ -711,7 +713,10 @@ def conclude(
     p = laws["goe"].spacing_p_value
     strange = p is not None and p <= max(RATE, min(smallest, _RATE_SPACINGS))
     spacings = f"p(s) ≤ {p:.1g}" if strange else ""
-    return _sentence(mean, error, laws, n_ratios, spacings) + (noise if unresolved > MANY else "")
+    said = _sentence(mean, error, laws, n_ratios, spacings)
+    if smallest > _RATE_SPACINGS and said.startswith(_AGREES):
+        said += "; the unfolded spacings are not judged: that takes 200 surrogates"
+    return said + (noise if unresolved > MANY else "")
 
 
 def _sentence(
@@ -753,7 +758,7 @@ def _not_excluded(goe: LawFit, numbers: str, others: str, spacings: str) -> str:
             return f"GOE only just not excluded ({limit}: {numbers}){also}"
         by = f"only just not excluded by the ratios ({limit}: {numbers})"
         return f"GOE unlikely: {by}, and the unfolded spacings disagree too ({spacings}){also}"
-    near = f"consistent with GOE ({numbers})"
+    near = f"{_AGREES} ({numbers})"
     if others:
         near += f", but also with {others}: too few levels to tell them apart"
     if not spacings:

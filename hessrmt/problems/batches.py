@@ -148,8 +148,14 @@ class Batch:
         )
         samples = (of_targets or of_inputs or [0])[0]
         if samples not in of_inputs:
-            given = sorted({*of_inputs, *of_targets})
-            raise DataError(f"inputs and targets must have one common batch length, found {given}")
+            lengths = [
+                ", ".join(f"{length:,}" for length in dict.fromkeys(found)) or "none"
+                for found in (of_inputs, of_targets)
+            ]
+            raise DataError(
+                "inputs and targets must have one common batch length; inputs have "
+                f"{lengths[0]}, targets {lengths[1]}"
+            )
         if any(length != samples for length in of_targets):
             raise DataError(
                 f"the targets have lengths {sorted(set(of_targets))}: give all of them the "

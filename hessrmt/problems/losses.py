@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Callable
 from numbers import Real
@@ -118,14 +119,21 @@ def resolve(loss: str | Loss) -> Loss:
     """
     if isinstance(loss, str):
         if loss not in LOSSES and not is_plugin(loss):
+            near = difflib.get_close_matches(loss.lower().replace("_", "-"), LOSSES, 1)
+            meant = f" (did you mean {near[0]}?)" if near else ""
             raise ProblemError(
-                f"unknown loss {loss!r}; known are {', '.join(LOSSES)}, or give file.py:function"
+                f"unknown loss {loss!r}{meant}; known are {', '.join(LOSSES)}, or give a function "
+                "(outputs, targets) -> mean, from the command line as file.py:function"
             )
         if loss in LOSSES:
             return LOSSES[loss]
         with contained():
             found = load_object(loss)
         return resolve(found)
+    if isinstance(loss, type):
+        raise ProblemError(
+            f"the loss is the class {loss.__name__}; make one of it: {loss.__name__}()"
+        )
     if not callable(loss):
         raise ProblemError(f"the loss {loss!r} is not callable")
     return loss

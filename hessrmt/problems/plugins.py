@@ -35,6 +35,14 @@ _neighbours: dict[str, dict[str, tuple[ModuleType, int]]] = {}
 """Folder to the modules that were imported from it, by name, and when their files were written."""
 
 
+_MEANT = {
+    "expected target dtype": "labels of classes must be integers",
+    "expected scalar type Long": "labels of classes must be integers",
+    "index out of range in self": "an embedding has no such row: a token beyond the vocabulary, or "
+    "a text longer than the model's positions",
+}
+"""What errors of torch say to those who haven't met them."""
+
 _CHANGED: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
     (torch.is_grad_enabled, torch.set_grad_enabled),
     (torch.get_default_dtype, torch.set_default_dtype),
@@ -106,7 +114,8 @@ def explained(kinds: Any, why: str, passing: Any = HessrmtError) -> Iterator[Non
     except kinds as error:
         let_pass(error)
         said = (str(error).strip().splitlines() or [""])[0]
-        raise ProblemError(f"{why}: {type(error).__name__}: {said}") from error
+        meant = "".join(f"; {words}" for part, words in _MEANT.items() if part in said)
+        raise ProblemError(f"{why}: {type(error).__name__}: {said}{meant}") from error
 
 
 def is_plugin(spec: str) -> bool:

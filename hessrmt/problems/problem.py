@@ -72,9 +72,10 @@ class Problem:
 
     Args:
         model: Any ``torch.nn.Module``; of ``DistributedDataParallel`` the module inside.
-        loss: ``"cross-entropy"``, ``"mse"``, ``"next-token"`` (of a language model, whose targets
-            are the tokens), ``"file.py:function"`` or a callable (outputs, targets) -> scalar mean
-            over the batch.
+        loss: ``"cross-entropy"``, ``"mse"`` (the mean over samples of the *sum* over outputs of
+            squares: K times ``nn.MSELoss`` for K outputs), ``"next-token"`` (of a language model,
+            whose targets are the tokens), ``"file.py:function"`` or a callable (outputs, targets)
+            -> scalar mean over the batch.
         data: Inputs and targets, each a tensor or NumPy array with the batch first. Inputs may
             also be a tuple or a dict-like object of them, passed as positional or keyword
             arguments; tensors whose first axis is not the batch's belong to all samples (see
@@ -114,6 +115,9 @@ class Problem:
         l2: float = 0.0,
     ) -> None:
         if not isinstance(model, nn.Module):
+            if isinstance(model, type):
+                name = model.__name__
+                raise ProblemError(f"the model is the class {name}; make one of it: {name}(...)")
             raise ProblemError(f"the model is a {type(model).__name__}, not a torch.nn.Module")
         model = _of_one_process(model)
         self.batch = read_data(data)
@@ -719,4 +723,5 @@ def _refuse_random_layers(model: nn.Module) -> None:
         elif isinstance(module, _DropoutNd) and module.p > 0:
             why = f"Dropout (p = {module.p}) in training mode: the loss is random"
         if why and module.training:
-            raise ProblemError(f"{name or 'the model'} is {why}. Call model.eval() first")
+            where = f"layer {name!r}" if name else "the model"
+            raise ProblemError(f"{where} is {why}. Call model.eval() first")
