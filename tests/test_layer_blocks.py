@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from store_samples import NET
+from torch import nn
 
 import hessrmt as hr
 from hessrmt.config import SpectrumConfig
@@ -100,3 +101,16 @@ def test_a_row_is_complete_in_all_blocks_or_absent(tmp_path, settings):
     assert seen == [0, 2, 1]
     for layer in ("0", "2"):
         np.testing.assert_array_equal(whole[layer].eigenvalues, again[layer].eigenvalues)
+
+
+def test_progress_names_each_block_and_what_is_done_in_it():
+    model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
+    problem = hr.Problem(model, "mse", (torch.randn(5, 4), torch.randn(5, 2)))
+    told = []
+    hr.spectrum(problem, blocks="layer", tick=lambda *step: told.append(step))
+    blocks = [step for step in told if step[0].startswith("block")]
+    assert blocks == [("block 0", 0, 2), ("block 2", 1, 2), ("blocks", 2, 2)]
+    assert told.count(("eigenvalues", 1, 1)) == 2
+    told.clear()
+    hr.spectrum(np.diag([1.0, 2.0]), tick=lambda *step: told.append(step))
+    assert told == [("matrix", 0, 2), ("eigenvalues", 0, 1), ("eigenvalues", 1, 1)]

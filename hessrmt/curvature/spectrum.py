@@ -70,6 +70,7 @@ def spectrum(
     vectors: int = 0,
     blocks: None = None,
     checkpoint: str | Path | None = None,
+    tick: Tick | None = None,
 ) -> Spectrum: ...
 
 
@@ -83,6 +84,7 @@ def spectrum(
     *,
     vectors: int = 0,
     blocks: str | Mapping[str, Sequence[str]],
+    tick: Tick | None = None,
 ) -> BlockSpectra: ...
 
 
@@ -96,6 +98,7 @@ def spectrum(
     vectors: int = 0,
     blocks: str | Mapping[str, Sequence[str]] | None = None,
     checkpoint: str | Path | None = None,
+    tick: Tick | None = None,
 ) -> Spectrum | BlockSpectra:
     """All eigenvalues of a problem's Hessian (or Gauss-Newton matrix) or of a matrix, certified.
 
@@ -115,6 +118,7 @@ def spectrum(
             others held constant; or names of blocks to the parameters of each.
         checkpoint: A file in which a long search for the range is kept every two minutes, and from
             which it is continued; removed at the end. Refused if it holds anything else.
+        tick: Called with phase, steps done and steps in all, of several blocks for each.
 
     Returns:
         P eigenvalues, those of the null directions as 0.0, and the noise floor, in a
@@ -133,13 +137,14 @@ def spectrum(
             leading eigenvalues.
     """
     require_whole(0, vectors=vectors)
+    tick = tick or silent
     if not isinstance(problem, Problem):
         if blocks is not None or checkpoint is not None or operator != "hessian":
             raise ConfigError(
                 "blocks, checkpoint and operator are of problems; of a matrix all eigenvalues are "
                 "computed as it is"
             )
-        return _of_matrix(as_operator(problem), dtype, vectors)
+        return _of_matrix(as_operator(problem), dtype, vectors, tick)
     if vectors > problem.dimension:
         raise ConfigError(
             f"{vectors:,} eigenvectors are asked for, there are {problem.dimension:,}"
@@ -156,9 +161,12 @@ def spectrum(
         parts = {name: problem.restricted(only) for name, only in chosen.items()}
         options = (device, dtype, operator, reduce)
         counts = {name: min(vectors, part.dimension) for name, part in parts.items()}
-        return BlockSpectra(
-            {k: spectrum(part, *options, vectors=counts[k]) for k, part in parts.items()}
-        )
+        found = BlockSpectra()
+        for number, (name, part) in enumerate(parts.items()):
+            tick(f"block {name}", number, len(parts))
+            found[name] = spectrum(part, *options, vectors=counts[name], tick=tick)
+        tick("blocks", len(parts), len(parts))
+        return found
     backend, dtype = select(device), dtype_name(dtype)
     config = {
         **{"loss": problem.loss_name, "operator": operator, "dtype": dtype, "reduce": reduce},
@@ -166,7 +174,7 @@ def spectrum(
     }
     provenance = Provenance(config=config, device=backend.name)
     with nullcontext() if checkpoint is None else SearchFile(Path(checkpoint)) as kept:
-        options = {"provenance": provenance, "kept": kept}
+        options = {"provenance": provenance, "kept": kept, "tick": tick}
         found = compute(problem, backend, dtype, operator, reduce, **options)
         if kept is not None:
             kept.remove()
@@ -175,7 +183,7 @@ def spectrum(
 
 
 @ordinary_mode()
-def _of_matrix(matrix: Operator, dtype: Dtype, vectors: int) -> Spectrum:
+def _of_matrix(matrix: Operator, dtype: Dtype, vectors: int, tick: Tick) -> Spectrum:
     """All eigenvalues of a matrix from its products with unit vectors, where the matrix lies."""
     size, kind = matrix.dimension, torch_dtype(dtype)
     backend: Backend = getattr(matrix, "backend", None) or select(matrix.device)
@@ -192,11 +200,14 @@ def _of_matrix(matrix: Operator, dtype: Dtype, vectors: int) -> Spectrum:
     dense = torch.empty(size, size, dtype=kind, device=matrix.device)
     matrix.expect(size)
     for start in range(0, size, _TOGETHER):
+        tick("matrix", start, size)
         places = torch.arange(start, min(start + _TOGETHER, size), device=matrix.device)
         dense[places] = matrix(unit_vectors(places, size, like)).to(kind)
     skew = size * backend.symmetrize_(dense) / 2  # no less than ‖H - Hᵀ‖₂/2
     clock.mark("matrix")
+    tick("eigenvalues", 0, 1)
     levels = backend.eigvalsh(dense)
+    tick("eigenvalues", 1, 1)
     clock.mark("eigenvalues")
     norm = float(np.abs(levels).max(initial=0.0))
     products, about = 0.0, dict[str, Any]()
