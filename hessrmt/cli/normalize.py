@@ -44,8 +44,8 @@ def normalize(
     from hessrmt.plots.files import draw_each
     from hessrmt.runs.normalize import fit_table, run
 
+    check_pictures(plot, picture)
     if settings.fit is not None:
-        check_pictures(plot, picture)
         found = fit_table(settings)
         _show_fit(found)
         if plot is not None:
