@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import subprocess
+from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
 
@@ -193,13 +194,24 @@ TRAININGS = [
     (track([1, 2, 3], 0.5), r"never .* above 2/η = 4: .* nearest at step 20, with 3, 75% of it"),
     (
         track([5, 3, 2], 0.5),
-        r"is above 2/η = 4 from the first .* 1 of 3 .* lies above, the last at",
+        r"is already above 2/η = 4 at the first measurement \(step 0: 5\); 1 of 3 .* lies above",
     ),
     (track([1, 2, 4.5], 0.5, bound=1.0), "never measured above"),  # within its bound it may be 4
     (track([1, 2, 30], 0.1, momentum=0.5), r"never .* above 2\(1 \+ β\)/η = 30"),
-    (track([1, 2, 9], 0.5, sgd=0.0), "not compared with 2/η: .* Adam"),
+    (
+        track([1, 2, 9], 0.5, sgd=0.0),
+        "not compared with 2/η: the optimiser is not SGD, .*SGD, learning rate 0.5",
+    ),
+    (track([1, 2, 9], 0.0), "not compared with 2/η: no learning rate above 0"),
     (track([1, 2, 9]), "told no learning rate"),
-    (track([1, 2, 9], 0.5), r"has not settled: .* still rises between 1 and 9"),
+    (track([1, 2, 9], 0.5), r"has not settled: .* still rises from 1 to 9, .* on average, 100% of"),
+    (track([9, 5, 3], 0.5), r"has not settled: .* still falls from 9 to 3"),
+    (track([4, 4, 4], 0.5, minibatches=8.0), r"100% of 2/η\. .* 8 minibatches .* no threshold"),
+    (
+        track([4, 4, 4], 0.5, minibatches=1.0),
+        r"edge of stability.*0\.5, all samples in every step\.",
+    ),
+    (track([4, 4, 4], 0.5), r"edge of stability.*doesn't say whether in minibatches"),
     (track([9, 2, 9], 0.5), "has not settled: .* still moves between 2 and 9"),
     (track([2, 2.1], 0.5), "too few measurements to say"),
 ]
@@ -211,6 +223,24 @@ def test_what_is_said_of_a_training(found, words):
     for one in words.split("|settles"):
         assert re.search(one, said), said
     assert "from 2 to 1" in said  # the loss
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (
+            [8, 25, -9, 3],
+            "goes from 8 to 3, 25 at the highest (step 10), -9 at the lowest (step 20)",
+        ),
+        ([8, 8.1, 5, 3], "goes from 8 to 3"),
+        ([8, 12, 8, 8], "begins and ends at 8, 12 at the highest (step 10)"),
+        ([8, 8, 8, 8], "stays at 8"),
+        ([8, math.nan, 4, 3], "goes from 8 to 3"),
+    ],
+)
+def test_a_course_tells_what_its_ends_hide(values, words):
+    found = replace(track([1, 2, 3, 4]), trace=np.array(values, dtype=float))
+    assert f"The trace {words}." in list(findings(found))
 
 
 def test_numbers_with_their_errors():

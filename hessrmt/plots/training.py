@@ -52,7 +52,9 @@ _WIDTH, _HEIGHT = 5.0, 2.7
 _TALL, _LOW = 2.9, 1.5
 """Heights of the panels of a track: of the largest eigenvalue, and of the others."""
 
-_FEW = 10
+FEW = 10
+"""Eigenvalues in the tail of a layer up to which its α says little."""
+
 _LINEAR = 0.4
 """Width of the axis from 0 to the first epoch, in decades."""
 
@@ -62,8 +64,8 @@ def history(
 ) -> Figure:
     """Six panels against the epoch, the untrained network at 0.
 
-    Exponent α of every layer with its standard error, hollow where it rests on fewer than ten
-    eigenvalues; ln‖W‖_F less its value at the first epoch;
+    Exponent α of every layer with its standard error, hollow where it rests on ten eigenvalues
+    or fewer; ln‖W‖_F less its value at the first epoch;
     losses and errors; the Hessian's largest eigenvalue and the magnitude of its smallest; its
     certified eigenvalues; and their mean ratio ⟨r̃⟩ with its standard error.
 
@@ -153,7 +155,7 @@ def _layers(found: Any) -> list[tuple[int, int, str]]:
 
 def _exponents(axes: Axes, found: Any) -> None:
     alpha, sigma = found.capacity["alpha"], found.capacity["sigma"]
-    few = found.capacity["n_tail"] < _FEW
+    few = found.capacity["n_tail"] <= FEW
     drawn = _layers(found)
     for place, layer, name in drawn:
         shift = 1 + 0.02 * (place - (len(drawn) - 1) / 2)  # so that bars don't cover each other
@@ -164,7 +166,7 @@ def _exponents(axes: Axes, found: Any) -> None:
         hollow = np.where(few[:, layer], alpha[:, layer], np.nan)
         axes.plot(x, hollow, ls="", mfc="white", zorder=4, **look)
     if few.any():
-        axes.plot([], [], alpha=0, label=f"hollow: tail of fewer than {_FEW}")
+        axes.plot([], [], alpha=0, label=f"hollow: tail of {FEW} or fewer")
     axes.set_ylabel("α ± σ of the layers")
 
 
