@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import hessrmt as hr
+from hessrmt.capacity.correlation import correlate
 from hessrmt.config import CapacityConfig
 from hessrmt.errors import ConfigError, StoreError
 from hessrmt.experiments.experiment import ExperimentResult
@@ -26,7 +27,7 @@ from hessrmt.runs.page import page as html
 from hessrmt.runs.page import shown_columns
 from hessrmt.runs.report import report, sections_of
 from hessrmt.runs.tracking import Track
-from hessrmt.tables import measured
+from hessrmt.tables import measured, probability
 
 EVIL = "<script>alert(1)</script> & more"
 
@@ -273,6 +274,45 @@ def test_pictures_follow_a_dark_page(files):
     assert {"ffffff", "000000", "d55e00"} <= colours
     mapped = report([files / "landscape.h5"])  # what a colour bar explains stays
     assert re.search(r"fill: #[0-9a-f]{6}", mapped)
+
+
+def test_the_smallest_probability_is_a_bound_in_every_table(files, tmp_path):
+    found = hr.load(files / "levels.h5")
+    law = replace(found.laws["gse"], p_value=1e-6, spacing_p_value=1 / 21, ratio_p_value=1 / 1001)
+    found = replace(found, laws={"gse": law, "goe": replace(found.laws["goe"], p_value=0.37)})
+    found.save(tmp_path / "levels.h5")
+    text = report([tmp_path / "levels.h5"])
+    cells = re.findall(r'<td data-v="([^"]+)">([^<]+)', text)
+    assert {("1e-06", "≤ 1e-06"), (repr(1 / 21), "≤ 0.05"), ("0.37", "0.37")} <= set(cells)
+    assert "p ≤ 0.001" in found.shown()["gse"]
+    drawn = correlate(np.arange(10.0), np.arange(10.0))
+    assert probability(drawn.p("kendall")) == "≤ 0.0001"
+    assert probability(correlate(np.arange(5.0), np.arange(5.0)).p("kendall")) == "0.017"  # of all
+
+
+def test_capacity_keeps_what_a_page_is_made_of(files, cli, tmp_path):
+    for number in range(2):
+        shutil.copy(files / f"net{number}.npz", tmp_path)
+    asked = "--p-values", 19, "--compare", "lognormal", "--compare", "exponential"
+    assert cli("capacity", "net0.npz", *asked, "--out", "one.h5").returncode == 0
+    (section,) = sections_of(tmp_path / "one.h5")
+    assert section.heading == "Capacity of a network"
+    (again,) = re.findall("hessrmt (.*) --out capacity.h5", section.command)
+    assert again.split() == ["capacity", "net0.npz", *map(str, asked)]
+    assert cli("capacity", "net0.npz", "--out", "one.h5").returncode == 2  # is there
+    assert cli("capacity", "net0.npz", "--out", "one.json").returncode == 2
+    assert cli("capacity", "net0.npz", "net1.npz", "--out", "two.h5").returncode == 0
+    assert len(hr.load(tmp_path / "two.h5").networks) == 2
+    page = Page(report([tmp_path / "one.h5"])).said()
+    assert "α̂ of the network: the sum" in page
+    assert "The layer's term in α̂" not in page
+
+
+def test_a_page_is_no_pdf(files, cli, tmp_path):
+    done = cli("report", files / "track.h5", "--out", "x.pdf")
+    assert done.returncode == 2
+    assert ".html or .htm" in done.stderr
+    assert not (tmp_path / "x.pdf").exists()
 
 
 def test_it_says_where_results_from_python_come_from(files, tmp_path):

@@ -90,7 +90,7 @@ def _show(found: DensityResult) -> None:
     ways = "steps of the differences" if differences else "ways of differentiating"
     console.show(
         f"{len(found.quadrature)} probes, {found.quadrature.nodes.shape[1]} steps; loss "
-        f"{found.loss:.6g}; two {ways} agree to {found.check:.1g} of the norm; "
+        f"{found.loss:.6g}; two {ways} differ by {found.check:.1g} of ‖H‖₂ on a random vector; "
         f"{found.dtype}, {found.provenance.device}"
     )
     if differences:

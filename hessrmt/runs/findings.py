@@ -288,8 +288,8 @@ def _of_capacity(found: CapacityReport) -> Iterator[str]:
             text = f"α = {low.alpha:.3g} ± {low.sigma:.2g} ({low.name})"
         if few:
             text += (
-                f"; in {len(few)} of {counted(len(known), 'layer', 'layers')} it rests on {FEW} "
-                "eigenvalues or fewer and says little"
+                f"; in {_share_of(len(few), len(known))} it rests on {FEW} eigenvalues or fewer "
+                "and says little"
             )
         yield f"{text}."
     bulk = [layer for layer in found.analyzed if layer.spikes is not None]
@@ -305,6 +305,13 @@ def _of_capacity(found: CapacityReport) -> Iterator[str]:
             f"Marchenko-Pastur bulk, as those of pure noise would not: in {len(above):,} of {have} "
             f"one ({names})."
         )
+
+
+def _share_of(part: int, whole: int) -> str:
+    """How many layers of all."""
+    if part == whole:
+        return "that layer" if whole == 1 else f"all {whole:,} layers"
+    return f"{part:,} of {whole:,} layers"
 
 
 @findings.register

@@ -18,8 +18,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 
 from hessrmt.plots.style import NIGHT, at_night
+from hessrmt.tables import AtMost, measured, probability
 from hessrmt.tables import html_words as _words
-from hessrmt.tables import measured
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -221,7 +221,7 @@ def _table(rows: Sequence[Mapping[str, Any]], words: Mapping[str, str] | None = 
     for place in range(min(len(rows), _ROWS)):
         cells = ""
         for column in columns:
-            number = "" if column.numbers is None else f' data-v="{column.numbers[place]!r}"'
+            number = "" if column.numbers is None else f' data-v="{float(column.numbers[place])!r}"'
             cells += f"<td{number}>{_words(column.cells[place])}</td>"
         body += f"<tr>{cells}</tr>"
     more = f"<p>{len(rows) - _ROWS:,} more rows</p>" if len(rows) > _ROWS else ""
@@ -285,7 +285,7 @@ def cell(value: Any) -> str:
     if _empty(value):
         return "-"
     if isinstance(value, float):
-        return f"{value:.6g}"
+        return probability(value) if isinstance(value, AtMost) else f"{value:.6g}"
     if isinstance(value, Mapping):
         return ", ".join(f"{k} {cell(v)}" for k, v in value.items())
     if isinstance(value, Iterable) and not isinstance(value, str):

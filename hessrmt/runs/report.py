@@ -12,13 +12,14 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import numpy as np
 
 from hessrmt.capacity.correlation import Correlation
 from hessrmt.capacity.report import METRICS, CapacityReport, Layer
 from hessrmt.config import (
+    CapacityConfig,
     DensityConfig,
     HistoryConfig,
     LandscapeConfig,
@@ -42,7 +43,8 @@ from hessrmt.runs.stored import contents, heading, provenance, require_finished
 from hessrmt.runs.tracking import Track
 from hessrmt.runs.training import Checkpoint
 from hessrmt.store.family import FamilyResult, Member
-from hessrmt.store.history import NETWORK, TRAINING, History
+from hessrmt.store.history import TRAINING, History
+from hessrmt.tables import AtMost
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,7 +61,7 @@ _LAW = (
 """Columns of the table of laws."""
 
 _LAYER = (
-    *("name", "kind", "shape", "alpha", "n_tail", "x_min", "ks_distance", "p_value"),
+    *("name", "kind", "shape", "alpha", "alpha_error", "n_tail", "x_min", "ks_distance", "p_value"),
     *("lambda_max", "log_frobenius", "stable_rank", "rank", "entropy", "spikes", "soft_rank"),
     *("distance_frobenius", "skipped", "fit_failed"),
 )
@@ -76,6 +78,16 @@ _CORRELATION = (
     "failed",
 )
 """Columns of the table of correlations."""
+
+_OF_NETWORKS = {
+    "alpha_hat": "α̂ of the network: the sum of α ln λ_max over layers, and over the slices of "
+    "convolutions.",
+    "alpha_hat_log10": "The same with logarithms to the base of ten.",
+    "alpha_weighted": "Mean over layers of α log10 of weightwatcher's λ_max, which has no 1/N.",
+    "mean_alpha": "Mean of α over layers.",
+    "mean_log_norm": "Mean of ln‖W‖ (Frobenius norm) over layers.",
+}
+"""Numbers of a network, where those of layers have the same names."""
 
 _IMAGES = (".png", ".svg", ".jpg")
 """Endings of pictures in the folder of an experiment that a page can show."""
@@ -120,12 +132,12 @@ _TERMS = {
         "σ",
         "Standard deviation: here of the mean ratio over surrogates of the law.",
     ),
-    r"p value|p\(s\)|[Ee]xcluded": (
+    r"p\(s\)|[Ee]xcluded": (
         "p, p(s)",
         "Probability that levels of the law are as far from it as the data; p(s) from the unfolded "
         "spacings. Below 0.003 a law is called excluded.",
     ),
-    r"λ_max|λ_min|largest eigenvalue": (
+    r"(?<!ln )λ_max|λ_min|largest eigenvalue": (
         "λ_max, λ_min",
         "The largest and the smallest eigenvalue of the Hessian, the matrix of second derivatives "
         "of the loss in the parameters: curvature along the sharpest and the most downward "
@@ -264,12 +276,13 @@ def _section_of(file: Path, name: str, found: Any, surrogates: int) -> Section:
             for x, e, clear in list(columns)[::-1]
         ]
     elif isinstance(found, CapacityReport):
-        made.tables["Layers"] = [_of_layer(row) for row in found.rows()]
-        made.words |= _meanings(Layer)
+        made.tables["Layers"] = _layers(found)
+        made.words |= _meanings(Layer) | _OF_NETWORKS
+        made.notes += found.notes
     elif isinstance(found, Series):
         _add_networks(made, found)
     elif isinstance(found, History):
-        made.words |= NETWORK | TRAINING
+        made.words |= _OF_NETWORKS | TRAINING
     elif isinstance(found, FamilyResult):
         made.words |= _meanings(Member)
     elif isinstance(found, Spectra):
@@ -360,6 +373,7 @@ def _add_statistics(made: Section, found: LevelStatistics) -> None:
     rows = []
     for name, law in found.laws.items():
         numbers = plain(law)
+        numbers |= {name: found.p(law, name) for name in ("p_value", "spacing_p_value")}
         few = {key: _rounded(numbers[key]) for key in _LAW}
         rows.append({"law": SHORT.get(name, name)} | few)
     made.tables["Reference laws"] = rows
@@ -379,12 +393,13 @@ def _add_statistics(made: Section, found: LevelStatistics) -> None:
     made.words |= _meanings(LawFit) | _OF_LAWS
 
 
-def _of_layer(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a layer fits into a table; the file has more."""
-    found = {name: row[name] for name in _LAYER}
-    place = list(found).index("alpha") + 1
-    items = list(found.items())
-    return dict([*items[:place], ("alpha_error", row["sigma"]), *items[place:]])
+def _layers(report: CapacityReport) -> list[dict[str, Any]]:
+    """What of the layers fits into a table; the file has more."""
+    rows = []
+    for layer, row in zip(report.layers, report.rows(), strict=True):
+        known = row | {"p_value": report.p(layer), "alpha_error": row["sigma"]}
+        rows.append({name: known[name] for name in _LAYER})
+    return rows
 
 
 def _add_networks(made: Section, found: Series) -> None:
@@ -397,19 +412,24 @@ def _add_networks(made: Section, found: Series) -> None:
     ]
     if found.correlations:
         made.tables["Correlations"] = [
-            {name: plain(getattr(one, name)) for name in _CORRELATION} for one in found.correlations
+            {name: plain(getattr(one, name)) for name in _CORRELATION}
+            | {"kendall_p": one.p("kendall")}
+            for one in found.correlations
         ]
     made.tables["Layers"] = [
-        {"network": label} | _of_layer(row)
+        {"network": label} | row
         for label, report in zip(found.labels, found.networks, strict=True)
-        for row in report.rows()
+        for row in _layers(report)
     ]
-    made.words |= _meanings(Layer) | _meanings(Correlation)
+    made.words |= _meanings(Layer) | _meanings(Correlation) | _OF_NETWORKS
+    made.notes += found.notes
+    made.notes += tuple(f"{one.source}: {note}" for one in found.networks for note in one.notes)
 
 
 def _rounded(value: Any) -> Any:
     """A number to the digits of a table that nobody computes with."""
-    return float(f"{value:.4g}") if isinstance(value, float) else value
+    exact = not isinstance(value, float) or isinstance(value, AtMost)
+    return value if exact else float(f"{value:.4g}")
 
 
 def _measurements(found: Track) -> list[dict[str, Any]]:
@@ -485,6 +505,10 @@ def command_of(found: Any, config: Mapping[str, Any]) -> str:
         Landscape: LandscapeConfig,
         Checkpoint: TrainConfig,
     }
+    if "sources" in config:
+        files = [shlex.quote(str(source)) for source in config["sources"]]
+        words = [*files, *_options(CapacityConfig, config), "--out", "capacity.h5"]
+        return " ".join(["hessrmt capacity", *words])
     if isinstance(found, History):
         if "training" not in config:
             return ""
@@ -508,11 +532,16 @@ def _options(kind: type[Settings], config: Mapping[str, Any], prefix: str = "") 
     words = []
     for name, item in kind.model_fields.items():
         value = config.get(name, item.default)
+        value = tuple(value) if isinstance(value, list) else value
         if value is None or value == item.default:
             continue
         option = f"{prefix}{name.replace('_', '-')}"
         if isinstance(value, bool):
             words.append(f"--{option}" if value else f"--no-{option}")
+        elif isinstance(value, tuple):
+            repeated = get_origin(get_args(item.annotation)[0]) is Literal
+            for one in value if repeated else [",".join(map(str, value))]:
+                words += [f"--{option}", shlex.quote(str(one))]
         else:
             words += [f"--{option}", shlex.quote(str(value))]
     return words
