@@ -20,7 +20,7 @@ from hessrmt.config import CapacityConfig
 from hessrmt.errors import ConfigError, StoreError
 from hessrmt.experiments.experiment import ExperimentResult
 from hessrmt.plots import style
-from hessrmt.records import Spectrum
+from hessrmt.records import Provenance, Spectra, Spectrum
 from hessrmt.runs.capacity import run as networks
 from hessrmt.runs.findings import findings
 from hessrmt.runs.page import page as html
@@ -75,7 +75,7 @@ def files(tmp_path_factory):
     model = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3))
     problem = hr.Problem(model, "cross-entropy", (x, y))
     hr.spectrum(problem).save(folder / "one.h5")
-    hr.density(problem, probes=2, steps=10, top=2).save(folder / "density.h5")
+    hr.density(problem, probes=2, steps=10, top=2, trace="hutch++").save(folder / "density.h5")
     hr.landscape(problem, 2, points=5).save(folder / "landscape.h5")
     tracker = hr.Tracker(problem, every=1, out=folder / "track.h5")
     tracker(0, lr=0.1)
@@ -158,7 +158,10 @@ def test_the_command_names_what_differs_from_the_defaults(cli, tmp_path):
     assert found == {"file": "report.html", "files": ["run.h5"]}
     text = (tmp_path / "report.html").read_text()
     (shown,) = re.findall(r"<pre>(.*?)</pre>", text)
-    again = cli(*shlex.split(shown)[1:], "--out", "again.h5")
+    parts = re.findall("<span>(.*?)</span>", shown)
+    assert parts[0] == "hessrmt spectrum"
+    assert {"--model logistic", "--batch 8", "--batches 1"} <= set(parts)
+    again = cli(*shlex.split(" ".join(parts))[1:], "--out", "again.h5")
     assert again.returncode == 0
     one, two = hr.load(tmp_path / "run.h5"), hr.load(tmp_path / "again.h5")
     assert one.eigenvalues.tolist() == two.eigenvalues.tolist()
@@ -315,10 +318,86 @@ def test_a_page_is_no_pdf(files, cli, tmp_path):
     assert not (tmp_path / "x.pdf").exists()
 
 
+def spectra_of_batches(numbers, **config):
+    items = tuple(Spectrum(np.array(values), 0.1, len(values), len(values)) for values in numbers)
+    batches = np.zeros((len(items), 64), dtype=np.int64)
+    return Spectra(items, batches, len(items), Provenance(config))
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (
+            {"batch": 64},
+            "All 3 eigenvalues of the Hessian of each of 2 batches of 64 samples .*"
+            "Over the 2 batches the largest eigenvalue ranges from 4 to 5; the smallest ranges "
+            "from -2 to -1, and 1 is below zero",
+        ),
+        ({"ensemble": "goe"}, "of each of 2 random matrices .*Over the 2 matrices the largest"),
+        ({}, "of each of 2 matrices .*Over the 2 matrices the largest"),
+        ({"batch": 64, "block": "body.0"}, "of block body.0 of the Hessian of each of 2 batches"),
+    ],
+)
+def test_a_range_says_over_what(config, words):
+    said = " ".join(findings(spectra_of_batches([[-1.0, 2, 4], [-2.0, 1, 5]], **config)))
+    assert re.search(words, said), said
+    one = " ".join(findings(spectra_of_batches([[-1.0, 2, 4]], **config)))
+    assert "The largest eigenvalue is 4; the smallest is -1" in one
+
+
+def test_blocks_of_a_file_stand_in_one_table(tmp_path):
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(3, 3) for _ in range(7)]
+    pair = torch.randn(8, 3), torch.arange(8) % 3
+    problem = hr.Problem(torch.nn.Sequential(*layers), "cross-entropy", pair)
+    hr.spectrum(problem, blocks="layer").save(tmp_path / "blocks.h5")
+    text = report([tmp_path / "blocks.h5"], surrogates=0)
+    top = text[: text.index("<section")]
+    assert "<ol>" not in top
+    assert re.findall(r'<a href="#file-(\d)">blocks.h5, (\d)</a>', top) == [
+        (str(i), str(i)) for i in range(7)
+    ]
+    assert "<h1>Sequential, 84 parameters, 8 samples: blocks.h5</h1>" in top
+    assert "All 12 eigenvalues of block 3 of the Hessian of the mean loss over 8 samples" in text
+
+
+def test_the_title_is_what_files_have_in_common(files):
+    text = report([files / "one.h5", files / "landscape.h5"], surrogates=0)
+    title = "Sequential, 53 parameters, 30 samples: one.h5, landscape.h5"
+    assert f"<h1>{title}</h1>" in text
+    assert "<h1>one.h5, capacity.h5</h1>" in report(
+        [files / "one.h5", files / "capacity.h5"], surrogates=0
+    )
+
+
+def test_what_the_words_mean(files):
+    text = report([files / f"{name}.h5" for name in ("one", "density", "levels", "capacity")])
+    said = dict(re.findall("<dt>(.*?)</dt><dd>(.*?)</dd>", text[text.index('id="words"') :]))
+    terms = "trace", "Frobenius norm", "resolved", "Brody parameter", "⟨s²⟩", "Σ²(5)", "per decade"
+    assert set(terms) <= said.keys()
+    assert not {"log likelihood ratio error", "eigenvalue bound", "alpha error"} & said.keys()
+    wrong = r"NaN|None|point of expansion|[^.] In \w+\.h5:"
+    assert not [text for text in said.values() if re.search(wrong, text)]
+
+
+def test_a_training_loss_has_one_name_for_each_way_of_taking_it(cli, tmp_path):
+    asked = "--model", "logistic", "--epochs", 2, "--history", "history.h5", "--history-batch", 8
+    assert cli("train", *asked, "--out", "run.pt").returncode == 0
+    (run,), (history,) = (sections_of(tmp_path / name) for name in ("run.pt", "history.h5"))
+    assert list(run.tables["Table"][0]) == ["epochs", "rate", "loss while training"]
+    assert {"train_loss", "largest", "smallest", "rank"} <= history.tables["Table"][0].keys()
+    assert "while the weights changed" in run.conclusions[0]
+    assert run.words["loss while training"]
+    axes = run.pictures.popitem()[1].axes
+    assert [one.get_ylabel() for one in axes] == ["loss while training"]  # the rate is constant
+    for panel in history.pictures.popitem()[1].axes[2:4]:
+        assert len(panel.get_yticklabels(which="both")) <= 5
+
+
 def test_it_says_where_results_from_python_come_from(files, tmp_path):
     (made,) = sections_of(files / "landscape.h5", 0)
     assert "Computed from Python by hessrmt.landscape: Sequential, 53 parameters" in made.origin
-    assert made.heading == "Loss along eigenvectors: Sequential, 53 parameters"
+    assert made.heading == "Loss along eigenvectors: Sequential, 53 parameters, 30 samples"
     found = hr.load(files / "one.h5").provenance.config
     assert [found[name] for name in ("call", "samples")] == ["hessrmt.spectrum", 30]
     Spectrum(np.array([1.0, 2.0]), 0.1, 2, 2).save(tmp_path / "old.h5")

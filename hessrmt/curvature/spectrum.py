@@ -156,9 +156,10 @@ def spectrum(
         parts = {name: problem.restricted(only) for name, only in chosen.items()}
         options = (device, dtype, operator, reduce)
         counts = {name: min(vectors, part.dimension) for name, part in parts.items()}
-        return BlockSpectra(
-            {k: spectrum(part, *options, vectors=counts[k]) for k, part in parts.items()}
-        )
+        made = from_python("hessrmt.spectrum", problem)  # of the whole network
+        made["blocks"] = blocks if isinstance(blocks, str) else list(parts)
+        computed = {k: spectrum(part, *options, vectors=counts[k]) for k, part in parts.items()}
+        return BlockSpectra({k: _made_as(one, made) for k, one in computed.items()})
     backend, dtype = select(device), dtype_name(dtype)
     config = {
         **{"loss": problem.loss_name, "operator": operator, "dtype": dtype, "reduce": reduce},
@@ -172,6 +173,12 @@ def spectrum(
             kept.remove()
     count = min(vectors, found.rank)  # of zero any vector in the null space is one
     return replace(found, pairs=_leading(problem, found, count, device)) if count else found
+
+
+def _made_as(found: Spectrum, made: Mapping[str, Any]) -> Spectrum:
+    """A spectrum with some settings in its provenance."""
+    config = {**found.provenance.config, **made}
+    return replace(found, provenance=replace(found.provenance, config=config))
 
 
 @ordinary_mode()

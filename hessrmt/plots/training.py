@@ -55,6 +55,7 @@ _TALL, _LOW = 2.9, 1.5
 FEW = 10
 """Eigenvalues in the tail of a layer up to which its α says little."""
 
+_EPOCHS = "epochs of training, logarithmic from 1 on"
 _LINEAR = 0.4
 """Width of the axis from 0 to the first epoch, in decades."""
 
@@ -95,7 +96,7 @@ def history(
     for axes in panels[len(draws) :]:
         axes.set_axis_off()
     for axes in panels[len(draws) - 2 : len(draws)]:
-        axes.set_xlabel("epochs of training")
+        axes.set_xlabel(_EPOCHS)
         axes.tick_params(labelbottom=True)
     return picture
 
@@ -122,7 +123,7 @@ def side_by_side(histories: Mapping[str, Any], title: str = "", *, ax: Any = Non
     picture, panels = style.panels(title, (4, len(histories)), ax=ax, size=size, sharex="col")
     for column, (name, found) in zip(panels.T, histories.items(), strict=True):
         _draw_panels(column, draws, found)
-        column[-1].set_xlabel(f"epochs of training, {name}")
+        column[-1].set_xlabel(f"{_EPOCHS}, {name}")
     return picture
 
 
@@ -185,7 +186,7 @@ def _losses(axes: Axes, found: Any) -> None:
         for what, values, dashes in curves:
             if np.isfinite(values).any():
                 _line(axes, found, values, place, f"{what}, {split}", dashes)
-    axes.set(yscale="log", ylabel="loss, share of errors")
+    _logarithmic(axes, "loss, share of errors")
 
 
 def _extremes(axes: Axes, found: Any) -> None:
@@ -193,7 +194,14 @@ def _extremes(axes: Axes, found: Any) -> None:
     _line(axes, found, largest, 0, "λ$_{max}$")
     if (lowest < 0).any():
         _line(axes, found, np.where(lowest < 0, -lowest, np.nan), 1, "-λ$_{min}$")
-    axes.set(yscale="log", ylabel="ends of the Hessian's spectrum")
+    _logarithmic(axes, "λ$_{max}$, -λ$_{min}$ of the Hessian")
+
+
+def _logarithmic(axes: Axes, label: str) -> None:
+    """A logarithmic axis with a few round numbers that don't meet."""
+    axes.set(yscale="log", ylabel=label)
+    axes.margins(y=0.08)
+    style.log_ticks(axes.yaxis, 5)
 
 
 def _ranks(axes: Axes, found: Any) -> None:

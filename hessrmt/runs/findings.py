@@ -79,12 +79,12 @@ def _of_spectra(found: Spectra) -> Iterator[str]:
     if max(floors) > 0 and max(zeros) == 0:
         yield (
             f"All {first.dimension:,} eigenvalues of {of} lie above the noise floor of "
-            f"{_range(floors, '.1g')}: full rank."
+            f"{in_words(floors, '.1g')}: full rank."
         )
     elif max(floors) > 0:
         yield (
             f"All {first.dimension:,} eigenvalues of {of}: {in_range(ranks)} above the noise floor "
-            f"of {_range(floors, '.1g')}, so that the rank is {in_range(ranks)}; the other "
+            f"of {in_words(floors, '.1g')}, so that the rank is {in_range(ranks)}; the other "
             f"{in_range(zeros)} can't be told from zero."
         )
     else:
@@ -94,7 +94,8 @@ def _of_spectra(found: Spectra) -> Iterator[str]:
     )
     if max(lowest) < -max(floors):
         negative = [int(np.count_nonzero(one.resolved < 0)) for one in items]
-        below = f"{_ranges(lowest, 'the smallest')}, and {in_range(negative)} are below zero"
+        be = "is" if max(negative) == 1 else "are"
+        below = f"{_ranges(lowest, 'the smallest')}, and {in_range(negative)} {be} below zero"
     else:
         below = (
             "none is certainly below zero" if min(lowest) >= -max(floors) else "some are below 0"
@@ -112,7 +113,8 @@ def _matrices(found: Spectra) -> tuple[str, str]:
     """What the eigenvalues are of, and over what numbers of several spectra range."""
     count, settings = len(found), found.provenance.config
     what = _OPERATORS.get(found[0].operator, "the matrix")
-    what = f"the block of {what}" if settings.get("blocks") else what
+    if "block" in settings:
+        what = f"block {settings['block'] or '(root)'} of {what}"
     if settings.get("ensemble"):
         of = "one random matrix" if count == 1 else f"each of {count:,} random matrices"
         return of, f"the {count:,} matrices"
@@ -424,7 +426,7 @@ def _of_loop(found: Track) -> Iterator[str]:
     told = []
     for name, words in (("lr", "learning rate"), ("momentum", "momentum")):
         if (values := found.numbers.get(name)) is not None and np.nan_to_num(values).any():
-            told.append(f"{words} {_range(values)}")
+            told.append(f"{words} {in_words(values)}")
     optimiser = str(found.provenance.config.get("optimiser", ""))
     if not optimiser and _scales_the_gradient(found):
         optimiser = "an optimiser other than SGD"
@@ -432,7 +434,7 @@ def _of_loop(found: Track) -> Iterator[str]:
     batches = found.numbers.get("minibatches", np.empty(0))
     batches = batches[np.isfinite(batches)]
     if len(batches) and batches.max() > 1:
-        told.append(f"{_range(batches)} minibatches an epoch")
+        told.append(f"{in_words(batches)} minibatches an epoch")
     elif len(batches):
         told.append("all samples in every step")
     if not told:
@@ -506,7 +508,7 @@ def _of_threshold(found: Track) -> Iterator[str]:
 
 def _limit(name: str, edge: np.ndarray) -> str:
     """The threshold in words; of one that changes from where to where it goes."""
-    text = _range(edge)
+    text = in_words(edge)
     return f"{name} ({text} over the steps)" if " to " in text else f"{name} = {text}"
 
 
@@ -586,7 +588,7 @@ def _course(
 
 def _ranges(values: Sequence[float] | np.ndarray, what: str) -> str:
     """``"the smallest is 3"``, or ``"the smallest ranges from 3 to 5"``."""
-    text = _range(values)
+    text = in_words(values)
     return f"{what} {f'ranges from {text}' if ' to ' in text else f'is {text}'}"
 
 
@@ -596,8 +598,16 @@ def _over(values: Sequence[float] | np.ndarray, what: str, several: str) -> str:
     return f"Over {several} {text}" if " ranges from " in text else sentence(text).rstrip(".")
 
 
-def _range(values: Sequence[float] | np.ndarray, form: str = ".4g") -> str:
-    """``"3 to 5"``, or one number where all are written alike."""
+def in_words(values: Sequence[float] | np.ndarray, form: str = ".4g") -> str:
+    """Numbers in words.
+
+    Args:
+        values: The numbers; NaN is left out.
+        form: How each is written.
+
+    Returns:
+        ``"3 to 5"``, or one number where all are written alike.
+    """
     known = np.asarray(values, dtype=np.float64)
     known = known[np.isfinite(known)]
     if not len(known):

@@ -33,6 +33,9 @@ _OPEN = 40
 _SHORT = 3
 """Sentences of each of several files at the top."""
 
+_FILES = 6
+"""Files above which there is one sentence of each, or of files of one kind a row of a table."""
+
 _SOME = 10
 """Columns beyond which a table is set in smaller letters."""
 
@@ -70,6 +73,7 @@ class Section:
         settings: Of the run.
         source: Machine, versions and time.
         notes: Anything a reader must know.
+        brief: Name to value, in words: its row where many of its kind stand in a table.
     """
 
     name: str
@@ -85,6 +89,7 @@ class Section:
     settings: dict[str, Any] = field(default_factory=dict)
     source: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    brief: dict[str, str] = field(default_factory=dict)
 
 
 def page(sections: Sequence[Section], title: str, terms: Mapping[str, str], version: str) -> str:
@@ -103,8 +108,9 @@ def page(sections: Sequence[Section], title: str, terms: Mapping[str, str], vers
     several = len(sections) > 1
     parts = [f"<h1>{_words(title)}</h1>"]
     if several:
-        parts += ["<h2>In short</h2><ol>", *map(_in_short, range(len(sections)), sections), "</ol>"]
-        parts.append(_compared(sections))
+        table = _rows_of(sections)
+        parts += ["<h2>In short</h2>", table or _in_short(sections)]
+        parts += [] if table else [_compared(sections)]
     parts += [_section(i, one, title, colours) for i, one in enumerate(sections)]
     if words := dict(terms) | {k: v for k, v in _meanings(sections).items() if k not in terms}:
         parts.append(f'<section id="words"><h2>What the words mean</h2>{_facts(words)}</section>')
@@ -116,9 +122,25 @@ def page(sections: Sequence[Section], title: str, terms: Mapping[str, str], vers
     )
 
 
-def _in_short(number: int, one: Section) -> str:
-    said = " ".join(one.conclusions[:_SHORT]) or one.kind
-    return f'<li><a href="#file-{number}">{_words(one.name)}</a>: {_words(said)}</li>'
+def _rows_of(sections: Sequence[Section]) -> str:
+    """A table with a row for each of many sections of one kind; nothing for others."""
+    names = list(dict.fromkeys(name for one in sections for name in one.brief or one.facts))
+    if len(sections) <= _FILES or len({one.kind for one in sections}) > 1 or not names:
+        return ""
+    rows = [
+        {"": one.name} | {name: (one.brief or one.facts).get(name, "") for name in names}
+        for one in sections
+    ]
+    return _table(rows, sections[0].words, linked=True)
+
+
+def _in_short(sections: Sequence[Section]) -> str:
+    """A list of what each section says: of many the first sentence alone."""
+    entries, count = "", 1 if len(sections) > _FILES else _SHORT
+    for number, one in enumerate(sections):
+        said = " ".join(one.conclusions[:count]) or one.kind
+        entries += f'<li><a href="#file-{number}">{_words(one.name)}</a>: {_words(said)}</li>'
+    return f"<ol>{entries}</ol>"
 
 
 def _compared(sections: Sequence[Section]) -> str:
@@ -150,7 +172,7 @@ def _meanings(sections: Sequence[Section]) -> dict[str, str]:
     return {
         name.replace("_", " "): next(iter(known))
         if len(known) == 1
-        else " ".join(f"{of}: {words}" for words, of in known.items())
+        else " ".join(f"In {of}: {words}" for words, of in known.items())
         for name, known in found.items()
     }
 
@@ -181,7 +203,7 @@ def _section(number: int, one: Section, title: str, colours: set[str]) -> str:
         parts.append("</ul>")
     parts.append("<h3>How it was made</h3>")
     parts += [f"<p>{_words(one.origin)}</p>"] if one.origin else []
-    parts += [f"<pre>{_words(one.command)}</pre>"] if one.command else []
+    parts += [f"<pre>{_command(one.command)}</pre>"] if one.command else []
     if one.settings:
         settings = {k.replace("_", " "): cell(value) for k, value in one.settings.items()}
         parts.append(f"<details><summary>Settings</summary>{_facts(settings)}</details>")
@@ -189,6 +211,12 @@ def _section(number: int, one: Section, title: str, colours: set[str]) -> str:
         head = "<summary>Machine, versions, time</summary>"
         parts.append(f"<details>{head}{_facts(one.source)}</details>")
     return "\n".join([*parts, "</section>"])
+
+
+def _command(text: str) -> str:
+    """A command that breaks between its options: not in one, nor between it and its value."""
+    parts = re.split(r" (?=--?\w)", text)
+    return " ".join(f"<span>{_words(part)}</span>" for part in parts)
 
 
 def _facts(facts: Mapping[str, str]) -> str:
@@ -207,7 +235,13 @@ class _Shown(NamedTuple):
     numbers: list[float] | None
 
 
-def _table(rows: Sequence[Mapping[str, Any]], words: Mapping[str, str] | None = None) -> str:
+def _table(
+    rows: Sequence[Mapping[str, Any]],
+    words: Mapping[str, str] | None = None,
+    *,
+    linked: bool = False,
+) -> str:
+    """A table that sorts; if linked, its rows lead to the sections in their order."""
     if not rows:
         return ""
     columns, same = _columns(rows[:_ROWS])
@@ -222,7 +256,10 @@ def _table(rows: Sequence[Mapping[str, Any]], words: Mapping[str, str] | None = 
         cells = ""
         for column in columns:
             number = "" if column.numbers is None else f' data-v="{float(column.numbers[place])!r}"'
-            cells += f"<td{number}>{_words(column.cells[place])}</td>"
+            text = _words(column.cells[place])
+            if linked and not cells:
+                text = f'<a href="#file-{place}">{text}</a>'
+            cells += f"<td{number}>{text}</td>"
         body += f"<tr>{cells}</tr>"
     more = f"<p>{len(rows) - _ROWS:,} more rows</p>" if len(rows) > _ROWS else ""
     more += f"<p>In every row: {_words(_listed(same))}.</p>" if same else ""
@@ -234,15 +271,13 @@ def _table(rows: Sequence[Mapping[str, Any]], words: Mapping[str, str] | None = 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> tuple[list[_Shown], dict[str, str]]:
     """Columns without empty ones, errors beside their numbers; and words that never change."""
     left = shown_columns(rows)
-    values = {name: [row.get(name) for row in rows] for name in rows[0] if name in left}
+    every = {name: [row.get(name) for row in rows] for name in rows[0]}
     shown, same = [], {}
-    for place, (name, known) in enumerate(values.items()):
-        if name.endswith(_ERRORS) and name[: name.rindex("_")] in values:
-            continue
+    for place, (name, known) in enumerate((n, v) for n, v in every.items() if n in left):
         if place and len(rows) > 1 and isinstance(known[0], str) and len(set(known)) == 1:
             same[name] = known[0]
             continue
-        error = next((values[name + end] for end in _ERRORS if name + end in values), None)
+        error = next((every[name + end] for end in _ERRORS if name + end in every), None)
         texts = [cell(value) for value in known]
         if error is not None:
             pairs = zip(known, error, strict=True)
@@ -256,7 +291,7 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> tuple[list[_Shown], dict[str,
 
 
 def shown_columns(rows: Sequence[Mapping[str, Any]]) -> set[str]:
-    """Names of the columns that a table shows: those that are not empty.
+    """Names of the columns that a table shows: not empty ones, nor errors of numbers beside them.
 
     Args:
         rows: Of the table, with the same keys.
@@ -264,7 +299,8 @@ def shown_columns(rows: Sequence[Mapping[str, Any]]) -> set[str]:
     Returns:
         The names.
     """
-    return {name for name in rows[0] if not all(_empty(row.get(name)) for row in rows[:_ROWS])}
+    left = {name for name in rows[0] if not all(_empty(row.get(name)) for row in rows[:_ROWS])}
+    return {x for x in left if not (x.endswith(_ERRORS) and x[: x.rindex("_")] in left)}
 
 
 def _empty(value: Any) -> bool:
@@ -387,6 +423,7 @@ dt { font-weight: 600; overflow-wrap: anywhere; } dd { margin: 0; overflow-wrap:
 @media (max-width: 34rem) { dl { grid-template-columns: 1fr; } dd { padding-left: 1rem; } }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; padding: .4rem .8rem;
   background: var(--soft); }
+pre span { display: inline-block; max-width: 100%; }
 figure { margin: 1rem 0; padding: .5rem; max-width: 66rem; border: 1px solid var(--line);
   background: var(--c-ffffff, #ffffff); }
 figure svg, figure img { max-width: 100%; height: auto; display: block; margin: 0 auto; }
