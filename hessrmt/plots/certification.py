@@ -226,7 +226,7 @@ def _decades(
     y, error, u = curve.density * count, curve.error * count, np.arcsinh(curve.x / curve.scale)
     lowest = min(_LOWEST, float(y.max()) * _SHARE) if dimension == 1 else _LOWEST
     if y.max() > dimension > 1:
-        name += f" (a peak above all {dimension:,} is narrower than a decade)"
+        name += f"\na peak above all {dimension:,} is narrower than a decade"
     axes.plot(u, y, color=style.INK, lw=1.2, label=name, zorder=3)
     style.draw_band(axes, u, np.maximum(y - error, lowest / 10), y + error)
     if edges is not None and len(edges):

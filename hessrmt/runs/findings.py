@@ -324,10 +324,10 @@ def _of_series(found: Series) -> Iterator[str]:
     known = {label: value for label, value in values.items() if np.isfinite(value)}
     if known:
         low, high = min(known, key=known.__getitem__), max(known, key=known.__getitem__)
-        yield (
-            f"Mean α of {counted(len(found.networks), 'network', 'networks')}: from "
-            f"{known[low]:.4g} ({low}) to {known[high]:.4g} ({high})."
-        )
+        ends = [f"{known[label]:.4g}" for label in (low, high)]
+        course = f"from {ends[0]} ({low}) to {ends[1]} ({high})"
+        course = f"{ends[0]} in each" if ends[0] == ends[1] else course
+        yield f"Mean α of {counted(len(known), 'network', 'networks')}: {course}."
     told = [one for one in found.correlations if one.failed is None and np.isfinite(one.kendall)]
     if told:
         best = max(told, key=lambda one: abs(one.kendall))
@@ -446,8 +446,8 @@ def _of_loop(found: Track) -> Iterator[str]:
             text += f"; with minibatches {name} is a yardstick and no threshold"
         elif not len(batches):
             text += (
-                f". The file doesn't say whether in minibatches: with these {name} is a yardstick "
-                "and no threshold"
+                f". The file doesn't say whether minibatches were taken; with them {name} is a "
+                "yardstick and no threshold"
             )
     yield f"{text}."
 

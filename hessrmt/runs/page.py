@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 
-from hessrmt.plots.style import NIGHT, at_night
+from hessrmt.plots.style import NIGHT, at_night, to_phone
 from hessrmt.tables import AtMost, measured, probability
 from hessrmt.tables import html_words as _words
 
@@ -49,7 +49,8 @@ _MAPPED = "by-number"
 """Mark of what a picture's colour bar gives its colours: those stay on a dark ground."""
 
 _SHRUNK = 0.85
-"""Of a picture's own size: a screen that is narrower scrolls it, so that its words can be read."""
+"""Of a picture's own size, below which it scrolls, so that its words can be read; on a phone there
+is another one in its place."""
 
 _PIXELS = 96 / 72
 """In a point."""
@@ -65,7 +66,7 @@ class Section:
         kind: What it holds, in a sentence.
         conclusions: Sentences.
         facts: Name to value, in words.
-        pictures: Caption to figure, or to the file of one.
+        pictures: Caption to figure, which the page changes, or to the file of one.
         tables: Caption to rows, flat dictionaries with the same keys.
         words: Name of a number to what it means.
         command: That gives such a file; empty where no one command does.
@@ -335,24 +336,29 @@ def cell(value: Any) -> str:
 def _drawn(picture: Figure | Path, colours: set[str]) -> str:
     """A picture for the inside of the page; the colours in it that a dark page changes are kept."""
     if isinstance(picture, Figure):
-        return _svg(picture, colours)
+        wide = _svg(picture, colours)
+        to_phone(picture)
+        narrow = _svg(picture, colours, "tight")
+        return f'<div class="roomy">{wide}</div><div class="tight">{narrow}</div>'
     kind, content = picture.suffix.lower().removeprefix("."), picture.read_bytes()
     kind = "svg+xml" if kind == "svg" else kind
     return f'<img alt="" src="data:image/{kind};base64,{base64.b64encode(content).decode()}">'
 
 
-def _svg(picture: Figure, colours: set[str]) -> str:
+def _svg(picture: Figure, colours: set[str], look: str = "") -> str:
     """A picture as SVG, with its text as text and its colours as variables."""
     for item in picture.findobj():
         if isinstance(item, ScalarMappable) and item.get_array() is not None:
             item.set_gid(_MAPPED)
     image = io.StringIO()
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "hessrmt"}):
+    # each look has names of its own for shared parts: browsers don't find those in hidden pictures
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": f"hessrmt {look}"}):
         picture.savefig(image, format="svg", bbox_inches="tight", metadata={"Date": None})
     text = image.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     width = float(text.split('width="', 1)[1].split("pt", 1)[0])
-    text = text.replace("<svg", f'<svg style="min-width: {_SHRUNK * _PIXELS * width:.0f}px"', 1)
+    least = f"min-width: {_SHRUNK * _PIXELS * width:.0f}px" if not look else "width: 100%"
+    text = text.replace("<svg", f'<svg style="{least}"', 1)
     return _with_variables(text, colours)
 
 
@@ -429,6 +435,9 @@ figure { margin: 1rem 0; padding: .5rem; max-width: 66rem; border: 1px solid var
 figure svg, figure img { max-width: 100%; height: auto; display: block; margin: 0 auto; }
 figure img { min-width: 34rem; }
 figure svg { fill: var(--c-000000, #000000); }
+.tight { display: none; }
+@media screen and (max-width: 38rem) { .roomy { display: none; } .tight { display: block; }
+  figure img { min-width: 0; } }
 figcaption { font-size: .9rem; padding-top: .3rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
