@@ -81,10 +81,10 @@ def probability(value: float | None) -> str:
     return "-" if value is None or math.isnan(value) else f"{value:.2g}"
 
 
-def p_equals(value: float, name: str = "p") -> str:
+def p_equals(value: float | None) -> str:
     """A probability as a sentence has it: "p = 0.37" or "p ≤ 1e-06"."""
     text = probability(value)
-    return f"{name} {text}" if text.startswith("≤") else f"{name} = {text}"
+    return f"p {text}" if text.startswith("≤") else f"p = {text}"
 
 
 _UNSEEN = re.compile(

@@ -323,7 +323,7 @@ def _section_of(file: Path, name: str, found: Any, surrogates: int) -> Section:
     if getattr(found, "planned", 0) == len(getattr(found, "quadrature", ())):
         facts.pop("planned", None)
     facts = {k: v for k, v in facts.items() if _says(k, v, listed)}
-    made.facts = {_FACTS.get(k, k): v for k, v in facts.items()} | made.facts
+    made.facts = {_FACTS.get(str(k), str(k)): v for k, v in facts.items()} | made.facts
     occurring = columns | set(made.facts)
     made.words = {name: sentence(text) for name, text in made.words.items() if name in occurring}
     return made
