@@ -55,7 +55,7 @@ _TALL, _LOW = 2.9, 1.5
 FEW = 10
 """Eigenvalues in the tail of a layer up to which its α says little."""
 
-_EPOCHS = "epochs of training, logarithmic from 1 on"
+_EPOCHS = "epochs of training (logarithmic from 1 on)"
 _LINEAR = 0.4
 """Width of the axis from 0 to the first epoch, in decades."""
 
