@@ -81,6 +81,14 @@ _CORRELATION = (
 )
 """Columns of the table of correlations."""
 
+_TOLD = {
+    "lr": "The learning rate η.",
+    "momentum": "The momentum β.",
+    "minibatches": "Minibatches in an epoch; 1 is all samples in every step.",
+    "sgd": "0 for an optimiser other than SGD.",
+}
+"""Numbers that a training loop tells."""
+
 _OF_NETWORKS = {
     "alpha_hat": "α̂ of the network: the sum of α ln λ_max over layers, and over the slices of "
     "convolutions.",
@@ -371,6 +379,7 @@ def _add_tables(made: Section, found: Any, surrogates: int) -> None:
     elif isinstance(found, Track):
         made.tables["Measurements"] = _measurements(found)
         made.words["step"] = made.words.pop("steps")
+        made.words |= _TOLD
     rows = [] if made.tables else getattr(found, "table", None) or found.rows()
     if len(rows) > 1:
         names = getattr(found, "column_names", {})

@@ -358,7 +358,10 @@ class Tracker:
                 optimiser = trainer.optimizers[0] if trainer.optimizers else None
                 if trainer.is_global_zero:
                     every = trainer.accumulate_grad_batches
-                    told = _minibatches(trainer.num_training_batches, every)
+                    limit = trainer.limit_train_batches  # 1.0 is all, 1 is one
+                    whole = isinstance(limit, float) and limit == 1
+                    batches = trainer.num_training_batches if whole else 0
+                    told = _minibatches(batches, every)
                     tracker._trained_by(optimiser)
                     tracker(trainer.global_step, **_rate(optimiser), **told)
 
