@@ -134,14 +134,16 @@ class Spectrum(
             the units of the eigenvalues.
         dimension: P, the number of trainable parameters.
         reduced_dimension: Dimension n of the matrix that was diagonalised, n <= P.
-        loss: Mean loss of the batch at the point of expansion.
-        gradient_norm: Euclidean norm of the gradient there.
+        loss: Mean loss.
+        gradient_norm: Euclidean norm of its gradient.
         operator: ``"hessian"``, ``"ggn"``, ``"ensemble"`` for a random matrix, or ``"matrix"`` for
             one that was given.
         dtype: Precision of the computation.
         solver: Eigenvalue routine used.
         check: ‖Hv - Q(QᵀHQ)Qᵀv‖ / (‖H‖₂ ‖v‖) for a random v, Hv by an independent differentiation;
             likewise for the Gauss-Newton matrix. NaN where torch can differentiate one way alone.
+            It may lie below the machine precision: most random v are stretched far less than by
+            ‖H‖₂.
         seconds: Phase name to wall-clock seconds.
         provenance: Where it came from.
         pairs: Eigenpairs of largest magnitude if they were asked for, as of ``hessrmt.eigsh``; they

@@ -50,6 +50,43 @@ def measured(value: float, error: float | None, sign: str = " ±", most: int = 1
     return f"{value:.{min(max(digits, 2), most)}g}{sign} {error:.2g}"
 
 
+class AtMost(float):
+    """A number of which only this upper bound is known."""
+
+
+def at_most(value: float | None, smallest: float) -> float | None:
+    """A probability that was counted.
+
+    Args:
+        value: The probability, or None.
+        smallest: What counting can find at least.
+
+    Returns:
+        The value; as :class:`AtMost` where it is that smallest one.
+    """
+    return value if value is None or not value <= smallest else AtMost(smallest)
+
+
+def probability(value: float | None) -> str:
+    """A probability as a table has it.
+
+    Args:
+        value: Perhaps from :func:`at_most`; NaN or None where there is none.
+
+    Returns:
+        Such as "0.37", "≤ 1e-06" or a dash.
+    """
+    if isinstance(value, AtMost):
+        return f"≤ {value:.1g}"
+    return "-" if value is None or math.isnan(value) else f"{value:.2g}"
+
+
+def p_equals(value: float | None) -> str:
+    """A probability as a sentence has it: "p = 0.37" or "p ≤ 1e-06"."""
+    text = probability(value)
+    return f"p {text}" if text.startswith("≤") else f"p = {text}"
+
+
 _UNSEEN = re.compile(
     "[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
 )

@@ -612,4 +612,5 @@ if __name__ == "__main__":
         sys.exit(__doc__)
     os.environ.setdefault(WRITE, "1")
     chosen = [f"{__file__}::test_golden[{name}]" for name in sys.argv[2:]] or [__file__]
-    sys.exit(pytest.main(["-q", "-s", "-n0", "-p", "no:cacheprovider", *chosen]))
+    every = ["-m", "slow or not slow"]
+    sys.exit(pytest.main(["-q", "-s", "-n0", "-p", "no:cacheprovider", *every, *chosen]))

@@ -361,7 +361,7 @@ SENTENCES = [
         "^consistent with GOE .⟨r̃⟩ = 0.5300, 0.7 σ from the 0.5307 ± 0.0010 of GOE levels alike.$",
     ),
     ({"goe": NEAR, "gue": fit(0.5996, 1.0)}, 0.001, "also with GUE: too few levels to tell them"),
-    ({}, 0.001, "^GOE excluded .20.0 σ, p < 1e-06: "),
+    ({}, 0.001, "^GOE excluded .20.0 σ, p ≤ 1e-06: "),
     ({"gue": fit(0.5996, 0.3)}, 0.001, "; GUE fits$"),
     ({"goe2": fit(0.4234, 0.3)}, 0.001, "; two superposed GOE blocks fit$"),
     ({"goe": SHAPE}, 0.001, r"excluded by the shape of P\(r̃\) \(p = 0.002"),

@@ -1,6 +1,7 @@
 """Pictures for print and for dark pages, and what a fresh look found wrong with them."""
 
 import dataclasses
+import itertools
 import re
 
 import numpy as np
@@ -13,7 +14,7 @@ from hessrmt.errors import ConfigError
 from hessrmt.plots.certification import certification
 from hessrmt.plots.files import save
 from hessrmt.plots.levels import spectral_density
-from hessrmt.plots.style import RED, relook
+from hessrmt.plots.style import RED, panels, relook, to_phone
 
 SPECTRA = [hr.ensembles.goe(40, seed=1, index=i) for i in range(2)]
 RNG = np.random.default_rng(0)
@@ -33,6 +34,24 @@ def test_paper_is_a_column_wide_and_its_text_can_be_read(tmp_path):
     assert box.x1 <= 3.32
     save(picture, tmp_path / "a.svg")
     assert "noise floor" in re.sub("<[^>]*>", "", (tmp_path / "a.svg").read_text(encoding="utf-8"))
+
+
+def test_on_a_phone_panels_stand_below_each_other():
+    picture, grid = panels("a title", (2, 2), size=(8, 5), sharey="row")
+    for number, axes in enumerate(grid.ravel()[:3]):
+        axes.plot([1, 2], [number, number + 1])
+    grid[0, 0].set_ylabel("said once")
+    grid[1, 1].set_axis_off()
+    to_phone(picture)
+    picture.draw_without_rendering()
+    assert picture.get_size_inches()[0] == pytest.approx(3.3)
+    boxes = [axes.get_position() for axes in picture.axes]
+    assert len(boxes) == 3
+    assert all(upper.y0 >= lower.y1 for upper, lower in itertools.pairwise(boxes))
+    assert [axes.get_ylabel() for axes in picture.axes] == ["said once", "said once", ""]
+    box = picture.get_tightbbox()
+    assert box.x0 >= -0.02
+    assert box.x1 <= 3.32
 
 
 def test_dark_has_no_dark_ink():

@@ -204,6 +204,8 @@ def test_as_callback_of_transformers(data, tmp_path):
     assert tracker.track.steps.tolist() == [0, 2, 4]
     assert (tracker.track.numbers["lr"] >= 0).all()
     assert np.isnan(tracker.track.threshold).all()  # AdamW scales the gradient
+    assert tracker.track.provenance.config["optimiser"] == "AdamW"
+    assert tracker.track.numbers["minibatches"].tolist() == [3, 3, 3]  # 20 samples, 8 at a time
 
 
 def test_as_callback_of_lightning(data):
@@ -236,6 +238,8 @@ def test_as_callback_of_lightning(data):
     assert tracker.track.steps.tolist() == [0, 2, 4]
     assert tracker.track.numbers["momentum"].tolist() == [0.9] * 3
     assert tracker.track.threshold == pytest.approx([2 * 1.9 / RATE] * 3, rel=1e-15)
+    assert tracker.track.provenance.config["optimiser"] == "SGD"
+    assert tracker.track.numbers["minibatches"].tolist() == [4, 4, 4]
 
 
 @pytest.mark.parametrize(

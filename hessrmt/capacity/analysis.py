@@ -31,6 +31,7 @@ from hessrmt.capacity.spectra import (
 )
 from hessrmt.checks import one_of, whole
 from hessrmt.errors import DataError
+from hessrmt.records import Provenance, script
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -121,7 +122,11 @@ def analyze(
                 tick(layer.name, len(layers), len(network.layers))
         which = ("x_min and D of power laws are by the two-sided distance",) if two_sided else ()
         notes = (*network.notes, *run.notes, *which)
-        return CapacityReport(network.label, conv, seed, tuple(layers), backend.name, notes)
+        asked = {"p_values": p_values, "x_max": x_max, "compare": list(compare_with)}
+        asked |= {"randomize": randomize, "two_sided": two_sided, "exact": exact}
+        asked |= {"min_size": min_size, "only": only, "conv": conv, "seed": seed}
+        made = Provenance(asked | script(), backend.name)
+        return CapacityReport(network.label, conv, seed, tuple(layers), backend.name, notes, made)
 
 
 _FLAT = "all singular values equal"

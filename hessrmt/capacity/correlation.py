@@ -35,6 +35,7 @@ from hessrmt import rng
 from hessrmt.checks import real
 from hessrmt.errors import DataError
 from hessrmt.results import Result
+from hessrmt.tables import at_most
 
 NAN = math.nan
 
@@ -100,6 +101,19 @@ class Correlation(Result):
     spearman_interval: tuple[float, float] = (NAN, NAN)
     pearson_interval: tuple[float, float] = (NAN, NAN)
     level: float = LEVEL
+
+    def p(self, name: str) -> float | None:
+        """The p-value of a coefficient as tables and sentences show it.
+
+        Args:
+            name: ``"kendall"``, ``"spearman"`` or ``"pearson"``.
+
+        Returns:
+            The value, an :class:`hessrmt.tables.AtMost` where it is the smallest that drawn orders
+            can show.
+        """
+        drawn = _ALL < self.n <= _DRAWN
+        return at_most(getattr(self, f"{name}_p"), 1 / (1 + PERMUTATIONS) if drawn else 0.0)
 
 
 def correlate(

@@ -14,8 +14,9 @@ from hessrmt.capacity.correlation import Correlation, correlate
 from hessrmt.capacity.powerlaw import TailFit
 from hessrmt.checks import one_of
 from hessrmt.errors import DataError
+from hessrmt.records import Provenance
 from hessrmt.results import Result
-from hessrmt.tables import html_table
+from hessrmt.tables import at_most, html_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -241,7 +242,7 @@ class Layer(Result, picture="capacity.layer_density"):
 
 @dataclass(frozen=True)
 class CapacityReport(
-    Result, derived=_DERIVED, omitted="layers", picture="capacity.alpha_histogram"
+    Result, derived=_DERIVED, omitted="layers provenance", picture="capacity.alpha_histogram"
 ):
     """Capacity metrics of a network, layer by layer.
 
@@ -255,6 +256,7 @@ class CapacityReport(
         layers: Every tensor of the source, in its order.
         device: Where it was computed, in words.
         notes: Anything a reader must know.
+        provenance: Settings, machine, versions and time; None in files of the first versions.
     """
 
     source: str
@@ -263,11 +265,25 @@ class CapacityReport(
     layers: tuple[Layer, ...]
     device: str = ""
     notes: tuple[str, ...] = ()
+    provenance: Provenance | None = None
 
     @property
     def analyzed(self) -> tuple[Layer, ...]:
         """Layers that were not skipped."""
         return tuple(layer for layer in self.layers if layer.skipped is None)
+
+    def p(self, of: Layer) -> float | None:
+        """The p-value of a layer's power law as tables show it.
+
+        Args:
+            of: One of the layers.
+
+        Returns:
+            The value, an :class:`hessrmt.tables.AtMost` where it is the smallest that the bootstrap
+            can show.
+        """
+        samples = self.provenance.config.get("p_values", 0) if self.provenance else 0
+        return at_most(of.p_value, 1 / (1 + samples) if samples else 0.0)
 
     @property
     def alpha_hat(self) -> float:

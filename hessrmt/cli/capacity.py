@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hessrmt.cli import console
 from hessrmt.cli.options import (
+    Overwrite,
     PictureFormat,
     PlotFolder,
     Report,
     check_pictures,
+    require_result,
     with_settings,
 )
 from hessrmt.config import CapacityConfig
-from hessrmt.tables import printable
+from hessrmt.tables import printable, probability
 
 if TYPE_CHECKING:
     from hessrmt.capacity.correlation import Correlation
@@ -68,8 +71,15 @@ def capacity(
             "shards or of networks, LoRA adapters, or file.py:factory; several are a series.",
         ),
     ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="File to keep the result in (HDF5), for report, plot and hr.load."
+        ),
+    ] = None,
     plot: PlotFolder = None,
     picture: PictureFormat = "png",
+    overwrite: Overwrite = False,
 ) -> Report:
     """Measure the capacity of trained networks from their weights alone.
 
@@ -85,6 +95,8 @@ def capacity(
     from hessrmt.runs.capacity import run
 
     check_pictures(plot, picture)
+    if out is not None:
+        require_result(out, may_exist=overwrite)
     with console.Meter() as tick:
         series = run(settings, sources or (), tick)
     console.note(*series.notes)
@@ -104,8 +116,12 @@ def capacity(
         drawn = draw_layers(alone, plot, picture) if alone else draw_series(*about, plot, picture)
         console.drawn(drawn, plot)
     table = beside or series
-    if alone and settings.against is None:
-        return Report(alone.to_dict(), table.rows)
+    single = alone if settings.against is None else None
+    if out is not None:
+        (single or series).save(out, overwrite=overwrite)
+        console.note(f"written: {out}")
+    if single:
+        return Report(single.to_dict(), table.rows)
     return Report(
         series.to_dict() | ({"side_by_side": beside.to_dict()} if beside else {}), table.rows
     )
@@ -125,7 +141,10 @@ def _show(report: CapacityReport) -> None:
     for layer in report.analyzed:
         alpha = console.with_error(layer.alpha, layer.sigma, ".2f").replace(" ", "")
         name, shape = printable(layer.name.removesuffix(".weight")), "×".join(map(str, layer.shape))
-        rows.append((name, shape, alpha, *console.cells(layer, columns)))
+        found = dict(zip(columns, console.cells(layer, columns), strict=True))
+        if "p_value" in found:
+            found["p_value"] = probability(report.p(layer))
+        rows.append((name, shape, alpha, *found.values()))
     headings = ("", "shape", "α", *console.headings(columns))
     console.show(f"Weights of {report.source}", console.table(headings, rows))
     for what, attribute in {"no power law": "fit_failed", "skipped": "skipped"}.items():
@@ -233,5 +252,5 @@ def _coefficient(item: Correlation, name: str) -> str:
     number = console.number
     ends = getattr(item, f"{name}_interval")
     known = f"{ends[0]:.2f} to {ends[1]:.2f}" if ends[0] == ends[0] else "-"
-    p_value = f"p {number(getattr(item, f'{name}_p'), '.2g')}"
+    p_value = f"p {probability(item.p(name))}"
     return "\n".join((number(getattr(item, name), "+.2f"), known, p_value))

@@ -20,11 +20,8 @@ from hessrmt.cli.options import (
 from hessrmt.config import DensityConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from hessrmt.curvature.density import DensityResult
     from hessrmt.curvature.lanczos import EdgeLevels
-    from hessrmt.curvature.windows import Window
 
 _SHOWN = 5
 """Eigenvalues of each end in the table."""
@@ -93,7 +90,7 @@ def _show(found: DensityResult) -> None:
     ways = "steps of the differences" if differences else "ways of differentiating"
     console.show(
         f"{len(found.quadrature)} probes, {found.quadrature.nodes.shape[1]} steps; loss "
-        f"{found.loss:.6g}; two {ways} agree to {found.check:.1g} of the norm; "
+        f"{found.loss:.6g}; two {ways} differ by {found.check:.1g} of ‖H‖₂ on a random vector; "
         f"{found.dtype}, {found.provenance.device}"
     )
     if differences:
@@ -104,6 +101,8 @@ def _show(found: DensityResult) -> None:
 
 
 def _show_edges(edges: EdgeLevels, counted: tuple[float, float] | None) -> None:
+    from hessrmt.runs.findings import of_edges
+
     rows, clear, n_lower = [], edges.is_resolved, edges.n_lower
     ends = {"top": range(len(edges) - 1, n_lower - 1, -1), "bottom": range(n_lower)}
     for end, places in ends.items():
@@ -116,50 +115,7 @@ def _show_edges(edges: EdgeLevels, counted: tuple[float, float] | None) -> None:
     console.show(f"{len(edges):,} {kind} (asked for: {edges.asked})")
     if rows:
         console.show(console.table(("end", "#", "λ", "|λ - eigenvalue| ≤", ""), rows))
-    resolved = (
-        f"{clear.sum():,} of {len(edges):,} are resolved: certainly not zero, and apart "
-        "from their neighbours by more than both bounds."
-    )
-    if edges.window is None:
-        copies = "further copies of a multiple one may be missing."
-        console.show(f"{resolved} A bound holds for some eigenvalue; {copies}")
-    else:
-        console.show(resolved, *_completeness(edges.window, len(edges), counted))
-    if edges.exhausted:
-        console.show(
-            f"Only {len(edges) - n_lower:,} eigenvalues at the top and {n_lower:,} at the bottom "
-            f"lie above the floor {edges.round_off:.1g}: what follows is zero or cannot be told "
-            "from it."
-        )
-    if not edges.converged:
-        console.show("Not all that were asked for converged; allow a larger --tolerance.")
-
-
-def _completeness(window: Window, found: int, counted: tuple[float, float] | None) -> Iterator[str]:
-    """What is known of a window, sentence by sentence."""
-    side = "above" if window.low > 0 else "below"
-    trust = f"up to a failure probability of {window.failure_probability:.1g}"
-    if window.complete and not found:
-        yield f"The window is complete: no eigenvalue lies in it, {trust}."
-    elif window.complete:
-        yield (
-            f"The window is complete: these {found:,} are all, counted with multiplicity, each "
-            f"within {window.matched_bound:.1g} of its eigenvalue, {trust}."
-        )
-    else:
-        yield (
-            f"Completeness not proved: eigenvalues may be missing unless they lie {side} "
-            f"{window.complete_from:.6g}, where these are all {trust}."
-        )
-    if window.ambiguous:
-        yield f"{window.ambiguous:,} of them lie so close to a bound that they may be outside."
-    if window.beyond:
-        yield f"{window.beyond:,} more lie {side} the window, up to the end of the spectrum."
-    if counted is not None:
-        yield (
-            f"The quadratures count between {counted[0]:.4g} and {counted[1]:.4g}, two standard "
-            "errors included."
-        )
+    console.show(*of_edges(edges, counted))
 
 
 def _error(value: float) -> str:

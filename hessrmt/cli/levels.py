@@ -143,20 +143,14 @@ def _unfolding_in_words(found: LevelStatistics) -> str:
     return f"{found.unfolding}{failed and f' ({failed})'}"
 
 
-def _p(value: float | None, smallest: float) -> str:
-    if value is not None and value <= smallest:
-        return f"≤ {smallest:.1g}"
-    return console.number(value, ".2g")
-
-
 def _laws(found: LevelStatistics, title: str | None) -> Any:
     from hessrmt.levels.analysis import SHORT
-    from hessrmt.levels.goodness import SMALLEST
+    from hessrmt.tables import probability
 
     rows = []
     for name, law in found.laws.items():
         *ratios, spacings = console.cells(law, _LAW)
-        ps = _p(law.p_value, SMALLEST), _p(law.spacing_p_value, 1 / (1 + found.surrogates))
+        ps = [probability(found.p(law, name)) for name in ("p_value", "spacing_p_value")]
         excluded = {True: "yes", False: "no", None: "-"}[law.excluded]
         rows.append((SHORT[name], *ratios, ps[0], excluded, spacings, ps[1]))
     *ratios, spacings = console.headings(_LAW)
@@ -179,14 +173,14 @@ def _row(words: str, found: Any, name: str, alike: Any) -> list[str]:
 def _beside(found: LevelStatistics) -> Any:
     """What was measured beside what GOE and Poisson levels give in its place; None if nothing."""
     from hessrmt.levels.analysis import MEASURES
-    from hessrmt.levels.surrogates import RATIO_SETS
+    from hessrmt.tables import probability
 
     rows = [[*_row(words, found, x, found.alike[x]), "-"] for x, words in MEASURES.items()]
-    smallest = 1 / (1 + max(found.surrogates, RATIO_SETS))
     for one in found.higher:
         for name, words in _HIGHER.items():
             row = _row(words.format(one.order), one, name, getattr(one, f"{name}_alike"))
-            rows.append([*row, _p(getattr(one, f"{name}_p_value", None), smallest)])
+            p = f"{name}_p_value"
+            rows.append([*row, probability(found.p(one, p) if hasattr(one, p) else None)])
     rows = [row for row in rows if row[1] != "-"]
     headings = "through the same unfolding", "data", "GOE", "Poisson", "p (GOE)"
     shown = slice(None if found.higher else -1)

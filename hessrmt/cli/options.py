@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import wraps
 from pathlib import Path
@@ -253,6 +253,35 @@ def _kind(annotation: Any) -> Any:
     if get_origin(parts[0]) is tuple and get_origin(get_args(parts[0])[0]) is Literal:
         return list[str]
     return parts[0] if parts[0] in {bool, int, float, Path} else str
+
+
+def require_result(out: Path, *, may_exist: bool) -> None:
+    """Refuse before minutes of work a file for a result that couldn't be loaded again.
+
+    Args:
+        out: The file.
+        may_exist: Whether it may be replaced.
+
+    Raises:
+        ConfigError: If it has another ending, or cannot be written.
+    """
+    require_ending(out, (".h5", ".hdf5"))
+    require_file(out, "--out")
+    require_new(out, may_exist=may_exist, resumable=False)
+
+
+def require_ending(out: Path, endings: Sequence[str]) -> None:
+    """Refuse a name that promises another kind of file than what is written.
+
+    Args:
+        out: The file.
+        endings: That it may have.
+
+    Raises:
+        ConfigError: If it has another one.
+    """
+    if out.suffix.lower() not in endings:
+        raise ConfigError(f"--out {out} must end in {' or '.join(endings)}")
 
 
 def check_picture(file: Path | None, *, may_exist: bool) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from hessrmt.cli import console
-from hessrmt.cli.options import Overwrite, Report, with_settings
+from hessrmt.cli.options import Overwrite, Report, require_ending, with_settings
 
 
 @with_settings
@@ -21,7 +21,7 @@ def report(
         "report.html"
     ),
     title: Annotated[
-        str, typer.Option("--title", help="Of the page. \\[default: what it is about]")
+        str, typer.Option("--title", help="Of the page. \\[default: what the files are about]")
     ] = "",
     surrogates: Annotated[
         int,
@@ -39,6 +39,7 @@ def report(
     from hessrmt.files import require_file, require_new, write_whole
     from hessrmt.runs.report import report as page
 
+    require_ending(out, (".html", ".htm"))
     require_file(out, "--out")
     require_new(out, may_exist=overwrite, resumable=False)
     with console.Meter() as tick:

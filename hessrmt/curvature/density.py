@@ -130,7 +130,8 @@ class DensityResult(
         edges: Edge levels; None if not asked for or not done.
         traces: tr H and ‖H‖_F; None if not asked for or not done.
         check: ‖Hv - H'v‖/‖H‖₂ for a random v and another way of differentiating, or half the step
-            of finite differences.
+            of finite differences. It may lie below the machine precision: most random v are
+            stretched far less than by ‖H‖₂.
         products_by: ``"differentiation"``; or ``"finite-difference"``: then no product is exact.
         product_error: Bound e on the error of each product with a unit vector. The quadrature of m
             steps is that of a symmetric matrix which lies within 2 √m e of H in the 2-norm.

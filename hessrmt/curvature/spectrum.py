@@ -161,10 +161,12 @@ def spectrum(
         parts = {name: problem.restricted(only) for name, only in chosen.items()}
         options = (device, dtype, operator, reduce)
         counts = {name: min(vectors, part.dimension) for name, part in parts.items()}
+        made = from_python("hessrmt.spectrum", problem)  # of the whole network
+        made["blocks"] = blocks if isinstance(blocks, str) else list(parts)
         found = BlockSpectra()
         for number, (name, part) in enumerate(parts.items()):
             tick(f"block {name}", number, len(parts))
-            found[name] = spectrum(part, *options, vectors=counts[name], tick=tick)
+            found[name] = _made_as(spectrum(part, *options, vectors=counts[name], tick=tick), made)
         tick("blocks", len(parts), len(parts))
         return found
     backend, dtype = select(device), dtype_name(dtype)
@@ -180,6 +182,12 @@ def spectrum(
             kept.remove()
     count = min(vectors, found.rank)  # of zero any vector in the null space is one
     return replace(found, pairs=_leading(problem, found, count, device)) if count else found
+
+
+def _made_as(found: Spectrum, made: Mapping[str, Any]) -> Spectrum:
+    """A spectrum with some settings in its provenance."""
+    config = {**found.provenance.config, **made}
+    return replace(found, provenance=replace(found.provenance, config=config))
 
 
 @ordinary_mode()

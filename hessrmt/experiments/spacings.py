@@ -36,6 +36,7 @@ from hessrmt.experiments.experiment import (
 from hessrmt.plots import levels as plots
 from hessrmt.runs import levels, training
 from hessrmt.runs.run import make_folders
+from hessrmt.tables import probability
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -139,10 +140,7 @@ def _mean_ratio(found: LevelStatistics) -> Estimate:
 
 def _p(name: str, what: str) -> Column[AnalysedFile]:
     def cell(found: LevelStatistics) -> str:
-        value, smallest = getattr(found.laws["goe"], what), 1 / (1 + found.surrogates)
-        if value is None:
-            return "-"
-        return f"≤ {smallest:.1g}" if value <= smallest else f"{value:.2g}"
+        return probability(found.p(found.laws["goe"], what))
 
     return _certified(name, cell)
 

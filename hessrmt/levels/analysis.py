@@ -33,10 +33,17 @@ from hessrmt.levels.longrange import number_variance, rigidity
 from hessrmt.levels.resampling import FEWEST_UNITS, mean_and_error, units, with_error
 from hessrmt.levels.selection import Cutoff, Window, ratio_samples, select
 from hessrmt.levels.spacings import Fit, brody, superposition
-from hessrmt.levels.surrogates import MapUnordered, SurrogatePlan, Surrogates, in_turn, plan
+from hessrmt.levels.surrogates import (
+    RATIO_SETS,
+    MapUnordered,
+    SurrogatePlan,
+    Surrogates,
+    in_turn,
+    plan,
+)
 from hessrmt.levels.unfolding import SHORTEST, Unfolded, unfold_selection
 from hessrmt.results import Result
-from hessrmt.tables import counted
+from hessrmt.tables import at_most, counted, p_equals
 from hessrmt.theory import mean_ratio, spacing_law
 
 if TYPE_CHECKING:
@@ -314,6 +321,21 @@ class LevelStatistics(Result, picture="levels.fifths"):
     notes: tuple[str, ...] = ()
     higher: tuple[HigherOrder, ...] = ()
 
+    def p(self, of: LawFit | HigherOrder, name: str) -> float | None:
+        """One of the p-values as tables and sentences show it.
+
+        Args:
+            of: What it belongs to: an item of ``laws`` or of ``higher``.
+            name: Its attribute, e.g. ``"spacing_p_value"``.
+
+        Returns:
+            The value, an :class:`hessrmt.tables.AtMost` where it is the smallest that the
+            surrogates can show.
+        """
+        smallest = {"p_value": SMALLEST, "spacing_p_value": 1 / (1 + self.surrogates)}
+        ratios = 1 / (1 + max(self.surrogates, RATIO_SETS))
+        return at_most(getattr(of, name), smallest.get(name, ratios))
+
     def shown(self) -> dict[str, str]:
         """See :class:`.Result`: the mean ratio, what was used, and the distance from every law.
 
@@ -324,11 +346,13 @@ class LevelStatistics(Result, picture="levels.fifths"):
         rows = {
             "⟨r̃⟩": f"{self.mean_ratio:.4f}{error}",
             "levels": f"{self.n_levels:,} of {counted(self.n_spectra, 'spectrum', 'spectra')}",
-            "discarded": f"{self.n_discarded:,}",
+            "discarded": f"{self.n_discarded:,}"
+            + f" ({self.n_zeros:,} of them exact zeros)" * bool(self.n_zeros),
         }
         for name, law in self.laws.items():
-            p = "" if law.ratio_p_value is None else f", p = {law.ratio_p_value:.3g}"
-            rows[name] = f"D = {law.ratio_distance:.4f}{p}"
+            p = self.p(law, "ratio_p_value")
+            words = "" if p is None else f", {p_equals(p)}"
+            rows[name] = f"D = {law.ratio_distance:.4f}{words}"
         return rows
 
     def caption(self) -> str:
@@ -737,7 +761,7 @@ def _sentence(
     if "goe" in fitting:
         away = f"{abs(goe.sigmas):.1f} σ from the {expected} of GOE levels alike"
         return _not_excluded(goe, f"{measured}, {away}", others, spacings)
-    p = f"p = {goe.p_value:.2g}" if goe.p_value > SMALLEST else f"p < {SMALLEST:.0e}"
+    p = p_equals(at_most(goe.p_value, SMALLEST))
     far = f"{abs(goe.sigmas):.1f} σ, {p}: " if abs(goe.sigmas) > FAR else f"{p}: "
     shape = "" if abs(goe.sigmas) > FAR else " by the shape of P(r̃)"
     start = f"GOE excluded{shape} ({far}{measured}, GOE levels alike {expected})"

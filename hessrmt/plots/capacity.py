@@ -208,7 +208,7 @@ def alpha_histogram(reports: Any, title: str = "", *, ax: Any = None) -> Figure:
         means = {label: float(np.nanmean([*means.values()]))}
         exponents = {label: np.concatenate([*exponents.values()])}
     every = np.concatenate([*exponents.values()])
-    top = float(max(np.quantile(every, 0.98), 6.0))
+    top = float(max(np.quantile(every, 0.98, method="higher"), 6.0))  # all, of fewer than 50
     edges = np.linspace(1, top, int(np.clip(3 * (len(every) / len(exponents)) ** 0.5, 15, 80)) + 1)
     size = style.SIZE if len(exponents) == 1 else (style.WIDTH, _PANEL)
     picture, panels = style.panels_for(len(exponents), title, size, 1, ax=ax, sharex=True)

@@ -113,10 +113,10 @@ def _range(counts: list[int]) -> str:
 def lanczos_density(
     result: Any, title: str = "", *, ax: Any = None, scale: float | None = None
 ) -> Figure:
-    """Eigenvalues for each decade of |λ| on an axis that is linear around zero.
+    """Eigenvalues per decade of |λ|, and per as long a piece of the axis where it is linear.
 
-    Eigenvalues at the ends are drawn above the density, each with its bound where that is wide
-    enough to see.
+    A peak that is narrower than a decade can so be higher than the number of eigenvalues. Those
+    at the ends are drawn above the density, each with its bound where that is wide enough to see.
 
     Args:
         result: A :class:`hessrmt.curvature.density.DensityResult`.
@@ -225,6 +225,8 @@ def _decades(
     count = dimension * np.log(10)
     y, error, u = curve.density * count, curve.error * count, np.arcsinh(curve.x / curve.scale)
     lowest = min(_LOWEST, float(y.max()) * _SHARE) if dimension == 1 else _LOWEST
+    if y.max() > dimension > 1:
+        name += f"\na peak above all {dimension:,} is narrower than a decade"
     axes.plot(u, y, color=style.INK, lw=1.2, label=name, zorder=3)
     style.draw_band(axes, u, np.maximum(y - error, lowest / 10), y + error)
     if edges is not None and len(edges):
@@ -232,7 +234,8 @@ def _decades(
     axes.set(yscale="log", ylim=(lowest, 6 * float(y.max())), xlim=(u[0], u[-1]))
     _both_sides(axes, curve)
     what = "share of the eigenvalues" if dimension == 1 else "eigenvalues"
-    return style.finish(axes, xlabel="λ", ylabel=f"{what} per decade")
+    label = f"λ, linear up to ±{curve.scale:.1g}"
+    return style.finish(axes, xlabel=label, ylabel=f"{what} per decade")
 
 
 def _edges(axes: Axes, edges: Any, scale: float) -> None:

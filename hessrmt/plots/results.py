@@ -25,7 +25,7 @@ _MOST = 8
 def columns(result: Result, title: str = "", *, ax: Any = None) -> Figure:
     """Draw the columns of numbers in a result's table, one below the other.
 
-    If the first one ascends, the others are drawn against it.
+    If the first one ascends, the others are drawn against it; those that never change are left out.
 
     Args:
         result: With a table of several rows.
@@ -46,15 +46,18 @@ def columns(result: Result, title: str = "", *, ax: Any = None) -> Figure:
     if not 1 <= len(curves) <= _MOST or len(rows) < 2:
         raise DataError(f"a {kind} has no curve to draw; its numbers are in to_dict()")
     along, x = "row", np.arange(len(rows))
+    names = getattr(result, "column_names", {})
     first = next(iter(curves))
     if len(curves) > 1 and (np.diff(curves[first]) > 0).all():
         along, x = first, curves.pop(first)
+    moving = {name: values for name, values in curves.items() if np.ptp(values) != 0}  # NaN, too
+    curves = moving or curves
     count, size = len(curves), (style.WIDTH, _PANEL)
     figure, panels = style.panels_for(count, title or kind, size, 1, ax=ax, head=0.8, sharex=True)
     for axes, (name, values) in zip(panels, curves.items(), strict=True):
         axes.plot(x, values, ".-", color=style.BLUE, lw=1, ms=4)
-        style.bare(axes, ylabel=name)
-    panels[-1].set_xlabel(along)
+        style.bare(axes, ylabel=names.get(name, name).replace("_", " "))
+    panels[-1].set_xlabel(along.replace("_", " "))
     if x.dtype.kind == "i" or (x == np.round(x)).all():
         panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure

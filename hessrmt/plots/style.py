@@ -413,6 +413,40 @@ def relook(picture: Figure, look: str) -> None:
         _to_night(picture)
 
 
+def to_phone(picture: Figure) -> None:
+    """Change a finished picture for a narrow screen: panels below each other, as for a column.
+
+    Args:
+        picture: Changed in place.
+    """
+    _stack(picture)
+    _to_column(picture)
+
+
+def _stack(picture: Figure) -> None:
+    """Put the panels of a picture that stand side by side one below the other."""
+    for axes in [axes for axes in picture.axes if not axes.axison]:
+        axes.remove()
+    places = {axes: axes.get_subplotspec() for axes in picture.axes}
+    known = {axes: place for axes, place in places.items() if place is not None}
+    grids = {place.get_gridspec() for place in known.values()}
+    columns = max((grid.ncols for grid in grids), default=1)
+    if columns == 1 or len(grids) > 1 or any(x.num1 != x.num2 for x in known.values()):
+        return
+    numbers = sorted({place.num1 for place in known.values()})
+    labels = {
+        p.rowspan.start: axes.get_ylabel() for axes, p in known.items() if not p.colspan.start
+    }
+    new = picture.add_gridspec(len(numbers), 1)
+    for axes, place in known.items():
+        axes.set_subplotspec(new[numbers.index(place.num1), 0])
+        if place.colspan.start:  # what the one at the left said for both
+            axes.tick_params(labelleft=True)
+            axes.set_ylabel(axes.get_ylabel() or labels.get(place.rowspan.start, ""))
+    (width, height), (grid,) = picture.get_size_inches(), grids
+    picture.set_size_inches(width / columns, height * len(numbers) / grid.nrows)
+
+
 def _to_column(picture: Figure) -> None:
     places = [axes.get_subplotspec() for axes in picture.axes]
     columns = max((place.get_gridspec().ncols for place in places if place is not None), default=1)
@@ -422,18 +456,20 @@ def _to_column(picture: Figure) -> None:
         item.set_markersize(0.75 * item.get_markersize())
     for item in picture.findobj(Text):
         item.set_fontsize(max(_SMALLEST, 0.72 * float(item.get_fontsize())))
-    title, entries = picture.get_suptitle(), 0
+    title, entries = picture.get_suptitle(), {}
     if title:
         lines = textwrap.wrap(title, int(_TITLE_CHARACTERS * new / WIDTH / 0.8))
         picture.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=_SMALLEST + 1)
     for axes in picture.axes:
         if (legend := axes.get_legend()) is not None:
             words = [text.get_text() for text in legend.get_texts()]
-            entries = max(entries, sum(1 + word.count("\n") for word in words))
+            place = axes.get_subplotspec()
+            row, lines = place and place.rowspan.start, sum(1 + w.count("\n") for w in words)
+            entries[row] = max(entries.get(row, 0), lines)  # of legends side by side the longest
             look = {"fontsize": _SMALLEST, "ncols": 1, "handlelength": 2.2, "labelspacing": 0.3}
             legend_above(axes, handles=legend.legend_handles, labels=words, **look)
     body = max(height * new / width, 0.6 * new / min(columns, 2))
-    picture.set_size_inches(new, body + 0.12 * entries)
+    picture.set_size_inches(new, body + 0.12 * sum(entries.values()))
 
 
 def _to_night(picture: Figure) -> None:

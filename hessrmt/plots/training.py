@@ -52,7 +52,10 @@ _WIDTH, _HEIGHT = 5.0, 2.7
 _TALL, _LOW = 2.9, 1.5
 """Heights of the panels of a track: of the largest eigenvalue, and of the others."""
 
-_FEW = 10
+FEW = 10
+"""Eigenvalues in the tail of a layer up to which its α says little."""
+
+_EPOCHS = "epochs of training (logarithmic from 1 on)"
 _LINEAR = 0.4
 """Width of the axis from 0 to the first epoch, in decades."""
 
@@ -62,8 +65,8 @@ def history(
 ) -> Figure:
     """Six panels against the epoch, the untrained network at 0.
 
-    Exponent α of every layer with its standard error, hollow where it rests on fewer than ten
-    eigenvalues; ln‖W‖_F less its value at the first epoch;
+    Exponent α of every layer with its standard error, hollow where it rests on ten eigenvalues
+    or fewer; ln‖W‖_F less its value at the first epoch;
     losses and errors; the Hessian's largest eigenvalue and the magnitude of its smallest; its
     certified eigenvalues; and their mean ratio ⟨r̃⟩ with its standard error.
 
@@ -93,7 +96,7 @@ def history(
     for axes in panels[len(draws) :]:
         axes.set_axis_off()
     for axes in panels[len(draws) - 2 : len(draws)]:
-        axes.set_xlabel("epochs of training")
+        axes.set_xlabel(_EPOCHS)
         axes.tick_params(labelbottom=True)
     return picture
 
@@ -120,7 +123,7 @@ def side_by_side(histories: Mapping[str, Any], title: str = "", *, ax: Any = Non
     picture, panels = style.panels(title, (4, len(histories)), ax=ax, size=size, sharex="col")
     for column, (name, found) in zip(panels.T, histories.items(), strict=True):
         _draw_panels(column, draws, found)
-        column[-1].set_xlabel(f"epochs of training, {name}")
+        column[-1].set_xlabel(f"{_EPOCHS}, {name}")
     return picture
 
 
@@ -153,7 +156,7 @@ def _layers(found: Any) -> list[tuple[int, int, str]]:
 
 def _exponents(axes: Axes, found: Any) -> None:
     alpha, sigma = found.capacity["alpha"], found.capacity["sigma"]
-    few = found.capacity["n_tail"] < _FEW
+    few = found.capacity["n_tail"] <= FEW
     drawn = _layers(found)
     for place, layer, name in drawn:
         shift = 1 + 0.02 * (place - (len(drawn) - 1) / 2)  # so that bars don't cover each other
@@ -164,7 +167,7 @@ def _exponents(axes: Axes, found: Any) -> None:
         hollow = np.where(few[:, layer], alpha[:, layer], np.nan)
         axes.plot(x, hollow, ls="", mfc="white", zorder=4, **look)
     if few.any():
-        axes.plot([], [], alpha=0, label=f"hollow: tail of fewer than {_FEW}")
+        axes.plot([], [], alpha=0, label=f"hollow: tail of {FEW} or fewer")
     axes.set_ylabel("α ± σ of the layers")
 
 
@@ -183,7 +186,7 @@ def _losses(axes: Axes, found: Any) -> None:
         for what, values, dashes in curves:
             if np.isfinite(values).any():
                 _line(axes, found, values, place, f"{what}, {split}", dashes)
-    axes.set(yscale="log", ylabel="loss, share of errors")
+    _logarithmic(axes, "loss, share of errors")
 
 
 def _extremes(axes: Axes, found: Any) -> None:
@@ -191,7 +194,14 @@ def _extremes(axes: Axes, found: Any) -> None:
     _line(axes, found, largest, 0, "λ$_{max}$")
     if (lowest < 0).any():
         _line(axes, found, np.where(lowest < 0, -lowest, np.nan), 1, "-λ$_{min}$")
-    axes.set(yscale="log", ylabel="ends of the Hessian's spectrum")
+    _logarithmic(axes, "λ$_{max}$, -λ$_{min}$ of the Hessian")
+
+
+def _logarithmic(axes: Axes, label: str) -> None:
+    """A logarithmic axis with a few round numbers that don't meet."""
+    axes.set(yscale="log", ylabel=label)
+    axes.margins(y=0.08)
+    style.log_ticks(axes.yaxis, 5)
 
 
 def _ranks(axes: Axes, found: Any) -> None:

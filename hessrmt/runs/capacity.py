@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from hessrmt.capacity.report import correlations
 from hessrmt.errors import ConfigError, DataError
 from hessrmt.problems.readers import INDEX, SAFETENSORS, SHARD, WHOLE
 from hessrmt.progress import under
+from hessrmt.records import Provenance
 from hessrmt.results import Result
 from hessrmt.runs.tables import numbers_of, read_table, spoilt
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Series(Result, picture="capacity.alpha_histogram"):
+class Series(Result, omitted="provenance", picture="capacity.alpha_histogram"):
     """Networks, analysed alike.
 
     Attributes:
@@ -36,12 +37,14 @@ class Series(Result, picture="capacity.alpha_histogram"):
         accuracies: Name to one value for each network; empty without a table.
         correlations: Of every metric with every accuracy.
         notes: Anything a reader must know.
+        provenance: Settings, machine, versions and time; None in files of the first versions.
     """
 
     networks: tuple[CapacityReport, ...]
     accuracies: Mapping[str, tuple[float, ...]]
     correlations: tuple[Correlation, ...]
     notes: tuple[str, ...]
+    provenance: Provenance | None = None
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -79,6 +82,7 @@ def run(settings: CapacityConfig, sources: Sequence[str], tick: Tick | None = No
         DataError: If a network has nothing to analyse.
     """
     against = settings.against
+    given = list(sources)
     sources = [one for source in sources or read_paths(against) for one in networks_in(source)]
     if settings.side_by_side and len(sources) < 2:
         raise ConfigError("side_by_side: one network was given; give two or more")
@@ -96,7 +100,10 @@ def run(settings: CapacityConfig, sources: Sequence[str], tick: Tick | None = No
     notes += tuple(
         f"{name} is one of several files of a network: name their folder" for name in parts
     )
-    return Series(reports, accuracies, tuple(correlations(reports, accuracies)), notes)
+    config = {"sources": given, **settings.model_dump(mode="json")}
+    made = Provenance(config, reports[0].device)
+    reports = tuple(replace(one, provenance=made) for one in reports)
+    return Series(reports, accuracies, tuple(correlations(reports, accuracies)), notes, made)
 
 
 def _same_file(source: str) -> str:

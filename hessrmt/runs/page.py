@@ -17,9 +17,9 @@ import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 
-from hessrmt.plots.style import NIGHT, at_night
+from hessrmt.plots.style import NIGHT, at_night, to_phone
+from hessrmt.tables import AtMost, measured, probability
 from hessrmt.tables import html_words as _words
-from hessrmt.tables import measured
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,6 +32,9 @@ _OPEN = 40
 
 _SHORT = 3
 """Sentences of each of several files at the top."""
+
+_FILES = 6
+"""Files above which there is one sentence of each, or of files of one kind a row of a table."""
 
 _SOME = 10
 """Columns beyond which a table is set in smaller letters."""
@@ -46,7 +49,8 @@ _MAPPED = "by-number"
 """Mark of what a picture's colour bar gives its colours: those stay on a dark ground."""
 
 _SHRUNK = 0.85
-"""Of a picture's own size: a screen that is narrower scrolls it, so that its words can be read."""
+"""Of a picture's own size, below which it scrolls, so that its words can be read; on a phone there
+is another one in its place."""
 
 _PIXELS = 96 / 72
 """In a point."""
@@ -62,7 +66,7 @@ class Section:
         kind: What it holds, in a sentence.
         conclusions: Sentences.
         facts: Name to value, in words.
-        pictures: Caption to figure, or to the file of one.
+        pictures: Caption to figure, which the page changes, or to the file of one.
         tables: Caption to rows, flat dictionaries with the same keys.
         words: Name of a number to what it means.
         command: That gives such a file; empty where no one command does.
@@ -70,6 +74,7 @@ class Section:
         settings: Of the run.
         source: Machine, versions and time.
         notes: Anything a reader must know.
+        brief: Name to value, in words: its row where many of its kind stand in a table.
     """
 
     name: str
@@ -85,6 +90,7 @@ class Section:
     settings: dict[str, Any] = field(default_factory=dict)
     source: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    brief: dict[str, str] = field(default_factory=dict)
 
 
 def page(sections: Sequence[Section], title: str, terms: Mapping[str, str], version: str) -> str:
@@ -103,8 +109,9 @@ def page(sections: Sequence[Section], title: str, terms: Mapping[str, str], vers
     several = len(sections) > 1
     parts = [f"<h1>{_words(title)}</h1>"]
     if several:
-        parts += ["<h2>In short</h2><ol>", *map(_in_short, range(len(sections)), sections), "</ol>"]
-        parts.append(_compared(sections))
+        table = _rows_of(sections)
+        parts += ["<h2>In short</h2>", table or _in_short(sections)]
+        parts += [] if table else [_compared(sections)]
     parts += [_section(i, one, title, colours) for i, one in enumerate(sections)]
     if words := dict(terms) | {k: v for k, v in _meanings(sections).items() if k not in terms}:
         parts.append(f'<section id="words"><h2>What the words mean</h2>{_facts(words)}</section>')
@@ -116,9 +123,25 @@ def page(sections: Sequence[Section], title: str, terms: Mapping[str, str], vers
     )
 
 
-def _in_short(number: int, one: Section) -> str:
-    said = " ".join(one.conclusions[:_SHORT]) or one.kind
-    return f'<li><a href="#file-{number}">{_words(one.name)}</a>: {_words(said)}</li>'
+def _rows_of(sections: Sequence[Section]) -> str:
+    """A table with a row for each of many sections of one kind; nothing for others."""
+    names = list(dict.fromkeys(name for one in sections for name in one.brief or one.facts))
+    if len(sections) <= _FILES or len({one.kind for one in sections}) > 1 or not names:
+        return ""
+    rows = [
+        {"": one.name} | {name: (one.brief or one.facts).get(name, "") for name in names}
+        for one in sections
+    ]
+    return _table(rows, sections[0].words, linked=True)
+
+
+def _in_short(sections: Sequence[Section]) -> str:
+    """A list of what each section says: of many the first sentence alone."""
+    entries, count = "", 1 if len(sections) > _FILES else _SHORT
+    for number, one in enumerate(sections):
+        said = " ".join(one.conclusions[:count]) or one.kind
+        entries += f'<li><a href="#file-{number}">{_words(one.name)}</a>: {_words(said)}</li>'
+    return f"<ol>{entries}</ol>"
 
 
 def _compared(sections: Sequence[Section]) -> str:
@@ -150,7 +173,7 @@ def _meanings(sections: Sequence[Section]) -> dict[str, str]:
     return {
         name.replace("_", " "): next(iter(known))
         if len(known) == 1
-        else " ".join(f"{of}: {words}" for words, of in known.items())
+        else " ".join(f"In {of}: {words}" for words, of in known.items())
         for name, known in found.items()
     }
 
@@ -181,7 +204,7 @@ def _section(number: int, one: Section, title: str, colours: set[str]) -> str:
         parts.append("</ul>")
     parts.append("<h3>How it was made</h3>")
     parts += [f"<p>{_words(one.origin)}</p>"] if one.origin else []
-    parts += [f"<pre>{_words(one.command)}</pre>"] if one.command else []
+    parts += [f"<pre>{_command(one.command)}</pre>"] if one.command else []
     if one.settings:
         settings = {k.replace("_", " "): cell(value) for k, value in one.settings.items()}
         parts.append(f"<details><summary>Settings</summary>{_facts(settings)}</details>")
@@ -189,6 +212,12 @@ def _section(number: int, one: Section, title: str, colours: set[str]) -> str:
         head = "<summary>Machine, versions, time</summary>"
         parts.append(f"<details>{head}{_facts(one.source)}</details>")
     return "\n".join([*parts, "</section>"])
+
+
+def _command(text: str) -> str:
+    """A command that breaks between its options: not in one, nor between it and its value."""
+    parts = re.split(r" (?=--?\w)", text)
+    return " ".join(f"<span>{_words(part)}</span>" for part in parts)
 
 
 def _facts(facts: Mapping[str, str]) -> str:
@@ -207,7 +236,13 @@ class _Shown(NamedTuple):
     numbers: list[float] | None
 
 
-def _table(rows: Sequence[Mapping[str, Any]], words: Mapping[str, str] | None = None) -> str:
+def _table(
+    rows: Sequence[Mapping[str, Any]],
+    words: Mapping[str, str] | None = None,
+    *,
+    linked: bool = False,
+) -> str:
+    """A table that sorts; if linked, its rows lead to the sections in their order."""
     if not rows:
         return ""
     columns, same = _columns(rows[:_ROWS])
@@ -221,8 +256,11 @@ def _table(rows: Sequence[Mapping[str, Any]], words: Mapping[str, str] | None = 
     for place in range(min(len(rows), _ROWS)):
         cells = ""
         for column in columns:
-            number = "" if column.numbers is None else f' data-v="{column.numbers[place]!r}"'
-            cells += f"<td{number}>{_words(column.cells[place])}</td>"
+            number = "" if column.numbers is None else f' data-v="{float(column.numbers[place])!r}"'
+            text = _words(column.cells[place])
+            if linked and not cells:
+                text = f'<a href="#file-{place}">{text}</a>'
+            cells += f"<td{number}>{text}</td>"
         body += f"<tr>{cells}</tr>"
     more = f"<p>{len(rows) - _ROWS:,} more rows</p>" if len(rows) > _ROWS else ""
     more += f"<p>In every row: {_words(_listed(same))}.</p>" if same else ""
@@ -234,15 +272,13 @@ def _table(rows: Sequence[Mapping[str, Any]], words: Mapping[str, str] | None = 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> tuple[list[_Shown], dict[str, str]]:
     """Columns without empty ones, errors beside their numbers; and words that never change."""
     left = shown_columns(rows)
-    values = {name: [row.get(name) for row in rows] for name in rows[0] if name in left}
+    every = {name: [row.get(name) for row in rows] for name in rows[0]}
     shown, same = [], {}
-    for place, (name, known) in enumerate(values.items()):
-        if name.endswith(_ERRORS) and name[: name.rindex("_")] in values:
-            continue
+    for place, (name, known) in enumerate((n, v) for n, v in every.items() if n in left):
         if place and len(rows) > 1 and isinstance(known[0], str) and len(set(known)) == 1:
             same[name] = known[0]
             continue
-        error = next((values[name + end] for end in _ERRORS if name + end in values), None)
+        error = next((every[name + end] for end in _ERRORS if name + end in every), None)
         texts = [cell(value) for value in known]
         if error is not None:
             pairs = zip(known, error, strict=True)
@@ -256,7 +292,7 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> tuple[list[_Shown], dict[str,
 
 
 def shown_columns(rows: Sequence[Mapping[str, Any]]) -> set[str]:
-    """Names of the columns that a table shows: those that are not empty.
+    """Names of the columns that a table shows: not empty ones, nor errors of numbers beside them.
 
     Args:
         rows: Of the table, with the same keys.
@@ -264,7 +300,8 @@ def shown_columns(rows: Sequence[Mapping[str, Any]]) -> set[str]:
     Returns:
         The names.
     """
-    return {name for name in rows[0] if not all(_empty(row.get(name)) for row in rows[:_ROWS])}
+    left = {name for name in rows[0] if not all(_empty(row.get(name)) for row in rows[:_ROWS])}
+    return {x for x in left if not (x.endswith(_ERRORS) and x[: x.rindex("_")] in left)}
 
 
 def _empty(value: Any) -> bool:
@@ -285,7 +322,7 @@ def cell(value: Any) -> str:
     if _empty(value):
         return "-"
     if isinstance(value, float):
-        return f"{value:.6g}"
+        return probability(value) if isinstance(value, AtMost) else f"{value:.6g}"
     if isinstance(value, Mapping):
         return ", ".join(f"{k} {cell(v)}" for k, v in value.items())
     if isinstance(value, Iterable) and not isinstance(value, str):
@@ -299,24 +336,29 @@ def cell(value: Any) -> str:
 def _drawn(picture: Figure | Path, colours: set[str]) -> str:
     """A picture for the inside of the page; the colours in it that a dark page changes are kept."""
     if isinstance(picture, Figure):
-        return _svg(picture, colours)
+        wide = _svg(picture, colours)
+        to_phone(picture)
+        narrow = _svg(picture, colours, "tight")
+        return f'<div class="roomy">{wide}</div><div class="tight">{narrow}</div>'
     kind, content = picture.suffix.lower().removeprefix("."), picture.read_bytes()
     kind = "svg+xml" if kind == "svg" else kind
     return f'<img alt="" src="data:image/{kind};base64,{base64.b64encode(content).decode()}">'
 
 
-def _svg(picture: Figure, colours: set[str]) -> str:
+def _svg(picture: Figure, colours: set[str], look: str = "") -> str:
     """A picture as SVG, with its text as text and its colours as variables."""
     for item in picture.findobj():
         if isinstance(item, ScalarMappable) and item.get_array() is not None:
             item.set_gid(_MAPPED)
     image = io.StringIO()
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "hessrmt"}):
+    # each look has names of its own for shared parts: browsers don't find those in hidden pictures
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": f"hessrmt {look}"}):
         picture.savefig(image, format="svg", bbox_inches="tight", metadata={"Date": None})
     text = image.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     width = float(text.split('width="', 1)[1].split("pt", 1)[0])
-    text = text.replace("<svg", f'<svg style="min-width: {_SHRUNK * _PIXELS * width:.0f}px"', 1)
+    least = f"min-width: {_SHRUNK * _PIXELS * width:.0f}px" if not look else "width: 100%"
+    text = text.replace("<svg", f'<svg style="{least}"', 1)
     return _with_variables(text, colours)
 
 
@@ -387,11 +429,15 @@ dt { font-weight: 600; overflow-wrap: anywhere; } dd { margin: 0; overflow-wrap:
 @media (max-width: 34rem) { dl { grid-template-columns: 1fr; } dd { padding-left: 1rem; } }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; padding: .4rem .8rem;
   background: var(--soft); }
+pre span { display: inline-block; max-width: 100%; }
 figure { margin: 1rem 0; padding: .5rem; max-width: 66rem; border: 1px solid var(--line);
   background: var(--c-ffffff, #ffffff); }
 figure svg, figure img { max-width: 100%; height: auto; display: block; margin: 0 auto; }
 figure img { min-width: 34rem; }
 figure svg { fill: var(--c-000000, #000000); }
+.tight { display: none; }
+@media screen and (max-width: 38rem) { .roomy { display: none; } .tight { display: block; }
+  figure img { min-width: 0; } }
 figcaption { font-size: .9rem; padding-top: .3rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }

@@ -10,15 +10,18 @@ import inspect
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib import import_module
+from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import numpy as np
 
 from hessrmt.capacity.correlation import Correlation
 from hessrmt.capacity.report import METRICS, CapacityReport, Layer
 from hessrmt.config import (
+    CapacityConfig,
     DensityConfig,
     HistoryConfig,
     LandscapeConfig,
@@ -33,16 +36,17 @@ from hessrmt.levels.analysis import MEASURES, SHORT, LawFit, LevelStatistics, an
 from hessrmt.levels.histograms import mean_ratios, ratio_histogram
 from hessrmt.levels.selection import select
 from hessrmt.plots.training import history
-from hessrmt.records import Provenance, Spectra, Spectrum, source_in_words
+from hessrmt.records import Provenance, Spectra, Spectrum, in_range, source_in_words
 from hessrmt.results import plain
 from hessrmt.runs.capacity import Series
-from hessrmt.runs.findings import findings, threshold_name
+from hessrmt.runs.findings import findings, in_words, sentence, threshold_name
 from hessrmt.runs.page import Section, page, shown_columns
-from hessrmt.runs.stored import contents, heading, provenance, require_finished
+from hessrmt.runs.stored import contents, heading, provenance, require_finished, samples_in_words
 from hessrmt.runs.tracking import Track
 from hessrmt.runs.training import Checkpoint
 from hessrmt.store.family import FamilyResult, Member
-from hessrmt.store.history import NETWORK, TRAINING, History
+from hessrmt.store.history import HESSIAN, TRAINING, History
+from hessrmt.tables import AtMost
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,7 +63,7 @@ _LAW = (
 """Columns of the table of laws."""
 
 _LAYER = (
-    *("name", "kind", "shape", "alpha", "n_tail", "x_min", "ks_distance", "p_value"),
+    *("name", "kind", "shape", "alpha", "alpha_error", "n_tail", "x_min", "ks_distance", "p_value"),
     *("lambda_max", "log_frobenius", "stable_rank", "rank", "entropy", "spikes", "soft_rank"),
     *("distance_frobenius", "skipped", "fit_failed"),
 )
@@ -76,6 +80,24 @@ _CORRELATION = (
     "failed",
 )
 """Columns of the table of correlations."""
+
+_TOLD = {
+    "lr": "The learning rate η.",
+    "momentum": "The momentum β.",
+    "minibatches": "Minibatches in an epoch; 1 is all samples in every step.",
+    "sgd": "0 for an optimiser other than SGD.",
+}
+"""Numbers that a training loop tells."""
+
+_OF_NETWORKS = {
+    "alpha_hat": "α̂ of the network: the sum of α ln λ_max over layers, and over the slices of "
+    "convolutions.",
+    "alpha_hat_log10": "The same with logarithms to the base of ten.",
+    "alpha_weighted": "Mean over layers of α log10 of weightwatcher's λ_max, which has no 1/N.",
+    "mean_alpha": "Mean of α over layers.",
+    "mean_log_norm": "Mean of ln‖W‖ (Frobenius norm) over layers.",
+}
+"""Numbers of a network, where those of layers have the same names."""
 
 _IMAGES = (".png", ".svg", ".jpg")
 """Endings of pictures in the folder of an experiment that a page can show."""
@@ -120,12 +142,12 @@ _TERMS = {
         "σ",
         "Standard deviation: here of the mean ratio over surrogates of the law.",
     ),
-    r"p value|p\(s\)|[Ee]xcluded": (
+    r"p\(s\)|[Ee]xcluded": (
         "p, p(s)",
         "Probability that levels of the law are as far from it as the data; p(s) from the unfolded "
         "spacings. Below 0.003 a law is called excluded.",
     ),
-    r"λ_max|λ_min|largest eigenvalue": (
+    r"(?<!ln )λ_max|λ_min|largest eigenvalue": (
         "λ_max, λ_min",
         "The largest and the smallest eigenvalue of the Hessian, the matrix of second derivatives "
         "of the loss in the parameters: curvature along the sharpest and the most downward "
@@ -148,6 +170,49 @@ _TERMS = {
         "Marchenko-Pastur bulk",
         "Where the eigenvalues of WᵀW/N lie if the entries of W are independent noise.",
     ),
+    r"[Tt]race\b": (
+        "trace",
+        "Sum of the diagonal elements of a matrix, and so of all its eigenvalues.",
+    ),
+    r"Frobenius": (
+        "Frobenius norm",
+        "Root of the sum of the squares of all elements of a matrix; of a symmetric one, of all "
+        "its eigenvalues too.",
+    ),
+    r"are resolved|is resolved|\bresolved\n": (
+        "resolved",
+        "An eigenvalue that is certainly not zero, and whose distance from its neighbours exceeds "
+        "the error bounds of both.",
+    ),
+    r"Brody": (
+        "Brody parameter",
+        "0 where levels are independent, 0.953 for the GOE, between them where neighbours repel "
+        "each other less.",
+    ),
+    r"per decade": (
+        "per decade",
+        "In a stretch of the axis as long as that from 1 to 10. Where eigenvalues crowd in less "
+        "than that, as around zero, the curve rises above their number.",
+    ),
+    r"2nd block": (
+        "share of a 2nd block",
+        "How many of the levels would be in the smaller one of two independent GOE blocks, if they "
+        "were such a mixture; 0 is a single GOE.",
+    ),
+    r"⟨s²⟩": (
+        "⟨s²⟩",
+        "Mean square of the unfolded spacings: 1.29 for the GOE, 2 for independent levels.",
+    ),
+    r"Σ²\(5\)": (
+        "Σ²(5)",
+        "Number variance: that of how many unfolded levels lie in an interval of length 5; 5 for "
+        "independent levels, below 1 for the GOE.",
+    ),
+    r"Δ₃\(5\)": (
+        "Δ₃(5)",
+        "Rigidity: mean square distance of the staircase of unfolded levels from its best line "
+        "over a length of 5; 1/3 for independent levels, less for the GOE.",
+    ),
     r"Kendall": (
         "Kendall's τ",
         "Rank correlation: 1 if two quantities order the networks alike, -1 if oppositely.",
@@ -168,7 +233,7 @@ def report(
     Args:
         files: Of anything that :func:`hessrmt.load` reads, or folders of ``hessrmt reproduce``, one
             or more.
-        title: Of the page; if empty, what a single file is about, or the names of several.
+        title: Of the page; if empty, what the files are about, and the names of several.
         surrogates: Of the level statistics of spectra; 0 for none, which is faster.
         tick: Told of progress.
 
@@ -190,6 +255,9 @@ def report(
     names = list(dict.fromkeys(Path(file).name for file in files))
     if not title:
         title = ", ".join(names) if len(names) <= _MANY else f"{len(names)} files of results"
+        subjects = [one.heading.partition(": ")[2].split(", ") for one in sections]
+        alike = takewhile(lambda parts: len(set(parts)) == 1, zip(*subjects, strict=False))
+        title = ": ".join(filter(None, [", ".join(parts[0] for parts in alike), title]))
         title = sections[0].heading if len(sections) == 1 else title
     version = Provenance().versions["hessrmt"]
     return page(sections, title, _terms(sections), f"hessrmt {version}")
@@ -220,9 +288,17 @@ def sections_of(file: Path, surrogates: int = 200) -> list[Section]:
     for found in parts.values():
         require_finished(file, found)
     return [
-        _section_of(file, name if block is None else f"{name}, {block}", found, surrogates)
+        _section_of(file, name, found, surrogates)
+        if block is None
+        else _section_of(file, f"{name}, {block or '(root)'}", _as_block(found, block), surrogates)
         for block, found in parts.items()
     ]
+
+
+def _as_block(found: Any, block: str) -> Any:
+    """Spectra of a block whose settings say which."""
+    source = found.provenance
+    return replace(found, provenance=replace(source, config={**source.config, "block": block}))
 
 
 def _section_of(file: Path, name: str, found: Any, surrogates: int) -> Section:
@@ -230,7 +306,7 @@ def _section_of(file: Path, name: str, found: Any, surrogates: int) -> Section:
         found = found.result
     source = provenance(file, found)
     config = source.config
-    about = source_in_words(config)
+    about = ", ".join(filter(None, [source_in_words(config), samples_in_words(found, config)]))
     if hasattr(found, "conclusions"):
         about = found.caption()
     made = Section(
@@ -248,6 +324,21 @@ def _section_of(file: Path, name: str, found: Any, surrogates: int) -> Section:
     made.origin = _origin(found, config, made.command)
     facts = {k: v for k, v in found.shown().items() if k not in {"provenance", *config} and v}
     _draw_all(made, found, file)
+    _add_tables(made, found, surrogates)
+    facts = {} if isinstance(found, LevelStatistics) else facts
+    columns = {name for rows in made.tables.values() for name in shown_columns(rows)}
+    listed = {name for rows in made.tables.values() for name in rows[0]}
+    if getattr(found, "planned", 0) == len(getattr(found, "quadrature", ())):
+        facts.pop("planned", None)
+    facts = {k: v for k, v in facts.items() if _says(k, v, listed)}
+    made.facts = {_FACTS.get(str(k), str(k)): v for k, v in facts.items()} | made.facts
+    occurring = columns | set(made.facts)
+    made.words = {name: sentence(text) for name, text in made.words.items() if name in occurring}
+    return made
+
+
+def _add_tables(made: Section, found: Any, surrogates: int) -> None:
+    """What a kind of result has beside its sentences, and what its numbers mean."""
     if isinstance(found, Landscape):
         made.tables["Directions"] = [
             {"eigenvalue": float(value), "eigenvalue_bound": float(bound), "slope": float(slope)}
@@ -264,33 +355,36 @@ def _section_of(file: Path, name: str, found: Any, surrogates: int) -> Section:
             for x, e, clear in list(columns)[::-1]
         ]
     elif isinstance(found, CapacityReport):
-        made.tables["Layers"] = [_of_layer(row) for row in found.rows()]
-        made.words |= _meanings(Layer)
+        made.tables["Layers"] = _layers(found)
+        made.words |= _meanings(Layer) | _OF_NETWORKS
+        made.notes += found.notes
     elif isinstance(found, Series):
         _add_networks(made, found)
     elif isinstance(found, History):
-        made.words |= NETWORK | TRAINING
+        made.words |= _OF_NETWORKS | TRAINING | HESSIAN
     elif isinstance(found, FamilyResult):
         made.words |= _meanings(Member)
     elif isinstance(found, Spectra):
         made.tables["Spectra"] = [_ends(number, one) for number, one in enumerate(found)]
         made.words = _meanings(Spectrum) | made.words | _ENDS
+        made.brief = {
+            "eigenvalues": f"{found[0].dimension:,}",
+            "rank": in_range([one.rank for one in found]),
+            "smallest": in_words([one.eigenvalues[0] for one in found]),
+            "largest": in_words([one.eigenvalues[-1] for one in found]),
+        }
         _add_levels(made, found, surrogates)
     elif isinstance(found, LevelStatistics):
-        facts = {}
         _add_statistics(made, found)
     elif isinstance(found, Track):
         made.tables["Measurements"] = _measurements(found)
         made.words["step"] = made.words.pop("steps")
+        made.words |= _TOLD
     rows = [] if made.tables else getattr(found, "table", None) or found.rows()
     if len(rows) > 1:
-        made.tables["Table"] = rows
-    columns = {name for rows in made.tables.values() for name in shown_columns(rows)}
-    listed = {name for rows in made.tables.values() for name in rows[0]}
-    made.facts = {k: v for k, v in facts.items() if _says(k, v, listed)} | made.facts
-    occurring = columns | set(made.facts)
-    made.words = {name: text for name, text in made.words.items() if name in occurring}
-    return made
+        names = getattr(found, "column_names", {})
+        made.tables["Table"] = [{names.get(k, k): v for k, v in row.items()} for row in rows]
+        made.words |= {shown: made.words[name] for name, shown in names.items()}
 
 
 def _says(name: str, text: str, columns: set[str]) -> bool:
@@ -321,6 +415,15 @@ _ENDS = {
 }
 
 
+_FACTS = {
+    "planned": "random vectors planned",
+    "numbers": "numbers in all tensors of its state dict",
+}
+"""Names of facts that say nothing by themselves to what a page calls them."""
+
+_VERDICTS = {True: "excluded", False: "not excluded", None: "too few levels"}
+"""What the ratios say of a law."""
+
 _OF_LAWS = {
     "excluded": "Whether the ratios exclude the law: p value below 0.003.",
     "p_value": "Probability that levels of the law, drawn with the density of the data, are as far "
@@ -349,6 +452,8 @@ def _add_levels(made: Section, found: Spectra, surrogates: int) -> None:
         return
     made.conclusions += findings(statistics)
     _add_statistics(made, statistics)
+    made.brief["⟨r̃⟩"] = statistics.shown()["⟨r̃⟩"]
+    made.brief["GOE"] = _VERDICTS[statistics.laws["goe"].excluded]
     _draw(made, "Ratios of neighbouring spacings", lambda: ratio_histogram(select(found)).plot())
 
 
@@ -360,6 +465,7 @@ def _add_statistics(made: Section, found: LevelStatistics) -> None:
     rows = []
     for name, law in found.laws.items():
         numbers = plain(law)
+        numbers |= {name: found.p(law, name) for name in ("p_value", "spacing_p_value")}
         few = {key: _rounded(numbers[key]) for key in _LAW}
         rows.append({"law": SHORT.get(name, name)} | few)
     made.tables["Reference laws"] = rows
@@ -379,12 +485,13 @@ def _add_statistics(made: Section, found: LevelStatistics) -> None:
     made.words |= _meanings(LawFit) | _OF_LAWS
 
 
-def _of_layer(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a layer fits into a table; the file has more."""
-    found = {name: row[name] for name in _LAYER}
-    place = list(found).index("alpha") + 1
-    items = list(found.items())
-    return dict([*items[:place], ("alpha_error", row["sigma"]), *items[place:]])
+def _layers(report: CapacityReport) -> list[dict[str, Any]]:
+    """What of the layers fits into a table; the file has more."""
+    rows = []
+    for layer, row in zip(report.layers, report.rows(), strict=True):
+        known = row | {"p_value": report.p(layer), "alpha_error": row["sigma"]}
+        rows.append({name: known[name] for name in _LAYER})
+    return rows
 
 
 def _add_networks(made: Section, found: Series) -> None:
@@ -397,19 +504,24 @@ def _add_networks(made: Section, found: Series) -> None:
     ]
     if found.correlations:
         made.tables["Correlations"] = [
-            {name: plain(getattr(one, name)) for name in _CORRELATION} for one in found.correlations
+            {name: plain(getattr(one, name)) for name in _CORRELATION}
+            | {"kendall_p": one.p("kendall")}
+            for one in found.correlations
         ]
     made.tables["Layers"] = [
-        {"network": label} | _of_layer(row)
+        {"network": label} | row
         for label, report in zip(found.labels, found.networks, strict=True)
-        for row in report.rows()
+        for row in _layers(report)
     ]
-    made.words |= _meanings(Layer) | _meanings(Correlation)
+    made.words |= _meanings(Layer) | _meanings(Correlation) | _OF_NETWORKS
+    made.notes += found.notes
+    made.notes += tuple(f"{one.source}: {note}" for one in found.networks for note in one.notes)
 
 
 def _rounded(value: Any) -> Any:
     """A number to the digits of a table that nobody computes with."""
-    return float(f"{value:.4g}") if isinstance(value, float) else value
+    exact = not isinstance(value, float) or isinstance(value, AtMost)
+    return value if exact else float(f"{value:.4g}")
 
 
 def _measurements(found: Track) -> list[dict[str, Any]]:
@@ -485,6 +597,10 @@ def command_of(found: Any, config: Mapping[str, Any]) -> str:
         Landscape: LandscapeConfig,
         Checkpoint: TrainConfig,
     }
+    if "sources" in config:
+        files = [shlex.quote(str(source)) for source in config["sources"]]
+        words = [*files, *_options(CapacityConfig, config), "--out", "capacity.h5"]
+        return " ".join(["hessrmt capacity", *words])
     if isinstance(found, History):
         if "training" not in config:
             return ""
@@ -508,11 +624,16 @@ def _options(kind: type[Settings], config: Mapping[str, Any], prefix: str = "") 
     words = []
     for name, item in kind.model_fields.items():
         value = config.get(name, item.default)
+        value = tuple(value) if isinstance(value, list) else value
         if value is None or value == item.default:
             continue
         option = f"{prefix}{name.replace('_', '-')}"
         if isinstance(value, bool):
             words.append(f"--{option}" if value else f"--no-{option}")
+        elif isinstance(value, tuple):
+            repeated = get_origin(get_args(item.annotation)[0]) is Literal
+            for one in value if repeated else [",".join(map(str, value))]:
+                words += [f"--{option}", shlex.quote(str(one))]
         else:
             words += [f"--{option}", shlex.quote(str(value))]
     return words
@@ -538,7 +659,8 @@ def _sentence(described: Any) -> str:
 def _without_markup(text: str) -> str:
     """Words of a docstring in one line: names alone, without markup."""
     text = re.sub(r":\w+:`~?(?:[\w.]*\.)?(\w+)`", r"\1", " ".join(text.split()))
-    return text.replace("``", "").replace("`", "")
+    text = text.replace("``", "").replace("`", "").replace(", else None", "")
+    return re.sub(r"\b(NaN|None)\b(?= (where|if|with|from))", "a dash", text)
 
 
 def _meanings(kind: type) -> dict[str, str]:

@@ -24,6 +24,7 @@ from hessrmt.runs.training import load_checkpoint
 from hessrmt.store import density, family, results, search, spectra
 from hessrmt.store.files import schema_of, written_by
 from hessrmt.store.history import History, holds_history, load_history
+from hessrmt.tables import counted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -166,6 +167,22 @@ def heading(found: Result) -> str:
     return _HEADINGS.get(name, re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).capitalize())
 
 
+def samples_in_words(found: Any, settings: Mapping[str, Any]) -> str:
+    """How many samples a result is about, where :func:`source_in_words` doesn't say it.
+
+    Args:
+        found: The result.
+        settings: The settings in its provenance.
+
+    Returns:
+        Such as "500 samples"; empty where that isn't known, or batches were taken.
+    """
+    count = getattr(found, "samples", None) or settings.get("samples")
+    if settings.get("batch") or not isinstance(count, int) or not count:
+        return ""
+    return counted(count, "sample", "samples")
+
+
 def facts(path: Path) -> dict[str, Any]:
     """What a file holds and where it came from.
 
@@ -269,8 +286,8 @@ def picture(
     about.append(getattr(whole, "operator", settings.get("operator")))
     if isinstance(whole, Spectra | BlockSpectra):
         about.append(settings.get("dtype"))
-    elif hasattr(whole, "samples"):
-        about.insert(0, f"{whole.samples:,} samples")
+    elif samples := samples_in_words(whole, settings):
+        about.insert(0, samples)
     return draw(title=", ".join([words, *filter(None, about)]))
 
 

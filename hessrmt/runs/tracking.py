@@ -9,9 +9,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -248,7 +249,8 @@ class Tracker:
                 measured before (in a training that was resumed) is not measured again.
             **numbers: Kept beside, e.g. ``lr=0.1``, with which the picture has
                 :attr:`Track.threshold`; ``momentum``, ``dampening``, ``nesterov=1`` and ``sgd=0``
-                (of any other optimiser) change it.
+                (of any other optimiser) change it, and ``minibatches``, how many an epoch has,
+                says whether it is a threshold at all: 1 is all samples in every step.
 
         Returns:
             Whether it was.
@@ -325,6 +327,13 @@ class Tracker:
             provenance=self._provenance,
         )
 
+    def _trained_by(self, optimiser: Any) -> None:
+        """Keep what the optimiser is called."""
+        if optimiser is not None:
+            inner = getattr(optimiser, "optimizer", optimiser)  # what accelerate wraps
+            known = {**self._provenance.config, "optimiser": type(inner).__name__}
+            self._provenance = replace(self._provenance, config=known)
+
     def close(self) -> None:
         """Let others write the file."""
         if self._file is not None:
@@ -346,9 +355,15 @@ class Tracker:
 
         class Tracking(base):
             def on_train_start(self, trainer: Any, *_: Any, **__: Any) -> None:
-                groups = trainer.optimizers[0].param_groups if trainer.optimizers else []
+                optimiser = trainer.optimizers[0] if trainer.optimizers else None
                 if trainer.is_global_zero:
-                    tracker(trainer.global_step, **_rate(groups))
+                    every = trainer.accumulate_grad_batches
+                    limit = trainer.limit_train_batches  # 1.0 is all, 1 is one
+                    whole = isinstance(limit, float) and limit == 1
+                    batches = trainer.num_training_batches if whole else 0
+                    told = _minibatches(batches, every)
+                    tracker._trained_by(optimiser)
+                    tracker(trainer.global_step, **_rate(optimiser), **told)
 
             on_train_batch_end = on_train_start
 
@@ -364,10 +379,13 @@ class Tracker:
 
         class Tracking(base):
             def on_train_begin(self, *given: Any, **more: Any) -> None:
-                _, state, _ = given
-                groups = getattr(more.get("optimizer"), "param_groups", [])
+                how, state, _ = given
+                optimiser = more.get("optimizer")
                 if state.is_world_process_zero:
-                    tracker(state.global_step, **_rate(groups))
+                    every = how.gradient_accumulation_steps
+                    told = _minibatches(_length(more.get("train_dataloader")), every)
+                    tracker._trained_by(optimiser)
+                    tracker(state.global_step, **_rate(optimiser), **told)
 
             on_step_end = on_train_begin
 
@@ -388,8 +406,9 @@ def _names(what: Sequence[str]) -> list[str]:
     return ["loss", "gradient_norm", *(c for name in what for c in _COLUMNS.get(name, ()))]
 
 
-def _rate(groups: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def _rate(optimiser: Any) -> dict[str, float]:
     """What an optimiser's first group of parameters says: its rate and :data:`_MORE`."""
+    groups = getattr(optimiser, "param_groups", ())
     if not groups:
         return {}
     first = groups[0]
@@ -397,3 +416,18 @@ def _rate(groups: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     told |= {name: first.get(name) or None for name in ("dampening", "nesterov")}
     told["sgd"] = None if {"dampening", "nesterov"} <= first.keys() else 0
     return {name: float(value) for name, value in told.items() if value is not None}
+
+
+def _minibatches(batches: float, every: int) -> dict[str, float]:
+    """How many updates an epoch takes; nothing where that isn't known."""
+    if not 0 < batches < float("inf"):
+        return {}
+    return {"minibatches": float(math.ceil(batches / every))}
+
+
+def _length(loader: Any) -> int:
+    """How many batches a loader gives; 0 where it doesn't say."""
+    try:
+        return len(loader)
+    except TypeError:
+        return 0

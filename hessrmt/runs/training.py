@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -149,6 +150,11 @@ class Checkpoint(Result, axes={"epoch": "epochs rate train_loss"}):
     train_loss: np.ndarray
     numbers: int
     provenance: Provenance
+
+    column_names: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {"train_loss": "loss while training"}
+    )
+    """What a picture or a page calls a column, where it must not be taken for another."""
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:

@@ -74,6 +74,13 @@ TRAINING = {
 }
 """Column of the group ``training`` to its meaning."""
 
+HESSIAN = {
+    "largest": "The Hessian's largest eigenvalue.",
+    "smallest": "The Hessian's smallest eigenvalue.",
+    "rank": "Eigenvalues of the Hessian above the noise floor.",
+}
+"""Column of a history's table that its spectra give to its meaning."""
+
 _GROUPS = {"capacity": CAPACITY, "network": NETWORK, "training": TRAINING}
 
 
@@ -123,8 +130,11 @@ class History(Result, axes={"epoch": "epochs"}, picture="training.history"):
         return int(found[0])
 
     def rows(self) -> list[dict[str, Any]]:
-        """Its table: losses and numbers of the whole network after each recorded epoch."""
-        columns = {"epoch": self.epochs, **self.training, **self.network}
+        """Its table: losses, numbers of the network and of the Hessian after each epoch."""
+        ends = self.spectra.eigenvalues[:, [-1, 0]].T if len(self) else ([], [])
+        hessian = dict(zip(HESSIAN, ends, strict=False))
+        hessian["rank"] = np.array([one.rank for one in self.spectra])
+        columns = {"epoch": self.epochs, **self.training, **self.network, **hessian}
         return [{name: v[row].item() for name, v in columns.items()} for row in range(len(self))]
 
 
