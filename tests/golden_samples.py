@@ -262,6 +262,8 @@ def content(path, folder, brief=False):
 
 # Runs
 
+_PROGRESS = re.compile(r"(?m)^.*, [\d,]+ of [\d,]+\n")
+
 
 class Run:
     """Runs commands in a folder and keeps what they leave."""
@@ -282,7 +284,11 @@ class Run:
         else:
             found["stdout"] = lines(result.stdout, self.folder)
         if "json" not in found or command.startswith("reproduce"):
-            found["stderr"] = lines(result.stderr, self.folder)
+            # how often a log is told of progress is a matter of time
+            told = _PROGRESS.sub("", result.stderr)
+            found["stderr"] = lines(
+                told if command.startswith("reproduce") else result.stderr, self.folder
+            )
         after = self._files()
         if changed := sorted(path for path in after if after[path] != before.get(path)):
             found["files"] = {
