@@ -46,6 +46,10 @@ def _versions() -> Mapping[str, str]:
     return found
 
 
+SOURCE = "_source_sha256"
+"""End of the name under which it is kept what tells whether a user's code is what it was."""
+
+
 @dataclass(frozen=True)
 class Provenance:
     """Where a result came from.

@@ -8,9 +8,11 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from store_samples import NET
 
-from hessrmt.errors import ProblemError
+from hessrmt.errors import ProblemError, StoreError
 from hessrmt.problems import losses, models, plugins
+from hessrmt.store.files import require_same
 
 
 def folder(path, width):
@@ -174,3 +176,36 @@ def test_sys_exit_in_users_code_is_an_error(tmp_path, name):
     file = spoiling(tmp_path / "a.py", "" if name == "leaving" else "sys.exit(0)")
     with pytest.raises(ProblemError, match="failed: SystemExit: 0"):
         models.build(f"{file}:{name}", (6,), 3, 0)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "spectrum --batch 8 --batches 1 --out out.h5",
+        "density --probes 1 --steps 5 --out out.h5",
+        "train --epochs 1 --out out.pt",
+    ],
+)
+def test_code_that_was_changed_continues_nothing(cli, tmp_path, tiny_npz, command):
+    def make(unit):
+        # beside it, so that what it imports counts, too
+        (tmp_path / "units.py").write_text(f"from torch.nn import {unit} as Unit\n")
+
+    (tmp_path / "net.py").write_text(NET.replace("nn.Tanh", "Unit") + "\nfrom units import Unit\n")
+    make("Tanh")
+    words = [*command.split(), "--model", "net.py:net", "--data", tiny_npz]
+    longer = ["--epochs", "2"] if "train" in command else []
+    assert cli(*words).returncode == 0
+    make("ReLU")
+    refused = cli(*words, *longer, "--resume")
+    assert refused.returncode == 2
+    assert "the code of the model (its file has changed since)" in refused.stderr
+    make("Tanh")
+    assert cli(*words, *longer, "--resume").returncode == 0
+
+
+def test_files_from_before_the_code_was_kept_are_continued(tmp_path):
+    path = tmp_path / "old.h5"
+    require_same(path, {"model": "net.py:net"}, {"model": "net.py:net", "model_source_sha256": "a"})
+    with pytest.raises(StoreError, match="the code of the loss"):
+        require_same(path, {"loss_source_sha256": "a"}, {"loss_source_sha256": "b"})

@@ -16,9 +16,11 @@ from hessrmt.errors import ProblemError, let_pass
 from hessrmt.files import write_whole
 from hessrmt.problems.adapters import Factor, low_rank
 from hessrmt.problems.assembled import Assembled
+from hessrmt.problems.plugins import is_plugin, sources
 from hessrmt.problems.quantised import quantised
 from hessrmt.problems.readers import AVERAGED, Reader, ValueT, listed, open_path, unwrap
 from hessrmt.problems.readers import read as read  # noqa: PLC0414
+from hessrmt.records import SOURCE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -233,6 +235,23 @@ def sha256(path: Path) -> str:
     """
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def source_digests(**specs: str) -> dict[str, str]:
+    """What tells whether the code of a model or a loss is what it was.
+
+    Args:
+        specs: ``model`` and ``loss`` as settings name them, loaded.
+
+    Returns:
+        Of each ``file.py:name`` among them :func:`sha256_of_all` of its files, as
+        ``model_source_sha256`` and so on.
+    """
+    return {
+        f"{name}{SOURCE}": sha256_of_all(sources(spec))
+        for name, spec in specs.items()
+        if is_plugin(spec)
+    }
 
 
 def sha256_of_all(files: Sequence[Path]) -> str:

@@ -24,8 +24,8 @@ from hessrmt.backend.select import select
 from hessrmt.errors import ClusterError, ConfigError, HessrmtError
 from hessrmt.files import fail_writing
 from hessrmt.problems import checkpoints, data, losses, models
-from hessrmt.problems.plugins import is_plugin, sources
-from hessrmt.records import Provenance
+from hessrmt.problems.plugins import is_plugin
+from hessrmt.records import SOURCE, Provenance
 
 if TYPE_CHECKING:
     from torch import nn
@@ -207,8 +207,12 @@ def _prepared_there(job: Job) -> Any:
         raise type(error)(f"worker on {host}: {error} ({_SHARED})") from error
     other = [name for name, sha256 in job.digests if found.digests.get(name) != sha256]
     if other:
+        words = [
+            f"source of the {name.removesuffix(SOURCE)}" if name.endswith(SOURCE) else name
+            for name in other
+        ]
         raise ClusterError(
-            f"the worker on {host} has other {', '.join(other)} than the machine where the command "
+            f"the worker on {host} has other {', '.join(words)} than the machine where the command "
             f"runs: {_SHARED}"
         )
     return found
@@ -282,16 +286,11 @@ class Inputs:
             notes.append(f"parameters: {settings.checkpoint} (sha256 {sha256[:12]}…)")
         known = settings.loss in losses.LOSSES
         loss = settings.loss if known else losses.resolve(settings.loss)
-        specs = {"model": settings.model, "loss": settings.loss}
         digests = {
             "data": digest([dataset.x, dataset.y]),
             "parameters": digest(value.numpy(force=True) for value in model.state_dict().values()),
             "checkpoint": sha256,
-            **{
-                f"source of the {name}": checkpoints.sha256_of_all(sources(spec))
-                for name, spec in specs.items()
-                if is_plugin(spec)
-            },
+            **checkpoints.source_digests(model=settings.model, loss=settings.loss),
         }
         return cls(settings, dataset, model, loss, tuple(notes), digests)
 
@@ -315,6 +314,7 @@ class Inputs:
             **counts,
             **{f"{name}_sha256": self.digests[name] for name in ("checkpoint", "data")},
             "parameters_sha256": self.digests["parameters"],
+            **{name: value for name, value in self.digests.items() if name.endswith(SOURCE)},
         }
 
     def provenance(

@@ -447,10 +447,11 @@ def run(
     samples, loss = splits.train, losses.resolve(settings.loss)
     sets = {"train": samples, "test": splits.test}
     config, origin = settings.model_dump(mode="json"), f"data: {samples.origin}"
-    identity = {**settings.identity, "data_sha256": splits.sha256}
+    model = models.build(settings.model, samples.input_shape, samples.outputs, settings.seed)
+    code = checkpoints.source_digests(model=settings.model, loss=settings.loss)
+    identity = {**settings.identity, "data_sha256": splits.sha256, **code}
     with TrainingFile(out, identity, resume=resume, overwrite=overwrite, longer=True) as file:
         backend, start = select(settings.device), file.start
-        model = models.build(settings.model, samples.input_shape, samples.outputs, settings.seed)
         notes, done = [samples.origin] if samples.embedded else [], 0
         if start is not None:
             require_continuing(start, model, settings)

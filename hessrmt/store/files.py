@@ -18,7 +18,7 @@ import numpy as np
 
 from hessrmt.errors import ConfigError, HessrmtError, HessrmtWarning, StoreError
 from hessrmt.files import fail_writing, reason
-from hessrmt.records import Provenance
+from hessrmt.records import SOURCE, Provenance
 from hessrmt.store.hdf5 import opened, text
 from hessrmt.store.seal import has_seal, is_cut
 
@@ -72,12 +72,15 @@ def _differences(stored: Any, asked: Any, growing: Sequence[str], name: str = ""
         return [
             line
             for key in sorted({*stored, *asked} - _one_place(stored, asked))
+            if key in stored or not key.endswith(SOURCE)  # older files lack it
             for line in _differences(stored.get(key), asked.get(key), growing, f"{name}{key} ")
         ]
     alike = type(stored) is type(asked) or {type(stored), type(asked)} == {int, float}
     with suppress(RuntimeError, ValueError):  # of tensors, which a checkpoint may hold anywhere
         if alike and stored == asked:
             return []
+    if name.strip().endswith(SOURCE):
+        return [f"the code of the {name.strip().removesuffix(SOURCE)} (its file has changed since)"]
     if name.strip() in growing and type(stored) is int and type(asked) is int:
         return [] if 0 < stored < asked else [f"{name}({stored} in the file, only {asked} now)"]
     return [f"{name}({stored!r} in the file, {asked!r} now)"]
