@@ -358,7 +358,7 @@ def test_workers_end_with_the_command(config, tmp_path, start_cli):
     process = start_cli(
         *("spectrum", "--model", config.model, "--data", config.data, "--batch", 10),
         *("--batches", 6, "--out", path, "--workers", 1, "--device", "cpu"),
-        stop=("hessrmt.store.spectra:SpectrumWriter.write", 2),
+        stop=("hessrmt.store.writing:SpectrumWriter.write", 2),
     )
     workers = worker_processes(process.pid)
     assert len(workers) == 1
