@@ -4,8 +4,11 @@ import errno
 import hashlib
 import os
 import pickle
+import warnings
+import zipfile
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
 from file_samples import Planted
@@ -214,3 +217,38 @@ def test_counters_of_batchnorm_may_be_missing_and_integers_are_no_weights():
     state["0.weight"] = torch.ones(4, 3, dtype=torch.int8)
     with pytest.raises(ProblemError, match=r"of integers, .*0.weight, torch.int8"):
         checkpoints.apply_state(model, state)
+
+
+def repacked(path, change):
+    """A checkpoint as a zip file with other members: those that ``change`` makes of each."""
+    with zipfile.ZipFile(path) as old:
+        members = [(info.filename, old.read(info)) for info in old.infolist()]
+    with warnings.catch_warnings(), zipfile.ZipFile(path, "w") as new:
+        warnings.simplefilter("ignore")  # of names that are there twice
+        for member in members:
+            for name, raw in change(*member):
+                new.writestr(name, raw)
+
+
+def test_two_members_of_one_name_are_refused(model, tmp_path):
+    def twice(name, raw):
+        if not name.endswith("data/0"):
+            return [(name, raw)]
+        return [(name, b""), (name, raw)]
+
+    def cased(name, raw):
+        return [(name, raw), (name.upper(), raw)] if name.endswith("data/0") else [(name, raw)]
+
+    for change in (twice, cased):
+        path = tmp_path / "twice.pt"
+        torch.save(model.state_dict(), path)
+        repacked(path, change)
+        with pytest.raises(ProblemError, match="2 of its members are called"):
+            checkpoints.load_state(path)
+    path = tmp_path / "twice.npz"
+    np.savez(path, **{"0.weight": np.ones(3)})
+    repacked(path, lambda name, raw: [(name, raw), (name, raw)])
+    with pytest.raises(ProblemError, match=r"2 of its members are called '0\.weight\.npy'"):
+        checkpoints.load_state(path)
+    np.savez(path, W=np.ones(3), w=np.zeros(2))
+    assert {k: len(v) for k, v in checkpoints.load_state(path).items()} == {"W": 3, "w": 2}

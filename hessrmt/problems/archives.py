@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from collections import Counter
 from functools import cache
 from math import prod
 from typing import IO, TYPE_CHECKING, Any, BinaryIO
@@ -14,6 +15,7 @@ import torch
 from numpy.lib import format as npy
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
 _PIECE = 1 << 20
@@ -62,6 +64,7 @@ def _look_through(path: Path, _known_by: tuple[int, ...]) -> bool:
         lost = members[0].header_offset > 0 if members else size > _EMPTY
         if lost or _counted(raw, size) not in {len(members), _MANY}:
             raise BadZipFile("its directory has lost members")
+        _require_own_names(members)
         starts = [*(member.header_offset for member in members), archive.start_dir]
         for member, after in zip(members, starts[1:], strict=True):
             if _end(raw, member) > after:
@@ -79,6 +82,17 @@ def _look_through(path: Path, _known_by: tuple[int, ...]) -> bool:
             if member.filename.rpartition("/")[2] == _PICKLE:
                 _require_storages(archive, member)
     return all(member.compress_type == ZIP_STORED for member in members)
+
+
+def _require_own_names(members: Iterable[ZipInfo]) -> None:
+    """Refuse names that stand for two members: which of them is read depends on the reader."""
+    names = [member.filename for member in members]
+    # torch finds names whatever their case; in .npz files W and w are two arrays
+    if any(name.rpartition("/")[2] == _PICKLE for name in names):
+        names = [name.casefold() for name in names]
+    name, times = Counter(names).most_common(1)[0] if names else ("", 0)
+    if times > 1:
+        raise BadZipFile(f"{times} of its members are called {name!r}")
 
 
 def npy_header(archive: ZipFile, member: str) -> tuple[tuple[int, ...], np.dtype]:
