@@ -252,3 +252,12 @@ def test_two_members_of_one_name_are_refused(model, tmp_path):
         checkpoints.load_state(path)
     np.savez(path, W=np.ones(3), w=np.zeros(2))
     assert {k: len(v) for k, v in checkpoints.load_state(path).items()} == {"W": 3, "w": 2}
+
+
+def test_complex_weights_do_not_lose_their_imaginary_part(model):
+    state = {name: value * 1j for name, value in model.state_dict().items()}
+    with pytest.raises(ProblemError, match=r"complex where the model is real: 0\.weight, torch\."):
+        checkpoints.apply_state(model, state)
+    twin = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)).to(torch.complex64)
+    checkpoints.apply_state(twin, state)
+    assert same(twin.state_dict(), state)

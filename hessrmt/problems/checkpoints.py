@@ -150,6 +150,11 @@ def apply_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
             for name, value in own.items()
             if name in state and state[name].shape != value.shape
         ],
+        "complex where the model is real": [
+            f"{name}, {state[name].dtype}"
+            for name, value in own.items()
+            if name in state and state[name].is_complex() and not value.is_complex()
+        ],
         "of integers, as quantised weights are": [
             f"{name}, {state[name].dtype}"
             for name, value in own.items()
