@@ -261,3 +261,31 @@ def test_complex_weights_do_not_lose_their_imaginary_part(model):
     twin = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)).to(torch.complex64)
     checkpoints.apply_state(twin, state)
     assert same(twin.state_dict(), state)
+
+
+def test_expanded_tensors_are_read_unless_they_are_far_larger_than_the_file(tmp_path):
+    path = tmp_path / "expanded.pt"
+    torch.save({"bias": torch.ones(1).expand(8), "weight": torch.ones(4, 1).expand(4, 8)}, path)
+    state = checkpoints.load_state(path)
+    assert same(state, {"bias": torch.ones(8), "weight": torch.ones(4, 8)})
+    torch.save({f"{i}.weight": torch.ones(1).expand(10_000, 10_000) for i in range(3)}, path)
+    with pytest.raises(ProblemError, match=r"'2\.weight' of shape \(10000, 10000\) repeats few"):
+        readers.open_path(path)
+
+
+@pytest.mark.filterwarnings("ignore:.*(nested|Sparse)")
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: torch.eye(3).to_sparse(), "sparse_coo: sparse tensors aren't analysed"),
+        (lambda: torch.eye(3).to_sparse_csr(), "sparse_csr: sparse tensors aren't analysed"),
+        (lambda: torch.ones(3, device="meta"), "on the meta device"),
+        (lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), "a nested tensor"),
+    ],
+)
+def test_tensors_without_plain_numbers_are_refused_by_name(tmp_path, make, words):
+    path = tmp_path / "odd.pt"
+    torch.save({"0.weight": make(), "0.bias": torch.ones(3)}, path)
+    with pytest.raises(ProblemError, match=f"'0.weight' is {words}"):
+        checkpoints.load_state(path)
+    assert readers.open_path(path).entries["0.weight"].unusable is not None

@@ -88,6 +88,8 @@ def _finite(reader: Reader, path: Path) -> dict[str, Tensor]:
             continue
         if not hasattr(torch, entry.dtype):
             continue  # no tensor, e.g. text in an .npz file
+        if entry.unusable is not None:
+            raise ProblemError(f"{path} cannot be used: {name!r} is {entry.unusable}")
         state[name] = tensor = reader.read(name).clone()
         if not _is_number(tensor):
             continue

@@ -107,6 +107,9 @@ SHARD = re.compile(r"-(\d{1,6})-of-(\d{1,6})\.")
 _WEIGHT_FILES = ("model", "pytorch_model", "adapter_model", "diffusion_pytorch_model")
 """Beginnings of the names of files of weights, where others of the same ending lie beside them."""
 
+_MOST_EXPANDED, _TIMES_STORED = 1 << 30, 3
+"""Bytes that tensors of few stored numbers may always take, and how many times the file's."""
+
 _RENEW_AFTER = 32 * 2**20
 _LISTED = 8
 
@@ -445,7 +448,15 @@ class Files(Reader):
         self._whole = cache(read)
         notes: list[str] = []
         for path in self.files:
-            for name, value in self._mapped(path, notes).items():
+            content, expanded = self._mapped(path, notes), 0
+            for name, value in content.items():
+                expanded += _expanded(value)
+                if expanded > max(_MOST_EXPANDED, _TIMES_STORED * path.stat().st_size):
+                    raise ProblemError(
+                        f"{path}: the tensor {name!r} of shape {tuple(value.shape)} repeats few "
+                        f"stored numbers; with others of its kind it would take {expanded:,} "
+                        "bytes. Save tensors that hold their numbers: tensor.contiguous()"
+                    )
                 if name in self.entries:
                     both = f"{path} and {self.places[name]} both hold a tensor {name!r}"
                     raise ProblemError(f"{both}; give the files of one network, or a single file")
@@ -593,16 +604,29 @@ def _described(value: object, place: object = None) -> Stored:
         return Stored((), kind, f"not a tensor, but of type {kind}")
     if nn.parameter.is_lazy(value):
         return Stored((), "uninitialised", "not initialised yet: run the network on data once")
-    shape, dtype = tuple(value.shape), str(value.dtype).removeprefix("torch.")
-    if value.layout is not torch.strided:
+    dtype = str(value.dtype).removeprefix("torch.")
+    shape = () if value.is_nested else tuple(value.shape)
+    if value.is_nested or value.layout is not torch.strided:
         layout = str(value.layout).removeprefix("torch.")
-        return Stored(shape, dtype, f"{layout}: sparse tensors aren't analysed; use to_dense()")
+        sparse = f"{layout}: sparse tensors aren't analysed; use to_dense()"
+        nested = "a nested tensor, which has no shape; save its parts"
+        return Stored(shape, dtype, nested if value.is_nested else sparse)
     if value.is_meta:
         return Stored(shape, dtype, "on the meta device, where tensors have no values")
     if value.is_quantized or not value.numel():
         return Stored(shape, dtype)
     storage = place, str(value.device), value.data_ptr(), value.numel(), dtype
     return Stored(shape, dtype, None, storage)
+
+
+def _expanded(value: object) -> int:
+    """Bytes of a tensor that repeats what is stored, once its numbers are written out; else 0."""
+    if not isinstance(value, Tensor) or nn.parameter.is_lazy(value) or value.is_nested:
+        return 0
+    if value.layout is not torch.strided or value.is_meta:
+        return 0
+    needed = value.numel() * value.element_size()
+    return needed if needed > value.untyped_storage().nbytes() else 0
 
 
 def as_tensor(value: Any) -> Any:
