@@ -8,9 +8,11 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from hessrmt.errors import ProblemError
 from hessrmt.problems import losses, models, plugins
+from hessrmt.problems.problem import Problem
 
 
 def folder(path, width):
@@ -174,3 +176,14 @@ def test_sys_exit_in_users_code_is_an_error(tmp_path, name):
     file = spoiling(tmp_path / "a.py", "" if name == "leaving" else "sys.exit(0)")
     with pytest.raises(ProblemError, match="failed: SystemExit: 0"):
         models.build(f"{file}:{name}", (6,), 3, 0)
+
+
+def test_a_model_on_the_meta_device_is_refused(tmp_path):
+    (tmp_path / "a.py").write_text(
+        "from torch import nn\ndef net():\n    return nn.Linear(6, 3, device='meta')\n"
+    )
+    with pytest.raises(ProblemError, match="a model whose weight is on the meta device"):
+        models.build(f"{tmp_path / 'a.py'}:net", (6,), 3, 0)
+    data = torch.zeros(2, 6), torch.zeros(2, dtype=torch.long)
+    with pytest.raises(ProblemError, match="weight is on the meta device"):
+        Problem(nn.Linear(6, 3, device="meta"), "cross-entropy", data)
