@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import io
 import os
 import pickle
 import warnings
@@ -15,8 +16,8 @@ from file_samples import Planted
 from safetensors.torch import save_file
 from torch import nn
 
-from hessrmt.errors import ProblemError, StoreError, WriteError
-from hessrmt.problems import checkpoints, readers
+from hessrmt.errors import DeviceError, ProblemError, StoreError, WriteError
+from hessrmt.problems import archives, checkpoints, readers
 
 
 @pytest.fixture
@@ -289,3 +290,23 @@ def test_tensors_without_plain_numbers_are_refused_by_name(tmp_path, make, words
     with pytest.raises(ProblemError, match=f"'0.weight' is {words}"):
         checkpoints.load_state(path)
     assert readers.open_path(path).entries["0.weight"].unusable is not None
+
+
+def test_what_is_packed_too_well_or_has_no_room_is_refused_before_it_is_unpacked(
+    tmp_path, monkeypatch
+):
+    path = tmp_path / "zeros.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        np.lib.format.write_array_header_1_0(
+            header := io.BytesIO(), {"descr": "<f4", "fortran_order": False, "shape": (2**24,)}
+        )
+        archive.writestr("w.npy", header.getvalue() + bytes(2**26))
+    monkeypatch.setattr(archives, "_MOST", 1 << 25)
+    with pytest.raises(ProblemError, match=r"unpack to 67,\d+,\d+ bytes, \d{3} times the file"):
+        readers.open_path(path)
+    draw = np.random.default_rng(1)
+    np.savez_compressed(path, w=draw.integers(0, 2, 2**17).astype("f4"))
+    monkeypatch.setattr(archives, "_MOST", 1 << 10)
+    monkeypatch.setattr(archives, "free_host_memory", lambda: 1 << 18)
+    with pytest.raises(DeviceError, match=r"zeros\.npz unpacks to 0\.0 GiB, and 0\.0 GiB"):
+        checkpoints.load_state(path)

@@ -14,6 +14,9 @@ import numpy as np
 import torch
 from numpy.lib import format as npy
 
+from hessrmt.backend.host import free_host_memory
+from hessrmt.errors import DeviceError
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
@@ -31,10 +34,40 @@ _EMPTY = 22
 _LAST, _MANY = (1 << 16) + 22, 0xFFFF
 """Bytes in which the end of the directory lies, and what it says of more members than that."""
 
-_MOST = 1 << 30
-"""Bytes that members may always have together, unpacked; beyond, so many times the file's:"""
-MOST_DEFLATED = 1100
-"""What is unpacked to what is stored, at most: deflate packs no better than 1032 : 1."""
+_MOST = 1 << 28
+"""Bytes that may always be unpacked from a file; beyond, so many times the file's:"""
+_MOST_DEFLATED = 100
+
+
+def most_unpacked(stored: int) -> int:
+    """How large what a file holds may be, unpacked.
+
+    Deflate packs up to 1032 : 1, but numbers that mean something are far from that.
+
+    Args:
+        stored: Bytes of the file.
+
+    Returns:
+        Bytes.
+    """
+    return max(_MOST, _MOST_DEFLATED * stored)
+
+
+def require_memory(path: Path, needed: int) -> None:
+    """Refuse to unpack what main memory has no room for.
+
+    Args:
+        path: The file, for the message.
+        needed: Bytes.
+
+    Raises:
+        DeviceError: If less is free.
+    """
+    if needed > _MOST and needed > (free := free_host_memory()):
+        raise DeviceError(
+            f"{path} unpacks to {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB of memory are "
+            "free; use a machine with more"
+        )
 
 
 def look_through(path: Path) -> bool:
@@ -69,8 +102,12 @@ def _look_through(path: Path, _known_by: tuple[int, ...]) -> bool:
         for member, after in zip(members, starts[1:], strict=True):
             if _end(raw, member) > after:
                 raise BadZipFile(f"its member {member.filename!r} reaches into another")
-        if sum(member.file_size for member in members) > max(_MOST, MOST_DEFLATED * size):
-            raise BadZipFile("its members claim to be larger than they can be")
+        unpacked = sum(member.file_size for member in members)
+        if unpacked > most_unpacked(size):
+            raise BadZipFile(
+                f"its members claim to unpack to {unpacked:,} bytes, {unpacked // size:,} times "
+                f"the file; {_MOST_DEFLATED} times are read"
+            )
         if not any(member.CRC for member in members):
             for member in members:
                 del member.CRC  # zipfile then compares none

@@ -29,8 +29,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from hessrmt.errors import ProblemError
-from hessrmt.problems.archives import Inert, look_through, npy_header
+from hessrmt.errors import DeviceError, HessrmtError, ProblemError
+from hessrmt.problems.archives import Inert, look_through, npy_header, require_memory
 
 ValueT = TypeVar("ValueT")
 Shape = tuple[int, ...]
@@ -185,7 +185,7 @@ def _reading(path: Path, kind: str, instead: str = "copy or save it again") -> I
         yield
     except OSError as error:
         raise ProblemError(f"cannot read {path}: {error.strerror or error}") from error
-    except ProblemError:
+    except HessrmtError:
         raise
     except Exception as error:  # of a foreign file almost anything
         what = f"{path} is not a complete {kind} ({type(error).__name__}: {error})"
@@ -264,6 +264,7 @@ def read(path: Path, *, mapped: bool = False) -> Any:
 
     Raises:
         ProblemError: If the file is missing, unreadable, refused or foreign.
+        DeviceError: If it is packed and memory has no room for it.
     """
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
@@ -277,7 +278,12 @@ def read(path: Path, *, mapped: bool = False) -> Any:
             warnings.simplefilter("ignore")  # torch's remarks on foreign files; ours are errors
             if is_zipfile(path):
                 mapped &= look_through(path)
+                if not mapped:
+                    with ZipFile(path) as archive:
+                        require_memory(path, sum(one.file_size for one in archive.infolist()))
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except DeviceError:
+        raise
     except Exception as error:  # a foreign file makes torch.load raise almost anything
         raise ProblemError(_why_unreadable(path, error)) from error
 
@@ -524,6 +530,7 @@ class Npz(Reader):
     def read(self, name: str) -> Tensor:
         """See :class:`Reader`."""
         with _reading(self.files[0], ".npz file"), self._archive.open(f"{name}.npy") as handle:
+            require_memory(self.files[0], self._archive.getinfo(f"{name}.npy").file_size)
             return as_tensor(npy.read_array(handle, allow_pickle=False))
 
     def close(self) -> None:
