@@ -18,6 +18,7 @@ from torch import nn
 
 from hessrmt.errors import DeviceError, ProblemError, StoreError, WriteError
 from hessrmt.problems import archives, checkpoints, readers
+from hessrmt.runs.verify import verify
 
 
 @pytest.fixture
@@ -310,3 +311,44 @@ def test_what_is_packed_too_well_or_has_no_room_is_refused_before_it_is_unpacked
     monkeypatch.setattr(archives, "free_host_memory", lambda: 1 << 18)
     with pytest.raises(DeviceError, match=r"zeros\.npz unpacks to 0\.0 GiB, and 0\.0 GiB"):
         checkpoints.load_state(path)
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("name", ["net.pt", "no_ending"])
+def test_checkpoints_of_every_pickle_protocol_are_read(model, tmp_path, protocol, zipped, name):
+    state, path = model.state_dict(), tmp_path / name
+    # torch and OrderedDict are names that are needed again as texts
+    content = {
+        "torch": 1,
+        "OrderedDict": ["torch", b"\xff\0", None, 1.5, (2**40, -3)],
+        "é": "é" * 300,
+    }
+    content |= {"state_dict": state, "again": "OrderedDict", "shared": state["0.weight"]}
+    torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
+    assert same(checkpoints.load_state(path), state)
+    back = readers.read(path)
+    assert {k: back[k] for k in ("torch", "OrderedDict", "é", "again")} == {
+        k: content[k] for k in ("torch", "OrderedDict", "é", "again")
+    }
+    assert back["shared"].data_ptr() == back["state_dict"]["0.weight"].data_ptr()
+    assert verify(path).state == ("verified" if zipped else "no checksums")
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_whole_modules_are_refused_but_not_damaged(model, tmp_path, protocol):
+    path = tmp_path / "whole.pt"
+    torch.save(model, path, pickle_protocol=protocol, _use_new_zipfile_serialization=False)
+    with pytest.raises(ProblemError, match=r"holds pickled Python objects \(torch\.nn\.modules"):
+        checkpoints.load_state(path)
+    found = verify(path)
+    assert found.state == "no checksums"
+    assert "pickled Python objects" in found.words
+
+
+def test_translated_pickles_still_execute_nothing(tmp_path):
+    path, trap = tmp_path / "c.pt", tmp_path / "executed"
+    torch.save({"weight": torch.ones(2), "x": Planted(trap)}, path, pickle_protocol=4)
+    with pytest.raises(ProblemError, match="nothing in it was executed"):
+        checkpoints.load_state(path)
+    assert not trap.exists()

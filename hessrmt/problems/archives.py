@@ -16,6 +16,7 @@ from numpy.lib import format as npy
 
 from hessrmt.backend.host import free_host_memory
 from hessrmt.errors import DeviceError
+from hessrmt.problems.protocols import PICKLED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
 _PIECE = 1 << 20
 _HEADER = 30
 """Bytes of a member's own header before its name."""
-
-_PICKLE = "data.pkl"
-"""Member of a checkpoint of torch that says which tensors there are."""
 
 _EMPTY = 22
 """Bytes of a zip file without members."""
@@ -116,7 +114,7 @@ def _look_through(path: Path, _known_by: tuple[int, ...]) -> bool:
                 while handle.read(_PIECE):  # compares the checksum at the end
                     pass
         for member in members:
-            if member.filename.rpartition("/")[2] == _PICKLE:
+            if member.filename.rpartition("/")[2] == PICKLED:
                 _require_storages(archive, member)
     return all(member.compress_type == ZIP_STORED for member in members)
 
@@ -125,7 +123,7 @@ def _require_own_names(members: Iterable[ZipInfo]) -> None:
     """Refuse names that stand for two members: which of them is read depends on the reader."""
     names = [member.filename for member in members]
     # torch finds names whatever their case; in .npz files W and w are two arrays
-    if any(name.rpartition("/")[2] == _PICKLE for name in names):
+    if any(name.rpartition("/")[2] == PICKLED for name in names):
         names = [name.casefold() for name in names]
     name, times = Counter(names).most_common(1)[0] if names else ("", 0)
     if times > 1:
@@ -196,7 +194,7 @@ def _require_storages(archive: ZipFile, pickled: ZipInfo) -> None:
     with archive.open(pickled) as file:
         storages = _Storages(file)
         storages.load()
-    folder = pickled.filename.removesuffix(_PICKLE)
+    folder = pickled.filename.removesuffix(PICKLED)
     for kind, key, count in storages.found:
         dtype = torch.uint8 if kind == "UntypedStorage" else getattr(torch, kind).dtype
         name = f"{folder}data/{key}"

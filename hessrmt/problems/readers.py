@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from hessrmt.errors import DeviceError, HessrmtError, ProblemError
 from hessrmt.problems.archives import Inert, look_through, npy_header, require_memory
+from hessrmt.problems.protocols import in_protocol_2, is_newer, is_old_format
 
 ValueT = TypeVar("ValueT")
 Shape = tuple[int, ...]
@@ -228,14 +229,14 @@ def kind_of(path: Path) -> str:
     suffix = path.suffix.lower()
     try:
         with path.open("rb") as handle:
-            start = handle.read(9)
+            start = handle.read(32)
     except OSError as error:
         raise ProblemError(f"cannot read {path}: {error.strerror or error}") from error
-    kind = _KINDS.get(suffix)
+    kind = _KINDS.get(suffix) or ("torch" if is_old_format(start) else None)
     if foreign := _FOREIGN.get(_MAGIC.get(start[:4], "" if kind else suffix)):
         advice = "convert the weights to safetensors"
         raise ProblemError(f"{path} is {foreign}, of which nothing is read; {advice}")
-    header = int.from_bytes(start[:8], "little") if start[8:] == b"{" else 0
+    header = int.from_bytes(start[:8], "little") if start[8:9] == b"{" else 0
     if 0 < header < path.stat().st_size:
         return "safetensors"
     if kind is None and start[:4] == b"PK\x03\x04":
@@ -281,11 +282,35 @@ def read(path: Path, *, mapped: bool = False) -> Any:
                 if not mapped:
                     with ZipFile(path) as archive:
                         require_memory(path, sum(one.file_size for one in archive.infolist()))
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except DeviceError:
+            source: Any = path
+            if is_newer(path):
+                if mapped:
+                    raise ProblemError(f"{path} is of a pickle protocol that can't be mapped")
+                require_memory(path, 2 * path.stat().st_size)
+                source = in_protocol_2(path)
+            return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
+    except (DeviceError, ProblemError):
         raise
     except Exception as error:  # a foreign file makes torch.load raise almost anything
-        raise ProblemError(_why_unreadable(path, error)) from error
+        kind = ForeignError if _what_else(path, error) else ProblemError
+        raise kind(_why_unreadable(path, error)) from error
+
+
+class ForeignError(ProblemError):
+    """A checkpoint that may be whole, but isn't read: it holds more than tensors."""
+
+
+def _what_else(path: Path, error: Exception) -> str:
+    """What a checkpoint is that holds more than tensors; else empty."""
+    with path.open("rb") as handle:
+        start = handle.read(1)
+    if named := re.search(r"GLOBAL ([\w.]+)", str(error)):
+        return f"holds pickled Python objects ({named[1]}), not only tensors"
+    if "TorchScript" in str(error):
+        return "is a TorchScript archive, not a state dict"
+    if start == b"\x80" and isinstance(error, pickle.UnpicklingError):
+        return "is a pickle that was not written by torch.save"
+    return ""
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:
@@ -299,14 +324,7 @@ def _why_unreadable(path: Path, error: Exception) -> str:
         start = handle.read(4)
         handle.seek(257)
         archive = handle.read(5) == b"ustar"
-    foreign = ""
-    if named := re.search(r"GLOBAL ([\w.]+)", str(error)):
-        foreign = f"holds pickled Python objects ({named[1]}), not only tensors"
-    elif "TorchScript" in str(error):
-        foreign = "is a TorchScript archive, not a state dict"
-    elif start[:1] == b"\x80" and isinstance(error, pickle.UnpicklingError):
-        foreign = "is a pickle that was not written by torch.save"
-    if foreign:
+    if foreign := _what_else(path, error):
         return (
             f"{path} {foreign}; nothing in it was executed. In the program that made it, save "
             "only its tensors: torch.save(model.state_dict(), path)"

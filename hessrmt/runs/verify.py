@@ -210,8 +210,10 @@ def _search(path: Path, found: Verified) -> None:
 
 def _other(path: Path, found: Verified) -> None:
     if path.suffix.lower() in readers.WRITTEN:
-        readers.read(path)  # torch's older format, or what is left of a zip file
-    del found
+        try:
+            readers.read(path)  # torch's older format, or what is left of a zip file
+        except readers.ForeignError as error:
+            found.notes.append(_without(path, str(error)))
 
 
 def _without(path: Path, text: str) -> str:
