@@ -346,6 +346,15 @@ def test_the_largest_seed(place, cli):
     assert load(place / "seed.h5").provenance.config["seed"] == 2**64 - 1
 
 
+def test_a_reader_who_has_enough_of_the_help_is_no_error():
+    reading, writing = os.pipe()
+    os.close(reading)
+    words = [str(Path(sys.executable).parent / "hessrmt"), "spectrum", "--help"]
+    done = subprocess.run(words, stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
 def test_json_without_standard_output(place):
     words = [str(Path(sys.executable).parent / "hessrmt"), *RUN, "--out", "closed.h5", "--json"]
     done = subprocess.run(
