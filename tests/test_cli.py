@@ -108,6 +108,7 @@ def place(tmp_path, tiny_npz):
     (tmp_path / "folder").mkdir()
     (tmp_path / "taken.h5").write_text("precious")
     (tmp_path / "type.toml").write_text('batch = "many"\n')
+    (tmp_path / "key.toml").write_text(f"a{'.a' * 2000} = 1\n")
     (tmp_path / "deep.toml").write_text(f"batch = {'[' * 2000}\n")
     with np.load(tiny_npz) as tiny:
         x, y = tiny["x"], tiny["y"]
@@ -144,6 +145,7 @@ BAD = {
     "out is folder": ([*RUN, "--out", "folder"], ["folder", "is a folder"]),
     "out is folder, overwrite": ([*RUN, "--out", "folder", "--overwrite"], ["is a folder"]),
     "out long": ([*RUN, "--out", "x" * 300], ["too long"]),
+    "toml key": ([*RUN, "--config", "key.toml"], ["key.toml", "nested too deep"]),
     "toml type": (["spectrum", "--config", "type.toml"], ["batch", "integer", "'many'"]),
     "toml missing": ([*RUN, "--config", "no.toml"], ["no.toml", "No such file"]),
     "plugin no name": ([*RUN, "--model", "user.py:"], ["file.py:name"]),
