@@ -27,6 +27,7 @@ from pydantic import (
 
 from hessrmt.errors import ConfigError
 from hessrmt.files import require_ordinary
+from hessrmt.tables import printable
 
 _MOST = 10**12
 """Of anything: numpy refuses sizes beyond some 10^18 with errors of its own."""
@@ -138,7 +139,7 @@ def _place(location: Iterable[str | int], values: Any) -> str:
     for name in location:
         if not isinstance(values, Mapping):
             break
-        names.append(str(name))
+        names.append(printable(str(name)))
         values = values.get(name)
     return ".".join(names)
 

@@ -18,6 +18,7 @@ from torch import nn
 
 from hessrmt.errors import DeviceError, ProblemError, StoreError, WriteError
 from hessrmt.problems import archives, checkpoints, readers
+from hessrmt.runs.capacity import named
 from hessrmt.runs.verify import verify
 
 
@@ -352,3 +353,10 @@ def test_translated_pickles_still_execute_nothing(tmp_path):
     with pytest.raises(ProblemError, match="nothing in it was executed"):
         checkpoints.load_state(path)
     assert not trap.exists()
+
+
+def test_names_of_tensors_stay_on_one_line_of_a_message(model, tmp_path):
+    state = model.state_dict() | {"a\nb\x1b": torch.ones(2)}
+    with pytest.raises(ProblemError, match=r"not in the model: a\\nb\\x1b\. Give the model"):
+        checkpoints.apply_state(model, state)
+    assert named(["a\nb\x1b"]) == r"a\nb\x1b"

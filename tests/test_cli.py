@@ -109,6 +109,7 @@ def place(tmp_path, tiny_npz):
     (tmp_path / "taken.h5").write_text("precious")
     (tmp_path / "type.toml").write_text('batch = "many"\n')
     (tmp_path / "key.toml").write_text(f"a{'.a' * 2000} = 1\n")
+    (tmp_path / "name.toml").write_text('"a\\nb\\u001b" = 1\n')
     (tmp_path / "deep.toml").write_text(f"batch = {'[' * 2000}\n")
     with np.load(tiny_npz) as tiny:
         x, y = tiny["x"], tiny["y"]
@@ -146,6 +147,7 @@ BAD = {
     "out is folder, overwrite": ([*RUN, "--out", "folder", "--overwrite"], ["is a folder"]),
     "out long": ([*RUN, "--out", "x" * 300], ["too long"]),
     "toml key": ([*RUN, "--config", "key.toml"], ["key.toml", "nested too deep"]),
+    "toml name": ([*RUN, "--config", "name.toml"], [r"a\nb\x1b: Extra inputs"]),
     "toml type": (["spectrum", "--config", "type.toml"], ["batch", "integer", "'many'"]),
     "toml missing": ([*RUN, "--config", "no.toml"], ["no.toml", "No such file"]),
     "plugin no name": ([*RUN, "--model", "user.py:"], ["file.py:name"]),

@@ -84,7 +84,9 @@ def _finite(reader: Reader, path: Path) -> dict[str, Tensor]:
         if entry.part_of is not None:
             whole = reader.entries.get(entry.part_of)
             if whole is None or whole.part_of is not None:
-                raise ProblemError(f"{path} does not hold whole weights; {name}: {entry.unusable}")
+                raise ProblemError(
+                    f"{path} does not hold whole weights; {name!r}: {entry.unusable}"
+                )
             continue
         if not hasattr(torch, entry.dtype):
             continue  # no tensor, e.g. text in an .npz file

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from hessrmt.errors import DeviceError, HessrmtError, ProblemError
 from hessrmt.problems.archives import Inert, look_through, npy_header, require_memory
 from hessrmt.problems.protocols import in_protocol_2, is_newer, is_old_format
+from hessrmt.tables import printable
 
 ValueT = TypeVar("ValueT")
 Shape = tuple[int, ...]
@@ -429,10 +430,10 @@ def unwrap(state: Mapping[str, ValueT]) -> dict[str, ValueT]:
 
 
 def listed(names: Iterable[str]) -> str:
-    """The first of some names, and how many more there are."""
+    """The first of some names, on one line, and how many more there are."""
     names = list(names)
     rest = len(names) - _LISTED
-    return ", ".join(names[:_LISTED]) + (f" and {rest} more" if rest > 0 else "")
+    return ", ".join(map(printable, names[:_LISTED])) + (f" and {rest} more" if rest > 0 else "")
 
 
 # Readers
