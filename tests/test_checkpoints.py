@@ -257,6 +257,7 @@ def test_two_members_of_one_name_are_refused(model, tmp_path):
     assert {k: len(v) for k, v in checkpoints.load_state(path).items()} == {"W": 3, "w": 2}
 
 
+@pytest.mark.filterwarnings("ignore:Complex modules")
 def test_complex_weights_do_not_lose_their_imaginary_part(model):
     state = {name: value * 1j for name, value in model.state_dict().items()}
     with pytest.raises(ProblemError, match=r"complex where the model is real: 0\.weight, torch\."):
