@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.lib import format as npy
 
-from hessrmt.backend.host import free_host_memory
 from hessrmt.errors import DeviceError
+from hessrmt.memory import free_host_memory
 from hessrmt.problems.protocols import PICKLED
 
 if TYPE_CHECKING:

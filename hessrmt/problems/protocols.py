@@ -9,10 +9,11 @@ import pickle
 import pickletools
 import struct
 from io import BytesIO
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 from zipfile import ZipFile, is_zipfile
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
 PICKLED = "data.pkl"
@@ -105,7 +106,8 @@ def _translated(file: IO[bytes]) -> bytearray:
     memo: dict[int, str | None] = {}
     taken_back: set[int] = set()
     texts: list[tuple[int, str, list[int]]] = []  # on top of the stack: place, text, memo's places
-    for count, (opcode, argument, start) in enumerate(pickletools.genops(file)):
+    instructions: Iterable[tuple[Any, Any, Any]] = pickletools.genops(file)
+    for count, (opcode, argument, start) in enumerate(instructions):
         name = opcode.name
         if count > _MOST_INSTRUCTIONS:
             raise pickle.UnpicklingError(f"more than {_MOST_INSTRUCTIONS:,} pickle instructions")
