@@ -9,7 +9,7 @@ import pickle
 import pickletools
 import struct
 from io import BytesIO
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 from zipfile import ZipFile, is_zipfile
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def _translated(file: IO[bytes]) -> bytearray:
     memo: dict[int, str | None] = {}
     taken_back: set[int] = set()
     texts: list[tuple[int, str, list[int]]] = []  # on top of the stack: place, text, memo's places
-    instructions: Iterable[tuple[Any, Any, Any]] = pickletools.genops(file)
+    instructions = cast("Iterable[tuple[Any, Any, int]]", pickletools.genops(file))
     for count, (opcode, argument, start) in enumerate(instructions):
         name = opcode.name
         if count > _MOST_INSTRUCTIONS:
