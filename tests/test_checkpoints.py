@@ -361,3 +361,15 @@ def test_names_of_tensors_stay_on_one_line_of_a_message(model, tmp_path):
     with pytest.raises(ProblemError, match=r"not in the model: a\\nb\\x1b\. Give the model"):
         checkpoints.apply_state(model, state)
     assert named(["a\nb\x1b"]) == r"a\nb\x1b"
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_checkpoints_without_checksums_are_read(model, tmp_path, protocol):
+    path = tmp_path / "c.pt"
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(model.state_dict(), path, pickle_protocol=protocol)
+    finally:
+        torch.serialization.set_crc32_options(before)
+    assert same(checkpoints.load_state(path), model.state_dict())

@@ -10,7 +10,7 @@ import pickletools
 import struct
 from io import BytesIO
 from typing import IO, TYPE_CHECKING, Any, cast
-from zipfile import ZipFile, is_zipfile
+from zipfile import ZipFile, ZipInfo, is_zipfile
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -55,9 +55,9 @@ def is_newer(path: Path) -> bool:
     """
     if is_zipfile(path):
         with ZipFile(path) as archive:
-            for name in archive.namelist():
-                if name.rpartition("/")[2] == PICKLED:
-                    with archive.open(name) as file:
+            for member in _unchecked(archive):
+                if member.filename.rpartition("/")[2] == PICKLED:
+                    with archive.open(member) as file:
                         return _is_newer(file.read(2))
         return False
     with path.open("rb") as file:
@@ -84,7 +84,7 @@ def in_protocol_2(path: Path) -> IO[bytes]:
     made = BytesIO()
     if is_zipfile(path):
         with ZipFile(path) as archive, ZipFile(made, "w") as new:
-            for member in archive.infolist():
+            for member in _unchecked(archive):
                 raw: bytes | bytearray = archive.read(member)
                 if member.filename.rpartition("/")[2] == PICKLED:
                     raw = _translated(BytesIO(raw))
@@ -96,6 +96,14 @@ def in_protocol_2(path: Path) -> IO[bytes]:
             made.write(file.read())
     made.seek(0)
     return made
+
+
+def _unchecked(archive: ZipFile) -> list[ZipInfo]:
+    """Members without checksums, which torch may have left out, and others have compared."""
+    members = archive.infolist()
+    for member in members:
+        del member.CRC
+    return members
 
 
 def _translated(file: IO[bytes]) -> bytearray:
