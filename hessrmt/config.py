@@ -6,6 +6,7 @@ A settings class is what a TOML file holds, what a command takes as options
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
@@ -26,9 +27,14 @@ from pydantic import (
 
 from hessrmt.errors import ConfigError
 from hessrmt.files import require_ordinary
+from hessrmt.tables import printable
 
 _MOST = 10**12
 """Of anything: numpy refuses sizes beyond some 10^18 with errors of its own."""
+
+_NAME = r"""(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')"""
+_DEEP_KEY = re.compile(rf"(?<![\w-])(?:{_NAME}[ \t]*+\.[ \t]*+){{64}}")
+"""A key of TOML, such as a.b.c, with more parts than any setting has."""
 
 
 class Settings(BaseModel):
@@ -98,7 +104,10 @@ def load_settings(kind: type[SettingsT], file: Path | None = None, **options: An
     if file is not None:
         require_ordinary(file)
         try:
-            values = tomllib.loads(file.read_text(encoding="utf-8"))
+            text = file.read_text(encoding="utf-8")
+            if _DEEP_KEY.search(text):  # tomllib takes memory of the depth squared
+                raise ConfigError(f"{file} is nested too deep for settings")
+            values = tomllib.loads(text)
         except OSError as error:
             raise ConfigError(f"cannot read the settings file {file}: {error.strerror}") from error
         except RecursionError as error:
@@ -130,7 +139,7 @@ def _place(location: Iterable[str | int], values: Any) -> str:
     for name in location:
         if not isinstance(values, Mapping):
             break
-        names.append(str(name))
+        names.append(printable(str(name)))
         values = values.get(name)
     return ".".join(names)
 

@@ -2,18 +2,24 @@
 
 import errno
 import hashlib
+import io
 import os
 import pickle
+import warnings
+import zipfile
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
 from file_samples import Planted
 from safetensors.torch import save_file
 from torch import nn
 
-from hessrmt.errors import ProblemError, StoreError, WriteError
-from hessrmt.problems import checkpoints, readers
+from hessrmt.errors import DeviceError, ProblemError, StoreError, WriteError
+from hessrmt.problems import archives, checkpoints, readers
+from hessrmt.runs.capacity import named
+from hessrmt.runs.verify import verify
 
 
 @pytest.fixture
@@ -214,3 +220,156 @@ def test_counters_of_batchnorm_may_be_missing_and_integers_are_no_weights():
     state["0.weight"] = torch.ones(4, 3, dtype=torch.int8)
     with pytest.raises(ProblemError, match=r"of integers, .*0.weight, torch.int8"):
         checkpoints.apply_state(model, state)
+
+
+def repacked(path, change):
+    """A checkpoint as a zip file with other members: those that ``change`` makes of each."""
+    with zipfile.ZipFile(path) as old:
+        members = [(info.filename, old.read(info)) for info in old.infolist()]
+    with warnings.catch_warnings(), zipfile.ZipFile(path, "w") as new:
+        warnings.simplefilter("ignore")  # of names that are there twice
+        for member in members:
+            for name, raw in change(*member):
+                new.writestr(name, raw)
+
+
+def test_two_members_of_one_name_are_refused(model, tmp_path):
+    def twice(name, raw):
+        if not name.endswith("data/0"):
+            return [(name, raw)]
+        return [(name, b""), (name, raw)]
+
+    def cased(name, raw):
+        return [(name, raw), (name.upper(), raw)] if name.endswith("data/0") else [(name, raw)]
+
+    for change in (twice, cased):
+        path = tmp_path / "twice.pt"
+        torch.save(model.state_dict(), path)
+        repacked(path, change)
+        with pytest.raises(ProblemError, match="2 of its members are called"):
+            checkpoints.load_state(path)
+    path = tmp_path / "twice.npz"
+    np.savez(path, **{"0.weight": np.ones(3)})
+    repacked(path, lambda name, raw: [(name, raw), (name, raw)])
+    with pytest.raises(ProblemError, match=r"2 of its members are called '0\.weight\.npy'"):
+        checkpoints.load_state(path)
+    np.savez(path, W=np.ones(3), w=np.zeros(2))
+    assert {k: len(v) for k, v in checkpoints.load_state(path).items()} == {"W": 3, "w": 2}
+
+
+@pytest.mark.filterwarnings("ignore:Complex modules")
+def test_complex_weights_do_not_lose_their_imaginary_part(model):
+    state = {name: value * 1j for name, value in model.state_dict().items()}
+    with pytest.raises(ProblemError, match=r"complex where the model is real: 0\.weight, torch\."):
+        checkpoints.apply_state(model, state)
+    twin = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)).to(torch.complex64)
+    checkpoints.apply_state(twin, state)
+    assert same(twin.state_dict(), state)
+
+
+def test_expanded_tensors_are_read_unless_they_are_far_larger_than_the_file(tmp_path):
+    path = tmp_path / "expanded.pt"
+    torch.save({"bias": torch.ones(1).expand(8), "weight": torch.ones(4, 1).expand(4, 8)}, path)
+    state = checkpoints.load_state(path)
+    assert same(state, {"bias": torch.ones(8), "weight": torch.ones(4, 8)})
+    torch.save({f"{i}.weight": torch.ones(1).expand(10_000, 10_000) for i in range(3)}, path)
+    with pytest.raises(ProblemError, match=r"'2\.weight' of shape \(10000, 10000\) repeats few"):
+        readers.open_path(path)
+
+
+@pytest.mark.filterwarnings("ignore:.*(nested|Sparse)")
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: torch.eye(3).to_sparse(), "sparse_coo: sparse tensors aren't analysed"),
+        (lambda: torch.eye(3).to_sparse_csr(), "sparse_csr: sparse tensors aren't analysed"),
+        (lambda: torch.ones(3, device="meta"), "on the meta device"),
+        (lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), "a nested tensor"),
+    ],
+)
+def test_tensors_without_plain_numbers_are_refused_by_name(tmp_path, make, words):
+    path = tmp_path / "odd.pt"
+    torch.save({"0.weight": make(), "0.bias": torch.ones(3)}, path)
+    with pytest.raises(ProblemError, match=f"'0.weight' is {words}"):
+        checkpoints.load_state(path)
+    assert readers.open_path(path).entries["0.weight"].unusable is not None
+
+
+def test_what_is_packed_too_well_or_has_no_room_is_refused_before_it_is_unpacked(
+    tmp_path, monkeypatch
+):
+    path = tmp_path / "zeros.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        np.lib.format.write_array_header_1_0(
+            header := io.BytesIO(), {"descr": "<f4", "fortran_order": False, "shape": (2**24,)}
+        )
+        archive.writestr("w.npy", header.getvalue() + bytes(2**26))
+    monkeypatch.setattr(archives, "_MOST", 1 << 25)
+    with pytest.raises(ProblemError, match=r"unpack to 67,\d+,\d+ bytes, \d{3} times the file"):
+        readers.open_path(path)
+    draw = np.random.default_rng(1)
+    np.savez_compressed(path, w=draw.integers(0, 2, 2**17).astype("f4"))
+    monkeypatch.setattr(archives, "_MOST", 1 << 10)
+    monkeypatch.setattr(archives, "free_host_memory", lambda: 1 << 18)
+    with pytest.raises(DeviceError, match=r"zeros\.npz unpacks to 0\.0 GiB, and 0\.0 GiB"):
+        checkpoints.load_state(path)
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("name", ["net.pt", "no_ending"])
+def test_checkpoints_of_every_pickle_protocol_are_read(model, tmp_path, protocol, zipped, name):
+    state, path = model.state_dict(), tmp_path / name
+    # torch and OrderedDict are names that are needed again as texts
+    content = {
+        "torch": 1,
+        "OrderedDict": ["torch", b"\xff\0", None, 1.5, (2**40, -3)],
+        "é": "é" * 300,
+    }
+    content |= {"state_dict": state, "again": "OrderedDict", "shared": state["0.weight"]}
+    torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
+    assert same(checkpoints.load_state(path), state)
+    back = readers.read(path)
+    assert {k: back[k] for k in ("torch", "OrderedDict", "é", "again")} == {
+        k: content[k] for k in ("torch", "OrderedDict", "é", "again")
+    }
+    assert back["shared"].data_ptr() == back["state_dict"]["0.weight"].data_ptr()
+    assert verify(path).state == ("verified" if zipped else "no checksums")
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_whole_modules_are_refused_but_not_damaged(model, tmp_path, protocol):
+    path = tmp_path / "whole.pt"
+    torch.save(model, path, pickle_protocol=protocol, _use_new_zipfile_serialization=False)
+    with pytest.raises(ProblemError, match=r"holds pickled Python objects \(torch\.nn\.modules"):
+        checkpoints.load_state(path)
+    found = verify(path)
+    assert found.state == "no checksums"
+    assert "pickled Python objects" in found.words
+
+
+def test_translated_pickles_still_execute_nothing(tmp_path):
+    path, trap = tmp_path / "c.pt", tmp_path / "executed"
+    torch.save({"weight": torch.ones(2), "x": Planted(trap)}, path, pickle_protocol=4)
+    with pytest.raises(ProblemError, match="nothing in it was executed"):
+        checkpoints.load_state(path)
+    assert not trap.exists()
+
+
+def test_names_of_tensors_stay_on_one_line_of_a_message(model, tmp_path):
+    state = model.state_dict() | {"a\nb\x1b": torch.ones(2)}
+    with pytest.raises(ProblemError, match=r"not in the model: a\\nb\\x1b\. Give the model"):
+        checkpoints.apply_state(model, state)
+    assert named(["a\nb\x1b"]) == r"a\nb\x1b"
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_checkpoints_without_checksums_are_read(model, tmp_path, protocol):
+    path = tmp_path / "c.pt"
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(model.state_dict(), path, pickle_protocol=protocol)
+    finally:
+        torch.serialization.set_crc32_options(before)
+    assert same(checkpoints.load_state(path), model.state_dict())

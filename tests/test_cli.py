@@ -108,6 +108,8 @@ def place(tmp_path, tiny_npz):
     (tmp_path / "folder").mkdir()
     (tmp_path / "taken.h5").write_text("precious")
     (tmp_path / "type.toml").write_text('batch = "many"\n')
+    (tmp_path / "key.toml").write_text(f"a{'.a' * 2000} = 1\n")
+    (tmp_path / "name.toml").write_text('"a\\nb\\u001b" = 1\n')
     (tmp_path / "deep.toml").write_text(f"batch = {'[' * 2000}\n")
     with np.load(tiny_npz) as tiny:
         x, y = tiny["x"], tiny["y"]
@@ -144,6 +146,8 @@ BAD = {
     "out is folder": ([*RUN, "--out", "folder"], ["folder", "is a folder"]),
     "out is folder, overwrite": ([*RUN, "--out", "folder", "--overwrite"], ["is a folder"]),
     "out long": ([*RUN, "--out", "x" * 300], ["too long"]),
+    "toml key": ([*RUN, "--config", "key.toml"], ["key.toml", "nested too deep"]),
+    "toml name": ([*RUN, "--config", "name.toml"], [r"a\nb\x1b: Extra inputs"]),
     "toml type": (["spectrum", "--config", "type.toml"], ["batch", "integer", "'many'"]),
     "toml missing": ([*RUN, "--config", "no.toml"], ["no.toml", "No such file"]),
     "plugin no name": ([*RUN, "--model", "user.py:"], ["file.py:name"]),
@@ -344,6 +348,15 @@ def test_pictures_that_need_another_program(place, refused, monkeypatch):
 def test_the_largest_seed(place, cli):
     assert cli(*RUN, "--seed", str(2**64 - 1), "--out", "seed.h5").returncode == 0
     assert load(place / "seed.h5").provenance.config["seed"] == 2**64 - 1
+
+
+def test_a_reader_who_has_enough_of_the_help_is_no_error():
+    reading, writing = os.pipe()
+    os.close(reading)
+    words = [str(Path(sys.executable).parent / "hessrmt"), "spectrum", "--help"]
+    done = subprocess.run(words, stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, b"")
 
 
 def test_json_without_standard_output(place):

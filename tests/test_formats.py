@@ -2,6 +2,7 @@
 
 import gzip
 import pickle
+import re
 import struct
 import tarfile
 import tracemalloc
@@ -25,7 +26,7 @@ from hypothesis.extra import numpy as hnp
 from properties import examples
 
 from hessrmt.errors import DataError
-from hessrmt.problems import data, formats
+from hessrmt.problems import archives, data, formats
 
 CODES = {np.dtype(kind).name: code for code, kind in formats._IDX_TYPES.items()}
 IMAGES = np.arange(3 * 4 * 4, dtype=np.uint8).reshape(3, 4, 4)
@@ -424,3 +425,12 @@ def test_memory_is_bounded(monkeypatch):
     monkeypatch.setattr(formats, "MOST_INSTRUCTIONS", 100)
     with pytest.raises(DataError, match="more than 100 pickle instructions"):
         unpickled(b"\x80\x02" + b"]" * 101 + b".")
+
+
+def test_gzipped_data_of_next_to_nothing_is_refused_in_one_sentence(tmp_path, monkeypatch):
+    path = tmp_path / "t10k-images-idx3-ubyte.gz"
+    path.write_bytes(gzip.compress(b"\0\0\x08\1\0\x40\0\0" + bytes(1 << 22)))
+    assert formats.read_idx(path).shape == (1 << 22,)
+    monkeypatch.setattr(archives, "_MOST", 1 << 20)
+    with pytest.raises(DataError, match=f"^{re.escape(str(path))} claims to unpack to 4,194,304"):
+        formats.read_idx(path)

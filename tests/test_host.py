@@ -8,6 +8,7 @@ import textwrap
 import pytest
 import torch
 
+from hessrmt import memory
 from hessrmt.backend import host
 from hessrmt.backend.cpu import CpuBackend
 from hessrmt.errors import ConfigError
@@ -49,7 +50,7 @@ def test_free_memory_is_positive_and_at_most_the_machines():
 def test_address_space_limit():
     code = """
         import resource
-        from hessrmt.backend.host import free_host_memory
+        from hessrmt.memory import free_host_memory
         free = free_host_memory()
         pages = int(open("/proc/self/statm").read().split()[0])
         limit = pages * resource.getpagesize() + 512 * 2**20
@@ -75,9 +76,9 @@ def machine(tmp_path, monkeypatch):
     proc, groups = tmp_path / "proc", tmp_path / "cgroup"
     (proc / "self").mkdir(parents=True)
     groups.mkdir()
-    monkeypatch.setattr(host, "_PROC", proc)
-    monkeypatch.setattr(host, "_CGROUP", groups)
-    monkeypatch.setattr(host, "_address_space_left", lambda: 2**63 - 1)
+    monkeypatch.setattr(memory, "_PROC", proc)
+    monkeypatch.setattr(memory, "_CGROUP", groups)
+    monkeypatch.setattr(memory, "_address_space_left", lambda: 2**63 - 1)
     (proc / "meminfo").write_text(f"MemTotal: 999 kB\nMemAvailable:   {8 * 2**20} kB\n")
 
     def group(path, **files):
@@ -99,7 +100,7 @@ GIB = 2**30
 def test_no_meminfo(machine):
     (machine.proc / "meminfo").unlink()
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    assert host.free_host_memory() == physical
+    assert memory.free_host_memory() == physical
 
 
 CACHE = f"anon 5\ninactive_file {GIB // 2}\nactive_file {GIB // 4}"
@@ -132,4 +133,4 @@ def test_control_groups(machine, groups, member, left):
         machine(path, **dict(zip((*names, "memory__stat"), numbers, strict=False)))
     if member:
         machine.member(member)
-    assert host.free_host_memory() == left * GIB
+    assert memory.free_host_memory() == left * GIB

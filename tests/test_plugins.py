@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 from store_samples import NET
+from torch import nn
 
 from hessrmt.errors import ProblemError, StoreError
 from hessrmt.problems import losses, models, plugins
+from hessrmt.problems.problem import Problem
 from hessrmt.store.files import require_same
 
 
@@ -209,3 +211,14 @@ def test_files_from_before_the_code_was_kept_are_continued(tmp_path):
     require_same(path, {"model": "net.py:net"}, {"model": "net.py:net", "model_source_sha256": "a"})
     with pytest.raises(StoreError, match="the code of the loss"):
         require_same(path, {"loss_source_sha256": "a"}, {"loss_source_sha256": "b"})
+
+
+def test_a_model_on_the_meta_device_is_refused(tmp_path):
+    (tmp_path / "a.py").write_text(
+        "from torch import nn\ndef net():\n    return nn.Linear(6, 3, device='meta')\n"
+    )
+    with pytest.raises(ProblemError, match="a model whose weight is on the meta device"):
+        models.build(f"{tmp_path / 'a.py'}:net", (6,), 3, 0)
+    data = torch.zeros(2, 6), torch.zeros(2, dtype=torch.long)
+    with pytest.raises(ProblemError, match="weight is on the meta device"):
+        Problem(nn.Linear(6, 3, device="meta"), "cross-entropy", data)

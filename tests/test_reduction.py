@@ -129,7 +129,7 @@ import torch
 from torch import nn
 import hessrmt as hr
 from hessrmt.backend.cpu import CpuBackend
-from hessrmt.backend.host import _address_space_left
+from hessrmt.memory import _address_space_left
 from hessrmt.curvature import dense, reduction as r
 
 dense._BLOCK_BYTES = 4 << 20  # rows in flight, which take what is left

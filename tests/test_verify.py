@@ -1,6 +1,7 @@
 """``hessrmt info --verify``: each kind of file as it was written, or its damage by name."""
 
 import json
+from zipfile import ZipFile
 
 import h5py
 import numpy as np
@@ -122,3 +123,10 @@ def test_the_command_tells_all_files_and_ends_with_1(folder, tmp_path, cli, refu
     refused(["info", "good.h5", "table.csv"], ["--verify"])
     with pytest.raises(StoreError, match="is no file"):
         verify(tmp_path)
+
+
+def test_a_pickle_that_ends_too_early_is_damage_with_a_reason(tmp_path):
+    path = tmp_path / "early.pt"
+    with ZipFile(path, "w") as archive:
+        archive.writestr("early/data.pkl", b"\x80\x02")
+    assert verify(path).damage == ["EOFError"]

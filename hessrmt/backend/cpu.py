@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from hessrmt.backend.base import Backend, all_finite, require_finite
-from hessrmt.backend.host import free_host_memory
 from hessrmt.errors import ConvergenceError, let_pass
+from hessrmt.memory import free_host_memory
 from hessrmt.tables import counted
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class CpuBackend(Backend):
         self.name = f"cpu ({counted(torch.get_num_threads(), 'thread', 'threads')})"
 
     def free_memory(self) -> int:
-        """See :class:`.Backend`; :func:`.host.free_host_memory`."""
+        """See :class:`.Backend`; :func:`.memory.free_host_memory`."""
         return free_host_memory()
 
     def eigen_bytes(self, n: int, itemsize: int) -> int:

@@ -20,8 +20,8 @@ import torch
 
 from hessrmt import rng
 from hessrmt.backend.base import FLOATS, all_finite, require_finite
-from hessrmt.backend.host import free_host_memory
 from hessrmt.errors import ConfigError, DeviceError
+from hessrmt.memory import free_host_memory
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int64

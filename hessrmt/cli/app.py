@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import warnings
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -125,16 +126,23 @@ def main() -> None:
     except SystemExit as error:
         if isinstance(error.__cause__, HessrmtError):  # a process of many, of which one speaks
             raise
+        if getattr(error.__context__, "errno", None) == errno.EPIPE:  # typer makes an exit of it
+            _leave_pipe()
         console.fail(f"code of the model or the loss ended the process: sys.exit({error.code!r})")
         sys.exit(1)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing left to flush
-        sys.exit(1)
+        _leave_pipe()
     except Exception as error:
         console.fail(_reason(error))
         sys.exit(1)
     if code:  # of a command that has said what is wrong
         sys.exit(code)
+
+
+def _leave_pipe() -> NoReturn:
+    """End without a word: who read the output has enough of it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing left to flush
+    sys.exit(1)
 
 
 def _reason(error: Exception) -> str:

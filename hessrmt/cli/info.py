@@ -89,8 +89,8 @@ def _about_installation() -> dict[str, Any]:
     import torch
 
     from hessrmt.backend.cuda_kernels import compile_report, cupy_version
-    from hessrmt.backend.host import free_host_memory
     from hessrmt.backend.select import select
+    from hessrmt.memory import free_host_memory
     from hessrmt.problems import models
     from hessrmt.problems.data import NAMES, locate
     from hessrmt.problems.losses import LOSSES

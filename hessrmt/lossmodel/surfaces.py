@@ -29,10 +29,10 @@ from scipy.linalg import eigh
 from torch import Tensor, nn
 
 from hessrmt import rng
-from hessrmt.backend.host import free_host_memory
 from hessrmt.checks import real, real_array, whole
 from hessrmt.errors import DataError
 from hessrmt.lossmodel.covariance import Stationary, require_stationary
+from hessrmt.memory import free_host_memory
 from hessrmt.problems.problem import Problem
 
 if TYPE_CHECKING:

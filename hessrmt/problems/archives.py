@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from collections import Counter
 from functools import cache
 from math import prod
 from typing import IO, TYPE_CHECKING, Any, BinaryIO
@@ -13,15 +14,17 @@ import numpy as np
 import torch
 from numpy.lib import format as npy
 
+from hessrmt.errors import DeviceError
+from hessrmt.memory import free_host_memory
+from hessrmt.problems.protocols import PICKLED
+
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
 _PIECE = 1 << 20
 _HEADER = 30
 """Bytes of a member's own header before its name."""
-
-_PICKLE = "data.pkl"
-"""Member of a checkpoint of torch that says which tensors there are."""
 
 _EMPTY = 22
 """Bytes of a zip file without members."""
@@ -29,10 +32,40 @@ _EMPTY = 22
 _LAST, _MANY = (1 << 16) + 22, 0xFFFF
 """Bytes in which the end of the directory lies, and what it says of more members than that."""
 
-_MOST = 1 << 30
-"""Bytes that members may always have together, unpacked; beyond, so many times the file's:"""
-MOST_DEFLATED = 1100
-"""What is unpacked to what is stored, at most: deflate packs no better than 1032 : 1."""
+_MOST = 1 << 28
+"""Bytes that may always be unpacked from a file; beyond, so many times the file's:"""
+_MOST_DEFLATED = 100
+
+
+def most_unpacked(stored: int) -> int:
+    """How large what a file holds may be, unpacked.
+
+    Deflate packs up to 1032 : 1, but numbers that mean something are far from that.
+
+    Args:
+        stored: Bytes of the file.
+
+    Returns:
+        Bytes.
+    """
+    return max(_MOST, _MOST_DEFLATED * stored)
+
+
+def require_memory(path: Path, needed: int) -> None:
+    """Refuse to unpack what main memory has no room for.
+
+    Args:
+        path: The file, for the message.
+        needed: Bytes.
+
+    Raises:
+        DeviceError: If less is free.
+    """
+    if needed > _MOST and needed > (free := free_host_memory()):
+        raise DeviceError(
+            f"{path} unpacks to {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB of memory are "
+            "free; use a machine with more"
+        )
 
 
 def look_through(path: Path) -> bool:
@@ -62,12 +95,17 @@ def _look_through(path: Path, _known_by: tuple[int, ...]) -> bool:
         lost = members[0].header_offset > 0 if members else size > _EMPTY
         if lost or _counted(raw, size) not in {len(members), _MANY}:
             raise BadZipFile("its directory has lost members")
+        _require_own_names(members)
         starts = [*(member.header_offset for member in members), archive.start_dir]
         for member, after in zip(members, starts[1:], strict=True):
             if _end(raw, member) > after:
                 raise BadZipFile(f"its member {member.filename!r} reaches into another")
-        if sum(member.file_size for member in members) > max(_MOST, MOST_DEFLATED * size):
-            raise BadZipFile("its members claim to be larger than they can be")
+        unpacked = sum(member.file_size for member in members)
+        if unpacked > most_unpacked(size):
+            raise BadZipFile(
+                f"its members claim to unpack to {unpacked:,} bytes, {unpacked // size:,} times "
+                f"the file; {_MOST_DEFLATED} times are read"
+            )
         if not any(member.CRC for member in members):
             for member in members:
                 del member.CRC  # zipfile then compares none
@@ -76,9 +114,20 @@ def _look_through(path: Path, _known_by: tuple[int, ...]) -> bool:
                 while handle.read(_PIECE):  # compares the checksum at the end
                     pass
         for member in members:
-            if member.filename.rpartition("/")[2] == _PICKLE:
+            if member.filename.rpartition("/")[2] == PICKLED:
                 _require_storages(archive, member)
     return all(member.compress_type == ZIP_STORED for member in members)
+
+
+def _require_own_names(members: Iterable[ZipInfo]) -> None:
+    """Refuse names that stand for two members: which of them is read depends on the reader."""
+    names = [member.filename for member in members]
+    # torch finds names whatever their case; in .npz files W and w are two arrays
+    if any(name.rpartition("/")[2] == PICKLED for name in names):
+        names = [name.casefold() for name in names]
+    name, times = Counter(names).most_common(1)[0] if names else ("", 0)
+    if times > 1:
+        raise BadZipFile(f"{times} of its members are called {name!r}")
 
 
 def npy_header(archive: ZipFile, member: str) -> tuple[tuple[int, ...], np.dtype]:
@@ -145,7 +194,7 @@ def _require_storages(archive: ZipFile, pickled: ZipInfo) -> None:
     with archive.open(pickled) as file:
         storages = _Storages(file)
         storages.load()
-    folder = pickled.filename.removesuffix(_PICKLE)
+    folder = pickled.filename.removesuffix(PICKLED)
     for kind, key, count in storages.found:
         dtype = torch.uint8 if kind == "UntypedStorage" else getattr(torch, kind).dtype
         name = f"{folder}data/{key}"

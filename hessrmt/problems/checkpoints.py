@@ -86,10 +86,14 @@ def _finite(reader: Reader, path: Path) -> dict[str, Tensor]:
         if entry.part_of is not None:
             whole = reader.entries.get(entry.part_of)
             if whole is None or whole.part_of is not None:
-                raise ProblemError(f"{path} does not hold whole weights; {name}: {entry.unusable}")
+                raise ProblemError(
+                    f"{path} does not hold whole weights; {name!r}: {entry.unusable}"
+                )
             continue
         if not hasattr(torch, entry.dtype):
             continue  # no tensor, e.g. text in an .npz file
+        if entry.unusable is not None:
+            raise ProblemError(f"{path} cannot be used: {name!r} is {entry.unusable}")
         state[name] = tensor = reader.read(name).clone()
         if not _is_number(tensor):
             continue
@@ -151,6 +155,11 @@ def apply_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
             f"{name} {tuple(state[name].shape)} where the model has {tuple(value.shape)}"
             for name, value in own.items()
             if name in state and state[name].shape != value.shape
+        ],
+        "complex where the model is real": [
+            f"{name}, {state[name].dtype}"
+            for name, value in own.items()
+            if name in state and state[name].is_complex() and not value.is_complex()
         ],
         "of integers, as quantised weights are": [
             f"{name}, {state[name].dtype}"

@@ -29,7 +29,7 @@ from typing import IO, TYPE_CHECKING, Any, ClassVar, NoReturn, cast
 import numpy as np
 
 from hessrmt.errors import DataError
-from hessrmt.problems.archives import MOST_DEFLATED, look_through, npy_header
+from hessrmt.problems.archives import look_through, most_unpacked, npy_header, require_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,6 +48,9 @@ MOST_INSTRUCTIONS = 2_000_000
 
 _UNPACKED = 2 * LARGEST_PICKLE
 _PIECE = 1 << 20
+_PACKED_AT_BEST = 1032
+"""What deflate unpacks to what is stored, at most."""
+
 _IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _DAMAGE = (ValueError, EOFError, RuntimeError, MemoryError, OverflowError, zlib.error)
 
@@ -57,6 +60,8 @@ def _reading(path: Path, kind: str) -> Iterator[None]:
     """Say of which file it is that something is wrong."""
     try:
         yield
+    except DataError:
+        raise
     except (gzip.BadGzipFile, tarfile.TarError, *_DAMAGE) as error:
         raise DataError(f"{path} is a damaged {kind} ({error}). Download it again.") from error
     except OSError as error:
@@ -235,7 +240,15 @@ def read_idx(path: Path) -> np.ndarray:
         if not count:
             raise DataError(f"{path} holds no values: its header announces the shape {shape}.")
         stored = os.stat(path).st_size
-        possible = MOST_DEFLATED * stored if isinstance(file, gzip.GzipFile) else stored
+        possible = stored
+        if isinstance(file, gzip.GzipFile):
+            possible = most_unpacked(stored)
+            require_memory(path, min(count, possible))
+            if possible < count < _PACKED_AT_BEST * stored:
+                raise DataError(
+                    f"{path} claims to unpack to {count:,} bytes, {count // stored:,} times the "
+                    "file, which no data set does. Download it again."
+                )
         content = _read(file, count) if count <= possible else b""
         more = len(file.read(1)) if len(content) == count else 0
         if len(content) != count or more:
@@ -287,8 +300,10 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     try:
         look_through(path)
         with zipfile.ZipFile(path) as archive:
-            for name in {f"{key}.npy" for key in _NPZ_READ} & set(archive.namelist()):
+            names = {f"{key}.npy" for key in _NPZ_READ} & set(archive.namelist())
+            for name in names:
                 npy_header(archive, name)
+            require_memory(path, sum(archive.getinfo(name).file_size for name in names))
         with np.load(path, allow_pickle=False) as file:
             wanted = _NPZ_READ & set(file.files)
             found = {key: value for key in wanted if isinstance(value := file[key], np.ndarray)}

@@ -414,7 +414,7 @@ def from_factory(spec: str, **offered: object) -> nn.Module:
         The network.
 
     Raises:
-        ProblemError: If it fails or returns no module.
+        ProblemError: If it fails or returns no module, or one without values.
     """
     factory = load_object(spec)
     if not callable(factory):
@@ -429,4 +429,10 @@ def from_factory(spec: str, **offered: object) -> nn.Module:
         raise ProblemError(
             f"the factory {spec!r} returned {type(model).__name__}, not a torch.nn.Module"
         )
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        if value.is_meta:
+            raise ProblemError(
+                f"the factory {spec!r} returned a model whose {name} is on the meta device, where "
+                "tensors have no values; make it on a real device"
+            )
     return model

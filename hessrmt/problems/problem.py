@@ -708,7 +708,16 @@ def _check_finite_parameters(model: nn.Module) -> None:
         if not value.is_floating_point() and not value.is_complex():
             continue
         # constants may be infinite: masks are
-        bad = int((~torch.isfinite(value) if value.requires_grad else torch.isnan(value)).sum())
+        found = (~torch.isfinite(value) if value.requires_grad else torch.isnan(value)).sum()
+        try:
+            bad = int(found)
+        except (NotImplementedError, RuntimeError) as error:
+            if not value.is_meta:
+                raise
+            raise ProblemError(
+                f"{name} is on the meta device, where tensors have no values; make the model on a "
+                "real device, and load its weights"
+            ) from error
         if bad:
             what = "NaN or infinite" if value.requires_grad else "NaN"
             raise ProblemError(f"{name} has {bad} {what} values out of {value.numel()}")

@@ -29,8 +29,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from hessrmt.errors import ProblemError
-from hessrmt.problems.archives import Inert, look_through, npy_header
+from hessrmt.errors import DeviceError, HessrmtError, ProblemError
+from hessrmt.problems.archives import Inert, look_through, npy_header, require_memory
+from hessrmt.problems.protocols import in_protocol_2, is_newer, is_old_format
+from hessrmt.tables import printable
 
 ValueT = TypeVar("ValueT")
 Shape = tuple[int, ...]
@@ -107,6 +109,9 @@ SHARD = re.compile(r"-(\d{1,6})-of-(\d{1,6})\.")
 _WEIGHT_FILES = ("model", "pytorch_model", "adapter_model", "diffusion_pytorch_model")
 """Beginnings of the names of files of weights, where others of the same ending lie beside them."""
 
+_MOST_EXPANDED, _TIMES_STORED = 1 << 30, 3
+"""Bytes that tensors of few stored numbers may always take, and how many times the file's."""
+
 _RENEW_AFTER = 32 * 2**20
 _LISTED = 8
 
@@ -182,7 +187,7 @@ def _reading(path: Path, kind: str, instead: str = "copy or save it again") -> I
         yield
     except OSError as error:
         raise ProblemError(f"cannot read {path}: {error.strerror or error}") from error
-    except ProblemError:
+    except HessrmtError:
         raise
     except Exception as error:  # of a foreign file almost anything
         what = f"{path} is not a complete {kind} ({type(error).__name__}: {error})"
@@ -225,14 +230,14 @@ def kind_of(path: Path) -> str:
     suffix = path.suffix.lower()
     try:
         with path.open("rb") as handle:
-            start = handle.read(9)
+            start = handle.read(32)
     except OSError as error:
         raise ProblemError(f"cannot read {path}: {error.strerror or error}") from error
-    kind = _KINDS.get(suffix)
+    kind = _KINDS.get(suffix) or ("torch" if is_old_format(start) else None)
     if foreign := _FOREIGN.get(_MAGIC.get(start[:4], "" if kind else suffix)):
         advice = "convert the weights to safetensors"
         raise ProblemError(f"{path} is {foreign}, of which nothing is read; {advice}")
-    header = int.from_bytes(start[:8], "little") if start[8:] == b"{" else 0
+    header = int.from_bytes(start[:8], "little") if start[8:9] == b"{" else 0
     if 0 < header < path.stat().st_size:
         return "safetensors"
     if kind is None and start[:4] == b"PK\x03\x04":
@@ -261,6 +266,7 @@ def read(path: Path, *, mapped: bool = False) -> Any:
 
     Raises:
         ProblemError: If the file is missing, unreadable, refused or foreign.
+        DeviceError: If it is packed and memory has no room for it.
     """
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
@@ -274,9 +280,38 @@ def read(path: Path, *, mapped: bool = False) -> Any:
             warnings.simplefilter("ignore")  # torch's remarks on foreign files; ours are errors
             if is_zipfile(path):
                 mapped &= look_through(path)
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+                if not mapped:
+                    with ZipFile(path) as archive:
+                        require_memory(path, sum(one.file_size for one in archive.infolist()))
+            source: Any = path
+            if is_newer(path):
+                if mapped:
+                    raise ProblemError(f"{path} is of a pickle protocol that can't be mapped")
+                require_memory(path, 2 * path.stat().st_size)
+                source = in_protocol_2(path)
+            return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
+    except (DeviceError, ProblemError):
+        raise
     except Exception as error:  # a foreign file makes torch.load raise almost anything
-        raise ProblemError(_why_unreadable(path, error)) from error
+        kind = ForeignError if _what_else(path, error) else ProblemError
+        raise kind(_why_unreadable(path, error)) from error
+
+
+class ForeignError(ProblemError):
+    """A checkpoint that may be whole, but isn't read: it holds more than tensors."""
+
+
+def _what_else(path: Path, error: Exception) -> str:
+    """What a checkpoint is that holds more than tensors; else empty."""
+    with path.open("rb") as handle:
+        start = handle.read(1)
+    if named := re.search(r"GLOBAL ([\w.]+)", str(error)):
+        return f"holds pickled Python objects ({named[1]}), not only tensors"
+    if "TorchScript" in str(error):
+        return "is a TorchScript archive, not a state dict"
+    if start == b"\x80" and isinstance(error, pickle.UnpicklingError):
+        return "is a pickle that was not written by torch.save"
+    return ""
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:
@@ -290,14 +325,7 @@ def _why_unreadable(path: Path, error: Exception) -> str:
         start = handle.read(4)
         handle.seek(257)
         archive = handle.read(5) == b"ustar"
-    foreign = ""
-    if named := re.search(r"GLOBAL ([\w.]+)", str(error)):
-        foreign = f"holds pickled Python objects ({named[1]}), not only tensors"
-    elif "TorchScript" in str(error):
-        foreign = "is a TorchScript archive, not a state dict"
-    elif start[:1] == b"\x80" and isinstance(error, pickle.UnpicklingError):
-        foreign = "is a pickle that was not written by torch.save"
-    if foreign:
+    if foreign := _what_else(path, error):
         return (
             f"{path} {foreign}; nothing in it was executed. In the program that made it, save "
             "only its tensors: torch.save(model.state_dict(), path)"
@@ -402,10 +430,10 @@ def unwrap(state: Mapping[str, ValueT]) -> dict[str, ValueT]:
 
 
 def listed(names: Iterable[str]) -> str:
-    """The first of some names, and how many more there are."""
+    """The first of some names, on one line, and how many more there are."""
     names = list(names)
     rest = len(names) - _LISTED
-    return ", ".join(names[:_LISTED]) + (f" and {rest} more" if rest > 0 else "")
+    return ", ".join(map(printable, names[:_LISTED])) + (f" and {rest} more" if rest > 0 else "")
 
 
 # Readers
@@ -445,7 +473,15 @@ class Files(Reader):
         self._whole = cache(read)
         notes: list[str] = []
         for path in self.files:
-            for name, value in self._mapped(path, notes).items():
+            content, expanded = self._mapped(path, notes), 0
+            for name, value in content.items():
+                expanded += _expanded(value)
+                if expanded > max(_MOST_EXPANDED, _TIMES_STORED * path.stat().st_size):
+                    raise ProblemError(
+                        f"{path}: the tensor {name!r} of shape {tuple(value.shape)} repeats few "
+                        f"stored numbers; with others of its kind it would take {expanded:,} "
+                        "bytes. Save tensors that hold their numbers: tensor.contiguous()"
+                    )
                 if name in self.entries:
                     both = f"{path} and {self.places[name]} both hold a tensor {name!r}"
                     raise ProblemError(f"{both}; give the files of one network, or a single file")
@@ -513,6 +549,7 @@ class Npz(Reader):
     def read(self, name: str) -> Tensor:
         """See :class:`Reader`."""
         with _reading(self.files[0], ".npz file"), self._archive.open(f"{name}.npy") as handle:
+            require_memory(self.files[0], self._archive.getinfo(f"{name}.npy").file_size)
             return as_tensor(npy.read_array(handle, allow_pickle=False))
 
     def close(self) -> None:
@@ -593,16 +630,29 @@ def _described(value: object, place: object = None) -> Stored:
         return Stored((), kind, f"not a tensor, but of type {kind}")
     if nn.parameter.is_lazy(value):
         return Stored((), "uninitialised", "not initialised yet: run the network on data once")
-    shape, dtype = tuple(value.shape), str(value.dtype).removeprefix("torch.")
-    if value.layout is not torch.strided:
+    dtype = str(value.dtype).removeprefix("torch.")
+    shape = () if value.is_nested else tuple(value.shape)
+    if value.is_nested or value.layout is not torch.strided:
         layout = str(value.layout).removeprefix("torch.")
-        return Stored(shape, dtype, f"{layout}: sparse tensors aren't analysed; use to_dense()")
+        sparse = f"{layout}: sparse tensors aren't analysed; use to_dense()"
+        nested = "a nested tensor, which has no shape; save its parts"
+        return Stored(shape, dtype, nested if value.is_nested else sparse)
     if value.is_meta:
         return Stored(shape, dtype, "on the meta device, where tensors have no values")
     if value.is_quantized or not value.numel():
         return Stored(shape, dtype)
     storage = place, str(value.device), value.data_ptr(), value.numel(), dtype
     return Stored(shape, dtype, None, storage)
+
+
+def _expanded(value: object) -> int:
+    """Bytes of a tensor that repeats what is stored, once its numbers are written out; else 0."""
+    if not isinstance(value, Tensor) or nn.parameter.is_lazy(value) or value.is_nested:
+        return 0
+    if value.layout is not torch.strided or value.is_meta:
+        return 0
+    needed = value.numel() * value.element_size()
+    return needed if needed > value.untyped_storage().nbytes() else 0
 
 
 def as_tensor(value: Any) -> Any:

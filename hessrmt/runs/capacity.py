@@ -19,6 +19,7 @@ from hessrmt.progress import under
 from hessrmt.records import Provenance
 from hessrmt.results import Result
 from hessrmt.runs.tables import numbers_of, read_table, spoilt
+from hessrmt.tables import printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -166,7 +167,7 @@ def named(names: Sequence[str], most: int = 3) -> str:
         E.g. ``"a, b, c and 12 more"``.
     """
     more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more:,} more" if more > 0 else "")
+    return ", ".join(map(printable, names[:most])) + (f" and {more:,} more" if more > 0 else "")
 
 
 PATH = "path"
