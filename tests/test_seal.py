@@ -1,0 +1,61 @@
+"""Seals and files of which anyone could have made a part: refused in words, in bounded time."""
+
+import json
+import struct
+import zlib
+
+import h5py
+import numpy as np
+import pytest
+
+from hessrmt.errors import StoreError
+from hessrmt.store.hdf5 import hdf5_bytes
+from hessrmt.store.seal import is_sealed, padding
+
+
+def resealed(path, about):
+    """An HDF5 file with this JSON in its seal, whose own checksum is right."""
+    with h5py.File(path, "w") as file:
+        file["hessian_evals"] = np.arange(8.0).reshape(1, 8)
+    content = path.read_bytes()
+    content += bytes(padding(len(content)))
+    if isinstance(about, dict):
+        about = {"size": len(content), "crc32": zlib.crc32(content), **about}
+    text = about if isinstance(about, bytes) else json.dumps(about).encode()
+    path.write_bytes(
+        content + text + struct.pack("<8sII", b"hrmtseal", len(text), zlib.crc32(text))
+    )
+    return path
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        [],
+        5,
+        None,
+        b"[" * 100_000,
+        b"\xff\xfe",
+        {},
+        {"rows": 5},
+        {"rows": [[10**18, 1]]},
+        {"rows": [[0, 10**30]]},
+        {"rows": [[-5, 1]]},
+        {"rows": [[5, -1]]},
+        {"rows": [["a", 1]]},
+        {"rows": [[1, 2, 3]]},
+        {"rows": [[0.5, 1]]},
+        {"rows": [[8, 8], [0, 8]]},
+        {"rows": [], "size": "4096"},
+        {"rows": [], "crc32": None},
+    ],
+)
+def test_a_seal_that_cannot_be_one_is_refused(tmp_path, about):
+    with pytest.raises(StoreError, match="damaged: it doesn't match the checksum"):
+        is_sealed(resealed(tmp_path / "s.h5", about))
+
+
+def test_a_seal_that_is_one_is_accepted(tmp_path):
+    assert is_sealed(resealed(tmp_path / "s.h5", {"rows": []}))
+    (tmp_path / "own.h5").write_bytes(hdf5_bytes(lambda file: None))
+    assert is_sealed(tmp_path / "own.h5")
