@@ -140,6 +140,8 @@ def write_whole(path: Path, content: bytes | memoryview | str, *, replace: bool 
 def new_file(path: Path, *, replace: bool = True) -> Iterator[Path]:
     """A name beside a file, to write the new one under; it is put in place at the end.
 
+    A link stays one: what it leads to is replaced.
+
     Args:
         path: The file.
         replace: Whether a file of that name may be replaced.
@@ -151,6 +153,7 @@ def new_file(path: Path, *, replace: bool = True) -> Iterator[Path]:
         StoreError: If there is one that may not be.
         WriteError: If the disk refuses; an old file stays.
     """
+    named, path = path, Path(os.path.realpath(path)) if path.is_symlink() else path
     draft = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}.part")
     try:
         os.close(os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666))
@@ -165,9 +168,9 @@ def new_file(path: Path, *, replace: bool = True) -> Iterator[Path]:
         else:
             _publish(draft, path)
     except FileExistsError as error:
-        raise StoreError(_exists(path)) from error
+        raise StoreError(_exists(named)) from error
     except OSError as error:
-        fail_writing(path, error)
+        fail_writing(named, error)
     finally:
         with suppress(OSError):
             draft.unlink(missing_ok=True)

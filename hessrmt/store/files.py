@@ -143,7 +143,8 @@ class ResumableFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = -1
-        beside = path.with_name(f".{path.name}.lock")
+        real = Path(os.path.realpath(path))  # whichever link leads to it
+        self._beside = beside = real.with_name(f".{real.name}.lock")
         while self._lock < 0:
             try:
                 descriptor = os.open(beside, os.O_RDWR | os.O_CREAT, 0o666)
@@ -163,7 +164,7 @@ class ResumableFile:
     def close(self) -> None:
         """Let others write."""
         if self._lock >= 0:
-            self.path.with_name(f".{self.path.name}.lock").unlink(missing_ok=True)
+            self._beside.unlink(missing_ok=True)
             os.close(self._lock)
             self._lock = -1
 
