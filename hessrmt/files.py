@@ -33,8 +33,8 @@ def require_new(path: Path, *, may_exist: bool, resumable: bool = True) -> None:
     """
     if os.path.isdir(path):
         raise StoreError(f"{path} is a folder; --out takes the name of a file")
-    if _is_special(path):
-        raise StoreError(f"{path} is a device or a pipe; --out takes the name of a file")
+    if _is_special(path) or _is_of_the_system(path):
+        raise StoreError(_special(path))
     if not may_exist and os.path.exists(path):
         raise StoreError(_exists(path, resumable))
 
@@ -54,7 +54,7 @@ def require_file(path: Path, option: str) -> None:
         problem = "is a folder"
     elif not path.absolute().parent.is_dir():
         problem = "lies in a folder that doesn't exist"
-    elif _is_special(path):
+    elif _is_special(path) or _is_of_the_system(path):
         problem = "is a device or a pipe"
     if problem:
         raise ConfigError(f"{path} {problem}; {option} takes the name of a file")
@@ -79,6 +79,26 @@ def _is_special(path: Path) -> bool:
         return not stat.S_ISREG(path.stat().st_mode)
     except (OSError, ValueError):
         return False
+
+
+def _is_of_the_system(path: Path) -> bool:
+    """Whether a name, or one that it leads to as a link, lies where the system keeps devices."""
+    # that of standard output may lead to a file, but is there for every program
+    place = os.path.join(os.getcwd(), path)
+    for _ in range(_LINKS):
+        folder = os.path.realpath(os.path.dirname(place))
+        if f"{folder}/".startswith(_SYSTEM) and not f"{folder}/".startswith("/dev/shm/"):
+            return True
+        place = os.path.join(folder, os.path.basename(place))
+        if not os.path.islink(place):
+            return False
+        place = os.path.join(folder, os.readlink(place))
+    return False
+
+
+_SYSTEM = ("/dev/", "/proc/", "/sys/")
+_LINKS = 40
+"""As many as Linux follows."""
 
 
 def require_apart(written: Mapping[str, Path], read: Iterable[str | Path]) -> None:
@@ -113,6 +133,10 @@ def _identity(path: str | Path) -> tuple[int, int]:
     except (OSError, ValueError):
         return _NOTHING
     return _NOTHING if stat.S_ISDIR(about.st_mode) else (about.st_dev, about.st_ino)
+
+
+def _special(path: Path) -> str:
+    return f"{path} is a device or a pipe; --out takes the name of a file"
 
 
 def _exists(path: Path, resumable: bool = True) -> str:
@@ -150,9 +174,11 @@ def new_file(path: Path, *, replace: bool = True) -> Iterator[Path]:
         The name of the draft.
 
     Raises:
-        StoreError: If there is one that may not be.
+        StoreError: If there is one that may not be, or it is a name of the system's.
         WriteError: If the disk refuses; an old file stays.
     """
+    if _is_of_the_system(path):
+        raise StoreError(_special(path))
     named, path = path, Path(os.path.realpath(path)) if path.is_symlink() else path
     draft = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}.part")
     try:

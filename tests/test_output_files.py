@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from store_samples import SIZE, create, resume, spectrum
 
-from hessrmt.errors import StoreError
+from hessrmt.errors import ConfigError, StoreError
+from hessrmt.files import new_file, require_file, require_new
 from hessrmt.store.spectra import load
 
 
@@ -25,3 +26,32 @@ def test_a_link_stays_one_and_what_it_leads_to_is_replaced(tmp_path, way):
     assert link.is_symlink()
     assert load(real).planned == load(link).planned == 5
     assert os.listdir(real.parent) == ["real.h5"]
+
+
+@pytest.mark.parametrize("way", ["itself", "link", "link to a link", "folder"])
+@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/stdout.png", "/proc/self/fd/1", "/dev/new"])
+def test_names_of_the_system_are_refused_whatever_they_lead_to(tmp_path, name, way):
+    """Only looked at: nothing is ever written there."""
+    file, folder = tmp_path / "a", os.path.dirname(name)
+    if way == "itself":
+        file = tmp_path / name
+    elif way == "folder":
+        (tmp_path / "there").symlink_to(folder)
+        file = tmp_path / "there" / os.path.basename(name)
+    else:
+        file.symlink_to(name)
+        if way != "link":
+            (tmp_path / "b").symlink_to("a")
+            file = tmp_path / "b"
+    with pytest.raises(StoreError, match="is a device or a pipe"):
+        require_new(file, may_exist=True)
+    with pytest.raises(ConfigError, match=r"is a device or a pipe|a folder that doesn't exist"):
+        require_file(file, "--csv")
+    with pytest.raises(StoreError, match="is a device or a pipe"):
+        new_file(file).__enter__()
+
+
+def test_shared_memory_and_links_that_go_round_are_no_devices(tmp_path):
+    require_new(tmp_path / "/dev/shm/hessrmt-test.h5", may_exist=False)
+    (tmp_path / "a").symlink_to("a")
+    require_new(tmp_path / "a", may_exist=False)
