@@ -17,7 +17,7 @@ import sys
 import sysconfig
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from importlib.machinery import PathFinder, SourceFileLoader
 from pathlib import Path
 from types import ModuleType
@@ -228,6 +228,35 @@ def sources(spec: str) -> list[Path]:
                 found.add(Path(module.__file__))
                 waiting.append((Path(module.__file__), module.__package__ or ""))
     return [path, *sorted(found - {path})]
+
+
+def neighbours(spec: str) -> list[Path]:
+    """The files that a user's file may import from beside it, without running it.
+
+    Args:
+        spec: ``file.py:name``.
+
+    Returns:
+        Python files that it names, and those that they name.
+    """
+    path = _path(spec)
+    root, package = _package(path)
+    found, waiting = dict.fromkeys([path]), [(path, package)]
+    while waiting:
+        file, package = waiting.pop()
+        with suppress(OSError, SyntaxError, ValueError, RecursionError):  # said when it is run
+            places = [
+                (folder.joinpath(*name.split(".")), name)
+                for name in sorted(_imported(file, package))
+                for folder in dict.fromkeys((path.parent, root))
+            ]
+            for place, name in places:
+                inside = place / "__init__.py", name
+                beside = place.with_name(f"{place.name}.py"), name.rpartition(".")[0]
+                new = [x for x in (inside, beside) if x[0].is_file() and x[0] not in found]
+                found |= dict.fromkeys(file for file, _ in new)
+                waiting += new
+    return list(found)[1:]
 
 
 def _imported(file: Path, package: str) -> set[str]:
