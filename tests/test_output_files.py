@@ -1,12 +1,13 @@
 """Files that are written: which names are refused, and what happens to links."""
 
 import os
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
-from store_samples import SIZE, create, resume, spectrum
+from store_samples import BATCHES, SIZE, P, create, resume, spectrum
 
-from hessrmt.errors import ConfigError, StoreError
+from hessrmt.errors import ConfigError, HessrmtWarning, StoreError
 from hessrmt.files import new_file, require_file, require_new
 from hessrmt.store.spectra import load
 
@@ -55,3 +56,34 @@ def test_shared_memory_and_links_that_go_round_are_no_devices(tmp_path):
     require_new(tmp_path / "/dev/shm/hessrmt-test.h5", may_exist=False)
     (tmp_path / "a").symlink_to("a")
     require_new(tmp_path / "a", may_exist=False)
+
+
+@pytest.mark.parametrize("batches", [BATCHES, BATCHES + 2])
+@pytest.mark.parametrize("block", [None, "a/b"])
+def test_what_a_damaged_row_holds_is_kept_also_when_the_file_grows(tmp_path, batches, block):
+    path = tmp_path / "s.h5"
+    dimension = P if block is None else {block: P}
+    found = {
+        row: spectrum(row) if block is None else {block: spectrum(row)} for row in range(batches)
+    }
+    with create(path, dimension=dimension) as writer:
+        for row in range(BATCHES):
+            writer.write(row, found[row])
+    for time in ("", "-2", "-3"):
+        raw = bytearray(path.read_bytes())
+        place = raw.find(spectrum(1).eigenvalues.tobytes())
+        raw[place + 2] ^= 1
+        path.write_bytes(bytes(raw))
+        indices = np.arange(batches * SIZE).reshape(batches, SIZE)
+        grows = batches > BATCHES and not time
+        said = pytest.warns(HessrmtWarning, match="row 1 is damaged") if grows else nullcontext()
+        with said:
+            writer = resume(path, dimension=dimension, batch_indices=indices)
+        with writer:
+            assert writer.done[:BATCHES].tolist() == [True, False, True]
+            writer.write(1, found[1])
+        name = "hessian_evals" if block is None else "blocks.a.b.hessian_evals"
+        with np.load(tmp_path / f"s.h5.damaged-1{time}.npz") as kept:
+            assert kept[name].tobytes() == bytes(raw[place : place + 8 * P])
+            assert {value.dtype.kind for value in kept.values()} == set("fiuS")
+    assert len(list(tmp_path.glob("*.npz"))) == 3

@@ -16,6 +16,7 @@ import io
 import json
 import os
 import uuid
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import h5py
 import numpy as np
 
-from hessrmt.errors import DataError, StoreError, WriteError
+from hessrmt.errors import DataError, HessrmtWarning, StoreError, WriteError
 from hessrmt.files import fail_writing, new_file, reason, require_new, write_whole
 from hessrmt.records import BlockSpectra, Provenance, Spectra, Spectrum
 from hessrmt.store.files import (
@@ -53,6 +54,7 @@ from hessrmt.store.spectra import (
     Extra,
     Rows,
     checksums,
+    damage,
     group_of,
     parts_of,
     read_rows,
@@ -142,7 +144,8 @@ class SpectrumWriter(ResumableFile):
 
     A file that is continued with more batches is extended: its rows are copied into a larger one,
     which takes its place at once. Damaged rows count as absent; before one is written anew, what is
-    there is kept in a file beside, ``NAME.damaged-ROW.npz``.
+    there is kept in a file beside, ``NAME.damaged-ROW.npz``, or
+    ``NAME.damaged-ROW-2.npz`` if that is taken.
 
     Args:
         path: The file.
@@ -215,7 +218,26 @@ class SpectrumWriter(ResumableFile):
             )
             solver = text(first.attrs[SOLVER])
             larger = dataclasses.replace(layout, provenance=provenance, solver=solver)
+            self._keep_damaged(parts)
             larger.write(self.path, replace=True, kept=parts)
+
+    def _keep_damaged(self, parts: Mapping[str | None, Any]) -> None:
+        """Name the damaged rows of a file that is to be replaced, and keep what they hold."""
+        held: dict[int, dict[str, np.ndarray]] = {}
+        for name, place in parts.items():
+            rows = read_rows(place)
+            if rows.damaged:
+                of = "" if name is None else f", {group_of(name)}"
+                warnings.warn(f"{self.path}{of}: {damage(rows)}", HessrmtWarning, stacklevel=5)
+            held |= {row: {} for row in rows.damaged}
+        for name, place in parts.items() if held else ():
+            checked = [kind for kind in (CHECKSUM, SECONDS_CHECKSUM) if kind in place]
+            prefix = "" if name is None else f"{group_of(name)}/"
+            for kind in (*row_names(place), DONE, *checked):
+                for row, values in held.items():
+                    values[prefix + kind] = np.atleast_1d(dataset(place, kind)[row])
+        for row, values in held.items():
+            self._put_aside(row, values)
 
     def _open(self) -> None:
         with reading(self.path, SCHEMA, VERSION) as file:
@@ -370,12 +392,21 @@ class SpectrumWriter(ResumableFile):
         held = {}
         for name, slot in self._slots.items():
             data = os.pread(self._descriptor, slot.row_bytes, slot.offset + row * slot.row_bytes)
-            held[name.replace("/", ".")] = np.frombuffer(data, slot.dtype)
-        buffer = io.BytesIO()
-        np.savez(buffer, allow_pickle=False, **held)
-        aside = self.path.with_name(f"{self.path.name}.damaged-{row}.npz")
-        write_whole(aside, buffer.getbuffer())
+            held[name] = np.frombuffer(data, slot.dtype)
+        self._put_aside(row, held)
         self._damaged.discard(row)
+
+    def _put_aside(self, row: int, held: Mapping[str, np.ndarray]) -> None:
+        """A file with what a row holds, under the first free name."""
+        buffer = io.BytesIO()
+        values = {name.replace("/", "."): value for name, value in held.items()}
+        np.savez(buffer, allow_pickle=False, **values)
+        name, number = f"{self.path.name}.damaged-{row}", 1
+        aside = self.path.with_name(f"{name}.npz")
+        while os.path.lexists(aside):
+            number += 1
+            aside = self.path.with_name(f"{name}-{number}.npz")
+        write_whole(aside, buffer.getbuffer(), replace=False)
 
 
 @dataclasses.dataclass(frozen=True)
