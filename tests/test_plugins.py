@@ -98,7 +98,7 @@ from torch import nn
 
 def spoil():
     print("printed")
-    os.chdir("/")
+    os.chdir(os.path.dirname(__file__) + "/..")
     torch.set_grad_enabled(False)
     torch.set_num_threads(3)
     torch.set_default_device("meta")
@@ -174,3 +174,39 @@ def test_sys_exit_in_users_code_is_an_error(tmp_path, name):
     file = spoiling(tmp_path / "a.py", "" if name == "leaving" else "sys.exit(0)")
     with pytest.raises(ProblemError, match="failed: SystemExit: 0"):
         models.build(f"{file}:{name}", (6,), 3, 0)
+
+
+FOLDER_CHANGED = """
+import os
+from torch import nn
+
+
+class Net(nn.Linear):
+    def forward(self, x):
+        os.chdir(os.path.dirname(__file__) + "/..")
+        return super().forward(x)
+
+
+def make():
+    return Net(6, 3)
+"""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "spectrum --model net.py:make --data tiny.npz --batch 10 --batches 1 --out o.h5",
+        pytest.param(
+            "density --model net.py:make --data tiny.npz --out o.h5", marks=pytest.mark.slow
+        ),
+        "train --model net.py:make --data tiny.npz --epochs 1 --batch 10 --out o.pt",
+    ],
+)
+def test_a_network_that_changes_the_folder_leaves_outputs_where_they_belong(
+    cli, tmp_path, tiny_npz, words
+):
+    (tmp_path / "net.py").write_text(FOLDER_CHANGED)
+    done = cli(*words.split())
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / words.split()[-1]).is_file()
+    assert os.getcwd() == str(tmp_path)

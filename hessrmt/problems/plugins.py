@@ -63,6 +63,22 @@ _DRAWN: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
 
 
 @contextmanager
+def same_folder() -> Iterator[None]:
+    """While user's code is executed: the working folder, which names of files count from, stays.
+
+    Yields:
+        None.
+    """
+    # its name may be another's meanwhile; not every system can go back to a folder unread
+    folder = os.open(".", getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY)
+    try:
+        yield
+    finally:
+        os.fchdir(folder)
+        os.close(folder)
+
+
+@contextmanager
 def contained() -> Iterator[None]:
     """While user's code is executed: what it changes for the whole process is put back.
 
@@ -74,9 +90,8 @@ def contained() -> Iterator[None]:
     changed = [(get, put, get()) for get, put in _CHANGED]
     drawn = [(put, get()) for get, put in _DRAWN]
     handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
-    folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY)  # its name may be another's meanwhile
     try:
-        with redirect_stdout(sys.stderr), warnings.catch_warnings():
+        with same_folder(), redirect_stdout(sys.stderr), warnings.catch_warnings():
             yield
     finally:
         for get, put, before in changed:
@@ -88,8 +103,6 @@ def contained() -> Iterator[None]:
             # None: not of Python. Another thread can neither have changed them nor put them back
             if before is not None and signal.getsignal(number) is not before:
                 signal.signal(number, before)
-        os.fchdir(folder)
-        os.close(folder)
 
 
 @contextmanager
