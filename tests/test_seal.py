@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from hessrmt.errors import StoreError
-from hessrmt.store.hdf5 import hdf5_bytes
+from hessrmt.runs.verify import verify
+from hessrmt.store.hdf5 import dataset, hdf5_bytes, opened
 from hessrmt.store.seal import is_sealed, padding
+from hessrmt.store.spectra import load
 
 
 def resealed(path, about):
@@ -59,3 +61,29 @@ def test_a_seal_that_is_one_is_accepted(tmp_path):
     assert is_sealed(resealed(tmp_path / "s.h5", {"rows": []}))
     (tmp_path / "own.h5").write_bytes(hdf5_bytes(lambda file: None))
     assert is_sealed(tmp_path / "own.h5")
+
+
+@pytest.mark.parametrize("dtype", ["u1", "f8"])
+def test_numbers_that_a_file_only_claims_are_counted_as_float64(tmp_path, dtype):
+    path = tmp_path / "s.h5"
+    with h5py.File(path, "w") as file:
+        shape = (1, 140_000_000)
+        file.create_dataset("hessian_evals", shape=shape, dtype=dtype, fillvalue=1)
+    with pytest.raises(StoreError, match="hessian_evals claims"):
+        load(path)
+    content = hdf5_bytes(lambda file: file.create_dataset("a", shape=shape, dtype=dtype) and None)
+    path.write_bytes(content)
+    with opened(path) as file, pytest.raises(ValueError, match="a claims"):
+        dataset(file, "a")
+
+
+def test_an_empty_dataset_beside_the_spectra_does_no_harm(tmp_path):
+    with h5py.File(tmp_path / "s.h5", "w") as file:
+        file["hessian_evals"] = np.arange(8.0).reshape(1, 8)
+        file["nothing"] = h5py.Empty("f8")
+        file["none of many"] = np.empty((0, 3))
+        file.create_dataset("mask", shape=(200_000_000,), dtype="u1", chunks=(10**6,))
+    assert load(tmp_path / "s.h5").eigenvalues.tolist() == [np.arange(8.0).tolist()]
+    assert verify(tmp_path / "s.h5").state == "no checksums"
+    with opened(tmp_path / "s.h5") as file, pytest.raises(KeyError, match="is no dataset"):
+        dataset(file, "nothing")

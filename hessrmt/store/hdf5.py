@@ -38,6 +38,9 @@ _ENDLESS = "the HDF5 library doesn't come to an end with it"
 _LONGEST = 60_000
 """Bytes of an attribute with its text inside; HDF5 has room for 64 KiB."""
 
+_FLOAT64 = 8
+"""Bytes of the numbers that are made of those of any dataset."""
+
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
@@ -253,13 +256,14 @@ def dataset(file: h5py.File | h5py.Group, name: str) -> h5py.Dataset:
         if link is not None and not isinstance(link, h5py.HardLink):
             raise ValueError(f"{name} is a link, which isn't followed")
         place = place[part]
-    if not isinstance(place, h5py.Dataset):
+    if not isinstance(place, h5py.Dataset) or place.shape is None:
         raise KeyError(f"{name} is no dataset")
     if place.external or place.is_virtual:
         raise ValueError(f"{name} keeps its numbers in another file, which isn't read")
-    largest = max(place.size or 0, math.prod(place.chunks or ())) * place.dtype.itemsize
-    if largest > 2**30 and os.path.exists(where := str(place.file.filename)):
-        probe.require_held(name, largest, os.path.getsize(where))
+    largest = max(place.size or 0, math.prod(place.chunks or ()))
+    if os.path.exists(where := str(place.file.filename)):
+        claimed, needed = largest * place.dtype.itemsize, largest * _FLOAT64
+        probe.require_held(name, claimed, os.path.getsize(where), needed)
     return place
 
 

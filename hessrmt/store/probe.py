@@ -21,18 +21,20 @@ _ALLOWED = 1 << 30
 """Bytes that a dataset may always have; beyond, three times as many as the file."""
 
 
-def require_held(name: str, claimed: int, size: int) -> None:
+def require_held(name: str, claimed: int, size: int, needed: int = 0) -> None:
     """Refuse a dataset that can't be in its file, before memory for it is taken.
 
     Args:
         name: Of the dataset.
         claimed: Its bytes.
         size: Bytes of the file.
+        needed: Bytes of what is made of it, if they are more.
 
     Raises:
-        ValueError: If it has more than 1 GiB and more than three times as many as the file.
+        ValueError: If more than 1 GiB is needed for it, and it has more than three times as many
+            bytes as the file.
     """
-    if claimed > max(_ALLOWED, 3 * size):
+    if max(claimed, needed) > _ALLOWED and claimed > 3 * size:
         raise ValueError(
             f"{name} claims {claimed:,} bytes, more than a file of {size:,} bytes can hold"
         )
@@ -42,6 +44,8 @@ def _read(item: h5py.Group | h5py.Dataset, size: int) -> None:
     for name in item.attrs:
         item.attrs[name]
     if not isinstance(item, h5py.Dataset):
+        return
+    if item.shape is None:  # it says itself that it is empty
         return
     width = item.dtype.itemsize
     row = width * math.prod(item.shape[1:])
