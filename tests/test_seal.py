@@ -7,6 +7,7 @@ import zlib
 import h5py
 import numpy as np
 import pytest
+from store_samples import SIZE, create, resume, spectrum
 
 from hessrmt.errors import StoreError
 from hessrmt.runs.verify import verify
@@ -87,3 +88,33 @@ def test_an_empty_dataset_beside_the_spectra_does_no_harm(tmp_path):
     assert verify(tmp_path / "s.h5").state == "no checksums"
     with opened(tmp_path / "s.h5") as file, pytest.raises(KeyError, match="is no dataset"):
         dataset(file, "nothing")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("versions", "[]"),
+        ("versions", "null"),
+        ("config", "5"),
+        ("notes", "[null]"),
+        ("notes", "{}"),
+        ("extra", '[["a"]]'),
+        ("extra", '"a"'),
+        ("blocks", "[[]]"),
+        ("identity", "[]"),
+    ],
+)
+def test_attributes_of_another_kind_are_refused(tmp_path, cli, name, value):
+    """In an unsealed file of version 1, where nothing else tells."""
+    path = tmp_path / "s.h5"
+    with create(path) as writer:
+        writer.write(0, spectrum(0))
+    with h5py.File(path, "r+") as file:
+        file.attrs["schema_version"] = 1
+        file.attrs[name] = value
+    info = cli("info", "s.h5")
+    if name != "identity":  # only a run that continues the file reads it
+        assert info.returncode == 2
+        assert "s.h5 is damaged: an attribute that must list" in info.stderr
+    with pytest.raises(StoreError, match="an attribute that must list"):
+        resume(path, batch_indices=np.arange(5 * SIZE).reshape(5, SIZE))

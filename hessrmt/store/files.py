@@ -19,7 +19,7 @@ import numpy as np
 from hessrmt.errors import ConfigError, HessrmtError, HessrmtWarning, StoreError
 from hessrmt.files import fail_writing, reason
 from hessrmt.records import Provenance
-from hessrmt.store.hdf5 import opened, text
+from hessrmt.store.hdf5 import opened, plain, text
 from hessrmt.store.seal import has_seal, is_cut
 
 if TYPE_CHECKING:
@@ -268,11 +268,11 @@ def provenance_of(attributes: Any) -> Provenance:
         The provenance.
     """
     return Provenance(
-        config=json.loads(text(attributes.get("config", "{}"))),
+        config=plain(attributes.get("config", "{}"), dict),
         device=text(attributes["device"]),
-        versions=json.loads(text(attributes["versions"])),
+        versions=plain(attributes["versions"], dict),
         created=text(attributes["created"]),
-        notes=tuple(json.loads(text(attributes["notes"]))),
+        notes=tuple(plain(attributes["notes"], list)),
     )
 
 
@@ -284,8 +284,14 @@ def written_by(path: Path) -> Provenance:
 
     Returns:
         The provenance; one that knows nothing of a file of another program.
+
+    Raises:
+        StoreError: If what it says isn't what such a file says.
     """
     with opened(path) as file:
         if "versions" in file.attrs:
-            return provenance_of(file.attrs)
+            try:
+                return provenance_of(file.attrs)
+            except DAMAGE as error:
+                raise StoreError(f"{path} is damaged: {reason(error)}") from error
     return Provenance({}, "unknown", {}, "unknown")

@@ -8,6 +8,7 @@ earlier versions, is first read in a process of its own, which may hang or crash
 from __future__ import annotations
 
 import io
+import json
 import math
 import os
 import subprocess
@@ -15,7 +16,7 @@ import sys
 from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import h5py
 import numpy as np
@@ -27,6 +28,8 @@ from hessrmt.store.seal import Extent, is_sealed, padding, seal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+
+PlainT = TypeVar("PlainT", dict[str, Any], list[str])
 
 _PAGE = 1 << 16
 
@@ -274,3 +277,25 @@ def text(value: Any) -> str:
         The text.
     """
     return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def plain(value: Any, kind: type[PlainT]) -> PlainT:
+    """What an attribute says in JSON.
+
+    Args:
+        value: Of the attribute.
+        kind: dict for names with anything; list for words.
+
+    Returns:
+        The dictionary or list.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    found = json.loads(text(value))
+    if not isinstance(found, kind) or (
+        isinstance(found, list) and not all(isinstance(item, str) for item in found)
+    ):
+        wanted = "words" if kind is list else "names with their values"
+        raise ValueError(f"an attribute that must list {wanted} holds {text(value)[:40]!r}")
+    return found

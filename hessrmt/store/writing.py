@@ -38,7 +38,7 @@ from hessrmt.store.files import (
     require_one,
     require_same,
 )
-from hessrmt.store.hdf5 import dataset, put_attributes, sealed, text
+from hessrmt.store.hdf5 import dataset, plain, put_attributes, sealed, text
 from hessrmt.store.spectra import (
     BLOCKS,
     CHECKSUM,
@@ -201,7 +201,7 @@ class SpectrumWriter(ResumableFile):
     def _extend(self, layout: _Layout) -> None:
         """Make room for more rows than the file has, if that is all that differs."""
         with reading(self.path, SCHEMA, VERSION) as old:
-            stored = json.loads(text(old.attrs["identity"]))
+            stored = plain(old.attrs["identity"], dict)
             require_same(self.path, stored, layout.identity, GROWING)
             parts = parts_of(old)
             first = next(iter(parts.values()))
