@@ -78,16 +78,29 @@ def test_numbers_that_a_file_only_claims_are_counted_as_float64(tmp_path, dtype)
         dataset(file, "a")
 
 
-def test_an_empty_dataset_beside_the_spectra_does_no_harm(tmp_path):
+def layout_of(file):
+    """Of a virtual dataset with the spectra of a file."""
+    layout = h5py.VirtualLayout((1, 8), "f8")
+    layout[:] = h5py.VirtualSource(file, "hessian_evals", (1, 8))
+    return layout
+
+
+def test_what_is_not_read_beside_the_spectra_does_no_harm(tmp_path):
     with h5py.File(tmp_path / "s.h5", "w") as file:
         file["hessian_evals"] = np.arange(8.0).reshape(1, 8)
         file["nothing"] = h5py.Empty("f8")
         file["none of many"] = np.empty((0, 3))
         file.create_dataset("mask", shape=(200_000_000,), dtype="u1", chunks=(10**6,))
+        file.create_dataset("room", shape=(10**12,), dtype="f8", chunks=(10**6,))
+        file.create_virtual_dataset("same", layout_of("s.h5"))
+        file.create_virtual_dataset("other", layout_of("other.h5"))
     assert load(tmp_path / "s.h5").eigenvalues.tolist() == [np.arange(8.0).tolist()]
     assert verify(tmp_path / "s.h5").state == "no checksums"
     with opened(tmp_path / "s.h5") as file, pytest.raises(KeyError, match="is no dataset"):
         dataset(file, "nothing")
+    for name, said in (("room", "claims"), ("same", "another file"), ("other", "another file")):
+        with opened(tmp_path / "s.h5") as file, pytest.raises(ValueError, match=said):
+            dataset(file, name)
 
 
 @pytest.mark.parametrize(

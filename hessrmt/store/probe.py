@@ -49,10 +49,13 @@ def _read(item: h5py.Group | h5py.Dataset, size: int) -> None:
         return
     width = item.dtype.itemsize
     row = width * math.prod(item.shape[1:])
-    for claimed in (width * (item.size or 0), row, width * math.prod(item.chunks or ())):
-        require_held(str(item.name), claimed, size)
+    try:
+        for claimed in (width * (item.size or 0), row, width * math.prod(item.chunks or ())):
+            require_held(str(item.name), claimed, size)
+    except ValueError:  # nobody reads it: hdf5.dataset refuses it for the same reasons
+        return
     if item.external or item.is_virtual:
-        raise ValueError(f"{item.name} keeps its numbers in another file, which isn't read")
+        return
     if not item.shape:
         item[()]
         return
