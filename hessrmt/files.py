@@ -84,15 +84,16 @@ def _is_special(path: Path) -> bool:
 def _is_of_the_system(path: Path) -> bool:
     """Whether a name, or one that it leads to as a link, lies where the system keeps devices."""
     # that of standard output may lead to a file, but is there for every program
-    place = os.path.join(os.getcwd(), path)
-    for _ in range(_LINKS):
-        folder = os.path.realpath(os.path.dirname(place))
-        if f"{folder}/".startswith(_SYSTEM) and not f"{folder}/".startswith("/dev/shm/"):
-            return True
-        place = os.path.join(folder, os.path.basename(place))
-        if not os.path.islink(place):
-            return False
-        place = os.path.join(folder, os.readlink(place))
+    place = str(path)
+    with suppress(OSError, ValueError):  # said when it is opened
+        for _ in range(_LINKS):
+            folder = os.path.realpath(os.path.dirname(place) or ".")
+            if f"{folder}/".startswith(_SYSTEM) and not f"{folder}/".startswith("/dev/shm/"):
+                return True
+            place = os.path.join(folder, os.path.basename(place))
+            if not os.path.islink(place):
+                return False
+            place = os.path.join(folder, os.readlink(place))
     return False
 
 

@@ -1,13 +1,15 @@
 """Files that are written: which names are refused, and what happens to links."""
 
 import os
+import shutil
 from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import pytest
 from store_samples import BATCHES, SIZE, P, create, resume, spectrum
 
-from hessrmt.errors import ConfigError, HessrmtWarning, StoreError
+from hessrmt.errors import ConfigError, HessrmtWarning, StoreError, WriteError
 from hessrmt.files import new_file, require_file, require_new
 from hessrmt.store.spectra import load
 
@@ -87,3 +89,26 @@ def test_what_a_damaged_row_holds_is_kept_also_when_the_file_grows(tmp_path, bat
             assert kept[name].tobytes() == bytes(raw[place : place + 8 * P])
             assert {value.dtype.kind for value in kept.values()} == set("fiuS")
     assert len(list(tmp_path.glob("*.npz"))) == 3
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_rows_outlive_their_folder(tmp_path, monkeypatch, writable):
+    """Written to where the command runs, if it can be written to."""
+    (tmp_path / "gone").mkdir()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    writer = create(Path("../gone/s.h5"))
+    writer.write(0, spectrum(0))
+    shutil.rmtree(tmp_path / "gone")
+    if not writable:
+        shutil.rmtree(tmp_path / "here")
+    said = "are in s.h5.rows-" if writable else "cannot be kept elsewhere: No such file"
+    with pytest.raises(WriteError, match=rf"^../gone/s\.h5 was removed .*{said}"):
+        writer.write(1, spectrum(1))
+    writer.close()
+    if not writable:
+        with pytest.raises(StoreError, match=r"^cannot write s\.h5: No such file"):
+            create(Path("s.h5"))
+    if writable:
+        (kept,) = Path().glob("s.h5.rows-*.h5")
+        assert load(kept).eigenvalues.shape == (2, P)

@@ -143,7 +143,10 @@ class ResumableFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = -1
-        real = Path(os.path.realpath(path))  # whichever link leads to it
+        try:
+            real = Path(os.path.realpath(path))  # whichever link leads to it
+        except OSError as error:
+            fail_writing(path, error)
         self._beside = beside = real.with_name(f".{real.name}.lock")
         while self._lock < 0:
             try:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import h5py
 import numpy as np
 
-from hessrmt.errors import DataError, HessrmtWarning, StoreError, WriteError
+from hessrmt.errors import DataError, HessrmtError, HessrmtWarning, StoreError, WriteError
 from hessrmt.files import fail_writing, new_file, reason, require_new, write_whole
 from hessrmt.records import BlockSpectra, Provenance, Spectra, Spectrum
 from hessrmt.store.files import (
@@ -335,15 +335,30 @@ class SpectrumWriter(ResumableFile):
             if os.path.samestat(held, os.stat(found)):
                 where = found
         if where == self.path:
-            where = self.path.with_name(f"{self.path.name}.rows-{uuid.uuid4().hex[:8]}.h5")
-            with new_file(where, replace=False) as draft, draft.open("wb") as target:
-                offset = 0
-                while piece := os.pread(self._descriptor, _PIECE, offset):
-                    offset += target.write(piece)
+            where = self._rescued()
         count = int(self.done.sum())
         raise WriteError(
             f"{self.path} was removed or replaced by another program during this run; all {count} "
             f"finished rows are in {where}: continue with --resume --out {where}"
+        )
+
+    def _rescued(self) -> Path:
+        """A new file with the rows of this one: beside it or, if its folder is gone, here."""
+        name, why = f"{self.path.name}.rows-{uuid.uuid4().hex[:8]}.h5", ""
+        for folder in (self.path.parent, Path()):
+            where = folder / name
+            try:
+                with new_file(where, replace=False) as draft, draft.open("wb") as target:
+                    offset = 0
+                    while piece := os.pread(self._descriptor, _PIECE, offset):
+                        offset += target.write(piece)
+            except (HessrmtError, OSError) as error:
+                why = why or reason(error.__cause__ or error)
+            else:
+                return where
+        raise WriteError(
+            f"{self.path} was removed or replaced by another program during this run, and its rows "
+            f"cannot be kept elsewhere: {why}; run it again where the file can stay"
         )
 
     def __exit__(self, *error: object) -> None:
