@@ -33,8 +33,8 @@ def require_new(path: Path, *, may_exist: bool, resumable: bool = True) -> None:
     """
     if os.path.isdir(path):
         raise StoreError(f"{path} is a folder; --out takes the name of a file")
-    if _is_special(path):
-        raise StoreError(f"{path} is a device or a pipe; --out takes the name of a file")
+    if _is_special(path) or _is_of_the_system(path):
+        raise StoreError(_special(path))
     if not may_exist and os.path.exists(path):
         raise StoreError(_exists(path, resumable))
 
@@ -54,7 +54,7 @@ def require_file(path: Path, option: str) -> None:
         problem = "is a folder"
     elif not path.absolute().parent.is_dir():
         problem = "lies in a folder that doesn't exist"
-    elif _is_special(path):
+    elif _is_special(path) or _is_of_the_system(path):
         problem = "is a device or a pipe"
     if problem:
         raise ConfigError(f"{path} {problem}; {option} takes the name of a file")
@@ -79,6 +79,27 @@ def _is_special(path: Path) -> bool:
         return not stat.S_ISREG(path.stat().st_mode)
     except (OSError, ValueError):
         return False
+
+
+def _is_of_the_system(path: Path) -> bool:
+    """Whether a name, or one that it leads to as a link, lies where the system keeps devices."""
+    # that of standard output may lead to a file, but is there for every program
+    place = str(path)
+    with suppress(OSError, ValueError):  # said when it is opened
+        for _ in range(_LINKS):
+            folder = os.path.realpath(os.path.dirname(place) or ".")
+            if f"{folder}/".startswith(_SYSTEM) and not f"{folder}/".startswith("/dev/shm/"):
+                return True
+            place = os.path.join(folder, os.path.basename(place))
+            if not os.path.islink(place):
+                return False
+            place = os.path.join(folder, os.readlink(place))
+    return False
+
+
+_SYSTEM = ("/dev/", "/proc/", "/sys/")
+_LINKS = 40
+"""As many as Linux follows."""
 
 
 def require_apart(written: Mapping[str, Path], read: Iterable[str | Path]) -> None:
@@ -115,6 +136,10 @@ def _identity(path: str | Path) -> tuple[int, int]:
     return _NOTHING if stat.S_ISDIR(about.st_mode) else (about.st_dev, about.st_ino)
 
 
+def _special(path: Path) -> str:
+    return f"{path} is a device or a pipe; --out takes the name of a file"
+
+
 def _exists(path: Path, resumable: bool = True) -> str:
     resume = "--resume continues it, " * resumable
     return f"{path} exists; {resume}--overwrite replaces it; or name another file"
@@ -140,6 +165,8 @@ def write_whole(path: Path, content: bytes | memoryview | str, *, replace: bool 
 def new_file(path: Path, *, replace: bool = True) -> Iterator[Path]:
     """A name beside a file, to write the new one under; it is put in place at the end.
 
+    A link stays one: what it leads to is replaced.
+
     Args:
         path: The file.
         replace: Whether a file of that name may be replaced.
@@ -148,9 +175,12 @@ def new_file(path: Path, *, replace: bool = True) -> Iterator[Path]:
         The name of the draft.
 
     Raises:
-        StoreError: If there is one that may not be.
+        StoreError: If there is one that may not be, or it is a name of the system's.
         WriteError: If the disk refuses; an old file stays.
     """
+    if _is_of_the_system(path):
+        raise StoreError(_special(path))
+    named, path = path, Path(os.path.realpath(path)) if path.is_symlink() else path
     draft = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}.part")
     try:
         os.close(os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666))
@@ -165,9 +195,9 @@ def new_file(path: Path, *, replace: bool = True) -> Iterator[Path]:
         else:
             _publish(draft, path)
     except FileExistsError as error:
-        raise StoreError(_exists(path)) from error
+        raise StoreError(_exists(named)) from error
     except OSError as error:
-        fail_writing(path, error)
+        fail_writing(named, error)
     finally:
         with suppress(OSError):
             draft.unlink(missing_ok=True)

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from hessrmt import experiments  # noqa: F401
-from hessrmt.cli import console
+from hessrmt.cli import console, options
 from hessrmt.config import Settings
 from hessrmt.records import Spectrum
 from hessrmt.store.spectra import load
@@ -321,6 +321,58 @@ def test_output_never_destroys_input(place, refused, words):
     before = {path.name: path.read_bytes() for path in place.iterdir() if path.is_file()}
     refused(words, ["which is read"])
     assert before == {path.name: path.read_bytes() for path in place.iterdir() if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["capacity", "sh", "--csv", "sh/model-00002-of-00002.safetensors"],
+        [
+            "capacity",
+            "sh/model.safetensors.index.json",
+            "--csv",
+            "sh/model-00001-of-00002.safetensors",
+        ],
+        ["capacity", "sh", "--csv", "sh/model.safetensors.index.json"],
+        [*RUN, "--checkpoint", "sh", "--out", "sh/model-00001-of-00002.safetensors", "--overwrite"],
+        [*RUN, "--data", "idx", "--out", "idx/t10k-labels-idx1-ubyte", "--overwrite"],
+        [*RUN, "--data", "mnist", "--data-dir", ".", "--out", "idx.link", "--overwrite"],
+        [*RUN, "--model", "uses.py:net", "--out", "helper.py", "--overwrite"],
+        [*RUN, "--model", "pkg/deep.py:net", "--csv", "pkg/part.py"],
+        [*RUN, "--model", "uses.py:net", "--out", "pkg/__init__.py", "--overwrite"],
+    ],
+    ids=" ".join,
+)
+def test_output_never_destroys_a_file_behind_an_input(place, refused, words):
+    texts = {
+        "uses.py": "import helper\n",
+        "helper.py": "import pkg.part\n",
+        "pkg/__init__.py": "",
+        "pkg/deep.py": "from . import part\n",
+        "pkg/part.py": "",
+        "sh/model.safetensors.index.json": "{}",
+        **{f"sh/model-0000{i}-of-00002.safetensors": "weights" for i in (1, 2)},
+        **{
+            f"{folder}/{split}-{kind}-ubyte": "data"
+            for folder in ("idx", "MNIST/raw")
+            for split in ("train", "t10k")
+            for kind in ("images-idx3", "labels-idx1")
+        },
+    }
+    for name, text in texts.items():
+        (place / name).parent.mkdir(exist_ok=True, parents=True)
+        (place / name).write_text(text)
+    (place / "idx.link").symlink_to("MNIST/raw/train-images-idx3-ubyte")
+    refused(words, ["which is read"])
+    assert texts == {name: (place / name).read_text() for name in texts}
+
+
+def test_results_may_be_kept_among_what_is_read(place):
+    (place / "sh").mkdir()
+    for name in ("sh/old.csv", "sh/old.h5", "sh/run.pt", "other.py", "net.py"):
+        (place / name).write_text("")
+    for word, out in (("sh", "sh/old.csv"), ("sh", "sh/run.pt"), ("net.py:net", "other.py")):
+        options._keep_inputs({"paths": [str(place / word)], "out": place / out}, None)
 
 
 def test_two_results_need_two_files(place, refused):

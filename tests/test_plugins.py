@@ -102,7 +102,7 @@ from torch import nn
 
 def spoil():
     print("printed")
-    os.chdir("/")
+    os.chdir(os.path.dirname(__file__) + "/..")
     torch.set_grad_enabled(False)
     torch.set_num_threads(3)
     torch.set_default_device("meta")
@@ -222,3 +222,39 @@ def test_a_model_on_the_meta_device_is_refused(tmp_path):
     data = torch.zeros(2, 6), torch.zeros(2, dtype=torch.long)
     with pytest.raises(ProblemError, match="weight is on the meta device"):
         Problem(nn.Linear(6, 3, device="meta"), "cross-entropy", data)
+
+
+FOLDER_CHANGED = """
+import os
+from torch import nn
+
+
+class Net(nn.Linear):
+    def forward(self, x):
+        os.chdir(os.path.dirname(__file__) + "/..")
+        return super().forward(x)
+
+
+def make():
+    return Net(6, 3)
+"""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "spectrum --model net.py:make --data tiny.npz --batch 10 --batches 1 --out o.h5",
+        pytest.param(
+            "density --model net.py:make --data tiny.npz --out o.h5", marks=pytest.mark.slow
+        ),
+        "train --model net.py:make --data tiny.npz --epochs 1 --batch 10 --out o.pt",
+    ],
+)
+def test_a_network_that_changes_the_folder_leaves_outputs_where_they_belong(
+    cli, tmp_path, tiny_npz, words
+):
+    (tmp_path / "net.py").write_text(FOLDER_CHANGED)
+    done = cli(*words.split())
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / words.split()[-1]).is_file()
+    assert os.getcwd() == str(tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -214,7 +215,25 @@ def _keep_inputs(given: Mapping[str, Any], config: Path | None) -> None:
     ]
     for word in words:
         require_ordinary(Path(word))
-    require_apart(written, [*words, *(word.partition(".py:")[0] + ".py" for word in words)])
+    files = [*words, *(word.partition(".py:")[0] + ".py" for word in words)]
+    if any(map(os.path.exists, written.values())):
+        folders = [x for x in (*every, os.environ.get("HESSRMT_DATA")) if isinstance(x, str)]
+        files += [file for word in dict.fromkeys((*words, *folders)) for file in _behind(word)]
+    require_apart(written, files)
+
+
+def _behind(word: str) -> Iterator[str | Path]:
+    """Files that are read where a folder, an index of shards or a file of code is given."""
+    from hessrmt.problems import data, plugins, readers
+
+    if plugins.is_plugin(word):
+        yield from plugins.neighbours(word)
+        return
+    path = Path(os.path.expanduser(word))
+    if os.path.isdir(path):
+        yield from data.files_below(path)
+    if os.path.exists(path):
+        yield from readers.files_beside(path)
 
 
 def _blank(value: Any) -> Any:

@@ -163,6 +163,24 @@ def locate(name: str, folder: Path | None = None) -> Path | None:
     return None
 
 
+def files_below(folder: Path) -> list[Path]:
+    """What :func:`locate` and :func:`load` would read in a folder, whichever data set is meant.
+
+    Args:
+        folder: Given as data, or as where to look for them.
+
+    Returns:
+        The files that are there.
+    """
+    found: list[Path] = []
+    for name, known in SETS.items():
+        below = folder / name
+        for place in (folder, below, folder / known.folder, below / known.folder):
+            found += [place / file for file in (*known.files, *filter(None, [known.archive]))]
+            found += sum(formats.find_idx(place).values(), ())
+    return [file for file in dict.fromkeys(found) if os.path.isfile(file)]
+
+
 def fetch(name: str, progress: bool = True, mirrors: Sequence[str] | None = None) -> Path:
     """Download the files of a set, checked against published hashes; right ones there are kept.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hessrmt.problems.plugins import explained
+from hessrmt.problems.plugins import explained, same_folder
 
 if TYPE_CHECKING:
     from hessrmt.arrays import Vector
@@ -48,6 +48,8 @@ def _change(undo: ExitStack, place: Any, name: str, value: Any) -> None:
 def ordinary_mode() -> Iterator[None]:
     """Gradients on, inference mode, mixed and reduced precision off, whatever the caller has set.
 
+    The network and the loss can't change the working folder for what comes after.
+
     Also a decorator, of every public function that differentiates. Under ``torch.no_grad()`` every
     second derivative would silently be zero. What torch cannot do becomes an error of ours here:
     a ProblemError for any RuntimeError but that a device has no room.
@@ -56,6 +58,7 @@ def ordinary_mode() -> Iterator[None]:
         None.
     """
     with (
+        same_folder(),
         explained(RuntimeError, "torch cannot differentiate this loss as it must be"),
         torch.inference_mode(mode=False),
         torch.enable_grad(),

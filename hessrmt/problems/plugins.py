@@ -17,7 +17,7 @@ import sys
 import sysconfig
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from importlib.machinery import PathFinder, SourceFileLoader
 from pathlib import Path
 from types import ModuleType
@@ -63,6 +63,22 @@ _DRAWN: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
 
 
 @contextmanager
+def same_folder() -> Iterator[None]:
+    """While user's code is executed: the working folder, which names of files count from, stays.
+
+    Yields:
+        None.
+    """
+    # its name may be another's meanwhile; not every system can go back to a folder unread
+    folder = os.open(".", getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY)
+    try:
+        yield
+    finally:
+        os.fchdir(folder)
+        os.close(folder)
+
+
+@contextmanager
 def contained() -> Iterator[None]:
     """While user's code is executed: what it changes for the whole process is put back.
 
@@ -74,9 +90,8 @@ def contained() -> Iterator[None]:
     changed = [(get, put, get()) for get, put in _CHANGED]
     drawn = [(put, get()) for get, put in _DRAWN]
     handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
-    folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY)  # its name may be another's meanwhile
     try:
-        with redirect_stdout(sys.stderr), warnings.catch_warnings():
+        with same_folder(), redirect_stdout(sys.stderr), warnings.catch_warnings():
             yield
     finally:
         for get, put, before in changed:
@@ -88,8 +103,6 @@ def contained() -> Iterator[None]:
             # None: not of Python. Another thread can neither have changed them nor put them back
             if before is not None and signal.getsignal(number) is not before:
                 signal.signal(number, before)
-        os.fchdir(folder)
-        os.close(folder)
 
 
 @contextmanager
@@ -228,6 +241,35 @@ def sources(spec: str) -> list[Path]:
                 found.add(Path(module.__file__))
                 waiting.append((Path(module.__file__), module.__package__ or ""))
     return [path, *sorted(found - {path})]
+
+
+def neighbours(spec: str) -> list[Path]:
+    """The files that a user's file may import from beside it, without running it.
+
+    Args:
+        spec: ``file.py:name``.
+
+    Returns:
+        Python files that it names, and those that they name.
+    """
+    path = _path(spec)
+    root, package = _package(path)
+    found, waiting = dict.fromkeys([path]), [(path, package)]
+    while waiting:
+        file, package = waiting.pop()
+        with suppress(OSError, SyntaxError, ValueError, RecursionError):  # said when it is run
+            places = [
+                (folder.joinpath(*name.split(".")), name)
+                for name in sorted(_imported(file, package))
+                for folder in dict.fromkeys((path.parent, root))
+            ]
+            for place, name in places:
+                inside = place / "__init__.py", name
+                beside = place.with_name(f"{place.name}.py"), name.rpartition(".")[0]
+                new = [x for x in (inside, beside) if x[0].is_file() and x[0] not in found]
+                found |= dict.fromkeys(file for file, _ in new)
+                waiting += new
+    return list(found)[1:]
 
 
 def _imported(file: Path, package: str) -> set[str]:

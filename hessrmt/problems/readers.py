@@ -557,6 +557,22 @@ class Npz(Reader):
         self._archive.close()
 
 
+def files_beside(path: Path) -> list[Path]:
+    """What may be read where a folder, or an index of shards, is given as a network.
+
+    Args:
+        path: The folder or the index.
+
+    Returns:
+        Files of weights, and indices; none for another file.
+    """
+    folder = path if path.is_dir() else path.parent
+    if folder != path and not path.name.endswith(INDEX):
+        return []
+    endings = (SAFETENSORS, ".bin", INDEX)
+    return sorted(file for file in folder.glob("*.*") if file.name.endswith(endings))
+
+
 def _folder(folder: Path) -> Reader:
     """The network in a folder: the shards that its index lists, or else all files of one kind."""
     for ending in (SAFETENSORS, ".bin"):

@@ -183,7 +183,7 @@ def _zip(path: Path, found: Verified) -> None:
         with ZipFile(path) as archive:
             members = archive.infolist()
     except (BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
-        found.damage.append(str(error) or type(error).__name__)
+        found.damage.append(reason(error) or type(error).__name__)
         return
     except Exception as error:  # what says which tensors there are raises almost anything
         found.damage.append(f"{type(error).__name__}: {error}")
@@ -197,7 +197,7 @@ def _gzip(path: Path, found: Verified) -> None:
             while file.read(_PIECE):
                 pass
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-        found.damage.append(str(error) or type(error).__name__)
+        found.damage.append(reason(error) or type(error).__name__)
     else:
         found.checked["stream"] = 1
 

@@ -29,7 +29,7 @@ from hessrmt.store.files import (
     reading,
     require_same,
 )
-from hessrmt.store.hdf5 import dataset, hdf5_bytes, put_attributes, text
+from hessrmt.store.hdf5 import dataset, hdf5_bytes, plain, put_attributes, text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -197,12 +197,12 @@ def load_family(path: str | Path) -> FamilyResult:
     """
     rows, attributes = _read_file(Path(path))
     return FamilyResult(
-        family=json.loads(attributes["family"]),
+        family=plain(attributes["family"], dict),
         members=tuple(rows[index] for index in sorted(rows)),
         data=attributes["data"],
         device=attributes["device"],
         complete=len(rows) == int(attributes["planned"]),
-        notes=tuple(json.loads(attributes["notes"])),
+        notes=tuple(plain(attributes["notes"], list)),
     )
 
 
@@ -283,7 +283,7 @@ class FamilyWriter(ResumableFile):
 
     def _continue(self) -> None:
         self.members, attributes = _read_file(self.path)
-        require_same(self.path, json.loads(attributes["identity"]), self._identity)
+        require_same(self.path, plain(attributes["identity"], dict), self._identity)
         then = replace(provenance_of(attributes), config={"data": attributes["data"]})
         if then.device != self._provenance.device:
             note = f"continued on {self._provenance.device} with row {len(self.members)}"
@@ -295,8 +295,9 @@ def _read_file(path: Path) -> tuple[dict[int, Member], dict[str, str]]:
     with reading(path, SCHEMA, VERSION) as file:
         attributes = {name: text(value) for name, value in file.attrs.items()}
         provenance_of(attributes)  # what is missing is said now
-        for name in ("family", "identity", "planned"):
-            json.loads(attributes[name])
+        for name in ("family", "identity"):
+            plain(attributes[name], dict)
+        int(attributes["planned"])
         attributes["data"] = text(file.attrs["data"])
         done = np.flatnonzero(np.asarray(dataset(file, "done")))
         return {int(row): _read(file, int(row)) for row in done}, attributes

@@ -19,7 +19,7 @@ import numpy as np
 from hessrmt.errors import ConfigError, HessrmtError, HessrmtWarning, StoreError
 from hessrmt.files import fail_writing, reason
 from hessrmt.records import SOURCE, Provenance
-from hessrmt.store.hdf5 import opened, text
+from hessrmt.store.hdf5 import opened, plain, text
 from hessrmt.store.seal import has_seal, is_cut
 
 if TYPE_CHECKING:
@@ -146,7 +146,11 @@ class ResumableFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = -1
-        beside = path.with_name(f".{path.name}.lock")
+        try:
+            real = Path(os.path.realpath(path))  # whichever link leads to it
+        except OSError as error:
+            fail_writing(path, error)
+        self._beside = beside = real.with_name(f".{real.name}.lock")
         while self._lock < 0:
             try:
                 descriptor = os.open(beside, os.O_RDWR | os.O_CREAT, 0o666)
@@ -166,7 +170,7 @@ class ResumableFile:
     def close(self) -> None:
         """Let others write."""
         if self._lock >= 0:
-            self.path.with_name(f".{self.path.name}.lock").unlink(missing_ok=True)
+            self._beside.unlink(missing_ok=True)
             os.close(self._lock)
             self._lock = -1
 
@@ -270,11 +274,11 @@ def provenance_of(attributes: Any) -> Provenance:
         The provenance.
     """
     return Provenance(
-        config=json.loads(text(attributes.get("config", "{}"))),
+        config=plain(attributes.get("config", "{}"), dict),
         device=text(attributes["device"]),
-        versions=json.loads(text(attributes["versions"])),
+        versions=plain(attributes["versions"], dict),
         created=text(attributes["created"]),
-        notes=tuple(json.loads(text(attributes["notes"]))),
+        notes=tuple(plain(attributes["notes"], list)),
     )
 
 
@@ -286,8 +290,14 @@ def written_by(path: Path) -> Provenance:
 
     Returns:
         The provenance; one that knows nothing of a file of another program.
+
+    Raises:
+        StoreError: If what it says isn't what such a file says.
     """
     with opened(path) as file:
         if "versions" in file.attrs:
-            return provenance_of(file.attrs)
+            try:
+                return provenance_of(file.attrs)
+            except DAMAGE as error:
+                raise StoreError(f"{path} is damaged: {reason(error)}") from error
     return Provenance({}, "unknown", {}, "unknown")

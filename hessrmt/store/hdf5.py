@@ -8,6 +8,7 @@ earlier versions, is first read in a process of its own, which may hang or crash
 from __future__ import annotations
 
 import io
+import json
 import math
 import os
 import subprocess
@@ -15,7 +16,7 @@ import sys
 from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import h5py
 import numpy as np
@@ -28,6 +29,8 @@ from hessrmt.store.seal import Extent, is_sealed, padding, seal
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+PlainT = TypeVar("PlainT", dict[str, Any], list[str])
+
 _PAGE = 1 << 16
 
 _PATIENCE = 60.0
@@ -37,6 +40,9 @@ _ENDLESS = "the HDF5 library doesn't come to an end with it"
 
 _LONGEST = 60_000
 """Bytes of an attribute with its text inside; HDF5 has room for 64 KiB."""
+
+_FLOAT64 = 8
+"""Bytes of the numbers that are made of those of any dataset."""
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
@@ -253,13 +259,14 @@ def dataset(file: h5py.File | h5py.Group, name: str) -> h5py.Dataset:
         if link is not None and not isinstance(link, h5py.HardLink):
             raise ValueError(f"{name} is a link, which isn't followed")
         place = place[part]
-    if not isinstance(place, h5py.Dataset):
+    if not isinstance(place, h5py.Dataset) or place.shape is None:
         raise KeyError(f"{name} is no dataset")
     if place.external or place.is_virtual:
         raise ValueError(f"{name} keeps its numbers in another file, which isn't read")
-    largest = max(place.size or 0, math.prod(place.chunks or ())) * place.dtype.itemsize
-    if largest > 2**30 and os.path.exists(where := str(place.file.filename)):
-        probe.require_held(name, largest, os.path.getsize(where))
+    largest = max(place.size or 0, math.prod(place.chunks or ()))
+    if os.path.exists(where := str(place.file.filename)):
+        claimed, needed = largest * place.dtype.itemsize, largest * _FLOAT64
+        probe.require_held(name, claimed, os.path.getsize(where), needed)
     return place
 
 
@@ -270,3 +277,25 @@ def text(value: Any) -> str:
         The text.
     """
     return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def plain(value: Any, kind: type[PlainT]) -> PlainT:
+    """What an attribute says in JSON.
+
+    Args:
+        value: Of the attribute.
+        kind: dict for names with anything; list for words.
+
+    Returns:
+        The dictionary or list.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    found = json.loads(text(value))
+    if not isinstance(found, kind) or (
+        isinstance(found, list) and not all(isinstance(item, str) for item in found)
+    ):
+        wanted = "words" if kind is list else "names with their values"
+        raise ValueError(f"an attribute that must list {wanted} holds {text(value)[:40]!r}")
+    return found

@@ -103,11 +103,12 @@ def is_sealed(path: str | Path) -> bool:
         size = end - _LAST.size - length
         text = _at(file, size, length) if size >= 0 else b""
         if zlib.crc32(text) == checksum:
-            about = json.loads(text)
-            rows = [(offset, count) for offset, count in about["rows"]]
-            found = _checksum(size, lambda offset, count: _at(file, offset, count), rows)
-            if about["size"] == size and about["crc32"] == found:
-                return True
+            stated = _stated(text, size)
+            if stated is not None:
+                rows, expected = stated
+                found = _checksum(size, lambda offset, count: _at(file, offset, count), rows)
+                if found == expected:
+                    return True
     raise StoreError(
         f"{path} is damaged: it doesn't match the checksum that was written with it. Take a copy "
         "of it, or make it again"
@@ -133,6 +134,26 @@ def is_cut(path: str | Path) -> bool:
 
 _END_STATED = {0: 40, 1: 44, 2: 28, 3: 28}
 """Version of HDF5's superblock to where it states the end of the file, offsets of eight bytes."""
+
+
+def _stated(text: bytes, size: int) -> tuple[list[Extent], int] | None:
+    """Rows and checksum of a seal's JSON; None if it can't be that of a content of this size."""
+    try:
+        about = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(about, dict) or about.get("size") != size:
+        return None
+    rows, checksum, place = about.get("rows"), about.get("crc32"), 0
+    if not isinstance(rows, list) or type(checksum) is not int:
+        return None
+    for row in rows:
+        if not isinstance(row, list) or [type(number) for number in row] != [int, int]:
+            return None
+        if row[0] < place or row[1] < 0:
+            return None
+        place = sum(row)
+    return ([(offset, count) for offset, count in rows], checksum) if place <= size else None
 
 
 def _at(file: BinaryIO, offset: int, count: int) -> bytes:

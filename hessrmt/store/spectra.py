@@ -12,7 +12,6 @@ continues such files.
 from __future__ import annotations
 
 import dataclasses
-import json
 import warnings
 import zlib
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,7 @@ import numpy as np
 from hessrmt.errors import HessrmtError, HessrmtWarning, StoreError
 from hessrmt.records import Provenance, Spectra, Spectrum
 from hessrmt.store.files import DAMAGE, provenance_of, reading, schema_of
-from hessrmt.store.hdf5 import dataset, opened, text
+from hessrmt.store.hdf5 import dataset, opened, plain, text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -190,7 +189,7 @@ def parts_of(file: h5py.File) -> dict[str | None, Any]:
     Returns:
         Name of a block to its group; None to the file itself if it holds whole matrices.
     """
-    names = json.loads(text(file.attrs.get(BLOCKS, "[]")))
+    names = plain(file.attrs.get(BLOCKS, "[]"), list)
     return {name: file[group_of(name)] for name in names} or {None: file}
 
 
@@ -225,7 +224,7 @@ def row_names(place: Any) -> list[str]:
     Returns:
         Their names, those of further columns last; neither ``done`` nor checksums.
     """
-    extra = json.loads(text(place.attrs.get("extra", "[]")))
+    extra = plain(place.attrs.get("extra", "[]"), list)
     return [EIGENVALUES, *COLUMNS, *([SOLVER] if SOLVER in place else []), *extra]
 
 

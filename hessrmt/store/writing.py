@@ -16,6 +16,7 @@ import io
 import json
 import os
 import uuid
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import h5py
 import numpy as np
 
-from hessrmt.errors import DataError, StoreError, WriteError
+from hessrmt.errors import DataError, HessrmtError, HessrmtWarning, StoreError, WriteError
 from hessrmt.files import fail_writing, new_file, reason, require_new, write_whole
 from hessrmt.records import BlockSpectra, Provenance, Spectra, Spectrum
 from hessrmt.store.files import (
@@ -37,7 +38,7 @@ from hessrmt.store.files import (
     require_one,
     require_same,
 )
-from hessrmt.store.hdf5 import dataset, put_attributes, sealed, text
+from hessrmt.store.hdf5 import dataset, plain, put_attributes, sealed, text
 from hessrmt.store.spectra import (
     BLOCKS,
     CHECKSUM,
@@ -53,6 +54,7 @@ from hessrmt.store.spectra import (
     Extra,
     Rows,
     checksums,
+    damage,
     group_of,
     parts_of,
     read_rows,
@@ -142,7 +144,8 @@ class SpectrumWriter(ResumableFile):
 
     A file that is continued with more batches is extended: its rows are copied into a larger one,
     which takes its place at once. Damaged rows count as absent; before one is written anew, what is
-    there is kept in a file beside, ``NAME.damaged-ROW.npz``.
+    there is kept in a file beside, ``NAME.damaged-ROW.npz``, or
+    ``NAME.damaged-ROW-2.npz`` if that is taken.
 
     Args:
         path: The file.
@@ -198,7 +201,7 @@ class SpectrumWriter(ResumableFile):
     def _extend(self, layout: _Layout) -> None:
         """Make room for more rows than the file has, if that is all that differs."""
         with reading(self.path, SCHEMA, VERSION) as old:
-            stored = json.loads(text(old.attrs["identity"]))
+            stored = plain(old.attrs["identity"], dict)
             require_same(self.path, stored, layout.identity, GROWING)
             parts = parts_of(old)
             first = next(iter(parts.values()))
@@ -215,7 +218,26 @@ class SpectrumWriter(ResumableFile):
             )
             solver = text(first.attrs[SOLVER])
             larger = dataclasses.replace(layout, provenance=provenance, solver=solver)
+            self._keep_damaged(parts)
             larger.write(self.path, replace=True, kept=parts)
+
+    def _keep_damaged(self, parts: Mapping[str | None, Any]) -> None:
+        """Name the damaged rows of a file that is to be replaced, and keep what they hold."""
+        held: dict[int, dict[str, np.ndarray]] = {}
+        for name, place in parts.items():
+            rows = read_rows(place)
+            if rows.damaged:
+                of = "" if name is None else f", {group_of(name)}"
+                warnings.warn(f"{self.path}{of}: {damage(rows)}", HessrmtWarning, stacklevel=5)
+            held |= {row: {} for row in rows.damaged}
+        for name, place in parts.items() if held else ():
+            checked = [kind for kind in (CHECKSUM, SECONDS_CHECKSUM) if kind in place]
+            prefix = "" if name is None else f"{group_of(name)}/"
+            for kind in (*row_names(place), DONE, *checked):
+                for row, values in held.items():
+                    values[prefix + kind] = np.atleast_1d(dataset(place, kind)[row])
+        for row, values in held.items():
+            self._put_aside(row, values)
 
     def _open(self) -> None:
         with reading(self.path, SCHEMA, VERSION) as file:
@@ -313,15 +335,30 @@ class SpectrumWriter(ResumableFile):
             if os.path.samestat(held, os.stat(found)):
                 where = found
         if where == self.path:
-            where = self.path.with_name(f"{self.path.name}.rows-{uuid.uuid4().hex[:8]}.h5")
-            with new_file(where, replace=False) as draft, draft.open("wb") as target:
-                offset = 0
-                while piece := os.pread(self._descriptor, _PIECE, offset):
-                    offset += target.write(piece)
+            where = self._rescued()
         count = int(self.done.sum())
         raise WriteError(
             f"{self.path} was removed or replaced by another program during this run; all {count} "
             f"finished rows are in {where}: continue with --resume --out {where}"
+        )
+
+    def _rescued(self) -> Path:
+        """A new file with the rows of this one: beside it or, if its folder is gone, here."""
+        name, why = f"{self.path.name}.rows-{uuid.uuid4().hex[:8]}.h5", ""
+        for folder in (self.path.parent, Path()):
+            where = folder / name
+            try:
+                with new_file(where, replace=False) as draft, draft.open("wb") as target:
+                    offset = 0
+                    while piece := os.pread(self._descriptor, _PIECE, offset):
+                        offset += target.write(piece)
+            except (HessrmtError, OSError) as error:
+                why = why or reason(error.__cause__ or error)
+            else:
+                return where
+        raise WriteError(
+            f"{self.path} was removed or replaced by another program during this run, and its rows "
+            f"cannot be kept elsewhere: {why}; run it again where the file can stay"
         )
 
     def __exit__(self, *error: object) -> None:
@@ -370,12 +407,21 @@ class SpectrumWriter(ResumableFile):
         held = {}
         for name, slot in self._slots.items():
             data = os.pread(self._descriptor, slot.row_bytes, slot.offset + row * slot.row_bytes)
-            held[name.replace("/", ".")] = np.frombuffer(data, slot.dtype)
-        buffer = io.BytesIO()
-        np.savez(buffer, allow_pickle=False, **held)
-        aside = self.path.with_name(f"{self.path.name}.damaged-{row}.npz")
-        write_whole(aside, buffer.getbuffer())
+            held[name] = np.frombuffer(data, slot.dtype)
+        self._put_aside(row, held)
         self._damaged.discard(row)
+
+    def _put_aside(self, row: int, held: Mapping[str, np.ndarray]) -> None:
+        """A file with what a row holds, under the first free name."""
+        buffer = io.BytesIO()
+        values = {name.replace("/", "."): value for name, value in held.items()}
+        np.savez(buffer, allow_pickle=False, **values)
+        name, number = f"{self.path.name}.damaged-{row}", 1
+        aside = self.path.with_name(f"{name}.npz")
+        while os.path.lexists(aside):
+            number += 1
+            aside = self.path.with_name(f"{name}-{number}.npz")
+        write_whole(aside, buffer.getbuffer(), replace=False)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,6 +34,7 @@ from hessrmt.errors import (
     is_out_of_memory,
     let_pass,
 )
+from hessrmt.problems.plugins import same_folder
 from hessrmt.training.penalties import stable_ranks
 
 if TYPE_CHECKING:
@@ -370,7 +371,8 @@ def _forward(
     model: nn.Module, loss: Loss, inputs: Tensor, targets: Tensor
 ) -> tuple[Tensor, Tensor]:
     given = f"inputs {tuple(inputs.shape)} and targets {tuple(targets.shape)} of {targets.dtype}"
-    with _explained(inputs, ProblemError, f"the model or loss failed on {given}: {{}}"):
+    failed = f"the model or loss failed on {given}: {{}}"
+    with same_folder(), _explained(inputs, ProblemError, failed):
         outputs = model(inputs)
         value = loss(outputs, targets)
     if not isinstance(value, Tensor) or value.dim() != 0:
