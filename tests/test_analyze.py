@@ -314,3 +314,11 @@ def test_errors_from_few_units_are_not_given(kept):
     assert all(np.isnan(one.mean_ratio_error) for one in found.higher)
     assert "higher" in found.not_computable
     assert explained(found)
+
+
+def test_few_surrogates_judge_no_spacings():
+    spectra = draw(goe, 3, 60)
+    told = {n: analyze(spectra, surrogates=n).conclusion for n in (0, 20, 200)}
+    assert all(said.startswith("consistent with GOE") for said in told.values())
+    few = "; the unfolded spacings are not judged: that takes 200 surrogates"
+    assert {n: said.endswith(few) for n, said in told.items()} == {0: False, 20: True, 200: False}

@@ -738,7 +738,7 @@ def conclude(
     strange = p is not None and p <= max(RATE, min(smallest, _RATE_SPACINGS))
     spacings = f"p(s) ≤ {p:.1g}" if strange else ""
     said = _sentence(mean, error, laws, n_ratios, spacings)
-    if smallest > _RATE_SPACINGS and said.startswith(_AGREES):
+    if _RATE_SPACINGS < smallest < 1 and said.startswith(_AGREES):  # 1: none were asked for
         said += "; the unfolded spacings are not judged: that takes 200 surrogates"
     return said + (noise if unresolved > MANY else "")
 
