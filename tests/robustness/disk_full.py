@@ -13,16 +13,15 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-import tempfile
-import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from cases import CASES, WARM, Undisturbed, write_inputs
-from faults import POSSIBLE, Program
+from cases import CASES
+from figures import tell
 
 
 def sentence(done, code=1):
@@ -81,7 +80,7 @@ def sweep(program, undisturbed, points):
         The point, whether the run failed, and what is wrong.
     """
     for at in np.unique(np.linspace(1, undisturbed.points, points).astype(int)):
-        yield int(at), *check(program, undisturbed, int(at))
+        yield f"full at {at}", *check(program, undisturbed, int(at))
 
 
 def main():
@@ -89,27 +88,7 @@ def main():
     arguments.add_argument("--points", type=int, default=60, help="of each case")
     arguments.add_argument("--case", nargs="*", default=list(CASES))
     chosen = arguments.parse_args()
-    if not POSSIBLE:
-        sys.exit("this needs Linux and a C compiler")
-    worst = 0
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary).resolve()
-        with Program(WARM, write_inputs(folder / "warm")) as program:
-            for number, name in enumerate(chosen.case):
-                begun, tried, failed, wrong = time.monotonic(), 0, 0, []
-                undisturbed = Undisturbed(program, folder / str(number), CASES[name])
-                for at, ended, faults in sweep(program, undisturbed, chosen.points):
-                    tried, failed = tried + 1, failed + ended
-                    wrong += [f"full at {at}: {fault}" for fault in faults]
-                print(
-                    f"{name}: {tried} of {undisturbed.points} points, {failed} runs failed, "
-                    f"{len(wrong)} faults ({time.monotonic() - begun:.0f} s)"
-                )
-                for line in wrong[:20]:
-                    print("   ", line)
-                sys.stdout.flush()
-                worst += len(wrong)
-    return worst > 0
+    return tell(chosen.case, partial(sweep, points=chosen.points), "runs failed")
 
 
 if __name__ == "__main__":

@@ -14,16 +14,16 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from cases import CASES, WARM, Undisturbed, write_inputs
-from faults import POSSIBLE, Program
+from cases import CASES
+from figures import tell
 
 
 def strikes(points, count):
@@ -114,28 +114,8 @@ def main():
     arguments.add_argument("--seed", type=int, default=0)
     arguments.add_argument("--case", nargs="*", default=list(CASES))
     chosen = arguments.parse_args()
-    if not POSSIBLE:
-        sys.exit("this needs Linux and a C compiler")
-    worst = 0
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary).resolve()
-        with Program(WARM, write_inputs(folder / "warm")) as program:
-            for number, name in enumerate(chosen.case):
-                begun, killed, wrong = time.monotonic(), 0, []
-                undisturbed = Undisturbed(program, folder / str(number), CASES[name])
-                counts = chosen.kills, chosen.timed, chosen.real
-                for what, struck, faults in sweep(program, undisturbed, *counts, chosen.seed):
-                    killed += struck
-                    wrong += [f"{what}: {fault}" for fault in faults]
-                print(
-                    f"{name}: {undisturbed.points} points, {killed} kills, {len(wrong)} faults "
-                    f"({time.monotonic() - begun:.0f} s)"
-                )
-                for line in wrong[:20]:
-                    print("   ", line)
-                sys.stdout.flush()
-                worst += len(wrong)
-    return worst > 0
+    counts = {name: getattr(chosen, name) for name in ("kills", "timed", "real", "seed")}
+    return tell(chosen.case, partial(sweep, **counts), "kills")
 
 
 if __name__ == "__main__":

@@ -12,17 +12,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
-import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from cases import CASES, WARM, Undisturbed, write_inputs
 from disk_full import sentence
-from faults import POSSIBLE, Program
+from figures import tell
 
 COMPUTING = ("spectrum", "spectrum of blocks", "train", "density", "simulate", "levels", "capacity")
 
@@ -96,27 +94,7 @@ def main():
     arguments.add_argument("--points", type=int, default=12, help="of each kind and case")
     arguments.add_argument("--case", nargs="*", default=list(COMPUTING))
     chosen = arguments.parse_args()
-    if not POSSIBLE:
-        sys.exit("this needs Linux and a C compiler")
-    worst = 0
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary).resolve()
-        with Program(WARM, write_inputs(folder / "warm")) as program:
-            for number, name in enumerate(chosen.case):
-                begun, tried, failed, wrong = time.monotonic(), 0, 0, []
-                undisturbed = Undisturbed(program, folder / str(number), CASES[name])
-                for what, ended, faults in sweep(program, undisturbed, chosen.points):
-                    tried, failed = tried + 1, failed + ended
-                    wrong += [f"{what}: {fault}" for fault in faults]
-                print(
-                    f"{name}: {tried} points, {failed} runs failed, {len(wrong)} faults "
-                    f"({time.monotonic() - begun:.0f} s)"
-                )
-                for line in wrong[:20]:
-                    print("   ", line)
-                sys.stdout.flush()
-                worst += len(wrong)
-    return worst > 0
+    return tell(chosen.case, partial(sweep, points=chosen.points), "runs failed")
 
 
 if __name__ == "__main__":
