@@ -104,7 +104,7 @@ def load_settings(kind: type[SettingsT], file: Path | None = None, **options: An
     if file is not None:
         require_ordinary(file)
         try:
-            text = file.read_text(encoding="utf-8")
+            text = file.read_text(encoding="utf-8-sig")
             if _DEEP_KEY.search(text):  # tomllib takes memory of the depth squared
                 raise ConfigError(f"{file} is nested too deep for settings")
             values = tomllib.loads(text)
@@ -125,12 +125,21 @@ def _in_words(error: ValidationError, values: Mapping[str, Any]) -> str:
     lines: dict[str, str] = {}
     for item in error.errors():
         message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            message = "there is no such setting"
         if item["loc"]:
             name = _place(item["loc"], values)
             lines.setdefault(name, f"{name}: {message} (got {item['input']!r})")
         else:  # about several settings together
             lines.setdefault("", message)
-    return "; ".join(lines.values())
+    said = list(lines.values())
+    if len(said) > _LISTED:
+        said[_LISTED:] = [f"and {len(said) - _LISTED:,} more like it"]
+    return "; ".join(said)
+
+
+_LISTED = 8
+"""Settings that are wrong, named in one message."""
 
 
 def _place(location: Iterable[str | int], values: Any) -> str:
@@ -279,6 +288,13 @@ class SpectrumConfig(_OfCurvature):
         "layer: a spectrum for the parameters of each layer, all others held constant.",
         shown="the whole matrix",
     )
+
+    @model_validator(mode="after")
+    def _one_batch_of_all(self) -> Self:
+        asked = self.batches if "batches" in self.model_fields_set else "all"
+        if self.batch == "all" and asked not in {1, "all"}:
+            raise ValueError(f"batch = all is one batch of the split, not {asked}; leave one out")
+        return self
 
 
 class DensityConfig(_OfCurvature):

@@ -22,7 +22,7 @@ from torch import nn
 
 from hessrmt import experiments  # noqa: F401
 from hessrmt.cli import console, options
-from hessrmt.config import Settings
+from hessrmt.config import Settings, SpectrumConfig, load_settings
 from hessrmt.records import Spectrum
 from hessrmt.store.spectra import load
 
@@ -110,6 +110,7 @@ def place(tmp_path, tiny_npz):
     (tmp_path / "type.toml").write_text('batch = "many"\n')
     (tmp_path / "key.toml").write_text(f"a{'.a' * 2000} = 1\n")
     (tmp_path / "name.toml").write_text('"a\\nb\\u001b" = 1\n')
+    (tmp_path / "names.toml").write_text("".join(f"k{i} = 1\n" for i in range(2000)))
     (tmp_path / "deep.toml").write_text(f"batch = {'[' * 2000}\n")
     with np.load(tiny_npz) as tiny:
         x, y = tiny["x"], tiny["y"]
@@ -147,7 +148,9 @@ BAD = {
     "out is folder, overwrite": ([*RUN, "--out", "folder", "--overwrite"], ["is a folder"]),
     "out long": ([*RUN, "--out", "x" * 300], ["too long"]),
     "toml key": ([*RUN, "--config", "key.toml"], ["key.toml", "nested too deep"]),
-    "toml name": ([*RUN, "--config", "name.toml"], [r"a\nb\x1b: Extra inputs"]),
+    "toml name": ([*RUN, "--config", "name.toml"], [r"a\nb\x1b: there is no such setting"]),
+    "toml names": ([*RUN, "--config", "names.toml"], ["k7: there", "and 1,992 more like it"]),
+    "batches of all": ([*RUN, "--batch", "all"], ["batch = all", "one batch of the split, not 2"]),
     "toml type": (["spectrum", "--config", "type.toml"], ["batch", "integer", "'many'"]),
     "toml missing": ([*RUN, "--config", "no.toml"], ["no.toml", "No such file"]),
     "plugin no name": ([*RUN, "--model", "user.py:"], ["file.py:name"]),
@@ -185,6 +188,12 @@ def test_bad_input(place, refused, mistake):
     """No file is made, so that the corrected command runs as it is."""
     arguments, words = BAD[mistake]
     refused([*arguments, *(["--json"] if arguments[0] == "spectrum" else [])], words)
+
+
+def test_settings_as_windows_saves_them(tmp_path):
+    file = tmp_path / "settings.toml"
+    file.write_text('model = "mlp3"\ndata = "mnist"\n', encoding="utf-8-sig")
+    assert load_settings(SpectrumConfig, file).model == "mlp3"
 
 
 # Output

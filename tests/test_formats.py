@@ -81,9 +81,9 @@ BAD_BLOCK[10] = 0xFF  # first deflate byte: an invalid block type, which is a zl
         (gzip.compress(b"\0\0\x08\x01\xff\xff\xff\xff12", mtime=0), "truncated"),  # 4 GiB
         (b"\0\0\x08\x02\0\0\0\0" + b"\xff" * 4, "no values"),
         (idx_bytes(IMAGES) + b"\0", "too long"),
-        (b"\x1f\x8bgarbage", "damaged gzip"),
-        (idx_bytes(IMAGES, zipped=True)[:-4] + b"zzzz", "damaged gzip"),  # wrong length field
-        (bytes(BAD_BLOCK), "damaged gzip"),
+        (b"\x1f\x8bgarbage", "damaged IDX"),
+        (idx_bytes(IMAGES, zipped=True)[:-4] + b"zzzz", "damaged IDX"),  # wrong length field
+        (bytes(BAD_BLOCK), "damaged IDX"),
         (gzip.compress(b"not idx", mtime=0), "not an IDX file"),
         (None, "cannot read"),
     ],

@@ -162,6 +162,15 @@ def test_every_kind_of_file_has_one_writer(path):
         make().close()
 
 
+def test_file_with_the_name_of_the_lock_is_kept(path):
+    other = path.with_name(f".{path.name}.lock")
+    other.write_text("precious")
+    with pytest.raises(StoreError, match=r"has the name of .* lock .* move it away"):
+        create(path)
+    assert other.read_text() == "precious"
+    assert not path.exists()
+
+
 def test_any_hdf5_program_respects_the_lock(path):
     with create(path), pytest.raises(BlockingIOError):
         h5py.File(path, "r+", locking=True)

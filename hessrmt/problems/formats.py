@@ -220,7 +220,7 @@ def read_idx(path: Path) -> np.ndarray:
     Raises:
         DataError: If the file cannot be read, is damaged, or is not as long as its header says.
     """
-    with _reading(path, "gzip file"), _unpacked(path) as file:
+    with _reading(path, "IDX file"), _unpacked(path) as file:
         head = file.read(4)
         if len(head) < 4 or head[:2] != b"\0\0" or head[2] not in _IDX_TYPES:
             codes = ", ".join(f"0x{code:02X}" for code in _IDX_TYPES)

@@ -140,7 +140,8 @@ class ResumableFile:
         path: The file.
 
     Raises:
-        StoreError: If its folder cannot be written to, or another process writes the file.
+        StoreError: If its folder cannot be written to, another process writes the file, or
+            something else has the name of the lock.
     """
 
     def __init__(self, path: Path) -> None:
@@ -157,6 +158,10 @@ class ResumableFile:
             except OSError as error:
                 fail_writing(path, error)
             try:
+                if os.fstat(descriptor).st_size:  # a lock is empty, and removed at the end
+                    raise StoreError(
+                        f"{beside} has the name of {path}'s lock and isn't empty; move it away"
+                    )
                 lock(descriptor, path)
             except StoreError:
                 os.close(descriptor)
