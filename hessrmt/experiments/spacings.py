@@ -259,7 +259,7 @@ def _wanted(
         )
         return [("untrained", make()), ("trained", make(checkpoint=_checkpoint(out, model)))]
 
-    runs, counts = [], [(size.batch, size.batches), *([("all", 4)] * size.whole)]
+    runs, counts = [], [(size.batch, size.batches), *([("all", 1)] * size.whole)]
     for model in size.models:
         kinds = [
             both(model, split=split, batch=batch, batches=batches)
