@@ -20,7 +20,7 @@ from hessrmt.config import CapacityConfig
 from hessrmt.errors import ConfigError, StoreError
 from hessrmt.experiments.experiment import ExperimentResult
 from hessrmt.plots import style
-from hessrmt.records import Provenance, Spectra, Spectrum
+from hessrmt.records import Provenance, Spectra, Spectrum, source_in_words
 from hessrmt.runs.capacity import run as networks
 from hessrmt.runs.findings import findings
 from hessrmt.runs.page import page as html
@@ -291,6 +291,24 @@ def test_the_smallest_probability_is_a_bound_in_every_table(files, tmp_path):
     drawn = correlate(np.arange(10.0), np.arange(10.0))
     assert probability(drawn.p("kendall")) == "≤ 0.0001"
     assert probability(correlate(np.arange(5.0), np.arange(5.0)).p("kendall")) == "0.017"  # of all
+
+
+def test_level_statistics_know_their_spectra(files, cli, tmp_path):
+    asked = ["one.h5", "--surrogates", 0, "--seed", 3, "--window", "-9:9"]
+    shutil.copy(files / "one.h5", tmp_path)
+    assert cli("levels", *asked, "--out", "kept.h5").returncode == 0
+    (section,) = sections_of(tmp_path / "kept.h5")
+    source = hr.load(tmp_path / "one.h5").provenance
+    assert source_in_words(source.config) in section.heading
+    (again,) = re.findall("hessrmt (.*) --out levels.h5", section.command)
+    assert sorted(again.split()) == sorted(["levels", *map(str, asked)])
+    assert cli("levels", *asked, "--out", "kept.h5").returncode == 2  # is there
+    assert cli("levels", *asked, "--out", "two.h5", "--compare").returncode == 2
+    found = hr.levels.analyze(hr.load(tmp_path / "one.h5"), surrogates=0)
+    found.save(tmp_path / "own.h5")
+    (section,) = sections_of(tmp_path / "own.h5")
+    assert not section.command
+    assert source_in_words(source.config) in section.heading
 
 
 def test_capacity_keeps_what_a_page_is_made_of(files, cli, tmp_path):

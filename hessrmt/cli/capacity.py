@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hessrmt.cli import console
 from hessrmt.cli.options import (
+    Out,
     Overwrite,
     PictureFormat,
     PlotFolder,
@@ -71,12 +71,7 @@ def capacity(
             "shards or of networks, LoRA adapters, or file.py:factory; several are a series.",
         ),
     ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out", "-o", help="File to keep the result in (HDF5), for report, plot and hr.load."
-        ),
-    ] = None,
+    out: Out = None,
     plot: PlotFolder = None,
     picture: PictureFormat = "png",
     overwrite: Overwrite = False,

@@ -9,6 +9,8 @@ import typer
 
 from hessrmt.cli import console
 from hessrmt.cli.options import (
+    Out,
+    Overwrite,
     PictureFormat,
     PlotFolder,
     Report,
@@ -16,6 +18,7 @@ from hessrmt.cli.options import (
     Workers,
     check_pictures,
     pool_of,
+    require_result,
     with_settings,
 )
 from hessrmt.config import LevelsConfig
@@ -45,10 +48,12 @@ def levels(
             help="Of a file of blocks (spectrum --blocks): one's name, or all, each by itself.",
         ),
     ] = None,
+    out: Out = None,
     plot: PlotFolder = None,
     picture: PictureFormat = "png",
     workers: Workers = None,
     scheduler: Scheduler = None,
+    overwrite: Overwrite = False,
 ) -> Report:
     """Compare the levels of a spectrum file with the laws of random matrix theory.
 
@@ -57,16 +62,26 @@ def levels(
 
     Returns:
         What --json prints; --csv writes a row for each cutoff and block.
+
+    Raises:
+        ConfigError: If --out names a file that cannot be written, or several results are to go
+            into it.
     """
+    from hessrmt.errors import ConfigError
     from hessrmt.runs.levels import ALL, open_spectra
 
     check_pictures(plot, picture)
+    if out is not None:
+        require_result(out, may_exist=overwrite)
+        if settings.compare or block == ALL:
+            raise ConfigError("--out keeps one result; leave out --compare and --block all")
     results: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
     blocks = open_spectra(file, block)
     for name, spectra in blocks.items():
         with pool_of(workers, scheduler, settings.device) as pool, console.Meter() as tick:
-            found = _analysed(settings, spectra, name if len(blocks) > 1 else "", tick, pool)
+            given = {"file": str(file)} | ({"block": name} if name else {})
+            found = _analysed(settings, spectra, given, len(blocks) > 1, tick, pool)
         if not found:
             results[name] = None
             continue
@@ -75,6 +90,9 @@ def levels(
             _draw(settings, spectra, found, file, plot / name if name else plot, picture)
         plain = {cutoff: statistics.to_dict() for cutoff, statistics in found.items()}
         results[name] = plain if settings.compare else next(iter(plain.values()))
+        if out is not None:
+            next(iter(found.values())).save(out, overwrite=overwrite)
+            console.note(f"written: {out}")
         rows += [({"block": name} if name else {}) | _flat_row(one) for one in plain.values()]
     plain = {"blocks": results} if block == ALL else next(iter(results.values()))
     return Report(plain, lambda: rows)
@@ -93,18 +111,23 @@ def _flat_row(plain: dict[str, Any]) -> dict[str, Any]:
 
 
 def _analysed(
-    settings: LevelsConfig, spectra: Spectra, block: str, tick: Any, pool: Any
+    settings: LevelsConfig,
+    spectra: Spectra,
+    given: dict[str, str],
+    among_others: bool,
+    tick: Any,
+    pool: Any,
 ) -> dict[str, LevelStatistics]:
     """Statistics with each cutoff; none where a block among others has too few levels."""
     from hessrmt.errors import DataError
     from hessrmt.runs.levels import run
 
     try:
-        return run(settings, spectra, tick, pool)
+        return run(settings, spectra, tick, pool, given)
     except DataError as error:
-        if not block:
+        if not among_others:
             raise
-        console.note(f"block {block}: {error}")
+        console.note(f"block {given['block']}: {error}")
         return {}
 
 

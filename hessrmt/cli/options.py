@@ -53,6 +53,12 @@ Resume = Annotated[
     ),
 ]
 SpectrumFile = Annotated[Path, typer.Option("--out", "-o", help="Spectrum file to write (HDF5).")]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", "-o", help="File to keep the result in (HDF5), for report, plot and hr.load."
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")]
 PlotFolder = Annotated[
     Path | None, typer.Option("--plot", metavar="DIR", help="Draw pictures into this folder.")

@@ -42,6 +42,7 @@ from hessrmt.levels.surrogates import (
     plan,
 )
 from hessrmt.levels.unfolding import SHORTEST, Unfolded, unfold_selection
+from hessrmt.records import Provenance
 from hessrmt.results import Result
 from hessrmt.tables import at_most, counted, p_equals
 from hessrmt.theory import mean_ratio, spacing_law
@@ -226,7 +227,7 @@ class HigherOrder(Result):
 
 
 @dataclass(frozen=True)
-class LevelStatistics(Result, picture="levels.fifths"):
+class LevelStatistics(Result, omitted="provenance", picture="levels.fifths"):
     """Local statistics of the levels of one or several spectra, and what they agree with.
 
     Attributes:
@@ -280,6 +281,7 @@ class LevelStatistics(Result, picture="levels.fifths"):
         seed: Of folds and surrogates.
         notes: Anything a reader must know.
         higher: Statistics of every k-th level, k = 2, 3, ..., as far as asked for.
+        provenance: Where the spectra came from; None where they don't say it.
     """
 
     n_spectra: int
@@ -320,6 +322,7 @@ class LevelStatistics(Result, picture="levels.fifths"):
     seed: int
     notes: tuple[str, ...] = ()
     higher: tuple[HigherOrder, ...] = ()
+    provenance: Provenance | None = None
 
     def p(self, of: LawFit | HigherOrder, name: str) -> float | None:
         """One of the p-values as tables and sentences show it.
@@ -515,7 +518,14 @@ def analyze(
         seed=seed,
         notes=tuple(note.format(x) for x, note in zip(noted, _NOTES, strict=True) if x),
         higher=higher,
+        provenance=_source(spectra),
     )
+
+
+def _source(spectra: Any) -> Provenance | None:
+    """Where spectra came from, if they say it."""
+    source = getattr(spectra, "provenance", None)
+    return source if isinstance(source, Provenance) else None
 
 
 def _of_order(k: int, unfolded: Unfolded, drawn: Mapping[str, _Drawn]) -> HigherOrder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from hessrmt.plots import levels as plots
 from hessrmt.plots.style import of_spectra
 from hessrmt.problems.readers import SAFETENSORS, WRITTEN
 from hessrmt.progress import under
+from hessrmt.records import Provenance
 from hessrmt.runs.run import SERIAL, naming
 from hessrmt.store.density import SCHEMA
 from hessrmt.store.files import schema_of
@@ -87,6 +89,7 @@ def run(
     spectra: Spectra,
     tick: Tick | None = None,
     pool: Pool = SERIAL,
+    given: Mapping[str, Any] | None = None,
 ) -> dict[str, LevelStatistics]:
     """Analyse spectra.
 
@@ -95,17 +98,18 @@ def run(
         spectra: From :func:`open_spectra`.
         tick: Told of progress: the surrogates of each law.
         pool: Where surrogates are drawn.
+        given: Where the spectra were read, to be kept with the settings.
 
     Returns:
         Cutoff name to statistics: one entry, or ``paper`` and ``certified``.
     """
     method, options = settings.method
     check_options(method, options, auto=True)
-    select_backend(settings.device)  # one that is not there is no fault of a cutoff
+    device = select_backend(settings.device).name  # one not there is no fault of a cutoff
     found = {}
     for name, cutoff in settings.cutoffs.items():
         with naming(f"cutoff {name}"):
-            found[name] = analyze(
+            statistics = analyze(
                 spectra,
                 cutoff,
                 method,
@@ -120,6 +124,11 @@ def run(
                 map_unordered=pool.map_unordered,
                 **options,
             )
+        source = statistics.provenance or Provenance()
+        asked = settings.model_copy(update={"cutoff": cutoff, "compare": False})
+        config = {**source.config, "levels": {**(given or {}), **asked.model_dump(mode="json")}}
+        made = Provenance(config, device, notes=source.notes)
+        found[name] = replace(statistics, provenance=made)
     return found
 
 

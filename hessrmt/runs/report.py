@@ -25,6 +25,7 @@ from hessrmt.config import (
     DensityConfig,
     HistoryConfig,
     LandscapeConfig,
+    LevelsConfig,
     Settings,
     SpectrumConfig,
     TrainConfig,
@@ -572,10 +573,13 @@ def _origin(found: Any, config: Mapping[str, Any], command: str) -> str:
     if config.get("ensemble"):
         return "Sampled random matrices; the settings say of which law."
     script = f" in {config['script']}" if "script" in config else ""
+    source = getattr(found, "source", "")
     if isinstance(found, Series):
-        return f"Of {', '.join(one.source for one in found.networks)}; saved from Python{script}."
-    if getattr(found, "source", None):
-        return f"Of {found.source}; saved from Python{script}."
+        source = ", ".join(one.source for one in found.networks)
+    elif isinstance(found, LevelStatistics) and (about := source_in_words(config)):
+        source = f"the spectra of {about}"
+    if source:
+        return f"Of {source}; saved from Python{script}."
     return f"Saved from Python{script}; such a file doesn't say of which network or data it is."
 
 
@@ -601,14 +605,10 @@ def command_of(found: Any, config: Mapping[str, Any]) -> str:
         files = [shlex.quote(str(source)) for source in config["sources"]]
         words = [*files, *_options(CapacityConfig, config), "--out", "capacity.h5"]
         return " ".join(["hessrmt capacity", *words])
+    if isinstance(found, LevelStatistics):
+        return _of_levels(config["levels"]) if "levels" in config else ""
     if isinstance(found, History):
-        if "training" not in config:
-            return ""
-        asked = {"batch": config.get("batch"), "only": config.get("only"), "conv": config["conv"]}
-        words = _options(HistoryConfig, asked, "history-")
-        epochs = ",".join(map(str, found.epochs.tolist()))
-        words += ["--history-epochs", epochs, "--history", "history.h5"]
-        return " ".join(["hessrmt train", *_options(TrainConfig, config["training"]), *words])
+        return _of_history(found, config) if "training" in config else ""
     kind = kinds.get(type(found))
     if kind is None or not {"model", "data"} <= config.keys():
         return ""
@@ -617,6 +617,20 @@ def command_of(found: Any, config: Mapping[str, Any]) -> str:
     return " ".join(
         ["hessrmt", kind.__name__.removesuffix("Config").lower(), *_options(kind, config)]
     )
+
+
+def _of_levels(asked: Mapping[str, Any]) -> str:
+    block = ["--block", shlex.quote(asked["block"])] if "block" in asked else []
+    words = [shlex.quote(asked["file"]), *_options(LevelsConfig, asked), *block]
+    return " ".join(["hessrmt levels", *words, "--out", "levels.h5"])
+
+
+def _of_history(found: History, config: Mapping[str, Any]) -> str:
+    asked = {"batch": config.get("batch"), "only": config.get("only"), "conv": config["conv"]}
+    words = _options(HistoryConfig, asked, "history-")
+    epochs = ",".join(map(str, found.epochs.tolist()))
+    words += ["--history-epochs", epochs, "--history", "history.h5"]
+    return " ".join(["hessrmt train", *_options(TrainConfig, config["training"]), *words])
 
 
 def _options(kind: type[Settings], config: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -53,7 +53,7 @@ SPECTRUM = f"spectrum {NET} --batch 10 --batches {{}} --out a.h5"
 SIMULATE = "simulate --samples {} --dimension 12 --out a.h5"
 TRAIN = f"train {NET} --batch 16 --epochs {{}} --out a.pt --history b.h5 --history-batch 12"
 DENSITY = f"density {NET} --batch 60 --steps 6 --probes {{}} --out a.h5"
-LEVELS = "levels s.h5 --surrogates 20 --csv a.csv"
+LEVELS = "levels s.h5 --surrogates 20 --csv a.csv --out a.h5 --overwrite"
 DRAWN = "levels s.h5 --surrogates 0 --csv a.csv --plot pictures --format svg"
 LANDSCAPE = f"landscape {NET} --batch 60 --points 5 --out a.h5"
 CAPACITY = "capacity n.pt --csv a.csv --plot pictures"
@@ -81,7 +81,9 @@ CASES = {
     "simulate, extended": Case(
         f"{SIMULATE.format(4)} --resume", ("a.h5",), ("a.h5",), before=(SIMULATE.format(2),)
     ),
-    "levels": Case(LEVELS, ("a.csv", "cache/hessrmt/surrogates"), again=LEVELS, before=(SAMPLED,)),
+    "levels": Case(
+        LEVELS, ("a.csv", "a.h5", "cache/hessrmt/surrogates"), again=LEVELS, before=(SAMPLED,)
+    ),
     "levels, pictures": Case(DRAWN, ("a.csv", "pictures"), again=DRAWN, before=(SAMPLED,)),
     "landscape, replaced": Case(
         f"{LANDSCAPE} --overwrite",
