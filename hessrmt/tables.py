@@ -11,6 +11,7 @@ import math
 import re
 from html import escape
 from typing import TYPE_CHECKING, Any
+from unicodedata import category
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -87,13 +88,13 @@ def p_equals(value: float | None) -> str:
     return f"p {text}" if text.startswith("≤") else f"p = {text}"
 
 
-_UNSEEN = re.compile(
-    "[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
-)
-"""What moves a terminal's cursor, turns the direction of writing round or isn't seen."""
+_UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+"""Kinds of characters that move a terminal's cursor, turn the direction of writing round, aren't
+seen, or aren't characters."""
 
-_FORMULA = re.compile(r"[=@]|[-+](?![\s\d.]|inf|nan|$)")
-"""How a cell begins that a spreadsheet takes for a formula."""
+_FORMULA = re.compile(r"[=@]|[-+](?!(?:[\s\d.,±%]|\de[-+]\d|inf|nan|to)*$)")
+"""A cell that a spreadsheet takes for a formula; with a sign, all but numbers, their errors and
+ranges."""
 
 
 def printable(text: str, *, lines: bool = False) -> str:
@@ -106,8 +107,12 @@ def printable(text: str, *, lines: bool = False) -> str:
     Returns:
         The same with escapes as in Python: a backslash and ``x1b``.
     """
-    found = _UNSEEN.sub(lambda one: ascii(one[0])[1:-1], text)
-    return found if lines else found.replace("\n", "\\n")
+    if text.isprintable():
+        return text
+    return "".join(
+        ascii(one)[1:-1] if category(one) in _UNSEEN and not (lines and one == "\n") else one
+        for one in text
+    )
 
 
 def html_words(text: str) -> str:

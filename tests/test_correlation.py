@@ -99,6 +99,17 @@ def covered(kind, n, r, sets, seed):
     return {name: count / sets for name, count in hits.items()}
 
 
+@pytest.mark.parametrize("n", range(6, 20))
+@pytest.mark.parametrize("sign", [1, -1])
+def test_intervals_of_the_same_order_hold_its_coefficients(n, sign):
+    x = np.random.default_rng(n).normal(size=n)
+    item = correlate(x, sign * x**3)
+    for name in ("kendall", "spearman"):
+        low, high = getattr(item, f"{name}_interval")
+        assert low <= getattr(item, name) <= high
+        assert getattr(item, name) == pytest.approx(sign)
+
+
 LEAST = 0.92
 """What docs/capacity.md promises of 95 % intervals."""
 

@@ -212,7 +212,7 @@ def simulate(run):
         "--kernel paper --k1 0.5 --k2 3",
     ):
         run(other, f"{words} --overwrite {other} --json", brief=True)
-    run("levels", "levels sim.h5 --surrogates 0 --json")
+    run("levels", "levels sim.h5 --surrogates 0 --json", tolerance=LIKELIHOOD)
     run.note("load", loaded(run.folder / "sim.h5"), LEVELS)
     run.mistakes(
         words,

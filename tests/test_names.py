@@ -50,8 +50,17 @@ def test_cells_of_tables_are_no_formulas(evil, cli, tmp_path):
     with open(tmp_path / "t.csv", newline="") as file:
         names = [row["name"] for row in csv.DictReader(file)]
     assert sorted(names) == sorted("'" + v if v[0] == "=" else v for v in NAMES.values())
-    plain = {"a": -1.5, "b": "-0.5 ± 0.1", "c": "-", "d": "+3", "e": None, "f": "-inf", "g": "@x"}
-    assert to_csv([plain]) == "a,b,c,d,e,f,g\n-1.5,-0.5 ± 0.1,-,+3,,-inf,'@x\n"
+    kept = [-1.5, "-0.5 ± 0.1", "-", "+3", "-inf", "-2e-14 to 3e-14", "- 0.2", "-5 %"]
+    for value in kept:
+        assert to_csv([{"a": value}]) == f"a\n{value}\n"
+    for text in ("@x", "-2+3+cmd|' /C calc'!A0.weight", "+1+cmd", "-A1", "-1*B2", "-2+E3"):
+        assert to_csv([{"a": text}]) == f"a\n'{text}\n"
+    assert to_csv([{"a": None}]) == 'a\n""\n'
+
+
+@pytest.mark.parametrize("one", "\U000e0041\ufff9\xad\x85\u200d\u061c\u2028\ud800\x1b")
+def test_what_is_not_seen_is_escaped(one):
+    assert printable(f"é ² {one} 層") == f"é ² {ascii(one)[1:-1]} 層"
 
 
 def test_a_page_holds_names_as_text(evil, cli, tmp_path):

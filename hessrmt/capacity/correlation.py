@@ -237,7 +237,7 @@ def _interval(name: str, x: Values, y: Values, level: float) -> tuple[float, flo
     error = max(_NORMAL_ERRORS[name](value, n), math.sqrt((n - 1) / n * spread))
     half = float(stats.t.ppf((1 + level) / 2, n - 2)) * error
     low, high = math.tanh(middle - half), math.tanh(middle + half)
-    return (-1.0 if value <= -1 else low), (1.0 if value >= 1 else high)
+    return min(low, value), max(high, value)  # of ±1 the stretched value is nearer to 0
 
 
 def _stretched(name: str, values: Values, n: int) -> Values:

@@ -25,6 +25,7 @@ from hessrmt.cli.simulate import simulate
 from hessrmt.cli.spectrum import spectrum
 from hessrmt.cli.train import train
 from hessrmt.errors import HessrmtError, HessrmtWarning, is_out_of_memory
+from hessrmt.tables import printable
 
 _UsageError: Any = typer.BadParameter.__bases__[0]
 """Bad usage as typer raises it: click's class, or that of the copy of click inside newer typer."""
@@ -81,16 +82,16 @@ app.add_typer(data_command.app, name="data", epilog="Example: hessrmt data fetch
 
 
 def _tell_warnings() -> None:
-    """Print warnings of ours as lines for a reader, those of libraries as Python does."""
+    """Print warnings of ours as lines for a reader, all others as Python does."""
     usual, told = warnings.showwarning, set[str]()
 
-    def show(message: Any, category: type[Warning], *where: Any) -> None:
+    def show(message: Any, category: type[Warning], file: str, *where: Any) -> None:
         if issubclass(category, HessrmtWarning):
             if str(message) not in told:  # a command may read a file several times
                 console.warn(str(message))
             told.add(str(message))
         else:
-            usual(message, category, *where)
+            usual(printable(str(message), lines=True), category, printable(file), *where)
 
     warnings.showwarning = show
 
@@ -100,6 +101,7 @@ def main() -> None:
     console.take_descriptors()
     # the same file, bit for bit, from the same seed: see hessrmt/backend/cpu.py
     os.environ.setdefault("MKL_CBWR", "AUTO")
+    os.environ["MPLBACKEND"] = "agg"  # pictures are files, whatever windows there are
     console.accept_any_text()
     _tell_warnings()
     console.begin(quiet=False, json=False)  # of a mistake before the command itself begins

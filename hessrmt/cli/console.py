@@ -179,6 +179,7 @@ def silent_output() -> Iterator[None]:
         sys.stdout = sys.stderr
         yield
     finally:
+        output.flush()  # what was printed past sys.stdout
         sys.stdout = output
         os.dup2(kept, _STANDARD_OUTPUT)
         os.close(kept)

@@ -226,6 +226,16 @@ def _keep_inputs(given: Mapping[str, Any], config: Path | None) -> None:
         folders = [x for x in (*every, os.environ.get("HESSRMT_DATA")) if isinstance(x, str)]
         files += [file for word in dict.fromkeys((*words, *folders)) for file in _behind(word)]
     require_apart(written, files)
+    for link in _links_in(written.get("--plot")):  # pictures are written through them
+        require_apart({"a link in --plot:": link}, files)
+
+
+def _links_in(folder: Path | None) -> list[Path]:
+    """Links in a folder, if it is one."""
+    if folder is None or not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:
+        return [Path(entry) for entry in entries if entry.is_symlink()]
 
 
 def _behind(word: str) -> Iterator[str | Path]:
