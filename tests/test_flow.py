@@ -194,8 +194,9 @@ def test_three_flows_of_a_relu_network_end_at_one_margin_and_are_stationary(seed
     assert np.ptp([flow.margin[-1] for flow in flows]) < flows[0].margin[-1] / 50
     for flow in flows:
         middle = np.searchsorted(flow.log_times, 20)
-        assert (flow.misalignment() < flow.misalignment(middle)).all()
-        assert flow.misalignment().max() < 0.05
+        # it ends at 0, as a power of 1/u that theory leaves open: at least the root
+        assert (flow.misalignment() < (20 / 50) ** 0.5 * flow.misalignment(middle)).all()
+        assert flow.misalignment().max() < 0.1
 
 
 def slsqp(x, y):
