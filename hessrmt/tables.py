@@ -9,6 +9,7 @@ import csv
 import io
 import math
 import re
+import unicodedata
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -87,13 +88,10 @@ def p_equals(value: float | None) -> str:
     return f"p {text}" if text.startswith("≤") else f"p = {text}"
 
 
-_UNSEEN = re.compile(
-    "[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
+_FORMULA = re.compile(
+    r"[=@]|[-+](?!(?:\s|$|(?:[\d.,]+(?:e[-+]?\d+)?%?|inf|nan)(?:$|\s+[^-+*/^&(=<>:,@]))[^|!]*$)"
 )
-"""What moves a terminal's cursor, turns the direction of writing round or isn't seen."""
-
-_FORMULA = re.compile(r"[=@]|[-+](?![\s\d.]|inf|nan|$)")
-"""How a cell begins that a spreadsheet takes for a formula."""
+"""A cell that a spreadsheet takes for a formula: not a number, perhaps with words behind it."""
 
 
 def printable(text: str, *, lines: bool = False) -> str:
@@ -106,8 +104,13 @@ def printable(text: str, *, lines: bool = False) -> str:
     Returns:
         The same with escapes as in Python: a backslash and ``x1b``.
     """
-    found = _UNSEEN.sub(lambda one: ascii(one[0])[1:-1], text)
+    found = "".join(one if _is_seen(one) else ascii(one)[1:-1] for one in text)
     return found if lines else found.replace("\n", "\\n")
+
+
+def _is_seen(one: str) -> bool:
+    """Whether a character does no more than stand there: some move the cursor or turn the text."""
+    return one.isprintable() or one == "\n" or unicodedata.category(one) == "Zs"
 
 
 def html_words(text: str) -> str:
