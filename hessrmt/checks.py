@@ -140,6 +140,8 @@ def real_array(
         array = np.asarray(values)
     except (TypeError, ValueError, RuntimeError) as reason:
         raise error(f"{name} cannot be used as an array: {reason}{end}") from reason
+    if np.ma.is_masked(values):
+        raise error(f"{name} must not be masked; give what isn't, by compressed(){end}")
     if dimensions not in {None, array.ndim}:
         raise error(f"{name} must have {dimensions} dimension(s), got shape {array.shape}{end}")
     if not array.size and not empty:

@@ -69,7 +69,8 @@ def require_ordinary(path: Path) -> None:
     Raises:
         ConfigError: If it is one.
     """
-    if not path.is_dir() and _is_special(path):
+    endless = os.path.realpath(path).startswith(_MADE_UP)  # some say that they are files
+    if not path.is_dir() and (_is_special(path) or endless):
         raise ConfigError(f"{path} is a device or a pipe; give the name of a file")
 
 
@@ -97,7 +98,8 @@ def _is_of_the_system(path: Path) -> bool:
     return False
 
 
-_SYSTEM = ("/dev/", "/proc/", "/sys/")
+_MADE_UP = ("/proc/", "/sys/")
+_SYSTEM = ("/dev/", *_MADE_UP)
 _LINKS = 40
 """As many as Linux follows."""
 
@@ -145,31 +147,33 @@ def _exists(path: Path, resumable: bool = True) -> str:
     return f"{path} exists; {resume}--overwrite replaces it; or name another file"
 
 
-def write_whole(path: Path, content: bytes | memoryview | str, *, replace: bool = True) -> None:
+def write_whole(
+    path: Path, content: bytes | memoryview | str, *, replace: bool = True, follow: bool = True
+) -> None:
     """Put a new file in a name's place: whatever happens, it holds all of the old or of the new.
 
     Args:
         path: The file.
         content: All of it.
         replace: Whether a file of that name may be replaced.
+        follow: Whether a link stays one, and what it leads to is replaced.
 
     Raises:
         StoreError: If there is one that may not be.
         WriteError: If the disk refuses; an old file stays.
     """
-    with new_file(path, replace=replace) as draft, draft.open("wb") as target:
+    with new_file(path, replace=replace, follow=follow) as draft, draft.open("wb") as target:
         target.write(content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager
-def new_file(path: Path, *, replace: bool = True) -> Iterator[Path]:
+def new_file(path: Path, *, replace: bool = True, follow: bool = True) -> Iterator[Path]:
     """A name beside a file, to write the new one under; it is put in place at the end.
-
-    A link stays one: what it leads to is replaced.
 
     Args:
         path: The file.
         replace: Whether a file of that name may be replaced.
+        follow: Whether a link stays one, and what it leads to is replaced.
 
     Yields:
         The name of the draft.
@@ -180,7 +184,8 @@ def new_file(path: Path, *, replace: bool = True) -> Iterator[Path]:
     """
     if _is_of_the_system(path):
         raise StoreError(_special(path))
-    named, path = path, Path(os.path.realpath(path)) if path.is_symlink() else path
+    named, linked = path, follow and path.is_symlink()
+    path = Path(os.path.realpath(path)) if linked else path
     draft = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}.part")
     try:
         os.close(os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666))

@@ -31,9 +31,9 @@ def seed_sequence(seed: int, *names: str | int) -> np.random.SeedSequence:
         ConfigError: If the seed is negative or no whole number.
     """
     require_whole(0, seed=seed)
-    key = [
-        int.from_bytes(hashlib.sha256(str(name).encode()).digest()[:8], "little") for name in names
-    ]
+    # a name in a file may be no text in UTF-8
+    texts = [str(name).encode(errors="surrogatepass") for name in names]
+    key = [int.from_bytes(hashlib.sha256(text).digest()[:8], "little") for text in texts]
     return np.random.SeedSequence([seed, *key])
 
 

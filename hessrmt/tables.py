@@ -9,9 +9,9 @@ import csv
 import io
 import math
 import re
+import unicodedata
 from html import escape
 from typing import TYPE_CHECKING, Any
-from unicodedata import category
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -88,10 +88,6 @@ def p_equals(value: float | None) -> str:
     return f"p {text}" if text.startswith("≤") else f"p = {text}"
 
 
-_UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
-"""Kinds of characters that move a terminal's cursor, turn the direction of writing round, aren't
-seen, or aren't characters."""
-
 _FORMULA = re.compile(r"[=@]|[-+](?!(?:[\s\d.,±%]|\de[-+]\d|inf|nan|to)*$)")
 """A cell that a spreadsheet takes for a formula; with a sign, all but numbers, their errors and
 ranges."""
@@ -107,12 +103,13 @@ def printable(text: str, *, lines: bool = False) -> str:
     Returns:
         The same with escapes as in Python: a backslash and ``x1b``.
     """
-    if text.isprintable():
-        return text
-    return "".join(
-        ascii(one)[1:-1] if category(one) in _UNSEEN and not (lines and one == "\n") else one
-        for one in text
-    )
+    found = "".join(one if _is_seen(one) else ascii(one)[1:-1] for one in text)
+    return found if lines else found.replace("\n", "\\n")
+
+
+def _is_seen(one: str) -> bool:
+    """Whether a character does no more than stand there: some move the cursor or turn the text."""
+    return one.isprintable() or one == "\n" or unicodedata.category(one) == "Zs"
 
 
 def html_words(text: str) -> str:

@@ -343,6 +343,10 @@ def test_output_never_destroys_input(place, refused, words):
             "sh/model-00001-of-00002.safetensors",
         ],
         ["capacity", "sh", "--csv", "sh/model.safetensors.index.json"],
+        ["capacity", "sh", "--csv", "sh/config.json"],
+        ["capacity", "sh/model-00001-of-00002.safetensors", "--csv", "sh/adapter_config.json"],
+        ["capacity", "--against", "of.csv", "--csv", "sh/model-00001-of-00002.safetensors"],
+        ["capacity", "--against", "of.csv", "--out", "in.h5", "--overwrite"],
         [*RUN, "--checkpoint", "sh", "--out", "sh/model-00001-of-00002.safetensors", "--overwrite"],
         [*RUN, "--data", "idx", "--out", "idx/t10k-labels-idx1-ubyte", "--overwrite"],
         [*RUN, "--data", "mnist", "--data-dir", ".", "--out", "idx.link", "--overwrite"],
@@ -360,6 +364,10 @@ def test_output_never_destroys_a_file_behind_an_input(place, refused, words):
         "pkg/deep.py": "from . import part\n",
         "pkg/part.py": "",
         "sh/model.safetensors.index.json": "{}",
+        "sh/config.json": "{}",
+        "sh/adapter_config.json": "{}",
+        "of.csv": "path,top1\nsh,0.5\nin.h5,0.6\n",
+        "in.h5": "weights",
         **{f"sh/model-0000{i}-of-00002.safetensors": "weights" for i in (1, 2)},
         **{
             f"{folder}/{split}-{kind}-ubyte": "data"

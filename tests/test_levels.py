@@ -43,6 +43,14 @@ def test_ratios_by_hand():
     np.testing.assert_allclose(ratios([0, 0, 0, 1, 1, 3]), [0, 0, 0])
 
 
+@pytest.mark.parametrize("measure", [ratios, mean_ratio, spacings])
+def test_masked_levels_are_refused_and_not_used(measure):
+    levels = np.ma.masked_greater(np.array([0.0, 1.0, 3.0, 4.0, 900.0]), 10)
+    with pytest.raises(DataError, match="must not be masked"):
+        measure(levels)
+    assert np.array_equal(measure(levels.compressed()), measure([0.0, 1.0, 3.0, 4.0]))
+
+
 def test_spacings_by_hand():
     levels = [4.0, 0.0, 1.0, 1.0, 3.0]
     np.testing.assert_array_equal(spacings(levels), [1, 0, 2, 1])

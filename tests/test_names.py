@@ -63,6 +63,54 @@ def test_what_is_not_seen_is_escaped(one):
     assert printable(f"é ² {one} 層") == f"é ² {ascii(one)[1:-1]} 層"
 
 
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "-2+3+cmd|' /C calc'!A0",
+        "+1+cmd|'x'!A",
+        "-.5+cmd|''!A",
+        "-1-1",
+        "-1 *SUM(A1)",
+        "- 2+cmd|'x'!A",
+        "-2 a|b",
+        "-x",
+    ],
+)
+def test_what_begins_like_a_number_may_be_a_formula(cell):
+    assert next(csv.reader(to_csv([{cell: 1}]).splitlines())) == [f"'{cell}"]
+
+
+@pytest.mark.parametrize("cell", ["-12.04 to 10.58", "+1e-3", "-5%", "-1,234", "-0.6 … 0.8", "- a"])
+def test_numbers_and_ranges_of_them_are_cells_as_they_are(cell):
+    assert next(csv.reader(to_csv([{cell: 1}]).splitlines())) == [cell]
+
+
+@pytest.mark.parametrize("character", ["\xad", "\u200d", "\ufff9", "\U000e0041", "\ue000", "\t"])
+def test_characters_that_are_not_seen_are_escaped(character):
+    assert printable(f"a{character}b") == f"a{ascii(character)[1:-1]}b"
+
+
+def test_every_layer_has_a_picture_of_its_own(tmp_path, cli):
+    """Also where names differ in what files can't have in theirs, or are longer."""
+    draw = torch.Generator().manual_seed(0)
+    names = ["<a>", "(a)", "{A}", "x" * 5000, "x" * 4999 + "y", "_a_-2"]
+    save_file(
+        {name: torch.randn(9, 8, generator=draw) for name in names}, tmp_path / "n.safetensors"
+    )
+    done = cli("capacity", "n.safetensors", "--min-size", 1, "--plot", "p", "--format", "svg")
+    assert done.returncode == 0
+    found = {path.name.casefold() for path in (tmp_path / "p").glob("layer-*")}
+    assert len(found) == len(names)
+
+
+def test_names_that_are_no_text_are_names(tmp_path, cli):
+    torch.save({"\ud800.weight": torch.randn(9, 8)}, tmp_path / "n.pt")
+    done = cli("capacity", "n.pt", "--min-size", 1, "--csv", "t.csv", "--out", "o.h5")
+    assert done.returncode == 0, done.stderr
+    assert "\\ud800" in done.stdout
+    assert "\\ud800" in (tmp_path / "t.csv").read_text()
+
+
 def test_a_page_holds_names_as_text(evil, cli, tmp_path):
     hr.capacity.analyze(str(tmp_path / evil), min_size=1).save(tmp_path / "e.h5")
     assert cli("report", "e.h5").returncode == 0

@@ -11,6 +11,8 @@ from store_samples import BATCHES, SIZE, P, create, resume, spectrum
 
 from hessrmt.errors import ConfigError, HessrmtWarning, StoreError, WriteError
 from hessrmt.files import new_file, require_file, require_new
+from hessrmt.plots.files import draw_each
+from hessrmt.plots.style import Picture
 from hessrmt.store.spectra import load
 
 
@@ -112,3 +114,13 @@ def test_rows_outlive_their_folder(tmp_path, monkeypatch, writable):
     if writable:
         (kept,) = Path().glob("s.h5.rows-*.h5")
         assert load(kept).eigenvalues.shape == (2, P)
+
+
+def test_pictures_replace_links_in_their_folder_not_what_these_lead_to(tmp_path):
+    """Nobody has given these names, and one may lead to what the command reads."""
+    (tmp_path / "s.h5").write_text("precious")
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "a.svg").symlink_to("../s.h5")
+    draw_each({"a": Picture}, tmp_path / "p", "svg")
+    assert (tmp_path / "s.h5").read_text() == "precious"
+    assert "<svg" in (tmp_path / "p" / "a.svg").read_text()

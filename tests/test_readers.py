@@ -6,6 +6,7 @@ import decimal
 import fractions
 import hashlib
 import json
+import os
 import pathlib
 import types
 import uuid
@@ -19,7 +20,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from hessrmt.capacity import open_source
-from hessrmt.errors import DataError, ProblemError
+from hessrmt.errors import ConfigError, DataError, ProblemError
 from hessrmt.problems import checkpoints, readers
 
 
@@ -225,3 +226,71 @@ def test_an_index_names_no_file_outside_of_its_folder(state, tmp_path, name):
 def test_npz_files_are_checkpoints_too(state, tmp_path):
     np.savez(tmp_path / "c.npz", **{name: value.numpy() for name, value in state.items()}, a="text")
     assert same(checkpoints.load_state(tmp_path / "c.npz"), state)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_mappings_that_share_or_hold_themselves_come_to_an_end(state, tmp_path, legacy):
+    """Walked without remembering, forty mappings that hold the next twice are 2⁴⁰."""
+    path, shared = tmp_path / "net.pt", {"a": 1}
+    for _ in range(40):
+        shared = {"a": shared, "b": shared}
+    save = {"_use_new_zipfile_serialization": not legacy}
+    torch.save({"state_dict": state, "extra": shared}, path, **save)
+    assert same(checkpoints.load_state(path), state)
+    torch.save({"extra": shared}, path, **save)
+    with pytest.raises(ProblemError, match="holds no tensors"):
+        checkpoints.load_state(path)
+    around = {"net": {}}
+    around["net"]["model"] = around
+    torch.save(around, path, **save)
+    with pytest.raises(ProblemError, match="holds no tensors"):
+        checkpoints.load_state(path)
+    deep = state
+    for _ in range(200):
+        deep = {"model": deep}
+    torch.save(deep, path, **save)
+    with pytest.raises(ProblemError, match="holds no tensors"):
+        checkpoints.load_state(path)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_views_of_one_storage_are_other_weights_unless_they_are_the_same_matrix(tmp_path, legacy):
+    numbers = torch.randn(64, generator=torch.Generator().manual_seed(1))
+    views = {
+        "a.weight": numbers.as_strided((8, 8), (8, 1)),
+        "b.weight": numbers.as_strided((8, 8), (7, 1)),
+        "c.weight": numbers.view(4, 16),
+        "same.weight": numbers.view(8, 8),
+        "transposed.weight": numbers.view(8, 8).T,
+    }
+    torch.save(views, tmp_path / "v.pt", _use_new_zipfile_serialization=not legacy)
+    found = analysed(tmp_path / "v.pt")
+    assert found.keys() == {"a.weight", "b.weight", "c.weight"}
+    for name, (matrix,) in found.items():
+        np.testing.assert_array_equal(matrix, views[name])
+
+
+def test_keys_that_are_one_text_are_refused(tmp_path):
+    twins = {1: torch.ones(3, 3), "1": torch.zeros(3, 3)}
+    torch.save(twins, tmp_path / "t.pt")
+    for source in (twins, tmp_path / "t.pt"):
+        with pytest.raises(ProblemError, match=r"two keys of .* are '1' as text"):
+            analysed(source)
+
+
+def test_masked_arrays_are_no_weights():
+    array = np.ma.masked_less(np.arange(-4.0, 21.0).reshape(5, 5), 0)
+    with open_source({"w": array, "whole": np.ma.masked_array(np.eye(5))}) as layers:
+        said = {layer.name: layer.skipped for layer in layers}
+    assert said == {"w": "not a tensor, but of type MaskedArray", "whole": None}
+
+
+def test_pipes_in_a_folder_of_shards_are_not_read(state, tmp_path):
+    save_file(state, tmp_path / "model.safetensors")
+    for name in ("model.safetensors.index.json", "a.safetensors", "config.json"):
+        os.mkfifo(tmp_path / name)
+    assert same(checkpoints.load_state(tmp_path), state)
+    with pytest.raises(ConfigError, match="is a device or a pipe"):
+        checkpoints.load_state(tmp_path / "model.safetensors.index.json")
+    with pytest.raises(ConfigError, match="is a device or a pipe"):
+        readers.read(tmp_path / "a.safetensors")

@@ -7,7 +7,7 @@ import math
 import os
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import wraps
 from pathlib import Path
 from typing import (
@@ -26,7 +26,7 @@ import typer
 
 from hessrmt.cli import console
 from hessrmt.config import Settings, load_settings
-from hessrmt.errors import ConfigError
+from hessrmt.errors import ConfigError, HessrmtError
 from hessrmt.files import (
     require_apart,
     require_file,
@@ -219,23 +219,25 @@ def _keep_inputs(given: Mapping[str, Any], config: Path | None) -> None:
     words = [
         str(x) for x in every if isinstance(x, Path) or (isinstance(x, str) and set(x) & set("./"))
     ]
-    for word in words:
-        require_ordinary(Path(word))
-    files = [*words, *(word.partition(".py:")[0] + ".py" for word in words)]
+    files = [*words, *(word.partition(".py:")[0] + ".py" for word in words if ".py:" in word)]
+    for file in files:
+        require_ordinary(Path(file))
     if any(map(os.path.exists, written.values())):
+        words += [x for value in given.values() for x in _listed(value)]
+        files += words
         folders = [x for x in (*every, os.environ.get("HESSRMT_DATA")) if isinstance(x, str)]
         files += [file for word in dict.fromkeys((*words, *folders)) for file in _behind(word)]
     require_apart(written, files)
-    for link in _links_in(written.get("--plot")):  # pictures are written through them
-        require_apart({"a link in --plot:": link}, files)
 
 
-def _links_in(folder: Path | None) -> list[Path]:
-    """Links in a folder, if it is one."""
-    if folder is None or not folder.is_dir():
-        return []
-    with os.scandir(folder) as entries:
-        return [Path(entry) for entry in entries if entry.is_symlink()]
+def _listed(settings: Any) -> list[str]:
+    """The networks that a table names, where one is given in their place or beside them."""
+    from hessrmt.runs.capacity import read_paths
+
+    table = getattr(settings, "against", None)
+    with suppress(HessrmtError):  # said when it is read
+        return read_paths(table) if table else []
+    return []
 
 
 def _behind(word: str) -> Iterator[str | Path]:

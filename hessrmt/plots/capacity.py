@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping
 from functools import partial
@@ -16,7 +17,7 @@ from hessrmt.plots import style
 from hessrmt.plots.files import Drawn, draw_each
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from jaxtyping import Float64
@@ -38,6 +39,9 @@ _METRICS = {
 _PANEL = 2.4
 _MOST_PANELS, _MOST_BOXES = 16, 40
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+_LONGEST = 200
+"""Bytes of a file's name, of which systems allow 255 with its ending and what a draft adds."""
+
 _LABEL = 31
 """Characters of a network's name."""
 
@@ -55,7 +59,7 @@ def draw_layers(report: Any, folder: Path, ending: str = "png") -> list[Drawn]:
     """
     pictures = {"alpha": partial(alpha_histogram, report)}
     for layer in report.analyzed:
-        pictures[_file_name(f"layer-{layer.name}")] = partial(layer_density, layer)
+        pictures[_file_name(f"layer-{layer.name}", pictures)] = partial(layer_density, layer)
     return draw_each(pictures, folder, ending)
 
 
@@ -86,12 +90,17 @@ def draw_series(
         pictures["side-by-side"] = partial(side_by_side, beside)
     for name, values in accuracies.items():
         of = [item for item in correlations if item.accuracy == name]
-        pictures[_file_name(f"against-{name}")] = partial(against, reports, values, of)
+        pictures[_file_name(f"against-{name}", pictures)] = partial(against, reports, values, of)
     return draw_each(pictures, folder, ending)
 
 
-def _file_name(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "_", name)
+def _file_name(name: str, taken: Iterable[str]) -> str:
+    """A name for a file, without its ending, that no other has on any file system."""
+    plain = re.sub(r"[^\w.-]+", "_", name)
+    plain = plain.encode()[:_LONGEST].decode(errors="ignore")
+    known = {other.casefold() for other in taken}
+    others = (f"{plain}-{number}" for number in itertools.count(2))
+    return next(one for one in itertools.chain([plain], others) if one.casefold() not in known)
 
 
 def layer_density(layer: Any, title: str = "", *, ax: Any = None) -> Figure:

@@ -65,18 +65,19 @@ def draw_each(
         except DataError as error:
             drawn.append(Drawn(name, None, str(error)))
         else:
-            save(picture, path)
+            save(picture, path, follow=False)  # nobody has given this name
             drawn.append(Drawn(name, path))
     return drawn
 
 
-def save(picture: Figure, path: Path, *, replace: bool = True) -> None:
+def save(picture: Figure, path: Path, *, replace: bool = True, follow: bool = True) -> None:
     """Write a picture, completely or not at all; the same picture gives the same file.
 
     Args:
         picture: What to write.
         path: The file; its ending is the format.
         replace: Whether a file of that name may be replaced.
+        follow: Whether a link stays one, and what it leads to is replaced.
 
     Raises:
         ConfigError: If matplotlib lacks a program that the format needs.
@@ -90,7 +91,7 @@ def save(picture: Figure, path: Path, *, replace: bool = True) -> None:
             picture.savefig(content, format=kind, **options)
         except RuntimeError as error:  # a format that needs another program, as .pgf needs TeX
             raise ConfigError(f"matplotlib can't write .{kind} here: {error}") from error
-    write_whole(path, content.getbuffer(), replace=replace)
+    write_whole(path, content.getbuffer(), replace=replace, follow=follow)
 
 
 def require_folder(folder: Path) -> None:

@@ -13,6 +13,7 @@ import pickle
 import re
 import warnings
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hessrmt.errors import DeviceError, HessrmtError, ProblemError
+from hessrmt.files import require_ordinary
 from hessrmt.problems.archives import Inert, look_through, npy_header, require_memory
 from hessrmt.problems.protocols import in_protocol_2, is_newer, is_old_format
 from hessrmt.tables import printable
@@ -111,6 +113,9 @@ _WEIGHT_FILES = ("model", "pytorch_model", "adapter_model", "diffusion_pytorch_m
 
 _MOST_EXPANDED, _TIMES_STORED = 1 << 30, 3
 """Bytes that tensors of few stored numbers may always take, and how many times the file's."""
+
+_DEEPEST = 20
+"""Mappings inside each other in which a state dict is looked for."""
 
 _RENEW_AFTER = 32 * 2**20
 _LISTED = 8
@@ -206,6 +211,7 @@ def open_path(path: Path) -> Reader:
     Raises:
         ProblemError: If it is missing, damaged, foreign or refused.
     """
+    require_ordinary(path)
     if path.is_dir():
         return _folder(path)
     if not path.exists():
@@ -268,6 +274,7 @@ def read(path: Path, *, mapped: bool = False) -> Any:
         ProblemError: If the file is missing, unreadable, refused or foreign.
         DeviceError: If it is packed and memory has no room for it.
     """
+    require_ordinary(path)
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise ProblemError(f"the checkpoint {path} {what}; expected a file holding a state dict")
@@ -356,24 +363,34 @@ def innermost(content: Any) -> tuple[Any, str, list[str]]:
         A mapping, if there is one; the keys that lead to it, joined by dots; and the keys of other
         mappings beside it that hold tensors, in which there may be other networks.
     """
-    if not isinstance(content, Mapping):
-        return content, "", []
-    inside = [key for key, value in content.items() if _holds_tensors(value)]
-    known = [key for key in NESTED_UNDER if key in inside]
-    flat = any(isinstance(value, Tensor | np.ndarray) and value.ndim for value in content.values())
-    if not known and (flat or len(inside) != 1):
-        return content, "", list(map(str, inside))
-    chosen = known[0] if known else inside[0]
-    state, path, others = innermost(content[chosen])
-    beside = [str(key) for key in inside if key != chosen]
-    return state, f"{chosen}.{path}" if path else str(chosen), beside + others
+    path: list[str] = []
+    others: list[str] = []
+    while isinstance(content, Mapping) and len(path) < _DEEPEST:  # it may hold itself
+        inside = [key for key, value in content.items() if _holds_tensors(value)]
+        known = [key for key in NESTED_UNDER if key in inside]
+        values = content.values()
+        flat = any(isinstance(value, Tensor | np.ndarray) and value.ndim for value in values)
+        if not known and (flat or len(inside) != 1):
+            return content, ".".join(path), list(map(str, inside)) + others
+        chosen = known[0] if known else inside[0]
+        others = [str(key) for key in inside if key != chosen] + others
+        path.append(str(chosen))
+        content = content[chosen]
+    return content, ".".join(path), others
 
 
 def _holds_tensors(value: Any) -> bool:
     """Whether a value is a mapping with tensors in it, of a network rather than an optimiser."""
-    if not isinstance(value, Mapping) or "param_groups" in value:
-        return False
-    return any(isinstance(v, Tensor | np.ndarray) or _holds_tensors(v) for v in value.values())
+    waiting, seen = [value], set()  # one mapping may stand in many places, and in itself
+    while waiting:
+        one = waiting.pop()
+        if not isinstance(one, Mapping) or "param_groups" in one or id(one) in seen:
+            continue
+        seen.add(id(one))
+        if any(isinstance(part, Tensor | np.ndarray) for part in one.values()):
+            return True
+        waiting += one.values()
+    return False
 
 
 def state_dict(content: Any, path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
@@ -395,7 +412,8 @@ def state_dict(content: Any, path: Path) -> tuple[dict[str, Tensor], tuple[str, 
             f"{path} holds no state dict but a {type(state).__name__}; "
             "save one with torch.save(model.state_dict(), path)"
         )
-    found = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
+    found = by_name(state, str(path))
+    found = {name: value for name, value in found.items() if isinstance(value, Tensor)}
     if not any(value.ndim for value in found.values()) and len(others) > 1:
         raise ProblemError(
             f"{path} holds several state dicts, under {listed(others)}; save the one that is meant "
@@ -408,6 +426,26 @@ def state_dict(content: Any, path: Path) -> tuple[dict[str, Tensor], tuple[str, 
         )
     beside = f"{path}: the weights under {under!r} are taken; there are others under"
     return found, (f"{beside} {listed(others)}",) if others else ()
+
+
+def by_name(state: Mapping[Any, ValueT], source: str) -> dict[str, ValueT]:
+    """The same values under names that are text.
+
+    Args:
+        state: Anything to anything.
+        source: What an error calls it.
+
+    Returns:
+        Its values by name.
+
+    Raises:
+        ProblemError: If two keys are one text, as 1 and "1".
+    """
+    found = {str(name): value for name, value in state.items()}
+    if len(found) < len(state):
+        twice = Counter(map(str, state)).most_common(1)[0][0]
+        raise ProblemError(f"two keys of {source} are {printable(twice)!r} as text; rename one")
+    return found
 
 
 def unwrap(state: Mapping[str, ValueT]) -> dict[str, ValueT]:
@@ -447,7 +485,8 @@ class StateDict(Reader):
     """
 
     def __init__(self, state: Mapping[Any, object]):
-        self._tensors = {str(name): as_tensor(value) for name, value in state.items()}
+        named = by_name(state, "the state dict")
+        self._tensors = {name: as_tensor(value) for name, value in named.items()}
         self.entries = {name: _described(value) for name, value in self._tensors.items()}
 
     def read(self, name: str) -> Tensor:
@@ -557,26 +596,32 @@ class Npz(Reader):
         self._archive.close()
 
 
+STATED = ("config.json", "adapter_config.json", "quantize_config.json", "quant_config.json")
+"""Files beside weights that say how they are packed or what they are added to."""
+
+
 def files_beside(path: Path) -> list[Path]:
-    """What may be read where a folder, or an index of shards, is given as a network.
+    """What may be read where a file, a folder, or an index of shards is given as a network.
 
     Args:
-        path: The folder or the index.
+        path: One of them.
 
     Returns:
-        Files of weights, and indices; none for another file.
+        What stands beside the weights about them; of a folder or index also files of weights and
+        indices.
     """
     folder = path if path.is_dir() else path.parent
+    said = [folder / name for name in STATED]
     if folder != path and not path.name.endswith(INDEX):
-        return []
+        return said
     endings = (SAFETENSORS, ".bin", INDEX)
-    return sorted(file for file in folder.glob("*.*") if file.name.endswith(endings))
+    return said + sorted(file for file in folder.glob("*.*") if file.name.endswith(endings))
 
 
 def _folder(folder: Path) -> Reader:
     """The network in a folder: the shards that its index lists, or else all files of one kind."""
     for ending in (SAFETENSORS, ".bin"):
-        indices = sorted(folder.glob(f"*{ending}{INDEX}"))
+        indices = sorted(file for file in folder.glob(f"*{ending}{INDEX}") if file.is_file())
         files = sorted(path for path in folder.glob(f"*{ending}") if path.is_file())
         if len(indices) > 1:
             names = listed([index.name for index in indices])
@@ -657,7 +702,9 @@ def _described(value: object, place: object = None) -> Stored:
         return Stored(shape, dtype, "on the meta device, where tensors have no values")
     if value.is_quantized or not value.numel():
         return Stored(shape, dtype)
-    storage = place, str(value.device), value.data_ptr(), value.numel(), dtype
+    # in which order the dimensions are named makes no other weight: W and its transpose
+    steps = tuple(sorted(step for step in zip(shape, value.stride(), strict=True) if step[0] > 1))
+    storage = place, str(value.device), value.data_ptr(), steps, dtype
     return Stored(shape, dtype, None, storage)
 
 
@@ -673,7 +720,7 @@ def _expanded(value: object) -> int:
 
 def as_tensor(value: Any) -> Any:
     """Arrays that torch can hold as tensors; anything else as it is."""
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray) and not np.ma.is_masked(value):
         with suppress(TypeError), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a read-only array; it is never written to
             return torch.from_numpy(np.asarray(value, value.dtype.newbyteorder("="), order="C"))

@@ -44,6 +44,9 @@ _LONGEST = 60_000
 _FLOAT64 = 8
 """Bytes of the numbers that are made of those of any dataset."""
 
+_claimed: dict[str, dict[str, tuple[int, int]]] = {}
+"""Of open files: datasets that were asked for, with their bytes, stored and as float64."""
+
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
@@ -214,8 +217,14 @@ def opened(path: str | Path) -> Iterator[h5py.File]:
             raise StoreError(
                 f"{path} cannot be opened as HDF5 (truncated, damaged or another format): {why}"
             ) from cause
-        with file:
-            yield file
+        name = str(file.filename)
+        first = _claimed.setdefault(name, {}) == {}
+        try:
+            with file:
+                yield file
+        finally:
+            if first:
+                _claimed.pop(name, None)
 
 
 @cache
@@ -251,7 +260,8 @@ def dataset(file: h5py.File | h5py.Group, name: str) -> h5py.Dataset:
 
     Raises:
         KeyError: If there is none of that name.
-        ValueError: If it lies in another file, or is larger than the file can hold.
+        ValueError: If it lies in another file, or is larger than the file can hold, together with
+            what has been read of it since it was opened.
     """
     place: Any = file
     for part in name.strip("/").split("/"):
@@ -265,7 +275,9 @@ def dataset(file: h5py.File | h5py.Group, name: str) -> h5py.Dataset:
         raise ValueError(f"{name} keeps its numbers in another file, which isn't read")
     largest = max(place.size or 0, math.prod(place.chunks or ()))
     if os.path.exists(where := str(place.file.filename)):
-        claimed, needed = largest * place.dtype.itemsize, largest * _FLOAT64
+        every = _claimed.get(where, {})
+        every[str(place.name)] = largest * place.dtype.itemsize, largest * _FLOAT64
+        claimed, needed = map(sum, zip(*every.values(), strict=True))
         probe.require_held(name, claimed, os.path.getsize(where), needed)
     return place
 

@@ -18,23 +18,25 @@ _PIECE = 1 << 24
 """Bytes read at a time."""
 
 _ALLOWED = 1 << 30
-"""Bytes that a dataset may always have; beyond, three times as many as the file."""
+_LIMITS = ((1 << 27, 100), (_ALLOWED, 3))
+"""Bytes that datasets may always have; beyond each, so many times as many as the file. Pictures and
+statistics of numbers take ten times as much as the numbers."""
 
 
 def require_held(name: str, claimed: int, size: int, needed: int = 0) -> None:
-    """Refuse a dataset that can't be in its file, before memory for it is taken.
+    """Refuse datasets that can't be in their file, before memory for them is taken.
 
     Args:
         name: Of the dataset.
-        claimed: Its bytes.
+        claimed: Its bytes, with those of others that are read.
         size: Bytes of the file.
-        needed: Bytes of what is made of it, if they are more.
+        needed: Bytes of what is made of them, if they are more.
 
     Raises:
-        ValueError: If more than 1 GiB is needed for it, and it has more than three times as many
-            bytes as the file.
+        ValueError: If more than 128 MiB are needed, and they have more than 100 times as many bytes
+            as the file; or more than 1 GiB and three times.
     """
-    if max(claimed, needed) > _ALLOWED and claimed > 3 * size:
+    if any(max(claimed, needed) > most and claimed > times * size for most, times in _LIMITS):
         raise ValueError(
             f"{name} claims {claimed:,} bytes, more than a file of {size:,} bytes can hold"
         )

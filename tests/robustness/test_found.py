@@ -33,6 +33,22 @@ def test_devices_and_pipes_are_not_read(tmp_path, tiny_npz, refused, option, nam
     refused(["spectrum", *NET.split(), option, name], [name, "is a device or a pipe"])
 
 
+@pytest.mark.parametrize("option", ["--model", "--loss"])
+def test_a_pipe_is_no_file_of_code(tmp_path, tiny_npz, refused, option):
+    os.mkfifo(tmp_path / "net.py")
+    words = ["spectrum", *NET.split(), option, "net.py:net"]
+    refused(words, ["net.py is a device or a pipe"])
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/kmsg"), reason="a file without an end")
+@pytest.mark.parametrize("words", ["info", "capacity", "report", "spectrum --config"])
+def test_files_that_the_system_makes_up_are_not_read(tmp_path, cli, words):
+    (tmp_path / "link").symlink_to("/proc/kmsg")
+    done = cli(*words.split(), "link")
+    assert (done.returncode, done.stderr.count("error:")) == (2, 1)
+    assert "link is a device or a pipe" in done.stderr
+
+
 @pytest.mark.parametrize("command", ["capacity", "levels", "info", "report", "plot"])
 def test_a_pipe_is_no_file_of_results(tmp_path, refused, command):
     os.mkfifo(tmp_path / "pipe.h5")
