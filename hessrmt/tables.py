@@ -88,7 +88,7 @@ def p_equals(value: float | None) -> str:
     return f"p {text}" if text.startswith("≤") else f"p = {text}"
 
 
-_FORMULA = re.compile(r"[=@]|[-+](?!(?:[\s\d.,±%]|\de[-+]\d|inf|nan|to)*$)")
+_FORMULA = re.compile(r"[=@]|[-+](?!(?:[\s\d.,±…%]|\de[-+]\d|inf|nan|to)*$)")
 """A cell that a spreadsheet takes for a formula; with a sign, all but numbers, their errors and
 ranges."""
 

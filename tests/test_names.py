@@ -50,17 +50,8 @@ def test_cells_of_tables_are_no_formulas(evil, cli, tmp_path):
     with open(tmp_path / "t.csv", newline="") as file:
         names = [row["name"] for row in csv.DictReader(file)]
     assert sorted(names) == sorted("'" + v if v[0] == "=" else v for v in NAMES.values())
-    kept = [-1.5, "-0.5 ± 0.1", "-", "+3", "-inf", "-2e-14 to 3e-14", "- 0.2", "-5 %"]
-    for value in kept:
-        assert to_csv([{"a": value}]) == f"a\n{value}\n"
-    for text in ("@x", "-2+3+cmd|' /C calc'!A0.weight", "+1+cmd", "-A1", "-1*B2", "-2+E3"):
-        assert to_csv([{"a": text}]) == f"a\n'{text}\n"
-    assert to_csv([{"a": None}]) == 'a\n""\n'
-
-
-@pytest.mark.parametrize("one", "\U000e0041\ufff9\xad\x85\u200d\u061c\u2028\ud800\x1b")
-def test_what_is_not_seen_is_escaped(one):
-    assert printable(f"é ² {one} 層") == f"é ² {ascii(one)[1:-1]} 層"
+    plain = {"a": -1.5, "b": "-0.5 ± 0.1", "c": "-", "d": "+3", "e": None, "f": "-inf", "g": "@x"}
+    assert to_csv([plain]) == "a,b,c,d,e,f,g\n-1.5,-0.5 ± 0.1,-,+3,,-inf,'@x\n"
 
 
 @pytest.mark.parametrize(
@@ -74,13 +65,16 @@ def test_what_is_not_seen_is_escaped(one):
         "- 2+cmd|'x'!A",
         "-2 a|b",
         "-x",
+        "- a",
     ],
 )
 def test_what_begins_like_a_number_may_be_a_formula(cell):
     assert next(csv.reader(to_csv([{cell: 1}]).splitlines())) == [f"'{cell}"]
 
 
-@pytest.mark.parametrize("cell", ["-12.04 to 10.58", "+1e-3", "-5%", "-1,234", "-0.6 … 0.8", "- a"])
+@pytest.mark.parametrize(
+    "cell", ["-12.04 to 10.58", "+1e-3", "-5%", "-1,234", "-0.6 … 0.8", "- 0.2"]
+)
 def test_numbers_and_ranges_of_them_are_cells_as_they_are(cell):
     assert next(csv.reader(to_csv([{cell: 1}]).splitlines())) == [cell]
 
