@@ -208,7 +208,7 @@ def _ranks(axes: Axes, found: Any) -> None:
     _line(axes, found, [item.rank for item in found.spectra], 0, "certified")
     positive = [np.count_nonzero(item.resolved > 0) for item in found.spectra]
     _line(axes, found, positive, 1, "positive")
-    axes.set(ylim=(0, None), ylabel=f"levels of {found.spectra[0].dimension:,}")
+    axes.set(ylim=(0, None), ylabel=f"eigenvalues, of {found.spectra[0].dimension:,}")
 
 
 def _ratios(mean_ratios: ArrayLike, axes: Axes, found: Any) -> None:
@@ -346,12 +346,12 @@ def averaged_spectra(
             for axes, side in zip(others, sides, strict=True):
                 axes.stairs(counts[side], edges, lw=1.3, **POINTS[point][1])
         first.set_yscale("log")
-        first.set_xlabel("rank of the level", fontsize=9)
+        first.set_xlabel("rank of the eigenvalue", fontsize=9)
         for axes in others:
             axes.set_ylim(0, None)
             style.log_decades(axes, edges)
         others[-1].set_xlabel("|λ|", fontsize=9)
-    labels = ["largest levels", *(f"levels per decade, {side}" for side in sides)]
+    labels = ["largest eigenvalues", *(f"eigenvalues per decade, {side}" for side in sides)]
     for axes, label in zip(grid[:, 0], labels, strict=True):
         axes.set_ylabel(label, fontsize=9)
     return _legend_of_points(grid[0, 0])
