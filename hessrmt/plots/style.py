@@ -395,7 +395,7 @@ def _round_number(value: float, largest: float = _WRITTEN_OUT) -> str:
     if power > -4 and size < largest * (1 - 1e-9):
         return f"{sign}{size:,.10g}"
     digit = size / 10.0**power
-    factor = "" if abs(digit - 1) < 1e-6 else f"{digit:.4g}·"
+    factor = "" if abs(digit - 1) < 1e-6 else f"{digit:.10g}·"
     return f"{sign}{factor}$10^{{{power}}}$"
 
 
