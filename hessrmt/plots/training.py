@@ -429,5 +429,5 @@ def budget(
         style.bare(axes, xscale="log", xlabel="budget, epochs", ylabel=label)
         axes.set_xticks(T, [f"{t:g}" for t in T])
         axes.set_xticks([], minor=True)
-        axes.legend(frameon=False, fontsize=8.5)
+        style.legend_above(axes, fontsize=8.5)
     return picture
