@@ -146,10 +146,9 @@ def _guide(axes: Axes, line: Any, name: str, colour: str, dashes: style.Dashes) 
 
 def line_words(line: Any) -> str:
     """Slope, intercept, R² and root mean square error of a line, in two lines of a legend."""
-    slope, error, intercept = (
-        f"{value:.4f}" if abs(value) < 10 else f"{value:.0f}"
-        for value in (line.slope, line.slope_error, line.intercept)
-    )
+    digits = 4 if line.slope_error < 1 else 0
+    slope, error = f"{line.slope:.{digits}f}", f"{line.slope_error:.{digits}f}"
+    intercept = f"{line.intercept:.{digits or 2}f}"
     r2, adjusted = (
         f"{value:.6f}" if value > 0.99 else f"{value:.3f}" for value in (line.r2, line.adjusted_r2)
     )
