@@ -54,6 +54,7 @@ from hessrmt.plots.levels import (
     staircase,
     surmise,
 )
+from hessrmt.plots.training import averaged_spectra
 from hessrmt.runs.levels import pictures
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -546,6 +547,23 @@ def test_epochs_are_whole_numbers():
     left = puzzles.margins(NATURAL, RANDOM).axes[0]
     left.figure.draw_without_rendering()
     np.testing.assert_array_equal(left.get_xticks() % 1, 0)
+
+
+def test_no_column_cuts_the_histograms_of_another():
+    ranked = np.arange(1, 4), np.array([9.0, 3.0, 1.0]), None
+    edges, heights = np.arange(-3.0, 2.0), np.array([1.0, 4.0, 9.0, 2.0])
+    rates = {
+        name: {"last": (ranked, {"λ > 0": factor * heights, "λ < 0": heights})}
+        for name, factor in (("low", 1), ("high", 50), ("falling", 1))
+    }
+    axes = averaged_spectra(rates, edges).axes
+    for row, peak in ((axes[3:6], 450), (axes[6:9], 9)):
+        for low, high in (panel.get_ylim() for panel in row):
+            assert low == 0
+            assert peak < high < 1.2 * peak
+    assert [panel.get_ylabel() for panel in axes[::3]] == [
+        *("largest eigenvalues", "eigenvalues per decade, λ > 0", "eigenvalues per decade, λ < 0")
+    ]
 
 
 def test_pictures_say_levels_only_where_statistics_are_meant():

@@ -253,8 +253,12 @@ class IterateAveraging(Experiment[IterateAveragingConfig, IterateAveragingPreset
         pictures = {}
         for model in dict.fromkeys(entry.model for entry in entries):
             part = [entry for entry in entries if entry.model == model]
-            pictures[f"{stem(model)}-losses"] = partial(_losses, part, model)
-            pictures[f"{stem(model)}-spectra"] = partial(_spectra, part, model)
+            pictures[f"{stem(model)}-losses"] = partial(
+                _losses, part, f"Losses and errors of averaged iterates: {model}"
+            )
+            pictures[f"{stem(model)}-spectra"] = partial(
+                _spectra, part, f"Hessians at averaged iterates: {model}"
+            )
         return pictures
 
 

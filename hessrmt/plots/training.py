@@ -348,9 +348,10 @@ def averaged_spectra(
         first.set_yscale("log")
         first.set_xlabel("rank of the eigenvalue", fontsize=9)
         for axes in others:
-            axes.set_ylim(0, None)
             style.log_decades(axes, edges)
         others[-1].set_xlabel("|λ|", fontsize=9)
+    for row in grid[1:]:  # when all columns, which share it, have their histograms
+        row[0].set_ylim(bottom=0)
     labels = ["largest eigenvalues", *(f"eigenvalues per decade, {side}" for side in sides)]
     for axes, label in zip(grid[:, 0], labels, strict=True):
         axes.set_ylabel(label, fontsize=9)
