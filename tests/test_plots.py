@@ -562,7 +562,7 @@ def test_no_column_cuts_the_histograms_of_another():
             assert low == 0
             assert peak < high < 1.2 * peak
     assert [panel.get_ylabel() for panel in axes[::3]] == [
-        *("largest eigenvalues", "eigenvalues per decade, λ > 0", "eigenvalues per decade, λ < 0")
+        *("largest eigenvalues", "eigenvalues\nper decade, λ > 0", "eigenvalues\nper decade, λ < 0")
     ]
 
 

@@ -6,7 +6,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from hessrmt import theory
 from hessrmt.errors import StoreError
@@ -352,7 +351,7 @@ def averaged_spectra(
         others[-1].set_xlabel("|λ|", fontsize=9)
     for row in grid[1:]:  # when all columns, which share it, have their histograms
         row[0].set_ylim(bottom=0)
-    labels = ["largest eigenvalues", *(f"eigenvalues per decade, {side}" for side in sides)]
+    labels = ["largest eigenvalues", *(f"eigenvalues\nper decade, {side}" for side in sides)]
     for axes, label in zip(grid[:, 0], labels, strict=True):
         axes.set_ylabel(label, fontsize=9)
     return _legend_of_points(grid[0, 0])
@@ -385,10 +384,9 @@ def _end_where_settled(axes: Axes, means: Sequence[Values]) -> None:
     bottom = min(float(mean.min()) for mean in means)
     if bottom > 0:
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 3.0, 5.0), numticks=12))
-        axes.yaxis.set_major_formatter(ScalarFormatter())
-        axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_ylim(0.93 * bottom, 1.3 * max(settled) or None)
+    if bottom > 0:
+        style.log_ticks(axes.yaxis, 5)
 
 
 def _legend_of_points(axes: Axes) -> Figure:
