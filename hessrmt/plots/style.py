@@ -88,7 +88,7 @@ _TITLE_CHARACTERS, _LEGEND_CHARACTERS, _HANDLE = 84, 84, 7
 """How much text fits: in a line of the title, and side by side in the columns
 of a legend, where a line's sample and margin take the place of seven."""
 
-_LEADING = ((1, 2, 3, 4, 5, 6, 7, 8, 9), (1, 2, 5), (1, 3), (1,))
+_LEADING = ((1, 2, 3, 4, 5, 6, 7, 8, 9), (1, 2, 3, 5), (1, 2, 5), (1, 3), (1,))
 """Leading digits of ticks on a logarithmic axis, from many to few."""
 
 
