@@ -343,9 +343,9 @@ class DensityConfig(_OfCurvature):
     @model_validator(mode="after")
     def _one_kind_of_end(self) -> Self:
         if self.largest and (self.top or self.bottom):
-            raise ValueError("largest takes levels of both ends; leave out top and bottom")
+            raise ValueError("largest takes eigenvalues of both ends; leave out top and bottom")
         if self.window is not None and (self.top or self.bottom or self.largest):
-            raise ValueError("window takes all levels of it; leave out top, bottom and largest")
+            raise ValueError("window takes all its eigenvalues; leave out top, bottom and largest")
         return self
 
     @model_validator(mode="after")

@@ -175,12 +175,12 @@ class Spectrum(
 
     @property
     def resolved(self) -> Levels:
-        """The certified levels, ascending: every eigenvalue with |λ| above the noise floor."""
+        """The certified eigenvalues, ascending: every eigenvalue with |λ| above the noise floor."""
         return self.eigenvalues[np.abs(self.eigenvalues) > self.noise_floor]
 
     @property
     def rank(self) -> int:
-        """Number of certified levels: the numerical rank."""
+        """Number of certified eigenvalues: the numerical rank."""
         return self.count_above(self.noise_floor)
 
     def count_above(self, cutoff: float) -> int:
@@ -203,7 +203,7 @@ class Spectrum(
 
     @property
     def resolved_spacings(self) -> int:
-        """Spacings between neighbouring certified levels that exceed the noise floor."""
+        """Spacings between neighbouring certified eigenvalues that exceed the noise floor."""
         return int(np.count_nonzero(np.diff(self.resolved) > self.noise_floor))
 
     @property
@@ -240,7 +240,7 @@ class Spectrum(
             "eigenvalues": f"{self.dimension:,}, from {self.eigenvalues.min(initial=np.inf):.3g} "
             f"to {self.eigenvalues.max(initial=-np.inf):.3g}",
             "diagonalised": f"{self.reduced_dimension:,} rows, {self.solver}, {self.dtype}",
-            "certified levels": f"{self.rank:,}",
+            "certified eigenvalues": f"{self.rank:,}",
             "noise floor": f"{self.noise_floor:.2g}",
             "loss": f"{self.loss:.6g}",
             "gradient norm": f"{self.gradient_norm:.4g}",
@@ -307,7 +307,7 @@ class Spectra(
         return {
             "spectra": f"{len(self)} of {self.planned} planned",
             "eigenvalues of each": f"{self.items[0].dimension:,}" if self.items else "",
-            "certified levels": in_range([item.rank for item in self.items]),
+            "certified eigenvalues": in_range([item.rank for item in self.items]),
             **{name: str(value) for name, value in self.provenance.config.items()},
         }
 

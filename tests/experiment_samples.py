@@ -224,7 +224,7 @@ def _plain(content):
 
 
 def run_twice(cli, path, gone, change, said):
-    """Run an experiment; again without one of its files: only that is made anew.
+    """Run an experiment; again without one of its files, for print: only that is made anew.
 
     And once more with other settings, which that folder is not for.
 
@@ -248,9 +248,11 @@ def run_twice(cli, path, gone, change, said):
     (missing,) = [file for file in files if file.name == gone]
     content = numbers_of(missing)
     missing.unlink()
-    again = cli("reproduce", path, "--out", "done", "--json")
+    again = cli("reproduce", path, "--out", "done", "--json", "--style", "paper")
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout) == found
+    for picture in (out / "figures").glob("*.png"):  # one or two columns of 3.3 inches, 150 dpi
+        assert int.from_bytes(picture.read_bytes()[16:20], "big") < 2 * 3.4 * 150
     assert {file: file.stat().st_mtime_ns for file in before} == before
     assert numbers_of(missing) == content
     path.write_text(path.read_text().replace(*change))

@@ -243,7 +243,7 @@ def test_a_matrix_that_is_not_symmetric_is_refused(search):
         (hr.extremal_eigenvalues, {}, "no level"),
         (hr.extremal_eigenvalues, {"top": -1}, "from 0 on"),
         (hr.extremal_eigenvalues, {"top": True}, "from 0 on"),
-        (hr.extremal_eigenvalues, {"top": 30, "bottom": 11}, "41 levels are asked for"),
+        (hr.extremal_eigenvalues, {"top": 30, "bottom": 11}, "41 eigenvalues are asked for"),
         (hr.extremal_eigenvalues, {"largest": 3, "top": 1}, "of both ends"),
         (hr.extremal_eigenvalues, {"top": 1, "tolerance": 0.0}, "tolerance"),
     ],
@@ -424,7 +424,7 @@ def test_close_levels_are_not_resolved():
 
 def test_memory_is_planned_before_any_work():
     operator = DenseOperator(with_spectrum(hessian_like()))
-    with pytest.raises(DeviceError, match=r"100 levels need a basis of 116 vectors of 400"):
+    with pytest.raises(DeviceError, match=r"100 eigenvalues need a basis of 116 vectors of 400"):
         hr.extremal_eigenvalues(operator, top=100, memory=300_000)
     assert operator.count == 0
     # little memory: a smaller basis, more products, the same levels

@@ -200,7 +200,7 @@ REFUSED = {
     "loss": ("ProblemError", "of the same batch rank 0 finds loss and gradient norm"),
     "buffer": ("ProblemError", "shift is not the same on rank 1"),
     "no mean": ("ProblemError", "is no mean over samples"),
-    "memory": ("DeviceError", "3 levels need a basis"),
+    "memory": ("DeviceError", "3 eigenvalues need a basis"),
 }
 
 

@@ -3,10 +3,13 @@
 Warnings are errors here: a picture must draw without any.
 """
 
+import ast
+import re
 import subprocess
 import sys
 from dataclasses import replace
 from functools import cache, partial
+from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -51,6 +54,7 @@ from hessrmt.plots.levels import (
     staircase,
     surmise,
 )
+from hessrmt.plots.training import averaged_spectra
 from hessrmt.runs.levels import pictures
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -63,6 +67,7 @@ REFERENCE = ReferenceLine(label="Fig. 15", slope=1.0075, intercept=-0.0174, r2=1
 SPLITS = (("training", "train"), ("test", "test"))
 NATURAL = entry(name="scale")
 CORRUPTED = entry("corruption", name="corr", reference_loss=0.006, values=(0, 0.1, 0.1, 0.5, 1))
+MINUS, TINY = "\N{MINUS SIGN}", "$10^{-6}$"
 RANDOM = entry(name="rl", labels="random", values=(0.05, 0.1))
 SAMPLES = [entry("samples"), entry("samples", name="samples-random", labels="random")]
 
@@ -459,8 +464,12 @@ def test_losses_hold_every_member_the_fitted_line_and_its_bands(prefix):
         x, y = line(upper, name)
         np.testing.assert_array_equal(y, law(x))
     words = said(upper)
-    assert f"R² {fit.r2:.6g}, adjusted R² {fit.adjusted_r2:.6g}, RMSE {fit.rmse:.2g}" in words
-    assert f"R² {both.r2:.6g}" in words
+    told = re.findall(r"R² (\S+), adjusted R² (\S+), RMSE (\S+)", words)
+    wanted = [(law.r2, law.adjusted_r2, law.rmse) for law in (fit, both)]
+    for one, numbers in zip(told, wanted, strict=True):  # three digits of R², or six close to 1
+        closeness = [1e-6 if float(r2) > 0.99 else 1e-3 for r2 in one[:2]]
+        np.testing.assert_array_less(np.abs(np.array(one[:2], float) - numbers[:2]), closeness)
+        assert one[2] == f"{numbers[2]:.2g}"
     assert ("Fig. 15:\nslope 1.0075, intercept -0.0174, R² 1.0000" in words) == bool(prefix)
     bands = {one.get_label(): one for one in upper.collections if isinstance(one, PolyCollection)}
     laws = {puzzles.CONFIDENCE: fit.confidence_band, puzzles.PREDICTION: fit.prediction_band}
@@ -497,6 +506,85 @@ def test_ticks_of_losses_are_written_out():
     assert spacing[0] < np.ptp(picture.axes[3].get_xlim())
 
 
+@pytest.mark.parametrize(
+    ("limits", "wanted"),
+    [
+        ((2.3021, 2.3029), ["2.3022", "2.3024", "2.3026", "2.3028"]),
+        ((0, 410_000), ["0", "100,000", "200,000", "300,000", "400,000"]),
+        ((1_234_560, 1_234_565), [f"1.23456{digit}·$10^{{6}}$" for digit in ("", *"12345")]),
+        (
+            (-2e-6, 2e-6),
+            [f"{MINUS}1.6·{TINY}", f"{MINUS}8·$10^{{-7}}$", "0", "8·$10^{-7}$", f"1.6·{TINY}"],
+        ),
+    ],
+)
+def test_ticks_of_linear_axes_can_be_read(limits, wanted):
+    axes = style.single("", None)
+    axes.set_xlim(limits)
+    style.few_ticks(axes)
+    axes.figure.draw_without_rendering()
+    shown = zip(axes.get_xticks(), axes.get_xticklabels(), strict=True)
+    assert [t.get_text() for at, t in shown if limits[0] <= at <= limits[1]] == wanted
+
+
+@pytest.mark.parametrize(
+    ("limits", "wanted"),
+    [
+        ((400, 2e5), ["1,000", "3,000", "10,000", "30,000", "100,000"]),
+        ((50, 3e7), ["100", "1,000", "$10^{4}$", "$10^{5}$", "$10^{6}$", "$10^{7}$"]),
+        ((2e-5, 3e-3), ["3·$10^{-5}$", "$10^{-4}$", "3·$10^{-4}$", "0.001", "0.003"]),
+    ],
+)
+def test_ticks_of_logarithmic_axes_can_be_read(limits, wanted):
+    axes = style.single("", None)
+    axes.set(xscale="log", xlim=limits)
+    style.log_ticks(axes.xaxis, 6)
+    axes.figure.draw_without_rendering()
+    assert [t.get_text() for t in axes.get_xticklabels()] == wanted
+
+
+def test_epochs_are_whole_numbers():
+    left = puzzles.margins(NATURAL, RANDOM).axes[0]
+    left.figure.draw_without_rendering()
+    np.testing.assert_array_equal(left.get_xticks() % 1, 0)
+
+
+def test_no_column_cuts_the_histograms_of_another():
+    ranked = np.arange(1, 4), np.array([9.0, 3.0, 1.0]), None
+    edges, heights = np.arange(-3.0, 2.0), np.array([1.0, 4.0, 9.0, 2.0])
+    rates = {
+        name: {"last": (ranked, {"λ > 0": factor * heights, "λ < 0": heights})}
+        for name, factor in (("low", 1), ("high", 50), ("falling", 1))
+    }
+    axes = averaged_spectra(rates, edges).axes
+    for row, peak in ((axes[3:6], 450), (axes[6:9], 9)):
+        for low, high in (panel.get_ylim() for panel in row):
+            assert low == 0
+            assert peak < high < 1.2 * peak
+    assert [panel.get_ylabel() for panel in axes[::3]] == [
+        *("largest eigenvalues", "eigenvalues\nper decade, λ > 0", "eigenvalues\nper decade, λ < 0")
+    ]
+
+
+def test_pictures_say_levels_only_where_statistics_are_meant():
+    folder, found = Path(style.__file__).parent, set()
+    for path in sorted(folder.glob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        said = (node for node in ast.walk(tree) if isinstance(node, ast.Constant))
+        words = {node.value for node in said if isinstance(node.value, str)}
+        words -= {ast.get_docstring(node, clean=False) for node in documented(tree)}
+        found |= {(path.stem, text) for text in words if re.search(r"\blevels?\b", text)}
+    assert {text for module, text in found if module not in {"levels", "__init__"}} == {
+        "⟨r̃⟩ of certified levels",
+        "sampled, all levels",
+    }
+
+
+def documented(tree):
+    kinds = ast.Module, ast.ClassDef, ast.FunctionDef
+    return [node for node in ast.walk(tree) if isinstance(node, kinds)]
+
+
 def test_capacity():
     picture = puzzles.capacity(NATURAL, RANDOM)
     loss, product, error = "normalized_test_loss", "product", "test_error"
@@ -519,7 +607,10 @@ def test_errors_against_margins_and_bounds():
     assert f"slope {fit.slope:.2g}" in said(left)
     low, high = rho.spearman_interval
     assert f"{rho.spearman:+.2f} [{low:+.2f}, {high:+.2f}]" in said(left)
-    assert f"says something of 0 of {len(NATURAL.result.members)} networks" in said(right)
+    assert (
+        f"the bound on the error is below 1 for 0 of {len(NATURAL.result.members)} networks"
+        in said(right)
+    )
     unproven = entry(name="resnet", by="output")
     members = [replace(m, rademacher=np.nan) for m in unproven.result.members]
     unproven = replace(unproven, result=replace(unproven.result, members=tuple(members)))

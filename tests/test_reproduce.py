@@ -65,6 +65,7 @@ def test_seed_reaches_everything(tmp_path, digits, monkeypatch):
         ("hessian-spacings --preset huge", "no preset 'huge'; it has small, full"),
         ("puzzles-initialization.toml --preset middle", "no preset 'middle'"),
         ("hessian-spacings.toml --format bmp3", "no picture format 'bmp3'"),
+        ("hessian-spacings.toml --style print", "unknown --style 'print'"),
         ("hessian-spacings.toml --out mine", "cannot write mine/checkpoints"),
         ("broken.toml", "broken.toml is not valid TOML"),
         ("empty.toml", "experiment: Field required"),

@@ -67,6 +67,14 @@ PictureFile = Annotated[
     Path | None, typer.Option("--plot", metavar="FILE", help="Picture (.png, .pdf, .svg).")
 ]
 PictureFormat = Annotated[str, typer.Option("--format", help="Of the pictures: png, svg or pdf.")]
+Style = Annotated[
+    str,
+    typer.Option(
+        "--style",
+        metavar="screen|paper|dark",
+        help="For a screen, 3.3 inches wide for a column of print, or on a dark ground.",
+    ),
+]
 Workers = Annotated[
     int | None,
     typer.Option(

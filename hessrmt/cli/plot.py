@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from hessrmt.cli import console
-from hessrmt.cli.options import Overwrite, with_settings
+from hessrmt.cli.options import Overwrite, Style, with_settings
 
 
 @with_settings
@@ -33,14 +33,7 @@ def plot(
             help="Of a file of blocks (spectrum --blocks): which one. \\[default: all]",
         ),
     ] = None,
-    style: Annotated[
-        str,
-        typer.Option(
-            "--style",
-            metavar="screen|paper|dark",
-            help="For a screen, 3.3 inches wide for a column of print, or on a dark ground.",
-        ),
-    ] = "screen",
+    style: Style = "screen",
     compare: Annotated[
         bool,
         typer.Option("--compare", help="Show the published cutoff of 1e-20 beside spectra."),

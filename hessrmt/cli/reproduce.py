@@ -14,6 +14,7 @@ from hessrmt.cli.options import (
     PictureFormat,
     Report,
     Scheduler,
+    Style,
     Workers,
     pool_of,
     with_settings,
@@ -41,6 +42,7 @@ def reproduce(
         ),
     ] = None,
     picture: PictureFormat = "png",
+    style: Style = "screen",
     device: Annotated[
         str | None,
         typer.Option("--device", help="auto, cpu, cuda or cuda:N. \\[default: of the settings]"),
@@ -51,14 +53,18 @@ def reproduce(
 ) -> Report:
     """Run a published experiment from nothing to spectra, statistics, table and figures.
 
-    What is in the folder already is not computed again, so a run that was killed continues.
+    What is in the folder already is not computed again, so a run that was killed continues, and a
+    finished one is only drawn again, e.g. with --style paper --format pdf.
 
     Returns:
         What --json and --csv write.
     """
+    from hessrmt.checks import one_of
+    from hessrmt.errors import ConfigError
     from hessrmt.experiments import load, names, settings_file
     from hessrmt.files import write_whole
     from hessrmt.plots.files import checked_ending, draw_each
+    from hessrmt.plots.style import LOOKS
     from hessrmt.results import to_json
 
     if name is None:
@@ -66,6 +72,7 @@ def reproduce(
         listed = [{"name": name, "title": title} for name, title in names().items()]
         return Report({"experiments": names()}, lambda: listed)
     ending = checked_ending(picture)
+    one_of("--style", style, LOOKS, error=ConfigError)
     file = settings_file(name)
     experiment, settings = load(file)
     if device is not None:
@@ -83,7 +90,7 @@ def reproduce(
     found = experiment.result(settings, preset, entries, command)
     found.save(folder / "results.h5", overwrite=True)
     figures = folder / "figures"
-    console.drawn(draw_each(experiment.figures(entries), figures, ending))
+    console.drawn(draw_each(experiment.figures(entries), figures, ending, style))
     console.note(f"written: {figures}, {folder / 'results.md'}, results.csv, .json and .h5")
     _show(experiment, entries, found.conclusions)
     result = {"experiment": settings.experiment, "preset": preset, "runs": rows}

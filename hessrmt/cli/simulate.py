@@ -48,15 +48,15 @@ def simulate(
     found = summary(settings, spectra)
     _show(found, spectra)
     console.note(f"written: {out}")
-    levels, first = spectra.eigenvalues, spectra[0]
+    eigenvalues, first = spectra.eigenvalues, spectra[0]
     plain = {
         "file": str(out),
         "dimension": first.dimension,
         "samples": len(spectra),
         "samples_planned": spectra.planned,
         "solver": first.solver,
-        "lambda_min": levels.min(),
-        "lambda_max": levels.max(),
+        "lambda_min": eigenvalues.min(),
+        "lambda_max": eigenvalues.max(),
         **{name: value for name, value in vars(spectra.provenance).items() if name != "notes"},
         **found.to_dict(),
     }
@@ -64,18 +64,18 @@ def simulate(
 
 
 def _show(found: Summary, spectra: Spectra) -> None:
-    levels, source = spectra.eigenvalues, console.source_in_words(spectra.provenance.config)
+    eigenvalues, source = spectra.eigenvalues, console.source_in_words(spectra.provenance.config)
     rows = {
         "a = Var H₁₂": f"{found.a:.6g}",
         "c = Cov(H₁₁, H₂₂)": f"{found.c:.6g}",
         "mean of H₁₁": f"{found.mean:.6g}",
         "radius of the bulk": f"{found.radius:.6g}",
-        "levels": f"{levels.min():.4g} to {levels.max():.4g}",
+        "eigenvalues": f"{eigenvalues.min():.4g} to {eigenvalues.max():.4g}",
         "⟨r̃⟩": _ratio(found.mean_ratio, found.mean_ratio_error),
     }
     if found.outside_expected:
         seen, expected = found.outside_seen, found.outside_expected
-        rows["levels outside"] = f"{seen:.2f} in a sample, {expected:.2f} expected"
+        rows["outside the bulk"] = f"{seen:.2f} in a sample, {expected:.2f} expected"
         rows["⟨r̃⟩ of the bulk"] = _ratio(found.bulk_mean_ratio, found.bulk_mean_ratio_error)
     console.show(f"{source}: {len(spectra):,} of {spectra.planned:,} samples")
     console.facts(rows)

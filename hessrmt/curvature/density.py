@@ -71,13 +71,13 @@ class DensityPlan:
         probes: Random vectors of the quadrature.
         steps: Lanczos steps from each.
         law: ``"rademacher"`` or ``"gaussian"``.
-        top: Largest levels.
-        bottom: Smallest levels.
-        largest: Levels of largest magnitude instead.
-        window: All levels between two bounds instead, as of ``hessrmt.eigsh``.
+        top: Largest eigenvalues.
+        bottom: Smallest eigenvalues.
+        largest: Eigenvalues of largest magnitude instead.
+        window: All eigenvalues between two bounds instead, as of ``hessrmt.eigsh``.
         failure_probability: That the window's completeness may fail with.
         tolerance: Largest residual of a level over ‖H‖₂.
-        check_multiplicity: Search for further copies of multiple levels.
+        check_multiplicity: Search for further copies of multiple eigenvalues.
         trace: ``"hutch++"`` or ``"xtrace"``; None for no trace.
         trace_products: Products for it.
         seed: Of all random vectors.
@@ -99,7 +99,7 @@ class DensityPlan:
 
     @property
     def levels(self) -> int:
-        """Edge levels that are asked for, those of a window not counted."""
+        """Extremal eigenvalues that are asked for, those of a window not counted."""
         return self.top + self.bottom + self.largest
 
     def products(self, size: int) -> int:
@@ -127,7 +127,7 @@ class DensityResult(
         gradient_norm: Euclidean norm of its gradient.
         operator: ``"hessian"``, ``"ggn"`` or ``"fisher"``; ``"matrix"`` for any other.
         dtype: Precision.
-        edges: Edge levels; None if not asked for or not done.
+        edges: Extremal eigenvalues; None if not asked for or not done.
         traces: tr H and ‖H‖_F; None if not asked for or not done.
         check: ‖Hv - H'v‖/‖H‖₂ for a random v and another way of differentiating, or half the step
             of finite differences. It may lie below the machine precision: most random v are
@@ -391,7 +391,9 @@ def _plan(operator: Operator, plan: DensityPlan) -> int:
         check_window(plan.window, plan.failure_probability)
         vectors_that_fit(operator)
         if plan.levels:
-            raise ConfigError("a window takes all levels of it; leave out top, bottom and largest")
+            raise ConfigError(
+                "a window takes all its eigenvalues; leave out top, bottom and largest"
+            )
     if plan.levels:
         check_request(operator, plan.top, plan.bottom, plan.largest, plan.tolerance)
         plan_width(operator, plan.levels)

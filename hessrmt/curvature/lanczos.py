@@ -422,7 +422,7 @@ class EdgeLevels(_Found, derived="found bounds joint_bound not_computable"):
     Attributes:
         n_lower: How many of the levels belong to the lower end.
         asked: What was asked for, in words.
-        exhausted: Whether an end has no more levels that can be told from zero.
+        exhausted: Whether an end has no more eigenvalues that can be told from zero.
     """
 
     n_lower: int
@@ -431,7 +431,7 @@ class EdgeLevels(_Found, derived="found bounds joint_bound not_computable"):
 
     @property
     def joint_bound(self) -> float:
-        """So close n eigenvalues of H, counted with multiplicity, lie to the n levels.
+        """So close n eigenvalues of H, counted with multiplicity, lie to these n values.
 
         The Frobenius norm of all residuals (Kahan's theorem, Parlett 1998, §11.5), with round-off.
         """
@@ -815,7 +815,7 @@ def plan_width(operator: Operator, count: int, memory: int | None = None) -> int
         As many as pay, or as fit.
 
     Raises:
-        DeviceError: If not even a few more than the levels fit.
+        DeviceError: If not even a few more than the eigenvalues fit.
     """
     size, itemsize = operator.dimension, operator.dtype.itemsize
     spare = max(40, min(count, 1000), min(300, _SMALL_BASIS // size))
@@ -833,8 +833,8 @@ def plan_width(operator: Operator, count: int, memory: int | None = None) -> int
     if needed(least) > usable:
         fits = max(0, usable // each - _FEWEST_SPARE - 8 - _BLOCK)
         raise DeviceError(
-            f"{count:,} levels need a basis of {least:,} vectors of {size:,} numbers, "
-            f"{gib(needed(least))}, and there are {gib(usable)}; about {fits:,} levels fit. Ask "
+            f"{count:,} eigenvalues need a basis of {least:,} vectors of {size:,} numbers, "
+            f"{gib(needed(least))}, and there are {gib(usable)}; about {fits:,} fit. Ask "
             "for fewer, take --dtype float32 (half of it), or a device with more memory"
         )
     while needed(best) > usable:
@@ -845,7 +845,7 @@ def plan_width(operator: Operator, count: int, memory: int | None = None) -> int
 def check_request(
     operator: Operator, top: int = 0, bottom: int = 0, largest: int = 0, tolerance: float = 1e-10
 ) -> Wanted:
-    """Refuse levels that cannot be asked for, before anything is computed.
+    """Refuse eigenvalues that cannot be asked for, before anything is computed.
 
     Args:
         operator: H.
@@ -858,7 +858,7 @@ def check_request(
         The request.
 
     Raises:
-        ConfigError: If nothing, or more than P levels are asked for, or a number is out of range.
+        ConfigError: If none or more than P are asked for, or a number is out of range.
     """
     require_whole(0, top=top, bottom=bottom, largest=largest)
     _check_tolerance(tolerance)
@@ -869,7 +869,7 @@ def check_request(
         raise ConfigError("no level is asked for; give top, bottom or largest")
     if wanted.levels > operator.dimension:
         raise ConfigError(
-            f"{wanted.levels:,} levels are asked for, the matrix has {operator.dimension:,}; "
+            f"{wanted.levels:,} eigenvalues are asked for, the matrix has {operator.dimension:,}; "
             "hessrmt spectrum computes all of them"
         )
     return wanted

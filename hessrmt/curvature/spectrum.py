@@ -113,7 +113,7 @@ def spectrum(
             diagonalising, ``"range"`` diagonalises in a basis of the range of H, whose size is the
             rank, ``"auto"`` takes the cheaper of the two, and ``"none"`` builds the full P x P
             matrix by double automatic differentiation.
-        vectors: Eigenvectors of how many of the certified levels, those of largest magnitude.
+        vectors: Eigenvectors of how many of the certified eigenvalues, those of largest magnitude.
         blocks: ``"layer"`` for the own block of every module that has trainable parameters, all
             others held constant; or names of blocks to the parameters of each.
         checkpoint: A file in which a long search for the range is kept every two minutes, and from

@@ -43,6 +43,7 @@ POLYAK, TAIL = "polyak", "tail"
 POINTS = (LAST, POLYAK, TAIL)
 
 _RANKS, _PER_DECADE = 40, 3
+_TITLES = "Losses and errors of averaged iterates", "Hessians at averaged iterates"
 _DRAWN = ("test_loss", "test_error", "train_loss")
 
 
@@ -253,8 +254,9 @@ class IterateAveraging(Experiment[IterateAveragingConfig, IterateAveragingPreset
         pictures = {}
         for model in dict.fromkeys(entry.model for entry in entries):
             part = [entry for entry in entries if entry.model == model]
-            pictures[f"{stem(model)}-losses"] = partial(_losses, part, model)
-            pictures[f"{stem(model)}-spectra"] = partial(_spectra, part, model)
+            losses, spectra = (f"{what}: {model}" for what in _TITLES)
+            pictures[f"{stem(model)}-losses"] = partial(_losses, part, losses)
+            pictures[f"{stem(model)}-spectra"] = partial(_spectra, part, spectra)
         return pictures
 
 

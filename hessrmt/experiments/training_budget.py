@@ -160,7 +160,8 @@ class TrainingBudget(Experiment[BudgetConfig, BudgetPreset, BudgetRuns]):
     def figures(self, entries: Sequence[BudgetRuns]) -> Pictures:
         """See :class:`~hessrmt.experiments.experiment.Experiment`."""
         laws = {what: fit for what, fit in fitted(entries).items() if isinstance(fit, BudgetFit)}
-        return {"budget": partial(plots.budget, curves(entries), laws)}
+        title = f"Best validation loss and error of {entries[0].model}"
+        return {"budget": partial(plots.budget, curves(entries), laws, title)}
 
 
 def curves(

@@ -193,7 +193,9 @@ def _exponents(reports: Any) -> tuple[Mapping[str, Any], dict[str, Values]]:
 
 
 def alpha_histogram(reports: Any, title: str = "", *, ax: Any = None) -> Figure:
-    """Exponents of all spectra: a panel for each of a few networks, one panel for more than 16.
+    """Histogram of the exponents α of all spectra.
+
+    Each network has a panel of its own; more than 16 share one.
 
     Args:
         reports: A :class:`hessrmt.capacity.report.CapacityReport`, what to call several networks to

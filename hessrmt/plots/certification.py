@@ -247,7 +247,7 @@ def _edges(axes: Axes, edges: Any, scale: float) -> None:
             continue
         values, bounds = edges.values[chosen], edges.bounds[chosen]
         ends = np.arcsinh(np.array([values - bounds, values, values + bounds]) / scale)
-        label = f"{len(values):,} levels, {name}, bounds up to {bounds.max():.1g}"
+        label = f"{len(values):,} eigenvalues, {name}, bounds up to {bounds.max():.1g}"
         bars = {"xerr": np.abs(ends[::2] - ends[1]), "elinewidth": 0.8}
         look = {"fmt": "|", "ms": 11, "mew": 1.0, "color": colour, "label": label, "zorder": 4}
         axes.errorbar(ends[1], np.full(len(values), _EDGES_AT), **bars, **look)

@@ -11,7 +11,7 @@ import matplotlib as mpl
 
 from hessrmt.errors import ConfigError, DataError
 from hessrmt.files import fail_writing, write_whole
-from hessrmt.plots.style import Picture
+from hessrmt.plots.style import Picture, relook
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -38,7 +38,10 @@ class Drawn(NamedTuple):
 
 
 def draw_each(
-    pictures: Mapping[str, Callable[[], Figure]], folder: Path, ending: str = "png"
+    pictures: Mapping[str, Callable[[], Figure]],
+    folder: Path,
+    ending: str = "png",
+    look: str = "screen",
 ) -> list[Drawn]:
     """Draw pictures, one file for each; a file is complete or absent, and one that exists replaced.
 
@@ -46,6 +49,7 @@ def draw_each(
         pictures: Name of a file, without its ending, to what computes and draws it.
         folder: Where; made if it doesn't exist.
         ending: Of the files: png, pdf, svg or any other that matplotlib writes.
+        look: One of :data:`hessrmt.plots.style.LOOKS`.
 
     Returns:
         For each picture its file, or the reason why it could not be computed.
@@ -65,6 +69,7 @@ def draw_each(
         except DataError as error:
             drawn.append(Drawn(name, None, str(error)))
         else:
+            relook(picture, look)
             save(picture, path, follow=False)  # nobody has given this name
             drawn.append(Drawn(name, path))
     return drawn

@@ -146,9 +146,9 @@ def curvature(
     sides = zip(panels, (weights, directions), ("of W", "of V, ρ fixed"), strict=True)
     for axes, spectra, what in sides:
         for index, spectrum in zip(indices, spectra, strict=True):
-            levels = spectrum.resolved / flow.losses[index]
+            scaled = spectrum.resolved / flow.losses[index]
             for sign, colour, marker in ((1, style.POSITIVE, "."), (-1, style.NEGATIVE, "x")):
-                part = np.abs(levels[np.sign(levels) == sign])
+                part = np.abs(scaled[np.sign(scaled) == sign])
                 place = np.full(len(part), flow.log_times[index])
                 axes.semilogy(place, part, marker, color=colour, ms=3.5, lw=0)
         times, sizes = flow.log_times[list(indices)], [np.abs(s.eigenvalues).max() for s in spectra]
@@ -410,8 +410,8 @@ def table_line(found: Any, title: str = "", *, ax: Any = None) -> Figure:
     axes.plot(x, line(x), color=style.BLUE, lw=1.3, label=words)
     percent = f"{found.level:.0%}"
     for band, what, opacity in (
-        (line.confidence_band, "band of the line", 0.25),
-        (line.prediction_band, "band of a further network", 0.1),
+        (line.confidence_band, "confidence band of the line", 0.25),
+        (line.prediction_band, "prediction band of a further network", 0.1),
     ):
         area = {"color": style.BLUE, "alpha": opacity, "lw": 0, "label": f"{percent} {what}"}
         axes.fill_between(x, *band(x, found.level), **area)

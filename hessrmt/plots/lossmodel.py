@@ -67,7 +67,7 @@ def densities(found: Any, title: str = "", *, ax: Any = None) -> Figure:
             axes.axvline(place, color=style.INK, lw=0.8, ls=":", zorder=0)
         if item.zeros:
             axes.axvline(0, color=style.INK, lw=1.0, ls=(0, (2, 1.5)), zorder=2)
-            style.note(axes, f"{item.zeros:.0%} of the levels\nare exactly 0")
+            style.note(axes, f"{item.zeros:.0%} of the eigenvalues\nare exactly 0")
     return style.legend_below(panels[0], 2)
 
 

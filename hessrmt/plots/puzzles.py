@@ -16,6 +16,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, LogNorm, Normalize
+from matplotlib.ticker import MaxNLocator
 
 from hessrmt.errors import DataError
 from hessrmt.plots import style
@@ -38,7 +39,7 @@ _SPLITS = (("training", "train", _TRAIN), ("test", "test", _TEST))
 
 TRAINED_ON_RANDOM = "trained on random labels"
 LINE, WITH_RANDOM = "line of the natural labels", "line of all points"
-CONFIDENCE, PREDICTION = "95 % band of the line", "95 % band of a further point"
+CONFIDENCE, PREDICTION = "95 % confidence band of the line", "95 % prediction band"
 DIAGONAL = "test = training"
 _SHARED = TRAINED_ON_RANDOM, CONFIDENCE, PREDICTION, DIAGONAL
 """What the legend of the left panel says for both."""
@@ -145,13 +146,15 @@ def _guide(axes: Axes, line: Any, name: str, colour: str, dashes: style.Dashes) 
 
 def line_words(line: Any) -> str:
     """Slope, intercept, R² and root mean square error of a line, in two lines of a legend."""
-    slope, error, intercept = (
-        f"{value:.4f}" if abs(value) < 10 else f"{value:.0f}"
-        for value in (line.slope, line.slope_error, line.intercept)
+    digits = 4 if line.slope_error < 1 else 0
+    slope, error = f"{line.slope:.{digits}f}", f"{line.slope_error:.{digits}f}"
+    intercept = f"{line.intercept:.{digits or 2}f}"
+    r2, adjusted = (
+        f"{value:.6f}" if value > 0.99 else f"{value:.3f}" for value in (line.r2, line.adjusted_r2)
     )
     return (
         f"slope {slope} ± {error}, intercept {intercept},\n"
-        f"R² {line.r2:.6g}, adjusted R² {line.adjusted_r2:.6g}, RMSE {line.rmse:.2g}"
+        f"R² {r2}, adjusted R² {adjusted}, RMSE {line.rmse:.2g}"
     )
 
 
@@ -293,6 +296,7 @@ def margins(entry: Any, random: Any = None, *, ax: Any = None) -> Figure:
         style.few_ticks(axes)
         if random is not None:
             _key(axes)
+    left.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     return _colour_bar(entry, [left, right])
 
 
@@ -352,7 +356,7 @@ def margin_error(
         _limit(right, *places)
         right.plot([], [], " ", label=_correlation_words(correlations["bound"]))
         proven = int(np.sum(entry.result.column("error_bound") < 1))
-        words = f"says something of {proven} of {len(known)} networks"
+        words = f"is below 1 for {proven} of {len(known)} networks"
         right.plot([], [], " ", label=f"the bound on the error {words}")
     else:
         right.plot([], [], " ", label="no bound is proven for this network")

@@ -21,7 +21,13 @@ from matplotlib.mathtext import MathTextParser
 from matplotlib.patches import Patch
 from matplotlib.spines import Spine
 from matplotlib.text import Text
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import (
+    FixedLocator,
+    FuncFormatter,
+    MaxNLocator,
+    NullLocator,
+    ScalarFormatter,
+)
 
 from hessrmt.checks import one_of
 from hessrmt.errors import ConfigError, DataError
@@ -82,8 +88,12 @@ _TITLE_CHARACTERS, _LEGEND_CHARACTERS, _HANDLE = 84, 84, 7
 """How much text fits: in a line of the title, and side by side in the columns
 of a legend, where a line's sample and margin take the place of seven."""
 
-_LEADING = ((1, 2, 3, 4, 5, 6, 7, 8, 9), (1, 2, 5), (1, 3), (1,))
+_LEADING = ((1, 2, 3, 4, 5, 6, 7, 8, 9), (1, 2, 3, 5), (1, 2, 5), (1, 3), (1,))
 """Leading digits of ticks on a logarithmic axis, from many to few."""
+
+
+_WRITTEN_OUT = 1e6
+"""From here on ticks are powers of ten; on logarithmic axes that reach so far, from 10,000 on."""
 
 
 class Picture(Figure):
@@ -336,7 +346,7 @@ def log_decades(axes: Axes, edges: Values) -> None:
 
 
 def few_ticks(axes: Axes, x: int = 5, y: int = 5) -> None:
-    """A bare frame with few ticks, written out: 2.3021, not 1e-4 + 2.302.
+    """A bare frame with few ticks, written out: 2.3021, not 1e-4 + 2.302, and 100,000.
 
     Args:
         axes: With linear or logarithmic scales; the limits of a logarithmic one become final.
@@ -346,9 +356,7 @@ def few_ticks(axes: Axes, x: int = 5, y: int = 5) -> None:
     for axis, number in ((axes.xaxis, x), (axes.yaxis, y)):
         if axis.get_scale() == "linear":
             axis.set_major_locator(MaxNLocator(nbins=number))
-            plain: Any = axis.get_major_formatter()
-            plain.set_scientific(False)
-            plain.set_useOffset(False)
+            axis.set_major_formatter(_Written())
         else:
             log_ticks(axis, number + 1)
     bare(axes, 8)
@@ -364,15 +372,31 @@ def log_ticks(axis: Any, most: int = 7) -> None:
     places = next((found for found in seen if len(found) <= most), [])
     axis.set_major_locator(FixedLocator(places) if len(places) > 1 else MaxNLocator(most - 1))
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: _round_number(value)))
+    largest = _WRITTEN_OUT if high < _WRITTEN_OUT else 1e4
+    axis.set_major_formatter(FuncFormatter(lambda value, _: _round_number(value, largest)))
 
 
-def _round_number(value: float) -> str:
-    power = int(np.floor(np.log10(value) + 1e-9)) if value > 0 else 0
-    if -4 < power < 5:
-        return f"{value:g}"
-    digit = value / 10.0**power
-    return ("" if abs(digit - 1) < 1e-6 else f"{digit:g}·") + f"$10^{{{power}}}$"
+class _Written(ScalarFormatter):
+    """Ticks of a linear axis: written out, or powers of ten where all are tiny."""
+
+    def __init__(self) -> None:
+        super().__init__(useOffset=False)
+        self.set_scientific(False)
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        size = np.abs(self.axis.get_view_interval()).max()
+        return _round_number(x) if size < 1e-3 or size >= 1e4 else super().__call__(x, pos)
+
+
+def _round_number(value: float, largest: float = _WRITTEN_OUT) -> str:
+    """A number with few digits; a power of ten below 0.001 and from ``largest`` on."""
+    sign, size = "\N{MINUS SIGN}" if value < 0 else "", abs(value)
+    power = int(np.floor(np.log10(size) + 1e-9)) if size else 0
+    if power > -4 and size < largest * (1 - 1e-9):
+        return f"{sign}{size:,.10g}"
+    digit = size / 10.0**power
+    factor = "" if abs(digit - 1) < 1e-6 else f"{digit:.10g}·"
+    return f"{sign}{factor}$10^{{{power}}}$"
 
 
 LOOKS = ("screen", "paper", "dark")

@@ -6,7 +6,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from hessrmt import theory
 from hessrmt.errors import StoreError
@@ -208,7 +207,7 @@ def _ranks(axes: Axes, found: Any) -> None:
     _line(axes, found, [item.rank for item in found.spectra], 0, "certified")
     positive = [np.count_nonzero(item.resolved > 0) for item in found.spectra]
     _line(axes, found, positive, 1, "positive")
-    axes.set(ylim=(0, None), ylabel=f"levels of {found.spectra[0].dimension:,}")
+    axes.set(ylim=(0, None), ylabel=f"eigenvalues, of {found.spectra[0].dimension:,}")
 
 
 def _ratios(mean_ratios: ArrayLike, axes: Axes, found: Any) -> None:
@@ -346,12 +345,13 @@ def averaged_spectra(
             for axes, side in zip(others, sides, strict=True):
                 axes.stairs(counts[side], edges, lw=1.3, **POINTS[point][1])
         first.set_yscale("log")
-        first.set_xlabel("rank of the level", fontsize=9)
+        first.set_xlabel("rank of the eigenvalue", fontsize=9)
         for axes in others:
-            axes.set_ylim(0, None)
             style.log_decades(axes, edges)
         others[-1].set_xlabel("|λ|", fontsize=9)
-    labels = ["largest levels", *(f"levels per decade, {side}" for side in sides)]
+    for row in grid[1:]:  # when all columns, which share it, have their histograms
+        row[0].set_ylim(bottom=0)
+    labels = ["largest eigenvalues", *(f"eigenvalues\nper decade, {side}" for side in sides)]
     for axes, label in zip(grid[:, 0], labels, strict=True):
         axes.set_ylabel(label, fontsize=9)
     return _legend_of_points(grid[0, 0])
@@ -384,10 +384,9 @@ def _end_where_settled(axes: Axes, means: Sequence[Values]) -> None:
     bottom = min(float(mean.min()) for mean in means)
     if bottom > 0:
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 3.0, 5.0), numticks=12))
-        axes.yaxis.set_major_formatter(ScalarFormatter())
-        axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_ylim(0.93 * bottom, 1.3 * max(settled) or None)
+    if bottom > 0:
+        style.log_ticks(axes.yaxis, 5)
 
 
 def _legend_of_points(axes: Axes) -> Figure:
@@ -429,5 +428,5 @@ def budget(
         style.bare(axes, xscale="log", xlabel="budget, epochs", ylabel=label)
         axes.set_xticks(T, [f"{t:g}" for t in T])
         axes.set_xticks([], minor=True)
-        axes.legend(frameon=False, fontsize=8.5)
+        style.legend_above(axes, fontsize=8.5)
     return picture
