@@ -80,16 +80,16 @@ def test_numbers_that_a_file_only_claims_are_counted_as_float64(tmp_path, dtype)
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_what_a_file_claims_is_added_up(tmp_path, count):
-    """Each data set has less than 128 MiB, two of them have more; a kilobyte holds neither."""
+    """Each data set has less than 256 MiB, two of them have more; a kilobyte holds neither."""
     path = tmp_path / "s.h5"
     with h5py.File(path, "w") as file:
         for name in "ab":
-            file.create_dataset(name, shape=(9_000_000,), dtype="f8", fillvalue=1)
+            file.create_dataset(name, shape=(18_000_000,), dtype="f8", fillvalue=1)
     with opened(path) as file:
         for _ in range(2):
-            assert dataset(file, "a").shape == (9_000_000,)
+            assert dataset(file, "a").shape == (18_000_000,)
         if count == 2:
-            with opened(path), pytest.raises(ValueError, match="b claims 144,000,000 bytes"):
+            with opened(path), pytest.raises(ValueError, match="b claims 288,000,000 bytes"):
                 dataset(file, "b")
     with opened(path) as file:
         dataset(file, "b")

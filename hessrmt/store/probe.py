@@ -18,7 +18,7 @@ _PIECE = 1 << 24
 """Bytes read at a time."""
 
 _ALLOWED = 1 << 30
-_LIMITS = ((1 << 27, 100), (_ALLOWED, 3))
+_LIMITS = ((1 << 28, 100), (_ALLOWED, 3))
 """Bytes that datasets may always have; beyond each, so many times as many as the file. Pictures and
 statistics of numbers take ten times as much as the numbers."""
 
@@ -33,7 +33,7 @@ def require_held(name: str, claimed: int, size: int, needed: int = 0) -> None:
         needed: Bytes of what is made of them, if they are more.
 
     Raises:
-        ValueError: If more than 128 MiB are needed, and they have more than 100 times as many bytes
+        ValueError: If more than 256 MiB are needed, and they have more than 100 times as many bytes
             as the file; or more than 1 GiB and three times.
     """
     if any(max(claimed, needed) > most and claimed > times * size for most, times in _LIMITS):
