@@ -180,10 +180,23 @@ class EndlessError(pickle.UnpicklingError):
     """A pickle that would take for ever."""
 
 
+def _counting(load: Callable[[Any], None]) -> Callable[[Any], None]:
+    def counted(reader: _Storages) -> None:
+        load(reader)
+        reader.require_few()
+
+    return counted
+
+
+_PYTHON = pickle._Unpickler.dispatch
+_TUPLES = (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3)
+
+
 class _Storages(pickle._Unpickler):  # the one in C takes any memory that a file asks for
     """What storages a checkpoint of torch refers to; nothing of its pickle is executed."""
 
-    dispatch: ClassVar = dict(pickle._Unpickler.dispatch)
+    dispatch: ClassVar = _PYTHON | {code[0]: _counting(_PYTHON[code[0]]) for code in _TUPLES}
+    stack: list[Any]
 
     def __init__(self, file: IO[bytes], size: int) -> None:
         super().__init__(file)
@@ -199,20 +212,13 @@ class _Storages(pickle._Unpickler):  # the one in C takes any memory that a file
         self.found.append((kind.__name__, str(key), int(count)))
         return Inert()
 
-    def _made_tuple(self, load: Callable[[_Storages], None]) -> None:
+    def require_few(self) -> None:
         """Refuse a tuple that holds others many times: the hash of a key visits each of them."""
-        load(self)
         made = self.stack[-1]
         size = 1 + sum(self._sizes.get(id(part), (None, 1))[1] for part in made)
         if size > self._most:
             raise EndlessError(f"a tuple in it has {size:,} parts, most of them shared")
         self._sizes[id(made)] = made, size  # kept, so that no other gets its id
-
-    def _with_size(load: Callable[[Any], None]) -> Callable[[Any], None]:  # noqa: N805
-        return lambda self: self._made_tuple(load)
-
-    for _code in (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3):
-        dispatch[_code[0]] = _with_size(dispatch[_code[0]])
 
 
 def require_end(path: Path) -> None:
