@@ -8,9 +8,11 @@ import hashlib
 import json
 import os
 import pathlib
+import pickle
 import types
 import uuid
 from math import prod
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -294,3 +296,39 @@ def test_pipes_in_a_folder_of_shards_are_not_read(state, tmp_path):
         checkpoints.load_state(tmp_path / "model.safetensors.index.json")
     with pytest.raises(ConfigError, match="is a device or a pipe"):
         readers.read(tmp_path / "a.safetensors")
+
+
+PREAMBLE = [
+    0x1950A86A20F9469CFC6C,
+    1001,
+    {"protocol_version": 1001, "little_endian": True, "type_sizes": {}},
+]
+"""What torch's older format begins with."""
+
+
+@pytest.mark.parametrize("kind", ["zip", "older format", "pickle"])
+def test_a_key_that_holds_one_tuple_many_times_is_refused(state, tmp_path, kind):
+    """Its hash, which every reader needs, is that of 2⁴⁰ tuples."""
+    pickled = b"\x80\x02}K\x01" + b"".join(
+        b"q" + bytes([i]) + b"h" + bytes([i]) + b"\x86" for i in range(40)
+    )
+    pickled += b"K\x01s."
+    torch.save(state, tmp_path / "whole.pt")
+    path = tmp_path / "t.pt"
+    if kind == "zip":
+        with ZipFile(tmp_path / "whole.pt") as whole, ZipFile(path, "w") as changed:
+            for name in whole.namelist():
+                content = pickled if name.endswith("data.pkl") else whole.read(name)
+                changed.writestr(name, content)
+    else:
+        start = [pickle.dumps(part, 2) for part in PREAMBLE if kind == "older format"]
+        path.write_bytes(b"".join(start) + pickled)
+    with pytest.raises(ProblemError, match="most of them shared"):
+        readers.read(path)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_large_tuples_are_read_as_ever(state, tmp_path, legacy):
+    content = {"state_dict": state, "order": tuple(range(50_000)), ("a", ("b", 1)): 2}
+    torch.save(content, tmp_path / "t.pt", _use_new_zipfile_serialization=not legacy)
+    assert readers.read(tmp_path / "t.pt")["order"] == content["order"]

@@ -16,6 +16,7 @@ import torch
 from experiment_samples import numbers_of
 from torch import nn
 
+import hessrmt as hr
 from hessrmt import records, rng
 from hessrmt.config import TrainConfig
 from hessrmt.errors import (
@@ -609,6 +610,32 @@ def test_a_checkpoint_that_lacks_a_part_is_refused(tmp_path, part):
         torch.save(content | {"version": version}, path)
         with pytest.raises(StoreError, match=said):
             TrainingFile(path, IDENTITY, resume=True)
+
+
+@pytest.mark.parametrize("part", ["identity", "config", "provenance", "extra", "history"])
+def test_a_checkpoint_whose_parts_share_parts_is_refused(tmp_path, part):
+    """A message that says what differs would show 2⁴⁰ of them."""
+    path = tmp_path / "run.pt"
+    content, shared, around = saved(path), {}, {}
+    for _ in range(40):
+        shared = {"a": shared, "b": shared}
+    around["around"] = around
+    for inside in (shared, around):
+        changed = [inside] if part == "history" else content[part] | {"model": inside}
+        torch.save(content | {part: changed}, path)
+        for read in (partial(TrainingFile, path, IDENTITY, resume=True), lambda: hr.load(path)):
+            with pytest.raises(StoreError, match="is not a checkpoint written by hessrmt"):
+                read()
+
+
+def test_what_a_model_keeps_beside_its_tensors_has_no_numbers(tmp_path):
+    path = tmp_path / "run.pt"
+    content = saved(path)
+    with pytest.raises(StoreError, match="is not a checkpoint written by hessrmt"):
+        hr.load(path)  # its history has no loss
+    content["history"] = [{"epoch": 1, "lr": 0.1, "train_loss": 0.5}]
+    torch.save(content | {"state_dict": content["state_dict"] | {"_extra_state": {}}}, path)
+    assert hr.load(path).numbers == 2
 
 
 def test_only_training_itself_is_continued_with_more_epochs(tmp_path):

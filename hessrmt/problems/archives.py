@@ -7,7 +7,7 @@ import pickle
 from collections import Counter
 from functools import cache
 from math import prod
-from typing import IO, TYPE_CHECKING, Any, BinaryIO
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, ClassVar
 from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 import numpy as np
@@ -16,10 +16,10 @@ from numpy.lib import format as npy
 
 from hessrmt.errors import DeviceError
 from hessrmt.memory import free_host_memory
-from hessrmt.problems.protocols import PICKLED
+from hessrmt.problems.protocols import PICKLED, PICKLES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
 _PIECE = 1 << 20
@@ -31,6 +31,9 @@ _EMPTY = 22
 
 _LAST, _MANY = (1 << 16) + 22, 0xFFFF
 """Bytes in which the end of the directory lies, and what it says of more members than that."""
+
+_MOST_IN_TUPLE = 10_000
+"""Parts that a tuple may always have, those of tuples in it counted wherever they stand."""
 
 _MOST = 1 << 28
 """Bytes that may always be unpacked from a file; beyond, so many times the file's:"""
@@ -173,26 +176,74 @@ class Inert:
         """Take an item of a list and forget it."""
 
 
+class EndlessError(pickle.UnpicklingError):
+    """A pickle that would take for ever."""
+
+
+def _counting(load: Callable[[Any], None]) -> Callable[[Any], None]:
+    def counted(reader: _Storages) -> None:
+        load(reader)
+        reader.require_few()
+
+    return counted
+
+
+_PYTHON = pickle._Unpickler.dispatch
+_TUPLES = (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3)
+
+
 class _Storages(pickle._Unpickler):  # the one in C takes any memory that a file asks for
     """What storages a checkpoint of torch refers to; nothing of its pickle is executed."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    dispatch: ClassVar = _PYTHON | {code[0]: _counting(_PYTHON[code[0]]) for code in _TUPLES}
+    stack: list[Any]
+
+    def __init__(self, file: IO[bytes], size: int) -> None:
         super().__init__(file)
         self.found: list[tuple[str, str, int]] = []
+        self._most = max(_MOST_IN_TUPLE, size)
+        self._sizes: dict[int, tuple[Any, int]] = {}
 
     def find_class(self, module: str, name: str) -> Any:  # noqa: ARG002
         return type(name, (Inert,), {})
 
     def persistent_load(self, pid: Any) -> Any:
-        _, kind, key, _, count = pid
+        _, kind, key, _, count, *_ = pid  # torch's older format adds where views lie
         self.found.append((kind.__name__, str(key), int(count)))
         return Inert()
+
+    def require_few(self) -> None:
+        """Refuse a tuple that holds others many times: the hash of a key visits each of them."""
+        made = self.stack[-1]
+        size = 1 + sum(self._sizes.get(id(part), (None, 1))[1] for part in made)
+        if size > self._most:
+            raise EndlessError(f"a tuple in it has {size:,} parts, most of them shared")
+        self._sizes[id(made)] = made, size  # kept, so that no other gets its id
+
+
+def require_end(path: Path) -> None:
+    """Refuse a pickle, as files of torch's older format are, with keys that take for ever.
+
+    Args:
+        path: The file.
+
+    Raises:
+        EndlessError: If it has them; all else that may be wrong is left to its reader.
+    """
+    with path.open("rb") as file:
+        for _ in range(PICKLES):
+            try:
+                _Storages(file, path.stat().st_size).load()
+            except EndlessError:
+                raise
+            except Exception:
+                return
 
 
 def _require_storages(archive: ZipFile, pickled: ZipInfo) -> None:
     """Refuse storages that are larger than the members which hold them: mapped, they go beyond."""
     with archive.open(pickled) as file:
-        storages = _Storages(file)
+        storages = _Storages(file, pickled.file_size)
         storages.load()
     folder = pickled.filename.removesuffix(PICKLED)
     for kind, key, count in storages.found:

@@ -22,7 +22,7 @@ PICKLED = "data.pkl"
 OLD_FORMAT = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 """Near the beginning of files of torch's older format: a pickled number."""
 
-_PICKLES = 5
+PICKLES = 5
 """In torch's older format, before the numbers: that one, version, system, object, storages."""
 
 _MOST_INSTRUCTIONS, _LONGEST_NAME = 10_000_000, 1000
@@ -91,7 +91,7 @@ def in_protocol_2(path: Path) -> IO[bytes]:
                 new.writestr(member.filename, bytes(raw))
     else:
         with path.open("rb") as file:
-            for _ in range(_PICKLES):
+            for _ in range(PICKLES):
                 made.write(_translated(file))
             made.write(file.read())
     made.seek(0)

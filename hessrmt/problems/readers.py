@@ -32,7 +32,14 @@ from torch import Tensor, nn
 
 from hessrmt.errors import DeviceError, HessrmtError, ProblemError
 from hessrmt.files import require_ordinary
-from hessrmt.problems.archives import Inert, look_through, npy_header, require_memory
+from hessrmt.problems.archives import (
+    EndlessError,
+    Inert,
+    look_through,
+    npy_header,
+    require_end,
+    require_memory,
+)
 from hessrmt.problems.protocols import in_protocol_2, is_newer, is_old_format
 from hessrmt.tables import printable
 
@@ -290,6 +297,8 @@ def read(path: Path, *, mapped: bool = False) -> Any:
                 if not mapped:
                     with ZipFile(path) as archive:
                         require_memory(path, sum(one.file_size for one in archive.infolist()))
+            else:
+                require_end(path)
             source: Any = path
             if is_newer(path):
                 if mapped:
@@ -299,6 +308,9 @@ def read(path: Path, *, mapped: bool = False) -> Any:
             return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
     except (DeviceError, ProblemError):
         raise
+    except EndlessError as error:
+        why = f"{path} isn't read: {error}, which takes for ever; save it again"
+        raise ProblemError(why) from error
     except Exception as error:  # a foreign file makes torch.load raise almost anything
         kind = ForeignError if _what_else(path, error) else ProblemError
         raise kind(_why_unreadable(path, error)) from error

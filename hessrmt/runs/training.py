@@ -111,11 +111,31 @@ def _require_types(content: dict[str, Any]) -> None:
         raise TypeError(f"version is {content['version']}")
 
 
+_COLUMNS = {"epoch": int, "lr": float, "train_loss": float}
+"""Of each item of the history, what a result has of it."""
+
+_DEEPEST, _MOST_PARTS = 50, 10_000_000
+
+
+def _parts(value: Any, known: dict[int, int], depth: int = 0) -> int:
+    """How many values a nest of containers has, each counted in every place where it stands."""
+    if not isinstance(value, dict | list | tuple):
+        return 1
+    if depth > _DEEPEST:
+        raise ValueError("containers are nested too deeply, or hold themselves")
+    if id(value) not in known:
+        inner = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_parts(one, known, depth + 1) for one in inner)
+    return known[id(value)]
+
+
 def _stored(path: Path, otherwise: str) -> tuple[TrainState, dict[str, Any]]:
     """The state in a checkpoint, and all else in it as files of today have it."""
     content = checkpoints.read(path)
     try:
         content = _LAYOUTS[content["format"]](content)
+        if _parts(content, {}) > _MOST_PARTS:  # few that are shared: all are compared and shown
+            raise ValueError("more parts than a training has")
         _require_types(content)
         epoch, weights, optimizer, history = (content[name] for name in _STATE)
         start = TrainState(epoch, weights, optimizer, tuple(history))
@@ -164,21 +184,25 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         path: A file of :class:`TrainingFile`.
 
     Returns:
-        The run as far as it got. Raises StoreError for any other file.
+        The run as far as it got.
+
+    Raises:
+        StoreError: If it is any other file.
     """
     otherwise = "so it says nothing of a training run; hessrmt capacity reads weights of any origin"
     state, content = _stored(Path(path), otherwise)
     known = {name: content["provenance"].get(name) for name in ("device", "versions", "created")}
     missing = {"device": "unknown", "versions": {}, "created": "unknown"}
-    columns = zip(
-        *((item["epoch"], item["lr"], item["train_loss"]) for item in state.history), strict=True
-    )
-    epochs, rate, loss = map(np.array, columns) if state.history else (np.empty(0),) * 3
+    try:
+        columns = [[kind(item[name]) for item in state.history] for name, kind in _COLUMNS.items()]
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise StoreError(f"{path} is not a checkpoint written by hessrmt, {otherwise}") from error
+    epochs, rate, loss = map(np.array, columns)
     return Checkpoint(
         epochs,
         rate,
         loss,
-        sum(value.numel() for value in state.model.values()),
+        sum(value.numel() for value in state.model.values() if hasattr(value, "numel")),
         Provenance(
             content.get("config") or content["identity"],
             notes=tuple(content["provenance"].get("notes", ())),
