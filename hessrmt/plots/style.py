@@ -384,7 +384,8 @@ class _Written(ScalarFormatter):
         self.set_scientific(False)
 
     def __call__(self, x: float, pos: int | None = None) -> str:
-        size = np.abs(self.axis.get_view_interval()).max()
+        axis: Any = self.axis
+        size = np.abs(axis.get_view_interval()).max()
         return _round_number(x) if size < 1e-3 or size >= 1e4 else super().__call__(x, pos)
 
 
