@@ -126,7 +126,8 @@ class Result:
 
         Raises:
             DataError: If the name has another ending.
-            StoreError: If there is a file of that name, or it cannot be written.
+            StoreError: If there is a file of that name, it cannot be written, or another process is
+                writing it.
         """
         path = Path(path)
         if (ending := path.suffix.lower()) not in _WRITTEN:

@@ -249,3 +249,54 @@ def test_unwritable_places(tmp_path, overwrite):
     with pytest.raises(StoreError, match="too long"):
         create(tmp_path / ("x" * 5000), overwrite=overwrite)
     assert os.listdir(tmp_path) == []
+
+
+def change(file, name, make):
+    data = make(np.asarray(file[name]))
+    del file[name]
+    file[name] = data
+
+
+OTHER_TYPES = [
+    ("hessian_evals", "f4"),
+    ("hessian_evals", "i8"),
+    ("hessian_evals", "c16"),
+    ("noise_floor", "f2"),
+    ("noise_floor", "i8"),
+    ("rank", "f8"),
+    ("loss", "c16"),
+    ("check", "S8"),
+    ("batch_indices", "f8"),
+    ("done", "i8"),
+]
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize(("name", "kind"), OTHER_TYPES)
+def test_numbers_of_another_type_are_refused(full, opened, name, kind, version):
+    """Rounded once more, they aren't what was certified; nor would be what is added."""
+    with h5py.File(full, "r+") as file:
+        change(file, name, lambda data: data.astype(kind))
+        if version == 1:
+            as_of_version_1(file)
+    with pytest.raises(StoreError, match=rf"damaged: {name} has numbers of another type"):
+        opened(full)
+
+
+@pytest.mark.parametrize("name", ["hessian_evals", "noise_floor", "batch_indices", "done"])
+def test_numbers_of_another_shape_are_refused(full, opened, name):
+    with h5py.File(full, "r+") as file:
+        change(file, name, lambda data: data[..., None])
+    with pytest.raises(StoreError, match=rf"damaged: {name} has the shape"):
+        opened(full)
+
+
+@pytest.mark.parametrize("gone", [["checksum"], ["checksum", "seconds_checksum"], []])
+def test_files_with_checksums_are_not_read_without_them(full, opened, gone):
+    with h5py.File(full, "r+") as file:
+        file["hessian_evals"][0, 0] -= 1
+        for name in gone:
+            del file[name]
+        file.attrs["schema_version"] = 2 if gone else 1
+    with pytest.raises(StoreError, match=r"damaged: its rows have \d checksums"):
+        opened(full)

@@ -10,7 +10,13 @@ from torch import nn
 from torch.nn import functional
 
 import hessrmt as hr
-from hessrmt.errors import ConfigError, DataError, ProblemError, StoreError
+from hessrmt.errors import (
+    ConfigError,
+    DataError,
+    HessrmtWarning,
+    ProblemError,
+    StoreError,
+)
 
 RATE = 0.5
 
@@ -54,6 +60,40 @@ def dense(model, data):
         return functional.cross_entropy(outputs, data[1])
 
     return torch.linalg.eigvalsh(torch.autograd.functional.hessian(loss, theta)).numpy()
+
+
+def test_a_closed_tracker_writes_nothing(model, data, tmp_path):
+    path = tmp_path / "run.h5"
+    problem = hr.Problem(model, "cross-entropy", data)
+    tracker = hr.Tracker(problem, out=path)
+    tracker(0)
+    tracker.close()
+    with hr.Tracker(problem, out=path, resume=True) as other:
+        other(5)
+        with pytest.raises(StoreError, match=r"closed; make another: resume=True"):
+            tracker(1)
+    assert hr.load(path).steps.tolist() == [0, 5]
+
+
+def test_a_tracker_leaves_what_has_taken_its_place(model, data, tmp_path):
+    path = tmp_path / "run.h5"
+    problem = hr.Problem(model, "cross-entropy", data)
+    with hr.Tracker(problem, out=path) as tracker:
+        tracker(0)
+        with pytest.raises(StoreError, match="another process is writing"):
+            tracker.track.save(path, overwrite=True)
+        path.unlink()
+        tracker(1)
+        assert hr.load(path).steps.tolist() == [0, 1]
+        path.unlink()
+        path.write_text("of someone else")
+        with pytest.warns(HessrmtWarning, match=r"replaced by another program; the track is in"):
+            tracker(2)
+        tracker(3)
+    assert path.read_text() == "of someone else"
+    (moved,) = tmp_path.glob("run-*.h5")
+    assert hr.load(moved).steps.tolist() == [0, 1, 2, 3]
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_every_number_is_that_of_the_weights_of_its_step(model, data, tmp_path):

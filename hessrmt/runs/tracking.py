@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import math
 import os
+import uuid
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
@@ -25,7 +27,7 @@ from hessrmt.curvature.lanczos import extremal_eigenvalues
 from hessrmt.curvature.operators import CurvatureOperator
 from hessrmt.curvature.spectrum import spectrum
 from hessrmt.curvature.stochastic import quadrature, traces
-from hessrmt.errors import ConfigError
+from hessrmt.errors import ConfigError, HessrmtWarning, StoreError
 from hessrmt.files import require_new
 from hessrmt.problems.batches import tensors_of
 from hessrmt.problems.problem import Problem
@@ -213,6 +215,7 @@ class Tracker:
         self._records: list[dict[str, Any]] = []
         self._calls = 0
         self._file: ResumableFile | None = None
+        self._written: tuple[int, ...] | None = None
         made = from_python("hessrmt.Tracker", problem)
         self._provenance = Provenance(self._identity | made, select(device).name)
         if out is not None:
@@ -240,6 +243,7 @@ class Tracker:
             record |= {"step": row, "told": told}
             record |= {name: getattr(found, name)[place] for name in ("nodes", "weights")}
             self._records.append(record)
+        self._written = _version_of(path)
 
     def __call__(self, step: int | None = None, **numbers: float) -> bool:
         """Measure, if it is time.
@@ -274,7 +278,14 @@ class Tracker:
         Args:
             step: Of the training; what was measured there before is replaced.
             **numbers: Kept beside.
+
+        Raises:
+            StoreError: If the tracker is closed.
         """
+        if self._file is not None and self._file.closed:
+            raise StoreError(
+                f"the tracker of {self._file.path} is closed; make another: resume=True"
+            )
         told = {name: real(name, value) for name, value in numbers.items()}
         problem, options = self._problem.current(), self._options
         matrix = CurvatureOperator.of(problem, **self._how)
@@ -302,7 +313,18 @@ class Tracker:
         self._records = [record for record in self._records if record["step"] != step]
         self._records.append(found | {"step": step, "told": told})
         if self._file is not None:
-            results.save(self.track, self._file.path, overwrite=True)
+            self._write(self._file)
+
+    def _write(self, file: ResumableFile) -> None:
+        """Write the track; beside its file if another program has put another in its place."""
+        if self._written is not None and _version_of(file.path) not in {self._written, None}:
+            place, file = file, ResumableFile(file.path.with_name(_beside(file.path)))
+            words = f"{place.path} was replaced by another program; the track is in {file.path} now"
+            warnings.warn(words, HessrmtWarning, stacklevel=4)
+            place.close()
+            self._file = file
+        results.write(self.track, file.path, overwrite=True)
+        self._written = _version_of(file.path)
 
     @property
     def track(self) -> Track:
@@ -390,6 +412,20 @@ class Tracker:
             on_step_end = on_train_begin
 
         return Tracking()
+
+
+def _version_of(path: Path) -> tuple[int, ...] | None:
+    """What changes when a file is replaced; None if there is none."""
+    try:
+        about = path.stat()
+    except OSError:
+        return None
+    return about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns
+
+
+def _beside(path: Path) -> str:
+    """A new name beside a file."""
+    return f"{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix}"
 
 
 def _callback_of(module: str, name: str) -> Any:

@@ -172,6 +172,11 @@ class ResumableFile:
                     return
             os.close(descriptor)  # whoever held it has just removed it
 
+    @property
+    def closed(self) -> bool:
+        """Whether others may write."""
+        return self._lock < 0
+
     def close(self) -> None:
         """Let others write."""
         if self._lock >= 0:

@@ -20,7 +20,7 @@ from hessrmt.errors import StoreError
 from hessrmt.files import reason, write_whole
 from hessrmt.records import Provenance, script
 from hessrmt.results import Result, as_numpy, fields_of
-from hessrmt.store.files import attributes_of, reading
+from hessrmt.store.files import ResumableFile, attributes_of, reading
 from hessrmt.store.hdf5 import dataset, hdf5_bytes, put_attributes
 
 if TYPE_CHECKING:
@@ -34,6 +34,22 @@ _VALUE = "value"
 
 def save(result: Result, path: Path, *, overwrite: bool = False) -> None:
     """Write a result.
+
+    Args:
+        result: Any.
+        path: The file.
+        overwrite: Whether to replace a file of that name.
+
+    Raises:
+        StoreError: If there is one that may not be replaced, or that another process is writing.
+        WriteError: If the disk refuses.
+    """
+    with ResumableFile(path):
+        write(result, path, overwrite=overwrite)
+
+
+def write(result: Result, path: Path, *, overwrite: bool = False) -> None:
+    """The same for whoever holds the file's lock.
 
     Args:
         result: Any.

@@ -21,7 +21,7 @@ import numpy as np
 
 from hessrmt.errors import HessrmtError, HessrmtWarning, StoreError
 from hessrmt.records import Provenance, Spectra, Spectrum
-from hessrmt.store.files import DAMAGE, provenance_of, reading, schema_of
+from hessrmt.store.files import DAMAGE, SEALED_FROM, provenance_of, reading, schema_of
 from hessrmt.store.hdf5 import dataset, opened, plain, text
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ SOLVER = "solver"
 """Eigenvalue routine of each row, in words; files from before it have only the attribute of that
 name, which holds what was chosen before the first row."""
 
-CHECKSUM, SECONDS_CHECKSUM = "checksum", "seconds_checksum"
+CHECKSUM, SECONDS_CHECKSUM = _SUMS = "checksum", "seconds_checksum"
 """CRC-32 of each row, its number and its batch indices, and of its timings, which are never the
 same twice; -1 where there is none yet."""
 
@@ -263,13 +263,15 @@ def read_rows(place: Any) -> Rows:
     Raises:
         ValueError: If its datasets don't fit each other.
     """
-    done = np.asarray(dataset(place, DONE)) != 0
-    kinds = [name for name in (CHECKSUM, SECONDS_CHECKSUM) if name in place]
-    sums = {name: np.asarray(dataset(place, name)) for name in kinds}
+    kinds = [name for name in _SUMS if name in place]
+    version = int(np.asarray(place.file.attrs["schema_version"]).item())
+    if len(kinds) != (2 if version >= SEALED_FROM else 0):
+        raise ValueError(f"its rows have {len(kinds)} checksums, not those of version {version}")
+    held = {name: dataset(place, name) for name in (*row_names(place), INDICES, DONE, *kinds)}
+    _require_types(held)
+    done = np.asarray(held.pop(DONE)) != 0
+    sums = {name: np.asarray(held.pop(name)) for name in kinds}
     claimed = np.logical_or.reduce([done, *(found >= 0 for found in sums.values())])
-    held = {name: dataset(place, name) for name in (*row_names(place), INDICES)}
-    if any(data.ndim == 0 or len(data) != len(done) for data in held.values()):
-        raise ValueError("data sets have different numbers of rows")
     step = max(1, _READ // max(1, held[EIGENVALUES].shape[1]))
     numbers, damaged, pieces = [np.empty(0, dtype=np.int64)], [], []
     for start in range(0, len(done), step):
@@ -288,6 +290,30 @@ def read_rows(place: Any) -> Rows:
     whole = pieces[0] if len(pieces) == 1 else {}
     joined = {name: np.concatenate([p[name] for p in pieces]) for name in held if not whole}
     return Rows(np.concatenate(numbers), whole or joined, tuple(damaged), len(done))
+
+
+def _require_types(held: Mapping[str, Any]) -> None:
+    """Refuse datasets of other types or shapes: their numbers aren't those that were computed."""
+    count = len(held[DONE]) if held[DONE].ndim else -1
+    for name, data in held.items():
+        column = COLUMNS.get(name, Column("", np.int64))
+        kinds, axes = {np.dtype(column.dtype).str[1:]}, {1}
+        if name == EIGENVALUES:
+            kinds = {"f8"}
+        elif name == DONE:
+            kinds = {"u1"}
+        elif name == SOLVER:
+            kinds = {data.dtype.str[1:]} if data.dtype.kind == "S" else {"S128"}
+        elif name not in {INDICES, *COLUMNS, *_SUMS}:  # a further column
+            kinds, axes = {"f8", "i8"}, {1, 2}
+        if name in {EIGENVALUES, INDICES}:
+            axes = {2}
+        if data.dtype.str[1:] not in kinds:
+            raise ValueError(f"{name} has numbers of another type, {data.dtype}")
+        if data.ndim not in axes or len(data) != count:
+            raise ValueError(f"{name} has the shape {data.shape} beside {count} rows")
+    if not held[EIGENVALUES].shape[1]:
+        raise ValueError(f"{EIGENVALUES} has no columns")
 
 
 def _plausible(values: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -309,9 +335,15 @@ def spectra_of(place: Any, rows: Rows) -> Spectra:
 
     Returns:
         Its spectra.
+
+    Raises:
+        ValueError: If the settings can't be those of spectra.
     """
     provenance = provenance_of(place.attrs)
     settings, values = provenance.config, rows.values
+    for name in ("operator", "dtype"):
+        if not isinstance(settings[name], str):
+            raise ValueError(f"its settings name {settings[name]!r} as {name}")
     if rows.damaged:
         where = "" if place.name == "/" else f", {place.name[1:]}"
         warnings.warn(f"{place.file.filename}{where}: {damage(rows)}", HessrmtWarning, stacklevel=4)
