@@ -261,7 +261,7 @@ def in_range(counts: Sequence[int]) -> str:
 class Spectra(
     Result,
     Sequence[Spectrum],
-    axes={"batch index": "eigenvalues"},
+    axes={"batch index": "eigenvalues", "batch sample": "batch_indices"},
     picture="certification.certification",
     writer="hessrmt.store.writing",
 ):

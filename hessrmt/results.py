@@ -101,6 +101,8 @@ class Result:
     def to_xarray(self) -> Any:
         """Its arrays with the names of their axes; other values are attributes.
 
+        Axes without a name of their own are ``NAME 0``, ``NAME 1``, ... of the array.
+
         Returns:
             An ``xarray.Dataset``.
 
@@ -112,6 +114,10 @@ class Result:
             for axes, names in self._axes.items()
             for name in names.split()
         }
+        for name, value in self._values().items():
+            if name not in arrays and getattr(value, "ndim", 0):
+                axes = tuple(f"{name} {number}" for number in range(value.ndim))
+                arrays[name] = axes, as_numpy(value)
         others = flat({k: v for k, v in self.to_dict().items() if k not in arrays})
         return library("xarray", "to_dict()").Dataset(arrays, attrs=others)
 

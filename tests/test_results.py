@@ -298,7 +298,11 @@ def test_every_result_has_plain_values_tables_and_words(result, tmp_path):
     table = result.to_pandas()
     assert isinstance(table, pandas.DataFrame)
     assert len(table) == len(rows)
-    assert isinstance(result.to_xarray(), xarray.Dataset)
+    found = result.to_xarray()
+    assert isinstance(found, xarray.Dataset)
+    for name, value in vars(result).items():
+        if isinstance(value, np.ndarray) and value.ndim and name in result.to_dict():
+            np.testing.assert_array_equal(found[name], value)
     result.save(tmp_path / "r.json")
     json.loads((tmp_path / "r.json").read_text())
     result.save(tmp_path / "r.csv")
